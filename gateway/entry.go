@@ -1,0 +1,133 @@
+package gateway
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Entry is an ingress-gateway config entry
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway).
+type Entry struct {
+	Name      string
+	TLS       TLS
+	Defaults  *Limits
+	Listeners []Listener
+}
+
+// Listener is one listener of the entry. Ports are unique within an entry.
+type Listener struct {
+	Port     int
+	Protocol string // tcp, http, http2 or grpc; "" means tcp
+	TLS      *TLS
+	Services []ListenerService
+}
+
+// ListenerService is one service of a listener; Name "*" stands for all.
+type ListenerService struct {
+	Name            string
+	Namespace       string
+	Partition       string
+	Hosts           []string
+	TLS             *ServiceTLS
+	RequestHeaders  *HeaderModifiers
+	ResponseHeaders *HeaderModifiers
+	Limits
+}
+
+// TLS says how listeners speak TLS to clients.
+type TLS struct {
+	Enabled       bool
+	SDS           *SDS
+	TLSMinVersion string
+	TLSMaxVersion string
+	CipherSuites  []string
+}
+
+// ServiceTLS is the TLS setting of one service of a listener.
+type ServiceTLS struct {
+	SDS *SDS
+}
+
+// SDS names a certificate that Envoy gets from an SDS server of the operator's.
+type SDS struct {
+	ClusterName  string
+	CertResource string
+}
+
+// Limits bound what goes to a service. Consul writes 0 where nothing was set,
+// so nil and 0 both mean "not set".
+type Limits struct {
+	MaxConnections        *uint32
+	MaxPendingRequests    *uint32
+	MaxConcurrentRequests *uint32
+	PassiveHealthCheck    *PassiveHealthCheck
+}
+
+// PassiveHealthCheck ejects instances that fail
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#listeners-services-passivehealthcheck).
+type PassiveHealthCheck struct {
+	Interval                Duration
+	MaxFailures             uint32
+	EnforcingConsecutive5xx *uint32
+	MaxEjectionPercent      *uint32
+	BaseEjectionTime        *Duration
+}
+
+// HeaderModifiers change the headers of a request or a response. Add comes
+// before Set.
+type HeaderModifiers struct {
+	Add    map[string]string
+	Set    map[string]string
+	Remove []string
+}
+
+// Mesh is the part of the mesh config entry that an ingress gateway follows.
+type Mesh struct {
+	ValidateClusters bool
+	TLS              *MeshTLS
+}
+
+// MeshTLS holds the TLS parameters of connections inside the mesh.
+type MeshTLS struct {
+	Outgoing *TLSParameters
+}
+
+// TLSParameters bound the TLS versions and ciphers of a connection.
+type TLSParameters struct {
+	TLSMinVersion string
+	TLSMaxVersion string
+	CipherSuites  []string
+}
+
+// Duration is a time span that Consul's JSON writes as "1m30s" in some places
+// and as a number of nanoseconds in others.
+type Duration time.Duration
+
+// UnmarshalJSON accepts both of Consul's forms.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		var ns int64
+		if err := json.Unmarshal(b, &ns); err != nil {
+			return fmt.Errorf("duration %s: neither a string such as \"5s\" nor a number of nanoseconds", b)
+		}
+		*d = Duration(ns)
+		return nil
+	}
+	if s == "" {
+		*d = 0
+		return nil
+	}
+	span, err := time.ParseDuration(s)
+	if err != nil {
+		return fmt.Errorf("duration %q: %w", s, err)
+	}
+	*d = Duration(span)
+	return nil
+}
+
+// MarshalJSON writes the string form.
+func (d Duration) MarshalJSON() ([]byte, error) {
+	return json.Marshal(time.Duration(d).String())
+}

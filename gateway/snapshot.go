@@ -1,0 +1,243 @@
+package gateway
+
+import (
+	"log/slog"
+	"strconv"
+	"time"
+)
+
+// ID names an ingress gateway: the name its instances are registered under.
+// Namespace and Partition are Consul Enterprise's; empty means the default one.
+type ID struct {
+	Name      string
+	Namespace string
+	Partition string
+}
+
+// String gives the name alone in the default namespace and partition, and
+// "partition/namespace/name" elsewhere.
+func (id ID) String() string {
+	if id.Namespace == "" && id.Partition == "" {
+		return id.Name
+	}
+	return orDefault(id.Partition) + "/" + orDefault(id.Namespace) + "/" + id.Name
+}
+
+func orDefault(s string) string {
+	if s == "" {
+		return "default"
+	}
+	return s
+}
+
+// Snapshot is everything known of one gateway at one moment. A source hands one
+// on only when its parts agree with each other: every row of Services has its
+// listener in Entry and its chain in Chains.
+type Snapshot struct {
+	ID         ID
+	Datacenter string // the local datacenter; never empty
+
+	// Entry is the gateway's ingress-gateway config entry; nil when there is
+	// none, which means a gateway without listeners.
+	Entry *Entry
+	// Services are the rows of gateway-services: the entry's services with
+	// wildcards expanded, sorted by Port and then Service.
+	Services []Service
+	// Chains holds the compiled discovery chain of every row in Services.
+	Chains map[ServiceName]*Chain
+	// Endpoints holds the instances of every chain target that was answered,
+	// by Target.ID. An answered target without instances is present and empty;
+	// one that was not answered yet is absent.
+	Endpoints map[string]*Endpoints
+	// MeshGateways holds, by datacenter, the mesh gateways that traffic to
+	// another datacenter goes through.
+	MeshGateways map[string]*Endpoints
+
+	Mesh  *Mesh  // the mesh config entry; nil when there is none
+	Roots *Roots // nil in plain mode
+	Leaf  *Leaf  // nil in plain mode
+
+	// Plain says that upstreams speak plain text: there is no service mesh and
+	// no certificate (file mode). Roots and Leaf are nil then.
+	Plain bool
+
+	// Defaults is what proxy-defaults says of Usher's own settings.
+	Defaults Layer
+	// Operator is what the operator's own config file says for this gateway.
+	Operator Layer
+
+	// Instances are the registered instances, sorted by Node and ServiceID.
+	Instances []*Instance
+
+	// Problems found while reading: bad settings, unreadable parts.
+	Problems []Problem
+}
+
+// ServiceName names a service of the catalog. Empty Namespace and Partition
+// mean the default ones.
+type ServiceName struct {
+	Name      string
+	Namespace string
+	Partition string
+}
+
+// String gives the name alone in the default namespace and partition.
+func (n ServiceName) String() string { return ID(n).String() }
+
+// Service is one row of gateway-services: a service on a listener of the
+// gateway.
+type Service struct {
+	Service      ServiceName
+	Port         int
+	Protocol     string   // the listener's: tcp, http, http2 or grpc
+	Hosts        []string // empty: the default domain of the service
+	FromWildcard bool     // the row comes from a "*" service of the entry
+}
+
+// Instance is one registered instance of the gateway. Several instances may
+// have the same ServiceID on different nodes.
+type Instance struct {
+	Node        string // node name
+	ServiceID   string
+	NodeAddress string
+	// Address is the service's own address; empty means all addresses.
+	Address         string
+	Port            int // of the ready listener, not of the gateway's listeners
+	TaggedAddresses map[string]Address
+
+	Config     ProxyConfig
+	AccessLogs AccessLogs
+	// Own is what this instance's registration says of Usher's settings,
+	// without what it inherited from proxy-defaults.
+	Own Layer
+}
+
+// Address is an IP address or host name with a port; port 0 means none.
+type Address struct {
+	Address string
+	Port    int
+}
+
+// ProxyConfig holds the keys of a gateway's opaque Proxy.Config that Consul
+// honours for ingress gateways
+// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
+// The keys that start with envoy_mesh_gateway_ are older names of the same.
+type ProxyConfig struct {
+	NoDefaultBind       bool
+	BindTaggedAddresses bool
+	BindAddresses       map[string]Address
+	// FetchTimeout is xds_fetch_timeout_ms: how long Envoy waits for a route
+	// configuration or a load assignment; nil leaves Envoy's default (15 s).
+	FetchTimeout *time.Duration
+	// MaxRequestHeadersKB limits the headers of a request; 0 leaves Envoy's
+	// default (60 KiB).
+	MaxRequestHeadersKB uint32
+}
+
+// AccessLogs is proxy-defaults' AccessLogs
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults#accesslogs).
+// The zero value means no access logs.
+type AccessLogs struct {
+	Enabled             bool
+	DisableListenerLogs bool
+	Type                string // "", stdout, stderr or file; "" means stdout
+	Path                string // of Type file
+	JSONFormat          string // wins over TextFormat
+	TextFormat          string
+}
+
+// Endpoints are the instances of one chain target, or the mesh gateways of one
+// datacenter, sorted by address.
+type Endpoints struct {
+	Endpoints []Endpoint
+}
+
+// Endpoint is one instance of a service, seen through its sidecar.
+type Endpoint struct {
+	NodeDatacenter  string
+	NodeAddress     string
+	NodeWANAddress  string // the node's tagged address "wan"; empty: none
+	Address         string // empty: the node's
+	Port            int
+	TaggedAddresses map[string]Address
+	Status          Status
+	Weights         Weights
+	// Peer is set on instances that were imported from a cluster peer.
+	Peer *PeerMeta
+}
+
+// Status is the worst status among an instance's checks.
+type Status uint8
+
+// The statuses from best to worst; the zero value means that every check
+// passes, or that there is none.
+const (
+	Passing Status = iota
+	Warning
+	Critical
+)
+
+// String gives Consul's word.
+func (s Status) String() string {
+	switch s {
+	case Passing:
+		return "passing"
+	case Warning:
+		return "warning"
+	case Critical:
+		return "critical"
+	}
+	return "Status(" + strconv.Itoa(int(s)) + ")"
+}
+
+// Weights are an instance's load balancing weights by its status. Zero means
+// not set.
+type Weights struct {
+	Passing int
+	Warning int
+}
+
+// PeerMeta says how to reach and verify an instance imported from a peer.
+type PeerMeta struct {
+	SNI      []string
+	SpiffeID []string
+	Protocol string
+}
+
+// Roots are the mesh's root certificates.
+type Roots struct {
+	TrustDomain string
+	PEMs        []string // in Consul's order; the active root is among them
+}
+
+// Leaf is the gateway's own certificate towards the mesh, with its key.
+type Leaf struct {
+	CertPEM     string
+	KeyPEM      Secret
+	ValidBefore time.Time
+}
+
+// Secret is text that must not be printed. It formats as its length.
+type Secret string
+
+// String hides the text.
+func (s Secret) String() string { return "secret of " + strconv.Itoa(len(s)) + " bytes" }
+
+// GoString hides the text.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue hides the text.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText hides the text, in every encoding that asks for one.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Problem is something an operator has to mend: where it is, what is wrong and
+// what to do, each fit to be printed on one line.
+type Problem struct {
+	Where string // the file:line, config entry or registration, and key
+	What  string // what is wrong, and what to do about it
+}
+
+// String gives the problem's one line.
+func (p Problem) String() string { return p.Where + ": " + p.What }
