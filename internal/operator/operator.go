@@ -1,0 +1,206 @@
+// Package operator reads the operator's own config file (usher serve --config)
+// and follows it. The file is HCL:
+//
+//	gateway "ingress-gateway" {
+//	  usher {
+//	    proxy_protocol { mode = "strict" }
+//	  }
+//	}
+//
+// The object usher is the same as in proxy-defaults' Config and in a gateway's
+// Proxy.Config, and wins over both.
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/hashicorp/hcl"
+	"github.com/hashicorp/hcl/hcl/ast"
+	"github.com/hashicorp/hcl/hcl/parser"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// Content is what a config file says.
+type Content struct {
+	Layers   map[string]gateway.Layer // by gateway name
+	Problems []gateway.Problem
+}
+
+// File is a config file and what it last said. Use Open.
+type File struct {
+	path    string
+	log     *slog.Logger
+	last    []byte
+	content Content
+}
+
+// Open reads the file at path for the first time. Any problem in it is an
+// error then: there is no last good content yet that could stay.
+func Open(path string, log *slog.Logger) (*File, error) {
+	f := &File{path: path, log: log}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("config file: %w", err)
+	}
+	f.read(text)
+	if len(f.content.Problems) > 0 {
+		var errs []error
+		for _, p := range f.content.Problems {
+			errs = append(errs, errors.New(p.String()))
+		}
+		return nil, errors.Join(errs...)
+	}
+	return f, nil
+}
+
+// Content gives what the file said when it was last read. It must not be
+// called while Run runs.
+func (f *File) Content() Content { return f.content }
+
+// Run follows the file until ctx ends and calls put with every new content. A
+// bad change keeps the last good content of what it concerns and comes with
+// its problems. The file may be replaced as a whole, as editors and Kubernetes
+// do, and may be gone for a while.
+func (f *File) Run(ctx context.Context, put func(Content)) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("config file %s: %w", f.path, err)
+	}
+	defer w.Close()
+	if err := w.Add(filepath.Dir(f.path)); err != nil {
+		return fmt.Errorf("config file %s: watch its directory: %w", f.path, err)
+	}
+	for {
+		// Read before waiting too: the file may have changed since Open.
+		if f.reread() {
+			put(f.content)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.Events:
+		case err := <-w.Errors:
+			f.log.Warn("watching the config file", "path", f.path, "error", err)
+		}
+	}
+}
+
+// reread reads the file again and says whether its content changed. A file
+// that cannot be read counts as what it last said.
+func (f *File) reread() bool {
+	text, err := os.ReadFile(f.path)
+	if err != nil {
+		text = nil
+	}
+	if slices.Equal(text, f.last) && err == nil {
+		return false
+	}
+	if err != nil {
+		return f.unreadable(err)
+	}
+	f.read(text)
+	f.log.Info("config file read", "path", f.path, "gateways", len(f.content.Layers), "problems", len(f.content.Problems))
+	return true
+}
+
+func (f *File) unreadable(err error) bool {
+	p := gateway.Problem{Where: f.path, What: fmt.Sprintf("%v; what it last said stays", err)}
+	if slices.Contains(f.content.Problems, p) {
+		return false
+	}
+	f.last = nil
+	f.content = Content{Layers: f.content.Layers, Problems: []gateway.Problem{p}}
+	return true
+}
+
+func (f *File) read(text []byte) {
+	f.last = text
+	raw, problems := parse(f.path, text)
+	if len(problems) > 0 {
+		f.content = Content{Layers: f.content.Layers, Problems: problems}
+		return
+	}
+	next := Content{Layers: make(map[string]gateway.Layer, len(raw))}
+	for _, b := range raw {
+		layer, problems := f.content.Layers[b.name].Next(b.where, b.usher)
+		next.Layers[b.name] = layer
+		next.Problems = append(next.Problems, problems...)
+	}
+	f.content = next
+}
+
+// block is one gateway block of the file.
+type block struct {
+	name  string
+	where string // "file:line: gateway "name""
+	usher any
+}
+
+// parse gives the blocks of the file in its order. With any problem the file
+// as a whole counts as bad.
+func parse(path string, text []byte) ([]block, []gateway.Problem) {
+	tree, err := hcl.ParseBytes(text)
+	if err != nil {
+		return nil, []gateway.Problem{syntaxProblem(path, err)}
+	}
+	root, ok := tree.Node.(*ast.ObjectList)
+	if !ok {
+		return nil, []gateway.Problem{{Where: path, What: "the file is not a list of blocks; write gateway \"<name>\" { usher { … } }"}}
+	}
+	var blocks []block
+	var problems []gateway.Problem
+	lines := map[string]int{}
+	for _, item := range root.Items {
+		b, p := parseBlock(path, item)
+		line := item.Pos().Line
+		switch {
+		case p != nil:
+			problems = append(problems, *p)
+		case lines[b.name] != 0:
+			problems = append(problems, gateway.Problem{Where: b.where, What: fmt.Sprintf("a second block for this gateway; merge it into the one in line %d", lines[b.name])})
+		default:
+			lines[b.name] = line
+			blocks = append(blocks, b)
+		}
+	}
+	return blocks, problems
+}
+
+func parseBlock(path string, item *ast.ObjectItem) (block, *gateway.Problem) {
+	keyword, _ := item.Keys[0].Token.Value().(string)
+	where := fmt.Sprintf("%s:%d", path, item.Pos().Line)
+	if keyword != "gateway" {
+		return block{}, &gateway.Problem{Where: where, What: fmt.Sprintf("key %q is unknown; the file holds blocks gateway \"<name>\" { usher { … } }", keyword)}
+	}
+	if len(item.Keys) != 2 {
+		return block{}, &gateway.Problem{Where: where, What: "a gateway block needs the name of one gateway: gateway \"<name>\" { usher { … } }"}
+	}
+	name, _ := item.Keys[1].Token.Value().(string)
+	where += fmt.Sprintf(": gateway %q", name)
+	var members map[string]any
+	if err := hcl.DecodeObject(&members, item.Val); err != nil {
+		return block{}, &gateway.Problem{Where: where, What: fmt.Sprintf("not an object: %v; write gateway \"<name>\" { usher { … } }", err)}
+	}
+	for key := range members {
+		if key != gateway.Key {
+			return block{}, &gateway.Problem{Where: where + ": " + key, What: fmt.Sprintf("this key is unknown; the block takes one object %q", gateway.Key)}
+		}
+	}
+	return block{name: name, where: where, usher: members[gateway.Key]}, nil
+}
+
+func syntaxProblem(path string, err error) gateway.Problem {
+	var at *parser.PosError
+	if errors.As(err, &at) {
+		return gateway.Problem{Where: fmt.Sprintf("%s:%d", path, at.Pos.Line), What: fmt.Sprintf("not HCL: %v; mend the syntax near there", at.Err)}
+	}
+	return gateway.Problem{Where: path, What: fmt.Sprintf("not HCL: %v; mend the syntax", err)}
+}

@@ -1,0 +1,136 @@
+package operator
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const strict = `gateway "edge" {
+  usher {
+    proxy_protocol { mode = "strict" }
+  }
+}
+`
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	next := path + ".new"
+	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestABadFileIsRefusedAtStart(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`},
+		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
+		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks gateway "<name>" { usher { … } }`},
+		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
+		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for this gateway; merge it into the one in line 1`},
+		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "usher.hcl")
+			write(t, path, tc.text)
+			_, err := Open(path, slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Fatal("it was read without an error")
+			}
+			line := strings.TrimPrefix(err.Error(), filepath.Dir(path)+"/")
+			if !strings.HasPrefix(line, tc.want) || strings.Contains(line, "\n") {
+				t.Errorf("got  %s\nwant %s", line, tc.want)
+			}
+		})
+	}
+}
+
+func TestAMissingFileIsRefusedAtStart(t *testing.T) {
+	_, err := Open(filepath.Join(t.TempDir(), "none.hcl"), slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "none.hcl") {
+		t.Errorf("got %v, want an error that names the file", err)
+	}
+}
+
+// follow runs the file and gives each content it puts.
+func follow(t *testing.T, f *File) <-chan Content {
+	t.Helper()
+	contents := make(chan Content)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- f.Run(ctx, func(c Content) {
+			select {
+			case contents <- c:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return contents
+}
+
+func modes(c Content) map[string]gateway.Mode {
+	out := map[string]gateway.Mode{}
+	for name, l := range c.Layers {
+		out[name] = l.Settings.ProxyProtocol.Mode
+	}
+	return out
+}
+
+func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]gateway.Mode{"edge": gateway.Strict}, modes(f.Content())); diff != "" {
+		t.Fatalf("at start (-want +got):\n%s", diff)
+	}
+	contents := follow(t, f)
+	other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
+	for _, step := range []struct {
+		name, text string
+		want       map[string]gateway.Mode
+		problems   int
+	}{
+		{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]gateway.Mode{"edge": gateway.Permissive}, 0},
+		{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]gateway.Mode{"edge": gateway.Permissive, "other": gateway.Off}, 1},
+		{"broken syntax", "gateway {{{", map[string]gateway.Mode{"edge": gateway.Permissive, "other": gateway.Off}, 1},
+		{"mended", strict, map[string]gateway.Mode{"edge": gateway.Strict}, 0},
+	} {
+		write(t, path, step.text)
+		c := <-contents
+		if diff := cmp.Diff(step.want, modes(c)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		}
+		if len(c.Problems) != step.problems {
+			t.Errorf("%s: problems %v, want %d", step.name, c.Problems, step.problems)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if c := <-contents; len(c.Problems) != 1 || c.Layers["edge"].Settings.ProxyProtocol.Mode != gateway.Strict {
+		t.Errorf("removed: %+v, want the last good content and one problem", c)
+	}
+}
