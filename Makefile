@@ -1,0 +1,84 @@
+# The commands of this repository; `make help` lists them.
+#
+# Real parts (Consul, Envoy, the linter) go to .tools/, fixed by the pins under
+# tools/. HAProxy, Apache and other system parts come from Debian.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+CONSUL := .tools/consul-1.22.0/pin .tools/consul-1.15.1/pin
+ENVOY  := .tools/envoy-1.40.0/pin
+ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
+LINT   := .tools/golangci-lint/pin
+
+# A command or file, and the Debian package that has it.
+DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy apache2=apache2-bin ip=iproute2 curl=curl
+
+E2E_TIMEOUT ?= 30m
+E2E_FLAGS   ?=
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/usher
+	go build -trimpath -buildvcs=false -o bin/usher ./cmd/usher
+
+.PHONY: test
+test: race e2e ## Run every test, with real Consul, Envoy, HAProxy and Apache
+
+.PHONY: unit
+unit: ## Run the tests that need neither network nor real parts
+	go test ./...
+
+.PHONY: race
+race: debian ## Run the same tests under the race detector
+	go test -race ./...
+
+.PHONY: e2e
+e2e: tools build ## Run the stories on real parts (E2E_FLAGS='-run NAME -v')
+	go test -tags e2e -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
+
+.PHONY: demo
+demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
+	bin/usher demo --envoy .tools/envoy-1.40.0/envoy
+
+.PHONY: lint
+lint: $(LINT) ## Run the linters
+	.tools/golangci-lint/golangci-lint run ./...
+
+.PHONY: fmt
+fmt: $(LINT) ## Format the code
+	.tools/golangci-lint/golangci-lint fmt ./...
+
+.PHONY: generate
+generate: ## Rewrite generated files
+	go generate ./...
+
+.PHONY: check
+check: build lint race ## Build, vet, lint, race, and demand that generated files are committed
+	go vet ./...
+	go vet -tags e2e ./e2e/...
+	tools/clean-after make generate
+
+.PHONY: tools
+tools: debian $(CONSUL) $(ENVOYS) ## Get the real parts into .tools/
+
+.PHONY: debian
+debian:
+	@tools/install debian $(DEBIAN)
+
+.tools/consul-1.22.0/pin: tools/consul-1.22/go.mod
+.tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
+.tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
+.tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
+.tools/golangci-lint/pin: tools/lint/go.mod
+
+.tools/%/pin:
+	@tools/install $* $<
+
+.PHONY: clean
+clean: ## Remove what was built, except the parts in .tools/
+	rm -rf bin
