@@ -1,0 +1,216 @@
+package consul
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// build is a snapshot in the making.
+type build struct {
+	*source
+	snapshot *gateway.Snapshot
+	// missing are the facts without which there is no snapshot, and the
+	// disagreements between facts that arrive at different times.
+	missing []string
+	// unsettled are the targets whose health was never answered nor refused.
+	unsettled []string
+}
+
+// build asks for every fact that the gateway needs, and puts together what is
+// known. Asking comes before every reason to give up, so that all questions are
+// under way at once.
+func (s *source) build() *build {
+	b := &build{source: s, snapshot: &gateway.Snapshot{
+		ID:        s.id,
+		Chains:    map[gateway.ServiceName]*gateway.Chain{},
+		Endpoints: map[string]*gateway.Endpoints{},
+	}}
+	b.certificates()
+	b.registered()
+	b.entry()
+	b.services()
+	b.datacenter()
+	b.targets()
+	slices.SortFunc(b.snapshot.Problems, compareProblems)
+	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
+	return b
+}
+
+// of gives the query of a kind about the gateway itself.
+func (b *build) of(k *kind) query {
+	return query{kind: k, name: b.id.Name, namespace: b.id.Namespace, partition: b.id.Partition}
+}
+
+// required gives a fact without which there is no snapshot.
+func required[T any](b *build, q query) *T {
+	v, f := read[T](b.lease, q)
+	if v == nil {
+		b.miss(q.String(), f.err)
+	}
+	return v
+}
+
+// miss notes that something is missing, with the reason if there is one.
+func (b *build) miss(what string, err error) {
+	if err != nil {
+		what = fmt.Sprintf("%s (%v)", what, err)
+	}
+	b.missing = append(b.missing, what)
+}
+
+func (b *build) problem(where, what string) {
+	b.snapshot.Problems = append(b.snapshot.Problems, gateway.Problem{Where: where, What: what})
+}
+
+func (b *build) certificates() {
+	b.snapshot.Roots = required[gateway.Roots](b, query{kind: rootsKind})
+	// A gateway without services has nobody to show a certificate to.
+	if rows, _ := read[rows](b.lease, b.of(rowsKind)); rows != nil && len(rows.services) > 0 {
+		b.snapshot.Leaf = required[gateway.Leaf](b, b.of(leafKind))
+	}
+}
+
+// registered reads the instances, and Usher's own settings in them and in
+// proxy-defaults.
+func (b *build) registered() {
+	regs := required[registrations](b, b.of(instancesKind))
+	d := required[defaults](b, query{kind: defaultKind, partition: b.id.Partition})
+	if d != nil {
+		b.snapshot.Defaults = d.layer
+		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
+	}
+	if regs == nil || d == nil {
+		return
+	}
+	var problems []gateway.Problem
+	b.snapshot.Instances, problems = b.instances(regs, d)
+	b.snapshot.Problems = append(b.snapshot.Problems, problems...)
+	for _, r := range regs.list {
+		b.local = r.Node.Datacenter
+	}
+}
+
+func (b *build) entry() {
+	if m := required[mesh](b, query{kind: meshKind, partition: b.id.Partition}); m != nil {
+		b.snapshot.Mesh = m.entry
+	}
+	list := required[entries](b, query{kind: entriesKind, namespace: b.id.Namespace, partition: b.id.Partition})
+	if list == nil {
+		return
+	}
+	b.snapshot.Entry = list.byName[b.id.Name]
+	if b.snapshot.Entry == nil && list.hidden {
+		b.miss(b.of(entriesKind).String(), errHidden)
+	}
+}
+
+// services reads the rows and their chains, and checks that the rows agree with
+// the entry.
+func (b *build) services() {
+	list := required[rows](b, b.of(rowsKind))
+	if list == nil {
+		return
+	}
+	if list.hidden {
+		b.problem(fmt.Sprintf("services of gateway %q", b.id.String()),
+			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
+	}
+	for _, row := range list.services {
+		if !listed(b.snapshot.Entry, row) {
+			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
+			continue
+		}
+		if b.chain(row.Service) {
+			b.snapshot.Services = append(b.snapshot.Services, row)
+		}
+	}
+}
+
+// chain reads the chain of a service. It gives false when there is none: it is
+// still to come, or Consul has refused it so often that the service has to be
+// left out for the others to go on.
+func (b *build) chain(service gateway.ServiceName) bool {
+	if b.snapshot.Chains[service] != nil {
+		return true
+	}
+	q := chainOf(service)
+	c, f := read[gateway.Chain](b.lease, q)
+	if final(f) {
+		what := f.err.Error()
+		if c == nil {
+			what += "; the service is left out until that is mended"
+		}
+		b.problem(fmt.Sprintf("discovery chain of %q", service.String()), what)
+	}
+	if c == nil {
+		if !final(f) {
+			b.miss(q.String(), f.err)
+		}
+		return false
+	}
+	b.snapshot.Chains[service] = c
+	return true
+}
+
+// open says whether a fact without a value may still get one: Consul has not
+// answered, rather than refused.
+func open(f fact) bool {
+	switch outcomeOf(f.err) {
+	case outcomeOK, outcomeUnreachable, outcomeLimited:
+		return true
+	}
+	return false
+}
+
+// final says whether Consul itself has refused an answer several times in a
+// row.
+func final(f fact) bool { return f.failures >= patience && !open(f) }
+
+func compareProblems(a, b gateway.Problem) int {
+	return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
+}
+
+// datacenter needs the local datacenter, which stands in every registration and
+// every chain.
+func (b *build) datacenter() {
+	for _, c := range b.snapshot.Chains {
+		if b.local == "" {
+			b.local = c.Datacenter
+		}
+	}
+	if b.snapshot.Datacenter = b.local; b.local == "" {
+		b.miss(fmt.Sprintf("an instance of %s; none is registered with kind %s", b.id, ingressKind), nil)
+	}
+}
+
+// targets reads the instances of every target of every chain.
+func (b *build) targets() {
+	if b.local == "" {
+		return
+	}
+	for _, c := range b.snapshot.Chains {
+		for id, t := range c.Targets {
+			b.target(id, t)
+		}
+	}
+}
+
+func (b *build) target(id string, t *gateway.Target) {
+	if b.snapshot.Endpoints[id] != nil {
+		return
+	}
+	q := healthOf(t, b.local)
+	e, f := read[gateway.Endpoints](b.lease, q)
+	if e != nil {
+		b.snapshot.Endpoints[id] = e
+	} else if open(f) {
+		b.unsettled = append(b.unsettled, q.String())
+	}
+	if final(f) {
+		b.problem(fmt.Sprintf("instances of %q", id), f.err.Error())
+	}
+	b.meshGateways(t)
+}

@@ -1,0 +1,125 @@
+package consul
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// ErrDenied says that Consul's ACLs do not let a token have a gateway.
+var ErrDenied = errors.New("the token does not have service:write on the gateway")
+
+// authorizeTimeout bounds one question to Consul's ACLs.
+const authorizeTimeout = 10 * time.Second
+
+// Authorize asks Consul's ACLs whether the token has service:write on the
+// gateway, as Consul asks of the token of every Envoy. The token is the
+// caller's; an empty one is the anonymous token (or what Consul's agent puts in
+// its place), never Usher's own. It gives nil when the token has it or ACLs are
+// off, ErrDenied when it has not or Consul does not know it, and any other
+// error when there was no answer.
+func (c *Client) Authorize(ctx context.Context, token string, id gateway.ID) error {
+	err := c.authorize(ctx, token, id)
+	switch {
+	case err == nil:
+		c.metrics.authorization("allowed")
+	case errors.Is(err, ErrDenied):
+		c.metrics.authorization("denied")
+	default:
+		c.metrics.authorization("failed")
+		err = fmt.Errorf("asking consul at %s whether a token may have gateway %s: %w", c.address, id, err)
+	}
+	return err
+}
+
+// question and verdict are the request and the answer of
+// POST /v1/internal/acl/authorize.
+type question struct {
+	Resource  string
+	Access    string
+	Segment   string
+	Namespace string `json:",omitempty"`
+	Partition string `json:",omitempty"`
+}
+
+type verdict struct {
+	Resource string
+	Access   string
+	Segment  string
+	Allow    bool
+}
+
+func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
+	if !isToken(token) {
+		return ErrDenied
+	}
+	ask := question{
+		Resource:  "service",
+		Access:    "write",
+		Segment:   id.Name,
+		Namespace: c.scope(id.Namespace, c.namespace),
+		Partition: c.scope(id.Partition, c.partition),
+	}
+	body, err := json.Marshal([]question{ask})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, authorizeTimeout)
+	defer cancel()
+	res, err := c.do(ctx, call{
+		method: http.MethodPost,
+		path:   "/v1/internal/acl/authorize",
+		params: url.Values{},
+		token:  gateway.Secret(token),
+		body:   body,
+	})
+	if err != nil {
+		return authorizeError(err)
+	}
+	return decide(res.body, ask)
+}
+
+// isToken says whether the token can be sent at all. Consul's are UUIDs.
+func isToken(token string) bool {
+	return !strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+func authorizeError(err error) error {
+	var e *askError
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch {
+	case e.status == http.StatusUnauthorized && strings.Contains(e.Error(), "ACL support disabled"):
+		return nil
+	case e.status == http.StatusForbidden && strings.Contains(e.Error(), "ACL not found"):
+		return ErrDenied
+	}
+	return err
+}
+
+// decide reads the answer; one that is not to the question asked allows nothing.
+func decide(body []byte, ask question) error {
+	var answers []verdict
+	if err := json.Unmarshal(body, &answers); err != nil {
+		return fmt.Errorf("unreadable answer: %w", err)
+	}
+	if len(answers) != 1 {
+		return fmt.Errorf("%d answers to one question", len(answers))
+	}
+	a := answers[0]
+	if a.Resource != ask.Resource || a.Access != ask.Access || a.Segment != ask.Segment {
+		return errors.New("the answer is to another question")
+	}
+	if !a.Allow {
+		return ErrDenied
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+package consul
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// chainKind reads a compiled discovery chain
+// (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
+var chainKind = &kind{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decoding(decodeChain)}
+
+func chainOf(service gateway.ServiceName) query {
+	return query{
+		kind:      chainKind,
+		name:      service.Name,
+		namespace: absolute(service.Namespace),
+		partition: absolute(service.Partition),
+	}
+}
+
+// decodeChain keeps the targets that did not change.
+func decodeChain(prev *gateway.Chain, a answer) (*gateway.Chain, error) {
+	var out struct{ Chain *gateway.Chain }
+	if err := json.Unmarshal(a.body, &out); err != nil {
+		return nil, fmt.Errorf("discovery chain: %w", err)
+	}
+	if out.Chain == nil || out.Chain.Nodes[out.Chain.StartNode] == nil {
+		return nil, errors.New("discovery chain: the answer has no start node")
+	}
+	if prev != nil {
+		for id, t := range out.Chain.Targets {
+			out.Chain.Targets[id] = keep(prev.Targets[id], t)
+		}
+	}
+	return out.Chain, nil
+}

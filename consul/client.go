@@ -1,0 +1,274 @@
+package consul
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// Config says how to reach Consul. What is empty is taken from Consul's own
+// environment variables, with the meaning they have for Consul's CLI
+// (https://developer.hashicorp.com/consul/commands#environment-variables).
+type Config struct {
+	// HTTPAddr and GRPCAddr take host:port, http(s)://… and unix://…; only
+	// https:// means TLS.
+	HTTPAddr string
+	GRPCAddr string
+	// Getenv reads the environment; nil means os.Getenv.
+	Getenv  func(string) string
+	Logger  *slog.Logger // nil: nothing is logged
+	Metrics *Metrics     // nil: nothing is counted
+}
+
+// Client asks Consul's HTTP API. It may be used by many goroutines.
+type Client struct {
+	address   address
+	http      *http.Client
+	auth      *url.Userinfo
+	tokens    *tokens
+	namespace string // for what is asked without one
+	partition string
+	grpc      GRPC
+	logger    *slog.Logger
+	metrics   *Metrics
+}
+
+// NewClient checks the settings and reads the files that they name; it does not
+// connect.
+func NewClient(c Config) (*Client, error) {
+	env := environment(c.Getenv)
+	if env == nil {
+		env = os.Getenv
+	}
+	a, err := env.httpAddress(c.HTTPAddr)
+	if err != nil {
+		return nil, err
+	}
+	grpc, err := env.grpc(c.GRPCAddr)
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig, err := env.tls()
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := env.tokens()
+	if err != nil {
+		return nil, err
+	}
+	logger := c.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	return &Client{
+		address:   a,
+		http:      newHTTPClient(a, tlsConfig),
+		auth:      env.auth(),
+		tokens:    tokens,
+		namespace: env(api.HTTPNamespaceEnvName),
+		partition: env(api.HTTPPartitionEnvName),
+		grpc:      grpc,
+		logger:    logger,
+		metrics:   c.Metrics,
+	}, nil
+}
+
+// GRPC says how to reach Consul's gRPC port.
+func (c *Client) GRPC() GRPC { return c.grpc }
+
+// Address gives the address of Consul's HTTP API, fit for messages.
+func (c *Client) Address() string { return c.address.String() }
+
+// idleConnections bounds the connections that are kept for reuse. Every
+// blocking query that ends gives one back and takes it again at once, so a
+// small number would mean a new connection for every query.
+const idleConnections = 200
+
+// newHTTPClient gives a client that notices a dead peer within half a minute,
+// which a blocking query of minutes would otherwise wait for.
+func newHTTPClient(a address, tlsConfig *tls.Config) *http.Client {
+	dialer := &net.Dialer{
+		Timeout: 10 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+		},
+	}
+	t := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           dialer.DialContext,
+		TLSClientConfig:       tlsConfig,
+		TLSHandshakeTimeout:   10 * time.Second,
+		MaxIdleConns:          idleConnections,
+		MaxIdleConnsPerHost:   idleConnections,
+		IdleConnTimeout:       90 * time.Second,
+		ExpectContinueTimeout: time.Second,
+		// One connection carries many blocking queries over HTTP/2; Consul
+		// speaks it over TLS only.
+		ForceAttemptHTTP2: true,
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	if a.scheme == "unix" {
+		t.Proxy = nil
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", a.path)
+		}
+	}
+	return &http.Client{
+		Transport: t,
+		// Consul's API never redirects, and a redirect would carry the token to
+		// another host.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// call is one HTTP request to Consul.
+type call struct {
+	method string
+	path   string // unescaped, without the last segment
+	name   string // the last segment; may be empty
+	params url.Values
+	token  gateway.Secret // empty: none is sent
+	body   []byte
+}
+
+// response is Consul's answer with status 200.
+type response struct {
+	header http.Header
+	body   []byte
+}
+
+// do makes the call. Every error but the context's own is an *askError.
+func (c *Client) do(ctx context.Context, in call) (response, error) {
+	req, err := c.request(ctx, in)
+	if err != nil {
+		return response{}, &askError{outcome: outcomeFailed, err: err}
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return response{}, unreachable(ctx, err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return response{}, refusal(res, in.token)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return response{}, unreachable(ctx, err)
+	}
+	return response{header: res.Header, body: body}, nil
+}
+
+func (c *Client) request(ctx context.Context, in call) (*http.Request, error) {
+	u := url.URL{
+		Scheme:   "http",
+		Host:     "localhost", // of a unix socket
+		Path:     in.path + in.name,
+		RawPath:  in.path + url.PathEscape(in.name),
+		RawQuery: in.params.Encode(),
+	}
+	if c.address.scheme != "unix" {
+		u.Scheme, u.Host = c.address.scheme, c.address.host
+		u.Path, u.RawPath = c.address.path+u.Path, c.address.path+u.RawPath
+	}
+	req, err := http.NewRequestWithContext(ctx, in.method, u.String(), bytes.NewReader(in.body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", "usher")
+	if in.body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if in.token != "" {
+		req.Header.Set("X-Consul-Token", string(in.token))
+	}
+	if c.auth != nil {
+		password, _ := c.auth.Password()
+		req.SetBasicAuth(c.auth.Username(), password)
+	}
+	return req, nil
+}
+
+// An outcome is what became of a call; it is a metric's label.
+type outcome string
+
+const (
+	outcomeOK          outcome = "ok"
+	outcomeUnreachable outcome = "unreachable" // no answer, or from a server that has no leader
+	outcomeDenied      outcome = "denied"      // Consul's ACLs refuse Usher's token
+	outcomeMissing     outcome = "missing"     // Consul does not know the path
+	outcomeLimited     outcome = "limited"     // Consul takes no more connections or requests
+	outcomeFailed      outcome = "failed"      // every other answer
+)
+
+// askError says why Consul gave no usable answer.
+type askError struct {
+	outcome outcome
+	status  int // of HTTP; 0 where there was none
+	err     error
+}
+
+func (e *askError) Error() string { return e.err.Error() }
+
+func (e *askError) Unwrap() error { return e.err }
+
+// outcomeOf gives the outcome that err stands for.
+func outcomeOf(err error) outcome {
+	var e *askError
+	switch {
+	case err == nil:
+		return outcomeOK
+	case errors.As(err, &e):
+		return e.outcome
+	}
+	return outcomeFailed
+}
+
+// unreachable strips the method and URL from err: whoever reports it names the
+// question.
+func unreachable(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	var of *url.Error
+	if errors.As(err, &of) {
+		err = of.Err
+	}
+	return &askError{outcome: outcomeUnreachable, err: err}
+}
+
+// refusal makes an error of an answer that is not 200. Should the answer repeat
+// the token, its text is left out.
+func refusal(res *http.Response, token gateway.Secret) error {
+	text, _ := io.ReadAll(io.LimitReader(res.Body, 400))
+	what := strings.Join(strings.Fields(string(text)), " ")
+	if token != "" && strings.Contains(what, string(token)) {
+		what = "the answer is not shown"
+	}
+	e := &askError{status: res.StatusCode, err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
+	switch {
+	case res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden:
+		e.outcome = outcomeDenied
+	case res.StatusCode == http.StatusNotFound:
+		e.outcome = outcomeMissing
+	case res.StatusCode == http.StatusTooManyRequests:
+		e.outcome = outcomeLimited
+		e.err = fmt.Errorf("%w; let Usher reach Consul over https:// or raise limits.http_max_conns_per_client", e.err)
+	default:
+		e.outcome = outcomeFailed
+	}
+	return e
+}

@@ -1,0 +1,220 @@
+package consul
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// proxyConfig decodes a gateway's opaque Proxy.Config as Consul does: keys in
+// any case, and values converted where that makes sense ("true", "8080", a list
+// of one). A value that cannot be converted is a problem and counts as not set.
+func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []gateway.Problem) {
+	d := weak{where: where}
+	var c gateway.ProxyConfig
+	for _, key := range slices.Sorted(maps.Keys(config)) {
+		v := config[key]
+		switch k := canonical(key, config); k {
+		case "envoy_gateway_no_default_bind":
+			c.NoDefaultBind = d.bool(key, v)
+		case "envoy_gateway_bind_tagged_addresses":
+			c.BindTaggedAddresses = d.bool(key, v)
+		case "envoy_gateway_bind_addresses":
+			c.BindAddresses = d.addresses(key, v)
+		case "max_request_headers_kb":
+			c.MaxRequestHeadersKB = uint32(min(max(0, d.int(key, v)), math.MaxUint32))
+		case "xds_fetch_timeout_ms":
+			if ms := d.int(key, v); v != nil && ms >= 0 && d.good {
+				timeout := time.Duration(ms) * time.Millisecond
+				c.FetchTimeout = &timeout
+			}
+		}
+	}
+	return c, d.problems
+}
+
+// canonical gives the key's present name: envoy_mesh_gateway_… is an older
+// spelling of envoy_gateway_…, and gives way where both are set.
+func canonical(key string, config map[string]any) string {
+	key = strings.ToLower(key)
+	rest, old := strings.CutPrefix(key, "envoy_mesh_gateway_")
+	if !old {
+		return key
+	}
+	now := "envoy_gateway_" + rest
+	if _, both := config[now]; both {
+		return key
+	}
+	return now
+}
+
+// weak converts values and collects the ones that cannot be.
+type weak struct {
+	where    string
+	problems []gateway.Problem
+	good     bool // the last conversion was one
+}
+
+func (d *weak) bool(key string, v any) bool {
+	d.good = true
+	switch v := single(v).(type) {
+	case nil:
+		return false
+	case bool:
+		return v
+	case float64:
+		return v != 0
+	case string:
+		if v == "" {
+			return false
+		}
+		if b, err := strconv.ParseBool(v); err == nil {
+			return b
+		}
+	}
+	d.bad(key, v, "true or false")
+	return false
+}
+
+func (d *weak) int(key string, v any) int64 {
+	d.good = true
+	switch v := single(v).(type) {
+	case nil:
+		return 0
+	case bool:
+		if v {
+			return 1
+		}
+		return 0
+	case float64:
+		if v == math.Trunc(v) && math.Abs(v) <= 1<<53 {
+			return int64(v)
+		}
+	case string:
+		if v == "" {
+			return 0
+		}
+		if n, err := strconv.ParseInt(v, 0, 64); err == nil {
+			return n
+		}
+	}
+	d.bad(key, v, "a whole number")
+	return 0
+}
+
+// addresses converts {name: {Address, Port}}.
+func (d *weak) addresses(key string, v any) map[string]gateway.Address {
+	d.good = true
+	m, ok := single(v).(map[string]any)
+	if v == nil || ok && len(m) == 0 {
+		return nil
+	}
+	if !ok {
+		d.bad(key, v, "an object of names with address and port")
+		return nil
+	}
+	out := make(map[string]gateway.Address, len(m))
+	for name, raw := range m {
+		fields, ok := single(raw).(map[string]any)
+		if !ok {
+			d.bad(key+"."+name, raw, "an object with address and port")
+			continue
+		}
+		out[name] = d.address(key+"."+name, fields)
+	}
+	return out
+}
+
+func (d *weak) address(key string, fields map[string]any) gateway.Address {
+	var a gateway.Address
+	for field, v := range fields {
+		switch strings.ToLower(field) {
+		case "address":
+			s, ok := single(v).(string)
+			if !ok {
+				d.bad(key+"."+field, v, "an IP address")
+			}
+			a.Address = s
+		case "port":
+			a.Port = int(d.int(key+"."+field, v))
+		}
+	}
+	return a
+}
+
+func (d *weak) bad(key string, v any, want string) {
+	d.good = false
+	text, err := json.Marshal(v)
+	if err != nil || len(text) > 64 {
+		text = fmt.Appendf(nil, "a value of type %T", v)
+	}
+	d.problems = append(d.problems, gateway.Problem{
+		Where: d.where + ": " + key,
+		What:  fmt.Sprintf("%s is not %s; it counts as not set", text, want),
+	})
+}
+
+// single gives the element of a list of one, and anything else as it is:
+// Consul's HCL decoding makes such lists of blocks.
+func single(v any) any {
+	if list, ok := v.([]any); ok && len(list) == 1 {
+		return single(list[0])
+	}
+	return v
+}
+
+// subtract gives what merged has and inherited does not: Consul shows a
+// registration only with proxy-defaults merged in, and what is equal in both
+// counts as inherited. Objects are compared key by key, as Consul merges them.
+// Nil means nothing is left.
+func subtract(merged, inherited any) any {
+	merged, inherited = single(merged), single(inherited)
+	m, ok := merged.(map[string]any)
+	base, both := inherited.(map[string]any)
+	if !ok || !both {
+		if equal(merged, inherited) {
+			return nil
+		}
+		return merged
+	}
+	own := map[string]any{}
+	for key, v := range m {
+		from, has := base[key]
+		if !has {
+			own[key] = v
+			continue
+		}
+		if rest := subtract(v, from); rest != nil {
+			own[key] = rest
+		}
+	}
+	if len(own) == 0 {
+		return nil
+	}
+	return own
+}
+
+// equal compares decoded JSON, in which a list of one equals its element.
+func equal(a, b any) bool {
+	a, b = single(a), single(b)
+	switch a := a.(type) {
+	case map[string]any:
+		b, ok := b.(map[string]any)
+		return ok && maps.EqualFunc(a, b, equal)
+	case []any:
+		b, ok := b.([]any)
+		return ok && slices.EqualFunc(a, b, equal)
+	}
+	switch b.(type) {
+	case map[string]any, []any:
+		return false
+	}
+	return a == b
+}

@@ -1,0 +1,231 @@
+package consul
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// hub runs one blocking query for each question that somebody has, however many
+// have it. The last one to lose interest ends it.
+type hub struct {
+	client *Client
+	wait   time.Duration // of a blocking query
+
+	mu      sync.Mutex
+	watches map[query]*watch
+	trouble map[trouble]int // watches that fail, by how
+}
+
+// watch is a query that is running. Its fields below done belong to hub.mu.
+type watch struct {
+	query  query
+	cancel context.CancelFunc
+	done   chan struct{} // closed when its goroutine has ended
+
+	fact  fact
+	wakes map[chan<- struct{}]struct{} // who wants to hear of a change
+	users int
+}
+
+// trouble is a way in which watches fail; the log has one line when it begins
+// and one when it is over.
+type trouble struct {
+	kind    string // empty: every kind
+	outcome outcome
+}
+
+func newHub(c *Client, wait time.Duration) *hub {
+	return &hub{client: c, wait: wait, watches: map[query]*watch{}, trouble: map[trouble]int{}}
+}
+
+// acquire starts the query unless it runs already. wake is sent to, if it has
+// room, whenever the fact changes.
+func (h *hub) acquire(q query, wake chan<- struct{}) *watch {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w := h.watches[q]
+	if w == nil {
+		w = h.start(q)
+	}
+	w.users++
+	w.wakes[wake] = struct{}{}
+	return w
+}
+
+func (h *hub) start(q query) *watch {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &watch{query: q, cancel: cancel, done: make(chan struct{}), wakes: map[chan<- struct{}]struct{}{}}
+	h.watches[q] = w
+	h.client.metrics.watch(q.kind.name, 1)
+	h.client.logger.Debug("watch", "query", q.String())
+	l := &loop{
+		ask: func(ctx context.Context, index uint64) (answer, error) {
+			a, err := h.client.ask(ctx, q, index, h.wait)
+			if ctx.Err() == nil {
+				h.client.metrics.query(q.kind.name, outcomeOf(err))
+			}
+			return a, err
+		},
+		decode: q.kind.decode,
+		learn:  func(f fact, changed bool) { h.learn(w, f, changed) },
+	}
+	go func() {
+		defer close(w.done)
+		l.run(ctx)
+	}()
+	return w
+}
+
+// release gives the watch back. It says whether that was the last user: then
+// the query is being cancelled, and w.done closes soon.
+func (h *hub) release(w *watch, wake chan<- struct{}) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(w.wakes, wake)
+	if w.users--; w.users > 0 {
+		return false
+	}
+	delete(h.watches, w.query)
+	h.report(w, nil)
+	w.fact.err = nil
+	h.client.metrics.watch(w.query.kind.name, -1)
+	h.client.logger.Debug("stop", "query", w.query.String())
+	w.cancel()
+	return true
+}
+
+// known gives the fact of a watch.
+func (h *hub) known(w *watch) fact {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return w.fact
+}
+
+// learn takes over a new fact and wakes whoever needs it.
+func (h *hub) learn(w *watch, f fact, changed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if w.users == 0 {
+		return
+	}
+	h.report(w, f.err)
+	w.fact = f
+	if !changed {
+		return
+	}
+	for wake := range w.wakes {
+		select {
+		case wake <- struct{}{}:
+		default: // it has not yet woken from the one before
+		}
+	}
+}
+
+// report logs what begins and what ends when the watch's error becomes err.
+func (h *hub) report(w *watch, err error) {
+	h.countFailing(w, err)
+	before, after := troubleOf(w.query, w.fact.err), troubleOf(w.query, err)
+	if before == after {
+		return
+	}
+	if after.outcome != outcomeOK {
+		h.trouble[after]++
+		level := slog.LevelDebug
+		if h.trouble[after] == 1 {
+			level = slog.LevelWarn
+		}
+		h.client.logger.Log(context.Background(), level, "reading consul fails; the last good answer counts",
+			"consul", h.client.Address(), "query", w.query.String(), "outcome", string(after.outcome), "error", err)
+	}
+	if before.outcome != outcomeOK {
+		h.trouble[before]--
+		if h.trouble[before] == 0 {
+			delete(h.trouble, before)
+			h.client.logger.Info("reading consul no longer fails this way",
+				"consul", h.client.Address(), "query", w.query.String(), "outcome", string(before.outcome))
+		}
+	}
+}
+
+func (h *hub) countFailing(w *watch, err error) {
+	was, is := w.fact.err != nil, err != nil
+	switch {
+	case is && !was:
+		h.client.metrics.fail(w.query.kind.name, 1)
+	case was && !is:
+		h.client.metrics.fail(w.query.kind.name, -1)
+	}
+}
+
+// troubleOf puts all that cannot reach Consul into one.
+func troubleOf(q query, err error) trouble {
+	t := trouble{kind: q.kind.name, outcome: outcomeOf(err)}
+	if t.outcome == outcomeUnreachable || t.outcome == outcomeOK || t.outcome == outcomeLimited {
+		t.kind = ""
+	}
+	return t
+}
+
+// lease is one user's share of a hub: the watches that it needs now. It belongs
+// to one goroutine.
+type lease struct {
+	hub  *hub
+	wake chan struct{} // of capacity 1: something that is needed has changed
+	held map[query]*holding
+	turn uint64
+}
+
+type holding struct {
+	watch *watch
+	turn  uint64 // the last one in which it was needed
+}
+
+func (h *hub) lease() *lease {
+	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}}
+}
+
+// need gives what is known of the query, and keeps it running until a sweep
+// finds that nobody needed it since the sweep before.
+func (l *lease) need(q query) fact {
+	h := l.held[q]
+	if h == nil {
+		h = &holding{watch: l.hub.acquire(q, l.wake)}
+		l.held[q] = h
+	}
+	h.turn = l.turn
+	return l.hub.known(h.watch)
+}
+
+// sweep gives back what was not needed since the last sweep, and waits for the
+// queries that end with it.
+func (l *lease) sweep() {
+	var ended []*watch
+	for q, h := range l.held {
+		if h.turn == l.turn {
+			continue
+		}
+		delete(l.held, q)
+		if l.hub.release(h.watch, l.wake) {
+			ended = append(ended, h.watch)
+		}
+	}
+	for _, w := range ended {
+		<-w.done
+	}
+	l.turn++
+}
+
+// close gives everything back.
+func (l *lease) close() {
+	l.turn++
+	l.sweep()
+}
+
+// read gives the typed value of the query, nil before the first good answer.
+func read[T any](l *lease, q query) (*T, fact) {
+	f := l.need(q)
+	v, _ := f.value.(*T)
+	return v, f
+}

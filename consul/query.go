@@ -1,0 +1,308 @@
+package consul
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// kind is one of the things that can be read of Consul.
+type kind struct {
+	name string // in logs and metrics
+	path string // what stands before the query's name
+	// params are sent beside those of the query.
+	params []string
+	// local reads are answered by the agent, in its own namespace and
+	// partition's view, from its cache.
+	local bool
+	// decode makes the value of an answer. prev is the value before, nil at
+	// first; what did not change keeps its pointer.
+	decode func(prev any, a answer) (any, error)
+}
+
+// query is one question to Consul. Equal queries are asked once, whoever needs
+// them.
+type query struct {
+	kind       *kind
+	name       string // of a service or a gateway; empty where the kind takes none
+	namespace  string // empty: the client's own
+	partition  string // empty: the client's own
+	datacenter string // empty: the local one
+	peer       string
+	filter     string
+}
+
+// String gives the query as logs name it: "health:web dc=dc2".
+func (q query) String() string {
+	var b strings.Builder
+	b.WriteString(q.kind.name)
+	if q.name != "" {
+		b.WriteString(":" + q.name)
+	}
+	for _, p := range [][2]string{
+		{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter},
+	} {
+		if p[1] != "" {
+			b.WriteString(" " + p[0] + "=" + p[1])
+		}
+	}
+	return b.String()
+}
+
+// answer is what Consul says to a query.
+type answer struct {
+	body  []byte
+	index uint64 // 0: there is none
+	// filtered says that Consul's ACLs left something out.
+	filtered bool
+}
+
+// errNoLeader is the answer of a server that knows no leader, and of Consul
+// 1.15 to a read that its ACLs refuse: an empty list that means nothing.
+var errNoLeader = errors.New("the consul server has no leader, or refuses to answer Usher's token")
+
+// errHidden says that an empty list is empty because of ACLs.
+var errHidden = &askError{
+	outcome: outcomeDenied,
+	err:     errors.New("consul's ACLs hide the whole answer; give Usher's token service:read and node:read"),
+}
+
+// askTimeout bounds a query that does not block.
+const askTimeout = 30 * time.Second
+
+// ask sends the query. With an index it blocks until the answer has a later
+// one, or for about wait.
+func (c *Client) ask(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
+	timeout := askTimeout
+	if index > 0 {
+		// Consul adds up to a sixteenth of its own.
+		timeout += wait + wait/16
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
+	defer cancel()
+	res, err := c.do(ctx, call{
+		method: http.MethodGet,
+		path:   q.kind.path,
+		name:   q.name,
+		params: c.params(q, index, wait),
+		token:  c.tokens.current(),
+	})
+	if err != nil {
+		return answer{}, err
+	}
+	if res.header.Get("X-Consul-Knownleader") == "false" {
+		return answer{}, &askError{outcome: outcomeUnreachable, err: errNoLeader}
+	}
+	n, _ := strconv.ParseUint(res.header.Get("X-Consul-Index"), 10, 64)
+	return answer{
+		body:     res.body,
+		index:    n,
+		filtered: res.header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
+	}, nil
+}
+
+// params gives the query's parameters. Any server may answer (stale), as
+// Consul's own proxies have it: the leader would otherwise carry every watch.
+func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
+	p := url.Values{}
+	set := func(key, value string) {
+		if value != "" {
+			p.Set(key, value)
+		}
+	}
+	set("ns", c.scope(q.namespace, c.namespace))
+	set("partition", c.scope(q.partition, c.partition))
+	set("dc", q.datacenter)
+	set("peer", q.peer)
+	set("filter", q.filter)
+	for _, key := range q.kind.params {
+		p.Set(key, "")
+	}
+	if !q.kind.local {
+		p.Set("stale", "")
+	}
+	if index > 0 {
+		p.Set("index", strconv.FormatUint(index, 10))
+		p.Set("wait", strconv.FormatInt(wait.Milliseconds(), 10)+"ms")
+	}
+	return p
+}
+
+// scope gives the namespace or partition to send. Consul without Enterprise
+// refuses even "default", so the default is left out unless the client's own is
+// another one.
+func (c *Client) scope(name, own string) string {
+	if own == defaultScope {
+		own = ""
+	}
+	if name == "" {
+		return own
+	}
+	if name == defaultScope && own == "" {
+		return ""
+	}
+	return name
+}
+
+// defaultScope is the name of the default namespace and partition.
+const defaultScope = "default"
+
+// fact is what is known of a query.
+type fact struct {
+	value any // of the last good answer; nil before the first
+	// err says why the latest attempt gave nothing; nil when it did.
+	err      error
+	failures int // attempts that failed since the last good one
+}
+
+// loop keeps a fact up to date with blocking queries
+// (https://developer.hashicorp.com/consul/api-docs/features/blocking).
+type loop struct {
+	ask    func(ctx context.Context, index uint64) (answer, error)
+	decode func(prev any, a answer) (any, error)
+	// learn is told the fact after each attempt; changed says that a value or
+	// the state of failure is new.
+	learn func(f fact, changed bool)
+
+	fact  fact
+	index uint64
+	sum   [sha256.Size]byte // of the last body
+	pace  pace
+}
+
+// run asks until ctx ends.
+func (l *loop) run(ctx context.Context) {
+	for {
+		a, err := l.ask(ctx, l.index)
+		if ctx.Err() != nil {
+			return
+		}
+		pause := l.take(a, err)
+		if !sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
+// take learns of one attempt, and says how long to wait before the next.
+func (l *loop) take(a answer, err error) time.Duration {
+	value, same := l.fact.value, false
+	if err == nil {
+		sum := sha256.Sum256(a.body)
+		if same = l.fact.value != nil && sum == l.sum && l.fact.err == nil; !same {
+			value, err = l.decode(l.fact.value, a)
+		}
+		l.sum = sum
+	}
+	if err != nil {
+		return l.fail(err)
+	}
+	recovered := l.fact.err != nil
+	same = same || l.fact.value != nil && (value == l.fact.value || reflect.DeepEqual(value, l.fact.value))
+	if !same {
+		l.fact.value = value
+	}
+	l.fact.err, l.fact.failures = nil, 0
+	l.index = nextIndex(l.index, a.index)
+	l.learn(l.fact, !same || recovered)
+	if a.index == 0 {
+		// Without an index the next query cannot block.
+		return backOff(3)
+	}
+	return l.pace.next(time.Now())
+}
+
+// fail keeps the last good value. The next query does not block: after an
+// outage the index may have gone back, and waiting for a higher one would take
+// for ever.
+func (l *loop) fail(err error) time.Duration {
+	l.fact.err = err
+	l.fact.failures++
+	l.index = 0
+	l.learn(l.fact, l.fact.failures <= patience)
+	return backOff(l.fact.failures)
+}
+
+// patience is how many failures in a row make an answer count as one that will
+// not come.
+const patience = 3
+
+// nextIndex gives the index to wait on. One that went back means that Consul's
+// state was replaced, so that every index known is void.
+func nextIndex(last, got uint64) uint64 {
+	if got < last {
+		return 0
+	}
+	return got
+}
+
+// Back-off after errors: from firstPause doubling up to longestPause.
+const (
+	firstPause   = 100 * time.Millisecond
+	longestPause = 10 * time.Second
+)
+
+// backOff gives the pause after so many failures in a row, with up to half of
+// it taken away at random, so that watches do not come back all at once.
+func backOff(failures int) time.Duration {
+	d := longestPause
+	if failures < 8 {
+		d = min(d, firstPause<<(failures-1))
+	}
+	return d - rand.N(d/2)
+}
+
+// pace slows a query down whose answer changes all the time. It lets burst
+// answers through at once, and then one every interval.
+type pace struct {
+	full time.Time // when all of the burst may be used again
+}
+
+const (
+	paceBurst    = 20
+	paceInterval = 50 * time.Millisecond
+)
+
+// next gives the pause before the next query.
+func (p *pace) next(now time.Time) time.Duration {
+	if p.full.Before(now) {
+		p.full = now
+	}
+	p.full = p.full.Add(paceInterval)
+	return max(0, p.full.Sub(now)-paceBurst*paceInterval)
+}
+
+// sleep waits; it says false when ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// decoding adapts a typed decode function to a kind.
+func decoding[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (any, error) {
+	return func(prev any, a answer) (any, error) {
+		p, _ := prev.(*T)
+		v, err := f(p, a)
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
+	}
+}

@@ -1,0 +1,85 @@
+package consul
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// rowsKind reads the services of a gateway, wildcards expanded
+// (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
+var rowsKind = &kind{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decoding(decodeRows)}
+
+// rows are the services of a gateway.
+type rows struct {
+	services []gateway.Service
+	// hidden says that Consul's ACLs left services out.
+	hidden bool
+}
+
+func decodeRows(_ *rows, a answer) (*rows, error) {
+	var list []gateway.Service
+	if err := json.Unmarshal(a.body, &list); err != nil {
+		return nil, fmt.Errorf("gateway services: %w", err)
+	}
+	for i := range list {
+		list[i].Service = normal(list[i].Service)
+		list[i].Protocol = strings.ToLower(list[i].Protocol)
+	}
+	slices.SortFunc(list, func(a, b gateway.Service) int {
+		return cmp.Or(
+			cmp.Compare(a.Port, b.Port),
+			cmp.Compare(a.Service.Name, b.Service.Name),
+			cmp.Compare(a.Service.Namespace, b.Service.Namespace),
+			cmp.Compare(a.Service.Partition, b.Service.Partition),
+		)
+	})
+	return &rows{services: list, hidden: a.filtered}, nil
+}
+
+// normal writes the default namespace and partition as empty, as the model has
+// them.
+func normal(n gateway.ServiceName) gateway.ServiceName {
+	if n.Namespace == defaultScope {
+		n.Namespace = ""
+	}
+	if n.Partition == defaultScope {
+		n.Partition = ""
+	}
+	return n
+}
+
+// absolute writes the default namespace or partition of a name that Consul gave
+// in full, so that the client's own does not take its place.
+func absolute(scope string) string {
+	if scope == "" {
+		return defaultScope
+	}
+	return scope
+}
+
+// listed says whether the entry has the listener and the service of the row.
+func listed(e *gateway.Entry, row gateway.Service) bool {
+	if e == nil {
+		return false
+	}
+	for _, l := range e.Listeners {
+		if l.Port != row.Port || !sameProtocol(l.Protocol, row.Protocol) {
+			continue
+		}
+		return slices.ContainsFunc(l.Services, func(s gateway.ListenerService) bool {
+			return s.Name == "*" || normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}) == row.Service ||
+				s.Name == row.Service.Name && s.Namespace == "" && s.Partition == ""
+		})
+	}
+	return false
+}
+
+// sameProtocol compares protocols of listeners, of which "" means tcp.
+func sameProtocol(a, b string) bool {
+	return strings.EqualFold(cmp.Or(a, "tcp"), cmp.Or(b, "tcp"))
+}

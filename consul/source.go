@@ -1,0 +1,121 @@
+package consul
+
+import (
+	"context"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// source makes the snapshots of one gateway. It belongs to the goroutine of one
+// Watch.
+type source struct {
+	id     gateway.ID
+	client *Client
+	lease  *lease
+	hold   time.Duration
+	put    func(*gateway.Snapshot)
+
+	last *gateway.Snapshot // the one handed on last; nil before the first
+	// own are the instances' own settings, for their memory.
+	own map[instanceID]gateway.Layer
+	// local is the local datacenter; empty until it is known.
+	local string
+	// unsettled says since when the health of a target is being waited for.
+	unsettled map[string]time.Time
+	waiting   string // what the log was last told about
+}
+
+// run builds a snapshot whenever a fact changes, or when it has waited long
+// enough for a target's health.
+func (s *source) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		again := s.step(time.Now())
+		timer := time.NewTimer(again)
+		select {
+		case <-ctx.Done():
+		case <-s.lease.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// idle is how long a source sleeps when nothing but a fact can wake it.
+const idle = time.Hour
+
+// step builds a snapshot from the facts and hands it on if it is complete and
+// new. It says when to try again at the latest.
+func (s *source) step(now time.Time) time.Duration {
+	b := s.build()
+	s.lease.sweep()
+	s.tell(b)
+	if len(b.missing) > 0 {
+		return idle
+	}
+	if left := s.settle(now, b.unsettled); left > 0 {
+		return left
+	}
+	if s.last == nil || !same(s.last, b.snapshot) {
+		s.last = b.snapshot
+		s.client.metrics.snapshot()
+		s.put(b.snapshot)
+	}
+	return idle
+}
+
+// settle says how long to wait for the health of the targets. Were a chain
+// handed on before the health of its new target, its routes would lead to a
+// cluster that Envoy cannot use yet; but a target that stays silent must not
+// hold up everything else.
+func (s *source) settle(now time.Time, targets []string) time.Duration {
+	var left time.Duration
+	since := make(map[string]time.Time, len(targets))
+	for _, t := range targets {
+		begin, known := s.unsettled[t]
+		if !known {
+			begin = now
+		}
+		since[t] = begin
+		left = max(left, s.hold-now.Sub(begin))
+	}
+	s.unsettled = since
+	return left
+}
+
+// tell logs what a snapshot waits for, once for each change of it.
+func (s *source) tell(b *build) {
+	waiting := strings.Join(b.missing, "; ")
+	if waiting == s.waiting {
+		return
+	}
+	s.waiting = waiting
+	if waiting == "" {
+		s.client.logger.Info("the gateway is known completely", "gateway", s.id.String())
+		return
+	}
+	s.client.logger.Info("the gateway is not known completely; nothing new is handed on", "gateway", s.id.String(), "missing", waiting)
+}
+
+// same says whether two snapshots of a source say the same. Parts that did not
+// change have kept their pointers.
+func same(a, b *gateway.Snapshot) bool {
+	return a.Datacenter == b.Datacenter &&
+		a.Entry == b.Entry && a.Mesh == b.Mesh && a.Roots == b.Roots && a.Leaf == b.Leaf &&
+		reflect.DeepEqual(a.Defaults, b.Defaults) &&
+		slices.EqualFunc(a.Services, b.Services, sameService) &&
+		maps.Equal(a.Chains, b.Chains) &&
+		maps.Equal(a.Endpoints, b.Endpoints) &&
+		maps.Equal(a.MeshGateways, b.MeshGateways) &&
+		slices.Equal(a.Instances, b.Instances) &&
+		slices.Equal(a.Problems, b.Problems)
+}
+
+func sameService(a, b gateway.Service) bool {
+	return a.Service == b.Service && a.Port == b.Port && a.Protocol == b.Protocol &&
+		a.FromWildcard == b.FromWildcard && slices.Equal(a.Hosts, b.Hosts)
+}

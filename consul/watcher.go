@@ -1,0 +1,111 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// WatcherOptions tune a Watcher; the zero value is good.
+type WatcherOptions struct {
+	// Wait is how long a blocking query waits for a change; 0 means 5 minutes,
+	// as Consul's own default
+	// (https://developer.hashicorp.com/consul/api-docs/features/blocking).
+	Wait time.Duration
+	// Hold bounds how long a snapshot waits for the first answer about the
+	// health of a target; 0 means 2 seconds.
+	Hold time.Duration
+}
+
+// Watcher makes snapshots of gateways from what Consul says. Gateways share
+// the queries that they have in common.
+type Watcher struct {
+	client *Client
+	hub    *hub
+	hold   time.Duration
+
+	beat atomic.Pointer[watch] // while Run is running
+
+	mu sync.Mutex
+	// own keeps the settings that instances had when they were last good, for
+	// gateways that are not being watched at the moment.
+	own map[gateway.ID]map[instanceID]gateway.Layer
+}
+
+// NewWatcher makes a Watcher; it asks nothing yet.
+func NewWatcher(c *Client, o WatcherOptions) *Watcher {
+	if o.Wait <= 0 {
+		o.Wait = 5 * time.Minute
+	}
+	if o.Hold <= 0 {
+		o.Hold = 2 * time.Second
+	}
+	return &Watcher{client: c, hub: newHub(c, o.Wait), hold: o.Hold, own: map[gateway.ID]map[instanceID]gateway.Layer{}}
+}
+
+// Run keeps up, until ctx ends, the queries that every gateway needs: they tell
+// Ready whether Consul answers, and keep the last good proxy-defaults in mind.
+func (w *Watcher) Run(ctx context.Context) error {
+	l := w.hub.lease()
+	defer l.close()
+	l.need(query{kind: rootsKind})
+	l.need(query{kind: defaultKind})
+	w.beat.Store(l.held[query{kind: rootsKind}].watch)
+	defer w.beat.Store(nil)
+	<-ctx.Done()
+	return nil
+}
+
+// Ready gives nil when Consul has been reached and answers, and else why not.
+func (w *Watcher) Ready() error {
+	beat := w.beat.Load()
+	if beat == nil {
+		return errors.New("consul is not being watched")
+	}
+	f := w.hub.known(beat)
+	switch {
+	case f.err != nil:
+		return fmt.Errorf("consul at %s: %w", w.client.Address(), f.err)
+	case f.value == nil:
+		return fmt.Errorf("consul at %s: no answer yet", w.client.Address())
+	}
+	return nil
+}
+
+// Watch calls put with a snapshot of the gateway as soon as all of it is known,
+// and with a new one whenever something changes. put must not block. Watch
+// gives nil when ctx has ended, and only then. One gateway should be watched
+// only once at a time.
+func (w *Watcher) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
+	if id.Name == "" {
+		return errors.New("the gateway has no name")
+	}
+	s := &source{id: id, lease: w.hub.lease(), hold: w.hold, own: w.recall(id), client: w.client, put: put}
+	defer func() {
+		s.lease.close()
+		w.remember(id, s.own)
+	}()
+	s.run(ctx)
+	return nil
+}
+
+func (w *Watcher) recall(id gateway.ID) map[instanceID]gateway.Layer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.own[id]
+}
+
+func (w *Watcher) remember(id gateway.ID, own map[instanceID]gateway.Layer) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(own) == 0 {
+		delete(w.own, id)
+		return
+	}
+	w.own[id] = own
+}
