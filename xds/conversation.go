@@ -1,0 +1,171 @@
+package xds
+
+// conversation decides what one Envoy is sent, and when. It has no goroutine
+// and no lock; its owner calls one method at a time.
+//
+// The rules, most of them Consul's:
+//
+//   - Per type one response at a time, until Envoy answered it.
+//   - Secrets, clusters and endpoints go out as soon as they differ. They never
+//     wait for each other: Envoy acknowledges a cluster only when the cluster's
+//     endpoints and secrets have arrived.
+//   - Listeners and routes wait until Envoy acknowledged those, and has asked
+//     for the endpoints of the clusters it was sent.
+//   - Clusters, endpoints and secrets are removed last, when no listener and no
+//     route that Envoy has may need them.
+//   - A cluster's endpoints are sent again after the cluster, a listener's
+//     routes after the listener: Envoy waits for them again.
+//   - What Envoy rejected is not offered again until it changes.
+type conversation struct {
+	set    *Set
+	topics [NumTypes]topic
+	// owed are the load assignments Envoy has to ask for because it was
+	// sent their clusters, and has not yet.
+	owed map[string]struct{}
+	// impatient is true in the push that waits no longer.
+	impatient bool
+}
+
+func newConversation(sotw bool) *conversation {
+	c := &conversation{owed: map[string]struct{}{}}
+	for t := range c.topics {
+		c.topics[t] = topic{
+			typ: Type(t), sotw: sotw,
+			has: map[string]given{}, dirty: map[string]struct{}{},
+		}
+	}
+	return c
+}
+
+// hear takes a request.
+func (c *conversation) hear(t Type, r request) verdict {
+	v := c.topics[t].take(r)
+	switch {
+	case t == Cluster && v.problem != nil:
+		clear(c.owed)
+	case t == Endpoint:
+		c.collect()
+	}
+	return v
+}
+
+// pause makes a topic silent until its next request.
+func (c *conversation) pause(t Type) { c.topics[t].open = false }
+
+// update takes a newer set.
+func (c *conversation) update(s *Set) { c.set = s }
+
+// push sends what can be sent now. It returns true when something has to wait
+// for Envoy.
+func (c *conversation) push() (waits bool) {
+	if c.set == nil {
+		return false
+	}
+	for t := range c.topics {
+		c.topics[t].refresh(c.set.collections[t])
+	}
+	c.collect()
+	for _, t := range []Type{Secret, Cluster, Endpoint} {
+		c.send(t, false)
+	}
+	if !c.holdsTraffic() {
+		c.send(Listener, true)
+		c.send(Route, true)
+		if c.settled() {
+			c.send(Cluster, true)
+			c.send(Endpoint, true)
+			c.send(Secret, true)
+		}
+	}
+	return c.waits()
+}
+
+// pushAnyway is push after waiting for too long: order is given up in favour of
+// delivery.
+func (c *conversation) pushAnyway() {
+	clear(c.owed)
+	c.impatient = true
+	c.push()
+	c.impatient = false
+}
+
+// send queues a response with what is due of a type, if anything is.
+func (c *conversation) send(typ Type, removing bool) {
+	t := &c.topics[typ]
+	if !t.ready() {
+		return
+	}
+	upserts, removals := t.due()
+	if !removing {
+		removals = nil
+	}
+	if len(upserts)+len(removals) == 0 && !t.owesAnswer() {
+		return
+	}
+	r := t.newResponse(upserts, removals)
+	if child, ok := typ.child(); ok {
+		c.topics[child].forceChildren(upserts)
+	}
+	if typ == Cluster {
+		c.owe(upserts)
+	}
+	t.deliver(r)
+}
+
+// owe notes which load assignments Envoy has to ask for next.
+func (c *conversation) owe(clusters []*Resource) {
+	for _, cluster := range clusters {
+		for _, name := range cluster.children {
+			c.owed[name] = struct{}{}
+		}
+	}
+	c.collect()
+}
+
+// collect drops from owed what Envoy has asked for, and what does not exist.
+func (c *conversation) collect() {
+	if len(c.owed) == 0 || c.set == nil {
+		return
+	}
+	endpoints, asked := c.set.collections[Endpoint], &c.topics[Endpoint]
+	for name := range c.owed {
+		if _, exists := endpoints.Resources[name]; !exists || !endpoints.Known || asked.open && asked.wants(name) {
+			delete(c.owed, name)
+		}
+	}
+}
+
+// holdsTraffic says whether listeners and routes have to wait.
+func (c *conversation) holdsTraffic() bool {
+	if c.impatient {
+		return false
+	}
+	return len(c.owed) > 0 || c.topics[Secret].inflight != nil ||
+		c.topics[Cluster].inflight != nil || c.topics[Endpoint].inflight != nil
+}
+
+// settled says whether Envoy has acknowledged all listeners and routes, so that
+// nothing it has needs what is to be removed.
+func (c *conversation) settled() bool {
+	if !c.topics[Listener].started && !c.impatient {
+		return false
+	}
+	for _, typ := range []Type{Listener, Route} {
+		t := &c.topics[typ]
+		if t.inflight != nil || t.rejected || t.open && len(t.dirty) > 0 || t.keepsWithheld() {
+			return false
+		}
+	}
+	return true
+}
+
+// waits says whether something that could be sent is held back.
+func (c *conversation) waits() bool {
+	for i := range c.topics {
+		t := &c.topics[i]
+		if t.ready() && (len(t.dirty) > 0 || t.owesAnswer()) {
+			return true
+		}
+	}
+	return false
+}
