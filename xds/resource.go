@@ -28,7 +28,7 @@ type Resource struct {
 // NewResource checks a message against Envoy's own field rules and encodes it.
 // Equal messages get equal versions, in every process.
 func NewResource(t Type, m proto.Message) (*Resource, error) {
-	name := cache.GetResourceName(m)
+	name := NameOf(m)
 	if name == "" {
 		return nil, fmt.Errorf("%s without a name", t)
 	}
@@ -53,6 +53,9 @@ func NewResource(t Type, m proto.Message) (*Resource, error) {
 		children: childrenOf(m),
 	}, nil
 }
+
+// NameOf is the name a resource made of m would have; empty if m has none.
+func NameOf(m proto.Message) string { return cache.GetResourceName(m) }
 
 // Name is the resource's name, unique within its type.
 func (r *Resource) Name() string { return r.wire.GetName() }

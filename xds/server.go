@@ -71,9 +71,9 @@ func (s *Server) Register(g *grpc.Server) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
 }
 
-// ServerOptions are the limits Envoys are used to from Consul: a ping every
+// ServerOptions are the options of a gRPC server for s: the limits Envoys are used to from Consul: a ping every
 // 15 s at most, also without a stream, and 2,048 streams a connection.
-func ServerOptions() []grpc.ServerOption {
+func (s *Server) ServerOptions() []grpc.ServerOption {
 	const maxRequest = 50 << 20 // bytes
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(2048),
