@@ -98,7 +98,7 @@ func (c *Client) ask(ctx context.Context, q query, index uint64, wait time.Durat
 	if err != nil {
 		return answer{}, err
 	}
-	if res.header.Get("X-Consul-Knownleader") == "false" {
+	if leaderless(res.header) {
 		return answer{}, &askError{outcome: outcomeUnreachable, err: errNoLeader}
 	}
 	n, _ := strconv.ParseUint(res.header.Get("X-Consul-Index"), 10, 64)
@@ -107,6 +107,13 @@ func (c *Client) ask(ctx context.Context, q query, index uint64, wait time.Durat
 		index:    n,
 		filtered: res.header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
 	}, nil
+}
+
+// leaderless says whether the answer comes from a server that knows no leader,
+// whose state may be empty or old. The streaming backend, which answers
+// blocking health queries, never fills in that header.
+func leaderless(h http.Header) bool {
+	return h.Get("X-Consul-Knownleader") == "false" && h.Get("X-Consul-Query-Backend") != "streaming"
 }
 
 // params gives the query's parameters. Any server may answer (stale), as
