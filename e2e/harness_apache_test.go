@@ -1,0 +1,92 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const apacheModules = "/usr/lib/apache2/modules"
+
+// remoteIP tells the lab's Apache how to learn the client's address.
+type remoteIP string
+
+const (
+	// proxyProtocol reads it from a PROXY header on every connection.
+	proxyProtocol remoteIP = "RemoteIPProxyProtocol On"
+	// forwardedFor reads it from X-Forwarded-For, where the sidecar on the same
+	// host and the gateway are trusted.
+	forwardedFor remoteIP = "RemoteIPHeader X-Forwarded-For\nRemoteIPInternalProxy 127.0.0.1 " + gatewayIP
+)
+
+// apache is a running Apache with mod_remoteip that answers "hello world".
+type apache struct {
+	*process
+	log string // path: one line a request: client's address, request line
+}
+
+func startApache(t *testing.T, h *host, port int, mode remoteIP) *apache {
+	t.Helper()
+	dir := newDir(t)
+	writeFile(t, dir, "index.html", "hello world\n")
+	a := &apache{log: filepath.Join(dir, "access.log")}
+	config := fmt.Sprintf(`ServerName lab
+Listen %[1]d
+PidFile %[2]s/pid
+DefaultRuntimeDir %[2]s
+LoadModule mpm_event_module %[3]s/mod_mpm_event.so
+LoadModule authz_core_module %[3]s/mod_authz_core.so
+LoadModule dir_module %[3]s/mod_dir.so
+LoadModule remoteip_module %[3]s/mod_remoteip.so
+User www-data
+Group www-data
+ErrorLog %[2]s/error.log
+LogFormat "%%a %%r" lab
+CustomLog %[4]s lab
+DocumentRoot %[2]s
+FallbackResource /index.html
+%[5]s
+`, port, dir, modules(t), a.log, mode)
+	a.process = startProcess(t, command{
+		Name: "apache", Path: tool(t, "apache2", "apache2-bin"), Host: h,
+		Args: []string{"-X", "-f", writeFile(t, dir, "apache.conf", config)},
+	})
+	eventually(t, "apache listens", startDeadline, func() error {
+		if err := a.alive(); err != nil {
+			return err
+		}
+		conn, err := h.dial(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	return a
+}
+
+// client waits for the line of a request in Apache's log and gives the address
+// that it has for the client.
+func (a *apache) client(t *testing.T, path string) string {
+	t.Helper()
+	var client string
+	eventually(t, "apache logs the request for "+path, changeDeadline, func() error {
+		for line := range strings.Lines(readFile(t, a.log)) {
+			if fields := strings.Fields(line); len(fields) == 4 && fields[2] == path {
+				client = fields[0]
+				return nil
+			}
+		}
+		return fmt.Errorf("not in its log")
+	})
+	return client
+}
+
+// modules is the folder of Apache's modules.
+func modules(t *testing.T) string {
+	t.Helper()
+	binary(t, filepath.Join(apacheModules, "mod_remoteip.so"), "make tools")
+	return apacheModules
+}

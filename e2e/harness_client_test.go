@@ -1,0 +1,147 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+)
+
+// labHost is the Host header of the lab's request.
+const labHost = "static-server.ingress.consul"
+
+// callTimeout is the longest that a client waits for its answer.
+const callTimeout = 5 * time.Second
+
+// call is one HTTP request on a connection of its own.
+type call struct {
+	From   *host
+	To     string // address:port
+	Path   string
+	Host   string // labHost when empty
+	Header http.Header
+	Proxy  *proxyproto.Header // written in front of the request; nil for none
+}
+
+// answer is what the client got.
+type answer struct {
+	Status int
+	Body   string
+	Header http.Header
+}
+
+// do makes the request. The error is the connection's.
+func (c call) do(ctx context.Context) (answer, error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	defer conn.Close()
+	return conn.exchange(c, "close")
+}
+
+// must makes the request and fails the test when the connection does.
+func (c call) must(t *testing.T) answer {
+	t.Helper()
+	a, err := c.do(t.Context())
+	if err != nil {
+		t.Fatalf("%s -> %s%s: %v", c.From.Name, c.To, c.Path, err)
+	}
+	return a
+}
+
+// connect opens a connection and writes the PROXY header.
+func (c call) connect(ctx context.Context) (*clientConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := c.From.dial(ctx, "tcp", c.To)
+	if err != nil {
+		return nil, err
+	}
+	if c.Proxy != nil {
+		if _, err := c.Proxy.WriteTo(conn); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	return &clientConn{Conn: conn, reader: bufio.NewReader(conn)}, nil
+}
+
+// clientConn is a client's HTTP/1.1 connection. Unlike Go's own client it
+// neither retries nor minds an answer that comes before the request, as the 400
+// to a PROXY header does.
+type clientConn struct {
+	net.Conn
+	reader *bufio.Reader
+	last   bool // the peer has said that it will close
+}
+
+// exchange sends the request and reads its answer.
+func (conn *clientConn) exchange(c call, connection string) (answer, error) {
+	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+		return answer{}, err
+	}
+	_, sendErr := io.WriteString(conn, c.text(connection))
+	response, err := http.ReadResponse(conn.reader, nil)
+	if err != nil {
+		return answer{}, errors.Join(sendErr, fmt.Errorf("wait for the answer: %w", err))
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return answer{}, fmt.Errorf("read the answer: %w", err)
+	}
+	conn.last = response.Close
+	return answer{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
+}
+
+// text is the request as it goes over the wire.
+func (c call) text(connection string) string {
+	name := c.Host
+	if name == "" {
+		name = labHost
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: %s\r\n", c.Path, name, connection)
+	_ = c.Header.Write(&text) // a strings.Builder takes everything
+	text.WriteString("\r\n")
+	return text.String()
+}
+
+// wantHello fails the test unless the answer is the service's.
+func (a answer) wantHello(t *testing.T) {
+	t.Helper()
+	if a.Status != http.StatusOK || a.Body != "hello world\n" {
+		t.Errorf("the client got %d %q, want 200 \"hello world\"", a.Status, a.Body)
+	}
+}
+
+// waitHello makes requests until the service answers one.
+func waitHello(t *testing.T, c call) {
+	t.Helper()
+	eventually(t, "the service answers through "+c.To, changeDeadline, func() error {
+		a, err := c.do(t.Context())
+		if err == nil && a.Status != http.StatusOK {
+			err = fmt.Errorf("status %d: %s", a.Status, a.Body)
+		}
+		return err
+	})
+}
+
+var paths atomic.Int64
+
+// newPath is a path that no other request has, to find it in the logs.
+func newPath() string {
+	return fmt.Sprintf("/request-%d", paths.Add(1))
+}

@@ -1,0 +1,190 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The load: half of the requests on connections of their own, half on
+// connections that are kept alive.
+const (
+	loadPrefix   = "/load/"
+	loadRate     = 200 // requests a second
+	loadKept     = 10  // connections that are kept alive
+	loadInFlight = 100 // more new connections than that at once are failures
+)
+
+// load is traffic from a host that runs beside the rest of a test.
+type load struct {
+	target call
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+	start  time.Time
+	slots  chan struct{}
+
+	mu       sync.Mutex
+	sent     int
+	slowest  time.Duration
+	failures []loadFailure
+}
+
+// loadFailure is a request that was not answered 200.
+type loadFailure struct {
+	After time.Duration // since the start of the load
+	Kept  bool          // on a connection that had been used before
+	Cause string
+}
+
+func (f loadFailure) String() string {
+	kind := "new connection"
+	if f.Kept {
+		kind = "kept connection"
+	}
+	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), kind, f.Cause)
+}
+
+// startLoad sends the call, with paths of its own, until stop or the test's
+// end.
+func startLoad(t *testing.T, target call) *load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	target.Path = loadPrefix
+	l := &load{target: target, cancel: cancel, start: time.Now(), slots: make(chan struct{}, loadInFlight)}
+	l.work.Go(func() { l.newConnections(ctx) })
+	for i := range loadKept {
+		l.work.Go(func() { l.keptConnection(ctx, i) })
+	}
+	t.Cleanup(l.stop)
+	return l
+}
+
+// stop ends the load and waits for the requests in flight.
+func (l *load) stop() {
+	l.cancel()
+	l.work.Wait()
+}
+
+// wantNoFailures stops the load, prints every failure and fails the test if
+// there was one.
+func (l *load) wantNoFailures(t *testing.T) {
+	t.Helper()
+	l.stop()
+	t.Logf("load: %d requests in %.1fs, slowest %v, %d failures",
+		l.sent, time.Since(l.start).Seconds(), l.slowest.Round(time.Millisecond), len(l.failures))
+	for _, failure := range l.failures {
+		t.Errorf("load: %v", failure)
+	}
+	if l.sent == 0 {
+		t.Error("load: nothing was sent")
+	}
+}
+
+// newConnections sends half of the load, each request on a new connection. It
+// keeps its pace however slow the answers are.
+func (l *load) newConnections(ctx context.Context) {
+	l.everyTick(ctx, time.Second*2/loadRate, 0, func() {
+		select {
+		case l.slots <- struct{}{}:
+		default:
+			l.record(time.Now(), false, fmt.Errorf("not sent: %d requests wait for an answer", loadInFlight))
+			return
+		}
+		l.work.Go(func() {
+			defer func() { <-l.slots }()
+			begin := time.Now()
+			l.record(begin, false, l.once())
+		})
+	})
+}
+
+// once makes a request on a new connection.
+func (l *load) once() error {
+	conn, err := l.target.connect(context.Background())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return l.exchange(conn, "close")
+}
+
+// keptConnection sends its share of the load on one connection for as long as
+// the gateway lets it. A connection that the gateway has closed between two
+// requests is no failure; one that ends before the answer is.
+func (l *load) keptConnection(ctx context.Context, index int) {
+	const share = loadRate / 2 / loadKept
+	var conn *clientConn
+	defer func() {
+		if conn != nil {
+			conn.Close()
+		}
+	}()
+	l.everyTick(ctx, time.Second/share, time.Duration(index)*time.Second/share/loadKept, func() {
+		begin := time.Now()
+		if conn != nil && conn.endedByPeer() {
+			conn.Close()
+			conn = nil
+		}
+		kept := conn != nil
+		var err error
+		if conn == nil {
+			conn, err = l.target.connect(context.Background())
+		}
+		if err == nil {
+			err = l.exchange(conn, "keep-alive")
+		}
+		l.record(begin, kept, err)
+		if conn != nil && (err != nil || conn.last) {
+			conn.Close()
+			conn = nil
+		}
+	})
+}
+
+// exchange makes one request; an answer other than 200 is an error.
+func (l *load) exchange(conn *clientConn, connection string) error {
+	got, err := conn.exchange(l.target, connection)
+	if err == nil && got.Status != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
+	}
+	return err
+}
+
+// everyTick calls f at a fixed pace until ctx ends, the first time after delay.
+func (l *load) everyTick(ctx context.Context, interval, delay time.Duration, f func()) {
+	for next := l.start.Add(delay); ; next = next.Add(interval) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(next)):
+			f()
+		}
+	}
+}
+
+// endedByPeer looks, between two requests, whether the peer has closed.
+func (c *clientConn) endedByPeer() bool {
+	if err := c.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		return true
+	}
+	_, err := c.reader.Peek(1)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+func (l *load) record(begin time.Time, kept bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent++
+	l.slowest = max(l.slowest, time.Since(begin))
+	if err != nil {
+		l.failures = append(l.failures, loadFailure{After: begin.Sub(l.start), Kept: kept, Cause: err.Error()})
+	}
+}

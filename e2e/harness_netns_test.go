@@ -1,0 +1,189 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The addresses of the lab: the client's is from a documentation range
+// (RFC 5737), the others from the benchmarking range (RFC 2544).
+const (
+	clientIP   = "203.0.113.7"
+	balancerIP = "198.18.0.10"
+	gatewayIP  = "198.18.0.20"
+	gateway2IP = "198.18.0.21"
+	serviceIP  = "198.18.0.30"
+	controlIP  = "198.18.0.40"
+)
+
+// lab is a network of hosts on one switch. Nothing in it can reach the machine
+// that runs the test, or the other way round: Go code enters a host with
+// host.do, host.dial and host.listen.
+type lab struct {
+	fabric *namespace
+
+	Client   *host // who asks
+	Balancer *host // the network load balancer
+	Gateway  *host // the first instance of the gateway
+	Service  *host // the service and its sidecar
+	Control  *host // Consul's server
+}
+
+// host is one machine of a lab, with loopback and one address.
+type host struct {
+	*namespace
+	Name string
+	IP   netip.Addr
+}
+
+// newLab makes a network with the five usual hosts.
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{fabric: newNamespace(t)}
+	l.fabric.ip(t, "link add name bridge type bridge mcast_snooping 0", "link set bridge up")
+	l.Client = l.addHost(t, "client", clientIP)
+	l.Balancer = l.addHost(t, "balancer", balancerIP)
+	l.Gateway = l.addHost(t, "gateway", gatewayIP)
+	l.Service = l.addHost(t, "service", serviceIP)
+	l.Control = l.addHost(t, "control", controlIP)
+	return l
+}
+
+// addHost plugs one more host into the lab's switch.
+func (l *lab) addHost(t *testing.T, name, ip string) *host {
+	t.Helper()
+	h := &host{namespace: newNamespace(t), Name: name, IP: netip.MustParseAddr(ip)}
+	l.fabric.ip(t,
+		fmt.Sprintf("link add name %s type veth peer name eth0 netns %s", name, h.path()),
+		fmt.Sprintf("link set %s master bridge up", name))
+	h.ip(t,
+		"link set lo up",
+		fmt.Sprintf("address add %s/32 dev eth0", ip),
+		"link set eth0 up",
+		"route add 198.18.0.0/15 dev eth0",
+		"route add 203.0.113.0/24 dev eth0")
+	return h
+}
+
+// addr is the host's address with a port.
+func (h *host) addr(port int) string {
+	return netip.AddrPortFrom(h.IP, uint16(port)).String()
+}
+
+// dial connects from inside the host; address is an IP address with a port. It
+// fits http.Transport.DialContext.
+func (h *host) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var conn net.Conn
+	err := h.do(func() error {
+		var err error
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// listen opens a TCP listener inside the host until the test ends.
+func (h *host) listen(t *testing.T, address string) net.Listener {
+	t.Helper()
+	var listener net.Listener
+	err := h.do(func() error {
+		var err error
+		listener, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("listen in host %s: %v", h.Name, err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+// namespace is a network namespace without a name: it lives as long as the
+// test or a process in it, so that even a killed test leaves nothing behind.
+type namespace struct {
+	file *os.File
+}
+
+func newNamespace(t *testing.T) *namespace {
+	t.Helper()
+	var n *namespace
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace (the e2e tests need root): %w", err)
+		}
+		file, err := currentNamespace()
+		n = &namespace{file: file}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.file.Close() })
+	return n
+}
+
+// do runs f inside the namespace. Sockets that f opens and processes that it
+// starts stay there; goroutines that it starts do not enter.
+func (n *namespace) do(f func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter the network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// path names the namespace for the ip command, while this process lives.
+func (n *namespace) path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
+}
+
+// ip runs lines of the ip command inside the namespace.
+func (n *namespace) ip(t *testing.T, lines ...string) {
+	t.Helper()
+	cmd := exec.Command(tool(t, "ip", "iproute2"), "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
+	var output []byte
+	err := n.do(func() error {
+		var err error
+		output, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		t.Fatalf("ip %q: %v: %s", lines, err, output)
+	}
+}
+
+// onThread runs f on a thread that may change its network namespace, and takes
+// the thread back to where it was. A thread that cannot go back is not used
+// again.
+func onThread(f func() error) error {
+	runtime.LockOSThread()
+	home, err := currentNamespace()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer home.Close()
+	err = f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		panic(fmt.Sprintf("leave the network namespace: %v", back))
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+func currentNamespace() (*os.File, error) {
+	return os.Open("/proc/thread-self/ns/net")
+}

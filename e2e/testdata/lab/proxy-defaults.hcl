@@ -1,0 +1,6 @@
+Kind = "proxy-defaults"
+Name = "global"
+
+AccessLogs {
+  Enabled = true
+}

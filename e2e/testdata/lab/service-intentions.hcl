@@ -1,0 +1,9 @@
+Kind = "service-intentions"
+Name = "static-server"
+
+Sources = [
+  {
+    Name   = "ingress-gateway"
+    Action = "allow"
+  }
+]
