@@ -1,0 +1,120 @@
+package files
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// opaque holds the keys that are honoured of an opaque config: proxy-defaults'
+// Config and a gateway's proxy.config
+// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
+type opaque struct {
+	NoDefaultBind       bool                       `name:"envoy_gateway_no_default_bind"`
+	BindTaggedAddresses bool                       `name:"envoy_gateway_bind_tagged_addresses"`
+	BindAddresses       map[string]gateway.Address `name:"envoy_gateway_bind_addresses"`
+
+	OldNoDefaultBind       bool                       `name:"envoy_mesh_gateway_no_default_bind"`
+	OldBindTaggedAddresses bool                       `name:"envoy_mesh_gateway_bind_tagged_addresses"`
+	OldBindAddresses       map[string]gateway.Address `name:"envoy_mesh_gateway_bind_addresses"`
+
+	FetchTimeoutMS      *int64 `name:"xds_fetch_timeout_ms"`
+	MaxRequestHeadersKB uint32 `name:"max_request_headers_kb"`
+	Protocol            string `name:"protocol"` // proxy-defaults': of services without one
+	Usher               *node  `name:"usher"`
+}
+
+// config gives what the keys mean.
+func (o *opaque) config() gateway.ProxyConfig {
+	c := gateway.ProxyConfig{
+		NoDefaultBind:       o.NoDefaultBind || o.OldNoDefaultBind,
+		BindTaggedAddresses: o.BindTaggedAddresses || o.OldBindTaggedAddresses,
+		BindAddresses:       o.BindAddresses,
+		MaxRequestHeadersKB: o.MaxRequestHeadersKB,
+	}
+	if c.BindAddresses == nil {
+		c.BindAddresses = o.OldBindAddresses
+	}
+	if o.FetchTimeoutMS != nil && *o.FetchTimeoutMS >= 0 {
+		span := time.Duration(*o.FetchTimeoutMS) * time.Millisecond
+		c.FetchTimeout = &span
+	}
+	return c
+}
+
+// opaqueConfig decodes an opaque config; nil says nothing. The value of usher
+// is left as it is: gateway.Layer decodes it, which remembers the last good.
+func (d *decoder) opaqueConfig(n *node, path string) opaque {
+	var o opaque
+	if n == nil {
+		return o
+	}
+	d.object(n, path, &o)
+	for _, addresses := range []map[string]gateway.Address{o.BindAddresses, o.OldBindAddresses} {
+		for name, a := range addresses {
+			if _, err := netip.ParseAddr(a.Address); err != nil {
+				d.add(n.at, path, "bind address %q is %q, which is not an IP address; use one", name, a.Address)
+			}
+		}
+	}
+	return o
+}
+
+// usher gives the settings under the key "usher", nil where there are none,
+// and what names their place in problems.
+func (o *opaque) usher(otherwise place) (where string, raw any) {
+	if o.Usher == nil {
+		return otherwise.String(), nil
+	}
+	return o.Usher.at.String(), o.Usher.plain()
+}
+
+// checkProxyDefaults applies the rules of
+// https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults.
+func checkProxyDefaults(d *decoder, e *entry[proxyDefaults]) {
+	if e.name != "global" {
+		d.add(e.at, "", "%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
+	}
+	path := "Config"
+	if e.custom {
+		path = "spec.config"
+	}
+	o := d.opaqueConfig(e.spec.Config, path)
+	e.spec.opaque = o
+	if !slices.Contains(protocols, protocolOf(o.Protocol)) {
+		e.problem(d, steps("Config", "protocol"), "%q is not allowed; use one of %s", o.Protocol, strings.Join(protocols, ", "))
+	}
+	logs := e.spec.AccessLogs
+	at := steps("AccessLogs")
+	if !slices.Contains([]string{"", "stdout", "stderr", "file"}, logs.Type) {
+		e.problem(d, append(at, "Type"), "%q is not allowed; use one of stdout, stderr, file", logs.Type)
+	}
+	switch {
+	case logs.Type == "file" && logs.Path == "":
+		e.problem(d, append(at, "Path"), "access logs of type file need a path; add one")
+	case logs.Type != "file" && logs.Path != "":
+		e.problem(d, append(at, "Path"), "a path goes with type file only; remove it, or set the type")
+	case logs.JSONFormat != "" && logs.TextFormat != "":
+		e.problem(d, append(at, "TextFormat"), "a JSON format is given as well; remove one of the two")
+	case logs.JSONFormat != "" && json.Unmarshal([]byte(logs.JSONFormat), &map[string]any{}) != nil:
+		e.problem(d, append(at, "JSONFormat"), "the format is not a JSON object; correct it")
+	}
+}
+
+// checkDefaults applies the rules of
+// https://developer.hashicorp.com/consul/docs/reference/config-entry/service-defaults.
+func checkDefaults(d *decoder, e *entry[serviceDefaults]) {
+	if e.name == wildcard {
+		d.add(e.at, "", "service-defaults are those of one service, not of \"*\"; use proxy-defaults")
+	}
+	if !slices.Contains(protocols, protocolOf(e.spec.Protocol)) {
+		e.problem(d, steps("Protocol"), "%q is not allowed; use one of %s", e.spec.Protocol, strings.Join(protocols, ", "))
+	}
+	if e.spec.Protocol != "" {
+		e.spec.Protocol = protocolOf(e.spec.Protocol)
+	}
+}
