@@ -1,0 +1,233 @@
+package listeners
+
+import (
+	"fmt"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// connectTimeout is Consul's default for a target that says nothing.
+const connectTimeout = 5 * time.Second
+
+// upstream adds the clusters and load assignments of a row.
+func (parts *portParts) upstream(env environment, p port, r row) error {
+	groups, err := groupsOf(env.snapshot, r.chain)
+	if err != nil {
+		return err
+	}
+	limits := limitsOf(env.snapshot.Entry.Defaults, r.config)
+	for _, g := range groups {
+		if g.failover {
+			aggregate, err := aggregateCluster(g, limits)
+			if err != nil {
+				return err
+			}
+			parts.clusters = append(parts.clusters, aggregate)
+		}
+		for _, l := range g.legs {
+			if err := parts.leg(env, clusterKeyOf(env, p, g, l, limits), l); err != nil {
+				return fmt.Errorf("cluster %s: %w", l.cluster, err)
+			}
+		}
+	}
+	return nil
+}
+
+// leg adds the cluster and the load assignment of a leg.
+func (parts *portParts) leg(env environment, k clusterKey, l leg) error {
+	if l.target.Peer != "" {
+		parts.clusters = append(parts.clusters, emptyCluster(l.cluster))
+		parts.problems = append(parts.problems, gateway.Problem{
+			Where: "service " + l.target.Service + " of cluster peer " + l.target.Peer,
+			What:  "cluster peers are not supported: there is no way to verify their certificates; nothing is sent there",
+		})
+		return nil
+	}
+	cluster, err := meshCluster(k)
+	if err != nil {
+		return err
+	}
+	parts.clusters = append(parts.clusters, cluster)
+	assignment, problems := loadAssignment(assignmentKeyOf(env.snapshot, l))
+	if assignment != nil {
+		parts.assignments = append(parts.assignments, assignment)
+	}
+	parts.problems = append(parts.problems, problems...)
+	return nil
+}
+
+// clusterKey is everything that a cluster with instances follows from.
+type clusterKey struct {
+	name        string
+	target      *gateway.Target
+	resolver    *gateway.Resolver
+	balancer    *gateway.LoadBalancer
+	http2       bool
+	limits      limits
+	fetch       fetchTimeout
+	plain       bool
+	trustDomain string
+	outgoing    *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
+}
+
+func clusterKeyOf(env environment, p port, g group, l leg, limits limits) clusterKey {
+	k := clusterKey{
+		name:     l.cluster,
+		target:   l.target,
+		resolver: g.node.Resolver,
+		balancer: g.node.LoadBalancer,
+		http2:    p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
+		limits:   limits,
+		fetch:    env.fetch,
+		plain:    env.snapshot.Plain,
+	}
+	if roots := env.snapshot.Roots; roots != nil {
+		k.trustDomain = roots.TrustDomain
+	}
+	if m := env.snapshot.Mesh; m != nil && m.TLS != nil {
+		k.outgoing = m.TLS.Outgoing
+	}
+	return k
+}
+
+// meshCluster makes the cluster of a target's instances, which come by EDS
+// under the same name.
+func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
+	c := &clusterv3.Cluster{
+		Name:                 k.name,
+		AltStatName:          k.name,
+		ConnectTimeout:       connectTimeoutOf(k.resolver),
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: overADS(k.fetch)},
+		// Never send to unhealthy instances, not even when most are.
+		CommonLbConfig:   &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{}},
+		CircuitBreakers:  &clusterv3.CircuitBreakers{Thresholds: k.limits.thresholds()},
+		OutlierDetection: k.limits.outlierDetection(),
+	}
+	if err := balance(c, k.balancer); err != nil {
+		return nil, err
+	}
+	if k.http2 {
+		options, err := http2Options()
+		if err != nil {
+			return nil, err
+		}
+		c.TypedExtensionProtocolOptions = options
+	}
+	if !k.plain {
+		socket, err := meshSocket(k)
+		if err != nil {
+			return nil, err
+		}
+		c.TransportSocket = socket
+	}
+	return c, valid(c)
+}
+
+// meshSocket makes the mutual TLS to a target's sidecars: the gateway's
+// certificate, and the target's identity as the only one that is accepted.
+func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
+	var outgoing gateway.TLSParameters
+	if k.outgoing != nil {
+		outgoing = *k.outgoing
+	}
+	params, err := tlsParameters(outgoing)
+	if err != nil {
+		return nil, fmt.Errorf("config entry mesh: TLS.Outgoing: %w", err)
+	}
+	identity := &tlsv3.SubjectAltNameMatcher{
+		SanType: tlsv3.SubjectAltNameMatcher_URI,
+		Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{
+			Exact: spiffeID(k.trustDomain, k.target),
+		}},
+	}
+	return transportSocket(&tlsv3.UpstreamTlsContext{
+		Sni: k.target.SNI,
+		CommonTlsContext: &tlsv3.CommonTlsContext{
+			TlsParams:                      params,
+			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretOverADS(LeafSecret)},
+			ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
+				CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
+					DefaultValidationContext: &tlsv3.CertificateValidationContext{
+						MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{identity},
+					},
+					ValidationContextSdsSecretConfig: secretOverADS(RootsSecret),
+				},
+			},
+		},
+	})
+}
+
+// aggregateCluster makes the cluster that tries the legs of a group in order.
+// Limits belong to the legs: Envoy counts nothing on an aggregate. Its outlier
+// detection is as Consul writes it.
+func aggregateCluster(g group, l limits) (*clusterv3.Cluster, error) {
+	names := make([]string, len(g.legs))
+	for i, leg := range g.legs {
+		names[i] = leg.cluster
+	}
+	config, err := pack(&aggregatev3.ClusterConfig{Clusters: names})
+	if err != nil {
+		return nil, err
+	}
+	c := &clusterv3.Cluster{
+		Name:           g.base,
+		AltStatName:    g.base,
+		ConnectTimeout: connectTimeoutOf(g.node.Resolver),
+		LbPolicy:       clusterv3.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name:        "envoy.clusters.aggregate",
+			TypedConfig: config,
+		}},
+		OutlierDetection: l.outlierDetection(),
+	}
+	return c, valid(c)
+}
+
+// emptyCluster makes a cluster without instances: what is sent there is
+// answered 503, or goes on to the next leg of a failover.
+func emptyCluster(name string) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:                 name,
+		AltStatName:          name,
+		ConnectTimeout:       durationpb.New(connectTimeout),
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: name},
+	}
+}
+
+func connectTimeoutOf(r *gateway.Resolver) *durationpb.Duration {
+	if r.ConnectTimeout > 0 {
+		return durationpb.New(time.Duration(r.ConnectTimeout))
+	}
+	return durationpb.New(connectTimeout)
+}
+
+// http2Options makes a cluster speak HTTP/2 to its instances.
+func http2Options() (map[string]*anypb.Any, error) {
+	options, err := pack(&upstreamhttpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+				},
+			},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}, nil
+}

@@ -1,0 +1,148 @@
+package listeners
+
+import (
+	"fmt"
+	"net/netip"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// wan is the name of the tagged address that other datacenters use.
+const wan = "wan"
+
+// maxWeight is the largest weight that Envoy takes for an instance.
+const maxWeight = 128
+
+// assignmentKey is everything that a load assignment follows from.
+type assignmentKey struct {
+	cluster     string
+	local       string // the datacenter that addresses are seen from
+	onlyPassing bool
+	instances   *gateway.Endpoints // of the target; nil: not answered yet
+	through     bool               // by way of mesh gateways
+	gateways    *gateway.Endpoints // the mesh gateways; nil: not answered yet
+}
+
+func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
+	k := assignmentKey{
+		cluster:     l.cluster,
+		local:       s.Datacenter,
+		onlyPassing: l.target.Subset.OnlyPassing,
+		instances:   s.Endpoints[l.target.ID],
+	}
+	if l.target.Datacenter == s.Datacenter && tenant(l.target.Partition) == tenant(s.ID.Partition) {
+		return k
+	}
+	switch l.target.MeshGateway.Mode {
+	case "local":
+		k.through, k.gateways = true, s.MeshGateways[s.Datacenter]
+	case "remote":
+		k.through, k.gateways = true, s.MeshGateways[l.target.Datacenter]
+	}
+	return k
+}
+
+// loadAssignment gives the instances of a cluster: the target's own, or the
+// mesh gateways in front of them, which then share the health of the target.
+// It is nil while the answer is not in, and empty when the answer is that there
+// are none: only that lets Envoy finish its start. An instance that Envoy could
+// not take would cost all others, so it is left out and a problem.
+func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []gateway.Problem) {
+	if k.instances == nil || k.through && k.gateways == nil {
+		return nil, nil
+	}
+	instances, shared := k.instances.Endpoints, corev3.HealthStatus_UNKNOWN
+	if k.through {
+		instances, shared = k.gateways.Endpoints, overallHealth(k.instances, k.onlyPassing)
+	}
+	var problems []gateway.Problem
+	group := &endpointv3.LocalityLbEndpoints{}
+	for i := range instances {
+		ep := &instances[i]
+		address, port := bestAddress(ep, ep.NodeDatacenter != "" && ep.NodeDatacenter != k.local)
+		if err := reachable(address, port); err != nil {
+			problems = append(problems, gateway.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
+			continue
+		}
+		health, weight := healthAndWeight(ep, k.onlyPassing)
+		if k.through {
+			health = shared
+		}
+		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(socketAddress(address, port), health, weight))
+	}
+	return &endpointv3.ClusterLoadAssignment{
+		ClusterName: k.cluster,
+		Endpoints:   []*endpointv3.LocalityLbEndpoints{group},
+	}, problems
+}
+
+func lbEndpoint(a *corev3.Address, health corev3.HealthStatus, weight uint32) *endpointv3.LbEndpoint {
+	return &endpointv3.LbEndpoint{
+		HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}},
+		HealthStatus:        health,
+		LoadBalancingWeight: wrapperspb.UInt32(weight),
+	}
+}
+
+// bestAddress gives where an instance is reached from its own datacenter, or
+// with remote from another one, in Consul's order.
+func bestAddress(ep *gateway.Endpoint, remote bool) (address string, port int) {
+	address, port = ep.Address, ep.Port
+	if a, ok := ep.TaggedAddresses[wan]; remote && ok {
+		address = a.Address
+		if a.Port != 0 {
+			port = a.Port
+		}
+	}
+	if address != "" {
+		return address, port
+	}
+	if remote && ep.NodeWANAddress != "" {
+		return ep.NodeWANAddress, port
+	}
+	return ep.NodeAddress, port
+}
+
+func reachable(address string, port int) error {
+	if _, err := netip.ParseAddr(address); err != nil {
+		return fmt.Errorf("its address %q is not an IP address, so that nothing is sent to it; register it with one", address)
+	}
+	if port < 1 || port > 65535 {
+		return fmt.Errorf("its port %d is out of range, so that nothing is sent to it; register it with one from 1 to 65535", port)
+	}
+	return nil
+}
+
+// healthAndWeight translates an instance's status. A weight of 0 means no
+// traffic to Consul; Envoy knows no such weight, so the instance is unhealthy.
+func healthAndWeight(ep *gateway.Endpoint, onlyPassing bool) (corev3.HealthStatus, uint32) {
+	health := corev3.HealthStatus_HEALTHY
+	if ep.Status == gateway.Critical || onlyPassing && ep.Status != gateway.Passing {
+		health = corev3.HealthStatus_UNHEALTHY
+	}
+	weight := 1
+	if ep.Weights != (gateway.Weights{}) {
+		weight = ep.Weights.Passing
+		if ep.Status == gateway.Warning {
+			weight = ep.Weights.Warning
+		}
+	}
+	if weight < 1 {
+		return corev3.HealthStatus_UNHEALTHY, 1
+	}
+	return health, uint32(min(weight, maxWeight))
+}
+
+// overallHealth says whether any instance can take requests.
+func overallHealth(e *gateway.Endpoints, onlyPassing bool) corev3.HealthStatus {
+	for i := range e.Endpoints {
+		if health, _ := healthAndWeight(&e.Endpoints[i], onlyPassing); health == corev3.HealthStatus_HEALTHY {
+			return health
+		}
+	}
+	return corev3.HealthStatus_UNHEALTHY
+}

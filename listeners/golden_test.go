@@ -1,0 +1,227 @@
+package listeners
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/golden"
+)
+
+const testdata = "testdata"
+
+// fixture is the content of a <case>.in.yaml: a whole snapshot, and the
+// releases of Envoy to compile it for, "unknown" when there is none.
+type fixture struct {
+	Envoys []string
+	Chains map[string]*gateway.Chain // by name, in the default namespace and partition
+	gateway.Snapshot
+}
+
+func parseFixture(in []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
+	var tree any
+	if err := yaml.Unmarshal(in, &tree); err != nil {
+		return nil, nil, err
+	}
+	asJSON, err := json.Marshal(tree)
+	if err != nil {
+		return nil, nil, err
+	}
+	var f fixture
+	dec := json.NewDecoder(bytes.NewReader(asJSON))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&f); err != nil {
+		return nil, nil, err
+	}
+	f.Snapshot.Chains = map[gateway.ServiceName]*gateway.Chain{}
+	for name, chain := range f.Chains {
+		f.Snapshot.Chains[gateway.ServiceName{Name: name}] = chain
+	}
+	var envoys []gateway.Envoy
+	for _, release := range f.Envoys {
+		var e gateway.Envoy
+		if _, err := fmt.Sscanf(release, "%d.%d.%d", &e.Major, &e.Minor, &e.Patch); err != nil {
+			return nil, nil, fmt.Errorf("release %q: %w", release, err)
+		}
+		envoys = append(envoys, e)
+	}
+	if len(envoys) == 0 {
+		envoys = []gateway.Envoy{{}}
+	}
+	return &f.Snapshot, envoys, nil
+}
+
+// compiled is what one Envoy of a case gets.
+type compiled struct {
+	instance  *gateway.Instance
+	envoy     gateway.Envoy
+	resources *Resources
+}
+
+func (c compiled) String() string {
+	return fmt.Sprintf("%s/%s on Envoy %s", c.instance.Node, c.instance.ServiceID, c.envoy)
+}
+
+func compileFixture(t *testing.T, in []byte) []compiled {
+	t.Helper()
+	s, envoys, err := parseFixture(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []compiled
+	for _, instance := range s.Instances {
+		for _, e := range envoys {
+			out = append(out, compiled{instance: instance, envoy: e, resources: Compile(s, instance, e)})
+		}
+	}
+	return out
+}
+
+func TestGolden(t *testing.T) {
+	golden.Run(t, testdata, func(t *testing.T, in []byte) any {
+		return document(compileFixture(t, in))
+	})
+}
+
+// document lays out what the Envoys of a case get: first what the first of them
+// gets apart from listeners, then for each Envoy its listeners, and what else it
+// gets that is not the same as for the first.
+func document(all []compiled) map[string]any {
+	doc := map[string]any{}
+	var shared map[string]any
+	for i, c := range all {
+		own := map[string]any{
+			"listeners":         list(c.resources.Listeners),
+			"withheldListeners": c.resources.WithheldListeners,
+			"problems":          c.resources.Problems,
+		}
+		parts := sharedParts(c.resources)
+		if i == 0 {
+			shared = parts
+		}
+		for kind, part := range parts {
+			if i == 0 {
+				doc[kind] = part
+			} else if !sameMessages(shared[kind].([]any), part.([]any)) {
+				own[kind] = part
+			}
+		}
+		doc[c.String()] = withoutEmpty(own)
+	}
+	return withoutEmpty(doc)
+}
+
+func sharedParts(r *Resources) map[string]any {
+	return map[string]any{
+		"routes":    list(r.Routes),
+		"clusters":  list(r.Clusters),
+		"endpoints": list(r.Endpoints),
+		"secrets":   list(r.Secrets),
+	}
+}
+
+func list[T proto.Message](messages []T) []any {
+	out := make([]any, len(messages))
+	for i, m := range messages {
+		out[i] = m
+	}
+	return out
+}
+
+func sameMessages(a, b []any) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !proto.Equal(a[i].(proto.Message), b[i].(proto.Message)) {
+			return false
+		}
+	}
+	return true
+}
+
+func withoutEmpty(m map[string]any) map[string]any {
+	for key, value := range m {
+		if v := reflect.ValueOf(value); v.Kind() == reflect.Slice && v.Len() == 0 {
+			delete(m, key)
+		}
+	}
+	return m
+}
+
+// TestResourcesAreValidAndOrdered holds for every case what must hold for any
+// input.
+func TestResourcesAreValidAndOrdered(t *testing.T) {
+	eachCompiled(t, func(t *testing.T, c compiled) {
+		for _, m := range allMessages(c.resources) {
+			if err := valid(m); err != nil {
+				t.Errorf("%T: %v", m, err)
+			}
+		}
+		checkNames(t, "listener", c.resources.Listeners)
+		checkNames(t, "route configuration", c.resources.Routes)
+		checkNames(t, "cluster", c.resources.Clusters)
+		checkNames(t, "secret", c.resources.Secrets)
+		for i, w := range c.resources.WithheldListeners {
+			if i > 0 && c.resources.WithheldListeners[i-1] >= w {
+				t.Errorf("withheld listeners are not in order: %q", c.resources.WithheldListeners)
+			}
+			for _, l := range c.resources.Listeners {
+				if l.Name == w {
+					t.Errorf("listener %s is withheld and there", w)
+				}
+			}
+		}
+		for _, p := range c.resources.Problems {
+			if strings.ContainsAny(p.String(), "\r\n") || p.Where == "" || p.What == "" {
+				t.Errorf("problem is not a line with where and what: %q", p)
+			}
+		}
+	})
+}
+
+func checkNames[T interface{ GetName() string }](t *testing.T, kind string, all []T) {
+	t.Helper()
+	for i := range all {
+		if i > 0 && all[i-1].GetName() >= all[i].GetName() {
+			t.Errorf("%s %q does not come after %q", kind, all[i].GetName(), all[i-1].GetName())
+		}
+	}
+}
+
+func allMessages(r *Resources) []message {
+	var out []message
+	for _, m := range r.Listeners {
+		out = append(out, m)
+	}
+	for _, m := range r.Routes {
+		out = append(out, m)
+	}
+	for _, m := range r.Clusters {
+		out = append(out, m)
+	}
+	for _, m := range r.Endpoints {
+		out = append(out, m)
+	}
+	for _, m := range r.Secrets {
+		out = append(out, m)
+	}
+	return out
+}
+
+// eachCompiled runs check on what every Envoy of every case gets.
+func eachCompiled(t *testing.T, check func(t *testing.T, c compiled)) {
+	t.Helper()
+	for _, name := range golden.Cases(t, testdata) {
+		for _, c := range compileFixture(t, golden.Input(t, testdata, name)) {
+			t.Run(name+"/"+c.String(), func(t *testing.T) { check(t, c) })
+		}
+	}
+}

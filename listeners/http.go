@@ -1,0 +1,171 @@
+package listeners
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	grpcbridgev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_http1_bridge/v3"
+	grpcstatsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// httpChains makes the filter chains of an http, http2 or grpc listener: one
+// for each service with a certificate of its own, chosen by server name, and
+// one for all other services.
+func httpChains(env environment, in instance, p port) (chainSet, error) {
+	var set chainSet
+	for i := range p.listener.Services {
+		svc := &p.listener.Services[i]
+		if !ownCertificate(svc) {
+			continue
+		}
+		chain, err := ownChain(env, in, p, svc)
+		if err != nil {
+			return chainSet{}, fmt.Errorf("service %s: %w", svc.Name, err)
+		}
+		set.chains = append(set.chains, chain)
+		set.bySNI = true
+	}
+	if len(set.chains) >= len(p.rows) {
+		return set, nil
+	}
+	socket, err := listenerSocket(env, p)
+	if err != nil {
+		return chainSet{}, err
+	}
+	chain, err := httpChain(managerKeyOf(env, in, p, routeName(p, nil)), socket)
+	if err != nil {
+		return chainSet{}, err
+	}
+	set.chains = append(set.chains, chain)
+	return set, nil
+}
+
+// ownChain makes the chain of a service with a certificate of its own.
+func ownChain(env environment, in instance, p port, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+	if len(svc.Hosts) == 0 {
+		return nil, errors.New("a certificate of its own needs Hosts, by which the service is chosen; add them")
+	}
+	socket, err := ownSocket(env, p, svc)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := httpChain(managerKeyOf(env, in, p, routeName(p, svc)), socket)
+	if err != nil {
+		return nil, err
+	}
+	chain.FilterChainMatch = &listenerv3.FilterChainMatch{ServerNames: svc.Hosts}
+	return chain, nil
+}
+
+func httpChain(k managerKey, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+	filter, err := connectionManager(k)
+	if err != nil {
+		return nil, err
+	}
+	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{filter}, TransportSocket: socket}, nil
+}
+
+// routeName names the route configuration of a port, or that of the service svc
+// when it has a certificate, and with it routes, of its own.
+func routeName(p port, svc *gateway.ListenerService) string {
+	name := strconv.Itoa(p.number)
+	if svc == nil || !ownCertificate(svc) {
+		return name
+	}
+	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
+}
+
+// managerKey is everything that an HTTP connection manager follows from.
+type managerKey struct {
+	protocol     string
+	route        string
+	fetch        fetchTimeout
+	maxHeadersKB uint32
+	proxied      bool // the client's address comes with PROXY headers
+	logs         []*accesslogv3.AccessLog
+}
+
+func managerKeyOf(env environment, in instance, p port, route string) managerKey {
+	return managerKey{
+		protocol:     p.protocol,
+		route:        route,
+		fetch:        env.fetch,
+		maxHeadersKB: in.maxHeadersKB,
+		proxied:      in.mode != gateway.Off,
+		logs:         in.logs.filter,
+	}
+}
+
+func connectionManager(k managerKey) (*listenerv3.Filter, error) {
+	filters, err := httpFilters(k.protocol)
+	if err != nil {
+		return nil, err
+	}
+	hcm := &hcmv3.HttpConnectionManager{
+		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_"),
+		CodecType:  hcmv3.HttpConnectionManager_AUTO,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			RouteConfigName: k.route,
+			ConfigSource:    overADS(k.fetch),
+		}},
+		HttpFilters: filters,
+		// No trace is begun here; one that the client began goes on.
+		Tracing:        &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
+		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		AccessLog:      k.logs,
+	}
+	if k.protocol != protocolHTTP {
+		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
+	}
+	if k.maxHeadersKB > 0 {
+		hcm.MaxRequestHeadersKb = wrapperspb.UInt32(k.maxHeadersKB)
+	}
+	if k.proxied {
+		trustConnection(hcm)
+	}
+	return networkFilter("envoy.filters.network.http_connection_manager", hcm)
+}
+
+// httpFilters gives the HTTP filters in the order they run.
+func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
+	type named struct {
+		name   string
+		config message
+	}
+	var wanted []named
+	if protocol == protocolGRPC {
+		stats := &grpcstatsv3.FilterConfig{PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{
+			StatsForAllMethods: wrapperspb.Bool(true),
+		}}
+		wanted = append(
+			wanted,
+			named{"envoy.filters.http.grpc_stats", stats},
+			named{"envoy.filters.http.grpc_http1_bridge", &grpcbridgev3.Config{}},
+		)
+	}
+	wanted = append(wanted, named{"envoy.filters.http.router", &routerv3.Router{}})
+
+	var filters []*hcmv3.HttpFilter
+	for _, w := range wanted {
+		config, err := pack(w.config)
+		if err != nil {
+			return nil, err
+		}
+		filters = append(filters, &hcmv3.HttpFilter{
+			Name:       w.name,
+			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config},
+		})
+	}
+	return filters, nil
+}

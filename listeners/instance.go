@@ -1,0 +1,55 @@
+package listeners
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// instance is what of one instance of a gateway goes into its listeners.
+type instance struct {
+	addresses    []string     // bound by each listener, without duplicates
+	mode         gateway.Mode // towards PROXY protocol
+	unknown      bool         // nobody knows mode: no listener may be built
+	maxHeadersKB uint32       // 0: Envoy's default
+	logs         accessLogs
+	problems     []gateway.Problem
+}
+
+func instanceOf(s *gateway.Snapshot, in *gateway.Instance) instance {
+	settings, known := s.SettingsOf(in)
+	mode := settings.ProxyProtocol.Mode
+	logs, problems := accessLogsOf(accessLogKey{settings: in.AccessLogs, proxied: known && mode != gateway.Off})
+	return instance{
+		addresses:    addressesOf(in),
+		mode:         mode,
+		unknown:      !known,
+		maxHeadersKB: in.Config.MaxRequestHeadersKB,
+		logs:         logs,
+		problems:     problems,
+	}
+}
+
+// fetchTimeout is how long Envoy waits for a resource that another one refers
+// to. The zero value leaves Envoy's default.
+type fetchTimeout struct {
+	set  bool
+	span time.Duration
+}
+
+// fetchTimeoutOf reads xds_fetch_timeout_ms; Consul ignores a negative one.
+func fetchTimeoutOf(in *gateway.Instance) fetchTimeout {
+	if t := in.Config.FetchTimeout; t != nil && *t >= 0 {
+		return fetchTimeout{set: true, span: *t}
+	}
+	return fetchTimeout{}
+}
+
+func (t fetchTimeout) proto() *durationpb.Duration {
+	if !t.set {
+		return nil
+	}
+	return durationpb.New(t.span)
+}

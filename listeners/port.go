@@ -1,0 +1,211 @@
+package listeners
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// The protocols of a listener.
+const (
+	protocolTCP   = "tcp"
+	protocolHTTP  = "http"
+	protocolHTTP2 = "http2"
+	protocolGRPC  = "grpc"
+)
+
+// port is what the gateway serves on one port: a listener of its entry with
+// the rows of gateway-services that belong to it, at least one.
+type port struct {
+	gateway  gateway.ID
+	number   int
+	protocol string
+	listener *gateway.Listener // nil: the entry has none for the rows
+	rows     []row
+}
+
+// row is one service of a port.
+type row struct {
+	service gateway.Service
+	config  *gateway.ListenerService // nil: the listener has none for the row
+	chain   *gateway.Chain           // nil: there is none
+}
+
+// portParts are the parts of a port that every instance of the gateway shares.
+type portParts struct {
+	routes      []*routev3.RouteConfiguration
+	clusters    []*clusterv3.Cluster
+	assignments []*endpointv3.ClusterLoadAssignment
+	problems    []gateway.Problem
+}
+
+// portsOf gives the ports that have a service, in ascending order. A listener
+// without any is left out, as Consul does.
+func portsOf(s *gateway.Snapshot) []port {
+	if s.Entry == nil {
+		return nil
+	}
+	byNumber := map[int]*port{}
+	for _, svc := range s.Services {
+		p := byNumber[svc.Port]
+		if p == nil {
+			p = newPort(s, svc)
+			byNumber[svc.Port] = p
+		}
+		p.rows = append(p.rows, row{
+			service: svc,
+			config:  p.serviceConfig(svc.Service),
+			chain:   s.Chains[svc.Service],
+		})
+	}
+	ports := make([]port, 0, len(byNumber))
+	for _, p := range byNumber {
+		ports = append(ports, *p)
+	}
+	slices.SortFunc(ports, func(a, b port) int { return cmp.Compare(a.number, b.number) })
+	return ports
+}
+
+func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
+	p := &port{gateway: s.ID, number: svc.Port, protocol: svc.Protocol}
+	for i := range s.Entry.Listeners {
+		if l := &s.Entry.Listeners[i]; l.Port == svc.Port {
+			p.listener, p.protocol = l, l.Protocol
+			break
+		}
+	}
+	p.protocol = strings.ToLower(p.protocol)
+	if p.protocol == "" {
+		p.protocol = protocolTCP
+	}
+	return p
+}
+
+// serviceConfig gives the listener's settings for a service: those under its
+// own name, or else those of the wildcard in the same namespace.
+func (p *port) serviceConfig(name gateway.ServiceName) *gateway.ListenerService {
+	if p.listener == nil {
+		return nil
+	}
+	var wildcard *gateway.ListenerService
+	for i := range p.listener.Services {
+		c := &p.listener.Services[i]
+		if !sameTenant(name, gateway.ServiceName{Namespace: c.Namespace, Partition: c.Partition}) {
+			continue
+		}
+		switch c.Name {
+		case name.Name:
+			return c
+		case "*":
+			wildcard = c
+		}
+	}
+	return wildcard
+}
+
+// http says whether the port speaks a protocol with requests.
+func (p *port) http() bool {
+	return p.protocol == protocolHTTP || p.protocol == protocolHTTP2 || p.protocol == protocolGRPC
+}
+
+// where names the port in problems.
+func (p *port) where() string {
+	return fmt.Sprintf("config entry ingress-gateway/%s: listener %d", p.gateway, p.number)
+}
+
+// check says what makes the port impossible to serve.
+func (p *port) check() error {
+	switch {
+	case p.number < 1 || p.number > 65535:
+		return errors.New("the port is out of range; use 1 to 65535")
+	case p.listener == nil:
+		return errors.New("there are services for this port, but the entry has no such listener; it is kept back until both agree")
+	case p.protocol != protocolTCP && !p.http():
+		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
+	}
+	for _, r := range p.rows {
+		switch {
+		case r.service.Service.Name == "":
+			return errors.New("a service has no name")
+		case r.config == nil:
+			return fmt.Errorf("the listener does not have service %s; it is kept back until the entry and the catalog agree", r.service.Service)
+		case r.chain == nil:
+			return fmt.Errorf("service %s has no discovery chain", r.service.Service)
+		}
+	}
+	return nil
+}
+
+// compilePort makes the parts of a port that its instances share.
+func compilePort(env environment, p port) (portParts, error) {
+	if err := p.check(); err != nil {
+		return portParts{}, err
+	}
+	if err := meshKnown(env.snapshot); err != nil {
+		return portParts{}, err
+	}
+	var parts portParts
+	if p.http() {
+		routes, err := routesOf(env, p)
+		if err != nil {
+			return portParts{}, err
+		}
+		parts.routes = routes
+	}
+	for _, r := range p.served() {
+		if err := parts.upstream(env, p, r); err != nil {
+			return portParts{}, fmt.Errorf("service %s: %w", r.service.Service, err)
+		}
+	}
+	return parts, nil
+}
+
+// meshKnown says what is missing to speak to the service mesh.
+func meshKnown(s *gateway.Snapshot) error {
+	switch {
+	case s.Plain:
+		return nil
+	case s.Roots == nil || s.Roots.TrustDomain == "" || len(s.Roots.PEMs) == 0:
+		return errors.New("the roots of the service mesh are not known")
+	case s.Leaf == nil:
+		return errors.New("the gateway's certificate is not known")
+	}
+	return nil
+}
+
+// served gives the rows that the port sends anything to.
+func (p *port) served() []row {
+	if p.http() {
+		return p.rows
+	}
+	return p.rows[:1]
+}
+
+// tenant gives a namespace or partition, with the default one spelled out.
+func tenant(name string) string {
+	if name == "" {
+		return "default"
+	}
+	return name
+}
+
+func sameTenant(a, b gateway.ServiceName) bool {
+	return tenant(a.Namespace) == tenant(b.Namespace) && tenant(a.Partition) == tenant(b.Partition)
+}
+
+// displayName gives the name that Consul uses in names of routes and virtual
+// hosts: the service alone in the default namespace and partition.
+func displayName(n gateway.ServiceName) string {
+	if sameTenant(n, gateway.ServiceName{}) {
+		return n.Name
+	}
+	return n.String()
+}

@@ -1,0 +1,212 @@
+package listeners
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// routesOf makes the route configurations of an http, http2 or grpc port: one
+// named after the port, and one more for each service with a certificate of its
+// own. One without services is left out.
+func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
+	domains, err := domainsOf(p)
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]*routev3.RouteConfiguration{}
+	for i, r := range p.rows {
+		if len(domains[i]) == 0 {
+			continue
+		}
+		host, err := virtualHost(env, r, domains[i])
+		if err != nil {
+			return nil, fmt.Errorf("service %s: %w", r.service.Service, err)
+		}
+		name := routeName(p, r.config)
+		config := byName[name]
+		if config == nil {
+			config = &routev3.RouteConfiguration{Name: name}
+			if m := env.snapshot.Mesh; m != nil && m.ValidateClusters {
+				config.ValidateClusters = wrapperspb.Bool(true)
+			}
+			byName[name] = config
+		}
+		config.VirtualHosts = append(config.VirtualHosts, host)
+	}
+	var configs []*routev3.RouteConfiguration
+	for _, c := range byName {
+		if err := valid(c); err != nil {
+			return nil, fmt.Errorf("route configuration %s: %w", c.Name, err)
+		}
+		configs = append(configs, c)
+	}
+	slices.SortFunc(configs, func(a, b *routev3.RouteConfiguration) int { return cmp.Compare(a.Name, b.Name) })
+	return configs, nil
+}
+
+// virtualHost makes the virtual host of a row, with the header modifiers that
+// the gateway's entry has for the service.
+func virtualHost(env environment, r row, domains []string) (*routev3.VirtualHost, error) {
+	routes, err := chainRoutes(env, r.chain)
+	if err != nil {
+		return nil, err
+	}
+	request := headerChanges(env.dialect, r.config.RequestHeaders)
+	response := headerChanges(env.dialect, r.config.ResponseHeaders)
+	return &routev3.VirtualHost{
+		Name:                    displayName(r.service.Service),
+		Domains:                 domains,
+		Routes:                  routes,
+		RequestHeadersToAdd:     request.add,
+		RequestHeadersToRemove:  request.remove,
+		ResponseHeadersToAdd:    response.add,
+		ResponseHeadersToRemove: response.remove,
+	}, nil
+}
+
+// chainRoutes makes the routes of a chain in the order they are tried.
+func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
+	start := c.Nodes[c.StartNode]
+	if start == nil {
+		return nil, errors.New("its discovery chain misses its first node")
+	}
+	if start.Type != gateway.NodeRouter {
+		action, err := nodeAction(env, c, start)
+		if err != nil {
+			return nil, err
+		}
+		if start.Resolver != nil {
+			action.Timeout = timeout(start.Resolver.RequestTimeout)
+		}
+		return []*routev3.Route{{Match: matchAll(), Action: &routev3.Route_Route{Route: action}}}, nil
+	}
+	var routes []*routev3.Route
+	for i, cr := range start.Routes {
+		route, err := chainRoute(env, c, cr)
+		if err != nil {
+			return nil, fmt.Errorf("route %d of its service-router: %w", i+1, err)
+		}
+		routes = append(routes, route)
+	}
+	return routes, nil
+}
+
+// chainRoute makes one route of a service-router
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router).
+func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*routev3.Route, error) {
+	if cr == nil {
+		return nil, errors.New("it is empty")
+	}
+	next := c.Nodes[cr.NextNode]
+	if next == nil || next.Type == gateway.NodeRouter {
+		return nil, fmt.Errorf("its discovery chain misses node %q", cr.NextNode)
+	}
+	action, err := nodeAction(env, c, next)
+	if err != nil {
+		return nil, err
+	}
+	route := &routev3.Route{Match: matchAll(), Action: &routev3.Route_Route{Route: action}}
+	if cr.Definition == nil {
+		return route, nil
+	}
+	if route.Match, err = routeMatch(env.dialect, cr.Definition.Match); err != nil {
+		return nil, err
+	}
+	if d := cr.Definition.Destination; d != nil {
+		applyDestination(env.dialect, route, d)
+	}
+	return route, nil
+}
+
+// applyDestination applies the settings of a router's destination.
+func applyDestination(d dialect, route *routev3.Route, dest *gateway.RouteDestination) {
+	action := route.GetRoute()
+	action.PrefixRewrite = dest.PrefixRewrite
+	action.Timeout = timeout(dest.RequestTimeout)
+	action.IdleTimeout = timeout(dest.IdleTimeout)
+	action.RetryPolicy = retryPolicy(dest)
+
+	request := headerChanges(d, dest.RequestHeaders)
+	response := headerChanges(d, dest.ResponseHeaders)
+	route.RequestHeadersToAdd, route.RequestHeadersToRemove = request.add, request.remove
+	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = response.add, response.remove
+}
+
+// nodeAction sends requests to what a resolver or a splitter leads to.
+func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.RouteAction, error) {
+	action := &routev3.RouteAction{}
+	switch node.Type {
+	case gateway.NodeResolver:
+		g, err := groupOf(env.snapshot, c, node)
+		if err != nil {
+			return nil, err
+		}
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: g.base}
+	case gateway.NodeSplitter:
+		weighted, err := weightedClusters(env, c, node)
+		if err != nil {
+			return nil, err
+		}
+		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
+	default:
+		return nil, fmt.Errorf("its discovery chain has a node of type %q, which is not supported", node.Type)
+	}
+	return action, hash(action, node.LoadBalancer)
+}
+
+// weightedClusters makes the legs of a service-splitter. Its weights are
+// percents with two decimals; Envoy's are integers.
+func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.WeightedCluster, error) {
+	out := &routev3.WeightedCluster{}
+	var total uint64
+	for _, s := range node.Splits {
+		if s == nil {
+			return nil, errors.New("its service-splitter has an empty leg")
+		}
+		g, err := groupOf(env.snapshot, c, c.Nodes[s.NextNode])
+		if err != nil {
+			return nil, err
+		}
+		weight := s.Weight * 100
+		if !(weight >= 0 && weight <= 10000) {
+			return nil, fmt.Errorf("its service-splitter has the weight %v; use 0 to 100", s.Weight)
+		}
+		leg := &routev3.WeightedCluster_ClusterWeight{Name: g.base, Weight: wrapperspb.UInt32(uint32(weight))}
+		if d := s.Definition; d != nil {
+			request, response := headerChanges(env.dialect, d.RequestHeaders), headerChanges(env.dialect, d.ResponseHeaders)
+			leg.RequestHeadersToAdd, leg.RequestHeadersToRemove = request.add, request.remove
+			leg.ResponseHeadersToAdd, leg.ResponseHeadersToRemove = response.add, response.remove
+		}
+		total += uint64(leg.Weight.Value)
+		out.Clusters = append(out.Clusters, leg)
+	}
+	if total == 0 || total > math.MaxUint32 {
+		return nil, errors.New("the weights of its service-splitter do not sum up to 100")
+	}
+	if !env.dialect.sumOfWeights {
+		out.TotalWeight = wrapperspb.UInt32(uint32(total))
+	}
+	return out, nil
+}
+
+// timeout translates a timeout of Consul's: 0 leaves Envoy's default, and a
+// negative one means none, which is Envoy's 0.
+func timeout(d gateway.Duration) *durationpb.Duration {
+	switch {
+	case d > 0:
+		return durationpb.New(time.Duration(d))
+	case d < 0:
+		return durationpb.New(0)
+	}
+	return nil
+}

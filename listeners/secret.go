@@ -1,0 +1,71 @@
+package listeners
+
+import (
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// The names of the secrets, the same for every gateway: an Envoy sees those of
+// its own gateway only. Clusters and listeners refer to them, so that a rotated
+// certificate is one small resource and nothing is built anew.
+const (
+	LeafSecret  = "usher/leaf"  // the gateway's certificate and key
+	RootsSecret = "usher/roots" // the mesh's root certificates
+)
+
+// secretsOf gives the secrets that there are.
+func secretsOf(leaf *gateway.Leaf, roots *gateway.Roots) []*tlsv3.Secret {
+	var secrets []*tlsv3.Secret
+	if leaf != nil {
+		secrets = append(secrets, leafSecret(leaf))
+	}
+	if roots != nil {
+		secrets = append(secrets, rootsSecret(roots))
+	}
+	return secrets
+}
+
+func leafSecret(leaf *gateway.Leaf) *tlsv3.Secret {
+	return &tlsv3.Secret{
+		Name: LeafSecret,
+		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: inline(withNewline(leaf.CertPEM)),
+			PrivateKey:       inline(withNewline(string(leaf.KeyPEM))),
+		}},
+	}
+}
+
+func rootsSecret(roots *gateway.Roots) *tlsv3.Secret {
+	var all strings.Builder
+	for _, pem := range roots.PEMs {
+		all.WriteString(withNewline(pem))
+	}
+	return &tlsv3.Secret{
+		Name: RootsSecret,
+		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa: inline(all.String()),
+		}},
+	}
+}
+
+func inline(text string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}}
+}
+
+// withNewline ends a PEM block by a newline, so that another can follow it.
+func withNewline(pem string) string {
+	if pem == "" || strings.HasSuffix(pem, "\n") {
+		return pem
+	}
+	return pem + "\n"
+}
+
+// secretOverADS refers to a secret by name on the stream of the resource that
+// has the reference.
+func secretOverADS(name string) *tlsv3.SdsSecretConfig {
+	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: overADS(fetchTimeout{})}
+}

@@ -1,0 +1,202 @@
+package listeners
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// listenerSocket gives the TLS towards the clients of a listener, or nil for
+// plain text. A certificate from the operator's SDS server wins over the
+// gateway's own; either may be asked for at the gateway or at the listener, and
+// a listener cannot switch off what the gateway switches on
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#tls).
+func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
+	settings := mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS)
+	sds := settings.SDS
+	switch {
+	case sds != nil && (sds.ClusterName == "") != (sds.CertResource == ""):
+		return nil, errors.New("TLS.SDS needs both ClusterName and CertResource; set the missing one at the gateway or at the listener")
+	case sds != nil && sds.ClusterName != "":
+	case !settings.Enabled:
+		return nil, nil
+	case env.snapshot.Plain:
+		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is none here; " +
+			"use TLS.SDS, or remove TLS.Enabled")
+	default:
+		sds = nil
+	}
+	params, err := tlsParameters(gateway.TLSParameters{
+		TLSMinVersion: settings.TLSMinVersion,
+		TLSMaxVersion: settings.TLSMaxVersion,
+		CipherSuites:  settings.CipherSuites,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	common := &tlsv3.CommonTlsContext{TlsParams: params, AlpnProtocols: alpn(p.protocol)}
+	if sds != nil {
+		common.TlsCertificateSdsSecretConfigs = operatorSecret(*sds)
+	} else {
+		common.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{secretOverADS(LeafSecret)}
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: secretOverADS(RootsSecret),
+		}
+	}
+	return clientSocket(common)
+}
+
+// mergeTLS lays a listener's settings over its gateway's, one by one.
+func mergeTLS(gw gateway.TLS, l *gateway.TLS) gateway.TLS {
+	out := gw
+	out.SDS = mergeSDS(gw.SDS, nil)
+	if l == nil {
+		return out
+	}
+	out.Enabled = gw.Enabled || l.Enabled
+	out.SDS = mergeSDS(gw.SDS, l.SDS)
+	out.TLSMinVersion = orElse(l.TLSMinVersion, gw.TLSMinVersion)
+	out.TLSMaxVersion = orElse(l.TLSMaxVersion, gw.TLSMaxVersion)
+	if len(l.CipherSuites) > 0 {
+		out.CipherSuites = l.CipherSuites
+	}
+	return out
+}
+
+// mergeSDS lays one SDS setting over another; nil when neither says anything.
+func mergeSDS(under, over *gateway.SDS) *gateway.SDS {
+	var out gateway.SDS
+	if under != nil {
+		out = *under
+	}
+	if over != nil {
+		out.ClusterName = orElse(over.ClusterName, out.ClusterName)
+		out.CertResource = orElse(over.CertResource, out.CertResource)
+	}
+	if out == (gateway.SDS{}) {
+		return nil
+	}
+	return &out
+}
+
+// ownCertificate says whether a service has a certificate of its own.
+func ownCertificate(svc *gateway.ListenerService) bool {
+	return svc.TLS != nil && svc.TLS.SDS != nil && svc.TLS.SDS.CertResource != ""
+}
+
+// ownSocket gives the TLS towards the clients of a service with a certificate
+// of its own. As with Consul, the versions and ciphers of the gateway and the
+// listener do not apply to it. Consul's API lets such a service leave out
+// ClusterName, and then sends Envoy an empty one, which it refuses; here the
+// listener's or the gateway's counts.
+func ownSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
+	sds := mergeSDS(mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS).SDS, svc.TLS.SDS)
+	if sds == nil || sds.ClusterName == "" {
+		return nil, errors.New("TLS.SDS needs a ClusterName; set it at the service, the listener or the gateway")
+	}
+	return clientSocket(&tlsv3.CommonTlsContext{
+		TlsParams:                      &tlsv3.TlsParameters{},
+		AlpnProtocols:                  alpn(p.protocol),
+		TlsCertificateSdsSecretConfigs: operatorSecret(*sds),
+	})
+}
+
+func clientSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
+	return transportSocket(&tlsv3.DownstreamTlsContext{
+		CommonTlsContext:         common,
+		RequireClientCertificate: wrapperspb.Bool(false),
+	})
+}
+
+// operatorSecret refers to a certificate on the operator's SDS server, whose
+// cluster is in Envoy's bootstrap.
+func operatorSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
+	server := &corev3.GrpcService{
+		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: sds.ClusterName},
+		},
+		Timeout: durationpb.New(5 * time.Second),
+	}
+	return []*tlsv3.SdsSecretConfig{{
+		Name: sds.CertResource,
+		SdsConfig: &corev3.ConfigSource{
+			ConfigSourceSpecifier: &corev3.ConfigSource_ApiConfigSource{ApiConfigSource: &corev3.ApiConfigSource{
+				ApiType:             corev3.ApiConfigSource_GRPC,
+				TransportApiVersion: corev3.ApiVersion_V3,
+				GrpcServices:        []*corev3.GrpcService{server},
+			}},
+			ResourceApiVersion: corev3.ApiVersion_V3,
+		},
+	}}
+}
+
+func alpn(protocol string) []string {
+	switch protocol {
+	case protocolHTTP2, protocolGRPC:
+		return []string{"h2", "http/1.1"}
+	case protocolHTTP:
+		return []string{"http/1.1"}
+	}
+	return nil
+}
+
+// tlsVersions are the names that Consul takes; "" is not set.
+var tlsVersions = map[string]tlsv3.TlsParameters_TlsProtocol{
+	"":         tlsv3.TlsParameters_TLS_AUTO,
+	"TLS_AUTO": tlsv3.TlsParameters_TLS_AUTO,
+	"TLSv1_0":  tlsv3.TlsParameters_TLSv1_0,
+	"TLSv1_1":  tlsv3.TlsParameters_TLSv1_1,
+	"TLSv1_2":  tlsv3.TlsParameters_TLSv1_2,
+	"TLSv1_3":  tlsv3.TlsParameters_TLSv1_3,
+}
+
+// cipherSuites are Envoy's names of the cipher suites, by their IANA names,
+// which Consul takes.
+var cipherSuites = map[string]string{
+	"TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA":          "ECDHE-ECDSA-AES128-SHA",
+	"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256":       "ECDHE-ECDSA-AES128-GCM-SHA256",
+	"TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA":          "ECDHE-ECDSA-AES256-SHA",
+	"TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384":       "ECDHE-ECDSA-AES256-GCM-SHA384",
+	"TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+	"TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA":            "ECDHE-RSA-AES128-SHA",
+	"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256":         "ECDHE-RSA-AES128-GCM-SHA256",
+	"TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA":            "ECDHE-RSA-AES256-SHA",
+	"TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384":         "ECDHE-RSA-AES256-GCM-SHA384",
+	"TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256":   "ECDHE-RSA-CHACHA20-POLY1305",
+	"TLS_RSA_WITH_AES_128_CBC_SHA":                  "AES128-SHA",
+	"TLS_RSA_WITH_AES_128_GCM_SHA256":               "AES128-GCM-SHA256",
+	"TLS_RSA_WITH_AES_256_CBC_SHA":                  "AES256-SHA",
+	"TLS_RSA_WITH_AES_256_GCM_SHA384":               "AES256-GCM-SHA384",
+}
+
+// tlsParameters translates versions and ciphers. An unknown word is an error:
+// leaving it out would allow what somebody wanted to forbid.
+func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
+	minimum, ok := tlsVersions[p.TLSMinVersion]
+	if !ok {
+		return nil, fmt.Errorf("TLSMinVersion %q is not known; use TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2 or TLSv1_3", p.TLSMinVersion)
+	}
+	maximum, ok := tlsVersions[p.TLSMaxVersion]
+	if !ok {
+		return nil, fmt.Errorf("TLSMaxVersion %q is not known; use TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2 or TLSv1_3", p.TLSMaxVersion)
+	}
+	if len(p.CipherSuites) > 0 && minimum == tlsv3.TlsParameters_TLSv1_3 {
+		return nil, errors.New("CipherSuites cannot be chosen with TLSMinVersion TLSv1_3; remove one of them")
+	}
+	out := &tlsv3.TlsParameters{TlsMinimumProtocolVersion: minimum, TlsMaximumProtocolVersion: maximum}
+	for _, name := range p.CipherSuites {
+		suite, ok := cipherSuites[name]
+		if !ok {
+			return nil, fmt.Errorf("cipher suite %q is not known to Envoy; use names such as TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", name)
+		}
+		out.CipherSuites = append(out.CipherSuites, suite)
+	}
+	return out, nil
+}
