@@ -1,0 +1,76 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestWithoutAnEnvoyTheDemoSaysSo(t *testing.T) {
+	err := Run(t.Context(), Options{Envoy: filepath.Join(t.TempDir(), "envoy")})
+	if err == nil || !strings.HasPrefix(err.Error(), "the demo needs an Envoy binary: ") {
+		t.Errorf("got error %v", err)
+	}
+}
+
+func TestAPartThatEndsEndsTheDemo(t *testing.T) {
+	broken := errors.New("port taken")
+	for name, tc := range map[string]struct {
+		script string
+		serve  func(context.Context, string, string) error
+		want   string
+	}{
+		"usher fails": {"exec sleep 600", func(context.Context, string, string) error { return broken }, "usher: port taken"},
+		"usher ends":  {"exec sleep 600", func(context.Context, string, string) error { return nil }, "usher ended by itself"},
+		"envoy ends":  {"exit 1", untilDone, "envoy ended by itself (exit status 1); the last it said: nothing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := Run(t.Context(), optionsFor(t, tc.script, tc.serve))
+			if err == nil || err.Error() != tc.want {
+				t.Errorf("got error %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestADemoThatIsCutShortIsNoSuccessAndLeavesNothing(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var dir string
+	err := Run(ctx, optionsFor(t, "exec sleep 600", func(ctx context.Context, configDir, _ string) error {
+		dir = configDir
+		cancel()
+		return untilDone(ctx, "", "")
+	}))
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got error %v, want context.Canceled", err)
+	}
+	if !strings.HasPrefix(dir, tmp) {
+		t.Errorf("config directory %s is not below %s", dir, tmp)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, error %v", left, err)
+	}
+}
+
+func untilDone(ctx context.Context, _, _ string) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// optionsFor gives the options of a demo whose Envoy is a shell script.
+func optionsFor(t *testing.T, script string, serve func(context.Context, string, string) error) Options {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "envoy")
+	if err := os.WriteFile(binary, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return Options{Envoy: binary, Out: &bytes.Buffer{}, Serve: serve, Logger: slog.New(slog.DiscardHandler)}
+}
