@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/consul"
+	"github.com/usherproxy/usher/files"
+	"github.com/usherproxy/usher/internal/control"
+	"github.com/usherproxy/usher/xds"
+)
+
+// source is where facts come from: Consul or files.
+type source interface {
+	control.Source
+	Run(ctx context.Context) error
+	Ready() error
+}
+
+// source gives the source that the flags ask for, and who decides which
+// callers may have its resources.
+func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer) (source, xds.Authorizer, error) {
+	if o.configDir == "" {
+		client, err := consul.NewClient(consul.Config{
+			HTTPAddr: o.consulHTTPAddr,
+			GRPCAddr: o.consulGRPCAddr,
+			Logger:   log,
+			Metrics:  consul.NewMetrics(metrics),
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{client}, nil
+	}
+	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
+		return nil, nil, errors.New("--config-dir: it takes the place of a Consul; leave out --consul-http-addr and --consul-grpc-addr")
+	}
+	dir := files.NewSource(o.configDir, files.Options{Logger: log})
+	if err := dir.Load(); err != nil {
+		return nil, nil, err
+	}
+	return dir, everybody{}, nil
+}
+
+// consulAuthorizer lets Consul decide: the caller's token needs service:write
+// on the gateway, as for Consul's own xDS.
+type consulAuthorizer struct {
+	client *consul.Client
+}
+
+// Authorize implements xds.Authorizer.
+func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) error {
+	id, err := control.GatewayOf(n)
+	if err != nil {
+		return err
+	}
+	err = a.client.Authorize(ctx, string(c.Token), id)
+	if errors.Is(err, consul.ErrDenied) {
+		return status.Errorf(codes.PermissionDenied, "the stream's x-consul-token needs service:write on the gateway %q", id)
+	}
+	return err
+}
+
+// everybody lets everybody in: file mode holds no certificate or key of a
+// mesh, and knows no tokens.
+type everybody struct{}
+
+// Authorize implements xds.Authorizer.
+func (everybody) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+
+// transport gives the TLS side of the xDS server, nil for plain text.
+func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
+	switch {
+	case (o.tlsCert == "") != (o.tlsKey == ""):
+		return nil, errors.New("--tls-cert and --tls-key belong together: give both or none")
+	case o.tlsCert != "":
+		return xds.NewKeyPair(o.tlsCert, o.tlsKey, log)
+	case !isLocal(o.xdsAddr) && !o.insecurePlaintext:
+		return nil, errors.New("--xds-addr " + o.xdsAddr + ": private keys would cross the network in the clear; " +
+			"give --tls-cert and --tls-key, listen on loopback, or say --insecure-plaintext")
+	}
+	return nil, nil
+}
+
+func credentialsOf(pair *xds.KeyPair) credentials.TransportCredentials {
+	if pair == nil {
+		return insecure.NewCredentials()
+	}
+	return pair.Credentials()
+}

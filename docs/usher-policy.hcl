@@ -1,0 +1,14 @@
+# The smallest ACL policy for Usher in front of the gateway "ingress-gateway".
+# One block "service … write" for each gateway that Usher serves: it is what
+# the gateway's own leaf certificate needs.
+service "ingress-gateway" {
+  policy = "write"
+}
+
+# The services behind the gateway and their sidecars, and the nodes they run on.
+service_prefix "" {
+  policy = "read"
+}
+node_prefix "" {
+  policy = "read"
+}

@@ -1,0 +1,65 @@
+package usher_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/usherproxy/usher/"
+
+// allowed lists, for every package of the module, which others of it may be
+// imported: the architecture of docs/architecture.md. The packages on the way
+// from watch to server are strangers to each other; internal/control joins
+// them.
+var allowed = map[string][]string{
+	"gateway":            {},
+	"consul":             {"gateway"},
+	"files":              {"gateway"},
+	"listeners":          {"gateway"},
+	"xds":                {},
+	"internal/latest":    {},
+	"internal/golden":    {},
+	"internal/xdstest":   {},
+	"internal/operator":  {"gateway"},
+	"internal/bootstrap": {"gateway"},
+	"internal/demo":      {"internal/bootstrap"},
+	"internal/control":   {"gateway", "listeners", "xds", "internal/latest"},
+	"cmd/usher": {
+		"gateway", "consul", "files", "xds",
+		"internal/control", "internal/operator", "internal/bootstrap", "internal/demo",
+	},
+	"e2e": {},
+}
+
+func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-tags", "e2e", "-f", "{{.ImportPath}} {{join .Imports \" \"}}", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		pkg, imports, _ := strings.Cut(strings.TrimSpace(line), " ")
+		pkg = strings.TrimPrefix(pkg, module)
+		if pkg+"/" == module {
+			continue
+		}
+		seen[pkg] = true
+		may, known := allowed[pkg]
+		if !known {
+			t.Errorf("package %s is not in the table", pkg)
+		}
+		for _, imported := range strings.Fields(imports) {
+			own, isOwn := strings.CutPrefix(imported, module)
+			if isOwn && !slices.Contains(may, own) {
+				t.Errorf("%s imports %s, which the table does not allow", pkg, own)
+			}
+		}
+	}
+	for pkg := range allowed {
+		if !seen[pkg] {
+			t.Errorf("package %s of the table does not exist", pkg)
+		}
+	}
+}

@@ -1,0 +1,208 @@
+// Package control joins the stages of Usher: when an Envoy of a gateway
+// connects it starts watching that gateway, compiles every snapshot for every
+// kind of Envoy that is connected, and publishes the results.
+//
+//	demand:   xds.Server ──Supply──> Plane ──Watch──> Source
+//	data:     Source ──Snapshot──> worker ──Compile, encode──> xds.Set ──put──> xds.Server
+//
+// There is one worker for each gateway with at least one Envoy, and one
+// goroutine in it that owns everything about that gateway. It is the only
+// package on the way that imports its neighbours.
+package control
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/xds"
+)
+
+// Source watches the facts about gateways. Watch calls put with a new snapshot
+// whenever one of them changed, until ctx ends; put never blocks. It returns
+// nil only when ctx has ended.
+type Source interface {
+	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
+}
+
+// Options are what a Plane is made of. Source, Logger and Metrics are
+// required.
+type Options struct {
+	Source  Source
+	Logger  *slog.Logger
+	Metrics *Metrics
+	// Linger is how long a gateway is still watched after its last Envoy has
+	// gone, so that one that reconnects finds everything ready. Zero means
+	// 30 seconds.
+	Linger time.Duration
+}
+
+// Operator is what the operator's own config file says: a layer of settings
+// for each gateway named in it, and the file's problems.
+type Operator struct {
+	Layers   map[string]gateway.Layer // by gateway name
+	Problems []gateway.Problem
+}
+
+// Plane supplies Envoys with resources. It implements xds.Supplier. Use New,
+// and let Run run.
+type Plane struct {
+	source  Source
+	log     *slog.Logger
+	metrics *Metrics
+	linger  time.Duration
+	running chan struct{} // closed when Run has set ctx
+
+	mu       sync.Mutex
+	ctx      context.Context // Run's; guarded by mu together with what follows
+	workers  map[gateway.ID]*worker
+	operator Operator
+	wait     sync.WaitGroup // for the workers
+}
+
+// New gives a plane that supplies nobody until Run runs.
+func New(o Options) *Plane {
+	if o.Linger == 0 {
+		o.Linger = 30 * time.Second
+	}
+	return &Plane{
+		source:  o.Source,
+		log:     o.Logger,
+		metrics: o.Metrics,
+		linger:  o.Linger,
+		running: make(chan struct{}),
+		workers: map[gateway.ID]*worker{},
+	}
+}
+
+// Run lets the plane work until ctx ends, and returns when all its workers
+// have ended. It must be called once.
+func (p *Plane) Run(ctx context.Context) error {
+	p.mu.Lock()
+	p.ctx = ctx
+	p.mu.Unlock()
+	close(p.running)
+	<-ctx.Done()
+	p.wait.Wait()
+	return nil
+}
+
+// SetOperator replaces what the operator's config file says.
+func (p *Plane) SetOperator(o Operator) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.operator = o
+	for id, w := range p.workers {
+		w.operator.Put(operatorFor(o, id))
+	}
+}
+
+// Supply implements xds.Supplier: the node's cluster names the gateway, its id
+// the instance.
+func (p *Plane) Supply(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+	id, err := GatewayOf(n)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.running:
+	case <-ctx.Done():
+		return nil
+	}
+	s := &subscriber{node: n, put: put, refused: make(chan error, 1)}
+	w, ok := p.join(id, s)
+	if !ok {
+		return status.Error(codes.Unavailable, "usher is shutting down")
+	}
+	defer p.leave(w, s)
+	select {
+	case err := <-s.refused:
+		return err
+	case <-ctx.Done():
+		return nil
+	case <-w.done:
+		return status.Error(codes.Unavailable, "usher is shutting down")
+	}
+}
+
+// GatewayOf gives the gateway that a node belongs to. An error is a status
+// error that says what the node lacks.
+func GatewayOf(n xds.Node) (gateway.ID, error) {
+	if n.ID == "" || n.Cluster == "" {
+		return gateway.ID{}, status.Error(codes.InvalidArgument,
+			"the Envoy's node needs an id (the gateway's service ID) and a cluster (the gateway's service name); "+
+				"bootstraps of \"consul connect envoy -gateway=ingress\" and \"usher bootstrap\" have both")
+	}
+	return gateway.ID{
+		Name:      n.Cluster,
+		Namespace: notDefault(n.Metadata["namespace"]),
+		Partition: notDefault(n.Metadata["partition"]),
+	}, nil
+}
+
+func notDefault(s string) string {
+	if s == "default" {
+		return ""
+	}
+	return s
+}
+
+// join adds s to the gateway's worker, and starts the worker when s is the
+// first. It says false when the plane is ending.
+func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return nil, false
+	}
+	w := p.workers[id]
+	if w == nil {
+		w = newWorker(p, id)
+		w.operator.Put(operatorFor(p.operator, id))
+		p.workers[id] = w
+		ctx := p.ctx
+		p.wait.Go(func() { w.run(ctx) })
+	}
+	w.subscribers[s] = struct{}{}
+	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+	return w, true
+}
+
+func (p *Plane) leave(w *worker, s *subscriber) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(w.subscribers, s)
+	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+}
+
+// retire forgets a worker that has nobody to work for; it says false when
+// somebody has joined meanwhile.
+func (p *Plane) retire(w *worker) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(w.subscribers) > 0 {
+		return false
+	}
+	delete(p.workers, w.id)
+	return true
+}
+
+// forget takes a worker that has ended out of the way of the next one.
+func (p *Plane) forget(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.workers[w.id] == w {
+		delete(p.workers, w.id)
+	}
+}
+
+func operatorFor(o Operator, id gateway.ID) operatorView {
+	return operatorView{layer: o.Layers[id.Name], problems: o.Problems}
+}

@@ -1,0 +1,35 @@
+package control
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are what a Plane counts. Use NewMetrics.
+type Metrics struct {
+	problems *prometheus.GaugeVec
+	compile  prometheus.Histogram
+}
+
+// NewMetrics registers a plane's metrics. Their only label is the gateway,
+// and a gateway's series go away with its worker.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_config_problems",
+			Help: "Problems in the configuration of a gateway that somebody has to mend; the last good configuration stays meanwhile.",
+		}, []string{"gateway"}),
+		compile: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "usher_compile_seconds",
+			Help:    "Time to compile and encode the resources of one kind of Envoy.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
+		}),
+	}
+	r.MustRegister(m.problems, m.compile)
+	return m
+}
+
+// compileTime starts a clock; the result stops it.
+func (m *Metrics) compileTime() func() {
+	t := prometheus.NewTimer(m.compile)
+	return func() { t.ObserveDuration() }
+}

@@ -1,0 +1,192 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/latest"
+	"github.com/usherproxy/usher/xds"
+)
+
+// subscriber is one Envoy's stream.
+type subscriber struct {
+	node    xds.Node
+	put     func(*xds.Set)
+	refused chan error // at most one error that ends the stream
+	sent    *xds.Set   // what put was last called with; owned by the worker's loop
+}
+
+// operatorView is the part of Operator that concerns one gateway.
+type operatorView struct {
+	layer    gateway.Layer
+	problems []gateway.Problem
+}
+
+// worker does the work for one gateway. Its loop owns every field below loop;
+// those above are how others reach it.
+type worker struct {
+	id          gateway.ID
+	plane       *Plane
+	subscribers map[*subscriber]struct{} // guarded by the plane's lock
+	changed     latest.Box[[]*subscriber]
+	operator    latest.Box[operatorView]
+	done        chan struct{} // closed when run has returned
+
+	// loop
+	log       *slog.Logger
+	snapshot  *gateway.Snapshot // as the source gave it; nil before the first
+	view      operatorView
+	streams   []*subscriber
+	publisher publisher
+	problems  problemLog
+}
+
+func newWorker(p *Plane, id gateway.ID) *worker {
+	log := p.log.With("gateway", id.String())
+	return &worker{
+		id:          id,
+		plane:       p,
+		subscribers: map[*subscriber]struct{}{},
+		changed:     latest.New[[]*subscriber](),
+		operator:    latest.New[operatorView](),
+		done:        make(chan struct{}),
+		log:         log,
+		publisher:   publisher{metrics: p.metrics},
+		problems:    problemLog{log: log, count: func(n int) { p.metrics.problems.WithLabelValues(id.String()).Set(float64(n)) }},
+	}
+}
+
+// run watches and works until ctx ends or nobody has needed the gateway for
+// the plane's linger time.
+func (w *worker) run(ctx context.Context) {
+	defer close(w.done)
+	defer w.plane.metrics.problems.DeleteLabelValues(w.id.String())
+	ctx, cancel := context.WithCancel(ctx)
+	snapshots := latest.New[*gateway.Snapshot]()
+	watching := make(chan error, 1)
+	go func() {
+		defer cancel()
+		watching <- w.plane.source.Watch(ctx, w.id, snapshots.Put)
+	}()
+	w.loop(ctx, snapshots)
+	cancel()
+	if err := <-watching; err != nil {
+		w.log.Error("watching ended", "error", err)
+	}
+	w.plane.forget(w)
+}
+
+// loop waits for, in one place, everything that can change what Envoys get:
+//
+//	a new snapshot | the operator's file | an Envoy came or went | nobody left | the end
+func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapshot]) {
+	idle := time.NewTimer(w.plane.linger)
+	defer idle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-snapshots.C():
+			w.snapshot = s
+			w.publish()
+		case w.view = <-w.operator.C():
+			w.publish()
+		case w.streams = <-w.changed.C():
+			idle.Reset(w.plane.linger)
+			w.publish()
+		case <-idle.C:
+			if len(w.streams) == 0 && w.plane.retire(w) {
+				return
+			}
+		}
+	}
+}
+
+// publish compiles what is not compiled yet and gives every stream whose set
+// changed the new one.
+func (w *worker) publish() {
+	if w.snapshot == nil {
+		w.problems.update(w.view.problems)
+		return
+	}
+	s := *w.snapshot
+	s.Operator = w.view.layer
+	w.publisher.begin(&s)
+	problems := slices.Concat(s.Problems, w.view.problems)
+	for _, stream := range w.streams {
+		set, found := w.setFor(stream)
+		problems = append(problems, found...)
+		if set != nil && set != stream.sent {
+			stream.sent = set
+			stream.put(set)
+		}
+	}
+	w.publisher.end()
+	w.problems.update(problems)
+}
+
+// setFor gives the set of one stream; nil when there is none for it: its
+// instance is not registered (it waits for that, as with Consul's own server),
+// or nobody can tell which instance it is.
+func (w *worker) setFor(stream *subscriber) (*xds.Set, []gateway.Problem) {
+	candidates := w.publisher.candidates(stream.node)
+	switch len(candidates) {
+	case 0:
+		return nil, nil
+	case 1:
+		return w.publisher.set(candidates[0], stream.node)
+	}
+	set, problems := w.publisher.set(candidates[0], stream.node)
+	for _, in := range candidates[1:] {
+		other, found := w.publisher.set(in, stream.node)
+		problems = append(problems, found...)
+		if !equalSets(other, set) {
+			w.refuse(stream, candidates)
+			return nil, problems
+		}
+	}
+	return set, problems
+}
+
+// refuse ends a stream whose instance cannot be told, unless it already has
+// resources: those stay.
+func (w *worker) refuse(stream *subscriber, candidates []*gateway.Instance) {
+	if stream.sent != nil {
+		return
+	}
+	select {
+	case stream.refused <- ambiguous(stream.node, candidates):
+	default:
+	}
+}
+
+// problemLog says each problem once when it comes and once when it goes.
+type problemLog struct {
+	log   *slog.Logger
+	count func(int)         // told how many there are
+	known []gateway.Problem // sorted, without doubles
+}
+
+func (l *problemLog) update(problems []gateway.Problem) {
+	problems = slices.Clone(problems)
+	slices.SortFunc(problems, func(a, b gateway.Problem) int {
+		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
+	})
+	problems = slices.Compact(problems)
+	for _, p := range problems {
+		if !slices.Contains(l.known, p) {
+			l.log.Error("bad configuration", "where", p.Where, "what", p.What)
+		}
+	}
+	for _, p := range l.known {
+		if !slices.Contains(problems, p) {
+			l.log.Info("configuration mended", "where", p.Where, "what", p.What)
+		}
+	}
+	l.known = problems
+	l.count(len(problems))
+}
