@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -26,14 +27,22 @@ type fixture struct {
 }
 
 func parseFixture(in []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
-	var tree any
-	if err := yaml.Unmarshal(in, &tree); err != nil {
-		return nil, nil, err
-	}
-	asJSON, err := json.Marshal(tree)
+	asJSON, err := toJSON(in)
 	if err != nil {
 		return nil, nil, err
 	}
+	return decodeFixture(asJSON)
+}
+
+func toJSON(in []byte) ([]byte, error) {
+	var tree any
+	if err := yaml.Unmarshal(in, &tree); err != nil {
+		return nil, err
+	}
+	return json.Marshal(tree)
+}
+
+func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 	var f fixture
 	dec := json.NewDecoder(bytes.NewReader(asJSON))
 	dec.DisallowUnknownFields()
@@ -60,6 +69,7 @@ func parseFixture(in []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 
 // compiled is what one Envoy of a case gets.
 type compiled struct {
+	snapshot  *gateway.Snapshot
 	instance  *gateway.Instance
 	envoy     gateway.Envoy
 	resources *Resources
@@ -71,14 +81,11 @@ func (c compiled) String() string {
 
 func compileFixture(t *testing.T, in []byte) []compiled {
 	t.Helper()
-	s, envoys, err := parseFixture(in)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, envoys := mustParse(t, in)
 	var out []compiled
 	for _, instance := range s.Instances {
 		for _, e := range envoys {
-			out = append(out, compiled{instance: instance, envoy: e, resources: Compile(s, instance, e)})
+			out = append(out, compiled{snapshot: s, instance: instance, envoy: e, resources: Compile(s, instance, e)})
 		}
 	}
 	return out
@@ -159,39 +166,47 @@ func withoutEmpty(m map[string]any) map[string]any {
 // TestResourcesAreValidAndOrdered holds for every case what must hold for any
 // input.
 func TestResourcesAreValidAndOrdered(t *testing.T) {
-	eachCompiled(t, func(t *testing.T, c compiled) {
-		for _, m := range allMessages(c.resources) {
-			if err := valid(m); err != nil {
-				t.Errorf("%T: %v", m, err)
-			}
-		}
-		checkNames(t, "listener", c.resources.Listeners)
-		checkNames(t, "route configuration", c.resources.Routes)
-		checkNames(t, "cluster", c.resources.Clusters)
-		checkNames(t, "secret", c.resources.Secrets)
-		for i, w := range c.resources.WithheldListeners {
-			if i > 0 && c.resources.WithheldListeners[i-1] >= w {
-				t.Errorf("withheld listeners are not in order: %q", c.resources.WithheldListeners)
-			}
-			for _, l := range c.resources.Listeners {
-				if l.Name == w {
-					t.Errorf("listener %s is withheld and there", w)
-				}
-			}
-		}
-		for _, p := range c.resources.Problems {
-			if strings.ContainsAny(p.String(), "\r\n") || p.Where == "" || p.What == "" {
-				t.Errorf("problem is not a line with where and what: %q", p)
-			}
-		}
-	})
+	eachCompiled(t, func(t *testing.T, c compiled) { checkResources(t, c.resources) })
 }
 
-func checkNames[T interface{ GetName() string }](t *testing.T, kind string, all []T) {
+func checkResources(t *testing.T, r *Resources) {
+	t.Helper()
+	for _, m := range allMessages(r) {
+		if err := valid(m); err != nil {
+			t.Errorf("%T: %v", m, err)
+		}
+	}
+	checkNames(t, "listener", names(r.Listeners))
+	checkNames(t, "route configuration", names(r.Routes))
+	checkNames(t, "cluster", names(r.Clusters))
+	checkNames(t, "secret", names(r.Secrets))
+	checkNames(t, "withheld listener", r.WithheldListeners)
+	for _, l := range r.Listeners {
+		if slices.Contains(r.WithheldListeners, l.Name) {
+			t.Errorf("listener %s is withheld and there", l.Name)
+		}
+	}
+	for _, p := range r.Problems {
+		if strings.ContainsAny(p.String(), "\r\n") || p.Where == "" || p.What == "" {
+			t.Errorf("problem is not a line with where and what: %q", p)
+		}
+	}
+}
+
+func names[T interface{ GetName() string }](all []T) []string {
+	out := make([]string, len(all))
+	for i, r := range all {
+		out[i] = r.GetName()
+	}
+	return out
+}
+
+// checkNames checks that names are in order and none is there twice.
+func checkNames(t *testing.T, kind string, all []string) {
 	t.Helper()
 	for i := range all {
-		if i > 0 && all[i-1].GetName() >= all[i].GetName() {
-			t.Errorf("%s %q does not come after %q", kind, all[i].GetName(), all[i-1].GetName())
+		if i > 0 && all[i-1] >= all[i] {
+			t.Errorf("%s %q does not come after %q", kind, all[i], all[i-1])
 		}
 	}
 }
@@ -216,12 +231,29 @@ func allMessages(r *Resources) []message {
 	return out
 }
 
+// eachCase runs check on every case.
+func eachCase(t *testing.T, check func(t *testing.T, in []byte)) {
+	t.Helper()
+	for _, name := range golden.Cases(t, testdata) {
+		t.Run(name, func(t *testing.T) { check(t, golden.Input(t, testdata, name)) })
+	}
+}
+
 // eachCompiled runs check on what every Envoy of every case gets.
 func eachCompiled(t *testing.T, check func(t *testing.T, c compiled)) {
 	t.Helper()
-	for _, name := range golden.Cases(t, testdata) {
-		for _, c := range compileFixture(t, golden.Input(t, testdata, name)) {
-			t.Run(name+"/"+c.String(), func(t *testing.T) { check(t, c) })
+	eachCase(t, func(t *testing.T, in []byte) {
+		for _, c := range compileFixture(t, in) {
+			t.Run(c.String(), func(t *testing.T) { check(t, c) })
 		}
+	})
+}
+
+func mustParse(t *testing.T, in []byte) (*gateway.Snapshot, []gateway.Envoy) {
+	t.Helper()
+	s, envoys, err := parseFixture(in)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return s, envoys
 }

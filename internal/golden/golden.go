@@ -55,7 +55,7 @@ func Run(t *testing.T, dir string, answer func(t *testing.T, in []byte) any) {
 }
 
 // Cases gives the names of the cases in dir; having none is a failure.
-func Cases(t *testing.T, dir string) []string {
+func Cases(t testing.TB, dir string) []string {
 	t.Helper()
 	names, err := cases(dir, inSuffix)
 	if err != nil {
@@ -68,7 +68,7 @@ func Cases(t *testing.T, dir string) []string {
 }
 
 // Input gives the content of a case's input.
-func Input(t *testing.T, dir, name string) []byte {
+func Input(t testing.TB, dir, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, name+inSuffix))
 	if err != nil {
