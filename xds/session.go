@@ -61,8 +61,8 @@ func (s *session) open(n *corev3.Node) error {
 	if s.node != nil {
 		return nil
 	}
-	if n == nil {
-		return status.Error(codes.InvalidArgument, "the first request names no node")
+	if n.GetId() == "" {
+		return status.Error(codes.InvalidArgument, "the first request names no node id")
 	}
 	node := nodeOf(n, s.caller.Peer)
 	s.log = s.log.With("envoy", node.ID)

@@ -38,6 +38,8 @@ type Options struct {
 	// Node is sent with the first request. Nil sends a node with the id
 	// "envoy".
 	Node *corev3.Node
+	// Anonymous leaves the node out.
+	Anonymous bool
 	// Token is sent as x-consul-token, unless empty.
 	Token string
 	// Has are the versions that the Envoy has from an earlier stream, by
@@ -270,7 +272,7 @@ func (e *Envoy) send(r request) {
 		topic.started = true
 		r.has, r.version = e.options.Has[r.typeURL], e.options.Claims[r.typeURL]
 	}
-	if !e.greeted {
+	if !e.greeted && !e.options.Anonymous {
 		e.greeted = true
 		r.node = e.options.Node
 	}

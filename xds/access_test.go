@@ -1,0 +1,147 @@
+package xds_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+func TestDeniedEnvoyGetsNothing(t *testing.T) {
+	for _, code := range []codes.Code{codes.PermissionDenied, codes.Unauthenticated} {
+		forBoth(t, func(r *rig) {
+			r.supplier.publish(small().set(t))
+			r.door.say(status.Error(code, "no"))
+			e := r.connectWith(xdstest.Options{Token: "sesame"})
+			e.Subscribe(cds)
+			e.ExpectEnd(code)
+			if len(r.supplier.asked()) != 0 {
+				t.Error("the supplier was asked for a denied Envoy")
+			}
+			reason := map[codes.Code]string{codes.PermissionDenied: "permission_denied", codes.Unauthenticated: "unauthenticated"}
+			if got := r.count("usher_xds_denied_streams_total", reason[code]); got != 1 {
+				t.Errorf("%v denials counted, want 1", got)
+			}
+		})
+	}
+}
+
+func TestAuthorisationCannotBeAskedWhenTheStreamOpens(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		r.door.say(errors.New("connection refused"))
+		e := r.connect()
+		e.Subscribe(cds)
+		e.ExpectEnd(codes.Unavailable)
+	})
+}
+
+func TestTokenIsRevokedWhileTheStreamLives(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.door.say(fmt.Errorf("token: %w", status.Error(codes.Unauthenticated, "ACL not found")))
+		e.ExpectNone()
+		time.Sleep(30 * time.Second) // of the bubble's time
+		e.ExpectEnd(codes.Unauthenticated)
+	})
+}
+
+func TestAuthorisationCannotBeAskedWhileTheStreamLives(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.door.say(errors.New("connection refused"))
+		time.Sleep(95 * time.Second) // of the bubble's time
+		e.ExpectNone()
+		if got := len(r.door.asked()); got != 4 {
+			t.Errorf("authorised %d times, want at the start and three times more", got)
+		}
+		r.supplier.publish(small().with(routes("web", 2)).set(t))
+		e.ExpectAck(rds, "web")
+	})
+}
+
+func TestTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		e := r.connectWith(xdstest.Options{Token: "sesame"})
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "web")
+		caller := r.door.asked()[0]
+		if string(caller.Token) != "sesame" {
+			t.Errorf("the authorizer got %q", string(caller.Token))
+		}
+		printed := fmt.Sprintf("%v %+v %#v %s %q", caller, caller, caller.Token, caller.Token, caller.Token) + r.log.String()
+		if strings.Contains(printed, "sesame") {
+			t.Errorf("the token is printed: %s", printed)
+		}
+	})
+}
+
+func TestFirstRequestWithoutANode(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.connectWith(xdstest.Options{Anonymous: true})
+		e.Subscribe(cds)
+		e.ExpectEnd(codes.InvalidArgument)
+	})
+}
+
+func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		metadata, err := structpb.NewStruct(map[string]any{"node_name": "n1", "partition": "default", "number": 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := r.connectWith(xdstest.Options{Node: &corev3.Node{
+			Id: "gateway-1", Cluster: "gateway", Metadata: metadata, UserAgentName: "envoy",
+			UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{
+				Version: &typev3.SemanticVersion{MajorNumber: 1, MinorNumber: 36, Patch: 2},
+			}},
+		}})
+		e.Subscribe(cds)
+		e.Subscribe(lds)
+		e.ExpectNone()
+		want := []xds.Node{{
+			ID: "gateway-1", Cluster: "gateway", UserAgent: "envoy", Major: 1, Minor: 36, Patch: 2,
+			Metadata: map[string]string{"node_name": "n1", "partition": "default"},
+		}}
+		if diff := cmp.Diff(want, r.supplier.asked(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+func TestSupplierEndsTheStream(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want codes.Code
+	}{
+		"with a status": {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition},
+		"with an error": {errors.New("lost"), codes.Unavailable},
+		"with nil":      {nil, codes.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forBoth(t, func(r *rig) {
+				r.supplier.fail = make(chan error)
+				e := r.connect()
+				e.Subscribe(cds)
+				synctest.Wait()
+				r.supplier.fail <- c.err
+				e.ExpectEnd(c.want)
+			})
+		})
+	}
+}

@@ -1,0 +1,92 @@
+package xds_test
+
+import (
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+func TestEndpointsAreSentAgainAfterTheirCluster(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(two())
+		r.supplier.publish(two().with(cluster("web", 2)).set(t))
+		e.ExpectAck(cds, r.full([]string{"api", "web"}, "web")...)
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestRoutesAreSentAgainAfterTheirListener(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestEndpointsUnderAServiceNameAreSentAgainAfterTheirCluster(t *testing.T) {
+	named := func(edition int) world {
+		c := cluster("web", edition).(*clusterv3.Cluster)
+		c.EdsClusterConfig.ServiceName = "web.service"
+		return world{}.with(c, endpoints("web.service", 1))
+	}
+	forBoth(t, func(r *rig) {
+		r.supplier.publish(named(1).set(t))
+		e := r.connect()
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "web")
+		e.Subscribe(eds, "web.service")
+		e.ExpectAck(eds, "web.service")
+		r.supplier.publish(named(2).set(t))
+		e.ExpectAck(cds, "web")
+		e.ExpectAck(eds, "web.service")
+		e.ExpectNone()
+	})
+}
+
+func TestClusterChangesWhileItsEndpointsAwaitTheirACK(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		early := e.Expect(eds, "web")
+		r.supplier.publish(small().with(cluster("web", 2), endpoints("web", 2)).set(t))
+		e.ExpectAck(cds, "web")
+		e.ExpectNone()
+		e.Ack(early)
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+	})
+}
+
+// Envoy asks for everything right after it reconnects, before it sees that the
+// cluster has changed: what it says it has of the endpoints does not count.
+func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.supplier.publish(small().with(cluster("web", 2)).set(t))
+		e := r.connectWith(xdstest.Options{Has: upToDate(t, small())})
+		e.Subscribe(cds)
+		clusters := e.Expect(cds, "web")
+		e.Subscribe(eds, "web")
+		e.ExpectAck(eds, "web")
+		e.Ack(clusters)
+		e.ExpectNone()
+	})
+}
+
+// upToDate gives what an Envoy has that was sent all of a world.
+func upToDate(t testing.TB, w world) map[string]map[string]string {
+	t.Helper()
+	has := map[string]map[string]string{}
+	for typ := range xds.Type(xds.NumTypes) {
+		has[typ.URL()] = map[string]string{}
+		for name, m := range w[typ] {
+			has[typ.URL()][name] = encode(t, m).Version()
+		}
+	}
+	return has
+}

@@ -1,0 +1,118 @@
+package xds_test
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestRejectedUpdateIsNotOfferedAgainUntilItChanges(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		e.Nack(e.Expect(lds, "http"), "no such filter")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+		// Neither another set nor another type's ACK brings it back.
+		r.supplier.publish(small().with(listener("http", 2, "web"), endpoints("web", 2)).set(t))
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+		r.supplier.publish(small().with(listener("http", 3, "web"), endpoints("web", 2)).set(t))
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestRejectedUpdateIsTakenBack(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		e.Nack(e.Expect(lds, "http"), "no such filter")
+		e.ExpectAck(rds, "web")
+		r.supplier.publish(small().set(t))
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestListenersAreReleasedWhenEnvoyRejectsTheirClusters(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(two().with(listener("http", 2, "web")).set(t))
+		clusters := e.Expect(cds, r.full([]string{"api", "web"}, "api")...)
+		e.ExpectNone()
+		e.Nack(clusters, "bad cluster")
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestRejectionIsLoggedOnceAndCounted(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(routes("web", 2)).set(t))
+		e.Nack(e.Expect(rds, "web"), "no such cluster")
+		e.ExpectNone()
+		var lines []string
+		for line := range strings.Lines(r.log.String()) {
+			if strings.Contains(line, "rejected") {
+				lines = append(lines, line)
+			}
+		}
+		if len(lines) != 1 {
+			t.Fatalf("logged %q, want one line", lines)
+		}
+		for _, want := range []string{"envoy=envoy", "type=route", "version=", "nonce=", "resources=[web]", `error="no such cluster"`} {
+			if !strings.Contains(lines[0], want) {
+				t.Errorf("%s is missing from %s", want, lines[0])
+			}
+		}
+		if got := r.count("usher_xds_nacks_total", "route"); got != 1 {
+			t.Errorf("%v NACKs counted, want 1", got)
+		}
+		if got := r.count("usher_xds_acks_total", "listener"); got != 1 {
+			t.Errorf("%v ACKs counted, want 1", got)
+		}
+		if got := r.count("usher_xds_resource_bytes_total", "route"); got == 0 {
+			t.Error("no bytes counted")
+		}
+	})
+}
+
+// Envoy may quote a rejected cluster, and the cluster may carry its key.
+func TestPrivateKeyInARejectionIsNotLogged(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		for i, message := range []string{
+			`bad: inline_string: "-----BEGIN EC PRIVATE KEY-----\nSESAME\n-----END EC PRIVATE KEY-----\n" }`,
+			"bad: -----BEGIN PRIVATE KEY-----\nSESAME",
+		} {
+			r.supplier.publish(small().with(routes("web", 2+i)).set(t))
+			e.Nack(e.Expect(rds, "web"), message)
+			e.ExpectNone()
+		}
+		if strings.Contains(r.log.String(), "SESAME") || strings.Count(r.log.String(), "(private key)") != 2 {
+			t.Errorf("logged: %s", r.log)
+		}
+	})
+}
+
+// count reads a metric's value for a label value.
+func (r *rig) count(name, label string) float64 {
+	r.t.Helper()
+	families, err := r.metrics.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			if family.GetName() == name && m.GetLabel()[0].GetValue() == label {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	r.t.Fatalf("no metric %s of %s", name, label)
+	return 0
+}

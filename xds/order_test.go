@@ -1,0 +1,245 @@
+package xds_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// small is a gateway with one service.
+func small() world {
+	return world{}.with(cluster("web", 1), endpoints("web", 1), listener("http", 1, "web"), routes("web", 1))
+}
+
+// two is small with a second service.
+func two() world { return small().with(cluster("api", 1), endpoints("api", 1)) }
+
+// warm brings an Envoy up as Envoy does it: clusters and their endpoints, then
+// listeners and their routes. The world has the listener http with the routes
+// web.
+func (r *rig) warm(w world) *xdstest.Envoy {
+	r.t.Helper()
+	r.supplier.publish(w.set(r.t))
+	e := r.connect()
+	clusters := w.names(cds)
+	e.Subscribe(cds)
+	e.ExpectAck(cds, clusters...)
+	e.Subscribe(eds, clusters...)
+	e.ExpectAck(eds, clusters...)
+	e.Subscribe(lds)
+	e.ExpectAck(lds, "http")
+	e.Subscribe(rds, "web")
+	e.ExpectAck(rds, "web")
+	e.ExpectNone()
+	return e
+}
+
+// full gives what a response for clusters or listeners carries: the state of
+// the world says everything, delta only what changed.
+func (r *rig) full(all []string, changed ...string) []string {
+	if r.protocol == xdstest.SotW {
+		return all
+	}
+	return changed
+}
+
+// expectRemoved acknowledges the response that takes one cluster or listener
+// away from those there were.
+func (r *rig) expectRemoved(e *xdstest.Envoy, typeURL, name string, left ...string) {
+	r.t.Helper()
+	got := e.ExpectAck(typeURL, r.full(left)...)
+	if r.protocol == xdstest.Delta && !slices.Equal(got.Removed, []string{name}) {
+		r.t.Fatalf("removed %q, want %q", got.Removed, name)
+	}
+}
+
+func TestEnvoyWarmsUp(t *testing.T) {
+	forBoth(t, func(r *rig) { r.warm(two()) })
+}
+
+func TestListenersAndRoutesWaitForClustersAndEndpoints(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(world{}.with(
+			secret("key", 2), cluster("web", 2), endpoints("web", 2), listener("http", 2, "web"), routes("web", 2)).set(t))
+		clusters := e.Expect(cds, "web")
+		assignments := e.Expect(eds, "web")
+		e.ExpectNone()
+		e.Ack(clusters)
+		e.ExpectNone()
+		e.Ack(assignments)
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestListenersWaitForSecrets(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		e.Subscribe(sds, "key")
+		e.ExpectNone()
+		r.supplier.publish(small().with(secret("key", 1), listener("http", 2, "web")).set(t))
+		secrets := e.Expect(sds, "key")
+		e.ExpectNone()
+		e.Ack(secrets)
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+	})
+}
+
+// Envoy acknowledges a cluster only when the cluster is warm, which needs its
+// endpoints and secrets.
+func TestEndpointsAndSecretsDoNotWaitForTheClustersACK(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(two().with(secret("key", 1)).set(t))
+		clusters := e.Expect(cds, r.full([]string{"api", "web"}, "api")...)
+		e.Subscribe(eds, "api")
+		e.ExpectAck(eds, "api")
+		e.Subscribe(sds, "key")
+		e.ExpectAck(sds, "key")
+		e.Ack(clusters)
+		e.ExpectNone()
+	})
+}
+
+func TestListenersWaitUntilEnvoyAskedForTheEndpointsOfANewCluster(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(two().with(listener("http", 2, "web")).set(t))
+		e.ExpectAck(cds, r.full([]string{"api", "web"}, "api")...)
+		e.ExpectNone()
+		e.Subscribe(eds, "api")
+		assignments := e.Expect(eds, "api")
+		e.ExpectNone()
+		e.Ack(assignments)
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+	})
+}
+
+func TestListenersDoNotWaitForEndpointsThatDoNotExist(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(cluster("api", 1), listener("http", 2, "web")).set(t))
+		e.ExpectAck(cds, r.full([]string{"api", "web"}, "api")...)
+		e.ExpectAck(lds, "http")
+	})
+}
+
+func TestListenersAreSentToAnEnvoyThatNeverAsksForEndpoints(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(two().with(listener("http", 2, "web")).set(t))
+		e.ExpectAck(cds, r.full([]string{"api", "web"}, "api")...)
+		e.ExpectNone()
+		time.Sleep(20 * time.Second) // of the bubble's time
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestListenersAreSentToAnEnvoyThatDoesNotAcknowledgeItsClusters(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
+		clusters := e.Expect(cds, "web")
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+		time.Sleep(20 * time.Second) // of the bubble's time
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.Ack(clusters)
+		e.ExpectNone()
+	})
+}
+
+func TestOneResponsePerTypeAwaitsItsACK(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		first := e.Expect(eds, "web")
+		r.supplier.publish(small().with(endpoints("web", 3)).set(t))
+		r.supplier.publish(small().with(endpoints("web", 4)).set(t))
+		e.ExpectNone()
+		e.Ack(first)
+		last := e.ExpectAck(eds, "web")
+		if want := encode(t, endpoints("web", 4)).Version(); r.protocol == xdstest.Delta && last.Versions["web"] != want {
+			t.Errorf("got version %s, want the newest, %s", last.Versions["web"], want)
+		}
+		e.ExpectNone()
+	})
+}
+
+func TestClusterIsRemovedAfterTheListenersAndRoutesThatUsedIt(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(two())
+		r.supplier.publish(small().with(listener("http", 2, "web"), routes("web", 2)).set(t))
+		listeners := e.Expect(lds, "http")
+		routes := e.Expect(rds, "web")
+		e.ExpectNone()
+		e.Ack(listeners)
+		e.ExpectNone()
+		e.Ack(routes)
+		r.expectRemoved(e, cds, "api", "web")
+		e.ExpectNone()
+	})
+}
+
+func TestRemovedClusterStaysInTheStateOfTheWorldUntilItIsItsTurn(t *testing.T) {
+	forOne(t, xdstest.SotW, func(r *rig) {
+		e := r.warm(two())
+		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
+		e.ExpectAck(cds, "api", "web")
+		e.ExpectAck(eds, "web")
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectAck(cds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestRemovedListenerIsToldAtOnce(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().without(listener("http", 1)).set(t))
+		r.expectRemoved(e, lds, "http")
+		e.ExpectNone()
+	})
+}
+
+func TestClustersOfARejectedListenerAreKept(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(two())
+		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		e.Nack(e.Expect(lds, "http"), "no")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+		r.supplier.publish(small().with(listener("http", 3, "web")).set(t))
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		r.expectRemoved(e, cds, "api", "web")
+	})
+}
+
+// After a reconnect the clusters are asked for first. Those that are gone may
+// still be in use by the listeners Envoy has.
+func TestClustersAreNotRemovedBeforeEnvoyAsksForListeners(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		e := r.connectWith(xdstest.Options{Has: map[string]map[string]string{
+			cds: {"web": encode(t, cluster("web", 1)).Version(), "gone": "1"},
+			lds: {"http": "old"},
+		}})
+		e.Subscribe(cds)
+		e.ExpectAck(cds)
+		e.ExpectNone()
+		e.Subscribe(lds)
+		e.ExpectAck(lds, "http")
+		r.expectRemoved(e, cds, "gone")
+	})
+}

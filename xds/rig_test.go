@@ -1,0 +1,341 @@
+package xds_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+// Short names for the type URLs.
+var (
+	sds = xds.Secret.URL()
+	cds = xds.Cluster.URL()
+	eds = xds.Endpoint.URL()
+	lds = xds.Listener.URL()
+	rds = xds.Route.URL()
+)
+
+// rig is a server with a supplier and an authorizer that the test controls.
+type rig struct {
+	t        *testing.T
+	server   *xds.Server
+	conn     *grpc.ClientConn
+	protocol xdstest.Protocol
+	supplier *supplier
+	door     *door
+	metrics  *prometheus.Registry
+	log      *logBuffer
+}
+
+// forBoth runs a scenario for both protocols, each in a bubble of its own: time
+// stands still, and a goroutine that outlives the scenario fails it.
+func forBoth(t *testing.T, scenario func(*rig)) {
+	t.Helper()
+	for _, p := range xdstest.Protocols {
+		forOne(t, p, scenario)
+	}
+}
+
+func forOne(t *testing.T, p xdstest.Protocol, scenario func(*rig)) {
+	t.Helper()
+	t.Run(string(p), func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { scenario(newRig(t, p)) })
+	})
+}
+
+func newRig(t *testing.T, p xdstest.Protocol) *rig {
+	t.Helper()
+	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}}
+	r.server = xds.NewServer(xds.Options{
+		Supplier: r.supplier, Authorizer: r.door, Metrics: xds.NewMetrics(r.metrics),
+		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	g := grpc.NewServer(r.server.ServerOptions()...)
+	r.server.Register(g)
+	listener := bufconn.Listen(1 << 20)
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(listener) }()
+	conn, err := grpc.NewClient("passthrough:///bufconn",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.conn = conn
+	t.Cleanup(func() {
+		_ = conn.Close()
+		g.Stop()
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return r
+}
+
+func (r *rig) connect() *xdstest.Envoy { return r.connectWith(xdstest.Options{}) }
+
+func (r *rig) connectWith(o xdstest.Options) *xdstest.Envoy {
+	r.t.Helper()
+	return xdstest.Connect(r.t, r.conn, r.protocol, o)
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// supplier gives every stream the same set.
+type supplier struct {
+	mu    sync.Mutex
+	set   *xds.Set
+	puts  map[*func(*xds.Set)]struct{}
+	nodes []xds.Node
+	// fail ends Supply with what it receives.
+	fail chan error
+}
+
+func (s *supplier) Supply(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+	s.mu.Lock()
+	if s.puts == nil {
+		s.puts = map[*func(*xds.Set)]struct{}{}
+	}
+	s.puts[&put] = struct{}{}
+	s.nodes = append(s.nodes, n)
+	if s.set != nil {
+		put(s.set)
+	}
+	fail := s.fail
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.puts, &put)
+	}()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-fail:
+		return err
+	}
+}
+
+// asked lists the nodes it was asked for.
+func (s *supplier) asked() []xds.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.nodes)
+}
+
+// publish gives a set to all streams.
+func (s *supplier) publish(set *xds.Set) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set = set
+	for put := range s.puts {
+		(*put)(set)
+	}
+}
+
+// door is an Authorizer that does as it is told.
+type door struct {
+	mu      sync.Mutex
+	answer  error
+	callers []xds.Caller
+}
+
+func (d *door) Authorize(_ context.Context, c xds.Caller, _ xds.Node) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.callers = append(d.callers, c)
+	return d.answer
+}
+
+func (d *door) say(answer error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.answer = answer
+}
+
+func (d *door) asked() []xds.Caller {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.callers)
+}
+
+// world collects resources; set makes a set in which every type is known.
+type world map[xds.Type]map[string]proto.Message
+
+func (w world) with(messages ...proto.Message) world {
+	next := world{}
+	for t, of := range w {
+		next[t] = map[string]proto.Message{}
+		for name, m := range of {
+			next[t][name] = m
+		}
+	}
+	for _, m := range messages {
+		t := typeOf(m)
+		if next[t] == nil {
+			next[t] = map[string]proto.Message{}
+		}
+		next[t][xds.NameOf(m)] = m
+	}
+	return next
+}
+
+func (w world) without(messages ...proto.Message) world {
+	next := w.with()
+	for _, m := range messages {
+		delete(next[typeOf(m)], xds.NameOf(m))
+	}
+	return next
+}
+
+// names lists a type's resources.
+func (w world) names(typeURL string) []string {
+	for t, of := range w {
+		if t.URL() == typeURL {
+			return slices.Sorted(maps.Keys(of))
+		}
+	}
+	return nil
+}
+
+func (w world) collections(t testing.TB) [xds.NumTypes]xds.Collection {
+	t.Helper()
+	var all [xds.NumTypes]xds.Collection
+	for typ := range xds.Type(xds.NumTypes) {
+		all[typ] = xds.Collection{Known: true, Resources: map[string]*xds.Resource{}}
+		for name, m := range w[typ] {
+			all[typ].Resources[name] = encode(t, m)
+		}
+	}
+	return all
+}
+
+func (w world) set(t testing.TB) *xds.Set {
+	t.Helper()
+	return xds.NewSet(w.collections(t))
+}
+
+func encode(t testing.TB, m proto.Message) *xds.Resource {
+	t.Helper()
+	r, err := xds.NewResource(typeOf(m), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func typeOf(m proto.Message) xds.Type {
+	switch m.(type) {
+	case *tlsv3.Secret:
+		return xds.Secret
+	case *clusterv3.Cluster:
+		return xds.Cluster
+	case *endpointv3.ClusterLoadAssignment:
+		return xds.Endpoint
+	case *listenerv3.Listener:
+		return xds.Listener
+	default:
+		return xds.Route
+	}
+}
+
+// The builders below make the smallest resource of a type. The edition makes
+// two of one name differ.
+
+func ads() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
+}
+
+func secret(name string, edition int) proto.Message {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{
+		Secret: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte{byte(edition)}}},
+	}}}
+}
+
+func cluster(name string, edition int) proto.Message {
+	return &clusterv3.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()},
+		ConnectTimeout:       durationpb.New(time.Duration(edition) * time.Second),
+	}
+}
+
+func endpoints(name string, edition int) proto.Message {
+	return &endpointv3.ClusterLoadAssignment{ClusterName: name, Policy: &endpointv3.ClusterLoadAssignment_Policy{
+		OverprovisioningFactor: wrapperspb.UInt32(uint32(100 + edition)),
+	}}
+}
+
+func listener(name string, edition int, routes ...string) proto.Message {
+	l := &listenerv3.Listener{Name: name, Address: &corev3.Address{Address: &corev3.Address_SocketAddress{
+		SocketAddress: &corev3.SocketAddress{
+			Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(edition)},
+		},
+	}}}
+	for _, route := range routes {
+		manager, err := anypb.New(&hcmv3.HttpConnectionManager{
+			StatPrefix: "x",
+			RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+				RouteConfigName: route, ConfigSource: ads(),
+			}},
+		})
+		if err != nil {
+			panic(err)
+		}
+		l.FilterChains = append(l.FilterChains, &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
+			Name:       "http",
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: manager},
+		}}})
+	}
+	return l
+}
+
+func routes(name string, edition int) proto.Message {
+	return &routev3.RouteConfiguration{Name: name, MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(uint32(edition))}
+}

@@ -1,0 +1,212 @@
+package xds_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+func TestNothingIsSentBeforeAnythingIsKnown(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.connect()
+		e.Subscribe(cds)
+		e.Subscribe(lds)
+		e.ExpectNone()
+		r.supplier.publish(xds.NewSet([xds.NumTypes]xds.Collection{}))
+		e.ExpectNone()
+		r.supplier.publish(world{}.set(t))
+		e.ExpectAck(cds)
+		e.ExpectAck(lds)
+		e.ExpectNone()
+	})
+}
+
+func TestTypeThatIsNotKnownYetIsNotAnswered(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		all := small().collections(t)
+		all[xds.Listener].Known = false
+		r.supplier.publish(xds.NewSet(all))
+		e := r.connect()
+		e.Subscribe(lds)
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "web")
+		e.Subscribe(eds, "web")
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+		all[xds.Listener].Known = true
+		r.supplier.publish(xds.NewSet(all))
+		e.ExpectAck(lds, "http")
+	})
+}
+
+func TestUnknownNameGetsNoAnswer(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		e.Subscribe(eds, "api")
+		e.Subscribe(rds, "api")
+		e.Subscribe(sds, "api")
+		e.ExpectNone()
+		r.supplier.publish(small().with(endpoints("api", 1)).set(t))
+		e.ExpectAck(eds, "api")
+		e.ExpectNone()
+	})
+}
+
+func TestResourceAskedForByNameGoesWithoutAWord(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().without(routes("web", 1)).set(t))
+		e.ExpectNone()
+		r.supplier.publish(small().set(t))
+		e.ExpectAck(rds, "web")
+	})
+}
+
+func TestEmptyListOfEndpointsIsNotEverything(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		e := r.connect()
+		e.Subscribe(eds)
+		e.Subscribe(rds)
+		e.Subscribe(sds)
+		e.ExpectNone()
+	})
+}
+
+func TestTypeThatIsNotServedIsNotAnswered(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		e.Subscribe("type.googleapis.com/envoy.service.runtime.v3.Runtime")
+		e.ExpectNone()
+		e.Subscribe(eds, "nothing")
+		e.Subscribe("type.googleapis.com/envoy.service.runtime.v3.Runtime", "more")
+		e.ExpectNone()
+	})
+}
+
+func TestUnsubscribedResourceIsNotSent(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(two())
+		e.Unsubscribe(eds, "api")
+		e.ExpectNone()
+		r.supplier.publish(two().with(endpoints("api", 2), endpoints("web", 2)).set(t))
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+		e.Subscribe(eds, "api")
+		e.ExpectAck(eds, "api")
+	})
+}
+
+func TestResourceUnsubscribedBeforeItsACKIsSentWhenAskedForAgain(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(two())
+		r.supplier.publish(two().with(endpoints("api", 2)).set(t))
+		crossing := e.Expect(eds, "api")
+		e.Unsubscribe(eds, "api")
+		e.Ack(crossing)
+		e.ExpectNone()
+		e.Subscribe(eds, "api")
+		e.ExpectAck(eds, "api")
+		e.ExpectNone()
+	})
+}
+
+func TestNameAskedForAgainIsSentAgain(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		e := r.warm(two())
+		e.Subscribe(eds, "api")
+		e.ExpectAck(eds, "api")
+		e.Subscribe(cds, "api")
+		e.ExpectAck(cds, "api")
+		e.ExpectAck(eds, "api")
+		e.ExpectNone()
+	})
+}
+
+func TestNameGivenUpBesideEverythingIsToldOnceMore(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		e := r.warm(two())
+		e.Subscribe(cds, "api", "gone")
+		e.ExpectAck(cds, "api")
+		e.ExpectAck(eds, "api")
+		e.Unsubscribe(cds, "api", "gone")
+		got := e.ExpectAck(cds, "api")
+		e.ExpectAck(eds, "api")
+		if removed := e.ExpectAck(cds).Removed; len(got.Removed) != 0 || !slices.Equal(removed, []string{"gone"}) {
+			t.Errorf("removed %q then %q, want gone in the second", got.Removed, removed)
+		}
+		e.ExpectNone()
+	})
+}
+
+func TestEverythingIsGivenUpAndAskedForAgain(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		r.supplier.publish(world{}.with(secret("a", 1), secret("b", 1)).set(t))
+		e := r.connect()
+		e.Subscribe(sds, "*")
+		e.ExpectAck(sds, "a", "b")
+		e.Unsubscribe(sds, "*")
+		e.ExpectNone()
+		e.Subscribe(sds, "*")
+		e.ExpectAck(sds, "a", "b")
+		e.ExpectNone()
+	})
+}
+
+func TestEnvoyThatIsUpToDateIsSentNothing(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		e := r.connectWith(xdstest.Options{Has: upToDate(t, small())})
+		e.Subscribe(cds)
+		e.ExpectAck(cds)
+		e.Subscribe(eds, "web")
+		e.Subscribe(lds)
+		e.ExpectAck(lds)
+		e.Subscribe(rds, "web")
+		e.ExpectNone()
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+	})
+}
+
+func TestReconnectedEnvoyIsSentWhatChanged(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		has := upToDate(t, two().with(listener("tcp", 9)))
+		r.supplier.publish(small().with(cluster("new", 1), endpoints("web", 2)).set(t))
+		e := r.connectWith(xdstest.Options{Has: has})
+		e.Subscribe(cds)
+		e.Subscribe(eds, "web", "api")
+		e.Subscribe(lds)
+		e.Subscribe(rds, "web")
+		e.ExpectAck(cds, "new")
+		e.ExpectAck(eds, "web")
+		r.expectRemoved(e, lds, "tcp")
+		r.expectRemoved(e, cds, "api")
+		e.ExpectNone()
+	})
+}
+
+func TestReconnectedEnvoyThatIsUpToDateIsNotSentItsListeners(t *testing.T) {
+	forOne(t, xdstest.SotW, func(r *rig) {
+		r.supplier.publish(two().set(t))
+		first := r.connect()
+		first.Subscribe(cds)
+		had := first.ExpectAck(cds, "api", "web").Version
+		first.Disconnect()
+
+		e := r.connectWith(xdstest.Options{Claims: map[string]string{cds: had, lds: "something older"}})
+		e.Subscribe(cds)
+		e.ExpectNone()
+		e.Subscribe(eds, "api", "web")
+		e.ExpectAck(eds, "api", "web")
+		e.Subscribe(lds)
+		e.ExpectAck(lds, "http")
+		r.supplier.publish(two().with(cluster("web", 2)).set(t))
+		e.ExpectAck(cds, "api", "web")
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+	})
+}
