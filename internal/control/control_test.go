@@ -1,0 +1,317 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/xds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeSource gives what the test puts, and notes what is watched.
+type fakeSource struct {
+	put    func(*gateway.Snapshot) // of the newest Watch
+	events []string
+	fail   chan error
+}
+
+func (s *fakeSource) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
+	s.events = append(s.events, "watch "+id.String())
+	s.put = put
+	select {
+	case <-ctx.Done():
+		s.events = append(s.events, "stop "+id.String())
+		return nil
+	case err := <-s.fail:
+		return err
+	}
+}
+
+// rig is a running plane in a synctest bubble.
+type rig struct {
+	t       *testing.T
+	plane   *Plane
+	source  *fakeSource
+	metrics *Metrics
+	log     bytes.Buffer
+}
+
+// inBubble runs f with a plane, and demands that everything ends with it.
+func inBubble(t *testing.T, f func(r *rig)) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &rig{t: t, source: &fakeSource{fail: make(chan error)}, metrics: NewMetrics(prometheus.NewRegistry())}
+		r.plane = New(Options{Source: r.source, Logger: slog.New(slog.NewTextHandler(&r.log, nil)), Metrics: r.metrics})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.plane.Run(ctx) }()
+		f(r)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// envoy is a stream of the plane's.
+type envoy struct {
+	sets  []*xds.Set // all that were put; read them after synctest.Wait
+	ended chan error
+	leave context.CancelFunc
+}
+
+func (r *rig) connect(n xds.Node) *envoy {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	e := &envoy{ended: make(chan error, 1), leave: cancel}
+	go func() {
+		e.ended <- r.plane.Supply(ctx, n, func(s *xds.Set) { e.sets = append(e.sets, s) })
+	}()
+	synctest.Wait()
+	return e
+}
+
+func (r *rig) give(s *gateway.Snapshot) {
+	r.source.put(s)
+	synctest.Wait()
+}
+
+// listener gives the newest bytes of the lab's listener on an address.
+func (e *envoy) listener(t *testing.T, name string) *xds.Resource {
+	t.Helper()
+	if len(e.sets) == 0 {
+		t.Fatal("the Envoy was given nothing")
+	}
+	return e.sets[len(e.sets)-1].Collection(xds.Listener).Resources[name]
+}
+
+const anyAddress = "http:0.0.0.0:8080"
+
+func node(id string) xds.Node { return xds.Node{ID: id, Cluster: "edge"} }
+
+// snapshot is a gateway "edge" with one HTTP service in plain mode.
+func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
+	web := gateway.ServiceName{Name: "web"}
+	return &gateway.Snapshot{
+		ID:         gateway.ID{Name: "edge"},
+		Datacenter: "dc1",
+		Plain:      true,
+		Entry: &gateway.Entry{Name: "edge", Listeners: []gateway.Listener{{
+			Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{Name: "web"}},
+		}}},
+		Services: []gateway.Service{{Service: web, Port: 8080, Protocol: "http"}},
+		Chains: map[gateway.ServiceName]*gateway.Chain{web: {
+			ServiceName: "web", Datacenter: "dc1", Protocol: "http", Default: true, StartNode: "r",
+			Nodes:   map[string]*gateway.ChainNode{"r": {Type: gateway.NodeResolver, Name: "web", Resolver: &gateway.Resolver{Default: true, Target: "t"}}},
+			Targets: map[string]*gateway.Target{"t": {ID: "t", Service: "web", Datacenter: "dc1", Name: "web.default.dc1.internal.x", SNI: "web.default.dc1.internal.x"}},
+		}},
+		Endpoints: map[string]*gateway.Endpoints{"t": {Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "127.0.0.1", Port: 9090}}}},
+		Instances: instances,
+	}
+}
+
+func says(m gateway.Mode) gateway.Layer {
+	return gateway.Layer{Settings: gateway.Settings{ProxyProtocol: gateway.ProxyProtocol{Mode: m}}}
+}
+
+func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(node("edge"))
+		if len(e.sets) != 0 {
+			t.Fatal("something was put before there was a snapshot")
+		}
+		r.give(snapshot())
+		if len(e.sets) != 0 {
+			t.Fatal("an Envoy whose instance is not registered was given something")
+		}
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		if e.listener(t, anyAddress) == nil {
+			t.Fatalf("no listener %s", anyAddress)
+		}
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		if len(e.sets) != 1 {
+			t.Errorf("an equal snapshot was put as a new set: %d sets", len(e.sets))
+		}
+		changed := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})
+		changed.Endpoints["t"] = &gateway.Endpoints{}
+		r.give(changed)
+		if len(e.sets) != 2 {
+			t.Fatalf("%d sets after a change, want 2", len(e.sets))
+		}
+		if e.sets[0].Collection(xds.Listener).Resources[anyAddress] != e.listener(t, anyAddress) {
+			t.Error("an unchanged listener did not stay the same value")
+		}
+		e.leave()
+		if err := <-e.ended; err != nil {
+			t.Errorf("Supply: %v", err)
+		}
+	})
+}
+
+func TestInstancesShareAllButTheirListeners(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		a, b := r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": "a"}}),
+			r.connect(xds.Node{ID: "edge", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.2")})
+		r.give(snapshot(
+			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Own: says(gateway.Strict)},
+			&gateway.Instance{Node: "b", NodeAddress: "192.0.2.2", ServiceID: "edge", Address: "192.0.2.2"},
+		))
+		strict, off := a.listener(t, anyAddress), b.listener(t, "http:192.0.2.2:8080")
+		if strict == nil || off == nil {
+			t.Fatal("an instance did not get the listener of its own address")
+		}
+		for _, typ := range []xds.Type{xds.Cluster, xds.Endpoint, xds.Route} {
+			for name, res := range a.sets[0].Collection(typ).Resources {
+				if b.sets[0].Collection(typ).Resources[name] != res {
+					t.Errorf("%s %s is not shared", typ, name)
+				}
+			}
+		}
+	})
+}
+
+func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(node("edge"))
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
+		if e.listener(t, anyAddress) == nil {
+			t.Fatal("two equal instances: no listener")
+		}
+		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Own: says(gateway.Strict)})
+		r.give(differ)
+		if len(e.sets) != 1 {
+			t.Errorf("an Envoy that cannot be told was given another set")
+		}
+		late := r.connect(node("edge"))
+		err := <-late.ended
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "node_name") {
+			t.Errorf("got %v, want FailedPrecondition that says what to do", err)
+		}
+	})
+}
+
+func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
+	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+	unknown := snapshot(in)
+	unknown.Defaults = gateway.Layer{Unknown: true}
+	t.Run("cold start", func(t *testing.T) {
+		inBubble(t, func(r *rig) {
+			e := r.connect(node("edge"))
+			r.give(unknown)
+			c := e.sets[0].Collection(xds.Listener)
+			if len(c.Resources) != 0 || len(c.Withheld) != 1 || c.Withheld[0] != anyAddress {
+				t.Errorf("listeners %v, withheld %v; want none and %s", c.Resources, c.Withheld, anyAddress)
+			}
+		})
+	})
+	t.Run("after a good one", func(t *testing.T) {
+		inBubble(t, func(r *rig) {
+			e := r.connect(node("edge"))
+			strict := snapshot(in)
+			strict.Defaults = says(gateway.Strict)
+			r.give(strict)
+			good := e.listener(t, anyAddress)
+			r.give(unknown)
+			if got := e.listener(t, anyAddress); got != good {
+				t.Errorf("the listener became %v, want the last good one", got)
+			}
+		})
+	})
+}
+
+func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(node("edge"))
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		off := e.listener(t, anyAddress)
+		r.plane.SetOperator(Operator{Layers: map[string]gateway.Layer{"edge": says(gateway.Strict)}})
+		synctest.Wait()
+		if e.listener(t, anyAddress).Version() == off.Version() {
+			t.Error("the listener did not change")
+		}
+		r.plane.SetOperator(Operator{})
+		synctest.Wait()
+		if e.listener(t, anyAddress).Version() != off.Version() {
+			t.Error("the listener did not change back")
+		}
+	})
+}
+
+func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(node("edge"))
+		e.leave()
+		time.Sleep(20 * time.Second)
+		e = r.connect(node("edge"))
+		time.Sleep(time.Hour)
+		e.leave()
+		time.Sleep(31 * time.Second)
+		r.connect(node("edge"))
+		want := "watch edge, stop edge, watch edge"
+		if got := strings.Join(r.source.events, ", "); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	})
+}
+
+func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(node("edge"))
+		r.source.fail <- errors.New("broken")
+		if err := <-e.ended; status.Code(err) != codes.Unavailable {
+			t.Errorf("Supply: %v, want Unavailable", err)
+		}
+		r.connect(node("edge"))
+		if got := strings.Join(r.source.events, ", "); got != "watch edge, watch edge" {
+			t.Errorf("got %s, want a second watch", got)
+		}
+	})
+}
+
+func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.connect(node("edge"))
+		bad := snapshot()
+		bad.Problems = []gateway.Problem{{Where: "here", What: "wrong"}}
+		r.give(bad)
+		again := *bad
+		r.give(&again)
+		if n := testutil.ToFloat64(r.metrics.problems.WithLabelValues("edge")); n != 1 {
+			t.Errorf("usher_config_problems is %v, want 1", n)
+		}
+		r.give(snapshot())
+		if n := testutil.ToFloat64(r.metrics.problems.WithLabelValues("edge")); n != 0 {
+			t.Errorf("usher_config_problems is %v, want 0", n)
+		}
+		for _, line := range []string{`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`} {
+			if n := strings.Count(r.log.String(), line); n != 1 {
+				t.Errorf("%d times %q in the log, want once:\n%s", n, line, r.log.String())
+			}
+		}
+	})
+}
+
+func TestANodeWithoutNamesIsToldWhatItLacks(t *testing.T) {
+	for _, n := range []xds.Node{{ID: "edge"}, {Cluster: "edge"}} {
+		if _, err := GatewayOf(n); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%+v: %v, want InvalidArgument", n, err)
+		}
+	}
+	id, err := GatewayOf(xds.Node{ID: "a", Cluster: "edge", Metadata: map[string]string{"namespace": "default", "partition": "east"}})
+	if want := (gateway.ID{Name: "edge", Partition: "east"}); err != nil || id != want {
+		t.Errorf("got %+v, %v; want %+v", id, err, want)
+	}
+}
