@@ -44,7 +44,6 @@ var (
 // rig is a server with a supplier and an authorizer that the test controls.
 type rig struct {
 	t        *testing.T
-	server   *xds.Server
 	conn     *grpc.ClientConn
 	protocol xdstest.Protocol
 	supplier *supplier
@@ -72,22 +71,33 @@ func forOne(t *testing.T, p xdstest.Protocol, scenario func(*rig)) {
 func newRig(t *testing.T, p xdstest.Protocol) *rig {
 	t.Helper()
 	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}}
-	r.server = xds.NewServer(xds.Options{
+	server := xds.NewServer(xds.Options{
 		Supplier: r.supplier, Authorizer: r.door, Metrics: xds.NewMetrics(r.metrics),
 		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	g := grpc.NewServer(r.server.ServerOptions()...)
-	r.server.Register(g)
-	listener := bufconn.Listen(1 << 20)
+	r.conn = serve(t, server)
+	return r
+}
+
+// serve serves in memory, which a bubble can follow, until the test ends.
+func serve(t *testing.T, server *xds.Server) *grpc.ClientConn {
+	t.Helper()
+	l := bufconn.Listen(1 << 20)
+	return connectTo(t, server, l, "passthrough:///memory",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+}
+
+// connectTo serves on a listener, until the test ends, and connects to it.
+func connectTo(t *testing.T, server *xds.Server, l net.Listener, target string, o ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	g := grpc.NewServer(server.ServerOptions()...)
+	server.Register(g)
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(listener) }()
-	conn, err := grpc.NewClient("passthrough:///bufconn",
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	go func() { served <- g.Serve(l) }()
+	conn, err := grpc.NewClient(target, append(o, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.conn = conn
 	t.Cleanup(func() {
 		_ = conn.Close()
 		g.Stop()
@@ -95,7 +105,7 @@ func newRig(t *testing.T, p xdstest.Protocol) *rig {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return r
+	return conn
 }
 
 func (r *rig) connect() *xdstest.Envoy { return r.connectWith(xdstest.Options{}) }

@@ -161,7 +161,7 @@ func (e *Envoy) Unsubscribe(typeURL string, names ...string) {
 // exactly these resources, in any order.
 func (e *Envoy) Expect(typeURL string, names ...string) Response {
 	e.t.Helper()
-	r := e.next()
+	r := e.Next()
 	slices.Sort(names)
 	if r.Type != typeURL || !slices.Equal(r.Names, names) {
 		e.t.Fatalf("received %s %q, want %s %q", r.Type, r.Names, typeURL, names)
@@ -169,8 +169,8 @@ func (e *Envoy) Expect(typeURL string, names ...string) Response {
 	return r
 }
 
-// next waits for a response of whatever type.
-func (e *Envoy) next() Response {
+// Next waits for a response of whatever type.
+func (e *Envoy) Next() Response {
 	e.t.Helper()
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

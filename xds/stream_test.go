@@ -1,0 +1,145 @@
+package xds_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// panicking panics wherever the server calls it.
+type panicking struct{ where string }
+
+func (p panicking) Supply(ctx context.Context, _ xds.Node, _ func(*xds.Set)) error {
+	if p.where == "supplier" {
+		panic("in the supplier")
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (p panicking) Authorize(context.Context, xds.Caller, xds.Node) error {
+	if p.where == "authorizer" {
+		panic("in the authorizer")
+	}
+	return nil
+}
+
+func TestPanicEndsOneStreamOnly(t *testing.T) {
+	for _, where := range []string{"supplier", "authorizer"} {
+		t.Run(where, func(t *testing.T) {
+			forBoth(t, func(r *rig) {
+				p := panicking{where}
+				broken := xds.NewServer(xds.Options{Supplier: p, Authorizer: p, Logger: slog.New(slog.NewTextHandler(r.log, nil))})
+				e := xdstest.Connect(r.t, serve(r.t, broken), r.protocol, xdstest.Options{})
+				e.Subscribe(cds)
+				e.ExpectEnd(codes.Internal)
+				if !strings.Contains(r.log.String(), "in the "+where) {
+					t.Errorf("logged: %s", r.log)
+				}
+			})
+		})
+	}
+}
+
+// The bubble fails if anything the server started outlives its stream.
+func TestEnvoyDisconnects(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		if got := r.count("usher_xds_streams", string(r.protocol)); got != 1 {
+			t.Errorf("%v streams, want 1", got)
+		}
+		e.Disconnect()
+		synctest.Wait()
+		if got := r.count("usher_xds_streams", string(r.protocol)); got != 0 {
+			t.Errorf("%v streams are left", got)
+		}
+		r.supplier.publish(two().set(t))
+		synctest.Wait()
+	})
+}
+
+func TestEnvoyDisconnectsWithAResponseUnacknowledged(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
+		e.Expect(cds, "web")
+		e.Disconnect()
+		synctest.Wait()
+		e = r.warm(small())
+		e.ExpectNone()
+	})
+}
+
+// Many sets come at once from several goroutines, over a real connection, while
+// Envoy acknowledges: what arrives last is the newest.
+func TestManySetsAtOnce(t *testing.T) {
+	for _, p := range xdstest.Protocols {
+		t.Run(string(p), func(t *testing.T) {
+			s, d := &supplier{}, &door{}
+			server := xds.NewServer(xds.Options{Supplier: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
+			conn := dial(t, server)
+			const last = 200
+			want, err := proto.MarshalOptions{Deterministic: true}.Marshal(endpoints("web", last))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sets := make([]*xds.Set, last+1)
+			for i := range sets {
+				sets[i] = small().with(cluster("web", 1+i%2), endpoints("web", i)).set(t)
+			}
+			s.publish(sets[0])
+			var envoys sync.WaitGroup
+			for range 8 {
+				e := xdstest.Connect(t, conn, p, xdstest.Options{})
+				e.Subscribe(cds)
+				e.ExpectAck(cds, "web")
+				e.Subscribe(eds, "web")
+				envoys.Go(func() {
+					for {
+						r := e.Next()
+						e.Ack(r)
+						if r.Type == eds && bytes.Equal(r.Bodies[0], want) {
+							return
+						}
+					}
+				})
+			}
+			var writers sync.WaitGroup
+			for w := range 4 {
+				writers.Go(func() {
+					for i := w; i < last; i += 4 {
+						s.publish(sets[i])
+					}
+				})
+			}
+			writers.Wait()
+			s.publish(sets[last])
+			envoys.Wait()
+		})
+	}
+}
+
+// dial serves on loopback.
+func dial(t *testing.T, server *xds.Server) *grpc.ClientConn {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return connectTo(t, server, l, l.Addr().String())
+}
