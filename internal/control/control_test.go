@@ -232,6 +232,33 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	})
 }
 
+func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(node("edge"))
+		in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+		r.give(snapshot(in))
+		broken := snapshot(in)
+		for name := range broken.Chains {
+			broken.Chains[name] = &gateway.Chain{ServiceName: "web", Protocol: "http", StartNode: "none"}
+		}
+		r.give(broken)
+		for typ := range xds.Type(xds.NumTypes) {
+			for name, before := range e.sets[0].Collection(typ).Resources {
+				if e.sets[len(e.sets)-1].Collection(typ).Resources[name] != before {
+					t.Errorf("%s %s went away or changed", typ, name)
+				}
+			}
+		}
+		r.give(snapshot(in))
+		gone := snapshot(in)
+		gone.Services, gone.Entry.Listeners = nil, nil
+		r.give(gone)
+		if n := len(e.sets[len(e.sets)-1].Collection(xds.Cluster).Resources); n != 0 {
+			t.Errorf("%d clusters after the listener was removed, want none", n)
+		}
+	})
+}
+
 func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		e := r.connect(node("edge"))

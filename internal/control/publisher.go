@@ -128,10 +128,11 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last *xds.Set
 	res := listeners.Compile(p.snapshot, in, e)
 	b := setBuilder{publisher: p, last: last, problems: res.Problems}
 	var collections [xds.NumTypes]xds.Collection
+	// Listeners first: one that stays as it was keeps what it leads to.
+	collections[xds.Listener] = collect(&b, xds.Listener, res.Listeners, res.WithheldListeners)
 	collections[xds.Secret] = collect(&b, xds.Secret, res.Secrets, nil)
 	collections[xds.Cluster] = collect(&b, xds.Cluster, res.Clusters, nil)
 	collections[xds.Endpoint] = collect(&b, xds.Endpoint, res.Endpoints, nil)
-	collections[xds.Listener] = collect(&b, xds.Listener, res.Listeners, res.WithheldListeners)
 	collections[xds.Route] = collect(&b, xds.Route, res.Routes, nil)
 	timer()
 	if last != nil && !b.changed {
@@ -146,6 +147,9 @@ type setBuilder struct {
 	last      *xds.Set
 	changed   bool
 	problems  []gateway.Problem
+	// keepsOld is set when a last good resource stays in the set: it may lead
+	// to others of the last set, so none of those is left out.
+	keepsOld bool
 }
 
 // collect encodes the messages of one type. What is withheld, and what turns
@@ -170,11 +174,24 @@ func collect[M proto.Message](b *setBuilder, t xds.Type, messages []M, withheld 
 	for _, name := range withheld {
 		if r := b.lastGood(t, name); r != nil {
 			c.Resources[name] = b.publisher.share(t, r)
+			b.keepsOld = true
 		} else {
 			c.Withheld = append(c.Withheld, name)
 		}
 	}
+	if b.keepsOld && t != xds.Listener {
+		b.keepOld(t, c)
+	}
 	return b.keepIfEqual(t, c)
+}
+
+// keepOld adds what the last set has and the new one lacks.
+func (b *setBuilder) keepOld(t xds.Type, c xds.Collection) {
+	for name, r := range b.last.Collection(t).Resources {
+		if c.Resources[name] == nil {
+			c.Resources[name] = b.publisher.share(t, r)
+		}
+	}
 }
 
 // share gives the value that already has these bytes, if there is one.
