@@ -50,7 +50,7 @@ func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {
 		if !known {
 			t.Errorf("package %s is not in the table", pkg)
 		}
-		for _, imported := range strings.Fields(imports) {
+		for imported := range strings.FieldsSeq(imports) {
 			own, isOwn := strings.CutPrefix(imported, module)
 			if isOwn && !slices.Contains(may, own) {
 				t.Errorf("%s imports %s, which the table does not allow", pkg, own)

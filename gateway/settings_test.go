@@ -24,26 +24,33 @@ func TestDecodeSettings(t *testing.T) {
 		{"lists of one as HCL makes them", []map[string]any{{"proxy_protocol": []map[string]any{{"mode": "strict"}}}}, strict, nil},
 		{"lists of one as JSON gives them", []any{map[string]any{"proxy_protocol": []any{map[string]any{"mode": []any{"strict"}}}}}, strict, nil},
 		{
-			"wrong mode", usher("on"), Settings{},
+			"wrong mode", usher("on"),
+			Settings{},
 			[]string{`x: usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`},
 		},
 		{
-			"HCL's bare true", usher(true), Settings{},
+			"HCL's bare true", usher(true),
+			Settings{},
 			[]string{`x: usher.proxy_protocol.mode: true is not allowed; use one of "off", "permissive", "strict"`},
 		},
 		{
-			"unknown keys", map[string]any{"proxy_protcol": "strict", "proxy_protocol": map[string]any{"mdoe": "strict"}}, Settings{},
+			"unknown keys",
+			map[string]any{"proxy_protcol": "strict", "proxy_protocol": map[string]any{"mdoe": "strict"}},
+			Settings{},
 			[]string{
 				`x: usher.proxy_protcol: this key is unknown; remove it or use one of "proxy_protocol"`,
 				`x: usher.proxy_protocol.mdoe: this key is unknown; remove it or use one of "mode"`,
 			},
 		},
 		{
-			"not an object", "strict", Settings{},
+			"not an object", "strict",
+			Settings{},
 			[]string{`x: usher: "strict" is not allowed; use an object with the keys "proxy_protocol"`},
 		},
 		{
-			"two blocks", []any{usher("strict"), usher("off")}, Settings{},
+			"two blocks",
+			[]any{usher("strict"), usher("off")},
+			Settings{},
 			[]string{`x: usher: a list is not allowed; use an object with the keys "proxy_protocol"`},
 		},
 	} {

@@ -167,8 +167,9 @@ func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, bool) {
 		w = newWorker(p, id)
 		w.operator.Put(operatorFor(p.operator, id))
 		p.workers[id] = w
+		// The worker lives as long as the plane, not as the stream that needs it first.
 		ctx := p.ctx
-		p.wait.Go(func() { w.run(ctx) })
+		p.wait.Go(func() { w.run(ctx) }) //nolint:contextcheck
 	}
 	w.subscribers[s] = struct{}{}
 	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))

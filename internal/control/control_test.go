@@ -100,7 +100,8 @@ func (e *envoy) listener(t *testing.T, name string) *xds.Resource {
 
 const anyAddress = "http:0.0.0.0:8080"
 
-func node(id string) xds.Node { return xds.Node{ID: id, Cluster: "edge"} }
+// edge is the node of an Envoy that says nothing but its names.
+var edge = xds.Node{ID: "edge", Cluster: "edge"}
 
 // snapshot is a gateway "edge" with one HTTP service in plain mode.
 func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
@@ -123,13 +124,12 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 	}
 }
 
-func says(m gateway.Mode) gateway.Layer {
-	return gateway.Layer{Settings: gateway.Settings{ProxyProtocol: gateway.ProxyProtocol{Mode: m}}}
-}
+// saysStrict is a source that wants strict PROXY protocol.
+var saysStrict = gateway.Layer{Settings: gateway.Settings{ProxyProtocol: gateway.ProxyProtocol{Mode: gateway.Strict}}}
 
 func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		e := r.connect(node("edge"))
+		e := r.connect(edge)
 		if len(e.sets) != 0 {
 			t.Fatal("something was put before there was a snapshot")
 		}
@@ -166,7 +166,7 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 		a, b := r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": "a"}}),
 			r.connect(xds.Node{ID: "edge", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.2")})
 		r.give(snapshot(
-			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Own: says(gateway.Strict)},
+			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Own: saysStrict},
 			&gateway.Instance{Node: "b", NodeAddress: "192.0.2.2", ServiceID: "edge", Address: "192.0.2.2"},
 		))
 		strict, off := a.listener(t, anyAddress), b.listener(t, "http:192.0.2.2:8080")
@@ -185,17 +185,17 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 
 func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		e := r.connect(node("edge"))
+		e := r.connect(edge)
 		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
 		if e.listener(t, anyAddress) == nil {
 			t.Fatal("two equal instances: no listener")
 		}
-		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Own: says(gateway.Strict)})
+		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Own: saysStrict})
 		r.give(differ)
 		if len(e.sets) != 1 {
 			t.Errorf("an Envoy that cannot be told was given another set")
 		}
-		late := r.connect(node("edge"))
+		late := r.connect(edge)
 		err := <-late.ended
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "node_name") {
 			t.Errorf("got %v, want FailedPrecondition that says what to do", err)
@@ -209,7 +209,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	unknown.Defaults = gateway.Layer{Unknown: true}
 	t.Run("cold start", func(t *testing.T) {
 		inBubble(t, func(r *rig) {
-			e := r.connect(node("edge"))
+			e := r.connect(edge)
 			r.give(unknown)
 			c := e.sets[0].Collection(xds.Listener)
 			if len(c.Resources) != 0 || len(c.Withheld) != 1 || c.Withheld[0] != anyAddress {
@@ -219,9 +219,9 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	})
 	t.Run("after a good one", func(t *testing.T) {
 		inBubble(t, func(r *rig) {
-			e := r.connect(node("edge"))
+			e := r.connect(edge)
 			strict := snapshot(in)
-			strict.Defaults = says(gateway.Strict)
+			strict.Defaults = saysStrict
 			r.give(strict)
 			good := e.listener(t, anyAddress)
 			r.give(unknown)
@@ -234,7 +234,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 
 func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		e := r.connect(node("edge"))
+		e := r.connect(edge)
 		in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 		r.give(snapshot(in))
 		broken := snapshot(in)
@@ -261,10 +261,10 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 
 func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		e := r.connect(node("edge"))
+		e := r.connect(edge)
 		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		off := e.listener(t, anyAddress)
-		r.plane.SetOperator(Operator{Layers: map[string]gateway.Layer{"edge": says(gateway.Strict)}})
+		r.plane.SetOperator(Operator{Layers: map[string]gateway.Layer{"edge": saysStrict}})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() == off.Version() {
 			t.Error("the listener did not change")
@@ -279,14 +279,14 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 
 func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		e := r.connect(node("edge"))
+		e := r.connect(edge)
 		e.leave()
 		time.Sleep(20 * time.Second)
-		e = r.connect(node("edge"))
+		e = r.connect(edge)
 		time.Sleep(time.Hour)
 		e.leave()
 		time.Sleep(31 * time.Second)
-		r.connect(node("edge"))
+		r.connect(edge)
 		want := "watch edge, stop edge, watch edge"
 		if got := strings.Join(r.source.events, ", "); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
@@ -296,12 +296,12 @@ func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
 
 func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		e := r.connect(node("edge"))
+		e := r.connect(edge)
 		r.source.fail <- errors.New("broken")
 		if err := <-e.ended; status.Code(err) != codes.Unavailable {
 			t.Errorf("Supply: %v, want Unavailable", err)
 		}
-		r.connect(node("edge"))
+		r.connect(edge)
 		if got := strings.Join(r.source.events, ", "); got != "watch edge, watch edge" {
 			t.Errorf("got %s, want a second watch", got)
 		}
@@ -310,7 +310,7 @@ func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
 
 func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 	inBubble(t, func(r *rig) {
-		r.connect(node("edge"))
+		r.connect(edge)
 		bad := snapshot()
 		bad.Problems = []gateway.Problem{{Where: "here", What: "wrong"}}
 		r.give(bad)

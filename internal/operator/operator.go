@@ -198,8 +198,7 @@ func parseBlock(path string, item *ast.ObjectItem) (block, *gateway.Problem) {
 }
 
 func syntaxProblem(path string, err error) gateway.Problem {
-	var at *parser.PosError
-	if errors.As(err, &at) {
+	if at, ok := errors.AsType[*parser.PosError](err); ok {
 		return gateway.Problem{Where: fmt.Sprintf("%s:%d", path, at.Pos.Line), What: fmt.Sprintf("not HCL: %v; mend the syntax near there", at.Err)}
 	}
 	return gateway.Problem{Where: path, What: fmt.Sprintf("not HCL: %v; mend the syntax", err)}
