@@ -61,8 +61,7 @@ func readConfig(dir string) *config {
 }
 
 func (c *config) unreadable(path string, err error) {
-	var cause *fs.PathError
-	if errors.As(err, &cause) {
+	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
 	what := "cannot be read: " + err.Error() + "; mend it, or remove it"

@@ -81,19 +81,17 @@ func build(c *config, before *content) *content {
 
 // layers takes Usher's settings over from their sources.
 func (b *builder) layers() {
-	var where string
-	var raw any
+	var shared opaque
 	for _, e := range b.config.proxies {
-		where, raw = e.spec.opaque.usher(e.at)
+		shared = e.spec.opaque
 	}
-	b.defaults, b.shared = b.before.defaults.Next(where, raw)
+	b.defaults, b.shared = shared.layer(b.before.defaults)
 	b.settings = append(b.settings, b.shared...)
 	for _, def := range b.config.defs {
 		if def.Kind != kindIngressGateway {
 			continue
 		}
-		where, raw := def.own.usher(def.at)
-		layer, problems := b.before.own[def.ID].Next(where, raw)
+		layer, problems := def.own.layer(b.before.own[def.ID])
 		b.own[def.ID] = layer
 		b.byName[def.Name] = append(b.byName[def.Name], problems...)
 		b.settings = append(b.settings, problems...)

@@ -13,7 +13,8 @@ import (
 
 // refused is the type of a field that Consul knows and file mode cannot
 // honour. A value that says something is a problem; the tag "why" gives the
-// reason. A value that says nothing, as Consul prints it where nothing was
+// reason and, after a semicolon, what to do other than to remove the field. A
+// value that says nothing, as Consul prints it where nothing was
 // set, is fine.
 type refused struct{}
 
@@ -34,7 +35,9 @@ type decoder struct {
 // problem notes what is wrong at the end of steps from n (see node.locate).
 func (d *decoder) problem(n *node, steps []any, format string, args ...any) {
 	at, path := n.locate(d.spell, steps...)
-	d.problems = append(d.problems, problem(at, path, format, args...)...)
+	if p := problem(at, path, format, args...); !slices.Contains(d.problems, p[0]) {
+		d.problems = append(d.problems, p...)
+	}
 }
 
 // spell gives the name of a field in the file's own spelling.
@@ -136,9 +139,14 @@ func (d *decoder) field(f field, path string, t target) {
 	switch t.value.Interface().(type) {
 	case ignored:
 	case refused:
-		if f.value.says() {
-			d.add(f.at, path, "%s; remove it", t.why)
+		if !f.value.says() {
+			return
 		}
+		what := t.why
+		if !strings.Contains(what, ";") {
+			what += "; remove it"
+		}
+		d.add(f.at, path, "%s", what)
 	default:
 		d.value(f.value, path, t.value)
 	}

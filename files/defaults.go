@@ -26,6 +26,8 @@ type opaque struct {
 	MaxRequestHeadersKB uint32 `name:"max_request_headers_kb"`
 	Protocol            string `name:"protocol"` // proxy-defaults': of services without one
 	Usher               *node  `name:"usher"`
+
+	root *node
 }
 
 // config gives what the keys mean.
@@ -53,24 +55,45 @@ func (d *decoder) opaqueConfig(n *node, path string) opaque {
 	if n == nil {
 		return o
 	}
+	// Consul decodes these keys in one way, also those of a custom resource.
+	custom := d.custom
+	d.custom = false
+	defer func() { d.custom = custom }()
 	d.object(n, path, &o)
-	for _, addresses := range []map[string]gateway.Address{o.BindAddresses, o.OldBindAddresses} {
-		for name, a := range addresses {
-			if _, err := netip.ParseAddr(a.Address); err != nil {
-				d.add(n.at, path, "bind address %q is %q, which is not an IP address; use one", name, a.Address)
+	for _, name := range []string{"envoy_gateway_bind_addresses", "envoy_mesh_gateway_bind_addresses"} {
+		f := n.single().get(name)
+		if f == nil || len(d.problems) > 0 {
+			continue
+		}
+		for _, bind := range f.value.single().fields {
+			address := bind.value.single().text("address")
+			if _, err := netip.ParseAddr(address); err != nil {
+				d.add(bind.at, join(join(path, f.name), bind.name), "%q is not an IP address to listen on; use one", address)
 			}
 		}
 	}
+	o.root = n.single()
 	return o
 }
 
-// usher gives the settings under the key "usher", nil where there are none,
-// and what names their place in problems.
-func (o *opaque) usher(otherwise place) (where string, raw any) {
+// layer gives what follows on before, with the settings under the key usher.
+// Problems name the lines of what is wrong.
+func (o *opaque) layer(before gateway.Layer) (gateway.Layer, []gateway.Problem) {
 	if o.Usher == nil {
-		return otherwise.String(), nil
+		return before.Next("", nil)
 	}
-	return o.Usher.at.String(), o.Usher.plain()
+	where := o.Usher.at.String()
+	after, problems := before.Next(where, o.Usher.plain())
+	for i, p := range problems {
+		path := strings.TrimPrefix(p.Where, where+": ")
+		var steps []any
+		for name := range strings.SplitSeq(path, ".") {
+			steps = append(steps, name)
+		}
+		at, _ := o.root.locate(snake, steps...)
+		problems[i].Where = at.String() + ": " + path
+	}
+	return after, problems
 }
 
 // checkProxyDefaults applies the rules of
@@ -79,10 +102,7 @@ func checkProxyDefaults(d *decoder, e *entry[proxyDefaults]) {
 	if e.name != "global" {
 		d.add(e.at, "", "%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
 	}
-	path := "Config"
-	if e.custom {
-		path = "spec.config"
-	}
+	_, path := e.root.locate(d.spell, e.steps(steps("Config"))...)
 	o := d.opaqueConfig(e.spec.Config, path)
 	e.spec.opaque = o
 	if !slices.Contains(protocols, protocolOf(o.Protocol)) {

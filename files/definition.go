@@ -18,8 +18,8 @@ type definition struct {
 
 	Tags, Meta, EnableTagOverride ignored
 
-	Check      refused `why:"file mode runs no health checks; every instance counts as passing"`
-	Checks     refused `why:"file mode runs no health checks; every instance counts as passing"`
+	Check      refused `why:"file mode runs no health checks, and every instance counts as passing"`
+	Checks     refused `why:"file mode runs no health checks, and every instance counts as passing"`
 	Connect    refused `why:"upstreams are plain in file mode"`
 	Token      refused `why:"file mode asks no Consul"`
 	SocketPath refused `why:"file mode reaches services at an IP address and port"`

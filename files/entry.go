@@ -1,7 +1,6 @@
 package files
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -83,8 +82,8 @@ type serviceDefaults struct {
 	MeshGateway               refused `why:"file mode has one datacenter and no mesh gateways"`
 	Expose                    refused `why:"file mode has no sidecars"`
 	ExternalSNI               refused `why:"upstreams are plain in file mode"`
-	UpstreamConfig            refused `why:"Consul applies it to no ingress gateway; set limits in the ingress-gateway entry"`
-	Destination               refused `why:"file mode has no terminating gateways; define the service with its addresses"`
+	UpstreamConfig            refused `why:"Consul applies it to no ingress gateway; remove it and set limits in the ingress-gateway entry"`
+	Destination               refused `why:"file mode has no terminating gateways; remove it and define the service with its addresses"`
 	MaxInboundConnections     refused `why:"file mode has no sidecars"`
 	LocalConnectTimeoutMs     refused `why:"file mode has no sidecars"`
 	LocalRequestTimeoutMs     refused `why:"file mode has no sidecars"`
@@ -108,7 +107,7 @@ type intentionSource struct {
 
 	Peer          refused `why:"file mode has no cluster peers"`
 	SamenessGroup refused `why:"file mode has no cluster peers"`
-	Permissions   refused `why:"file mode has no sidecar that could look into requests; use action"`
+	Permissions   refused `why:"file mode has no sidecar that could look into requests; give the source an action instead"`
 	LegacyID      refused `why:"Consul takes it from no config entry"`
 	LegacyMeta    refused `why:"Consul takes it from no config entry"`
 
@@ -176,9 +175,10 @@ func keepEntry[T any](d *decoder, earlier []*entry[T], root *node, read entryRea
 }
 
 // refuseKind is the problem of a kind of entry that file mode does not read.
-func (d *decoder) refuseKind(f *field, path, kind string, read []string) {
+func (d *decoder) refuseKind(f *field, read []string) {
 	slices.Sort(read)
-	d.add(f.at, path, "%q is not honoured in file mode, which reads %s; remove the entry", kind, strings.Join(read, ", "))
+	kind, _ := f.value.scalar.(string)
+	d.add(f.at, f.name, "%q is not honoured in file mode, which reads %s; remove the entry", kind, strings.Join(read, ", "))
 }
 
 // configEntry reads a config entry as `consul config write` takes it.
@@ -195,7 +195,7 @@ func (c *config) configEntry(root *node) {
 	}
 	if !c.add(d, kind, root, read) {
 		kinds := []string{kindIngressGateway, kindProxyDefaults, kindDefaults, kindIntentions}
-		d.refuseKind(root.get("Kind"), "Kind", kind, kinds)
+		d.refuseKind(root.get("Kind"), kinds)
 	}
 }
 
@@ -250,7 +250,7 @@ func (c *config) refuseResource(d *decoder, root *node) {
 		for name := range honoured {
 			read = append(read, name)
 		}
-		d.refuseKind(kind, "kind", fmt.Sprint(kind.value.scalar), read)
+		d.refuseKind(kind, read)
 	}
 }
 

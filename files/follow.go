@@ -3,6 +3,7 @@ package files
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -11,48 +12,55 @@ import (
 )
 
 // Whoever writes a file makes several events in a row: it is created, written
-// and renamed, or written in pieces. quiet is how long no event may come
-// before the files are read, atMost how long a stream of events holds the
-// reading up.
+// and renamed, or emptied and written in pieces.
 const (
-	quiet  = 5 * time.Millisecond
+	// quiet is how long no event may come before the files are read.
+	quiet = 5 * time.Millisecond
+	// atMost is how long a stream of events holds the reading up.
 	atMost = 100 * time.Millisecond
+	// doubt is how long bad content may be a file that is still being written.
+	doubt = 100 * time.Millisecond
 )
 
-// follow calls changed at the start and after every change to what dir shows,
-// until ctx ends. It watches directories, for a file that is replaced by a
-// rename takes its own watch with it:
+// follower calls read at the start and after every change to what dir shows.
+// Bad content, for which read gives false, is read again after a while without
+// a change, then with sure set. It watches directories, for a file that is
+// replaced by a rename takes its own watch with it:
 //
 //   - dir, for files that are written, made, renamed and removed;
 //   - the directories that symbolic links in dir lead to, as the ..data of a
 //     Kubernetes volume does;
 //   - the parent of dir, for dir itself being replaced.
-func follow(ctx context.Context, dir string, changed func()) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", dir, err)
+type follower struct {
+	dir    string // absolute
+	logger *slog.Logger
+	read   func(sure bool) bool
+
+	watcher *fsnotify.Watcher
+	whole   map[string]bool // watched directories of which every event counts
+}
+
+// run follows until ctx ends, and then gives nil.
+func (f *follower) run(ctx context.Context) error {
+	var err error
+	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
+		return fmt.Errorf("watch %s: %w", f.dir, err)
 	}
-	defer w.Close()
-	absolute, err := filepath.Abs(dir)
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", dir, err)
-	}
-	f := follower{dir: absolute, watcher: w}
-	for {
+	defer f.watcher.Close()
+	for ctx.Err() == nil {
 		if err := f.watch(); err != nil {
 			return err
 		}
-		changed()
-		if !f.wait(ctx) {
-			return nil
+		var wake <-chan time.Time
+		if !f.read(false) {
+			wake = time.After(doubt)
+		}
+		if !f.wait(ctx, wake) {
+			f.read(true)
+			f.wait(ctx, nil)
 		}
 	}
-}
-
-type follower struct {
-	dir     string // absolute
-	watcher *fsnotify.Watcher
-	whole   map[string]bool // watched directories of which every event counts
+	return nil
 }
 
 // watch makes the watches those that dir needs now. dir may be missing.
@@ -100,28 +108,28 @@ func (f *follower) targets() []string {
 	return out
 }
 
-// wait returns true after a change, once it is quiet, and false when ctx ends.
-func (f *follower) wait(ctx context.Context) bool {
+// wait returns true after a change, once it is quiet, and when ctx ends; and
+// false when wake comes before any change.
+func (f *follower) wait(ctx context.Context, wake <-chan time.Time) bool {
 	var settled, late <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
-			return false
-		case e, ok := <-f.watcher.Events:
-			if !ok {
-				return false
-			}
+			return true
+		case e := <-f.watcher.Events:
 			if !f.concerns(e) {
 				continue
 			}
-		case <-f.watcher.Errors:
-			// Events were lost: read.
+		case err := <-f.watcher.Errors:
+			f.logger.Warn("events of the config files may be lost; they are read again", "error", err)
+		case <-wake:
+			return false
 		case <-settled:
 			return true
 		case <-late:
 			return true
 		}
-		settled = time.After(quiet)
+		settled, wake = time.After(quiet), nil
 		if late == nil {
 			late = time.After(atMost)
 		}

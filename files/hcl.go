@@ -35,8 +35,7 @@ func parseHCL(file string, text []byte) (root *node, err error) {
 // position, or only in its text: "At 3:5: what".
 func hclProblem(file string, err error) error {
 	line, what := 1, err.Error()
-	var pos *hclparser.PosError
-	if errors.As(err, &pos) {
+	if pos, ok := errors.AsType[*hclparser.PosError](err); ok {
 		line, what = pos.Pos.Line, pos.Err.Error()
 	} else if rest, ok := strings.CutPrefix(what, "At "); ok {
 		if head, tail, ok := strings.Cut(rest, ":"); ok {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"sort"
 	"strings"
 )
@@ -19,14 +18,12 @@ func parseJSON(file string, text []byte) (*node, error) {
 			r.newlines = append(r.newlines, int64(i))
 		}
 	}
-	n, err := r.value()
-	if err != nil {
-		return nil, r.problem(err)
+	// The decoder's tokens have no exact offset of what is wrong.
+	var whole json.RawMessage
+	if err := json.Unmarshal(text, &whole); err != nil {
+		return nil, r.problem(err, int64(len(text)))
 	}
-	if _, err := r.dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, problem(r.here(), "", "there is something after the end of the JSON value; remove it, or give it a file of its own")
-	}
-	return n, nil
+	return r.value()
 }
 
 type jsonReader struct {
@@ -43,19 +40,12 @@ func (r *jsonReader) place(offset int64) place {
 	return place{r.file, line + 1}
 }
 
-// problem gives err as a problem at its line; a problem stays what it is.
-func (r *jsonReader) problem(err error) error {
-	var known Problems
-	if errors.As(err, &known) {
-		return err
-	}
-	at := r.place(r.dec.InputOffset())
+// problem gives a syntax error in a text of that length with its line.
+func (r *jsonReader) problem(err error, length int64) error {
+	at := r.place(length - 1)
 	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
+	if errors.As(err, &syntax) && syntax.Offset < length {
 		at = r.place(syntax.Offset - 1)
-	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return problem(at, "", "the JSON ends in the middle; complete it")
 	}
 	return problem(at, "", "this is not JSON: %s; correct it", strings.TrimPrefix(err.Error(), "json: "))
 }

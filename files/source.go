@@ -3,6 +3,7 @@ package files
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -74,25 +75,34 @@ func (s *Source) Load() error {
 // is wrong is logged and shown in the snapshots' problems, and the last good
 // content stays. Run's error is that the system cannot watch directories.
 func (s *Source) Run(ctx context.Context) error {
-	return follow(ctx, s.dir, s.reload)
+	dir, err := filepath.Abs(s.dir)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", s.dir, err)
+	}
+	f := follower{dir: dir, logger: s.logger, read: s.reload}
+	return f.run(ctx)
 }
 
-// reload reads the directory again.
-func (s *Source) reload() {
+// reload reads the directory again; it is false when something in it is wrong.
+// Only when that is sure, it is reported.
+func (s *Source) reload(sure bool) bool {
 	v := s.now()
 	c := readConfig(s.dir)
 	if len(c.problems) > 0 {
-		s.log(c.problems, v.broken)
-		s.show(view{content: v.content, loaded: v.loaded, broken: c.problems})
-		return
+		if sure && !slices.Equal(c.problems, v.broken) {
+			s.log(c.problems, v.broken)
+			s.show(view{content: v.content, loaded: v.loaded, broken: c.problems})
+		}
+		return false
 	}
 	next := build(c, v.content)
 	s.log(next.settings, v.content.settings)
 	if v.loaded && len(v.broken) == 0 && reflect.DeepEqual(next, v.content) {
-		return
+		return true
 	}
 	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.current))
 	s.show(view{content: next, loaded: true})
+	return true
 }
 
 // log reports the problems that are not known yet.

@@ -1,0 +1,333 @@
+package files
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// followed is a directory that a source follows, and what the source puts.
+type followed struct {
+	t      *testing.T
+	dir    string
+	source *Source
+	put    chan *gateway.Snapshot
+	log    *lockedBuffer
+}
+
+// lockedBuffer is a buffer for a logger.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// followDir loads dir and follows the gateway gw until the test ends.
+func followDir(t *testing.T, dir string) *followed {
+	t.Helper()
+	f := &followed{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &lockedBuffer{}}
+	f.source = NewSource(dir, Options{Logger: slog.New(slog.NewTextHandler(f.log, nil))})
+	if err := f.source.Load(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var tasks sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		tasks.Wait()
+	})
+	tasks.Go(func() {
+		if err := f.source.Run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	tasks.Go(func() {
+		if err := f.source.Watch(ctx, gateway.ID{Name: "gw"}, func(s *gateway.Snapshot) { f.put <- s }); err != nil {
+			t.Errorf("Watch: %v", err)
+		}
+	})
+	return f
+}
+
+// until gives the first snapshot that is as wanted.
+func (f *followed) until(what string, wanted func(*gateway.Snapshot) bool) *gateway.Snapshot {
+	f.t.Helper()
+	limit := time.After(20 * time.Second)
+	for {
+		select {
+		case s := <-f.put:
+			if wanted(s) {
+				return s
+			}
+		case <-limit:
+			f.t.Fatalf("no snapshot with %s came", what)
+		}
+	}
+}
+
+// write puts a file at name at once, as careful writers do.
+func (f *followed) write(name, text string) {
+	f.t.Helper()
+	put(f.t, filepath.Join(f.dir, ".new"), text)
+	must(f.t, os.Rename(filepath.Join(f.dir, ".new"), filepath.Join(f.dir, name)))
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listening wants listeners on exactly these ports, and no problem.
+func listening(ports ...int) (string, func(*gateway.Snapshot) bool) {
+	return fmt.Sprintf("listeners on %v", ports), func(s *gateway.Snapshot) bool {
+		return len(s.Problems) == 0 && cmp.Equal(portsOf(s), ports)
+	}
+}
+
+func portsOf(s *gateway.Snapshot) []int {
+	var ports []int
+	for _, row := range s.Services {
+		ports = append(ports, row.Port)
+	}
+	return ports
+}
+
+func troubled(s *gateway.Snapshot) bool { return len(s.Problems) > 0 }
+
+// gw is the entry of a gateway that listens on the ports.
+func gw(ports ...int) string {
+	text := "kind = \"ingress-gateway\"\nname = \"gw\"\n"
+	for _, port := range ports {
+		text += fmt.Sprintf("listeners { port = %d services { name = \"static-server\" } }\n", port)
+	}
+	return text
+}
+
+func TestChangeOfAFileArrives(t *testing.T) {
+	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+	f.until(listening(80))
+	start := time.Now()
+	f.write("gw.hcl", gw(81))
+	f.until(listening(81))
+	t.Logf("written to put: %v", time.Since(start))
+	put(t, filepath.Join(f.dir, "gw.hcl"), gw(82, 83)) // in place
+	f.until(listening(82, 83))
+	f.write("more.hcl", `kind = "proxy-defaults" name = "global" access_logs { enabled = true }`)
+	f.until("access logs", func(s *gateway.Snapshot) bool { return s.Instances[0].AccessLogs.Enabled })
+	must(t, os.Remove(filepath.Join(f.dir, "more.hcl")))
+	f.until("no access logs", func(s *gateway.Snapshot) bool { return !s.Instances[0].AccessLogs.Enabled })
+	must(t, os.Remove(filepath.Join(f.dir, "gw.hcl")))
+	gone := f.until("no listeners", func(s *gateway.Snapshot) bool { return s.Entry == nil })
+	if len(gone.Instances) != 1 {
+		t.Errorf("a gateway whose entry is deleted has %d instances; its Envoy has to learn it", len(gone.Instances))
+	}
+	if got := f.source.Gateways(); len(got) != 0 {
+		t.Errorf("gateways are %v", got)
+	}
+}
+
+func TestKubernetesVolumeIsSwapped(t *testing.T) {
+	dir := t.TempDir()
+	release := func(name, text string) {
+		must(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+		put(t, filepath.Join(dir, name, "all.hcl"), text)
+		put(t, filepath.Join(dir, name, "web.hcl"), staticServer)
+		must(t, os.Symlink(name, filepath.Join(dir, "..data_tmp")))
+		must(t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
+	}
+	release("..1", gw(80))
+	for _, name := range []string{"all.hcl", "web.hcl"} {
+		must(t, os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)))
+	}
+	f := followDir(t, dir)
+	f.until(listening(80))
+	for i := range 3 {
+		release(fmt.Sprintf("..%d", i+2), gw(81+i))
+		must(t, os.RemoveAll(filepath.Join(dir, fmt.Sprintf("..%d", i+1))))
+		f.until(listening(81 + i))
+	}
+}
+
+func TestFileBehindALinkChanges(t *testing.T) {
+	elsewhere := write(t, tree{"real.hcl": gw(80)})
+	dir := write(t, tree{"web.hcl": staticServer})
+	must(t, os.Symlink(filepath.Join(elsewhere, "real.hcl"), filepath.Join(dir, "gw.hcl")))
+	f := followDir(t, dir)
+	f.until(listening(80))
+	put(t, filepath.Join(elsewhere, "real.hcl"), gw(81))
+	f.until(listening(81))
+}
+
+func TestDirectoryItselfIsReplaced(t *testing.T) {
+	parent := t.TempDir()
+	release := func(name, text string) string {
+		path := filepath.Join(parent, name)
+		must(t, os.Mkdir(path, 0o700))
+		put(t, filepath.Join(path, "gw.hcl"), text)
+		put(t, filepath.Join(path, "web.hcl"), staticServer)
+		return path
+	}
+	must(t, os.Symlink(release("1", gw(80)), filepath.Join(parent, "current")))
+	f := followDir(t, filepath.Join(parent, "current"))
+	f.until(listening(80))
+	must(t, os.Symlink(release("2", gw(81)), filepath.Join(parent, "new")))
+	must(t, os.Rename(filepath.Join(parent, "new"), filepath.Join(parent, "current")))
+	f.until(listening(81))
+
+	// Away for a while, which keeps the last good content, and back.
+	must(t, os.Rename(filepath.Join(parent, "current"), filepath.Join(parent, "away")))
+	held := f.until("a problem", troubled)
+	want := f.dir + ": cannot be read: no such file or directory; mend it, or remove it"
+	if got := held.Problems[0].String(); got != want || !cmp.Equal(portsOf(held), []int{81}) {
+		t.Errorf("problem %q, ports %v", got, portsOf(held))
+	}
+	must(t, os.Rename(release("3", gw(82)), filepath.Join(parent, "current")))
+	f.until(listening(82))
+	f.write("gw.hcl", gw(83))
+	f.until(listening(83))
+}
+
+func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
+	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+	good := f.until(listening(80))
+	for _, tc := range []struct{ text, want string }{
+		{"", "gw.hcl:1: the file is empty; write an entry, or remove it"},
+		{gw(81)[:28], `gw.hcl:2: this is not HCL: key 'nam' expected start of object ('{') or assignment ('='); correct it`},
+		{gw(80, 80), "gw.hcl:4: listeners[1].port: port 80 is already given at DIR/gw.hcl:3; give every listener its own"},
+	} {
+		f.write("gw.hcl", tc.text)
+		want := "DIR/" + tc.want
+		bad := f.until(want, func(s *gateway.Snapshot) bool {
+			return len(s.Problems) == 1 && strings.ReplaceAll(s.Problems[0].String(), f.dir, "DIR") == want
+		})
+		if bad.Entry != good.Entry || !cmp.Equal(portsOf(bad), []int{80}) {
+			t.Errorf("%s: the entry changed", want)
+		}
+	}
+	if err := f.source.Ready(); err != nil {
+		t.Errorf("the last good content stays, and Ready says %v", err)
+	}
+	f.write("gw.hcl", gw(81))
+	f.until(listening(81))
+	if got := strings.Count(f.log.String(), "level=ERROR"); got != 3 {
+		t.Errorf("%d errors are logged, want 3:\n%s", got, f.log)
+	}
+}
+
+func TestFileBeingWrittenIsNoProblem(t *testing.T) {
+	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+	f.until(listening(80))
+	for i := range 200 {
+		put(t, filepath.Join(f.dir, "gw.hcl"), gw(81+i))
+	}
+	f.until(listening(280))
+	if log := f.log.String(); strings.Contains(log, "level=ERROR") {
+		t.Errorf("a file that is being written is taken for a bad one:\n%s", log)
+	}
+}
+
+func TestBadSettingsHoldNothingElseBack(t *testing.T) {
+	defaults := func(mode string) string {
+		return "kind = \"proxy-defaults\"\nname = \"global\"\nconfig { usher { proxy_protocol { mode = \"" + mode + "\" } } }"
+	}
+	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer, "proxy.hcl": defaults("strict")}))
+	f.until(listening(80))
+	f.write("proxy.hcl", defaults("on"))
+	bad := f.until("a problem", troubled)
+	want := f.dir + `/proxy.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`
+	if got := bad.Problems[0].String(); got != want {
+		t.Errorf("problem %q, want %q", got, want)
+	}
+	f.write("gw.hcl", gw(81))
+	moved := f.until("port 81", func(s *gateway.Snapshot) bool { return cmp.Equal(portsOf(s), []int{81}) })
+	if s, known := moved.SettingsOf(moved.Instances[0]); !known || s.ProxyProtocol.Mode != gateway.Strict {
+		t.Errorf("mode %q, known %v; want the last good one, strict", s.ProxyProtocol.Mode, known)
+	}
+	f.write("proxy.hcl", defaults("permissive"))
+	f.until("mode permissive", func(s *gateway.Snapshot) bool {
+		return s.Defaults.Settings.ProxyProtocol.Mode == gateway.Permissive && len(s.Problems) == 0
+	})
+}
+
+func TestUnchangedPartsKeepTheirPointers(t *testing.T) {
+	f := followDir(t, write(t, tree{
+		"gw.hcl":  gw(80),
+		"web.hcl": staticServer,
+		"own.hcl": `service { kind = "ingress-gateway" name = "gw" address = "10.0.0.1" }`,
+	}))
+	before := f.until(listening(80))
+	f.write("web.hcl", strings.Replace(staticServer, "10.1.0.7", "10.1.0.8", 1))
+	const target = "static-server.default.default.dc1"
+	after := f.until("the new address", func(s *gateway.Snapshot) bool {
+		return s.Endpoints[target].Endpoints[0].Address == "10.1.0.8"
+	})
+	web := gateway.ServiceName{Name: "static-server"}
+	if before.Entry != after.Entry || before.Chains[web] != after.Chains[web] || before.Instances[0] != after.Instances[0] {
+		t.Error("a part that did not change has another pointer")
+	}
+	if before.Endpoints[target].Endpoints[0].Address != "10.1.0.7" {
+		t.Error("a snapshot was changed after it was put")
+	}
+}
+
+func TestChangeThatSaysTheSamePutsNothing(t *testing.T) {
+	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+	f.until(listening(80))
+	f.write("gw.hcl", "# a comment\n"+gw(80))
+	f.write("README.md", "notes")
+	f.write("other.hcl", `kind = "ingress-gateway" name = "other"`)
+	for len(f.source.Gateways()) == 1 {
+		<-f.source.now().next
+	}
+	f.write("gw.hcl", gw(81))
+	for {
+		s := <-f.put
+		if ports := portsOf(s); cmp.Equal(ports, []int{81}) {
+			return
+		}
+		t.Errorf("a snapshot came that says the same: %+v", s)
+	}
+}
+
+func TestWatchBeforeTheFirstReadWaits(t *testing.T) {
+	dir := write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer})
+	s := NewSource(dir, Options{Datacenter: "dc7"})
+	if err := s.Ready(); err == nil {
+		t.Error("ready before anything was read")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	put, ended := make(chan *gateway.Snapshot, 1), make(chan error, 1)
+	go func() { ended <- s.Watch(ctx, gateway.ID{Name: "gw"}, func(s *gateway.Snapshot) { put <- s }) }()
+	must(t, s.Load())
+	if got := <-put; got.Datacenter != "dc7" || len(got.Services) != 1 {
+		t.Errorf("got %+v", got)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Watch: %v", err)
+	}
+}
