@@ -58,13 +58,13 @@ type Plane struct {
 	log     *slog.Logger
 	metrics *Metrics
 	linger  time.Duration
-	running chan struct{} // closed when Run has set ctx
+	running chan struct{} // closed when Run takes starts
+	starts  chan *worker  // workers for Run to run
+	ended   chan struct{} // closed when Run takes no more
 
-	mu       sync.Mutex
-	ctx      context.Context // Run's; guarded by mu together with what follows
+	mu       sync.Mutex // guards what follows
 	workers  map[gateway.ID]*worker
 	operator Operator
-	wait     sync.WaitGroup // for the workers
 }
 
 // New gives a plane that supplies nobody until Run runs.
@@ -78,6 +78,8 @@ func New(o Options) *Plane {
 		metrics: o.Metrics,
 		linger:  o.Linger,
 		running: make(chan struct{}),
+		starts:  make(chan *worker),
+		ended:   make(chan struct{}),
 		workers: map[gateway.ID]*worker{},
 	}
 }
@@ -85,13 +87,18 @@ func New(o Options) *Plane {
 // Run lets the plane work until ctx ends, and returns when all its workers
 // have ended. It must be called once.
 func (p *Plane) Run(ctx context.Context) error {
-	p.mu.Lock()
-	p.ctx = ctx
-	p.mu.Unlock()
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer close(p.ended)
 	close(p.running)
-	<-ctx.Done()
-	p.wait.Wait()
-	return nil
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case w := <-p.starts:
+			workers.Go(func() { w.run(ctx) })
+		}
+	}
 }
 
 // SetOperator replaces what the operator's config file says.
@@ -159,17 +166,16 @@ func notDefault(s string) string {
 func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.ctx.Err() != nil {
-		return nil, false
-	}
 	w := p.workers[id]
 	if w == nil {
 		w = newWorker(p, id)
 		w.operator.Put(operatorFor(p.operator, id))
+		select {
+		case p.starts <- w:
+		case <-p.ended:
+			return nil, false
+		}
 		p.workers[id] = w
-		// The worker lives as long as the plane, not as the stream that needs it first.
-		ctx := p.ctx
-		p.wait.Go(func() { w.run(ctx) }) //nolint:contextcheck
 	}
 	w.subscribers[s] = struct{}{}
 	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
