@@ -248,6 +248,7 @@ func TestBadDefinitionsAreRefusedWithTheirLine(t *testing.T) {
 		}},
 		{"checks and sidecar", hcl(`service {`, `  name = "web"`, `  check { tcp = "x" interval = "1s" }`, `  connect { sidecar_service {} }`, `  token = "s3cret"`, `}`), []string{
 			"DIR/a.hcl:3: service.check: file mode runs no health checks, and every instance counts as passing; remove it",
+			"DIR/a.hcl:4: service.connect.sidecar_service: upstreams are plain in file mode, and it has no sidecars; remove it",
 			"DIR/a.hcl:5: service.token: file mode asks no Consul; remove it",
 		}},
 		{"same ID", hcl(`service { name = "web" address = "10.0.0.1" port = 1 }`, `service { name = "web" address = "10.0.0.2" port = 1 }`), []string{

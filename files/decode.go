@@ -18,6 +18,10 @@ import (
 // set, is fine.
 type refused struct{}
 
+// forbidden is refused also where it is empty, for a block that means something
+// by being there.
+type forbidden struct{}
+
 // ignored is the type of a field that has no effect on an ingress gateway in
 // Consul either.
 type ignored struct{}
@@ -126,7 +130,7 @@ func (d *decoder) unknown(f field, path string, fields []target) {
 	var known []string
 	for _, t := range fields {
 		switch t.value.Interface().(type) {
-		case refused, ignored:
+		case refused, forbidden, ignored:
 		default:
 			known = append(known, d.spell(t.name))
 		}
@@ -139,17 +143,23 @@ func (d *decoder) field(f field, path string, t target) {
 	switch t.value.Interface().(type) {
 	case ignored:
 	case refused:
-		if !f.value.says() {
-			return
+		if f.value.says() {
+			d.refuse(f.at, path, t.why)
 		}
-		what := t.why
-		if !strings.Contains(what, ";") {
-			what += "; remove it"
+	case forbidden:
+		if f.value.kind != null {
+			d.refuse(f.at, path, t.why)
 		}
-		d.add(f.at, path, "%s", what)
 	default:
 		d.value(f.value, path, t.value)
 	}
+}
+
+func (d *decoder) refuse(at place, path, why string) {
+	if !strings.Contains(why, ";") {
+		why += "; remove it"
+	}
+	d.add(at, path, "%s", why)
 }
 
 // value decodes n into v. Null leaves v as it is.

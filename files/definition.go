@@ -15,12 +15,12 @@ type definition struct {
 	TaggedAddresses         map[string]gateway.Address
 	Weights                 *weights
 	Proxy                   *proxy
+	Connect                 *connect
 
 	Tags, Meta, EnableTagOverride ignored
 
 	Check      refused `why:"file mode runs no health checks, and every instance counts as passing"`
 	Checks     refused `why:"file mode runs no health checks, and every instance counts as passing"`
-	Connect    refused `why:"upstreams are plain in file mode"`
 	Token      refused `why:"file mode asks no Consul"`
 	SocketPath refused `why:"file mode reaches services at an IP address and port"`
 	Ports      refused `why:"file mode takes one port for each instance; use port"`
@@ -35,6 +35,12 @@ type definition struct {
 type weights struct {
 	Passing *int
 	Warning *int
+}
+
+// connect is what a definition says of the mesh, which is not there.
+type connect struct {
+	Native         refused   `why:"upstreams are plain in file mode"`
+	SidecarService forbidden `why:"upstreams are plain in file mode, and it has no sidecars"`
 }
 
 // proxy is what a definition of an ingress gateway says of its Envoy.
