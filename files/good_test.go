@@ -312,3 +312,16 @@ func TestFilesOfOtherNamesAreLeftAlone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestUnquotedOffInYAMLIsTheModeOff(t *testing.T) {
+	got := snapshotOf(t, "gw", tree{"gw.hcl": `kind = "ingress-gateway" name = "gw"`, "proxy.yaml": `
+apiVersion: consul.hashicorp.com/v1alpha1
+kind: ProxyDefaults
+metadata: {name: global}
+spec:
+  config: {usher: {proxy_protocol: {mode: off}}}
+`})
+	if got.Defaults.Settings.ProxyProtocol.Mode != gateway.Off {
+		t.Errorf("the layer is %+v", got.Defaults)
+	}
+}
