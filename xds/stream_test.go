@@ -3,6 +3,7 @@ package xds_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -86,7 +87,7 @@ func TestEnvoyDisconnectsWithAResponseUnacknowledged(t *testing.T) {
 }
 
 // Many sets come at once from several goroutines, over a real connection, while
-// Envoy acknowledges: what arrives last is the newest.
+// Envoy acknowledges and asks for more: what arrives last is the newest.
 func TestManySetsAtOnce(t *testing.T) {
 	for _, p := range xdstest.Protocols {
 		t.Run(string(p), func(t *testing.T) {
@@ -94,13 +95,13 @@ func TestManySetsAtOnce(t *testing.T) {
 			server := xds.NewServer(xds.Options{Supplier: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
 			conn := dial(t, server)
 			const last = 200
-			want, err := proto.MarshalOptions{Deterministic: true}.Marshal(endpoints("web", last))
+			want, err := proto.MarshalOptions{Deterministic: true}.Marshal(endpoints("web", last/4))
 			if err != nil {
 				t.Fatal(err)
 			}
 			sets := make([]*xds.Set, last+1)
 			for i := range sets {
-				sets[i] = small().with(cluster("web", 1+i%2), endpoints("web", i)).set(t)
+				sets[i] = small().with(cluster("web", 1+i/50), endpoints("web", i/4), endpoints("other", i)).set(t)
 			}
 			s.publish(sets[0])
 			var envoys sync.WaitGroup
@@ -110,9 +111,10 @@ func TestManySetsAtOnce(t *testing.T) {
 				e.ExpectAck(cds, "web")
 				e.Subscribe(eds, "web")
 				envoys.Go(func() {
-					for {
+					for i := 0; ; i++ {
 						r := e.Next()
 						e.Ack(r)
+						e.Subscribe(eds, fmt.Sprint("another ", i))
 						if r.Type == eds && bytes.Equal(r.Bodies[0], want) {
 							return
 						}
