@@ -159,13 +159,12 @@ func (c *conversation) settled() bool {
 	return true
 }
 
-// waits says whether something that could be sent is held back.
+// waits says whether something is held back that only Envoy can release, by an
+// ACK or by a request.
 func (c *conversation) waits() bool {
-	for i := range c.topics {
-		t := &c.topics[i]
-		if t.ready() && (len(t.dirty) > 0 || t.owesAnswer()) {
-			return true
-		}
+	if c.holdsTraffic() {
+		return c.topics[Listener].hasWork() || c.topics[Route].hasWork()
 	}
-	return false
+	return !c.topics[Listener].started &&
+		(c.topics[Cluster].hasWork() || c.topics[Endpoint].hasWork() || c.topics[Secret].hasWork())
 }

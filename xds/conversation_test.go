@@ -27,7 +27,7 @@ import (
 // without a network: what is queued, sent, and applied happens one by one, in
 // the order that a test wants.
 type model struct {
-	t    *testing.T
+	t    testing.TB
 	sotw bool
 	talk *conversation
 	subs [NumTypes]*stream.Subscription
@@ -42,7 +42,7 @@ type model struct {
 	picky bool
 }
 
-func newModel(t *testing.T, sotw bool) *model {
+func newModel(t testing.TB, sotw bool) *model {
 	m := &model{t: t, sotw: sotw, talk: newConversation(sotw)}
 	for typ := range m.has {
 		m.has[typ] = map[string]string{}
@@ -371,19 +371,19 @@ func (m *model) finish(last *Set) {
 var letters = []string{"a", "b", "c", "d"}
 
 // editions gives a set with one edition of every resource.
-func editions(t *testing.T, edition int) *Set {
+func editions(t testing.TB, edition int) *Set {
 	t.Helper()
 	return makeSet(t, func(Type, string) int { return edition })
 }
 
 // randomSet gives a set in which a third of the resources is missing.
-func randomSet(t *testing.T, rnd *rand.Rand) *Set {
+func randomSet(t testing.TB, rnd *rand.Rand) *Set {
 	t.Helper()
 	return makeSet(t, func(Type, string) int { return rnd.IntN(6) - 1 })
 }
 
 // makeSet asks for the edition of every resource; there are none below 1.
-func makeSet(t *testing.T, edition func(Type, string) int) *Set {
+func makeSet(t testing.TB, edition func(Type, string) int) *Set {
 	t.Helper()
 	if samples == nil {
 		makeSamples(t)
@@ -409,7 +409,7 @@ type sampleKey struct {
 	edition int
 }
 
-func makeSamples(t *testing.T) {
+func makeSamples(t testing.TB) {
 	t.Helper()
 	samples = map[sampleKey]*Resource{}
 	for typ := range Type(NumTypes) {

@@ -18,7 +18,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
+	"github.com/usherproxy/usher/internal/xdstest"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -150,13 +152,17 @@ func (l lines) await(t *testing.T, want string) {
 	}
 }
 
-func serveTLS(t *testing.T, keys *xds.KeyPair) string {
+// serveTLS serves on loopback until the test ends.
+func serveTLS(t *testing.T, keys *xds.KeyPair, register ...func(*grpc.Server)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer(grpc.Creds(keys.Credentials()))
+	for _, r := range register {
+		r(g)
+	}
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	t.Cleanup(func() {
@@ -177,4 +183,30 @@ func serial(t *testing.T, addr string) int64 {
 	}
 	defer conn.Close()
 	return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+}
+
+func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
+	files := newKeyFiles(t)
+	files.replace(pair(t, 1))
+	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, d := &supplier{set: small().set(t)}, &door{}
+	server := xds.NewServer(xds.Options{Supplier: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
+	conn, err := grpc.NewClient(serveTLS(t, keys, server.Register),
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	e := xdstest.Connect(t, conn, xdstest.Delta, xdstest.Options{})
+	e.Subscribe(cds)
+	e.Expect(cds, "web")
+	if caller := d.asked()[0]; caller.TLS == nil || caller.Peer == nil {
+		t.Errorf("the authorizer saw the connection %v, %v", caller.TLS, caller.Peer)
+	}
+	if peer := s.asked()[0].Peer; !peer.IsLoopback() {
+		t.Errorf("the supplier saw the peer %v", peer)
+	}
 }

@@ -161,6 +161,9 @@ func (t *topic) blocked() bool {
 // waits for it.
 func (t *topic) owesAnswer() bool { return !t.answered && t.sub.IsWildcard() }
 
+// hasWork says whether there may be something to send, and nothing in flight.
+func (t *topic) hasWork() bool { return t.ready() && (len(t.dirty) > 0 || t.owesAnswer()) }
+
 // due compares the names that are dirty with what Envoy has, and cleans those
 // with nothing to do. Both results are sorted by name.
 func (t *topic) due() (upserts []*Resource, removals []string) {

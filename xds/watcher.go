@@ -111,8 +111,9 @@ func (s *session) seal(r *response) error {
 }
 
 // sent logs a response that has got its nonce.
-func (s *session) sent(url, nonce string, resources int) {
-	s.log.Debug("sent", "type", url, "nonce", nonce, "resources", resources)
+func (s *session) sent(url, nonce string, resources, removed int) {
+	t, _ := typeOf(url)
+	s.log.Debug("sent", "type", t, "nonce", nonce, "resources", resources, "removed", removed)
 }
 
 // deltaResponse is a response for the delta stream server.
@@ -170,12 +171,12 @@ func (s *session) OnStreamRequest(_ int64, req *discoveryv3.DiscoveryRequest) er
 
 // OnStreamDeltaResponse is called right before the response is sent.
 func (s *session) OnStreamDeltaResponse(_ int64, _ *discoveryv3.DeltaDiscoveryRequest, r *discoveryv3.DeltaDiscoveryResponse) {
-	s.sent(r.GetTypeUrl(), r.GetNonce(), len(r.GetResources()))
+	s.sent(r.GetTypeUrl(), r.GetNonce(), len(r.GetResources()), len(r.GetRemovedResources()))
 }
 
 // OnStreamResponse is called right before the response is sent.
 func (s *session) OnStreamResponse(_ context.Context, _ int64, _ *discoveryv3.DiscoveryRequest, r *discoveryv3.DiscoveryResponse) {
-	s.sent(r.GetTypeUrl(), r.GetNonce(), len(r.GetResources()))
+	s.sent(r.GetTypeUrl(), r.GetNonce(), len(r.GetResources()), 0)
 }
 
 // The rest of the callbacks has nothing to do: Server.serve begins and ends a
