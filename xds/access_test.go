@@ -126,12 +126,14 @@ func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
 
 func TestSupplierEndsTheStream(t *testing.T) {
 	for name, c := range map[string]struct {
-		err  error
-		want codes.Code
+		err   error
+		want  codes.Code
+		level string
 	}{
-		"with a status": {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition},
-		"with an error": {errors.New("lost"), codes.Unavailable},
-		"with nil":      {nil, codes.Unavailable},
+		"with a status":    {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition, "WARN"},
+		"with an error":    {errors.New("lost"), codes.Unavailable, "WARN"},
+		"with nil":         {nil, codes.Unavailable, "WARN"},
+		"for it goes away": {status.Error(codes.Unavailable, "shutting down"), codes.Unavailable, "INFO"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			forBoth(t, func(r *rig) {
@@ -141,6 +143,9 @@ func TestSupplierEndsTheStream(t *testing.T) {
 				synctest.Wait()
 				r.supplier.fail <- c.err
 				e.ExpectEnd(c.want)
+				if want := "level=" + c.level + ` msg="stream ended by its supplier"`; !strings.Contains(r.log.String(), want) {
+					t.Errorf("log is %s, want %s", r.log, want)
+				}
 			})
 		})
 	}

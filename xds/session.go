@@ -100,7 +100,11 @@ func (s *session) supply() error {
 	if err == nil {
 		err = errors.New("the supply of configuration has ended")
 	}
-	s.log.Warn("stream ended by its supplier", "error", err)
+	level := slog.LevelWarn
+	if status.Code(err) == codes.Unavailable {
+		level = slog.LevelInfo // it is going away, as at the end of the process
+	}
+	s.log.Log(s.ctx, level, "stream ended by its supplier", "error", err)
 	return statusOf(err)
 }
 
