@@ -41,7 +41,7 @@ type Options struct {
 func Run(ctx context.Context, o Options) error {
 	binary, err := exec.LookPath(o.Envoy)
 	if err != nil {
-		return fmt.Errorf("the demo needs an Envoy binary: %w", err)
+		return noEnvoy(err)
 	}
 	dir, err := os.MkdirTemp("", "usher-demo-")
 	if err != nil {

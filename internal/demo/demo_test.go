@@ -11,10 +11,19 @@ import (
 	"testing"
 )
 
-func TestWithoutAnEnvoyTheDemoSaysSo(t *testing.T) {
-	err := Run(t.Context(), Options{Envoy: filepath.Join(t.TempDir(), "envoy")})
-	if err == nil || !strings.HasPrefix(err.Error(), "the demo needs an Envoy binary: ") {
-		t.Errorf("got error %v", err)
+func TestWithoutAnEnvoyTheDemoSaysSoAndWhatToDo(t *testing.T) {
+	noProgram := filepath.Join(t.TempDir(), "envoy")
+	if err := os.WriteFile(noProgram, []byte("no program\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, envoy := range []string{filepath.Join(t.TempDir(), "envoy"), "", noProgram} {
+		o := optionsFor(t, "", untilDone)
+		o.Envoy = envoy
+		err := Run(t.Context(), o)
+		if err == nil || !strings.HasPrefix(err.Error(), "the demo needs an Envoy binary: ") ||
+			!strings.HasSuffix(err.Error(), "; name one with --envoy") {
+			t.Errorf("%q: got error %v", envoy, err)
+		}
 	}
 }
 

@@ -81,8 +81,11 @@ func (e *envoy) Run(ctx context.Context) error {
 		e.logger.Debug("envoy says", "line", line)
 	}}
 	err := cmd.Run()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return nil
+	case cmd.Process == nil:
+		return noEnvoy(err)
 	}
 	return fmt.Errorf("envoy ended by itself (%s); the last it said: %s", describeEnd(err), last)
 }
@@ -99,6 +102,11 @@ func (e *envoy) args() []string {
 		"--file-flush-interval-msec", "20",
 		"--log-level", "warning",
 	}
+}
+
+// noEnvoy says why no Envoy can be started, and what to do.
+func noEnvoy(err error) error {
+	return fmt.Errorf("the demo needs an Envoy binary: %w; name one with --envoy", err)
 }
 
 func describeEnd(err error) string {
