@@ -1,0 +1,160 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// demoOutput is what the demo tells, without ports and times.
+const demoOutput = `client 127.0.0.7 --> load balancer 127.0.0.2 --> gateway (Envoy) 127.0.0.1:PORT --> service static-server
+The client asks for http://static-server.ingress.consul/ three times.
+
+1. mode off, the balancer sends no PROXY header
+   client got   200 OK "hello world"
+   access log   response_code 200, downstream_remote_address 127.0.0.2:PORT (the load balancer)
+   service saw  no x-forwarded-for
+
+2. mode off, the balancer sends a PROXY v2 header
+   client got   400 Bad Request
+   access log   response_code 400, downstream_remote_address 127.0.0.2:PORT (the load balancer)
+   service saw  nothing, the request did not come so far
+
+proxy-defaults now says usher.proxy_protocol.mode = "strict"; Envoy has it after N ms, without a restart
+
+3. mode strict, the balancer sends a PROXY v2 header
+   client got   200 OK "hello world"
+   access log   response_code 200, downstream_remote_address 127.0.0.7:PORT (the client)
+                downstream_direct_remote_address 127.0.0.2:PORT (the load balancer)
+   service saw  x-forwarded-for: 127.0.0.7
+`
+
+// TestDemo runs the demo as a user does, on a machine with nothing but an
+// Envoy: it tells the lab's three requests, ends with 0 and leaves nothing
+// behind.
+func TestDemo(t *testing.T) {
+	for _, version := range []string{envoyNew, envoyOld} {
+		t.Run("envoy "+version, func(t *testing.T) {
+			t.Parallel()
+			demo := startDemo(t, newMachine(t), envoyBinary(t, version))
+			if code := demo.waitEnd(t); code != 0 {
+				t.Errorf("exit %d, want 0: %s", code, demo.output(t))
+			}
+			if got := withoutPorts(demo.output(t)); got != demoOutput {
+				t.Errorf("the demo tells\n%s\nwant\n%s", got, demoOutput)
+			}
+			if left, _ := filepath.Glob(filepath.Join(demo.Dir, "usher-demo-*")); len(left) > 0 {
+				t.Errorf("the demo leaves %v behind", left)
+			}
+		})
+	}
+}
+
+// TestDemoStays has the demo wait for the user, who tries its curl lines,
+// changes the mode in its files, and ends it with Ctrl-C.
+func TestDemoStays(t *testing.T) {
+	t.Parallel()
+	machine := newMachine(t)
+	demo := startDemo(t, machine, envoyBinary(t, envoyNew), "--stay")
+	demo.waitOutput(t, "What the access log and the service say:\n")
+	lines := regexp.MustCompile(`(?m)^    (curl .*)$`).FindAllStringSubmatch(demo.output(t), -1)
+	if len(lines) != 2 {
+		t.Fatalf("the demo has %d curl lines, want 2:\n%s", len(lines), demo.output(t))
+	}
+	withHeader, plain := lines[0][1], lines[1][1]
+
+	if got := machine.shell(t, withHeader); got.Code != 0 || got.Stdout != "hello world" {
+		t.Errorf("%s: exit %d %q, want \"hello world\"", withHeader, got.Code, got.Stdout)
+	}
+	demo.waitOutput(t, "service saw  x-forwarded-for: 127.0.0.7\n")
+	if got := machine.shell(t, plain); got.Code == 0 || got.Stdout != "" {
+		t.Errorf("%s: exit %d %q, want a closed connection", plain, got.Code, got.Stdout)
+	}
+
+	demo.makePermissive(t)
+	eventually(t, "the plain connection is served in permissive mode", changeDeadline, func() error {
+		got := machine.shell(t, plain)
+		if got.Stdout != "hello world" {
+			return fmt.Errorf("exit %d %q %s", got.Code, got.Stdout, got.Stderr)
+		}
+		return nil
+	})
+
+	// Ctrl-C reaches everything that the terminal runs, Envoy too.
+	if err := syscall.Kill(-demo.cmd.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if code := demo.waitEnd(t); code != 0 {
+		t.Errorf("exit %d after Ctrl-C, want 0: %s", code, readFile(t, demo.Stderr))
+	}
+	if got := readFile(t, demo.Stderr); got != "" {
+		t.Errorf("Ctrl-C is answered with %q, want nothing", got)
+	}
+}
+
+// TestDemoWithoutAnEnvoy says in one line what is missing and what to do.
+func TestDemoWithoutAnEnvoy(t *testing.T) {
+	t.Parallel()
+	machine := newMachine(t)
+	for _, envoy := range []string{"/nowhere/envoy", "no-such-envoy", "/etc", "/etc/passwd"} {
+		got := runToEnd(t, command{Path: usherBinary(t), Args: []string{"demo", "--envoy", envoy}, Host: machine})
+		if got.Code != 1 || got.Stdout != "" {
+			t.Errorf("--envoy %s: exit %d, output %q, want 1 and none", envoy, got.Code, got.Stdout)
+		}
+		wantOneLine(t, got.Stderr, "usher: the demo needs an Envoy binary", envoy, "name one with --envoy")
+	}
+}
+
+func startDemo(t *testing.T, machine *host, envoy string, args ...string) *demoRun {
+	t.Helper()
+	return &demoRun{startProcess(t, command{
+		Name: "usher demo", Path: usherBinary(t), Args: append([]string{"demo", "--envoy", envoy}, args...), Host: machine,
+	})}
+}
+
+// demoRun is a demo that a user has started.
+type demoRun struct{ *process }
+
+// waitEnd waits until the demo has ended by itself and gives its exit code.
+func (d *demoRun) waitEnd(t *testing.T) int {
+	t.Helper()
+	select {
+	case <-d.done:
+		return d.cmd.ProcessState.ExitCode()
+	case <-time.After(startDeadline):
+		t.Fatalf("the demo did not end within %v: %s", startDeadline, d.output(t))
+		return -1
+	}
+}
+
+// makePermissive edits the file that the demo names.
+func (d *demoRun) makePermissive(t *testing.T) {
+	t.Helper()
+	named := regexp.MustCompile(`The configuration is in (\S+);`).FindStringSubmatch(d.output(t))
+	if named == nil {
+		t.Fatalf("the demo does not say where its configuration is: %s", d.output(t))
+	}
+	path := filepath.Join(named[1], "custom-resources.yaml")
+	content := strings.Replace(readFile(t, path), "mode: strict", "mode: permissive", 1)
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var portsAndTimes = regexp.MustCompile(`(127\.0\.0\.\d):\d+|after \d+ ms`)
+
+func withoutPorts(text string) string {
+	return portsAndTimes.ReplaceAllStringFunc(text, func(found string) string {
+		if address, _, ok := strings.Cut(found, ":"); ok {
+			return address + ":PORT"
+		}
+		return "after N ms"
+	})
+}
