@@ -23,7 +23,7 @@ type followed struct {
 	dir    string
 	source *Source
 	put    chan *gateway.Snapshot
-	log    *lockedBuffer
+	log    *lockedBuffer // what is reported, and what is logged
 }
 
 // lockedBuffer is a buffer for a logger.
@@ -48,7 +48,10 @@ func (b *lockedBuffer) String() string {
 func followDir(t *testing.T, dir string) *followed {
 	t.Helper()
 	f := &followed{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &lockedBuffer{}}
-	f.source = NewSource(dir, Options{Logger: slog.New(slog.NewTextHandler(f.log, nil))})
+	f.source = NewSource(dir, Options{
+		Logger: slog.New(slog.NewTextHandler(f.log, nil)),
+		Report: func(problems []gateway.Problem) { fmt.Fprintf(f.log, "reported %d: %v\n", len(problems), problems) },
+	})
 	if err := f.source.Load(); err != nil {
 		t.Fatal(err)
 	}
@@ -233,8 +236,10 @@ func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
 	}
 	f.write("gw.hcl", gw(81))
 	f.until(listening(81))
-	if got := strings.Count(f.log.String(), "level=ERROR"); got != 3 {
-		t.Errorf("%d errors are logged, want 3:\n%s", got, f.log)
+	for report, want := range map[string]int{"reported 1:": 3, "reported 0:": 1} {
+		if got := strings.Count(f.log.String(), report); got != want {
+			t.Errorf("%d times %q, want %d:\n%s", got, report, want, f.log)
+		}
 	}
 }
 
@@ -245,7 +250,7 @@ func TestFileBeingWrittenIsNoProblem(t *testing.T) {
 		put(t, filepath.Join(f.dir, "gw.hcl"), gw(81+i))
 	}
 	f.until(listening(280))
-	if log := f.log.String(); strings.Contains(log, "level=ERROR") {
+	if log := f.log.String(); strings.Contains(log, "reported") {
 		t.Errorf("a file that is being written is taken for a bad one:\n%s", log)
 	}
 }

@@ -17,6 +17,9 @@ import (
 type Options struct {
 	Logger     *slog.Logger // nil discards
 	Datacenter string       // "" means dc1
+	// Report is called by Run with all that is wrong whenever that changes,
+	// also with nothing; nil does without.
+	Report func([]gateway.Problem)
 }
 
 // Source gives the snapshots of the gateways in a directory. Load reads it,
@@ -24,6 +27,7 @@ type Options struct {
 type Source struct {
 	dir    string
 	logger *slog.Logger
+	report func([]gateway.Problem)
 
 	mu   sync.Mutex
 	view view
@@ -46,9 +50,13 @@ func NewSource(dir string, o Options) *Source {
 	if o.Datacenter == "" {
 		o.Datacenter = "dc1"
 	}
+	if o.Report == nil {
+		o.Report = func([]gateway.Problem) {}
+	}
 	return &Source{
 		dir:    filepath.Clean(dir),
 		logger: o.Logger,
+		report: o.Report,
 		view:   view{content: &content{datacenter: o.Datacenter}, next: make(chan struct{})},
 	}
 }
@@ -72,7 +80,7 @@ func (s *Source) Load() error {
 }
 
 // Run follows the directory until ctx ends, and then gives nil. A change that
-// is wrong is logged and shown in the snapshots' problems, and the last good
+// is wrong is reported and shown in the snapshots' problems, and the last good
 // content stays. Run's error is that the system cannot watch directories.
 func (s *Source) Run(ctx context.Context) error {
 	dir, err := filepath.Abs(s.dir)
@@ -90,28 +98,21 @@ func (s *Source) reload(sure bool) bool {
 	c := readConfig(s.dir)
 	if len(c.problems) > 0 {
 		if sure && !slices.Equal(c.problems, v.broken) {
-			s.log(c.problems, v.broken)
+			s.report(c.problems)
 			s.show(view{content: v.content, loaded: v.loaded, broken: c.problems})
 		}
 		return false
 	}
 	next := build(c, v.content)
-	s.log(next.settings, v.content.settings)
+	if len(v.broken) > 0 || !slices.Equal(next.settings, v.content.settings) {
+		s.report(next.settings)
+	}
 	if v.loaded && len(v.broken) == 0 && reflect.DeepEqual(next, v.content) {
 		return true
 	}
 	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.current))
 	s.show(view{content: next, loaded: true})
 	return true
-}
-
-// log reports the problems that are not known yet.
-func (s *Source) log(problems, known Problems) {
-	for _, p := range problems {
-		if !slices.Contains(known, p) {
-			s.logger.Error("the config files are wrong; the last good content stays", "error", p.String())
-		}
-	}
 }
 
 func (s *Source) now() view {

@@ -80,7 +80,8 @@ func serve(ctx context.Context, o serveOptions) error {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	// 2. Facts: Consul or files, and the operator's own file.
-	facts, authorizer, err := o.source(log, metrics)
+	problems := control.NewProblems(log, metrics)
+	facts, authorizer, err := o.source(log, metrics, problems)
 	if err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 
 	// 3. The joiner: watches what Envoys ask for, compiles, publishes.
-	plane := control.New(control.Options{Source: facts, Logger: log, Metrics: control.NewMetrics(metrics)})
+	plane := control.New(control.Options{Source: facts, Logger: log, Metrics: control.NewMetrics(metrics), Problems: problems})
 
 	// 4. The server, and its ports: a port that is taken ends the process.
 	server := xds.NewServer(xds.Options{

@@ -13,6 +13,7 @@ import (
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/files"
+	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/control"
 	"github.com/usherproxy/usher/xds"
 )
@@ -26,7 +27,7 @@ type source interface {
 
 // source gives the source that the flags ask for, and who decides which
 // callers may have its resources.
-func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer) (source, xds.Authorizer, error) {
+func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, problems *control.Problems) (source, xds.Authorizer, error) {
 	if o.configDir == "" {
 		client, err := consul.NewClient(consul.Config{
 			HTTPAddr: o.consulHTTPAddr,
@@ -42,7 +43,10 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer) (s
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
 		return nil, nil, errors.New("--config-dir: it takes the place of a Consul; leave out --consul-http-addr and --consul-grpc-addr")
 	}
-	dir := files.NewSource(o.configDir, files.Options{Logger: log})
+	dir := files.NewSource(o.configDir, files.Options{
+		Logger: log,
+		Report: func(found []gateway.Problem) { problems.Report("the config directory", found) },
+	})
 	if err := dir.Load(); err != nil {
 		return nil, nil, err
 	}

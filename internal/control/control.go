@@ -32,12 +32,12 @@ type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
 }
 
-// Options are what a Plane is made of. Source, Logger and Metrics are
-// required.
+// Options are what a Plane is made of. All but Linger are required.
 type Options struct {
-	Source  Source
-	Logger  *slog.Logger
-	Metrics *Metrics
+	Source   Source
+	Logger   *slog.Logger
+	Metrics  *Metrics
+	Problems *Problems
 	// Linger is how long a gateway is still watched after its last Envoy has
 	// gone, so that one that reconnects finds everything ready. Zero means
 	// 30 seconds.
@@ -54,13 +54,14 @@ type Operator struct {
 // Plane supplies Envoys with resources. It implements xds.Supplier. Use New,
 // and let Run run.
 type Plane struct {
-	source  Source
-	log     *slog.Logger
-	metrics *Metrics
-	linger  time.Duration
-	running chan struct{} // closed when Run takes starts
-	starts  chan *worker  // workers for Run to run
-	ended   chan struct{} // closed when Run takes no more
+	source   Source
+	log      *slog.Logger
+	metrics  *Metrics
+	problems *Problems
+	linger   time.Duration
+	running  chan struct{} // closed when Run takes starts
+	starts   chan *worker  // workers for Run to run
+	ended    chan struct{} // closed when Run takes no more
 
 	mu       sync.Mutex // guards what follows
 	workers  map[gateway.ID]*worker
@@ -73,14 +74,15 @@ func New(o Options) *Plane {
 		o.Linger = 30 * time.Second
 	}
 	return &Plane{
-		source:  o.Source,
-		log:     o.Logger,
-		metrics: o.Metrics,
-		linger:  o.Linger,
-		running: make(chan struct{}),
-		starts:  make(chan *worker),
-		ended:   make(chan struct{}),
-		workers: map[gateway.ID]*worker{},
+		source:   o.Source,
+		log:      o.Logger,
+		metrics:  o.Metrics,
+		problems: o.Problems,
+		linger:   o.Linger,
+		running:  make(chan struct{}),
+		starts:   make(chan *worker),
+		ended:    make(chan struct{}),
+		workers:  map[gateway.ID]*worker{},
 	}
 }
 
@@ -103,11 +105,12 @@ func (p *Plane) Run(ctx context.Context) error {
 
 // SetOperator replaces what the operator's config file says.
 func (p *Plane) SetOperator(o Operator) {
+	p.problems.Report("the operator's file", o.Problems)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.operator = o
 	for id, w := range p.workers {
-		w.operator.Put(operatorFor(o, id))
+		w.operator.Put(o.Layers[id.Name])
 	}
 }
 
@@ -169,7 +172,7 @@ func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, bool) {
 	w := p.workers[id]
 	if w == nil {
 		w = newWorker(p, id)
-		w.operator.Put(operatorFor(p.operator, id))
+		w.operator.Put(p.operator.Layers[id.Name])
 		select {
 		case p.starts <- w:
 		case <-p.ended:
@@ -208,8 +211,4 @@ func (p *Plane) forget(w *worker) {
 	if p.workers[w.id] == w {
 		delete(p.workers, w.id)
 	}
-}
-
-func operatorFor(o Operator, id gateway.ID) operatorView {
-	return operatorView{layer: o.Layers[id.Name], problems: o.Problems}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,37 +26,47 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeSource gives what the test puts, and notes what is watched.
 type fakeSource struct {
-	put    func(*gateway.Snapshot) // of the newest Watch
+	put  func(*gateway.Snapshot) // of the newest Watch
+	fail chan error
+
+	mu     sync.Mutex
 	events []string
-	fail   chan error
 }
 
 func (s *fakeSource) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
-	s.events = append(s.events, "watch "+id.String())
+	s.note("watch " + id.String())
 	s.put = put
 	select {
 	case <-ctx.Done():
-		s.events = append(s.events, "stop "+id.String())
+		s.note("stop " + id.String())
 		return nil
 	case err := <-s.fail:
 		return err
 	}
 }
 
+func (s *fakeSource) note(event string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, event)
+}
+
 // rig is a running plane in a synctest bubble.
 type rig struct {
-	t       *testing.T
-	plane   *Plane
-	source  *fakeSource
-	metrics *Metrics
-	log     bytes.Buffer
+	t        *testing.T
+	plane    *Plane
+	source   *fakeSource
+	problems *Problems
+	log      bytes.Buffer
 }
 
 // inBubble runs f with a plane, and demands that everything ends with it.
 func inBubble(t *testing.T, f func(r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{t: t, source: &fakeSource{fail: make(chan error)}, metrics: NewMetrics(prometheus.NewRegistry())}
-		r.plane = New(Options{Source: r.source, Logger: slog.New(slog.NewTextHandler(&r.log, nil)), Metrics: r.metrics})
+		r := &rig{t: t, source: &fakeSource{fail: make(chan error)}}
+		log, metrics := slog.New(slog.NewTextHandler(&r.log, nil)), prometheus.NewRegistry()
+		r.problems = NewProblems(log, metrics)
+		r.plane = New(Options{Source: r.source, Logger: log, Metrics: NewMetrics(metrics), Problems: r.problems})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- r.plane.Run(ctx) }()
@@ -308,6 +319,25 @@ func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
 	})
 }
 
+// counted is the metric of a gateway's problems, or of the files' for "".
+func (r *rig) counted(gateway string) float64 {
+	return testutil.ToFloat64(r.problems.count.WithLabelValues(gateway))
+}
+
+// wantLog wants each line once in the log, and no other about problems.
+func (r *rig) wantLog(lines ...string) {
+	r.t.Helper()
+	text := r.log.String()
+	for _, line := range lines {
+		if n := strings.Count(text, line+"\n"); n != 1 {
+			r.t.Errorf("%d times %q in the log, want once:\n%s", n, line, text)
+		}
+	}
+	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration mended"`); n != len(lines) {
+		r.t.Errorf("%d lines about problems in the log, want %d:\n%s", n, len(lines), text)
+	}
+}
+
 func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 	inBubble(t, func(r *rig) {
 		r.connect(edge)
@@ -316,17 +346,65 @@ func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 		r.give(bad)
 		again := *bad
 		r.give(&again)
-		if n := testutil.ToFloat64(r.metrics.problems.WithLabelValues("edge")); n != 1 {
+		if n := r.counted("edge"); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
 		r.give(snapshot())
-		if n := testutil.ToFloat64(r.metrics.problems.WithLabelValues("edge")); n != 0 {
+		if n := r.counted("edge"); n != 0 {
 			t.Errorf("usher_config_problems is %v, want 0", n)
 		}
-		for _, line := range []string{`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`} {
-			if n := strings.Count(r.log.String(), line); n != 1 {
-				t.Errorf("%d times %q in the log, want once:\n%s", n, line, r.log.String())
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+	})
+}
+
+func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		wrong := []gateway.Problem{{Where: "here", What: "wrong"}}
+		bad := snapshot()
+		bad.Problems = wrong
+		r.connect(edge)
+		r.give(bad)
+		edgePut := r.source.put
+		r.connect(xds.Node{ID: "other", Cluster: "other"})
+		r.give(bad)
+		r.problems.Report("a file", wrong)
+		for _, g := range []string{"edge", "other", ""} {
+			if n := r.counted(g); n != 1 {
+				t.Errorf("usher_config_problems of %q is %v, want 1", g, n)
 			}
+		}
+		r.give(snapshot())
+		r.problems.Report("a file", nil)
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`)
+		edgePut(snapshot())
+		synctest.Wait()
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+	})
+}
+
+func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.plane.SetOperator(Operator{Problems: []gateway.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
+		if n := r.counted(""); n != 1 {
+			t.Errorf("usher_config_problems is %v, want 1", n)
+		}
+		r.wantLog(`msg="bad configuration" where=usher.hcl:1 what=wrong`)
+	})
+}
+
+func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		e := r.connect(edge)
+		broken := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge", Address: "a name"})
+		r.give(broken)
+		if n := r.counted("edge"); n != 1 {
+			t.Errorf("usher_config_problems is %v, want 1", n)
+		}
+		e.leave()
+		synctest.Wait()
+		r.connect(edge)
+		if n := strings.Count(r.log.String(), "configuration"); n != 1 {
+			t.Errorf("%d lines about problems in the log, want 1:\n%s", n, r.log.String())
 		}
 	})
 }

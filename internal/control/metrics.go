@@ -6,25 +6,19 @@ import (
 
 // Metrics are what a Plane counts. Use NewMetrics.
 type Metrics struct {
-	problems *prometheus.GaugeVec
-	compile  prometheus.Histogram
+	compile prometheus.Histogram
 }
 
-// NewMetrics registers a plane's metrics. Their only label is the gateway,
-// and a gateway's series go away with its worker.
+// NewMetrics registers a plane's metrics.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
-		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "usher_config_problems",
-			Help: "Problems in the configuration of a gateway that somebody has to mend; the last good configuration stays meanwhile.",
-		}, []string{"gateway"}),
 		compile: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "usher_compile_seconds",
 			Help:    "Time to compile and encode the resources of one kind of Envoy.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}),
 	}
-	r.MustRegister(m.problems, m.compile)
+	r.MustRegister(m.compile)
 	return m
 }
 

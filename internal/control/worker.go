@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -20,12 +19,6 @@ type subscriber struct {
 	sent    *xds.Set   // what put was last called with; owned by the worker's loop
 }
 
-// operatorView is the part of Operator that concerns one gateway.
-type operatorView struct {
-	layer    gateway.Layer
-	problems []gateway.Problem
-}
-
 // worker does the work for one gateway. Its loop owns every field below loop;
 // those above are how others reach it.
 type worker struct {
@@ -33,30 +26,28 @@ type worker struct {
 	plane       *Plane
 	subscribers map[*subscriber]struct{} // guarded by the plane's lock
 	changed     latest.Box[[]*subscriber]
-	operator    latest.Box[operatorView]
+	operator    latest.Box[gateway.Layer]
 	done        chan struct{} // closed when run has returned
 
 	// loop
 	log       *slog.Logger
 	snapshot  *gateway.Snapshot // as the source gave it; nil before the first
-	view      operatorView
+	layer     gateway.Layer     // the operator's
 	streams   []*subscriber
 	publisher publisher
-	problems  problemLog
+	compiling []gateway.Problem // found when there last was a stream to compile for
 }
 
 func newWorker(p *Plane, id gateway.ID) *worker {
-	log := p.log.With("gateway", id.String())
 	return &worker{
 		id:          id,
 		plane:       p,
 		subscribers: map[*subscriber]struct{}{},
 		changed:     latest.New[[]*subscriber](),
-		operator:    latest.New[operatorView](),
+		operator:    latest.New[gateway.Layer](),
 		done:        make(chan struct{}),
-		log:         log,
+		log:         p.log.With("gateway", id.String()),
 		publisher:   publisher{metrics: p.metrics},
-		problems:    problemLog{log: log, count: func(n int) { p.metrics.problems.WithLabelValues(id.String()).Set(float64(n)) }},
 	}
 }
 
@@ -64,7 +55,7 @@ func newWorker(p *Plane, id gateway.ID) *worker {
 // the plane's linger time.
 func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
-	defer w.plane.metrics.problems.DeleteLabelValues(w.id.String())
+	defer w.plane.problems.forget(w.id)
 	ctx, cancel := context.WithCancel(ctx)
 	snapshots := latest.New[*gateway.Snapshot]()
 	watching := make(chan error, 1)
@@ -93,7 +84,7 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 		case s := <-snapshots.C():
 			w.snapshot = s
 			w.publish()
-		case w.view = <-w.operator.C():
+		case w.layer = <-w.operator.C():
 			w.publish()
 		case w.streams = <-w.changed.C():
 			idle.Reset(w.plane.linger)
@@ -110,23 +101,25 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 // changed the new one.
 func (w *worker) publish() {
 	if w.snapshot == nil {
-		w.problems.update(w.view.problems)
 		return
 	}
 	s := *w.snapshot
-	s.Operator = w.view.layer
+	s.Operator = w.layer
 	w.publisher.begin(&s)
-	problems := slices.Concat(s.Problems, w.view.problems)
+	var compiling []gateway.Problem
 	for _, stream := range w.streams {
 		set, found := w.setFor(stream)
-		problems = append(problems, found...)
+		compiling = append(compiling, found...)
 		if set != nil && set != stream.sent {
 			stream.sent = set
 			stream.put(set)
 		}
 	}
 	w.publisher.end()
-	w.problems.update(problems)
+	if len(w.streams) > 0 {
+		w.compiling = compiling
+	}
+	w.plane.problems.ofGateway(w.id, slices.Concat(s.Problems, w.compiling))
 }
 
 // setFor gives the set of one stream; nil when there is none for it: its
@@ -162,31 +155,4 @@ func (w *worker) refuse(stream *subscriber, candidates []*gateway.Instance) {
 	case stream.refused <- ambiguous(stream.node, candidates):
 	default:
 	}
-}
-
-// problemLog says each problem once when it comes and once when it goes.
-type problemLog struct {
-	log   *slog.Logger
-	count func(int)         // told how many there are
-	known []gateway.Problem // sorted, without doubles
-}
-
-func (l *problemLog) update(problems []gateway.Problem) {
-	problems = slices.Clone(problems)
-	slices.SortFunc(problems, func(a, b gateway.Problem) int {
-		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
-	})
-	problems = slices.Compact(problems)
-	for _, p := range problems {
-		if !slices.Contains(l.known, p) {
-			l.log.Error("bad configuration", "where", p.Where, "what", p.What)
-		}
-	}
-	for _, p := range l.known {
-		if !slices.Contains(problems, p) {
-			l.log.Info("configuration mended", "where", p.Where, "what", p.What)
-		}
-	}
-	l.known = problems
-	l.count(len(problems))
 }
