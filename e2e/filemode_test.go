@@ -1,0 +1,193 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// fileLab is the lab without a Consul: Usher and the gateway's Envoy on one
+// host, what Consul would know in a directory there, and no sidecar at the
+// service.
+type fileLab struct {
+	*lab
+	Dir     string
+	First   *echoService // port 8080 of the service's host
+	Second  *echoService // port 8081
+	HAProxy *balancer
+	Usher   *usher
+	Gateway *envoy
+}
+
+// TestFileMode follows a directory: the lab's custom resources as they are, and
+// service definitions. An instance comes and another goes, the mode changes,
+// and intentions that deny the gateway take one service's route away.
+func TestFileMode(t *testing.T) {
+	t.Parallel()
+	l := startFileLab(t)
+	waitStatus(t, l.call("/"), http.StatusOK)
+
+	l.writeServices(t, 8080, 8081)
+	l.waitReached(t, l.Second)
+	l.writeServices(t, 8081)
+	l.waitOnly(t, l.Second)
+
+	l.HAProxy.setHeader(t, v2Header)
+	waitStatus(t, l.call("/"), http.StatusBadRequest)
+	l.writeResources(t, strictMode...)
+	waitStatus(t, l.call("/"), http.StatusOK)
+	l.wantClientsAddress(t)
+	l.wantDenied(t)
+}
+
+// strictMode is what makes the lab's custom resources strict: what to replace,
+// and by what.
+var strictMode = []string{"spec:\n  accessLogs:", `spec:
+  config:
+    usher:
+      proxy_protocol:
+        mode: strict
+  accessLogs:`}
+
+// wantDenied has one of two services deny the gateway, and later allow it.
+func (l *fileLab) wantDenied(t *testing.T) {
+	t.Helper()
+	two := append([]string{"- name: static-server\n---", "- name: static-server\n        - name: other\n---"}, strictMode...)
+	other := l.call("/")
+	other.Host = "other.ingress.consul"
+	l.writeResources(t, two...)
+	waitStatus(t, other, http.StatusOK)
+
+	denied := l.Usher.wantTrouble(t, fmt.Sprintf(`msg="bad configuration" gateway=ingress-gateway where=%s:31 `+
+		`what="service \"static-server\" is not routed, for its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
+		`allow it there, or take the service off the listener"`, l.resources(), l.resources()),
+		func() { l.writeResources(t, append(two, "action: allow", "action: deny")...) })
+	waitStatus(t, l.call("/"), http.StatusNotFound)
+	waitStatus(t, other, http.StatusOK)
+	denied.mended(t, func() { l.writeResources(t, two...) })
+	waitStatus(t, l.call("/"), http.StatusOK)
+}
+
+func startFileLab(t *testing.T) *fileLab {
+	t.Helper()
+	l := &fileLab{lab: newLab(t), Dir: newDir(t)}
+	l.First, l.Second = startEcho(t, l.Service, 8080), startEcho(t, l.Service, 8081)
+	l.HAProxy = startBalancer(t, balancerOptions{
+		Host: l.Balancer, Targets: []*host{l.lab.Gateway}, Ports: []int{8080}, Header: noHeader,
+	})
+	l.writeResources(t)
+	l.write(t, "other.hcl", `Kind = "service-defaults"
+Name = "other"
+Protocol = "http"
+`)
+	l.writeServices(t, 8080)
+	l.Usher = startUsher(t, usherOptions{Host: l.lab.Gateway, Args: []string{"--config-dir", l.Dir}})
+	l.Gateway = startOwn(t, ownOptions{Host: l.lab.Gateway, Envoy: envoyNew, XDSAddr: l.Usher.GRPCAddr})
+	return l
+}
+
+// resources is the path of the file with the lab's custom resources.
+func (l *fileLab) resources() string { return filepath.Join(l.Dir, "custom-resources.yaml") }
+
+// writeResources writes the lab's custom resources, with something replaced by
+// something else.
+func (l *fileLab) writeResources(t *testing.T, oldNew ...string) {
+	t.Helper()
+	text := readFile(t, "testdata/lab/custom-resources.yaml")
+	for i := 0; i < len(oldNew); i += 2 {
+		text = replaceOnce(t, text, oldNew[i], oldNew[i+1])
+	}
+	l.write(t, "custom-resources.yaml", text)
+}
+
+// writeServices writes a file with definitions of the gateway, of the service
+// "other", and of static-server for each port that it listens on.
+func (l *fileLab) writeServices(t *testing.T, ports ...int) {
+	t.Helper()
+	text := `services { name = "ingress-gateway", kind = "ingress-gateway" }` + "\n"
+	for _, port := range append(ports, 0) {
+		id, name := fmt.Sprintf("static-server-%d", port), "static-server"
+		if port == 0 {
+			id, name, port = "other", "other", 8080
+		}
+		text += fmt.Sprintf("services { id = %q, name = %q, address = %q, port = %d }\n", id, name, l.Service.IP, port)
+	}
+	l.write(t, "services.hcl", text)
+}
+
+// write replaces a file of the directory as an editor does.
+func (l *fileLab) write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.Rename(writeFile(t, newDir(t), name, content), filepath.Join(l.Dir, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *fileLab) call(path string) call {
+	return call{From: l.Client, To: l.Balancer.addr(8080), Path: path}
+}
+
+// waitReached waits until a request reaches the instance.
+func (l *fileLab) waitReached(t *testing.T, instance *echoService) {
+	t.Helper()
+	eventually(t, "the instance gets a request", changeDeadline, func() error {
+		path := newPath()
+		l.call(path).must(t).wantHello(t)
+		if !instance.saw(path) {
+			return errors.New("the other one got it")
+		}
+		return nil
+	})
+}
+
+// waitOnly waits until all requests reach the instance.
+func (l *fileLab) waitOnly(t *testing.T, instance *echoService) {
+	t.Helper()
+	const row = 20
+	eventually(t, "the instance gets every request", changeDeadline, func() error {
+		for range row {
+			path := newPath()
+			l.call(path).must(t).wantHello(t)
+			if !instance.saw(path) {
+				return errors.New("the other one got one")
+			}
+		}
+		return nil
+	})
+}
+
+// wantClientsAddress wants the client's own address in the access log and at
+// the service, which has no sidecar here.
+func (l *fileLab) wantClientsAddress(t *testing.T) {
+	t.Helper()
+	path := newPath()
+	l.call(path).must(t).wantHello(t)
+	if got := l.Gateway.Log.request(t, path).ip(t, "downstream_remote_address"); got != clientIP {
+		t.Errorf("access log has %s for the client, want %s", got, clientIP)
+	}
+	if got := l.Second.request(t, path).Header.Get("X-Forwarded-For"); got != clientIP {
+		t.Errorf("the service got X-Forwarded-For %q, want %q", got, clientIP)
+	}
+}
+
+// saw says whether the service has got a request for the path.
+func (s *echoService) saw(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.seen[path]
+	return ok
+}
+
+func replaceOnce(t *testing.T, text, old, now string) string {
+	t.Helper()
+	if strings.Count(text, old) != 1 {
+		t.Fatalf("%q is not once in\n%s", old, text)
+	}
+	return strings.Replace(text, old, now, 1)
+}
