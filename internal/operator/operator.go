@@ -12,15 +12,11 @@
 package operator
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"slices"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/hashicorp/hcl"
 	"github.com/hashicorp/hcl/hcl/ast"
 	"github.com/hashicorp/hcl/hcl/parser"
@@ -64,62 +60,6 @@ func Open(path string, log *slog.Logger) (*File, error) {
 // Content gives what the file said when it was last read. It must not be
 // called while Run runs.
 func (f *File) Content() Content { return f.content }
-
-// Run follows the file until ctx ends and calls put with every new content. A
-// bad change keeps the last good content of what it concerns and comes with
-// its problems. The file may be replaced as a whole, as editors and Kubernetes
-// do, and may be gone for a while.
-func (f *File) Run(ctx context.Context, put func(Content)) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("config file %s: %w", f.path, err)
-	}
-	defer w.Close()
-	if err := w.Add(filepath.Dir(f.path)); err != nil {
-		return fmt.Errorf("config file %s: watch its directory: %w", f.path, err)
-	}
-	for {
-		// Read before waiting too: the file may have changed since Open.
-		if f.reread() {
-			put(f.content)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-w.Events:
-		case err := <-w.Errors:
-			f.log.Warn("watching the config file", "path", f.path, "error", err)
-		}
-	}
-}
-
-// reread reads the file again and says whether its content changed. A file
-// that cannot be read counts as what it last said.
-func (f *File) reread() bool {
-	text, err := os.ReadFile(f.path)
-	if err != nil {
-		text = nil
-	}
-	if slices.Equal(text, f.last) && err == nil {
-		return false
-	}
-	if err != nil {
-		return f.unreadable(err)
-	}
-	f.read(text)
-	f.log.Info("config file read", "path", f.path, "gateways", len(f.content.Layers), "problems", len(f.content.Problems))
-	return true
-}
-
-func (f *File) unreadable(err error) bool {
-	p := gateway.Problem{Where: f.path, What: fmt.Sprintf("%v; what it last said stays", err)}
-	if slices.Contains(f.content.Problems, p) {
-		return false
-	}
-	f.last = nil
-	f.content = Content{Layers: f.content.Layers, Problems: []gateway.Problem{p}}
-	return true
-}
 
 func (f *File) read(text []byte) {
 	f.last = text

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -132,5 +133,60 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 	}
 	if c := <-contents; len(c.Problems) != 1 || c.Layers["edge"].Settings.ProxyProtocol.Mode != gateway.Strict {
 		t.Errorf("removed: %+v, want the last good content and one problem", c)
+	}
+}
+
+func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := follow(t, f)
+	permissive := strings.ReplaceAll(strict, "strict", "permissive")
+	for range 20 {
+		inPlace(t, path, strict)
+		inPlace(t, path, permissive)
+	}
+	c := <-contents
+	for modes(c)["edge"] != gateway.Permissive {
+		if modes(c)["edge"] != gateway.Strict || len(c.Problems) > 0 {
+			t.Fatalf("a file that is being written was read as %+v", c)
+		}
+		c = <-contents
+	}
+}
+
+func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := follow(t, f)
+	inPlace(t, path)
+	if c := <-contents; len(c.Layers) != 0 || len(c.Problems) != 0 {
+		t.Errorf("an empty file was read as %+v, want nothing", c)
+	}
+}
+
+// inPlace empties the file, and then writes the text in two pieces, with a
+// little time before each.
+func inPlace(t *testing.T, path string, text ...string) {
+	t.Helper()
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, text := range text {
+		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
+			time.Sleep(quiet + time.Millisecond) // as a slow writer does
+			if _, err := file.WriteString(piece); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
