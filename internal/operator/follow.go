@@ -15,7 +15,7 @@ import (
 
 // Whoever writes a file in place empties it first, and may write it in pieces.
 const (
-	// quiet is how long no event may come before the file is read.
+	// quiet is how long the file is left alone after an event.
 	quiet = 5 * time.Millisecond
 	// doubt is how long an empty, missing or bad file may be one that is still
 	// being written.
@@ -37,35 +37,50 @@ func (f *File) Run(ctx context.Context, put func(Content)) error {
 	}
 	// Read before waiting too: the file may have changed since Open.
 	settled, sure := time.After(0), (<-chan time.Time)(nil)
+	var doubted string
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-w.Events:
-			settled, sure = time.After(quiet), nil
+		case <-w.Events: // of any file in the directory
+			settled = orElse(settled, quiet)
 		case err := <-w.Errors:
 			f.log.Warn("watching the config file", "path", f.path, "error", err)
-			settled, sure = time.After(quiet), nil
+			settled = orElse(settled, quiet)
 		case <-settled:
-			if f.doubtful() {
-				sure = time.After(doubt)
-			} else {
+			settled = nil
+			text, good := f.look()
+			switch {
+			case good:
+				sure = nil
 				f.tell(put)
+			case sure == nil || text != doubted:
+				sure, doubted = time.After(doubt), text
 			}
 		case <-sure:
+			sure = nil
 			f.tell(put)
 		}
 	}
 }
 
-// doubtful says whether the file looks like one that is still being written.
-func (f *File) doubtful() bool {
+// orElse gives the timer, or a new one where there is none.
+func orElse(timer <-chan time.Time, d time.Duration) <-chan time.Time {
+	if timer == nil {
+		return time.After(d)
+	}
+	return timer
+}
+
+// look gives what is in the file, and whether it does not look like a file
+// that is still being written.
+func (f *File) look() (string, bool) {
 	text, err := os.ReadFile(f.path)
 	if err != nil || len(text) == 0 {
-		return true
+		return "", false
 	}
 	_, problems := parse(f.path, text)
-	return len(problems) > 0
+	return string(text), len(problems) == 0
 }
 
 // tell reads the file, and puts its content when that has changed.
