@@ -29,7 +29,7 @@ type Watcher struct {
 	hub    *hub
 	hold   time.Duration
 
-	beat atomic.Pointer[watch] // while Run is running
+	beat atomic.Pointer[[]*watch] // while Run is running
 
 	mu sync.Mutex
 	// own keeps the settings that instances had when they were last good, for
@@ -53,26 +53,33 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 func (w *Watcher) Run(ctx context.Context) error {
 	l := w.hub.lease()
 	defer l.close()
-	l.need(query{kind: rootsKind})
-	l.need(query{kind: defaultKind})
-	w.beat.Store(l.held[query{kind: rootsKind}].watch)
+	var beat []*watch
+	for _, q := range []query{{kind: rootsKind}, {kind: defaultKind}} {
+		l.need(q)
+		beat = append(beat, l.held[q].watch)
+	}
+	w.beat.Store(&beat)
 	defer w.beat.Store(nil)
 	<-ctx.Done()
 	return nil
 }
 
 // Ready gives nil when Consul has been reached and answers, and else why not.
+// Anybody may read the mesh's roots; proxy-defaults tells whether Consul knows
+// Usher's token.
 func (w *Watcher) Ready() error {
 	beat := w.beat.Load()
 	if beat == nil {
 		return errors.New("consul is not being watched")
 	}
-	f := w.hub.known(beat)
-	switch {
-	case f.err != nil:
-		return fmt.Errorf("consul at %s: %w", w.client.Address(), f.err)
-	case f.value == nil:
-		return fmt.Errorf("consul at %s: no answer yet", w.client.Address())
+	for _, watch := range *beat {
+		f := w.hub.known(watch)
+		switch {
+		case f.err != nil:
+			return fmt.Errorf("consul at %s: %w", w.client.Address(), f.err)
+		case f.value == nil:
+			return fmt.Errorf("consul at %s: no answer yet", w.client.Address())
+		}
 	}
 	return nil
 }
