@@ -1,0 +1,170 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// secondIP is the address of the host with the second instance of the service.
+const secondIP = "198.18.0.31"
+
+// servedBy is the header in which a service of this story says who it is.
+const servedBy = "Served-By"
+
+// TestChangesReachARunningEnvoy has two Envoys of one gateway side by side, one
+// on Usher and one on Consul's own xDS, and a load on both that never pauses.
+// Every kind of change is made once in Consul and waited for at both. Usher's
+// Envoy has it first, and none of its requests fails.
+func TestChangesReachARunningEnvoy(t *testing.T) {
+	s := startChangesStory(t)
+	s.startLoad(t)
+	for _, c := range s.ofTheGateway() {
+		s.tell(t, c)
+	}
+	for _, c := range s.ofTheServices() {
+		s.tell(t, c)
+	}
+	for _, c := range s.ofTheInstances(t) {
+		s.tell(t, c)
+	}
+	for _, c := range s.ofAllProxies() {
+		s.tell(t, c)
+	}
+	s.wantNoFailures(t)
+}
+
+// changesStory is what is changed.
+type changesStory struct {
+	*twoGateways
+	Second   *host // of the service's second instance
+	entry    *api.IngressGatewayConfigEntry
+	sidecars []*envoy
+}
+
+func startChangesStory(t *testing.T) *changesStory {
+	t.Helper()
+	l := newLab(t)
+	s := &changesStory{
+		twoGateways: &twoGateways{lab: l},
+		Second:      l.addHost(t, "second", secondIP),
+		entry: &api.IngressGatewayConfigEntry{
+			Kind: api.IngressGateway, Name: "ingress-gateway",
+			Listeners: []api.IngressListener{{
+				Port: 8080, Protocol: "http",
+				Services: []api.IngressService{{Name: "static-server", Hosts: []string{labHost}}},
+			}},
+		},
+	}
+	s.Consul = startConsul(t, consulOptions{Version: consulNew, Host: l.Control})
+	for _, e := range []api.ConfigEntry{
+		logFormat("one"),
+		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http"},
+		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "other-server", Protocol: "http"},
+		s.entry,
+	} {
+		if err := s.set(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.startServices(t)
+	s.startGateways(t)
+	return s
+}
+
+// startServices starts one instance of either service.
+func (s *changesStory) startServices(t *testing.T) {
+	t.Helper()
+	for i, name := range []string{"static-server", "other-server"} {
+		startNamed(t, s.Service, 8080+i, name)
+		s.sidecars = append(s.sidecars, registerService(t, serviceOptions{
+			Name: name, Port: 8080 + i, SidecarPort: 21000 + i, Consul: s.Consul, Host: s.Service, Envoy: envoyNew,
+		}))
+	}
+}
+
+func (s *changesStory) startGateways(t *testing.T) {
+	t.Helper()
+	usher := startUsher(t, usherOptions{Host: s.Gateway, Consul: s.Consul})
+	s.Usher = &loadedGateway{envoy: startGateway(t, gatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr, ID: "on-usher",
+	})}
+	other := s.addHost(t, "gateway2", gateway2IP)
+	s.Own = &loadedGateway{envoy: startGateway(t, gatewayOptions{
+		Host: other, Consul: s.Consul, Envoy: envoyNew, ID: "on-consul",
+	})}
+	for _, g := range s.both() {
+		g.waitListener(t, 8080)
+	}
+}
+
+// startNamed serves a service that says its name.
+func startNamed(t *testing.T, h *host, port int, name string) {
+	t.Helper()
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set(servedBy, name)
+		fmt.Fprintln(w, "hello world")
+	})}
+	listener := h.listen(t, fmt.Sprintf(":%d", port))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener) // ends with the test
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		<-done
+	})
+}
+
+// set writes an entry with one request.
+func (s *changesStory) set(e api.ConfigEntry) error {
+	_, _, err := s.Consul.Client.ConfigEntries().Set(e, nil)
+	return err
+}
+
+// writing is a change that writes an entry.
+func (s *changesStory) writing(e api.ConfigEntry) func() error {
+	return func() error { return s.set(e) }
+}
+
+// deleting is a change that deletes an entry.
+func (s *changesStory) deleting(kind, name string) func() error {
+	return func() error {
+		_, err := s.Consul.Client.ConfigEntries().Delete(kind, name, nil)
+		return err
+	}
+}
+
+// editing is a change to the gateway's entry.
+func (s *changesStory) editing(f func(e *api.IngressGatewayConfigEntry)) func() error {
+	return func() error {
+		f(s.entry)
+		return s.set(s.entry)
+	}
+}
+
+// answered wants a request answered 200 with the header.
+func answered(c call, header, value string) func(*loadedGateway) error {
+	return func(g *loadedGateway) error {
+		got, err := g.ask(c)
+		if err == nil && (got.Status != http.StatusOK || got.Header.Get(header) != value) {
+			err = fmt.Errorf("status %d, %s %q", got.Status, header, got.Header.Get(header))
+		}
+		return err
+	}
+}
+
+// logFormat is proxy-defaults with an access log that has the mark.
+func logFormat(mark string) *api.ProxyConfigEntry {
+	return &api.ProxyConfigEntry{
+		Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
+		AccessLogs: &api.AccessLogsConfig{
+			Enabled: true, JSONFormat: fmt.Sprintf(`{"mark": %q, "path": "%%REQ(:PATH)%%", "status": "%%RESPONSE_CODE%%"}`, mark),
+		},
+	}
+}

@@ -1,0 +1,118 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// TestCertificatesRotateUnderLoad gives the mesh a new root while requests go
+// through a gateway on Usher and one on Consul's own xDS. Both come to trust the
+// new root, Usher's first; later Consul makes new certificates for the gateway
+// and the sidecars, in an order that nobody knows; then all connections between
+// them are made anew. No request of Usher's gateway fails.
+func TestCertificatesRotateUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := startChangesStory(t)
+	s.startLoad(t)
+	old := map[*envoy][]string{}
+	for _, e := range s.inTheMesh() {
+		old[e] = e.certificates(t).leaves()
+	}
+	s.tell(t, change{"ca: a new root", s.newRoot, func(g *loadedGateway) error {
+		if got, err := g.fetchCertificates(); err != nil || len(got.roots()) < 2 {
+			return errors.Join(err, fmt.Errorf("it trusts %d roots", len(got.roots())))
+		}
+		return nil
+	}})
+	for _, e := range s.inTheMesh() {
+		eventually(t, e.Name+" has a new certificate", leafDeadline, func() error {
+			for _, serial := range e.certificates(t).leaves() {
+				if !slices.Contains(old[e], serial) {
+					return nil
+				}
+			}
+			return errors.New("it has those from before only")
+		})
+	}
+	s.tell(t, s.newConnections())
+	s.wantNoFailures(t)
+}
+
+// leafDeadline is how long new certificates may take: an agent spreads them
+// over half a minute after a new root.
+const leafDeadline = 60 * time.Second
+
+func (s *changesStory) inTheMesh() []*envoy {
+	return append(slices.Clone(s.sidecars), s.Usher.envoy, s.Own.envoy)
+}
+
+// newRoot makes Consul's CA sign with a key of another size from now on.
+func (s *changesStory) newRoot() error {
+	_, err := s.Consul.Client.Connect().CASetConfig(&api.CAConfig{
+		Provider: "consul",
+		Config:   map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": 384},
+	}, nil)
+	return err
+}
+
+// envoyCertificates are all that an Envoy has in use.
+type envoyCertificates struct {
+	Certificates []struct {
+		Roots []envoyCertificate `json:"ca_cert"`
+		Chain []envoyCertificate `json:"cert_chain"`
+	} `json:"certificates"`
+}
+
+type envoyCertificate struct {
+	Serial string `json:"serial_number"`
+}
+
+// roots are the serial numbers of all that is trusted.
+func (c envoyCertificates) roots() []string {
+	serials := map[string]bool{}
+	for _, use := range c.Certificates {
+		for _, root := range use.Roots {
+			serials[root.Serial] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(serials))
+}
+
+// leaves are the serial numbers of the Envoy's own certificates: several where
+// connections that began with an older one still live.
+func (c envoyCertificates) leaves() []string {
+	serials := map[string]bool{}
+	for _, use := range c.Certificates {
+		if len(use.Chain) > 0 {
+			serials[use.Chain[0].Serial] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(serials))
+}
+
+func (e *envoy) fetchCertificates() (envoyCertificates, error) {
+	var c envoyCertificates
+	body, err := e.admin("/certs")
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &c)
+	}
+	return c, err
+}
+
+func (e *envoy) certificates(t *testing.T) envoyCertificates {
+	t.Helper()
+	c, err := e.fetchCertificates()
+	if err != nil {
+		t.Fatalf("certificates of %s: %v", e.Name, err)
+	}
+	return c
+}
