@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/usherproxy/usher/gateway"
 )
@@ -86,7 +87,7 @@ func (b *build) registered() {
 		return
 	}
 	var problems []gateway.Problem
-	b.snapshot.Instances, problems = b.instances(regs, d)
+	b.snapshot.Instances, problems = b.instances(regs, d, time.Now())
 	b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 	for _, r := range regs.list {
 		b.local = r.Node.Datacenter

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/usherproxy/usher/gateway"
 )
@@ -51,12 +52,18 @@ type instanceID struct {
 	node, service string
 }
 
+// mergeTime is how long the settings of an instance may be bad for no other
+// reason than that proxy-defaults has changed: its agent needs a moment to merge
+// that into the registration, which says the former value as its own until then.
+const mergeTime = time.Second
+
 // instances makes the model's instances, and remembers in s what their own
-// settings were when they were last good.
-func (s *source) instances(regs *registrations, d *defaults) ([]*gateway.Instance, []gateway.Problem) {
+// settings were when they were last good, and since when they are bad.
+func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*gateway.Instance, []gateway.Problem) {
 	var out []*gateway.Instance
 	var problems []gateway.Problem
 	own := map[instanceID]gateway.Layer{}
+	bad := map[instanceID]time.Time{}
 	before := map[instanceID]*gateway.Instance{}
 	if s.last != nil {
 		for _, in := range s.last.Instances {
@@ -65,21 +72,49 @@ func (s *source) instances(regs *registrations, d *defaults) ([]*gateway.Instanc
 	}
 	for _, r := range regs.list {
 		id := instanceID{r.Node.Node, r.Service.ID}
-		in, found := r.instance(s.own[id], d.config[gateway.Key])
+		in, wrong := r.instance(s.own[id], d.config[gateway.Key])
 		own[id] = in.Own
-		problems = append(problems, found...)
 		out = append(out, keep(before[id], in))
+		problems = append(problems, wrong.config...)
+		if len(wrong.own) == 0 {
+			continue
+		}
+		bad[id] = now
+		if since, known := s.bad[id]; known {
+			bad[id] = since
+		}
+		if now.Sub(bad[id]) >= mergeTime {
+			problems = append(problems, wrong.own...)
+		}
 	}
-	s.own = own
+	s.own, s.bad = own, bad
 	return out, problems
+}
+
+// merging says how long it takes until bad settings of an instance may be
+// reported; idle when there are none that wait.
+func (s *source) merging(now time.Time) time.Duration {
+	left := idle
+	for _, since := range s.bad {
+		if wait := mergeTime - now.Sub(since); wait > 0 {
+			left = min(left, wait)
+		}
+	}
+	return left
+}
+
+// wrong is what is wrong with a registration: with the keys that Consul knows,
+// and with Usher's own.
+type wrong struct {
+	config, own []gateway.Problem
 }
 
 // instance makes one instance. before are its own settings until now, and
 // inherited is what proxy-defaults says of them.
-func (r *registration) instance(before gateway.Layer, inherited any) (*gateway.Instance, []gateway.Problem) {
+func (r *registration) instance(before gateway.Layer, inherited any) (*gateway.Instance, wrong) {
 	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
-	config, problems := proxyConfig(where, r.Service.Proxy.Config)
-	own, found := before.Next(where, subtract(r.Service.Proxy.Config[gateway.Key], inherited))
+	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
+	own, inOwn := before.Next(where, subtract(r.Service.Proxy.Config[gateway.Key], inherited))
 	return &gateway.Instance{
 		Node:            r.Node.Node,
 		ServiceID:       r.Service.ID,
@@ -90,5 +125,5 @@ func (r *registration) instance(before gateway.Layer, inherited any) (*gateway.I
 		Config:          config,
 		AccessLogs:      r.Service.Proxy.AccessLogs,
 		Own:             own,
-	}, append(problems, found...)
+	}, wrong{config: inConfig, own: inOwn}
 }

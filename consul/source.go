@@ -23,6 +23,8 @@ type source struct {
 	last *gateway.Snapshot // the one handed on last; nil before the first
 	// own are the instances' own settings, for their memory.
 	own map[instanceID]gateway.Layer
+	// bad says since when the own settings of an instance are.
+	bad map[instanceID]time.Time
 	// local is the local datacenter; empty until it is known.
 	local string
 	// unsettled says since when the health of a target is being waited for.
@@ -65,7 +67,7 @@ func (s *source) step(now time.Time) time.Duration {
 		s.client.metrics.snapshot()
 		s.put(b.snapshot)
 	}
-	return idle
+	return s.merging(now)
 }
 
 // settle says how long to wait for the health of the targets. Were a chain

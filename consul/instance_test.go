@@ -1,0 +1,77 @@
+package consul
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// gatewayWith is a registration whose merged Proxy.Config says a mode.
+func gatewayWith(t *testing.T, mode string) *registrations {
+	t.Helper()
+	regs, err := decodeInstances(nil, answer{body: []byte(`[{
+		"Node": {"Node": "n", "Datacenter": "dc1"},
+		"Service": {"ID": "edge", "Service": "edge", "Kind": "ingress-gateway",
+			"Proxy": {"Config": {"usher": {"proxy_protocol": {"mode": "` + mode + `"}}}}}
+	}]`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return regs
+}
+
+// defaultsWith is a proxy-defaults entry that says a mode.
+func defaultsWith(mode string) *defaults {
+	return &defaults{config: map[string]any{
+		gateway.Key: map[string]any{"proxy_protocol": map[string]any{"mode": mode}},
+	}}
+}
+
+func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
+	s := &source{}
+	start := time.Now()
+	for _, step := range []struct {
+		name         string
+		merged, said string // by the registration, by proxy-defaults
+		after        time.Duration
+		problems     int
+		again        time.Duration
+	}{
+		{"both good", "strict", "strict", 0, 0, idle},
+		{"merged before proxy-defaults is read", "stict", "strict", 0, 0, mergeTime},
+		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, idle},
+		{"mended, not merged yet", "stict", "strict", time.Minute, 0, mergeTime},
+		{"still not", "stict", "strict", time.Minute + 300*time.Millisecond, 0, mergeTime - 300*time.Millisecond},
+		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, idle},
+		{"the registration's own", "stict", "strict", time.Hour, 0, mergeTime},
+		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, idle},
+		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, idle},
+		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, idle},
+	} {
+		now := start.Add(step.after)
+		_, problems := s.instances(gatewayWith(t, step.merged), defaultsWith(step.said), now)
+		if len(problems) != step.problems {
+			t.Errorf("%s: problems %v, want %d", step.name, problems, step.problems)
+		}
+		if diff := cmp.Diff(step.again, s.merging(now)); diff != "" {
+			t.Errorf("%s: look again (-want +got):\n%s", step.name, diff)
+		}
+	}
+}
+
+func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
+	s := &source{}
+	now := time.Now()
+	s.instances(gatewayWith(t, "strict"), defaultsWith("off"), now)
+	in, _ := s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now)
+	if got := in[0].Own; got.Unknown || got.Settings.ProxyProtocol.Mode != gateway.Strict {
+		t.Errorf("own settings are %+v, want the last good ones", got)
+	}
+	s = &source{}
+	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Own.Unknown {
+		t.Errorf("own settings are %+v, want unknown ones", in[0].Own)
+	}
+}
