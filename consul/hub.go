@@ -11,7 +11,7 @@ import (
 // have it. The last one to lose interest ends it.
 type hub struct {
 	client *Client
-	wait   time.Duration // of a blocking query
+	budget *budget
 
 	mu      sync.Mutex
 	watches map[query]*watch
@@ -37,7 +37,8 @@ type trouble struct {
 }
 
 func newHub(c *Client, wait time.Duration) *hub {
-	return &hub{client: c, wait: wait, watches: map[query]*watch{}, trouble: map[trouble]int{}}
+	b := &budget{long: wait, slots: c.connections(), crowded: c.sayCrowded}
+	return &hub{client: c, budget: b, watches: map[query]*watch{}, trouble: map[trouble]int{}}
 }
 
 // acquire starts the query unless it runs already. wake is sent to, if it has
@@ -62,7 +63,9 @@ func (h *hub) start(q query) *watch {
 	h.client.logger.Debug("watch", "query", q.String())
 	l := &loop{
 		ask: func(ctx context.Context, index uint64) (answer, error) {
-			a, err := h.client.ask(ctx, q, index, h.wait)
+			a, err := h.budget.ask(ctx, func(ctx context.Context, wait time.Duration) (answer, error) {
+				return h.client.ask(ctx, q, index, wait)
+			})
 			if ctx.Err() == nil {
 				h.client.metrics.query(q.kind.name, outcomeOf(err))
 			}
@@ -71,8 +74,10 @@ func (h *hub) start(q query) *watch {
 		decode: q.kind.decode,
 		learn:  func(f fact, changed bool) { h.learn(w, f, changed) },
 	}
+	h.budget.join()
 	go func() {
 		defer close(w.done)
+		defer h.budget.leave()
 		l.run(ctx)
 	}()
 	return w
