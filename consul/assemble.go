@@ -119,7 +119,7 @@ func (b *build) services() {
 		b.problem(fmt.Sprintf("services of gateway %q", b.id.String()),
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
-	for _, row := range list.services {
+	for _, row := range list.withHidden(b.lastServices(), b.snapshot.Entry) {
 		if !listed(b.snapshot.Entry, row) {
 			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
 			continue
@@ -128,6 +128,14 @@ func (b *build) services() {
 			b.snapshot.Services = append(b.snapshot.Services, row)
 		}
 	}
+}
+
+// lastServices are the rows of the snapshot that was handed on last.
+func (b *build) lastServices() []gateway.Service {
+	if b.last == nil {
+		return nil
+	}
+	return b.last.Services
 }
 
 // chain reads the chain of a service. It gives false when there is none: it is

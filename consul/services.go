@@ -26,19 +26,42 @@ func decodeRows(_ *rows, a answer) (*rows, error) {
 	if err := json.Unmarshal(a.body, &list); err != nil {
 		return nil, fmt.Errorf("gateway services: %w", err)
 	}
+	if len(list) == 0 && a.filtered {
+		return nil, errHidden
+	}
 	for i := range list {
 		list[i].Service = normal(list[i].Service)
 		list[i].Protocol = strings.ToLower(list[i].Protocol)
 	}
-	slices.SortFunc(list, func(a, b gateway.Service) int {
-		return cmp.Or(
-			cmp.Compare(a.Port, b.Port),
-			cmp.Compare(a.Service.Name, b.Service.Name),
-			cmp.Compare(a.Service.Namespace, b.Service.Namespace),
-			cmp.Compare(a.Service.Partition, b.Service.Partition),
-		)
-	})
+	slices.SortFunc(list, compareRows)
 	return &rows{services: list, hidden: a.filtered}, nil
+}
+
+// compareRows orders the rows of a gateway; only equal ones have the same place.
+func compareRows(a, b gateway.Service) int {
+	return cmp.Or(
+		cmp.Compare(a.Port, b.Port),
+		cmp.Compare(a.Service.Name, b.Service.Name),
+		cmp.Compare(a.Service.Namespace, b.Service.Namespace),
+		cmp.Compare(a.Service.Partition, b.Service.Partition),
+	)
+}
+
+// withHidden gives the rows and those of last that the ACLs have taken away from
+// Usher's token since: the entry still names their services. Services that a
+// wildcard found may be gone for good.
+func (r *rows) withHidden(last []gateway.Service, entry *gateway.Entry) []gateway.Service {
+	if !r.hidden {
+		return r.services
+	}
+	all := slices.Clone(r.services)
+	for _, row := range last {
+		if _, shown := slices.BinarySearchFunc(r.services, row, compareRows); !shown && !row.FromWildcard && listed(entry, row) {
+			all = append(all, row)
+		}
+	}
+	slices.SortFunc(all, compareRows)
+	return all
 }
 
 // normal writes the default namespace and partition as empty, as the model has

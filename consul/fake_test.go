@@ -1,0 +1,140 @@
+package consul
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// fakeConsul answers every path as it was told to, and blocks as Consul does
+// until an answer has changed. A path that it was told nothing about is 404.
+type fakeConsul struct {
+	url string
+
+	mu      sync.Mutex
+	replies map[string]reply
+	given   map[string]bool // the path's latest reply has been sent
+	learned map[string]bool // and the question has come again
+	index   uint64
+	changed chan struct{} // closed at the next change
+}
+
+// reply is an answer of Consul; its status is 200 when 0.
+type reply struct {
+	status int
+	body   string
+	hidden bool // Consul's ACLs left something out
+}
+
+func newFakeConsul(t *testing.T) *fakeConsul {
+	t.Helper()
+	c := &fakeConsul{replies: map[string]reply{}, given: map[string]bool{}, learned: map[string]bool{}, changed: make(chan struct{})}
+	server := httptest.NewServer(c)
+	t.Cleanup(server.Close)
+	c.url = server.URL
+	return c
+}
+
+// watcher gives a watcher of it.
+func (c *fakeConsul) watcher(t *testing.T) *Watcher {
+	t.Helper()
+	client, err := NewClient(Config{HTTPAddr: c.url, Getenv: func(string) string { return "" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewWatcher(client, WatcherOptions{})
+}
+
+// run runs f until the test ends, and waits for it.
+func run(t *testing.T, f func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (c *fakeConsul) set(path string, r reply) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.replies[path], c.given[path], c.learned[path] = r, false, false
+	c.index++
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// waitLearned waits until the latest replies of the paths have been taken in.
+func (c *fakeConsul) waitLearned(t *testing.T, paths ...string) {
+	t.Helper()
+	until(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, path := range paths {
+			if !c.learned[path] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// until polls f, for at most 10 s.
+func until(t *testing.T, f func() bool) {
+	t.Helper()
+	end := time.After(10 * time.Second)
+	for !f() {
+		select {
+		case <-end:
+			t.Fatal("not within 10 s")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// ServeHTTP implements http.Handler.
+func (c *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	known, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64) // 0: it does not block
+	c.hear(r.URL.Path)
+	answer, index, changed := c.get(r.URL.Path, known)
+	for index == known {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-changed:
+		}
+		answer, index, changed = c.get(r.URL.Path, known)
+	}
+	w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
+	w.Header().Set("X-Consul-Results-Filtered-By-Acls", strconv.FormatBool(answer.hidden))
+	w.WriteHeader(answer.status)
+	_, _ = w.Write([]byte(answer.body)) // the client may have gone
+}
+
+func (c *fakeConsul) get(path string, known uint64) (reply, uint64, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	answer, ok := c.replies[path]
+	switch {
+	case !ok:
+		answer.status = http.StatusNotFound
+	case answer.status == 0:
+		answer.status = http.StatusOK
+	}
+	c.given[path] = c.given[path] || c.index > known
+	return answer, c.index, c.changed
+}
+
+func (c *fakeConsul) hear(path string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.learned[path] = c.given[path]
+}
