@@ -2,7 +2,9 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,7 +39,7 @@ func (f *File) Run(ctx context.Context, put func(Content)) error {
 	}
 	// Read before waiting too: the file may have changed since Open.
 	settled, sure := time.After(0), (<-chan time.Time)(nil)
-	var doubted string
+	var doubted time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -49,13 +51,13 @@ func (f *File) Run(ctx context.Context, put func(Content)) error {
 			settled = orElse(settled, quiet)
 		case <-settled:
 			settled = nil
-			text, good := f.look()
+			written, whole := f.look()
 			switch {
-			case good:
+			case whole:
 				sure = nil
 				f.tell(put)
-			case sure == nil || text != doubted:
-				sure, doubted = time.After(doubt), text
+			case sure == nil || !written.Equal(doubted):
+				sure, doubted = time.After(doubt), written
 			}
 		case <-sure:
 			sure = nil
@@ -72,15 +74,18 @@ func orElse(timer <-chan time.Time, d time.Duration) <-chan time.Time {
 	return timer
 }
 
-// look gives what is in the file, and whether it does not look like a file
-// that is still being written.
-func (f *File) look() (string, bool) {
+// look says when the file was last written, and whether it does not look like
+// one that is still being written.
+func (f *File) look() (written time.Time, whole bool) {
+	if info, err := os.Stat(f.path); err == nil {
+		written = info.ModTime()
+	}
 	text, err := os.ReadFile(f.path)
 	if err != nil || len(text) == 0 {
-		return "", false
+		return written, false
 	}
 	_, problems := parse(f.path, text)
-	return string(text), len(problems) == 0
+	return written, len(problems) == 0
 }
 
 // tell reads the file, and puts its content when that has changed.
@@ -106,7 +111,10 @@ func (f *File) reread() bool {
 }
 
 func (f *File) unreadable(err error) bool {
-	p := gateway.Problem{Where: f.path, What: fmt.Sprintf("%v; what it last said stays", err)}
+	if cause, ok := errors.AsType[*fs.PathError](err); ok {
+		err = cause.Err
+	}
+	p := gateway.Problem{Where: f.path, What: fmt.Sprintf("cannot be read: %v; put it back, or mend it; what it last said stays", err)}
 	if slices.Contains(f.content.Problems, p) {
 		return false
 	}
