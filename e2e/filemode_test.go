@@ -30,7 +30,7 @@ type fileLab struct {
 // and intentions that deny the gateway take one service's route away.
 func TestFileMode(t *testing.T) {
 	t.Parallel()
-	l := startFileLab(t)
+	l := startFileLab(t, "")
 	waitStatus(t, l.call("/"), http.StatusOK)
 
 	l.writeServices(t, 8080, 8081)
@@ -74,7 +74,9 @@ func (l *fileLab) wantDenied(t *testing.T) {
 	waitStatus(t, l.call("/"), http.StatusOK)
 }
 
-func startFileLab(t *testing.T) *fileLab {
+// startFileLab starts it as it is at the lab's beginning; config is the content
+// of the operator's own file, "" for none.
+func startFileLab(t *testing.T, config string) *fileLab {
 	t.Helper()
 	l := &fileLab{lab: newLab(t), Dir: newDir(t)}
 	l.First, l.Second = startEcho(t, l.Service, 8080), startEcho(t, l.Service, 8081)
@@ -87,7 +89,7 @@ Name = "other"
 Protocol = "http"
 `)
 	l.writeServices(t, 8080)
-	l.Usher = startUsher(t, usherOptions{Host: l.lab.Gateway, Args: []string{"--config-dir", l.Dir}})
+	l.Usher = startUsher(t, usherOptions{Host: l.lab.Gateway, Config: config, Args: []string{"--config-dir", l.Dir}})
 	l.Gateway = startOwn(t, ownOptions{Host: l.lab.Gateway, Envoy: envoyNew, XDSAddr: l.Usher.GRPCAddr})
 	return l
 }

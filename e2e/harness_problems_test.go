@@ -92,3 +92,15 @@ func (c trouble) wantOnce(t *testing.T) {
 		t.Errorf("usher logs errors\n%s\nwant one:\n%s", strings.Join(got, "\n"), c.line)
 	}
 }
+
+// asLogged is how Usher's log writes a problem.
+func asLogged(where, what string) string {
+	return "where=" + quotedInLog(where) + " what=" + quotedInLog(what)
+}
+
+func quotedInLog(text string) string {
+	if strings.ContainsAny(text, " \"=") {
+		return strconv.Quote(text)
+	}
+	return text
+}

@@ -1,0 +1,185 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// badFile is a file that an operator got wrong, and what Usher says of it
+// behind the file's path.
+type badFile struct{ name, text, where, what string }
+
+// badConfigFiles are bad contents of the file for --config.
+func badConfigFiles() []badFile {
+	files := []badFile{
+		{
+			"invalid HCL", "gateway \"ingress-gateway\" {\n  usher {\n    proxy_protocol { mode = \"off\" }\n",
+			":4", "not HCL: object expected closing RBRACE got: EOF; mend the syntax near there",
+		},
+		{
+			"unknown block", "gateways \"ingress-gateway\" {}\n",
+			":1", `key "gateways" is unknown; the file holds blocks gateway "<name>" { usher { … } }`,
+		},
+	}
+	for _, bad := range badSettings {
+		files = append(files, badFile{
+			bad.name, "\ngateway \"ingress-gateway\" {\n  " + bad.usher + "\n}\n",
+			`:2: gateway "ingress-gateway": ` + bad.where, bad.what,
+		})
+	}
+	return files
+}
+
+// TestBadConfigFile gets the file for --config wrong while the gateway is
+// strict, and it stays strict; and then before Usher starts, and it does not.
+func TestBadConfigFile(t *testing.T) {
+	t.Parallel()
+	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
+	l := startFileLab(t, good)
+	l.HAProxy.setHeader(t, v2Header)
+	waitStatus(t, l.call("/"), http.StatusOK)
+	file := l.Usher.ConfigFile
+	write := func(text string) { writeFile(t, filepath.Dir(file), filepath.Base(file), text) }
+
+	for _, bad := range badConfigFiles() {
+		line := `msg="bad configuration" ` + asLogged(file+bad.where, bad.what)
+		trouble := l.Usher.wantTrouble(t, line, func() { write(bad.text) })
+		l.wantStrict(t)
+		trouble.mended(t, func() { write(good) })
+	}
+	line := `msg="bad configuration" ` + asLogged(file, "cannot be read: no such file or directory; put it back, or mend it; what it last said stays")
+	trouble := l.Usher.wantTrouble(t, line, func() { os.Remove(file) })
+	l.wantStrict(t)
+	trouble.mended(t, func() { write(good) })
+
+	l.Usher.stop(t)
+	for _, bad := range badConfigFiles() {
+		write(bad.text)
+		got := l.serve(t, "--config-dir", l.Dir, "--config", file)
+		if want := "usher: " + file + bad.where + ": " + bad.what + "\n"; got.Code != 1 || got.Stderr != want {
+			t.Errorf("%s: exit %d %q, want 1 %q", bad.name, got.Code, got.Stderr, want)
+		}
+	}
+	l.wantStrict(t)
+}
+
+// serve runs `usher serve` to its end.
+func (l *fileLab) serve(t *testing.T, args ...string) ending {
+	t.Helper()
+	return runToEnd(t, command{Path: usherBinary(t), Args: append([]string{"serve"}, args...), Host: l.lab.Gateway})
+}
+
+// wantStrict wants requests with a PROXY header answered, and connections
+// without one closed.
+func (l *fileLab) wantStrict(t *testing.T) {
+	t.Helper()
+	l.call(newPath()).must(t).wantHello(t)
+	plain := call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Path: newPath()}
+	if got, err := plain.do(t.Context()); err == nil {
+		t.Errorf("a connection without a PROXY header got %d %q, want it closed", got.Status, got.Body)
+	}
+}
+
+// TestBadConfigDirectory gets one of the files for --config-dir wrong while the
+// gateway is strict: it stays strict, and goes on where the file is mended. Then
+// it is wrong before Usher starts, and Usher does not.
+func TestBadConfigDirectory(t *testing.T) {
+	t.Parallel()
+	l := startFileLab(t, "")
+	l.HAProxy.setHeader(t, v2Header)
+	l.writeResources(t, strictMode...)
+	waitStatus(t, l.call("/"), http.StatusOK)
+	files := l.badFiles(t)
+	for _, bad := range files {
+		line := `msg="bad configuration" ` + asLogged(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
+		var mend func()
+		trouble := l.Usher.wantTrouble(t, line, func() { mend = l.spoil(t, bad) })
+		l.wantStrict(t)
+		trouble.mended(t, mend)
+		l.wantStrict(t)
+	}
+	l.wantOthersMoving(t)
+
+	l.Usher.stop(t)
+	for _, bad := range files {
+		mend := l.spoil(t, bad)
+		got := l.serve(t, "--config-dir", l.Dir)
+		want := "usher: " + filepath.Join(l.Dir, bad.name) + bad.where + ": " + bad.what + "\n"
+		if got.Code != 1 || got.Stderr != want {
+			t.Errorf("%s: exit %d %q, want 1 %q", bad.name, got.Code, got.Stderr, want)
+		}
+		mend()
+	}
+	l.wantStrict(t)
+}
+
+// spoil puts the bad file into the directory; mend takes it away again.
+func (l *fileLab) spoil(t *testing.T, bad badFile) (mend func()) {
+	t.Helper()
+	path := filepath.Join(l.Dir, bad.name)
+	good, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	l.write(t, bad.name, bad.text)
+	return func() {
+		if good != nil {
+			l.write(t, bad.name, string(good))
+		} else if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// badFiles are what can be wrong with the directory's files; name is a file's,
+// and text all that is in it.
+func (l *fileLab) badFiles(t *testing.T) []badFile {
+	t.Helper()
+	resources, services := readFile(t, l.resources()), readFile(t, filepath.Join(l.Dir, "services.hcl"))
+	return []badFile{
+		{
+			"consul-values.yaml", readFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"),
+			":11", "this line begins with a TAB, and tabs cannot indent YAML; use spaces",
+		},
+		{
+			"services.hcl", services + "services {",
+			":4", "this is not HCL: object expected closing RBRACE got: EOF; correct it",
+		},
+		{
+			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: stict"),
+			":9: usher.proxy_protocol.mode", `"stict" is not allowed; use one of "off", "permissive", "strict"`,
+		},
+		{
+			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: strict\n        modus: 1"),
+			":10: usher.proxy_protocol.modus", `this key is unknown; remove it or use one of "mode"`,
+		},
+		{
+			"custom-resources.yaml", replaceOnce(t, resources, "accessLogs:", "accesslogs:"),
+			":10: spec.accesslogs", "this key is unknown; remove it or use one of accessLogs, config",
+		},
+		{
+			"custom-resources.yaml", replaceOnce(t, resources, "ServiceDefaults", "ServiceRouter"),
+			":16: kind", `"ServiceRouter" is not honoured in file mode, which reads IngressGateway, ProxyDefaults, ServiceDefaults, ServiceIntentions; remove the entry`,
+		},
+	}
+}
+
+// wantOthersMoving has a bad mode and wants that the service's instances are
+// followed all the same.
+func (l *fileLab) wantOthersMoving(t *testing.T) {
+	t.Helper()
+	good := readFile(t, l.resources())
+	line := `msg="bad configuration" ` + asLogged(l.resources()+":9: usher.proxy_protocol.mode",
+		`"stict" is not allowed; use one of "off", "permissive", "strict"`)
+	trouble := l.Usher.wantTrouble(t, line, func() {
+		l.write(t, "custom-resources.yaml", replaceOnce(t, good, "mode: strict", "mode: stict"))
+	})
+	l.writeServices(t, 8081)
+	l.waitOnly(t, l.Second)
+	l.wantStrict(t)
+	trouble.mended(t, func() { l.write(t, "custom-resources.yaml", good) })
+}
