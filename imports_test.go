@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 		"gateway", "consul", "files", "xds",
 		"internal/control", "internal/operator", "internal/bootstrap", "internal/demo",
 	},
-	"e2e": {},
+	"e2e": {"internal/xdstest"},
 }
 
 func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {

@@ -1,0 +1,348 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/hashicorp/consul/api"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// readOnlyRules let a token read everything about the gateway, and no more.
+const readOnlyRules = `
+service_prefix "" { policy = "read" }
+node_prefix "" { policy = "read" }
+`
+
+// unknownToken is a token that no Consul knows.
+const unknownToken = "00000000-1111-2222-3333-444444444444"
+
+// reauthorizeInterval is the story's --reauthorize-interval.
+const reauthorizeInterval = 2 * time.Second
+
+// TestWhoMayConnect is the story of the private key on the stream: in front of
+// a Consul that denies by default, only a token with service:write on the
+// gateway gets anything of it, while the gateway is registered and its own
+// Envoy connected. A token that loses the right loses its stream. Where Consul
+// cannot be asked, streams live on. And whatever happens, nothing secret is in
+// what Usher prints and serves.
+func TestWhoMayConnect(t *testing.T) {
+	for _, version := range []string{consulNew, consulOld} {
+		t.Run("consul "+version, func(t *testing.T) {
+			t.Parallel()
+			s := startGuardedLab(t, version)
+			s.wantServed(t)
+			for _, protocol := range xdstest.Protocols {
+				s.wantOthersRefused(t, protocol)
+			}
+			s.wantSilenceSurvived(t)
+			s.wantLostTokensNoticed(t)
+			s.wantRejectionTold(t)
+			s.wantOwnTokenLossSurvived(t)
+			s.wantNothingSecret(t)
+			s.wantOutageSurvived(t)
+			s.wantNothingSecret(t)
+		})
+	}
+}
+
+// guardedLab is the lab, secure, with Usher and an authorised Envoy.
+type guardedLab struct {
+	*meshLab
+	Usher *usher
+	Envoy *envoy
+	// Token is the Envoy's own.
+	Token string
+
+	usherToken string
+	xds        *grpc.ClientConn
+	key        string            // the gateway's private key
+	secrets    map[string]string // what it is, by text
+	told       []string          // what callers that were refused were told
+}
+
+// startGuardedLab has PROXY protocol on; Usher has the policy of the docs.
+func startGuardedLab(t *testing.T, consulVersion string) *guardedLab {
+	t.Helper()
+	s := &guardedLab{meshLab: startMeshLab(t, consulVersion, envoyNew, true), secrets: make(map[string]string)}
+	s.keep("the management token", managementToken)
+	s.keep("the gossip key", s.Consul.security.gossip)
+	s.setMode(t, "strict")
+	s.HAProxy.setHeader(t, v2Header)
+	s.usherToken = s.token(t, "usher", readFile(t, "../docs/usher-policy.hcl"))
+	s.Usher = startUsher(t, usherOptions{
+		Host: s.Gateway, Consul: s.Consul,
+		Token: s.usherToken,
+		Args:  []string{"--log-level", "debug", "--reauthorize-interval", reauthorizeInterval.String()},
+	})
+	s.Token = s.token(t, "ingress-gateway", gatewayRules)
+	s.Envoy = startGateway(t, gatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: s.Usher.GRPCAddr, Token: s.Token,
+	})
+	s.Envoy.waitListener(t, 8080)
+	s.xds = xdsPort{From: s.Gateway}.dial(t)
+	first := fakeGateway(t, s.xds, xdstest.Delta, s.Token)
+	s.key = fetchKey(t, first)
+	first.Disconnect()
+	for line := range strings.Lines(s.key) {
+		if !strings.HasPrefix(line, "-----") {
+			s.keep("the gateway's private key", strings.TrimSpace(line))
+		}
+	}
+	return s
+}
+
+// token makes a token with the rules, which is one more secret.
+func (s *guardedLab) token(t *testing.T, name, rules string) string {
+	t.Helper()
+	token := s.Consul.newToken(t, name, rules)
+	s.keep("the token "+name, token)
+	return token
+}
+
+func (s *guardedLab) keep(what, secret string) { s.secrets[secret] = what }
+
+// wantServed wants the lab's request answered, and the client's own address in
+// the access log and at the service.
+func (s *guardedLab) wantServed(t *testing.T) {
+	t.Helper()
+	s.wantClientsAddress(t, s.Envoy)
+}
+
+// wantOthersRefused tries every token that is not the gateway's, while the
+// gateway's own Envoy is connected.
+func (s *guardedLab) wantOthersRefused(t *testing.T, protocol xdstest.Protocol) {
+	t.Helper()
+	s.keep("a token that Consul does not know", unknownToken)
+	streams := s.Envoy.streams(t)
+	for what, token := range map[string]string{
+		"no token":                "",
+		"a read-only token":       s.token(t, "read-only-"+string(protocol), readOnlyRules),
+		"an unknown token":        unknownToken,
+		"another gateway's token": s.token(t, "other-"+string(protocol), strings.ReplaceAll(gatewayRules, "ingress-gateway", "other-gateway")),
+	} {
+		t.Run(fmt.Sprintf("%s over %s is refused", what, protocol), func(t *testing.T) {
+			e := fakeGateway(t, s.xds, protocol, token)
+			askForAll(e)
+			told := e.ExpectEnd(codes.PermissionDenied).Error()
+			if !strings.Contains(told, `service:write on the gateway "ingress-gateway"`) {
+				t.Errorf("the caller was told %q, which does not say what its token needs", told)
+			}
+			s.told = append(s.told, told)
+		})
+	}
+	s.wantStreamUntouched(t, streams)
+}
+
+// wantLostTokensNoticed deletes tokens and takes the right from others while
+// their streams are open.
+func (s *guardedLab) wantLostTokensNoticed(t *testing.T) {
+	t.Helper()
+	type stream struct {
+		what, token string
+		lose        func(t *testing.T, token string)
+		envoy       *xdstest.Envoy
+	}
+	var open []stream
+	for _, protocol := range xdstest.Protocols {
+		for what, lose := range map[string]func(t *testing.T, token string){
+			"deleted": s.deleteToken, "weakened": s.weakenToken,
+		} {
+			what += "-" + string(protocol)
+			token := s.token(t, what, gatewayRules)
+			open = append(open, stream{what, token, lose, fakeGateway(t, s.xds, protocol, token)})
+		}
+	}
+	before := s.Envoy.streams(t)
+	for _, o := range open {
+		fetchKey(t, o.envoy)
+	}
+	start := time.Now()
+	for _, o := range open {
+		o.lose(t, o.token)
+	}
+	for _, o := range open {
+		s.told = append(s.told, o.envoy.ExpectEnd(codes.PermissionDenied).Error())
+		took := time.Since(start).Round(time.Millisecond)
+		t.Logf("%s: the stream had ended %v after the change; asked every %v", o.what, took, reauthorizeInterval)
+		if took > reauthorizeInterval+time.Second {
+			t.Errorf("%s: the stream lived on for %v, want at most about %v", o.what, took, reauthorizeInterval)
+		}
+	}
+	s.wantStreamUntouched(t, before)
+}
+
+func (s *guardedLab) deleteToken(t *testing.T, token string) {
+	t.Helper()
+	if _, err := s.Consul.Client.ACL().TokenDelete(s.self(t, token).AccessorID, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *guardedLab) weakenToken(t *testing.T, token string) {
+	t.Helper()
+	s.setRules(t, token, readOnlyRules)
+}
+
+// setRules changes what a token may.
+func (s *guardedLab) setRules(t *testing.T, token, rules string) {
+	t.Helper()
+	policy, _, err := s.Consul.Client.ACL().PolicyRead(s.self(t, token).Policies[0].ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy.Rules = rules
+	if _, _, err := s.Consul.Client.ACL().PolicyUpdate(policy, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *guardedLab) self(t *testing.T, token string) *api.ACLToken {
+	t.Helper()
+	self, _, err := s.Consul.Client.ACL().TokenReadSelf(&api.QueryOptions{Token: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return self
+}
+
+// wantRejectionTold rejects the certificate as an Envoy does that quotes what
+// it rejects: the operator learns of it, and not of the key.
+func (s *guardedLab) wantRejectionTold(t *testing.T) {
+	t.Helper()
+	for _, protocol := range xdstest.Protocols {
+		e := fakeGateway(t, s.xds, protocol, s.Token)
+		e.Subscribe(resource.SecretType, leafSecret)
+		reason := "cannot load the certificate of " + string(protocol)
+		e.Nack(e.Expect(resource.SecretType, leafSecret), reason+": "+s.key)
+		s.Usher.waitOutput(t, reason)
+		e.Disconnect()
+	}
+}
+
+// wantSilenceSurvived makes Consul fall silent, as behind a broken network, and
+// speak again: whether a token is still good cannot be asked meanwhile, and that
+// is no reason to cut a stream.
+func (s *guardedLab) wantSilenceSurvived(t *testing.T) {
+	t.Helper()
+	streams := s.Envoy.streams(t)
+	s.Consul.signal(t, syscall.SIGSTOP)
+	s.Usher.waitOutput(t, checkFailed)
+	s.wantStreamUntouched(t, streams)
+	s.Consul.signal(t, syscall.SIGCONT)
+	fetchKey(t, fakeGateway(t, s.xds, xdstest.Delta, s.Token))
+	s.wantStreamUntouched(t, streams)
+}
+
+// wantOwnTokenLossSurvived takes everything from Usher's own token and then
+// changes what it watches: the Envoy keeps what it has, and the log says what is
+// missing. With the right comes the change.
+func (s *guardedLab) wantOwnTokenLossSurvived(t *testing.T) {
+	t.Helper()
+	streams := s.Envoy.streams(t)
+	s.setRules(t, s.usherToken, "")
+	s.Consul.writeEntry(t, `
+Kind = "ingress-gateway"
+Name = "ingress-gateway"
+Listeners = [
+  { Port = 8080, Protocol = "http", Services = [{ Name = "static-server" }] },
+  { Port = 9090, Protocol = "http", Services = [{ Name = "static-server" }] },
+]
+`)
+	s.Usher.waitOutput(t, "query=gateway-services:ingress-gateway outcome=denied")
+	s.wantStreamUntouched(t, streams)
+	s.setRules(t, s.usherToken, readFile(t, "../docs/usher-policy.hcl"))
+	s.Envoy.waitListener(t, 9090)
+	s.wantStreamUntouched(t, streams)
+}
+
+// checkFailed is what the log says when Consul could not be asked.
+const checkFailed = "authorisation cannot be checked, the stream lives on"
+
+// wantOutageSurvived ends Consul. The streams live on; none is opened.
+func (s *guardedLab) wantOutageSurvived(t *testing.T) {
+	t.Helper()
+	streams := s.Envoy.streams(t)
+	failed := strings.Count(s.Usher.output(t), checkFailed)
+	s.Consul.kill()
+	eventually(t, "usher asks in vain", changeDeadline, func() error {
+		if strings.Count(s.Usher.output(t), checkFailed) == failed {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for _, protocol := range xdstest.Protocols {
+		e := fakeGateway(t, s.xds, protocol, s.Token)
+		askForAll(e)
+		s.told = append(s.told, e.ExpectEnd(codes.Unavailable).Error())
+	}
+	s.wantStreamUntouched(t, streams)
+	_, err := s.Usher.admin("/readyz")
+	if err == nil || !strings.Contains(err.Error(), s.Consul.HTTPAddr) {
+		t.Fatalf("/readyz says %v, want it to name the Consul that does not answer", err)
+	}
+	s.told = append(s.told, err.Error())
+}
+
+// wantNothingSecret looks for every secret in everything that Usher printed and
+// served.
+func (s *guardedLab) wantNothingSecret(t *testing.T) {
+	t.Helper()
+	log := s.Usher.output(t)
+	if !strings.Contains(log, "level=DEBUG") {
+		t.Error("the log has no debug lines: it proves nothing")
+	}
+	ready, _ := s.Usher.admin("/readyz") // its error is among what was told
+	places := map[string]string{
+		"the log":                   log,
+		"/metrics":                  s.Usher.metrics(t),
+		"/readyz":                   ready,
+		"what refused callers got":  strings.Join(s.told, "\n"),
+		"the command line of usher": readFile(t, fmt.Sprintf("/proc/%d/cmdline", s.Usher.cmd.Process.Pid)),
+	}
+	for place, text := range places {
+		for secret, what := range s.secrets {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s has %s", place, what)
+			}
+		}
+	}
+}
+
+// streams says how many streams an Envoy has begun towards its xDS server, and
+// whether the latest is open.
+type streams struct {
+	Begun, Open int
+}
+
+func (e *envoy) streams(t *testing.T) streams {
+	t.Helper()
+	return streams{
+		Begun: e.stat(t, "cluster.local_agent.upstream_rq_total"),
+		Open:  e.stat(t, "control_plane.connected_state"),
+	}
+}
+
+// wantStreamUntouched wants the Envoy on the stream that it had before.
+func (s *guardedLab) wantStreamUntouched(t *testing.T, before streams) {
+	t.Helper()
+	if before.Open != 1 {
+		t.Errorf("before: the authorised Envoy has no open stream: %+v", before)
+	}
+	if now := s.Envoy.streams(t); now != before {
+		t.Errorf("the authorised Envoy's streams: %+v, before: %+v", now, before)
+	}
+	for range 10 {
+		s.call(newPath()).must(t).wantHello(t)
+	}
+}

@@ -1,0 +1,86 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// TestSmallestPolicy is the story of an operator who wants to give Usher less
+// than the policy of the docs: without any one of its rules, an Envoy gets
+// nothing at all, and the log names what is missing.
+func TestSmallestPolicy(t *testing.T) {
+	for _, version := range []string{consulNew, consulOld} {
+		t.Run("consul "+version, func(t *testing.T) {
+			t.Parallel()
+			s := startPolicyStory(t, version)
+			for i, without := range s.rules {
+				name, _, _ := strings.Cut(without, " {")
+				t.Run("without "+name, func(t *testing.T) {
+					rest := append(append([]string(nil), s.rules[:i]...), s.rules[i+1:]...)
+					s.wantTooLittle(t, strings.Join(rest, "\n"))
+				})
+			}
+			s.wantEnough(t, strings.Join(s.rules, "\n"))
+		})
+	}
+}
+
+// policyStory is a secure Consul with a registered gateway and its service.
+type policyStory struct {
+	*lab
+	consul *consulAgent
+	rules  []string // of docs/usher-policy.hcl
+	token  string   // the gateway's
+}
+
+var policyRule = regexp.MustCompile(`(?ms)^\w+ "[^"]*" \{\n.*?^\}\n`)
+
+func startPolicyStory(t *testing.T, consulVersion string) *policyStory {
+	t.Helper()
+	s := &policyStory{lab: newLab(t), rules: policyRule.FindAllString(readFile(t, "../docs/usher-policy.hcl"), -1)}
+	if len(s.rules) < 2 {
+		t.Fatalf("docs/usher-policy.hcl has the rules %q", s.rules)
+	}
+	s.consul = startConsul(t, consulOptions{Version: consulVersion, Host: s.Control, Secure: true})
+	s.registerCatalog(t, s.consul)
+	s.token = s.consul.newToken(t, "ingress-gateway", gatewayRules)
+	return s
+}
+
+func (s *policyStory) start(t *testing.T, rules string) *usher {
+	t.Helper()
+	name := "usher" + strings.ReplaceAll(newPath(), "/", "-")
+	return startUsher(t, usherOptions{Host: s.Gateway, Consul: s.consul, Token: s.consul.newToken(t, name, rules)})
+}
+
+func (s *policyStory) wantEnough(t *testing.T, rules string) {
+	t.Helper()
+	u := s.start(t, rules)
+	defer u.stop(t)
+	fetchKey(t, fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token))
+	if log := u.output(t); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
+		t.Errorf("usher warns: %s", log)
+	}
+}
+
+func (s *policyStory) wantTooLittle(t *testing.T, rules string) {
+	t.Helper()
+	u := s.start(t, rules)
+	defer u.stop(t)
+	askForAll(fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token))
+	const line = "the gateway is not known completely; nothing new is handed on"
+	u.waitOutput(t, line)
+	for text := range strings.Lines(u.output(t)) {
+		if strings.Contains(text, line) {
+			t.Log(text)
+		}
+	}
+	if sent := regexp.MustCompile(`usher_xds_responses_total\{.*\} [1-9].*`).FindAllString(u.metrics(t), -1); len(sent) > 0 {
+		t.Errorf("usher has sent something: %q", sent)
+	}
+}
