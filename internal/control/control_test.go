@@ -206,10 +206,15 @@ func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T)
 		if len(e.sets) != 1 {
 			t.Errorf("an Envoy that cannot be told was given another set")
 		}
-		late := r.connect(edge)
-		err := <-late.ended
-		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "node_name") {
-			t.Errorf("got %v, want FailedPrecondition that says what to do", err)
+		for peer, want := range map[netip.Addr]string{
+			{}:                               "neither the Envoy's unix socket nor its node metadata",
+			netip.MustParseAddr("192.0.2.9"): "neither the Envoy's address 192.0.2.9 nor its node metadata",
+		} {
+			late := r.connect(xds.Node{ID: edge.ID, Cluster: edge.Cluster, Peer: peer})
+			err := <-late.ended
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "node_name") {
+				t.Errorf("got %v, want FailedPrecondition that says %q and what to do", err, want)
+			}
 		}
 	})
 }

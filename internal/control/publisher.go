@@ -103,9 +103,16 @@ func ambiguous(n xds.Node, candidates []*gateway.Instance) error {
 		nodes = append(nodes, fmt.Sprintf("%q", in.Node))
 	}
 	return status.Errorf(codes.FailedPrecondition,
-		"gateway %q has instances with the service ID %q and different settings on the nodes %s, and neither the Envoy's address %s nor its node metadata tells which one it is: "+
+		"gateway %q has instances with the service ID %q and different settings on the nodes %s, and neither the Envoy's %s nor its node metadata tells which one it is: "+
 			"add node_name to the metadata (\"usher bootstrap --node-name\", \"consul connect envoy -node-name\")",
-		n.Cluster, n.ID, strings.Join(nodes, ", "), n.Peer)
+		n.Cluster, n.ID, strings.Join(nodes, ", "), describePeer(n.Peer))
+}
+
+func describePeer(a netip.Addr) string {
+	if !a.IsValid() {
+		return "unix socket"
+	}
+	return "address " + a.String()
 }
 
 // set gives the set for an Envoy that is the instance in.
