@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// execute runs the command with args until it ends by itself.
+func execute(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := rootCommand()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	err := cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	empty := t.TempDir()
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"plain text beyond loopback", []string{"--xds-addr", "0.0.0.0:0"}, "--xds-addr 0.0.0.0:0: private keys would cross the network in the clear"},
+		{"plain text on a host name", []string{"--xds-addr", "usher.example:18000"}, "private keys would cross the network in the clear"},
+		{"half a key pair", []string{"--tls-cert", "x"}, "--tls-cert and --tls-key belong together"},
+		{"log level", []string{"--log-level", "loud"}, `--log-level "loud": use debug, info, warn or error`},
+		{"log format", []string{"--log-format", "xml"}, `--log-format "xml": use text or json`},
+		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `scheme "ftp" is not known`},
+		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: it takes the place of a Consul"},
+		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
+		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
+		{"xDS port taken", []string{"--xds-addr", taken.Addr().String()}, "--xds-addr " + taken.Addr().String() + ": "},
+		{"admin port taken", []string{"--xds-addr", "127.0.0.1:0", "--admin-addr", taken.Addr().String()}, "--admin-addr " + taken.Addr().String() + ": "},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := execute(t, append([]string{"serve"}, tc.args...)...)
+			if err == nil {
+				t.Fatal("it was accepted")
+			}
+			if !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("got  %v\nwant %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestIsLocal(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"127.0.0.1:1":        true,
+		"127.9.9.9:1":        true,
+		"[::1]:1":            true,
+		"localhost:1":        true,
+		"unix:///tmp/x.sock": true,
+		"0.0.0.0:1":          false,
+		":1":                 false,
+		"[::]:1":             false,
+		"10.0.0.1:1":         false,
+		"localhost.evil:1":   false,
+	} {
+		if got := isLocal(addr); got != want {
+			t.Errorf("%s: %v, want %v", addr, got, want)
+		}
+	}
+}
+
+func TestListenReplacesOnlyALeftOverSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	first, err := listen(t.Context(), "unix://"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "another process is listening") {
+		t.Errorf("a socket that answers: %v", err)
+	}
+	first.(*net.UnixListener).SetUnlinkOnClose(false)
+	first.Close()
+	second, err := listen(t.Context(), "unix://"+path)
+	if err != nil {
+		t.Fatalf("a socket that is left over: %v", err)
+	}
+	second.Close()
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(t.Context(), "unix://"+path); err == nil || !strings.Contains(err.Error(), "is not a socket") {
+		t.Errorf("a file that is no socket: %v", err)
+	}
+}
+
+func TestAdminSaysWhyUsherIsNotReady(t *testing.T) {
+	why := errors.New("consul at http://127.0.0.1:8500: connection refused")
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), func() error { return why })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.stop()
+	get := func(path string) (int, string) {
+		w := httptest.NewRecorder()
+		a.server.Handler.ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), http.MethodGet, path, nil))
+		text, _ := io.ReadAll(w.Body)
+		return w.Code, string(text)
+	}
+	if code, text := get("/healthz"); code != http.StatusOK || text != "ok\n" {
+		t.Errorf("/healthz: %d %q", code, text)
+	}
+	if code, text := get("/readyz"); code != http.StatusServiceUnavailable || text != "not ready: "+why.Error()+"\n" {
+		t.Errorf("/readyz: %d %q", code, text)
+	}
+	why = nil
+	if code, text := get("/readyz"); code != http.StatusOK || text != "ready\n" {
+		t.Errorf("/readyz: %d %q", code, text)
+	}
+}
+
+func TestBootstrapCarriesTheTokenOfConsulsEnvironment(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("from-file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONSUL_HTTP_TOKEN_FILE", "")
+	t.Setenv("CONSUL_HTTP_TOKEN", "from-env")
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `"value": "from-env"`},
+		{[]string{"--token-file", file}, `"value": "from-file"`},
+	} {
+		out, err := execute(t, append([]string{"bootstrap", "--gateway", "edge"}, tc.args...)...)
+		if err != nil || !strings.Contains(out, tc.want) {
+			t.Errorf("%v: %v, want %s in\n%s", tc.args, err, tc.want, out)
+		}
+	}
+}
+
+func TestEveryHelpTextIsASentence(t *testing.T) {
+	for _, cmd := range rootCommand().Commands() {
+		for line := range strings.Lines(cmd.Flags().FlagUsages()) {
+			_, help, _ := strings.Cut(strings.TrimSpace(line), "   ")
+			help, _, _ = strings.Cut(strings.TrimSpace(help), " (default")
+			if help != "" && (strings.ToUpper(help[:1]) != help[:1] || !strings.HasSuffix(help, ".")) {
+				t.Errorf("usher %s: %q", cmd.Name(), help)
+			}
+		}
+	}
+}
