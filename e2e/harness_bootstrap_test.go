@@ -23,6 +23,7 @@ type ownOptions struct {
 	Gateway   string   // "ingress-gateway" when empty
 	AdminPort int      // 19000 when 0
 	Args      []string // more arguments of `usher bootstrap`
+	Env       []string // of `usher bootstrap`
 }
 
 // startOwn makes a bootstrap, starts Envoy with it and waits for Envoy's admin
@@ -63,7 +64,7 @@ func bootstrap(t *testing.T, o ownOptions) string {
 		"bootstrap", "--gateway", o.Gateway, "--xds-addr", o.XDSAddr,
 		"--admin-addr", fmt.Sprintf("127.0.0.1:%d", o.AdminPort),
 	}
-	end := runToEnd(t, command{Path: usherBinary(t), Args: append(args, o.Args...), Host: o.Host})
+	end := runToEnd(t, command{Path: usherBinary(t), Args: append(args, o.Args...), Env: o.Env, Host: o.Host})
 	if end.Code != 0 || end.Stderr != "" {
 		t.Fatalf("usher bootstrap: exit %d: %s", end.Code, end.Stderr)
 	}

@@ -1,0 +1,151 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// twoInstances are two instances of one gateway with one service ID, each
+// registered at the Consul agent of its own node, one strict and one off.
+type twoInstances struct {
+	*meshLab
+	Second *host
+	agents map[*host]*consulAgent
+}
+
+// TestTwoInstancesOnDifferentNodes has both instances on one Usher, each with
+// listeners of its own. Usher tells their Envoys apart by the address that they
+// connect from, and, where they all come through a unix socket, by the name of
+// their node. An Envoy that cannot be told is refused, and says why.
+func TestTwoInstancesOnDifferentNodes(t *testing.T) {
+	t.Parallel()
+	l := startTwoInstances(t)
+	t.Run("by address", func(t *testing.T) {
+		usher := startUsher(t, usherOptions{
+			Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.addr(18000), Args: []string{"--insecure-plaintext"},
+		})
+		envoys := map[*host]*envoy{}
+		for h, agent := range l.agents {
+			envoys[h] = startEnvoy(t, envoyOptions{
+				Name: "gateway on " + h.Name, Host: h, Consul: agent, Envoy: envoyNew, AdminPort: 19000,
+				GRPCAddr: usher.GRPCAddr, Args: []string{"-gateway=ingress", "-service", "ingress-gateway"},
+			})
+		}
+		l.wantOwnListeners(t, envoys)
+		l.wantRefused(t, usher, "address "+balancerIP)
+		l.wantOneTrouble(t, usher)
+	})
+	t.Run("by node name", func(t *testing.T) {
+		usher := startUsher(t, usherOptions{
+			Host: l.Control, Consul: l.Consul, XDSAddr: "unix://" + filepath.Join(newDir(t), "xds.sock"),
+		})
+		envoys := map[*host]*envoy{}
+		for h := range l.agents {
+			envoys[h] = startOwn(t, ownOptions{
+				Host: h, Envoy: envoyNew, XDSAddr: usher.GRPCAddr, Args: []string{"--node-name", h.Name},
+			})
+		}
+		l.wantOwnListeners(t, envoys)
+		l.wantRefused(t, usher, "unix socket")
+	})
+}
+
+func startTwoInstances(t *testing.T) *twoInstances {
+	t.Helper()
+	l := &twoInstances{meshLab: startMeshLab(t, consulNew, envoyNew, false), agents: map[*host]*consulAgent{}}
+	l.Second = l.addHost(t, "gateway2", gateway2IP)
+	for h, mode := range map[*host]string{l.Gateway: "strict", l.Second: "off"} {
+		agent := startConsul(t, consulOptions{Version: consulNew, Host: h, Join: l.Consul})
+		agent.register(t, gatewayDefinition(h, fmt.Sprintf("usher { proxy_protocol { mode = %q } }", mode)))
+		l.agents[h] = agent
+	}
+	return l
+}
+
+// ownReady is the ready listener in the bootstraps of Consul's CLI.
+const ownReady = "envoy_ready_listener::127.0.0.1:8443\n"
+
+// wantOwnListeners wants the first instance strict and the second off, each on
+// its own address and no other.
+func (l *twoInstances) wantOwnListeners(t *testing.T, envoys map[*host]*envoy) {
+	t.Helper()
+	l.waitMode(t, l.Gateway, "strict")
+	l.waitMode(t, l.Second, "off")
+	for h, e := range envoys {
+		listeners, err := e.admin("/listeners")
+		if want := "http:" + h.addr(8080) + "::" + h.addr(8080) + "\n"; err != nil || strings.TrimPrefix(listeners, ownReady) != want {
+			t.Errorf("%s has the listeners %q, want %q (%v)", e.Name, listeners, want, err)
+		}
+	}
+}
+
+// wantRefused starts an Envoy on a host that has none of the instances'
+// addresses, and without its node's name: both logs say what to do.
+func (l *twoInstances) wantRefused(t *testing.T, usher *usher, from string) {
+	t.Helper()
+	message := fmt.Sprintf(`gateway "ingress-gateway" has instances with the service ID "ingress-gateway" and different settings `+
+		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata tells which one it is: `+
+		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
+	stranger := startOwn(t, ownOptions{Host: l.Balancer, Envoy: envoyNew, XDSAddr: usher.GRPCAddr})
+	stranger.waitOutput(t, message)
+	usher.waitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
+	if listeners, err := stranger.admin("/listeners"); err != nil || listeners != "" {
+		t.Errorf("an Envoy that is refused has the listeners %q, want none (%v)", listeners, err)
+	}
+}
+
+// wantOneTrouble has a bad proxy-defaults for a while. It is one problem, though
+// both agents merge it into their registrations, each in its own time.
+func (l *twoInstances) wantOneTrouble(t *testing.T, usher *usher) {
+	t.Helper()
+	bad := badSettings[0]
+	line := `msg="bad configuration" gateway=ingress-gateway ` + asLogged(`proxy-defaults "global": `+bad.where, bad.what)
+	trouble := usher.wantTrouble(t, line, func() { l.writeDefaults(t, bad.usher) })
+	trouble.mended(t, func() { l.setMode(t, "off") })
+	l.waitMode(t, l.Gateway, "strict")
+	l.waitMode(t, l.Second, "off")
+}
+
+// TestSettingsInThreePlaces lays proxy-defaults, the gateway's registration and
+// Usher's own file over each other, the later wins, and takes them away again.
+// The file is written as an editor writes it, which empties it first.
+func TestSettingsInThreePlaces(t *testing.T) {
+	t.Parallel()
+	l := startMeshLab(t, consulNew, envoyNew, false)
+	const others = "gateway \"another\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
+	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: others})
+	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
+	setting := func(mode string) string { return fmt.Sprintf("usher { proxy_protocol { mode = %q } }", mode) }
+	writeConfig := func(content string) {
+		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), content)
+	}
+	own := "gateway \"ingress-gateway\" {\n  " + setting("MODE") + "\n}\n"
+
+	for _, step := range []struct {
+		name string
+		do   func()
+		want string
+	}{
+		{"nobody says anything", func() {}, "off"},
+		{"proxy-defaults", func() { l.writeDefaults(t, setting("strict")) }, "strict"},
+		{"the registration wins", func() { l.writeOwn(t, setting("off")) }, "off"},
+		{"the file wins", func() { writeConfig(others + strings.ReplaceAll(own, "MODE", "permissive")) }, "permissive"},
+		{"the file changes", func() { writeConfig(strings.ReplaceAll(own, "MODE", "strict") + others) }, "strict"},
+		{"the file says off", func() { writeConfig(strings.ReplaceAll(own, "MODE", "off")) }, "off"},
+		{"the registration changes beneath it", func() { l.writeOwn(t, setting("permissive")) }, "off"},
+		{"the file says nothing any more", func() { writeConfig(others) }, "permissive"},
+		{"nor does the registration", func() { l.writeOwn(t, "") }, "strict"},
+		{"nor does proxy-defaults", func() { l.writeDefaults(t, "") }, "off"},
+	} {
+		step.do()
+		l.waitMode(t, l.Gateway, step.want)
+		t.Logf("%s: %s", step.name, step.want)
+	}
+	if got := usher.errors(t); len(got) > 0 {
+		t.Errorf("usher logs errors:\n%s", strings.Join(got, "\n"))
+	}
+}
