@@ -6,6 +6,8 @@ service "ingress-gateway" {
 }
 
 # The services behind the gateway and their sidecars, and the nodes they run on.
+# To show Usher fewer, name in place of the prefixes each service, its sidecar
+# (web and web-sidecar-proxy), and each of their nodes and the gateway's.
 service_prefix "" {
   policy = "read"
 }

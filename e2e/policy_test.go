@@ -7,12 +7,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
 	"github.com/usherproxy/usher/internal/xdstest"
 )
 
 // TestSmallestPolicy is the story of an operator who wants to give Usher less
 // than the policy of the docs: without any one of its rules, an Envoy gets
-// nothing at all, and the log names what is missing.
+// nothing at all, and the log names what is missing. Names in place of the
+// prefixes are enough.
 func TestSmallestPolicy(t *testing.T) {
 	for _, version := range []string{consulNew, consulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
@@ -26,9 +29,19 @@ func TestSmallestPolicy(t *testing.T) {
 				})
 			}
 			s.wantEnough(t, strings.Join(s.rules, "\n"))
+			s.wantEnough(t, namedRules)
 		})
 	}
 }
+
+// namedRules name everything in place of the prefixes.
+const namedRules = `
+service "ingress-gateway" { policy = "write" }
+service "static-server" { policy = "read" }
+service "static-server-sidecar-proxy" { policy = "read" }
+node "gateway" { policy = "read" }
+node "service" { policy = "read" }
+`
 
 // policyStory is a secure Consul with a registered gateway and its service.
 type policyStory struct {
@@ -62,7 +75,15 @@ func (s *policyStory) wantEnough(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
 	defer u.stop(t)
-	fetchKey(t, fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token))
+	e := fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token)
+	fetchKey(t, e)
+	e.Subscribe(resource.ClusterType)
+	clusters := e.Next()
+	e.Ack(clusters)
+	e.Subscribe(resource.EndpointType, clusters.Names...)
+	if endpoints := e.Next(); len(endpoints.Bodies) != 1 || !strings.Contains(string(endpoints.Bodies[0]), serviceIP) {
+		t.Errorf("the endpoints are %q, want the service's", endpoints.Bodies)
+	}
 	if log := u.output(t); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
 		t.Errorf("usher warns: %s", log)
 	}
