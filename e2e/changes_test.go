@@ -85,6 +85,8 @@ func (s *changesStory) startServices(t *testing.T) {
 			Name: name, Port: 8080 + i, SidecarPort: 21000 + i, Consul: s.Consul, Host: s.Service, Envoy: envoyNew,
 		}))
 	}
+	s.Consul.waitChecked(t, "static-server")
+	s.Consul.waitChecked(t, "other-server")
 }
 
 func (s *changesStory) startGateways(t *testing.T) {

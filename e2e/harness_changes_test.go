@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/consul/api"
 )
 
 // tightInterval is how often a change is looked for at an Envoy: often enough
@@ -201,4 +203,30 @@ func (l *twoGateways) wantNoFailures(t *testing.T) {
 	if n := l.Usher.broken.Load(); n > 0 {
 		t.Errorf("%d of the test's own requests to %s were answered 500 or more", n, l.Usher.Name)
 	}
+}
+
+// waitChecked waits until a service's instance has passed a check. Before, it
+// passes only because it was registered so, and the first check may have come
+// before its sidecar.
+func (a *consulAgent) waitChecked(t *testing.T, service string) {
+	t.Helper()
+	eventually(t, service+" has passed a check", changeDeadline, func() error {
+		checks, err := a.Client.Agent().ChecksWithFilter(fmt.Sprintf("ServiceName == %q", service+"-sidecar-proxy"))
+		if err != nil {
+			return err
+		}
+		for _, check := range checks {
+			if check.Status == api.HealthPassing && strings.HasSuffix(check.Output, "Success") {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	eventually(t, service+" is passing in the catalog", changeDeadline, func() error {
+		passing, _, err := a.Client.Health().Connect(service, "", true, nil)
+		if err == nil && len(passing) == 0 {
+			err = errors.New("it is not")
+		}
+		return err
+	})
 }

@@ -20,7 +20,7 @@ const (
 	loadPrefix   = "/load/"
 	loadRate     = 200 // requests a second
 	loadKept     = 10  // connections that are kept alive
-	loadInFlight = 100 // more new connections than that at once are failures
+	loadInFlight = 500 // new connections at once: what comes in before the first one is given up
 )
 
 // load is traffic from a host that runs beside the rest of a test.
@@ -71,6 +71,26 @@ func startLoad(t *testing.T, target call) *load {
 func (l *load) stop() {
 	l.cancel()
 	l.work.Wait()
+}
+
+// waitSent waits until n more requests have their answer, so that what was
+// changed has been under load for a while.
+func (l *load) waitSent(t *testing.T, n int) {
+	t.Helper()
+	begin := l.count()
+	eventually(t, fmt.Sprintf("%d more requests", n), startDeadline, func() error {
+		if sent := l.count() - begin; sent < n {
+			return fmt.Errorf("%d so far", sent)
+		}
+		return nil
+	})
+}
+
+// count is how many requests have their answer.
+func (l *load) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sent
 }
 
 // wantNoFailures stops the load, prints every failure and fails the test if

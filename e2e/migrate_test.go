@@ -1,0 +1,113 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestMovingToUsherAndBackLosesNothing walks the README's five-minute path, and
+// its way back, with the README's own commands: a gateway that runs on Consul's
+// own xDS moves to Usher, its balancer begins to send PROXY protocol, and then
+// all of it is undone. Requests come through the balancer all the time, and eight
+// hundred a second straight to the gateway while one Envoy takes the place of
+// the other. None fails.
+func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
+	t.Parallel()
+	s := &modesStory{meshLab: startMeshLab(t, consulNew, envoyNew, false), mode: "off"}
+	s.gateway = startGateway(t, gatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew})
+	waitStatus(t, s.call("/"), http.StatusOK)
+	load := startLoad(t, s.call("/"))
+
+	s.usher = startUsher(t, usherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveConfig)})
+	readme(t, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001")
+	s.exchange(t, s.usher.GRPCAddr, 19001)
+	s.mode = "permissive"
+	s.switchBalancer(t, v2Header)
+	s.tell(t, "strict", func() { s.writeFile(t, "strict") })
+	load.waitSent(t, someRequests)
+
+	s.tell(t, "permissive", func() { s.writeFile(t, "permissive") })
+	s.switchBalancer(t, noHeader)
+	s.exchange(t, "", 19000)
+	s.usher.stop(t)
+	load.waitSent(t, someRequests)
+	if err := s.treats(t, "off"); err != nil {
+		t.Errorf("back on Consul's own xDS: %v, want plain 200, with a header 400", err)
+	}
+	load.wantNoFailures(t)
+}
+
+// permissiveConfig is the README's /etc/usher/usher.hcl.
+const permissiveConfig = `   gateway "ingress-gateway" {
+     usher {
+       proxy_protocol { mode = "permissive" }
+     }
+   }
+`
+
+// exchange replaces the gateway's Envoy by one with another xDS server, which is
+// empty for Consul's own, and another admin port.
+func (s *modesStory) exchange(t *testing.T, grpcAddr string, adminPort int) {
+	t.Helper()
+	old := s.gateway
+	s.run(t, readme(t, "sysctl -w net.ipv4.tcp_migrate_req=1"))
+	var straight []*load
+	for range 4 {
+		straight = append(straight, startLoad(t, call{From: s.Balancer, To: s.Gateway.addr(8080)}))
+	}
+	s.gateway = startGateway(t, gatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
+	})
+	s.run(t, onPort(adminPort, readme(t, "until curl -sf http://127.0.0.1:19001/ready; do sleep 0.1; done")))
+	straight[0].waitSent(t, someRequests)
+
+	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/drain_listeners")))
+	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/healthcheck/fail")))
+	counts := onPort(old.AdminPort, readme(t, "curl -sf 'http://127.0.0.1:19000/stats?filter=worker_.*downstream_cx_active'"))
+	eventually(t, old.Name+" has no connection any more", startDeadline, func() error {
+		if text := s.run(t, counts); text == "" || openConnections.MatchString(text) {
+			return errors.New(text)
+		}
+		return nil
+	})
+	old.stop(t)
+	straight[0].waitSent(t, someRequests)
+	for _, load := range straight {
+		load.wantNoFailures(t)
+	}
+}
+
+// openConnections finds a count that is not 0.
+var openConnections = regexp.MustCompile(`: [1-9]`)
+
+// readme is text that the README has: what it says is what is tested.
+func readme(t *testing.T, text string) string {
+	t.Helper()
+	if !strings.Contains(readFile(t, "../README.md"), text) {
+		t.Fatalf("README.md no longer says %q", text)
+	}
+	return text
+}
+
+// onPort is a command of the README's for the admin port of one Envoy.
+func onPort(port int, command string) string {
+	return regexp.MustCompile(`127\.0\.0\.1:1900\d`).ReplaceAllString(command, fmt.Sprintf("127.0.0.1:%d", port))
+}
+
+// run runs a command line on the gateway's host.
+func (s *modesStory) run(t *testing.T, line string) string {
+	t.Helper()
+	output, err := runProcess(t, command{
+		Name: line, Path: tool(t, "sh", "dash"), Args: []string{"-c", line}, Host: s.Gateway,
+	}, "")
+	if err != nil {
+		t.Fatalf("%s: %v: %s", line, err, output)
+	}
+	return output
+}
