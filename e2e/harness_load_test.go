@@ -73,10 +73,11 @@ func (l *load) stop() {
 	l.work.Wait()
 }
 
-// waitSent waits until n more requests have their answer, so that what was
-// changed has been under load for a while.
-func (l *load) waitSent(t *testing.T, n int) {
+// waitMore waits until more requests have their answer, so that what was changed
+// has been under load for a while.
+func (l *load) waitMore(t *testing.T) {
 	t.Helper()
+	const n = loadRate / 2
 	begin := l.count()
 	eventually(t, fmt.Sprintf("%d more requests", n), startDeadline, func() error {
 		if sent := l.count() - begin; sent < n {

@@ -30,13 +30,13 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s.mode = "permissive"
 	s.switchBalancer(t, v2Header)
 	s.tell(t, "strict", func() { s.writeFile(t, "strict") })
-	load.waitSent(t, someRequests)
+	load.waitMore(t)
 
 	s.tell(t, "permissive", func() { s.writeFile(t, "permissive") })
 	s.switchBalancer(t, noHeader)
 	s.exchange(t, "", 19000)
 	s.usher.stop(t)
-	load.waitSent(t, someRequests)
+	load.waitMore(t)
 	if err := s.treats(t, "off"); err != nil {
 		t.Errorf("back on Consul's own xDS: %v, want plain 200, with a header 400", err)
 	}
@@ -65,7 +65,7 @@ func (s *modesStory) exchange(t *testing.T, grpcAddr string, adminPort int) {
 		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
 	})
 	s.run(t, onPort(adminPort, readme(t, "until curl -sf http://127.0.0.1:19001/ready; do sleep 0.1; done")))
-	straight[0].waitSent(t, someRequests)
+	straight[0].waitMore(t)
 
 	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/drain_listeners")))
 	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/healthcheck/fail")))
@@ -77,7 +77,7 @@ func (s *modesStory) exchange(t *testing.T, grpcAddr string, adminPort int) {
 		return nil
 	})
 	old.stop(t)
-	straight[0].waitSent(t, someRequests)
+	straight[0].waitMore(t)
 	for _, load := range straight {
 		load.wantNoFailures(t)
 	}

@@ -33,11 +33,11 @@ func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
 			load := startLoad(t, s.call("/"))
 			mode := func(mode string) {
 				s.tell(t, mode, func() { place.set(s, t, mode) })
-				load.waitSent(t, someRequests)
+				load.waitMore(t)
 			}
 			balancer := func(header proxyHeader) {
 				s.switchBalancer(t, header)
-				load.waitSent(t, someRequests)
+				load.waitMore(t)
 			}
 			for range 2 {
 				mode("permissive")
@@ -52,9 +52,6 @@ func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
 		})
 	}
 }
-
-// someRequests is how many requests are to go by between two changes.
-const someRequests = 100
 
 // modesStory is the lab with a gateway on Usher, whose mode is off.
 type modesStory struct {
