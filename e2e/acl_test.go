@@ -28,7 +28,7 @@ node_prefix "" { policy = "read" }
 const unknownToken = "00000000-1111-2222-3333-444444444444"
 
 // reauthorizeInterval is the story's --reauthorize-interval.
-const reauthorizeInterval = 2 * time.Second
+const reauthorizeInterval = time.Second
 
 // TestWhoMayConnect is the story of the private key on the stream: in front of
 // a Consul that denies by default, only a token with service:write on the
