@@ -13,6 +13,7 @@ import (
 type build struct {
 	*source
 	snapshot *gateway.Snapshot
+	answered bool // snapshot.Entry is what Consul says
 	// missing are the facts without which there is no snapshot, and the
 	// disagreements between facts that arrive at different times.
 	missing []string
@@ -102,7 +103,7 @@ func (b *build) entry() {
 	if list == nil {
 		return
 	}
-	b.snapshot.Entry = list.byName[b.id.Name]
+	b.snapshot.Entry, b.answered = list.byName[b.id.Name], true
 	if b.snapshot.Entry == nil && list.hidden {
 		b.miss(b.of(entriesKind).String(), errHidden)
 	}
@@ -120,7 +121,7 @@ func (b *build) services() {
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
 	for _, row := range list.withHidden(b.lastServices(), b.snapshot.Entry) {
-		if !listed(b.snapshot.Entry, row) {
+		if b.answered && !listed(b.snapshot.Entry, row) {
 			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
 			continue
 		}
@@ -190,7 +191,8 @@ func (b *build) datacenter() {
 			b.local = c.Datacenter
 		}
 	}
-	if b.snapshot.Datacenter = b.local; b.local == "" {
+	b.snapshot.Datacenter = b.local
+	if b.local == "" && len(b.missing) == 0 {
 		b.miss(fmt.Sprintf("an instance of %s; none is registered with kind %s", b.id, ingressKind), nil)
 	}
 }

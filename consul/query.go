@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -61,12 +62,15 @@ func (q query) String() string {
 type answer struct {
 	body  []byte
 	index uint64 // 0: there is none
+	// streamed says that it comes from the streaming backend, which answers
+	// health queries that block.
+	streamed bool
 	// filtered says that Consul's ACLs left something out.
 	filtered bool
 }
 
-// errNoLeader is the answer of a server that knows no leader, and of Consul
-// 1.15 to a read that its ACLs refuse: an empty list that means nothing.
+// errNoLeader is the answer of a server that knows no leader, whose state may be
+// empty or old, and of Consul 1.15 to a health query that its ACLs refuse.
 var errNoLeader = errors.New("the consul server has no leader, or refuses to answer Usher's token")
 
 // errHidden says that an empty list is empty because of ACLs.
@@ -80,7 +84,19 @@ const askTimeout = 30 * time.Second
 
 // ask sends the query. With an index it blocks until the answer has a later
 // one, or for about wait.
+//
+// An empty list from Consul's streaming backend is asked for again without it:
+// that backend also answers one, and nothing else, when Usher's token has lost
+// the right to read the service.
 func (c *Client) ask(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
+	a, err := c.askOnce(ctx, q, index, wait)
+	if err == nil && index > 0 && a.streamed && string(bytes.TrimSpace(a.body)) == "[]" {
+		return c.askOnce(ctx, q, 0, wait)
+	}
+	return a, err
+}
+
+func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
 	timeout := askTimeout
 	if index > 0 {
 		// Consul adds up to a sixteenth of its own.
@@ -98,22 +114,18 @@ func (c *Client) ask(ctx context.Context, q query, index uint64, wait time.Durat
 	if err != nil {
 		return answer{}, err
 	}
-	if leaderless(res.header) {
+	streamed := res.header.Get("X-Consul-Query-Backend") == "streaming"
+	// The streaming backend never fills in that header.
+	if res.header.Get("X-Consul-Knownleader") == "false" && !streamed {
 		return answer{}, &askError{outcome: outcomeUnreachable, err: errNoLeader}
 	}
 	n, _ := strconv.ParseUint(res.header.Get("X-Consul-Index"), 10, 64)
 	return answer{
 		body:     res.body,
 		index:    n,
+		streamed: streamed,
 		filtered: res.header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
 	}, nil
-}
-
-// leaderless says whether the answer comes from a server that knows no leader,
-// whose state may be empty or old. The streaming backend, which answers
-// blocking health queries, never fills in that header.
-func leaderless(h http.Header) bool {
-	return h.Get("X-Consul-Knownleader") == "false" && h.Get("X-Consul-Query-Backend") != "streaming"
 }
 
 // params gives the query's parameters. Any server may answer (stale), as

@@ -29,7 +29,9 @@ type source struct {
 	local string
 	// unsettled says since when the health of a target is being waited for.
 	unsettled map[string]time.Time
-	waiting   string // what the log was last told about
+	// waiting is since when something else is missing; zero when nothing is.
+	waiting time.Time
+	told    string // what the log was last told to be missing
 }
 
 // run builds a snapshot whenever a fact changes, or when it has waited long
@@ -55,13 +57,13 @@ const idle = time.Hour
 func (s *source) step(now time.Time) time.Duration {
 	b := s.build()
 	s.lease.sweep()
-	s.tell(b)
 	if len(b.missing) > 0 {
-		return idle
+		return s.wait(now, strings.Join(b.missing, "; "))
 	}
 	if left := s.settle(now, b.unsettled); left > 0 {
 		return left
 	}
+	s.complete()
 	if s.last == nil || !same(s.last, b.snapshot) {
 		s.last = b.snapshot
 		s.client.metrics.snapshot()
@@ -89,18 +91,28 @@ func (s *source) settle(now time.Time, targets []string) time.Duration {
 	return left
 }
 
-// tell logs what a snapshot waits for, once for each change of it.
-func (s *source) tell(b *build) {
-	waiting := strings.Join(b.missing, "; ")
-	if waiting == s.waiting {
-		return
+// wait logs what is missing, once it has been missing for a while.
+func (s *source) wait(now time.Time, missing string) time.Duration {
+	if s.waiting.IsZero() {
+		s.waiting = now
 	}
-	s.waiting = waiting
-	if waiting == "" {
+	if left := s.hold - now.Sub(s.waiting); left > 0 {
+		return left
+	}
+	if missing != s.told {
+		s.told = missing
+		s.client.logger.Warn("the gateway is not known completely; nothing new is handed on",
+			"gateway", s.id.String(), "missing", missing)
+	}
+	return idle
+}
+
+func (s *source) complete() {
+	s.waiting = time.Time{}
+	if s.told != "" {
+		s.told = ""
 		s.client.logger.Info("the gateway is known completely", "gateway", s.id.String())
-		return
 	}
-	s.client.logger.Info("the gateway is not known completely; nothing new is handed on", "gateway", s.id.String(), "missing", waiting)
 }
 
 // same says whether two snapshots of a source say the same. Parts that did not
