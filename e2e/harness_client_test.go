@@ -21,6 +21,9 @@ import (
 // labHost is the Host header of the lab's request.
 const labHost = "static-server.ingress.consul"
 
+// waitPrefix is the path of requests that wait for a change.
+const waitPrefix = "/wait"
+
 // callTimeout is the longest that a client waits for its answer.
 const callTimeout = 5 * time.Second
 
@@ -127,15 +130,23 @@ func (a answer) wantHello(t *testing.T) {
 	}
 }
 
-// waitHello makes requests until the service answers one.
-func waitHello(t *testing.T, c call) {
+// waitStatus makes requests until they are answered with the status, several
+// times in a row: an Envoy takes a new listener thread by thread.
+func waitStatus(t *testing.T, c call, status int) {
 	t.Helper()
-	eventually(t, "the service answers through "+c.To, changeDeadline, func() error {
-		a, err := c.do(t.Context())
-		if err == nil && a.Status != http.StatusOK {
-			err = fmt.Errorf("status %d: %s", a.Status, a.Body)
+	const row = 10
+	c.Path = waitPrefix
+	eventually(t, fmt.Sprintf("requests through %s are answered %d", c.To, status), changeDeadline, func() error {
+		for range row {
+			got, err := c.do(t.Context())
+			if err == nil && got.Status != status {
+				err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
+			}
+			if err != nil {
+				return err
+			}
 		}
-		return err
+		return nil
 	})
 }
 

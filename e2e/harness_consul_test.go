@@ -26,6 +26,7 @@ type consulOptions struct {
 	Secure bool
 	// Join makes a client agent of that server; Secure is then the server's.
 	Join *consulAgent
+	Args []string // more arguments of `consul agent`
 }
 
 // consulAgent is a running agent, a server unless it joined one.
@@ -80,7 +81,7 @@ func startConsul(t *testing.T, o consulOptions) *consulAgent {
 		args = append(args, "-data-dir", newDir(t), "-retry-join", o.Join.Host.IP.String())
 	}
 	a.process = startProcess(t, command{
-		Name: "consul " + o.Version + " on " + o.Host.Name, Path: a.binary, Args: args, Host: o.Host,
+		Name: "consul " + o.Version + " on " + o.Host.Name, Path: a.binary, Args: append(args, o.Args...), Host: o.Host,
 	})
 	a.waitReady(t)
 	return a
@@ -213,4 +214,14 @@ func newSecurity(t *testing.T) *security {
 		CAFile: writeFile(t, newDir(t), "ca.pem", ca.pem()),
 		gossip: base64.StdEncoding.EncodeToString(key),
 	}
+}
+
+// tokenWhereSecure makes a token with the rules where the agent has ACLs, and
+// is "" elsewhere.
+func (a *consulAgent) tokenWhereSecure(t *testing.T, name, rules string) string {
+	t.Helper()
+	if a.security == nil {
+		return ""
+	}
+	return a.newToken(t, name, rules)
 }

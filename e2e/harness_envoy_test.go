@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -141,10 +142,8 @@ func (e *envoy) waitListener(t *testing.T, port int) {
 		if err != nil {
 			return err
 		}
-		for _, have := range ports {
-			if have == port {
-				return nil
-			}
+		if slices.Contains(ports, port) {
+			return nil
 		}
 		return fmt.Errorf("it has the ports %v", ports)
 	})

@@ -43,7 +43,6 @@ type process struct {
 
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error // why it ended; read it after done
 }
 
 func startProcess(t *testing.T, c command) *process {
@@ -60,7 +59,7 @@ func startProcess(t *testing.T, c command) *process {
 		t.Fatalf("start %s: %v", c.Name, err)
 	}
 	go func() {
-		p.err = p.cmd.Wait()
+		_ = p.cmd.Wait() // ProcessState says how it ended
 		close(p.done)
 	}()
 	t.Cleanup(func() {
@@ -107,9 +106,7 @@ func (p *process) kill() {
 // stop asks the process to end and waits until it has.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatalf("stop %s: %v", p.Name, err)
-	}
+	p.signal(t, syscall.SIGTERM)
 	select {
 	case <-p.done:
 	case <-time.After(startDeadline):
@@ -117,11 +114,19 @@ func (p *process) stop(t *testing.T) {
 	}
 }
 
+// signal sends the process a signal.
+func (p *process) signal(t *testing.T, signal os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		t.Fatalf("%s: %v: %v", p.Name, signal, err)
+	}
+}
+
 // alive is nil while the process runs; a wait ends at the error it gives.
 func (p *process) alive() error {
 	select {
 	case <-p.done:
-		return hopeless{fmt.Errorf("%s ended: %v", p.Name, p.err)}
+		return hopeless{fmt.Errorf("%s ended: %v", p.Name, p.cmd.ProcessState)}
 	default:
 		return nil
 	}

@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -68,8 +70,9 @@ type seenRequest struct {
 
 // echoService answers every HTTP request with "hello world" and remembers it.
 type echoService struct {
-	mu   sync.Mutex
-	seen map[string]seenRequest // by path
+	mu    sync.Mutex
+	seen  map[string]seenRequest // by path
+	reply http.Header            // of every answer
 }
 
 // startEcho serves on a port of a host's loopback and of its address.
@@ -99,9 +102,17 @@ func (s *echoService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !strings.HasPrefix(r.URL.Path, loadPrefix) {
 		s.mu.Lock()
 		s.seen[r.URL.Path] = seenRequest{Method: r.Method, Host: r.Host, Path: r.URL.Path, Header: r.Header.Clone()}
+		maps.Copy(w.Header(), s.reply)
 		s.mu.Unlock()
 	}
 	fmt.Fprintln(w, "hello world")
+}
+
+// setReply gives every answer headers from now on.
+func (s *echoService) setReply(header http.Header) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reply = header
 }
 
 // request is the latest request for the path that the service got.
@@ -121,27 +132,36 @@ func (s *echoService) request(t *testing.T, path string) seenRequest {
 // service.
 func startTCPEcho(t *testing.T, h *host, port int) {
 	t.Helper()
-	listener := h.listen(t, fmt.Sprintf(":%d", port))
-	var connections sync.WaitGroup
-	connections.Go(func() {
+	serve(t, h.listen(t, fmt.Sprintf(":%d", port)), func(conn net.Conn) {
+		if _, err := io.WriteString(conn, "hello world\n"); err != nil {
+			return
+		}
+		_, _ = io.Copy(conn, conn) // ends with the connection
+	})
+}
+
+// serve calls f for every connection, and closes it after; at the test's end it
+// closes them all and waits for f.
+func serve(t *testing.T, listener net.Listener, f func(net.Conn)) {
+	t.Helper()
+	var work sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	work.Go(func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			connections.Go(func() { echo(conn) })
+			work.Go(func() {
+				defer conn.Close()
+				defer context.AfterFunc(ctx, func() { conn.Close() })()
+				f(conn)
+			})
 		}
 	})
 	t.Cleanup(func() {
+		cancel()
 		listener.Close()
-		connections.Wait()
+		work.Wait()
 	})
-}
-
-func echo(conn net.Conn) {
-	defer conn.Close()
-	if _, err := io.WriteString(conn, "hello world\n"); err != nil {
-		return
-	}
-	_, _ = io.Copy(conn, conn) // ends with the connection
 }

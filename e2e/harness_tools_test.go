@@ -71,7 +71,7 @@ func envOr(name, otherwise string) string {
 // is short enough for unix sockets, and other users can read it.
 func newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "usher-e2e-")
+	dir, err := os.MkdirTemp("", "usher-e2e-") //nolint:usetesting // t.TempDir is long and private
 	if err != nil {
 		t.Fatal(err)
 	}
