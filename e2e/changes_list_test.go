@@ -158,6 +158,7 @@ func (s *changesStory) ofAllProxies() []change {
 		{"mesh: deleted", s.deleting(api.MeshConfig, api.MeshConfigMesh), func(g *loadedGateway) error {
 			return g.hasNot(clusterConfig, tls13)
 		}},
+		s.newRoot(),
 	}
 }
 

@@ -65,12 +65,7 @@ func (l *twoGateways) both() []*loadedGateway { return []*loadedGateway{l.Usher,
 // took each. Usher's has to be the first.
 func (l *twoGateways) tell(t *testing.T, c change) {
 	t.Helper()
-	for _, g := range l.both() {
-		g.markLog(t)
-		if c.shows(g) == nil {
-			t.Fatalf("%s: %s has it before it is made", c.name, g.Name)
-		}
-	}
+	l.wantAhead(t, c)
 	begin := time.Now()
 	usher, own := l.Usher.watch(begin, c), l.Own.watch(begin, c)
 	if err := c.write(); err != nil {
@@ -85,6 +80,27 @@ func (l *twoGateways) tell(t *testing.T, c change) {
 		t.Errorf("%s: took %v with usher and %v with consul's own xDS", c.name, a.took, b.took)
 	}
 	l.settle(t, c)
+}
+
+// make makes the change and waits for it at both Envoys.
+func (l *twoGateways) make(t *testing.T, c change) {
+	t.Helper()
+	l.wantAhead(t, c)
+	if err := c.write(); err != nil {
+		t.Fatalf("%s: %v", c.name, err)
+	}
+	l.settle(t, c)
+}
+
+// wantAhead makes sure that the change is still to come at both Envoys.
+func (l *twoGateways) wantAhead(t *testing.T, c change) {
+	t.Helper()
+	for _, g := range l.both() {
+		g.markLog(t)
+		if c.shows(g) == nil {
+			t.Fatalf("%s: %s has it before it is made", c.name, g.Name)
+		}
+	}
 }
 
 // settle waits until every thread of both Envoys has the change.

@@ -16,9 +16,9 @@ import (
 
 // TestCertificatesRotateUnderLoad gives the mesh a new root while requests go
 // through a gateway on Usher and one on Consul's own xDS. Both come to trust the
-// new root, Usher's first; later Consul makes new certificates for the gateway
-// and the sidecars, in an order that nobody knows; then all connections between
-// them are made anew. No request of Usher's gateway fails.
+// new root; later Consul makes new certificates for the gateway and the
+// sidecars, in an order that nobody knows; then all connections between them are
+// made anew. No request of Usher's gateway fails.
 func TestCertificatesRotateUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := startChangesStory(t)
@@ -27,12 +27,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	for _, e := range s.inTheMesh() {
 		old[e] = e.certificates(t).leaves()
 	}
-	s.tell(t, change{"ca: a new root", s.newRoot, func(g *loadedGateway) error {
-		if got, err := g.fetchCertificates(); err != nil || len(got.roots()) < 2 {
-			return errors.Join(err, fmt.Errorf("it trusts %d roots", len(got.roots())))
-		}
-		return nil
-	}})
+	s.make(t, s.newRoot())
 	for _, e := range s.inTheMesh() {
 		eventually(t, e.Name+" has a new certificate", leafDeadline, func() error {
 			for _, serial := range e.certificates(t).leaves() {
@@ -43,7 +38,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 			return errors.New("it has those from before only")
 		})
 	}
-	s.tell(t, s.newConnections())
+	s.make(t, s.newConnections())
 	s.wantNoFailures(t)
 }
 
@@ -56,12 +51,19 @@ func (s *changesStory) inTheMesh() []*envoy {
 }
 
 // newRoot makes Consul's CA sign with a key of another size from now on.
-func (s *changesStory) newRoot() error {
-	_, err := s.Consul.Client.Connect().CASetConfig(&api.CAConfig{
-		Provider: "consul",
-		Config:   map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": 384},
-	}, nil)
-	return err
+func (s *changesStory) newRoot() change {
+	return change{"ca: a new root", func() error {
+		_, err := s.Consul.Client.Connect().CASetConfig(&api.CAConfig{
+			Provider: "consul",
+			Config:   map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": 384},
+		}, nil)
+		return err
+	}, func(g *loadedGateway) error {
+		if got, err := g.fetchCertificates(); err != nil || len(got.roots()) < 2 {
+			return errors.Join(err, fmt.Errorf("it trusts %d roots", len(got.roots())))
+		}
+		return nil
+	}}
 }
 
 // envoyCertificates are all that an Envoy has in use.
