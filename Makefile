@@ -13,7 +13,7 @@ ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 LINT   := .tools/golangci-lint/pin
 
 # A command or file, and the Debian package that has it.
-DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy apache2=apache2-bin ip=iproute2 curl=curl
+DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?=
