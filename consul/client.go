@@ -243,8 +243,7 @@ func unreachable(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	var of *url.Error
-	if errors.As(err, &of) {
+	if of, ok := errors.AsType[*url.Error](err); ok {
 		err = of.Err
 	}
 	return &askError{outcome: outcomeUnreachable, err: err}
@@ -259,12 +258,12 @@ func refusal(res *http.Response, token gateway.Secret) error {
 		what = "the answer is not shown"
 	}
 	e := &askError{status: res.StatusCode, err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
-	switch {
-	case res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden:
+	switch res.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
 		e.outcome = outcomeDenied
-	case res.StatusCode == http.StatusNotFound:
+	case http.StatusNotFound:
 		e.outcome = outcomeMissing
-	case res.StatusCode == http.StatusTooManyRequests:
+	case http.StatusTooManyRequests:
 		e.outcome = outcomeLimited
 		e.err = fmt.Errorf("%w; let Usher reach Consul over https:// or raise limits.http_max_conns_per_client", e.err)
 	default:

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -76,21 +75,6 @@ func isNumber(s string) bool {
 
 // String gives the address as an operator writes it.
 func (a address) String() string { return a.scheme + "://" + a.host + a.path }
-
-// dial gives the network and address to connect to.
-func (a address) dial() (network, addr string) {
-	if a.scheme == "unix" {
-		return "unix", a.path
-	}
-	if _, _, err := net.SplitHostPort(a.host); err == nil {
-		return "tcp", a.host
-	}
-	port := "80"
-	if a.scheme == "https" {
-		port = "443"
-	}
-	return "tcp", net.JoinHostPort(strings.Trim(a.host, "[]"), port)
-}
 
 // environment reads Consul's environment variables
 // (https://developer.hashicorp.com/consul/commands#environment-variables).

@@ -2,7 +2,6 @@ package consul
 
 import (
 	"context"
-	"log/slog"
 	"sync"
 	"time"
 )
@@ -137,11 +136,11 @@ func (h *hub) report(w *watch, err error) {
 	}
 	if after.outcome != outcomeOK {
 		h.trouble[after]++
-		level := slog.LevelDebug
+		log := h.client.logger.Debug
 		if h.trouble[after] == 1 {
-			level = slog.LevelWarn
+			log = h.client.logger.Warn
 		}
-		h.client.logger.Log(context.Background(), level, "reading consul fails; the last good answer counts",
+		log("reading consul fails; the last good answer counts",
 			"consul", h.client.Address(), "query", w.query.String(), "outcome", string(after.outcome), "error", err)
 	}
 	if before.outcome != outcomeOK {

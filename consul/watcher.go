@@ -55,7 +55,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer l.close()
 	var beat []*watch
 	for _, q := range []query{{kind: rootsKind}, {kind: defaultKind}} {
-		l.need(q)
+		l.need(q) //nolint:contextcheck // a shared query outlives whoever asks first
 		beat = append(beat, l.held[q].watch)
 	}
 	w.beat.Store(&beat)

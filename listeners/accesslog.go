@@ -78,7 +78,7 @@ func logSink(k accessLogKey) (*anypb.Any, error) {
 			AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format},
 		})
 	}
-	return nil, fmt.Errorf("Type %q is not allowed; use stdout, stderr or file", k.settings.Type)
+	return nil, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.settings.Type)
 }
 
 func logFormat(k accessLogKey) (*corev3.SubstitutionFormatString, error) {

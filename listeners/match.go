@@ -109,7 +109,7 @@ func like(d dialect, pattern string) *matcherv3.StringMatcher {
 func regex(d dialect, pattern string) *matcherv3.RegexMatcher {
 	out := &matcherv3.RegexMatcher{Regex: pattern}
 	if !d.defaultRegexEngine {
-		out.EngineType = &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}}
+		out.EngineType = &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}} //nolint:staticcheck // for the Envoys that need it
 	}
 	return out
 }

@@ -31,7 +31,7 @@ func pack(m message) (*anypb.Any, error) {
 // valid says on one line why Envoy would refuse m.
 func valid(m message) error {
 	if err := m.ValidateAll(); err != nil {
-		return fmt.Errorf("Envoy would refuse it: %s", strings.Join(strings.Fields(err.Error()), " "))
+		return fmt.Errorf("not valid for Envoy: %s", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	return nil
 }

@@ -194,7 +194,7 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		return nil, errors.New("the weights of its service-splitter do not sum up to 100")
 	}
 	if !env.dialect.sumOfWeights {
-		out.TotalWeight = wrapperspb.UInt32(uint32(total))
+		out.TotalWeight = wrapperspb.UInt32(uint32(total)) //nolint:staticcheck // for the Envoys that need it
 	}
 	return out, nil
 }

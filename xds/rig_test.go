@@ -217,10 +217,7 @@ type world map[xds.Type]map[string]proto.Message
 func (w world) with(messages ...proto.Message) world {
 	next := world{}
 	for t, of := range w {
-		next[t] = map[string]proto.Message{}
-		for name, m := range of {
-			next[t][name] = m
-		}
+		next[t] = maps.Clone(of)
 	}
 	for _, m := range messages {
 		t := typeOf(m)

@@ -153,9 +153,10 @@ func (w *sotwResponse) GetDiscoveryResponse() (*discoveryv3.DiscoveryResponse, e
 	return w.response.sotw, err
 }
 
-func (w *sotwResponse) GetRequest() *cache.Request              { return w.request }
-func (w *sotwResponse) GetContext() context.Context             { return w.session.ctx }
-func (w *sotwResponse) GetVersion() (string, error)             { return w.GetResponseVersion(), nil }
+func (w *sotwResponse) GetRequest() *cache.Request  { return w.request }
+func (w *sotwResponse) GetContext() context.Context { return w.session.ctx }
+func (w *sotwResponse) GetVersion() (string, error) { return w.GetResponseVersion(), nil }
+
 func (w *sotwResponse) GetResponseVersion() string              { return w.response.sotw.GetVersionInfo() }
 func (w *sotwResponse) GetReturnedResources() map[string]string { return map[string]string{} }
 

@@ -96,7 +96,7 @@ func adminThatSays(t *testing.T, status int, text string) admin {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
-		w.Write([]byte(text))
+		_, _ = w.Write([]byte(text))
 	}))
 	t.Cleanup(s.Close)
 	return admin{addr: strings.TrimPrefix(s.URL, "http://")}

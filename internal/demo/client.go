@@ -30,7 +30,7 @@ func ask(ctx context.Context, addr string) (int, string, error) {
 		return 0, "", fmt.Errorf("client: %w", err)
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
 	status, body, err := exchange(conn, req)

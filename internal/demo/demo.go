@@ -49,7 +49,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer os.RemoveAll(dir)
 
-	socks, err := bind()
+	socks, err := bind(ctx)
 	if err != nil {
 		return err
 	}

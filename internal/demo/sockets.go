@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"context"
 	"fmt"
 	"net"
 )
@@ -27,13 +28,14 @@ type sockets struct {
 
 // bind takes every address before anything runs, so that one that is taken is
 // an error at once.
-func bind() (*sockets, error) {
+func bind(ctx context.Context) (*sockets, error) {
 	s := &sockets{}
+	var lc net.ListenConfig
 	for _, want := range []struct {
 		ip string
 		to *net.Listener
 	}{{serviceIP, &s.echo}, {balancerIP, &s.plain}, {balancerIP, &s.proxy}, {clientIP, nil}} {
-		ln, err := net.Listen("tcp", net.JoinHostPort(want.ip, "0"))
+		ln, err := lc.Listen(ctx, "tcp", net.JoinHostPort(want.ip, "0"))
 		if err != nil {
 			s.close()
 			return nil, fmt.Errorf("the demo needs the loopback address %s: %w", want.ip, err)
@@ -45,9 +47,9 @@ func bind() (*sockets, error) {
 		*want.to = ln
 	}
 	var err error
-	if s.gatewayPort, err = freePort(gatewayIP, gatewayPort); err == nil {
+	if s.gatewayPort, err = freePort(ctx, gatewayIP, gatewayPort); err == nil {
 		var port int
-		port, err = freePort("127.0.0.1", 0)
+		port, err = freePort(ctx, "127.0.0.1", 0)
 		s.xdsAddr = fmt.Sprintf("127.0.0.1:%d", port)
 	}
 	if err != nil {
@@ -66,10 +68,11 @@ func (s *sockets) close() {
 }
 
 // freePort gives the preferred port if nobody listens on it, else another.
-func freePort(ip string, preferred int) (int, error) {
-	ln, err := net.Listen("tcp", fmt.Sprintf("%s:%d", ip, preferred))
+func freePort(ctx context.Context, ip string, preferred int) (int, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", fmt.Sprintf("%s:%d", ip, preferred))
 	if err != nil && preferred != 0 {
-		return freePort(ip, 0)
+		return freePort(ctx, ip, 0)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("a free port on %s: %w", ip, err)
