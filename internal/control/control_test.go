@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -289,6 +290,32 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != off.Version() {
 			t.Error("the listener did not change back")
+		}
+	})
+}
+
+func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		// The order in which a worker hears of what is there is random.
+		for range 50 {
+			var sets []*xds.Set
+			w := newWorker(r.plane, gateway.ID{Name: "edge"})
+			w.operator.Put(saysStrict)
+			w.changed.Put([]*subscriber{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
+			snapshots := latest.New[*gateway.Snapshot]()
+			snapshots.Put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+			ctx, cancel := context.WithCancel(r.t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				w.loop(ctx, snapshots)
+			}()
+			synctest.Wait()
+			cancel()
+			<-ended
+			if len(sets) != 1 {
+				t.Fatalf("%d sets were put, want one: the listener went out without the operator's settings first", len(sets))
+			}
 		}
 	})
 }

@@ -77,6 +77,9 @@ func (w *worker) run(ctx context.Context) {
 func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapshot]) {
 	idle := time.NewTimer(w.plane.linger)
 	defer idle.Stop()
+	// Before anything else: a listener must not go out without the operator's
+	// settings. Whoever started the worker has put them.
+	w.layer = <-w.operator.C()
 	for {
 		select {
 		case <-ctx.Done():
