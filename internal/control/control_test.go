@@ -62,7 +62,7 @@ type rig struct {
 }
 
 // inBubble runs f with a plane, and demands that everything ends with it.
-func inBubble(t *testing.T, f func(r *rig)) {
+func inBubble(t *testing.T, f func(t *testing.T, r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{t: t, source: &fakeSource{fail: make(chan error)}}
 		log, metrics := slog.New(slog.NewTextHandler(&r.log, nil)), prometheus.NewRegistry()
@@ -71,7 +71,7 @@ func inBubble(t *testing.T, f func(r *rig)) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- r.plane.Run(ctx) }()
-		f(r)
+		f(t, r)
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("Run: %v", err)
@@ -140,7 +140,7 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 var saysStrict = gateway.Layer{Settings: gateway.Settings{ProxyProtocol: gateway.ProxyProtocol{Mode: gateway.Strict}}}
 
 func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		if len(e.sets) != 0 {
 			t.Fatal("something was put before there was a snapshot")
@@ -174,7 +174,7 @@ func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 }
 
 func TestInstancesShareAllButTheirListeners(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		a, b := r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": "a"}}),
 			r.connect(xds.Node{ID: "edge", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.2")})
 		r.give(snapshot(
@@ -196,7 +196,7 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 }
 
 func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
 		if e.listener(t, anyAddress) == nil {
@@ -225,7 +225,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	unknown := snapshot(in)
 	unknown.Defaults = gateway.Layer{Unknown: true}
 	t.Run("cold start", func(t *testing.T) {
-		inBubble(t, func(r *rig) {
+		inBubble(t, func(t *testing.T, r *rig) {
 			e := r.connect(edge)
 			r.give(unknown)
 			c := e.sets[0].Collection(xds.Listener)
@@ -235,7 +235,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 		})
 	})
 	t.Run("after a good one", func(t *testing.T) {
-		inBubble(t, func(r *rig) {
+		inBubble(t, func(t *testing.T, r *rig) {
 			e := r.connect(edge)
 			strict := snapshot(in)
 			strict.Defaults = saysStrict
@@ -250,7 +250,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 }
 
 func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 		r.give(snapshot(in))
@@ -277,7 +277,7 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 }
 
 func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		off := e.listener(t, anyAddress)
@@ -295,7 +295,7 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 }
 
 func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		// The order in which a worker hears of what is there is random.
 		for range 50 {
 			var sets []*xds.Set
@@ -304,7 +304,7 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 			w.changed.Put([]*subscriber{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
 			snapshots := latest.New[*gateway.Snapshot]()
 			snapshots.Put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
-			ctx, cancel := context.WithCancel(r.t.Context())
+			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)
@@ -321,7 +321,7 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 }
 
 func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		e.leave()
 		time.Sleep(20 * time.Second)
@@ -338,7 +338,7 @@ func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
 }
 
 func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		r.source.fail <- errors.New("broken")
 		if err := <-e.ended; status.Code(err) != codes.Unavailable {
@@ -371,7 +371,7 @@ func (r *rig) wantLog(lines ...string) {
 }
 
 func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		r.connect(edge)
 		bad := snapshot()
 		bad.Problems = []gateway.Problem{{Where: "here", What: "wrong"}}
@@ -390,7 +390,7 @@ func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 }
 
 func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		wrong := []gateway.Problem{{Where: "here", What: "wrong"}}
 		bad := snapshot()
 		bad.Problems = wrong
@@ -415,7 +415,7 @@ func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
 }
 
 func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		r.plane.SetOperator(Operator{Problems: []gateway.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
 		if n := r.counted(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
@@ -425,7 +425,7 @@ func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
 }
 
 func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
-	inBubble(t, func(r *rig) {
+	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)
 		broken := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge", Address: "a name"})
 		r.give(broken)
