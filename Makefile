@@ -16,7 +16,7 @@ LINT   := .tools/golangci-lint/pin
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps
 
 E2E_TIMEOUT ?= 30m
-E2E_FLAGS   ?=
+E2E_FLAGS   ?= -v
 
 .PHONY: help
 help: ## List the commands
@@ -38,8 +38,8 @@ race: debian ## Run the same tests under the race detector
 	go test -race ./...
 
 .PHONY: e2e
-e2e: tools build ## Run the stories on real parts (E2E_FLAGS='-run NAME -v')
-	go test -tags e2e -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
+e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
+	go test -tags e2e -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/... ./internal/bootstrap
 
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
@@ -60,7 +60,7 @@ generate: ## Rewrite generated files
 .PHONY: check
 check: build lint race ## Build, vet, lint, race, and demand that generated files are committed
 	go vet ./...
-	go vet -tags e2e ./e2e/...
+	go vet -tags e2e ./...
 	tools/clean-after make generate
 
 .PHONY: tools
