@@ -30,7 +30,8 @@ var allowed = map[string][]string{
 		"gateway", "consul", "files", "xds",
 		"internal/control", "internal/operator", "internal/bootstrap", "internal/demo",
 	},
-	"e2e": {"internal/xdstest"},
+	"e2e":             {"internal/xdstest"},
+	"e2e/conformance": {},
 }
 
 func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {

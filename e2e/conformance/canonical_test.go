@@ -1,0 +1,250 @@
+//go:build e2e
+
+package conformance
+
+import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	// The types that resources carry inside.
+	_ "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_http1_bridge/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_stats/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// tree is decoded JSON.
+type tree = any
+
+// render gives a resource as JSON with the names of Envoy's documentation, and
+// what it carries inside opened.
+func render(a *anypb.Any) (tree, error) {
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(a)
+	if err != nil {
+		return nil, err
+	}
+	var out tree
+	return out, json.Unmarshal(text, &out)
+}
+
+// walk visits every object of a tree, the outer ones first.
+func walk(t tree, visit func(object map[string]any)) {
+	switch t := t.(type) {
+	case map[string]any:
+		visit(t)
+		for _, v := range t {
+			walk(v, visit)
+		}
+	case []any:
+		for _, v := range t {
+			walk(v, visit)
+		}
+	}
+}
+
+// references gives the names that clusters, listeners and routes refer to over
+// ADS, by type, sorted and without doubles.
+func (r resources) references() map[string][]string {
+	out := map[string][]string{}
+	for _, typeURL := range wildcardTypes {
+		for name, t := range r[typeURL] {
+			walk(t, func(object map[string]any) {
+				switch {
+				case overADS(object["eds_config"]):
+					out[resource.EndpointType] = append(out[resource.EndpointType], orElse(object["service_name"], name))
+				case overADS(object["config_source"]) && object["route_config_name"] != nil:
+					out[resource.RouteType] = append(out[resource.RouteType], orElse(object["route_config_name"], ""))
+				case overADS(object["sds_config"]):
+					out[resource.SecretType] = append(out[resource.SecretType], orElse(object["name"], ""))
+				}
+			})
+		}
+	}
+	for typeURL, names := range out {
+		slices.Sort(names)
+		out[typeURL] = slices.Compact(names)
+	}
+	return out
+}
+
+func orElse(name any, otherwise string) string {
+	if s, ok := name.(string); ok {
+		return s
+	}
+	return otherwise
+}
+
+func overADS(source any) bool {
+	s, _ := source.(map[string]any)
+	return s["ads"] != nil
+}
+
+// canonical gives the resources in a form in which equal ones look equal:
+// secrets are back inside what refers to them, certificates are described, and
+// lists whose order has no meaning are sorted.
+func (r resources) canonical() (resources, error) {
+	out := resources{}
+	var err error
+	for typeURL, byName := range r {
+		if typeURL == resource.SecretType {
+			continue
+		}
+		out[typeURL] = map[string]tree{}
+		for name, t := range byName {
+			t = clone(t)
+			walk(t, func(object map[string]any) { err = cmp.Or(err, inlineSecrets(object, r[resource.SecretType])) })
+			walk(t, func(object map[string]any) { err = cmp.Or(err, describeCertificates(object)) })
+			walk(t, sortLists)
+			out[typeURL][name] = t
+		}
+	}
+	return out, err
+}
+
+func clone(t tree) tree {
+	switch t := t.(type) {
+	case map[string]any:
+		out := maps.Clone(t)
+		for k, v := range out {
+			out[k] = clone(v)
+		}
+		return out
+	case []any:
+		out := slices.Clone(t)
+		for i, v := range out {
+			out[i] = clone(v)
+		}
+		return out
+	}
+	return t
+}
+
+// inlineSecrets puts secrets that come over ADS back into a TLS context.
+func inlineSecrets(context map[string]any, secrets map[string]tree) error {
+	if list, ok := context["tls_certificate_sds_secret_configs"].([]any); ok && len(list) == 1 {
+		secret, err := secretOf(list[0], secrets)
+		if err != nil {
+			return err
+		}
+		if secret != nil {
+			delete(context, "tls_certificate_sds_secret_configs")
+			context["tls_certificates"] = []any{clone(secret["tls_certificate"])}
+		}
+	}
+	if config := context["validation_context_sds_secret_config"]; config != nil {
+		secret, err := secretOf(config, secrets)
+		if err != nil || secret == nil {
+			return err
+		}
+		delete(context, "validation_context_sds_secret_config")
+		context["validation_context"] = clone(secret["validation_context"])
+	}
+	if combined, ok := context["combined_validation_context"].(map[string]any); ok {
+		secret, err := secretOf(combined["validation_context_sds_secret_config"], secrets)
+		if err != nil || secret == nil {
+			return err
+		}
+		merged, _ := clone(secret["validation_context"]).(map[string]any)
+		base, _ := combined["default_validation_context"].(map[string]any)
+		maps.Copy(merged, base)
+		delete(context, "combined_validation_context")
+		context["validation_context"] = merged
+	}
+	return nil
+}
+
+// secretOf gives the secret that a reference over ADS leads to, nil for one
+// over something else.
+func secretOf(config any, secrets map[string]tree) (map[string]any, error) {
+	reference, _ := config.(map[string]any)
+	if !overADS(reference["sds_config"]) {
+		return nil, nil
+	}
+	name := orElse(reference["name"], "")
+	secret, ok := secrets[name].(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("secret %q is missing", name)
+	}
+	return secret, nil
+}
+
+// describeCertificates replaces a certificate and its key, which no two
+// servers share, by what they say.
+func describeCertificates(object map[string]any) error {
+	chain, key := inlineString(object["certificate_chain"]), inlineString(object["private_key"])
+	if chain == "" {
+		return nil
+	}
+	if _, err := tls.X509KeyPair([]byte(chain), []byte(key)); err != nil {
+		return fmt.Errorf("certificate and key: %w", err)
+	}
+	object["private_key"] = "fits"
+	var described []any
+	for rest := []byte(chain); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return err
+		}
+		described = append(described, map[string]any{
+			"uris": fmt.Sprint(c.URIs), "dns": strings.Join(slices.Sorted(slices.Values(c.DNSNames)), " "),
+			"issuer": c.Issuer.String(), "algorithm": c.PublicKeyAlgorithm.String(),
+			"usage": fmt.Sprint(c.KeyUsage, c.ExtKeyUsage), "ca": c.IsCA,
+		})
+	}
+	object["certificate_chain"] = described
+	return nil
+}
+
+func inlineString(source any) string {
+	s, _ := source.(map[string]any)
+	return orElse(s["inline_string"], "")
+}
+
+// unordered are the lists whose order has no meaning, or comes from the random
+// order of a map in Consul.
+var unordered = []string{
+	"lb_endpoints", "virtual_hosts", "request_headers_to_add", "response_headers_to_add", "match_typed_subject_alt_names",
+}
+
+func sortLists(object map[string]any) {
+	for _, field := range unordered {
+		if list, ok := object[field].([]any); ok {
+			slices.SortFunc(list, func(a, b any) int { return strings.Compare(text(a), text(b)) })
+		}
+	}
+}
+
+// text is a tree as JSON, keys in order.
+func text(t tree) string {
+	out, err := json.Marshal(t)
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}

@@ -1,0 +1,145 @@
+//go:build e2e
+
+package conformance
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+	"go.yaml.in/yaml/v3"
+)
+
+// The gateway of every case, and the nodes that it and the services are on.
+const (
+	gatewayName = "ingress-gateway"
+	gatewayNode = "edge"
+	serviceNode = "mesh"
+)
+
+// testCase is the content of a file in testdata: all that Consul knows.
+// Everything below the lower-case keys is spelled as in Consul's API.
+type testCase struct {
+	name string
+
+	// Gateway is laid over the gateway's registration.
+	Gateway map[string]any
+	// Services are the mesh's services, and each one's instances: what is laid
+	// over the registration of the sidecar, and the Status of its check.
+	Services map[string][]map[string]any
+	// Entries are config entries.
+	Entries []map[string]any
+}
+
+// readCases reads all cases in the order of their names.
+func readCases(t *testing.T) []testCase {
+	t.Helper()
+	paths, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no cases in testdata: %v", err)
+	}
+	var cases []testCase
+	for _, path := range paths {
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		c := testCase{name: strings.TrimSuffix(filepath.Base(path), ".yaml")}
+		dec := yaml.NewDecoder(file)
+		dec.KnownFields(true)
+		if err := dec.Decode(&c); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		cases = append(cases, c)
+	}
+	return cases
+}
+
+// kinds are the kinds of config entries in an order that Consul takes when they
+// are written; they are removed in the opposite order.
+var kinds = []string{
+	"proxy-defaults", "mesh", "service-defaults", "service-resolver", "service-splitter", "service-router", "ingress-gateway",
+}
+
+// clear takes back what an earlier case has written, except the gateway's
+// registration, which the next case replaces.
+func (s *consulServer) clear(t *testing.T) {
+	t.Helper()
+	for _, kind := range slices.Backward(kinds) {
+		entries, _, err := s.client.ConfigEntries().List(kind, nil)
+		if err != nil {
+			t.Fatalf("list %s: %v", kind, err)
+		}
+		for _, e := range entries {
+			if _, err := s.client.ConfigEntries().Delete(kind, e.GetName(), nil); err != nil {
+				t.Fatalf("delete %s/%s: %v", kind, e.GetName(), err)
+			}
+		}
+	}
+	if _, err := s.client.Catalog().Deregister(&api.CatalogDeregistration{Node: serviceNode}, nil); err != nil {
+		t.Fatalf("deregister %s: %v", serviceNode, err)
+	}
+}
+
+// load writes a case.
+func (s *consulServer) load(t *testing.T, c testCase) {
+	t.Helper()
+	for i, name := range slices.Sorted(maps.Keys(c.Services)) {
+		for j, instance := range c.Services[name] {
+			s.put(t, "/v1/catalog/register", sidecar(name, i+1, j+1, instance))
+		}
+	}
+	s.put(t, "/v1/catalog/register", gatewayRegistration(c.Gateway))
+	entries := slices.Clone(c.Entries)
+	slices.SortStableFunc(entries, func(a, b map[string]any) int {
+		return cmp.Compare(slices.Index(kinds, fmt.Sprint(a["Kind"])), slices.Index(kinds, fmt.Sprint(b["Kind"])))
+	})
+	for _, e := range entries {
+		if !slices.Contains(kinds, fmt.Sprint(e["Kind"])) {
+			t.Fatalf("kind %v is not one of %v", e["Kind"], kinds)
+		}
+		s.put(t, "/v1/config", e)
+	}
+}
+
+func gatewayRegistration(over map[string]any) map[string]any {
+	service := map[string]any{
+		"Kind": "ingress-gateway", "ID": gatewayName, "Service": gatewayName, "Address": "10.0.1.1", "Port": 8443,
+	}
+	maps.Copy(service, over)
+	return map[string]any{"Node": gatewayNode, "Address": "10.0.0.1", "Service": service}
+}
+
+// sidecar registers the jth instance of the ith service.
+func sidecar(name string, i, j int, over map[string]any) map[string]any {
+	id := fmt.Sprintf("%s-%d-sidecar-proxy", name, j)
+	service := map[string]any{
+		"Kind": "connect-proxy", "ID": id, "Service": name + "-sidecar-proxy",
+		"Address": fmt.Sprintf("10.1.%d.%d", i, j), "Port": 21000,
+		"Proxy": map[string]any{"DestinationServiceName": name},
+	}
+	maps.Copy(service, over)
+	delete(service, "Status")
+	out := map[string]any{"Node": serviceNode, "Address": "10.0.0.2", "Service": service}
+	if status := over["Status"]; status != nil {
+		out["Check"] = map[string]any{"CheckID": id, "Name": "alive", "ServiceID": id, "Status": status}
+	}
+	return out
+}
+
+// put sends a body as JSON.
+func (s *consulServer) put(t *testing.T, path string, body map[string]any) {
+	t.Helper()
+	if _, err := s.client.Raw().Write(path, body, nil, nil); err != nil {
+		text, _ := json.Marshal(body)
+		t.Fatalf("PUT %s: %v: %s", path, err, text)
+	}
+}
