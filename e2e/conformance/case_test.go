@@ -5,6 +5,7 @@ package conformance
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -74,18 +75,34 @@ var kinds = []string{
 func (s *consulServer) clear(t *testing.T) {
 	t.Helper()
 	for _, kind := range slices.Backward(kinds) {
+		s.clearKind(t, kind)
+	}
+	if _, err := s.client.Catalog().Deregister(&api.CatalogDeregistration{Node: serviceNode}, nil); err != nil {
+		t.Fatalf("deregister %s: %v", serviceNode, err)
+	}
+}
+
+// clearKind removes all entries of a kind, those first that no other of them
+// refers to.
+func (s *consulServer) clearKind(t *testing.T, kind string) {
+	t.Helper()
+	for {
 		entries, _, err := s.client.ConfigEntries().List(kind, nil)
 		if err != nil {
 			t.Fatalf("list %s: %v", kind, err)
 		}
+		if len(entries) == 0 {
+			return
+		}
+		var refused []error
 		for _, e := range entries {
 			if _, err := s.client.ConfigEntries().Delete(kind, e.GetName(), nil); err != nil {
-				t.Fatalf("delete %s/%s: %v", kind, e.GetName(), err)
+				refused = append(refused, err)
 			}
 		}
-	}
-	if _, err := s.client.Catalog().Deregister(&api.CatalogDeregistration{Node: serviceNode}, nil); err != nil {
-		t.Fatalf("deregister %s: %v", serviceNode, err)
+		if len(refused) == len(entries) {
+			t.Fatalf("delete entries of kind %s: %v", kind, errors.Join(refused...))
+		}
 	}
 }
 
@@ -94,7 +111,9 @@ func (s *consulServer) load(t *testing.T, c testCase) {
 	t.Helper()
 	for i, name := range slices.Sorted(maps.Keys(c.Services)) {
 		for j, instance := range c.Services[name] {
-			s.put(t, "/v1/catalog/register", sidecar(name, i+1, j+1, instance))
+			sidecar := sidecar(name, i+1, j+1, instance)
+			s.put(t, "/v1/catalog/register", sidecar)
+			s.put(t, "/v1/catalog/register", behind(name, sidecar))
 		}
 	}
 	s.put(t, "/v1/catalog/register", gatewayRegistration(c.Gateway))
@@ -133,6 +152,16 @@ func sidecar(name string, i, j int, over map[string]any) map[string]any {
 		out["Check"] = map[string]any{"CheckID": id, "Name": "alive", "ServiceID": id, "Status": status}
 	}
 	return out
+}
+
+// behind registers the instance of a service that a sidecar stands before.
+func behind(name string, sidecar map[string]any) map[string]any {
+	service, _ := sidecar["Service"].(map[string]any)
+	id := strings.TrimSuffix(fmt.Sprint(service["ID"]), "-sidecar-proxy")
+	return map[string]any{
+		"Node": serviceNode, "Address": "10.0.0.2",
+		"Service": map[string]any{"ID": id, "Service": name, "Address": service["Address"], "Port": 8080},
+	}
 }
 
 // put sends a body as JSON.
