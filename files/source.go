@@ -3,7 +3,6 @@ package files
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -11,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/follow"
 )
 
 // Options are what a Source needs beside its directory.
@@ -83,12 +83,7 @@ func (s *Source) Load() error {
 // is wrong is reported and shown in the snapshots' problems, and the last good
 // content stays. Run's error is that the system cannot watch directories.
 func (s *Source) Run(ctx context.Context) error {
-	dir, err := filepath.Abs(s.dir)
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", s.dir, err)
-	}
-	f := follower{dir: dir, logger: s.logger, read: s.reload}
-	return f.run(ctx)
+	return follow.Dir(s.dir, follow.Options{Read: s.reload, Logger: s.logger}).Run(ctx)
 }
 
 // reload reads the directory again; it is false when something in it is wrong.

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/follow"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -66,8 +67,8 @@ func TestAMissingFileIsRefusedAtStart(t *testing.T) {
 	}
 }
 
-// follow runs the file and gives each content it puts.
-func follow(t *testing.T, f *File) <-chan Content {
+// run runs the file and gives each content it puts.
+func run(t *testing.T, f *File) <-chan Content {
 	t.Helper()
 	contents := make(chan Content)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -107,7 +108,7 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 	if diff := cmp.Diff(map[string]gateway.Mode{"edge": gateway.Strict}, modes(f.Content())); diff != "" {
 		t.Fatalf("at start (-want +got):\n%s", diff)
 	}
-	contents := follow(t, f)
+	contents := run(t, f)
 	other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
 	for _, step := range []struct {
 		name, text string
@@ -148,7 +149,7 @@ func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	contents := follow(t, f)
+	contents := run(t, f)
 	permissive := strings.ReplaceAll(strict, "strict", "permissive")
 	for range 20 {
 		inPlace(t, path, strict)
@@ -170,7 +171,7 @@ func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	contents := follow(t, f)
+	contents := run(t, f)
 	inPlace(t, path)
 	if c := <-contents; len(c.Layers) != 0 || len(c.Problems) != 0 {
 		t.Errorf("an empty file was read as %+v, want nothing", c)
@@ -188,7 +189,7 @@ func inPlace(t *testing.T, path string, text ...string) {
 	defer file.Close()
 	for _, text := range text {
 		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
-			time.Sleep(quiet + time.Millisecond) // as a slow writer does
+			time.Sleep(follow.Quiet + time.Millisecond) // as a slow writer does
 			if _, err := file.WriteString(piece); err != nil {
 				t.Fatal(err)
 			}
