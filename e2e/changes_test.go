@@ -107,20 +107,10 @@ func (s *changesStory) startGateways(t *testing.T) {
 // startNamed serves a service that says its name.
 func startNamed(t *testing.T, h *host, port int, name string) {
 	t.Helper()
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	serveHTTP(t, h, port, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set(servedBy, name)
 		fmt.Fprintln(w, "hello world")
-	})}
-	listener := h.listen(t, fmt.Sprintf(":%d", port))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = server.Serve(listener) // ends with the test
-	}()
-	t.Cleanup(func() {
-		server.Close()
-		<-done
-	})
+	}))
 }
 
 // set writes an entry with one request.

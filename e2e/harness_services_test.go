@@ -79,7 +79,15 @@ type echoService struct {
 func startEcho(t *testing.T, h *host, port int) *echoService {
 	t.Helper()
 	s := &echoService{seen: make(map[string]seenRequest)}
-	server := &http.Server{Handler: s}
+	serveHTTP(t, h, port, s)
+	return s
+}
+
+// serveHTTP serves on a port of a host's loopback and of its address until the
+// test ends.
+func serveHTTP(t *testing.T, h *host, port int, handler http.Handler) {
+	t.Helper()
+	server := &http.Server{Handler: handler}
 	listener := h.listen(t, fmt.Sprintf(":%d", port))
 	done := make(chan struct{})
 	go func() {
@@ -90,7 +98,6 @@ func startEcho(t *testing.T, h *host, port int) *echoService {
 		server.Close()
 		<-done
 	})
-	return s
 }
 
 // ServeHTTP answers "hello world". A path that begins with /load/ is not
