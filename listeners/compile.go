@@ -17,6 +17,8 @@ package listeners
 import (
 	"cmp"
 	"slices"
+	"strings"
+	"unicode"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -128,9 +130,11 @@ func (c *collector) shared(parts portParts) {
 	c.problems(parts.problems...)
 }
 
-// problems adds each problem once.
+// problems adds each problem once. Names in them come from outside and may hold
+// anything; a problem is one line.
 func (c *collector) problems(found ...gateway.Problem) {
 	for _, p := range found {
+		p = gateway.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
 		if !c.seen[p] {
 			set(&c.seen, p)
 			c.out.Problems = append(c.out.Problems, p)
@@ -157,6 +161,15 @@ func (c *collector) resources() *Resources {
 
 func byName[T interface{ GetName() string }](a, b T) int {
 	return cmp.Compare(a.GetName(), b.GetName())
+}
+
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 func set[K comparable](m *map[K]bool, key K) {

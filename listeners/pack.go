@@ -2,7 +2,6 @@ package listeners
 
 import (
 	"fmt"
-	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/proto"
@@ -28,10 +27,10 @@ func pack(m message) (*anypb.Any, error) {
 	return a, nil
 }
 
-// valid says on one line why Envoy would refuse m.
+// valid says why Envoy would refuse m.
 func valid(m message) error {
 	if err := m.ValidateAll(); err != nil {
-		return fmt.Errorf("not valid for Envoy: %s", strings.Join(strings.Fields(err.Error()), " "))
+		return fmt.Errorf("not valid for Envoy: %w", err)
 	}
 	return nil
 }
