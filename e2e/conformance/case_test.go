@@ -37,6 +37,8 @@ type testCase struct {
 	Services map[string][]map[string]any
 	// Entries are config entries.
 	Entries []map[string]any
+	// Nothing says that the gateway has no listener.
+	Nothing bool
 }
 
 // readCases reads all cases in the order of their names.

@@ -8,18 +8,25 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
 // settleDeadline is how long Consul, and then Usher, may take to settle.
 const settleDeadline = 10 * time.Second
 
-// usherPort is the xDS port of the Usher that lives through all cases.
-const usherPort = 18000
+// The xDS ports of the Usher that lives through all cases, and of the one that
+// is started for a case.
+const (
+	usherPort = 18000
+	coldPort  = 18010
+)
 
 // TestSameResourcesAsConsul loads one case after the other into one Consul. For
 // each, a fresh Envoy asks Consul. One Envoy stays with one Usher through all
-// cases, so that each case is also a change that it follows, and another one
-// asks that Usher anew. All must end up with the same.
+// cases, so that each case is also a change that it follows; another one asks
+// that Usher anew, and a third one an Usher that has just started. All must end
+// up with the same.
 func TestSameResourcesAsConsul(t *testing.T) {
 	ip := loopback()
 	consul := startConsul(t, ip)
@@ -28,11 +35,11 @@ func TestSameResourcesAsConsul(t *testing.T) {
 	defer stop()
 
 	cases := readCases(t)
-	s := &suite{consul: consul, usher: usher, follower: follower, used: map[allowance]bool{}}
+	s := &suite{ip: ip, consul: consul, usher: usher, follower: follower, used: map[allowance]bool{}}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { s.run(t, c) })
 	}
-	t.Logf("%d of %d cases equal, %d resources, %d differences allowed", s.equal, len(cases), s.resources, len(s.used))
+	t.Logf("%d of %d cases equal, %d resources, %d differences allowed", s.equal, s.ran, s.resources, len(s.used))
 	if s.ran < len(cases) {
 		return // what the others need is not known
 	}
@@ -45,6 +52,7 @@ func TestSameResourcesAsConsul(t *testing.T) {
 
 // suite is what the cases share.
 type suite struct {
+	ip       string // of all parts
 	consul   *consulServer
 	usher    string // xDS address
 	follower *envoy
@@ -58,16 +66,17 @@ func (s *suite) run(t *testing.T, c testCase) {
 	s.consul.clear(t)
 	s.consul.load(t, c)
 
-	onConsul, stop := connect(t, s.consul.grpc)
-	want, err := settled(onConsul)
-	stop()
-	if err != nil {
-		t.Fatalf("Consul: %v", err)
+	want := s.askConsul(t)
+	if got := len(want[resource.ListenerType]) == 0; got != c.Nothing {
+		t.Errorf("Consul gives %d listeners: the case does not show what it is about", len(want[resource.ListenerType]))
 	}
 	fresh, stop := connect(t, s.usher)
 	defer stop()
+	cold, stopCold := connect(t, startUsher(t, s.consul, s.ip, coldPort))
+	defer stopCold()
 	s.expect(t, "the Envoy that stays", s.follower, want)
 	s.expect(t, "a fresh Envoy", fresh, want)
+	s.expect(t, "the Envoy of a fresh Usher", cold, want)
 	if t.Failed() {
 		return
 	}
@@ -75,7 +84,18 @@ func (s *suite) run(t *testing.T, c testCase) {
 	for _, byName := range want {
 		s.resources += len(byName)
 	}
-	t.Logf("equal: %s", count(want))
+}
+
+// askConsul gives what an Envoy gets from Consul.
+func (s *suite) askConsul(t *testing.T) resources {
+	t.Helper()
+	e, stop := connect(t, s.consul.grpc)
+	defer stop()
+	r, err := settled(e)
+	if err != nil {
+		t.Fatalf("Consul: %v", err)
+	}
+	return r
 }
 
 // settled waits until an Envoy has everything that its resources refer to.
@@ -135,15 +155,4 @@ func (s *suite) check(v view, want resources, used map[allowance]bool) error {
 		return errors.New(strings.Join(lines, "\n"))
 	}
 	return nil
-}
-
-// count says how many resources of each type there are.
-func count(r resources) string {
-	var parts []string
-	for _, typeURL := range append(append([]string{}, wildcardTypes...), namedTypes...) {
-		if n := len(r[typeURL]); n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, typeURL[strings.LastIndex(typeURL, ".")+1:]))
-		}
-	}
-	return strings.Join(parts, ", ")
 }

@@ -106,7 +106,7 @@ func start(t *testing.T, name, path, cure string, args []string) {
 	defer file.Close()
 	// Not the test's context: that ends before the cleanups, which still talk
 	// with the part.
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // see above
+	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdout, cmd.Stderr = file, file
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
