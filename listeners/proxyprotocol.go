@@ -69,8 +69,7 @@ func statName(name string) string {
 //     Envoy would believe such a client's x-envoy-* headers, which change
 //     timeouts and retries (CVE-2024-45806). An empty list of ranges means the
 //     private networks to Envoy, so the list has the one address that nobody can
-//     connect from, and that the PROXY filter refuses as a source. Envoys that do
-//     not know cidr_ranges keep their own idea of internal.
+//     connect from, and that the PROXY filter refuses as a source.
 func trustConnection(hcm *hcmv3.HttpConnectionManager) {
 	hcm.UseRemoteAddress = wrapperspb.Bool(true)
 	hcm.PreserveExternalRequestId = true

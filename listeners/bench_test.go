@@ -1,0 +1,53 @@
+package listeners
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/golden"
+)
+
+// BenchmarkCompile compiles the lab's gateway with many services instead of one.
+func BenchmarkCompile(b *testing.B) {
+	for _, n := range []int{10, 1000} {
+		b.Run(fmt.Sprintf("%d services", n), func(b *testing.B) {
+			s := manyServices(b, n)
+			b.ReportAllocs()
+			for b.Loop() {
+				Compile(s, s.Instances[0], gateway.Envoy{})
+			}
+		})
+	}
+}
+
+// manyServices gives the lab's snapshot with n services like the lab's one.
+func manyServices(b *testing.B, n int) *gateway.Snapshot {
+	b.Helper()
+	s, _, err := parseFixture(golden.Input(b, testdata, "lab"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	row := s.Services[0]
+	chain, endpoints := s.Chains[row.Service], s.Endpoints[row.Service.Name+".default.default.dc1"]
+	s.Services = nil
+	s.Entry.Listeners[0].Services = []gateway.ListenerService{{Name: "*"}}
+	for i := range n {
+		name := fmt.Sprintf("service-%04d", i)
+		id := name + ".default.default.dc1"
+		row.Service.Name, row.FromWildcard = name, true
+		s.Services = append(s.Services, row)
+		own := *chain
+		own.ServiceName = name
+		own.StartNode = "resolver:" + id
+		own.Nodes = map[string]*gateway.ChainNode{own.StartNode: {
+			Type:     gateway.NodeResolver,
+			Resolver: &gateway.Resolver{Default: true, Target: id},
+		}}
+		full := name + ".default.dc1.internal." + s.Roots.TrustDomain
+		own.Targets = map[string]*gateway.Target{id: {ID: id, Service: name, Datacenter: "dc1", Name: full, SNI: full}}
+		s.Chains[row.Service] = &own
+		s.Endpoints[id] = endpoints
+	}
+	return s
+}
