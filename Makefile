@@ -20,7 +20,7 @@ E2E_FLAGS   ?= -v
 
 .PHONY: help
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/usher
@@ -39,11 +39,15 @@ race: debian ## Run the same tests under the race detector
 
 .PHONY: e2e
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
-	go test -tags e2e -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/... ./internal/bootstrap
+	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/... ./internal/bootstrap
 
 .PHONY: conformance
-conformance: tools build ## Compare with a real Consul, a line a case (E2E_FLAGS="-run /NAME")
-	@set -o pipefail; go test -tags e2e -count=1 -v $(E2E_FLAGS) ./e2e/conformance | grep -v '^=== '
+conformance: tools build ## Compare with a real Consul, a line a case (E2E_FLAGS="-run /NAME -seed N")
+	@set -o pipefail; go test -tags e2e -count=1 -v ./e2e/conformance $(E2E_FLAGS) | grep -v '^=== '
+
+.PHONY: conformance-long
+conformance-long: ## The same with 5000 random cases
+	$(MAKE) conformance E2E_FLAGS="-timeout 2h -random 5000 $(E2E_FLAGS)"
 
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy

@@ -41,6 +41,15 @@ type testCase struct {
 	Nothing bool
 }
 
+// String gives the case as a file would have it.
+func (c testCase) String() string {
+	out, err := yaml.Marshal(map[string]any{"gateway": c.Gateway, "services": c.Services, "entries": c.Entries})
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
 // readCases reads all cases in the order of their names.
 func readCases(t *testing.T) []testCase {
 	t.Helper()

@@ -4,7 +4,9 @@ package conformance
 
 import (
 	"errors"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -28,14 +30,8 @@ const (
 // that Usher anew, and a third one an Usher that has just started. All must end
 // up with the same.
 func TestSameResourcesAsConsul(t *testing.T) {
-	ip := loopback()
-	consul := startConsul(t, ip)
-	usher := startUsher(t, consul, ip, usherPort)
-	follower, stop := connect(t, usher)
-	defer stop()
-
 	cases := readCases(t)
-	s := &suite{ip: ip, consul: consul, usher: usher, follower: follower, used: map[allowance]bool{}}
+	s := startSuite(t)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { s.run(t, c) })
 	}
@@ -48,6 +44,44 @@ func TestSameResourcesAsConsul(t *testing.T) {
 			t.Errorf("no case needs the allowed difference %s %s", a.typeURL, a.path)
 		}
 	}
+}
+
+var (
+	seed   = flag.Uint64("seed", 0, "seed of the random cases; 0 takes a new one")
+	random = flag.Int("random", 100, "number of random cases")
+)
+
+// TestSameResourcesAsConsulForRandomCases does the same with cases that nobody
+// has written. A case that differs is printed; its name is the flag -seed and
+// its number.
+func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
+	from := *seed
+	for from == 0 {
+		from = rand.Uint64() % 1_000_000
+	}
+	s := startSuite(t)
+	for i := range *random {
+		c := generate(from, i)
+		t.Run(c.name, func(t *testing.T) {
+			s.run(t, c)
+			if t.Failed() {
+				t.Logf("the case:\n%s", c)
+			}
+		})
+	}
+	t.Logf("seed %d: %d of %d cases equal, %d resources", from, s.equal, s.ran, s.resources)
+}
+
+// startSuite starts the parts that live through all cases.
+func startSuite(t *testing.T) *suite {
+	t.Helper()
+	ip := loopback()
+	s := &suite{ip: ip, consul: startConsul(t, ip), used: map[allowance]bool{}}
+	s.usher = startUsher(t, s.consul, ip, usherPort)
+	follower, stop := connect(t, s.usher)
+	t.Cleanup(stop)
+	s.follower = follower
+	return s
 }
 
 // suite is what the cases share.

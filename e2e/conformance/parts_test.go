@@ -52,7 +52,7 @@ func startConsul(t *testing.T, ip string) *consulServer {
 	s.client = client
 	start(t, "consul", filepath.Join(toolsDir(), "consul-"+consulVersion, "consul"), "make tools", []string{
 		"agent", "-dev", "-bind", ip, "-client", ip, "-node", "server", "-dns-port", "-1", "-log-level", "warn",
-		"-hcl", "ports { grpc_tls = -1 } disable_update_check = true",
+		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
 	})
 	eventually(t, "the mesh has roots", func() error {
 		roots, _, err := client.Connect().CARoots(nil)
