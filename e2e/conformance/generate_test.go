@@ -25,13 +25,14 @@ type generator struct {
 	meet     bool // chains lead to services of other chains
 	failover bool
 	limits   bool
-	tls      string         // of the gateway: "", "leaf" or "sds"
-	splits   map[string]int // how many splitters in a row begin at a service
+	tls      string          // of the gateway: "", "leaf" or "sds"
+	splits   map[string]int  // how many splitters in a row begin at a service
+	subsets  map[string]bool // the services that have the subsets v1 and v2
 	entries  []map[string]any
 }
 
 func generate(seed uint64, number int) testCase {
-	g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(number))), splits: map[string]int{}}
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(number))), splits: map[string]int{}, subsets: map[string]bool{}}
 	g.meet = g.maybe(70)
 	g.failover = g.meet && g.maybe(50)
 	g.limits = !g.failover
@@ -128,7 +129,11 @@ func (g *generator) resolver(name string, later []string) []string {
 	e := object{"Kind": "service-resolver", "Name": name}
 	if len(later) > 0 && g.maybe(15) {
 		to := pick(g, later...)
-		e["Redirect"] = object{"Service": to}
+		redirect := object{"Service": to}
+		if g.subsets[to] && g.maybe(50) {
+			redirect["ServiceSubset"] = "v1"
+		}
+		e["Redirect"] = redirect
 		g.splits[name] = g.splits[to]
 		g.entry(e)
 		return nil
@@ -157,10 +162,12 @@ func (g *generator) resolver(name string, later []string) []string {
 	if e["Failover"] == nil {
 		delete(e, "Failover")
 	}
+	g.subsets[name] = len(subsets) > 0
 	g.entry(e)
 	return subsets
 }
 
+// failoverTo gives nil when there is nothing to fail over to.
 func (g *generator) failoverTo(subsets, later []string) any {
 	from := "*"
 	if len(subsets) > 0 && g.maybe(50) {
