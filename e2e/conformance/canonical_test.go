@@ -32,6 +32,8 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -47,6 +49,25 @@ func render(a *anypb.Any) (tree, error) {
 	}
 	var out tree
 	return out, json.Unmarshal(text, &out)
+}
+
+// validate checks a resource, and what it carries inside, by the rules that
+// Envoy's API declares and Envoy itself applies.
+func validate(a *anypb.Any) error {
+	m, err := a.UnmarshalNew()
+	if err != nil {
+		return err
+	}
+	return protorange.Range(m.ProtoReflect(), func(at protopath.Values) error {
+		last := at.Index(-1)
+		if kind := last.Step.Kind(); kind != protopath.RootStep && kind != protopath.AnyExpandStep {
+			return nil // a part of a message that is checked
+		}
+		if v, ok := last.Value.Message().Interface().(interface{ ValidateAll() error }); ok {
+			return v.ValidateAll()
+		}
+		return nil
+	})
 }
 
 // walk visits every object of a tree, the outer ones first.

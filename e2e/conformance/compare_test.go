@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -68,6 +70,22 @@ func TestAllowancesNameAFieldAndAReason(t *testing.T) {
 		if a.path == "" || strings.Contains(a.path, "*") || a.reason == "" {
 			t.Errorf("allowance %+v needs the path of one field, and a reason", a)
 		}
+	}
+}
+
+func TestInvalidPartOfAResourceIsFound(t *testing.T) {
+	inside, err := anypb.New(&tlsv3.TlsParameters{TlsMinimumProtocolVersion: 99})
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed, err := anypb.New(&clusterv3.Cluster{Name: "web", TransportSocket: &corev3.TransportSocket{
+		Name: "tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: inside},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate(packed); err == nil || !strings.Contains(err.Error(), "TlsMinimumProtocolVersion") {
+		t.Errorf("validate: %v, want an error about TlsMinimumProtocolVersion", err)
 	}
 }
 

@@ -4,6 +4,7 @@ package conformance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -40,7 +41,7 @@ type view struct {
 }
 
 // envoy is a delta client that asks for what a real Envoy would ask for, and
-// accepts everything.
+// accepts everything that is valid; its stream ends at anything else.
 type envoy struct {
 	// views holds the newest view.
 	views chan view
@@ -145,7 +146,7 @@ func (c *conversation) take(r *discoveryv3.DeltaDiscoveryResponse) error {
 	}
 	for _, resource := range r.Resources {
 		rendered, err := render(resource.Resource)
-		if err != nil {
+		if err := errors.Join(err, validate(resource.Resource)); err != nil {
 			return fmt.Errorf("%s: %w", resource.Name, err)
 		}
 		c.has[r.TypeUrl][resource.Name] = rendered

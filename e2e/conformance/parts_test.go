@@ -41,7 +41,8 @@ type consulServer struct {
 }
 
 // startConsul starts a server and waits until its mesh has a certificate
-// authority.
+// authority. The server takes more connections than by default: the queries of
+// an Usher that was killed hold theirs until they time out, minutes later.
 func startConsul(t *testing.T, ip string) *consulServer {
 	t.Helper()
 	s := &consulServer{http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
