@@ -4,7 +4,6 @@ package conformance
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -118,27 +117,40 @@ func (s *consulServer) clearKind(t *testing.T, kind string) {
 }
 
 // load writes a case.
-func (s *consulServer) load(t *testing.T, c testCase) {
-	t.Helper()
+func (s *consulServer) load(c testCase) error {
+	var writes []write
 	for i, name := range slices.Sorted(maps.Keys(c.Services)) {
 		for j, instance := range c.Services[name] {
 			sidecar := sidecar(name, i+1, j+1, instance)
-			s.put(t, "/v1/catalog/register", sidecar)
-			s.put(t, "/v1/catalog/register", behind(name, sidecar))
+			writes = append(writes, write{registerPath, sidecar}, write{registerPath, behind(name, sidecar)})
 		}
 	}
-	s.put(t, "/v1/catalog/register", gatewayRegistration(c.Gateway))
+	writes = append(writes, write{registerPath, gatewayRegistration(c.Gateway)})
 	entries := slices.Clone(c.Entries)
 	slices.SortStableFunc(entries, func(a, b map[string]any) int {
 		return cmp.Compare(slices.Index(kinds, fmt.Sprint(a["Kind"])), slices.Index(kinds, fmt.Sprint(b["Kind"])))
 	})
 	for _, e := range entries {
 		if !slices.Contains(kinds, fmt.Sprint(e["Kind"])) {
-			t.Fatalf("kind %v is not one of %v", e["Kind"], kinds)
+			return fmt.Errorf("kind %v is not one of %v", e["Kind"], kinds)
 		}
-		s.put(t, "/v1/config", e)
+		writes = append(writes, write{"/v1/config", e})
 	}
+	for _, w := range writes {
+		if _, err := s.client.Raw().Write(w.path, w.body, nil, nil); err != nil {
+			return fmt.Errorf("PUT %s: %w: %s", w.path, err, text(w.body))
+		}
+	}
+	return nil
 }
+
+// write is a body for a path of Consul's API.
+type write struct {
+	path string
+	body map[string]any
+}
+
+const registerPath = "/v1/catalog/register"
 
 func gatewayRegistration(over map[string]any) map[string]any {
 	service := map[string]any{
@@ -172,14 +184,5 @@ func behind(name string, sidecar map[string]any) map[string]any {
 	return map[string]any{
 		"Node": serviceNode, "Address": "10.0.0.2",
 		"Service": map[string]any{"ID": id, "Service": name, "Address": service["Address"], "Port": 8080},
-	}
-}
-
-// put sends a body as JSON.
-func (s *consulServer) put(t *testing.T, path string, body map[string]any) {
-	t.Helper()
-	if _, err := s.client.Raw().Write(path, body, nil, nil); err != nil {
-		text, _ := json.Marshal(body)
-		t.Fatalf("PUT %s: %v: %s", path, err, text)
 	}
 }

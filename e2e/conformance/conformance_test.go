@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -65,7 +66,7 @@ func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s.run(t, c)
 			if t.Failed() {
-				t.Logf("the case:\n%s", c)
+				t.Logf("the case, shrunk:\n%s", s.shrink(t, c))
 			}
 		})
 	}
@@ -98,9 +99,13 @@ type suite struct {
 func (s *suite) run(t *testing.T, c testCase) {
 	s.ran++
 	s.consul.clear(t)
-	s.consul.load(t, c)
-
-	want := s.askConsul(t)
+	if err := s.consul.load(c); err != nil {
+		t.Fatal(err)
+	}
+	want, err := s.askConsul(t)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if got := len(want[resource.ListenerType]) == 0; got != c.Nothing {
 		t.Errorf("Consul gives %d listeners: the case does not show what it is about", len(want[resource.ListenerType]))
 	}
@@ -121,15 +126,15 @@ func (s *suite) run(t *testing.T, c testCase) {
 }
 
 // askConsul gives what an Envoy gets from Consul.
-func (s *suite) askConsul(t *testing.T) resources {
+func (s *suite) askConsul(t *testing.T) (resources, error) {
 	t.Helper()
 	e, stop := connect(t, s.consul.grpc)
 	defer stop()
 	r, err := settled(e)
 	if err != nil {
-		t.Fatalf("Consul: %v", err)
+		return nil, fmt.Errorf("consul: %w", err)
 	}
-	return r
+	return r, nil
 }
 
 // settled waits until an Envoy has everything that its resources refer to.
@@ -152,28 +157,35 @@ func settled(e *envoy) (resources, error) {
 // expect waits until an Envoy has the resources.
 func (s *suite) expect(t *testing.T, who string, e *envoy, want resources) {
 	t.Helper()
+	used, err := awaitEqual(e, want, settleDeadline)
+	if err != nil {
+		t.Errorf("%s: not as with Consul within %v:\n%v", who, settleDeadline, err)
+		return
+	}
+	maps.Copy(s.used, used)
+}
+
+// awaitEqual waits until an Envoy has the resources, and gives the allowances
+// that this needed; the error says in what they differ at the deadline.
+func awaitEqual(e *envoy, want resources, deadline time.Duration) (map[allowance]bool, error) {
 	problem := errors.New("it got nothing")
-	timeout := time.NewTimer(settleDeadline)
+	timeout := time.NewTimer(deadline)
 	defer timeout.Stop()
 	for {
 		select {
 		case v := <-e.views:
 			used := map[allowance]bool{}
-			if problem = s.check(v, want, used); problem == nil {
-				for a := range used {
-					s.used[a] = true
-				}
-				return
+			if problem = v.check(want, used); problem == nil {
+				return used, nil
 			}
 		case <-timeout.C:
-			t.Errorf("%s: not as with Consul within %v:\n%v", who, settleDeadline, problem)
-			return
+			return nil, problem
 		}
 	}
 }
 
 // check says in what a view is not what is wanted.
-func (s *suite) check(v view, want resources, used map[allowance]bool) error {
+func (v view) check(want resources, used map[allowance]bool) error {
 	if v.missing != "" {
 		return fmt.Errorf("missing: %s", v.missing)
 	}
