@@ -15,7 +15,7 @@ import (
 // How long shrinking may take, and how long a smaller case has to settle.
 const (
 	shrinkDeadline = 3 * time.Minute
-	shrinkSettle   = time.Second
+	shrinkSettle   = 500 * time.Millisecond
 )
 
 // shrink takes out of a case whatever a fresh Envoy's difference does not need.
