@@ -11,8 +11,13 @@ import (
 // Over plain HTTP every open query holds a connection, and a default agent
 // refuses more than 200 of them from one address
 // (https://developer.hashicorp.com/consul/docs/reference/agent/configuration-file/general#http_max_conns_per_client),
-// which others on the machine share.
-const plainConnections = 160
+// which others on the machine share. An agent keeps the connection of a query
+// whose client has gone until the query's wait ends, so there has to be room for
+// those of an Usher that was restarted, too.
+const (
+	plainConnections = 90
+	plainWait        = 30 * time.Second
+)
 
 const (
 	// staleBound is how long a change may go unseen, at most, where queries

@@ -15,7 +15,8 @@ import (
 type WatcherOptions struct {
 	// Wait is how long a blocking query waits for a change; 0 means 5 minutes,
 	// as Consul's own default
-	// (https://developer.hashicorp.com/consul/api-docs/features/blocking).
+	// (https://developer.hashicorp.com/consul/api-docs/features/blocking), and
+	// 30 seconds where every query holds a connection of its own.
 	Wait time.Duration
 	// Hold bounds how long a snapshot waits for the first answer about the
 	// health of a target; 0 means 2 seconds.
@@ -41,6 +42,9 @@ type Watcher struct {
 func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	if o.Wait <= 0 {
 		o.Wait = 5 * time.Minute
+		if c.connections() > 0 {
+			o.Wait = plainWait
+		}
 	}
 	if o.Hold <= 0 {
 		o.Hold = 2 * time.Second
