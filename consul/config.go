@@ -121,7 +121,8 @@ func (d *weak) addresses(key string, v any) map[string]gateway.Address {
 		return nil
 	}
 	out := make(map[string]gateway.Address, len(m))
-	for name, raw := range m {
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		raw := m[name]
 		fields, ok := single(raw).(map[string]any)
 		if !ok {
 			d.bad(key+"."+name, raw, "an object with address and port")
@@ -134,7 +135,8 @@ func (d *weak) addresses(key string, v any) map[string]gateway.Address {
 
 func (d *weak) address(key string, fields map[string]any) gateway.Address {
 	var a gateway.Address
-	for field, v := range fields {
+	for _, field := range slices.Sorted(maps.Keys(fields)) {
+		v := fields[field]
 		switch strings.ToLower(field) {
 		case "address":
 			s, ok := single(v).(string)

@@ -2,16 +2,23 @@ package consul
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 // fakeConsul answers every path as it was told to, and blocks as Consul does
-// until an answer has changed. A path that it was told nothing about is 404.
+// until an answer has changed. A path that it was told nothing about is 404. A
+// question to a datacenter or a peer is of the path "/path?dc=dc2".
 type fakeConsul struct {
 	url string
 
@@ -28,6 +35,9 @@ type reply struct {
 	status int
 	body   string
 	hidden bool // Consul's ACLs left something out
+	silent bool // there is no answer
+	// leaderless says that the server knows no leader.
+	leaderless bool
 }
 
 func newFakeConsul(t *testing.T) *fakeConsul {
@@ -42,11 +52,28 @@ func newFakeConsul(t *testing.T) *fakeConsul {
 // watcher gives a watcher of it.
 func (c *fakeConsul) watcher(t *testing.T) *Watcher {
 	t.Helper()
-	client, err := NewClient(Config{HTTPAddr: c.url, Getenv: func(string) string { return "" }})
+	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{})
+}
+
+// client gives a client of it.
+func (c *fakeConsul) client(t *testing.T, log slog.Handler) *Client {
+	t.Helper()
+	return newTestClient(t, Config{HTTPAddr: c.url, Logger: slog.New(log)})
+}
+
+// newTestClient gives a client in an environment that is empty unless the
+// config has one.
+func newTestClient(t *testing.T, config Config) *Client {
+	t.Helper()
+	if config.Getenv == nil {
+		config.Getenv = func(string) string { return "" }
+	}
+	client, err := NewClient(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewWatcher(client, WatcherOptions{})
+	t.Cleanup(client.http.CloseIdleConnections)
+	return client
 }
 
 // run runs f until the test ends, and waits for it.
@@ -103,20 +130,35 @@ func until(t *testing.T, f func() bool) {
 // ServeHTTP implements http.Handler.
 func (c *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	known, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64) // 0: it does not block
-	c.hear(r.URL.Path)
-	answer, index, changed := c.get(r.URL.Path, known)
-	for index == known {
+	path := questionOf(r.URL)
+	c.hear(path)
+	answer, index, changed := c.get(path, known)
+	for index == known || answer.silent {
 		select {
 		case <-r.Context().Done():
 			return
 		case <-changed:
 		}
-		answer, index, changed = c.get(r.URL.Path, known)
+		answer, index, changed = c.get(path, known)
 	}
 	w.Header().Set("X-Consul-Index", strconv.FormatUint(index, 10))
 	w.Header().Set("X-Consul-Results-Filtered-By-Acls", strconv.FormatBool(answer.hidden))
+	w.Header().Set("X-Consul-Knownleader", strconv.FormatBool(!answer.leaderless))
 	w.WriteHeader(answer.status)
 	_, _ = w.Write([]byte(answer.body)) // the client may have gone
+}
+
+// questionOf gives the path, with the datacenter, peer and filter where the
+// question has them.
+func questionOf(u *url.URL) string {
+	path, next := u.Path, "?"
+	for _, key := range []string{"dc", "peer", "filter"} {
+		if v := u.Query().Get(key); v != "" {
+			path += next + key + "=" + v
+			next = "&"
+		}
+	}
+	return path
 }
 
 func (c *fakeConsul) get(path string, known uint64) (reply, uint64, <-chan struct{}) {

@@ -1,0 +1,355 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// script answers a loop's questions one after the other, and the last one never.
+type script struct {
+	steps []step
+	asked []asked
+}
+
+// step is an answer, and how long it takes.
+type step struct {
+	index uint64
+	body  string
+	err   error
+	after time.Duration
+}
+
+// asked is a question: its index, and how long after the answer before.
+type asked struct {
+	Index uint64
+	Pause time.Duration
+}
+
+// event is what a loop made known: the value and whether it fails.
+type event struct {
+	Value   string
+	Failing bool
+}
+
+// play runs a loop on the script, and gives what it asked and what it made
+// known as changed.
+func play(t *testing.T, steps ...step) (questions []asked, events []event) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &script{steps: steps}
+		l := &loop{
+			decode: decoding(func(_ *string, a answer) (*string, error) {
+				if a.body == nil {
+					return nil, errors.New("unreadable")
+				}
+				v := strings.TrimSpace(string(a.body))
+				return &v, nil
+			}),
+			learn: func(f fact, changed bool) {
+				if v, _ := f.value.(*string); changed && v != nil {
+					events = append(events, event{*v, f.err != nil})
+				} else if changed {
+					events = append(events, event{"", f.err != nil})
+				}
+			},
+		}
+		last := time.Now()
+		l.ask = func(ctx context.Context, index uint64) (answer, error) {
+			s.asked = append(s.asked, asked{index, time.Since(last)})
+			if len(s.steps) == 0 {
+				cancel()
+				return answer{}, ctx.Err()
+			}
+			now := s.steps[0]
+			s.steps = s.steps[1:]
+			time.Sleep(now.after)
+			last = time.Now()
+			a := answer{index: now.index}
+			if now.body != "" {
+				a.body = []byte(now.body)
+			}
+			return a, now.err
+		}
+		l.run(ctx)
+		questions = s.asked
+	})
+	return questions, events
+}
+
+func TestTheNextQuestionHasTheIndexOfTheAnswer(t *testing.T) {
+	questions, events := play(t,
+		step{index: 5, body: "a"},
+		step{index: 9, body: "b", after: time.Minute},
+		step{index: 9, body: "b", after: 5 * time.Minute}, // nothing happened
+	)
+	wantEqual(t, []asked{{0, 0}, {5, 0}, {9, 0}, {9, 0}}, questions)
+	wantEqual(t, []event{{"a", false}, {"b", false}}, events)
+}
+
+func TestEqualContentIsNoEvent(t *testing.T) {
+	_, events := play(t,
+		step{index: 5, body: "a"},
+		step{index: 6, body: "a"},
+		step{index: 7, body: " a "}, // other bytes, the same value
+		step{index: 8, body: "b"},
+	)
+	wantEqual(t, []event{{"a", false}, {"b", false}}, events)
+}
+
+func TestAnIndexThatWentBackIsForgotten(t *testing.T) {
+	questions, events := play(t,
+		step{index: 5, body: "a"},
+		step{index: 3, body: "a"},
+		step{index: 3, body: "b"},
+		step{index: 4, body: "c"},
+	)
+	wantEqual(t, []asked{{0, 0}, {5, 0}, {0, 0}, {3, 0}, {4, 0}}, questions)
+	wantEqual(t, []event{{"a", false}, {"b", false}, {"c", false}}, events)
+}
+
+func TestWithoutAnIndexQuestionsDoNotSpin(t *testing.T) {
+	questions, _ := play(t, step{body: "a"}, step{body: "a"}, step{body: "b"})
+	for _, q := range questions[1:] {
+		if q.Index != 0 || q.Pause < 100*time.Millisecond || q.Pause > time.Second {
+			t.Errorf("asked with index %d after %v, want 0 after a pause", q.Index, q.Pause)
+		}
+	}
+}
+
+func TestErrorsKeepTheFactAndAreTriedAgain(t *testing.T) {
+	refused := step{err: errors.New("refused")}
+	questions, events := play(t,
+		step{index: 5, body: "a"}, refused, refused, refused, refused, refused,
+		step{index: 2, body: "a"}, // Consul has been restarted
+		step{index: 3, body: "b"},
+	)
+	wantEqual(t, []event{{"a", false}, {"a", true}, {"a", true}, {"a", true}, {"a", false}, {"b", false}}, events)
+	if q := questions[2]; q.Index != 0 {
+		t.Errorf("after an error the index was %d, want 0: the answer could take for ever", q.Index)
+	}
+	if last := questions[len(questions)-1]; last.Index != 3 {
+		t.Errorf("at the end the index was %d, want 3", last.Index)
+	}
+}
+
+func TestPausesAfterErrorsGrowToABound(t *testing.T) {
+	var steps []step
+	for range 12 {
+		steps = append(steps, step{err: errors.New("refused")})
+	}
+	questions, _ := play(t, steps...)
+	bound := firstPause
+	for i, q := range questions[1:] {
+		if q.Pause > bound || q.Pause < bound/2 {
+			t.Errorf("pause %d is %v, want %v to %v", i, q.Pause, bound/2, bound)
+		}
+		bound = min(2*bound, longestPause)
+	}
+}
+
+func TestSuccessMakesThePauseShortAgain(t *testing.T) {
+	refused := step{err: errors.New("refused")}
+	questions, _ := play(t, refused, refused, refused, refused, refused, step{index: 1, body: "a"}, refused)
+	if q := questions[len(questions)-1]; q.Pause > firstPause {
+		t.Errorf("the pause is %v, want at most %v", q.Pause, firstPause)
+	}
+}
+
+func TestAnUnreadableAnswerIsAnErrorUntilItIsReadable(t *testing.T) {
+	_, events := play(t,
+		step{index: 1, body: "a"},
+		step{index: 2},
+		step{index: 2},
+		step{index: 3, body: "a"},
+	)
+	wantEqual(t, []event{{"a", false}, {"a", true}, {"a", true}, {"a", false}}, events)
+}
+
+func TestAnAnswerThatChangesAllTheTimeIsReadSlower(t *testing.T) {
+	var steps []step
+	for i := range 100 {
+		steps = append(steps, step{index: uint64(i + 1), body: strings.Repeat("x", i+1)})
+	}
+	questions, events := play(t, steps...)
+	for i, q := range questions {
+		switch {
+		case i <= paceBurst && q.Pause != 0:
+			t.Errorf("question %d waited %v, want none: a few changes go out at once", i, q.Pause)
+		case i > paceBurst+1 && q.Pause != paceInterval:
+			t.Errorf("question %d waited %v, want %v", i, q.Pause, paceInterval)
+		}
+	}
+	if len(events) != 100 {
+		t.Errorf("%d events, want 100", len(events))
+	}
+}
+
+func TestAPauseEndsWithTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := &loop{
+			ask:   func(context.Context, uint64) (answer, error) { return answer{}, errors.New("refused") },
+			learn: func(fact, bool) {},
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); l.run(ctx) }()
+		time.Sleep(time.Hour)
+		cancel()
+		synctest.Wait()
+		select {
+		case <-done:
+		default:
+			t.Error("it goes on")
+		}
+	})
+}
+
+func wantEqual[T any](t *testing.T, want, got T) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// answering is a Consul that answers one thing.
+func answering(t *testing.T, h http.HandlerFunc) *Client {
+	t.Helper()
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return newTestClient(t, Config{HTTPAddr: server.URL, Getenv: vars{"CONSUL_HTTP_TOKEN": callersToken}.get})
+}
+
+func TestEachWayToFailIsNamed(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer http.HandlerFunc
+		want   outcome
+		say    string
+	}{
+		"unknown token": {refuse(403, "ACL not found"), outcomeDenied, "403: ACL not found"},
+		"not found":     {refuse(404, "Config entry not found"), outcomeMissing, "404"},
+		"too many":      {refuse(429, "too many concurrent connections"), outcomeLimited, "http_max_conns_per_client"},
+		"server error":  {refuse(500, "No cluster\n leader"), outcomeFailed, "500: No cluster leader"},
+		"redirect":      {refuse(307, ""), outcomeFailed, "307"},
+		"no leader": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Consul-Knownleader", "false")
+		}, outcomeUnreachable, "leader"},
+		"hung up": {func(http.ResponseWriter, *http.Request) {
+			panic(http.ErrAbortHandler)
+		}, outcomeUnreachable, "EOF"},
+		"repeats the token": {refuse(403, "token "+callersToken+" is bad"), outcomeDenied, "not shown"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := askMesh(t, answering(t, test.answer))
+			if outcomeOf(err) != test.want || !strings.Contains(err.Error(), test.say) {
+				t.Errorf("%s: %v, want %s: …%s…", outcomeOf(err), err, test.want, test.say)
+			}
+			if strings.Contains(err.Error(), callersToken) {
+				t.Errorf("the error prints the token: %v", err)
+			}
+		})
+	}
+}
+
+func refuse(status int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, body, status) }
+}
+
+func TestASilentConsulIsUnreachable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestClient(t, Config{})
+		c.http.Transport = silent{}
+		start := time.Now()
+		_, err := c.ask(t.Context(), query{kind: meshKind}, 7, time.Minute)
+		if outcomeOf(err) != outcomeUnreachable || !strings.Contains(err.Error(), "no answer within") {
+			t.Errorf("error %v, want that there was no answer", err)
+		}
+		if took := time.Since(start); took < time.Minute+4*time.Second || took > 2*time.Minute {
+			t.Errorf("gave up after %v; Consul itself may take a minute and a sixteenth", took)
+		}
+	})
+}
+
+// silent never answers.
+type silent struct{}
+
+// RoundTrip implements http.RoundTripper.
+func (silent) RoundTrip(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+func TestWhatIsSentWithAQuestion(t *testing.T) {
+	var uri string
+	c := answering(t, func(_ http.ResponseWriter, r *http.Request) { uri = r.URL.RequestURI() })
+	for _, test := range []struct {
+		query query
+		index uint64
+		want  string
+	}{
+		{query{kind: meshKind}, 0, "/v1/config/mesh?stale="},
+		{query{kind: meshKind}, 7, "/v1/config/mesh?index=7&stale=&wait=60000ms"},
+		{query{kind: instancesKind, name: "edge"}, 0, "/v1/health/service/edge?merge-central-config=&stale="},
+		{query{kind: leafKind, name: "edge"}, 0, "/v1/agent/connect/ca/leaf/edge"},
+		{query{kind: leafKind, name: "../../../kv/x"}, 0, "/v1/agent/connect/ca/leaf/..%2F..%2F..%2Fkv%2Fx"},
+		{query{kind: chainKind, name: "web", namespace: "default", partition: "default"}, 0, "/v1/discovery-chain/web?stale="},
+		{query{kind: chainKind, name: "web", namespace: "a", partition: "b"}, 0, "/v1/discovery-chain/web?ns=a&partition=b&stale="},
+		{
+			query{kind: healthKind, name: "web", datacenter: "dc2", peer: "p", filter: `Service.Meta.v == "1"`},
+			0,
+			"/v1/health/connect/web?dc=dc2&filter=Service.Meta.v+%3D%3D+%221%22&peer=p&stale=",
+		},
+	} {
+		if _, err := c.ask(t.Context(), test.query, test.index, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if uri != test.want {
+			t.Errorf("%v: asked %s, want %s", test.query, uri, test.want)
+		}
+	}
+}
+
+// Consul's streaming backend answers an empty list, without any sign, when the
+// token has lost the right to read the service.
+func TestAnEmptyStreamIsAskedForAgain(t *testing.T) {
+	denied := true
+	c := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Consul-Index", "9")
+		if r.URL.Query().Has("index") {
+			w.Header().Set("X-Consul-Query-Backend", "streaming")
+			w.Header().Set("X-Consul-Knownleader", "false")
+		} else if denied {
+			http.Error(w, "Permission denied", http.StatusForbidden)
+			return
+		}
+		_, _ = w.Write([]byte("[]\n")) // the client may have gone
+	})
+	q := query{kind: healthKind, name: "web"}
+	if _, err := c.ask(t.Context(), q, 8, time.Minute); outcomeOf(err) != outcomeDenied {
+		t.Errorf("error %v, want that the token is denied", err)
+	}
+	denied = false
+	a, err := c.ask(t.Context(), q, 8, time.Minute)
+	if err != nil || a.streamed || a.index != 9 {
+		t.Errorf("answer %+v, error %v; want one that was not streamed", a, err)
+	}
+}
+
+func TestAStreamHasNoLeaderToName(t *testing.T) {
+	c := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Consul-Query-Backend", "streaming")
+		w.Header().Set("X-Consul-Knownleader", "false")
+		_, _ = w.Write([]byte("[{}]")) // the client may have gone
+	})
+	if _, err := c.ask(t.Context(), query{kind: healthKind, name: "web"}, 8, time.Minute); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,385 @@
+package consul
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+func instanceOf(gateway string) reply {
+	return reply{body: fmt.Sprintf(`[{
+		"Node": {"Node": "n1", "Datacenter": "dc1"}, "Service": {"Kind": "ingress-gateway", "ID": %q}
+	}]`, gateway)}
+}
+
+// chainTo is the chain of a service that leads to targets of the same name, or
+// to the service itself.
+func chainTo(service string, targets ...string) reply {
+	if len(targets) == 0 {
+		targets = []string{service}
+	}
+	var list []string
+	for _, target := range targets {
+		list = append(list, fmt.Sprintf(`%q: {"ID": %q, "Service": %q, "Namespace": "default", "Partition": "default", "Datacenter": "dc1"}`,
+			target, target, target))
+	}
+	return reply{body: fmt.Sprintf(`{"Chain": {"ServiceName": %q, "Datacenter": "dc1", "StartNode": "start", "Nodes": {"start": {}}, "Targets": {%s}}}`,
+		service, strings.Join(list, ", "))}
+}
+
+// sidecar is one instance of a service.
+func sidecar(port int, status string) reply {
+	return reply{body: fmt.Sprintf(`[{
+		"Node": {"Node": "n1", "Address": "10.0.0.1", "Datacenter": "dc1"},
+		"Service": {"Port": %d}, "Checks": [{"Status": %q}]
+	}]`, port, status)}
+}
+
+// newLab is a Consul with a gateway, and services with one instance each.
+func newLab(t *testing.T, services ...string) *fakeConsul {
+	t.Helper()
+	c := newFakeGateway(t, services...)
+	for i, s := range services {
+		c.set("/v1/discovery-chain/"+s, chainTo(s))
+		c.set("/v1/health/connect/"+s, sidecar(20000+i, "passing"))
+	}
+	return c
+}
+
+func TestASnapshotHasAllThatConsulSays(t *testing.T) {
+	c := newFakeConsul(t)
+	c.set("/v1/connect/ca/roots", reply{body: `{"TrustDomain": "td.consul", "Roots": [{"RootCert": "one"}, {"RootCert": "two"}]}`})
+	c.set("/v1/agent/connect/ca/leaf/gateway", reply{body: `{"CertPEM": "cert", "PrivateKeyPEM": "key", "ValidBefore": "2030-01-02T03:04:05Z"}`})
+	c.set("/v1/config/proxy-defaults", reply{body: `[{"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http", "usher": {"proxy_protocol": {"mode": "permissive"}}}}]`})
+	c.set("/v1/config/mesh", reply{body: `[{"Kind": "mesh", "ValidateClusters": true, "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_3"}}}]`})
+	c.set("/v1/config/ingress-gateway", reply{body: `[
+		{"Kind": "ingress-gateway", "Name": "other", "Listeners": null},
+		{"Kind": "ingress-gateway", "Name": "gateway", "TLS": {"Enabled": true}, "Defaults": {"MaxConnections": 3, "PassiveHealthCheck": {"Interval": 10000000000}},
+		 "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web", "Hosts": ["a.example"], "RequestHeaders": {"Add": {"x": "y"}}}]}]}
+	]`})
+	c.set(rowsPath, reply{body: `[{"Gateway": {"Name": "gateway"}, "Service": {"Name": "web", "Namespace": "default", "Partition": "default"}, "Port": 8080, "Protocol": "http", "Hosts": ["a.example"]}]`})
+	c.set("/v1/health/service/gateway", reply{body: `[
+		{"Node": {"Node": "n2", "Address": "10.0.0.2", "Datacenter": "dc1"}, "Service": {"Kind": "ingress-gateway", "ID": "gateway", "Port": 8443,
+			"Proxy": {"Config": {"usher": {"proxy_protocol": {"mode": "strict"}}}}}, "Checks": [{"Status": "critical"}]},
+		{"Node": {"Node": "n1", "Address": "10.0.0.1", "Datacenter": "dc1"}, "Service": {"Kind": "ingress-gateway", "ID": "gateway", "Address": "10.1.0.1", "Port": 8443,
+			"TaggedAddresses": {"wan": {"Address": "192.0.2.1", "Port": 443}},
+			"Proxy": {"Config": {"usher": {"proxy_protocol": {"mode": "permissive"}}, "envoy_gateway_no_default_bind": true},
+			"AccessLogs": {"Enabled": true, "Type": "file", "Path": "/log"}}}},
+		{"Node": {"Node": "n1"}, "Service": {"ID": "no gateway"}}
+	]`})
+	c.set("/v1/discovery-chain/web", reply{body: `{"Chain": {"ServiceName": "web", "Namespace": "default", "Partition": "default", "Datacenter": "dc1",
+		"Protocol": "http", "StartNode": "resolver:web", "Nodes": {"resolver:web": {"Type": "resolver", "Name": "web", "Resolver": {"ConnectTimeout": "5s", "Target": "web"}}},
+		"Targets": {"web": {"ID": "web", "Service": "web", "Datacenter": "dc1", "Subset": {"OnlyPassing": true}, "ConnectTimeout": "5s", "Name": "web.internal"}}}}`})
+	c.set("/v1/health/connect/web", reply{body: `[
+		{"Node": {"Address": "10.0.0.2", "Datacenter": "dc1", "TaggedAddresses": {"wan": "192.0.2.2"}}, "Service": {"Port": 2, "Weights": {"Passing": 1, "Warning": 2}},
+			"Checks": [{"Status": "passing"}, {"Status": "critical"}, {"Status": "warning"}]},
+		{"Node": {"Address": "10.0.0.1", "Datacenter": "dc1"}, "Service": {"Address": "10.0.0.9", "Port": 1}, "Checks": [{"Status": "warning"}]},
+		{"Node": {"Address": "10.0.0.1", "Datacenter": "dc1"}, "Service": {"Port": 1, "Connect": {"PeerMeta": {"SNI": ["sni"], "SpiffeID": ["id"], "Protocol": "tcp"}}}}
+	]`})
+
+	connections, second := uint32(3), gateway.Duration(time.Second)
+	want := &gateway.Snapshot{
+		ID: gateway.ID{Name: "gateway"}, Datacenter: "dc1",
+		Entry: &gateway.Entry{
+			Name: "gateway", TLS: gateway.TLS{Enabled: true},
+			Defaults: &gateway.Limits{MaxConnections: &connections, PassiveHealthCheck: &gateway.PassiveHealthCheck{Interval: 10 * second}},
+			Listeners: []gateway.Listener{{Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{
+				Name: "web", Hosts: []string{"a.example"}, RequestHeaders: &gateway.HeaderModifiers{Add: map[string]string{"x": "y"}},
+			}}}},
+		},
+		Services: []gateway.Service{{Service: gateway.ServiceName{Name: "web"}, Port: 8080, Protocol: "http", Hosts: []string{"a.example"}}},
+		Chains: map[gateway.ServiceName]*gateway.Chain{{Name: "web"}: {
+			ServiceName: "web", Namespace: "default", Partition: "default", Datacenter: "dc1", Protocol: "http", StartNode: "resolver:web",
+			Nodes: map[string]*gateway.ChainNode{"resolver:web": {Type: "resolver", Name: "web", Resolver: &gateway.Resolver{ConnectTimeout: 5 * second, Target: "web"}}},
+			Targets: map[string]*gateway.Target{"web": {
+				ID: "web", Service: "web", Datacenter: "dc1", Subset: gateway.Subset{OnlyPassing: true}, ConnectTimeout: 5 * second, Name: "web.internal",
+			}},
+		}},
+		Endpoints: map[string]*gateway.Endpoints{"web": {Endpoints: []gateway.Endpoint{
+			{NodeDatacenter: "dc1", NodeAddress: "10.0.0.1", Port: 1, Peer: &gateway.PeerMeta{SNI: []string{"sni"}, SpiffeID: []string{"id"}, Protocol: "tcp"}},
+			{
+				NodeDatacenter: "dc1", NodeAddress: "10.0.0.2", NodeWANAddress: "192.0.2.2", Port: 2,
+				Status: gateway.Critical, Weights: gateway.Weights{Passing: 1, Warning: 2},
+			},
+			{NodeDatacenter: "dc1", NodeAddress: "10.0.0.1", Address: "10.0.0.9", Port: 1, Status: gateway.Warning},
+		}}},
+		Mesh:     &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
+		Roots:    &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
+		Leaf:     &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
+		Defaults: says(gateway.Permissive),
+		Instances: []*gateway.Instance{
+			{
+				Node: "n1", ServiceID: "gateway", NodeAddress: "10.0.0.1", Address: "10.1.0.1", Port: 8443,
+				TaggedAddresses: map[string]gateway.Address{"wan": {Address: "192.0.2.1", Port: 443}},
+				Config:          gateway.ProxyConfig{NoDefaultBind: true},
+				AccessLogs:      gateway.AccessLogs{Enabled: true, Type: "file", Path: "/log"},
+				Own:             says(""),
+			},
+			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Own: says(gateway.Strict)},
+		},
+	}
+	got := start(t, c.watcher(t), "gateway").next(t, anyOne)
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(gateway.Layer{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// says is a layer of settings that is good.
+func says(mode gateway.Mode) gateway.Layer {
+	var raw any
+	if mode != "" {
+		raw = map[string]any{"proxy_protocol": map[string]any{"mode": string(mode)}}
+	}
+	l, _ := gateway.Layer{}.Next("", raw)
+	return l
+}
+
+func TestWhatDidNotChangeKeepsItsPointer(t *testing.T) {
+	c := newLab(t, "web", "api")
+	w := start(t, c.watcher(t), "gateway")
+	before := w.next(t, anyOne)
+
+	c.set("/v1/health/connect/api", sidecar(9, "critical"))
+	after := w.next(t, anyOne)
+	api, web := gateway.ServiceName{Name: "api"}, gateway.ServiceName{Name: "web"}
+	if after.Endpoints["api"] == before.Endpoints["api"] || after.Endpoints["api"].Endpoints[0].Status != gateway.Critical {
+		t.Errorf("the endpoints of api are %+v", after.Endpoints["api"])
+	}
+	for name, same := range map[string]bool{
+		"entry": after.Entry == before.Entry, "roots": after.Roots == before.Roots, "leaf": after.Leaf == before.Leaf,
+		"instance": after.Instances[0] == before.Instances[0],
+		"chains":   after.Chains[api] == before.Chains[api] && after.Chains[web] == before.Chains[web],
+		"web":      after.Endpoints["web"] == before.Endpoints["web"],
+	} {
+		if !same {
+			t.Errorf("%s has another pointer", name)
+		}
+	}
+
+	// Another gateway's entry changes: everything is asked again, nothing is new.
+	c.set("/v1/config/ingress-gateway", reply{body: strings.Replace(entryOf("web", "api").body, "[{", `[{"Name": "other"}, {`, 1)})
+	c.waitLearned(t, "/v1/config/ingress-gateway")
+	c.set("/v1/health/connect/web", sidecar(8, "passing"))
+	if last := w.next(t, anyOne); last.Endpoints["web"].Endpoints[0].Port != 8 || last.Entry != before.Entry {
+		t.Errorf("another gateway's entry made a snapshot: %+v", last)
+	}
+}
+
+func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
+	c := newLab(t, "web")
+	w := start(t, c.watcher(t), "gateway")
+	wantServices(t, w.next(t, anyOne), "web")
+
+	// The row is there before the entry, then the chain is missing, then the
+	// health of its target.
+	c.set("/v1/discovery-chain/api", reply{silent: true})
+	c.set("/v1/health/connect/api", reply{silent: true})
+	c.set(rowsPath, rowsOf("web", "api"))
+	c.waitLearned(t, rowsPath)
+	c.set("/v1/config/ingress-gateway", entryOf("web", "api"))
+	c.waitLearned(t, "/v1/config/ingress-gateway")
+	c.set("/v1/discovery-chain/api", chainTo("api"))
+	c.waitLearned(t, "/v1/discovery-chain/api")
+	c.set("/v1/health/connect/api", sidecar(1, "passing"))
+	s := w.next(t, anyOne)
+	wantServices(t, s, "api", "web")
+	if len(s.Chains) != 2 || len(s.Endpoints["api"].Endpoints) != 1 {
+		t.Errorf("handed on half: chains %v, endpoints %v", s.Chains, s.Endpoints)
+	}
+
+	// Away again, the entry first.
+	c.set("/v1/config/ingress-gateway", entryOf("web"))
+	c.waitLearned(t, "/v1/config/ingress-gateway")
+	c.set(rowsPath, rowsOf("web"))
+	s = w.next(t, anyOne)
+	wantServices(t, s, "web")
+	if len(s.Chains) != 1 || len(s.Endpoints) != 1 || len(s.Entry.Listeners[0].Services) != 1 {
+		t.Errorf("something is left of it: chains %v, endpoints %v, entry %+v", s.Chains, s.Endpoints, s.Entry)
+	}
+}
+
+func TestADeletedEntryIsAGatewayWithoutListeners(t *testing.T) {
+	c := newLab(t, "web")
+	w := start(t, c.watcher(t), "gateway")
+	w.next(t, anyOne)
+	c.set("/v1/config/ingress-gateway", reply{body: "[]"})
+	c.set(rowsPath, reply{body: "[]"})
+	s := w.next(t, func(s *gateway.Snapshot) bool { return s.Entry == nil })
+	if len(s.Services)+len(s.Chains)+len(s.Endpoints) != 0 || s.Leaf != nil {
+		t.Errorf("something is left: %+v", s)
+	}
+}
+
+func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
+	c := newLab(t, "web")
+	c.set("/v1/discovery-chain/web", chainTo("web", "web", "secret"))
+	c.set("/v1/health/connect/secret", reply{status: http.StatusForbidden, body: "Permission denied"})
+	w := start(t, c.watcher(t), "gateway")
+	s := w.next(t, anyOne)
+	if s.Endpoints["web"] == nil || s.Endpoints["secret"] != nil {
+		t.Errorf("endpoints %v, want those of web alone", s.Endpoints)
+	}
+	s = w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
+	if p := s.Problems[0].String(); p != `instances of "secret": consul answered 403: Permission denied` {
+		t.Errorf("problem %q", p)
+	}
+	c.set("/v1/health/connect/secret", sidecar(1, "passing"))
+	s = w.next(t, func(s *gateway.Snapshot) bool { return s.Endpoints["secret"] != nil })
+	if len(s.Problems) > 0 {
+		t.Errorf("the problem stays: %v", s.Problems)
+	}
+}
+
+func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
+	c := newLab(t, "web")
+	c.set("/v1/discovery-chain/web", chainTo("web", "web", "silent"))
+	c.set("/v1/health/connect/silent", reply{silent: true})
+	w := NewWatcher(c.client(t, &journal{}), WatcherOptions{Hold: 50 * time.Millisecond})
+	begin := time.Now()
+	s := start(t, w, "gateway").next(t, anyOne)
+	if s.Endpoints["web"] == nil || s.Endpoints["silent"] != nil {
+		t.Errorf("endpoints %v, want those of web alone", s.Endpoints)
+	}
+	if took := time.Since(begin); took < 50*time.Millisecond {
+		t.Errorf("handed on after %v; the target could still have answered", took)
+	}
+}
+
+func TestAChainThatFailsKeepsTheLastGoodOne(t *testing.T) {
+	c := newLab(t, "web")
+	w := start(t, c.watcher(t), "gateway")
+	before := w.next(t, anyOne)
+	c.set("/v1/discovery-chain/web", reply{status: http.StatusInternalServerError, body: "circular reference"})
+	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
+	if web := (gateway.ServiceName{Name: "web"}); s.Chains[web] != before.Chains[web] || len(s.Services) != 1 {
+		t.Errorf("services %v, chains %v; want those of before", s.Services, s.Chains)
+	}
+	if p := s.Problems[0].String(); p != `discovery chain of "web": consul answered 500: circular reference` {
+		t.Errorf("problem %q", p)
+	}
+}
+
+func TestAChainThatNeverWasGoodLeavesOutItsServiceOnly(t *testing.T) {
+	c := newLab(t, "web", "api")
+	c.set("/v1/discovery-chain/api", reply{status: http.StatusInternalServerError, body: "circular reference"})
+	s := start(t, c.watcher(t), "gateway").next(t, anyOne)
+	wantServices(t, s, "web")
+	if len(s.Problems) != 1 || !strings.Contains(s.Problems[0].What, "left out") {
+		t.Errorf("problems %v, want one that says what is left out", s.Problems)
+	}
+}
+
+func TestALeaderlessServerTakesNothingAway(t *testing.T) {
+	c := newLab(t, "web")
+	w := start(t, c.watcher(t), "gateway")
+	w.next(t, anyOne)
+	for _, path := range []string{rowsPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web"} {
+		c.set(path, reply{body: "[]", leaderless: true})
+	}
+	c.waitLearned(t, rowsPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web")
+	c.set("/v1/connect/ca/roots", roots("next"))
+	s := w.next(t, anyOne)
+	if s.Roots.TrustDomain != "next.consul" || s.Entry == nil || len(s.Services) != 1 || len(s.Instances) != 1 || len(s.Endpoints["web"].Endpoints) != 1 {
+		t.Errorf("snapshot %+v, want all of before and new roots", s)
+	}
+}
+
+func TestAGatewayThatIsNotRegisteredIsSaid(t *testing.T) {
+	c := newLab(t)
+	c.set("/v1/health/service/gateway", reply{body: "[]"})
+	log := &journal{}
+	w := start(t, NewWatcher(c.client(t, log), WatcherOptions{Hold: time.Millisecond}), "gateway")
+	until(t, func() bool {
+		for _, line := range log.take() {
+			if strings.HasPrefix(line, "WARN the gateway is not known completely") {
+				return true
+			}
+		}
+		return false
+	})
+	c.set("/v1/health/service/gateway", instanceOf("gateway"))
+	if s := w.next(t, anyOne); s.Datacenter != "dc1" {
+		t.Errorf("datacenter %q", s.Datacenter)
+	}
+}
+
+func TestInstancesThatGoAwayLeaveTheDatacenter(t *testing.T) {
+	c := newLab(t)
+	w := start(t, c.watcher(t), "gateway")
+	w.next(t, anyOne)
+	c.set("/v1/health/service/gateway", reply{body: "[]"})
+	if s := w.next(t, anyOne); s.Datacenter != "dc1" || len(s.Instances) != 0 {
+		t.Errorf("datacenter %q, instances %v", s.Datacenter, s.Instances)
+	}
+}
+
+func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
+	c := newLab(t, "web")
+	mode := func(mode string) reply {
+		return reply{body: fmt.Sprintf(`[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": %q}}}}]`, mode)}
+	}
+	c.set("/v1/config/proxy-defaults", mode("strict"))
+	w := c.watcher(t)
+	run(t, w.Run)
+	first := start(t, w, "gateway")
+	first.next(t, func(s *gateway.Snapshot) bool { return s.Defaults == says(gateway.Strict) })
+
+	c.set("/v1/config/proxy-defaults", mode("stict"))
+	s := first.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
+	if s.Defaults != says(gateway.Strict) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
+		t.Errorf("settings %+v, problems %v", s.Defaults, s.Problems)
+	}
+
+	// The last Envoy goes away and comes back.
+	first.stop()
+	if s := start(t, w, "gateway").next(t, anyOne); s.Defaults != says(gateway.Strict) {
+		t.Errorf("settings %+v, want the last good ones", s.Defaults)
+	}
+}
+
+func TestMeshGatewaysOnTheWayToAnotherDatacenter(t *testing.T) {
+	const list = `?filter=ServiceKind == "mesh-gateway"`
+	c := newLab(t, "web")
+	target := func(id, dc, mode string) string {
+		return fmt.Sprintf(`%q: {"ID": %q, "Service": "web", "Datacenter": %q, "MeshGateway": {"Mode": %q}}`, id, id, dc, mode)
+	}
+	c.set("/v1/discovery-chain/web", reply{body: `{"Chain": {"Datacenter": "dc1", "StartNode": "s", "Nodes": {"s": {}}, "Targets": {` +
+		strings.Join([]string{
+			target("here", "dc1", "local"), target("remote", "dc2", "remote"), target("local", "dc3", "local"), target("direct", "dc4", ""),
+		}, ", ") + `}}}`})
+	for _, dc := range []string{"dc2", "dc3", "dc4"} {
+		c.set("/v1/health/connect/web?dc="+dc, reply{body: "[]"})
+	}
+	c.set("/v1/catalog/services"+list, reply{body: `{"mesh-gateway": []}`})
+	c.set("/v1/catalog/services?dc=dc2&"+list[1:], reply{body: `{"east": [], "west": []}`})
+	c.set("/v1/health/service/mesh-gateway", sidecar(1, "passing"))
+	c.set("/v1/health/service/east?dc=dc2", sidecar(3, "passing"))
+	c.set("/v1/health/service/west?dc=dc2", sidecar(2, "warning"))
+	w := start(t, c.watcher(t), "gateway")
+	before := w.next(t, anyOne)
+	ports := map[string][]int{}
+	for dc, e := range before.MeshGateways {
+		for _, e := range e.Endpoints {
+			ports[dc] = append(ports[dc], e.Port)
+		}
+	}
+	wantEqual(t, map[string][]int{"dc1": {1}, "dc2": {2, 3}}, ports)
+
+	c.set("/v1/health/service/mesh-gateway", sidecar(7, "passing"))
+	after := w.next(t, anyOne)
+	if after.MeshGateways["dc1"].Endpoints[0].Port != 7 || after.MeshGateways["dc2"] != before.MeshGateways["dc2"] {
+		t.Errorf("mesh gateways %v after %v", after.MeshGateways, before.MeshGateways)
+	}
+}
+
+func TestAGatewayNeedsAName(t *testing.T) {
+	if err := newFakeConsul(t).watcher(t).Watch(t.Context(), gateway.ID{}, nil); err == nil {
+		t.Error("no error")
+	}
+}
