@@ -45,6 +45,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 			var last *xds.Set
 			w.streams = []*subscriber{{node: edge, put: func(s *xds.Set) { last = s }}}
 			w.snapshot = manyServices(n)
+			w.renew()
 			w.publish()
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -53,6 +54,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 				s.Endpoints["web-0003"] = &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "10.0.0.2", Port: 10000 + i%50000}}}
 				before := last
 				w.snapshot = &s
+				w.renew()
 				w.publish()
 				if last == before {
 					b.Fatal("the change was not published")

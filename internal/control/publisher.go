@@ -15,7 +15,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// publisher turns snapshots into sets. Within one generation (begin to end) it
+// publisher turns snapshots into sets. Within one generation, from one begin to the next, it
 // compiles each kind of Envoy once; from one generation to the next a resource
 // whose bytes did not change stays the same value, and so does a collection.
 type publisher struct {
@@ -47,13 +47,12 @@ type resourceKey struct {
 func (p *publisher) begin(s *gateway.Snapshot) {
 	p.snapshot = s
 	p.current = map[kind]result{}
+	p.shared = p.fresh
 	p.fresh = map[resourceKey]*xds.Resource{}
 	if p.last == nil {
 		p.last = map[kind]*xds.Set{}
 	}
 }
-
-func (p *publisher) end() { p.shared = p.fresh }
 
 // candidates gives the registered instances that the node may be: those with
 // its service ID and, as far as they tell them apart, its node name and the

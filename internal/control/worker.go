@@ -86,8 +86,10 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 			return
 		case s := <-snapshots.C():
 			w.snapshot = s
+			w.renew()
 			w.publish()
 		case w.layer = <-w.operator.C():
+			w.renew()
 			w.publish()
 		case w.streams = <-w.changed.C():
 			idle.Reset(w.plane.linger)
@@ -100,15 +102,23 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 	}
 }
 
-// publish compiles what is not compiled yet and gives every stream whose set
-// changed the new one.
-func (w *worker) publish() {
+// renew begins a generation of sets: what they are made of has changed. An
+// Envoy that comes or goes changes nothing of it.
+func (w *worker) renew() {
 	if w.snapshot == nil {
 		return
 	}
 	s := *w.snapshot
 	s.Operator = w.layer
 	w.publisher.begin(&s)
+}
+
+// publish compiles what is not compiled yet and gives every stream whose set
+// changed the new one.
+func (w *worker) publish() {
+	if w.snapshot == nil {
+		return
+	}
 	var compiling []gateway.Problem
 	for _, stream := range w.streams {
 		set, found := w.setFor(stream)
@@ -118,11 +128,10 @@ func (w *worker) publish() {
 			stream.put(set)
 		}
 	}
-	w.publisher.end()
 	if len(w.streams) > 0 {
 		w.compiling = compiling
 	}
-	w.plane.problems.ofGateway(w.id, slices.Concat(s.Problems, w.compiling))
+	w.plane.problems.ofGateway(w.id, slices.Concat(w.snapshot.Problems, w.compiling))
 }
 
 // setFor gives the set of one stream; nil when there is none for it: its
