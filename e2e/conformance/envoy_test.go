@@ -43,19 +43,26 @@ type view struct {
 // envoy is a delta client that asks for what a real Envoy would ask for, and
 // accepts everything that is valid; its stream ends at anything else.
 type envoy struct {
+	gateway string
 	// views holds the newest view.
 	views chan view
 }
 
-// connect starts an Envoy, which connects again when its stream ends, and ends
-// with the returned function.
+// connect starts an Envoy of the gateway of every case.
 func connect(t *testing.T, addr string) (*envoy, func()) {
+	t.Helper()
+	return connectAs(t, addr, gatewayName)
+}
+
+// connectAs starts an Envoy, which connects again when its stream ends, and
+// ends with the returned function.
+func connectAs(t *testing.T, addr, gateway string) (*envoy, func()) {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &envoy{views: make(chan view, 1)}
+	e := &envoy{gateway: gateway, views: make(chan view, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -99,7 +106,7 @@ func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
 	for i, typeURL := range wildcardTypes {
 		request := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL}
 		if i == 0 {
-			request.Node = node()
+			request.Node = node(e.gateway)
 		}
 		if err := stream.Send(request); err != nil {
 			return err
@@ -117,11 +124,11 @@ func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
 	}
 }
 
-// node is what the Envoy of every case says about itself.
-func node() *corev3.Node {
+// node is what an Envoy says about itself.
+func node(gateway string) *corev3.Node {
 	return &corev3.Node{
-		Id:            gatewayName,
-		Cluster:       gatewayName,
+		Id:            gateway,
+		Cluster:       gateway,
 		UserAgentName: "envoy",
 		Metadata:      &structpb.Struct{Fields: map[string]*structpb.Value{"node_name": structpb.NewStringValue(gatewayNode)}},
 		UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{
