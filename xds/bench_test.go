@@ -2,7 +2,6 @@ package xds
 
 import (
 	"fmt"
-	"maps"
 	"testing"
 )
 
@@ -12,18 +11,14 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 	for _, sotw := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sotw=%t", sotw), func(b *testing.B) {
 			const services, envoys = 1000, 100
-			all := [NumTypes]Collection{
-				Cluster:  {Known: true, Resources: map[string]*Resource{}},
-				Endpoint: {Known: true, Resources: map[string]*Resource{}},
-			}
+			clusters, endpoints := map[string]*Resource{}, map[string]*Resource{}
 			var names []string
 			for i := range services {
 				name := fmt.Sprintf("service-%d", i)
 				names = append(names, name)
-				for _, typ := range []Type{Cluster, Endpoint} {
-					all[typ].Resources[name] = sample(b, typ, name, 1)
-				}
+				clusters[name], endpoints[name] = sample(b, Cluster, name, 1), sample(b, Endpoint, name, 1)
 			}
+			all := [NumTypes]*Collection{Cluster: NewCollection(clusters, nil), Endpoint: NewCollection(endpoints, nil)}
 			models := make([]*model, envoys)
 			for i := range models {
 				models[i] = newModel(b, sotw)
@@ -36,8 +31,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 			editions := []*Resource{sample(b, Endpoint, "service-7", 2), sample(b, Endpoint, "service-7", 3)}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				all[Endpoint].Resources = maps.Clone(all[Endpoint].Resources)
-				all[Endpoint].Resources["service-7"] = editions[i%2]
+				all[Endpoint] = all[Endpoint].Next([]*Resource{editions[i%2]}, nil, nil)
 				set := NewSet(all)
 				for _, m := range models {
 					m.talk.update(set)

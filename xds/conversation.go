@@ -129,7 +129,7 @@ func (c *conversation) collect() {
 	}
 	endpoints, asked := c.set.collections[Endpoint], &c.topics[Endpoint]
 	for name := range c.owed {
-		if _, exists := endpoints.Resources[name]; !exists || !endpoints.Known || asked.open && asked.wants(name) {
+		if endpoints == nil || endpoints.Get(name) == nil || asked.open && asked.wants(name) {
 			delete(c.owed, name)
 		}
 	}

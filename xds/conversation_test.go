@@ -255,7 +255,7 @@ func TestQueuedRemovalIsDropped(t *testing.T) {
 func TestQueuedFirstAnswerIsDropped(t *testing.T) {
 	m := newModel(t, true)
 	m.subscribe(Listener)
-	m.update(NewSet([NumTypes]Collection{Listener: {Known: true}}))
+	m.update(NewSet([NumTypes]*Collection{Listener: NewCollection(nil, nil)}))
 	if len(m.queue) != 1 {
 		t.Fatalf("%d responses queued, want the empty answer", len(m.queue))
 	}
@@ -269,7 +269,7 @@ func TestQueuedFirstAnswerIsDropped(t *testing.T) {
 func (m *model) wants(s *Set, typ Type) {
 	m.t.Helper()
 	want := map[string]string{}
-	for name, r := range s.Collection(typ).Resources {
+	for name, r := range s.Collection(typ).All() {
 		_, named := m.subs[typ].SubscribedResources()[name]
 		if m.subs[typ].IsWildcard() || named {
 			want[name] = r.Version()
@@ -360,7 +360,7 @@ func (m *model) finish(last *Set) {
 		m.wants(last, typ)
 	}
 	for _, typ := range []Type{Secret, Endpoint, Route} {
-		for name, r := range last.Collection(typ).Resources {
+		for name, r := range last.Collection(typ).All() {
 			if m.has[typ][name] != r.Version() {
 				m.t.Errorf("%s %s: got version %q, want %q", typ, name, m.has[typ][name], r.Version())
 			}
@@ -388,14 +388,15 @@ func makeSet(t testing.TB, edition func(Type, string) int) *Set {
 	if samples == nil {
 		makeSamples(t)
 	}
-	var all [NumTypes]Collection
+	var all [NumTypes]*Collection
 	for typ := range Type(NumTypes) {
-		all[typ] = Collection{Known: true, Resources: map[string]*Resource{}}
+		resources := map[string]*Resource{}
 		for _, name := range letters {
 			if n := edition(typ, name); n > 0 {
-				all[typ].Resources[name] = samples[sampleKey{typ, name, n}]
+				resources[name] = samples[sampleKey{typ, name, n}]
 			}
 		}
+		all[typ] = NewCollection(resources, nil)
 	}
 	return NewSet(all)
 }

@@ -247,14 +247,15 @@ func (w world) names(typeURL string) []string {
 	return nil
 }
 
-func (w world) collections(t testing.TB) [xds.NumTypes]xds.Collection {
+func (w world) collections(t testing.TB) [xds.NumTypes]*xds.Collection {
 	t.Helper()
-	var all [xds.NumTypes]xds.Collection
+	var all [xds.NumTypes]*xds.Collection
 	for typ := range xds.Type(xds.NumTypes) {
-		all[typ] = xds.Collection{Known: true, Resources: map[string]*xds.Resource{}}
+		resources := map[string]*xds.Resource{}
 		for name, m := range w[typ] {
-			all[typ].Resources[name] = encode(t, m)
+			resources[name] = encode(t, m)
 		}
+		all[typ] = xds.NewCollection(resources, nil)
 	}
 	return all
 }

@@ -1,75 +1,106 @@
 package xds
 
 import (
-	"reflect"
+	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 )
 
-// Collection is what is known of one type. Neither the map nor the slice may be
-// modified once a Set has it.
-type Collection struct {
-	// Known is false while the inputs of the type are not complete: then
-	// nothing at all is sent for it, not even an empty answer.
-	Known bool
-	// Resources by name.
-	Resources map[string]*Resource
-	// Withheld are names that exist but could not be built. An Envoy that
-	// has one keeps what it has; an Envoy that does not gets nothing.
-	Withheld []string
-}
-
 // Set is everything one kind of Envoy is to have. It is immutable and shared.
-//
-// A type that did not change since the previous Set should be given with the
-// same Resources map: sessions then skip it without looking inside.
 type Set struct {
-	collections [NumTypes]*collection
+	collections [NumTypes]*Collection
 }
 
-// NewSet makes a set; the index is the Type.
-func NewSet(collections [NumTypes]Collection) *Set {
-	s := &Set{}
-	for t, c := range collections {
-		s.collections[t] = newCollection(c)
-	}
-	return s
+// NewSet makes a set; the index is the Type. A collection that is nil says that
+// the inputs of its type are not complete: nothing at all is sent for it, not
+// even an empty answer.
+//
+// A type that did not change should be given with the same collection as in the
+// set before: sessions then skip it without looking inside.
+func NewSet(collections [NumTypes]*Collection) *Set {
+	return &Set{collections: collections}
 }
 
-// Collection gives what the set holds of a type.
-func (s *Set) Collection(t Type) Collection { return s.collections[t].Collection }
+// Collection gives what the set holds of a type; nil if that is not known.
+func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
 
 // collectionIDs numbers the collections of this process, from 1.
 var collectionIDs atomic.Uint64
 
-// collection adds to a Collection what sessions share when they compare it with
-// its predecessor.
-type collection struct {
-	Collection
-	withheld map[string]struct{}
-	id       uint64
+// Collection is all there is of one type. It is immutable and shared by sets.
+type Collection struct {
+	resources map[string]*Resource
+	withheld  map[string]struct{}
+	id        uint64
 
 	mu sync.Mutex
 	// changed are the names that differ from the collection numbered
-	// changedFrom. A number, not a pointer: sets must not keep their
+	// changedFrom. A number, not a pointer: collections must not keep their
 	// predecessors alive.
 	changedFrom uint64
 	changed     []string
 }
 
-func newCollection(c Collection) *collection {
-	withheld := make(map[string]struct{}, len(c.Withheld))
-	for _, name := range c.Withheld {
-		withheld[name] = struct{}{}
+// NewCollection makes a collection of resources by their names. What is
+// withheld exists but could not be built: an Envoy that has such a name keeps
+// what it has, and one that does not gets nothing. Neither argument may be
+// modified afterwards.
+func NewCollection(resources map[string]*Resource, withheld []string) *Collection {
+	return &Collection{resources: resources, withheld: nameSet(withheld), id: collectionIDs.Add(1)}
+}
+
+// Next gives the collection that comes after c: with other or more resources,
+// without the removed ones, and with other names withheld. It costs what has
+// changed, and a copy of the map. If nothing has changed it is c itself.
+func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Collection {
+	names := nameSet(withheld)
+	if len(changed)+len(removed) == 0 && maps.Equal(names, c.withheld) {
+		return c
 	}
-	return &collection{Collection: c, withheld: withheld, id: collectionIDs.Add(1)}
+	next := &Collection{
+		resources: maps.Clone(c.resources), withheld: names, id: collectionIDs.Add(1),
+		changedFrom: c.id, changed: noLonger(c.withheld, names),
+	}
+	if next.resources == nil {
+		next.resources = make(map[string]*Resource, len(changed))
+	}
+	for _, r := range changed {
+		next.resources[r.Name()] = r
+		next.changed = append(next.changed, r.Name())
+	}
+	for _, name := range removed {
+		delete(next.resources, name)
+		next.changed = append(next.changed, name)
+	}
+	return next
+}
+
+// Get gives the resource of a name, nil if there is none.
+func (c *Collection) Get(name string) *Resource { return c.resources[name] }
+
+// Len is the number of resources.
+func (c *Collection) Len() int { return len(c.resources) }
+
+// All gives the resources by their names, in no order.
+func (c *Collection) All() iter.Seq2[string, *Resource] { return maps.All(c.resources) }
+
+// Withheld lists the names that exist but could not be built, in order.
+func (c *Collection) Withheld() []string { return slices.Sorted(maps.Keys(c.withheld)) }
+
+// Equal says whether an Envoy would get the same from both.
+func (c *Collection) Equal(other *Collection) bool {
+	sameVersion := func(a, b *Resource) bool { return a == b || a.Version() == b.Version() }
+	return c == other || c != nil && other != nil &&
+		maps.Equal(c.withheld, other.withheld) && maps.EqualFunc(c.resources, other.resources, sameVersion)
 }
 
 // since lists the names for which c says something else than old did. Sessions
-// that have seen the same predecessor share one comparison.
-func (c *collection) since(old *collection) []string {
-	if c == old || c.equals(old) {
+// that have seen the same predecessor share one comparison, and those that have
+// seen the one that c was made from need none.
+func (c *Collection) since(old *Collection) []string {
+	if c == old {
 		return nil
 	}
 	c.mu.Lock()
@@ -80,30 +111,38 @@ func (c *collection) since(old *collection) []string {
 	return c.changed
 }
 
-// equals compares identities only, so it is cheap; false says nothing.
-func (c *collection) equals(old *collection) bool {
-	return reflect.ValueOf(c.Resources).Pointer() == reflect.ValueOf(old.Resources).Pointer() &&
-		slices.Equal(c.Withheld, old.Withheld)
-}
-
-func difference(old, current *collection) []string {
-	var names []string
-	for name, r := range current.Resources {
-		if before := old.Resources[name]; before != r && (before == nil || before.Version() != r.Version()) {
-			names = append(names, name)
-		}
-	}
-	for name := range old.Resources {
-		if _, ok := current.Resources[name]; !ok {
-			names = append(names, name)
-		}
-	}
+func difference(old, current *Collection) []string {
 	// A name that is withheld no longer has to be looked at again: only now
 	// is it known whether it is gone.
-	for name := range old.withheld {
-		if _, ok := current.withheld[name]; !ok {
+	names := noLonger(old.withheld, current.withheld)
+	for name, r := range current.resources {
+		if before := old.resources[name]; before != r && (before == nil || before.Version() != r.Version()) {
+			names = append(names, name)
+		}
+	}
+	for name := range old.resources {
+		if _, ok := current.resources[name]; !ok {
 			names = append(names, name)
 		}
 	}
 	return names
+}
+
+// noLonger gives the names that were in one set and are not in the next.
+func noLonger(before, now map[string]struct{}) []string {
+	var names []string
+	for name := range before {
+		if _, still := now[name]; !still {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func nameSet(names []string) map[string]struct{} {
+	set := make(map[string]struct{}, len(names))
+	for _, name := range names {
+		set[name] = struct{}{}
+	}
+	return set
 }

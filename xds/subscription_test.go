@@ -13,7 +13,7 @@ func TestNothingIsSentBeforeAnythingIsKnown(t *testing.T) {
 		e.Subscribe(cds)
 		e.Subscribe(lds)
 		e.ExpectNone()
-		r.supplier.publish(xds.NewSet([xds.NumTypes]xds.Collection{}))
+		r.supplier.publish(xds.NewSet([xds.NumTypes]*xds.Collection{}))
 		e.ExpectNone()
 		r.supplier.publish(world{}.set(t))
 		e.ExpectAck(cds)
@@ -25,7 +25,8 @@ func TestNothingIsSentBeforeAnythingIsKnown(t *testing.T) {
 func TestTypeThatIsNotKnownYetIsNotAnswered(t *testing.T) {
 	forBoth(t, func(r *rig) {
 		all := small().collections(t)
-		all[xds.Listener].Known = false
+		listeners := all[xds.Listener]
+		all[xds.Listener] = nil
 		r.supplier.publish(xds.NewSet(all))
 		e := r.connect()
 		e.Subscribe(lds)
@@ -34,7 +35,7 @@ func TestTypeThatIsNotKnownYetIsNotAnswered(t *testing.T) {
 		e.Subscribe(eds, "web")
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
-		all[xds.Listener].Known = true
+		all[xds.Listener] = listeners
 		r.supplier.publish(xds.NewSet(all))
 		e.ExpectAck(lds, "http")
 	})

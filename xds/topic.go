@@ -32,7 +32,7 @@ type topic struct {
 	// dirty are the names for which has may differ from what is wanted.
 	dirty map[string]struct{}
 	// seen is the collection up to which dirty is complete; nil: none.
-	seen *collection
+	seen *Collection
 
 	// answered is true once anything was sent.
 	answered bool
@@ -103,8 +103,8 @@ func (t *topic) touch(names []string) {
 }
 
 // refresh marks what differs between the collection seen last and a newer one.
-func (t *topic) refresh(current *collection) {
-	if !t.open || !current.Known {
+func (t *topic) refresh(current *Collection) {
+	if !t.open || current == nil {
 		return
 	}
 	if t.seen != nil {
@@ -120,7 +120,7 @@ func (t *topic) refresh(current *collection) {
 		t.dirty[name] = struct{}{}
 	}
 	if t.sub.IsWildcard() {
-		t.touch(slices.Collect(maps.Keys(current.Resources)))
+		t.touch(slices.Collect(maps.Keys(current.resources)))
 		return
 	}
 	t.touch(slices.Collect(maps.Keys(t.sub.SubscribedResources())))
@@ -129,11 +129,11 @@ func (t *topic) refresh(current *collection) {
 // adopt recognises an Envoy that was given exactly this state on an earlier
 // stream: it is sent nothing.
 func (t *topic) adopt() bool {
-	if !t.fullState() || t.answered || t.claims == "" || len(t.seen.Withheld) > 0 {
+	if !t.fullState() || t.answered || t.claims == "" || len(t.seen.withheld) > 0 {
 		return false
 	}
 	state := map[string]given{}
-	for name, r := range t.seen.Resources {
+	for name, r := range t.seen.resources {
 		if t.wants(name) {
 			state[name] = given{version: r.Version(), resource: r}
 		}
@@ -153,7 +153,7 @@ func (t *topic) ready() bool {
 // blocked is true while a full state would remove something by not naming it:
 // a withheld resource that Envoy may have been given on an earlier stream.
 func (t *topic) blocked() bool {
-	return t.fullState() && !t.answered && t.claims != "" && len(t.seen.Withheld) > 0
+	return t.fullState() && !t.answered && t.claims != "" && len(t.seen.withheld) > 0
 }
 
 // owesAnswer says whether Envoy is to get a response even if it is empty. The
@@ -169,7 +169,7 @@ func (t *topic) hasWork() bool { return t.ready() && (len(t.dirty) > 0 || t.owes
 func (t *topic) due() (upserts []*Resource, removals []string) {
 	for name := range t.dirty {
 		before, had := t.has[name]
-		r, exists := t.seen.Resources[name]
+		r, exists := t.seen.resources[name]
 		_, withheld := t.seen.withheld[name]
 		switch {
 		case exists && t.wants(name) && before.version != r.Version():

@@ -11,10 +11,7 @@ import (
 func (w world) withholding(t testing.TB, listeners ...string) *xds.Set {
 	t.Helper()
 	all := w.collections(t)
-	for _, name := range listeners {
-		delete(all[xds.Listener].Resources, name)
-	}
-	all[xds.Listener].Withheld = listeners
+	all[xds.Listener] = all[xds.Listener].Next(nil, listeners, listeners)
 	return xds.NewSet(all)
 }
 
