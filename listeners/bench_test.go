@@ -2,6 +2,7 @@ package listeners
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 
 	"github.com/usherproxy/usher/gateway"
@@ -21,8 +22,42 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
+// BenchmarkCompileChange compiles a gateway again in which one thing changed.
+func BenchmarkCompileChange(b *testing.B) {
+	for _, n := range []int{100, 1000, 5000} {
+		s := manyServices(b, n)
+		id, row := "service-0007.default.default.dc1", s.Services[7].Service
+		b.Run(fmt.Sprintf("endpoint of %d", n), func(b *testing.B) {
+			benchmarkChange(b, s, func(next *gateway.Snapshot) {
+				next.Endpoints = maps.Clone(next.Endpoints)
+				next.Endpoints[id] = &gateway.Endpoints{Endpoints: s.Endpoints[id].Endpoints}
+			})
+		})
+		b.Run(fmt.Sprintf("chain of %d", n), func(b *testing.B) {
+			benchmarkChange(b, s, func(next *gateway.Snapshot) {
+				next.Chains = maps.Clone(next.Chains)
+				chain := *next.Chains[row]
+				next.Chains[row] = &chain
+			})
+		})
+	}
+}
+
+func benchmarkChange(b *testing.B, s *gateway.Snapshot, change func(next *gateway.Snapshot)) {
+	b.Helper()
+	var c Compiler
+	c.Compile(s, s.Instances[0], gateway.Envoy{})
+	b.ReportAllocs()
+	for b.Loop() {
+		next := *s
+		change(&next)
+		c.Compile(&next, s.Instances[0], gateway.Envoy{})
+		s = &next
+	}
+}
+
 // manyServices gives the lab's snapshot with n services like the lab's one.
-func manyServices(b *testing.B, n int) *gateway.Snapshot {
+func manyServices(b testing.TB, n int) *gateway.Snapshot {
 	b.Helper()
 	s, _, err := parseFixture(golden.Input(b, testdata, "lab"))
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 const connectTimeout = 5 * time.Second
 
 // upstream adds the clusters and load assignments of a row.
-func (parts *portParts) upstream(env environment, p port, r row) error {
+func (parts *portParts) upstream(env environment, p port, r row, memo clusterMemo) error {
 	groups, err := groupsOf(env.snapshot, r.chain)
 	if err != nil {
 		return err
@@ -37,7 +37,7 @@ func (parts *portParts) upstream(env environment, p port, r row) error {
 			parts.clusters = append(parts.clusters, aggregate)
 		}
 		for _, l := range g.legs {
-			if err := parts.leg(env, clusterKeyOf(env, p, g, l, limits), l); err != nil {
+			if err := parts.leg(l, clusterKeyOf(env, p, g, l, limits), memo); err != nil {
 				return fmt.Errorf("cluster %s: %w", l.cluster, err)
 			}
 		}
@@ -45,8 +45,8 @@ func (parts *portParts) upstream(env environment, p port, r row) error {
 	return nil
 }
 
-// leg adds the cluster and the load assignment of a leg.
-func (parts *portParts) leg(env environment, k clusterKey, l leg) error {
+// leg adds a leg and its cluster.
+func (parts *portParts) leg(l leg, k clusterKey, memo clusterMemo) error {
 	if l.target.Peer != "" {
 		parts.clusters = append(parts.clusters, emptyCluster(l.cluster))
 		parts.problems = append(parts.problems, gateway.Problem{
@@ -55,17 +55,37 @@ func (parts *portParts) leg(env environment, k clusterKey, l leg) error {
 		})
 		return nil
 	}
-	cluster, err := meshCluster(k)
+	cluster, err := memo.cluster(k)
 	if err != nil {
 		return err
 	}
 	parts.clusters = append(parts.clusters, cluster)
-	assignment, problems := loadAssignment(assignmentKeyOf(env.snapshot, l))
-	if assignment != nil {
-		parts.assignments = append(parts.assignments, assignment)
-	}
-	parts.problems = append(parts.problems, problems...)
+	parts.legs = append(parts.legs, l)
 	return nil
+}
+
+// clusterMemo has the clusters of a shape and of the one before it, so that a
+// cluster whose key is the same is not made again.
+type clusterMemo struct {
+	before, now map[clusterKey]*clusterv3.Cluster
+}
+
+func (m clusterMemo) next() clusterMemo {
+	return clusterMemo{before: m.now, now: map[clusterKey]*clusterv3.Cluster{}}
+}
+
+func (m clusterMemo) cluster(k clusterKey) (*clusterv3.Cluster, error) {
+	for _, known := range []map[clusterKey]*clusterv3.Cluster{m.now, m.before} {
+		if c := known[k]; c != nil {
+			m.now[k] = c
+			return c, nil
+		}
+	}
+	c, err := meshCluster(k)
+	if err == nil {
+		m.now[k] = c
+	}
+	return c, err
 }
 
 // clusterKey is everything that a cluster with instances follows from.

@@ -53,19 +53,7 @@ type Resources struct {
 // bytes, and neither s nor in is modified. A listener that cannot be built the
 // way its settings ask for is withheld, never built without them.
 func Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *Resources {
-	c := &collector{}
-	c.secrets(s)
-	env := environment{
-		snapshot: s,
-		dialect:  dialectOf(e),
-		fetch:    fetchTimeoutOf(in),
-	}
-	inst := instanceOf(s, in)
-	c.problems(inst.problems...)
-	for _, p := range portsOf(s) {
-		c.port(env, inst, p)
-	}
-	return c.resources()
+	return new(Compiler).Compile(s, in, e)
 }
 
 // environment is what all parts of a compile may depend on.
@@ -75,88 +63,19 @@ type environment struct {
 	fetch    fetchTimeout
 }
 
-// collector gathers the parts. Where two parts have the same name the first
-// one counts, and ports come in ascending order: a cluster that two listeners
-// share has the settings of the listener with the lowest port.
-type collector struct {
-	out       Resources
-	clusters  map[string]bool
-	endpoints map[string]bool
-	seen      map[gateway.Problem]bool
-}
-
-// port adds everything of one port, or withholds its listeners.
-func (c *collector) port(env environment, inst instance, p port) {
-	shared, err := compilePort(env, p)
-	if err != nil {
-		c.withheld(listenerNames(inst, p)...)
-		c.problems(gateway.Problem{Where: p.where(), What: err.Error()})
-		return
-	}
-	c.shared(shared)
-	for _, address := range inst.addresses {
-		if inst.unknown {
-			c.withheld(listenerName(p, address))
-			continue
-		}
-		l, err := listenerOf(env, inst, p, address)
-		if err != nil {
-			c.withheld(listenerName(p, address))
-			c.problems(gateway.Problem{Where: p.where(), What: err.Error()})
-			continue
-		}
-		c.out.Listeners = append(c.out.Listeners, l)
-	}
-}
-
-func (c *collector) withheld(names ...string) {
-	c.out.WithheldListeners = append(c.out.WithheldListeners, names...)
-}
-
-func (c *collector) shared(parts portParts) {
-	c.out.Routes = append(c.out.Routes, parts.routes...)
-	for _, cl := range parts.clusters {
-		if !c.clusters[cl.Name] {
-			set(&c.clusters, cl.Name)
-			c.out.Clusters = append(c.out.Clusters, cl)
-		}
-	}
-	for _, a := range parts.assignments {
-		if !c.endpoints[a.ClusterName] {
-			set(&c.endpoints, a.ClusterName)
-			c.out.Endpoints = append(c.out.Endpoints, a)
-		}
-	}
-	c.problems(parts.problems...)
-}
-
-// problems adds each problem once. Names in them come from outside and may hold
-// anything; a problem is one line.
-func (c *collector) problems(found ...gateway.Problem) {
-	for _, p := range found {
+// problemsOf gives each problem once. Names in them come from outside and may
+// hold anything; a problem is one line.
+func problemsOf(lists ...[]gateway.Problem) []gateway.Problem {
+	var out []gateway.Problem
+	seen := map[gateway.Problem]bool{}
+	for _, p := range slices.Concat(lists...) {
 		p = gateway.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
-		if !c.seen[p] {
-			set(&c.seen, p)
-			c.out.Problems = append(c.out.Problems, p)
+		if !seen[p] {
+			seen[p] = true
+			out = append(out, p)
 		}
 	}
-}
-
-func (c *collector) secrets(s *gateway.Snapshot) {
-	c.out.Secrets = secretsOf(s.Leaf, s.Roots)
-}
-
-func (c *collector) resources() *Resources {
-	r := &c.out
-	slices.SortFunc(r.Listeners, byName[*listenerv3.Listener])
-	slices.SortFunc(r.Routes, byName[*routev3.RouteConfiguration])
-	slices.SortFunc(r.Clusters, byName[*clusterv3.Cluster])
-	slices.SortFunc(r.Endpoints, func(a, b *endpointv3.ClusterLoadAssignment) int {
-		return cmp.Compare(a.GetClusterName(), b.GetClusterName())
-	})
-	slices.SortFunc(r.Secrets, byName[*tlsv3.Secret])
-	slices.Sort(r.WithheldListeners)
-	return r
+	return out
 }
 
 func byName[T interface{ GetName() string }](a, b T) int {
@@ -170,11 +89,4 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
-}
-
-func set[K comparable](m *map[K]bool, key K) {
-	if *m == nil {
-		*m = map[K]bool{}
-	}
-	(*m)[key] = true
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
 	"github.com/usherproxy/usher/gateway"
@@ -41,10 +40,10 @@ type row struct {
 
 // portParts are the parts of a port that every instance of the gateway shares.
 type portParts struct {
-	routes      []*routev3.RouteConfiguration
-	clusters    []*clusterv3.Cluster
-	assignments []*endpointv3.ClusterLoadAssignment
-	problems    []gateway.Problem
+	routes   []*routev3.RouteConfiguration
+	clusters []*clusterv3.Cluster
+	legs     []leg // those whose instances come in a load assignment
+	problems []gateway.Problem
 }
 
 // portsOf gives the ports that have a service, in ascending order. A listener
@@ -145,7 +144,7 @@ func (p *port) check() error {
 }
 
 // compilePort makes the parts of a port that its instances share.
-func compilePort(env environment, p port) (portParts, error) {
+func compilePort(env environment, p port, memo clusterMemo) (portParts, error) {
 	if err := p.check(); err != nil {
 		return portParts{}, err
 	}
@@ -161,7 +160,7 @@ func compilePort(env environment, p port) (portParts, error) {
 		parts.routes = routes
 	}
 	for _, r := range p.served() {
-		if err := parts.upstream(env, p, r); err != nil {
+		if err := parts.upstream(env, p, r, memo); err != nil {
 			return portParts{}, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
 	}

@@ -1,0 +1,155 @@
+package listeners
+
+import (
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/golden"
+)
+
+// Whatever a Compiler has compiled before, it gives what Compile gives.
+func TestCompilerGivesWhatCompileGives(t *testing.T) {
+	var cases []*gateway.Snapshot
+	for _, name := range golden.Cases(t, testdata) {
+		s, _, err := parseFixture(golden.Input(t, testdata, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cases = append(cases, s)
+	}
+	for seed := range uint64(100) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		var c Compiler
+		s := cases[rnd.IntN(len(cases))]
+		for range 8 {
+			s = changed(rnd, s, cases)
+			for _, in := range s.Instances {
+				e := []gateway.Envoy{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
+				if diff := cmp.Diff(Compile(s, in, e), c.Compile(s, in, e), protocmp.Transform()); diff != "" {
+					t.Fatalf("seed %d: as Compile -, the Compiler +:\n%s", seed, diff)
+				}
+			}
+		}
+	}
+}
+
+// changed gives a snapshot in which a part is gone, or is that of another one.
+func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
+	next, other := *s, others[rnd.IntN(len(others))]
+	switch rnd.IntN(9) {
+	case 0:
+		return other
+	case 1, 2, 3:
+		next.Endpoints = withoutOne(rnd, s.Endpoints)
+	case 4:
+		next.Chains = withoutOne(rnd, s.Chains)
+	case 5:
+		next.MeshGateways = other.MeshGateways
+	case 6:
+		next.Mesh, next.Roots, next.Leaf = other.Mesh, other.Roots, other.Leaf
+	case 7:
+		next.Defaults, next.Operator, next.Instances = other.Defaults, other.Operator, other.Instances
+	case 8:
+		next.Entry, next.Services = other.Entry, other.Services
+	}
+	return &next
+}
+
+// withoutOne gives a copy in which a value is gone, or stands under another key
+// too.
+func withoutOne[K comparable, V any](rnd *rand.Rand, m map[K]V) map[K]V {
+	out := maps.Clone(m)
+	for k, v := range m {
+		for other := range m {
+			if rnd.IntN(2) == 0 {
+				out[other] = v
+				return out
+			}
+		}
+		delete(out, k)
+		return out
+	}
+	return out
+}
+
+func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
+	const n = 20
+	s := manyServices(t, n)
+	var c Compiler
+	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
+	next := *s
+	next.Endpoints = maps.Clone(s.Endpoints)
+	id := "service-0007.default.default.dc1"
+	next.Endpoints[id] = &gateway.Endpoints{Endpoints: slices.Clone(s.Endpoints[id].Endpoints)}
+	next.Endpoints[id].Endpoints[0].Port++
+	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
+
+	for name, kept := range map[string]bool{
+		"listeners": identical(before.Listeners, after.Listeners),
+		"routes":    identical(before.Routes, after.Routes),
+		"clusters":  identical(before.Clusters, after.Clusters),
+		"secrets":   identical(before.Secrets, after.Secrets),
+	} {
+		if !kept {
+			t.Errorf("the %s were made anew", name)
+		}
+	}
+	var touched []string
+	for i := range n {
+		if before.Endpoints[i] != after.Endpoints[i] {
+			touched = append(touched, after.Endpoints[i].GetClusterName())
+		}
+	}
+	if want := []string{"service-0007.default.dc1.internal." + s.Roots.TrustDomain}; !slices.Equal(touched, want) {
+		t.Errorf("made anew: %q, want %q", touched, want)
+	}
+}
+
+func TestChangedChainTouchesItsClusters(t *testing.T) {
+	s := manyServices(t, 20)
+	var c Compiler
+	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
+	next := *s
+	next.Chains = maps.Clone(s.Chains)
+	row := s.Services[7].Service
+	chain := *s.Chains[row]
+	chain.Targets = maps.Clone(chain.Targets)
+	for id, target := range chain.Targets {
+		other := *target
+		other.SNI = "other.example.com"
+		chain.Targets[id] = &other
+	}
+	next.Chains[row] = &chain
+	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
+	touched := 0
+	for i := range before.Clusters {
+		if before.Clusters[i] != after.Clusters[i] {
+			touched++
+		}
+	}
+	if touched != 1 || !identical(before.Endpoints, after.Endpoints) {
+		t.Errorf("%d clusters were made anew, want 1; endpoints kept: %v", touched, identical(before.Endpoints, after.Endpoints))
+	}
+}
+
+func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
+	s := manyServices(t, 3)
+	other := *s.Instances[0]
+	other.Node, other.Address = "other", "10.9.9.9"
+	s.Instances = append(s.Instances, &other)
+	var c Compiler
+	a, b := c.Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, &other, gateway.Envoy{})
+	if !identical(a.Routes, b.Routes) || !identical(a.Clusters, b.Clusters) || !identical(a.Endpoints, b.Endpoints) {
+		t.Error("two instances have routes, clusters or endpoints of their own")
+	}
+	if reflect.DeepEqual(a.Listeners, b.Listeners) {
+		t.Error("two instances with addresses of their own have the same listeners")
+	}
+}

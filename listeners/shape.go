@@ -1,0 +1,114 @@
+package listeners
+
+import (
+	"cmp"
+	"reflect"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// shapeKey is everything that a shape depends on beside its snapshot.
+type shapeKey struct {
+	dialect dialect
+	fetch   fetchTimeout
+}
+
+// shape is what the instances of a gateway share: everything but the listeners.
+// It is immutable.
+type shape struct {
+	env      environment
+	ports    []compiledPort // in ascending order
+	routes   []*routev3.RouteConfiguration
+	clusters []*clusterv3.Cluster
+	secrets  []*tlsv3.Secret
+	legs     []leg // one for each load assignment, in the order of their names
+	problems []gateway.Problem
+
+	memo        clusterMemo
+	assignments assignments
+}
+
+// compiledPort is a port, and why it cannot be served.
+type compiledPort struct {
+	port
+	err error
+}
+
+// next gives the shape of a newer snapshot. The shape before the first is nil.
+func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
+	if last == nil {
+		last = &shape{}
+	} else if last.holds(s) {
+		now := *last
+		now.env.snapshot = s
+		now.assignments = last.assignments.next(s, now.legs)
+		return &now
+	}
+	now := newShape(environment{snapshot: s, dialect: k.dialect, fetch: k.fetch}, last.memo.next())
+	now.assignments = last.assignments.next(s, now.legs)
+	return now
+}
+
+// holds says whether a newer snapshot has the same shape. It looks at pointers
+// only: false says nothing.
+func (last *shape) holds(s *gateway.Snapshot) bool {
+	old := last.env.snapshot
+	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.Plain == s.Plain &&
+		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf &&
+		identical(old.Services, s.Services) && identical(old.Chains, s.Chains) && last.samePeers(s)
+}
+
+// samePeers says whether the instances in cluster peers are the same: they
+// tell how their clusters are called.
+func (last *shape) samePeers(s *gateway.Snapshot) bool {
+	for _, l := range last.legs {
+		if l.target.Peer != "" && s.Endpoints[l.target.ID] != last.env.snapshot.Endpoints[l.target.ID] {
+			return false
+		}
+	}
+	return true
+}
+
+// identical says whether two slices, or two maps, are one and the same.
+func identical[T any](a, b T) bool {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	return x.Pointer() == y.Pointer() && x.Len() == y.Len()
+}
+
+// newShape makes a shape. Where two parts have the same name the first one
+// counts, and ports come in ascending order: a cluster that two listeners share
+// has the settings of the listener with the lowest port.
+func newShape(env environment, memo clusterMemo) *shape {
+	s := &shape{env: env, secrets: secretsOf(env.snapshot.Leaf, env.snapshot.Roots), memo: memo}
+	clusters, legs := map[string]bool{}, map[string]bool{}
+	for _, p := range portsOf(env.snapshot) {
+		parts, err := compilePort(env, p, memo)
+		s.ports = append(s.ports, compiledPort{p, err})
+		if err != nil {
+			continue
+		}
+		s.routes = append(s.routes, parts.routes...)
+		s.problems = append(s.problems, parts.problems...)
+		for _, c := range parts.clusters {
+			if !clusters[c.Name] {
+				clusters[c.Name] = true
+				s.clusters = append(s.clusters, c)
+			}
+		}
+		for _, l := range parts.legs {
+			if !legs[l.cluster] {
+				legs[l.cluster] = true
+				s.legs = append(s.legs, l)
+			}
+		}
+	}
+	slices.SortFunc(s.routes, byName[*routev3.RouteConfiguration])
+	slices.SortFunc(s.clusters, byName[*clusterv3.Cluster])
+	slices.SortFunc(s.legs, func(a, b leg) int { return cmp.Compare(a.cluster, b.cluster) })
+	return s
+}

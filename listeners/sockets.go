@@ -1,0 +1,80 @@
+package listeners
+
+import (
+	"reflect"
+	"slices"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// socketsKey tells Envoys apart that have listeners of their own.
+type socketsKey struct {
+	node, serviceID string
+	shape           shapeKey
+}
+
+// sockets are the listeners of one instance. They are immutable.
+type sockets struct {
+	madeOf    madeOf
+	listeners []*listenerv3.Listener
+	withheld  []string
+	problems  []gateway.Problem
+}
+
+// next gives the listeners of a newer snapshot. Those before the first are nil.
+func (last *sockets) next(shape *shape, in *gateway.Instance) *sockets {
+	from := madeOf{instance: in, ports: shape.ports, defaults: shape.env.snapshot.Defaults, operator: shape.env.snapshot.Operator}
+	if last != nil && last.madeOf.same(from) {
+		return last
+	}
+	now := &sockets{madeOf: from}
+	inst := instanceOf(shape.env.snapshot, in)
+	now.problems = inst.problems
+	for _, p := range shape.ports {
+		now.port(shape.env, inst, p)
+	}
+	slices.SortFunc(now.listeners, byName[*listenerv3.Listener])
+	slices.Sort(now.withheld)
+	return now
+}
+
+// madeOf is everything that listeners follow from, beside their key.
+type madeOf struct {
+	instance           *gateway.Instance
+	ports              []compiledPort // with the shape's environment
+	defaults, operator gateway.Layer
+}
+
+// same looks at pointers only: false says nothing.
+func (m madeOf) same(other madeOf) bool {
+	return m.instance == other.instance && identical(m.ports, other.ports) &&
+		reflect.DeepEqual(m.defaults, other.defaults) && reflect.DeepEqual(m.operator, other.operator)
+}
+
+// port adds the listeners of one port, or withholds them.
+func (now *sockets) port(env environment, inst instance, p compiledPort) {
+	if p.err != nil {
+		now.withheld = append(now.withheld, listenerNames(inst, p.port)...)
+		now.problem(p.port, p.err)
+		return
+	}
+	for _, address := range inst.addresses {
+		if inst.unknown {
+			now.withheld = append(now.withheld, listenerName(p.port, address))
+			continue
+		}
+		l, err := listenerOf(env, inst, p.port, address)
+		if err != nil {
+			now.withheld = append(now.withheld, listenerName(p.port, address))
+			now.problem(p.port, err)
+			continue
+		}
+		now.listeners = append(now.listeners, l)
+	}
+}
+
+func (now *sockets) problem(p port, err error) {
+	now.problems = append(now.problems, gateway.Problem{Where: p.where(), What: err.Error()})
+}
