@@ -38,7 +38,7 @@ func manyServices(n int) *gateway.Snapshot {
 // BenchmarkOneEndpointChanges compiles, encodes and compares a whole gateway
 // after the instances of one of its services changed.
 func BenchmarkOneEndpointChanges(b *testing.B) {
-	for _, n := range []int{10, 100, 1000} {
+	for _, n := range []int{10, 100, 1000, 5000} {
 		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
 			reg := prometheus.NewRegistry()
 			w := newWorker(New(Options{Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Problems: NewProblems(slog.New(slog.DiscardHandler), reg)}), gateway.ID{Name: "edge"})

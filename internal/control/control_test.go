@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -107,7 +108,7 @@ func (e *envoy) listener(t *testing.T, name string) *xds.Resource {
 	if len(e.sets) == 0 {
 		t.Fatal("the Envoy was given nothing")
 	}
-	return e.sets[len(e.sets)-1].Collection(xds.Listener).Resources[name]
+	return e.sets[len(e.sets)-1].Collection(xds.Listener).Get(name)
 }
 
 const anyAddress = "http:0.0.0.0:8080"
@@ -163,7 +164,7 @@ func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 		if len(e.sets) != 2 {
 			t.Fatalf("%d sets after a change, want 2", len(e.sets))
 		}
-		if e.sets[0].Collection(xds.Listener).Resources[anyAddress] != e.listener(t, anyAddress) {
+		if e.sets[0].Collection(xds.Listener).Get(anyAddress) != e.listener(t, anyAddress) {
 			t.Error("an unchanged listener did not stay the same value")
 		}
 		e.leave()
@@ -186,8 +187,8 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 			t.Fatal("an instance did not get the listener of its own address")
 		}
 		for _, typ := range []xds.Type{xds.Cluster, xds.Endpoint, xds.Route} {
-			for name, res := range a.sets[0].Collection(typ).Resources {
-				if b.sets[0].Collection(typ).Resources[name] != res {
+			for name, res := range a.sets[0].Collection(typ).All() {
+				if b.sets[0].Collection(typ).Get(name) != res {
 					t.Errorf("%s %s is not shared", typ, name)
 				}
 			}
@@ -229,8 +230,8 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 			e := r.connect(edge)
 			r.give(unknown)
 			c := e.sets[0].Collection(xds.Listener)
-			if len(c.Resources) != 0 || len(c.Withheld) != 1 || c.Withheld[0] != anyAddress {
-				t.Errorf("listeners %v, withheld %v; want none and %s", c.Resources, c.Withheld, anyAddress)
+			if withheld := c.Withheld(); c.Len() != 0 || !slices.Equal(withheld, []string{anyAddress}) {
+				t.Errorf("%d listeners, withheld %v; want none and %s", c.Len(), withheld, anyAddress)
 			}
 		})
 	})
@@ -260,8 +261,8 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 		}
 		r.give(broken)
 		for typ := range xds.Type(xds.NumTypes) {
-			for name, before := range e.sets[0].Collection(typ).Resources {
-				if e.sets[len(e.sets)-1].Collection(typ).Resources[name] != before {
+			for name, before := range e.sets[0].Collection(typ).All() {
+				if e.sets[len(e.sets)-1].Collection(typ).Get(name) != before {
 					t.Errorf("%s %s went away or changed", typ, name)
 				}
 			}
@@ -270,7 +271,7 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 		gone := snapshot(in)
 		gone.Services, gone.Entry.Listeners = nil, nil
 		r.give(gone)
-		if n := len(e.sets[len(e.sets)-1].Collection(xds.Cluster).Resources); n != 0 {
+		if n := e.sets[len(e.sets)-1].Collection(xds.Cluster).Len(); n != 0 {
 			t.Errorf("%d clusters after the listener was removed, want none", n)
 		}
 	})

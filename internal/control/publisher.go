@@ -6,9 +6,13 @@ import (
 	"slices"
 	"strings"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/listeners"
@@ -16,15 +20,17 @@ import (
 )
 
 // publisher turns snapshots into sets. Within one generation, from one begin to the next, it
-// compiles each kind of Envoy once; from one generation to the next a resource
-// whose bytes did not change stays the same value, and so does a collection.
+// makes what each kind of Envoy gets once; from one generation to the next it makes anew what a
+// change has touched.
 type publisher struct {
 	metrics  *Metrics
+	compiler listeners.Compiler
 	snapshot *gateway.Snapshot
-	current  map[kind]result               // of this generation
-	last     map[kind]*xds.Set             // the newest set of every kind ever asked for
-	shared   map[resourceKey]*xds.Resource // of the last generation
-	fresh    map[resourceKey]*xds.Resource // of this one
+	current  map[kind]result // of this generation
+	last     map[kind]result // the newest of every kind ever asked for
+	// shared is what was made in this generation of lists that several kinds
+	// may have.
+	shared map[sharedKey]*made
 }
 
 // kind is what two Envoys have in common when they get the same set.
@@ -33,24 +39,25 @@ type kind struct {
 	envoy           gateway.Envoy
 }
 
+// result is what one kind of Envoy gets.
 type result struct {
 	set      *xds.Set
+	made     [xds.NumTypes]*made
 	problems []gateway.Problem
 }
 
-type resourceKey struct {
-	typ     xds.Type
-	name    string
-	version string
+type sharedKey struct {
+	typ   xds.Type
+	slice any
+	len   int
 }
 
 func (p *publisher) begin(s *gateway.Snapshot) {
 	p.snapshot = s
 	p.current = map[kind]result{}
-	p.shared = p.fresh
-	p.fresh = map[resourceKey]*xds.Resource{}
+	p.shared = map[sharedKey]*made{}
 	if p.last == nil {
-		p.last = map[kind]*xds.Set{}
+		p.last = map[kind]result{}
 	}
 }
 
@@ -121,134 +128,72 @@ func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []gateway.P
 	r, ok := p.current[k]
 	if !ok {
 		r = p.compile(in, e, p.last[k])
-		p.current[k] = r
-		p.last[k] = r.set
+		p.current[k], p.last[k] = r, r
 	}
 	return r.set, r.problems
 }
 
-// compile gives the set of one kind of Envoy; last is the set before it, nil
-// for the first. If nothing changed the result is last itself.
-func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last *xds.Set) result {
+// compile gives what one kind of Envoy gets. last is what it got before; if
+// nothing changed, the set is the same.
+func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) result {
 	timer := p.metrics.compileTime()
-	res := listeners.Compile(p.snapshot, in, e)
-	b := setBuilder{publisher: p, last: last, problems: res.Problems}
-	var collections [xds.NumTypes]xds.Collection
+	defer timer()
+	res := p.compiler.Compile(p.snapshot, in, e)
+	now := result{problems: slices.Clone(res.Problems)}
+	var keep bool
 	// Listeners first: one that stays as it was keeps what it leads to.
-	collections[xds.Listener] = collect(&b, xds.Listener, res.Listeners, res.WithheldListeners)
-	collections[xds.Secret] = collect(&b, xds.Secret, res.Secrets, nil)
-	collections[xds.Cluster] = collect(&b, xds.Cluster, res.Clusters, nil)
-	collections[xds.Endpoint] = collect(&b, xds.Endpoint, res.Endpoints, nil)
-	collections[xds.Route] = collect(&b, xds.Route, res.Routes, nil)
-	timer()
-	if last != nil && !b.changed {
-		return result{last, b.problems}
+	for _, w := range []wanted{
+		{typ: xds.Listener, messages: list[*listenerv3.Listener](res.Listeners), withheld: res.WithheldListeners},
+		{typ: xds.Secret, messages: list[*tlsv3.Secret](res.Secrets)},
+		{typ: xds.Cluster, messages: list[*clusterv3.Cluster](res.Clusters)},
+		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment](res.Endpoints)},
+		{typ: xds.Route, messages: list[*routev3.RouteConfiguration](res.Routes)},
+	} {
+		w.keep = keep
+		m := p.make(last.made[w.typ], w)
+		keep = keep || m.keepsOld()
+		now.made[w.typ] = m
+		now.problems = append(now.problems, m.problems...)
 	}
-	return result{xds.NewSet(collections), b.problems}
+	now.set = setOf(now.made, last.set)
+	return now
 }
 
-// setBuilder collects what one set is made of.
-type setBuilder struct {
-	publisher *publisher
-	last      *xds.Set
-	changed   bool
-	problems  []gateway.Problem
-	// keepsOld is set when a last good resource stays in the set: it may lead
-	// to others of the last set, so none of those is left out.
-	keepsOld bool
+// make makes what is wanted, unless another kind of Envoy has it already.
+func (p *publisher) make(last *made, w wanted) *made {
+	k := sharedKey{w.typ, w.messages.Slice(), w.messages.Len()}
+	plain := len(w.withheld) == 0 && !w.keep
+	if m := p.shared[k]; plain && m != nil {
+		return m
+	}
+	if last == nil {
+		last = nothing()
+	}
+	m := last.next(w)
+	if m.plain() {
+		p.shared[k] = m
+	}
+	return m
 }
 
-// collect encodes the messages of one type. What is withheld, and what turns
-// out not to be a valid resource, counts with its last good bytes; without any
-// it is named as withheld, so that nobody takes it for removed.
-func collect[M proto.Message](b *setBuilder, t xds.Type, messages []M, withheld []string) xds.Collection {
-	c := xds.Collection{Known: true, Resources: make(map[string]*xds.Resource, len(messages))}
-	withheld = slices.Clone(withheld)
-	for _, m := range messages {
-		r, err := xds.NewResource(t, m)
-		if err != nil {
-			name := xds.NameOf(m)
-			b.problems = append(b.problems, gateway.Problem{
-				Where: fmt.Sprintf("%s %q", t, name),
-				What:  fmt.Sprintf("not valid for Envoy, so the last good one stays: %v", err),
-			})
-			withheld = append(withheld, name)
-			continue
-		}
-		c.Resources[r.Name()] = b.publisher.share(t, r)
+// setOf gives the last set if it has the same collections.
+func setOf(types [xds.NumTypes]*made, last *xds.Set) *xds.Set {
+	var collections [xds.NumTypes]*xds.Collection
+	changed := last == nil
+	for t, m := range types {
+		collections[t] = m.collection
+		changed = changed || last.Collection(xds.Type(t)) != m.collection
 	}
-	for _, name := range withheld {
-		if r := b.lastGood(t, name); r != nil {
-			c.Resources[name] = b.publisher.share(t, r)
-			b.keepsOld = true
-		} else {
-			c.Withheld = append(c.Withheld, name)
-		}
+	if !changed {
+		return last
 	}
-	if b.keepsOld && t != xds.Listener {
-		b.keepOld(t, c)
-	}
-	return b.keepIfEqual(t, c)
-}
-
-// keepOld adds what the last set has and the new one lacks.
-func (b *setBuilder) keepOld(t xds.Type, c xds.Collection) {
-	for name, r := range b.last.Collection(t).Resources {
-		if c.Resources[name] == nil {
-			c.Resources[name] = b.publisher.share(t, r)
-		}
-	}
-}
-
-// share gives the value that already has these bytes, if there is one.
-func (p *publisher) share(t xds.Type, r *xds.Resource) *xds.Resource {
-	k := resourceKey{t, r.Name(), r.Version()}
-	for _, known := range []map[resourceKey]*xds.Resource{p.fresh, p.shared} {
-		if same := known[k]; same != nil {
-			r = same
-			break
-		}
-	}
-	p.fresh[k] = r
-	return r
-}
-
-func (b *setBuilder) lastGood(t xds.Type, name string) *xds.Resource {
-	if b.last == nil {
-		return nil
-	}
-	return b.last.Collection(t).Resources[name]
-}
-
-// keepIfEqual gives the last set's collection when c has the same content, so
-// that streams see at a glance that nothing changed.
-func (b *setBuilder) keepIfEqual(t xds.Type, c xds.Collection) xds.Collection {
-	slices.Sort(c.Withheld)
-	if b.last != nil {
-		if old := b.last.Collection(t); equal(old, c) {
-			return old
-		}
-	}
-	b.changed = true
-	return c
+	return xds.NewSet(collections)
 }
 
 // equalSets says whether an Envoy would get the same from both.
 func equalSets(a, b *xds.Set) bool {
 	for t := range xds.Type(xds.NumTypes) {
-		if !equal(a.Collection(t), b.Collection(t)) {
-			return false
-		}
-	}
-	return true
-}
-
-func equal(a, b xds.Collection) bool {
-	if a.Known != b.Known || len(a.Resources) != len(b.Resources) || !slices.Equal(a.Withheld, b.Withheld) {
-		return false
-	}
-	for name, r := range a.Resources {
-		if other := b.Resources[name]; other == nil || other.Version() != r.Version() {
+		if !a.Collection(t).Equal(b.Collection(t)) {
 			return false
 		}
 	}
