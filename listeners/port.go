@@ -28,6 +28,7 @@ type port struct {
 	number   int
 	protocol string
 	listener *gateway.Listener // nil: the entry has none for the rows
+	configs  map[gateway.ServiceName]*gateway.ListenerService
 	rows     []row
 }
 
@@ -77,7 +78,7 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	p := &port{gateway: s.ID, number: svc.Port, protocol: svc.Protocol}
 	for i := range s.Entry.Listeners {
 		if l := &s.Entry.Listeners[i]; l.Port == svc.Port {
-			p.listener, p.protocol = l, l.Protocol
+			p.listener, p.protocol, p.configs = l, l.Protocol, configsOf(l)
 			break
 		}
 	}
@@ -88,26 +89,29 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	return p
 }
 
+// configsOf gives the listener's settings for services by name; "*" is the
+// name of a wildcard. Of two for one name the first counts.
+func configsOf(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
+	configs := map[gateway.ServiceName]*gateway.ListenerService{}
+	for i := range l.Services {
+		c := &l.Services[i]
+		name := inTenant(gateway.ServiceName{Name: c.Name, Namespace: c.Namespace, Partition: c.Partition})
+		if configs[name] == nil {
+			configs[name] = c
+		}
+	}
+	return configs
+}
+
 // serviceConfig gives the listener's settings for a service: those under its
 // own name, or else those of the wildcard in the same namespace.
 func (p *port) serviceConfig(name gateway.ServiceName) *gateway.ListenerService {
-	if p.listener == nil {
-		return nil
+	name = inTenant(name)
+	if c := p.configs[name]; c != nil {
+		return c
 	}
-	var wildcard *gateway.ListenerService
-	for i := range p.listener.Services {
-		c := &p.listener.Services[i]
-		if !sameTenant(name, gateway.ServiceName{Namespace: c.Namespace, Partition: c.Partition}) {
-			continue
-		}
-		switch c.Name {
-		case name.Name:
-			return c
-		case "*":
-			wildcard = c
-		}
-	}
-	return wildcard
+	name.Name = "*"
+	return p.configs[name]
 }
 
 // http says whether the port speaks a protocol with requests.
@@ -196,8 +200,14 @@ func tenant(name string) string {
 	return name
 }
 
+// inTenant spells out the default namespace and partition of a name.
+func inTenant(n gateway.ServiceName) gateway.ServiceName {
+	return gateway.ServiceName{Name: n.Name, Namespace: tenant(n.Namespace), Partition: tenant(n.Partition)}
+}
+
 func sameTenant(a, b gateway.ServiceName) bool {
-	return tenant(a.Namespace) == tenant(b.Namespace) && tenant(a.Partition) == tenant(b.Partition)
+	a.Name, b.Name = "", ""
+	return inTenant(a) == inTenant(b)
 }
 
 // displayName gives the name that Consul uses in names of routes and virtual
