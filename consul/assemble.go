@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -19,13 +20,44 @@ type build struct {
 	missing []string
 	// unsettled are the targets whose health was never answered nor refused.
 	unsettled []string
+	// asked are the queries for instances, with the targets that they answer for.
+	asked map[query][]string
+	// failing says that some of them gave nothing when they were asked last.
+	failing bool
+}
+
+// answers are the queries that patch may go by.
+func (b *build) answers() map[query][]string {
+	if len(b.missing)+len(b.unsettled) > 0 || b.failing {
+		return nil
+	}
+	return b.asked
+}
+
+// keep gives the lists and maps of the snapshot before where they say the same,
+// as all other parts do by themselves.
+func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
+	s := b.snapshot
+	if last == nil {
+		return s
+	}
+	if slices.EqualFunc(last.Services, s.Services, sameService) {
+		s.Services = last.Services
+	}
+	if maps.Equal(last.Chains, s.Chains) {
+		s.Chains = last.Chains
+	}
+	if maps.Equal(last.Endpoints, s.Endpoints) {
+		s.Endpoints = last.Endpoints
+	}
+	return s
 }
 
 // build asks for every fact that the gateway needs, and puts together what is
 // known. Asking comes before every reason to give up, so that all questions are
 // under way at once.
 func (s *source) build() *build {
-	b := &build{source: s, snapshot: &gateway.Snapshot{
+	b := &build{source: s, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
 		ID:        s.id,
 		Chains:    map[gateway.ServiceName]*gateway.Chain{},
 		Endpoints: map[string]*gateway.Endpoints{},
@@ -120,8 +152,9 @@ func (b *build) services() {
 		b.problem(fmt.Sprintf("services of gateway %q", b.id.String()),
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
-	for _, row := range list.withHidden(b.lastServices(), b.snapshot.Entry) {
-		if b.answered && !listed(b.snapshot.Entry, row) {
+	entry := listingOf(b.snapshot.Entry)
+	for _, row := range list.withHidden(b.lastServices(), entry) {
+		if b.answered && !entry.has(row) {
 			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
 			continue
 		}
@@ -215,6 +248,8 @@ func (b *build) target(id string, t *gateway.Target) {
 	}
 	q := healthOf(t, b.local)
 	e, f := read[gateway.Endpoints](b.lease, q)
+	b.asked[q] = append(b.asked[q], id)
+	b.failing = b.failing || f.err != nil
 	if e != nil {
 		b.snapshot.Endpoints[id] = e
 	} else if open(f) {

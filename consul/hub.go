@@ -24,8 +24,7 @@ type watch struct {
 	done   chan struct{} // closed when its goroutine has ended
 
 	fact  fact
-	wakes map[chan<- struct{}]struct{} // who wants to hear of a change
-	users int
+	users map[*lease]struct{}
 }
 
 // trouble is a way in which watches fail; the log has one line when it begins
@@ -40,23 +39,22 @@ func newHub(c *Client, wait time.Duration) *hub {
 	return &hub{client: c, budget: b, watches: map[query]*watch{}, trouble: map[trouble]int{}}
 }
 
-// acquire starts the query unless it runs already. wake is sent to, if it has
-// room, whenever the fact changes.
-func (h *hub) acquire(q query, wake chan<- struct{}) *watch {
+// acquire starts the query unless it runs already. The lease hears of every
+// change of the fact.
+func (h *hub) acquire(q query, l *lease) *watch {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	w := h.watches[q]
 	if w == nil {
 		w = h.start(q)
 	}
-	w.users++
-	w.wakes[wake] = struct{}{}
+	w.users[l] = struct{}{}
 	return w
 }
 
 func (h *hub) start(q query) *watch {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watch{query: q, cancel: cancel, done: make(chan struct{}), wakes: map[chan<- struct{}]struct{}{}}
+	w := &watch{query: q, cancel: cancel, done: make(chan struct{}), users: map[*lease]struct{}{}}
 	h.watches[q] = w
 	h.client.metrics.watch(q.kind.name, 1)
 	h.client.logger.Debug("watch", "query", q.String())
@@ -84,11 +82,12 @@ func (h *hub) start(q query) *watch {
 
 // release gives the watch back. It says whether that was the last user: then
 // the query is being cancelled, and w.done closes soon.
-func (h *hub) release(w *watch, wake chan<- struct{}) bool {
+func (h *hub) release(w *watch, l *lease) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(w.wakes, wake)
-	if w.users--; w.users > 0 {
+	delete(w.users, l)
+	delete(l.news, w.query)
+	if len(w.users) > 0 {
 		return false
 	}
 	delete(h.watches, w.query)
@@ -111,7 +110,7 @@ func (h *hub) known(w *watch) fact {
 func (h *hub) learn(w *watch, f fact, changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if w.users == 0 {
+	if len(w.users) == 0 {
 		return
 	}
 	h.report(w, f.err)
@@ -119,9 +118,10 @@ func (h *hub) learn(w *watch, f fact, changed bool) {
 	if !changed {
 		return
 	}
-	for wake := range w.wakes {
+	for l := range w.users {
+		l.news[w.query] = f
 		select {
-		case wake <- struct{}{}:
+		case l.wake <- struct{}{}:
 		default: // it has not yet woken from the one before
 		}
 	}
@@ -179,6 +179,7 @@ type lease struct {
 	wake chan struct{} // of capacity 1: something that is needed has changed
 	held map[query]*holding
 	turn uint64
+	news map[query]fact // what changed since it was taken; guarded by hub.mu
 }
 
 type holding struct {
@@ -187,7 +188,7 @@ type holding struct {
 }
 
 func (h *hub) lease() *lease {
-	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}}
+	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}, news: map[query]fact{}}
 }
 
 // need gives what is known of the query, and keeps it running until a sweep
@@ -195,11 +196,20 @@ func (h *hub) lease() *lease {
 func (l *lease) need(q query) fact {
 	h := l.held[q]
 	if h == nil {
-		h = &holding{watch: l.hub.acquire(q, l.wake)}
+		h = &holding{watch: l.hub.acquire(q, l)}
 		l.held[q] = h
 	}
 	h.turn = l.turn
 	return l.hub.known(h.watch)
+}
+
+// take gives the facts that changed since it was called last.
+func (l *lease) take() map[query]fact {
+	l.hub.mu.Lock()
+	defer l.hub.mu.Unlock()
+	news := l.news
+	l.news = map[query]fact{}
+	return news
 }
 
 // sweep gives back what was not needed since the last sweep, and waits for the
@@ -211,7 +221,7 @@ func (l *lease) sweep() {
 			continue
 		}
 		delete(l.held, q)
-		if l.hub.release(h.watch, l.wake) {
+		if l.hub.release(h.watch, l) {
 			ended = append(ended, h.watch)
 		}
 	}

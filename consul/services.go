@@ -50,13 +50,13 @@ func compareRows(a, b gateway.Service) int {
 // withHidden gives the rows and those of last that the ACLs have taken away from
 // Usher's token since: the entry still names their services. Services that a
 // wildcard found may be gone for good.
-func (r *rows) withHidden(last []gateway.Service, entry *gateway.Entry) []gateway.Service {
+func (r *rows) withHidden(last []gateway.Service, entry listing) []gateway.Service {
 	if !r.hidden {
 		return r.services
 	}
 	all := slices.Clone(r.services)
 	for _, row := range last {
-		if _, shown := slices.BinarySearchFunc(r.services, row, compareRows); !shown && !row.FromWildcard && listed(entry, row) {
+		if _, shown := slices.BinarySearchFunc(r.services, row, compareRows); !shown && !row.FromWildcard && entry.has(row) {
 			all = append(all, row)
 		}
 	}
@@ -85,24 +85,43 @@ func absolute(scope string) string {
 	return scope
 }
 
-// listed says whether the entry has the listener and the service of the row.
-func listed(e *gateway.Entry, row gateway.Service) bool {
+// listing is what an entry lists, to be looked up.
+type listing map[listed]bool
+
+// listed is a service on a listener of an entry; "*" is the name of a wildcard.
+type listed struct {
+	port     int
+	protocol string
+	service  gateway.ServiceName
+}
+
+func listingOf(e *gateway.Entry) listing {
+	out := listing{}
 	if e == nil {
-		return false
+		return out
 	}
 	for _, l := range e.Listeners {
-		if l.Port != row.Port || !sameProtocol(l.Protocol, row.Protocol) {
-			continue
+		for _, s := range l.Services {
+			name := normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition})
+			if s.Name == "*" {
+				name = gateway.ServiceName{Name: "*"}
+			}
+			out[listed{l.Port, protocolOf(l.Protocol), name}] = true
 		}
-		return slices.ContainsFunc(l.Services, func(s gateway.ListenerService) bool {
-			return s.Name == "*" || normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}) == row.Service ||
-				s.Name == row.Service.Name && s.Namespace == "" && s.Partition == ""
-		})
+	}
+	return out
+}
+
+// has says whether the entry has the listener and the service of the row. A
+// service that names no namespace may be that of the gateway's own.
+func (l listing) has(row gateway.Service) bool {
+	for _, name := range []gateway.ServiceName{row.Service, {Name: row.Service.Name}, {Name: "*"}} {
+		if l[listed{row.Port, protocolOf(row.Protocol), name}] {
+			return true
+		}
 	}
 	return false
 }
 
-// sameProtocol compares protocols of listeners, of which "" means tcp.
-func sameProtocol(a, b string) bool {
-	return strings.EqualFold(cmp.Or(a, "tcp"), cmp.Or(b, "tcp"))
-}
+// protocolOf gives the protocol of a listener in one spelling; "" means tcp.
+func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, "tcp")) }

@@ -21,6 +21,9 @@ type source struct {
 	put    func(*gateway.Snapshot)
 
 	last *gateway.Snapshot // the one handed on last; nil before the first
+	// answers are the queries for instances, with the targets that they answer
+	// for, of the last snapshot; nil unless it was complete in every respect.
+	answers map[query][]string
 	// own are the instances' own settings, for their memory.
 	own map[instanceID]gateway.Layer
 	// bad says since when the own settings of an instance are.
@@ -52,11 +55,16 @@ func (s *source) run(ctx context.Context) {
 // idle is how long a source sleeps when nothing but a fact can wake it.
 const idle = time.Hour
 
-// step builds a snapshot from the facts and hands it on if it is complete and
-// new. It says when to try again at the latest.
+// step makes a snapshot of the facts and hands it on if it is complete and new.
+// It says when to try again at the latest.
 func (s *source) step(now time.Time) time.Duration {
+	if next := s.patch(s.lease.take()); next != nil {
+		s.hand(next)
+		return s.merging(now)
+	}
 	b := s.build()
 	s.lease.sweep()
+	s.answers = b.answers()
 	if len(b.missing) > 0 {
 		return s.wait(now, strings.Join(b.missing, "; "))
 	}
@@ -65,11 +73,37 @@ func (s *source) step(now time.Time) time.Duration {
 	}
 	s.complete()
 	if s.last == nil || !same(s.last, b.snapshot) {
-		s.last = b.snapshot
-		s.client.metrics.snapshot()
-		s.put(b.snapshot)
+		s.hand(b.keep(s.last))
 	}
 	return s.merging(now)
+}
+
+func (s *source) hand(next *gateway.Snapshot) {
+	s.last = next
+	s.client.metrics.snapshot()
+	s.put(next)
+}
+
+// patch gives the last snapshot with other instances, if nothing else has
+// changed. It is what happens most, and need not cost what a gateway with
+// thousands of services costs.
+func (s *source) patch(news map[query]fact) *gateway.Snapshot {
+	if s.answers == nil || len(news) == 0 {
+		return nil
+	}
+	next := *s.last
+	next.Endpoints = maps.Clone(s.last.Endpoints)
+	for q, f := range news {
+		e, _ := f.value.(*gateway.Endpoints)
+		targets := s.answers[q]
+		if e == nil || f.err != nil || len(targets) == 0 {
+			return nil
+		}
+		for _, id := range targets {
+			next.Endpoints[id] = e
+		}
+	}
+	return &next
 }
 
 // settle says how long to wait for the health of the targets. Were a chain
