@@ -23,11 +23,12 @@ type sockets struct {
 	problems  []gateway.Problem
 }
 
-// next gives the listeners of a newer snapshot. Those before the first are nil.
-func (last *sockets) next(shape *shape, in *gateway.Instance) *sockets {
+// next gives the listeners of a newer snapshot. Those before the first
+// are nil.
+func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 	from := madeOf{instance: in, ports: shape.ports, defaults: shape.env.snapshot.Defaults, operator: shape.env.snapshot.Operator}
-	if last != nil && last.madeOf.same(from) {
-		return last
+	if s != nil && s.madeOf.same(from) {
+		return s
 	}
 	now := &sockets{madeOf: from}
 	inst := instanceOf(shape.env.snapshot, in)
@@ -54,27 +55,27 @@ func (m madeOf) same(other madeOf) bool {
 }
 
 // port adds the listeners of one port, or withholds them.
-func (now *sockets) port(env environment, inst instance, p compiledPort) {
+func (s *sockets) port(env environment, inst instance, p compiledPort) {
 	if p.err != nil {
-		now.withheld = append(now.withheld, listenerNames(inst, p.port)...)
-		now.problem(p.port, p.err)
+		s.withheld = append(s.withheld, listenerNames(inst, p.port)...)
+		s.problem(p.port, p.err)
 		return
 	}
 	for _, address := range inst.addresses {
 		if inst.unknown {
-			now.withheld = append(now.withheld, listenerName(p.port, address))
+			s.withheld = append(s.withheld, listenerName(p.port, address))
 			continue
 		}
 		l, err := listenerOf(env, inst, p.port, address)
 		if err != nil {
-			now.withheld = append(now.withheld, listenerName(p.port, address))
-			now.problem(p.port, err)
+			s.withheld = append(s.withheld, listenerName(p.port, address))
+			s.problem(p.port, err)
 			continue
 		}
-		now.listeners = append(now.listeners, l)
+		s.listeners = append(s.listeners, l)
 	}
 }
 
-func (now *sockets) problem(p port, err error) {
-	now.problems = append(now.problems, gateway.Problem{Where: p.where(), What: err.Error()})
+func (s *sockets) problem(p port, err error) {
+	s.problems = append(s.problems, gateway.Problem{Where: p.where(), What: err.Error()})
 }

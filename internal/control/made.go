@@ -65,12 +65,12 @@ func nothing() *made {
 // are others than before are encoded. What is withheld or invalid counts with
 // its last good bytes; without any it is named as withheld, so that nobody takes
 // it for removed.
-func (last *made) next(w wanted) *made {
-	if last.is(w) {
-		return last
+func (m *made) next(w wanted) *made {
+	if m.is(w) {
+		return m
 	}
 	now := &made{messages: w.messages}
-	changed, gone := now.encode(w.typ, last)
+	changed, gone := now.encode(w.typ, m)
 
 	var removed, withheld []string
 	for _, name := range gone {
@@ -81,11 +81,11 @@ func (last *made) next(w wanted) *made {
 		}
 	}
 	for _, name := range slices.Concat(w.withheld, now.invalid) {
-		if last.collection.Get(name) == nil {
+		if m.collection.Get(name) == nil {
 			withheld = append(withheld, name)
 		}
 	}
-	now.collection = last.collection.Next(changed, removed, withheld)
+	now.collection = m.collection.Next(changed, removed, withheld)
 	return now
 }
 
