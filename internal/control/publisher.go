@@ -27,7 +27,7 @@ type publisher struct {
 	compiler listeners.Compiler
 	snapshot *gateway.Snapshot
 	current  map[kind]result // of this generation
-	last     map[kind]result // the newest of every kind ever asked for
+	last     map[kind]result // the newest of every kind; see forget
 	// shared is what was made in this generation of lists that several kinds
 	// may have.
 	shared map[sharedKey]*made
@@ -54,10 +54,27 @@ type sharedKey struct {
 
 func (p *publisher) begin(s *gateway.Snapshot) {
 	p.snapshot = s
+	p.forget()
 	p.current = map[kind]result{}
 	p.shared = map[sharedKey]*made{}
 	if p.last == nil {
 		p.last = map[kind]result{}
+	}
+}
+
+// forget drops what kinds had that nobody has asked for since the generation
+// before, and whose instance is no longer registered: instances come and go, and
+// each has a whole set.
+func (p *publisher) forget() {
+	registered := map[kind]bool{}
+	for _, in := range p.snapshot.Instances {
+		registered[kind{node: in.Node, serviceID: in.ServiceID}] = true
+	}
+	for k := range p.last {
+		_, asked := p.current[k]
+		if !asked && !registered[kind{node: k.node, serviceID: k.serviceID}] {
+			delete(p.last, k)
+		}
 	}
 }
 

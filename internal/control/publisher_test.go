@@ -1,0 +1,25 @@
+package control
+
+import (
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+func TestWhatGoneInstancesHadIsForgotten(t *testing.T) {
+	p := publisher{metrics: NewMetrics(prometheus.NewRegistry())}
+	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
+	p.begin(snapshot(here, &gateway.Instance{Node: "gone", ServiceID: "edge"}))
+	for _, in := range p.snapshot.Instances {
+		p.set(in, edge)
+	}
+	// The instance that is registered keeps what it had without being asked for.
+	for range 2 {
+		p.begin(snapshot(here))
+	}
+	if len(p.last) != 1 {
+		t.Errorf("%d sets are held, want the one of the instance that is registered", len(p.last))
+	}
+}
