@@ -49,6 +49,10 @@ conformance: tools build ## Compare with a real Consul, a line a case (E2E_FLAGS
 conformance-long: ## The same with 5000 other random cases
 	$(MAKE) conformance E2E_FLAGS="-timeout 2h -seed 0 -random 5000 $(E2E_FLAGS)"
 
+.PHONY: bench
+bench: $(CONSUL) build ## Measure beside Consul's own xDS (BENCH_FLAGS="-quick" for a minute, -h lists all)
+	go run -tags e2e ./e2e/bench $(BENCH_FLAGS)
+
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
 	bin/usher demo --envoy .tools/envoy-1.40.0/envoy

@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	},
 	"e2e":             {"internal/xdstest"},
 	"e2e/conformance": {},
+	"e2e/bench":       {},
 }
 
 func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {
