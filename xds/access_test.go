@@ -22,7 +22,12 @@ import (
 )
 
 func TestDeniedEnvoyGetsNothing(t *testing.T) {
-	for _, code := range []codes.Code{codes.PermissionDenied, codes.Unauthenticated} {
+	reasons := map[codes.Code]string{
+		codes.PermissionDenied: "permission_denied",
+		codes.Unauthenticated:  "unauthenticated",
+		codes.InvalidArgument:  "invalid_argument",
+	}
+	for code, reason := range reasons {
 		forBoth(t, func(r *rig) {
 			r.supplier.publish(small().set(t))
 			r.door.say(status.Error(code, "no"))
@@ -32,8 +37,7 @@ func TestDeniedEnvoyGetsNothing(t *testing.T) {
 			if len(r.supplier.asked()) != 0 {
 				t.Error("the supplier was asked for a denied Envoy")
 			}
-			reason := map[codes.Code]string{codes.PermissionDenied: "permission_denied", codes.Unauthenticated: "unauthenticated"}
-			if got := r.count("usher_xds_denied_streams_total", reason[code]); got != 1 {
+			if got := r.count("usher_xds_denied_streams_total", reason); got != 1 {
 				t.Errorf("%v denials counted, want 1", got)
 			}
 		})

@@ -9,6 +9,8 @@ package xds
 //   - Secrets, clusters and endpoints go out as soon as they differ. They never
 //     wait for each other: Envoy acknowledges a cluster only when the cluster's
 //     endpoints and secrets have arrived.
+//   - An aggregate cluster waits until Envoy acknowledged the clusters that it
+//     leads to and that are new: it has no instances before.
 //   - Listeners and routes wait until Envoy acknowledged those, and has asked
 //     for the endpoints of the clusters it was sent.
 //   - Clusters, endpoints and secrets are removed last, when no listener and no
@@ -96,6 +98,7 @@ func (c *conversation) send(typ Type, removing bool) {
 		return
 	}
 	upserts, removals := t.due()
+	upserts = t.legsFirst(upserts)
 	if !removing {
 		removals = nil
 	}

@@ -59,6 +59,8 @@ func (m *Metrics) deny(err error) {
 		reason = "permission_denied"
 	case codes.Unauthenticated:
 		reason = "unauthenticated"
+	case codes.InvalidArgument:
+		reason = "invalid_argument"
 	}
 	m.denied.WithLabelValues(reason).Inc()
 }

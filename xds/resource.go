@@ -6,6 +6,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -23,6 +24,8 @@ type Resource struct {
 	// names: load assignments of a cluster, route configurations of a
 	// listener.
 	children []string
+	// legs are the clusters that an aggregate cluster sends to.
+	legs []string
 }
 
 // NewResource checks a message against Envoy's own field rules and encodes it.
@@ -51,6 +54,7 @@ func NewResource(t Type, m proto.Message) (*Resource, error) {
 			Resource: &anypb.Any{TypeUrl: t.URL(), Value: value},
 		},
 		children: childrenOf(m),
+		legs:     legsOf(m),
 	}, nil
 }
 
@@ -105,4 +109,17 @@ func listenerChildren(l *listenerv3.Listener) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// legsOf lists the clusters that m sends to instead of instances of its own.
+func legsOf(m proto.Message) []string {
+	c, ok := m.(*clusterv3.Cluster)
+	if !ok {
+		return nil
+	}
+	var aggregate aggregatev3.ClusterConfig
+	if err := c.GetClusterType().GetTypedConfig().UnmarshalTo(&aggregate); err != nil {
+		return nil // it is of another kind
+	}
+	return aggregate.GetClusters()
 }

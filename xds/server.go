@@ -29,10 +29,10 @@ type Supplier interface {
 // Authorizer says who may have the configuration of a node.
 type Authorizer interface {
 	// Authorize returns nil if the caller may. A gRPC status error with
-	// PermissionDenied or Unauthenticated denies: the stream ends with it,
-	// at whatever time. Any other error means that nobody could be asked: a
-	// stream that opens ends with Unavailable, one that lives goes on until
-	// the next answer.
+	// PermissionDenied, Unauthenticated or InvalidArgument (the node is
+	// nobody's) denies: the stream ends with it, at whatever time. Any other
+	// error means that nobody could be asked: a stream that opens ends with
+	// Unavailable, one that lives goes on until the next answer.
 	Authorize(ctx context.Context, c Caller, n Node) error
 }
 
@@ -140,6 +140,10 @@ func statusOf(err error) error {
 
 // denies says whether an Authorizer's error is an answer.
 func denies(err error) bool {
-	code := status.Code(err)
-	return code == codes.PermissionDenied || code == codes.Unauthenticated
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.Unauthenticated, codes.InvalidArgument:
+		return true
+	default:
+		return false
+	}
 }

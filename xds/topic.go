@@ -187,6 +187,25 @@ func (t *topic) due() (upserts []*Resource, removals []string) {
 	return upserts, removals
 }
 
+// legsFirst leaves out what leads to clusters that Envoy is given only now: it
+// would send requests there before they have any instances. What is left out
+// stays dirty, and its turn is after the ACK, which tells that they are warm.
+// A first full state has to name everything.
+func (t *topic) legsFirst(upserts []*Resource) []*Resource {
+	if t.fullState() && !t.answered {
+		return upserts
+	}
+	fresh := map[string]bool{}
+	for _, r := range upserts {
+		if _, had := t.has[r.Name()]; !had {
+			fresh[r.Name()] = true
+		}
+	}
+	return slices.DeleteFunc(upserts, func(r *Resource) bool {
+		return slices.ContainsFunc(r.legs, func(leg string) bool { return fresh[leg] })
+	})
+}
+
 // keepsWithheld says whether Envoy has something that cannot be built now, and
 // so depends on what it was built with.
 func (t *topic) keepsWithheld() bool {
