@@ -1,0 +1,73 @@
+package xds_test
+
+import (
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// aggregate sends to other clusters.
+func aggregate(name string, legs ...string) proto.Message {
+	config, err := anypb.New(&aggregatev3.ClusterConfig{Clusters: legs})
+	if err != nil {
+		panic(err)
+	}
+	return &clusterv3.Cluster{
+		Name:     name,
+		LbPolicy: clusterv3.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name: "envoy.clusters.aggregate", TypedConfig: config,
+		}},
+	}
+}
+
+// A cluster that requests go to becomes an aggregate of new ones: it is replaced
+// when those are warm, and only then may routes and listeners change.
+func TestAggregateWaitsForItsNewLegs(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(small().with(
+			aggregate("web", "primary", "spare"), listener("http", 2, "web"),
+			cluster("primary", 1), endpoints("primary", 1), cluster("spare", 1), endpoints("spare", 1),
+		).without(endpoints("web", 1)).set(t))
+		legs := e.Expect(cds, r.full([]string{"primary", "spare", "web"}, "primary", "spare")...)
+		e.Subscribe(eds, "primary", "spare")
+		e.ExpectAck(eds, "primary", "spare")
+		e.ExpectNone()
+		e.Ack(legs)
+		whole := e.Expect(cds, r.full([]string{"primary", "spare", "web"}, "web")...)
+		e.ExpectNone()
+		e.Ack(whole)
+		e.ExpectAck(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.ExpectNone()
+	})
+}
+
+// Legs that Envoy has already keep their instances while they change.
+func TestAggregateDoesNotWaitForLegsThatChange(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		world := small().with(cluster("primary", 1), endpoints("primary", 1))
+		e := r.warm(world)
+		r.supplier.publish(world.with(aggregate("both", "web", "primary"), cluster("primary", 2)).set(t))
+		e.ExpectAck(cds, r.full([]string{"both", "primary", "web"}, "both", "primary")...)
+		e.ExpectAck(eds, "primary")
+		e.ExpectNone()
+	})
+}
+
+// What a state of the world leaves out is removed: its first one for an Envoy
+// that comes back names everything.
+func TestFirstStateOfTheWorldHasAggregateAndLegs(t *testing.T) {
+	forOne(t, xdstest.SotW, func(r *rig) {
+		r.supplier.publish(small().with(aggregate("both", "web")).set(t))
+		e := r.connect()
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "both", "web")
+	})
+}
