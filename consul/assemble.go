@@ -62,6 +62,9 @@ func (s *source) build() *build {
 		Chains:    map[gateway.ServiceName]*gateway.Chain{},
 		Endpoints: map[string]*gateway.Endpoints{},
 	}}
+	if a := required[agent](b, query{kind: agentKind}); a != nil {
+		b.snapshot.DualStack = a.dualStack
+	}
 	b.certificates()
 	b.registered()
 	b.entry()

@@ -42,7 +42,7 @@ type reply struct {
 
 func newFakeConsul(t *testing.T) *fakeConsul {
 	t.Helper()
-	c := &fakeConsul{replies: map[string]reply{}, given: map[string]bool{}, learned: map[string]bool{}, changed: make(chan struct{})}
+	c := &fakeConsul{replies: map[string]reply{"/v1/agent/self": {body: "{}"}}, given: map[string]bool{}, learned: map[string]bool{}, changed: make(chan struct{})}
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close)
 	c.url = server.URL

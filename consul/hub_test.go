@@ -123,7 +123,7 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 	first := start(t, w, "gateway")
 	first.next(t, anyOne)
 	wantEqual(t, []string{
-		"watch discovery-chain:api", "watch discovery-chain:web", "watch gateway-services:gateway",
+		"watch agent", "watch discovery-chain:api", "watch discovery-chain:web", "watch gateway-services:gateway",
 		"watch health:api", "watch health:web", "watch ingress-gateway", "watch instances:gateway",
 		"watch leaf:gateway", "watch mesh", "watch proxy-defaults", "watch roots",
 	}, log.take())
@@ -145,11 +145,11 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 
 	second.stop()
 	wantEqual(t, []string{
-		"stop discovery-chain:web", "stop gateway-services:second", "stop health:web", "stop ingress-gateway",
+		"stop agent", "stop discovery-chain:web", "stop gateway-services:second", "stop health:web", "stop ingress-gateway",
 		"stop instances:second", "stop leaf:second", "stop mesh", "stop proxy-defaults", "stop roots",
 	}, log.take())
-	if n := testutil.CollectAndCount(metrics.watches); n != 9 {
-		t.Errorf("%d kinds of watches are counted, want 9", n)
+	if n := testutil.CollectAndCount(metrics.watches); n != 10 {
+		t.Errorf("%d kinds of watches are counted, want 10", n)
 	}
 	if n := testutil.ToFloat64(metrics.watches.WithLabelValues("health")); n != 0 {
 		t.Errorf("%v health watches are counted at the end, want none", n)

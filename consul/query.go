@@ -24,6 +24,12 @@ type kind struct {
 	// local reads are answered by the agent, in its own namespace and
 	// partition's view, from its cache.
 	local bool
+	// optional reads are done without where Consul refuses them: that is an empty
+	// answer.
+	optional bool
+	// every is how often a question is asked that Consul cannot block on; zero
+	// means several times a second.
+	every time.Duration
 	// decode makes the value of an answer. prev is the value before, nil at
 	// first; what did not change keeps its pointer.
 	decode func(prev any, a answer) (any, error)
@@ -190,6 +196,7 @@ type loop struct {
 	// learn is told the fact after each attempt; changed says that a value or
 	// the state of failure is new.
 	learn func(f fact, changed bool)
+	every time.Duration // see kind.every
 
 	fact  fact
 	index uint64
@@ -234,7 +241,7 @@ func (l *loop) take(a answer, err error) time.Duration {
 	l.learn(l.fact, !same || recovered)
 	if a.index == 0 {
 		// Without an index the next query cannot block.
-		return backOff(3)
+		return max(l.every, backOff(3))
 	}
 	return l.pace.next(time.Now())
 }

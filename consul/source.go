@@ -152,7 +152,7 @@ func (s *source) complete() {
 // same says whether two snapshots of a source say the same. Parts that did not
 // change have kept their pointers.
 func same(a, b *gateway.Snapshot) bool {
-	return a.Datacenter == b.Datacenter &&
+	return a.Datacenter == b.Datacenter && a.DualStack == b.DualStack &&
 		a.Entry == b.Entry && a.Mesh == b.Mesh && a.Roots == b.Roots && a.Leaf == b.Leaf &&
 		reflect.DeepEqual(a.Defaults, b.Defaults) &&
 		slices.EqualFunc(a.Services, b.Services, sameService) &&

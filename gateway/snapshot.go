@@ -36,6 +36,9 @@ func orDefault(s string) string {
 type Snapshot struct {
 	ID         ID
 	Datacenter string // the local datacenter; never empty
+	// DualStack says that Consul's agent has an IPv6 address: an instance that is
+	// registered without an address then listens on "::" instead of "0.0.0.0".
+	DualStack bool
 
 	// Entry is the gateway's ingress-gateway config entry; nil when there is
 	// none, which means a gateway without listeners.

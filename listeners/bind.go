@@ -15,18 +15,22 @@ import (
 // tagged ones if it says so, and the ones it lists
 // (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
 // Their ports are not those of the gateway's listeners and have no meaning.
-func addressesOf(in *gateway.Instance) []string {
+func addressesOf(in *gateway.Instance, dualStack bool) []string {
+	all, loopback := "0.0.0.0", "127.0.0.1"
+	if dualStack {
+		all, loopback = "::", "::1"
+	}
 	var addresses []string
 	if !in.Config.NoDefaultBind {
-		addresses = append(addresses, orElse(in.Address, "0.0.0.0"))
+		addresses = append(addresses, orElse(in.Address, all))
 	}
 	if in.Config.BindTaggedAddresses {
 		for _, a := range in.TaggedAddresses {
-			addresses = append(addresses, orElse(a.Address, "127.0.0.1"))
+			addresses = append(addresses, orElse(a.Address, loopback))
 		}
 	}
 	for _, a := range in.Config.BindAddresses {
-		addresses = append(addresses, orElse(a.Address, "127.0.0.1"))
+		addresses = append(addresses, orElse(a.Address, loopback))
 	}
 	slices.Sort(addresses)
 	return slices.Compact(addresses)

@@ -23,7 +23,7 @@ func instanceOf(s *gateway.Snapshot, in *gateway.Instance) instance {
 	mode := settings.ProxyProtocol.Mode
 	logs, problems := accessLogsOf(accessLogKey{settings: in.AccessLogs, proxied: known && mode != gateway.Off})
 	return instance{
-		addresses:    addressesOf(in),
+		addresses:    addressesOf(in, s.DualStack),
 		mode:         mode,
 		unknown:      !known,
 		maxHeadersKB: in.Config.MaxRequestHeadersKB,

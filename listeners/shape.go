@@ -58,7 +58,7 @@ func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
 // only: false says nothing.
 func (last *shape) holds(s *gateway.Snapshot) bool {
 	old := last.env.snapshot
-	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.Plain == s.Plain &&
+	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.DualStack == s.DualStack && old.Plain == s.Plain &&
 		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf &&
 		identical(old.Services, s.Services) && identical(old.Chains, s.Chains) && last.samePeers(s)
 }

@@ -1,0 +1,44 @@
+package consul
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// agentKind reads what the agent says of itself, to a token that has agent:read
+// (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It
+// changes when the agent is restarted, and Consul cannot tell when.
+var agentKind = &kind{
+	name: "agent", path: "/v1/agent/self",
+	local: true, optional: true, every: time.Minute,
+	decode: decoding(decodeAgent),
+}
+
+// agent is what of its configuration concerns gateways. The zero value stands
+// for an agent that does not tell.
+type agent struct {
+	// dualStack says that its bind address is an IPv6 address. Consul before
+	// 1.22 does not tell, and does not care.
+	dualStack bool
+	// domain and altDomain are what it answers DNS for, as it writes them: with
+	// the dot at the end by default. They are empty where it does not tell.
+	domain, altDomain string
+}
+
+func decodeAgent(_ *agent, a answer) (*agent, error) {
+	var out struct {
+		Config      struct{ BindAddr string }
+		DebugConfig struct{ DNSDomain, DNSAltDomain string }
+	}
+	if err := json.Unmarshal(a.body, &out); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	ip, err := netip.ParseAddr(out.Config.BindAddr)
+	return &agent{
+		dualStack: err == nil && !ip.Unmap().Is4(),
+		domain:    out.DebugConfig.DNSDomain,
+		altDomain: out.DebugConfig.DNSAltDomain,
+	}, nil
+}

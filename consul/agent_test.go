@@ -1,0 +1,52 @@
+package consul
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestAgent(t *testing.T) {
+	for body, want := range map[string]agent{
+		`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul.", "DNSAltDomain": "alt.example"}}`: {
+			dualStack: true, domain: "consul.", altDomain: "alt.example",
+		},
+		`{"Config": {"BindAddr": "10.0.0.1"}}`:                  {},
+		`{"Config": {"BindAddr": "::ffff:10.0.0.1"}}`:           {},
+		`{"Config": {}, "DebugConfig": {"DNSDomain": "mesh."}}`: {domain: "mesh."}, // Consul 1.15
+		`{}`: {},
+	} {
+		got, err := decodeAgent(nil, answer{body: []byte(body)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&want, got, cmp.AllowUnexported(agent{})); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", body, diff)
+		}
+	}
+}
+
+func TestAgentWithAnIPv6Address(t *testing.T) {
+	c := newLab(t, "web")
+	c.set("/v1/agent/self", reply{body: `{"Config": {"BindAddr": "2001:db8::1"}}`})
+	if s := start(t, c.watcher(t), "gateway").next(t, anyOne); !s.DualStack {
+		t.Error("the agent has an IPv6 address, and the snapshot does not say so")
+	}
+}
+
+// Usher's token may lack agent:read: everything works, and nothing is wrong.
+func TestAgentThatRefusesToTell(t *testing.T) {
+	c := newLab(t, "web")
+	c.set("/v1/agent/self", reply{status: http.StatusForbidden, body: "Permission denied"})
+	log := &journal{}
+	w := NewWatcher(c.client(t, log), WatcherOptions{})
+	if s := start(t, w, "gateway").next(t, anyOne); s.DualStack {
+		t.Error("the snapshot says that the agent has an IPv6 address")
+	}
+	for _, line := range log.take() {
+		if line[:4] == "WARN" {
+			t.Errorf("logged: %s", line)
+		}
+	}
+}
