@@ -150,13 +150,3 @@ func answered(c call, header, value string) func(*loadedGateway) error {
 		return err
 	}
 }
-
-// logFormat is proxy-defaults with an access log that has the mark.
-func logFormat(mark string) *api.ProxyConfigEntry {
-	return &api.ProxyConfigEntry{
-		Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
-		AccessLogs: &api.AccessLogsConfig{
-			Enabled: true, JSONFormat: fmt.Sprintf(`{"mark": %q, "path": "%%REQ(:PATH)%%", "status": "%%RESPONSE_CODE%%"}`, mark),
-		},
-	}
-}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,6 +31,19 @@ type twoGateways struct {
 	Consul *consulAgent
 	Usher  *loadedGateway
 	Own    *loadedGateway // Consul's own xDS
+	Twin   *loadedGateway // one more on the same Usher; nil for none
+
+	// moments are the changes so far, for the causes of failures.
+	moments []moment
+}
+
+// moment is when a change was made.
+type moment struct {
+	change string
+	at     time.Time
+	// loses are the causes for which requests are to fail from now to the next
+	// change.
+	loses []string
 }
 
 // loadedGateway is a gateway under load.
@@ -36,8 +51,9 @@ type loadedGateway struct {
 	*envoy
 	load *load
 	// broken counts what the test itself was answered, beside the load, and no
-	// client should be.
+	// client should be, unless losing is true.
 	broken atomic.Int64
+	losing atomic.Bool
 	logAt  int64 // how much of the access log is older than the change
 }
 
@@ -49,10 +65,10 @@ type change struct {
 	shows func(g *loadedGateway) error
 }
 
-// startLoad puts the load on both gateways.
+// startLoad puts the load on all gateways.
 func (l *twoGateways) startLoad(t *testing.T) {
 	t.Helper()
-	for _, g := range l.both() {
+	for _, g := range l.all() {
 		target := call{From: l.Client, To: g.Host.addr(8080)}
 		waitStatus(t, target, http.StatusOK)
 		g.load = startLoad(t, target)
@@ -61,16 +77,22 @@ func (l *twoGateways) startLoad(t *testing.T) {
 
 func (l *twoGateways) both() []*loadedGateway { return []*loadedGateway{l.Usher, l.Own} }
 
+// all are both, and the twin.
+func (l *twoGateways) all() []*loadedGateway {
+	if l.Twin == nil {
+		return l.both()
+	}
+	return append(l.both(), l.Twin)
+}
+
 // tell makes the change, waits for it at both Envoys, and prints how long it
 // took each. Usher's has to be the first.
 func (l *twoGateways) tell(t *testing.T, c change) {
 	t.Helper()
-	l.wantAhead(t, c)
+	l.wantAhead(t, c, l.both())
 	begin := time.Now()
 	usher, own := l.Usher.watch(begin, c), l.Own.watch(begin, c)
-	if err := c.write(); err != nil {
-		t.Fatalf("%s: %v", c.name, err)
-	}
+	l.write(t, c)
 	a, b := <-usher, <-own
 	if err := errors.Join(a.err, b.err); err != nil {
 		t.Fatal(err)
@@ -79,23 +101,58 @@ func (l *twoGateways) tell(t *testing.T, c change) {
 	if a.took >= b.took {
 		t.Errorf("%s: took %v with usher and %v with consul's own xDS", c.name, a.took, b.took)
 	}
-	l.settle(t, c)
+	l.settle(t, c, l.both())
 }
 
-// make makes the change and waits for it at both Envoys.
-func (l *twoGateways) make(t *testing.T, c change) {
+// tellUsher is tell for a change that Consul's own gateway never shows.
+func (l *twoGateways) tellUsher(t *testing.T, c change, whyNot string) {
 	t.Helper()
-	l.wantAhead(t, c)
+	l.wantAhead(t, c, l.both())
+	begin := time.Now()
+	usher := l.Usher.watch(begin, c)
+	l.write(t, c)
+	a := <-usher
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	t.Logf("change: usher %3d ms, consul   never: %s (%s)", a.took.Milliseconds(), c.name, whyNot)
+	l.settle(t, c, []*loadedGateway{l.Usher})
+}
+
+// lose is make for a change with which requests fail, for the causes and no
+// other, until the next change.
+func (l *twoGateways) lose(t *testing.T, c change, causes ...string) {
+	t.Helper()
+	for _, g := range l.both() {
+		g.losing.Store(true)
+		defer g.losing.Store(false)
+	}
+	l.make(t, c, causes...)
+}
+
+// make makes the change and waits for it at all Envoys.
+func (l *twoGateways) make(t *testing.T, c change, loses ...string) {
+	t.Helper()
+	l.wantAhead(t, c, l.all())
+	begin := time.Now()
+	l.write(t, c, loses...)
+	l.settle(t, c, l.all())
+	t.Logf("change: everywhere after %d ms: %s", time.Since(begin).Milliseconds(), c.name)
+}
+
+// write makes the change.
+func (l *twoGateways) write(t *testing.T, c change, loses ...string) {
+	t.Helper()
+	l.moments = append(l.moments, moment{change: c.name, at: time.Now(), loses: loses})
 	if err := c.write(); err != nil {
 		t.Fatalf("%s: %v", c.name, err)
 	}
-	l.settle(t, c)
 }
 
-// wantAhead makes sure that the change is still to come at both Envoys.
-func (l *twoGateways) wantAhead(t *testing.T, c change) {
+// wantAhead makes sure that the change is still to come at the Envoys.
+func (l *twoGateways) wantAhead(t *testing.T, c change, gateways []*loadedGateway) {
 	t.Helper()
-	for _, g := range l.both() {
+	for _, g := range gateways {
 		g.markLog(t)
 		if c.shows(g) == nil {
 			t.Fatalf("%s: %s has it before it is made", c.name, g.Name)
@@ -103,11 +160,11 @@ func (l *twoGateways) wantAhead(t *testing.T, c change) {
 	}
 }
 
-// settle waits until every thread of both Envoys has the change.
-func (l *twoGateways) settle(t *testing.T, c change) {
+// settle waits until every thread of the Envoys has the change.
+func (l *twoGateways) settle(t *testing.T, c change, gateways []*loadedGateway) {
 	t.Helper()
 	const row = 10
-	for _, g := range l.both() {
+	for _, g := range gateways {
 		eventually(t, c.name+" at all of "+g.Name, changeDeadline, func() error {
 			for range row {
 				if err := c.shows(g); err != nil {
@@ -154,7 +211,7 @@ func (g *loadedGateway) ask(c call) (answer, error) {
 	}
 	c.From = g.load.target.From
 	got, err := c.do(context.Background())
-	if err == nil && got.Status >= http.StatusInternalServerError {
+	if err == nil && got.Status >= http.StatusInternalServerError && !g.losing.Load() {
 		g.broken.Add(1)
 	}
 	return got, err
@@ -176,6 +233,16 @@ func (g *loadedGateway) hasNot(path, text string) error {
 		err = fmt.Errorf("%s has %q", path, text)
 	}
 	return err
+}
+
+// dumps wants the text in an answer of the admin interface.
+func dumps(path, text string) func(*loadedGateway) error {
+	return func(g *loadedGateway) error { return g.has(path, text) }
+}
+
+// lacks wants the text not to be in an answer of the admin interface.
+func lacks(path, text string) func(*loadedGateway) error {
+	return func(g *loadedGateway) error { return g.hasNot(path, text) }
 }
 
 // markLog makes logs look at what is logged from now on.
@@ -205,19 +272,96 @@ func (g *loadedGateway) logs(text string) error {
 	return err
 }
 
-// wantNoFailures stops the load on both. Every failure is printed; those of
-// Consul's own gateway are no failure of the test.
+// wantNoFailures stops the load on all. Every failure is printed, of Consul's
+// own gateway by their number; those, and those that had to come, are no failure
+// of the test.
 func (l *twoGateways) wantNoFailures(t *testing.T) {
 	t.Helper()
-	l.Own.load.stop()
-	t.Logf("load on %s: %d requests, %d failures", l.Own.Name, l.Own.load.sent, len(l.Own.load.failures))
-	for _, failure := range l.Own.load.failures {
-		t.Logf("load on %s: %v", l.Own.Name, failure)
+	for _, g := range l.all() {
+		g.load.stop()
+		if g.load.sent == 0 {
+			t.Errorf("load on %s: nothing was sent", g.Name)
+		}
+		if n := g.broken.Load(); n > 0 && g != l.Own {
+			t.Errorf("%d of the test's own requests to %s were answered 500 or more", n, g.Name)
+		}
+		l.wantOnlyDue(t, g)
 	}
-	l.Usher.load.wantNoFailures(t)
-	t.Logf("besides: %d answers of 500 and more from usher's, %d from consul's own", l.Usher.broken.Load(), l.Own.broken.Load())
-	if n := l.Usher.broken.Load(); n > 0 {
-		t.Errorf("%d of the test's own requests to %s were answered 500 or more", n, l.Usher.Name)
+}
+
+// wantOnlyDue wants no failure of a gateway's load but those that had to come.
+func (l *twoGateways) wantOnlyDue(t *testing.T, g *loadedGateway) {
+	t.Helper()
+	reasons := g.reasons(t)
+	due, lost := map[string]int{}, map[string]int{}
+	for _, f := range g.load.failures {
+		m := l.momentOf(g.load, f)
+		f.Cause = strings.TrimSpace(f.Cause + " " + reasons[f.Path])
+		if m.expects(f) {
+			due[m.change]++
+			continue
+		}
+		lost[fmt.Sprintf("%s after %q: %s", f.kind(), m.change, f.Cause)]++
+		if g != l.Own {
+			ended := g.load.start.Add(f.After + f.Took).Sub(m.at)
+			t.Errorf("load on %s: %v, answered %d ms after %q", g.Name, f, ended.Milliseconds(), m.change)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(lost)) {
+		t.Logf("load on %s: lost %d on a %s", g.Name, lost[what], what)
+	}
+	t.Logf("load on %s: %d requests in %.1fs, slowest %v, %d failures; those that had to come: %v",
+		g.Name, g.load.sent, time.Since(g.load.start).Seconds(), g.load.slowest.Round(time.Millisecond),
+		len(g.load.failures)-total(due), due)
+}
+
+func total(counts map[string]int) (sum int) {
+	for _, n := range counts {
+		sum += n
+	}
+	return sum
+}
+
+// momentOf is the last change before the request's end.
+func (l *twoGateways) momentOf(load *load, f loadFailure) moment {
+	end := load.start.Add(f.After + f.Took)
+	last := moment{change: "the start", at: load.start}
+	for _, m := range l.moments {
+		if m.at.Before(end) {
+			last = m
+		}
+	}
+	return last
+}
+
+// expects says whether the change makes requests fail for that cause.
+func (m moment) expects(f loadFailure) bool {
+	return slices.ContainsFunc(m.loses, func(cause string) bool { return strings.Contains(f.Cause, cause) })
+}
+
+// reasons are Envoy's own words, from its access log, for the requests of the
+// load that it did not answer 200, by path.
+func (g *loadedGateway) reasons(t *testing.T) map[string]string {
+	t.Helper()
+	reasons := map[string]string{}
+	for _, e := range g.Log.entries(t) {
+		if path := e.text("path"); strings.HasPrefix(path, loadPrefix) && e.text("status") != "200" {
+			reasons[path] = fmt.Sprintf("[%s %s; cluster %s, host %s %s]",
+				e.text("flags"), e.text("details"), e.text("cluster"), e.text("host"), e.text("reason"))
+		}
+	}
+	return reasons
+}
+
+// logFormat is proxy-defaults with an access log that has the mark, and what
+// the reasons need.
+func logFormat(mark string) *api.ProxyConfigEntry {
+	return &api.ProxyConfigEntry{
+		Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
+		AccessLogs: &api.AccessLogsConfig{Enabled: true, JSONFormat: fmt.Sprintf(`{"mark": %q,
+			"path": "%%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%%", "status": "%%RESPONSE_CODE%%",
+			"flags": "%%RESPONSE_FLAGS%%", "details": "%%RESPONSE_CODE_DETAILS%%", "cluster": "%%UPSTREAM_CLUSTER%%",
+			"host": "%%UPSTREAM_HOST%%", "reason": "%%UPSTREAM_TRANSPORT_FAILURE_REASON%%"}`, mark)},
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -30,6 +31,7 @@ type load struct {
 	work   sync.WaitGroup
 	start  time.Time
 	slots  chan struct{}
+	paths  atomic.Int64 // how many there are so far
 
 	mu       sync.Mutex
 	sent     int
@@ -40,16 +42,21 @@ type load struct {
 // loadFailure is a request that was not answered 200.
 type loadFailure struct {
 	After time.Duration // since the start of the load
-	Kept  bool          // on a connection that had been used before
+	Took  time.Duration
+	Path  string // no other request of the load has it
+	Kept  bool   // on a connection that had been used before
 	Cause string
 }
 
 func (f loadFailure) String() string {
-	kind := "new connection"
+	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), f.kind(), f.Cause)
+}
+
+func (f loadFailure) kind() string {
 	if f.Kept {
-		kind = "kept connection"
+		return "kept connection"
 	}
-	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), kind, f.Cause)
+	return "new connection"
 }
 
 // startLoad sends the call, with paths of its own, until stop or the test's
@@ -57,7 +64,6 @@ func (f loadFailure) String() string {
 func startLoad(t *testing.T, target call) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	target.Path = loadPrefix
 	l := &load{target: target, cancel: cancel, start: time.Now(), slots: make(chan struct{}, loadInFlight)}
 	l.work.Go(func() { l.newConnections(ctx) })
 	for i := range loadKept {
@@ -116,25 +122,32 @@ func (l *load) newConnections(ctx context.Context) {
 		select {
 		case l.slots <- struct{}{}:
 		default:
-			l.record(time.Now(), false, fmt.Errorf("not sent: %d requests wait for an answer", loadInFlight))
+			l.record(l.next(), time.Now(), false, fmt.Errorf("not sent: %d requests wait for an answer", loadInFlight))
 			return
 		}
 		l.work.Go(func() {
 			defer func() { <-l.slots }()
-			begin := time.Now()
-			l.record(begin, false, l.once())
+			c, begin := l.next(), time.Now()
+			l.record(c, begin, false, once(c))
 		})
 	})
 }
 
+// next is the next request, with a path of its own.
+func (l *load) next() call {
+	c := l.target
+	c.Path = fmt.Sprint(loadPrefix, l.paths.Add(1))
+	return c
+}
+
 // once makes a request on a new connection.
-func (l *load) once() error {
-	conn, err := l.target.connect(context.Background())
+func once(c call) error {
+	conn, err := c.connect(context.Background())
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	return l.exchange(conn, "close")
+	return conn.exchangeOK(c, "close")
 }
 
 // keptConnection sends its share of the load on one connection for as long as
@@ -149,7 +162,7 @@ func (l *load) keptConnection(ctx context.Context, index int) {
 		}
 	}()
 	l.everyTick(ctx, time.Second/share, time.Duration(index)*time.Second/share/loadKept, func() {
-		begin := time.Now()
+		c, begin := l.next(), time.Now()
 		if conn != nil && conn.endedByPeer() {
 			conn.Close()
 			conn = nil
@@ -157,12 +170,12 @@ func (l *load) keptConnection(ctx context.Context, index int) {
 		kept := conn != nil
 		var err error
 		if conn == nil {
-			conn, err = l.target.connect(context.Background())
+			conn, err = c.connect(context.Background())
 		}
 		if err == nil {
-			err = l.exchange(conn, "keep-alive")
+			err = conn.exchangeOK(c, "keep-alive")
 		}
-		l.record(begin, kept, err)
+		l.record(c, begin, kept, err)
 		if conn != nil && (err != nil || conn.last) {
 			conn.Close()
 			conn = nil
@@ -170,9 +183,9 @@ func (l *load) keptConnection(ctx context.Context, index int) {
 	})
 }
 
-// exchange makes one request; an answer other than 200 is an error.
-func (l *load) exchange(conn *clientConn, connection string) error {
-	got, err := conn.exchange(l.target, connection)
+// exchangeOK makes one request; an answer other than 200 is an error.
+func (conn *clientConn) exchangeOK(c call, connection string) error {
+	got, err := conn.exchange(c, connection)
 	if err == nil && got.Status != http.StatusOK {
 		err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
 	}
@@ -192,20 +205,23 @@ func (l *load) everyTick(ctx context.Context, interval, delay time.Duration, f f
 }
 
 // endedByPeer looks, between two requests, whether the peer has closed.
-func (c *clientConn) endedByPeer() bool {
-	if err := c.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+func (conn *clientConn) endedByPeer() bool {
+	if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 		return true
 	}
-	_, err := c.reader.Peek(1)
+	_, err := conn.reader.Peek(1)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-func (l *load) record(begin time.Time, kept bool, err error) {
+func (l *load) record(c call, begin time.Time, kept bool, err error) {
+	took := time.Since(begin)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sent++
-	l.slowest = max(l.slowest, time.Since(begin))
+	l.slowest = max(l.slowest, took)
 	if err != nil {
-		l.failures = append(l.failures, loadFailure{After: begin.Sub(l.start), Kept: kept, Cause: err.Error()})
+		l.failures = append(l.failures, loadFailure{
+			After: begin.Sub(l.start), Took: took, Path: c.Path, Kept: kept, Cause: err.Error(),
+		})
 	}
 }
