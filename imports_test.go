@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 		"internal/control", "internal/operator", "internal/bootstrap", "internal/demo",
 	},
 	"e2e":             {"internal/xdstest"},
-	"e2e/conformance": {},
+	"e2e/conformance": {"internal/xdstest"},
 	"e2e/bench":       {},
 }
 
