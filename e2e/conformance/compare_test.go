@@ -56,7 +56,7 @@ func TestAllowanceIsForOneValueOfConsul(t *testing.T) {
 		return difference{typeURL: resource.ClusterType, path: "outlier_detection.max_ejection_percent", consul: consul, usher: "absent"}
 	}
 	used := map[allowance]bool{}
-	left := unexplained([]difference{ejection("0"), ejection("30")}, used)
+	left := unexplained([]difference{ejection("0"), ejection("30")}, consulVersion, used)
 	if len(left) != 1 || left[0].consul != "30" {
 		t.Errorf("unexplained: %v, want the one where Consul writes 30", left)
 	}

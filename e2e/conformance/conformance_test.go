@@ -30,20 +30,47 @@ const (
 // cases, so that each case is also a change that it follows; another one asks
 // that Usher anew, and a third one an Usher that has just started. All must end
 // up with the same.
-func TestSameResourcesAsConsul(t *testing.T) {
+func TestSameResourcesAsConsul(t *testing.T) { compareCases(t, current) }
+
+// TestSameResourcesAsOldConsul does the same with the cases that the older
+// Consul takes.
+func TestSameResourcesAsOldConsul(t *testing.T) { compareCases(t, older) }
+
+func compareCases(t *testing.T, ref reference) {
 	cases := readCases(t)
-	s := startSuite(t)
+	s := startSuite(t, ref)
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) { s.run(t, c) })
+		t.Run(c.name, func(t *testing.T) {
+			if says, ok := ref.refused[c.name]; ok {
+				s.refuses(t, c, says)
+				return
+			}
+			s.run(t, c)
+		})
 	}
-	t.Logf("%d of %d cases equal, %d resources, %d differences allowed", s.equal, s.ran, s.resources, len(s.used))
-	if s.ran < len(cases) {
+	t.Logf("Consul %s: %d of %d cases equal, %d not taken by it, %d resources, %d differences allowed, %d old spellings",
+		ref.version, s.equal, len(cases), s.refused, s.resources, len(s.used), len(s.spelled))
+	if s.ran+s.refused < len(cases) {
 		return // what the others need is not known
 	}
+	s.everythingIsNeeded(t)
+}
+
+// everythingIsNeeded fails for what is listed and no case has shown.
+func (s *suite) everythingIsNeeded(t *testing.T) {
+	t.Helper()
 	for _, a := range allowed {
-		if !s.used[a] {
+		if a.concerns(s.ref.version) && !s.used[a] {
 			t.Errorf("no case needs the allowed difference %s %s", a.typeURL, a.path)
 		}
+	}
+	for _, o := range s.ref.spellings {
+		if !s.spelled[o.key()] {
+			t.Errorf("no case has the old spelling %s", o.key())
+		}
+	}
+	if len(s.ref.refused) != s.refused {
+		t.Errorf("%d cases are listed as not taken, %d were found", len(s.ref.refused), s.refused)
 	}
 }
 
@@ -60,7 +87,7 @@ func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 	for from == 0 {
 		from = rand.Uint64() % 1_000_000
 	}
-	s := startSuite(t)
+	s := startSuite(t, current)
 	for i := range *random {
 		c := generate(from, i)
 		t.Run(c.name, func(t *testing.T) {
@@ -74,10 +101,16 @@ func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 }
 
 // startSuite starts the parts that live through all cases.
-func startSuite(t *testing.T) *suite {
+func startSuite(t *testing.T, ref reference) *suite {
 	t.Helper()
-	ip := loopback()
-	s := &suite{ip: ip, consul: startConsul(t, ip), used: map[allowance]bool{}}
+	return startSuiteAt(t, ref, loopback())
+}
+
+func startSuiteAt(t *testing.T, ref reference, ip string) *suite {
+	t.Helper()
+	s := &suite{
+		ref: ref, ip: ip, consul: startConsul(t, ip, ref.version), used: map[allowance]bool{}, spelled: map[string]bool{},
+	}
 	s.usher = startUsher(t, s.consul, ip, usherPort)
 	follower, stop := connect(t, s.usher)
 	t.Cleanup(stop)
@@ -87,13 +120,15 @@ func startSuite(t *testing.T) *suite {
 
 // suite is what the cases share.
 type suite struct {
+	ref      reference
 	ip       string // of all parts
 	consul   *consulServer
 	usher    string // xDS address
 	follower *envoy
 
-	used                  map[allowance]bool
-	ran, equal, resources int
+	used                           map[allowance]bool
+	spelled                        map[string]bool // the old spellings that were met, by key
+	ran, equal, refused, resources int
 }
 
 func (s *suite) run(t *testing.T, c testCase) {
@@ -125,6 +160,22 @@ func (s *suite) run(t *testing.T, c testCase) {
 	}
 }
 
+// refuses demands that Consul does not take a case, and says so.
+func (s *suite) refuses(t *testing.T, c testCase, says string) {
+	t.Helper()
+	s.refused++
+	s.consul.clear(t)
+	err := s.consul.load(c)
+	if err == nil {
+		_, err = s.askConsul(t)
+	}
+	if err == nil || !strings.Contains(err.Error(), says) {
+		t.Errorf("Consul %s: %v, want it to refuse the case with %q", s.ref.version, err, says)
+		return
+	}
+	t.Logf("not taken: %s", says)
+}
+
 // askConsul gives what an Envoy gets from Consul.
 func (s *suite) askConsul(t *testing.T) (resources, error) {
 	t.Helper()
@@ -134,19 +185,19 @@ func (s *suite) askConsul(t *testing.T) (resources, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
-	return r, nil
+	return s.ref.modernise(r, s.spelled).canonical()
 }
 
 // settled waits until an Envoy has everything that its resources refer to.
 func settled(e *envoy) (resources, error) {
-	var last view
+	last := view{missing: "any answer"}
 	timeout := time.NewTimer(settleDeadline)
 	defer timeout.Stop()
 	for {
 		select {
 		case last = <-e.views:
 			if last.missing == "" {
-				return last.resources.canonical()
+				return last.resources, nil
 			}
 		case <-timeout.C:
 			return nil, fmt.Errorf("not settled within %v: missing: %s", settleDeadline, last.missing)
@@ -157,7 +208,7 @@ func settled(e *envoy) (resources, error) {
 // expect waits until an Envoy has the resources.
 func (s *suite) expect(t *testing.T, who string, e *envoy, want resources) {
 	t.Helper()
-	used, err := awaitEqual(e, want, settleDeadline)
+	used, err := s.awaitEqual(e, want, settleDeadline)
 	if err != nil {
 		t.Errorf("%s: not as with Consul within %v:\n%v", who, settleDeadline, err)
 		return
@@ -167,7 +218,7 @@ func (s *suite) expect(t *testing.T, who string, e *envoy, want resources) {
 
 // awaitEqual waits until an Envoy has the resources, and gives the allowances
 // that this needed; the error says in what they differ at the deadline.
-func awaitEqual(e *envoy, want resources, deadline time.Duration) (map[allowance]bool, error) {
+func (s *suite) awaitEqual(e *envoy, want resources, deadline time.Duration) (map[allowance]bool, error) {
 	problem := errors.New("it got nothing")
 	timeout := time.NewTimer(deadline)
 	defer timeout.Stop()
@@ -175,7 +226,7 @@ func awaitEqual(e *envoy, want resources, deadline time.Duration) (map[allowance
 		select {
 		case v := <-e.views:
 			used := map[allowance]bool{}
-			if problem = v.check(want, used); problem == nil {
+			if problem = v.check(want, s.ref.version, used); problem == nil {
 				return used, nil
 			}
 		case <-timeout.C:
@@ -185,7 +236,7 @@ func awaitEqual(e *envoy, want resources, deadline time.Duration) (map[allowance
 }
 
 // check says in what a view is not what is wanted.
-func (v view) check(want resources, used map[allowance]bool) error {
+func (v view) check(want resources, version string, used map[allowance]bool) error {
 	if v.missing != "" {
 		return fmt.Errorf("missing: %s", v.missing)
 	}
@@ -194,7 +245,7 @@ func (v view) check(want resources, used map[allowance]bool) error {
 		return err
 	}
 	var lines []string
-	for _, d := range unexplained(compare(want, has), used) {
+	for _, d := range unexplained(compare(want, has), version, used) {
 		lines = append(lines, d.String())
 	}
 	if len(lines) > 0 {

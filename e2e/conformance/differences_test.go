@@ -16,13 +16,19 @@ type allowance struct {
 	typeURL string
 	path    string // as difference.path
 	consul  string // what Consul writes where it is allowed; "" for anything
+	usher   string // what Usher writes; "" for anything
+	version string // of the Consul that it concerns; "" for all
 	reason  string
 }
 
 // allows says whether a difference is the one that is meant.
 func (a allowance) allows(d difference) bool {
-	return a.typeURL == d.typeURL && a.path == d.path && (a.consul == "" || a.consul == d.consul)
+	return a.typeURL == d.typeURL && a.path == d.path &&
+		(a.consul == "" || a.consul == d.consul) && (a.usher == "" || a.usher == d.usher)
 }
+
+// concerns says whether it is about a version of Consul.
+func (a allowance) concerns(version string) bool { return a.version == "" || a.version == version }
 
 // allowed are all differences that are meant. One that no case needs fails.
 var allowed = []allowance{
@@ -30,6 +36,7 @@ var allowed = []allowance{
 		typeURL: resource.ClusterType,
 		path:    "outlier_detection.max_ejection_percent",
 		consul:  "0",
+		version: consulVersion,
 		reason: "A PassiveHealthCheck without MaxEjectionPercent: Consul's servers read it as 0, which lets Envoy eject nothing and so " +
 			"switches the check off; Consul's client agents leave it to Envoy, and so does Usher.",
 	},
@@ -42,6 +49,60 @@ var allowed = []allowance{
 		typeURL: resource.ClusterType,
 		path:    "transport_socket.typed_config." + dnsNames,
 		reason:  "Not equal yet, as for the listener: it is the same certificate. Sidecars look at its SPIFFE id alone.",
+	},
+	{
+		typeURL: resource.ListenerType,
+		path:    "filter_chains[].filters[].typed_config.upgrade_configs",
+		consul:  "absent",
+		usher:   `[{"upgrade_type":"websocket"}]`,
+		version: oldConsulVersion,
+		reason:  "Consul 1.15 lets no WebSocket through a gateway; Consul 1.22 and Usher do.",
+	},
+	{
+		typeURL: resource.ListenerType,
+		path:    "filter_chains[].filters[].typed_config.max_request_headers_kb",
+		consul:  "absent",
+		version: oldConsulVersion,
+		reason:  "Consul 1.15 does not know the key max_request_headers_kb at a gateway.",
+	},
+	{
+		typeURL: resource.ListenerType,
+		path:    "filter_chains[].filters[].typed_config.rds.config_source.initial_fetch_timeout",
+		consul:  "absent",
+		version: oldConsulVersion,
+		reason:  "Consul 1.15 does not know the key xds_fetch_timeout_ms.",
+	},
+	{
+		typeURL: resource.ClusterType,
+		path:    "eds_cluster_config.eds_config.initial_fetch_timeout",
+		consul:  "absent",
+		version: oldConsulVersion,
+		reason:  "As for the listener: the same key.",
+	},
+	{
+		typeURL: resource.RouteType,
+		path:    "validate_clusters",
+		consul:  "true",
+		usher:   "absent",
+		version: oldConsulVersion,
+		reason: "Consul 1.15 always asks Envoy to refuse routes to unknown clusters; Consul 1.22 asks for it when the mesh entry does. " +
+			"Without it, a route and its cluster may come in any order.",
+	},
+	{
+		typeURL: resource.RouteType,
+		path:    "virtual_hosts[].routes[].route.timeout",
+		consul:  "absent",
+		usher:   `"0s"`,
+		version: oldConsulVersion,
+		reason:  "A negative RequestTimeout: no timeout in Consul 1.22, Envoy's 15 seconds in Consul 1.15.",
+	},
+	{
+		typeURL: resource.RouteType,
+		path:    "virtual_hosts[].routes[].route.idle_timeout",
+		consul:  "absent",
+		usher:   `"0s"`,
+		version: oldConsulVersion,
+		reason:  "A negative IdleTimeout: as for the timeout.",
 	},
 }
 
@@ -138,10 +199,10 @@ func union(a, b map[string]tree) []string {
 
 // unexplained gives the differences that nothing allows, and marks what allowed
 // the others as used.
-func unexplained(found []difference, used map[allowance]bool) []difference {
+func unexplained(found []difference, version string, used map[allowance]bool) []difference {
 	var out []difference
 	for _, d := range found {
-		i := slices.IndexFunc(allowed, func(a allowance) bool { return a.allows(d) })
+		i := slices.IndexFunc(allowed, func(a allowance) bool { return a.concerns(version) && a.allows(d) })
 		if i < 0 {
 			out = append(out, d)
 			continue

@@ -24,8 +24,12 @@ const (
 	pollInterval  = 10 * time.Millisecond
 )
 
-// consulVersion is the Consul that Usher must equal.
-const consulVersion = "1.22.0"
+// consulVersion is the Consul that Usher must equal; the other one is older, and
+// must be equalled in what it can do.
+const (
+	consulVersion    = "1.22.0"
+	oldConsulVersion = "1.15.1"
+)
 
 // loopback picks an address of 127.0.0.0/8 for one run of the suite, so that
 // runs at the same time share no port.
@@ -43,7 +47,7 @@ type consulServer struct {
 // startConsul starts a server and waits until its mesh has a certificate
 // authority. The server takes more connections than by default: the queries of
 // an Usher that was killed hold theirs until they time out, minutes later.
-func startConsul(t *testing.T, ip string) *consulServer {
+func startConsul(t *testing.T, ip, version string) *consulServer {
 	t.Helper()
 	s := &consulServer{http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
 	client, err := api.NewClient(&api.Config{Address: s.http})
@@ -51,7 +55,7 @@ func startConsul(t *testing.T, ip string) *consulServer {
 		t.Fatal(err)
 	}
 	s.client = client
-	start(t, "consul", filepath.Join(toolsDir(), "consul-"+consulVersion, "consul"), "make tools", []string{
+	start(t, "consul", filepath.Join(toolsDir(), "consul-"+version, "consul"), "make tools", []string{
 		"agent", "-dev", "-bind", ip, "-client", ip, "-node", "server", "-dns-port", "-1", "-log-level", "warn",
 		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
 	})

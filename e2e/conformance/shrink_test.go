@@ -53,7 +53,7 @@ func (s *suite) differs(t *testing.T, c testCase) bool {
 	}
 	fresh, stop := connect(t, s.usher)
 	defer stop()
-	_, err = awaitEqual(fresh, want, shrinkSettle)
+	_, err = s.awaitEqual(fresh, want, shrinkSettle)
 	return err != nil
 }
 
