@@ -162,6 +162,16 @@ func (f *fleet) lost(err error) {
 	f.broken = append(f.broken, err)
 }
 
+// losses gives how many streams ended, and of the reasons the first.
+func (f *fleet) losses() (n int, first error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.broken) == 0 {
+		return 0, nil
+	}
+	return len(f.broken), f.broken[0]
+}
+
 func (f *fleet) completed(at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	xds "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -69,7 +70,7 @@ func (b *bench) round(ctx context.Context, envoys int, full bool) error {
 			return err
 		}
 	}
-	b.report.record(name+"streams that broke", piece, pair(float64(len(usher.fleet.broken)), float64(len(consul.fleet.broken))))
+	b.losses(name, usher, consul)
 	consul.fleet.close()
 	if err := b.quiet(ctx, name, b.barsOverFloor(envoys), usher); err != nil {
 		return err
@@ -78,6 +79,20 @@ func (b *bench) round(ctx context.Context, envoys int, full bool) error {
 		return b.storm(ctx, name, usher)
 	}
 	return nil
+}
+
+// losses records how many streams ended that nobody had closed, and says why the
+// first one did.
+func (b *bench) losses(name string, usher, consul side) {
+	var n [2]float64
+	for i, s := range []side{usher, consul} {
+		lost, first := s.fleet.losses()
+		n[i] = float64(lost)
+		if lost > 0 {
+			fmt.Fprintf(os.Stderr, "%s%s broke %d streams; the first: %v\n", name, s.process.name, lost, first)
+		}
+	}
+	b.report.record(name+"streams that broke", piece, pair(n[0], n[1]))
 }
 
 // firstStates measures how long it takes until all Envoys are complete, on one
