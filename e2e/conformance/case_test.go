@@ -3,6 +3,7 @@
 package conformance
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -49,27 +50,31 @@ func (c testCase) String() string {
 	return string(out)
 }
 
-// readCases reads all cases in the order of their names.
+// readCases reads all cases that need nothing but one Consul.
 func readCases(t *testing.T) []testCase {
 	t.Helper()
-	paths, err := filepath.Glob("testdata/*.yaml")
+	return readFiles(t, "testdata/*.yaml", func(c *testCase, name string) { c.name = name })
+}
+
+// readFiles reads the cases of some files, in the order of their names.
+func readFiles[C any](t *testing.T, pattern string, call func(c *C, name string)) []C {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
 	if err != nil || len(paths) == 0 {
-		t.Fatalf("no cases in testdata: %v", err)
+		t.Fatalf("no cases in %s: %v", pattern, err)
 	}
-	var cases []testCase
-	for _, path := range paths {
-		file, err := os.Open(path)
+	cases := make([]C, len(paths))
+	for i, path := range paths {
+		content, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer file.Close()
-		c := testCase{name: strings.TrimSuffix(filepath.Base(path), ".yaml")}
-		dec := yaml.NewDecoder(file)
+		dec := yaml.NewDecoder(bytes.NewReader(content))
 		dec.KnownFields(true)
-		if err := dec.Decode(&c); err != nil {
+		if err := dec.Decode(&cases[i]); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		cases = append(cases, c)
+		call(&cases[i], strings.TrimSuffix(filepath.Base(path), ".yaml"))
 	}
 	return cases
 }
@@ -136,6 +141,10 @@ func (s *consulServer) load(c testCase) error {
 		}
 		writes = append(writes, write{"/v1/config", e})
 	}
+	return s.write(writes)
+}
+
+func (s *consulServer) write(writes []write) error {
 	for _, w := range writes {
 		if _, err := s.client.Raw().Write(w.path, w.body, nil, nil); err != nil {
 			return fmt.Errorf("PUT %s: %w: %s", w.path, err, text(w.body))
@@ -168,13 +177,20 @@ func sidecar(name string, i, j int, over map[string]any) map[string]any {
 		"Address": fmt.Sprintf("10.1.%d.%d", i, j), "Port": 21000,
 		"Proxy": map[string]any{"DestinationServiceName": name},
 	}
+	return laidOver(map[string]any{"Node": serviceNode, "Address": "10.0.0.2", "Service": service}, over)
+}
+
+// laidOver lays what a case says over the service of a registration, and gives
+// it a check if the case says a Status.
+func laidOver(registration, over map[string]any) map[string]any {
+	service, _ := registration["Service"].(map[string]any)
 	maps.Copy(service, over)
 	delete(service, "Status")
-	out := map[string]any{"Node": serviceNode, "Address": "10.0.0.2", "Service": service}
 	if status := over["Status"]; status != nil {
-		out["Check"] = map[string]any{"CheckID": id, "Name": "alive", "ServiceID": id, "Status": status}
+		id := service["ID"]
+		registration["Check"] = map[string]any{"CheckID": id, "Name": "alive", "ServiceID": id, "Status": status}
 	}
-	return out
+	return registration
 }
 
 // behind registers the instance of a service that a sidecar stands before.

@@ -39,6 +39,7 @@ func TestSameResourcesAsOldConsul(t *testing.T) { compareCases(t, older) }
 func compareCases(t *testing.T, ref reference) {
 	cases := readCases(t)
 	s := startSuite(t, ref)
+	s.releases = envoys
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			if says, ok := ref.refused[c.name]; ok {
@@ -48,6 +49,7 @@ func compareCases(t *testing.T, ref reference) {
 			s.run(t, c)
 		})
 	}
+	t.Logf("%d sets taken by Envoy, looked at for %v", s.validated, s.validating.Round(time.Second))
 	t.Logf("Consul %s: %d of %d cases equal, %d not taken by it, %d resources, %d differences allowed, %d old spellings",
 		ref.version, s.equal, len(cases), s.refused, s.resources, len(s.used), len(s.spelled))
 	if s.ran+s.refused < len(cases) {
@@ -88,6 +90,7 @@ func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 		from = rand.Uint64() % 1_000_000
 	}
 	s := startSuite(t, current)
+	s.releases = envoys[:1]
 	for i := range *random {
 		c := generate(from, i)
 		t.Run(c.name, func(t *testing.T) {
@@ -129,6 +132,10 @@ type suite struct {
 	used                           map[allowance]bool
 	spelled                        map[string]bool // the old spellings that were met, by key
 	ran, equal, refused, resources int
+
+	releases   []string // of Envoy, that every set is shown to
+	validated  int
+	validating time.Duration
 }
 
 func (s *suite) run(t *testing.T, c testCase) {
@@ -151,6 +158,7 @@ func (s *suite) run(t *testing.T, c testCase) {
 	s.expect(t, "the Envoy that stays", s.follower, want)
 	s.expect(t, "a fresh Envoy", fresh, want)
 	s.expect(t, "the Envoy of a fresh Usher", cold, want)
+	s.takenByEnvoy(t, s.releases)
 	if t.Failed() {
 		return
 	}

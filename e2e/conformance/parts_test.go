@@ -47,7 +47,7 @@ type consulServer struct {
 // startConsul starts a server and waits until its mesh has a certificate
 // authority. The server takes more connections than by default: the queries of
 // an Usher that was killed hold theirs until they time out, minutes later.
-func startConsul(t *testing.T, ip, version string) *consulServer {
+func startConsul(t *testing.T, ip, version string, args ...string) *consulServer {
 	t.Helper()
 	s := &consulServer{http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
 	client, err := api.NewClient(&api.Config{Address: s.http})
@@ -55,10 +55,10 @@ func startConsul(t *testing.T, ip, version string) *consulServer {
 		t.Fatal(err)
 	}
 	s.client = client
-	start(t, "consul", filepath.Join(toolsDir(), "consul-"+version, "consul"), "make tools", []string{
+	start(t, "consul", filepath.Join(toolsDir(), "consul-"+version, "consul"), "make tools", append([]string{
 		"agent", "-dev", "-bind", ip, "-client", ip, "-node", "server", "-dns-port", "-1", "-log-level", "warn",
 		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
-	})
+	}, args...))
 	eventually(t, "the mesh has roots", func() error {
 		roots, _, err := client.Connect().CARoots(nil)
 		if err == nil && len(roots.Roots) == 0 {
