@@ -1,0 +1,65 @@
+//go:build e2e
+
+package conformance
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+)
+
+// TestInstanceWithAHostName shows what becomes of instances that are registered
+// with a host name. Consul sends Envoy the name in the place of an address, and
+// Envoy refuses the load assignment, with all other instances in it. Usher
+// leaves the one instance out.
+func TestInstanceWithAHostName(t *testing.T) {
+	s := startSuite(t, current)
+	cases := readFiles(t, "testdata/better/host-names.yaml", func(c *testCase, name string) { c.name = name })
+	if err := s.consul.load(cases[0]); err != nil {
+		t.Fatal(err)
+	}
+	consul, usher := s.everything(t, s.consul.grpc), s.everything(t, s.usher)
+	if got, want := consul.addresses(), []string{"10.1.2.2", "api.example.com", "web.example.com"}; !slices.Equal(got, want) {
+		t.Errorf("Consul sends the addresses %q, want %q", got, want)
+	}
+	if got, want := usher.addresses(), []string{"10.1.2.2"}; !slices.Equal(got, want) {
+		t.Errorf("Usher sends the addresses %q, want %q", got, want)
+	}
+	for _, release := range envoys {
+		err := validateMode(t.Context(), release, consul.bootstrapFile(t))
+		if err == nil || !strings.Contains(err.Error(), "malformed IP address: ") {
+			t.Errorf("Envoy %s about what Consul sends: %v, want it to refuse the host name", release, err)
+		}
+		if err := validateMode(t.Context(), release, usher.bootstrapFile(t)); err != nil {
+			t.Errorf("Envoy %s about what Usher sends: %v", release, err)
+		}
+	}
+}
+
+// everything gives what an Envoy gets of a server.
+func (s *suite) everything(t *testing.T, addr string) resources {
+	t.Helper()
+	e, stop := connect(t, addr)
+	defer stop()
+	r, err := settled(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// addresses lists the addresses in all load assignments.
+func (r resources) addresses() []string {
+	var out []string
+	for _, assignment := range r[resource.EndpointType] {
+		walk(assignment, func(object map[string]any) {
+			if address, ok := object["socket_address"].(map[string]any); ok {
+				out = append(out, orElse(address["address"], ""))
+			}
+		})
+	}
+	slices.Sort(out)
+	return out
+}
