@@ -16,6 +16,12 @@ const secondIP = "198.18.0.31"
 // servedBy is the header in which a service of this story says who it is.
 const servedBy = "Served-By"
 
+// The headers in which it says what it was asked.
+const (
+	seenMark = "X-Seen-Mark"
+	seenPath = "X-Seen-Path"
+)
+
 // TestChangesReachARunningEnvoy has two Envoys of one gateway side by side, one
 // on Usher and one on Consul's own xDS, and a load on both that never pauses.
 // Every kind of change is made once in Consul and waited for at both. Usher's
@@ -65,6 +71,8 @@ func startChangesStory(t *testing.T) *changesStory {
 		logFormat("one"),
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http"},
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "other-server", Protocol: "http"},
+		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "http2-server", Protocol: "http2"},
+		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "grpc-server", Protocol: "grpc"},
 		s.entry,
 	} {
 		if err := s.set(e); err != nil {
@@ -107,8 +115,10 @@ func (s *changesStory) startGateways(t *testing.T) {
 // startNamed serves a service that says its name.
 func startNamed(t *testing.T, h *host, port int, name string) {
 	t.Helper()
-	serveHTTP(t, h, port, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	serveHTTP(t, h, port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(servedBy, name)
+		w.Header().Set(seenMark, r.Header.Get(seenMark))
+		w.Header().Set(seenPath, r.URL.Path)
 		fmt.Fprintln(w, "hello world")
 	}))
 }

@@ -41,9 +41,6 @@ type twoGateways struct {
 type moment struct {
 	change string
 	at     time.Time
-	// loses are the causes for which requests are to fail from now to the next
-	// change.
-	loses []string
 }
 
 // loadedGateway is a gateway under load.
@@ -51,9 +48,8 @@ type loadedGateway struct {
 	*envoy
 	load *load
 	// broken counts what the test itself was answered, beside the load, and no
-	// client should be, unless losing is true.
+	// client should be.
 	broken atomic.Int64
-	losing atomic.Bool
 	logAt  int64 // how much of the access log is older than the change
 }
 
@@ -104,46 +100,20 @@ func (l *twoGateways) tell(t *testing.T, c change) {
 	l.settle(t, c, l.both())
 }
 
-// tellUsher is tell for a change that Consul's own gateway never shows.
-func (l *twoGateways) tellUsher(t *testing.T, c change, whyNot string) {
-	t.Helper()
-	l.wantAhead(t, c, l.both())
-	begin := time.Now()
-	usher := l.Usher.watch(begin, c)
-	l.write(t, c)
-	a := <-usher
-	if a.err != nil {
-		t.Fatal(a.err)
-	}
-	t.Logf("change: usher %3d ms, consul   never: %s (%s)", a.took.Milliseconds(), c.name, whyNot)
-	l.settle(t, c, []*loadedGateway{l.Usher})
-}
-
-// lose is make for a change with which requests fail, for the causes and no
-// other, until the next change.
-func (l *twoGateways) lose(t *testing.T, c change, causes ...string) {
-	t.Helper()
-	for _, g := range l.both() {
-		g.losing.Store(true)
-		defer g.losing.Store(false)
-	}
-	l.make(t, c, causes...)
-}
-
 // make makes the change and waits for it at all Envoys.
-func (l *twoGateways) make(t *testing.T, c change, loses ...string) {
+func (l *twoGateways) make(t *testing.T, c change) {
 	t.Helper()
 	l.wantAhead(t, c, l.all())
 	begin := time.Now()
-	l.write(t, c, loses...)
+	l.write(t, c)
 	l.settle(t, c, l.all())
 	t.Logf("change: everywhere after %d ms: %s", time.Since(begin).Milliseconds(), c.name)
 }
 
 // write makes the change.
-func (l *twoGateways) write(t *testing.T, c change, loses ...string) {
+func (l *twoGateways) write(t *testing.T, c change) {
 	t.Helper()
-	l.moments = append(l.moments, moment{change: c.name, at: time.Now(), loses: loses})
+	l.moments = append(l.moments, moment{change: c.name, at: time.Now()})
 	if err := c.write(); err != nil {
 		t.Fatalf("%s: %v", c.name, err)
 	}
@@ -211,7 +181,7 @@ func (g *loadedGateway) ask(c call) (answer, error) {
 	}
 	c.From = g.load.target.From
 	got, err := c.do(context.Background())
-	if err == nil && got.Status >= http.StatusInternalServerError && !g.losing.Load() {
+	if err == nil && got.Status >= http.StatusInternalServerError {
 		g.broken.Add(1)
 	}
 	return got, err
@@ -273,8 +243,7 @@ func (g *loadedGateway) logs(text string) error {
 }
 
 // wantNoFailures stops the load on all. Every failure is printed, of Consul's
-// own gateway by their number; those, and those that had to come, are no failure
-// of the test.
+// own gateway by their number: those are no failure of the test.
 func (l *twoGateways) wantNoFailures(t *testing.T) {
 	t.Helper()
 	for _, g := range l.all() {
@@ -285,22 +254,18 @@ func (l *twoGateways) wantNoFailures(t *testing.T) {
 		if n := g.broken.Load(); n > 0 && g != l.Own {
 			t.Errorf("%d of the test's own requests to %s were answered 500 or more", n, g.Name)
 		}
-		l.wantOnlyDue(t, g)
+		l.wantNoneLost(t, g)
 	}
 }
 
-// wantOnlyDue wants no failure of a gateway's load but those that had to come.
-func (l *twoGateways) wantOnlyDue(t *testing.T, g *loadedGateway) {
+// wantNoneLost wants no failure of a gateway's load, unless it is Consul's own.
+func (l *twoGateways) wantNoneLost(t *testing.T, g *loadedGateway) {
 	t.Helper()
 	reasons := g.reasons(t)
-	due, lost := map[string]int{}, map[string]int{}
+	lost := map[string]int{}
 	for _, f := range g.load.failures {
 		m := l.momentOf(g.load, f)
 		f.Cause = strings.TrimSpace(f.Cause + " " + reasons[f.Path])
-		if m.expects(f) {
-			due[m.change]++
-			continue
-		}
 		lost[fmt.Sprintf("%s after %q: %s", f.kind(), m.change, f.Cause)]++
 		if g != l.Own {
 			ended := g.load.start.Add(f.After + f.Took).Sub(m.at)
@@ -310,16 +275,9 @@ func (l *twoGateways) wantOnlyDue(t *testing.T, g *loadedGateway) {
 	for _, what := range slices.Sorted(maps.Keys(lost)) {
 		t.Logf("load on %s: lost %d on a %s", g.Name, lost[what], what)
 	}
-	t.Logf("load on %s: %d requests in %.1fs, slowest %v, %d failures; those that had to come: %v",
+	t.Logf("load on %s: %d requests in %.1fs, slowest %v, %d failures",
 		g.Name, g.load.sent, time.Since(g.load.start).Seconds(), g.load.slowest.Round(time.Millisecond),
-		len(g.load.failures)-total(due), due)
-}
-
-func total(counts map[string]int) (sum int) {
-	for _, n := range counts {
-		sum += n
-	}
-	return sum
+		len(g.load.failures))
 }
 
 // momentOf is the last change before the request's end.
@@ -332,11 +290,6 @@ func (l *twoGateways) momentOf(load *load, f loadFailure) moment {
 		}
 	}
 	return last
-}
-
-// expects says whether the change makes requests fail for that cause.
-func (m moment) expects(f loadFailure) bool {
-	return slices.ContainsFunc(m.loses, func(cause string) bool { return strings.Contains(f.Cause, cause) })
 }
 
 // reasons are Envoy's own words, from its access log, for the requests of the
