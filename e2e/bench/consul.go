@@ -66,10 +66,12 @@ func newConsul(ctx context.Context, o options, dir, ip string) (*consulServer, e
 
 // start starts the server, which may take its time to answer.
 func (c *consulServer) start(ctx context.Context) error {
-	var err error
-	c.process, err = launch(ctx, c.dir, "consul",
-		[]string{c.binary, "agent", "-config-file", filepath.Join(c.dir, "consul.json")}, nil)
-	return err
+	p, err := launch(ctx, c.dir, "consul", []string{c.binary, "agent", "-config-file", filepath.Join(c.dir, "consul.json")}, nil)
+	if err != nil {
+		return err
+	}
+	c.process = p
+	return nil
 }
 
 // ready waits until the mesh has a certificate authority.

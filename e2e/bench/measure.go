@@ -52,6 +52,36 @@ func (m meter) read() []cost {
 	return out
 }
 
+// Processes have settled when together they have used less than settledShare of
+// a core for settledFor.
+const (
+	settledFor   = 500 * time.Millisecond
+	settledShare = 0.05
+)
+
+// settle waits until the processes have settled.
+func settle(ctx context.Context, processes ...*process) error {
+	ctx, cancel := context.WithTimeout(ctx, deliveryDeadline)
+	defer cancel()
+	total := func() (sum time.Duration) {
+		for _, p := range processes {
+			sum += p.cpu()
+		}
+		return sum
+	}
+	for {
+		before := total()
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the parts do not come to rest: %w", context.Cause(ctx))
+		case <-time.After(settledFor):
+		}
+		if float64(total()-before) < settledShare*float64(settledFor) {
+			return nil
+		}
+	}
+}
+
 // deliver makes a change, and gives how long it took until the slowest Envoy of
 // each side had all its signs, in milliseconds from before the write. All sides
 // are to show the same signs if there is one list, each its own otherwise.

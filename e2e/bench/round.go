@@ -25,8 +25,8 @@ func (b *bench) startUsher(ctx context.Context) error {
 			return err
 		}
 	}
-	var err error
-	b.usher, err = startUsher(ctx, b.options, b.consul)
+	u, err := startUsher(ctx, b.options, b.consul)
+	b.usher = u
 	return err
 }
 
@@ -149,8 +149,12 @@ func (b *bench) besides(ctx context.Context, name string, envoys int, usher, con
 	return nil
 }
 
-// quiet changes endpoints while nobody is subscribed to Consul's own xDS.
+// quiet changes endpoints while nobody is subscribed to Consul's own xDS, once
+// the work of what went before is done.
 func (b *bench) quiet(ctx context.Context, name string, bars []bar, usher side) error {
+	if err := settle(ctx, b.consul.process, usher.process); err != nil {
+		return err
+	}
 	got, err := b.changeEndpoints(ctx, b.changes, true, usher)
 	if err != nil {
 		return err

@@ -15,10 +15,12 @@ type usherServer struct {
 
 // startUsher starts Usher, which may take its time to listen.
 func startUsher(ctx context.Context, o options, c *consulServer) (*usherServer, error) {
-	u := &usherServer{addr: net.JoinHostPort(c.ip, "18000")}
-	var err error
-	u.process, err = launch(ctx, c.dir, "usher", []string{
-		o.usherBin, "serve", "--xds-addr", u.addr, "--admin-addr", net.JoinHostPort(c.ip, "18001"), "--log-level", "warn",
+	addr := net.JoinHostPort(c.ip, "18000")
+	p, err := launch(ctx, c.dir, "usher", []string{
+		o.usherBin, "serve", "--xds-addr", addr, "--admin-addr", net.JoinHostPort(c.ip, "18001"), "--log-level", "warn",
 	}, []string{"CONSUL_HTTP_ADDR=" + c.url, "CONSUL_CACERT=" + c.id.ca})
-	return u, err
+	if err != nil {
+		return nil, err
+	}
+	return &usherServer{process: p, addr: addr}, nil
 }
