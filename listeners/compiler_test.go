@@ -153,3 +153,21 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 		t.Error("two instances with addresses of their own have the same listeners")
 	}
 }
+
+// The instances in a cluster peer tell how their cluster is called.
+func TestPeersNameTheirClusters(t *testing.T) {
+	s, _, err := parseFixture(golden.Input(t, testdata, "peer-tcp"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "web.default.default.external.cluster-02"
+	s.Chains[gateway.ServiceName{Name: "db"}].Targets["db.default.default.external.cluster-02"].ID = id
+	var c Compiler
+	before := *s
+	before.Endpoints = maps.Clone(s.Endpoints)
+	delete(before.Endpoints, id)
+	c.Compile(&before, s.Instances[0], gateway.Envoy{})
+	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, s.Instances[0], gateway.Envoy{}), protocmp.Transform()); diff != "" {
+		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
+	}
+}

@@ -26,7 +26,8 @@ type shape struct {
 	routes   []*routev3.RouteConfiguration
 	clusters []*clusterv3.Cluster
 	secrets  []*tlsv3.Secret
-	legs     []leg // one for each load assignment, in the order of their names
+	legs     []leg    // one for each load assignment, in the order of their names
+	peers    []string // the IDs of targets in cluster peers
 	problems []gateway.Problem
 
 	memo        clusterMemo
@@ -66,12 +67,28 @@ func (last *shape) holds(s *gateway.Snapshot) bool {
 // samePeers says whether the instances in cluster peers are the same: they
 // tell how their clusters are called.
 func (last *shape) samePeers(s *gateway.Snapshot) bool {
-	for _, l := range last.legs {
-		if l.target.Peer != "" && s.Endpoints[l.target.ID] != last.env.snapshot.Endpoints[l.target.ID] {
+	for _, id := range last.peers {
+		if s.Endpoints[id] != last.env.snapshot.Endpoints[id] {
 			return false
 		}
 	}
 	return true
+}
+
+// peersOf gives the IDs of all targets in cluster peers.
+func peersOf(s *gateway.Snapshot) []string {
+	var ids []string
+	for _, c := range s.Chains {
+		if c == nil {
+			continue
+		}
+		for id, t := range c.Targets {
+			if t != nil && t.Peer != "" {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
 }
 
 // identical says whether two slices, or two maps, are one and the same.
@@ -84,7 +101,7 @@ func identical[T any](a, b T) bool {
 // counts, and ports come in ascending order: a cluster that two listeners share
 // has the settings of the listener with the lowest port.
 func newShape(env environment, memo clusterMemo) *shape {
-	s := &shape{env: env, secrets: secretsOf(env.snapshot.Leaf, env.snapshot.Roots), memo: memo}
+	s := &shape{env: env, secrets: secretsOf(env.snapshot.Leaf, env.snapshot.Roots), peers: peersOf(env.snapshot), memo: memo}
 	clusters, legs := map[string]bool{}, map[string]bool{}
 	for _, p := range portsOf(env.snapshot) {
 		parts, err := compilePort(env, p, memo)
