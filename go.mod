@@ -8,6 +8,7 @@ require (
 	github.com/fsnotify/fsnotify v1.10.1
 	github.com/google/go-cmp v0.7.0
 	github.com/hashicorp/consul/api v1.34.5
+	github.com/hashicorp/consul/proto-public v0.6.2
 	github.com/hashicorp/hcl v1.0.1-vault-7
 	github.com/oklog/run v1.2.0
 	github.com/pires/go-proxyproto v0.15.0

@@ -15,7 +15,7 @@ const module = "github.com/usherproxy/usher/"
 // them.
 var allowed = map[string][]string{
 	"gateway":            {},
-	"consul":             {"gateway"},
+	"consul":             {"gateway", "internal/latest"},
 	"files":              {"gateway", "internal/follow"},
 	"listeners":          {"gateway"},
 	"xds":                {"internal/follow"},

@@ -25,20 +25,28 @@ type agent struct {
 	// domain and altDomain are what it answers DNS for, as it writes them: with
 	// the dot at the end by default. They are empty where it does not tell.
 	domain, altDomain string
+	// grpcPort and grpcTLSPort are its gRPC ports; 0 where it has none or does not
+	// tell.
+	grpcPort, grpcTLSPort int
 }
 
 func decodeAgent(_ *agent, a answer) (*agent, error) {
 	var out struct {
 		Config      struct{ BindAddr string }
 		DebugConfig struct{ DNSDomain, DNSAltDomain string }
+		XDS         struct {
+			Ports struct{ Plaintext, TLS int }
+		}
 	}
 	if err := json.Unmarshal(a.body, &out); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	ip, err := netip.ParseAddr(out.Config.BindAddr)
 	return &agent{
-		dualStack: err == nil && !ip.Unmap().Is4(),
-		domain:    out.DebugConfig.DNSDomain,
-		altDomain: out.DebugConfig.DNSAltDomain,
+		dualStack:   err == nil && !ip.Unmap().Is4(),
+		domain:      out.DebugConfig.DNSDomain,
+		altDomain:   out.DebugConfig.DNSAltDomain,
+		grpcPort:    max(0, out.XDS.Ports.Plaintext),
+		grpcTLSPort: max(0, out.XDS.Ports.TLS),
 	}, nil
 }

@@ -14,7 +14,10 @@ import (
 type build struct {
 	*source
 	snapshot *gateway.Snapshot
-	answered bool // snapshot.Entry is what Consul says
+	agent    agent
+	// activeRoot is the ID of the root that signs certificates.
+	activeRoot string
+	answered   bool // snapshot.Entry is what Consul says
 	// missing are the facts without which there is no snapshot, and the
 	// disagreements between facts that arrive at different times.
 	missing []string
@@ -63,7 +66,7 @@ func (s *source) build() *build {
 		Endpoints: map[string]*gateway.Endpoints{},
 	}}
 	if a := required[agent](b, query{kind: agentKind}); a != nil {
-		b.snapshot.DualStack = a.dualStack
+		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
 	b.certificates()
 	b.registered()
@@ -71,6 +74,7 @@ func (s *source) build() *build {
 	b.services()
 	b.datacenter()
 	b.targets()
+	b.serve()
 	slices.SortFunc(b.snapshot.Problems, compareProblems)
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
 	return b
@@ -103,7 +107,9 @@ func (b *build) problem(where, what string) {
 }
 
 func (b *build) certificates() {
-	b.snapshot.Roots = required[gateway.Roots](b, query{kind: rootsKind})
+	if r := required[meshRoots](b, query{kind: rootsKind}); r != nil {
+		b.snapshot.Roots, b.activeRoot = r.all, r.active
+	}
 	// A gateway without services has nobody to show a certificate to.
 	if rows, _ := read[rows](b.lease, b.of(rowsKind)); rows != nil && len(rows.services) > 0 {
 		b.snapshot.Leaf = required[gateway.Leaf](b, b.of(leafKind))

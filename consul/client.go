@@ -43,6 +43,7 @@ type Client struct {
 	namespace string // for what is asked without one
 	partition string
 	grpc      GRPC
+	place     func(address) (GRPC, error) // how to reach a gRPC port that Consul tells of
 	logger    *slog.Logger
 	metrics   *Metrics
 }
@@ -82,12 +83,13 @@ func NewClient(c Config) (*Client, error) {
 		namespace: env(api.HTTPNamespaceEnvName),
 		partition: env(api.HTTPPartitionEnvName),
 		grpc:      grpc,
+		place:     env.grpcTo,
 		logger:    logger,
 		metrics:   c.Metrics,
 	}, nil
 }
 
-// GRPC says how to reach Consul's gRPC port.
+// GRPC says how to reach Consul's gRPC port, if somebody has said where it is.
 func (c *Client) GRPC() GRPC { return c.grpc }
 
 // Address gives the address of Consul's HTTP API, fit for messages.

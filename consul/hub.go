@@ -124,10 +124,7 @@ func (h *hub) learn(w *watch, f fact, changed bool) {
 	}
 	for l := range w.users {
 		l.news[w.query] = f
-		select {
-		case l.wake <- struct{}{}:
-		default: // it has not yet woken from the one before
-		}
+		l.rouse()
 	}
 }
 
@@ -193,6 +190,14 @@ type holding struct {
 
 func (h *hub) lease() *lease {
 	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}, news: map[query]fact{}}
+}
+
+// rouse wakes the lease's owner. Anybody may call it.
+func (l *lease) rouse() {
+	select {
+	case l.wake <- struct{}{}:
+	default: // it has not yet woken from the one before
+	}
 }
 
 // need gives what is known of the query, and keeps it running until a sweep

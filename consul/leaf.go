@@ -13,16 +13,23 @@ var (
 	// rootsKind reads the mesh's root certificates
 	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
 	rootsKind = &kind{name: "roots", path: "/v1/connect/ca/roots", decode: decoding(decodeRoots)}
-	// leafKind reads a gateway's certificate, which Consul's agent makes and
-	// renews
+	// leafKind reads a gateway's certificate towards the mesh, which Consul's
+	// agent makes and renews. It has no DNS names: see certificate
 	// (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
 	leafKind = &kind{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decoding(decodeLeaf)}
 )
 
-func decodeRoots(_ *gateway.Roots, a answer) (*gateway.Roots, error) {
+// meshRoots are the mesh's root certificates, and which of them signs now.
+type meshRoots struct {
+	all    *gateway.Roots
+	active string // the ID of the root that signs
+}
+
+func decodeRoots(prev *meshRoots, a answer) (*meshRoots, error) {
 	var out struct {
-		TrustDomain string
-		Roots       []struct{ RootCert string }
+		ActiveRootID string
+		TrustDomain  string
+		Roots        []struct{ RootCert string }
 	}
 	if err := json.Unmarshal(a.body, &out); err != nil {
 		return nil, fmt.Errorf("root certificates: %w", err)
@@ -30,11 +37,14 @@ func decodeRoots(_ *gateway.Roots, a answer) (*gateway.Roots, error) {
 	if out.TrustDomain == "" || len(out.Roots) == 0 {
 		return nil, errors.New("root certificates: the mesh has none yet")
 	}
-	r := &gateway.Roots{TrustDomain: out.TrustDomain}
+	all := &gateway.Roots{TrustDomain: out.TrustDomain}
 	for _, root := range out.Roots {
-		r.PEMs = append(r.PEMs, root.RootCert)
+		all.PEMs = append(all.PEMs, root.RootCert)
 	}
-	return r, nil
+	if prev != nil {
+		all = keep(prev.all, all)
+	}
+	return &meshRoots{all: all, active: out.ActiveRootID}, nil
 }
 
 func decodeLeaf(_ *gateway.Leaf, a answer) (*gateway.Leaf, error) {

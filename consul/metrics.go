@@ -1,6 +1,11 @@
 package consul
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Metrics count what is asked of Consul. A nil *Metrics counts nothing.
 type Metrics struct {
@@ -9,6 +14,8 @@ type Metrics struct {
 	failing        *prometheus.GaugeVec
 	authorizations *prometheus.CounterVec
 	snapshots      prometheus.Counter
+	signatures     *prometheus.CounterVec
+	expiries       *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics with r; a nil r leaves them unregistered.
@@ -34,9 +41,17 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "usher_consul_snapshots_total",
 			Help: "Snapshots of gateways that were handed on.",
 		}),
+		signatures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "usher_consul_signatures_total",
+			Help: "Certificates for the clients of gateways that Consul was asked to sign, by outcome: ok, busy, refused or failed.",
+		}, []string{"outcome"}),
+		expiries: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_consul_certificate_expiry_timestamp_seconds",
+			Help: "When the certificate expires that the clients of a gateway are shown, in seconds since 1970.",
+		}, []string{"gateway"}),
 	}
 	if r != nil {
-		r.MustRegister(m.queries, m.watches, m.failing, m.authorizations, m.snapshots)
+		r.MustRegister(m.queries, m.watches, m.failing, m.authorizations, m.snapshots, m.signatures, m.expiries)
 	}
 	return m
 }
@@ -68,5 +83,33 @@ func (m *Metrics) authorization(outcome string) {
 func (m *Metrics) snapshot() {
 	if m != nil {
 		m.snapshots.Inc()
+	}
+}
+
+func (m *Metrics) signature(err error) {
+	if m == nil {
+		return
+	}
+	outcome := "failed"
+	switch {
+	case err == nil:
+		outcome = "ok"
+	case errors.Is(err, errBusy):
+		outcome = "busy"
+	case errors.As(err, new(refusedSignature)):
+		outcome = "refused"
+	}
+	m.signatures.WithLabelValues(outcome).Inc()
+}
+
+func (m *Metrics) expiry(gateway string, at time.Time) {
+	if m != nil {
+		m.expiries.WithLabelValues(gateway).Set(float64(at.Unix()))
+	}
+}
+
+func (m *Metrics) forgetExpiry(gateway string) {
+	if m != nil {
+		m.expiries.DeleteLabelValues(gateway)
 	}
 }

@@ -41,7 +41,7 @@ func newTold(t testing.TB, n int) *told {
 	reg.Node.Node, reg.Node.Datacenter, reg.Service.Kind, reg.Service.ID = "a", "dc1", ingressKind, "edge"
 	facts := map[*kind]any{
 		agentKind:     &agent{},
-		rootsKind:     &gateway.Roots{},
+		rootsKind:     &meshRoots{all: &gateway.Roots{}},
 		leafKind:      &gateway.Leaf{},
 		meshKind:      &mesh{},
 		defaultKind:   &defaults{},

@@ -18,12 +18,16 @@ type source struct {
 	client *Client
 	lease  *lease
 	hold   time.Duration
+	signer *signer
 	put    func(*gateway.Snapshot)
 
 	last *gateway.Snapshot // the one handed on last; nil before the first
 	// answers are the queries for instances, with the targets that they answer
 	// for, of the last snapshot; nil unless it was complete in every respect.
 	answers map[query][]string
+	// serving keeps the certificate that clients see; nil while nobody needs one.
+	serving *certificate
+	signed  *signed // what was known of it when the last snapshot was built
 	// own are the instances' own settings, for their memory.
 	own map[instanceID]gateway.Layer
 	// bad says since when the own settings of an instance are.
@@ -88,7 +92,7 @@ func (s *source) hand(next *gateway.Snapshot) {
 // changed. It is what happens most, and need not cost what a gateway with
 // thousands of services costs.
 func (s *source) patch(news map[query]fact) *gateway.Snapshot {
-	if s.answers == nil || len(news) == 0 {
+	if s.answers == nil || len(news) == 0 || s.serving.known() != s.signed {
 		return nil
 	}
 	next := *s.last
@@ -153,7 +157,7 @@ func (s *source) complete() {
 // change have kept their pointers.
 func same(a, b *gateway.Snapshot) bool {
 	return a.Datacenter == b.Datacenter && a.DualStack == b.DualStack &&
-		a.Entry == b.Entry && a.Mesh == b.Mesh && a.Roots == b.Roots && a.Leaf == b.Leaf &&
+		a.Entry == b.Entry && a.Mesh == b.Mesh && a.Roots == b.Roots && a.Leaf == b.Leaf && a.Serving == b.Serving &&
 		reflect.DeepEqual(a.Defaults, b.Defaults) &&
 		slices.EqualFunc(a.Services, b.Services, sameService) &&
 		maps.Equal(a.Chains, b.Chains) &&

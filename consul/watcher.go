@@ -29,6 +29,7 @@ type Watcher struct {
 	client *Client
 	hub    *hub
 	hold   time.Duration
+	signer *signer
 
 	beat atomic.Pointer[[]*watch] // while Run is running
 
@@ -49,7 +50,7 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	if o.Hold <= 0 {
 		o.Hold = 2 * time.Second
 	}
-	return &Watcher{client: c, hub: newHub(c, o.Wait), hold: o.Hold, own: map[gateway.ID]map[instanceID]gateway.Layer{}}
+	return &Watcher{client: c, hub: newHub(c, o.Wait), hold: o.Hold, signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]gateway.Layer{}}
 }
 
 // Run keeps up, until ctx ends, the queries that every gateway needs: they tell
@@ -96,8 +97,9 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sn
 	if id.Name == "" {
 		return errors.New("the gateway has no name")
 	}
-	s := &source{id: id, lease: w.hub.lease(), hold: w.hold, own: w.recall(id), client: w.client, put: put}
+	s := &source{id: id, lease: w.hub.lease(), hold: w.hold, own: w.recall(id), client: w.client, signer: w.signer, put: put}
 	defer func() {
+		s.endServing()
 		s.lease.close()
 		w.remember(id, s.own)
 	}()

@@ -58,10 +58,13 @@ type Snapshot struct {
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none
 	Roots *Roots // nil in plain mode
-	Leaf  *Leaf  // nil in plain mode
+	Leaf  *Leaf  // towards the mesh; nil in plain mode
+	// Serving is the certificate that clients of listeners with TLS.Enabled see,
+	// with DNS names; nil while there is none, or nobody needs one.
+	Serving *Leaf
 
 	// Plain says that upstreams speak plain text: there is no service mesh and
-	// no certificate (file mode). Roots and Leaf are nil then.
+	// no certificate (file mode). Roots, Leaf and Serving are nil then.
 	Plain bool
 
 	// Defaults is what proxy-defaults says of Usher's own settings.
@@ -213,11 +216,14 @@ type Roots struct {
 	PEMs        []string // in Consul's order; the active root is among them
 }
 
-// Leaf is the gateway's own certificate towards the mesh, with its key.
+// Leaf is a certificate of the gateway's in the mesh, with its key.
 type Leaf struct {
 	CertPEM     string
 	KeyPEM      Secret
 	ValidBefore time.Time
+	// Names are the DNS names in it, sorted. Those in the mesh's own domains are
+	// wildcards: "*.ingress.consul".
+	Names []string
 }
 
 // Secret is text that must not be printed. It formats as its length.

@@ -50,7 +50,7 @@ func serveCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "", "Consul's HTTP API: host:port, http(s)://host:port or unix:///path. Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
-	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "", "Consul's gRPC API, in the same forms. It is checked, and not used yet. Default: CONSUL_GRPC_ADDR.")
+	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "", "Consul's gRPC API, which signs certificates for listeners with TLS, in the same forms. Default: CONSUL_GRPC_ADDR, else the host of the HTTP API and the port that its agent tells.")
 	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Where Envoys connect: host:port or unix:///path.")
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Where /healthz, /readyz and /metrics are served.")
 	f.StringVar(&o.configFile, "config", "", "File with settings for single gateways. It is followed.")

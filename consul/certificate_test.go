@@ -1,0 +1,351 @@
+package consul
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"math/big"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// fakeCA signs what it is asked to, or fails as it was told to.
+type fakeCA struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+	ttl  time.Duration
+
+	mu     sync.Mutex
+	err    error
+	drop   bool // it leaves out the DNS names
+	signed []*x509.Certificate
+	asked  []time.Time
+}
+
+func newFakeCA(t *testing.T) *fakeCA {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "fake"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fakeCA{key: key, cert: cert, ttl: 72 * time.Hour}
+}
+
+func (c *fakeCA) sign(_ context.Context, _ address, csr string) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = append(c.asked, time.Now())
+	if c.err != nil {
+		return "", c.err
+	}
+	block, _ := pem.Decode([]byte(csr))
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return "", err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(int64(len(c.signed) + 2)), URIs: request.URIs, DNSNames: request.DNSNames,
+		NotBefore: time.Now(), NotAfter: time.Now().Add(c.ttl),
+	}
+	if c.drop {
+		template.DNSNames = nil
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, request.PublicKey, c.key)
+	if err != nil {
+		return "", err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return "", err
+	}
+	c.signed = append(c.signed, cert)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), nil
+}
+
+// fail makes the CA fail; nil makes it well again.
+func (c *fakeCA) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+func (c *fakeCA) count() (signed, asked int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.signed), len(c.asked)
+}
+
+// keeping gives a certificate of the CA, which is kept until the test ends.
+func keeping(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
+	t.Helper()
+	client := &Client{logger: slog.New(log)}
+	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, wake: func() {}}).start()
+	t.Cleanup(c.close)
+	return c
+}
+
+func wishFor(root string, names ...string) wish {
+	return wish{uri: "spiffe://td.consul/ns/default/dc/dc1/svc/gateway", names: names, root: root}
+}
+
+func TestCertificateSaysWhatWasWished(t *testing.T) {
+	ca := newFakeCA(t)
+	w := wishFor("one", "*.ingress.consul", "*.ingress.consul.", "www.example.com")
+	leaf, err := request(t.Context(), w, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair([]byte(leaf.CertPEM), []byte(leaf.KeyPEM))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := pair.Leaf.URIs; len(got) != 1 || got[0].String() != w.uri {
+		t.Errorf("the identity is %v, want %s", got, w.uri)
+	}
+	if diff := cmp.Diff(w.names, leaf.Names); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+	if key, ok := pair.Leaf.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		t.Errorf("the key is %T, want one on P-256", pair.Leaf.PublicKey)
+	}
+	for _, name := range []string{"x.ingress.consul", "www.example.com"} {
+		if err := pair.Leaf.VerifyHostname(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestCertificateWithoutItsNamesIsNotUsed(t *testing.T) {
+	ca := newFakeCA(t)
+	ca.drop = true
+	_, err := request(t.Context(), wishFor("one", "a.example"), func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
+	if !errors.As(err, new(refusedSignature)) || !strings.Contains(err.Error(), "left out a.example") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCertificateIsRenewedBetween60And90PercentOfItsLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		c := keeping(t, ca, slog.DiscardHandler)
+		c.ask(wishFor("one", "a.example"))
+		time.Sleep(30 * 24 * time.Hour)
+		synctest.Wait()
+		spans := map[time.Duration]bool{}
+		for i := 1; i < len(ca.asked); i++ {
+			span := ca.asked[i].Sub(ca.asked[i-1])
+			spans[span] = true
+			if least, most := ca.ttl*6/10, ca.ttl*9/10; span < least || span > most {
+				t.Errorf("renewed after %v, want %v to %v", span, least, most)
+			}
+		}
+		if len(spans) < 5 {
+			t.Errorf("renewed after %v: that is not random", spans)
+		}
+		if got := c.known().leaf.ValidBefore; !got.Equal(ca.signed[len(ca.signed)-1].NotAfter) {
+			t.Errorf("the newest one is not what counts: %v", got)
+		}
+	})
+}
+
+func TestCertificateIsSignedAnewAtOnceForOtherNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		c := keeping(t, ca, slog.DiscardHandler)
+		for i, w := range []wish{wishFor("one", "a.example"), wishFor("one", "a.example", "b.example"), wishFor("one", "b.example")} {
+			c.ask(w)
+			c.ask(w)
+			synctest.Wait()
+			if signed, _ := ca.count(); signed != i+1 {
+				t.Fatalf("%d certificates after %d wishes", signed, i+1)
+			}
+			if got := c.known(); !got.tried.says(w) || got.err != nil || !slices.Equal(got.leaf.Names, w.names) {
+				t.Errorf("known: %v %v, want %v", got.leaf.Names, got.err, w.names)
+			}
+		}
+	})
+}
+
+func TestCertificateIsSignedAnewSoonAfterARotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		certificates := make([]*certificate, 50)
+		for i := range certificates {
+			certificates[i] = keeping(t, ca, slog.DiscardHandler)
+			certificates[i].ask(wishFor("one", "a.example"))
+		}
+		synctest.Wait()
+		for _, c := range certificates {
+			c.ask(wishFor("two", "a.example"))
+		}
+		const slice = spread / 10
+		var most int
+		for before := len(certificates); before < 2*len(certificates); {
+			time.Sleep(slice)
+			synctest.Wait()
+			now, _ := ca.count()
+			most, before = max(most, now-before), now
+			if time.Since(ca.asked[0]) > spread {
+				break
+			}
+		}
+		if signed, _ := ca.count(); signed != 2*len(certificates) {
+			t.Errorf("%d certificates %v after the rotation, want %d", signed, spread, 2*len(certificates))
+		}
+		if most > len(certificates)/2 {
+			t.Errorf("%d of %d at once", most, len(certificates))
+		}
+		time.Sleep(time.Hour)
+		if signed, _ := ca.count(); signed != 2*len(certificates) {
+			t.Errorf("%d certificates an hour later", signed)
+		}
+	})
+}
+
+func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, log := newFakeCA(t), &journal{}
+		c := keeping(t, ca, log)
+		c.ask(wishFor("one", "a.example"))
+		synctest.Wait()
+		first := c.known().leaf
+		ca.fail(errors.New("connection refused"))
+		time.Sleep(ca.ttl + time.Hour)
+		synctest.Wait()
+		got := c.known()
+		if got.leaf != first || got.err == nil || !got.mend() {
+			t.Errorf("while it is gone: %v, kept: %v", got.err, got.leaf == first)
+		}
+		if n := strings.Count(strings.Join(log.take(), "\n"), "no certificate for the clients"); n != 1 {
+			t.Errorf("the log says so %d times", n)
+		}
+		for i := 20; i < len(ca.asked); i++ {
+			if pause := ca.asked[i].Sub(ca.asked[i-1]); pause < longestPause/2 || pause > longestPause {
+				t.Fatalf("asked again after %v", pause)
+			}
+		}
+		ca.fail(nil)
+		time.Sleep(longestPause)
+		synctest.Wait()
+		if got := c.known(); got.leaf == first || got.err != nil || got.failures != 0 {
+			t.Errorf("once it is back: %v", got.err)
+		}
+	})
+}
+
+func TestBusyAuthorityIsAskedOnceInAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		ca.fail(errBusy)
+		const n = 40
+		for range n {
+			keeping(t, ca, slog.DiscardHandler).ask(wishFor("one", "a.example"))
+		}
+		time.Sleep(10 * spread)
+		synctest.Wait()
+		// A random point in each window: two questions in each on average.
+		if _, asked := ca.count(); asked > 3*10*n {
+			t.Errorf("%d questions of %d certificates in %v", asked, n, 10*spread)
+		}
+		ca.fail(nil)
+		time.Sleep(spread)
+		synctest.Wait()
+		if signed, _ := ca.count(); signed != n {
+			t.Errorf("%d certificates, want %d", signed, n)
+		}
+	})
+}
+
+func TestRefusalIsSomethingToMendAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		ca.fail(refusedSignature{errors.New("no")})
+		c := keeping(t, ca, slog.DiscardHandler)
+		c.ask(wishFor("one", "a.example"))
+		synctest.Wait()
+		if got := c.known(); got.leaf != nil || got.failures != 1 || !got.mend() {
+			t.Errorf("after one refusal: %+v", got)
+		}
+		ca.fail(errors.New("gone"))
+		c.ask(wishFor("one", "b.example"))
+		synctest.Wait()
+		if got := c.known(); got.failures != 1 || got.mend() {
+			t.Errorf("after one failure: %+v", got)
+		}
+	})
+}
+
+func TestCertificateThatIsOldFromTheStartIsNotAskedForAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		ca.ttl = time.Second
+		keeping(t, ca, slog.DiscardHandler).ask(wishFor("one", "a.example"))
+		time.Sleep(time.Hour)
+		if signed, _ := ca.count(); signed > int(time.Hour/spread)+1 {
+			t.Errorf("%d certificates in an hour", signed)
+		}
+	})
+}
+
+func TestDNSNames(t *testing.T) {
+	services := []gateway.Service{
+		{Service: gateway.ServiceName{Name: "web"}, Hosts: []string{"www.example.com", "www.example.com:8443", "*"}},
+		{Service: gateway.ServiceName{Name: "api"}},
+		{Service: gateway.ServiceName{Name: "api", Namespace: "team"}, Hosts: []string{"dot.example."}},
+	}
+	got := dnsNames(services, "dc1", []string{"consul.", "alt"})
+	want := []string{
+		"*",
+		"*.ingress.alt", "*.ingress.consul", "*.ingress.consul.",
+		"*.ingress.dc1.alt", "*.ingress.dc1.consul", "*.ingress.dc1.consul.",
+		"*.ingress.team.alt", "*.ingress.team.consul", "*.ingress.team.consul.",
+		"*.ingress.team.dc1.alt", "*.ingress.team.dc1.consul", "*.ingress.team.dc1.consul.",
+		"dot.example", "dot.example.", "www.example.com",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestSpiffeID(t *testing.T) {
+	for _, tc := range []struct {
+		id   gateway.ID
+		want string
+	}{
+		{gateway.ID{Name: "gw"}, "spiffe://td/ns/default/dc/dc1/svc/gw"},
+		{gateway.ID{Name: "gw", Namespace: "n"}, "spiffe://td/ns/n/dc/dc1/svc/gw"},
+		{gateway.ID{Name: "gw", Partition: "p"}, "spiffe://td/ap/p/ns/default/dc/dc1/svc/gw"},
+		{gateway.ID{Name: "gw", Partition: "default"}, "spiffe://td/ns/default/dc/dc1/svc/gw"},
+	} {
+		if got := spiffeID("td", "dc1", tc.id); got != tc.want {
+			t.Errorf("%+v: %s, want %s", tc.id, got, tc.want)
+		}
+	}
+}

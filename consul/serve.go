@@ -1,0 +1,124 @@
+package consul
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// serve sees to the certificate that the clients of listeners with TLS are
+// shown. It follows from all other parts, so it waits for them to be complete.
+func (b *build) serve() {
+	if len(b.missing) > 0 {
+		return
+	}
+	if !servesTLS(b.snapshot.Entry) || len(b.snapshot.Services) == 0 {
+		b.endServing()
+		return
+	}
+	if b.serving == nil {
+		b.startServing()
+	}
+	w := b.wish()
+	b.serving.ask(w)
+	b.signed = b.serving.known()
+	if !b.signed.tried.says(w) {
+		b.unsettled = append(b.unsettled, "the certificate for clients")
+	}
+	b.shown(b.signed, time.Now())
+}
+
+// shown puts the certificate into the snapshot. Consul's own xDS shows the same
+// one to clients and to the mesh.
+func (b *build) shown(s *signed, now time.Time) {
+	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
+	if s.err != nil && s.mend() {
+		b.problem(where, s.err.Error())
+	}
+	if s.leaf == nil {
+		return
+	}
+	b.snapshot.Serving = s.leaf
+	if now.After(s.leaf.ValidBefore) {
+		b.problem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+		return
+	}
+	b.snapshot.Leaf = s.leaf
+}
+
+func (s *source) startServing() {
+	s.signer.join()
+	s.serving = (&certificate{id: s.id, sign: s.signer.sign, client: s.client, wake: s.lease.rouse}).start()
+}
+
+// endServing ends what startServing has started.
+func (s *source) endServing() {
+	if s.serving == nil {
+		return
+	}
+	s.serving.close()
+	s.signer.leave()
+	s.serving, s.signed = nil, nil
+}
+
+// servesTLS says whether some listener shows clients a certificate of the mesh.
+// As with Consul, one that shows another one (SDS) asks for it as well.
+func servesTLS(e *gateway.Entry) bool {
+	return e != nil && (e.TLS.Enabled || slices.ContainsFunc(e.Listeners, func(l gateway.Listener) bool {
+		return l.TLS != nil && l.TLS.Enabled
+	}))
+}
+
+func (b *build) wish() wish {
+	// An agent that does not tell its domain has the default one.
+	domains := []string{cmp.Or(b.agent.domain, "consul.")}
+	if b.agent.altDomain != "" {
+		domains = append(domains, b.agent.altDomain)
+	}
+	return wish{
+		uri:   spiffeID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter, b.id),
+		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
+		root:  b.activeRoot,
+		at:    b.client.grpcAddress(b.agent),
+	}
+}
+
+// spiffeID gives the gateway's identity in the mesh.
+func spiffeID(trustDomain, datacenter string, id gateway.ID) string {
+	path := "/ns/" + absolute(id.Namespace) + "/dc/" + datacenter + "/svc/" + id.Name
+	if absolute(id.Partition) != defaultScope {
+		path = "/ap/" + id.Partition + path
+	}
+	return (&url.URL{Scheme: "spiffe", Host: trustDomain, Path: path}).String()
+}
+
+// dnsNames are the names that Consul puts into the certificate: wildcards in the
+// domains that Consul answers DNS for, and the hosts of all services, without
+// ports. Consul writes its domains with the dot at the end, which only some
+// clients understand, so each name is there without it as well.
+func dnsNames(services []gateway.Service, datacenter string, domains []string) []string {
+	var names []string
+	for _, s := range services {
+		ingress := "*.ingress."
+		if s.Service.Namespace != "" {
+			ingress += s.Service.Namespace + "."
+		}
+		for _, domain := range domains {
+			names = append(names, ingress+domain, ingress+datacenter+"."+domain)
+		}
+		for _, host := range s.Hosts {
+			host, _, _ = strings.Cut(host, ":")
+			names = append(names, host)
+		}
+	}
+	for _, name := range names {
+		names = append(names, strings.TrimSuffix(name, "."))
+	}
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" })
+}

@@ -1,0 +1,172 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/consul/proto-public/pbconnectca"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// The gRPC ports of an agent that does not tell, as they are by default
+// (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
+const (
+	defaultGRPCPort    = 8502
+	defaultGRPCTLSPort = 8503
+)
+
+// signTimeout bounds one signature.
+const signTimeout = 10 * time.Second
+
+// signer asks Consul's certificate authority for signatures
+// (hashicorp.consul.connectca.ConnectCAService, in
+// https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for
+// all gateways over one connection. It is closed when the last one leaves.
+type signer struct {
+	client *Client
+
+	mu    sync.Mutex
+	users int
+	at    address // where conn leads; the zero value where the client's settings say it
+	conn  *grpc.ClientConn
+}
+
+// join keeps the connection open until leave.
+func (s *signer) join() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users++
+}
+
+func (s *signer) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users--
+	if s.users == 0 {
+		s.close()
+	}
+}
+
+// close is called with mu held.
+func (s *signer) close() {
+	if s.conn != nil {
+		s.conn.Close()
+		s.conn = nil
+	}
+}
+
+// sign gives the certificate, with those between it and a root, for a request in
+// PEM. at is where to ask if the client's settings do not say it.
+func (s *signer) sign(ctx context.Context, at address, csr string) (string, error) {
+	conn, err := s.connection(at)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	token := string(s.client.tokens.current())
+	if token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", token)
+	}
+	answer, err := pbconnectca.NewConnectCAServiceClient(conn).Sign(ctx, &pbconnectca.SignRequest{Csr: csr})
+	if err != nil {
+		return "", signError(err, conn.Target(), token)
+	}
+	return answer.CertPem, nil
+}
+
+// connection gives the connection; it is made when it is first used.
+func (s *signer) connection(at address) (*grpc.ClientConn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil && s.at == at {
+		return s.conn, nil
+	}
+	s.close()
+	place, err := s.client.grpc, error(nil)
+	if place.Target == "" {
+		place, err = s.client.place(at)
+	}
+	if err != nil {
+		return nil, err
+	}
+	creds := insecure.NewCredentials()
+	if place.TLS != nil {
+		creds = credentials.NewTLS(place.TLS)
+	}
+	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
+	s.at = at
+	s.conn, err = grpc.NewClient(place.Target,
+		grpc.WithTransportCredentials(creds),
+		grpc.WithUserAgent("usher"),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pauses, MinConnectTimeout: signTimeout}),
+	)
+	return s.conn, err
+}
+
+// refusedSignature is an error that a person has to mend: asking again does not
+// help.
+type refusedSignature struct{ error }
+
+func (e refusedSignature) Unwrap() error { return e.error }
+
+// errBusy says that the certificate authority signs no more at the moment.
+var errBusy = errors.New("consul's certificate authority has too many requests (csr_max_per_second)")
+
+// signError says what is wrong and what to do. Should the answer repeat the
+// token, its text is left out.
+func signError(err error, target, token string) error {
+	target = strings.TrimPrefix(target, "dns:///")
+	code, text := status.Code(err), strings.Join(strings.Fields(status.Convert(err).Message()), " ")
+	if token != "" && strings.Contains(text, token) {
+		text = "the answer is not shown"
+	}
+	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if it is elsewhere, say so by --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)
+	switch code {
+	case codes.ResourceExhausted:
+		return fmt.Errorf("%w: %s", errBusy, text)
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return errors.New(elsewhere)
+	case codes.Unimplemented:
+		return refusedSignature{errors.New(elsewhere)}
+	case codes.PermissionDenied:
+		return refusedSignature{fmt.Errorf("consul does not sign for Usher's token; give it service:write on the gateway (%s)", text)}
+	case codes.Unauthenticated:
+		return refusedSignature{fmt.Errorf("consul does not know Usher's token (%s); give Usher one with service:write on the gateway", text)}
+	}
+	return refusedSignature{fmt.Errorf("consul answered %s: %s; see the log of Consul's servers", code, text)}
+}
+
+// grpcAddress gives where the agent's gRPC port is if nobody has said it: on the
+// host of the HTTP API, with TLS where that has it or the agent has no other.
+func (c *Client) grpcAddress(a agent) address {
+	plain, secure := a.grpcPort, a.grpcTLSPort
+	if plain == 0 && secure == 0 {
+		plain, secure = defaultGRPCPort, defaultGRPCTLSPort
+	}
+	at, port := address{scheme: "http"}, plain
+	if secure != 0 && (plain == 0 || c.address.scheme == "https") {
+		at, port = address{scheme: "https"}, secure
+	}
+	host := "localhost"
+	if c.address.scheme != "unix" {
+		host = (&url.URL{Host: c.address.host}).Hostname()
+	}
+	at.host = net.JoinHostPort(host, strconv.Itoa(port))
+	return at
+}
