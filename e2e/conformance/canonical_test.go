@@ -233,13 +233,21 @@ func describeCertificates(object map[string]any) error {
 			return err
 		}
 		described = append(described, map[string]any{
-			"uris": fmt.Sprint(c.URIs), "dns": strings.Join(slices.Sorted(slices.Values(c.DNSNames)), " "),
+			"uris": fmt.Sprint(c.URIs), "dns": strings.Join(dnsNames(c), " "),
 			"issuer": c.Issuer.String(), "algorithm": c.PublicKeyAlgorithm.String(),
 			"usage": fmt.Sprint(c.KeyUsage, c.ExtKeyUsage), "ca": c.IsCA,
 		})
 	}
 	object["certificate_chain"] = described
 	return nil
+}
+
+// dnsNames gives the DNS names of a certificate, sorted. Consul writes its own
+// domains with a dot at the end, which Go and browsers do not understand; Usher
+// adds the same names without it. Those are left out here, and no others.
+func dnsNames(c *x509.Certificate) []string {
+	added := func(name string) bool { return slices.Contains(c.DNSNames, name+".") }
+	return slices.DeleteFunc(slices.Sorted(slices.Values(c.DNSNames)), added)
 }
 
 func inlineString(source any) string {

@@ -42,16 +42,6 @@ var allowed = []allowance{
 	},
 	{
 		typeURL: resource.ListenerType,
-		path:    "filter_chains[].transport_socket.typed_config." + dnsNames,
-		reason:  "Not equal yet: a gateway with TLS needs DNS names in its certificate, and Consul's HTTP API gives none.",
-	},
-	{
-		typeURL: resource.ClusterType,
-		path:    "transport_socket.typed_config." + dnsNames,
-		reason:  "Not equal yet, as for the listener: it is the same certificate. Sidecars look at its SPIFFE id alone.",
-	},
-	{
-		typeURL: resource.ListenerType,
 		path:    "filter_chains[].filters[].typed_config.upgrade_configs",
 		consul:  "absent",
 		usher:   `[{"upgrade_type":"websocket"}]`,
@@ -105,9 +95,6 @@ var allowed = []allowance{
 		reason:  "A negative IdleTimeout: as for the timeout.",
 	},
 }
-
-// dnsNames are the DNS names of the gateway's certificate, in a TLS context.
-const dnsNames = "common_tls_context.tls_certificates[].certificate_chain[].dns"
 
 // difference is one field that Consul and Usher write differently.
 type difference struct {
