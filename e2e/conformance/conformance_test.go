@@ -78,7 +78,7 @@ func (s *suite) everythingIsNeeded(t *testing.T) {
 
 var (
 	seed   = flag.Uint64("seed", 1, "seed of the random cases; 0 takes a new one")
-	random = flag.Int("random", 100, "number of random cases")
+	random = flag.Int("random", 300, "number of random cases")
 )
 
 // TestSameResourcesAsConsulForRandomCases does the same with cases that nobody

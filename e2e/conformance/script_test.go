@@ -3,11 +3,8 @@
 package conformance
 
 import (
-	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +12,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"github.com/hashicorp/consul/api"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -66,7 +62,7 @@ const consulSide = "consul"
 func startStage(t *testing.T) *stage {
 	t.Helper()
 	ip := loopback()
-	consul := startStageConsul(t, ip)
+	consul := startConsul(t, ip, consulVersion)
 	roots, _, err := consul.client.Connect().CARoots(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -75,30 +71,6 @@ func startStage(t *testing.T) *stage {
 		{name: consulSide, addr: consul.grpc, replica: consul.grpc},
 		{name: "usher", addr: startUsher(t, consul, ip, usherPort), replica: startUsher(t, consul, ip, coldPort)},
 	}}
-}
-
-// startStageConsul starts the Consul that Usher must equal, and waits until its
-// mesh has a certificate authority.
-func startStageConsul(t *testing.T, ip string) *consulServer {
-	t.Helper()
-	s := &consulServer{http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
-	client, err := api.NewClient(&api.Config{Address: s.http})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.client = client
-	start(t, "consul", filepath.Join(toolsDir(), "consul-"+consulVersion, "consul"), "make tools", []string{
-		"agent", "-dev", "-bind", ip, "-client", ip, "-node", "server", "-dns-port", "-1", "-log-level", "warn",
-		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
-	})
-	eventually(t, "the mesh has roots", func() error {
-		roots, _, err := client.Connect().CARoots(nil)
-		if err == nil && len(roots.Roots) == 0 {
-			err = errors.New("none yet")
-		}
-		return err
-	})
-	return s
 }
 
 // play plays a rule on both sides.
