@@ -53,7 +53,7 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 	case 5:
 		next.MeshGateways = other.MeshGateways
 	case 6:
-		next.Mesh, next.Roots, next.Leaf = other.Mesh, other.Roots, other.Leaf
+		next.Mesh, next.Roots, next.Leaf, next.Serving = other.Mesh, other.Roots, other.Leaf, other.Serving
 	case 7:
 		next.Defaults, next.Operator, next.Instances = other.Defaults, other.Operator, other.Instances
 	case 8:

@@ -13,25 +13,29 @@ import (
 // its own gateway only. Clusters and listeners refer to them, so that a rotated
 // certificate is one small resource and nothing is built anew.
 const (
-	LeafSecret  = "usher/leaf"  // the gateway's certificate and key
-	RootsSecret = "usher/roots" // the mesh's root certificates
+	LeafSecret    = "usher/leaf"    // the gateway's certificate and key towards the mesh
+	ServingSecret = "usher/serving" // those that clients are shown
+	RootsSecret   = "usher/roots"   // the mesh's root certificates
 )
 
 // secretsOf gives the secrets that there are.
-func secretsOf(leaf *gateway.Leaf, roots *gateway.Roots) []*tlsv3.Secret {
+func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
 	var secrets []*tlsv3.Secret
-	if leaf != nil {
-		secrets = append(secrets, leafSecret(leaf))
+	if s.Leaf != nil {
+		secrets = append(secrets, leafSecret(LeafSecret, s.Leaf))
 	}
-	if roots != nil {
-		secrets = append(secrets, rootsSecret(roots))
+	if s.Roots != nil {
+		secrets = append(secrets, rootsSecret(s.Roots))
+	}
+	if s.Serving != nil {
+		secrets = append(secrets, leafSecret(ServingSecret, s.Serving))
 	}
 	return secrets
 }
 
-func leafSecret(leaf *gateway.Leaf) *tlsv3.Secret {
+func leafSecret(name string, leaf *gateway.Leaf) *tlsv3.Secret {
 	return &tlsv3.Secret{
-		Name: LeafSecret,
+		Name: name,
 		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 			CertificateChain: inline(withNewline(leaf.CertPEM)),
 			PrivateKey:       inline(withNewline(string(leaf.KeyPEM))),

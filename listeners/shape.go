@@ -60,7 +60,7 @@ func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
 func (last *shape) holds(s *gateway.Snapshot) bool {
 	old := last.env.snapshot
 	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.DualStack == s.DualStack && old.Plain == s.Plain &&
-		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf &&
+		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf && old.Serving == s.Serving &&
 		identical(old.Services, s.Services) && identical(old.Chains, s.Chains) && last.samePeers(s)
 }
 
@@ -101,7 +101,7 @@ func identical[T any](a, b T) bool {
 // counts, and ports come in ascending order: a cluster that two listeners share
 // has the settings of the listener with the lowest port.
 func newShape(env environment, memo clusterMemo) *shape {
-	s := &shape{env: env, secrets: secretsOf(env.snapshot.Leaf, env.snapshot.Roots), peers: peersOf(env.snapshot), memo: memo}
+	s := &shape{env: env, secrets: secretsOf(env.snapshot), peers: peersOf(env.snapshot), memo: memo}
 	clusters, legs := map[string]bool{}, map[string]bool{}
 	for _, p := range portsOf(env.snapshot) {
 		parts, err := compilePort(env, p, memo)

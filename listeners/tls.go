@@ -3,6 +3,8 @@ package listeners
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -31,6 +33,9 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is none here; " +
 			"use TLS.SDS, or remove TLS.Enabled")
 	default:
+		if err := p.named(env.snapshot.Serving); err != nil {
+			return nil, err
+		}
 		sds = nil
 	}
 	params, err := tlsParameters(gateway.TLSParameters{
@@ -45,12 +50,50 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 	if sds != nil {
 		common.TlsCertificateSdsSecretConfigs = operatorSecret(*sds)
 	} else {
-		common.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{secretOverADS(LeafSecret)}
+		common.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{secretOverADS(ServingSecret)}
 		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
 			ValidationContextSdsSecretConfig: secretOverADS(RootsSecret),
 		}
 	}
 	return clientSocket(common)
+}
+
+// named says which name of the port's services the certificate for clients
+// lacks. A client would refuse it, and so it is not shown.
+func (p *port) named(serving *gateway.Leaf) error {
+	if serving == nil {
+		return errors.New("there is no certificate with DNS names for it yet")
+	}
+	for _, r := range p.rows {
+		if ownCertificate(r.config) {
+			continue
+		}
+		if name := missingName(r.service, serving.Names); name != "" {
+			return fmt.Errorf("there is no certificate with the name %s of service %s yet", name, r.service.Service)
+		}
+	}
+	return nil
+}
+
+// missingName gives a name that clients call a service by and that is not in a
+// certificate; "" if there is none. A service without hosts has names in the
+// domains that Consul answers DNS for.
+func missingName(s gateway.Service, names []string) string {
+	if len(s.Hosts) == 0 {
+		ingress := "*.ingress."
+		if namespace := tenant(s.Service.Namespace); namespace != "default" {
+			ingress += namespace + "."
+		}
+		if !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, ingress) }) {
+			return ingress + "<domain>"
+		}
+	}
+	for _, host := range s.Hosts {
+		if host, _, _ := strings.Cut(host, ":"); !slices.Contains(names, host) {
+			return host
+		}
+	}
+	return ""
 }
 
 // mergeTLS lays a listener's settings over its gateway's, one by one.
