@@ -82,7 +82,13 @@ func (s *source) build() *build {
 
 // of gives the query of a kind about the gateway itself.
 func (b *build) of(k *kind) query {
-	return query{kind: k, name: b.id.Name, namespace: b.id.Namespace, partition: b.id.Partition}
+	return query{kind: k, name: b.id.Name, namespace: absolute(b.id.Namespace), partition: absolute(b.id.Partition)}
+}
+
+// inPartition gives the query of a kind that a partition has one answer to: it
+// belongs to the default namespace.
+func inPartition(k *kind, partition string) query {
+	return query{kind: k, namespace: defaultScope, partition: absolute(partition)}
 }
 
 // required gives a fact without which there is no snapshot.
@@ -120,7 +126,7 @@ func (b *build) certificates() {
 // proxy-defaults.
 func (b *build) registered() {
 	regs := required[registrations](b, b.of(instancesKind))
-	d := required[defaults](b, query{kind: defaultKind, partition: b.id.Partition})
+	d := required[defaults](b, inPartition(defaultKind, b.id.Partition))
 	if d != nil {
 		b.snapshot.Defaults = d.layer
 		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
@@ -137,10 +143,10 @@ func (b *build) registered() {
 }
 
 func (b *build) entry() {
-	if m := required[mesh](b, query{kind: meshKind, partition: b.id.Partition}); m != nil {
+	if m := required[mesh](b, inPartition(meshKind, b.id.Partition)); m != nil {
 		b.snapshot.Mesh = m.entry
 	}
-	list := required[entries](b, query{kind: entriesKind, namespace: b.id.Namespace, partition: b.id.Partition})
+	list := required[entries](b, query{kind: entriesKind, namespace: absolute(b.id.Namespace), partition: absolute(b.id.Partition)})
 	if list == nil {
 		return
 	}
@@ -246,6 +252,7 @@ func (b *build) targets() {
 	}
 	for _, c := range b.snapshot.Chains {
 		for id, t := range c.Targets {
+			b.meshGateways(c, t)
 			b.target(id, t)
 		}
 	}
@@ -267,5 +274,4 @@ func (b *build) target(id string, t *gateway.Target) {
 	if final(f) {
 		b.problem(fmt.Sprintf("instances of %q", id), f.err.Error())
 	}
-	b.meshGateways(t)
 }

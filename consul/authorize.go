@@ -64,8 +64,8 @@ func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) err
 		Resource:  "service",
 		Access:    "write",
 		Segment:   id.Name,
-		Namespace: c.scope(id.Namespace, c.namespace),
-		Partition: c.scope(id.Partition, c.partition),
+		Namespace: c.scope(absolute(id.Namespace), c.namespace),
+		Partition: c.scope(absolute(id.Partition), c.partition),
 	}
 	body, err := json.Marshal([]question{ask})
 	if err != nil {

@@ -165,7 +165,7 @@ func TestNamespacesAreAskedWith(t *testing.T) {
 	}{
 		{id: gateway.ID{Namespace: "default", Partition: "default"}},
 		{id: gateway.ID{Namespace: "team", Partition: "part"}, want: `,"Namespace":"team","Partition":"part"`},
-		{env: vars{"CONSUL_NAMESPACE": "own", "CONSUL_PARTITION": "default"}, want: `,"Namespace":"own"`},
+		{env: vars{"CONSUL_NAMESPACE": "own", "CONSUL_PARTITION": "default"}, want: `,"Namespace":"default"`},
 		{env: vars{"CONSUL_NAMESPACE": "own"}, id: gateway.ID{Namespace: "default"}, want: `,"Namespace":"default"`},
 	} {
 		test.id.Name = "gateway"

@@ -44,6 +44,7 @@ func healthOf(t *gateway.Target, local string) query {
 type registration struct {
 	Node struct {
 		Node            string
+		Partition       string
 		Address         string
 		Datacenter      string
 		TaggedAddresses map[string]string
@@ -91,6 +92,7 @@ func decodeEndpoints(_ *gateway.Endpoints, a answer) (*gateway.Endpoints, error)
 func (r *registration) endpoint() gateway.Endpoint {
 	return gateway.Endpoint{
 		NodeDatacenter:  r.Node.Datacenter,
+		NodePartition:   normalScope(r.Node.Partition),
 		NodeAddress:     r.Node.Address,
 		NodeWANAddress:  r.Node.TaggedAddresses["wan"],
 		Address:         r.Service.Address,

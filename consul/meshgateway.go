@@ -6,34 +6,36 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// meshGateways reads the mesh gateways that the way to a target leads through:
-// those of the target's datacenter in mode remote, and the local ones in mode
-// local.
-func (b *build) meshGateways(t *gateway.Target) {
-	if t.Peer != "" || t.Datacenter == b.local {
+// meshGateways reads the mesh gateways that the way to a target of the chain
+// leads through where it is in another datacenter or partition: those at the
+// target in mode remote, and the gateway's own in mode local.
+func (b *build) meshGateways(c *gateway.Chain, t *gateway.Target) {
+	if t.Peer != "" || gateway.Locality(t.Datacenter, t.Partition) == gateway.Locality(b.local, c.Partition) {
 		return
 	}
 	switch t.MeshGateway.Mode {
 	case "remote":
-		b.meshGatewaysIn(t.Datacenter)
+		b.meshGatewaysIn(t.Datacenter, t.Partition)
 	case "local":
-		b.meshGatewaysIn(b.local)
+		b.meshGatewaysIn(b.local, b.id.Partition)
 	}
 }
 
 // meshGatewaysIn joins two questions: which services are mesh gateways, and
 // where the instances of each are.
-func (b *build) meshGatewaysIn(dc string) {
-	if b.snapshot.MeshGateways[dc] != nil {
+func (b *build) meshGatewaysIn(dc, partition string) {
+	locality := gateway.Locality(dc, partition)
+	if b.snapshot.MeshGateways[locality] != nil {
 		return
 	}
-	q := query{kind: meshGatewaysKind, partition: b.id.Partition, datacenter: dc, filter: `ServiceKind == "mesh-gateway"`}
-	if dc == b.local {
-		q.datacenter = ""
+	q := inPartition(meshGatewaysKind, partition)
+	q.filter = `ServiceKind == "mesh-gateway"`
+	if dc != b.local {
+		q.datacenter = dc
 	}
 	list, f := read[names](b.lease, q)
 	if final(f) {
-		b.problem(fmt.Sprintf("mesh gateways of datacenter %q", dc), f.err.Error())
+		b.problem(fmt.Sprintf("mesh gateways of datacenter %q", locality), f.err.Error())
 	}
 	if list == nil {
 		if open(f) {
@@ -43,28 +45,28 @@ func (b *build) meshGatewaysIn(dc string) {
 	}
 	joined := &gateway.Endpoints{}
 	for _, name := range list.list {
-		part, f := read[gateway.Endpoints](b.lease, query{
-			kind: meshGatewayKind, name: name, partition: b.id.Partition, datacenter: q.datacenter,
-		})
+		of := inPartition(meshGatewayKind, partition)
+		of.name, of.datacenter = name, q.datacenter
+		part, f := read[gateway.Endpoints](b.lease, of)
 		if part == nil {
 			if open(f) {
-				b.unsettled = append(b.unsettled, "mesh-gateway:"+name)
+				b.unsettled = append(b.unsettled, of.String())
 			}
 			continue
 		}
 		joined.Endpoints = append(joined.Endpoints, part.Endpoints...)
 	}
 	sortEndpoints(joined.Endpoints)
-	b.join(dc, joined)
+	b.join(locality, joined)
 }
 
 // join keeps the pointer of the snapshot before when nothing changed.
-func (b *build) join(dc string, joined *gateway.Endpoints) {
+func (b *build) join(locality string, joined *gateway.Endpoints) {
 	if b.snapshot.MeshGateways == nil {
 		b.snapshot.MeshGateways = map[string]*gateway.Endpoints{}
 	}
 	if b.last != nil {
-		joined = keep(b.last.MeshGateways[dc], joined)
+		joined = keep(b.last.MeshGateways[locality], joined)
 	}
-	b.snapshot.MeshGateways[dc] = joined
+	b.snapshot.MeshGateways[locality] = joined
 }

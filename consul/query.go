@@ -47,7 +47,8 @@ type query struct {
 	filter     string
 }
 
-// String gives the query as logs name it: "health:web dc=dc2".
+// String gives the query as logs name it: "health:web dc=dc2". The default
+// namespace and partition are left out.
 func (q query) String() string {
 	var b strings.Builder
 	b.WriteString(q.kind.name)
@@ -57,7 +58,7 @@ func (q query) String() string {
 	for _, p := range [][2]string{
 		{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter},
 	} {
-		if p[1] != "" {
+		if p[1] != "" && p[1] != defaultScope {
 			b.WriteString(" " + p[0] + "=" + p[1])
 		}
 	}

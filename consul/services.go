@@ -67,17 +67,19 @@ func (r *rows) withHidden(last []gateway.Service, entry listing) []gateway.Servi
 // normal writes the default namespace and partition as empty, as the model has
 // them.
 func normal(n gateway.ServiceName) gateway.ServiceName {
-	if n.Namespace == defaultScope {
-		n.Namespace = ""
-	}
-	if n.Partition == defaultScope {
-		n.Partition = ""
-	}
+	n.Namespace, n.Partition = normalScope(n.Namespace), normalScope(n.Partition)
 	return n
 }
 
-// absolute writes the default namespace or partition of a name that Consul gave
-// in full, so that the client's own does not take its place.
+func normalScope(scope string) string {
+	if scope == defaultScope {
+		return ""
+	}
+	return scope
+}
+
+// absolute writes the default namespace or partition of the model, so that the
+// client's own does not take its place.
 func absolute(scope string) string {
 	if scope == "" {
 		return defaultScope

@@ -59,7 +59,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	l := w.hub.lease()
 	defer l.close()
 	var beat []*watch
-	for _, q := range []query{{kind: rootsKind}, {kind: defaultKind}} {
+	for _, q := range []query{{kind: rootsKind}, inPartition(defaultKind, w.client.partition)} {
 		l.need(q) //nolint:contextcheck // a shared query outlives whoever asks first
 		beat = append(beat, l.held[q].watch)
 	}

@@ -52,8 +52,8 @@ type Snapshot struct {
 	// by Target.ID. An answered target without instances is present and empty;
 	// one that was not answered yet is absent.
 	Endpoints map[string]*Endpoints
-	// MeshGateways holds, by datacenter, the mesh gateways that traffic to
-	// another datacenter goes through.
+	// MeshGateways holds, by Locality, the mesh gateways that traffic to another
+	// datacenter or partition goes through.
 	MeshGateways map[string]*Endpoints
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none
@@ -77,6 +77,15 @@ type Snapshot struct {
 
 	// Problems found while reading: bad settings, unreadable parts.
 	Problems []Problem
+}
+
+// Locality names a partition of a datacenter as Consul does: "dc1" is the
+// default partition, and "east.dc1" the partition east.
+func Locality(datacenter, partition string) string {
+	if orDefault(partition) == "default" {
+		return datacenter
+	}
+	return partition + "." + datacenter
 }
 
 // ServiceName names a service of the catalog. Empty Namespace and Partition
@@ -161,6 +170,7 @@ type Endpoints struct {
 // Endpoint is one instance of a service, seen through its sidecar.
 type Endpoint struct {
 	NodeDatacenter  string
+	NodePartition   string // empty: the default one
 	NodeAddress     string
 	NodeWANAddress  string // the node's tagged address "wan"; empty: none
 	Address         string // empty: the node's

@@ -24,6 +24,9 @@ type group struct {
 type leg struct {
 	cluster string
 	target  *gateway.Target
+	// from is the partition of the service that leads here; Consul measures from
+	// there what is in another partition.
+	from string
 }
 
 // groupsOf gives the groups of a chain, by the names of their nodes.
@@ -59,7 +62,7 @@ func groupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (gr
 	g := group{base: base, node: node}
 	f := node.Resolver.Failover
 	if f == nil {
-		g.legs = []leg{{cluster: base, target: primary}}
+		g.legs = []leg{{cluster: base, target: primary, from: c.Partition}}
 		return g, nil
 	}
 	if m := f.Policy.Mode; m != "" && m != "sequential" {
@@ -71,7 +74,7 @@ func groupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (gr
 		if target == nil {
 			return group{}, fmt.Errorf("its discovery chain misses target %q", id)
 		}
-		g.legs = append(g.legs, leg{cluster: fmt.Sprintf("failover-target~%d~%s", i, base), target: target})
+		g.legs = append(g.legs, leg{cluster: fmt.Sprintf("failover-target~%d~%s", i, base), target: target, from: c.Partition})
 	}
 	return g, nil
 }

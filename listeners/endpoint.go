@@ -20,7 +20,7 @@ const maxWeight = 128
 // assignmentKey is everything that a load assignment follows from.
 type assignmentKey struct {
 	cluster     string
-	local       string // the datacenter that addresses are seen from
+	local       string // the gateway.Locality that addresses are seen from
 	onlyPassing bool
 	instances   *gateway.Endpoints // of the target; nil: not answered yet
 	through     bool               // by way of mesh gateways
@@ -30,18 +30,19 @@ type assignmentKey struct {
 func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 	k := assignmentKey{
 		cluster:     l.cluster,
-		local:       s.Datacenter,
+		local:       gateway.Locality(s.Datacenter, l.from),
 		onlyPassing: l.target.Subset.OnlyPassing,
 		instances:   s.Endpoints[l.target.ID],
 	}
-	if l.target.Datacenter == s.Datacenter && tenant(l.target.Partition) == tenant(s.ID.Partition) {
+	at := gateway.Locality(l.target.Datacenter, l.target.Partition)
+	if at == k.local {
 		return k
 	}
 	switch l.target.MeshGateway.Mode {
 	case "local":
-		k.through, k.gateways = true, s.MeshGateways[s.Datacenter]
+		k.through, k.gateways = true, s.MeshGateways[gateway.Locality(s.Datacenter, s.ID.Partition)]
 	case "remote":
-		k.through, k.gateways = true, s.MeshGateways[l.target.Datacenter]
+		k.through, k.gateways = true, s.MeshGateways[at]
 	}
 	return k
 }
@@ -63,7 +64,7 @@ func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []gatew
 	group := &endpointv3.LocalityLbEndpoints{}
 	for i := range instances {
 		ep := &instances[i]
-		address, port := bestAddress(ep, ep.NodeDatacenter != "" && ep.NodeDatacenter != k.local)
+		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.Locality(ep.NodeDatacenter, ep.NodePartition) != k.local)
 		if err := reachable(address, port); err != nil {
 			problems = append(problems, gateway.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
 			continue
@@ -88,8 +89,8 @@ func lbEndpoint(a *corev3.Address, health corev3.HealthStatus, weight uint32) *e
 	}
 }
 
-// bestAddress gives where an instance is reached from its own datacenter, or
-// with remote from another one, in Consul's order.
+// bestAddress gives where an instance is reached from its own datacenter and
+// partition, or with remote from others, in Consul's order.
 func bestAddress(ep *gateway.Endpoint, remote bool) (address string, port int) {
 	address, port = ep.Address, ep.Port
 	if a, ok := ep.TaggedAddresses[wan]; remote && ok {
