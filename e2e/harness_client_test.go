@@ -4,7 +4,9 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +37,7 @@ type call struct {
 	Host   string // labHost when empty
 	Header http.Header
 	Proxy  *proxyproto.Header // written in front of the request; nil for none
+	TLS    *tls.Config        // nil for plain text; the server's name is Host's
 }
 
 // answer is what the client got.
@@ -64,7 +67,7 @@ func (c call) must(t *testing.T) answer {
 	return a
 }
 
-// connect opens a connection and writes the PROXY header.
+// connect opens a connection, writes the PROXY header and speaks TLS.
 func (c call) connect(ctx context.Context) (*clientConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -77,6 +80,16 @@ func (c call) connect(ctx context.Context) (*clientConn, error) {
 			conn.Close()
 			return nil, err
 		}
+	}
+	if c.TLS != nil {
+		config := c.TLS.Clone()
+		config.ServerName = c.host()
+		secure := tls.Client(conn, config)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		conn = secure
 	}
 	return &clientConn{Conn: conn, reader: bufio.NewReader(conn)}, nil
 }
@@ -109,14 +122,12 @@ func (conn *clientConn) exchange(c call, connection string) (answer, error) {
 	return answer{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
 }
 
+func (c call) host() string { return cmp.Or(c.Host, labHost) }
+
 // text is the request as it goes over the wire.
 func (c call) text(connection string) string {
-	name := c.Host
-	if name == "" {
-		name = labHost
-	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: %s\r\n", c.Path, name, connection)
+	fmt.Fprintf(&text, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: %s\r\n", c.Path, c.host(), connection)
 	_ = c.Header.Write(&text) // a strings.Builder takes everything
 	text.WriteString("\r\n")
 	return text.String()
