@@ -16,8 +16,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -106,7 +106,9 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	}
 	creds := insecure.NewCredentials()
 	if place.TLS != nil {
-		creds = credentials.NewTLS(place.TLS)
+		// Consul 1.15 does not say by ALPN that it speaks HTTP/2, which the
+		// usual credentials insist on.
+		creds = credentials.NewTLSWithALPNDisabled(place.TLS)
 	}
 	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
 	s.at = at
