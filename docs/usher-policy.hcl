@@ -1,8 +1,16 @@
 # The smallest ACL policy for Usher in front of the gateway "ingress-gateway".
 # One block "service … write" for each gateway that Usher serves: it is what
-# the gateway's own leaf certificate needs.
+# the gateway's own certificates need, towards the mesh and towards clients.
 service "ingress-gateway" {
   policy = "write"
+}
+
+# What Consul's agent says of itself: its DNS domains, for the names in
+# certificates of listeners with TLS, its gRPC ports, and whether its address is
+# an IPv6 address. Without this, the domain is taken to be "consul.", the ports
+# 8502 and 8503, and the address IPv4.
+agent_prefix "" {
+  policy = "read"
 }
 
 # The services behind the gateway and their sidecars, and the nodes they run on.
@@ -14,3 +22,7 @@ service_prefix "" {
 node_prefix "" {
   policy = "read"
 }
+
+# Not needed where Consul's DNS domain is "consul" and its gRPC port the default:
+# the agent's own configuration, for the certificates of listeners with TLS.
+# agent_prefix "" { policy = "read" }
