@@ -5,13 +5,11 @@ service "ingress-gateway" {
   policy = "write"
 }
 
-# What Consul's agent says of itself: its DNS domains, for the names in
-# certificates of listeners with TLS, its gRPC ports, and whether its address is
-# an IPv6 address. Without this, the domain is taken to be "consul.", the ports
-# 8502 and 8503, and the address IPv4.
-agent_prefix "" {
-  policy = "read"
-}
+# Not needed where Consul has its default DNS domain ("consul."), its default
+# gRPC ports (8502, 8503) and an IPv4 address.
+# agent_prefix "" {
+#   policy = "read"
+# }
 
 # The services behind the gateway and their sidecars, and the nodes they run on.
 # To show Usher fewer, name in place of the prefixes each service, its sidecar
