@@ -20,7 +20,3 @@ service_prefix "" {
 node_prefix "" {
   policy = "read"
 }
-
-# Not needed where Consul's DNS domain is "consul" and its gRPC port the default:
-# the agent's own configuration, for the certificates of listeners with TLS.
-# agent_prefix "" { policy = "read" }
