@@ -60,13 +60,8 @@ func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) err
 	if !isToken(token) {
 		return ErrDenied
 	}
-	ask := question{
-		Resource:  "service",
-		Access:    "write",
-		Segment:   id.Name,
-		Namespace: c.scope(absolute(id.Namespace), c.namespace),
-		Partition: c.scope(absolute(id.Partition), c.partition),
-	}
+	ask := question{Resource: "service", Access: "write", Segment: id.Name}
+	ask.Namespace, ask.Partition = c.scopes(absolute(id.Namespace), absolute(id.Partition))
 	body, err := json.Marshal([]question{ask})
 	if err != nil {
 		return err

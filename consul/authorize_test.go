@@ -165,8 +165,8 @@ func TestNamespacesAreAskedWith(t *testing.T) {
 	}{
 		{id: gateway.ID{Namespace: "default", Partition: "default"}},
 		{id: gateway.ID{Namespace: "team", Partition: "part"}, want: `,"Namespace":"team","Partition":"part"`},
-		{env: vars{"CONSUL_NAMESPACE": "own", "CONSUL_PARTITION": "default"}, want: `,"Namespace":"default"`},
-		{env: vars{"CONSUL_NAMESPACE": "own"}, id: gateway.ID{Namespace: "default"}, want: `,"Namespace":"default"`},
+		{env: vars{"CONSUL_NAMESPACE": "own", "CONSUL_PARTITION": "default"}, want: `,"Namespace":"default","Partition":"default"`},
+		{env: vars{"CONSUL_NAMESPACE": "own"}, id: gateway.ID{Namespace: "default"}, want: `,"Namespace":"default","Partition":"default"`},
 	} {
 		test.id.Name = "gateway"
 		c := newTestClient(t, Config{HTTPAddr: server.URL, Getenv: test.env.get})

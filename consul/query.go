@@ -144,8 +144,9 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 			p.Set(key, value)
 		}
 	}
-	set("ns", c.scope(q.namespace, c.namespace))
-	set("partition", c.scope(q.partition, c.partition))
+	namespace, partition := c.scopes(q.namespace, q.partition)
+	set("ns", namespace)
+	set("partition", partition)
 	set("dc", q.datacenter)
 	set("peer", q.peer)
 	set("filter", q.filter)
@@ -162,10 +163,20 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	return p
 }
 
-// scope gives the namespace or partition to send. Consul without Enterprise
-// refuses even "default", so the default is left out unless the client's own is
-// another one.
-func (c *Client) scope(name, own string) string {
+// scopes gives the namespace and partition to send. Consul without Enterprise
+// refuses even "default", so that is left out unless the client's own is another
+// one. Enterprise takes what is missing from the token; so both are sent where
+// one is, and a token of another partition than the default one needs
+// CONSUL_PARTITION to be set.
+func (c *Client) scopes(namespace, partition string) (toNamespace, toPartition string) {
+	namespace, partition = scope(namespace, c.namespace), scope(partition, c.partition)
+	if namespace == "" && partition == "" {
+		return "", ""
+	}
+	return absolute(namespace), absolute(partition)
+}
+
+func scope(name, own string) string {
 	if own == defaultScope {
 		own = ""
 	}
