@@ -53,6 +53,9 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 	if maps.Equal(last.Endpoints, s.Endpoints) {
 		s.Endpoints = last.Endpoints
 	}
+	if maps.Equal(last.Peers, s.Peers) {
+		s.Peers = last.Peers
+	}
 	return s
 }
 
@@ -274,4 +277,5 @@ func (b *build) target(id string, t *gateway.Target) {
 	if final(f) {
 		b.problem(fmt.Sprintf("instances of %q", id), f.err.Error())
 	}
+	b.peer(t)
 }

@@ -163,6 +163,7 @@ func same(a, b *gateway.Snapshot) bool {
 		maps.Equal(a.Chains, b.Chains) &&
 		maps.Equal(a.Endpoints, b.Endpoints) &&
 		maps.Equal(a.MeshGateways, b.MeshGateways) &&
+		maps.Equal(a.Peers, b.Peers) &&
 		slices.Equal(a.Instances, b.Instances) &&
 		slices.Equal(a.Problems, b.Problems)
 }

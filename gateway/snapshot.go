@@ -55,6 +55,9 @@ type Snapshot struct {
 	// MeshGateways holds, by Locality, the mesh gateways that traffic to another
 	// datacenter or partition goes through.
 	MeshGateways map[string]*Endpoints
+	// Peers holds, by name, what verifies the instances of the cluster peers that
+	// targets are in. A peer whose certificates are not known is absent.
+	Peers map[string]*Roots
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none
 	Roots *Roots // nil in plain mode
@@ -220,7 +223,8 @@ type PeerMeta struct {
 	Protocol string
 }
 
-// Roots are the mesh's root certificates.
+// Roots are the root certificates of a mesh: the gateway's own, or a cluster
+// peer's, whose TrustDomain is empty where it is not told.
 type Roots struct {
 	TrustDomain string
 	PEMs        []string // in Consul's order; the active root is among them

@@ -1,0 +1,53 @@
+package consul
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// peeringKind reads what is known of a cluster peer
+// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection).
+// Consul cannot block on it.
+var peeringKind = &kind{name: "peering", path: "/v1/peering/", every: 5 * time.Second, decode: decoding(decodePeering)}
+
+// peer reads the root certificates of the cluster peer that a target is in.
+func (b *build) peer(t *gateway.Target) {
+	if t.Peer == "" || b.snapshot.Peers[t.Peer] != nil {
+		return
+	}
+	q := query{kind: peeringKind, name: t.Peer, partition: absolute(t.Partition)}
+	roots, f := read[gateway.Roots](b.lease, q)
+	if final(f) {
+		b.problem(fmt.Sprintf("cluster peer %q", t.Peer), f.err.Error())
+	}
+	switch {
+	case roots == nil && open(f):
+		b.unsettled = append(b.unsettled, q.String())
+	case roots != nil && len(roots.PEMs) > 0:
+		if b.snapshot.Peers == nil {
+			b.snapshot.Peers = map[string]*gateway.Roots{}
+		}
+		b.snapshot.Peers[t.Peer] = roots
+	}
+}
+
+// decodePeering gives the peer's root certificates. Consul's servers write those
+// that the peer has told them last into the peering, in one transaction with
+// the trust bundle that its own proxies get; there are none before the peer has
+// told any. The peer's trust domain stands in the name of its servers, which
+// only the side that has dialled knows: "server.dc2.peering.<trust domain>".
+func decodePeering(_ *gateway.Roots, a answer) (*gateway.Roots, error) {
+	var out struct {
+		PeerServerName string
+		PeerCAPems     []string
+	}
+	if err := json.Unmarshal(a.body, &out); err != nil {
+		return nil, fmt.Errorf("peering: %w", err)
+	}
+	_, domain, _ := strings.Cut(out.PeerServerName, ".peering.")
+	return &gateway.Roots{TrustDomain: domain, PEMs: out.PeerCAPems}, nil
+}
