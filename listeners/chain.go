@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,10 +15,15 @@ import (
 // group is what one resolver of a chain leads to: a cluster, or with failover
 // an aggregate of clusters that are tried in order.
 type group struct {
-	base     string // the cluster that routes and tcp listeners name
+	// base is the cluster that routes and tcp listeners name; "" when the group
+	// leads to a cluster peer whose root certificates are not known.
+	base     string
 	node     *gateway.ChainNode
 	failover bool
-	legs     []leg
+	// legs may be none: a cluster peer that exports no instance leaves none.
+	legs []leg
+	// unknown are the cluster peers that are left out.
+	unknown []string
 }
 
 // leg is one cluster with instances behind it.
@@ -27,6 +33,7 @@ type leg struct {
 	// from is the partition of the service that leads here; Consul measures from
 	// there what is in another partition.
 	from string
+	peer *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
 }
 
 // groupsOf gives the groups of a chain, by the names of their nodes.
@@ -60,27 +67,51 @@ func groupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (gr
 		return group{}, fmt.Errorf("target %q: %w", node.Resolver.Target, err)
 	}
 	g := group{base: base, node: node}
-	f := node.Resolver.Failover
-	if f == nil {
-		g.legs = []leg{{cluster: base, target: primary, from: c.Partition}}
+	targets := []string{node.Resolver.Target}
+	if f := node.Resolver.Failover; f != nil {
+		if m := f.Policy.Mode; m != "" && m != "sequential" {
+			return group{}, fmt.Errorf("failover policy %q is not supported; use sequential", m)
+		}
+		g.failover = true
+		targets = append(targets, f.Targets...)
+	}
+	if base == "" {
+		g.unknown = []string{primary.Peer}
 		return g, nil
 	}
-	if m := f.Policy.Mode; m != "" && m != "sequential" {
-		return group{}, fmt.Errorf("failover policy %q is not supported; use sequential", m)
-	}
-	g.failover = true
-	for i, id := range append([]string{node.Resolver.Target}, f.Targets...) {
+	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
 			return group{}, fmt.Errorf("its discovery chain misses target %q", id)
 		}
-		g.legs = append(g.legs, leg{cluster: fmt.Sprintf("failover-target~%d~%s", i, base), target: target, from: c.Partition})
+		g.add(s, leg{target: target, from: c.Partition})
 	}
 	return g, nil
 }
 
+// add adds a leg, unless its target is in a cluster peer and cannot be
+// verified: no root certificates, or nobody to verify. As with Consul, the legs
+// are counted without those.
+func (g *group) add(s *gateway.Snapshot, l leg) {
+	l.cluster = g.base
+	if g.failover {
+		l.cluster = fmt.Sprintf("failover-target~%d~%s", len(g.legs), g.base)
+	}
+	if l.target.Peer != "" {
+		if peerRoots(s, l.target.Peer) == nil {
+			g.unknown = append(g.unknown, l.target.Peer)
+			return
+		}
+		if l.peer = peerMeta(s.Endpoints[l.target.ID]); l.peer == nil {
+			return
+		}
+	}
+	g.legs = append(g.legs, l)
+}
+
 // clusterName gives the name of a target's cluster: the chain's name for it,
-// and for a target in a peered cluster one that ends in the peer's trust domain.
+// and for a target in a cluster peer one that ends in the peer's trust domain.
+// It is empty while the peer's root certificates are not known.
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	switch {
 	case t == nil:
@@ -90,27 +121,49 @@ func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	case t.Peer == "":
 		return t.Name, nil
 	}
+	roots := peerRoots(s, t.Peer)
+	if roots == nil {
+		return "", nil
+	}
 	parts := []string{t.Service, tenant(t.Namespace), t.Peer, "external"}
-	if domain := peerTrustDomain(s.Endpoints[t.ID]); domain != "" {
+	if domain := cmp.Or(roots.TrustDomain, trustDomainOf(peerMeta(s.Endpoints[t.ID]))); domain != "" {
 		parts = append(parts, domain)
 	}
 	return strings.Join(parts, "."), nil
 }
 
-// peerTrustDomain reads the trust domain of a peer out of what its instances
-// are called; "" while there is none.
-func peerTrustDomain(e *gateway.Endpoints) string {
+// peerRoots gives the root certificates of a cluster peer; nil while there are
+// none.
+func peerRoots(s *gateway.Snapshot, peer string) *gateway.Roots {
+	if r := s.Peers[peer]; r != nil && len(r.PEMs) > 0 {
+		return r
+	}
+	return nil
+}
+
+// peerMeta says how to reach and verify the instances of a target in a cluster
+// peer: the same for all of them. It is nil when there are none.
+func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	if e == nil {
+		return nil
+	}
+	for i := range e.Endpoints {
+		if p := e.Endpoints[i].Peer; p != nil && len(p.SpiffeID) > 0 {
+			return p
+		}
+	}
+	return nil
+}
+
+// trustDomainOf reads the trust domain of a cluster peer out of the identities
+// of its instances; "" when there is none.
+func trustDomainOf(p *gateway.PeerMeta) string {
+	if p == nil {
 		return ""
 	}
-	for _, ep := range e.Endpoints {
-		if ep.Peer == nil {
-			continue
-		}
-		for _, id := range ep.Peer.SpiffeID {
-			if u, err := url.Parse(id); err == nil && u.Scheme == "spiffe" && u.Host != "" {
-				return u.Host
-			}
+	for _, id := range p.SpiffeID {
+		if u, err := url.Parse(id); err == nil && u.Scheme == "spiffe" && u.Host != "" {
+			return u.Host
 		}
 	}
 	return ""

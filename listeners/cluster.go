@@ -29,38 +29,48 @@ func (parts *portParts) upstream(env environment, p port, r row, memo clusterMem
 	}
 	limits := limitsOf(env.snapshot.Entry.Defaults, r.config)
 	for _, g := range groups {
-		if g.failover {
-			aggregate, err := aggregateCluster(g, limits)
-			if err != nil {
-				return err
-			}
-			parts.clusters = append(parts.clusters, aggregate)
+		for _, peer := range g.unknown {
+			parts.problems = append(parts.problems, unknownPeer(peer))
 		}
-		for _, l := range g.legs {
-			if err := parts.leg(l, clusterKeyOf(env, p, g, l, limits), memo); err != nil {
-				return fmt.Errorf("cluster %s: %w", l.cluster, err)
-			}
+		if g.base == "" {
+			continue
+		}
+		if err := parts.group(env, p, g, limits, memo); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// leg adds a leg and its cluster.
-func (parts *portParts) leg(l leg, k clusterKey, memo clusterMemo) error {
-	if l.target.Peer != "" {
-		parts.clusters = append(parts.clusters, emptyCluster(l.cluster))
-		parts.problems = append(parts.problems, gateway.Problem{
-			Where: "service " + l.target.Service + " of cluster peer " + l.target.Peer,
-			What:  "cluster peers are not supported: there is no way to verify their certificates; nothing is sent there",
-		})
-		return nil
+// unknownPeer is the problem of a cluster peer that nothing is sent to.
+func unknownPeer(name string) gateway.Problem {
+	return gateway.Problem{
+		Where: "cluster peer " + name,
+		What: "its root certificates are not known, so that nothing is sent to it; " +
+			"establish the peering, and give Usher's token peering:read",
 	}
-	cluster, err := memo.cluster(k)
-	if err != nil {
-		return err
+}
+
+// group adds the clusters of what a resolver leads to.
+func (parts *portParts) group(env environment, p port, g group, limits limits, memo clusterMemo) error {
+	switch {
+	case len(g.legs) == 0:
+		parts.clusters = append(parts.clusters, emptyCluster(g.base))
+	case g.failover:
+		aggregate, err := aggregateCluster(g, limits)
+		if err != nil {
+			return err
+		}
+		parts.clusters = append(parts.clusters, aggregate)
 	}
-	parts.clusters = append(parts.clusters, cluster)
-	parts.legs = append(parts.legs, l)
+	for _, l := range g.legs {
+		cluster, err := memo.cluster(clusterKeyOf(env, p, g, l, limits))
+		if err != nil {
+			return fmt.Errorf("cluster %s: %w", l.cluster, err)
+		}
+		parts.clusters = append(parts.clusters, cluster)
+		parts.legs = append(parts.legs, l)
+	}
 	return nil
 }
 
@@ -92,6 +102,7 @@ func (m clusterMemo) cluster(k clusterKey) (*clusterv3.Cluster, error) {
 type clusterKey struct {
 	name        string
 	target      *gateway.Target
+	peer        *gateway.PeerMeta // of a target in a cluster peer
 	resolver    *gateway.Resolver
 	balancer    *gateway.LoadBalancer
 	http2       bool
@@ -106,6 +117,7 @@ func clusterKeyOf(env environment, p port, g group, l leg, limits limits) cluste
 	k := clusterKey{
 		name:     l.cluster,
 		target:   l.target,
+		peer:     l.peer,
 		resolver: g.node.Resolver,
 		balancer: g.node.LoadBalancer,
 		http2:    p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
@@ -167,27 +179,46 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config entry mesh: TLS.Outgoing: %w", err)
 	}
-	identity := &tlsv3.SubjectAltNameMatcher{
-		SanType: tlsv3.SubjectAltNameMatcher_URI,
-		Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{
-			Exact: spiffeID(k.trustDomain, k.target),
-		}},
+	who := verified{roots: RootsSecret, sni: k.target.SNI, identities: []string{spiffeID(k.trustDomain, k.target)}}
+	if k.peer != nil {
+		who = verified{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
+		if len(k.peer.SNI) > 0 {
+			who.sni = k.peer.SNI[0]
+		}
 	}
 	return transportSocket(&tlsv3.UpstreamTlsContext{
-		Sni: k.target.SNI,
+		Sni: who.sni,
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams:                      params,
 			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretOverADS(LeafSecret)},
 			ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 					DefaultValidationContext: &tlsv3.CertificateValidationContext{
-						MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{identity},
+						MatchTypedSubjectAltNames: who.matchers(),
 					},
-					ValidationContextSdsSecretConfig: secretOverADS(RootsSecret),
+					ValidationContextSdsSecretConfig: secretOverADS(who.roots),
 				},
 			},
 		},
 	})
+}
+
+// verified says how the other end of a connection is asked for and verified.
+type verified struct {
+	roots      string // the secret with the root certificates
+	sni        string
+	identities []string // those that are accepted, at least one
+}
+
+func (v verified) matchers() []*tlsv3.SubjectAltNameMatcher {
+	matchers := make([]*tlsv3.SubjectAltNameMatcher, len(v.identities))
+	for i, id := range v.identities {
+		matchers[i] = &tlsv3.SubjectAltNameMatcher{
+			SanType: tlsv3.SubjectAltNameMatcher_URI,
+			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: id}},
+		}
+	}
+	return matchers
 }
 
 // aggregateCluster makes the cluster that tries the legs of a group in order.

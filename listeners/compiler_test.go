@@ -161,6 +161,7 @@ func TestPeersNameTheirClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	const id = "web.default.default.external.cluster-02"
+	s.Peers = map[string]*gateway.Roots{"cluster-02": {PEMs: []string{"the root of the peer"}}}
 	s.Chains[gateway.ServiceName{Name: "db"}].Targets["db.default.default.external.cluster-02"].ID = id
 	var c Compiler
 	before := *s

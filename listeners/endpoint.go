@@ -20,7 +20,7 @@ const maxWeight = 128
 // assignmentKey is everything that a load assignment follows from.
 type assignmentKey struct {
 	cluster     string
-	local       string // the gateway.Locality that addresses are seen from
+	local       string // the gateway.Locality that addresses are seen from; "": none
 	onlyPassing bool
 	instances   *gateway.Endpoints // of the target; nil: not answered yet
 	through     bool               // by way of mesh gateways
@@ -33,6 +33,12 @@ func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 		local:       gateway.Locality(s.Datacenter, l.from),
 		onlyPassing: l.target.Subset.OnlyPassing,
 		instances:   s.Endpoints[l.target.ID],
+	}
+	if l.target.Peer != "" {
+		// What a peer exports is as it says, and behind its mesh gateways, whose
+		// datacenter may be called like the local one.
+		k.local, k.onlyPassing = "", false
+		return k
 	}
 	at := gateway.Locality(l.target.Datacenter, l.target.Partition)
 	if at == k.local {

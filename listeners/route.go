@@ -82,7 +82,7 @@ func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
 	}
 	if start.Type != gateway.NodeRouter {
 		action, err := nodeAction(env, c, start)
-		if err != nil {
+		if action == nil {
 			return nil, err
 		}
 		if start.Resolver != nil {
@@ -96,13 +96,16 @@ func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
 		if err != nil {
 			return nil, fmt.Errorf("route %d of its service-router: %w", i+1, err)
 		}
-		routes = append(routes, route)
+		if route != nil {
+			routes = append(routes, route)
+		}
 	}
 	return routes, nil
 }
 
 // chainRoute makes one route of a service-router
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router).
+// It is nil where nodeAction's is.
 func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*routev3.Route, error) {
 	if cr == nil {
 		return nil, errors.New("it is empty")
@@ -112,7 +115,7 @@ func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*rou
 		return nil, fmt.Errorf("its discovery chain misses node %q", cr.NextNode)
 	}
 	action, err := nodeAction(env, c, next)
-	if err != nil {
+	if action == nil {
 		return nil, err
 	}
 	route := &routev3.Route{Match: matchAll(), Action: &routev3.Route_Route{Route: action}}
@@ -142,19 +145,21 @@ func applyDestination(d dialect, route *routev3.Route, dest *gateway.RouteDestin
 	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = response.add, response.remove
 }
 
-// nodeAction sends requests to what a resolver or a splitter leads to.
+// nodeAction sends requests to what a resolver or a splitter leads to. It is nil,
+// which is no error, while that is nothing but cluster peers whose root
+// certificates are not known.
 func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.RouteAction, error) {
 	action := &routev3.RouteAction{}
 	switch node.Type {
 	case gateway.NodeResolver:
 		g, err := groupOf(env.snapshot, c, node)
-		if err != nil {
+		if err != nil || g.base == "" {
 			return nil, err
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: g.base}
 	case gateway.NodeSplitter:
 		weighted, err := weightedClusters(env, c, node)
-		if err != nil {
+		if err != nil || weighted == nil {
 			return nil, err
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
@@ -165,7 +170,8 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 }
 
 // weightedClusters makes the legs of a service-splitter. Its weights are
-// percents with two decimals; Envoy's are integers.
+// percents with two decimals; Envoy's are integers. Legs in cluster peers whose
+// root certificates are not known are left out; it is nil when those are all.
 func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
 	var total uint64
@@ -176,6 +182,9 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		g, err := groupOf(env.snapshot, c, c.Nodes[s.NextNode])
 		if err != nil {
 			return nil, err
+		}
+		if g.base == "" {
+			continue
 		}
 		weight := s.Weight * 100
 		if !(weight >= 0 && weight <= 10000) {
@@ -189,6 +198,9 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		}
 		total += uint64(leg.Weight.Value)
 		out.Clusters = append(out.Clusters, leg)
+	}
+	if len(out.Clusters) == 0 && len(node.Splits) > 0 {
+		return nil, nil
 	}
 	if total == 0 || total > math.MaxUint32 {
 		return nil, errors.New("the weights of its service-splitter do not sum up to 100")

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -18,18 +19,27 @@ const (
 	RootsSecret   = "usher/roots"   // the mesh's root certificates
 )
 
+// PeerSecret names the root certificates of a cluster peer.
+func PeerSecret(peer string) string { return "usher/peer/" + peer }
+
 // secretsOf gives the secrets that there are.
 func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
 	var secrets []*tlsv3.Secret
+	for name := range s.Peers {
+		if roots := peerRoots(s, name); roots != nil {
+			secrets = append(secrets, rootsSecret(PeerSecret(name), roots))
+		}
+	}
 	if s.Leaf != nil {
 		secrets = append(secrets, leafSecret(LeafSecret, s.Leaf))
 	}
 	if s.Roots != nil {
-		secrets = append(secrets, rootsSecret(s.Roots))
+		secrets = append(secrets, rootsSecret(RootsSecret, s.Roots))
 	}
 	if s.Serving != nil {
 		secrets = append(secrets, leafSecret(ServingSecret, s.Serving))
 	}
+	slices.SortFunc(secrets, byName[*tlsv3.Secret])
 	return secrets
 }
 
@@ -43,13 +53,13 @@ func leafSecret(name string, leaf *gateway.Leaf) *tlsv3.Secret {
 	}
 }
 
-func rootsSecret(roots *gateway.Roots) *tlsv3.Secret {
+func rootsSecret(name string, roots *gateway.Roots) *tlsv3.Secret {
 	var all strings.Builder
 	for _, pem := range roots.PEMs {
 		all.WriteString(withNewline(pem))
 	}
 	return &tlsv3.Secret{
-		Name: RootsSecret,
+		Name: name,
 		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 			TrustedCa: inline(all.String()),
 		}},

@@ -2,6 +2,7 @@ package listeners
 
 import (
 	"cmp"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -61,11 +62,12 @@ func (last *shape) holds(s *gateway.Snapshot) bool {
 	old := last.env.snapshot
 	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.DualStack == s.DualStack && old.Plain == s.Plain &&
 		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf && old.Serving == s.Serving &&
-		identical(old.Services, s.Services) && identical(old.Chains, s.Chains) && last.samePeers(s)
+		identical(old.Services, s.Services) && identical(old.Chains, s.Chains) &&
+		maps.Equal(old.Peers, s.Peers) && last.samePeers(s)
 }
 
 // samePeers says whether the instances in cluster peers are the same: they
-// tell how their clusters are called.
+// tell how their clusters are called and verified.
 func (last *shape) samePeers(s *gateway.Snapshot) bool {
 	for _, id := range last.peers {
 		if s.Endpoints[id] != last.env.snapshot.Endpoints[id] {

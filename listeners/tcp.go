@@ -42,6 +42,9 @@ func tcpCluster(env environment, r row) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("service %s: a tcp listener leads to one place: %w", r.service.Service, err)
 	}
+	if g.base == "" {
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", r.service.Service, g.unknown[0])
+	}
 	return g.base, nil
 }
 
