@@ -30,7 +30,11 @@ type agent struct {
 	grpcPort, grpcTLSPort int
 }
 
-func decodeAgent(_ *agent, a answer) (*agent, error) {
+// decodeAgent keeps what is known where the agent no longer tells it.
+func decodeAgent(prev *agent, a answer) (*agent, error) {
+	if prev != nil && a.refused {
+		return prev, nil
+	}
 	var out struct {
 		Config      struct{ BindAddr string }
 		DebugConfig struct{ DNSDomain, DNSAltDomain string }

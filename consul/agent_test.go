@@ -36,18 +36,29 @@ func TestAgentWithAnIPv6Address(t *testing.T) {
 	}
 }
 
+// A token that loses agent:read moves no listener.
+func TestAgentThatNoLongerTells(t *testing.T) {
+	told := &agent{dualStack: true, domain: "consul."}
+	got, err := decodeAgent(told, answer{body: []byte("{}"), refused: true})
+	if err != nil || got != told {
+		t.Errorf("got %+v, %v; want what was known", got, err)
+	}
+}
+
 // Usher's token may lack agent:read: everything works, and nothing is wrong.
 func TestAgentThatRefusesToTell(t *testing.T) {
-	c := newLab(t, "web")
-	c.set("/v1/agent/self", reply{status: http.StatusForbidden, body: "Permission denied"})
-	log := &journal{}
-	w := NewWatcher(c.client(t, log), WatcherOptions{})
-	if s := start(t, w, "gateway").next(t, anyOne); s.DualStack {
-		t.Error("the snapshot says that the agent has an IPv6 address")
-	}
-	for _, line := range log.take() {
-		if line[:4] == "WARN" {
-			t.Errorf("logged: %s", line)
+	for _, status := range []int{http.StatusForbidden, http.StatusNotFound} {
+		c := newLab(t, "web")
+		c.set("/v1/agent/self", reply{status: status, body: "Permission denied"})
+		log := &journal{}
+		w := NewWatcher(c.client(t, log), WatcherOptions{})
+		if s := start(t, w, "gateway").next(t, anyOne); s.DualStack {
+			t.Error("the snapshot says that the agent has an IPv6 address")
+		}
+		for _, line := range log.take() {
+			if line[:4] == "WARN" {
+				t.Errorf("logged: %s", line)
+			}
 		}
 	}
 }

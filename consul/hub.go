@@ -66,8 +66,8 @@ func (h *hub) start(q query) *watch {
 			if ctx.Err() == nil {
 				h.client.metrics.query(q.kind.name, outcomeOf(err))
 			}
-			if q.kind.optional && outcomeOf(err) == outcomeDenied {
-				return answer{body: []byte("{}")}, nil
+			if o := outcomeOf(err); q.kind.optional && (o == outcomeDenied || o == outcomeMissing) {
+				return answer{body: []byte("{}"), refused: true}, nil
 			}
 			return a, err
 		},

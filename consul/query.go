@@ -74,6 +74,8 @@ type answer struct {
 	streamed bool
 	// filtered says that Consul's ACLs left something out.
 	filtered bool
+	// refused says that there was none, and that the kind is optional.
+	refused bool
 }
 
 // errNoLeader is the answer of a server that knows no leader, whose state may be
