@@ -349,3 +349,35 @@ func TestSpiffeID(t *testing.T) {
 		}
 	}
 }
+
+func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
+	towardsMesh, forClients := &gateway.Leaf{}, &gateway.Leaf{ValidBefore: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
+	for _, tc := range []struct {
+		now      time.Time
+		leaf     *gateway.Leaf
+		problems int
+	}{
+		{forClients.ValidBefore.Add(-time.Second), forClients, 0},
+		{forClients.ValidBefore.Add(time.Second), towardsMesh, 1},
+	} {
+		b := &build{source: &source{}, snapshot: &gateway.Snapshot{Leaf: towardsMesh}}
+		b.shown(&signed{leaf: forClients}, tc.now)
+		if b.snapshot.Serving != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
+			t.Errorf("at %v: %+v", tc.now, b.snapshot)
+		}
+	}
+}
+
+func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
+	c := keeping(t, newFakeCA(t), slog.DiscardHandler)
+	q := query{kind: healthKind, name: "web"}
+	s := &source{serving: c, last: &gateway.Snapshot{}, answers: map[query][]string{q: {"web"}}}
+	news := map[query]fact{q: {value: &gateway.Endpoints{}}}
+	if s.patch(news) != nil {
+		t.Error("a certificate that is new is not looked at")
+	}
+	s.signed = c.known()
+	if s.patch(news) == nil {
+		t.Error("instances are not handed on alone beside a certificate that is known")
+	}
+}
