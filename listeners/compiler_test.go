@@ -43,7 +43,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 // changed gives a snapshot in which a part is gone, or is that of another one.
 func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
 	next, other := *s, others[rnd.IntN(len(others))]
-	switch rnd.IntN(9) {
+	switch rnd.IntN(10) {
 	case 0:
 		return other
 	case 1, 2, 3:
@@ -58,6 +58,8 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 		next.Defaults, next.Operator, next.Instances = other.Defaults, other.Operator, other.Instances
 	case 8:
 		next.Entry, next.Services = other.Entry, other.Services
+	case 9:
+		next.Serving = other.Serving
 	}
 	return &next
 }
