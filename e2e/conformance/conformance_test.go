@@ -189,11 +189,11 @@ func (s *suite) askConsul(t *testing.T) (resources, error) {
 	t.Helper()
 	e, stop := connect(t, s.consul.grpc)
 	defer stop()
-	r, err := settled(e)
+	r, err := s.settledWith(e)
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
-	return s.ref.modernise(r, s.spelled).canonical()
+	return r, nil
 }
 
 // settled waits until an Envoy has everything that its resources refer to.

@@ -20,12 +20,13 @@ const (
 	meshGatewayNode  = "gateways" // in either datacenter
 )
 
-// federatedCase is a case in which there is a second datacenter.
+// federatedCase is a case in which there is a second datacenter, or a cluster
+// peer.
 type federatedCase struct {
 	testCase `yaml:",inline"`
 
-	// Remote are the services of the second datacenter, as Services are those of
-	// the first.
+	// Remote are the services there, as Services are those of the first
+	// datacenter.
 	Remote map[string][]map[string]any
 	// MeshGateways are those of each datacenter: what is laid over the
 	// registration, and the Status of its check.
@@ -34,20 +35,83 @@ type federatedCase struct {
 
 // TestSameResourcesAsConsulWithASecondDatacenter compares cases in which
 // services lead to another datacenter.
-func TestSameResourcesAsConsulWithASecondDatacenter(t *testing.T) {
-	cases := readFiles(t, "testdata/federation/*.yaml", func(c *federatedCase, name string) { c.name = name })
-	s := startSuite(t, current)
+func TestSameResourcesAsConsulWithASecondDatacenter(t *testing.T) { compareFederated(t, current) }
+
+// TestSameResourcesAsOldConsulWithASecondDatacenter does the same with the older
+// Consul.
+func TestSameResourcesAsOldConsulWithASecondDatacenter(t *testing.T) { compareFederated(t, older) }
+
+func readFederated(t *testing.T, pattern string) []federatedCase {
+	t.Helper()
+	return readFiles(t, pattern, func(c *federatedCase, name string) { c.name = name })
+}
+
+func compareFederated(t *testing.T, ref reference) {
+	cases := readFederated(t, "testdata/federation/*.yaml")
+	s := startSuite(t, ref)
 	s.releases = envoys[:1]
 	remote := startRemote(t, s.consul)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			for dc, server := range map[string]*consulServer{"dc1": s.consul, remoteDatacenter: remote} {
-				server.loadRemote(t, dc, c)
-			}
+			s.loadFederated(t, remote, c)
 			s.run(t, c.testCase)
 		})
 	}
-	t.Logf("%d of %d cases equal, %d resources", s.equal, len(cases), s.resources)
+	t.Logf("Consul %s: %d of %d cases equal, %d resources", ref.version, s.equal, len(cases), s.resources)
+}
+
+// TestADatacenterThatIsGoneStays ends the second datacenter. Consul's xDS and
+// Usher keep what they know of it, and go on with what changes elsewhere.
+func TestADatacenterThatIsGoneStays(t *testing.T) {
+	c := readFederated(t, "testdata/federation/mesh-gateways-remote.yaml")[0]
+	s := startSuite(t, current)
+	own, stop := connect(t, s.consul.grpc)
+	defer stop()
+	var before resources
+	t.Run("it is there", func(t *testing.T) {
+		s.loadFederated(t, startRemote(t, s.consul), c)
+		s.run(t, c.testCase)
+		var err error
+		if before, err = s.settledWith(own); err != nil {
+			t.Fatal(err)
+		}
+	})
+	eventually(t, "the first datacenter knows that it is gone", func() error {
+		if _, _, err := s.consul.client.Catalog().Nodes(&api.QueryOptions{Datacenter: remoteDatacenter}); err == nil {
+			return errors.New("it answers")
+		}
+		return nil
+	})
+	more := sidecar("api", 1, 2, map[string]any{"Status": "passing"})
+	if err := s.consul.write([]write{{registerPath, more}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "Consul's xDS has the new instance", func() error {
+		after, err := s.settledWith(own)
+		if err == nil && len(compare(before, after)) == 0 {
+			err = errors.New("nothing has changed")
+		}
+		before, _ = after, err
+		return err
+	})
+	s.expect(t, "the Envoy that stays", s.follower, before)
+}
+
+// settledWith gives what an Envoy of Consul's has.
+func (s *suite) settledWith(e *envoy) (resources, error) {
+	r, err := settled(e)
+	if err != nil {
+		return nil, err
+	}
+	return s.ref.modernise(r, s.spelled).canonical()
+}
+
+// loadFederated replaces what both datacenters have of a case, beside what every
+// case has in the first one.
+func (s *suite) loadFederated(t *testing.T, remote *consulServer, c federatedCase) {
+	t.Helper()
+	s.consul.loadRemote(t, "dc1", c)
+	remote.loadRemote(t, remoteDatacenter, c)
 }
 
 // startRemote starts a server of the second datacenter, and waits until the
@@ -59,7 +123,7 @@ func startRemote(t *testing.T, first *consulServer) *consulServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remote := startConsul(t, ip, consulVersion,
+	remote := startConsul(t, ip, first.version,
 		"-datacenter", remoteDatacenter, "-retry-join-wan", host, "-hcl", `primary_datacenter = "dc1"`)
 	eventually(t, "the first datacenter knows the second", func() error {
 		nodes, _, err := first.client.Catalog().Nodes(&api.QueryOptions{Datacenter: remoteDatacenter})
@@ -71,8 +135,8 @@ func startRemote(t *testing.T, first *consulServer) *consulServer {
 	return remote
 }
 
-// loadRemote replaces what a datacenter has of a case, beside what every case
-// has in the first one.
+// loadRemote replaces what a datacenter has of a case's remote services and mesh
+// gateways.
 func (s *consulServer) loadRemote(t *testing.T, dc string, c federatedCase) {
 	t.Helper()
 	for _, node := range []string{remoteNode, meshGatewayNode} {

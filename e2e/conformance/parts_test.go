@@ -39,9 +39,10 @@ func loopback() string {
 
 // consulServer is a running Consul.
 type consulServer struct {
-	client *api.Client
-	http   string // host:port
-	grpc   string // host:port
+	version string
+	client  *api.Client
+	http    string // host:port
+	grpc    string // host:port
 }
 
 // startConsul starts a server and waits until its mesh has a certificate
@@ -49,7 +50,7 @@ type consulServer struct {
 // an Usher that was killed hold theirs until they time out, minutes later.
 func startConsul(t *testing.T, ip, version string, args ...string) *consulServer {
 	t.Helper()
-	s := &consulServer{http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
+	s := &consulServer{version: version, http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
 	client, err := api.NewClient(&api.Config{Address: s.http})
 	if err != nil {
 		t.Fatal(err)
