@@ -3,6 +3,7 @@
 package conformance
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -25,6 +26,32 @@ func TestInstanceWithAHostName(t *testing.T) {
 	if got, want := usher.addresses(), []string{"10.1.2.2"}; !slices.Equal(got, want) {
 		t.Errorf("Usher sends the addresses %q, want %q", got, want)
 	}
+}
+
+// TestRemoteHostNames shows the same of the addresses that another datacenter's
+// instances and mesh gateways have for those outside.
+func TestRemoteHostNames(t *testing.T) {
+	s := startSuite(t, current)
+	c := readFederated(t, "testdata/better/remote-host-names.yaml")[0]
+	s.loadFederated(t, startRemote(t, s.consul), c)
+	if err := s.consul.load(c.testCase); err != nil {
+		t.Fatal(err)
+	}
+	for _, server := range []struct {
+		name, addr string
+		want       []string
+	}{
+		{"Consul", s.consul.grpc, []string{"10.1.2.2", "198.51.100.22", "gateway.dc2.example.com", "web.dc2.example.com"}},
+		{"Usher", s.usher, []string{"10.1.2.2", "198.51.100.22"}},
+	} {
+		eventually(t, server.name+" sends the addresses", func() error {
+			if got := s.everything(t, server.addr).addresses(); !slices.Equal(got, server.want) {
+				return fmt.Errorf("it sends %q, want %q", got, server.want)
+			}
+			return nil
+		})
+	}
+	s.takenByEnvoy(t, envoys)
 }
 
 // everything gives what an Envoy gets of a server.
