@@ -13,39 +13,52 @@ import (
 )
 
 // TestSameResourcesAsConsulOnIPv6 has a Consul whose own address is an IPv6
-// address: a gateway without an address listens on "::".
+// address: a gateway without an address listens on "::". An Envoy then takes
+// connections over IPv6 alone, and over both where "0.0.0.0" is listed as well.
 func TestSameResourcesAsConsulOnIPv6(t *testing.T) {
 	s := startSuiteAt(t, current, "::1")
 	s.releases = envoys
+	taken := map[string]struct{ listeners, from []string }{
+		"bind-none":       {[]string{"db:[::]:5432"}, []string{"::1"}},
+		"bind-dual-stack": {[]string{"db:0.0.0.0:5432", "db:[::]:5432"}, []string{"127.0.0.1", "::1"}},
+	}
 	for _, c := range readCases(t) {
-		if !slices.Contains([]string{"bind-none", "bind-addresses", "bind-ipv6", "instances"}, c.name) {
+		want, checked := taken[c.name]
+		if !checked && !slices.Contains([]string{"bind-addresses", "bind-ipv6", "instances"}, c.name) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) { s.run(t, c) })
-		if c.name != "bind-none" {
+		if !checked {
 			continue
 		}
 		for of, addr := range map[string]string{"Consul": s.consul.grpc, "Usher": s.usher} {
-			t.Run("the Envoy of "+of, func(t *testing.T) { wantIPv6Only(t, s.everything(t, addr), "db:[::]:5432") })
+			t.Run(c.name+", the Envoy of "+of, func(t *testing.T) { wantTaken(t, s.everything(t, addr), want.listeners, want.from) })
 		}
 	}
 }
 
-// wantIPv6Only wants an Envoy to take connections to a listener on "::" over
-// IPv6 alone: that is how Consul sends it.
-func wantIPv6Only(t *testing.T, r resources, listener string) {
+// wantTaken wants an Envoy with some listeners to take connections to these
+// addresses of its host, and to no other one.
+func wantTaken(t *testing.T, r resources, listeners, from []string) {
 	t.Helper()
-	l, ok := r[resource.ListenerType][listener].(map[string]any)
-	if !ok {
-		t.Fatalf("there is no listener %s", listener)
+	port, moved := freePort(t), map[string]tree{}
+	for _, name := range listeners {
+		l, ok := r[resource.ListenerType][name].(map[string]any)
+		if !ok {
+			t.Fatalf("there is no listener %s", name)
+		}
+		moved[name] = withPort(l, port)
 	}
-	port := freePort(t)
-	r[resource.ListenerType] = map[string]tree{listener: withPort(l, port)}
+	r[resource.ListenerType] = moved
 	start(t, "envoy", filepath.Join(toolsDir(), "envoy-"+envoys[0], "envoy"), "make tools",
 		[]string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)})
-	eventually(t, "Envoy takes connections over IPv6", func() error { return dial(t, "::1", port) })
-	if err := dial(t, "127.0.0.1", port); err == nil {
-		t.Error("Envoy takes connections over IPv4")
+	for _, ip := range from {
+		eventually(t, "Envoy takes connections to "+ip, func() error { return dial(t, ip, port) })
+	}
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		if !slices.Contains(from, ip) && dial(t, ip, port) == nil {
+			t.Errorf("Envoy takes connections to %s", ip)
+		}
 	}
 }
 
