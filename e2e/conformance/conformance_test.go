@@ -61,11 +61,7 @@ func compareCases(t *testing.T, ref reference) {
 // everythingIsNeeded fails for what is listed and no case has shown.
 func (s *suite) everythingIsNeeded(t *testing.T) {
 	t.Helper()
-	for _, a := range allowed {
-		if a.concerns(s.ref.version) && !s.used[a] {
-			t.Errorf("no case needs the allowed difference %s %s", a.typeURL, a.path)
-		}
-	}
+	s.allowancesAreNeeded(t)
 	for _, o := range s.ref.spellings {
 		if !s.spelled[o.key()] {
 			t.Errorf("no case has the old spelling %s", o.key())
@@ -73,6 +69,15 @@ func (s *suite) everythingIsNeeded(t *testing.T) {
 	}
 	if len(s.ref.refused) != s.refused {
 		t.Errorf("%d cases are listed as not taken, %d were found", len(s.ref.refused), s.refused)
+	}
+}
+
+func (s *suite) allowancesAreNeeded(t *testing.T) {
+	t.Helper()
+	for _, a := range allowed {
+		if a.concerns(s.ref.version) && a.peered == s.peered && !s.used[a] {
+			t.Errorf("no case needs the allowed difference %s %s", a.typeURL, a.path)
+		}
 	}
 }
 
@@ -124,6 +129,7 @@ func startSuiteAt(t *testing.T, ref reference, ip string) *suite {
 // suite is what the cases share.
 type suite struct {
 	ref      reference
+	peered   bool   // there is a cluster peer
 	ip       string // of all parts
 	consul   *consulServer
 	usher    string // xDS address

@@ -18,6 +18,7 @@ type allowance struct {
 	consul  string // what Consul writes where it is allowed; "" for anything
 	usher   string // what Usher writes; "" for anything
 	version string // of the Consul that it concerns; "" for all
+	peered  bool   // only cases with a cluster peer need it
 	reason  string
 }
 
@@ -93,6 +94,24 @@ var allowed = []allowance{
 		usher:   `"0s"`,
 		version: oldConsulVersion,
 		reason:  "A negative IdleTimeout: as for the timeout.",
+	},
+	{
+		typeURL: resource.ClusterType,
+		path:    "outlier_detection.max_ejection_percent",
+		consul:  "100",
+		usher:   "absent",
+		version: oldConsulVersion,
+		peered:  true,
+		reason: "Consul 1.15 lets Envoy eject all mesh gateways of a cluster peer, where nothing is set; Consul 1.22 leaves it to Envoy, " +
+			"as for any other cluster.",
+	},
+	{
+		typeURL: resource.ClusterType,
+		path:    "alt_stat_name",
+		consul:  "absent",
+		version: oldConsulVersion,
+		peered:  true,
+		reason:  "Consul 1.15 leaves it out for a cluster peer. It is the cluster's name, which Envoy takes then.",
 	},
 }
 
