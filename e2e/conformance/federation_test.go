@@ -67,11 +67,17 @@ func compareFederated(t *testing.T, ref reference) {
 func TestADatacenterThatIsGoneStays(t *testing.T) {
 	c := readFederated(t, "testdata/federation/mesh-gateways-remote.yaml")[0]
 	s := startSuite(t, current)
-	own, stop := connect(t, s.consul.grpc)
-	defer stop()
-	t.Run("it is there", func(t *testing.T) {
-		s.loadFederated(t, startRemote(t, s.consul), c)
-		s.run(t, c.testCase)
+	var own *envoy
+	t.Run("it is there", func(while *testing.T) {
+		s.loadFederated(while, startRemote(while, s.consul), c)
+		s.run(while, c.testCase)
+		// Not before: Consul would send what it has of the gateway without a case.
+		var stop func()
+		own, stop = connect(t, s.consul.grpc)
+		t.Cleanup(stop)
+		if _, err := settled(own); err != nil {
+			while.Fatal(err)
+		}
 	})
 	eventually(t, "the first datacenter knows that it is gone", func() error {
 		if _, _, err := s.consul.client.Catalog().Nodes(&api.QueryOptions{Datacenter: remoteDatacenter}); err == nil {
