@@ -20,3 +20,6 @@ service_prefix "" {
 node_prefix "" {
   policy = "read"
 }
+
+# Only where services lead to cluster peers: the peers' root certificates.
+# peering = "read"
