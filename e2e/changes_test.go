@@ -97,17 +97,18 @@ func (s *changesStory) startServices(t *testing.T) {
 	s.Consul.waitChecked(t, "other-server")
 }
 
-func (s *changesStory) startGateways(t *testing.T) {
+// startGateways starts Usher and the two, each on a host of its own.
+func (l *twoGateways) startGateways(t *testing.T) {
 	t.Helper()
-	usher := startUsher(t, usherOptions{Host: s.Gateway, Consul: s.Consul})
-	s.Usher = &loadedGateway{envoy: startGateway(t, gatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr, ID: "on-usher",
+	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
+	l.Usher = &loadedGateway{envoy: startGateway(t, gatewayOptions{
+		Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr, ID: "on-usher",
 	})}
-	other := s.addHost(t, "gateway2", gateway2IP)
-	s.Own = &loadedGateway{envoy: startGateway(t, gatewayOptions{
-		Host: other, Consul: s.Consul, Envoy: envoyNew, ID: "on-consul",
+	other := l.addHost(t, "gateway2", gateway2IP)
+	l.Own = &loadedGateway{envoy: startGateway(t, gatewayOptions{
+		Host: other, Consul: l.Consul, Envoy: envoyNew, ID: "on-consul",
 	})}
-	for _, g := range s.both() {
+	for _, g := range l.both() {
 		g.waitListener(t, 8080)
 	}
 }
@@ -124,14 +125,14 @@ func startNamed(t *testing.T, h *host, port int, name string) {
 }
 
 // set writes an entry with one request.
-func (s *changesStory) set(e api.ConfigEntry) error {
-	_, _, err := s.Consul.Client.ConfigEntries().Set(e, nil)
+func (l *twoGateways) set(e api.ConfigEntry) error {
+	_, _, err := l.Consul.Client.ConfigEntries().Set(e, nil)
 	return err
 }
 
 // writing is a change that writes an entry.
-func (s *changesStory) writing(e api.ConfigEntry) func() error {
-	return func() error { return s.set(e) }
+func (l *twoGateways) writing(e api.ConfigEntry) func() error {
+	return func() error { return l.set(e) }
 }
 
 // deleting is a change that deletes an entry.
