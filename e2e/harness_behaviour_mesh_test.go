@@ -85,15 +85,16 @@ func newEchoMesh(t *testing.T, a *consulAgent, h *host) *echoMesh {
 	return m
 }
 
-// port is where an instance listens; it begins to when it is asked for first.
-func (m *echoMesh) port(service, instance string) int {
-	m.t.Helper()
+// port is where an instance listens; it begins to when it is asked for first,
+// and goes on for the cases after this one.
+func (m *echoMesh) port(t *testing.T, service, instance string) int {
+	t.Helper()
 	if port := m.ports[instance]; port != 0 {
 		return port
 	}
 	certificate, err := m.consul.leaf(service)
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
 	// An instance has the same port in every run: hash policies go by it.
 	sum := fnv.New32a()
