@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 )
 
@@ -10,23 +11,11 @@ import (
 func BenchmarkOneEndpointChanges(b *testing.B) {
 	for _, sotw := range []bool{false, true} {
 		b.Run(fmt.Sprintf("sotw=%t", sotw), func(b *testing.B) {
-			const services, envoys = 1000, 100
-			clusters, endpoints := map[string]*Resource{}, map[string]*Resource{}
-			var names []string
-			for i := range services {
-				name := fmt.Sprintf("service-%d", i)
-				names = append(names, name)
-				clusters[name], endpoints[name] = sample(b, Cluster, name, 1), sample(b, Endpoint, name, 1)
-			}
-			all := [NumTypes]*Collection{Cluster: NewCollection(clusters, nil), Endpoint: NewCollection(endpoints, nil)}
+			const envoys = 100
+			all, names := benchmarkSet(b)
 			models := make([]*model, envoys)
 			for i := range models {
-				models[i] = newModel(b, sotw)
-				models[i].update(NewSet(all))
-				models[i].subscribe(Cluster)
-				models[i].settle()
-				models[i].subscribe(Endpoint, names...)
-				models[i].settle()
+				models[i] = upToDate(b, sotw, all, names)
 			}
 			editions := []*Resource{sample(b, Endpoint, "service-7", 2), sample(b, Endpoint, "service-7", 3)}
 			b.ReportAllocs()
@@ -34,11 +23,61 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 				all[Endpoint] = all[Endpoint].Next([]*Resource{editions[i%2]}, nil, nil)
 				set := NewSet(all)
 				for _, m := range models {
-					m.talk.update(set)
-					m.talk.push()
+					m.update(set)
 					m.settle()
 				}
 			}
 		})
 	}
+}
+
+// What an Envoy costs that has everything of a gateway with 1,000 services.
+func BenchmarkMemoryOfAnEnvoy(b *testing.B) {
+	for _, sotw := range []bool{false, true} {
+		b.Run(fmt.Sprintf("sotw=%t", sotw), func(b *testing.B) {
+			const envoys = 100
+			set, names := benchmarkSet(b)
+			talks := make([]*conversation, envoys)
+			for b.Loop() {
+				clear(talks)
+				before := heap()
+				for i := range talks {
+					talks[i] = upToDate(b, sotw, set, names).talk
+				}
+				b.ReportMetric(max(0, heap()-before)/envoys, "B/Envoy")
+			}
+		})
+	}
+}
+
+// heap is how many bytes are in use.
+func heap() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
+
+// benchmarkSet has 1,000 clusters and their endpoints.
+func benchmarkSet(b *testing.B) (all [NumTypes]*Collection, names []string) {
+	b.Helper()
+	clusters, endpoints := map[string]*Resource{}, map[string]*Resource{}
+	for i := range 1000 {
+		name := fmt.Sprintf("service-%d", i)
+		names = append(names, name)
+		clusters[name], endpoints[name] = sample(b, Cluster, name, 1), sample(b, Endpoint, name, 1)
+	}
+	return [NumTypes]*Collection{Cluster: NewCollection(clusters, nil), Endpoint: NewCollection(endpoints, nil)}, names
+}
+
+// upToDate is an Envoy that has all of a set.
+func upToDate(b *testing.B, sotw bool, all [NumTypes]*Collection, names []string) *model {
+	b.Helper()
+	m := newModel(b, sotw)
+	m.update(NewSet(all))
+	m.subscribe(Cluster)
+	m.settle()
+	m.subscribe(Endpoint, names...)
+	m.settle()
+	return m
 }

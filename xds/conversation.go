@@ -1,5 +1,10 @@
 package xds
 
+import (
+	"slices"
+	"strconv"
+)
+
 // conversation decides what one Envoy is sent, and when. It has no goroutine
 // and no lock; its owner calls one method at a time.
 //
@@ -23,42 +28,40 @@ type conversation struct {
 	topics [NumTypes]topic
 	// owed are the load assignments Envoy has to ask for because it was
 	// sent their clusters, and has not yet.
-	owed map[string]struct{}
+	owed []string
+	// outbox are the responses to send, in this order.
+	outbox []*response
+	// nonces is how many responses there were.
+	nonces uint64
 	// impatient is true in the push that waits no longer.
 	impatient bool
 }
 
 func newConversation(sotw bool) *conversation {
-	c := &conversation{owed: map[string]struct{}{}}
+	c := &conversation{}
 	for t := range c.topics {
-		c.topics[t] = topic{
-			typ: Type(t), sotw: sotw,
-			has: map[string]given{}, dirty: map[string]struct{}{},
-		}
+		c.topics[t] = topic{typ: Type(t), sotw: sotw}
 	}
 	return c
 }
 
 // hear takes a request.
 func (c *conversation) hear(t Type, r request) verdict {
-	v := c.topics[t].take(r)
+	v := c.topics[t].hear(r)
 	switch {
 	case t == Cluster && v.problem != nil:
-		clear(c.owed)
+		c.owed = nil
 	case t == Endpoint:
 		c.collect()
 	}
 	return v
 }
 
-// pause makes a topic silent until its next request.
-func (c *conversation) pause(t Type) { c.topics[t].open = false }
-
 // update takes a newer set.
 func (c *conversation) update(s *Set) { c.set = s }
 
-// push sends what can be sent now. It returns true when something has to wait
-// for Envoy.
+// push puts into the outbox what can be sent now. It returns true when something
+// has to wait for Envoy.
 func (c *conversation) push() (waits bool) {
 	if c.set == nil {
 		return false
@@ -85,13 +88,13 @@ func (c *conversation) push() (waits bool) {
 // pushAnyway is push after waiting for too long: order is given up in favour of
 // delivery.
 func (c *conversation) pushAnyway() {
-	clear(c.owed)
+	c.owed = nil
 	c.impatient = true
 	c.push()
 	c.impatient = false
 }
 
-// send queues a response with what is due of a type, if anything is.
+// send makes a response with what is due of a type, if anything is.
 func (c *conversation) send(typ Type, removing bool) {
 	t := &c.topics[typ]
 	if !t.ready() {
@@ -105,22 +108,27 @@ func (c *conversation) send(typ Type, removing bool) {
 	if len(upserts)+len(removals) == 0 && !t.owesAnswer() {
 		return
 	}
-	r := t.newResponse(upserts, removals)
+	c.nonces++
+	c.outbox = append(c.outbox, t.newResponse(strconv.FormatUint(c.nonces, 10), upserts, removals))
 	if child, ok := typ.child(); ok {
 		c.topics[child].forceChildren(upserts)
 	}
 	if typ == Cluster {
 		c.owe(upserts)
 	}
-	t.deliver(r)
+}
+
+// take empties the outbox.
+func (c *conversation) take() []*response {
+	out := c.outbox
+	c.outbox = nil
+	return out
 }
 
 // owe notes which load assignments Envoy has to ask for next.
 func (c *conversation) owe(clusters []*Resource) {
 	for _, cluster := range clusters {
-		for _, name := range cluster.children {
-			c.owed[name] = struct{}{}
-		}
+		c.owed = append(c.owed, cluster.children...)
 	}
 	c.collect()
 }
@@ -131,10 +139,11 @@ func (c *conversation) collect() {
 		return
 	}
 	endpoints, asked := c.set.collections[Endpoint], &c.topics[Endpoint]
-	for name := range c.owed {
-		if endpoints == nil || endpoints.Get(name) == nil || asked.open && asked.wants(name) {
-			delete(c.owed, name)
-		}
+	c.owed = slices.DeleteFunc(c.owed, func(name string) bool {
+		return endpoints.Get(name) == nil || asked.started && asked.wants(name)
+	})
+	if len(c.owed) == 0 {
+		c.owed = nil
 	}
 }
 
@@ -155,7 +164,7 @@ func (c *conversation) settled() bool {
 	}
 	for _, typ := range []Type{Listener, Route} {
 		t := &c.topics[typ]
-		if t.inflight != nil || t.rejected || t.open && len(t.dirty) > 0 || t.keepsWithheld() {
+		if t.inflight != nil || t.rejected || t.started && t.dirty > 0 || t.keepsWithheld() {
 			return false
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
 	"github.com/google/go-cmp/cmp"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
@@ -23,17 +22,19 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// model is an Envoy, and the stream server between it and the conversation,
-// without a network: what is queued, sent, and applied happens one by one, in
-// the order that a test wants.
+// model is an Envoy and the conversation with it, without a network: what is
+// sent and applied happens one by one, in the order that a test wants.
 type model struct {
 	t    testing.TB
 	sotw bool
 	talk *conversation
-	subs [NumTypes]*stream.Subscription
-	// queue is the stream server's channel, wire what it sent.
-	queue, wire []*response
-	nonces      int
+	// wire is what was sent and did not arrive yet.
+	wire []*response
+	// nonces are the latest that arrived, by type.
+	nonces [NumTypes]string
+	// asked says which types Envoy has asked for, and by which names.
+	asked [NumTypes]bool
+	names [NumTypes]map[string]bool
 	// has is what Envoy applied: versions by name.
 	has [NumTypes]map[string]string
 	// impatient says that order does not count for now.
@@ -45,7 +46,7 @@ type model struct {
 func newModel(t testing.TB, sotw bool) *model {
 	m := &model{t: t, sotw: sotw, talk: newConversation(sotw)}
 	for typ := range m.has {
-		m.has[typ] = map[string]string{}
+		m.has[typ], m.names[typ] = map[string]string{}, map[string]bool{}
 	}
 	return m
 }
@@ -55,214 +56,119 @@ func bothModels(t *testing.T, f func(*testing.T, *model)) {
 	t.Run("sotw", func(t *testing.T) { f(t, newModel(t, true)) })
 }
 
-// request says something about a type, as the stream server would hand it on.
-func (m *model) request(typ Type, r request, names []string, gone []string) {
-	first := m.subs[typ] == nil
-	legacy := typ.isFullState()
-	switch {
-	case first && m.sotw:
-		m.subs[typ] = new(stream.NewSotwSubscription(names, legacy))
-	case first:
-		m.subs[typ] = new(stream.NewDeltaSubscription(names, gone, r.versions, legacy))
-	default:
-		m.talk.pause(typ)
-		if m.sotw {
-			m.queue = slices.DeleteFunc(m.queue, func(q *response) bool { return q.topic.typ == typ })
-			m.subs[typ].SetResourceSubscription(names)
-		} else {
-			m.subs[typ].UpdateResourceSubscriptions(names, gone)
-			r.again, r.unwanted = names, gone
-		}
+// request says something about a type. Names are added to those asked for.
+func (m *model) request(typ Type, r request, names, gone []string) {
+	m.asked[typ] = true
+	for _, name := range names {
+		m.names[typ][name] = true
 	}
-	r.subscription = *m.subs[typ]
-	r.deliver = m.deliver
-	m.talk.hear(typ, r)
-	m.talk.push()
-}
-
-// deliver checks the order at the moment something is queued.
-func (m *model) deliver(r *response) {
-	m.queue = append(m.queue, r)
-	if m.impatient {
-		return
+	for _, name := range gone {
+		delete(m.names[typ], name)
 	}
-	flying := func(types ...Type) bool {
-		return slices.ContainsFunc(types, func(t Type) bool { return m.talk.topics[t].inflight != nil })
-	}
-	typ := r.topic.typ
-	if typ >= Listener && flying(Secret, Cluster, Endpoint) {
-		m.t.Errorf("%s %v sent while clusters or their like are not acknowledged", typ, r.names())
-	}
-	if typ < Listener && len(r.removals) > 0 && flying(Listener, Route) {
-		m.t.Errorf("%s %v removed while listeners or routes are not acknowledged", typ, r.removals)
-	}
-}
-
-// send lets the stream server send what it has queued first.
-func (m *model) send() *response {
-	r := m.queue[0]
-	m.queue = m.queue[1:]
-	r.seal()
-	m.nonces++
-	nonce := fmt.Sprint(m.nonces)
+	r.names, r.unwanted = names, gone
 	if m.sotw {
-		r.sotw.Nonce = nonce
-	} else {
-		r.delta.Nonce = nonce
+		r.names, r.unwanted, r.nonce = m.wanted(typ), nil, m.nonces[typ]
 	}
-	m.wire = append(m.wire, r)
-	return r
+	m.talk.hear(typ, r)
+	m.push()
+}
+
+func (m *model) push() {
+	before := m.flying()
+	m.talk.push()
+	m.carry(before)
+}
+
+// flying says for which types a response awaits its ACK.
+func (m *model) flying() (types [NumTypes]bool) {
+	for t := range types {
+		types[t] = m.talk.topics[t].inflight != nil
+	}
+	return types
+}
+
+// carry puts what is to be sent on the wire, and checks its order.
+func (m *model) carry(flying [NumTypes]bool) {
+	for _, r := range m.talk.take() {
+		if !m.impatient && r.typ >= Listener && (flying[Secret] || flying[Cluster] || flying[Endpoint]) {
+			m.t.Errorf("%s %v sent while clusters or their like are not acknowledged", r.typ, r.names())
+		}
+		if !m.impatient && r.typ < Listener && len(r.removals) > 0 && (flying[Listener] || flying[Route]) {
+			m.t.Errorf("%s %v removed while listeners or routes are not acknowledged", r.typ, r.removals)
+		}
+		flying[r.typ] = true
+		m.wire = append(m.wire, r)
+	}
 }
 
 // take lets Envoy take what arrived first, and applies it if it is good.
 func (m *model) take(good bool) {
 	r := m.wire[0]
 	m.wire = m.wire[1:]
-	typ := r.topic.typ
-	answer := request{nonce: r.nonce()}
+	m.nonces[r.typ] = r.nonce
+	answer := request{nonce: r.nonce}
 	if good {
 		m.apply(r)
 	} else {
 		answer.problem = &statuspb.Status{Message: "no"}
 	}
-	var names []string
-	if m.sotw {
-		names = m.wanted(typ)
-	}
-	m.request(typ, answer, names, nil)
+	m.request(r.typ, answer, nil, nil)
 }
 
 func (m *model) apply(r *response) {
-	typ := r.topic.typ
-	if r.topic.fullState() {
-		clear(m.has[typ])
+	if m.sotw && r.typ.isFullState() {
+		clear(m.has[r.typ])
 	}
-	for _, c := range r.carried() {
-		m.has[typ][c.Name()] = c.Version()
+	for _, c := range r.resources {
+		m.has[r.typ][c.Name()] = c.Version()
 	}
 	for _, name := range r.removals {
-		delete(m.has[typ], name)
+		delete(m.has[r.typ], name)
 	}
 }
 
-func (m *model) wanted(typ Type) []string {
-	return slices.Sorted(maps.Keys(m.subs[typ].SubscribedResources()))
-}
+func (m *model) wanted(typ Type) []string { return slices.Sorted(maps.Keys(m.names[typ])) }
 
 // subscribe asks for names beside those that are asked for already.
-func (m *model) subscribe(typ Type, names ...string) {
-	if m.sotw && m.subs[typ] != nil {
-		names = append(m.wanted(typ), names...)
-	}
-	m.request(typ, request{}, names, nil)
-}
+func (m *model) subscribe(typ Type, names ...string) { m.request(typ, request{}, names, nil) }
 
 func (m *model) unsubscribe(typ Type, names ...string) {
 	for _, name := range names {
 		delete(m.has[typ], name)
 	}
-	if !m.sotw {
-		m.request(typ, request{}, nil, names)
-		return
-	}
-	left := slices.DeleteFunc(m.wanted(typ), func(n string) bool { return slices.Contains(names, n) })
-	m.request(typ, request{}, left, nil)
+	m.request(typ, request{}, nil, names)
 }
 
 func (m *model) update(s *Set) {
 	m.talk.update(s)
-	m.talk.push()
+	m.push()
 }
 
 // settle lets everything be sent and accepted.
 func (m *model) settle() {
 	for range 1000 {
-		switch {
-		case len(m.queue) > 0:
-			m.send()
-		case len(m.wire) > 0:
-			m.take(true)
-		default:
+		if len(m.wire) == 0 {
 			return
 		}
+		m.take(true)
 	}
 	m.t.Fatal("the conversation does not come to an end")
 }
 
-// The response was queued before the request that gives the name up was read.
-func TestQueuedResourceIsGivenUp(t *testing.T) {
+// The response was sent before the request that gives the name up was read.
+func TestResourceOnItsWayIsGivenUp(t *testing.T) {
 	bothModels(t, func(t *testing.T, m *model) {
 		m.update(editions(t, 1))
 		m.subscribe(Endpoint, "a", "b")
 		m.settle()
 		m.update(editions(t, 2))
-		if len(m.queue) != 1 {
-			t.Fatalf("%d responses queued, want 1", len(m.queue))
-		}
 		m.unsubscribe(Endpoint, "a")
-		if got := m.send().names(); !slices.Equal(got, []string{"b"}) {
-			t.Errorf("sent %q, want b only", got)
-		}
 		m.settle()
+		delete(m.has[Endpoint], "a") // Envoy has no use for it
 		m.subscribe(Endpoint, "a")
 		m.settle()
 		m.wants(editions(t, 2), Endpoint)
 	})
-}
-
-// The state-of-the-world server drops what it has queued for a type when it
-// reads a request for it.
-func TestQueuedResponseIsDropped(t *testing.T) {
-	m := newModel(t, true)
-	m.update(editions(t, 1))
-	m.subscribe(Cluster)
-	m.settle()
-	m.subscribe(Endpoint, "a")
-	m.settle()
-	for _, typ := range []Type{Cluster, Endpoint} {
-		m.update(editions(t, 2+int(typ)))
-		m.subscribe(typ)
-		m.settle()
-		m.wants(editions(t, 2+int(typ)), Cluster)
-		m.wants(editions(t, 2+int(typ)), Endpoint)
-	}
-}
-
-func TestQueuedRemovalIsDropped(t *testing.T) {
-	m := newModel(t, true)
-	m.update(editions(t, 1))
-	m.subscribe(Cluster)
-	m.settle()
-	m.subscribe(Endpoint, letters...)
-	m.settle()
-	m.subscribe(Listener)
-	m.settle()
-	less := makeSet(t, func(typ Type, name string) int {
-		if typ == Cluster && name == "a" {
-			return 0
-		}
-		return 1
-	})
-	m.update(less)
-	if len(m.queue) != 1 || !slices.Equal(m.queue[0].removals, []string{"a"}) {
-		t.Fatalf("%d responses queued, want the removal of a", len(m.queue))
-	}
-	m.subscribe(Cluster)
-	m.settle()
-	m.wants(less, Cluster)
-}
-
-func TestQueuedFirstAnswerIsDropped(t *testing.T) {
-	m := newModel(t, true)
-	m.subscribe(Listener)
-	m.update(NewSet([NumTypes]*Collection{Listener: NewCollection(nil, nil)}))
-	if len(m.queue) != 1 {
-		t.Fatalf("%d responses queued, want the empty answer", len(m.queue))
-	}
-	m.subscribe(Listener)
-	if len(m.queue) != 1 {
-		t.Errorf("%d responses queued, want the empty answer again", len(m.queue))
-	}
 }
 
 // wants compares what Envoy has of what it asked for with a set.
@@ -270,8 +176,7 @@ func (m *model) wants(s *Set, typ Type) {
 	m.t.Helper()
 	want := map[string]string{}
 	for name, r := range s.Collection(typ).All() {
-		_, named := m.subs[typ].SubscribedResources()[name]
-		if m.subs[typ].IsWildcard() || named {
+		if typ.isFullState() || m.names[typ][name] {
 			want[name] = r.Version()
 		}
 	}
@@ -305,8 +210,6 @@ func TestAnyOrderOfEventsEndsWithTheNewestSet(t *testing.T) {
 // step does something at random; it returns the set if it published one.
 func (m *model) step(rnd *rand.Rand) *Set {
 	switch n := rnd.IntN(20); {
-	case n < 5 && len(m.queue) > 0:
-		m.send()
 	case n < 10 && len(m.wire) > 0:
 		m.take(!m.picky || rnd.IntN(10) > 0)
 	case n < 14:
@@ -316,12 +219,13 @@ func (m *model) step(rnd *rand.Rand) *Set {
 	case n < 15:
 		m.impatient = true
 		m.talk.pushAnyway()
+		m.carry(m.flying())
 		m.impatient = false
 	case n < 17:
 		m.subscribeTo(Type(rnd.IntN(NumTypes)), rnd)
 	default:
 		typ := []Type{Secret, Endpoint, Route}[rnd.IntN(3)]
-		if m.subs[typ] != nil && len(m.wire) == 0 && len(m.queue) == 0 {
+		if m.asked[typ] && len(m.wire) == 0 {
 			m.unsubscribe(typ, letters[rnd.IntN(len(letters))])
 		}
 	}
@@ -347,7 +251,7 @@ func (m *model) finish(last *Set) {
 	for _, s := range sets {
 		m.update(s)
 		for _, typ := range []Type{Cluster, Listener} {
-			if m.subs[typ] == nil {
+			if !m.asked[typ] {
 				m.subscribe(typ)
 			}
 		}

@@ -159,7 +159,7 @@ func serveTLS(t *testing.T, keys *xds.KeyPair, register ...func(*grpc.Server)) s
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(grpc.Creds(keys.Credentials()))
+	g := grpc.NewServer(append(new(xds.Server).ServerOptions(), grpc.Creds(keys.Credentials()))...)
 	for _, r := range register {
 		r(g)
 	}

@@ -6,15 +6,13 @@
 //	Authorizer --allowed?------+<---subscriptions,---+
 //	                                ACK, NACK
 //
-// A Set holds every resource once, already encoded; all Envoys share it. A
-// session belongs to one stream. It joins three parts:
+// A Set holds every resource once, already encoded; all Envoys share its memory.
+// A session belongs to one stream, and one goroutine runs it. It joins two parts:
 //
-//   - go-control-plane's stream servers keep nonces and subscriptions; the
-//     session is their cache (cache.ConfigWatcher),
+//   - a protocol reads requests and writes responses, delta or state of the world,
 //   - the conversation, a state machine without goroutines and without locks,
-//     decides what is sent and when,
-//   - three goroutines bring sets, push them, and ask again whether the caller
-//     is still allowed.
+//     decides what is sent and when. Its ledgers keep of each name only what
+//     differs from the set.
 //
 // The order of a push is Consul's: secrets, clusters, endpoints, then listeners
 // and routes once Envoy acknowledged those, and removals last. See

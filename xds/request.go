@@ -1,19 +1,23 @@
 package xds
 
 import (
-	"maps"
-
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 )
 
+// everything is the name that means all resources of a type.
+// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
+const everything = "*"
+
 // request is what both protocols say in a request.
 type request struct {
-	// subscription is the state after the request.
-	subscription cache.Subscription
-	// again are names asked for expressly, unwanted those given up; delta
-	// only. The state of the world tells by the whole list.
-	again, unwanted []string
+	typeURL string
+	node    *corev3.Node
+	// names are those that a delta Envoy asks for beside what it has asked
+	// for before, and all that a state-of-the-world Envoy asks for.
+	names []string
+	// unwanted are given up; delta only.
+	unwanted []string
 	// versions are what a delta Envoy has from an earlier stream, by name;
 	// claims is what a state-of-the-world Envoy has.
 	versions map[string]string
@@ -22,7 +26,6 @@ type request struct {
 	nonce string
 	// problem is not nil in a NACK.
 	problem *statuspb.Status
-	deliver func(*response)
 }
 
 // verdict is what a request said about the response it answers.
@@ -33,18 +36,20 @@ type verdict struct {
 	problem *statuspb.Status
 }
 
-// take brings a topic up to date with a request. It sends nothing.
-func (t *topic) take(r request) verdict {
+// hear brings a topic up to date with a request. It sends nothing.
+func (t *topic) hear(r request) verdict {
+	if t.sotw && t.nonce != "" && r.nonce != t.nonce {
+		return verdict{} // the answer to the latest response says it all again
+	}
 	v := t.settle(r)
-	before := t.sub
-	t.sub, t.open, t.deliver = r.subscription, true, r.deliver
-	switch {
-	case !t.started:
+	first := !t.started
+	if first {
 		t.start(r)
-	case t.sotw:
-		t.replace(before)
-	default:
-		t.amend(before, r)
+	}
+	if t.sotw {
+		t.replace(r.names)
+	} else {
+		t.amend(r, first)
 	}
 	return v
 }
@@ -52,19 +57,7 @@ func (t *topic) take(r request) verdict {
 // settle ends the wait for an ACK, if this is it.
 func (t *topic) settle(r request) verdict {
 	answered := t.inflight
-	if answered == nil {
-		return verdict{}
-	}
-	if !answered.sealed {
-		if t.sotw {
-			// The ordered state-of-the-world server drops what is
-			// queued for a type when a request for it comes first.
-			answered.undo()
-			t.inflight = nil
-		}
-		return verdict{}
-	}
-	if r.nonce == "" || r.nonce != answered.nonce() {
+	if answered == nil || r.nonce != answered.nonce {
 		return verdict{}
 	}
 	t.inflight = nil
@@ -73,12 +66,19 @@ func (t *topic) settle(r request) verdict {
 }
 
 // start takes over what Envoy has from an earlier stream. What has to be sent
-// again because its parent was sent already stays so.
+// again because its parent was sent already is not believed to be there.
+//
+// For listeners and clusters no names mean all, until there are any. For the
+// other types no names mean none.
 func (t *topic) start(r request) {
 	t.started, t.claims = true, r.claims
+	t.legacy = t.typ.isFullState()
+	t.setWildcard(t.legacy && len(r.names) == 0)
+	early := nameSet(t.early)
+	t.early = nil
 	for name, version := range r.versions {
-		if _, forced := t.has[name]; !forced {
-			t.has[name] = given{version: version}
+		if _, again := early[name]; !again {
+			t.put(name, entry{has: true, version: version})
 		}
 	}
 }
@@ -86,45 +86,59 @@ func (t *topic) start(r request) {
 // amend follows a delta request. A name that is asked for again is sent again;
 // one that is given up while everything is wanted has to be told about once
 // more. https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#unsubscribing-from-resources
-func (t *topic) amend(before cache.Subscription, r request) {
+func (t *topic) amend(r request, first bool) {
+	t.legacy = t.legacy && len(r.names) == 0
+	for _, name := range r.names {
+		if name == everything {
+			t.setWildcard(true)
+			continue
+		}
+		e := t.get(name)
+		e.named = true
+		t.put(name, e)
+		if !first {
+			t.force(name)
+		}
+	}
 	for _, name := range r.unwanted {
 		switch {
-		case name == "*":
-		case t.sub.IsWildcard():
+		case name == everything:
+			t.setWildcard(t.legacy)
+		case t.wildcard:
+			e := t.get(name)
+			e.named = false
+			t.put(name, e)
 			t.force(name)
 		default:
-			t.forget(name)
+			t.put(name, entry{})
 		}
 	}
-	for _, name := range r.again {
-		if name != "*" {
-			t.force(name)
-		}
-	}
-	t.changeWildcard(before)
 }
 
 // replace follows a state-of-the-world request, which lists every name.
-func (t *topic) replace(before cache.Subscription) {
-	wanted := t.sub.SubscribedResources()
-	for name := range before.SubscribedResources() {
-		if !t.wants(name) {
-			t.forget(name)
-		}
-	}
-	for name := range wanted {
-		if _, ok := before.SubscribedResources()[name]; !ok {
-			t.dirty[name] = struct{}{}
-		}
-	}
-	t.changeWildcard(before)
-}
-
-// changeWildcard follows a subscription to everything that began or ended.
-func (t *topic) changeWildcard(before cache.Subscription) {
-	if before.IsWildcard() == t.sub.IsWildcard() {
+func (t *topic) replace(names []string) {
+	t.legacy = t.legacy && len(names) == 0
+	if t.legacy {
 		return
 	}
-	t.seen = nil
-	maps.DeleteFunc(t.has, func(name string, _ given) bool { return !t.wants(name) })
+	wanted := nameSet(names)
+	_, all := wanted[everything]
+	delete(wanted, everything)
+	t.setWildcard(all)
+	for name, e := range t.all() {
+		if _, ok := wanted[name]; ok || !e.named {
+			continue
+		}
+		e.named = false
+		if !all {
+			e = entry{}
+		}
+		t.put(name, e)
+	}
+	for name := range wanted {
+		if e := t.get(name); !e.named {
+			e.named, e.dirty = true, true
+			t.put(name, e)
+		}
+	}
 }

@@ -7,19 +7,21 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // Resource is one encoded resource. It is encoded once, however many Envoys
 // get it, and it is never modified.
 type Resource struct {
-	// wire is the resource as delta responses carry it; state-of-the-world
-	// responses carry wire.Resource.
-	wire *discoveryv3.Resource
+	name, version string
+	size          int
+	// item is the resource as an element of a delta response, and body, which
+	// is the end of it, as one of a state-of-the-world response.
+	item, body mem.Buffer
 	// children are the resources of the type's child type that this one
 	// names: load assignments of a cluster, route configurations of a
 	// listener.
@@ -47,28 +49,36 @@ func NewResource(t Type, m proto.Message) (*Resource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", t, name, err)
 	}
-	return &Resource{
-		wire: &discoveryv3.Resource{
-			Name:     name,
-			Version:  cache.HashResource(value),
-			Resource: &anypb.Any{TypeUrl: t.URL(), Value: value},
-		},
-		children: childrenOf(m),
-		legs:     legsOf(m),
-	}, nil
+	r := &Resource{name: name, version: cache.HashResource(value), size: len(value), children: childrenOf(m), legs: legsOf(m)}
+	r.encode(t, value)
+	return r, nil
+}
+
+// encode makes item and body. The body comes last in the item, and has the same
+// field number there and in a state-of-the-world response.
+func (r *Resource) encode(t Type, value []byte) {
+	body := appendBytes(nil, resourceBody, appendBytes(appendString(nil, anyType, t.URL()), anyValue, value))
+	head := appendString(appendString(nil, resourceVersion, r.version), resourceName, r.name)
+	item := protowire.AppendTag(nil, responseItem, protowire.BytesType)
+	item = protowire.AppendVarint(item, uint64(len(head)+len(body)))
+	item = slices.Concat(item, head, body)
+	r.item, r.body = mem.SliceBuffer(item), mem.SliceBuffer(item[len(item)-len(body):])
 }
 
 // NameOf is the name a resource made of m would have; empty if m has none.
 func NameOf(m proto.Message) string { return cache.GetResourceName(m) }
 
 // Name is the resource's name, unique within its type.
-func (r *Resource) Name() string { return r.wire.GetName() }
+func (r *Resource) Name() string { return r.name }
 
 // Version is the SHA-256 of the encoded bytes, in hexadecimal.
-func (r *Resource) Version() string { return r.wire.GetVersion() }
+func (r *Resource) Version() string { return r.version }
 
 // Size is the number of encoded bytes, without the envelope.
-func (r *Resource) Size() int { return len(r.wire.GetResource().GetValue()) }
+func (r *Resource) Size() int { return r.size }
+
+// isAggregate says whether the resource is a cluster that leads to others.
+func (r *Resource) isAggregate() bool { return len(r.legs) > 0 }
 
 // childrenOf lists what Envoy will ask for by name once it has m.
 func childrenOf(m proto.Message) []string {

@@ -7,9 +7,6 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -66,16 +63,19 @@ func NewServer(o Options) *Server {
 	return &Server{options: o}
 }
 
-// Register adds the service to a gRPC server.
+// Register adds the service to a gRPC server, which must have been made with
+// ServerOptions.
 func (s *Server) Register(g *grpc.Server) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
 }
 
-// ServerOptions are the options of a gRPC server for s: the limits Envoys are used to from Consul: a ping every
-// 15 s at most, also without a stream, and 2,048 streams a connection.
+// ServerOptions are the options of a gRPC server for s: the codec that sends what is encoded already, and the
+// limits Envoys are used to from Consul: a ping every 15 s at most, also without a stream, and 2,048 streams a
+// connection.
 func (s *Server) ServerOptions() []grpc.ServerOption {
 	const maxRequest = 50 << 20 // bytes
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxConcurrentStreams(2048),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
@@ -89,38 +89,26 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 	}
 }
 
-// namedTypes are the types of which an empty list of names means none. Only for
-// listeners and clusters does it mean all.
-// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
-var namedTypes = []string{Secret.URL(), Endpoint.URL(), Route.URL()}
-
 // DeltaAggregatedResources serves one stream of the delta protocol.
 func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return s.serve(stream.Context(), "delta", func(ctx context.Context, e *session) error {
-		server := delta.NewServer(ctx, e, e, delta.DeactivateLegacyWildcardForTypes(namedTypes))
-		return server.DeltaStreamHandler(stream, resource.AnyType)
-	})
+	return s.serve(stream, delta)
 }
 
 // StreamAggregatedResources serves one stream of the state-of-the-world
 // protocol.
 func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	return s.serve(stream.Context(), "sotw", func(ctx context.Context, e *session) error {
-		server := sotw.NewServer(ctx, e, e, sotw.WithOrderedADS(), sotw.DeactivateLegacyWildcardForTypes(namedTypes))
-		return server.StreamHandler(stream, resource.AnyType)
-	})
+	return s.serve(stream, stateOfTheWorld)
 }
 
-// serve runs a session with the stream server that speaks its protocol. It
-// returns when the stream has ended and everything it started has, too.
-func (s *Server) serve(ctx context.Context, protocol string, handle func(context.Context, *session) error) error {
-	streams := s.options.Metrics.streams.WithLabelValues(protocol)
+// serve runs a session. It returns when the stream has ended and what the
+// session started has, too.
+func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
+	streams := s.options.Metrics.streams.WithLabelValues(p.name)
 	streams.Inc()
 	defer streams.Dec()
 
-	ctx, cancel := context.WithCancelCause(ctx)
-	e := newSession(ctx, cancel, s.options, protocol == "sotw")
-	err := e.guard(func() error { return handle(ctx, e) })
+	e := newSession(stream, p, s.options)
+	err := e.guard(e.run)
 	e.close()
 	if reason := e.reason(); reason != nil {
 		return reason

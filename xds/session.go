@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -19,16 +21,17 @@ import (
 // for endpoints (initial_fetch_timeout).
 const patience = 20 * time.Second
 
-// session is one stream: its caller, its node, its conversation. The stream
-// server calls it from the stream's goroutine; three workers run beside it once
-// the caller is authorised.
+// session is one stream: its caller, its node, its conversation. They belong to
+// the goroutine of run. Beside it one goroutine reads requests and one waits for
+// sets; from time to time another asks whether the caller still may.
 type session struct {
-	options Options
-	caller  Caller
-	sotw    bool
-	ctx     context.Context // of the stream's life; the workers select on it
-	cancel  context.CancelCauseFunc
-	workers sync.WaitGroup
+	options  Options
+	protocol protocol
+	stream   grpc.ServerStream
+	caller   Caller
+	ctx      context.Context // of the stream's life
+	cancel   context.CancelCauseFunc
+	workers  sync.WaitGroup
 
 	// node and log are set by the first request, before the workers start.
 	node *Node
@@ -38,21 +41,127 @@ type session struct {
 	latest atomic.Pointer[Set]
 	kick   chan struct{}
 
-	mu   sync.Mutex
 	talk *conversation
 	// late fires when the conversation has waited for too long; waiting is
 	// true while it runs.
 	late    *time.Timer
 	waiting bool
+	// doubt fires when the caller is to be authorised again.
+	doubt *time.Timer
 }
 
-func newSession(ctx context.Context, cancel context.CancelCauseFunc, o Options, sotw bool) *session {
-	late := time.NewTimer(patience)
-	late.Stop()
+func newSession(stream grpc.ServerStream, p protocol, o Options) *session {
+	ctx, cancel := context.WithCancelCause(stream.Context())
 	return &session{
-		options: o, caller: callerOf(ctx), sotw: sotw, ctx: ctx, cancel: cancel,
-		log: o.Logger, kick: make(chan struct{}, 1), talk: newConversation(sotw), late: late,
+		options: o, protocol: p, stream: stream, caller: callerOf(ctx), ctx: ctx, cancel: cancel,
+		log: o.Logger, kick: make(chan struct{}, 1), talk: newConversation(p.sotw), late: stoppedTimer(), doubt: stoppedTimer(),
 	}
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}
+
+// run reacts to what happens, one thing at a time, until the stream ends.
+func (s *session) run() error {
+	requests, ended := make(chan request), make(chan error, 1)
+	go s.read(requests, ended)
+	for {
+		var err error
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case err := <-ended:
+			return err
+		case r := <-requests:
+			err = s.hear(r)
+		case <-s.kick:
+			s.talk.update(s.latest.Load())
+			s.watch(s.talk.push())
+		case <-s.late.C:
+			s.log.Warn("envoy has not acknowledged in time, its update goes on")
+			s.waiting = false
+			s.talk.pushAnyway()
+		case <-s.doubt.C:
+			s.work(s.reauthorize)
+		}
+		if err == nil {
+			err = s.send()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// read hands on requests until there are no more. Only the end of the stream
+// ends it, which for gRPC is when run has returned: nobody can wait for it there.
+func (s *session) read(requests chan<- request, ended chan<- error) {
+	for {
+		r, err := s.protocol.receive(s.stream)
+		switch {
+		case errors.Is(err, io.EOF):
+			ended <- nil
+			return
+		case err != nil:
+			ended <- err
+			return
+		}
+		select {
+		case requests <- r:
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// hear takes a request. The first one opens the session.
+func (s *session) hear(r request) error {
+	if err := s.open(r.node); err != nil {
+		return err
+	}
+	if r.typeURL == "" {
+		return status.Error(codes.InvalidArgument, "the request names no type")
+	}
+	t, ok := typeOf(r.typeURL)
+	if !ok {
+		s.log.Debug("request for a type that is not served", "type", r.typeURL)
+		return nil
+	}
+	s.judge(t, s.talk.hear(t, r))
+	s.watch(s.talk.push())
+	return nil
+}
+
+// judge counts and logs what Envoy said about a response.
+func (s *session) judge(t Type, v verdict) {
+	if v.response == nil {
+		return
+	}
+	if v.problem == nil {
+		s.options.Metrics.acks.WithLabelValues(t.String()).Inc()
+		s.log.Debug("acknowledged", "type", t, "nonce", v.response.nonce)
+		return
+	}
+	s.options.Metrics.nacks.WithLabelValues(t.String()).Inc()
+	s.log.Error("envoy rejected an update", "type", t, "version", v.response.version(),
+		"nonce", v.response.nonce, "resources", v.response.names(), "error", redact(v.problem.GetMessage()))
+}
+
+// send sends what the conversation has to say.
+func (s *session) send() error {
+	for _, r := range s.talk.take() {
+		t := r.typ.String()
+		s.options.Metrics.responses.WithLabelValues(t).Inc()
+		s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
+		if err := s.stream.SendMsg(s.protocol.encode(r)); err != nil {
+			return err
+		}
+		s.log.Debug("sent", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
+	}
+	return nil
 }
 
 // open authorises the caller for the node of the first request, and starts the
@@ -70,10 +179,9 @@ func (s *session) open(n *corev3.Node) error {
 		return s.refuse(err)
 	}
 	s.node = &node
-	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.sotw)
+	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
 	s.work(s.supply)
-	s.work(s.push)
-	s.work(s.reauthorize)
+	s.doubt.Reset(s.options.Reauthorize)
 	return nil
 }
 
@@ -117,56 +225,18 @@ func (s *session) put(set *Set) {
 	}
 }
 
-// push sends when there is a new set, and when Envoy has kept it waiting for too
-// long.
-func (s *session) push() error {
-	for {
-		select {
-		case <-s.ctx.Done():
-			return nil
-		case <-s.kick:
-			s.talkOver(func(c *conversation) {
-				c.update(s.latest.Load())
-				s.watch(c.push())
-			})
-		case <-s.late.C:
-			s.talkOver(func(c *conversation) {
-				s.log.Warn("envoy has not acknowledged in time, its update goes on")
-				s.waiting = false
-				c.pushAnyway()
-			})
-		}
-	}
-}
-
-// reauthorize asks from time to time whether the caller still may.
+// reauthorize asks whether the caller still may.
 func (s *session) reauthorize() error {
-	ticker := time.NewTicker(s.options.Reauthorize)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-		err := s.options.Authorizer.Authorize(s.ctx, s.caller, *s.node)
-		switch {
-		case err == nil || s.ctx.Err() != nil:
-		case denies(err):
-			return s.refuse(err)
-		default:
-			s.log.Warn("authorisation cannot be checked, the stream lives on", "error", err)
-		}
+	err := s.options.Authorizer.Authorize(s.ctx, s.caller, *s.node)
+	switch {
+	case err == nil || s.ctx.Err() != nil:
+	case denies(err):
+		return s.refuse(err)
+	default:
+		s.log.Warn("authorisation cannot be checked, the stream lives on", "error", err)
 	}
-}
-
-// talkOver gives the conversation to one caller at a time.
-func (s *session) talkOver(f func(*conversation)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx.Err() == nil {
-		f(s.talk)
-	}
+	s.doubt.Reset(s.options.Reauthorize)
+	return nil
 }
 
 // watch runs the timer while the conversation waits for Envoy.
@@ -205,6 +275,7 @@ func (s *session) close() {
 	s.cancel(nil)
 	s.workers.Wait()
 	s.late.Stop()
+	s.doubt.Stop()
 	if s.node != nil {
 		s.log.Info("envoy disconnected")
 	}

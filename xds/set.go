@@ -77,14 +77,26 @@ func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Coll
 	return next
 }
 
-// Get gives the resource of a name, nil if there is none.
-func (c *Collection) Get(name string) *Resource { return c.resources[name] }
+// Get gives the resource of a name, nil if there is none. A nil collection is an
+// empty one.
+func (c *Collection) Get(name string) *Resource {
+	if c == nil {
+		return nil
+	}
+	return c.resources[name]
+}
 
 // Len is the number of resources.
 func (c *Collection) Len() int { return len(c.resources) }
 
-// All gives the resources by their names, in no order.
-func (c *Collection) All() iter.Seq2[string, *Resource] { return maps.All(c.resources) }
+// All gives the resources by their names, in no order. A nil collection is an
+// empty one.
+func (c *Collection) All() iter.Seq2[string, *Resource] {
+	if c == nil {
+		return func(func(string, *Resource) bool) {}
+	}
+	return maps.All(c.resources)
+}
 
 // Withheld lists the names that exist but could not be built, in order.
 func (c *Collection) Withheld() []string { return slices.Sorted(maps.Keys(c.withheld)) }
