@@ -110,6 +110,13 @@ func (l *ledger) names(c *Collection) iter.Seq[string] {
 // wants says whether Envoy asks for a name.
 func (l *ledger) wants(name string) bool { return l.wildcard || l.get(name).named }
 
+// ask notes whether Envoy asks for a name by itself.
+func (l *ledger) ask(name string, named bool) {
+	e := l.get(name)
+	e.named = named
+	l.put(name, e)
+}
+
 // give notes that Envoy is given a resource.
 func (l *ledger) give(r *Resource) {
 	e := l.get(r.Name())

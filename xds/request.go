@@ -74,13 +74,13 @@ func (t *topic) start(r request) {
 	t.started, t.claims = true, r.claims
 	t.legacy = t.typ.isFullState()
 	t.setWildcard(t.legacy && len(r.names) == 0)
-	early := nameSet(t.early)
-	t.early = nil
 	for name, version := range r.versions {
-		if _, again := early[name]; !again {
-			t.put(name, entry{has: true, version: version})
-		}
+		t.put(name, entry{has: true, version: version})
 	}
+	for _, name := range t.early {
+		t.put(name, entry{})
+	}
+	t.early = nil
 }
 
 // amend follows a delta request. A name that is asked for again is sent again;
@@ -93,9 +93,7 @@ func (t *topic) amend(r request, first bool) {
 			t.setWildcard(true)
 			continue
 		}
-		e := t.get(name)
-		e.named = true
-		t.put(name, e)
+		t.ask(name, true)
 		if !first {
 			t.force(name)
 		}
@@ -105,9 +103,7 @@ func (t *topic) amend(r request, first bool) {
 		case name == everything:
 			t.setWildcard(t.legacy)
 		case t.wildcard:
-			e := t.get(name)
-			e.named = false
-			t.put(name, e)
+			t.ask(name, false)
 			t.force(name)
 		default:
 			t.put(name, entry{})

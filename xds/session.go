@@ -74,6 +74,9 @@ func (s *session) run() error {
 		case <-s.ctx.Done():
 			return nil
 		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil // Envoy has no more to ask
+			}
 			return err
 		case r := <-requests:
 			err = s.hear(r)
@@ -101,11 +104,7 @@ func (s *session) run() error {
 func (s *session) read(requests chan<- request, ended chan<- error) {
 	for {
 		r, err := s.protocol.receive(s.stream)
-		switch {
-		case errors.Is(err, io.EOF):
-			ended <- nil
-			return
-		case err != nil:
+		if err != nil {
 			ended <- err
 			return
 		}
