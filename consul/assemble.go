@@ -8,13 +8,16 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 // build is a snapshot in the making.
 type build struct {
 	*source
 	snapshot *gateway.Snapshot
-	agent    agent
+	// endpoints become those of the snapshot.
+	endpoints map[string]*gateway.Endpoints
+	agent     agent
 	// activeRoot is the ID of the root that signs certificates.
 	activeRoot string
 	answered   bool // snapshot.Entry is what Consul says
@@ -50,9 +53,7 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 	if maps.Equal(last.Chains, s.Chains) {
 		s.Chains = last.Chains
 	}
-	if maps.Equal(last.Endpoints, s.Endpoints) {
-		s.Endpoints = last.Endpoints
-	}
+	s.Endpoints = s.Endpoints.Or(last.Endpoints)
 	if maps.Equal(last.Peers, s.Peers) {
 		s.Peers = last.Peers
 	}
@@ -64,10 +65,9 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 // under way at once.
 func (s *source) build() *build {
 	b := &build{source: s, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
-		ID:        s.id,
-		Chains:    map[gateway.ServiceName]*gateway.Chain{},
-		Endpoints: map[string]*gateway.Endpoints{},
-	}}
+		ID:     s.id,
+		Chains: map[gateway.ServiceName]*gateway.Chain{},
+	}, endpoints: map[string]*gateway.Endpoints{}}
 	if a := required[agent](b, query{kind: agentKind}); a != nil {
 		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
@@ -77,6 +77,7 @@ func (s *source) build() *build {
 	b.services()
 	b.datacenter()
 	b.targets()
+	b.snapshot.Endpoints = ordered.From(b.endpoints)
 	b.serve()
 	slices.SortFunc(b.snapshot.Problems, compareProblems)
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
@@ -262,7 +263,7 @@ func (b *build) targets() {
 }
 
 func (b *build) target(id string, t *gateway.Target) {
-	if b.snapshot.Endpoints[id] != nil {
+	if b.endpoints[id] != nil {
 		return
 	}
 	q := healthOf(t, b.local)
@@ -270,7 +271,7 @@ func (b *build) target(id string, t *gateway.Target) {
 	b.asked[q] = append(b.asked[q], id)
 	b.failing = b.failing || f.err != nil
 	if e != nil {
-		b.snapshot.Endpoints[id] = e
+		b.endpoints[id] = e
 	} else if open(f) {
 		b.unsettled = append(b.unsettled, q.String())
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 // fakeCA signs what it is asked to, or fails as it was told to.
@@ -380,7 +381,7 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
 	c := keeping(t, newFakeCA(t), slog.DiscardHandler)
 	q := query{kind: healthKind, name: "web"}
-	s := &source{serving: c, last: &gateway.Snapshot{Endpoints: map[string]*gateway.Endpoints{"web": {}}}, answers: map[query][]string{q: {"web"}}}
+	s := &source{serving: c, last: &gateway.Snapshot{Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {}})}, answers: map[query][]string{q: {"web"}}}
 	news := map[query]fact{q: {value: &gateway.Endpoints{}}}
 	if s.patch(news) != nil {
 		t.Error("a certificate that is new is not looked at")

@@ -11,8 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
 )
+
+// snapshots compares snapshots and what is in them.
+var snapshots = cmp.Options{cmp.AllowUnexported(gateway.Layer{}), orderedcmp.Entries[*gateway.Endpoints]()}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 

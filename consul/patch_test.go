@@ -2,9 +2,10 @@ package consul
 
 import (
 	"fmt"
-	"reflect"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/usherproxy/usher/gateway"
 )
@@ -102,16 +103,16 @@ func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
 	s := newTold(t, 5)
 	news := instanceAt(1)
 	s.tell(s.health(3), fact{value: news})
-	if next := s.patch(s.lease.take()); next == nil || next.Endpoints[service(3).Name] != news {
+	if next := s.patch(s.lease.take()); next == nil || next.Endpoints.Get(service(3).Name) != news {
 		t.Fatal("the instances of a service changed, and everything is looked at")
 	}
 	s.tell(s.health(3), fact{value: news})
 	s.step(time.Now())
 	last := s.snapshots[len(s.snapshots)-1]
-	if whole := s.build().snapshot; !reflect.DeepEqual(whole, last) {
-		t.Errorf("handed on %+v, everything says %+v", last, whole)
+	if diff := cmp.Diff(s.build().snapshot, last, snapshots); diff != "" {
+		t.Errorf("everything says -, handed on +:\n%s", diff)
 	}
-	if first := s.snapshots[0]; first.Endpoints[service(3).Name] == news {
+	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
 		t.Error("the snapshot before was modified")
 	}
 }

@@ -96,7 +96,6 @@ func (s *source) patch(news map[query]fact) *gateway.Snapshot {
 		return nil
 	}
 	next := *s.last
-	next.Endpoints = maps.Clone(s.last.Endpoints)
 	for q, f := range news {
 		e, _ := f.value.(*gateway.Endpoints)
 		targets := s.answers[q]
@@ -104,7 +103,7 @@ func (s *source) patch(news map[query]fact) *gateway.Snapshot {
 			return nil
 		}
 		for _, id := range targets {
-			next.Endpoints[id] = e
+			next.Endpoints = next.Endpoints.With(id, e)
 		}
 	}
 	return &next
@@ -161,7 +160,7 @@ func same(a, b *gateway.Snapshot) bool {
 		reflect.DeepEqual(a.Defaults, b.Defaults) &&
 		slices.EqualFunc(a.Services, b.Services, sameService) &&
 		maps.Equal(a.Chains, b.Chains) &&
-		maps.Equal(a.Endpoints, b.Endpoints) &&
+		a.Endpoints.Equal(b.Endpoints) &&
 		maps.Equal(a.MeshGateways, b.MeshGateways) &&
 		maps.Equal(a.Peers, b.Peers) &&
 		slices.Equal(a.Instances, b.Instances) &&

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 func instanceOf(gateway string) reply {
@@ -101,14 +102,14 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 				ID: "web", Service: "web", Datacenter: "dc1", Subset: gateway.Subset{OnlyPassing: true}, ConnectTimeout: 5 * second, Name: "web.internal",
 			}},
 		}},
-		Endpoints: map[string]*gateway.Endpoints{"web": {Endpoints: []gateway.Endpoint{
+		Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {Endpoints: []gateway.Endpoint{
 			{NodeDatacenter: "dc1", NodeAddress: "10.0.0.1", Port: 1, Peer: &gateway.PeerMeta{SNI: []string{"sni"}, SpiffeID: []string{"id"}, Protocol: "tcp"}},
 			{
 				NodeDatacenter: "dc1", NodeAddress: "10.0.0.2", NodeWANAddress: "192.0.2.2", Port: 2,
 				Status: gateway.Critical, Weights: gateway.Weights{Passing: 1, Warning: 2},
 			},
 			{NodeDatacenter: "dc1", NodeAddress: "10.0.0.1", Address: "10.0.0.9", Port: 1, Status: gateway.Warning},
-		}}},
+		}}}),
 		Mesh:     &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
 		Roots:    &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
 		Leaf:     &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
@@ -125,7 +126,7 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 		},
 	}
 	got := start(t, c.watcher(t), "gateway").next(t, anyOne)
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(gateway.Layer{})); diff != "" {
+	if diff := cmp.Diff(want, got, snapshots); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -148,14 +149,14 @@ func TestWhatDidNotChangeKeepsItsPointer(t *testing.T) {
 	c.set("/v1/health/connect/api", sidecar(9, "critical"))
 	after := w.next(t, anyOne)
 	api, web := gateway.ServiceName{Name: "api"}, gateway.ServiceName{Name: "web"}
-	if after.Endpoints["api"] == before.Endpoints["api"] || after.Endpoints["api"].Endpoints[0].Status != gateway.Critical {
-		t.Errorf("the endpoints of api are %+v", after.Endpoints["api"])
+	if after.Endpoints.Get("api") == before.Endpoints.Get("api") || after.Endpoints.Get("api").Endpoints[0].Status != gateway.Critical {
+		t.Errorf("the endpoints of api are %+v", after.Endpoints.Get("api"))
 	}
 	for name, same := range map[string]bool{
 		"entry": after.Entry == before.Entry, "roots": after.Roots == before.Roots, "leaf": after.Leaf == before.Leaf,
 		"instance": after.Instances[0] == before.Instances[0],
 		"chains":   after.Chains[api] == before.Chains[api] && after.Chains[web] == before.Chains[web],
-		"web":      after.Endpoints["web"] == before.Endpoints["web"],
+		"web":      after.Endpoints.Get("web") == before.Endpoints.Get("web"),
 	} {
 		if !same {
 			t.Errorf("%s has another pointer", name)
@@ -166,7 +167,7 @@ func TestWhatDidNotChangeKeepsItsPointer(t *testing.T) {
 	c.set("/v1/config/ingress-gateway", reply{body: strings.Replace(entryOf("web", "api").body, "[{", `[{"Name": "other"}, {`, 1)})
 	c.waitLearned(t, "/v1/config/ingress-gateway")
 	c.set("/v1/health/connect/web", sidecar(8, "passing"))
-	if last := w.next(t, anyOne); last.Endpoints["web"].Endpoints[0].Port != 8 || last.Entry != before.Entry {
+	if last := w.next(t, anyOne); last.Endpoints.Get("web").Endpoints[0].Port != 8 || last.Entry != before.Entry {
 		t.Errorf("another gateway's entry made a snapshot: %+v", last)
 	}
 }
@@ -189,7 +190,7 @@ func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
 	c.set("/v1/health/connect/api", sidecar(1, "passing"))
 	s := w.next(t, anyOne)
 	wantServices(t, s, "api", "web")
-	if len(s.Chains) != 2 || len(s.Endpoints["api"].Endpoints) != 1 {
+	if len(s.Chains) != 2 || len(s.Endpoints.Get("api").Endpoints) != 1 {
 		t.Errorf("handed on half: chains %v, endpoints %v", s.Chains, s.Endpoints)
 	}
 
@@ -199,7 +200,7 @@ func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
 	c.set(rowsPath, rowsOf("web"))
 	s = w.next(t, anyOne)
 	wantServices(t, s, "web")
-	if len(s.Chains) != 1 || len(s.Endpoints) != 1 || len(s.Entry.Listeners[0].Services) != 1 {
+	if len(s.Chains) != 1 || s.Endpoints.Len() != 1 || len(s.Entry.Listeners[0].Services) != 1 {
 		t.Errorf("something is left of it: chains %v, endpoints %v, entry %+v", s.Chains, s.Endpoints, s.Entry)
 	}
 }
@@ -211,7 +212,7 @@ func TestADeletedEntryIsAGatewayWithoutListeners(t *testing.T) {
 	c.set("/v1/config/ingress-gateway", reply{body: "[]"})
 	c.set(rowsPath, reply{body: "[]"})
 	s := w.next(t, func(s *gateway.Snapshot) bool { return s.Entry == nil })
-	if len(s.Services)+len(s.Chains)+len(s.Endpoints) != 0 || s.Leaf != nil {
+	if len(s.Services)+len(s.Chains)+s.Endpoints.Len() != 0 || s.Leaf != nil {
 		t.Errorf("something is left: %+v", s)
 	}
 }
@@ -222,7 +223,7 @@ func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 	c.set("/v1/health/connect/secret", reply{status: http.StatusForbidden, body: "Permission denied"})
 	w := start(t, c.watcher(t), "gateway")
 	s := w.next(t, anyOne)
-	if s.Endpoints["web"] == nil || s.Endpoints["secret"] != nil {
+	if s.Endpoints.Get("web") == nil || s.Endpoints.Get("secret") != nil {
 		t.Errorf("endpoints %v, want those of web alone", s.Endpoints)
 	}
 	s = w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
@@ -230,7 +231,7 @@ func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 		t.Errorf("problem %q", p)
 	}
 	c.set("/v1/health/connect/secret", sidecar(1, "passing"))
-	s = w.next(t, func(s *gateway.Snapshot) bool { return s.Endpoints["secret"] != nil })
+	s = w.next(t, func(s *gateway.Snapshot) bool { return s.Endpoints.Get("secret") != nil })
 	if len(s.Problems) > 0 {
 		t.Errorf("the problem stays: %v", s.Problems)
 	}
@@ -243,7 +244,7 @@ func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
 	w := NewWatcher(c.client(t, &journal{}), WatcherOptions{Hold: 50 * time.Millisecond})
 	begin := time.Now()
 	s := start(t, w, "gateway").next(t, anyOne)
-	if s.Endpoints["web"] == nil || s.Endpoints["silent"] != nil {
+	if s.Endpoints.Get("web") == nil || s.Endpoints.Get("silent") != nil {
 		t.Errorf("endpoints %v, want those of web alone", s.Endpoints)
 	}
 	if took := time.Since(begin); took < 50*time.Millisecond {
@@ -285,7 +286,7 @@ func TestALeaderlessServerTakesNothingAway(t *testing.T) {
 	c.waitLearned(t, rowsPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web")
 	c.set("/v1/connect/ca/roots", roots("next"))
 	s := w.next(t, anyOne)
-	if s.Roots.TrustDomain != "next.consul" || s.Entry == nil || len(s.Services) != 1 || len(s.Instances) != 1 || len(s.Endpoints["web"].Endpoints) != 1 {
+	if s.Roots.TrustDomain != "next.consul" || s.Entry == nil || len(s.Services) != 1 || len(s.Instances) != 1 || len(s.Endpoints.Get("web").Endpoints) != 1 {
 		t.Errorf("snapshot %+v, want all of before and new roots", s)
 	}
 }

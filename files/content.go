@@ -150,7 +150,6 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 		ID:         gateway.ID{Name: name},
 		Datacenter: b.datacenter,
 		Chains:     map[gateway.ServiceName]*gateway.Chain{},
-		Endpoints:  map[string]*gateway.Endpoints{},
 		Plain:      true,
 		Defaults:   b.defaults,
 		Instances:  b.gatewayInstances(name, before.Instances),
@@ -286,7 +285,7 @@ func (r *rows) row(s gateway.Service, at place) {
 	r.snapshot.Services = append(r.snapshot.Services, s)
 	r.snapshot.Chains[s.Service] = r.chains[s.Service]
 	id := targetID(s.Service.Name, r.datacenter)
-	r.snapshot.Endpoints[id] = r.endpoints[id]
+	r.snapshot.Endpoints = r.snapshot.Endpoints.With(id, r.endpoints[id])
 }
 
 func (r *rows) problem(at place, format string, args ...any) {

@@ -11,12 +11,13 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // snapshots compares snapshots and what is in them; nil and empty are equal.
-var snapshots = cmp.Options{cmp.AllowUnexported(gateway.Layer{}), cmpopts.EquateEmpty()}
+var snapshots = cmp.Options{cmp.AllowUnexported(gateway.Layer{}), orderedcmp.Entries[*gateway.Endpoints](), cmpopts.EquateEmpty()}
 
 // tree is the content of a directory: names of files and their text.
 type tree map[string]string

@@ -245,13 +245,13 @@ func TestUnchangedPartsKeepTheirPointers(t *testing.T) {
 	f.write("web.hcl", strings.Replace(staticServer, "10.1.0.7", "10.1.0.8", 1))
 	const target = "static-server.default.default.dc1"
 	after := f.until("the new address", func(s *gateway.Snapshot) bool {
-		return s.Endpoints[target].Endpoints[0].Address == "10.1.0.8"
+		return s.Endpoints.Get(target).Endpoints[0].Address == "10.1.0.8"
 	})
 	web := gateway.ServiceName{Name: "static-server"}
 	if before.Entry != after.Entry || before.Chains[web] != after.Chains[web] || before.Instances[0] != after.Instances[0] {
 		t.Error("a part that did not change has another pointer")
 	}
-	if before.Endpoints[target].Endpoints[0].Address != "10.1.0.7" {
+	if before.Endpoints.Get(target).Endpoints[0].Address != "10.1.0.7" {
 		t.Error("a snapshot was changed after it was put")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 func TestLabsCustomResourcesGiveTheGateway(t *testing.T) {
@@ -41,9 +42,9 @@ func TestLabsCustomResourcesGiveTheGateway(t *testing.T) {
 				Name: "static-server.default.dc1.internal.files.consul",
 			}},
 		}},
-		Endpoints: map[string]*gateway.Endpoints{"static-server.default.default.dc1": {Endpoints: []gateway.Endpoint{{
+		Endpoints: ordered.From(map[string]*gateway.Endpoints{"static-server.default.default.dc1": {Endpoints: []gateway.Endpoint{{
 			NodeDatacenter: "dc1", Address: "10.1.0.7", Port: 8080, Weights: gateway.Weights{Passing: 1, Warning: 1},
-		}}}},
+		}}}}),
 		Plain:     true,
 		Defaults:  quiet,
 		Instances: []*gateway.Instance{{ServiceID: "ingress-gateway", AccessLogs: gateway.AccessLogs{Enabled: true}}},
@@ -151,7 +152,7 @@ services { name = "db" address = "10.1.0.3" port = 5432 }`,
 		return snapshotOf(t, "gw", files)
 	}
 	want := with("gw.hcl", richSnake)
-	if len(want.Problems) > 0 || len(want.Services) != 2 || len(want.Endpoints["api.default.default.dc1"].Endpoints) != 2 {
+	if len(want.Problems) > 0 || len(want.Services) != 2 || len(want.Endpoints.Get("api.default.default.dc1").Endpoints) != 2 {
 		t.Fatalf("the HCL gives %d services, problems %v", len(want.Services), want.Problems)
 	}
 	check := want.Entry.Listeners[0].Services[0].PassiveHealthCheck
@@ -168,7 +169,7 @@ services { name = "db" address = "10.1.0.3" port = 5432 }`,
 func TestServiceDefinitionsInHCLAndJSONAreEqual(t *testing.T) {
 	gw := `kind = "ingress-gateway" name = "gw" listeners { port = 80 services { name = "web" } }`
 	want := snapshotOf(t, "gw", tree{"gw.hcl": gw, "web.hcl": `services = [{ name = "web" address = "::1" port = "81" }]`})
-	if got := want.Endpoints["web.default.default.dc1"].Endpoints[0]; got.Address != "::1" || got.Port != 81 {
+	if got := want.Endpoints.Get("web.default.default.dc1").Endpoints[0]; got.Address != "::1" || got.Port != 81 {
 		t.Fatalf("endpoint is %+v", got)
 	}
 	for name, text := range map[string]string{

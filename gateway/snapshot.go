@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"strconv"
 	"time"
+
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 // ID names an ingress gateway: the name its instances are registered under.
@@ -51,7 +53,7 @@ type Snapshot struct {
 	// Endpoints holds the instances of every chain target that was answered,
 	// by Target.ID. An answered target without instances is present and empty;
 	// one that was not answered yet is absent.
-	Endpoints map[string]*Endpoints
+	Endpoints ordered.Map[*Endpoints]
 	// MeshGateways holds, by Locality, the mesh gateways that traffic to another
 	// datacenter or partition goes through.
 	MeshGateways map[string]*Endpoints

@@ -1,17 +1,21 @@
 package listeners
 
 import (
+	"iter"
+	"maps"
+	"slices"
+
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
-// assignments are the load assignments of a shape's legs, in their order. They
-// are immutable.
+// assignments are the load assignments of a shape's legs. They are immutable.
 type assignments struct {
-	made      []*assignment
-	endpoints []*endpointv3.ClusterLoadAssignment // those that are known
-	problems  []gateway.Problem
+	made      ordered.Map[*assignment]                       // of every leg, by its cluster
+	endpoints ordered.Map[*endpointv3.ClusterLoadAssignment] // those that are known, by their clusters
+	troubled  ordered.Map[*assignment]                       // those with problems, by their clusters
 }
 
 // assignment is what became of a key.
@@ -21,39 +25,95 @@ type assignment struct {
 	problems []gateway.Problem
 }
 
-// next gives the assignments of a newer snapshot. One whose key is the same is
-// not made again. The legs are in the order of their clusters, so one pass over
-// both finds it.
-func (last assignments) next(s *gateway.Snapshot, legs []leg) assignments {
-	now := assignments{made: make([]*assignment, len(legs))}
-	changed := len(legs) != len(last.made)
-	old := last.made
-	for i, l := range legs {
-		key := assignmentKeyOf(s, l)
-		for len(old) > 0 && old[0].key.cluster < key.cluster {
-			old = old[1:]
-		}
-		if len(old) > 0 && old[0].key == key {
-			now.made[i] = old[0]
-			continue
-		}
-		now.made[i] = newAssignment(key)
-		changed = true
-	}
-	if !changed {
-		return last
-	}
-	for _, a := range now.made {
-		if a.message != nil {
-			now.endpoints = append(now.endpoints, a.message)
-		}
-		now.problems = append(now.problems, a.problems...)
-	}
-	return now
+// legs are clusters with instances behind them, no two of one name.
+type legs struct {
+	all      []leg
+	byTarget map[string][]leg // by the target's ID
 }
 
-func newAssignment(k assignmentKey) *assignment {
-	a := &assignment{key: k}
-	a.message, a.problems = loadAssignment(k)
+// legsOf gives the legs. Of two of one name the first counts.
+func legsOf(list []leg) legs {
+	l := legs{byTarget: make(map[string][]leg, len(list))}
+	seen := make(map[string]bool, len(list))
+	for _, leg := range list {
+		if seen[leg.cluster] {
+			continue
+		}
+		seen[leg.cluster] = true
+		l.all = append(l.all, leg)
+		l.byTarget[leg.target.ID] = append(l.byTarget[leg.target.ID], leg)
+	}
+	return l
+}
+
+// between gives the legs whose instances are others in now than in before.
+func (l legs) between(before, now *gateway.Snapshot) iter.Seq[leg] {
+	if !maps.Equal(before.MeshGateways, now.MeshGateways) {
+		return slices.Values(l.all)
+	}
+	return func(yield func(leg) bool) {
+		for id := range now.Endpoints.Since(before.Endpoints) {
+			for _, leg := range l.byTarget[id] {
+				if !yield(leg) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// assign makes the assignments of all legs. One whose key is the same as in last
+// is not made again.
+func assign(s *gateway.Snapshot, legs []leg, last assignments) assignments {
+	all := make([]*assignment, len(legs))
+	var known []*endpointv3.ClusterLoadAssignment
+	var troubled []*assignment
+	for i, l := range legs {
+		all[i] = last.of(assignmentKeyOf(s, l))
+		if all[i].message != nil {
+			known = append(known, all[i].message)
+		}
+		if len(all[i].problems) > 0 {
+			troubled = append(troubled, all[i])
+		}
+	}
+	byCluster := func(a *assignment) string { return a.key.cluster }
+	return assignments{
+		made:      ordered.By(all, byCluster).Or(last.made),
+		endpoints: ordered.By(known, (*endpointv3.ClusterLoadAssignment).GetClusterName).Or(last.endpoints),
+		troubled:  ordered.By(troubled, byCluster).Or(last.troubled),
+	}
+}
+
+// next gives the assignments of a newer snapshot that has the same legs, some of
+// which have other instances.
+func (a assignments) next(s *gateway.Snapshot, changed iter.Seq[leg]) assignments {
+	for l := range changed {
+		made := a.of(assignmentKeyOf(s, l))
+		a.made = a.made.With(l.cluster, made)
+		a.endpoints = a.endpoints.With(l.cluster, made.message)
+		if len(made.problems) > 0 {
+			a.troubled = a.troubled.With(l.cluster, made)
+		} else {
+			a.troubled = a.troubled.Without(l.cluster)
+		}
+	}
 	return a
+}
+
+// of gives the assignment of a key.
+func (a assignments) of(k assignmentKey) *assignment {
+	if made := a.made.Get(k.cluster); made != nil && made.key == k {
+		return made
+	}
+	message, problems := loadAssignment(k)
+	return &assignment{key: k, message: message, problems: problems}
+}
+
+func (a assignments) problems() []gateway.Problem {
+	var out []gateway.Problem
+	for t := range a.troubled.Values() {
+		out = append(out, t.problems...)
+	}
+	return out
 }

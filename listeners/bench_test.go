@@ -29,8 +29,7 @@ func BenchmarkCompileChange(b *testing.B) {
 		id, row := "service-0007.default.default.dc1", s.Services[7].Service
 		b.Run(fmt.Sprintf("endpoint of %d", n), func(b *testing.B) {
 			benchmarkChange(b, s, func(next *gateway.Snapshot) {
-				next.Endpoints = maps.Clone(next.Endpoints)
-				next.Endpoints[id] = &gateway.Endpoints{Endpoints: s.Endpoints[id].Endpoints}
+				next.Endpoints = next.Endpoints.With(id, &gateway.Endpoints{Endpoints: s.Endpoints.Get(id).Endpoints})
 			})
 		})
 		b.Run(fmt.Sprintf("chain of %d", n), func(b *testing.B) {
@@ -64,7 +63,7 @@ func manyServices(b testing.TB, n int) *gateway.Snapshot {
 		b.Fatal(err)
 	}
 	row := s.Services[0]
-	chain, endpoints := s.Chains[row.Service], s.Endpoints[row.Service.Name+".default.default.dc1"]
+	chain, endpoints := s.Chains[row.Service], s.Endpoints.Get(row.Service.Name+".default.default.dc1")
 	s.Services = nil
 	s.Entry.Listeners[0].Services = []gateway.ListenerService{{Name: "*"}}
 	for i := range n {
@@ -82,7 +81,7 @@ func manyServices(b testing.TB, n int) *gateway.Snapshot {
 		full := name + ".default.dc1.internal." + s.Roots.TrustDomain
 		own.Targets = map[string]*gateway.Target{id: {ID: id, Service: name, Datacenter: "dc1", Name: full, SNI: full}}
 		s.Chains[row.Service] = &own
-		s.Endpoints[id] = endpoints
+		s.Endpoints = s.Endpoints.With(id, endpoints)
 	}
 	return s
 }

@@ -102,7 +102,7 @@ func (g *group) add(s *gateway.Snapshot, l leg) {
 			g.unknown = append(g.unknown, l.target.Peer)
 			return
 		}
-		if l.peer = peerMeta(s.Endpoints[l.target.ID]); l.peer == nil {
+		if l.peer = peerMeta(s.Endpoints.Get(l.target.ID)); l.peer == nil {
 			return
 		}
 	}
@@ -126,7 +126,7 @@ func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 		return "", nil
 	}
 	parts := []string{t.Service, tenant(t.Namespace), t.Peer, "external"}
-	if domain := cmp.Or(roots.TrustDomain, trustDomainOf(peerMeta(s.Endpoints[t.ID]))); domain != "" {
+	if domain := cmp.Or(roots.TrustDomain, trustDomainOf(peerMeta(s.Endpoints.Get(t.ID)))); domain != "" {
 		parts = append(parts, domain)
 	}
 	return strings.Join(parts, "."), nil

@@ -15,7 +15,6 @@
 package listeners
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 	"unicode"
@@ -27,21 +26,21 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
-// Resources are what one Envoy of a gateway gets. Each slice is sorted by name
-// and has no name twice.
+// Resources are what one Envoy of a gateway gets, by their names.
 type Resources struct {
-	Listeners []*listenerv3.Listener
-	Routes    []*routev3.RouteConfiguration
-	Clusters  []*clusterv3.Cluster
-	Endpoints []*endpointv3.ClusterLoadAssignment
-	Secrets   []*tlsv3.Secret
+	Listeners ordered.Map[*listenerv3.Listener]
+	Routes    ordered.Map[*routev3.RouteConfiguration]
+	Clusters  ordered.Map[*clusterv3.Cluster]
+	Endpoints ordered.Map[*endpointv3.ClusterLoadAssignment]
+	Secrets   ordered.Map[*tlsv3.Secret]
 
 	// WithheldListeners names, in order, the listeners that the gateway should
 	// have and that could not be built. Envoy must keep the last good ones, and
 	// with them the routes, clusters, endpoints and secrets that those use, even
-	// where the slices above no longer have them.
+	// where the maps above no longer have them.
 	WithheldListeners []string
 	// Problems says what an operator has to mend, in addition to the snapshot's
 	// own problems.
@@ -78,8 +77,13 @@ func problemsOf(lists ...[]gateway.Problem) []gateway.Problem {
 	return out
 }
 
-func byName[T interface{ GetName() string }](a, b T) int {
-	return cmp.Compare(a.GetName(), b.GetName())
+// named gives messages by their names. Where two have the same name the first
+// one counts.
+func named[M interface {
+	comparable
+	GetName() string
+}](list []M) ordered.Map[M] {
+	return ordered.By(list, M.GetName)
 }
 
 func oneLine(s string) string {

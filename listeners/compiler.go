@@ -4,7 +4,7 @@ import "github.com/usherproxy/usher/gateway"
 
 // Compiler compiles the snapshots of one gateway, one after the other, and makes
 // anew only what a change has touched: a part that did not change is the same
-// message as before, and where nothing of a kind changed it is the same slice.
+// message as before, and where nothing of a kind changed it is the same map.
 // For that, what did not change in a snapshot must have kept its pointer. The
 // zero value is ready. A Compiler belongs to one goroutine.
 type Compiler struct {
@@ -32,7 +32,7 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		Clusters:          shape.clusters,
 		Endpoints:         shape.assignments.endpoints,
 		Secrets:           shape.secrets,
-		Problems:          problemsOf(sockets.problems, shape.problems, shape.assignments.problems),
+		Problems:          problemsOf(sockets.problems, shape.problems, shape.assignments.problems()),
 	}
 }
 

@@ -3,16 +3,32 @@ package listeners
 import (
 	"maps"
 	"math/rand/v2"
-	"reflect"
 	"slices"
 	"testing"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/golden"
+	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
 )
+
+// resourcesEqual lets go-cmp compare resources message by message.
+var resourcesEqual = cmp.Options{
+	protocmp.Transform(),
+	orderedcmp.Entries[*listenerv3.Listener](),
+	orderedcmp.Entries[*routev3.RouteConfiguration](),
+	orderedcmp.Entries[*clusterv3.Cluster](),
+	orderedcmp.Entries[*endpointv3.ClusterLoadAssignment](),
+	orderedcmp.Entries[*tlsv3.Secret](),
+}
 
 // Whatever a Compiler has compiled before, it gives what Compile gives.
 func TestCompilerGivesWhatCompileGives(t *testing.T) {
@@ -32,7 +48,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 			s = changed(rnd, s, cases)
 			for _, in := range s.Instances {
 				e := []gateway.Envoy{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
-				if diff := cmp.Diff(Compile(s, in, e), c.Compile(s, in, e), protocmp.Transform()); diff != "" {
+				if diff := cmp.Diff(Compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
 					t.Fatalf("seed %d: as Compile -, the Compiler +:\n%s", seed, diff)
 				}
 			}
@@ -47,7 +63,7 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 	case 0:
 		return other
 	case 1, 2, 3:
-		next.Endpoints = withoutOne(rnd, s.Endpoints)
+		next.Endpoints = ordered.From(withoutOne(rnd, maps.Collect(s.Endpoints.All())))
 	case 4:
 		next.Chains = withoutOne(rnd, s.Chains)
 	case 5:
@@ -87,28 +103,22 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 	var c Compiler
 	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
 	next := *s
-	next.Endpoints = maps.Clone(s.Endpoints)
 	id := "service-0007.default.default.dc1"
-	next.Endpoints[id] = &gateway.Endpoints{Endpoints: slices.Clone(s.Endpoints[id].Endpoints)}
-	next.Endpoints[id].Endpoints[0].Port++
+	next.Endpoints = next.Endpoints.With(id, &gateway.Endpoints{Endpoints: slices.Clone(s.Endpoints.Get(id).Endpoints)})
+	next.Endpoints.Get(id).Endpoints[0].Port++
 	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
 
 	for name, kept := range map[string]bool{
-		"listeners": identical(before.Listeners, after.Listeners),
-		"routes":    identical(before.Routes, after.Routes),
-		"clusters":  identical(before.Clusters, after.Clusters),
-		"secrets":   identical(before.Secrets, after.Secrets),
+		"listeners": before.Listeners == after.Listeners,
+		"routes":    before.Routes == after.Routes,
+		"clusters":  before.Clusters == after.Clusters,
+		"secrets":   before.Secrets == after.Secrets,
 	} {
 		if !kept {
 			t.Errorf("the %s were made anew", name)
 		}
 	}
-	var touched []string
-	for i := range n {
-		if before.Endpoints[i] != after.Endpoints[i] {
-			touched = append(touched, after.Endpoints[i].GetClusterName())
-		}
-	}
+	touched := slices.Collect(after.Endpoints.Since(before.Endpoints))
 	if want := []string{"service-0007.default.dc1.internal." + s.Roots.TrustDomain}; !slices.Equal(touched, want) {
 		t.Errorf("made anew: %q, want %q", touched, want)
 	}
@@ -130,14 +140,9 @@ func TestChangedChainTouchesItsClusters(t *testing.T) {
 	}
 	next.Chains[row] = &chain
 	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
-	touched := 0
-	for i := range before.Clusters {
-		if before.Clusters[i] != after.Clusters[i] {
-			touched++
-		}
-	}
-	if touched != 1 || !identical(before.Endpoints, after.Endpoints) {
-		t.Errorf("%d clusters were made anew, want 1; endpoints kept: %v", touched, identical(before.Endpoints, after.Endpoints))
+	touched := slices.Collect(after.Clusters.Since(before.Clusters))
+	if len(touched) != 1 || before.Endpoints != after.Endpoints {
+		t.Errorf("made anew: the clusters %q, want 1; endpoints kept: %v", touched, before.Endpoints == after.Endpoints)
 	}
 }
 
@@ -148,10 +153,10 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 	s.Instances = append(s.Instances, &other)
 	var c Compiler
 	a, b := c.Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, &other, gateway.Envoy{})
-	if !identical(a.Routes, b.Routes) || !identical(a.Clusters, b.Clusters) || !identical(a.Endpoints, b.Endpoints) {
+	if a.Routes != b.Routes || a.Clusters != b.Clusters || a.Endpoints != b.Endpoints {
 		t.Error("two instances have routes, clusters or endpoints of their own")
 	}
-	if reflect.DeepEqual(a.Listeners, b.Listeners) {
+	if cmp.Equal(a, b, resourcesEqual) {
 		t.Error("two instances with addresses of their own have the same listeners")
 	}
 }
@@ -167,10 +172,9 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	s.Chains[gateway.ServiceName{Name: "db"}].Targets["db.default.default.external.cluster-02"].ID = id
 	var c Compiler
 	before := *s
-	before.Endpoints = maps.Clone(s.Endpoints)
-	delete(before.Endpoints, id)
+	before.Endpoints = before.Endpoints.Without(id)
 	c.Compile(&before, s.Instances[0], gateway.Envoy{})
-	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, s.Instances[0], gateway.Envoy{}), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, s.Instances[0], gateway.Envoy{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
 	}
 }

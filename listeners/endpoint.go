@@ -32,7 +32,7 @@ func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 		cluster:     l.cluster,
 		local:       gateway.Locality(s.Datacenter, l.from),
 		onlyPassing: l.target.Subset.OnlyPassing,
-		instances:   s.Endpoints[l.target.ID],
+		instances:   s.Endpoints.Get(l.target.ID),
 	}
 	if l.target.Peer != "" {
 		// What a peer exports is as it says, and behind its mesh gateways, whose

@@ -14,6 +14,7 @@ import (
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/golden"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 const testdata = "testdata"
@@ -21,8 +22,9 @@ const testdata = "testdata"
 // fixture is the content of a <case>.in.yaml: a whole snapshot, and the
 // releases of Envoy to compile it for, "unknown" when there is none.
 type fixture struct {
-	Envoys []string
-	Chains map[string]*gateway.Chain // by name, in the default namespace and partition
+	Envoys    []string
+	Chains    map[string]*gateway.Chain // by name, in the default namespace and partition
+	Endpoints map[string]*gateway.Endpoints
 	gateway.Snapshot
 }
 
@@ -53,6 +55,7 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 	for name, chain := range f.Chains {
 		f.Snapshot.Chains[gateway.ServiceName{Name: name}] = chain
 	}
+	f.Snapshot.Endpoints = ordered.From(f.Endpoints)
 	var envoys []gateway.Envoy
 	for _, release := range f.Envoys {
 		var e gateway.Envoy
@@ -105,7 +108,7 @@ func document(all []compiled) map[string]any {
 	var shared map[string]any
 	for i, c := range all {
 		own := map[string]any{
-			"listeners":         list(c.resources.Listeners),
+			"listeners":         golden.List(c.resources.Listeners.Values()),
 			"withheldListeners": c.resources.WithheldListeners,
 			"problems":          c.resources.Problems,
 		}
@@ -127,19 +130,11 @@ func document(all []compiled) map[string]any {
 
 func sharedParts(r *Resources) map[string]any {
 	return map[string]any{
-		"routes":    list(r.Routes),
-		"clusters":  list(r.Clusters),
-		"endpoints": list(r.Endpoints),
-		"secrets":   list(r.Secrets),
+		"routes":    golden.List(r.Routes.Values()),
+		"clusters":  golden.List(r.Clusters.Values()),
+		"endpoints": golden.List(r.Endpoints.Values()),
+		"secrets":   golden.List(r.Secrets.Values()),
 	}
-}
-
-func list[T proto.Message](messages []T) []any {
-	out := make([]any, len(messages))
-	for i, m := range messages {
-		out[i] = m
-	}
-	return out
 }
 
 func sameMessages(a, b []any) bool {
@@ -176,14 +171,10 @@ func checkResources(t *testing.T, r *Resources) {
 			t.Errorf("%T: %v", m, err)
 		}
 	}
-	checkNames(t, "listener", names(r.Listeners))
-	checkNames(t, "route configuration", names(r.Routes))
-	checkNames(t, "cluster", names(r.Clusters))
-	checkNames(t, "secret", names(r.Secrets))
 	checkNames(t, "withheld listener", r.WithheldListeners)
-	for _, l := range r.Listeners {
-		if slices.Contains(r.WithheldListeners, l.Name) {
-			t.Errorf("listener %s is withheld and there", l.Name)
+	for name := range r.Listeners.Keys() {
+		if slices.Contains(r.WithheldListeners, name) {
+			t.Errorf("listener %s is withheld and there", name)
 		}
 	}
 	for _, p := range r.Problems {
@@ -191,14 +182,6 @@ func checkResources(t *testing.T, r *Resources) {
 			t.Errorf("problem is not a line with where and what: %q", p)
 		}
 	}
-}
-
-func names[T interface{ GetName() string }](all []T) []string {
-	out := make([]string, len(all))
-	for i, r := range all {
-		out[i] = r.GetName()
-	}
-	return out
 }
 
 // checkNames checks that names are in order and none is there twice.
@@ -213,20 +196,8 @@ func checkNames(t *testing.T, kind string, all []string) {
 
 func allMessages(r *Resources) []message {
 	var out []message
-	for _, m := range r.Listeners {
-		out = append(out, m)
-	}
-	for _, m := range r.Routes {
-		out = append(out, m)
-	}
-	for _, m := range r.Clusters {
-		out = append(out, m)
-	}
-	for _, m := range r.Endpoints {
-		out = append(out, m)
-	}
-	for _, m := range r.Secrets {
-		out = append(out, m)
+	for _, m := range slices.Concat(golden.List(r.Listeners.Values()), golden.List(r.Routes.Values()), golden.List(r.Clusters.Values()), golden.List(r.Endpoints.Values()), golden.List(r.Secrets.Values())) {
+		out = append(out, m.(message))
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"slices"
 	"testing"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -10,12 +11,14 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
 )
 
 func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
 		mode, _ := modeOf(c)
-		for _, l := range c.resources.Listeners {
+		for l := range c.resources.Listeners.Values() {
 			for i, f := range l.ListenerFilters {
 				if f.Name == proxyProtocolName && i != 0 {
 					t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
@@ -31,7 +34,7 @@ func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
 func TestStrictRefusesWhatPermissiveAllows(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
 		mode, _ := modeOf(c)
-		for _, l := range c.resources.Listeners {
+		for l := range c.resources.Listeners.Values() {
 			if f := proxyFilter(t, l); f != nil && f.AllowRequestsWithoutProxyProtocol != (mode == gateway.Permissive) {
 				t.Errorf("%s: plain connections are allowed: %v, with mode %s", l.Name, f.AllowRequestsWithoutProxyProtocol, mode)
 			}
@@ -41,7 +44,7 @@ func TestStrictRefusesWhatPermissiveAllows(t *testing.T) {
 
 func TestASilentClientDoesNotGetPastTheListenerFilters(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
-		for _, l := range c.resources.Listeners {
+		for l := range c.resources.Listeners.Values() {
 			if l.ContinueOnListenerFiltersTimeout {
 				t.Errorf("%s: continue_on_listener_filters_timeout makes strict permissive", l.Name)
 			}
@@ -51,7 +54,7 @@ func TestASilentClientDoesNotGetPastTheListenerFilters(t *testing.T) {
 
 func TestTheClientsAddressIsTheConnectionsWherePROXYProtocolIsOn(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
-		for _, l := range c.resources.Listeners {
+		for l := range c.resources.Listeners.Values() {
 			on := proxyFilter(t, l) != nil
 			for _, hcm := range managers(t, l) {
 				if hcm.GetUseRemoteAddress().GetValue() != on {
@@ -68,8 +71,8 @@ func TestTheClientsAddressIsTheConnectionsWherePROXYProtocolIsOn(t *testing.T) {
 
 func TestNobodyKnowsTheModeSoNoListenerIsBuilt(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
-		if _, known := modeOf(c); !known && len(c.resources.Listeners) > 0 {
-			t.Errorf("there are listeners: %v", c.resources.Listeners)
+		if _, known := modeOf(c); !known && c.resources.Listeners.Len() > 0 {
+			t.Errorf("there are listeners: %v", slices.Collect(c.resources.Listeners.Keys()))
 		}
 	})
 }
@@ -80,7 +83,7 @@ func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
 		byFetch := map[fetchTimeout][]byte{}
 		for _, in := range s.Instances {
 			r := Compile(s, in, envoys[0])
-			r.Listeners = nil
+			r.Listeners = ordered.Map[*listenerv3.Listener]{}
 			got, fetch := encode(t, r), fetchTimeoutOf(in)
 			if want, ok := byFetch[fetch]; ok && string(got) != string(want) {
 				t.Errorf("%s/%s: its routes, clusters, endpoints or secrets differ from another instance's", in.Node, in.ServiceID)
@@ -102,7 +105,7 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 				}
 			}
 		}
-		if diff := cmp.Diff(before, s, cmp.AllowUnexported(gateway.Layer{})); diff != "" {
+		if diff := cmp.Diff(before, s, cmp.AllowUnexported(gateway.Layer{}), orderedcmp.Entries[*gateway.Endpoints]()); diff != "" {
 			t.Errorf("the snapshot was modified:\n%s", diff)
 		}
 	})

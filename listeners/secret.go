@@ -1,7 +1,6 @@
 package listeners
 
 import (
-	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -22,7 +21,7 @@ const (
 // PeerSecret names the root certificates of a cluster peer.
 func PeerSecret(peer string) string { return "usher/peer/" + peer }
 
-// secretsOf gives the secrets that there are.
+// secretsOf gives the secrets that there are, in no order.
 func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
 	var secrets []*tlsv3.Secret
 	for name := range s.Peers {
@@ -39,7 +38,6 @@ func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
 	if s.Serving != nil {
 		secrets = append(secrets, leafSecret(ServingSecret, s.Serving))
 	}
-	slices.SortFunc(secrets, byName[*tlsv3.Secret])
 	return secrets
 }
 

@@ -1,16 +1,15 @@
 package listeners
 
 import (
-	"cmp"
 	"maps"
 	"reflect"
-	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 // shapeKey is everything that a shape depends on beside its snapshot.
@@ -24,10 +23,10 @@ type shapeKey struct {
 type shape struct {
 	env      environment
 	ports    []compiledPort // in ascending order
-	routes   []*routev3.RouteConfiguration
-	clusters []*clusterv3.Cluster
-	secrets  []*tlsv3.Secret
-	legs     []leg    // one for each load assignment, in the order of their names
+	routes   ordered.Map[*routev3.RouteConfiguration]
+	clusters ordered.Map[*clusterv3.Cluster]
+	secrets  ordered.Map[*tlsv3.Secret]
+	legs     legs     // one for each load assignment
 	peers    []string // the IDs of targets in cluster peers
 	problems []gateway.Problem
 
@@ -48,11 +47,12 @@ func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
 	} else if last.holds(s) {
 		now := *last
 		now.env.snapshot = s
-		now.assignments = last.assignments.next(s, now.legs)
+		now.assignments = last.assignments.next(s, last.legs.between(last.env.snapshot, s))
 		return &now
 	}
 	now := newShape(environment{snapshot: s, dialect: k.dialect, fetch: k.fetch}, last.memo.next())
-	now.assignments = last.assignments.next(s, now.legs)
+	now.routes, now.clusters, now.secrets = now.routes.Or(last.routes), now.clusters.Or(last.clusters), now.secrets.Or(last.secrets)
+	now.assignments = assign(s, now.legs.all, last.assignments)
 	return now
 }
 
@@ -70,7 +70,7 @@ func (last *shape) holds(s *gateway.Snapshot) bool {
 // tell how their clusters are called and verified.
 func (last *shape) samePeers(s *gateway.Snapshot) bool {
 	for _, id := range last.peers {
-		if s.Endpoints[id] != last.env.snapshot.Endpoints[id] {
+		if s.Endpoints.Get(id) != last.env.snapshot.Endpoints.Get(id) {
 			return false
 		}
 	}
@@ -103,31 +103,22 @@ func identical[T any](a, b T) bool {
 // counts, and ports come in ascending order: a cluster that two listeners share
 // has the settings of the listener with the lowest port.
 func newShape(env environment, memo clusterMemo) *shape {
-	s := &shape{env: env, secrets: secretsOf(env.snapshot), peers: peersOf(env.snapshot), memo: memo}
-	clusters, legs := map[string]bool{}, map[string]bool{}
+	s := &shape{env: env, secrets: named(secretsOf(env.snapshot)), peers: peersOf(env.snapshot), memo: memo}
+	var routes []*routev3.RouteConfiguration
+	var clusters []*clusterv3.Cluster
+	var legs []leg
 	for _, p := range portsOf(env.snapshot) {
 		parts, err := compilePort(env, p, memo)
 		s.ports = append(s.ports, compiledPort{p, err})
 		if err != nil {
 			continue
 		}
-		s.routes = append(s.routes, parts.routes...)
 		s.problems = append(s.problems, parts.problems...)
-		for _, c := range parts.clusters {
-			if !clusters[c.Name] {
-				clusters[c.Name] = true
-				s.clusters = append(s.clusters, c)
-			}
-		}
-		for _, l := range parts.legs {
-			if !legs[l.cluster] {
-				legs[l.cluster] = true
-				s.legs = append(s.legs, l)
-			}
-		}
+		routes = append(routes, parts.routes...)
+		clusters = append(clusters, parts.clusters...)
+		legs = append(legs, parts.legs...)
 	}
-	slices.SortFunc(s.routes, byName[*routev3.RouteConfiguration])
-	slices.SortFunc(s.clusters, byName[*clusterv3.Cluster])
-	slices.SortFunc(s.legs, func(a, b leg) int { return cmp.Compare(a.cluster, b.cluster) })
+	s.routes, s.clusters = named(routes), named(clusters)
+	s.legs = legsOf(legs)
 	return s
 }

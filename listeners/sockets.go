@@ -7,6 +7,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 // socketsKey tells Envoys apart that have listeners of their own.
@@ -18,7 +19,7 @@ type socketsKey struct {
 // sockets are the listeners of one instance. They are immutable.
 type sockets struct {
 	madeOf    madeOf
-	listeners []*listenerv3.Listener
+	listeners ordered.Map[*listenerv3.Listener]
 	withheld  []string
 	problems  []gateway.Problem
 }
@@ -36,7 +37,6 @@ func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 	for _, p := range shape.ports {
 		now.port(shape.env, inst, p)
 	}
-	slices.SortFunc(now.listeners, byName[*listenerv3.Listener])
 	slices.Sort(now.withheld)
 	return now
 }
@@ -72,7 +72,7 @@ func (s *sockets) port(env environment, inst instance, p compiledPort) {
 			s.problem(p.port, err)
 			continue
 		}
-		s.listeners = append(s.listeners, l)
+		s.listeners = s.listeners.With(l.Name, l)
 	}
 }
 

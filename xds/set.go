@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/usherproxy/usher/internal/ordered"
 )
 
 // Set is everything one kind of Envoy is to have. It is immutable and shared.
@@ -31,7 +33,7 @@ var collectionIDs atomic.Uint64
 
 // Collection is all there is of one type. It is immutable and shared by sets.
 type Collection struct {
-	resources map[string]*Resource
+	resources ordered.Map[*Resource]
 	withheld  map[string]struct{}
 	id        uint64
 
@@ -48,30 +50,27 @@ type Collection struct {
 // what it has, and one that does not gets nothing. Neither argument may be
 // modified afterwards.
 func NewCollection(resources map[string]*Resource, withheld []string) *Collection {
-	return &Collection{resources: resources, withheld: nameSet(withheld), id: collectionIDs.Add(1)}
+	return &Collection{resources: ordered.From(resources), withheld: nameSet(withheld), id: collectionIDs.Add(1)}
 }
 
 // Next gives the collection that comes after c: with other or more resources,
 // without the removed ones, and with other names withheld. It costs what has
-// changed, and a copy of the map. If nothing has changed it is c itself.
+// changed. If nothing has changed it is c itself.
 func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Collection {
 	names := nameSet(withheld)
 	if len(changed)+len(removed) == 0 && maps.Equal(names, c.withheld) {
 		return c
 	}
 	next := &Collection{
-		resources: maps.Clone(c.resources), withheld: names, id: collectionIDs.Add(1),
+		resources: c.resources, withheld: names, id: collectionIDs.Add(1),
 		changedFrom: c.id, changed: noLonger(c.withheld, names),
 	}
-	if next.resources == nil {
-		next.resources = make(map[string]*Resource, len(changed))
-	}
 	for _, r := range changed {
-		next.resources[r.Name()] = r
+		next.resources = next.resources.With(r.Name(), r)
 		next.changed = append(next.changed, r.Name())
 	}
 	for _, name := range removed {
-		delete(next.resources, name)
+		next.resources = next.resources.Without(name)
 		next.changed = append(next.changed, name)
 	}
 	return next
@@ -83,19 +82,19 @@ func (c *Collection) Get(name string) *Resource {
 	if c == nil {
 		return nil
 	}
-	return c.resources[name]
+	return c.resources.Get(name)
 }
 
 // Len is the number of resources.
-func (c *Collection) Len() int { return len(c.resources) }
+func (c *Collection) Len() int { return c.resources.Len() }
 
-// All gives the resources by their names, in no order. A nil collection is an
+// All gives the resources by their names, in order. A nil collection is an
 // empty one.
 func (c *Collection) All() iter.Seq2[string, *Resource] {
 	if c == nil {
-		return func(func(string, *Resource) bool) {}
+		c = &Collection{}
 	}
-	return maps.All(c.resources)
+	return c.resources.All()
 }
 
 // Withheld lists the names that exist but could not be built, in order.
@@ -103,9 +102,8 @@ func (c *Collection) Withheld() []string { return slices.Sorted(maps.Keys(c.with
 
 // Equal says whether an Envoy would get the same from both.
 func (c *Collection) Equal(other *Collection) bool {
-	sameVersion := func(a, b *Resource) bool { return a == b || a.Version() == b.Version() }
 	return c == other || c != nil && other != nil &&
-		maps.Equal(c.withheld, other.withheld) && maps.EqualFunc(c.resources, other.resources, sameVersion)
+		maps.Equal(c.withheld, other.withheld) && len(difference(other, c)) == 0
 }
 
 // since lists the names for which c says something else than old did. Sessions
@@ -127,13 +125,9 @@ func difference(old, current *Collection) []string {
 	// A name that is withheld no longer has to be looked at again: only now
 	// is it known whether it is gone.
 	names := noLonger(old.withheld, current.withheld)
-	for name, r := range current.resources {
-		if before := old.resources[name]; before != r && (before == nil || before.Version() != r.Version()) {
-			names = append(names, name)
-		}
-	}
-	for name := range old.resources {
-		if _, ok := current.resources[name]; !ok {
+	for name := range current.resources.Since(old.resources) {
+		before, now := old.Get(name), current.Get(name)
+		if before == nil || now == nil || before.Version() != now.Version() {
 			names = append(names, name)
 		}
 	}

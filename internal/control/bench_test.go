@@ -3,7 +3,6 @@ package control
 import (
 	"fmt"
 	"log/slog"
-	"maps"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,7 +29,7 @@ func manyServices(n int) *gateway.Snapshot {
 		s.Services = append(s.Services, gateway.Service{Service: id, Port: 8080, Protocol: "http"})
 		s.Entry.Listeners[0].Services = append(s.Entry.Listeners[0].Services, gateway.ListenerService{Name: name})
 		s.Chains[id] = &c
-		s.Endpoints[name] = &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "10.0.0.1", Port: 20000 + i}}}
+		s.Endpoints = s.Endpoints.With(name, &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "10.0.0.1", Port: 20000 + i}}})
 	}
 	return s
 }
@@ -50,8 +49,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				s := *w.snapshot
-				s.Endpoints = maps.Clone(w.snapshot.Endpoints)
-				s.Endpoints["web-0003"] = &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "10.0.0.2", Port: 10000 + i%50000}}}
+				s.Endpoints = s.Endpoints.With("web-0003", &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "10.0.0.2", Port: 10000 + i%50000}}})
 				before := last
 				w.snapshot = &s
 				w.renew()

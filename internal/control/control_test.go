@@ -21,6 +21,7 @@ import (
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/latest"
+	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -132,7 +133,7 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 			Nodes:   map[string]*gateway.ChainNode{"r": {Type: gateway.NodeResolver, Name: "web", Resolver: &gateway.Resolver{Default: true, Target: "t"}}},
 			Targets: map[string]*gateway.Target{"t": {ID: "t", Service: "web", Datacenter: "dc1", Name: "web.default.dc1.internal.x", SNI: "web.default.dc1.internal.x"}},
 		}},
-		Endpoints: map[string]*gateway.Endpoints{"t": {Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "127.0.0.1", Port: 9090}}}},
+		Endpoints: ordered.From(map[string]*gateway.Endpoints{"t": {Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "127.0.0.1", Port: 9090}}}}),
 		Instances: instances,
 	}
 }
@@ -159,7 +160,7 @@ func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 			t.Errorf("an equal snapshot was put as a new set: %d sets", len(e.sets))
 		}
 		changed := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})
-		changed.Endpoints["t"] = &gateway.Endpoints{}
+		changed.Endpoints = changed.Endpoints.With("t", &gateway.Endpoints{})
 		r.give(changed)
 		if len(e.sets) != 2 {
 			t.Fatalf("%d sets after a change, want 2", len(e.sets))

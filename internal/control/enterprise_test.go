@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/gateway"
@@ -57,10 +56,10 @@ func TestEnterprise(t *testing.T) {
 		api.wantAllAsked()
 		r := listeners.Compile(s, s.Instances[0], gateway.Envoy{})
 		return map[string]any{
-			"listeners": listOf(r.Listeners),
-			"routes":    listOf(r.Routes),
-			"clusters":  listOf(r.Clusters),
-			"endpoints": listOf(r.Endpoints),
+			"listeners": golden.List(r.Listeners.Values()),
+			"routes":    golden.List(r.Routes.Values()),
+			"clusters":  golden.List(r.Clusters.Values()),
+			"endpoints": golden.List(r.Endpoints.Values()),
 			"problems":  slices.Concat(s.Problems, r.Problems),
 		}
 	})
@@ -101,14 +100,6 @@ func firstSnapshot(t *testing.T, client *consul.Client, id gateway.ID) *gateway.
 		t.Fatal("no snapshot within 10 s")
 		return nil
 	}
-}
-
-func listOf[T proto.Message](all []T) []any {
-	out := make([]any, len(all))
-	for i, m := range all {
-		out[i] = m
-	}
-	return out
 }
 
 // recording answers as Consul did, and blocks for ever where a question waits

@@ -2,40 +2,43 @@ package control
 
 import (
 	"fmt"
+	"iter"
 	"slices"
-	"sort"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/xds"
 )
 
-// messages are the resources of one type before they are encoded, in the order
-// of their names.
+// messages are the resources of one type before they are encoded, by their
+// names. Two that are == are the same.
 type messages interface {
-	Len() int
-	At(i int) proto.Message
-	// Slice is the address of the first, by which two lists are known to be one.
-	Slice() any
+	// Get gives the message of a name; nil if there is none.
+	Get(name string) proto.Message
+	// Since gives the names of which they say something else than old, which
+	// are of the same type; nil: there was nothing.
+	Since(old messages) iter.Seq[string]
 }
 
-// list makes messages of a slice.
-type list[M proto.Message] []M
+// list makes messages of a map.
+type list[M interface {
+	comparable
+	proto.Message
+}] struct{ ordered.Map[M] }
 
-func (l list[M]) Len() int               { return len(l) }
-func (l list[M]) At(i int) proto.Message { return l[i] }
-
-func (l list[M]) Slice() any {
-	if len(l) == 0 {
-		return nil
+func (l list[M]) Get(name string) proto.Message {
+	var none M
+	if m := l.Map.Get(name); m != none {
+		return m
 	}
-	return &l[0]
+	return nil
 }
 
-// same says whether two lists are one. False says nothing.
-func same(a, b messages) bool {
-	return a.Len() == b.Len() && a.Slice() == b.Slice()
+func (l list[M]) Since(old messages) iter.Seq[string] {
+	before, _ := old.(list[M])
+	return l.Map.Since(before.Map)
 }
 
 // wanted is what is to be made of one type.
@@ -58,7 +61,7 @@ type made struct {
 
 // nothing is what was made before anything was.
 func nothing() *made {
-	return &made{messages: list[proto.Message]{}, collection: xds.NewCollection(nil, nil)}
+	return &made{collection: xds.NewCollection(nil, nil)}
 }
 
 // next makes what is wanted, starting from what there is. Only messages that
@@ -91,7 +94,7 @@ func (m *made) next(w wanted) *made {
 
 // is says whether what is wanted is there already. False says nothing.
 func (m *made) is(w wanted) bool {
-	return same(m.messages, w.messages) && m.plain() && len(w.withheld) == 0
+	return m.messages == w.messages && m.plain() && len(w.withheld) == 0
 }
 
 // plain says that the messages are all there is to it.
@@ -107,33 +110,20 @@ func (m *made) keepsOld() bool {
 }
 
 // encode gives the resources that are new or different, and the names that the
-// last collection has and the messages do not. Both lists of messages are
-// sorted, so one pass over them does it.
+// last collection has and the messages do not.
 func (m *made) encode(t xds.Type, last *made) (changed []*xds.Resource, gone []string) {
-	old, i := last.messages, 0
-	leave := func() {
-		gone = append(gone, xds.NameOf(old.At(i)))
-		i++
-	}
-	for j := range m.messages.Len() {
-		msg := m.messages.At(j)
-		if i < old.Len() && old.At(i) == msg && len(last.invalid) == 0 {
-			i++
-			continue
-		}
-		name := xds.NameOf(msg)
-		for i < old.Len() && xds.NameOf(old.At(i)) < name {
-			leave()
-		}
-		if i < old.Len() && xds.NameOf(old.At(i)) == name {
-			i++
-		}
-		if r := m.resource(t, msg); r != nil && !last.has(r) {
+	for name := range m.messages.Since(last.messages) {
+		msg := m.messages.Get(name)
+		if msg == nil {
+			gone = append(gone, name)
+		} else if r := m.resource(t, msg); r != nil && !last.has(r) {
 			changed = append(changed, r)
 		}
 	}
-	for i < old.Len() {
-		leave()
+	for _, name := range last.invalid {
+		if msg := m.messages.Get(name); msg != nil && msg == last.messages.Get(name) {
+			m.resource(t, msg) // says once more why not
+		}
 	}
 	gone = append(gone, last.kept...)
 	return changed, slices.DeleteFunc(gone, func(name string) bool { return m.wants(name) || last.collection.Get(name) == nil })
@@ -160,8 +150,4 @@ func (m *made) has(r *xds.Resource) bool {
 }
 
 // wants says whether there is a message of that name.
-func (m *made) wants(name string) bool {
-	n := m.messages.Len()
-	i := sort.Search(n, func(i int) bool { return xds.NameOf(m.messages.At(i)) >= name })
-	return i < n && xds.NameOf(m.messages.At(i)) == name
-}
+func (m *made) wants(name string) bool { return m.messages.Get(name) != nil }

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -18,13 +19,12 @@ func TestMadeFollowsWhatIsWanted(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		now, good := nothing(), map[string]string{}
-		var clusters list[*clusterv3.Cluster]
+		var clusters ordered.Map[*clusterv3.Cluster]
 		for range 10 {
 			clusters = randomClusters(rnd, clusters)
-			w := wanted{typ: xds.Cluster, messages: clusters, keep: rnd.IntN(4) == 0}
+			w := wanted{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{clusters}, keep: rnd.IntN(4) == 0}
 			for _, name := range clusterNames {
-				named := func(c *clusterv3.Cluster) bool { return c.Name == name }
-				if !slices.ContainsFunc(clusters, named) && rnd.IntN(4) == 0 {
+				if clusters.Get(name) == nil && rnd.IntN(4) == 0 {
 					w.withheld = append(w.withheld, name)
 				}
 			}
@@ -59,10 +59,8 @@ func expect(t *testing.T, before map[string]string, w wanted) (good map[string]s
 			withheld = append(withheld, name)
 		}
 	}
-	for i := range w.messages.Len() {
-		m := w.messages.At(i)
-		r, err := xds.NewResource(w.typ, m)
-		name := xds.NameOf(m)
+	for name := range w.messages.Since(nil) {
+		r, err := xds.NewResource(w.typ, w.messages.Get(name))
 		switch {
 		case err == nil:
 			good[name] = r.Version()
@@ -80,19 +78,14 @@ var clusterNames = []string{"a", "b", "c", "d", "e"}
 
 // randomClusters keeps some clusters and makes others anew; one without a
 // timeout is valid, one with a timeout of 0 is not.
-func randomClusters(rnd *rand.Rand, before list[*clusterv3.Cluster]) list[*clusterv3.Cluster] {
-	var out list[*clusterv3.Cluster]
+func randomClusters(rnd *rand.Rand, clusters ordered.Map[*clusterv3.Cluster]) ordered.Map[*clusterv3.Cluster] {
 	for _, name := range clusterNames {
-		i := slices.IndexFunc(before, func(c *clusterv3.Cluster) bool { return c.Name == name })
 		switch rnd.IntN(4) {
-		case 0: // gone
+		case 0:
+			clusters = clusters.Without(name)
 		case 1:
-			out = append(out, &clusterv3.Cluster{Name: name, ConnectTimeout: &durationpb.Duration{Seconds: rnd.Int64N(3)}})
-		default:
-			if i >= 0 {
-				out = append(out, before[i])
-			}
+			clusters = clusters.With(name, &clusterv3.Cluster{Name: name, ConnectTimeout: &durationpb.Duration{Seconds: rnd.Int64N(3)}})
 		}
 	}
-	return out
+	return clusters
 }

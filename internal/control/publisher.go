@@ -28,9 +28,9 @@ type publisher struct {
 	snapshot *gateway.Snapshot
 	current  map[kind]result // of this generation
 	last     map[kind]result // the newest of every kind; see forget
-	// shared is what was made in this generation of lists that several kinds
+	// shared is what was made in this generation of messages that several kinds
 	// may have.
-	shared map[sharedKey]*made
+	shared map[messages]*made
 }
 
 // kind is what two Envoys have in common when they get the same set.
@@ -46,17 +46,11 @@ type result struct {
 	problems []gateway.Problem
 }
 
-type sharedKey struct {
-	typ   xds.Type
-	slice any
-	len   int
-}
-
 func (p *publisher) begin(s *gateway.Snapshot) {
 	p.snapshot = s
 	p.forget()
 	p.current = map[kind]result{}
-	p.shared = map[sharedKey]*made{}
+	p.shared = map[messages]*made{}
 	if p.last == nil {
 		p.last = map[kind]result{}
 	}
@@ -160,11 +154,11 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) 
 	var keep bool
 	// Listeners first: one that stays as it was keeps what it leads to.
 	for _, w := range []wanted{
-		{typ: xds.Listener, messages: list[*listenerv3.Listener](res.Listeners), withheld: res.WithheldListeners},
-		{typ: xds.Secret, messages: list[*tlsv3.Secret](res.Secrets)},
-		{typ: xds.Cluster, messages: list[*clusterv3.Cluster](res.Clusters)},
-		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment](res.Endpoints)},
-		{typ: xds.Route, messages: list[*routev3.RouteConfiguration](res.Routes)},
+		{typ: xds.Listener, messages: list[*listenerv3.Listener]{res.Listeners}, withheld: res.WithheldListeners},
+		{typ: xds.Secret, messages: list[*tlsv3.Secret]{res.Secrets}},
+		{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{res.Clusters}},
+		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}},
+		{typ: xds.Route, messages: list[*routev3.RouteConfiguration]{res.Routes}},
 	} {
 		w.keep = keep
 		m := p.make(last.made[w.typ], w)
@@ -178,9 +172,8 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) 
 
 // make makes what is wanted, unless another kind of Envoy has it already.
 func (p *publisher) make(last *made, w wanted) *made {
-	k := sharedKey{w.typ, w.messages.Slice(), w.messages.Len()}
 	plain := len(w.withheld) == 0 && !w.keep
-	if m := p.shared[k]; plain && m != nil {
+	if m := p.shared[w.messages]; plain && m != nil {
 		return m
 	}
 	if last == nil {
@@ -188,7 +181,7 @@ func (p *publisher) make(last *made, w wanted) *made {
 	}
 	m := last.next(w)
 	if m.plain() {
-		p.shared[k] = m
+		p.shared[w.messages] = m
 	}
 	return m
 }

@@ -14,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,6 +53,15 @@ func Run(t *testing.T, dir string, answer func(t *testing.T, in []byte) any) {
 	if err := checkOrphans(dir, *update); err != nil {
 		t.Error(err)
 	}
+}
+
+// List makes a list for a document.
+func List[T any](all iter.Seq[T]) []any {
+	list := []any{}
+	for v := range all {
+		list = append(list, v)
+	}
+	return list
 }
 
 // Cases gives the names of the cases in dir; having none is a failure.

@@ -1,0 +1,15 @@
+// Package orderedcmp lets go-cmp look into ordered Maps.
+package orderedcmp
+
+import (
+	"maps"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/internal/ordered"
+)
+
+// Entries compares Maps of V by what go-cmp thinks of their entries.
+func Entries[V comparable]() cmp.Option {
+	return cmp.Transformer("Entries", func(m ordered.Map[V]) map[string]V { return maps.Collect(m.All()) })
+}
