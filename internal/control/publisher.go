@@ -26,8 +26,10 @@ type publisher struct {
 	metrics  *Metrics
 	compiler listeners.Compiler
 	snapshot *gateway.Snapshot
-	current  map[kind]result // of this generation
-	last     map[kind]result // the newest of every kind; see forget
+	// instances are those of the snapshot, by their service IDs.
+	instances map[string][]*gateway.Instance
+	current   map[kind]result // of this generation
+	last      map[kind]result // the newest of every kind; see register
 	// shared is what was made in this generation of messages that several kinds
 	// may have.
 	shared map[messages]*made
@@ -47,8 +49,10 @@ type result struct {
 }
 
 func (p *publisher) begin(s *gateway.Snapshot) {
+	if p.snapshot == nil || !slices.Equal(p.snapshot.Instances, s.Instances) {
+		p.register(s.Instances)
+	}
 	p.snapshot = s
-	p.forget()
 	p.current = map[kind]result{}
 	p.shared = map[messages]*made{}
 	if p.last == nil {
@@ -56,12 +60,14 @@ func (p *publisher) begin(s *gateway.Snapshot) {
 	}
 }
 
-// forget drops what kinds had that nobody has asked for since the generation
-// before, and whose instance is no longer registered: instances come and go, and
-// each has a whole set.
-func (p *publisher) forget() {
+// register takes over the instances, and drops what kinds had that nobody has
+// asked for since the generation before, and whose instance is no longer
+// registered: instances come and go, and each has a whole set.
+func (p *publisher) register(instances []*gateway.Instance) {
+	p.instances = map[string][]*gateway.Instance{}
 	registered := map[kind]bool{}
-	for _, in := range p.snapshot.Instances {
+	for _, in := range instances {
+		p.instances[in.ServiceID] = append(p.instances[in.ServiceID], in)
 		registered[kind{node: in.Node, serviceID: in.ServiceID}] = true
 	}
 	for k := range p.last {
@@ -77,8 +83,8 @@ func (p *publisher) forget() {
 // address that it connects from.
 func (p *publisher) candidates(n xds.Node) []*gateway.Instance {
 	var found []*gateway.Instance
-	for _, in := range p.snapshot.Instances {
-		if in.ServiceID == n.ID && (n.Metadata["node_name"] == "" || in.Node == n.Metadata["node_name"]) {
+	for _, in := range p.instances[n.ID] {
+		if n.Metadata["node_name"] == "" || in.Node == n.Metadata["node_name"] {
 			found = append(found, in)
 		}
 	}
