@@ -38,6 +38,7 @@ type Config struct {
 type Client struct {
 	address   address
 	http      *http.Client
+	gate      gate // of the questions that do not block
 	auth      *url.Userinfo
 	tokens    *tokens
 	namespace string // for what is asked without one
@@ -78,6 +79,7 @@ func NewClient(c Config) (*Client, error) {
 	return &Client{
 		address:   a,
 		http:      newHTTPClient(a, tlsConfig),
+		gate:      newGate(),
 		auth:      env.auth(),
 		tokens:    tokens,
 		namespace: env(api.HTTPNamespaceEnvName),

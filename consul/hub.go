@@ -180,6 +180,7 @@ type lease struct {
 	wake chan struct{} // of capacity 1: something that is needed has changed
 	held map[query]*holding
 	turn uint64
+	open map[query]bool // held, and not answered yet when it was needed last
 	news map[query]fact // what changed since it was taken; guarded by hub.mu
 }
 
@@ -189,7 +190,7 @@ type holding struct {
 }
 
 func (h *hub) lease() *lease {
-	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}, news: map[query]fact{}}
+	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}, open: map[query]bool{}, news: map[query]fact{}}
 }
 
 // rouse wakes the lease's owner. Anybody may call it.
@@ -209,7 +210,13 @@ func (l *lease) need(q query) fact {
 		l.held[q] = h
 	}
 	h.turn = l.turn
-	return l.hub.known(h.watch)
+	f := l.hub.known(h.watch)
+	if f.value == nil && f.err == nil {
+		l.open[q] = true
+	} else {
+		delete(l.open, q)
+	}
+	return f
 }
 
 // take gives the facts that changed since it was called last.
@@ -230,6 +237,7 @@ func (l *lease) sweep() {
 			continue
 		}
 		delete(l.held, q)
+		delete(l.open, q)
 		if l.hub.release(h.watch, l) {
 			ended = append(ended, h.watch)
 		}

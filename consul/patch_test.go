@@ -2,6 +2,7 @@ package consul
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -138,6 +139,47 @@ func TestOtherChangesAreLookedAtWhole(t *testing.T) {
 				t.Error("only instances were looked at")
 			}
 		})
+	}
+}
+
+// While a gateway's first answers come in, they are gathered; the last of them,
+// and whatever is no first answer, is looked at right away.
+func TestFirstAnswersAreGathered(t *testing.T) {
+	s := newTold(t, 3)
+	more := &rows{services: slices.Clone(s.last.Services)}
+	for i := range 3 {
+		more.services = append(more.services, gateway.Service{Service: service(10 + i), Port: 8080, Protocol: "http"})
+	}
+	listeners := []gateway.Listener{{Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{Name: "*"}}}}
+	wildcard := &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge", Listeners: listeners}}}
+	now := time.Now()
+	s.tell(query{kind: entriesKind, namespace: defaultScope, partition: defaultScope}, fact{value: wildcard})
+	s.tell(query{kind: rowsKind, name: "edge", namespace: defaultScope, partition: defaultScope}, fact{value: more})
+	s.step(now) // asks for three chains
+	for _, step := range []struct {
+		what   string
+		tell   query
+		value  any
+		after  time.Duration
+		looked bool
+	}{
+		{"one chain of three", chainOf(service(10)), chain(service(10).Name), time.Millisecond, false},
+		{"instances that are not the first", s.health(1), instanceAt(1), time.Millisecond, true},
+		{"another chain", chainOf(service(11)), chain(service(11).Name), time.Millisecond, false},
+		{"the instances behind the first chain", s.health(10), instanceAt(1), time.Millisecond, false},
+		{"the last one", chainOf(service(12)), chain(service(12).Name), time.Millisecond, true},
+		{"instances, much later", s.health(11), instanceAt(1), gatherTime, true},
+	} {
+		now = now.Add(step.after)
+		before := s.built
+		s.tell(step.tell, fact{value: step.value})
+		again := s.step(now)
+		if looked := s.built != before; looked != step.looked {
+			t.Errorf("%s: everything was looked at: %v, want %v", step.what, looked, step.looked)
+		}
+		if !step.looked && again > gatherTime {
+			t.Errorf("%s: looked at after %s at the latest", step.what, again)
+		}
 	}
 }
 

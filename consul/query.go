@@ -110,6 +110,12 @@ func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.D
 	if index > 0 {
 		// Consul adds up to a sixteenth of its own.
 		timeout += wait + wait/16
+	} else {
+		leave, err := c.gate.enter(ctx)
+		if err != nil {
+			return answer{}, err
+		}
+		defer leave()
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
 	defer cancel()

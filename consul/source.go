@@ -38,7 +38,8 @@ type source struct {
 	unsettled map[string]time.Time
 	// waiting is since when something else is missing; zero when nothing is.
 	waiting time.Time
-	told    string // what the log was last told to be missing
+	told    string    // what the log was last told to be missing
+	built   time.Time // when all facts were last looked at
 }
 
 // run builds a snapshot whenever a fact changes, or when it has waited long
@@ -62,10 +63,15 @@ const idle = time.Hour
 // step makes a snapshot of the facts and hands it on if it is complete and new.
 // It says when to try again at the latest.
 func (s *source) step(now time.Time) time.Duration {
-	if next := s.patch(s.lease.take()); next != nil {
+	news := s.lease.take()
+	if next := s.patch(news); next != nil {
 		s.hand(next)
 		return s.merging(now)
 	}
+	if left := s.gather(now, news); left > 0 {
+		return left
+	}
+	s.built = now
 	b := s.build()
 	s.lease.sweep()
 	s.answers = b.answers()
@@ -80,6 +86,25 @@ func (s *source) step(now time.Time) time.Duration {
 		s.hand(b.keep(s.last))
 	}
 	return s.merging(now)
+}
+
+// gatherTime is how long first answers are gathered before they are looked at,
+// while there are more to come.
+const gatherTime = 50 * time.Millisecond
+
+// gather says how long to wait for more first answers. A gateway begins with
+// one for each of its services, and one look costs as much as there are
+// services. Whatever else is new is looked at right away.
+func (s *source) gather(now time.Time, news map[query]fact) time.Duration {
+	first := true
+	for q := range news {
+		first = first && s.lease.open[q]
+		delete(s.lease.open, q)
+	}
+	if !first || len(news) == 0 || len(s.lease.open) == 0 {
+		return 0
+	}
+	return gatherTime - now.Sub(s.built)
 }
 
 func (s *source) hand(next *gateway.Snapshot) {
