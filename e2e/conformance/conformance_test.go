@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
 // settleDeadline is how long Consul, and then Usher, may take to settle.
@@ -150,13 +148,11 @@ func (s *suite) run(t *testing.T, c testCase) {
 	if err := s.consul.load(c); err != nil {
 		t.Fatal(err)
 	}
-	want, err := s.askConsul(t)
+	want, stopOwn, err := s.askConsul(t, c.Nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := len(want[resource.ListenerType]) == 0; got != c.Nothing {
-		t.Errorf("Consul gives %d listeners: the case does not show what it is about", len(want[resource.ListenerType]))
-	}
+	defer stopOwn()
 	fresh, stop := connect(t, s.usher)
 	defer stop()
 	cold, stopCold := connect(t, startUsher(t, s.consul, s.ip, coldPort))
@@ -169,7 +165,7 @@ func (s *suite) run(t *testing.T, c testCase) {
 		return
 	}
 	s.equal++
-	for _, byName := range want {
+	for _, byName := range want.resources {
 		s.resources += len(byName)
 	}
 }
@@ -181,7 +177,10 @@ func (s *suite) refuses(t *testing.T, c testCase, says string) {
 	s.consul.clear(t)
 	err := s.consul.load(c)
 	if err == nil {
-		_, err = s.askConsul(t)
+		var stop func()
+		if _, stop, err = s.askConsul(t, false); err == nil {
+			stop()
+		}
 	}
 	if err == nil || !strings.Contains(err.Error(), says) {
 		t.Errorf("Consul %s: %v, want it to refuse the case with %q", s.ref.version, err, says)
@@ -190,37 +189,8 @@ func (s *suite) refuses(t *testing.T, c testCase, says string) {
 	t.Logf("not taken: %s", says)
 }
 
-// askConsul gives what an Envoy gets from Consul.
-func (s *suite) askConsul(t *testing.T) (resources, error) {
-	t.Helper()
-	e, stop := connect(t, s.consul.grpc)
-	defer stop()
-	r, err := s.settledWith(e)
-	if err != nil {
-		return nil, fmt.Errorf("consul: %w", err)
-	}
-	return r, nil
-}
-
-// settled waits until an Envoy has everything that its resources refer to.
-func settled(e *envoy) (resources, error) {
-	last := view{missing: "any answer"}
-	timeout := time.NewTimer(settleDeadline)
-	defer timeout.Stop()
-	for {
-		select {
-		case last = <-e.views:
-			if last.missing == "" {
-				return last.resources, nil
-			}
-		case <-timeout.C:
-			return nil, fmt.Errorf("not settled within %v: missing: %s", settleDeadline, last.missing)
-		}
-	}
-}
-
 // expect waits until an Envoy has the resources.
-func (s *suite) expect(t *testing.T, who string, e *envoy, want resources) {
+func (s *suite) expect(t *testing.T, who string, e *envoy, want *original) {
 	t.Helper()
 	used, err := s.awaitEqual(e, want, settleDeadline)
 	if err != nil {
@@ -232,16 +202,21 @@ func (s *suite) expect(t *testing.T, who string, e *envoy, want resources) {
 
 // awaitEqual waits until an Envoy has the resources, and gives the allowances
 // that this needed; the error says in what they differ at the deadline.
-func (s *suite) awaitEqual(e *envoy, want resources, deadline time.Duration) (map[allowance]bool, error) {
-	problem := errors.New("it got nothing")
+func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (map[allowance]bool, error) {
+	has := view{missing: "any answer"}
 	timeout := time.NewTimer(deadline)
 	defer timeout.Stop()
 	for {
+		used := map[allowance]bool{}
+		problem := has.check(want.resources, s.ref.version, used)
+		if problem == nil {
+			return used, nil
+		}
 		select {
-		case v := <-e.views:
-			used := map[allowance]bool{}
-			if problem = v.check(want, s.ref.version, used); problem == nil {
-				return used, nil
+		case has = <-e.views:
+		case v := <-want.views:
+			if err := want.take(v); err != nil {
+				return nil, err
 			}
 		case <-timeout.C:
 			return nil, problem

@@ -59,11 +59,11 @@ func (s *suite) everything(t *testing.T, addr string) resources {
 	t.Helper()
 	e, stop := connect(t, addr)
 	defer stop()
-	r, err := settled(e)
+	v, err := settled(e, nothingElse)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r
+	return v.resources
 }
 
 // addresses lists the addresses in all load assignments.

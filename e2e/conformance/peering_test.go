@@ -71,10 +71,11 @@ func TestClusterPeerGetsNewRoots(t *testing.T) {
 		}
 		return err
 	})
-	want, err := s.askConsul(t)
+	want, stop, err := s.askConsul(t, false)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer stop()
 	s.expect(t, "the Envoy that stays", s.follower, want)
 }
 

@@ -47,10 +47,11 @@ func (s *suite) differs(t *testing.T, c testCase) bool {
 	if err := s.consul.load(c); err != nil {
 		return false
 	}
-	want, err := s.askConsul(t)
+	want, stopOwn, err := s.askConsul(t, c.Nothing)
 	if err != nil {
 		return false
 	}
+	defer stopOwn()
 	fresh, stop := connect(t, s.usher)
 	defer stop()
 	_, err = s.awaitEqual(fresh, want, shrinkSettle)
