@@ -258,9 +258,10 @@ func (p *place[V]) step() {
 	}
 }
 
-// skips passes both over a block that they share.
+// skips passes both over the rest of a block that they share. Walking in the
+// order of the keys, they come to it at the same time.
 func (p *place[V]) skips(other *place[V]) bool {
-	if p.end() || other.end() || p.i != other.i || p.blocks[0] != other.blocks[0] {
+	if p.end() || other.end() || p.blocks[0] != other.blocks[0] {
 		return false
 	}
 	p.blocks, other.blocks = p.blocks[1:], other.blocks[1:]
