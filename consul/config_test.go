@@ -92,29 +92,3 @@ func TestAProxyConfigThatCannotBeDecodedIsAProblem(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
-
-func TestWhatIsInheritedIsNotAnInstancesOwn(t *testing.T) {
-	for name, test := range map[string]struct{ merged, inherited, own string }{
-		"nothing":                  {`null`, `null`, `null`},
-		"nothing inherited":        {`{"a": 1}`, `null`, `{"a": 1}`},
-		"all inherited":            {`{"a": {"b": "c"}}`, `{"a": {"b": "c"}}`, `null`},
-		"another value":            {`{"a": {"b": "own"}}`, `{"a": {"b": "c"}}`, `{"a": {"b": "own"}}`},
-		"one key of two":           {`{"a": {"b": "c", "d": "own"}}`, `{"a": {"b": "c", "d": "e"}}`, `{"a": {"d": "own"}}`},
-		"a key more":               {`{"a": {"b": "c", "d": "own"}}`, `{"a": {"b": "c"}}`, `{"a": {"d": "own"}}`},
-		"inherited list of one":    {`{"a": {"b": "c"}}`, `[{"a": [{"b": "c"}]}]`, `null`},
-		"own list of one":          {`{"a": [{"b": "own"}]}`, `{"a": {"b": "c"}}`, `{"a": {"b": "own"}}`},
-		"equal lists":              {`{"a": ["x", "y"]}`, `{"a": ["x", "y"]}`, `null`},
-		"another list":             {`{"a": ["x", "y"]}`, `{"a": ["x"]}`, `{"a": ["x", "y"]}`},
-		"inherited, and malformed": {`"strict"`, `"strict"`, `null`},
-		"own, and malformed":       {`"strict"`, `{"a": 1}`, `"strict"`},
-		"not merged yet":           {`null`, `{"a": 1}`, `null`},
-		"another type":             {`{"a": "1"}`, `{"a": 1}`, `{"a": "1"}`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got := subtract(decoded(t, test.merged), decoded(t, test.inherited))
-			if diff := cmp.Diff(decoded(t, test.own), got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
-}

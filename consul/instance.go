@@ -114,7 +114,7 @@ type wrong struct {
 func (r *registration) instance(before gateway.Layer, inherited any) (*gateway.Instance, wrong) {
 	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
-	own, inOwn := before.Next(where, subtract(r.Service.Proxy.Config[gateway.Key], inherited))
+	own, inOwn := before.Next(where, gateway.Own(r.Service.Proxy.Config[gateway.Key], inherited))
 	return &gateway.Instance{
 		Node:            r.Node.Node,
 		ServiceID:       r.Service.ID,

@@ -3,6 +3,7 @@ package consul
 import (
 	"fmt"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -329,17 +330,17 @@ func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
 	w := c.watcher(t)
 	run(t, w.Run)
 	first := start(t, w, "gateway")
-	first.next(t, func(s *gateway.Snapshot) bool { return s.Defaults == says(gateway.Strict) })
+	first.next(t, func(s *gateway.Snapshot) bool { return reflect.DeepEqual(s.Defaults, says(gateway.Strict)) })
 
 	c.set("/v1/config/proxy-defaults", mode("stict"))
 	s := first.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
-	if s.Defaults != says(gateway.Strict) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
+	if !reflect.DeepEqual(s.Defaults, says(gateway.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
 		t.Errorf("settings %+v, problems %v", s.Defaults, s.Problems)
 	}
 
 	// The last Envoy goes away and comes back.
 	first.stop()
-	if s := start(t, w, "gateway").next(t, anyOne); s.Defaults != says(gateway.Strict) {
+	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.Defaults, says(gateway.Strict)) {
 		t.Errorf("settings %+v, want the last good ones", s.Defaults)
 	}
 }

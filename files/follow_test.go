@@ -226,7 +226,7 @@ func TestBadSettingsHoldNothingElseBack(t *testing.T) {
 	}
 	f.write("gw.hcl", gw(81))
 	moved := f.until("port 81", func(s *gateway.Snapshot) bool { return cmp.Equal(portsOf(s), []int{81}) })
-	if s, known := moved.SettingsOf(moved.Instances[0]); !known || s.ProxyProtocol.Mode != gateway.Strict {
+	if s, known := moved.PolicyOf(moved.Instances[0], 0); !known || s.ProxyProtocol.Mode != gateway.Strict {
 		t.Errorf("mode %q, known %v; want the last good one, strict", s.ProxyProtocol.Mode, known)
 	}
 	f.write("proxy.hcl", defaults("permissive"))

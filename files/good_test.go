@@ -281,7 +281,7 @@ service { kind = "ingress-gateway" name = "gw" id = "gw-1" }`,
 	}
 	for _, in := range got.Instances {
 		want := map[string]gateway.Mode{"gw-1": gateway.Permissive, "gw-2": gateway.Strict}[in.ServiceID]
-		if s, known := got.SettingsOf(in); !known || s.ProxyProtocol.Mode != want {
+		if s, known := got.PolicyOf(in, 0); !known || s.ProxyProtocol.Mode != want {
 			t.Errorf("%s: mode %q, known %v; want %q", in.ServiceID, s.ProxyProtocol.Mode, known, want)
 		}
 	}

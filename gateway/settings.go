@@ -1,10 +1,8 @@
 package gateway
 
 import (
-	"fmt"
-	"maps"
+	"net/netip"
 	"slices"
-	"strings"
 )
 
 // Key is the key of Usher's settings inside an opaque config of Consul's
@@ -14,29 +12,118 @@ const Key = "usher"
 // Settings are Usher's own settings as one source says them. The zero value
 // says nothing, and leaves every setting to a more general source.
 type Settings struct {
+	Policy
+	// Listeners holds, by port, what the source says of single listeners.
+	Listeners map[int]Policy
+}
+
+// Policy says for one listener who may tell who the client is, and who is told.
+// What may stand in each field, and what it means, is in the table of settings
+// (schema), from which docs/settings.md is written. In what a source says, the
+// zero value of a field says nothing; no other zero value has a meaning,
+// because Consul's merge of proxy-defaults into a registration loses them.
+type Policy struct {
 	ProxyProtocol ProxyProtocol
+	ClientAddress ClientAddress
 }
 
 // ProxyProtocol is the policy towards PROXY protocol headers
-// (https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt) on a gateway's
-// listeners.
+// (https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt).
 type ProxyProtocol struct {
-	Mode Mode // "" says nothing
+	Mode     Mode
+	Versions []Version // sorted
+	// TrustedCIDRs are the peers whose headers are believed, masked, and
+	// without IPv4 addresses mapped into IPv6.
+	TrustedCIDRs []netip.Prefix
+	// TLVs are not nil where a source says that there are none.
+	TLVs              []TLV
+	Upstream          Upstream
+	ServerSpeaksFirst Answer
+}
+
+// ClientAddress is the policy towards the headers with which those in front of
+// the gateway tell who the client is.
+type ClientAddress struct {
+	XFF            XFF
+	TrustedHops    Hops
+	ForwardedProto ForwardedProto
 }
 
 // Mode says which connections a listener takes.
 type Mode string
 
-// The modes. No setting's zero value carries a meaning of its own: Consul's
-// merge of proxy-defaults into a registration loses zero values.
+// The modes.
 const (
 	Off        Mode = "off"        // Consul's own listener: no header is looked for
-	Permissive Mode = "permissive" // with a header of version 1 or 2, or without one
-	Strict     Mode = "strict"     // with a header of version 1 or 2, and nothing else
+	Permissive Mode = "permissive" // with a header or without one
+	Strict     Mode = "strict"     // with a header, and nothing else
 )
 
-// modes lists the allowed values in the order that messages print them.
-var modes = []Mode{Off, Permissive, Strict}
+// Version is a version of the PROXY protocol.
+type Version string
+
+// The versions.
+const (
+	V1 Version = "v1" // a line of text
+	V2 Version = "v2" // binary, with TLVs
+)
+
+// Upstream is the version of the PROXY header that a tcp service gets.
+type Upstream string
+
+// What a tcp service gets.
+const (
+	UpstreamNone Upstream = "none"
+	UpstreamV1   Upstream = "v1"
+	UpstreamV2   Upstream = "v2"
+)
+
+// Answer is yes or no.
+type Answer string
+
+// The answers.
+const (
+	Yes Answer = "yes"
+	No  Answer = "no"
+)
+
+// XFF says what becomes of the request's X-Forwarded-For.
+type XFF string
+
+// What becomes of X-Forwarded-For.
+const (
+	XFFDefault   XFF = "default"   // append where PROXY protocol is on, else as Consul has it
+	XFFAppend    XFF = "append"    // the client's address is put behind what there is
+	XFFOverwrite XFF = "overwrite" // the client's address is all there is
+)
+
+// Hops is a number of proxies in front of the gateway; NoHops says that there
+// are none.
+type Hops int
+
+// NoHops is the word "none".
+const NoHops Hops = -1
+
+// Count gives the number of proxies.
+func (h Hops) Count() uint32 { return uint32(max(0, h)) }
+
+// ForwardedProto says where X-Forwarded-Proto comes from.
+type ForwardedProto struct {
+	By ProtoSource
+	// HTTPSPorts are the ports that clients reach with https; of ProtoByPort.
+	HTTPSPorts []uint32
+}
+
+// ProtoSource is what X-Forwarded-Proto follows from.
+type ProtoSource string
+
+// The sources of X-Forwarded-Proto.
+const (
+	ProtoDefault      ProtoSource = "default"    // trust where there are trusted hops, else connection
+	ProtoByConnection ProtoSource = "connection" // TLS or none, on the connection to the gateway
+	ProtoTrust        ProtoSource = "trust"      // what the request says
+	ProtoByPort       ProtoSource = "ports"      // the port that the client connected to
+)
 
 // Layer is one source of settings with its memory: a bad source counts with
 // its last good content. The zero value is a source that says nothing.
@@ -65,132 +152,35 @@ func (l Layer) Next(where string, raw any) (Layer, []Problem) {
 	}
 }
 
-// Resolve gives the settings that apply when the layers are laid over each
-// other, the most general first. known is false where a layer that would
-// decide is Unknown. The result has no unset setting: what nobody says is off.
-func Resolve(layers ...Layer) (s Settings, known bool) {
-	for _, l := range slices.Backward(layers) {
-		if l.Unknown {
-			return Settings{}, false
+// Resolve gives the policy of the listener on a port when the layers are laid
+// over each other, the most general first. Each setting is taken from the most
+// special layer that says it of this listener, or else from the most special
+// one that says it of all listeners; what nobody says has its initial value.
+//
+// known is false where a layer is Unknown: it may say of this listener what no
+// other layer can overrule.
+func Resolve(port int, layers ...Layer) (p Policy, known bool) {
+	var said []*Policy // the most special first
+	for i := range slices.Backward(layers) {
+		if layers[i].Unknown {
+			return Policy{}, false
 		}
-		if l.Settings.ProxyProtocol.Mode != "" {
-			return l.Settings, true
-		}
-	}
-	return Settings{ProxyProtocol: ProxyProtocol{Mode: Off}}, true
-}
-
-// SettingsOf gives the settings that apply to an instance of the gateway:
-// proxy-defaults, then its registration, then the operator's config file.
-func (s *Snapshot) SettingsOf(in *Instance) (Settings, bool) {
-	return Resolve(s.Defaults, in.Own, s.Operator)
-}
-
-// DecodeSettings decodes the value of the key "usher" strictly: an unknown
-// key, a wrong type or a value that is not allowed is a problem. A list of one
-// element may stand for its element, as Consul's HCL decoding makes of a
-// block. A nil value says nothing and is fine.
-func DecodeSettings(where string, raw any) (Settings, []Problem) {
-	d := decoder{}
-	var s Settings
-	for key, v := range d.object(where+": "+Key, raw, "proxy_protocol") {
-		s.ProxyProtocol = d.proxyProtocol(where+": "+Key+"."+key, v)
-	}
-	if len(d.problems) > 0 {
-		return Settings{}, d.problems
-	}
-	return s, nil
-}
-
-// decoder walks decoded JSON or HCL and collects what is wrong with it.
-type decoder struct {
-	problems []Problem
-}
-
-func (d *decoder) proxyProtocol(where string, raw any) ProxyProtocol {
-	var p ProxyProtocol
-	for key, v := range d.object(where, raw, "mode") {
-		p.Mode = d.mode(where+"."+key, v)
-	}
-	return p
-}
-
-func (d *decoder) mode(where string, raw any) Mode {
-	s, ok := single(raw).(string)
-	if m := Mode(s); ok && slices.Contains(modes, m) {
-		return m
-	}
-	d.problem(where, fmt.Sprintf("%s is not allowed; use one of %s", describe(raw), quoted(modes)))
-	return ""
-}
-
-// object gives the members of raw that are allowed; each other one is a
-// problem. Nil gives none.
-func (d *decoder) object(where string, raw any, allowed ...string) map[string]any {
-	raw = single(raw)
-	if raw == nil {
-		return nil
-	}
-	m, ok := raw.(map[string]any)
-	if !ok {
-		d.problem(where, fmt.Sprintf("%s is not allowed; use an object with the keys %s", describe(raw), quoted(allowed)))
-		return nil
-	}
-	known := map[string]any{}
-	for _, key := range slices.Sorted(maps.Keys(m)) {
-		if !slices.Contains(allowed, key) {
-			d.problem(where+"."+key, "this key is unknown; remove it or use one of "+quoted(allowed))
-			continue
-		}
-		known[key] = m[key]
-	}
-	return known
-}
-
-func (d *decoder) problem(where, what string) {
-	d.problems = append(d.problems, Problem{Where: where, What: what})
-}
-
-// single gives the element of a list of one, and anything else as it is.
-func single(raw any) any {
-	switch v := raw.(type) {
-	case []any:
-		if len(v) == 1 {
-			return single(v[0])
-		}
-	case []map[string]any:
-		if len(v) == 1 {
-			return v[0]
+		if own, ok := layers[i].Settings.Listeners[port]; ok {
+			said = append(said, &own)
 		}
 	}
-	return raw
+	for i := range slices.Backward(layers) {
+		said = append(said, &layers[i].Settings.Policy)
+	}
+	for _, s := range schema {
+		s.resolve(&p, said)
+	}
+	return p, true
 }
 
-// describe names a value in a problem: the value itself when it is short and
-// printable on one line, else its kind.
-func describe(raw any) string {
-	switch v := raw.(type) {
-	case string:
-		if len(v) <= 64 {
-			return fmt.Sprintf("%q", v)
-		}
-		return fmt.Sprintf("a string of %d bytes", len(v))
-	case bool, int, int64, float64:
-		return fmt.Sprint(v)
-	case []any, []map[string]any:
-		return "a list"
-	case map[string]any:
-		return "an object"
-	case nil:
-		return "null"
-	}
-	return fmt.Sprintf("a value of type %T", raw)
-}
-
-func quoted[S ~string](words []S) string {
-	out := make([]string, len(words))
-	for i, w := range words {
-		out[i] = fmt.Sprintf("%q", string(w))
-	}
-	return strings.Join(out, ", ")
+// PolicyOf gives the policy of the listener that an instance of the gateway has
+// on a port: the server's own settings, proxy-defaults, the registration and the
+// operator's block for this gateway are its layers.
+func (s *Snapshot) PolicyOf(in *Instance, port int) (Policy, bool) {
+	return Resolve(port, s.Server, s.Defaults, in.Own, s.Operator)
 }

@@ -72,10 +72,10 @@ type Snapshot struct {
 	// no certificate (file mode). Roots, Leaf and Serving are nil then.
 	Plain bool
 
-	// Defaults is what proxy-defaults says of Usher's own settings.
-	Defaults Layer
-	// Operator is what the operator's own config file says for this gateway.
-	Operator Layer
+	// Server is what the operator's own config file says for every gateway,
+	// Defaults what proxy-defaults says, and Operator what the file says for this
+	// gateway alone.
+	Server, Defaults, Operator Layer
 
 	// Instances are the registered instances, sorted by Node and ServiceID.
 	Instances []*Instance

@@ -9,6 +9,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -16,17 +17,41 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// accessLogs are the logs of an instance's listeners. The zero value logs
-// nothing.
+// accessLogs are the logs of a listener. The zero value logs nothing.
 type accessLogs struct {
-	listener []*accesslogv3.AccessLog // of connections that found no filter chain
-	filter   []*accesslogv3.AccessLog // of requests, or of connections on tcp
+	listener  []*accesslogv3.AccessLog // of connections that found no filter chain
+	filter    []*accesslogv3.AccessLog // of requests, or of connections on tcp
+	untrusted []*accesslogv3.AccessLog // the same, of peers whose headers are not believed
+}
+
+// of gives the logs of the filter chains for some peers.
+func (l accessLogs) of(who peers) []*accesslogv3.AccessLog {
+	if who == untrusted {
+		return l.untrusted
+	}
+	return l.filter
 }
 
 // accessLogKey is everything that the access logs follow from.
 type accessLogKey struct {
 	settings gateway.AccessLogs
-	proxied  bool // the listeners take PROXY headers
+	told     bool          // somebody in front of the gateway says who the client is
+	proxied  bool          // with PROXY headers
+	limited  bool          // and not everybody's are believed
+	tlvs     []gateway.TLV // that are told
+	dialect  dialect
+}
+
+func accessLogKeyOf(l listening) accessLogKey {
+	proxied := l.policy.ProxyProtocol.On()
+	return accessLogKey{
+		settings: l.in.registered.AccessLogs,
+		told:     proxied || l.policy.ClientAddress.On(),
+		proxied:  proxied,
+		limited:  proxied && !l.policy.ProxyProtocol.BelievesAll(),
+		tlvs:     l.tlvs(),
+		dialect:  l.env.dialect,
+	}
 }
 
 // accessLogsOf makes the access logs. A log that cannot be made is a problem
@@ -35,35 +60,83 @@ func accessLogsOf(k accessLogKey) (accessLogs, []gateway.Problem) {
 	if !k.settings.Enabled {
 		return accessLogs{}, nil
 	}
-	sink, err := logSink(k)
+	logs, err := k.logs()
 	if err != nil {
 		return accessLogs{}, []gateway.Problem{{
 			Where: "config entry proxy-defaults/global: AccessLogs",
 			What:  err.Error() + "; until this is mended nothing is logged",
 		}}
 	}
-	logs := accessLogs{filter: []*accesslogv3.AccessLog{{
-		Name:       "Consul Listener Filter Log",
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: sink},
-	}}}
-	if !k.settings.DisableListenerLogs {
-		logs.listener = []*accesslogv3.AccessLog{{
-			Name: "Consul Listener Log",
-			Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
-				ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"NR"}},
-			}},
-			ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: sink},
-		}}
+	return logs, nil
+}
+
+func (k accessLogKey) logs() (accessLogs, error) {
+	format, err := logFormat(k)
+	if err != nil {
+		return accessLogs{}, err
+	}
+	sink, err := logSink(k.settings, format)
+	if err != nil {
+		return accessLogs{}, err
+	}
+	// A log line of a peer that is not believed has the peer's own address, under
+	// whatever name the format asks for the client's.
+	own, err := logSink(k.settings, ownAddresses(format, k.dialect))
+	if err != nil {
+		return accessLogs{}, err
+	}
+	const filterLog = "Consul Listener Filter Log"
+	logs := accessLogs{filter: logTo(filterLog, sink, nil)}
+	if k.limited {
+		logs.untrusted = logTo(filterLog, own, nil)
+		sink = own
+	}
+	if k.settings.DisableListenerLogs {
+		return logs, nil
+	}
+	logs.listener = logTo("Consul Listener Log", sink, foundNoChain())
+	if k.proxied && k.dialect.expressions {
+		rejected, err := wasRejected()
+		if err != nil {
+			return accessLogs{}, err
+		}
+		logs.listener = append(logs.listener, logTo("Usher Listener Log", own, rejected)...)
 	}
 	return logs, nil
 }
 
-func logSink(k accessLogKey) (*anypb.Any, error) {
-	format, err := logFormat(k)
+func logTo(name string, sink *anypb.Any, filter *accesslogv3.AccessLogFilter) []*accesslogv3.AccessLog {
+	return []*accesslogv3.AccessLog{{
+		Name:       name,
+		Filter:     filter,
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: sink},
+	}}
+}
+
+// foundNoChain selects the connections that no filter chain is for.
+func foundNoChain() *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"NR"}},
+	}}
+}
+
+// wasRejected selects the connections that the PROXY filter has closed: those
+// that have no filter chain, and no flag that says why.
+func wasRejected() (*accesslogv3.AccessLogFilter, error) {
+	expression, err := pack(&celv3.ExpressionFilter{Expression: "xds.filter_chain_name == '' && response.flags == 0"})
 	if err != nil {
 		return nil, err
 	}
-	switch k.settings.Type {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
+		ExtensionFilter: &accesslogv3.ExtensionFilter{
+			Name:       "envoy.access_loggers.extension_filters.cel",
+			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: expression},
+		},
+	}}, nil
+}
+
+func logSink(settings gateway.AccessLogs, format *corev3.SubstitutionFormatString) (*anypb.Any, error) {
+	switch settings.Type {
 	case "", "stdout":
 		return pack(&streamlogv3.StdoutAccessLog{
 			AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format},
@@ -74,11 +147,11 @@ func logSink(k accessLogKey) (*anypb.Any, error) {
 		})
 	case "file":
 		return pack(&filelogv3.FileAccessLog{
-			Path:            k.settings.Path,
+			Path:            settings.Path,
 			AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format},
 		})
 	}
-	return nil, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.settings.Type)
+	return nil, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", settings.Type)
 }
 
 func logFormat(k accessLogKey) (*corev3.SubstitutionFormatString, error) {
@@ -88,7 +161,7 @@ func logFormat(k accessLogKey) (*corev3.SubstitutionFormatString, error) {
 	case k.settings.TextFormat != "":
 		return textFormat(k.settings.TextFormat), nil
 	}
-	return defaultFormat(k.proxied)
+	return defaultFormat(k)
 }
 
 func textFormat(text string) *corev3.SubstitutionFormatString {
@@ -148,13 +221,19 @@ var defaultFields = map[string]any{
 	"x_forwarded_for":                   "%REQ(X-FORWARDED-FOR)%",
 }
 
-// defaultFormat gives the default format. Where PROXY headers say who the
-// client is, it also has the peer of the connection: the balancer, or whoever
-// claims to be one.
-func defaultFormat(proxied bool) (*corev3.SubstitutionFormatString, error) {
+// directAddressField is the key of whoever connected.
+const directAddressField = "downstream_direct_remote_address"
+
+// defaultFormat gives the default format. Where somebody in front of the gateway
+// says who the client is, it also has the peer of the connection: the balancer,
+// or whoever claims to be one.
+func defaultFormat(k accessLogKey) (*corev3.SubstitutionFormatString, error) {
 	fields := maps.Clone(defaultFields)
-	if proxied {
-		fields["downstream_direct_remote_address"] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
+	if k.told {
+		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
+	}
+	for _, tlv := range k.tlvs {
+		fields[tlv.Name] = tlvOperator(tlv)
 	}
 	return objectFormat(fields)
 }

@@ -56,11 +56,15 @@ func listenerName(p port, address string) string {
 	return head + ":" + net.JoinHostPort(address, strconv.Itoa(p.number))
 }
 
-// listenerNames gives the names of a port's listeners on all addresses.
+// listenerNames gives the names of a port's listeners: one for each address, and
+// that of the relay which a tcp port may have.
 func listenerNames(in instance, p port) []string {
 	var names []string
 	for _, a := range in.addresses {
 		names = append(names, listenerName(p, a))
+	}
+	if !p.http() {
+		names = append(names, relayName(p))
 	}
 	return names
 }

@@ -29,7 +29,7 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		Listeners:         sockets.listeners,
 		WithheldListeners: sockets.withheld,
 		Routes:            shape.routes,
-		Clusters:          shape.clusters,
+		Clusters:          sockets.clusters,
 		Endpoints:         shape.assignments.endpoints,
 		Secrets:           shape.secrets,
 		Problems:          problemsOf(sockets.problems, shape.problems, shape.assignments.problems()),

@@ -22,28 +22,28 @@ import (
 // httpChains makes the filter chains of an http, http2 or grpc listener: one
 // for each service with a certificate of its own, chosen by server name, and
 // one for all other services.
-func httpChains(env environment, in instance, p port) (chainSet, error) {
+func httpChains(l listening, who peers) (chainSet, error) {
 	var set chainSet
-	for i := range p.listener.Services {
-		svc := &p.listener.Services[i]
+	for i := range l.port.listener.Services {
+		svc := &l.port.listener.Services[i]
 		if !ownCertificate(svc) {
 			continue
 		}
-		chain, err := ownChain(env, in, p, svc)
+		chain, err := ownChain(l, who, svc)
 		if err != nil {
 			return chainSet{}, fmt.Errorf("service %s: %w", svc.Name, err)
 		}
 		set.chains = append(set.chains, chain)
 		set.bySNI = true
 	}
-	if len(set.chains) >= len(p.rows) {
+	if len(set.chains) >= len(l.port.rows) {
 		return set, nil
 	}
-	socket, err := listenerSocket(env, p)
+	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
 		return chainSet{}, err
 	}
-	chain, err := httpChain(managerKeyOf(env, in, p, routeName(p, nil)), socket)
+	chain, err := httpChain(l, who, routeName(l.port, nil), socket)
 	if err != nil {
 		return chainSet{}, err
 	}
@@ -52,15 +52,15 @@ func httpChains(env environment, in instance, p port) (chainSet, error) {
 }
 
 // ownChain makes the chain of a service with a certificate of its own.
-func ownChain(env environment, in instance, p port, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+func ownChain(l listening, who peers, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
 	if len(svc.Hosts) == 0 {
 		return nil, errors.New("a certificate of its own needs Hosts, by which the service is chosen; add them")
 	}
-	socket, err := ownSocket(env, p, svc)
+	socket, err := ownSocket(l.env, l.port, svc)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := httpChain(managerKeyOf(env, in, p, routeName(p, svc)), socket)
+	chain, err := httpChain(l, who, routeName(l.port, svc), socket)
 	if err != nil {
 		return nil, err
 	}
@@ -68,12 +68,27 @@ func ownChain(env environment, in instance, p port, svc *gateway.ListenerService
 	return chain, nil
 }
 
-func httpChain(k managerKey, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
-	filter, err := connectionManager(k)
+func httpChain(l listening, who peers, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+	filters, err := tlvFilters(l, who)
 	if err != nil {
 		return nil, err
 	}
-	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{filter}, TransportSocket: socket}, nil
+	manager, err := connectionManager(managerKey{
+		protocol:     l.port.protocol,
+		route:        route,
+		fetch:        l.env.fetch,
+		maxHeadersKB: l.in.maxHeadersKB,
+		client:       addressingOf(l, who, socket != nil),
+		logs:         l.logs.of(who),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &listenerv3.FilterChain{
+		Name:            l.chainName(route, who),
+		Filters:         append(filters, manager),
+		TransportSocket: socket,
+	}, nil
 }
 
 // routeName names the route configuration of a port, or that of the service svc
@@ -92,19 +107,8 @@ type managerKey struct {
 	route        string
 	fetch        fetchTimeout
 	maxHeadersKB uint32
-	proxied      bool // the client's address comes with PROXY headers
+	client       addressing
 	logs         []*accesslogv3.AccessLog
-}
-
-func managerKeyOf(env environment, in instance, p port, route string) managerKey {
-	return managerKey{
-		protocol:     p.protocol,
-		route:        route,
-		fetch:        env.fetch,
-		maxHeadersKB: in.maxHeadersKB,
-		proxied:      in.mode != gateway.Off,
-		logs:         in.logs.filter,
-	}
 }
 
 func connectionManager(k managerKey) (*listenerv3.Filter, error) {
@@ -113,7 +117,7 @@ func connectionManager(k managerKey) (*listenerv3.Filter, error) {
 		return nil, err
 	}
 	hcm := &hcmv3.HttpConnectionManager{
-		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_"),
+		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_") + k.client.who.suffix(),
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: k.route,
@@ -131,8 +135,8 @@ func connectionManager(k managerKey) (*listenerv3.Filter, error) {
 	if k.maxHeadersKB > 0 {
 		hcm.MaxRequestHeadersKb = wrapperspb.UInt32(k.maxHeadersKB)
 	}
-	if k.proxied {
-		trustConnection(hcm)
+	if err := k.client.apply(hcm); err != nil {
+		return nil, err
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)
 }

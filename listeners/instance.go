@@ -10,25 +10,16 @@ import (
 
 // instance is what of one instance of a gateway goes into its listeners.
 type instance struct {
-	addresses    []string     // bound by each listener, without duplicates
-	mode         gateway.Mode // towards PROXY protocol
-	unknown      bool         // nobody knows mode: no listener may be built
-	maxHeadersKB uint32       // 0: Envoy's default
-	logs         accessLogs
-	problems     []gateway.Problem
+	registered   *gateway.Instance
+	addresses    []string // bound by each listener, without duplicates
+	maxHeadersKB uint32   // 0: Envoy's default
 }
 
 func instanceOf(s *gateway.Snapshot, in *gateway.Instance) instance {
-	settings, known := s.SettingsOf(in)
-	mode := settings.ProxyProtocol.Mode
-	logs, problems := accessLogsOf(accessLogKey{settings: in.AccessLogs, proxied: known && mode != gateway.Off})
 	return instance{
+		registered:   in,
 		addresses:    addressesOf(in, s.DualStack),
-		mode:         mode,
-		unknown:      !known,
 		maxHeadersKB: in.Config.MaxRequestHeadersKB,
-		logs:         logs,
-		problems:     problems,
 	}
 }
 

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"math"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -97,4 +98,12 @@ func unlessZero(n uint32) *wrapperspb.UInt32Value {
 		return nil
 	}
 	return wrapperspb.UInt32(n)
+}
+
+// unlimited lifts Envoy's own limits of a cluster.
+func unlimited() *clusterv3.CircuitBreakers {
+	all := wrapperspb.UInt32(math.MaxUint32)
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+		MaxConnections: all, MaxPendingRequests: all, MaxRequests: all, MaxRetries: all,
+	}}}
 }

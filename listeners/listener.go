@@ -1,38 +1,41 @@
 package listeners
 
 import (
+	"net/netip"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// listenerOf makes the listener of a port on one address of an instance.
-func listenerOf(env environment, in instance, p port, address string) (*listenerv3.Listener, error) {
+// listenerOf makes the listener on one address.
+func listenerOf(l listening, address string) (*listenerv3.Listener, error) {
 	if err := bindable(address); err != nil {
 		return nil, err
 	}
-	chains, err := filterChains(env, in, p)
+	chains, err := filterChains(l)
 	if err != nil {
 		return nil, err
 	}
-	name := listenerName(p, address)
+	name := listenerName(l.port, address)
 	filters, err := listenerFilters(listenerFilterKey{
 		listener: name,
-		mode:     in.mode,
+		policy:   l.policy.ProxyProtocol,
 		bySNI:    chains.bySNI,
-		dialect:  env.dialect,
+		dialect:  l.env.dialect,
 	})
 	if err != nil {
 		return nil, err
 	}
-	l := &listenerv3.Listener{
+	out := &listenerv3.Listener{
 		Name:             name,
-		Address:          socketAddress(address, p.number),
+		Address:          socketAddress(address, l.port.number),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-		AccessLog:        in.logs.listener,
+		AccessLog:        l.logs.listener,
 		ListenerFilters:  filters,
 		FilterChains:     chains.chains,
 	}
-	return l, valid(l)
+	return out, valid(out)
 }
 
 // chainSet is a listener's filter chains.
@@ -41,9 +44,51 @@ type chainSet struct {
 	bySNI  bool // some chain is chosen by the name that the client asks for
 }
 
-func filterChains(env environment, in instance, p port) (chainSet, error) {
-	if p.http() {
-		return httpChains(env, in, p)
+// filterChains makes the chains of a listener, for each kind of peers that it
+// serves. Envoy looks at the server name first and at the peer then, so the
+// chains of every name are there for every kind of peers.
+func filterChains(l listening) (chainSet, error) {
+	chainsFor := tcpChains
+	if l.port.http() {
+		chainsFor = httpChains
 	}
-	return tcpChains(env, in, p)
+	var all chainSet
+	for _, who := range l.served() {
+		set, err := chainsFor(l, who)
+		if err != nil {
+			return chainSet{}, err
+		}
+		if who == trusted {
+			for _, chain := range set.chains {
+				restrict(chain, l.policy.ProxyProtocol.TrustedCIDRs)
+			}
+		}
+		all.chains = append(all.chains, set.chains...)
+		all.bySNI = all.bySNI || set.bySNI
+	}
+	return all, nil
+}
+
+// restrict lets a chain take the connections of some peers only: those that
+// Envoy is connected with, whatever a PROXY header says.
+func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
+	if chain.FilterChainMatch == nil {
+		chain.FilterChainMatch = &listenerv3.FilterChainMatch{}
+	}
+	for _, p := range to {
+		chain.FilterChainMatch.DirectSourcePrefixRanges = append(chain.FilterChainMatch.DirectSourcePrefixRanges, &corev3.CidrRange{
+			AddressPrefix: p.Addr().String(),
+			PrefixLen:     wrapperspb.UInt32(uint32(p.Bits())),
+		})
+	}
+}
+
+// chainName names a filter chain where PROXY protocol is on: what found no
+// chain, because it was rejected before, is known by having no name. Consul's
+// own chains have none.
+func (l *listening) chainName(name string, who peers) string {
+	if !l.policy.ProxyProtocol.On() {
+		return ""
+	}
+	return name + who.suffix()
 }

@@ -10,7 +10,7 @@ import (
 // listenerFilterKey is everything that a listener's filters follow from.
 type listenerFilterKey struct {
 	listener string // its name
-	mode     gateway.Mode
+	policy   gateway.ProxyProtocol
 	bySNI    bool
 	dialect  dialect
 }

@@ -113,8 +113,8 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 
 // modeOf gives the PROXY protocol mode that the settings of a case resolve to.
 func modeOf(c compiled) (gateway.Mode, bool) {
-	settings, known := c.snapshot.SettingsOf(c.instance)
-	return settings.ProxyProtocol.Mode, known
+	p, known := c.snapshot.PolicyOf(c.instance, 0)
+	return p.ProxyProtocol.Mode, known
 }
 
 func proxyFilter(t *testing.T, l *listenerv3.Listener) *proxyv3.ProxyProtocol {

@@ -1,9 +1,11 @@
 package listeners
 
 import (
+	"errors"
 	"reflect"
 	"slices"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 
 	"github.com/usherproxy/usher/gateway"
@@ -20,20 +22,23 @@ type socketsKey struct {
 type sockets struct {
 	madeOf    madeOf
 	listeners ordered.Map[*listenerv3.Listener]
-	withheld  []string
-	problems  []gateway.Problem
+	// clusters are those of the shape, with the instance's own among them where it
+	// has any.
+	clusters ordered.Map[*clusterv3.Cluster]
+	withheld []string
+	problems []gateway.Problem
 }
 
 // next gives the listeners of a newer snapshot. Those before the first
 // are nil.
 func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
-	from := madeOf{instance: in, ports: shape.ports, defaults: shape.env.snapshot.Defaults, operator: shape.env.snapshot.Operator}
+	snapshot := shape.env.snapshot
+	from := madeOf{instance: in, ports: shape.ports, clusters: shape.clusters, settings: [...]gateway.Layer{snapshot.Server, snapshot.Defaults, snapshot.Operator}}
 	if s != nil && s.madeOf.same(from) {
 		return s
 	}
-	now := &sockets{madeOf: from}
-	inst := instanceOf(shape.env.snapshot, in)
-	now.problems = inst.problems
+	now := &sockets{madeOf: from, clusters: shape.clusters}
+	inst := instanceOf(snapshot, in)
 	for _, p := range shape.ports {
 		now.port(shape.env, inst, p)
 	}
@@ -43,39 +48,78 @@ func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 
 // madeOf is everything that listeners follow from, beside their key.
 type madeOf struct {
-	instance           *gateway.Instance
-	ports              []compiledPort // with the shape's environment
-	defaults, operator gateway.Layer
+	instance *gateway.Instance
+	ports    []compiledPort // with the shape's environment
+	clusters ordered.Map[*clusterv3.Cluster]
+	settings [3]gateway.Layer // of the snapshot
 }
 
 // same looks at pointers only: false says nothing.
 func (m madeOf) same(other madeOf) bool {
-	return m.instance == other.instance && identical(m.ports, other.ports) &&
-		reflect.DeepEqual(m.defaults, other.defaults) && reflect.DeepEqual(m.operator, other.operator)
+	return m.instance == other.instance && identical(m.ports, other.ports) && m.clusters == other.clusters &&
+		reflect.DeepEqual(m.settings, other.settings)
 }
 
-// port adds the listeners of one port, or withholds them.
+// port adds the listeners of one port, or withholds them. What several
+// listeners need together is added with all of them or not at all.
 func (s *sockets) port(env environment, inst instance, p compiledPort) {
-	if p.err != nil {
-		s.withheld = append(s.withheld, listenerNames(inst, p.port)...)
-		s.problem(p.port, p.err)
+	made, err := socketsOfPort(env, inst, p)
+	if err == nil {
+		for _, l := range made.listeners {
+			s.listeners = s.listeners.With(l.Name, l)
+		}
+		for _, c := range made.clusters {
+			s.clusters = s.clusters.With(c.Name, c)
+		}
+		s.withheld = append(s.withheld, made.withheld...)
+		s.problems = append(s.problems, made.problems...)
 		return
 	}
-	for _, address := range inst.addresses {
-		if inst.unknown {
-			s.withheld = append(s.withheld, listenerName(p.port, address))
-			continue
-		}
-		l, err := listenerOf(env, inst, p.port, address)
-		if err != nil {
-			s.withheld = append(s.withheld, listenerName(p.port, address))
-			s.problem(p.port, err)
-			continue
-		}
-		s.listeners = s.listeners.With(l.Name, l)
+	s.withheld = append(s.withheld, listenerNames(inst, p.port)...)
+	if !errors.Is(err, errUnknown) {
+		s.problems = append(s.problems, problemOf(p.port, err))
 	}
 }
 
-func (s *sockets) problem(p port, err error) {
-	s.problems = append(s.problems, gateway.Problem{Where: p.where(), What: err.Error()})
+// portSockets are what an instance has of a port.
+type portSockets struct {
+	listeners []*listenerv3.Listener
+	clusters  []*clusterv3.Cluster
+	withheld  []string
+	problems  []gateway.Problem
+}
+
+func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets, error) {
+	if p.err != nil {
+		return portSockets{}, p.err
+	}
+	l, problems, err := listeningOn(env, inst, p.port)
+	if err != nil {
+		return portSockets{}, err
+	}
+	made := portSockets{problems: problems}
+	for _, address := range inst.addresses {
+		listener, err := listenerOf(l, address)
+		if err != nil {
+			made.withheld = append(made.withheld, listenerName(p.port, address))
+			made.problems = append(made.problems, problemOf(p.port, err))
+			continue
+		}
+		made.listeners = append(made.listeners, listener)
+	}
+	if l.relays() && len(made.listeners) > 0 {
+		relay, err := relayOf(l)
+		if err != nil {
+			return portSockets{}, err
+		}
+		made.listeners = append(made.listeners, relay.listener)
+		made.clusters = append(made.clusters, relay.cluster)
+	} else if len(made.withheld) > 0 && !p.http() {
+		made.withheld = append(made.withheld, relayName(p.port))
+	}
+	return made, nil
+}
+
+func problemOf(p port, err error) gateway.Problem {
+	return gateway.Problem{Where: p.where(), What: err.Error()}
 }

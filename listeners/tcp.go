@@ -2,36 +2,60 @@ package listeners
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 )
 
-// tcpChains makes the one filter chain of a tcp listener, which leads to the
-// one service that such a listener has.
-func tcpChains(env environment, in instance, p port) (chainSet, error) {
-	socket, err := listenerSocket(env, p)
+// tcpChains makes the one filter chain of a tcp listener for some of its peers,
+// which leads to the one service that such a listener has.
+func tcpChains(l listening, who peers) (chainSet, error) {
+	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
 		return chainSet{}, err
 	}
-	cluster, err := tcpCluster(env, p.rows[0])
+	filters, err := tlvFilters(l, who)
 	if err != nil {
 		return chainSet{}, err
 	}
-	c := p.rows[0].chain
-	chain, err := tcpChain(tcpKey{
-		cluster: cluster,
-		stats:   strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."),
-		logs:    in.logs.filter,
-		socket:  socket,
+	to, err := tcpDestination(l, who)
+	if err != nil {
+		return chainSet{}, err
+	}
+	c := l.port.rows[0].chain
+	proxy, err := tcpProxy(tcpKey{
+		cluster: to.cluster,
+		stats:   "upstream." + strings.ReplaceAll(strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."), ":", "_") + who.suffix(),
+		logs:    l.logs.of(who),
 	})
 	if err != nil {
 		return chainSet{}, err
 	}
+	chain := &listenerv3.FilterChain{
+		Name:            l.chainName(strconv.Itoa(l.port.number), who),
+		Filters:         slices.Concat(filters, to.filters, []*listenerv3.Filter{proxy}),
+		TransportSocket: socket,
+	}
 	return chainSet{chains: []*listenerv3.FilterChain{chain}}, nil
+}
+
+// destination is where a tcp listener's connections go.
+type destination struct {
+	cluster string
+	filters []*listenerv3.Filter // that come first
+}
+
+// tcpDestination leads to the service, or to the relay on the way to it.
+func tcpDestination(l listening, who peers) (destination, error) {
+	if l.relays() {
+		return relayDestination(l, who)
+	}
+	cluster, err := tcpCluster(l.env, l.port.rows[0])
+	return destination{cluster: cluster}, err
 }
 
 // tcpCluster names the cluster that connections go to. A tcp service has no
@@ -48,22 +72,17 @@ func tcpCluster(env environment, r row) (string, error) {
 	return g.base, nil
 }
 
-// tcpKey is everything that the chain of a tcp listener follows from.
+// tcpKey is everything that the proxy of a tcp listener follows from.
 type tcpKey struct {
 	cluster string
 	stats   string
 	logs    []*accesslogv3.AccessLog
-	socket  *corev3.TransportSocket
 }
 
-func tcpChain(k tcpKey) (*listenerv3.FilterChain, error) {
-	filter, err := networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
-		StatPrefix:       "upstream." + strings.ReplaceAll(k.stats, ":", "_"),
+func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
+	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
+		StatPrefix:       k.stats,
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: k.cluster},
 		AccessLog:        k.logs,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{filter}, TransportSocket: k.socket}, nil
 }

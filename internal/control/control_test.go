@@ -139,7 +139,7 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 }
 
 // saysStrict is a source that wants strict PROXY protocol.
-var saysStrict = gateway.Layer{Settings: gateway.Settings{ProxyProtocol: gateway.ProxyProtocol{Mode: gateway.Strict}}}
+var saysStrict = gateway.Layer{Settings: gateway.Settings{Policy: gateway.Policy{ProxyProtocol: gateway.ProxyProtocol{Mode: gateway.Strict}}}}
 
 func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {

@@ -1,0 +1,183 @@
+package listeners
+
+import (
+	"fmt"
+	"strings"
+
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// The addresses that headers are made of.
+const (
+	clientOperator = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
+	peerOperator   = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // whoever connected
+)
+
+const (
+	xffHeader   = "x-forwarded-for"
+	protoHeader = "x-forwarded-proto"
+)
+
+// addressing says where an HTTP connection manager takes the client's address
+// from, and what it tells services of the client. The zero value is Consul's:
+// the client's word is passed on, and believed.
+type addressing struct {
+	on      bool
+	who     peers
+	policy  gateway.ClientAddress
+	tls     bool          // the connection has TLS
+	headers []gateway.TLV // those that services are told in a header
+}
+
+func addressingOf(l listening, who peers, tls bool) addressing {
+	a := addressing{
+		on:     l.policy.ProxyProtocol.On() || l.policy.ClientAddress.On(),
+		who:    who,
+		policy: l.policy.ClientAddress,
+		tls:    tls,
+	}
+	for _, tlv := range l.tlvs() {
+		if tlv.Header != "" && tlv.Header != gateway.NoHeader {
+			a.headers = append(a.headers, tlv)
+		}
+	}
+	return a
+}
+
+// apply makes a connection manager take the client's address from the
+// connection, where the PROXY filter has put it, and not from the
+// X-Forwarded-For of the request, which any client can write.
+//
+// What else Envoy does with use_remote_address is kept as close as possible to
+// what it does without:
+//   - preserve_external_request_id: a client's x-request-id stays.
+//   - internal_address_config: no address counts as internal. Behind a balancer
+//     that is not in front of the internet every client has a private address;
+//     Envoy would believe such a client's x-envoy-* headers, which change
+//     timeouts and retries (CVE-2024-45806). An empty list of ranges means the
+//     private networks to Envoy, so the list has the one address that nobody can
+//     connect from, and that the PROXY filter refuses as a source.
+func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
+	if !a.on {
+		return nil
+	}
+	hcm.UseRemoteAddress = wrapperspb.Bool(true)
+	hcm.PreserveExternalRequestId = true
+	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
+		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
+	}
+	hcm.XffNumTrustedHops = a.policy.TrustedHops.Count()
+	headers := a.xff(hcm)
+	for _, tlv := range a.headers {
+		headers = append(headers, removed(tlv.Header))
+		if a.who != untrusted {
+			headers = append(headers, set(tlv.Header, tlvOperator(tlv)))
+		}
+	}
+	return early(hcm, headers)
+}
+
+// xff gives the changes of X-Forwarded-For and X-Forwarded-Proto that come
+// before Envoy looks at them.
+//
+// Envoy appends the address of the connection to X-Forwarded-For, and believes
+// X-Forwarded-Proto if there is a trusted hop. Where that is not what is wanted,
+// the address is written here, and Envoy is told that the one hop that it trusts
+// has done it.
+func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
+	if a.who == untrusted {
+		written(hcm)
+		return []*mutationv3.HeaderMutation{set(xffHeader, peerOperator), removed(protoHeader)}
+	}
+	overwrite, hops := a.policy.XFF == gateway.XFFOverwrite, hcm.XffNumTrustedHops
+	var changes []*mutationv3.HeaderMutation
+	switch by := a.proto(); {
+	case by == gateway.ProtoByConnection && hops > 0:
+		return append(changes, removed(protoHeader))
+	case by == gateway.ProtoByConnection && overwrite:
+		return append(changes, removed(xffHeader))
+	case by == gateway.ProtoByConnection:
+		return nil
+	case by == gateway.ProtoByPort:
+		changes = append(changes, set(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
+	}
+	if hops > 0 {
+		return changes
+	}
+	written(hcm)
+	if overwrite {
+		return append(changes, set(xffHeader, clientOperator))
+	}
+	return append(changes, appended(xffHeader, clientOperator))
+}
+
+// proto says what X-Forwarded-Proto follows from. A connection with TLS is
+// https, on whatever port.
+func (a addressing) proto() gateway.ProtoSource {
+	switch by := a.policy.ForwardedProto.By; {
+	case by == gateway.ProtoDefault && a.policy.TrustedHops.Count() > 0:
+		return gateway.ProtoTrust
+	case by == gateway.ProtoDefault, by == gateway.ProtoByPort && a.tls:
+		return gateway.ProtoByConnection
+	default:
+		return by
+	}
+}
+
+// byPort makes https of the ports that clients reach with it. With PROXY
+// protocol the port is the one that the balancer was reached on.
+func byPort(ports []uint32) string {
+	list := make([]string, len(ports))
+	for i, p := range ports {
+		list[i] = fmt.Sprint(p)
+	}
+	return cel("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
+}
+
+// written tells Envoy that the last entry of X-Forwarded-For is the client.
+func written(hcm *hcmv3.HttpConnectionManager) {
+	hcm.XffNumTrustedHops = 1
+	hcm.SkipXffAppend = true
+}
+
+func set(header, value string) *mutationv3.HeaderMutation {
+	return appendAction(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+}
+
+func appended(header, value string) *mutationv3.HeaderMutation {
+	return appendAction(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
+}
+
+func appendAction(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: header, Value: value},
+		AppendAction: action,
+	}}}
+}
+
+func removed(header string) *mutationv3.HeaderMutation {
+	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
+}
+
+// early makes changes to the request's headers before anything looks at them
+// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
+func early(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	config, err := pack(&earlyv3.HeaderMutation{Mutations: changes})
+	if err != nil {
+		return err
+	}
+	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{{
+		Name:        "envoy.http.early_header_mutation.header_mutation",
+		TypedConfig: config,
+	}}
+	return nil
+}

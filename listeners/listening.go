@@ -1,0 +1,111 @@
+package listeners
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// listening is everything that the listeners of a port of one instance follow
+// from, apart from their addresses.
+type listening struct {
+	env    environment
+	in     instance
+	port   port
+	policy gateway.Policy
+	logs   accessLogs
+}
+
+// errUnknown says that nobody knows what a listener shall be like. The source
+// of settings that is bad has a problem of its own.
+var errUnknown = errors.New("the settings are not known")
+
+func listeningOn(env environment, in instance, p port) (listening, []gateway.Problem, error) {
+	policy, known := env.snapshot.PolicyOf(in.registered, p.number)
+	if !known {
+		return listening{}, nil, errUnknown
+	}
+	l := listening{env: env, in: in, port: p, policy: policy}
+	if err := l.check(); err != nil {
+		return listening{}, nil, err
+	}
+	logs, problems := accessLogsOf(accessLogKeyOf(l))
+	l.logs = logs
+	return l, append(problems, l.tooOldFor()...), nil
+}
+
+// check says why no listener can do what the policy asks for.
+func (l *listening) check() error {
+	if err := l.policy.Check(gateway.Traffic{TCP: !l.port.http(), TLS: l.speaksTLS()}); err != nil {
+		return err
+	}
+	if err := l.env.dialect.supports(l.policy, !l.port.http()); err != nil {
+		return err
+	}
+	for _, tlv := range l.tlvs() {
+		if _, taken := defaultFields[tlv.Name]; taken || tlv.Name == directAddressField {
+			return fmt.Errorf("usher.proxy_protocol.tlvs: the access log has something else under %q; use another name", tlv.Name)
+		}
+	}
+	return nil
+}
+
+// speaksTLS says whether clients begin with a TLS handshake.
+func (l *listening) speaksTLS() bool {
+	settings := mergeTLS(l.env.snapshot.Entry.TLS, l.port.listener.TLS)
+	return settings.Enabled || settings.SDS != nil
+}
+
+// tlvs gives the TLVs that are told. Without PROXY protocol there are none.
+func (l *listening) tlvs() []gateway.TLV {
+	if !l.policy.ProxyProtocol.On() {
+		return nil
+	}
+	return l.policy.ProxyProtocol.TLVs
+}
+
+// tooOldFor says what the policy asks for that this Envoy cannot tell, and that
+// protects nothing: the listener does without it.
+func (l *listening) tooOldFor() []gateway.Problem {
+	var problems []gateway.Problem
+	for _, tlv := range l.tlvs() {
+		if !l.env.dialect.tells(tlv) {
+			problems = append(problems, gateway.Problem{
+				Where: l.port.where(),
+				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this one is upgraded, nothing is told of it", tlv.Name),
+			})
+		}
+	}
+	return problems
+}
+
+// peers are those of a listener's peers that a filter chain is for.
+type peers uint8
+
+const (
+	anybody   peers = iota // all of them, without a difference
+	trusted                // those in trusted_cidrs
+	untrusted              // all others: what their PROXY headers say is not believed
+)
+
+// served gives the peers that a listener serves, each with chains of its own.
+// The others are closed: no chain is for them.
+func (l *listening) served() []peers {
+	switch p := l.policy.ProxyProtocol; {
+	case !p.On() || p.BelievesAll():
+		return []peers{anybody}
+	case p.Mode == gateway.Strict:
+		return []peers{trusted}
+	default:
+		return []peers{trusted, untrusted}
+	}
+}
+
+// suffix tells names of what is for untrusted peers from the same for others.
+func (w peers) suffix() string {
+	if w == untrusted {
+		return "_untrusted"
+	}
+	return ""
+}

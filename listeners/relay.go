@@ -1,0 +1,138 @@
+package listeners
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strconv"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	upstreamproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
+	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// A relay is how a tcp service behind a sidecar gets a PROXY header. Envoy
+// writes the header of a cluster outside the cluster's TLS, where a sidecar
+// refuses it. So the listener's connections go by a second listener of the same
+// Envoy, on a socket without an address on any network:
+//
+//	listener --cluster that writes the header--> @usher-… relay listener --cluster of the mesh, mTLS--> sidecar
+//
+// Envoy has internal listeners for this, which need an extension in the
+// bootstrap that Consul's bootstraps do not have.
+type relay struct {
+	listener *listenerv3.Listener
+	cluster  *clusterv3.Cluster
+}
+
+// relays says whether the port's connections go by a relay.
+func (l *listening) relays() bool {
+	return !l.port.http() && l.policy.ProxyProtocol.Upstream != gateway.UpstreamNone
+}
+
+// relayName names the relay of a port, its listener and its cluster.
+func relayName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
+
+// relayAddress is the relay's socket: of the instance, because several may run
+// on one machine, and short enough for Linux.
+func relayAddress(l listening) *corev3.Address {
+	in := l.in.registered
+	of := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{
+		Path: fmt.Sprintf("@usher-%x-%d", of[:8], l.port.number),
+	}}}
+}
+
+func relayOf(l listening) (relay, error) {
+	listener, err := relayListener(l)
+	if err != nil {
+		return relay{}, err
+	}
+	cluster, err := relayCluster(l)
+	return relay{listener: listener, cluster: cluster}, err
+}
+
+// relayListener takes connections with a header in front, and sends them as they
+// are to the service.
+func relayListener(l listening) (*listenerv3.Listener, error) {
+	cluster, err := tcpCluster(l.env, l.port.rows[0])
+	if err != nil {
+		return nil, err
+	}
+	proxy, err := tcpProxy(tcpKey{cluster: cluster, stats: statName(relayName(l.port))})
+	if err != nil {
+		return nil, err
+	}
+	out := &listenerv3.Listener{
+		Name:             relayName(l.port),
+		Address:          relayAddress(l),
+		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
+		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{proxy}}},
+	}
+	return out, valid(out)
+}
+
+// relayCluster leads to the relay's listener, with the header in front.
+func relayCluster(l listening) (*clusterv3.Cluster, error) {
+	plain, err := pack(&rawv3.RawBuffer{})
+	if err != nil {
+		return nil, err
+	}
+	version := corev3.ProxyProtocolConfig_V1
+	if l.policy.ProxyProtocol.Upstream == gateway.UpstreamV2 {
+		version = corev3.ProxyProtocolConfig_V2
+	}
+	socket, err := pack(&upstreamproxyv3.ProxyProtocolUpstreamTransport{
+		Config: &corev3.ProxyProtocolConfig{Version: version},
+		TransportSocket: &corev3.TransportSocket{
+			Name:       "envoy.transport_sockets.raw_buffer",
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: plain},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	name := relayName(l.port)
+	c := &clusterv3.Cluster{
+		Name:                 name,
+		ConnectTimeout:       durationpb.New(connectTimeout),
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
+			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
+				Endpoint: &endpointv3.Endpoint{Address: relayAddress(l)},
+			}}},
+		}}},
+		// The limits of connections are those of the service's own cluster.
+		CircuitBreakers: unlimited(),
+		TransportSocket: &corev3.TransportSocket{
+			Name:       "envoy.transport_sockets.upstream_proxy_protocol",
+			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: socket},
+		},
+	}
+	return c, valid(c)
+}
+
+// nowhere is a cluster that does not exist: what is sent there is closed.
+const nowhere = "usher-nowhere"
+
+// relayDestination leads to the relay. Envoy writes into the header what the
+// connection's own header says, whoever has sent that. So the connection of an
+// untrusted peer goes to the relay only if it says of itself what is true.
+func relayDestination(l listening, who peers) (destination, error) {
+	if who != untrusted {
+		return destination{cluster: relayName(l.port)}, nil
+	}
+	const peer = "usher.peer"
+	filters, err := stateFilters([]*statev3.FilterStateValue{
+		stateValue(peer, "envoy.string", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"),
+		stateValue("envoy.tcp_proxy.cluster", "envoy.tcp_proxy.cluster",
+			cel(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", peer, relayName(l.port), nowhere))),
+	})
+	return destination{cluster: nowhere, filters: filters}, err
+}

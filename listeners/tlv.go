@@ -1,0 +1,151 @@
+package listeners
+
+import (
+	"fmt"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
+	networkstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// A TLV goes a long way: the PROXY filter puts it into the connection's
+// metadata, which the log of an HTTP connection manager cannot read; a network
+// filter reads what it means from there, and puts that into filter state, which
+// logs and headers can read. Only what is clean text gets there, so that neither
+// a log line nor a request can be broken by what a balancer passes on.
+
+// tlvRules makes the PROXY filter keep the TLVs. What is no text is kept in
+// base64, where the Envoy can: it makes text of the metadata.
+func tlvRules(tlvs []gateway.TLV, d dialect) []*proxyv3.ProxyProtocol_Rule {
+	var rules []*proxyv3.ProxyProtocol_Rule
+	for _, tlv := range tlvs {
+		if !d.tells(tlv) {
+			continue
+		}
+		kept := &proxyv3.ProxyProtocol_KeyValuePair{Key: tlv.Name}
+		if isNumber(tlv) {
+			kept.ValueStringEncoding = proxyv3.ProxyProtocol_KeyValuePair_BASE64
+		}
+		rules = append(rules, &proxyv3.ProxyProtocol_Rule{TlvType: uint32(tlv.Type), OnTlvPresent: kept})
+	}
+	return rules
+}
+
+// isNumber says whether the bytes of a TLV are a number, and not text.
+func isNumber(tlv gateway.TLV) bool {
+	return tlv.Form() == gateway.TLVAzureLink || tlv.Form() == gateway.TLVGCPLink
+}
+
+// tlvFilters gives the network filters that read the TLVs of a chain's
+// connections. Those of untrusted peers are not read.
+func tlvFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
+	var values []*statev3.FilterStateValue
+	for _, tlv := range l.tlvs() {
+		if who != untrusted && l.env.dialect.tells(tlv) {
+			values = append(values, stateValue(tlvState(tlv), "envoy.string", cel(tlvMeaning(tlv))))
+		}
+	}
+	return stateFilters(values)
+}
+
+func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, error) {
+	if len(values) == 0 {
+		return nil, nil
+	}
+	filter, err := networkFilter("envoy.filters.network.set_filter_state", &networkstatev3.Config{OnNewConnection: values})
+	if err != nil {
+		return nil, err
+	}
+	return []*listenerv3.Filter{filter}, nil
+}
+
+// stateValue sets the filter state key to what a format gives, unless that is
+// nothing.
+func stateValue(key, factory, format string) *statev3.FilterStateValue {
+	return &statev3.FilterStateValue{
+		Key:         &statev3.FilterStateValue_ObjectKey{ObjectKey: key},
+		FactoryKey:  factory,
+		SkipIfEmpty: true,
+		Value: &statev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
+				Specifier: &corev3.DataSource_InlineString{InlineString: format},
+			}},
+		}},
+	}
+}
+
+// tlvState names the filter state of a TLV.
+func tlvState(tlv gateway.TLV) string { return "usher.tlv." + tlv.Name }
+
+// tlvOperator gives the value of a TLV in formats.
+func tlvOperator(tlv gateway.TLV) string { return "%FILTER_STATE(" + tlvState(tlv) + ":PLAIN)%" }
+
+// cel makes an operator of an expression
+// (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
+func cel(expression string) string { return "%CEL(" + expression + ")%" }
+
+// tlvMeaning is the expression of what a TLV means, empty where the header has
+// none or one of another form. An expression that fails would give "-".
+func tlvMeaning(tlv gateway.TLV) string {
+	metadata := "metadata.filter_metadata"
+	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
+	there := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
+	switch tlv.Form() {
+	case gateway.TLVAzureLink:
+		return there + azureLink(value)
+	case gateway.TLVGCPLink:
+		return there + gcpLink(value)
+	case gateway.TLVAWSVPCE:
+		return there + textMatching(value, `^\x01(vpce-[a-z0-9]+)$`)
+	}
+	return there + textMatching(value, `^([!-~]([ -~]*[!-~])?)$`)
+}
+
+// textMatching takes the first group of a pattern that the whole value matches.
+func textMatching(value, pattern string) string {
+	return fmt.Sprintf(` && %s.matches(r'%s') ? re.extract(%s, r'%s', r'\1') : ''`, value, pattern, value, pattern)
+}
+
+// azureLink reads, from base64, a byte 1 and a number of 32 bits with the lowest
+// byte first. Of the seven digits, each of six bits, the second begins with the
+// last two bits of the byte 1.
+func azureLink(value string) string {
+	d := func(i int) string { return base64Digit(value, i) }
+	bytes := []string{
+		fmt.Sprintf("%s %% 16u * 16u + %s / 4u", d(1), d(2)),
+		fmt.Sprintf("%s %% 4u * 64u + %s", d(2), d(3)),
+		fmt.Sprintf("%s * 4u + %s / 16u", d(4), d(5)),
+		fmt.Sprintf("%s %% 16u * 16u + %s / 4u", d(5), d(6)),
+	}
+	number := fmt.Sprintf("(%s) + (%s) * 256u + (%s) * 65536u + (%s) * 16777216u", bytes[0], bytes[1], bytes[2], bytes[3])
+	return fmt.Sprintf(` && size(%s) == 8 && %s.matches(r'^A[Q-Za-f][A-Za-z0-9+/]+=$') ? %s : ''`, value, value, number)
+}
+
+// gcpLink reads, from base64, a number of 64 bits with the highest byte first:
+// ten digits of six bits, and four bits of the eleventh.
+func gcpLink(value string) string {
+	number := base64Digit(value, 0)
+	for i := 1; i < 10; i++ {
+		number = fmt.Sprintf("(%s) * 64u + %s", number, base64Digit(value, i))
+	}
+	number = fmt.Sprintf("(%s) * 16u + %s / 4u", number, base64Digit(value, 10))
+	return fmt.Sprintf(` && size(%s) == 12 && %s.matches(r'^[A-Za-z0-9+/]+=$') ? %s : ''`, value, value, number)
+}
+
+// base64Digit is the value of a digit. The language has no function for it.
+func base64Digit(value string, i int) string {
+	return fmt.Sprintf(`%s[re.extract(%s, r'^.{%d}(.)', r'\1')]`, base64Digits, value, i)
+}
+
+var base64Digits = func() string {
+	var entries []string
+	for i, digit := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/" {
+		entries = append(entries, fmt.Sprintf("'%c':%du", digit, i))
+	}
+	return "{" + strings.Join(entries, ",") + "}"
+}()
