@@ -22,7 +22,8 @@ const NoHeader = "none"
 // KnownTLV is a type of TLV with a meaning that is written down somewhere.
 type KnownTLV struct {
 	Type    uint8
-	Name    string
+	Name    string // the word for Type
+	Key     string // in the access log, unless the operator names another
 	Form    TLVForm
 	Meaning string
 }
@@ -41,12 +42,12 @@ const (
 // KnownTLVs are the types that have names, by type. Those below 0x20 are of the
 // protocol itself, chapter 2.2 of its specification.
 var KnownTLVs = []KnownTLV{
-	{0x01, "alpn", TLVText, "the protocol chosen in the client's TLS handshake with the balancer, such as h2"},
-	{0x02, "authority", TLVText, "the host name that the client asked the balancer for (SNI)"},
-	{0x05, "unique_id", TLVText, "the id that the balancer has given the connection"},
-	{0xE0, "gcp_psc_id", TLVGCPLink, "the id of the Private Service Connect connection (Google Cloud)"},
-	{0xEA, "aws_vpce_id", TLVAWSVPCE, "the id of the VPC endpoint (AWS PrivateLink), vpce-…"},
-	{0xEE, "azure_link_id", TLVAzureLink, "the link id of the private endpoint (Azure Private Link)"},
+	{0x01, "alpn", "alpn", TLVText, "the protocol chosen in the client's TLS handshake with the balancer, such as h2"},
+	{0x02, "authority", "proxy_authority", TLVText, "the host name that the client asked the balancer for (SNI)"},
+	{0x05, "unique_id", "unique_id", TLVText, "the id that the balancer has given the connection"},
+	{0xE0, "gcp_psc_id", "gcp_psc_id", TLVGCPLink, "the id of the Private Service Connect connection (Google Cloud)"},
+	{0xEA, "aws_vpce_id", "aws_vpce_id", TLVAWSVPCE, "the id of the VPC endpoint (AWS PrivateLink), vpce-…"},
+	{0xEE, "azure_link_id", "azure_link_id", TLVAzureLink, "the link id of the private endpoint (Azure Private Link)"},
 }
 
 // Form gives the form of the TLV's bytes.

@@ -1,7 +1,6 @@
 package listeners
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/usherproxy/usher/gateway"
@@ -100,12 +99,18 @@ func (d dialect) supports(p gateway.Policy, tcp bool) error {
 		return needs("proxy_protocol.tlvs", "this one cannot tell them", "1.32", `use tlvs "none"`)
 	case byPort && !d.expressions:
 		return needs("client_address.forwarded_proto", "this one cannot look at the port", "1.32", `use "connection"`)
-	case !tcp && !d.earlyHeaders && (limited || p.ClientAddress.On()):
+	case !tcp && !d.earlyHeaders && (limited || rewrites(p.ClientAddress)):
 		return needs("client_address", "this one cannot change the headers that clients send in time", "1.25", `use the initial values, and trusted_cidrs "any"`)
 	}
 	return nil
 }
 
+// rewrites says whether headers have to be changed before Envoy looks at them.
+func rewrites(c gateway.ClientAddress) bool {
+	hops, by := c.TrustedHops.Count() > 0, c.ForwardedProto.By
+	return c.XFF == gateway.XFFOverwrite || by == gateway.ProtoTrust && !hops || by == gateway.ProtoByConnection && hops
+}
+
 func needs(key, why, release, instead string) error {
-	return errors.New(fmt.Sprintf("usher.%s: %s; this needs Envoy %s or later: upgrade Envoy, or %s", key, why, release, instead))
+	return fmt.Errorf("usher.%s: %s; this needs Envoy %s or later: upgrade Envoy, or %s", key, why, release, instead)
 }

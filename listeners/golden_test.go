@@ -3,6 +3,7 @@ package listeners
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -25,7 +26,26 @@ type fixture struct {
 	Envoys    []string
 	Chains    map[string]*gateway.Chain // by name, in the default namespace and partition
 	Endpoints map[string]*gateway.Endpoints
+	Usher     struct{ Server, Defaults, Operator any } // what stands under the key usher
 	gateway.Snapshot
+}
+
+// settings makes the layers of what a case has in the way that operators write it.
+func (f *fixture) settings() error {
+	for _, source := range []struct {
+		raw  any
+		into *gateway.Layer
+	}{{f.Usher.Server, &f.Server}, {f.Usher.Defaults, &f.Defaults}, {f.Usher.Operator, &f.Operator}} {
+		if source.raw == nil {
+			continue
+		}
+		layer, problems := gateway.Layer{}.Next("", source.raw)
+		if len(problems) > 0 {
+			return errors.New(problems[0].String())
+		}
+		*source.into = layer
+	}
+	return nil
 }
 
 func parseFixture(in []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
@@ -49,6 +69,9 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 	dec := json.NewDecoder(bytes.NewReader(asJSON))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&f); err != nil {
+		return nil, nil, err
+	}
+	if err := f.settings(); err != nil {
 		return nil, nil, err
 	}
 	f.Snapshot.Chains = map[gateway.ServiceName]*gateway.Chain{}

@@ -1,13 +1,17 @@
 package listeners
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/usherproxy/usher/gateway"
@@ -16,27 +20,37 @@ import (
 )
 
 func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
-	eachCompiled(t, func(t *testing.T, c compiled) {
-		mode, _ := modeOf(c)
-		for l := range c.resources.Listeners.Values() {
-			for i, f := range l.ListenerFilters {
-				if f.Name == proxyProtocolName && i != 0 {
-					t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
-				}
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		for i, f := range l.ListenerFilters {
+			if f.Name == proxyProtocolName && i != 0 {
+				t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
 			}
-			if on := proxyFilter(t, l) != nil; on != (mode != gateway.Off) {
-				t.Errorf("%s: the PROXY filter is there: %v, with mode %s", l.Name, on, mode)
-			}
+		}
+		if on := proxyFilter(t, l) != nil; on != p.ProxyProtocol.On() {
+			t.Errorf("%s: the PROXY filter is there: %v, with mode %s", l.Name, on, p.ProxyProtocol.Mode)
 		}
 	})
 }
 
 func TestStrictRefusesWhatPermissiveAllows(t *testing.T) {
-	eachCompiled(t, func(t *testing.T, c compiled) {
-		mode, _ := modeOf(c)
-		for l := range c.resources.Listeners.Values() {
-			if f := proxyFilter(t, l); f != nil && f.AllowRequestsWithoutProxyProtocol != (mode == gateway.Permissive) {
-				t.Errorf("%s: plain connections are allowed: %v, with mode %s", l.Name, f.AllowRequestsWithoutProxyProtocol, mode)
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		if f := proxyFilter(t, l); f != nil && f.AllowRequestsWithoutProxyProtocol != (p.ProxyProtocol.Mode == gateway.Permissive) {
+			t.Errorf("%s: plain connections are allowed: %v, with mode %s", l.Name, f.AllowRequestsWithoutProxyProtocol, p.ProxyProtocol.Mode)
+		}
+	})
+}
+
+func TestAVersionThatIsNotAllowedIsRefused(t *testing.T) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		f := proxyFilter(t, l)
+		if f == nil {
+			return
+		}
+		for version, proto := range map[gateway.Version]corev3.ProxyProtocolConfig_Version{
+			gateway.V1: corev3.ProxyProtocolConfig_V1, gateway.V2: corev3.ProxyProtocolConfig_V2,
+		} {
+			if slices.Contains(f.DisallowedVersions, proto) == slices.Contains(p.ProxyProtocol.Versions, version) {
+				t.Errorf("%s: %v are refused, with versions %v", l.Name, f.DisallowedVersions, p.ProxyProtocol.Versions)
 			}
 		}
 	})
@@ -52,29 +66,86 @@ func TestASilentClientDoesNotGetPastTheListenerFilters(t *testing.T) {
 	})
 }
 
-func TestTheClientsAddressIsTheConnectionsWherePROXYProtocolIsOn(t *testing.T) {
+func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
+		of := map[string]string{}
 		for l := range c.resources.Listeners.Values() {
-			on := proxyFilter(t, l) != nil
-			for _, hcm := range managers(t, l) {
-				if hcm.GetUseRemoteAddress().GetValue() != on {
-					t.Errorf("%s: use_remote_address is %v; the PROXY filter is there: %v", l.Name, hcm.UseRemoteAddress, on)
-				}
-				if hcm.PreserveExternalRequestId != on || (len(hcm.GetInternalAddressConfig().GetCidrRanges()) > 0) != on {
-					t.Errorf("%s: preserve_external_request_id %v, internal_address_config %v; the PROXY filter is there: %v",
-						l.Name, hcm.PreserveExternalRequestId, hcm.InternalAddressConfig, on)
+			f := proxyFilter(t, l)
+			if f == nil || !dialectOf(c.envoy).proxyStatPrefix {
+				continue
+			}
+			if other, taken := of[f.StatPrefix]; taken || f.StatPrefix == "" {
+				t.Errorf("%s: its counters are called %q, as those of %q", l.Name, f.StatPrefix, other)
+			}
+			of[f.StatPrefix] = l.Name
+		}
+	})
+}
+
+func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		on := p.ProxyProtocol.On() || p.ClientAddress.On()
+		for _, hcm := range managers(t, l) {
+			if hcm.GetUseRemoteAddress().GetValue() != on {
+				t.Errorf("%s: use_remote_address is %v, with %+v", l.Name, hcm.UseRemoteAddress, p)
+			}
+			if hcm.PreserveExternalRequestId != on || (len(hcm.GetInternalAddressConfig().GetCidrRanges()) > 0) != on {
+				t.Errorf("%s: preserve_external_request_id %v, internal_address_config %v, with %+v",
+					l.Name, hcm.PreserveExternalRequestId, hcm.InternalAddressConfig, p)
+			}
+		}
+	})
+}
+
+func TestNobodyKnowsTheSettingsSoNoListenerIsBuilt(t *testing.T) {
+	eachCompiled(t, func(t *testing.T, c compiled) {
+		if _, known := c.snapshot.PolicyOf(c.instance, 0); !known && c.resources.Listeners.Len() > 0 {
+			t.Errorf("there are listeners: %v", slices.Collect(c.resources.Listeners.Keys()))
+		}
+	})
+}
+
+// Whatever the release, a listener that is built has everything that protects.
+func TestWhatAnEnvoyIsTooOldForIsHeldBack(t *testing.T) {
+	eachCase(t, func(t *testing.T, in []byte) {
+		s, _ := mustParse(t, in)
+		for minor := range uint32(20) {
+			e := gateway.Envoy{Major: 1, Minor: 22 + minor}
+			for _, in := range s.Instances {
+				c := compiled{snapshot: s, instance: in, envoy: e, resources: Compile(s, in, e)}
+				for l := range c.resources.Listeners.Values() {
+					checkKnown(t, l, c)
 				}
 			}
 		}
 	})
 }
 
-func TestNobodyKnowsTheModeSoNoListenerIsBuilt(t *testing.T) {
-	eachCompiled(t, func(t *testing.T, c compiled) {
-		if _, known := modeOf(c); !known && c.resources.Listeners.Len() > 0 {
-			t.Errorf("there are listeners: %v", slices.Collect(c.resources.Listeners.Keys()))
+func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
+	t.Helper()
+	p, gated := policyOf(t, c, l)
+	if !gated {
+		return
+	}
+	for what, since := range map[string]uint32{
+		"permissive":                       when(p.ProxyProtocol.Mode == gateway.Permissive, 23),
+		"a version that is refused":        when(p.ProxyProtocol.On() && len(p.ProxyProtocol.Versions) < 2, 30),
+		"TLVs":                             when(p.ProxyProtocol.On() && len(p.ProxyProtocol.TLVs) > 0, 32),
+		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll(), 25),
+		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == gateway.XFFOverwrite, 25),
+		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == gateway.ProtoByPort, 32),
+	} {
+		if c.envoy.Minor < since {
+			t.Errorf("%s is sent to Envoy %s with %s, which came with 1.%d", l.Name, c.envoy, what, since)
 		}
-	})
+	}
+}
+
+func when(cond bool, since uint32) uint32 {
+	if cond {
+		return since
+	}
+	return 0
 }
 
 func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
@@ -105,16 +176,38 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 				}
 			}
 		}
-		if diff := cmp.Diff(before, s, cmp.AllowUnexported(gateway.Layer{}), orderedcmp.Entries[*gateway.Endpoints]()); diff != "" {
+		if diff := cmp.Diff(before, s, cmp.AllowUnexported(gateway.Layer{}), cmpopts.EquateComparable(netip.Prefix{}), orderedcmp.Entries[*gateway.Endpoints]()); diff != "" {
 			t.Errorf("the snapshot was modified:\n%s", diff)
 		}
 	})
 }
 
-// modeOf gives the PROXY protocol mode that the settings of a case resolve to.
-func modeOf(c compiled) (gateway.Mode, bool) {
-	p, known := c.snapshot.PolicyOf(c.instance, 0)
-	return p.ProxyProtocol.Mode, known
+// eachListener runs check on every listener of every case that clients connect
+// to, with the policy that it shall have.
+func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener, p gateway.Policy)) {
+	t.Helper()
+	eachCompiled(t, func(t *testing.T, c compiled) {
+		for l := range c.resources.Listeners.Values() {
+			if p, gated := policyOf(t, c, l); gated {
+				check(t, l, p)
+			}
+		}
+	})
+}
+
+// policyOf gives the policy of a listener, or false for one that no client can
+// connect to.
+func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (gateway.Policy, bool) {
+	t.Helper()
+	port := l.GetAddress().GetSocketAddress().GetPortValue()
+	if port == 0 {
+		return gateway.Policy{}, false
+	}
+	p, known := c.snapshot.PolicyOf(c.instance, int(port))
+	if !known {
+		t.Fatalf("%s was built, and nobody knows its policy", l.Name)
+	}
+	return p, true
 }
 
 func proxyFilter(t *testing.T, l *listenerv3.Listener) *proxyv3.ProxyProtocol {
@@ -135,16 +228,25 @@ func managers(t *testing.T, l *listenerv3.Listener) []*hcmv3.HttpConnectionManag
 	t.Helper()
 	var out []*hcmv3.HttpConnectionManager
 	for _, chain := range l.FilterChains {
-		for _, f := range chain.Filters {
-			hcm := &hcmv3.HttpConnectionManager{}
-			if !f.GetTypedConfig().MessageIs(hcm) {
-				continue
-			}
-			if err := f.GetTypedConfig().UnmarshalTo(hcm); err != nil {
-				t.Fatal(err)
-			}
-			out = append(out, hcm)
+		out = append(out, networkFilters[*hcmv3.HttpConnectionManager](t, chain)...)
+	}
+	return out
+}
+
+// networkFilters gives the filters of a chain that have one type.
+func networkFilters[T proto.Message](t *testing.T, chain *listenerv3.FilterChain) []T {
+	t.Helper()
+	var out []T
+	for _, f := range chain.Filters {
+		var zero T
+		if !f.GetTypedConfig().MessageIs(zero) {
+			continue
 		}
+		m, err := f.GetTypedConfig().UnmarshalNew()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, m.(T))
 	}
 	return out
 }
@@ -158,7 +260,7 @@ func encode(t *testing.T, r *Resources) []byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, b...)
+		out = append(out, fmt.Appendf(nil, "%x\n", b)...)
 	}
 	return out
 }

@@ -80,9 +80,9 @@ func page() string {
 	for _, c := range gateway.Conflicts {
 		fmt.Fprintf(&b, "- %s.\n", c.When)
 	}
-	b.WriteString("\n## TLVs with names\n\n| `type` | number | what it is |\n|---|---|---|\n")
+	b.WriteString("\n## TLVs with names\n\n| `type` | number | `name`, unless you give one | what it is |\n|---|---|---|---|\n")
 	for _, k := range gateway.KnownTLVs {
-		fmt.Fprintf(&b, "| `%s` | `%#04x` | %s |\n", k.Name, k.Type, k.Meaning)
+		fmt.Fprintf(&b, "| `%s` | `0x%02X` | `%s` | %s |\n", k.Name, k.Type, k.Key, k.Meaning)
 	}
 	b.WriteString("\nOf any other type, a value that is printable ASCII is told, and nothing of one that is not.\n" +
 		"Log formats of your own have a TLV as `%FILTER_STATE(usher.tlv.<name>:PLAIN)%`.\n")

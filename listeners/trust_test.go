@@ -1,0 +1,220 @@
+package listeners
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	networkstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// limited says whether only some peers' headers are believed.
+func limited(p gateway.Policy) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll() }
+
+// trustedChain says whether a chain is for the trusted peers alone.
+func trustedChain(chain *listenerv3.FilterChain, p gateway.Policy) bool {
+	var ranges []netip.Prefix
+	for _, r := range chain.GetFilterChainMatch().GetDirectSourcePrefixRanges() {
+		ranges = append(ranges, netip.PrefixFrom(netip.MustParseAddr(r.AddressPrefix), int(r.PrefixLen.GetValue())))
+	}
+	return slices.Equal(ranges, p.ProxyProtocol.TrustedCIDRs)
+}
+
+func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		byName := map[string][2]int{} // chains by server names: for trusted peers, and for others
+		for _, chain := range l.FilterChains {
+			names := strings.Join(chain.GetFilterChainMatch().GetServerNames(), " ")
+			count := byName[names]
+			switch {
+			case trustedChain(chain, p):
+				count[0]++
+			case len(chain.GetFilterChainMatch().GetDirectSourcePrefixRanges()) == 0:
+				count[1]++
+			default:
+				t.Errorf("%s: a chain is for peers that nobody speaks of: %v", l.Name, chain.FilterChainMatch)
+			}
+			byName[names] = count
+		}
+		want := [2]int{0, 1}
+		if limited(p) {
+			want = map[gateway.Mode][2]int{gateway.Strict: {1, 0}, gateway.Permissive: {1, 1}}[p.ProxyProtocol.Mode]
+		}
+		for names, got := range byName {
+			if got != want {
+				t.Errorf("%s: server names %q have %d chains for trusted peers and %d for others, want %v", l.Name, names, got[0], got[1], want)
+			}
+		}
+	})
+}
+
+// claims are the spellings of what a PROXY header says.
+var claims = regexp.MustCompile(`DOWNSTREAM_(REMOTE|LOCAL)_(ADDRESS|PORT)|source\.|destination\.|proxy_protocol`)
+
+func TestNoLogShowsWhatAnUntrustedPeerClaims(t *testing.T) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		if !limited(p) {
+			return
+		}
+		logs := l.AccessLog
+		for _, chain := range l.FilterChains {
+			if !trustedChain(chain, p) {
+				logs = slices.Concat(logs, logsOf(t, chain))
+			}
+		}
+		for _, log := range logs {
+			if text := mustJSON(t, log.GetTypedConfig()); claims.MatchString(text) {
+				t.Errorf("%s: %s shows %q: %s", l.Name, log.Name, claims.FindString(text), text)
+			}
+		}
+	})
+}
+
+func logsOf(t *testing.T, chain *listenerv3.FilterChain) []*accesslogv3.AccessLog {
+	t.Helper()
+	var logs []*accesslogv3.AccessLog
+	for _, hcm := range networkFilters[*hcmv3.HttpConnectionManager](t, chain) {
+		logs = append(logs, hcm.AccessLog...)
+	}
+	for _, proxy := range networkFilters[*tcpproxyv3.TcpProxy](t, chain) {
+		logs = append(logs, proxy.AccessLog...)
+	}
+	return logs
+}
+
+func mustJSON(t *testing.T, m proto.Message) string {
+	t.Helper()
+	out, err := protojson.MarshalOptions{Multiline: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+func TestServicesAreToldTheUntrustedPeerItself(t *testing.T) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+		if !limited(p) {
+			return
+		}
+		for _, chain := range l.FilterChains {
+			if trustedChain(chain, p) {
+				continue
+			}
+			one := &listenerv3.Listener{FilterChains: []*listenerv3.FilterChain{chain}}
+			for _, hcm := range managers(t, one) {
+				if hcm.XffNumTrustedHops != 1 || !hcm.SkipXffAppend || len(hcm.EarlyHeaderMutationExtensions) != 1 {
+					t.Errorf("%s: the connection manager of chain %s takes the client from elsewhere: %v", l.Name, chain.Name, hcm)
+					continue
+				}
+				early := &earlyv3.HeaderMutation{}
+				if err := hcm.EarlyHeaderMutationExtensions[0].TypedConfig.UnmarshalTo(early); err != nil {
+					t.Fatal(err)
+				}
+				for i, m := range early.Mutations {
+					value := m.GetAppend().GetHeader().GetValue()
+					if i == 0 && (m.GetAppend().GetHeader().GetKey() != "x-forwarded-for" || value != "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%") || i > 0 && value != "" {
+						t.Errorf("%s: chain %s tells services %v", l.Name, chain.Name, m)
+					}
+				}
+			}
+			for _, state := range networkFilters[*networkstatev3.Config](t, chain) {
+				for _, v := range state.OnNewConnection {
+					if strings.HasPrefix(v.GetObjectKey(), "usher.tlv.") {
+						t.Errorf("%s: chain %s believes TLVs: %v", l.Name, chain.Name, v)
+					}
+				}
+			}
+		}
+	})
+}
+
+// What Envoy tells a service in a PROXY header is what the client's has said.
+func TestARelayTellsNothingThatIsNotBelieved(t *testing.T) {
+	eachCompiled(t, func(t *testing.T, c compiled) {
+		for l := range c.resources.Listeners.Values() {
+			p, gated := policyOf(t, c, l)
+			if !gated {
+				continue
+			}
+			for _, chain := range l.FilterChains {
+				for _, proxy := range networkFilters[*tcpproxyv3.TcpProxy](t, chain) {
+					relayed := strings.HasPrefix(proxy.GetCluster(), "usher-relay:")
+					if relayed && limited(p) && !trustedChain(chain, p) {
+						t.Errorf("%s: an untrusted peer gets to %s with whatever it claims", l.Name, proxy.GetCluster())
+					}
+					if relayed != (p.ProxyProtocol.Upstream != gateway.UpstreamNone) && proxy.GetCluster() != nowhere {
+						t.Errorf("%s leads to %s, with upstream %s", l.Name, proxy.GetCluster(), p.ProxyProtocol.Upstream)
+					}
+					if relayed {
+						checkRelay(t, c, proxy.GetCluster())
+					}
+				}
+			}
+		}
+	})
+}
+
+// checkRelay checks that a relay's cluster leads to its listener.
+func checkRelay(t *testing.T, c compiled, name string) {
+	t.Helper()
+	listener, cluster := c.resources.Listeners.Get(name), c.resources.Clusters.Get(name)
+	if listener == nil || cluster == nil {
+		t.Fatalf("%s: listener %v, cluster %v", name, listener, cluster)
+	}
+	path := listener.Address.GetPipe().GetPath()
+	to := cluster.LoadAssignment.Endpoints[0].LbEndpoints[0].GetEndpoint().Address.GetPipe().GetPath()
+	if path != to || !strings.HasPrefix(path, "@") || len(path) > 107 {
+		t.Errorf("%s listens on %q, and is called at %q", name, path, to)
+	}
+}
+
+func TestRelaysOfInstancesDoNotMeet(t *testing.T) {
+	seen := map[string]string{}
+	eachCompiled(t, func(t *testing.T, c compiled) {
+		for l := range c.resources.Listeners.Values() {
+			path := l.GetAddress().GetPipe().GetPath()
+			of := c.snapshot.ID.String() + " " + c.instance.Node + " " + c.instance.ServiceID
+			if other, taken := seen[path]; path != "" && taken && other != of {
+				t.Errorf("%s is the relay of %s and of %s", path, other, of)
+			}
+			seen[path] = of
+		}
+	})
+}
+
+func TestOwnAddressHasNoSpellingOfAClaim(t *testing.T) {
+	newest := dialectOf(gateway.Envoy{})
+	old := dialectOf(gateway.Envoy{Major: 1, Minor: 32})
+	for text, want := range map[string]string{
+		"%DOWNSTREAM_REMOTE_ADDRESS%": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+		"a %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_REMOTE_PORT%": "a %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_DIRECT_REMOTE_PORT%",
+		"%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%":                                      "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+		"%DOWNSTREAM_LOCAL_ADDRESS%":                                              "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%",
+		"%DOWNSTREAM_LOCAL_URI_SAN%":                                              "%DOWNSTREAM_LOCAL_URI_SAN%",
+		`%COALESCE({"operators":["REQ(x)","DOWNSTREAM_REMOTE_ADDRESS"]})%`:        `%COALESCE({"operators":["REQ(x)","DOWNSTREAM_DIRECT_REMOTE_ADDRESS"]})%`,
+		"%CEL(source.address)% %CEL(request.path)%":                               "- %CEL(request.path)%",
+		"%CEL(request.path):5% from source %PROTOCOL%":                            "%CEL(request.path):5% from source %PROTOCOL%",
+		"%CEL(int(source.port) % 2)%":                                             "-\n",
+		"%REQ(source)% %START_TIME(%s)%":                                          "%REQ(source)% %START_TIME(%s)%",
+		"%DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:vpce):9%":        "-",
+		"%FILTER_STATE(envoy.network.proxy_protocol.tlv:PLAIN)%":                  "-",
+	} {
+		if got := ownAddress(text, newest); got != want {
+			t.Errorf("%s becomes %q, want %q", text, got, want)
+		}
+	}
+	if got, want := ownAddress("%PROTOCOL% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_PORT%", old), "%PROTOCOL% - %DOWNSTREAM_DIRECT_REMOTE_PORT%"; got != want {
+		t.Errorf("on an old Envoy: %q, want %q", got, want)
+	}
+}
