@@ -53,7 +53,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "", "Consul's gRPC API, which signs certificates for listeners with TLS, in the same forms. Default: CONSUL_GRPC_ADDR, else the host of the HTTP API and the port that its agent tells.")
 	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Where Envoys connect: host:port or unix:///path.")
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Where /healthz, /readyz and /metrics are served.")
-	f.StringVar(&o.configFile, "config", "", "File with settings for single gateways. It is followed.")
+	f.StringVar(&o.configFile, "config", "", "File with settings for all or single gateways. It is followed.")
 	f.StringVar(&o.configDir, "config-dir", "", "Directory with config entries and service definitions, instead of a Consul. It is followed.")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server. It is followed.")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")

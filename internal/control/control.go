@@ -45,10 +45,18 @@ type Options struct {
 }
 
 // Operator is what the operator's own config file says: a layer of settings
-// for each gateway named in it, and the file's problems.
+// for every gateway, one for each gateway named in it, and the file's problems.
 type Operator struct {
+	Server   gateway.Layer
 	Layers   map[string]gateway.Layer // by gateway name
 	Problems []gateway.Problem
+}
+
+// operatorLayers are what the file says of one gateway.
+type operatorLayers struct{ server, own gateway.Layer }
+
+func (o Operator) of(id gateway.ID) operatorLayers {
+	return operatorLayers{server: o.Server, own: o.Layers[id.Name]}
 }
 
 // Plane supplies Envoys with resources. It implements xds.Supplier. Use New,
@@ -110,7 +118,7 @@ func (p *Plane) SetOperator(o Operator) {
 	defer p.mu.Unlock()
 	p.operator = o
 	for id, w := range p.workers {
-		w.operator.Put(o.Layers[id.Name])
+		w.operator.Put(o.of(id))
 	}
 }
 
@@ -172,7 +180,7 @@ func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, bool) {
 	w := p.workers[id]
 	if w == nil {
 		w = newWorker(p, id)
-		w.operator.Put(p.operator.Layers[id.Name])
+		w.operator.Put(p.operator.of(id))
 		select {
 		case p.starts <- w:
 		case <-p.ended:

@@ -285,8 +285,14 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 		off := e.listener(t, anyAddress)
 		r.plane.SetOperator(Operator{Layers: map[string]gateway.Layer{"edge": saysStrict}})
 		synctest.Wait()
-		if e.listener(t, anyAddress).Version() == off.Version() {
+		strict := e.listener(t, anyAddress).Version()
+		if strict == off.Version() {
 			t.Error("the listener did not change")
+		}
+		r.plane.SetOperator(Operator{Server: saysStrict})
+		synctest.Wait()
+		if e.listener(t, anyAddress).Version() != strict {
+			t.Error("what is said of every gateway is not heard")
 		}
 		r.plane.SetOperator(Operator{})
 		synctest.Wait()
@@ -302,7 +308,7 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 		for range 50 {
 			var sets []*xds.Set
 			w := newWorker(r.plane, gateway.ID{Name: "edge"})
-			w.operator.Put(saysStrict)
+			w.operator.Put(operatorLayers{own: saysStrict})
 			w.changed.Put([]*subscriber{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
 			snapshots := latest.New[*gateway.Snapshot]()
 			snapshots.Put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))

@@ -26,13 +26,13 @@ type worker struct {
 	plane       *Plane
 	subscribers map[*subscriber]struct{} // guarded by the plane's lock
 	changed     latest.Box[[]*subscriber]
-	operator    latest.Box[gateway.Layer]
+	operator    latest.Box[operatorLayers]
 	done        chan struct{} // closed when run has returned
 
 	// loop
 	log       *slog.Logger
 	snapshot  *gateway.Snapshot // as the source gave it; nil before the first
-	layer     gateway.Layer     // the operator's
+	layers    operatorLayers
 	streams   []*subscriber
 	publisher publisher
 	compiling []gateway.Problem // found when there last was a stream to compile for
@@ -44,7 +44,7 @@ func newWorker(p *Plane, id gateway.ID) *worker {
 		plane:       p,
 		subscribers: map[*subscriber]struct{}{},
 		changed:     latest.New[[]*subscriber](),
-		operator:    latest.New[gateway.Layer](),
+		operator:    latest.New[operatorLayers](),
 		done:        make(chan struct{}),
 		log:         p.log.With("gateway", id.String()),
 		publisher:   publisher{metrics: p.metrics},
@@ -79,7 +79,7 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 	defer idle.Stop()
 	// Before anything else: a listener must not go out without the operator's
 	// settings. Whoever started the worker has put them.
-	w.layer = <-w.operator.C()
+	w.layers = <-w.operator.C()
 	for {
 		select {
 		case <-ctx.Done():
@@ -88,7 +88,7 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 			w.snapshot = s
 			w.renew()
 			w.publish()
-		case w.layer = <-w.operator.C():
+		case w.layers = <-w.operator.C():
 			w.renew()
 			w.publish()
 		case w.streams = <-w.changed.C():
@@ -109,7 +109,7 @@ func (w *worker) renew() {
 		return
 	}
 	s := *w.snapshot
-	s.Operator = w.layer
+	s.Server, s.Operator = w.layers.server, w.layers.own
 	w.publisher.begin(&s)
 }
 

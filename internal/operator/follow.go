@@ -65,6 +65,6 @@ func (f *File) unreadable(err error) bool {
 		return false
 	}
 	f.last = nil
-	f.content = Content{Layers: f.content.Layers, Problems: []gateway.Problem{p}}
+	f.content.Problems = []gateway.Problem{p}
 	return true
 }

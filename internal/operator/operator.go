@@ -1,6 +1,9 @@
 // Package operator reads the operator's own config file (usher serve --config)
 // and follows it. The file is HCL:
 //
+//	usher {
+//	  proxy_protocol { trusted_cidrs = ["10.0.16.0/20"] }
+//	}
 //	gateway "ingress-gateway" {
 //	  usher {
 //	    proxy_protocol { mode = "strict" }
@@ -8,7 +11,8 @@
 //	}
 //
 // The object usher is the same as in proxy-defaults' Config and in a gateway's
-// Proxy.Config, and wins over both.
+// Proxy.Config. That of a gateway wins over both; the one that stands alone is
+// of all gateways, and gives way to both.
 package operator
 
 import (
@@ -26,6 +30,7 @@ import (
 
 // Content is what a config file says.
 type Content struct {
+	Server   gateway.Layer            // of every gateway
 	Layers   map[string]gateway.Layer // by gateway name
 	Problems []gateway.Problem
 }
@@ -65,24 +70,39 @@ func (f *File) read(text []byte) {
 	f.last = text
 	raw, problems := parse(f.path, text)
 	if len(problems) > 0 {
-		f.content = Content{Layers: f.content.Layers, Problems: problems}
+		f.content.Problems = problems
 		return
 	}
 	next := Content{Layers: make(map[string]gateway.Layer, len(raw))}
+	// A block that is gone says nothing, and that is good.
+	next.Server, _ = f.content.Server.Next("", nil)
 	for _, b := range raw {
-		layer, problems := f.content.Layers[b.name].Next(b.where, b.usher)
-		next.Layers[b.name] = layer
+		var problems []gateway.Problem
+		if b.name == everyGateway {
+			next.Server, problems = f.content.Server.Next(b.where, b.usher)
+		} else {
+			next.Layers[b.name], problems = f.content.Layers[b.name].Next(b.where, b.usher)
+		}
 		next.Problems = append(next.Problems, problems...)
 	}
 	f.content = next
 }
 
-// block is one gateway block of the file.
+// everyGateway is the name of the block that is of no gateway alone.
+const everyGateway = ""
+
+// block is one block of the file.
 type block struct {
-	name  string
-	where string // "file:line: gateway "name""
+	name  string // of the gateway, or everyGateway
+	where string // "file:line: gateway "name"", or "file:line"
 	usher any
 }
+
+// What a file holds, in messages.
+const (
+	gatewayForm = `gateway "<name>" { usher { … } }`
+	fileForm    = `usher { … } and ` + gatewayForm
+)
 
 // parse gives the blocks of the file in its order. With any problem the file
 // as a whole counts as bad.
@@ -93,7 +113,7 @@ func parse(path string, text []byte) ([]block, []gateway.Problem) {
 	}
 	root, ok := tree.Node.(*ast.ObjectList)
 	if !ok {
-		return nil, []gateway.Problem{{Where: path, What: "the file is not a list of blocks; write gateway \"<name>\" { usher { … } }"}}
+		return nil, []gateway.Problem{{Where: path, What: "the file is not a list of blocks; write " + fileForm}}
 	}
 	var blocks []block
 	var problems []gateway.Problem
@@ -105,7 +125,7 @@ func parse(path string, text []byte) ([]block, []gateway.Problem) {
 		case p != nil:
 			problems = append(problems, *p)
 		case lines[b.name] != 0:
-			problems = append(problems, gateway.Problem{Where: b.where, What: fmt.Sprintf("a second block for this gateway; merge it into the one in line %d", lines[b.name])})
+			problems = append(problems, gateway.Problem{Where: b.where, What: fmt.Sprintf("a second block for the same; merge it into the one in line %d", lines[b.name])})
 		default:
 			lines[b.name] = line
 			blocks = append(blocks, b)
@@ -116,25 +136,40 @@ func parse(path string, text []byte) ([]block, []gateway.Problem) {
 
 func parseBlock(path string, item *ast.ObjectItem) (block, *gateway.Problem) {
 	keyword, _ := item.Keys[0].Token.Value().(string)
-	where := fmt.Sprintf("%s:%d", path, item.Pos().Line)
-	if keyword != "gateway" {
-		return block{}, &gateway.Problem{Where: where, What: fmt.Sprintf("key %q is unknown; the file holds blocks gateway \"<name>\" { usher { … } }", keyword)}
+	b := block{where: fmt.Sprintf("%s:%d", path, item.Pos().Line)}
+	problem := func(what string) (block, *gateway.Problem) {
+		return block{}, &gateway.Problem{Where: b.where, What: what}
 	}
-	if len(item.Keys) != 2 {
-		return block{}, &gateway.Problem{Where: where, What: "a gateway block needs the name of one gateway: gateway \"<name>\" { usher { … } }"}
+	switch {
+	case keyword == gateway.Key && len(item.Keys) == 1:
+		if err := hcl.DecodeObject(&b.usher, item.Val); err != nil {
+			return problem(fmt.Sprintf("not an object: %v; write usher { … }", err))
+		}
+		return b, nil
+	case keyword == gateway.Key:
+		return problem("the block usher has no name: it is for all gateways; write usher { … }, or " + gatewayForm)
+	case keyword != "gateway":
+		return problem(fmt.Sprintf("key %q is unknown; the file holds blocks %s", keyword, fileForm))
+	case len(item.Keys) != 2:
+		return problem("a gateway block needs the name of one gateway: " + gatewayForm)
 	}
-	name, _ := item.Keys[1].Token.Value().(string)
-	where += fmt.Sprintf(": gateway %q", name)
+	b.name, _ = item.Keys[1].Token.Value().(string)
+	if b.name == everyGateway {
+		return problem("a gateway block needs the name of one gateway: " + gatewayForm)
+	}
+	b.where += fmt.Sprintf(": gateway %q", b.name)
 	var members map[string]any
 	if err := hcl.DecodeObject(&members, item.Val); err != nil {
-		return block{}, &gateway.Problem{Where: where, What: fmt.Sprintf("not an object: %v; write gateway \"<name>\" { usher { … } }", err)}
+		return problem(fmt.Sprintf("not an object: %v; write %s", err, gatewayForm))
 	}
 	for key := range members {
 		if key != gateway.Key {
-			return block{}, &gateway.Problem{Where: where + ": " + key, What: fmt.Sprintf("this key is unknown; the block takes one object %q", gateway.Key)}
+			b.where += ": " + key
+			return problem(fmt.Sprintf("this key is unknown; the block takes one object %q", gateway.Key))
 		}
 	}
-	return block{name: name, where: where, usher: members[gateway.Key]}, nil
+	b.usher = members[gateway.Key]
+	return b, nil
 }
 
 func syntaxProblem(path string, err error) gateway.Problem {

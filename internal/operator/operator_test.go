@@ -3,6 +3,7 @@ package operator
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/gateway"
@@ -40,9 +42,12 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`},
 		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
-		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks gateway "<name>" { usher { … } }`},
+		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
 		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
-		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for this gateway; merge it into the one in line 1`},
+		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for the same; merge it into the one in line 1`},
+		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
+		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: the block usher has no name: it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`},
 		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -92,6 +97,9 @@ func run(t *testing.T, f *File) <-chan Content {
 
 func modes(c Content) map[string]gateway.Mode {
 	out := map[string]gateway.Mode{}
+	if m := c.Server.Settings.ProxyProtocol.Mode; m != "" {
+		out["every gateway"] = m
+	}
 	for name, l := range c.Layers {
 		out[name] = l.Settings.ProxyProtocol.Mode
 	}
@@ -109,6 +117,7 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 		t.Fatalf("at start (-want +got):\n%s", diff)
 	}
 	contents := run(t, f)
+	all := "usher { proxy_protocol { mode = \"off\" } }\n"
 	other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
 	for _, step := range []struct {
 		name, text string
@@ -118,7 +127,10 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 		{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]gateway.Mode{"edge": gateway.Permissive}, 0},
 		{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]gateway.Mode{"edge": gateway.Permissive, "other": gateway.Off}, 1},
 		{"broken syntax", "gateway {{{", map[string]gateway.Mode{"edge": gateway.Permissive, "other": gateway.Off}, 1},
-		{"mended", strict, map[string]gateway.Mode{"edge": gateway.Strict}, 0},
+		{"for all", all + strict, map[string]gateway.Mode{"every gateway": gateway.Off, "edge": gateway.Strict}, 0},
+		{"wrong for all", strings.ReplaceAll(all, "off", "on") + strict, map[string]gateway.Mode{"every gateway": gateway.Off, "edge": gateway.Strict}, 1},
+		{"no longer for all", strict, map[string]gateway.Mode{"edge": gateway.Strict}, 0},
+		{"for all again", all + strict, map[string]gateway.Mode{"every gateway": gateway.Off, "edge": gateway.Strict}, 0},
 	} {
 		write(t, path, step.text)
 		c := <-contents
@@ -133,12 +145,62 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := <-contents
-	if c.Layers["edge"].Settings.ProxyProtocol.Mode != gateway.Strict {
-		t.Errorf("removed: %+v, want the last good content", c)
+	if diff := cmp.Diff(map[string]gateway.Mode{"every gateway": gateway.Off, "edge": gateway.Strict}, modes(c)); diff != "" {
+		t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
 	}
 	want := []gateway.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or mend it; what it last said stays"}}
 	if diff := cmp.Diff(want, c.Problems); diff != "" {
 		t.Errorf("removed (-want +got):\n%s", diff)
+	}
+}
+
+// HCL makes of blocks, lists and numbers what it likes.
+func TestEverySettingCanBeWrittenInHCL(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, `
+usher {
+  proxy_protocol {
+    mode                = "strict"
+    versions            = ["v2"]
+    trusted_cidrs       = ["10.0.16.0/20", "2001:db8::/32"]
+    tlvs                = [{ type = "aws_vpce_id", name = "vpce", header = "x-vpce" }, { type = 0xE4, name = "tenant" }]
+    upstream            = "v2"
+    server_speaks_first = "no"
+  }
+  client_address {
+    xff             = "append"
+    trusted_hops    = 2
+    forwarded_proto = { https_ports = [443] }
+  }
+  listeners {
+    "8080" { proxy_protocol { mode = "off" tlvs = [{ type = "alpn" }] } }
+    "9000" { client_address { forwarded_proto { https_ports = [443, 8443] } } }
+  }
+}`)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := func(ports ...uint32) gateway.ForwardedProto {
+		return gateway.ForwardedProto{By: gateway.ProtoByPort, HTTPSPorts: ports}
+	}
+	want := gateway.Settings{
+		Policy: gateway.Policy{
+			ProxyProtocol: gateway.ProxyProtocol{
+				Mode: gateway.Strict, Versions: []gateway.Version{gateway.V2},
+				TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.16.0/20"), netip.MustParsePrefix("2001:db8::/32")},
+				TLVs:         []gateway.TLV{{Type: 0xEA, Name: "vpce", Header: "x-vpce"}, {Type: 0xE4, Name: "tenant"}},
+				Upstream:     gateway.UpstreamV2, ServerSpeaksFirst: gateway.No,
+			},
+			ClientAddress: gateway.ClientAddress{XFF: gateway.XFFAppend, TrustedHops: 2, ForwardedProto: port(443)},
+		},
+		Listeners: map[int]gateway.Policy{
+			8080: {ProxyProtocol: gateway.ProxyProtocol{Mode: gateway.Off, TLVs: []gateway.TLV{{Type: 1, Name: "alpn"}}}},
+			9000: {ClientAddress: gateway.ClientAddress{ForwardedProto: port(443, 8443)}},
+		},
+	}
+	if diff := cmp.Diff(want, f.Content().Server.Settings, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
