@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -88,7 +89,11 @@ func (o *opaque) layer(before gateway.Layer) (gateway.Layer, []gateway.Problem) 
 		path := strings.TrimPrefix(p.Where, where+": ")
 		var steps []any
 		for name := range strings.SplitSeq(path, ".") {
+			name, index, inList := strings.Cut(name, "[")
 			steps = append(steps, name)
+			if i, err := strconv.Atoi(strings.TrimSuffix(index, "]")); inList && err == nil {
+				steps = append(steps, i)
+			}
 		}
 		at, _ := o.root.locate(snake, steps...)
 		problems[i].Where = at.String() + ": " + path

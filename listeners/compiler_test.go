@@ -71,7 +71,7 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 	case 6:
 		next.Mesh, next.Roots, next.Leaf, next.Serving = other.Mesh, other.Roots, other.Leaf, other.Serving
 	case 7:
-		next.Defaults, next.Operator, next.Instances = other.Defaults, other.Operator, other.Instances
+		next.Server, next.Defaults, next.Operator, next.Instances = other.Server, other.Defaults, other.Operator, other.Instances
 	case 8:
 		next.Entry, next.Services = other.Entry, other.Services
 	case 9:
