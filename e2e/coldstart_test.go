@@ -13,8 +13,8 @@ import (
 // TestBadSettingAtColdStart starts Usher while proxy-defaults is bad, so that
 // nobody knows what the gateway's listener should be. An Envoy that runs keeps
 // the listener it has and goes on answering; a fresh one gets none rather than
-// an open one. It is served once the registration says what it wants, and by
-// proxy-defaults once that is mended.
+// an open one, and is served once proxy-defaults is mended. No other source can
+// say in its place what it may have said of a single listener.
 func TestBadSettingAtColdStart(t *testing.T) {
 	for name, args := range map[string][]string{
 		"delta":              nil,
@@ -43,12 +43,6 @@ func TestBadSettingAtColdStart(t *testing.T) {
 			fresh.waitCluster(t, "static-server.")
 			l.wantClosedPort(t, fresh)
 
-			l.writeOwn(t, `usher { proxy_protocol { mode = "strict" } }`)
-			l.waitMode(t, l.Gateway, "strict")
-			if n := usher.configProblems(t); n == 0 {
-				t.Error("usher_config_problems is 0 where the registration overrides a bad proxy-defaults")
-			}
-			l.writeOwn(t, "")
 			l.setMode(t, "permissive")
 			l.waitMode(t, l.Gateway, "permissive")
 			if n := usher.configProblems(t); n != 0 {

@@ -110,16 +110,21 @@ func (l *twoInstances) wantOneTrouble(t *testing.T, usher *usher) {
 	l.waitMode(t, l.Second, "off")
 }
 
-// TestSettingsInThreePlaces lays proxy-defaults, the gateway's registration and
-// Usher's own file over each other, the later wins, and takes them away again.
+// TestSettingsInFourPlaces lays what Usher's own file says of every gateway,
+// proxy-defaults, the gateway's registration and what the file says of the
+// gateway over each other, the later wins, and takes them away again. What any of
+// them says of one listener wins over what all of them say of every listener.
 // The file is written as an editor writes it, which empties it first.
-func TestSettingsInThreePlaces(t *testing.T) {
+func TestSettingsInFourPlaces(t *testing.T) {
 	t.Parallel()
 	l := startMeshLab(t, consulNew, envoyNew, false)
 	const others = "gateway \"another\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
 	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: others})
 	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
 	setting := func(mode string) string { return fmt.Sprintf("usher { proxy_protocol { mode = %q } }", mode) }
+	ofListener := func(mode string) string {
+		return fmt.Sprintf("usher { listeners { \"8080\" { proxy_protocol { mode = %q } } } }", mode)
+	}
 	writeConfig := func(content string) {
 		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), content)
 	}
@@ -131,11 +136,16 @@ func TestSettingsInThreePlaces(t *testing.T) {
 		want string
 	}{
 		{"nobody says anything", func() {}, "off"},
-		{"proxy-defaults", func() { l.writeDefaults(t, setting("strict")) }, "strict"},
+		{"the file, for every gateway", func() { writeConfig(setting("permissive") + "\n" + others) }, "permissive"},
+		{"proxy-defaults wins", func() { l.writeDefaults(t, setting("strict")) }, "strict"},
 		{"the registration wins", func() { l.writeOwn(t, setting("off")) }, "off"},
 		{"the file wins", func() { writeConfig(others + strings.ReplaceAll(own, "MODE", "permissive")) }, "permissive"},
 		{"the file changes", func() { writeConfig(strings.ReplaceAll(own, "MODE", "strict") + others) }, "strict"},
 		{"the file says off", func() { writeConfig(strings.ReplaceAll(own, "MODE", "off")) }, "off"},
+		{"proxy-defaults says it of the listener", func() { l.writeDefaults(t, ofListener("strict")) }, "strict"},
+		{"the registration says it of the listener", func() { l.writeOwn(t, ofListener("permissive")) }, "permissive"},
+		{"the registration says off of all", func() { l.writeOwn(t, setting("off")) }, "strict"},
+		{"nobody says anything of the listener", func() { l.writeDefaults(t, setting("strict")) }, "off"},
 		{"the registration changes beneath it", func() { l.writeOwn(t, setting("permissive")) }, "off"},
 		{"the file says nothing any more", func() { writeConfig(others) }, "permissive"},
 		{"nor does the registration", func() { l.writeOwn(t, "") }, "strict"},
