@@ -22,7 +22,7 @@ func badConfigFiles() []badFile {
 		},
 		{
 			"unknown block", "gateways \"ingress-gateway\" {}\n",
-			":1", `key "gateways" is unknown; the file holds blocks gateway "<name>" { usher { … } }`,
+			":1", `key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`,
 		},
 	}
 	for _, bad := range badSettings {
@@ -155,7 +155,7 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: strict\n        modus: 1"),
-			":10: usher.proxy_protocol.modus", `this key is unknown; remove it or use one of "mode"`,
+			":10: usher.proxy_protocol.modus", `this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "accessLogs:", "accesslogs:"),

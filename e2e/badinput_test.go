@@ -21,11 +21,15 @@ var badSettings = []badSetting{
 	},
 	{
 		"unknown key", `usher { proxy_protocol { mode = "off", enabled = "yes" } }`,
-		"usher.proxy_protocol.enabled", `this key is unknown; remove it or use one of "mode"`,
+		"usher.proxy_protocol.enabled", `this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+	},
+	{
+		"no network, for one listener", `usher { listeners { "8080" { proxy_protocol { trusted_cidrs = ["10.0.0.0/33"] } } } }`,
+		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use "any", alone, or networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
 	},
 	{
 		"no object", `usher = "off"`,
-		"usher", `"off" is not allowed; use an object with the keys "proxy_protocol"`,
+		"usher", `"off" is not allowed; use an object with the keys "proxy_protocol", "client_address", "listeners"`,
 	},
 }
 

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/json"
+	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,6 +38,42 @@ func TestWhatIsInheritedIsNotAnInstancesOwn(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// What Consul 1.15.1 and 1.22.0 make of a proxy-defaults entry and a
+// registration in HCL.
+func TestConsulsMergeIsUndone(t *testing.T) {
+	inherited := decoded(t, `{
+		"client_address": {"forwarded_proto": {"https_ports": [443, 444]}, "trusted_hops": 2},
+		"listeners": {"8080": {"proxy_protocol": {"mode": "off", "versions": "v1"}}, "81": {"proxy_protocol": {"mode": "off"}}},
+		"proxy_protocol": {"mode": "strict", "tlvs": {"header": "x-pd", "name": "pd", "type": "alpn"}, "trusted_cidrs": ["10.0.0.0/8", "2001:db8::/32"], "versions": ["v1", "v2"]}
+	}`)
+	merged := decoded(t, `{
+		"client_address": {"forwarded_proto": "trust", "trusted_hops": 3},
+		"listeners": {"8080": {"proxy_protocol": {"mode": "off", "versions": ["v2", "v1"]}}, "81": {"proxy_protocol": {"mode": "off"}}, "90": {"client_address": {"xff": "append"}}},
+		"proxy_protocol": {"mode": "strict", "tlvs": {"header": "x-pd", "name": "own", "type": "authority"}, "trusted_cidrs": "192.0.2.1", "versions": "v2"}
+	}`)
+	got, problems := DecodeSettings("x", Own(merged, inherited))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	want := Settings{
+		Policy: Policy{
+			ProxyProtocol: ProxyProtocol{
+				Versions:     []Version{V2},
+				TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
+				TLVs:         []TLV{{Type: 2, Name: "own", Header: "x-pd"}}, // the header is Consul's doing
+			},
+			ClientAddress: ClientAddress{TrustedHops: 3, ForwardedProto: ForwardedProto{By: ProtoTrust}},
+		},
+		Listeners: map[int]Policy{
+			8080: {ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}},
+			90:   {ClientAddress: ClientAddress{XFF: XFFAppend}},
+		},
+	}
+	if diff := cmp.Diff(want, got, comparePolicies); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
