@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -195,20 +196,22 @@ func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener,
 	})
 }
 
-// policyOf gives the policy of a listener, or false for one that no client can
-// connect to.
+// policyOf gives the policy of a listener, or false for one that is not for
+// clients.
 func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (gateway.Policy, bool) {
 	t.Helper()
-	port := l.GetAddress().GetSocketAddress().GetPortValue()
-	if port == 0 {
+	if isRelay(l) {
 		return gateway.Policy{}, false
 	}
+	port := l.GetAddress().GetSocketAddress().GetPortValue()
 	p, known := c.snapshot.PolicyOf(c.instance, int(port))
 	if !known {
 		t.Fatalf("%s was built, and nobody knows its policy", l.Name)
 	}
 	return p, true
 }
+
+func isRelay(l *listenerv3.Listener) bool { return strings.HasPrefix(l.Name, "usher-relay:") }
 
 func proxyFilter(t *testing.T, l *listenerv3.Listener) *proxyv3.ProxyProtocol {
 	t.Helper()

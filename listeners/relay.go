@@ -20,12 +20,14 @@ import (
 // A relay is how a tcp service behind a sidecar gets a PROXY header. Envoy
 // writes the header of a cluster outside the cluster's TLS, where a sidecar
 // refuses it. So the listener's connections go by a second listener of the same
-// Envoy, on a socket without an address on any network:
+// Envoy, on loopback:
 //
-//	listener --cluster that writes the header--> @usher-… relay listener --cluster of the mesh, mTLS--> sidecar
+//	listener --cluster that writes the header--> relay listener, 127.… --cluster of the mesh, mTLS--> sidecar
 //
 // Envoy has internal listeners for this, which need an extension in the
-// bootstrap that Consul's bootstraps do not have.
+// bootstrap that Consul's bootstraps do not have. A socket without a network
+// address would do, too; but an Envoy that takes the place of another one has to
+// share the relay with it, as it shares the ports of the listeners.
 type relay struct {
 	listener *listenerv3.Listener
 	cluster  *clusterv3.Cluster
@@ -39,14 +41,13 @@ func (l *listening) relays() bool {
 // relayName names the relay of a port, its listener and its cluster.
 func relayName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
 
-// relayAddress is the relay's socket: of the instance, because several may run
-// on one machine, and short enough for Linux.
+// relayAddress is where the relay listens: on the listener's own port, and on a
+// loopback address of the instance's own, because several may run on one
+// machine. Nobody else uses this part of 127.0.0.0/8.
 func relayAddress(l listening) *corev3.Address {
 	in := l.in.registered
 	of := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
-	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{
-		Path: fmt.Sprintf("@usher-%x-%d", of[:8], l.port.number),
-	}}}
+	return socketAddress(fmt.Sprintf("127.%d.%d.%d", 64+of[0]%128, of[1], 1+of[2]%254), l.port.number)
 }
 
 func relayOf(l listening) (relay, error) {
