@@ -13,8 +13,13 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// ErrDenied says that Consul's ACLs do not let a token have a gateway.
-var ErrDenied = errors.New("the token does not have service:write on the gateway")
+// The answers of Consul's ACLs that keep a gateway from a token.
+var (
+	// ErrDenied says that they know the token and do not let it have the gateway.
+	ErrDenied = errors.New("the token does not have service:write on the gateway")
+	// ErrUnknownToken says that they do not know the token, or no longer.
+	ErrUnknownToken = errors.New("consul does not know the token")
+)
 
 // authorizeTimeout bounds one question to Consul's ACLs.
 const authorizeTimeout = 10 * time.Second
@@ -23,14 +28,14 @@ const authorizeTimeout = 10 * time.Second
 // gateway, as Consul asks of the token of every Envoy. The token is the
 // caller's; an empty one is the anonymous token (or what Consul's agent puts in
 // its place), never Usher's own. It gives nil when the token has it or ACLs are
-// off, ErrDenied when it has not or Consul does not know it, and any other
-// error when there was no answer.
+// off, ErrDenied when it has not, ErrUnknownToken when Consul does not know it,
+// and any other error when there was no answer.
 func (c *Client) Authorize(ctx context.Context, token string, id gateway.ID) error {
 	err := c.authorize(ctx, token, id)
 	switch {
 	case err == nil:
 		c.metrics.authorization("allowed")
-	case errors.Is(err, ErrDenied):
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken):
 		c.metrics.authorization("denied")
 	default:
 		c.metrics.authorization("failed")
@@ -58,7 +63,7 @@ type verdict struct {
 
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
 	if !isToken(token) {
-		return ErrDenied
+		return ErrUnknownToken
 	}
 	ask := question{Resource: "service", Access: "write", Segment: id.Name}
 	ask.Namespace, ask.Partition = c.scopes(absolute(id.Namespace), absolute(id.Partition))
@@ -95,7 +100,7 @@ func authorizeError(err error) error {
 	case e.status == http.StatusUnauthorized && strings.Contains(e.Error(), "ACL support disabled"):
 		return nil
 	case e.status == http.StatusForbidden && strings.Contains(e.Error(), "ACL not found"):
-		return ErrDenied
+		return ErrUnknownToken
 	}
 	return err
 }

@@ -43,11 +43,11 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 	for name, test := range map[string]struct {
 		status int
 		body   string
-		want   string // allowed, denied, or a part of the error
+		want   string // allowed, denied, unknown, or a part of the error
 	}{
 		"service:write":     {200, `[{"Resource":"service","Segment":"gateway","Access":"write","Allow":true}]`, "allowed"},
 		"service:read only": {200, `[{"Resource":"service","Segment":"gateway","Access":"write","Allow":false}]`, "denied"},
-		"unknown token":     {403, "ACL not found", "denied"},
+		"unknown token":     {403, "ACL not found", "unknown"},
 		"ACLs are off":      {401, "ACL support disabled", "allowed"},
 		"no server":         {500, "No known Consul servers", "500: No known Consul servers"},
 		"too many requests": {429, "Your IP is issuing too many concurrent connections, please rate limit your calls", "429"},
@@ -71,7 +71,11 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 				if !errors.Is(err, ErrDenied) {
 					t.Fatalf("error %v, want ErrDenied", err)
 				}
-			case err == nil || errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), test.want):
+			case test.want == "unknown":
+				if !errors.Is(err, ErrUnknownToken) {
+					t.Fatalf("error %v, want ErrUnknownToken", err)
+				}
+			case err == nil || decides(err) || !strings.Contains(err.Error(), test.want):
 				t.Fatalf("error %v, want %q", err, test.want)
 			}
 			if err != nil && strings.Contains(err.Error(), callersToken) {
@@ -89,6 +93,9 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 		})
 	}
 }
+
+// decides says whether an error of Authorize is an answer.
+func decides(err error) bool { return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnknownToken) }
 
 // authorizeWith asks fake about a token for the gateway "gateway". Usher itself
 // has a token of its own.
@@ -121,7 +128,7 @@ func TestAnEnvoyWithoutATokenDoesNotGetUshersOwn(t *testing.T) {
 
 func TestARedirectDoesNotCarryTheTokenAway(t *testing.T) {
 	fake := &acl{status: http.StatusTemporaryRedirect}
-	if err := authorizeWith(t, fake, callersToken); err == nil || errors.Is(err, ErrDenied) {
+	if err := authorizeWith(t, fake, callersToken); err == nil || decides(err) {
 		t.Errorf("error %v, want one that is no decision", err)
 	}
 	if fake.path != "POST /v1/internal/acl/authorize" {
@@ -129,10 +136,10 @@ func TestARedirectDoesNotCarryTheTokenAway(t *testing.T) {
 	}
 }
 
-func TestATokenThatCannotBeSentIsDenied(t *testing.T) {
+func TestATokenThatCannotBeSentIsUnknown(t *testing.T) {
 	for _, token := range []string{"a\r\nX-Consul-Token: b", "a\x00", "ünknown"} {
-		if err := authorizeWith(t, &acl{status: 200}, token); !errors.Is(err, ErrDenied) {
-			t.Errorf("%q: error %v, want ErrDenied", token, err)
+		if err := authorizeWith(t, &acl{status: 200}, token); !errors.Is(err, ErrUnknownToken) {
+			t.Errorf("%q: error %v, want ErrUnknownToken", token, err)
 		}
 	}
 }
@@ -143,7 +150,7 @@ func TestAnUnreachableConsulIsNoDecision(t *testing.T) {
 	metrics := NewMetrics(prometheus.NewRegistry())
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Metrics: metrics})
 	err := c.Authorize(t.Context(), callersToken, gateway.ID{Name: "gateway"})
-	if err == nil || errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "connection refused") {
+	if err == nil || decides(err) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("error %v, want that the connection was refused", err)
 	}
 	if strings.Contains(err.Error(), callersToken) {

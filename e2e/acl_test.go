@@ -125,16 +125,23 @@ func (s *guardedLab) wantOthersRefused(t *testing.T, protocol xdstest.Protocol) 
 	t.Helper()
 	s.keep("a token that Consul does not know", unknownToken)
 	streams := s.Envoy.streams(t)
-	for what, token := range map[string]string{
-		"no token":                "",
-		"a read-only token":       s.token(t, "read-only-"+string(protocol), readOnlyRules),
-		"an unknown token":        unknownToken,
-		"another gateway's token": s.token(t, "other-"+string(protocol), strings.ReplaceAll(gatewayRules, "ingress-gateway", "other-gateway")),
+	for _, other := range []struct {
+		what, token string
+		code        codes.Code
+	}{
+		{"no token", "", codes.PermissionDenied},
+		{"a read-only token", s.token(t, "read-only-"+string(protocol), readOnlyRules), codes.PermissionDenied},
+		{"an unknown token", unknownToken, codes.Unauthenticated},
+		{
+			"another gateway's token",
+			s.token(t, "other-"+string(protocol), strings.ReplaceAll(gatewayRules, "ingress-gateway", "other-gateway")),
+			codes.PermissionDenied,
+		},
 	} {
-		t.Run(fmt.Sprintf("%s over %s is refused", what, protocol), func(t *testing.T) {
-			e := fakeGateway(t, s.xds, protocol, token)
+		t.Run(fmt.Sprintf("%s over %s is refused", other.what, protocol), func(t *testing.T) {
+			e := fakeGateway(t, s.xds, protocol, other.token)
 			askForAll(e)
-			told := e.ExpectEnd(codes.PermissionDenied).Error()
+			told := e.ExpectEnd(other.code).Error()
 			if !strings.Contains(told, `service:write on the gateway "ingress-gateway"`) {
 				t.Errorf("the caller was told %q, which does not say what its token needs", told)
 			}
@@ -151,16 +158,19 @@ func (s *guardedLab) wantLostTokensNoticed(t *testing.T) {
 	type stream struct {
 		what, token string
 		lose        func(t *testing.T, token string)
+		code        codes.Code
 		envoy       *xdstest.Envoy
 	}
 	var open []stream
 	for _, protocol := range xdstest.Protocols {
-		for what, lose := range map[string]func(t *testing.T, token string){
-			"deleted": s.deleteToken, "weakened": s.weakenToken,
+		for _, o := range []stream{
+			{what: "deleted-", lose: s.deleteToken, code: codes.Unauthenticated},
+			{what: "weakened-", lose: s.weakenToken, code: codes.PermissionDenied},
 		} {
-			what += "-" + string(protocol)
-			token := s.token(t, what, gatewayRules)
-			open = append(open, stream{what, token, lose, fakeGateway(t, s.xds, protocol, token)})
+			o.what += string(protocol)
+			o.token = s.token(t, o.what, gatewayRules)
+			o.envoy = fakeGateway(t, s.xds, protocol, o.token)
+			open = append(open, o)
 		}
 	}
 	before := s.Envoy.streams(t)
@@ -172,7 +182,7 @@ func (s *guardedLab) wantLostTokensNoticed(t *testing.T) {
 		o.lose(t, o.token)
 	}
 	for _, o := range open {
-		s.told = append(s.told, o.envoy.ExpectEnd(codes.PermissionDenied).Error())
+		s.told = append(s.told, o.envoy.ExpectEnd(o.code).Error())
 		took := time.Since(start).Round(time.Millisecond)
 		t.Logf("%s: the stream had ended %v after the change; asked every %v", o.what, took, reauthorizeInterval)
 		if took > reauthorizeInterval+time.Second {

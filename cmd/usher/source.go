@@ -54,7 +54,7 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 }
 
 // consulAuthorizer lets Consul decide: the caller's token needs service:write
-// on the gateway, as for Consul's own xDS.
+// on the gateway. It refuses with the codes of Consul's own xDS.
 type consulAuthorizer struct {
 	client *consul.Client
 }
@@ -66,7 +66,10 @@ func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Nod
 		return err
 	}
 	err = a.client.Authorize(ctx, string(c.Token), id)
-	if errors.Is(err, consul.ErrDenied) {
+	switch {
+	case errors.Is(err, consul.ErrUnknownToken):
+		return status.Errorf(codes.Unauthenticated, "consul does not know the stream's x-consul-token; it has to be one with service:write on the gateway %q", id)
+	case errors.Is(err, consul.ErrDenied):
 		return status.Errorf(codes.PermissionDenied, "the stream's x-consul-token needs service:write on the gateway %q", id)
 	}
 	return err

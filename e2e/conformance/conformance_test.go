@@ -117,7 +117,7 @@ func startSuiteAt(t *testing.T, ref reference, ip string) *suite {
 	s := &suite{
 		ref: ref, ip: ip, consul: startConsul(t, ip, ref.version), used: map[allowance]bool{}, spelled: map[string]bool{},
 	}
-	s.usher = startUsher(t, s.consul, ip, usherPort)
+	s.usher = startUsher(t, s.consul, usherPort)
 	follower, stop := connect(t, s.usher)
 	t.Cleanup(stop)
 	s.follower = follower
@@ -155,7 +155,7 @@ func (s *suite) run(t *testing.T, c testCase) {
 	defer stopOwn()
 	fresh, stop := connect(t, s.usher)
 	defer stop()
-	cold, stopCold := connect(t, startUsher(t, s.consul, s.ip, coldPort))
+	cold, stopCold := connect(t, startUsher(t, s.consul, coldPort))
 	defer stopCold()
 	s.expect(t, "the Envoy that stays", s.follower, want)
 	s.expect(t, "a fresh Envoy", fresh, want)

@@ -50,8 +50,10 @@ func wantTaken(t *testing.T, r resources, listeners, from []string) {
 		moved[name] = withPort(l, port)
 	}
 	r[resource.ListenerType] = moved
-	start(t, "envoy", filepath.Join(toolsDir(), "envoy-"+envoys[0], "envoy"), "make tools",
-		[]string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)})
+	start(t, part{
+		name: "envoy", path: filepath.Join(toolsDir(), "envoy-"+envoys[0], "envoy"), cure: "make tools",
+		args: []string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)},
+	})
 	for _, ip := range from {
 		eventually(t, "Envoy takes connections to "+ip, func() error { return dial(t, ip, port) })
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -44,6 +45,7 @@ type view struct {
 // accepts everything that is valid; its stream ends at anything else.
 type envoy struct {
 	gateway string
+	token   string // "" for none
 	// views holds the newest view.
 	views chan view
 }
@@ -51,18 +53,18 @@ type envoy struct {
 // connect starts an Envoy of the gateway of every case.
 func connect(t *testing.T, addr string) (*envoy, func()) {
 	t.Helper()
-	return connectAs(t, addr, gatewayName)
+	return connectAs(t, addr, gatewayName, "")
 }
 
 // connectAs starts an Envoy, which connects again when its stream ends, and
 // ends with the returned function.
-func connectAs(t *testing.T, addr, gateway string) (*envoy, func()) {
+func connectAs(t *testing.T, addr, gateway, token string) (*envoy, func()) {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &envoy{gateway: gateway, views: make(chan view, 1)}
+	e := &envoy{gateway: gateway, token: token, views: make(chan view, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -98,6 +100,9 @@ func (e *envoy) publish(v view) {
 
 // converse holds one stream until it ends.
 func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
+	if e.token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", e.token)
+	}
 	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		return err

@@ -40,9 +40,11 @@ func loopback() string {
 // consulServer is a running Consul.
 type consulServer struct {
 	version string
+	ip      string
 	client  *api.Client
 	http    string // host:port
 	grpc    string // host:port
+	token   string // may do everything; "" without ACLs
 }
 
 // startConsul starts a server and waits until its mesh has a certificate
@@ -50,16 +52,16 @@ type consulServer struct {
 // an Usher that was killed hold theirs until they time out, minutes later.
 func startConsul(t *testing.T, ip, version string, args ...string) *consulServer {
 	t.Helper()
-	s := &consulServer{version: version, http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
+	s := &consulServer{version: version, ip: ip, http: net.JoinHostPort(ip, "8500"), grpc: net.JoinHostPort(ip, "8502")}
 	client, err := api.NewClient(&api.Config{Address: s.http})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.client = client
-	start(t, "consul", filepath.Join(toolsDir(), "consul-"+version, "consul"), "make tools", append([]string{
+	start(t, part{name: "consul", path: filepath.Join(toolsDir(), "consul-"+version, "consul"), cure: "make tools", args: append([]string{
 		"agent", "-dev", "-bind", ip, "-client", ip, "-node", "server", "-dns-port", "-1", "-log-level", "warn",
 		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
-	}, args...))
+	}, args...)})
 	eventually(t, "the mesh has roots", func() error {
 		roots, _, err := client.Connect().CARoots(nil)
 		if err == nil && len(roots.Roots) == 0 {
@@ -70,19 +72,35 @@ func startConsul(t *testing.T, ip, version string, args ...string) *consulServer
 	return s
 }
 
-// startUsher starts Usher on a port of the address, beside a Consul, and gives
-// its xDS port once it listens.
-func startUsher(t *testing.T, consul *consulServer, ip string, port int) string {
+// startGuardedConsul starts a server that denies what no token allows. Its node
+// is the gateway's.
+func startGuardedConsul(t *testing.T, ip, version string) *consulServer {
 	t.Helper()
-	xds := net.JoinHostPort(ip, fmt.Sprint(port))
+	const token = "5ec2e7a0-0000-4000-8000-000000000001"
+	s := startConsul(t, ip, version, "-node", gatewayNode, "-hcl",
+		`acl { enabled = true, default_policy = "deny", tokens { initial_management = "`+token+`", agent = "`+token+`" } }`)
+	s.token = token
+	s.client.AddHeader("X-Consul-Token", token)
+	eventually(t, "the management token counts", func() error {
+		_, _, err := s.client.ACL().TokenReadSelf(nil)
+		return err
+	})
+	return s
+}
+
+// startUsher starts Usher on a port beside a Consul, and gives its xDS port once
+// it listens.
+func startUsher(t *testing.T, consul *consulServer, port int, args ...string) string {
+	t.Helper()
+	xds := net.JoinHostPort(consul.ip, fmt.Sprint(port))
 	usher := "../../bin/usher"
 	if v := os.Getenv("USHER_BIN"); v != "" {
 		usher = v
 	}
-	start(t, "usher", usher, "make build", []string{
+	start(t, part{name: "usher", path: usher, cure: "make build", args: append([]string{
 		"serve", "--consul-http-addr", consul.http, "--xds-addr", xds,
-		"--admin-addr", net.JoinHostPort(ip, fmt.Sprint(port+1)),
-	})
+		"--admin-addr", net.JoinHostPort(consul.ip, fmt.Sprint(port+1)),
+	}, args...), env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})
 	eventually(t, "usher listens", func() error {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", xds)
 		if err == nil {
@@ -93,18 +111,26 @@ func startUsher(t *testing.T, consul *consulServer, ip string, port int) string 
 	return xds
 }
 
+// part is a program that a test needs.
+type part struct {
+	name, path string
+	cure       string // the command that makes it where it is missing
+	args       []string
+	env        []string // besides PATH, all that it gets
+}
+
 // start starts a part, which ends with the test. Its output is printed when the
 // test has failed.
-func start(t *testing.T, name, path, cure string, args []string) {
+func start(t *testing.T, p part) {
 	t.Helper()
-	path, err := filepath.Abs(path)
+	path, err := filepath.Abs(p.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is missing: run %q", path, cure)
+		t.Fatalf("%s is missing: run %q", path, p.cure)
 	}
-	output := filepath.Join(t.TempDir(), name+".log")
+	output := filepath.Join(t.TempDir(), p.name+".log")
 	file, err := os.Create(output)
 	if err != nil {
 		t.Fatal(err)
@@ -113,19 +139,19 @@ func start(t *testing.T, name, path, cure string, args []string) {
 	// Not the test's context: that ends before the cleanups, which still talk
 	// with the part.
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, path, args...)
+	cmd := exec.CommandContext(ctx, path, p.args...)
 	cmd.Stdout, cmd.Stderr = file, file
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, p.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		cancel()
-		t.Fatalf("start %s: %v", name, err)
+		t.Fatalf("start %s: %v", p.name, err)
 	}
 	t.Cleanup(func() {
 		cancel()
 		_ = cmd.Wait() // it was killed
 		if t.Failed() {
-			t.Logf("end of %s:\n%s", name, tail(output))
+			t.Logf("end of %s:\n%s", p.name, tail(output))
 		}
 	})
 }

@@ -61,15 +61,19 @@ const consulSide = "consul"
 
 func startStage(t *testing.T) *stage {
 	t.Helper()
-	ip := loopback()
-	consul := startConsul(t, ip, consulVersion)
+	return startStageOn(t, startConsul(t, loopback(), consulVersion))
+}
+
+// startStageOn starts the Ushers, with these arguments, beside a Consul.
+func startStageOn(t *testing.T, consul *consulServer, args ...string) *stage {
+	t.Helper()
 	roots, _, err := consul.client.Connect().CARoots(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &stage{consul: consul, trustDomain: roots.TrustDomain, sides: []side{
 		{name: consulSide, addr: consul.grpc, replica: consul.grpc},
-		{name: "usher", addr: startUsher(t, consul, ip, usherPort), replica: startUsher(t, consul, ip, coldPort)},
+		{name: "usher", addr: startUsher(t, consul, usherPort, args...), replica: startUsher(t, consul, coldPort, args...)},
 	}}
 }
 
@@ -177,11 +181,18 @@ func (s *script) expose(letters []string, over map[string]any) {
 // serve makes a gateway with the services, and waits until the server has all.
 func (s *script) serve(letters ...string) {
 	s.t.Helper()
+	s.register("10.0.1.1")
+	s.supply(letters...)
+}
+
+// supply makes the services of a gateway that is registered, and waits until the
+// server has all.
+func (s *script) supply(letters ...string) {
+	s.t.Helper()
 	for _, letter := range letters {
 		s.addService(letter)
 	}
 	s.expose(letters, nil)
-	s.register("10.0.1.1")
 	s.follow()
 	s.await("the listener", func(r resources) bool { return len(r[lds]) == 1 && len(r[eds]) == len(letters) })
 }
@@ -189,7 +200,7 @@ func (s *script) serve(letters ...string) {
 // follow starts the follower.
 func (s *script) follow() {
 	s.t.Helper()
-	follower, stop := connectAs(s.t, s.side.addr, s.gateway)
+	follower, stop := connectAs(s.t, s.side.addr, s.gateway, s.stage.consul.token)
 	s.t.Cleanup(stop)
 	s.follower = follower
 }
