@@ -5,6 +5,7 @@ package conformance
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -19,7 +20,7 @@ import (
 // not be sent would come before the answer to the next question.
 func TestSameProtocolAsConsul(t *testing.T) {
 	st := startStage(t)
-	for _, r := range rules {
+	for _, r := range slices.Concat(rules, removalRules, secretRules) {
 		t.Run(r.name, func(t *testing.T) { st.play(t, r) })
 	}
 }

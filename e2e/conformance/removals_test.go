@@ -1,0 +1,73 @@
+//go:build e2e
+
+package conformance
+
+// removalRules are those of what an operator takes away for good.
+var removalRules = []rule{
+	{name: "last-listener-removed", play: lastListenerRemoved},
+	{name: "entry-deleted", play: entryDeleted},
+	{
+		name:   "defaults-removed",
+		better: "an entry that says nothing of limits sets none",
+		play:   defaultsRemoved,
+	},
+}
+
+func lastListenerRemoved(s *script) {
+	takeAllAway(s, func() {
+		s.writeEntry("ingress-gateway", s.gateway, map[string]any{"Listeners": []any{}})
+	})
+}
+
+func entryDeleted(s *script) {
+	takeAllAway(s, func() {
+		if _, err := s.stage.consul.client.ConfigEntries().Delete("ingress-gateway", s.gateway, nil); err != nil {
+			s.t.Fatal(err)
+		}
+	})
+}
+
+// takeAllAway has an Envoy lose its only listener, and get it back on the same
+// stream.
+func takeAllAway(s *script, take func()) {
+	s.t.Helper()
+	s.serve("a")
+	e := s.connect()
+	s.warm(e, "a")
+	take()
+	// Its routes go without a word, as do the endpoints.
+	e.Ack(s.expect(e, lds, nil, []string{listenerName}))
+	e.Ack(s.expect(e, cds, nil, s.clusters([]string{"a"})))
+	e.Unsubscribe(eds, s.cluster("a"))
+	e.Unsubscribe(rds, routesName)
+	s.expose([]string{"a"}, nil)
+	clusters := e.Expect(cds, s.cluster("a"))
+	e.Subscribe(eds, s.cluster("a"))
+	endpoints := e.Expect(eds, s.cluster("a"))
+	e.Ack(clusters)
+	e.Ack(endpoints)
+	e.ExpectAck(lds, listenerName)
+	e.Subscribe(rds, routesName)
+	e.ExpectAck(rds, routesName)
+	s.wantNothingElse(e)
+}
+
+func defaultsRemoved(s *script) {
+	listeners := []any{map[string]any{"Port": 8080, "Protocol": "http", "Services": []any{map[string]any{"Name": s.service("a")}}}}
+	s.serve("a")
+	s.writeEntry("ingress-gateway", s.gateway, map[string]any{"Listeners": listeners, "Defaults": map[string]any{"MaxConnections": 7}})
+	s.awaitText(cds, s.cluster("a"), "max_connections")
+	e := s.connect()
+	s.warm(e, "a")
+	s.writeEntry("ingress-gateway", s.gateway, map[string]any{"Listeners": listeners})
+	if !s.onConsul() {
+		e.ExpectAck(cds, s.cluster("a"))
+		e.ExpectAck(eds, s.cluster("a"))
+		return
+	}
+	// This change comes later, and no cluster with it.
+	s.expose([]string{"a"}, setHeader("one"))
+	s.awaitText(rds, routesName, "one")
+	e.ExpectAck(rds, routesName)
+	s.wantNothingElse(e)
+}
