@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -87,6 +88,9 @@ func (s *changesStory) ofTheHosts() []change {
 		{"ingress-gateway: a host added", s.editing(func(e entry) {
 			firstService(e).Hosts = append(firstService(e).Hosts, "www.example.com")
 		}), answered(at("www.example.com"), servedBy, "static-server")},
+		{"ingress-gateway: a wildcard host", s.editing(func(e entry) {
+			firstService(e).Hosts = append(firstService(e).Hosts, "*.example.net")
+		}), answered(at("any.example.net"), servedBy, "static-server")},
 		{"ingress-gateway: every host", s.editing(func(e entry) {
 			firstService(e).Hosts = []string{"*"}
 		}), answered(at("any.example.org"), servedBy, "static-server")},
@@ -255,6 +259,14 @@ func (s *changesStory) ofTheResolver() []change {
 		{"service-resolver: all requests to a new cluster", resolve(api.ServiceResolverConfigEntry{
 			Redirect: &api.ServiceResolverRedirect{Service: "other-server"},
 		}), answered(root, servedBy, "other-server")},
+		{"service-resolver: all requests to a subset of it", func() error {
+			return errors.Join(s.set(&api.ServiceResolverConfigEntry{
+				Kind: api.ServiceResolver, Name: "other-server",
+				Subsets: map[string]api.ServiceResolverSubset{"v1": {Filter: "Service.Port == 21001"}},
+			}), resolve(api.ServiceResolverConfigEntry{
+				Redirect: &api.ServiceResolverRedirect{Service: "other-server", ServiceSubset: "v1"},
+			})())
+		}, dumps(routeConfig, `"cluster": "v1.other-server.`)},
 		{"service-resolver: a default subset", resolve(api.ServiceResolverConfigEntry{
 			Subsets: subsets, DefaultSubset: "v1",
 		}), dumps(routeConfig, `"cluster": "v1.static-server.`)},
@@ -292,31 +304,52 @@ func (s *changesStory) ofTheResolver() []change {
 func (s *changesStory) ofTheInstances(t *testing.T) []change {
 	s.startSecond(t)
 	agent := s.Consul.Client.Agent()
-	host := func(health string) string { return fmt.Sprintf("%s::health_flags::%s\n", s.Second.addr(21000), health) }
-	is := func(health string) func(*loadedGateway) error {
-		return func(g *loadedGateway) error { return g.has(clusterHosts, host(health)) }
+	is := func(what string) func(*loadedGateway) error {
+		return func(g *loadedGateway) error { return g.has(clusterHosts, s.Second.addr(21000)+"::"+what) }
 	}
 	check := func(status string) func() error {
 		return func() error { return agent.UpdateTTL(secondCheck, "", status) }
 	}
+	register := func(over api.AgentServiceRegistration) func() error {
+		return func() error { return s.registerSecond(api.HealthPassing, over) }
+	}
+	moved := api.AgentServiceRegistration{Address: movedIP}
 	return []change{
-		{"instance: up", func() error { return s.registerSecond(api.HealthPassing) }, is("healthy")},
-		{"instance: critical", check(api.HealthCritical), is("/failed_eds_health")},
-		{"instance: passing again", check(api.HealthPassing), is("healthy")},
+		{"instance: up", register(api.AgentServiceRegistration{}), is("health_flags::healthy\n")},
+		{"instance: critical", check(api.HealthCritical), is("health_flags::/failed_eds_health\n")},
+		{"instance: passing again", check(api.HealthPassing), is("health_flags::healthy\n")},
+		{"instance: in maintenance", func() error {
+			return agent.EnableServiceMaintenance(secondSidecar, "")
+		}, is("health_flags::/failed_eds_health\n")},
+		{"instance: out of maintenance", func() error {
+			return agent.DisableServiceMaintenance(secondSidecar)
+		}, is("health_flags::healthy\n")},
+		{"instance: of another weight", register(api.AgentServiceRegistration{
+			Weights: &api.AgentWeights{Passing: 5, Warning: 1},
+		}), is("weight::5\n")},
+		{"instance: at another address", register(moved), func(g *loadedGateway) error {
+			return errors.Join(g.has(clusterHosts, movedIP+":21000::health_flags::healthy\n"), g.hasNot(clusterHosts, s.Second.addr(21000)))
+		}},
 		{"instance: down", func() error { return agent.ServiceDeregister("second") }, func(g *loadedGateway) error {
-			return g.hasNot(clusterHosts, s.Second.addr(21000))
+			return g.hasNot(clusterHosts, movedIP)
 		}},
 	}
 }
 
-const secondCheck = "second"
+const (
+	secondCheck   = "second"
+	secondSidecar = "second-sidecar-proxy"
+	// movedIP is one more address of the second instance's host.
+	movedIP = "198.18.0.32"
+)
 
 // startSecond starts the second instance and its sidecar, which needs a
 // registration for its beginning only.
 func (s *changesStory) startSecond(t *testing.T) {
 	t.Helper()
+	s.Second.ip(t, "address add "+movedIP+"/32 dev eth0")
 	startNamed(t, s.Second, 8080, "second")
-	if err := s.registerSecond(api.HealthCritical); err != nil {
+	if err := s.registerSecond(api.HealthCritical, api.AgentServiceRegistration{}); err != nil {
 		t.Fatal(err)
 	}
 	startEnvoy(t, envoyOptions{
@@ -334,38 +367,17 @@ func (s *changesStory) startSecond(t *testing.T) {
 }
 
 // registerSecond registers the second instance; its health is what the test
-// says.
-func (s *changesStory) registerSecond(status string) error {
+// says. The sidecar listens on every address, and has the address and the weights
+// of over.
+func (s *changesStory) registerSecond(status string, over api.AgentServiceRegistration) error {
 	return s.Consul.Client.Agent().ServiceRegister(&api.AgentServiceRegistration{
 		ID: "second", Name: "static-server", Address: s.Second.IP.String(), Port: 8080,
 		Connect: &api.AgentServiceConnect{SidecarService: &api.AgentServiceRegistration{
-			Address: s.Second.IP.String(),
+			Address: cmp.Or(over.Address, s.Second.IP.String()),
 			Port:    21000,
+			Weights: over.Weights,
+			Proxy:   &api.AgentServiceConnectProxyConfig{Config: map[string]any{"bind_address": "0.0.0.0"}},
 			Checks:  api.AgentServiceChecks{{CheckID: secondCheck, TTL: "1h", Status: status}},
 		}},
 	})
-}
-
-const tls13 = `"tls_maximum_protocol_version": "TLSv1_3"`
-
-// ofAllProxies are changes of what all proxies of the datacenter share.
-func (s *changesStory) ofAllProxies() []change {
-	return []change{
-		{"proxy-defaults: the access log's format", s.writing(logFormat("two")), func(g *loadedGateway) error {
-			return g.logs(`"mark":"two"`)
-		}},
-		s.newConnections(),
-		{"mesh: deleted", s.deleting(api.MeshConfig, api.MeshConfigMesh), func(g *loadedGateway) error {
-			return g.hasNot(clusterConfig, tls13)
-		}},
-		s.newRoot(),
-	}
-}
-
-// newConnections is a change of the clusters, which makes Envoy leave the
-// connections that it has to the services.
-func (s *changesStory) newConnections() change {
-	return change{"mesh: TLS 1.3 allowed", s.writing(&api.MeshConfigEntry{
-		TLS: &api.MeshTLSConfig{Outgoing: &api.MeshDirectionalTLSConfig{TLSMaxVersion: "TLSv1_3"}},
-	}), func(g *loadedGateway) error { return g.has(clusterConfig, tls13) }}
 }

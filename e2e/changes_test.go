@@ -25,7 +25,8 @@ const (
 // TestChangesReachARunningEnvoy has two Envoys of one gateway side by side, one
 // on Usher and one on Consul's own xDS, and a load on both that never pauses.
 // Every kind of change is made once in Consul and waited for at both. Usher's
-// Envoy has it first, and none of its requests fails.
+// Envoy has it first, and none of its requests fails; where a change takes away
+// what serves them, they fail as with Consul's own, until it is back.
 func TestChangesReachARunningEnvoy(t *testing.T) {
 	s := startChangesStory(t)
 	s.startLoad(t)
@@ -37,6 +38,12 @@ func TestChangesReachARunningEnvoy(t *testing.T) {
 	}
 	for _, c := range s.ofTheInstances(t) {
 		s.tell(t, c)
+	}
+	for _, c := range s.ofTheRegistrations() {
+		s.tell(t, c)
+	}
+	for _, pair := range s.outages() {
+		s.tellOutage(t, pair[0], pair[1])
 	}
 	for _, c := range s.ofAllProxies() {
 		s.tell(t, c)
@@ -87,14 +94,21 @@ func startChangesStory(t *testing.T) *changesStory {
 // startServices starts one instance of either service.
 func (s *changesStory) startServices(t *testing.T) {
 	t.Helper()
-	for i, name := range []string{"static-server", "other-server"} {
-		startNamed(t, s.Service, 8080+i, name)
-		s.sidecars = append(s.sidecars, registerService(t, serviceOptions{
-			Name: name, Port: 8080 + i, SidecarPort: 21000 + i, Consul: s.Consul, Host: s.Service, Envoy: envoyNew,
-		}))
+	for i := range 2 {
+		o := s.instance(i)
+		startNamed(t, s.Service, o.Port, o.Name)
+		s.sidecars = append(s.sidecars, registerService(t, o))
 	}
 	s.Consul.waitChecked(t, "static-server")
 	s.Consul.waitChecked(t, "other-server")
+}
+
+// instance is the only one of the first service, or of the second.
+func (s *changesStory) instance(i int) serviceOptions {
+	name := []string{"static-server", "other-server"}[i]
+	return serviceOptions{
+		Name: name, ID: name, Port: 8080 + i, SidecarPort: 21000 + i, Consul: s.Consul, Host: s.Service, Envoy: envoyNew,
+	}
 }
 
 // startGateways starts Usher and the two, each on a host of its own.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -34,23 +35,8 @@ type serviceOptions struct {
 // the sidecar. The checks begin as passing, and Consul asks every second.
 func registerService(t *testing.T, o serviceOptions) *envoy {
 	t.Helper()
-	if o.ID == "" {
-		o.ID = o.Name
-	}
-	if o.SidecarPort == 0 {
-		o.SidecarPort = 21000
-	}
-	err := o.Consul.Client.Agent().ServiceRegister(&api.AgentServiceRegistration{
-		ID: o.ID, Name: o.Name, Address: o.Host.IP.String(), Port: o.Port,
-		Connect: &api.AgentServiceConnect{SidecarService: &api.AgentServiceRegistration{
-			Address: o.Host.IP.String(),
-			Port:    o.SidecarPort,
-			Checks: api.AgentServiceChecks{{
-				Name: "sidecar listens", TCP: o.Host.addr(o.SidecarPort), Interval: "1s", Status: api.HealthPassing,
-			}},
-		}},
-	})
-	if err != nil {
+	o.ID, o.SidecarPort = cmp.Or(o.ID, o.Name), cmp.Or(o.SidecarPort, 21000)
+	if err := o.register(); err != nil {
 		t.Fatalf("register %s: %v", o.ID, err)
 	}
 	sidecar := startEnvoy(t, envoyOptions{
@@ -60,6 +46,20 @@ func registerService(t *testing.T, o serviceOptions) *envoy {
 	})
 	sidecar.waitListener(t, o.SidecarPort)
 	return sidecar
+}
+
+// register registers the instance, whose sidecar may run already.
+func (o serviceOptions) register() error {
+	return o.Consul.Client.Agent().ServiceRegister(&api.AgentServiceRegistration{
+		ID: o.ID, Name: o.Name, Address: o.Host.IP.String(), Port: o.Port,
+		Connect: &api.AgentServiceConnect{SidecarService: &api.AgentServiceRegistration{
+			Address: o.Host.IP.String(),
+			Port:    o.SidecarPort,
+			Checks: api.AgentServiceChecks{{
+				Name: "sidecar listens", TCP: o.Host.addr(o.SidecarPort), Interval: "1s", Status: api.HealthPassing,
+			}},
+		}},
+	})
 }
 
 // seenRequest is a request as a service got it.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -38,6 +39,64 @@ func TestUsherIsKilledUnderLoad(t *testing.T) {
 		l.waitMode(t, l.Gateway, mode)
 	}
 	load.wantNoFailures(t)
+}
+
+// TestUsherIsKilledInTheMiddleOfASwitch kills Usher while all of the load is
+// being switched to a new cluster: when Consul has the change and Usher may not,
+// when an Envoy has the cluster, and when one Envoy has all and the other may
+// not. The next Usher finishes what the last one began, and no request fails.
+func TestUsherIsKilledInTheMiddleOfASwitch(t *testing.T) {
+	t.Parallel()
+	s := startSwitchStory(t)
+	s.startLoad(t)
+	unfinished := 0
+	for i := range 12 {
+		unfinished += s.killDuring(t, s.next(t, i), s.moment(t, i))
+	}
+	if unfinished == 0 {
+		t.Error("each time both Envoys had the change already: this shows nothing")
+	}
+	s.wantNoFailures(t)
+}
+
+// moment gives what to wait for in the ith switch before Usher is killed.
+func (s *switchStory) moment(t *testing.T, i int) func(c change) error {
+	t.Helper()
+	added := func() int { return s.Usher.stat(t, "cluster_manager.cluster_added") }
+	before := added()
+	switch i % 3 {
+	case 0:
+		return func(change) error { return nil }
+	case 1:
+		return func(change) error {
+			if added() == before {
+				return errors.New("no cluster came")
+			}
+			return nil
+		}
+	default:
+		return func(c change) error { return c.shows(s.Usher) }
+	}
+}
+
+// killDuring makes the change, kills Usher when it is time, starts another one
+// and waits for the change at all Envoys. It says how many of Usher's did not
+// have it when Usher was dead.
+func (s *switchStory) killDuring(t *testing.T, c change, when func(change) error) (unfinished int) {
+	t.Helper()
+	s.wantAhead(t, c, s.all())
+	s.write(t, c)
+	eventually(t, c.name+" is under way", changeDeadline, func() error { return when(c) })
+	s.server.kill()
+	for _, g := range []*loadedGateway{s.Usher, s.Twin} {
+		if c.shows(g) != nil {
+			unfinished++
+		}
+	}
+	s.server = startUsher(t, s.options)
+	s.settle(t, c, s.all())
+	t.Logf("%s: when Usher was killed, %d of 2 Envoys did not have it", c.name, unfinished)
+	return unfinished
 }
 
 // resourceBytes counts what Envoys were sent.

@@ -42,7 +42,9 @@ func TestSwitchToANewClusterLosesNothing(t *testing.T) {
 type switchStory struct {
 	*twoGateways
 	*meshServer
-	late *slowHealth
+	late    *slowHealth
+	server  *usher
+	options usherOptions // of server
 	// tip is where the chain of static-server ends.
 	tip string
 }
@@ -77,9 +79,10 @@ func (s *switchStory) startGateways(t *testing.T) {
 	t.Helper()
 	s.late = startSlowHealth(t, s.Consul)
 	address := s.Control.addr(18000)
-	startUsher(t, usherOptions{
+	s.options = usherOptions{
 		Host: s.Control, XDSAddr: address, Args: []string{"--insecure-plaintext"}, Env: []string{"CONSUL_HTTP_ADDR=" + s.late.address},
-	})
+	}
+	s.server = startUsher(t, s.options)
 	start := func(h *host, id, xds string) *loadedGateway {
 		g := &loadedGateway{envoy: startGateway(t, gatewayOptions{Host: h, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: xds, ID: id})}
 		g.waitListener(t, 8080)

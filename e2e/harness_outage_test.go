@@ -1,0 +1,79 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"regexp"
+	"testing"
+)
+
+// tellOutage takes away what serves the load and brings it back, with requests
+// in between.
+func (l *twoGateways) tellOutage(t *testing.T, gone, back change) {
+	t.Helper()
+	l.outage = gone.name
+	l.outages = append(l.outages, gone.name)
+	l.tell(t, gone)
+	for _, g := range l.both() {
+		g.load.waitMore(t)
+	}
+	l.tell(t, back)
+	l.outage = ""
+	l.mark(back.name + ", everywhere")
+}
+
+// wantSameOutages wants requests to fail in outages, and Usher's gateway not to
+// fail them in a way in which Consul's own does not. How many fail is not
+// compared: that is how long it took.
+func (l *twoGateways) wantSameOutages(t *testing.T) {
+	t.Helper()
+	usher, own := l.outageFailures(t, l.Usher), l.outageFailures(t, l.Own)
+	for _, outage := range l.outages {
+		t.Logf("outage: %s: with usher %v, with consul's own xDS %v", outage, usher[outage], own[outage])
+		if len(usher[outage]) == 0 || len(own[outage]) == 0 {
+			t.Errorf("outage: %s: it was none for one of the two", outage)
+		}
+		for way, n := range usher[outage] {
+			if own[outage][way] == 0 {
+				t.Errorf("outage: %s: with usher %d requests ended with %s, with consul's own xDS none", outage, n, way)
+			}
+		}
+	}
+}
+
+// outageFailures counts a load's failures in outages, by the outage and by what
+// the client got.
+func (l *twoGateways) outageFailures(t *testing.T, g *loadedGateway) map[string]map[string]int {
+	t.Helper()
+	reasons := g.reasons(t)
+	counts := map[string]map[string]int{}
+	for _, f := range g.load.failures {
+		outage := l.momentOf(g.load, f).outage
+		if outage == "" {
+			continue
+		}
+		if counts[outage] == nil {
+			counts[outage] = map[string]int{}
+		}
+		counts[outage][f.way(reasons[f.Path])]++
+	}
+	return counts
+}
+
+var (
+	answeredStatus = regexp.MustCompile(`^status \d+`)
+	flagsOfReason  = regexp.MustCompile(`^\[([^;]*)`)
+)
+
+// way is what the client got, and Envoy's word for it, without what differs from
+// gateway to gateway.
+func (f loadFailure) way(reason string) string {
+	status := answeredStatus.FindString(f.Cause)
+	if status == "" {
+		return "no answer"
+	}
+	if flags := flagsOfReason.FindStringSubmatch(reason); flags != nil {
+		status += " " + flags[1]
+	}
+	return f.kind() + ": " + status
+}
