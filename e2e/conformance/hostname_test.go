@@ -5,7 +5,9 @@ package conformance
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
@@ -52,6 +54,48 @@ func TestRemoteHostNames(t *testing.T) {
 		})
 	}
 	s.takenByEnvoy(t, envoys)
+}
+
+// TestHostNamesOfAClusterPeer shows the same of a cluster peer's mesh gateways.
+// Consul then sends none of them: it has routes, and waits for instances.
+func TestHostNamesOfAClusterPeer(t *testing.T) {
+	s := startSuite(t, current)
+	c := readFederated(t, "testdata/better/peer-host-names.yaml")[0]
+	s.loadPeered(t, startPeer(t, s.consul), c)
+	s.consul.clear(t)
+	if err := s.consul.load(c.testCase); err != nil {
+		t.Fatal(err)
+	}
+	if missing := s.missingBesideRoutes(t); !strings.HasPrefix(missing, resource.EndpointType) {
+		t.Errorf("with Consul %q is missing, want the only load assignment", missing)
+	}
+	eventually(t, "Usher sends the address that is one", func() error {
+		if got, want := s.everything(t, s.usher).addresses(), []string{"198.51.100.22"}; !slices.Equal(got, want) {
+			return fmt.Errorf("it sends %q, want %q", got, want)
+		}
+		return nil
+	})
+	s.takenByEnvoy(t, envoys)
+}
+
+// missingBesideRoutes gives what an Envoy of Consul's lacks when it has routes,
+// which come last.
+func (s *suite) missingBesideRoutes(t *testing.T) string {
+	t.Helper()
+	e, stop := connect(t, s.consul.grpc)
+	defer stop()
+	timeout := time.NewTimer(settleDeadline)
+	defer timeout.Stop()
+	for {
+		select {
+		case v := <-e.views:
+			if len(v.resources[resource.RouteType]) > 0 {
+				return v.missing
+			}
+		case <-timeout.C:
+			t.Fatalf("Consul sends no routes within %v", settleDeadline)
+		}
+	}
 }
 
 // everything gives what an Envoy gets of a server.

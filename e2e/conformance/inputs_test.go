@@ -2,14 +2,19 @@
 
 package conformance
 
-// removalRules are those of what an operator takes away for good.
-var removalRules = []rule{
+// inputRules are those of inputs that Consul keeps, or could.
+var inputRules = []rule{
 	{name: "last-listener-removed", play: lastListenerRemoved},
 	{name: "entry-deleted", play: entryDeleted},
 	{
 		name:   "defaults-removed",
 		better: "an entry that says nothing of limits sets none",
 		play:   defaultsRemoved,
+	},
+	{
+		name:   "tagged-address-moves",
+		better: "listeners are where the registration says",
+		play:   taggedAddressMoves,
 	},
 }
 
@@ -68,6 +73,35 @@ func defaultsRemoved(s *script) {
 	// This change comes later, and no cluster with it.
 	s.expose([]string{"a"}, setHeader("one"))
 	s.awaitText(rds, routesName, "one")
+	e.ExpectAck(rds, routesName)
+	s.wantNothingElse(e)
+}
+
+// taggedAddressMoves has a listener on the address that the registration calls
+// "lan", and no other.
+func taggedAddressMoves(s *script) {
+	register := func(lan string) {
+		s.write(registerPath, gatewayRegistration(map[string]any{
+			"ID": s.gateway, "Service": s.gateway, "Address": "10.0.1.1",
+			"TaggedAddresses": map[string]any{"lan": map[string]any{"Address": lan, "Port": 8443}},
+			"Proxy": map[string]any{"Config": map[string]any{
+				"envoy_gateway_bind_tagged_addresses": true, "envoy_gateway_no_default_bind": true,
+			}},
+		}))
+	}
+	register("10.0.1.1")
+	s.supply("a")
+	e := s.connect()
+	s.warm(e, "a")
+	register("10.0.1.2")
+	if s.onConsul() {
+		// This change comes later, and no listener with it.
+		s.instance("a", "10.1.1.2")
+		e.ExpectAck(eds, s.cluster("a"))
+		s.wantNothingElse(e)
+		return
+	}
+	e.Ack(s.expect(e, lds, []string{"http:10.0.1.2:8080"}, []string{listenerName}))
 	e.ExpectAck(rds, routesName)
 	s.wantNothingElse(e)
 }
