@@ -327,6 +327,7 @@ func (s *changesStory) ofTheInstances(t *testing.T) []change {
 		{"instance: of another weight", register(api.AgentServiceRegistration{
 			Weights: &api.AgentWeights{Passing: 5, Warning: 1},
 		}), is("weight::5\n")},
+		{"instance: with a warning", check(api.HealthWarning), is("weight::1\n")},
 		{"instance: at another address", register(moved), func(g *loadedGateway) error {
 			return errors.Join(g.has(clusterHosts, movedIP+":21000::health_flags::healthy\n"), g.hasNot(clusterHosts, s.Second.addr(21000)))
 		}},

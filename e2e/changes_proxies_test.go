@@ -45,25 +45,27 @@ func (s *changesStory) registerGateway(id string, g *loadedGateway, config map[s
 	})
 }
 
-// outages are pairs of changes: the first one takes away what serves the load,
-// the second one brings it back.
-func (s *changesStory) outages() [][2]change {
+// outage is a change that takes away what serves the load, and one that brings it
+// back.
+type outage struct{ gone, back change }
+
+func (s *changesStory) outages() []outage {
 	closed := func(g *loadedGateway) error {
 		if _, err := g.ask(call{Path: "/"}); err == nil {
 			return errors.New("port 8080 still answers")
 		}
 		return nil
 	}
-	return [][2]change{
+	return []outage{
 		{
-			{"ingress-gateway: deleted", s.deleting(api.IngressGateway, "ingress-gateway"), closed},
-			{"ingress-gateway: back", func() error { return s.set(s.entry) }, serves},
+			change{"ingress-gateway: deleted", s.deleting(api.IngressGateway, "ingress-gateway"), closed},
+			change{"ingress-gateway: back", func() error { return s.set(s.entry) }, serves},
 		},
 		{
-			{"service: deregistered", func() error {
+			change{"service: deregistered", func() error {
 				return s.Consul.Client.Agent().ServiceDeregister("static-server")
 			}, lacks(clusterHosts, s.Service.addr(21000))},
-			{"service: back", func() error { return s.instance(0).register() }, serves},
+			change{"service: back", func() error { return s.instance(0).register() }, serves},
 		},
 	}
 }
@@ -98,11 +100,12 @@ func (s *changesStory) ofAllProxies() []change {
 		{"proxy-defaults: of JSON again", s.writing(logFormat("three")), func(g *loadedGateway) error {
 			return g.logs(`"mark":"three"`)
 		}},
+		{"proxy-defaults: a fetch timeout", s.writing(fetchTimeout(logFormat("three"), 7000)), dumps(clusterConfig, `"initial_fetch_timeout": "7s"`)},
+		{"proxy-defaults: and none", s.writing(logFormat("three")), lacks(clusterConfig, `"initial_fetch_timeout": "7s"`)},
 		s.newConnections(),
 		{"mesh: deleted", s.deleting(api.MeshConfig, api.MeshConfigMesh), func(g *loadedGateway) error {
 			return g.hasNot(clusterConfig, tls13)
 		}},
-		s.newRoot(),
 	}
 }
 
@@ -112,4 +115,11 @@ func (s *changesStory) newConnections() change {
 	return change{"mesh: TLS 1.3 allowed", s.writing(&api.MeshConfigEntry{
 		TLS: &api.MeshTLSConfig{Outgoing: &api.MeshDirectionalTLSConfig{TLSMaxVersion: "TLSv1_3"}},
 	}), func(g *loadedGateway) error { return g.has(clusterConfig, tls13) }}
+}
+
+// fetchTimeout is an entry in which Envoys wait so many milliseconds for routes
+// and endpoints.
+func fetchTimeout(e *api.ProxyConfigEntry, ms int) *api.ProxyConfigEntry {
+	e.Config = map[string]any{"xds_fetch_timeout_ms": ms}
+	return e
 }

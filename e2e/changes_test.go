@@ -25,29 +25,20 @@ const (
 // TestChangesReachARunningEnvoy has two Envoys of one gateway side by side, one
 // on Usher and one on Consul's own xDS, and a load on both that never pauses.
 // Every kind of change is made once in Consul and waited for at both. Usher's
-// Envoy has it first, and none of its requests fails; where a change takes away
-// what serves them, they fail as with Consul's own, until it is back.
+// Envoy has them sooner, and none of its requests fails; where a change takes
+// away what serves them, they fail as with Consul's own, until it is back.
 func TestChangesReachARunningEnvoy(t *testing.T) {
 	s := startChangesStory(t)
 	s.startLoad(t)
-	for _, c := range s.ofTheGateway() {
-		s.tell(t, c)
+	s.tellAll(t, "the gateway's entry", s.ofTheGateway())
+	s.tellAll(t, "the services' entries", s.ofTheServices())
+	s.tellAll(t, "instances", s.ofTheInstances(t))
+	s.tellAll(t, "the gateway's registration", s.ofTheRegistrations())
+	s.tellAll(t, "all proxies", s.ofAllProxies())
+	for _, o := range s.outages() {
+		s.tellOutage(t, o)
 	}
-	for _, c := range s.ofTheServices() {
-		s.tell(t, c)
-	}
-	for _, c := range s.ofTheInstances(t) {
-		s.tell(t, c)
-	}
-	for _, c := range s.ofTheRegistrations() {
-		s.tell(t, c)
-	}
-	for _, pair := range s.outages() {
-		s.tellOutage(t, pair[0], pair[1])
-	}
-	for _, c := range s.ofAllProxies() {
-		s.tell(t, c)
-	}
+	s.tell(t, s.newRoot())
 	s.wantNoFailures(t)
 }
 

@@ -9,17 +9,17 @@ import (
 
 // tellOutage takes away what serves the load and brings it back, with requests
 // in between.
-func (l *twoGateways) tellOutage(t *testing.T, gone, back change) {
+func (l *twoGateways) tellOutage(t *testing.T, o outage) {
 	t.Helper()
-	l.outage = gone.name
-	l.outages = append(l.outages, gone.name)
-	l.tell(t, gone)
+	l.outage = o.gone.name
+	l.outages = append(l.outages, o.gone.name)
+	l.tell(t, o.gone)
 	for _, g := range l.both() {
 		g.load.waitMore(t)
 	}
-	l.tell(t, back)
+	l.tell(t, o.back)
 	l.outage = ""
-	l.mark(back.name + ", everywhere")
+	l.mark(o.back.name + ", everywhere")
 }
 
 // wantSameOutages wants requests to fail in outages, and Usher's gateway not to

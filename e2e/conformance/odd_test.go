@@ -2,8 +2,16 @@
 
 package conformance
 
-// inputRules are those of inputs that Consul keeps, or could.
-var inputRules = []rule{
+import (
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// oddRules are those of what is rare: an input that goes away for good, or that
+// Consul keeps, and what Envoys of gateways do not ask for.
+var oddRules = []rule{
 	{name: "last-listener-removed", play: lastListenerRemoved},
 	{name: "entry-deleted", play: entryDeleted},
 	{
@@ -15,6 +23,16 @@ var inputRules = []rule{
 		name:   "tagged-address-moves",
 		better: "listeners are where the registration says",
 		play:   taggedAddressMoves,
+	},
+	{
+		name:   "cluster-asked-for-by-name",
+		better: "a name that is asked for is sent, whatever else is asked for",
+		play:   clusterAskedForByName,
+	},
+	{
+		name:   "another-kind-of-proxy",
+		better: "a gap, on purpose: Usher serves ingress gateways",
+		play:   anotherKindOfProxy,
 	},
 }
 
@@ -103,5 +121,35 @@ func taggedAddressMoves(s *script) {
 	}
 	e.Ack(s.expect(e, lds, []string{"http:10.0.1.2:8080"}, []string{listenerName}))
 	e.ExpectAck(rds, routesName)
+	s.wantNothingElse(e)
+}
+
+// anotherKindOfProxy has the sidecar of a service ask, beside a gateway.
+func anotherKindOfProxy(s *script) {
+	s.serve("a")
+	n := node(s.service("a") + "-1-sidecar-proxy")
+	n.Cluster = s.service("a")
+	n.Metadata.Fields["node_name"] = structpb.NewStringValue(serviceNode)
+	e := s.connectWith(xdstest.Options{Node: n})
+	e.Subscribe(cds)
+	if s.onConsul() {
+		e.ExpectAck(cds, "local_app")
+		return
+	}
+	s.warm(s.connect(), "a")
+	e.Subscribe("")
+	e.ExpectEnd(codes.InvalidArgument)
+}
+
+// clusterAskedForByName names a cluster after it has asked for all of them.
+func clusterAskedForByName(s *script) {
+	s.serve("a", "b")
+	e := s.connect()
+	before := s.warm(e, "a", "b")
+	e.Subscribe(cds, s.cluster("a"))
+	if !s.onConsul() {
+		s.wantVersion(e.ExpectAck(cds, s.cluster("a")), before)
+		s.wantVersion(e.ExpectAck(eds, s.cluster("a")), before)
+	}
 	s.wantNothingElse(e)
 }
