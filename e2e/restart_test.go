@@ -50,7 +50,7 @@ func TestUsherIsKilledInTheMiddleOfASwitch(t *testing.T) {
 	s := startSwitchStory(t)
 	s.startLoad(t)
 	unfinished := 0
-	for i := range 12 {
+	for i := range 9 {
 		unfinished += s.killDuring(t, s.next(t, i), s.moment(t, i))
 	}
 	if unfinished == 0 {

@@ -23,6 +23,7 @@ const (
 	gatewayName = "ingress-gateway"
 	gatewayNode = "edge"
 	serviceNode = "mesh"
+	serverNode  = "server" // Consul's own
 )
 
 // testCase is the content of a file in testdata: all that Consul knows.

@@ -44,8 +44,8 @@ type view struct {
 // envoy is a delta client that asks for what a real Envoy would ask for, and
 // accepts everything that is valid; its stream ends at anything else.
 type envoy struct {
-	gateway string
-	token   string // "" for none
+	node  *corev3.Node
+	token string // "" for none
 	// views holds the newest view.
 	views chan view
 }
@@ -53,18 +53,18 @@ type envoy struct {
 // connect starts an Envoy of the gateway of every case.
 func connect(t *testing.T, addr string) (*envoy, func()) {
 	t.Helper()
-	return connectAs(t, addr, gatewayName, "")
+	return connectAs(t, addr, node(gatewayName, gatewayNode), "")
 }
 
 // connectAs starts an Envoy, which connects again when its stream ends, and
 // ends with the returned function.
-func connectAs(t *testing.T, addr, gateway, token string) (*envoy, func()) {
+func connectAs(t *testing.T, addr string, node *corev3.Node, token string) (*envoy, func()) {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &envoy{gateway: gateway, token: token, views: make(chan view, 1)}
+	e := &envoy{node: node, token: token, views: make(chan view, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -111,7 +111,7 @@ func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
 	for i, typeURL := range wildcardTypes {
 		request := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL}
 		if i == 0 {
-			request.Node = node(e.gateway)
+			request.Node = e.node
 		}
 		if err := stream.Send(request); err != nil {
 			return err
@@ -129,13 +129,14 @@ func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
 	}
 }
 
-// node is what an Envoy says about itself.
-func node(gateway string) *corev3.Node {
+// node is what an Envoy of a gateway that is registered on a node says about
+// itself.
+func node(gateway, on string) *corev3.Node {
 	return &corev3.Node{
 		Id:            gateway,
 		Cluster:       gateway,
 		UserAgentName: "envoy",
-		Metadata:      &structpb.Struct{Fields: map[string]*structpb.Value{"node_name": structpb.NewStringValue(gatewayNode)}},
+		Metadata:      &structpb.Struct{Fields: map[string]*structpb.Value{"node_name": structpb.NewStringValue(on)}},
 		UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{
 			Version: &typev3.SemanticVersion{MajorNumber: 1, MinorNumber: 35, Patch: 3},
 		}},

@@ -4,7 +4,6 @@ package conformance
 
 import (
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/usherproxy/usher/internal/xdstest"
 )
@@ -127,9 +126,8 @@ func taggedAddressMoves(s *script) {
 // anotherKindOfProxy has the sidecar of a service ask, beside a gateway.
 func anotherKindOfProxy(s *script) {
 	s.serve("a")
-	n := node(s.service("a") + "-1-sidecar-proxy")
+	n := node(s.service("a")+"-1-sidecar-proxy", serviceNode)
 	n.Cluster = s.service("a")
-	n.Metadata.Fields["node_name"] = structpb.NewStringValue(serviceNode)
 	e := s.connectWith(xdstest.Options{Node: n})
 	e.Subscribe(cds)
 	if s.onConsul() {

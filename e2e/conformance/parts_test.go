@@ -59,7 +59,7 @@ func startConsul(t *testing.T, ip, version string, args ...string) *consulServer
 	}
 	s.client = client
 	start(t, part{name: "consul", path: filepath.Join(toolsDir(), "consul-"+version, "consul"), cure: "make tools", args: append([]string{
-		"agent", "-dev", "-bind", ip, "-client", ip, "-node", "server", "-dns-port", "-1", "-log-level", "warn",
+		"agent", "-dev", "-bind", ip, "-client", ip, "-node", serverNode, "-dns-port", "-1", "-log-level", "warn",
 		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
 	}, args...)})
 	eventually(t, "the mesh has roots", func() error {
@@ -72,12 +72,11 @@ func startConsul(t *testing.T, ip, version string, args ...string) *consulServer
 	return s
 }
 
-// startGuardedConsul starts a server that denies what no token allows. Its node
-// is the gateway's.
+// startGuardedConsul starts a server that denies what no token allows.
 func startGuardedConsul(t *testing.T, ip, version string) *consulServer {
 	t.Helper()
 	const token = "5ec2e7a0-0000-4000-8000-000000000001"
-	s := startConsul(t, ip, version, "-node", gatewayNode, "-hcl",
+	s := startConsul(t, ip, version, "-hcl",
 		`acl { enabled = true, default_policy = "deny", tokens { initial_management = "`+token+`", agent = "`+token+`" } }`)
 	s.token = token
 	s.client.AddHeader("X-Consul-Token", token)

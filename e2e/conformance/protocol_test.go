@@ -268,7 +268,7 @@ func versionIsAHash(s *script) {
 // another server where there is one.
 func (s *script) reconnect(has versions) *xdstest.Envoy {
 	s.t.Helper()
-	return xdstest.Connect(s.t, s.dial(s.side.replica), xdstest.Delta, xdstest.Options{Node: s.node(), Has: has})
+	return xdstest.Connect(s.t, s.dial(s.start(coldPort)), xdstest.Delta, xdstest.Options{Node: s.node(), Has: has})
 }
 
 // nothingIsResentToWhoIsCurrent wants empty answers: an Envoy that has just
@@ -339,7 +339,7 @@ func firstAnswersAreEmpty(s *script) {
 func gatewayComesLater(s *script) {
 	e := s.connect()
 	e.Subscribe(cds)
-	other := s.connectWith(xdstest.Options{Node: node(s.gateway + "-other")})
+	other := s.connectWith(xdstest.Options{Node: node(s.gateway+"-other", gatewayNode)})
 	other.Subscribe(cds)
 	s.write(registerPath, gatewayRegistration(map[string]any{"ID": s.gateway + "-other", "Service": s.gateway + "-other"}))
 	other.ExpectAck(cds)
@@ -563,7 +563,7 @@ func anotherUserAgent(s *script) {
 
 func stateOfTheWorld(s *script) {
 	s.serve("a")
-	e := xdstest.Connect(s.t, s.dial(s.side.addr), xdstest.SotW, xdstest.Options{Node: s.node()})
+	e := xdstest.Connect(s.t, s.dial(s.addr), xdstest.SotW, xdstest.Options{Node: s.node()})
 	if s.onConsul() {
 		e.Subscribe(cds)
 		e.ExpectEnd(codes.Unknown)

@@ -40,51 +40,55 @@ type rule struct {
 	play   func(*script)
 }
 
-// stage is the Consul and the Usher that scripts are played on.
+// stage is the Consul that scripts are played on, and how Ushers start beside it.
 type stage struct {
 	consul      *consulServer
 	trustDomain string
-	sides       []side
+	usherArgs   []string
 	played      int
 }
 
-// side is one of the two servers.
-type side struct {
-	name string
-	addr string
-	// replica is another server of the same resources. Of Consul there is one
-	// only.
-	replica string
-}
-
-const consulSide = "consul"
+// The sides of a script.
+const (
+	consulSide = "consul"
+	usherSide  = "usher"
+)
 
 func startStage(t *testing.T) *stage {
 	t.Helper()
 	return startStageOn(t, startConsul(t, loopback(), consulVersion))
 }
 
-// startStageOn starts the Ushers, with these arguments, beside a Consul.
-func startStageOn(t *testing.T, consul *consulServer, args ...string) *stage {
+// startStageOn has a Consul, and Ushers with these arguments.
+func startStageOn(t *testing.T, consul *consulServer, usherArgs ...string) *stage {
 	t.Helper()
 	roots, _, err := consul.client.Connect().CARoots(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &stage{consul: consul, trustDomain: roots.TrustDomain, sides: []side{
-		{name: consulSide, addr: consul.grpc, replica: consul.grpc},
-		{name: "usher", addr: startUsher(t, consul, usherPort, args...), replica: startUsher(t, consul, coldPort, args...)},
-	}}
+	return &stage{consul: consul, trustDomain: roots.TrustDomain, usherArgs: usherArgs}
 }
 
-// play plays a rule on both sides.
+// play plays a rule on both sides, with an Usher of its own.
 func (st *stage) play(t *testing.T, r rule) {
-	for _, side := range st.sides {
-		t.Run(side.name, func(t *testing.T) {
+	for _, side := range []string{consulSide, usherSide} {
+		t.Run(side, func(t *testing.T) {
 			st.played++
-			r.play(&script{t: t, rule: r, stage: st, side: side, gateway: fmt.Sprintf("gateway-%d", st.played)})
+			s := &script{t: t, rule: r, stage: st, side: side, gateway: fmt.Sprintf("gateway-%d", st.played), home: gatewayNode}
+			s.addr = s.start(usherPort)
+			r.play(s)
 		})
 	}
+}
+
+// start gives the address of a server of the script's side: of another one for
+// each port, except that there is one Consul only.
+func (s *script) start(port int) string {
+	s.t.Helper()
+	if s.side == consulSide {
+		return s.stage.consul.grpc
+	}
+	return startUsher(s.t, s.stage.consul, port, s.stage.usherArgs...)
 }
 
 // script is one rule on one side. It has a gateway and services of its own, so
@@ -93,8 +97,10 @@ type script struct {
 	t       *testing.T
 	rule    rule
 	stage   *stage
-	side    side
+	side    string
+	addr    string // of the server
 	gateway string
+	home    string // the node that the gateway is registered on
 	// follower is an Envoy that accepts everything. It shows when a change has
 	// reached the server, and keeps the server's watch alive.
 	follower *envoy
@@ -106,7 +112,7 @@ func (s *script) onConsul() bool {
 	if s.rule.better == "" {
 		s.t.Fatal("a script without a difference asks for its side")
 	}
-	return s.side.name == consulSide
+	return s.side == consulSide
 }
 
 // service is the name of the service with a letter.
@@ -200,7 +206,7 @@ func (s *script) supply(letters ...string) {
 // follow starts the follower.
 func (s *script) follow() {
 	s.t.Helper()
-	follower, stop := connectAs(s.t, s.side.addr, s.gateway, s.stage.consul.token)
+	follower, stop := connectAs(s.t, s.addr, s.node(), s.stage.consul.token)
 	s.t.Cleanup(stop)
 	s.follower = follower
 }
@@ -230,7 +236,7 @@ func (s *script) awaitText(typeURL, name, want string) {
 }
 
 // node is how an Envoy of the script's gateway describes itself.
-func (s *script) node() *corev3.Node { return node(s.gateway) }
+func (s *script) node() *corev3.Node { return node(s.gateway, s.home) }
 
 // dial opens a connection to a server.
 func (s *script) dial(addr string) *grpc.ClientConn {
@@ -248,7 +254,7 @@ func (s *script) connect() *xdstest.Envoy { return s.connectWith(xdstest.Options
 
 func (s *script) connectWith(o xdstest.Options) *xdstest.Envoy {
 	s.t.Helper()
-	return xdstest.Connect(s.t, s.dial(s.side.addr), xdstest.Delta, o)
+	return xdstest.Connect(s.t, s.dial(s.addr), xdstest.Delta, o)
 }
 
 // versions are those of what an Envoy has, by type URL and name.

@@ -70,6 +70,7 @@ func writeRule(gateway string) string {
 // its own token reads what the gateway needs, whatever the stream's may.
 func (s *script) serveAtAgent() {
 	s.t.Helper()
+	s.home = serverNode
 	s.write("/v1/agent/service/register", map[string]any{
 		"Kind": "ingress-gateway", "ID": s.gateway, "Name": s.gateway, "Address": "10.0.1.1", "Port": 8443,
 	})
