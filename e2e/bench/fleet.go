@@ -39,7 +39,7 @@ type fleet struct {
 
 // tally counts what came over the wire.
 type tally struct {
-	resources map[string]int // by type URL
+	resources map[string]int // that were sent or removed, by type URL
 	bytes     int
 }
 
@@ -144,7 +144,7 @@ func (f *fleet) expect(signs []sign) *expectation {
 func (f *fleet) count(r *response) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.tally.resources[r.typeURL] += len(r.resources)
+	f.tally.resources[r.typeURL] += len(r.resources) + len(r.removed)
 	f.tally.bytes += r.size
 }
 

@@ -27,7 +27,7 @@ type options struct {
 	idle                   time.Duration
 	rotation, cold, plain  bool
 	usherBin, tools        string
-	jsonTo                 string
+	jsonTo, markdownTo     string
 }
 
 func parseFlags() (options, error) {
@@ -42,13 +42,14 @@ func parseFlags() (options, error) {
 	flag.IntVar(&o.perConnection, "per-connection", 10, "how many Envoys of that part share a connection")
 	flag.IntVar(&o.small, "small", 100, "services at which growth begins; 0 leaves it out")
 	flag.IntVar(&o.large, "large", 5000, "services at which growth ends")
-	flag.DurationVar(&o.idle, "idle", 20*time.Second, "how long CPU is measured while nothing changes; the bar is for a minute")
+	flag.DurationVar(&o.idle, "idle", time.Minute, "how long CPU is measured while nothing changes; the bar is for a minute")
 	flag.BoolVar(&o.rotation, "rotation", true, "rotate the mesh's root, which takes up to half a minute a round")
 	flag.BoolVar(&o.cold, "cold", true, "measure cold starts")
 	flag.BoolVar(&o.plain, "plain", false, "reach Consul over plain HTTP instead of HTTPS")
 	flag.StringVar(&o.usherBin, "usher", envOr("USHER_BIN", "bin/usher"), "Usher's binary")
 	flag.StringVar(&o.tools, "tools", envOr("USHER_TOOLS", ".tools"), "where the real parts are")
 	flag.StringVar(&o.jsonTo, "json", "", "file for the rows with every round as JSON")
+	flag.StringVar(&o.markdownTo, "markdown", "", "Markdown file that has the lines "+beginMark+" and "+endMark+": the table is put between them")
 	flag.Parse()
 	if *quick {
 		err := flag.CommandLine.Parse(append([]string{
@@ -69,6 +70,16 @@ func parseFlags() (options, error) {
 	return o, o.check()
 }
 
+// String says of what size the run is.
+func (o options) String() string {
+	transport := "HTTPS"
+	if o.plain {
+		transport = "plain HTTP"
+	}
+	return fmt.Sprintf("%s services, %d Envoys, %d rounds of %d changes (%d where both deliver), Consul's API over %s",
+		thousands(o.services), o.envoys, o.rounds, o.changes, o.besideChanges, transport)
+}
+
 func (o options) check() error {
 	switch {
 	case flag.NArg() > 0:
@@ -79,6 +90,11 @@ func (o options) check() error {
 		return errors.New("-crowd must be more than -envoys, or 0")
 	case o.small != 0 && (o.small < 2 || o.small > o.services || o.services > o.large):
 		return errors.New("-small must be at least 2 and at most -services, and -services at most -large")
+	}
+	if o.markdownTo != "" {
+		if _, _, err := placeIn(o.markdownTo); err != nil {
+			return err
+		}
 	}
 	for path, cure := range map[string]string{
 		o.usherBin: "make build", filepath.Join(o.tools, "consul-"+consulVersion, "consul"): "make tools",
@@ -152,14 +168,21 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	b.catalog.consul = b.consul
 	err = b.sections(ctx)
-	fmt.Printf("\n%d services, %d Envoys, %d rounds of %d changes (%d where both deliver), HTTPS %v\n",
-		o.services, o.envoys, o.rounds, o.changes, o.besideChanges, !o.plain)
+	return errors.Join(err, b.publish(m))
+}
+
+// publish writes what was measured to where it was asked for.
+func (b *bench) publish(m machine) error {
+	fmt.Printf("\n%s\n", b.options)
 	if !b.report.bars {
 		fmt.Println("The bars are for 1,000 services and 16 Envoys, and are left out.")
 	}
-	err = errors.Join(err, b.report.table(os.Stdout))
-	if o.jsonTo != "" {
-		err = errors.Join(err, b.report.save(o.jsonTo, m))
+	err := b.report.table(os.Stdout)
+	if b.jsonTo != "" {
+		err = errors.Join(err, b.report.save(b.jsonTo, m))
+	}
+	if b.markdownTo != "" {
+		err = errors.Join(err, b.report.insert(b.markdownTo, m.String()+"\n"+b.options.String()))
 	}
 	return err
 }

@@ -200,8 +200,12 @@ func (b *bench) sentinel(ctx context.Context, sides ...side) error {
 	return err
 }
 
-// idleness measures the CPU of both while nothing changes.
+// idleness measures the CPU of both while nothing changes, from when Usher has
+// come to rest.
 func (b *bench) idleness(ctx context.Context, name string, sides ...side) error {
+	if err := settle(ctx, b.usher.process); err != nil {
+		return err
+	}
 	m := newMeter(sides)
 	begin := time.Now()
 	select {
@@ -221,7 +225,9 @@ type configChange struct {
 	what  string
 	write func(context.Context) error
 	signs [][]sign // one list for both sides, or one for each
-	most  int      // resources of one type that an Envoy may get for it
+	// most are the resources of one type that an Envoy may get for it, and which.
+	most  int
+	which string
 }
 
 // configuration changes what is not an endpoint.
@@ -234,19 +240,19 @@ func (b *bench) configuration(ctx context.Context, name string, usher, consul si
 			what:  "route of a service",
 			write: func(ctx context.Context) error { return b.catalog.writeRouter(ctx, middle, "/"+mark) },
 			signs: [][]sign{{textSign(xds.RouteType, "/"+mark)}},
-			most:  1,
+			most:  1, which: "1",
 		},
 		{
 			what:  "gateway's config entry",
 			write: func(ctx context.Context) error { return b.catalog.writeEntry(ctx, mark+".example.com") },
 			signs: [][]sign{{textSign(xds.RouteType, mark+".example.com")}},
-			most:  1,
+			most:  1, which: "1",
 		},
 		{
 			what:  "proxy-defaults",
 			write: func(ctx context.Context) error { return b.catalog.writeDefaults(ctx, mark) },
 			signs: [][]sign{{textSign(xds.ListenerType, mark)}},
-			most:  1,
+			most:  1, which: "1",
 		},
 	}
 	if b.rotation {
@@ -286,7 +292,7 @@ func (b *bench) configure(ctx context.Context, name string, c configChange, side
 	b.report.record(name+"delivered", millisecond, pair(took[0], took[1]))
 	b.report.record(name+"CPU", millisecond, pair(got[0].cpu, got[1].cpu), ofConsul(20))
 	b.report.record(name+"resources of one type and Envoy", piece,
-		pair(resources(0), resources(1)), atMost(float64(c.most), fmt.Sprint(c.most)))
+		pair(resources(0), resources(1)), atMost(float64(c.most), c.which))
 	return nil
 }
 
@@ -309,7 +315,7 @@ func (b *bench) newRoot(ctx context.Context) (configChange, error) {
 		what:  "new root and leaf",
 		write: func(ctx context.Context) error { return b.catalog.rotate(ctx, b.bits) },
 		signs: [][]sign{ofUsher, ofConsul},
-		most:  2,
+		most:  2, which: "2: roots, leaf",
 	}, nil
 }
 

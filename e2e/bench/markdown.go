@@ -1,0 +1,75 @@
+//go:build e2e
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// The lines of a Markdown file between which the bench puts its table.
+const (
+	beginMark = "<!-- bench: begin -->"
+	endMark   = "<!-- bench: end -->"
+)
+
+// insert puts the rows, under a preface, between the marks of a Markdown file.
+// What stands there already is replaced.
+func (r *report) insert(path, preface string) error {
+	before, after, err := placeIn(path)
+	if err != nil {
+		return err
+	}
+	table := "```\n" + strings.TrimSpace(preface) + "\n```\n\n" + r.markdown()
+	return os.WriteFile(path, []byte(before+beginMark+"\n"+table+endMark+"\n"+after), 0o644)
+}
+
+// placeIn gives what stands before and after the place for the table.
+func placeIn(path string) (before, after string, err error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return "", "", err
+	}
+	before, rest, begun := strings.Cut(string(content), beginMark+"\n")
+	_, after, ended := strings.Cut(rest, endMark+"\n")
+	if !begun || !ended {
+		return "", "", fmt.Errorf("%s: a line %s with a line %s after it is needed to put the table between", path, beginMark, endMark)
+	}
+	return before, after, nil
+}
+
+// markdown gives the rows as tables. Rows of one gateway, which have the
+// beginning of their names in common, make one table.
+func (r *report) markdown() string {
+	var b strings.Builder
+	last := "none yet"
+	for _, at := range r.rows {
+		of, what, ok := strings.Cut(at.what, ": ")
+		if !ok || !strings.Contains(of, " × ") {
+			of, what = "", at.what
+		}
+		if of != last {
+			fmt.Fprintf(&b, "\n%s\n\n| | Usher | Consul | floor | Usher/Consul | Usher/floor | bar |\n|---|---:|---:|---:|---:|---:|---|\n", headingOf(of))
+			last = of
+		}
+		c, perConsul, perFloor := at.medians()
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", what,
+			number(c.usher, at.unit), number(c.consul, at.unit), number(c.floor, at.unit),
+			fraction(perConsul), number(perFloor, times), strings.ReplaceAll(at.verdict(), "NOT MET", "**not met**"))
+	}
+	return strings.TrimLeft(b.String(), "\n") + "\n"
+}
+
+// headingOf gives the heading of a gateway's rows.
+func headingOf(gateway string) string {
+	services, envoys, ok := strings.Cut(gateway, " × ")
+	if !ok {
+		return "### Growth"
+	}
+	plural := "s"
+	if envoys == "1" {
+		plural = ""
+	}
+	return fmt.Sprintf("### %s services, %s Envoy%s", services, envoys, plural)
+}
