@@ -4,6 +4,8 @@ import (
 	fifo "container/list"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -16,7 +18,11 @@ import (
 // those of an Usher that was restarted, too.
 const (
 	plainConnections = 90
-	plainWait        = 30 * time.Second
+	// plainLanes of them are for reads of what is not known yet, and some for
+	// what is asked beside the watches.
+	plainLanes = 8
+	plainSlots = plainConnections - plainLanes - 2
+	plainWait  = 30 * time.Second
 )
 
 const (
@@ -28,6 +34,10 @@ const (
 	shortestTurn = 100 * time.Millisecond
 )
 
+// within is how long a query may go unasked for a bound to be kept: there is room
+// for the answers, and for the sixteenth that Consul adds to every wait.
+func within(bound time.Duration) time.Duration { return bound * 9 / 10 }
+
 // connections says how many connections the client may hold open at once; 0
 // means any number: over TLS, HTTP/2 carries the queries over a few, and Consul
 // does not count those of a unix socket.
@@ -38,15 +48,28 @@ func (c *Client) connections() int {
 	return 0
 }
 
-// sayCrowded tells the operator that queries take turns.
-func (c *Client) sayCrowded(crowded bool) {
-	if !crowded {
+// newBudget makes the budget of a client whose queries wait for at most so long.
+func newBudget(c *Client, long time.Duration) *budget {
+	b := &budget{long: long, told: c.sayLate, count: c.metrics.takingTurns}
+	if c.connections() > 0 {
+		b.slots.size, b.lanes.size = plainSlots, plainLanes
+	}
+	return b
+}
+
+// cure is what the log and the status say of queries that take turns.
+const cure = "reach Consul over https:// to see every change at once"
+
+// sayLate tells the operator that queries take turns, and how late a change may
+// be seen because of that; 0 says that they no longer do.
+func (c *Client) sayLate(late time.Duration) {
+	if late == 0 {
 		c.logger.Info("there are connections enough for every query again", "consul", c.Address())
 		return
 	}
 	c.logger.Warn("there are more queries than connections that Consul's agent allows over plain HTTP, so they take turns: "+
-		"a change may be seen late; reach Consul over https:// to see every change at once",
-		"consul", c.Address(), "connections", plainConnections, "late", staleBound)
+		"a change may be seen late; "+cure,
+		"consul", c.Address(), "connections", plainConnections, "late", late)
 }
 
 // errGaveWay is why a query was cut off that another one needed the connection
@@ -56,17 +79,31 @@ var errGaveWay = errors.New("gave way to another query")
 // budget shares a number of connections among more queries. As long as there
 // are enough, every query keeps its own and waits for a change as long as it
 // likes. When there are not, the queries take turns, in the order in which they
-// asked, and none goes unasked for longer than about staleBound.
+// asked, and none goes unasked for longer than the bound that the log was told.
 type budget struct {
-	slots int           // how many queries may be open; 0: any number
-	long  time.Duration // how long a query waits when it need not take turns
+	slots pool                // for queries that wait for a change; of size 0: any number
+	lanes pool                // for first reads, which do not wait
+	long  time.Duration       // how long a query waits when it need not take turns
+	told  func(time.Duration) // told when late changes; may be nil
+	count func(int)           // told how many queries take turns; may be nil
 
 	mu      sync.Mutex
-	users   int        // queries that share the slots
-	open    int        // queries that have one
-	queue   fifo.List  // of chan struct{}, closed when its owner gets a slot
-	patient fifo.List  // of context.CancelCauseFunc: open queries that wait long
-	crowded func(bool) // told when turns begin and end
+	users   int           // queries that share the slots
+	late    time.Duration // how late a change may be seen because of turns; 0: there are none
+	until   time.Time     // when the longest of the turns ends that were given
+	queue   fifo.List     // of *ticket
+	patient fifo.List     // of context.CancelCauseFunc: open queries that wait long
+}
+
+// pool is a number of connections.
+type pool struct{ size, open int }
+
+func (p *pool) full() bool { return p.open >= p.size }
+
+// ticket is a query's place in the queue.
+type ticket struct {
+	first   bool
+	granted chan *pool // of capacity 1: the pool that it got a connection of
 }
 
 // join adds a query to those that share, leave removes it.
@@ -76,98 +113,178 @@ func (b *budget) leave() { b.share(-1) }
 func (b *budget) share(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := b.takesTurns()
 	b.users += n
-	if after := b.takesTurns(); after != before && b.crowded != nil {
-		b.crowded(after)
+	late := b.bound()
+	// One query more and one less must not end all turns and begin them again:
+	// what gives way costs a connection that the agent keeps for a while.
+	if late == 0 && b.late > 0 && b.users > b.slots.size*9/10 {
+		late = staleBound
+	}
+	if late != b.late && b.told != nil {
+		b.told(late)
+	}
+	b.late = late
+	if b.count != nil {
+		b.count(b.takers())
 	}
 }
 
-func (b *budget) takesTurns() bool { return b.slots > 0 && b.users > b.slots }
+// bound says how late a change may be seen, in doublings of staleBound.
+func (b *budget) bound() time.Duration {
+	if b.slots.size == 0 || b.users <= b.slots.size {
+		return 0
+	}
+	round := shortestTurn * time.Duration(b.users+b.slots.size) / time.Duration(b.slots.size)
+	late := staleBound
+	for within(late) < round {
+		late *= 2
+	}
+	return late
+}
 
-// ask asks when it is the query's turn, and tells it how long it may wait.
-func (b *budget) ask(ctx context.Context, ask func(context.Context, time.Duration) (answer, error)) (answer, error) {
+// takers gives how many queries take turns.
+func (b *budget) takers() int {
+	if b.late == 0 {
+		return 0
+	}
+	return b.users
+}
+
+// remark says, for the status, that queries take turns; "" if they do not.
+func (b *budget) remark() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.late == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d queries to Consul share %d connections over plain HTTP, so a change may be seen up to %v late: %s",
+		b.users, b.slots.size, b.late, cure)
+}
+
+// ask asks when it is the query's turn, and tells it how long it may wait. A
+// first read does not wait for a change, and so for no turn of others.
+func (b *budget) ask(ctx context.Context, first bool, ask func(context.Context, time.Duration) (answer, error)) (answer, error) {
 	for {
-		if err := b.acquire(ctx); err != nil {
+		from, err := b.acquire(ctx, first)
+		if err != nil {
 			return answer{}, err
 		}
 		turn, cancel := context.WithCancelCause(ctx)
-		wait, forget := b.terms(cancel)
+		wait, forget := b.terms(first, cancel)
 		a, err := ask(turn, wait)
 		gaveWay := errors.Is(context.Cause(turn), errGaveWay)
 		cancel(nil)
 		forget()
-		b.release()
+		b.release(from)
 		if err == nil || !gaveWay {
 			return a, err
 		}
 	}
 }
 
-// acquire waits for a slot. Whoever waits makes the query that has been patient
-// for longest give way.
-func (b *budget) acquire(ctx context.Context) error {
+// acquire waits for a connection. Whoever waits makes the query that has been
+// patient for longest give way.
+func (b *budget) acquire(ctx context.Context, first bool) (*pool, error) {
 	b.mu.Lock()
-	if b.slots == 0 || b.open < b.slots && b.queue.Len() == 0 {
-		b.open++
+	if p := b.free(first); p != nil {
+		p.open++
 		b.mu.Unlock()
-		return nil
+		return p, nil
 	}
-	granted := make(chan struct{})
-	place := b.queue.PushBack(granted)
+	t := &ticket{first: first, granted: make(chan *pool, 1)}
+	place := b.queue.PushBack(t)
 	if oldest := b.patient.Front(); oldest != nil {
 		b.patient.Remove(oldest)
 		oldest.Value.(context.CancelCauseFunc)(errGaveWay)
 	}
 	b.mu.Unlock()
 	select {
-	case <-granted:
-		return nil
+	case p := <-t.granted:
+		return p, nil
 	case <-ctx.Done():
-		b.abandon(place, granted)
-		return context.Cause(ctx)
+		b.abandon(place)
+		return nil, context.Cause(ctx)
 	}
 }
 
-// abandon leaves the queue, and gives a slot back that came at the same moment.
-func (b *budget) abandon(place *fifo.Element, granted chan struct{}) {
+// free gives the pool that has a connection for who comes now; nil if others
+// wait for it or there is none.
+func (b *budget) free(first bool) *pool {
+	switch {
+	case b.slots.size == 0:
+		return &b.slots
+	case first && !b.lanes.full():
+		return &b.lanes
+	case !b.slots.full() && b.queue.Len() == 0:
+		return &b.slots
+	}
+	return nil
+}
+
+// abandon leaves the queue, and gives a connection back that came at the same
+// moment.
+func (b *budget) abandon(place *fifo.Element) {
 	b.mu.Lock()
-	b.queue.Remove(place)
+	t := b.queue.Remove(place).(*ticket)
 	b.mu.Unlock()
 	select {
-	case <-granted:
-		b.release()
+	case p := <-t.granted:
+		b.release(p)
 	default:
 	}
 }
 
-// release gives a slot to who has waited for longest.
-func (b *budget) release() {
+// release gives a connection to who has waited for it for longest.
+func (b *budget) release(p *pool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	next := b.queue.Front()
-	if next == nil {
-		b.open--
-		return
+	p.open--
+	for e := b.queue.Front(); e != nil; e = e.Next() {
+		if t := e.Value.(*ticket); t.first || p == &b.slots {
+			b.queue.Remove(e)
+			p.open++
+			t.granted <- p
+			return
+		}
 	}
-	close(b.queue.Remove(next).(chan struct{}))
 }
 
 // terms gives how long an open query may wait. One that waits long can be made
 // to give way by cancel, until forget is called.
-func (b *budget) terms(cancel context.CancelCauseFunc) (wait time.Duration, forget func()) {
+func (b *budget) terms(first bool, cancel context.CancelCauseFunc) (wait time.Duration, forget func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.takesTurns() {
-		// Half of the bound: whoever comes to a crowd that grows also waits
-		// for turns that began when they were longer.
-		turn := staleBound / 2 * time.Duration(b.slots) / time.Duration(b.users)
-		return min(b.long, max(turn, shortestTurn)), func() {}
+	switch {
+	case first:
+		return b.long, func() {}
+	case b.late > 0:
+		return b.turn(time.Now()), func() {}
 	}
 	place := b.patient.PushBack(cancel)
-	return b.long, func() {
+	return spreadOut(b.long), func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.patient.Remove(place)
 	}
 }
+
+// turn gives how long a query may hold its connection that begins now. Whoever
+// joins the queue now waits until the turns have ended that were given before,
+// and then for one turn of each query.
+func (b *budget) turn(now time.Time) time.Duration {
+	slots, users := time.Duration(b.slots.size), time.Duration(b.users)
+	// In a crowd that stays as it is, all turns are equal.
+	turn := within(staleBound) * slots / (users + slots)
+	// In one that grows, those before were longer.
+	left := within(staleBound) - max(0, b.until.Sub(now))
+	turn = min(turn, left*slots/users, b.long)
+	turn = max(turn, shortestTurn)
+	if end := now.Add(turn); end.After(b.until) {
+		b.until = end
+	}
+	return turn
+}
+
+// spreadOut gives a wait of at most so long, and at least half of it. Queries that
+// began together would otherwise end together, too, again and again.
+func spreadOut(long time.Duration) time.Duration { return long - rand.N(long/2) }

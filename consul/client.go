@@ -125,6 +125,11 @@ func newHTTPClient(a address, tlsConfig *tls.Config) *http.Client {
 		ForceAttemptHTTP2: true,
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
+	if a.scheme == "http" {
+		// Without it the transport opens one more whenever none is idle, and
+		// keeps them all.
+		t.MaxConnsPerHost = plainConnections
+	}
 	if a.scheme == "unix" {
 		t.Proxy = nil
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {

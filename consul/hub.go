@@ -35,8 +35,7 @@ type trouble struct {
 }
 
 func newHub(c *Client, wait time.Duration) *hub {
-	b := &budget{long: wait, slots: c.connections(), crowded: c.sayCrowded}
-	return &hub{client: c, budget: b, watches: map[query]*watch{}, trouble: map[trouble]int{}}
+	return &hub{client: c, budget: newBudget(c, wait), watches: map[query]*watch{}, trouble: map[trouble]int{}}
 }
 
 // acquire starts the query unless it runs already. The lease hears of every
@@ -60,7 +59,7 @@ func (h *hub) start(q query) *watch {
 	h.client.logger.Debug("watch", "query", q.String())
 	l := &loop{
 		ask: func(ctx context.Context, index uint64) (answer, error) {
-			a, err := h.budget.ask(ctx, func(ctx context.Context, wait time.Duration) (answer, error) {
+			a, err := h.budget.ask(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
 				return h.client.ask(ctx, q, index, wait)
 			})
 			if ctx.Err() == nil {

@@ -12,6 +12,7 @@ type Metrics struct {
 	queries        *prometheus.CounterVec
 	watches        *prometheus.GaugeVec
 	failing        *prometheus.GaugeVec
+	turns          prometheus.Gauge
 	authorizations *prometheus.CounterVec
 	snapshots      prometheus.Counter
 	signatures     *prometheus.CounterVec
@@ -33,6 +34,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "usher_consul_watches_failing",
 			Help: "Blocking queries whose latest answer was an error, by what they read. Their last good answer counts.",
 		}, []string{"kind"}),
+		turns: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "usher_consul_queries_taking_turns",
+			Help: "Blocking queries that share too few connections, which delays changes: reach Consul over https://. 0 where each has one.",
+		}),
 		authorizations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "usher_consul_authorizations_total",
 			Help: "Questions to Consul's ACLs whether an Envoy's token may have a gateway, by outcome: allowed, denied or failed.",
@@ -51,7 +56,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"gateway"}),
 	}
 	if r != nil {
-		r.MustRegister(m.queries, m.watches, m.failing, m.authorizations, m.snapshots, m.signatures, m.expiries)
+		r.MustRegister(m.queries, m.watches, m.failing, m.turns, m.authorizations, m.snapshots, m.signatures, m.expiries)
 	}
 	return m
 }
@@ -71,6 +76,12 @@ func (m *Metrics) watch(kind string, delta float64) {
 func (m *Metrics) fail(kind string, delta float64) {
 	if m != nil {
 		m.failing.WithLabelValues(kind).Add(delta)
+	}
+}
+
+func (m *Metrics) takingTurns(queries int) {
+	if m != nil {
+		m.turns.Set(float64(queries))
 	}
 }
 

@@ -13,8 +13,8 @@ import (
 
 // WatcherOptions tune a Watcher; the zero value is good.
 type WatcherOptions struct {
-	// Wait is how long a blocking query waits for a change; 0 means 5 minutes,
-	// as Consul's own default
+	// Wait is how long a blocking query waits for a change, less up to half of
+	// it; 0 means 5 minutes, as Consul's own default
 	// (https://developer.hashicorp.com/consul/api-docs/features/blocking), and
 	// 30 seconds where every query holds a connection of its own.
 	Wait time.Duration
@@ -88,6 +88,10 @@ func (w *Watcher) Ready() error {
 	}
 	return nil
 }
+
+// Remark gives what an operator can mend although Consul answers, in one line;
+// "" if there is nothing.
+func (w *Watcher) Remark() string { return w.hub.budget.remark() }
 
 // Watch calls put with a snapshot of the gateway as soon as all of it is known,
 // and with a new one whenever something changes. put must not block. Watch

@@ -179,6 +179,9 @@ func (s *Source) Ready() error {
 	return errors.New("the config files of " + s.dir + " are not read yet")
 }
 
+// Remark gives "": what can be mended in files is reported as problems.
+func (s *Source) Remark() string { return "" }
+
 // Gateways lists the gateways that an ingress-gateway config entry or a
 // service definition names, sorted.
 func (s *Source) Gateways() []gateway.ID {

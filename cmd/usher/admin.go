@@ -18,8 +18,17 @@ type admin struct {
 	server   *http.Server
 }
 
-// newAdmin binds addr. ready gives nil, or why Usher is not ready.
-func newAdmin(ctx context.Context, addr string, metrics prometheus.Gatherer, ready func() error) (*admin, error) {
+// condition is what /readyz tells.
+type condition interface {
+	// Ready gives nil, or why Usher is not ready.
+	Ready() error
+	// Remark gives what an operator can mend although Usher is ready, in one
+	// line; "" if there is nothing.
+	Remark() string
+}
+
+// newAdmin binds addr.
+func newAdmin(ctx context.Context, addr string, metrics prometheus.Gatherer, c condition) (*admin, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -30,11 +39,14 @@ func newAdmin(ctx context.Context, addr string, metrics prometheus.Gatherer, rea
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
+		if err := c.Ready(); err != nil {
 			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ready")
+		if remark := c.Remark(); remark != "" {
+			fmt.Fprintln(w, remark)
+		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	return &admin{listener: l, server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}, nil

@@ -108,7 +108,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	admin, err := newAdmin(ctx, o.adminAddr, metrics, facts.Ready)
+	admin, err := newAdmin(ctx, o.adminAddr, metrics, facts)
 	if err != nil {
 		return err
 	}

@@ -109,9 +109,18 @@ func TestListenReplacesOnlyALeftOverSocket(t *testing.T) {
 	}
 }
 
-func TestAdminSaysWhyUsherIsNotReady(t *testing.T) {
-	why := errors.New("consul at http://127.0.0.1:8500: connection refused")
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), func() error { return why })
+// told is a condition that the test sets.
+type told struct {
+	why    error
+	remark string
+}
+
+func (c *told) Ready() error   { return c.why }
+func (c *told) Remark() string { return c.remark }
+
+func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
+	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,11 +134,15 @@ func TestAdminSaysWhyUsherIsNotReady(t *testing.T) {
 	if code, text := get("/healthz"); code != http.StatusOK || text != "ok\n" {
 		t.Errorf("/healthz: %d %q", code, text)
 	}
-	if code, text := get("/readyz"); code != http.StatusServiceUnavailable || text != "not ready: "+why.Error()+"\n" {
+	if code, text := get("/readyz"); code != http.StatusServiceUnavailable || text != "not ready: "+c.why.Error()+"\n" {
 		t.Errorf("/readyz: %d %q", code, text)
 	}
-	why = nil
+	c.why = nil
 	if code, text := get("/readyz"); code != http.StatusOK || text != "ready\n" {
+		t.Errorf("/readyz: %d %q", code, text)
+	}
+	c.remark = "it could be faster"
+	if code, text := get("/readyz"); code != http.StatusOK || text != "ready\nit could be faster\n" {
 		t.Errorf("/readyz: %d %q", code, text)
 	}
 }

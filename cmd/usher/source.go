@@ -21,8 +21,8 @@ import (
 // source is where facts come from: Consul or files.
 type source interface {
 	control.Source
+	condition
 	Run(ctx context.Context) error
-	Ready() error
 }
 
 // source gives the source that the flags ask for, and who decides which
