@@ -34,9 +34,9 @@ const (
 	shortestTurn = 100 * time.Millisecond
 )
 
-// within is how long a query may go unasked for a bound to be kept: there is room
-// for the answers, and for the sixteenth that Consul adds to every wait.
-func within(bound time.Duration) time.Duration { return bound * 9 / 10 }
+// within is how long a round of turns may take for a bound to be kept also when
+// the machine is busy.
+func within(bound time.Duration) time.Duration { return bound * 8 / 10 }
 
 // connections says how many connections the client may hold open at once; 0
 // means any number: over TLS, HTTP/2 carries the queries over a few, and Consul
@@ -91,6 +91,7 @@ type budget struct {
 	users   int           // queries that share the slots
 	late    time.Duration // how late a change may be seen because of turns; 0: there are none
 	until   time.Time     // when the longest of the turns ends that were given
+	over    time.Duration // how much longer than its wait a turn takes, on average
 	queue   fifo.List     // of *ticket
 	patient fifo.List     // of context.CancelCauseFunc: open queries that wait long
 }
@@ -171,7 +172,9 @@ func (b *budget) ask(ctx context.Context, first bool, ask func(context.Context, 
 		}
 		turn, cancel := context.WithCancelCause(ctx)
 		wait, forget := b.terms(first, cancel)
+		begin := time.Now()
 		a, err := ask(turn, wait)
+		b.learn(wait, time.Since(begin))
 		gaveWay := errors.Is(context.Cause(turn), errGaveWay)
 		cancel(nil)
 		forget()
@@ -277,12 +280,24 @@ func (b *budget) turn(now time.Time) time.Duration {
 	turn := within(staleBound) * slots / (users + slots)
 	// In one that grows, those before were longer.
 	left := within(staleBound) - max(0, b.until.Sub(now))
-	turn = min(turn, left*slots/users, b.long)
-	turn = max(turn, shortestTurn)
+	turn = min(turn, left*slots/users)
 	if end := now.Add(turn); end.After(b.until) {
 		b.until = end
 	}
-	return turn
+	return min(max(turn-b.over, shortestTurn), b.long)
+}
+
+// learn takes note of how much longer than its wait a turn took: Consul adds up to
+// a sixteenth, and it and the machine may be slow. A query that was answered before
+// its wait was over tells nothing.
+func (b *budget) learn(wait, took time.Duration) {
+	const memory = 32 // turns
+	if took < wait || wait > staleBound {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over += (took - wait - b.over) / memory
 }
 
 // spreadOut gives a wait of at most so long, and at least half of it. Queries that
