@@ -36,7 +36,7 @@ var allowed = map[string][]string{
 	"tools/settings-doc": {"gateway"},
 	"e2e":                {"internal/xdstest"},
 	"e2e/conformance":    {"internal/xdstest"},
-	"e2e/bench":          {},
+	"e2e/bench":          {"internal/xdstest"},
 }
 
 func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {

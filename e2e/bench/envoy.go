@@ -12,6 +12,8 @@ import (
 	xds "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
 )
 
 const (
@@ -75,7 +77,7 @@ func (e *envoy) converse(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := e.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, deltaMethod,
-		grpc.ForceCodecV2(lean{}), grpc.MaxCallRecvMsgSize(largestResponse), grpc.WaitForReady(true))
+		grpc.ForceCodecV2(xdstest.Lean{}), grpc.MaxCallRecvMsgSize(largestResponse), grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
@@ -83,7 +85,7 @@ func (e *envoy) converse(ctx context.Context) error {
 		return err
 	}
 	for {
-		var r response
+		var r xdstest.LeanResponse
 		if err := stream.RecvMsg(&r); err != nil {
 			return err
 		}
@@ -136,27 +138,27 @@ func node(id string) *corev3.Node {
 
 // take accepts a response that was read at the time, and subscribes to what its
 // resources refer to.
-func (e *envoy) take(stream grpc.ClientStream, r *response, at time.Time) error {
+func (e *envoy) take(stream grpc.ClientStream, r *xdstest.LeanResponse, at time.Time) error {
 	e.fleet.count(r)
 	expected := e.fleet.expected.Load()
 	subscribe := map[string][]string{}
-	for _, i := range r.resources {
-		known, err := e.fleet.library.read(r.typeURL, i)
+	for _, i := range r.Resources {
+		known, err := e.fleet.library.read(r.TypeURL, i)
 		if err != nil {
 			return err
 		}
-		e.store(r.typeURL, known.name, known)
+		e.store(r.TypeURL, known.name, known)
 		for _, ref := range known.refs {
 			if e.want(ref) {
 				subscribe[ref.typeURL] = append(subscribe[ref.typeURL], ref.name)
 			}
 		}
-		expected.saw(e.index, r.typeURL, known, i.body, at)
+		expected.saw(e.index, r.TypeURL, known, i.Body, at)
 	}
-	for _, name := range r.removed {
-		e.store(r.typeURL, name, nil)
+	for _, name := range r.Removed {
+		e.store(r.TypeURL, name, nil)
 	}
-	if err := stream.SendMsg(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.typeURL, ResponseNonce: r.nonce}); err != nil {
+	if err := stream.SendMsg(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.TypeURL, ResponseNonce: r.Nonce}); err != nil {
 		return err
 	}
 	for _, t := range types {

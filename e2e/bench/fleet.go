@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/usherproxy/usher/internal/xdstest"
 )
 
 // fleet are Envoys of one gateway at one xDS port, each of an instance of its
@@ -141,11 +143,11 @@ func (f *fleet) expect(signs []sign) *expectation {
 	return e
 }
 
-func (f *fleet) count(r *response) {
+func (f *fleet) count(r *xdstest.LeanResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.tally.resources[r.typeURL] += len(r.resources) + len(r.removed)
-	f.tally.bytes += r.size
+	f.tally.resources[r.TypeURL] += len(r.Resources) + len(r.Removed)
+	f.tally.bytes += r.Size
 }
 
 // counted gives what has come so far.

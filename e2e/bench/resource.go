@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
 )
 
 // resource is what the bench remembers of one version of a resource. All Envoys
@@ -39,16 +41,16 @@ type library struct {
 }
 
 // read gives what is remembered of a resource.
-func (l *library) read(typeURL string, i item) (*resource, error) {
+func (l *library) read(typeURL string, i xdstest.LeanResource) (*resource, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// A look-up with the conversions inside allocates nothing.
-	if r := l.known[identityOf{typeURL, string(i.name), string(i.version)}]; r != nil {
+	if r := l.known[identityOf{typeURL, string(i.Name), string(i.Version)}]; r != nil {
 		return r, nil
 	}
 	r, err := readResource(typeURL, i)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", typeURL, i.name, err)
+		return nil, fmt.Errorf("%s %s: %w", typeURL, i.Name, err)
 	}
 	if l.known == nil {
 		l.known = map[identityOf]*resource{}
@@ -57,23 +59,23 @@ func (l *library) read(typeURL string, i item) (*resource, error) {
 	return r, nil
 }
 
-func readResource(typeURL string, i item) (*resource, error) {
-	r := &resource{name: string(i.name), version: string(i.version)}
+func readResource(typeURL string, i xdstest.LeanResource) (*resource, error) {
+	r := &resource{name: string(i.Name), version: string(i.Version)}
 	var err error
 	switch typeURL {
 	case xds.ClusterType:
-		r.refs, err = clusterRefs(i.body)
+		r.refs, err = clusterRefs(i.Body)
 	case xds.ListenerType:
-		r.refs, err = listenerRefs(i.body)
+		r.refs, err = listenerRefs(i.Body)
 	case xds.EndpointType:
 		// Field 2 of ClusterLoadAssignment holds the localities.
-		err = fields(i.body, func(n protowire.Number, value []byte) error {
+		err = xdstest.Fields(i.Body, func(n protowire.Number, value []byte) error {
 			r.endpoints = r.endpoints || n == 2 && len(value) > 0
 			return nil
 		})
 	case xds.RouteType:
 		// Field 2 of RouteConfiguration holds the virtual hosts.
-		err = fields(i.body, func(n protowire.Number, _ []byte) error {
+		err = xdstest.Fields(i.Body, func(n protowire.Number, _ []byte) error {
 			if n == 2 {
 				r.hosts++
 			}

@@ -3,5 +3,6 @@
 // protocol hide behind one vocabulary, so that a test tells one story for both.
 //
 // The fake does nothing by itself: it acknowledges, subscribes and rejects only
-// when it is told to.
+// when it is told to. Lean is for those who need hundreds of Envoys: a codec for
+// streams of their own, which leaves resources encoded.
 package xdstest
