@@ -11,6 +11,7 @@ CONSUL := .tools/consul-1.22.0/pin .tools/consul-1.15.1/pin
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 LINT   := .tools/golangci-lint/pin
+BENCHSTAT := .tools/benchstat/pin
 
 # A command or file, and the Debian package that has it.
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps
@@ -53,6 +54,14 @@ conformance-long: ## The same with 5000 other random cases
 bench: $(CONSUL) build ## Measure beside Consul's own xDS (BENCH_FLAGS="-quick" for a minute, -h lists all)
 	go run -tags e2e ./e2e/bench $(BENCH_FLAGS)
 
+.PHONY: benchmarks
+benchmarks: $(BENCHSTAT) ## Run the benchmarks beside the code, and compare them with the baseline
+	tools/benchmarks compare
+
+.PHONY: benchmarks-baseline
+benchmarks-baseline: ## Make this machine and this code the baseline
+	tools/benchmarks renew
+
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
 	bin/usher demo --envoy .tools/envoy-1.40.0/envoy
@@ -87,6 +96,7 @@ debian:
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod
+.tools/benchstat/pin: tools/benchstat/go.mod
 
 .tools/%/pin:
 	@tools/install $* $<

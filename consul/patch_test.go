@@ -187,14 +187,14 @@ func TestFirstAnswersAreGathered(t *testing.T) {
 // service, and of one chain.
 func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{100, 1000, 5000} {
-		b.Run(fmt.Sprintf("instances of %d", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("instances/services=%d", n), func(b *testing.B) {
 			s := newTold(b, n)
 			for i := 0; b.Loop(); i++ {
 				s.tell(s.health(7), fact{value: instanceAt(i)})
 				s.step(time.Now())
 			}
 		})
-		b.Run(fmt.Sprintf("chain of %d", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("chain/services=%d", n), func(b *testing.B) {
 			s := newTold(b, n)
 			for b.Loop() {
 				s.tell(chainOf(service(7)), fact{value: chain(service(7).Name)})

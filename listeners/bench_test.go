@@ -12,7 +12,7 @@ import (
 // BenchmarkCompile compiles the lab's gateway with many services instead of one.
 func BenchmarkCompile(b *testing.B) {
 	for _, n := range []int{10, 1000} {
-		b.Run(fmt.Sprintf("%d services", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
 			s := manyServices(b, n)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -27,12 +27,12 @@ func BenchmarkCompileChange(b *testing.B) {
 	for _, n := range []int{100, 1000, 5000} {
 		s := manyServices(b, n)
 		id, row := "service-0007.default.default.dc1", s.Services[7].Service
-		b.Run(fmt.Sprintf("endpoint of %d", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("endpoint/services=%d", n), func(b *testing.B) {
 			benchmarkChange(b, s, func(next *gateway.Snapshot) {
 				next.Endpoints = next.Endpoints.With(id, &gateway.Endpoints{Endpoints: s.Endpoints.Get(id).Endpoints})
 			})
 		})
-		b.Run(fmt.Sprintf("chain of %d", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("chain/services=%d", n), func(b *testing.B) {
 			benchmarkChange(b, s, func(next *gateway.Snapshot) {
 				next.Chains = maps.Clone(next.Chains)
 				chain := *next.Chains[row]
