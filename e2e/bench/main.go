@@ -182,7 +182,7 @@ func (b *bench) publish(m machine) error {
 		err = errors.Join(err, b.report.save(b.jsonTo, m))
 	}
 	if b.markdownTo != "" {
-		err = errors.Join(err, b.report.insert(b.markdownTo, m.String()+"\n"+b.options.String()))
+		err = errors.Join(err, b.report.insert(b.markdownTo, m.String()+"\n"+b.String()))
 	}
 	return err
 }
