@@ -97,26 +97,27 @@ func defaultsRemoved(s *script) {
 // taggedAddressMoves has a listener on the address that the registration calls
 // "lan", and no other.
 func taggedAddressMoves(s *script) {
-	register := func(lan string) {
+	register := func(lan string, headersKB int) {
 		s.write(registerPath, gatewayRegistration(map[string]any{
 			"ID": s.gateway, "Service": s.gateway, "Address": "10.0.1.1",
 			"TaggedAddresses": map[string]any{"lan": map[string]any{"Address": lan, "Port": 8443}},
 			"Proxy": map[string]any{"Config": map[string]any{
 				"envoy_gateway_bind_tagged_addresses": true, "envoy_gateway_no_default_bind": true,
+				"max_request_headers_kb": headersKB,
 			}},
 		}))
 	}
-	register("10.0.1.1")
+	register("10.0.1.1", 60)
 	s.supply("a")
 	e := s.connect()
 	s.warm(e, "a")
-	register("10.0.1.2")
+	register("10.0.1.2", 60)
 	if s.onConsul() {
 		// This change comes later, and no listener with it.
 		s.instance("a", "10.1.1.2")
 		e.ExpectAck(eds, s.cluster("a"))
 		s.wantNothingElse(e)
-		return
+		register("10.0.1.2", 61)
 	}
 	e.Ack(s.expect(e, lds, []string{"http:10.0.1.2:8080"}, []string{listenerName}))
 	e.ExpectAck(rds, routesName)
