@@ -138,6 +138,29 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 	}
 }
 
+func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.connect(xds.Node{ID: "typo", Cluster: "edge"})
+		r.connect(edge)
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		time.Sleep(overdueAfter - time.Millisecond)
+		synctest.Wait()
+		if strings.Contains(r.log.String(), "typo") {
+			t.Errorf("it was not given the time to be registered:\n%s", &r.log)
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		want := `Envoy \"typo\" at unix socket" what="no instance of ingress gateway \"edge\" is registered with this service ID`
+		if !strings.Contains(r.log.String(), want) {
+			t.Errorf("the log does not have %s:\n%s", want, &r.log)
+		}
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
+		if !strings.Contains(r.log.String(), "configuration mended") {
+			t.Errorf("it was registered, and stays a problem:\n%s", &r.log)
+		}
+	})
+}
+
 // saysStrict is a source that wants strict PROXY protocol.
 var saysStrict = gateway.Layer{Settings: gateway.Settings{Policy: gateway.Policy{ProxyProtocol: gateway.ProxyProtocol{Mode: gateway.Strict}}}}
 

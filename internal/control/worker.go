@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -16,7 +17,10 @@ type subscriber struct {
 	node    xds.Node
 	put     func(*xds.Set)
 	refused chan error // at most one error that ends the stream
-	sent    *xds.Set   // what put was last called with; owned by the worker's loop
+
+	// The worker's loop owns what follows.
+	sent    *xds.Set  // what put was last called with
+	waiting time.Time // since when its instance is not registered; zero: it is, or was
 }
 
 // worker does the work for one gateway. Its loop owns every field below loop;
@@ -36,6 +40,7 @@ type worker struct {
 	streams   []*subscriber
 	publisher publisher
 	compiling []gateway.Problem // found when there last was a stream to compile for
+	overdue   *time.Timer       // fires when an Envoy has waited for its instance for long
 }
 
 func newWorker(p *Plane, id gateway.ID) *worker {
@@ -48,7 +53,15 @@ func newWorker(p *Plane, id gateway.ID) *worker {
 		done:        make(chan struct{}),
 		log:         p.log.With("gateway", id.String()),
 		publisher:   publisher{metrics: p.metrics},
+		overdue:     stopped(),
 	}
+}
+
+// stopped gives a timer that does not fire before it is reset.
+func stopped() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 // run watches and works until ctx ends or nobody has needed the gateway for
@@ -73,10 +86,11 @@ func (w *worker) run(ctx context.Context) {
 
 // loop waits for, in one place, everything that can change what Envoys get:
 //
-//	a new snapshot | the operator's file | an Envoy came or went | nobody left | the end
+//	a new snapshot | the operator's file | an Envoy came or went | one has waited for long | nobody left | the end
 func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapshot]) {
 	idle := time.NewTimer(w.plane.linger)
 	defer idle.Stop()
+	defer w.overdue.Stop()
 	// Before anything else: a listener must not go out without the operator's
 	// settings. Whoever started the worker has put them.
 	w.layers = <-w.operator.C()
@@ -93,6 +107,8 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 			w.publish()
 		case w.streams = <-w.changed.C():
 			idle.Reset(w.plane.linger)
+			w.publish()
+		case <-w.overdue.C:
 			w.publish()
 		case <-idle.C:
 			if len(w.streams) == 0 && w.plane.retire(w) {
@@ -123,6 +139,7 @@ func (w *worker) publish() {
 	for _, stream := range w.streams {
 		set, found := w.setFor(stream)
 		compiling = append(compiling, found...)
+		compiling = append(compiling, w.await(stream)...)
 		if set != nil && set != stream.sent {
 			stream.sent = set
 			stream.put(set)
@@ -132,6 +149,31 @@ func (w *worker) publish() {
 		w.compiling = compiling
 	}
 	w.plane.problems.ofGateway(w.id, slices.Concat(w.snapshot.Problems, w.compiling))
+}
+
+// overdueAfter is how long an Envoy may wait for its registration before that is
+// a problem. Whoever starts both needs a moment.
+const overdueAfter = 5 * time.Second
+
+// await says that a stream has waited for its instance for long.
+func (w *worker) await(stream *subscriber) []gateway.Problem {
+	if stream.sent != nil || len(w.publisher.candidates(stream.node)) > 0 {
+		stream.waiting = time.Time{}
+		return nil
+	}
+	now := time.Now()
+	if stream.waiting.IsZero() {
+		stream.waiting = now
+	}
+	if left := overdueAfter - now.Sub(stream.waiting); left > 0 {
+		w.overdue.Reset(left)
+		return nil
+	}
+	return []gateway.Problem{{
+		Where: fmt.Sprintf("Envoy %q at %s", stream.node.ID, describePeer(stream.node.Peer)),
+		What: fmt.Sprintf("no instance of ingress gateway %q is registered with this service ID, so it waits and gets nothing; "+
+			"register one, or give the Envoy the ID of one as its node's id", w.id),
+	}}
 }
 
 // setFor gives the set of one stream; nil when there is none for it: its
