@@ -50,6 +50,15 @@ func TestHeaders(t *testing.T) {
 			l.wantRowsSeen(t)
 			l.wantDocumentedCommand(t)
 
+			l.rows = documentedRows(t, "### Of peers that are not trusted")
+			l.writeDefaults(t, fmt.Sprintf("usher { proxy_protocol { mode = \"permissive\" trusted_cidrs = [%q] } }", "192.0.2.0/24"))
+			l.waitBelieved(t, paths[1].usher, balancerIP)
+			for _, path := range paths[1:] {
+				path.client = balancerIP
+				l.compare(t, path)
+			}
+			l.wantRowsSeen(t)
+
 			l.rows = nil // nothing may differ any more
 			l.setMode(t, "off")
 			l.waitMode(t, l.Gateway, "off")
@@ -67,7 +76,7 @@ func TestHeaders(t *testing.T) {
 // with a private address, and a client without a PROXY header at all.
 func startHeaderLab(t *testing.T, consul, envoy string) (*headerLab, []headerPath) {
 	t.Helper()
-	l := &headerLab{meshLab: startMeshLab(t, consul, envoy, false), rows: documentedRows(t)}
+	l := &headerLab{meshLab: startMeshLab(t, consul, envoy, false), rows: documentedRows(t, "## What services see")}
 	l.setMode(t, "strict")
 	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
 	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
@@ -172,6 +181,20 @@ func (l *headerLab) compare(t *testing.T, path headerPath) {
 	}
 }
 
+// waitBelieved waits until the service is told that a client is the one of the
+// address.
+func (l *headerLab) waitBelieved(t *testing.T, c call, client string) {
+	t.Helper()
+	eventually(t, "the service is told of "+client, changeDeadline, func() error {
+		c.Path = newPath()
+		c.must(t).wantHello(t)
+		if got := l.Echo.request(t, c.Path).Header.Get("X-Forwarded-For"); got != client {
+			return fmt.Errorf("it is told of %q", got)
+		}
+		return nil
+	})
+}
+
 // wantRowsSeen wants every row of the documentation to be a difference.
 func (l *headerLab) wantRowsSeen(t *testing.T) {
 	t.Helper()
@@ -196,25 +219,36 @@ func (l *headerLab) wantDocumentedCommand(t *testing.T) {
 	}
 }
 
-// wantDocumentedProto sets a header in the ingress-gateway entry as the
-// documentation has it, and waits until the service sees it.
+// wantDocumentedProto sets what the documentation has against redirects that do
+// not end, one after the other, and wants the service to see what it says: the
+// balancer's port is 8080, and the client speaks of https.
 func (l *headerLab) wantDocumentedProto(t *testing.T) {
 	t.Helper()
-	line := regexp.MustCompile(`(?m)^Services = .*$`).FindString(readFile(t, "../docs/client-address.md"))
-	entry := strings.Replace(readFile(t, "testdata/lab/ingress-gateway.hcl"), "Services = [\n      { Name = \"static-server\" }\n    ]",
-		strings.Replace(line, `"web"`, `"static-server"`, 1), 1)
-	if line == "" || !strings.Contains(entry, line[:10]) || !strings.Contains(entry, "x-forwarded-proto") {
-		t.Fatalf("the ingress-gateway entry is\n%s", entry)
+	settings := regexp.MustCompile(`(?m)^usher \{ client_address .*$`).FindAllString(readFile(t, "../docs/client-address.md"), -1)
+	if len(settings) != 2 {
+		t.Fatalf("docs/client-address.md has %q, want two settings", settings)
 	}
-	l.Consul.writeEntry(t, entry)
-	eventually(t, "the service sees x-forwarded-proto: https", changeDeadline, func() error {
-		path := newPath()
-		l.call(path).must(t).wantHello(t)
-		if got := l.Echo.request(t, path).Header.Get("X-Forwarded-Proto"); got != "https" {
-			return fmt.Errorf("it sees %q", got)
-		}
-		return nil
-	})
+	const strict = `usher { proxy_protocol { mode = "strict" } `
+	for i := range settings {
+		settings[i] = strings.Replace(settings[i], "usher { ", strict, 1)
+	}
+	byPort := strings.ReplaceAll(settings[0], "443", "8080")
+	for _, step := range []struct{ settings, sent, want string }{
+		{byPort, "http", "https"}, {settings[0], "https", "http"}, {settings[1], "https", "https"}, {settings[1], "", "http"}, {strict + "}", "https", "http"},
+	} {
+		l.writeDefaults(t, step.settings)
+		eventually(t, fmt.Sprintf("with %q, one that sends %q is told as %s", step.settings, step.sent, step.want), changeDeadline, func() error {
+			request := l.call(newPath())
+			if step.sent != "" {
+				request.Header = http.Header{"X-Forwarded-Proto": {step.sent}}
+			}
+			request.must(t).wantHello(t)
+			if got := l.Echo.request(t, request.Path).Header.Get("X-Forwarded-Proto"); got != step.want {
+				return fmt.Errorf("the service sees %q", got)
+			}
+			return nil
+		})
+	}
 }
 
 // wantProtoOfTLS gives the listener TLS, beneath the PROXY header, and waits
@@ -317,15 +351,18 @@ func describeSeen(seen, sent []string, client string) string {
 
 var tableRow = regexp.MustCompile("(?m)^\\| (`x-[^|]*`) \\| ([^|]*) \\| ([^|]*) \\| ([^|]*) \\|")
 
-// documentedRows are the rows of the table in docs/client-address.md.
-func documentedRows(t *testing.T) map[headerRow]bool {
+// documentedRows are the rows of the table under a heading of
+// docs/client-address.md.
+func documentedRows(t *testing.T, heading string) map[headerRow]bool {
 	t.Helper()
+	_, section, found := strings.Cut(readFile(t, "../docs/client-address.md"), "\n"+heading+"\n")
+	section, _, _ = strings.Cut(section, "\n##")
 	rows := map[headerRow]bool{}
-	for _, cells := range tableRow.FindAllStringSubmatch(readFile(t, "../docs/client-address.md"), -1) {
+	for _, cells := range tableRow.FindAllStringSubmatch(section, -1) {
 		rows[headerRow{cells[1], cells[2], cells[3], cells[4]}] = false
 	}
-	if len(rows) == 0 {
-		t.Fatal("docs/client-address.md has no table of headers")
+	if !found || len(rows) == 0 {
+		t.Fatalf("docs/client-address.md has no table of headers under %q", heading)
 	}
 	return rows
 }
