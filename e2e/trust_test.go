@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -155,6 +156,17 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 			waitStatus(t, throughBalancer, http.StatusOK)
 			apache.wantClient(t, throughBalancer, clientIP)
 
+			// Another Envoy takes the place of this one.
+			l.exchange(t, gateway, gatewayOptions{
+				Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr, AdminPort: 19001,
+			})
+			apache.wantClient(t, throughBalancer, clientIP)
+
+			// Settings that are refused leave everything as it is.
+			writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
+			usher.waitProblems(t)
+			apache.wantClient(t, throughBalancer, clientIP)
+
 			// A stranger is told of as itself, if it claims nothing else.
 			writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
 			stranger := call{From: l.Client, To: l.Gateway.addr(tcpPort)}
@@ -167,6 +179,38 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 			}
 		})
 	}
+}
+
+// exchange starts one more Envoy for the gateway and ends the old one, as the
+// README has it, while connections are made.
+func (l *meshLab) exchange(t *testing.T, old *envoy, next gatewayOptions) {
+	t.Helper()
+	l.Gateway.shell(t, "sysctl -w net.ipv4.tcp_migrate_req=1")
+	load := startLoad(t, call{From: l.Client, To: l.Balancer.addr(tcpPort)})
+	startGateway(t, next).waitListener(t, tcpPort)
+	load.waitMore(t)
+	l.Gateway.shell(t, fmt.Sprintf("curl -sf -X POST http://127.0.0.1:%d/drain_listeners", old.AdminPort))
+	eventually(t, old.Name+" has no connection any more", startDeadline, func() error {
+		stats, err := old.admin("/stats?filter=worker_.*downstream_cx_active")
+		if err == nil && openConnections.MatchString(stats) {
+			err = errors.New(stats)
+		}
+		return err
+	})
+	old.stop(t)
+	load.waitMore(t)
+	load.wantNoFailures(t)
+}
+
+// waitProblems waits until Usher has something to mend.
+func (u *usher) waitProblems(t *testing.T) {
+	t.Helper()
+	eventually(t, "usher has a problem", changeDeadline, func() error {
+		if u.configProblems(t) == 0 {
+			return errors.New("it has none")
+		}
+		return nil
+	})
 }
 
 // wantClient wants Apache to log a client for a call.

@@ -2,6 +2,8 @@ package listeners
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -38,6 +40,7 @@ func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 		return s
 	}
 	now := &sockets{madeOf: from, clusters: shape.clusters}
+	now.problems = strayPorts(snapshot, in)
 	inst := instanceOf(snapshot, in)
 	for _, p := range shape.ports {
 		now.port(shape.env, inst, p)
@@ -118,6 +121,28 @@ func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets,
 		made.withheld = append(made.withheld, relayName(p.port))
 	}
 	return made, nil
+}
+
+// strayPorts says which listeners settings speak of that the gateway does not
+// have: a port that is mistyped leaves the listener that was meant without its
+// policy. What is said of every gateway may speak of another one's.
+func strayPorts(s *gateway.Snapshot, in *gateway.Instance) []gateway.Problem {
+	if s.Entry == nil {
+		return nil
+	}
+	var problems []gateway.Problem
+	for _, layer := range []gateway.Layer{in.Own, s.Operator} {
+		for _, port := range slices.Sorted(maps.Keys(layer.Settings.Listeners)) {
+			if slices.ContainsFunc(s.Entry.Listeners, func(l gateway.Listener) bool { return l.Port == port }) {
+				continue
+			}
+			problems = append(problems, gateway.Problem{
+				Where: fmt.Sprintf("gateway %s: usher.listeners.%d", s.ID, port),
+				What:  "the ingress-gateway entry has no listener on this port; correct the port, or remove it",
+			})
+		}
+	}
+	return problems
 }
 
 func problemOf(p port, err error) gateway.Problem {
