@@ -134,10 +134,26 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 		"TLVs":                             when(p.ProxyProtocol.On() && len(p.ProxyProtocol.TLVs) > 0, 32),
 		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll(), 25),
 		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == gateway.XFFOverwrite, 25),
+		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.On() && p.ProxyProtocol.Upstream != gateway.UpstreamNone, 30),
 		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == gateway.ProtoByPort, 32),
 	} {
 		if c.envoy.Minor < since {
 			t.Errorf("%s is sent to Envoy %s with %s, which came with 1.%d", l.Name, c.envoy, what, since)
+		}
+	}
+}
+
+// CVE-2024-23327 was mended in several releases.
+func TestReleasesThatALOCALHeaderEnds(t *testing.T) {
+	for release, survives := range map[gateway.Envoy]bool{
+		{}: true, {Major: 1, Minor: 40}: true, {Major: 1, Minor: 30}: true, {Major: 1, Minor: 25, Patch: 9}: false,
+		{Major: 1, Minor: 29, Patch: 1}: true, {Major: 1, Minor: 29}: false,
+		{Major: 1, Minor: 28, Patch: 1}: true, {Major: 1, Minor: 28}: false,
+		{Major: 1, Minor: 27, Patch: 3}: true, {Major: 1, Minor: 27, Patch: 2}: false,
+		{Major: 1, Minor: 26, Patch: 7}: true, {Major: 1, Minor: 26, Patch: 6}: false,
+	} {
+		if got := dialectOf(release).survivesLocal; got != survives {
+			t.Errorf("Envoy %s survives: %v, want %v", release, got, survives)
 		}
 	}
 }
