@@ -91,7 +91,7 @@ var schema = []setting{
 		field: func(p *Policy) *ForwardedProto { return &p.ClientAddress.ForwardedProto },
 		kind:  forwardedProto,
 		meaning: "what services get as X-Forwarded-Proto: with `connection`, whether the connection to the gateway had TLS; with `trust`, what the request says; " +
-			"with `https_ports`, https if the client connected to one of these ports, which with PROXY protocol are the balancer's, else http. " +
+			"with `https_ports`, https if the client connected to one of these ports (with PROXY protocol: of the balancer's) or with TLS, else http. " +
 			"`default` is `trust` with trusted hops, else `connection`",
 	},
 }
