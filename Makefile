@@ -1,7 +1,7 @@
 # The commands of this repository; `make help` lists them.
 #
 # Real parts (Consul, Envoy, the linter) go to .tools/, fixed by the pins under
-# tools/. HAProxy, Apache and other system parts come from Debian.
+# tools/. HAProxy, nginx, Apache and other system parts come from Debian.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -14,7 +14,8 @@ LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
 
 # A command or file, and the Debian package that has it.
-DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps
+DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
+	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -28,7 +29,7 @@ build: ## Build bin/usher
 	go build -trimpath -buildvcs=false -o bin/usher ./cmd/usher
 
 .PHONY: test
-test: race e2e ## Run every test, with real Consul, Envoy, HAProxy and Apache
+test: race e2e ## Run every test, with real Consul, Envoy, HAProxy, nginx and Apache
 
 .PHONY: unit
 unit: ## Run the tests that need neither network nor real parts

@@ -17,12 +17,13 @@ import (
 type proxyHeader string
 
 const (
-	noHeader proxyHeader = "none"
-	v1Header proxyHeader = "send-proxy"
-	v2Header proxyHeader = "send-proxy-v2"
+	noHeader    proxyHeader = "none"
+	v1Header    proxyHeader = "send-proxy"
+	v2Header    proxyHeader = "send-proxy-v2"
+	v2SSLHeader proxyHeader = "send-proxy-v2-ssl" // with a TLV about the client's TLS
 )
 
-var proxyHeaders = []proxyHeader{noHeader, v1Header, v2Header}
+var proxyHeaders = []proxyHeader{noHeader, v1Header, v2Header, v2SSLHeader}
 
 // balancerOptions describe the network load balancer.
 type balancerOptions struct {
@@ -30,6 +31,9 @@ type balancerOptions struct {
 	Targets []*host
 	Ports   []int // the same at the balancer and at its targets
 	Header  proxyHeader
+	// Certificate is a file with a certificate and its key, for a balancer that
+	// ends the clients' TLS; "" for one that leaves the bytes alone.
+	Certificate string
 }
 
 // balancer is a running HAProxy that balances TCP connections.
@@ -71,7 +75,7 @@ defaults
   timeout server 1m
 `, b.socket)
 	for _, port := range b.options.Ports {
-		fmt.Fprintf(&c, "listen port-%d\n  bind %s\n", port, b.options.Host.addr(port))
+		fmt.Fprintf(&c, "listen port-%d\n  bind %s%s\n", port, b.options.Host.addr(port), b.bindTLS())
 		for i, target := range b.options.Targets {
 			for _, header := range proxyHeaders {
 				fmt.Fprintf(&c, "  server %s-%d %s %s\n", header, i, target.addr(port), b.flags(header))
@@ -79,6 +83,13 @@ defaults
 		}
 	}
 	return c.String()
+}
+
+func (b *balancer) bindTLS() string {
+	if b.options.Certificate == "" {
+		return ""
+	}
+	return " ssl crt " + b.options.Certificate
 }
 
 func (b *balancer) flags(header proxyHeader) string {

@@ -12,12 +12,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/pires/go-proxyproto"
 )
 
 // labHost is the Host header of the lab's request.
@@ -36,8 +35,9 @@ type call struct {
 	Path   string
 	Host   string // labHost when empty
 	Header http.Header
-	Proxy  *proxyproto.Header // written in front of the request; nil for none
-	TLS    *tls.Config        // nil for plain text; the server's name is Host's
+	Source netip.AddrPort // of the connection; zero for the host's choice
+	Proxy  io.WriterTo    // written in front of the request; nil for none
+	TLS    *tls.Config    // nil for plain text; the server's name is Host's
 }
 
 // answer is what the client got.
@@ -71,7 +71,7 @@ func (c call) must(t *testing.T) answer {
 func (c call) connect(ctx context.Context) (*clientConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := c.From.dial(ctx, "tcp", c.To)
+	conn, err := c.From.dialFrom(ctx, c.Source, c.To)
 	if err != nil {
 		return nil, err
 	}

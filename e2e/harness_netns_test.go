@@ -84,13 +84,33 @@ func (h *host) addr(port int) string {
 // dial connects from inside the host; address is an IP address with a port. It
 // fits http.Transport.DialContext.
 func (h *host) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return h.dialBy(ctx, new(net.Dialer), network, address)
+}
+
+// dialFrom connects over TCP from a source of the host's; zero is any.
+func (h *host) dialFrom(ctx context.Context, source netip.AddrPort, address string) (net.Conn, error) {
+	dialer := new(net.Dialer)
+	if source.IsValid() {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(source)
+	}
+	return h.dialBy(ctx, dialer, "tcp", address)
+}
+
+func (h *host) dialBy(ctx context.Context, dialer *net.Dialer, network, address string) (net.Conn, error) {
 	var conn net.Conn
 	err := h.do(func() error {
 		var err error
-		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		conn, err = dialer.DialContext(ctx, network, address)
 		return err
 	})
 	return conn, err
+}
+
+// addIPv6 gives the host an address of the lab's IPv6 network as well.
+func (h *host) addIPv6(t *testing.T, ip string) netip.Addr {
+	t.Helper()
+	h.ip(t, fmt.Sprintf("address add %s/64 dev eth0 nodad", ip))
+	return netip.MustParseAddr(ip)
 }
 
 // listen opens a TCP listener inside the host until the test ends.

@@ -5,8 +5,12 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -45,9 +49,9 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 	v1.Version = 1
 	plain := tcpCall{From: l.Balancer, To: l.Gateway.addr(tcpPort)}
 	withV1, withV2, withBoth := plain, plain, plain
-	withV1.Headers = []*proxyproto.Header{v1}
-	withV2.Headers = []*proxyproto.Header{v2}
-	withBoth.Headers = []*proxyproto.Header{v2, v1}
+	withV1.Headers = []io.WriterTo{v1}
+	withV2.Headers = []io.WriterTo{v2}
+	withBoth.Headers = []io.WriterTo{v2, v1}
 
 	l.setMode(t, "off")
 	withV2.wait(t, bytesOf(t, v2))
@@ -73,7 +77,9 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 type tcpCall struct {
 	From    *host
 	To      string
-	Headers []*proxyproto.Header
+	Source  netip.AddrPort // zero for the host's choice
+	Headers []io.WriterTo
+	TLS     *tls.Config // nil for plain text
 }
 
 const (
@@ -87,7 +93,7 @@ const (
 // and the word, which is what the service got before the word, and the client's
 // end of the connection.
 func (c tcpCall) do(ctx context.Context) (data, client string, err error) {
-	conn, err := c.From.dial(ctx, "tcp", c.To)
+	conn, err := c.From.dialFrom(ctx, c.Source, c.To)
 	if err != nil {
 		return "", "", err
 	}
@@ -95,22 +101,13 @@ func (c tcpCall) do(ctx context.Context) (data, client string, err error) {
 	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
 		return "", "", err
 	}
-	var send bytes.Buffer
-	for _, h := range c.Headers {
-		if _, err := h.WriteTo(&send); err != nil {
-			return "", "", err
-		}
-	}
-	send.WriteString(tcpWord)
-	if _, err := conn.Write(send.Bytes()); err != nil {
-		return "", "", err
-	}
+	conn, sendErr := c.send(conn)
 	var got []byte
 	for !bytes.HasSuffix(got, []byte(tcpWord)) {
 		chunk := make([]byte, 1024)
 		n, err := conn.Read(chunk)
 		if err != nil {
-			return string(got), "", err
+			return string(got), "", errors.Join(err, sendErr)
 		}
 		got = append(got, chunk[:n]...)
 	}
@@ -119,6 +116,21 @@ func (c tcpCall) do(ctx context.Context) (data, client string, err error) {
 		return data, "", fmt.Errorf("got %q, want it to begin with %q", got, tcpGreeting)
 	}
 	return data, conn.LocalAddr().String(), nil
+}
+
+// send writes the headers and the word, and gives the connection on which the
+// answer comes.
+func (c tcpCall) send(conn net.Conn) (net.Conn, error) {
+	for _, h := range c.Headers {
+		if _, err := h.WriteTo(conn); err != nil {
+			return conn, err
+		}
+	}
+	if c.TLS != nil {
+		conn = tls.Client(conn, c.TLS)
+	}
+	_, err := io.WriteString(conn, tcpWord)
+	return conn, err
 }
 
 // wait waits until the service gets the data before the word, and no more.
