@@ -36,7 +36,7 @@ type preface struct {
 // Formats: https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt
 var prefaces = func() []preface {
 	v1 := "PROXY TCP4 192.0.2.7 198.51.100.80 40000 443\r\n"
-	v2 := v2Text(v2Proxy, v2TCP4, v2Addresses(headerClient, headerTarget))
+	v2 := tlvText("")
 	local := v2Text(v2Local, v2Unspec, "")
 	return []preface{
 		{name: "nothing"},
@@ -54,9 +54,9 @@ var prefaces = func() []preface {
 		{name: "v2, UNSPEC", text: v2Text(v2Proxy, v2Unspec, "")},
 		{name: "v2, unix sockets", text: v2Text(v2Proxy, v2Unix, strings.Repeat("/socket\x00", 27))},
 		{name: "v2, TLVs of AWS", text: awsText("vpce-08d2bf15fac5001c9"), client: headerClient},
-		{name: "v2, TLVs, wrong checksum", text: v2Text(v2Proxy, v2TCP4, v2Addresses(headerClient, headerTarget)+tlv(tlvCRC32C, "\xde\xad\xbe\xef")), client: headerClient},
-		{name: "v2, 60 kB of TLVs", text: v2Text(v2Proxy, v2TCP4, v2Addresses(headerClient, headerTarget)+strings.Repeat(tlv(tlvNoop, strings.Repeat("\x00", 1021)), 60)), client: headerClient},
-		{name: "v2, TLV beyond the end", text: v2Text(v2Proxy, v2TCP4, v2Addresses(headerClient, headerTarget)+tlvAWS+"\xff\xffvpce"), client: headerClient},
+		{name: "v2, TLVs, wrong checksum", text: tlvText(tlv(tlvCRC32C, "\xde\xad\xbe\xef")), client: headerClient},
+		{name: "v2, 60 kB of TLVs", text: tlvText(strings.Repeat(tlv(tlvNoop, strings.Repeat("\x00", 1021)), 60)), client: headerClient},
+		{name: "v2, TLV beyond the end", text: tlvText(tlvAWS + "\xff\xffvpce"), client: headerClient},
 		{name: "v2, byte by byte", text: v2, client: headerClient, slowly: true},
 		{name: "v1, then v2", text: v1 + v2, client: headerClient, second: v2},
 		{name: "v2, then v1", text: v2 + v1, client: headerClient, second: v1},
@@ -130,13 +130,17 @@ func tlv(kind, value string) string {
 	return kind + twoBytes(len(value)) + value
 }
 
+// tlvText is a header for headerClient, with TLVs.
+func tlvText(tlvs string) string {
+	return v2Text(v2Proxy, v2TCP4, v2Addresses(headerClient, headerTarget)+tlvs)
+}
+
 // awsText is a header as AWS's network load balancers write it for a client
 // behind a VPC endpoint: a checksum, the endpoint's id, padding.
 func awsText(endpoint string) string {
 	with := func(checksum uint32) string {
-		return v2Text(v2Proxy, v2TCP4, v2Addresses(headerClient, headerTarget)+
-			tlv(tlvCRC32C, twoBytes(int(checksum>>16))+twoBytes(int(checksum)))+
-			tlv(tlvAWS, "\x01"+endpoint)+tlv(tlvNoop, strings.Repeat("\x00", 36)))
+		return tlvText(tlv(tlvCRC32C, twoBytes(int(checksum>>16))+twoBytes(int(checksum))) +
+			tlv(tlvAWS, "\x01"+endpoint) + tlv(tlvNoop, strings.Repeat("\x00", 36)))
 	}
 	return with(crc32.Checksum([]byte(with(0)), crc32.MakeTable(crc32.Castagnoli)))
 }

@@ -125,13 +125,19 @@ func (s *echoService) setReply(header http.Header) {
 // request is the latest request for the path that the service got.
 func (s *echoService) request(t *testing.T, path string) seenRequest {
 	t.Helper()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	seen, ok := s.seen[path]
+	seen, ok := s.lookup(path)
 	if !ok {
 		t.Fatalf("the service has seen no request for %s", path)
 	}
 	return seen
+}
+
+// lookup is request where there may be none.
+func (s *echoService) lookup(path string) (seenRequest, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen, ok := s.seen[path]
+	return seen, ok
 }
 
 // startTCPEcho serves, on a port of a host, connections that get back "hello
