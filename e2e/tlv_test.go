@@ -1,0 +1,150 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// tlvLab has listeners of all protocols that tell of three TLVs: the id of an
+// AWS VPC endpoint, the name that the client asked the balancer for, and one of
+// the operator's own.
+type tlvLab struct{ *peersLab }
+
+// toldTLVs are the TLVs of the settings: the key in the log, the type, and the
+// header that the service gets, "" for none.
+var toldTLVs = []struct{ name, kind, header string }{
+	{"aws_vpce_id", tlvAWS, "X-Vpce-Id"},
+	{"server_name", "\x02", ""},
+	{"tenant", "\xe4", "X-Tenant"},
+}
+
+const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority", name = "server_name" }, ` +
+	`{ type = "0xE4", name = "tenant", header = "x-tenant" }]`
+
+// TestTLVs has balancers tell more than the client's address: it is in the
+// access log by name and in request headers, from those alone who are believed,
+// and without a byte that could break the log, a header or a request.
+func TestTLVs(t *testing.T) {
+	t.Parallel()
+	var listeners []testListener
+	for _, protocol := range matrixProtocols {
+		listeners = append(listeners,
+			testListener{protocol: protocol, policy: policy{mode: "strict", more: tlvSettings}},
+			testListener{protocol: protocol, policy: policy{mode: "permissive", cidrs: true, more: tlvSettings}})
+	}
+	l := &tlvLab{startPeersLab(t, listeners)}
+	for _, g := range l.gateways {
+		t.Run("envoy "+g.version, func(t *testing.T) {
+			var stories []tlvStory
+			for _, m := range l.listeners {
+				for _, from := range []peer{l.trusted, l.stranger} {
+					p := probe{gateway: g, listener: m, from: from, address: g.addresses[0]}
+					stories = append(stories, l.wellFormed(p)...)
+					stories = append(stories, l.hostile(p)...)
+				}
+			}
+			l.tell(t, stories)
+		})
+	}
+}
+
+// tlvStory is a connection with TLVs, and what may be told of them.
+type tlvStory struct {
+	probe
+	right func(name, got string) bool
+}
+
+// newStory is a story of a connection that begins with the text.
+func (l *tlvLab) newStory(p probe, text string, right func(name, got string) bool) tlvStory {
+	p.preface = preface{name: fmt.Sprintf("%.200q", text), text: text, client: headerClient}
+	p.header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}}
+	if p.listener.policy.cidrs && p.from.host == l.stranger.host {
+		right = func(_, got string) bool { return got == "" }
+	}
+	return tlvStory{probe: l.newProbe(p), right: right}
+}
+
+// wellFormed are TLVs as they should be, some of them and none.
+func (l *tlvLab) wellFormed(p probe) []tlvStory {
+	vpce := tlv(tlvAWS, "\x01vpce-08d2bf15fac5001c9")
+	var stories []tlvStory
+	for _, s := range []struct {
+		first string // what the connection begins with
+		want  map[string]string
+	}{
+		{awsText("vpce-08d2bf15fac5001c9"), map[string]string{"aws_vpce_id": "vpce-08d2bf15fac5001c9"}},
+		{tlvText(vpce + tlv("\x02", "www.example.com") + tlv("\xe4", "blue")), map[string]string{
+			"aws_vpce_id": "vpce-08d2bf15fac5001c9", "server_name": "www.example.com", "tenant": "blue",
+		}},
+		{tlvText(tlv("\xe4", "green team, room 7") + tlv("\xe5", "of no interest")), map[string]string{"tenant": "green team, room 7"}},
+		{tlvText(""), nil},
+		{v2Text(v2Local, v2Unspec, ""), nil},
+		{prefaceOf("v1, IPv4").text, nil},
+	} {
+		stories = append(stories, l.newStory(p, s.first, func(name, got string) bool { return got == s.want[name] }))
+	}
+	return stories
+}
+
+// printable is what may be told of a TLV.
+var printable = regexp.MustCompile(`^[ -~]*$`)
+
+// hostile are TLVs that are not what they should be. Whatever is told of them is
+// printable, and on one line.
+func (l *tlvLab) hostile(p probe) []tlvStory {
+	var stories []tlvStory
+	for _, value := range []string{
+		"", "\x01", "\x02vpce-08d2bf15fac5001c9", "vpce-", "\n", "a\nb", "a\r\nX-Forwarded-For: " + forgedIP + "\r\n\r\n",
+		"\n{\"path\":\"/forged\",\"downstream_remote_address\":\"" + forgedIP + ":1\"}\n", `"`, `\`, `", "path": "/forged`, "\x00", "vpce-1\x00vpce-2",
+		"\xff\xfe\xfd", "vpce-\xc3\x28", "é", "\x1b[31mred", "\x7f", "%REQ(HOST)%", "${jndi:ldap}", " ", strings.Repeat("x", 4096),
+		"\x01vpce-08d2bf15fac5001c9\nvpce-evil", "\x01vpce-08d2bf15fac5001c9, " + forgedIP,
+	} {
+		text := tlvText(tlv(tlvAWS, value) + tlv(tlvAWS, "\x01"+value) + tlv("\x02", value) + tlv("\xe4", value))
+		stories = append(stories, l.newStory(p, text, func(_, got string) bool { return printable.MatchString(got) }))
+	}
+	return stories
+}
+
+// tell makes the connections, which have to be answered, and asks for each TLV
+// whether what is told of it is right: in the log, where there is exactly one
+// line of each, and at the service.
+func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
+	t.Helper()
+	probes := make([]probe, len(stories))
+	for i, s := range stories {
+		probes[i] = s.probe
+	}
+	seen, lines := l.observe(t, probes, always)
+	if lines["/forged"] != nil {
+		t.Errorf("the log has lines of nobody: %v", lines["/forged"])
+	}
+	for i, s := range stories {
+		entries := lines.of(s.probe)
+		if (seen[i].answer != "200" && seen[i].answer != "served") || len(entries) != 1 {
+			t.Errorf("%v: the answer is %s, and the log has %v", s.probe, seen[i].answer, entries)
+			continue
+		}
+		l.wantTold(t, s, entries[0])
+	}
+}
+
+func (l *tlvLab) wantTold(t *testing.T, s tlvStory, entry logEntry) {
+	t.Helper()
+	for _, told := range toldTLVs {
+		if got := strings.TrimPrefix(entry.text(told.name), "-"); !s.right(told.name, got) {
+			t.Errorf("%v: the log has %s %q", s.probe, told.name, got)
+		}
+		if told.header == "" || s.listener.protocol == "tcp" {
+			continue
+		}
+		request := l.Echo.request(t, s.path)
+		if values := request.Header.Values(told.header); len(values) > 1 || !s.right(told.name, strings.Join(values, "")) {
+			t.Errorf("%v: the service gets %s %q", s.probe, told.header, values)
+		}
+	}
+}
