@@ -1,0 +1,120 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// ownFields are ways in which operators write the client's address, and what
+// they are for a client at 192.0.2.7:40000. Each begins with the peer, by which
+// the test finds the line.
+var ownFields = map[string]string{
+	"%DOWNSTREAM_REMOTE_ADDRESS%":              "192.0.2.7:40000",
+	"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%": "192.0.2.7",
+	"%DOWNSTREAM_REMOTE_PORT%":                 "40000",
+}
+
+// TestOwnLogFormats is the story of an operator with a log format of their own,
+// as text and as JSON. The line of a peer who is believed has the client, and
+// that of a stranger has the stranger, in every way that an address is written.
+func TestOwnLogFormats(t *testing.T) {
+	t.Parallel()
+	var listeners []testListener
+	for _, protocol := range matrixProtocols {
+		listeners = append(listeners, testListener{protocol: protocol, policy: policy{mode: "permissive", cidrs: true}})
+	}
+	l := startPeersLab(t, listeners)
+	operators := slices.Sorted(maps.Keys(ownFields))
+	nested := map[string]any{"kind": "json", "peer": peerField, "of": map[string]any{"the": map[string]any{"client": strings.Join(operators, " ")}}}
+	object, err := json.Marshal(nested)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []struct {
+		name string
+		logs api.AccessLogsConfig
+	}{
+		{"text", api.AccessLogsConfig{Enabled: true, TextFormat: "text " + peerField + " " + strings.Join(operators, " ")}},
+		{"json", api.AccessLogsConfig{Enabled: true, JSONFormat: string(object)}},
+	} {
+		t.Run(format.name, func(t *testing.T) {
+			l.setLogs(t, format.logs)
+			for _, g := range l.gateways {
+				for _, m := range l.listeners {
+					for _, from := range []peer{l.trusted, l.stranger} {
+						l.wantOwnLine(t, format.name, probe{gateway: g, listener: m, from: from, address: g.addresses[0]})
+					}
+				}
+			}
+		})
+	}
+}
+
+// peerField finds a line.
+const peerField = "peer=%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%;"
+
+func (l *peersLab) setLogs(t *testing.T, logs api.AccessLogsConfig) {
+	t.Helper()
+	_, _, err := l.Consul.Client.ConfigEntries().Set(&api.ProxyConfigEntry{
+		Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal, AccessLogs: &logs,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantOwnLine makes connections until the log has a line of the format for one,
+// and wants its addresses to be the right ones.
+func (l *peersLab) wantOwnLine(t *testing.T, format string, p probe) {
+	t.Helper()
+	p.preface = prefaceOf("v2, IPv4")
+	var line string
+	eventually(t, fmt.Sprintf("%v: a line as %s", p, format), changeDeadline, func() error {
+		p = l.newProbe(p)
+		p.send(t, l)
+		marker := strings.Replace(peerField, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", p.source.String(), 1)
+		eventually(t, fmt.Sprintf("%v: logged", p), changeDeadline, func() error {
+			line = p.gateway.Log.lineWith(t, p.source.String())
+			if line == "" {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+		if !strings.Contains(line, format) || !strings.Contains(line, marker) {
+			return fmt.Errorf("the line is %s", line)
+		}
+		return nil
+	})
+	var want []string
+	for _, operator := range slices.Sorted(maps.Keys(ownFields)) {
+		value := ownFields[operator]
+		if p.from.host == l.stranger.host {
+			value = strings.NewReplacer("192.0.2.7", p.source.Addr().String(), "40000", fmt.Sprint(p.source.Port())).Replace(value)
+		}
+		want = append(want, value)
+	}
+	if !strings.Contains(line, strings.Join(want, " ")) {
+		t.Errorf("%v: the line is\n%swant %q in it", p, line, want)
+	}
+}
+
+// lineWith is the last line of the log that has the text in it, or "".
+func (l *accessLog) lineWith(t *testing.T, text string) string {
+	t.Helper()
+	var found string
+	for line := range strings.Lines(readFile(t, l.Stdout)) {
+		if strings.Contains(line, text) {
+			found = line
+		}
+	}
+	return found
+}
