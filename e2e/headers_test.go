@@ -19,7 +19,8 @@ type headerRow struct{ header, sent, own, usher string }
 // headerLab has Consul's own gateway beside Usher's, for the same requests.
 type headerLab struct {
 	*meshLab
-	rows map[headerRow]bool // of the documentation; true once seen
+	gateway *envoy             // Usher's
+	rows    map[headerRow]bool // of the documentation; true once seen
 }
 
 // headerPath is a pair of ways to the service: through Consul's own gateway
@@ -79,7 +80,7 @@ func startHeaderLab(t *testing.T, consul, envoy string) (*headerLab, []headerPat
 	l := &headerLab{meshLab: startMeshLab(t, consul, envoy, false), rows: documentedRows(t, "## What services see")}
 	l.setMode(t, "strict")
 	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+	l.gateway = startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
 	other := l.addHost(t, "gateway2", gateway2IP)
 	startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: envoy, ID: "ingress-gateway-2"})
 	plainBalancer := l.addHost(t, "balancer2", "198.18.0.11")
@@ -169,8 +170,8 @@ func (l *headerLab) compare(t *testing.T, path headerPath) {
 				l.see(t, path, headerRow{
 					header: "`" + strings.ToLower(name) + "`",
 					sent:   describeSent(sent.Values(name)),
-					own:    describeSeen(ownRequest.Values(name), sent.Values(name), path.client),
-					usher:  describeSeen(usherRequest.Values(name), sent.Values(name), path.client),
+					own:    describeSeen(ownRequest.Values(name), sent, name, path.client),
+					usher:  describeSeen(usherRequest.Values(name), sent, name, path.client),
 				})
 			}
 			for _, name := range differing(ownAnswer, usherAnswer) {
@@ -334,17 +335,20 @@ func describeSent(sent []string) string {
 
 // describeSeen says, in the words of the documentation, what a service sees of
 // a header.
-func describeSeen(seen, sent []string, client string) string {
-	value, was := strings.Join(seen, "|"), strings.Join(sent, "|")
+func describeSeen(seen []string, request http.Header, name, client string) string {
+	value, was := strings.Join(seen, "|"), strings.Join(request.Values(name), "|")
+	forwarded := request.Get("X-Forwarded-For")
 	switch {
 	case len(seen) == 0:
 		return "nothing"
 	case value == client:
 		return "the client's address"
-	case len(sent) > 0 && value == was:
+	case was != "" && value == was:
 		return "as sent"
-	case len(sent) > 0 && value == was+","+client:
+	case was != "" && value == was+","+client:
 		return "as sent, then the client's address"
+	case forwarded != "" && value == strings.TrimSpace(forwarded[strings.LastIndex(forwarded, ",")+1:]):
+		return "the last address of `x-forwarded-for`"
 	}
 	return "`" + value + "`"
 }
