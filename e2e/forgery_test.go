@@ -320,7 +320,7 @@ func (p probe) breakSilence(ctx context.Context) error {
 	if n, err := conn.Read(make([]byte, 1)); n > 0 || noAnswer(err) != "closed" {
 		plain := &clientConn{Conn: conn, reader: bufio.NewReader(conn)}
 		answer, _ := plain.exchange(p.call(), "close")
-		return fmt.Errorf("the gateway has not closed the silent connection (%d bytes, %w), and answers a plain request %d", n, err, answer.Status)
+		return fmt.Errorf("the gateway has not closed the silent connection, which got %d bytes, and answers a plain request %d", n, answer.Status)
 	}
 	return nil
 }

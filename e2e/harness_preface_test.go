@@ -118,12 +118,17 @@ func v2Addresses(from, to netip.AddrPort) string {
 // twoBytes is a number in network byte order.
 func twoBytes(n int) string { return string([]byte{byte(n >> 8), byte(n)}) }
 
-// Types of TLVs. AWS's has subtypes: 0x01 is the id of a VPC endpoint
-// (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/edit-target-group-attributes.html).
+// Types of TLVs. Those of AWS and Azure have subtypes: 0x01 is the id of a VPC
+// endpoint, and of a private link
+// (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/edit-target-group-attributes.html,
+// https://learn.microsoft.com/en-us/azure/private-link/private-link-service-overview).
 const (
-	tlvCRC32C = "\x03"
-	tlvNoop   = "\x04"
-	tlvAWS    = "\xea"
+	tlvAuthority = "\x02"
+	tlvCRC32C    = "\x03"
+	tlvNoop      = "\x04"
+	tlvGCP       = "\xe0"
+	tlvAWS       = "\xea"
+	tlvAzure     = "\xee"
 )
 
 func tlv(kind, value string) string {

@@ -10,21 +10,27 @@ import (
 	"testing"
 )
 
-// tlvLab has listeners of all protocols that tell of three TLVs: the id of an
-// AWS VPC endpoint, the name that the client asked the balancer for, and one of
-// the operator's own.
+// tlvLab has listeners of all protocols that tell of TLVs: those of the clouds
+// and of the protocol itself, and one of the operator's own.
 type tlvLab struct{ *peersLab }
 
-// toldTLVs are the TLVs of the settings: the key in the log, the type, and the
-// header that the service gets, "" for none.
-var toldTLVs = []struct{ name, kind, header string }{
-	{"aws_vpce_id", tlvAWS, "X-Vpce-Id"},
-	{"server_name", "\x02", ""},
-	{"tenant", "\xe4", "X-Tenant"},
+// toldTLV is a TLV of the settings.
+type toldTLV struct {
+	name   string // the key in the log
+	header string // what the service gets; "" for none
+	number bool   // which Envoy 1.36 cannot tell
 }
 
-const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority", name = "server_name" }, ` +
-	`{ type = "0xE4", name = "tenant", header = "x-tenant" }]`
+var toldTLVs = []toldTLV{
+	{name: "aws_vpce_id", header: "X-Vpce-Id"},
+	{name: "proxy_authority"},
+	{name: "tenant", header: "X-Tenant"},
+	{name: "azure_link_id", header: "X-Link-Id", number: true},
+	{name: "gcp_psc_id", number: true},
+}
+
+const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority" }, { type = "0xE4", name = "tenant", header = "x-tenant" }, ` +
+	`{ type = "azure_link_id", header = "x-link-id" }, { type = "gcp_psc_id" }]`
 
 // TestTLVs has balancers tell more than the client's address: it is in the
 // access log by name and in request headers, from those alone who are believed,
@@ -56,15 +62,15 @@ func TestTLVs(t *testing.T) {
 // tlvStory is a connection with TLVs, and what may be told of them.
 type tlvStory struct {
 	probe
-	right func(name, got string) bool
+	right func(told toldTLV, got string) bool
 }
 
 // newStory is a story of a connection that begins with the text.
-func (l *tlvLab) newStory(p probe, text string, right func(name, got string) bool) tlvStory {
+func (l *tlvLab) newStory(p probe, text string, right func(told toldTLV, got string) bool) tlvStory {
 	p.preface = preface{name: fmt.Sprintf("%.200q", text), text: text, client: headerClient}
-	p.header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}}
+	p.header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}}
 	if p.listener.policy.cidrs && p.from.host == l.stranger.host {
-		right = func(_, got string) bool { return got == "" }
+		right = func(_ toldTLV, got string) bool { return got == "" }
 	}
 	return tlvStory{probe: l.newProbe(p), right: right}
 }
@@ -73,20 +79,33 @@ func (l *tlvLab) newStory(p probe, text string, right func(name, got string) boo
 func (l *tlvLab) wellFormed(p probe) []tlvStory {
 	vpce := tlv(tlvAWS, "\x01vpce-08d2bf15fac5001c9")
 	var stories []tlvStory
+	tells := func(told toldTLV) bool { return !told.number || p.gateway.version != envoyOld }
 	for _, s := range []struct {
 		first string // what the connection begins with
 		want  map[string]string
 	}{
 		{awsText("vpce-08d2bf15fac5001c9"), map[string]string{"aws_vpce_id": "vpce-08d2bf15fac5001c9"}},
-		{tlvText(vpce + tlv("\x02", "www.example.com") + tlv("\xe4", "blue")), map[string]string{
-			"aws_vpce_id": "vpce-08d2bf15fac5001c9", "server_name": "www.example.com", "tenant": "blue",
+		{tlvText(vpce + tlv(tlvAuthority, "www.example.com") + tlv("\xe4", "blue")), map[string]string{
+			"aws_vpce_id": "vpce-08d2bf15fac5001c9", "proxy_authority": "www.example.com", "tenant": "blue",
 		}},
+		{tlvText(tlv(tlvAzure, "\x01\x04\x03\x02\x01") + tlv(tlvGCP, "\x01\x02\x03\x04\x05\x06\x07\x08")), map[string]string{
+			"azure_link_id": "16909060", "gcp_psc_id": "72623859790382856",
+		}},
+		{tlvText(tlv(tlvAzure, "\x01\xff\xff\xff\xff") + tlv(tlvGCP, "\xff\xff\xff\xff\xff\xff\xff\xff")), map[string]string{
+			"azure_link_id": "4294967295", "gcp_psc_id": "18446744073709551615",
+		}},
+		{tlvText(tlv(tlvAzure, "\x01\x00\x00\x00\x00") + tlv(tlvGCP, "\x00\x00\x00\x00\x00\x00\x00\x01")), map[string]string{
+			"azure_link_id": "0", "gcp_psc_id": "1",
+		}},
+		{tlvText(tlv(tlvAzure, "\x02\x04\x03\x02\x01") + tlv(tlvGCP, "\x01\x02\x03\x04\x05\x06\x07")), nil},
 		{tlvText(tlv("\xe4", "green team, room 7") + tlv("\xe5", "of no interest")), map[string]string{"tenant": "green team, room 7"}},
 		{tlvText(""), nil},
 		{v2Text(v2Local, v2Unspec, ""), nil},
 		{prefaceOf("v1, IPv4").text, nil},
 	} {
-		stories = append(stories, l.newStory(p, s.first, func(name, got string) bool { return got == s.want[name] }))
+		stories = append(stories, l.newStory(p, s.first, func(told toldTLV, got string) bool {
+			return tells(told) && got == s.want[told.name] || !tells(told) && got == ""
+		}))
 	}
 	return stories
 }
@@ -104,8 +123,8 @@ func (l *tlvLab) hostile(p probe) []tlvStory {
 		"\xff\xfe\xfd", "vpce-\xc3\x28", "é", "\x1b[31mred", "\x7f", "%REQ(HOST)%", "${jndi:ldap}", " ", strings.Repeat("x", 4096),
 		"\x01vpce-08d2bf15fac5001c9\nvpce-evil", "\x01vpce-08d2bf15fac5001c9, " + forgedIP,
 	} {
-		text := tlvText(tlv(tlvAWS, value) + tlv(tlvAWS, "\x01"+value) + tlv("\x02", value) + tlv("\xe4", value))
-		stories = append(stories, l.newStory(p, text, func(_, got string) bool { return printable.MatchString(got) }))
+		text := tlvText(tlv(tlvAWS, value) + tlv(tlvAWS, "\x01"+value) + tlv(tlvAuthority, value) + tlv("\xe4", value) + tlv(tlvAzure, value) + tlv(tlvGCP, value))
+		stories = append(stories, l.newStory(p, text, func(_ toldTLV, got string) bool { return printable.MatchString(got) }))
 	}
 	return stories
 }
@@ -136,14 +155,14 @@ func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
 func (l *tlvLab) wantTold(t *testing.T, s tlvStory, entry logEntry) {
 	t.Helper()
 	for _, told := range toldTLVs {
-		if got := strings.TrimPrefix(entry.text(told.name), "-"); !s.right(told.name, got) {
+		if got := strings.TrimPrefix(entry.text(told.name), "-"); !s.right(told, got) {
 			t.Errorf("%v: the log has %s %q", s.probe, told.name, got)
 		}
 		if told.header == "" || s.listener.protocol == "tcp" {
 			continue
 		}
 		request := l.Echo.request(t, s.path)
-		if values := request.Header.Values(told.header); len(values) > 1 || !s.right(told.name, strings.Join(values, "")) {
+		if values := request.Header.Values(told.header); len(values) > 1 || !s.right(told, strings.Join(values, "")) {
 			t.Errorf("%v: the service gets %s %q", s.probe, told.header, values)
 		}
 	}
