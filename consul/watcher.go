@@ -14,7 +14,7 @@ import (
 // WatcherOptions tune a Watcher; the zero value is good.
 type WatcherOptions struct {
 	// Wait is how long a blocking query waits for a change, less up to half of
-	// it; 0 means 5 minutes, as Consul's own default
+	// it; 0 means 10 minutes, the most that Consul allows
 	// (https://developer.hashicorp.com/consul/api-docs/features/blocking), and
 	// 30 seconds where every query holds a connection of its own.
 	Wait time.Duration
@@ -42,7 +42,7 @@ type Watcher struct {
 // NewWatcher makes a Watcher; it asks nothing yet.
 func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	if o.Wait <= 0 {
-		o.Wait = 5 * time.Minute
+		o.Wait = 10 * time.Minute
 		if c.connections() > 0 {
 			o.Wait = plainWait
 		}

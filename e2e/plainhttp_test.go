@@ -39,7 +39,8 @@ func TestThousandServicesOverPlainHTTP(t *testing.T) {
 	}
 	l.registerCrowd(t, ports)
 	l.Consul.register(t, gatewayDefinition(l.Gateway))
-	// With Consul's bootstrap, Envoy itself takes minutes for so many clusters.
+	// With Consul's bootstrap, which has many stats_tags, Envoy itself would be
+	// busy for a minute or more with so many clusters.
 	gateway := startOwn(t, ownOptions{Host: l.Gateway, Envoy: envoyNew, XDSAddr: "127.0.0.1:18000"})
 	counted := l.countConnections(t)
 	o := usherOptions{Host: l.Gateway, Consul: l.Consul}
