@@ -39,26 +39,32 @@ func placeIn(path string) (before, after string, err error) {
 	return before, after, nil
 }
 
-// markdown gives the rows as tables. Rows of one gateway, which have the
-// beginning of their names in common, make one table.
+// markdown gives the rows as tables: one for each gateway, whose rows have the
+// beginning of their names in common, and one for the others.
 func (r *report) markdown() string {
-	var b strings.Builder
-	last := "none yet"
+	var gateways []string
+	tables := map[string]*strings.Builder{}
 	for _, at := range r.rows {
 		of, what, ok := strings.Cut(at.what, ": ")
 		if !ok || !strings.Contains(of, " × ") {
 			of, what = "", at.what
 		}
-		if of != last {
-			fmt.Fprintf(&b, "\n%s\n\n| | Usher | Consul | floor | Usher/Consul | Usher/floor | bar |\n|---|---:|---:|---:|---:|---:|---|\n", headingOf(of))
-			last = of
+		table := tables[of]
+		if table == nil {
+			table = &strings.Builder{}
+			tables[of], gateways = table, append(gateways, of)
+			fmt.Fprintf(table, "%s\n\n| | Usher | Consul | floor | Usher/Consul | Usher/floor | bar |\n|---|---:|---:|---:|---:|---:|---|\n", headingOf(of))
 		}
 		c, perConsul, perFloor := at.medians()
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", what,
+		fmt.Fprintf(table, "| %s | %s | %s | %s | %s | %s | %s |\n", what,
 			number(c.usher, at.unit), number(c.consul, at.unit), number(c.floor, at.unit),
 			fraction(perConsul), number(perFloor, times), strings.ReplaceAll(at.verdict(), "NOT MET", "**not met**"))
 	}
-	return strings.TrimLeft(b.String(), "\n") + "\n"
+	var b strings.Builder
+	for _, of := range gateways {
+		b.WriteString(tables[of].String() + "\n")
+	}
+	return b.String()
 }
 
 // headingOf gives the heading of a gateway's rows.

@@ -22,6 +22,7 @@ func TestMarkdownReplacesWhatIsBetweenTheMarks(t *testing.T) {
 	r.record(ofGateway(1000, 1)+"p50", millisecond, cells{4, 400, 1}, timesFloor(2))
 	r.record(ofGateway(1000, 1)+"memory", bytesOf, pair(3<<20, 1<<30), ofConsul(4))
 	r.record(ofGateway(5000, 16)+"p50", millisecond, alone(9))
+	r.record(ofGateway(1000, 1)+"cold", millisecond, pair(1, 2))
 	r.record("growth from 100 to 5,000 services: p50", times, alone(1.5))
 	if err := r.insert(path, "2 cores\n"); err != nil {
 		t.Fatal(err)
@@ -35,6 +36,7 @@ func TestMarkdownReplacesWhatIsBetweenTheMarks(t *testing.T) {
 		"\n### 1,000 services, 1 Envoy\n\n" + head +
 		"| p50 | 4 ms | 400 ms | 1 ms | 1/100 | 4 × | ≤ 2 × floor **not met** |\n" +
 		"| memory | 3 MiB | 1 GiB | - | 1/341 | - | ≤ 1/4 of consul |\n" +
+		"| cold | 1 ms | 2 ms | - | 1/2 | - |  |\n" +
 		"\n### 5,000 services, 16 Envoys\n\n" + head +
 		"| p50 | 9 ms | - | - | - | - |  |\n" +
 		"\n### Growth\n\n" + head +
