@@ -90,7 +90,6 @@ type budget struct {
 	mu      sync.Mutex
 	users   int           // queries that share the slots
 	late    time.Duration // how late a change may be seen because of turns; 0: there are none
-	until   time.Time     // when the longest of the turns ends that were given
 	over    time.Duration // how much longer than its wait a turn takes, on average
 	queue   fifo.List     // of *ticket
 	patient fifo.List     // of context.CancelCauseFunc: open queries that wait long
@@ -261,7 +260,7 @@ func (b *budget) terms(first bool, cancel context.CancelCauseFunc) (wait time.Du
 	case first:
 		return b.long, func() {}
 	case b.late > 0:
-		return b.turn(time.Now()), func() {}
+		return b.turn(), func() {}
 	}
 	place := b.patient.PushBack(cancel)
 	return spreadOut(b.long), func() {
@@ -271,19 +270,12 @@ func (b *budget) terms(first bool, cancel context.CancelCauseFunc) (wait time.Du
 	}
 }
 
-// turn gives how long a query may hold its connection that begins now. Whoever
-// joins the queue now waits until the turns have ended that were given before,
-// and then for one turn of each query.
-func (b *budget) turn(now time.Time) time.Duration {
-	slots, users := time.Duration(b.slots.size), time.Duration(b.users)
-	// In a crowd that stays as it is, all turns are equal.
-	turn := within(staleBound) * slots / (users + slots)
-	// In one that grows, those before were longer.
-	left := within(staleBound) - max(0, b.until.Sub(now))
-	turn = min(turn, left*slots/users)
-	if end := now.Add(turn); end.After(b.until) {
-		b.until = end
-	}
+// turn gives how long a query may hold its connection that begins now. In a crowd
+// that stays as it is, all turns are equal. Whoever joins one that grows may also
+// have to wait for turns that were given when it was small.
+func (b *budget) turn() time.Duration {
+	round, slots, users := within(staleBound), time.Duration(b.slots.size), time.Duration(b.users)
+	turn := min(round*slots/(users+slots), staleBound-round)
 	return min(max(turn-b.over, shortestTurn), b.long)
 }
 
