@@ -118,6 +118,20 @@ func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
 	}
 }
 
+// A fact that was looked at whole before its news were taken is not handed on
+// again.
+func TestInstancesThatAreThereAlreadyAreNotHandedOn(t *testing.T) {
+	s := newTold(t, 3)
+	news := instanceAt(1)
+	for range 2 {
+		s.tell(s.health(1), fact{value: news})
+		s.step(time.Now())
+	}
+	if len(s.snapshots) != 2 {
+		t.Errorf("%d snapshots, want the first and one with the instance", len(s.snapshots))
+	}
+}
+
 func TestOtherChangesAreLookedAtWhole(t *testing.T) {
 	for name, change := range map[string]func(s *told){
 		"a chain":                    func(s *told) { s.tell(chainOf(service(1)), fact{value: chain(service(1).Name)}) },

@@ -65,7 +65,9 @@ const idle = time.Hour
 func (s *source) step(now time.Time) time.Duration {
 	news := s.lease.take()
 	if next := s.patch(news); next != nil {
-		s.hand(next)
+		if next != s.last {
+			s.hand(next)
+		}
 		return s.merging(now)
 	}
 	if left := s.gather(now, news); left > 0 {
@@ -114,8 +116,8 @@ func (s *source) hand(next *gateway.Snapshot) {
 }
 
 // patch gives the last snapshot with other instances, if nothing else has
-// changed. It is what happens most, and need not cost what a gateway with
-// thousands of services costs.
+// changed; the last one itself, if it has them already. It is what happens most,
+// and need not cost what a gateway with thousands of services costs.
 func (s *source) patch(news map[query]fact) *gateway.Snapshot {
 	if s.answers == nil || len(news) == 0 || s.serving.known() != s.signed {
 		return nil
@@ -130,6 +132,9 @@ func (s *source) patch(news map[query]fact) *gateway.Snapshot {
 		for _, id := range targets {
 			next.Endpoints = next.Endpoints.With(id, e)
 		}
+	}
+	if next.Endpoints == s.last.Endpoints {
+		return s.last
 	}
 	return &next
 }
