@@ -28,6 +28,8 @@ type apache struct {
 	log string // path: one line a request: client's address, request line
 }
 
+// startApache starts an Apache that keeps no connection: one that is busy closes
+// kept ones without a word.
 func startApache(t *testing.T, h *host, port int, mode remoteIP) *apache {
 	t.Helper()
 	dir := newDir(t)
@@ -48,6 +50,7 @@ LogFormat "%%a %%r" lab
 CustomLog %[4]s lab
 DocumentRoot %[2]s
 FallbackResource /index.html
+KeepAlive Off
 %[5]s
 `, port, dir, modules(t), a.log, mode)
 	a.process = startProcess(t, command{
