@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -157,7 +159,7 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 			apache.wantClient(t, throughBalancer, clientIP)
 
 			// Another Envoy takes the place of this one.
-			l.exchange(t, gateway, gatewayOptions{
+			gateway = l.exchange(t, gateway, gatewayOptions{
 				Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr, AdminPort: 19001,
 			})
 			apache.wantClient(t, throughBalancer, clientIP)
@@ -177,17 +179,19 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 			if got := stranger.status(t); got != 0 {
 				t.Errorf("a stranger that claims to be another is answered %d, want the connection closed", got)
 			}
+			gateway.wantDocumentedCounters(t)
 		})
 	}
 }
 
 // exchange starts one more Envoy for the gateway and ends the old one, as the
 // README has it, while connections are made.
-func (l *meshLab) exchange(t *testing.T, old *envoy, next gatewayOptions) {
+func (l *meshLab) exchange(t *testing.T, old *envoy, next gatewayOptions) *envoy {
 	t.Helper()
 	l.Gateway.shell(t, "sysctl -w net.ipv4.tcp_migrate_req=1")
 	load := startLoad(t, call{From: l.Client, To: l.Balancer.addr(tcpPort)})
-	startGateway(t, next).waitListener(t, tcpPort)
+	now := startGateway(t, next)
+	now.waitListener(t, tcpPort)
 	load.waitMore(t)
 	l.Gateway.shell(t, fmt.Sprintf("curl -sf -X POST http://127.0.0.1:%d/drain_listeners", old.AdminPort))
 	eventually(t, old.Name+" has no connection any more", startDeadline, func() error {
@@ -200,6 +204,42 @@ func (l *meshLab) exchange(t *testing.T, old *envoy, next gatewayOptions) {
 	old.stop(t)
 	load.waitMore(t)
 	load.wantNoFailures(t)
+	return now
+}
+
+// wantDocumentedCounters wants Envoy to have every counter that the
+// documentation asks for, and to have counted connections with a header and
+// without one.
+func (e *envoy) wantDocumentedCounters(t *testing.T) {
+	t.Helper()
+	counters, err := e.admin("/stats/prometheus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := regexp.MustCompile(`\benvoy_(proxy_proto|http|tcp|listener)_[a-z_]+`).FindAllString(readFile(t, "../docs/client-address.md"), -1)
+	if len(documented) < 8 {
+		t.Errorf("docs/client-address.md asks for %v only", documented)
+	}
+	for _, name := range documented {
+		if label := strings.HasSuffix(name, "_prefix"); !label && !strings.Contains(counters, "\n"+name+"{") {
+			t.Errorf("docs/client-address.md asks for %s, which Envoy does not have", name)
+		}
+	}
+	const listener = `envoy_proxy_protocol_prefix="static-tcp_198_18_0_20_9000"`
+	for _, counter := range []string{`proxy_proto_not_found_allowed{` + listener + `}`, `proxy_proto_found{envoy_proxy_protocol_version="2",` + listener + `}`} {
+		name, labels, _ := strings.Cut(strings.TrimSuffix(counter, "}"), "{")
+		counted := false
+		for line := range strings.Lines(counters) {
+			fields := strings.Fields(line)
+			if !strings.HasPrefix(line, "envoy_"+name+"{") || fields[len(fields)-1] == "0" {
+				continue
+			}
+			counted = counted || !slices.ContainsFunc(strings.Split(labels, ","), func(label string) bool { return !strings.Contains(line, label) })
+		}
+		if !counted {
+			t.Errorf("Envoy has not counted %s", counter)
+		}
+	}
 }
 
 // waitProblems waits until Usher has something to mend.
