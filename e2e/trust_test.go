@@ -86,8 +86,11 @@ func (l *meshLab) wantClaimUnused(t *testing.T, gateway *envoy) {
 	t.Helper()
 	for _, claim := range []*proxyproto.Header{nil, fromEndpoint(t, "203.0.113.99")} {
 		request := call{
-			From: l.Client, To: l.Gateway.addr(8080), Path: newPath(), Proxy: claim,
+			From: l.Client, To: l.Gateway.addr(8080), Path: newPath(),
 			Header: http.Header{"X-Forwarded-For": {"6.6.6.6"}, "X-Forwarded-Proto": {"https"}, "X-Vpce": {"vpce-forged"}},
+		}
+		if claim != nil {
+			request.Proxy = claim
 		}
 		request.must(t).wantHello(t)
 		entry := gateway.Log.request(t, request.Path)
