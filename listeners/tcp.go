@@ -26,12 +26,7 @@ func tcpChains(l listening, who peers) (chainSet, error) {
 	if err != nil {
 		return chainSet{}, err
 	}
-	c := l.port.rows[0].chain
-	proxy, err := tcpProxy(tcpKey{
-		cluster: to.cluster,
-		stats:   "upstream." + strings.ReplaceAll(strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."), ":", "_") + who.suffix(),
-		logs:    l.logs.of(who),
-	})
+	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.of(who)})
 	if err != nil {
 		return chainSet{}, err
 	}
@@ -41,6 +36,17 @@ func tcpChains(l listening, who peers) (chainSet, error) {
 		TransportSocket: socket,
 	}
 	return chainSet{chains: []*listenerv3.FilterChain{chain}}, nil
+}
+
+// tcpStats names the statistics of a tcp listener for some of its peers. Consul's
+// bootstraps read the service's name and datacenter out of Consul's own name, so
+// that of untrusted peers is another one, as on http listeners.
+func tcpStats(l listening, who peers) string {
+	if who == untrusted {
+		return "ingress_upstream_" + strconv.Itoa(l.port.number) + who.suffix()
+	}
+	c := l.port.rows[0].chain
+	return "upstream." + strings.ReplaceAll(strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."), ":", "_")
 }
 
 // destination is where a tcp listener's connections go.
