@@ -12,7 +12,8 @@ import (
 
 // TestClientAddressWithoutPROXYProtocol has a balancer of requests in front of
 // the gateway, which tells of the client in headers, and gives the gateway one
-// setting after the other.
+// setting after the other. What the service is told changes with each, which
+// shows that it is there.
 func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
 	for _, envoy := range []string{envoyNew, envoyOld} {
 		t.Run("envoy "+envoy, func(t *testing.T) {
@@ -26,12 +27,12 @@ func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
 				{`xff = "append"`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "http"},
 				{`xff = "overwrite"`, balancerIP, balancerIP, "http"},
 				{`trusted_hops = 1`, clientIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
-				{`trusted_hops = 2`, "6.6.6.6", "6.6.6.6," + clientIP + "," + balancerIP, "https"},
 				{`trusted_hops = 1 forwarded_proto = "connection"`, clientIP, "6.6.6.6," + clientIP + "," + balancerIP, "http"},
-				{`forwarded_proto = "trust"`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
+				{`trusted_hops = 2`, "6.6.6.6", "6.6.6.6," + clientIP + "," + balancerIP, "https"},
 				{`forwarded_proto = "trust" xff = "overwrite"`, balancerIP, balancerIP, "https"},
-				{`forwarded_proto { https_ports = [8080] }`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
+				{`forwarded_proto = "trust"`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
 				{`forwarded_proto { https_ports = [443] }`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "http"},
+				{`forwarded_proto { https_ports = [8080] }`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
 			} {
 				writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), "usher { client_address { "+step.settings+" } }")
 				l.waitTold(t, step.settings, step.xff, step.proto)
