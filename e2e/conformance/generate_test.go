@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 )
 
 // object is a JSON object in Consul's spelling.
@@ -54,7 +55,25 @@ func generate(seed uint64, number int) testCase {
 	g.mesh()
 	g.ingress(listeners)
 	c.Entries = g.entries
+	c.Nothing = !slices.ContainsFunc(listeners, c.serves)
 	return c
+}
+
+// serves says whether there is anything for a listener to serve: a wildcard
+// stands for the services that are registered.
+func (c testCase) serves(listener any) bool {
+	l := listener.(object)
+	for _, service := range l["Services"].([]any) {
+		if service.(object)["Name"] != "*" {
+			return true
+		}
+	}
+	for name := range c.Services {
+		if strings.HasPrefix(name, fmt.Sprint(l["Protocol"], "-")) {
+			return true
+		}
+	}
+	return false
 }
 
 func (g *generator) maybe(percent int) bool { return g.IntN(100) < percent }
