@@ -203,17 +203,16 @@ func (s *suite) expect(t *testing.T, who string, e *envoy, want *original) {
 // awaitEqual waits until an Envoy has the resources, and gives the allowances
 // that this needed; the error says in what they differ at the deadline.
 func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (map[allowance]bool, error) {
-	has := view{missing: "any answer"}
 	timeout := time.NewTimer(deadline)
 	defer timeout.Stop()
 	for {
 		used := map[allowance]bool{}
-		problem := has.check(want.resources, s.ref.version, used)
+		problem := e.seen.check(want.resources, s.ref.version, used)
 		if problem == nil {
 			return used, nil
 		}
 		select {
-		case has = <-e.views:
+		case e.seen = <-e.views:
 		case v := <-want.views:
 			if err := want.take(v); err != nil {
 				return nil, err

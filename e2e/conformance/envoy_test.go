@@ -48,6 +48,9 @@ type envoy struct {
 	token string // "" for none
 	// views holds the newest view.
 	views chan view
+	// seen is the one that awaitEqual took last: what has nothing new to tell
+	// has what it had.
+	seen view
 }
 
 // connect starts an Envoy of the gateway of every case.
@@ -64,7 +67,7 @@ func connectAs(t *testing.T, addr string, node *corev3.Node, token string) (*env
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &envoy{node: node, token: token, views: make(chan view, 1)}
+	e := &envoy{node: node, token: token, views: make(chan view, 1), seen: view{missing: "any answer"}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
