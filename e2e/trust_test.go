@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path/filepath"
 	"regexp"
@@ -84,7 +85,7 @@ func (l *meshLab) wantEndpointTold(t *testing.T, gateway *envoy) {
 // without a header that names another.
 func (l *meshLab) wantClaimUnused(t *testing.T, gateway *envoy) {
 	t.Helper()
-	for _, claim := range []*proxyproto.Header{nil, fromEndpoint(t, "203.0.113.99")} {
+	for _, claim := range []io.WriterTo{nil, fromEndpoint(t, "203.0.113.99")} {
 		request := call{
 			From: l.Client, To: l.Gateway.addr(8080), Path: newPath(),
 			Header: http.Header{"X-Forwarded-For": {"6.6.6.6"}, "X-Forwarded-Proto": {"https"}, "X-Vpce": {"vpce-forged"}},
