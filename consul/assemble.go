@@ -71,10 +71,12 @@ func (s *source) build() *build {
 	if a := required[agent](b, query{kind: agentKind}); a != nil {
 		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
-	b.certificates()
+	// Once, for all that follows from it: it may change while this goes on.
+	list := required[rows](b, b.of(rowsKind))
+	b.certificates(list)
 	b.registered()
 	b.entry()
-	b.services()
+	b.services(list)
 	b.datacenter()
 	b.targets()
 	b.snapshot.Endpoints = ordered.From(b.endpoints)
@@ -116,12 +118,12 @@ func (b *build) problem(where, what string) {
 	b.snapshot.Problems = append(b.snapshot.Problems, gateway.Problem{Where: where, What: what})
 }
 
-func (b *build) certificates() {
+func (b *build) certificates(list *rows) {
 	if r := required[meshRoots](b, query{kind: rootsKind}); r != nil {
 		b.snapshot.Roots, b.activeRoot = r.all, r.active
 	}
 	// A gateway without services has nobody to show a certificate to.
-	if rows, _ := read[rows](b.lease, b.of(rowsKind)); rows != nil && len(rows.services) > 0 {
+	if list != nil && len(list.services) > 0 {
 		b.snapshot.Leaf = required[gateway.Leaf](b, b.of(leafKind))
 	}
 }
@@ -162,8 +164,7 @@ func (b *build) entry() {
 
 // services reads the rows and their chains, and checks that the rows agree with
 // the entry.
-func (b *build) services() {
-	list := required[rows](b, b.of(rowsKind))
+func (b *build) services(list *rows) {
 	if list == nil {
 		return
 	}

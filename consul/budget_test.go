@@ -34,8 +34,13 @@ const (
 
 // newCrowd shares slots for waiting, and a tenth of that for first reads.
 func newCrowd(t *testing.T, slots, queries int) (*crowd, context.Context) {
+	return newSlowCrowd(t, slots, queries, 0)
+}
+
+// newSlowCrowd is newCrowd with a Consul that takes so long for every answer.
+func newSlowCrowd(t *testing.T, slots, queries int, slow time.Duration) (*crowd, context.Context) {
 	ctx, cancel := context.WithCancel(t.Context())
-	c := &crowd{cancel: cancel, unseen: map[int]time.Duration{}, reads: map[int]time.Duration{}}
+	c := &crowd{cancel: cancel, slow: slow, unseen: map[int]time.Duration{}, reads: map[int]time.Duration{}}
 	c.budget = &budget{
 		slots: pool{size: slots}, lanes: pool{size: slots / 10}, long: long,
 		told: func(late time.Duration) { c.bounds = append(c.bounds, late) },
@@ -165,8 +170,7 @@ func TestQueriesThatDoNotFitTakeTurns(t *testing.T) {
 // A Consul that takes its time for every answer is asked for shorter waits.
 func TestSlowAnswersAreReckonedWith(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newCrowd(t, 80, 500)
-		c.slow = 500 * time.Millisecond
+		c, _ := newSlowCrowd(t, 80, 500, 500*time.Millisecond)
 		time.Sleep(time.Minute)
 		c.stop()
 		c.wantNoneUnasked(t, 500, staleBound)

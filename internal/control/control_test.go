@@ -60,7 +60,25 @@ type rig struct {
 	plane    *Plane
 	source   *fakeSource
 	problems *Problems
-	log      bytes.Buffer
+	log      logBuffer
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // inBubble runs f with a plane, and demands that everything ends with it.
