@@ -55,9 +55,13 @@ type registration struct {
 		Address         string
 		Port            int
 		TaggedAddresses map[string]gateway.Address
-		Weights         gateway.Weights
-		Connect         struct{ PeerMeta *gateway.PeerMeta }
-		Proxy           struct {
+		Meta            struct {
+			KubernetesNamespace string `json:"k8s-namespace"`
+			KubernetesService   string `json:"k8s-service-name"`
+		}
+		Weights gateway.Weights
+		Connect struct{ PeerMeta *gateway.PeerMeta }
+		Proxy   struct {
 			Config     map[string]any
 			AccessLogs gateway.AccessLogs
 		}

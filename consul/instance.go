@@ -103,6 +103,16 @@ func (s *source) merging(now time.Time) time.Duration {
 	return left
 }
 
+// kubernetes gives the Service that consul-k8s has found in front of an
+// instance; zero for one that is not in Kubernetes.
+func (r *registration) kubernetes() gateway.KubernetesService {
+	meta := r.Service.Meta
+	if meta.KubernetesNamespace == "" || meta.KubernetesService == "" {
+		return gateway.KubernetesService{}
+	}
+	return gateway.KubernetesService{Namespace: meta.KubernetesNamespace, Name: meta.KubernetesService}
+}
+
 // wrong is what is wrong with a registration: with the keys that Consul knows,
 // and with Usher's own.
 type wrong struct {
@@ -122,6 +132,7 @@ func (r *registration) instance(before gateway.Layer, inherited any) (*gateway.I
 		Address:         r.Service.Address,
 		Port:            r.Service.Port,
 		TaggedAddresses: r.Service.TaggedAddresses,
+		Kubernetes:      r.kubernetes(),
 		Config:          config,
 		AccessLogs:      r.Service.Proxy.AccessLogs,
 		Own:             own,

@@ -75,3 +75,19 @@ func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 		t.Errorf("own settings are %+v, want unknown ones", in[0].Own)
 	}
 }
+
+func TestTheServiceInFrontOfAnInstance(t *testing.T) {
+	for meta, want := range map[string]gateway.KubernetesService{
+		`{"k8s-namespace": "consul", "k8s-service-name": "consul-edge", "pod-name": "edge-1"}`: {Namespace: "consul", Name: "consul-edge"},
+		`{"k8s-namespace": "consul"}`: {},
+		`null`:                        {},
+	} {
+		regs, err := decodeInstances(nil, answer{body: []byte(`[{"Node": {"Node": "n"}, "Service": {"ID": "edge", "Kind": "ingress-gateway", "Meta": ` + meta + `}}]`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if in, _ := regs.list[0].instance(gateway.Layer{}, nil); in.Kubernetes != want {
+			t.Errorf("%s: %+v, want %+v", meta, in.Kubernetes, want)
+		}
+	}
+}

@@ -151,7 +151,7 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: stict"),
-			":9: usher.proxy_protocol.mode", `"stict" is not allowed; use one of "off", "permissive", "strict"`,
+			":9: usher.proxy_protocol.mode", `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: strict\n        modus: 1"),
@@ -174,7 +174,7 @@ func (l *fileLab) wantOthersMoving(t *testing.T) {
 	t.Helper()
 	good := readFile(t, l.resources())
 	line := `msg="bad configuration" ` + asLogged(l.resources()+":9: usher.proxy_protocol.mode",
-		`"stict" is not allowed; use one of "off", "permissive", "strict"`)
+		`"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`)
 	trouble := l.Usher.wantTrouble(t, line, func() {
 		l.write(t, "custom-resources.yaml", replaceOnce(t, good, "mode: strict", "mode: stict"))
 	})

@@ -17,7 +17,7 @@ type badSetting struct{ name, usher, where, what string }
 var badSettings = []badSetting{
 	{
 		"wrong mode", `usher { proxy_protocol { mode = "stict" } }`,
-		"usher.proxy_protocol.mode", `"stict" is not allowed; use one of "off", "permissive", "strict"`,
+		"usher.proxy_protocol.mode", `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 	},
 	{
 		"unknown key", `usher { proxy_protocol { mode = "off", enabled = "yes" } }`,

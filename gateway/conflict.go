@@ -9,6 +9,10 @@ import (
 type Traffic struct {
 	TCP bool // its service gets connections and not requests
 	TLS bool // clients begin with a TLS handshake
+	// PeerIsClient says that a balancer keeps the clients' addresses on its
+	// connections.
+	PeerIsClient bool
+	Sends        Version // the version that a balancer sends; "" if that is not known
 }
 
 // Conflict is a combination of settings that a listener refuses.
@@ -26,6 +30,22 @@ var Conflicts = []Conflict{
 			`use ["v1", "v2"], or mode "strict"`,
 		holds: func(p Policy, t Traffic) bool {
 			return t.TCP && p.ProxyProtocol.Mode == Permissive && len(p.ProxyProtocol.Versions) < 2
+		},
+	},
+	{
+		When: "`versions` without the one that the load balancer sends (where its Service in Kubernetes tells)",
+		Reason: `usher.proxy_protocol.versions: the load balancer sends the version that is left out, so that every connection of its would be closed; ` +
+			`add it, or leave the setting out`,
+		holds: func(p Policy, t Traffic) bool {
+			return p.ProxyProtocol.On() && t.Sends != "" && !slices.Contains(p.ProxyProtocol.Versions, t.Sends)
+		},
+	},
+	{
+		When: "`trusted_cidrs` other than `\"any\"` behind a load balancer that keeps the clients' addresses (`preserve_client_ip.enabled=true`)",
+		Reason: `usher.proxy_protocol.trusted_cidrs: the load balancer keeps the clients' addresses on its connections, so that none of them would be trusted; ` +
+			`add preserve_client_ip.enabled=false to the Service's annotation service.beta.kubernetes.io/aws-load-balancer-target-group-attributes, or use trusted_cidrs "any"`,
+		holds: func(p Policy, t Traffic) bool {
+			return t.PeerIsClient && p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll()
 		},
 	},
 	{

@@ -31,11 +31,12 @@ var AnyPeer = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParse
 // docs/settings.md follow from it, in its order.
 var schema = []setting{
 	option[Mode]{
-		path: "proxy_protocol.mode", initial: Off, says: `"off"`,
+		path: "proxy_protocol.mode", initial: Auto, says: `"auto"`,
 		field: func(p *Policy) *Mode { return &p.ProxyProtocol.Mode },
-		kind:  words(Off, Permissive, Strict),
+		kind:  words(Auto, Off, Permissive, Strict),
 		meaning: "which connections a listener takes: with `off` no header is looked for, exactly as behind Consul's own gateway; " +
-			"with `permissive` a connection is served with a header and without one; with `strict` it is closed without one",
+			"with `permissive` a connection is served with a header and without one; with `strict` it is closed without one. " +
+			"With `auto` it is what the load balancer was told by the gateway's Service in Kubernetes ([load-balancers.md](load-balancers.md)), and `off` outside Kubernetes",
 	},
 	option[[]Version]{
 		path: "proxy_protocol.versions", initial: []Version{V1, V2}, says: `["v1", "v2"]`,

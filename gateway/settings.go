@@ -54,6 +54,8 @@ type Mode string
 
 // The modes.
 const (
+	// Auto is what the balancer in front was told; a listener is one of the others.
+	Auto       Mode = "auto"
 	Off        Mode = "off"        // Consul's own listener: no header is looked for
 	Permissive Mode = "permissive" // with a header or without one
 	Strict     Mode = "strict"     // with a header, and nothing else
@@ -180,7 +182,13 @@ func Resolve(port int, layers ...Layer) (p Policy, known bool) {
 
 // PolicyOf gives the policy of the listener that an instance of the gateway has
 // on a port: the server's own settings, proxy-defaults, the registration and the
-// operator's block for this gateway are its layers.
-func (s *Snapshot) PolicyOf(in *Instance, port int) (Policy, bool) {
-	return Resolve(port, s.Server, s.Defaults, in.Own, s.Operator)
+// operator's block for this gateway are its layers. Its mode is never Auto, but
+// what that means; known is false while nobody knows.
+func (s *Snapshot) PolicyOf(in *Instance, port int) (p Policy, known bool) {
+	p, known = Resolve(port, s.Server, s.Defaults, in.Own, s.Operator)
+	if known && p.ProxyProtocol.Mode == Auto {
+		p.ProxyProtocol.Mode = s.BalancerOf(in).To(port).Mode
+		known = p.ProxyProtocol.Mode != ""
+	}
+	return p, known
 }

@@ -84,8 +84,8 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		raw  any
 		want []string
 	}{
-		"wrong mode":      {usher("on"), []string{`x: usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`}},
-		"HCL's bare true": {usher(true), []string{`x: usher.proxy_protocol.mode: true is not allowed; use one of "off", "permissive", "strict"`}},
+		"wrong mode":      {usher("on"), []string{`x: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`}},
+		"HCL's bare true": {usher(true), []string{`x: usher.proxy_protocol.mode: true is not allowed; use one of "auto", "off", "permissive", "strict"`}},
 		"unknown keys": {
 			object{"proxy_protcol": "strict", "proxy_protocol": object{"mdoe": "strict"}},
 			[]string{
@@ -132,7 +132,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 			[]string{
 				`x: usher.listeners.08: this is not the port of a listener; use a number from 1 to 65535`,
 				`x: usher.listeners.8080.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address"`,
-				`x: usher.listeners.9000.proxy_protocol.mode: "of" is not allowed; use one of "off", "permissive", "strict"`,
+				`x: usher.listeners.9000.proxy_protocol.mode: "of" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 				`x: usher.listeners.http: this is not the port of a listener; use a number from 1 to 65535`,
 			},
 		},
@@ -222,7 +222,7 @@ func TestResolve(t *testing.T) {
 		want   Mode
 		known  bool
 	}{
-		"nobody says anything":                     {[]Layer{nothing, nothing, nothing}, Off, true},
+		"nobody says anything":                     {[]Layer{nothing, nothing, nothing}, Auto, true},
 		"the default alone":                        {[]Layer{mode(Strict), nothing, nothing}, Strict, true},
 		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
 		"the operator wins over both":              {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
@@ -266,7 +266,8 @@ func TestConflictsAreRefused(t *testing.T) {
 		return p
 	}
 	v2, v2Strict := policy(pp(object{"mode": "permissive", "versions": "v2"})), policy(pp(object{"mode": "strict", "versions": "v2"}))
-	greets, off := policy(pp(object{"mode": "strict", "server_speaks_first": "yes"})), policy(pp(object{"server_speaks_first": "yes"}))
+	greets, off := policy(pp(object{"mode": "strict", "server_speaks_first": "yes"})), policy(pp(object{"mode": "off", "server_speaks_first": "yes"}))
+	listed := policy(pp(object{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
 	overwrite := policy(ca(object{"xff": "overwrite", "trusted_hops": 1}))
 	for name, tc := range map[string]struct {
 		policy  Policy
@@ -280,6 +281,12 @@ func TestConflictsAreRefused(t *testing.T) {
 		"server speaks first inside TLS":        {greets, Traffic{TCP: true, TLS: true}, ""},
 		"server speaks first, http":             {greets, http, ""},
 		"server speaks first, no PROXY headers": {off, tcp, ""},
+		"the version that is sent":              {v2Strict, Traffic{Sends: V2}, ""},
+		"another version is sent":               {v2Strict, Traffic{Sends: V1}, "versions"},
+		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), Traffic{Sends: V1}, ""},
+		"clients' addresses and a list":         {listed, Traffic{PeerIsClient: true}, "trusted_cidrs"},
+		"the balancer's address and a list":     {listed, Traffic{}, ""},
+		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), Traffic{PeerIsClient: true}, ""},
 		"overwrite with hops":                   {overwrite, http, "xff"},
 		"overwrite with hops, tcp":              {overwrite, tcp, ""},
 	} {

@@ -77,6 +77,11 @@ type Snapshot struct {
 	// gateway alone.
 	Server, Defaults, Operator Layer
 
+	// Balancers holds, by the Service of Kubernetes that tells them, what follows
+	// from what load balancers were told. Nil: Usher does not ask Kubernetes. A
+	// Service of which nothing was heard yet is absent.
+	Balancers map[KubernetesService]*Balancer
+
 	// Instances are the registered instances, sorted by Node and ServiceID.
 	Instances []*Instance
 
@@ -124,6 +129,8 @@ type Instance struct {
 	Address         string
 	Port            int // of the ready listener, not of the gateway's listeners
 	TaggedAddresses map[string]Address
+	// Kubernetes is the Service in front of it.
+	Kubernetes KubernetesService
 
 	Config     ProxyConfig
 	AccessLogs AccessLogs

@@ -59,7 +59,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 // changed gives a snapshot in which a part is gone, or is that of another one.
 func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
 	next, other := *s, others[rnd.IntN(len(others))]
-	switch rnd.IntN(10) {
+	switch rnd.IntN(11) {
 	case 0:
 		return other
 	case 1, 2, 3:
@@ -76,6 +76,8 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 		next.Entry, next.Services = other.Entry, other.Services
 	case 9:
 		next.Serving = other.Serving
+	case 10:
+		next.Balancers = withoutOne(rnd, s.Balancers)
 	}
 	return &next
 }

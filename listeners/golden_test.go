@@ -26,6 +26,7 @@ type fixture struct {
 	Envoys    []string
 	Chains    map[string]*gateway.Chain // by name, in the default namespace and partition
 	Endpoints map[string]*gateway.Endpoints
+	Balancers map[string]*gateway.Balancer             // by namespace/name
 	Usher     struct{ Server, Defaults, Operator any } // what stands under the key usher
 	gateway.Snapshot
 }
@@ -77,6 +78,13 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 	f.Snapshot.Chains = map[gateway.ServiceName]*gateway.Chain{}
 	for name, chain := range f.Chains {
 		f.Snapshot.Chains[gateway.ServiceName{Name: name}] = chain
+	}
+	for name, b := range f.Balancers {
+		if f.Snapshot.Balancers == nil {
+			f.Snapshot.Balancers = map[gateway.KubernetesService]*gateway.Balancer{}
+		}
+		namespace, name, _ := strings.Cut(name, "/")
+		f.Snapshot.Balancers[gateway.KubernetesService{Namespace: namespace, Name: name}] = b
 	}
 	f.Snapshot.Endpoints = ordered.From(f.Endpoints)
 	var envoys []gateway.Envoy

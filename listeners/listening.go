@@ -18,7 +18,8 @@ type listening struct {
 }
 
 // errUnknown says that nobody knows what a listener shall be like. The source
-// of settings that is bad has a problem of its own.
+// of settings that is bad, or the Service that cannot be read, has a problem of
+// its own.
 var errUnknown = errors.New("the settings are not known")
 
 func listeningOn(env environment, in instance, p port) (listening, []gateway.Problem, error) {
@@ -37,7 +38,7 @@ func listeningOn(env environment, in instance, p port) (listening, []gateway.Pro
 
 // check says why no listener can do what the policy asks for.
 func (l *listening) check() error {
-	if err := l.policy.Check(gateway.Traffic{TCP: !l.port.http(), TLS: l.speaksTLS()}); err != nil {
+	if err := l.policy.Check(l.traffic()); err != nil {
 		return err
 	}
 	if err := l.env.dialect.supports(l.policy, !l.port.http()); err != nil {
@@ -49,6 +50,15 @@ func (l *listening) check() error {
 		}
 	}
 	return nil
+}
+
+// traffic is what the policy has to agree with.
+func (l *listening) traffic() gateway.Traffic {
+	balancer := l.env.snapshot.BalancerOf(l.in.registered)
+	return gateway.Traffic{
+		TCP: !l.port.http(), TLS: l.speaksTLS(),
+		PeerIsClient: balancer.PeerIsClient, Sends: balancer.To(l.port.number).Sends,
+	}
 }
 
 // speaksTLS says whether clients begin with a TLS handshake.

@@ -35,7 +35,7 @@ type sockets struct {
 // are nil.
 func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 	snapshot := shape.env.snapshot
-	from := madeOf{instance: in, ports: shape.ports, clusters: shape.clusters, settings: [...]gateway.Layer{snapshot.Server, snapshot.Defaults, snapshot.Operator}}
+	from := madeOf{instance: in, balancer: snapshot.BalancerOf(in), ports: shape.ports, clusters: shape.clusters, settings: [...]gateway.Layer{snapshot.Server, snapshot.Defaults, snapshot.Operator}}
 	if s != nil && s.madeOf.same(from) {
 		return s
 	}
@@ -52,14 +52,15 @@ func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 // madeOf is everything that listeners follow from, beside their key.
 type madeOf struct {
 	instance *gateway.Instance
-	ports    []compiledPort // with the shape's environment
+	balancer *gateway.Balancer // in front of it
+	ports    []compiledPort    // with the shape's environment
 	clusters ordered.Map[*clusterv3.Cluster]
 	settings [3]gateway.Layer // of the snapshot
 }
 
 // same looks at pointers only: false says nothing.
 func (m madeOf) same(other madeOf) bool {
-	return m.instance == other.instance && identical(m.ports, other.ports) && m.clusters == other.clusters &&
+	return m.instance == other.instance && m.balancer == other.balancer && identical(m.ports, other.ports) && m.clusters == other.clusters &&
 		reflect.DeepEqual(m.settings, other.settings)
 }
 

@@ -40,14 +40,14 @@ func write(t *testing.T, path, text string) {
 
 func TestABadFileIsRefusedAtStart(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
-		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`},
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
 		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
 		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
 		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
 		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for the same; merge it into the one in line 1`},
 		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
 		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: the block usher has no name: it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
-		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use one of "off", "permissive", "strict"`},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
 		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
