@@ -17,6 +17,7 @@ var allowed = map[string][]string{
 	"gateway":                     {"internal/ordered"},
 	"consul":                      {"gateway", "internal/latest", "internal/ordered"},
 	"files":                       {"gateway", "internal/follow"},
+	"kubernetes":                  {"gateway", "internal/latest"},
 	"listeners":                   {"gateway", "internal/ordered"},
 	"xds":                         {"internal/follow", "internal/ordered"},
 	"internal/follow":             {},
@@ -30,13 +31,14 @@ var allowed = map[string][]string{
 	"internal/demo":               {"internal/bootstrap"},
 	"internal/control":            {"gateway", "listeners", "xds", "internal/latest", "internal/ordered"},
 	"cmd/usher": {
-		"gateway", "consul", "files", "xds",
+		"gateway", "consul", "files", "kubernetes", "xds",
 		"internal/control", "internal/operator", "internal/bootstrap", "internal/demo",
 	},
-	"tools/settings-doc": {"gateway"},
-	"e2e":                {"internal/xdstest"},
-	"e2e/conformance":    {"internal/xdstest"},
-	"e2e/bench":          {"internal/xdstest"},
+	"tools/settings-doc":  {"gateway"},
+	"tools/balancers-doc": {"kubernetes"},
+	"e2e":                 {"internal/xdstest"},
+	"e2e/conformance":     {"internal/xdstest"},
+	"e2e/bench":           {"internal/xdstest"},
 }
 
 func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {

@@ -1,0 +1,369 @@
+package kubernetes
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// signal is whether a balancer sends PROXY headers to a port.
+type signal uint8
+
+// The signals.
+const (
+	silent  signal = iota // nothing is said of it
+	off                   // it sends none
+	on                    // it sends them
+	mixed                 // it sends them on some of the ways to the listener, and none on others
+	unclear               // nobody can tell
+)
+
+// verdict is what one annotation says of one port of the Service.
+type verdict struct {
+	signal  signal
+	sends   gateway.Version // where it is on; "" if that is not known
+	problem string          // what is wrong with the value, and what to do; "" if nothing is
+}
+
+// said is an annotation as a Service has it, and the port that it is asked of.
+type said struct {
+	value string
+	port  corev1.ServicePort
+}
+
+// form is how a cloud writes in an annotation whether it sends PROXY headers.
+type form interface {
+	read(s said) verdict
+	describe() Description
+}
+
+// Description is what documentation says of an annotation's values.
+type Description struct {
+	On, Off   string // the values, as Markdown
+	Otherwise string // what the cloud does with any other
+	Sends     string // the versions of the protocol
+	PerPort   bool   // it can say so of single ports
+}
+
+// unknownValue is what a cloud does with a value that is none of its own.
+type unknownValue uint8
+
+const (
+	// ignored: it goes on as if nothing had been said.
+	ignored unknownValue = iota
+	// refused: it does not touch the balancer, which stays as it was.
+	refused
+	// differing: one release does this and another one that.
+	differing
+)
+
+func (u unknownValue) String() string {
+	return [...]string{"is ignored", "is refused, and the balancer stays as it was", "depends on the release of the controller"}[u]
+}
+
+// verdict says what becomes of a value that is none of those that use names.
+func (u unknownValue) verdict(value, use string) verdict {
+	v := verdict{problem: fmt.Sprintf("%q %s; use %s", clip(value), u, use)}
+	if u != ignored {
+		v.signal = unclear
+	}
+	return v
+}
+
+// clip keeps a value short enough for a line.
+func clip(value string) string {
+	const most = 64
+	if len(value) <= most {
+		return value
+	}
+	return value[:most] + "…"
+}
+
+// word is a value that means on.
+type word struct {
+	value string
+	sends gateway.Version
+}
+
+// words are exact values.
+type words struct {
+	on    []word
+	off   []string
+	fold  bool // small letters and capitals are the same
+	other unknownValue
+}
+
+func (w words) read(s said) verdict {
+	value := s.value
+	if w.fold {
+		value = strings.ToLower(value)
+	}
+	for _, word := range w.on {
+		if value == word.value {
+			return verdict{signal: on, sends: word.sends}
+		}
+	}
+	if slices.Contains(w.off, value) {
+		return verdict{signal: off}
+	}
+	return w.other.verdict(s.value, w.uses())
+}
+
+func (w words) uses() string {
+	var all []string
+	for _, word := range w.on {
+		all = append(all, strconv.Quote(word.value))
+	}
+	for _, o := range w.off {
+		all = append(all, strconv.Quote(o))
+	}
+	if len(w.off) == 0 {
+		return strings.Join(all, ", ") + ", or remove the annotation"
+	}
+	return strings.Join(all, ", ")
+}
+
+func (w words) describe() Description {
+	d := Description{Off: codes(w.off), Otherwise: w.other.String()}
+	var values []string
+	var sends []gateway.Version
+	for _, word := range w.on {
+		values = append(values, word.value)
+		sends = append(sends, word.sends)
+	}
+	d.On, d.Sends = codes(values), versions(sends)
+	return d
+}
+
+// boolean is a value that Go's strconv.ParseBool reads, as many controllers do.
+type boolean struct {
+	sends gateway.Version
+	other unknownValue
+}
+
+func (b boolean) read(s said) verdict {
+	yes, err := strconv.ParseBool(s.value)
+	switch {
+	case err != nil:
+		return b.other.verdict(s.value, `"true" or "false"`)
+	case yes:
+		return verdict{signal: on, sends: b.sends}
+	}
+	return verdict{signal: off}
+}
+
+func (b boolean) describe() Description {
+	return Description{
+		On: codes([]string{"true", "1"}), Off: codes([]string{"false", "0"}),
+		Otherwise: b.other.String(), Sends: versions([]gateway.Version{b.sends}),
+	}
+}
+
+// portList is a list of ports of the Service, separated by commas, or a word for
+// all or none of them.
+type portList struct {
+	all, none []string
+	sends     gateway.Version
+	// closed says that a port that is not in the list is off, whatever else the
+	// Service says of it.
+	closed bool
+	other  unknownValue
+}
+
+func (l portList) read(s said) verdict {
+	switch {
+	case slices.Contains(l.all, s.value):
+		return verdict{signal: on, sends: l.sends}
+	case slices.Contains(l.none, s.value):
+		return verdict{signal: off}
+	}
+	ports, ok := portsIn(s.value)
+	switch {
+	case !ok:
+		return l.other.verdict(s.value, l.uses())
+	case slices.Contains(ports, s.port.Port):
+		return verdict{signal: on, sends: l.sends}
+	case l.closed:
+		return verdict{signal: off}
+	}
+	return verdict{}
+}
+
+func (l portList) uses() string {
+	uses := []string{`ports of the Service, such as "80,443"`}
+	for _, w := range slices.Concat(l.all, l.none) {
+		uses = append(uses, strconv.Quote(w))
+	}
+	return strings.Join(uses, ", or ")
+}
+
+func (l portList) describe() Description {
+	return Description{
+		On:  strings.Join(slices.DeleteFunc([]string{codes(l.all), "ports of the Service: `80,443`"}, func(s string) bool { return s == "" }), ", "),
+		Off: codes(l.none), Otherwise: l.other.String(), Sends: versions([]gateway.Version{l.sends}), PerPort: true,
+	}
+}
+
+// portsIn reads a list of ports; false: it is none.
+func portsIn(list string) ([]int32, bool) {
+	var ports []int32
+	for item := range strings.SplitSeq(list, ",") {
+		item = strings.TrimSpace(item)
+		if item == "" {
+			continue
+		}
+		n, err := strconv.ParseUint(item, 10, 16)
+		if err != nil || n == 0 {
+			return nil, false
+		}
+		ports = append(ports, int32(n))
+	}
+	return ports, len(ports) > 0
+}
+
+// attribute is one of several attributes: "name=true,other=…".
+type attribute struct {
+	name  string
+	sends gateway.Version
+	other unknownValue
+}
+
+func (a attribute) read(s said) verdict {
+	value, found := attributeIn(s.value, a.name)
+	switch {
+	case !found:
+		return verdict{}
+	case value == "true":
+		return verdict{signal: on, sends: a.sends}
+	case value == "false":
+		return verdict{signal: off}
+	}
+	return a.other.verdict(a.name+"="+value, fmt.Sprintf("%q or %q", a.name+"=true", a.name+"=false"))
+}
+
+func (a attribute) describe() Description {
+	return Description{
+		On: codes([]string{a.name + "=true"}), Off: codes([]string{a.name + "=false"}) + ", or without it",
+		Otherwise: a.other.String(), Sends: versions([]gateway.Version{a.sends}),
+	}
+}
+
+// attributeIn gives the value of one attribute.
+func attributeIn(list, name string) (string, bool) {
+	for item := range strings.SplitSeq(list, ",") {
+		if key, value, ok := strings.Cut(item, "="); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value), true
+		}
+	}
+	return "", false
+}
+
+// feature is one of several words, separated by commas.
+type feature struct {
+	name  string
+	sends gateway.Version
+}
+
+func (f feature) read(s said) verdict {
+	for item := range strings.SplitSeq(s.value, ",") {
+		if strings.TrimSpace(item) == f.name {
+			return verdict{signal: on, sends: f.sends}
+		}
+	}
+	return verdict{}
+}
+
+func (f feature) describe() Description {
+	return Description{On: codes([]string{f.name}) + " in the list", Off: "without it", Otherwise: ignored.String(), Sends: versions([]gateway.Version{f.sends})}
+}
+
+// member is a word in a JSON object.
+type member struct {
+	key   string
+	words words
+}
+
+func (m member) read(s said) verdict {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(s.value), &object); err != nil {
+		return verdict{signal: unclear, problem: fmt.Sprintf("%q is not a JSON object; use {%q: …}", clip(s.value), m.key)}
+	}
+	raw, has := object[m.key]
+	if !has {
+		return verdict{}
+	}
+	var value string
+	if err := json.Unmarshal(raw, &value); err != nil {
+		return m.words.other.verdict(string(raw), m.words.uses())
+	}
+	s.value = value
+	return m.words.read(s)
+}
+
+func (m member) describe() Description {
+	d := m.words.describe()
+	d.On, d.Off, d.PerPort = fmt.Sprintf("JSON with `%s`: %s", m.key, d.On), fmt.Sprintf("%s, or without it", d.Off), true
+	return d
+}
+
+// backends is UpCloud's own JSON, in which a backend has the name of the
+// Service's port.
+type backends struct{ words words }
+
+func (b backends) read(s said) verdict {
+	var config struct {
+		Backends []struct {
+			Name       string
+			Properties struct {
+				Proxy *string `json:"outbound_proxy_protocol"`
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(s.value), &config); err != nil {
+		return verdict{signal: unclear, problem: "this is not the JSON of a load balancer; mend it"}
+	}
+	for _, backend := range config.Backends {
+		if backend.Name == s.port.Name && backend.Properties.Proxy != nil {
+			s.value = *backend.Properties.Proxy
+			return b.words.read(s)
+		}
+	}
+	return verdict{}
+}
+
+func (b backends) describe() Description {
+	d := b.words.describe()
+	d.On, d.Off, d.PerPort = "JSON with `backends[].properties.outbound_proxy_protocol`: "+d.On, cmp.Or(d.Off, "``")+", or without it", true
+	return d
+}
+
+func codes(values []string) string {
+	var out []string
+	for _, v := range values {
+		if v == "" {
+			v = `""`
+		}
+		out = append(out, "`"+v+"`")
+	}
+	return strings.Join(out, ", ")
+}
+
+// versions names the versions that are sent.
+func versions(sends []gateway.Version) string {
+	var known []string
+	for _, v := range sends {
+		if v == "" {
+			return "v1 or v2"
+		}
+		known = append(known, string(v))
+	}
+	slices.Sort(known)
+	return strings.Join(slices.Compact(known), ", ")
+}

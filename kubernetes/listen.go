@@ -1,0 +1,126 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/latest"
+)
+
+// heard is the last that the API server said of a Service.
+type heard struct {
+	answered bool            // it has said anything
+	service  *corev1.Service // nil: there is none
+	err      error           // why it says nothing at the moment
+}
+
+// ear listens to one Service. It lists and watches by the Service's name, so
+// that a role with this one resource name suffices. What it hears is the newest
+// only.
+type ear struct {
+	client rest.Interface
+	id     gateway.KubernetesService
+	out    latest.Box[heard]
+
+	mu   sync.Mutex
+	last heard
+}
+
+// run listens until ctx ends.
+func (e *ear) run(ctx context.Context) {
+	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
+	quiet := logr.Discard() // what it would say is a problem, and said as such
+	cache.NewReflectorWithOptions(watched(lw, func(err error) { e.asked(ctx, err) }), &corev1.Service{}, store{e}, cache.ReflectorOptions{Logger: &quiet}).
+		RunWithContext(ctx)
+}
+
+// watched tells how each request ended.
+func watched(lw *cache.ListWatch, asked func(error)) *cache.ListWatch {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := lw.ListWithContext(ctx, o)
+			asked(err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			w, err := lw.WatchWithContext(ctx, o)
+			asked(err)
+			return w, err
+		},
+	}
+}
+
+// asked notes how a request ended. A watch that is too old is followed by a list.
+func (e *ear) asked(ctx context.Context, err error) {
+	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return
+	}
+	e.note(func(h *heard) { h.err = err })
+}
+
+func (e *ear) note(change func(*heard)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change(&e.last)
+	e.out.Put(e.last)
+}
+
+// store is where the reflector puts what it hears: at most one Service.
+type store struct{ *ear }
+
+var _ cache.ReflectorStore = store{}
+
+// Add implements cache.ReflectorStore.
+func (s store) Add(obj any) error { return s.Replace([]any{obj}, "") }
+
+// Update implements cache.ReflectorStore.
+func (s store) Update(obj any) error { return s.Replace([]any{obj}, "") }
+
+// Delete implements cache.ReflectorStore.
+func (s store) Delete(any) error { return s.Replace(nil, "") }
+
+// Replace implements cache.ReflectorStore.
+func (s store) Replace(objs []any, _ string) error {
+	var service *corev1.Service
+	for _, obj := range objs {
+		// An API server that does not know the selector gives all of them.
+		if other, ok := obj.(*corev1.Service); ok && other.Name == s.id.Name {
+			service = other
+		}
+	}
+	s.note(func(h *heard) { h.answered, h.service = true, service })
+	return nil
+}
+
+// Resync implements cache.ReflectorStore.
+func (s store) Resync() error { return nil }
+
+// why says in words that stay the same why the API server does not answer.
+func why(err error) string {
+	var op *net.OpError
+	var request *url.Error
+	switch {
+	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
+		return fmt.Sprintf("the API server refuses: %v; give Usher get, list and watch on it (docs/kubernetes-role.yaml)", err)
+	case errors.As(err, &op) && op.Addr != nil:
+		return fmt.Sprintf("the API server at %s cannot be reached: %v", op.Addr, op.Err)
+	case errors.As(err, &request):
+		return fmt.Sprintf("the API server cannot be reached: %v", request.Err)
+	}
+	return fmt.Sprintf("the API server does not answer: %v", err)
+}

@@ -1,0 +1,126 @@
+package kubernetes
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+func TestPortsOfTheServiceLeadToListeners(t *testing.T) {
+	s := balanced(map[string]string{awsPorts: "80"})
+	s.Spec.Ports = []corev1.ServicePort{
+		{Port: 80, TargetPort: intstr.FromInt32(8080)},
+		{Port: 8443}, // no targetPort: its own
+		{Port: 81, TargetPort: intstr.FromInt32(8081)},
+		{Port: 82, TargetPort: intstr.FromInt32(8081)},
+	}
+	got := read(s)
+	for port, want := range map[int]signal{8080: on, 8443: off, 8081: off} {
+		if got.listeners[port].signal != want {
+			t.Errorf("listener %d: signal %d, want %d", port, got.listeners[port].signal, want)
+		}
+	}
+	if len(got.listeners) != 3 || len(got.problems) != 0 {
+		t.Errorf("listeners %v, problems %v", got.listeners, got.problems)
+	}
+}
+
+func TestOneListenerBehindPortsThatDiffer(t *testing.T) {
+	s := balanced(map[string]string{awsPorts: "80"})
+	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
+	wantProblem(t, read(s), "of its ports that lead to 8080, the balancer sends PROXY headers on some and none on others")
+	if got := read(s).listeners[8080].signal; got != mixed {
+		t.Errorf("signal %d, want mixed", got)
+	}
+}
+
+func TestAPortThatIsNamedIsNoListenerThatAnybodyKnows(t *testing.T) {
+	s := balanced(map[string]string{digital: "true"})
+	s.Spec.Ports[0].TargetPort = intstr.FromString("http")
+	got := read(s)
+	wantProblem(t, got, `port 80 leads to the pod's port "http", and only a number tells`)
+	if got.others.signal != unclear || got.listeners[8443].signal != on {
+		t.Errorf("others %v, 8443 %v; want unclear and on", got.others, got.listeners[8443])
+	}
+	delete(s.Annotations, digital)
+	if got := read(s); got.others.signal != off || len(got.problems) > 0 {
+		t.Errorf("without headers: others %v, problems %v", got.others, got.problems)
+	}
+}
+
+func TestAServiceThatNoCloudLooksAt(t *testing.T) {
+	s := balanced(map[string]string{digital: "true"})
+	s.Spec.Type = ""
+	got := read(s)
+	wantProblem(t, got, "clouds read it on Services of type LoadBalancer only, and this one is a ClusterIP")
+	if got.listeners[8080].signal != off {
+		t.Errorf("signal %d, want off", got.listeners[8080].signal)
+	}
+}
+
+func TestWhoKeepsTheClientsAddresses(t *testing.T) {
+	for name, c := range map[string]struct {
+		annotations map[string]string
+		policy      corev1.ServiceExternalTrafficPolicy
+		want        bool
+	}{
+		"nothing said":           {nil, "Local", false},
+		"addresses":              {map[string]string{awsTargetType: "ip"}, "Local", false},
+		"instances, local":       {map[string]string{awsTargetType: "instance"}, "Local", true},
+		"instances, anywhere":    {map[string]string{awsTargetType: "instance"}, "Cluster", false},
+		"said":                   {map[string]string{awsTargetType: "ip", awsAttributes: "a=b,preserve_client_ip.enabled=true"}, "", true},
+		"said not, of instances": {map[string]string{awsTargetType: "instance", awsAttributes: "preserve_client_ip.enabled=false"}, "Local", false},
+	} {
+		s := balanced(c.annotations)
+		s.Spec.ExternalTrafficPolicy = c.policy
+		if got := read(s).peerIsClient; got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestHealthChecksThatFailWithHeaders(t *testing.T) {
+	type annotations = map[string]string
+	for name, c := range map[string]struct {
+		annotations
+		policy  corev1.ServiceExternalTrafficPolicy
+		problem string
+	}{
+		"AWS, the ready port": {
+			annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "21000"},
+			"",
+			`aws-load-balancer-healthcheck-protocol: the balancer's health checks carry a PROXY header as well, and port 21000 answers those over HTTP with 400; use "tcp"`,
+		},
+		"AWS, the ready port over TCP":     {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "tcp", awsPrefix + "healthcheck-port": "21000"}, "", ""},
+		"AWS, a listener":                  {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "8080"}, "", ""},
+		"AWS, each listener":               {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "traffic-port"}, "", ""},
+		"AWS, without headers":             {annotations{awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "21000"}, "", ""},
+		"AWS, instances and Local":         {annotations{awsAll: "*", awsTargetType: "instance"}, "Local", `the balancer's health checks go to kube-proxy`},
+		"AWS, instances":                   {annotations{awsAll: "*", awsTargetType: "instance"}, "Cluster", ""},
+		"AWS, instances, Local and TCP":    {annotations{awsAll: "*", awsTargetType: "instance", awsPrefix + "healthcheck-protocol": "tcp"}, "Local", ""},
+		"AWS, addresses and Local":         {annotations{awsAll: "*", awsTargetType: "ip"}, "Local", ""},
+		"DigitalOcean":                     {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http"}, "", `carry no PROXY header, and the listener will refuse them; use "tcp"`},
+		"DigitalOcean, the ready port":     {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http", prefix + "do-loadbalancer-healthcheck-port": "21000"}, "", ""},
+		"Linode":                           {annotations{linode + "default-proxy-protocol": "v2", linode + "check-type": "http_body"}, "", `use "connection"`},
+		"Hetzner, of a cloud that is none": {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "tcp"}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := balanced(c.annotations)
+			s.Spec.ExternalTrafficPolicy = c.policy
+			wantProblem(t, read(s), c.problem)
+		})
+	}
+}
+
+// wantProblem wants one problem that says this, or, with "", none.
+func wantProblem(t *testing.T, got told, says string) {
+	t.Helper()
+	if says == "" && len(got.problems) == 0 {
+		return
+	}
+	if says == "" || len(got.problems) != 1 || !strings.Contains(got.problems[0].String(), says) {
+		t.Errorf("problems %q, want %q", got.problems, says)
+	}
+}
