@@ -15,6 +15,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/control"
 	"github.com/usherproxy/usher/internal/operator"
+	"github.com/usherproxy/usher/kubernetes"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -27,6 +28,8 @@ type serveOptions struct {
 	adminAddr         string
 	configFile        string
 	configDir         string
+	kubeconfig        string
+	balancerGrace     time.Duration
 	tlsCert           string
 	tlsKey            string
 	insecurePlaintext bool
@@ -55,6 +58,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Where /healthz, /readyz and /metrics are served.")
 	f.StringVar(&o.configFile, "config", "", "File with settings for all or single gateways. It is followed.")
 	f.StringVar(&o.configDir, "config-dir", "", "Directory with config entries and service definitions, instead of a Consul. It is followed.")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "File that says how to reach the Kubernetes whose Services listeners with the mode auto follow. Default: the cluster that Usher runs in, if it does.")
+	f.DurationVar(&o.balancerGrace, "balancer-grace", kubernetes.DefaultGrace, "How long a load balancer is given to follow its Service; listeners take connections with and without a PROXY header meanwhile. The same for all Ushers of a gateway.")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server. It is followed.")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false, "Allow an --xds-addr beyond loopback without TLS: private keys then cross the network in the clear.")
@@ -79,9 +84,13 @@ func serve(ctx context.Context, o serveOptions) error {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
-	// 2. Facts: Consul or files, and the operator's own file.
+	// 2. Facts: Consul or files, Kubernetes, and the operator's own file.
 	problems := control.NewProblems(log, metrics)
 	facts, authorizer, err := o.source(log, metrics, problems)
+	if err != nil {
+		return err
+	}
+	balancers, err := o.balancers(log, metrics)
 	if err != nil {
 		return err
 	}
@@ -93,7 +102,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 
 	// 3. The joiner: watches what Envoys ask for, compiles, publishes.
-	plane := control.New(control.Options{Source: facts, Logger: log, Metrics: control.NewMetrics(metrics), Problems: problems})
+	plane := control.New(control.Options{Source: facts, Balancers: balancers, Logger: log, Metrics: control.NewMetrics(metrics), Problems: problems})
 
 	// 4. The server, and its ports: a port that is taken ends the process.
 	server := xds.NewServer(xds.Options{

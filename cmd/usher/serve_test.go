@@ -50,6 +50,8 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `scheme "ftp" is not known`},
 		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: it takes the place of a Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
+		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace: it is a time from 0 on"},
+		{"missing kubeconfig", []string{"--kubeconfig", filepath.Join(empty, "none.conf")}, "none.conf"},
 		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
 		{"xDS port taken", []string{"--xds-addr", taken.Addr().String()}, "--xds-addr " + taken.Addr().String() + ": "},
 		{"admin port taken", []string{"--xds-addr", "127.0.0.1:0", "--admin-addr", taken.Addr().String()}, "--admin-addr " + taken.Addr().String() + ": "},

@@ -15,6 +15,7 @@ import (
 	"github.com/usherproxy/usher/files"
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/control"
+	"github.com/usherproxy/usher/kubernetes"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -51,6 +52,24 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 		return nil, nil, err
 	}
 	return dir, everybody{}, nil
+}
+
+// balancers gives what tells listeners with the mode auto what to be; nil
+// outside Kubernetes.
+func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer) (control.Balancers, error) {
+	if o.balancerGrace < 0 {
+		return nil, errors.New("--balancer-grace: it is a time from 0 on, such as 10m")
+	}
+	client, err := kubernetes.Connect(o.kubeconfig)
+	if errors.Is(err, kubernetes.ErrNotInCluster) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.New(kubernetes.Options{
+		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: kubernetes.NewMetrics(metrics),
+	}), nil
 }
 
 // consulAuthorizer lets Consul decide: the caller's token needs service:write

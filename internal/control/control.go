@@ -32,12 +32,15 @@ type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
 }
 
-// Options are what a Plane is made of. All but Linger are required.
+// Options are what a Plane is made of. All but Balancers and Linger are required.
 type Options struct {
-	Source   Source
-	Logger   *slog.Logger
-	Metrics  *Metrics
-	Problems *Problems
+	Source Source
+	// Balancers tells what listeners with the mode auto follow. Nil: nothing, as
+	// outside Kubernetes.
+	Balancers Balancers
+	Logger    *slog.Logger
+	Metrics   *Metrics
+	Problems  *Problems
 	// Linger is how long a gateway is still watched after its last Envoy has
 	// gone, so that one that reconnects finds everything ready. Zero means
 	// 30 seconds.
@@ -62,14 +65,15 @@ func (o Operator) of(id gateway.ID) operatorLayers {
 // Plane supplies Envoys with resources. It implements xds.Supplier. Use New,
 // and let Run run.
 type Plane struct {
-	source   Source
-	log      *slog.Logger
-	metrics  *Metrics
-	problems *Problems
-	linger   time.Duration
-	running  chan struct{} // closed when Run takes starts
-	starts   chan *worker  // workers for Run to run
-	ended    chan struct{} // closed when Run takes no more
+	source    Source
+	balancers Balancers
+	log       *slog.Logger
+	metrics   *Metrics
+	problems  *Problems
+	linger    time.Duration
+	running   chan struct{} // closed when Run takes starts
+	starts    chan *worker  // workers for Run to run
+	ended     chan struct{} // closed when Run takes no more
 
 	mu       sync.Mutex // guards what follows
 	workers  map[gateway.ID]*worker
@@ -82,15 +86,16 @@ func New(o Options) *Plane {
 		o.Linger = 30 * time.Second
 	}
 	return &Plane{
-		source:   o.Source,
-		log:      o.Logger,
-		metrics:  o.Metrics,
-		problems: o.Problems,
-		linger:   o.Linger,
-		running:  make(chan struct{}),
-		starts:   make(chan *worker),
-		ended:    make(chan struct{}),
-		workers:  map[gateway.ID]*worker{},
+		source:    o.Source,
+		balancers: o.Balancers,
+		log:       o.Logger,
+		metrics:   o.Metrics,
+		problems:  o.Problems,
+		linger:    o.Linger,
+		running:   make(chan struct{}),
+		starts:    make(chan *worker),
+		ended:     make(chan struct{}),
+		workers:   map[gateway.ID]*worker{},
 	}
 }
 

@@ -39,6 +39,7 @@ type worker struct {
 	layers    operatorLayers
 	streams   []*subscriber
 	publisher publisher
+	balancers *balancers
 	compiling []gateway.Problem // found when there last was a stream to compile for
 	overdue   *time.Timer       // fires when an Envoy has waited for its instance for long
 }
@@ -54,6 +55,7 @@ func newWorker(p *Plane, id gateway.ID) *worker {
 		log:         p.log.With("gateway", id.String()),
 		publisher:   publisher{metrics: p.metrics},
 		overdue:     stopped(),
+		balancers:   newBalancers(p.balancers),
 	}
 }
 
@@ -78,6 +80,7 @@ func (w *worker) run(ctx context.Context) {
 	}()
 	w.loop(ctx, snapshots)
 	cancel()
+	w.balancers.stop()
 	if err := <-watching; err != nil {
 		w.log.Error("watching ended", "error", err)
 	}
@@ -86,7 +89,7 @@ func (w *worker) run(ctx context.Context) {
 
 // loop waits for, in one place, everything that can change what Envoys get:
 //
-//	a new snapshot | the operator's file | an Envoy came or went | one has waited for long | nobody left | the end
+//	a new snapshot | the operator's file | a load balancer | an Envoy came or went | one has waited for long | nobody left | the end
 func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapshot]) {
 	idle := time.NewTimer(w.plane.linger)
 	defer idle.Stop()
@@ -100,9 +103,14 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 			return
 		case s := <-snapshots.C():
 			w.snapshot = s
+			w.follow(ctx)
 			w.renew()
 			w.publish()
 		case w.layers = <-w.operator.C():
+			w.follow(ctx)
+			w.renew()
+			w.publish()
+		case <-w.balancers.changed:
 			w.renew()
 			w.publish()
 		case w.streams = <-w.changed.C():
@@ -118,15 +126,26 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 	}
 }
 
+// whole gives the snapshot with what its source does not know.
+func (w *worker) whole() *gateway.Snapshot {
+	s := *w.snapshot
+	s.Server, s.Operator, s.Balancers = w.layers.server, w.layers.own, w.balancers.facts()
+	return &s
+}
+
+// follow watches the load balancers that listeners follow now.
+func (w *worker) follow(ctx context.Context) {
+	if w.snapshot != nil {
+		w.balancers.follow(ctx, w.whole())
+	}
+}
+
 // renew begins a generation of sets: what they are made of has changed. An
 // Envoy that comes or goes changes nothing of it.
 func (w *worker) renew() {
-	if w.snapshot == nil {
-		return
+	if w.snapshot != nil {
+		w.publisher.begin(w.whole())
 	}
-	s := *w.snapshot
-	s.Server, s.Operator = w.layers.server, w.layers.own
-	w.publisher.begin(&s)
 }
 
 // publish compiles what is not compiled yet and gives every stream whose set
@@ -148,7 +167,11 @@ func (w *worker) publish() {
 	if len(w.streams) > 0 {
 		w.compiling = compiling
 	}
-	w.plane.problems.ofGateway(w.id, slices.Concat(w.snapshot.Problems, w.compiling))
+	problems := slices.Concat(w.snapshot.Problems, w.compiling)
+	for _, b := range w.publisher.snapshot.Balancers {
+		problems = append(problems, b.Problems...)
+	}
+	w.plane.problems.ofGateway(w.id, problems)
 }
 
 // overdueAfter is how long an Envoy may wait for its registration before that is
