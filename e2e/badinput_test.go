@@ -29,7 +29,7 @@ var badSettings = []badSetting{
 	},
 	{
 		"no object", `usher = "off"`,
-		"usher", `"off" is not allowed; use an object with the keys "proxy_protocol", "client_address", "listeners"`,
+		"usher", `"off" is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`,
 	},
 }
 

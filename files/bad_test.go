@@ -117,7 +117,7 @@ func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) {
 			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 		}},
 		{"unknown key", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: ProxyDefaults", "metadata: {name: global}", "spec:", "  config:", "    usher:", "      mode: strict"), []string{
-			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "listeners"`,
+			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
 		}},
 		{"registration", hcl(`service {`, `  kind = "ingress-gateway"`, `  name = "gw"`, `  proxy { config {`, `    usher { proxy_protocol { mode = 1 } }`, `  } }`, `}`), []string{
 			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use one of "auto", "off", "permissive", "strict"`,

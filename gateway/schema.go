@@ -29,7 +29,7 @@ var AnyPeer = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParse
 
 // schema is the table of all settings: decoding, merging, messages and
 // docs/settings.md follow from it, in its order.
-var schema = []setting{
+var schema = append([]setting{
 	option[Mode]{
 		path: "proxy_protocol.mode", initial: Auto, says: `"auto"`,
 		field: func(p *Policy) *Mode { return &p.ProxyProtocol.Mode },
@@ -95,12 +95,13 @@ var schema = []setting{
 			"with `https_ports`, https if the client connected to one of these ports (with PROXY protocol: of the balancer's) or with TLS, else http. " +
 			"`default` is `trust` with trusted hops, else `connection`",
 	},
-}
+}, accessLogSchema...)
 
 // groups are the objects that settings stand in, with what they are about.
 var groups = []struct{ key, meaning string }{
 	{"proxy_protocol", "PROXY protocol headers, with which a balancer says who the client of a connection is"},
 	{"client_address", "The headers of requests, with which those in front of the gateway say who the client is. Of http, http2 and grpc listeners, with PROXY protocol and without"},
+	{"access_log", "What is logged of requests and connections, how, and where to. On top of `AccessLogs` of the config entry `proxy-defaults`, which stay as they are where nothing is said here"},
 }
 
 // listenersKey holds the settings of single listeners, by port.

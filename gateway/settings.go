@@ -17,7 +17,8 @@ type Settings struct {
 	Listeners map[int]Policy
 }
 
-// Policy says for one listener who may tell who the client is, and who is told.
+// Policy says for one listener who may tell who the client is, who is told, and
+// what is logged.
 // What may stand in each field, and what it means, is in the table of settings
 // (schema), from which docs/settings.md is written. In what a source says, the
 // zero value of a field says nothing; no other zero value has a meaning,
@@ -25,6 +26,7 @@ type Settings struct {
 type Policy struct {
 	ProxyProtocol ProxyProtocol
 	ClientAddress ClientAddress
+	AccessLog     AccessLog
 }
 
 // ProxyProtocol is the policy towards PROXY protocol headers

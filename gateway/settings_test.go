@@ -89,12 +89,12 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		"unknown keys": {
 			object{"proxy_protcol": "strict", "proxy_protocol": object{"mdoe": "strict"}},
 			[]string{
-				`x: usher.proxy_protcol: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "listeners"`,
+				`x: usher.proxy_protcol: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
 				`x: usher.proxy_protocol.mdoe: this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
 			},
 		},
-		"not an object":         {"strict", []string{`x: usher: "strict" is not allowed; use an object with the keys "proxy_protocol", "client_address", "listeners"`}},
-		"two blocks":            {array{usher("strict"), usher("off")}, []string{`x: usher: a list is not allowed; use an object with the keys "proxy_protocol", "client_address", "listeners"`}},
+		"not an object":         {"strict", []string{`x: usher: "strict" is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
+		"two blocks":            {array{usher("strict"), usher("off")}, []string{`x: usher: a list is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
 		"no versions":           {pp(object{"versions": array{}}), []string{`x: usher.proxy_protocol.versions: an empty list is not allowed; use a list of "v1", "v2"`}},
 		"a version of tomorrow": {pp(object{"versions": array{"v2", "v3"}}), []string{`x: usher.proxy_protocol.versions: "v3" is not allowed; use one of "v1", "v2"`}},
 		"null":                  {pp(object{"versions": nil}), []string{`x: usher.proxy_protocol.versions: null is not allowed; use a list of "v1", "v2"`}},
@@ -131,7 +131,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 			object{"listeners": object{"http": usher("off"), "8080": object{"mode": "off"}, "08": usher("off"), "9000": usher("of")}},
 			[]string{
 				`x: usher.listeners.08: this is not the port of a listener; use a number from 1 to 65535`,
-				`x: usher.listeners.8080.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address"`,
+				`x: usher.listeners.8080.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log"`,
 				`x: usher.listeners.9000.proxy_protocol.mode: "of" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 				`x: usher.listeners.http: this is not the port of a listener; use a number from 1 to 65535`,
 			},
@@ -173,7 +173,7 @@ func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
 	if !known {
 		t.Fatal("unknown without a layer")
 	}
-	for _, group := range []any{p.ProxyProtocol, p.ClientAddress} {
+	for _, group := range []any{p.ProxyProtocol, p.ClientAddress, p.AccessLog} {
 		v := reflect.ValueOf(group)
 		for i := range v.NumField() {
 			if v.Field(i).IsZero() {
@@ -246,9 +246,11 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 	a := says(Policy{ProxyProtocol: ProxyProtocol{Mode: Strict, TLVs: []TLV{{1, "alpn", ""}}}, ClientAddress: ClientAddress{TrustedHops: 2}})
 	b := says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}, ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops}})
 	got, _ := Resolve(80, Layer{Settings: a}, Layer{Settings: b})
+	initial, _ := Resolve(80)
 	want := Policy{
 		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyPeer, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
 		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{By: ProtoDefault}},
+		AccessLog:     initial.AccessLog,
 	}
 	if diff := cmp.Diff(want, got, comparePolicies); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

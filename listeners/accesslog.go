@@ -1,27 +1,22 @@
 package listeners
 
 import (
-	"encoding/json"
 	"fmt"
-	"maps"
-	"strings"
+	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
-	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
-	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/usherproxy/usher/gateway"
 )
 
 // accessLogs are the logs of a listener. The zero value logs nothing.
 type accessLogs struct {
-	listener  []*accesslogv3.AccessLog // of connections that found no filter chain
-	filter    []*accesslogv3.AccessLog // of requests, or of connections on tcp
-	untrusted []*accesslogv3.AccessLog // the same, of peers whose headers are not believed
+	listener   []*accesslogv3.AccessLog // of connections that were rejected
+	filter     []*accesslogv3.AccessLog // of requests, or of connections on tcp
+	untrusted  []*accesslogv3.AccessLog // the same, of peers whose headers are not believed
+	collectors []*clusterv3.Cluster     // that entries are sent to
 }
 
 // of gives the logs of the filter chains for some peers.
@@ -32,208 +27,215 @@ func (l accessLogs) of(who peers) []*accesslogv3.AccessLog {
 	return l.filter
 }
 
+// with gives the logs to all sinks of both.
+func (l accessLogs) with(other accessLogs) accessLogs {
+	return accessLogs{
+		listener:   slices.Concat(l.listener, other.listener),
+		filter:     slices.Concat(l.filter, other.filter),
+		untrusted:  slices.Concat(l.untrusted, other.untrusted),
+		collectors: slices.Concat(l.collectors, other.collectors),
+	}
+}
+
 // accessLogKey is everything that the access logs follow from.
 type accessLogKey struct {
-	settings gateway.AccessLogs
-	told     bool          // somebody in front of the gateway says who the client is
-	proxied  bool          // with PROXY headers
-	limited  bool          // and not everybody's are believed
-	tlvs     []gateway.TLV // that are told
-	dialect  dialect
+	consul  gateway.AccessLogs
+	policy  gateway.AccessLog
+	gateway gateway.ID
+	where   string // of the listener, in problems
+	http    bool
+	tls     bool
+	bySNI   bool // a chain is chosen by server name
+	told    bool // somebody in front of the gateway says who the client is
+	proxied bool // with PROXY headers
+	strict  bool // and not without
+	limited bool // and not everybody's are believed
+	tlvs    []gateway.TLV
+	dialect dialect
 }
 
 func accessLogKeyOf(l listening) accessLogKey {
-	proxied := l.policy.ProxyProtocol.On()
+	proxy := l.policy.ProxyProtocol
 	return accessLogKey{
-		settings: l.in.registered.AccessLogs,
-		told:     proxied || l.policy.ClientAddress.On(),
-		proxied:  proxied,
-		limited:  proxied && !l.policy.ProxyProtocol.BelievesAll(),
-		tlvs:     l.tlvs(),
-		dialect:  l.env.dialect,
+		consul:  l.in.registered.AccessLogs,
+		policy:  l.policy.AccessLog,
+		gateway: l.port.gateway,
+		where:   l.port.where(),
+		http:    l.port.http(),
+		tls:     l.speaksTLS(),
+		bySNI:   l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool { return ownCertificate(&s) }),
+		told:    proxy.On() || l.policy.ClientAddress.On(),
+		proxied: proxy.On(),
+		strict:  proxy.Mode == gateway.Strict,
+		limited: proxy.On() && !proxy.BelievesAll(),
+		tlvs:    l.tlvs(),
+		dialect: l.env.dialect,
 	}
 }
 
-// accessLogsOf makes the access logs. A log that cannot be made is a problem
-// and stays away; it does not keep a listener from serving, as with Consul.
+// sink is where entries go, and how they are written there.
+type sink struct {
+	gateway.Sink
+	names    logNames
+	byConsul bool // proxy-defaults' own
+	format   entryFormat
+}
+
+// logNames name the loggers of a sink: of entries, and of what was rejected.
+type logNames struct{ entries, noChain, rejected string }
+
+var (
+	consulNames = logNames{"Consul Listener Filter Log", "Consul Listener Log", "Usher Listener Log"}
+	usherNames  = logNames{"Usher Filter Log", "Usher Listener Log", "Usher Listener Log"}
+)
+
+// accessLogsOf makes the access logs. A sink that cannot be had as it is asked
+// for is a problem and stays away; it does not keep a listener from serving, as
+// with Consul.
 func accessLogsOf(k accessLogKey) (accessLogs, []gateway.Problem) {
-	if !k.settings.Enabled {
-		return accessLogs{}, nil
+	var all accessLogs
+	var problems []gateway.Problem
+	there := ""
+	add := func(where string, s sink, err error) {
+		var logs accessLogs
+		if err == nil {
+			logs, err = k.logsTo(s)
+		}
+		if err != nil {
+			problems = append(problems, gateway.Problem{Where: where, What: err.Error() + "; until this is mended nothing is logged" + there})
+			return
+		}
+		all = all.with(logs)
 	}
-	logs, err := k.logs()
-	if err != nil {
-		return accessLogs{}, []gateway.Problem{{
-			Where: "config entry proxy-defaults/global: AccessLogs",
-			What:  err.Error() + "; until this is mended nothing is logged",
-		}}
+	switch k.policy.Sinks.By {
+	case gateway.SinksOwn:
+		there = " there"
+		for i, own := range k.policy.Sinks.Own {
+			s, err := k.ownSink(own)
+			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", k.where, i), s, err)
+		}
+	case gateway.SinksDefault:
+		if k.consul.Enabled {
+			s, err := k.consulSink()
+			add(k.consulWhere(), s, err)
+		}
 	}
-	return logs, nil
+	return all, problems
 }
 
-func (k accessLogKey) logs() (accessLogs, error) {
-	format, err := logFormat(k)
+// consulWhere names the place that says how proxy-defaults' entries look.
+func (k accessLogKey) consulWhere() string {
+	if k.policy.Format.By != gateway.FormatDefault {
+		return k.where + ": usher.access_log"
+	}
+	return "config entry proxy-defaults/global: AccessLogs"
+}
+
+// consulSink is the sink that proxy-defaults asks for.
+func (k accessLogKey) consulSink() (sink, error) {
+	s := sink{names: consulNames, byConsul: true}
+	switch k.consul.Type {
+	case "", "stdout":
+		s.Type = gateway.SinkStdout
+	case "stderr":
+		s.Type = gateway.SinkStderr
+	case "file":
+		s.Type, s.Path = gateway.SinkFile, k.consul.Path
+	default:
+		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.consul.Type)
+	}
+	var err error
+	if k.policy.Format.By == gateway.FormatDefault {
+		s.format, err = k.consulFormat()
+	} else {
+		s.format, err = k.formatOf(k.policy.Format)
+	}
+	return s, err
+}
+
+// ownSink is a sink that the listener's settings ask for.
+func (k accessLogKey) ownSink(own gateway.Sink) (sink, error) {
+	s := sink{Sink: own, names: usherNames}
+	if own.Type == gateway.SinkGRPC {
+		if k.policy.Redacts() {
+			return sink{}, fmt.Errorf(`type %q sends what Envoy has, and nothing can be redacted; use type %q, or redact nothing`, own.Type, gateway.SinkOTLP)
+		}
+		return s, nil
+	}
+	format := own.Format
+	if format.By == "" {
+		format = k.policy.Format
+	}
+	var err error
+	s.format, err = k.formatOf(format)
+	return s, err
+}
+
+// logsTo makes the loggers of a sink.
+func (k accessLogKey) logsTo(s sink) (accessLogs, error) {
+	var logs accessLogs
+	filter, err := k.entryFilter(anybody)
 	if err != nil {
 		return accessLogs{}, err
 	}
-	sink, err := logSink(k.settings, format)
-	if err != nil {
+	if logs.filter, err = k.logTo(s, entry{name: s.names.entries, format: s.format, http: k.http, filter: filter}); err != nil {
 		return accessLogs{}, err
 	}
-	// A log line of a peer that is not believed has the peer's own address, under
-	// whatever name the format asks for the client's.
-	own, err := logSink(k.settings, ownAddresses(format, k.dialect))
-	if err != nil {
-		return accessLogs{}, err
-	}
-	const filterLog = "Consul Listener Filter Log"
-	logs := accessLogs{filter: logTo(filterLog, sink, nil)}
 	if k.limited {
-		logs.untrusted = logTo(filterLog, own, nil)
-		sink = own
+		// A log line of a peer that is not believed has the peer's own address, under
+		// whatever name the format asks for the client's.
+		if filter, err = k.entryFilter(untrusted); err != nil {
+			return accessLogs{}, err
+		}
+		own := entry{name: s.names.entries, format: ownAddresses(s.format, k.dialect), http: k.http, filter: filter, unbelieved: true}
+		if logs.untrusted, err = k.logTo(s, own); err != nil {
+			return accessLogs{}, err
+		}
 	}
-	if k.settings.DisableListenerLogs {
-		return logs, nil
+	rejections, err := k.rejections(s)
+	if err != nil {
+		return accessLogs{}, err
 	}
-	logs.listener = logTo("Consul Listener Log", sink, foundNoChain())
-	if k.proxied && k.dialect.expressions {
-		rejected, err := wasRejected()
+	for _, r := range rejections {
+		log, err := k.logTo(s, r)
 		if err != nil {
 			return accessLogs{}, err
 		}
-		logs.listener = append(logs.listener, logTo("Usher Listener Log", own, rejected)...)
+		logs.listener = append(logs.listener, log...)
+	}
+	if s.Address.Port != 0 {
+		collector, err := collectorCluster(collectorKey{address: s.Address, tls: s.TLS})
+		if err != nil {
+			return accessLogs{}, err
+		}
+		logs.collectors = []*clusterv3.Cluster{collector}
 	}
 	return logs, nil
 }
 
-func logTo(name string, sink *anypb.Any, filter *accesslogv3.AccessLogFilter) []*accesslogv3.AccessLog {
-	return []*accesslogv3.AccessLog{{
-		Name:       name,
-		Filter:     filter,
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: sink},
-	}}
+// entry is one kind of entries: their format, and which they are.
+type entry struct {
+	name       string
+	format     entryFormat
+	filter     *accesslogv3.AccessLogFilter
+	http       bool // they are of requests
+	unbelieved bool // what the PROXY header says is not believed
 }
 
-// foundNoChain selects the connections that no filter chain is for.
-func foundNoChain() *accesslogv3.AccessLogFilter {
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
-		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"NR"}},
-	}}
-}
-
-// wasRejected selects the connections that the PROXY filter has closed: those
-// that have no filter chain, and no flag that says why.
-func wasRejected() (*accesslogv3.AccessLogFilter, error) {
-	expression, err := pack(&celv3.ExpressionFilter{Expression: "xds.filter_chain_name == '' && response.flags == 0"})
+// logTo makes the logger of some entries in a sink.
+func (k accessLogKey) logTo(s sink, e entry) ([]*accesslogv3.AccessLog, error) {
+	e.format = k.redacted(e)
+	config, err := sinkConfig(k, s, e)
 	if err != nil {
 		return nil, err
 	}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
-		ExtensionFilter: &accesslogv3.ExtensionFilter{
-			Name:       "envoy.access_loggers.extension_filters.cel",
-			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: expression},
-		},
-	}}, nil
+	return []*accesslogv3.AccessLog{logger(e.name, config, e.filter)}, nil
 }
 
-func logSink(settings gateway.AccessLogs, format *corev3.SubstitutionFormatString) (*anypb.Any, error) {
-	switch settings.Type {
-	case "", "stdout":
-		return pack(&streamlogv3.StdoutAccessLog{
-			AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format},
-		})
-	case "stderr":
-		return pack(&streamlogv3.StderrAccessLog{
-			AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format},
-		})
-	case "file":
-		return pack(&filelogv3.FileAccessLog{
-			Path:            settings.Path,
-			AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format},
-		})
+func logger(name string, config *anypb.Any, filter *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
+	return &accesslogv3.AccessLog{
+		Name:       name,
+		Filter:     filter,
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: config},
 	}
-	return nil, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", settings.Type)
-}
-
-func logFormat(k accessLogKey) (*corev3.SubstitutionFormatString, error) {
-	switch {
-	case k.settings.JSONFormat != "":
-		return jsonFormat(k.settings.JSONFormat)
-	case k.settings.TextFormat != "":
-		return textFormat(k.settings.TextFormat), nil
-	}
-	return defaultFormat(k)
-}
-
-func textFormat(text string) *corev3.SubstitutionFormatString {
-	if !strings.HasSuffix(text, "\n") {
-		text += "\n"
-	}
-	return &corev3.SubstitutionFormatString{Format: &corev3.SubstitutionFormatString_TextFormatSource{
-		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}},
-	}}
-}
-
-func jsonFormat(text string) (*corev3.SubstitutionFormatString, error) {
-	var object map[string]any
-	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		return nil, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
-	}
-	return objectFormat(object)
-}
-
-func objectFormat(object map[string]any) (*corev3.SubstitutionFormatString, error) {
-	fields, err := structpb.NewStruct(object)
-	if err != nil {
-		return nil, fmt.Errorf("JSONFormat: %w", err)
-	}
-	return &corev3.SubstitutionFormatString{
-		Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: fields},
-	}, nil
-}
-
-// defaultFields is the default format: Consul's keys, each with the operator
-// of Envoy's that it is named after
-// (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
-var defaultFields = map[string]any{
-	"authority":                         "%REQ(:AUTHORITY)%",
-	"bytes_received":                    "%BYTES_RECEIVED%",
-	"bytes_sent":                        "%BYTES_SENT%",
-	"connection_termination_details":    "%CONNECTION_TERMINATION_DETAILS%",
-	"downstream_local_address":          "%DOWNSTREAM_LOCAL_ADDRESS%",
-	"downstream_remote_address":         "%DOWNSTREAM_REMOTE_ADDRESS%",
-	"duration":                          "%DURATION%",
-	"method":                            "%REQ(:METHOD)%",
-	"path":                              "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
-	"protocol":                          "%PROTOCOL%",
-	"request_id":                        "%REQ(X-REQUEST-ID)%",
-	"requested_server_name":             "%REQUESTED_SERVER_NAME%",
-	"response_code":                     "%RESPONSE_CODE%",
-	"response_code_details":             "%RESPONSE_CODE_DETAILS%",
-	"response_flags":                    "%RESPONSE_FLAGS%",
-	"route_name":                        "%ROUTE_NAME%",
-	"start_time":                        "%START_TIME%",
-	"upstream_cluster":                  "%UPSTREAM_CLUSTER%",
-	"upstream_host":                     "%UPSTREAM_HOST%",
-	"upstream_local_address":            "%UPSTREAM_LOCAL_ADDRESS%",
-	"upstream_service_time":             "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
-	"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
-	"user_agent":                        "%REQ(USER-AGENT)%",
-	"x_forwarded_for":                   "%REQ(X-FORWARDED-FOR)%",
-}
-
-// directAddressField is the key of whoever connected.
-const directAddressField = "downstream_direct_remote_address"
-
-// defaultFormat gives the default format. Where somebody in front of the gateway
-// says who the client is, it also has the peer of the connection: the balancer,
-// or whoever claims to be one.
-func defaultFormat(k accessLogKey) (*corev3.SubstitutionFormatString, error) {
-	fields := maps.Clone(defaultFields)
-	if k.told {
-		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
-	}
-	for _, tlv := range k.tlvs {
-		fields[tlv.Name] = tlvOperator(tlv)
-	}
-	return objectFormat(fields)
 }

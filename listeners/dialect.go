@@ -40,6 +40,11 @@ type dialect struct {
 	// binaryTLVs: a TLV can be kept in base64
 	// (ProxyProtocol.KeyValuePair.value_string_encoding).
 	binaryTLVs bool
+	// masks: the operators of addresses can give the network of an address.
+	masks bool
+	// operators: the minor release up to which the operators of log formats are
+	// known. Releases with the same operators have the same number.
+	operators uint32
 }
 
 // dialectOf is the table of what came with which release, from the version
@@ -60,6 +65,8 @@ func dialectOf(e gateway.Envoy) dialect {
 		expressions: e.AtLeast(1, 32),
 		directLocal: e.AtLeast(1, 36),
 		binaryTLVs:  e.AtLeast(1, 39),
+		masks:       e.AtLeast(1, masksSince),
+		operators:   operatorsOf(e),
 	}
 }
 

@@ -45,7 +45,7 @@ func (l *listening) check() error {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
-		if _, taken := defaultFields[tlv.Name]; taken || tlv.Name == directAddressField {
+		if takenField(tlv.Name) {
 			return fmt.Errorf("usher.proxy_protocol.tlvs: the access log has something else under %q; use another name", tlv.Name)
 		}
 	}

@@ -1,41 +1,12 @@
 package listeners
 
-import (
-	"regexp"
-
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/structpb"
-)
+import "regexp"
 
 // ownAddresses gives a log format that never shows what a PROXY header has said:
 // whatever the format asks for, it gets the connection's own addresses, and
 // nothing of what has no such counterpart.
-func ownAddresses(format *corev3.SubstitutionFormatString, d dialect) *corev3.SubstitutionFormatString {
-	own := proto.CloneOf(format)
-	switch f := own.Format.(type) {
-	case *corev3.SubstitutionFormatString_TextFormatSource:
-		f.TextFormatSource.Specifier = &corev3.DataSource_InlineString{InlineString: ownAddress(f.TextFormatSource.GetInlineString(), d)}
-	case *corev3.SubstitutionFormatString_JsonFormat:
-		ownFields(structpb.NewStructValue(f.JsonFormat), d)
-	}
-	return own
-}
-
-// ownFields changes the strings of a JSON format.
-func ownFields(v *structpb.Value, d dialect) {
-	switch kind := v.Kind.(type) {
-	case *structpb.Value_StringValue:
-		kind.StringValue = ownAddress(kind.StringValue, d)
-	case *structpb.Value_StructValue:
-		for _, field := range kind.StructValue.Fields {
-			ownFields(field, d)
-		}
-	case *structpb.Value_ListValue:
-		for _, item := range kind.ListValue.Values {
-			ownFields(item, d)
-		}
-	}
+func ownAddresses(format entryFormat, d dialect) entryFormat {
+	return format.each(func(text string) string { return ownAddress(text, d) })
 }
 
 // The operators that show what a PROXY header says

@@ -129,11 +129,10 @@ func relayDestination(l listening, who peers) (destination, error) {
 	if who != untrusted {
 		return destination{cluster: relayName(l.port)}, nil
 	}
-	const peer = "usher.peer"
 	filters, err := stateFilters([]*statev3.FilterStateValue{
-		stateValue(peer, "envoy.string", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"),
+		stateValue(peerState, "envoy.string", peerAddress),
 		stateValue("envoy.tcp_proxy.cluster", "envoy.tcp_proxy.cluster",
-			cel(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", peer, relayName(l.port), nowhere))),
+			cel(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", peerState, relayName(l.port), nowhere))),
 	})
 	return destination{cluster: nowhere, filters: filters}, err
 }

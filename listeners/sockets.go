@@ -101,7 +101,7 @@ func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets,
 	if err != nil {
 		return portSockets{}, err
 	}
-	made := portSockets{problems: problems}
+	made := portSockets{problems: problems, clusters: l.logs.collectors}
 	for _, address := range inst.addresses {
 		listener, err := listenerOf(l, address)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 )
 
@@ -22,6 +23,10 @@ func tcpChains(l listening, who peers) (chainSet, error) {
 	if err != nil {
 		return chainSet{}, err
 	}
+	peer, err := peerFilters(l, who)
+	if err != nil {
+		return chainSet{}, err
+	}
 	to, err := tcpDestination(l, who)
 	if err != nil {
 		return chainSet{}, err
@@ -32,7 +37,7 @@ func tcpChains(l listening, who peers) (chainSet, error) {
 	}
 	chain := &listenerv3.FilterChain{
 		Name:            l.chainName(strconv.Itoa(l.port.number), who),
-		Filters:         slices.Concat(filters, to.filters, []*listenerv3.Filter{proxy}),
+		Filters:         slices.Concat(filters, peer, to.filters, []*listenerv3.Filter{proxy}),
 		TransportSocket: socket,
 	}
 	return chainSet{chains: []*listenerv3.FilterChain{chain}}, nil
@@ -91,4 +96,13 @@ func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: k.cluster},
 		AccessLog:        k.logs,
 	})
+}
+
+// peerFilters keep the address of whoever connected where a log tells health
+// checks by it.
+func peerFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
+	if len(l.logs.of(who)) == 0 || !accessLogKeyOf(l).omitsHealthChecks(who) {
+		return nil, nil
+	}
+	return stateFilters([]*statev3.FilterStateValue{stateValue(peerState, "envoy.string", peerAddress)})
 }

@@ -45,6 +45,10 @@ usher {
   client_address {
     xff = "overwrite"
   }
+  access_log {
+    sinks  = [{ type = "stdout" }, { type = "otlp", address = "collector.internal:4317" }]
+    format = "ecs"
+  }
   listeners {
     "9000" {
       proxy_protocol { upstream = "v2" }
@@ -86,5 +90,10 @@ func page() string {
 	}
 	b.WriteString("\nOf any other type, a value that is printable ASCII is told, and nothing of one that is not.\n" +
 		"Log formats of your own have a TLV as `%FILTER_STATE(usher.tlv.<name>:PLAIN)%`.\n")
+	b.WriteString("\n## Fields of access logs with names\n\n| name | what it is |\n|---|---|\n")
+	for _, f := range gateway.KnownLogFields {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", f.Name, f.Meaning)
+	}
+	b.WriteString("\nEach TLV is there, too, under its name.\n")
 	return b.String()
 }

@@ -1,0 +1,96 @@
+package listeners
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// collectorKey is everything that the cluster of a collector follows from.
+type collectorKey struct {
+	address gateway.Address
+	tls     *gateway.CollectorTLS
+}
+
+// name names the cluster: equal collectors of several listeners are one.
+// Consul's clusters are called after services and trust domains, in which there
+// is no colon.
+func (k collectorKey) name() string {
+	name := "usher-collector:" + net.JoinHostPort(k.address.Address, strconv.Itoa(k.address.Port))
+	if k.tls != nil {
+		of := sha256.Sum256(fmt.Appendf(nil, "%q %q", k.tls.CA, k.tls.SNI))
+		name += fmt.Sprintf(":tls-%x", of[:4])
+	}
+	return name
+}
+
+// collectorCluster leads to a collector, over HTTP/2.
+func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
+	options, err := http2Options()
+	if err != nil {
+		return nil, err
+	}
+	discovery := clusterv3.Cluster_STRICT_DNS
+	if _, err := netip.ParseAddr(k.address.Address); err == nil {
+		discovery = clusterv3.Cluster_STATIC
+	}
+	name := k.name()
+	c := &clusterv3.Cluster{
+		Name:                 name,
+		AltStatName:          statName(name),
+		ConnectTimeout:       durationpb.New(connectTimeout),
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: discovery},
+		// Listeners do not wait for the name of a collector that DNS does not know.
+		WaitForWarmOnInit: wrapperspb.Bool(false),
+		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
+			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
+				Endpoint: &endpointv3.Endpoint{Address: socketAddress(k.address.Address, k.address.Port)},
+			}}},
+		}}},
+		TypedExtensionProtocolOptions: options,
+	}
+	if k.tls != nil {
+		if c.TransportSocket, err = collectorSocket(k); err != nil {
+			return nil, err
+		}
+	}
+	return c, valid(c)
+}
+
+// collectorSocket lets nobody be taken for the collector who has not its name,
+// or address, in a certificate of its authority.
+func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
+	who, kind := k.tls.SNI, tlsv3.SubjectAltNameMatcher_DNS
+	if who == "" {
+		who = k.address.Address
+		if _, err := netip.ParseAddr(who); err == nil {
+			kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+		}
+	}
+	context := &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+		AlpnProtocols: []string{"h2"},
+		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: k.tls.CA}},
+			MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
+				SanType: kind,
+				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: who}},
+			}},
+		}},
+	}}
+	if kind == tlsv3.SubjectAltNameMatcher_DNS {
+		context.Sni = who
+	}
+	return transportSocket(context)
+}

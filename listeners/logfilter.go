@@ -1,0 +1,268 @@
+package listeners
+
+import (
+	"strings"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+type logFilter = *accesslogv3.AccessLogFilter
+
+// entryFilter says which entries of a chain for some peers are logged; nil: all
+// of them.
+func (k accessLogKey) entryFilter(who peers) (logFilter, error) {
+	wanted, err := k.wanted()
+	if err != nil {
+		return nil, err
+	}
+	checks, err := k.noHealthCheck(who)
+	if err != nil {
+		return nil, err
+	}
+	return allOf(wanted, k.sampled(), checks), nil
+}
+
+// wanted selects what has any one of the things that the policy asks for.
+func (k accessLogKey) wanted() (logFilter, error) {
+	p := k.policy
+	var any []logFilter
+	if p.StatusAtLeast != gateway.AnyStatus {
+		any = append(any, statusAtLeast(p.StatusAtLeast))
+	}
+	if p.DurationAtLeast != gateway.AnyDuration {
+		any = append(any, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
+			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least", uint32(p.DurationAtLeast.Milliseconds()))},
+		}})
+	}
+	if len(p.ResponseFlags) > 0 {
+		any = append(any, flagged(p.ResponseFlags...))
+	}
+	if p.Header.Name != gateway.AnyHeader {
+		any = append(any, withHeader(p.Header))
+	}
+	if p.Expression != gateway.AnyExpression {
+		if !k.dialect.expressions {
+			return nil, needs("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
+		}
+		if err := checkExpression(p.Expression); err != nil {
+			return nil, err
+		}
+		matches, err := expressionFilter(p.Expression)
+		if err != nil {
+			return nil, err
+		}
+		any = append(any, matches)
+	}
+	return anyOf(any...), nil
+}
+
+// sampled selects a share by chance, and every error.
+func (k accessLogKey) sampled() logFilter {
+	if k.policy.SamplePerMille == gateway.AllEntries {
+		return nil
+	}
+	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.policy.SamplePerMille))
+}
+
+// peerState is the filter state with the address of whoever connected, which is
+// peerAddress.
+const (
+	peerState   = "usher.peer"
+	peerAddress = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
+)
+
+// omitsHealthChecks says whether a chain's connections with which a balancer
+// looks for the gateway are left out. It needs peerState to be set.
+func (k accessLogKey) omitsHealthChecks(who peers) bool {
+	omit := k.policy.HealthChecks == gateway.HealthChecksOmit || k.policy.HealthChecks == gateway.HealthChecksDefault && k.proxied
+	return omit && !k.http && who != untrusted && k.dialect.expressions
+}
+
+// noHealthCheck selects all connections but those that name no client and send
+// nothing. A header with the command LOCAL leaves the address of whoever
+// connected.
+func (k accessLogKey) noHealthCheck(who peers) (logFilter, error) {
+	if !k.omitsHealthChecks(who) {
+		return nil, nil
+	}
+	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + peerState + "'])")
+}
+
+// runtimeKey names a value that Envoy lets be overridden at run time, as it
+// must.
+func runtimeKey(setting string) string { return "usher.access_log." + setting }
+
+func atLeast(setting string, value uint32) *accesslogv3.ComparisonFilter {
+	return &accesslogv3.ComparisonFilter{
+		Op:    accesslogv3.ComparisonFilter_GE,
+		Value: &corev3.RuntimeUInt32{DefaultValue: value, RuntimeKey: runtimeKey(setting)},
+	}
+}
+
+func statusAtLeast(status int) logFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
+		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: atLeast("status_at_least", uint32(status))},
+	}}
+}
+
+// flagged selects what has one of the response flags; of none, any flag.
+func flagged(flags ...string) logFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
+	}}
+}
+
+func withHeader(h gateway.LogHeader) logFilter {
+	matcher := &routev3.HeaderMatcher{Name: h.Name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
+	if h.Value != "" {
+		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{
+			StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: h.Value}},
+		}
+	}
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
+		HeaderFilter: &accesslogv3.HeaderFilter{Header: matcher},
+	}}
+}
+
+// chance selects some of a thousand. It does not look at the request's id, which
+// the client can choose.
+func chance(setting string, perMille int) logFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_RuntimeFilter{
+		RuntimeFilter: &accesslogv3.RuntimeFilter{
+			RuntimeKey:               runtimeKey(setting),
+			PercentSampled:           &typev3.FractionalPercent{Numerator: uint32(perMille) * 10, Denominator: typev3.FractionalPercent_TEN_THOUSAND},
+			UseIndependentRandomness: true,
+		},
+	}}
+}
+
+// expressionFilter selects what an expression is true for.
+func expressionFilter(expression string) (logFilter, error) {
+	config, err := pack(&celv3.ExpressionFilter{Expression: expression})
+	if err != nil {
+		return nil, err
+	}
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
+		ExtensionFilter: &accesslogv3.ExtensionFilter{
+			Name:       "envoy.access_loggers.extension_filters.cel",
+			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: config},
+		},
+	}}, nil
+}
+
+// allOf selects what all filters do; those that are nil select everything.
+func allOf(filters ...logFilter) logFilter {
+	filters = withoutNil(filters)
+	switch len(filters) {
+	case 0:
+		return nil
+	case 1:
+		return filters[0]
+	}
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: filters}}}
+}
+
+// anyOf selects what any of the filters does; of none, everything.
+func anyOf(filters ...logFilter) logFilter {
+	switch len(filters) {
+	case 0:
+		return nil
+	case 1:
+		return filters[0]
+	}
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
+}
+
+func withoutNil(filters []logFilter) []logFilter {
+	var out []logFilter
+	for _, f := range filters {
+		if f != nil {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// rejections are the kinds of connections that were closed before they could ask
+// for anything, each with its reason. Envoy says it in one way or another, but
+// not in words.
+func (k accessLogKey) rejections(s sink) ([]entry, error) {
+	share := k.policy.Rejected
+	if share == gateway.ShareNone || share == gateway.ShareDefault && s.byConsul && k.consul.DisableListenerLogs {
+		return nil, nil
+	}
+	var some logFilter
+	if share > 0 && share < gateway.ShareAll {
+		some = chance("rejected", int(share))
+	}
+	var all []entry
+	add := func(name, reason string, believed bool, filter logFilter) {
+		format := s.format
+		if !believed {
+			format = ownAddresses(format, k.dialect)
+		}
+		if k.explains() {
+			format = format.rejected(reason)
+		}
+		all = append(all, entry{name: name, format: format, filter: allOf(filter, some)})
+	}
+	add(s.names.noChain, k.noChainReason(), !k.limited, flagged("NR"))
+	if !k.dialect.expressions {
+		return all, nil
+	}
+	if k.proxied {
+		filter, err := expressionFilter("xds.filter_chain_name == '' && response.flags == 0")
+		if err != nil {
+			return nil, err
+		}
+		add(s.names.rejected, k.noHeaderReason(), false, filter)
+	}
+	if k.tls && k.explains() {
+		filter, err := expressionFilter("connection.transport_failure_reason != '' && response.flags == 0")
+		if err != nil {
+			return nil, err
+		}
+		add(s.names.rejected, "the TLS handshake failed: "+tlsFailure, !k.limited, filter)
+	}
+	return all, nil
+}
+
+// tlsFailure says in Envoy's words why a TLS handshake failed.
+const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
+
+// explains says whether reasons are told. They are not where the log is
+// Consul's alone.
+func (k accessLogKey) explains() bool {
+	return k.proxied || k.policy.Own() || k.policy.Rejected != gateway.ShareDefault
+}
+
+// noChainReason says why Envoy had no filter chain for a connection.
+func (k accessLogKey) noChainReason() string {
+	var reasons []string
+	if k.limited && k.strict {
+		reasons = append(reasons, "the peer is not in trusted_cidrs")
+	}
+	if k.bySNI {
+		reasons = append(reasons, "no service has a certificate for the server name")
+	}
+	if len(reasons) == 0 {
+		return "nothing is served for such connections"
+	}
+	return strings.Join(reasons, ", or ")
+}
+
+// noHeaderReason says why the PROXY filter, or the client itself, has ended a
+// connection. Envoy does not tell which.
+func (k accessLogKey) noHeaderReason() string {
+	if k.strict {
+		return "there was no PROXY header, or none that is allowed here"
+	}
+	return "the PROXY header is broken, or the client has sent nothing"
+}

@@ -1,0 +1,101 @@
+package listeners
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+func dialectOfMinor(minor uint32) dialect { return dialectOf(gateway.Envoy{Major: 1, Minor: minor}) }
+
+func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		"%PROTOCOL% %REQ(:PATH):20% %START_TIME(%d/%b/%Y:%H:%M:%S %z)% 100%%":                    "",
+		"%CEL(request.path.startsWith('/a') ? 'x' : re.extract(request.path, r'^(.)', r'\\1'))%": "",
+		"%CEL(int(request.size) % 2 == 0)%":                                                      "",
+		"%CEL(has(request.headers.cookie))%":                                                     "",
+		"%FILTER_STATE(usher.tlv.vpce:PLAIN)%":                                                   "",
+		"%NOPE%":                                                                                 "%NOPE%: there is no operator NOPE",
+		"a %REMOTE_ADDRESS% b":                                                                   "%REMOTE_ADDRESS%: there is no operator REMOTE_ADDRESS; there is %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%, %DOWNSTREAM_REMOTE_ADDRESS%, %UPSTREAM_REMOTE_ADDRESS%",
+		"%DURATION(3)%":                                                                          "%DURATION(3)%: the operator takes no parameter; use %DURATION%",
+		"%REQ%":                                                                                  "%REQ%: the operator needs a parameter; use %REQ(…)%",
+		"%REQ( )%":                                                                               "%REQ( )%: the operator needs a parameter; use %REQ(…)%",
+		"%REQ(a?b?c)%":                                                                           "%REQ(a?b?c)%: Envoy does not know the parameter",
+		"%PROTOCOL:3%":                                                                           `%PROTOCOL:3%: the operator takes no length; leave ":3" out`,
+		"%GRPC_STATUS(X)%":                                                                       "%GRPC_STATUS(X)%: Envoy does not know the parameter; it takes ^(CAMEL_STRING|SNAKE_STRING|NUMBER)$",
+		"100%":                                                                                   `"100%" has a % that begins no operator`,
+		"%req(a)%":                                                                               `"%req(a)%" has a % that begins no operator`,
+		"%REQ(a":                                                                                 `"%REQ(a" has a % that begins no operator`,
+		"%DOWNSTREAM_CX_RTT%":                                                                    "%DOWNSTREAM_CX_RTT%: the operator needs Envoy 1.40 or later; upgrade Envoy, or leave it out",
+		"%REQUESTED_SERVER_NAME(SNI_ONLY)%":                                                      "%REQUESTED_SERVER_NAME(SNI_ONLY)%: the operator takes a parameter from Envoy 1.37 on",
+		"%DYNAMIC_METADATA(a:b):3%":                                                              "%DYNAMIC_METADATA(a:b):3%: the operator takes a length from Envoy 1.37 on",
+		"%CEL(1 +)%":                                                                             `the expression "1 +" cannot be understood at character 4`,
+		"%CEL(request.path.split('/')[1])%":                                                      "the expression \"request.path.split('/')[1]\": Envoy has no function split with 2 arguments",
+		"%CEL(['a'].filter(c, c == 'a'))%":                                                       "Envoy has no function filter",
+		"%CEL(requst.path)%":                                                                     `the expression "requst.path": there is no attribute "requst"`,
+		"%COALESCE(x)%":                                                                          "needs Envoy 1.37",
+	} {
+		err := dialectOfMinor(36).checkText(text)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+	if err := dialectOfMinor(40).checkText("%DOWNSTREAM_CX_RTT% %COALESCE({\"operators\":[\"PROTOCOL\"]})%"); err != nil {
+		t.Errorf("on Envoy 1.40: %v", err)
+	}
+}
+
+func TestReleasesWithTheSameOperatorsAreOneDialect(t *testing.T) {
+	seen := map[uint32]bool{}
+	for minor := uint32(22); minor <= 45; minor++ {
+		d := dialectOfMinor(minor)
+		seen[d.operators] = true
+		for name, o := range logOperators {
+			if known := o.since <= d.operators; known != (o.since <= minor) {
+				t.Errorf("Envoy 1.%d: %s is known: %v, and came with 1.%d", minor, name, known, o.since)
+			}
+		}
+	}
+	if got, want := slices.Sorted(maps.Keys(seen)), []uint32{22, 32, 36, 37, 38, 39, 40}; !slices.Equal(got, want) {
+		t.Errorf("kinds of releases: %d, want %d", got, want)
+	}
+}
+
+// Presets are not checked when they are compiled.
+func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
+	presets := []gateway.LogFormat{{By: gateway.FormatConsul}, {By: gateway.FormatECS}, {By: gateway.FormatCombined}, {By: gateway.FormatFields, Fields: gateway.LogFields}}
+	for minor := uint32(22); minor <= 40; minor++ {
+		for _, preset := range presets {
+			for _, http := range []bool{true, false} {
+				k := accessLogKey{http: http, tls: true, proxied: true, told: true, dialect: dialectOfMinor(minor)}
+				f, err := k.formatOf(preset)
+				if err != nil {
+					if k.dialect.expressions {
+						t.Errorf("%s on Envoy 1.%d: %v", preset.By, minor, err)
+					}
+					continue
+				}
+				f.each(func(text string) string {
+					if err := k.dialect.checkText(text); err != nil {
+						t.Errorf("%s on Envoy 1.%d: %v", preset.By, minor, err)
+					}
+					return text
+				})
+			}
+		}
+	}
+}
+
+func TestEveryFieldWithANameHasAnOperator(t *testing.T) {
+	for _, name := range gateway.LogFields {
+		if namedFields[name] == "" {
+			t.Errorf("%s has no operator", name)
+		}
+	}
+	if len(namedFields) != len(gateway.LogFields) {
+		t.Errorf("%d operators for %d names", len(namedFields), len(gateway.LogFields))
+	}
+}

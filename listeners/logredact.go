@@ -1,0 +1,159 @@
+package listeners
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// redactedText stands for what is not logged.
+const redactedText = "[redacted]"
+
+// addressHeaders are the request headers with which addresses of clients are
+// told. They cannot be truncated.
+var addressHeaders = []string{
+	"x-forwarded-for", "x-envoy-external-address", "forwarded", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip",
+}
+
+// canRedact says why nothing can be left out of what an operator's own text
+// shows.
+func (k accessLogKey) canRedact(text string) error {
+	if !k.policy.Redacts() {
+		return nil
+	}
+	var problem error
+	replaceOperators(text, func(o operator) string {
+		if problem == nil && (o.name == "CEL" || o.name == "COALESCE") {
+			problem = fmt.Errorf("%s: nothing can be redacted in what this operator shows; leave it out, or redact nothing", o)
+		}
+		return ""
+	})
+	return problem
+}
+
+// redacted gives the format of an entry without what the policy keeps out.
+func (k accessLogKey) redacted(e entry) entryFormat {
+	if !k.policy.Redacts() {
+		return e.format
+	}
+	return e.format.each(func(text string) string {
+		return replaceOperators(text, func(o operator) string { return k.redact(o, e) })
+	})
+}
+
+func (k accessLogKey) redact(o operator, e entry) string {
+	query := k.policy.RedactQuery == gateway.Yes
+	switch o.name {
+	case "REQ", "REQUEST_HEADER", "RESP", "RESPONSE_HEADER", "TRAILER", "RESPONSE_TRAILER", "REQ_WITHOUT_QUERY":
+		return k.redactHeader(o)
+	case "PATH":
+		if query {
+			return "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%"
+		}
+	case "QUERY_PARAM", "QUERY_PARAMS":
+		if query {
+			return redactedText
+		}
+	}
+	if k.policy.ClientAddress == gateway.ClientTruncated {
+		return k.truncated(o, e)
+	}
+	return o.String()
+}
+
+// redactHeader gives what is logged of a header, or of another one where that is
+// not there.
+func (k accessLogKey) redactHeader(o operator) string {
+	main, other, _ := strings.Cut(o.params, "?")
+	if k.secret(main) {
+		return redactedText
+	}
+	if k.secret(other) {
+		other = ""
+		o.params = main
+	}
+	if strings.EqualFold(main, "cookie") && len(k.policy.RedactCookies) > 0 {
+		return cel(cookiesWithout(k.policy.RedactCookies))
+	}
+	hasQuery := func(name string) bool {
+		return slices.Contains([]string{":path", "x-envoy-original-path", "referer"}, strings.ToLower(name))
+	}
+	if k.policy.RedactQuery == gateway.Yes && (hasQuery(main) || hasQuery(other)) {
+		o.name = "REQ_WITHOUT_QUERY"
+	}
+	return o.String()
+}
+
+// secret says whether nothing of a header is logged.
+func (k accessLogKey) secret(header string) bool {
+	header = strings.ToLower(header)
+	return slices.Contains(k.policy.RedactHeaders, header) ||
+		k.policy.ClientAddress == gateway.ClientTruncated && slices.Contains(addressHeaders, header) ||
+		len(k.policy.RedactCookies) > 0 && header == "set-cookie"
+}
+
+// cookiesWithout is the request's cookies with the values of some of them
+// redacted. Envoy's expressions know no loops: when there are more than three
+// such cookies, nothing is logged of any.
+func cookiesWithout(names []string) string {
+	const most = 3
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = regexp.QuoteMeta(name)
+	}
+	header, one := "request.headers['cookie']", `\b(?:`+strings.Join(quoted, "|")+`)=`
+	times := func(n int) string { return "^" + strings.Repeat(`(.*?`+one+`)[^;]*`, n) + "(.*)$" }
+	var expression strings.Builder
+	fmt.Fprintf(&expression, "%s.matches(r'%s') ? '%s' : ", header, times(most+1), redactedText)
+	for n := most; n > 0; n-- {
+		var rewrite strings.Builder
+		for i := range n {
+			fmt.Fprintf(&rewrite, `\%d%s`, i+1, redactedText)
+		}
+		fmt.Fprintf(&expression, `%s.matches(r'%s') ? re.extract(%s, r'%s', r'%s\%d') : `, header, times(n), header, times(n), &rewrite, n+1)
+	}
+	fmt.Fprintf(&expression, "%s.matches(r'%s') ? '%s' : %s", header, one, redactedText, header)
+	return expression.String()
+}
+
+// truncated gives the network of the client's address in place of the address.
+func (k accessLogKey) truncated(o operator, e entry) string {
+	switch o.name {
+	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+		return cel(network("source.address"))
+	case "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
+		return k.truncatedPeer(o, e)
+	}
+	return o.String()
+}
+
+// truncatedPeer gives whoever connected: a balancer as it is, and anybody who may
+// be a client, too, as its network. Expressions do not know the peer, but for
+// requests of one that is not believed.
+func (k accessLogKey) truncatedPeer(o operator, e entry) string {
+	balancer := k.strict || k.limited && !e.unbelieved
+	switch {
+	case balancer && e.format.reason == "":
+		return o.String()
+	case e.unbelieved && e.http:
+		return cel(network("source.address"))
+	case k.dialect.masks:
+		return "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%"
+	}
+	return "-"
+}
+
+// network is the network of an address with a port: /24, or /48 of IPv6, where
+// one run of zeros is written as "::".
+func network(address string) string {
+	extract := func(pattern, rewrite string) string {
+		return fmt.Sprintf(`re.extract(%s, r'%s', r'%s')`, address, pattern, rewrite)
+	}
+	v4 := extract(`^(\d+\.\d+\.\d+)\.`, `\1.0/24`)
+	whole := `^\[((?:[0-9a-f]+:){2}[0-9a-f]+):`
+	v6 := fmt.Sprintf(`%s.matches(r'%s') ? %s : %s`, address, whole, extract(whole, `\1::/48`), extract(`^\[(:|(?:[0-9a-f]+:){1,2}):`, `\1:/48`))
+	return fmt.Sprintf(`%s.startsWith('[') ? (%s) : %s`, address, v6, v4)
+}
