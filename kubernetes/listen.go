@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/latest"
@@ -46,7 +47,7 @@ func (e *ear) run(ctx context.Context) {
 	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
 	quiet := logr.Discard() // what it would say is a problem, and said as such
 	cache.NewReflectorWithOptions(watched(lw, func(err error) { e.asked(ctx, err) }), &corev1.Service{}, store{e}, cache.ReflectorOptions{Logger: &quiet}).
-		RunWithContext(ctx)
+		RunWithContext(klog.NewContext(ctx, quiet))
 }
 
 // watched tells how each request ended.
@@ -65,9 +66,10 @@ func watched(lw *cache.ListWatch, asked func(error)) *cache.ListWatch {
 	}
 }
 
-// asked notes how a request ended. A watch that is too old is followed by a list.
+// asked notes how a request ended. A watch that is too old is followed by a
+// list, and so is one that an older API server does not understand.
 func (e *ear) asked(ctx context.Context, err error) {
-	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return
 	}
 	e.note(func(h *heard) { h.err = err })

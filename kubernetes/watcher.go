@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/gateway"
@@ -53,6 +54,9 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 		case <-ctx.Done():
 			return
 		case h := <-e.out.C():
+			if f.mayHaveMissed(h) {
+				f.remember(recall(ctx, w.o.Client, h.service), time.Now())
+			}
 			f.hear(h, time.Now())
 		case <-timer.C:
 		}
@@ -77,6 +81,19 @@ type follower struct {
 	memory   memory
 	problems []gateway.Problem
 	last     *gateway.Balancer // what was put last
+}
+
+// mayHaveMissed says whether this is the first of a Service, and no header is
+// sent: nobody can tell from it whether one was, a moment ago.
+func (f *follower) mayHaveMissed(h heard) bool {
+	return h.err == nil && h.service != nil && len(f.memory.listeners) == 0 && !read(h.service).on()
+}
+
+// remember takes in what a Service was before.
+func (f *follower) remember(past []*corev1.Service, now time.Time) {
+	for _, s := range past {
+		f.memory = f.memory.hear(read(s), now)
+	}
 }
 
 // hear takes in what the API server said.

@@ -1,0 +1,232 @@
+package kubernetes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// apiServer is as much of one as a Watch asks for: the Service edge in the
+// namespace consul, and what it was before.
+type apiServer struct {
+	*httptest.Server
+	mu      sync.Mutex
+	history []*corev1.Service // by resource version - 1; nil: there was none
+	refuses bool
+	changed chan struct{} // closed at each change
+}
+
+func newAPIServer(t *testing.T) *apiServer {
+	a := &apiServer{changed: make(chan struct{})}
+	a.Server = httptest.NewServer(a)
+	t.Cleanup(a.Close)
+	return a
+}
+
+// set makes the Service s, or, with nil, deletes it.
+func (a *apiServer) set(s *corev1.Service) {
+	a.change(func() {
+		if s != nil {
+			s = s.DeepCopy()
+			s.ResourceVersion = fmt.Sprint(len(a.history) + 1)
+		}
+		a.history = append(a.history, s)
+	})
+}
+
+func (a *apiServer) refuse(yes bool) { a.change(func() { a.refuses = yes }) }
+
+func (a *apiServer) change(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	a.mu.Lock()
+	refuses, version := a.refuses, len(a.history)
+	a.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case r.URL.Path != "/api/v1/namespaces/consul/services" || q.Get("fieldSelector") != "metadata.name=edge":
+		http.Error(w, "{}", http.StatusNotFound)
+	case refuses:
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "services is forbidden"}`)
+	case q.Get("sendInitialEvents") != "": // the client lists instead
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422}`)
+	case q.Get("watch") != "":
+		a.watch(w, r)
+	case q.Get("resourceVersionMatch") == "Exact":
+		var at int
+		fmt.Sscan(q.Get("resourceVersion"), &at)
+		a.list(w, at)
+	default:
+		a.list(w, version)
+	}
+}
+
+func (a *apiServer) list(w http.ResponseWriter, version int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := corev1.ServiceList{TypeMeta: metav1.TypeMeta{Kind: "ServiceList", APIVersion: "v1"}, ListMeta: metav1.ListMeta{ResourceVersion: fmt.Sprint(version)}}
+	if version > 0 && a.history[version-1] != nil {
+		list.Items = append(list.Items, *a.history[version-1])
+	}
+	_ = json.NewEncoder(w).Encode(list)
+}
+
+func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
+	var seen int
+	fmt.Sscan(r.URL.Query().Get("resourceVersion"), &seen)
+	for {
+		a.mu.Lock()
+		news, refuses, changed := a.history[seen:], a.refuses, a.changed
+		a.mu.Unlock()
+		if refuses {
+			return
+		}
+		for _, s := range news {
+			kind := "MODIFIED"
+			if s == nil {
+				kind, s = "DELETED", balanced(nil)
+				s.ResourceVersion = fmt.Sprint(seen + 1)
+			}
+			s = s.DeepCopy()
+			s.TypeMeta = metav1.TypeMeta{Kind: "Service", APIVersion: "v1"}
+			_ = json.NewEncoder(w).Encode(map[string]any{"type": kind, "object": s})
+			seen++
+		}
+		w.(http.Flusher).Flush()
+		select {
+		case <-changed:
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// watching runs a Watch of the Service until the test ends, and gives what it
+// puts.
+func (a *apiServer) watching(t *testing.T) <-chan *gateway.Balancer {
+	t.Helper()
+	file := t.TempDir() + "/kubeconfig"
+	config := clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: a.URL}},
+		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c"}},
+		CurrentContext: "c",
+	}
+	if err := clientcmd.WriteToFile(config, file); err != nil {
+		t.Fatal(err)
+	}
+	client, err := Connect(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := New(Options{Client: client, Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
+	said := make(chan *gateway.Balancer, 100)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.Watch(ctx, gateway.KubernetesService{Namespace: "consul", Name: "edge"}, func(b *gateway.Balancer) { said <- b })
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	return said
+}
+
+// await waits until a mode and a problem that says this, or none with "", are
+// told.
+func await(t *testing.T, said <-chan *gateway.Balancer, mode gateway.Mode, problem string) {
+	t.Helper()
+	var last *gateway.Balancer
+	for {
+		select {
+		case last = <-said:
+			got := fmt.Sprint(last.Problems)
+			if last.To(8080).Mode == mode && (problem == "") == (len(last.Problems) == 0) && strings.Contains(got, problem) {
+				return
+			}
+		case <-t.Context().Done():
+		case <-time.After(30 * time.Second):
+			t.Fatalf("mode %q with a problem %q was not told, but %+v", mode, problem, last)
+		}
+	}
+}
+
+func TestWatchFollowsAService(t *testing.T) {
+	a := newAPIServer(t)
+	a.set(service("true", -60))
+	said := a.watching(t)
+	await(t, said, gateway.Strict, "")
+	a.set(service("false", 1))
+	await(t, said, gateway.Off, "") // long ago, by the Service's own times
+	a.set(nil)
+	await(t, said, gateway.Off, "there is no such Service")
+	a.set(service("true", 0))
+	await(t, said, gateway.Strict, "")
+	a.refuse(true)
+	await(t, said, gateway.Strict, "give Usher get, list and watch on it")
+	a.refuse(false)
+	await(t, said, gateway.Strict, "")
+	a.Server.CloseClientConnections()
+	a.Server.Listener.Close()
+	await(t, said, gateway.Strict, "cannot be reached: ")
+}
+
+func TestWatchBeginsWithAnAPIServerThatRefuses(t *testing.T) {
+	a := newAPIServer(t)
+	a.set(service("true", 0))
+	a.refuse(true)
+	said := a.watching(t)
+	await(t, said, "", "the API server refuses: services is forbidden")
+	a.refuse(false)
+	await(t, said, gateway.Strict, "")
+}
+
+// A removal leaves no trace in the Service, but in its past; also when nobody
+// could be asked at first.
+func TestWatchThatBeginsAfterARemoval(t *testing.T) {
+	a := newAPIServer(t)
+	a.refuse(true)
+	a.set(service("true", 0))
+	a.set(service("", 0))
+	labelled := service("", 0)
+	labelled.Labels = map[string]string{"app": "edge"}
+	a.set(labelled)
+	said := a.watching(t)
+	await(t, said, "", "the API server refuses")
+	a.refuse(false)
+	await(t, said, gateway.Permissive, "")
+}
+
+func TestWatchThatBeginsWithoutAPast(t *testing.T) {
+	a := newAPIServer(t)
+	a.set(service("", 0))
+	await(t, a.watching(t), gateway.Off, "")
+}
