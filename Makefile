@@ -15,7 +15,7 @@ BENCHSTAT := .tools/benchstat/pin
 
 # A command or file, and the Debian package that has it.
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
-	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps
+	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps goaccess=goaccess
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v

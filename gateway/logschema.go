@@ -62,7 +62,8 @@ var accessLogSchema = []setting{
 		field: func(p *Policy) *HealthChecks { return &p.AccessLog.HealthChecks },
 		kind:  words(HealthChecksDefault, HealthChecksLog, HealthChecksOmit),
 		meaning: "what becomes of the connections with which a balancer looks whether anybody is there: those to a tcp listener, by a peer that is believed, that name no client " +
-			"(a LOCAL header, or none) and send no byte. `default` is `omit` where PROXY protocol is on. http listeners log requests, and such a connection has none",
+			"(a LOCAL header, or none) and send no byte; with `permissive`, connections to any listener that end before Envoy knows whether they have a header. `default` is `omit` where PROXY protocol is on. " +
+			"http listeners log requests, and such a connection has none",
 	},
 	option[Share]{
 		path: "access_log.rejected", initial: ShareDefault, says: `"default"`,
@@ -87,7 +88,7 @@ var accessLogSchema = []setting{
 		path: "access_log.redact_cookies", initial: []string{}, says: `"none"`,
 		field:   func(p *Policy) *[]string { return &p.AccessLog.RedactCookies },
 		kind:    namesOr("none", cookieName, "names of cookies"),
-		meaning: "cookies whose values are logged as `[redacted]`; of `Set-Cookie`, the whole value is",
+		meaning: "cookies that are not logged: a `Cookie` header that has one of them is logged as `[redacted]`, and every `Set-Cookie`",
 	},
 	option[ClientAddressLog]{
 		path: "access_log.client_address", initial: ClientWhole, says: `"whole"`,

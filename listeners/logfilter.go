@@ -205,11 +205,11 @@ func (k accessLogKey) rejections(s sink) ([]entry, error) {
 	var all []entry
 	add := func(name, reason string, believed bool, filter logFilter) {
 		format := s.format
-		if !believed {
-			format = ownAddresses(format, k.dialect)
-		}
 		if k.explains() {
 			format = format.rejected(reason)
+		}
+		if !believed {
+			format = ownAddresses(format, k.dialect)
 		}
 		all = append(all, entry{name: name, format: format, filter: allOf(filter, some)})
 	}
@@ -217,7 +217,7 @@ func (k accessLogKey) rejections(s sink) ([]entry, error) {
 	if !k.dialect.expressions {
 		return all, nil
 	}
-	if k.proxied {
+	if k.proxied && (k.strict || k.policy.HealthChecks == gateway.HealthChecksLog) {
 		filter, err := expressionFilter("xds.filter_chain_name == '' && response.flags == 0")
 		if err != nil {
 			return nil, err
@@ -259,7 +259,8 @@ func (k accessLogKey) noChainReason() string {
 }
 
 // noHeaderReason says why the PROXY filter, or the client itself, has ended a
-// connection. Envoy does not tell which.
+// connection. Envoy does not tell which, so that where no header is needed such
+// a connection counts as a health check.
 func (k accessLogKey) noHeaderReason() string {
 	if k.strict {
 		return "there was no PROXY header, or none that is allowed here"

@@ -2,7 +2,6 @@ package listeners
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -95,28 +94,14 @@ func (k accessLogKey) secret(header string) bool {
 		len(k.policy.RedactCookies) > 0 && header == "set-cookie"
 }
 
-// cookiesWithout is the request's cookies with the values of some of them
-// redacted. Envoy's expressions know no loops: when there are more than three
-// such cookies, nothing is logged of any.
+// cookiesWithout is the request's cookies, or nothing of them where one of those
+// with the names may be among them: Envoy's expressions cannot cut them out.
 func cookiesWithout(names []string) string {
-	const most = 3
-	quoted := make([]string, len(names))
+	found := make([]string, len(names))
 	for i, name := range names {
-		quoted[i] = regexp.QuoteMeta(name)
+		found[i] = fmt.Sprintf("request.headers['cookie'].contains('%s=')", name)
 	}
-	header, one := "request.headers['cookie']", `\b(?:`+strings.Join(quoted, "|")+`)=`
-	times := func(n int) string { return "^" + strings.Repeat(`(.*?`+one+`)[^;]*`, n) + "(.*)$" }
-	var expression strings.Builder
-	fmt.Fprintf(&expression, "%s.matches(r'%s') ? '%s' : ", header, times(most+1), redactedText)
-	for n := most; n > 0; n-- {
-		var rewrite strings.Builder
-		for i := range n {
-			fmt.Fprintf(&rewrite, `\%d%s`, i+1, redactedText)
-		}
-		fmt.Fprintf(&expression, `%s.matches(r'%s') ? re.extract(%s, r'%s', r'%s\%d') : `, header, times(n), header, times(n), &rewrite, n+1)
-	}
-	fmt.Fprintf(&expression, "%s.matches(r'%s') ? '%s' : %s", header, one, redactedText, header)
-	return expression.String()
+	return fmt.Sprintf("%s ? '%s' : request.headers['cookie']", strings.Join(found, " || "), redactedText)
 }
 
 // truncated gives the network of the client's address in place of the address.
@@ -131,15 +116,12 @@ func (k accessLogKey) truncated(o operator, e entry) string {
 }
 
 // truncatedPeer gives whoever connected: a balancer as it is, and anybody who may
-// be a client, too, as its network. Expressions do not know the peer, but for
-// requests of one that is not believed.
+// be a client, too, as its network, or not at all: expressions do not know it.
 func (k accessLogKey) truncatedPeer(o operator, e entry) string {
 	balancer := k.strict || k.limited && !e.unbelieved
 	switch {
 	case balancer && e.format.reason == "":
 		return o.String()
-	case e.unbelieved && e.http:
-		return cel(network("source.address"))
 	case k.dialect.masks:
 		return "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%"
 	}
