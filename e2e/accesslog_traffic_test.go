@@ -1,0 +1,175 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/pires/go-proxyproto"
+)
+
+// TestConsulPresetIsConsuls sends the same requests through Consul's own gateway
+// and one of Usher's with the preset: the entries have the same keys, and the
+// same values but for what belongs to one connection.
+func TestConsulPresetIsConsuls(t *testing.T) {
+	t.Parallel()
+	l := startMeshLab(t, consulNew, envoyNew, false)
+	usher := startUsher(t, usherOptions{
+		Host: l.Gateway, Consul: l.Consul, Config: `usher { access_log { sinks = [{ type = "stdout" }] format = "consul" } }`,
+	})
+	own := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
+	other := l.lab.addHost(t, "gateway2", gateway2IP)
+	consuls := startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: envoyNew, ID: "consuls"})
+	for _, h := range []*host{l.Gateway, other} {
+		waitStatus(t, call{From: l.Client, To: h.addr(8080)}, http.StatusOK)
+	}
+	for _, c := range []call{
+		{Path: newPath() + "?a=1", Header: http.Header{"User-Agent": {"agent"}, "X-Forwarded-For": {"6.6.6.6"}}},
+		{Path: newPath(), Host: "nobody.example.com"},
+	} {
+		var entries []logEntry
+		for _, to := range []*envoy{consuls, own} {
+			c.From, c.To = l.Client, to.Host.addr(8080)
+			c.must(t)
+			entries = append(entries, to.Log.request(t, c.Path))
+		}
+		if a, b := slices.Sorted(maps.Keys(entries[0])), slices.Sorted(maps.Keys(entries[1])); !slices.Equal(a, b) {
+			t.Errorf("%s has other keys: Consul's %v, Usher's %v", c.Path, a, b)
+		}
+		for key, want := range entries[0] {
+			got := entries[1][key]
+			switch key {
+			case "start_time", "duration", "upstream_service_time", "upstream_local_address", "downstream_local_address", "downstream_remote_address", "request_id":
+				if fmt.Sprintf("%T", got) != fmt.Sprintf("%T", want) {
+					t.Errorf("%s: %s is %v, and %v with Consul", c.Path, key, got, want)
+				}
+			default:
+				if got != want {
+					t.Errorf("%s: %s is %v, and %v with Consul", c.Path, key, got, want)
+				}
+			}
+		}
+	}
+}
+
+// TestNobodyWritesIntoTheLog sends some thousand requests with bytes in headers,
+// paths and TLVs that would end a line or a quote. Each line is one entry.
+func TestNobodyWritesIntoTheLog(t *testing.T) {
+	t.Parallel()
+	const requests = 3000
+	dir := newDir(t)
+	l := startFileLab(t, fmt.Sprintf(`usher {
+  proxy_protocol {
+    mode = "strict"
+    tlvs = [{ type = "authority" }, { type = "0xE4", name = "tenant" }]
+  }
+  access_log {
+    sinks = [
+      { type = "file", path = "%[1]s/consul", format = "consul" },
+      { type = "file", path = "%[1]s/ecs", format = "ecs" },
+      { type = "file", path = "%[1]s/combined", format = "combined" },
+    ]
+  }
+}`, dir))
+	l.waitMode(t, l.lab.Gateway, "strict")
+	random := rand.New(rand.NewPCG(7, 7))
+	answered := 0
+	for range requests {
+		h := proxied(clientIP)
+		if err := h.SetTLVs([]proxyproto.TLV{{Type: 2, Value: []byte(nasty(random, ""))}, {Type: 0xE4, Value: []byte(nasty(random, ""))}}); err != nil {
+			t.Fatal(err)
+		}
+		c := call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Proxy: h, Path: "/" + nasty(random, " "), Header: http.Header{}}
+		c.Header["User-Agent"] = []string{nasty(random, "\r\n")}
+		c.Header["Referer"] = []string{nasty(random, "\r\n")}
+		if c.status(t) != 0 {
+			answered++
+		}
+	}
+	if answered < requests/2 {
+		t.Fatalf("%d of %d requests were answered", answered, requests)
+	}
+	last := newPath()
+	call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Proxy: proxied(clientIP), Path: last}.must(t).wantHello(t)
+	for _, name := range []string{"consul", "ecs", "combined"} {
+		path := filepath.Join(dir, name)
+		eventually(t, name+" has the last request", changeDeadline, func() error {
+			if text := readFile(t, path); !strings.Contains(text, last) {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
+		lines := 0
+		for line := range strings.Lines(readFile(t, path)) {
+			lines++
+			var entry map[string]any
+			if name != "combined" && json.Unmarshal([]byte(line), &entry) != nil {
+				t.Errorf("%s has a line that is no JSON: %q", name, line)
+			}
+			if name == "combined" && (strings.Count(line, `"`) != 6 || !strings.HasPrefix(line, clientIP) && !strings.HasPrefix(line, balancerIP)) {
+				t.Errorf("%s has a line with other quotes: %q", name, line)
+			}
+		}
+		t.Logf("%s: %d lines for %d requests, %d answered", name, lines, requests, answered)
+		if lines < answered {
+			t.Errorf("%s has %d lines for %d requests that were answered", name, lines, answered)
+		}
+	}
+}
+
+// nasty is a text of bytes that mean something to somebody, without some.
+func nasty(random *rand.Rand, without string) string {
+	const bytes = "\"\\'%{}[],:\n\r\t\x00\x01\x1b\x7f\x80\xff\xc3\xa9\xe2\x82 ab/?&="
+	var b strings.Builder
+	for range 1 + random.IntN(24) {
+		if c := bytes[random.IntN(len(bytes))]; !strings.ContainsRune(without+"\r\n", rune(c)) || without == "" {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// TestAccessLogsChangeUnderLoad changes format and sink under load. No request
+// fails, and each is in one of the logs, once.
+func TestAccessLogsChangeUnderLoad(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	settings := func(file, format string) string {
+		return fmt.Sprintf(`usher { access_log { sinks = [{ type = "file", path = "%s/%s" }] format = %q } }`, dir, file, format)
+	}
+	l := startFileLab(t, settings("a", "consul"))
+	waitStatus(t, l.call("/"), http.StatusOK)
+	load := startLoad(t, l.call("/"))
+	for _, next := range [][2]string{{"a", "ecs"}, {"b", "ecs"}, {"b", "consul"}, {"a", "consul"}} {
+		load.waitMore(t)
+		writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), settings(next[0], next[1]))
+		load.waitMore(t)
+	}
+	load.wantNoFailures(t)
+	if text := readFile(t, filepath.Join(dir, "b")); !strings.Contains(text, `"ecs"`) || !strings.Contains(text, `"upstream_cluster"`) {
+		t.Error("a sink or a format has never been used")
+	}
+	eventually(t, "every request is logged once", changeDeadline, func() error {
+		logged := map[string]int{}
+		for _, name := range []string{"a", "b"} {
+			for _, entry := range jsonFile(name, filepath.Join(dir, name)).entries(t) {
+				flat := entry.flat()
+				logged[flat.text("path")+flat.text("url.original")]++
+			}
+		}
+		for i := range load.paths.Load() {
+			if n := logged[fmt.Sprint(loadPrefix, i+1)]; n != 1 {
+				return fmt.Errorf("%s%d is logged %d times", loadPrefix, i+1, n)
+			}
+		}
+		return nil
+	})
+}
