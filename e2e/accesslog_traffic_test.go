@@ -26,7 +26,7 @@ func TestConsulPresetIsConsuls(t *testing.T) {
 		Host: l.Gateway, Consul: l.Consul, Config: `usher { access_log { sinks = [{ type = "stdout" }] format = "consul" } }`,
 	})
 	own := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
-	other := l.lab.addHost(t, "gateway2", gateway2IP)
+	other := l.addHost(t, "gateway2", gateway2IP)
 	consuls := startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: envoyNew, ID: "consuls"})
 	for _, h := range []*host{l.Gateway, other} {
 		waitStatus(t, call{From: l.Client, To: h.addr(8080)}, http.StatusOK)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -86,7 +87,7 @@ func (c *collector) waitRecord(t *testing.T, attributes map[string]string) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, record := range c.records {
-			if (logEntry(flatAttributes("", record.Attributes))).matches(attributes) {
+			if logEntry(flatAttributes("", record.Attributes)).matches(attributes) {
 				if record.TimeUnixNano == 0 {
 					return hopeless{fmt.Errorf("the record has no time: %v", record)}
 				}
@@ -101,9 +102,7 @@ func flatAttributes(prefix string, list []*commonv1.KeyValue) map[string]any {
 	out := map[string]any{}
 	for _, a := range list {
 		if nested := a.Value.GetKvlistValue(); nested != nil {
-			for key, value := range flatAttributes(prefix+a.Key+".", nested.Values) {
-				out[key] = value
-			}
+			maps.Copy(out, flatAttributes(prefix+a.Key+".", nested.Values))
 			continue
 		}
 		out[prefix+a.Key] = a.Value.GetStringValue()

@@ -2,8 +2,10 @@ package listeners
 
 import (
 	"fmt"
+	"regexp/syntax"
 	"slices"
 	"strings"
+	"unicode"
 
 	"cel.dev/cel-go/common"
 	"cel.dev/cel-go/common/ast"
@@ -66,6 +68,11 @@ func checkExpression(text string) error {
 			if takes, known := functions[name]; !known || !slices.Contains(takes, arguments) {
 				note("Envoy has no function %s with %d arguments; there are matches, contains, startsWith, endsWith, size and re.extract", name, arguments)
 			}
+			if pattern, ok := patternOf(name, call); ok {
+				if err := checkPattern(pattern); err != nil {
+					note("%w", err)
+				}
+			}
 		case ast.IdentKind:
 			name := e.AsIdent()
 			types := []string{"int", "uint", "double", "string", "bytes", "bool"}
@@ -77,4 +84,47 @@ func checkExpression(text string) error {
 		}
 	}))
 	return problem
+}
+
+// patternOf gives the regular expression that a function is called with.
+func patternOf(name string, call ast.CallExpr) (string, bool) {
+	at := 1
+	if name == "matches" && call.IsMemberFunction() {
+		at = 0
+	}
+	if name != "matches" && !strings.HasPrefix(name, "re.") || len(call.Args()) <= at || call.Args()[at].Kind() != ast.LiteralKind {
+		return "", false
+	}
+	pattern, ok := call.Args()[at].AsLiteral().Value().(string)
+	return pattern, ok
+}
+
+// checkPattern says why Envoy would refuse a regular expression: its library
+// allows programs of 100 steps, which are counted here with some to spare.
+// https://github.com/google/re2 has the syntax that Go has, too.
+func checkPattern(pattern string) error {
+	tree, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return fmt.Errorf("the regular expression %q cannot be understood: %w", pattern, err)
+	}
+	program, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return fmt.Errorf("the regular expression %q cannot be understood: %w", pattern, err)
+	}
+	const most, ofUnicode = 90, 8
+	steps := 0
+	for _, step := range program.Inst {
+		switch ranges := len(step.Rune) / 2; {
+		case step.Op == syntax.InstRuneAny || step.Op == syntax.InstRuneAnyNotNL:
+			steps += ofUnicode
+		case ranges > 0 && step.Rune[len(step.Rune)-1] > unicode.MaxASCII:
+			steps += ranges + ofUnicode
+		default:
+			steps += max(1, ranges)
+		}
+	}
+	if steps > most {
+		return fmt.Errorf("the regular expression %q is too large for Envoy; use a shorter one, or startsWith, endsWith and contains", pattern)
+	}
+	return nil
 }

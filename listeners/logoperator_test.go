@@ -36,7 +36,10 @@ func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
 		"%CEL(request.path.split('/')[1])%":                                                      "the expression \"request.path.split('/')[1]\": Envoy has no function split with 2 arguments",
 		"%CEL(['a'].filter(c, c == 'a'))%":                                                       "Envoy has no function filter",
 		"%CEL(requst.path)%":                                                                     `the expression "requst.path": there is no attribute "requst"`,
-		"%COALESCE(x)%":                                                                          "needs Envoy 1.37",
+		"%CEL(request.path.matches(r'^(.*){16}$'))%":                                             "is too large for Envoy",
+		"%CEL(request.path.matches(r'(a'))%":                                                     "the regular expression \"(a\" cannot be understood",
+		"%CEL(re.extract(request.path, r'^/([^/]*)/(.*)$', r'\\1'))%": "",
+		"%COALESCE(x)%": "needs Envoy 1.37",
 	} {
 		err := dialectOfMinor(36).checkText(text)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
