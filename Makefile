@@ -63,6 +63,10 @@ benchmarks: $(BENCHSTAT) ## Run the benchmarks beside the code, and compare them
 benchmarks-baseline: ## Make this machine and this code the baseline
 	tools/benchmarks renew
 
+.PHONY: logcost
+logcost: tools build ## Measure what each sink of access logs costs (the table in docs/access-logs.md)
+	@set -o pipefail; go test -tags e2e,cost -count=1 -timeout 5m -v -run TestCostOfAccessLogs ./e2e | grep -v '^==='
+
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
 	bin/usher demo --envoy .tools/envoy-1.40.0/envoy

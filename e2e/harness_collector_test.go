@@ -12,8 +12,8 @@ import (
 	"sync"
 	"testing"
 
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
-	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	entryv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	collogsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	logsv1 "go.opentelemetry.io/proto/otlp/logs/v1"
@@ -23,13 +23,13 @@ import (
 // collector takes access logs over gRPC: OpenTelemetry's, and Envoy's own.
 type collector struct {
 	collogsv1.UnimplementedLogsServiceServer
-	alsv3.UnimplementedAccessLogServiceServer
+	accesslogv3.UnimplementedAccessLogServiceServer
 
 	mu       sync.Mutex
 	resource map[string]string // of the last records
 	records  []*logsv1.LogRecord
-	http     []*accesslogv3.HTTPAccessLogEntry
-	tcp      []*accesslogv3.TCPAccessLogEntry
+	http     []*entryv3.HTTPAccessLogEntry
+	tcp      []*entryv3.TCPAccessLogEntry
 }
 
 // startCollector serves at an address of a host until the test ends.
@@ -38,7 +38,7 @@ func startCollector(t *testing.T, h *host, address string, options ...grpc.Serve
 	c := &collector{}
 	server := grpc.NewServer(options...)
 	collogsv1.RegisterLogsServiceServer(server, c)
-	alsv3.RegisterAccessLogServiceServer(server, c)
+	accesslogv3.RegisterAccessLogServiceServer(server, c)
 	listener := h.listen(t, address)
 	var work sync.WaitGroup
 	work.Go(func() { _ = server.Serve(listener) }) // it ends with Stop
@@ -66,7 +66,7 @@ func (c *collector) Export(_ context.Context, in *collogsv1.ExportLogsServiceReq
 }
 
 // StreamAccessLogs takes Envoy's entries.
-func (c *collector) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLogsServer) error {
+func (c *collector) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	for {
 		in, err := stream.Recv()
 		if err != nil {
@@ -111,9 +111,9 @@ func flatAttributes(prefix string, list []*commonv1.KeyValue) map[string]any {
 }
 
 // waitRequest waits for Envoy's entry of a request, from a client.
-func (c *collector) waitRequest(t *testing.T, path, client string) *accesslogv3.HTTPAccessLogEntry {
+func (c *collector) waitRequest(t *testing.T, path, client string) *entryv3.HTTPAccessLogEntry {
 	t.Helper()
-	var found *accesslogv3.HTTPAccessLogEntry
+	var found *entryv3.HTTPAccessLogEntry
 	eventually(t, "the collector has Envoy's entry of "+path, changeDeadline, func() error {
 		c.mu.Lock()
 		defer c.mu.Unlock()

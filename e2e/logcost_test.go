@@ -1,0 +1,110 @@
+//go:build e2e && cost
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestCostOfAccessLogs prints what each sink costs, against none, as the table in
+// docs/access-logs.md ("make logcost"). It asserts nothing of it.
+func TestCostOfAccessLogs(t *testing.T) {
+	const rounds, span = 3, 2 * time.Second
+	dir := newDir(t)
+	sinks := []struct{ name, settings string }{
+		{"none", `sinks = "none"`},
+		{"`stdout`, `consul`", `sinks = [{ type = "stdout" }]`},
+		{"`file`, `consul`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log" }]`, dir)},
+		{"`file`, `ecs`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log", format = "ecs" }]`, dir)},
+		{"`file`, `combined`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log", format = "combined" }]`, dir)},
+		{"`otlp`, `consul`", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4317" }]`, controlIP)},
+		{"`grpc`", fmt.Sprintf(`sinks = [{ type = "grpc", address = "%s:4317" }]`, controlIP)},
+		{"`otlp`, nobody there", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4318" }]`, controlIP)},
+	}
+	config := func(settings string) string { return "usher { access_log { " + settings + " } }" }
+	l := startFileLab(t, config(sinks[0].settings))
+	startCollector(t, l.Control, l.Control.addr(4317))
+	target := call{From: l.Client, To: l.lab.Gateway.addr(8080), Path: "/"}
+	waitStatus(t, target, http.StatusOK)
+	rates, costs := map[string][]float64{}, map[string][]float64{}
+	for range rounds {
+		for _, s := range sinks {
+			before := l.Gateway.stat(t, "listener_manager.lds.update_success")
+			writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), config(s.settings))
+			eventually(t, "Envoy has the sink "+s.name, changeDeadline, func() error {
+				if s.name != "none" && l.Gateway.stat(t, "listener_manager.lds.update_success") == before {
+					return fmt.Errorf("not yet")
+				}
+				return nil
+			})
+			waitStatus(t, target, http.StatusOK)
+			begin := l.Gateway.cpu(t)
+			n := asMany(target, span)
+			rates[s.name] = append(rates[s.name], float64(n)/span.Seconds())
+			costs[s.name] = append(costs[s.name], (l.Gateway.cpu(t)-begin).Seconds()*1e6/float64(n))
+		}
+	}
+	none := [2]float64{median(rates["none"]), median(costs["none"])}
+	fmt.Println("| sink and format | requests a second | Envoy's CPU a request |\n|---|---:|---:|")
+	for _, s := range sinks {
+		rate, cost := median(rates[s.name]), median(costs[s.name])
+		fmt.Printf("| %s | %.0f (%.2f) | %.0f µs (%.2f) |\n", s.name, rate, rate/none[0], cost, cost/none[1])
+	}
+}
+
+// asMany makes requests on eight kept connections for a while, and counts them.
+func asMany(target call, span time.Duration) int64 {
+	var n atomic.Int64
+	var work sync.WaitGroup
+	end := time.Now().Add(span)
+	for range 8 {
+		work.Go(func() {
+			conn, err := target.connect(context.Background())
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			for time.Now().Before(end) && conn.exchangeOK(target, "keep-alive") == nil {
+				n.Add(1)
+			}
+		})
+	}
+	work.Wait()
+	return n.Load()
+}
+
+// cpu is the time that the process has used, of user and system.
+func (e *envoy) cpu(t *testing.T) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	var ticks int
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	const perSecond = 100 // of Linux's clock ticks
+	return time.Duration(ticks) * time.Second / perSecond
+}
+
+func median(of []float64) float64 {
+	return slices.Sorted(slices.Values(of))[len(of)/2]
+}
