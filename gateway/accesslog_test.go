@@ -17,7 +17,7 @@ func TestAccessLogSettings(t *testing.T) {
 		"status_at_least":   500.0,
 		"duration_at_least": "250ms",
 		"response_flags":    array{"UH", "UF"},
-		"header":            object{"name": "x-debug"},
+		"request_header":    object{"name": "x-debug"},
 		"sample_per_mille":  "all",
 		"rejected":          "none",
 		"redact_cookies":    "sid",

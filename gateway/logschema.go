@@ -40,7 +40,7 @@ var accessLogSchema = []setting{
 		meaning: "logs what has one of these flags",
 	},
 	option[LogHeader]{
-		path: "access_log.header", initial: LogHeader{Name: AnyHeader}, says: `"any"`,
+		path: "access_log.request_header", initial: LogHeader{Name: AnyHeader}, says: `"any"`,
 		field:   func(p *Policy) *LogHeader { return &p.AccessLog.Header },
 		kind:    logHeader,
 		meaning: "logs requests with this header",
