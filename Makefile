@@ -10,12 +10,13 @@ SHELL := /bin/bash
 CONSUL := .tools/consul-1.22.0/pin .tools/consul-1.15.1/pin
 ENVOY  := .tools/envoy-1.40.0/pin
 ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
+KUBERNETES := .tools/kubernetes-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
 
 # A command or file, and the Debian package that has it.
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
-	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps goaccess=goaccess
+	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps goaccess=goaccess etcd=etcd-server
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -29,7 +30,7 @@ build: ## Build bin/usher
 	go build -trimpath -buildvcs=false -o bin/usher ./cmd/usher
 
 .PHONY: test
-test: race e2e ## Run every test, with real Consul, Envoy, HAProxy, nginx and Apache
+test: race e2e ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache and Kubernetes
 
 .PHONY: unit
 unit: ## Run the tests that need neither network nor real parts
@@ -41,7 +42,7 @@ race: debian ## Run the same tests under the race detector
 
 .PHONY: e2e
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
-	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/... ./internal/bootstrap ./listeners
+	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/... ./internal/bootstrap ./listeners ./kubernetes
 
 .PHONY: conformance
 conformance: tools build ## Compare with a real Consul, a line a case (E2E_FLAGS="-run /NAME -seed N")
@@ -90,7 +91,7 @@ check: build lint race ## Build, vet, lint, race, and demand that generated file
 	tools/clean-after make generate
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -98,6 +99,7 @@ debian:
 
 .tools/consul-1.22.0/pin: tools/consul-1.22/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
+.tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod
