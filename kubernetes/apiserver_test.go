@@ -246,8 +246,6 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func ptr(s string) *string { return &s }
-
 func TestOnAnAPIServer(t *testing.T) {
 	c := newCluster(t)
 	t.Run("every annotation of the table, on a real Service", func(t *testing.T) { c.everyAnnotation(t) })
@@ -297,12 +295,12 @@ func (c *cluster) leastRights(t *testing.T) {
 func (c *cluster) switchOnAndOff(t *testing.T) {
 	said, stop := c.watch(t, time.Hour)
 	await(t, said, gateway.Off, "")
-	on := c.annotate(t, awsAll, ptr("*"))
+	on := c.annotate(t, awsAll, new("*"))
 	await(t, said, gateway.Permissive, "")
 	restarted, stopRestarted := c.watch(t, time.Hour)
 	await(t, restarted, gateway.Permissive, "")
 	stopRestarted()
-	first, second := read(on).listeners[8080].since, read(c.annotate(t, "example.com/other", ptr("x"))).listeners[8080].since
+	first, second := read(on).listeners[8080].since, read(c.annotate(t, "example.com/other", new("x"))).listeners[8080].since
 	if first.IsZero() || second.Before(first) {
 		t.Errorf("since %s, and after another change since %s", first, second)
 	}
@@ -322,7 +320,7 @@ func (c *cluster) switchOnAndOff(t *testing.T) {
 }
 
 func (c *cluster) outages(t *testing.T) {
-	c.annotate(t, awsAll, ptr("*"))
+	c.annotate(t, awsAll, new("*"))
 	said, stop := c.watch(t, 0)
 	await(t, said, gateway.Strict, "")
 	end(c.server)

@@ -81,7 +81,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.watch(w, r)
 	case q.Get("resourceVersionMatch") == "Exact":
 		var at int
-		fmt.Sscan(q.Get("resourceVersion"), &at)
+		_, _ = fmt.Sscan(q.Get("resourceVersion"), &at) // 0 where there is none
 		a.list(w, at)
 	default:
 		a.list(w, version)
@@ -100,7 +100,7 @@ func (a *apiServer) list(w http.ResponseWriter, version int) {
 
 func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	var seen int
-	fmt.Sscan(r.URL.Query().Get("resourceVersion"), &seen)
+	_, _ = fmt.Sscan(r.URL.Query().Get("resourceVersion"), &seen) // 0 where there is none
 	for {
 		a.mu.Lock()
 		news, refuses, changed := a.history[seen:], a.refuses, a.changed
@@ -194,8 +194,8 @@ func TestWatchFollowsAService(t *testing.T) {
 	await(t, said, gateway.Strict, "give Usher get, list and watch on it")
 	a.refuse(false)
 	await(t, said, gateway.Strict, "")
-	a.Server.CloseClientConnections()
-	a.Server.Listener.Close()
+	a.CloseClientConnections()
+	a.Listener.Close()
 	await(t, said, gateway.Strict, "cannot be reached: ")
 }
 
