@@ -62,7 +62,7 @@ var accessLogSchema = []setting{
 		field: func(p *Policy) *HealthChecks { return &p.AccessLog.HealthChecks },
 		kind:  words(HealthChecksDefault, HealthChecksLog, HealthChecksOmit),
 		meaning: "what becomes of the connections with which a balancer looks whether anybody is there: those to a tcp listener, by a peer that is believed, that name no client " +
-			"(a LOCAL header, or none) and send no byte; with `permissive`, connections to any listener that end before Envoy knows whether they have a header. `default` is `omit` where PROXY protocol is on. " +
+			"(a LOCAL header, or none) and send no byte. `omit` leaves out, with `permissive`, also the connections to any listener that end before Envoy knows whether they have a header, and with them those whose header is broken. `default` omits where PROXY protocol is on, but not these. " +
 			"http listeners log requests, and such a connection has none",
 	},
 	option[Share]{

@@ -217,7 +217,7 @@ func (k accessLogKey) rejections(s sink) ([]entry, error) {
 	if !k.dialect.expressions {
 		return all, nil
 	}
-	if k.proxied && (k.strict || k.policy.HealthChecks == gateway.HealthChecksLog) {
+	if k.proxied && (k.strict || k.policy.HealthChecks != gateway.HealthChecksOmit) {
 		filter, err := expressionFilter("xds.filter_chain_name == '' && response.flags == 0")
 		if err != nil {
 			return nil, err
