@@ -25,6 +25,22 @@ const (
 	unclear               // nobody can tell
 )
 
+// signals are the words for them in the record.
+var signals = [...]string{silent: "", off: "off", on: "on", mixed: "mixed", unclear: "unclear"}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s signal) MarshalText() ([]byte, error) { return []byte(signals[s]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *signal) UnmarshalText(text []byte) error {
+	n := slices.Index(signals[:], string(text))
+	if n < 0 {
+		return fmt.Errorf("%q is no signal", text)
+	}
+	*s = signal(n)
+	return nil
+}
+
 // verdict is what one annotation says of one port of the Service.
 type verdict struct {
 	signal  signal

@@ -112,13 +112,14 @@ func (s store) Replace(objs []any, _ string) error {
 // Resync implements cache.ReflectorStore.
 func (s store) Resync() error { return nil }
 
-// why says in words that stay the same why the API server does not answer.
-func why(err error) string {
+// why says in words that stay the same why the API server does not answer, and
+// which rights it may want.
+func why(err error, rights string) string {
 	var op *net.OpError
 	var request *url.Error
 	switch {
 	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
-		return fmt.Sprintf("the API server refuses: %v; give Usher get, list and watch on it (docs/kubernetes-role.yaml)", err)
+		return fmt.Sprintf("the API server refuses: %v; give Usher %s", err, rights)
 	case errors.As(err, &op) && op.Addr != nil:
 		return fmt.Sprintf("the API server at %s cannot be reached: %v", op.Addr, op.Err)
 	case errors.As(err, &request):

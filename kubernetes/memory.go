@@ -4,12 +4,16 @@ import (
 	"maps"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/usherproxy/usher/gateway"
 )
 
 // memory is what was known of a Service at one moment, and is needed to
-// understand what becomes of it. It is never modified.
+// understand what becomes of it. It is never modified. The zero value: nothing.
 type memory struct {
+	// version is the Service's resourceVersion that was understood last.
+	version      string
 	listeners    map[int]held
 	others       held
 	peerIsClient bool
@@ -17,43 +21,62 @@ type memory struct {
 
 // held is what was known of one listener. The zero value: nothing.
 type held struct {
-	tell                 // the last one that was clear
-	changed time.Time    // when it became that, as far as it has to be waited for
-	newest  time.Time    // of the Service that said so
-	mode    gateway.Mode // what the listener is; "" if that was never known
-	stays   bool         // it stays that, for nobody knows more
+	tell              // the last one that was clear
+	changed time.Time // when it became that, as far as it has to be waited for
+	newest  time.Time // of the Service that said so
+	stayed  time.Time // since when the listener stays what it is, for nobody knows more; zero: it does not
 }
 
 // hear gives the memory after a Service was read. noticed is the time now.
 func (m memory) hear(t told, noticed time.Time) memory {
-	next := memory{listeners: map[int]held{}, others: m.others.hear(t.others, t.newest, noticed), peerIsClient: t.peerIsClient}
+	next := memory{version: t.version, listeners: map[int]held{}, others: m.others.hear(t.others, t.newest, noticed), peerIsClient: t.peerIsClient}
 	for port, of := range t.listeners {
 		next.listeners[port] = m.listeners[port].hear(of, t.newest, noticed)
 	}
 	return next
 }
 
-// freeze gives the memory after nobody could tell any more what the Service says.
-func (m memory) freeze() memory {
-	next := memory{listeners: maps.Clone(m.listeners), others: m.others, peerIsClient: m.peerIsClient}
-	for port, h := range next.listeners {
-		h.stays = true
-		next.listeners[port] = h
+// recalled gives the memory after what a Service was before, the oldest first. It
+// has no version: whatever anybody has noted counts for more.
+func (m memory) recalled(past []*corev1.Service, now time.Time) memory {
+	for _, s := range past {
+		m = m.hear(read(s), now)
 	}
-	next.others.stays = true
-	return next
+	m.version = ""
+	return m
+}
+
+// freeze gives the memory after nobody could tell any more, from now on, what
+// the Service says.
+func (m memory) freeze(now time.Time) memory {
+	m.listeners = maps.Clone(m.listeners)
+	for port, h := range m.listeners {
+		m.listeners[port] = h.freeze(now)
+	}
+	m.others = m.others.freeze(now)
+	return m
+}
+
+func (m memory) frozen() bool { return !m.others.stayed.IsZero() }
+
+func (h held) freeze(now time.Time) held {
+	if h.stayed.IsZero() {
+		h.stayed = now
+	}
+	return h
 }
 
 func (h held) hear(t tell, newest, noticed time.Time) held {
 	if t.signal == unclear {
-		h.stays = true
-		return h
+		return h.freeze(noticed)
 	}
-	next := held{tell: t, newest: newest, mode: h.mode}
+	next := held{tell: t, newest: newest}
 	switch {
+	case t.signal == mixed:
+	case t.signal == on && h.signal == on && h.sends == t.sends && !h.mayHaveMissed(t):
+		next.changed = h.changed // it is something else that has changed, if anything
 	case t.signal == on:
 		next.changed = t.since
-	case t.signal == mixed:
 	case h.signal == off:
 		next.changed = h.changed
 	case h.signal == on || h.signal == mixed:
@@ -66,59 +89,50 @@ func (h held) hear(t tell, newest, noticed time.Time) held {
 	return next
 }
 
-// resolve gives what the listener is now, and when that changes by itself; zero:
-// never.
-func (h held) resolve(grace time.Duration, now time.Time) (held, time.Time) {
-	if h.stays {
-		return h, time.Time{}
+// mayHaveMissed says whether the balancer may have been told something else, and
+// this again, while nobody heard it.
+func (h held) mayHaveMissed(t tell) bool {
+	return !h.stayed.IsZero() && t.since.After(h.stayed)
+}
+
+// mode gives what the listener is now, "" if that was never known, and when that
+// changes by itself; zero: never.
+func (h held) mode(grace time.Duration, now time.Time) (gateway.Mode, time.Time) {
+	if !h.stayed.IsZero() {
+		now = h.stayed
 	}
 	end := h.changed.Add(grace)
 	waits := now.Before(end)
+	if !h.stayed.IsZero() {
+		end = time.Time{}
+	}
 	switch {
 	case h.signal == mixed:
-		h.mode = gateway.Permissive
-	case h.signal == on && !waits:
-		h.mode = gateway.Strict
+		return gateway.Permissive, time.Time{}
 	case h.signal == off && (h.changed.IsZero() || !waits):
-		h.mode = gateway.Off
+		return gateway.Off, time.Time{}
+	case h.signal == on && !waits:
+		return gateway.Strict, time.Time{}
 	case h.signal == on || h.signal == off:
-		h.mode = gateway.Permissive
-		return h, end
+		return gateway.Permissive, end
 	}
-	return h, time.Time{}
+	return "", time.Time{}
 }
 
-// behind is what follows for the listener.
-func (h held) behind() gateway.Behind {
-	return gateway.Behind{Mode: h.mode, Sends: h.sends}
-}
-
-// resolve gives what follows for all listeners now, and when that changes by
-// itself, by port. Those that the balancer does not lead to are port 0.
-func (m memory) resolve(grace time.Duration, now time.Time) (memory, map[int]time.Time) {
-	next := memory{listeners: map[int]held{}, peerIsClient: m.peerIsClient}
+// balancer gives what follows for everybody else now, and when that changes by
+// itself, by port. Listeners that the balancer does not lead to are port 0.
+func (m memory) balancer(grace time.Duration, now time.Time) (*gateway.Balancer, map[int]time.Time) {
 	ends := map[int]time.Time{}
-	note := func(port int, end time.Time) {
+	behind := func(port int, h held) gateway.Behind {
+		mode, end := h.mode(grace, now)
 		if !end.IsZero() {
 			ends[port] = end
 		}
+		return gateway.Behind{Mode: mode, Sends: h.sends}
 	}
+	b := &gateway.Balancer{Listeners: map[int]gateway.Behind{}, Others: behind(0, m.others), PeerIsClient: m.peerIsClient}
 	for port, h := range m.listeners {
-		h, end := h.resolve(grace, now)
-		next.listeners[port] = h
-		note(port, end)
+		b.Listeners[port] = behind(port, h)
 	}
-	others, end := m.others.resolve(grace, now)
-	next.others = others
-	note(0, end)
-	return next, ends
-}
-
-// balancer is the fact for everybody else.
-func (m memory) balancer(problems []gateway.Problem) *gateway.Balancer {
-	b := &gateway.Balancer{Listeners: map[int]gateway.Behind{}, Others: m.others.behind(), PeerIsClient: m.peerIsClient, Problems: problems}
-	for port, h := range m.listeners {
-		b.Listeners[port] = h.behind()
-	}
-	return b
+	return b, ends
 }

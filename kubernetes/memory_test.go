@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -57,7 +58,7 @@ func newRig(t *testing.T, minute float64) *rig {
 		Options: Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())},
 		id:      gateway.KubernetesService{Namespace: "consul", Name: "edge"},
 	}
-	f.report = report{metrics: f.Metrics, id: f.id}
+	f.report = report{Metrics: f.Metrics}
 	return &rig{follower: f, t: t, now: at(minute)}
 }
 
@@ -65,7 +66,7 @@ func newRig(t *testing.T, minute float64) *rig {
 // when it wants to be woken.
 func (r *rig) tell(minute float64, h heard) time.Duration {
 	r.now = at(minute)
-	r.hear(h, r.now)
+	r.hear(h, r.memory, memory{}, r.now)
 	return r.wait(minute)
 }
 
@@ -89,6 +90,21 @@ func (r *rig) wantMode(want gateway.Mode) {
 	}
 }
 
+// wantShown demands a metric, and a part of the remark.
+func (r *rig) wantShown(metric, remark string) {
+	r.t.Helper()
+	text, err := testutil.CollectAndFormat(r.Metrics.graces, expfmt.TypeTextPlain, "usher_kubernetes_grace_end_timestamp_seconds")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if !strings.Contains(string(text), metric+"\n") {
+		r.t.Errorf("the metrics lack %s:\n%s", metric, text)
+	}
+	if got := r.Metrics.graces.remark(r.now); !strings.Contains(got, remark) {
+		r.t.Errorf("the remark is %q and lacks %q", got, remark)
+	}
+}
+
 func is(s *corev1.Service) heard { return heard{answered: true, service: s} }
 
 func TestAHeaderThatIsSwitchedOnIsWaitedForAndThenDemanded(t *testing.T) {
@@ -99,17 +115,19 @@ func TestAHeaderThatIsSwitchedOnIsWaitedForAndThenDemanded(t *testing.T) {
 		t.Errorf("wakes up after %v, want 10m", wake)
 	}
 	r.wantMode(gateway.Permissive)
-	if n := testutil.ToFloat64(r.Metrics.ends.WithLabelValues("consul", "edge", "8080")); n != float64(at(70).Unix()) {
-		t.Errorf("the metric says that the grace ends at %v, want %v", n, at(70).Unix())
-	}
+	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{namespace="consul",port="8080",service="edge"} %.6e`, float64(at(70).Unix()))
+	r.wantShown(metric, "listener 8080 behind Service consul/edge: 10m0s more, until 2026-01-01T13:10:00Z")
 	if wake := r.wait(69.9); wake.Round(time.Second) != 6*time.Second {
 		t.Errorf("wakes up after %v, want 6s", wake)
 	}
 	r.wantMode(gateway.Permissive)
 	r.wait(70)
 	r.wantMode(gateway.Strict)
-	if n := testutil.CollectAndCount(r.Metrics.ends); n != 0 {
+	if n := testutil.CollectAndCount(r.Metrics.graces); n != 0 {
 		t.Errorf("%d series of graces after the end, want none", n)
+	}
+	if got := r.Metrics.graces.remark(r.now); got != "" {
+		t.Errorf("after the end the remark is %q", got)
 	}
 }
 
@@ -236,6 +254,20 @@ func TestNothingBecomesStricterWhileTheServiceIsUnknown(t *testing.T) {
 	r.wantMode(gateway.Permissive)
 	r.tell(601, is(service("true", 60)))
 	r.wantMode(gateway.Strict)
+}
+
+// kubectl owns the annotation and changes a label, which moves its time.
+func TestAnotherChangeBeginsNoGrace(t *testing.T) {
+	r := newRig(t, 0)
+	r.tell(30, is(service("true", 0)))
+	r.tell(60, is(service("true", 60)))
+	r.wantMode(gateway.Strict)
+	r.tell(61, heard{err: fmt.Errorf("down")})
+	r.tell(62, is(service("true", 60)))
+	r.wantMode(gateway.Strict)
+	r.tell(63, heard{err: fmt.Errorf("down")})
+	r.tell(65, is(service("true", 64))) // it may have been false in between
+	r.wantMode(gateway.Permissive)
 }
 
 func TestAServiceThatIsMadeAnew(t *testing.T) {

@@ -17,11 +17,12 @@ const (
 	recallSteps = 10
 )
 
-// recall gives what a Service was before, the oldest first, back to when headers
-// were sent, as far as the API server still has it: that is at least five
-// minutes (kube-apiserver's --etcd-compaction-interval). A Usher that is started
-// while the cloud still follows a removal learns of it only so: what is gone
-// leaves no trace in the Service.
+// recall gives what a Service was before, the oldest first, as far as the API
+// server still has it: that is at least five minutes (kube-apiserver's
+// --etcd-compaction-interval). A Usher that is started while the cloud still
+// follows a removal learns of it only so, or from the record: what is gone
+// leaves no trace in the Service. So does one that is started after something
+// else was changed, which may have moved the time of the annotation.
 //
 // It is best effort: an API server that has other resource versions than numbers
 // that count up, or has forgotten them, gives nothing.
@@ -32,15 +33,12 @@ func recall(ctx context.Context, client rest.Interface, s *corev1.Service) []*co
 	for range recallSteps {
 		s = before(ctx, client, s)
 		if s == nil {
-			return nil // it never sent any, as far as anybody knows
+			break
 		}
 		past = append(past, s)
-		if read(s).on() {
-			slices.Reverse(past)
-			return past
-		}
 	}
-	return nil
+	slices.Reverse(past)
+	return past
 }
 
 // before gives what a Service was until it was last written; nil if nobody

@@ -20,6 +20,7 @@ type told struct {
 	// peerIsClient says that connections come from the clients' own addresses.
 	peerIsClient bool
 	newest       time.Time // see times
+	version      string    // the Service's resourceVersion
 	problems     []gateway.Problem
 }
 
@@ -34,7 +35,7 @@ type tell struct {
 // Service alone, so that every Usher and every restarted one finds the same.
 func read(s *corev1.Service) told {
 	r := reader{service: s, times: timesOf(s)}
-	t := told{listeners: map[int]tell{}, others: tell{signal: off}, newest: r.times.newest}
+	t := told{listeners: map[int]tell{}, others: tell{signal: off}, newest: r.times.newest, version: s.ResourceVersion}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != corev1.ProtocolTCP && p.Protocol != "" {
 			continue

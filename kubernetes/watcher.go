@@ -4,10 +4,11 @@ import (
 	"context"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/gateway"
@@ -17,7 +18,7 @@ import (
 // DefaultGrace is how long a cloud is given to follow a change of a Service.
 const DefaultGrace = 10 * time.Minute
 
-// Options are what a Watcher is made of. All are required.
+// Options are what a Watcher is made of. All but Record are required.
 type Options struct {
 	Client rest.Interface
 	// Grace is how long a listener takes connections both with and without a PROXY
@@ -26,6 +27,10 @@ type Options struct {
 	Grace   time.Duration
 	Logger  *slog.Logger
 	Metrics *Metrics
+	// Record is a ConfigMap in which Ushers note since when balancers are told what
+	// they are told, so that those that are restarted count each grace as the
+	// others do. It has to be there. Zero: they go by what the API server can tell.
+	Record types.NamespacedName
 }
 
 // Watcher watches Services. Use New; Watch may be called from any goroutine.
@@ -36,6 +41,10 @@ type Watcher struct {
 // New gives a watcher. It connects when something is watched.
 func New(o Options) *Watcher { return &Watcher{o} }
 
+// Remark says which listeners are in a grace and how long it lasts, in one line;
+// "" if none is.
+func (w *Watcher) Remark() string { return w.o.Metrics.graces.remark(time.Now()) }
+
 // Watch calls put with what follows from a Service, whenever that changes, until
 // ctx ends; put must not block. Nothing is put before the first answer, or the
 // first error.
@@ -45,20 +54,20 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 	defer listening.Wait()
 	listening.Go(func() { e.run(ctx) })
 
-	f := follower{Options: w.o, id: id, report: report{metrics: w.o.Metrics, id: id}}
-	defer f.report.update(false, nil)
+	f := follower{Options: w.o, id: id, report: report{Metrics: w.o.Metrics}}
+	defer f.show(false, nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case h := <-e.out.C():
-			if f.mayHaveMissed(h) {
-				f.remember(recall(ctx, w.o.Client, h.service), time.Now())
-			}
-			f.hear(h, time.Now())
+		case f.heard = <-e.out.C():
+			w.take(ctx, &f)
 		case <-timer.C:
+			if len(f.unrecorded) > 0 {
+				w.take(ctx, &f)
+			}
 		}
 		b, wake := f.follow(time.Now())
 		if b != nil {
@@ -68,56 +77,72 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 	}
 }
 
+// take takes in what was heard, with what is known of the time before that.
+func (w *Watcher) take(ctx context.Context, f *follower) {
+	h, now, before := f.heard, time.Now(), f.memory
+	if h.err == nil && h.service != nil && before.listeners == nil {
+		before = before.recalled(recall(ctx, w.o.Client, h.service), now)
+	}
+	hear := func(noted memory) memory {
+		f.hear(h, before, noted, now)
+		return f.memory
+	}
+	hear(memory{})
+	f.unrecorded = nil
+	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered {
+		return
+	}
+	r := record{client: w.o.Client, at: w.o.Record}
+	if err := r.agree(ctx, f.id, hear); err != nil {
+		f.unrecorded = []gateway.Problem{r.problem(err)}
+	}
+}
+
 // idle is how long a Watch sleeps when nothing but the Service can wake it.
 const idle = time.Hour
 
 // follower follows one Service. It has no goroutine and no clock.
 type follower struct {
 	Options
-	id       gateway.KubernetesService
-	report   report
-	begun    bool // something was heard
-	failing  bool // nobody knows at the moment what the Service says
-	memory   memory
-	problems []gateway.Problem
-	last     *gateway.Balancer // what was put last
+	id         gateway.KubernetesService
+	report     report
+	heard      heard // the last that the API server said
+	begun      bool  // something was heard
+	failing    bool  // nobody knows at the moment what the Service says
+	memory     memory
+	problems   []gateway.Problem
+	unrecorded []gateway.Problem // why the others do not know what this one knows
+	last       *gateway.Balancer // what was put last
 }
 
-// mayHaveMissed says whether this is the first of a Service, and no header is
-// sent: nobody can tell from it whether one was, a moment ago.
-func (f *follower) mayHaveMissed(h heard) bool {
-	return h.err == nil && h.service != nil && len(f.memory.listeners) == 0 && !read(h.service).on()
-}
-
-// remember takes in what a Service was before.
-func (f *follower) remember(past []*corev1.Service, now time.Time) {
-	for _, s := range past {
-		f.memory = f.memory.hear(read(s), now)
-	}
-}
-
-// hear takes in what the API server said.
-func (f *follower) hear(h heard, now time.Time) {
+// hear takes in what the API server said, with what was known before, and what
+// is noted by others.
+func (f *follower) hear(h heard, before, noted memory, now time.Time) {
 	unknown := ""
 	switch {
 	case h.err != nil:
-		unknown = why(h.err)
+		unknown = why(h.err, "get, list and watch on it (docs/kubernetes-role.yaml)")
 	case !h.answered:
 		return
 	case h.service == nil:
 		unknown = "there is no such Service, though the catalog says that it is in front of the gateway; make it again, or set usher's proxy_protocol.mode"
 	}
 	f.begun, f.failing = true, unknown != ""
-	if unknown == "" {
-		t := read(h.service)
-		f.memory, f.problems = f.memory.hear(t, now), t.problems
+	f.memory, f.problems = before.with(noted), nil
+	if f.failing {
+		f.memory = f.memory.freeze(now)
+		f.problems = []gateway.Problem{{
+			Where: where(f.id.Namespace, f.id.Name),
+			What:  unknown + ". Until then listeners with the mode auto stay what they are, and those that never were anything are held back",
+		}}
 		return
 	}
-	f.memory = f.memory.freeze()
-	f.problems = []gateway.Problem{{
-		Where: where(f.id.Namespace, f.id.Name),
-		What:  unknown + ". Until then listeners with the mode auto stay what they are, and those that never were anything are held back",
-	}}
+	t := read(h.service)
+	f.problems = t.problems
+	// Somebody may have heard more already, which is heard here soon.
+	if !isNewer(noted.version, t.version) {
+		f.memory = f.memory.hear(t, now)
+	}
 }
 
 // follow gives what follows now, nil if that is what it was, and how long that
@@ -126,20 +151,28 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 	if !f.begun {
 		return nil, idle
 	}
-	memory, ends := f.memory.resolve(f.Grace, now)
-	f.memory = memory
-	f.report.update(f.failing, ends)
+	next, ends := f.memory.balancer(f.Grace, now)
+	next.Problems = slices.Concat(f.problems, f.unrecorded)
+	f.show(f.failing, ends)
 	wake := idle
+	if len(f.unrecorded) > 0 {
+		wake = recordAgain
+	}
 	for _, end := range ends {
 		wake = min(wake, end.Sub(now))
 	}
-	next := memory.balancer(f.problems)
 	if f.last != nil && reflect.DeepEqual(f.last, next) {
 		return nil, wake
 	}
 	f.tell(next, ends)
 	f.last = next
 	return next, wake
+}
+
+// show shows in the metrics whether the watch fails, and when each grace ends.
+func (f *follower) show(failing bool, ends map[int]time.Time) {
+	f.report.fails(failing)
+	f.Metrics.graces.set(f.id, ends)
 }
 
 // tell logs what has changed for listeners.

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -25,13 +26,15 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // apiServer is as much of one as a Watch asks for: the Service edge in the
-// namespace consul, and what it was before.
+// namespace consul, and what it was before, and the ConfigMap record.
 type apiServer struct {
 	*httptest.Server
 	mu      sync.Mutex
 	history []*corev1.Service // by resource version - 1; nil: there was none
 	refuses bool
 	changed chan struct{} // closed at each change
+	record  *corev1.ConfigMap
+	meddle  func(*corev1.ConfigMap) // if not nil, called once before something is noted
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -69,6 +72,8 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
+	case r.URL.Path == "/api/v1/namespaces/consul/configmaps/record":
+		a.configMap(w, r)
 	case r.URL.Path != "/api/v1/namespaces/consul/services" || q.Get("fieldSelector") != "metadata.name=edge":
 		http.Error(w, "{}", http.StatusNotFound)
 	case refuses:
@@ -96,6 +101,40 @@ func (a *apiServer) list(w http.ResponseWriter, version int) {
 		list.Items = append(list.Items, *a.history[version-1])
 	}
 	_ = json.NewEncoder(w).Encode(list)
+}
+
+// configMap gives and replaces the record; who has not seen its newest version
+// is refused.
+func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.record == nil {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}`)
+		return
+	}
+	if r.Method == http.MethodPut {
+		if a.meddle != nil {
+			a.meddle(a.record)
+			a.meddle = nil
+		}
+		var next corev1.ConfigMap
+		if err := json.NewDecoder(r.Body).Decode(&next); err != nil || next.Generation != a.record.Generation {
+			w.WriteHeader(http.StatusConflict)
+			fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409}`)
+			return
+		}
+		next.Generation++
+		a.record = &next
+	}
+	_ = json.NewEncoder(w).Encode(a.record)
+}
+
+// noted gives what is noted of the Service.
+func (a *apiServer) noted() memory {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return parseNote(a.record.Data["consul.edge"])
 }
 
 func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
@@ -129,9 +168,13 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 }
 
 // watching runs a Watch of the Service until the test ends, and gives what it
-// puts.
-func (a *apiServer) watching(t *testing.T) <-chan *gateway.Balancer {
+// puts. It notes in the ConfigMap of a name, "": nowhere.
+func (a *apiServer) watching(t *testing.T, record string) <-chan *gateway.Balancer {
 	t.Helper()
+	o := Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
+	if record != "" {
+		o.Record = types.NamespacedName{Namespace: "consul", Name: record}
+	}
 	file := t.TempDir() + "/kubeconfig"
 	config := clientcmdapi.Config{
 		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: a.URL}},
@@ -141,11 +184,11 @@ func (a *apiServer) watching(t *testing.T) <-chan *gateway.Balancer {
 	if err := clientcmd.WriteToFile(config, file); err != nil {
 		t.Fatal(err)
 	}
-	client, err := Connect(file)
-	if err != nil {
+	var err error
+	if o.Client, err = Connect(file); err != nil {
 		t.Fatal(err)
 	}
-	w := New(Options{Client: client, Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
+	w := New(o)
 	said := make(chan *gateway.Balancer, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -182,7 +225,7 @@ func await(t *testing.T, said <-chan *gateway.Balancer, mode gateway.Mode, probl
 func TestWatchFollowsAService(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("true", -60))
-	said := a.watching(t)
+	said := a.watching(t, "")
 	await(t, said, gateway.Strict, "")
 	a.set(service("false", 1))
 	await(t, said, gateway.Off, "") // long ago, by the Service's own times
@@ -203,7 +246,7 @@ func TestWatchBeginsWithAnAPIServerThatRefuses(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("true", 0))
 	a.refuse(true)
-	said := a.watching(t)
+	said := a.watching(t, "")
 	await(t, said, "", "the API server refuses: services is forbidden")
 	a.refuse(false)
 	await(t, said, gateway.Strict, "")
@@ -219,14 +262,23 @@ func TestWatchThatBeginsAfterARemoval(t *testing.T) {
 	labelled := service("", 0)
 	labelled.Labels = map[string]string{"app": "edge"}
 	a.set(labelled)
-	said := a.watching(t)
+	said := a.watching(t, "")
 	await(t, said, "", "the API server refuses")
 	a.refuse(false)
 	await(t, said, gateway.Permissive, "")
 }
 
+// What was changed last has moved the annotation's time.
+func TestWatchThatBeginsAfterAnotherChange(t *testing.T) {
+	now := time.Since(start).Minutes()
+	a := newAPIServer(t)
+	a.set(service("true", 0))
+	a.set(service("true", now))
+	await(t, a.watching(t, ""), gateway.Strict, "")
+}
+
 func TestWatchThatBeginsWithoutAPast(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("", 0))
-	await(t, a.watching(t), gateway.Off, "")
+	await(t, a.watching(t, ""), gateway.Off, "")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,9 +23,28 @@ type admin struct {
 type condition interface {
 	// Ready gives nil, or why Usher is not ready.
 	Ready() error
-	// Remark gives what an operator can mend although Usher is ready, in one
-	// line; "" if there is nothing.
+	remarker
+}
+
+// remarker has something to say although Usher is ready.
+type remarker interface {
+	// Remark gives what an operator can mend or may wait for, in one line; "" if
+	// there is nothing.
 	Remark() string
+}
+
+// remarked is a condition with the remarks of somebody else, who may be nil.
+type remarked struct {
+	condition
+	other remarker
+}
+
+// Remark implements condition, with a line for each.
+func (r remarked) Remark() string {
+	if r.other == nil {
+		return r.condition.Remark()
+	}
+	return strings.Trim(r.condition.Remark()+"\n"+r.other.Remark(), "\n")
 }
 
 // newAdmin binds addr.

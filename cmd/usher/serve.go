@@ -30,6 +30,7 @@ type serveOptions struct {
 	configDir         string
 	kubeconfig        string
 	balancerGrace     time.Duration
+	balancerRecord    string
 	tlsCert           string
 	tlsKey            string
 	insecurePlaintext bool
@@ -60,6 +61,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.configDir, "config-dir", "", "Directory with config entries and service definitions, instead of a Consul. It is followed.")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "File that says how to reach the Kubernetes whose Services listeners with the mode auto follow. Default: the cluster that Usher runs in, if it does.")
 	f.DurationVar(&o.balancerGrace, "balancer-grace", kubernetes.DefaultGrace, "How long a load balancer is given to follow its Service; listeners take connections with and without a PROXY header meanwhile. The same for all Ushers of a gateway.")
+	f.StringVar(&o.balancerRecord, "balancer-record", "", "ConfigMap (NAMESPACE/NAME) in which Ushers note since when load balancers are told what they are told, so that one that is restarted counts each grace as the others do. It has to be there.")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server. It is followed.")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false, "Allow an --xds-addr beyond loopback without TLS: private keys then cross the network in the clear.")
@@ -117,7 +119,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	admin, err := newAdmin(ctx, o.adminAddr, metrics, facts)
+	admin, err := newAdmin(ctx, o.adminAddr, metrics, remarked{facts, balancers})
 	if err != nil {
 		return err
 	}

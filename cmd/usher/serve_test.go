@@ -51,6 +51,7 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: it takes the place of a Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
 		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace: it is a time from 0 on"},
+		{"a record without a namespace", []string{"--balancer-record", "usher"}, "--balancer-record usher: it is the namespace and the name of a ConfigMap"},
 		{"missing kubeconfig", []string{"--kubeconfig", filepath.Join(empty, "none.conf")}, "none.conf"},
 		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
 		{"xDS port taken", []string{"--xds-addr", taken.Addr().String()}, "--xds-addr " + taken.Addr().String() + ": "},
@@ -122,7 +123,8 @@ func (c *told) Remark() string { return c.remark }
 
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), c)
+	other := &told{}
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), remarked{c, other})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,9 +145,13 @@ func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	if code, text := get("/readyz"); code != http.StatusOK || text != "ready\n" {
 		t.Errorf("/readyz: %d %q", code, text)
 	}
-	c.remark = "it could be faster"
-	if code, text := get("/readyz"); code != http.StatusOK || text != "ready\nit could be faster\n" {
-		t.Errorf("/readyz: %d %q", code, text)
+	for want, remarks := range map[string][2]string{
+		"ready\nslow\n": {"slow", ""}, "ready\nwaits\n": {"", "waits"}, "ready\nslow\nwaits\n": {"slow", "waits"},
+	} {
+		c.remark, other.remark = remarks[0], remarks[1]
+		if code, text := get("/readyz"); code != http.StatusOK || text != want {
+			t.Errorf("/readyz: %d %q, want %q", code, text, want)
+		}
 	}
 }
 

@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/files"
@@ -54,11 +57,20 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 	return dir, everybody{}, nil
 }
 
-// balancers gives what tells listeners with the mode auto what to be; nil
-// outside Kubernetes.
-func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer) (control.Balancers, error) {
+// balancers tell listeners with the mode auto what to be.
+type balancers interface {
+	control.Balancers
+	remarker
+}
+
+// balancers gives those of Kubernetes; nil outside of it.
+func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer) (balancers, error) {
 	if o.balancerGrace < 0 {
 		return nil, errors.New("--balancer-grace: it is a time from 0 on, such as 10m")
+	}
+	record, err := recordAt(o.balancerRecord)
+	if err != nil {
+		return nil, err
 	}
 	client, err := kubernetes.Connect(o.kubeconfig)
 	if errors.Is(err, kubernetes.ErrNotInCluster) {
@@ -68,8 +80,17 @@ func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer)
 		return nil, err
 	}
 	return kubernetes.New(kubernetes.Options{
-		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: kubernetes.NewMetrics(metrics),
+		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: kubernetes.NewMetrics(metrics), Record: record,
 	}), nil
+}
+
+// recordAt reads NAMESPACE/NAME; "" names nothing.
+func recordAt(text string) (types.NamespacedName, error) {
+	namespace, name, ok := strings.Cut(text, "/")
+	if text != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
+		return types.NamespacedName{}, fmt.Errorf("--balancer-record %s: it is the namespace and the name of a ConfigMap, such as consul/usher-balancers", text)
+	}
+	return types.NamespacedName{Namespace: namespace, Name: name}, nil
 }
 
 // consulAuthorizer lets Consul decide: the caller's token needs service:write

@@ -1,0 +1,143 @@
+package kubernetes
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// noting tells the follower what the API server said at some minute, with what
+// is noted, and gives what is noted then.
+func (r *rig) noting(minute float64, h heard, text string) string {
+	r.now = at(minute)
+	r.hear(h, r.memory, parseNote(text), r.now)
+	r.wait(minute)
+	return noteOf(r.memory)
+}
+
+func versioned(s *corev1.Service, version int) heard {
+	s.ResourceVersion = fmt.Sprint(version)
+	return is(s)
+}
+
+// Whoever is started at 66 finds in the record what cannot be seen in the
+// Service any more, and the API server has forgotten its past.
+func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
+	on := func(set float64, version int) heard { return versioned(service("true", set), version) }
+	gone := func(version int) heard { return versioned(service("", 0), version) }
+	type step struct {
+		minute float64
+		heard
+	}
+	for name, c := range map[string]struct {
+		before      []step
+		then        heard
+		at66, after gateway.Mode
+	}{
+		"removed":                      {[]step{{30, on(0, 1)}, {60, gone(2)}}, gone(2), gateway.Permissive, gateway.Off},
+		"removed, and something else":  {[]step{{30, on(0, 1)}, {60, gone(2)}, {64, gone(3)}}, gone(3), gateway.Permissive, gateway.Off},
+		"something else is changed":    {[]step{{30, on(0, 1)}, {60, on(60, 2)}}, on(60, 2), gateway.Strict, gateway.Strict},
+		"switched on, something else":  {[]step{{30, gone(1)}, {60, on(60, 2)}, {65, on(65, 3)}}, on(65, 3), gateway.Permissive, gateway.Strict},
+		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, heard{answered: true}}}, heard{answered: true}, gateway.Permissive, gateway.Permissive},
+		"a value that is no value":     {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), gateway.Strict, gateway.Strict},
+		"changed while nobody watched": {[]step{{30, on(0, 1)}}, gone(2), gateway.Permissive, gateway.Permissive},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first, second := newRig(t, 0), newRig(t, 0)
+			text := ""
+			for _, s := range c.before {
+				text = first.noting(s.minute, s.heard, text)
+			}
+			text = second.noting(66, c.then, text)
+			first.noting(66, c.then, text)
+			for _, r := range []*rig{first, second} {
+				r.wantMode(c.at66)
+				r.wait(69.9)
+				r.wantMode(c.at66)
+				r.wait(70)
+				r.wantMode(c.after)
+			}
+			if diff := cmp.Diff(first.b, second.b); diff != "" {
+				t.Errorf("first -, restarted +:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestTwoUshersAgreeByTheRecord(t *testing.T) {
+	first, second := newRig(t, 0), newRig(t, 0)
+	on, off := versioned(service("true", 0), 1), versioned(service("", 0), 2)
+	text := first.noting(30, on, "")
+	text = second.noting(31, on, text)
+	text = first.noting(60, off, text)
+	if late := second.noting(61, on, text); late != text {
+		t.Errorf("one that is late has noted %s instead of %s", late, text)
+	}
+	second.wantMode(gateway.Permissive)
+	if same := second.noting(64, off, text); same != text {
+		t.Errorf("noted is %s and then %s", text, same)
+	}
+	text = first.noting(65, heard{answered: true}, text)
+	if same := second.noting(67, heard{answered: true}, text); same != text {
+		t.Errorf("of a Service that is gone, noted is %s and then %s", text, same)
+	}
+}
+
+func TestANoteThatNobodyUnderstandsIsNone(t *testing.T) {
+	for _, text := range []string{"", "x", "{}", `{"version": "9", "others": {"told": "perhaps"}}`, `{"version": "9", "listeners": {"a": {}}}`} {
+		r := newRig(t, 0)
+		r.noting(60, versioned(service("true", 0), 1), text)
+		r.wantMode(gateway.Strict)
+	}
+}
+
+func TestWatchNotesWhatItHears(t *testing.T) {
+	a := newAPIServer(t)
+	a.record = &corev1.ConfigMap{}
+	a.set(service("true", 0))
+	said := a.watching(t, "record")
+	await(t, said, gateway.Strict, "")
+	before := time.Now()
+	a.set(service("", 0))
+	await(t, said, gateway.Permissive, "")
+	m := a.noted()
+	if h := m.listeners[8080]; m.version != "2" || h.signal != off || h.changed.Before(before) || h.changed.After(time.Now()) {
+		t.Errorf("after %s is noted %+v", before, m)
+	}
+	await(t, a.watching(t, "record"), gateway.Permissive, "")
+	if again := a.noted(); !again.listeners[8080].changed.Equal(m.listeners[8080].changed) {
+		t.Errorf("noted is %+v, and after a restart %+v", m, again)
+	}
+}
+
+// Another Usher has noted, just before, that it was all over long ago.
+func TestWhoIsSlowerTakesOverWhatIsNoted(t *testing.T) {
+	a := newAPIServer(t)
+	a.record = &corev1.ConfigMap{}
+	a.set(service("true", 0))
+	said := a.watching(t, "record")
+	await(t, said, gateway.Strict, "")
+	a.change(func() {
+		a.meddle = func(m *corev1.ConfigMap) {
+			m.Data = map[string]string{"consul.edge": `{"version": "2", "listeners": {"8080": {"told": "off", "changed": "2026-01-01T00:00:00Z"}}}`}
+			m.Generation++
+		}
+	})
+	a.set(service("", 0))
+	await(t, said, gateway.Off, "")
+}
+
+func TestARecordThatIsNotThereIsAProblem(t *testing.T) {
+	a := newAPIServer(t)
+	a.set(service("true", 0))
+	said := a.watching(t, "record")
+	await(t, said, gateway.Strict, "Kubernetes ConfigMap consul/record: there is no such ConfigMap")
+	a.change(func() { a.record = &corev1.ConfigMap{} })
+	a.set(service("true", 0))
+	await(t, said, gateway.Strict, "")
+}
