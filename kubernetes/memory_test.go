@@ -270,6 +270,15 @@ func TestAnotherChangeBeginsNoGrace(t *testing.T) {
 	r.wantMode(gateway.Permissive)
 }
 
+func TestAnotherVersionOfTheHeaderIsAChange(t *testing.T) {
+	first := held{}.hear(tell{signal: on, sends: gateway.V1, since: at(0)}, at(0), at(0))
+	for sends, want := range map[gateway.Version]time.Time{gateway.V1: at(0), gateway.V2: at(60)} {
+		if h := first.hear(tell{signal: on, sends: sends, since: at(60)}, at(60), at(60)); h.changed != want {
+			t.Errorf("%s after v1: changed at %s, want %s", sends, h.changed, want)
+		}
+	}
+}
+
 func TestAServiceThatIsMadeAnew(t *testing.T) {
 	r := newRig(t, 0)
 	r.tell(30, is(service("true", 0)))

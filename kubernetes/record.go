@@ -19,7 +19,7 @@ import (
 // How long one note may take, and when one that failed is tried again.
 const (
 	recordTime  = 5 * time.Second
-	recordAgain = 30 * time.Second
+	recordAgain = 5 * time.Second
 )
 
 // record is the ConfigMap in which Ushers note what they know of Services, so
