@@ -24,6 +24,9 @@ type AccessLog struct {
 	SamplePerMille int // of the entries without an error; AllEntries: all of them
 	HealthChecks   HealthChecks
 	Rejected       Share
+	// RejectedPerSecond is how many rejected connections each Envoy logs a second
+	// in each sink, at most; AnyRate: all of them.
+	RejectedPerSecond int
 
 	RedactQuery   Answer
 	RedactHeaders []string // sorted; empty and not nil: none
@@ -33,10 +36,13 @@ type AccessLog struct {
 
 // The words that ask for nothing.
 const (
-	AnyStatus     = -1
+	AnyStatus     = anyNumber
+	AnyRate       = anyNumber
 	AnyDuration   = time.Duration(-1)
 	AnyExpression = "any"
 	AllEntries    = 1000
+
+	anyNumber = -1
 )
 
 // Sinks say where entries go.

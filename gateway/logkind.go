@@ -18,7 +18,7 @@ func atLeast(lowest, highest int) kind[int] {
 		takes: fmt.Sprintf(`"any" or a number from %d to %d`, lowest, highest),
 		read: func(_ *decoder, _ string, raw any) (int, bool) {
 			if single(raw) == "any" {
-				return AnyStatus, true
+				return anyNumber, true
 			}
 			n, ok := number(raw)
 			return n, ok && n >= lowest && n <= highest

@@ -72,6 +72,12 @@ var accessLogSchema = []setting{
 		meaning: "how many of a thousand connections that were closed before they could ask for anything are logged, with the reason: no PROXY header where one is needed, a peer that is not trusted, " +
 			"no service for the server name, TLS that failed. `default` is `all`, and what `proxy-defaults` says where the sinks are its own",
 	},
+	option[int]{
+		path: "access_log.rejected_per_second", initial: 10, says: "10",
+		field:   func(p *Policy) *int { return &p.AccessLog.RejectedPerSecond },
+		kind:    atLeast(1, 100_000),
+		meaning: "how many of these connections each Envoy (from 1.37 on) logs a second in each sink, at most; `any` is no limit",
+	},
 	option[Answer]{
 		path: "access_log.redact_query", initial: No, says: `"no"`,
 		field:   func(p *Policy) *Answer { return &p.AccessLog.RedactQuery },

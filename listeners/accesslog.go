@@ -2,10 +2,12 @@ package listeners
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/usherproxy/usher/gateway"
@@ -17,6 +19,7 @@ type accessLogs struct {
 	filter     []*accesslogv3.AccessLog // of requests, or of connections on tcp
 	untrusted  []*accesslogv3.AccessLog // the same, of peers whose headers are not believed
 	collectors []*clusterv3.Cluster     // that entries are sent to
+	buckets    map[string]*typev3.TokenBucket
 }
 
 // of gives the logs of the filter chains for some peers.
@@ -29,7 +32,13 @@ func (l accessLogs) of(who peers) []*accesslogv3.AccessLog {
 
 // with gives the logs to all sinks of both.
 func (l accessLogs) with(other accessLogs) accessLogs {
+	buckets := maps.Clone(other.buckets)
+	if buckets == nil {
+		buckets = map[string]*typev3.TokenBucket{}
+	}
+	maps.Copy(buckets, l.buckets)
 	return accessLogs{
+		buckets:    buckets,
 		listener:   slices.Concat(l.listener, other.listener),
 		filter:     slices.Concat(l.filter, other.filter),
 		untrusted:  slices.Concat(l.untrusted, other.untrusted),
@@ -192,7 +201,12 @@ func (k accessLogKey) logsTo(s sink) (accessLogs, error) {
 			return accessLogs{}, err
 		}
 	}
-	rejections, err := k.rejections(s)
+	limit, err := k.limitOf(s)
+	if err != nil {
+		return accessLogs{}, err
+	}
+	logs.buckets = limit.buckets
+	rejections, err := k.rejections(s, limit.filter)
 	if err != nil {
 		return accessLogs{}, err
 	}

@@ -24,6 +24,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
@@ -36,6 +37,9 @@ type Resources struct {
 	Clusters  ordered.Map[*clusterv3.Cluster]
 	Endpoints ordered.Map[*endpointv3.ClusterLoadAssignment]
 	Secrets   ordered.Map[*tlsv3.Secret]
+	// TokenBuckets are those of access logs: how many entries there may be a
+	// second.
+	TokenBuckets ordered.Map[*typev3.TokenBucket]
 
 	// WithheldListeners names, in order, the listeners that the gateway should
 	// have and that could not be built. Envoy must keep the last good ones, and

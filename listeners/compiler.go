@@ -32,6 +32,7 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		Clusters:          sockets.clusters,
 		Endpoints:         shape.assignments.endpoints,
 		Secrets:           shape.secrets,
+		TokenBuckets:      sockets.buckets,
 		Problems:          problemsOf(sockets.problems, shape.problems, shape.assignments.problems()),
 	}
 }

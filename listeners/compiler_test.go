@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
@@ -28,6 +29,7 @@ var resourcesEqual = cmp.Options{
 	orderedcmp.Entries[*clusterv3.Cluster](),
 	orderedcmp.Entries[*endpointv3.ClusterLoadAssignment](),
 	orderedcmp.Entries[*tlsv3.Secret](),
+	orderedcmp.Entries[*typev3.TokenBucket](),
 }
 
 // Whatever a Compiler has compiled before, it gives what Compile gives.

@@ -42,6 +42,8 @@ type dialect struct {
 	binaryTLVs bool
 	// masks: the operators of addresses can give the network of an address.
 	masks bool
+	// logLimits: entries of a log can be limited by a token bucket.
+	logLimits bool
 	// operators: the minor release up to which the operators of log formats are
 	// known. Releases with the same operators have the same number.
 	operators uint32
@@ -66,6 +68,7 @@ func dialectOf(e gateway.Envoy) dialect {
 		directLocal: e.AtLeast(1, 36),
 		binaryTLVs:  e.AtLeast(1, 39),
 		masks:       e.AtLeast(1, masksSince),
+		logLimits:   e.AtLeast(1, 37),
 		operators:   operatorsOf(e),
 	}
 }

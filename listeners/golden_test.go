@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -142,6 +143,7 @@ func document(all []compiled) map[string]any {
 			"listeners":         golden.List(c.resources.Listeners.Values()),
 			"withheldListeners": c.resources.WithheldListeners,
 			"problems":          c.resources.Problems,
+			"tokenBuckets":      namedBuckets(c.resources),
 		}
 		parts := sharedParts(c.resources)
 		if i == 0 {
@@ -166,6 +168,20 @@ func sharedParts(r *Resources) map[string]any {
 		"endpoints": golden.List(r.Endpoints.Values()),
 		"secrets":   golden.List(r.Secrets.Values()),
 	}
+}
+
+// namedBuckets are the token buckets as they go over the wire, for they have no
+// names in themselves.
+func namedBuckets(r *Resources) []any {
+	out := []any{}
+	for name, bucket := range r.TokenBuckets.All() {
+		packed, err := pack(bucket)
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, &discoveryv3.Resource{Name: name, Resource: packed})
+	}
+	return out
 }
 
 func sameMessages(a, b []any) bool {
@@ -227,7 +243,7 @@ func checkNames(t *testing.T, kind string, all []string) {
 
 func allMessages(r *Resources) []message {
 	var out []message
-	for _, m := range slices.Concat(golden.List(r.Listeners.Values()), golden.List(r.Routes.Values()), golden.List(r.Clusters.Values()), golden.List(r.Endpoints.Values()), golden.List(r.Secrets.Values())) {
+	for _, m := range slices.Concat(golden.List(r.Listeners.Values()), golden.List(r.Routes.Values()), golden.List(r.Clusters.Values()), golden.List(r.Endpoints.Values()), golden.List(r.Secrets.Values()), golden.List(r.TokenBuckets.Values())) {
 		out = append(out, m.(message))
 	}
 	return out

@@ -193,7 +193,7 @@ func withoutNil(filters []logFilter) []logFilter {
 // rejections are the kinds of connections that were closed before they could ask
 // for anything, each with its reason. Envoy says it in one way or another, but
 // not in words.
-func (k accessLogKey) rejections(s sink) ([]entry, error) {
+func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
 	share := k.policy.Rejected
 	if share == gateway.ShareNone || share == gateway.ShareDefault && s.byConsul && k.consul.DisableListenerLogs {
 		return nil, nil
@@ -211,7 +211,7 @@ func (k accessLogKey) rejections(s sink) ([]entry, error) {
 		if !believed {
 			format = ownAddresses(format, k.dialect)
 		}
-		all = append(all, entry{name: name, format: format, filter: allOf(filter, some)})
+		all = append(all, entry{name: name, format: format, filter: allOf(filter, some, limit)})
 	}
 	add(s.names.noChain, k.noChainReason(), !k.limited, flagged("NR"))
 	if !k.dialect.expressions {

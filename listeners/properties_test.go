@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
@@ -171,7 +172,7 @@ func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
 		byFetch := map[fetchTimeout][]byte{}
 		for _, in := range s.Instances {
 			r := Compile(s, in, envoys[0])
-			r.Listeners = ordered.Map[*listenerv3.Listener]{}
+			r.Listeners, r.TokenBuckets = ordered.Map[*listenerv3.Listener]{}, ordered.Map[*typev3.TokenBucket]{}
 			got, fetch := encode(t, r), fetchTimeoutOf(in)
 			if want, ok := byFetch[fetch]; ok && string(got) != string(want) {
 				t.Errorf("%s/%s: its routes, clusters, endpoints or secrets differ from another instance's", in.Node, in.ServiceID)

@@ -9,6 +9,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
@@ -27,6 +28,7 @@ type sockets struct {
 	// clusters are those of the shape, with the instance's own among them where it
 	// has any.
 	clusters ordered.Map[*clusterv3.Cluster]
+	buckets  ordered.Map[*typev3.TokenBucket]
 	withheld []string
 	problems []gateway.Problem
 }
@@ -75,6 +77,9 @@ func (s *sockets) port(env environment, inst instance, p compiledPort) {
 		for _, c := range made.clusters {
 			s.clusters = s.clusters.With(c.Name, c)
 		}
+		for name, b := range made.buckets {
+			s.buckets = s.buckets.With(name, b)
+		}
 		s.withheld = append(s.withheld, made.withheld...)
 		s.problems = append(s.problems, made.problems...)
 		return
@@ -89,6 +94,7 @@ func (s *sockets) port(env environment, inst instance, p compiledPort) {
 type portSockets struct {
 	listeners []*listenerv3.Listener
 	clusters  []*clusterv3.Cluster
+	buckets   map[string]*typev3.TokenBucket
 	withheld  []string
 	problems  []gateway.Problem
 }
@@ -101,7 +107,7 @@ func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets,
 	if err != nil {
 		return portSockets{}, err
 	}
-	made := portSockets{problems: problems, clusters: l.logs.collectors}
+	made := portSockets{problems: problems, clusters: l.logs.collectors, buckets: l.logs.buckets}
 	for _, address := range inst.addresses {
 		listener, err := listenerOf(l, address)
 		if err != nil {

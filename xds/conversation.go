@@ -18,8 +18,8 @@ import (
 //     leads to and that are new: it has no instances before.
 //   - Listeners and routes wait until Envoy acknowledged those, and has asked
 //     for the endpoints of the clusters it was sent.
-//   - Clusters, endpoints and secrets are removed last, when no listener and no
-//     route that Envoy has may need them.
+//   - Clusters, endpoints, secrets and token buckets are removed last, when no
+//     listener and no route that Envoy has may need them.
 //   - A cluster's endpoints are sent again after the cluster, a listener's
 //     routes after the listener: Envoy waits for them again.
 //   - What Envoy rejected is not offered again until it changes.
@@ -70,16 +70,16 @@ func (c *conversation) push() (waits bool) {
 		c.topics[t].refresh(c.set.collections[t])
 	}
 	c.collect()
-	for _, t := range []Type{Secret, Cluster, Endpoint} {
+	for _, t := range dependencies {
 		c.send(t, false)
 	}
 	if !c.holdsTraffic() {
 		c.send(Listener, true)
 		c.send(Route, true)
 		if c.settled() {
-			c.send(Cluster, true)
-			c.send(Endpoint, true)
-			c.send(Secret, true)
+			for _, t := range []Type{Cluster, Endpoint, Secret, TokenBucket} {
+				c.send(t, true)
+			}
 		}
 	}
 	return c.waits()
@@ -152,8 +152,7 @@ func (c *conversation) holdsTraffic() bool {
 	if c.impatient {
 		return false
 	}
-	return len(c.owed) > 0 || c.topics[Secret].inflight != nil ||
-		c.topics[Cluster].inflight != nil || c.topics[Endpoint].inflight != nil
+	return len(c.owed) > 0 || slices.ContainsFunc(dependencies, func(t Type) bool { return c.topics[t].inflight != nil })
 }
 
 // settled says whether Envoy has acknowledged all listeners and routes, so that
@@ -177,6 +176,5 @@ func (c *conversation) waits() bool {
 	if c.holdsTraffic() {
 		return c.topics[Listener].hasWork() || c.topics[Route].hasWork()
 	}
-	return !c.topics[Listener].started &&
-		(c.topics[Cluster].hasWork() || c.topics[Endpoint].hasWork() || c.topics[Secret].hasWork())
+	return !c.topics[Listener].started && slices.ContainsFunc(dependencies, func(t Type) bool { return c.topics[t].hasWork() })
 }

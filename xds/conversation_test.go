@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -14,6 +15,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
@@ -336,6 +338,8 @@ func sample(t testing.TB, typ Type, name string, edition int) *Resource {
 		m = &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{
 			Secret: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte{byte(edition)}}},
 		}}}
+	case TokenBucket:
+		m = &typev3.TokenBucket{MaxTokens: uint32(edition + 1), FillInterval: durationpb.New(time.Second)}
 	case Cluster:
 		m = &clusterv3.Cluster{
 			Name: name, ConnectTimeout: &durationpb.Duration{Seconds: int64(edition + 1)},
@@ -362,7 +366,7 @@ func sample(t testing.TB, typ Type, name string, edition int) *Resource {
 	default:
 		m = &routev3.RouteConfiguration{Name: name, MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(uint32(edition + 1))}
 	}
-	r, err := NewResource(typ, m)
+	r, err := NewNamedResource(typ, name, m)
 	if err != nil {
 		t.Fatal(err)
 	}

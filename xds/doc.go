@@ -14,7 +14,8 @@
 //     decides what is sent and when. Its ledgers keep of each name only what
 //     differs from the set.
 //
-// The order of a push is Consul's: secrets, clusters, endpoints, then listeners
-// and routes once Envoy acknowledged those, and removals last. See
+// The order of a push is Consul's: secrets (and token buckets), clusters,
+// endpoints, then listeners and routes once Envoy acknowledged those, and removals
+// last. See
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol.
 package xds

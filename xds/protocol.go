@@ -57,6 +57,8 @@ const (
 	responseNonce    = 5
 	responseRemovals = 6 // DeltaDiscoveryResponse
 
+	resourceURL = "type.googleapis.com/envoy.service.discovery.v3.Resource"
+
 	anyType  = 1 // google.protobuf.Any
 	anyValue = 2
 )

@@ -30,10 +30,16 @@ type Resource struct {
 	legs []string
 }
 
-// NewResource checks a message against Envoy's own field rules and encodes it.
-// Equal messages get equal versions, in every process.
+// NewResource checks a message against Envoy's own field rules and encodes it,
+// under the name that it has in itself. Equal messages get equal versions, in
+// every process.
 func NewResource(t Type, m proto.Message) (*Resource, error) {
-	name := NameOf(m)
+	return NewNamedResource(t, NameOf(m), m)
+}
+
+// NewNamedResource is NewResource for messages of types without names, such as
+// TokenBucket. All others have the name that is given.
+func NewNamedResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%s without a name", t)
 	}
@@ -55,7 +61,9 @@ func NewResource(t Type, m proto.Message) (*Resource, error) {
 }
 
 // encode makes item and body. The body comes last in the item, and has the same
-// field number there and in a state-of-the-world response.
+// field number there and in a state-of-the-world response. What has no name is
+// wrapped there, as Envoy allows
+// (https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/discovery/v3/discovery.proto#service-discovery-v3-discoveryresponse).
 func (r *Resource) encode(t Type, value []byte) {
 	body := appendBytes(nil, resourceBody, appendBytes(appendString(nil, anyType, t.URL()), anyValue, value))
 	head := appendString(appendString(nil, resourceVersion, r.version), resourceName, r.name)
@@ -63,6 +71,10 @@ func (r *Resource) encode(t Type, value []byte) {
 	item = protowire.AppendVarint(item, uint64(len(head)+len(body)))
 	item = slices.Concat(item, head, body)
 	r.item, r.body = mem.SliceBuffer(item), mem.SliceBuffer(item[len(item)-len(body):])
+	if !t.isNamed() {
+		wrapped := appendBytes(appendString(nil, anyType, resourceURL), anyValue, slices.Concat(head, body))
+		r.body = mem.SliceBuffer(appendBytes(nil, responseItem, wrapped))
+	}
 }
 
 // NameOf is the name a resource made of m would have; empty if m has none.

@@ -50,7 +50,7 @@ func TestTypesAreInPushOrder(t *testing.T) {
 	for typ := range xds.Type(xds.NumTypes) {
 		names = append(names, typ.String())
 	}
-	if want := []string{"secret", "cluster", "endpoint", "listener", "route"}; !slices.Equal(names, want) {
+	if want := []string{"secret", "token_bucket", "cluster", "endpoint", "listener", "route"}; !slices.Equal(names, want) {
 		t.Errorf("got %q, want %q", names, want)
 	}
 }

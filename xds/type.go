@@ -9,6 +9,9 @@ type Type uint8
 // The types that are served.
 const (
 	Secret Type = iota
+	// TokenBucket says how often something may happen, such as an entry in an
+	// access log. Its messages have no names of their own.
+	TokenBucket
 	Cluster
 	Endpoint
 	Listener
@@ -16,14 +19,18 @@ const (
 )
 
 // NumTypes is the number of types; every Type is less than it.
-const NumTypes = 5
+const NumTypes = 6
+
+// dependencies are the types that listeners and routes need, in push order.
+var dependencies = []Type{Secret, TokenBucket, Cluster, Endpoint}
 
 var typeURLs = [NumTypes]string{
-	Secret:   resource.SecretType,
-	Cluster:  resource.ClusterType,
-	Endpoint: resource.EndpointType,
-	Listener: resource.ListenerType,
-	Route:    resource.RouteType,
+	Secret:      resource.SecretType,
+	TokenBucket: "type.googleapis.com/envoy.type.v3.TokenBucket",
+	Cluster:     resource.ClusterType,
+	Endpoint:    resource.EndpointType,
+	Listener:    resource.ListenerType,
+	Route:       resource.RouteType,
 }
 
 // URL is the type's name in requests and responses.
@@ -31,7 +38,7 @@ func (t Type) URL() string { return typeURLs[t] }
 
 // String gives a short lower-case name, as used in logs and metrics.
 func (t Type) String() string {
-	return [NumTypes]string{"secret", "cluster", "endpoint", "listener", "route"}[t]
+	return [NumTypes]string{"secret", "token_bucket", "cluster", "endpoint", "listener", "route"}[t]
 }
 
 // typeOf finds the type of a URL; false when it is none that is served.
@@ -56,6 +63,9 @@ func (t Type) child() (Type, bool) {
 		return 0, false
 	}
 }
+
+// isNamed says whether a message of the type has its name in itself.
+func (t Type) isNamed() bool { return t != TokenBucket }
 
 // isFullState says whether a state-of-the-world response of the type lists
 // everything, so that leaving a name out removes it.

@@ -116,13 +116,13 @@ func (m *made) encode(t xds.Type, last *made) (changed []*xds.Resource, gone []s
 		msg := m.messages.Get(name)
 		if msg == nil {
 			gone = append(gone, name)
-		} else if r := m.resource(t, msg); r != nil && !last.has(r) {
+		} else if r := m.resource(t, name, msg); r != nil && !last.has(r) {
 			changed = append(changed, r)
 		}
 	}
 	for _, name := range last.invalid {
 		if msg := m.messages.Get(name); msg != nil && msg == last.messages.Get(name) {
-			m.resource(t, msg) // says once more why not
+			m.resource(t, name, msg) // says once more why not
 		}
 	}
 	gone = append(gone, last.kept...)
@@ -130,14 +130,14 @@ func (m *made) encode(t xds.Type, last *made) (changed []*xds.Resource, gone []s
 }
 
 // resource encodes a message; nil if Envoy would refuse it.
-func (m *made) resource(t xds.Type, msg proto.Message) *xds.Resource {
-	r, err := xds.NewResource(t, msg)
+func (m *made) resource(t xds.Type, name string, msg proto.Message) *xds.Resource {
+	r, err := xds.NewNamedResource(t, name, msg)
 	if err == nil {
 		return r
 	}
-	m.invalid = append(m.invalid, xds.NameOf(msg))
+	m.invalid = append(m.invalid, name)
 	m.problems = append(m.problems, gateway.Problem{
-		Where: fmt.Sprintf("%s %q", t, xds.NameOf(msg)),
+		Where: fmt.Sprintf("%s %q", t, name),
 		What:  fmt.Sprintf("not valid for Envoy, so the last good one stays: %v", err),
 	})
 	return nil

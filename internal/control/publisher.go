@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -162,6 +163,7 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) 
 	for _, w := range []wanted{
 		{typ: xds.Listener, messages: list[*listenerv3.Listener]{res.Listeners}, withheld: res.WithheldListeners},
 		{typ: xds.Secret, messages: list[*tlsv3.Secret]{res.Secrets}},
+		{typ: xds.TokenBucket, messages: list[*typev3.TokenBucket]{res.TokenBuckets}},
 		{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{res.Clusters}},
 		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}},
 		{typ: xds.Route, messages: list[*routev3.RouteConfiguration]{res.Routes}},

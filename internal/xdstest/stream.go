@@ -82,22 +82,26 @@ func (s sotwStream) receive() (Response, error) {
 	}
 	r := Response{Type: m.GetTypeUrl(), Nonce: m.GetNonce(), Version: m.GetVersionInfo()}
 	for _, resource := range m.GetResources() {
-		name, err := nameOf(resource)
+		name, body, err := unwrap(resource)
 		if err != nil {
 			return Response{}, err
 		}
 		r.Names = append(r.Names, name)
-		r.Bodies = append(r.Bodies, resource.GetValue())
+		r.Bodies = append(r.Bodies, body)
 	}
 	slices.Sort(r.Names)
 	return r, nil
 }
 
-// nameOf reads the name of a resource, which this protocol sends only inside it.
-func nameOf(a *anypb.Any) (string, error) {
+// unwrap gives a resource and its name, which this protocol sends only inside
+// it, or in an envelope where it has none.
+func unwrap(a *anypb.Any) (name string, body []byte, err error) {
 	m, err := a.UnmarshalNew()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return cache.GetResourceName(m), nil
+	if envelope, is := m.(*discoveryv3.Resource); is {
+		return envelope.GetName(), envelope.GetResource().GetValue(), nil
+	}
+	return cache.GetResourceName(m), a.GetValue(), nil
 }
