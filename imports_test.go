@@ -26,6 +26,8 @@ var allowed = map[string][]string{
 	"internal/ordered/orderedcmp": {"internal/ordered"},
 	"internal/golden":             {},
 	"internal/xdstest":            {},
+	"internal/parts":              {},
+	"internal/apiserver":          {"internal/parts"},
 	"internal/operator":           {"gateway", "internal/follow"},
 	"internal/bootstrap":          {"gateway"},
 	"internal/demo":               {"internal/bootstrap"},
@@ -36,7 +38,7 @@ var allowed = map[string][]string{
 	},
 	"tools/settings-doc":  {"gateway"},
 	"tools/balancers-doc": {"kubernetes"},
-	"e2e":                 {"internal/xdstest"},
+	"e2e":                 {"internal/apiserver", "internal/parts", "internal/xdstest"},
 	"e2e/conformance":     {"internal/xdstest"},
 	"e2e/bench":           {"internal/xdstest"},
 }

@@ -368,7 +368,7 @@ func (l *logLab) wantRedacted(t *testing.T) {
 	if strings.Contains(fmt.Sprint(entry), "secret") {
 		t.Errorf("an entry shows what is redacted: %v", entry)
 	}
-	l.Usher.waitOutput(t, "nothing can be redacted")
+	l.Usher.WaitOutput(t, "nothing can be redacted")
 }
 
 // wantNamedProblem wants an operator that Envoy does not know named, and no
@@ -376,7 +376,7 @@ func (l *logLab) wantRedacted(t *testing.T) {
 func (l *logLab) wantNamedProblem(t *testing.T) {
 	t.Helper()
 	l.change(t, `format = { text = "%NO_SUCH_OPERATOR% %REQ(:PATH)%" }`)
-	l.Usher.waitOutput(t, "there is no operator NO_SUCH_OPERATOR")
+	l.Usher.WaitOutput(t, "there is no operator NO_SUCH_OPERATOR")
 	c := l.request(t, 8080, "")
 	c.must(t).wantHello(t)
 	l.file("ecs").waitFlat(t, map[string]string{"url.original": c.Path})

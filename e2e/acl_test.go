@@ -235,7 +235,7 @@ func (s *guardedLab) wantRejectionTold(t *testing.T) {
 		e.Subscribe(resource.SecretType, leafSecret)
 		reason := "cannot load the certificate of " + string(protocol)
 		e.Nack(e.Expect(resource.SecretType, leafSecret), reason+": "+s.key)
-		s.Usher.waitOutput(t, reason)
+		s.Usher.WaitOutput(t, reason)
 		e.Disconnect()
 	}
 }
@@ -246,10 +246,10 @@ func (s *guardedLab) wantRejectionTold(t *testing.T) {
 func (s *guardedLab) wantSilenceSurvived(t *testing.T) {
 	t.Helper()
 	streams := s.Envoy.streams(t)
-	s.Consul.signal(t, syscall.SIGSTOP)
-	s.Usher.waitOutput(t, checkFailed)
+	s.Consul.Signal(t, syscall.SIGSTOP)
+	s.Usher.WaitOutput(t, checkFailed)
 	s.wantStreamUntouched(t, streams)
-	s.Consul.signal(t, syscall.SIGCONT)
+	s.Consul.Signal(t, syscall.SIGCONT)
 	fetchKey(t, fakeGateway(t, s.xds, xdstest.Delta, s.Token))
 	s.wantStreamUntouched(t, streams)
 }
@@ -269,7 +269,7 @@ Listeners = [
   { Port = 9090, Protocol = "http", Services = [{ Name = "static-server" }] },
 ]
 `)
-	s.Usher.waitOutput(t, "query=gateway-services:ingress-gateway outcome=denied")
+	s.Usher.WaitOutput(t, "query=gateway-services:ingress-gateway outcome=denied")
 	s.wantStreamUntouched(t, streams)
 	s.setRules(t, s.usherToken, readFile(t, "../docs/usher-policy.hcl"))
 	s.Envoy.waitListener(t, 9090)
@@ -283,10 +283,10 @@ const checkFailed = "authorisation cannot be checked, the stream lives on"
 func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 	t.Helper()
 	streams := s.Envoy.streams(t)
-	failed := strings.Count(s.Usher.output(t), checkFailed)
-	s.Consul.kill()
+	failed := strings.Count(s.Usher.Output(t), checkFailed)
+	s.Consul.Kill()
 	eventually(t, "usher asks in vain", changeDeadline, func() error {
-		if strings.Count(s.Usher.output(t), checkFailed) == failed {
+		if strings.Count(s.Usher.Output(t), checkFailed) == failed {
 			return errors.New("not yet")
 		}
 		return nil
@@ -308,7 +308,7 @@ func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 // served.
 func (s *guardedLab) wantNothingSecret(t *testing.T) {
 	t.Helper()
-	log := s.Usher.output(t)
+	log := s.Usher.Output(t)
 	if !strings.Contains(log, "level=DEBUG") {
 		t.Error("the log has no debug lines: it proves nothing")
 	}
@@ -318,7 +318,7 @@ func (s *guardedLab) wantNothingSecret(t *testing.T) {
 		"/metrics":                  s.Usher.metrics(t),
 		"/readyz":                   ready,
 		"what refused callers got":  strings.Join(s.told, "\n"),
-		"the command line of usher": readFile(t, fmt.Sprintf("/proc/%d/cmdline", s.Usher.cmd.Process.Pid)),
+		"the command line of usher": readFile(t, fmt.Sprintf("/proc/%d/cmdline", s.Usher.Pid())),
 	}
 	for place, text := range places {
 		for secret, what := range s.secrets {

@@ -29,7 +29,7 @@ func TestAddressesOfConsul(t *testing.T) {
 				t.Errorf("consul catalog services: %v: %s", err, services)
 			}
 			u := startUsher(t, usherOptions{Host: e.Gateway, Env: env, Args: []string{"--consul-http-addr", address}})
-			defer u.stop(t)
+			defer u.Stop(t)
 			fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), xdstest.Delta, ""))
 		})
 	}
@@ -61,7 +61,7 @@ func TestSocketForEnvoys(t *testing.T) {
 	l.wantClientsAddress(t, gateway)
 
 	before := gateway.streams(t)
-	usher.kill()
+	usher.Kill()
 	startUsher(t, o)
 	eventually(t, "the Envoy has come back", startDeadline, func() error {
 		if now := gateway.streams(t); now.Begun == before.Begun || now.Open == 0 {

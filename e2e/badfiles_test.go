@@ -56,7 +56,7 @@ func TestBadConfigFile(t *testing.T) {
 	l.wantStrict(t)
 	trouble.mended(t, func() { write(good) })
 
-	l.Usher.stop(t)
+	l.Usher.Stop(t)
 	for _, bad := range badConfigFiles() {
 		write(bad.text)
 		got := l.serve(t, "--config-dir", l.Dir, "--config", file)
@@ -104,7 +104,7 @@ func TestBadConfigDirectory(t *testing.T) {
 	}
 	l.wantOthersMoving(t)
 
-	l.Usher.stop(t)
+	l.Usher.Stop(t)
 	for _, bad := range files {
 		mend := l.spoil(t, bad)
 		got := l.serve(t, "--config-dir", l.Dir)

@@ -81,7 +81,7 @@ func startBalancersLab(t *testing.T) *balancersLab {
 		t.Fatal(err)
 	}
 	l.setMode(t, "strict")
-	l.HAProxy.kill() // it has one port only
+	l.HAProxy.Kill() // it has one port only
 	l.HAProxy = startBalancer(t, balancerOptions{
 		Host: l.Balancer, Targets: []*host{l.Gateway}, Ports: []int{8080, tcpPort}, Header: v2Header,
 	})

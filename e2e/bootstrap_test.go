@@ -36,7 +36,7 @@ func TestBootstrap(t *testing.T) {
 					l.wantClientsAddress(t, gateway)
 					usher.wantStream(t, protocol)
 					l.wantReady(t)
-					gateway.stop(t)
+					gateway.Stop(t)
 				})
 			}
 		}
@@ -101,14 +101,14 @@ func TestBootstrapWithATokenAndTLS(t *testing.T) {
 			own.Env = []string{name + "=" + env}
 			gateway := startOwn(t, own)
 			l.wantClientsAddress(t, gateway)
-			gateway.stop(t)
+			gateway.Stop(t)
 		})
 	}
 	own.Env = nil
 	nobody := startOwn(t, own)
-	nobody.waitOutput(t, "needs service:write on the gateway")
+	nobody.WaitOutput(t, "needs service:write on the gateway")
 	l.wantClosedPort(t, nobody)
-	if out := usher.output(t) + nobody.output(t); strings.Contains(out, token) {
+	if out := usher.Output(t) + nobody.Output(t); strings.Contains(out, token) {
 		t.Error("the token is in a log")
 	}
 }

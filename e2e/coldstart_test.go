@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // TestBadSettingAtColdStart starts Usher while proxy-defaults is bad, so that
@@ -31,13 +33,13 @@ func TestBadSettingAtColdStart(t *testing.T) {
 			running := startOwn(t, own)
 			waitStatus(t, l.call("/"), http.StatusOK)
 
-			usher.stop(t)
+			usher.Stop(t)
 			l.setMode(t, "stict")
 			usher = startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
 			usher.waitColdTrouble(t)
 			l.wantMoving(t)
 			l.wantStrict(t)
-			running.kill()
+			running.Kill()
 
 			fresh := startOwn(t, own)
 			fresh.waitCluster(t, "static-server.")
@@ -63,7 +65,7 @@ func (u *usher) waitColdTrouble(t *testing.T) {
 		case len(got) == 0:
 			return errors.New("nothing yet")
 		case len(got) > 1 || got[0] != want:
-			return hopeless{errors.New("it logs\n" + strings.Join(got, "\n"))}
+			return parts.Hopeless(errors.New("it logs\n" + strings.Join(got, "\n")))
 		}
 		return nil
 	})

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // demoOutput is what the demo tells, without ports and times.
@@ -44,10 +43,10 @@ func TestDemo(t *testing.T) {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()
 			demo := startDemo(t, newMachine(t), envoyBinary(t, version))
-			if code := demo.waitEnd(t); code != 0 {
-				t.Errorf("exit %d, want 0: %s", code, demo.output(t))
+			if code := demo.Wait(t); code != 0 {
+				t.Errorf("exit %d, want 0: %s", code, demo.Output(t))
 			}
-			if got := withoutPorts(demo.output(t)); got != demoOutput {
+			if got := withoutPorts(demo.Output(t)); got != demoOutput {
 				t.Errorf("the demo tells\n%s\nwant\n%s", got, demoOutput)
 			}
 			if left, _ := filepath.Glob(filepath.Join(demo.Dir, "usher-demo-*")); len(left) > 0 {
@@ -63,17 +62,17 @@ func TestDemoStays(t *testing.T) {
 	t.Parallel()
 	machine := newMachine(t)
 	demo := startDemo(t, machine, envoyBinary(t, envoyNew), "--stay")
-	demo.waitOutput(t, "What the access log and the service say:\n")
-	lines := regexp.MustCompile(`(?m)^    (curl .*)$`).FindAllStringSubmatch(demo.output(t), -1)
+	demo.WaitOutput(t, "What the access log and the service say:\n")
+	lines := regexp.MustCompile(`(?m)^    (curl .*)$`).FindAllStringSubmatch(demo.Output(t), -1)
 	if len(lines) != 2 {
-		t.Fatalf("the demo has %d curl lines, want 2:\n%s", len(lines), demo.output(t))
+		t.Fatalf("the demo has %d curl lines, want 2:\n%s", len(lines), demo.Output(t))
 	}
 	withHeader, plain := lines[0][1], lines[1][1]
 
 	if got := machine.shell(t, withHeader); got.Code != 0 || got.Stdout != "hello world" {
 		t.Errorf("%s: exit %d %q, want \"hello world\"", withHeader, got.Code, got.Stdout)
 	}
-	demo.waitOutput(t, "service saw  x-forwarded-for: 127.0.0.7\n")
+	demo.WaitOutput(t, "service saw  x-forwarded-for: 127.0.0.7\n")
 	if got := machine.shell(t, plain); got.Code == 0 || got.Stdout != "" {
 		t.Errorf("%s: exit %d %q, want a closed connection", plain, got.Code, got.Stdout)
 	}
@@ -88,10 +87,10 @@ func TestDemoStays(t *testing.T) {
 	})
 
 	// Ctrl-C reaches everything that the terminal runs, Envoy too.
-	if err := syscall.Kill(-demo.cmd.Process.Pid, syscall.SIGINT); err != nil {
+	if err := syscall.Kill(-demo.Pid(), syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	if code := demo.waitEnd(t); code != 0 {
+	if code := demo.Wait(t); code != 0 {
 		t.Errorf("exit %d after Ctrl-C, want 0: %s", code, readFile(t, demo.Stderr))
 	}
 	if got := readFile(t, demo.Stderr); got != "" {
@@ -122,24 +121,12 @@ func startDemo(t *testing.T, machine *host, envoy string, args ...string) *demoR
 // demoRun is a demo that a user has started.
 type demoRun struct{ *process }
 
-// waitEnd waits until the demo has ended by itself and gives its exit code.
-func (d *demoRun) waitEnd(t *testing.T) int {
-	t.Helper()
-	select {
-	case <-d.done:
-		return d.cmd.ProcessState.ExitCode()
-	case <-time.After(startDeadline):
-		t.Fatalf("the demo did not end within %v: %s", startDeadline, d.output(t))
-		return -1
-	}
-}
-
 // makePermissive edits the file that the demo names.
 func (d *demoRun) makePermissive(t *testing.T) {
 	t.Helper()
-	named := regexp.MustCompile(`The configuration is in (\S+);`).FindStringSubmatch(d.output(t))
+	named := regexp.MustCompile(`The configuration is in (\S+);`).FindStringSubmatch(d.Output(t))
 	if named == nil {
-		t.Fatalf("the demo does not say where its configuration is: %s", d.output(t))
+		t.Fatalf("the demo does not say where its configuration is: %s", d.Output(t))
 	}
 	path := filepath.Join(named[1], "custom-resources.yaml")
 	content := strings.Replace(readFile(t, path), "mode: strict", "mode: permissive", 1)

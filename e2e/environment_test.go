@@ -162,7 +162,7 @@ func (e *environment) wantServed(t *testing.T, env []string) {
 		t.Errorf("consul catalog services: %v: %s", err, services)
 	}
 	u := startUsher(t, usherOptions{Host: e.Gateway, Env: env})
-	defer u.stop(t)
+	defer u.Stop(t)
 	fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), xdstest.Delta, e.token))
 }
 
@@ -175,11 +175,11 @@ func (e *environment) wantReason(t *testing.T, env []string, reason string) {
 		t.Errorf("consul catalog services works and lists %q", services)
 	}
 	u := launchUsher(t, usherOptions{Host: e.Gateway, Env: env})
-	defer u.stop(t)
+	defer u.Stop(t)
 	u.wantNotReady(t, reason)
 	_, err = u.admin("/readyz")
 	t.Logf("consul says %s, usher says %v", strings.TrimSpace(services), err)
-	if strings.Contains(u.output(t), "battery") {
+	if strings.Contains(u.Output(t), "battery") {
 		t.Error("the log has the password")
 	}
 }

@@ -58,7 +58,7 @@ KeepAlive Off
 		Args: []string{"-X", "-f", writeFile(t, dir, "apache.conf", config)},
 	})
 	eventually(t, "apache listens", startDeadline, func() error {
-		if err := a.alive(); err != nil {
+		if err := a.Alive(); err != nil {
 			return err
 		}
 		conn, err := h.dial(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))

@@ -52,7 +52,7 @@ func startBalancer(t *testing.T, o balancerOptions) *balancer {
 		Args: []string{"-db", "-f", writeFile(t, dir, "haproxy.cfg", b.config())},
 	})
 	eventually(t, "haproxy answers on its admin socket", startDeadline, func() error {
-		if err := b.alive(); err != nil {
+		if err := b.Alive(); err != nil {
 			return err
 		}
 		_, err := b.command("show info")

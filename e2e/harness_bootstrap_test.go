@@ -3,15 +3,10 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"os/exec"
 	"strings"
 	"testing"
-	"time"
 )
 
 // ownOptions describe an instance of a gateway whose Envoy has a bootstrap of
@@ -69,35 +64,6 @@ func bootstrap(t *testing.T, o ownOptions) string {
 		t.Fatalf("usher bootstrap: exit %d: %s", end.Code, end.Stderr)
 	}
 	return end.Stdout
-}
-
-// ending is what came of a command.
-type ending struct {
-	Code           int // -1 after a signal
-	Stdout, Stderr string
-}
-
-// runToEnd runs a command to its end.
-func runToEnd(t *testing.T, c command) ending {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), startDeadline)
-	defer cancel()
-	cmd := newCommand(ctx, c, newDir(t))
-	cmd.WaitDelay = time.Second // for a child of it that holds its outputs open
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := c.Host.do(cmd.Start); err != nil {
-		t.Fatalf("start %s: %v", c.Path, err)
-	}
-	err := cmd.Wait()
-	if ctx.Err() != nil || (err != nil && !isExit(err)) {
-		t.Fatalf("%s %q: %v: %s%s", c.Path, c.Args, err, stdout.String(), stderr.String())
-	}
-	return ending{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String()}
-}
-
-func isExit(err error) bool {
-	return errors.As(err, new(*exec.ExitError))
 }
 
 // newMachine is a host of its own without a network: loopback only.

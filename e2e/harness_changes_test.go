@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // tightInterval is how often a change is looked for at an Envoy: often enough
@@ -187,7 +189,7 @@ func (g *loadedGateway) watch(begin time.Time, c change) <-chan sighting {
 			case err == nil:
 				seen <- sighting{took: took}
 				return
-			case took > changeDeadline || errors.As(err, new(hopeless)):
+			case took > changeDeadline || parts.IsHopeless(err):
 				seen <- sighting{err: fmt.Errorf("%s: not at %s after %v: %w", c.name, g.Name, took, err)}
 				return
 			}

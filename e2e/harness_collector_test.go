@@ -18,6 +18,8 @@ import (
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	logsv1 "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/grpc"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // collector takes access logs over gRPC: OpenTelemetry's, and Envoy's own.
@@ -89,7 +91,7 @@ func (c *collector) waitRecord(t *testing.T, attributes map[string]string) {
 		for _, record := range c.records {
 			if logEntry(flatAttributes("", record.Attributes)).matches(attributes) {
 				if record.TimeUnixNano == 0 {
-					return hopeless{fmt.Errorf("the record has no time: %v", record)}
+					return parts.Hopeless(fmt.Errorf("the record has no time: %v", record))
 				}
 				return nil
 			}

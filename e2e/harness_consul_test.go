@@ -96,7 +96,7 @@ func (a *consulAgent) waitReady(t *testing.T) {
 			err = errors.New("not in the catalog yet")
 		}
 		if err != nil {
-			return errors.Join(err, a.alive())
+			return errors.Join(err, a.Alive())
 		}
 		return nil
 	})

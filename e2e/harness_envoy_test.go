@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // envoyOptions describe an Envoy that Consul's CLI bootstraps.
@@ -118,7 +120,7 @@ func startGateway(t *testing.T, o gatewayOptions) *envoy {
 
 // admin asks Envoy's admin interface.
 func (e *envoy) admin(path string) (string, error) {
-	if err := e.alive(); err != nil {
+	if err := e.Alive(); err != nil {
 		return "", err
 	}
 	response, err := e.client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", e.AdminPort, path))
@@ -165,7 +167,7 @@ func (e *envoy) listeners() ([]int, error) {
 		} `json:"listener_statuses"`
 	}
 	if err := json.Unmarshal([]byte(body), &answer); err != nil {
-		return nil, hopeless{fmt.Errorf("/listeners of %s: %w", e.Name, err)}
+		return nil, parts.Hopeless(fmt.Errorf("/listeners of %s: %w", e.Name, err))
 	}
 	var ports []int
 	for _, status := range answer.Statuses {

@@ -98,7 +98,7 @@ func (h *host) dialFrom(ctx context.Context, source netip.AddrPort, address stri
 
 func (h *host) dialBy(ctx context.Context, dialer *net.Dialer, network, address string) (net.Conn, error) {
 	var conn net.Conn
-	err := h.do(func() error {
+	err := h.Do(func() error {
 		var err error
 		conn, err = dialer.DialContext(ctx, network, address)
 		return err
@@ -117,7 +117,7 @@ func (h *host) addIPv6(t *testing.T, ip string) netip.Addr {
 func (h *host) listen(t *testing.T, address string) net.Listener {
 	t.Helper()
 	var listener net.Listener
-	err := h.do(func() error {
+	err := h.Do(func() error {
 		var err error
 		listener, err = net.Listen("tcp", address)
 		return err
@@ -155,7 +155,7 @@ func newNamespace(t *testing.T) *namespace {
 
 // do runs f inside the namespace. Sockets that f opens and processes that it
 // starts stay there; goroutines that it starts do not enter.
-func (n *namespace) do(f func() error) error {
+func (n *namespace) Do(f func() error) error {
 	return onThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace: %w", err)
@@ -175,7 +175,7 @@ func (n *namespace) ip(t *testing.T, lines ...string) {
 	cmd := exec.Command(tool(t, "ip", "iproute2"), "-batch", "-")
 	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
 	var output []byte
-	err := n.do(func() error {
+	err := n.Do(func() error {
 		var err error
 		output, err = cmd.CombinedOutput()
 		return err

@@ -31,5 +31,5 @@ stream {
 		Name: "nginx", Path: tool(t, "nginx", "nginx-core"), Host: h,
 		Args: []string{"-e", "stderr", "-p", dir, "-c", writeFile(t, dir, "nginx.conf", config)},
 	})
-	p.waitOutput(t, "start worker process ") // it has bound its ports by then
+	p.WaitOutput(t, "start worker process ") // it has bound its ports by then
 }

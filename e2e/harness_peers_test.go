@@ -158,7 +158,7 @@ func (l *peersLab) waitServed(t *testing.T) {
 			for _, a := range g.addresses {
 				what := fmt.Sprintf("%s with %v of %s on %s", m.protocol, m.policy, g.Name, a)
 				eventually(t, what, startDeadline, func() error {
-					if err := g.alive(); err != nil {
+					if err := g.Alive(); err != nil {
 						return err
 					}
 					for _, name := range []string{"nothing", "v1, IPv4", "v2, IPv4"} {

@@ -84,7 +84,7 @@ func (u *usher) waitReady(t *testing.T) {
 // admin asks Usher's admin port; an answer other than 200 is an error with the
 // answer's text.
 func (u *usher) admin(path string) (string, error) {
-	if err := u.alive(); err != nil {
+	if err := u.Alive(); err != nil {
 		return "", err
 	}
 	response, err := u.client.Get("http://127.0.0.1:18001" + path)

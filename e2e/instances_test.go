@@ -91,8 +91,8 @@ func (l *twoInstances) wantRefused(t *testing.T, usher *usher, from string) {
 		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata tells which one it is: `+
 		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
 	stranger := startOwn(t, ownOptions{Host: l.Balancer, Envoy: envoyNew, XDSAddr: usher.GRPCAddr})
-	stranger.waitOutput(t, message)
-	usher.waitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
+	stranger.WaitOutput(t, message)
+	usher.WaitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
 	if listeners, err := stranger.admin("/listeners"); err != nil || listeners != "" {
 		t.Errorf("an Envoy that is refused has the listeners %q, want none (%v)", listeners, err)
 	}

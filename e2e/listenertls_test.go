@@ -50,10 +50,10 @@ func TestUsherRestartsWithoutSigning(t *testing.T) {
 	waitStatus(t, call{From: s.Client, To: s.Gateway.addr(8081), Host: "www.example.com"}, http.StatusOK)
 	before := s.served(t)
 
-	s.Usher.stop(t)
+	s.Usher.Stop(t)
 	s.startUsher(t, "--consul-grpc-addr", "http://"+s.Control.addr(1))
-	s.Usher.waitOutput(t, "consul's gRPC port at "+s.Control.addr(1))
-	s.Usher.waitOutput(t, "there is no certificate with DNS names for it yet")
+	s.Usher.WaitOutput(t, "consul's gRPC port at "+s.Control.addr(1))
+	s.Usher.WaitOutput(t, "there is no certificate with DNS names for it yet")
 	s.entry.Listeners[1].Services[0].Hosts = []string{"later.example.com"}
 	s.write(t)
 	waitStatus(t, call{From: s.Client, To: s.Gateway.addr(8081), Host: "later.example.com"}, http.StatusOK)
@@ -70,7 +70,7 @@ func TestUsherRestartsWithoutSigning(t *testing.T) {
 		t.Errorf("the new Envoy has the ports %v, %v, want no 8080", ports, err)
 	}
 
-	s.Usher.stop(t)
+	s.Usher.Stop(t)
 	s.startUsher(t)
 	fresh.waitListener(t, 8080)
 	eventually(t, "a new certificate", changeDeadline, func() error {

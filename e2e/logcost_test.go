@@ -87,7 +87,7 @@ func asMany(target call, span time.Duration) int64 {
 // cpu is the time that the process has used, of user and system.
 func (e *envoy) cpu(t *testing.T) time.Duration {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.Pid()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s.tell(t, "permissive", func() { s.writeFile(t, "permissive") })
 	s.switchBalancer(t, noHeader)
 	s.exchange(t, "", 19000)
-	s.usher.stop(t)
+	s.usher.Stop(t)
 	load.waitMore(t)
 	if err := s.treats(t, "off"); err != nil {
 		t.Errorf("back on Consul's own xDS: %v, want plain 200, with a header 400", err)
@@ -78,7 +78,7 @@ func (s *modesStory) exchange(t *testing.T, grpcAddr string, adminPort int) {
 		}
 		return nil
 	})
-	old.stop(t)
+	old.Stop(t)
 	straight[0].waitMore(t)
 	for _, load := range straight {
 		load.wantNoFailures(t)

@@ -49,7 +49,7 @@ func TestThousandServicesOverPlainHTTP(t *testing.T) {
 	waitStatus(t, l.call("/"), http.StatusOK)
 	usher.wantTurns(t, 2*services)
 
-	usher.kill()
+	usher.Kill()
 	usher = startUsher(t, o)
 	usher.waitStream(t)
 	// Everything is known again when a new service arrives.
@@ -188,7 +188,7 @@ func awaitPorts(t *testing.T, e *xdstest.Envoy, ports map[string]int) {
 // take turns, and what to do about it.
 func (u *usher) wantTurns(t *testing.T, queries float64) {
 	t.Helper()
-	if n := strings.Count(u.output(t), "take turns"); n != 1 {
+	if n := strings.Count(u.Output(t), "take turns"); n != 1 {
 		t.Errorf("the log says %d times that queries take turns, want once", n)
 	}
 	if n := u.sum(t, "usher_consul_queries_taking_turns"); n < queries {
@@ -203,7 +203,7 @@ func (u *usher) wantTurns(t *testing.T, queries float64) {
 // statedBound is how late a change may be seen, as the log has it.
 func (u *usher) statedBound(t *testing.T) time.Duration {
 	t.Helper()
-	log := u.output(t)
+	log := u.Output(t)
 	_, after, found := strings.Cut(log, "reach Consul over https:// to see every change at once")
 	if !found {
 		t.Fatalf("the log does not say how late a change may be seen:\n%s", log)
@@ -224,7 +224,7 @@ func (u *usher) wantNoRefusal(t *testing.T) {
 			t.Errorf("want answers only, got %s", strings.TrimSpace(line))
 		}
 	}
-	if log := u.output(t); strings.Contains(log, "429") || strings.Contains(log, "level=ERROR") {
+	if log := u.Output(t); strings.Contains(log, "429") || strings.Contains(log, "level=ERROR") {
 		t.Errorf("the log has a refusal or an error:\n%s", log)
 	}
 }
@@ -290,7 +290,7 @@ type tcpSocket struct {
 // sockets gives the host's TCP sockets between IPv4 addresses.
 func (h *host) sockets(t *testing.T) []tcpSocket {
 	var tables []byte
-	err := h.do(func() error {
+	err := h.Do(func() error {
 		four, err := os.ReadFile("/proc/thread-self/net/tcp")
 		six, err6 := os.ReadFile("/proc/thread-self/net/tcp6")
 		tables = slices.Concat(four, six)

@@ -74,7 +74,7 @@ func (s *policyStory) start(t *testing.T, rules string) *usher {
 func (s *policyStory) wantEnough(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
-	defer u.stop(t)
+	defer u.Stop(t)
 	e := fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token)
 	fetchKey(t, e)
 	e.Subscribe(resource.ClusterType)
@@ -84,7 +84,7 @@ func (s *policyStory) wantEnough(t *testing.T, rules string) {
 	if endpoints := e.Next(); len(endpoints.Bodies) != 1 || !strings.Contains(string(endpoints.Bodies[0]), serviceIP) {
 		t.Errorf("the endpoints are %q, want the service's", endpoints.Bodies)
 	}
-	if log := u.output(t); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
+	if log := u.Output(t); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
 		t.Errorf("usher warns: %s", log)
 	}
 }
@@ -92,11 +92,11 @@ func (s *policyStory) wantEnough(t *testing.T, rules string) {
 func (s *policyStory) wantTooLittle(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
-	defer u.stop(t)
+	defer u.Stop(t)
 	askForAll(fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token))
 	const line = "the gateway is not known completely; nothing new is handed on"
-	u.waitOutput(t, line)
-	for text := range strings.Lines(u.output(t)) {
+	u.WaitOutput(t, line)
+	for text := range strings.Lines(u.Output(t)) {
 		if strings.Contains(text, line) {
 			t.Log(text)
 		}

@@ -27,7 +27,7 @@ func TestUsherIsKilledUnderLoad(t *testing.T) {
 	}
 	load := startLoad(t, l.call("/"))
 	for _, mode := range []string{"strict", "permissive", "strict"} {
-		usher.kill()
+		usher.Kill()
 		load.waitMore(t)
 		usher = startUsher(t, options)
 		usher.waitStream(t)
@@ -87,7 +87,7 @@ func (s *switchStory) killDuring(t *testing.T, c change, when func(change) error
 	s.wantAhead(t, c, s.all())
 	s.write(t, c)
 	eventually(t, c.name+" is under way", changeDeadline, func() error { return when(c) })
-	s.server.kill()
+	s.server.Kill()
 	for _, g := range []*loadedGateway{s.Usher, s.Twin} {
 		if c.shows(g) != nil {
 			unfinished++

@@ -25,7 +25,7 @@ func TestServerSpeaksFirst(t *testing.T) {
 	if err := os.WriteFile(l.Usher.ConfigFile, []byte(l.config()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	l.Usher.waitOutput(t, "usher.proxy_protocol.server_speaks_first")
+	l.Usher.WaitOutput(t, "usher.proxy_protocol.server_speaks_first")
 	if errors := l.Usher.errors(t); len(errors) == 0 || !strings.Contains(errors[0], fmt.Sprintf("listener %d", l.listeners[0].port)) {
 		t.Errorf("usher logs %q, want the listener's port", errors)
 	}

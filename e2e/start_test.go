@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/codes"
 
+	"github.com/usherproxy/usher/internal/parts"
 	"github.com/usherproxy/usher/internal/xdstest"
 )
 
@@ -60,13 +60,13 @@ func TestRefusedStarts(t *testing.T) {
 		"unknown flag":                     {args: []string{"--xds-address", "127.0.0.1:1"}, says: []string{"--xds-address"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			output, err := runProcess(t, command{
+			end := parts.Run(t, command{
 				Name: "usher serve", Path: usherBinary(t), Args: append([]string{"serve"}, refused.args...),
 				Env: refused.env, Host: h,
 			}, "")
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-				t.Errorf("usher ended with %v, want exit code 1", err)
+			output := end.Stdout + end.Stderr
+			if end.Code != 1 {
+				t.Errorf("usher ended with %d, want exit code 1", end.Code)
 			}
 			if !strings.HasPrefix(output, "usher: ") || strings.Count(output, "\n") != 1 {
 				t.Errorf("usher said %q, want one line of its own", output)

@@ -150,7 +150,7 @@ func (s *tlsLab) wantBrokenPairIgnored(t *testing.T) {
 func (s *tlsLab) waitLog(t *testing.T, text string, times int) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("usher logs %q %d times", text, times), changeDeadline, func() error {
-		if n := strings.Count(s.Usher.output(t), text); n < times {
+		if n := strings.Count(s.Usher.Output(t), text); n < times {
 			return fmt.Errorf("%d times", n)
 		}
 		return nil

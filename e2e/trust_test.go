@@ -205,7 +205,7 @@ func (l *meshLab) exchange(t *testing.T, old *envoy, next gatewayOptions) *envoy
 		}
 		return err
 	})
-	old.stop(t)
+	old.Stop(t)
 	load.waitMore(t)
 	load.wantNoFailures(t)
 	return now
