@@ -9,13 +9,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/apiserver"
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // labService is the Service of docs/kubernetes-role.yaml.
@@ -27,8 +30,11 @@ type cluster struct {
 	usher rest.Interface
 }
 
-// role is what the documents tell operators to give Usher.
-const role = "../docs/kubernetes-role.yaml"
+// What the documents tell operators to give Usher.
+const (
+	role     = "../docs/kubernetes-role.yaml"
+	noteRole = "../docs/kubernetes-record.yaml"
+)
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
@@ -53,7 +59,13 @@ func (c *cluster) create(t *testing.T, name string, annotations map[string]strin
 // watch is a Watch of the lab's Service with Usher's own rights, until stop.
 func (c *cluster) watch(t *testing.T, grace time.Duration) (said <-chan *gateway.Balancer, stop func()) {
 	t.Helper()
-	w := New(Options{Client: c.usher, Grace: grace, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
+	return c.watchWith(t, Options{Grace: grace, Metrics: NewMetrics(prometheus.NewRegistry())})
+}
+
+func (c *cluster) watchWith(t *testing.T, o Options) (said <-chan *gateway.Balancer, stop func()) {
+	t.Helper()
+	o.Client, o.Logger = c.usher, slog.New(slog.DiscardHandler)
+	w := New(o)
 	out := make(chan *gateway.Balancer, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -74,6 +86,7 @@ func TestOnAnAPIServer(t *testing.T) {
 	t.Run("every annotation of the table, on a real Service", func(t *testing.T) { c.everyAnnotation(t) })
 	t.Run("the role of the documents suffices, and gives nothing else", func(t *testing.T) { c.leastRights(t) })
 	t.Run("a header is switched on and off, and an Usher is restarted", func(t *testing.T) { c.switchOnAndOff(t) })
+	t.Run("those that note graces count them alike", func(t *testing.T) { c.agreeByRecord(t) })
 	t.Run("nobody answers, or refuses, or the Service is gone", func(t *testing.T) { c.outages(t) })
 }
 
@@ -140,6 +153,55 @@ func (c *cluster) switchOnAndOff(t *testing.T) {
 	await(t, said, gateway.Permissive, "")
 	await(t, said, gateway.Off, "")
 	stop()
+}
+
+// agreeByRecord follows a removal, which leaves no time in the Service, with two
+// Ushers, and with one that is started after it.
+func (c *cluster) agreeByRecord(t *testing.T) {
+	c.Grant(t, noteRole)
+	configMaps := func() *rest.Request { return c.usher.Get().Namespace("consul").Resource("configmaps") }
+	if err := configMaps().Name("another").Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
+		t.Errorf("another ConfigMap: %v, want Forbidden", err)
+	}
+	noting := func(name string) (Options, <-chan *gateway.Balancer, func()) {
+		o := Options{Grace: time.Hour, Metrics: NewMetrics(prometheus.NewRegistry()), Record: types.NamespacedName{Namespace: "consul", Name: name}}
+		said, stop := c.watchWith(t, o)
+		return o, said, stop
+	}
+	first, saidFirst, stopFirst := noting("usher-balancers")
+	second, saidSecond, stopSecond := noting("usher-balancers")
+	await(t, saidFirst, gateway.Permissive, "") // it has sent headers a moment ago
+	await(t, saidSecond, gateway.Permissive, "")
+	for _, value := range []*string{new("*"), nil} {
+		c.Annotate(t, awsAll, value)
+	}
+	removed := c.Annotate(t, "example.com/other", nil).ResourceVersion
+	noted := func() error {
+		var m corev1.ConfigMap
+		if err := configMaps().Name("usher-balancers").Do(t.Context()).Into(&m); err != nil {
+			return err
+		}
+		if now := parseNote(m.Data["consul.consul-ingress-gateway"]); now.version != removed {
+			return fmt.Errorf("the note is of version %s, and the Service has %s", now.version, removed)
+		}
+		return nil
+	}
+	parts.Eventually(t, "all is noted", parts.StartDeadline, noted)
+	third, saidThird, stopThird := noting("usher-balancers")
+	await(t, saidThird, gateway.Permissive, "")
+	for name, o := range map[string]Options{"second": second, "restarted": third} {
+		parts.Eventually(t, name+" counts as the first does", parts.StartDeadline, func() error {
+			if diff := cmp.Diff(first.Metrics.graces.list(), o.Metrics.graces.list(), cmp.AllowUnexported(grace{})); diff != "" {
+				return fmt.Errorf("first -, %s +:\n%s", name, diff)
+			}
+			return nil
+		})
+	}
+	_, refused, stopRefused := noting("another")
+	await(t, refused, gateway.Permissive, "give Usher get and update on it (docs/kubernetes-record.yaml)")
+	for _, stop := range []func(){stopFirst, stopSecond, stopThird, stopRefused} {
+		stop()
+	}
 }
 
 func (c *cluster) outages(t *testing.T) {

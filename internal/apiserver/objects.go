@@ -59,7 +59,7 @@ func (s *Server) createNamespace(t *testing.T) {
 	s.post(t, "/api/v1/namespaces", map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace}})
 }
 
-// Grant makes the roles and bindings in a file of YAML.
+// Grant makes the roles and bindings in a file of YAML, and the ConfigMaps.
 func (s *Server) Grant(t *testing.T, file string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -71,7 +71,12 @@ func (s *Server) Grant(t *testing.T, file string) {
 		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
-		s.post(t, rights+strings.ToLower(object["kind"].(string))+"s", object)
+		kind := object["kind"].(string)
+		path := rights
+		if kind == "ConfigMap" {
+			path = "/api/v1/namespaces/" + Namespace + "/"
+		}
+		s.post(t, path+strings.ToLower(kind)+"s", object)
 	}
 }
 
