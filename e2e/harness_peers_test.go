@@ -116,7 +116,7 @@ func (l *peersLab) writeEntries(t *testing.T) {
 // config is the operator's file, with an object of settings for each listener.
 func (l *peersLab) config() string {
 	var text strings.Builder
-	text.WriteString("gateway \"ingress-gateway\" {\n  usher {\n    listeners {\n")
+	text.WriteString("gateway \"ingress-gateway\" {\n  usher {\n    access_log { rejected_per_second = \"any\" }\n    listeners {\n")
 	for _, m := range l.listeners {
 		fmt.Fprintf(&text, "      \"%d\" { proxy_protocol { %s } }\n", m.port, m.policy)
 	}

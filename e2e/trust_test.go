@@ -44,6 +44,7 @@ usher {
     trusted_cidrs = [%q]
     tlvs          = [{ type = "aws_vpce_id", name = "vpce", header = "x-vpce" }]
   }
+  access_log { rejected_per_second = "any" }
 }
 `, mode, balancerIP)
 			}
