@@ -118,23 +118,21 @@ func (l *logLab) file(name string) *accessLog { return jsonFile(name, filepath.J
 // TestAccessLogSinks has entries of every kind of listener in every kind of
 // sink, while two collectors are not there.
 func TestAccessLogSinks(t *testing.T) {
-	for _, envoy := range []string{envoyNew, envoyOld} {
-		t.Run("envoy "+envoy, func(t *testing.T) {
-			t.Parallel()
-			l := startLogLab(t, envoy)
-			for _, port := range []int{8080, httpsPort} {
-				l.wantRequestEverywhere(t, port)
-			}
-			l.wantConnectionEverywhere(t)
-			l.wantCombined(t)
-			l.wantECS(t)
-			l.wantRotation(t)
-			l.wantNoHealthChecks(t)
-			l.wantReasons(t)
-			l.wantRedacted(t)
-			l.wantNamedProblem(t)
-		})
-	}
+	onBothEnvoys(t, func(t *testing.T, envoy string) {
+		l := startLogLab(t, envoy)
+		for _, port := range []int{8080, httpsPort} {
+			l.wantRequestEverywhere(t, port)
+		}
+		l.wantConnectionEverywhere(t)
+		l.wantCombined(t)
+		l.wantECS(t)
+		l.wantRotation(t)
+		l.wantNoHealthChecks(t)
+		l.wantReasons(t)
+		l.wantRedacted(t)
+		l.wantServerName(t)
+		l.wantNamedProblem(t)
+	})
 }
 
 // wantRequestEverywhere makes a request, and wants it in every sink.

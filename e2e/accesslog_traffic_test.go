@@ -19,15 +19,16 @@ import (
 // TestConsulPresetIsConsuls sends the same requests through Consul's own gateway
 // and one of Usher's with the preset: the entries have the same keys, and the
 // same values but for what belongs to one connection.
-func TestConsulPresetIsConsuls(t *testing.T) {
-	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
+func TestConsulPresetIsConsuls(t *testing.T) { onBothEnvoys(t, consulPresetIsConsuls) }
+
+func consulPresetIsConsuls(t *testing.T, release string) {
+	l := startMeshLab(t, consulNew, release, false)
 	usher := startUsher(t, usherOptions{
 		Host: l.Gateway, Consul: l.Consul, Config: `usher { access_log { sinks = [{ type = "stdout" }] format = "consul" } }`,
 	})
-	own := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
+	own := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: release, GRPCAddr: usher.GRPCAddr})
 	other := l.addHost(t, "gateway2", gateway2IP)
-	consuls := startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: envoyNew, ID: "consuls"})
+	consuls := startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: release, ID: "consuls"})
 	for _, h := range []*host{l.Gateway, other} {
 		waitStatus(t, call{From: l.Client, To: h.addr(8080)}, http.StatusOK)
 	}
@@ -62,11 +63,12 @@ func TestConsulPresetIsConsuls(t *testing.T) {
 
 // TestNobodyWritesIntoTheLog sends some thousand requests with bytes in headers,
 // paths and TLVs that would end a line or a quote. Each line is one entry.
-func TestNobodyWritesIntoTheLog(t *testing.T) {
-	t.Parallel()
+func TestNobodyWritesIntoTheLog(t *testing.T) { onBothEnvoys(t, nobodyWritesIntoTheLog) }
+
+func nobodyWritesIntoTheLog(t *testing.T, release string) {
 	const requests = 3000
 	dir := newDir(t)
-	l := startFileLab(t, fmt.Sprintf(`usher {
+	l := startFileLabOn(t, release, fmt.Sprintf(`usher {
   proxy_protocol {
     mode = "strict"
     tlvs = [{ type = "authority" }, { type = "0xE4", name = "tenant" }]
@@ -139,13 +141,14 @@ func nasty(random *rand.Rand, without string) string {
 
 // TestAccessLogsChangeUnderLoad changes format and sink under load. No request
 // fails, and each is in one of the logs, once.
-func TestAccessLogsChangeUnderLoad(t *testing.T) {
-	t.Parallel()
+func TestAccessLogsChangeUnderLoad(t *testing.T) { onBothEnvoys(t, accessLogsChangeUnderLoad) }
+
+func accessLogsChangeUnderLoad(t *testing.T, release string) {
 	dir := newDir(t)
 	settings := func(file, format string) string {
 		return fmt.Sprintf(`usher { access_log { sinks = [{ type = "file", path = "%s/%s" }] format = %q } }`, dir, file, format)
 	}
-	l := startFileLab(t, settings("a", "consul"))
+	l := startFileLabOn(t, release, settings("a", "consul"))
 	waitStatus(t, l.call("/"), http.StatusOK)
 	load := startLoad(t, l.call("/"))
 	for _, next := range [][2]string{{"a", "ecs"}, {"b", "ecs"}, {"b", "consul"}, {"a", "consul"}} {

@@ -78,6 +78,11 @@ func (l *fileLab) wantDenied(t *testing.T) {
 // of the operator's own file, "" for none.
 func startFileLab(t *testing.T, config string) *fileLab {
 	t.Helper()
+	return startFileLabOn(t, envoyNew, config)
+}
+
+func startFileLabOn(t *testing.T, envoy, config string) *fileLab {
+	t.Helper()
 	l := &fileLab{lab: newLab(t), Dir: newDir(t)}
 	l.First, l.Second = startEcho(t, l.Service, 8080), startEcho(t, l.Service, 8081)
 	l.HAProxy = startBalancer(t, balancerOptions{
@@ -90,7 +95,7 @@ Protocol = "http"
 `)
 	l.writeServices(t, 8080)
 	l.Usher = startUsher(t, usherOptions{Host: l.lab.Gateway, Config: config, Args: []string{"--config-dir", l.Dir}})
-	l.Gateway = startOwn(t, ownOptions{Host: l.lab.Gateway, Envoy: envoyNew, XDSAddr: l.Usher.GRPCAddr})
+	l.Gateway = startOwn(t, ownOptions{Host: l.lab.Gateway, Envoy: envoy, XDSAddr: l.Usher.GRPCAddr})
 	return l
 }
 

@@ -37,7 +37,7 @@ type call struct {
 	Header http.Header
 	Source netip.AddrPort // of the connection; zero for the host's choice
 	Proxy  io.WriterTo    // written in front of the request; nil for none
-	TLS    *tls.Config    // nil for plain text; the server's name is Host's
+	TLS    *tls.Config    // nil for plain text; without a server name it is Host
 }
 
 // answer is what the client got.
@@ -83,7 +83,7 @@ func (c call) connect(ctx context.Context) (*clientConn, error) {
 	}
 	if c.TLS != nil {
 		config := c.TLS.Clone()
-		config.ServerName = c.host()
+		config.ServerName = cmp.Or(config.ServerName, c.host())
 		secure := tls.Client(conn, config)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			conn.Close()

@@ -192,3 +192,14 @@ func (e *envoy) stat(t *testing.T, name string) int {
 	}
 	return 0
 }
+
+// onBothEnvoys runs a story on each Envoy.
+func onBothEnvoys(t *testing.T, story func(t *testing.T, envoy string)) {
+	t.Helper()
+	for _, envoy := range []string{envoyNew, envoyOld} {
+		t.Run("envoy "+envoy, func(t *testing.T) {
+			t.Parallel()
+			story(t, envoy)
+		})
+	}
+}

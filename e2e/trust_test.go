@@ -32,12 +32,10 @@ func fromEndpoint(t *testing.T, client string) *proxyproto.Header {
 // TestWhoMaySayWhoTheClientIs has a gateway that believes its balancer, and
 // somebody else who connects to it and claims to be another.
 func TestWhoMaySayWhoTheClientIs(t *testing.T) {
-	for _, envoy := range []string{envoyNew, envoyOld} {
-		t.Run("envoy "+envoy, func(t *testing.T) {
-			t.Parallel()
-			l := startMeshLab(t, consulNew, envoy, false)
-			settings := func(mode string) string {
-				return fmt.Sprintf(`
+	onBothEnvoys(t, func(t *testing.T, envoy string) {
+		l := startMeshLab(t, consulNew, envoy, false)
+		settings := func(mode string) string {
+			return fmt.Sprintf(`
 usher {
   proxy_protocol {
     mode          = %q
@@ -47,20 +45,19 @@ usher {
   access_log { rejected_per_second = "any" }
 }
 `, mode, balancerIP)
-			}
-			usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("permissive")})
-			gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-			l.HAProxy.setHeader(t, v2Header)
-			l.wantClientsAddress(t, gateway)
-			l.wantEndpointTold(t, gateway)
-			l.wantClaimUnused(t, gateway)
+		}
+		usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("permissive")})
+		gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		l.HAProxy.setHeader(t, v2Header)
+		l.wantClientsAddress(t, gateway)
+		l.wantEndpointTold(t, gateway)
+		l.wantClaimUnused(t, gateway)
 
-			writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("strict"))
-			l.waitMode(t, l.Gateway, "strict")
-			l.wantClientsAddress(t, gateway)
-			l.wantStrangersClosed(t, gateway)
-		})
-	}
+		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("strict"))
+		l.waitMode(t, l.Gateway, "strict")
+		l.wantClientsAddress(t, gateway)
+		l.wantStrangersClosed(t, gateway)
+	})
 }
 
 // wantEndpointTold wants the log and the service to be told of the endpoint, and
@@ -138,55 +135,52 @@ func (l *meshLab) wantStrangersClosed(t *testing.T, gateway *envoy) {
 // TestApacheGetsAPROXYHeader has an Apache that understands PROXY protocol in
 // the mesh, behind a tcp listener, which tells it of the client.
 func TestApacheGetsAPROXYHeader(t *testing.T) {
-	for _, envoy := range []string{envoyNew, envoyOld} {
-		t.Run("envoy "+envoy, func(t *testing.T) {
-			t.Parallel()
-			l := startMeshLab(t, consulNew, envoy, false)
-			apache := startApache(t, l.Service, tcpPort, proxyProtocol)
-			registerService(t, serviceOptions{
-				Name: "static-tcp", Port: tcpPort, Consul: l.Consul, Host: l.Service, Envoy: envoy, SidecarPort: 21001,
-			})
-			l.Consul.writeEntry(t, fmt.Sprintf(`
+	onBothEnvoys(t, func(t *testing.T, envoy string) {
+		l := startMeshLab(t, consulNew, envoy, false)
+		apache := startApache(t, l.Service, tcpPort, proxyProtocol)
+		registerService(t, serviceOptions{
+			Name: "static-tcp", Port: tcpPort, Consul: l.Consul, Host: l.Service, Envoy: envoy, SidecarPort: 21001,
+		})
+		l.Consul.writeEntry(t, fmt.Sprintf(`
 Kind = "ingress-gateway"
 Name = "ingress-gateway"
 Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }] }]
 `, tcpPort))
-			startBalancer(t, balancerOptions{Host: l.Balancer, Targets: []*host{l.Gateway}, Ports: []int{tcpPort}, Header: v2Header})
-			settings := func(mode, upstream string) string {
-				return fmt.Sprintf("usher { proxy_protocol { mode = %q upstream = %q trusted_cidrs = [%q] } }", mode, upstream, balancerIP)
-			}
-			usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("strict", "v2")})
-			gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-			gateway.waitListener(t, tcpPort)
+		startBalancer(t, balancerOptions{Host: l.Balancer, Targets: []*host{l.Gateway}, Ports: []int{tcpPort}, Header: v2Header})
+		settings := func(mode, upstream string) string {
+			return fmt.Sprintf("usher { proxy_protocol { mode = %q upstream = %q trusted_cidrs = [%q] } }", mode, upstream, balancerIP)
+		}
+		usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("strict", "v2")})
+		gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		gateway.waitListener(t, tcpPort)
 
-			throughBalancer := call{From: l.Client, To: l.Balancer.addr(tcpPort)}
-			waitStatus(t, throughBalancer, http.StatusOK)
-			apache.wantClient(t, throughBalancer, clientIP)
+		throughBalancer := call{From: l.Client, To: l.Balancer.addr(tcpPort)}
+		waitStatus(t, throughBalancer, http.StatusOK)
+		apache.wantClient(t, throughBalancer, clientIP)
 
-			// Another Envoy takes the place of this one.
-			gateway = l.exchange(t, gateway, gatewayOptions{
-				Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr, AdminPort: 19001,
-			})
-			apache.wantClient(t, throughBalancer, clientIP)
-
-			// Settings that are refused leave everything as it is.
-			writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
-			usher.waitProblems(t)
-			apache.wantClient(t, throughBalancer, clientIP)
-
-			// A stranger is told of as itself, if it claims nothing else.
-			writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
-			stranger := call{From: l.Client, To: l.Gateway.addr(tcpPort)}
-			waitStatus(t, stranger, http.StatusOK)
-			apache.wantClient(t, stranger, clientIP)
-			apache.wantClient(t, throughBalancer, clientIP)
-			stranger.Proxy = proxied("203.0.113.99")
-			if got := stranger.status(t); got != 0 {
-				t.Errorf("a stranger that claims to be another is answered %d, want the connection closed", got)
-			}
-			gateway.wantDocumentedCounters(t)
+		// Another Envoy takes the place of this one.
+		gateway = l.exchange(t, gateway, gatewayOptions{
+			Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr, AdminPort: 19001,
 		})
-	}
+		apache.wantClient(t, throughBalancer, clientIP)
+
+		// Settings that are refused leave everything as it is.
+		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
+		usher.waitProblems(t)
+		apache.wantClient(t, throughBalancer, clientIP)
+
+		// A stranger is told of as itself, if it claims nothing else.
+		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
+		stranger := call{From: l.Client, To: l.Gateway.addr(tcpPort)}
+		waitStatus(t, stranger, http.StatusOK)
+		apache.wantClient(t, stranger, clientIP)
+		apache.wantClient(t, throughBalancer, clientIP)
+		stranger.Proxy = proxied("203.0.113.99")
+		if got := stranger.status(t); got != 0 {
+			t.Errorf("a stranger that claims to be another is answered %d, want the connection closed", got)
+		}
+		gateway.wantDocumentedCounters(t)
+	})
 }
 
 // exchange starts one more Envoy for the gateway and ends the old one, as the

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -157,6 +159,39 @@ const (
 // Own says whether the listener has sinks or a format of its own, and not
 // Consul's alone.
 func (a AccessLog) Own() bool { return a.Sinks.By == SinksOwn || a.Format.By != FormatDefault }
+
+// Mentions says whether a format of the operator's own, or the expression, has a
+// field or one of these words in it.
+func (a AccessLog) Mentions(field string, words ...string) bool {
+	formats := []LogFormat{a.Format}
+	for _, s := range a.Sinks.Own {
+		formats = append(formats, s.Format)
+	}
+	return has(a.Expression, words) || slices.ContainsFunc(formats, func(f LogFormat) bool {
+		return has(f.Text, words) || slices.Contains(f.Fields, field) || hasIn(f.JSON, words)
+	})
+}
+
+func has(text string, words []string) bool {
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(text, word) })
+}
+
+// hasIn is has for the texts in an object.
+func hasIn(object map[string]any, words []string) bool {
+	for _, value := range object {
+		switch v := value.(type) {
+		case string:
+			if has(v, words) {
+				return true
+			}
+		case map[string]any:
+			if hasIn(v, words) {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // Redacts says whether anything is kept out of logs.
 func (a AccessLog) Redacts() bool {

@@ -59,3 +59,24 @@ func TestBadAccessLogSettingsAreProblems(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatFormatsMention(t *testing.T) {
+	json := LogFormat{By: FormatJSON, JSON: map[string]any{"n": 1, "tls": map[string]any{"name": "%SNI%"}}}
+	for name, c := range map[string]struct {
+		log  AccessLog
+		want bool
+	}{
+		"a preset":          {AccessLog{Format: LogFormat{By: FormatECS}}, false},
+		"a field":           {AccessLog{Format: LogFormat{By: FormatFields, Fields: []string{"path", "name"}}}, true},
+		"other fields":      {AccessLog{Format: LogFormat{By: FormatFields, Fields: []string{"path"}}}, false},
+		"a text":            {AccessLog{Format: LogFormat{By: FormatText, Text: "a %SNI%"}}, true},
+		"deep in an object": {AccessLog{Format: json}, true},
+		"a sink's own":      {AccessLog{Sinks: Sinks{By: SinksOwn, Own: []Sink{{Type: SinkStdout}, {Type: SinkStdout, Format: json}}}}, true},
+		"an expression":     {AccessLog{Expression: "connection.sni == ''"}, true},
+		"nothing":           {AccessLog{Expression: AnyExpression}, false},
+	} {
+		if got := c.log.Mentions("name", "SNI", "connection.sni"); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}

@@ -55,6 +55,7 @@ type accessLogKey struct {
 	http    bool
 	tls     bool
 	bySNI   bool // a chain is chosen by server name
+	looks   bool // Envoy looks for the server name before the TLS handshake
 	told    bool // somebody in front of the gateway says who the client is
 	proxied bool // with PROXY headers
 	strict  bool // and not without
@@ -72,7 +73,8 @@ func accessLogKeyOf(l listening) accessLogKey {
 		where:   l.port.where(),
 		http:    l.port.http(),
 		tls:     l.speaksTLS(),
-		bySNI:   l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool { return ownCertificate(&s) }),
+		bySNI:   l.choosesByServerName(),
+		looks:   l.looksForServerName(),
 		told:    proxy.On() || l.policy.ClientAddress.On(),
 		proxied: proxy.On(),
 		strict:  proxy.Mode == gateway.Strict,

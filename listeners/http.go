@@ -22,8 +22,8 @@ import (
 // httpChains makes the filter chains of an http, http2 or grpc listener: one
 // for each service with a certificate of its own, chosen by server name, and
 // one for all other services.
-func httpChains(l listening, who peers) (chainSet, error) {
-	var set chainSet
+func httpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
+	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
 		if !ownCertificate(svc) {
@@ -31,24 +31,23 @@ func httpChains(l listening, who peers) (chainSet, error) {
 		}
 		chain, err := ownChain(l, who, svc)
 		if err != nil {
-			return chainSet{}, fmt.Errorf("service %s: %w", svc.Name, err)
+			return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 		}
-		set.chains = append(set.chains, chain)
-		set.bySNI = true
+		chains = append(chains, chain)
 	}
-	if len(set.chains) >= len(l.port.rows) {
-		return set, nil
+	if len(chains) >= len(l.port.rows) {
+		return chains, nil
 	}
 	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
 	chain, err := httpChain(l, who, routeName(l.port, nil), socket)
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
-	set.chains = append(set.chains, chain)
-	return set, nil
+	chains = append(chains, chain)
+	return chains, nil
 }
 
 // ownChain makes the chain of a service with a certificate of its own.

@@ -21,7 +21,7 @@ func listenerOf(l listening, address string) (*listenerv3.Listener, error) {
 	filters, err := listenerFilters(listenerFilterKey{
 		listener: name,
 		policy:   l.policy.ProxyProtocol,
-		bySNI:    chains.bySNI,
+		looks:    l.looksForServerName(),
 		dialect:  l.env.dialect,
 	})
 	if err != nil {
@@ -33,38 +33,31 @@ func listenerOf(l listening, address string) (*listenerv3.Listener, error) {
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
 		AccessLog:        l.logs.listener,
 		ListenerFilters:  filters,
-		FilterChains:     chains.chains,
+		FilterChains:     chains,
 	}
 	return out, valid(out)
-}
-
-// chainSet is a listener's filter chains.
-type chainSet struct {
-	chains []*listenerv3.FilterChain
-	bySNI  bool // some chain is chosen by the name that the client asks for
 }
 
 // filterChains makes the chains of a listener, for each kind of peers that it
 // serves. Envoy looks at the server name first and at the peer then, so the
 // chains of every name are there for every kind of peers.
-func filterChains(l listening) (chainSet, error) {
+func filterChains(l listening) ([]*listenerv3.FilterChain, error) {
 	chainsFor := tcpChains
 	if l.port.http() {
 		chainsFor = httpChains
 	}
-	var all chainSet
+	var all []*listenerv3.FilterChain
 	for _, who := range l.served() {
-		set, err := chainsFor(l, who)
+		chains, err := chainsFor(l, who)
 		if err != nil {
-			return chainSet{}, err
+			return nil, err
 		}
 		if who == trusted {
-			for _, chain := range set.chains {
+			for _, chain := range chains {
 				restrict(chain, l.policy.ProxyProtocol.TrustedCIDRs)
 			}
 		}
-		all.chains = append(all.chains, set.chains...)
-		all.bySNI = all.bySNI || set.bySNI
+		all = append(all, chains...)
 	}
 	return all, nil
 }

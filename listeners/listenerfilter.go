@@ -11,7 +11,7 @@ import (
 type listenerFilterKey struct {
 	listener string // its name
 	policy   gateway.ProxyProtocol
-	bySNI    bool
+	looks    bool // for the server name
 	dialect  dialect
 }
 
@@ -28,7 +28,7 @@ func listenerFilters(k listenerFilterKey) ([]*listenerv3.ListenerFilter, error) 
 	if proxy != nil {
 		filters = append(filters, proxy)
 	}
-	if k.bySNI {
+	if k.looks {
 		inspector, err := listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{})
 		if err != nil {
 			return nil, err

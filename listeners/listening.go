@@ -3,6 +3,7 @@ package listeners
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/usherproxy/usher/gateway"
 )
@@ -65,6 +66,21 @@ func (l *listening) traffic() gateway.Traffic {
 func (l *listening) speaksTLS() bool {
 	settings := mergeTLS(l.env.snapshot.Entry.TLS, l.port.listener.TLS)
 	return settings.Enabled || settings.SDS != nil
+}
+
+// choosesByServerName says whether services have certificates of their own, so
+// that a filter chain is chosen by the name that the client asks for.
+func (l *listening) choosesByServerName() bool {
+	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool { return ownCertificate(&s) })
+}
+
+// looksForServerName says whether Envoy looks at the beginning of a TLS handshake
+// for the name that the client asks for, which it does not know otherwise: where
+// it needs it, and where the operator's own formats ask for it. Consul's own
+// listeners do the first alone.
+func (l *listening) looksForServerName() bool {
+	return l.choosesByServerName() ||
+		l.speaksTLS() && l.policy.AccessLog.Mentions("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
 // tlvs gives the TLVs that are told. Without PROXY protocol there are none.

@@ -259,11 +259,14 @@ func (k accessLogKey) noChainReason() string {
 }
 
 // noHeaderReason says why the PROXY filter, or the client itself, has ended a
-// connection. Envoy does not tell which, so that where no header is needed such
-// a connection counts as a health check.
+// connection before a filter chain was found. Envoy does not tell which.
 func (k accessLogKey) noHeaderReason() string {
+	reason := "the PROXY header is broken, or the client has sent nothing"
 	if k.strict {
-		return "there was no PROXY header, or none that is allowed here"
+		reason = "there was no PROXY header, or none that is allowed here"
 	}
-	return "the PROXY header is broken, or the client has sent nothing"
+	if k.looks {
+		reason += ", or no TLS handshake"
+	}
+	return reason
 }

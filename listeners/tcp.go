@@ -14,33 +14,33 @@ import (
 
 // tcpChains makes the one filter chain of a tcp listener for some of its peers,
 // which leads to the one service that such a listener has.
-func tcpChains(l listening, who peers) (chainSet, error) {
+func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
 	filters, err := tlvFilters(l, who)
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
 	peer, err := peerFilters(l, who)
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
 	to, err := tcpDestination(l, who)
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
 	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.of(who)})
 	if err != nil {
-		return chainSet{}, err
+		return nil, err
 	}
 	chain := &listenerv3.FilterChain{
 		Name:            l.chainName(strconv.Itoa(l.port.number), who),
 		Filters:         slices.Concat(filters, peer, to.filters, []*listenerv3.Filter{proxy}),
 		TransportSocket: socket,
 	}
-	return chainSet{chains: []*listenerv3.FilterChain{chain}}, nil
+	return []*listenerv3.FilterChain{chain}, nil
 }
 
 // tcpStats names the statistics of a tcp listener for some of its peers. Consul's
