@@ -207,10 +207,12 @@ func (k accessLogKey) logsTo(s sink) (accessLogs, error) {
 	if err != nil {
 		return accessLogs{}, err
 	}
-	logs.buckets = limit.buckets
 	rejections, err := k.rejections(s, limit.filter)
 	if err != nil {
 		return accessLogs{}, err
+	}
+	if len(rejections) > 0 {
+		logs.buckets = limit.buckets
 	}
 	for _, r := range rejections {
 		log, err := k.logTo(s, r)
