@@ -43,9 +43,9 @@ const masksSince = 38
 
 // operators are those of Envoy's log formats
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
-// From 1.36 on, every release was tried with every one of them. Of those before,
-// 22 and 32 have what their documentation has; where that was in doubt, a later
-// release is written here.
+// From 1.36 on, every release was tried with every one of them. None before that
+// was at hand: 22 and 32 stand for what the version history says, and where that
+// leaves a doubt, a later release is written here.
 var logOperators = map[string]knownOperator{
 	"ACCESS_LOG_TYPE":                {since: 32, takes: noParams},
 	"BYTES_RECEIVED":                 {since: 22, takes: noParams},
