@@ -21,8 +21,8 @@ type Annotation struct {
 	Key string
 	// Source is where that can be read.
 	Source string
-	// Unverified says that it was not read in the provider's own pages or code.
-	Unverified bool
+	// Seen says where the values of this row were read.
+	Seen Seen
 	// Check is what an operator has to know beside it; "" if nothing.
 	Check string
 
@@ -33,6 +33,21 @@ type Annotation struct {
 	// unless gives why the annotation does not count on this Service; "" if it
 	// does. nil: it always does.
 	unless func(*corev1.Service) string
+}
+
+// Seen is where the values of a row were read. The zero value: nowhere that is
+// the provider's own.
+type Seen uint8
+
+// Where a row can come from.
+const (
+	NotSeen  Seen = iota
+	InDocs        // in the provider's documentation
+	InSource      // in the source of the provider's controller, which says what any other value does, too
+)
+
+func (s Seen) String() string {
+	return [...]string{"not verified", "documentation", "source"}[s]
 }
 
 // Describe gives what documentation says of the annotation's values.
@@ -63,7 +78,7 @@ const (
 	awsPreserve   = "preserve_client_ip.enabled"
 	awsClass      = "service.k8s.aws/nlb"
 	aws           = "AWS"
-	awsSource     = "https://kubernetes-sigs.github.io/aws-load-balancer-controller/latest/guide/service/annotations/"
+	awsSource     = "https://github.com/kubernetes-sigs/aws-load-balancer-controller/blob/main/pkg/service/model_build_target_group.go"
 )
 
 // inTreeNLB: the controller that is built into Kubernetes makes a network load
@@ -84,155 +99,155 @@ var (
 // as an annotation: docs/load-balancers.md names clouds that never send a header.
 var Annotations = []Annotation{
 	{
-		Provider: aws, Key: awsPrefix + "proxy-protocol", Source: awsSource,
+		Provider: aws, Key: awsPrefix + "proxy-protocol", Source: awsSource, Seen: InSource,
 		form:   words{on: []word{{"*", ""}}, other: refused},
 		unless: inTreeNLB,
 		Check: "version 2 from a network load balancer (AWS Load Balancer Controller, EKS Auto Mode), version 1 from a classic one (the controller in Kubernetes) and from Outscale, whose fork reads the same key. " +
 			"Health checks carry the header, too: on a port that is no listener's they have to be TCP",
 	},
 	{
-		Provider: aws, Key: awsPrefix + "proxy-protocol-per-target-group", Source: awsSource,
+		Provider: aws, Key: awsPrefix + "proxy-protocol-per-target-group", Source: awsSource, Seen: InSource,
 		form:  portList{sends: gateway.V2, closed: true, other: refused},
 		Check: "ports that are not in the list are off",
 	},
 	{
-		Provider: aws, Key: awsAttributes + ".<port>", Source: awsSource,
+		Provider: aws, Key: awsAttributes + ".<port>", Source: awsSource, Seen: InSource,
 		form: attribute{name: awsPPV2, sends: gateway.V2, other: refused},
 	},
 	{
-		Provider: aws, Key: awsAttributes, Source: awsSource,
+		Provider: aws, Key: awsAttributes, Source: awsSource, Seen: InSource,
 		form:  attribute{name: awsPPV2, sends: gateway.V2, other: refused},
 		Check: "with `preserve_client_ip.enabled=true` connections come from the clients' own addresses, and no `trusted_cidrs` can name them",
 	},
 	{
 		Provider: "DigitalOcean", Key: "service.beta.kubernetes.io/do-loadbalancer-enable-proxy-protocol",
-		Source: "https://docs.digitalocean.com/products/kubernetes/how-to/configure-load-balancers/",
-		form:   boolean{sends: gateway.V1, other: refused},
-		Check:  "HTTP health checks carry no header: use TCP. Clients in the cluster bypass the balancer unless `do-loadbalancer-hostname` is set",
+		Source: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go", Seen: InSource,
+		form:  boolean{sends: gateway.V1, other: refused},
+		Check: "HTTP health checks carry no header: use TCP. Clients in the cluster bypass the balancer unless `do-loadbalancer-hostname` is set",
 	},
 	{
 		Provider: "Scaleway", Key: "service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v2",
-		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/docs/loadbalancer-annotations.md",
-		form:   portList{all: []string{"true", "*"}, none: []string{"false"}, sends: gateway.V2, other: differing},
-		Check:  "clients in the cluster bypass the balancer unless `scw-loadbalancer-use-hostname` is set",
+		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go", Seen: InSource,
+		form:  portList{all: []string{"true", "*"}, none: []string{"false"}, sends: gateway.V2, other: differing},
+		Check: "clients in the cluster bypass the balancer unless `scw-loadbalancer-use-hostname` is set",
 	},
 	{
 		Provider: "Scaleway", Key: "service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v1",
-		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/docs/loadbalancer-annotations.md",
-		form:   portList{all: []string{"true", "*"}, none: []string{"false"}, sends: gateway.V1, other: differing},
+		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go", Seen: InSource,
+		form: portList{all: []string{"true", "*"}, none: []string{"false"}, sends: gateway.V1, other: differing},
 	},
 	{
 		Provider: "Hetzner", Key: "load-balancer.hetzner.cloud/uses-proxyprotocol",
-		Source: "https://pkg.go.dev/github.com/hetznercloud/hcloud-cloud-controller-manager/internal/annotation",
-		form:   boolean{other: refused},
+		Source: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go", Seen: InSource,
+		form: boolean{other: refused},
 		Check: "the controller can be told to do so for every Service (`HCLOUD_LOAD_BALANCERS_USES_PROXYPROTOCOL`): say it on the Service as well. " +
 			"HTTP health checks carry no header: use TCP",
 	},
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-port-<port>",
-		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/docs/configuration/annotations.md",
-		form:   member{key: "proxy-protocol", words: words{on: v1v2, off: []string{"none", ""}, fold: true, other: refused}},
+		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go", Seen: InSource,
+		form: member{key: "proxy-protocol", words: words{on: v1v2, off: []string{"none", ""}, fold: true, other: refused}},
 	},
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-default-proxy-protocol",
-		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/docs/configuration/annotations.md",
-		form:   words{on: v1v2, off: []string{"none"}, fold: true, other: refused},
-		Check:  "HTTP health checks carry no header: use `connection`",
+		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go", Seen: InSource,
+		form:  words{on: v1v2, off: []string{"none"}, fold: true, other: refused},
+		Check: "HTTP health checks carry no header: use `connection`",
 	},
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-proxy-protocol",
-		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/docs/configuration/annotations.md",
-		form:   words{on: v1v2, off: []string{"none"}, fold: true, other: refused},
-		Check:  "the older name of the one before",
+		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go", Seen: InSource,
+		form:  words{on: v1v2, off: []string{"none"}, fold: true, other: refused},
+		Check: "the older name of the one before",
 	},
 	{
 		Provider: "OpenStack (Infomaniak, OVH's newer balancers, Selectel, SysEleven, VK, …)", Key: "loadbalancer.openstack.org/proxy-protocol",
-		Source: "https://github.com/kubernetes/cloud-provider-openstack/blob/master/docs/openstack-cloud-controller-manager/expose-applications-using-loadbalancer-type-service.md",
-		form:   words{on: append([]word{{"true", gateway.V1}}, v1v2...), off: []string{"false"}, other: ignored},
-		Check:  "clients in the cluster go through the balancer where the controller sets `ipMode: Proxy`, as newer ones do",
+		Source: "https://github.com/kubernetes/cloud-provider-openstack/blob/master/pkg/openstack/loadbalancer.go", Seen: InSource,
+		form:  words{on: append([]word{{"true", gateway.V1}}, v1v2...), off: []string{"false"}, other: ignored},
+		Check: "clients in the cluster go through the balancer where the controller sets `ipMode: Proxy`, as newer ones do",
 	},
 	{
 		Provider: "OVH (older balancers)", Key: "service.beta.kubernetes.io/ovh-loadbalancer-proxy-protocol",
-		Source: "https://help.ovhcloud.com/csm/en-public-cloud-kubernetes-get-source-ip-behind-loadbalancer",
-		form:   words{on: v1v2SSL, other: refused},
+		Source: "https://help.ovhcloud.com/csm/en-public-cloud-kubernetes-get-source-ip-behind-loadbalancer", Seen: InDocs,
+		form: words{on: v1v2SSL, other: refused},
 	},
 	{
 		Provider: "Oracle (load balancer)", Key: "service.beta.kubernetes.io/oci-load-balancer-connection-proxy-protocol-version",
-		Source: "https://github.com/oracle/oci-cloud-controller-manager/blob/master/docs/load-balancer-annotations.md",
-		form:   words{on: []word{{"1", gateway.V1}, {"2", gateway.V2}}, other: refused},
-		Check:  "of TCP listeners",
+		Source: "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go", Seen: InSource,
+		form:  words{on: []word{{"1", gateway.V1}, {"2", gateway.V2}}, other: refused},
+		Check: "of TCP listeners",
 	},
 	{
 		Provider: "Oracle (network load balancer)", Key: "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled",
-		Source: "https://github.com/oracle/oci-cloud-controller-manager/blob/master/docs/load-balancer-annotations.md",
-		form:   boolean{sends: gateway.V2, other: refused},
+		Source: "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go", Seen: InSource,
+		form: boolean{sends: gateway.V2, other: refused},
 	},
 	{
 		Provider: "Vultr", Key: "service.beta.kubernetes.io/vultr-loadbalancer-proxy-protocol",
-		Source: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/docs/load-balancers.md",
-		form:   boolean{other: ignored},
+		Source: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go", Seen: InSource,
+		form: boolean{other: ignored},
 	},
 	{
 		Provider: "Civo", Key: "kubernetes.civo.com/loadbalancer-enable-proxy-protocol",
-		Source: "https://github.com/civo/civo-cloud-controller-manager",
-		form:   words{on: []word{{"send-proxy", gateway.V1}, {"send-proxy-v2", gateway.V2}}, off: []string{""}, other: refused},
+		Source: "https://github.com/civo/civo-cloud-controller-manager/blob/master/cloud-controller-manager/civo/loadbalancer.go", Seen: InSource,
+		form: words{on: []word{{"send-proxy", gateway.V1}, {"send-proxy-v2", gateway.V2}}, off: []string{""}, other: refused},
 	},
 	{
 		Provider: "UpCloud", Key: "service.beta.kubernetes.io/upcloud-load-balancer-config",
-		Source: "https://upcloud.com/docs/products/managed-kubernetes/load-balancers/",
-		form:   backends{words: words{on: v1v2, off: []string{""}, other: refused}},
-		Check:  "a backend has the name of the Service's port, and its frontend the mode `tcp`. That it takes `v2` was not read anywhere",
+		Source: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ccm/README.md", Seen: InDocs,
+		form:  backends{words: words{on: v1v2, off: []string{""}, other: refused}},
+		Check: "a backend has the name of the Service's port, and its frontend the mode `tcp`. That it takes `v2` was not read anywhere",
 	},
 	{
 		Provider: "IBM Cloud (VPC)", Key: "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
-		Source: "https://cloud.ibm.com/docs/containers?topic=containers-setup_vpc_alb",
-		form:   feature{name: "proxy-protocol"},
-		Check:  "it is read when the balancer is made: a change later does nothing, and Usher cannot know that. Make the Service anew, or set the mode yourself",
+		Source: "https://cloud.ibm.com/docs/containers?topic=containers-vpc-lbaas", Seen: InSource,
+		form:  feature{name: "proxy-protocol"},
+		Check: "it is read when the balancer is made: a change later does nothing, and Usher cannot know that. Make the Service anew, or set the mode yourself",
 	},
 	{
 		Provider: "Alibaba Cloud", Key: "service.beta.kubernetes.io/alibaba-cloud-loadbalancer-proxy-protocol",
-		Source: "https://www.alibabacloud.com/help/en/ack/ack-managed-and-ack-dedicated/user-guide/add-annotations-to-the-yaml-file-of-a-service-to-configure-clb-instances",
-		form:   words{on: []word{{"on", gateway.V2}}, off: []string{"off"}, other: refused},
-		Check:  "Alibaba says that a classic balancer cannot be switched while it serves: connections are lost on its side",
+		Source: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go", Seen: InSource,
+		form:  words{on: []word{{"on", gateway.V2}}, off: []string{"off"}, other: refused},
+		Check: "Alibaba says that a classic balancer cannot be switched while it serves: connections are lost on its side",
 	},
 	{
 		Provider: "Volcengine", Key: "service.beta.kubernetes.io/volcengine-loadbalancer-proxy-protocol",
-		Source: "https://www.volcengine.com/docs/6460/102385",
-		form:   words{on: []word{{"standard", ""}}, off: []string{"off"}, other: refused},
+		Source: "https://github.com/volcengine/volcengine-cloud-controller-manager/blob/main/docs/usage.md", Seen: InDocs,
+		form: words{on: []word{{"standard", ""}}, off: []string{"off"}, other: refused},
 	},
 	{
 		Provider: "STACKIT", Key: "lb.stackit.cloud/tcp-proxy-protocol",
-		Source: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/docs/load-balancer.md",
-		form:   boolean{sends: gateway.V2, other: refused},
-		ports:  "lb.stackit.cloud/tcp-proxy-protocol-ports-filter",
+		Source: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/pkg/ccm/loadbalancer_spec.go", Seen: InSource,
+		form:  boolean{sends: gateway.V2, other: refused},
+		ports: "lb.stackit.cloud/tcp-proxy-protocol-ports-filter",
 	},
 	{
 		Provider: "STACKIT", Key: "yawol.stackit.cloud/tcpProxyProtocol",
-		Source: "https://github.com/stackitcloud/yawol",
-		form:   boolean{sends: gateway.V2, other: refused},
-		ports:  "yawol.stackit.cloud/tcpProxyProtocolPortsFilter",
-		Check:  "the older name of the one before",
+		Source: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/pkg/ccm/loadbalancer_spec.go", Seen: InSource,
+		form:  boolean{sends: gateway.V2, other: refused},
+		ports: "yawol.stackit.cloud/tcpProxyProtocolPortsFilter",
+		Check: "the older name of the one before",
 	},
 	{
 		Provider: "cloudscale.ch", Key: "k8s.cloudscale.ch/loadbalancer-pool-protocol",
-		Source: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager",
-		form:   words{on: []word{{"proxy", gateway.V1}, {"proxyv2", gateway.V2}}, off: []string{"tcp"}, other: refused},
-		Check:  "a change makes the balancer's pools anew, and connections are lost on its side meanwhile",
+		Source: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go", Seen: InSource,
+		form:  words{on: []word{{"proxy", gateway.V1}, {"proxyv2", gateway.V2}}, off: []string{"tcp"}, other: refused},
+		Check: "a change makes the balancer's pools anew, and connections are lost on its side meanwhile",
 	},
 	{
 		Provider: "CloudStack", Key: "service.beta.kubernetes.io/cloudstack-load-balancer-proxy-protocol",
-		Source: "https://github.com/apache/cloudstack-kubernetes-provider",
-		form:   words{on: []word{{"true", gateway.V1}}, other: differing},
-		Check:  "older controllers take the mere presence of the annotation, even `false`, for on: remove it to switch off",
+		Source: "https://github.com/apache/cloudstack-kubernetes-provider/blob/main/protocol.go", Seen: InSource,
+		form:  words{on: []word{{"true", gateway.V1}}, other: differing},
+		Check: "older controllers take the mere presence of the annotation, even `false`, for on: remove it to switch off",
 	},
 	{
-		Provider: "Brightbox", Key: "service.beta.kubernetes.io/brightbox-load-balancer-listener-proxy-protocol", Unverified: true,
-		Source: "https://github.com/brightbox/brightbox-cloud-controller-manager",
-		form:   words{on: v1v2SSL, other: refused},
+		Provider: "Brightbox", Key: "service.beta.kubernetes.io/brightbox-load-balancer-listener-proxy-protocol",
+		Source: "https://github.com/brightbox/brightbox-cloud-controller-manager/blob/master/brightbox/validation.go", Seen: InSource,
+		form: words{on: v1v2SSL, other: refused},
 	},
 	{
 		Provider: "Azure (Private Link Service)", Key: "service.beta.kubernetes.io/azure-pls-proxy-protocol",
-		Source: "https://cloud-provider-azure.sigs.k8s.io/topics/pls-integration/",
+		Source: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go", Seen: InSource,
 		form:   words{on: []word{{"true", gateway.V2}}, off: []string{"false"}, fold: true, other: ignored},
 		unless: withoutPLS,
 		Check:  "connections that do not come through the Private Link Service have no header, so that only clients of that service may use a strict listener; the public balancer never sends one. TLV `azure_link_id` has the link's id",

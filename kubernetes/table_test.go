@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -204,6 +205,10 @@ func checkTold(t *testing.T, c says, got told) {
 	}
 }
 
+// notSeen are the keys of rows that stand in no page or code of the provider's
+// that could be had.
+var notSeen []string
+
 // A row that is in no case would be a row that nobody has tried.
 func TestEveryRowOfTheTableIsTriedOnAndOff(t *testing.T) {
 	for _, a := range Annotations {
@@ -222,6 +227,9 @@ func TestEveryRowOfTheTableIsTriedOnAndOff(t *testing.T) {
 		}
 		if a.Source == "" || a.form == nil || a.Provider == "" {
 			t.Errorf("%s: a row needs a provider, a form and a source", a.Key)
+		}
+		if a.Seen == NotSeen && !slices.Contains(notSeen, a.Key) {
+			t.Errorf("%s: it is not said where its values were read", a.Key)
 		}
 	}
 }

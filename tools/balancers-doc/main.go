@@ -37,7 +37,7 @@ func page() string {
 	for _, a := range kubernetes.Annotations {
 		if a.Provider != provider {
 			provider = a.Provider
-			fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for |\n|---|---|---|---|---|---|\n", provider)
+			fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n", provider)
 			b.WriteString(rows(provider))
 			b.WriteString(checks(provider))
 		}
@@ -57,7 +57,7 @@ func rows(provider string) string {
 		if d.PerPort {
 			scope = "each port"
 		}
-		fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s |\n", a.Key, a.Source, d.On, cmp.Or(d.Off, "without it"), d.Otherwise, d.Sends, scope)
+		fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n", a.Key, a.Source, d.On, cmp.Or(d.Off, "without it"), d.Otherwise, d.Sends, scope, a.Seen)
 	}
 	return b.String()
 }
@@ -78,9 +78,6 @@ func checks(provider string) string {
 	for _, a := range of(provider) {
 		if a.Check != "" {
 			note(a.Key, a.Check)
-		}
-		if a.Unverified {
-			note(a.Key, "the values were not read in the provider's own pages or code")
 		}
 	}
 	if b.Len() == 0 {
