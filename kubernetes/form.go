@@ -1,8 +1,6 @@
 package kubernetes
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -66,6 +64,7 @@ type Description struct {
 	Otherwise string // what the cloud does with any other
 	Sends     string // the versions of the protocol
 	PerPort   bool   // it can say so of single ports
+	Kept      bool   // removing it leaves the balancer as it was
 }
 
 // unknownValue is what a cloud does with a value that is none of its own.
@@ -74,20 +73,30 @@ type unknownValue uint8
 const (
 	// ignored: it goes on as if nothing had been said.
 	ignored unknownValue = iota
+	// countsAsOff: it switches the headers off.
+	countsAsOff
 	// refused: it does not touch the balancer, which stays as it was.
 	refused
 	// differing: one release does this and another one that.
 	differing
+	// untold: nobody has written down what it does.
+	untold
 )
 
 func (u unknownValue) String() string {
-	return [...]string{"is ignored", "is refused, and the balancer stays as it was", "depends on the release of the controller"}[u]
+	return [...]string{
+		"is ignored", "counts as off", "is refused, and the balancer stays as it was", "depends on the release of the controller", "is in no documentation",
+	}[u]
 }
 
 // verdict says what becomes of a value that is none of those that use names.
 func (u unknownValue) verdict(value, use string) verdict {
 	v := verdict{problem: fmt.Sprintf("%q %s; use %s", clip(value), u, use)}
-	if u != ignored {
+	switch u {
+	case ignored:
+	case countsAsOff:
+		v.signal = off
+	default:
 		v.signal = unclear
 	}
 	return v
@@ -114,6 +123,11 @@ type words struct {
 	off   []string
 	fold  bool // small letters and capitals are the same
 	other unknownValue
+	// vague are values that one controller of the cloud's takes for on and another
+	// one does not.
+	vague []string
+	// kept says that the balancer stays as it was when the annotation is removed.
+	kept bool
 }
 
 func (w words) read(s said) verdict {
@@ -129,6 +143,9 @@ func (w words) read(s said) verdict {
 	if slices.Contains(w.off, value) {
 		return verdict{signal: off}
 	}
+	if slices.Contains(w.vague, value) {
+		return differing.verdict(s.value, w.uses())
+	}
 	return w.other.verdict(s.value, w.uses())
 }
 
@@ -140,7 +157,7 @@ func (w words) uses() string {
 	for _, o := range w.off {
 		all = append(all, strconv.Quote(o))
 	}
-	if len(w.off) == 0 {
+	if len(w.off) == 0 && !w.kept {
 		return strings.Join(all, ", ") + ", or remove the annotation"
 	}
 	return strings.Join(all, ", ")
@@ -155,6 +172,10 @@ func (w words) describe() Description {
 		sends = append(sends, word.sends)
 	}
 	d.On, d.Sends = codes(values), versions(sends)
+	if w.kept && d.Off == "" {
+		d.Off = "nothing"
+	}
+	d.Kept = w.kept
 	return d
 }
 
@@ -198,7 +219,7 @@ func (l portList) read(s said) verdict {
 	case slices.Contains(l.all, s.value):
 		return verdict{signal: on, sends: l.sends}
 	case slices.Contains(l.none, s.value):
-		return verdict{signal: off}
+		return verdict{} // as without it: another annotation may say more
 	}
 	ports, ok := portsIn(s.value)
 	switch {
@@ -227,7 +248,7 @@ func (l portList) describe() Description {
 	}
 }
 
-// portsIn reads a list of ports; false: it is none.
+// portsIn reads a list of ports, which may be empty; false: it is none.
 func portsIn(list string) ([]int32, bool) {
 	var ports []int32
 	for item := range strings.SplitSeq(list, ",") {
@@ -241,7 +262,7 @@ func portsIn(list string) ([]int32, bool) {
 		}
 		ports = append(ports, int32(n))
 	}
-	return ports, len(ports) > 0
+	return ports, true
 }
 
 // attribute is one of several attributes: "name=true,other=…".
@@ -254,7 +275,7 @@ type attribute struct {
 func (a attribute) read(s said) verdict {
 	value, found := attributeIn(s.value, a.name)
 	switch {
-	case !found:
+	case !found || value == "":
 		return verdict{}
 	case value == "true":
 		return verdict{signal: on, sends: a.sends}
@@ -281,83 +302,27 @@ func attributeIn(list, name string) (string, bool) {
 	return "", false
 }
 
-// feature is one of several words, separated by commas.
+// feature is one of several words, separated by commas; small letters and
+// capitals, and spaces, are the same.
 type feature struct {
 	name  string
+	never string // the one that it cannot be together with
 	sends gateway.Version
 }
 
 func (f feature) read(s said) verdict {
-	for item := range strings.SplitSeq(s.value, ",") {
-		if strings.TrimSpace(item) == f.name {
-			return verdict{signal: on, sends: f.sends}
-		}
+	list := strings.Split(strings.ToLower(strings.ReplaceAll(s.value, " ", "")), ",")
+	switch {
+	case !slices.Contains(list, f.name):
+		return verdict{}
+	case slices.Contains(list, f.never):
+		return refused.verdict(s.value, fmt.Sprintf("%q without %q", f.name, f.never))
 	}
-	return verdict{}
+	return verdict{signal: on, sends: f.sends}
 }
 
 func (f feature) describe() Description {
-	return Description{On: codes([]string{f.name}) + " in the list", Off: "without it", Otherwise: ignored.String(), Sends: versions([]gateway.Version{f.sends})}
-}
-
-// member is a word in a JSON object.
-type member struct {
-	key   string
-	words words
-}
-
-func (m member) read(s said) verdict {
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(s.value), &object); err != nil {
-		return verdict{signal: unclear, problem: fmt.Sprintf("%q is not a JSON object; use {%q: …}", clip(s.value), m.key)}
-	}
-	raw, has := object[m.key]
-	if !has {
-		return verdict{}
-	}
-	var value string
-	if err := json.Unmarshal(raw, &value); err != nil {
-		return m.words.other.verdict(string(raw), m.words.uses())
-	}
-	s.value = value
-	return m.words.read(s)
-}
-
-func (m member) describe() Description {
-	d := m.words.describe()
-	d.On, d.Off, d.PerPort = fmt.Sprintf("JSON with `%s`: %s", m.key, d.On), fmt.Sprintf("%s, or without it", d.Off), true
-	return d
-}
-
-// backends is UpCloud's own JSON, in which a backend has the name of the
-// Service's port.
-type backends struct{ words words }
-
-func (b backends) read(s said) verdict {
-	var config struct {
-		Backends []struct {
-			Name       string
-			Properties struct {
-				Proxy *string `json:"outbound_proxy_protocol"`
-			}
-		}
-	}
-	if err := json.Unmarshal([]byte(s.value), &config); err != nil {
-		return verdict{signal: unclear, problem: "this is not the JSON of a load balancer; mend it"}
-	}
-	for _, backend := range config.Backends {
-		if backend.Name == s.port.Name && backend.Properties.Proxy != nil {
-			s.value = *backend.Properties.Proxy
-			return b.words.read(s)
-		}
-	}
-	return verdict{}
-}
-
-func (b backends) describe() Description {
-	d := b.words.describe()
-	d.On, d.Off, d.PerPort = "JSON with `backends[].properties.outbound_proxy_protocol`: "+d.On, cmp.Or(d.Off, "``")+", or without it", true
-	return d
+	return Description{On: codes([]string{f.name}) + " in the list", Off: "without it", Otherwise: fmt.Sprintf("is ignored; `%s` beside it is refused", f.never), Sends: versions([]gateway.Version{f.sends})}
 }
 
 func codes(values []string) string {

@@ -91,8 +91,10 @@ func inTreeNLB(s *corev1.Service) string {
 }
 
 var (
-	v1v2    = []word{{"v1", gateway.V1}, {"v2", gateway.V2}}
-	v1v2SSL = append([]word{{"v2-ssl", gateway.V2}, {"v2-ssl-cn", gateway.V2}}, v1v2...)
+	v1v2 = []word{{"v1", gateway.V1}, {"v2", gateway.V2}}
+	// A classic balancer wants small letters, and a network load balancer does not.
+	alibabaWords = words{on: []word{{"on", gateway.V2}}, off: []string{"off"}, vague: []string{"ON", "On", "oN"}, other: countsAsOff, kept: true}
+	v1v2SSL      = append([]word{{"v2-ssl", gateway.V2}, {"v2-ssl-cn", gateway.V2}}, v1v2...)
 )
 
 // Annotations is the table of what clouds read. What is not in it, nobody reads
@@ -123,18 +125,25 @@ var Annotations = []Annotation{
 		Provider: "DigitalOcean", Key: "service.beta.kubernetes.io/do-loadbalancer-enable-proxy-protocol",
 		Source: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go", Seen: InSource,
 		form:  boolean{sends: gateway.V1, other: refused},
-		Check: "HTTP health checks carry no header: use TCP. Clients in the cluster bypass the balancer unless `do-loadbalancer-hostname` is set",
+		Check: "health checks of a port of the Service (`do-loadbalancer-override-health-check`) carry the header as well; others go to kube-proxy, without it. Clients in the cluster bypass the balancer unless `do-loadbalancer-hostname` is set",
 	},
 	{
 		Provider: "Scaleway", Key: "service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v2",
 		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go", Seen: InSource,
-		form:  portList{all: []string{"true", "*"}, none: []string{"false"}, sends: gateway.V2, other: differing},
-		Check: "clients in the cluster bypass the balancer unless `scw-loadbalancer-use-hostname` is set",
+		form:   portList{all: []string{"true", "*"}, none: []string{"false", ""}, sends: gateway.V2, other: refused},
+		unless: bothOfScaleway,
+		Check:  "a port that the next one names as well is refused. Clients in the cluster bypass the balancer unless all ports have it, or `scw-loadbalancer-use-hostname` is set",
 	},
 	{
 		Provider: "Scaleway", Key: "service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v1",
 		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go", Seen: InSource,
-		form: portList{all: []string{"true", "*"}, none: []string{"false"}, sends: gateway.V1, other: differing},
+		form: portList{all: []string{"true", "*"}, none: []string{"false", ""}, sends: gateway.V1, other: refused},
+	},
+	{
+		Provider: "Scaleway", Key: "service.beta.kubernetes.io/scw-loadbalancer-send-proxy-v2",
+		Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go", Seen: InSource,
+		form:  portList{all: []string{"true", "1"}, none: []string{"false", "0"}, sends: gateway.V2, other: refused},
+		Check: "the older name of the version 2",
 	},
 	{
 		Provider: "Hetzner", Key: "load-balancer.hetzner.cloud/uses-proxyprotocol",
@@ -146,7 +155,7 @@ var Annotations = []Annotation{
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-port-<port>",
 		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go", Seen: InSource,
-		form: member{key: "proxy-protocol", words: words{on: v1v2, off: []string{"none", ""}, fold: true, other: refused}},
+		form: member{key: "proxy-protocol", words: words{on: v1v2, off: []string{"none"}, fold: true, other: refused}},
 	},
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-default-proxy-protocol",
@@ -163,57 +172,64 @@ var Annotations = []Annotation{
 	{
 		Provider: "OpenStack (Infomaniak, OVH's newer balancers, Selectel, SysEleven, VK, …)", Key: "loadbalancer.openstack.org/proxy-protocol",
 		Source: "https://github.com/kubernetes/cloud-provider-openstack/blob/master/pkg/openstack/loadbalancer.go", Seen: InSource,
-		form:  words{on: append([]word{{"true", gateway.V1}}, v1v2...), off: []string{"false"}, other: ignored},
+		form:  words{on: append([]word{{"true", gateway.V1}}, v1v2...), off: []string{"false"}, other: countsAsOff},
 		Check: "clients in the cluster go through the balancer where the controller sets `ipMode: Proxy`, as newer ones do",
 	},
 	{
 		Provider: "OVH (older balancers)", Key: "service.beta.kubernetes.io/ovh-loadbalancer-proxy-protocol",
 		Source: "https://help.ovhcloud.com/csm/en-public-cloud-kubernetes-get-source-ip-behind-loadbalancer", Seen: InDocs,
-		form: words{on: v1v2SSL, other: refused},
+		form: words{on: v1v2SSL, other: untold},
 	},
 	{
 		Provider: "Oracle (load balancer)", Key: "service.beta.kubernetes.io/oci-load-balancer-connection-proxy-protocol-version",
 		Source: "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go", Seen: InSource,
-		form:  words{on: []word{{"1", gateway.V1}, {"2", gateway.V2}}, other: refused},
-		Check: "of TCP listeners",
+		form:  words{on: []word{{"1", gateway.V1}, {"2", gateway.V2}}, other: refused, kept: true},
+		Check: "of TCP listeners. Oracle cannot switch it off: make the balancer anew, or set the mode yourself",
 	},
 	{
 		Provider: "Oracle (network load balancer)", Key: "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled",
 		Source: "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go", Seen: InSource,
-		form: boolean{sends: gateway.V2, other: refused},
+		form: words{on: []word{{"true", gateway.V2}}, off: []string{"false"}, fold: true, other: refused, kept: true},
 	},
 	{
 		Provider: "Vultr", Key: "service.beta.kubernetes.io/vultr-loadbalancer-proxy-protocol",
 		Source: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go", Seen: InSource,
-		form: boolean{other: ignored},
+		form: boolean{other: countsAsOff},
 	},
 	{
 		Provider: "Civo", Key: "kubernetes.civo.com/loadbalancer-enable-proxy-protocol",
 		Source: "https://github.com/civo/civo-cloud-controller-manager/blob/master/cloud-controller-manager/civo/loadbalancer.go", Seen: InSource,
-		form: words{on: []word{{"send-proxy", gateway.V1}, {"send-proxy-v2", gateway.V2}}, off: []string{""}, other: refused},
+		form:  words{on: []word{{"send-proxy", gateway.V1}, {"send-proxy-v2", gateway.V2}}, other: untold, kept: true},
+		Check: "the controller hands the value to Civo's API as it is, and says nothing to it where it is empty",
 	},
 	{
 		Provider: "UpCloud", Key: "service.beta.kubernetes.io/upcloud-load-balancer-config",
 		Source: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ccm/README.md", Seen: InDocs,
-		form:  backends{words: words{on: v1v2, off: []string{""}, other: refused}},
-		Check: "a backend has the name of the Service's port, and its frontend the mode `tcp`. That it takes `v2` was not read anywhere",
+		form:  backends{words: words{on: v1v2, off: []string{""}, other: untold}},
+		Check: "a backend has the name of the Service's port, and its frontend the mode `tcp`, without which it is `http`",
 	},
 	{
 		Provider: "IBM Cloud (VPC)", Key: "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
 		Source: "https://cloud.ibm.com/docs/containers?topic=containers-vpc-lbaas", Seen: InSource,
-		form:  feature{name: "proxy-protocol"},
+		form:  feature{name: "proxy-protocol", never: "nlb"},
 		Check: "it is read when the balancer is made: a change later does nothing, and Usher cannot know that. Make the Service anew, or set the mode yourself",
 	},
 	{
 		Provider: "Alibaba Cloud", Key: "service.beta.kubernetes.io/alibaba-cloud-loadbalancer-proxy-protocol",
 		Source: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go", Seen: InSource,
-		form:  words{on: []word{{"on", gateway.V2}}, off: []string{"off"}, other: refused},
+		form:  alibabaWords,
 		Check: "Alibaba says that a classic balancer cannot be switched while it serves: connections are lost on its side",
+	},
+	{
+		Provider: "Alibaba Cloud", Key: "service.beta.kubernetes.io/alicloud-loadbalancer-proxy-protocol",
+		Source: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go", Seen: InSource,
+		form:  alibabaWords,
+		Check: "the older name of the one before",
 	},
 	{
 		Provider: "Volcengine", Key: "service.beta.kubernetes.io/volcengine-loadbalancer-proxy-protocol",
 		Source: "https://github.com/volcengine/volcengine-cloud-controller-manager/blob/main/docs/usage.md", Seen: InDocs,
-		form: words{on: []word{{"standard", ""}}, off: []string{"off"}, other: refused},
+		form: words{on: []word{{"standard", ""}}, off: []string{"off"}, other: untold},
 	},
 	{
 		Provider: "STACKIT", Key: "lb.stackit.cloud/tcp-proxy-protocol",
@@ -224,7 +240,7 @@ var Annotations = []Annotation{
 	{
 		Provider: "STACKIT", Key: "yawol.stackit.cloud/tcpProxyProtocol",
 		Source: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/pkg/ccm/loadbalancer_spec.go", Seen: InSource,
-		form:  boolean{sends: gateway.V2, other: refused},
+		form:  boolean{sends: gateway.V2, other: countsAsOff},
 		ports: "yawol.stackit.cloud/tcpProxyProtocolPortsFilter",
 		Check: "the older name of the one before",
 	},
@@ -232,13 +248,13 @@ var Annotations = []Annotation{
 		Provider: "cloudscale.ch", Key: "k8s.cloudscale.ch/loadbalancer-pool-protocol",
 		Source: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go", Seen: InSource,
 		form:  words{on: []word{{"proxy", gateway.V1}, {"proxyv2", gateway.V2}}, off: []string{"tcp"}, other: refused},
-		Check: "a change makes the balancer's pools anew, and connections are lost on its side meanwhile",
+		Check: "a change makes the balancer's pools anew, and connections are lost on its side meanwhile; the old ones go first, so that a value that cloudscale.ch refuses leaves none",
 	},
 	{
 		Provider: "CloudStack", Key: "service.beta.kubernetes.io/cloudstack-load-balancer-proxy-protocol",
 		Source: "https://github.com/apache/cloudstack-kubernetes-provider/blob/main/protocol.go", Seen: InSource,
 		form:  words{on: []word{{"true", gateway.V1}}, other: differing},
-		Check: "older controllers take the mere presence of the annotation, even `false`, for on: remove it to switch off",
+		Check: "older controllers take the mere presence of the annotation, even `false`, for on, and newer ones nothing but `true`: remove it to switch off",
 	},
 	{
 		Provider: "Brightbox", Key: "service.beta.kubernetes.io/brightbox-load-balancer-listener-proxy-protocol",
@@ -248,10 +264,24 @@ var Annotations = []Annotation{
 	{
 		Provider: "Azure (Private Link Service)", Key: "service.beta.kubernetes.io/azure-pls-proxy-protocol",
 		Source: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go", Seen: InSource,
-		form:   words{on: []word{{"true", gateway.V2}}, off: []string{"false"}, fold: true, other: ignored},
+		form:   words{on: []word{{"true", gateway.V2}}, off: []string{"false"}, fold: true, other: countsAsOff},
 		unless: withoutPLS,
 		Check:  "connections that do not come through the Private Link Service have no header, so that only clients of that service may use a strict listener; the public balancer never sends one. TLV `azure_link_id` has the link's id",
 	},
+}
+
+// bothOfScaleway: its controller refuses a Service that wants both versions on one
+// port.
+func bothOfScaleway(s *corev1.Service) string {
+	const other = "service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v1"
+	v2 := s.Annotations["service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v2"]
+	list := portList{all: []string{"true", "*"}, none: []string{"false", ""}}
+	for _, p := range s.Spec.Ports {
+		if list.read(said{v2, p}).signal == on && list.read(said{s.Annotations[other], p}).signal == on {
+			return fmt.Sprintf("port %d is in %s as well, and Scaleway refuses both; remove it from one of them", p.Port, other)
+		}
+	}
+	return ""
 }
 
 // withoutPLS: Azure reads the annotation for a Private Link Service only.

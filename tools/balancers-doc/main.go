@@ -79,11 +79,22 @@ func checks(provider string) string {
 		if a.Check != "" {
 			note(a.Key, a.Check)
 		}
+		if a.Describe().Kept {
+			note(a.Key, "removing the annotation leaves the balancer as it was, and Usher takes it for off: "+switchOff(a))
+		}
 	}
 	if b.Len() == 0 {
 		return ""
 	}
 	return "\n" + b.String()
+}
+
+// switchOff says how to switch an annotation off whose removal does not.
+func switchOff(a kubernetes.Annotation) string {
+	if off := a.Describe().Off; off != "nothing" {
+		return "set it to " + off + ", and remove it later, if at all"
+	}
+	return "keep it as long as the balancer is there"
 }
 
 func of(provider string) []kubernetes.Annotation {
