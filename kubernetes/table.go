@@ -204,13 +204,13 @@ var Annotations = []Annotation{
 	},
 	{
 		Provider: "UpCloud", Key: "service.beta.kubernetes.io/upcloud-load-balancer-config",
-		Source: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ccm/README.md", Seen: InDocs,
+		Source: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ingress/README.md", Seen: InDocs,
 		form:  backends{words: words{on: v1v2, off: []string{""}, other: untold}},
 		Check: "a backend has the name of the Service's port, and its frontend the mode `tcp`, without which it is `http`",
 	},
 	{
 		Provider: "IBM Cloud (VPC)", Key: "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
-		Source: "https://cloud.ibm.com/docs/containers?topic=containers-vpc-lbaas", Seen: InSource,
+		Source: "https://github.com/IBM-Cloud/cloud-provider-ibm/blob/master/pkg/vpcctl/cloud_vpc.go", Seen: InSource,
 		form:  feature{name: "proxy-protocol", never: "nlb"},
 		Check: "it is read when the balancer is made: a change later does nothing, and Usher cannot know that. Make the Service anew, or set the mode yourself",
 	},
@@ -262,6 +262,28 @@ var Annotations = []Annotation{
 		form: words{on: v1v2SSL, other: refused},
 	},
 	{
+		Provider: "Naver Cloud", Key: "service.beta.kubernetes.io/ncloud-load-balancer-proxy-protocol",
+		Source: "https://guide.ncloud-docs.com/docs/en/nks-nks-1-8", Seen: InDocs,
+		form:  words{on: []word{{"true", ""}}, off: []string{"false"}, other: untold},
+		Check: "of balancers with the protocol `tcp` or `ssl`",
+	},
+	{
+		Provider: "Thalassa Cloud", Key: "loadbalancer.k8s.thalassa.cloud/enable-proxy-protocol",
+		Source: "https://github.com/thalassa-cloud/cloud-provider-thalassa/blob/main/pkg/provider/loadbalancer_targetgroups.go", Seen: InSource,
+		form: boolean{sends: gateway.V1, other: countsAsOff},
+	},
+	{
+		Provider: "Bizfly Cloud", Key: "kubernetes.bizflycloud.vn/enable-proxy-protocol",
+		Source: "https://github.com/bizflycloud/bizfly-cloud-controller-manager/blob/master/cloud-controller-manager/bizfly/loadbalancer.go", Seen: InSource,
+		form:  words{on: []word{{"true", gateway.V1}}, off: []string{"false"}, other: countsAsOff},
+		Check: "clients in the cluster bypass the balancer unless `kubernetes.bizflycloud.vn/enable-ingress-hostname` is set",
+	},
+	{
+		Provider: "LoxiLB (kube-loxilb)", Key: "loxilb.io/useproxyprotov2",
+		Source: "https://github.com/loxilb-io/kube-loxilb/blob/main/pkg/agent/manager/loadbalancer/loadbalancer.go", Seen: InSource,
+		form: words{on: []word{{"yes", gateway.V2}}, off: []string{"no"}, other: countsAsOff},
+	},
+	{
 		Provider: "Azure (Private Link Service)", Key: "service.beta.kubernetes.io/azure-pls-proxy-protocol",
 		Source: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go", Seen: InSource,
 		form:   words{on: []word{{"true", gateway.V2}}, off: []string{"false"}, fold: true, other: countsAsOff},
@@ -297,6 +319,7 @@ func withoutPLS(s *corev1.Service) string {
 var Never = []struct{ Name, Instead string }{
 	{"Azure's public load balancer", "keeps the client's address by itself with `externalTrafficPolicy: Local`"},
 	{"Google Cloud", "passthrough balancers keep the address; a proxy balancer is told with `proxyHeader` of its target proxy, and Private Service Connect with `enableProxyProtocol`: set the mode yourself"},
+	{"EdgeCenter", "its controller reads `loadbalancer.edgecenter.com/proxy-protocol` and does nothing with it; should yours do, set the mode yourself"},
 	{"Huawei Cloud", "`kubernetes.io/elb.transparent-client-ip` keeps the address, which is not PROXY protocol"},
 	{"Yandex Cloud", "keeps the address with `externalTrafficPolicy: Local`"},
 	{"MetalLB, kube-vip, k3s, Cilium's LB-IPAM", "announce addresses and send no header; `externalTrafficPolicy: Local` keeps the address"},

@@ -74,6 +74,10 @@ const (
 	hetzner   = "load-balancer.hetzner.cloud/uses-proxyprotocol"
 	linode    = prefix + "linode-loadbalancer-"
 	upcloud   = prefix + "upcloud-load-balancer-config"
+	naver     = prefix + "ncloud-load-balancer-proxy-protocol"
+	thalassa  = "loadbalancer.k8s.thalassa.cloud/enable-proxy-protocol"
+	bizfly    = "kubernetes.bizflycloud.vn/enable-proxy-protocol"
+	loxilb    = "loxilb.io/useproxyprotov2"
 	azure     = prefix + "azure-pls-proxy-protocol"
 	awsAll    = awsPrefix + "proxy-protocol"
 	awsPorts  = awsPrefix + "proxy-protocol-per-target-group"
@@ -183,6 +187,18 @@ var annotated = []says{
 	all(bright, "v2", on, v2),
 	bad(bright, "V2", unclear, `"V2" is refused`),
 	bad(bright, "true", unclear, `"true" is refused`),
+	all(naver, "true", on, ""),
+	all(naver, "false", off, ""),
+	bad(naver, "v2", unclear, `"v2" is in no documentation; use "true", "false"`),
+	all(thalassa, "1", on, v1),
+	all(thalassa, "false", off, ""),
+	bad(thalassa, "v1", off, `"v1" counts as off`),
+	all(bizfly, "true", on, v1),
+	all(bizfly, "false", off, ""),
+	bad(bizfly, "True", off, `"True" counts as off; use "true", "false"`),
+	all(loxilb, "yes", on, v2),
+	all(loxilb, "no", off, ""),
+	bad(loxilb, "true", off, `"true" counts as off; use "yes", "no"`),
 	bad(azure, "true", unclear, "it counts for a Private Link Service only"),
 	all(azure, "false", off, ""),
 	bad(azure, "v2", off, `"v2" counts as off`),
