@@ -81,6 +81,12 @@ func TestWhoKeepsTheClientsAddresses(t *testing.T) {
 	}
 }
 
+const (
+	scwCheck = prefix + "scw-loadbalancer-health-check-"
+	aliCheck = prefix + "alibaba-cloud-loadbalancer-health-check-"
+	ibmCheck = "service.kubernetes.io/ibm-load-balancer-cloud-provider-vpc-health-check-"
+)
+
 func TestHealthChecksThatFailWithHeaders(t *testing.T) {
 	type annotations = map[string]string
 	for name, c := range map[string]struct {
@@ -93,22 +99,38 @@ func TestHealthChecksThatFailWithHeaders(t *testing.T) {
 			"",
 			`aws-load-balancer-healthcheck-protocol: the balancer's health checks carry a PROXY header as well, and port 21000 answers those over HTTP with 400; use "tcp"`,
 		},
-		"AWS, the ready port over TCP":     {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "tcp", awsPrefix + "healthcheck-port": "21000"}, "", ""},
-		"AWS, a listener":                  {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "8080"}, "", ""},
-		"AWS, each listener":               {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "traffic-port"}, "", ""},
-		"AWS, without headers":             {annotations{awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "21000"}, "", ""},
-		"AWS, instances and Local":         {annotations{awsAll: "*", awsTargetType: "instance"}, "Local", `the balancer's health checks go to kube-proxy`},
-		"AWS, instances":                   {annotations{awsAll: "*", awsTargetType: "instance"}, "Cluster", ""},
-		"AWS, instances, Local and TCP":    {annotations{awsAll: "*", awsTargetType: "instance", awsPrefix + "healthcheck-protocol": "tcp"}, "Local", ""},
-		"AWS, addresses and Local":         {annotations{awsAll: "*", awsTargetType: "ip"}, "Local", ""},
-		"DigitalOcean":                     {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http"}, "", `carry no PROXY header, and the listener will refuse them; use "tcp"`},
-		"DigitalOcean, the ready port":     {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http", prefix + "do-loadbalancer-healthcheck-port": "21000"}, "", ""},
+		"AWS, the ready port over TCP":  {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "tcp", awsPrefix + "healthcheck-port": "21000"}, "", ""},
+		"AWS, a listener":               {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "8080"}, "", ""},
+		"AWS, each listener":            {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "traffic-port"}, "", ""},
+		"AWS, without headers":          {annotations{awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "21000"}, "", ""},
+		"AWS, instances and Local":      {annotations{awsAll: "*", awsTargetType: "instance"}, "Local", `the balancer's health checks go to kube-proxy`},
+		"AWS, instances":                {annotations{awsAll: "*", awsTargetType: "instance"}, "Cluster", ""},
+		"AWS, instances, Local and TCP": {annotations{awsAll: "*", awsTargetType: "instance", awsPrefix + "healthcheck-protocol": "tcp"}, "Local", ""},
+		"AWS, addresses and Local":      {annotations{awsAll: "*", awsTargetType: "ip"}, "Local", ""},
+		// Its checks of a port of the Service carry the header, and others are not asked of the gateway.
+		"DigitalOcean":                     {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http"}, "", ""},
+		"AWS, a node's port":               {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "30080"}, "", ""},
+		"Scaleway":                         {annotations{scaleway + "v2": "*", scwCheck + "type": "http"}, "", `health checks over HTTP carry no PROXY header, and the listener will refuse them; use "tcp", or service.beta.kubernetes.io/scw-loadbalancer-health-check-send-proxy: "true"`},
+		"Scaleway, with headers":           {annotations{scaleway + "v2": "*", scwCheck + "type": "http", scwCheck + "send-proxy": "true"}, "", ""},
+		"Scaleway, a port":                 {annotations{scaleway + "v2": "80", scwCheck + "type": "80:http;443:tcp"}, "", `carry no PROXY header`},
+		"Scaleway, another port":           {annotations{scaleway + "v2": "80", scwCheck + "type": "80:tcp;443:http"}, "", ""},
+		"Vultr":                            {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-protocol": "http"}, "", `nobody has written down whether`},
+		"Vultr, a path":                    {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/"}, "", `healthcheck-path: nobody has written down whether the balancer's health checks over HTTP carry a PROXY header, and the listener refuses those that carry none; remove it, or use service.beta.kubernetes.io/vultr-loadbalancer-healthcheck-protocol: "tcp"`},
+		"Vultr, a path over TCP":           {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/", prefix + "vultr-loadbalancer-healthcheck-protocol": "tcp"}, "", ""},
+		"Alibaba":                          {annotations{alibaba: "on", aliCheck + "type": "http"}, "", `use "tcp"`},
+		"Alibaba, another port":            {annotations{alibaba: "on", aliCheck + "type": "http", aliCheck + "connect-port": "21000"}, "", ""},
+		"IBM":                              {annotations{ibm: "proxy-protocol", ibmCheck + "protocol": "https", ibmCheck + "port": "30443"}, "", `use "tcp"`},
+		"IBM, kube-proxy":                  {annotations{ibm: "proxy-protocol", ibmCheck + "protocol": "http", ibmCheck + "port": "10256"}, "", ""},
+		"Brightbox":                        {annotations{bright: "v2", prefix + "brightbox-load-balancer-healthcheck-protocol": "http"}, "", `use "tcp"`},
+		"cloudscale.ch":                    {annotations{cloudsc: "proxyv2", "k8s.cloudscale.ch/loadbalancer-health-monitor-type": "http"}, "", `use "tcp"`},
+		"Hetzner":                          {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "HTTP"}, "", `use "tcp"`},
 		"Linode":                           {annotations{linode + "default-proxy-protocol": "v2", linode + "check-type": "http_body"}, "", `use "connection"`},
 		"Hetzner, of a cloud that is none": {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "tcp"}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := balanced(c.annotations)
 			s.Spec.ExternalTrafficPolicy = c.policy
+			s.Spec.Ports[0].NodePort, s.Spec.Ports[1].NodePort = 30080, 30443
 			wantProblem(t, read(s), c.problem)
 		})
 	}

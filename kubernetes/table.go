@@ -150,7 +150,7 @@ var Annotations = []Annotation{
 		Source: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go", Seen: InSource,
 		form: boolean{other: refused},
 		Check: "the controller can be told to do so for every Service (`HCLOUD_LOAD_BALANCERS_USES_PROXYPROTOCOL`): say it on the Service as well. " +
-			"HTTP health checks carry no header: use TCP",
+			"Which version it sends, and whether HTTP health checks carry a header, is in none of its pages that were read: use TCP checks",
 	},
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-port-<port>",
@@ -161,7 +161,7 @@ var Annotations = []Annotation{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-default-proxy-protocol",
 		Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go", Seen: InSource,
 		form:  words{on: v1v2, off: []string{"none"}, fold: true, other: refused},
-		Check: "HTTP health checks carry no header: use `connection`",
+		Check: "whether HTTP health checks carry a header is in none of its pages that were read: use `connection`",
 	},
 	{
 		Provider: "Linode", Key: "service.beta.kubernetes.io/linode-loadbalancer-proxy-protocol",
@@ -210,7 +210,7 @@ var Annotations = []Annotation{
 	},
 	{
 		Provider: "IBM Cloud (VPC)", Key: "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
-		Source: "https://github.com/IBM-Cloud/cloud-provider-ibm/blob/master/pkg/vpcctl/cloud_vpc.go", Seen: InSource,
+		Source: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl", Seen: InSource,
 		form:  feature{name: "proxy-protocol", never: "nlb"},
 		Check: "it is read when the balancer is made: a change later does nothing, and Usher cannot know that. Make the Service anew, or set the mode yourself",
 	},
