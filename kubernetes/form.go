@@ -44,6 +44,8 @@ type verdict struct {
 	signal  signal
 	sends   gateway.Version // where it is on; "" if that is not known
 	problem string          // what is wrong with the value, and what to do; "" if nothing is
+	kept    bool            // where it is on: it stays so when the annotation is removed
+	off     string          // where it is kept: the value that switches it off; "" if none does
 }
 
 // said is an annotation as a Service has it, and the port that it is asked of.
@@ -137,7 +139,11 @@ func (w words) read(s said) verdict {
 	}
 	for _, word := range w.on {
 		if value == word.value {
-			return verdict{signal: on, sends: word.sends}
+			v := verdict{signal: on, sends: word.sends, kept: w.kept}
+			if w.kept && len(w.off) > 0 {
+				v.off = w.off[0]
+			}
+			return v
 		}
 	}
 	if slices.Contains(w.off, value) {

@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +25,7 @@ type held struct {
 	tell              // the last one that was clear
 	changed time.Time // when it became that, as far as it has to be waited for
 	newest  time.Time // of the Service that said so
+	removed bool      // the annotation is gone, and the cloud does not follow that
 	stayed  time.Time // since when the listener stays what it is, for nobody knows more; zero: it does not
 }
 
@@ -31,7 +33,11 @@ type held struct {
 func (m memory) hear(t told, noticed time.Time) memory {
 	next := memory{version: t.version, listeners: map[int]held{}, others: m.others.hear(t.others, t.newest, noticed), peerIsClient: t.peerIsClient}
 	for port, of := range t.listeners {
-		next.listeners[port] = m.listeners[port].hear(of, t.newest, noticed)
+		before := m.listeners[port]
+		if t.created.After(before.newest) {
+			before.kept = gateway.Problem{} // it is another balancer
+		}
+		next.listeners[port] = before.hear(of, t.newest, noticed)
 	}
 	return next
 }
@@ -70,6 +76,10 @@ func (h held) hear(t tell, newest, noticed time.Time) held {
 	if t.signal == unclear {
 		return h.freeze(noticed)
 	}
+	if t.untold && h.signal == on && h.kept != (gateway.Problem{}) {
+		h.removed, h.stayed = true, time.Time{}
+		return h
+	}
 	next := held{tell: t, newest: newest}
 	switch {
 	case t.signal == mixed:
@@ -93,6 +103,17 @@ func (h held) hear(t tell, newest, noticed time.Time) held {
 // this again, while nobody heard it.
 func (h held) mayHaveMissed(t tell) bool {
 	return !h.stayed.IsZero() && t.since.After(h.stayed)
+}
+
+// problems are those of annotations that are gone, and count.
+func (m memory) problems() []gateway.Problem {
+	var out []gateway.Problem
+	for _, port := range slices.Sorted(maps.Keys(m.listeners)) {
+		if h := m.listeners[port]; h.removed && !slices.Contains(out, h.kept) {
+			out = append(out, h.kept)
+		}
+	}
+	return out
 }
 
 // mode gives what the listener is now, "" if that was never known, and when that

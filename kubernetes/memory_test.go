@@ -386,3 +386,41 @@ func TestModesOverTime(t *testing.T) {
 		}
 	}
 }
+
+// Oracle's network load balancers go on sending headers when the annotation is
+// removed.
+func TestARemovalThatTheCloudDoesNotFollow(t *testing.T) {
+	const key = "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled"
+	with := func(value string, version int) heard {
+		s := service("", 0)
+		if value != "" {
+			s.Annotations = map[string]string{key: value}
+		}
+		return versioned(s, version)
+	}
+	gone := "Kubernetes Service consul/edge: " + key + `: it is gone, but this cloud leaves the balancer as it was then, which sends PROXY headers; set it to "false" to switch them off`
+	r, restarted := newRig(t, 0), newRig(t, 0)
+	r.noting(30, with("true", 1), "")
+	note := r.noting(60, with("", 2), "")
+	restarted.noting(65, with("", 2), note)
+	for _, r := range []*rig{r, restarted} {
+		r.wait(600)
+		r.wantMode(gateway.Strict)
+		if len(r.b.Problems) != 1 || r.b.Problems[0].String() != gone {
+			t.Errorf("problems %v, want %s", r.b.Problems, gone)
+		}
+	}
+	r.noting(610, with("false", 3), "")
+	r.wantMode(gateway.Permissive)
+	r.noting(630, with("", 4), "")
+	r.wantMode(gateway.Off)
+	if len(r.b.Problems) != 0 {
+		t.Errorf("problems %v after it was switched off", r.b.Problems)
+	}
+	anew := with("", 5)
+	anew.service.CreationTimestamp = metav1.NewTime(at(605))
+	restarted.noting(606, anew, "")
+	restarted.wantMode(gateway.Permissive)
+	restarted.wait(620)
+	restarted.wantMode(gateway.Off)
+}

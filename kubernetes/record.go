@@ -81,6 +81,7 @@ type note struct {
 type noted struct {
 	Told    signal          `json:"told"`
 	Sends   gateway.Version `json:"sends,omitempty"`
+	Kept    gateway.Problem `json:"kept,omitzero"`
 	Changed time.Time       `json:"changed,omitzero"`
 	Newest  time.Time       `json:"newest,omitzero"`
 	Stayed  time.Time       `json:"stayed,omitzero"`
@@ -99,7 +100,7 @@ func noteOf(m memory) string {
 }
 
 func (h held) note() noted {
-	return noted{Told: h.signal, Sends: h.sends, Changed: h.changed.UTC(), Newest: h.newest.UTC(), Stayed: h.stayed.UTC()}
+	return noted{Told: h.signal, Sends: h.sends, Kept: h.kept, Changed: h.changed.UTC(), Newest: h.newest.UTC(), Stayed: h.stayed.UTC()}
 }
 
 // parseNote gives what is noted; nothing where that cannot be read.
@@ -116,7 +117,7 @@ func parseNote(text string) memory {
 }
 
 func (n noted) held() held {
-	return held{tell: tell{signal: n.Told, sends: n.Sends}, changed: n.Changed, newest: n.Newest, stayed: n.Stayed}
+	return held{tell: tell{signal: n.Told, sends: n.Sends, kept: n.Kept}, changed: n.Changed, newest: n.Newest, stayed: n.Stayed}
 }
 
 // with gives what is known by somebody who knew m and sees what is noted: the

@@ -19,6 +19,7 @@ type told struct {
 	others    tell         // of the listeners that none of them leads to
 	// peerIsClient says that connections come from the clients' own addresses.
 	peerIsClient bool
+	created      time.Time
 	newest       time.Time // see times
 	version      string    // the Service's resourceVersion
 	problems     []gateway.Problem
@@ -29,13 +30,18 @@ type tell struct {
 	signal signal
 	sends  gateway.Version // where it is on; "" if that is not known
 	since  time.Time       // where it is on: when it was told so
+	// kept is the problem that removing the annotation will be: the cloud does not
+	// follow that. The zero value: removing it switches headers off.
+	kept gateway.Problem
+	// untold says that no annotation says anything.
+	untold bool
 }
 
 // read gives what a Service has told its balancer. It is a function of the
 // Service alone, so that every Usher and every restarted one finds the same.
 func read(s *corev1.Service) told {
 	r := reader{service: s, times: timesOf(s)}
-	t := told{listeners: map[int]tell{}, others: tell{signal: off}, newest: r.times.newest, version: s.ResourceVersion}
+	t := told{listeners: map[int]tell{}, others: tell{signal: off}, created: r.times.created, newest: r.times.newest, version: s.ResourceVersion}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != corev1.ProtocolTCP && p.Protocol != "" {
 			continue
@@ -97,7 +103,7 @@ func (r *reader) port(p corev1.ServicePort) tell {
 		}
 	}
 	if len(deciding) == 0 {
-		return tell{signal: off}
+		return tell{signal: off, untold: true}
 	}
 	first := deciding[0]
 	for _, d := range deciding[1:] {
@@ -111,6 +117,7 @@ func (r *reader) port(p corev1.ServicePort) tell {
 		if d.sends != first.sends {
 			first.sends = ""
 		}
+		first.kept = first.kept && d.kept
 		first.keys = append(first.keys, d.keys...)
 	}
 	if first.signal == on && r.service.Spec.Type != corev1.ServiceTypeLoadBalancer {
@@ -121,7 +128,23 @@ func (r *reader) port(p corev1.ServicePort) tell {
 	if first.signal != on {
 		return tell{signal: first.signal}
 	}
-	return tell{signal: on, sends: first.sends, since: r.times.of(first.keys)}
+	t := tell{signal: on, sends: first.sends, since: r.times.of(first.keys)}
+	if first.kept {
+		t.kept = r.leftBehind(first)
+	}
+	return t
+}
+
+// leftBehind is the problem that the removal of an annotation will be.
+func (r *reader) leftBehind(d decided) gateway.Problem {
+	cure := "a balancer of this cloud does not stop: make the Service anew, or set usher's proxy_protocol.mode"
+	if d.off != "" {
+		cure = fmt.Sprintf("set it to %q to switch them off", d.off)
+	}
+	return gateway.Problem{
+		Where: where(r.service.Namespace, r.service.Name) + ": " + d.key,
+		What:  "it is gone, but this cloud leaves the balancer as it was then, which sends PROXY headers; " + cure,
+	}
 }
 
 // ask gives what the first annotation of a provider says that says anything of

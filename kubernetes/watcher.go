@@ -152,7 +152,7 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 		return nil, idle
 	}
 	next, ends := f.memory.balancer(f.Grace, now)
-	next.Problems = slices.Concat(f.problems, f.unrecorded)
+	next.Problems = slices.Concat(f.problems, f.memory.problems(), f.unrecorded)
 	f.show(f.failing, ends)
 	wake := idle
 	if len(f.unrecorded) > 0 {

@@ -80,7 +80,7 @@ func checks(provider string) string {
 			note(a.Key, a.Check)
 		}
 		if a.Describe().Kept {
-			note(a.Key, "removing the annotation leaves the balancer as it was, and Usher takes it for off: "+switchOff(a))
+			note(a.Key, "removing the annotation leaves the balancer as it was, and a running Usher goes on as if it were there, with a problem: "+switchOff(a))
 		}
 	}
 	if b.Len() == 0 {
