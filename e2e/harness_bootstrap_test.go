@@ -19,6 +19,7 @@ type ownOptions struct {
 	AdminPort int      // 19000 when 0
 	Args      []string // more arguments of `usher bootstrap`
 	Env       []string // of `usher bootstrap`
+	EnvoyArgs []string
 }
 
 // startOwn makes a bootstrap, starts Envoy with it and waits for Envoy's admin
@@ -41,7 +42,7 @@ func startOwn(t *testing.T, o ownOptions) *envoy {
 		process: startProcess(t, command{
 			Name: o.Gateway + " on " + o.Host.Name + " (Envoy " + o.Envoy + ", own bootstrap)",
 			Path: envoyBinary(t, o.Envoy), Host: o.Host,
-			Args: []string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"},
+			Args: append([]string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"}, o.EnvoyArgs...),
 		}),
 	}
 	e.Log = &accessLog{process: e.process}

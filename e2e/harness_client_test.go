@@ -69,6 +69,7 @@ func (c call) must(t *testing.T) answer {
 
 // connect opens a connection, writes the PROXY header and speaks TLS.
 func (c call) connect(ctx context.Context) (*clientConn, error) {
+	opened := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, err := c.From.dialFrom(ctx, c.Source, c.To)
@@ -91,7 +92,7 @@ func (c call) connect(ctx context.Context) (*clientConn, error) {
 		}
 		conn = secure
 	}
-	return &clientConn{Conn: conn, reader: bufio.NewReader(conn)}, nil
+	return &clientConn{Conn: conn, reader: bufio.NewReader(conn), opened: opened}, nil
 }
 
 // clientConn is a client's HTTP/1.1 connection. Unlike Go's own client it
@@ -101,6 +102,8 @@ type clientConn struct {
 	net.Conn
 	reader *bufio.Reader
 	last   bool // the peer has said that it will close
+	opened time.Time
+	served time.Time // the first answer; zero: none yet
 }
 
 // exchange sends the request and reads its answer.
@@ -119,6 +122,9 @@ func (conn *clientConn) exchange(c call, connection string) (answer, error) {
 		return answer{}, fmt.Errorf("read the answer: %w", err)
 	}
 	conn.last = response.Close
+	if conn.served.IsZero() {
+		conn.served = time.Now()
+	}
 	return answer{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
 }
 

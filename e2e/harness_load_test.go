@@ -27,6 +27,7 @@ const (
 // load is traffic from a host that runs beside the rest of a test.
 type load struct {
 	target call
+	rate   int // requests a second
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 	start  time.Time
@@ -37,6 +38,13 @@ type load struct {
 	sent     int
 	slowest  time.Duration
 	failures []loadFailure
+	answered []loadRequest
+}
+
+// loadRequest is a request that was answered 200.
+type loadRequest struct {
+	Path           string
+	Opened, Served time.Time // of its connection: begun, and the first answer
 }
 
 // loadFailure is a request that was not answered 200.
@@ -63,8 +71,14 @@ func (f loadFailure) kind() string {
 // end.
 func startLoad(t *testing.T, target call) *load {
 	t.Helper()
+	return startLoadAt(t, target, loadRate)
+}
+
+// startLoadAt is startLoad with another number of requests a second.
+func startLoadAt(t *testing.T, target call, rate int) *load {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{target: target, cancel: cancel, start: time.Now(), slots: make(chan struct{}, loadInFlight)}
+	l := &load{target: target, rate: rate, cancel: cancel, start: time.Now(), slots: make(chan struct{}, loadInFlight)}
 	l.work.Go(func() { l.newConnections(ctx) })
 	for i := range loadKept {
 		l.work.Go(func() { l.keptConnection(ctx, i) })
@@ -83,7 +97,7 @@ func (l *load) stop() {
 // has been under load for a while.
 func (l *load) waitMore(t *testing.T) {
 	t.Helper()
-	const n = loadRate / 2
+	n := l.rate / 2
 	begin := l.count()
 	eventually(t, fmt.Sprintf("%d more requests", n), startDeadline, func() error {
 		if sent := l.count() - begin; sent < n {
@@ -118,17 +132,18 @@ func (l *load) wantNoFailures(t *testing.T) {
 // newConnections sends half of the load, each request on a new connection. It
 // keeps its pace however slow the answers are.
 func (l *load) newConnections(ctx context.Context) {
-	l.everyTick(ctx, time.Second*2/loadRate, 0, func() {
+	l.everyTick(ctx, time.Second*2/time.Duration(l.rate), 0, func() {
 		select {
 		case l.slots <- struct{}{}:
 		default:
-			l.record(l.next(), time.Now(), false, fmt.Errorf("not sent: %d requests wait for an answer", loadInFlight))
+			l.record(l.next(), nil, time.Now(), fmt.Errorf("not sent: %d requests wait for an answer", loadInFlight))
 			return
 		}
 		l.work.Go(func() {
 			defer func() { <-l.slots }()
 			c, begin := l.next(), time.Now()
-			l.record(c, begin, false, once(c))
+			conn, err := once(c)
+			l.record(c, conn, begin, err)
 		})
 	})
 }
@@ -141,20 +156,20 @@ func (l *load) next() call {
 }
 
 // once makes a request on a new connection.
-func once(c call) error {
+func once(c call) (*clientConn, error) {
 	conn, err := c.connect(context.Background())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer conn.Close()
-	return conn.exchangeOK(c, "close")
+	return conn, conn.exchangeOK(c, "close")
 }
 
 // keptConnection sends its share of the load on one connection for as long as
 // the gateway lets it. A connection that the gateway has closed between two
 // requests is no failure; one that ends before the answer is.
 func (l *load) keptConnection(ctx context.Context, index int) {
-	const share = loadRate / 2 / loadKept
+	share := time.Duration(l.rate / 2 / loadKept)
 	var conn *clientConn
 	defer func() {
 		if conn != nil {
@@ -167,7 +182,6 @@ func (l *load) keptConnection(ctx context.Context, index int) {
 			conn.Close()
 			conn = nil
 		}
-		kept := conn != nil
 		var err error
 		if conn == nil {
 			conn, err = c.connect(context.Background())
@@ -175,7 +189,7 @@ func (l *load) keptConnection(ctx context.Context, index int) {
 		if err == nil {
 			err = conn.exchangeOK(c, "keep-alive")
 		}
-		l.record(c, begin, kept, err)
+		l.record(c, conn, begin, err)
 		if conn != nil && (err != nil || conn.last) {
 			conn.Close()
 			conn = nil
@@ -213,15 +227,19 @@ func (conn *clientConn) endedByPeer() bool {
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-func (l *load) record(c call, begin time.Time, kept bool, err error) {
+// record notes what came of a request; conn is nil where there was no connection.
+func (l *load) record(c call, conn *clientConn, begin time.Time, err error) {
 	took := time.Since(begin)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sent++
 	l.slowest = max(l.slowest, took)
 	if err != nil {
+		kept := conn != nil && !conn.served.IsZero() && conn.served.Before(begin)
 		l.failures = append(l.failures, loadFailure{
 			After: begin.Sub(l.start), Took: took, Path: c.Path, Kept: kept, Cause: err.Error(),
 		})
+		return
 	}
+	l.answered = append(l.answered, loadRequest{Path: c.Path, Opened: conn.opened, Served: conn.served})
 }

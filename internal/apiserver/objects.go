@@ -128,6 +128,16 @@ func (s *Server) Create(t *testing.T, service *corev1.Service) *corev1.Service {
 // gives the Service as the server has it now; nil removes the annotation.
 func (s *Server) Annotate(t *testing.T, key string, value *string) *corev1.Service {
 	t.Helper()
+	now, err := s.TryAnnotate(t, key, value)
+	if err != nil {
+		t.Fatalf("annotate the Service %s with %s: %v", Service, key, err)
+	}
+	return now
+}
+
+// TryAnnotate is Annotate where the server may refuse.
+func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.Service, error) {
+	t.Helper()
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{key: value}}})
 	if err != nil {
 		t.Fatal(err)
@@ -135,10 +145,7 @@ func (s *Server) Annotate(t *testing.T, key string, value *string) *corev1.Servi
 	var now corev1.Service
 	err = s.admin.Patch(types.MergePatchType).Namespace(Namespace).Resource("services").Name(Service).
 		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).Body(patch).Do(t.Context()).Into(&now)
-	if err != nil {
-		t.Fatalf("annotate the Service %s with %s: %v", Service, key, err)
-	}
-	return &now
+	return &now, err
 }
 
 // Delete deletes Service.
