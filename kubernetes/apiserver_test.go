@@ -3,7 +3,6 @@
 package kubernetes
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -65,20 +64,7 @@ func (c *cluster) watch(t *testing.T, grace time.Duration) (said <-chan *gateway
 func (c *cluster) watchWith(t *testing.T, o Options) (said <-chan *gateway.Balancer, stop func()) {
 	t.Helper()
 	o.Client, o.Logger = c.usher, slog.New(slog.DiscardHandler)
-	w := New(o)
-	out := make(chan *gateway.Balancer, 100)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		w.Watch(ctx, labService, func(b *gateway.Balancer) { out <- b })
-	}()
-	stop = func() {
-		cancel()
-		<-ended
-	}
-	t.Cleanup(stop)
-	return out, stop
+	return run(t, o, labService)
 }
 
 func TestOnAnAPIServer(t *testing.T) {

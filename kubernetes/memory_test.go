@@ -56,7 +56,7 @@ type rig struct {
 func newRig(t *testing.T, minute float64) *rig {
 	f := &follower{
 		Options: Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())},
-		id:      gateway.KubernetesService{Namespace: "consul", Name: "edge"},
+		id:      edge,
 	}
 	f.report = report{Metrics: f.Metrics}
 	return &rig{follower: f, t: t, now: at(minute)}
@@ -354,6 +354,74 @@ func TestTimesOfAService(t *testing.T) {
 		if got := read(s).listeners[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since %s, want minute %v", name, got.Sub(start), c.want)
 		}
+	}
+}
+
+// mixedService has two ports of one listener, with headers on one of them.
+func mixedService() *corev1.Service {
+	s := service("", 0)
+	s.Annotations = map[string]string{awsPorts: "80"}
+	s.Spec.Ports[1].TargetPort = s.Spec.Ports[0].TargetPort
+	return s
+}
+
+// A listener that gets both takes both, for as long as it does; then whoever has
+// sent headers has the grace to stop.
+func TestAListenerBehindPortsThatDifferTakesBoth(t *testing.T) {
+	r := newRig(t, 0)
+	for _, minute := range []float64{30, 600} {
+		if wake := r.tell(minute, is(mixedService())); wake != idle {
+			t.Errorf("wakes up after %v, though nothing ends", wake)
+		}
+		r.wantMode(gateway.Permissive)
+	}
+	none := mixedService()
+	none.Annotations = nil
+	r.tell(700, is(none))
+	r.wantMode(gateway.Permissive)
+	r.wait(710)
+	r.wantMode(gateway.Off)
+
+	r.tell(800, is(mixedService()))
+	all := mixedService()
+	all.Annotations[awsPorts] = "80,443"
+	all.ManagedFields = append(all.ManagedFields, managed("kubectl-annotate", 900, `{"f:metadata": {"f:annotations": {"f:`+awsPorts+`": {}}}}`))
+	r.tell(900, is(all))
+	r.wantMode(gateway.Permissive)
+	r.wait(910)
+	r.wantMode(gateway.Strict)
+}
+
+func TestWhoKeepsTheClientsAddressesIsTold(t *testing.T) {
+	r := newRig(t, 0)
+	for minute, s := range []*corev1.Service{service("true", 0), keepsClients(), service("true", 0)} {
+		r.tell(float64(30+minute), is(s))
+		if want := minute == 1; r.b.PeerIsClient != want {
+			t.Errorf("%d: the peer is the client: %v, want %v", minute, r.b.PeerIsClient, want)
+		}
+	}
+}
+
+// The log says what listeners become, and not that nobody knows.
+func TestTheLogHasNothingOfWhatNobodyKnows(t *testing.T) {
+	var log strings.Builder
+	r := newRig(t, 0)
+	r.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	r.tell(60, is(service("v2", 60)))
+	if log.Len() > 0 {
+		t.Errorf("the log has\n%s", log.String())
+	}
+}
+
+// Nobody is told that a grace ends while it does not.
+func TestAGraceThatWaitsForTheAPIServerHasNoEnd(t *testing.T) {
+	r := newRig(t, 0)
+	r.tell(60, is(service("true", 60)))
+	if wake := r.tell(61, heard{answered: true, service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
+		t.Errorf("wakes up after %v, though nothing ends", wake)
+	}
+	if n := len(r.Metrics.graces.list()); n != 0 {
+		t.Errorf("%d graces are said to end, want none", n)
 	}
 }
 

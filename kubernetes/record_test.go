@@ -45,6 +45,8 @@ func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
 		"switched on, something else":  {[]step{{30, gone(1)}, {60, on(60, 2)}, {65, on(65, 3)}}, on(65, 3), gateway.Permissive, gateway.Strict},
 		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, heard{answered: true}}}, heard{answered: true}, gateway.Permissive, gateway.Permissive},
 		"a value that is no value":     {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), gateway.Strict, gateway.Strict},
+		"no value, in a grace":         {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), gateway.Permissive, gateway.Permissive},
+		"who keeps clients' addresses": {[]step{{57, versioned(keepsClients(), 1)}, {60, heard{answered: true}}}, heard{answered: true}, gateway.Strict, gateway.Strict},
 		"changed while nobody watched": {[]step{{30, on(0, 1)}}, gone(2), gateway.Permissive, gateway.Permissive},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -67,6 +69,14 @@ func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
 			}
 		})
 	}
+}
+
+// keepsClients is a Service with a header whose connections come from the
+// clients.
+func keepsClients() *corev1.Service {
+	s := service("true", 0)
+	s.Annotations[awsAttributes] = awsPreserve + "=true"
+	return s
 }
 
 func TestTwoUshersAgreeByTheRecord(t *testing.T) {
@@ -158,8 +168,15 @@ func TestARecordThatIsNotThereIsAProblem(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	a.set(service("true", 0))
+	var last time.Time
+	a.missed = func() { // it is made when the time for it makes Usher ask, and no news
+		if last.IsZero() || time.Since(last) < recordAgain/2 {
+			last = time.Now()
+			return
+		}
+		a.record = &corev1.ConfigMap{}
+	}
 	said := a.watching(t, "record")
 	await(t, said, gateway.Strict, "Kubernetes ConfigMap consul/record: there is no such ConfigMap")
-	a.change(func() { a.record = &corev1.ConfigMap{} })
 	await(t, said, gateway.Strict, "")
 }

@@ -1,11 +1,15 @@
 package kubernetes
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/usherproxy/usher/gateway"
 )
 
 func TestPortsOfTheServiceLeadToListeners(t *testing.T) {
@@ -33,6 +37,34 @@ func TestOneListenerBehindPortsThatDiffer(t *testing.T) {
 	wantProblem(t, read(s), "of its ports that lead to 8080, the balancer sends PROXY headers on some and none on others")
 	if got := read(s).listeners[8080].signal; got != mixed {
 		t.Errorf("signal %d, want mixed", got)
+	}
+}
+
+func TestOneListenerBehindPortsThatAgree(t *testing.T) {
+	s := balanced(map[string]string{awsAttributes + ".80": awsPPV2 + "=true", scaleway + "v1": "443"})
+	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
+	s.ManagedFields = []metav1.ManagedFieldsEntry{
+		owns("a", 5, awsAttributes+".80"), owns("b", 9, scaleway+"v1"),
+	}
+	for range 2 { // whichever port comes first
+		got := read(s).listeners[8080]
+		if got.signal != on || got.sends != "" || !got.since.Equal(at(9)) {
+			t.Errorf("signal %d, version %q, since %s; want on, two versions and minute 9", got.signal, got.sends, got.since.Sub(start))
+		}
+		slices.Reverse(s.Spec.Ports)
+	}
+}
+
+func TestOneListenerBehindAPortThatIsUnclear(t *testing.T) {
+	s := balanced(map[string]string{linode + "port-80": `{"proxy-protocol": "v2"}`, linode + "port-443": "v2"})
+	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
+	for range 2 {
+		got := read(s)
+		wantProblem(t, got, `"v2" is not a JSON object`)
+		if got.listeners[8080].signal != unclear {
+			t.Errorf("signal %d, want unclear", got.listeners[8080].signal)
+		}
+		slices.Reverse(s.Spec.Ports)
 	}
 }
 
@@ -71,6 +103,7 @@ func TestWhoKeepsTheClientsAddresses(t *testing.T) {
 		"instances, local":       {map[string]string{awsTargetType: "instance"}, "Local", true},
 		"instances, anywhere":    {map[string]string{awsTargetType: "instance"}, "Cluster", false},
 		"said":                   {map[string]string{awsTargetType: "ip", awsAttributes: "a=b,preserve_client_ip.enabled=true"}, "", true},
+		"said in capitals":       {map[string]string{awsAttributes: "preserve_client_ip.enabled=TRUE"}, "", true},
 		"said not, of instances": {map[string]string{awsTargetType: "instance", awsAttributes: "preserve_client_ip.enabled=false"}, "Local", false},
 	} {
 		s := balanced(c.annotations)
@@ -125,6 +158,8 @@ func TestHealthChecksThatFailWithHeaders(t *testing.T) {
 		"cloudscale.ch":                    {annotations{cloudsc: "proxyv2", "k8s.cloudscale.ch/loadbalancer-health-monitor-type": "http"}, "", `use "tcp"`},
 		"Hetzner":                          {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "HTTP"}, "", `use "tcp"`},
 		"Linode":                           {annotations{linode + "default-proxy-protocol": "v2", linode + "check-type": "http_body"}, "", `use "connection"`},
+		"AWS, on another listener":         {annotations{awsPorts: "80", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "8443"}, "", `port 8443 answers those over HTTP with 400`},
+		"Scaleway, in capitals":            {annotations{scaleway + "v2": "true", prefix + "scw-loadbalancer-health-check-type": "HTTPS"}, "", `use "tcp"`},
 		"Hetzner, of a cloud that is none": {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "tcp"}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -133,6 +168,38 @@ func TestHealthChecksThatFailWithHeaders(t *testing.T) {
 			s.Spec.Ports[0].NodePort, s.Spec.Ports[1].NodePort = 30080, 30443
 			wantProblem(t, read(s), c.problem)
 		})
+	}
+}
+
+// A listener that only some ports send headers to needs checks that work with
+// both.
+func TestHealthChecksOfAListenerBehindPortsThatDiffer(t *testing.T) {
+	s := balanced(map[string]string{scaleway + "v2": "80", prefix + "scw-loadbalancer-health-check-type": "http"})
+	for i := range s.Spec.Ports {
+		s.Spec.Ports[i].TargetPort = intstr.FromInt32(8080)
+	}
+	got := read(s)
+	if !slices.ContainsFunc(got.problems, func(p gateway.Problem) bool { return strings.Contains(p.What, "health checks over HTTP") }) {
+		t.Errorf("problems %v, want one about the health checks", got.problems)
+	}
+}
+
+// The AWS Load Balancer Controller has instances as targets where nothing is
+// said.
+func TestNodeChecksOfAClass(t *testing.T) {
+	for name, c := range map[string]struct {
+		target, class, problem string
+	}{
+		"its class":             {"", awsClass, "the balancer's health checks go to kube-proxy"},
+		"its class, addresses":  {"ip", awsClass, ""},
+		"the class of somebody": {"", "example.com/lb", ""},
+	} {
+		s := balanced(map[string]string{awsAll: "*"})
+		if c.target != "" {
+			s.Annotations[awsTargetType] = c.target
+		}
+		s.Spec.LoadBalancerClass, s.Spec.ExternalTrafficPolicy = &c.class, corev1.ServiceExternalTrafficPolicyLocal
+		t.Run(name, func(t *testing.T) { wantProblem(t, read(s), c.problem) })
 	}
 }
 

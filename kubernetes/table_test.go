@@ -90,6 +90,9 @@ var annotated = []says{
 	bad(awsAll, "", unclear, `"" is refused`),
 	all(awsPorts, "80,443", on, v2),
 	only80(awsPorts, " 80 ", v2),
+	only80(awsPorts, "80,", v2),
+	bad(awsPorts, "0,80", unclear, `"0,80" is refused`),
+	all(awsPorts, " , ", off, ""),
 	all(awsPorts, "8443", off, ""),
 	all(awsPorts, "", off, ""),
 	bad(awsPorts, "*", unclear, `"*" is refused`),
@@ -99,6 +102,7 @@ var annotated = []says{
 	all(awsAttributes, "deregistration_delay.timeout_seconds=120, proxy_protocol_v2.enabled=true", on, v2),
 	all(awsAttributes, "proxy_protocol_v2.enabled=false", off, ""),
 	all(awsAttributes, "proxy_protocol_v2.enabled=", off, ""),
+	all(awsAttributes, "proxy_protocol_v2.enabled = true , a=b", on, v2),
 	all(awsAttributes, "preserve_client_ip.enabled=true", off, ""),
 	bad(awsAttributes, "proxy_protocol_v2.enabled=*", unclear, `"proxy_protocol_v2.enabled=*" is refused`),
 	all(digital, "true", on, v1),
@@ -300,6 +304,9 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		"STACKIT, no ports":             {annotations{stackit: "true", stackit + "-ports-filter": "http"}, bad("", "", unclear, `"http" is no list of ports`)},
 		"Azure":                         {annotations{azure: "True", prefix + "azure-pls-create": "true"}, all("", "", on, v2)},
 		"two clouds agree":              {annotations{hetzner: "true", openstack: "v2"}, all("", "", on, "")},
+		"two clouds, two versions":      {annotations{digital: "true", openstack: "v2"}, all("", "", on, "")},
+		"two clouds, first unclear":     {annotations{digital: "v2", openstack: "true"}, bad("", "", unclear, `"v2" is refused`)},
+		"two clouds, second unclear":    {annotations{openstack: "true", ovh: "true"}, bad("", "", unclear, `"true" is in no documentation`)},
 		"two clouds do not":             {annotations{hetzner: "true", openstack: "false"}, bad("", "", unclear, "it contradicts load-balancer.hetzner.cloud/uses-proxyprotocol")},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -13,14 +14,17 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/latest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,6 +39,7 @@ type apiServer struct {
 	changed chan struct{} // closed at each change
 	record  *corev1.ConfigMap
 	meddle  func(*corev1.ConfigMap) // if not nil, called once before something is noted
+	missed  func()                  // if not nil, called when somebody asks for a record that is not there
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -108,6 +113,9 @@ func (a *apiServer) list(w http.ResponseWriter, version int) {
 func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.record == nil && a.missed != nil {
+		a.missed()
+	}
 	if a.record == nil {
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}`)
@@ -167,9 +175,9 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// watching runs a Watch of the Service until the test ends, and gives what it
-// puts. It notes in the ConfigMap of a name, "": nowhere.
-func (a *apiServer) watching(t *testing.T, record string) <-chan *gateway.Balancer {
+// options are those of a Watcher that notes in the ConfigMap of a name, "":
+// nowhere.
+func (a *apiServer) options(t *testing.T, record string) Options {
 	t.Helper()
 	o := Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
 	if record != "" {
@@ -188,18 +196,35 @@ func (a *apiServer) watching(t *testing.T, record string) <-chan *gateway.Balanc
 	if o.Client, err = Connect(file); err != nil {
 		t.Fatal(err)
 	}
-	w := New(o)
-	said := make(chan *gateway.Balancer, 100)
+	return o
+}
+
+// edge is the Service that there is in these tests.
+var edge = gateway.KubernetesService{Namespace: "consul", Name: "edge"}
+
+// run runs a Watch of a Service until stop or the test's end, and gives what it
+// puts.
+func run(t *testing.T, o Options, id gateway.KubernetesService) (said <-chan *gateway.Balancer, stop func()) {
+	t.Helper()
+	out := make(chan *gateway.Balancer, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.Watch(ctx, gateway.KubernetesService{Namespace: "consul", Name: "edge"}, func(b *gateway.Balancer) { said <- b })
+		New(o).Watch(ctx, id, func(b *gateway.Balancer) { out <- b })
 	}()
-	t.Cleanup(func() {
+	stop = func() {
 		cancel()
 		<-ended
-	})
+	}
+	t.Cleanup(stop)
+	return out, stop
+}
+
+// watching is run with the usual options.
+func (a *apiServer) watching(t *testing.T, record string) <-chan *gateway.Balancer {
+	t.Helper()
+	said, _ := run(t, a.options(t, record), edge)
 	return said
 }
 
@@ -281,4 +306,48 @@ func TestWatchThatBeginsWithoutAPast(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("", 0))
 	await(t, a.watching(t, ""), gateway.Off, "")
+}
+
+func TestAWatchThatEndsLeavesNothingInTheMetrics(t *testing.T) {
+	a := newAPIServer(t)
+	a.set(service("true", time.Since(start).Minutes()))
+	o := a.options(t, "")
+	said, stop := run(t, o, edge)
+	await(t, said, gateway.Permissive, "")
+	if n := len(o.Metrics.graces.list()); n != 2 {
+		t.Errorf("%d listeners are in a grace, want 2", n)
+	}
+	a.refuse(true)
+	await(t, said, gateway.Permissive, "the API server refuses")
+	if n := testutil.ToFloat64(o.Metrics.failing); n != 1 {
+		t.Errorf("%v watches fail, want 1", n)
+	}
+	a.refuse(false)
+	await(t, said, gateway.Permissive, "")
+	stop()
+	if n := len(o.Metrics.graces.list()); n != 0 {
+		t.Errorf("%d listeners are in a grace after the end, want none", n)
+	}
+}
+
+// What ends by itself all the time is no trouble.
+func TestRequestsThatEndAsTheyShould(t *testing.T) {
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		ctx     context.Context
+		err     error
+		trouble bool
+	}{
+		"well":          {t.Context(), nil, false},
+		"with trouble":  {t.Context(), errors.New("down"), true},
+		"too old":       {t.Context(), apierrors.NewResourceExpired("too old resource version"), false},
+		"after the end": {over, errors.New("canceled"), false},
+	} {
+		e := &ear{out: latest.New[heard]()}
+		e.asked(c.ctx, c.err)
+		if got := e.last.err != nil; got != c.trouble {
+			t.Errorf("%s: trouble %v, want %v", name, got, c.trouble)
+		}
+	}
 }
