@@ -39,7 +39,7 @@ var allowed = map[string][]string{
 	"tools/settings-doc":  {"gateway"},
 	"tools/balancers-doc": {"kubernetes"},
 	"e2e":                 {"internal/apiserver", "internal/parts", "internal/xdstest"},
-	"e2e/conformance":     {"internal/xdstest"},
+	"e2e/conformance":     {"internal/parts", "internal/xdstest"},
 	"e2e/bench":           {"internal/xdstest"},
 }
 

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // TestEnvoyTakesEveryCase asks real Envoys: the validators do not know what is
@@ -25,13 +26,7 @@ func TestEnvoyTakesEveryCase(t *testing.T) {
 		"1.40.0": {Major: 1, Minor: 40},
 		"1.36.2": {Major: 1, Minor: 36, Patch: 2},
 	} {
-		binary, err := filepath.Abs(filepath.Join("..", ".tools", "envoy-"+release, "envoy"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := os.Stat(binary); err != nil {
-			t.Fatalf("an Envoy is needed here: %v; run make tools", err)
-		}
+		binary := parts.Tool(t, "envoy-"+release, "envoy")
 		t.Run(release, func(t *testing.T) {
 			t.Parallel()
 			eachCase(t, func(t *testing.T, in []byte) {

@@ -69,7 +69,7 @@ func (s *suite) wantWrongWithConsul(t *testing.T, want string) {
 		case v := <-e.views:
 			got = v.missing
 			if v.missing == "" {
-				got = fmt.Sprint(validateMode(t.Context(), envoys[0], v.resources.bootstrapFile(t)))
+				got = fmt.Sprint(validateMode(t, envoys[0], v.resources.bootstrapFile(t)))
 			}
 		case <-timeout.C:
 			t.Errorf("with Consul: %s, want %q within %v", got, want, settleDeadline)

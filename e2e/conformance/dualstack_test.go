@@ -5,11 +5,12 @@ package conformance
 import (
 	"fmt"
 	"net"
-	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // TestSameResourcesAsConsulOnIPv6 has a Consul whose own address is an IPv6
@@ -50,9 +51,9 @@ func wantTaken(t *testing.T, r resources, listeners, from []string) {
 		moved[name] = withPort(l, port)
 	}
 	r[resource.ListenerType] = moved
-	start(t, part{
-		name: "envoy", path: filepath.Join(toolsDir(), "envoy-"+envoys[0], "envoy"), cure: "make tools",
-		args: []string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)},
+	parts.Start(t, parts.Command{
+		Name: "envoy", Path: parts.Tool(t, "envoy-"+envoys[0], "envoy"),
+		Args: []string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)},
 	})
 	for _, ip := range from {
 		eventually(t, "Envoy takes connections to "+ip, func() error { return dial(t, ip, port) })

@@ -3,25 +3,17 @@
 package conformance
 
 import (
-	"context"
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/consul/api"
-)
 
-// The deadlines of a wait, generous because a machine may be slow.
-const (
-	startDeadline = 60 * time.Second
-	pollInterval  = 10 * time.Millisecond
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // consulVersion is the Consul that Usher must equal; the other one is older, and
@@ -58,7 +50,7 @@ func startConsul(t *testing.T, ip, version string, args ...string) *consulServer
 		t.Fatal(err)
 	}
 	s.client = client
-	start(t, part{name: "consul", path: filepath.Join(toolsDir(), "consul-"+version, "consul"), cure: "make tools", args: append([]string{
+	parts.Start(t, parts.Command{Name: "consul", Path: parts.Tool(t, "consul-"+version, "consul"), Args: append([]string{
 		"agent", "-dev", "-bind", ip, "-client", ip, "-node", serverNode, "-dns-port", "-1", "-log-level", "warn",
 		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
 	}, args...)})
@@ -92,14 +84,11 @@ func startGuardedConsul(t *testing.T, ip, version string) *consulServer {
 func startUsher(t *testing.T, consul *consulServer, port int, args ...string) string {
 	t.Helper()
 	xds := net.JoinHostPort(consul.ip, fmt.Sprint(port))
-	usher := "../../bin/usher"
-	if v := os.Getenv("USHER_BIN"); v != "" {
-		usher = v
-	}
-	start(t, part{name: "usher", path: usher, cure: "make build", args: append([]string{
+	usher := parts.Binary(t, cmp.Or(os.Getenv("USHER_BIN"), "../../bin/usher"), "make build")
+	parts.Start(t, parts.Command{Name: "usher", Path: usher, Args: append([]string{
 		"serve", "--consul-http-addr", consul.http, "--xds-addr", xds,
 		"--admin-addr", net.JoinHostPort(consul.ip, fmt.Sprint(port+1)),
-	}, args...), env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})
+	}, args...), Env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})
 	eventually(t, "usher listens", func() error {
 		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", xds)
 		if err == nil {
@@ -110,83 +99,8 @@ func startUsher(t *testing.T, consul *consulServer, port int, args ...string) st
 	return xds
 }
 
-// part is a program that a test needs.
-type part struct {
-	name, path string
-	cure       string // the command that makes it where it is missing
-	args       []string
-	env        []string // besides PATH, all that it gets
-}
-
-// start starts a part, which ends with the test. Its output is printed when the
-// test has failed.
-func start(t *testing.T, p part) {
-	t.Helper()
-	path, err := filepath.Abs(p.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is missing: run %q", path, p.cure)
-	}
-	output := filepath.Join(t.TempDir(), p.name+".log")
-	file, err := os.Create(output)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	// Not the test's context: that ends before the cleanups, which still talk
-	// with the part.
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, path, p.args...)
-	cmd.Stdout, cmd.Stderr = file, file
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, p.env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		cancel()
-		t.Fatalf("start %s: %v", p.name, err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait() // it was killed
-		if t.Failed() {
-			t.Logf("end of %s:\n%s", p.name, tail(output))
-		}
-	})
-}
-
-func toolsDir() string {
-	if dir := os.Getenv("USHER_TOOLS"); dir != "" {
-		return dir
-	}
-	return "../../.tools"
-}
-
-// tail is the end of a file.
-func tail(path string) string {
-	const most = 4 << 10
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	return string(content[max(0, len(content)-most):])
-}
-
 // eventually waits until f returns nil.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	end := time.After(startDeadline)
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-end:
-			t.Fatalf("%s: not within %v: %v", what, startDeadline, err)
-		case <-tick.C:
-		}
-	}
+	parts.Eventually(t, what, parts.StartDeadline, f)
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 // envoys are the releases of Envoy that every set of resources is shown to.
@@ -31,7 +33,7 @@ func (s *suite) takenByEnvoy(t *testing.T, releases []string) {
 	bootstrap := s.everything(t, s.usher).bootstrapFile(t)
 	for _, release := range releases {
 		begin := time.Now()
-		if err := validateMode(t.Context(), release, bootstrap); err != nil {
+		if err := validateMode(t, release, bootstrap); err != nil {
 			t.Errorf("Envoy %s does not take what Usher sends: %v", release, err)
 		}
 		s.validating += time.Since(begin)
@@ -53,11 +55,11 @@ func (r resources) bootstrapFile(t *testing.T) string {
 	return path
 }
 
-func validateMode(ctx context.Context, release, bootstrap string) error {
-	ctx, cancel := context.WithTimeout(ctx, validateDeadline)
+func validateMode(t *testing.T, release, bootstrap string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), validateDeadline)
 	defer cancel()
-	binary := filepath.Join(toolsDir(), "envoy-"+release, "envoy")
-	cmd := exec.CommandContext(ctx, binary, "--mode", "validate", "--use-dynamic-base-id", "--log-level", "error", "-c", bootstrap)
+	cmd := exec.CommandContext(ctx, parts.Tool(t, "envoy-"+release, "envoy"), "--mode", "validate", "--use-dynamic-base-id", "--log-level", "error", "-c", bootstrap)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -168,7 +170,7 @@ func TestEnvoyRefusesWhatTheFieldRulesAllow(t *testing.T) {
 		}
 		bootstrap := r.bootstrapFile(t)
 		for _, release := range envoys {
-			err := validateMode(t.Context(), release, bootstrap)
+			err := validateMode(t, release, bootstrap)
 			if taken := err == nil; taken != (len(hosts) == 1) {
 				t.Errorf("Envoy %s: %v for %d hosts with one domain", release, err, len(hosts))
 			}

@@ -7,10 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/usherproxy/usher/internal/parts"
 )
 
 func TestEnvoyAcceptsEveryBootstrap(t *testing.T) {
-	binary := envoy(t)
+	binary := parts.Tool(t, "envoy-1.40.0", "envoy")
 	for name, o := range cases(t) {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "bootstrap.json")
@@ -23,18 +25,4 @@ func TestEnvoyAcceptsEveryBootstrap(t *testing.T) {
 			}
 		})
 	}
-}
-
-// envoy gives the binary to test with: USHER_ENVOY, else the one that the
-// Makefile installs.
-func envoy(t *testing.T) string {
-	t.Helper()
-	binary := os.Getenv("USHER_ENVOY")
-	if binary == "" {
-		binary = filepath.Join("..", "..", ".tools", "envoy-1.40.0", "envoy")
-	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("an Envoy is needed here: %v; set USHER_ENVOY or run make test", err)
-	}
-	return binary
 }
