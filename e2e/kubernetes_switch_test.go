@@ -36,11 +36,11 @@ func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
 	s.setHeader(t, v2Header)
 
 	s.setHeader(t, noHeader)
-	s.wait()
+	s.waitInGrace(t)
 	s.annotate(t, false)
 	s.stay(t, "permissive")
 	s.setHeader(t, v2Header)
-	s.wait()
+	s.waitInGrace(t)
 	s.annotate(t, true)
 	s.first.restart(t)
 	s.stay(t, "permissive")
@@ -96,6 +96,15 @@ func startSwitchedApart(t *testing.T) *switchedApart {
 
 // wait lets the time pass that lies between the two switches.
 func (s *switchedApart) wait() { time.Sleep(s.apart) }
+
+// waitInGrace is wait where the balancer was first.
+func (s *switchedApart) waitInGrace(t *testing.T) {
+	t.Helper()
+	s.wait()
+	if s.first.usher.graceEnd(t) == "" {
+		t.Fatalf("this machine is too slow: the grace of %v is over; set USHER_APART to more than %v", s.grace, s.apart)
+	}
+}
 
 // setHeader switches the balancer, and lets it work like this for a while.
 func (s *switchedApart) setHeader(t *testing.T, header proxyHeader) {

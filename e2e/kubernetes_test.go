@@ -22,7 +22,7 @@ func TestLabInKubernetes(t *testing.T) {
 	t.Parallel()
 	l := startKubernetesLab(t)
 	l.chart(t, "../kubernetes/testdata/consul-values.yaml", false)
-	p := l.startPod(t, l.Gateway, 3*time.Second)
+	p := l.startPod(t, l.Gateway, 6*time.Second)
 
 	p.follows(t, "off", changeDeadline)
 	l.wantBalancersAddress(t, p.envoy)

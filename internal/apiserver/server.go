@@ -71,7 +71,8 @@ func Start(t *testing.T, o Options) *Server {
 	etcd, peer := "http://"+s.free(t), "http://"+s.free(t)
 	s.run(t, "etcd", parts.Debian(t, "etcd", "etcd-server"), "--data-dir", s.dir+"/etcd",
 		"--listen-client-urls", etcd, "--advertise-client-urls", etcd,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
+		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer,
+		"--unsafe-no-fsync") // nothing has to outlive the machine, whose disk may be busy
 	key := writeKey(t, s.dir)
 	if err := os.WriteFile(s.dir+"/tokens", []byte(tokens), 0o600); err != nil {
 		t.Fatal(err)
