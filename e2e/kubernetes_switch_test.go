@@ -180,7 +180,7 @@ func (s *switchedApart) wantAddresses(t *testing.T) {
 	for i, header := range s.headers {
 		t.Logf("balancer with %s: %d requests with the right address", header.header, seen[i])
 		if seen[i] < s.load.rate/8 {
-			t.Errorf("only %d requests came while the balancer sent %s for the %d. time", seen[i], header.header, i)
+			t.Errorf("only %d requests came after change %d of the balancer, to %s", seen[i], i, header.header)
 		}
 	}
 }
