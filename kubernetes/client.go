@@ -27,6 +27,9 @@ func Connect(kubeconfig string) (rest.Interface, error) {
 	if err := corev1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
+	// Of each Service, a few questions are asked at the beginning; the rest is up to
+	// the API server's own fairness.
+	config.QPS, config.Burst = 50, 100
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()

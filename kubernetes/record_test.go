@@ -115,8 +115,8 @@ func TestWatchNotesWhatItHears(t *testing.T) {
 	before := time.Now()
 	a.set(service("", 0))
 	await(t, said, gateway.Permissive, "")
-	m := a.noted()
-	if h := m.listeners[8080]; m.version != "2" || h.signal != off || h.changed.Before(before) || h.changed.After(time.Now()) {
+	m := a.noted(t, "2")
+	if h := m.listeners[8080]; h.signal != off || h.changed.Before(before) || h.changed.After(time.Now()) {
 		t.Errorf("after %s is noted %+v", before, m)
 	}
 	await(t, a.watching(t, "record"), gateway.Permissive, "")
@@ -153,6 +153,20 @@ func TestWhoIsSlowerTakesOverWhatIsNoted(t *testing.T) {
 	})
 	a.set(service("", 0))
 	await(t, said, gateway.Off, "")
+}
+
+// What is only known from the Service is a guess, which another Usher's note
+// corrects when it can be read.
+func TestWhoCouldNotReadTheRecordAtFirstTakesItOver(t *testing.T) {
+	t.Parallel()
+	a := newAPIServer(t)
+	a.set(nil) // forgotten
+	a.set(service("", 0))
+	said := a.watching(t, "record")
+	await(t, said, gateway.Off, "there is no such ConfigMap")
+	removed := memory{version: "2", listeners: map[int]held{8080: {tell: tell{signal: off}, changed: time.Now()}}, others: held{tell: tell{signal: off}}}
+	a.change(func() { a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": noteOf(removed)}} })
+	await(t, said, gateway.Permissive, "")
 }
 
 func TestWhatCannotBeNotedIsTriedAgain(t *testing.T) {

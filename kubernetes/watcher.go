@@ -58,27 +58,32 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 	defer f.show(false, nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case f.heard = <-e.out.C():
-			w.take(ctx, &f)
-		case <-timer.C:
-			if len(f.unrecorded) > 0 {
-				w.take(ctx, &f)
-			}
-		}
+	tell := func() {
 		b, wake := f.follow(time.Now())
 		if b != nil {
 			put(b)
 		}
 		timer.Reset(wake)
 	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case f.heard = <-e.out.C():
+			w.take(ctx, &f, tell)
+		case <-timer.C:
+			if len(f.unrecorded) > 0 {
+				w.take(ctx, &f, tell)
+			}
+		}
+		tell()
+	}
 }
 
-// take takes in what was heard, with what is known of the time before that.
-func (w *Watcher) take(ctx context.Context, f *follower) {
+// take takes in what was heard, with what is known of the time before that. Who
+// knows something already tells what follows before he asks what others have
+// noted: listeners do not wait for a ConfigMap.
+func (w *Watcher) take(ctx context.Context, f *follower, tell func()) {
 	h, now, before := f.heard, time.Now(), f.memory
 	if h.err == nil && h.service != nil && before.listeners == nil {
 		before = before.recalled(recall(ctx, w.o.Client, h.service), now)
@@ -88,6 +93,9 @@ func (w *Watcher) take(ctx context.Context, f *follower) {
 		return f.memory
 	}
 	hear(memory{})
+	if before.version != "" {
+		tell()
+	}
 	f.unrecorded = nil
 	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered {
 		return
@@ -95,6 +103,9 @@ func (w *Watcher) take(ctx context.Context, f *follower) {
 	r := record{client: w.o.Client, at: w.o.Record}
 	if err := r.agree(ctx, f.id, hear); err != nil {
 		f.unrecorded = []gateway.Problem{r.problem(err)}
+		if before.version == "" {
+			f.memory.version = "" // whatever is noted counts for more, once it can be read
+		}
 	}
 }
 

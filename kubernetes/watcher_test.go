@@ -134,15 +134,28 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 		}
 		next.Generation++
 		a.record = &next
+		close(a.changed)
+		a.changed = make(chan struct{})
 	}
 	_ = json.NewEncoder(w).Encode(a.record)
 }
 
-// noted gives what is noted of the Service.
-func (a *apiServer) noted() memory {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return parseNote(a.record.Data["consul.edge"])
+// noted waits until a version of the Service is noted, and gives that.
+func (a *apiServer) noted(t *testing.T, version string) memory {
+	t.Helper()
+	for {
+		a.mu.Lock()
+		m, changed := parseNote(a.record.Data["consul.edge"]), a.changed
+		a.mu.Unlock()
+		if m.version == version {
+			return m
+		}
+		select {
+		case <-changed:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("version %s was not noted, but %+v", version, m)
+		}
+	}
 }
 
 func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {

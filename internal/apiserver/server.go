@@ -100,10 +100,12 @@ func (s *Server) Resume(t *testing.T) {
 		if _, err := os.Stat(s.dir + "/apiserver.crt"); err != nil {
 			return errors.Join(err, s.process.Alive())
 		}
-		if s.admin == nil {
-			s.admin = s.client(t, Admin)
+		admin := s.client(t, Admin) // the certificate may not have been written whole before
+		if err := admin.Get().AbsPath("/readyz").Do(t.Context()).Error(); err != nil {
+			return errors.Join(err, s.process.Alive())
 		}
-		return errors.Join(s.admin.Get().AbsPath("/readyz").Do(t.Context()).Error(), s.process.Alive())
+		s.admin = admin
+		return nil
 	})
 }
 
