@@ -217,7 +217,9 @@ type portList struct {
 	// closed says that a port that is not in the list is off, whatever else the
 	// Service says of it.
 	closed bool
-	other  unknownValue
+	// nodes says that the list has the nodePorts of the Service's ports.
+	nodes bool
+	other unknownValue
 }
 
 func (l portList) read(s said) verdict {
@@ -228,10 +230,14 @@ func (l portList) read(s said) verdict {
 		return verdict{} // as without it: another annotation may say more
 	}
 	ports, ok := portsIn(s.value)
+	port := s.port.Port
+	if l.nodes {
+		port = s.port.NodePort
+	}
 	switch {
 	case !ok:
 		return l.other.verdict(s.value, l.uses())
-	case slices.Contains(ports, s.port.Port):
+	case slices.Contains(ports, port):
 		return verdict{signal: on, sends: l.sends}
 	case l.closed:
 		return verdict{signal: off}
@@ -241,6 +247,9 @@ func (l portList) read(s said) verdict {
 
 func (l portList) uses() string {
 	uses := []string{`ports of the Service, such as "80,443"`}
+	if l.nodes {
+		uses[0] = `nodePorts of the Service, such as "30080,30443"`
+	}
 	for _, w := range slices.Concat(l.all, l.none) {
 		uses = append(uses, strconv.Quote(w))
 	}
@@ -248,8 +257,12 @@ func (l portList) uses() string {
 }
 
 func (l portList) describe() Description {
+	ports := "ports of the Service: `80,443`"
+	if l.nodes {
+		ports = "nodePorts of the Service: `30080,30443`"
+	}
 	return Description{
-		On:  strings.Join(slices.DeleteFunc([]string{codes(l.all), "ports of the Service: `80,443`"}, func(s string) bool { return s == "" }), ", "),
+		On:  strings.Join(slices.DeleteFunc([]string{codes(l.all), ports}, func(s string) bool { return s == "" }), ", "),
 		Off: codes(l.none), Otherwise: l.other.String(), Sends: versions([]gateway.Version{l.sends}), PerPort: true,
 	}
 }

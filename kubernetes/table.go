@@ -104,7 +104,7 @@ var Annotations = []Annotation{
 		Provider: aws, Key: awsPrefix + "proxy-protocol", Source: awsSource, Seen: InSource,
 		form:   words{on: []word{{"*", ""}}, other: refused},
 		unless: inTreeNLB,
-		Check: "version 2 from a network load balancer (AWS Load Balancer Controller, EKS Auto Mode), version 1 from a classic one (the controller in Kubernetes) and from Outscale, whose fork reads the same key. " +
+		Check: "version 2 from a network load balancer (AWS Load Balancer Controller, EKS Auto Mode), version 1 from a classic one (the controller in Kubernetes) and from Outscale, which has a key of its own as well. " +
 			"Health checks carry the header, too: on a port that is no listener's they have to be TCP",
 	},
 	{
@@ -120,6 +120,12 @@ var Annotations = []Annotation{
 		Provider: aws, Key: awsAttributes, Source: awsSource, Seen: InSource,
 		form:  attribute{name: awsPPV2, sends: gateway.V2, other: refused},
 		Check: "with `preserve_client_ip.enabled=true` connections come from the clients' own addresses, and no `trusted_cidrs` can name them",
+	},
+	{
+		Provider: "Outscale", Key: "service.beta.kubernetes.io/osc-load-balancer-proxy-protocol",
+		Source: "https://github.com/outscale/cloud-provider-osc/blob/main/docs/annotations.md", Seen: InSource,
+		form:  portList{all: []string{"*"}, nodes: true, other: differing},
+		Check: "older controllers know AWS's annotation only, which newer ones read as this one",
 	},
 	{
 		Provider: "DigitalOcean", Key: "service.beta.kubernetes.io/do-loadbalancer-enable-proxy-protocol",
@@ -211,8 +217,8 @@ var Annotations = []Annotation{
 	{
 		Provider: "IBM Cloud (VPC)", Key: "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
 		Source: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl", Seen: InSource,
-		form:  feature{name: "proxy-protocol", never: "nlb"},
-		Check: "it is read when the balancer is made: a change later does nothing, and Usher cannot know that. Make the Service anew, or set the mode yourself",
+		form:  feature{name: "proxy-protocol", never: "nlb", sends: gateway.V1},
+		Check: "IBM's documentation says that it is read when the balancer is made, and newer controllers follow a change as well. With an older one a change does nothing, and Usher cannot know that: make the Service anew, or set the mode yourself",
 	},
 	{
 		Provider: "Alibaba Cloud", Key: "service.beta.kubernetes.io/alibaba-cloud-loadbalancer-proxy-protocol",

@@ -22,8 +22,8 @@ func balanced(annotations map[string]string) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "consul", Name: "edge", Annotations: annotations},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{
-			{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)},
-			{Name: "https", Port: 443, TargetPort: intstr.FromInt32(8443), Protocol: corev1.ProtocolTCP},
+			{Name: "http", Port: 80, NodePort: 30080, TargetPort: intstr.FromInt32(8080)},
+			{Name: "https", Port: 443, NodePort: 30443, TargetPort: intstr.FromInt32(8443), Protocol: corev1.ProtocolTCP},
 			{Name: "quic", Port: 443, TargetPort: intstr.FromInt32(9443), Protocol: corev1.ProtocolUDP},
 		}},
 	}
@@ -59,6 +59,7 @@ const (
 	ociNLB    = "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled"
 	vultr     = prefix + "vultr-loadbalancer-proxy-protocol"
 	civo      = "kubernetes.civo.com/loadbalancer-enable-proxy-protocol"
+	outscale  = prefix + "osc-load-balancer-proxy-protocol"
 	ibm       = "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features"
 	alibaba   = prefix + "alibaba-cloud-loadbalancer-proxy-protocol"
 	volc      = prefix + "volcengine-loadbalancer-proxy-protocol"
@@ -162,7 +163,11 @@ var annotated = []says{
 	all(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": ""}}]}`, off, ""),
 	all(upcloud, `{"frontends": [{"name": "http", "mode": "tcp"}]}`, off, ""),
 	bad(upcloud, `{`, unclear, "this is not the JSON of a load balancer"),
-	all(ibm, "Proxy-Protocol, other", on, ""),
+	all(outscale, "*", on, ""),
+	only80(outscale, "30080", ""),
+	all(outscale, "80", off, ""),
+	bad(outscale, "http", unclear, `use nodePorts of the Service, such as "30080,30443", or "*"`),
+	all(ibm, "Proxy-Protocol, other", on, v1),
 	bad(ibm, "nlb, proxy-protocol", unclear, `is refused, and the balancer stays as it was; use "proxy-protocol" without "nlb"`),
 	all(ibm, "nlb", off, ""),
 	all(alibaba, "on", on, v2),

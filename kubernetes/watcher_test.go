@@ -275,8 +275,8 @@ func TestWatchFollowsAService(t *testing.T) {
 	await(t, said, gateway.Strict, "give Usher get, list and watch on it")
 	a.refuse(false)
 	await(t, said, gateway.Strict, "")
+	a.Listener.Close() // first, so that nobody connects again
 	a.CloseClientConnections()
-	a.Listener.Close()
 	await(t, said, gateway.Strict, "cannot be reached: ")
 }
 
