@@ -38,17 +38,40 @@ type collector struct {
 func startCollector(t *testing.T, h *host, address string, options ...grpc.ServerOption) *collector {
 	t.Helper()
 	c := &collector{}
+	c.serve(t, h, address, options...)
+	return c
+}
+
+// serve takes entries at an address of a host until stop, or the test's end. All
+// connections end with it.
+func (c *collector) serve(t *testing.T, h *host, address string, options ...grpc.ServerOption) (stop func()) {
+	t.Helper()
 	server := grpc.NewServer(options...)
 	collogsv1.RegisterLogsServiceServer(server, c)
 	accesslogv3.RegisterAccessLogServiceServer(server, c)
 	listener := h.listen(t, address)
 	var work sync.WaitGroup
 	work.Go(func() { _ = server.Serve(listener) }) // it ends with Stop
-	t.Cleanup(func() {
+	stop = func() {
 		server.Stop()
 		work.Wait()
-	})
-	return c
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// paths are the paths of the requests of all entries so far.
+func (c *collector) paths() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var paths []string
+	for _, record := range c.records {
+		paths = append(paths, logEntry(flatAttributes("", record.Attributes)).text("path"))
+	}
+	for _, e := range c.http {
+		paths = append(paths, e.GetRequest().GetPath())
+	}
+	return paths
 }
 
 // Export takes OpenTelemetry's records.

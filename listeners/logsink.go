@@ -69,8 +69,8 @@ func (f entryFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 	return []*corev3.TypedExtensionConfig{{Name: "envoy.formatter.req_without_query", TypedConfig: config}}, nil
 }
 
-// commonConfig says where a collector is. What cannot be sent is kept until there
-// are 16 KiB of it, Envoy's default, and then thrown away: traffic never waits.
+// commonConfig says where a collector is. Batches are Envoy's default, a second or
+// 16 KiB; one that nobody takes is thrown away: traffic never waits.
 func commonConfig(k accessLogKey, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 	return &grpclogv3.CommonGrpcAccessLogConfig{
 		LogName: k.gateway.String(),

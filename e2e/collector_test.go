@@ -1,0 +1,269 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+)
+
+// The ports of the collectors, one for each protocol.
+const (
+	otlpPort = 4317
+	alsPort  = 9000
+)
+
+// collectorLab is a gateway that sends its entries to two collectors.
+type collectorLab struct {
+	*fileLab
+	OTLP *collector
+	ALS  *collector // of Envoy's own protocol
+}
+
+func startCollectorLab(t *testing.T, envoy, settings string) *collectorLab {
+	t.Helper()
+	return &collectorLab{fileLab: startFileLabOn(t, envoy, settings), OTLP: &collector{}, ALS: &collector{}}
+}
+
+// serve has both collectors serve until stop.
+func (l *collectorLab) serve(t *testing.T, options ...grpc.ServerOption) (stop func()) {
+	t.Helper()
+	stopOTLP := l.OTLP.serve(t, l.Control, l.Control.addr(otlpPort), options...)
+	stopALS := l.ALS.serve(t, l.Control, l.Control.addr(alsPort), options...)
+	return func() {
+		stopOTLP()
+		stopALS()
+	}
+}
+
+// request is one of the client's to the gateway.
+func (l *collectorLab) request(path string) call {
+	return call{From: l.Client, To: l.lab.Gateway.addr(8080), Path: path}
+}
+
+// trust is what a gateway asks of its collectors, and how it comes out.
+type trust struct {
+	ca, sni string
+	refused string // the statistic that counts it; "" where they are trusted
+}
+
+// settings send entries to the collectors, and to a file by which a test knows
+// the requests that were served with them.
+func (s trust) settings(file string) string {
+	tls := fmt.Sprintf("{ ca = %q, sni = %q }", s.ca, s.sni)
+	if s.sni == "" {
+		tls = fmt.Sprintf("{ ca = %q }", s.ca)
+	}
+	return fmt.Sprintf(`usher { access_log { sinks = [
+  { type = "file", path = %[1]q },
+  { type = "otlp", address = "%[2]s:%[3]d", tls = %[5]s },
+  { type = "grpc", address = "%[2]s:%[4]d", tls = %[5]s },
+] } }`, file, controlIP, otlpPort, alsPort, tls)
+}
+
+// TestCollectorProvesWhoItIs has entries go to collectors that have the name, or
+// the address, that the settings say in a certificate of the right authority. Nobody
+// else gets one, requests are answered all the same, and mended settings count.
+func TestCollectorProvesWhoItIs(t *testing.T) {
+	const name = "collector.example.com"
+	own, other := newAuthority(t, "own"), newAuthority(t, "other")
+	right := trust{ca: own.pem(), sni: name}
+	steps := []trust{
+		right,
+		{ca: other.pem(), sni: name, refused: "ssl.fail_verify_error"},
+		right,
+		{ca: own.pem(), sni: "other.example.com", refused: "ssl.fail_verify_san"},
+		{ca: own.pem()},
+	}
+	for _, envoy := range []string{envoyNew, envoyOld} {
+		t.Run("envoy "+envoy, func(t *testing.T) {
+			t.Parallel()
+			dir := newDir(t)
+			l := startCollectorLab(t, envoy, right.settings(filepath.Join(dir, "first")))
+			cert, key := own.issue(t, newDir(t), name, l.Control.IP)
+			secure, err := credentials.NewServerTLSFromFile(cert, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.serve(t, grpc.Creds(secure))
+			waitStatus(t, l.request("/"), http.StatusOK)
+			var refused []*accessLog
+			for i, s := range steps {
+				file := jsonFile("file", writeFile(t, dir, fmt.Sprint(i), ""))
+				writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), s.settings(file.Stdout))
+				path := l.waitServed(t, file)
+				if s.refused != "" {
+					l.waitRefused(t, s.refused)
+					refused = append(refused, file)
+					continue
+				}
+				l.OTLP.waitRecord(t, map[string]string{"path": path})
+				l.ALS.waitRequest(t, path, clientIP)
+			}
+			for _, file := range refused {
+				l.wantNowhere(t, file)
+			}
+		})
+	}
+}
+
+// waitServed waits until a request is in the file, and gives its path.
+func (l *collectorLab) waitServed(t *testing.T, file *accessLog) string {
+	t.Helper()
+	var path string
+	eventually(t, "requests are logged in "+file.Stdout, changeDeadline, func() error {
+		l.request(newPath()).must(t).wantHello(t)
+		entries := file.entries(t)
+		if len(entries) == 0 {
+			return errors.New("there is none")
+		}
+		path = entries[len(entries)-1].text("path")
+		return nil
+	})
+	return path
+}
+
+// waitRefused waits until Envoy has refused both collectors, for a reason that a
+// statistic counts. Requests are answered meanwhile.
+func (l *collectorLab) waitRefused(t *testing.T, stat string) {
+	t.Helper()
+	for _, port := range []int{otlpPort, alsPort} {
+		eventually(t, fmt.Sprintf("Envoy refuses the collector at %d: %s", port, stat), changeDeadline, func() error {
+			l.request(newPath()).must(t).wantHello(t)
+			if l.clusterStat(t, port, stat) == 0 {
+				return errors.New("it is 0")
+			}
+			return nil
+		})
+	}
+}
+
+// wantNowhere wants no collector to have a request that is in the file.
+func (l *collectorLab) wantNowhere(t *testing.T, file *accessLog) {
+	t.Helper()
+	for _, c := range []*collector{l.OTLP, l.ALS} {
+		paths := c.paths()
+		for _, entry := range file.entries(t) {
+			if path := entry.text("path"); slices.Contains(paths, path) {
+				t.Errorf("a collector that is not who it should be has the entry of %s", path)
+			}
+		}
+	}
+}
+
+// TestCollectorsComeAndGo has collectors that are not there at first come, die
+// and come back under load. No request fails, entries arrive as soon as there is
+// a collector, and Envoy counts what it loses where the docs say so.
+func TestCollectorsComeAndGo(t *testing.T) {
+	settings := fmt.Sprintf(`usher { access_log { sinks = [
+  { type = "otlp", address = "%[1]s:%[2]d" },
+  { type = "grpc", address = "%[1]s:%[3]d" },
+] } }`, controlIP, otlpPort, alsPort)
+	for _, envoy := range []string{envoyNew, envoyOld} {
+		t.Run("envoy "+envoy, func(t *testing.T) {
+			t.Parallel()
+			l := startCollectorLab(t, envoy, settings)
+			waitStatus(t, l.request("/"), http.StatusOK)
+			load := startLoad(t, l.request("/"))
+			l.waitLosses(t, load)
+			stop := l.serve(t)
+			l.waitNew(t, load)
+			stop()
+			l.waitLosses(t, load)
+			l.serve(t)
+			l.waitNew(t, load)
+			load.wantNoFailures(t)
+			l.waitCounted(t)
+		})
+	}
+}
+
+// The statistics of entries. ALS's has those that are lost as well.
+const (
+	otlpWritten = "access_logs.open_telemetry_access_log.logs_written"
+	otlpDropped = "access_logs.open_telemetry_access_log.logs_dropped"
+	alsWritten  = "access_logs.grpc_access_log.logs_written"
+)
+
+// waitLosses waits until more entries of the load are lost to both collectors.
+func (l *collectorLab) waitLosses(t *testing.T, load *load) {
+	t.Helper()
+	losses := func() (otlp, als int) {
+		return l.Gateway.stat(t, otlpDropped), l.clusterStat(t, alsPort, "upstream_cx_connect_fail")
+	}
+	otlp, als := losses()
+	load.waitMore(t)
+	eventually(t, "Envoy counts losses", changeDeadline, func() error {
+		nowOTLP, nowALS := losses()
+		if nowOTLP == otlp || nowALS == als {
+			return fmt.Errorf("%d more entries, %d more connections", nowOTLP-otlp, nowALS-als)
+		}
+		return nil
+	})
+}
+
+// waitNew waits until both collectors have an entry of a request that the load
+// makes from now on.
+func (l *collectorLab) waitNew(t *testing.T, load *load) {
+	t.Helper()
+	now := load.paths.Load()
+	load.waitMore(t)
+	for name, c := range map[string]*collector{"OTLP": l.OTLP, "ALS": l.ALS} {
+		eventually(t, name+"'s collector has new entries", changeDeadline, func() error {
+			paths := c.paths()
+			for _, path := range paths {
+				var n int64
+				if _, err := fmt.Sscanf(path, loadPrefix+"%d", &n); err == nil && n > now {
+					return nil
+				}
+			}
+			return fmt.Errorf("not among %d", len(paths))
+		})
+	}
+}
+
+// waitCounted waits until every entry counts as written or as dropped: nothing is
+// lost in silence on the way to OpenTelemetry's collector, and what is written
+// has arrived.
+func (l *collectorLab) waitCounted(t *testing.T) {
+	t.Helper()
+	eventually(t, "every entry is counted", changeDeadline, func() error {
+		written, dropped, all := l.Gateway.stat(t, otlpWritten), l.Gateway.stat(t, otlpDropped), l.Gateway.stat(t, alsWritten)
+		if got := len(l.OTLP.paths()); written+dropped != all || got < written {
+			return fmt.Errorf("%d are written, %d dropped, of %d; the collector has %d", written, dropped, all, got)
+		}
+		t.Logf("%d entries: %d written, %d dropped", all, written, dropped)
+		return nil
+	})
+}
+
+// clusterStat is the value of a counter of the cluster that leads to the
+// collector at a port, whatever it has to prove.
+func (l *collectorLab) clusterStat(t *testing.T, port int, name string) (sum int) {
+	t.Helper()
+	cluster := fmt.Sprintf("cluster.usher-collector_%s_%d", strings.ReplaceAll(controlIP, ".", "_"), port)
+	body, err := l.Gateway.admin("/stats?usedonly&filter=^" + cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(body) {
+		stat, value, _ := strings.Cut(line, ": ")
+		if !strings.HasSuffix(stat, "."+name) {
+			continue
+		}
+		var n int
+		if _, err := fmt.Sscan(value, &n); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		sum += n
+	}
+	return sum
+}
