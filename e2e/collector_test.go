@@ -83,36 +83,33 @@ func TestCollectorProvesWhoItIs(t *testing.T) {
 		{ca: own.pem(), sni: "other.example.com", refused: "ssl.fail_verify_san"},
 		{ca: own.pem()},
 	}
-	for _, envoy := range []string{envoyNew, envoyOld} {
-		t.Run("envoy "+envoy, func(t *testing.T) {
-			t.Parallel()
-			dir := newDir(t)
-			l := startCollectorLab(t, envoy, right.settings(filepath.Join(dir, "first")))
-			cert, key := own.issue(t, newDir(t), name, l.Control.IP)
-			secure, err := credentials.NewServerTLSFromFile(cert, key)
-			if err != nil {
-				t.Fatal(err)
+	onBothEnvoys(t, func(t *testing.T, envoy string) {
+		dir := newDir(t)
+		l := startCollectorLab(t, envoy, right.settings(filepath.Join(dir, "first")))
+		cert, key := own.issue(t, newDir(t), name, l.Control.IP)
+		secure, err := credentials.NewServerTLSFromFile(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.serve(t, grpc.Creds(secure))
+		waitStatus(t, l.request("/"), http.StatusOK)
+		var refused []*accessLog
+		for i, s := range steps {
+			file := jsonFile("file", writeFile(t, dir, fmt.Sprint(i), ""))
+			writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), s.settings(file.Stdout))
+			path := l.waitServed(t, file)
+			if s.refused != "" {
+				l.waitRefused(t, s.refused)
+				refused = append(refused, file)
+				continue
 			}
-			l.serve(t, grpc.Creds(secure))
-			waitStatus(t, l.request("/"), http.StatusOK)
-			var refused []*accessLog
-			for i, s := range steps {
-				file := jsonFile("file", writeFile(t, dir, fmt.Sprint(i), ""))
-				writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), s.settings(file.Stdout))
-				path := l.waitServed(t, file)
-				if s.refused != "" {
-					l.waitRefused(t, s.refused)
-					refused = append(refused, file)
-					continue
-				}
-				l.OTLP.waitRecord(t, map[string]string{"path": path})
-				l.ALS.waitRequest(t, path, clientIP)
-			}
-			for _, file := range refused {
-				l.wantNowhere(t, file)
-			}
-		})
-	}
+			l.OTLP.waitRecord(t, map[string]string{"path": path})
+			l.ALS.waitRequest(t, path, clientIP)
+		}
+		for _, file := range refused {
+			l.wantNowhere(t, file)
+		}
+	})
 }
 
 // waitServed waits until a request is in the file, and gives its path.
@@ -167,23 +164,20 @@ func TestCollectorsComeAndGo(t *testing.T) {
   { type = "otlp", address = "%[1]s:%[2]d" },
   { type = "grpc", address = "%[1]s:%[3]d" },
 ] } }`, controlIP, otlpPort, alsPort)
-	for _, envoy := range []string{envoyNew, envoyOld} {
-		t.Run("envoy "+envoy, func(t *testing.T) {
-			t.Parallel()
-			l := startCollectorLab(t, envoy, settings)
-			waitStatus(t, l.request("/"), http.StatusOK)
-			load := startLoad(t, l.request("/"))
-			l.waitLosses(t, load)
-			stop := l.serve(t)
-			l.waitNew(t, load)
-			stop()
-			l.waitLosses(t, load)
-			l.serve(t)
-			l.waitNew(t, load)
-			load.wantNoFailures(t)
-			l.waitCounted(t)
-		})
-	}
+	onBothEnvoys(t, func(t *testing.T, envoy string) {
+		l := startCollectorLab(t, envoy, settings)
+		waitStatus(t, l.request("/"), http.StatusOK)
+		load := startLoad(t, l.request("/"))
+		l.waitLosses(t, load)
+		stop := l.serve(t)
+		l.waitNew(t, load)
+		stop()
+		l.waitLosses(t, load)
+		l.serve(t)
+		l.waitNew(t, load)
+		load.wantNoFailures(t)
+		l.waitCounted(t)
+	})
 }
 
 // The statistics of entries. ALS's has those that are lost as well.
