@@ -82,9 +82,10 @@ const (
 )
 
 // inTreeNLB: the controller that is built into Kubernetes makes a network load
-// balancer for the type "nlb", and reads this annotation for classic ones only.
+// balancer for the type "nlb", and reads this annotation for classic ones only. It
+// leaves Services with a class to others.
 func inTreeNLB(s *corev1.Service) string {
-	if s.Annotations[awsType] == "nlb" && (s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass != awsClass) {
+	if s.Annotations[awsType] == "nlb" && s.Spec.LoadBalancerClass == nil {
 		return "the controller that makes a balancer of the type \"nlb\" does not read it; use " + awsType + ": external, which the AWS Load Balancer Controller serves, or set usher's proxy_protocol.mode yourself"
 	}
 	return ""

@@ -326,9 +326,10 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		})
 	}
 	s := balanced(annotations{awsAll: "*", awsType: "nlb"})
-	class := awsClass
-	s.Spec.LoadBalancerClass = &class
-	check(t, all("", "", on, ""), s)
+	for _, class := range []string{awsClass, "eks.amazonaws.com/nlb"} {
+		s.Spec.LoadBalancerClass = &class
+		check(t, all("", "", on, ""), s)
+	}
 }
 
 // Whatever stands in an annotation, the answer is one of a few, and a problem is
