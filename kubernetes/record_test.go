@@ -127,6 +127,24 @@ func TestWatchNotesWhatItHears(t *testing.T) {
 	}
 }
 
+func TestListenersDoNotWaitForTheRecord(t *testing.T) {
+	a := newAPIServer(t)
+	a.record = &corev1.ConfigMap{}
+	a.set(service("true", 0))
+	said := a.watching(t, "record")
+	await(t, said, gateway.Strict, "")
+	a.noted(t, "1")
+	stall := make(chan struct{})
+	defer close(stall)
+	a.change(func() { a.stall = stall })
+	a.set(service("", 0))
+	begin := time.Now()
+	await(t, said, gateway.Permissive, "")
+	if waited := time.Since(begin); waited > recordTime/2 {
+		t.Errorf("it was told after %v", waited)
+	}
+}
+
 // What the API server still has of the past may begin too late.
 func TestWhatIsNotedCountsForMoreThanWhatIsRecalled(t *testing.T) {
 	now := time.Since(start).Minutes()

@@ -96,10 +96,11 @@ func (w *Watcher) take(ctx context.Context, f *follower, tell func()) {
 	if before.version != "" {
 		tell()
 	}
-	f.unrecorded = nil
-	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered {
+	noted := h.service != nil && h.service.ResourceVersion == before.version && !before.frozen() && len(f.unrecorded) == 0
+	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered || noted {
 		return
 	}
+	f.unrecorded = nil
 	r := record{client: w.o.Client, at: w.o.Record}
 	if err := r.agree(ctx, f.id, hear); err != nil {
 		f.unrecorded = []gateway.Problem{r.problem(err)}

@@ -38,6 +38,7 @@ type apiServer struct {
 	refuses bool
 	changed chan struct{} // closed at each change
 	record  *corev1.ConfigMap
+	stall   chan struct{}           // if not nil, nobody learns of the record before it is closed
 	meddle  func(*corev1.ConfigMap) // if not nil, called once before something is noted
 	missed  func()                  // if not nil, called when somebody asks for a record that is not there
 }
@@ -111,6 +112,12 @@ func (a *apiServer) list(w http.ResponseWriter, version int) {
 // configMap gives and replaces the record; who has not seen its newest version
 // is refused.
 func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	stall := a.stall
+	a.mu.Unlock()
+	if stall != nil {
+		<-stall
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.record == nil && a.missed != nil {
