@@ -79,7 +79,9 @@ func TestOnAnAPIServer(t *testing.T) {
 func (c *cluster) everyAnnotation(t *testing.T) {
 	for i, row := range annotated {
 		before := time.Now().Add(-2 * time.Second) // times are in seconds
-		s := c.create(t, fmt.Sprintf("row-%d", i), map[string]string{row.key: row.value})
+		name := fmt.Sprintf("row-%d", i)
+		s := c.create(t, name, map[string]string{row.key: row.value})
+		c.Delete(t, name) // its nodePorts are wanted again
 		got := read(s)
 		for i := range got.problems {
 			got.problems[i].Where = "Kubernetes Service consul/edge"
@@ -203,7 +205,7 @@ func (c *cluster) outages(t *testing.T) {
 	await(t, cold, gateway.Strict, "")
 	stopCold()
 
-	c.Delete(t)
+	c.Delete(t, labService.Name)
 	await(t, said, gateway.Strict, "there is no such Service")
 	c.create(t, labService.Name, map[string]string{awsAll: "*"})
 	await(t, said, gateway.Strict, "")

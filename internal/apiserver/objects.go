@@ -44,6 +44,7 @@ func (s *Server) client(t *testing.T, u User) rest.Interface {
 		t.Fatal(err)
 	}
 	config.Dial = s.options.Dial
+	config.QPS = -1 // no limit
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
@@ -148,10 +149,10 @@ func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.S
 	return &now, err
 }
 
-// Delete deletes Service.
-func (s *Server) Delete(t *testing.T) {
+// Delete deletes a Service in Namespace.
+func (s *Server) Delete(t *testing.T, name string) {
 	t.Helper()
-	if err := s.admin.Delete().Namespace(Namespace).Resource("services").Name(Service).Do(t.Context()).Error(); err != nil {
-		t.Fatalf("delete the Service %s: %v", Service, err)
+	if err := s.admin.Delete().Namespace(Namespace).Resource("services").Name(name).Do(t.Context()).Error(); err != nil {
+		t.Fatalf("delete the Service %s: %v", name, err)
 	}
 }
