@@ -15,14 +15,13 @@ import (
 
 // logLimit selects so many entries a second, and drops those beyond. It comes
 // last in a filter: what it is asked of counts. The zero value selects all.
+//
+// A listener waits for its bucket for ever, whatever the timeout of the source
+// says (tried on 1.40): wherever the one goes, the other has to go, too.
 type logLimit struct {
 	filter  logFilter
 	buckets map[string]*typev3.TokenBucket
 }
-
-// bucketTimeout is how long a listener waits for its bucket. Without one all
-// entries are logged.
-var bucketTimeout = fetchTimeout{set: true, span: time.Second}
 
 // where names the place that entries go to.
 func (s sink) where() string {
@@ -45,7 +44,7 @@ func (k accessLogKey) limitOf(s sink) (logLimit, error) {
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())
 	config, err := pack(&processratelimitv3.ProcessRateLimitFilter{DynamicConfig: &processratelimitv3.DynamicTokenBucket{
-		ResourceName: name, ConfigSource: overADS(bucketTimeout),
+		ResourceName: name, ConfigSource: overADS(fetchTimeout{}),
 	}})
 	if err != nil {
 		return logLimit{}, err
