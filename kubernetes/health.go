@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -112,7 +111,7 @@ func (r *reader) overHTTP(c healthCheck, t told) bool {
 
 // sentTo says whether headers are sent by way of a port of the Service.
 func (t told) sentTo(p corev1.ServicePort) bool {
-	return t.listeners[cmp.Or(p.TargetPort.IntValue(), int(p.Port))].signal == on
+	return t.listeners[listenerOf(p)].signal == on
 }
 
 func (r *reader) check(c healthCheck, t told) {

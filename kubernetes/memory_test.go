@@ -58,7 +58,6 @@ func newRig(t *testing.T, minute float64) *rig {
 		Options: Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())},
 		id:      edge,
 	}
-	f.report = report{Metrics: f.Metrics}
 	return &rig{follower: f, t: t, now: at(minute)}
 }
 

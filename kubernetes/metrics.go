@@ -22,20 +22,3 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	r.MustRegister(m.failing, m.graces)
 	return m
 }
-
-// report is what a Watch has said of its Service.
-type report struct {
-	*Metrics
-	failing bool
-}
-
-// fails says whether nobody knows at the moment what the Service says.
-func (r *report) fails(yes bool) {
-	switch {
-	case yes && !r.failing:
-		r.Metrics.failing.Inc()
-	case !yes && r.failing:
-		r.Metrics.failing.Dec()
-	}
-	r.failing = yes
-}

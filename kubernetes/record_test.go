@@ -106,12 +106,19 @@ func TestANoteThatNobodyUnderstandsIsNone(t *testing.T) {
 	}
 }
 
-func TestWatchNotesWhatItHears(t *testing.T) {
+// strictByRecord is an Usher that notes, of a Service that sends headers.
+func strictByRecord(t *testing.T) (*apiServer, <-chan *gateway.Balancer) {
+	t.Helper()
 	a := newAPIServer(t)
 	a.record = &corev1.ConfigMap{}
 	a.set(service("true", 0))
 	said := a.watching(t, "record")
 	await(t, said, gateway.Strict, "")
+	return a, said
+}
+
+func TestWatchNotesWhatItHears(t *testing.T) {
+	a, said := strictByRecord(t)
 	before := time.Now()
 	a.set(service("", 0))
 	await(t, said, gateway.Permissive, "")
@@ -128,11 +135,7 @@ func TestWatchNotesWhatItHears(t *testing.T) {
 }
 
 func TestListenersDoNotWaitForTheRecord(t *testing.T) {
-	a := newAPIServer(t)
-	a.record = &corev1.ConfigMap{}
-	a.set(service("true", 0))
-	said := a.watching(t, "record")
-	await(t, said, gateway.Strict, "")
+	a, said := strictByRecord(t)
 	a.noted(t, "1")
 	stall := make(chan struct{})
 	defer close(stall)
@@ -158,11 +161,7 @@ func TestWhatIsNotedCountsForMoreThanWhatIsRecalled(t *testing.T) {
 
 // Another Usher has noted, just before, that it was all over long ago.
 func TestWhoIsSlowerTakesOverWhatIsNoted(t *testing.T) {
-	a := newAPIServer(t)
-	a.record = &corev1.ConfigMap{}
-	a.set(service("true", 0))
-	said := a.watching(t, "record")
-	await(t, said, gateway.Strict, "")
+	a, said := strictByRecord(t)
 	a.change(func() {
 		a.meddle = func(m *corev1.ConfigMap) {
 			m.Data = map[string]string{"consul.edge": `{"version": "2", "listeners": {"8080": {"told": "off", "changed": "2026-01-01T00:00:00Z"}}}`}

@@ -51,7 +51,7 @@ func read(s *corev1.Service) told {
 			t.others = r.named(p, t.others, of)
 			continue
 		}
-		listener := cmp.Or(p.TargetPort.IntValue(), int(p.Port))
+		listener := listenerOf(p)
 		if before, twice := t.listeners[listener]; twice {
 			of = r.both(listener, before, of)
 		}
@@ -62,6 +62,10 @@ func read(s *corev1.Service) told {
 	t.problems = r.problems
 	return t
 }
+
+// listenerOf gives the port of the listener that a port of the Service leads to,
+// if that is told by a number.
+func listenerOf(p corev1.ServicePort) int { return cmp.Or(p.TargetPort.IntValue(), int(p.Port)) }
 
 // reader reads one Service.
 type reader struct {
@@ -75,14 +79,19 @@ func where(namespace, name string) string {
 	return fmt.Sprintf("Kubernetes Service %s/%s", namespace, name)
 }
 
-// problem notes what is wrong with an annotation, or, with key "", with the
-// Service as a whole.
-func (r *reader) problem(key, what string) {
+// at names an annotation in problems, or, with key "", the Service.
+func (r *reader) at(key string) string {
 	at := where(r.service.Namespace, r.service.Name)
 	if key != "" {
 		at += ": " + key
 	}
-	if p := (gateway.Problem{Where: at, What: what}); !slices.Contains(r.problems, p) {
+	return at
+}
+
+// problem notes what is wrong with an annotation, or, with key "", with the
+// Service as a whole.
+func (r *reader) problem(key, what string) {
+	if p := (gateway.Problem{Where: r.at(key), What: what}); !slices.Contains(r.problems, p) {
 		r.problems = append(r.problems, p)
 	}
 }
@@ -97,7 +106,7 @@ type decided struct {
 // port gives what the balancer was told of a port of the Service.
 func (r *reader) port(p corev1.ServicePort) tell {
 	var deciding []decided
-	for _, provider := range providers() {
+	for _, provider := range providers {
 		if d := r.ask(provider, p); d.signal != silent {
 			deciding = append(deciding, d)
 		}
@@ -142,7 +151,7 @@ func (r *reader) leftBehind(d decided) gateway.Problem {
 		cure = fmt.Sprintf("set it to %q to switch them off", d.off)
 	}
 	return gateway.Problem{
-		Where: where(r.service.Namespace, r.service.Name) + ": " + d.key,
+		Where: r.at(d.key),
 		What:  "it is gone, but this cloud leaves the balancer as it was then, which sends PROXY headers; " + cure,
 	}
 }
@@ -229,8 +238,8 @@ func (r *reader) both(listener int, a, b tell) tell {
 	return tell{signal: mixed}
 }
 
-// providers gives the rows of the table by provider, in its order.
-func providers() [][]Annotation {
+// providers are the rows of the table by provider, in its order.
+var providers = func() [][]Annotation {
 	var out [][]Annotation
 	for i, a := range Annotations {
 		if i == 0 || a.Provider != Annotations[i-1].Provider {
@@ -239,7 +248,7 @@ func providers() [][]Annotation {
 		out[len(out)-1] = append(out[len(out)-1], a)
 	}
 	return out
-}
+}()
 
 // peerIsClient says whether AWS keeps the clients' addresses on connections
 // (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/edit-target-group-attributes.html#client-ip-preservation):

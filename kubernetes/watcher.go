@@ -54,7 +54,7 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 	defer listening.Wait()
 	listening.Go(func() { e.run(ctx) })
 
-	f := follower{Options: w.o, id: id, report: report{Metrics: w.o.Metrics}}
+	f := follower{Options: w.o, id: id}
 	defer f.show(false, nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -117,7 +117,7 @@ const idle = time.Hour
 type follower struct {
 	Options
 	id         gateway.KubernetesService
-	report     report
+	shown      bool  // that the watch fails, in the metrics
 	heard      heard // the last that the API server said
 	begun      bool  // something was heard
 	failing    bool  // nobody knows at the moment what the Service says
@@ -183,7 +183,13 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 
 // show shows in the metrics whether the watch fails, and when each grace ends.
 func (f *follower) show(failing bool, ends map[int]time.Time) {
-	f.report.fails(failing)
+	switch {
+	case failing && !f.shown:
+		f.Metrics.failing.Inc()
+	case !failing && f.shown:
+		f.Metrics.failing.Dec()
+	}
+	f.shown = failing
 	f.Metrics.graces.set(f.id, ends)
 }
 

@@ -32,11 +32,9 @@ func (l accessLogs) of(who peers) []*accesslogv3.AccessLog {
 
 // with gives the logs to all sinks of both.
 func (l accessLogs) with(other accessLogs) accessLogs {
-	buckets := maps.Clone(other.buckets)
-	if buckets == nil {
-		buckets = map[string]*typev3.TokenBucket{}
-	}
+	buckets := map[string]*typev3.TokenBucket{}
 	maps.Copy(buckets, l.buckets)
+	maps.Copy(buckets, other.buckets)
 	return accessLogs{
 		buckets:    buckets,
 		listener:   slices.Concat(l.listener, other.listener),
