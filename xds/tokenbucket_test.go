@@ -11,29 +11,34 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
+var tbs = xds.TokenBucket.URL()
+
+func bucket(n uint32) *typev3.TokenBucket {
+	return &typev3.TokenBucket{MaxTokens: n, FillInterval: durationpb.New(time.Second)}
+}
+
+// withBucket is what a world has, and a bucket with the name "ten".
+func withBucket(t *testing.T, w world, n uint32) *xds.Set {
+	t.Helper()
+	one, err := xds.NewNamedResource(xds.TokenBucket, "ten", bucket(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := w.collections(t)
+	all[xds.TokenBucket] = xds.NewCollection(map[string]*xds.Resource{"ten": one}, nil)
+	return xds.NewSet(all)
+}
+
 // A token bucket has no name in itself, and arrives under the one that it was
 // asked for.
 func TestResourceWithoutANameInItself(t *testing.T) {
-	tbs := xds.TokenBucket.URL()
-	bucket := func(n uint32) *typev3.TokenBucket {
-		return &typev3.TokenBucket{MaxTokens: n, FillInterval: durationpb.New(time.Second)}
-	}
-	with := func(r *rig, n uint32) *xds.Set {
-		one, err := xds.NewNamedResource(xds.TokenBucket, "ten", bucket(n))
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		all := small().collections(r.t)
-		all[xds.TokenBucket] = xds.NewCollection(map[string]*xds.Resource{"ten": one}, nil)
-		return xds.NewSet(all)
-	}
 	forBoth(t, func(r *rig) {
 		e := r.warm(small())
-		r.supplier.publish(with(r, 10))
+		r.supplier.publish(withBucket(r.t, small(), 10))
 		e.ExpectNone()
 		e.Subscribe(tbs, "ten")
 		for _, n := range []uint32{10, 20} {
-			r.supplier.publish(with(r, n))
+			r.supplier.publish(withBucket(r.t, small(), n))
 			var got typev3.TokenBucket
 			if err := proto.Unmarshal(e.ExpectAck(tbs, "ten").Bodies[0], &got); err != nil {
 				r.t.Fatal(err)
@@ -43,5 +48,19 @@ func TestResourceWithoutANameInItself(t *testing.T) {
 			}
 		}
 		e.ExpectNone()
+	})
+}
+
+// Envoy waits for the bucket before it takes the listener that names it, and may
+// do so before it says anything of the listener.
+func TestBucketIsSentWhileItsListenerIsOnItsWay(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		r.supplier.publish(withBucket(r.t, small().with(listener("http", 2, "web")), 10))
+		first := e.Expect(lds, "http")
+		e.ExpectAck(rds, "web")
+		e.Subscribe(tbs, "ten")
+		e.ExpectAck(tbs, "ten")
+		e.Ack(first)
 	})
 }
