@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/usherproxy/usher/internal/control"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/operator"
 	"github.com/usherproxy/usher/kubernetes"
 	"github.com/usherproxy/usher/xds"
@@ -84,7 +85,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), guard.Panics)
 
 	// 2. Facts: Consul or files, Kubernetes, and the operator's own file.
 	problems := control.NewProblems(log, metrics)

@@ -1,0 +1,47 @@
+package guard
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func TestAPanicIsAnErrorALogLineAndACount(t *testing.T) {
+	var log bytes.Buffer
+	err := Run(slog.New(slog.NewTextHandler(&log, nil)), "compile", func() error {
+		var nothing map[string]int
+		nothing["x"] = 1
+		return nil
+	})
+	caught, ok := errors.AsType[*Error](err)
+	if !ok {
+		t.Fatalf("got %v, want a *guard.Error", err)
+	}
+	if !strings.HasPrefix(caught.At, "guard_test.go:") {
+		t.Errorf("the panic began at %q, want a line of this file", caught.At)
+	}
+	if got := err.Error(); !strings.Contains(got, "panic in compile at guard_test.go:") || strings.Contains(got, "\n") {
+		t.Errorf("the error reads %q", got)
+	}
+	if got := testutil.ToFloat64(Panics.WithLabelValues("compile")); got != 1 {
+		t.Errorf("%v panics are counted, want 1", got)
+	}
+	if !strings.Contains(log.String(), "guard_test.go") {
+		t.Errorf("the log has no stack:\n%s", &log)
+	}
+}
+
+func TestAnErrorAndSuccessPassThrough(t *testing.T) {
+	want := errors.New("refused")
+	log := slog.New(slog.DiscardHandler)
+	if err := Run(log, "x", func() error { return want }); !errors.Is(err, want) {
+		t.Errorf("got %v, want %v", err, want)
+	}
+	if err := Run(log, "x", func() error { return nil }); err != nil {
+		t.Errorf("got %v, want none", err)
+	}
+}
