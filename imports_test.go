@@ -19,7 +19,7 @@ var allowed = map[string][]string{
 	"files":                       {"gateway", "internal/follow", "internal/guard"},
 	"kubernetes":                  {"gateway", "internal/guard", "internal/latest"},
 	"listeners":                   {"gateway", "internal/ordered"},
-	"xds":                         {"internal/follow", "internal/guard", "internal/ordered"},
+	"xds":                         {"internal/follow", "internal/guard", "internal/ordered", "internal/wire"},
 	"internal/follow":             {"internal/guard"},
 	"internal/guard":              {},
 	"internal/latest":             {},
@@ -41,7 +41,7 @@ var allowed = map[string][]string{
 	"tools/balancers-doc": {"kubernetes"},
 	"e2e":                 {"internal/apiserver", "internal/parts", "internal/xdstest"},
 	"e2e/conformance":     {"internal/parts", "internal/xdstest"},
-	"e2e/bench":           {"internal/xdstest"},
+	"e2e/bench":           {"internal/wire", "internal/xdstest"},
 }
 
 func TestPackagesImportOnlyWhatTheArchitectureAllows(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/usherproxy/usher/internal/wire"
 	"github.com/usherproxy/usher/internal/xdstest"
 )
 
@@ -69,13 +70,13 @@ func readResource(typeURL string, i xdstest.LeanResource) (*resource, error) {
 		r.refs, err = listenerRefs(i.Body)
 	case xds.EndpointType:
 		// Field 2 of ClusterLoadAssignment holds the localities.
-		err = xdstest.Fields(i.Body, func(n protowire.Number, value []byte) error {
+		err = wire.Fields(i.Body, func(n protowire.Number, value []byte) error {
 			r.endpoints = r.endpoints || n == 2 && len(value) > 0
 			return nil
 		})
 	case xds.RouteType:
 		// Field 2 of RouteConfiguration holds the virtual hosts.
-		err = xdstest.Fields(i.Body, func(n protowire.Number, _ []byte) error {
+		err = wire.Fields(i.Body, func(n protowire.Number, _ []byte) error {
 			if n == 2 {
 				r.hosts++
 			}

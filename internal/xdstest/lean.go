@@ -1,12 +1,13 @@
 package xdstest
 
 import (
-	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/internal/wire"
 )
 
 // LeanResponse is a DeltaDiscoveryResponse whose resources are left encoded.
@@ -48,7 +49,7 @@ func (Lean) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	*r = LeanResponse{Size: data.Len()}
 	// The fields' numbers are those of envoy.service.discovery.v3.
-	return Fields(data.Materialize(), func(n protowire.Number, value []byte) error {
+	return wire.Fields(data.Materialize(), func(n protowire.Number, value []byte) error {
 		switch n {
 		case 2:
 			i, err := readItem(value)
@@ -68,12 +69,12 @@ func (Lean) Unmarshal(data mem.BufferSlice, v any) error {
 // readItem reads an envoy.service.discovery.v3.Resource.
 func readItem(data []byte) (LeanResource, error) {
 	var i LeanResource
-	err := Fields(data, func(n protowire.Number, value []byte) error {
+	err := wire.Fields(data, func(n protowire.Number, value []byte) error {
 		switch n {
 		case 1:
 			i.Version = value
 		case 2:
-			return Fields(value, func(n protowire.Number, value []byte) error {
+			return wire.Fields(value, func(n protowire.Number, value []byte) error {
 				if n == 2 {
 					i.Body = value
 				}
@@ -85,34 +86,4 @@ func readItem(data []byte) (LeanResource, error) {
 		return nil
 	})
 	return i, err
-}
-
-var errDamaged = errors.New("the encoding is damaged")
-
-// Fields visits the fields of a message that have bytes as their value, in
-// their order.
-func Fields(data []byte, visit func(protowire.Number, []byte) error) error {
-	for len(data) > 0 {
-		number, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return errDamaged
-		}
-		data = data[n:]
-		if kind != protowire.BytesType {
-			if n = protowire.ConsumeFieldValue(number, kind, data); n < 0 {
-				return errDamaged
-			}
-			data = data[n:]
-			continue
-		}
-		value, n := protowire.ConsumeBytes(data)
-		if n < 0 {
-			return errDamaged
-		}
-		data = data[n:]
-		if err := visit(number, value); err != nil {
-			return err
-		}
-	}
-	return nil
 }
