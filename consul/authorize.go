@@ -21,27 +21,22 @@ var (
 	ErrUnknownToken = errors.New("consul does not know the token")
 )
 
-// authorizeTimeout bounds one question to Consul's ACLs.
-const authorizeTimeout = 10 * time.Second
+// How long one question to Consul's ACLs may take, also while it waits for others:
+// at most, and where Consul has allowed the same before.
+const (
+	authorizeTimeout      = 10 * time.Second
+	authorizeAgainTimeout = 2 * time.Second
+)
 
-// Authorize asks Consul's ACLs whether the token has service:write on the
-// gateway, as Consul asks of the token of every Envoy. The token is the
-// caller's; an empty one is the anonymous token (or what Consul's agent puts in
-// its place), never Usher's own. It gives nil when the token has it or ACLs are
-// off, ErrDenied when it has not, ErrUnknownToken when Consul does not know it,
-// and any other error when there was no answer.
-func (c *Client) Authorize(ctx context.Context, token string, id gateway.ID) error {
-	err := c.authorize(ctx, token, id)
-	switch {
-	case err == nil:
-		c.metrics.authorization("allowed")
-	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken):
-		c.metrics.authorization("denied")
-	default:
-		c.metrics.authorization("failed")
-		err = fmt.Errorf("asking consul at %s whether a token may have gateway %s: %w", c.address, id, err)
-	}
-	return err
+// Applicant is who wants to have a gateway.
+type Applicant struct {
+	// Token is the caller's; an empty one is the anonymous token (or what Consul's
+	// agent puts in its place), never Usher's own.
+	Token string
+	// Peer is where the caller is. One peer cannot hold up those of others.
+	Peer string
+	// Again is true for a caller that has the gateway already.
+	Again bool
 }
 
 // question and verdict are the request and the answer of
@@ -61,24 +56,22 @@ type verdict struct {
 	Allow    bool
 }
 
+// authorize asks whether the token has service:write on the gateway, as Consul
+// asks of the token of every Envoy.
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
-	if !isToken(token) {
-		return ErrUnknownToken
-	}
 	ask := question{Resource: "service", Access: "write", Segment: id.Name}
 	ask.Namespace, ask.Partition = c.scopes(absolute(id.Namespace), absolute(id.Partition))
 	body, err := json.Marshal([]question{ask})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, authorizeTimeout)
-	defer cancel()
 	res, err := c.do(ctx, call{
 		method: http.MethodPost,
 		path:   "/v1/internal/acl/authorize",
 		params: url.Values{},
 		token:  gateway.Secret(token),
 		body:   body,
+		over:   c.acl,
 	})
 	if err != nil {
 		return authorizeError(err)

@@ -18,11 +18,13 @@ import (
 // those of an Usher that was restarted, too.
 const (
 	plainConnections = 90
-	// plainLanes of them are for reads of what is not known yet, and some for
-	// what is asked beside the watches.
+	// plainLanes of them are for reads of what is not known yet.
 	plainLanes = 8
-	plainSlots = plainConnections - plainLanes - 2
-	plainWait  = 30 * time.Second
+	// plainAuthorizations are for questions about the tokens of Envoys, so that
+	// strangers cannot hold up the watches.
+	plainAuthorizations = 8
+	plainSlots          = plainConnections - plainLanes - plainAuthorizations
+	plainWait           = 30 * time.Second
 )
 
 const (

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -38,7 +39,8 @@ type Config struct {
 type Client struct {
 	address   address
 	http      *http.Client
-	gate      gate // of the questions that do not block
+	acl       *http.Client // for questions about the tokens of Envoys
+	gate      gate         // of the questions that do not block
 	auth      *url.Userinfo
 	tokens    *tokens
 	namespace string // for what is asked without one
@@ -78,7 +80,8 @@ func NewClient(c Config) (*Client, error) {
 	}
 	return &Client{
 		address:   a,
-		http:      newHTTPClient(a, tlsConfig),
+		http:      newHTTPClient(a, tlsConfig, plainConnections-plainAuthorizations),
+		acl:       newHTTPClient(a, tlsConfig, plainAuthorizations),
 		gate:      newGate(),
 		auth:      env.auth(),
 		tokens:    tokens,
@@ -103,8 +106,9 @@ func (c *Client) Address() string { return c.address.String() }
 const idleConnections = 200
 
 // newHTTPClient gives a client that notices a dead peer within half a minute,
-// which a blocking query of minutes would otherwise wait for.
-func newHTTPClient(a address, tlsConfig *tls.Config) *http.Client {
+// which a blocking query of minutes would otherwise wait for. Over plain HTTP it
+// opens so many connections at most.
+func newHTTPClient(a address, tlsConfig *tls.Config, plain int) *http.Client {
 	dialer := &net.Dialer{
 		Timeout: 10 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{
@@ -128,7 +132,7 @@ func newHTTPClient(a address, tlsConfig *tls.Config) *http.Client {
 	if a.scheme == "http" {
 		// Without it the transport opens one more whenever none is idle, and
 		// keeps them all.
-		t.MaxConnsPerHost = plainConnections
+		t.MaxConnsPerHost = plain
 	}
 	if a.scheme == "unix" {
 		t.Proxy = nil
@@ -152,6 +156,7 @@ type call struct {
 	params url.Values
 	token  gateway.Secret // empty: none is sent
 	body   []byte
+	over   *http.Client // nil: the client's own for watches
 }
 
 // response is Consul's answer with status 200.
@@ -166,7 +171,7 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	if err != nil {
 		return response{}, &askError{outcome: outcomeFailed, err: err}
 	}
-	res, err := c.http.Do(req)
+	res, err := cmp.Or(in.over, c.http).Do(req)
 	if err != nil {
 		return response{}, unreachable(ctx, err)
 	}

@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"crypto/rand"
+	"fmt"
 	"slices"
 	"strconv"
 )
@@ -109,13 +111,39 @@ func (c *conversation) send(typ Type, removing bool) {
 		return
 	}
 	c.nonces++
-	c.outbox = append(c.outbox, t.newResponse(strconv.FormatUint(c.nonces, 10), upserts, removals))
+	c.outbox = append(c.outbox, t.newResponse(newNonce(c.nonces), upserts, removals))
 	if child, ok := typ.child(); ok {
 		c.topics[child].forceChildren(upserts)
 	}
 	if typ == Cluster {
 		c.owe(upserts)
 	}
+}
+
+// newNonce names a response. Nobody can guess it, so that an answer proves that
+// the response was read.
+func newNonce(number uint64) string { return strconv.FormatUint(number, 10) + "-" + rand.Text()[:13] }
+
+// unanswered reports whether a response awaits its answer.
+func (c *conversation) unanswered() bool {
+	return slices.ContainsFunc(c.topics[:], func(t topic) bool { return t.inflight != nil })
+}
+
+// The most names that an Envoy may ask for, or say that it has, of which a type
+// has no resource.
+const (
+	maxUnknownNames     = 10_000
+	maxUnknownNameBytes = 1 << 20
+)
+
+// tooMuch returns an error when Envoy names too many resources of a type that do
+// not exist.
+func (c *conversation) tooMuch(t Type) error {
+	names, bytes := c.topics[t].unknown()
+	if names > maxUnknownNames || bytes > maxUnknownNameBytes {
+		return fmt.Errorf("the Envoy names %d resources of type %s that do not exist (%d bytes of names); at most %d and %d bytes are kept", names, t, bytes, maxUnknownNames, maxUnknownNameBytes)
+	}
+	return nil
 }
 
 // take empties the outbox.

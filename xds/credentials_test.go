@@ -89,7 +89,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := serveTLS(t, keys)
+	addr := serveTLS(t, keys, xds.Options{})
 	if got := serial(t, addr); got != 1 {
 		t.Errorf("served certificate %d, want 1", got)
 	}
@@ -153,20 +153,18 @@ func (l lines) await(t *testing.T, want string) {
 }
 
 // serveTLS serves on loopback until the test ends.
-func serveTLS(t *testing.T, keys *xds.KeyPair, register ...func(*grpc.Server)) string {
+func serveTLS(t *testing.T, keys *xds.KeyPair, o xds.Options) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(append(new(xds.Server).ServerOptions(), grpc.Creds(keys.Credentials()))...)
-	for _, r := range register {
-		r(g)
-	}
+	o.Credentials, o.Logger = keys.Credentials(), slog.New(slog.DiscardHandler)
+	server := xds.NewServer(o)
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
+	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {
-		g.Stop()
+		server.Stop()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
@@ -193,8 +191,7 @@ func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, d := &supplier{set: small().set(t)}, &door{}
-	server := xds.NewServer(xds.Options{Supplier: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
-	conn, err := grpc.NewClient(serveTLS(t, keys, server.Register),
+	conn, err := grpc.NewClient(serveTLS(t, keys, xds.Options{Supplier: s, Authorizer: d}),
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
 	if err != nil {
 		t.Fatal(err)

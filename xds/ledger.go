@@ -107,6 +107,22 @@ func (l *ledger) names(c *Collection) iter.Seq[string] {
 	}
 }
 
+// unknown returns how many names are noted that the collection does not have,
+// and how many bytes they have. While the collection is not known, as many count
+// as known as a request may have.
+func (l *ledger) unknown() (names, bytes int) {
+	if l.level == nil && len(l.odd) <= maxRequestNames || len(l.odd) <= maxUnknownNames/10 {
+		return 0, 0
+	}
+	for name := range l.odd {
+		if l.level.Get(name) == nil {
+			names++
+			bytes += len(name)
+		}
+	}
+	return names, bytes
+}
+
 // wants says whether Envoy asks for a name.
 func (l *ledger) wants(name string) bool { return l.wildcard || l.get(name).named }
 

@@ -14,6 +14,12 @@ type Metrics struct {
 	nacks     *prometheus.CounterVec
 	bytes     *prometheus.CounterVec
 	denied    *prometheus.CounterVec
+
+	connections    *prometheus.GaugeVec
+	pendingStreams prometheus.Gauge
+	requestBytes   prometheus.Gauge
+	limited        *prometheus.CounterVec
+	limits         *prometheus.GaugeVec
 }
 
 // NewMetrics makes the metrics and registers them, unless r is nil. Every
@@ -33,11 +39,28 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		bytes:     counter("usher_xds_resource_bytes_total", "Bytes of the resources sent.", "type", types...),
 		denied: counter("usher_xds_denied_streams_total", "Streams ended because the caller may not have them.",
 			"reason", "permission_denied", "unauthenticated", "unavailable"),
+		connections: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_xds_connections", Help: "Open connections: those with an authorized stream, and those that are pending.",
+		}, []string{"state"}),
+		pendingStreams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "usher_xds_pending_streams", Help: "Open streams that are not authorized yet.",
+		}),
+		requestBytes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "usher_xds_request_bytes", Help: "Bytes of requests that have arrived and are not handled yet.",
+		}),
+		limited: counter("usher_xds_limited_total", "What was refused or ended because a limit was reached. usher_xds_limit has the limits.",
+			"limit", limitNames...),
+		limits: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_xds_limit", Help: "The limits for callers: numbers, numbers a second for rates, bytes, or seconds for times.",
+		}, []string{"limit"}),
 	}
+	m.connections.WithLabelValues("pending")
+	m.connections.WithLabelValues("authorized")
 	m.streams.WithLabelValues("delta")
 	m.streams.WithLabelValues("sotw")
 	if r != nil {
-		r.MustRegister(m.streams, m.responses, m.acks, m.nacks, m.bytes, m.denied)
+		r.MustRegister(m.streams, m.responses, m.acks, m.nacks, m.bytes, m.denied,
+			m.connections, m.pendingStreams, m.requestBytes, m.limited, m.limits)
 	}
 	return m
 }
@@ -63,4 +86,24 @@ func (m *Metrics) deny(err error) {
 		reason = "invalid_argument"
 	}
 	m.denied.WithLabelValues(reason).Inc()
+}
+
+// limitNames are the labels of the limits.
+var limitNames = []string{
+	"connections", "connections_per_peer", "streams", "streams_per_peer", "stream_rate", "stream_rate_per_peer",
+	"pending_streams", "pending_streams_per_peer", "pending_time", "first_request_time", "send_time", "request_size", "request_bytes", "names",
+}
+
+// showLimits shows what the limits are.
+func (m *Metrics) showLimits(l Limits) {
+	for name, value := range map[string]float64{
+		"connections": float64(l.Connections), "connections_per_peer": float64(l.ConnectionsPerPeer),
+		"streams": float64(l.Streams), "streams_per_peer": float64(l.StreamsPerPeer),
+		"stream_rate": float64(l.StreamRate), "stream_rate_per_peer": float64(l.StreamRatePerPeer),
+		"pending_streams": maxPendingStreams, "pending_streams_per_peer": maxPendingStreamsPerPeer,
+		"pending_time": pendingTime.Seconds(), "first_request_time": firstRequestTime.Seconds(), "send_time": sendTime.Seconds(),
+		"request_size": maxRequest, "request_bytes": maxRequestBytes, "names": maxUnknownNames,
+	} {
+		m.limits.WithLabelValues(name).Set(value)
+	}
 }

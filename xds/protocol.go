@@ -1,8 +1,6 @@
 package xds
 
 import (
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -11,34 +9,31 @@ import (
 // protocol is a variant of the discovery protocol: how its requests and
 // responses are written. What they mean is the conversation's affair.
 type protocol struct {
-	name    string
-	sotw    bool
-	receive func(grpc.ServerStream) (request, error)
-	encode  func(*response) message
+	name   string
+	sotw   bool
+	fields requestFields
+	encode func(*response) message
+}
+
+// requestFields are the numbers of a request's fields in
+// envoy.service.discovery.v3; 0 where the request has no such field.
+type requestFields struct {
+	node, typeURL, nonce, problem protowire.Number
+	names, unwanted               protowire.Number // repeated
+	versions                      protowire.Number // entries of a map
+	claims                        protowire.Number
 }
 
 var (
-	delta           = protocol{name: "delta", receive: receiveDelta, encode: encodeDelta}
-	stateOfTheWorld = protocol{name: "sotw", sotw: true, receive: receiveState, encode: encodeState}
+	delta = protocol{ // DeltaDiscoveryRequest
+		name: "delta", encode: encodeDelta,
+		fields: requestFields{node: 1, typeURL: 2, names: 3, unwanted: 4, versions: 5, nonce: 6, problem: 7},
+	}
+	stateOfTheWorld = protocol{ // DiscoveryRequest
+		name: "sotw", sotw: true, encode: encodeState,
+		fields: requestFields{claims: 1, node: 2, names: 3, typeURL: 4, nonce: 5, problem: 6},
+	}
 )
-
-func receiveDelta(stream grpc.ServerStream) (request, error) {
-	var m discoveryv3.DeltaDiscoveryRequest
-	err := stream.RecvMsg(&m)
-	return request{
-		typeURL: m.GetTypeUrl(), node: m.GetNode(), nonce: m.GetResponseNonce(), problem: m.GetErrorDetail(),
-		names: m.GetResourceNamesSubscribe(), unwanted: m.GetResourceNamesUnsubscribe(), versions: m.GetInitialResourceVersions(),
-	}, err
-}
-
-func receiveState(stream grpc.ServerStream) (request, error) {
-	var m discoveryv3.DiscoveryRequest
-	err := stream.RecvMsg(&m)
-	return request{
-		typeURL: m.GetTypeUrl(), node: m.GetNode(), nonce: m.GetResponseNonce(), problem: m.GetErrorDetail(),
-		names: m.GetResourceNames(), claims: m.GetVersionInfo(),
-	}, err
-}
 
 // message is a response as it goes over the wire. Its parts are shared: a
 // resource is encoded once, and every Envoy that gets it gets the same memory.
@@ -96,7 +91,12 @@ func appendBytes(b []byte, field protowire.Number, v []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), v)
 }
 
-// codec sends a message as it is, and everything else as protobuf.
+// frame is a request as it came over the wire. It is decoded by parts, when its
+// sender is known: a whole message can take forty times its encoded size.
+type frame []byte
+
+// codec sends a message and receives a frame as they are, and treats everything
+// else as protobuf.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
@@ -106,4 +106,12 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		return mem.BufferSlice(m), nil
 	}
 	return c.CodecV2.Marshal(v)
+}
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if f, ok := v.(*frame); ok {
+		*f = data.Materialize()
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
 }

@@ -1,18 +1,30 @@
 package xds
 
 import (
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/usherproxy/usher/internal/wire"
 )
 
 // everything is the name that means all resources of a type.
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
 const everything = "*"
 
+// The most that a request may have.
+const (
+	maxRequest      = 4 << 20 // bytes
+	maxRequestNames = 100_000
+	maxName         = 2048 // bytes
+)
+
 // request is what both protocols say in a request.
 type request struct {
 	typeURL string
-	node    *corev3.Node
 	// names are those that a delta Envoy asks for beside what it has asked
 	// for before, and all that a state-of-the-world Envoy asks for.
 	names []string
@@ -26,6 +38,101 @@ type request struct {
 	nonce string
 	// problem is not nil in a NACK.
 	problem *statuspb.Status
+}
+
+// node returns the encoded node of a request; nil if it has none.
+func (p protocol) node(f frame) (node []byte, err error) {
+	err = wire.Fields(f, func(number protowire.Number, value []byte) error {
+		if number == p.fields.node {
+			node = value
+		}
+		return nil
+	})
+	return node, err
+}
+
+// decode reads all of a request but its node. Its errors are fit for a status.
+func (p protocol) decode(f frame) (request, error) {
+	var r request
+	var count int
+	err := wire.Fields(f, func(number protowire.Number, value []byte) error {
+		var err error
+		switch number {
+		case p.fields.typeURL:
+			r.typeURL, err = text(value)
+		case p.fields.nonce:
+			r.nonce, err = text(value)
+		case p.fields.claims:
+			r.claims, err = text(value)
+		case p.fields.problem:
+			r.problem, err = decodeProblem(value)
+		case p.fields.names:
+			err = appendName(&r.names, value, &count)
+		case p.fields.unwanted:
+			err = appendName(&r.unwanted, value, &count)
+		case p.fields.versions:
+			err = r.addVersion(value, &count)
+		}
+		return err
+	})
+	return r, err
+}
+
+// decodeProblem reads the message of a google.rpc.Status.
+func decodeProblem(encoded []byte) (*statuspb.Status, error) {
+	problem := &statuspb.Status{}
+	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
+		if number == 2 {
+			problem.Message = strings.ToValidUTF8(string(value), "\uFFFD")
+		}
+		return nil
+	})
+	return problem, err
+}
+
+// addVersion reads an entry of initial_resource_versions.
+func (r *request) addVersion(entry []byte, count *int) error {
+	var name []string
+	var version string
+	err := wire.Fields(entry, func(number protowire.Number, value []byte) error {
+		var err error
+		switch number {
+		case 1:
+			name = nil
+			err = appendName(&name, value, count)
+		case 2:
+			version, err = text(value)
+		}
+		return err
+	})
+	if err != nil || len(name) == 0 {
+		return err
+	}
+	if r.versions == nil {
+		r.versions = map[string]string{}
+	}
+	r.versions[name[0]] = version
+	return nil
+}
+
+func appendName(names *[]string, value []byte, count *int) error {
+	if *count++; *count > maxRequestNames {
+		return fmt.Errorf("it has more than %d names", maxRequestNames)
+	}
+	name, err := text(value)
+	*names = append(*names, name)
+	return err
+}
+
+// text reads a name or a version.
+func text(value []byte) (string, error) {
+	switch {
+	case len(value) > maxName:
+		return "", fmt.Errorf("it has a name of more than %d bytes", maxName)
+	case !utf8.Valid(value):
+		return "", wire.ErrDamaged
+	}
+	return string(value), nil
 }
 
 // verdict is what a request said about the response it answers.

@@ -73,7 +73,8 @@ func newRig(t *testing.T, p xdstest.Protocol) *rig {
 	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}}
 	server := xds.NewServer(xds.Options{
 		Supplier: r.supplier, Authorizer: r.door, Metrics: xds.NewMetrics(r.metrics),
-		Logger: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:       slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		MetadataKeys: []string{"node_name", "namespace", "partition"},
 	})
 	r.conn = serve(t, server)
 	return r
@@ -90,17 +91,15 @@ func serve(t *testing.T, server *xds.Server) *grpc.ClientConn {
 // connectTo serves on a listener, until the test ends, and connects to it.
 func connectTo(t *testing.T, server *xds.Server, l net.Listener, target string, o ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	g := grpc.NewServer(server.ServerOptions()...)
-	server.Register(g)
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
+	go func() { served <- server.Serve(l) }()
 	conn, err := grpc.NewClient(target, append(o, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = conn.Close()
-		g.Stop()
+		server.Stop()
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
 		}

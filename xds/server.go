@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
+	"sync"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
@@ -27,10 +31,29 @@ type Supplier interface {
 type Authorizer interface {
 	// Authorize returns nil if the caller may. A gRPC status error with
 	// PermissionDenied, Unauthenticated or InvalidArgument (the node is
-	// nobody's) denies: the stream ends with it, at whatever time. Any other
-	// error means that nobody could be asked: a stream that opens ends with
-	// Unavailable, one that lives goes on until the next answer.
+	// no gateway's) denies. Any other error means that there is no answer. Each
+	// error ends the stream, also one that was authorised before.
 	Authorize(ctx context.Context, c Caller, n Node) error
+}
+
+// Rejections hears what Envoys refuse.
+type Rejections interface {
+	// Rejected reports that an Envoy refuses what it was sent last of a type. over
+	// is called once, when it has accepted what it was sent after that, or
+	// refused something else, or its stream has ended. Neither blocks.
+	Rejected(n Node, t Type, r Rejection) (over func())
+}
+
+// Rejection is what an Envoy says of a response that it refuses.
+type Rejection struct {
+	// Version and Nonce are those of the response. AcceptedNonce is that of the
+	// last response of the type that the Envoy accepted on this stream; empty:
+	// none.
+	Version, Nonce, AcceptedNonce string
+	// Resources are the first few names in the response.
+	Resources []string
+	// Message is Envoy's, without private keys and of limited length.
+	Message string
 }
 
 // Options are the parts of a server. Supplier, Authorizer and Logger are
@@ -39,20 +62,34 @@ type Options struct {
 	Supplier   Supplier
 	Authorizer Authorizer
 	Logger     *slog.Logger
+	// Credentials are the server's side of TLS. Nil means plain text.
+	Credentials credentials.TransportCredentials
+	// Rejections may be nil.
+	Rejections Rejections
 	// Metrics may be nil: then nothing is counted.
 	Metrics *Metrics
-	// Reauthorize is how often a living stream is authorised again. Zero
-	// means 30 s.
+	// Reauthorize is how often a living stream is authorised again: it ends, or
+	// is sent nothing, when there is no answer by then. Zero means 30 s.
 	Reauthorize time.Duration
+	// MetadataKeys are the keys of the node's metadata that Supplier and
+	// Authorizer read.
+	MetadataKeys []string
+	// Limits bound what callers cost.
+	Limits Limits
 }
 
 // Server serves the AggregatedDiscoveryService.
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
-	options Options
+	options   Options
+	admission *admission
+	grpc      *grpc.Server
+	// background are the goroutines that outlive the stream's handler: gRPC
+	// releases them when the handler has returned.
+	background sync.WaitGroup
 }
 
-// NewServer makes a server; it does nothing until a stream opens.
+// NewServer makes a server; it does nothing until Serve.
 func NewServer(o Options) *Server {
 	if o.Reauthorize == 0 {
 		o.Reauthorize = 30 * time.Second
@@ -60,24 +97,32 @@ func NewServer(o Options) *Server {
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
 	}
-	return &Server{options: o}
+	if o.Credentials == nil {
+		o.Credentials = insecure.NewCredentials()
+	}
+	s := &Server{options: o, admission: newAdmission(o.Limits, o.Metrics, o.Logger)}
+	s.grpc = grpc.NewServer(serverOptions(o.Credentials)...)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.grpc, s)
+	return s
 }
 
-// Register adds the service to a gRPC server, which must have been made with
-// ServerOptions.
-func (s *Server) Register(g *grpc.Server) {
-	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, s)
-}
-
-// ServerOptions are the options of a gRPC server for s: the codec that sends what is encoded already, and the
-// limits Envoys are used to from Consul: a ping every 15 s at most, also without a stream, and 2,048 streams a
-// connection.
-func (s *Server) ServerOptions() []grpc.ServerOption {
-	const maxRequest = 50 << 20 // bytes
+// serverOptions are the codec that sends what is encoded already, the limits
+// that hold before a stream is known, and what Envoys are used to from Consul: a
+// ping every 15 s at most, also without a stream, and 2,048 streams a connection.
+func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
+	const window = 64 << 10 // bytes of a stream that gRPC takes before it is asked for them
 	return []grpc.ServerOption{
+		grpc.Creds(countingCredentials{creds}),
 		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ConnectionTimeout(handshakeTime),
 		grpc.MaxConcurrentStreams(2048),
+		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(16 * window),
+		// Requests are small: large buffers would only make connections dear.
+		grpc.ReadBufferSize(8 << 10),
+		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime:             15 * time.Second,
 			PermitWithoutStream: true,
@@ -87,6 +132,18 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 			Timeout: 20 * time.Second,
 		}),
 	}
+}
+
+// Serve serves connections of l until Stop is called, and closes l.
+func (s *Server) Serve(l net.Listener) error {
+	return s.grpc.Serve(listener{l, s.admission})
+}
+
+// Stop ends all streams and connections, and returns when everything that they
+// started has ended.
+func (s *Server) Stop() {
+	s.grpc.Stop()
+	s.background.Wait()
 }
 
 // DeltaAggregatedResources serves one stream of the delta protocol.
@@ -101,14 +158,25 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 }
 
 // serve runs a session. It returns when the stream has ended and what the
-// session started has, too.
+// session started has, too, but for what only the end of the stream ends.
 func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
+	caller, conn, err := callerOf(stream.Context())
+	if err != nil {
+		if conn != nil {
+			s.admission.deny(conn, caller.Token, status.Convert(err).Message())
+		}
+		return err
+	}
+	e := newSession(stream, p, caller, conn, s)
+	if e.place, err = s.admission.open(conn, caller.Token, e.end); err != nil {
+		return err
+	}
+	defer e.place.leave()
 	streams := s.options.Metrics.streams.WithLabelValues(p.name)
 	streams.Inc()
 	defer streams.Dec()
 
-	e := newSession(stream, p, s.options)
-	err := e.guard(e.run)
+	err = e.guard(e.run)
 	e.close()
 	if reason := e.reason(); reason != nil {
 		return reason

@@ -5,15 +5,16 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"runtime/debug"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // patience is how long listeners, routes and removals wait for Envoy at most.
@@ -22,39 +23,74 @@ import (
 const patience = 20 * time.Second
 
 // session is one stream: its caller, its node, its conversation. They belong to
-// the goroutine of run. Beside it one goroutine reads requests and one waits for
-// sets; from time to time another asks whether the caller still may.
+// the goroutine of run. Beside it one goroutine reads requests, one writes
+// responses and one waits for sets; from time to time another asks whether the
+// caller still may.
 type session struct {
-	options  Options
-	protocol protocol
-	stream   grpc.ServerStream
-	caller   Caller
-	ctx      context.Context // of the stream's life
-	cancel   context.CancelCauseFunc
-	workers  sync.WaitGroup
+	options   *Options
+	admission *admission
+	protocol  protocol
+	stream    grpc.ServerStream
+	caller    Caller
+	conn      *connection
+	place     *place
+	ctx       context.Context // of the stream's life
+	cancel    context.CancelCauseFunc
+	workers   sync.WaitGroup
+	// background are those goroutines that only the end of the stream ends.
+	background *sync.WaitGroup
 
 	// node and log are set by the first request, before the workers start.
 	node *Node
 	log  *slog.Logger
+
+	requests chan frame
+	ended    chan error // the stream's end, as the reader hears it
+	messages chan message
+	sent     chan error // what became of a message
+	answers  chan error // the Authorizer's
 
 	// latest is the newest set; kick says that there is one.
 	latest atomic.Pointer[Set]
 	kick   chan struct{}
 
 	talk *conversation
+	// queue is what is to be sent, and sending is true while a message is being
+	// written.
+	queue   []*response
+	sending bool
+	// deadline fires when the caller has taken too long to send its first
+	// request or to read a response.
+	deadline *time.Timer
 	// late fires when the conversation has waited for too long; waiting is
 	// true while it runs.
 	late    *time.Timer
 	waiting bool
-	// doubt fires when the caller is to be authorised again.
-	doubt *time.Timer
+	// cut is true when what Envoy has not read yet must not reach it.
+	cut bool
+	authority
+	rejections
 }
 
-func newSession(stream grpc.ServerStream, p protocol, o Options) *session {
+// authority is how far the session goes by the Authorizer's last answer.
+type authority struct {
+	// renew fires when the caller is to be authorised again, and then, while the
+	// answer is under way, when the last one no longer counts.
+	renew   *time.Timer
+	asking  bool
+	overdue bool          // nothing is sent
+	left    time.Duration // from the question until then
+}
+
+func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	return &session{
-		options: o, protocol: p, stream: stream, caller: callerOf(ctx), ctx: ctx, cancel: cancel,
-		log: o.Logger, kick: make(chan struct{}, 1), talk: newConversation(p.sotw), late: stoppedTimer(), doubt: stoppedTimer(),
+		options: &s.options, admission: s.admission, background: &s.background,
+		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, cancel: cancel, log: s.options.Logger,
+		requests: make(chan frame), ended: make(chan error, 1), messages: make(chan message), sent: make(chan error, 1), answers: make(chan error, 1),
+		kick: make(chan struct{}, 1), talk: newConversation(p.sotw),
+		deadline: time.NewTimer(firstRequestTime), late: stoppedTimer(),
+		authority: authority{renew: stoppedTimer()}, rejections: rejections{again: stoppedTimer()},
 	}
 }
 
@@ -64,65 +100,107 @@ func stoppedTimer() *time.Timer {
 	return t
 }
 
-// run reacts to what happens, one thing at a time, until the stream ends.
+// end ends the session with a status. Any goroutine may call it.
+func (s *session) end(reason error) { s.cancel(reason) }
+
+// run reacts to what happens, one thing at a time, until the stream ends. While
+// something is being written or may not be, it composes nothing: what is sent is
+// the newest.
 func (s *session) run() error {
-	requests, ended := make(chan request), make(chan error, 1)
-	go s.read(requests, ended)
+	s.background.Go(s.read)
+	s.background.Go(s.write)
 	for {
+		requests, kick, late, again := s.requests, s.kick, s.late.C, s.again.C
+		if s.sending || s.overdue || len(s.queue) > 0 {
+			requests, kick, late, again = nil, nil, nil, nil
+		}
 		var err error
 		select {
 		case <-s.ctx.Done():
 			return nil
-		case err := <-ended:
+		case err := <-s.ended:
 			if errors.Is(err, io.EOF) {
 				return nil // Envoy has no more to ask
 			}
+			s.countTooLarge(err)
 			return err
-		case r := <-requests:
-			err = s.hear(r)
-		case <-s.kick:
+		case f := <-requests:
+			err = s.receive(f)
+		case <-kick:
 			s.talk.update(s.latest.Load())
 			s.watch(s.talk.push())
-		case <-s.late.C:
+		case <-late:
 			s.log.Warn("envoy has not acknowledged in time, its update goes on")
 			s.waiting = false
 			s.talk.pushAnyway()
-		case <-s.doubt.C:
-			s.work(s.reauthorize)
-		}
-		if err == nil {
-			err = s.send()
+		case <-again:
+			s.offerAgain()
+		case err = <-s.sent:
+			s.sending = false
+			s.deadline.Stop()
+		case <-s.deadline.C:
+			err = s.tooSlow()
+		case <-s.renew.C:
+			err = s.reauthorize()
+		case err = <-s.answers:
+			err = s.decided(err)
 		}
 		if err != nil {
 			return err
 		}
+		s.send()
 	}
 }
 
 // read hands on requests until there are no more. Only the end of the stream
-// ends it, which for gRPC is when run has returned: nobody can wait for it there.
-func (s *session) read(requests chan<- request, ended chan<- error) {
+// ends it.
+func (s *session) read() {
 	for {
-		r, err := s.protocol.receive(s.stream)
-		if err != nil {
-			ended <- err
+		var f frame
+		if err := s.stream.RecvMsg(&f); err != nil {
+			s.ended <- err
 			return
 		}
 		select {
-		case requests <- r:
+		case s.requests <- f:
+		case <-s.ctx.Done():
+			s.handled(f)
+			return
+		}
+	}
+}
+
+// handled gives back the share of the limits that a request took.
+func (s *session) handled(f frame) {
+	const prefix = 5 // bytes of gRPC's before each message
+	s.admission.handled(s.conn, len(f)+prefix)
+}
+
+// write writes messages. Only the end of the stream ends one that Envoy does not
+// read.
+func (s *session) write() {
+	for {
+		select {
+		case m := <-s.messages:
+			s.sent <- s.stream.SendMsg(m)
 		case <-s.ctx.Done():
 			return
 		}
 	}
 }
 
-// hear takes a request. The first one opens the session.
-func (s *session) hear(r request) error {
-	if err := s.open(r.node); err != nil {
+// receive takes a request. The first one opens the session.
+func (s *session) receive(f frame) error {
+	defer s.handled(f)
+	if err := s.open(f); err != nil {
 		return err
 	}
+	r, err := s.protocol.decode(f)
+	if err != nil {
+		return s.malformed(err)
+	}
 	if r.typeURL == "" {
-		return status.Error(codes.InvalidArgument, "the request names no type")
+		return s.malformed(errors.New("it names no type"))
 	}
 	t, ok := typeOf(r.typeURL)
 	if !ok {
@@ -130,57 +208,90 @@ func (s *session) hear(r request) error {
 		return nil
 	}
 	s.judge(t, s.talk.hear(t, r))
+	if err := s.talk.tooMuch(t); err != nil {
+		s.admission.limit(s.conn, "names", s.caller.Token, err.Error())
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
 	s.watch(s.talk.push())
 	return nil
 }
 
-// judge counts and logs what Envoy said about a response.
-func (s *session) judge(t Type, v verdict) {
-	if v.response == nil {
-		return
-	}
-	if v.problem == nil {
-		s.options.Metrics.acks.WithLabelValues(t.String()).Inc()
-		s.log.Debug("acknowledged", "type", t, "nonce", v.response.nonce)
-		return
-	}
-	s.options.Metrics.nacks.WithLabelValues(t.String()).Inc()
-	s.log.Error("envoy rejected an update", "type", t, "version", v.response.version(),
-		"nonce", v.response.nonce, "resources", v.response.names(), "error", redact(v.problem.GetMessage()))
+// malformed refuses a request.
+func (s *session) malformed(err error) error {
+	reason := "a request cannot be read: " + err.Error()
+	s.admission.deny(s.conn, s.caller.Token, reason)
+	return status.Error(codes.InvalidArgument, reason)
 }
 
-// send sends what the conversation has to say.
-func (s *session) send() error {
-	for _, r := range s.talk.take() {
-		t := r.typ.String()
-		s.options.Metrics.responses.WithLabelValues(t).Inc()
-		s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
-		if err := s.stream.SendMsg(s.protocol.encode(r)); err != nil {
-			return err
-		}
-		s.log.Debug("sent", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
+// send writes the next response that the conversation has made, unless one is
+// being written.
+func (s *session) send() {
+	s.queue = append(s.queue, s.talk.take()...)
+	if s.sending || s.overdue || len(s.queue) == 0 {
+		return
 	}
-	return nil
+	r := s.queue[0]
+	s.queue = s.queue[1:]
+	t := r.typ.String()
+	s.options.Metrics.responses.WithLabelValues(t).Inc()
+	s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
+	s.log.Debug("sending", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
+	s.sending = true
+	s.deadline.Reset(sendTime)
+	select {
+	case s.messages <- s.protocol.encode(r):
+	case <-s.ctx.Done():
+	}
+}
+
+// tooSlow ends a session whose caller does not send or does not read.
+func (s *session) tooSlow() error {
+	if s.node == nil {
+		reason := "the stream's first request did not come within " + firstRequestTime.String()
+		s.admission.limit(s.conn, "first_request_time", s.caller.Token, reason)
+		return status.Error(codes.DeadlineExceeded, reason)
+	}
+	s.cut = true
+	reason := "envoy has not read a response within " + sendTime.String()
+	s.admission.limit(s.conn, "send_time", s.caller.Token, reason)
+	s.log.Warn("stream ended: " + reason)
+	return status.Error(codes.DeadlineExceeded, reason)
+}
+
+// countTooLarge counts a stream that ended because a request was too large.
+func (s *session) countTooLarge(err error) {
+	if status.Code(err) == codes.ResourceExhausted {
+		s.admission.limit(s.conn, "request_size", s.caller.Token, status.Convert(err).Message())
+	}
 }
 
 // open authorises the caller for the node of the first request, and starts the
 // workers. Before, nothing is known that could be sent.
-func (s *session) open(n *corev3.Node) error {
+func (s *session) open(f frame) error {
 	if s.node != nil {
 		return nil
 	}
-	if n.GetId() == "" {
-		return status.Error(codes.InvalidArgument, "the first request names no node id")
+	s.deadline.Stop()
+	encoded, err := s.protocol.node(f)
+	if err != nil {
+		return s.malformed(err)
 	}
-	node := nodeOf(n, s.caller.Peer)
-	s.log = s.log.With("envoy", node.ID)
+	node, err := nodeOf(encoded, s.options.MetadataKeys, s.caller.Peer)
+	if err != nil {
+		return s.malformed(err)
+	}
+	if node.ID == "" {
+		return s.malformed(errors.New("the first one names no node id"))
+	}
 	if err := s.options.Authorizer.Authorize(s.ctx, s.caller, node); err != nil {
 		return s.refuse(err)
 	}
+	s.place.authorize()
+	s.log = s.log.With("envoy", node.ID, "peer", addressOf(s.conn))
 	s.node = &node
 	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
 	s.work(s.supply)
-	s.doubt.Reset(s.options.Reauthorize)
+	s.authorized(s.options.Reauthorize)
 	return nil
 }
 
@@ -190,11 +301,10 @@ func (s *session) refuse(err error) error {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 	s.options.Metrics.deny(err)
+	s.admission.deny(s.conn, s.caller.Token, err.Error())
 	if denies(err) {
-		s.log.Warn("envoy denied", "error", err)
 		return statusOf(err)
 	}
-	s.log.Error("authorisation cannot be checked", "error", err)
 	return status.Error(codes.Unavailable, "authorisation cannot be checked")
 }
 
@@ -224,19 +334,51 @@ func (s *session) put(set *Set) {
 	}
 }
 
-// reauthorize asks whether the caller still may.
+// authorized begins the time for which an answer of the Authorizer counts. The
+// next question is asked before it is over, at a random time, so that streams
+// that began together do not ask together.
+func (a *authority) authorized(interval time.Duration) {
+	ask := interval*7/10 + rand.N(interval/10+1)
+	a.asking, a.overdue, a.left = false, false, interval-ask
+	a.renew.Reset(ask)
+}
+
+// reauthorize asks whether the caller still may. When the time of the last answer
+// is over before there is another, nothing more is sent; what Envoy has not read
+// yet is cut off with the connection.
 func (s *session) reauthorize() error {
-	err := s.options.Authorizer.Authorize(s.ctx, s.caller, *s.node)
-	switch {
-	case err == nil || s.ctx.Err() != nil:
-	case denies(err):
-		return s.refuse(err)
-	default:
-		s.log.Warn("authorisation cannot be checked, the stream lives on", "error", err)
+	if !s.asking {
+		s.asking = true
+		s.renew.Reset(s.left)
+		s.work(func() error {
+			caller := s.caller
+			caller.Again = true
+			s.answers <- s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
+			return nil
+		})
+		return nil
 	}
-	s.doubt.Reset(s.options.Reauthorize)
+	s.overdue = true
+	if !s.unread() {
+		return nil
+	}
+	s.cut = true
+	s.log.Warn("stream ended: the token could not be checked again in time, and envoy has not read all it was sent")
+	return status.Error(codes.Unavailable, "authorisation cannot be checked")
+}
+
+// decided takes the Authorizer's answer about a stream that lives.
+func (s *session) decided(err error) error {
+	if err != nil {
+		s.cut = true
+		return s.refuse(err)
+	}
+	s.authorized(s.options.Reauthorize)
 	return nil
 }
+
+// unread reports whether Envoy may not have read all that it was sent.
+func (s *session) unread() bool { return s.sending || s.talk.unanswered() }
 
 // watch runs the timer while the conversation waits for Envoy.
 func (s *session) watch(waits bool) {
@@ -253,34 +395,41 @@ func (s *session) watch(waits bool) {
 func (s *session) work(f func() error) {
 	s.workers.Go(func() {
 		if err := s.guard(f); err != nil {
-			s.cancel(err)
+			s.end(err)
 		}
 	})
 }
 
 // guard turns a panic into the end of this one stream.
-func (s *session) guard(f func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.Error("panic in a stream", "error", p, "stack", string(debug.Stack()))
-			err = status.Error(codes.Internal, "internal error")
-		}
-	}()
-	return f()
+func (s *session) guard(f func() error) error {
+	err := guard.Run(s.log, "stream", f)
+	if _, panicked := errors.AsType[*guard.Error](err); panicked {
+		return status.Error(codes.Internal, "internal error")
+	}
+	return err
 }
 
-// close ends the session and waits for its workers.
+// close ends the session and waits for its workers. Of a caller that is no longer
+// authorised or does not read, the connection is closed, so that nothing reaches
+// it that gRPC has not written yet.
 func (s *session) close() {
 	s.cancel(nil)
 	s.workers.Wait()
-	s.late.Stop()
-	s.doubt.Stop()
-	if s.node != nil {
-		s.log.Info("envoy disconnected")
+	for _, t := range []*time.Timer{s.deadline, s.late, s.renew, s.again} {
+		t.Stop()
 	}
+	if s.node == nil {
+		return
+	}
+	if s.cut && s.unread() {
+		_ = s.conn.Close()
+	}
+	s.forgetRejections()
+	s.log.Info("envoy disconnected")
 }
 
-// reason is the status with which a worker ended the session; nil if none did.
+// reason is the status with which another goroutine ended the session; nil if
+// none did.
 func (s *session) reason() error {
 	cause := context.Cause(s.ctx)
 	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {

@@ -32,6 +32,8 @@ type topic struct {
 	inflight *response
 	// rejected is true while the latest verdict was a NACK.
 	rejected bool
+	// paused is true while nothing is sent because Envoy refuses again and again.
+	paused bool
 }
 
 // fullState says whether responses list everything, see Type.isFullState.
@@ -107,7 +109,7 @@ func (t *topic) adopt() {
 
 // ready says whether a response may be sent at all.
 func (t *topic) ready() bool {
-	return t.started && t.level != nil && t.inflight == nil && !t.blocked()
+	return t.started && t.level != nil && t.inflight == nil && !t.paused && !t.blocked()
 }
 
 // blocked is true while a full state would remove something by not naming it:

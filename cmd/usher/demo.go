@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/usherproxy/usher/internal/demo"
+	"github.com/usherproxy/usher/xds"
 )
 
 func demoCommand() *cobra.Command {
@@ -33,6 +34,7 @@ func demoCommand() *cobra.Command {
 						logTo:     os.Stderr,
 						logLevel:  "warn",
 						logFormat: "text",
+						limits:    xds.DefaultLimits, maxGateways: 1,
 					})
 				},
 			})

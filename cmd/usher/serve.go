@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 
 	"github.com/usherproxy/usher/internal/control"
 	"github.com/usherproxy/usher/internal/guard"
@@ -36,6 +35,9 @@ type serveOptions struct {
 	tlsKey            string
 	insecurePlaintext bool
 	reauthorize       time.Duration
+	staleIfError      time.Duration
+	limits            xds.Limits
+	maxGateways       int
 	logLevel          string
 	logFormat         string
 
@@ -67,6 +69,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false, "Allow an --xds-addr beyond loopback without TLS: private keys then cross the network in the clear.")
 	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second, "How often the token of a connected Envoy is checked again.")
+	f.DurationVar(&o.staleIfError, "authorization-stale-if-error", 24*time.Hour, "How long Envoys that Consul has allowed may stay connected and come back while Consul cannot be asked; 0 means not at all.")
+	limitFlags(f, &o.limits, &o.maxGateways)
 	f.StringVar(&o.logLevel, "log-level", "info", "Least level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
 	return cmd
@@ -81,6 +85,10 @@ func serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	transport, err := o.transport(log)
+	if err != nil {
+		return err
+	}
+	limits, err := o.checkedLimits()
 	if err != nil {
 		return err
 	}
@@ -105,15 +113,19 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 
 	// 3. The joiner: watches what Envoys ask for, compiles, publishes.
-	plane := control.New(control.Options{Source: facts, Balancers: balancers, Logger: log, Metrics: control.NewMetrics(metrics), Problems: problems})
+	plane := control.New(control.Options{Source: facts, Balancers: balancers, Logger: log, Metrics: control.NewMetrics(metrics), Problems: problems, MaxGateways: o.maxGateways})
 
 	// 4. The server, and its ports: a port that is taken ends the process.
 	server := xds.NewServer(xds.Options{
-		Supplier:    plane,
-		Authorizer:  authorizer,
-		Logger:      log,
-		Metrics:     xds.NewMetrics(metrics),
-		Reauthorize: o.reauthorize,
+		Supplier:     plane,
+		Authorizer:   authorizer,
+		Logger:       log,
+		Credentials:  credentialsOf(transport),
+		Rejections:   problems,
+		Metrics:      xds.NewMetrics(metrics),
+		Reauthorize:  o.reauthorize,
+		MetadataKeys: control.MetadataKeys,
+		Limits:       limits,
 	})
 	listener, err := listen(ctx, o.xdsAddr)
 	if err != nil {
@@ -145,10 +157,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if transport != nil {
 		until(transport.Run)
 	}
-	grpcServer := grpc.NewServer(append(server.ServerOptions(), grpc.Creds(credentialsOf(transport)))...)
-	server.Register(grpcServer)
-	// Stop, not GracefulStop: Envoys keep their streams open for good.
-	g.Add(func() error { return grpcServer.Serve(listener) }, func(error) { grpcServer.Stop() })
+	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
 	return g.Run()

@@ -10,7 +10,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -42,7 +41,7 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 		if err != nil {
 			return nil, nil, err
 		}
-		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{client}, nil
+		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, o.staleIfError)}, nil
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
 		return nil, nil, errors.New("--config-dir: it takes the place of a Consul; leave out --consul-http-addr and --consul-grpc-addr")
@@ -96,7 +95,7 @@ func recordAt(text string) (types.NamespacedName, error) {
 // consulAuthorizer lets Consul decide: the caller's token needs service:write
 // on the gateway. It refuses with the codes of Consul's own xDS.
 type consulAuthorizer struct {
-	client *consul.Client
+	asks *consul.Authorizer
 }
 
 // Authorize implements xds.Authorizer.
@@ -105,7 +104,7 @@ func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Nod
 	if err != nil {
 		return err
 	}
-	err = a.client.Authorize(ctx, string(c.Token), id)
+	err = a.asks.Authorize(ctx, consul.Applicant{Token: string(c.Token), Peer: c.Network.String(), Again: c.Again}, id)
 	switch {
 	case errors.Is(err, consul.ErrUnknownToken):
 		return status.Errorf(codes.Unauthenticated, "consul does not know the stream's x-consul-token; it has to be one with service:write on the gateway %q", id)
@@ -136,9 +135,10 @@ func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
 	return nil, nil
 }
 
+// credentialsOf returns nil for plain text.
 func credentialsOf(pair *xds.KeyPair) credentials.TransportCredentials {
 	if pair == nil {
-		return insecure.NewCredentials()
+		return nil
 	}
 	return pair.Credentials()
 }

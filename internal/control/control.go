@@ -11,6 +11,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -32,7 +33,13 @@ type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
 }
 
-// Options are what a Plane is made of. All but Balancers and Linger are required.
+// DefaultMaxGateways is how many gateways are watched at once at most.
+const DefaultMaxGateways = 1000
+
+// MetadataKeys are the keys of an Envoy's node metadata that a Plane reads.
+var MetadataKeys = []string{"node_name", "namespace", "partition"}
+
+// Options are what a Plane is made of. All but Balancers, MaxGateways and Linger are required.
 type Options struct {
 	Source Source
 	// Balancers tells what listeners with the mode auto follow. Nil: nothing, as
@@ -41,6 +48,9 @@ type Options struct {
 	Logger    *slog.Logger
 	Metrics   *Metrics
 	Problems  *Problems
+	// MaxGateways bounds the gateways that are watched at once. Zero means
+	// DefaultMaxGateways.
+	MaxGateways int
 	// Linger is how long a gateway is still watched after its last Envoy has
 	// gone, so that one that reconnects finds everything ready. Zero means
 	// 30 seconds.
@@ -71,6 +81,7 @@ type Plane struct {
 	metrics   *Metrics
 	problems  *Problems
 	linger    time.Duration
+	gateways  int           // at most
 	running   chan struct{} // closed when Run takes starts
 	starts    chan *worker  // workers for Run to run
 	ended     chan struct{} // closed when Run takes no more
@@ -92,6 +103,7 @@ func New(o Options) *Plane {
 		metrics:   o.Metrics,
 		problems:  o.Problems,
 		linger:    o.Linger,
+		gateways:  cmp.Or(o.MaxGateways, DefaultMaxGateways),
 		running:   make(chan struct{}),
 		starts:    make(chan *worker),
 		ended:     make(chan struct{}),
@@ -140,9 +152,9 @@ func (p *Plane) Supply(ctx context.Context, n xds.Node, put func(*xds.Set)) erro
 		return nil
 	}
 	s := &subscriber{node: n, put: put, refused: make(chan error, 1)}
-	w, ok := p.join(id, s)
-	if !ok {
-		return status.Error(codes.Unavailable, "usher is shutting down")
+	w, err := p.join(id, s)
+	if err != nil {
+		return err
 	}
 	defer p.leave(w, s)
 	select {
@@ -178,24 +190,28 @@ func notDefault(s string) string {
 }
 
 // join adds s to the gateway's worker, and starts the worker when s is the
-// first. It says false when the plane is ending.
-func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, bool) {
+// first. An error is a status.
+func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := p.workers[id]
 	if w == nil {
+		if len(p.workers) >= p.gateways {
+			p.metrics.refusedGateways.Inc()
+			return nil, status.Errorf(codes.ResourceExhausted, "gateway %q is not served: %d others are already (usher serve --max-gateways)", id, len(p.workers))
+		}
 		w = newWorker(p, id)
 		w.operator.Put(p.operator.of(id))
 		select {
 		case p.starts <- w:
 		case <-p.ended:
-			return nil, false
+			return nil, status.Error(codes.Unavailable, "usher is shutting down")
 		}
 		p.workers[id] = w
 	}
 	w.subscribers[s] = struct{}{}
 	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
-	return w, true
+	return w, nil
 }
 
 func (p *Plane) leave(w *worker, s *subscriber) {

@@ -125,9 +125,7 @@ func serveBench(b *testing.B, snapshot *gateway.Snapshot) *served {
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	s := &served{source: &still{snapshot: benchSnapshot{snapshot}}}
 	plane := New(Options{Source: s.source, Logger: log, Metrics: NewMetrics(metrics), Problems: NewProblems(log, metrics)})
-	server := xds.NewServer(xds.Options{Supplier: plane, Authorizer: everybody{}, Logger: log})
-	g := grpc.NewServer(server.ServerOptions()...)
-	server.Register(g)
+	server := xds.NewServer(xds.Options{Supplier: plane, Authorizer: everybody{}, Logger: log, MetadataKeys: MetadataKeys})
 	l := bufconn.Listen(1 << 20)
 	var err error
 	s.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -139,11 +137,11 @@ func serveBench(b *testing.B, snapshot *gateway.Snapshot) *served {
 	s.ctx = ctx
 	ended := make(chan error, 2)
 	go func() { ended <- plane.Run(ctx) }()
-	go func() { ended <- g.Serve(l) }()
+	go func() { ended <- server.Serve(l) }()
 	b.Cleanup(func() {
 		cancel()
 		_ = s.conn.Close()
-		g.Stop()
+		server.Stop()
 		for range 2 {
 			if err := <-ended; err != nil {
 				b.Error(err)

@@ -6,7 +6,8 @@ import (
 
 // Metrics are what a Plane counts. Use NewMetrics.
 type Metrics struct {
-	compile prometheus.Histogram
+	compile         prometheus.Histogram
+	refusedGateways prometheus.Counter
 }
 
 // NewMetrics registers a plane's metrics.
@@ -18,7 +19,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}),
 	}
-	r.MustRegister(m.compile)
+	m.refusedGateways = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "usher_refused_gateways_total",
+		Help: "Streams refused because too many gateways are served; see --max-gateways.",
+	})
+	r.MustRegister(m.compile, m.refusedGateways)
 	return m
 }
 

@@ -2,13 +2,16 @@ package control
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/xds"
 )
 
 // Problems says each problem once when it comes and once when it goes, however
@@ -20,11 +23,18 @@ type Problems struct {
 
 	mu    sync.Mutex
 	known map[owner][]gateway.Problem // sorted, without doubles
+	// rejected counts, by gateway and type, the Envoys that refuse what they were
+	// sent.
+	rejected *prometheus.GaugeVec
 }
 
-// owner is who has problems: a gateway, or a source of facts about them all.
+// owner is where problems come from: a gateway's worker, a source of facts about
+// all gateways, or an Envoy that refuses something.
 type owner struct {
-	gateway, source string // one of them
+	gateway   string // empty: no gateway's
+	source    string
+	rejection *xds.Rejection
+	typ       xds.Type // of the rejection
 }
 
 // NewProblems registers the metric of the problems. Its only label is the
@@ -38,8 +48,12 @@ func NewProblems(log *slog.Logger, r prometheus.Registerer) *Problems {
 				"the last good configuration stays meanwhile.",
 		}, []string{"gateway"}),
 		known: map[owner][]gateway.Problem{},
+		rejected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_xds_rejected",
+			Help: "Envoys that refuse what they were sent last and go on with what they accepted before, by gateway and type; the log has Envoy's words.",
+		}, []string{"gateway", "type"}),
 	}
-	r.MustRegister(p.count)
+	r.MustRegister(p.count, p.rejected)
 	return p
 }
 
@@ -49,22 +63,27 @@ func (p *Problems) Report(source string, problems []gateway.Problem) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.update(owner{source: source}, problems)
-	var n int
-	for o, problems := range p.known {
-		if o.source != "" {
-			n += len(problems)
-		}
-	}
-	p.count.WithLabelValues("").Set(float64(n))
+	p.show("")
 }
 
 // ofGateway replaces the problems of a gateway.
 func (p *Problems) ofGateway(id gateway.ID, problems []gateway.Problem) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	o := owner{gateway: id.String()}
-	p.update(o, problems)
-	p.count.WithLabelValues(o.gateway).Set(float64(len(p.known[o])))
+	p.update(owner{gateway: id.String()}, problems)
+	p.show(id.String())
+}
+
+// show brings the gauge of a gateway up to date; that of no gateway for "". The
+// caller holds mu.
+func (p *Problems) show(gateway string) {
+	var n int
+	for o, problems := range p.known {
+		if o.gateway == gateway {
+			n += len(problems)
+		}
+	}
+	p.count.WithLabelValues(gateway).Set(float64(n))
 }
 
 // forget drops the problems of a gateway that nobody asks for any more: they
@@ -74,6 +93,44 @@ func (p *Problems) forget(id gateway.ID) {
 	defer p.mu.Unlock()
 	delete(p.known, owner{gateway: id.String()})
 	p.count.DeleteLabelValues(id.String())
+}
+
+// Rejected implements xds.Rejections: while an Envoy refuses an update, that is a
+// problem of its gateway.
+func (p *Problems) Rejected(n xds.Node, t xds.Type, r xds.Rejection) (over func()) {
+	id, _ := GatewayOf(n) // it has a stream, and so a gateway
+	o := owner{gateway: id.String(), rejection: &r, typ: t}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// The log has it from the stream already.
+	p.known[o] = []gateway.Problem{{
+		Where: fmt.Sprintf("Envoy %q at %s", n.ID, describePeer(n.Peer)),
+		What: fmt.Sprintf("refuses version %.12s of type %s (%s) and goes on with what it accepted before: %s",
+			r.Version, t, strings.Join(r.Resources, ", "), r.Message),
+	}}
+	p.showRejections(o)
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.known, o)
+		p.showRejections(o)
+	}
+}
+
+// showRejections brings the gauges up to date that count o. The caller holds mu.
+func (p *Problems) showRejections(o owner) {
+	p.show(o.gateway)
+	var n int
+	for other := range p.known {
+		if other.rejection != nil && other.gateway == o.gateway && other.typ == o.typ {
+			n++
+		}
+	}
+	if n == 0 {
+		p.rejected.DeleteLabelValues(o.gateway, o.typ.String())
+		return
+	}
+	p.rejected.WithLabelValues(o.gateway, o.typ.String()).Set(float64(n))
 }
 
 func (p *Problems) update(o owner, problems []gateway.Problem) {

@@ -1,0 +1,253 @@
+package consul
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// How much an Authorizer remembers.
+const (
+	// refusalTime is how long a refusal counts without another question.
+	refusalTime = 10 * time.Second
+	maxRefusals = 4096
+	maxAllowed  = 65_536
+)
+
+// How many questions are under way at once. Callers that Consul has allowed
+// before do not wait for those that it has not.
+const (
+	questionsOfStrangers        = 4
+	questionsOfStrangersPerPeer = 2
+	questionsOfKnown            = plainAuthorizations - questionsOfStrangers
+)
+
+// Authorizer asks Consul's ACLs who may have a gateway, and remembers what they
+// said: a refusal for seconds, so that it costs no second question, and that they
+// allowed it for as long as they may be gone. It remembers keyed hashes, and no
+// tokens. It may be used by many goroutines. Use NewAuthorizer.
+type Authorizer struct {
+	client       *Client
+	staleIfError time.Duration
+	key          [sha256.Size]byte // of the hashes
+	refused      *lru.Cache[grant, refused]
+	allowed      *lru.Cache[grant, time.Time]
+	asking       singleflight.Group
+	strangers    *queue
+	known        chan struct{}
+
+	mu    sync.Mutex
+	stale bool // the last question had no answer, and what is remembered counted
+}
+
+// grant names a token and a gateway.
+type grant [sha256.Size]byte
+
+// refused is what Consul said, and until when it counts.
+type refused struct {
+	err   error
+	until time.Time
+}
+
+// NewAuthorizer returns an Authorizer. While Consul cannot be asked, a caller that
+// it has allowed within staleIfError is allowed (the name is that of RFC 5861);
+// 0: none is.
+func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
+	a := &Authorizer{
+		client: c, staleIfError: staleIfError,
+		strangers: newQueue(questionsOfStrangers, questionsOfStrangersPerPeer),
+		known:     make(chan struct{}, questionsOfKnown),
+	}
+	_, _ = rand.Read(a.key[:]) // it never fails
+	// New fails for sizes below 1 only.
+	a.refused, _ = lru.New[grant, refused](maxRefusals)
+	a.allowed, _ = lru.New[grant, time.Time](maxAllowed)
+	return a
+}
+
+// Authorize returns nil when the applicant's token has service:write on the
+// gateway or ACLs are off, ErrDenied when it has not, ErrUnknownToken when Consul
+// does not know it, and any other error when there is no answer, nor one that is
+// remembered.
+func (a *Authorizer) Authorize(ctx context.Context, who Applicant, id gateway.ID) error {
+	if !isToken(who.Token) {
+		return ErrUnknownToken
+	}
+	g := a.grant(who.Token, id)
+	if r, ok := a.refused.Get(g); ok && !who.Again && time.Now().Before(r.until) {
+		a.client.metrics.authorization("remembered")
+		return r.err
+	}
+	err := a.askOnce(ctx, g, who, id)
+	switch {
+	case err == nil:
+		a.allow(g)
+		return nil
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken):
+		a.refuse(g, err)
+		return err
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case a.isAllowed(g):
+		a.goStale(err)
+		return nil
+	}
+	a.client.metrics.authorization("failed")
+	return fmt.Errorf("asking consul at %s whether a token may have gateway %s: %w", a.client.address, id, err)
+}
+
+func (a *Authorizer) grant(token string, id gateway.ID) grant {
+	h := hmac.New(sha256.New, a.key[:])
+	for _, part := range []string{token, id.Name, absolute(id.Namespace), absolute(id.Partition)} {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return grant(h.Sum(nil))
+}
+
+func (a *Authorizer) allow(g grant) {
+	a.client.metrics.authorization("allowed")
+	a.refused.Remove(g)
+	a.allowed.Add(g, time.Now())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stale {
+		a.stale = false
+		a.client.logger.Info("consul can be asked again who may connect", "consul", a.client.Address())
+	}
+}
+
+func (a *Authorizer) refuse(g grant, err error) {
+	a.client.metrics.authorization("denied")
+	a.allowed.Remove(g)
+	a.refused.Add(g, refused{err: err, until: time.Now().Add(refusalTime)})
+}
+
+// isAllowed reports whether Consul allowed it lately.
+func (a *Authorizer) isAllowed(g grant) bool {
+	at, ok := a.allowed.Peek(g)
+	return ok && time.Since(at) < a.staleIfError
+}
+
+// goStale says once that what is remembered counts.
+func (a *Authorizer) goStale(err error) {
+	a.client.metrics.authorization("stale")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.stale {
+		a.stale = true
+		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may go on and come back for a while",
+			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
+	}
+}
+
+// askOnce asks Consul; equal questions that are under way at once are one.
+func (a *Authorizer) askOnce(ctx context.Context, g grant, who Applicant, id gateway.ID) error {
+	known, timeout := who.Again || a.isAllowed(g), authorizeTimeout
+	if a.isAllowed(g) {
+		timeout = authorizeAgainTimeout
+	}
+	for {
+		answer := a.asking.DoChan(string(g[:]), func() (any, error) {
+			ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
+			defer cancel()
+			leave, err := a.enter(ctx, known, who.Peer)
+			if err != nil {
+				return nil, err
+			}
+			defer leave()
+			return nil, a.client.authorize(ctx, who.Token, id)
+		})
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case r := <-answer:
+			// The caller that has asked for all has gone.
+			if r.Shared && errors.Is(r.Err, context.Canceled) && ctx.Err() == nil {
+				continue
+			}
+			return r.Err
+		}
+	}
+}
+
+// enter waits until a question may be asked.
+func (a *Authorizer) enter(ctx context.Context, known bool, peer string) (leave func(), err error) {
+	if !known {
+		return a.strangers.enter(ctx, peer)
+	}
+	select {
+	case a.known <- struct{}{}:
+		return func() { <-a.known }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// queue lets a number of questions through at a time, and fewer of one peer.
+type queue struct {
+	all     chan struct{}
+	perPeer int
+
+	mu    sync.Mutex
+	peers map[string]*peerQueue
+}
+
+type peerQueue struct {
+	places chan struct{}
+	users  int // that have a place or wait for one
+}
+
+func newQueue(all, perPeer int) *queue {
+	return &queue{all: make(chan struct{}, all), perPeer: perPeer, peers: map[string]*peerQueue{}}
+}
+
+// enter waits for a place, which leave gives back.
+func (q *queue) enter(ctx context.Context, peer string) (leave func(), err error) {
+	own := q.join(peer)
+	for i, places := range []chan struct{}{own.places, q.all} {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			if i > 0 {
+				<-own.places
+			}
+			q.leave(peer, own)
+			return nil, context.Cause(ctx)
+		}
+	}
+	return func() {
+		<-q.all
+		<-own.places
+		q.leave(peer, own)
+	}, nil
+}
+
+func (q *queue) join(peer string) *peerQueue {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	own := q.peers[peer]
+	if own == nil {
+		own = &peerQueue{places: make(chan struct{}, q.perPeer)}
+		q.peers[peer] = own
+	}
+	own.users++
+	return own
+}
+
+func (q *queue) leave(peer string, own *peerQueue) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if own.users--; own.users == 0 {
+		delete(q.peers, peer)
+	}
+}
