@@ -169,8 +169,8 @@ func (a *admission) setAuthorized(c *connection) {
 func (a *admission) expire(c *connection) {
 	a.mu.Lock()
 	pending := c.element != nil
-	if pending && !c.wasAuthorized {
-		a.refuse(c, "pending_time", "no stream of the connection was authorised in time", "")
+	if pending && !c.used {
+		a.refuse(c, "pending_time", "the connection has opened no stream in time", "")
 	}
 	a.mu.Unlock()
 	if pending {
@@ -258,6 +258,7 @@ func (a *admission) handled(c *connection, n int) {
 func (a *admission) open(c *connection, token Token, end func(error)) (*place, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	c.used = true
 	p := &place{admission: a, conn: c, token: maphash.String(a.seed, string(token)), end: end}
 	for _, limit := range []struct {
 		name    string
@@ -324,7 +325,6 @@ func (p *place) authorize() {
 	}
 	k.streams++
 	p.conn.authorized++
-	p.conn.wasAuthorized = true
 	if !p.conn.closed {
 		a.setAuthorized(p.conn)
 	}

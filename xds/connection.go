@@ -21,7 +21,7 @@ type connection struct {
 	peer                  *peerState
 	closed                bool
 	authorized            int           // streams
-	wasAuthorized         bool          // one of its streams
+	used                  bool          // it had a stream
 	element, peersElement *list.Element // in the lists of pending connections; nil: it is not pending
 	expiry                *time.Timer   // closes it while it is pending
 	requestBytes          int           // of requests that are not handled yet

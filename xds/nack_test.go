@@ -3,6 +3,12 @@ package xds_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
 )
 
 func TestRejectedUpdateIsNotOfferedAgainUntilItChanges(t *testing.T) {
@@ -108,11 +114,64 @@ func (r *rig) count(name, label string) float64 {
 	}
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
-			if family.GetName() == name && m.GetLabel()[0].GetValue() == label {
+			if family.GetName() == name && (len(m.GetLabel()) == 0 || m.GetLabel()[0].GetValue() == label) {
 				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
 			}
 		}
 	}
 	r.t.Fatalf("no metric %s of %s", name, label)
 	return 0
+}
+
+// reports collects what is reported of rejections.
+type reports struct {
+	now  map[string]string // messages by type
+	ever int
+}
+
+func (r *reports) Rejected(n xds.Node, t xds.Type, what xds.Rejection) func() {
+	r.ever++
+	key := n.ID + " " + t.String()
+	message := what.Message
+	r.now[key] = message
+	return func() {
+		if r.now[key] == message {
+			delete(r.now, key)
+		}
+	}
+}
+
+func TestARejectionIsReportedWhileItLasts(t *testing.T) {
+	for _, p := range xdstest.Protocols {
+		synctest.Test(t, func(t *testing.T) {
+			reported := &reports{now: map[string]string{}}
+			r := newRigWith(t, p, xds.Options{Rejections: reported})
+			want := func(now map[string]string) {
+				t.Helper()
+				synctest.Wait()
+				if diff := cmp.Diff(now, reported.now); diff != "" {
+					t.Fatalf("%s: wanted -, reported +:\n%s", p, diff)
+				}
+			}
+			e := r.warm(small())
+			want(map[string]string{})
+			r.supplier.publish(small().with(routes("web", 2)).set(t))
+			e.Nack(e.Expect(rds, "web"), "first")
+			want(map[string]string{"envoy route": "first"})
+			r.supplier.publish(small().with(routes("web", 3)).set(t))
+			e.Nack(e.Expect(rds, "web"), "second")
+			want(map[string]string{"envoy route": "second"})
+			r.supplier.publish(small().with(routes("web", 4)).set(t))
+			e.ExpectAck(rds, "web")
+			want(map[string]string{})
+			r.supplier.publish(small().with(routes("web", 5)).set(t))
+			e.Nack(e.Expect(rds, "web"), "third")
+			want(map[string]string{"envoy route": "third"})
+			e.Disconnect()
+			want(map[string]string{})
+			if reported.ever != 3 {
+				t.Errorf("%d rejections were reported, want 3", reported.ever)
+			}
+		})
+	}
 }

@@ -50,6 +50,7 @@ type rig struct {
 	door     *door
 	metrics  *prometheus.Registry
 	log      *logBuffer
+	wire     *bufconn.Listener
 }
 
 // forBoth runs a scenario for both protocols, each in a bubble of its own: time
@@ -70,22 +71,57 @@ func forOne(t *testing.T, p xdstest.Protocol, scenario func(*rig)) {
 
 func newRig(t *testing.T, p xdstest.Protocol) *rig {
 	t.Helper()
-	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}}
-	server := xds.NewServer(xds.Options{
-		Supplier: r.supplier, Authorizer: r.door, Metrics: xds.NewMetrics(r.metrics),
-		Logger:       slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		MetadataKeys: []string{"node_name", "namespace", "partition"},
-	})
-	r.conn = serve(t, server)
+	return newRigWith(t, p, xds.Options{})
+}
+
+// newRigWith completes the options.
+func newRigWith(t *testing.T, p xdstest.Protocol, o xds.Options) *rig {
+	t.Helper()
+	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, wire: bufconn.Listen(1 << 20)}
+	o.Supplier, o.Metrics = r.supplier, xds.NewMetrics(r.metrics)
+	if o.Authorizer == nil {
+		o.Authorizer = r.door
+	}
+	o.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.MetadataKeys = []string{"node_name", "namespace", "partition"}
+	r.conn = connectTo(t, xds.NewServer(o), r.wire, memory, inMemory(r.wire))
 	return r
+}
+
+// dial opens a connection to the rig's server.
+func (r *rig) dial() net.Conn {
+	r.t.Helper()
+	conn, err := r.wire.DialContext(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// dialClient is dial for gRPC.
+func (r *rig) dialClient(o ...grpc.DialOption) *grpc.ClientConn {
+	r.t.Helper()
+	conn, err := grpc.NewClient(memory, append(o, inMemory(r.wire), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// memory is the target of clients in memory.
+const memory = "passthrough:///memory"
+
+func inMemory(l *bufconn.Listener) grpc.DialOption {
+	return grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) })
 }
 
 // serve serves in memory, which a bubble can follow, until the test ends.
 func serve(t *testing.T, server *xds.Server) *grpc.ClientConn {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
-	return connectTo(t, server, l, "passthrough:///memory",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	return connectTo(t, server, l, memory, inMemory(l))
 }
 
 // connectTo serves on a listener, until the test ends, and connects to it.
@@ -298,9 +334,11 @@ func ads() *corev3.ConfigSource {
 	}
 }
 
-func secret(name string, edition int) proto.Message {
+func secret(name string, edition int) proto.Message { return secretOf(name, []byte{byte(edition)}) }
+
+func secretOf(name string, content []byte) proto.Message {
 	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{
-		Secret: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte{byte(edition)}}},
+		Secret: &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: content}},
 	}}}
 }
 

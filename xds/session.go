@@ -122,7 +122,6 @@ func (s *session) run() error {
 			if errors.Is(err, io.EOF) {
 				return nil // Envoy has no more to ask
 			}
-			s.countTooLarge(err)
 			return err
 		case f := <-requests:
 			err = s.receive(f)
@@ -158,6 +157,7 @@ func (s *session) read() {
 	for {
 		var f frame
 		if err := s.stream.RecvMsg(&f); err != nil {
+			s.countTooLarge(err)
 			s.ended <- err
 			return
 		}

@@ -228,6 +228,17 @@ func (e *Envoy) ExpectAck(typeURL string, names ...string) Response {
 // Responses that are not yet received by Expect must not exist.
 func (e *Envoy) ExpectEnd(code codes.Code) error {
 	e.t.Helper()
+	err := e.End()
+	if got := status.Code(err); got != code {
+		e.t.Fatalf("the stream ended with %v, want %v", err, code)
+	}
+	return err
+}
+
+// End waits until the server ends the stream, and returns how. Responses that are
+// not yet received by Expect must not exist.
+func (e *Envoy) End() error {
+	e.t.Helper()
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	select {
@@ -236,10 +247,7 @@ func (e *Envoy) ExpectEnd(code codes.Code) error {
 	case err := <-e.ended:
 		e.ended <- err
 		if errors.Is(err, io.EOF) {
-			err = nil
-		}
-		if got := status.Code(err); got != code {
-			e.t.Fatalf("the stream ended with %v, want %v", err, code)
+			return nil
 		}
 		return err
 	case <-timeout.C:

@@ -1,0 +1,434 @@
+package xds_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+// wantLimited wants a limit to have been reached so often.
+func (r *rig) wantLimited(limit string, times float64) {
+	r.t.Helper()
+	synctest.Wait()
+	if got := r.count("usher_xds_limited_total", limit); got != times {
+		r.t.Errorf("limit %s was reached %v times, want %v", limit, got, times)
+	}
+}
+
+// wantNotAsked wants that the Authorizer was asked nothing, and that the log does
+// not have what the caller said.
+func (r *rig) wantNotAsked(said string) {
+	r.t.Helper()
+	r.wantNotAskedAnything()
+	if strings.Contains(r.log.String(), said) {
+		r.t.Errorf("the log repeats what was refused:\n%.2000s", r.log)
+	}
+	if lines := strings.Count(r.log.String(), "\n"); lines != 1 || !strings.Contains(r.log.String(), "envoy refused") {
+		r.t.Errorf("logged %d lines, want one refusal:\n%.2000s", lines, r.log)
+	}
+}
+
+func (r *rig) wantNotAskedAnything() {
+	r.t.Helper()
+	if n := len(r.door.asked()); n != 0 {
+		r.t.Errorf("the authorizer was asked %d times", n)
+	}
+}
+
+func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
+	long := strings.Repeat("x", 513)
+	for name, node := range map[string]*corev3.Node{
+		"long id":                {Id: long, Cluster: "gateway"},
+		"long cluster":           {Id: "envoy", Cluster: long},
+		"line end in the id":     {Id: "envoy\nlevel=ERROR msg=forged", Cluster: "gateway"},
+		"escape in the cluster":  {Id: "envoy", Cluster: "gateway\x1b[2J forged"},
+		"direction in the id":    {Id: "envoy\u202eforged", Cluster: "gateway"},
+		"line end in the key":    {Id: "envoy", Cluster: "gateway", Metadata: structOf(t, "namespace", "a\nforged")},
+		"long value of metadata": {Id: "envoy", Cluster: "gateway", Metadata: structOf(t, "namespace", long)},
+		"long user agent":        {Id: "envoy", Cluster: "gateway", UserAgentName: long},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forBoth(t, func(r *rig) {
+				e := r.connectWith(xdstest.Options{Node: node})
+				e.Subscribe(cds)
+				e.ExpectEnd(codes.InvalidArgument)
+				r.wantNotAsked("forged")
+				r.wantNotAsked(long)
+			})
+		})
+	}
+}
+
+func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		m := structOf(t, "node_name", "n1")
+		for i := range 1000 {
+			m.Fields[fmt.Sprint("field ", i)] = structOf(t, "x", strings.Repeat("x", 1000)).Fields["x"]
+		}
+		e := r.connectWith(xdstest.Options{Node: &corev3.Node{Id: "envoy", Cluster: "gateway", Metadata: m}})
+		e.Subscribe(cds)
+		e.ExpectNone()
+		if kept := r.supplier.asked()[0].Metadata; len(kept) != 1 || kept["node_name"] != "n1" {
+			t.Errorf("kept %d fields of the metadata: %.200v", len(kept), kept)
+		}
+	})
+}
+
+func TestTokensAreBounded(t *testing.T) {
+	for size, want := range map[int]codes.Code{
+		4 << 10:   codes.OK,
+		4<<10 + 1: codes.Unauthenticated,
+	} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			forBoth(t, func(r *rig) {
+				e := r.connectWith(xdstest.Options{Token: strings.Repeat("t", size)})
+				e.Subscribe(cds)
+				if want == codes.OK {
+					e.ExpectNone()
+					return
+				}
+				if err := e.End(); status.Code(err) != want {
+					t.Errorf("ended with %v, want %v", err, want)
+				}
+				r.wantNotAskedAnything()
+			})
+		})
+	}
+}
+
+// A client that does not care what the server says of its limits.
+func TestHeadersAreBounded(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		s := newRawStream(r, strings.Repeat("t", 200<<10))
+		synctest.Wait()
+		if open := r.count("usher_xds_pending_streams", ""); open != 0 {
+			t.Errorf("%v streams are open", open)
+		}
+		s.send(10, 10)
+		r.wantNotAskedAnything()
+		time.Sleep(30 * time.Second)
+		if open := r.count("usher_xds_connections", "pending"); open != 0 {
+			t.Errorf("%v connections are open", open)
+		}
+	})
+}
+
+func TestRequestsAreBounded(t *testing.T) {
+	for name, c := range map[string]struct {
+		names []string
+		want  codes.Code
+		limit string
+	}{
+		"a large gateway's":  {names: namesOf(20_000, "service-%d.default.dc1.internal.trust-domain.consul"), want: codes.OK},
+		"too large":          {names: []string{strings.Repeat("x", 4<<20)}, want: codes.ResourceExhausted, limit: "request_size"},
+		"a name is too long": {names: []string{strings.Repeat("x", 2049)}, want: codes.InvalidArgument},
+		"too many names":     {names: namesOf(100_001, "%d"), want: codes.InvalidArgument},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forBoth(t, func(r *rig) {
+				e := r.connect()
+				e.Subscribe(eds, c.names...)
+				if c.want == codes.OK {
+					e.ExpectNone()
+					return
+				}
+				e.ExpectEnd(c.want)
+				if c.limit != "" {
+					r.wantLimited(c.limit, 1)
+				}
+			})
+		})
+	}
+}
+
+func namesOf(n int, format string) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf(format, i)
+	}
+	return names
+}
+
+func TestNamesOfNothingAreBounded(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		e.Subscribe(eds, namesOf(10_000, "nothing-%d")...)
+		e.ExpectNone()
+		e.Subscribe(eds, "one-more", "and-another")
+		e.ExpectEnd(codes.ResourceExhausted)
+		r.wantLimited("names", 1)
+	})
+}
+
+func TestSilentStreamsEnd(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.connect()
+		synctest.Wait()
+		time.Sleep(10 * time.Second) // of the bubble's time
+		e.ExpectEnd(codes.DeadlineExceeded)
+		r.wantLimited("first_request_time", 1)
+	})
+}
+
+// A connection on which nothing is authorised is closed, whatever is done on it.
+func TestPendingConnectionsEnd(t *testing.T) {
+	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
+	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
+		t.Run(name, func(t *testing.T) {
+			forOne(t, xdstest.Delta, func(r *rig) {
+				conn := r.dial()
+				if _, err := io.WriteString(conn, first); err != nil {
+					t.Fatal(err)
+				}
+				begin := time.Now()
+				_, _ = io.Copy(io.Discard, conn)
+				if took := time.Since(begin); took > 30*time.Second {
+					t.Errorf("it was closed after %v", took)
+				}
+				if first == hello {
+					r.wantLimited("pending_time", 1)
+				}
+			})
+		})
+	}
+}
+
+// The oldest connection on which nothing is authorised gives way, and no other.
+func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
+	for name, limits := range map[string]xds.Limits{
+		"connections":          {Connections: 3},
+		"connections_per_peer": {ConnectionsPerPeer: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
+				honest := r.warm(small())
+				var strangers []net.Conn
+				for range 3 {
+					strangers = append(strangers, r.dial())
+					synctest.Wait()
+				}
+				begin := time.Now()
+				_, _ = io.Copy(io.Discard, strangers[0])
+				if took := time.Since(begin); took != 0 {
+					t.Errorf("the oldest was closed after %v, want at once", took)
+				}
+				r.wantLimited(name, 1)
+				r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+				honest.ExpectAck(eds, "web")
+
+				second := r.dialClient()
+				e := xdstest.Connect(t, second, xdstest.Delta, xdstest.Options{Node: &corev3.Node{Id: "second", Cluster: "gateway"}})
+				e.Subscribe(cds)
+				e.ExpectAck(cds, "web")
+			})
+		})
+	}
+}
+
+func TestNoConnectionIsTakenWhenAllAreAuthorised(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRigWith(t, xdstest.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
+		e := r.warm(small())
+		conn := r.dial()
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("a second connection: %v, want its end", err)
+		}
+		e.ExpectNone()
+	})
+}
+
+func TestStreamsAreBounded(t *testing.T) {
+	for name, limits := range map[string]xds.Limits{"streams": {Streams: 2}, "streams_per_peer": {StreamsPerPeer: 2}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
+				first := r.warm(small())
+				silent := r.connect()
+				synctest.Wait()
+				second := r.warm(small()) // the silent one gives way
+				silent.ExpectEnd(codes.ResourceExhausted)
+				third := r.connect()
+				third.Subscribe(cds)
+				third.ExpectEnd(codes.ResourceExhausted)
+				first.ExpectNone()
+				second.ExpectNone()
+				r.wantLimited(name, 2)
+			})
+		})
+	}
+}
+
+// The rate of one peer's streams is bounded, but not that of streams with a token
+// that was authorised lately.
+func TestTheRateOfStreamsIsBounded(t *testing.T) {
+	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
+				r.supplier.publish(small().set(t))
+				good := r.connectWith(xdstest.Options{Token: "good"})
+				good.Subscribe(cds)
+				good.ExpectAck(cds, "web")
+
+				r.door.say(status.Error(codes.PermissionDenied, "no"))
+				ended := map[codes.Code]int{}
+				for i := range 20 {
+					e := r.connectWith(xdstest.Options{Token: fmt.Sprint("bad ", i)})
+					e.Subscribe(cds)
+					ended[status.Code(e.End())]++
+				}
+				if ended[codes.PermissionDenied] != 9 || ended[codes.ResourceExhausted] != 11 {
+					t.Errorf("streams ended with %v, want 9 denials, for ten may come at once, and 11 beyond the rate", ended)
+				}
+				r.door.say(nil)
+				again := r.connectWith(xdstest.Options{Token: "good"})
+				again.Subscribe(cds)
+				again.ExpectAck(cds, "web")
+
+				time.Sleep(time.Second)
+				late := r.connectWith(xdstest.Options{Token: "new"})
+				late.Subscribe(cds)
+				late.ExpectAck(cds, "web")
+			})
+		})
+	}
+}
+
+func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.door.say(status.Error(codes.PermissionDenied, "no such right"))
+		for range 50 {
+			e := r.connectWith(xdstest.Options{Token: "sesame"})
+			e.Subscribe(cds)
+			e.ExpectEnd(codes.PermissionDenied)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		lines := strings.Split(strings.TrimSpace(r.log.String()), "\n")
+		if len(lines) != 2 || !strings.Contains(lines[0], "count=1 ") || !strings.Contains(lines[1], "count=49 ") {
+			t.Fatalf("logged:\n%s\nwant one line at once and one for the other 49", r.log)
+		}
+		for _, want := range []string{`peer="unix socket"`, `token="a token"`, "no such right"} {
+			if !strings.Contains(lines[1], want) {
+				t.Errorf("%s is missing from %s", want, lines[1])
+			}
+		}
+	})
+}
+
+// What the limits are is in the metrics.
+func TestLimitsAreShown(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		for limit, want := range map[string]float64{"connections": 4096, "streams_per_peer": 2048, "request_size": 4 << 20} {
+			if got := r.count("usher_xds_limit", limit); got != want {
+				t.Errorf("limit %s is %v, want %v", limit, got, want)
+			}
+		}
+		r.warm(small())
+		if got := r.count("usher_xds_connections", "authorized"); got != 1 {
+			t.Errorf("%v connections are authorized, want 1", got)
+		}
+	})
+}
+
+// Requests that do not become complete take a bounded number of bytes. The
+// connections whose requests take longest give way, and those of strangers first.
+func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		honest := r.warm(small())
+		const strangers, size = 20, 4<<20 - 1000
+		for range strangers {
+			newRawStream(r, "").send(size, size-1)
+		}
+		synctest.Wait()
+		if held := r.count("usher_xds_request_bytes", ""); held > 64<<20 || held < 48<<20 {
+			t.Errorf("%v bytes of incomplete requests are held, want a little less than 64 MiB", held)
+		}
+		r.wantLimited("request_bytes", strangers-16)
+		honest.Subscribe(eds, namesOf(9000, "service-%d.default.dc1.internal.trust-domain.consul")...)
+		honest.ExpectNone()
+	})
+}
+
+// rawStream is a delta stream of a client that writes its frames itself.
+type rawStream struct {
+	r      *rig
+	conn   net.Conn
+	framer *http2.Framer
+}
+
+func newRawStream(r *rig, token string) *rawStream {
+	r.t.Helper()
+	s := &rawStream{r: r, conn: r.dial()}
+	s.framer = http2.NewFramer(s.conn, nil)
+	go func() { _, _ = io.Copy(io.Discard, s.conn) }()
+	var headers bytes.Buffer
+	encoder := hpack.NewEncoder(&headers)
+	for _, h := range [][2]string{
+		{":method", "POST"}, {":scheme", "http"}, {":path", discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName},
+		{":authority", "usher"}, {"content-type", "application/grpc"}, {"te", "trailers"}, {"x-consul-token", token},
+	} {
+		if err := encoder.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	_, err := io.WriteString(s.conn, http2.ClientPreface)
+	const most = 16 << 10 // bytes in a frame
+	first := headers.Next(most)
+	err = errors.Join(err, s.framer.WriteSettings(), s.framer.WriteSettingsAck(),
+		s.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: first, EndHeaders: headers.Len() == 0}))
+	for err == nil && headers.Len() > 0 {
+		more := headers.Next(most)
+		err = s.framer.WriteContinuation(1, headers.Len() == 0, more)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+// send announces a message of a size and sends the first bytes of it.
+func (s *rawStream) send(size, bytes int) {
+	s.r.t.Helper()
+	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(size))
+	for {
+		if err := s.framer.WriteData(1, false, data); err != nil {
+			return // it was cut off
+		}
+		synctest.Wait() // for the window that lets the rest through
+		if bytes == 0 {
+			return
+		}
+		data = make([]byte, min(bytes, 16<<10))
+		bytes -= len(data)
+	}
+}
+
+// structOf is metadata with one string.
+func structOf(t *testing.T, key, value string) *structpb.Struct {
+	t.Helper()
+	s, err := structpb.NewStruct(map[string]any{key: value})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}

@@ -1,0 +1,166 @@
+package xds
+
+import (
+	"bytes"
+	"fmt"
+	"runtime"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/google/go-cmp/cmp"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// What a request costs before its sender is known is little, whatever is in it,
+// and what it costs afterwards is a few times its size.
+func TestARequestCostsAFewTimesItsSize(t *testing.T) {
+	const size = 3 << 20
+	many := func(element []byte) []byte { return bytes.Repeat(element, size/len(element)) }
+	for name, c := range map[string]struct {
+		protocol protocol
+		frame    frame
+	}{
+		"empty values in the node's metadata": {delta, nested(many([]byte("\x32\x00")), 1, 3, 1, 2, 6)}, // node, metadata, fields, value, list
+		"empty fields of the metadata":        {delta, nested(many([]byte("\x0a\x00")), 1, 3)},
+		"empty extensions of the node":        {delta, nested(many([]byte("\x4a\x00")), 1)},
+		"empty names":                         {delta, many([]byte("\x1a\x00"))},
+		"empty names given up":                {delta, many([]byte("\x22\x00"))},
+		"empty versions":                      {delta, many([]byte("\x2a\x00"))},
+		"empty details of an error":           {delta, nested(many([]byte("\x1a\x00")), 7)},
+		"empty locators":                      {delta, many([]byte("\x42\x00"))},
+		"empty names, state of the world":     {stateOfTheWorld, many([]byte("\x1a\x00"))},
+		"empty locators, state of the world":  {stateOfTheWorld, many([]byte("\x3a\x00"))},
+		"unknown fields":                      {stateOfTheWorld, many([]byte("\xf8\x7f\x01"))},
+		"a long name":                         {stateOfTheWorld, nested(make([]byte, size), 3)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := allocated(func() {
+				encoded, err := c.protocol.node(c.frame)
+				if err == nil {
+					_, _ = nodeOf(encoded, []string{"namespace"}, nil)
+				}
+			})
+			if before > size/100 {
+				t.Errorf("%d bytes are allocated before the sender is known, for a request of %d", before, size)
+			}
+			after := allocated(func() { _, _ = c.protocol.decode(c.frame) })
+			if after > 3*size {
+				t.Errorf("%d bytes are allocated afterwards, for a request of %d", after, size)
+			}
+		})
+	}
+}
+
+// nested puts bytes into messages within messages, by the numbers of their
+// fields from outside to inside.
+func nested(inner []byte, numbers ...int) []byte {
+	for i := len(numbers) - 1; i >= 0; i-- {
+		outer := []byte{byte(numbers[i]<<3 | 2)}
+		for n := len(inner); ; n >>= 7 {
+			if n < 0x80 {
+				outer = append(outer, byte(n))
+				break
+			}
+			outer = append(outer, byte(n)|0x80)
+		}
+		inner = append(outer, inner...)
+	}
+	return inner
+}
+
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// What is read of a request is what the message says.
+func TestRequestsAreReadAsTheyAre(t *testing.T) {
+	problem := &statuspb.Status{Code: 3, Message: "no", Details: []*anypb.Any{{TypeUrl: "x"}}}
+	node := &corev3.Node{Id: "a", Cluster: "b", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"namespace": structpb.NewStringValue("n")}}}
+	versions := map[string]string{"x": "1", "y": "2", "": "3"}
+	for name, c := range map[string]struct {
+		protocol protocol
+		message  proto.Message
+		want     request
+	}{
+		"delta": {
+			delta,
+			&discoveryv3.DeltaDiscoveryRequest{
+				Node: node, TypeUrl: "t", ResourceNamesSubscribe: []string{"a", "", "b"}, ResourceNamesUnsubscribe: []string{"c"},
+				InitialResourceVersions: versions, ResponseNonce: "n", ErrorDetail: problem,
+			},
+			request{typeURL: "t", names: []string{"a", "", "b"}, unwanted: []string{"c"}, versions: versions, nonce: "n"},
+		},
+		"state of the world": {
+			stateOfTheWorld,
+			&discoveryv3.DiscoveryRequest{VersionInfo: "v", Node: node, ResourceNames: []string{"a"}, TypeUrl: "t", ResponseNonce: "n", ErrorDetail: problem},
+			request{typeURL: "t", names: []string{"a"}, claims: "v", nonce: "n"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			encoded, err := proto.Marshal(c.message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := c.protocol.decode(encoded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.want.problem = &statuspb.Status{Message: "no"}
+			if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(request{}), protocmp.Transform()); diff != "" {
+				t.Errorf("wanted -, read +:\n%s", diff)
+			}
+			part, err := c.protocol.node(encoded)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := nodeOf(part, []string{"namespace"}, nil)
+			if want := (Node{ID: "a", Cluster: "b", Metadata: map[string]string{"namespace": "n"}}); err != nil || fmt.Sprint(n) != fmt.Sprint(want) {
+				t.Errorf("read the node %v, %v; want %v", n, err, want)
+			}
+		})
+	}
+}
+
+// Whatever bytes come, they are read or refused.
+func FuzzRequest(f *testing.F) {
+	for _, m := range []proto.Message{
+		&discoveryv3.DeltaDiscoveryRequest{TypeUrl: "t", ResourceNamesSubscribe: []string{"a"}, InitialResourceVersions: map[string]string{"a": "1"}, ErrorDetail: &statuspb.Status{Message: "no"}},
+		&discoveryv3.DiscoveryRequest{TypeUrl: "t", ResourceNames: []string{"a"}, VersionInfo: "1"},
+		&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "a", UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{}}}},
+	} {
+		encoded, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(encoded)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, p := range []protocol{delta, stateOfTheWorld} {
+			var message proto.Message = &discoveryv3.DeltaDiscoveryRequest{}
+			if p.sotw {
+				message = &discoveryv3.DiscoveryRequest{}
+			}
+			r, err := p.decode(data)
+			if proto.Unmarshal(data, message) == nil && len(data) < maxName && err != nil {
+				t.Errorf("%s: a request is refused that protobuf reads: %v", p.name, err)
+			}
+			if err == nil {
+				c := newConversation(p.sotw)
+				c.hear(Cluster, r)
+				c.push()
+			}
+			if encoded, err := p.node(data); err == nil {
+				_, _ = nodeOf(encoded, []string{"namespace"}, nil)
+			}
+		}
+	})
+}

@@ -1,0 +1,229 @@
+package xds_test
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/xds"
+)
+
+// stalled is a delta stream whose client reads only when it is told to: more than
+// its window of 64 KiB does not reach it before.
+type stalled struct {
+	r      *rig
+	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+}
+
+func newStalled(r *rig) *stalled {
+	r.t.Helper()
+	const window = 64 << 10
+	conn := r.dialClient(grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window))
+	ctx, cancel := context.WithCancel(context.Background())
+	r.t.Cleanup(cancel)
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return &stalled{r, stream}
+}
+
+func (s *stalled) send(m *discoveryv3.DeltaDiscoveryRequest) {
+	s.r.t.Helper()
+	m.Node = &corev3.Node{Id: "stalled", Cluster: "gateway"}
+	if err := s.stream.Send(m); err != nil {
+		s.r.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// rest reads until the stream ends, and returns what came and how it ended.
+func (s *stalled) rest() (all []byte, end error) {
+	for {
+		m, err := s.stream.Recv()
+		if err != nil {
+			return all, err
+		}
+		encoded, err := proto.Marshal(m)
+		if err != nil {
+			s.r.t.Fatal(err)
+		}
+		all = append(all, encoded...)
+	}
+}
+
+// large is a listener that does not fit into the window.
+func large() proto.Message {
+	l := listener("http", 1).(*listenerv3.Listener)
+	l.StatPrefix = strings.Repeat("x", 1<<20)
+	return l
+}
+
+func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.supplier.publish(small().with(large()).set(t))
+		s := newStalled(r)
+		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
+		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: cds})
+		time.Sleep(30 * time.Second) // of the bubble's time
+		r.wantLimited("send_time", 1)
+		if got := r.count("usher_xds_streams", "delta"); got != 0 {
+			t.Errorf("%v streams are left", got)
+		}
+		if !strings.Contains(r.log.String(), "has not read a response") {
+			t.Errorf("the log has no reason:\n%s", r.log)
+		}
+	})
+}
+
+// A token is revoked while its stream is not read, and a key is made after that:
+// the stream ends in time, and the key never comes.
+func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		key := bytes.Repeat([]byte{0x5e}, 40)
+		r.supplier.publish(small().with(large(), secret("leaf", 1)).set(t))
+		s := newStalled(r)
+		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: sds, ResourceNamesSubscribe: []string{"leaf"}})
+		for n := range 100 { // answers to responses that it has not read
+			s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: sds, ResponseNonce: string(rune('0' + n%10))})
+		}
+		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
+		r.door.say(status.Error(codes.PermissionDenied, "revoked"))
+		time.Sleep(10 * time.Second)
+		leaf := secretOf("leaf", key)
+		r.supplier.publish(small().with(large(), leaf).set(t))
+		time.Sleep(20 * time.Second)
+		if got := r.count("usher_xds_streams", "delta"); got != 0 {
+			t.Errorf("%v streams are left after 30 s", got)
+		}
+		if all, _ := s.rest(); bytes.Contains(all, key) {
+			t.Error("the new key reached a token that was revoked before it was made")
+		}
+	})
+}
+
+// While the Authorizer takes its time, nothing is sent that is composed after the
+// last answer has run out.
+func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowDoor{wait: make(chan error)}
+		r := newRigWith(t, xdstest.Delta, xds.Options{Authorizer: slow})
+		e := r.warm(small())
+		slow.set(true)
+		time.Sleep(30 * time.Second)
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		e.ExpectNone()
+		slow.wait <- nil
+		e.ExpectAck(eds, "web")
+		time.Sleep(30 * time.Second)
+		r.supplier.publish(small().with(endpoints("web", 3)).set(t))
+		e.ExpectNone()
+		slow.wait <- status.Error(codes.PermissionDenied, "revoked")
+		e.ExpectEnd(codes.PermissionDenied)
+	})
+}
+
+// What Envoy has not read when the answer is overdue is cut off with the
+// connection.
+func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowDoor{wait: make(chan error)}
+		r := newRigWith(t, xdstest.Delta, xds.Options{Authorizer: slow})
+		e := r.warm(small())
+		time.Sleep(15 * time.Second)
+		slow.set(true)
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		e.Expect(eds, "web") // and no answer
+		time.Sleep(15 * time.Second)
+		e.ExpectEnd(codes.Unavailable)
+	})
+}
+
+// slowDoor is an Authorizer that waits, when it is set to.
+type slowDoor struct {
+	wait chan error
+	mu   sync.Mutex
+	slow bool
+}
+
+func (d *slowDoor) set(slow bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = slow
+}
+
+func (d *slowDoor) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) error {
+	d.mu.Lock()
+	slow := d.slow
+	d.mu.Unlock()
+	if !slow {
+		return nil
+	}
+	select {
+	case err := <-d.wait:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// An answer to a response that was not read counts as none.
+func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		first := r.connect()
+		first.Subscribe(cds)
+		seen := first.ExpectAck(cds, "web").Nonce
+		e := r.connect()
+		e.Subscribe(cds)
+		response := e.Expect(cds, "web")
+		for _, guess := range []string{"1", seen, "1-AAAAAAAAAAAAA"} {
+			e.Ack(xdstest.Response{Type: cds, Nonce: guess})
+		}
+		e.ExpectNone()
+		if got := r.count("usher_xds_acks_total", "cluster"); got != 1 {
+			t.Errorf("%v responses count as acknowledged, want 1", got)
+		}
+		e.Ack(response)
+		e.ExpectNone()
+		if got := r.count("usher_xds_acks_total", "cluster"); got != 2 {
+			t.Errorf("%v responses count as acknowledged, want 2", got)
+		}
+	})
+}
+
+// An Envoy that refuses and asks again at once is answered ever more slowly.
+func TestRefusingAgainAndAgainIsSlow(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		e := r.warm(small())
+		begin := time.Now()
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		for range 8 {
+			e.Nack(e.Expect(eds, "web"), "no")
+			e.Subscribe(eds, "web")
+			if time.Since(begin) > time.Minute {
+				break
+			}
+			time.Sleep(9 * time.Second) // Next waits for ten
+		}
+		if took := time.Since(begin); took < 30*time.Second {
+			t.Errorf("eight refusals took %v", took)
+		}
+		if lines := strings.Count(r.log.String(), "envoy rejected an update"); lines > 8 {
+			t.Errorf("%d lines", lines)
+		}
+	})
+}
