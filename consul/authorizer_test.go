@@ -1,0 +1,251 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// tokenServer is a Consul that knows some tokens, and counts the questions.
+type tokenServer struct {
+	mu      sync.Mutex
+	allowed map[string]bool
+	status  int // of the answers; 0: 200
+	asked   []string
+	// hold gets the token of each question that is held until release lets one go
+	// on. Nil: none is.
+	hold    chan string
+	release chan struct{}
+}
+
+// ServeHTTP implements http.Handler.
+func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body) // only then the end of the connection is noticed
+	token := r.Header.Get("X-Consul-Token")
+	s.mu.Lock()
+	s.asked = append(s.asked, token)
+	status, allowed, hold := s.status, s.allowed[token], s.hold
+	s.mu.Unlock()
+	if hold != nil {
+		hold <- token
+		select {
+		case <-s.release:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if status != 0 {
+		w.WriteHeader(status)
+		return
+	}
+	fmt.Fprintf(w, `[{"Resource":"service","Segment":"gateway","Access":"write","Allow":%t}]`, allowed)
+}
+
+func (s *tokenServer) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+func (s *tokenServer) questions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.asked)
+}
+
+// serveTokens serves until the test ends.
+func serveTokens(t *testing.T, s *tokenServer, staleIfError time.Duration) (*Authorizer, *strings.Builder) {
+	t.Helper()
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	var log strings.Builder
+	c := newTestClient(t, Config{HTTPAddr: server.URL, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	t.Cleanup(c.acl.CloseIdleConnections)
+	return NewAuthorizer(c, staleIfError), &log
+}
+
+var theGateway = gateway.ID{Name: "gateway"}
+
+func TestARefusalIsRememberedForAWhile(t *testing.T) {
+	s := &tokenServer{}
+	a, _ := serveTokens(t, s, time.Hour)
+	for range 100 {
+		if err := a.Authorize(t.Context(), Applicant{Token: "bad"}, theGateway); !errors.Is(err, ErrDenied) {
+			t.Fatalf("error %v, want ErrDenied", err)
+		}
+	}
+	if n := s.questions(); n != 1 {
+		t.Errorf("Consul was asked %d times, want once", n)
+	}
+	// It is that token's for that gateway, and not of a stream that lives.
+	_ = a.Authorize(t.Context(), Applicant{Token: "other"}, theGateway)
+	_ = a.Authorize(t.Context(), Applicant{Token: "bad"}, gateway.ID{Name: "other"})
+	_ = a.Authorize(t.Context(), Applicant{Token: "bad", Again: true}, theGateway)
+	if n := s.questions(); n != 4 {
+		t.Errorf("Consul was asked %d times, want 4", n)
+	}
+	a.refused.Purge() // as after ten seconds
+	s.set(func() { s.allowed = map[string]bool{"bad": true} })
+	if err := a.Authorize(t.Context(), Applicant{Token: "bad"}, theGateway); err != nil {
+		t.Errorf("error %v after the token was given the right", err)
+	}
+}
+
+func TestARefusalIsForgottenInTime(t *testing.T) {
+	a, _ := serveTokens(t, &tokenServer{}, time.Hour)
+	_ = a.Authorize(t.Context(), Applicant{Token: "bad"}, theGateway)
+	r, ok := a.refused.Get(a.grant("bad", theGateway))
+	if left := time.Until(r.until); !ok || left <= 0 || left > refusalTime {
+		t.Errorf("it counts for %v more", left)
+	}
+}
+
+func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
+	s := &tokenServer{allowed: map[string]bool{"good": true}}
+	a, log := serveTokens(t, s, time.Hour)
+	good := Applicant{Token: "good"}
+	if err := a.Authorize(t.Context(), good, theGateway); err != nil {
+		t.Fatal(err)
+	}
+	s.set(func() { s.status = http.StatusInternalServerError })
+	for range 3 {
+		for _, again := range []bool{true, false} {
+			if err := a.Authorize(t.Context(), Applicant{Token: "good", Again: again}, theGateway); err != nil {
+				t.Errorf("it was allowed before, and now: %v", err)
+			}
+		}
+	}
+	for _, who := range []struct {
+		token string
+		id    gateway.ID
+	}{{"unseen", theGateway}, {"good", gateway.ID{Name: "other"}}, {"good", gateway.ID{Name: "gateway", Namespace: "team"}}} {
+		if err := a.Authorize(t.Context(), Applicant{Token: who.token}, who.id); err == nil || decides(err) {
+			t.Errorf("%v: %v, want that nobody can be asked", who, err)
+		}
+	}
+	if n := strings.Count(log.String(), "cannot be asked who may connect"); n != 1 {
+		t.Errorf("the log says %d times that Consul cannot be asked:\n%s", n, log)
+	}
+	s.set(func() { s.status = 0 })
+	if err := a.Authorize(t.Context(), good, theGateway); err != nil || !strings.Contains(log.String(), "can be asked again") {
+		t.Errorf("%v; the log:\n%s", err, log)
+	}
+	if strings.Contains(log.String(), "good") {
+		t.Errorf("the log has the token:\n%s", log)
+	}
+}
+
+func TestARefusalEndsWhatWasAllowed(t *testing.T) {
+	s := &tokenServer{allowed: map[string]bool{"good": true}}
+	a, _ := serveTokens(t, s, time.Hour)
+	_ = a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway)
+	s.set(func() { s.allowed = nil })
+	if err := a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway); !errors.Is(err, ErrDenied) {
+		t.Fatalf("error %v, want ErrDenied", err)
+	}
+	s.set(func() { s.status = http.StatusInternalServerError })
+	if err := a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway); err == nil {
+		t.Error("it was refused, and is allowed while Consul is away")
+	}
+}
+
+func TestWhatWasAllowedCountsForABoundedTime(t *testing.T) {
+	for stale, allowed := range map[time.Duration]bool{0: false, time.Minute: false, 2 * time.Hour: true} {
+		s := &tokenServer{allowed: map[string]bool{"good": true}}
+		a, _ := serveTokens(t, s, stale)
+		_ = a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway)
+		a.allowed.Add(a.grant("good", theGateway), time.Now().Add(-time.Hour))
+		s.set(func() { s.status = http.StatusInternalServerError })
+		if err := a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway); (err == nil) != allowed {
+			t.Errorf("allowed an hour ago, counting for %v: %v", stale, err)
+		}
+	}
+}
+
+func TestEqualQuestionsAreAskedOnce(t *testing.T) {
+	s := &tokenServer{allowed: map[string]bool{"good": true}, hold: make(chan string), release: make(chan struct{})}
+	a, _ := serveTokens(t, s, time.Hour)
+	const callers = 50
+	results := make(chan error, callers)
+	first, leave := context.WithCancel(t.Context())
+	go func() { results <- a.Authorize(first, Applicant{Token: "good"}, theGateway) }()
+	<-s.hold
+	for range callers - 1 {
+		go func() { results <- a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway) }()
+	}
+	// The one that has asked for all goes away: another asks.
+	leave()
+	if err := <-results; !errors.Is(err, context.Canceled) {
+		t.Fatalf("the caller that went away got %v", err)
+	}
+	<-s.hold
+	s.release <- struct{}{}
+	for range callers - 1 {
+		select {
+		case err := <-results:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-s.hold: // one that came later
+			s.release <- struct{}{}
+		}
+	}
+	if n := s.questions(); n > 10 {
+		t.Errorf("Consul was asked %d times for %d callers", n, callers)
+	}
+}
+
+// One peer's questions do not hold up those of another, nor those of callers that
+// were allowed before.
+func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
+	s := &tokenServer{allowed: map[string]bool{"good": true}}
+	a, _ := serveTokens(t, s, time.Hour)
+	_ = a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway)
+	s.set(func() { s.hold, s.release = make(chan string, 100), make(chan struct{}) })
+	ctx, cancel := context.WithCancel(t.Context())
+	var strangers sync.WaitGroup
+	defer strangers.Wait()
+	defer cancel()
+	for i := range 100 {
+		strangers.Go(func() { _ = a.Authorize(ctx, Applicant{Token: fmt.Sprint("bad ", i), Peer: "stranger"}, theGateway) })
+	}
+	for range questionsOfStrangersPerPeer {
+		<-s.hold
+	}
+	s.set(func() { s.hold = nil }) // further questions are answered at once
+	for _, who := range []Applicant{{Token: "new", Peer: "honest"}, {Token: "good", Peer: "stranger"}, {Token: "good", Peer: "honest", Again: true}} {
+		if err := a.Authorize(t.Context(), who, theGateway); err != nil && !errors.Is(err, ErrDenied) {
+			t.Errorf("token %q of peer %q: %v", who.Token, who.Peer, err)
+		}
+	}
+	if n := s.questions(); n != 1+questionsOfStrangersPerPeer+3 {
+		t.Errorf("%d questions were asked, want one, %d of the strangers' and three", n, questionsOfStrangersPerPeer)
+	}
+}
+
+// The questions about tokens have connections of their own: watches go on while
+// all of those are taken.
+func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
+	c := newFakeConsul(t)
+	client := c.client(t, slog.DiscardHandler)
+	if client.acl == client.http || client.acl.Transport == client.http.Transport {
+		t.Error("questions about tokens share the connections of watches")
+	}
+	var held []*http.Transport
+	for _, h := range []*http.Client{client.acl, client.http} {
+		held = append(held, h.Transport.(*http.Transport))
+	}
+	if sum := held[0].MaxConnsPerHost + held[1].MaxConnsPerHost; sum != plainConnections {
+		t.Errorf("both may open %d connections, want %d", sum, plainConnections)
+	}
+}
