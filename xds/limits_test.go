@@ -1,8 +1,6 @@
 package xds_test
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +11,7 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -117,12 +113,12 @@ func TestTokensAreBounded(t *testing.T) {
 // A client that does not care what the server says of its limits.
 func TestHeadersAreBounded(t *testing.T) {
 	forOne(t, xdstest.Delta, func(r *rig) {
-		s := newRawStream(r, strings.Repeat("t", 200<<10))
+		raw := r.raw(strings.Repeat("t", 200<<10))
 		synctest.Wait()
 		if open := r.count("usher_xds_pending_streams", ""); open != 0 {
 			t.Errorf("%v streams are open", open)
 		}
-		s.send(10, 10)
+		_ = raw.Send(1, 10, make([]byte, 10)) // it may be cut off
 		r.wantNotAskedAnything()
 		time.Sleep(30 * time.Second)
 		if open := r.count("usher_xds_connections", "pending"); open != 0 {
@@ -357,7 +353,7 @@ func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 		honest := r.warm(small())
 		const strangers, size = 20, 4<<20 - 1000
 		for range strangers {
-			newRawStream(r, "").send(size, size-1)
+			_ = r.raw("").Send(1, size, make([]byte, size-1)) // it may be cut off
 		}
 		synctest.Wait()
 		if held := r.count("usher_xds_request_bytes", ""); held > 64<<20 || held < 48<<20 {
@@ -369,58 +365,17 @@ func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 	})
 }
 
-// rawStream is a delta stream of a client that writes its frames itself.
-type rawStream struct {
-	r      *rig
-	conn   net.Conn
-	framer *http2.Framer
-}
-
-func newRawStream(r *rig, token string) *rawStream {
+// raw opens a stream as a client that keeps to no limits.
+func (r *rig) raw(token string) *xdstest.Raw {
 	r.t.Helper()
-	s := &rawStream{r: r, conn: r.dial()}
-	s.framer = http2.NewFramer(s.conn, nil)
-	go func() { _, _ = io.Copy(io.Discard, s.conn) }()
-	var headers bytes.Buffer
-	encoder := hpack.NewEncoder(&headers)
-	for _, h := range [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":path", discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName},
-		{":authority", "usher"}, {"content-type", "application/grpc"}, {"te", "trailers"}, {"x-consul-token", token},
-	} {
-		if err := encoder.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	_, err := io.WriteString(s.conn, http2.ClientPreface)
-	const most = 16 << 10 // bytes in a frame
-	first := headers.Next(most)
-	err = errors.Join(err, s.framer.WriteSettings(), s.framer.WriteSettingsAck(),
-		s.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: first, EndHeaders: headers.Len() == 0}))
-	for err == nil && headers.Len() > 0 {
-		more := headers.Next(most)
-		err = s.framer.WriteContinuation(1, headers.Len() == 0, more)
+	raw, err := xdstest.NewRaw(r.dial())
+	if err == nil {
+		err = raw.Open(1, token)
 	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return s
-}
-
-// send announces a message of a size and sends the first bytes of it.
-func (s *rawStream) send(size, bytes int) {
-	s.r.t.Helper()
-	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(size))
-	for {
-		if err := s.framer.WriteData(1, false, data); err != nil {
-			return // it was cut off
-		}
-		synctest.Wait() // for the window that lets the rest through
-		if bytes == 0 {
-			return
-		}
-		data = make([]byte, min(bytes, 16<<10))
-		bytes -= len(data)
-	}
+	return raw
 }
 
 // structOf is metadata with one string.
