@@ -18,7 +18,8 @@ type usherOptions struct {
 	Config  string       // content of the file for --config; "" for none
 	XDSAddr string       // 127.0.0.1:18000 when empty
 	Args    []string
-	Env     []string // besides what Consul and Token give
+	Confine *confinement // nil: it may have what there is
+	Env     []string     // besides what Consul and Token give
 }
 
 // usher is a running `usher serve` that its host's Envoys reach on loopback,
@@ -65,8 +66,12 @@ func launchUsher(t *testing.T, o usherOptions) *usher {
 		u.ConfigFile = writeFile(t, newDir(t), "usher.hcl", o.Config)
 		args = append(args, "--config", u.ConfigFile)
 	}
+	path, args := usherBinary(t), append(args, o.Args...)
+	if o.Confine != nil {
+		path, args = o.Confine.wrap(t, path, args)
+	}
 	u.process = startProcess(t, command{
-		Name: "usher on " + o.Host.Name, Path: usherBinary(t), Args: append(args, o.Args...),
+		Name: "usher on " + o.Host.Name, Path: path, Args: args,
 		Env: env, Host: o.Host,
 	})
 	return u

@@ -1,0 +1,153 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// guardedUsher is an Usher in 512 MiB that may open 4,096 files, in front of a
+// Consul that denies by default, with the lab's catalog.
+type guardedUsher struct {
+	*lab
+	Consul *consulAgent
+	Usher  *usher
+	Token  string // of the gateway's Envoys
+	crowd  *crowd
+
+	changes int
+}
+
+func startGuardedUsher(t *testing.T) *guardedUsher {
+	t.Helper()
+	g := &guardedUsher{lab: newLab(t)}
+	g.Consul = startConsul(t, consulOptions{Version: consulNew, Host: g.Control, Secure: true})
+	g.registerCatalog(t, g.Consul)
+	g.Usher = startUsher(t, usherOptions{
+		Host: g.Gateway, Consul: g.Consul, XDSAddr: "0.0.0.0:18000",
+		Token:   g.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl")),
+		Args:    []string{"--insecure-plaintext"},
+		Confine: &confinement{Memory: 512 << 20, Files: 4096},
+	})
+	g.Token = g.Consul.newToken(t, "ingress-gateway", gatewayRules)
+	g.crowd = newCrowd(t, xdsPort{From: g.Gateway}.dial(t), g.Token, "static-server")
+	return g
+}
+
+// change gives the service another port.
+func (g *guardedUsher) change() error {
+	g.changes++
+	_, err := g.Consul.Client.Catalog().Register(&api.CatalogRegistration{
+		Node: "service", Address: serviceIP, Service: &api.AgentService{
+			Kind: api.ServiceKindConnectProxy, ID: "static-server-sidecar-proxy", Service: "static-server-sidecar-proxy",
+			Address: serviceIP, Port: 21000 + g.changes%1000,
+			Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: "static-server"},
+		},
+	}, nil)
+	return err
+}
+
+// delivery is the median of the times that changes take to reach the whole crowd.
+func (g *guardedUsher) delivery(t *testing.T) time.Duration {
+	t.Helper()
+	var took []time.Duration
+	had := g.crowd.await(t, "")
+	for range 15 {
+		begin := time.Now()
+		if err := g.change(); err != nil {
+			t.Fatal(err)
+		}
+		had = g.crowd.await(t, had)
+		took = append(took, time.Since(begin))
+	}
+	slices.Sort(took)
+	return took[len(took)/2]
+}
+
+// newcomer is the time that an Envoy takes which has not been here before, from
+// its connection to its clusters.
+func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	e := fakeGateway(t, xdsPort{From: g.Gateway}.dial(t), xdstest.Delta, g.Consul.newToken(t, fmt.Sprint("newcomer-", begin.UnixNano()), gatewayRules))
+	begin = time.Now()
+	e.Subscribe(resource.ClusterType)
+	e.Ack(e.Next())
+	e.Disconnect()
+	return time.Since(begin)
+}
+
+// watchProbes asks /healthz all the time until the test ends.
+func (g *guardedUsher) watchProbes(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var probing sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		probing.Wait()
+	})
+	probing.Go(func() {
+		for ctx.Err() == nil {
+			begin := time.Now()
+			_, err := g.Usher.admin("/healthz")
+			if took := time.Since(begin); err != nil || took > time.Second {
+				t.Errorf("/healthz: %v after %v", err, took)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+}
+
+// wantAlive wants Usher to live, and prints the most memory that it has had.
+func (g *guardedUsher) wantAlive(t *testing.T, what string) {
+	t.Helper()
+	if err := g.Usher.Alive(); err != nil {
+		t.Fatal(err)
+	}
+	g.crowd.wantNoneLost(t)
+	t.Logf("%s: peak memory %d MiB, limits reached %v", what, peakMemory(t, g.Usher.Pid())>>20, g.Usher.limits(t))
+}
+
+// TestNoStrangerHurtsAnybody lets 500 strangers without a token do at once all
+// that is known to hurt a control plane: requests that take forty times their
+// size, requests that never end, headers and names of megabytes, connections and
+// streams that are held, streams by the thousand. Usher has 512 MiB and 4,096
+// files. Who is let in notices next to nothing.
+func TestNoStrangerHurtsAnybody(t *testing.T) {
+	t.Parallel()
+	g := startGuardedUsher(t)
+	g.crowd.join(t, xdsPort{From: g.Gateway}, 100)
+	alone := g.delivery(t)
+	g.watchProbes(t)
+
+	s := newStrangers(t, g.Gateway.addr(18000), g.Client, g.Balancer, g.Service)
+	s.ofEveryKind(t)
+	g.Usher.waitLimits(t, "request_size", "request_bytes", "first_request_time")
+	crowded := g.delivery(t)
+	var newcomers []time.Duration
+	for range 5 {
+		newcomers = append(newcomers, g.newcomer(t))
+	}
+	t.Logf("a change reaches 100 Envoys after %v, and after %v among strangers; newcomers after %v", alone, crowded, newcomers)
+	if slices.Max(newcomers) > time.Second {
+		t.Errorf("a newcomer waited for %v, want at most a second", slices.Max(newcomers))
+	}
+	if crowded > 2*alone {
+		t.Errorf("a change takes %v among strangers, and %v without: more than twice the time", crowded, alone)
+	}
+	g.wantAlive(t, "strangers of every kind")
+}
