@@ -50,6 +50,7 @@ type Options struct {
 type Server struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	options Options
+	living  living
 }
 
 // NewServer makes a server; it does nothing until a stream opens.
@@ -108,6 +109,11 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	defer streams.Dec()
 
 	e := newSession(stream, p, s.options)
+	if !s.living.add(e) {
+		e.close()
+		return errShuttingDown
+	}
+	defer s.living.remove(e)
 	err := e.guard(e.run)
 	e.close()
 	if reason := e.reason(); reason != nil {
