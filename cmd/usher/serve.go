@@ -76,16 +76,17 @@ func serveCommand() *cobra.Command {
 // or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. What can be wrong with the flags is said before anything starts.
-	log, err := newLogger(o.logTo, o.logFormat, o.logLevel)
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), guard.Panics)
+	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
 	}
+	defer flush()
 	transport, err := o.transport(log)
 	if err != nil {
 		return err
 	}
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), guard.Panics)
 
 	// 2. Facts: Consul or files, Kubernetes, and the operator's own file.
 	problems := control.NewProblems(log, metrics)
