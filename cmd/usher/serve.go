@@ -121,7 +121,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	admin, err := newAdmin(ctx, o.adminAddr, metrics, remarked{facts, balancers})
+	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, remarked{facts, balancers})
 	if err != nil {
 		return err
 	}

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -112,19 +114,53 @@ func TestListenReplacesOnlyALeftOverSocket(t *testing.T) {
 	}
 }
 
+// syncBuffer is a log that can be read while it is written.
+type syncBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
 // told is a condition that the test sets.
 type told struct {
+	mu     sync.Mutex
 	why    error
 	remark string
 }
 
-func (c *told) Ready() error   { return c.why }
-func (c *told) Remark() string { return c.remark }
+func (c *told) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.why
+}
+
+func (c *told) Remark() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.remark
+}
+
+func (c *told) set(why error, remark string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.why, c.remark = why, remark
+}
 
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
 	other := &told{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), remarked{c, other})
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), remarked{c, other})
 	if err != nil {
 		t.Fatal(err)
 	}
