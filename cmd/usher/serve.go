@@ -121,7 +121,8 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, remarked{facts, balancers})
+	ready := &readiness{condition: remarked{facts, balancers}, plane: plane}
+	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
 	}
@@ -137,6 +138,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	until(func(ctx context.Context) error { <-ctx.Done(); return nil })
 	until(facts.Run)
 	until(plane.Run)
+	until(ready.run)
 	if settings != nil {
 		plane.SetOperator(control.Operator(settings.Content()))
 		until(func(ctx context.Context) error {
