@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
 	"go.uber.org/goleak"
 )
 
@@ -53,6 +54,9 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: it takes the place of a Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
 		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace: it is a time from 0 on"},
+		{"questions without a pause", []string{"--reauthorize-interval", "0"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; 0s is less"},
+		{"questions nearly without a pause", []string{"--reauthorize-interval", "1ns"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; 1ns is less"},
+		{"questions in the past", []string{"--reauthorize-interval", "-1s"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; -1s is less"},
 		{"a record without a namespace", []string{"--balancer-record", "usher"}, "--balancer-record usher: it is the namespace and the name of a ConfigMap"},
 		{"missing kubeconfig", []string{"--kubeconfig", filepath.Join(empty, "none.conf")}, "none.conf"},
 		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
@@ -66,6 +70,23 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 			}
 			if !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got  %v\nwant %s", err, tc.want)
+			}
+		})
+	}
+}
+
+// TestEveryNumberHasAFloor asks every flag of every command that is a time or a
+// number for less than nothing.
+func TestEveryNumberHasAFloor(t *testing.T) {
+	for _, cmd := range rootCommand().Commands() {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			less := map[string]string{"duration": "-1h", "int": "-1", "float64": "-1", "uint": "-1"}[f.Value.Type()]
+			if less == "" {
+				return
+			}
+			_, err := execute(t, cmd.Name(), "--"+f.Name, less)
+			if err == nil || !strings.Contains(err.Error(), "--"+f.Name) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("usher %s --%s %s: %v, want one line that names the flag", cmd.Name(), f.Name, less, err)
 			}
 		})
 	}
