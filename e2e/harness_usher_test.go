@@ -19,6 +19,8 @@ type usherOptions struct {
 	XDSAddr string       // 127.0.0.1:18000 when empty
 	Args    []string
 	Env     []string // besides what Consul and Token give
+	Log     string   // path of what takes the log in place of a file
+	Files   int      // how many files it may open; 0 as the test
 }
 
 // usher is a running `usher serve` that its host's Envoys reach on loopback,
@@ -65,10 +67,19 @@ func launchUsher(t *testing.T, o usherOptions) *usher {
 		u.ConfigFile = writeFile(t, newDir(t), "usher.hcl", o.Config)
 		args = append(args, "--config", u.ConfigFile)
 	}
-	u.process = startProcess(t, command{
+	c := command{
 		Name: "usher on " + o.Host.Name, Path: usherBinary(t), Args: append(args, o.Args...),
 		Env: env, Host: o.Host,
-	})
+	}
+	if o.Files > 0 {
+		c.Args = append([]string{fmt.Sprintf("--nofile=%d:%d", o.Files, o.Files), c.Path}, c.Args...)
+		c.Path = tool(t, "prlimit", "util-linux")
+	}
+	if o.Log != "" {
+		c.Args = append([]string{"-c", `exec "$@" 2>"$0"`, o.Log, c.Path}, c.Args...)
+		c.Path = tool(t, "sh", "dash")
+	}
+	u.process = startProcess(t, c)
 	return u
 }
 

@@ -27,10 +27,12 @@ type serveOptions struct {
 	tlsKey            string
 	insecurePlaintext bool
 	reauthorize       time.Duration
+	drainTime         time.Duration
 	logLevel          string
 	logFormat         string
 
-	logTo io.Writer
+	logTo   io.Writer
+	signals signals
 }
 
 func serveCommand() *cobra.Command {
@@ -46,6 +48,9 @@ func serveCommand() *cobra.Command {
 			if err := o.check(); err != nil {
 				return err
 			}
+			received, stop := notify()
+			defer stop()
+			o.signals = received
 			return serve(cmd.Context(), o)
 		},
 	}
@@ -69,17 +74,21 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false, "Allow an --xds-addr beyond loopback without TLS: private keys then cross the network in the clear.")
 	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second, "How often the token of a connected Envoy is checked again: 1s or more.")
+	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second, "Over which time SIGTERM and SIGINT end the streams of Envoys, one after the other, so that they do not all connect elsewhere at once: 0s to 10m. Fewer than 50 streams end sooner.")
 	f.StringVar(&o.logLevel, "log-level", "info", "Least level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
 }
 
 // check refuses times that are out of bounds.
 func (o *serveOptions) check() error {
+	const most = 10 * time.Minute
 	switch {
 	case o.balancerGrace < 0:
 		return fmt.Errorf("--balancer-grace: it is a time from 0 on, such as 10m; %v is less", o.balancerGrace)
 	case o.reauthorize < time.Second:
 		return fmt.Errorf("--reauthorize-interval: it is a time from 1s on, such as 30s; %v is less", o.reauthorize)
+	case o.drainTime < 0 || o.drainTime > most:
+		return fmt.Errorf("--drain-time: it is a time from 0s to 10m, such as 5s; %v is not", o.drainTime)
 	}
 	return nil
 }

@@ -9,14 +9,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
 
+	"github.com/usherproxy/usher/files"
 	"github.com/usherproxy/usher/internal/control"
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/operator"
 	"github.com/usherproxy/usher/xds"
 )
 
-// serve wires the stages together, binds every port, and runs until ctx ends
-// or one of the parts fails.
+// serve wires the stages together, binds every port, and runs until ctx ends,
+// a signal asks for the end, or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. What can be wrong with the flags is said before anything starts.
 	metrics := prometheus.NewRegistry()
@@ -59,11 +60,12 @@ func serve(ctx context.Context, o serveOptions) error {
 		Metrics:     xds.NewMetrics(metrics),
 		Reauthorize: o.reauthorize,
 	})
-	listener, err := listen(ctx, o.xdsAddr)
+	bound, err := listen(ctx, o.xdsAddr)
 	if err != nil {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
-	defer listener.Close()
+	defer bound.Close()
+	listener := newHandshakes(bound)
 	ready := &readiness{condition: remarked{facts, balancers}, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
@@ -72,30 +74,31 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer admin.stop()
 
 	// 5. Everything runs until the first part returns.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var g run.Group
-	until := func(execute func(context.Context) error) {
-		g.Add(func() error { return execute(ctx) }, func(error) { cancel() })
-	}
-	until(func(ctx context.Context) error { <-ctx.Done(); return nil })
-	until(facts.Run)
-	until(plane.Run)
-	until(ready.run)
-	if settings != nil {
-		plane.SetOperator(control.Operator(settings.Content()))
-		until(func(ctx context.Context) error {
-			return settings.Run(ctx, func(c operator.Content) { plane.SetOperator(control.Operator(c)) })
-		})
-	}
-	if transport != nil {
-		until(transport.Run)
-	}
 	grpcServer := grpc.NewServer(append(server.ServerOptions(), grpc.Creds(credentialsOf(transport)))...)
 	server.Register(grpcServer)
-	// Stop, not GracefulStop: Envoys keep their streams open for good.
-	g.Add(func() error { return grpcServer.Serve(listener) }, func(error) { grpcServer.Stop() })
-	g.Add(admin.run, func(error) { admin.stop() })
+	keeper := &keeper{log: log, signals: o.signals, ready: ready, server: server, grpc: grpcServer, handshakes: listener, over: o.drainTime}
+	parts := []func(context.Context) error{facts.Run, plane.Run, ready.run, keeper.run}
+	if dir, ok := facts.(*files.Source); ok {
+		keeper.followed = append(keeper.followed, followed{o.configDir, dir.Reload})
+	}
+	if settings != nil {
+		set := func(c operator.Content) { plane.SetOperator(control.Operator(c)) }
+		set(settings.Content())
+		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, set) })
+		keeper.followed = append(keeper.followed, followed{o.configFile, settings.Reload})
+	}
+	if transport != nil {
+		parts = append(parts, transport.Run)
+		keeper.followed = append(keeper.followed, followed{o.tlsCert, transport.Reload})
+	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
+	var g run.Group
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, part := range parts {
+		g.Add(func() error { return part(ctx) }, func(error) { cancel() })
+	}
+	g.Add(func() error { return grpcServer.Serve(listener) }, func(error) { listener.cut(); grpcServer.Stop() })
+	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
 }
