@@ -297,11 +297,7 @@ func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 		e.Disconnect()
 	}
 	s.wantStreamUntouched(t, streams)
-	_, err := s.Usher.admin("/readyz")
-	if err == nil || !strings.Contains(err.Error(), s.Consul.HTTPAddr) {
-		t.Fatalf("/readyz says %v, want it to name the Consul that does not answer", err)
-	}
-	s.told = append(s.told, err.Error())
+	s.told = append(s.told, s.Usher.wantReadyThoughAway(t, s.Consul.HTTPAddr))
 }
 
 // wantNothingSecret looks for every secret in everything that Usher printed and

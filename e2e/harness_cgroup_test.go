@@ -11,18 +11,12 @@ import (
 	"testing"
 )
 
-// confinement is what a process may have at most.
-type confinement struct {
-	Memory int // bytes, in a cgroup of its own
-	Files  int // that may be open
-}
-
-// wrap puts a command into a new cgroup.
-func (c confinement) wrap(t *testing.T, program string, args []string) (string, []string) {
+// inMemoryGroup runs a command in a new cgroup that may have so many bytes.
+func inMemoryGroup(t *testing.T, limit int, program string, args []string) (string, []string) {
 	t.Helper()
-	group := newMemoryGroup(t, c.Memory)
-	script := `echo $$ >"$0/cgroup.procs" && ulimit -n "$1" && shift && exec "$@"`
-	return "/bin/sh", append([]string{"-c", script, group, strconv.Itoa(c.Files), program}, args...)
+	group := newMemoryGroup(t, limit)
+	script := `echo $$ >"$0/cgroup.procs" && exec "$@"`
+	return tool(t, "sh", "dash"), append([]string{"-c", script, group, program}, args...)
 }
 
 // newMemoryGroup makes a cgroup, of version 1 or 2, without swap, until the test

@@ -18,8 +18,10 @@ type usherOptions struct {
 	Config  string       // content of the file for --config; "" for none
 	XDSAddr string       // 127.0.0.1:18000 when empty
 	Args    []string
-	Confine *confinement // nil: it may have what there is
-	Env     []string     // besides what Consul and Token give
+	Env     []string // besides what Consul and Token give
+	Log     string   // path of what takes the log in place of a file
+	Files   int      // how many files it may open; 0 as the test
+	Memory  int      // how many bytes it may have; 0 as the test
 }
 
 // usher is a running `usher serve` that its host's Envoys reach on loopback,
@@ -66,14 +68,22 @@ func launchUsher(t *testing.T, o usherOptions) *usher {
 		u.ConfigFile = writeFile(t, newDir(t), "usher.hcl", o.Config)
 		args = append(args, "--config", u.ConfigFile)
 	}
-	path, args := usherBinary(t), append(args, o.Args...)
-	if o.Confine != nil {
-		path, args = o.Confine.wrap(t, path, args)
-	}
-	u.process = startProcess(t, command{
-		Name: "usher on " + o.Host.Name, Path: path, Args: args,
+	c := command{
+		Name: "usher on " + o.Host.Name, Path: usherBinary(t), Args: append(args, o.Args...),
 		Env: env, Host: o.Host,
-	})
+	}
+	if o.Files > 0 {
+		c.Args = append([]string{fmt.Sprintf("--nofile=%d:%d", o.Files, o.Files), c.Path}, c.Args...)
+		c.Path = tool(t, "prlimit", "util-linux")
+	}
+	if o.Memory > 0 {
+		c.Path, c.Args = inMemoryGroup(t, o.Memory, c.Path, c.Args)
+	}
+	if o.Log != "" {
+		c.Args = append([]string{"-c", `exec "$@" 2>"$0"`, o.Log, c.Path}, c.Args...)
+		c.Path = tool(t, "sh", "dash")
+	}
+	u.process = startProcess(t, c)
 	return u
 }
 

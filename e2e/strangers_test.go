@@ -35,9 +35,10 @@ func startGuardedUsher(t *testing.T) *guardedUsher {
 	g.registerCatalog(t, g.Consul)
 	g.Usher = startUsher(t, usherOptions{
 		Host: g.Gateway, Consul: g.Consul, XDSAddr: "0.0.0.0:18000",
-		Token:   g.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl")),
-		Args:    []string{"--insecure-plaintext"},
-		Confine: &confinement{Memory: 512 << 20, Files: 4096},
+		Token:  g.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl")),
+		Args:   []string{"--insecure-plaintext"},
+		Memory: 512 << 20,
+		Files:  4096,
 	})
 	g.Token = g.Consul.newToken(t, "ingress-gateway", gatewayRules)
 	g.crowd = newCrowd(t, xdsPort{From: g.Gateway}.dial(t), g.Token, "static-server")

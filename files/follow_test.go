@@ -293,3 +293,21 @@ func TestWatchBeforeTheFirstReadWaits(t *testing.T) {
 		t.Errorf("Watch: %v", err)
 	}
 }
+
+// TestDirectoryIsReadWhenAsked has a directory farther up replaced, of which
+// nothing is seen by itself.
+func TestDirectoryIsReadWhenAsked(t *testing.T) {
+	up := filepath.Join(t.TempDir(), "up")
+	release := func(port int) string {
+		must(t, os.MkdirAll(up, 0o700))
+		dir := filepath.Join(up, "config")
+		must(t, os.Rename(write(t, tree{"gw.hcl": gw(port), "web.hcl": staticServer}), dir))
+		return dir
+	}
+	f := followDir(t, release(81))
+	f.until(listening(81))
+	must(t, os.Rename(up, up+".old"))
+	release(82)
+	f.source.Reload()
+	f.until(listening(82))
+}

@@ -28,6 +28,7 @@ type Source struct {
 	dir    string
 	logger *slog.Logger
 	report func([]gateway.Problem)
+	again  follow.Again
 
 	mu   sync.Mutex
 	view view
@@ -57,6 +58,7 @@ func NewSource(dir string, o Options) *Source {
 		dir:    filepath.Clean(dir),
 		logger: o.Logger,
 		report: o.Report,
+		again:  follow.NewAgain(),
 		view:   view{content: &content{datacenter: o.Datacenter}, next: make(chan struct{})},
 	}
 }
@@ -83,12 +85,15 @@ func (s *Source) Load() error {
 // is wrong is reported and shown in the snapshots' problems, and the last good
 // content stays. Run's error is that the system cannot watch directories.
 func (s *Source) Run(ctx context.Context) error {
-	return follow.Dir(s.dir, follow.Options{Read: s.reload, Logger: s.logger}).Run(ctx)
+	return follow.Dir(s.dir, follow.Options{Read: s.read, Logger: s.logger, Again: s.again}).Run(ctx)
 }
 
-// reload reads the directory again; it is false when something in it is wrong.
+// Reload makes Run read the directory at once, as after a change.
+func (s *Source) Reload() { s.again.Ask() }
+
+// read reads the directory again; it is false when something in it is wrong.
 // Only when that is sure, it is reported.
-func (s *Source) reload(sure bool) bool {
+func (s *Source) read(sure bool) bool {
 	v := s.now()
 	c := readConfig(s.dir)
 	if len(c.problems) > 0 {

@@ -30,6 +30,7 @@ type admission struct {
 	pending      list.List // of *place, oldest first
 	requestBytes int
 	known        map[uint64]*knownToken
+	closed       bool // no connection is taken any more
 }
 
 // peerState is what is known of one peer.
@@ -112,7 +113,7 @@ func (a *admission) enter(c *connection) bool {
 	a.mu.Lock()
 	c.peer = a.peer(peerKey(peerAddr(c.RemoteAddr())))
 	var evicted []*connection
-	ok := a.makeRoom(c.peer.connections >= a.limits.ConnectionsPerPeer, "connections_per_peer", c, &c.peer.pendingConns, &evicted) &&
+	ok := !a.closed && a.makeRoom(c.peer.connections >= a.limits.ConnectionsPerPeer, "connections_per_peer", c, &c.peer.pendingConns, &evicted) &&
 		a.makeRoom(len(a.connections) >= a.limits.Connections, "connections", c, &a.pendingConns, &evicted)
 	if ok {
 		a.connections[c] = struct{}{}
@@ -126,6 +127,20 @@ func (a *admission) enter(c *connection) bool {
 		_ = old.Close()
 	}
 	return ok
+}
+
+// closePending closes the connections that are pending, and takes no more.
+func (a *admission) closePending() {
+	a.mu.Lock()
+	a.closed = true
+	var pending []*connection
+	for e := a.pendingConns.Front(); e != nil; e = e.Next() {
+		pending = append(pending, e.Value.(*connection))
+	}
+	a.mu.Unlock()
+	for _, c := range pending {
+		_ = c.Close()
+	}
 }
 
 // makeRoom takes the oldest pending connection out of the way when the limit is

@@ -17,12 +17,13 @@ import (
 type KeyPair struct {
 	certFile, keyFile string
 	log               *slog.Logger
+	again             follow.Again
 	current           atomic.Pointer[tls.Certificate]
 }
 
 // NewKeyPair reads a certificate chain and its key, both in PEM.
 func NewKeyPair(certFile, keyFile string, log *slog.Logger) (*KeyPair, error) {
-	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log}
+	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, again: follow.NewAgain()}
 	if err := k.read(); err != nil {
 		return nil, err
 	}
@@ -47,7 +48,7 @@ func (k *KeyPair) Credentials() credentials.TransportCredentials {
 func (k *KeyPair) Run(ctx context.Context) error {
 	var complaint string
 	read := func(sure bool) bool {
-		err := k.reload()
+		err := k.replace()
 		switch {
 		case err == nil:
 			complaint = ""
@@ -57,14 +58,17 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		}
 		return err == nil
 	}
-	err := follow.Files([]string{k.certFile, k.keyFile}, follow.Options{Read: read, Logger: k.log}).Run(ctx)
+	err := follow.Files([]string{k.certFile, k.keyFile}, follow.Options{Read: read, Logger: k.log, Again: k.again}).Run(ctx)
 	if err != nil {
 		return fmt.Errorf("TLS certificate %s: %w", k.certFile, err)
 	}
 	return nil
 }
 
-func (k *KeyPair) reload() error {
+// Reload makes Run read the pair at once, as after its files changed.
+func (k *KeyPair) Reload() { k.again.Ask() }
+
+func (k *KeyPair) replace() error {
 	before := k.current.Load()
 	if err := k.read(); err != nil {
 		return err

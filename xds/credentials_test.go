@@ -34,8 +34,11 @@ type keyFiles struct {
 func (k keyFiles) cert() string { return filepath.Join(k.dir, "tls.crt") }
 func (k keyFiles) key() string  { return filepath.Join(k.dir, "tls.key") }
 
-func newKeyFiles(t *testing.T) keyFiles {
-	k := keyFiles{t, t.TempDir()}
+func newKeyFiles(t *testing.T) keyFiles { return newKeyFilesIn(t, t.TempDir()) }
+
+func newKeyFilesIn(t *testing.T, dir string) keyFiles {
+	k := keyFiles{t, dir}
+	k.must(os.MkdirAll(dir, 0o700))
 	for _, name := range []string{"tls.crt", "tls.key"} {
 		k.must(os.Symlink(filepath.Join("..data", name), filepath.Join(k.dir, name)))
 	}
@@ -121,6 +124,35 @@ func TestCertificateIsReplaced(t *testing.T) {
 	log.await(t, "TLS certificate replaced")
 	if got := serial(t, addr); got != 4 {
 		t.Errorf("served certificate %d, want 4", got)
+	}
+}
+
+// TestCertificateIsReadWhenAsked has a directory farther up replaced, of which
+// nothing is seen by itself.
+func TestCertificateIsReadWhenAsked(t *testing.T) {
+	up := filepath.Join(t.TempDir(), "up")
+	files := newKeyFilesIn(t, filepath.Join(up, "tls"))
+	files.replace(pair(t, 1))
+	log := make(lines, 16)
+	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- keys.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	files.must(os.Rename(up, up+".old"))
+	newKeyFilesIn(t, files.dir).replace(pair(t, 2))
+	keys.Reload()
+	log.await(t, "TLS certificate replaced")
+	if got := serial(t, serveTLS(t, keys, xds.Options{})); got != 2 {
+		t.Errorf("served certificate %d, want 2", got)
 	}
 }
 

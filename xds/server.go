@@ -84,6 +84,7 @@ type Server struct {
 	options   Options
 	admission *admission
 	grpc      *grpc.Server
+	living    living
 	// background are the goroutines that outlive the stream's handler: gRPC
 	// releases them when the handler has returned.
 	background sync.WaitGroup
@@ -142,6 +143,8 @@ func (s *Server) Serve(l net.Listener) error {
 // Stop ends all streams and connections, and returns when everything that they
 // started has ended.
 func (s *Server) Stop() {
+	// gRPC waits for handshakes, and one that is never finished would hold it up.
+	s.admission.closePending()
 	s.grpc.Stop()
 	s.background.Wait()
 }
@@ -176,6 +179,11 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	streams.Inc()
 	defer streams.Dec()
 
+	if !s.living.add(e) {
+		e.close()
+		return errShuttingDown
+	}
+	defer s.living.remove(e)
 	err = e.guard(e.run)
 	e.close()
 	if reason := e.reason(); reason != nil {

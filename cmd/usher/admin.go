@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -48,11 +49,14 @@ func (r remarked) Remark() string {
 }
 
 // newAdmin binds addr.
-func newAdmin(ctx context.Context, addr string, metrics prometheus.Gatherer, c condition) (*admin, error) {
+func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics prometheus.Gatherer, c condition) (*admin, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("--admin-addr %s: %w", addr, err)
+	}
+	if !isLocal(addr) {
+		log.Warn("the admin port is reachable beyond loopback: it shows no secrets, but anybody there can read the names of gateways in /metrics; let only probes and Prometheus reach it", "admin", addr)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -69,7 +73,24 @@ func newAdmin(ctx context.Context, addr string, metrics prometheus.Gatherer, c c
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	return &admin{listener: l, server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}, nil
+	return &admin{listener: l, server: &http.Server{
+		Handler:           noSniff(mux),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       15 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.With("part", "admin").Handler(), slog.LevelWarn),
+		ConnState:         newCrowd(maxAdminConnections).note,
+	}}, nil
+}
+
+// noSniff keeps browsers from taking an answer for something else than text.
+func noSniff(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		next.ServeHTTP(w, r)
+	})
 }
 
 // run serves until stop is called.

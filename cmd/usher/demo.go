@@ -4,11 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/usherproxy/usher/internal/demo"
-	"github.com/usherproxy/usher/xds"
 )
 
 func demoCommand() *cobra.Command {
@@ -21,7 +22,9 @@ func demoCommand() *cobra.Command {
 			"behind it, and makes three requests: PROXY protocol off; off behind a balancer that sends it; strict.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return demo.Run(cmd.Context(), demo.Options{
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return demo.Run(ctx, demo.Options{
 				Envoy:  envoy,
 				Stay:   stay,
 				Out:    cmd.OutOrStdout(),
@@ -34,7 +37,6 @@ func demoCommand() *cobra.Command {
 						logTo:     os.Stderr,
 						logLevel:  "warn",
 						logFormat: "text",
-						limits:    xds.DefaultLimits, maxGateways: 1,
 					})
 				},
 			})

@@ -22,9 +22,9 @@ func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 	f.IntVar(gateways, "max-gateways", control.DefaultMaxGateways, "How many gateways are served at once.")
 }
 
-// checkedLimits checks the flags, and fits the number of connections to the files that
-// the process may open: it needs some for Consul, Kubernetes and its admin port.
-func (o serveOptions) checkedLimits() (xds.Limits, error) {
+// checkLimits checks the flags of limitFlags. The process needs some of its files for
+// Consul, Kubernetes and its admin port.
+func (o *serveOptions) checkLimits() error {
 	l := o.limits
 	for flag, value := range map[string]int{
 		"max-connections": l.Connections, "max-connections-per-peer": l.ConnectionsPerPeer,
@@ -33,14 +33,14 @@ func (o serveOptions) checkedLimits() (xds.Limits, error) {
 		"max-gateways": o.maxGateways,
 	} {
 		if value < 1 {
-			return l, fmt.Errorf("--%s %d: it has to be at least 1", flag, value)
+			return fmt.Errorf("--%s %d: it has to be at least 1", flag, value)
 		}
 	}
 	if most := maxFiles() - reservedFiles; l.Connections > most {
-		return l, fmt.Errorf("--max-connections %d: the process may open %d files and needs %d of them for itself; raise the limit (ulimit -n, LimitNOFILE=) or take at most %d",
+		return fmt.Errorf("--max-connections %d: the process may open %d files and needs %d of them for itself; raise the limit (ulimit -n, LimitNOFILE=) or take at most %d",
 			l.Connections, maxFiles(), reservedFiles, most)
 	}
-	return l, nil
+	return nil
 }
 
 // reservedFiles are for the connections to Consul and Kubernetes, the admin port,

@@ -4,7 +4,42 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
+
+// logger returns the log of the process, which nothing that logs waits for, and
+// the function that ends it. The metrics count what it loses.
+func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(), error) {
+	queue := newLogQueue(o.logTo, o.logFormat, metrics)
+	log, err := newLogger(queue, o.logFormat, o.logLevel)
+	if err != nil {
+		return nil, nil, err
+	}
+	go queue.run()
+	grpcErrors.log.Store(log)
+	return log, func() {
+		grpcErrors.log.Store(nil)
+		queue.close(lastFlush)
+	}, nil
+}
+
+// grpcErrors is where the lines go that gRPC would write to stderr by itself.
+// gRPC has one such place for the whole process.
+var grpcErrors grpcLog
+
+// grpcLog is a writer whose lines become records of a log. Without one they are
+// dropped.
+type grpcLog struct{ log atomic.Pointer[slog.Logger] }
+
+func (g *grpcLog) Write(line []byte) (int, error) {
+	if log := g.log.Load(); log != nil {
+		log.Error("gRPC", "error", strings.TrimSpace(string(line)))
+	}
+	return len(line), nil
+}
 
 // newLogger gives a logger that writes records of the level and above.
 func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {

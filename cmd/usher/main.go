@@ -5,19 +5,35 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
-	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "usher:", err)
+	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" { // else gRPC itself is being looked into
+		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, &grpcErrors))
+	}
+	if err := rootCommand().ExecuteContext(context.Background()); err != nil {
+		complain(err)
 		os.Exit(1)
+	}
+}
+
+// complain writes to stderr why the process ends. It does not wait long for a
+// reader.
+func complain(err error) {
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
+		fmt.Fprintln(os.Stderr, "usher:", err)
+	}()
+	select {
+	case <-said:
+	case <-time.After(lastFlush):
 	}
 }
 

@@ -5,15 +5,18 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
 	"go.uber.org/goleak"
 )
 
@@ -51,6 +54,12 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: it takes the place of a Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
 		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace: it is a time from 0 on"},
+		{"questions without a pause", []string{"--reauthorize-interval", "0"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; 0s is less"},
+		{"questions nearly without a pause", []string{"--reauthorize-interval", "1ns"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; 1ns is less"},
+		{"questions in the past", []string{"--reauthorize-interval", "-1s"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; -1s is less"},
+		{"a drain of less than nothing", []string{"--drain-time", "-1ns"}, "--drain-time: it is a time from 0s to 10m"},
+		{"a drain without an end", []string{"--drain-time", "10m1s"}, "--drain-time: it is a time from 0s to 10m"},
+		{"a drain that is no time", []string{"--drain-time", "5"}, "--drain-time"},
 		{"a record without a namespace", []string{"--balancer-record", "usher"}, "--balancer-record usher: it is the namespace and the name of a ConfigMap"},
 		{"missing kubeconfig", []string{"--kubeconfig", filepath.Join(empty, "none.conf")}, "none.conf"},
 		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
@@ -64,6 +73,23 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 			}
 			if !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got  %v\nwant %s", err, tc.want)
+			}
+		})
+	}
+}
+
+// TestEveryNumberHasAFloor asks every flag of every command that is a time or a
+// number for less than nothing.
+func TestEveryNumberHasAFloor(t *testing.T) {
+	for _, cmd := range rootCommand().Commands() {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			less := map[string]string{"duration": "-1h", "int": "-1", "float64": "-1", "uint": "-1"}[f.Value.Type()]
+			if less == "" {
+				return
+			}
+			_, err := execute(t, cmd.Name(), "--"+f.Name, less)
+			if err == nil || !strings.Contains(err.Error(), "--"+f.Name) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("usher %s --%s %s: %v, want one line that names the flag", cmd.Name(), f.Name, less, err)
 			}
 		})
 	}
@@ -112,19 +138,53 @@ func TestListenReplacesOnlyALeftOverSocket(t *testing.T) {
 	}
 }
 
+// syncBuffer is a log that can be read while it is written.
+type syncBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
 // told is a condition that the test sets.
 type told struct {
+	mu     sync.Mutex
 	why    error
 	remark string
 }
 
-func (c *told) Ready() error   { return c.why }
-func (c *told) Remark() string { return c.remark }
+func (c *told) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.why
+}
+
+func (c *told) Remark() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.remark
+}
+
+func (c *told) set(why error, remark string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.why, c.remark = why, remark
+}
 
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
 	other := &told{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", prometheus.NewRegistry(), remarked{c, other})
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), remarked{c, other})
 	if err != nil {
 		t.Fatal(err)
 	}

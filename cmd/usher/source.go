@@ -64,9 +64,6 @@ type balancers interface {
 
 // balancers gives those of Kubernetes; nil outside of it.
 func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer) (balancers, error) {
-	if o.balancerGrace < 0 {
-		return nil, errors.New("--balancer-grace: it is a time from 0 on, such as 10m")
-	}
 	record, err := recordAt(o.balancerRecord)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ import (
 func TestSameRefusalsAsConsul(t *testing.T) {
 	for _, version := range []string{consulVersion, oldConsulVersion} {
 		t.Run(version, func(t *testing.T) {
-			st := startStageOn(t, startGuardedConsul(t, loopback(), version), "--reauthorize-interval", "200ms")
+			st := startStageOn(t, startGuardedConsul(t, loopback(), version), "--reauthorize-interval", "1s")
 			for _, r := range tokenRules {
 				t.Run(r.name, func(t *testing.T) { st.play(t, r) })
 			}

@@ -189,6 +189,19 @@ func notDefault(s string) string {
 	return s
 }
 
+// HasSet reports whether Envoys of some gateway are given a set, whatever the
+// source says now.
+func (p *Plane) HasSet() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.workers {
+		if w.hasSet.Load() {
+			return true
+		}
+	}
+	return false
+}
+
 // join adds s to the gateway's worker, and starts the worker when s is the
 // first. An error is a status.
 func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {

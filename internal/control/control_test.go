@@ -501,3 +501,26 @@ func TestANodeWithoutNamesIsToldWhatItLacks(t *testing.T) {
 		t.Errorf("got %+v, %v; want %+v", id, err, want)
 	}
 }
+
+func TestAPlaneHasASetFromTheFirstThatWasMadeUntilItsGatewayIsForgotten(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		want := func(has bool, when string) {
+			t.Helper()
+			synctest.Wait()
+			if got := r.plane.HasSet(); got != has {
+				t.Errorf("%s: %v, want %v", when, got, has)
+			}
+		}
+		want(false, "without an Envoy")
+		e := r.connect(edge)
+		want(false, "before the first snapshot")
+		r.give(snapshot())
+		want(false, "before the Envoy is registered")
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		want(true, "with a set")
+		e.leave()
+		want(true, "when the last Envoy has gone")
+		time.Sleep(time.Minute)
+		want(false, "when the gateway is forgotten")
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/usherproxy/usher/gateway"
@@ -32,6 +33,7 @@ type worker struct {
 	changed     latest.Box[[]*subscriber]
 	operator    latest.Box[operatorLayers]
 	done        chan struct{} // closed when run has returned
+	hasSet      atomic.Bool   // a set was made for an Envoy
 
 	// loop
 	log       *slog.Logger
@@ -160,6 +162,7 @@ func (w *worker) publish() {
 		compiling = append(compiling, found...)
 		compiling = append(compiling, w.await(stream)...)
 		if set != nil && set != stream.sent {
+			w.hasSet.Store(true)
 			stream.sent = set
 			stream.put(set)
 		}

@@ -31,6 +31,26 @@ type Options struct {
 	// there is something to complain about. Calls never overlap.
 	Read   func(sure bool) bool
 	Logger *slog.Logger
+	// Again asks for the files to be read although no change was seen. Nil does
+	// without.
+	Again Again
+}
+
+// Again asks a Follower to read its files at once: a change of a file system
+// that tells of none, as NFS, or of a directory farther up goes unseen. Use
+// NewAgain.
+type Again chan struct{}
+
+// NewAgain returns an Again that has not asked yet.
+func NewAgain() Again { return make(Again, 1) }
+
+// Ask asks. It never blocks; a Follower that does not run yet reads when it
+// does.
+func (a Again) Ask() {
+	select {
+	case a <- struct{}{}:
+	default:
+	}
 }
 
 // Follower reads files at the start and after every change. Use Dir or Files.
@@ -39,6 +59,7 @@ type Follower struct {
 	whole  bool // paths are directories, and every file in them counts
 	read   func(sure bool) bool
 	logger *slog.Logger
+	again  Again
 
 	watcher *fsnotify.Watcher
 	watched watched
@@ -46,13 +67,13 @@ type Follower struct {
 
 // Dir follows a directory: all files in it, but not those of directories in it.
 func Dir(dir string, o Options) *Follower {
-	return &Follower{paths: []string{dir}, whole: true, read: o.Read, logger: o.Logger}
+	return &Follower{paths: []string{dir}, whole: true, read: o.Read, logger: o.Logger, again: o.Again}
 }
 
 // Files follows the files at the paths. What else happens in their directories
 // does not count.
 func Files(paths []string, o Options) *Follower {
-	return &Follower{paths: paths, read: o.Read, logger: o.Logger}
+	return &Follower{paths: paths, read: o.Read, logger: o.Logger, again: o.Again}
 }
 
 // Run follows until ctx ends, and then gives nil. Its error is that the system
@@ -86,13 +107,15 @@ func (f *Follower) Run(ctx context.Context) error {
 	return nil
 }
 
-// wait returns true after a change, once it is quiet, and when ctx ends; and
-// false when wake comes before any change.
+// wait returns true after a change, once it is quiet, at once when it is asked
+// to, and when ctx ends; and false when wake comes before any change.
 func (f *Follower) wait(ctx context.Context, wake <-chan time.Time) bool {
 	var settled, late <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
+			return true
+		case <-f.again:
 			return true
 		case e := <-f.watcher.Events:
 			if !f.watched.concerns(e.Name) {

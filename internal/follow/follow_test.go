@@ -28,8 +28,9 @@ func (r reading) isGood() bool { return len(r.text) >= 4 && r.text[:4] == "good"
 
 // readings are those of one followed file.
 type readings struct {
-	t *testing.T
-	c chan reading
+	t     *testing.T
+	c     chan reading
+	again follow.Again
 }
 
 // way is one of the two ways to follow the file at a path.
@@ -52,7 +53,7 @@ func bothWays(t *testing.T, test func(*testing.T, way)) {
 // follow follows the file at path until the test ends.
 func (w way) follow(t *testing.T, path string) readings {
 	t.Helper()
-	r := readings{t, make(chan reading, 1000)}
+	r := readings{t, make(chan reading, 1000), follow.NewAgain()}
 	read := func(sure bool) bool {
 		text, err := os.ReadFile(path)
 		seen := reading{string(text), sure}
@@ -68,7 +69,7 @@ func (w way) follow(t *testing.T, path string) readings {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- w.of(path, follow.Options{Read: read, Logger: slog.New(slog.DiscardHandler)}).Run(ctx)
+		ended <- w.of(path, follow.Options{Read: read, Logger: slog.New(slog.DiscardHandler), Again: r.again}).Run(ctx)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -285,4 +286,26 @@ func TestOtherFilesOfTheDirectoryDoNotCount(t *testing.T) {
 	if got := r.next(); got.text != "good 2" {
 		t.Errorf("%q was read again though only another file had changed", got.text)
 	}
+}
+
+// TestFilesAreReadWhenAsked has a directory farther up replaced, of which a
+// follower sees nothing by itself.
+func TestFilesAreReadWhenAsked(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		up := filepath.Join(t.TempDir(), "up")
+		release := func(text string) {
+			must(t, os.MkdirAll(filepath.Join(up, "dir"), 0o700))
+			write(t, filepath.Join(up, "dir", "file"), text)
+		}
+		release("good 1")
+		r := w.follow(t, filepath.Join(up, "dir", "file"))
+		r.until("good 1")
+		for i := 2; i < 5; i++ {
+			must(t, os.Rename(up, fmt.Sprintf("%s.%d", up, i)))
+			text := fmt.Sprintf("good %d", i)
+			release(text)
+			r.again.Ask()
+			r.until(text)
+		}
+	})
 }

@@ -17,6 +17,7 @@ func waiting() *Follower {
 		logger:  slog.New(slog.DiscardHandler),
 		watcher: &fsnotify.Watcher{Events: make(chan fsnotify.Event), Errors: make(chan error)},
 		watched: watched{names: map[string]bool{"/dir/file": true}},
+		again:   NewAgain(),
 	}
 }
 
@@ -53,6 +54,10 @@ func TestWaitEnds(t *testing.T) {
 		{"after an error of the watcher", func(_ context.Context, f *Follower) {
 			f.watcher.Errors <- fsnotify.ErrEventOverflow
 		}, Quiet, true},
+		{"at once when it is asked to", func(_ context.Context, f *Follower) {
+			f.again.Ask()
+			f.again.Ask()
+		}, 0, true},
 		{"when doubt ends", func(context.Context, *Follower) {}, Doubt, false},
 		{"when doubt ends amid other files' events", func(ctx context.Context, f *Follower) {
 			every(ctx, f, time.Millisecond, other)

@@ -25,7 +25,7 @@ func (f *File) Run(ctx context.Context, put func(Content)) error {
 		}
 		return whole
 	}
-	err := follow.Files([]string{f.path}, follow.Options{Read: read, Logger: f.log}).Run(ctx)
+	err := follow.Files([]string{f.path}, follow.Options{Read: read, Logger: f.log, Again: f.again}).Run(ctx)
 	if err != nil {
 		return fmt.Errorf("config file %s: %w", f.path, err)
 	}

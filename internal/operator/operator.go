@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/hcl/hcl/parser"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/follow"
 )
 
 // Content is what a config file says.
@@ -39,6 +40,7 @@ type Content struct {
 type File struct {
 	path    string
 	log     *slog.Logger
+	again   follow.Again
 	last    []byte
 	content Content
 }
@@ -46,7 +48,7 @@ type File struct {
 // Open reads the file at path for the first time. Any problem in it is an
 // error then: there is no last good content yet that could stay.
 func Open(path string, log *slog.Logger) (*File, error) {
-	f := &File{path: path, log: log}
+	f := &File{path: path, log: log, again: follow.NewAgain()}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("config file: %w", err)
@@ -65,6 +67,9 @@ func Open(path string, log *slog.Logger) (*File, error) {
 // Content gives what the file said when it was last read. It must not be
 // called while Run runs.
 func (f *File) Content() Content { return f.content }
+
+// Reload makes Run read the file at once, as after a change.
+func (f *File) Reload() { f.again.Ask() }
 
 func (f *File) read(text []byte) {
 	f.last = text

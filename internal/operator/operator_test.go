@@ -258,3 +258,30 @@ func inPlace(t *testing.T, path string, text ...string) {
 		}
 	}
 }
+
+// TestAFileIsReadWhenAsked has a directory farther up replaced, of which nothing
+// is seen by itself.
+func TestAFileIsReadWhenAsked(t *testing.T) {
+	up := filepath.Join(t.TempDir(), "up")
+	release := func(text string) string {
+		if err := os.MkdirAll(filepath.Join(up, "usher"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(up, "usher", "usher.hcl")
+		write(t, path, text)
+		return path
+	}
+	f, err := Open(release(strict), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := run(t, f)
+	if err := os.Rename(up, up+".old"); err != nil {
+		t.Fatal(err)
+	}
+	release(strings.ReplaceAll(strict, "strict", "permissive"))
+	f.Reload()
+	if diff := cmp.Diff(map[string]gateway.Mode{"edge": gateway.Permissive}, modes(<-contents)); diff != "" {
+		t.Errorf("after Reload (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// queued returns a queue that runs until the test ends, and a log in front of it.
+func queued(t *testing.T, to io.Writer, format string) (*logQueue, *slog.Logger) {
+	t.Helper()
+	q := newLogQueue(to, format, prometheus.NewRegistry())
+	log, err := newLogger(q, format, "info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go q.run()
+	t.Cleanup(func() {
+		q.close(time.Minute)
+		select {
+		case <-q.done:
+		default:
+			t.Error("the queue did not end")
+		}
+	})
+	return q, log
+}
+
+// records logs what a log can hold, always the same.
+func records(h slog.Handler) {
+	for i := range 100 {
+		r := slog.NewRecord(time.Unix(int64(i), 0), slog.LevelInfo, "line", 0)
+		r.AddAttrs(slog.Int("i", i), slog.String("text", "two\nlines"), slog.Group("g", slog.Bool("b", true)))
+		for _, h := range []slog.Handler{h, h.WithAttrs([]slog.Attr{slog.String("with", "x y")}), h.WithGroup("group")} {
+			_ = h.Handle(context.Background(), r)
+		}
+	}
+}
+
+func TestTheLogHasTheSameBytesInTheSameOrder(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		synctest.Test(t, func(t *testing.T) {
+			var direct, through bytes.Buffer
+			plain, err := newLogger(&direct, format, "info")
+			if err != nil {
+				t.Fatal(err)
+			}
+			records(plain.Handler())
+			q, log := queued(t, &through, format)
+			records(log.Handler())
+			q.close(time.Second)
+			if direct.String() != through.String() {
+				t.Errorf("%s: wrote\n%s\nwant\n%s", format, &through, &direct)
+			}
+		})
+	}
+}
+
+var missingLine = regexp.MustCompile(`lines of log are missing here.*lines"?[=:](\d+)`)
+
+// TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing logs far more than the
+// queue holds before anything is read.
+func TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		synctest.Test(t, func(t *testing.T) {
+			reader, writer := io.Pipe()
+			q, log := queued(t, writer, format)
+			q.limit = 64 << 10
+			const total = 5000
+			for i := range total {
+				log.Info("line", "i", i)
+			}
+			synctest.Wait()
+			dropped := int(testutil.ToFloat64(q.dropped))
+			if dropped == 0 || dropped > total-100 {
+				t.Errorf("%d of %d lines were dropped", dropped, total)
+			}
+			text := make(chan string)
+			go func() {
+				all, _ := io.ReadAll(reader)
+				text <- string(all)
+			}()
+			synctest.Wait()
+			log.Info("line", "i", total)
+			q.close(time.Minute)
+			writer.Close()
+			lines := strings.Split(strings.TrimSpace(<-text), "\n")
+			kept := total - dropped
+			if len(lines) != kept+2 {
+				t.Fatalf("%d lines were written, want %d, the one about those that are missing, and the last", len(lines), kept)
+			}
+			for i, line := range append(lines[:kept:kept], lines[kept+1]) {
+				want := i
+				if i == kept {
+					want = total
+				}
+				if !regexp.MustCompile(fmt.Sprintf(`\bi"?[=:]%d\b`, want)).MatchString(line) {
+					t.Fatalf("line %d is %s", i, line)
+				}
+			}
+			if found := missingLine.FindStringSubmatch(lines[kept]); found == nil || found[1] != strconv.Itoa(dropped) {
+				t.Errorf("instead of %d lines there is %s", dropped, lines[kept])
+			}
+		})
+	}
+}
+
+// after is a writer that gives its errors one after the other, and then writes.
+type after struct {
+	bytes.Buffer
+	errors []error
+	takes  int // bytes that a write takes which fails
+}
+
+func (a *after) Write(p []byte) (int, error) {
+	if len(a.errors) == 0 {
+		return a.Buffer.Write(p)
+	}
+	err := a.errors[0]
+	a.errors = a.errors[1:]
+	n, _ := a.Buffer.Write(p[:a.takes])
+	return n, err
+}
+
+func TestALogThatCannotBeWrittenLosesLinesAndSaysSoLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		to := &after{errors: []error{syscall.EPIPE, syscall.EPIPE, syscall.ENOSPC}}
+		q, log := queued(t, to, "text")
+		for i := range 4 {
+			log.Info("line", "i", i)
+			synctest.Wait()
+		}
+		// Line 0 fails, then twice the line about it.
+		lines := strings.Split(strings.TrimSpace(to.String()), "\n")
+		if len(lines) != 2 || !strings.HasSuffix(lines[0], " lines=3") || !strings.HasSuffix(lines[1], " i=3") {
+			t.Errorf("wrote %q", lines)
+		}
+		if got := testutil.ToFloat64(q.dropped); got != 3 {
+			t.Errorf("%v lines are counted as lost, want 3", got)
+		}
+	})
+}
+
+// A reader may share its end of a pipe with a process that has made it
+// non-blocking.
+func TestAFullPipeThatDoesNotBlockLosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		to := &after{errors: []error{syscall.EAGAIN, syscall.EAGAIN}, takes: 7}
+		q, log := queued(t, to, "text")
+		log.Info("a line that is written in three pieces")
+		q.close(time.Second)
+		if got := to.String(); !strings.HasSuffix(got, "level=INFO msg=\"a line that is written in three pieces\"\n") || !strings.HasPrefix(got, "time=") {
+			t.Errorf("wrote %q", got)
+		}
+	})
+}
+
+func TestTheEndWaitsForTheLogNoLongerThanASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader, writer := io.Pipe()
+		q, log := queued(t, writer, "text")
+		log.Info("nothing reads this")
+		begin := time.Now()
+		q.close(lastFlush)
+		if took := time.Since(begin); took != time.Second {
+			t.Errorf("close took %v, want a second", took)
+		}
+		reader.Close()
+	})
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// supplied is a plane with or without a set.
+type supplied bool
+
+func (s *supplied) HasSet() bool { return bool(*s) }
+
+func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source, plane := &told{}, new(supplied)
+		r := &readiness{condition: source, plane: plane}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.run(ctx) }()
+		refused := errors.New("consul at http://127.0.0.1:8500: connection refused")
+		is := func(when string, want error, remark string) {
+			t.Helper()
+			synctest.Wait()
+			if err := r.Ready(); !errors.Is(err, want) {
+				t.Errorf("%s: not ready because of %v, want %v", when, err, want)
+			}
+			if got := r.Remark(); got != remark {
+				t.Errorf("%s: remark %q, want %q", when, got, remark)
+			}
+		}
+		is("the source answers", nil, "")
+		source.set(refused, "")
+		time.Sleep(10 * time.Second) // the first look after the change is one second later
+		const away = "consul at http://127.0.0.1:8500: connection refused; it is so since 2000-01-01T00:00:01Z, and Envoys keep the last good configuration"
+		if err := r.Ready(); !errors.Is(err, refused) {
+			t.Errorf("away, without a set: %v, want %v", err, refused)
+		}
+		*plane = true
+		is("away, with a set", nil, away)
+		source.set(refused, "slow")
+		is("away, with a remark", nil, away+"\nslow")
+		source.set(nil, "slow")
+		is("it answers again", nil, "slow")
+		*plane = false
+		source.set(nil, "")
+		is("it answers, without a set", nil, "")
+		*plane = true
+		r.drain()
+		is("draining", errShuttingDown, "")
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}

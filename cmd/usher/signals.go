@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/usherproxy/usher/xds"
+)
+
+// signals are those that usher serve reacts to. The zero value brings none.
+type signals struct {
+	reload <-chan os.Signal // SIGHUP
+	end    <-chan os.Signal // SIGTERM and SIGINT
+}
+
+// notify begins to receive signals; the function it returns ends that. SIGPIPE
+// is ignored meanwhile: a log whose reader has gone away must not end Usher.
+func notify() (signals, func()) {
+	reload, end := make(chan os.Signal, 1), make(chan os.Signal, 2)
+	signal.Notify(reload, syscall.SIGHUP)
+	signal.Notify(end, syscall.SIGTERM, os.Interrupt)
+	signal.Ignore(syscall.SIGPIPE)
+	return signals{reload: reload, end: end}, func() {
+		signal.Stop(reload)
+		signal.Stop(end)
+		signal.Reset(syscall.SIGPIPE)
+	}
+}
+
+// followed is what is read again at SIGHUP.
+type followed struct {
+	path   string
+	reload func()
+}
+
+// keeper does what signals ask for.
+type keeper struct {
+	log      *slog.Logger
+	signals  signals
+	followed []followed
+	ready    *readiness
+	server   *xds.Server
+	over     time.Duration // is given to the ends of streams
+}
+
+// run reacts to signals until ctx ends, or until Usher is to end.
+func (k *keeper) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-k.signals.reload:
+			k.reload()
+		case <-k.signals.end:
+			k.shutDown(ctx)
+			return nil
+		}
+	}
+}
+
+// reload has all that is followed read again. Each says itself what has changed.
+func (k *keeper) reload() {
+	paths := []string{}
+	for _, f := range k.followed {
+		f.reload()
+		paths = append(paths, f.path)
+	}
+	if len(paths) == 0 {
+		k.log.Info("SIGHUP: usher follows no file, so there is nothing to read again")
+		return
+	}
+	k.log.Info("SIGHUP: files are read again", "paths", paths)
+}
+
+// lastWords is how long Envoys are given to take leave after their streams were
+// ended.
+const lastWords = time.Second
+
+// shutDown asks Envoys to connect again, a few at a time, and returns when all
+// have gone, the time for it is over, or there is a second signal.
+func (k *keeper) shutDown(ctx context.Context) {
+	k.ready.drain()
+	k.log.Info("shutting down: Envoys are asked to connect again; send the signal again to end at once", "envoys", k.server.Streams(), "over", k.over)
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, k.over+lastWords)
+	defer cancel()
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		k.server.Drain(ctx, k.over)
+	}()
+	left := 0
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		left = k.server.Streams()
+	case <-k.signals.end:
+		left = k.server.Streams()
+		k.log.Info("shutting down at once: the signal came again")
+	}
+	cancel()
+	<-gone
+	k.log.Info("shut down", "after", time.Since(begin).Round(time.Millisecond), "cut_off", left)
+}

@@ -1,0 +1,379 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// configDir is a directory for --config-dir with the gateway of fakeGateway, in
+// a directory.
+func configDir(t *testing.T, in string) string {
+	t.Helper()
+	dir := filepath.Join(in, "config")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, dir, "gateway.hcl", `
+kind = "ingress-gateway"
+name = "ingress-gateway"
+listeners { port = 8080 services { name = "static-server" } }
+`)
+	writeFile(t, dir, "service.hcl", `service { name = "static-server" port = 9090 address = "127.0.0.1" }`)
+	return dir
+}
+
+// addService gives the gateway one more service, and so Envoys one more cluster.
+func addService(t *testing.T, dir string) {
+	t.Helper()
+	writeFile(t, dir, "other.hcl", `service { name = "other" port = 9091 address = "127.0.0.1" }`)
+	writeFile(t, dir, "gateway.hcl", `
+kind = "ingress-gateway"
+name = "ingress-gateway"
+listeners { port = 8080 services { name = "static-server" } }
+listeners { port = 8081 services { name = "other" } }
+`)
+}
+
+// wantOther wants the cluster of that service as the next response.
+func wantOther(t *testing.T, e *xdstest.Envoy) {
+	t.Helper()
+	r := e.Next()
+	if r.Type != resource.ClusterType || len(r.Names) != 1 || !strings.HasPrefix(r.Names[0], "other.") {
+		t.Errorf("received %s %q, want the cluster of the new service", r.Type, r.Names)
+	}
+	e.Ack(r)
+}
+
+// wantFed wants a new stream served.
+func wantFed(t *testing.T, h *host) *xdstest.Envoy {
+	t.Helper()
+	e := fakeGateway(t, xdsPort{From: h}.dial(t), xdstest.Delta, "")
+	e.Subscribe(resource.ClusterType)
+	e.Ack(e.Next())
+	return e
+}
+
+// TestLogIsNotRead is the story of a collector that stops reading Usher's
+// stderr, comes back, and goes away. Envoys are served all the time, also while
+// more is logged than Usher keeps, and the log says what is missing.
+func TestLogIsNotRead(t *testing.T) {
+	t.Parallel()
+	h := newMachine(t)
+	fifo := filepath.Join(newDir(t), "log")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(fifo, os.O_RDWR, 0) // for writing, too: so no open waits for the other end
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	dir := configDir(t, newDir(t))
+	u := startUsher(t, usherOptions{Host: h, Log: fifo, Args: []string{"--config-dir", dir, "--log-level", "debug"}})
+	living := wantFed(t, h)
+
+	// Each request is a line of more than a kilobyte.
+	noise := "type.googleapis.com/" + strings.Repeat("x", 1000)
+	eventually(t, "usher loses lines", startDeadline, func() error {
+		for range 100 {
+			living.Subscribe(noise)
+		}
+		if u.sum(t, "usher_log_lines_dropped_total") == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	wantFed(t, h)
+	addService(t, dir)
+	wantOther(t, living)
+
+	if err := log.SetReadDeadline(time.Now().Add(changeDeadline)); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(log)
+	for !strings.Contains(lines.Text(), "lines of log are missing here") {
+		if !lines.Scan() {
+			t.Fatalf("the log does not say what is missing: %v", lines.Err())
+		}
+	}
+	t.Log(lines.Text())
+	log.Close()
+	for range 100 {
+		living.Subscribe(noise)
+	}
+	wantFed(t, h)
+	u.Signal(t, syscall.SIGTERM)
+	if code := u.Wait(t); code != 0 {
+		t.Errorf("usher ended with %d, want 0", code)
+	}
+}
+
+// TestEndWithoutAReaderOfTheLog ends an Usher whose log is full.
+func TestEndWithoutAReaderOfTheLog(t *testing.T) {
+	t.Parallel()
+	h := newMachine(t)
+	fifo := filepath.Join(newDir(t), "log")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	u := startUsher(t, usherOptions{Host: h, Log: fifo, Args: []string{"--config-dir", configDir(t, newDir(t)), "--log-level", "debug"}})
+	e := wantFed(t, h)
+	for range 500 {
+		e.Subscribe("type.googleapis.com/" + strings.Repeat("x", 1000))
+	}
+	wantFed(t, h)
+	u.Signal(t, syscall.SIGTERM)
+	if code := u.Wait(t); code != 0 {
+		t.Errorf("usher ended with %d, want 0", code)
+	}
+}
+
+// TestSIGHUPIsAReload is the story of an operator who reloads Usher as he
+// reloads Consul. A directory farther up was replaced, which is not seen without
+// the signal. The stream of an Envoy goes on, and brings the change.
+func TestSIGHUPIsAReload(t *testing.T) {
+	t.Parallel()
+	h := newMachine(t)
+	up := filepath.Join(newDir(t), "up")
+	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, up)}})
+	e := wantFed(t, h)
+	if err := os.Rename(up, up+".old"); err != nil {
+		t.Fatal(err)
+	}
+	dir := configDir(t, up)
+	addService(t, dir)
+	u.Signal(t, syscall.SIGHUP)
+	u.WaitOutput(t, `msg="SIGHUP: files are read again" paths=[`+dir+`]`)
+	wantOther(t, e)
+}
+
+// TestSIGTERMDrains is the story of an Usher that many Envoys are connected to
+// and that is to end: they leave one after the other, and meanwhile no new one
+// is served there.
+func TestSIGTERMDrains(t *testing.T) {
+	t.Parallel()
+	const envoys = 60
+	h := newMachine(t)
+	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--drain-time", "4s"}})
+	var connected []*xdstest.Envoy
+	for range envoys {
+		connected = append(connected, wantFed(t, h))
+	}
+	u.Signal(t, syscall.SIGTERM)
+	u.WaitOutput(t, fmt.Sprintf(`msg="shutting down: Envoys are asked to connect again; send the signal again to end at once" envoys=%d over=4s`, envoys))
+	u.wantNotReady(t, "usher is shutting down")
+	late := discoveryv3.NewAggregatedDiscoveryServiceClient(xdsPort{From: h}.dial(t))
+	stream, err := late.DeltaAggregatedResources(t.Context())
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("a new stream: %v, want Unavailable", err)
+	}
+	if code := u.Wait(t); code != 0 {
+		t.Errorf("usher ended with %d, want 0", code)
+	}
+	for _, e := range connected {
+		if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; connect again") {
+			t.Errorf("a stream ended with %v", err)
+		}
+	}
+	u.WaitOutput(t, `msg="shut down"`)
+
+	var ends []time.Time
+	for _, line := range regexp.MustCompile(`time=(\S+) level=INFO msg="envoy disconnected"`).FindAllStringSubmatch(u.Output(t), -1) {
+		at, err := time.Parse(time.RFC3339Nano, line[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, at)
+	}
+	if len(ends) != envoys {
+		t.Fatalf("%d Envoys disconnected, want %d", len(ends), envoys)
+	}
+	first, middle, last := ends[0], ends[envoys/2], ends[envoys-1]
+	t.Logf("half of the Envoys left after %v, all after %v", middle.Sub(first), last.Sub(first))
+	if middle.Sub(first) < time.Second || last.Sub(middle) < time.Second {
+		t.Errorf("Envoys left after 0s, %v and %v, want that spread over 4s", middle.Sub(first), last.Sub(first))
+	}
+}
+
+// TestEnvoyMovesToAnotherUsher is the story of a Service of Kubernetes with two
+// Ushers, of which the one that a real Envoy is connected to is replaced: the
+// Envoy's next stream reaches the other one, and follows a change there.
+func TestEnvoyMovesToAnotherUsher(t *testing.T) {
+	for _, version := range []string{envoyNew, envoyOld} {
+		t.Run("envoy "+version, func(t *testing.T) {
+			t.Parallel()
+			network := newLab(t)
+			dir := configDir(t, newDir(t))
+			var ushers []*usher
+			service := &readyService{}
+			for _, h := range []*host{network.Gateway, network.Service} {
+				u := startUsher(t, usherOptions{Host: h, XDSAddr: h.addr(18000), Args: []string{"--config-dir", dir, "--insecure-plaintext"}})
+				ushers = append(ushers, u)
+				service.add(u, h)
+			}
+			service.start(t, network.Client, "127.0.0.1:18000")
+			e := startOwn(t, ownOptions{Host: network.Client, Envoy: version, XDSAddr: "127.0.0.1:18000"})
+			e.waitListener(t, 8080)
+			if n := ushers[0].sum(t, "usher_xds_streams"); n != 1 {
+				t.Fatalf("the first Usher has %v streams, want the Envoy's", n)
+			}
+			begin := time.Now()
+			if ushers[0].Stop(t); strings.Contains(ushers[0].Output(t), "cut_off=1") {
+				t.Error("the Envoy's stream was cut off")
+			}
+			t.Logf("the Usher ended after %v", time.Since(begin).Round(time.Millisecond))
+			eventually(t, "the Envoy is connected to the other Usher", changeDeadline, func() error {
+				if n := ushers[1].sum(t, "usher_xds_streams"); n != 1 {
+					return fmt.Errorf("it has %v streams", n)
+				}
+				return nil
+			})
+			t.Logf("the Envoy was there after %v", time.Since(begin).Round(time.Millisecond))
+			addService(t, dir)
+			e.waitListener(t, 8081)
+		})
+	}
+}
+
+// readyService is what a Service of Kubernetes is to an Envoy: each connection
+// is led to an Usher that is ready.
+type readyService struct {
+	ushers []*usher
+	hosts  []*host
+}
+
+func (s *readyService) add(u *usher, h *host) {
+	s.ushers, s.hosts = append(s.ushers, u), append(s.hosts, h)
+}
+
+// start serves until the test ends.
+func (s *readyService) start(t *testing.T, on *host, address string) {
+	t.Helper()
+	listener := on.listen(t, address)
+	var work sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel()
+		listener.Close()
+		work.Wait()
+	})
+	work.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			work.Go(func() { s.relay(ctx, conn) })
+		}
+	})
+}
+
+// relay copies both ways until one of the ends closes.
+func (s *readyService) relay(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	for i, u := range s.ushers {
+		if _, err := u.admin("/readyz"); err != nil {
+			continue
+		}
+		to, err := s.hosts[i].dial(ctx, "tcp", s.hosts[i].addr(18000))
+		if err != nil {
+			return
+		}
+		defer to.Close()
+		ended := make(chan struct{}, 2)
+		for _, way := range [][2]net.Conn{{conn, to}, {to, conn}} {
+			go func() { _, _ = io.Copy(way[0], way[1]); ended <- struct{}{} }()
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		}
+		return
+	}
+}
+
+// TestSIGTERMTwice ends at once.
+func TestSIGTERMTwice(t *testing.T) {
+	t.Parallel()
+	h := newMachine(t)
+	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--drain-time", "10m"}})
+	for range 3 {
+		wantFed(t, h)
+	}
+	u.Signal(t, syscall.SIGTERM)
+	u.WaitOutput(t, "shutting down: Envoys are asked to connect again")
+	u.Signal(t, syscall.SIGINT)
+	if code := u.Wait(t); code != 0 {
+		t.Errorf("usher ended with %d, want 0", code)
+	}
+	u.WaitOutput(t, "shutting down at once: the signal came again")
+}
+
+// TestAdminPortIsCrowded holds more connections against the admin port than
+// Usher may open files. Probes are answered, and an Envoy can connect.
+func TestAdminPortIsCrowded(t *testing.T) {
+	t.Parallel()
+	h := newMachine(t)
+	u := startUsher(t, usherOptions{Host: h, Files: 1024, Args: []string{"--config-dir", configDir(t, newDir(t))}})
+	u.client.CloseIdleConnections()
+	for range 1500 {
+		conn, err := h.dial(t.Context(), "tcp", "127.0.0.1:18001")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		begin := time.Now()
+		if _, err := u.admin(path); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		t.Logf("%s is answered after %v", path, time.Since(begin).Round(time.Millisecond))
+	}
+	wantFed(t, h)
+	if open := u.sum(t, "process_open_fds"); open > 200 {
+		t.Errorf("usher has %v files open", open)
+	}
+	if strings.Contains(u.Output(t), "too many open files") {
+		t.Error("usher had too many files open")
+	}
+}
+
+// TestAdminPortIsShown has the admin port reachable from elsewhere, as probes in
+// Kubernetes need it.
+func TestAdminPortIsShown(t *testing.T) {
+	t.Parallel()
+	h := newMachine(t)
+	u := launchUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--admin-addr", "0.0.0.0:18001"}})
+	u.waitReady(t)
+	u.WaitOutput(t, `level=WARN msg="the admin port is reachable beyond loopback`)
+}
