@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -16,6 +17,10 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/hashicorp/consul/api"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/usherproxy/usher/internal/xdstest"
@@ -207,7 +212,7 @@ func (s *strangers) ofEveryKind(t *testing.T) {
 	s.act(20, refusedStreams(greeting))
 }
 
-// limits says how often each limit of Usher's was reached.
+// limits returns how often each limit of Usher's was reached.
 func (u *usher) limits(t *testing.T) map[string]int {
 	t.Helper()
 	reached := map[string]int{}
@@ -233,5 +238,93 @@ func (u *usher) waitLimits(t *testing.T, names ...string) {
 			}
 		}
 		return u.Alive()
+	})
+}
+
+// makeLarge gives the gateway's service so many hosts that its routes do not fit
+// into the window of a client that does not read.
+func (g *guardedUsher) makeLarge(t *testing.T) {
+	t.Helper()
+	var hosts []string
+	for i := range 5000 {
+		hosts = append(hosts, fmt.Sprintf("host-%d.example.com", i))
+	}
+	_, _, err := g.Consul.Client.ConfigEntries().Set(&api.IngressGatewayConfigEntry{
+		Kind: api.IngressGateway, Name: "ingress-gateway",
+		Listeners: []api.IngressListener{{Port: 8080, Protocol: "http", Services: []api.IngressService{{Name: "static-server", Hosts: hosts}}}},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// unreadStream is a delta stream with a window of 64 KiB.
+type unreadStream struct {
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+	node *corev3.Node
+}
+
+// unread opens a stream whose client reads only when it is told to.
+func (g *guardedUsher) unread(t *testing.T, token string) *unreadStream {
+	t.Helper()
+	const window = 64 << 10
+	conn, err := grpc.NewClient("passthrough:///"+g.Gateway.addr(18000), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return g.Client.dial(ctx, "tcp", address)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).
+		DeltaAggregatedResources(metadata.AppendToOutgoingContext(t.Context(), "x-consul-token", token))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &unreadStream{stream, &corev3.Node{Id: "ingress-gateway", Cluster: "ingress-gateway"}}
+}
+
+func (s *unreadStream) send(t *testing.T, m *discoveryv3.DeltaDiscoveryRequest) {
+	t.Helper()
+	m.Node = s.node
+	if err := s.Send(m); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *unreadStream) receive(t *testing.T) *discoveryv3.DeltaDiscoveryResponse {
+	t.Helper()
+	m, err := s.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// doesNotRead is the act of an Envoy with a token that asks for more than its
+// window and does not read it.
+func (g *guardedUsher) doesNotRead(t *testing.T) func(context.Context, net.Conn) {
+	t.Helper()
+	var requests [][]byte
+	for _, m := range []*discoveryv3.DeltaDiscoveryRequest{
+		{TypeUrl: resource.RouteType, ResourceNamesSubscribe: []string{"8080"}},
+		{TypeUrl: resource.EndpointType, ResourceNamesSubscribe: []string{g.crowd.cluster}},
+	} {
+		m.Node = &corev3.Node{Id: "ingress-gateway", Cluster: "ingress-gateway"}
+		request, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests = append(requests, request)
+	}
+	return onHTTP2(func(_ context.Context, raw *xdstest.Raw) {
+		err := raw.Open(1, g.Token)
+		for _, request := range requests {
+			err = errors.Join(err, raw.Send(1, len(request), request))
+		}
+		if err == nil {
+			<-raw.Done()
+		}
 	})
 }

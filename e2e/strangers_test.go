@@ -4,12 +4,15 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
 
@@ -28,7 +31,7 @@ type guardedUsher struct {
 	changes int
 }
 
-func startGuardedUsher(t *testing.T) *guardedUsher {
+func startGuardedUsher(t *testing.T, args ...string) *guardedUsher {
 	t.Helper()
 	g := &guardedUsher{lab: newLab(t)}
 	g.Consul = startConsul(t, consulOptions{Version: consulNew, Host: g.Control, Secure: true})
@@ -36,7 +39,7 @@ func startGuardedUsher(t *testing.T) *guardedUsher {
 	g.Usher = startUsher(t, usherOptions{
 		Host: g.Gateway, Consul: g.Consul, XDSAddr: "0.0.0.0:18000",
 		Token:  g.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl")),
-		Args:   []string{"--insecure-plaintext"},
+		Args:   append([]string{"--insecure-plaintext"}, args...),
 		Memory: 512 << 20,
 		Files:  4096,
 	})
@@ -129,7 +132,6 @@ func (g *guardedUsher) wantAlive(t *testing.T, what string) {
 // streams that are held, streams by the thousand. Usher has 512 MiB and 4,096
 // files. Who is let in notices next to nothing.
 func TestNoStrangerHurtsAnybody(t *testing.T) {
-	t.Parallel()
 	g := startGuardedUsher(t)
 	g.crowd.join(t, xdsPort{From: g.Gateway}, 100)
 	alone := g.delivery(t)
@@ -151,4 +153,83 @@ func TestNoStrangerHurtsAnybody(t *testing.T) {
 		t.Errorf("a change takes %v among strangers, and %v without: more than twice the time", crowded, alone)
 	}
 	g.wantAlive(t, "strangers of every kind")
+}
+
+// TestACrowdAmongStrangers is a minute of 2,000 streams of Envoys, of which 200 do
+// not read what they are sent, ten changes a second, and 500 strangers. No Envoy
+// that reads is dropped, and each has the newest state in the end.
+func TestACrowdAmongStrangers(t *testing.T) {
+	g := startGuardedUsher(t)
+	g.makeLarge(t)
+	g.crowd.join(t, xdsPort{From: g.Gateway}, 1800)
+	deaf := newStrangers(t, g.Gateway.addr(18000), g.Gateway)
+	deaf.act(200, g.doesNotRead(t))
+	had := g.crowd.await(t, "")
+	g.watchProbes(t)
+	s := newStrangers(t, g.Gateway.addr(18000), g.Client, g.Balancer, g.Service)
+	s.ofEveryKind(t)
+
+	for tick, end := time.Tick(100*time.Millisecond), time.After(time.Minute); ; {
+		select {
+		case <-tick:
+			if err := g.change(); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		case <-end:
+		}
+		break
+	}
+	g.crowd.await(t, had)
+	if cut := g.Usher.limits(t)["send_time"]; cut < 200 {
+		t.Errorf("%d streams that do not read were cut off, want 200 at least", cut)
+	}
+	g.wantAlive(t, fmt.Sprintf("2,000 streams, 200 of them not read, 500 strangers, %d changes", g.changes))
+}
+
+// TestNoKeyForARevokedTokenThatDoesNotRead deletes a token while its stream does
+// not read: the stream ends in time all the same, and what it reads later is not
+// the key that was made after that.
+func TestNoKeyForARevokedTokenThatDoesNotRead(t *testing.T) {
+	g := startGuardedUsher(t, "--reauthorize-interval", reauthorizeInterval.String())
+	g.makeLarge(t)
+	token := g.Consul.newToken(t, "revoked", gatewayRules)
+	stream := g.unread(t, token)
+	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResourceNamesSubscribe: []string{leafSecret}})
+	first := stream.receive(t)
+	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResponseNonce: first.GetNonce()})
+	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.RouteType, ResourceNamesSubscribe: []string{"8080"}})
+	eventually(t, "the routes are sent", changeDeadline, func() error {
+		if strings.Contains(g.Usher.metrics(t), `usher_xds_responses_total{type="route"} 0`) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+
+	self, _, err := g.Consul.Client.ACL().TokenReadSelf(&api.QueryOptions{Token: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Consul.Client.ACL().TokenDelete(self.AccessorID, nil); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	eventually(t, "the stream ends", changeDeadline, func() error {
+		if !strings.Contains(g.Usher.metrics(t), `usher_xds_streams{protocol="delta"} 0`) {
+			return errors.New("it is open")
+		}
+		return nil
+	})
+	if took := time.Since(begin); took > reauthorizeInterval+time.Second {
+		t.Errorf("the stream of a deleted token ended after %v", took)
+	}
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			break
+		}
+		if r.GetTypeUrl() == resource.SecretType {
+			t.Error("a deleted token was sent another key")
+		}
+	}
 }

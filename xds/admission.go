@@ -274,18 +274,20 @@ func (a *admission) open(c *connection, token Token, end func(error)) (*place, e
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.used = true
-	p := &place{admission: a, conn: c, token: maphash.String(a.seed, string(token)), end: end}
+	hash := maphash.String(a.seed, string(token))
+	known := a.isKnown(hash)
+	p := &place{admission: a, conn: c, token: hash, end: end}
 	for _, limit := range []struct {
 		name    string
 		full    bool
 		pending *list.List // the oldest gives way; nil: none can
 	}{
-		{"stream_rate_per_peer", !a.isKnown(p.token) && !c.peer.rate.Allow(), nil},
-		{"stream_rate", !a.isKnown(p.token) && !a.rate.Allow(), nil},
+		{"stream_rate_per_peer", !known && !c.peer.rate.Allow(), nil},
+		{"stream_rate", !known && !a.rate.Allow(), nil},
 		{"streams_per_peer", c.peer.streams >= a.limits.StreamsPerPeer, &c.peer.pending},
 		{"streams", a.streams >= a.limits.Streams, &a.pending},
-		{"pending_streams_per_peer", c.peer.pending.Len() >= maxPendingStreamsPerPeer, &c.peer.pending},
-		{"pending_streams", a.pending.Len() >= maxPendingStreams, &a.pending},
+		{"pending_streams_per_peer", !known && c.peer.pending.Len() >= maxPendingStreamsPerPeer, &c.peer.pending},
+		{"pending_streams", !known && a.pending.Len() >= maxPendingStreams, &a.pending},
 	} {
 		if !limit.full {
 			continue
@@ -298,8 +300,10 @@ func (a *admission) open(c *connection, token Token, end func(error)) (*place, e
 	}
 	a.streams++
 	c.peer.streams++
-	p.element, p.peersElement = a.pending.PushBack(p), c.peer.pending.PushBack(p)
-	a.metrics.pendingStreams.Set(float64(a.pending.Len()))
+	if !known {
+		p.element, p.peersElement = a.pending.PushBack(p), c.peer.pending.PushBack(p)
+		a.metrics.pendingStreams.Set(float64(a.pending.Len()))
+	}
 	return p, nil
 }
 

@@ -6,15 +6,15 @@ import (
 )
 
 // Limits bound what callers cost. They hold before anything is decoded, logged or
-// asked of the Authorizer. Zero stands for
-// that of DefaultLimits.
+// asked of the Authorizer. Zero stands for that of DefaultLimits.
 //
 // A peer is an IP address; an IPv6 network of 64 bits is one peer, and all unix
 // sockets are one. A connection is pending until one of its streams is
-// authorised, and again when the last of those has ended; a stream is pending
-// until it is authorised. When a limit is reached, the oldest that is pending
-// gives way to the newest, so that callers who only hold a place lose it. When
-// nothing is pending, the newest is refused.
+// authorised, and again when the last of those has ended. A stream is pending
+// until it is authorised, unless its token was in the last ten minutes. When a
+// limit is reached, the oldest that is pending gives way to the newest, so that
+// callers who only hold a place lose it. When nothing is pending, the newest is
+// refused.
 type Limits struct {
 	// Connections is how many may be open, and ConnectionsPerPeer how many of
 	// them from one peer.
@@ -65,8 +65,11 @@ const (
 	// pendingTime is how long a connection may be pending: time for the
 	// handshakes, a first request, and the Authorizer's answer.
 	pendingTime = 30 * time.Second
-	// sendTime is how long Envoy may take to read a response.
-	sendTime = 30 * time.Second
+	// sendTime is how long Envoy may take to let a response be written, and
+	// answerTime how long it may answer none. An Envoy with a thousand clusters can
+	// be busy for a minute and a half.
+	sendTime   = 30 * time.Second
+	answerTime = 5 * time.Minute
 	// knownTime is how long a token is known after its last stream.
 	knownTime = 10 * time.Minute
 	// maxKnownTokens bounds the tokens that are known.

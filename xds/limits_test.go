@@ -258,7 +258,7 @@ func TestStreamsAreBounded(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
 				first := r.warm(small())
-				silent := r.connect()
+				silent := r.connectWith(xdstest.Options{Token: "another"})
 				synctest.Wait()
 				second := r.warm(small()) // the silent one gives way
 				silent.ExpectEnd(codes.ResourceExhausted)

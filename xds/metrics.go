@@ -91,7 +91,7 @@ func (m *Metrics) deny(err error) {
 // limitNames are the labels of the limits.
 var limitNames = []string{
 	"connections", "connections_per_peer", "streams", "streams_per_peer", "stream_rate", "stream_rate_per_peer",
-	"pending_streams", "pending_streams_per_peer", "pending_time", "first_request_time", "send_time", "request_size", "request_bytes", "names",
+	"pending_streams", "pending_streams_per_peer", "pending_time", "first_request_time", "send_time", "answer_time", "request_size", "request_bytes", "names",
 }
 
 // showLimits shows what the limits are.
@@ -101,7 +101,7 @@ func (m *Metrics) showLimits(l Limits) {
 		"streams": float64(l.Streams), "streams_per_peer": float64(l.StreamsPerPeer),
 		"stream_rate": float64(l.StreamRate), "stream_rate_per_peer": float64(l.StreamRatePerPeer),
 		"pending_streams": maxPendingStreams, "pending_streams_per_peer": maxPendingStreamsPerPeer,
-		"pending_time": pendingTime.Seconds(), "first_request_time": firstRequestTime.Seconds(), "send_time": sendTime.Seconds(),
+		"pending_time": pendingTime.Seconds(), "first_request_time": firstRequestTime.Seconds(), "send_time": sendTime.Seconds(), "answer_time": answerTime.Seconds(),
 		"request_size": maxRequest, "request_bytes": maxRequestBytes, "names": maxUnknownNames,
 	} {
 		m.limits.WithLabelValues(name).Set(value)

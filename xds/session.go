@@ -59,6 +59,10 @@ type session struct {
 	// written.
 	queue   []*response
 	sending bool
+	// answered is when Envoy answered a response last, or was sent one while it
+	// had answered all.
+	answered  time.Time
+	expecting bool // an answer
 	// deadline fires when the caller has taken too long to send its first
 	// request or to read a response.
 	deadline *time.Timer
@@ -207,7 +211,11 @@ func (s *session) receive(f frame) error {
 		s.log.Debug("request for a type that is not served", "type", r.typeURL)
 		return nil
 	}
-	s.judge(t, s.talk.hear(t, r))
+	v := s.talk.hear(t, r)
+	if v.response != nil {
+		s.expecting, s.answered = s.talk.unanswered(), time.Now()
+	}
+	s.judge(t, v)
 	if err := s.talk.tooMuch(t); err != nil {
 		s.admission.limit(s.conn, "names", s.caller.Token, err.Error())
 		return status.Error(codes.ResourceExhausted, err.Error())
@@ -237,6 +245,9 @@ func (s *session) send() {
 	s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
 	s.log.Debug("sending", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
 	s.sending = true
+	if !s.expecting {
+		s.expecting, s.answered = true, time.Now()
+	}
 	s.deadline.Reset(sendTime)
 	select {
 	case s.messages <- s.protocol.encode(r):
@@ -251,10 +262,13 @@ func (s *session) tooSlow() error {
 		s.admission.limit(s.conn, "first_request_time", s.caller.Token, reason)
 		return status.Error(codes.DeadlineExceeded, reason)
 	}
+	return s.doesNotRead("send_time", "envoy has not read what it was sent for "+sendTime.String())
+}
+
+func (s *session) doesNotRead(limit, reason string) error {
 	s.cut = true
-	reason := "envoy has not read a response within " + sendTime.String()
-	s.admission.limit(s.conn, "send_time", s.caller.Token, reason)
-	s.log.Warn("stream ended: " + reason)
+	s.options.Metrics.limited.WithLabelValues(limit).Inc()
+	s.log.Warn("stream ended: "+reason, "limit", limit)
 	return status.Error(codes.DeadlineExceeded, reason)
 }
 
@@ -347,6 +361,9 @@ func (a *authority) authorized(interval time.Duration) {
 // is over before there is another, nothing more is sent; what Envoy has not read
 // yet is cut off with the connection.
 func (s *session) reauthorize() error {
+	if s.expecting && time.Since(s.answered) > answerTime {
+		return s.doesNotRead("answer_time", "envoy has not answered what it was sent for "+answerTime.String())
+	}
 	if !s.asking {
 		s.asking = true
 		s.renew.Reset(s.left)

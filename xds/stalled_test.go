@@ -83,8 +83,28 @@ func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left", got)
 		}
-		if !strings.Contains(r.log.String(), "has not read a response") {
+		if !strings.Contains(r.log.String(), "envoy has not read what it was sent") {
 			t.Errorf("the log has no reason:\n%s", r.log)
+		}
+	})
+}
+
+// One large response that is not read blocks nobody: it is seen by the answer that
+// does not come.
+func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		time.Sleep(10 * time.Minute)
+		e.ExpectNone()
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		e.Expect(eds, "web")
+		time.Sleep(5 * time.Minute)
+		r.supplier.publish(small().with(endpoints("web", 2), routes("web", 2)).set(t))
+		synctest.Wait()
+		time.Sleep(30 * time.Second)
+		r.wantLimited("answer_time", 1)
+		if got := r.count("usher_xds_streams", string(r.protocol)); got != 0 {
+			t.Errorf("%v streams are left", got)
 		}
 	})
 }
