@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -319,12 +318,15 @@ func (g *guardedUsher) doesNotRead(t *testing.T) func(context.Context, net.Conn)
 		requests = append(requests, request)
 	}
 	return onHTTP2(func(_ context.Context, raw *xdstest.Raw) {
-		err := raw.Open(1, g.Token)
-		for _, request := range requests {
-			err = errors.Join(err, raw.Send(1, len(request), request))
+		if raw.Open(1, g.Token) != nil || raw.Send(1, len(requests[0]), requests[0]) != nil {
+			return
 		}
-		if err == nil {
+		select {
+		case <-raw.Answered():
+			// What is sent now waits behind what is not read.
+			_ = raw.Send(1, len(requests[1]), requests[1])
 			<-raw.Done()
+		case <-raw.Done():
 		}
 	})
 }

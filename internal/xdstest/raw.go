@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/net/http2"
@@ -20,6 +21,7 @@ type Raw struct {
 	headers bytes.Buffer
 	encoder *hpack.Encoder
 	window  chan struct{} // has a value when the server takes more of a stream
+	answer  chan struct{} // closed when the server has sent data
 	done    chan struct{} // closed when the connection has ended
 }
 
@@ -28,29 +30,42 @@ const maxFrame = 16 << 10
 
 // NewRaw begins HTTP/2 on a connection. It reads until that is closed.
 func NewRaw(conn net.Conn) (*Raw, error) {
-	r := &Raw{conn: conn, framer: http2.NewFramer(conn, conn), window: make(chan struct{}, 1), done: make(chan struct{})}
+	r := &Raw{conn: conn, framer: http2.NewFramer(conn, conn), window: make(chan struct{}, 1), answer: make(chan struct{}), done: make(chan struct{})}
 	r.encoder = hpack.NewEncoder(&r.headers)
 	go r.read()
 	_, err := io.WriteString(conn, http2.ClientPreface)
 	return r, errors.Join(err, r.framer.WriteSettings(), r.framer.WriteSettingsAck())
 }
 
+// Answered is closed when the server has begun to send a response.
+func (r *Raw) Answered() <-chan struct{} { return r.answer }
+
 // Done is closed when the connection has ended.
 func (r *Raw) Done() <-chan struct{} { return r.done }
 
 func (r *Raw) read() {
 	defer close(r.done)
+	var once sync.Once
 	for {
 		f, err := r.framer.ReadFrame()
 		if err != nil {
 			return
 		}
-		if w, ok := f.(*http2.WindowUpdateFrame); ok && w.StreamID != 0 {
-			select {
-			case r.window <- struct{}{}:
-			default:
+		switch f := f.(type) {
+		case *http2.WindowUpdateFrame:
+			if f.StreamID != 0 {
+				r.grant()
 			}
+		case *http2.DataFrame:
+			once.Do(func() { close(r.answer) })
 		}
+	}
+}
+
+func (r *Raw) grant() {
+	select {
+	case r.window <- struct{}{}:
+	default:
 	}
 }
 
