@@ -65,7 +65,7 @@ func (c *fakeConsul) watcher(t *testing.T) *Watcher {
 // impatient gives a watcher of it that takes everything for lasting soon.
 func (c *fakeConsul) impatient(t *testing.T) *Watcher {
 	t.Helper()
-	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{Patience: 50 * time.Millisecond})
+	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{Hold: 50 * time.Millisecond, Patience: 50 * time.Millisecond})
 }
 
 // client gives a client of it.
