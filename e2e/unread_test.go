@@ -44,12 +44,14 @@ type unread struct {
 // Envoy and for a new one.
 func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 	chain := unread{
-		question{"the chain", "/v1/discovery-chain/static-server"},
-		[]string{"500", "403", "404", "garbage"}, `discovery chain of "static-server"`,
+		question: question{"the chain", "/v1/discovery-chain/static-server"},
+		faults:   []string{"500", "403", "404", "garbage"},
+		where:    `discovery chain of "static-server"`,
 	}
 	health := unread{
-		question{"the instances", "/v1/health/connect/static-server"},
-		[]string{"403", "[null]"}, `instances of "static-server.default.default.dc1"`,
+		question: question{"the instances", "/v1/health/connect/static-server"},
+		faults:   []string{"403", "[null]"},
+		where:    `instances of "static-server.default.default.dc1"`,
 	}
 	for name, args := range map[string][]string{
 		"delta":              nil,
@@ -87,7 +89,7 @@ func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 
 			usher.Kill()
 			fault := proxy.inject(chain.question, faultNamed(t, "500"))
-			usher = startUsher(t, options)
+			startUsher(t, options)
 			fresh := startOwn(t, own)
 			fresh.waitListener(t, 9090)
 			fresh.wantListeners(t, 9090)
