@@ -168,14 +168,18 @@ func (b *build) entry() {
 	}
 }
 
-// rows reads the rows of gateway-services. Where Consul's ACLs hide all of them
-// and none was ever seen, there is none that is not hidden.
+// rows reads the rows of gateway-services. Where Consul's ACLs hide all of them,
+// those that were seen last count.
 func (b *build) rows() *rows {
 	q := b.of(rowsKind)
 	list, f := read[rows](b.lease, q)
 	switch {
-	case list == nil && errors.Is(f.err, errHidden):
-		return &rows{hidden: true}
+	case errors.Is(f.err, errHidden):
+		known := rows{hidden: true}
+		if list != nil {
+			known.services = list.services
+		}
+		return &known
 	case list == nil:
 		b.miss(q.String(), f.err)
 	}
@@ -193,7 +197,7 @@ func (b *build) services(list *rows) {
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
 	entry := listingOf(b.snapshot.Entry)
-	all := list.withHidden(b.lastServices(), entry)
+	all := list.withHidden(b.last, entry)
 	for _, row := range all {
 		if b.answered && !entry.has(row) {
 			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
@@ -238,17 +242,6 @@ func (b *build) unlisted(listed []gateway.Service, hidden bool) []gateway.Servic
 		}
 	}
 	return out
-}
-
-// lastServices are the rows of the snapshot that was handed on last whose chains
-// were known.
-func (b *build) lastServices() []gateway.Service {
-	if b.last == nil {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(b.last.Services), func(row gateway.Service) bool {
-		return b.last.Chains[row.Service] == nil
-	})
 }
 
 // chain reads the chain of a service. One that was never read is waited for; in

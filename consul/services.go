@@ -54,16 +54,17 @@ func compareRows(a, b gateway.Service) int {
 	)
 }
 
-// withHidden gives the rows and those of last that the ACLs have taken away from
-// Usher's token since: the entry still names their services. Services that a
-// wildcard found may be gone for good.
-func (r *rows) withHidden(last []gateway.Service, entry listing) []gateway.Service {
-	if !r.hidden {
+// withHidden gives the rows and those of the last snapshot that the ACLs have
+// taken away from Usher's token since: the entry still names their services, and
+// their chains are known. Services that a wildcard found may be gone for good.
+func (r *rows) withHidden(last *gateway.Snapshot, entry listing) []gateway.Service {
+	if !r.hidden || last == nil {
 		return r.services
 	}
 	all := slices.Clone(r.services)
-	for _, row := range last {
-		if _, shown := slices.BinarySearchFunc(r.services, row, compareRows); !shown && !row.FromWildcard && entry.has(row) {
+	for _, row := range last.Services {
+		_, shown := slices.BinarySearchFunc(r.services, row, compareRows)
+		if !shown && !row.FromWildcard && last.Chains[row.Service] != nil && entry.has(row) {
 			all = append(all, row)
 		}
 	}
