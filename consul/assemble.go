@@ -252,14 +252,16 @@ func (b *build) chain(service gateway.ServiceName) {
 	}
 	q := chainOf(service)
 	c, f := read[gateway.Chain](b.lease, q)
-	where := fmt.Sprintf("discovery chain of %q", service.String())
-	switch {
-	case c != nil:
+	if c != nil {
 		b.snapshot.Chains[service] = c
-		b.refusal(where, q, f)
-	case b.lasted(q.String()):
-		b.problem(where, withheld(q, f))
-	default:
+		if b.refused(q, f) {
+			b.problem(fmt.Sprintf("discovery chain of %q", service.String()), f.err.Error())
+		}
+		return
+	}
+	if b.lasted(q.String()) {
+		b.problem(fmt.Sprintf("discovery chain of %q", service.String()), withheld(q, f))
+	} else {
 		b.miss(q.String(), f.err)
 	}
 }
@@ -286,11 +288,9 @@ func open(f fact) bool {
 	return false
 }
 
-// refusal reports a fact that Consul has refused for some time.
-func (b *build) refusal(where string, q query, f fact) {
-	if !open(f) && b.lasted("the answer to "+q.String()) {
-		b.problem(where, f.err.Error())
-	}
+// refused reports whether Consul has refused a fact for some time.
+func (b *build) refused(q query, f fact) bool {
+	return f.err != nil && !open(f) && b.lasted("the answer to "+q.String())
 }
 
 // lasted reports whether something has been wrong, in every build, for as long as
@@ -348,7 +348,6 @@ func (b *build) target(id string, t *gateway.Target) {
 	e, f := read[gateway.Endpoints](b.lease, q)
 	b.asked[q] = append(b.asked[q], id)
 	b.failing = b.failing || f.err != nil
-	where := fmt.Sprintf("instances of %q", id)
 	switch {
 	case e != nil:
 		b.endpoints[id] = e
@@ -356,10 +355,12 @@ func (b *build) target(id string, t *gateway.Target) {
 		b.unsettled = append(b.unsettled, q.String())
 	case b.lasted(q.String()):
 		// In a cluster peer, the instances say how their cluster is called.
-		b.problem(where, withheld(q, f))
+		b.problem(fmt.Sprintf("instances of %q", id), withheld(q, f))
 		return
 	default:
 		b.miss(q.String(), f.err)
 	}
-	b.refusal(where, q, f)
+	if b.refused(q, f) {
+		b.problem(fmt.Sprintf("instances of %q", id), f.err.Error())
+	}
 }

@@ -35,7 +35,9 @@ func (b *build) meshGatewaysIn(dc, partition string) {
 	}
 	list, f := read[names](b.lease, q)
 	where := fmt.Sprintf("mesh gateways of datacenter %q", locality)
-	b.refusal(where, q, f)
+	if b.refused(q, f) {
+		b.problem(where, f.err.Error())
+	}
 	if list == nil {
 		b.unsettled = append(b.unsettled, q.String())
 		return
@@ -45,7 +47,9 @@ func (b *build) meshGatewaysIn(dc, partition string) {
 		of := inPartition(meshGatewayKind, partition)
 		of.name, of.datacenter = name, q.datacenter
 		part, f := read[gateway.Endpoints](b.lease, of)
-		b.refusal(where, of, f)
+		if b.refused(of, f) {
+			b.problem(where, f.err.Error())
+		}
 		if part == nil {
 			b.unsettled = append(b.unsettled, of.String())
 			complete = false

@@ -39,6 +39,7 @@ func newTold(t testing.TB, n int) *told {
 		listener.Services = append(listener.Services, gateway.ListenerService{Name: service(i).Name})
 		all.services = append(all.services, gateway.Service{Service: service(i), Port: 8080, Protocol: "http"})
 	}
+	slices.SortFunc(all.services, compareRows)
 	reg := &registration{}
 	reg.Node.Node, reg.Node.Datacenter, reg.Service.Kind, reg.Service.ID = "a", "dc1", ingressKind, "edge"
 	facts := map[*kind]any{

@@ -26,7 +26,9 @@ func (b *build) peer(t *gateway.Target) {
 	where := fmt.Sprintf("cluster peer %q", t.Peer)
 	switch {
 	case roots != nil:
-		b.refusal(where, q, f)
+		if b.refused(q, f) {
+			b.problem(where, f.err.Error())
+		}
 	case !b.lasted(q.String()):
 		b.miss(q.String(), f.err)
 		return
