@@ -400,13 +400,18 @@ func (p *faultProxy) count(q question) *tally {
 func (c *tally) wait(t *testing.T, n int) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("consul answers %s %d times", c.question, n), startDeadline, func() error {
-		c.proxy.mu.Lock()
-		defer c.proxy.mu.Unlock()
-		if c.n < n {
-			return fmt.Errorf("%d times so far", c.n)
+		if got := c.soFar(); got < n {
+			return fmt.Errorf("%d times so far", got)
 		}
 		return nil
 	})
+}
+
+// soFar is how many there are.
+func (c *tally) soFar() int {
+	c.proxy.mu.Lock()
+	defer c.proxy.mu.Unlock()
+	return c.n
 }
 
 // ServeHTTP implements http.Handler.
