@@ -1,7 +1,9 @@
 package consul
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -32,11 +34,11 @@ type agent struct {
 
 // decodeAgent keeps what is known where the agent no longer tells it.
 func decodeAgent(prev *agent, a answer) (*agent, error) {
-	if prev != nil && a.refused {
-		return prev, nil
+	if a.refused {
+		return cmp.Or(prev, &agent{}), nil
 	}
 	var out struct {
-		Config      struct{ BindAddr string }
+		Config      *struct{ BindAddr string }
 		DebugConfig struct{ DNSDomain, DNSAltDomain string }
 		XDS         struct {
 			Ports struct{ Plaintext, TLS int }
@@ -44,6 +46,9 @@ func decodeAgent(prev *agent, a answer) (*agent, error) {
 	}
 	if err := json.Unmarshal(a.body, &out); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
+	}
+	if out.Config == nil {
+		return nil, errors.New("agent: the answer has no configuration")
 	}
 	ip, err := netip.ParseAddr(out.Config.BindAddr)
 	return &agent{

@@ -12,11 +12,10 @@ func TestAgent(t *testing.T) {
 		`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul.", "DNSAltDomain": "alt.example"}}`: {
 			dualStack: true, domain: "consul.", altDomain: "alt.example",
 		},
-		`{"Config": {"BindAddr": "10.0.0.1"}}`:                  {},
-		`{"Config": {"BindAddr": "::ffff:10.0.0.1"}}`:           {},
-		`{"Config": {}, "DebugConfig": {"DNSDomain": "mesh."}}`: {domain: "mesh."}, // Consul 1.15
-		`{"xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`:    {grpcPort: 8502},
-		`{}`: {},
+		`{"Config": {"BindAddr": "10.0.0.1"}}`:                             {},
+		`{"Config": {"BindAddr": "::ffff:10.0.0.1"}}`:                      {},
+		`{"Config": {}, "DebugConfig": {"DNSDomain": "mesh."}}`:            {domain: "mesh."}, // Consul 1.15
+		`{"Config": {}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`: {grpcPort: 8502},
 	} {
 		got, err := decodeAgent(nil, answer{body: []byte(body)})
 		if err != nil {

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,6 +15,7 @@ import (
 // build is a snapshot in the making.
 type build struct {
 	*source
+	now      time.Time
 	snapshot *gateway.Snapshot
 	// endpoints become those of the snapshot.
 	endpoints map[string]*gateway.Endpoints
@@ -24,8 +26,12 @@ type build struct {
 	// missing are the facts without which there is no snapshot, and the
 	// disagreements between facts that arrive at different times.
 	missing []string
-	// unsettled are the targets whose health was never answered nor refused.
+	// unsettled are the targets whose health was never answered.
 	unsettled []string
+	// lacks are the things that are wrong, with the time since when they are; see
+	// lasted. The first of them that may last has done so in again.
+	lacks map[string]time.Time
+	again time.Duration
 	// asked are the queries for instances, with the targets that they answer for.
 	asked map[query][]string
 	// failing says that some of them gave nothing when they were asked last.
@@ -34,7 +40,7 @@ type build struct {
 
 // answers are the queries that patch may go by.
 func (b *build) answers() map[query][]string {
-	if len(b.missing)+len(b.unsettled) > 0 || b.failing {
+	if len(b.missing)+len(b.unsettled) > 0 || b.failing || b.again < idle {
 		return nil
 	}
 	return b.asked
@@ -63,16 +69,16 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 // build asks for every fact that the gateway needs, and puts together what is
 // known. Asking comes before every reason to give up, so that all questions are
 // under way at once.
-func (s *source) build() *build {
-	b := &build{source: s, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
+func (s *source) build(now time.Time) *build {
+	b := &build{source: s, now: now, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
 		ID:     s.id,
 		Chains: map[gateway.ServiceName]*gateway.Chain{},
-	}, endpoints: map[string]*gateway.Endpoints{}}
+	}, endpoints: map[string]*gateway.Endpoints{}, lacks: map[string]time.Time{}, again: idle}
 	if a := required[agent](b, query{kind: agentKind}); a != nil {
 		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
 	// Once, for all that follows from it: it may change while this goes on.
-	list := required[rows](b, b.of(rowsKind))
+	list := b.rows()
 	b.certificates(list)
 	b.registered()
 	b.entry()
@@ -123,7 +129,7 @@ func (b *build) certificates(list *rows) {
 		b.snapshot.Roots, b.activeRoot = r.all, r.active
 	}
 	// A gateway without services has nobody to show a certificate to.
-	if list != nil && len(list.services) > 0 {
+	if list != nil && (len(list.services) > 0 || list.hidden) {
 		b.snapshot.Leaf = required[gateway.Leaf](b, b.of(leafKind))
 	}
 }
@@ -141,7 +147,7 @@ func (b *build) registered() {
 		return
 	}
 	var problems []gateway.Problem
-	b.snapshot.Instances, problems = b.instances(regs, d, time.Now())
+	b.snapshot.Instances, problems = b.instances(regs, d, b.now)
 	b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 	for _, r := range regs.list {
 		b.local = r.Node.Datacenter
@@ -162,6 +168,24 @@ func (b *build) entry() {
 	}
 }
 
+// rows reads the rows of gateway-services. Where Consul's ACLs hide all of them,
+// those that were seen last count.
+func (b *build) rows() *rows {
+	q := b.of(rowsKind)
+	list, f := read[rows](b.lease, q)
+	switch {
+	case errors.Is(f.err, errHidden):
+		known := rows{hidden: true}
+		if list != nil {
+			known.services = list.services
+		}
+		return &known
+	case list == nil:
+		b.miss(q.String(), f.err)
+	}
+	return list
+}
+
 // services reads the rows and their chains, and checks that the rows agree with
 // the entry.
 func (b *build) services(list *rows) {
@@ -173,53 +197,89 @@ func (b *build) services(list *rows) {
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
 	entry := listingOf(b.snapshot.Entry)
-	for _, row := range list.withHidden(b.lastServices(), entry) {
+	all := list.withHidden(b.last, entry)
+	for _, row := range all {
 		if b.answered && !entry.has(row) {
 			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
 			continue
 		}
-		if b.chain(row.Service) {
-			b.snapshot.Services = append(b.snapshot.Services, row)
-		}
+		b.chain(row.Service)
+		b.snapshot.Services = append(b.snapshot.Services, row)
+	}
+	if hidden := b.unlisted(all, list.hidden); len(hidden) > 0 {
+		b.snapshot.Services = append(b.snapshot.Services, hidden...)
+		slices.SortFunc(b.snapshot.Services, compareRows)
 	}
 }
 
-// lastServices are the rows of the snapshot that was handed on last.
-func (b *build) lastServices() []gateway.Service {
-	if b.last == nil {
+// unlisted looks for services that the entry names and that have no row. That
+// the answer is not complete is waited out. After that Consul means it, unless
+// its ACLs hide rows: then the service gets a row all the same, which has no
+// chain, so that its port is withheld.
+//
+// A wildcard gets such a row only when nothing is to be seen of its port: what it
+// would find is not known, and Consul itself gives a token of few rights no more
+// than the services that it may read.
+func (b *build) unlisted(listed []gateway.Service, hidden bool) []gateway.Service {
+	if b.snapshot.Entry == nil {
 		return nil
 	}
-	return b.last.Services
+	var out []gateway.Service
+	for _, l := range b.snapshot.Entry.Listeners {
+		for _, s := range l.Services {
+			row := rowOf(l, s)
+			if row.FromWildcard && !hidden || lists(listed, row) {
+				continue
+			}
+			what := fmt.Sprintf("a row for %s on port %d in gateway-services", row.Service, row.Port)
+			if !b.lasted(what) {
+				b.miss(what, nil)
+			} else if hidden {
+				b.problem(fmt.Sprintf("service %q on port %d of gateway %q", row.Service.String(), row.Port, b.id.String()),
+					"consul's ACLs hide it, so that the listener of the port is withheld: Envoys keep the one that they have; give Usher's token service:read on it")
+				out = append(out, row)
+			}
+		}
+	}
+	return out
 }
 
-// chain reads the chain of a service. It gives false when there is none: it is
-// still to come, or Consul has refused it so often that the service has to be
-// left out for the others to go on.
-func (b *build) chain(service gateway.ServiceName) bool {
+// chain reads the chain of a service. One that was never read is waited for; in
+// the end the snapshot goes without, and the ports of the service are withheld.
+func (b *build) chain(service gateway.ServiceName) {
 	if b.snapshot.Chains[service] != nil {
-		return true
+		return
 	}
 	q := chainOf(service)
 	c, f := read[gateway.Chain](b.lease, q)
-	if final(f) {
-		what := f.err.Error()
-		if c == nil {
-			what += "; the service is left out until that is mended"
+	if c != nil {
+		b.snapshot.Chains[service] = c
+		if b.refused(q, f) {
+			b.problem(fmt.Sprintf("discovery chain of %q", service.String()), f.err.Error())
 		}
-		b.problem(fmt.Sprintf("discovery chain of %q", service.String()), what)
+		return
 	}
-	if c == nil {
-		if !final(f) {
-			b.miss(q.String(), f.err)
-		}
-		return false
+	if b.lasted(q.String()) {
+		b.problem(fmt.Sprintf("discovery chain of %q", service.String()), withheld(q, f))
+	} else {
+		b.miss(q.String(), f.err)
 	}
-	b.snapshot.Chains[service] = c
-	return true
 }
 
-// open says whether a fact without a value may still get one: Consul has not
-// answered, rather than refused.
+// withheld says that a fact was never read, and what follows from it.
+func withheld(q query, f fact) string {
+	why, remedy := "no answer yet", "see what consul answers to "+q.kind.path+q.name
+	if f.err != nil {
+		why = f.err.Error()
+	}
+	if outcomeOf(f.err) == outcomeDenied {
+		remedy = "give Usher's token the right to read it"
+	}
+	return why + "; the listeners that need it are withheld: Envoys keep those that they have; " + remedy
+}
+
+// open reports whether a fact is not refused: Consul answers, or cannot be
+// reached.
 func open(f fact) bool {
 	switch outcomeOf(f.err) {
 	case outcomeOK, outcomeUnreachable, outcomeLimited:
@@ -228,9 +288,25 @@ func open(f fact) bool {
 	return false
 }
 
-// final says whether Consul itself has refused an answer several times in a
-// row.
-func final(f fact) bool { return f.failures >= patience && !open(f) }
+// refused reports whether Consul has refused a fact for some time.
+func (b *build) refused(q query, f fact) bool {
+	return f.err != nil && !open(f) && b.lasted("the answer to "+q.String())
+}
+
+// lasted reports whether something has been wrong, in every build, for as long as
+// the source's patience is. If not, there is another build when it is.
+func (b *build) lasted(what string) bool {
+	begin, known := b.lacking[what]
+	if !known {
+		begin = b.now
+	}
+	b.lacks[what] = begin
+	left := b.patience - b.now.Sub(begin)
+	if left > 0 {
+		b.again = min(b.again, left)
+	}
+	return left <= 0
+}
 
 func compareProblems(a, b gateway.Problem) int {
 	return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
@@ -267,17 +343,24 @@ func (b *build) target(id string, t *gateway.Target) {
 	if b.endpoints[id] != nil {
 		return
 	}
+	b.peer(t)
 	q := healthOf(t, b.local)
 	e, f := read[gateway.Endpoints](b.lease, q)
 	b.asked[q] = append(b.asked[q], id)
 	b.failing = b.failing || f.err != nil
-	if e != nil {
+	switch {
+	case e != nil:
 		b.endpoints[id] = e
-	} else if open(f) {
+	case !b.hasRoots(t.Peer):
 		b.unsettled = append(b.unsettled, q.String())
+	case b.lasted(q.String()):
+		// In a cluster peer, the instances say how their cluster is called.
+		b.problem(fmt.Sprintf("instances of %q", id), withheld(q, f))
+		return
+	default:
+		b.miss(q.String(), f.err)
 	}
-	if final(f) {
+	if b.refused(q, f) {
 		b.problem(fmt.Sprintf("instances of %q", id), f.err.Error())
 	}
-	b.peer(t)
 }

@@ -35,9 +35,12 @@ type signed struct {
 	failures int           // attempts that failed since the last good one
 }
 
+// lastingFailures is how many attempts in a row have to fail for that to last.
+const lastingFailures = 3
+
 // mend says whether a person has to mend something, as it seems.
 func (s *signed) mend() bool {
-	return s.failures >= patience || errors.As(s.err, new(refusedSignature))
+	return s.failures >= lastingFailures || errors.As(s.err, new(refusedSignature))
 }
 
 // certificate keeps one gateway's certificate with DNS names: it makes keys, has

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/usherproxy/usher/gateway"
 )
@@ -30,10 +31,28 @@ func decodeChain(prev *gateway.Chain, a answer) (*gateway.Chain, error) {
 	if out.Chain == nil || out.Chain.Nodes[out.Chain.StartNode] == nil {
 		return nil, errors.New("discovery chain: the answer has no start node")
 	}
+	if err := whole(out.Chain); err != nil {
+		return nil, err
+	}
 	if prev != nil {
 		for id, t := range out.Chain.Targets {
 			out.Chain.Targets[id] = keep(prev.Targets[id], t)
 		}
 	}
 	return out.Chain, nil
+}
+
+// whole says what of a chain is null that Consul always writes.
+func whole(c *gateway.Chain) error {
+	for id, t := range c.Targets {
+		if t == nil {
+			return fmt.Errorf("discovery chain: the target %q is null", id)
+		}
+	}
+	for name, n := range c.Nodes {
+		if n == nil || slices.Contains(n.Routes, nil) || slices.Contains(n.Splits, nil) {
+			return fmt.Errorf("discovery chain: something of the node %q is null", name)
+		}
+	}
+	return nil
 }

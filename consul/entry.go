@@ -2,8 +2,10 @@ package consul
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/usherproxy/usher/gateway"
 )
@@ -25,18 +27,34 @@ type entries struct {
 }
 
 func decodeEntries(prev *entries, a answer) (*entries, error) {
-	var list []*gateway.Entry
-	if err := json.Unmarshal(a.body, &list); err != nil {
-		return nil, fmt.Errorf("ingress-gateway entries: %w", err)
+	list, err := decodeList[gateway.Entry]("ingress-gateway entries", a)
+	if err != nil {
+		return nil, err
 	}
 	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), hidden: a.filtered}
 	for _, entry := range list {
+		if entry.Name == "" {
+			return nil, errors.New("ingress-gateway entries: one has no name")
+		}
 		if prev != nil {
 			entry = keep(prev.byName[entry.Name], entry)
 		}
 		e.byName[entry.Name] = entry
 	}
 	return e, nil
+}
+
+// decodeList decodes a list. Consul writes no null, neither for a list nor in one:
+// an answer with it is not Consul's, and says nothing.
+func decodeList[T any](what string, a answer) ([]*T, error) {
+	var list []*T
+	if err := json.Unmarshal(a.body, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if list == nil || slices.Contains(list, nil) {
+		return nil, fmt.Errorf("%s: the answer has null where Consul writes none", what)
+	}
+	return list, nil
 }
 
 // keep gives prev when it equals next, so that what did not change keeps its
@@ -54,16 +72,13 @@ type mesh struct {
 }
 
 func decodeMesh(prev *mesh, a answer) (*mesh, error) {
-	var list []struct {
-		Name string
-		gateway.Mesh
-	}
-	if err := json.Unmarshal(a.body, &list); err != nil {
-		return nil, fmt.Errorf("mesh entry: %w", err)
+	list, err := decodeList[gateway.Mesh]("mesh entry", a)
+	if err != nil {
+		return nil, err
 	}
 	m := &mesh{}
 	if len(list) > 0 {
-		m.entry = &list[0].Mesh
+		m.entry = list[0]
 	}
 	if prev != nil {
 		m.entry = keep(prev.entry, m.entry)
@@ -83,17 +98,20 @@ type defaults struct {
 const globalName = "global"
 
 func decodeDefaults(prev *defaults, a answer) (*defaults, error) {
-	var list []struct {
+	list, err := decodeList[struct {
 		Name   string
 		Config map[string]any
-	}
-	if err := json.Unmarshal(a.body, &list); err != nil {
-		return nil, fmt.Errorf("proxy-defaults entry: %w", err)
+	}]("proxy-defaults entry", a)
+	if err != nil {
+		return nil, err
 	}
 	d := &defaults{}
 	for _, entry := range list {
-		if entry.Name == globalName {
+		switch entry.Name {
+		case globalName:
 			d.config = entry.Config
+		case "":
+			return nil, errors.New("proxy-defaults entry: it has no name")
 		}
 	}
 	var before gateway.Layer

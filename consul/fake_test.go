@@ -49,7 +49,7 @@ type reply struct {
 
 func newFakeConsul(t *testing.T) *fakeConsul {
 	t.Helper()
-	c := &fakeConsul{replies: map[string]reply{"/v1/agent/self": {body: "{}"}}, given: map[string]bool{}, learned: map[string]bool{}, changed: make(chan struct{})}
+	c := &fakeConsul{replies: map[string]reply{"/v1/agent/self": {body: `{"Config": {}}`}}, given: map[string]bool{}, learned: map[string]bool{}, changed: make(chan struct{})}
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close)
 	c.url = server.URL
@@ -60,6 +60,12 @@ func newFakeConsul(t *testing.T) *fakeConsul {
 func (c *fakeConsul) watcher(t *testing.T) *Watcher {
 	t.Helper()
 	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{})
+}
+
+// impatient gives a watcher of it that takes everything for lasting soon.
+func (c *fakeConsul) impatient(t *testing.T) *Watcher {
+	t.Helper()
+	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{Hold: 50 * time.Millisecond, Patience: 50 * time.Millisecond})
 }
 
 // client gives a client of it.

@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -70,12 +71,17 @@ type registration struct {
 }
 
 func decodeRegistrations(a answer) ([]*registration, error) {
-	var list []*registration
-	if err := json.Unmarshal(a.body, &list); err != nil {
-		return nil, fmt.Errorf("instances: %w", err)
+	list, err := decodeList[registration]("instances", a)
+	if err != nil {
+		return nil, err
 	}
 	if len(list) == 0 && a.filtered {
 		return nil, errHidden
+	}
+	for _, r := range list {
+		if r.Node.Node == "" && r.Node.Address == "" {
+			return nil, errors.New("instances: one has no node")
+		}
 	}
 	return list, nil
 }
@@ -145,6 +151,9 @@ func decodeNames(_ *names, a answer) (*names, error) {
 	var tags map[string]json.RawMessage
 	if err := json.Unmarshal(a.body, &tags); err != nil {
 		return nil, fmt.Errorf("services: %w", err)
+	}
+	if tags == nil {
+		return nil, errors.New("services: the answer is null")
 	}
 	if len(tags) == 0 && a.filtered {
 		return nil, errHidden

@@ -45,6 +45,7 @@ func TestServicesStayWhenTheTokenLosesThem(t *testing.T) {
 			for s := range snapshots {
 				wantServices(t, s, "api", "web")
 				if s.Roots.TrustDomain == "next.consul" {
+					wantProblem(t, s, `services of gateway "gateway"`, "service:read on all services")
 					break
 				}
 			}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // hub runs one blocking query for each question that somebody has, however many
@@ -70,9 +72,15 @@ func (h *hub) start(q query) *watch {
 			}
 			return a, err
 		},
-		decode: q.kind.decode,
-		every:  q.kind.every,
-		learn:  func(f fact, changed bool) { h.learn(w, f, changed) },
+		decode: func(prev any, a answer) (value any, err error) {
+			err = guard.Run(h.client.logger, "consul answer", func() error {
+				value, err = q.kind.decode(prev, a)
+				return err
+			})
+			return value, err
+		},
+		every: q.kind.every,
+		learn: func(f fact, changed bool) { h.learn(w, f, changed) },
 	}
 	h.budget.join()
 	go func() {

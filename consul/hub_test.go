@@ -136,6 +136,10 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 	}
 
 	// api is taken from the gateway.
+	c.set("/v1/config/ingress-gateway", reply{body: `[
+		{"Name": "gateway", "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}]}]},
+		{"Name": "second", "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}]}]}
+	]`})
 	c.set("/v1/catalog/gateway-services/gateway", rowsOf("web"))
 	first.next(t, func(s *gateway.Snapshot) bool { return len(s.Services) == 1 })
 	wantEqual(t, []string{"stop discovery-chain:api", "stop health:api"}, log.take())

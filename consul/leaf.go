@@ -39,6 +39,9 @@ func decodeRoots(prev *meshRoots, a answer) (*meshRoots, error) {
 	}
 	all := &gateway.Roots{TrustDomain: out.TrustDomain}
 	for _, root := range out.Roots {
+		if root.RootCert == "" {
+			return nil, errors.New("root certificates: one is empty")
+		}
 		all.PEMs = append(all.PEMs, root.RootCert)
 	}
 	if prev != nil {

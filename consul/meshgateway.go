@@ -22,7 +22,7 @@ func (b *build) meshGateways(c *gateway.Chain, t *gateway.Target) {
 }
 
 // meshGatewaysIn joins two questions: which services are mesh gateways, and
-// where the instances of each are.
+// where the instances of each are. Some of them alone would be a false answer.
 func (b *build) meshGatewaysIn(dc, partition string) {
 	locality := gateway.Locality(dc, partition)
 	if b.snapshot.MeshGateways[locality] != nil {
@@ -34,30 +34,33 @@ func (b *build) meshGatewaysIn(dc, partition string) {
 		q.datacenter = dc
 	}
 	list, f := read[names](b.lease, q)
-	if final(f) {
-		b.problem(fmt.Sprintf("mesh gateways of datacenter %q", locality), f.err.Error())
+	where := fmt.Sprintf("mesh gateways of datacenter %q", locality)
+	if b.refused(q, f) {
+		b.problem(where, f.err.Error())
 	}
 	if list == nil {
-		if open(f) {
-			b.unsettled = append(b.unsettled, q.String())
-		}
+		b.unsettled = append(b.unsettled, q.String())
 		return
 	}
-	joined := &gateway.Endpoints{}
+	joined, complete := &gateway.Endpoints{}, true
 	for _, name := range list.list {
 		of := inPartition(meshGatewayKind, partition)
 		of.name, of.datacenter = name, q.datacenter
 		part, f := read[gateway.Endpoints](b.lease, of)
+		if b.refused(of, f) {
+			b.problem(where, f.err.Error())
+		}
 		if part == nil {
-			if open(f) {
-				b.unsettled = append(b.unsettled, of.String())
-			}
+			b.unsettled = append(b.unsettled, of.String())
+			complete = false
 			continue
 		}
 		joined.Endpoints = append(joined.Endpoints, part.Endpoints...)
 	}
-	sortEndpoints(joined.Endpoints)
-	b.join(locality, joined)
+	if complete {
+		sortEndpoints(joined.Endpoints)
+		b.join(locality, joined)
+	}
 }
 
 // join keeps the pointer of the snapshot before when nothing changed.

@@ -28,7 +28,7 @@ func newTold(t testing.TB, n int) *told {
 	client.http.Transport = silent{}
 	s := &told{}
 	s.source = &source{
-		id: gateway.ID{Name: "edge"}, client: client, lease: newHub(client, time.Minute).lease(), hold: time.Minute,
+		id: gateway.ID{Name: "edge"}, client: client, lease: newHub(client, time.Minute).lease(), hold: time.Minute, patience: time.Minute,
 		put: func(next *gateway.Snapshot) { s.snapshots = append(s.snapshots, next) },
 	}
 	t.Cleanup(s.lease.close)
@@ -39,6 +39,7 @@ func newTold(t testing.TB, n int) *told {
 		listener.Services = append(listener.Services, gateway.ListenerService{Name: service(i).Name})
 		all.services = append(all.services, gateway.Service{Service: service(i), Port: 8080, Protocol: "http"})
 	}
+	slices.SortFunc(all.services, compareRows)
 	reg := &registration{}
 	reg.Node.Node, reg.Node.Datacenter, reg.Service.Kind, reg.Service.ID = "a", "dc1", ingressKind, "edge"
 	facts := map[*kind]any{
@@ -110,7 +111,7 @@ func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
 	s.tell(s.health(3), fact{value: news})
 	s.step(time.Now())
 	last := s.snapshots[len(s.snapshots)-1]
-	if diff := cmp.Diff(s.build().snapshot, last, snapshots); diff != "" {
+	if diff := cmp.Diff(s.build(time.Now()).snapshot, last, snapshots); diff != "" {
 		t.Errorf("everything says -, handed on +:\n%s", diff)
 	}
 	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
@@ -135,13 +136,13 @@ func TestInstancesThatAreThereAlreadyAreNotHandedOn(t *testing.T) {
 func TestOtherChangesAreLookedAtWhole(t *testing.T) {
 	for name, change := range map[string]func(s *told){
 		"a chain":                    func(s *told) { s.tell(chainOf(service(1)), fact{value: chain(service(1).Name)}) },
-		"instances that are refused": func(s *told) { s.tell(s.health(1), fact{value: instanceAt(1), err: errHidden, failures: patience}) },
+		"instances that are refused": func(s *told) { s.tell(s.health(1), fact{value: instanceAt(1), err: errHidden, failures: 3}) },
 		"instances, and a chain": func(s *told) {
 			s.tell(s.health(1), fact{value: instanceAt(1)})
 			s.tell(chainOf(service(1)), fact{value: chain(service(1).Name)})
 		},
 		"instances after some refusal": func(s *told) {
-			s.tell(s.health(1), fact{err: errHidden, failures: patience})
+			s.tell(s.health(1), fact{err: errHidden, failures: 3})
 			s.step(time.Now())
 			s.tell(s.health(1), fact{value: instanceAt(1)})
 		},

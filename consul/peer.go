@@ -2,7 +2,9 @@ package consul
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,18 +23,36 @@ func (b *build) peer(t *gateway.Target) {
 	}
 	q := query{kind: peeringKind, name: t.Peer, partition: absolute(t.Partition)}
 	roots, f := read[gateway.Roots](b.lease, q)
-	if final(f) {
-		b.problem(fmt.Sprintf("cluster peer %q", t.Peer), f.err.Error())
-	}
+	where := fmt.Sprintf("cluster peer %q", t.Peer)
 	switch {
-	case roots == nil && open(f):
-		b.unsettled = append(b.unsettled, q.String())
-	case roots != nil && len(roots.PEMs) > 0:
-		if b.snapshot.Peers == nil {
-			b.snapshot.Peers = map[string]*gateway.Roots{}
+	case roots != nil:
+		if b.refused(q, f) {
+			b.problem(where, f.err.Error())
 		}
-		b.snapshot.Peers[t.Peer] = roots
+	case !b.lasted(q.String()):
+		b.miss(q.String(), f.err)
+		return
+	case outcomeOf(f.err) == outcomeMissing:
+		// Consul knows of no such peering, and what it does not know is not served.
+		b.problem(where, f.err.Error())
+		roots = noRoots
+	default:
+		b.problem(where, withheld(q, f))
+		return
 	}
+	if b.snapshot.Peers == nil {
+		b.snapshot.Peers = map[string]*gateway.Roots{}
+	}
+	b.snapshot.Peers[t.Peer] = roots
+}
+
+// noRoots are those of a peer that has told none.
+var noRoots = &gateway.Roots{}
+
+// hasRoots reports whether the root certificates of a cluster peer are known.
+func (b *build) hasRoots(peer string) bool {
+	roots := b.snapshot.Peers[peer]
+	return roots != nil && len(roots.PEMs) > 0
 }
 
 // decodePeering gives the peer's root certificates. Consul's servers write those
@@ -42,11 +62,15 @@ func (b *build) peer(t *gateway.Target) {
 // only the side that has dialled knows: "server.dc2.peering.<trust domain>".
 func decodePeering(_ *gateway.Roots, a answer) (*gateway.Roots, error) {
 	var out struct {
+		Name           string
 		PeerServerName string
 		PeerCAPems     []string
 	}
 	if err := json.Unmarshal(a.body, &out); err != nil {
 		return nil, fmt.Errorf("peering: %w", err)
+	}
+	if out.Name == "" || slices.Contains(out.PeerCAPems, "") {
+		return nil, errors.New("peering: the answer lacks the name or a certificate")
 	}
 	_, domain, _ := strings.Cut(out.PeerServerName, ".peering.")
 	return &gateway.Roots{TrustDomain: domain, PEMs: out.PeerCAPems}, nil

@@ -24,7 +24,7 @@ const peeringPath = "/v1/peering/east"
 func TestRootsOfAClusterPeer(t *testing.T) {
 	c := newPeeredLab(t)
 	c.set(peeringPath, reply{body: `{"Name": "east", "PeerCAPems": ["one"], "PeerServerName": "server.dc2.peering.td-of-east.consul"}`})
-	w := start(t, c.watcher(t), "gateway")
+	w := start(t, c.impatient(t), "gateway")
 	before := w.next(t, anyOne)
 	wantEqual(t, map[string]*gateway.Roots{"east": {TrustDomain: "td-of-east.consul", PEMs: []string{"one"}}}, before.Peers)
 	wantEqual(t, nil, before.MeshGateways)
@@ -44,17 +44,17 @@ func TestAClusterPeerThatHasNotComeYetHasNoRoots(t *testing.T) {
 	c := newPeeredLab(t)
 	c.set(peeringPath, reply{body: `{"Name": "east", "State": "PENDING"}`})
 	w := start(t, c.watcher(t), "gateway")
-	if s := w.next(t, anyOne); s.Peers["east"] != nil {
-		t.Errorf("roots %v of a peer that has told none", s.Peers["east"])
-	}
+	wantEqual(t, map[string]*gateway.Roots{"east": {}}, w.next(t, anyOne).Peers)
 	c.set(peeringPath, reply{body: `{"Name": "east", "State": "ACTIVE", "PeerCAPems": ["one"]}`})
-	w.next(t, func(s *gateway.Snapshot) bool { return s.Peers["east"] != nil && s.Peers["east"].TrustDomain == "" })
+	w.next(t, func(s *gateway.Snapshot) bool {
+		return len(s.Peers["east"].PEMs) > 0 && s.Peers["east"].TrustDomain == ""
+	})
 }
 
 func TestAClusterPeerThatTheTokenMayNotReadHoldsUpNothing(t *testing.T) {
 	c := newPeeredLab(t)
 	c.set(peeringPath, reply{status: 403, body: "Permission denied"})
-	w := start(t, c.watcher(t), "gateway")
+	w := start(t, c.impatient(t), "gateway")
 	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
 	if p := s.Problems[0]; p.Where != `cluster peer "east"` || !strings.Contains(p.What, "Permission denied") {
 		t.Errorf("problem %q", p)

@@ -270,16 +270,16 @@ func (l *loop) take(a answer, err error) time.Duration {
 // outage the index may have gone back, and waiting for a higher one would take
 // for ever.
 func (l *loop) fail(err error) time.Duration {
+	another := outcomeOf(err) != outcomeOf(l.fact.err)
 	l.fact.err = err
 	l.fact.failures++
 	l.index = 0
-	l.learn(l.fact, l.fact.failures <= patience)
+	l.learn(l.fact, l.fact.failures <= newFailures || another)
 	return backOff(l.fact.failures)
 }
 
-// patience is how many failures in a row make an answer count as one that will
-// not come.
-const patience = 3
+// newFailures is how many failures in a row are news.
+const newFailures = 3
 
 // nextIndex gives the index to wait on. One that went back means that Consul's
 // state was replaced, so that every index known is void.

@@ -3,6 +3,7 @@ package consul
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,10 +27,16 @@ func decodeRows(_ *rows, a answer) (*rows, error) {
 	if err := json.Unmarshal(a.body, &list); err != nil {
 		return nil, fmt.Errorf("gateway services: %w", err)
 	}
+	if list == nil {
+		return nil, errors.New("gateway services: the answer is null")
+	}
 	if len(list) == 0 && a.filtered {
 		return nil, errHidden
 	}
 	for i := range list {
+		if list[i].Service.Name == "" {
+			return nil, errors.New("gateway services: one has no name")
+		}
 		list[i].Service = normal(list[i].Service)
 		list[i].Protocol = strings.ToLower(list[i].Protocol)
 	}
@@ -47,21 +54,55 @@ func compareRows(a, b gateway.Service) int {
 	)
 }
 
-// withHidden gives the rows and those of last that the ACLs have taken away from
-// Usher's token since: the entry still names their services. Services that a
-// wildcard found may be gone for good.
-func (r *rows) withHidden(last []gateway.Service, entry listing) []gateway.Service {
-	if !r.hidden {
+// withHidden gives the rows and those of the last snapshot that the ACLs have
+// taken away from Usher's token since: the entry still names their services, and
+// their chains are known. Services that a wildcard found may be gone for good.
+func (r *rows) withHidden(last *gateway.Snapshot, entry listing) []gateway.Service {
+	if !r.hidden || last == nil {
 		return r.services
 	}
 	all := slices.Clone(r.services)
-	for _, row := range last {
-		if _, shown := slices.BinarySearchFunc(r.services, row, compareRows); !shown && !row.FromWildcard && entry.has(row) {
+	for _, row := range last.Services {
+		_, shown := slices.BinarySearchFunc(r.services, row, compareRows)
+		if !shown && !row.FromWildcard && last.Chains[row.Service] != nil && entry.has(row) {
 			all = append(all, row)
 		}
 	}
 	slices.SortFunc(all, compareRows)
 	return all
+}
+
+// rowOf returns the row that the service of a listener has, apart from what a
+// wildcard finds.
+func rowOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
+	return gateway.Service{
+		Service:      normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}),
+		Port:         l.Port,
+		Protocol:     protocolOf(l.Protocol),
+		Hosts:        s.Hosts,
+		FromWildcard: s.Name == "*",
+	}
+}
+
+// lists reports whether one of the rows is for the service of a row that an entry
+// asks for; for a wildcard, whether any is on its port. A service that names no
+// namespace may be that of the gateway's own.
+func lists(rows []gateway.Service, want gateway.Service) bool {
+	first := gateway.Service{Port: want.Port, Service: gateway.ServiceName{Name: want.Service.Name}}
+	if want.FromWildcard {
+		first.Service.Name = ""
+	}
+	i, _ := slices.BinarySearchFunc(rows, first, compareRows)
+	for _, row := range rows[i:] {
+		switch {
+		case row.Port != want.Port || !want.FromWildcard && row.Service.Name != want.Service.Name:
+			return false
+		case protocolOf(row.Protocol) != want.Protocol:
+		case want.FromWildcard, row.Service == want.Service, want.Service == first.Service:
+			return true
+		}
+	}
+	return false
 }
 
 // normal writes the default namespace and partition as empty, as the model has

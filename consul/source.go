@@ -2,6 +2,7 @@ package consul
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // source makes the snapshots of one gateway. It belongs to the goroutine of one
@@ -18,8 +20,10 @@ type source struct {
 	client *Client
 	lease  *lease
 	hold   time.Duration
-	signer *signer
-	put    func(*gateway.Snapshot)
+	// patience is how long something has to be wrong to count.
+	patience time.Duration
+	signer   *signer
+	put      func(*gateway.Snapshot)
 
 	last *gateway.Snapshot // the one handed on last; nil before the first
 	// answers are the queries for instances, with the targets that they answer
@@ -36,6 +40,8 @@ type source struct {
 	local string
 	// unsettled says since when the health of a target is being waited for.
 	unsettled map[string]time.Time
+	// lacking says since when things are wrong; see build.lasted.
+	lacking map[string]time.Time
 	// waiting is since when something else is missing; zero when nothing is.
 	waiting time.Time
 	told    string    // what the log was last told to be missing
@@ -60,9 +66,28 @@ func (s *source) run(ctx context.Context) {
 // idle is how long a source sleeps when nothing but a fact can wake it.
 const idle = time.Hour
 
-// step makes a snapshot of the facts and hands it on if it is complete and new.
-// It says when to try again at the latest.
-func (s *source) step(now time.Time) time.Duration {
+// step looks at the facts. It says when to do so again at the latest. After a
+// panic the last snapshot stays, with a problem that says so.
+func (s *source) step(now time.Time) (again time.Duration) {
+	err := guard.Run(s.client.logger, "consul snapshot", func() error {
+		again = s.look(now)
+		return nil
+	})
+	if err == nil {
+		return again
+	}
+	s.answers = nil
+	broken := gateway.Problem{Where: fmt.Sprintf("gateway %q", s.id.String()), What: "the last good configuration stays: " + err.Error()}
+	if s.last != nil && !slices.Contains(s.last.Problems, broken) {
+		next := *s.last
+		next.Problems = append(slices.Clone(next.Problems), broken)
+		s.hand(&next)
+	}
+	return idle
+}
+
+// look makes a snapshot of the facts and hands it on if it is complete and new.
+func (s *source) look(now time.Time) time.Duration {
 	news := s.lease.take()
 	if next := s.patch(news); next != nil {
 		if next != s.last {
@@ -74,11 +99,11 @@ func (s *source) step(now time.Time) time.Duration {
 		return left
 	}
 	s.built = now
-	b := s.build()
+	b := s.build(now)
 	s.lease.sweep()
-	s.answers = b.answers()
+	s.answers, s.lacking = b.answers(), b.lacks
 	if len(b.missing) > 0 {
-		return s.wait(now, strings.Join(b.missing, "; "))
+		return min(b.again, s.wait(now, strings.Join(b.missing, "; ")))
 	}
 	if left := s.settle(now, b.unsettled); left > 0 {
 		return left
@@ -87,7 +112,7 @@ func (s *source) step(now time.Time) time.Duration {
 	if s.last == nil || !same(s.last, b.snapshot) {
 		s.hand(b.keep(s.last))
 	}
-	return s.merging(now)
+	return min(b.again, s.merging(now))
 }
 
 // gatherTime is how long first answers are gathered before they are looked at,

@@ -21,6 +21,10 @@ type WatcherOptions struct {
 	// Hold bounds how long a snapshot waits for the first answer about the
 	// health of a target; 0 means 2 seconds.
 	Hold time.Duration
+	// Patience bounds how long a snapshot waits for the first answer to what a
+	// listener cannot be built without, and is how long Consul has to refuse an
+	// answer before that is a problem; 0 means 10 seconds.
+	Patience time.Duration
 }
 
 // Watcher makes snapshots of gateways from what Consul says. Gateways share
@@ -29,7 +33,9 @@ type Watcher struct {
 	client *Client
 	hub    *hub
 	hold   time.Duration
-	signer *signer
+	// patience is that of the options.
+	patience time.Duration
+	signer   *signer
 
 	beat atomic.Pointer[[]*watch] // while Run is running
 
@@ -50,7 +56,10 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	if o.Hold <= 0 {
 		o.Hold = 2 * time.Second
 	}
-	return &Watcher{client: c, hub: newHub(c, o.Wait), hold: o.Hold, signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]gateway.Layer{}}
+	if o.Patience <= 0 {
+		o.Patience = 10 * time.Second
+	}
+	return &Watcher{client: c, hub: newHub(c, o.Wait), hold: o.Hold, patience: o.Patience, signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]gateway.Layer{}}
 }
 
 // Run keeps up, until ctx ends, the queries that every gateway needs: they tell
@@ -101,7 +110,7 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sn
 	if id.Name == "" {
 		return errors.New("the gateway has no name")
 	}
-	s := &source{id: id, lease: w.hub.lease(), hold: w.hold, own: w.recall(id), client: w.client, signer: w.signer, put: put}
+	s := &source{id: id, lease: w.hub.lease(), hold: w.hold, patience: w.patience, own: w.recall(id), client: w.client, signer: w.signer, put: put}
 	defer func() {
 		s.endServing()
 		s.lease.close()

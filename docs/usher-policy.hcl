@@ -13,7 +13,9 @@ service "ingress-gateway" {
 
 # The services behind the gateway and their sidecars, and the nodes they run on.
 # To show Usher fewer, name in place of the prefixes each service, its sidecar
-# (web and web-sidecar-proxy), and each of their nodes and the gateway's.
+# (web and web-sidecar-proxy), and each of their nodes and the gateway's. All
+# services that the ingress-gateway entry names have to be among them: the port of
+# one that is not is withheld. Of a "*" in it, those that are here are served.
 service_prefix "" {
   policy = "read"
 }

@@ -34,7 +34,12 @@ func orDefault(s string) string {
 
 // Snapshot is everything known of one gateway at one moment. A source hands one
 // on only when its parts agree with each other: every row of Services has its
-// listener in Entry and its chain in Chains.
+// listener in Entry.
+//
+// What is absent from Chains, Endpoints, MeshGateways or Peers is not known: it
+// could not be read, and never was. Whatever needs it is withheld, so that an
+// Envoy that has it keeps it. That there is nothing is another thing to know, and
+// is present and empty.
 type Snapshot struct {
 	ID         ID
 	Datacenter string // the local datacenter; never empty
@@ -47,18 +52,17 @@ type Snapshot struct {
 	Entry *Entry
 	// Services are the rows of gateway-services: the entry's services with
 	// wildcards expanded, sorted by Port and then Service.
+	// A service whose row is hidden from the source has one nevertheless.
 	Services []Service
-	// Chains holds the compiled discovery chain of every row in Services.
+	// Chains holds the compiled discovery chains of the rows in Services.
 	Chains map[ServiceName]*Chain
-	// Endpoints holds the instances of every chain target that was answered,
-	// by Target.ID. An answered target without instances is present and empty;
-	// one that was not answered yet is absent.
+	// Endpoints holds the instances of the chains' targets, by Target.ID.
 	Endpoints ordered.Map[*Endpoints]
 	// MeshGateways holds, by Locality, the mesh gateways that traffic to another
 	// datacenter or partition goes through.
 	MeshGateways map[string]*Endpoints
 	// Peers holds, by name, what verifies the instances of the cluster peers that
-	// targets are in. A peer whose certificates are not known is absent.
+	// targets are in. One that has told no certificates yet is present and empty.
 	Peers map[string]*Roots
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none

@@ -15,13 +15,14 @@ import (
 type assignments struct {
 	made      ordered.Map[*assignment]                       // of every leg, by its cluster
 	endpoints ordered.Map[*endpointv3.ClusterLoadAssignment] // those that are known, by their clusters
-	troubled  ordered.Map[*assignment]                       // those with problems, by their clusters
+	unknown   ordered.Map[*assignment]                       // those that are not
+	troubled  ordered.Map[*assignment]                       // those with problems
 }
 
 // assignment is what became of a key.
 type assignment struct {
 	key      assignmentKey
-	message  *endpointv3.ClusterLoadAssignment // nil: not answered yet
+	message  *endpointv3.ClusterLoadAssignment // nil: not known
 	problems []gateway.Problem
 }
 
@@ -67,11 +68,13 @@ func (l legs) between(before, now *gateway.Snapshot) iter.Seq[leg] {
 func assign(s *gateway.Snapshot, legs []leg, last assignments) assignments {
 	all := make([]*assignment, len(legs))
 	var known []*endpointv3.ClusterLoadAssignment
-	var troubled []*assignment
+	var unknown, troubled []*assignment
 	for i, l := range legs {
 		all[i] = last.of(assignmentKeyOf(s, l))
 		if all[i].message != nil {
 			known = append(known, all[i].message)
+		} else {
+			unknown = append(unknown, all[i])
 		}
 		if len(all[i].problems) > 0 {
 			troubled = append(troubled, all[i])
@@ -81,6 +84,7 @@ func assign(s *gateway.Snapshot, legs []leg, last assignments) assignments {
 	return assignments{
 		made:      ordered.By(all, byCluster).Or(last.made),
 		endpoints: ordered.By(known, (*endpointv3.ClusterLoadAssignment).GetClusterName).Or(last.endpoints),
+		unknown:   ordered.By(unknown, byCluster).Or(last.unknown),
 		troubled:  ordered.By(troubled, byCluster).Or(last.troubled),
 	}
 }
@@ -91,14 +95,28 @@ func (a assignments) next(s *gateway.Snapshot, changed iter.Seq[leg]) assignment
 	for l := range changed {
 		made := a.of(assignmentKeyOf(s, l))
 		a.made = a.made.With(l.cluster, made)
-		a.endpoints = a.endpoints.With(l.cluster, made.message)
-		if len(made.problems) > 0 {
-			a.troubled = a.troubled.With(l.cluster, made)
-		} else {
-			a.troubled = a.troubled.Without(l.cluster)
-		}
+		a.endpoints = holding(a.endpoints, l.cluster, made.message, made.message != nil)
+		a.unknown = holding(a.unknown, l.cluster, made, made.message == nil)
+		a.troubled = holding(a.troubled, l.cluster, made, len(made.problems) > 0)
 	}
 	return a
+}
+
+// holding returns the map with the value, or without it.
+func holding[V comparable](m ordered.Map[V], name string, v V, holds bool) ordered.Map[V] {
+	if holds {
+		return m.With(name, v)
+	}
+	return m.Without(name)
+}
+
+// withheld returns the names of the assignments that are not known, in order.
+func (a assignments) withheld() []string {
+	var names []string
+	for name := range a.unknown.All() {
+		names = append(names, name)
+	}
+	return names
 }
 
 // of gives the assignment of a key.

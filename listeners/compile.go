@@ -46,6 +46,9 @@ type Resources struct {
 	// with them the routes, clusters, endpoints and secrets that those use, even
 	// where the maps above no longer have them.
 	WithheldListeners []string
+	// WithheldEndpoints names, in order, the load assignments of Clusters whose
+	// instances are not known. Envoy must keep the last good ones.
+	WithheldEndpoints []string
 	// Problems says what an operator has to mend, in addition to the snapshot's
 	// own problems.
 	Problems []gateway.Problem

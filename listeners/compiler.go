@@ -28,6 +28,7 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 	return &Resources{
 		Listeners:         sockets.listeners,
 		WithheldListeners: sockets.withheld,
+		WithheldEndpoints: shape.assignments.withheld(),
 		Routes:            shape.routes,
 		Clusters:          sockets.clusters,
 		Endpoints:         shape.assignments.endpoints,

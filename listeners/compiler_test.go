@@ -13,6 +13,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/usherproxy/usher/gateway"
@@ -61,7 +62,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 // changed gives a snapshot in which a part is gone, or is that of another one.
 func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
 	next, other := *s, others[rnd.IntN(len(others))]
-	switch rnd.IntN(11) {
+	switch rnd.IntN(12) {
 	case 0:
 		return other
 	case 1, 2, 3:
@@ -80,6 +81,8 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 		next.Serving = other.Serving
 	case 10:
 		next.Balancers = withoutOne(rnd, s.Balancers)
+	case 11:
+		next.Peers = withoutOne(rnd, s.Peers)
 	}
 	return &next
 }
@@ -165,6 +168,76 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 	}
 }
 
+// Whatever is not known takes no listener away: each that there is when everything
+// is known is there, or withheld. What is not withheld is as it was, and what it
+// leads to is there.
+func TestWhatIsNotKnownTakesNothingAway(t *testing.T) {
+	eachCase(t, func(t *testing.T, in []byte) {
+		s, _ := mustParse(t, in)
+		for seed := range uint64(20) {
+			less := unread(rand.New(rand.NewPCG(seed, 0)), s)
+			for _, in := range s.Instances {
+				all, r := Compile(s, in, gateway.Envoy{}), Compile(less, in, gateway.Envoy{})
+				checkResources(t, r)
+				checkNothingLost(t, all, r)
+			}
+		}
+	})
+}
+
+func checkNothingLost(t *testing.T, all, r *Resources) {
+	t.Helper()
+	for name, l := range all.Listeners.All() {
+		if now := r.Listeners.Get(name); now != nil && !proto.Equal(l, now) {
+			t.Errorf("listener %s is another one", name)
+		} else if now == nil && !slices.Contains(r.WithheldListeners, name) {
+			t.Errorf("listener %s is gone", name)
+		}
+	}
+	for _, name := range all.WithheldListeners {
+		if !slices.Contains(r.WithheldListeners, name) {
+			t.Errorf("listener %s is no longer withheld", name)
+		}
+	}
+	if len(r.WithheldListeners) == 0 && (all.Routes.Len() != r.Routes.Len() || all.Clusters.Len() != r.Clusters.Len()) {
+		t.Error("routes or clusters are gone, and no listener that leads to them is withheld")
+	}
+	for name, a := range all.Endpoints.All() {
+		if now := r.Endpoints.Get(name); now != nil && !proto.Equal(a, now) {
+			t.Errorf("load assignment %s is another one", name)
+		} else if now == nil && r.Clusters.Get(name) != nil && !slices.Contains(r.WithheldEndpoints, name) {
+			t.Errorf("load assignment %s is gone", name)
+		}
+	}
+	for name, c := range r.Clusters.All() {
+		if was := all.Clusters.Get(name); was != nil && len(r.WithheldListeners) == 0 && !proto.Equal(was, c) {
+			t.Errorf("cluster %s is another one", name)
+		}
+	}
+}
+
+// unread gives a snapshot in which any of what a source may fail to read is not
+// known.
+func unread(rnd *rand.Rand, s *gateway.Snapshot) *gateway.Snapshot {
+	next := *s
+	next.Chains = some(rnd, s.Chains)
+	next.Endpoints = ordered.From(some(rnd, maps.Collect(s.Endpoints.All())))
+	next.MeshGateways = some(rnd, s.MeshGateways)
+	next.Peers = some(rnd, s.Peers)
+	return &next
+}
+
+// some gives a copy without some of the values.
+func some[K comparable, V any](rnd *rand.Rand, m map[K]V) map[K]V {
+	out := maps.Clone(m)
+	for k := range m {
+		if rnd.IntN(3) == 0 {
+			delete(out, k)
+		}
+	}
+	return out
+}
+
 // The instances in a cluster peer tell how their cluster is called.
 func TestPeersNameTheirClusters(t *testing.T) {
 	s, _, err := parseFixture(golden.Input(t, testdata, "peer-tcp"))
@@ -176,7 +249,7 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	s.Chains[gateway.ServiceName{Name: "db"}].Targets["db.default.default.external.cluster-02"].ID = id
 	var c Compiler
 	before := *s
-	before.Endpoints = before.Endpoints.Without(id)
+	before.Endpoints = before.Endpoints.With(id, &gateway.Endpoints{})
 	c.Compile(&before, s.Instances[0], gateway.Envoy{})
 	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, s.Instances[0], gateway.Envoy{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)

@@ -142,6 +142,7 @@ func document(all []compiled) map[string]any {
 		own := map[string]any{
 			"listeners":         golden.List(c.resources.Listeners.Values()),
 			"withheldListeners": c.resources.WithheldListeners,
+			"withheldEndpoints": c.resources.WithheldEndpoints,
 			"problems":          c.resources.Problems,
 			"tokenBuckets":      namedBuckets(c.resources),
 		}
@@ -222,6 +223,12 @@ func checkResources(t *testing.T, r *Resources) {
 	for name := range r.Listeners.Keys() {
 		if slices.Contains(r.WithheldListeners, name) {
 			t.Errorf("listener %s is withheld and there", name)
+		}
+	}
+	checkNames(t, "withheld load assignment", r.WithheldEndpoints)
+	for _, name := range r.WithheldEndpoints {
+		if r.Endpoints.Get(name) != nil || r.Clusters.Get(name) == nil {
+			t.Errorf("load assignment %s is withheld, and it is there or its cluster is not", name)
 		}
 	}
 	for _, p := range r.Problems {

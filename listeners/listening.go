@@ -18,10 +18,9 @@ type listening struct {
 	logs   accessLogs
 }
 
-// errUnknown says that nobody knows what a listener shall be like. The source
-// of settings that is bad, or the Service that cannot be read, has a problem of
-// its own.
-var errUnknown = errors.New("the settings are not known")
+// errUnknown says that it is not known what a listener shall be like. The source
+// of settings that is bad, and what cannot be read, has a problem of its own.
+var errUnknown = errors.New("what the listener follows from is not known")
 
 func listeningOn(env environment, in instance, p port) (listening, []gateway.Problem, error) {
 	policy, known := env.snapshot.PolicyOf(in.registered, p.number)

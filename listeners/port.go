@@ -36,7 +36,7 @@ type port struct {
 type row struct {
 	service gateway.Service
 	config  *gateway.ListenerService // nil: the listener has none for the row
-	chain   *gateway.Chain           // nil: there is none
+	chain   *gateway.Chain           // nil: it is not known
 }
 
 // portParts are the parts of a port that every instance of the gateway shares.
@@ -140,14 +140,33 @@ func (p *port) check() error {
 			return errors.New("a service has no name")
 		case r.config == nil:
 			return fmt.Errorf("the listener does not have service %s; it is kept back until the entry and the catalog agree", r.service.Service)
-		case r.chain == nil:
-			return fmt.Errorf("service %s has no discovery chain", r.service.Service)
 		}
 	}
 	return nil
 }
 
-// compilePort makes the parts of a port that its instances share.
+// known reports whether everything is known that the row's routes and clusters
+// follow from: its chain, and for each target in a cluster peer the peer's
+// certificates and, where there are any, the instances.
+func (r row) known(s *gateway.Snapshot) bool {
+	if r.chain == nil {
+		return false
+	}
+	for _, t := range r.chain.Targets {
+		if t == nil || t.Peer == "" {
+			continue
+		}
+		if s.Peers[t.Peer] == nil || peerRoots(s, t.Peer) != nil && s.Endpoints.Get(t.ID) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// compilePort makes the parts of a port that its instances share. While a row is
+// not known there are no routes, and the error is errUnknown; the clusters and
+// instances of the other rows are there all the same, for an Envoy that has the
+// port.
 func compilePort(env environment, p port, memo clusterMemo) (portParts, error) {
 	if err := p.check(); err != nil {
 		return portParts{}, err
@@ -156,7 +175,8 @@ func compilePort(env environment, p port, memo clusterMemo) (portParts, error) {
 		return portParts{}, err
 	}
 	var parts portParts
-	if p.http() {
+	whole := !slices.ContainsFunc(p.rows, func(r row) bool { return !r.known(env.snapshot) })
+	if p.http() && whole {
 		routes, err := routesOf(env, p)
 		if err != nil {
 			return portParts{}, err
@@ -164,9 +184,15 @@ func compilePort(env environment, p port, memo clusterMemo) (portParts, error) {
 		parts.routes = routes
 	}
 	for _, r := range p.served() {
+		if !r.known(env.snapshot) {
+			continue
+		}
 		if err := parts.upstream(env, p, r, memo); err != nil {
 			return portParts{}, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
+	}
+	if !whole {
+		return parts, errUnknown
 	}
 	return parts, nil
 }

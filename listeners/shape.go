@@ -110,9 +110,6 @@ func newShape(env environment, memo clusterMemo) *shape {
 	for _, p := range portsOf(env.snapshot) {
 		parts, err := compilePort(env, p, memo)
 		s.ports = append(s.ports, compiledPort{p, err})
-		if err != nil {
-			continue
-		}
 		s.problems = append(s.problems, parts.problems...)
 		routes = append(routes, parts.routes...)
 		clusters = append(clusters, parts.clusters...)

@@ -69,6 +69,7 @@ func (c *conversation) push() (waits bool) {
 		return false
 	}
 	for t := range c.topics {
+		c.topics[t].partial = c.set.withholds(Listener) || c.set.withholds(Type(t))
 		c.topics[t].refresh(c.set.collections[t])
 	}
 	c.collect()

@@ -28,6 +28,12 @@ func NewSet(collections [NumTypes]*Collection) *Set {
 // Collection gives what the set holds of a type; nil if that is not known.
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
 
+// withholds reports whether some resource of a type is withheld.
+func (s *Set) withholds(t Type) bool {
+	c := s.collections[t]
+	return c != nil && len(c.withheld) > 0
+}
+
 // collectionIDs numbers the collections of this process, from 1.
 var collectionIDs atomic.Uint64
 

@@ -20,6 +20,9 @@ type topic struct {
 	// claims is the version a state-of-the-world Envoy said it has, in its
 	// first request: what it was given on an earlier stream.
 	claims string
+	// partial is true while the set may lack what Envoy has: some resource of the
+	// type is withheld, or a listener, and with it what that leads to.
+	partial bool
 	// early are the names that have to be sent again when the first request
 	// asks for them, whatever it says Envoy has.
 	early []string
@@ -88,7 +91,7 @@ func (t *topic) refresh(current *Collection) {
 // adopt recognises an Envoy that was given exactly this state on an earlier
 // stream: it is sent nothing.
 func (t *topic) adopt() {
-	if !t.fullState() || t.answered || t.claims == "" || len(t.level.withheld) > 0 {
+	if !t.fullState() || t.answered || t.claims == "" || t.partial {
 		return
 	}
 	var wanted []*Resource
@@ -113,9 +116,10 @@ func (t *topic) ready() bool {
 }
 
 // blocked is true while a full state would remove something by not naming it:
-// a withheld resource that Envoy may have been given on an earlier stream.
+// what is withheld, or what a withheld listener leads to, Envoy may have been
+// given on an earlier stream.
 func (t *topic) blocked() bool {
-	return t.fullState() && !t.answered && t.claims != "" && len(t.level.withheld) > 0
+	return t.fullState() && !t.answered && t.claims != "" && t.partial
 }
 
 // owesAnswer says whether Envoy is to get a response even if it is empty. The

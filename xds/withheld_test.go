@@ -72,3 +72,53 @@ func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing
 		e.ExpectAck(lds, "http", "tcp")
 	})
 }
+
+// After a restart the server knows nothing of what a withheld listener leads to.
+// An Envoy that has the listener keeps all of it, whatever else changes.
+func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
+	had := two().with(listener("tcp", 7), routes("api", 1))
+	known := world{}.with(cluster("api", 2), endpoints("api", 2), listener("tcp", 8), routes("api", 1))
+	subscribe := func(e *xdstest.Envoy) {
+		e.Subscribe(cds)
+		e.Subscribe(eds, "api", "web")
+		e.Subscribe(lds)
+		e.Subscribe(rds, "web", "api")
+	}
+	t.Run("delta", func(t *testing.T) {
+		forOne(t, xdstest.Delta, func(r *rig) {
+			r.supplier.publish(known.withholding(t, "http"))
+			e := r.connectWith(xdstest.Options{Has: upToDate(t, had)})
+			subscribe(e)
+			for _, of := range []struct{ url, name string }{{cds, "api"}, {eds, "api"}, {lds, "tcp"}} {
+				if got := e.ExpectAck(of.url, of.name); len(got.Removed) > 0 {
+					t.Errorf("%s: %q is removed", of.url, got.Removed)
+				}
+			}
+			e.ExpectNone()
+		})
+	})
+	t.Run("state of the world", func(t *testing.T) {
+		forOne(t, xdstest.SotW, func(r *rig) {
+			r.supplier.publish(known.withholding(t, "http"))
+			e := r.connectWith(xdstest.Options{Claims: map[string]string{cds: "an earlier one", lds: "an earlier one", eds: "an earlier one"}})
+			subscribe(e)
+			e.ExpectAck(eds, "api")
+			e.ExpectAck(rds, "api")
+			e.ExpectNone()
+		})
+	})
+}
+
+// The instances of a cluster may be withheld, too.
+func TestWithheldEndpointsAreKept(t *testing.T) {
+	forBoth(t, func(r *rig) {
+		e := r.warm(small())
+		all := small().collections(t)
+		all[xds.Endpoint] = all[xds.Endpoint].Next(nil, []string{"web"}, []string{"web"})
+		r.supplier.publish(xds.NewSet(all))
+		e.ExpectNone()
+		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		e.ExpectAck(eds, "web")
+		e.ExpectNone()
+	})
+}

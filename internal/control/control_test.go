@@ -292,6 +292,64 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	})
 }
 
+// The instances of a service that were never read are neither sent nor removed;
+// once they were, they stay.
+func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
+	const cluster = "web.default.dc1.internal.x"
+	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+	unread := snapshot(in)
+	unread.Endpoints = unread.Endpoints.Without("t")
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(unread)
+		c := e.sets[0].Collection(xds.Endpoint)
+		if c.Len() != 0 || !slices.Equal(c.Withheld(), []string{cluster}) || e.listener(t, anyAddress) == nil {
+			t.Errorf("%d load assignments, withheld %v, listener %v; want the listener, and the assignment withheld", c.Len(), c.Withheld(), e.listener(t, anyAddress))
+		}
+		r.give(snapshot(in))
+		read := e.sets[len(e.sets)-1].Collection(xds.Endpoint).Get(cluster)
+		r.give(unread)
+		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); read == nil || c.Get(cluster) != read || len(c.Withheld()) > 0 {
+			t.Errorf("the load assignment became %v, want the last good one, %v", c.Get(cluster), read)
+		}
+		gone := snapshot(in)
+		gone.Services, gone.Entry.Listeners = nil, nil
+		r.give(gone)
+		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); c.Len()+len(c.Withheld()) > 0 {
+			t.Errorf("a gateway without listeners has load assignments: %v", c)
+		}
+	})
+}
+
+// A port whose service could not be read is withheld after a cold start, and
+// stays as it was after a good one. Another port goes on.
+func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
+	const other = "http:0.0.0.0:9090"
+	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+	api := gateway.ServiceName{Name: "api"}
+	unread := snapshot(in)
+	unread.Entry.Listeners[0].Services = append(unread.Entry.Listeners[0].Services, gateway.ListenerService{Name: "api"})
+	unread.Entry.Listeners = append(unread.Entry.Listeners, gateway.Listener{Port: 9090, Protocol: "http", Services: []gateway.ListenerService{{Name: "web"}}})
+	unread.Services = []gateway.Service{
+		{Service: api, Port: 8080, Protocol: "http"}, unread.Services[0], {Service: unread.Services[0].Service, Port: 9090, Protocol: "http"},
+	}
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(unread)
+		c := e.sets[0].Collection(xds.Listener)
+		if c.Get(other) == nil || !slices.Equal(c.Withheld(), []string{anyAddress}) {
+			t.Errorf("listeners %v, withheld %v; want %s, and %s withheld", c, c.Withheld(), other, anyAddress)
+		}
+		r.give(snapshot(in))
+		good, routes := e.listener(t, anyAddress), e.sets[len(e.sets)-1].Collection(xds.Route).Get("8080")
+		r.give(unread)
+		last := e.sets[len(e.sets)-1]
+		if good == nil || routes == nil || e.listener(t, anyAddress) != good || last.Collection(xds.Route).Get("8080") != routes || e.listener(t, other) == nil {
+			t.Errorf("listener %v with routes %v; want the last good ones, and %s", e.listener(t, anyAddress), last.Collection(xds.Route).Get("8080"), other)
+		}
+	})
+}
+
 func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
 		e := r.connect(edge)

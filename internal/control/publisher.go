@@ -165,12 +165,14 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) 
 		{typ: xds.Secret, messages: list[*tlsv3.Secret]{res.Secrets}},
 		{typ: xds.TokenBucket, messages: list[*typev3.TokenBucket]{res.TokenBuckets}},
 		{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{res.Clusters}},
-		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}},
+		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, withheld: res.WithheldEndpoints},
 		{typ: xds.Route, messages: list[*routev3.RouteConfiguration]{res.Routes}},
 	} {
 		w.keep = keep
 		m := p.make(last.made[w.typ], w)
-		keep = keep || m.keepsOld()
+		if w.typ != xds.Endpoint { // which leads to nothing else
+			keep = keep || m.keepsOld()
+		}
 		now.made[w.typ] = m
 		now.problems = append(now.problems, m.problems...)
 	}

@@ -1,0 +1,215 @@
+package consul
+
+import (
+	"encoding/json"
+	"iter"
+	"strings"
+	"testing"
+	"time"
+)
+
+// consulSays has, for every kind, an answer such as Consul gives it, with each list and
+// map that a decoder looks into.
+var consulSays = map[*kind]string{
+	agentKind: `{"Config": {"BindAddr": "10.0.0.1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502}}}`,
+	rootsKind: `{"ActiveRootID": "a", "TrustDomain": "td.consul", "Roots": [{"RootCert": "pem"}]}`,
+	leafKind:  `{"CertPEM": "certificate", "PrivateKeyPEM": "key", "ValidBefore": "2030-01-02T03:04:05Z"}`,
+	entriesKind: `[{"Name": "gateway", "TLS": {"CipherSuites": ["c"]}, "Listeners": [{"Port": 8080, "Protocol": "http",
+		"Services": [{"Name": "web", "Hosts": ["h"], "RequestHeaders": {"Add": {"x": "y"}, "Remove": ["z"]}}]}]}]`,
+	meshKind:    `[{"Kind": "mesh", "TLS": {"Outgoing": {"CipherSuites": ["c"]}}}]`,
+	defaultKind: `[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": "strict", "trusted_cidrs": ["10.0.0.0/8"]}}}}]`,
+	rowsKind:    `[{"Service": {"Name": "web"}, "Port": 8080, "Protocol": "http", "Hosts": ["h"]}]`,
+	instancesKind: `[{"Node": {"Node": "n1", "Datacenter": "dc1", "TaggedAddresses": {"wan": "192.0.2.1"}}, "Service": {"Kind": "ingress-gateway", "ID": "gateway",
+		"TaggedAddresses": {"wan": {"Address": "192.0.2.1", "Port": 1}}, "Proxy": {"Config": {"usher": {}}}}, "Checks": [{"Status": "passing"}]}]`,
+	healthKind: `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1, "TaggedAddresses": {"wan": {"Address": "192.0.2.1"}},
+		"Connect": {"PeerMeta": {"SNI": ["sni"], "SpiffeID": ["id"]}}}, "Checks": [{"Status": "warning"}]}]`,
+	meshGatewayKind:  `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1}, "Checks": []}]`,
+	meshGatewaysKind: `{"mesh-gateway": ["tag"]}`,
+	peeringKind:      `{"Name": "east", "PeerServerName": "server.dc2.peering.td", "PeerCAPems": ["pem"]}`,
+	chainKind: `{"Chain": {"Datacenter": "dc1", "StartNode": "router", "Nodes": {
+		"router": {"Type": "router", "Routes": [{"Definition": {"Match": {"HTTP": {"Header": [{"Name": "h"}], "Methods": ["GET"]}}}, "NextNode": "splitter"}]},
+		"splitter": {"Type": "splitter", "Splits": [{"Weight": 100, "NextNode": "resolver"}]},
+		"resolver": {"Type": "resolver", "Resolver": {"Target": "web", "Failover": {"Targets": ["other"]}}}},
+		"Targets": {"web": {"ID": "web", "Service": "web", "Datacenter": "dc1"}, "other": {"ID": "other", "Service": "web", "Datacenter": "dc1"}}}}`,
+}
+
+// nothing are answers that Consul gives to none of the questions, or to those
+// only that are named.
+var nothing = map[string][]*kind{
+	"":                         nil,
+	"null":                     nil,
+	"[null]":                   nil,
+	"[[]]":                     nil,
+	"[1]":                      nil,
+	"[{}]":                     {meshKind}, // an entry without anything set
+	`{"a": `:                   nil,
+	`"text"`:                   nil,
+	"17":                       nil,
+	"<html></html>":            nil,
+	"[]":                       {entriesKind, meshKind, defaultKind, rowsKind, instancesKind, healthKind, meshGatewayKind},
+	"{}":                       {meshGatewaysKind},
+	`{"Chain": null}`:          {meshGatewaysKind},
+	`{"Roots": [null]}`:        {meshGatewaysKind},
+	`{"PeerCAPems": [null]}`:   {meshGatewaysKind},
+	`{"Config": null}`:         {meshGatewaysKind},
+	`[{"Node": null}]`:         {meshKind},
+	`[{"Name": null}]`:         {meshKind},
+	`[{"Service": null}]`:      {meshKind},
+	`[{"Listeners": [null]}]`:  {meshKind},
+	strings.Repeat("[", 20000): nil,
+}
+
+// Whatever else Consul answers than what it does answer is an error, before and
+// after a good answer, and no panic.
+func TestNoAnswerIsTakenForConsuls(t *testing.T) {
+	for k, good := range consulSays {
+		prev, err := k.decode(nil, answer{body: []byte(good)})
+		if err != nil {
+			t.Fatalf("%s: %v", k.name, err)
+		}
+		for body, answers := range nothing {
+			taken := false
+			for _, a := range answers {
+				taken = taken || a == k
+			}
+			for _, before := range []any{nil, prev} {
+				if _, err := k.decode(before, answer{body: []byte(body)}); (err == nil) != taken {
+					t.Errorf("%s: %.30q: %v; want an error: %v", k.name, body, err, !taken)
+				}
+			}
+		}
+	}
+}
+
+// An answer with anything in it damaged is an error or a value, and both are all
+// right for what comes after: looking at it is no panic either.
+func TestDamagedAnswersAreNoPanic(t *testing.T) {
+	for k, good := range consulSays {
+		prev, err := k.decode(nil, answer{body: []byte(good)})
+		if err != nil {
+			t.Fatalf("%s: %v", k.name, err)
+		}
+		for i := range len(good) {
+			_, _ = k.decode(prev, answer{body: []byte(good[:i])})
+		}
+		s := newTold(t, 2)
+		var tree any
+		if err := json.Unmarshal([]byte(good), &tree); err != nil {
+			t.Fatal(err)
+		}
+		for _, damage := range []any{nil, []any{}, map[string]any{}, "text", 17.0, []any{nil}, map[string]any{"x": nil}} {
+			for damaged := range damages(tree, damage) {
+				body, err := json.Marshal(damaged)
+				if err != nil {
+					t.Fatal(err)
+				}
+				value, err := k.decode(prev, answer{body: body})
+				if err != nil {
+					continue
+				}
+				s.tellKind(k, value)
+				s.step(time.Now())
+				for _, last := range s.snapshots {
+					for _, p := range last.Problems {
+						if strings.Contains(p.What, "bug in Usher") {
+							t.Fatalf("%s: %s: %s", k.name, body, p)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// tellKind tells all questions of a kind the same.
+func (s *told) tellKind(k *kind, value any) {
+	for q := range s.lease.held {
+		if q.kind == k {
+			s.tell(q, fact{value: value})
+		}
+	}
+}
+
+// damages gives the tree with each of its places in turn replaced.
+func damages(tree, by any) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		if !yield(by) {
+			return
+		}
+		switch v := tree.(type) {
+		case map[string]any:
+			for key, inner := range v {
+				for d := range damages(inner, by) {
+					v[key] = d
+					if !yield(v) {
+						return
+					}
+				}
+				v[key] = inner
+			}
+		case []any:
+			for i, inner := range v {
+				for d := range damages(inner, by) {
+					v[i] = d
+					if !yield(v) {
+						return
+					}
+				}
+				v[i] = inner
+			}
+		}
+	}
+}
+
+// A decoder that panics is an attempt that failed: the last good value stays, and
+// the next answer counts.
+func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
+	c := newFakeConsul(t)
+	c.set("/v1/odd/", reply{body: "good"})
+	odd := &kind{name: "odd", path: "/v1/odd/", decode: func(_ any, a answer) (any, error) {
+		if string(a.body) == "bad" {
+			panic("odd")
+		}
+		return string(a.body), nil
+	}}
+	w := c.watcher(t)
+	l := w.hub.lease()
+	defer l.close()
+	q := query{kind: odd}
+	until(t, func() bool { return l.need(q).value == "good" })
+	c.set("/v1/odd/", reply{body: "bad"})
+	until(t, func() bool { return l.need(q).err != nil })
+	if f := l.need(q); f.value != "good" || !strings.Contains(f.err.Error(), "panic in consul answer at decode_test.go:") {
+		t.Errorf("value %v, error %v; want the last good value and where the panic was", f.value, f.err)
+	}
+	c.set("/v1/odd/", reply{body: "better"})
+	until(t, func() bool { f := l.need(q); return f.err == nil && f.value == "better" })
+}
+
+// A panic while a snapshot is made leaves the last one, with a problem that goes
+// away when one can be made again.
+func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
+	s := newTold(t, 2)
+	before := s.last
+	broken := chain(service(1).Name)
+	broken.Targets["none"] = nil
+	for range 2 {
+		s.tell(chainOf(service(1)), fact{value: broken})
+		s.step(time.Now())
+	}
+	if n := len(s.snapshots); n != 2 {
+		t.Fatalf("%d snapshots, want the first and one with the problem", n)
+	}
+	last := s.snapshots[1]
+	if len(last.Problems) != 1 || !strings.Contains(last.Problems[0].What, "bug in Usher: panic in consul snapshot at ") {
+		t.Errorf("problems %v", last.Problems)
+	}
+	if last.Entry != before.Entry || len(last.Chains) != len(before.Chains) || last.Endpoints != before.Endpoints {
+		t.Error("it is not the last good snapshot")
+	}
+	s.tell(chainOf(service(1)), fact{value: chain(service(1).Name)})
+	s.step(time.Now())
+	if last := s.snapshots[len(s.snapshots)-1]; len(last.Problems) > 0 {
+		t.Errorf("the problem stays: %v", last.Problems)
+	}
+}

@@ -1,0 +1,264 @@
+package consul
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// patiently gives a watcher whose patience is so long, and which waits for
+// nothing else.
+func (c *fakeConsul) patiently(t *testing.T, patience time.Duration, log *journal) *Watcher {
+	t.Helper()
+	return NewWatcher(c.client(t, log), WatcherOptions{Hold: patience, Patience: patience})
+}
+
+const meshGatewaysPath = `/v1/catalog/services?filter=ServiceKind == "mesh-gateway"`
+
+// newFullLab is a Consul with a gateway of which every kind of question is asked.
+func newFullLab(t *testing.T) *fakeConsul {
+	t.Helper()
+	c := newLab(t, "web", "api")
+	c.set("/v1/discovery-chain/web", reply{body: `{"Chain": {"Datacenter": "dc1", "StartNode": "s", "Nodes": {"s": {}}, "Targets": {
+		"web": {"ID": "web", "Service": "web", "Datacenter": "dc1"},
+		"far": {"ID": "far", "Service": "web", "Datacenter": "dc2", "MeshGateway": {"Mode": "local"}},
+		"peer": {"ID": "peer", "Service": "web", "Peer": "east"}}}}`})
+	c.set("/v1/health/connect/web?dc=dc2", sidecar(2, "passing"))
+	c.set("/v1/health/connect/web?peer=east", sidecar(3, "passing"))
+	c.set(peeringPath, reply{body: `{"Name": "east", "PeerCAPems": ["one"]}`})
+	c.set(meshGatewaysPath, reply{body: `{"mesh-gateway": [], "other": []}`})
+	c.set("/v1/health/service/mesh-gateway", sidecar(4, "passing"))
+	c.set("/v1/health/service/other", sidecar(5, "passing"))
+	return c
+}
+
+// One question that is not answered as Consul does takes nothing away at a
+// restart: either nothing is handed on, or what is has all that it had, apart
+// from what is absent because it is not known.
+func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
+	// What these say is all true: a Consul that says so means it.
+	truths := map[string][]string{
+		"/v1/agent/self":                   {"403", "404"},
+		"/v1/config/mesh":                  {"[]"},
+		"/v1/config/proxy-defaults":        {"[]"},
+		"/v1/health/service/gateway":       {"[]"},
+		"/v1/health/connect/web":           {"[]"},
+		"/v1/health/connect/api":           {"[]"},
+		"/v1/health/service/other":         {"[]"},
+		"/v1/health/connect/web?dc=dc2":    {"[]"},
+		"/v1/health/connect/web?peer=east": {"[]"},
+		"/v1/health/service/mesh-gateway":  {"[]"},
+		meshGatewaysPath:                   {"{}"},
+		peeringPath:                        {"404"},
+		rowsPath:                           {"[]"}, // see TestRowsThatAreMissing
+	}
+	answers := maps.Clone(faults)
+	answers["[]"], answers["{}"] = reply{body: "[]"}, reply{body: "{}"}
+	answers["hidden"] = reply{body: "[]", hidden: true}
+	c := newFullLab(t)
+	all := start(t, c.watcher(t), "gateway").next(t, anyOne)
+	wantEqual(t, []int{2, 4, 1, 1}, []int{len(all.Chains), all.Endpoints.Len(), len(all.MeshGateways), len(all.Peers)})
+	for _, path := range slices.Sorted(maps.Keys(c.replies)) {
+		for name, answer := range answers {
+			if slices.Contains(truths[path], name) {
+				continue
+			}
+			if name == "hidden" && strings.HasPrefix(path, "/v1/config/") && path != "/v1/config/ingress-gateway" {
+				continue // anybody may read those
+			}
+			t.Run(path+" "+name, func(t *testing.T) {
+				t.Parallel()
+				c := newFullLab(t)
+				c.set(path, answer)
+				log := &journal{}
+				again := start(t, c.patiently(t, 50*time.Millisecond, log), "gateway")
+				until(t, func() bool { return len(again.snapshots) > 0 || log.has("WARN the gateway is not known completely") })
+				again.stop()
+				close(again.snapshots)
+				for s := range again.snapshots {
+					wantNothingLost(t, all, s)
+				}
+			})
+		}
+	}
+}
+
+func wantNothingLost(t *testing.T, all, s *gateway.Snapshot) {
+	t.Helper()
+	wantEqual(t, all.Entry, s.Entry)
+	wantEqual(t, all.Services, s.Services)
+	wantEqual(t, all.Mesh, s.Mesh)
+	wantEqual(t, all.Roots, s.Roots)
+	wantEqual(t, all.Leaf, s.Leaf)
+	wantEqual(t, len(all.Instances), len(s.Instances))
+	wantPart(t, all.Chains, s.Chains)
+	wantPart(t, maps.Collect(all.Endpoints.All()), maps.Collect(s.Endpoints.All()))
+	wantPart(t, all.MeshGateways, s.MeshGateways)
+	wantPart(t, all.Peers, s.Peers)
+}
+
+// wantPart wants that what is there is as in all.
+func wantPart[K comparable, V any](t *testing.T, all, part map[K]V) {
+	t.Helper()
+	for k, v := range part {
+		wantEqual(t, all[k], v)
+	}
+}
+
+// A service whose row Consul's ACLs hide has one all the same where the entry
+// names it: without a chain, so that its port is withheld.
+func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
+	for name, shown := range map[string][]string{"one": {"web"}, "all": nil} {
+		t.Run(name, func(t *testing.T) {
+			c := newLab(t, "web", "api")
+			hidden := rowsOf(shown...)
+			hidden.hidden = true
+			c.set(rowsPath, hidden)
+			c.set("/v1/config/ingress-gateway", reply{body: `[{"Name": "gateway", "Listeners": [{"Port": 8080, "Protocol": "http",
+				"Services": [{"Name": "web"}, {"Name": "api", "Hosts": ["api.example"]}]}]}]`})
+			w := start(t, c.impatient(t), "gateway")
+			s := w.next(t, anyOne)
+			wantServices(t, s, "api", "web")
+			if len(s.Chains) != len(shown) || s.Chains[gateway.ServiceName{Name: "api"}] != nil {
+				t.Errorf("chains %v, want those of %v", s.Chains, shown)
+			}
+			wantEqual(t, []string{"api.example"}, s.Services[0].Hosts)
+			if s.Leaf == nil {
+				t.Error("there is no certificate, which the listener that stays needs")
+			}
+			wantProblem(t, s, `service "api" on port 8080 of gateway "gateway"`, "give Usher's token service:read on it")
+
+			c.set(rowsPath, rowsOf("web", "api"))
+			s = w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 2 })
+			wantServices(t, s, "api", "web")
+			wantEqual(t, nil, s.Problems)
+		})
+	}
+}
+
+// What a wildcard would find is not known: the services that are shown are served.
+// Its port is withheld only when there is none.
+func TestAHiddenServiceOfAWildcard(t *testing.T) {
+	c := newLab(t, "web")
+	c.set("/v1/config/ingress-gateway", entryOf("*"))
+	wildcard := strings.ReplaceAll(rowsOf("web").body, `"Port"`, `"FromWildcard": true, "Port"`)
+	c.set(rowsPath, reply{body: wildcard, hidden: true})
+	w := start(t, c.impatient(t), "gateway")
+	s := w.next(t, anyOne)
+	wantServices(t, s, "web")
+	wantProblem(t, s, `services of gateway "gateway"`, "service:read on all services")
+	w.stop()
+
+	c.set(rowsPath, reply{body: "[]", hidden: true})
+	w = start(t, c.impatient(t), "gateway")
+	s = w.next(t, anyOne)
+	wantServices(t, s, "*")
+	wantEqual(t, 0, len(s.Chains))
+	wantProblem(t, s, `service "*" on port 8080 of gateway "gateway"`, "withheld")
+	c.set(rowsPath, reply{body: wildcard})
+	wantServices(t, w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 1 }), "web")
+}
+
+// An answer without a service that the entry names is not complete; when it
+// stays so, Consul means it. At a restart and later.
+func TestRowsThatAreMissing(t *testing.T) {
+	const patience = time.Second
+	for name, body := range map[string]string{"one": rowsOf("web").body, "all": "[]"} {
+		for _, restart := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, at a restart: %v", name, restart), func(t *testing.T) {
+				t.Parallel()
+				c := newLab(t, "web", "api")
+				log := &journal{}
+				watcher := NewWatcher(c.client(t, log), WatcherOptions{Hold: time.Millisecond, Patience: patience})
+				var w *watching
+				if !restart {
+					w = start(t, watcher, "gateway")
+					wantServices(t, w.next(t, anyOne), "api", "web")
+				}
+				begin := time.Now()
+				c.set(rowsPath, reply{body: body})
+				if restart {
+					w = start(t, watcher, "gateway")
+				}
+				s := w.next(t, anyOne)
+				if took := time.Since(begin); took < patience {
+					t.Errorf("handed on after %v, with the services %v", took, s.Services)
+				}
+				if len(s.Services) == 2 || len(s.Problems) > 0 {
+					t.Errorf("services %v, problems %v; want what Consul says", s.Services, s.Problems)
+				}
+				if !log.has("WARN the gateway is not known completely") {
+					t.Error("the log does not say what is missing")
+				}
+			})
+		}
+	}
+}
+
+// A gateway without the services that its entry names is not empty for a moment,
+// when the answer is complete in time.
+func TestRowsThatAreMissingForAMomentTakeNothingAway(t *testing.T) {
+	c := newLab(t, "web", "api")
+	w := start(t, c.watcher(t), "gateway")
+	w.next(t, anyOne)
+	c.set(rowsPath, reply{body: "[]"})
+	c.waitLearned(t, rowsPath)
+	c.set(rowsPath, rowsOf("web", "api"))
+	c.waitLearned(t, rowsPath)
+	c.set("/v1/connect/ca/roots", roots("next"))
+	for s := range w.snapshots {
+		wantServices(t, s, "api", "web")
+		if s.Roots.TrustDomain == "next.consul" {
+			break
+		}
+	}
+}
+
+// Some of the mesh gateways alone are not what Consul has.
+func TestMeshGatewaysOfWhichSomeCannotBeReadAreNotKnown(t *testing.T) {
+	c := newFullLab(t)
+	c.set("/v1/health/service/other", reply{status: http.StatusInternalServerError, body: "no"})
+	w := start(t, c.impatient(t), "gateway")
+	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
+	if s.MeshGateways["dc1"] != nil {
+		t.Errorf("mesh gateways %v", s.MeshGateways["dc1"])
+	}
+	wantProblem(t, s, `mesh gateways of datacenter "dc1"`, "consul answered 500")
+	c.set("/v1/health/service/other", sidecar(5, "passing"))
+	s = w.next(t, func(s *gateway.Snapshot) bool { return s.MeshGateways["dc1"] != nil })
+	wantEqual(t, 2, len(s.MeshGateways["dc1"].Endpoints))
+}
+
+// A peering that Consul knows nothing of is an answer in the end: nobody is there.
+func TestAPeeringThatThereIsNotHasNoRoots(t *testing.T) {
+	c := newFullLab(t)
+	c.set(peeringPath, reply{status: http.StatusNotFound, body: "Peering not found"})
+	c.set("/v1/health/connect/web?peer=east", reply{status: http.StatusInternalServerError, body: "no such peer"})
+	s := start(t, c.impatient(t), "gateway").next(t, anyOne)
+	wantEqual(t, map[string]*gateway.Roots{"east": {}}, s.Peers)
+	wantServices(t, s, "api", "web")
+	wantProblem(t, s, `cluster peer "east"`, "Peering not found")
+}
+
+func wantProblem(t *testing.T, s *gateway.Snapshot, where, what string) {
+	t.Helper()
+	for _, p := range s.Problems {
+		if p.Where == where && strings.Contains(p.What, what) {
+			return
+		}
+	}
+	t.Errorf("problems %v, want one of %s that says %q", s.Problems, where, what)
+}
+
+// has reports whether a line that begins so was logged.
+func (j *journal) has(begin string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.lines, func(line string) bool { return strings.HasPrefix(line, begin) })
+}
