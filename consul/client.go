@@ -4,17 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/hashicorp/consul/api"
 
@@ -40,6 +37,7 @@ type Client struct {
 	address   address
 	http      *http.Client
 	acl       *http.Client // for questions about the tokens of Envoys
+	aside     *http.Client // of the watchdog: it shares no connection
 	gate      gate         // of the questions that do not block
 	auth      *url.Userinfo
 	tokens    *tokens
@@ -62,33 +60,37 @@ func NewClient(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	grpc, err := env.grpc(c.GRPCAddr)
+	logger := c.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	grpc, err := env.grpc(c.GRPCAddr, logger)
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := env.tls()
+	files, err := env.tlsFiles(logger)
 	if err != nil {
 		return nil, err
+	}
+	if a.scheme != "https" {
+		files.paths = nil // without TLS nothing depends on them
 	}
 	tokens, err := env.tokens()
 	if err != nil {
 		return nil, err
 	}
-	logger := c.Logger
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
 	return &Client{
 		address:   a,
-		http:      newHTTPClient(a, tlsConfig, plainConnections-plainAuthorizations),
-		acl:       newHTTPClient(a, tlsConfig, plainAuthorizations),
+		http:      newHTTPClient(a, files, plainLanes+plainSlots),
+		acl:       newHTTPClient(a, files, plainAuthorizations),
+		aside:     onItsOwn(newHTTPClient(a, files, plainWatchdog)),
 		gate:      newGate(),
 		auth:      env.auth(),
 		tokens:    tokens,
 		namespace: env(api.HTTPNamespaceEnvName),
 		partition: env(api.HTTPPartitionEnvName),
 		grpc:      grpc,
-		place:     env.grpcTo,
+		place:     func(a address) (GRPC, error) { return env.grpcTo(a, logger) },
 		logger:    logger,
 		metrics:   c.Metrics,
 	}, nil
@@ -100,51 +102,12 @@ func (c *Client) GRPC() GRPC { return c.grpc }
 // Address gives the address of Consul's HTTP API, fit for messages.
 func (c *Client) Address() string { return c.address.String() }
 
-// idleConnections bounds the connections that are kept for reuse. Every
-// blocking query that ends gives one back and takes it again at once, so a
-// small number would mean a new connection for every query.
-const idleConnections = 200
-
-// newHTTPClient gives a client that notices a dead peer within half a minute,
-// which a blocking query of minutes would otherwise wait for. Over plain HTTP it
-// opens so many connections at most.
-func newHTTPClient(a address, tlsConfig *tls.Config, plain int) *http.Client {
-	dialer := &net.Dialer{
-		Timeout: 10 * time.Second,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-		},
-	}
-	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dialer.DialContext,
-		TLSClientConfig:       tlsConfig,
-		TLSHandshakeTimeout:   10 * time.Second,
-		MaxIdleConns:          idleConnections,
-		MaxIdleConnsPerHost:   idleConnections,
-		IdleConnTimeout:       90 * time.Second,
-		ExpectContinueTimeout: time.Second,
-		// One connection carries many blocking queries over HTTP/2; Consul
-		// speaks it over TLS only.
-		ForceAttemptHTTP2: true,
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
-	}
-	if a.scheme == "http" {
-		// Without it the transport opens one more whenever none is idle, and
-		// keeps them all.
-		t.MaxConnsPerHost = plain
-	}
-	if a.scheme == "unix" {
-		t.Proxy = nil
-		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", a.path)
+// renew makes all questions from now on use new connections.
+func (c *Client) renew() {
+	for _, client := range []*http.Client{c.http, c.acl} {
+		if t, ok := client.Transport.(*transport); ok {
+			t.renew()
 		}
-	}
-	return &http.Client{
-		Transport: t,
-		// Consul's API never redirects, and a redirect would carry the token to
-		// another host.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 

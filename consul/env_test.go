@@ -346,7 +346,7 @@ func TestTheGRPCPortHasAuthoritiesOfItsOwn(t *testing.T) {
 	} {
 		test.env["CONSUL_CLIENT_CERT"], test.env["CONSUL_CLIENT_KEY"] = cert, key
 		grpc := newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: test.env.get}).GRPC()
-		err := handshake(t, addr, grpc.TLS)
+		err := handshake(t, addr, grpc.TLS())
 		if (err == nil) != test.good {
 			t.Errorf("%v: %v", test.env, err)
 		}

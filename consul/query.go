@@ -119,7 +119,13 @@ func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.D
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
 	defer cancel()
+	return c.send(ctx, c.http, q, index, wait)
+}
+
+// send sends the query over one of the client's HTTP clients.
+func (c *Client) send(ctx context.Context, over *http.Client, q query, index uint64, wait time.Duration) (answer, error) {
 	res, err := c.do(ctx, call{
+		over:   over,
 		method: http.MethodGet,
 		path:   q.kind.path,
 		name:   q.name,
