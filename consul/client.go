@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 
@@ -38,6 +40,7 @@ type Client struct {
 	http      *http.Client
 	acl       *http.Client // for questions about the tokens of Envoys
 	aside     *http.Client // of the watchdog: it shares no connection
+	reading   atomic.Int64 // bytes of answers that are being read
 	gate      gate         // of the questions that do not block
 	auth      *url.Userinfo
 	tokens    *tokens
@@ -134,19 +137,69 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	if err != nil {
 		return response{}, &askError{outcome: outcomeFailed, err: err}
 	}
-	res, err := cmp.Or(in.over, c.http).Do(req)
+	// The answer to a question that waits for long has to be there soon after it
+	// has begun.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	res, err := cmp.Or(in.over, c.http).Do(req.WithContext(ctx))
 	if err != nil {
 		return response{}, unreachable(ctx, err)
 	}
 	defer res.Body.Close()
+	late := time.AfterFunc(askTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s", askTimeout)) })
+	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
 		return response{}, refusal(res, in.token)
 	}
-	body, err := io.ReadAll(res.Body)
+	body, err := c.readAll(res.Body)
+	if errors.Is(err, errTooLarge) || errors.Is(err, errTooMuch) {
+		return response{}, &askError{outcome: outcomeFailed, err: err}
+	}
 	if err != nil {
 		return response{}, unreachable(ctx, err)
 	}
 	return response{header: res.Header, body: body}, nil
+}
+
+// What answers may cost. The largest of Consul's own are those about a gateway
+// with thousands of services: a few MiB.
+const (
+	maxBody = 64 << 20
+	// maxReading bounds all answers that are being read at a time.
+	maxReading = 2 * maxBody
+)
+
+var (
+	errTooLarge = fmt.Errorf("the answer is larger than %d MiB: this is not Consul's HTTP API, or Usher is not made for such an answer", maxBody>>20)
+	errTooMuch  = fmt.Errorf("more than %d MiB of answers are being read at a time", maxReading>>20)
+)
+
+// readAll reads a body to its end.
+func (c *Client) readAll(r io.Reader) ([]byte, error) {
+	buf := make([]byte, 0, 4<<10)
+	took := int64(cap(buf))
+	c.reading.Add(took)
+	defer func() { c.reading.Add(-took) }()
+	for {
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return nil, err
+		case len(buf) > maxBody:
+			return nil, errTooLarge
+		case len(buf) < cap(buf):
+			continue
+		}
+		size := min(2*cap(buf), maxBody+1)
+		more := int64(size - cap(buf))
+		if took += more; c.reading.Add(more) > maxReading {
+			return nil, errTooMuch
+		}
+		buf = append(make([]byte, 0, size), buf...)
+	}
 }
 
 func (c *Client) request(ctx context.Context, in call) (*http.Request, error) {
@@ -229,9 +282,9 @@ func unreachable(ctx context.Context, err error) error {
 // refusal makes an error of an answer that is not 200. Should the answer repeat
 // the token, its text is left out.
 func refusal(res *http.Response, token gateway.Secret) error {
-	text, _ := io.ReadAll(io.LimitReader(res.Body, 400))
-	what := strings.Join(strings.Fields(string(text)), " ")
-	if token != "" && strings.Contains(what, string(token)) {
+	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(briefly+len(token))))
+	what := brief(string(text))
+	if token != "" && bytes.Contains(text, []byte(token)) {
 		what = "the answer is not shown"
 	}
 	e := &askError{status: res.StatusCode, err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
@@ -247,4 +300,12 @@ func refusal(res *http.Response, token gateway.Secret) error {
 		e.outcome = outcomeFailed
 	}
 	return e
+}
+
+// briefly is how many bytes of what a peer says an error repeats.
+const briefly = 400
+
+// brief makes one line of the beginning of a peer's text.
+func brief(text string) string {
+	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), briefly)]), " "), "")
 }

@@ -116,10 +116,15 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent("usher"),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSigned)),
+		grpc.WithMaxHeaderListSize(maxHeader),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pauses, MinConnectTimeout: signTimeout}),
 	)
 	return s.conn, err
 }
+
+// maxSigned bounds an answer with a certificate, which has a few KiB.
+const maxSigned = 1 << 20
 
 // latestTLS are credentials that look up the settings for every connection.
 type latestTLS struct {
@@ -156,8 +161,9 @@ var errBusy = errors.New("consul's certificate authority has too many requests (
 // token, its text is left out.
 func signError(err error, target, token string) error {
 	target = strings.TrimPrefix(target, "dns:///")
-	code, text := status.Code(err), strings.Join(strings.Fields(status.Convert(err).Message()), " ")
-	if token != "" && strings.Contains(text, token) {
+	code, said := status.Code(err), status.Convert(err).Message()
+	text := brief(said)
+	if token != "" && strings.Contains(said, token) {
 		text = "the answer is not shown"
 	}
 	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if it is elsewhere, say so by --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)

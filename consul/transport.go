@@ -65,7 +65,10 @@ func (t *transport) CloseIdleConnections() {
 // small number would mean a new connection for every query.
 const idleConnections = 200
 
-// newHTTPClient gives a client that opens at most so many connections where each
+// maxHeader bounds the headers of an answer.
+const maxHeader = 64 << 10
+
+// newHTTPClient returns a client that opens at most so many connections where each
 // carries one question at a time. Its connections notice that the peer's host is
 // gone within ten seconds, which a blocking query of minutes would otherwise wait
 // for, and that the peer is frozen within half a minute.
@@ -78,14 +81,15 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	}
 	build := func(config *tls.Config) *http.Transport {
 		t := &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           dialer.DialContext,
-			TLSClientConfig:       config.Clone(), // the transport adds its protocols
-			TLSHandshakeTimeout:   10 * time.Second,
-			MaxIdleConns:          idleConnections,
-			MaxIdleConnsPerHost:   idleConnections,
-			IdleConnTimeout:       90 * time.Second,
-			ExpectContinueTimeout: time.Second,
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            dialer.DialContext,
+			TLSClientConfig:        config.Clone(), // the transport adds its protocols
+			TLSHandshakeTimeout:    10 * time.Second,
+			MaxIdleConns:           idleConnections,
+			MaxIdleConnsPerHost:    idleConnections,
+			IdleConnTimeout:        90 * time.Second,
+			ExpectContinueTimeout:  time.Second,
+			MaxResponseHeaderBytes: maxHeader,
 			// One connection carries many blocking queries over HTTP/2; Consul
 			// speaks it over TLS only.
 			ForceAttemptHTTP2: true,
