@@ -54,7 +54,8 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 }
 
 // Run keeps up, until ctx ends, the queries that every gateway needs: they tell
-// Ready whether Consul answers, and keep the last good proxy-defaults in mind.
+// Ready whether Consul answers, and keep the last good proxy-defaults in mind. It
+// also reads everything again where blocking queries would not tell of a change.
 func (w *Watcher) Run(ctx context.Context) error {
 	l := w.hub.lease()
 	defer l.close()
@@ -65,7 +66,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 	w.beat.Store(&beat)
 	defer w.beat.Store(nil)
-	<-ctx.Done()
+	w.hub.rereading(ctx, nil)
 	return nil
 }
 
