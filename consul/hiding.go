@@ -24,7 +24,7 @@ type hiding struct {
 
 func newHiding() *hiding { return &hiding{lifted: make(chan struct{}, 1)} }
 
-// pause gives how long a filtered answer counts.
+// pause returns how long a filtered answer counts.
 func (h *hiding) pause() time.Duration {
 	if h == nil {
 		return hiddenTime
@@ -47,13 +47,5 @@ func (h *hiding) count(was, is bool) {
 func (h *hiding) lift() {
 	if h != nil && h.questions.Load() > hiddenMost {
 		notify(h.lifted)
-	}
-}
-
-// notify puts news into a channel with a place for one.
-func notify(news chan<- struct{}) {
-	select {
-	case news <- struct{}{}:
-	default: // the same news is there already
 	}
 }

@@ -45,7 +45,7 @@ func newIssuer(t *testing.T) issuer {
 	return i
 }
 
-// sign gives a certificate and its own key, which is the issuer's for its own.
+// sign returns a certificate and its own key, which is the issuer's for its own.
 func (i issuer) sign(t *testing.T, cert, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key := i.key
@@ -182,8 +182,8 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	if h.last.Proto != "HTTP/2.0" {
 		t.Errorf("after that, TLS carries %s", h.last.Proto)
 	}
-	if _, err := c.send(t.Context(), c.aside, query{kind: rootsKind}, 0, 0); err != nil || h.last.Proto != "HTTP/1.1" {
-		t.Errorf("what is asked aside is over %s (%v), want a connection of its own", h.last.Proto, err)
+	if _, err := c.send(t.Context(), c.aside, heartbeat, 0, 0); err != nil || h.last.Proto != "HTTP/1.1" {
+		t.Errorf("the watchdog has %s (%v), want a connection of its own", h.last.Proto, err)
 	}
 }
 
