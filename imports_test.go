@@ -15,7 +15,7 @@ const module = "github.com/usherproxy/usher/"
 // them.
 var allowed = map[string][]string{
 	"gateway":                     {"internal/ordered"},
-	"consul":                      {"gateway", "internal/guard", "internal/latest", "internal/ordered"},
+	"consul":                      {"gateway", "internal/follow", "internal/guard", "internal/latest", "internal/ordered"},
 	"files":                       {"gateway", "internal/follow", "internal/guard"},
 	"kubernetes":                  {"gateway", "internal/guard", "internal/latest"},
 	"listeners":                   {"gateway", "internal/ordered"},

@@ -23,8 +23,11 @@ const (
 	// plainAuthorizations are for questions about the tokens of Envoys, so that
 	// strangers cannot hold up the watches.
 	plainAuthorizations = 8
-	plainSlots          = plainConnections - plainLanes - plainAuthorizations
-	plainWait           = 30 * time.Second
+	// plainWatchdog is the watchdog's own.
+	plainWatchdog = 1
+	// plainSlots are for queries that wait for a change.
+	plainSlots = plainConnections - plainLanes - plainAuthorizations - plainWatchdog
+	plainWait  = 30 * time.Second
 )
 
 const (

@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -40,6 +39,8 @@ type Client struct {
 	address   address
 	http      *http.Client
 	acl       *http.Client // for questions about the tokens of Envoys
+	aside     *http.Client // of the watchdog: it shares no connection
+	reading   atomic.Int64 // bytes of answers that are being read
 	gate      gate         // of the questions that do not block
 	auth      *url.Userinfo
 	tokens    *tokens
@@ -62,33 +63,37 @@ func NewClient(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	grpc, err := env.grpc(c.GRPCAddr)
+	logger := c.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	grpc, err := env.grpc(c.GRPCAddr, logger)
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := env.tls()
+	files, err := env.tlsFiles(logger)
 	if err != nil {
 		return nil, err
+	}
+	if a.scheme != "https" {
+		files.paths = nil // without TLS nothing depends on them
 	}
 	tokens, err := env.tokens()
 	if err != nil {
 		return nil, err
 	}
-	logger := c.Logger
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
 	return &Client{
 		address:   a,
-		http:      newHTTPClient(a, tlsConfig, plainConnections-plainAuthorizations),
-		acl:       newHTTPClient(a, tlsConfig, plainAuthorizations),
+		http:      newHTTPClient(a, files, plainLanes+plainSlots),
+		acl:       newHTTPClient(a, files, plainAuthorizations),
+		aside:     onItsOwn(newHTTPClient(a, files, plainWatchdog)),
 		gate:      newGate(),
 		auth:      env.auth(),
 		tokens:    tokens,
 		namespace: env(api.HTTPNamespaceEnvName),
 		partition: env(api.HTTPPartitionEnvName),
 		grpc:      grpc,
-		place:     env.grpcTo,
+		place:     func(a address) (GRPC, error) { return env.grpcTo(a, logger) },
 		logger:    logger,
 		metrics:   c.Metrics,
 	}, nil
@@ -100,51 +105,12 @@ func (c *Client) GRPC() GRPC { return c.grpc }
 // Address gives the address of Consul's HTTP API, fit for messages.
 func (c *Client) Address() string { return c.address.String() }
 
-// idleConnections bounds the connections that are kept for reuse. Every
-// blocking query that ends gives one back and takes it again at once, so a
-// small number would mean a new connection for every query.
-const idleConnections = 200
-
-// newHTTPClient gives a client that notices a dead peer within half a minute,
-// which a blocking query of minutes would otherwise wait for. Over plain HTTP it
-// opens so many connections at most.
-func newHTTPClient(a address, tlsConfig *tls.Config, plain int) *http.Client {
-	dialer := &net.Dialer{
-		Timeout: 10 * time.Second,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
-		},
-	}
-	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dialer.DialContext,
-		TLSClientConfig:       tlsConfig,
-		TLSHandshakeTimeout:   10 * time.Second,
-		MaxIdleConns:          idleConnections,
-		MaxIdleConnsPerHost:   idleConnections,
-		IdleConnTimeout:       90 * time.Second,
-		ExpectContinueTimeout: time.Second,
-		// One connection carries many blocking queries over HTTP/2; Consul
-		// speaks it over TLS only.
-		ForceAttemptHTTP2: true,
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
-	}
-	if a.scheme == "http" {
-		// Without it the transport opens one more whenever none is idle, and
-		// keeps them all.
-		t.MaxConnsPerHost = plain
-	}
-	if a.scheme == "unix" {
-		t.Proxy = nil
-		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", a.path)
+// renew makes all questions from now on use new connections.
+func (c *Client) renew() {
+	for _, client := range []*http.Client{c.http, c.acl} {
+		if t, ok := client.Transport.(*transport); ok {
+			t.renew()
 		}
-	}
-	return &http.Client{
-		Transport: t,
-		// Consul's API never redirects, and a redirect would carry the token to
-		// another host.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
@@ -171,19 +137,69 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	if err != nil {
 		return response{}, &askError{outcome: outcomeFailed, err: err}
 	}
-	res, err := cmp.Or(in.over, c.http).Do(req)
+	// The answer to a question that waits for long has to be there soon after it
+	// has begun.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	res, err := cmp.Or(in.over, c.http).Do(req.WithContext(ctx))
 	if err != nil {
 		return response{}, unreachable(ctx, err)
 	}
 	defer res.Body.Close()
+	late := time.AfterFunc(askTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s", askTimeout)) })
+	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
 		return response{}, refusal(res, in.token)
 	}
-	body, err := io.ReadAll(res.Body)
+	body, err := c.readAll(res.Body)
+	if errors.Is(err, errTooLarge) || errors.Is(err, errTooMuch) {
+		return response{}, &askError{outcome: outcomeFailed, err: err}
+	}
 	if err != nil {
 		return response{}, unreachable(ctx, err)
 	}
 	return response{header: res.Header, body: body}, nil
+}
+
+// What answers may cost. The largest of Consul's own are those about a gateway
+// with thousands of services: a few MiB.
+const (
+	maxBody = 64 << 20
+	// maxReading bounds all answers that are being read at a time.
+	maxReading = 2 * maxBody
+)
+
+var (
+	errTooLarge = fmt.Errorf("the answer is larger than %d MiB: this is not Consul's HTTP API, or Usher is not made for such an answer", maxBody>>20)
+	errTooMuch  = fmt.Errorf("more than %d MiB of answers are being read at a time", maxReading>>20)
+)
+
+// readAll reads a body to its end.
+func (c *Client) readAll(r io.Reader) ([]byte, error) {
+	buf := make([]byte, 0, 4<<10)
+	took := int64(cap(buf))
+	c.reading.Add(took)
+	defer func() { c.reading.Add(-took) }()
+	for {
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return nil, err
+		case len(buf) > maxBody:
+			return nil, errTooLarge
+		case len(buf) < cap(buf):
+			continue
+		}
+		size := min(2*cap(buf), maxBody+1)
+		more := int64(size - cap(buf))
+		if took += more; c.reading.Add(more) > maxReading {
+			return nil, errTooMuch
+		}
+		buf = append(make([]byte, 0, size), buf...)
+	}
 }
 
 func (c *Client) request(ctx context.Context, in call) (*http.Request, error) {
@@ -266,9 +282,9 @@ func unreachable(ctx context.Context, err error) error {
 // refusal makes an error of an answer that is not 200. Should the answer repeat
 // the token, its text is left out.
 func refusal(res *http.Response, token gateway.Secret) error {
-	text, _ := io.ReadAll(io.LimitReader(res.Body, 400))
-	what := strings.Join(strings.Fields(string(text)), " ")
-	if token != "" && strings.Contains(what, string(token)) {
+	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(briefly+len(token))))
+	what := brief(string(text))
+	if token != "" && bytes.Contains(text, []byte(token)) {
 		what = "the answer is not shown"
 	}
 	e := &askError{status: res.StatusCode, err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
@@ -284,4 +300,12 @@ func refusal(res *http.Response, token gateway.Secret) error {
 		e.outcome = outcomeFailed
 	}
 	return e
+}
+
+// briefly is how many bytes of what a peer says an error repeats.
+const briefly = 400
+
+// brief makes one line of the beginning of a peer's text.
+func brief(text string) string {
+	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), briefly)]), " "), "")
 }

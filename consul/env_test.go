@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"maps"
 	"math/big"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -344,7 +346,7 @@ func TestTheGRPCPortHasAuthoritiesOfItsOwn(t *testing.T) {
 	} {
 		test.env["CONSUL_CLIENT_CERT"], test.env["CONSUL_CLIENT_KEY"] = cert, key
 		grpc := newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: test.env.get}).GRPC()
-		err := handshake(t, addr, grpc.TLS)
+		err := handshake(t, addr, grpc.TLS())
 		if (err == nil) != test.good {
 			t.Errorf("%v: %v", test.env, err)
 		}
@@ -360,4 +362,18 @@ func handshake(t *testing.T, addr string, config *tls.Config) error {
 		return err
 	}
 	return conn.Close()
+}
+
+func TestATokenFileThatNeverEndsIsNotRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("first"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := newTestClient(t, Config{Getenv: vars{"CONSUL_HTTP_TOKEN_FILE": file}.get})
+	if err := errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.tokens.current(); got != "first" {
+		t.Errorf("token %q, want the last good one", string(got))
+	}
 }

@@ -3,6 +3,7 @@ package consul
 import (
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 
 	"github.com/hashicorp/consul/api"
@@ -13,15 +14,15 @@ import (
 type GRPC struct {
 	// Target is what a gRPC client dials: dns:///host:port or unix:///path.
 	Target string
-	// TLS is nil for a plaintext connection.
-	TLS *tls.Config
+	// TLS gives the settings for a new connection; it is nil for a plaintext one.
+	TLS func() *tls.Config
 }
 
 // grpc gives the place of the gRPC port: the given address, else
 // CONSUL_GRPC_ADDR. Its certificate authorities are CONSUL_GRPC_CACERT and
 // CONSUL_GRPC_CAPATH, and without these the ones of the HTTP API; all other TLS
 // settings are those of the HTTP API.
-func (env environment) grpc(flag string) (GRPC, error) {
+func (env environment) grpc(flag string, logger *slog.Logger) (GRPC, error) {
 	from, s := "gRPC address of consul", flag
 	if s == "" {
 		from, s = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
@@ -36,7 +37,7 @@ func (env environment) grpc(flag string) (GRPC, error) {
 	if err != nil {
 		return GRPC{}, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
 	}
-	return env.grpcTo(a)
+	return env.grpcTo(a, logger)
 }
 
 func grpcHost(a address) error {
@@ -49,18 +50,18 @@ func grpcHost(a address) error {
 	return nil
 }
 
-func (env environment) grpcTo(a address) (GRPC, error) {
+func (env environment) grpcTo(a address, logger *slog.Logger) (GRPC, error) {
 	switch a.scheme {
 	case "unix":
 		return GRPC{Target: "unix:" + a.path}, nil
 	case "http":
 		return GRPC{Target: "dns:///" + a.host}, nil
 	}
-	config, err := env.grpcEnvironment().tls()
+	files, err := env.grpcEnvironment().tlsFiles(logger)
 	if err != nil {
 		return GRPC{}, err
 	}
-	return GRPC{Target: "dns:///" + a.host, TLS: config}, nil
+	return GRPC{Target: "dns:///" + a.host, TLS: files.current}, nil
 }
 
 // grpcEnvironment is the environment in which the variables of the gRPC

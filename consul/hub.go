@@ -17,11 +17,17 @@ type hub struct {
 	mu      sync.Mutex
 	watches map[query]*watch
 	trouble map[trouble]int // watches that fail, by how
+
+	// signs has a place for one sign that Consul's state was replaced.
+	signs  chan struct{}
+	hiding *hiding
+	cut    time.Time // when the open queries were given up last; belongs to rereading
 }
 
 // watch is a query that is running. Its fields below done belong to hub.mu.
 type watch struct {
 	query  query
+	bell   *bell
 	cancel context.CancelFunc
 	done   chan struct{} // closed when its goroutine has ended
 
@@ -37,7 +43,7 @@ type trouble struct {
 }
 
 func newHub(c *Client, wait time.Duration) *hub {
-	return &hub{client: c, budget: newBudget(c, wait), watches: map[query]*watch{}, trouble: map[trouble]int{}}
+	return &hub{client: c, budget: newBudget(c, wait), watches: map[query]*watch{}, trouble: map[trouble]int{}, signs: make(chan struct{}, 1), hiding: newHiding()}
 }
 
 // acquire starts the query unless it runs already. The lease hears of every
@@ -59,10 +65,12 @@ func (h *hub) start(q query) *watch {
 	h.watches[q] = w
 	h.client.metrics.watch(q.kind.name, 1)
 	h.client.logger.Debug("watch", "query", q.String())
-	l := &loop{
+	l := &loop{}
+	w.bell = &l.bell
+	*l = loop{
 		ask: func(ctx context.Context, index uint64) (answer, error) {
 			a, err := h.budget.ask(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
-				return h.client.ask(ctx, q, index, wait)
+				return h.client.ask(ctx, q, index, l.longest(wait))
 			})
 			if ctx.Err() == nil {
 				h.client.metrics.query(q.kind.name, outcomeOf(err))
@@ -79,8 +87,12 @@ func (h *hub) start(q query) *watch {
 			})
 			return value, err
 		},
-		every: q.kind.every,
-		learn: func(f fact, changed bool) { h.learn(w, f, changed) },
+		every:  q.kind.every,
+		hiding: h.hiding,
+		learn:  func(f fact, changed bool) { h.learn(w, f, changed) },
+	}
+	if !q.kind.local && !q.kind.mayStream() {
+		l.replaced = h.sign
 	}
 	h.budget.join()
 	go func() {
@@ -138,7 +150,13 @@ func (h *hub) learn(w *watch, f fact, changed bool) {
 // report logs what begins and what ends when the watch's error becomes err.
 func (h *hub) report(w *watch, err error) {
 	h.countFailing(w, err)
-	before, after := troubleOf(w.query, w.fact.err), troubleOf(w.query, err)
+	h.tell(w.query, w.fact.err, err)
+}
+
+// tell logs what begins and what ends when the error of reading a query was one
+// and is another. It is called with mu held.
+func (h *hub) tell(q query, was, is error) {
+	before, after := troubleOf(q, was), troubleOf(q, is)
 	if before == after {
 		return
 	}
@@ -149,14 +167,14 @@ func (h *hub) report(w *watch, err error) {
 			log = h.client.logger.Warn
 		}
 		log("reading consul fails; the last good answer counts",
-			"consul", h.client.Address(), "query", w.query.String(), "outcome", string(after.outcome), "error", err)
+			"consul", h.client.Address(), "query", q.String(), "outcome", string(after.outcome), "error", is)
 	}
 	if before.outcome != outcomeOK {
 		h.trouble[before]--
 		if h.trouble[before] == 0 {
 			delete(h.trouble, before)
 			h.client.logger.Info("reading consul no longer fails this way",
-				"consul", h.client.Address(), "query", w.query.String(), "outcome", string(before.outcome))
+				"consul", h.client.Address(), "query", q.String(), "outcome", string(before.outcome))
 		}
 	}
 }

@@ -13,6 +13,7 @@ type Metrics struct {
 	watches        *prometheus.GaugeVec
 	failing        *prometheus.GaugeVec
 	turns          prometheus.Gauge
+	up             prometheus.Gauge
 	authorizations *prometheus.CounterVec
 	snapshots      prometheus.Counter
 	signatures     *prometheus.CounterVec
@@ -38,6 +39,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "usher_consul_queries_taking_turns",
 			Help: "Blocking queries that share too few connections, which delays changes: reach Consul over https://. 0 where each has one.",
 		}),
+		up: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "usher_consul_up",
+			Help: "1 while Consul answers a small question that is asked every few seconds; else 0. /readyz says why it does not.",
+		}),
 		authorizations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "usher_consul_authorizations_total",
 			Help: "Questions to Consul's ACLs whether an Envoy's token may have a gateway, by outcome: allowed, denied or failed.",
@@ -56,7 +61,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"gateway"}),
 	}
 	if r != nil {
-		r.MustRegister(m.queries, m.watches, m.failing, m.turns, m.authorizations, m.snapshots, m.signatures, m.expiries)
+		r.MustRegister(m.queries, m.watches, m.failing, m.turns, m.up, m.authorizations, m.snapshots, m.signatures, m.expiries)
 	}
 	return m
 }
@@ -82,6 +87,16 @@ func (m *Metrics) fail(kind string, delta float64) {
 func (m *Metrics) takingTurns(queries int) {
 	if m != nil {
 		m.turns.Set(float64(queries))
+	}
+}
+
+func (m *Metrics) answers(up bool) {
+	if m == nil {
+		return
+	}
+	m.up.Set(0)
+	if up {
+		m.up.Set(1)
 	}
 }
 

@@ -35,6 +35,11 @@ type kind struct {
 	decode func(prev any, a answer) (any, error)
 }
 
+// mayStream reports whether Consul answers the kind's blocking queries from its
+// streaming backend. That one does not end them when a snapshot is restored, and
+// does not say what its ACLs left out.
+func (k *kind) mayStream() bool { return strings.HasPrefix(k.path, "/v1/health/") }
+
 // query is one question to Consul. Equal queries are asked once, whoever needs
 // them.
 type query struct {
@@ -76,6 +81,9 @@ type answer struct {
 	filtered bool
 	// refused says that there was none, and that the kind is optional.
 	refused bool
+	// early says that it has the index that was asked with, and came before the
+	// wait was over.
+	early bool
 }
 
 // errNoLeader is the answer of a server that knows no leader, whose state may be
@@ -119,7 +127,14 @@ func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.D
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
 	defer cancel()
+	return c.send(ctx, c.http, q, index, wait)
+}
+
+// send sends the query over one of the client's HTTP clients.
+func (c *Client) send(ctx context.Context, over *http.Client, q query, index uint64, wait time.Duration) (answer, error) {
+	begin := time.Now()
 	res, err := c.do(ctx, call{
+		over:   over,
 		method: http.MethodGet,
 		path:   q.kind.path,
 		name:   q.name,
@@ -140,6 +155,7 @@ func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.D
 		index:    n,
 		streamed: streamed,
 		filtered: res.header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
+		early:    index > 0 && n == index && time.Since(begin) < wait*9/10,
 	}, nil
 }
 
@@ -217,25 +233,51 @@ type loop struct {
 	// the state of failure is new.
 	learn func(f fact, changed bool)
 	every time.Duration // see kind.every
+	// replaced is called when Consul's state looks as if another one had been put
+	// in its place; it may be nil.
+	replaced func()
+	bell     bell
+	hiding   *hiding // may be nil
 
 	fact  fact
 	index uint64
+	known uint64            // the latest index that Consul gave
 	sum   [sha256.Size]byte // of the last body
 	pace  pace
+	// hidden is when to ask without an index because Consul's ACLs left
+	// something out; zero when they did not.
+	hidden time.Time
 }
 
 // run asks until ctx ends.
 func (l *loop) run(ctx context.Context) {
-	for {
-		a, err := l.ask(ctx, l.index)
-		if ctx.Err() != nil {
-			return
+	defer func() { l.hiding.count(l.isHidden(), false) }()
+	for ctx.Err() == nil {
+		turn, rung := l.bell.begin(ctx)
+		if rung || l.isHidden() && time.Until(l.hidden) < firstPause {
+			l.index = 0
 		}
-		pause := l.take(a, err)
-		if !sleep(ctx, pause) {
-			return
+		asked := l.index
+		a, err := l.ask(turn, asked)
+		if turn.Err() == nil {
+			pause := l.take(a, err)
+			l.bell.answered(asked == 0 && err == nil, l.isHidden())
+			sleep(turn, pause)
 		}
+		l.bell.end()
 	}
+}
+
+func (l *loop) isHidden() bool { return !l.hidden.IsZero() }
+
+// longest returns how long the next question may wait for a change, if nothing
+// else keeps it from waiting so long. Consul filters an answer by the rights
+// that the token had when the question came.
+func (l *loop) longest(wait time.Duration) time.Duration {
+	if !l.isHidden() {
+		return wait
+	}
+	return min(wait, max(time.Until(l.hidden), firstPause)) // Consul takes 0 for its own default
 }
 
 // take learns of one attempt, and says how long to wait before the next.
@@ -257,7 +299,7 @@ func (l *loop) take(a answer, err error) time.Duration {
 		l.fact.value = value
 	}
 	l.fact.err, l.fact.failures = nil, 0
-	l.index = nextIndex(l.index, a.index)
+	l.index = l.next(a, same, recovered)
 	l.learn(l.fact, !same || recovered)
 	if a.index == 0 {
 		// Without an index the next query cannot block.
@@ -281,13 +323,42 @@ func (l *loop) fail(err error) time.Duration {
 // newFailures is how many failures in a row are news.
 const newFailures = 3
 
-// nextIndex gives the index to wait on. One that went back means that Consul's
-// state was replaced, so that every index known is void.
-func nextIndex(last, got uint64) uint64 {
-	if got < last {
+// next returns the index to wait on; 0 where the next question must not wait.
+//
+// A restored snapshot ends blocking queries at once: with the index that they
+// asked with, and what was known before. Their index is then one that the new
+// state may reach in a long time only. The same index with other content is that
+// of a token whose rights have changed.
+func (l *loop) next(a answer, same, recovered bool) uint64 {
+	l.hide(a, same)
+	// An answer that did not wait may be that of a server which is a little behind.
+	wentBack := a.index < l.known && a.index > 0 && (l.index > 0 || recovered)
+	l.known = a.index
+	if (wentBack || a.early) && l.replaced != nil {
+		l.replaced()
+	}
+	if l.index > 0 && (a.index < l.index || a.early || a.index == l.index && !same) {
 		return 0
 	}
-	return got
+	return a.index
+}
+
+// hide takes note of what Consul's ACLs left out. The streaming backend does not
+// say so.
+func (l *loop) hide(a answer, same bool) {
+	was := l.isHidden()
+	switch {
+	case a.streamed:
+	case !a.filtered:
+		l.hidden = time.Time{}
+	case l.index == 0 || !was:
+		pause := l.hiding.pause()
+		l.hidden = time.Now().Add(pause - rand.N(pause/5))
+	}
+	l.hiding.count(was, l.isHidden())
+	if was && l.index == 0 && !same {
+		l.hiding.lift()
+	}
 }
 
 // Back-off after errors: from firstPause doubling up to longestPause.
@@ -326,18 +397,16 @@ func (p *pace) next(now time.Time) time.Duration {
 	return max(0, p.full.Sub(now)-paceBurst*paceInterval)
 }
 
-// sleep waits; it says false when ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for so long, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
 	if d <= 0 {
-		return ctx.Err() == nil
+		return
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return false
 	case <-t.C:
-		return true
 	}
 }
 

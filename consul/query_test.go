@@ -116,6 +116,33 @@ func TestAnIndexThatWentBackIsForgotten(t *testing.T) {
 	wantEqual(t, []event{{"a", false}, {"b", false}, {"c", false}}, events)
 }
 
+func TestWhatLooksLikeAnotherState(t *testing.T) {
+	for what, test := range map[string]struct {
+		index     uint64 // that was asked with
+		answer    answer
+		same      bool
+		recovered bool
+		next      uint64
+		replaced  bool
+	}{
+		"the wait is over":                         {index: 9, answer: answer{index: 9}, same: true, next: 9},
+		"a change":                                 {index: 9, answer: answer{index: 10}, next: 10},
+		"the same before the wait is over":         {index: 9, answer: answer{index: 9, early: true}, same: true, replaced: true},
+		"a lower index after the wait":             {index: 9, answer: answer{index: 5}, replaced: true},
+		"other content with the same index":        {index: 9, answer: answer{index: 9}},
+		"a server that is behind":                  {answer: answer{index: 8}, same: true, next: 8},
+		"a lower index after an outage":            {answer: answer{index: 8}, same: true, recovered: true, next: 8, replaced: true},
+		"no index":                                 {answer: answer{}, same: true},
+		"the first answer has the index of before": {answer: answer{index: 9}, same: true, next: 9},
+	} {
+		replaced := false
+		l := &loop{index: test.index, known: 9, replaced: func() { replaced = true }}
+		if next := l.next(test.answer, test.same, test.recovered); next != test.next || replaced != test.replaced {
+			t.Errorf("%s: asked with %d next, another state: %v; want %d, %v", what, next, replaced, test.next, test.replaced)
+		}
+	}
+}
+
 func TestWithoutAnIndexQuestionsDoNotSpin(t *testing.T) {
 	questions, _ := play(t, step{body: "a"}, step{body: "a"}, step{body: "b"})
 	for _, q := range questions[1:] {

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -16,8 +17,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/experimental/credentials"
+	experimental "google.golang.org/grpc/experimental/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -106,9 +108,7 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	}
 	creds := insecure.NewCredentials()
 	if place.TLS != nil {
-		// Consul 1.15 does not say by ALPN that it speaks HTTP/2, which the
-		// usual credentials insist on.
-		creds = credentials.NewTLSWithALPNDisabled(place.TLS)
+		creds = latestTLS{alpnDisabled(place.TLS()), place.TLS}
 	}
 	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
 	s.at = at
@@ -116,9 +116,36 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent("usher"),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSigned)),
+		grpc.WithMaxHeaderListSize(maxHeader),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pauses, MinConnectTimeout: signTimeout}),
 	)
 	return s.conn, err
+}
+
+// maxSigned bounds an answer with a certificate, which has a few KiB.
+const maxSigned = 1 << 20
+
+// latestTLS are credentials that look up the settings for every connection.
+type latestTLS struct {
+	credentials.TransportCredentials
+	config func() *tls.Config
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (l latestTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return alpnDisabled(l.config()).ClientHandshake(ctx, authority, conn)
+}
+
+// Clone implements credentials.TransportCredentials.
+func (l latestTLS) Clone() credentials.TransportCredentials {
+	return latestTLS{l.TransportCredentials.Clone(), l.config}
+}
+
+// alpnDisabled is for Consul 1.15, which does not say by ALPN that it speaks
+// HTTP/2; the usual credentials insist on it.
+func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
+	return experimental.NewTLSWithALPNDisabled(config)
 }
 
 // refusedSignature is an error that a person has to mend: asking again does not
@@ -134,8 +161,9 @@ var errBusy = errors.New("consul's certificate authority has too many requests (
 // token, its text is left out.
 func signError(err error, target, token string) error {
 	target = strings.TrimPrefix(target, "dns:///")
-	code, text := status.Code(err), strings.Join(strings.Fields(status.Convert(err).Message()), " ")
-	if token != "" && strings.Contains(text, token) {
+	code, said := status.Code(err), status.Convert(err).Message()
+	text := brief(said)
+	if token != "" && strings.Contains(said, token) {
 		text = "the answer is not shown"
 	}
 	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if it is elsewhere, say so by --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)

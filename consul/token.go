@@ -2,13 +2,13 @@ package consul
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 
 	"github.com/hashicorp/consul/api"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/follow"
 )
 
 // tokens gives Usher's own ACL token. One that stands in a file is read again
@@ -37,7 +37,7 @@ func (env environment) tokens() (*tokens, error) {
 }
 
 func readToken(file string) (gateway.Secret, error) {
-	b, err := os.ReadFile(file)
+	b, err := follow.ReadFile(file)
 	if err != nil {
 		return "", err
 	}

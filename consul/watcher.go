@@ -37,7 +37,8 @@ type Watcher struct {
 	patience time.Duration
 	signer   *signer
 
-	beat atomic.Pointer[[]*watch] // while Run is running
+	watchdog *watchdog
+	beat     atomic.Pointer[[]*watch] // while Run is running
 
 	mu sync.Mutex
 	// own keeps the settings that instances had when they were last good, for
@@ -59,11 +60,17 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	if o.Patience <= 0 {
 		o.Patience = 10 * time.Second
 	}
-	return &Watcher{client: c, hub: newHub(c, o.Wait), hold: o.Hold, patience: o.Patience, signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]gateway.Layer{}}
+	h := newHub(c, o.Wait)
+	return &Watcher{
+		client: c, hub: h, watchdog: newWatchdog(c, h), hold: o.Hold, patience: o.Patience,
+		signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]gateway.Layer{},
+	}
 }
 
-// Run keeps up, until ctx ends, the queries that every gateway needs: they tell
-// Ready whether Consul answers, and keep the last good proxy-defaults in mind.
+// Run keeps up, until ctx ends, what every gateway needs: the queries that tell
+// Ready whether Consul answers Usher's token, and keep the last good
+// proxy-defaults in mind; the watchdog; and reading everything again where
+// blocking queries would not tell of a change.
 func (w *Watcher) Run(ctx context.Context) error {
 	l := w.hub.lease()
 	defer l.close()
@@ -74,17 +81,25 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 	w.beat.Store(&beat)
 	defer w.beat.Store(nil)
-	<-ctx.Done()
+	var parts sync.WaitGroup
+	parts.Go(func() { w.watchdog.run(ctx) })
+	parts.Go(func() { w.hub.rereading(ctx, w.watchdog.back) })
+	parts.Wait()
 	return nil
 }
 
-// Ready gives nil when Consul has been reached and answers, and else why not.
-// Anybody may read the mesh's roots; proxy-defaults tells whether Consul knows
-// Usher's token.
+// Ready returns nil when Consul has been reached and answers, and else why not. It
+// says nothing about what Usher has to serve: the last good answers count for as
+// long as Consul is away. The watchdog tells within ten seconds whether Consul
+// answers at all. The mesh's roots need no right; proxy-defaults tells whether
+// Consul knows Usher's token.
 func (w *Watcher) Ready() error {
 	beat := w.beat.Load()
 	if beat == nil {
 		return errors.New("consul is not being watched")
+	}
+	if err := w.watchdog.failure(); err != nil {
+		return fmt.Errorf("consul at %s: %w", w.client.Address(), err)
 	}
 	for _, watch := range *beat {
 		f := w.hub.known(watch)

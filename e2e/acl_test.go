@@ -246,9 +246,11 @@ func (s *guardedLab) wantSilenceSurvived(t *testing.T) {
 	t.Helper()
 	streams := s.Envoy.streams(t)
 	s.Consul.Signal(t, syscall.SIGSTOP)
+	s.Usher.waitSilence(t)
 	s.Usher.WaitOutput(t, checkFailed)
 	s.wantStreamUntouched(t, streams)
 	s.Consul.Signal(t, syscall.SIGCONT)
+	s.Usher.waitAnswers(t)
 	fetchKey(t, fakeGateway(t, s.xds, xdstest.Delta, s.Token))
 	s.wantStreamUntouched(t, streams)
 }

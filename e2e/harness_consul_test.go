@@ -24,6 +24,8 @@ type consulOptions struct {
 	// Secure switches on ACLs that deny by default, TLS on the HTTP and gRPC
 	// ports and gossip encryption, and leaves no port without TLS.
 	Secure bool
+	// ACLs switches on the same ACLs, over plain HTTP.
+	ACLs bool
 	// Join makes a client agent of that server; Secure is then the server's.
 	Join *consulAgent
 	Args []string // more arguments of `consul agent`
@@ -42,7 +44,11 @@ type consulAgent struct {
 	HTTPAddr, GRPCAddr string
 
 	security *security // nil unless secure
-	binary   string
+	acls     bool
+	// tlsDir has the certificate and the key of an agent that is secure.
+	tlsDir     string
+	configFile string
+	binary     string
 }
 
 // security is what the agents of a secure datacenter share.
@@ -50,6 +56,9 @@ type security struct {
 	ca     *authority
 	CAFile string
 	gossip string
+	// clients is what the tests' own clients show the agents, which do not ask for
+	// it unless they are told to.
+	clients []tls.Certificate
 }
 
 // startConsul starts an agent and waits until it has a leader.
@@ -68,13 +77,14 @@ func startConsul(t *testing.T, o consulOptions) *consulAgent {
 	case o.Secure:
 		a.security = newSecurity(t)
 	}
+	a.acls = o.ACLs || a.security != nil
 	if a.security != nil {
 		a.HTTPAddr, a.GRPCAddr = "https://"+o.Host.addr(8501), "https://"+o.Host.addr(8503)
 	}
 	a.Client = a.newClient(t, a.managementToken())
 
-	config := writeFile(t, newDir(t), "agent.json", a.config(t, o.Join))
-	args := []string{"agent", "-config-file", config, "-bind", o.Host.IP.String(), "-client", "0.0.0.0", "-node", o.Host.Name}
+	a.configFile = writeFile(t, newDir(t), "agent.json", a.config(t, o.Join))
+	args := []string{"agent", "-config-file", a.configFile, "-bind", o.Host.IP.String(), "-client", "0.0.0.0", "-node", o.Host.Name}
 	if o.Join == nil {
 		args = append(args, "-dev")
 	} else {
@@ -111,13 +121,15 @@ func (a *consulAgent) config(t *testing.T, join *consulAgent) string {
 		"disable_update_check": true,
 	}
 	if a.security != nil {
-		dir := newDir(t)
-		cert, key := a.security.ca.issue(t, dir, "server.dc1.consul", a.Host.IP)
+		a.tlsDir = newDir(t)
+		cert, key := a.security.ca.issue(t, a.tlsDir, "server.dc1.consul", a.Host.IP)
 		config["ports"] = map[string]int{"http": -1, "https": 8501, "grpc": -1, "grpc_tls": 8503}
 		config["encrypt"] = a.security.gossip
 		config["tls"] = map[string]any{"defaults": map[string]any{
 			"ca_file": a.security.CAFile, "cert_file": cert, "key_file": key, "verify_outgoing": true,
 		}}
+	}
+	if a.acls {
 		config["acl"] = map[string]any{
 			"enabled": true, "default_policy": "deny", "down_policy": "extend-cache",
 			"tokens": map[string]string{"initial_management": managementToken, "agent": managementToken},
@@ -138,7 +150,7 @@ func (a *consulAgent) newClient(t *testing.T, token string) *api.Client {
 	t.Helper()
 	transport := &http.Transport{DialContext: a.Host.dial}
 	if a.security != nil {
-		transport.TLSClientConfig = &tls.Config{RootCAs: a.security.ca.pool()}
+		transport.TLSClientConfig = &tls.Config{RootCAs: a.security.ca.pool(), Certificates: a.security.clients}
 	}
 	t.Cleanup(transport.CloseIdleConnections)
 	client, err := api.NewClient(&api.Config{
@@ -166,7 +178,7 @@ func (a *consulAgent) env(token string) []string {
 }
 
 func (a *consulAgent) managementToken() string {
-	if a.security == nil {
+	if !a.acls {
 		return ""
 	}
 	return managementToken

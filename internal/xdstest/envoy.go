@@ -31,7 +31,7 @@ const (
 var Protocols = []Protocol{Delta, SotW}
 
 // wait is how long Expect and Ended wait, at most.
-const wait = 10 * time.Second
+const wait = 20 * time.Second
 
 // Options are what an Envoy says about itself.
 type Options struct {

@@ -1,0 +1,205 @@
+package consul
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// bubbleConsul is a Consul in a synctest bubble, that is in the time of the test.
+// It blocks as a real one: a query with an index is answered by what the token
+// might read when it came; a restored snapshot ends those of the state store with
+// the index and the content from before, and those of the streaming backend (of
+// health) not at all.
+type bubbleConsul struct {
+	mu      sync.Mutex
+	state   map[string]held // by path
+	changed chan struct{}   // closed at the next change
+	frozen  chan struct{}   // nil while it answers; closed when it does again
+	dead    bool            // connections that are open are dead, and say nothing
+	asked   map[string]int  // questions by path
+}
+
+// held is what a path has: an index, and the text that who may read all of it
+// gets.
+type held struct {
+	index    uint64
+	text     string
+	hidden   string // what is given instead; empty: nothing is hidden
+	restored int    // how many times the state was replaced
+}
+
+func newBubbleConsul(paths map[string]held) *bubbleConsul {
+	return &bubbleConsul{state: paths, changed: make(chan struct{}), asked: map[string]int{}}
+}
+
+// client returns a client that speaks with it over every connection.
+func (c *bubbleConsul) client(t *testing.T, address string, metrics *Metrics) *Client {
+	t.Helper()
+	client := newTestClient(t, Config{HTTPAddr: address, Logger: slog.New(slog.DiscardHandler), Metrics: metrics})
+	client.http.Transport, client.aside.Transport = c, c
+	return client
+}
+
+// set changes what a path has; with restore, the state is another one.
+func (c *bubbleConsul) set(restore bool, change map[string]held) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for path, h := range c.state {
+		if n, ok := change[path]; ok {
+			n.restored = h.restored
+			h = n
+		}
+		if restore {
+			h.restored++
+		}
+		c.state[path] = h
+	}
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// freeze makes it answer nothing; with dead, nor what was asked before, ever.
+func (c *bubbleConsul) freeze(dead bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.frozen, c.dead = make(chan struct{}), dead
+}
+
+func (c *bubbleConsul) thaw() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.frozen)
+	c.frozen = nil
+}
+
+func (c *bubbleConsul) look(path string) (held, <-chan struct{}, <-chan struct{}, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state[path], c.changed, c.frozen, c.dead
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *bubbleConsul) RoundTrip(r *http.Request) (*http.Response, error) {
+	path := r.URL.Path
+	c.mu.Lock()
+	c.asked[path]++
+	c.mu.Unlock()
+	now, streamed, err := c.block(r, path)
+	if err != nil {
+		return nil, err
+	}
+	header := http.Header{}
+	header.Set("X-Consul-Index", strconv.FormatUint(now.index, 10))
+	text := now.text
+	if now.hidden != "" {
+		text = now.hidden
+	}
+	if streamed {
+		header.Set("X-Consul-Query-Backend", "streaming")
+	} else {
+		header.Set("X-Consul-Results-Filtered-By-Acls", strconv.FormatBool(now.hidden != ""))
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(strings.NewReader(text)), Request: r}, nil
+}
+
+func (c *bubbleConsul) block(r *http.Request, path string) (now held, streamed bool, err error) {
+	known, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64)
+	wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
+	streamed = known > 0 && strings.HasPrefix(path, "/v1/health/")
+	begun, _, _, _ := c.look(path)
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	for waiting := known > 0; ; {
+		now, changed, frozen, dead := c.look(path)
+		switch {
+		case dead && (frozen == nil) && waiting:
+			changed = nil // its connection is from before
+		case frozen != nil:
+			changed = frozen
+		case known == 0, now.index > known, !waiting:
+			now.hidden = c.rights(begun, now)
+			return now, streamed, nil
+		case now.restored > begun.restored && !streamed:
+			return held{index: known, text: begun.text, hidden: begun.hidden}, streamed, nil
+		}
+		expired := over.C
+		if frozen != nil || dead && waiting && changed == nil {
+			expired = nil
+		}
+		select {
+		case <-r.Context().Done():
+			return held{}, false, r.Context().Err()
+		case <-changed:
+		case <-expired:
+			waiting = false
+		}
+	}
+}
+
+// rights returns what is hidden of the state for who asked when it was another one.
+func (c *bubbleConsul) rights(begun, now held) string {
+	if begun.hidden != "" && begun.text == now.text {
+		return begun.hidden
+	}
+	return now.hidden
+}
+
+// needing needs the queries of a hub until the test ends.
+func needing(ctx context.Context, t *testing.T, w *Watcher, queries ...query) *lease {
+	t.Helper()
+	run := make(chan error, 1)
+	go func() { run <- w.Run(ctx) }()
+	l := w.hub.lease()
+	for _, q := range queries {
+		l.need(q)
+	}
+	t.Cleanup(func() {
+		l.close()
+		if err := <-run; err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// took returns how long it took until f.
+func took(t *testing.T, f func() bool) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	for !f() {
+		if time.Since(begin) > time.Hour {
+			t.Fatal("not within an hour")
+		}
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+	}
+	return time.Since(begin)
+}
+
+func (c *bubbleConsul) count(path string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.asked[path]
+}
+
+func (c *bubbleConsul) total() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	total := 0
+	for _, n := range c.asked {
+		total += n
+	}
+	return total
+}
+
+func mustEndpoints(f fact) []gateway.Endpoint { return f.value.(*gateway.Endpoints).Endpoints }

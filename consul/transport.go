@@ -1,0 +1,132 @@
+package consul
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// transport is an http.RoundTripper whose connections can be left behind: those
+// that are open when TLS settings change live on until their questions are
+// answered, and new questions get new ones.
+type transport struct {
+	files *tlsFiles
+	build func(*tls.Config) *http.Transport
+
+	mu     sync.Mutex
+	config *tls.Config
+	now    *http.Transport
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	return t.current().RoundTrip(r)
+}
+
+func (t *transport) current() *http.Transport {
+	config := t.files.current()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.now == nil || config != t.config {
+		t.leave()
+		t.config, t.now = config, t.build(config)
+	}
+	return t.now
+}
+
+// renew leaves all connections behind: those of a network that was cut may be
+// dead without a sign.
+func (t *transport) renew() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.leave()
+	t.now = nil
+}
+
+// leave is called with mu held. A connection in use is closed after it.
+func (t *transport) leave() {
+	if t.now != nil {
+		t.now.CloseIdleConnections()
+	}
+}
+
+// CloseIdleConnections is what http.Client's method calls.
+func (t *transport) CloseIdleConnections() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.leave()
+}
+
+// idleConnections bounds the connections that are kept for reuse. Every
+// blocking query that ends gives one back and takes it again at once, so a
+// small number would mean a new connection for every query.
+const idleConnections = 200
+
+// maxHeader bounds the headers of an answer.
+const maxHeader = 64 << 10
+
+// newHTTPClient returns a client that opens at most so many connections where each
+// carries one question at a time. Its connections notice that the peer's host is
+// gone within ten seconds, which a blocking query of minutes would otherwise wait
+// for, and that the peer is frozen within half a minute.
+func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
+	dialer := &net.Dialer{
+		Timeout: 10 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 2,
+		},
+	}
+	build := func(config *tls.Config) *http.Transport {
+		t := &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            dialer.DialContext,
+			TLSClientConfig:        config.Clone(), // the transport adds its protocols
+			TLSHandshakeTimeout:    10 * time.Second,
+			MaxIdleConns:           idleConnections,
+			MaxIdleConnsPerHost:    idleConnections,
+			IdleConnTimeout:        90 * time.Second,
+			ExpectContinueTimeout:  time.Second,
+			MaxResponseHeaderBytes: maxHeader,
+			// One connection carries many blocking queries over HTTP/2; Consul
+			// speaks it over TLS only.
+			ForceAttemptHTTP2: true,
+			HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+		}
+		if a.scheme == "http" {
+			// Without it the transport opens one more whenever none is idle, and
+			// keeps them all.
+			t.MaxConnsPerHost = connections
+		}
+		if a.scheme == "unix" {
+			t.Proxy = nil
+			t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "unix", a.path)
+			}
+		}
+		return t
+	}
+	return &http.Client{
+		Transport: &transport{files: files, build: build},
+		// Consul's API never redirects, and a redirect would carry the token to
+		// another host.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// onItsOwn makes the client one that never shares a connection: a question that
+// gets no answer takes its connection with it.
+func onItsOwn(c *http.Client) *http.Client {
+	t := c.Transport.(*transport)
+	build := t.build
+	t.build = func(config *tls.Config) *http.Transport {
+		own := build(config)
+		own.ForceAttemptHTTP2, own.HTTP2 = false, nil
+		own.Protocols = new(http.Protocols)
+		own.Protocols.SetHTTP1(true)
+		return own
+	}
+	return c
+}

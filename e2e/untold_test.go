@@ -1,0 +1,276 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/hashicorp/consul/api"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/internal/xdstest"
+)
+
+// TestWhatConsulDoesNotTell is the story of what no blocking query tells: that
+// Usher's token may read a service again, that a snapshot was restored, and that
+// Consul does not answer at all. Each is seen within seconds, over plain HTTP and
+// over HTTPS, also when Consul's certificate authority has changed meanwhile.
+func TestWhatConsulDoesNotTell(t *testing.T) {
+	for _, c := range []struct {
+		version string
+		secure  bool
+	}{{consulNew, false}, {consulNew, true}, {consulOld, true}} {
+		t.Run(fmt.Sprintf("consul %s, secure %v", c.version, c.secure), func(t *testing.T) {
+			t.Parallel()
+			s := startUntoldStory(t, consulOptions{Version: c.version, Secure: c.secure, ACLs: true})
+			s.giveRight(t)
+			s.restore(t)
+			if c.secure {
+				s.rotate(t)
+				s.wantNoticed(t, func() { s.Consul.Signal(t, syscall.SIGSTOP) }, func() { s.Consul.Signal(t, syscall.SIGCONT) })
+			} else {
+				s.wantNoticed(t, func() { s.fabric.ip(t, "link set control down") }, func() { s.fabric.ip(t, "link set control up") })
+			}
+			s.registerService(t, 0, 23000)
+			s.envoy.wait(t, map[string]int{"svc-0000": 23000, "svc-0001": 20001}, changeDeadline)
+		})
+	}
+}
+
+// untoldDeadline is how late something may be seen that no blocking query tells.
+const untoldDeadline = 15 * time.Second
+
+// untoldStory is a gateway with two services without processes, and a fake Envoy.
+type untoldStory struct {
+	*meshLab
+	Usher *usher
+	envoy *shownPorts
+	files string // the directory with Usher's files for TLS
+	token string
+}
+
+// startUntoldStory has Usher's token read but one of the services.
+func startUntoldStory(t *testing.T, o consulOptions) *untoldStory {
+	t.Helper()
+	s := &untoldStory{meshLab: &meshLab{lab: newLab(t)}, files: newDir(t)}
+	o.Host = s.Control
+	s.Consul = startConsul(t, o)
+	s.registerCatalog(t, s.Consul)
+	s.registerCrowd(t, []int{20000, 20001})
+	s.token = s.Consul.newToken(t, "usher", oneServiceRules)
+	env := []string(nil)
+	if o.Secure {
+		writeFile(t, s.files, "ca.pem", s.Consul.security.ca.pem())
+		cert, key := s.Consul.security.ca.issue(t, s.files, "usher")
+		env = []string{"CONSUL_CACERT=" + filepath.Join(s.files, "ca.pem"), "CONSUL_CLIENT_CERT=" + cert, "CONSUL_CLIENT_KEY=" + key}
+	}
+	s.Usher = launchUsher(t, usherOptions{
+		Host: s.Gateway, Consul: s.Consul, Token: s.token,
+		Args: []string{"--consul-http-addr", s.Consul.HTTPAddr}, Env: env,
+	})
+	s.Usher.waitReady(t)
+	s.envoy = &shownPorts{
+		envoy: fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.Consul.newToken(t, "gateway", gatewayRules)),
+		ports: map[string]int{},
+	}
+	for _, typeURL := range []string{resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType} {
+		s.envoy.envoy.Subscribe(typeURL, "*")
+	}
+	return s
+}
+
+// oneServiceRules let Usher's token serve the gateway and read one service of it.
+const oneServiceRules = `
+service "ingress-gateway" { policy = "write" }
+service_prefix "static-server" { policy = "read" }
+service_prefix "svc-0000" { policy = "read" }
+node_prefix "" { policy = "read" }
+`
+
+// giveRight lets Usher's token read the other service, too.
+func (s *untoldStory) giveRight(t *testing.T) {
+	t.Helper()
+	eventually(t, "usher has read what its token may read", startDeadline, func() error {
+		for _, series := range []string{`{kind="gateway-services",outcome="ok"}`, `{kind="ingress-gateway",outcome="ok"}`} {
+			if !strings.Contains(s.Usher.metrics(t), "usher_consul_queries_total"+series) {
+				return fmt.Errorf("no %s", series)
+			}
+		}
+		return nil
+	})
+	self, _, err := s.Consul.Client.ACL().TokenReadSelf(&api.QueryOptions{Token: s.token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, _, err := s.Consul.Client.ACL().PolicyRead(self.Policies[0].ID, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy.Rules = readFile(t, "../docs/usher-policy.hcl")
+	if _, _, err := s.Consul.Client.ACL().PolicyUpdate(policy, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, untoldDeadline)
+}
+
+// restore brings back an instance and a service that were changed and taken away
+// after the snapshot.
+func (s *untoldStory) restore(t *testing.T) {
+	t.Helper()
+	snapshot, _, err := s.Consul.Client.Snapshot().Save(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer snapshot.Close()
+	content, err := io.ReadAll(snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.registerCrowd(t, []int{22000})
+	s.envoy.wait(t, map[string]int{"svc-0000": 22000}, changeDeadline)
+	if err := s.Consul.Client.Snapshot().Restore(nil, strings.NewReader(string(content))); err != nil {
+		t.Fatal(err)
+	}
+	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, untoldDeadline)
+}
+
+// rotate gives Consul's HTTPS port a certificate of a new authority, and makes it
+// want a certificate of that from clients; and Usher the files for it.
+func (s *untoldStory) rotate(t *testing.T) {
+	t.Helper()
+	secure := s.Consul.security
+	secure.ca = newAuthority(t, "Next lab CA")
+	writeFile(t, filepath.Dir(secure.CAFile), filepath.Base(secure.CAFile), secure.ca.pem())
+	secure.ca.issue(t, s.Consul.tlsDir, "server.dc1.consul", s.Control.IP)
+	config := strings.Replace(readFile(t, s.Consul.configFile), `"tls": {`, `"tls": { "https": { "verify_incoming": true },`, 1)
+	writeFile(t, filepath.Dir(s.Consul.configFile), filepath.Base(s.Consul.configFile), config)
+	s.Consul.Signal(t, syscall.SIGHUP)
+
+	writeFile(t, s.files, "ca.pem", secure.ca.pem())
+	cert, key := secure.ca.issue(t, s.files, "usher")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "Consul wants clients of the new authority", startDeadline, func() error {
+		secure.clients = nil
+		if _, err := s.Consul.newClient(t, managementToken).Status().Leader(); err == nil {
+			return errors.New("it takes one without a certificate")
+		}
+		secure.clients = []tls.Certificate{pair}
+		s.Consul.Client = s.Consul.newClient(t, managementToken)
+		_, err := s.Consul.Client.Status().Leader()
+		return err
+	})
+}
+
+// wantNoticed wants status and metric to say within ten seconds that Consul does
+// not answer, and soon after it does again that it does.
+func (s *untoldStory) wantNoticed(t *testing.T, away, back func()) {
+	t.Helper()
+	away()
+	s.Usher.waitSilence(t)
+	back()
+	start := time.Now()
+	s.Usher.waitAnswers(t)
+	t.Logf("cleared %v after Consul was back", time.Since(start).Round(time.Millisecond))
+}
+
+const (
+	silenceDeadline = 10 * time.Second
+	answersDeadline = 10 * time.Second
+)
+
+// waitSilence waits until Usher says that Consul does not answer.
+func (u *usher) waitSilence(t *testing.T) {
+	t.Helper()
+	eventually(t, "usher says that Consul does not answer", silenceDeadline, func() error {
+		text, err := u.admin("/readyz") // whether it is ready is another question
+		if !strings.Contains(text+fmt.Sprint(err), "no answer within") {
+			return errors.Join(fmt.Errorf("/readyz says %q", text), err)
+		}
+		if up := u.sum(t, "usher_consul_up"); up != 0 {
+			return fmt.Errorf("usher_consul_up is %v", up)
+		}
+		return nil
+	})
+}
+
+// waitAnswers waits until Usher says that Consul answers.
+func (u *usher) waitAnswers(t *testing.T) {
+	t.Helper()
+	eventually(t, "usher says that Consul answers", answersDeadline, func() error {
+		if up := u.sum(t, "usher_consul_up"); up != 1 {
+			return fmt.Errorf("usher_consul_up is %v", up)
+		}
+		text, err := u.admin("/readyz")
+		if err != nil || strings.Contains(text, "no answer") {
+			return errors.Join(fmt.Errorf("/readyz says %q", text), err)
+		}
+		return nil
+	})
+}
+
+// shownPorts is what a fake Envoy has been sent: the port of each service that
+// has an instance.
+type shownPorts struct {
+	envoy *xdstest.Envoy
+	ports map[string]int
+}
+
+// wait waits until the services of the crowd have these ports.
+func (s *shownPorts) wait(t *testing.T, want map[string]int, deadline time.Duration) {
+	t.Helper()
+	start := time.Now()
+	for !maps.Equal(s.ports, want) {
+		r := s.envoy.Next()
+		s.envoy.Ack(r)
+		s.take(t, r)
+	}
+	took := time.Since(start).Round(time.Millisecond)
+	t.Logf("%v after %v", want, took)
+	if took > deadline {
+		t.Errorf("%v was there after %v, want at most %v", want, took, deadline)
+	}
+}
+
+func (s *shownPorts) take(t *testing.T, r xdstest.Response) {
+	t.Helper()
+	switch r.Type {
+	case resource.EndpointType:
+	case resource.ClusterType:
+		for _, name := range r.Removed {
+			delete(s.ports, strings.Split(name, ".")[0])
+		}
+		return
+	default:
+		return
+	}
+	for _, body := range r.Bodies {
+		var a endpointv3.ClusterLoadAssignment
+		if err := proto.Unmarshal(body, &a); err != nil {
+			t.Fatal(err)
+		}
+		name, _, _ := strings.Cut(a.ClusterName, ".")
+		if !strings.HasPrefix(name, "svc-") {
+			continue
+		}
+		delete(s.ports, name)
+		for _, l := range a.Endpoints {
+			for _, e := range l.LbEndpoints {
+				s.ports[name] = int(e.GetEndpoint().GetAddress().GetSocketAddress().GetPortValue())
+			}
+		}
+	}
+}
