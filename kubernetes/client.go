@@ -11,6 +11,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/usherproxy/usher/internal/guard"
 )
@@ -24,10 +25,10 @@ var ErrNotInCluster = errors.New("not in a cluster")
 func init() {
 	log := utilruntime.PanicHandlers
 	utilruntime.ReallyCrash = false
-	utilruntime.PanicHandlers = []func(context.Context, any){func(_ context.Context, cause any) {
+	utilruntime.PanicHandlers = []func(context.Context, any){func(ctx context.Context, cause any) {
 		guard.Panics.WithLabelValues("kubernetes").Inc()
 		for _, handler := range log {
-			handler(context.Background(), cause) // the loggers of requests are quiet
+			handler(klog.NewContext(ctx, klog.Background()), cause) // its own logger is quiet
 		}
 	}}
 }

@@ -127,7 +127,9 @@ func inMemory(f *testing.F) *grpc.ClientConn {
 	f.Cleanup(func() {
 		_ = conn.Close()
 		g.Stop()
-		<-served
+		if err := <-served; err != nil {
+			f.Errorf("serve: %v", err)
+		}
 	})
 	return conn
 }
