@@ -12,7 +12,7 @@ import (
 
 // TestWhatIsNoFile puts a FIFO, a device and a file that is cut off in the place of
 // files that Usher follows, while the gateway is strict: it stays strict, Usher says
-// so once, goes on where the file is there again, and ends when it is told to.
+// so once, goes on where the file is there again, and ends on SIGTERM.
 func TestWhatIsNoFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
@@ -27,7 +27,7 @@ func TestWhatIsNoFile(t *testing.T) {
 
 	for _, bad := range []struct {
 		where, what string
-		spoil, mend func()
+		spoil, put  func()
 	}{
 		{file, noFile + "put it back, or mend it; what it last said stays", func() { putFIFO(t, file) }, func() { write(good) }},
 		{resources, noFile + "mend it, or remove it", func() { putFIFO(t, resources) }, func() { l.writeResources(t) }},
@@ -36,7 +36,7 @@ func TestWhatIsNoFile(t *testing.T) {
 	} {
 		trouble := l.Usher.wantTrouble(t, `msg="bad configuration" `+asLogged(bad.where, bad.what), bad.spoil)
 		l.wantStrict(t)
-		trouble.mended(t, bad.mend)
+		trouble.mended(t, bad.put)
 	}
 
 	putFIFO(t, file)
@@ -59,7 +59,7 @@ func TestWhatIsNoFile(t *testing.T) {
 	l.wantStrict(t)
 }
 
-// putFIFO puts a FIFO that nobody writes to in the place of a file.
+// putFIFO puts a FIFO without a writer in the place of a file.
 func putFIFO(t *testing.T, path string) {
 	t.Helper()
 	replaceBy(t, path, func(path string) error { return syscall.Mkfifo(path, 0o600) })

@@ -112,7 +112,7 @@ func (h held) note() noted {
 	return noted{Told: h.signal, Sends: h.sends, Kept: h.kept, Changed: writable(h.changed), Newest: writable(h.newest), Stayed: writable(h.stayed)}
 }
 
-// writable gives a time in UTC. JSON has the years 0 to 9999 only, and a time in
+// writable returns a time in UTC. JSON has the years 0 to 9999 only, and a time in
 // another zone can be a little outside of them.
 func writable(t time.Time) time.Time {
 	t = t.UTC()
@@ -145,7 +145,7 @@ func (n noted) held() held {
 // ahead is by how much the clocks of those who note may differ.
 const ahead = 24 * time.Hour
 
-// believable gives a memory that was noted; nothing where there cannot be such a
+// believable returns a memory that was noted; nothing where there cannot be such a
 // one: it has times to come, which would hold a grace open, ports that no listener
 // has, or nothing to say of a listener.
 func (m memory) believable(now time.Time) memory {
@@ -163,7 +163,7 @@ func (m memory) believable(now time.Time) memory {
 	return m
 }
 
-// silent says whether nothing was known, and not even for how long.
+// silent reports whether nothing was known, and not even for how long.
 func (h held) silent() bool { return h.signal == silent && h.stayed.IsZero() }
 
 // with gives what is known by somebody who knew m and sees what is noted: the

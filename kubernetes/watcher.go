@@ -195,7 +195,7 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 	return next, wake
 }
 
-// stay gives what was put last, with the problem that its successor has panicked.
+// stay returns what was put last, with the problem that its successor has panicked.
 func (f *follower) stay(err error) *gateway.Balancer {
 	f.panicked = []gateway.Problem{{
 		Where: where(f.id.Namespace, f.id.Name),

@@ -100,7 +100,7 @@ func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	})
 }
 
-// withProblem gives what is known of a Service, which has panicked.
+// withProblem returns what is known of a Service, which has panicked.
 func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
 	b.mu.Lock()
 	defer b.mu.Unlock()

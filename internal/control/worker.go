@@ -102,7 +102,7 @@ func (w *worker) run(ctx context.Context) {
 // restart is how long after a panic what has panicked begins again.
 const restart = 5 * time.Second
 
-// again waits for restart to be over. It says false when ctx has ended.
+// again waits for restart to be over. It returns false when ctx has ended.
 func again(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():

@@ -69,8 +69,8 @@ func Files(paths []string, o Options) *Follower {
 	return &Follower{paths: paths, read: o.Read, broken: o.Broken, logger: o.Logger}
 }
 
-// Run follows until ctx ends, and then returns nil, a second later at most: a path
-// that does not answer holds nobody up. Its error is that the system cannot watch
+// Run follows until ctx ends, and then returns nil, a second later at most, also
+// while a path does not answer. Its error is that the system cannot watch
 // the files' directories.
 func (f *Follower) Run(ctx context.Context) error {
 	absolute := make([]string, len(f.paths))

@@ -1,5 +1,5 @@
 // Package hcl reads HCL 1, the language of Consul's config entries and of the
-// operator's file, for everybody who needs it. The library panics on some texts,
+// operator's file. The library panics on some texts,
 // among them files that are cut off while they are written; here every text gives
 // a tree or an *Error with a line.
 package hcl
@@ -36,10 +36,10 @@ type Error struct {
 // Error implements error, in one line.
 func (e *Error) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.What) }
 
-// Keys says what becomes of a key that is assigned twice.
+// Keys is what becomes of a key that is assigned twice.
 type Keys bool
 
-// What becomes of a key that is assigned twice.
+// The two ways to read a key that is assigned twice.
 const (
 	Unique   Keys = true  // it is an error
 	Repeated Keys = false // it is in the tree twice

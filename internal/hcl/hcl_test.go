@@ -32,7 +32,7 @@ func TestWhatTheLibraryPanicsOnIsAnErrorWithItsLine(t *testing.T) {
 		{"more lists in lists than a stack can take", "a = " + strings.Repeat("[", 1<<20), 1},
 		{"more objects in objects than a stack can take", strings.Repeat("a{", 1<<19), 1},
 		{"the same in JSON", strings.Repeat(`{"":`, 1<<18), 1},
-		{"blocks with more labels than anybody needs", strings.Repeat("a ", 1<<19) + "{}", 1},
+		{"blocks with very many labels", strings.Repeat("a ", 1<<19) + "{}", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Parse([]byte(tc.text), Unique)

@@ -72,7 +72,7 @@ func (f *File) read(text []byte) {
 	f.last = text
 }
 
-// next gives the content after the file became text.
+// next returns the content after the file became text.
 func (f *File) next(text []byte) Content {
 	raw, problems := parse(f.path, text)
 	if len(problems) > 0 {
@@ -135,7 +135,7 @@ func parse(path string, text []byte) ([]block, []gateway.Problem) {
 	return blocks, problems
 }
 
-// inLine says in which line a block is. Those of JSON do not have theirs.
+// inLine returns in which line a block is. Those of JSON do not have theirs.
 func inLine(item *ast.ObjectItem) string {
 	if line := item.Pos().Line; line > 0 {
 		return fmt.Sprintf(" in line %d", line)

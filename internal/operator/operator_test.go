@@ -52,7 +52,7 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: not HCL: "\400" is not understood; mend the syntax near there`},
 		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: not HCL: "\U00110000" is not understood; mend the syntax near there`},
 		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: not HCL: `},
-		{"deeper than anybody needs", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: not HCL: it has 524289 brackets, and 50000 are taken; split the file; mend the syntax near there`},
+		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: not HCL: it has 524289 brackets, and 50000 are taken; split the file; mend the syntax near there`},
 		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
