@@ -20,6 +20,7 @@ DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-co
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
+FUZZ_TIME   ?= 60s
 
 .PHONY: help
 help: ## List the commands
@@ -68,6 +69,10 @@ benchmarks-baseline: ## Make this machine and this code the baseline
 .PHONY: logcost
 logcost: tools build ## Measure what each sink of access logs costs (the table in docs/access-logs.md)
 	@set -o pipefail; go test -tags e2e,cost -count=1 -timeout 5m -v -run TestCostOfAccessLogs ./e2e | grep -v '^==='
+
+.PHONY: fuzz
+fuzz: ## Give every decoder random input, FUZZ_TIME (60s) for each
+	tools/fuzz $(FUZZ_TIME)
 
 .PHONY: demo
 demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy

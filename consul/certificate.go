@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
 )
 
@@ -122,8 +123,12 @@ func (c *certificate) run(ctx context.Context) {
 
 // attempt has a new certificate signed.
 func (c *certificate) attempt(ctx context.Context, r *renewal) {
-	leaf, err := request(ctx, r.wish, func(ctx context.Context, csr string) (string, error) {
-		return c.sign(ctx, r.wish.at, csr)
+	var leaf *signedLeaf
+	err := guard.Run(c.client.logger, "certificate", func() (err error) {
+		leaf, err = request(ctx, r.wish, func(ctx context.Context, csr string) (string, error) {
+			return c.sign(ctx, r.wish.at, csr)
+		})
+		return err
 	})
 	if ctx.Err() != nil {
 		return

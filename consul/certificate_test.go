@@ -15,13 +15,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/ordered"
 )
 
@@ -121,6 +124,44 @@ func keeping(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
 
 func wishFor(root string, names ...string) wish {
 	return wish{uri: "spiffe://td.consul/ns/default/dc/dc1/svc/gateway", names: names, root: root}
+}
+
+func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newFakeCA(t)
+		var broken atomic.Bool
+		sign := func(ctx context.Context, at address, csr string) (string, error) {
+			if broken.Load() {
+				panic("a bug")
+			}
+			return ca.sign(ctx, at, csr)
+		}
+		before := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate"))
+		client := &Client{logger: slog.New(slog.DiscardHandler)}
+		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, wake: func() {}}).start()
+		defer c.close()
+		c.ask(wishFor("one", "a.example"))
+		synctest.Wait()
+		good := c.known().leaf
+		if good == nil {
+			t.Fatalf("no certificate: %v", c.known().err)
+		}
+		broken.Store(true)
+		c.ask(wishFor("one", "b.example"))
+		synctest.Wait()
+		if s := c.known(); s.leaf != good || s.err == nil || !strings.HasPrefix(s.err.Error(), "bug in Usher: panic in certificate at ") {
+			t.Errorf("the certificate is %v with the error %v, want the last good one and one that says what happened", s.leaf, s.err)
+		}
+		if got := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate")) - before; got != 1 {
+			t.Errorf("usher_panics_total grew by %v, want 1", got)
+		}
+		broken.Store(false)
+		time.Sleep(longestPause)
+		synctest.Wait()
+		if s := c.known(); s.err != nil || !slices.Equal(s.leaf.Names, []string{"b.example"}) {
+			t.Errorf("after it is over the certificate is %v with the error %v", s.leaf, s.err)
+		}
+	})
 }
 
 func TestCertificateSaysWhatWasWished(t *testing.T) {

@@ -37,8 +37,8 @@ func runBad(t *testing.T, cases []bad) {
 	}
 }
 
-// hcl is a directory of one file.
-func hcl(lines ...string) tree { return tree{"a.hcl": strings.Join(lines, "\n")} }
+// hclFile is a directory of one file.
+func hclFile(lines ...string) tree { return tree{"a.hcl": strings.Join(lines, "\n")} }
 
 func yml(lines ...string) tree { return tree{"a.yaml": strings.Join(lines, "\n")} }
 
@@ -52,11 +52,11 @@ func TestBadSyntaxIsRefusedWithItsLine(t *testing.T) {
 		{"YAML", yml("a: b", " c: d"), []string{"DIR/a.yaml:2: this is not YAML: mapping values are not allowed in this context; correct it"}},
 		{"YAML key twice", yml("a: 1", "b: 2", "a: 3"), []string{"DIR/a.yaml:3: a: this key is already given at DIR/a.yaml:1; remove one of the two"}},
 		{"YAML merge", yml("a: &a {b: 1}", "c:", "  <<: *a"), []string{"DIR/a.yaml:3: <<: only plain keys are read; write the keys out"}},
-		{"HCL", hcl(`kind = "ingress-gateway"`, `name = "gw"`, `listeners {`), []string{
+		{"HCL", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `listeners {`), []string{
 			"DIR/a.hcl:3: this is not HCL: object expected closing RBRACE got: EOF; correct it",
 		}},
-		{"HCL literal", hcl(`kind = "x"`, `name = "\q"`), []string{"DIR/a.hcl:2: this is not HCL: illegal char escape; correct it"}},
-		{"HCL key twice", hcl(`kind = "x"`, `name = "a"`, `name = "b"`), []string{
+		{"HCL literal", hclFile(`kind = "x"`, `name = "\q"`), []string{"DIR/a.hcl:2: this is not HCL: illegal char escape; correct it"}},
+		{"HCL key twice", hclFile(`kind = "x"`, `name = "a"`, `name = "b"`), []string{
 			"DIR/a.hcl:3: name: this key is already given at DIR/a.hcl:2; remove one of the two",
 		}},
 		{"JSON", js(`{`, `  "kind": "ingress-gateway",`, `  "name": "gw",`, `}`), []string{
@@ -69,10 +69,11 @@ func TestBadSyntaxIsRefusedWithItsLine(t *testing.T) {
 		{"JSON key twice", js(`{"name": "a",`, ` "name": "b"}`), []string{
 			"DIR/a.json:2: name: this key is already given at DIR/a.json:1; remove one of the two",
 		}},
+		{"JSON number", js(`{"kind": "proxy-defaults",`, ` "name": 1e999}`), []string{"DIR/a.json:2: the number 1e999 is too large; correct it"}},
 		{"JSON list", js(``, `[]`), []string{
 			"DIR/a.json:2: a list is not allowed; write an object: a config entry with kind and name, or service definitions",
 		}},
-		{"empty file", hcl(""), []string{"DIR/a.hcl:1: the file is empty; write an entry, or remove it"}},
+		{"empty file", hclFile(""), []string{"DIR/a.hcl:1: the file is empty; write an entry, or remove it"}},
 		{"empty directory", tree{}, []string{
 			"DIR: there is no file with the extension .hcl, .json, .yaml, .yml in it; write config entries and service definitions there",
 		}},
@@ -102,10 +103,10 @@ func TestOtherDocumentsAreRefused(t *testing.T) {
 			"DIR/b.hcl:1: Kind: \"mesh\" is not honoured in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
 			"DIR/c.json:1: kind: \"terminating-gateway\" is not honoured in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
 		}},
-		{"agent config", hcl(`datacenter = "dc1"`), []string{
+		{"agent config", hclFile(`datacenter = "dc1"`), []string{
 			"DIR/a.hcl:1: this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it",
 		}},
-		{"agent config with a service", hcl(`service { name = "a" address = "10.0.0.1" port = 1 }`, `data_dir = "/x"`), []string{
+		{"agent config with a service", hclFile(`service { name = "a" address = "10.0.0.1" port = 1 }`, `data_dir = "/x"`), []string{
 			"DIR/a.hcl:2: data_dir: this key is unknown; remove it or use one of service, services",
 		}},
 	})
@@ -113,22 +114,22 @@ func TestOtherDocumentsAreRefused(t *testing.T) {
 
 func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) {
 	runBad(t, []bad{
-		{"wrong mode", hcl(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  usher { proxy_protocol { mode = "on" } }`, `}`), []string{
+		{"wrong mode", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  usher { proxy_protocol { mode = "on" } }`, `}`), []string{
 			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 		}},
 		{"unknown key", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: ProxyDefaults", "metadata: {name: global}", "spec:", "  config:", "    usher:", "      mode: strict"), []string{
 			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
 		}},
-		{"registration", hcl(`service {`, `  kind = "ingress-gateway"`, `  name = "gw"`, `  proxy { config {`, `    usher { proxy_protocol { mode = 1 } }`, `  } }`, `}`), []string{
+		{"registration", hclFile(`service {`, `  kind = "ingress-gateway"`, `  name = "gw"`, `  proxy { config {`, `    usher { proxy_protocol { mode = 1 } }`, `  } }`, `}`), []string{
 			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use one of "auto", "off", "permissive", "strict"`,
 		}},
-		{"one of several TLVs", hcl(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { proxy_protocol { tlvs = [`, `  { type = "alpn" },`, `  { type = "alnp", name = "x" },`, `] } } }`), []string{
+		{"one of several TLVs", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { proxy_protocol { tlvs = [`, `  { type = "alpn" },`, `  { type = "alnp", name = "x" },`, `] } } }`), []string{
 			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed; use one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id", or a number from 0 to 255, such as "0xE4"`,
 		}},
-		{"one listener", hcl(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { listeners {`, `  "8080" {`, `    proxy_protocol { mode = "on" }`, `  }`, `} } }`), []string{
+		{"one listener", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { listeners {`, `  "8080" {`, `    proxy_protocol { mode = "on" }`, `  }`, `} } }`), []string{
 			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
 		}},
-		{"other config", hcl(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_tracing_json = "{}"`, `}`), []string{
+		{"other config", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_tracing_json = "{}"`, `}`), []string{
 			"DIR/a.hcl:4: config.envoy_tracing_json: this key is unknown; remove it or use one of envoy_gateway_bind_addresses, " +
 				"envoy_gateway_bind_tagged_addresses, envoy_gateway_no_default_bind, envoy_mesh_gateway_bind_addresses, " +
 				"envoy_mesh_gateway_bind_tagged_addresses, envoy_mesh_gateway_no_default_bind, max_request_headers_kb, protocol, usher, xds_fetch_timeout_ms",
@@ -138,7 +139,7 @@ func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) {
 
 func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 	runBad(t, []bad{
-		{"unknown key", hcl(`kind = "ingress-gateway"`, `name = "gw"`, `listener { port = 1 }`), []string{
+		{"unknown key", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `listener { port = 1 }`), []string{
 			"DIR/a.hcl:3: listener: this key is unknown; remove it or use one of defaults, kind, listeners, name, namespace, partition, tls",
 		}},
 		{"unknown key in a resource", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}", "spec:", "  listeners:", "  - port: 1", "    services:", "    - {name: a, max_connections: 1}"), []string{
@@ -148,7 +149,7 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 		{"wrong type", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}", "spec:", "  listeners:", "  - port: \"1\""), []string{
 			"DIR/a.yaml:6: spec.listeners[0].port: \"1\" is not allowed; use a whole number",
 		}},
-		{"no name", hcl(`kind = "ingress-gateway"`), []string{"DIR/a.hcl:1: this entry has no name; give it one"}},
+		{"no name", hclFile(`kind = "ingress-gateway"`), []string{"DIR/a.hcl:1: this entry has no name; give it one"}},
 		{"no spec", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}"), []string{
 			"DIR/a.yaml:1: spec: this resource has no spec; add one",
 		}},
@@ -156,26 +157,26 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 			"a.hcl": "kind = \"ingress-gateway\"\nname = \"gw\"",
 			"b.yml": "apiVersion: consul.hashicorp.com/v1alpha1\nkind: IngressGateway\nspec: {}\nmetadata:\n  name: gw\n",
 		}, []string{"DIR/b.yml:5: \"gw\" is already given at DIR/a.hcl:2; remove one of the two"}},
-		{"namespace", hcl(`kind = "ingress-gateway"`, `name = "gw"`, `namespace = "x"`), []string{
+		{"namespace", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `namespace = "x"`), []string{
 			"DIR/a.hcl:3: namespace: \"x\" is not honoured: file mode has no namespaces and partitions; remove it",
 		}},
-		{"service-defaults of sidecars", hcl(`kind = "service-defaults"`, `name = "web"`, `LocalRequestTimeoutMs = 5`, `protocol = "udp"`), []string{
+		{"service-defaults of sidecars", hclFile(`kind = "service-defaults"`, `name = "web"`, `LocalRequestTimeoutMs = 5`, `protocol = "udp"`), []string{
 			"DIR/a.hcl:3: LocalRequestTimeoutMs: file mode has no sidecars; remove it",
 		}},
-		{"protocol of a service", hcl(`kind = "service-defaults"`, `name = "web"`, `protocol = "udp"`), []string{
+		{"protocol of a service", hclFile(`kind = "service-defaults"`, `name = "web"`, `protocol = "udp"`), []string{
 			"DIR/a.hcl:3: protocol: \"udp\" is not allowed; use one of tcp, http, http2, grpc",
 		}},
-		{"headers of a service", hcl(`kind = "service-defaults"`, `name = "web"`, `max_request_headers_kb = 5`), []string{
+		{"headers of a service", hclFile(`kind = "service-defaults"`, `name = "web"`, `max_request_headers_kb = 5`), []string{
 			"DIR/a.hcl:3: max_request_headers_kb: file mode honours it for an ingress gateway, and \"web\" is none; remove it",
 		}},
-		{"proxy-defaults", hcl(`kind = "proxy-defaults"`, `name = "x"`, `access_logs { type = "file" }`, `mode = "transparent"`), []string{
+		{"proxy-defaults", hclFile(`kind = "proxy-defaults"`, `name = "x"`, `access_logs { type = "file" }`, `mode = "transparent"`), []string{
 			"DIR/a.hcl:4: mode: file mode has no sidecars; remove it",
 		}},
-		{"access logs", hcl(`kind = "proxy-defaults"`, `name = "x"`, `access_logs {`, `  type = "file"`, `}`), []string{
+		{"access logs", hclFile(`kind = "proxy-defaults"`, `name = "x"`, `access_logs {`, `  type = "file"`, `}`), []string{
 			"DIR/a.hcl:2: \"x\" is not allowed; the only proxy-defaults entry is called \"global\"",
 			"DIR/a.hcl:3: access_logs.path: access logs of type file need a path; add one",
 		}},
-		{"permissions", hcl(`kind = "service-intentions"`, `name = "web"`, `sources {`, `  name = "gw"`, `  permissions { action = "allow" http { path_prefix = "/" } }`, `}`), []string{
+		{"permissions", hclFile(`kind = "service-intentions"`, `name = "web"`, `sources {`, `  name = "gw"`, `  permissions { action = "allow" http { path_prefix = "/" } }`, `}`), []string{
 			"DIR/a.hcl:5: sources.permissions: file mode has no sidecar that could look into requests; give the source an action instead",
 		}},
 		{"intentions", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: ServiceIntentions", "metadata: {name: x}", "spec:", "  destination: {name: web}", "  sources:", "  - {name: gw, action: maybe}", "  - {name: gw, action: deny}"), []string{
@@ -187,7 +188,7 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 
 func TestBadListenersAreRefusedWithTheirLine(t *testing.T) {
 	gw := func(lines ...string) tree {
-		return hcl(append([]string{`kind = "ingress-gateway"`, `name = "gw"`}, lines...)...)
+		return hclFile(append([]string{`kind = "ingress-gateway"`, `name = "gw"`}, lines...)...)
 	}
 	runBad(t, []bad{
 		{"port twice", gw(`listeners { port = 80 services { name = "a" } }`, `listeners { port = 80 services { name = "b" } }`), []string{
@@ -245,31 +246,31 @@ func TestBadListenersAreRefusedWithTheirLine(t *testing.T) {
 
 func TestBadDefinitionsAreRefusedWithTheirLine(t *testing.T) {
 	runBad(t, []bad{
-		{"host name", hcl(`service {`, `  name = "web"`, `  address = "web.example.com"`, `  port = 80`, `}`), []string{
+		{"host name", hclFile(`service {`, `  name = "web"`, `  address = "web.example.com"`, `  port = 80`, `}`), []string{
 			"DIR/a.hcl:3: address: \"web.example.com\" is not an IP address, and Envoy gets endpoints only as such; use the address the name stands for",
 		}},
-		{"no address, no port", hcl(`service {`, `  name = "web"`, `}`), []string{
+		{"no address, no port", hclFile(`service {`, `  name = "web"`, `}`), []string{
 			"DIR/a.hcl:1: address: the address is missing, and file mode knows no node to take it from; add an IP address",
 			"DIR/a.hcl:1: port: 0 is not a port; use one from 1 to 65535",
 		}},
-		{"checks and sidecar", hcl(`service {`, `  name = "web"`, `  check { tcp = "x" interval = "1s" }`, `  connect { sidecar_service {} }`, `  token = "s3cret"`, `}`), []string{
+		{"checks and sidecar", hclFile(`service {`, `  name = "web"`, `  check { tcp = "x" interval = "1s" }`, `  connect { sidecar_service {} }`, `  token = "s3cret"`, `}`), []string{
 			"DIR/a.hcl:3: service.check: file mode runs no health checks, and every instance counts as passing; remove it",
 			"DIR/a.hcl:4: service.connect.sidecar_service: upstreams are plain in file mode, and it has no sidecars; remove it",
 			"DIR/a.hcl:5: service.token: file mode asks no Consul; remove it",
 		}},
-		{"same ID", hcl(`service { name = "web" address = "10.0.0.1" port = 1 }`, `service { name = "web" address = "10.0.0.2" port = 1 }`), []string{
+		{"same ID", hclFile(`service { name = "web" address = "10.0.0.1" port = 1 }`, `service { name = "web" address = "10.0.0.2" port = 1 }`), []string{
 			"DIR/a.hcl:2: service ID \"web\" is already given at DIR/a.hcl:1; give one of the two an id of its own",
 		}},
-		{"kind", hcl(`service { name = "web" kind = "connect-proxy" }`), []string{
+		{"kind", hclFile(`service { name = "web" kind = "connect-proxy" }`), []string{
 			"DIR/a.hcl:1: kind: \"connect-proxy\" is not honoured in file mode, which reads plain services and ingress-gateway; remove the definition",
 		}},
-		{"weights", hcl(`service { name = "web" address = "10.0.0.1" port = 1 weights { passing = 0 } }`), []string{
+		{"weights", hclFile(`service { name = "web" address = "10.0.0.1" port = 1 weights { passing = 0 } }`), []string{
 			"DIR/a.hcl:1: weights.passing: 0 is not a weight; use 1 to 65535",
 		}},
-		{"gateway's address", hcl(`service { name = "gw" kind = "ingress-gateway" address = "edge" }`), []string{
+		{"gateway's address", hclFile(`service { name = "gw" kind = "ingress-gateway" address = "edge" }`), []string{
 			"DIR/a.hcl:1: address: \"edge\" is not an IP address to listen on; use one, or none for all addresses",
 		}},
-		{"bind address", hcl(`service { name = "gw" kind = "ingress-gateway" proxy { config {`, `  envoy_gateway_bind_addresses { a { address = "eth0" } }`, `} } }`), []string{
+		{"bind address", hclFile(`service { name = "gw" kind = "ingress-gateway" proxy { config {`, `  envoy_gateway_bind_addresses { a { address = "eth0" } }`, `} } }`), []string{
 			"DIR/a.hcl:2: proxy.config.envoy_gateway_bind_addresses.a: \"eth0\" is not an IP address to listen on; use one",
 		}},
 	})

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/follow"
 )
 
 // config is the content of a directory: what was read, and what is wrong.
@@ -26,7 +27,7 @@ type config struct {
 // extensions are those of the files that are read.
 var extensions = []string{".hcl", ".json", ".yaml", ".yml"}
 
-// readable says whether a file of this name is read. Others are not, so that
+// readable says whether a file of this name is read, which has to be one. Others are not, so that
 // notes, editors' copies and the ..data of a Kubernetes volume may lie there.
 func readable(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name))
@@ -44,7 +45,8 @@ func readConfig(dir string) *config {
 	}
 	files := 0
 	for _, f := range listed {
-		if readable(f.Name()) && c.file(filepath.Join(dir, f.Name())) {
+		if readable(f.Name()) {
+			c.file(filepath.Join(dir, f.Name()))
 			files++
 		}
 	}
@@ -68,30 +70,18 @@ func (c *config) unreadable(path string, err error) {
 	c.problems = append(c.problems, gateway.Problem{Where: path, What: what})
 }
 
-// file reads one file; it is false for a directory.
-func (c *config) file(path string) bool {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		c.unreadable(path, err)
-		return true
-	case info.IsDir():
-		return false
-	case !info.Mode().IsRegular():
-		c.unreadable(path, errors.New("it is not a regular file"))
-		return true
-	}
-	text, err := os.ReadFile(path)
+func (c *config) file(path string) {
+	text, err := follow.ReadFile(path)
 	if err != nil {
 		c.unreadable(path, err)
-		return true
+		return
 	}
-	if err := c.text(path, bytes.TrimPrefix(text, []byte("\ufeff"))); err != nil {
-		var problems Problems
-		errors.As(err, &problems)
+	err = c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
+	if problems, ok := errors.AsType[Problems](err); ok {
 		c.problems = append(c.problems, problems...)
+	} else if err != nil {
+		c.unreadable(path, err)
 	}
-	return true
 }
 
 // text reads the documents of a file. Its errors are Problems.
@@ -168,7 +158,9 @@ func (c *config) resourceList(d *decoder, root *node) {
 	}
 	d.object(root, "", &l)
 	for _, item := range l.Items {
-		c.yamlDocument(item)
+		if item != nil { // null says nothing, as an empty document does
+			c.yamlDocument(item)
+		}
 	}
 }
 

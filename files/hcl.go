@@ -3,48 +3,22 @@ package files
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/hashicorp/hcl/hcl/ast"
-	hclparser "github.com/hashicorp/hcl/hcl/parser"
+
+	"github.com/usherproxy/usher/internal/hcl"
 )
 
 // parseHCL reads HCL 1, the language of Consul's config entries and agent
 // files. Blocks of one name become a list; a single one stays an object.
-func parseHCL(file string, text []byte) (root *node, err error) {
-	// The parser panics on some malformed literals.
-	defer func() {
-		if cause := recover(); cause != nil {
-			root, err = nil, problem(place{file, 1}, "", "this is not HCL: %v; correct it", cause)
-		}
-	}()
-	tree, err := hclparser.ParseDontErrorOnDuplicateKeys(text)
-	if err != nil {
-		return nil, hclProblem(file, err)
-	}
-	items, ok := tree.Node.(*ast.ObjectList)
-	if !ok {
-		return nil, problem(place{file, 1}, "", "this is not an HCL object; write `key = value` lines and blocks")
+func parseHCL(file string, text []byte) (*node, error) {
+	tree, err := hcl.Parse(text, hcl.Repeated)
+	if bad, ok := errors.AsType[*hcl.Error](err); ok {
+		return nil, problem(place{file, bad.Line}, "", "this is not HCL: %s; correct it", bad.What)
 	}
 	r := hclReader{file: file}
-	return r.object(place{file, 1}, items)
-}
-
-// hclProblem takes the line out of the parser's error, which has it as a
-// position, or only in its text: "At 3:5: what".
-func hclProblem(file string, err error) error {
-	line, what := 1, err.Error()
-	if pos, ok := errors.AsType[*hclparser.PosError](err); ok {
-		line, what = pos.Pos.Line, pos.Err.Error()
-	} else if rest, ok := strings.CutPrefix(what, "At "); ok {
-		if head, tail, ok := strings.Cut(rest, ":"); ok {
-			if n, convErr := strconv.Atoi(head); convErr == nil {
-				line, what = n, tail
-			}
-		}
-	}
-	return problem(place{file, line}, "", "this is not HCL: %s; correct it", oneLine(what))
+	return r.object(place{file, 1}, tree)
 }
 
 // oneLine makes an error of a library fit for a message of one line.

@@ -66,11 +66,13 @@ func (r *jsonReader) value() (*node, error) {
 		n.kind = list
 		return n, r.list(n)
 	case json.Number:
-		n.scalar, err = number(tok)
+		if n.scalar, err = number(tok); err != nil {
+			return nil, problem(n.at, "", "the number %s is too large; correct it", tok)
+		}
 	case nil:
 		n.kind = null
 	}
-	return n, err
+	return n, nil
 }
 
 func number(s json.Number) (any, error) {

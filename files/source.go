@@ -85,7 +85,7 @@ func (s *Source) Load() error {
 // is wrong is reported and shown in the snapshots' problems, and the last good
 // content stays. Run's error is that the system cannot watch directories.
 func (s *Source) Run(ctx context.Context) error {
-	return follow.Dir(s.dir, follow.Options{Read: s.read, Logger: s.logger, Again: s.again}).Run(ctx)
+	return follow.Dir(s.dir, follow.Options{Read: s.read, Broken: s.broken, Logger: s.logger, Again: s.again}).Run(ctx)
 }
 
 // Reload makes Run read the directory at once, as after a change.
@@ -97,9 +97,8 @@ func (s *Source) read(sure bool) bool {
 	v := s.now()
 	c := readConfig(s.dir)
 	if len(c.problems) > 0 {
-		if sure && !slices.Equal(c.problems, v.broken) {
-			s.report(c.problems)
-			s.show(view{content: v.content, loaded: v.loaded, broken: c.problems})
+		if sure {
+			s.keep(c.problems)
 		}
 		return false
 	}
@@ -113,6 +112,20 @@ func (s *Source) read(sure bool) bool {
 	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.current))
 	s.show(view{content: next, loaded: true})
 	return true
+}
+
+// broken says that reading the directory has panicked.
+func (s *Source) broken(err error) {
+	s.keep(Problems{{Where: s.dir, What: err.Error() + "; what the files last said stays"}})
+}
+
+// keep has these problems, and otherwise what the files last said.
+func (s *Source) keep(problems Problems) {
+	v := s.now()
+	if !slices.Equal(problems, v.broken) {
+		s.report(problems)
+		s.show(view{content: v.content, loaded: v.loaded, broken: problems})
+	}
 }
 
 func (s *Source) now() view {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // DecodeSettings decodes the value of the key "usher" strictly: an unknown
@@ -105,7 +106,17 @@ func (d *decoder) refuse(where string, raw any, takes string) {
 }
 
 func (d *decoder) problem(where, what string) {
-	d.problems = append(d.problems, Problem{Where: where, What: what})
+	d.problems = append(d.problems, Problem{Where: oneLine(where), What: oneLine(what)})
+}
+
+// oneLine makes a text fit for a problem: a key may hold anything.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // single gives the element of a list of one, and anything else as it is.

@@ -1,19 +1,37 @@
 package kubernetes
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // ErrNotInCluster says that Usher runs outside Kubernetes, and was not told of
 // any.
 var ErrNotInCluster = errors.New("not in a cluster")
+
+// A panic in a goroutine of client-go's ends that goroutine, and with it a request
+// that is made again, and not the process.
+func init() {
+	log := utilruntime.PanicHandlers
+	utilruntime.ReallyCrash = false
+	utilruntime.PanicHandlers = []func(context.Context, any){func(ctx context.Context, cause any) {
+		guard.Panics.WithLabelValues("kubernetes").Inc()
+		for _, handler := range log {
+			handler(klog.NewContext(ctx, klog.Background()), cause) // its own logger is quiet
+		}
+	}}
+}
 
 // Connect gives the client of the API server that the file kubeconfig names, or,
 // without one, that of the cluster that Usher runs in. It connects to nothing

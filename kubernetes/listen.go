@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
 )
 
@@ -35,6 +37,7 @@ type heard struct {
 // only.
 type ear struct {
 	client rest.Interface
+	log    *slog.Logger
 	id     gateway.KubernetesService
 	out    latest.Box[heard]
 
@@ -44,23 +47,32 @@ type ear struct {
 
 // run listens until ctx ends.
 func (e *ear) run(ctx context.Context) {
-	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
 	quiet := logr.Discard() // what it would say is a problem, and said as such
-	cache.NewReflectorWithOptions(watched(lw, func(err error) { e.asked(ctx, err) }), &corev1.Service{}, store{e}, cache.ReflectorOptions{Logger: &quiet}).
+	cache.NewReflectorWithOptions(e.watched(ctx), &corev1.Service{}, store{e}, cache.ReflectorOptions{Logger: &quiet}).
 		RunWithContext(klog.NewContext(ctx, quiet))
 }
 
-// watched tells how each request ended.
-func watched(lw *cache.ListWatch, asked func(error)) *cache.ListWatch {
+// guarded makes an error of a panic, so that the reflector tries again.
+func (e *ear) guarded(f func() error) error { return guard.Run(e.log, "kubernetes", f) }
+
+// watched lists and watches, and notes how each request ended.
+func (e *ear) watched(ctx context.Context) *cache.ListWatch {
+	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
 	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := lw.ListWithContext(ctx, o)
-			asked(err)
+		ListWithContextFunc: func(reflector context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
+			err = e.guarded(func() (err error) {
+				list, err = lw.ListWithContext(reflector, o)
+				return err
+			})
+			e.asked(ctx, err)
 			return list, err
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			w, err := lw.WatchWithContext(ctx, o)
-			asked(err)
+		WatchFuncWithContext: func(reflector context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
+			err = e.guarded(func() (err error) {
+				w, err = lw.WatchWithContext(reflector, o)
+				return err
+			})
+			e.asked(ctx, err)
 			return w, err
 		},
 	}
@@ -98,15 +110,21 @@ func (s store) Delete(any) error { return s.Replace(nil, "") }
 
 // Replace implements cache.ReflectorStore.
 func (s store) Replace(objs []any, _ string) error {
-	var service *corev1.Service
-	for _, obj := range objs {
-		// An API server that does not know the selector gives all of them.
-		if other, ok := obj.(*corev1.Service); ok && other.Name == s.id.Name {
-			service = other
+	err := s.guarded(func() error {
+		var service *corev1.Service
+		for _, obj := range objs {
+			// An API server that does not know the selector gives all of them.
+			if other, ok := obj.(*corev1.Service); ok && other.Name == s.id.Name {
+				service = other
+			}
 		}
+		s.note(func(h *heard) { h.answered, h.service = true, service })
+		return nil
+	})
+	if err != nil {
+		s.note(func(h *heard) { h.err = err })
 	}
-	s.note(func(h *heard) { h.answered, h.service = true, service })
-	return nil
+	return err
 }
 
 // Resync implements cache.ReflectorStore.
@@ -117,7 +135,10 @@ func (s store) Resync() error { return nil }
 func why(err error, rights string) string {
 	var op *net.OpError
 	var request *url.Error
+	var bug *guard.Error
 	switch {
+	case errors.As(err, &bug):
+		return bug.Error()
 	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
 		return fmt.Sprintf("the API server refuses: %v; give Usher %s", err, rights)
 	case errors.As(err, &op) && op.Addr != nil:

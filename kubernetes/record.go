@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/client-go/util/retry"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // How long one note may take, and when one that failed is tried again.
@@ -30,6 +32,7 @@ const (
 // The first to hear of a change notes it, and the others take that over.
 type record struct {
 	client rest.Interface
+	log    *slog.Logger
 	at     types.NamespacedName
 }
 
@@ -41,20 +44,26 @@ func (r record) agree(ctx context.Context, id gateway.KubernetesService, next fu
 	defer cancel()
 	key := id.Namespace + "." + id.Name
 	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		var m corev1.ConfigMap
-		if err := r.client.Get().Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name).Do(ctx).Into(&m); err != nil {
-			return err
-		}
-		text := noteOf(next(parseNote(m.Data[key])))
-		if text == m.Data[key] {
-			return nil
-		}
-		if m.Data == nil {
-			m.Data = map[string]string{}
-		}
-		m.Data[key] = text
-		return r.client.Put().Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name).Body(&m).Do(ctx).Error()
+		return guard.Run(r.log, "kubernetes", func() error { return r.note(ctx, key, next) })
 	})
+}
+
+// note does what agree does once. The error is a conflict when another Usher was
+// faster.
+func (r record) note(ctx context.Context, key string, next func(noted memory) memory) error {
+	var m corev1.ConfigMap
+	if err := r.client.Get().Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name).Do(ctx).Into(&m); err != nil {
+		return err
+	}
+	text := noteOf(next(parseNote(m.Data[key])))
+	if text == m.Data[key] {
+		return nil
+	}
+	if m.Data == nil {
+		m.Data = map[string]string{}
+	}
+	m.Data[key] = text
+	return r.client.Put().Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name).Body(&m).Do(ctx).Error()
 }
 
 // problem says why nothing can be noted.
@@ -94,13 +103,26 @@ func noteOf(m memory) string {
 	}
 	text, err := json.Marshal(n)
 	if err != nil {
-		panic(err) // times beyond the year 9999
+		return "" // which says nothing; there is no value that cannot be written
 	}
 	return string(text)
 }
 
 func (h held) note() noted {
-	return noted{Told: h.signal, Sends: h.sends, Kept: h.kept, Changed: h.changed.UTC(), Newest: h.newest.UTC(), Stayed: h.stayed.UTC()}
+	return noted{Told: h.signal, Sends: h.sends, Kept: h.kept, Changed: writable(h.changed), Newest: writable(h.newest), Stayed: writable(h.stayed)}
+}
+
+// writable returns a time in UTC. JSON has the years 0 to 9999 only, and a time in
+// another zone can be a little outside of them.
+func writable(t time.Time) time.Time {
+	t = t.UTC()
+	switch {
+	case t.Year() > 9999:
+		return time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC)
+	case t.Year() < 0:
+		return time.Time{}
+	}
+	return t
 }
 
 // parseNote gives what is noted; nothing where that cannot be read.
@@ -119,6 +141,30 @@ func parseNote(text string) memory {
 func (n noted) held() held {
 	return held{tell: tell{signal: n.Told, sends: n.Sends, kept: n.Kept}, changed: n.Changed, newest: n.Newest, stayed: n.Stayed}
 }
+
+// ahead is by how much the clocks of those who note may differ.
+const ahead = 24 * time.Hour
+
+// believable returns a memory that was noted; nothing where there cannot be such a
+// one: it has times to come, which would hold a grace open, ports that no listener
+// has, or nothing to say of a listener.
+func (m memory) believable(now time.Time) memory {
+	latest := now.Add(ahead)
+	toCome := func(h held) bool {
+		return h.changed.After(latest) || h.newest.After(latest) || h.stayed.After(latest)
+	}
+	absurd := toCome(m.others) || len(m.listeners) == 0 && m.others.silent()
+	for port, h := range m.listeners {
+		absurd = absurd || toCome(h) || h.silent() || port < 1 || port > 65535
+	}
+	if absurd {
+		return memory{}
+	}
+	return m
+}
+
+// silent reports whether nothing was known, and not even for how long.
+func (h held) silent() bool { return h.signal == silent && h.stayed.IsZero() }
 
 // with gives what is known by somebody who knew m and sees what is noted: the
 // newer of both. That a Service is gone has no version, but the first who hears

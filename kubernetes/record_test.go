@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -104,6 +105,71 @@ func TestANoteThatNobodyUnderstandsIsNone(t *testing.T) {
 		r.noting(60, versioned(service("true", 0), 1), text)
 		r.wantMode(gateway.Strict)
 	}
+}
+
+// absurd are notes that no Usher has written.
+var absurd = []string{
+	"null", "[]", `{"version": null, "listeners": null, "others": null}`, `{"version": "9", "listeners": {"8080": null}}`, "1e999", `{"version": 9}`,
+	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "9999-12-31T23:59:59-01:00"}}}`,
+	`{"version": "9", "others": {"told": "off", "newest": "9999-12-31T23:59:59-23:59"}}`,
+	`{"version": "9", "listeners": {"8080": {"told": "on", "stayed": "9999-12-31T23:59:59Z"}}}`,
+	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "2999-01-01T00:00:00Z"}}}`,
+	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "-0001-01-01T00:00:00Z"}}}`,
+	`{"version": "9", "listeners": {"-1": {"told": "off"}}}`, `{"version": "9", "listeners": {"99999999999999999999": {"told": "off"}}}`, `{"version": "9", "listeners": {"65536": {"told": "off"}}}`,
+}
+
+func TestANoteThatNoUsherHasWrittenIsNone(t *testing.T) {
+	for _, text := range absurd {
+		r := newRig(t, 0)
+		text = r.noting(60, versioned(service("true", 0), 1), text)
+		r.wantMode(gateway.Strict)
+		if m := parseNote(text); m.version != "1" && m.version != "9" {
+			t.Errorf("what is noted after it is %s", text)
+		}
+	}
+}
+
+// A time in the first or last year can be in another one in UTC, which JSON cannot
+// write.
+func TestEveryTimeCanBeNoted(t *testing.T) {
+	for _, text := range []string{"0000-01-01T00:00:00+23:59", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"} {
+		var when time.Time
+		if err := when.UnmarshalText([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		h := held{tell: tell{signal: on}, changed: when, newest: when, stayed: when}
+		m := parseNote(noteOf(memory{version: "1", listeners: map[int]held{80: h}, others: h}))
+		if m.version != "1" || m.listeners[80].signal != on || m.others.signal != on {
+			t.Errorf("with %s it was noted as %+v", text, m)
+		}
+	}
+}
+
+// FuzzNote holds that no note makes Usher panic, and that whatever becomes of it
+// can be noted and is the same when it is read.
+func FuzzNote(f *testing.F) {
+	for _, text := range absurd {
+		f.Add(text)
+	}
+	f.Add(noteOf(memory{}.hear(read(service("true", 0)), start)))
+	f.Add(noteOf(memory{version: "1", listeners: map[int]held{80: {tell: tell{signal: mixed, kept: gateway.Problem{Where: "a", What: "b"}}}}}.freeze(start)))
+	f.Fuzz(func(t *testing.T, text string) {
+		m := parseNote(text)
+		if again := noteOf(m); noteOf(parseNote(again)) != again {
+			t.Errorf("%s is read and noted as %s", again, noteOf(parseNote(again)))
+		}
+		for _, h := range []heard{versioned(service("true", 0), 1), versioned(service("", 0), 2), {answered: true}, {err: errors.New("down")}} {
+			r := newRig(t, 0)
+			if noted := r.noting(60, h, text); noted == "" {
+				t.Errorf("after %+v nothing can be noted", h)
+			}
+			for port, behind := range r.b.Listeners {
+				if port < 1 || port > 65535 {
+					t.Errorf("port %d is %+v", port, behind)
+				}
+			}
+		}
+	})
 }
 
 // strictByRecord is an Usher that notes, of a Service that sends headers.

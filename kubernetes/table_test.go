@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"encoding/json"
 	"os"
 	"slices"
 	"strings"
@@ -348,6 +349,40 @@ func FuzzRead(f *testing.F) {
 		for _, of := range read(balanced(map[string]string{Annotations[row].keyFor(80): value})).listeners {
 			if of.signal != on && of.signal != off && of.signal != unclear {
 				t.Errorf("signal %d", of.signal)
+			}
+		}
+	})
+}
+
+// FuzzService holds that no Service makes Usher panic, and that what follows from
+// it can be noted.
+func FuzzService(f *testing.F) {
+	for _, s := range []*corev1.Service{service("true", 0), service("", 0), keepsClients(), {}} {
+		text, err := json.Marshal(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(text))
+	}
+	for _, text := range []string{
+		`{"metadata": {"managedFields": [{"time": "9999-12-31T23:59:59-01:00", "fieldsV1": {"f:spec": null}}, {"fieldsV1": []}, {}]}, "spec": {"ports": [{"port": -1}, {"port": 80, "targetPort": "http"}]}}`,
+		`{"metadata": {"creationTimestamp": "0000-01-01T00:00:00+23:59", "annotations": {"service.beta.kubernetes.io/aws-load-balancer-proxy-protocol": "*"}}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80, "nodePort": 70000}]}}`,
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var s corev1.Service
+		if json.Unmarshal([]byte(text), &s) != nil {
+			return
+		}
+		r := newRig(t, 0)
+		r.noting(60, is(&s), "")
+		if noted := r.noting(90, versioned(service("true", 0), 1), noteOf(r.memory)); noted == "" {
+			t.Error("nothing can be noted")
+		}
+		for _, p := range r.b.Problems {
+			if strings.ContainsAny(p.What, "\n") {
+				t.Errorf("problem %q", p)
 			}
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
 )
 
@@ -49,9 +50,11 @@ func (w *Watcher) Remark() string { return w.o.Metrics.graces.remark(time.Now())
 // ctx ends; put must not block. Nothing is put before the first answer, or the
 // first error.
 func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put func(*gateway.Balancer)) {
-	e := &ear{client: w.o.Client, id: id, out: latest.New[heard]()}
+	e := &ear{client: w.o.Client, log: w.o.Logger, id: id, out: latest.New[heard]()}
 	var listening sync.WaitGroup
 	defer listening.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	listening.Go(func() { e.run(ctx) })
 
 	f := follower{Options: w.o, id: id}
@@ -65,18 +68,26 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 		}
 		timer.Reset(wake)
 	}
+	step := func() error {
+		if f.fresh || len(f.unrecorded) > 0 {
+			w.take(ctx, &f, tell)
+		}
+		f.fresh, f.panicked = false, nil
+		tell()
+		return nil
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case f.heard = <-e.out.C():
-			w.take(ctx, &f, tell)
+			f.fresh = true
 		case <-timer.C:
-			if len(f.unrecorded) > 0 {
-				w.take(ctx, &f, tell)
-			}
 		}
-		tell()
+		if err := guard.Run(w.o.Logger, "kubernetes", step); err != nil {
+			put(f.stay(err))
+			timer.Reset(recordAgain)
+		}
 	}
 }
 
@@ -96,12 +107,12 @@ func (w *Watcher) take(ctx context.Context, f *follower, tell func()) {
 	if before.version != "" {
 		tell()
 	}
-	noted := h.service != nil && h.service.ResourceVersion == before.version && !before.frozen() && len(f.unrecorded) == 0
+	noted := h.service != nil && h.service.ResourceVersion == before.version && !before.frozen() && len(f.unrecorded) == 0 && f.panicked == nil
 	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered || noted {
 		return
 	}
 	f.unrecorded = nil
-	r := record{client: w.o.Client, at: w.o.Record}
+	r := record{client: w.o.Client, log: w.o.Logger, at: w.o.Record}
 	if err := r.agree(ctx, f.id, hear); err != nil {
 		f.unrecorded = []gateway.Problem{r.problem(err)}
 		if before.version == "" {
@@ -119,11 +130,13 @@ type follower struct {
 	id         gateway.KubernetesService
 	shown      bool  // that the watch fails, in the metrics
 	heard      heard // the last that the API server said
+	fresh      bool  // it is not taken in yet
 	begun      bool  // something was heard
 	failing    bool  // nobody knows at the moment what the Service says
 	memory     memory
 	problems   []gateway.Problem
 	unrecorded []gateway.Problem // why the others do not know what this one knows
+	panicked   []gateway.Problem // why what was heard could not be taken in
 	last       *gateway.Balancer // what was put last
 }
 
@@ -139,6 +152,7 @@ func (f *follower) hear(h heard, before, noted memory, now time.Time) {
 	case h.service == nil:
 		unknown = "there is no such Service, though the catalog says that it is in front of the gateway; make it again, or set usher's proxy_protocol.mode"
 	}
+	noted = noted.believable(now)
 	f.begun, f.failing = true, unknown != ""
 	f.memory, f.problems = before.with(noted), nil
 	if f.failing {
@@ -164,7 +178,7 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 		return nil, idle
 	}
 	next, ends := f.memory.balancer(f.Grace, now)
-	next.Problems = slices.Concat(f.problems, f.memory.problems(), f.unrecorded)
+	next.Problems = slices.Concat(f.problems, f.memory.problems(), f.unrecorded, f.panicked)
 	f.show(f.failing, ends)
 	wake := idle
 	if len(f.unrecorded) > 0 {
@@ -179,6 +193,23 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 	f.tell(next, ends)
 	f.last = next
 	return next, wake
+}
+
+// stay returns what was put last, with the problem that its successor has panicked.
+func (f *follower) stay(err error) *gateway.Balancer {
+	f.panicked = []gateway.Problem{{
+		Where: where(f.id.Namespace, f.id.Name),
+		What:  err.Error() + ". Until that is over, listeners with the mode auto stay what they are",
+	}}
+	var next gateway.Balancer
+	if f.last != nil {
+		next = *f.last
+	}
+	if !slices.Contains(next.Problems, f.panicked[0]) {
+		next.Problems = slices.Concat(next.Problems, f.panicked)
+	}
+	f.last = &next
+	return f.last
 }
 
 // show shows in the metrics whether the watch fails, and when each grace ends.

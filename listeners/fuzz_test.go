@@ -15,26 +15,151 @@ import (
 // and several times, and compiles it. Compile must not panic, and Envoy's
 // validators must take whatever it builds.
 func FuzzCompile(f *testing.F) {
+	cases := casesAsJSON(f)
+	for i := range cases {
+		f.Add(uint(i), uint64(i))
+	}
+	f.Fuzz(func(t *testing.T, which uint, seed uint64) {
+		compileDamaged(t, cases[which%uint(len(cases))], seed)
+	})
+}
+
+func TestADamagedSnapshotIsCompiled(t *testing.T) {
+	for _, in := range casesAsJSON(t) {
+		for seed := range uint64(40) {
+			compileDamaged(t, in, seed)
+		}
+	}
+}
+
+func casesAsJSON(t testing.TB) [][]byte {
+	t.Helper()
 	var cases [][]byte
-	for i, name := range golden.Cases(f, testdata) {
-		in, err := toJSON(golden.Input(f, testdata, name))
+	for _, name := range golden.Cases(t, testdata) {
+		in, err := toJSON(golden.Input(t, testdata, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cases = append(cases, in)
+	}
+	return cases
+}
+
+// releases are those that the targets compile for.
+var releases = []gateway.Envoy{{}, {Major: 1, Minor: 22}}
+
+// compileDamaged does nothing where the damage is such that no source could have
+// read it.
+func compileDamaged(t *testing.T, in []byte, seed uint64) {
+	t.Helper()
+	if s, ok := damagedSnapshot(t, in, seed); ok {
+		compileAll(t, s)
+	}
+}
+
+func compileAll(t *testing.T, s *gateway.Snapshot) {
+	t.Helper()
+	for _, instance := range s.Instances {
+		for _, e := range releases {
+			checkResources(t, Compile(s, instance, e))
+		}
+	}
+}
+
+// FuzzChain compiles a gateway whose service has the discovery chain of a text,
+// which is as Consul writes it.
+func FuzzChain(f *testing.F) {
+	for _, name := range golden.Cases(f, testdata) {
+		s, _, err := parseFixture(golden.Input(f, testdata, name))
 		if err != nil {
 			f.Fatal(err)
 		}
-		cases = append(cases, in)
-		for seed := range uint64(40) {
-			f.Add(uint(i), seed)
+		for _, chain := range s.Chains {
+			text, err := json.Marshal(chain)
+			if err != nil {
+				f.Fatal(err)
+			}
+			if len(text) < 2000 {
+				f.Add(string(text), "http")
+			}
 		}
 	}
-	f.Fuzz(func(t *testing.T, which uint, seed uint64) {
-		s, ok := damagedSnapshot(t, cases[which%uint(len(cases))], seed)
-		if !ok {
-			t.Skip("the damage is such that no source could have read it")
+	for _, text := range []string{
+		`{"StartNode": "a", "Nodes": {"a": {"Type": "router", "Routes": [null, {"NextNode": "a"}]}}}`,
+		`{"StartNode": "a", "Nodes": {"a": {"Type": "splitter", "Splits": [{"Weight": -1, "NextNode": "b"}, {"Weight": 1e9, "NextNode": "a"}]}, "b": null}}`,
+		`{"StartNode": "a", "Nodes": {"a": {"Type": "resolver", "Resolver": {"Target": "t", "Failover": {"Targets": ["t", "u", null]}}}}, "Targets": {"t": null}}`,
+	} {
+		f.Add(text, "tcp")
+	}
+	f.Fuzz(func(t *testing.T, text, protocol string) {
+		var chain *gateway.Chain
+		if json.Unmarshal([]byte(text), &chain) != nil || chain == nil {
+			return
 		}
-		for _, instance := range s.Instances {
-			for _, e := range []gateway.Envoy{{}, {Major: 1, Minor: 22}} {
-				checkResources(t, Compile(s, instance, e))
+		s := oneService(protocol)
+		s.Chains[s.Services[0].Service] = chain
+		for id := range chain.Targets {
+			s.Endpoints = s.Endpoints.With(id, &gateway.Endpoints{Endpoints: []gateway.Endpoint{{Address: "10.0.0.1", Port: 80}}})
+		}
+		compileAll(t, s)
+	})
+}
+
+// oneService is a gateway with one service on a listener, in plain mode.
+func oneService(protocol string) *gateway.Snapshot {
+	return &gateway.Snapshot{
+		ID: gateway.ID{Name: "edge"}, Datacenter: "dc1", Plain: true,
+		Entry: &gateway.Entry{Name: "edge", Listeners: []gateway.Listener{
+			{Port: 8080, Protocol: protocol, Services: []gateway.ListenerService{{Name: "web"}}},
+		}},
+		Services:  []gateway.Service{{Service: gateway.ServiceName{Name: "web"}, Port: 8080, Protocol: protocol}},
+		Chains:    map[gateway.ServiceName]*gateway.Chain{{Name: "web"}: {ServiceName: "web", Protocol: protocol, StartNode: "none"}},
+		Instances: []*gateway.Instance{{Node: "a", ServiceID: "edge"}},
+	}
+}
+
+// FuzzAccessLog compiles a gateway whose operator has written what a text says
+// under access_log, and whose proxy-defaults have these formats.
+func FuzzAccessLog(f *testing.F) {
+	for _, in := range casesAsJSON(f) {
+		var found struct {
+			Usher struct {
+				Server, Defaults, Operator struct {
+					AccessLog any `json:"access_log"`
+				}
 			}
+		}
+		if json.Unmarshal(in, &found) != nil {
+			continue // a list stands for its element there
+		}
+		for _, log := range []any{found.Usher.Server.AccessLog, found.Usher.Defaults.AccessLog, found.Usher.Operator.AccessLog} {
+			if text, err := json.Marshal(log); err == nil && log != nil {
+				f.Add(string(text), "", "")
+			}
+		}
+	}
+	for _, text := range []string{
+		`{"format": {"text": "%REQ(X?Y):5% %START_TIME(%Y)% %DYNAMIC_METADATA(a:b)% %"}}`, `{"format": {"json": {"a": {"b": ["%BYTES_SENT%", 1, null]}}}}`,
+		`{"expression": "response.code >= 400 && has(request.headers['a'])"}`, `{"expression": "((((("}`, `{"expression": "[1, 2].all(x, x > 0)"}`, `{"expression": "'a'.matches('(')"}`,
+		`{"header": {"name": "x", "value": "y"}, "status_at_least": 500, "duration_at_least": "1s", "response_flags": ["UH"], "sample_per_mille": 10, "health_checks": "omit", "rejected": "all", "redact_query": "yes"}`,
+		`{"sinks": [{"file": {"path": "/x"}}, {"otlp": {"address": "collector:4317"}}]}`,
+	} {
+		f.Add(text, "", "")
+	}
+	f.Add("{}", "%REQ(:path)%\n%", `{"a": "%PROTOCOL%", "b": {"c": 1}}`)
+	f.Add("{}", "", `{"a": "\u12`)
+	f.Fuzz(func(t *testing.T, own, text, object string) {
+		var raw any
+		if json.Unmarshal([]byte(own), &raw) != nil {
+			return
+		}
+		s := oneService("http")
+		in := s.Instances[0]
+		in.AccessLogs = gateway.AccessLogs{Enabled: true, TextFormat: text, JSONFormat: object}
+		var problems []gateway.Problem
+		in.Own, problems = gateway.Layer{}.Next("the registration", map[string]any{"access_log": raw})
+		if len(problems) == 0 {
+			compileAll(t, s)
 		}
 	})
 }

@@ -80,10 +80,22 @@ func (k *KeyPair) replace() error {
 }
 
 func (k *KeyPair) read() error {
-	pair, err := tls.LoadX509KeyPair(k.certFile, k.keyFile)
+	pair, err := readPair(k.certFile, k.keyFile)
 	if err != nil {
 		return fmt.Errorf("TLS certificate %s: %w", k.certFile, err)
 	}
 	k.current.Store(&pair)
 	return nil
+}
+
+func readPair(certFile, keyFile string) (tls.Certificate, error) {
+	cert, err := follow.ReadFile(certFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := follow.ReadFile(keyFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -153,6 +154,42 @@ func TestCertificateIsReadWhenAsked(t *testing.T) {
 	log.await(t, "TLS certificate replaced")
 	if got := serial(t, serveTLS(t, keys, xds.Options{})); got != 2 {
 		t.Errorf("served certificate %d, want 2", got)
+	}
+}
+
+func TestCertificateIsNoFile(t *testing.T) {
+	files := newKeyFiles(t)
+	files.replace(pair(t, 1))
+	log := make(lines, 16)
+	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := serveTLS(t, keys, xds.Options{})
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- keys.Run(ctx) }()
+	edition := filepath.Join(files.dir, "fifos")
+	files.must(os.Mkdir(edition, 0o700))
+	for _, name := range []string{"tls.crt", "tls.key"} {
+		files.must(syscall.Mkfifo(filepath.Join(edition, name), 0o600))
+	}
+	files.must(os.Symlink("fifos", filepath.Join(files.dir, "..tmp")))
+	files.must(os.Rename(filepath.Join(files.dir, "..tmp"), filepath.Join(files.dir, "..data")))
+	log.await(t, "it is not a regular file")
+	if got := serial(t, addr); got != 1 {
+		t.Errorf("served certificate %d, want the last good one, 1", got)
+	}
+	files.replace(pair(t, 2))
+	log.await(t, "TLS certificate replaced")
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Run did not end")
 	}
 }
 

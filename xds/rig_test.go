@@ -118,14 +118,14 @@ func inMemory(l *bufconn.Listener) grpc.DialOption {
 }
 
 // serve serves in memory, which a bubble can follow, until the test ends.
-func serve(t *testing.T, server *xds.Server) *grpc.ClientConn {
+func serve(t testing.TB, server *xds.Server) *grpc.ClientConn {
 	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	return connectTo(t, server, l, memory, inMemory(l))
 }
 
 // connectTo serves on a listener, until the test ends, and connects to it.
-func connectTo(t *testing.T, server *xds.Server, l net.Listener, target string, o ...grpc.DialOption) *grpc.ClientConn {
+func connectTo(t testing.TB, server *xds.Server, l net.Listener, target string, o ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()

@@ -2,12 +2,15 @@ package control
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"maps"
 	"reflect"
 	"slices"
 	"sync"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // Balancers watches what load balancers were told. Watch calls put with what
@@ -21,6 +24,7 @@ type Balancers interface {
 // follows them. They belong to the worker's loop; only hear is called by others.
 type balancers struct {
 	source   Balancers // nil: Usher does not ask Kubernetes
+	log      *slog.Logger
 	needs    needs
 	watching map[gateway.KubernetesService]context.CancelFunc
 	running  sync.WaitGroup
@@ -37,9 +41,10 @@ type needs struct {
 	layers    [3]gateway.Layer
 }
 
-func newBalancers(source Balancers) *balancers {
+func newBalancers(source Balancers, log *slog.Logger) *balancers {
 	return &balancers{
 		source:   source,
+		log:      log,
 		watching: map[gateway.KubernetesService]context.CancelFunc{},
 		changed:  make(chan struct{}, 1),
 		known:    map[gateway.KubernetesService]*gateway.Balancer{},
@@ -74,12 +79,43 @@ func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
 	}
 }
 
+// watch watches a Service. It begins again after a panic, and what is known stays.
 func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	ctx, cancel := context.WithCancel(ctx)
 	b.watching[id] = cancel
 	b.running.Go(func() {
-		b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.hear(ctx, id, balancer) })
+		for {
+			err := guard.Run(b.log, "balancer", func() error {
+				b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.hear(ctx, id, balancer) })
+				return nil
+			})
+			if err == nil {
+				return
+			}
+			b.hear(ctx, id, b.withProblem(id, err))
+			if !again(ctx) {
+				return
+			}
+		}
 	})
+}
+
+// withProblem returns what is known of a Service, which has panicked.
+func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var next gateway.Balancer
+	if last := b.known[id]; last != nil {
+		next = *last
+	}
+	p := gateway.Problem{
+		Where: fmt.Sprintf("Kubernetes Service %s/%s", id.Namespace, id.Name),
+		What:  err.Error() + ". Until that is over, listeners with the mode auto stay what they are",
+	}
+	if !slices.Contains(next.Problems, p) {
+		next.Problems = append(slices.Clip(next.Problems), p)
+	}
+	return &next
 }
 
 func (b *balancers) unwatch(id gateway.KubernetesService) {

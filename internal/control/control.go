@@ -86,6 +86,8 @@ type Plane struct {
 	starts    chan *worker  // workers for Run to run
 	ended     chan struct{} // closed when Run takes no more
 
+	newCompiler func() compiler
+
 	mu       sync.Mutex // guards what follows
 	workers  map[gateway.ID]*worker
 	operator Operator
@@ -108,6 +110,8 @@ func New(o Options) *Plane {
 		starts:    make(chan *worker),
 		ended:     make(chan struct{}),
 		workers:   map[gateway.ID]*worker{},
+
+		newCompiler: newCompiler,
 	}
 }
 

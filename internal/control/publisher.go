@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/listeners"
 	"github.com/usherproxy/usher/xds"
 )
@@ -24,9 +26,11 @@ import (
 // makes what each kind of Envoy gets once; from one generation to the next it makes anew what a
 // change has touched.
 type publisher struct {
-	metrics  *Metrics
-	compiler listeners.Compiler
-	snapshot *gateway.Snapshot
+	metrics     *Metrics
+	log         *slog.Logger
+	newCompiler func() compiler
+	compiler    compiler
+	snapshot    *gateway.Snapshot
 	// instances are those of the snapshot, by their service IDs.
 	instances map[string][]*gateway.Instance
 	current   map[kind]result // of this generation
@@ -34,6 +38,17 @@ type publisher struct {
 	// shared is what was made in this generation of messages that several kinds
 	// may have.
 	shared map[messages]*made
+}
+
+// compiler is a listeners.Compiler, or what stands for one in a test.
+type compiler interface {
+	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources
+}
+
+func newCompiler() compiler { return new(listeners.Compiler) }
+
+func newPublisher(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) publisher {
+	return publisher{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler()}
 }
 
 // kind is what two Envoys have in common when they get the same set.
@@ -139,13 +154,23 @@ func describePeer(a netip.Addr) string {
 	return "address " + a.String()
 }
 
-// set gives the set for an Envoy that is the instance in.
+// set gives the set for an Envoy that is the instance in. Where making it panics,
+// it is what this kind of Envoy had before, if anything, and that is a problem.
 func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []gateway.Problem) {
 	e := gateway.Envoy{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
 	k := kind{node: in.Node, serviceID: in.ServiceID, envoy: e}
 	r, ok := p.current[k]
 	if !ok {
-		r = p.compile(in, e, p.last[k])
+		last := p.last[k]
+		err := guard.Run(p.log, "compile", func() error {
+			r = p.compile(in, e, last)
+			return nil
+		})
+		if err != nil {
+			p.compiler = p.newCompiler() // the old one may remember half of something
+			r = last
+			r.problems = panicProblem(p.snapshot.ID, err)
+		}
 		p.current[k], p.last[k] = r, r
 	}
 	return r.set, r.problems

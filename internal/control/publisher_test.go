@@ -1,6 +1,7 @@
 package control
 
 import (
+	"log/slog"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,7 +10,7 @@ import (
 )
 
 func TestWhatGoneInstancesHadIsForgotten(t *testing.T) {
-	p := publisher{metrics: NewMetrics(prometheus.NewRegistry())}
+	p := newPublisher(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), newCompiler)
 	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
 	p.begin(snapshot(here, &gateway.Instance{Node: "gone", ServiceID: "edge"}))
 	for _, in := range p.snapshot.Instances {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/xds"
 )
@@ -39,14 +41,24 @@ type worker struct {
 	log       *slog.Logger
 	snapshot  *gateway.Snapshot // as the source gave it; nil before the first
 	layers    operatorLayers
+	stale     bool // the publisher does not know what was seen yet, or the layers
 	streams   []*subscriber
 	publisher publisher
 	balancers *balancers
+	watching  []gateway.Problem // why no newer snapshot comes
 	compiling []gateway.Problem // found when there last was a stream to compile for
+	broken    []gateway.Problem // that the last piece of work has panicked
 	overdue   *time.Timer       // fires when an Envoy has waited for its instance for long
 }
 
+// seen is what watching a gateway has given.
+type seen struct {
+	snapshot *gateway.Snapshot // as the source gave it; nil before the first
+	broken   []gateway.Problem // why no newer one comes
+}
+
 func newWorker(p *Plane, id gateway.ID) *worker {
+	log := p.log.With("gateway", id.String())
 	return &worker{
 		id:          id,
 		plane:       p,
@@ -54,10 +66,10 @@ func newWorker(p *Plane, id gateway.ID) *worker {
 		changed:     latest.New[[]*subscriber](),
 		operator:    latest.New[operatorLayers](),
 		done:        make(chan struct{}),
-		log:         p.log.With("gateway", id.String()),
-		publisher:   publisher{metrics: p.metrics},
+		log:         log,
+		publisher:   newPublisher(p.metrics, log, p.newCompiler),
 		overdue:     stopped(),
-		balancers:   newBalancers(p.balancers),
+		balancers:   newBalancers(p.balancers, log),
 	}
 }
 
@@ -74,13 +86,13 @@ func (w *worker) run(ctx context.Context) {
 	defer close(w.done)
 	defer w.plane.problems.forget(w.id)
 	ctx, cancel := context.WithCancel(ctx)
-	snapshots := latest.New[*gateway.Snapshot]()
+	news := latest.New[seen]()
 	watching := make(chan error, 1)
 	go func() {
 		defer cancel()
-		watching <- w.plane.source.Watch(ctx, w.id, snapshots.Put)
+		watching <- w.watch(ctx, news.Put)
 	}()
-	w.loop(ctx, snapshots)
+	w.loop(ctx, news)
 	cancel()
 	w.balancers.stop()
 	if err := <-watching; err != nil {
@@ -89,10 +101,52 @@ func (w *worker) run(ctx context.Context) {
 	w.plane.forget(w)
 }
 
+// restart is how long after a panic what has panicked begins again.
+const restart = 5 * time.Second
+
+// again waits for restart to be over. It returns false when ctx has ended.
+func again(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(restart):
+		return true
+	}
+}
+
+// watch watches the gateway until ctx ends. It begins again after a panic, and what
+// was seen before that stays.
+func (w *worker) watch(ctx context.Context, put func(seen)) error {
+	var last *gateway.Snapshot
+	for {
+		err := guard.Run(w.log, "watch", func() error {
+			return w.plane.source.Watch(ctx, w.id, func(s *gateway.Snapshot) {
+				last = s
+				put(seen{snapshot: s})
+			})
+		})
+		if _, panicked := errors.AsType[*guard.Error](err); !panicked {
+			return err
+		}
+		put(seen{snapshot: last, broken: panicProblem(w.id, err)})
+		if !again(ctx) {
+			return nil
+		}
+	}
+}
+
+// panicProblem is that of a panic in the work for a gateway.
+func panicProblem(id gateway.ID, err error) []gateway.Problem {
+	return []gateway.Problem{{
+		Where: fmt.Sprintf("gateway %q", id),
+		What:  err.Error() + ". What the gateway's Envoys have stays until that is over",
+	}}
+}
+
 // loop waits for, in one place, everything that can change what Envoys get:
 //
 //	a new snapshot | the operator's file | a load balancer | an Envoy came or went | one has waited for long | nobody left | the end
-func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapshot]) {
+func (w *worker) loop(ctx context.Context, news latest.Box[seen]) {
 	idle := time.NewTimer(w.plane.linger)
 	defer idle.Stop()
 	defer w.overdue.Stop()
@@ -103,29 +157,42 @@ func (w *worker) loop(ctx context.Context, snapshots latest.Box[*gateway.Snapsho
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-snapshots.C():
-			w.snapshot = s
-			w.follow(ctx)
-			w.renew()
-			w.publish()
+		case s := <-news.C():
+			w.snapshot, w.watching, w.stale = s.snapshot, s.broken, true
 		case w.layers = <-w.operator.C():
-			w.follow(ctx)
-			w.renew()
-			w.publish()
+			w.stale = true
 		case <-w.balancers.changed:
-			w.renew()
-			w.publish()
+			w.stale = true
 		case w.streams = <-w.changed.C():
 			idle.Reset(w.plane.linger)
-			w.publish()
 		case <-w.overdue.C:
-			w.publish()
 		case <-idle.C:
 			if len(w.streams) == 0 && w.plane.retire(w) {
 				return
 			}
+			continue
 		}
+		w.work(ctx)
 	}
+}
+
+// work does what follows from what has changed. Where it panics, streams keep what
+// they have, and it is done with the next change.
+func (w *worker) work(ctx context.Context) {
+	w.broken = nil
+	err := guard.Run(w.log, "worker", func() error {
+		if w.stale {
+			w.follow(ctx)
+			w.renew()
+			w.stale = false
+		}
+		w.publish()
+		return nil
+	})
+	if err != nil {
+		w.broken = panicProblem(w.id, err)
+	}
+	w.report()
 }
 
 // whole gives the snapshot with what its source does not know.
@@ -170,9 +237,20 @@ func (w *worker) publish() {
 	if len(w.streams) > 0 {
 		w.compiling = compiling
 	}
-	problems := slices.Concat(w.snapshot.Problems, w.compiling)
-	for _, b := range w.publisher.snapshot.Balancers {
-		problems = append(problems, b.Problems...)
+}
+
+// report tells all problems of the gateway.
+func (w *worker) report() {
+	problems := slices.Concat(w.watching, w.compiling, w.broken)
+	if s := w.snapshot; s != nil {
+		problems = append(problems, s.Problems...)
+	} else if len(problems) == 0 {
+		return
+	}
+	if s := w.publisher.snapshot; s != nil {
+		for _, b := range s.Balancers {
+			problems = append(problems, b.Problems...)
+		}
 	}
 	w.plane.problems.ofGateway(w.id, problems)
 }

@@ -5,12 +5,15 @@ package follow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // Whoever writes a file makes several events in a row: it is created, written
@@ -24,12 +27,22 @@ const (
 	Doubt = 100 * time.Millisecond
 )
 
+// A path may lead to storage that does not answer, such as a network's. Nothing
+// ends a system call that waits for it.
+const (
+	patience = 5 * time.Second // until that is logged
+	parting  = time.Second     // that Run waits for it when it is to end
+)
+
 // Options are what a Follower needs beside its paths.
 type Options struct {
 	// Read reads the files, and is false when their content is bad. Bad content
 	// is read again after Doubt without a change, then with sure set: only then
 	// there is something to complain about. Calls never overlap.
-	Read   func(sure bool) bool
+	Read func(sure bool) bool
+	// Broken is called when Read has panicked; the content counts as bad then. Nil
+	// leaves it to the log.
+	Broken func(err error)
 	Logger *slog.Logger
 	// Again asks for the files to be read although no change was seen. Nil does
 	// without.
@@ -58,6 +71,7 @@ type Follower struct {
 	paths  []string
 	whole  bool // paths are directories, and every file in them counts
 	read   func(sure bool) bool
+	broken func(error)
 	logger *slog.Logger
 	again  Again
 
@@ -67,17 +81,18 @@ type Follower struct {
 
 // Dir follows a directory: all files in it, but not those of directories in it.
 func Dir(dir string, o Options) *Follower {
-	return &Follower{paths: []string{dir}, whole: true, read: o.Read, logger: o.Logger, again: o.Again}
+	return &Follower{paths: []string{dir}, whole: true, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
 }
 
 // Files follows the files at the paths. What else happens in their directories
 // does not count.
 func Files(paths []string, o Options) *Follower {
-	return &Follower{paths: paths, read: o.Read, logger: o.Logger, again: o.Again}
+	return &Follower{paths: paths, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
 }
 
-// Run follows until ctx ends, and then gives nil. Its error is that the system
-// cannot watch the files' directories.
+// Run follows until ctx ends, and then returns nil, a second later at most, also
+// while a path does not answer. Its error is that the system cannot watch
+// the files' directories.
 func (f *Follower) Run(ctx context.Context) error {
 	absolute := make([]string, len(f.paths))
 	for i, path := range f.paths {
@@ -90,21 +105,69 @@ func (f *Follower) Run(ctx context.Context) error {
 	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
 		return fmt.Errorf("watch %s: %w", f.paths[0], err)
 	}
-	defer f.watcher.Close()
+	ended := make(chan error, 1)
+	go func() {
+		defer f.watcher.Close()
+		ended <- f.follow(ctx, absolute)
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(parting):
+		return nil
+	}
+}
+
+func (f *Follower) follow(ctx context.Context, paths []string) error {
 	for ctx.Err() == nil {
-		if err := f.watch(absolute); err != nil {
+		good, err := f.turn(paths, false)
+		if err != nil {
 			return err
 		}
 		var wake <-chan time.Time
-		if !f.read(false) {
+		if !good {
 			wake = time.After(Doubt)
 		}
-		if !f.wait(ctx, wake) {
-			f.read(true)
-			f.wait(ctx, nil)
+		if f.wait(ctx, wake) {
+			continue
 		}
+		if _, err := f.turn(paths, true); err != nil {
+			return err
+		}
+		f.wait(ctx, nil)
 	}
 	return nil
+}
+
+// turn watches the paths and reads them. It returns whether their content is
+// good, which it is not if that panics. The error is one of the system.
+func (f *Follower) turn(paths []string, sure bool) (good bool, err error) {
+	slow := time.AfterFunc(patience, func() {
+		f.logger.Warn("files do not answer, and what they last said counts; look at the storage that they are on", "paths", f.paths)
+	})
+	defer slow.Stop()
+	err = guard.Run(f.logger, "follow", func() error {
+		if err := f.watch(paths); err != nil {
+			return err
+		}
+		good = f.read(sure)
+		return nil
+	})
+	if _, panicked := errors.AsType[*guard.Error](err); !panicked {
+		return good, err
+	}
+	_ = guard.Run(f.logger, "follow", func() error {
+		if f.broken != nil {
+			f.broken(err)
+		}
+		return nil
+	})
+	return false, nil
 }
 
 // wait returns true after a change, once it is quiet, at once when it is asked

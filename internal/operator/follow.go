@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 
 	"github.com/usherproxy/usher/gateway"
@@ -18,14 +17,19 @@ import (
 // editors and Kubernetes do, and may be gone for a while.
 func (f *File) Run(ctx context.Context, put func(Content)) error {
 	read := func(sure bool) bool {
-		text, err := os.ReadFile(f.path)
+		text, err := follow.ReadFile(f.path)
 		whole := err == nil && f.isWhole(text)
 		if (whole || sure) && f.take(text, err) {
 			put(f.content)
 		}
 		return whole
 	}
-	err := follow.Files([]string{f.path}, follow.Options{Read: read, Logger: f.log, Again: f.again}).Run(ctx)
+	broken := func(err error) {
+		if f.broken(err) {
+			put(f.content)
+		}
+	}
+	err := follow.Files([]string{f.path}, follow.Options{Read: read, Broken: broken, Logger: f.log, Again: f.again}).Run(ctx)
 	if err != nil {
 		return fmt.Errorf("config file %s: %w", f.path, err)
 	}
@@ -60,11 +64,20 @@ func (f *File) unreadable(err error) bool {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
-	p := gateway.Problem{Where: f.path, What: fmt.Sprintf("cannot be read: %v; put it back, or mend it; what it last said stays", err)}
+	return f.keep(fmt.Sprintf("cannot be read: %v; put it back, or mend it; what it last said stays", err))
+}
+
+// broken notes that reading the file has panicked, and reports whether that is new.
+func (f *File) broken(err error) bool { return f.keep(err.Error() + "; what the file last said stays") }
+
+// keep has one problem, and otherwise what the file last said. It reports whether
+// the problem is new.
+func (f *File) keep(what string) bool {
+	p := gateway.Problem{Where: f.path, What: what}
+	f.last = nil
 	if slices.Contains(f.content.Problems, p) {
 		return false
 	}
-	f.last = nil
 	f.content.Problems = []gateway.Problem{p}
 	return true
 }

@@ -19,14 +19,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"maps"
+	"slices"
 
-	"github.com/hashicorp/hcl"
 	"github.com/hashicorp/hcl/hcl/ast"
-	"github.com/hashicorp/hcl/hcl/parser"
 
 	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/follow"
+	"github.com/usherproxy/usher/internal/hcl"
 )
 
 // Content is what a config file says.
@@ -49,7 +49,7 @@ type File struct {
 // error then: there is no last good content yet that could stay.
 func Open(path string, log *slog.Logger) (*File, error) {
 	f := &File{path: path, log: log, again: follow.NewAgain()}
-	text, err := os.ReadFile(path)
+	text, err := follow.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("config file: %w", err)
 	}
@@ -72,11 +72,15 @@ func (f *File) Content() Content { return f.content }
 func (f *File) Reload() { f.again.Ask() }
 
 func (f *File) read(text []byte) {
+	f.content = f.next(text)
 	f.last = text
+}
+
+// next returns the content after the file became text.
+func (f *File) next(text []byte) Content {
 	raw, problems := parse(f.path, text)
 	if len(problems) > 0 {
-		f.content.Problems = problems
-		return
+		return Content{Server: f.content.Server, Layers: f.content.Layers, Problems: problems}
 	}
 	next := Content{Layers: make(map[string]gateway.Layer, len(raw))}
 	// A block that is gone says nothing, and that is good.
@@ -90,7 +94,7 @@ func (f *File) read(text []byte) {
 		}
 		next.Problems = append(next.Problems, problems...)
 	}
-	f.content = next
+	return next
 }
 
 // everyGateway is the name of the block that is of no gateway alone.
@@ -112,42 +116,49 @@ const (
 // parse gives the blocks of the file in its order. With any problem the file
 // as a whole counts as bad.
 func parse(path string, text []byte) ([]block, []gateway.Problem) {
-	tree, err := hcl.ParseBytes(text)
+	tree, err := hcl.Parse(text, hcl.Unique)
 	if err != nil {
 		return nil, []gateway.Problem{syntaxProblem(path, err)}
 	}
-	root, ok := tree.Node.(*ast.ObjectList)
-	if !ok {
-		return nil, []gateway.Problem{{Where: path, What: "the file is not a list of blocks; write " + fileForm}}
-	}
 	var blocks []block
 	var problems []gateway.Problem
-	lines := map[string]int{}
-	for _, item := range root.Items {
+	places := map[string]string{}
+	for _, item := range tree.Items {
 		b, p := parseBlock(path, item)
-		line := item.Pos().Line
+		earlier, twice := places[b.name]
 		switch {
 		case p != nil:
 			problems = append(problems, *p)
-		case lines[b.name] != 0:
-			problems = append(problems, gateway.Problem{Where: b.where, What: fmt.Sprintf("a second block for the same; merge it into the one in line %d", lines[b.name])})
+		case twice:
+			problems = append(problems, gateway.Problem{Where: b.where, What: "a second block for the same; merge it into the one" + earlier})
 		default:
-			lines[b.name] = line
+			places[b.name] = inLine(item)
 			blocks = append(blocks, b)
 		}
 	}
 	return blocks, problems
 }
 
+// inLine returns in which line a block is. Those of JSON do not have theirs.
+func inLine(item *ast.ObjectItem) string {
+	if line := item.Pos().Line; line > 0 {
+		return fmt.Sprintf(" in line %d", line)
+	}
+	return " before it"
+}
+
 func parseBlock(path string, item *ast.ObjectItem) (block, *gateway.Problem) {
 	keyword, _ := item.Keys[0].Token.Value().(string)
-	b := block{where: fmt.Sprintf("%s:%d", path, item.Pos().Line)}
+	b := block{where: path}
+	if line := item.Pos().Line; line > 0 {
+		b.where = fmt.Sprintf("%s:%d", path, line)
+	}
 	problem := func(what string) (block, *gateway.Problem) {
 		return block{}, &gateway.Problem{Where: b.where, What: what}
 	}
 	switch {
 	case keyword == gateway.Key && len(item.Keys) == 1:
-		if err := hcl.DecodeObject(&b.usher, item.Val); err != nil {
+		if err := hcl.Decode(&b.usher, item.Val); err != nil {
 			return problem(fmt.Sprintf("not an object: %v; write usher { … }", err))
 		}
 		return b, nil
@@ -164,10 +175,10 @@ func parseBlock(path string, item *ast.ObjectItem) (block, *gateway.Problem) {
 	}
 	b.where += fmt.Sprintf(": gateway %q", b.name)
 	var members map[string]any
-	if err := hcl.DecodeObject(&members, item.Val); err != nil {
+	if err := hcl.Decode(&members, item.Val); err != nil {
 		return problem(fmt.Sprintf("not an object: %v; write %s", err, gatewayForm))
 	}
-	for key := range members {
+	for _, key := range slices.Sorted(maps.Keys(members)) {
 		if key != gateway.Key {
 			b.where += ": " + key
 			return problem(fmt.Sprintf("this key is unknown; the block takes one object %q", gateway.Key))
@@ -178,8 +189,8 @@ func parseBlock(path string, item *ast.ObjectItem) (block, *gateway.Problem) {
 }
 
 func syntaxProblem(path string, err error) gateway.Problem {
-	if at, ok := errors.AsType[*parser.PosError](err); ok {
-		return gateway.Problem{Where: fmt.Sprintf("%s:%d", path, at.Pos.Line), What: fmt.Sprintf("not HCL: %v; mend the syntax near there", at.Err)}
+	if at, ok := errors.AsType[*hcl.Error](err); ok {
+		return gateway.Problem{Where: fmt.Sprintf("%s:%d", path, at.Line), What: fmt.Sprintf("not HCL: %s; mend the syntax near there", at.What)}
 	}
 	return gateway.Problem{Where: path, What: fmt.Sprintf("not HCL: %v; mend the syntax", err)}
 }

@@ -1,0 +1,73 @@
+package consul
+
+import (
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/usherproxy/usher/gateway"
+)
+
+// kinds are all that is asked of Consul.
+var kinds = []*kind{
+	agentKind, chainKind, defaultKind, entriesKind, healthKind, instancesKind, leafKind, meshGatewayKind, meshGatewaysKind, meshKind,
+	peeringKind, rootsKind, rowsKind,
+}
+
+// answers are what Consul says to each kind of question, and what it never says.
+var answers = map[*kind][]string{
+	agentKind: {`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`},
+	chainKind: {
+		`{"Chain": {"ServiceName": "web", "Protocol": "http", "StartNode": "r", "Nodes": {"r": {"Type": "resolver", "Name": "web", "Resolver": {"Target": "t", "ConnectTimeout": "5s"}}}, "Targets": {"t": {"ID": "t", "Service": "web"}, "u": null}}}`,
+		`{"Chain": {"StartNode": "r", "Nodes": {"r": {"Resolver": null, "Splits": [null], "Routes": [null]}}}}`,
+	},
+	defaultKind:   {`[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": "strict"}}, "local_connect_timeout_ms": 1}}]`, `[{"Name": "global", "Config": null}]`},
+	entriesKind:   {`[{"Kind": "ingress-gateway", "Name": "edge", "TLS": {"Enabled": true}, "Listeners": [{"Port": 80, "Protocol": "http", "Services": [{"Name": "*", "Hosts": null, "PassiveHealthCheck": {"Interval": "1s"}}]}]}]`},
+	instancesKind: {`[{"Node": {"Node": "a"}, "Service": {"Kind": "ingress-gateway", "ID": "edge", "Meta": null, "Proxy": {"Config": {"envoy_gateway_bind_addresses": {"a": {"Address": "::1", "Port": 1e9}}, "usher": [null]}}}, "Checks": [{"Status": 1}]}]`},
+	leafKind:      {`{"CertPEM": "a", "PrivateKeyPEM": "b", "ValidBefore": "9999-12-31T23:59:59-01:00"}`},
+	meshKind:      {`[{"Kind": "mesh", "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_2", "CipherSuites": [null]}}}]`, `[null]`},
+	peeringKind:   {`{"PeerServerName": "server.dc2.peering.x", "PeerCAPems": [null, "a"]}`},
+	rootsKind:     {`{"ActiveRootID": "a", "TrustDomain": "x", "Roots": [{"ID": "a", "RootCert": "b"}, null]}`},
+	rowsKind:      {`[{"Service": {"Name": "web", "Namespace": "default"}, "Port": 80, "Protocol": "HTTP", "Hosts": [null]}]`},
+	meshGatewaysKind: {
+		`{"mesh-gateway": null, "other": []}`,
+	},
+}
+
+// FuzzAnswer holds that no answer of Consul, to whichever question, makes Usher
+// panic, also where it follows a good one, and that the same answer once more says
+// the same.
+func FuzzAnswer(f *testing.F) {
+	health := string(healthAnswer(2).body)
+	for i, k := range kinds {
+		texts := append([]string{"", "null", "[]", "{}", "[[]]", "[null]", "[null, {}]", `[{}, {}]`, "1", `"x"`, "[", `{"Chain": null}`, health}, answers[k]...)
+		for _, text := range texts {
+			f.Add(uint(i), text, "null", false)
+		}
+		for _, text := range answers[k] {
+			f.Add(uint(i), text, text, true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint, first, second string, filtered bool) {
+		k := kinds[which%uint(len(kinds))]
+		before, err := k.decode(nil, answer{body: []byte(first), index: 1, filtered: filtered})
+		if err != nil {
+			before = nil
+		}
+		after, err := k.decode(before, answer{body: []byte(second), index: 2})
+		if err != nil {
+			return
+		}
+		again, err := k.decode(after, answer{body: []byte(second), index: 3})
+		if err != nil || !reflect.DeepEqual(again, after) {
+			t.Errorf("%s: %q says %+v, and then %+v with the error %v", k.name, second, after, again, err)
+		}
+		if regs, ok := after.(*registrations); ok {
+			s := &source{}
+			s.instances(regs, &defaults{}, time.Time{})
+		}
+		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
+			t.Errorf("%q gives a chain without a start", second)
+		}
+	})
+}

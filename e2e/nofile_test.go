@@ -1,0 +1,83 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// TestWhatIsNoFile puts a FIFO, a device and a file that is cut off in the place of
+// files that Usher follows, while the gateway is strict: it stays strict, Usher says
+// so once, goes on where the file is there again, and ends on SIGTERM.
+func TestWhatIsNoFile(t *testing.T) {
+	t.Parallel()
+	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
+	l := startFileLab(t, good)
+	l.HAProxy.setHeader(t, v2Header)
+	waitStatus(t, l.call("/"), http.StatusOK)
+	file, resources := l.Usher.ConfigFile, l.resources()
+	write := func(text string) {
+		replaceBy(t, file, func(path string) error { return os.WriteFile(path, []byte(text), 0o600) })
+	}
+	const noFile = "cannot be read: it is not a regular file; "
+
+	for _, bad := range []struct {
+		where, what string
+		spoil, put  func()
+	}{
+		{file, noFile + "put it back, or mend it; what it last said stays", func() { putFIFO(t, file) }, func() { write(good) }},
+		{resources, noFile + "mend it, or remove it", func() { putFIFO(t, resources) }, func() { l.writeResources(t) }},
+		{file, noFile + "put it back, or mend it; what it last said stays", func() { putDevice(t, file) }, func() { write(good) }},
+		{file + ":1", `not HCL: "\400" is not understood; mend the syntax near there`, func() { write(`gateway "\400" {}`) }, func() { write(good) }},
+	} {
+		trouble := l.Usher.wantTrouble(t, `msg="bad configuration" `+asLogged(bad.where, bad.what), bad.spoil)
+		l.wantStrict(t)
+		trouble.mended(t, bad.put)
+	}
+
+	putFIFO(t, file)
+	putFIFO(t, resources)
+	l.Usher.Stop(t)
+	want := "usher: " + resources + ": " + noFile + "mend it, or remove it\n"
+	if got := l.serve(t, "--config-dir", l.Dir); got.Code != 1 || got.Stderr != want {
+		t.Errorf("exit %d %q, want 1 %q", got.Code, got.Stderr, want)
+	}
+	l.writeResources(t)
+	want = "usher: config file: read " + file + ": it is not a regular file\n"
+	if got := l.serve(t, "--config-dir", l.Dir, "--config", file); got.Code != 1 || got.Stderr != want {
+		t.Errorf("exit %d %q, want 1 %q", got.Code, got.Stderr, want)
+	}
+	write(`{"usher": "\u12`)
+	want = "usher: " + file + ":1: not HCL: invalid character ' ' in \\u hexadecimal character escape; mend the syntax near there\n"
+	if got := l.serve(t, "--config-dir", l.Dir, "--config", file); got.Code != 1 || got.Stderr != want {
+		t.Errorf("exit %d %q, want 1 %q", got.Code, got.Stderr, want)
+	}
+	l.wantStrict(t)
+}
+
+// putFIFO puts a FIFO without a writer in the place of a file.
+func putFIFO(t *testing.T, path string) {
+	t.Helper()
+	replaceBy(t, path, func(path string) error { return syscall.Mkfifo(path, 0o600) })
+}
+
+// putDevice puts a link to a device that never ends in the place of a file.
+func putDevice(t *testing.T, path string) {
+	t.Helper()
+	replaceBy(t, path, func(path string) error { return os.Symlink("/dev/zero", path) })
+}
+
+func replaceBy(t *testing.T, path string, create func(path string) error) {
+	t.Helper()
+	next := filepath.Join(newDir(t), "next")
+	if err := create(next); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		t.Fatal(err)
+	}
+}
