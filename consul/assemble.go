@@ -68,7 +68,8 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 
 // build asks for every fact that the gateway needs, and puts together what is
 // known. Asking comes before every reason to give up, so that all questions are
-// under way at once.
+// under way at once. Only whether the gateway is registered comes first: of one
+// that never was, nothing else of its own is asked, for anybody can make up names.
 func (s *source) build(now time.Time) *build {
 	b := &build{source: s, now: now, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
 		ID:     s.id,
@@ -77,19 +78,27 @@ func (s *source) build(now time.Time) *build {
 	if a := required[agent](b, query{kind: agentKind}); a != nil {
 		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
-	// Once, for all that follows from it: it may change while this goes on.
-	list := b.rows()
-	b.certificates(list)
 	b.registered()
 	b.entry()
+	b.roots()
+	if b.wasRegistered {
+		b.whole()
+	}
+	slices.SortFunc(b.snapshot.Problems, compareProblems)
+	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
+	return b
+}
+
+// whole asks for what only a gateway with instances needs.
+func (b *build) whole() {
+	// Once, for all that follows from it: it may change while this goes on.
+	list := b.rows()
+	b.leaf(list)
 	b.services(list)
 	b.datacenter()
 	b.targets()
 	b.snapshot.Endpoints = ordered.From(b.endpoints)
 	b.serve()
-	slices.SortFunc(b.snapshot.Problems, compareProblems)
-	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
-	return b
 }
 
 // of gives the query of a kind about the gateway itself.
@@ -124,10 +133,13 @@ func (b *build) problem(where, what string) {
 	b.snapshot.Problems = append(b.snapshot.Problems, gateway.Problem{Where: where, What: what})
 }
 
-func (b *build) certificates(list *rows) {
+func (b *build) roots() {
 	if r := required[meshRoots](b, query{kind: rootsKind}); r != nil {
 		b.snapshot.Roots, b.activeRoot = r.all, r.active
 	}
+}
+
+func (b *build) leaf(list *rows) {
 	// A gateway without services has nobody to show a certificate to.
 	if list != nil && (len(list.services) > 0 || list.hidden) {
 		b.snapshot.Leaf = required[gateway.Leaf](b, b.of(leafKind))
@@ -143,6 +155,7 @@ func (b *build) registered() {
 		b.snapshot.Defaults = d.layer
 		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
 	}
+	b.wasRegistered = b.wasRegistered || regs != nil && len(regs.list) > 0
 	if regs == nil || d == nil {
 		return
 	}

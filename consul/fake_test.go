@@ -188,6 +188,14 @@ func (c *fakeConsul) get(path string, known uint64) (reply, uint64, <-chan struc
 	return answer, c.index, c.changed
 }
 
+// wasAsked reports whether a question came that the latest reply of the path
+// answered.
+func (c *fakeConsul) wasAsked(path string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.given[path]
+}
+
 func (c *fakeConsul) hear(path string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

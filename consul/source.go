@@ -26,6 +26,8 @@ type source struct {
 	put      func(*gateway.Snapshot)
 
 	last *gateway.Snapshot // the one handed on last; nil before the first
+	// wasRegistered is true once an instance of the gateway was registered.
+	wasRegistered bool
 	// answers are the queries for instances, with the targets that they answer
 	// for, of the last snapshot; nil unless it was complete in every respect.
 	answers map[query][]string

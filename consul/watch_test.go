@@ -325,22 +325,24 @@ func TestALeaderlessServerTakesNothingAway(t *testing.T) {
 	}
 }
 
-func TestAGatewayThatIsNotRegisteredIsSaid(t *testing.T) {
-	c := newLab(t)
+// Anybody can make up the name of a gateway: of one that is not registered nothing
+// else of its own is asked, and its snapshot says that it has no instances.
+func TestOfAGatewayThatIsNotRegisteredOnlyThatIsAsked(t *testing.T) {
+	c := newLab(t, "web")
 	c.set("/v1/health/service/gateway", reply{body: "[]"})
-	log := &journal{}
-	w := start(t, NewWatcher(c.client(t, log), WatcherOptions{Hold: time.Millisecond}), "gateway")
-	until(t, func() bool {
-		for _, line := range log.take() {
-			if strings.HasPrefix(line, "WARN the gateway is not known completely") {
-				return true
-			}
+	w := start(t, c.watcher(t), "gateway")
+	if s := w.next(t, anyOne); len(s.Instances) != 0 || len(s.Services) != 0 {
+		t.Errorf("snapshot %+v, want one without instances and services", s)
+	}
+	for _, path := range []string{rowsPath, "/v1/agent/connect/ca/leaf/gateway", "/v1/discovery-chain/web"} {
+		if c.wasAsked(path) {
+			t.Errorf("%s was asked", path)
 		}
-		return false
-	})
+	}
 	c.set("/v1/health/service/gateway", instanceOf("gateway"))
-	if s := w.next(t, anyOne); s.Datacenter != "dc1" {
-		t.Errorf("datacenter %q", s.Datacenter)
+	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Instances) > 0 })
+	if s.Datacenter != "dc1" || len(s.Services) != 1 {
+		t.Errorf("datacenter %q, services %v", s.Datacenter, s.Services)
 	}
 }
 
