@@ -247,3 +247,15 @@ func TestEveryHelpTextIsASentence(t *testing.T) {
 		}
 	}
 }
+
+func TestSecurityPageHasEveryLimit(t *testing.T) {
+	page, err := os.ReadFile("../../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveCommand().Flags().VisitAll(func(f *pflag.Flag) {
+		if strings.HasPrefix(f.Name, "max-") && !strings.Contains(string(page), "`--"+f.Name+"`") {
+			t.Errorf("SECURITY.md does not have --%s", f.Name)
+		}
+	})
+}
