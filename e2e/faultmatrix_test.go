@@ -1,0 +1,249 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// questions are all that Usher asks of Consul's HTTP API.
+var questions = []question{
+	{"agent", "/v1/agent/self"},
+	{"roots", "/v1/connect/ca/roots"},
+	{"leaf", "/v1/agent/connect/ca/leaf/"},
+	{"gateway-services", "/v1/catalog/gateway-services/"},
+	{"ingress-gateway", "/v1/config/ingress-gateway"},
+	{"mesh", "/v1/config/mesh"},
+	{"proxy-defaults", "/v1/config/proxy-defaults"},
+	{"instances", "/v1/health/service/gateway-?merge-central-config"},
+	{"discovery-chain", "/v1/discovery-chain/static-server"},
+	{"health", "/v1/health/connect/shop"},
+	{"health of all legs", "/v1/health/connect/static-server"}, // of the service that is under load
+	{"health of a peer", "/v1/health/connect/static-server?peer"},
+	{"health of a datacenter", "/v1/health/connect/static-server?dc=dc2"},
+	{"mesh-gateways", "/v1/catalog/services"},
+	{"mesh-gateway", "/v1/health/service/mesh-gateway"},
+	{"peering", "/v1/peering/"},
+	{"authorize", "/v1/internal/acl/authorize"},
+}
+
+// faultCell is a fault of one question, or of the signing of certificates.
+type faultCell struct {
+	question question
+	fault    fault
+	signer   *signerFault // nil for a question
+}
+
+func (c faultCell) String() string {
+	if c.signer != nil {
+		return "signer: " + c.signer.name
+	}
+	return c.question.name + ": " + c.fault.name
+}
+
+// faultCells are all of them.
+func faultCells() []faultCell {
+	var cells []faultCell
+	for i, f := range faults {
+		for _, q := range questions {
+			cells = append(cells, faultCell{question: q, fault: f})
+		}
+		if i < len(signerFaults) {
+			cells = append(cells, faultCell{signer: &signerFaults[i]})
+		}
+	}
+	return cells
+}
+
+// wholeCells are the faults of everything at once: Consul is not there, or
+// something else is in its place.
+func wholeCells() []faultCell {
+	var cells []faultCell
+	for _, f := range faults {
+		if !strings.Contains(f.name, "index") {
+			cells = append(cells, faultCell{question: everyQuestion, fault: f})
+		}
+	}
+	return cells
+}
+
+// truth is an answer that looks like what Consul says when it is so. Usher cannot
+// but believe it.
+type truth struct {
+	why  string
+	lost []string // what an Envoy then loses: how the losses begin
+	// refused says that requests of the load have nowhere to go.
+	refused bool
+}
+
+var truths = map[string]truth{
+	"health: []":           {"a service without instances", []string{`load assignment "shop.`}, false},
+	"health of a peer: []": {"a peer that exports no instance", []string{`cluster "failover-target~2~static-server.`}, false},
+	"health of all legs: []": {"a service without instances anywhere", []string{
+		`load assignment "failover-target~0~static-server.`, `cluster "failover-target~2~static-server.`,
+	}, true},
+	"mesh-gateway: []":  {"a mesh gateway without instances", []string{`load assignment "failover-target~1~static-server.`}, false},
+	"mesh-gateways: {}": {"a datacenter without mesh gateways", []string{`load assignment "failover-target~1~static-server.`}, false},
+}
+
+// standstills are the answers that contradict others, so that Usher hands nothing
+// on while they are there.
+var standstills = []string{
+	"gateway-services: null", "gateway-services: []", "gateway-services: [null]",
+	"ingress-gateway: null", "ingress-gateway: []", "instances: null", "instances: []",
+}
+
+// hits is how often the fault has to hit the question for Usher to have made
+// what it makes of it: once more than it takes Usher to give up hope, unless
+// it waits for the answer, or is in no hurry to ask again.
+func (c faultCell) hits() int {
+	switch {
+	case c.signer != nil && (c.signer.name == "hang" || c.signer.name == codes.ResourceExhausted.String()):
+		return 1
+	case slices.Contains([]string{"hang", "slow body", "endless body"}, c.fault.name), c.isAnswer():
+		return 1
+	}
+	return 4
+}
+
+// isAnswer says whether the fault is an answer as Consul gives it to a question
+// that cannot block, so that it is asked again only after a while.
+func (c faultCell) isAnswer() bool {
+	answers := map[string][]string{
+		"agent":   {"403", "404", "no index", "index 0"},
+		"peering": {"no index", "index 0"},
+	}
+	return slices.Contains(answers[c.question.name], c.fault.name)
+}
+
+// isPatient says whether the restart is watched until Usher goes on without the
+// answer, which it does late: a few faults show it for every question that
+// concerns only a part of the gateway.
+func (c faultCell) isPatient() bool {
+	part := c.signer != nil || slices.Contains([]string{
+		"discovery-chain", "health", "health of all legs", "health of a peer", "health of a datacenter", "mesh-gateways", "mesh-gateway", "peering",
+	}, c.question.name)
+	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.name)
+}
+
+const (
+	liveWorkers    = 8
+	restartWorkers = 14
+)
+
+// TestFaultMatrix puts every fault on every question, while Usher runs and when
+// it starts. No request fails, nothing that an Envoy has is taken away or
+// emptied, nothing panics, and once the fault is gone a change in Consul
+// arrives.
+func TestFaultMatrix(t *testing.T) {
+	begin := time.Now()
+	f := startFaultLab(t)
+	live, restart := newFaultTable("live", faultCells()), newFaultTable("restart", faultCells())
+	var workers []func(t *testing.T)
+	var ready []*liveWorker
+	for i := range liveWorkers {
+		w := f.startLiveWorker(t, i)
+		ready = append(ready, w)
+		workers = append(workers, func(t *testing.T) { live.work(t, w) })
+	}
+	for i := range restartWorkers {
+		w := f.startRestartWorker(t, liveWorkers+i)
+		workers = append(workers, func(t *testing.T) { restart.work(t, w) })
+	}
+	// Not by t.Parallel, which lets no more run at once than there are processors:
+	// a cell waits most of its time.
+	wantAllAsked(t, ready[0].usher)
+	t.Logf("%v until everything runs", time.Since(begin).Round(time.Second))
+	var work sync.WaitGroup
+	for _, worker := range workers {
+		work.Go(func() { worker(t) })
+	}
+	work.Wait()
+	t.Logf("%v until every question was at fault", time.Since(begin).Round(time.Second))
+	whole := newFaultTable("whole", wholeCells())
+	for _, w := range ready {
+		work.Go(func() { whole.work(t, &wholeWorker{w}) })
+	}
+	work.Wait()
+	t.Logf("%v; %v; %v", live, restart, whole)
+}
+
+// wantAllAsked wants the questions to be those that an Usher asks: the kinds of its
+// watches, and who may connect.
+func wantAllAsked(t *testing.T, u *faultUsher) {
+	t.Helper()
+	metrics, err := u.ask("/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := map[string]bool{"authorize": true}
+	for _, series := range regexp.MustCompile(`(?m)^usher_consul_watches\{kind="(.+)"\} [1-9]`).FindAllStringSubmatch(metrics, -1) {
+		asked[series[1]] = true
+	}
+	known := map[string]bool{}
+	for _, q := range questions {
+		kind, _, _ := strings.Cut(q.name, " of ")
+		known[kind] = true
+	}
+	if !maps.Equal(asked, known) {
+		t.Errorf("usher asks %v, and %v is put at fault", slices.Sorted(maps.Keys(asked)), slices.Sorted(maps.Keys(known)))
+	}
+}
+
+// faultTable gives out cells, and counts them.
+type faultTable struct {
+	name string
+	next chan faultCell
+	cells,
+	good atomic.Int64
+}
+
+func newFaultTable(name string, cells []faultCell) *faultTable {
+	table := &faultTable{name: name}
+	if only := os.Getenv("USHER_FAULT"); only != "" {
+		cells = slices.DeleteFunc(cells, func(c faultCell) bool { return !regexp.MustCompile(only).MatchString(c.String()) })
+	}
+	table.next = make(chan faultCell, len(cells))
+	for _, c := range cells {
+		table.next <- c
+	}
+	close(table.next)
+	return table
+}
+
+func (f *faultTable) String() string {
+	return fmt.Sprintf("%s: %d of %d (question x fault) without effect", f.name, f.good.Load(), f.cells.Load())
+}
+
+// faultWorker meets faults, one after the other.
+type faultWorker interface {
+	// prepare does what has to outlive the cell.
+	prepare(t *testing.T, c faultCell)
+	meet(t *testing.T, c faultCell)
+	// renew makes the worker fit for the next fault after one that had an effect.
+	renew(t *testing.T, c faultCell, failed bool)
+}
+
+func (f *faultTable) work(t *testing.T, w faultWorker) {
+	t.Helper()
+	for c := range f.next {
+		f.cells.Add(1)
+		w.prepare(t, c)
+		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.meet(t, c) })
+		if ok {
+			f.good.Add(1)
+		}
+		w.renew(t, c, !ok)
+	}
+}

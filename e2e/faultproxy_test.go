@@ -1,0 +1,137 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestFaultProxy wants each fault to be seen by a client as what it is, and
+// Consul's own answer before and after.
+func TestFaultProxy(t *testing.T) {
+	t.Parallel()
+	consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("index") {
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set(indexHeader, "7")
+		fmt.Fprint(w, `[{"Name": "web"}]`)
+	}))
+	t.Cleanup(consul.Close)
+	want := map[string]string{
+		"500": "500 index=", "503": "503 index=", "429": "429 index=", "403": "403 index=", "404": "404 index=",
+		"hang": "no answer", "reset before the answer": "no answer",
+		"reset in the body": "200 index=7, cut off", "truncated body": "200 index=7, cut off",
+		"half of the JSON": `200 index=7 "[{\"Name\""`, "garbage": `200 index=7 "<html`,
+		"null": `200 index=7 "null"`, "[]": `200 index=7 "[]"`, "{}": `200 index=7 "{}"`,
+		"[null]": `200 index=7 "[null]"`, "empty body": `200 index=7 ""`,
+		"no index": `200 index= "[{`, "index 0": `200 index=0 "[{`, "lower index": `200 index=1 "[{`,
+		"same index at once": `200 index=7 "[{`, "no leader": `200 index=7 leader=false "[{`,
+		"slow body": "200 index=7, cut off", "endless body": "200 index=7, cut off",
+	}
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := startFaultProxy(t, listener, consul.URL, http.DefaultTransport)
+			web := question{"web", "/v1/health/connect/web?stale"}
+			blocked := make(chan string, 1)
+			go func() { blocked <- p.seen("/v1/health/connect/web?stale&index=7") }()
+			eventually(t, "the blocking query is forwarded", startDeadline, func() error {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				if len(p.open) == 0 {
+					return errors.New("not yet")
+				}
+				return nil
+			})
+			in := p.inject(web, f)
+			if f.name == "hang" {
+				in.wait(t, 1)
+			} else if got := <-blocked; !strings.HasPrefix(got, want[f.name]) {
+				t.Errorf("who waited sees %s, want %s", got, want[f.name])
+			}
+			if got := p.seen("/v1/health/connect/web?stale&index=7"); !strings.HasPrefix(got, want[f.name]) {
+				t.Errorf("who comes sees %s, want %s", got, want[f.name])
+			}
+			good := `200 index=7 "[{`
+			for _, other := range []string{"/v1/health/connect/web", "/v1/health/connect/other?stale"} {
+				if got := p.seen(other); !strings.HasPrefix(got, good) {
+					t.Errorf("%s meets with %s", other, got)
+				}
+			}
+			in.clear()
+			count := p.count(web)
+			if got := p.seen("/v1/health/connect/web?stale"); !strings.HasPrefix(got, good) {
+				t.Errorf("after it was cleared: %s, want %s", got, good)
+			}
+			count.wait(t, 1)
+		})
+	}
+}
+
+// TestFaultProxyEndsAFault wants the end of a fault to be seen by who waits with
+// an index that came with it.
+func TestFaultProxyEndsAFault(t *testing.T) {
+	t.Parallel()
+	consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("index") {
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set(indexHeader, "7")
+		fmt.Fprint(w, `[{"Name": "web"}]`)
+	}))
+	t.Cleanup(consul.Close)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startFaultProxy(t, listener, consul.URL, http.DefaultTransport)
+	in := p.inject(everyQuestion, faultNamed(t, "[]"))
+	if got, want := p.seen("/v1/catalog/services"), `200 index=7 "[]"`; got != want {
+		t.Errorf("with the fault: %s, want %s", got, want)
+	}
+	in.clear()
+	if got, want := p.seen("/v1/catalog/services?index=7&wait=1m"), `200 index=7 "[{`; !strings.HasPrefix(got, want) {
+		t.Errorf("after it: %s, want %s", got, want)
+	}
+}
+
+// seen asks, and gives what a client sees within a second, in one line.
+func (p *faultProxy) seen(path string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL+path, nil)
+	if err != nil {
+		return err.Error()
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	a, err := client.Do(r)
+	if err != nil {
+		return "no answer: " + err.Error()
+	}
+	defer a.Body.Close()
+	body, err := io.ReadAll(a.Body)
+	text := fmt.Sprintf("%d index=%s", a.StatusCode, a.Header.Get(indexHeader))
+	if leader := a.Header.Get("X-Consul-KnownLeader"); leader != "" {
+		text += " leader=" + leader
+	}
+	if err != nil {
+		return text + ", cut off: " + err.Error()
+	}
+	return fmt.Sprintf("%s %q", text, body)
+}
