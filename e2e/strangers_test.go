@@ -3,12 +3,10 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -91,35 +89,17 @@ func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
 	return time.Since(begin)
 }
 
-// watchProbes asks /healthz all the time until the test ends.
-func (g *guardedUsher) watchProbes(t *testing.T) {
+// watchProbes asks /healthz five times a second, as a kubelet does.
+func (g *guardedUsher) watchProbes(t *testing.T) *process {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	var probing sync.WaitGroup
-	t.Cleanup(func() {
-		cancel()
-		probing.Wait()
-	})
-	probing.Go(func() {
-		for ctx.Err() == nil {
-			begin := time.Now()
-			_, err := g.Usher.admin("/healthz")
-			if took := time.Since(begin); err != nil || took > time.Second {
-				t.Errorf("/healthz: %v after %v", err, took)
-				return
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-	})
+	probe := fmt.Sprintf("while %s -sf -o /dev/null --max-time 1 http://127.0.0.1:18001/healthz; do sleep 0.2; done; echo no answer within a second", tool(t, "curl", "curl"))
+	return startProcess(t, command{Name: "probe", Path: tool(t, "sh", "dash"), Args: []string{"-c", probe}, Host: g.Gateway})
 }
 
-// wantAlive wants Usher to live, and prints the most memory that it has had.
-func (g *guardedUsher) wantAlive(t *testing.T, what string) {
+// wantAlive wants Usher to live and to have answered all probes, and prints the most memory that it has had.
+func (g *guardedUsher) wantAlive(t *testing.T, probe *process, what string) {
 	t.Helper()
-	if err := g.Usher.Alive(); err != nil {
+	if err := errors.Join(g.Usher.Alive(), probe.Alive()); err != nil {
 		t.Fatal(err)
 	}
 	g.crowd.wantNoneLost(t)
@@ -135,7 +115,7 @@ func TestNoStrangerHurtsAnybody(t *testing.T) {
 	g := startGuardedUsher(t)
 	g.crowd.join(t, xdsPort{From: g.Gateway}, 100)
 	alone := g.delivery(t)
-	g.watchProbes(t)
+	probe := g.watchProbes(t)
 
 	s := newStrangers(t, g.Gateway.addr(18000), g.Client, g.Balancer, g.Service)
 	s.ofEveryKind(t)
@@ -152,7 +132,7 @@ func TestNoStrangerHurtsAnybody(t *testing.T) {
 	if crowded > 2*alone {
 		t.Errorf("a change takes %v among strangers, and %v without: more than twice the time", crowded, alone)
 	}
-	g.wantAlive(t, "strangers of every kind")
+	g.wantAlive(t, probe, "strangers of every kind")
 }
 
 // TestACrowdAmongStrangers is a minute of 2,000 streams of Envoys, of which 200 do
@@ -165,7 +145,7 @@ func TestACrowdAmongStrangers(t *testing.T) {
 	deaf := newStrangers(t, g.Gateway.addr(18000), g.Gateway)
 	deaf.act(200, g.doesNotRead(t))
 	had := g.crowd.await(t, "")
-	g.watchProbes(t)
+	probe := g.watchProbes(t)
 	s := newStrangers(t, g.Gateway.addr(18000), g.Client, g.Balancer, g.Service)
 	s.ofEveryKind(t)
 
@@ -184,7 +164,7 @@ func TestACrowdAmongStrangers(t *testing.T) {
 	if cut := g.Usher.limits(t)["send_time"]; cut < 200 {
 		t.Errorf("%d streams that do not read were cut off, want 200 at least", cut)
 	}
-	g.wantAlive(t, fmt.Sprintf("2,000 streams, 200 of them not read, 500 strangers, %d changes", g.changes))
+	g.wantAlive(t, probe, fmt.Sprintf("2,000 streams, 200 of them not read, 500 strangers, %d changes", g.changes))
 }
 
 // TestNoKeyForARevokedTokenThatDoesNotRead deletes a token while its stream does

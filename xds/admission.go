@@ -37,9 +37,10 @@ type admission struct {
 type peerState struct {
 	connections  int
 	streams      int
-	rate         *rate.Limiter
-	pendingConns list.List // of *connection, oldest first
-	pending      list.List // of *place, oldest first
+	rate         *rate.Limiter // of its streams
+	denied       *rate.Limiter // of those of its streams that are denied
+	pendingConns list.List     // of *connection, oldest first
+	pending      list.List     // of *place, oldest first
 	refusals     refusals
 }
 
@@ -94,7 +95,7 @@ func (a *admission) peer(key netip.Prefix) *peerState {
 		if len(a.peers) >= a.limits.Connections+maxIdlePeers {
 			a.forgetIdlePeers()
 		}
-		p = &peerState{rate: limiter(a.limits.StreamRatePerPeer)}
+		p = &peerState{rate: limiter(a.limits.StreamRatePerPeer), denied: rate.NewLimiter(maxDeniedRate, maxDenied)}
 		a.peers[key] = p
 	}
 	return p
@@ -283,6 +284,7 @@ func (a *admission) open(c *connection, token Token, end func(error)) (*place, e
 		pending *list.List // the oldest gives way; nil: none can
 	}{
 		{"stream_rate_per_peer", !known && !c.peer.rate.Allow(), nil},
+		{"denied_rate_per_peer", !known && c.peer.denied.Tokens() < 1, nil},
 		{"stream_rate", !known && !a.rate.Allow(), nil},
 		{"streams_per_peer", c.peer.streams >= a.limits.StreamsPerPeer, &c.peer.pending},
 		{"streams", a.streams >= a.limits.Streams, &a.pending},

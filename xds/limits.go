@@ -58,6 +58,11 @@ const (
 	// maxRequestBytes bounds the bytes of requests that have arrived and are not
 	// handled yet, of all connections.
 	maxRequestBytes = 64 << 20
+	// maxDeniedRate is how many streams of one peer may be denied in a second, and
+	// maxDenied how many at once, before further ones are refused without a
+	// question: each question costs Consul as well.
+	maxDeniedRate = 10
+	maxDenied     = 100
 	// handshakeTime bounds the TLS and HTTP/2 handshakes.
 	handshakeTime = 10 * time.Second
 	// firstRequestTime is how long a stream may take to send its first request.

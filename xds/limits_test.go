@@ -309,6 +309,41 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	}
 }
 
+// A peer whose streams are denied again and again is refused without a question,
+// but for tokens that are known.
+func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		good := r.connectWith(xdstest.Options{Token: "good"})
+		good.Subscribe(cds)
+		good.ExpectAck(cds, "web")
+		r.door.say(status.Error(codes.Unauthenticated, "no such token"))
+		for i := range 150 {
+			e := r.connectWith(xdstest.Options{Token: fmt.Sprint("bad ", i)})
+			e.Subscribe(cds)
+			_ = e.End()
+		}
+		if asked := len(r.door.asked()); asked != 101 {
+			t.Errorf("the authorizer was asked %d times, want once for the good and a hundred times", asked)
+		}
+		r.wantLimited("denied_rate_per_peer", 50)
+		r.door.say(nil)
+		for token, want := range map[string]codes.Code{"good": codes.OK, "new": codes.ResourceExhausted} {
+			e := r.connectWith(xdstest.Options{Token: token})
+			e.Subscribe(cds)
+			if want == codes.OK {
+				e.ExpectAck(cds, "web")
+				continue
+			}
+			e.ExpectEnd(want)
+		}
+		time.Sleep(time.Second)
+		e := r.connectWith(xdstest.Options{Token: "new"})
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "web")
+	})
+}
+
 func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 	forOne(t, xdstest.Delta, func(r *rig) {
 		r.door.say(status.Error(codes.PermissionDenied, "no such right"))

@@ -90,7 +90,7 @@ func (m *Metrics) deny(err error) {
 
 // limitNames are the labels of the limits.
 var limitNames = []string{
-	"connections", "connections_per_peer", "streams", "streams_per_peer", "stream_rate", "stream_rate_per_peer",
+	"connections", "connections_per_peer", "streams", "streams_per_peer", "stream_rate", "stream_rate_per_peer", "denied_rate_per_peer",
 	"pending_streams", "pending_streams_per_peer", "pending_time", "first_request_time", "send_time", "answer_time", "request_size", "request_bytes", "names",
 }
 
@@ -99,7 +99,7 @@ func (m *Metrics) showLimits(l Limits) {
 	for name, value := range map[string]float64{
 		"connections": float64(l.Connections), "connections_per_peer": float64(l.ConnectionsPerPeer),
 		"streams": float64(l.Streams), "streams_per_peer": float64(l.StreamsPerPeer),
-		"stream_rate": float64(l.StreamRate), "stream_rate_per_peer": float64(l.StreamRatePerPeer),
+		"stream_rate": float64(l.StreamRate), "stream_rate_per_peer": float64(l.StreamRatePerPeer), "denied_rate_per_peer": maxDeniedRate,
 		"pending_streams": maxPendingStreams, "pending_streams_per_peer": maxPendingStreamsPerPeer,
 		"pending_time": pendingTime.Seconds(), "first_request_time": firstRequestTime.Seconds(), "send_time": sendTime.Seconds(), "answer_time": answerTime.Seconds(),
 		"request_size": maxRequest, "request_bytes": maxRequestBytes, "names": maxUnknownNames,

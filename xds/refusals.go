@@ -36,6 +36,7 @@ func (a *admission) limit(c *connection, limit string, token Token, reason strin
 func (a *admission) deny(c *connection, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	c.peer.denied.Allow()
 	a.logRefusal(c, refusal{address: addressOf(c), reason: reason, token: token})
 }
 
