@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,7 +28,8 @@ func newMemoryGroup(t *testing.T, limit int) string {
 	if _, err := os.Stat(filepath.Join(parent, "cgroup.controllers")); err != nil {
 		parent, files = "/sys/fs/cgroup/memory", map[string]string{"memory.limit_in_bytes": strconv.Itoa(limit)}
 	}
-	group, err := os.MkdirTemp(parent, "usher-e2e-")
+	group := filepath.Join(parent, "usher-e2e-"+rand.Text())
+	err := os.Mkdir(group, 0o700)
 	if err != nil {
 		t.Fatalf("make a cgroup (the e2e tests need root and the memory controller): %v", err)
 	}

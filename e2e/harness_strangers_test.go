@@ -96,7 +96,7 @@ func onHTTP2(do func(ctx context.Context, raw *xdstest.Raw)) func(context.Contex
 // The acts. Their errors say that the stranger was cut off.
 
 // silent opens a connection and waits.
-func silent(ctx context.Context, conn net.Conn) {
+func silent(_ context.Context, conn net.Conn) {
 	_, _ = conn.Read(make([]byte, 1))
 }
 

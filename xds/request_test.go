@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -59,8 +60,8 @@ func TestARequestCostsAFewTimesItsSize(t *testing.T) {
 // nested puts bytes into messages within messages, by the numbers of their
 // fields from outside to inside.
 func nested(inner []byte, numbers ...int) []byte {
-	for i := len(numbers) - 1; i >= 0; i-- {
-		outer := []byte{byte(numbers[i]<<3 | 2)}
+	for _, number := range slices.Backward(numbers) {
+		outer := []byte{byte(number<<3 | 2)}
 		for n := len(inner); ; n >>= 7 {
 			if n < 0x80 {
 				outer = append(outer, byte(n))

@@ -121,9 +121,8 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(16 * window),
-		// Requests are small: large buffers would only make connections dear.
+		// Requests are small: a large buffer would only make connections dear.
 		grpc.ReadBufferSize(8 << 10),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime:             15 * time.Second,
 			PermitWithoutStream: true,

@@ -268,7 +268,7 @@ func (s *session) tooSlow() error {
 func (s *session) doesNotRead(limit, reason string) error {
 	s.cut = true
 	s.options.Metrics.limited.WithLabelValues(limit).Inc()
-	s.log.Warn("stream ended: "+reason, "limit", limit)
+	s.log.Warn("stream ended, envoy does not read", "limit", limit, "error", reason)
 	return status.Error(codes.DeadlineExceeded, reason)
 }
 

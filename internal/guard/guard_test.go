@@ -3,6 +3,7 @@ package guard
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -13,9 +14,8 @@ import (
 func TestAPanicIsAnErrorALogLineAndACount(t *testing.T) {
 	var log bytes.Buffer
 	err := Run(slog.New(slog.NewTextHandler(&log, nil)), "compile", func() error {
-		var nothing map[string]int
-		nothing["x"] = 1
-		return nil
+		var nothing []int
+		return fmt.Errorf("%d", nothing[1])
 	})
 	caught, ok := errors.AsType[*Error](err)
 	if !ok {
