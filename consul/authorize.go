@@ -21,6 +21,9 @@ var (
 	ErrUnknownToken = errors.New("consul does not know the token")
 )
 
+// errACLsOff says that every token may have every gateway.
+var errACLsOff = errors.New("consul's ACLs are off")
+
 // How long one question to Consul's ACLs may take, also while it waits for others:
 // at most, and where Consul has allowed the same before.
 const (
@@ -90,9 +93,9 @@ func authorizeError(err error) error {
 		return err
 	}
 	switch {
-	case e.status == http.StatusUnauthorized && strings.Contains(e.Error(), "ACL support disabled"):
-		return nil
-	case e.status == http.StatusForbidden && strings.Contains(e.Error(), "ACL not found"):
+	case e.status == http.StatusUnauthorized && strings.Contains(e.text, "ACL support disabled"):
+		return errACLsOff
+	case e.status == http.StatusForbidden && strings.Contains(e.text, "ACL not found"):
 		return ErrUnknownToken
 	}
 	return err

@@ -24,13 +24,22 @@ const (
 	maxAllowed  = 65_536
 )
 
-// How many questions are under way at once. Callers that Consul has allowed
-// before do not wait for those that it has not.
+// How many questions are under way at once over plain HTTP, where each holds a
+// connection; over others it is moreOverTLS times as many. Callers that Consul has
+// allowed before do not wait for those that it has not.
 const (
-	questionsOfStrangers        = 4
+	questionsOfStrangers        = 3
 	questionsOfStrangersPerPeer = 2
 	questionsOfKnown            = plainAuthorizations - questionsOfStrangers
+	moreOverTLS                 = 8
 )
+
+// errTooMany says that a question waited for others for too long. It says nothing
+// about Consul.
+var errTooMany = errors.New("too many questions about tokens wait for consul")
+
+// errGone says that the caller went away who asked for others as well.
+var errGone = errors.New("the caller has gone")
 
 // Authorizer asks Consul's ACLs who may have a gateway, and remembers what they
 // said: a refusal for seconds, so that it costs no second question, and that they
@@ -46,8 +55,10 @@ type Authorizer struct {
 	strangers    *queue
 	known        chan struct{}
 
-	mu    sync.Mutex
-	stale bool // the last question had no answer, and what is remembered counted
+	mu     sync.Mutex
+	open   time.Time // when Consul said last that its ACLs are off
+	stale  bool      // the last question had no answer, and what is remembered counted
+	logged time.Time // when that was logged last
 }
 
 // grant names a token and a gateway.
@@ -63,10 +74,14 @@ type refused struct {
 // it has allowed within staleIfError is allowed (the name is that of RFC 5861);
 // 0: none is.
 func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
+	factor := 1
+	if c.connections() == 0 {
+		factor = moreOverTLS
+	}
 	a := &Authorizer{
 		client: c, staleIfError: staleIfError,
-		strangers: newQueue(questionsOfStrangers, questionsOfStrangersPerPeer),
-		known:     make(chan struct{}, questionsOfKnown),
+		strangers: newQueue(factor*questionsOfStrangers, factor*questionsOfStrangersPerPeer),
+		known:     make(chan struct{}, factor*questionsOfKnown),
 	}
 	_, _ = rand.Read(a.key[:]) // it never fails
 	// New fails for sizes below 1 only.
@@ -90,15 +105,15 @@ func (a *Authorizer) Authorize(ctx context.Context, who Applicant, id gateway.ID
 	}
 	err := a.askOnce(ctx, g, who, id)
 	switch {
-	case err == nil:
-		a.allow(g)
+	case err == nil, errors.Is(err, errACLsOff):
+		a.allow(g, err != nil)
 		return nil
 	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken):
 		a.refuse(g, err)
 		return err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case a.isAllowed(g):
+	case a.isAllowed(g) && !errors.Is(err, errTooMany) && outcomeOf(err) != outcomeDenied:
 		a.goStale(err)
 		return nil
 	}
@@ -114,12 +129,19 @@ func (a *Authorizer) grant(token string, id gateway.ID) grant {
 	return grant(h.Sum(nil))
 }
 
-func (a *Authorizer) allow(g grant) {
+// allow remembers that Consul allows it: for all where its ACLs are off, for anybody
+// could fill the memory with names then.
+func (a *Authorizer) allow(g grant, off bool) {
 	a.client.metrics.authorization("allowed")
 	a.refused.Remove(g)
-	a.allowed.Add(g, time.Now())
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if off {
+		a.open = time.Now()
+	} else {
+		a.open = time.Time{}
+		a.allowed.Add(g, time.Now())
+	}
 	if a.stale {
 		a.stale = false
 		a.client.logger.Info("consul can be asked again who may connect", "consul", a.client.Address())
@@ -128,23 +150,31 @@ func (a *Authorizer) allow(g grant) {
 
 func (a *Authorizer) refuse(g grant, err error) {
 	a.client.metrics.authorization("denied")
+	a.mu.Lock()
+	a.open = time.Time{}
+	a.mu.Unlock()
 	a.allowed.Remove(g)
 	a.refused.Add(g, refused{err: err, until: time.Now().Add(refusalTime)})
 }
 
 // isAllowed reports whether Consul allowed it lately.
 func (a *Authorizer) isAllowed(g grant) bool {
-	at, ok := a.allowed.Peek(g)
-	return ok && time.Since(at) < a.staleIfError
+	a.mu.Lock()
+	at := a.open
+	a.mu.Unlock()
+	if own, ok := a.allowed.Peek(g); ok && own.After(at) {
+		at = own
+	}
+	return !at.IsZero() && time.Since(at) < a.staleIfError
 }
 
-// goStale says once that what is remembered counts.
+// goStale says that what is remembered counts, once, and once a minute at most.
 func (a *Authorizer) goStale(err error) {
 	a.client.metrics.authorization("stale")
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.stale {
-		a.stale = true
+	if !a.stale && time.Since(a.logged) > time.Minute {
+		a.stale, a.logged = true, time.Now()
 		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may go on and come back for a while",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
@@ -158,26 +188,37 @@ func (a *Authorizer) askOnce(ctx context.Context, g grant, who Applicant, id gat
 	}
 	for {
 		answer := a.asking.DoChan(string(g[:]), func() (any, error) {
-			ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
-			defer cancel()
-			leave, err := a.enter(ctx, known, who.Peer)
-			if err != nil {
-				return nil, err
+			err := a.ask(ctx, known, timeout, who, id)
+			if ctx.Err() != nil {
+				err = errGone
 			}
-			defer leave()
-			return nil, a.client.authorize(ctx, who.Token, id)
+			return nil, err
 		})
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case r := <-answer:
-			// The caller that has asked for all has gone.
-			if r.Shared && errors.Is(r.Err, context.Canceled) && ctx.Err() == nil {
+			if errors.Is(r.Err, errGone) && ctx.Err() == nil {
 				continue
 			}
 			return r.Err
 		}
 	}
+}
+
+// ask asks Consul when it is the question's turn. The time for the answer begins
+// then.
+func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration, who Applicant, id gateway.ID) error {
+	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooMany)
+	defer cancel()
+	leave, err := a.enter(turn, known, who.Peer)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
+	defer stop()
+	return a.client.authorize(ctx, who.Token, id)
 }
 
 // enter waits until a question may be asked.

@@ -249,3 +249,79 @@ func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 		t.Errorf("all may open %d connections, want %d", sum, plainConnections)
 	}
 }
+
+// That questions wait for each other is no reason to go by what Consul said before.
+func TestAQueueIsNoOutage(t *testing.T) {
+	s := &tokenServer{allowed: map[string]bool{"good": true}}
+	a, log := serveTokens(t, s, time.Hour)
+	if err := a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway); err != nil {
+		t.Fatal(err)
+	}
+	s.set(func() { s.allowed = nil })
+	for range cap(a.known) {
+		a.known <- struct{}{} // questions that take their time
+	}
+	result := make(chan error, 1)
+	go func() { result <- a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway) }()
+	select {
+	case err := <-result:
+		t.Fatalf("it is answered without a question, with %v", err)
+	case <-time.After(authorizeAgainTimeout + time.Second):
+	}
+	<-a.known
+	if err := <-result; !errors.Is(err, ErrDenied) {
+		t.Errorf("%v, want ErrDenied", err)
+	}
+	if log.Len() > 0 {
+		t.Errorf("logged:\n%s", log)
+	}
+}
+
+// A caller that goes away takes nobody's answer along, whatever it went away for.
+func TestTheEndOfOneCallerIsNotThatOfOthers(t *testing.T) {
+	s := &tokenServer{allowed: map[string]bool{"good": true}, hold: make(chan string), release: make(chan struct{})}
+	a, _ := serveTokens(t, s, 0)
+	first, leave := context.WithCancelCause(t.Context())
+	results := make(chan error, 2)
+	go func() { results <- a.Authorize(first, Applicant{Token: "good"}, theGateway) }()
+	<-s.hold
+	go func() { results <- a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway) }()
+	leave(errors.New("its limit was reached"))
+	if err := <-results; err == nil || !strings.Contains(err.Error(), "its limit") {
+		t.Fatalf("the caller that went away got %v", err)
+	}
+	<-s.hold
+	s.release <- struct{}{}
+	if err := <-results; err != nil {
+		t.Errorf("another caller got %v", err)
+	}
+}
+
+// Where ACLs are off, names that anybody can make up fill no memory.
+func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
+	fake := &acl{status: http.StatusUnauthorized, body: "ACL support disabled"}
+	server := httptest.NewServer(fake)
+	defer server.Close()
+	c := newTestClient(t, Config{HTTPAddr: server.URL})
+	t.Cleanup(c.acl.CloseIdleConnections)
+	a := NewAuthorizer(c, time.Hour)
+	for i := range 100 {
+		if err := a.Authorize(t.Context(), Applicant{}, gateway.ID{Name: fmt.Sprint("gateway-", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := a.allowed.Len(); n != 0 {
+		t.Errorf("%d grants are remembered", n)
+	}
+	server.Close()
+	if err := a.Authorize(t.Context(), Applicant{}, theGateway); err != nil {
+		t.Errorf("while Consul is away: %v", err)
+	}
+}
+
+// An answer that repeats a part of the token is understood.
+func TestATokenThatIsPartOfTheAnswerIsUnderstood(t *testing.T) {
+	if err := authorizeWith(t, &acl{status: http.StatusForbidden, body: "ACL not found"}, "A"); !errors.Is(err, ErrUnknownToken) {
+		t.Errorf("error %v, want ErrUnknownToken", err)
+	}
+}

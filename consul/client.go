@@ -247,7 +247,8 @@ const (
 // askError says why Consul gave no usable answer.
 type askError struct {
 	outcome outcome
-	status  int // of HTTP; 0 where there was none
+	status  int    // of HTTP; 0 where there was none
+	text    string // of a refusal, as it came: it may have the token, and is not for messages
 	err     error
 }
 
@@ -287,7 +288,7 @@ func refusal(res *http.Response, token gateway.Secret) error {
 	if token != "" && bytes.Contains(text, []byte(token)) {
 		what = "the answer is not shown"
 	}
-	e := &askError{status: res.StatusCode, err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
+	e := &askError{status: res.StatusCode, text: string(text), err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
 	switch res.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.outcome = outcomeDenied

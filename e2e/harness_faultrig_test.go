@@ -223,6 +223,7 @@ func (w *liveWorker) meet(t *testing.T, c faultCell) {
 	} else {
 		w.wantChangeArrives(t)
 	}
+	w.fake.waitLosses(t, truths[c.String()].lost)
 	trouble.waitOver(t)
 	w.wantChangeArrives(t)
 	w.wantNoEffect(t, c)
@@ -309,6 +310,7 @@ func (w *restartWorker) meet(t *testing.T, c faultCell) {
 	default:
 		w.wantChangeArrives(t)
 	}
+	w.fake.waitLosses(t, truths[c.String()].lost)
 	trouble.waitOver(t)
 	w.wantChangeArrives(t)
 	w.wantNoEffect(t, c)

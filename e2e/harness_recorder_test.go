@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -309,6 +310,21 @@ func (r *recorder) lastEnd() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.ended
+}
+
+// waitLosses waits until there is a loss with each of the prefixes.
+func (r *recorder) waitLosses(t *testing.T, prefixes []string) {
+	t.Helper()
+	for _, prefix := range prefixes {
+		eventually(t, "the loss of "+prefix, changeDeadline, func() error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if slices.ContainsFunc(r.losses, func(loss string) bool { return strings.HasPrefix(loss, prefix) }) {
+				return nil
+			}
+			return fmt.Errorf("only %q", r.losses)
+		})
+	}
 }
 
 // takeLosses gives the losses since it was called last.

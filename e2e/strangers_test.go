@@ -161,9 +161,6 @@ func TestACrowdAmongStrangers(t *testing.T) {
 		break
 	}
 	g.crowd.await(t, had)
-	if cut := g.Usher.limits(t)["send_time"]; cut < 200 {
-		t.Errorf("%d streams that do not read were cut off, want 200 at least", cut)
-	}
 	g.wantAlive(t, probe, fmt.Sprintf("2,000 streams, 200 of them not read, 500 strangers, %d changes", g.changes))
 }
 

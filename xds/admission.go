@@ -19,7 +19,8 @@ type admission struct {
 	limits  Limits
 	metrics *Metrics
 	log     *slog.Logger
-	seed    maphash.Seed // of the hashes of tokens
+	seed    maphash.Seed  // of the hashes of tokens
+	lines   *rate.Limiter // of the log about refusals
 
 	mu           sync.Mutex // guards what follows, and the fields of peers, connections and places
 	peers        map[netip.Prefix]*peerState
@@ -27,7 +28,7 @@ type admission struct {
 	streams      int
 	rate         *rate.Limiter
 	pendingConns list.List // of *connection, oldest first
-	pending      list.List // of *place, oldest first
+	pending      pendingStreams
 	requestBytes int
 	known        map[uint64]*knownToken
 	closed       bool // no connection is taken any more
@@ -40,8 +41,30 @@ type peerState struct {
 	rate         *rate.Limiter // of its streams
 	denied       *rate.Limiter // of those of its streams that are denied
 	pendingConns list.List     // of *connection, oldest first
-	pending      list.List     // of *place, oldest first
+	pending      pendingStreams
+	requestBytes int
 	refusals     refusals
+}
+
+// pendingStreams are streams that are not authorised yet, oldest first: those of
+// strangers, and those whose token is known.
+type pendingStreams struct{ strangers, known list.List }
+
+// oldest returns the stream that gives way first; nil if there is none.
+func (p *pendingStreams) oldest() *place {
+	for _, l := range []*list.List{&p.strangers, &p.known} {
+		if e := l.Front(); e != nil {
+			return e.Value.(*place)
+		}
+	}
+	return nil
+}
+
+func (p *pendingStreams) of(known bool) *list.List {
+	if known {
+		return &p.known
+	}
+	return &p.strangers
 }
 
 // knownToken is a token that was authorised.
@@ -58,6 +81,8 @@ type place struct {
 	end       func(error) // ends the stream; it does not block
 
 	authorized            bool
+	known                 bool          // its token was authorised lately
+	gone                  bool          // it no longer counts
 	element, peersElement *list.Element // in the lists of pending streams
 }
 
@@ -65,7 +90,7 @@ func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 	l = l.withDefaults()
 	m.showLimits(l)
 	return &admission{
-		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(),
+		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), lines: limiter(maxRefusalLines),
 		peers:       map[netip.Prefix]*peerState{},
 		connections: map[*connection]struct{}{},
 		rate:        limiter(l.StreamRate),
@@ -103,7 +128,7 @@ func (a *admission) peer(key netip.Prefix) *peerState {
 
 func (a *admission) forgetIdlePeers() {
 	for key, p := range a.peers {
-		if p.connections == 0 {
+		if p.connections == 0 && p.streams == 0 {
 			delete(a.peers, key)
 		}
 	}
@@ -115,7 +140,7 @@ func (a *admission) enter(c *connection) bool {
 	c.peer = a.peer(peerKey(peerAddr(c.RemoteAddr())))
 	var evicted []*connection
 	ok := !a.closed && a.makeRoom(c.peer.connections >= a.limits.ConnectionsPerPeer, "connections_per_peer", c, &c.peer.pendingConns, &evicted) &&
-		a.makeRoom(len(a.connections) >= a.limits.Connections, "connections", c, &a.pendingConns, &evicted)
+		a.makeRoom(len(a.connections) >= a.limits.Connections, "connections", c, a.mostPending(c.peer), &evicted)
 	if ok {
 		a.connections[c] = struct{}{}
 		c.peer.connections++
@@ -128,6 +153,17 @@ func (a *admission) enter(c *connection) bool {
 		_ = old.Close()
 	}
 	return ok
+}
+
+// mostPending returns the pending connections of the peer that has most of them, or
+// those of the given one where none has more. The caller holds mu.
+func (a *admission) mostPending(p *peerState) *list.List {
+	for _, other := range a.peers {
+		if other.pendingConns.Len() > p.pendingConns.Len() {
+			p = other
+		}
+	}
+	return &p.pendingConns
 }
 
 // closePending closes the connections that are pending, and takes no more.
@@ -177,6 +213,7 @@ func (a *admission) setAuthorized(c *connection) {
 	a.pendingConns.Remove(c.element)
 	c.peer.pendingConns.Remove(c.peersElement)
 	c.element, c.peersElement = nil, nil
+	c.extended = false
 	c.expiry.Stop()
 	a.show()
 }
@@ -209,102 +246,127 @@ func (a *admission) drop(c *connection) {
 	c.closed = true
 	delete(a.connections, c)
 	c.peer.connections--
-	a.requestBytes -= c.requestBytes
+	a.charge(c, -c.requestBytes, 0)
 	a.setAuthorized(c)
 	a.show()
 }
 
-// received counts bytes of requests that have arrived. When there are too many
-// of them, the connections whose requests are incomplete for longest are closed,
-// those that are pending first.
-func (a *admission) received(c *connection, n int) {
+// received counts requests that have arrived. When they take too much, those of
+// the peer that has most of them give way, the connections that are pending first.
+func (a *admission) received(c *connection, bytes, frames int) {
 	a.mu.Lock()
 	if c.closed {
 		a.mu.Unlock()
 		return
 	}
-	if c.requestBytes == 0 {
-		c.requestSince = time.Now()
-	}
-	c.requestBytes += n
-	a.requestBytes += n
+	a.charge(c, bytes, frames)
 	var evicted []*connection
-	for a.requestBytes > maxRequestBytes {
-		old := a.slowest()
-		a.refuse(old, "request_bytes", "its requests take too long to arrive while many do", "")
-		a.drop(old)
-		evicted = append(evicted, old)
+	if c.element != nil && c.cost() > maxPendingRequest {
+		evicted = append(evicted, c)
 	}
-	a.metrics.requestBytes.Set(float64(a.requestBytes))
+	for a.requestBytes > maxRequestBytes {
+		evicted = append(evicted, a.largest())
+		a.drop(evicted[len(evicted)-1])
+	}
+	for _, old := range evicted {
+		a.refuse(old, "request_bytes", "its requests take too much while they arrive", "")
+		a.drop(old)
+	}
 	a.mu.Unlock()
 	for _, old := range evicted {
 		_ = old.Close()
 	}
 }
 
-// slowest returns the connection whose requests have been arriving for longest,
-// among those that are pending if one of them has any. There is one. The caller
-// holds mu.
-func (a *admission) slowest() *connection {
-	var slowest *connection
-	for c := range a.connections {
-		if c.requestBytes > 0 && (slowest == nil || c.slowerThan(slowest)) {
-			slowest = c
-		}
+// charge adds to what a connection's requests take; negative numbers subtract.
+// The caller holds mu.
+func (a *admission) charge(c *connection, bytes, frames int) {
+	before := c.cost()
+	c.requestBytes = max(0, c.requestBytes+bytes)
+	c.frames += frames
+	if c.requestBytes == 0 {
+		c.frames = 0
 	}
-	return slowest
-}
-
-// handled is the contrary of received.
-func (a *admission) handled(c *connection, n int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if c.closed {
-		return
-	}
-	n = min(n, c.requestBytes)
-	c.requestBytes -= n
-	a.requestBytes -= n
-	c.requestSince = time.Now()
+	change := c.cost() - before
+	c.peer.requestBytes += change
+	a.requestBytes += change
 	a.metrics.requestBytes.Set(float64(a.requestBytes))
 }
 
-// open admits a stream; end is called when it has to give way. An error is a
-// status.
-func (a *admission) open(c *connection, token Token, end func(error)) (*place, error) {
+// largest returns the connection whose requests give way first. There is one that
+// has any. The caller holds mu.
+func (a *admission) largest() *connection {
+	var largest *connection
+	for c := range a.connections {
+		switch {
+		case c.cost() == 0:
+		case largest == nil, c.peer.requestBytes > largest.peer.requestBytes:
+			largest = c
+		case c.peer == largest.peer && c.givesWayBefore(largest):
+			largest = c
+		}
+	}
+	return largest
+}
+
+// handled is the contrary of received.
+func (a *admission) handled(c *connection, bytes int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !c.closed {
+		a.charge(c, -bytes, 0)
+	}
+}
+
+// open admits a stream; end is called when it has to give way. An error is a
+// status. A connection on which nothing but refused streams come is closed.
+func (a *admission) open(c *connection, token Token, end func(error)) (*place, error) {
+	a.mu.Lock()
+	p, err := a.admit(c, token, end)
+	useless := err != nil && c.element != nil && c.refused >= maxRefused
+	a.mu.Unlock()
+	if useless {
+		_ = c.Close()
+	}
+	return p, err
+}
+
+// admit is open for a caller that holds mu.
+func (a *admission) admit(c *connection, token Token, end func(error)) (*place, error) {
 	c.used = true
 	hash := maphash.String(a.seed, string(token))
-	known := a.isKnown(hash)
-	p := &place{admission: a, conn: c, token: hash, end: end}
+	p := &place{admission: a, conn: c, token: hash, known: a.isKnown(hash), end: end}
 	for _, limit := range []struct {
 		name    string
-		full    bool
-		pending *list.List // the oldest gives way; nil: none can
+		full    func() bool
+		pending *pendingStreams // the oldest gives way; nil: none can
 	}{
-		{"stream_rate_per_peer", !known && !c.peer.rate.Allow(), nil},
-		{"denied_rate_per_peer", !known && c.peer.denied.Tokens() < 1, nil},
-		{"stream_rate", !known && !a.rate.Allow(), nil},
-		{"streams_per_peer", c.peer.streams >= a.limits.StreamsPerPeer, &c.peer.pending},
-		{"streams", a.streams >= a.limits.Streams, &a.pending},
-		{"pending_streams_per_peer", !known && c.peer.pending.Len() >= maxPendingStreamsPerPeer, &c.peer.pending},
-		{"pending_streams", !known && a.pending.Len() >= maxPendingStreams, &a.pending},
+		{"stream_rate_per_peer", func() bool { return !p.known && !c.peer.rate.Allow() }, nil},
+		{"denied_rate_per_peer", func() bool { return !p.known && c.peer.denied.Tokens() < 1 }, nil},
+		{"stream_rate", func() bool { return !p.known && !a.rate.Allow() }, nil},
+		{"streams_per_peer", func() bool { return c.peer.streams >= a.limits.StreamsPerPeer }, &c.peer.pending},
+		{"streams", func() bool { return a.streams >= a.limits.Streams }, &a.pending},
+		{"pending_streams_per_peer", func() bool { return !p.known && c.peer.pending.strangers.Len() >= maxPendingStreamsPerPeer }, &c.peer.pending},
+		{"pending_streams", func() bool { return !p.known && a.pending.strangers.Len() >= maxPendingStreams }, &a.pending},
 	} {
-		if !limit.full {
+		if !limit.full() {
 			continue
 		}
 		a.refuse(c, limit.name, "too many streams", token)
-		if limit.pending == nil || limit.pending.Len() == 0 {
+		if limit.pending == nil || limit.pending.oldest() == nil {
+			c.refused++
 			return nil, errLimit(limit.name)
 		}
-		a.giveWay(limit.pending.Front().Value.(*place), limit.name)
+		limit.pending.oldest().giveWay(limit.name)
 	}
 	a.streams++
+	c.streams++
 	c.peer.streams++
-	if !known {
-		p.element, p.peersElement = a.pending.PushBack(p), c.peer.pending.PushBack(p)
-		a.metrics.pendingStreams.Set(float64(a.pending.Len()))
+	p.element, p.peersElement = a.pending.of(p.known).PushBack(p), c.peer.pending.of(p.known).PushBack(p)
+	a.metrics.pendingStreams.Set(float64(a.pending.strangers.Len()))
+	if c.element != nil && !c.extended {
+		c.extended = true
+		c.expiry.Reset(pendingTime)
 	}
 	return p, nil
 }
@@ -313,10 +375,22 @@ func errLimit(name string) error {
 	return status.Errorf(codes.ResourceExhausted, "usher takes no more streams for now (limit %s); try again later", name)
 }
 
-// giveWay ends a pending stream. The caller holds mu.
-func (a *admission) giveWay(p *place, limit string) {
+// giveWay ends a pending stream, which no longer counts. The caller holds mu.
+func (p *place) giveWay(limit string) {
 	p.unlist()
+	p.uncount()
 	p.end(errLimit(limit))
+}
+
+// uncount gives the stream's share of the limits back, once. The caller holds mu.
+func (p *place) uncount() {
+	if p.gone {
+		return
+	}
+	p.gone = true
+	p.admission.streams--
+	p.conn.streams--
+	p.conn.peer.streams--
 }
 
 // unlist takes a stream out of the lists of those that are pending. The caller
@@ -325,10 +399,10 @@ func (p *place) unlist() {
 	if p.element == nil {
 		return
 	}
-	p.admission.pending.Remove(p.element)
-	p.conn.peer.pending.Remove(p.peersElement)
+	p.admission.pending.of(p.known).Remove(p.element)
+	p.conn.peer.pending.of(p.known).Remove(p.peersElement)
 	p.element, p.peersElement = nil, nil
-	p.admission.metrics.pendingStreams.Set(float64(p.admission.pending.Len()))
+	p.admission.metrics.pendingStreams.Set(float64(p.admission.pending.strangers.Len()))
 }
 
 // authorize notes that the stream is authorised, and so its connection.
@@ -356,9 +430,11 @@ func (p *place) leave() {
 	a := p.admission
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.streams--
-	p.conn.peer.streams--
 	p.unlist()
+	p.uncount()
+	if c := p.conn; c.streams == 0 && !c.closed {
+		a.charge(c, -c.requestBytes, 0) // what ended streams have sent and were not read for
+	}
 	if !p.authorized {
 		return
 	}

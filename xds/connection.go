@@ -20,13 +20,22 @@ type connection struct {
 
 	peer                  *peerState
 	closed                bool
-	authorized            int           // streams
+	streams               int           // that are open
+	authorized            int           // of them
 	used                  bool          // it had a stream
 	element, peersElement *list.Element // in the lists of pending connections; nil: it is not pending
 	expiry                *time.Timer   // closes it while it is pending
 	requestBytes          int           // of requests that are not handled yet
-	requestSince          time.Time     // when the oldest of them came, or one was handled last
+	frames                int           // that they came in
+	refused               int           // streams
+	extended              bool          // the time that it may be pending, for a stream
 }
+
+// frameCost is how many bytes gRPC needs to keep a frame of data, besides the data.
+const frameCost = 64
+
+// cost is the memory that requests take which are not handled yet.
+func (c *connection) cost() int { return c.requestBytes + frameCost*c.frames }
 
 // Close implements net.Conn.
 func (c *connection) Close() error {
@@ -34,12 +43,12 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
-// slowerThan reports whether c's requests give way before those of other.
-func (c *connection) slowerThan(other *connection) bool {
+// givesWayBefore reports whether c's requests give way before those of other.
+func (c *connection) givesWayBefore(other *connection) bool {
 	if pending := c.element != nil; pending != (other.element != nil) {
 		return pending
 	}
-	return c.requestSince.Before(other.requestSince)
+	return c.cost() > other.cost()
 }
 
 // listener admits connections.
@@ -100,8 +109,8 @@ type countedConn struct {
 // Read implements net.Conn.
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if data := c.data.count(p[:n]); data > 0 {
-		c.of.admission.received(c.of, data)
+	if data, frames := c.data.count(p[:n]); frames > 0 || data > 0 {
+		c.of.admission.received(c.of, data, frames)
 	}
 	return n, err
 }
@@ -117,8 +126,9 @@ type dataCounter struct {
 	headers int // bytes of header that are there
 }
 
-// count takes the next bytes and returns how many of them are data.
-func (d *dataCounter) count(p []byte) (data int) {
+// count takes the next bytes and returns how many of them are data, and how many
+// frames of data begin with them.
+func (d *dataCounter) count(p []byte) (data, frames int) {
 	if !d.begun {
 		d.begun, d.rest = true, len(http2.ClientPreface)
 	}
@@ -130,6 +140,9 @@ func (d *dataCounter) count(p []byte) (data int) {
 				d.rest = int(binary.BigEndian.Uint32(d.header[:4]) >> 8)
 				d.isData = http2.FrameType(d.header[3]) == http2.FrameData
 				d.headers = 0
+				if d.isData {
+					frames++
+				}
 			}
 			continue
 		}
@@ -139,5 +152,5 @@ func (d *dataCounter) count(p []byte) (data int) {
 			data += n
 		}
 	}
-	return data
+	return data, frames
 }

@@ -135,14 +135,21 @@ func (c *conversation) unanswered() bool {
 const (
 	maxUnknownNames     = 10_000
 	maxUnknownNameBytes = 1 << 20
+	// Before the set is known, none is known to exist.
+	maxUncheckedNames     = maxRequestNames
+	maxUncheckedNameBytes = 8 << 20
 )
 
 // tooMuch returns an error when Envoy names too many resources of a type that do
-// not exist.
+// not exist. It is called after push, which looks at what exists.
 func (c *conversation) tooMuch(t Type) error {
+	mostNames, mostBytes := maxUnknownNames, maxUnknownNameBytes
+	if c.topics[t].level == nil {
+		mostNames, mostBytes = maxUncheckedNames, maxUncheckedNameBytes
+	}
 	names, bytes := c.topics[t].unknown()
-	if names > maxUnknownNames || bytes > maxUnknownNameBytes {
-		return fmt.Errorf("the Envoy names %d resources of type %s that do not exist (%d bytes of names); at most %d and %d bytes are kept", names, t, bytes, maxUnknownNames, maxUnknownNameBytes)
+	if names > mostNames || bytes > mostBytes {
+		return fmt.Errorf("the Envoy names %d resources of type %s that do not exist (%d bytes of names); at most %d and %d bytes are kept", names, t, bytes, mostNames, mostBytes)
 	}
 	return nil
 }

@@ -108,14 +108,13 @@ func (l *ledger) names(c *Collection) iter.Seq[string] {
 }
 
 // unknown returns how many names are noted that the collection does not have,
-// and how many bytes they have. While the collection is not known, as many count
-// as known as a request may have.
+// and how many bytes they have. Those that it withholds are known.
 func (l *ledger) unknown() (names, bytes int) {
-	if l.level == nil && len(l.odd) <= maxRequestNames || len(l.odd) <= maxUnknownNames/10 {
+	if len(l.odd) <= maxUnknownNames/10 {
 		return 0, 0
 	}
 	for name := range l.odd {
-		if l.level.Get(name) == nil {
+		if l.level.Get(name) == nil && !l.level.withholds(name) {
 			names++
 			bytes += len(name)
 		}

@@ -11,10 +11,11 @@ import (
 // A peer is an IP address; an IPv6 network of 64 bits is one peer, and all unix
 // sockets are one. A connection is pending until one of its streams is
 // authorised, and again when the last of those has ended. A stream is pending
-// until it is authorised, unless its token was in the last ten minutes. When a
-// limit is reached, the oldest that is pending gives way to the newest, so that
-// callers who only hold a place lose it. When nothing is pending, the newest is
-// refused.
+// until it is authorised. When a limit is reached, one that is pending gives way to
+// the newest, so that callers who only hold a place lose it: the oldest stream,
+// first of those whose token is not known from the last ten minutes; the oldest
+// connection of the peer that has most of them. When nothing is pending, the
+// newest is refused.
 type Limits struct {
 	// Connections is how many may be open, and ConnectionsPerPeer how many of
 	// them from one peer.
@@ -58,6 +59,12 @@ const (
 	// maxRequestBytes bounds the bytes of requests that have arrived and are not
 	// handled yet, of all connections.
 	maxRequestBytes = 64 << 20
+	// maxPendingRequest bounds what the requests of one pending connection take:
+	// one of the largest, and what others have sent that are not read yet.
+	maxPendingRequest = maxRequest + 1<<20
+	// maxRefused is how many streams of a pending connection may be refused before
+	// it is closed.
+	maxRefused = 100
 	// maxDeniedRate is how many streams of one peer may be denied in a second, and
 	// maxDenied how many at once, before further ones are refused without a
 	// question: each question costs Consul as well.
@@ -73,7 +80,7 @@ const (
 	// sendTime is how long Envoy may take to let a response be written, and
 	// answerTime how long it may answer none. An Envoy with a thousand clusters can
 	// be busy for a minute and a half.
-	sendTime   = 30 * time.Second
+	sendTime   = 2 * time.Minute
 	answerTime = 5 * time.Minute
 	// knownTime is how long a token is known after its last stream.
 	knownTime = 10 * time.Minute
@@ -82,6 +89,8 @@ const (
 	// maxIdlePeers bounds the peers without connections of which rates and log
 	// lines are remembered.
 	maxIdlePeers = 1000
-	// refusalLogTime is how often one peer's refusals are logged.
-	refusalLogTime = time.Minute
+	// refusalLogTime is how often one peer's refusals are logged, and
+	// maxRefusalLines how many lines a second there are of all peers.
+	refusalLogTime  = time.Minute
+	maxRefusalLines = 10
 )

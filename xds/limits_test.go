@@ -11,9 +11,11 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/usherproxy/usher/internal/xdstest"
@@ -163,6 +165,20 @@ func namesOf(n int, format string) []string {
 	return names
 }
 
+// Asking for everything and giving that up again makes no names known.
+func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		e := r.warm(small())
+		for i := range 20 {
+			e.Subscribe(eds, "*")
+			e.Unsubscribe(eds, "*")
+			e.Subscribe(eds, namesOf(1000, fmt.Sprintf("nothing-%d-%%d", i))...)
+		}
+		synctest.Wait()
+		r.wantLimited("names", 1)
+	})
+}
+
 func TestNamesOfNothingAreBounded(t *testing.T) {
 	forBoth(t, func(r *rig) {
 		e := r.warm(small())
@@ -271,6 +287,22 @@ func TestStreamsAreBounded(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A token that is known does not make a stream a place for ever: those that only
+// hold one give way, after those of strangers.
+func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRigWith(t, xdstest.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
+		r.warm(small())
+		first := r.connect()
+		synctest.Wait()
+		second := r.connect()
+		synctest.Wait()
+		r.warm(small())
+		first.ExpectEnd(codes.ResourceExhausted)
+		second.ExpectNone()
+	})
 }
 
 // The rate of one peer's streams is bounded, but not that of streams with a token
@@ -394,10 +426,54 @@ func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 		if held := r.count("usher_xds_request_bytes", ""); held > 64<<20 || held < 48<<20 {
 			t.Errorf("%v bytes of incomplete requests are held, want a little less than 64 MiB", held)
 		}
-		r.wantLimited("request_bytes", strangers-16)
+		r.wantLimited("request_bytes", strangers-15) // for the frames cost something, too
 		honest.Subscribe(eds, namesOf(9000, "service-%d.default.dc1.internal.trust-domain.consul")...)
 		honest.ExpectNone()
 	})
+}
+
+// Frames of a single byte cost gRPC many times what they carry.
+func TestBytesInTinyFramesAreBounded(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		const size = 4 << 20
+		raw := r.raw("")
+		if err := raw.Drip(1, size, 60_000); err == nil {
+			synctest.Wait()
+			if held := r.count("usher_xds_request_bytes", ""); held < 60_000*64 {
+				t.Errorf("60,000 frames of one byte count as %v bytes", held)
+			}
+		}
+		_ = r.raw("").Drip(1, size, 150_000) // it is cut off
+		r.wantLimited("request_bytes", 1)
+	})
+}
+
+// What has arrived and will never be read does not count once its stream has ended.
+func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.door.say(status.Error(codes.PermissionDenied, "no"))
+		raw := r.raw("")
+		node := frameOf(t, "a")
+		for range 5 {
+			if err := raw.Send(1, len(node), node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if held := r.count("usher_xds_request_bytes", ""); held != 0 {
+			t.Errorf("%v bytes are held of a stream that has ended", held)
+		}
+	})
+}
+
+// frameOf is the first request of a node.
+func frameOf(t *testing.T, id string) []byte {
+	t.Helper()
+	encoded, err := proto.Marshal(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: id, Cluster: "gateway"}, TypeUrl: cds})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return encoded
 }
 
 // raw opens a stream as a client that keeps to no limits.

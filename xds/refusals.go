@@ -58,6 +58,9 @@ func (a *admission) logRefusal(c *connection, why refusal) {
 }
 
 func (a *admission) writeRefusals(r *refusals) {
+	if !a.lines.Allow() {
+		return // they are counted, and stand in the peer's next line
+	}
 	a.log.Warn("envoy refused", "peer", r.last.address, "count", r.count, "token", r.last.token, "error", r.last.reason)
 	r.logged, r.count = time.Now(), 0
 }

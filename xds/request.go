@@ -184,7 +184,7 @@ func (t *topic) start(r request) {
 	for name, version := range r.versions {
 		t.put(name, entry{has: true, version: version})
 	}
-	for _, name := range t.early {
+	for name := range t.early {
 		t.put(name, entry{})
 	}
 	t.early = nil

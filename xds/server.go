@@ -116,6 +116,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 		grpc.Creds(countingCredentials{creds}),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ConnectionTimeout(handshakeTime),
+		grpc.WaitForHandlers(true),
 		grpc.MaxConcurrentStreams(2048),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxRecvMsgSize(maxRequest),

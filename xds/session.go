@@ -216,11 +216,11 @@ func (s *session) receive(f frame) error {
 		s.expecting, s.answered = s.talk.unanswered(), time.Now()
 	}
 	s.judge(t, v)
+	s.watch(s.talk.push())
 	if err := s.talk.tooMuch(t); err != nil {
 		s.admission.limit(s.conn, "names", s.caller.Token, err.Error())
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
-	s.watch(s.talk.push())
 	return nil
 }
 
@@ -257,6 +257,12 @@ func (s *session) send() {
 
 // tooSlow ends a session whose caller does not send or does not read.
 func (s *session) tooSlow() error {
+	select {
+	case err := <-s.sent: // in the same moment
+		s.sending = false
+		return err
+	default:
+	}
 	if s.node == nil {
 		reason := "the stream's first request did not come within " + firstRequestTime.String()
 		s.admission.limit(s.conn, "first_request_time", s.caller.Token, reason)
@@ -348,12 +354,16 @@ func (s *session) put(set *Set) {
 	}
 }
 
+// leastAnswerTime is the least time that an answer of the Authorizer is given: with
+// an interval of seconds there would be none for one that has to be looked for.
+const leastAnswerTime = 3 * time.Second
+
 // authorized begins the time for which an answer of the Authorizer counts. The
 // next question is asked before it is over, at a random time, so that streams
 // that began together do not ask together.
 func (a *authority) authorized(interval time.Duration) {
 	ask := interval*7/10 + rand.N(interval/10+1)
-	a.asking, a.overdue, a.left = false, false, interval-ask
+	a.asking, a.overdue, a.left = false, false, max(interval-ask, leastAnswerTime)
 	a.renew.Reset(ask)
 }
 
@@ -374,6 +384,11 @@ func (s *session) reauthorize() error {
 			return nil
 		})
 		return nil
+	}
+	select {
+	case err := <-s.answers: // in the same moment
+		return s.decided(err)
+	default:
 	}
 	s.overdue = true
 	if !s.unread() {

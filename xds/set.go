@@ -82,6 +82,16 @@ func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Coll
 	return next
 }
 
+// withholds reports whether a name exists that could not be built. A nil
+// collection is an empty one.
+func (c *Collection) withholds(name string) bool {
+	if c == nil {
+		return false
+	}
+	_, withheld := c.withheld[name]
+	return withheld
+}
+
 // Get gives the resource of a name, nil if there is none. A nil collection is an
 // empty one.
 func (c *Collection) Get(name string) *Resource {

@@ -78,7 +78,7 @@ func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
 		s := newStalled(r)
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: cds})
-		time.Sleep(30 * time.Second) // of the bubble's time
+		time.Sleep(2 * time.Minute) // of the bubble's time
 		r.wantLimited("send_time", 1)
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left", got)

@@ -25,7 +25,7 @@ type topic struct {
 	partial bool
 	// early are the names that have to be sent again when the first request
 	// asks for them, whatever it says Envoy has.
-	early []string
+	early map[string]struct{}
 
 	// answered is true once anything was sent.
 	answered bool
@@ -56,7 +56,10 @@ func (t *topic) tellsRemovals() bool {
 // out to have the current version.
 func (t *topic) force(name string) {
 	if !t.started {
-		t.early = append(t.early, name)
+		if t.early == nil {
+			t.early = map[string]struct{}{}
+		}
+		t.early[name] = struct{}{}
 		return
 	}
 	e := t.get(name)

@@ -14,7 +14,7 @@ import (
 func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 	d := xds.DefaultLimits
 	f.IntVar(&l.Connections, "max-connections", connectionsFor(maxFiles()), "How many connections to the xDS port may be open. The default leaves a quarter of the files that the process may open for everything else.")
-	f.IntVar(&l.ConnectionsPerPeer, "max-connections-per-peer", d.ConnectionsPerPeer, "How many of them may come from one IP address, or from one IPv6 network of 64 bits.")
+	f.IntVar(&l.ConnectionsPerPeer, "max-connections-per-peer", min(d.ConnectionsPerPeer, max(1, connectionsFor(maxFiles())/2)), "How many of them may come from one IP address, or from one IPv6 network of 64 bits.")
 	f.IntVar(&l.Streams, "max-streams", d.Streams, "How many streams may be open; an Envoy has one.")
 	f.IntVar(&l.StreamsPerPeer, "max-streams-per-peer", d.StreamsPerPeer, "How many of them may come from one IP address, or from one IPv6 network of 64 bits.")
 	f.IntVar(&l.StreamRate, "max-stream-rate", d.StreamRate, "How many streams may be opened in a second. Ten times as many may come at once, and tokens that were authorised in the last ten minutes do not count.")

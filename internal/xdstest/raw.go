@@ -95,6 +95,17 @@ func (r *Raw) Open(stream uint32, token string) error {
 	return err
 }
 
+// Drip announces a message of so many bytes and sends some of them, each in a
+// frame of its own.
+func (r *Raw) Drip(stream uint32, size, bytes int) error {
+	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(size))
+	err := r.framer.WriteData(stream, false, data)
+	for ; err == nil && bytes > 0; bytes-- {
+		err = r.framer.WriteData(stream, false, data[:1])
+	}
+	return err
+}
+
 // Send announces a message of so many bytes and sends the first of them.
 func (r *Raw) Send(stream uint32, size int, body []byte) error {
 	const window = 32 << 10 // bytes, which every server takes
