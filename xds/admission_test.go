@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -32,7 +31,7 @@ func enterFrom(t *testing.T, a *admission, addr string) *connection {
 }
 
 func newTestAdmission(l Limits) *admission {
-	return newAdmission(l, NewMetrics(nil), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	return newAdmission(l, NewMetrics(nil), slog.New(slog.DiscardHandler))
 }
 
 // Connections that one peer holds make no room for more of its own at the cost of
