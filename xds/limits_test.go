@@ -376,6 +376,23 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 	})
 }
 
+// While the Authorizer cannot answer, that is no fault of those who ask.
+func TestAnOutageCountsAgainstNobody(t *testing.T) {
+	forOne(t, xdstest.Delta, func(r *rig) {
+		r.supplier.publish(small().set(t))
+		r.door.say(errors.New("connection refused"))
+		for i := range 150 {
+			e := r.connectWith(xdstest.Options{Token: fmt.Sprint("good ", i)})
+			e.Subscribe(cds)
+			e.ExpectEnd(codes.Unavailable)
+		}
+		r.door.say(nil)
+		e := r.connectWith(xdstest.Options{Token: "another"})
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "web")
+	})
+}
+
 func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 	forOne(t, xdstest.Delta, func(r *rig) {
 		r.door.say(status.Error(codes.PermissionDenied, "no such right"))

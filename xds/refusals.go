@@ -32,11 +32,18 @@ func (a *admission) limit(c *connection, limit string, token Token, reason strin
 	a.refuse(c, limit, reason, token)
 }
 
-// deny logs why a stream was refused.
+// deny logs why a stream was refused, which counts against its peer.
 func (a *admission) deny(c *connection, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.peer.denied.Allow()
+	a.logRefusal(c, refusal{address: addressOf(c), reason: reason, token: token})
+}
+
+// turnAway logs why a stream was refused that may be anybody's.
+func (a *admission) turnAway(c *connection, token Token, reason string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.logRefusal(c, refusal{address: addressOf(c), reason: reason, token: token})
 }
 

@@ -111,8 +111,8 @@ func (s *session) end(reason error) { s.cancel(reason) }
 // something is being written or may not be, it composes nothing: what is sent is
 // the newest.
 func (s *session) run() error {
-	s.background.Go(s.read)
-	s.background.Go(s.write)
+	s.beside(s.read)
+	s.beside(s.write)
 	for {
 		requests, kick, late, again := s.requests, s.kick, s.late.C, s.again.C
 		if s.sending || s.overdue || len(s.queue) > 0 {
@@ -153,6 +153,16 @@ func (s *session) run() error {
 		}
 		s.send()
 	}
+}
+
+// beside runs f until the stream ends; a panic in it ends the stream.
+func (s *session) beside(f func()) {
+	log := s.options.Logger // that of the session is set later
+	s.background.Go(func() {
+		if err := guard.Run(log, "stream", func() error { f(); return nil }); err != nil {
+			s.end(status.Error(codes.Internal, "internal error"))
+		}
+	})
 }
 
 // read hands on requests until there are no more. Only the end of the stream
@@ -321,10 +331,11 @@ func (s *session) refuse(err error) error {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 	s.options.Metrics.deny(err)
-	s.admission.deny(s.conn, s.caller.Token, err.Error())
 	if denies(err) {
+		s.admission.deny(s.conn, s.caller.Token, err.Error())
 		return statusOf(err)
 	}
+	s.admission.turnAway(s.conn, s.caller.Token, err.Error())
 	return status.Error(codes.Unavailable, "authorisation cannot be checked")
 }
 
