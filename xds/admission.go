@@ -261,16 +261,16 @@ func (a *admission) received(c *connection, bytes, frames int) {
 	}
 	a.charge(c, bytes, frames)
 	var evicted []*connection
-	if c.element != nil && c.cost() > maxPendingRequest {
-		evicted = append(evicted, c)
-	}
-	for a.requestBytes > maxRequestBytes {
-		evicted = append(evicted, a.largest())
-		a.drop(evicted[len(evicted)-1])
-	}
-	for _, old := range evicted {
+	evict := func(old *connection) {
 		a.refuse(old, "request_bytes", "its requests take too much while they arrive", "")
 		a.drop(old)
+		evicted = append(evicted, old)
+	}
+	if c.element != nil && c.cost() > maxPendingRequest {
+		evict(c)
+	}
+	for a.requestBytes > maxRequestBytes {
+		evict(a.largest())
 	}
 	a.mu.Unlock()
 	for _, old := range evicted {
