@@ -35,9 +35,9 @@ type kind struct {
 	decode func(prev any, a answer) (any, error)
 }
 
-// mayStream reports whether Consul answers the kind's blocking queries from its
-// streaming backend. That one does not end them when a snapshot is restored, and
-// does not say what its ACLs left out.
+// mayStream reports whether Consul answers blocking queries of this kind from its
+// streaming backend. That backend does not end them when a snapshot is restored,
+// and does not report filtering by ACLs.
 func (k *kind) mayStream() bool { return strings.HasPrefix(k.path, "/v1/health/") }
 
 // query is one question to Consul. Equal queries are asked once, whoever needs
@@ -81,8 +81,8 @@ type answer struct {
 	filtered bool
 	// refused says that there was none, and that the kind is optional.
 	refused bool
-	// early says that it has the index that was asked with, and came before the
-	// wait was over.
+	// early says that the answer has the index of its query, and came before the
+	// wait time was over.
 	early bool
 }
 
