@@ -85,7 +85,7 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 	}}, nil
 }
 
-// noSniff keeps browsers from taking an answer for something else than text.
+// noSniff stops browsers from interpreting an answer as anything but text.
 func noSniff(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
