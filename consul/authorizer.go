@@ -177,7 +177,7 @@ func (a *Authorizer) goStale(err error) {
 	defer a.mu.Unlock()
 	if !a.stale && time.Since(a.logged) > time.Minute {
 		a.stale, a.logged = true, time.Now()
-		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may go on and come back for a while",
+		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may stay connected and connect again for a while",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
 }

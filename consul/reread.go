@@ -57,7 +57,7 @@ func (h *hub) rereading(ctx context.Context, back <-chan struct{}) {
 // Most have, because a restored snapshot ends blocking queries. It does not end
 // those of the streaming backend.
 func (h *hub) restored(ctx context.Context, then time.Time) {
-	h.client.logger.Info("consul's state looks as if a snapshot had been restored; everything is read again", "consul", h.client.Address())
+	h.client.logger.Info("consul's state looks as if a snapshot was restored; reading everything again", "consul", h.client.Address())
 	sleep(ctx, settleTime)
 	h.reread(ctx, func(w *watch) bool { return !w.refresh.readSince(then) })
 }

@@ -70,7 +70,7 @@ func (f *tlsFiles) follow() {
 	if err != nil {
 		if err.Error() != f.told {
 			f.told = err.Error()
-			f.logger.Warn("the changed files for TLS towards consul cannot be used; the last good ones count", "error", err)
+			f.logger.Warn("the changed files for TLS towards consul cannot be used; Usher keeps the last good ones", "error", err)
 		}
 		return
 	}

@@ -147,7 +147,7 @@ func (f *Follower) follow(ctx context.Context, paths []string) error {
 // After a panic it is not. The error is a system error.
 func (f *Follower) turn(paths []string, sure bool) (good bool, err error) {
 	slow := time.AfterFunc(patience, func() {
-		f.logger.Warn("files do not answer, and what they last said counts; look at the storage that they are on", "paths", f.paths)
+		f.logger.Warn("the storage of followed files does not answer; Usher keeps their last content; check the storage", "paths", f.paths)
 	})
 	defer slow.Stop()
 	err = guard.Run(f.logger, "follow", func() error {
