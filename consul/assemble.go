@@ -26,10 +26,10 @@ type build struct {
 	// missing are the facts without which there is no snapshot, and the
 	// disagreements between facts that arrive at different times.
 	missing []string
-	// unsettled are the targets whose health was never answered.
+	// unsettled are the targets whose health Usher has never read.
 	unsettled []string
-	// lacks are the things that are wrong, with the time since when they are; see
-	// lasted. The first of them that may last has done so in again.
+	// lacks maps each thing that is wrong to the time when it began; see lasted.
+	// The first of them has lasted long enough after again.
 	lacks map[string]time.Time
 	again time.Duration
 	// asked are the queries for instances, with the targets that they answer for.
@@ -67,9 +67,10 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 }
 
 // build asks for every fact that the gateway needs, and puts together what is
-// known. Asking comes before every reason to give up, so that all questions are
-// under way at once. Only whether the gateway is registered comes first: of one
-// that never was, nothing else of its own is asked, for anybody can make up names.
+// known. It starts all queries before it gives up for any reason, so that they run
+// at the same time. Only the registration comes first: any caller can make up the
+// name of a gateway, so Usher reads nothing else about one that was never
+// registered.
 func (s *source) build(now time.Time) *build {
 	b := &build{source: s, now: now, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
 		ID:     s.id,
@@ -89,9 +90,9 @@ func (s *source) build(now time.Time) *build {
 	return b
 }
 
-// whole asks for what only a gateway with instances needs.
+// whole reads what only a gateway with instances needs.
 func (b *build) whole() {
-	// Once, for all that follows from it: it may change while this goes on.
+	// Read it only once: it may change before the steps below are done.
 	list := b.rows()
 	b.leaf(list)
 	b.services(list)
@@ -181,8 +182,8 @@ func (b *build) entry() {
 	}
 }
 
-// rows reads the rows of gateway-services. Where Consul's ACLs hide all of them,
-// those that were seen last count.
+// rows reads the rows of gateway-services. If Consul's ACLs hide all of them, it
+// returns the last known ones.
 func (b *build) rows() *rows {
 	q := b.of(rowsKind)
 	list, f := read[rows](b.lease, q)
@@ -225,14 +226,15 @@ func (b *build) services(list *rows) {
 	}
 }
 
-// unlisted looks for services that the entry names and that have no row. That
-// the answer is not complete is waited out. After that Consul means it, unless
-// its ACLs hide rows: then the service gets a row all the same, which has no
-// chain, so that its port is withheld.
+// unlisted handles services that the entry names and that have no row. For the time
+// of the source's patience, the answer counts as incomplete. After that, Usher
+// accepts that there is no row, unless Consul's ACLs hide rows. In that case
+// unlisted returns a row for the service. The row has no chain, so that its port is
+// withheld.
 //
-// A wildcard gets such a row only when nothing is to be seen of its port: what it
-// would find is not known, and Consul itself gives a token of few rights no more
-// than the services that it may read.
+// A wildcard gets such a row only if its port has no visible row. Usher cannot know
+// which services the wildcard matches, and Consul shows a token only the services
+// that it may read.
 func (b *build) unlisted(listed []gateway.Service, hidden bool) []gateway.Service {
 	if b.snapshot.Entry == nil {
 		return nil
@@ -257,8 +259,9 @@ func (b *build) unlisted(listed []gateway.Service, hidden bool) []gateway.Servic
 	return out
 }
 
-// chain reads the chain of a service. One that was never read is waited for; in
-// the end the snapshot goes without, and the ports of the service are withheld.
+// chain reads the chain of a service. The snapshot waits for a chain that was never
+// read. After the source's patience the snapshot goes on without it, and the ports
+// of the service are withheld.
 func (b *build) chain(service gateway.ServiceName) {
 	if b.snapshot.Chains[service] != nil {
 		return
@@ -279,7 +282,8 @@ func (b *build) chain(service gateway.ServiceName) {
 	}
 }
 
-// withheld says that a fact was never read, and what follows from it.
+// withheld returns the text of a problem: a fact was never read, and listeners are
+// withheld.
 func withheld(q query, f fact) string {
 	why, remedy := "no answer yet", "see what consul answers to "+q.kind.path+q.name
 	if f.err != nil {
@@ -291,8 +295,8 @@ func withheld(q query, f fact) string {
 	return why + "; the listeners that need it are withheld: Envoys keep those that they have; " + remedy
 }
 
-// open reports whether a fact is not refused: Consul answers, or cannot be
-// reached.
+// open reports whether Consul does not refuse the fact: Consul answers, or Usher
+// cannot reach it.
 func open(f fact) bool {
 	switch outcomeOf(f.err) {
 	case outcomeOK, outcomeUnreachable, outcomeLimited:
@@ -306,8 +310,9 @@ func (b *build) refused(q query, f fact) bool {
 	return f.err != nil && !open(f) && b.lasted("the answer to "+q.String())
 }
 
-// lasted reports whether something has been wrong, in every build, for as long as
-// the source's patience is. If not, there is another build when it is.
+// lasted reports whether something has been wrong in every build for the time of
+// the source's patience. If not, it schedules another build for the end of that
+// time.
 func (b *build) lasted(what string) bool {
 	begin, known := b.lacking[what]
 	if !known {
@@ -367,7 +372,7 @@ func (b *build) target(id string, t *gateway.Target) {
 	case !b.hasRoots(t.Peer):
 		b.unsettled = append(b.unsettled, q.String())
 	case b.lasted(q.String()):
-		// In a cluster peer, the instances say how their cluster is called.
+		// The instances in a cluster peer contain the name of their cluster.
 		b.problem(fmt.Sprintf("instances of %q", id), withheld(q, f))
 		return
 	default:

@@ -21,24 +21,24 @@ var (
 	ErrUnknownToken = errors.New("consul does not know the token")
 )
 
-// errACLsOff says that every token may have every gateway.
+// errACLsOff means that Consul checks no tokens: any token may use any gateway.
 var errACLsOff = errors.New("consul's ACLs are off")
 
-// How long one question to Consul's ACLs may take, also while it waits for others:
-// at most, and where Consul has allowed the same before.
+// How long one ACL check may take, including the time in the queue.
+// authorizeAgainTimeout applies if Consul has allowed the same before.
 const (
 	authorizeTimeout      = 10 * time.Second
 	authorizeAgainTimeout = 2 * time.Second
 )
 
-// Applicant is who wants to have a gateway.
+// Applicant is a caller that asks for a gateway.
 type Applicant struct {
-	// Token is the caller's; an empty one is the anonymous token (or what Consul's
-	// agent puts in its place), never Usher's own.
+	// Token is the caller's token. An empty one stands for the anonymous token (or
+	// the default token of Consul's agent), never for Usher's token.
 	Token string
-	// Peer is where the caller is. One peer cannot hold up those of others.
+	// Peer is the caller's address. Callers of one peer cannot delay those of another.
 	Peer string
-	// Again is true for a caller that has the gateway already.
+	// Again is true if the caller has the gateway already.
 	Again bool
 }
 
@@ -59,8 +59,8 @@ type verdict struct {
 	Allow    bool
 }
 
-// authorize asks whether the token has service:write on the gateway, as Consul
-// asks of the token of every Envoy.
+// authorize asks Consul whether the token has service:write on the gateway. Consul
+// requires that right of the token of every Envoy.
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
 	ask := question{Resource: "service", Access: "write", Segment: id.Name}
 	ask.Namespace, ask.Partition = c.scopes(absolute(id.Namespace), absolute(id.Partition))

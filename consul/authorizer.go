@@ -18,15 +18,15 @@ import (
 
 // How much an Authorizer remembers.
 const (
-	// refusalTime is how long a refusal counts without another question.
+	// refusalTime is how long Usher remembers a refusal.
 	refusalTime = 10 * time.Second
 	maxRefusals = 4096
 	maxAllowed  = 65_536
 )
 
-// How many questions are under way at once over plain HTTP, where each holds a
-// connection; over others it is moreOverTLS times as many. Callers that Consul has
-// allowed before do not wait for those that it has not.
+// How many ACL checks run at the same time over plain HTTP, where each holds a
+// connection. Over other schemes it is moreOverTLS times as many. Callers that
+// Consul has allowed before do not wait for other callers.
 const (
 	questionsOfStrangers        = 3
 	questionsOfStrangersPerPeer = 2
@@ -34,17 +34,18 @@ const (
 	moreOverTLS                 = 8
 )
 
-// errTooMany says that a question waited for others for too long. It says nothing
-// about Consul.
+// errTooMany means that an ACL check waited in the queue for too long. It means
+// nothing about Consul.
 var errTooMany = errors.New("too many questions about tokens wait for consul")
 
-// errGone says that the caller went away who asked for others as well.
+// errGone means that the caller went away whose check others share.
 var errGone = errors.New("the caller has gone")
 
-// Authorizer asks Consul's ACLs who may have a gateway, and remembers what they
-// said: a refusal for seconds, so that it costs no second question, and that they
-// allowed it for as long as they may be gone. It remembers keyed hashes, and no
-// tokens. It may be used by many goroutines. Use NewAuthorizer.
+// Authorizer checks with Consul's ACLs whether a caller may use a gateway. It
+// remembers a refusal for some seconds, so that a caller that tries again costs no
+// second check. It remembers that Consul allowed a caller for the time for which it
+// may use that while Consul does not answer. It stores keyed hashes of the tokens,
+// never the tokens. Its methods are safe for concurrent use. Use NewAuthorizer.
 type Authorizer struct {
 	client       *Client
 	staleIfError time.Duration
@@ -56,23 +57,23 @@ type Authorizer struct {
 	known        chan struct{}
 
 	mu     sync.Mutex
-	open   time.Time // when Consul said last that its ACLs are off
-	stale  bool      // the last question had no answer, and what is remembered counted
-	logged time.Time // when that was logged last
+	open   time.Time // when Consul last answered that its ACLs are off
+	stale  bool      // the last check had no answer, and a remembered one was used
+	logged time.Time // when stale was last logged
 }
 
-// grant names a token and a gateway.
+// grant is a keyed hash of a token and a gateway.
 type grant [sha256.Size]byte
 
-// refused is what Consul said, and until when it counts.
+// refused is a refusal, and how long it is remembered.
 type refused struct {
 	err   error
 	until time.Time
 }
 
-// NewAuthorizer returns an Authorizer. While Consul cannot be asked, a caller that
-// it has allowed within staleIfError is allowed (the name is that of RFC 5861);
-// 0: none is.
+// NewAuthorizer returns an Authorizer. While Consul does not answer, it allows the
+// callers that Consul has allowed within staleIfError (the name is from RFC 5861).
+// If that is 0, it allows none.
 func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	factor := 1
 	if c.connections() == 0 {
@@ -83,17 +84,17 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 		strangers: newQueue(factor*questionsOfStrangers, factor*questionsOfStrangersPerPeer),
 		known:     make(chan struct{}, factor*questionsOfKnown),
 	}
-	_, _ = rand.Read(a.key[:]) // it never fails
-	// New fails for sizes below 1 only.
+	_, _ = rand.Read(a.key[:]) // never fails
+	// New fails only for sizes below 1.
 	a.refused, _ = lru.New[grant, refused](maxRefusals)
 	a.allowed, _ = lru.New[grant, time.Time](maxAllowed)
 	return a
 }
 
-// Authorize returns nil when the applicant's token has service:write on the
-// gateway or ACLs are off, ErrDenied when it has not, ErrUnknownToken when Consul
-// does not know it, and any other error when there is no answer, nor one that is
-// remembered.
+// Authorize returns nil if the applicant's token has service:write on the gateway,
+// or if ACLs are off. It returns ErrDenied if the token lacks that right, and
+// ErrUnknownToken if Consul does not know the token. It returns another error if
+// Consul does not answer and no remembered answer can be used.
 func (a *Authorizer) Authorize(ctx context.Context, who Applicant, id gateway.ID) error {
 	if !isToken(who.Token) {
 		return ErrUnknownToken
@@ -129,8 +130,8 @@ func (a *Authorizer) grant(token string, id gateway.ID) grant {
 	return grant(h.Sum(nil))
 }
 
-// allow remembers that Consul allows it: for all where its ACLs are off, for anybody
-// could fill the memory with names then.
+// allow remembers that Consul allows g. If ACLs are off, it remembers only that:
+// otherwise a caller could fill the memory with names that it makes up.
 func (a *Authorizer) allow(g grant, off bool) {
 	a.client.metrics.authorization("allowed")
 	a.refused.Remove(g)
@@ -157,7 +158,7 @@ func (a *Authorizer) refuse(g grant, err error) {
 	a.refused.Add(g, refused{err: err, until: time.Now().Add(refusalTime)})
 }
 
-// isAllowed reports whether Consul allowed it lately.
+// isAllowed reports whether Consul has allowed g within staleIfError.
 func (a *Authorizer) isAllowed(g grant) bool {
 	a.mu.Lock()
 	at := a.open
@@ -168,19 +169,20 @@ func (a *Authorizer) isAllowed(g grant) bool {
 	return !at.IsZero() && time.Since(at) < a.staleIfError
 }
 
-// goStale says that what is remembered counts, once, and once a minute at most.
+// goStale logs that remembered answers are used: once for an outage, and at most
+// once a minute.
 func (a *Authorizer) goStale(err error) {
 	a.client.metrics.authorization("stale")
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.stale && time.Since(a.logged) > time.Minute {
 		a.stale, a.logged = true, time.Now()
-		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may go on and come back for a while",
+		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may stay connected and connect again for a while",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
 }
 
-// askOnce asks Consul; equal questions that are under way at once are one.
+// askOnce asks Consul. Equal checks that run at the same time share one answer.
 func (a *Authorizer) askOnce(ctx context.Context, g grant, who Applicant, id gateway.ID) error {
 	known, timeout := who.Again || a.isAllowed(g), authorizeTimeout
 	if a.isAllowed(g) {
@@ -206,8 +208,7 @@ func (a *Authorizer) askOnce(ctx context.Context, g grant, who Applicant, id gat
 	}
 }
 
-// ask asks Consul when it is the question's turn. The time for the answer begins
-// then.
+// ask waits in the queue and then asks Consul. The timeout begins after the queue.
 func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration, who Applicant, id gateway.ID) error {
 	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooMany)
 	defer cancel()
@@ -221,7 +222,7 @@ func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration,
 	return a.client.authorize(ctx, who.Token, id)
 }
 
-// enter waits until a question may be asked.
+// enter waits until the check may run.
 func (a *Authorizer) enter(ctx context.Context, known bool, peer string) (leave func(), err error) {
 	if !known {
 		return a.strangers.enter(ctx, peer)
@@ -234,7 +235,7 @@ func (a *Authorizer) enter(ctx context.Context, known bool, peer string) (leave 
 	}
 }
 
-// queue lets a number of questions through at a time, and fewer of one peer.
+// queue bounds the checks that run at the same time, and those of one peer.
 type queue struct {
 	all     chan struct{}
 	perPeer int
@@ -245,14 +246,14 @@ type queue struct {
 
 type peerQueue struct {
 	places chan struct{}
-	users  int // that have a place or wait for one
+	users  int // callers that have a place or wait for one
 }
 
 func newQueue(all, perPeer int) *queue {
 	return &queue{all: make(chan struct{}, all), perPeer: perPeer, peers: map[string]*peerQueue{}}
 }
 
-// enter waits for a place, which leave gives back.
+// enter waits for a place. The caller calls leave when it is done.
 func (q *queue) enter(ctx context.Context, peer string) (leave func(), err error) {
 	own := q.join(peer)
 	for i, places := range []chan struct{}{own.places, q.all} {

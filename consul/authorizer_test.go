@@ -16,21 +16,21 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// tokenServer is a Consul that knows some tokens, and counts the questions.
+// tokenServer is a Consul that knows some tokens, and counts the ACL checks.
 type tokenServer struct {
 	mu      sync.Mutex
 	allowed map[string]bool
 	status  int // of the answers; 0: 200
 	asked   []string
-	// hold gets the token of each question that is held until release lets one go
-	// on. Nil: none is.
+	// hold receives the token of each check. The check then waits for release. If
+	// hold is nil, no check waits.
 	hold    chan string
 	release chan struct{}
 }
 
 // ServeHTTP implements http.Handler.
 func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	_, _ = io.Copy(io.Discard, r.Body) // only then the end of the connection is noticed
+	_, _ = io.Copy(io.Discard, r.Body) // otherwise the server does not notice the end of the connection
 	token := r.Header.Get("X-Consul-Token")
 	s.mu.Lock()
 	s.asked = append(s.asked, token)
@@ -87,7 +87,7 @@ func TestARefusalIsRememberedForAWhile(t *testing.T) {
 	if n := s.questions(); n != 1 {
 		t.Errorf("Consul was asked %d times, want once", n)
 	}
-	// It is that token's for that gateway, and not of a stream that lives.
+	// It holds for that token and gateway only, and not for a stream that is open.
 	_ = a.Authorize(t.Context(), Applicant{Token: "other"}, theGateway)
 	_ = a.Authorize(t.Context(), Applicant{Token: "bad"}, gateway.ID{Name: "other"})
 	_ = a.Authorize(t.Context(), Applicant{Token: "bad", Again: true}, theGateway)
@@ -183,7 +183,7 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 	for range callers - 1 {
 		go func() { results <- a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway) }()
 	}
-	// The one that has asked for all goes away: another asks.
+	// The caller whose check the others share goes away: another one asks.
 	leave()
 	if err := <-results; !errors.Is(err, context.Canceled) {
 		t.Fatalf("the caller that went away got %v", err)
@@ -205,8 +205,8 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 	}
 }
 
-// One peer's questions do not hold up those of another, nor those of callers that
-// were allowed before.
+// The checks of one peer do not delay those of another peer, or of callers that
+// Consul has allowed before.
 func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
 	a, _ := serveTokens(t, s, time.Hour)
@@ -222,7 +222,7 @@ func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 	for range questionsOfStrangersPerPeer {
 		<-s.hold
 	}
-	s.set(func() { s.hold = nil }) // further questions are answered at once
+	s.set(func() { s.hold = nil }) // answers further checks at once
 	for _, who := range []Applicant{{Token: "new", Peer: "honest"}, {Token: "good", Peer: "stranger"}, {Token: "good", Peer: "honest", Again: true}} {
 		if err := a.Authorize(t.Context(), who, theGateway); err != nil && !errors.Is(err, ErrDenied) {
 			t.Errorf("token %q of peer %q: %v", who.Token, who.Peer, err)
@@ -233,8 +233,7 @@ func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 	}
 }
 
-// The questions about tokens have connections of their own: watches go on while
-// all of those are taken.
+// ACL checks have separate connections. Watches go on while all of these are in use.
 func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 	c := newFakeConsul(t)
 	client := c.client(t, slog.DiscardHandler)
@@ -250,7 +249,7 @@ func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 	}
 }
 
-// That questions wait for each other is no reason to go by what Consul said before.
+// A full queue is no reason to use a remembered answer.
 func TestAQueueIsNoOutage(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
 	a, log := serveTokens(t, s, time.Hour)
@@ -259,7 +258,7 @@ func TestAQueueIsNoOutage(t *testing.T) {
 	}
 	s.set(func() { s.allowed = nil })
 	for range cap(a.known) {
-		a.known <- struct{}{} // questions that take their time
+		a.known <- struct{}{} // checks that take long
 	}
 	result := make(chan error, 1)
 	go func() { result <- a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway) }()
@@ -277,7 +276,7 @@ func TestAQueueIsNoOutage(t *testing.T) {
 	}
 }
 
-// A caller that goes away takes nobody's answer along, whatever it went away for.
+// When a caller goes away for any reason, the others still get their answers.
 func TestTheEndOfOneCallerIsNotThatOfOthers(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}, hold: make(chan string), release: make(chan struct{})}
 	a, _ := serveTokens(t, s, 0)
@@ -297,7 +296,7 @@ func TestTheEndOfOneCallerIsNotThatOfOthers(t *testing.T) {
 	}
 }
 
-// Where ACLs are off, names that anybody can make up fill no memory.
+// While ACLs are off, names that callers make up do not fill the memory.
 func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 	fake := &acl{status: http.StatusUnauthorized, body: "ACL support disabled"}
 	server := httptest.NewServer(fake)
@@ -319,7 +318,7 @@ func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 	}
 }
 
-// An answer that repeats a part of the token is understood.
+// Usher understands an answer that repeats a part of the token.
 func TestATokenThatIsPartOfTheAnswerIsUnderstood(t *testing.T) {
 	if err := authorizeWith(t, &acl{status: http.StatusForbidden, body: "ACL not found"}, "A"); !errors.Is(err, ErrUnknownToken) {
 		t.Errorf("error %v, want ErrUnknownToken", err)

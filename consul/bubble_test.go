@@ -15,26 +15,25 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// bubbleConsul is a Consul in a synctest bubble, that is in the time of the test.
-// It blocks as a real one: a query with an index is answered by what the token
-// might read when it came; a restored snapshot ends those of the state store with
-// the index and the content from before, and those of the streaming backend (of
-// health) not at all.
+// bubbleConsul is a Consul in a synctest bubble. It answers blocking queries as a real
+// one does. It filters the answer by the rights that the token had when the query
+// came. A restored snapshot ends the queries of the state store with the old index and
+// content. It does not end those of the streaming backend (of health).
 type bubbleConsul struct {
 	mu      sync.Mutex
 	state   map[string]held // by path
 	changed chan struct{}   // closed at the next change
-	frozen  chan struct{}   // nil while it answers; closed when it does again
-	dead    bool            // connections that are open are dead, and say nothing
-	asked   map[string]int  // questions by path
+	frozen  chan struct{}   // nil while it answers; closed when it answers again
+	dead    bool            // the connections that are open never answer
+	asked   map[string]int  // queries by path
 }
 
-// held is what a path has: an index, and the text that who may read all of it
-// gets.
+// held is the content of a path: an index, and the text for a token that may read
+// all of it.
 type held struct {
 	index    uint64
 	text     string
-	hidden   string // what is given instead; empty: nothing is hidden
+	hidden   string // the text for Usher's token; empty if nothing is hidden
 	restored int    // how many times the state was replaced
 }
 
@@ -42,7 +41,7 @@ func newBubbleConsul(paths map[string]held) *bubbleConsul {
 	return &bubbleConsul{state: paths, changed: make(chan struct{}), asked: map[string]int{}}
 }
 
-// client returns a client that speaks with it over every connection.
+// client returns a client all of whose connections lead to it.
 func (c *bubbleConsul) client(t *testing.T, address string, metrics *Metrics) *Client {
 	t.Helper()
 	client := newTestClient(t, Config{HTTPAddr: address, Logger: slog.New(slog.DiscardHandler), Metrics: metrics})
@@ -50,7 +49,7 @@ func (c *bubbleConsul) client(t *testing.T, address string, metrics *Metrics) *C
 	return client
 }
 
-// set changes what a path has; with restore, the state is another one.
+// set changes the content of a path. With restore, it replaces the state.
 func (c *bubbleConsul) set(restore bool, change map[string]held) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,7 +67,7 @@ func (c *bubbleConsul) set(restore bool, change map[string]held) {
 	c.changed = make(chan struct{})
 }
 
-// freeze makes it answer nothing; with dead, nor what was asked before, ever.
+// freeze stops all answers. With dead, the open connections never answer again.
 func (c *bubbleConsul) freeze(dead bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -146,7 +145,7 @@ func (c *bubbleConsul) block(r *http.Request, path string) (now held, streamed b
 	}
 }
 
-// rights returns what is hidden of the state for who asked when it was another one.
+// rights returns the filtered text for a query that came in an older state.
 func (c *bubbleConsul) rights(begun, now held) string {
 	if begun.hidden != "" && begun.text == now.text {
 		return begun.hidden

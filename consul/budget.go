@@ -18,14 +18,14 @@ import (
 // those of an Usher that was restarted, too.
 const (
 	plainConnections = 90
-	// plainLanes of them are for reads of what is not known yet.
+	// plainLanes of them are for non-blocking queries.
 	plainLanes = 8
-	// plainAuthorizations are for questions about the tokens of Envoys, so that
-	// strangers cannot hold up the watches.
+	// plainAuthorizations are for ACL checks of Envoys' tokens. Unknown callers
+	// cannot delay the watches by such checks.
 	plainAuthorizations = 8
-	// plainWatchdog is the watchdog's own.
+	// plainWatchdog is for the watchdog.
 	plainWatchdog = 1
-	// plainSlots are for queries that wait for a change.
+	// plainSlots are for blocking queries.
 	plainSlots = plainConnections - plainLanes - plainAuthorizations - plainWatchdog
 	plainWait  = 30 * time.Second
 )

@@ -36,7 +36,7 @@ type signed struct {
 	failures int           // attempts that failed since the last good one
 }
 
-// lastingFailures is how many attempts in a row have to fail for that to last.
+// lastingFailures is how many failures in a row count as a lasting one.
 const lastingFailures = 3
 
 // mend says whether a person has to mend something, as it seems.

@@ -42,7 +42,7 @@ func decodeChain(prev *gateway.Chain, a answer) (*gateway.Chain, error) {
 	return out.Chain, nil
 }
 
-// whole says what of a chain is null that Consul always writes.
+// whole returns an error if a part of the chain is null that Consul always writes.
 func whole(c *gateway.Chain) error {
 	for id, t := range c.Targets {
 		if t == nil {

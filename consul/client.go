@@ -38,10 +38,10 @@ type Config struct {
 type Client struct {
 	address   address
 	http      *http.Client
-	acl       *http.Client // for questions about the tokens of Envoys
-	aside     *http.Client // of the watchdog: it shares no connection
-	reading   atomic.Int64 // bytes of answers that are being read
-	gate      gate         // of the questions that do not block
+	acl       *http.Client // for ACL checks of Envoys' tokens
+	aside     *http.Client // for the watchdog: it shares no connection
+	reading   atomic.Int64 // buffer sizes of the answers that are being read
+	gate      gate         // for non-blocking queries
 	auth      *url.Userinfo
 	tokens    *tokens
 	namespace string // for what is asked without one
@@ -105,7 +105,7 @@ func (c *Client) GRPC() GRPC { return c.grpc }
 // Address gives the address of Consul's HTTP API, fit for messages.
 func (c *Client) Address() string { return c.address.String() }
 
-// renew makes all questions from now on use new connections.
+// renew makes all later requests use new connections.
 func (c *Client) renew() {
 	for _, client := range []*http.Client{c.http, c.acl} {
 		if t, ok := client.Transport.(*transport); ok {
@@ -137,8 +137,8 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	if err != nil {
 		return response{}, &askError{outcome: outcomeFailed, err: err}
 	}
-	// The answer to a question that waits for long has to be there soon after it
-	// has begun.
+	// A blocking query may wait long for the first byte of its answer. The rest has
+	// to follow within askTimeout.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	res, err := cmp.Or(in.over, c.http).Do(req.WithContext(ctx))
@@ -161,11 +161,11 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	return response{header: res.Header, body: body}, nil
 }
 
-// What answers may cost. The largest of Consul's own are those about a gateway
-// with thousands of services: a few MiB.
+// Bounds on the size of answers. The largest answers of Consul are about gateways
+// with thousands of services, and have a few MiB.
 const (
 	maxBody = 64 << 20
-	// maxReading bounds all answers that are being read at a time.
+	// maxReading bounds the sum of all answers that are being read.
 	maxReading = 2 * maxBody
 )
 
@@ -247,8 +247,8 @@ const (
 // askError says why Consul gave no usable answer.
 type askError struct {
 	outcome outcome
-	status  int    // of HTTP; 0 where there was none
-	text    string // of a refusal, as it came: it may have the token, and is not for messages
+	status  int    // the HTTP status; 0 if there is none
+	text    string // the unchanged text of a refusal; it may contain the token, so never log it
 	err     error
 }
 
@@ -303,10 +303,10 @@ func refusal(res *http.Response, token gateway.Secret) error {
 	return e
 }
 
-// briefly is how many bytes of what a peer says an error repeats.
+// briefly is how many bytes of a peer's text an error repeats.
 const briefly = 400
 
-// brief makes one line of the beginning of a peer's text.
+// brief returns the beginning of a peer's text as one line.
 func brief(text string) string {
 	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), briefly)]), " "), "")
 }

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// consulSays has, for every kind, an answer such as Consul gives it, with each list and
-// map that a decoder looks into.
+// consulSays has an answer of Consul for every kind, with each list and map that a
+// decoder reads.
 var consulSays = map[*kind]string{
 	agentKind: `{"Config": {"BindAddr": "10.0.0.1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502}}}`,
 	rootsKind: `{"ActiveRootID": "a", "TrustDomain": "td.consul", "Roots": [{"RootCert": "pem"}]}`,
@@ -33,8 +33,7 @@ var consulSays = map[*kind]string{
 		"Targets": {"web": {"ID": "web", "Service": "web", "Datacenter": "dc1"}, "other": {"ID": "other", "Service": "web", "Datacenter": "dc1"}}}}`,
 }
 
-// nothing are answers that Consul gives to none of the questions, or to those
-// only that are named.
+// nothing maps answers to the only kinds for which Consul sends them.
 var nothing = map[string][]*kind{
 	"":                         nil,
 	"null":                     nil,
@@ -59,8 +58,8 @@ var nothing = map[string][]*kind{
 	strings.Repeat("[", 20000): nil,
 }
 
-// Whatever else Consul answers than what it does answer is an error, before and
-// after a good answer, and no panic.
+// An answer that Consul never sends is an error and not a panic, before and after a
+// good answer.
 func TestNoAnswerIsTakenForConsuls(t *testing.T) {
 	for k, good := range consulSays {
 		prev, err := k.decode(nil, answer{body: []byte(good)})
@@ -81,8 +80,8 @@ func TestNoAnswerIsTakenForConsuls(t *testing.T) {
 	}
 }
 
-// An answer with anything in it damaged is an error or a value, and both are all
-// right for what comes after: looking at it is no panic either.
+// A damaged answer is an error or a value. Either may be the result, but neither
+// makes the code that uses it panic.
 func TestDamagedAnswersAreNoPanic(t *testing.T) {
 	for k, good := range consulSays {
 		prev, err := k.decode(nil, answer{body: []byte(good)})
@@ -121,7 +120,7 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 	}
 }
 
-// tellKind tells all questions of a kind the same.
+// tellKind gives all queries of a kind the same answer.
 func (s *told) tellKind(k *kind, value any) {
 	for q := range s.lease.held {
 		if q.kind == k {
@@ -130,7 +129,7 @@ func (s *told) tellKind(k *kind, value any) {
 	}
 }
 
-// damages gives the tree with each of its places in turn replaced.
+// damages yields copies of the tree, each with one place replaced.
 func damages(tree, by any) iter.Seq[any] {
 	return func(yield func(any) bool) {
 		if !yield(by) {
@@ -161,8 +160,8 @@ func damages(tree, by any) iter.Seq[any] {
 	}
 }
 
-// A decoder that panics is an attempt that failed: the last good value stays, and
-// the next answer counts.
+// A panic of a decoder is a failed attempt. The last good value stays, and the next
+// answer is used.
 func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	c := newFakeConsul(t)
 	c.set("/v1/odd/", reply{body: "good"})
@@ -186,8 +185,8 @@ func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	until(t, func() bool { f := l.need(q); return f.err == nil && f.value == "better" })
 }
 
-// A panic while a snapshot is made leaves the last one, with a problem that goes
-// away when one can be made again.
+// After a panic while a snapshot is made, the last one stays, with a problem. The
+// problem ends with the next good snapshot.
 func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 	s := newTold(t, 2)
 	before := s.last

@@ -44,8 +44,8 @@ func decodeEntries(prev *entries, a answer) (*entries, error) {
 	return e, nil
 }
 
-// decodeList decodes a list. Consul writes no null, neither for a list nor in one:
-// an answer with it is not Consul's, and says nothing.
+// decodeList decodes a list. Consul writes null neither for a list nor as an
+// element. So an answer with null is not Consul's, and decodeList refuses it.
 func decodeList[T any](what string, a answer) ([]*T, error) {
 	var list []*T
 	if err := json.Unmarshal(a.body, &list); err != nil {

@@ -62,7 +62,7 @@ func (c *fakeConsul) watcher(t *testing.T) *Watcher {
 	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{})
 }
 
-// impatient gives a watcher of it that takes everything for lasting soon.
+// impatient returns a watcher of it with a short patience.
 func (c *fakeConsul) impatient(t *testing.T) *Watcher {
 	t.Helper()
 	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{Hold: 50 * time.Millisecond, Patience: 50 * time.Millisecond})
@@ -188,8 +188,7 @@ func (c *fakeConsul) get(path string, known uint64) (reply, uint64, <-chan struc
 	return answer, c.index, c.changed
 }
 
-// wasAsked reports whether a question came that the latest reply of the path
-// answered.
+// wasAsked reports whether a query got the latest reply of the path.
 func (c *fakeConsul) wasAsked(path string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

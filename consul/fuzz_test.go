@@ -8,13 +8,13 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// kinds are all that is asked of Consul.
+// kinds are all kinds of queries.
 var kinds = []*kind{
 	agentKind, chainKind, defaultKind, entriesKind, healthKind, instancesKind, leafKind, meshGatewayKind, meshGatewaysKind, meshKind,
 	peeringKind, rootsKind, rowsKind,
 }
 
-// answers are what Consul says to each kind of question, and what it never says.
+// answers are answers of Consul to each kind of query, and some that it never sends.
 var answers = map[*kind][]string{
 	agentKind: {`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`},
 	chainKind: {
@@ -34,9 +34,8 @@ var answers = map[*kind][]string{
 	},
 }
 
-// FuzzAnswer holds that no answer of Consul, to whichever question, makes Usher
-// panic, also where it follows a good one, and that the same answer once more says
-// the same.
+// FuzzAnswer checks that no answer to any query makes Usher panic, even after a good
+// answer. It also checks that the same answer again has the same result.
 func FuzzAnswer(f *testing.F) {
 	health := string(healthAnswer(2).body)
 	for i, k := range kinds {

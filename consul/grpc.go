@@ -14,7 +14,7 @@ import (
 type GRPC struct {
 	// Target is what a gRPC client dials: dns:///host:port or unix:///path.
 	Target string
-	// TLS gives the settings for a new connection; it is nil for a plaintext one.
+	// TLS returns the settings for a new connection. It is nil for plaintext.
 	TLS func() *tls.Config
 }
 

@@ -18,18 +18,19 @@ type hub struct {
 	watches map[query]*watch
 	trouble map[trouble]int // watches that fail, by how
 
-	// signs has a place for one sign that Consul's state was replaced.
-	signs  chan struct{}
-	hiding *hiding
-	cut    time.Time // when the open queries were given up last; belongs to rereading
+	// replacements receives when Consul's state looks as if it was replaced. Its
+	// capacity is 1.
+	replacements chan struct{}
+	filtered     *filteredAnswers
+	cut          time.Time // when reread cancelled the open queries last; only rereading uses it
 }
 
 // watch is a query that is running. Its fields below done belong to hub.mu.
 type watch struct {
-	query  query
-	bell   *bell
-	cancel context.CancelFunc
-	done   chan struct{} // closed when its goroutine has ended
+	query   query
+	refresh *refresh
+	cancel  context.CancelFunc
+	done    chan struct{} // closed when its goroutine has ended
 
 	fact  fact
 	users map[*lease]struct{}
@@ -43,7 +44,7 @@ type trouble struct {
 }
 
 func newHub(c *Client, wait time.Duration) *hub {
-	return &hub{client: c, budget: newBudget(c, wait), watches: map[query]*watch{}, trouble: map[trouble]int{}, signs: make(chan struct{}, 1), hiding: newHiding()}
+	return &hub{client: c, budget: newBudget(c, wait), watches: map[query]*watch{}, trouble: map[trouble]int{}, replacements: make(chan struct{}, 1), filtered: newFilteredAnswers()}
 }
 
 // acquire starts the query unless it runs already. The lease hears of every
@@ -66,7 +67,7 @@ func (h *hub) start(q query) *watch {
 	h.client.metrics.watch(q.kind.name, 1)
 	h.client.logger.Debug("watch", "query", q.String())
 	l := &loop{}
-	w.bell = &l.bell
+	w.refresh = &l.refresh
 	*l = loop{
 		ask: func(ctx context.Context, index uint64) (answer, error) {
 			a, err := h.budget.ask(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
@@ -87,12 +88,12 @@ func (h *hub) start(q query) *watch {
 			})
 			return value, err
 		},
-		every:  q.kind.every,
-		hiding: h.hiding,
-		learn:  func(f fact, changed bool) { h.learn(w, f, changed) },
+		every:    q.kind.every,
+		filtered: h.filtered,
+		learn:    func(f fact, changed bool) { h.learn(w, f, changed) },
 	}
 	if !q.kind.local && !q.kind.mayStream() {
-		l.replaced = h.sign
+		l.replaced = h.stateReplaced
 	}
 	h.budget.join()
 	go func() {
@@ -153,8 +154,8 @@ func (h *hub) report(w *watch, err error) {
 	h.tell(w.query, w.fact.err, err)
 }
 
-// tell logs what begins and what ends when the error of reading a query was one
-// and is another. It is called with mu held.
+// tell logs which trouble begins and which ends when the error of a query changes
+// from was to is. The caller holds mu.
 func (h *hub) tell(q query, was, is error) {
 	before, after := troubleOf(q, was), troubleOf(q, is)
 	if before == after {

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// endless is a server that sends without end, and counts.
+// endless is a server that never stops sending, and counts the bytes.
 type endless struct{ sent atomic.Int64 }
 
 // ServeHTTP implements http.Handler.
@@ -45,7 +45,7 @@ func TestAnEndlessAnswerIsCutOff(t *testing.T) {
 	}
 }
 
-// TestEndlessAnswersShareABound asks many questions at once.
+// TestEndlessAnswersShareABound sends many queries at once.
 func TestEndlessAnswersShareABound(t *testing.T) {
 	server := httptest.NewServer(&endless{})
 	defer server.Close()

@@ -22,7 +22,8 @@ func (b *build) meshGateways(c *gateway.Chain, t *gateway.Target) {
 }
 
 // meshGatewaysIn joins two questions: which services are mesh gateways, and
-// where the instances of each are. Some of them alone would be a false answer.
+// where the instances of each are. It adds nothing until all answers are there: a
+// part of the mesh gateways would be a wrong result.
 func (b *build) meshGatewaysIn(dc, partition string) {
 	locality := gateway.Locality(dc, partition)
 	if b.snapshot.MeshGateways[locality] != nil {

@@ -33,7 +33,7 @@ func (b *build) peer(t *gateway.Target) {
 		b.miss(q.String(), f.err)
 		return
 	case outcomeOf(f.err) == outcomeMissing:
-		// Consul knows of no such peering, and what it does not know is not served.
+		// Consul has no such peering, so Usher serves nothing of that peer.
 		b.problem(where, f.err.Error())
 		roots = noRoots
 	default:
@@ -46,7 +46,7 @@ func (b *build) peer(t *gateway.Target) {
 	b.snapshot.Peers[t.Peer] = roots
 }
 
-// noRoots are those of a peer that has told none.
+// noRoots is the value for a peer that has sent no root certificates.
 var noRoots = &gateway.Roots{}
 
 // hasRoots reports whether the root certificates of a cluster peer are known.

@@ -35,9 +35,9 @@ type kind struct {
 	decode func(prev any, a answer) (any, error)
 }
 
-// mayStream reports whether Consul answers the kind's blocking queries from its
-// streaming backend. That one does not end them when a snapshot is restored, and
-// does not say what its ACLs left out.
+// mayStream reports whether Consul answers blocking queries of this kind from its
+// streaming backend. That backend does not end them when a snapshot is restored,
+// and does not report filtering by ACLs.
 func (k *kind) mayStream() bool { return strings.HasPrefix(k.path, "/v1/health/") }
 
 // query is one question to Consul. Equal queries are asked once, whoever needs
@@ -81,8 +81,8 @@ type answer struct {
 	filtered bool
 	// refused says that there was none, and that the kind is optional.
 	refused bool
-	// early says that it has the index that was asked with, and came before the
-	// wait was over.
+	// early says that the answer has the index of its query, and came before the
+	// wait time was over.
 	early bool
 }
 
@@ -233,51 +233,51 @@ type loop struct {
 	// the state of failure is new.
 	learn func(f fact, changed bool)
 	every time.Duration // see kind.every
-	// replaced is called when Consul's state looks as if another one had been put
-	// in its place; it may be nil.
+	// replaced is called when Consul's state looks as if it was replaced. It may be
+	// nil.
 	replaced func()
-	bell     bell
-	hiding   *hiding // may be nil
+	refresh  refresh
+	filtered *filteredAnswers // may be nil
 
 	fact  fact
 	index uint64
 	known uint64            // the latest index that Consul gave
 	sum   [sha256.Size]byte // of the last body
 	pace  pace
-	// hidden is when to ask without an index because Consul's ACLs left
-	// something out; zero when they did not.
-	hidden time.Time
+	// filteredUntil is when to send a non-blocking query because Consul's ACLs
+	// filtered the last answer. It is zero if they did not.
+	filteredUntil time.Time
 }
 
 // run asks until ctx ends.
 func (l *loop) run(ctx context.Context) {
-	defer func() { l.hiding.count(l.isHidden(), false) }()
+	defer func() { l.filtered.count(l.isFiltered(), false) }()
 	for ctx.Err() == nil {
-		turn, rung := l.bell.begin(ctx)
-		if rung || l.isHidden() && time.Until(l.hidden) < firstPause {
+		turn, due := l.refresh.begin(ctx)
+		if due || l.isFiltered() && time.Until(l.filteredUntil) < firstPause {
 			l.index = 0
 		}
 		asked := l.index
 		a, err := l.ask(turn, asked)
 		if turn.Err() == nil {
 			pause := l.take(a, err)
-			l.bell.answered(asked == 0 && err == nil, l.isHidden())
+			l.refresh.answered(asked == 0 && err == nil, l.isFiltered())
 			sleep(turn, pause)
 		}
-		l.bell.end()
+		l.refresh.end()
 	}
 }
 
-func (l *loop) isHidden() bool { return !l.hidden.IsZero() }
+func (l *loop) isFiltered() bool { return !l.filteredUntil.IsZero() }
 
-// longest returns how long the next question may wait for a change, if nothing
-// else keeps it from waiting so long. Consul filters an answer by the rights
-// that the token had when the question came.
+// longest returns how long the next query may block, wait at most. Consul filters
+// an answer by the rights that the token had when the query came. So a query whose
+// answer was filtered blocks until filteredUntil only.
 func (l *loop) longest(wait time.Duration) time.Duration {
-	if !l.isHidden() {
+	if !l.isFiltered() {
 		return wait
 	}
-	return min(wait, max(time.Until(l.hidden), firstPause)) // Consul takes 0 for its own default
+	return min(wait, max(time.Until(l.filteredUntil), firstPause)) // Consul takes 0 for its own default
 }
 
 // take learns of one attempt, and says how long to wait before the next.
@@ -320,18 +320,18 @@ func (l *loop) fail(err error) time.Duration {
 	return backOff(l.fact.failures)
 }
 
-// newFailures is how many failures in a row are news.
+// newFailures is how many failures in a row learn reports as changes.
 const newFailures = 3
 
-// next returns the index to wait on; 0 where the next question must not wait.
+// next returns the index for the next query. It returns 0 if that must not block.
 //
-// A restored snapshot ends blocking queries at once: with the index that they
-// asked with, and what was known before. Their index is then one that the new
-// state may reach in a long time only. The same index with other content is that
-// of a token whose rights have changed.
+// A restored snapshot ends blocking queries at once: with the index that they were
+// sent with, and the content from before. The new state may take a long time to
+// reach that index. If the index is the same and the content is not, the rights of
+// Usher's token have changed.
 func (l *loop) next(a answer, same, recovered bool) uint64 {
-	l.hide(a, same)
-	// An answer that did not wait may be that of a server which is a little behind.
+	l.noteFiltered(a, same)
+	// A non-blocking answer may come from a server that is a little behind.
 	wentBack := a.index < l.known && a.index > 0 && (l.index > 0 || recovered)
 	l.known = a.index
 	if (wentBack || a.early) && l.replaced != nil {
@@ -343,21 +343,21 @@ func (l *loop) next(a answer, same, recovered bool) uint64 {
 	return a.index
 }
 
-// hide takes note of what Consul's ACLs left out. The streaming backend does not
-// say so.
-func (l *loop) hide(a answer, same bool) {
-	was := l.isHidden()
+// noteFiltered records whether Consul's ACLs filtered the answer. Answers of the
+// streaming backend do not say so.
+func (l *loop) noteFiltered(a answer, same bool) {
+	was := l.isFiltered()
 	switch {
 	case a.streamed:
 	case !a.filtered:
-		l.hidden = time.Time{}
+		l.filteredUntil = time.Time{}
 	case l.index == 0 || !was:
-		pause := l.hiding.pause()
-		l.hidden = time.Now().Add(pause - rand.N(pause/5))
+		pause := l.filtered.pause()
+		l.filteredUntil = time.Now().Add(pause - rand.N(pause/5))
 	}
-	l.hiding.count(was, l.isHidden())
+	l.filtered.count(was, l.isFiltered())
 	if was && l.index == 0 && !same {
-		l.hiding.lift()
+		l.filtered.showsMore()
 	}
 }
 
@@ -397,7 +397,7 @@ func (p *pace) next(now time.Time) time.Duration {
 	return max(0, p.full.Sub(now)-paceBurst*paceInterval)
 }
 
-// sleep waits for so long, or until ctx ends.
+// sleep waits for d, or until ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
 	if d <= 0 {
 		return

@@ -118,7 +118,7 @@ func TestAnIndexThatWentBackIsForgotten(t *testing.T) {
 
 func TestWhatLooksLikeAnotherState(t *testing.T) {
 	for what, test := range map[string]struct {
-		index     uint64 // that was asked with
+		index     uint64 // of the query
 		answer    answer
 		same      bool
 		recovered bool

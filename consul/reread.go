@@ -5,62 +5,64 @@ import (
 	"time"
 )
 
-// Reading everything again takes rereadTime, so that thousands of queries do not
-// ask at once. After a restored snapshot it begins when the other servers are
-// likely to have it, and what the streaming backend answers is read once more
-// when the agent's own copy of it has followed for sure.
+// Usher spreads the non-blocking queries of a refresh over rereadTime, so that
+// thousands of them do not reach Consul at once. After a restored snapshot it waits
+// settleTime first: by then the other servers most likely have the snapshot.
+// restoreTime later the agent's own copy has it, too, and Usher refreshes the
+// queries of the streaming backend once more.
 const (
 	rereadTime  = 2 * time.Second
 	settleTime  = time.Second
 	restoreTime = 10 * time.Second
 )
 
-// sign says that Consul's state looks as if another one had been put in its place.
-func (h *hub) sign() { notify(h.signs) }
+// stateReplaced records that Consul's state looks as if it was replaced.
+func (h *hub) stateReplaced() { notify(h.replacements) }
 
-// rereading makes queries be asked without an index where blocking queries cannot
-// tell of a change, until ctx ends: after a sign, when one of many answers is
-// filtered no longer, and when Consul is back.
+// rereading refreshes queries until ctx ends, in the cases in which a blocking
+// query does not return after a change: Consul's state was replaced, one of many
+// filtered answers shows more, or Consul answers again after an outage.
 func (h *hub) rereading(ctx context.Context, back <-chan struct{}) {
-	signs, followed := h.signs, (<-chan time.Time)(nil)
-	var lifted time.Time
+	replacements, followed := h.replacements, (<-chan time.Time)(nil)
+	var refreshed time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-signs:
+		case <-replacements:
 			h.restored(ctx, time.Now())
-			signs, followed = nil, time.After(restoreTime)
+			replacements, followed = nil, time.After(restoreTime)
 		case <-followed:
 			h.reread(ctx, func(w *watch) bool { return w.query.kind.mayStream() })
-			// What was read again has left a sign, too.
+			// The refreshed queries have called stateReplaced, too.
 			select {
-			case <-h.signs:
+			case <-h.replacements:
 			default:
 			}
-			signs, followed = h.signs, nil
-		case <-h.hiding.lifted:
-			if now := time.Now(); now.Sub(lifted) >= hiddenTime {
-				lifted = now
-				h.reread(ctx, func(w *watch) bool { return w.bell.isHidden() })
+			replacements, followed = h.replacements, nil
+		case <-h.filtered.more:
+			if now := time.Now(); now.Sub(refreshed) >= filteredTime {
+				refreshed = now
+				h.reread(ctx, func(w *watch) bool { return w.refresh.isFiltered() })
 			}
 		case <-back:
-			// The connections may be dead, and the state may be another one.
+			// The connections may be dead, and the state may have been replaced.
 			h.client.renew()
 			h.reread(ctx, func(*watch) bool { return true })
 		}
 	}
 }
 
-// restored reads again what has not been read since the sign. Most queries have:
-// a restored snapshot ends them, but not those of the streaming backend.
-func (h *hub) restored(ctx context.Context, sign time.Time) {
-	h.client.logger.Info("consul's state looks as if a snapshot had been restored; everything is read again", "consul", h.client.Address())
+// restored refreshes the queries that have sent no non-blocking query since then.
+// Most have, because a restored snapshot ends blocking queries. It does not end
+// those of the streaming backend.
+func (h *hub) restored(ctx context.Context, then time.Time) {
+	h.client.logger.Info("consul's state looks as if a snapshot was restored; reading everything again", "consul", h.client.Address())
 	sleep(ctx, settleTime)
-	h.reread(ctx, func(w *watch) bool { return !w.bell.readSince(sign) })
+	h.reread(ctx, func(w *watch) bool { return !w.refresh.readSince(then) })
 }
 
-// reread makes the chosen queries ask without an index.
+// reread refreshes the chosen queries.
 func (h *hub) reread(ctx context.Context, chosen func(*watch) bool) {
 	const steps = 50
 	now := h.mayCut()
@@ -69,7 +71,7 @@ func (h *hub) reread(ctx context.Context, chosen func(*watch) bool) {
 		if i > 0 && i%(1+len(list)/steps) == 0 {
 			sleep(ctx, rereadTime/steps)
 		}
-		w.bell.ring(now)
+		w.refresh.request(now)
 	}
 }
 
@@ -85,9 +87,9 @@ func (h *hub) choose(chosen func(*watch) bool) []*watch {
 	return list
 }
 
-// mayCut reports whether the open queries may be given up. Over plain HTTP each
-// holds a connection of the agent's until its wait ends, so that it may not happen
-// twice in that time: then they are asked without an index when they end.
+// mayCut reports whether a refresh may cancel the open queries. Over plain HTTP,
+// the agent keeps the connection of a cancelled query until its wait ends. So it
+// may not happen twice in that time: then the open queries end by themselves.
 func (h *hub) mayCut() bool {
 	now := time.Now()
 	if h.client.connections() > 0 && !h.cut.IsZero() && now.Sub(h.cut) < plainWait+plainWait/8 {

@@ -21,7 +21,8 @@ var (
 	webHealth = query{kind: healthKind, name: "web"}
 )
 
-// stateAt is a state in which everything has the index, and the gateway those rows.
+// stateAt returns a state in which every path has the index, and the gateway has the
+// rows.
 func stateAt(index uint64, rows, health string) map[string]held {
 	return map[string]held{
 		"/v1/connect/ca/roots":       {index: index, text: rootsText},
@@ -32,8 +33,8 @@ func stateAt(index uint64, rows, health string) map[string]held {
 	}
 }
 
-// bothWays runs the test over plain HTTP, where blocking queries wait for half a
-// minute, and over HTTPS, where they do for ten.
+// bothWays runs the test over plain HTTP, where queries block for half a minute, and
+// over HTTPS, where they block for ten minutes.
 func bothWays(t *testing.T, test func(t *testing.T, address string)) {
 	t.Helper()
 	for _, address := range []string{"http://consul:8500", "https://consul:8501"} {
@@ -77,7 +78,7 @@ func TestARestoredSnapshotIsSeenWithinSeconds(t *testing.T) {
 			t.Errorf("the restored state was seen after %v, want at most 15 s", t1)
 		}
 
-		// What changes after that is seen at once.
+		// Usher sees a later change at once.
 		c.set(false, stateAt(101, webRows, webAt1))
 		if t1 := took(t, func() bool { return servicesOf(l) == 1 && portOf(l) == 1 }); t1 > 12*time.Second {
 			t.Errorf("the change after it was seen after %v", t1)
@@ -117,8 +118,8 @@ func TestARightGivenBackIsSeenWithinSeconds(t *testing.T) {
 	})
 }
 
-// TestAFilteredStreamIsAskedForAgain has Consul's ACLs hide an instance. The
-// streaming backend does not say so.
+// TestAFilteredStreamIsAskedForAgain hides an instance by ACLs. The streaming backend
+// does not report that.
 func TestAFilteredStreamIsAskedForAgain(t *testing.T) {
 	bothWays(t, func(t *testing.T, address string) {
 		state := stateAt(900, webRows, webAt2)
@@ -138,8 +139,8 @@ func TestAFilteredStreamIsAskedForAgain(t *testing.T) {
 	})
 }
 
-// TestThousandsOfFilteredAnswersAreNoStorm has Consul's ACLs hide something of
-// each of so many services, and then of none.
+// TestThousandsOfFilteredAnswersAreNoStorm hides an instance of each of thousands of
+// services by ACLs, and then none.
 func TestThousandsOfFilteredAnswersAreNoStorm(t *testing.T) {
 	const services = 3000
 	synctest.Test(t, func(t *testing.T) {
@@ -165,8 +166,8 @@ func TestThousandsOfFilteredAnswersAreNoStorm(t *testing.T) {
 		time.Sleep(time.Minute)
 		before := c.total()
 		time.Sleep(time.Minute)
-		// Each time a question without an index, and one that blocks.
-		if rate := (c.total() - before) / 60; rate > 3*hiddenMost/10 {
+		// Each refresh is a non-blocking query and a blocking one.
+		if rate := (c.total() - before) / 60; rate > 3*filteredMost/10 {
 			t.Errorf("Consul is asked %d questions a second", rate)
 		}
 		all := map[string]held{}
@@ -182,9 +183,9 @@ func TestThousandsOfFilteredAnswersAreNoStorm(t *testing.T) {
 	})
 }
 
-// TestWithoutASignNothingIsReadAgain holds an idle Usher to the questions of its
-// watchdog and to blocking queries.
-func TestWithoutASignNothingIsReadAgain(t *testing.T) {
+// TestAnIdleWatcherReadsNothingAgain checks that an idle watcher sends only the
+// queries of its watchdog and blocking queries.
+func TestAnIdleWatcherReadsNothingAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newBubbleConsul(stateAt(900, webRows, webAt1))
 		ctx, cancel := context.WithCancel(t.Context())

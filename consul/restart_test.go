@@ -12,8 +12,7 @@ import (
 	"github.com/usherproxy/usher/gateway"
 )
 
-// patiently gives a watcher whose patience is so long, and which waits for
-// nothing else.
+// patiently returns a watcher with this patience, which waits for nothing else.
 func (c *fakeConsul) patiently(t *testing.T, patience time.Duration, log *journal) *Watcher {
 	t.Helper()
 	return NewWatcher(c.client(t, log), WatcherOptions{Hold: patience, Patience: patience})
@@ -21,7 +20,7 @@ func (c *fakeConsul) patiently(t *testing.T, patience time.Duration, log *journa
 
 const meshGatewaysPath = `/v1/catalog/services?filter=ServiceKind == "mesh-gateway"`
 
-// newFullLab is a Consul with a gateway of which every kind of question is asked.
+// newFullLab returns a Consul with a gateway that needs every kind of query.
 func newFullLab(t *testing.T) *fakeConsul {
 	t.Helper()
 	c := newLab(t, "web", "api")
@@ -38,11 +37,10 @@ func newFullLab(t *testing.T) *fakeConsul {
 	return c
 }
 
-// One question that is not answered as Consul does takes nothing away at a
-// restart: either nothing is handed on, or what is has all that it had, apart
-// from what is absent because it is not known.
+// A wrong answer to one query takes nothing away at a restart. Either the watcher
+// hands on no snapshot, or the snapshot is complete but for what is not known.
 func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
-	// What these say is all true: a Consul that says so means it.
+	// These are valid answers, which Usher has to accept.
 	truths := map[string][]string{
 		"/v1/agent/self":                   {"403", "404"},
 		"/v1/config/mesh":                  {"[]"},
@@ -70,7 +68,7 @@ func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
 				continue
 			}
 			if name == "hidden" && strings.HasPrefix(path, "/v1/config/") && path != "/v1/config/ingress-gateway" {
-				continue // anybody may read those
+				continue // every token may read those
 			}
 			t.Run(path+" "+name, func(t *testing.T) {
 				t.Parallel()
@@ -103,7 +101,7 @@ func wantNothingLost(t *testing.T, all, s *gateway.Snapshot) {
 	wantPart(t, all.Peers, s.Peers)
 }
 
-// wantPart wants that what is there is as in all.
+// wantPart checks that each value of part is as in all.
 func wantPart[K comparable, V any](t *testing.T, all, part map[K]V) {
 	t.Helper()
 	for k, v := range part {
@@ -111,8 +109,8 @@ func wantPart[K comparable, V any](t *testing.T, all, part map[K]V) {
 	}
 }
 
-// A service whose row Consul's ACLs hide has one all the same where the entry
-// names it: without a chain, so that its port is withheld.
+// A service whose row is hidden by ACLs still has one if the entry names it. The row
+// has no chain, so that its port is withheld.
 func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
 	for name, shown := range map[string][]string{"one": {"web"}, "all": nil} {
 		t.Run(name, func(t *testing.T) {
@@ -142,8 +140,8 @@ func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
 	}
 }
 
-// What a wildcard would find is not known: the services that are shown are served.
-// Its port is withheld only when there is none.
+// Usher cannot know which services a wildcard matches, so it serves the visible ones.
+// It withholds the port only if none is visible.
 func TestAHiddenServiceOfAWildcard(t *testing.T) {
 	c := newLab(t, "web")
 	c.set("/v1/config/ingress-gateway", entryOf("*"))
@@ -165,8 +163,8 @@ func TestAHiddenServiceOfAWildcard(t *testing.T) {
 	wantServices(t, w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 1 }), "web")
 }
 
-// An answer without a service that the entry names is not complete; when it
-// stays so, Consul means it. At a restart and later.
+// An answer without a service that the entry names counts as incomplete. If it stays
+// so, Usher accepts it. This holds at a restart and later.
 func TestRowsThatAreMissing(t *testing.T) {
 	const patience = time.Second
 	for name, body := range map[string]string{"one": rowsOf("web").body, "all": "[]"} {
@@ -201,8 +199,8 @@ func TestRowsThatAreMissing(t *testing.T) {
 	}
 }
 
-// A gateway without the services that its entry names is not empty for a moment,
-// when the answer is complete in time.
+// A gateway is never handed on without the services that its entry names if the
+// answer is complete in time.
 func TestRowsThatAreMissingForAMomentTakeNothingAway(t *testing.T) {
 	c := newLab(t, "web", "api")
 	w := start(t, c.watcher(t), "gateway")
@@ -220,7 +218,7 @@ func TestRowsThatAreMissingForAMomentTakeNothingAway(t *testing.T) {
 	}
 }
 
-// Some of the mesh gateways alone are not what Consul has.
+// A snapshot never has only a part of the mesh gateways.
 func TestMeshGatewaysOfWhichSomeCannotBeReadAreNotKnown(t *testing.T) {
 	c := newFullLab(t)
 	c.set("/v1/health/service/other", reply{status: http.StatusInternalServerError, body: "no"})
@@ -235,7 +233,7 @@ func TestMeshGatewaysOfWhichSomeCannotBeReadAreNotKnown(t *testing.T) {
 	wantEqual(t, 2, len(s.MeshGateways["dc1"].Endpoints))
 }
 
-// A peering that Consul knows nothing of is an answer in the end: nobody is there.
+// After the patience, Usher accepts that Consul has no such peering.
 func TestAPeeringThatThereIsNotHasNoRoots(t *testing.T) {
 	c := newFullLab(t)
 	c.set(peeringPath, reply{status: http.StatusNotFound, body: "Peering not found"})
@@ -256,7 +254,7 @@ func wantProblem(t *testing.T, s *gateway.Snapshot, where, what string) {
 	t.Errorf("problems %v, want one of %s that says %q", s.Problems, where, what)
 }
 
-// has reports whether a line that begins so was logged.
+// has reports whether the log has a line with this beginning.
 func (j *journal) has(begin string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()

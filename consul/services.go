@@ -54,9 +54,10 @@ func compareRows(a, b gateway.Service) int {
 	)
 }
 
-// withHidden gives the rows and those of the last snapshot that the ACLs have
-// taken away from Usher's token since: the entry still names their services, and
-// their chains are known. Services that a wildcard found may be gone for good.
+// withHidden returns the rows, and those of the last snapshot that ACLs hide from
+// Usher's token since then. It recognizes these by the entry, which still names
+// their services, and by their known chains. It leaves out the services of a
+// wildcard, because these may not exist any more.
 func (r *rows) withHidden(last *gateway.Snapshot, entry listing) []gateway.Service {
 	if !r.hidden || last == nil {
 		return r.services
@@ -72,8 +73,7 @@ func (r *rows) withHidden(last *gateway.Snapshot, entry listing) []gateway.Servi
 	return all
 }
 
-// rowOf returns the row that the service of a listener has, apart from what a
-// wildcard finds.
+// rowOf returns the row for a service of a listener. It does not expand a wildcard.
 func rowOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	return gateway.Service{
 		Service:      normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}),
@@ -84,9 +84,9 @@ func rowOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	}
 }
 
-// lists reports whether one of the rows is for the service of a row that an entry
-// asks for; for a wildcard, whether any is on its port. A service that names no
-// namespace may be that of the gateway's own.
+// lists reports whether the rows contain the wanted service. For a wildcard it
+// reports whether they contain any service on its port. A service without a
+// namespace may be in the namespace of the gateway.
 func lists(rows []gateway.Service, want gateway.Service) bool {
 	first := gateway.Service{Port: want.Port, Service: gateway.ServiceName{Name: want.Service.Name}}
 	if want.FromWildcard {

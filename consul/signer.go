@@ -123,10 +123,10 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	return s.conn, err
 }
 
-// maxSigned bounds an answer with a certificate, which has a few KiB.
+// maxSigned bounds the answer that contains a certificate. It usually has a few KiB.
 const maxSigned = 1 << 20
 
-// latestTLS are credentials that look up the settings for every connection.
+// latestTLS are credentials that read the current TLS settings for each connection.
 type latestTLS struct {
 	credentials.TransportCredentials
 	config func() *tls.Config
@@ -142,8 +142,8 @@ func (l latestTLS) Clone() credentials.TransportCredentials {
 	return latestTLS{l.TransportCredentials.Clone(), l.config}
 }
 
-// alpnDisabled is for Consul 1.15, which does not say by ALPN that it speaks
-// HTTP/2; the usual credentials insist on it.
+// alpnDisabled returns credentials that do not require ALPN. Consul 1.15 does not
+// announce HTTP/2 by ALPN, and gRPC's usual credentials require that.
 func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
 	return experimental.NewTLSWithALPNDisabled(config)
 }

@@ -20,7 +20,7 @@ type source struct {
 	client *Client
 	lease  *lease
 	hold   time.Duration
-	// patience is how long something has to be wrong to count.
+	// patience is how long something has to be wrong before it becomes a problem.
 	patience time.Duration
 	signer   *signer
 	put      func(*gateway.Snapshot)
@@ -42,7 +42,8 @@ type source struct {
 	local string
 	// unsettled says since when the health of a target is being waited for.
 	unsettled map[string]time.Time
-	// lacking says since when things are wrong; see build.lasted.
+	// lacking maps each thing that is wrong to the time when it began; see
+	// build.lasted.
 	lacking map[string]time.Time
 	// waiting is since when something else is missing; zero when nothing is.
 	waiting time.Time
@@ -68,8 +69,8 @@ func (s *source) run(ctx context.Context) {
 // idle is how long a source sleeps when nothing but a fact can wake it.
 const idle = time.Hour
 
-// step looks at the facts. It says when to do so again at the latest. After a
-// panic the last snapshot stays, with a problem that says so.
+// step looks at the facts and returns how long run may wait before the next step.
+// After a panic it keeps the last snapshot and adds a problem to it.
 func (s *source) step(now time.Time) (again time.Duration) {
 	err := guard.Run(s.client.logger, "consul snapshot", func() error {
 		again = s.look(now)

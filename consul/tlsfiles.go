@@ -16,23 +16,22 @@ import (
 	"github.com/usherproxy/usher/internal/follow"
 )
 
-// tlsFiles gives the TLS settings towards one of Consul's ports. The files that
-// they name are looked at whenever they are needed, but at most once in
-// lookPause. While one is missing, half written or bad, the last good settings
-// count.
+// tlsFiles holds the TLS settings for one of Consul's ports. It checks the files
+// whenever a connection needs the settings, but at most once in lookPause. While a
+// file is missing, half written or bad, it keeps the last good settings.
 type tlsFiles struct {
 	env    environment
-	paths  []string // of the files and of a directory
+	paths  []string // the files, and the CA directory
 	logger *slog.Logger
 
 	mu     sync.Mutex
 	looked time.Time
-	stamp  [sha256.Size]byte // of what config was made of
+	stamp  [sha256.Size]byte // the state of the files when config was made
 	config *tls.Config
-	told   string // the error that the log was last told
+	told   string // the error that was last logged
 }
 
-// lookPause bounds how often the files are looked at.
+// lookPause is the shortest time between two checks of the files.
 const lookPause = time.Second
 
 // tlsFiles reads the settings for the first time.
@@ -48,8 +47,8 @@ func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {
 	return f, err
 }
 
-// current returns the settings for a new connection. They are the same pointer
-// until they change.
+// current returns the settings for a new connection. The pointer stays the same
+// until the settings change.
 func (f *tlsFiles) current() *tls.Config {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -60,7 +59,7 @@ func (f *tlsFiles) current() *tls.Config {
 	return f.config
 }
 
-// follow is called with mu held.
+// follow checks the files and reads them if they changed. The caller holds mu.
 func (f *tlsFiles) follow() {
 	stamp, err := f.look()
 	if err == nil && stamp == f.stamp {
@@ -71,7 +70,7 @@ func (f *tlsFiles) follow() {
 	if err != nil {
 		if err.Error() != f.told {
 			f.told = err.Error()
-			f.logger.Warn("the changed files for TLS towards consul cannot be used; the last good ones count", "error", err)
+			f.logger.Warn("the changed files for TLS towards consul cannot be used; Usher keeps the last good ones", "error", err)
 		}
 		return
 	}
@@ -79,7 +78,7 @@ func (f *tlsFiles) follow() {
 	f.logger.Info("the changed files for TLS towards consul are used for new connections", "files", f.paths)
 }
 
-// read looks before it reads: what changes in between is seen the next time.
+// read calls look before it reads. So the next look sees a change in between.
 func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err error) {
 	if stamp, err = f.look(); err != nil {
 		return stamp, nil, fmt.Errorf("TLS towards consul: %w", err)
@@ -88,12 +87,13 @@ func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err erro
 	return stamp, config, err
 }
 
-// look returns a hash of the files' sizes and times of change, whether they are
-// there or not. Its error is that one should not be read.
+// look returns a hash of the sizes and modification times of the files. A missing
+// file is part of the hash, too. The error says that a file must not be read: it is
+// not regular, or too large.
 func (f *tlsFiles) look() (stamp [sha256.Size]byte, err error) {
 	hash := sha256.New()
 	for _, root := range f.paths {
-		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, _ error) error { // one that is missing has its place in the hash
+		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, _ error) error { // a missing file is part of the hash, too
 			info, failed := os.Stat(path)
 			if failed != nil {
 				fmt.Fprintf(hash, "%q %v\n", path, failed)

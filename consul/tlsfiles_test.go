@@ -45,7 +45,8 @@ func newIssuer(t *testing.T) issuer {
 	return i
 }
 
-// sign returns a certificate and its own key, which is the issuer's for its own.
+// sign returns a certificate and its key. For the issuer's own certificate, the key is
+// the issuer's.
 func (i issuer) sign(t *testing.T, cert, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key := i.key
@@ -79,7 +80,8 @@ func (i issuer) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.cert.Raw})
 }
 
-// serverOf trusts clients of the issuer, and has a certificate of it.
+// serverOf returns the settings of a server that trusts the issuer's clients and has a
+// certificate of the issuer.
 func (i issuer) serverOf(t *testing.T) *tls.Config {
 	t.Helper()
 	pool := x509.NewCertPool()
@@ -99,7 +101,7 @@ func newTLSDir(t *testing.T) tlsDir {
 	return tlsDir{filepath.Join(dir, "ca.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}
 }
 
-// write writes the issuer's certificate, and a client's of it.
+// write writes the certificates of the issuer and of one of its clients.
 func (d tlsDir) write(t *testing.T, i issuer) {
 	t.Helper()
 	leaf := i.leaf(t)
@@ -112,7 +114,8 @@ func (d tlsDir) write(t *testing.T, i issuer) {
 	writePEM(t, d.key, "PRIVATE KEY", key)
 }
 
-// env names the files; grpc says that the authority is the gRPC port's.
+// env returns the variables that name the files. If grpc is true, the authority is
+// that of the gRPC port.
 func (d tlsDir) env(grpc bool) vars {
 	v := vars{"CONSUL_CACERT": d.ca, "CONSUL_CLIENT_CERT": d.cert, "CONSUL_CLIENT_KEY": d.key}
 	if grpc {
@@ -122,9 +125,8 @@ func (d tlsDir) env(grpc bool) vars {
 	return v
 }
 
-// TestTheFilesForTLSAreFollowed has Consul move to another authority, for itself
-// and its clients, while Usher runs: first its files change, and are bad for a
-// while.
+// TestTheFilesForTLSAreFollowed moves Consul and its clients to another authority while
+// Usher runs. Usher's files change first, and are bad for a while.
 func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	first, second := newIssuer(t), newIssuer(t)
 	var serve atomic.Pointer[tls.Config]
@@ -187,8 +189,8 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	}
 }
 
-// lookAgain makes the next question one over a new connection, for which the
-// files are looked at.
+// lookAgain makes the next request use a new connection, for which Usher checks the
+// files.
 func lookAgain(c *Client) {
 	c.renew()
 	files := c.http.Transport.(*transport).files
@@ -197,8 +199,7 @@ func lookAgain(c *Client) {
 	files.looked = time.Time{}
 }
 
-// TestTheFilesOfTheGRPCPortAreFollowed has who signs certificates move to another
-// authority.
+// TestTheFilesOfTheGRPCPortAreFollowed moves Consul's gRPC port to another authority.
 func TestTheFilesOfTheGRPCPortAreFollowed(t *testing.T) {
 	first, second := newIssuer(t), newIssuer(t)
 	files := newTLSDir(t)

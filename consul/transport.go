@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// transport is an http.RoundTripper whose connections can be left behind: those
-// that are open when TLS settings change live on until their questions are
-// answered, and new questions get new ones.
+// transport is an http.RoundTripper that can replace its connections. When the TLS
+// settings change, new requests use new connections. An old connection stays open
+// until its requests are answered.
 type transport struct {
 	files *tlsFiles
 	build func(*tls.Config) *http.Transport
@@ -37,8 +37,8 @@ func (t *transport) current() *http.Transport {
 	return t.now
 }
 
-// renew leaves all connections behind: those of a network that was cut may be
-// dead without a sign.
+// renew makes new requests use new connections. After a network failure the old
+// ones may be dead, and the transport cannot see it.
 func (t *transport) renew() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -46,14 +46,15 @@ func (t *transport) renew() {
 	t.now = nil
 }
 
-// leave is called with mu held. A connection in use is closed after it.
+// leave closes the idle connections. Those in use are closed after their requests.
+// The caller holds mu.
 func (t *transport) leave() {
 	if t.now != nil {
 		t.now.CloseIdleConnections()
 	}
 }
 
-// CloseIdleConnections is what http.Client's method calls.
+// CloseIdleConnections implements the method that http.Client looks for.
 func (t *transport) CloseIdleConnections() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,10 +69,10 @@ const idleConnections = 200
 // maxHeader bounds the headers of an answer.
 const maxHeader = 64 << 10
 
-// newHTTPClient returns a client that opens at most so many connections where each
-// carries one question at a time. Its connections notice that the peer's host is
-// gone within ten seconds, which a blocking query of minutes would otherwise wait
-// for, and that the peer is frozen within half a minute.
+// newHTTPClient returns a client. Over plain HTTP, where a connection carries one
+// request at a time, it opens at most so many connections. A connection detects
+// within ten seconds that the peer's host is gone, even during a blocking query of
+// minutes. Over HTTP/2 it detects within half a minute that the peer is frozen.
 func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	dialer := &net.Dialer{
 		Timeout: 10 * time.Second,
@@ -96,8 +97,8 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 			HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		}
 		if a.scheme == "http" {
-			// Without it the transport opens one more whenever none is idle, and
-			// keeps them all.
+			// Without this bound the transport opens a new connection whenever none is
+			// idle, and keeps them all.
 			t.MaxConnsPerHost = connections
 		}
 		if a.scheme == "unix" {
@@ -116,8 +117,8 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	}
 }
 
-// onItsOwn makes the client one that never shares a connection: a question that
-// gets no answer takes its connection with it.
+// onItsOwn changes the client so that no two requests share a connection. A request
+// that gets no answer then closes its connection.
 func onItsOwn(c *http.Client) *http.Client {
 	t := c.Transport.(*transport)
 	build := t.build

@@ -267,8 +267,8 @@ func TestAChainThatFailsKeepsTheLastGoodOne(t *testing.T) {
 	}
 }
 
-// Nothing is decided before a chain has been unreadable for some time, however
-// often that was tried; then its service has none, and the others go on.
+// A snapshot waits for an unreadable chain for some time, however many attempts fail.
+// After that its service has no chain, and the other services go on.
 func TestAChainThatNeverWasGoodIsNotThere(t *testing.T) {
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -298,7 +298,7 @@ func TestAChainThatNeverWasGoodIsNotThere(t *testing.T) {
 	}
 }
 
-// faults are answers that say nothing about what was asked.
+// faults are answers that say nothing about the query.
 var faults = map[string]reply{
 	"500":       {status: http.StatusInternalServerError, body: "circular reference"},
 	"403":       {status: http.StatusForbidden, body: "Permission denied"},
@@ -325,8 +325,8 @@ func TestALeaderlessServerTakesNothingAway(t *testing.T) {
 	}
 }
 
-// Anybody can make up the name of a gateway: of one that is not registered nothing
-// else of its own is asked, and its snapshot says that it has no instances.
+// A caller can make up the name of a gateway. Usher reads nothing else about a gateway
+// that is not registered, and its snapshot has no instances.
 func TestOfAGatewayThatIsNotRegisteredOnlyThatIsAsked(t *testing.T) {
 	c := newLab(t, "web")
 	c.set("/v1/health/service/gateway", reply{body: "[]"})

@@ -8,10 +8,9 @@ import (
 	"time"
 )
 
-// A blocking query that gets no answer looks like one that waits for a change.
-// So a small question that does not wait is asked every few seconds, over a
-// connection of its own: what it finds is known within the sum of the pause and
-// the time that its answer may take.
+// A blocking query to a dead Consul looks like one that waits for a change. So the
+// watchdog sends a small non-blocking query every few seconds, over a separate
+// connection. It detects an outage within watchdogPause plus watchdogTimeout.
 const (
 	watchdogPause   = 4 * time.Second
 	watchdogTimeout = 5 * time.Second
@@ -19,14 +18,14 @@ const (
 	watchdogRetry = time.Second
 )
 
-// watchdog tells whether Consul answers at all.
+// watchdog checks whether Consul answers at all.
 type watchdog struct {
 	client *Client
 	hub    *hub
-	// back has a place for the news that Consul answers again.
+	// back receives when Consul answers again. Its capacity is 1.
 	back chan struct{}
-	// err is why Consul does not answer, nil in it when it does. It is the
-	// goroutine's that runs run; others read it.
+	// err points to the reason why Consul does not answer, or to nil. Only the
+	// goroutine of run writes it.
 	err atomic.Pointer[error]
 }
 
@@ -38,10 +37,10 @@ func newWatchdog(c *Client, h *hub) *watchdog {
 	return d
 }
 
-// failure returns why Consul does not answer; nil when it does.
+// failure returns why Consul does not answer, or nil if it does.
 func (d *watchdog) failure() error { return *d.err.Load() }
 
-// run asks until ctx ends.
+// run sends the queries until ctx ends.
 func (d *watchdog) run(ctx context.Context) {
 	defer d.client.aside.CloseIdleConnections()
 	for ctx.Err() == nil {
@@ -58,8 +57,8 @@ func (d *watchdog) run(ctx context.Context) {
 	}
 }
 
-// heartbeat is the watchdog's question: its answer of 2 KiB needs no right.
-// Any server may give it, if only it knows a leader.
+// heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any
+// server that knows a leader can answer it.
 var heartbeat = query{kind: rootsKind}
 
 func (d *watchdog) ask(ctx context.Context) error {
@@ -73,7 +72,7 @@ func (d *watchdog) learn(err error) {
 	was := d.failure()
 	d.err.Store(&err)
 	d.client.metrics.answers(err == nil)
-	if was == errNotAsked { //nolint:errorlint // it is the very one
+	if was == errNotAsked { //nolint:errorlint // it is never wrapped
 		was = nil
 	} else if was != nil && err == nil {
 		notify(d.back)
@@ -83,10 +82,10 @@ func (d *watchdog) learn(err error) {
 	d.hub.tell(heartbeat, was, err)
 }
 
-// notify puts news into a channel with a place for one.
+// notify sends on a channel of capacity 1. It never blocks.
 func notify(news chan<- struct{}) {
 	select {
 	case news <- struct{}{}:
-	default: // the same news is there already
+	default: // a notification is pending already
 	}
 }

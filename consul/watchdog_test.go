@@ -60,8 +60,8 @@ func TestAFrozenConsulIsNoticedWithinSeconds(t *testing.T) {
 	})
 }
 
-// TestQueriesOnDeadConnectionsAreAskedAgain has a network that is cut, and does
-// not know the old connections when it is there again.
+// TestQueriesOnDeadConnectionsAreAskedAgain interrupts the network. After that, the
+// old connections stay dead.
 func TestQueriesOnDeadConnectionsAreAskedAgain(t *testing.T) {
 	bothWays(t, func(t *testing.T, address string) {
 		c := newBubbleConsul(stateAt(900, webRows, webAt1))

@@ -21,9 +21,9 @@ type WatcherOptions struct {
 	// Hold bounds how long a snapshot waits for the first answer about the
 	// health of a target; 0 means 2 seconds.
 	Hold time.Duration
-	// Patience bounds how long a snapshot waits for the first answer to what a
-	// listener cannot be built without, and is how long Consul has to refuse an
-	// answer before that is a problem; 0 means 10 seconds.
+	// Patience bounds how long a snapshot waits for the first answers that a
+	// listener needs. It is also how long Consul has to refuse an answer before the
+	// refusal becomes a problem. 0 means 10 seconds.
 	Patience time.Duration
 }
 
@@ -33,12 +33,12 @@ type Watcher struct {
 	client *Client
 	hub    *hub
 	hold   time.Duration
-	// patience is that of the options.
+	// patience is WatcherOptions.Patience.
 	patience time.Duration
 	signer   *signer
 
 	watchdog *watchdog
-	beat     atomic.Pointer[[]*watch] // while Run is running
+	beat     atomic.Pointer[[]*watch] // the queries of Run; nil while it does not run
 
 	mu sync.Mutex
 	// own keeps the settings that instances had when they were last good, for
@@ -67,10 +67,10 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	}
 }
 
-// Run keeps up, until ctx ends, what every gateway needs: the queries that tell
-// Ready whether Consul answers Usher's token, and keep the last good
-// proxy-defaults in mind; the watchdog; and reading everything again where
-// blocking queries would not tell of a change.
+// Run runs the shared parts of all gateways until ctx ends. These are two queries,
+// the watchdog, and the refresh of queries that would miss a change. The queries
+// show Ready whether Consul answers Usher's token, and keep the last good
+// proxy-defaults.
 func (w *Watcher) Run(ctx context.Context) error {
 	l := w.hub.lease()
 	defer l.close()
@@ -88,11 +88,11 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil when Consul has been reached and answers, and else why not. It
-// says nothing about what Usher has to serve: the last good answers count for as
-// long as Consul is away. The watchdog tells within ten seconds whether Consul
-// answers at all. The mesh's roots need no right; proxy-defaults tells whether
-// Consul knows Usher's token.
+// Ready returns nil if Consul answers, and otherwise the reason why not. It does not
+// say whether Usher has something to serve: Usher keeps the last good answers while
+// Consul is away. The watchdog detects within ten seconds that Consul does not
+// answer. The query for the mesh's roots needs no right. The query for
+// proxy-defaults shows whether Consul knows Usher's token.
 func (w *Watcher) Ready() error {
 	beat := w.beat.Load()
 	if beat == nil {

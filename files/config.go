@@ -27,8 +27,9 @@ type config struct {
 // extensions are those of the files that are read.
 var extensions = []string{".hcl", ".json", ".yaml", ".yml"}
 
-// readable says whether a file of this name is read, which has to be one. Others are not, so that
-// notes, editors' copies and the ..data of a Kubernetes volume may lie there.
+// readable reports whether Usher reads an entry of this name, which then has to be a regular file.
+// It ignores other names, so that the directory may hold notes, editors' copies, and the ..data of a
+// Kubernetes volume.
 func readable(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name))
 }
@@ -158,7 +159,7 @@ func (c *config) resourceList(d *decoder, root *node) {
 	}
 	d.object(root, "", &l)
 	for _, item := range l.Items {
-		if item != nil { // null says nothing, as an empty document does
+		if item != nil { // null is like an empty document
 			c.yamlDocument(item)
 		}
 	}

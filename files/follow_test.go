@@ -294,8 +294,8 @@ func TestWatchBeforeTheFirstReadWaits(t *testing.T) {
 	}
 }
 
-// TestDirectoryIsReadWhenAsked has a directory farther up replaced, of which
-// nothing is seen by itself.
+// TestDirectoryIsReadWhenAsked replaces a directory above the watched one. A follower
+// does not see that by itself.
 func TestDirectoryIsReadWhenAsked(t *testing.T) {
 	up := filepath.Join(t.TempDir(), "up")
 	release := func(port int) string {

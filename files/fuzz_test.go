@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// seeds are texts of every kind that a file may hold, each in one of the three
-// languages, and what has gone wrong before.
+// seeds are texts of every kind that a file may contain, in the three languages, and
+// texts that have failed before.
 func seeds(f testing.TB) map[string][]string {
 	f.Helper()
 	entry := func(kind string) string {
@@ -35,8 +35,8 @@ func seeds(f testing.TB) map[string][]string {
 	}
 }
 
-// readText reads a text, builds what it says, and demands that every problem
-// names its place on one line.
+// readText reads a text and builds its content. It checks that every problem is one
+// line and names its place.
 func readText(t *testing.T, ext, text string) {
 	t.Helper()
 	c := &config{}
@@ -70,7 +70,7 @@ func TestATextThatIsCutOffAnywhereIsReadOrAProblem(t *testing.T) {
 	}
 }
 
-// FuzzText holds that no text of a file makes the reader panic.
+// FuzzText checks that no text of a file makes the reader panic.
 func FuzzText(f *testing.F) {
 	for _, texts := range seeds(f) {
 		for _, text := range texts {

@@ -88,10 +88,10 @@ func (s *Source) Run(ctx context.Context) error {
 	return follow.Dir(s.dir, follow.Options{Read: s.read, Broken: s.broken, Logger: s.logger, Again: s.again}).Run(ctx)
 }
 
-// Reload makes Run read the directory at once, as after a change.
+// Reload makes Run read the directory at once, as it does after a change.
 func (s *Source) Reload() { s.again.Ask() }
 
-// read reads the directory again; it is false when something in it is wrong.
+// read reads the directory again. It returns false if something in it is wrong.
 // Only when that is sure, it is reported.
 func (s *Source) read(sure bool) bool {
 	v := s.now()
@@ -114,12 +114,12 @@ func (s *Source) read(sure bool) bool {
 	return true
 }
 
-// broken says that reading the directory has panicked.
+// broken reports a panic while the directory was read.
 func (s *Source) broken(err error) {
 	s.keep(Problems{{Where: s.dir, What: err.Error() + "; what the files last said stays"}})
 }
 
-// keep has these problems, and otherwise what the files last said.
+// keep shows the problems, and keeps the last good content of the files.
 func (s *Source) keep(problems Problems) {
 	v := s.now()
 	if !slices.Equal(problems, v.broken) {

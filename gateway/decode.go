@@ -109,7 +109,7 @@ func (d *decoder) problem(where, what string) {
 	d.problems = append(d.problems, Problem{Where: oneLine(where), What: oneLine(what)})
 }
 
-// oneLine makes a text fit for a problem: a key may hold anything.
+// oneLine replaces control characters, which a key may contain, by spaces.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {

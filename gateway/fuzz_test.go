@@ -8,9 +8,9 @@ import (
 	"unicode"
 )
 
-// FuzzSettings holds that nothing under the key usher makes Usher panic: it is
-// taken or refused a line a mistake, a layer keeps its last good settings, and
-// what is inherited is set apart from what is not.
+// FuzzSettings checks that no value under the key usher makes Usher panic. Each mistake
+// is a problem of one line, a layer keeps its last good settings, and Own separates
+// inherited settings from the others.
 func FuzzSettings(f *testing.F) {
 	for _, text := range []string{
 		"null", "[]", "{}", `[null]`, `"x"`, "1e999", `{"": 1}`, `{"a\u000db\u000a": {"c\u0000": 1}}`, `{"proxy_protocol": [{"mode": ["strict"]}]}`,

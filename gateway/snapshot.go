@@ -36,10 +36,10 @@ func orDefault(s string) string {
 // on only when its parts agree with each other: every row of Services has its
 // listener in Entry.
 //
-// What is absent from Chains, Endpoints, MeshGateways or Peers is not known: it
-// could not be read, and never was. Whatever needs it is withheld, so that an
-// Envoy that has it keeps it. That there is nothing is another thing to know, and
-// is present and empty.
+// If a key is absent from Chains, Endpoints, MeshGateways or Peers, its value is not
+// known: the source has never read it. Usher withholds the resources that need it,
+// so that an Envoy keeps those that it has. If the source knows that there is
+// nothing, the value is present and empty.
 type Snapshot struct {
 	ID         ID
 	Datacenter string // the local datacenter; never empty
@@ -52,7 +52,7 @@ type Snapshot struct {
 	Entry *Entry
 	// Services are the rows of gateway-services: the entry's services with
 	// wildcards expanded, sorted by Port and then Service.
-	// A service whose row is hidden from the source has one nevertheless.
+	// A service that ACLs hide from the source has a row here, too.
 	Services []Service
 	// Chains holds the compiled discovery chains of the rows in Services.
 	Chains map[ServiceName]*Chain
@@ -62,7 +62,7 @@ type Snapshot struct {
 	// datacenter or partition goes through.
 	MeshGateways map[string]*Endpoints
 	// Peers holds, by name, what verifies the instances of the cluster peers that
-	// targets are in. One that has told no certificates yet is present and empty.
+	// targets are in. If a peer has sent no certificates yet, its value is empty.
 	Peers map[string]*Roots
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none

@@ -20,15 +20,15 @@ import (
 // any.
 var ErrNotInCluster = errors.New("not in a cluster")
 
-// A panic in a goroutine of client-go's ends that goroutine, and with it a request
-// that is made again, and not the process.
+// A panic in a goroutine of client-go must not end the process. It ends only that
+// goroutine and its request, and client-go sends the request again.
 func init() {
 	log := utilruntime.PanicHandlers
 	utilruntime.ReallyCrash = false
 	utilruntime.PanicHandlers = []func(context.Context, any){func(ctx context.Context, cause any) {
 		guard.Panics.WithLabelValues("kubernetes").Inc()
 		for _, handler := range log {
-			handler(klog.NewContext(ctx, klog.Background()), cause) // its own logger is quiet
+			handler(klog.NewContext(ctx, klog.Background()), cause) // the logger in ctx discards everything
 		}
 	}}
 }

@@ -52,10 +52,11 @@ func (e *ear) run(ctx context.Context) {
 		RunWithContext(klog.NewContext(ctx, quiet))
 }
 
-// guarded makes an error of a panic, so that the reflector tries again.
+// guarded turns a panic into an error, so that the reflector tries again.
 func (e *ear) guarded(f func() error) error { return guard.Run(e.log, "kubernetes", f) }
 
-// watched lists and watches, and notes how each request ended.
+// watched returns what lists and watches the Service. It records the result of each
+// request.
 func (e *ear) watched(ctx context.Context) *cache.ListWatch {
 	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
 	return &cache.ListWatch{
@@ -113,7 +114,7 @@ func (s store) Replace(objs []any, _ string) error {
 	err := s.guarded(func() error {
 		var service *corev1.Service
 		for _, obj := range objs {
-			// An API server that does not know the selector gives all of them.
+			// An API server that does not know the selector returns all Services.
 			if other, ok := obj.(*corev1.Service); ok && other.Name == s.id.Name {
 				service = other
 			}

@@ -14,7 +14,7 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// fragile is a client that panics when the test says so.
+// fragile is a client that panics when the test tells it to.
 type fragile struct {
 	rest.Interface
 	get, put atomic.Bool
@@ -34,7 +34,7 @@ func (f *fragile) Put() *rest.Request {
 	return f.Interface.Put()
 }
 
-// counting gives how many panics are counted from now on.
+// counting returns a function that returns how many panics were counted since then.
 func counting() func() float64 {
 	before := testutil.ToFloat64(guard.Panics.WithLabelValues("kubernetes"))
 	return func() float64 { return testutil.ToFloat64(guard.Panics.WithLabelValues("kubernetes")) - before }

@@ -48,7 +48,7 @@ func (r record) agree(ctx context.Context, id gateway.KubernetesService, next fu
 	})
 }
 
-// note does what agree does once. The error is a conflict when another Usher was
+// note makes one attempt of agree. The error is a conflict if another Usher was
 // faster.
 func (r record) note(ctx context.Context, key string, next func(noted memory) memory) error {
 	var m corev1.ConfigMap
@@ -103,7 +103,7 @@ func noteOf(m memory) string {
 	}
 	text, err := json.Marshal(n)
 	if err != nil {
-		return "" // which says nothing; there is no value that cannot be written
+		return "" // an empty note; this does not happen, because every value can be written
 	}
 	return string(text)
 }
@@ -112,8 +112,8 @@ func (h held) note() noted {
 	return noted{Told: h.signal, Sends: h.sends, Kept: h.kept, Changed: writable(h.changed), Newest: writable(h.newest), Stayed: writable(h.stayed)}
 }
 
-// writable returns a time in UTC. JSON has the years 0 to 9999 only, and a time in
-// another zone can be a little outside of them.
+// writable returns a time in UTC. JSON allows only the years 0 to 9999, and the
+// conversion from another zone can leave them by some hours.
 func writable(t time.Time) time.Time {
 	t = t.UTC()
 	switch {
@@ -142,12 +142,12 @@ func (n noted) held() held {
 	return held{tell: tell{signal: n.Told, sends: n.Sends, kept: n.Kept}, changed: n.Changed, newest: n.Newest, stayed: n.Stayed}
 }
 
-// ahead is by how much the clocks of those who note may differ.
+// ahead is by how much the clocks of the Ushers may differ.
 const ahead = 24 * time.Hour
 
-// believable returns a memory that was noted; nothing where there cannot be such a
-// one: it has times to come, which would hold a grace open, ports that no listener
-// has, or nothing to say of a listener.
+// believable returns a noted memory, or an empty one if no Usher can have written it.
+// That is so if it contains times in the future, which would keep a grace open, ports
+// that no listener can have, or listeners about which it says nothing.
 func (m memory) believable(now time.Time) memory {
 	latest := now.Add(ahead)
 	toCome := func(h held) bool {
@@ -163,7 +163,7 @@ func (m memory) believable(now time.Time) memory {
 	return m
 }
 
-// silent reports whether nothing was known, and not even for how long.
+// silent reports whether the note says nothing about the listener.
 func (h held) silent() bool { return h.signal == silent && h.stayed.IsZero() }
 
 // with gives what is known by somebody who knew m and sees what is noted: the

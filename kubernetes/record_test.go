@@ -107,7 +107,7 @@ func TestANoteThatNobodyUnderstandsIsNone(t *testing.T) {
 	}
 }
 
-// absurd are notes that no Usher has written.
+// absurd are notes that no Usher can have written.
 var absurd = []string{
 	"null", "[]", `{"version": null, "listeners": null, "others": null}`, `{"version": "9", "listeners": {"8080": null}}`, "1e999", `{"version": 9}`,
 	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "9999-12-31T23:59:59-01:00"}}}`,
@@ -129,8 +129,8 @@ func TestANoteThatNoUsherHasWrittenIsNone(t *testing.T) {
 	}
 }
 
-// A time in the first or last year can be in another one in UTC, which JSON cannot
-// write.
+// A time in the first or last year can be in another year in UTC, which JSON does not
+// allow.
 func TestEveryTimeCanBeNoted(t *testing.T) {
 	for _, text := range []string{"0000-01-01T00:00:00+23:59", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"} {
 		var when time.Time
@@ -145,8 +145,8 @@ func TestEveryTimeCanBeNoted(t *testing.T) {
 	}
 }
 
-// FuzzNote holds that no note makes Usher panic, and that whatever becomes of it
-// can be noted and is the same when it is read.
+// FuzzNote checks that no note makes Usher panic. It also checks that the result can be
+// noted, and is the same when it is read.
 func FuzzNote(f *testing.F) {
 	for _, text := range absurd {
 		f.Add(text)

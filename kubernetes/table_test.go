@@ -354,8 +354,8 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// FuzzService holds that no Service makes Usher panic, and that what follows from
-// it can be noted.
+// FuzzService checks that no Service makes Usher panic, and that the result can be
+// noted.
 func FuzzService(f *testing.F) {
 	for _, s := range []*corev1.Service{service("true", 0), service("", 0), keepsClients(), {}} {
 		text, err := json.Marshal(s)

@@ -130,13 +130,13 @@ type follower struct {
 	id         gateway.KubernetesService
 	shown      bool  // that the watch fails, in the metrics
 	heard      heard // the last that the API server said
-	fresh      bool  // it is not taken in yet
+	fresh      bool  // heard is not taken in yet
 	begun      bool  // something was heard
 	failing    bool  // nobody knows at the moment what the Service says
 	memory     memory
 	problems   []gateway.Problem
 	unrecorded []gateway.Problem // why the others do not know what this one knows
-	panicked   []gateway.Problem // why what was heard could not be taken in
+	panicked   []gateway.Problem // the panic while heard was taken in, if there was one
 	last       *gateway.Balancer // what was put last
 }
 
@@ -195,7 +195,7 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 	return next, wake
 }
 
-// stay returns what was put last, with the problem that its successor has panicked.
+// stay returns what was put last, with a problem about a panic.
 func (f *follower) stay(err error) *gateway.Balancer {
 	f.panicked = []gateway.Problem{{
 		Where: where(f.id.Namespace, f.id.Name),

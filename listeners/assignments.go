@@ -15,7 +15,7 @@ import (
 type assignments struct {
 	made      ordered.Map[*assignment]                       // of every leg, by its cluster
 	endpoints ordered.Map[*endpointv3.ClusterLoadAssignment] // those that are known, by their clusters
-	unknown   ordered.Map[*assignment]                       // those that are not
+	unknown   ordered.Map[*assignment]                       // those that are not known
 	troubled  ordered.Map[*assignment]                       // those with problems
 }
 
@@ -102,7 +102,7 @@ func (a assignments) next(s *gateway.Snapshot, changed iter.Seq[leg]) assignment
 	return a
 }
 
-// holding returns the map with the value, or without it.
+// holding returns the map with the value if holds is true, and otherwise without it.
 func holding[V comparable](m ordered.Map[V], name string, v V, holds bool) ordered.Map[V] {
 	if holds {
 		return m.With(name, v)

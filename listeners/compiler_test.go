@@ -168,9 +168,9 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 	}
 }
 
-// Whatever is not known takes no listener away: each that there is when everything
-// is known is there, or withheld. What is not withheld is as it was, and what it
-// leads to is there.
+// Unknown facts never remove a listener. Each listener of the complete snapshot is
+// there or withheld. A listener that is not withheld is unchanged, and all that it
+// refers to is there.
 func TestWhatIsNotKnownTakesNothingAway(t *testing.T) {
 	eachCase(t, func(t *testing.T, in []byte) {
 		s, _ := mustParse(t, in)
@@ -216,8 +216,7 @@ func checkNothingLost(t *testing.T, all, r *Resources) {
 	}
 }
 
-// unread gives a snapshot in which any of what a source may fail to read is not
-// known.
+// unread returns a snapshot that lacks random facts that a source can fail to read.
 func unread(rnd *rand.Rand, s *gateway.Snapshot) *gateway.Snapshot {
 	next := *s
 	next.Chains = some(rnd, s.Chains)
@@ -227,7 +226,7 @@ func unread(rnd *rand.Rand, s *gateway.Snapshot) *gateway.Snapshot {
 	return &next
 }
 
-// some gives a copy without some of the values.
+// some returns a copy without some of the values.
 func some[K comparable, V any](rnd *rand.Rand, m map[K]V) map[K]V {
 	out := maps.Clone(m)
 	for k := range m {

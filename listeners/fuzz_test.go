@@ -45,10 +45,10 @@ func casesAsJSON(t testing.TB) [][]byte {
 	return cases
 }
 
-// releases are those that the targets compile for.
+// releases are the releases of Envoy that the fuzz targets compile for.
 var releases = []gateway.Envoy{{}, {Major: 1, Minor: 22}}
 
-// compileDamaged does nothing where the damage is such that no source could have
+// compileDamaged compiles a damaged snapshot. It does nothing if no source could have
 // read it.
 func compileDamaged(t *testing.T, in []byte, seed uint64) {
 	t.Helper()
@@ -66,8 +66,8 @@ func compileAll(t *testing.T, s *gateway.Snapshot) {
 	}
 }
 
-// FuzzChain compiles a gateway whose service has the discovery chain of a text,
-// which is as Consul writes it.
+// FuzzChain compiles a gateway whose service has the discovery chain in the text. The
+// text is in Consul's form.
 func FuzzChain(f *testing.F) {
 	for _, name := range golden.Cases(f, testdata) {
 		s, _, err := parseFixture(golden.Input(f, testdata, name))
@@ -118,8 +118,8 @@ func oneService(protocol string) *gateway.Snapshot {
 	}
 }
 
-// FuzzAccessLog compiles a gateway whose operator has written what a text says
-// under access_log, and whose proxy-defaults have these formats.
+// FuzzAccessLog compiles a gateway with the text as the operator's access_log, and with
+// these formats in proxy-defaults.
 func FuzzAccessLog(f *testing.F) {
 	for _, in := range casesAsJSON(f) {
 		var found struct {
@@ -130,7 +130,7 @@ func FuzzAccessLog(f *testing.F) {
 			}
 		}
 		if json.Unmarshal(in, &found) != nil {
-			continue // a list stands for its element there
+			continue // a list there means its element
 		}
 		for _, log := range []any{found.Usher.Server.AccessLog, found.Usher.Defaults.AccessLog, found.Usher.Operator.AccessLog} {
 			if text, err := json.Marshal(log); err == nil && log != nil {

@@ -18,8 +18,8 @@ type listening struct {
 	logs   accessLogs
 }
 
-// errUnknown says that it is not known what a listener shall be like. The source
-// of settings that is bad, and what cannot be read, has a problem of its own.
+// errUnknown means that a part of a listener's input is not known. A separate problem
+// reports that part: bad settings, or a fact that the source cannot read.
 var errUnknown = errors.New("what the listener follows from is not known")
 
 func listeningOn(env environment, in instance, p port) (listening, []gateway.Problem, error) {

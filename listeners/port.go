@@ -36,7 +36,7 @@ type port struct {
 type row struct {
 	service gateway.Service
 	config  *gateway.ListenerService // nil: the listener has none for the row
-	chain   *gateway.Chain           // nil: it is not known
+	chain   *gateway.Chain           // nil if it is not known
 }
 
 // portParts are the parts of a port that every instance of the gateway shares.
@@ -145,9 +145,9 @@ func (p *port) check() error {
 	return nil
 }
 
-// known reports whether everything is known that the row's routes and clusters
-// follow from: its chain, and for each target in a cluster peer the peer's
-// certificates and, where there are any, the instances.
+// known reports whether all input of the row's routes and clusters is known. This is
+// its chain and, for each target in a cluster peer, the peer's certificates. If the
+// peer has certificates, the target's instances belong to it, too.
 func (r row) known(s *gateway.Snapshot) bool {
 	if r.chain == nil {
 		return false
@@ -163,10 +163,9 @@ func (r row) known(s *gateway.Snapshot) bool {
 	return true
 }
 
-// compilePort makes the parts of a port that its instances share. While a row is
-// not known there are no routes, and the error is errUnknown; the clusters and
-// instances of the other rows are there all the same, for an Envoy that has the
-// port.
+// compilePort makes the parts of a port that its instances share. If a row is not
+// known, it makes no routes and returns errUnknown. It still makes the clusters and
+// load assignments of the other rows, for an Envoy that has the port already.
 func compilePort(env environment, p port, memo clusterMemo) (portParts, error) {
 	if err := p.check(); err != nil {
 		return portParts{}, err

@@ -56,7 +56,7 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 		return nil, fmt.Errorf("--admin-addr %s: %w", addr, err)
 	}
 	if !isLocal(addr) {
-		log.Warn("the admin port is reachable beyond loopback: it shows no secrets, but anybody there can read the names of gateways in /metrics; let only probes and Prometheus reach it", "admin", addr)
+		log.Warn("the admin port is reachable beyond loopback: it shows no secrets, but every host that reaches it can read the names of gateways in /metrics; let only probes and Prometheus reach it", "admin", addr)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -85,7 +85,7 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 	}}, nil
 }
 
-// noSniff keeps browsers from taking an answer for something else than text.
+// noSniff stops browsers from interpreting an answer as anything but text.
 func noSniff(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -11,15 +11,14 @@ import (
 // Prometheus need a few.
 const maxAdminConnections = 100
 
-// crowd bounds the connections of a server: one too many takes the place of
-// another that has had no request under way for longest. So connections that
-// only wait never keep a probe out, nor use up the files of the process. Use
-// newCrowd.
+// crowd bounds the connections of a server. When there is one too many, it closes
+// the one that has been without a request for the longest time. So idle connections
+// never keep a probe out, and do not use up the files of the process. Use newCrowd.
 type crowd struct {
 	limit int
 
 	mu    sync.Mutex
-	order *list.List // of *guest; who has changed last stands at the end
+	order *list.List // of *guest; the one that changed last is at the end
 	place map[net.Conn]*list.Element
 }
 
@@ -32,7 +31,7 @@ func newCrowd(limit int) *crowd {
 	return &crowd{limit: limit, order: list.New(), place: map[net.Conn]*list.Element{}}
 }
 
-// note is for http.Server.ConnState.
+// note records the new state of a connection. Use it as http.Server.ConnState.
 func (c *crowd) note(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -49,8 +48,8 @@ func (c *crowd) note(conn net.Conn, state http.ConnState) {
 	c.place[conn] = c.order.PushBack(&guest{conn: conn, busy: state == http.StateActive})
 }
 
-// sendAway closes the connection that is worth least. Its server notes the end
-// later, so it is forgotten here.
+// sendAway closes the connection that has been idle for longest, or else the oldest
+// one. The server reports its end later, so sendAway already forgets it.
 func (c *crowd) sendAway() {
 	worst := c.order.Front()
 	for e := worst; e != nil; e = e.Next() {

@@ -42,8 +42,8 @@ func dialAdmin(t *testing.T, addr string) net.Conn {
 	return conn
 }
 
-// ask makes a request on a connection that is kept, and returns the answer's
-// status and headers.
+// ask makes a request on an open connection, and returns the answer's status and
+// headers.
 func ask(conn net.Conn, path string) (int, http.Header, error) {
 	if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: usher\r\n\r\n"); err != nil {
 		return 0, nil, err
@@ -57,8 +57,8 @@ func ask(conn net.Conn, path string) (int, http.Header, error) {
 	return response.StatusCode, response.Header, err
 }
 
-// TestWaitingConnectionsMakeRoomAtTheAdminPort has a crowd of connections that
-// say nothing, and of such that were used once.
+// TestWaitingConnectionsMakeRoomAtTheAdminPort opens many connections without a
+// request, and some that were used once.
 func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
 	addr := startAdmin(t, io.Discard, &told{})
 	used := dialAdmin(t, addr)
@@ -85,8 +85,8 @@ func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
 	}
 }
 
-// The first that has nothing under way makes room, and only where there is none
-// the first of all.
+// The connection that has been idle for longest makes room. If none is idle, the
+// oldest one does.
 func TestWhoMakesRoom(t *testing.T) {
 	c := newCrowd(3)
 	conns := map[string]net.Conn{}

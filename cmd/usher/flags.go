@@ -12,8 +12,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serveOptions are the flags of usher serve. Empty addresses of Consul fall
-// back to Consul's own environment variables.
+// serveOptions are the flags of usher serve. If an address of Consul is empty,
+// Consul's environment variables apply.
 type serveOptions struct {
 	consulHTTPAddr    string
 	consulGRPCAddr    string
@@ -62,7 +62,7 @@ func serveCommand() *cobra.Command {
 	return cmd
 }
 
-// register adds the flags of usher serve: all of them stand here.
+// register adds all flags of usher serve.
 func (o *serveOptions) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "", "Consul's HTTP API: host:port, http(s)://host:port or unix:///path. Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
@@ -85,7 +85,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
 }
 
-// check refuses times that are out of bounds.
+// check returns an error if the value of a flag is out of bounds.
 func (o *serveOptions) check() error {
 	const most = 10 * time.Minute
 	switch {

@@ -10,7 +10,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// limitFlags adds the flags of what callers may cost.
+// limitFlags adds the flags that bound what callers may use.
 func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 	d := xds.DefaultLimits
 	f.IntVar(&l.Connections, "max-connections", connectionsFor(maxFiles()), "How many connections to the xDS port may be open. The default leaves a quarter of the files that the process may open for everything else.")
@@ -22,8 +22,8 @@ func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 	f.IntVar(gateways, "max-gateways", control.DefaultMaxGateways, "How many gateways are served at once.")
 }
 
-// checkLimits checks the flags of limitFlags. The process needs some of its files for
-// Consul, Kubernetes and its admin port.
+// checkLimits checks the flags of limitFlags. It keeps reservedFiles for the rest of
+// the process.
 func (o *serveOptions) checkLimits() error {
 	l := o.limits
 	for flag, value := range map[string]int{
@@ -43,11 +43,12 @@ func (o *serveOptions) checkLimits() error {
 	return nil
 }
 
-// reservedFiles are for the connections to Consul and Kubernetes, the admin port,
-// and files that are followed.
+// reservedFiles is how many files the process needs for the connections to Consul
+// and Kubernetes, for the admin port, and for the files that it follows.
 const reservedFiles = 160
 
-// connectionsFor returns how many connections leave files enough for the rest.
+// connectionsFor returns the default of --max-connections if the process may open
+// so many files.
 func connectionsFor(files int) int {
 	return max(1, min(4096, files*3/4, files-reservedFiles))
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// logger returns the log of the process, which nothing that logs waits for, and
-// the function that ends it. The metrics count what it loses.
+// logger returns the log of the process, and a function that ends it. Writing to
+// the log never blocks. The metrics count the lines that it drops.
 func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(), error) {
 	queue := newLogQueue(o.logTo, o.logFormat, metrics)
 	log, err := newLogger(queue, o.logFormat, o.logLevel)
@@ -26,12 +26,12 @@ func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(
 	}, nil
 }
 
-// grpcErrors is where the lines go that gRPC would write to stderr by itself.
-// gRPC has one such place for the whole process.
+// grpcErrors receives the lines that gRPC would otherwise write to stderr. gRPC has
+// one such writer for the whole process.
 var grpcErrors grpcLog
 
-// grpcLog is a writer whose lines become records of a log. Without one they are
-// dropped.
+// grpcLog is a writer that writes each line as a record of a log. While it has no
+// log, it drops them.
 type grpcLog struct{ log atomic.Pointer[slog.Logger] }
 
 func (g *grpcLog) Write(line []byte) (int, error) {

@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// maxQueued is how many bytes of log wait for their reader at most.
+	// maxQueued is how many bytes of log wait in memory at most.
 	maxQueued = 4 << 20
-	// lastFlush is how long the end of the process waits for the reader.
+	// lastFlush is how long the process waits for the log's reader before it ends.
 	lastFlush = time.Second
-	// writeAgain is after which time a full pipe that does not block is tried again.
+	// writeAgain is the pause before another write to a full non-blocking pipe.
 	writeAgain = 10 * time.Millisecond
 )
 
-// logQueue is a writer for lines of log that never blocks: a pipe whose reader
-// has stopped must not stop the streams of Envoys. Lines wait in memory for the
-// goroutine of run, which alone writes to the log. What does not fit is dropped
-// and counted, and a line in its place says how many are missing. Use
+// logQueue is a writer for lines of log that never blocks: a pipe whose reader has
+// stopped must not stop the streams of Envoys. It keeps the lines in memory, and
+// only the goroutine of run writes them to the log. When the memory is full, it
+// drops lines, counts them, and writes in their place how many are missing. Use
 // newLogQueue.
 type logQueue struct {
 	to      io.Writer
@@ -32,17 +32,17 @@ type logQueue struct {
 	dropped prometheus.Counter
 
 	mu    sync.Mutex
-	work  sync.Cond // something below has changed
+	work  sync.Cond // signals that a field below has changed
 	lines [][]byte
 	size  int // of lines, in bytes
-	lost  int // lines that were not taken, and of which no line tells yet
+	lost  int // dropped lines that no line reports yet
 	ended bool
 
-	failed int           // lines that could not be written and of which no line tells yet; run owns it
+	failed int           // lines whose write failed and that no line reports yet; only run uses it
 	done   chan struct{} // closed when run has returned
 }
 
-// newLogQueue returns a queue in front of a log in a format of newLogger's.
+// newLogQueue returns a queue in front of a log. format is one of newLogger.
 func newLogQueue(to io.Writer, format string, metrics prometheus.Registerer) *logQueue {
 	q := &logQueue{
 		to: to, limit: maxQueued, format: format, done: make(chan struct{}),
@@ -56,8 +56,8 @@ func newLogQueue(to io.Writer, format string, metrics prometheus.Registerer) *lo
 	return q
 }
 
-// Write takes one line. After a loss it takes none before half of the queue is
-// written, so that lines are not lost here and there.
+// Write takes one line. After it has dropped one, it drops all until half of the
+// queue is written. So the missing lines are adjacent.
 func (q *logQueue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -94,7 +94,7 @@ func (q *logQueue) run() {
 	}
 }
 
-// next waits for a line; nil: there will be none.
+// next waits for a line and returns it. After the last line it returns nil.
 func (q *logQueue) next() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -116,8 +116,8 @@ func (q *logQueue) next() []byte {
 	return nil
 }
 
-// write reports whether the line was written. A file that another process has
-// made non-blocking refuses what a full pipe would block.
+// write writes the line and reports whether it could. Another process may have made
+// the pipe non-blocking; then write tries again while the pipe is full.
 func (q *logQueue) write(line []byte) bool {
 	for {
 		n, err := q.to.Write(line)
@@ -129,16 +129,15 @@ func (q *logQueue) write(line []byte) bool {
 	}
 }
 
-// missing returns the line that stands for lost ones.
+// missing returns the line that reports lost lines.
 func (q *logQueue) missing(lines int) []byte {
 	var text bytes.Buffer
-	log, _ := newLogger(&text, q.format, "warn") // the format is known to be good
+	log, _ := newLogger(&text, q.format, "warn") // the format has been checked before
 	log.Warn("lines of log are missing here: the log was not read in time, or could not be written", "lines", lines)
 	return text.Bytes()
 }
 
-// close ends run, and waits until all lines are written, for as long as
-// patience. A write that blocks longer is left to the end of the process.
+// close ends run. It waits until all lines are written, for patience at most.
 func (q *logQueue) close(patience time.Duration) {
 	q.mu.Lock()
 	q.ended = true

@@ -38,7 +38,7 @@ func queued(t *testing.T, to io.Writer, format string) (*logQueue, *slog.Logger)
 	return q, log
 }
 
-// records logs what a log can hold, always the same.
+// records logs the same varied records on every call.
 func records(h slog.Handler) {
 	for i := range 100 {
 		r := slog.NewRecord(time.Unix(int64(i), 0), slog.LevelInfo, "line", 0)
@@ -70,8 +70,8 @@ func TestTheLogHasTheSameBytesInTheSameOrder(t *testing.T) {
 
 var missingLine = regexp.MustCompile(`lines of log are missing here.*lines"?[=:](\d+)`)
 
-// TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing logs far more than the
-// queue holds before anything is read.
+// TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing logs far more than the queue
+// holds before it reads anything.
 func TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -117,11 +117,11 @@ func TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
-// after is a writer that gives its errors one after the other, and then writes.
+// after is a writer that first returns its errors, and then writes.
 type after struct {
 	bytes.Buffer
 	errors []error
-	takes  int // bytes that a write takes which fails
+	takes  int // bytes that each failing write takes
 }
 
 func (a *after) Write(p []byte) (int, error) {
@@ -142,7 +142,7 @@ func TestALogThatCannotBeWrittenLosesLinesAndSaysSoLater(t *testing.T) {
 			log.Info("line", "i", i)
 			synctest.Wait()
 		}
-		// Line 0 fails, then twice the line about it.
+		// Line 0 fails, and then the line about it fails twice.
 		lines := strings.Split(strings.TrimSpace(to.String()), "\n")
 		if len(lines) != 2 || !strings.HasSuffix(lines[0], " lines=3") || !strings.HasSuffix(lines[1], " i=3") {
 			t.Errorf("wrote %q", lines)

@@ -14,7 +14,7 @@ import (
 )
 
 func main() {
-	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" { // else gRPC itself is being looked into
+	if os.Getenv("GRPC_GO_LOG_SEVERITY_LEVEL") == "" { // otherwise the operator debugs gRPC
 		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, &grpcErrors))
 	}
 	if err := rootCommand().ExecuteContext(context.Background()); err != nil {
@@ -23,8 +23,8 @@ func main() {
 	}
 }
 
-// complain writes to stderr why the process ends. It does not wait long for a
-// reader.
+// complain writes to stderr why the process ends. If the pipe is full, it gives up
+// after lastFlush.
 func complain(err error) {
 	said := make(chan struct{})
 	go func() {

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// readiness decides what /readyz tells. Usher is ready while it can serve
-// Envoys: its source of facts answers, or some gateway has a set from when it
-// did. A source that is away takes the Ushers out of their Service all at once,
-// while each of them has what Envoys need.
+// readiness decides what /readyz answers. Usher is ready while it can serve Envoys:
+// its source of facts answers, or a gateway has a set from before. An outage of the
+// source must not make all Ushers unready at once: each of them still has what
+// Envoys need.
 type readiness struct {
 	condition // of the source, with the remarks of others
 	plane     interface{ HasSet() bool }
 
 	mu       sync.Mutex
-	away     time.Time // since when the source does not answer; zero while it does
+	away     time.Time // when the source stopped answering; zero while it answers
 	draining bool
 }
 
@@ -36,7 +36,8 @@ func (r *readiness) Ready() error {
 	return nil
 }
 
-// Remark implements condition. It says first why the source does not answer.
+// Remark implements condition. It starts with the reason why the source does not
+// answer.
 func (r *readiness) Remark() string {
 	remark := r.condition.Remark()
 	if since, err := r.look(); err != nil {
@@ -46,8 +47,7 @@ func (r *readiness) Remark() string {
 	return remark
 }
 
-// run looks at the source now and then until ctx ends, to know since when it is
-// away.
+// run checks the source every second until ctx ends, to know when an outage began.
 func (r *readiness) run(ctx context.Context) error {
 	const often = time.Second
 	tick := time.NewTicker(often)
@@ -62,8 +62,8 @@ func (r *readiness) run(ctx context.Context) error {
 	}
 }
 
-// look returns why the source does not answer and since when, as far as it was
-// looked at.
+// look checks the source. It returns why the source does not answer, and when a
+// check first found that.
 func (r *readiness) look() (time.Time, error) {
 	err := r.condition.Ready()
 	r.mu.Lock()
@@ -77,7 +77,7 @@ func (r *readiness) look() (time.Time, error) {
 	return r.away, err
 }
 
-// drain makes Usher not ready for good.
+// drain makes Usher unready until the process ends.
 func (r *readiness) drain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

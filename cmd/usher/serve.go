@@ -15,8 +15,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serve wires the stages together, binds every port, and runs until ctx ends,
-// a signal asks for the end, or one of the parts fails.
+// serve connects the stages, binds every port, and runs until ctx ends, a signal
+// ends Usher, or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. What can be wrong with the flags is said before anything starts.
 	metrics := prometheus.NewRegistry()

@@ -78,8 +78,8 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 	}
 }
 
-// TestEveryNumberHasAFloor asks every flag of every command that is a time or a
-// number for less than nothing.
+// TestEveryNumberHasAFloor sets every flag of every command that is a time or a
+// number to a negative value.
 func TestEveryNumberHasAFloor(t *testing.T) {
 	for _, cmd := range rootCommand().Commands() {
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {

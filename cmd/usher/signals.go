@@ -11,14 +11,14 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// signals are those that usher serve reacts to. The zero value brings none.
+// signals are the signals that usher serve reacts to. The zero value receives none.
 type signals struct {
 	reload <-chan os.Signal // SIGHUP
 	end    <-chan os.Signal // SIGTERM and SIGINT
 }
 
-// notify begins to receive signals; the function it returns ends that. SIGPIPE
-// is ignored meanwhile: a log whose reader has gone away must not end Usher.
+// notify starts to receive signals. The function that it returns stops that. In
+// between it ignores SIGPIPE: Usher must not end when the reader of its log does.
 func notify() (signals, func()) {
 	reload, end := make(chan os.Signal, 1), make(chan os.Signal, 2)
 	signal.Notify(reload, syscall.SIGHUP)
@@ -31,23 +31,23 @@ func notify() (signals, func()) {
 	}
 }
 
-// followed is what is read again at SIGHUP.
+// followed is a file or directory that Usher reads again at SIGHUP.
 type followed struct {
 	path   string
 	reload func()
 }
 
-// keeper does what signals ask for.
+// keeper reacts to signals.
 type keeper struct {
 	log      *slog.Logger
 	signals  signals
 	followed []followed
 	ready    *readiness
 	server   *xds.Server
-	over     time.Duration // is given to the ends of streams
+	over     time.Duration // how long Usher takes to end the streams
 }
 
-// run reacts to signals until ctx ends, or until Usher is to end.
+// run reacts to signals until ctx ends, or until a signal has ended the streams.
 func (k *keeper) run(ctx context.Context) error {
 	for {
 		select {
@@ -62,7 +62,7 @@ func (k *keeper) run(ctx context.Context) error {
 	}
 }
 
-// reload has all that is followed read again. Each says itself what has changed.
+// reload makes Usher read all followed files again. Their readers log what changed.
 func (k *keeper) reload() {
 	paths := []string{}
 	for _, f := range k.followed {
@@ -76,12 +76,12 @@ func (k *keeper) reload() {
 	k.log.Info("SIGHUP: files are read again", "paths", paths)
 }
 
-// lastWords is how long Envoys are given to take leave after their streams were
-// ended.
+// lastWords is how long Envoys may take to close their streams after Usher has ended
+// them.
 const lastWords = time.Second
 
-// shutDown asks Envoys to connect again, a few at a time, and returns when all
-// have gone, the time for it is over, or there is a second signal.
+// shutDown asks Envoys to connect again, a few at a time. It returns when all have
+// gone, when their time is over, or at a second signal.
 func (k *keeper) shutDown(ctx context.Context) {
 	k.ready.drain()
 	k.log.Info("shutting down: Envoys are asked to connect again; send the signal again to end at once", "envoys", k.server.Streams(), "over", k.over)

@@ -163,8 +163,8 @@ func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
 	s.until(`msg="shut down" .*cut_off=0`)
 }
 
-// A connection without a handshake is given two minutes by gRPC, and its server
-// does not stop before.
+// gRPC gives a connection without a handshake two minutes, and its server does not
+// stop before.
 func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
 	s := startServe(t, 5*time.Second)
 	s.connect()
@@ -181,8 +181,8 @@ func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
 	s.until(`msg="shut down" .*cut_off=0`)
 }
 
-// TestSIGHUPReadsFilesAgain has a directory farther up replaced, of which a
-// follower sees nothing by itself.
+// TestSIGHUPReadsFilesAgain replaces a directory above the watched one. A follower
+// does not see that without SIGHUP.
 func TestSIGHUPReadsFilesAgain(t *testing.T) {
 	s := startServe(t, 0)
 	dir := filepath.Dir(s.config)

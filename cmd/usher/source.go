@@ -132,7 +132,7 @@ func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
 	return nil, nil
 }
 
-// credentialsOf returns nil for plain text.
+// credentialsOf returns the credentials of the pair, or nil for plaintext.
 func credentialsOf(pair *xds.KeyPair) credentials.TransportCredentials {
 	if pair == nil {
 		return nil

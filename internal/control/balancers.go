@@ -79,7 +79,7 @@ func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
 	}
 }
 
-// watch watches a Service. It begins again after a panic, and what is known stays.
+// watch watches a Service. After a panic it keeps what is known and starts again.
 func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	ctx, cancel := context.WithCancel(ctx)
 	b.watching[id] = cancel
@@ -100,7 +100,8 @@ func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	})
 }
 
-// withProblem returns what is known of a Service, which has panicked.
+// withProblem returns what is known of a Service, with a problem about the panic of
+// its watch.
 func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
 	b.mu.Lock()
 	defer b.mu.Unlock()

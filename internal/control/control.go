@@ -33,13 +33,14 @@ type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
 }
 
-// DefaultMaxGateways is how many gateways are watched at once at most.
+// DefaultMaxGateways is the default of Options.MaxGateways.
 const DefaultMaxGateways = 1000
 
 // MetadataKeys are the keys of an Envoy's node metadata that a Plane reads.
 var MetadataKeys = []string{"node_name", "namespace", "partition"}
 
-// Options are what a Plane is made of. All but Balancers, MaxGateways and Linger are required.
+// Options are the parts and settings of a Plane. All but Balancers, MaxGateways and
+// Linger are required.
 type Options struct {
 	Source Source
 	// Balancers tells what listeners with the mode auto follow. Nil: nothing, as
@@ -48,8 +49,8 @@ type Options struct {
 	Logger    *slog.Logger
 	Metrics   *Metrics
 	Problems  *Problems
-	// MaxGateways bounds the gateways that are watched at once. Zero means
-	// DefaultMaxGateways.
+	// MaxGateways bounds the gateways that a Plane watches at the same time. Zero
+	// means DefaultMaxGateways.
 	MaxGateways int
 	// Linger is how long a gateway is still watched after its last Envoy has
 	// gone, so that one that reconnects finds everything ready. Zero means
@@ -81,7 +82,7 @@ type Plane struct {
 	metrics   *Metrics
 	problems  *Problems
 	linger    time.Duration
-	gateways  int           // at most
+	gateways  int           // the highest number of workers
 	running   chan struct{} // closed when Run takes starts
 	starts    chan *worker  // workers for Run to run
 	ended     chan struct{} // closed when Run takes no more
@@ -193,8 +194,8 @@ func notDefault(s string) string {
 	return s
 }
 
-// HasSet reports whether Envoys of some gateway are given a set, whatever the
-// source says now.
+// HasSet reports whether at least one gateway has a set for its Envoys, even if the
+// source does not answer now.
 func (p *Plane) HasSet() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -207,7 +208,7 @@ func (p *Plane) HasSet() bool {
 }
 
 // join adds s to the gateway's worker, and starts the worker when s is the
-// first. An error is a status.
+// first. An error is a gRPC status.
 func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -292,8 +292,8 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	})
 }
 
-// The instances of a service that were never read are neither sent nor removed;
-// once they were, they stay.
+// Instances of a service that were never read are neither sent nor removed. Instances
+// that were read stay.
 func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
 	const cluster = "web.default.dc1.internal.x"
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
@@ -321,8 +321,8 @@ func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
 	})
 }
 
-// A port whose service could not be read is withheld after a cold start, and
-// stays as it was after a good one. Another port goes on.
+// If a service cannot be read, its port is withheld after a cold start, and stays
+// unchanged after a good snapshot. Other ports go on.
 func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
 	const other = "http:0.0.0.0:9090"
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}

@@ -30,7 +30,7 @@ func TestGatewaysAreBounded(t *testing.T) {
 			t.Errorf("a second Envoy of a gateway ended with %v", <-again.ended)
 		}
 		last.leave()
-		time.Sleep(time.Minute) // until the gateway is not watched any more
+		time.Sleep(time.Minute) // until the gateway is no longer watched
 		synctest.Wait()
 		if later := r.connect(xds.Node{ID: "edge", Cluster: "one-more"}); len(later.ended) > 0 {
 			t.Errorf("in the place of another it ended with %v", <-later.ended)
@@ -59,7 +59,7 @@ func TestWhatAnEnvoyRefusesIsAProblemUntilItIsOver(t *testing.T) {
 		}
 		first, second := refuse("one"), refuse("two")
 		want(2, 2)
-		r.problems.ofGateway(gateway.ID{Name: "edge"}, nil) // what its worker finds is another thing
+		r.problems.ofGateway(gateway.ID{Name: "edge"}, nil) // the worker's problems are separate
 		want(2, 2)
 		first()
 		want(1, 1)

@@ -17,7 +17,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// fragile gives each gateway what the test puts, and panics when it says so.
+// fragile is a source that puts the snapshots of the test, and panics when the test
+// tells it to.
 type fragile struct {
 	mu      sync.Mutex
 	puts    map[string]func(*gateway.Snapshot)
@@ -76,7 +77,7 @@ func withFragile(t *testing.T, f func(t *testing.T, r *rig, s *fragile, e, other
 	})
 }
 
-// moved is a snapshot of a gateway with another instance of its service.
+// moved returns a snapshot of a gateway with another instance of its service.
 func moved(name string, port int) *gateway.Snapshot {
 	s := snapshot(&gateway.Instance{Node: "a", ServiceID: name})
 	s.ID.Name = name
@@ -84,15 +85,15 @@ func moved(name string, port int) *gateway.Snapshot {
 	return s
 }
 
-// counting gives how many panics of a part are counted from now on.
+// counting returns a function that returns how many panics of a part were counted
+// since then.
 func counting(part string) func() float64 {
 	before := testutil.ToFloat64(guard.Panics.WithLabelValues(part))
 	return func() float64 { return testutil.ToFloat64(guard.Panics.WithLabelValues(part)) - before }
 }
 
-// wantPanicked wants a panic of edge's seen in its problems and in the metric, and
-// nothing taken from its Envoy, which has sets of them; the other gateway is none
-// the worse.
+// wantPanicked checks that a panic of edge is in its problems and in the metric. It also
+// checks that edge's Envoy keeps its sets, and that the other gateway has no problem.
 func (r *rig) wantPanicked(part string, panics float64, e *envoy, sets int) {
 	r.t.Helper()
 	if panics != 1 {
@@ -144,7 +145,7 @@ func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
 	})
 }
 
-// fragileCompiler panics where the test says so.
+// fragileCompiler panics when the test tells it to.
 type fragileCompiler struct {
 	listeners.Compiler
 	panics *atomic.Bool
@@ -168,7 +169,7 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 		panics := counting("compile")
 		broken.Store(true)
 		r.give(moved("edge", 9091))
-		late := r.connect(edge) // the same kind once more costs no other panic
+		late := r.connect(edge) // another Envoy of the same kind causes no second panic
 		r.wantPanicked("compile", panics(), e, 1)
 		if len(newer.sets) != 2 {
 			t.Errorf("an Envoy of another release was given %d sets, want 2", len(newer.sets))
@@ -191,7 +192,7 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 	withFragile(t, func(t *testing.T, r *rig, s *fragile, e, other *envoy) {
 		panics := counting("worker")
-		s.give("edge", snapshot(nil)) // which no source gives
+		s.give("edge", snapshot(nil)) // no source sends this
 		r.wantPanicked("worker", panics(), e, 1)
 		s.give("other", moved("other", 9091))
 		if len(other.sets) != 2 {
@@ -235,7 +236,7 @@ func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
 	})
 }
 
-// fragileBalancers panics when the test says so.
+// fragileBalancers panics when the test tells it to.
 type fragileBalancers struct {
 	*fakeBalancers
 	broken chan struct{}

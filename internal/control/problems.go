@@ -23,18 +23,17 @@ type Problems struct {
 
 	mu    sync.Mutex
 	known map[owner][]gateway.Problem // sorted, without doubles
-	// rejected counts, by gateway and type, the Envoys that refuse what they were
-	// sent.
+	// rejected counts, by gateway and type, the Envoys that refuse an update.
 	rejected *prometheus.GaugeVec
 }
 
-// owner is where problems come from: a gateway's worker, a source of facts about
-// all gateways, or an Envoy that refuses something.
+// owner is the origin of problems: a gateway's worker, a source of facts about all
+// gateways, or an Envoy that refuses an update.
 type owner struct {
-	gateway   string // empty: no gateway's
+	gateway   string // empty if the problems concern no single gateway
 	source    string
 	rejection *xds.Rejection
-	typ       xds.Type // of the rejection
+	typ       xds.Type // the type of the rejected update
 }
 
 // NewProblems registers the metric of the problems. Its only label is the
@@ -74,8 +73,8 @@ func (p *Problems) ofGateway(id gateway.ID, problems []gateway.Problem) {
 	p.show(id.String())
 }
 
-// show brings the gauge of a gateway up to date; that of no gateway for "". The
-// caller holds mu.
+// show updates the gauge of a gateway. An empty name stands for the problems of no
+// single gateway. The caller holds mu.
 func (p *Problems) show(gateway string) {
 	var n int
 	for o, problems := range p.known {
@@ -95,14 +94,14 @@ func (p *Problems) forget(id gateway.ID) {
 	p.count.DeleteLabelValues(id.String())
 }
 
-// Rejected implements xds.Rejections: while an Envoy refuses an update, that is a
-// problem of its gateway.
+// Rejected implements xds.Rejections. While an Envoy refuses an update, its gateway
+// has a problem.
 func (p *Problems) Rejected(n xds.Node, t xds.Type, r xds.Rejection) (over func()) {
-	id, _ := GatewayOf(n) // it has a stream, and so a gateway
+	id, _ := GatewayOf(n) // never fails: a node with a stream has a gateway
 	o := owner{gateway: id.String(), rejection: &r, typ: t}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// The log has it from the stream already.
+	// No log here: the stream has logged it already.
 	p.known[o] = []gateway.Problem{{
 		Where: fmt.Sprintf("Envoy %q at %s", n.ID, describePeer(n.Peer)),
 		What: fmt.Sprintf("refuses version %.12s of type %s (%s) and goes on with what it accepted before: %s",
@@ -117,7 +116,7 @@ func (p *Problems) Rejected(n xds.Node, t xds.Type, r xds.Rejection) (over func(
 	}
 }
 
-// showRejections brings the gauges up to date that count o. The caller holds mu.
+// showRejections updates the gauges that count o. The caller holds mu.
 func (p *Problems) showRejections(o owner) {
 	p.show(o.gateway)
 	var n int

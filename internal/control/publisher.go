@@ -40,7 +40,7 @@ type publisher struct {
 	shared map[messages]*made
 }
 
-// compiler is a listeners.Compiler, or what stands for one in a test.
+// compiler is a listeners.Compiler, or a fake of a test.
 type compiler interface {
 	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources
 }
@@ -154,8 +154,8 @@ func describePeer(a netip.Addr) string {
 	return "address " + a.String()
 }
 
-// set gives the set for an Envoy that is the instance in. Where making it panics,
-// it is what this kind of Envoy had before, if anything, and that is a problem.
+// set returns the set for an Envoy that is the instance in. If the compiler panics,
+// set returns the last set of this kind of Envoy, if there is one, and a problem.
 func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []gateway.Problem) {
 	e := gateway.Envoy{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
 	k := kind{node: in.Node, serviceID: in.ServiceID, envoy: e}
@@ -167,7 +167,7 @@ func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []gateway.P
 			return nil
 		})
 		if err != nil {
-			p.compiler = p.newCompiler() // the old one may remember half of something
+			p.compiler = p.newCompiler() // the panic may have left the old one in a bad state
 			r = last
 			r.problems = panicProblem(p.snapshot.ID, err)
 		}
@@ -195,7 +195,7 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) 
 	} {
 		w.keep = keep
 		m := p.make(last.made[w.typ], w)
-		if w.typ != xds.Endpoint { // which leads to nothing else
+		if w.typ != xds.Endpoint { // endpoints refer to no other resources
 			keep = keep || m.keepsOld()
 		}
 		now.made[w.typ] = m

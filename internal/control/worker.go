@@ -35,26 +35,26 @@ type worker struct {
 	changed     latest.Box[[]*subscriber]
 	operator    latest.Box[operatorLayers]
 	done        chan struct{} // closed when run has returned
-	hasSet      atomic.Bool   // a set was made for an Envoy
+	hasSet      atomic.Bool   // at least one Envoy has got a set
 
 	// loop
 	log       *slog.Logger
 	snapshot  *gateway.Snapshot // as the source gave it; nil before the first
 	layers    operatorLayers
-	stale     bool // the publisher does not know what was seen yet, or the layers
+	stale     bool // the publisher does not have the current snapshot or layers yet
 	streams   []*subscriber
 	publisher publisher
 	balancers *balancers
-	watching  []gateway.Problem // why no newer snapshot comes
+	watching  []gateway.Problem // why there is no newer snapshot
 	compiling []gateway.Problem // found when there last was a stream to compile for
-	broken    []gateway.Problem // that the last piece of work has panicked
+	broken    []gateway.Problem // the panic of the last call of work, if it panicked
 	overdue   *time.Timer       // fires when an Envoy has waited for its instance for long
 }
 
-// seen is what watching a gateway has given.
+// seen is the latest result of watching a gateway.
 type seen struct {
 	snapshot *gateway.Snapshot // as the source gave it; nil before the first
-	broken   []gateway.Problem // why no newer one comes
+	broken   []gateway.Problem // why there is no newer snapshot
 }
 
 func newWorker(p *Plane, id gateway.ID) *worker {
@@ -101,10 +101,10 @@ func (w *worker) run(ctx context.Context) {
 	w.plane.forget(w)
 }
 
-// restart is how long after a panic what has panicked begins again.
+// restart is the pause between a panic and the next attempt.
 const restart = 5 * time.Second
 
-// again waits for restart to be over. It returns false when ctx has ended.
+// again waits for restart. It returns false if ctx ends before that.
 func again(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
@@ -114,8 +114,8 @@ func again(ctx context.Context) bool {
 	}
 }
 
-// watch watches the gateway until ctx ends. It begins again after a panic, and what
-// was seen before that stays.
+// watch watches the gateway until ctx ends. After a panic it keeps the last snapshot
+// and starts again.
 func (w *worker) watch(ctx context.Context, put func(seen)) error {
 	var last *gateway.Snapshot
 	for {
@@ -135,7 +135,7 @@ func (w *worker) watch(ctx context.Context, put func(seen)) error {
 	}
 }
 
-// panicProblem is that of a panic in the work for a gateway.
+// panicProblem returns the problem for a panic in the work for a gateway.
 func panicProblem(id gateway.ID, err error) []gateway.Problem {
 	return []gateway.Problem{{
 		Where: fmt.Sprintf("gateway %q", id),
@@ -176,8 +176,8 @@ func (w *worker) loop(ctx context.Context, news latest.Box[seen]) {
 	}
 }
 
-// work does what follows from what has changed. Where it panics, streams keep what
-// they have, and it is done with the next change.
+// work applies what has changed. If it panics, the streams keep their sets, and the
+// next change makes it run again.
 func (w *worker) work(ctx context.Context) {
 	w.broken = nil
 	err := guard.Run(w.log, "worker", func() error {
@@ -239,7 +239,7 @@ func (w *worker) publish() {
 	}
 }
 
-// report tells all problems of the gateway.
+// report reports all problems of the gateway.
 func (w *worker) report() {
 	problems := slices.Concat(w.watching, w.compiling, w.broken)
 	if s := w.snapshot; s != nil {

@@ -27,11 +27,11 @@ const (
 	Doubt = 100 * time.Millisecond
 )
 
-// A path may lead to storage that does not answer, such as a network's. Nothing
-// ends a system call that waits for it.
+// A path may lead to storage that does not answer, for example over a network. A
+// system call that waits for it cannot be cancelled.
 const (
-	patience = 5 * time.Second // until that is logged
-	parting  = time.Second     // that Run waits for it when it is to end
+	patience = 5 * time.Second // before Run logs that
+	parting  = time.Second     // how long Run waits for the call after ctx has ended
 )
 
 // Options are what a Follower needs beside its paths.
@@ -40,25 +40,24 @@ type Options struct {
 	// is read again after Doubt without a change, then with sure set: only then
 	// there is something to complain about. Calls never overlap.
 	Read func(sure bool) bool
-	// Broken is called when Read has panicked; the content counts as bad then. Nil
-	// leaves it to the log.
+	// Broken is called after Read has panicked. The content then counts as bad. If
+	// Broken is nil, only the log reports the panic.
 	Broken func(err error)
 	Logger *slog.Logger
-	// Again asks for the files to be read although no change was seen. Nil does
-	// without.
+	// Again makes the Follower read the files without a change. It may be nil.
 	Again Again
 }
 
-// Again asks a Follower to read its files at once: a change of a file system
-// that tells of none, as NFS, or of a directory farther up goes unseen. Use
-// NewAgain.
+// Again makes a Follower read its files at once. A Follower misses changes on file
+// systems without events, such as NFS, and of directories above the watched ones.
+// Use NewAgain.
 type Again chan struct{}
 
-// NewAgain returns an Again that has not asked yet.
+// NewAgain returns an Again without a pending request.
 func NewAgain() Again { return make(Again, 1) }
 
-// Ask asks. It never blocks; a Follower that does not run yet reads when it
-// does.
+// Ask requests a read. It never blocks. If the Follower does not run yet, the request
+// stays pending until it does.
 func (a Again) Ask() {
 	select {
 	case a <- struct{}{}:
@@ -90,9 +89,9 @@ func Files(paths []string, o Options) *Follower {
 	return &Follower{paths: paths, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
 }
 
-// Run follows until ctx ends, and then returns nil, a second later at most, also
-// while a path does not answer. Its error is that the system cannot watch
-// the files' directories.
+// Run follows the files until ctx ends. It then returns nil, at most a second later,
+// even if a path does not answer. It returns an error if the system cannot watch the
+// files' directories.
 func (f *Follower) Run(ctx context.Context) error {
 	absolute := make([]string, len(f.paths))
 	for i, path := range f.paths {
@@ -144,11 +143,11 @@ func (f *Follower) follow(ctx context.Context, paths []string) error {
 	return nil
 }
 
-// turn watches the paths and reads them. It returns whether their content is
-// good, which it is not if that panics. The error is one of the system.
+// turn watches the paths and reads them. It reports whether their content is good.
+// After a panic it is not. The error is a system error.
 func (f *Follower) turn(paths []string, sure bool) (good bool, err error) {
 	slow := time.AfterFunc(patience, func() {
-		f.logger.Warn("files do not answer, and what they last said counts; look at the storage that they are on", "paths", f.paths)
+		f.logger.Warn("the storage of followed files does not answer; Usher keeps their last content; check the storage", "paths", f.paths)
 	})
 	defer slow.Stop()
 	err = guard.Run(f.logger, "follow", func() error {
@@ -170,8 +169,8 @@ func (f *Follower) turn(paths []string, sure bool) (good bool, err error) {
 	return false, nil
 }
 
-// wait returns true after a change, once it is quiet, at once when it is asked
-// to, and when ctx ends; and false when wake comes before any change.
+// wait returns true when a change is over and no further one follows, when a read is
+// requested, or when ctx ends. It returns false if wake fires before any change.
 func (f *Follower) wait(ctx context.Context, wake <-chan time.Time) bool {
 	var settled, late <-chan time.Time
 	for {

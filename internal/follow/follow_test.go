@@ -288,8 +288,8 @@ func TestOtherFilesOfTheDirectoryDoNotCount(t *testing.T) {
 	}
 }
 
-// TestFilesAreReadWhenAsked has a directory farther up replaced, of which a
-// follower sees nothing by itself.
+// TestFilesAreReadWhenAsked replaces a directory above the watched one. A follower does
+// not see that by itself.
 func TestFilesAreReadWhenAsked(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
 		up := filepath.Join(t.TempDir(), "up")

@@ -9,15 +9,15 @@ import (
 	"syscall"
 )
 
-// MaxSize is how many bytes of a file are read.
+// MaxSize is the largest size of a file, in bytes, that ReadFile reads.
 const MaxSize = 1 << 20
 
-// ReadFile returns what is in the file that path leads to. Unlike os.ReadFile it
-// takes regular files only and never more than MaxSize, so that a FIFO, a device
-// or a file that grows without end is an error, and not a reader that waits or
-// eats all memory. The error is a *fs.PathError.
+// ReadFile returns the content of the file at path, and follows links. Unlike
+// os.ReadFile it reads only regular files of at most MaxSize. For a FIFO, a device or
+// an endless file it returns an error; it neither blocks nor uses up the memory. The
+// error is a *fs.PathError.
 func ReadFile(path string) ([]byte, error) {
-	// Before it is opened: some devices do something when they are.
+	// Check before opening: opening a device can have side effects.
 	info, err := os.Stat(path)
 	if err == nil {
 		err = isFit(path, info)
@@ -25,7 +25,8 @@ func ReadFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// It may be another one by now, and opening a FIFO waits for a writer.
+	// Check again after opening: the file may have been replaced. O_NONBLOCK keeps
+	// the open of a FIFO from waiting for a writer.
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err

@@ -20,7 +20,7 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// odd are things that can be in the place of a file, by what is wrong with them.
+// odd are things that can be in the place of a file, and the errors that they cause.
 var odd = []struct {
 	name, want string
 	make       func(t *testing.T, path string)
@@ -77,7 +77,7 @@ func TestOnlyFilesOfAReasonableSizeAreRead(t *testing.T) {
 	}
 }
 
-// running is a follower that is to end with the test.
+// running is a follower that ends with the test.
 func running(t *testing.T, path string, o follow.Options) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,7 +1,7 @@
 // Package hcl reads HCL 1, the language of Consul's config entries and of the
-// operator's file. The library panics on some texts,
-// among them files that are cut off while they are written; here every text gives
-// a tree or an *Error with a line.
+// operator's file. The library panics on some texts, for example on files that are
+// not written completely. This package returns a tree or an *Error with a line for
+// every text.
 package hcl
 
 import (
@@ -20,34 +20,34 @@ import (
 	"github.com/hashicorp/hcl/hcl/token"
 )
 
-// The library recurses, and a stack that is full ends the process, whatever is
-// recovered.
+// The library recurses. A stack overflow ends the process, and recover cannot stop
+// that.
 const (
 	maxOpen  = 50_000 // brackets and braces in a text
-	maxDepth = 100    // of objects and lists in each other
+	maxDepth = 100    // of nested objects and lists
 )
 
-// Error is why a text cannot be read.
+// Error says why a text cannot be read, and where.
 type Error struct {
-	Line int // from 1 on
+	Line int // starts at 1
 	What string
 }
 
-// Error implements error, in one line.
+// Error implements error. The text is one line.
 func (e *Error) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.What) }
 
-// Keys is what becomes of a key that is assigned twice.
+// Keys says how Parse treats a key that is assigned twice.
 type Keys bool
 
 // The two ways to read a key that is assigned twice.
 const (
-	Unique   Keys = true  // it is an error
-	Repeated Keys = false // it is in the tree twice
+	Unique   Keys = true  // Parse returns an error
+	Repeated Keys = false // the tree contains it twice
 )
 
-// Parse returns the tree of a text: HCL, or JSON if it begins with a brace. Every
-// key and literal in the tree has a value: Token.Value does not panic. An error is
-// an *Error.
+// Parse returns the tree of a text. The text is JSON if it begins with a brace, and
+// otherwise HCL. Token.Value does not panic for any key or literal of the tree. An
+// error is an *Error.
 func Parse(text []byte, keys Keys) (tree *ast.ObjectList, err error) {
 	if n := bytes.Count(text, []byte("{")) + bytes.Count(text, []byte("[")); n > maxOpen {
 		return nil, &Error{Line: 1, What: fmt.Sprintf("it has %d brackets, and %d are taken; split the file", n, maxOpen)}
@@ -66,8 +66,8 @@ func Parse(text []byte, keys Keys) (tree *ast.ObjectList, err error) {
 	return tree, nil
 }
 
-// Decode stores what a node of a tree says in v, as the library does. An error is
-// of one line.
+// Decode decodes a node of a tree into v, as the library does. The text of an error
+// is one line.
 func Decode(v any, node ast.Node) error {
 	err := func() (err error) {
 		defer recovered(&err)
@@ -90,7 +90,7 @@ func parse(text []byte, keys Keys) (file *ast.File, err error) {
 	return parser.ParseDontErrorOnDuplicateKeys(text)
 }
 
-// recovered makes an error of a panic. Call it deferred.
+// recovered turns a panic into an error. Defer it.
 func recovered(err *error) {
 	if cause := recover(); cause != nil {
 		*err = fmt.Errorf("%v", cause)
@@ -106,8 +106,8 @@ var (
 	within = regexp.MustCompile(` at (\d+):\d+`)
 )
 
-// errorOf finds the line of an error of the library: it has it as a position, only
-// in its text ("At 3:5: what"), or not at all.
+// errorOf returns an error of the library with its line. The library's error has the
+// line as a position, only in its text ("At 3:5: what"), or not at all.
 func errorOf(text []byte, err error) *Error {
 	if at, ok := errors.AsType[*parser.PosError](err); ok {
 		return &Error{Line: max(1, at.Pos.Line), What: oneLine(at.Err.Error())}
@@ -131,8 +131,8 @@ func lineOf(text []byte, offset int) int {
 	return 1 + bytes.Count(text[:max(0, min(offset, len(text))-1)], []byte("\n"))
 }
 
-// checker demands that every key and literal has a value, for the library panics
-// where it has none, and that the tree is not deep.
+// checker checks that every key and literal has a value, because Token.Value panics
+// if it has none. It also bounds the depth of the tree.
 type checker struct{ text []byte }
 
 func (c checker) check(node ast.Node, depth int) error {
@@ -179,7 +179,8 @@ func (c checker) token(t token.Token) (err error) {
 	return nil
 }
 
-// line returns the line of a token. Those of JSON do not have theirs.
+// line returns the line of a token. The tokens of JSON have no position, so line
+// searches the text for them.
 func (c checker) line(t token.Token) int {
 	if t.Pos.Line > 0 {
 		return t.Pos.Line
@@ -187,7 +188,7 @@ func (c checker) line(t token.Token) int {
 	return lineOf(c.text, bytes.Index(c.text, []byte(t.Text))+1)
 }
 
-// short makes a text fit for a message.
+// short returns the beginning of a text as one line.
 func short(text string) string {
 	const most = 64
 	if len(text) > most {
@@ -196,7 +197,7 @@ func short(text string) string {
 	return oneLine(text)
 }
 
-// oneLine makes a text fit for a message of one line.
+// oneLine returns a text as one line of valid UTF-8.
 func oneLine(text string) string {
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {

@@ -44,7 +44,7 @@ func TestWhatTheLibraryPanicsOnIsAnErrorWithItsLine(t *testing.T) {
 	}
 }
 
-// wantError demands an error that an operator can be shown: one line that names a
+// wantError checks that an error is fit for an operator: it is one line, and names a
 // line of the text.
 func wantError(t *testing.T, text string, err error) {
 	t.Helper()
@@ -57,7 +57,8 @@ func wantError(t *testing.T, text string, err error) {
 	}
 }
 
-// read does all that is done with a text: its values are taken, and it is decoded.
+// read does everything that Usher does with a text: it reads the values and decodes
+// the tree.
 func read(t *testing.T, text string) {
 	t.Helper()
 	for _, keys := range []Keys{Unique, Repeated} {
@@ -78,7 +79,7 @@ func read(t *testing.T, text string) {
 		for _, item := range tree.Items {
 			var object map[string]any
 			var anything any
-			_ = Decode(&object, item.Val) // a literal is none
+			_ = Decode(&object, item.Val) // fails for a literal
 			if err := Decode(&anything, item.Val); err != nil && strings.Contains(err.Error(), "runtime error") {
 				t.Errorf("the library panics: %v", err)
 			}
@@ -86,7 +87,7 @@ func read(t *testing.T, text string) {
 	}
 }
 
-// texts are those that the documents show, and a few of all that the language has.
+// texts are the texts in the documents, and some with each feature of the language.
 func texts(t testing.TB) []string {
 	t.Helper()
 	out := []string{
@@ -120,8 +121,8 @@ func TestAFileThatIsCutOffOrDamagedAnywhereIsReadOrAnError(t *testing.T) {
 	}
 }
 
-// FuzzParse holds that every text gives a tree without surprises, or an error of
-// one line.
+// FuzzParse checks that every text results in a valid tree or in an error of one
+// line.
 func FuzzParse(f *testing.F) {
 	for _, text := range texts(f) {
 		f.Add(text)

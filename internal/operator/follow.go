@@ -67,11 +67,11 @@ func (f *File) unreadable(err error) bool {
 	return f.keep(fmt.Sprintf("cannot be read: %v; put it back, or mend it; what it last said stays", err))
 }
 
-// broken notes that reading the file has panicked, and reports whether that is new.
+// broken records a panic while the file was read. It reports whether that is new.
 func (f *File) broken(err error) bool { return f.keep(err.Error() + "; what the file last said stays") }
 
-// keep has one problem, and otherwise what the file last said. It reports whether
-// the problem is new.
+// keep sets one problem, and keeps the last good content. It reports whether the
+// problem is new.
 func (f *File) keep(what string) bool {
 	p := gateway.Problem{Where: f.path, What: what}
 	f.last = nil

@@ -11,8 +11,7 @@ import (
 	"unicode"
 )
 
-// examples are the files that the documents show, and those in which each setting
-// stands.
+// examples are the files in the documents, and files that contain each setting.
 func examples(t testing.TB) []string {
 	t.Helper()
 	pages, err := filepath.Glob("../../docs/*.md")
@@ -32,9 +31,9 @@ func examples(t testing.TB) []string {
 	return out
 }
 
-// readAfterGood reads a text in the place of a good one, as a file that is
-// followed is, and demands that what is wrong is said a line each, and that the
-// last good content stays where the file cannot be understood.
+// readAfterGood reads a text after a good one, as Usher does when a followed file
+// changes. It checks that each problem is one line, and that the last good content
+// stays if the file cannot be understood.
 func readAfterGood(t *testing.T, text string) {
 	t.Helper()
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
@@ -65,8 +64,8 @@ func TestAFileThatIsCutOffAnywhereKeepsTheLastGood(t *testing.T) {
 	}
 }
 
-// FuzzFile holds that no text of the file makes Usher panic, or forget what it
-// said before.
+// FuzzFile checks that no text of the file makes Usher panic, or lose the last good
+// content.
 func FuzzFile(f *testing.F) {
 	for _, text := range examples(f) {
 		f.Add(text)

@@ -68,7 +68,7 @@ func Open(path string, log *slog.Logger) (*File, error) {
 // called while Run runs.
 func (f *File) Content() Content { return f.content }
 
-// Reload makes Run read the file at once, as after a change.
+// Reload makes Run read the file at once, as it does after a change.
 func (f *File) Reload() { f.again.Ask() }
 
 func (f *File) read(text []byte) {
@@ -76,7 +76,7 @@ func (f *File) read(text []byte) {
 	f.last = text
 }
 
-// next returns the content after the file became text.
+// next returns the content if the file now contains text.
 func (f *File) next(text []byte) Content {
 	raw, problems := parse(f.path, text)
 	if len(problems) > 0 {
@@ -139,7 +139,7 @@ func parse(path string, text []byte) ([]block, []gateway.Problem) {
 	return blocks, problems
 }
 
-// inLine returns in which line a block is. Those of JSON do not have theirs.
+// inLine says in which line a block is. Blocks in JSON have no position.
 func inLine(item *ast.ObjectItem) string {
 	if line := item.Pos().Line; line > 0 {
 		return fmt.Sprintf(" in line %d", line)

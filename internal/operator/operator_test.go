@@ -264,8 +264,8 @@ func inPlace(t *testing.T, path string, text ...string) {
 	}
 }
 
-// TestAFileIsReadWhenAsked has a directory farther up replaced, of which nothing
-// is seen by itself.
+// TestAFileIsReadWhenAsked replaces a directory above the watched one. A follower does
+// not see that by itself.
 func TestAFileIsReadWhenAsked(t *testing.T) {
 	up := filepath.Join(t.TempDir(), "up")
 	release := func(text string) string {
