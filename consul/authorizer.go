@@ -114,7 +114,7 @@ func (a *Authorizer) Authorize(ctx context.Context, who Applicant, id gateway.ID
 		return err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case a.isAllowed(g) && !errors.Is(err, errTooMany) && outcomeOf(err) != outcomeDenied:
+	case a.isAllowed(g) && !errors.Is(err, errTooMany):
 		a.goStale(err)
 		return nil
 	}
