@@ -139,8 +139,13 @@ func (a *admission) enter(c *connection) bool {
 	a.mu.Lock()
 	c.peer = a.peer(peerKey(peerAddr(c.RemoteAddr())))
 	var evicted []*connection
-	ok := !a.closed && a.makeRoom(c.peer.connections >= a.limits.ConnectionsPerPeer, "connections_per_peer", c, &c.peer.pendingConns, &evicted) &&
-		a.makeRoom(len(a.connections) >= a.limits.Connections, "connections", c, a.mostPending(c.peer), &evicted)
+	ok := !a.closed
+	if ok && c.peer.connections >= a.limits.ConnectionsPerPeer {
+		ok = a.makeRoom("connections_per_peer", c, c.peer, &evicted)
+	}
+	if ok && len(a.connections) >= a.limits.Connections {
+		ok = a.makeRoom("connections", c, a.mostPending(c.peer), &evicted)
+	}
 	if ok {
 		a.connections[c] = struct{}{}
 		c.peer.connections++
@@ -155,15 +160,15 @@ func (a *admission) enter(c *connection) bool {
 	return ok
 }
 
-// mostPending returns the pending connections of the peer that has most of them, or
-// those of the given one where none has more. The caller holds mu.
-func (a *admission) mostPending(p *peerState) *list.List {
+// mostPending returns the peer that has most pending connections, or the given one
+// where none has more. The caller holds mu.
+func (a *admission) mostPending(p *peerState) *peerState {
 	for _, other := range a.peers {
 		if other.pendingConns.Len() > p.pendingConns.Len() {
 			p = other
 		}
 	}
-	return &p.pendingConns
+	return p
 }
 
 // closePending closes the connections that are pending, and takes no more.
@@ -180,14 +185,11 @@ func (a *admission) closePending() {
 	}
 }
 
-// makeRoom takes the oldest pending connection out of the way when the limit is
-// reached. It returns false when there is none. The caller holds mu.
-func (a *admission) makeRoom(full bool, limit string, c *connection, pending *list.List, evicted *[]*connection) bool {
-	if !full {
-		return true
-	}
+// makeRoom takes the oldest pending connection of a peer out of the way of c. It
+// returns false when there is none. The caller holds mu.
+func (a *admission) makeRoom(limit string, c *connection, of *peerState, evicted *[]*connection) bool {
 	a.refuse(c, limit, "too many connections", "")
-	oldest := pending.Front()
+	oldest := of.pendingConns.Front()
 	if oldest == nil {
 		return false
 	}

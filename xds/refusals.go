@@ -22,7 +22,7 @@ type refusal struct {
 // holds mu.
 func (a *admission) refuse(c *connection, limit, reason string, token Token) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
-	a.logRefusal(c, refusal{address: addressOf(c), reason: reason + " (limit " + limit + ")", token: token})
+	a.logRefusal(c, token, reason+" (limit "+limit+")")
 }
 
 // limit is refuse for a caller that does not hold mu.
@@ -37,20 +37,20 @@ func (a *admission) deny(c *connection, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c.peer.denied.Allow()
-	a.logRefusal(c, refusal{address: addressOf(c), reason: reason, token: token})
+	a.logRefusal(c, token, reason)
 }
 
 // turnAway logs why a stream was refused that may be anybody's.
 func (a *admission) turnAway(c *connection, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.logRefusal(c, refusal{address: addressOf(c), reason: reason, token: token})
+	a.logRefusal(c, token, reason)
 }
 
-func (a *admission) logRefusal(c *connection, why refusal) {
+func (a *admission) logRefusal(c *connection, token Token, reason string) {
 	r := &c.peer.refusals
 	r.count++
-	r.last = why
+	r.last = refusal{address: addressOf(c), reason: reason, token: token}
 	wait := refusalLogTime - time.Since(r.logged)
 	switch {
 	case wait <= 0:
