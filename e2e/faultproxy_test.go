@@ -19,15 +19,7 @@ import (
 // Consul's own answer before and after.
 func TestFaultProxy(t *testing.T) {
 	t.Parallel()
-	consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Has("index") {
-			<-r.Context().Done()
-			return
-		}
-		w.Header().Set(indexHeader, "7")
-		fmt.Fprint(w, `[{"Name": "web"}]`)
-	}))
-	t.Cleanup(consul.Close)
+	consul := startBlockingServer(t)
 	want := map[string]string{
 		"500": "500 index=", "503": "503 index=", "429": "429 index=", "403": "403 index=", "404": "404 index=",
 		"hang": "no answer", "reset before the answer": "no answer",
@@ -87,15 +79,7 @@ func TestFaultProxy(t *testing.T) {
 // an index that came with it.
 func TestFaultProxyEndsAFault(t *testing.T) {
 	t.Parallel()
-	consul := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Has("index") {
-			<-r.Context().Done()
-			return
-		}
-		w.Header().Set(indexHeader, "7")
-		fmt.Fprint(w, `[{"Name": "web"}]`)
-	}))
-	t.Cleanup(consul.Close)
+	consul := startBlockingServer(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -134,4 +118,20 @@ func (p *faultProxy) seen(path string) string {
 		return text + ", cut off: " + err.Error()
 	}
 	return fmt.Sprintf("%s %q", text, body)
+}
+
+// startBlockingServer answers as Consul does while nothing changes: at once without
+// an index, and never with one.
+func startBlockingServer(t *testing.T) *httptest.Server {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("index") {
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set(indexHeader, "7")
+		fmt.Fprint(w, `[{"Name": "web"}]`)
+	}))
+	t.Cleanup(server.Close)
+	return server
 }
