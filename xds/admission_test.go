@@ -45,6 +45,7 @@ func TestThePeerWithMostPendingConnectionsGivesWay(t *testing.T) {
 	if honest.closed {
 		t.Error("the oldest connection of all was closed, and it is the only one of its peer")
 	}
+	enterFrom(t, a, "192.0.2.2") // has none that could give way
 }
 
 // A peer over its own rate does not use up that of all.

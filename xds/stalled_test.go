@@ -129,8 +129,12 @@ func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left after 30 s", got)
 		}
-		if all, _ := s.rest(); bytes.Contains(all, key) {
+		all, _ := s.rest()
+		if bytes.Contains(all, key) {
 			t.Error("the new key reached a token that was revoked before it was made")
+		}
+		if len(all) >= 1<<20 {
+			t.Errorf("%d bytes that were not read in time reached a revoked token", len(all))
 		}
 	})
 }
