@@ -8,8 +8,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // build is a snapshot in the making.
@@ -131,7 +132,7 @@ func (b *build) miss(what string, err error) {
 }
 
 func (b *build) problem(where, what string) {
-	b.snapshot.Problems = append(b.snapshot.Problems, gateway.Problem{Where: where, What: what})
+	b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{Where: where, What: what})
 }
 
 func (b *build) roots() {
@@ -160,7 +161,7 @@ func (b *build) registered() {
 	if regs == nil || d == nil {
 		return
 	}
-	var problems []gateway.Problem
+	var problems []problem.Problem
 	b.snapshot.Instances, problems = b.instances(regs, d, b.now)
 	b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 	for _, r := range regs.list {
@@ -326,7 +327,7 @@ func (b *build) lasted(what string) bool {
 	return left <= 0
 }
 
-func compareProblems(a, b gateway.Problem) int {
+func compareProblems(a, b problem.Problem) int {
 	return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 }
 

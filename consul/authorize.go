@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // The answers of Consul's ACLs that keep a gateway from a token.

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // tokenServer is a Consul that knows some tokens, and counts the ACL checks.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // chainKind reads a compiled discovery chain

@@ -17,7 +17,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // Config says how to reach Consul. What is empty is taken from Consul's own

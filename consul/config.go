@@ -10,13 +10,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // proxyConfig decodes a gateway's opaque Proxy.Config as Consul does: keys in
 // any case, and values converted where that makes sense ("true", "8080", a list
 // of one). A value that cannot be converted is a problem and counts as not set.
-func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []gateway.Problem) {
+func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []problem.Problem) {
 	d := weak{where: where}
 	var c gateway.ProxyConfig
 	for _, key := range slices.Sorted(maps.Keys(config)) {
@@ -58,7 +59,7 @@ func canonical(key string, config map[string]any) string {
 // weak converts values and collects the ones that cannot be.
 type weak struct {
 	where    string
-	problems []gateway.Problem
+	problems []problem.Problem
 	good     bool // the last conversion was one
 }
 
@@ -157,7 +158,7 @@ func (d *weak) bad(key string, v any, want string) {
 	if err != nil || len(text) > 64 {
 		text = fmt.Appendf(nil, "a value of type %T", v)
 	}
-	d.problems = append(d.problems, gateway.Problem{
+	d.problems = append(d.problems, problem.Problem{
 		Where: d.where + ": " + key,
 		What:  fmt.Sprintf("%s is not %s; it counts as not set", text, want),
 	})

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // signedLeaf is a leaf, and since when it is valid.

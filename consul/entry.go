@@ -7,7 +7,9 @@ import (
 	"reflect"
 	"slices"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // Config entries are read as lists: a single entry that does not exist is
@@ -90,8 +92,8 @@ func decodeMesh(prev *mesh, a answer) (*mesh, error) {
 // settings in it, with the memory of the last good ones.
 type defaults struct {
 	config   map[string]any
-	layer    gateway.Layer
-	problems []gateway.Problem
+	layer    settings.Layer
+	problems []problem.Problem
 }
 
 // The name of the one proxy-defaults entry that Consul allows.
@@ -114,10 +116,10 @@ func decodeDefaults(prev *defaults, a answer) (*defaults, error) {
 			return nil, errors.New("proxy-defaults entry: it has no name")
 		}
 	}
-	var before gateway.Layer
+	var before settings.Layer
 	if prev != nil {
 		before = prev.layer
 	}
-	d.layer, d.problems = before.Next(fmt.Sprintf("proxy-defaults %q", globalName), d.config[gateway.Key])
+	d.layer, d.problems = before.Next(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
 	return d, nil
 }

@@ -14,12 +14,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/orderedcmp"
 )
 
 // snapshots compares snapshots and what is in them.
-var snapshots = cmp.Options{cmp.AllowUnexported(gateway.Layer{}), orderedcmp.Entries[*gateway.Endpoints]()}
+var snapshots = cmp.Options{cmp.AllowUnexported(settings.Layer{}), orderedcmp.Entries[*gateway.Endpoints]()}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 

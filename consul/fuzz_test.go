@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // kinds are all kinds of queries.

@@ -8,7 +8,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // The reads of instances with their health

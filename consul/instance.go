@@ -6,7 +6,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // instancesKind reads the registered instances of a gateway, healthy or not,
@@ -59,10 +61,10 @@ const mergeTime = time.Second
 
 // instances makes the model's instances, and remembers in s what their own
 // settings were when they were last good, and since when they are bad.
-func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*gateway.Instance, []gateway.Problem) {
+func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*gateway.Instance, []problem.Problem) {
 	var out []*gateway.Instance
-	var problems []gateway.Problem
-	own := map[instanceID]gateway.Layer{}
+	var problems []problem.Problem
+	own := map[instanceID]settings.Layer{}
 	bad := map[instanceID]time.Time{}
 	before := map[instanceID]*gateway.Instance{}
 	if s.last != nil {
@@ -72,7 +74,7 @@ func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*
 	}
 	for _, r := range regs.list {
 		id := instanceID{r.Node.Node, r.Service.ID}
-		in, wrong := r.instance(s.own[id], d.config[gateway.Key])
+		in, wrong := r.instance(s.own[id], d.config[settings.Key])
 		own[id] = in.Own
 		out = append(out, keep(before[id], in))
 		problems = append(problems, wrong.config...)
@@ -116,15 +118,15 @@ func (r *registration) kubernetes() gateway.KubernetesService {
 // wrong is what is wrong with a registration: with the keys that Consul knows,
 // and with Usher's own.
 type wrong struct {
-	config, own []gateway.Problem
+	config, own []problem.Problem
 }
 
 // instance makes one instance. before are its own settings until now, and
 // inherited is what proxy-defaults says of them.
-func (r *registration) instance(before gateway.Layer, inherited any) (*gateway.Instance, wrong) {
+func (r *registration) instance(before settings.Layer, inherited any) (*gateway.Instance, wrong) {
 	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
-	own, inOwn := before.Next(where, gateway.Own(r.Service.Proxy.Config[gateway.Key], inherited))
+	own, inOwn := before.Next(where, settings.Own(r.Service.Proxy.Config[settings.Key], inherited))
 	return &gateway.Instance{
 		Node:            r.Node.Node,
 		ServiceID:       r.Service.ID,

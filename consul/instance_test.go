@@ -6,7 +6,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // gatewayWith is a registration whose merged Proxy.Config says a mode.
@@ -26,7 +27,7 @@ func gatewayWith(t *testing.T, mode string) *registrations {
 // defaultsWith is a proxy-defaults entry that says a mode.
 func defaultsWith(mode string) *defaults {
 	return &defaults{config: map[string]any{
-		gateway.Key: map[string]any{"proxy_protocol": map[string]any{"mode": mode}},
+		settings.Key: map[string]any{"proxy_protocol": map[string]any{"mode": mode}},
 	}}
 }
 
@@ -67,7 +68,7 @@ func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 	now := time.Now()
 	s.instances(gatewayWith(t, "strict"), defaultsWith("off"), now)
 	in, _ := s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now)
-	if got := in[0].Own; got.Unknown || got.Settings.ProxyProtocol.Mode != gateway.Strict {
+	if got := in[0].Own; got.Unknown || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
 	s = &source{}
@@ -86,7 +87,7 @@ func TestTheServiceInFrontOfAnInstance(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if in, _ := regs.list[0].instance(gateway.Layer{}, nil); in.Kubernetes != want {
+		if in, _ := regs.list[0].instance(settings.Layer{}, nil); in.Kubernetes != want {
 			t.Errorf("%s: %+v, want %+v", meta, in.Kubernetes, want)
 		}
 	}

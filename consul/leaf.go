@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 var (

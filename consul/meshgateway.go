@@ -3,7 +3,7 @@ package consul
 import (
 	"fmt"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // meshGateways reads the mesh gateways that the way to a target of the chain

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // peeringKind reads what is known of a cluster peer

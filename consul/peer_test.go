@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // newPeeredLab is a Consul whose service web leads to the cluster peer east.

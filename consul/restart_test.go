@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // patiently returns a watcher with this patience, which waits for nothing else.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // serve sees to the certificate that the clients of listeners with TLS are

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // rowsKind reads the services of a gateway, wildcards expanded

@@ -9,8 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // source makes the snapshots of one gateway. It belongs to the goroutine of one
@@ -35,7 +37,7 @@ type source struct {
 	serving *certificate
 	signed  *signed // what was known of it when the last snapshot was built
 	// own are the instances' own settings, for their memory.
-	own map[instanceID]gateway.Layer
+	own map[instanceID]settings.Layer
 	// bad says since when the own settings of an instance are.
 	bad map[instanceID]time.Time
 	// local is the local datacenter; empty until it is known.
@@ -80,7 +82,7 @@ func (s *source) step(now time.Time) (again time.Duration) {
 		return again
 	}
 	s.answers = nil
-	broken := gateway.Problem{Where: fmt.Sprintf("gateway %q", s.id.String()), What: "the last good configuration stays: " + err.Error()}
+	broken := problem.Problem{Where: fmt.Sprintf("gateway %q", s.id.String()), What: "the last good configuration stays: " + err.Error()}
 	if s.last != nil && !slices.Contains(s.last.Problems, broken) {
 		next := *s.last
 		next.Problems = append(slices.Clone(next.Problems), broken)

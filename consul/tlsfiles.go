@@ -13,7 +13,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/internal/follow"
+	"github.com/usherproxy/usher/internal/filewatch"
 )
 
 // tlsFiles holds the TLS settings for one of Consul's ports. It checks the files
@@ -99,8 +99,8 @@ func (f *tlsFiles) look() (stamp [sha256.Size]byte, err error) {
 				fmt.Fprintf(hash, "%q %v\n", path, failed)
 				return nil
 			}
-			if !info.IsDir() && (!info.Mode().IsRegular() || info.Size() > follow.MaxSize) {
-				err = fmt.Errorf("%s: it is no regular file of at most %d bytes", path, follow.MaxSize)
+			if !info.IsDir() && (!info.Mode().IsRegular() || info.Size() > filewatch.MaxSize) {
+				err = fmt.Errorf("%s: it is no regular file of at most %d bytes", path, filewatch.MaxSize)
 			}
 			fmt.Fprintf(hash, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 			return nil

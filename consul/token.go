@@ -7,8 +7,8 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/follow"
+	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // tokens gives Usher's own ACL token. One that stands in a file is read again
@@ -37,7 +37,7 @@ func (env environment) tokens() (*tokens, error) {
 }
 
 func readToken(file string) (gateway.Secret, error) {
-	b, err := follow.ReadFile(file)
+	b, err := filewatch.ReadFile(file)
 	if err != nil {
 		return "", err
 	}

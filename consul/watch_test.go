@@ -11,8 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 func instanceOf(gateway string) reply {
@@ -115,7 +116,7 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 		Mesh:     &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
 		Roots:    &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
 		Leaf:     &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
-		Defaults: says(gateway.Permissive),
+		Defaults: says(settings.Permissive),
 		Instances: []*gateway.Instance{
 			{
 				Node: "n1", ServiceID: "gateway", NodeAddress: "10.0.0.1", Address: "10.1.0.1", Port: 8443,
@@ -124,7 +125,7 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 				AccessLogs:      gateway.AccessLogs{Enabled: true, Type: "file", Path: "/log"},
 				Own:             says(""),
 			},
-			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Own: says(gateway.Strict)},
+			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Own: says(settings.Strict)},
 		},
 	}
 	got := start(t, c.watcher(t), "gateway").next(t, anyOne)
@@ -134,12 +135,12 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 }
 
 // says is a layer of settings that is good.
-func says(mode gateway.Mode) gateway.Layer {
+func says(mode settings.Mode) settings.Layer {
 	var raw any
 	if mode != "" {
 		raw = map[string]any{"proxy_protocol": map[string]any{"mode": string(mode)}}
 	}
-	l, _ := gateway.Layer{}.Next("", raw)
+	l, _ := settings.Layer{}.Next("", raw)
 	return l
 }
 
@@ -365,17 +366,17 @@ func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
 	w := c.watcher(t)
 	run(t, w.Run)
 	first := start(t, w, "gateway")
-	first.next(t, func(s *gateway.Snapshot) bool { return reflect.DeepEqual(s.Defaults, says(gateway.Strict)) })
+	first.next(t, func(s *gateway.Snapshot) bool { return reflect.DeepEqual(s.Defaults, says(settings.Strict)) })
 
 	c.set("/v1/config/proxy-defaults", mode("stict"))
 	s := first.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
-	if !reflect.DeepEqual(s.Defaults, says(gateway.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
+	if !reflect.DeepEqual(s.Defaults, says(settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
 		t.Errorf("settings %+v, problems %v", s.Defaults, s.Problems)
 	}
 
 	// The last Envoy goes away and comes back.
 	first.stop()
-	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.Defaults, says(gateway.Strict)) {
+	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.Defaults, says(settings.Strict)) {
 		t.Errorf("settings %+v, want the last good ones", s.Defaults)
 	}
 }

@@ -8,7 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // WatcherOptions tune a Watcher; the zero value is good.
@@ -43,7 +44,7 @@ type Watcher struct {
 	mu sync.Mutex
 	// own keeps the settings that instances had when they were last good, for
 	// gateways that are not being watched at the moment.
-	own map[gateway.ID]map[instanceID]gateway.Layer
+	own map[gateway.ID]map[instanceID]settings.Layer
 }
 
 // NewWatcher makes a Watcher; it asks nothing yet.
@@ -63,7 +64,7 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	h := newHub(c, o.Wait)
 	return &Watcher{
 		client: c, hub: h, watchdog: newWatchdog(c, h), hold: o.Hold, patience: o.Patience,
-		signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]gateway.Layer{},
+		signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]settings.Layer{},
 	}
 }
 
@@ -135,13 +136,13 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sn
 	return nil
 }
 
-func (w *Watcher) recall(id gateway.ID) map[instanceID]gateway.Layer {
+func (w *Watcher) recall(id gateway.ID) map[instanceID]settings.Layer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.own[id]
 }
 
-func (w *Watcher) remember(id gateway.ID, own map[instanceID]gateway.Layer) {
+func (w *Watcher) remember(id gateway.ID, own map[instanceID]settings.Layer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(own) == 0 {

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // readOnlyRules let a token read everything about the gateway, and no more.
@@ -41,7 +41,7 @@ func TestWhoMayConnect(t *testing.T) {
 			t.Parallel()
 			s := startGuardedLab(t, version)
 			s.wantServed(t)
-			for _, protocol := range xdstest.Protocols {
+			for _, protocol := range fakeenvoy.Protocols {
 				s.wantOthersRefused(t, protocol)
 			}
 			s.wantSilenceSurvived(t)
@@ -90,7 +90,7 @@ func startGuardedLab(t *testing.T, consulVersion string) *guardedLab {
 	})
 	s.Envoy.waitListener(t, 8080)
 	s.xds = xdsPort{From: s.Gateway}.dial(t)
-	first := fakeGateway(t, s.xds, xdstest.Delta, s.Token)
+	first := fakeGateway(t, s.xds, fakeenvoy.Delta, s.Token)
 	s.key = fetchKey(t, first)
 	first.Disconnect()
 	for line := range strings.Lines(s.key) {
@@ -120,7 +120,7 @@ func (s *guardedLab) wantServed(t *testing.T) {
 
 // wantOthersRefused tries every token that is not the gateway's, while the
 // gateway's own Envoy is connected.
-func (s *guardedLab) wantOthersRefused(t *testing.T, protocol xdstest.Protocol) {
+func (s *guardedLab) wantOthersRefused(t *testing.T, protocol fakeenvoy.Protocol) {
 	t.Helper()
 	s.keep("a token that Consul does not know", unknownToken)
 	streams := s.Envoy.streams(t)
@@ -158,10 +158,10 @@ func (s *guardedLab) wantLostTokensNoticed(t *testing.T) {
 		what, token string
 		lose        func(t *testing.T, token string)
 		code        codes.Code
-		envoy       *xdstest.Envoy
+		envoy       *fakeenvoy.Envoy
 	}
 	var open []stream
-	for _, protocol := range xdstest.Protocols {
+	for _, protocol := range fakeenvoy.Protocols {
 		for _, o := range []stream{
 			{what: "deleted-", lose: s.deleteToken, code: codes.Unauthenticated},
 			{what: "weakened-", lose: s.weakenToken, code: codes.PermissionDenied},
@@ -229,7 +229,7 @@ func (s *guardedLab) self(t *testing.T, token string) *api.ACLToken {
 // it rejects: the operator learns of it, and not of the key.
 func (s *guardedLab) wantRejectionTold(t *testing.T) {
 	t.Helper()
-	for _, protocol := range xdstest.Protocols {
+	for _, protocol := range fakeenvoy.Protocols {
 		e := fakeGateway(t, s.xds, protocol, s.Token)
 		e.Subscribe(resource.SecretType, leafSecret)
 		reason := "cannot load the certificate of " + string(protocol)
@@ -251,7 +251,7 @@ func (s *guardedLab) wantSilenceSurvived(t *testing.T) {
 	s.wantStreamUntouched(t, streams)
 	s.Consul.Signal(t, syscall.SIGCONT)
 	s.Usher.waitAnswers(t)
-	fetchKey(t, fakeGateway(t, s.xds, xdstest.Delta, s.Token))
+	fetchKey(t, fakeGateway(t, s.xds, fakeenvoy.Delta, s.Token))
 	s.wantStreamUntouched(t, streams)
 }
 
@@ -288,7 +288,7 @@ func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 	other := s.token(t, "never-seen", gatewayRules)
 	s.Consul.Kill()
 	s.Usher.WaitOutput(t, checkFailed)
-	for _, protocol := range xdstest.Protocols {
+	for _, protocol := range fakeenvoy.Protocols {
 		e := fakeGateway(t, s.xds, protocol, other)
 		askForAll(e)
 		s.told = append(s.told, e.ExpectEnd(codes.Unavailable).Error())

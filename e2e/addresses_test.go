@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestAddressesOfConsul is the story of the forms that Consul's address can
@@ -30,7 +30,7 @@ func TestAddressesOfConsul(t *testing.T) {
 			}
 			u := startUsher(t, usherOptions{Host: e.Gateway, Env: env, Args: []string{"--consul-http-addr", address}})
 			defer u.Stop(t)
-			fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), xdstest.Delta, ""))
+			fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), fakeenvoy.Delta, ""))
 		})
 	}
 }
@@ -44,7 +44,7 @@ func TestPlaintextBeyondLoopback(t *testing.T) {
 	network.registerCatalog(t, consul)
 	address := network.Control.addr(18000)
 	startUsher(t, usherOptions{Host: network.Control, Consul: consul, XDSAddr: address, Args: []string{"--insecure-plaintext"}})
-	fetchKey(t, fakeGateway(t, xdsPort{From: network.Gateway, Address: address}.dial(t), xdstest.Delta, ""))
+	fetchKey(t, fakeGateway(t, xdsPort{From: network.Gateway, Address: address}.dial(t), fakeenvoy.Delta, ""))
 }
 
 // TestSocketForEnvoys is the story of an Envoy that reaches Usher over a socket

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestBadSettingAtColdStart starts Usher while proxy-defaults is bad, so that
@@ -65,7 +65,7 @@ func (u *usher) waitColdTrouble(t *testing.T) {
 		case len(got) == 0:
 			return errors.New("nothing yet")
 		case len(got) > 1 || got[0] != want:
-			return parts.Hopeless(errors.New("it logs\n" + strings.Join(got, "\n")))
+			return testprocess.Hopeless(errors.New("it logs\n" + strings.Join(got, "\n")))
 		}
 		return nil
 	})

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // hiddenIP is an address of Consul's that its certificate does not have.
@@ -163,7 +163,7 @@ func (e *environment) wantServed(t *testing.T, env []string) {
 	}
 	u := startUsher(t, usherOptions{Host: e.Gateway, Env: env})
 	defer u.Stop(t)
-	fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), xdstest.Delta, e.token))
+	fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), fakeenvoy.Delta, e.token))
 }
 
 // wantReason wants Consul's command to fail, and Usher to say why it does not

@@ -18,7 +18,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // tightInterval is how often a change is looked for at an Envoy: often enough
@@ -189,7 +189,7 @@ func (g *loadedGateway) watch(begin time.Time, c change) <-chan sighting {
 			case err == nil:
 				seen <- sighting{took: took}
 				return
-			case took > changeDeadline || parts.IsHopeless(err):
+			case took > changeDeadline || testprocess.IsHopeless(err):
 				seen <- sighting{err: fmt.Errorf("%s: not at %s after %v: %w", c.name, g.Name, took, err)}
 				return
 			}

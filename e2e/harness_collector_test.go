@@ -19,7 +19,7 @@ import (
 	logsv1 "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/grpc"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // collector takes access logs over gRPC: OpenTelemetry's, and Envoy's own.
@@ -114,7 +114,7 @@ func (c *collector) waitRecord(t *testing.T, attributes map[string]string) {
 		for _, record := range c.records {
 			if logEntry(flatAttributes("", record.Attributes)).matches(attributes) {
 				if record.TimeUnixNano == 0 {
-					return parts.Hopeless(fmt.Errorf("the record has no time: %v", record))
+					return testprocess.Hopeless(fmt.Errorf("the record has no time: %v", record))
 				}
 				return nil
 			}

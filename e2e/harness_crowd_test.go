@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // crowd is many fake Envoys that follow the instances of one cluster.
@@ -34,7 +34,7 @@ type crowd struct {
 // newCrowd learns the name of the cluster of a service from an Envoy's own stream.
 func newCrowd(t *testing.T, conn *grpc.ClientConn, token, service string) *crowd {
 	t.Helper()
-	e := fakeGateway(t, conn, xdstest.Delta, token)
+	e := fakeGateway(t, conn, fakeenvoy.Delta, token)
 	e.Subscribe(resource.ClusterType)
 	r := e.Next()
 	e.Ack(r)
@@ -79,7 +79,7 @@ func (c *crowd) join(t *testing.T, port xdsPort, envoys int) {
 func (c *crowd) follow(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", c.token)
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
-		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(xdstest.Lean{}))
+		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(fakeenvoy.Lean{}))
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (c *crowd) follow(ctx context.Context, conn *grpc.ClientConn) error {
 		if err := stream.SendMsg(request); err != nil {
 			return err
 		}
-		var r xdstest.LeanResponse
+		var r fakeenvoy.LeanResponse
 		if err := stream.RecvMsg(&r); err != nil {
 			return err
 		}

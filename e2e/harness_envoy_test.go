@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // envoyOptions describe an Envoy that Consul's CLI bootstraps.
@@ -167,7 +167,7 @@ func (e *envoy) listeners() ([]int, error) {
 		} `json:"listener_statuses"`
 	}
 	if err := json.Unmarshal([]byte(body), &answer); err != nil {
-		return nil, parts.Hopeless(fmt.Errorf("/listeners of %s: %w", e.Name, err))
+		return nil, testprocess.Hopeless(fmt.Errorf("/listeners of %s: %w", e.Name, err))
 	}
 	var ports []int
 	for _, status := range answer.Statuses {

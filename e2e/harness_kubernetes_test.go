@@ -19,8 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/usherproxy/usher/internal/apiserver"
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/apiserver"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // kubernetesLab is the lab in Kubernetes: the gateway is behind a Service, and
@@ -147,7 +147,7 @@ func (p *pod) wire(t *testing.T, as *pod) map[string]string {
 	t.Helper()
 	conn := xdsPort{From: p.host}.dial(t)
 	defer conn.Close()
-	e := xdstest.Connect(t, conn, xdstest.Delta, xdstest.Options{Node: &corev3.Node{Id: as.id(), Cluster: "ingress-gateway"}})
+	e := fakeenvoy.Connect(t, conn, fakeenvoy.Delta, fakeenvoy.Options{Node: &corev3.Node{Id: as.id(), Cluster: "ingress-gateway"}})
 	missing := map[string]bool{
 		resource.ClusterType: true, resource.EndpointType: true, resource.SecretType: true, resource.ListenerType: true, resource.RouteType: true,
 	}

@@ -7,41 +7,41 @@ import (
 	"testing"
 	"time"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // What internal/parts has for every test on real parts, in the stories' words.
 type (
-	command = parts.Command
-	process = parts.Process
-	ending  = parts.Ending
+	command = testprocess.Command
+	process = testprocess.Process
+	ending  = testprocess.Ending
 )
 
 var (
-	startProcess = parts.Start
-	eventually   = parts.Eventually
-	readFile     = parts.ReadFile
-	newDir       = parts.NewDir
-	binary       = parts.Binary
-	tool         = parts.Debian
+	startProcess = testprocess.Start
+	eventually   = testprocess.Eventually
+	readFile     = testprocess.ReadFile
+	newDir       = testprocess.NewDir
+	binary       = testprocess.Binary
+	tool         = testprocess.Debian
 )
 
 const (
-	startDeadline  = parts.StartDeadline
-	changeDeadline = parts.ChangeDeadline
+	startDeadline  = testprocess.StartDeadline
+	changeDeadline = testprocess.ChangeDeadline
 	pollInterval   = 10 * time.Millisecond
 )
 
 // runToEnd runs a command to its end.
 func runToEnd(t *testing.T, c command) ending {
 	t.Helper()
-	return parts.Run(t, c, "")
+	return testprocess.Run(t, c, "")
 }
 
 // runProcess runs a command that should succeed, and returns what it printed.
 func runProcess(t *testing.T, c command, stdin string) (string, error) {
 	t.Helper()
-	end := parts.Run(t, c, stdin)
+	end := testprocess.Run(t, c, stdin)
 	output := end.Stdout + end.Stderr
 	if end.Code != 0 {
 		return output, fmt.Errorf("exit %d", end.Code)

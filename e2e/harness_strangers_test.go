@@ -22,7 +22,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // strangers reach the xDS port and have no token. Each does one thing again and
@@ -81,9 +81,9 @@ func (s *strangers) try(from *host, do func(ctx context.Context, conn net.Conn))
 }
 
 // onHTTP2 makes an act of one on streams.
-func onHTTP2(do func(ctx context.Context, raw *xdstest.Raw)) func(context.Context, net.Conn) {
+func onHTTP2(do func(ctx context.Context, raw *fakeenvoy.Raw)) func(context.Context, net.Conn) {
 	return func(ctx context.Context, conn net.Conn) {
-		raw, err := xdstest.NewRaw(conn)
+		raw, err := fakeenvoy.NewRaw(conn)
 		if err != nil {
 			return
 		}
@@ -108,7 +108,7 @@ func halfHello(ctx context.Context, conn net.Conn) {
 
 // silentStreams opens streams and waits.
 func silentStreams(streams int) func(context.Context, net.Conn) {
-	return onHTTP2(func(_ context.Context, raw *xdstest.Raw) {
+	return onHTTP2(func(_ context.Context, raw *fakeenvoy.Raw) {
 		for i := range streams {
 			if raw.Open(uint32(2*i+1), "no such token") != nil {
 				return
@@ -121,7 +121,7 @@ func silentStreams(streams int) func(context.Context, net.Conn) {
 // largeHeaders opens streams with tokens of so many bytes.
 func largeHeaders(size int) func(context.Context, net.Conn) {
 	token := strings.Repeat("t", size)
-	return onHTTP2(func(_ context.Context, raw *xdstest.Raw) {
+	return onHTTP2(func(_ context.Context, raw *fakeenvoy.Raw) {
 		if raw.Open(1, token) == nil {
 			<-raw.Done()
 		}
@@ -131,7 +131,7 @@ func largeHeaders(size int) func(context.Context, net.Conn) {
 // firstRequest opens a stream and sends a request, or the part of it that body
 // is.
 func firstRequest(size int, body []byte) func(context.Context, net.Conn) {
-	return onHTTP2(func(_ context.Context, raw *xdstest.Raw) {
+	return onHTTP2(func(_ context.Context, raw *fakeenvoy.Raw) {
 		if raw.Open(1, "no such token") == nil && raw.Send(1, size, body) == nil {
 			<-raw.Done()
 		}
@@ -140,7 +140,7 @@ func firstRequest(size int, body []byte) func(context.Context, net.Conn) {
 
 // refusedStreams opens streams with tokens of which no two are the same.
 func refusedStreams(request []byte) func(context.Context, net.Conn) {
-	return onHTTP2(func(ctx context.Context, raw *xdstest.Raw) {
+	return onHTTP2(func(ctx context.Context, raw *fakeenvoy.Raw) {
 		for i := range 1000 {
 			id := uint32(2*i + 1)
 			if raw.Open(id, randomToken()) != nil || raw.Send(id, len(request), request) != nil {
@@ -317,7 +317,7 @@ func (g *guardedUsher) doesNotRead(t *testing.T) func(context.Context, net.Conn)
 		}
 		requests = append(requests, request)
 	}
-	return onHTTP2(func(_ context.Context, raw *xdstest.Raw) {
+	return onHTTP2(func(_ context.Context, raw *fakeenvoy.Raw) {
 		if raw.Open(1, g.Token) != nil || raw.Send(1, len(requests[0]), requests[0]) != nil {
 			return
 		}

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // The parts that the stories are told with; `make tools` brings them.
@@ -20,12 +20,12 @@ const (
 
 func consulBinary(t *testing.T, version string) string {
 	t.Helper()
-	return parts.Tool(t, "consul-"+version, "consul")
+	return testprocess.Tool(t, "consul-"+version, "consul")
 }
 
 func envoyBinary(t *testing.T, version string) string {
 	t.Helper()
-	return parts.Tool(t, "envoy-"+version, "envoy")
+	return testprocess.Tool(t, "envoy-"+version, "envoy")
 }
 
 func usherBinary(t *testing.T) string {

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // xdsPort is an xDS port that fake Envoys connect to.
@@ -55,16 +55,16 @@ const leafSecret = "usher/leaf"
 
 // fakeGateway opens a stream as the instance that startGateway registers, with
 // a token or none.
-func fakeGateway(t *testing.T, conn grpc.ClientConnInterface, p xdstest.Protocol, token string) *xdstest.Envoy {
+func fakeGateway(t *testing.T, conn grpc.ClientConnInterface, p fakeenvoy.Protocol, token string) *fakeenvoy.Envoy {
 	t.Helper()
-	return xdstest.Connect(t, conn, p, xdstest.Options{
+	return fakeenvoy.Connect(t, conn, p, fakeenvoy.Options{
 		Node:  &corev3.Node{Id: "ingress-gateway", Cluster: "ingress-gateway"},
 		Token: token,
 	})
 }
 
 // askForAll asks for everything that a gateway has, the private key included.
-func askForAll(e *xdstest.Envoy) {
+func askForAll(e *fakeenvoy.Envoy) {
 	for _, typeURL := range []string{
 		resource.ClusterType, resource.ListenerType, resource.EndpointType, resource.RouteType,
 	} {
@@ -74,7 +74,7 @@ func askForAll(e *xdstest.Envoy) {
 }
 
 // fetchKey asks for the gateway's certificate alone, and gives its private key.
-func fetchKey(t *testing.T, e *xdstest.Envoy) string {
+func fetchKey(t *testing.T, e *fakeenvoy.Envoy) string {
 	t.Helper()
 	e.Subscribe(resource.SecretType, leafSecret)
 	var secret tlsv3.Secret

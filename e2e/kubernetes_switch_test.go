@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestBalancerAndServiceAreSwitchedApart switches PROXY headers on and off at the
@@ -81,7 +81,7 @@ func startSwitchedApart(t *testing.T) *switchedApart {
 		t.Fatalf("USHER_APART: %v", err)
 	}
 	s := &switchedApart{kubernetesLab: startKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
-	s.chart(t, "../kubernetes/testdata/consul-values.yaml", false)
+	s.chart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
 	s.first = s.startPod(t, s.Gateway, s.grace)
 	s.second = s.startPod(t, s.addHost(t, "gateway2", gateway2IP), s.grace)
 	s.HAProxy.Kill() // it has one target only
@@ -214,7 +214,7 @@ func (s *switchedApart) logged(t *testing.T) map[string]string {
 					continue
 				}
 				if addresses[path] != "" {
-					return parts.Hopeless(errors.New(path + " is there twice"))
+					return testprocess.Hopeless(errors.New(path + " is there twice"))
 				}
 				addresses[path] = entry.ip(t, "downstream_remote_address")
 			}

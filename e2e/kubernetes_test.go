@@ -21,7 +21,7 @@ const awsHeaders = "service.beta.kubernetes.io/aws-load-balancer-proxy-protocol"
 func TestLabInKubernetes(t *testing.T) {
 	t.Parallel()
 	l := startKubernetesLab(t)
-	l.chart(t, "../kubernetes/testdata/consul-values.yaml", false)
+	l.chart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
 	p := l.startPod(t, l.Gateway, 6*time.Second)
 
 	p.follows(t, "off", changeDeadline)
@@ -35,7 +35,7 @@ func TestLabInKubernetes(t *testing.T) {
 	p.follows(t, "off", changeDeadline)
 	l.wantBalancersAddress(t, p.envoy)
 
-	l.chart(t, "../kubernetes/testdata/consul-values-ppv2.yaml", true)
+	l.chart(t, "../internal/loadbalancer/testdata/consul-values-ppv2.yaml", true)
 	p.usher.WaitOutput(t, "port=8080 mode=permissive until=")
 	l.HAProxy.setHeader(t, v2Header)
 	p.follows(t, "strict", changeDeadline)

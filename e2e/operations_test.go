@@ -23,7 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // configDir is a directory for --config-dir with the gateway of fakeGateway, in
@@ -56,7 +56,7 @@ listeners { port = 8081 services { name = "other" } }
 }
 
 // wantOther wants the cluster of that service as the next response.
-func wantOther(t *testing.T, e *xdstest.Envoy) {
+func wantOther(t *testing.T, e *fakeenvoy.Envoy) {
 	t.Helper()
 	r := e.Next()
 	if r.Type != resource.ClusterType || len(r.Names) != 1 || !strings.HasPrefix(r.Names[0], "other.") {
@@ -66,9 +66,9 @@ func wantOther(t *testing.T, e *xdstest.Envoy) {
 }
 
 // wantFed wants a new stream served.
-func wantFed(t *testing.T, h *host) *xdstest.Envoy {
+func wantFed(t *testing.T, h *host) *fakeenvoy.Envoy {
 	t.Helper()
-	e := fakeGateway(t, xdsPort{From: h}.dial(t), xdstest.Delta, "")
+	e := fakeGateway(t, xdsPort{From: h}.dial(t), fakeenvoy.Delta, "")
 	e.Subscribe(resource.ClusterType)
 	e.Ack(e.Next())
 	return e
@@ -181,7 +181,7 @@ func TestSIGTERMDrains(t *testing.T) {
 	const envoys = 60
 	h := newMachine(t)
 	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--drain-time", "4s"}})
-	var connected []*xdstest.Envoy
+	var connected []*fakeenvoy.Envoy
 	for range envoys {
 		connected = append(connected, wantFed(t, h))
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestThousandServicesOverPlainHTTP is the story of an operator who reaches
@@ -58,7 +58,7 @@ func TestThousandServicesOverPlainHTTP(t *testing.T) {
 	gateway.waitEndpoints(t, ports, startDeadline)
 
 	late := usher.statedBound(t)
-	second := fakeGateway(t, xdsPort{From: l.Gateway}.dial(t), xdstest.Delta, "")
+	second := fakeGateway(t, xdsPort{From: l.Gateway}.dial(t), fakeenvoy.Delta, "")
 	second.Subscribe(resource.ClusterType)
 	second.Subscribe(resource.EndpointType, "*")
 	awaitPorts(t, second, changed(ports, 0, 1))
@@ -160,7 +160,7 @@ func changed(ports []int, from, step int) map[string]int {
 }
 
 // awaitPorts waits until an Envoy has been sent each service at its port.
-func awaitPorts(t *testing.T, e *xdstest.Envoy, ports map[string]int) {
+func awaitPorts(t *testing.T, e *fakeenvoy.Envoy, ports map[string]int) {
 	t.Helper()
 	for len(ports) > 0 {
 		r := e.Next()

@@ -9,7 +9,7 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestSmallestPolicy is the story of an operator who wants to give Usher less
@@ -75,7 +75,7 @@ func (s *policyStory) wantEnough(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
 	defer u.Stop(t)
-	e := fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token)
+	e := fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), fakeenvoy.Delta, s.token)
 	fetchKey(t, e)
 	e.Subscribe(resource.ClusterType)
 	clusters := e.Next()
@@ -93,7 +93,7 @@ func (s *policyStory) wantTooLittle(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
 	defer u.Stop(t)
-	askForAll(fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.token))
+	askForAll(fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), fakeenvoy.Delta, s.token))
 	const line = "the gateway is not known completely; nothing new is handed on"
 	u.WaitOutput(t, line)
 	for text := range strings.Lines(u.Output(t)) {

@@ -7,7 +7,7 @@ import (
 	"regexp"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestReadyWithoutConsul is the story of a Consul that dies: an Usher that can
@@ -19,7 +19,7 @@ func TestReadyWithoutConsul(t *testing.T) {
 	consul := startConsul(t, consulOptions{Version: consulNew, Host: network.Control})
 	network.registerCatalog(t, consul)
 	good := startUsher(t, usherOptions{Host: network.Gateway, Consul: consul})
-	fetchKey(t, fakeGateway(t, xdsPort{From: network.Gateway}.dial(t), xdstest.Delta, ""))
+	fetchKey(t, fakeGateway(t, xdsPort{From: network.Gateway}.dial(t), fakeenvoy.Delta, ""))
 	empty := startUsher(t, usherOptions{Host: network.Service, Consul: consul}) // no Envoy has asked it
 	consul.Kill()
 

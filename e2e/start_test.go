@@ -15,8 +15,8 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/codes"
 
-	"github.com/usherproxy/usher/internal/parts"
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestRefusedStarts is the story of an operator who starts Usher with something
@@ -60,7 +60,7 @@ func TestRefusedStarts(t *testing.T) {
 		"unknown flag":                     {args: []string{"--xds-address", "127.0.0.1:1"}, says: []string{"--xds-address"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			end := parts.Run(t, command{
+			end := testprocess.Run(t, command{
 				Name: "usher serve", Path: usherBinary(t), Args: append([]string{"serve"}, refused.args...),
 				Env: refused.env, Host: h,
 			}, "")
@@ -104,7 +104,7 @@ func TestConsulComesLater(t *testing.T) {
 		t.Errorf("/healthz: %v %s", err, health)
 	}
 	conn := xdsPort{From: network.Gateway}.dial(t)
-	for _, protocol := range xdstest.Protocols {
+	for _, protocol := range fakeenvoy.Protocols {
 		e := fakeGateway(t, conn, protocol, "")
 		e.Subscribe(resource.ClusterType)
 		t.Logf("%s: %v", protocol, e.ExpectEnd(codes.Unavailable))

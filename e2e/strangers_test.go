@@ -14,7 +14,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // guardedUsher is an Usher in 512 MiB that may open 4,096 files, in front of a
@@ -81,7 +81,7 @@ func (g *guardedUsher) delivery(t *testing.T) time.Duration {
 func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	e := fakeGateway(t, xdsPort{From: g.Gateway}.dial(t), xdstest.Delta, g.Consul.newToken(t, fmt.Sprint("newcomer-", begin.UnixNano()), gatewayRules))
+	e := fakeGateway(t, xdsPort{From: g.Gateway}.dial(t), fakeenvoy.Delta, g.Consul.newToken(t, fmt.Sprint("newcomer-", begin.UnixNano()), gatewayRules))
 	begin = time.Now()
 	e.Subscribe(resource.ClusterType)
 	e.Ack(e.Next())

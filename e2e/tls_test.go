@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestTLSOnTheXDSPort is the story of Usher on a host of its own, where Envoys
@@ -169,7 +169,7 @@ func (s *tlsLab) wantPairServed(t *testing.T) {
 			return nil
 		},
 	}
-	e := fakeGateway(t, xdsPort{From: s.Gateway, Address: s.address, TLS: credentials.NewTLS(config)}.dial(t), xdstest.Delta, "")
+	e := fakeGateway(t, xdsPort{From: s.Gateway, Address: s.address, TLS: credentials.NewTLS(config)}.dial(t), fakeenvoy.Delta, "")
 	fetchKey(t, e)
 	e.Disconnect()
 	if encode("CERTIFICATE", served.Raw) != s.cert {

@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestWhatConsulDoesNotTell is the story of what no blocking query tells: that
@@ -81,7 +81,7 @@ func startUntoldStory(t *testing.T, o consulOptions) *untoldStory {
 	})
 	s.Usher.waitReady(t)
 	s.envoy = &shownPorts{
-		envoy: fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), xdstest.Delta, s.Consul.newToken(t, "gateway", gatewayRules)),
+		envoy: fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), fakeenvoy.Delta, s.Consul.newToken(t, "gateway", gatewayRules)),
 		ports: map[string]int{},
 	}
 	for _, typeURL := range []string{resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType} {
@@ -225,7 +225,7 @@ func (u *usher) waitAnswers(t *testing.T) {
 // shownPorts is what a fake Envoy has been sent: the port of each service that
 // has an instance.
 type shownPorts struct {
-	envoy *xdstest.Envoy
+	envoy *fakeenvoy.Envoy
 	ports map[string]int
 }
 
@@ -245,7 +245,7 @@ func (s *shownPorts) wait(t *testing.T, want map[string]int, deadline time.Durat
 	}
 }
 
-func (s *shownPorts) take(t *testing.T, r xdstest.Response) {
+func (s *shownPorts) take(t *testing.T, r fakeenvoy.Response) {
 	t.Helper()
 	switch r.Type {
 	case resource.EndpointType:

@@ -10,7 +10,9 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // accessLogs are the logs of a listener. The zero value logs nothing.
@@ -47,7 +49,7 @@ func (l accessLogs) with(other accessLogs) accessLogs {
 // accessLogKey is everything that the access logs follow from.
 type accessLogKey struct {
 	consul  gateway.AccessLogs
-	policy  gateway.AccessLog
+	policy  settings.AccessLog
 	gateway gateway.ID
 	where   string // of the listener, in problems
 	http    bool
@@ -58,7 +60,7 @@ type accessLogKey struct {
 	proxied bool // with PROXY headers
 	strict  bool // and not without
 	limited bool // and not everybody's are believed
-	tlvs    []gateway.TLV
+	tlvs    []settings.TLV
 	dialect dialect
 }
 
@@ -75,7 +77,7 @@ func accessLogKeyOf(l listening) accessLogKey {
 		looks:   l.looksForServerName(),
 		told:    proxy.On() || l.policy.ClientAddress.On(),
 		proxied: proxy.On(),
-		strict:  proxy.Mode == gateway.Strict,
+		strict:  proxy.Mode == settings.Strict,
 		limited: proxy.On() && !proxy.BelievesAll(),
 		tlvs:    l.tlvs(),
 		dialect: l.env.dialect,
@@ -84,7 +86,7 @@ func accessLogKeyOf(l listening) accessLogKey {
 
 // sink is where entries go, and how they are written there.
 type sink struct {
-	gateway.Sink
+	settings.Sink
 	names    logNames
 	byConsul bool // proxy-defaults' own
 	format   entryFormat
@@ -101,9 +103,9 @@ var (
 // accessLogsOf makes the access logs. A sink that cannot be had as it is asked
 // for is a problem and stays away; it does not keep a listener from serving, as
 // with Consul.
-func accessLogsOf(k accessLogKey) (accessLogs, []gateway.Problem) {
+func accessLogsOf(k accessLogKey) (accessLogs, []problem.Problem) {
 	var all accessLogs
-	var problems []gateway.Problem
+	var problems []problem.Problem
 	there := ""
 	add := func(where string, s sink, err error) {
 		var logs accessLogs
@@ -111,19 +113,19 @@ func accessLogsOf(k accessLogKey) (accessLogs, []gateway.Problem) {
 			logs, err = k.logsTo(s)
 		}
 		if err != nil {
-			problems = append(problems, gateway.Problem{Where: where, What: err.Error() + "; until this is mended nothing is logged" + there})
+			problems = append(problems, problem.Problem{Where: where, What: err.Error() + "; until this is mended nothing is logged" + there})
 			return
 		}
 		all = all.with(logs)
 	}
 	switch k.policy.Sinks.By {
-	case gateway.SinksOwn:
+	case settings.SinksOwn:
 		there = " there"
 		for i, own := range k.policy.Sinks.Own {
 			s, err := k.ownSink(own)
 			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", k.where, i), s, err)
 		}
-	case gateway.SinksDefault:
+	case settings.SinksDefault:
 		if k.consul.Enabled {
 			s, err := k.consulSink()
 			add(k.consulWhere(), s, err)
@@ -134,7 +136,7 @@ func accessLogsOf(k accessLogKey) (accessLogs, []gateway.Problem) {
 
 // consulWhere names the place that says how proxy-defaults' entries look.
 func (k accessLogKey) consulWhere() string {
-	if k.policy.Format.By != gateway.FormatDefault {
+	if k.policy.Format.By != settings.FormatDefault {
 		return k.where + ": usher.access_log"
 	}
 	return "config entry proxy-defaults/global: AccessLogs"
@@ -145,16 +147,16 @@ func (k accessLogKey) consulSink() (sink, error) {
 	s := sink{names: consulNames, byConsul: true}
 	switch k.consul.Type {
 	case "", "stdout":
-		s.Type = gateway.SinkStdout
+		s.Type = settings.SinkStdout
 	case "stderr":
-		s.Type = gateway.SinkStderr
+		s.Type = settings.SinkStderr
 	case "file":
-		s.Type, s.Path = gateway.SinkFile, k.consul.Path
+		s.Type, s.Path = settings.SinkFile, k.consul.Path
 	default:
 		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.consul.Type)
 	}
 	var err error
-	if k.policy.Format.By == gateway.FormatDefault {
+	if k.policy.Format.By == settings.FormatDefault {
 		s.format, err = k.consulFormat()
 	} else {
 		s.format, err = k.formatOf(k.policy.Format)
@@ -163,11 +165,11 @@ func (k accessLogKey) consulSink() (sink, error) {
 }
 
 // ownSink is a sink that the listener's settings ask for.
-func (k accessLogKey) ownSink(own gateway.Sink) (sink, error) {
+func (k accessLogKey) ownSink(own settings.Sink) (sink, error) {
 	s := sink{Sink: own, names: usherNames}
-	if own.Type == gateway.SinkGRPC {
+	if own.Type == settings.SinkGRPC {
 		if k.policy.Redacts() {
-			return sink{}, fmt.Errorf(`type %q sends what Envoy has, and nothing can be redacted; use type %q, or redact nothing`, own.Type, gateway.SinkOTLP)
+			return sink{}, fmt.Errorf(`type %q sends what Envoy has, and nothing can be redacted; use type %q, or redact nothing`, own.Type, settings.SinkOTLP)
 		}
 		return s, nil
 	}

@@ -7,8 +7,9 @@ import (
 
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // assignments are the load assignments of a shape's legs. They are immutable.
@@ -23,7 +24,7 @@ type assignments struct {
 type assignment struct {
 	key      assignmentKey
 	message  *endpointv3.ClusterLoadAssignment // nil: not known
-	problems []gateway.Problem
+	problems []problem.Problem
 }
 
 // legs are clusters with instances behind them, no two of one name.
@@ -128,8 +129,8 @@ func (a assignments) of(k assignmentKey) *assignment {
 	return &assignment{key: k, message: message, problems: problems}
 }
 
-func (a assignments) problems() []gateway.Problem {
-	var out []gateway.Problem
+func (a assignments) problems() []problem.Problem {
+	var out []problem.Problem
 	for t := range a.troubled.Values() {
 		out = append(out, t.problems...)
 	}

@@ -5,8 +5,8 @@ import (
 	"maps"
 	"testing"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/golden"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/testing/golden"
 )
 
 // BenchmarkCompile compiles the lab's gateway with many services instead of one.

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // addressesOf gives the addresses that every listener of an instance binds,

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // group is what one resolver of a chain leads to: a cluster, or with failover

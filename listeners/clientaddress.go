@@ -10,7 +10,7 @@ import (
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // The addresses that headers are made of.
@@ -30,9 +30,9 @@ const (
 type addressing struct {
 	on      bool
 	who     peers
-	policy  gateway.ClientAddress
-	tls     bool          // the connection has TLS
-	headers []gateway.TLV // those that services are told in a header
+	policy  settings.ClientAddress
+	tls     bool           // the connection has TLS
+	headers []settings.TLV // those that services are told in a header
 }
 
 func addressingOf(l listening, who peers, tls bool) addressing {
@@ -43,7 +43,7 @@ func addressingOf(l listening, who peers, tls bool) addressing {
 		tls:    tls,
 	}
 	for _, tlv := range l.tlvs() {
-		if tlv.Header != "" && tlv.Header != gateway.NoHeader {
+		if tlv.Header != "" && tlv.Header != settings.NoHeader {
 			a.headers = append(a.headers, tlv)
 		}
 	}
@@ -95,16 +95,16 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 		written(hcm)
 		return []*mutationv3.HeaderMutation{set(xffHeader, peerOperator), removed(protoHeader)}
 	}
-	overwrite, hops := a.policy.XFF == gateway.XFFOverwrite, hcm.XffNumTrustedHops
+	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
 	switch by := a.proto(); {
-	case by == gateway.ProtoByConnection && hops > 0:
+	case by == settings.ProtoByConnection && hops > 0:
 		return append(changes, removed(protoHeader))
-	case by == gateway.ProtoByConnection && overwrite:
+	case by == settings.ProtoByConnection && overwrite:
 		return append(changes, removed(xffHeader))
-	case by == gateway.ProtoByConnection:
+	case by == settings.ProtoByConnection:
 		return nil
-	case by == gateway.ProtoByPort:
+	case by == settings.ProtoByPort:
 		changes = append(changes, set(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
@@ -119,12 +119,12 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 
 // proto says what X-Forwarded-Proto follows from. A connection with TLS is
 // https, on whatever port.
-func (a addressing) proto() gateway.ProtoSource {
+func (a addressing) proto() settings.ProtoSource {
 	switch by := a.policy.ForwardedProto.By; {
-	case by == gateway.ProtoDefault && a.policy.TrustedHops.Count() > 0:
-		return gateway.ProtoTrust
-	case by == gateway.ProtoDefault, by == gateway.ProtoByPort && a.tls:
-		return gateway.ProtoByConnection
+	case by == settings.ProtoDefault && a.policy.TrustedHops.Count() > 0:
+		return settings.ProtoTrust
+	case by == settings.ProtoDefault, by == settings.ProtoByPort && a.tls:
+		return settings.ProtoByConnection
 	default:
 		return by
 	}

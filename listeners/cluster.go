@@ -15,7 +15,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // connectTimeout is Consul's default for a target that says nothing.
@@ -43,8 +44,8 @@ func (parts *portParts) upstream(env environment, p port, r row, memo clusterMem
 }
 
 // unknownPeer is the problem of a cluster peer that nothing is sent to.
-func unknownPeer(name string) gateway.Problem {
-	return gateway.Problem{
+func unknownPeer(name string) problem.Problem {
+	return problem.Problem{
 		Where: "cluster peer " + name,
 		What: "its root certificates are not known, so that nothing is sent to it; " +
 			"establish the peering, and give Usher's token peering:read",

@@ -15,20 +15,20 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // collectorKey is everything that the cluster of a collector follows from.
 type collectorKey struct {
-	address gateway.Address
-	tls     *gateway.CollectorTLS
+	address settings.HostPort
+	tls     *settings.CollectorTLS
 }
 
 // name names the cluster: equal collectors of several listeners are one.
 // Consul's clusters are called after services and trust domains, in which there
 // is no colon.
 func (k collectorKey) name() string {
-	name := "usher-collector:" + net.JoinHostPort(k.address.Address, strconv.Itoa(k.address.Port))
+	name := "usher-collector:" + net.JoinHostPort(k.address.Host, strconv.Itoa(k.address.Port))
 	if k.tls != nil {
 		of := sha256.Sum256(fmt.Appendf(nil, "%q %q", k.tls.CA, k.tls.SNI))
 		name += fmt.Sprintf(":tls-%x", of[:4])
@@ -43,7 +43,7 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 		return nil, err
 	}
 	discovery := clusterv3.Cluster_STRICT_DNS
-	if _, err := netip.ParseAddr(k.address.Address); err == nil {
+	if _, err := netip.ParseAddr(k.address.Host); err == nil {
 		discovery = clusterv3.Cluster_STATIC
 	}
 	name := k.name()
@@ -56,7 +56,7 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 		WaitForWarmOnInit: wrapperspb.Bool(false),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
-				Endpoint: &endpointv3.Endpoint{Address: socketAddress(k.address.Address, k.address.Port)},
+				Endpoint: &endpointv3.Endpoint{Address: socketAddress(k.address.Host, k.address.Port)},
 			}}},
 		}}},
 		TypedExtensionProtocolOptions: options,
@@ -74,7 +74,7 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
 	who, kind := k.tls.SNI, tlsv3.SubjectAltNameMatcher_DNS
 	if who == "" {
-		who = k.address.Address
+		who = k.address.Host
 		if _, err := netip.ParseAddr(who); err == nil {
 			kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
 		}

@@ -26,8 +26,9 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // Resources are what one Envoy of a gateway gets, by their names.
@@ -51,7 +52,7 @@ type Resources struct {
 	WithheldEndpoints []string
 	// Problems says what an operator has to mend, in addition to the snapshot's
 	// own problems.
-	Problems []gateway.Problem
+	Problems []problem.Problem
 }
 
 // Compile gives the resources for an Envoy of release e that runs as the
@@ -71,11 +72,11 @@ type environment struct {
 
 // problemsOf gives each problem once. Names in them come from outside and may
 // hold anything; a problem is one line.
-func problemsOf(lists ...[]gateway.Problem) []gateway.Problem {
-	var out []gateway.Problem
-	seen := map[gateway.Problem]bool{}
+func problemsOf(lists ...[]problem.Problem) []problem.Problem {
+	var out []problem.Problem
+	seen := map[problem.Problem]bool{}
 	for _, p := range slices.Concat(lists...) {
-		p = gateway.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
+		p = problem.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
 		if !seen[p] {
 			seen[p] = true
 			out = append(out, p)

@@ -1,6 +1,6 @@
 package listeners
 
-import "github.com/usherproxy/usher/gateway"
+import "github.com/usherproxy/usher/internal/gateway"
 
 // Compiler compiles the snapshots of one gateway, one after the other, and makes
 // anew only what a change has touched: a part that did not change is the same

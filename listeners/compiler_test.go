@@ -16,10 +16,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/golden"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
-	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
+	"github.com/usherproxy/usher/internal/testing/golden"
+	"github.com/usherproxy/usher/internal/testing/orderedcmp"
 )
 
 // resourcesEqual lets go-cmp compare resources message by message.

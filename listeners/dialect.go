@@ -3,7 +3,8 @@ package listeners
 import (
 	"fmt"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // dialect says how to speak to an Envoy of some release. An Envoy drops a field
@@ -85,19 +86,19 @@ func survivesLocal(e gateway.Envoy) bool {
 }
 
 // tells says whether what a TLV means can be told.
-func (d dialect) tells(tlv gateway.TLV) bool { return d.binaryTLVs || !isNumber(tlv) }
+func (d dialect) tells(tlv settings.TLV) bool { return d.binaryTLVs || !isNumber(tlv) }
 
 // supports says what a policy needs that the Envoy does not have, and that
 // cannot be left out: the listener would believe what it must not, or take what
 // it must refuse.
-func (d dialect) supports(p gateway.Policy, tcp bool) error {
+func (d dialect) supports(p settings.Policy, tcp bool) error {
 	proxy := p.ProxyProtocol
 	limited := proxy.On() && !proxy.BelievesAll()
 	told := proxy.On() && len(proxy.TLVs) > 0
-	upstream := tcp && proxy.Upstream != gateway.UpstreamNone
-	byPort := !tcp && p.ClientAddress.ForwardedProto.By == gateway.ProtoByPort
+	upstream := tcp && proxy.Upstream != settings.UpstreamNone
+	byPort := !tcp && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort
 	switch {
-	case proxy.Mode == gateway.Permissive && !d.optionalProxy:
+	case proxy.Mode == settings.Permissive && !d.optionalProxy:
 		return needs("proxy_protocol.mode", `with "permissive", this one would refuse plain connections`, "1.23", `use "strict" or "off"`)
 	case proxy.On() && len(proxy.Versions) < 2 && !d.proxyVersions:
 		return needs("proxy_protocol.versions", "this one would take both", "1.30", `use ["v1", "v2"]`)
@@ -116,9 +117,9 @@ func (d dialect) supports(p gateway.Policy, tcp bool) error {
 }
 
 // rewrites says whether headers have to be changed before Envoy looks at them.
-func rewrites(c gateway.ClientAddress) bool {
+func rewrites(c settings.ClientAddress) bool {
 	hops, by := c.TrustedHops.Count() > 0, c.ForwardedProto.By
-	return c.XFF == gateway.XFFOverwrite || by == gateway.ProtoTrust && !hops || by == gateway.ProtoByConnection && hops
+	return c.XFF == settings.XFFOverwrite || by == settings.ProtoTrust && !hops || by == settings.ProtoByConnection && hops
 }
 
 func needs(key, why, release, instead string) error {

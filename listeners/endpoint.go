@@ -8,7 +8,8 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // wan is the name of the tagged address that other datacenters use.
@@ -58,7 +59,7 @@ func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 // It is nil while the answer is not in, and empty when the answer is that there
 // are none: only that lets Envoy finish its start. An instance that Envoy could
 // not take would cost all others, so it is left out and a problem.
-func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []gateway.Problem) {
+func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []problem.Problem) {
 	if k.instances == nil || k.through && k.gateways == nil {
 		return nil, nil
 	}
@@ -66,13 +67,13 @@ func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []gatew
 	if k.through {
 		instances, shared = k.gateways.Endpoints, overallHealth(k.instances, k.onlyPassing)
 	}
-	var problems []gateway.Problem
+	var problems []problem.Problem
 	group := &endpointv3.LocalityLbEndpoints{}
 	for i := range instances {
 		ep := &instances[i]
 		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.Locality(ep.NodeDatacenter, ep.NodePartition) != k.local)
 		if err := reachable(address, port); err != nil {
-			problems = append(problems, gateway.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
+			problems = append(problems, problem.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
 			continue
 		}
 		health, weight := healthAndWeight(ep, k.onlyPassing)

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/golden"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/golden"
 )
 
 // FuzzCompile damages a case's snapshot in the ways that a seed says, anywhere
@@ -156,8 +158,8 @@ func FuzzAccessLog(f *testing.F) {
 		s := oneService("http")
 		in := s.Instances[0]
 		in.AccessLogs = gateway.AccessLogs{Enabled: true, TextFormat: text, JSONFormat: object}
-		var problems []gateway.Problem
-		in.Own, problems = gateway.Layer{}.Next("the registration", map[string]any{"access_log": raw})
+		var problems []problem.Problem
+		in.Own, problems = settings.Layer{}.Next("the registration", map[string]any{"access_log": raw})
 		if len(problems) == 0 {
 			compileAll(t, s)
 		}

@@ -14,9 +14,10 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/golden"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/golden"
 )
 
 const testdata = "testdata"
@@ -36,12 +37,12 @@ type fixture struct {
 func (f *fixture) settings() error {
 	for _, source := range []struct {
 		raw  any
-		into *gateway.Layer
+		into *settings.Layer
 	}{{f.Usher.Server, &f.Server}, {f.Usher.Defaults, &f.Defaults}, {f.Usher.Operator, &f.Operator}} {
 		if source.raw == nil {
 			continue
 		}
-		layer, problems := gateway.Layer{}.Next("", source.raw)
+		layer, problems := settings.Layer{}.Next("", source.raw)
 		if len(problems) > 0 {
 			return errors.New(problems[0].String())
 		}

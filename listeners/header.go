@@ -7,7 +7,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // headerChange is what happens to the headers of requests or responses.

@@ -4,13 +4,13 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // listenerFilterKey is everything that a listener's filters follow from.
 type listenerFilterKey struct {
 	listener string // its name
-	policy   gateway.ProxyProtocol
+	policy   settings.ProxyProtocol
 	looks    bool // for the server name
 	dialect  dialect
 }

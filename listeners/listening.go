@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // listening is everything that the listeners of a port of one instance follow
@@ -14,7 +16,7 @@ type listening struct {
 	env    environment
 	in     instance
 	port   port
-	policy gateway.Policy
+	policy settings.Policy
 	logs   accessLogs
 }
 
@@ -22,7 +24,7 @@ type listening struct {
 // reports that part: bad settings, or a fact that the source cannot read.
 var errUnknown = errors.New("what the listener follows from is not known")
 
-func listeningOn(env environment, in instance, p port) (listening, []gateway.Problem, error) {
+func listeningOn(env environment, in instance, p port) (listening, []problem.Problem, error) {
 	policy, known := env.snapshot.PolicyOf(in.registered, p.number)
 	if !known {
 		return listening{}, nil, errUnknown
@@ -53,9 +55,9 @@ func (l *listening) check() error {
 }
 
 // traffic is what the policy has to agree with.
-func (l *listening) traffic() gateway.Traffic {
+func (l *listening) traffic() settings.Traffic {
 	balancer := l.env.snapshot.BalancerOf(l.in.registered)
-	return gateway.Traffic{
+	return settings.Traffic{
 		TCP: !l.port.http(), TLS: l.speaksTLS(),
 		PeerIsClient: balancer.PeerIsClient, Sends: balancer.To(l.port.number).Sends,
 	}
@@ -83,7 +85,7 @@ func (l *listening) looksForServerName() bool {
 }
 
 // tlvs gives the TLVs that are told. Without PROXY protocol there are none.
-func (l *listening) tlvs() []gateway.TLV {
+func (l *listening) tlvs() []settings.TLV {
 	if !l.policy.ProxyProtocol.On() {
 		return nil
 	}
@@ -92,11 +94,11 @@ func (l *listening) tlvs() []gateway.TLV {
 
 // tooOldFor says what the policy asks for that this Envoy cannot tell, and that
 // protects nothing: the listener does without it.
-func (l *listening) tooOldFor() []gateway.Problem {
-	var problems []gateway.Problem
+func (l *listening) tooOldFor() []problem.Problem {
+	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
 		if !l.env.dialect.tells(tlv) {
-			problems = append(problems, gateway.Problem{
+			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this one is upgraded, nothing is told of it", tlv.Name),
 			})
@@ -120,7 +122,7 @@ func (l *listening) served() []peers {
 	switch p := l.policy.ProxyProtocol; {
 	case !p.On() || p.BelievesAll():
 		return []peers{anybody}
-	case p.Mode == gateway.Strict:
+	case p.Mode == settings.Strict:
 		return []peers{trusted}
 	default:
 		return []peers{trusted, untrusted}

@@ -10,7 +10,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 type logFilter = *accesslogv3.AccessLogFilter
@@ -33,10 +33,10 @@ func (k accessLogKey) entryFilter(who peers) (logFilter, error) {
 func (k accessLogKey) wanted() (logFilter, error) {
 	p := k.policy
 	var any []logFilter
-	if p.StatusAtLeast != gateway.AnyStatus {
+	if p.StatusAtLeast != settings.AnyStatus {
 		any = append(any, statusAtLeast(p.StatusAtLeast))
 	}
-	if p.DurationAtLeast != gateway.AnyDuration {
+	if p.DurationAtLeast != settings.AnyDuration {
 		any = append(any, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
 			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least", uint32(p.DurationAtLeast.Milliseconds()))},
 		}})
@@ -44,10 +44,10 @@ func (k accessLogKey) wanted() (logFilter, error) {
 	if len(p.ResponseFlags) > 0 {
 		any = append(any, flagged(p.ResponseFlags...))
 	}
-	if p.Header.Name != gateway.AnyHeader {
+	if p.Header.Name != settings.AnyHeader {
 		any = append(any, withHeader(p.Header))
 	}
-	if p.Expression != gateway.AnyExpression {
+	if p.Expression != settings.AnyExpression {
 		if !k.dialect.expressions {
 			return nil, needs("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
 		}
@@ -65,7 +65,7 @@ func (k accessLogKey) wanted() (logFilter, error) {
 
 // sampled selects a share by chance, and every error.
 func (k accessLogKey) sampled() logFilter {
-	if k.policy.SamplePerMille == gateway.AllEntries {
+	if k.policy.SamplePerMille == settings.AllEntries {
 		return nil
 	}
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.policy.SamplePerMille))
@@ -81,7 +81,7 @@ const (
 // omitsHealthChecks says whether a chain's connections with which a balancer
 // looks for the gateway are left out. It needs peerState to be set.
 func (k accessLogKey) omitsHealthChecks(who peers) bool {
-	omit := k.policy.HealthChecks == gateway.HealthChecksOmit || k.policy.HealthChecks == gateway.HealthChecksDefault && k.proxied
+	omit := k.policy.HealthChecks == settings.HealthChecksOmit || k.policy.HealthChecks == settings.HealthChecksDefault && k.proxied
 	return omit && !k.http && who != untrusted && k.dialect.expressions
 }
 
@@ -119,7 +119,7 @@ func flagged(flags ...string) logFilter {
 	}}
 }
 
-func withHeader(h gateway.LogHeader) logFilter {
+func withHeader(h settings.LogHeader) logFilter {
 	matcher := &routev3.HeaderMatcher{Name: h.Name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
 	if h.Value != "" {
 		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{
@@ -195,11 +195,11 @@ func withoutNil(filters []logFilter) []logFilter {
 // not in words.
 func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
 	share := k.policy.Rejected
-	if share == gateway.ShareNone || share == gateway.ShareDefault && s.byConsul && k.consul.DisableListenerLogs {
+	if share == settings.ShareNone || share == settings.ShareDefault && s.byConsul && k.consul.DisableListenerLogs {
 		return nil, nil
 	}
 	var some logFilter
-	if share > 0 && share < gateway.ShareAll {
+	if share > 0 && share < settings.ShareAll {
 		some = chance("rejected", int(share))
 	}
 	var all []entry
@@ -217,7 +217,7 @@ func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
 	if !k.dialect.expressions {
 		return all, nil
 	}
-	if k.proxied && (k.strict || k.policy.HealthChecks != gateway.HealthChecksOmit) {
+	if k.proxied && (k.strict || k.policy.HealthChecks != settings.HealthChecksOmit) {
 		filter, err := expressionFilter("xds.filter_chain_name == '' && response.flags == 0")
 		if err != nil {
 			return nil, err
@@ -240,7 +240,7 @@ const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
 // explains says whether reasons are told. They are not where the log is
 // Consul's alone.
 func (k accessLogKey) explains() bool {
-	return k.proxied || k.policy.Own() || k.policy.Rejected != gateway.ShareDefault
+	return k.proxied || k.policy.Own() || k.policy.Rejected != settings.ShareDefault
 }
 
 // noChainReason says why Envoy had no filter chain for a connection.

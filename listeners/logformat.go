@@ -9,21 +9,21 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // entryFormat is how an entry is written: as a line of text, or as JSON.
 type entryFormat struct {
-	by     gateway.FormatSource // "": proxy-defaults' own text or JSON
-	text   string               // ends in a newline
-	fields *structpb.Struct     // nil: text counts
-	sparse bool                 // fields without a value are left out
-	reason string               // why the connection was rejected
+	by     settings.FormatSource // "": proxy-defaults' own text or JSON
+	text   string                // ends in a newline
+	fields *structpb.Struct      // nil: text counts
+	sparse bool                  // fields without a value are left out
+	reason string                // why the connection was rejected
 }
 
 // custom says whether an operator has written the format.
 func (f entryFormat) custom() bool {
-	return f.by == "" || f.by == gateway.FormatText || f.by == gateway.FormatJSON
+	return f.by == "" || f.by == settings.FormatText || f.by == settings.FormatJSON
 }
 
 // each gives the format with every text in it changed.
@@ -69,11 +69,11 @@ func (f entryFormat) rejected(reason string) entryFormat {
 	f.reason = reason
 	switch f.by {
 	case "":
-	case gateway.FormatText:
+	case settings.FormatText:
 		f.text = strings.TrimSuffix(f.text, "\n") + " rejected: " + reason + "\n"
-	case gateway.FormatCombined:
+	case settings.FormatCombined:
 		f.text = combinedRejected(reason)
-	case gateway.FormatECS:
+	case settings.FormatECS:
 		f.fields = proto.CloneOf(f.fields)
 		event := f.fields.Fields["event"].GetStructValue().Fields
 		event["reason"] = structpb.NewStringValue(reason)
@@ -93,22 +93,22 @@ func (f entryFormat) rejected(reason string) entryFormat {
 const rejectedField = "rejected"
 
 // formatOf makes a format, or says why this Envoy cannot write it.
-func (k accessLogKey) formatOf(f gateway.LogFormat) (entryFormat, error) {
+func (k accessLogKey) formatOf(f settings.LogFormat) (entryFormat, error) {
 	var out entryFormat
 	var err error
 	switch f.By {
-	case gateway.FormatText:
+	case settings.FormatText:
 		out = textFormat(f.Text)
-	case gateway.FormatJSON:
+	case settings.FormatJSON:
 		out, err = objectFormat(f.JSON)
-	case gateway.FormatFields:
+	case settings.FormatFields:
 		out, err = objectFormat(k.fieldsByName(f.Fields))
-	case gateway.FormatECS:
+	case settings.FormatECS:
 		out, err = k.ecsFormat()
-	case gateway.FormatCombined:
+	case settings.FormatCombined:
 		out, err = k.combinedFormat()
 	default:
-		f.By = gateway.FormatConsul
+		f.By = settings.FormatConsul
 		out, err = objectFormat(k.defaultFields())
 	}
 	if err != nil {
@@ -128,7 +128,7 @@ func (k accessLogKey) consulFormat() (entryFormat, error) {
 	case k.consul.TextFormat != "":
 		out = textFormat(k.consul.TextFormat)
 	default:
-		return k.formatOf(gateway.LogFormat{By: gateway.FormatConsul})
+		return k.formatOf(settings.LogFormat{By: settings.FormatConsul})
 	}
 	if err != nil {
 		return entryFormat{}, err

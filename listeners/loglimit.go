@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // logLimit selects so many entries a second, and drops those beyond. It comes
@@ -39,7 +39,7 @@ func (s sink) where() string {
 // logs goes without.
 func (k accessLogKey) limitOf(s sink) (logLimit, error) {
 	n := k.policy.RejectedPerSecond
-	if n == gateway.AnyRate || !k.explains() || !k.dialect.logLimits {
+	if n == settings.AnyRate || !k.explains() || !k.dialect.logLimits {
 		return logLimit{}, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())

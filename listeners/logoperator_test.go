@@ -6,7 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 func dialectOfMinor(minor uint32) dialect { return dialectOf(gateway.Envoy{Major: 1, Minor: minor}) }
@@ -69,7 +70,7 @@ func TestReleasesWithTheSameOperatorsAreOneDialect(t *testing.T) {
 
 // Presets are not checked when they are compiled.
 func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
-	presets := []gateway.LogFormat{{By: gateway.FormatConsul}, {By: gateway.FormatECS}, {By: gateway.FormatCombined}, {By: gateway.FormatFields, Fields: gateway.LogFields}}
+	presets := []settings.LogFormat{{By: settings.FormatConsul}, {By: settings.FormatECS}, {By: settings.FormatCombined}, {By: settings.FormatFields, Fields: settings.LogFields}}
 	for minor := uint32(22); minor <= 40; minor++ {
 		for _, preset := range presets {
 			for _, http := range []bool{true, false} {
@@ -93,12 +94,12 @@ func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
 }
 
 func TestEveryFieldWithANameHasAnOperator(t *testing.T) {
-	for _, name := range gateway.LogFields {
+	for _, name := range settings.LogFields {
 		if namedFields[name] == "" {
 			t.Errorf("%s has no operator", name)
 		}
 	}
-	if len(namedFields) != len(gateway.LogFields) {
-		t.Errorf("%d operators for %d names", len(namedFields), len(gateway.LogFields))
+	if len(namedFields) != len(settings.LogFields) {
+		t.Errorf("%d operators for %d names", len(namedFields), len(settings.LogFields))
 	}
 }

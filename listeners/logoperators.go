@@ -3,7 +3,7 @@ package listeners
 import (
 	"regexp"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // knownOperator is what Envoy's releases take of an operator.

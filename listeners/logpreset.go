@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // ecsVersion is the release of the Elastic Common Schema that FormatECS follows
@@ -122,7 +122,7 @@ func unquoted(value, more string) string {
 
 // unquoted is a path inside quotes, with its query string if that is logged.
 func (k accessLogKey) unquoted(value string) string {
-	if k.policy.RedactQuery == gateway.Yes {
+	if k.policy.RedactQuery == settings.Yes {
 		return unquoted(value, "?")
 	}
 	return unquoted(value, "")

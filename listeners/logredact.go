@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // redactedText stands for what is not logged.
@@ -44,7 +44,7 @@ func (k accessLogKey) redacted(e entry) entryFormat {
 }
 
 func (k accessLogKey) redact(o operator, e entry) string {
-	query := k.policy.RedactQuery == gateway.Yes
+	query := k.policy.RedactQuery == settings.Yes
 	switch o.name {
 	case "REQ", "REQUEST_HEADER", "RESP", "RESPONSE_HEADER", "TRAILER", "RESPONSE_TRAILER", "REQ_WITHOUT_QUERY":
 		return k.redactHeader(o)
@@ -57,7 +57,7 @@ func (k accessLogKey) redact(o operator, e entry) string {
 			return redactedText
 		}
 	}
-	if k.policy.ClientAddress == gateway.ClientTruncated {
+	if k.policy.ClientAddress == settings.ClientTruncated {
 		return k.truncated(o, e)
 	}
 	return o.String()
@@ -80,7 +80,7 @@ func (k accessLogKey) redactHeader(o operator) string {
 	hasQuery := func(name string) bool {
 		return slices.Contains([]string{":path", "x-envoy-original-path", "referer"}, strings.ToLower(name))
 	}
-	if k.policy.RedactQuery == gateway.Yes && (hasQuery(main) || hasQuery(other)) {
+	if k.policy.RedactQuery == settings.Yes && (hasQuery(main) || hasQuery(other)) {
 		o.name = "REQ_WITHOUT_QUERY"
 	}
 	return o.String()
@@ -90,7 +90,7 @@ func (k accessLogKey) redactHeader(o operator) string {
 func (k accessLogKey) secret(header string) bool {
 	header = strings.ToLower(header)
 	return slices.Contains(k.policy.RedactHeaders, header) ||
-		k.policy.ClientAddress == gateway.ClientTruncated && slices.Contains(addressHeaders, header) ||
+		k.policy.ClientAddress == settings.ClientTruncated && slices.Contains(addressHeaders, header) ||
 		len(k.policy.RedactCookies) > 0 && header == "set-cookie"
 }
 

@@ -16,15 +16,15 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // sinkConfig makes what Envoy needs to write some entries to a sink.
 func sinkConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 	switch s.Type {
-	case gateway.SinkOTLP:
+	case settings.SinkOTLP:
 		return otlpConfig(k, s, e)
-	case gateway.SinkGRPC:
+	case settings.SinkGRPC:
 		return grpcConfig(k, s, e)
 	}
 	format, err := e.format.proto()
@@ -32,9 +32,9 @@ func sinkConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 		return nil, err
 	}
 	switch s.Type {
-	case gateway.SinkStdout:
+	case settings.SinkStdout:
 		return pack(&streamlogv3.StdoutAccessLog{AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format}})
-	case gateway.SinkStderr:
+	case settings.SinkStderr:
 		return pack(&streamlogv3.StderrAccessLog{AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format}})
 	}
 	return pack(&filelogv3.FileAccessLog{Path: s.Path, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format}})

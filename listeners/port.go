@@ -10,7 +10,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // The protocols of a listener.
@@ -44,7 +45,7 @@ type portParts struct {
 	routes   []*routev3.RouteConfiguration
 	clusters []*clusterv3.Cluster
 	legs     []leg // those whose instances come in a load assignment
-	problems []gateway.Problem
+	problems []problem.Problem
 }
 
 // portsOf gives the ports that have a service, in ascending order. A listener

@@ -16,13 +16,14 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
-	"github.com/usherproxy/usher/internal/ordered/orderedcmp"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/orderedcmp"
 )
 
 func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
 		for i, f := range l.ListenerFilters {
 			if f.Name == proxyProtocolName && i != 0 {
 				t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
@@ -35,21 +36,21 @@ func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
 }
 
 func TestStrictRefusesWhatPermissiveAllows(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
-		if f := proxyFilter(t, l); f != nil && f.AllowRequestsWithoutProxyProtocol != (p.ProxyProtocol.Mode == gateway.Permissive) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+		if f := proxyFilter(t, l); f != nil && f.AllowRequestsWithoutProxyProtocol != (p.ProxyProtocol.Mode == settings.Permissive) {
 			t.Errorf("%s: plain connections are allowed: %v, with mode %s", l.Name, f.AllowRequestsWithoutProxyProtocol, p.ProxyProtocol.Mode)
 		}
 	})
 }
 
 func TestAVersionThatIsNotAllowedIsRefused(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
 		f := proxyFilter(t, l)
 		if f == nil {
 			return
 		}
-		for version, proto := range map[gateway.Version]corev3.ProxyProtocolConfig_Version{
-			gateway.V1: corev3.ProxyProtocolConfig_V1, gateway.V2: corev3.ProxyProtocolConfig_V2,
+		for version, proto := range map[settings.Version]corev3.ProxyProtocolConfig_Version{
+			settings.V1: corev3.ProxyProtocolConfig_V1, settings.V2: corev3.ProxyProtocolConfig_V2,
 		} {
 			if slices.Contains(f.DisallowedVersions, proto) == slices.Contains(p.ProxyProtocol.Versions, version) {
 				t.Errorf("%s: %v are refused, with versions %v", l.Name, f.DisallowedVersions, p.ProxyProtocol.Versions)
@@ -85,7 +86,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 }
 
 func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
 		on := p.ProxyProtocol.On() || p.ClientAddress.On()
 		for _, hcm := range managers(t, l) {
 			if hcm.GetUseRemoteAddress().GetValue() != on {
@@ -130,13 +131,13 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 		return
 	}
 	for what, since := range map[string]uint32{
-		"permissive":                       when(p.ProxyProtocol.Mode == gateway.Permissive, 23),
+		"permissive":                       when(p.ProxyProtocol.Mode == settings.Permissive, 23),
 		"a version that is refused":        when(p.ProxyProtocol.On() && len(p.ProxyProtocol.Versions) < 2, 30),
 		"TLVs":                             when(p.ProxyProtocol.On() && len(p.ProxyProtocol.TLVs) > 0, 32),
 		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll(), 25),
-		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == gateway.XFFOverwrite, 25),
-		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.On() && p.ProxyProtocol.Upstream != gateway.UpstreamNone, 30),
-		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == gateway.ProtoByPort, 32),
+		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == settings.XFFOverwrite, 25),
+		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.On() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
+		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort, 32),
 	} {
 		if c.envoy.Minor < since {
 			t.Errorf("%s is sent to Envoy %s with %s, which came with 1.%d", l.Name, c.envoy, what, since)
@@ -194,7 +195,7 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 				}
 			}
 		}
-		if diff := cmp.Diff(before, s, cmp.AllowUnexported(gateway.Layer{}), cmpopts.EquateComparable(netip.Prefix{}), orderedcmp.Entries[*gateway.Endpoints]()); diff != "" {
+		if diff := cmp.Diff(before, s, cmp.AllowUnexported(settings.Layer{}), cmpopts.EquateComparable(netip.Prefix{}), orderedcmp.Entries[*gateway.Endpoints]()); diff != "" {
 			t.Errorf("the snapshot was modified:\n%s", diff)
 		}
 	})
@@ -202,7 +203,7 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 
 // eachListener runs check on every listener of every case that clients connect
 // to, with the policy that it shall have.
-func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener, p gateway.Policy)) {
+func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener, p settings.Policy)) {
 	t.Helper()
 	eachCompiled(t, func(t *testing.T, c compiled) {
 		for l := range c.resources.Listeners.Values() {
@@ -215,10 +216,10 @@ func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener,
 
 // policyOf gives the policy of a listener, or false for one that is not for
 // clients.
-func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (gateway.Policy, bool) {
+func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Policy, bool) {
 	t.Helper()
 	if isRelay(l) {
-		return gateway.Policy{}, false
+		return settings.Policy{}, false
 	}
 	port := l.GetAddress().GetSocketAddress().GetPortValue()
 	p, known := c.snapshot.PolicyOf(c.instance, int(port))

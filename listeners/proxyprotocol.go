@@ -9,7 +9,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
@@ -27,10 +27,10 @@ func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error
 		Rules:              tlvRules(k.policy.TLVs, k.dialect),
 	}
 	switch k.policy.Mode {
-	case gateway.Off:
+	case settings.Off:
 		return nil, nil
-	case gateway.Strict:
-	case gateway.Permissive:
+	case settings.Strict:
+	case settings.Permissive:
 		config.AllowRequestsWithoutProxyProtocol = true
 	default:
 		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", k.policy.Mode)
@@ -43,15 +43,15 @@ func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error
 
 // proxyVersions are the versions as Envoy has them.
 var proxyVersions = []struct {
-	version gateway.Version
+	version settings.Version
 	proto   corev3.ProxyProtocolConfig_Version
 }{
-	{gateway.V1, corev3.ProxyProtocolConfig_V1},
-	{gateway.V2, corev3.ProxyProtocolConfig_V2},
+	{settings.V1, corev3.ProxyProtocolConfig_V1},
+	{settings.V2, corev3.ProxyProtocolConfig_V2},
 }
 
 // disallowed gives the versions that are not among the allowed ones.
-func disallowed(allowed []gateway.Version) []corev3.ProxyProtocolConfig_Version {
+func disallowed(allowed []settings.Version) []corev3.ProxyProtocolConfig_Version {
 	var out []corev3.ProxyProtocolConfig_Version
 	for _, v := range proxyVersions {
 		if !slices.Contains(allowed, v.version) {

@@ -14,7 +14,7 @@ import (
 	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // A relay is how a tcp service behind a sidecar gets a PROXY header. Envoy
@@ -35,7 +35,7 @@ type relay struct {
 
 // relays says whether the port's connections go by a relay.
 func (l *listening) relays() bool {
-	return !l.port.http() && l.policy.ProxyProtocol.Upstream != gateway.UpstreamNone
+	return !l.port.http() && l.policy.ProxyProtocol.Upstream != settings.UpstreamNone
 }
 
 // relayName names the relay of a port, its listener and its cluster.
@@ -86,7 +86,7 @@ func relayCluster(l listening) (*clusterv3.Cluster, error) {
 		return nil, err
 	}
 	version := corev3.ProxyProtocolConfig_V1
-	if l.policy.ProxyProtocol.Upstream == gateway.UpstreamV2 {
+	if l.policy.ProxyProtocol.Upstream == settings.UpstreamV2 {
 		version = corev3.ProxyProtocolConfig_V2
 	}
 	socket, err := pack(&upstreamproxyv3.ProxyProtocolUpstreamTransport{

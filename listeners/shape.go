@@ -8,8 +8,9 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
 // shapeKey is everything that a shape depends on beside its snapshot.
@@ -28,7 +29,7 @@ type shape struct {
 	secrets  ordered.Map[*tlsv3.Secret]
 	legs     legs     // one for each load assignment
 	peers    []string // the IDs of targets in cluster peers
-	problems []gateway.Problem
+	problems []problem.Problem
 
 	memo        clusterMemo
 	assignments assignments

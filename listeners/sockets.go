@@ -11,8 +11,10 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // socketsKey tells Envoys apart that have listeners of their own.
@@ -30,14 +32,14 @@ type sockets struct {
 	clusters ordered.Map[*clusterv3.Cluster]
 	buckets  ordered.Map[*typev3.TokenBucket]
 	withheld []string
-	problems []gateway.Problem
+	problems []problem.Problem
 }
 
 // next gives the listeners of a newer snapshot. Those before the first
 // are nil.
 func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 	snapshot := shape.env.snapshot
-	from := madeOf{instance: in, balancer: snapshot.BalancerOf(in), ports: shape.ports, clusters: shape.clusters, settings: [...]gateway.Layer{snapshot.Server, snapshot.Defaults, snapshot.Operator}}
+	from := madeOf{instance: in, balancer: snapshot.BalancerOf(in), ports: shape.ports, clusters: shape.clusters, settings: [...]settings.Layer{snapshot.Server, snapshot.Defaults, snapshot.Operator}}
 	if s != nil && s.madeOf.same(from) {
 		return s
 	}
@@ -57,7 +59,7 @@ type madeOf struct {
 	balancer *gateway.Balancer // in front of it
 	ports    []compiledPort    // with the shape's environment
 	clusters ordered.Map[*clusterv3.Cluster]
-	settings [3]gateway.Layer // of the snapshot
+	settings [3]settings.Layer // of the snapshot
 }
 
 // same looks at pointers only: false says nothing.
@@ -96,7 +98,7 @@ type portSockets struct {
 	clusters  []*clusterv3.Cluster
 	buckets   map[string]*typev3.TokenBucket
 	withheld  []string
-	problems  []gateway.Problem
+	problems  []problem.Problem
 }
 
 func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets, error) {
@@ -133,17 +135,17 @@ func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets,
 // strayPorts says which listeners settings speak of that the gateway does not
 // have: a port that is mistyped leaves the listener that was meant without its
 // policy. What is said of every gateway may speak of another one's.
-func strayPorts(s *gateway.Snapshot, in *gateway.Instance) []gateway.Problem {
+func strayPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 	if s.Entry == nil {
 		return nil
 	}
-	var problems []gateway.Problem
-	for _, layer := range []gateway.Layer{in.Own, s.Operator} {
+	var problems []problem.Problem
+	for _, layer := range []settings.Layer{in.Own, s.Operator} {
 		for _, port := range slices.Sorted(maps.Keys(layer.Settings.Listeners)) {
 			if slices.ContainsFunc(s.Entry.Listeners, func(l gateway.Listener) bool { return l.Port == port }) {
 				continue
 			}
-			problems = append(problems, gateway.Problem{
+			problems = append(problems, problem.Problem{
 				Where: fmt.Sprintf("gateway %s: usher.listeners.%d", s.ID, port),
 				What:  "the ingress-gateway entry has no listener on this port; correct the port, or remove it",
 			})
@@ -152,6 +154,6 @@ func strayPorts(s *gateway.Snapshot, in *gateway.Instance) []gateway.Problem {
 	return problems
 }
 
-func problemOf(p port, err error) gateway.Problem {
-	return gateway.Problem{Where: p.where(), What: err.Error()}
+func problemOf(p port, err error) problem.Problem {
+	return problem.Problem{Where: p.where(), What: err.Error()}
 }

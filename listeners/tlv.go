@@ -10,7 +10,7 @@ import (
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	networkstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // A TLV goes a long way: the PROXY filter puts it into the connection's
@@ -21,7 +21,7 @@ import (
 
 // tlvRules makes the PROXY filter keep the TLVs. What is no text is kept in
 // base64, where the Envoy can: it makes text of the metadata.
-func tlvRules(tlvs []gateway.TLV, d dialect) []*proxyv3.ProxyProtocol_Rule {
+func tlvRules(tlvs []settings.TLV, d dialect) []*proxyv3.ProxyProtocol_Rule {
 	var rules []*proxyv3.ProxyProtocol_Rule
 	for _, tlv := range tlvs {
 		if !d.tells(tlv) {
@@ -37,8 +37,8 @@ func tlvRules(tlvs []gateway.TLV, d dialect) []*proxyv3.ProxyProtocol_Rule {
 }
 
 // isNumber says whether the bytes of a TLV are a number, and not text.
-func isNumber(tlv gateway.TLV) bool {
-	return tlv.Form() == gateway.TLVAzureLink || tlv.Form() == gateway.TLVGCPLink
+func isNumber(tlv settings.TLV) bool {
+	return tlv.Form() == settings.TLVAzureLink || tlv.Form() == settings.TLVGCPLink
 }
 
 // tlvFilters gives the network filters that read the TLVs of a chain's
@@ -80,10 +80,10 @@ func stateValue(key, factory, format string) *statev3.FilterStateValue {
 }
 
 // tlvState names the filter state of a TLV.
-func tlvState(tlv gateway.TLV) string { return "usher.tlv." + tlv.Name }
+func tlvState(tlv settings.TLV) string { return "usher.tlv." + tlv.Name }
 
 // tlvOperator gives the value of a TLV in formats.
-func tlvOperator(tlv gateway.TLV) string { return "%FILTER_STATE(" + tlvState(tlv) + ":PLAIN)%" }
+func tlvOperator(tlv settings.TLV) string { return "%FILTER_STATE(" + tlvState(tlv) + ":PLAIN)%" }
 
 // cel makes an operator of an expression
 // (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
@@ -91,16 +91,16 @@ func cel(expression string) string { return "%CEL(" + expression + ")%" }
 
 // tlvMeaning is the expression of what a TLV means, empty where the header has
 // none or one of another form. An expression that fails would give "-".
-func tlvMeaning(tlv gateway.TLV) string {
+func tlvMeaning(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
 	there := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
 	switch tlv.Form() {
-	case gateway.TLVAzureLink:
+	case settings.TLVAzureLink:
 		return there + azureLink(value)
-	case gateway.TLVGCPLink:
+	case settings.TLVGCPLink:
 		return there + gcpLink(value)
-	case gateway.TLVAWSVPCE:
+	case settings.TLVAWSVPCE:
 		return there + textMatching(value, `^\x01(vpce-[a-z0-9]+)$`)
 	}
 	return there + textMatching(value, `^([!-~]([ -~]*[!-~])?)$`)

@@ -16,14 +16,15 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // limited says whether only some peers' headers are believed.
-func limited(p gateway.Policy) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll() }
+func limited(p settings.Policy) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll() }
 
 // trustedChain says whether a chain is for the trusted peers alone.
-func trustedChain(chain *listenerv3.FilterChain, p gateway.Policy) bool {
+func trustedChain(chain *listenerv3.FilterChain, p settings.Policy) bool {
 	var ranges []netip.Prefix
 	for _, r := range chain.GetFilterChainMatch().GetDirectSourcePrefixRanges() {
 		ranges = append(ranges, netip.PrefixFrom(netip.MustParseAddr(r.AddressPrefix), int(r.PrefixLen.GetValue())))
@@ -32,7 +33,7 @@ func trustedChain(chain *listenerv3.FilterChain, p gateway.Policy) bool {
 }
 
 func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
 		byName := map[string][2]int{} // chains by server names: for trusted peers, and for others
 		for _, chain := range l.FilterChains {
 			names := strings.Join(chain.GetFilterChainMatch().GetServerNames(), " ")
@@ -49,7 +50,7 @@ func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
 		}
 		want := [2]int{0, 1}
 		if limited(p) {
-			want = map[gateway.Mode][2]int{gateway.Strict: {1, 0}, gateway.Permissive: {1, 1}}[p.ProxyProtocol.Mode]
+			want = map[settings.Mode][2]int{settings.Strict: {1, 0}, settings.Permissive: {1, 1}}[p.ProxyProtocol.Mode]
 		}
 		for names, got := range byName {
 			if got != want {
@@ -63,7 +64,7 @@ func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
 var claims = regexp.MustCompile(`DOWNSTREAM_(REMOTE|LOCAL)_(ADDRESS|PORT)|source\.|destination\.|proxy_protocol`)
 
 func TestNoLogShowsWhatAnUntrustedPeerClaims(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
 		if !limited(p) {
 			return
 		}
@@ -103,7 +104,7 @@ func mustJSON(t *testing.T, m proto.Message) string {
 }
 
 func TestServicesAreToldTheUntrustedPeerItself(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p gateway.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
 		if !limited(p) {
 			return
 		}
@@ -153,7 +154,7 @@ func TestARelayTellsNothingThatIsNotBelieved(t *testing.T) {
 					if relayed && limited(p) && !trustedChain(chain, p) {
 						t.Errorf("%s: an untrusted peer gets to %s with whatever it claims", l.Name, proxy.GetCluster())
 					}
-					if relayed != (p.ProxyProtocol.Upstream != gateway.UpstreamNone) && proxy.GetCluster() != nowhere {
+					if relayed != (p.ProxyProtocol.Upstream != settings.UpstreamNone) && proxy.GetCluster() != nowhere {
 						t.Errorf("%s leads to %s, with upstream %s", l.Name, proxy.GetCluster(), p.ProxyProtocol.Upstream)
 					}
 					if relayed {

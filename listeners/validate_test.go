@@ -15,8 +15,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestEnvoyTakesEveryCase asks real Envoys: the validators do not know what is
@@ -26,7 +26,7 @@ func TestEnvoyTakesEveryCase(t *testing.T) {
 		"1.40.0": {Major: 1, Minor: 40},
 		"1.36.2": {Major: 1, Minor: 36, Patch: 2},
 	} {
-		binary := parts.Tool(t, "envoy-"+release, "envoy")
+		binary := testprocess.Tool(t, "envoy-"+release, "envoy")
 		t.Run(release, func(t *testing.T) {
 			t.Parallel()
 			eachCase(t, func(t *testing.T, in []byte) {

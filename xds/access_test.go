@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -31,7 +31,7 @@ func TestDeniedEnvoyGetsNothing(t *testing.T) {
 		forBoth(t, func(r *rig) {
 			r.supplier.publish(small().set(t))
 			r.door.say(status.Error(code, "no"))
-			e := r.connectWith(xdstest.Options{Token: "sesame"})
+			e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 			e.Subscribe(cds)
 			e.ExpectEnd(code)
 			if len(r.supplier.asked()) != 0 {
@@ -81,7 +81,7 @@ func TestAuthorisationCannotBeAskedWhileTheStreamLives(t *testing.T) {
 func TestTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
 	forBoth(t, func(r *rig) {
 		r.supplier.publish(small().set(t))
-		e := r.connectWith(xdstest.Options{Token: "sesame"})
+		e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
 		caller := r.door.asked()[0]
@@ -97,7 +97,7 @@ func TestTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
 
 func TestFirstRequestWithoutANode(t *testing.T) {
 	forBoth(t, func(r *rig) {
-		e := r.connectWith(xdstest.Options{Anonymous: true})
+		e := r.connectWith(fakeenvoy.Options{Anonymous: true})
 		e.Subscribe(cds)
 		e.ExpectEnd(codes.InvalidArgument)
 	})
@@ -109,7 +109,7 @@ func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := r.connectWith(xdstest.Options{Node: &corev3.Node{
+		e := r.connectWith(fakeenvoy.Options{Node: &corev3.Node{
 			Id: "gateway-1", Cluster: "gateway", Metadata: metadata, UserAgentName: "envoy",
 			UserAgentVersionType: &corev3.Node_UserAgentBuildVersion{UserAgentBuildVersion: &corev3.BuildVersion{
 				Version: &typev3.SemanticVersion{MajorNumber: 1, MinorNumber: 36, Patch: 2},

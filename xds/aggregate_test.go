@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // aggregate sends to other clusters.
@@ -64,7 +64,7 @@ func TestAggregateDoesNotWaitForLegsThatChange(t *testing.T) {
 // What a state of the world leaves out is removed: its first one for an Envoy
 // that comes back names everything.
 func TestFirstStateOfTheWorldHasAggregateAndLegs(t *testing.T) {
-	forOne(t, xdstest.SotW, func(r *rig) {
+	forOne(t, fakeenvoy.SotW, func(r *rig) {
 		r.supplier.publish(small().with(aggregate("both", "web")).set(t))
 		e := r.connect()
 		e.Subscribe(cds)

@@ -5,7 +5,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -66,9 +66,9 @@ func TestClusterChangesWhileItsEndpointsAwaitTheirACK(t *testing.T) {
 // Envoy asks for everything right after it reconnects, before it sees that the
 // cluster has changed: what it says it has of the endpoints does not count.
 func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.supplier.publish(small().with(cluster("web", 2)).set(t))
-		e := r.connectWith(xdstest.Options{Has: upToDate(t, small())})
+		e := r.connectWith(fakeenvoy.Options{Has: upToDate(t, small())})
 		e.Subscribe(cds)
 		clusters := e.Expect(cds, "web")
 		e.Subscribe(eds, "web")

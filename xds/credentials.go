@@ -9,7 +9,7 @@ import (
 
 	"google.golang.org/grpc/credentials"
 
-	"github.com/usherproxy/usher/internal/follow"
+	"github.com/usherproxy/usher/internal/filewatch"
 )
 
 // KeyPair is a server's certificate and key, read again when their files
@@ -17,13 +17,13 @@ import (
 type KeyPair struct {
 	certFile, keyFile string
 	log               *slog.Logger
-	again             follow.Again
+	again             filewatch.Again
 	current           atomic.Pointer[tls.Certificate]
 }
 
 // NewKeyPair reads a certificate chain and its key, both in PEM.
 func NewKeyPair(certFile, keyFile string, log *slog.Logger) (*KeyPair, error) {
-	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, again: follow.NewAgain()}
+	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, again: filewatch.NewAgain()}
 	if err := k.read(); err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		}
 		return err == nil
 	}
-	err := follow.Files([]string{k.certFile, k.keyFile}, follow.Options{Read: read, Logger: k.log, Again: k.again}).Run(ctx)
+	err := filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.again}).Run(ctx)
 	if err != nil {
 		return fmt.Errorf("TLS certificate %s: %w", k.certFile, err)
 	}
@@ -89,11 +89,11 @@ func (k *KeyPair) read() error {
 }
 
 func readPair(certFile, keyFile string) (tls.Certificate, error) {
-	cert, err := follow.ReadFile(certFile)
+	cert, err := filewatch.ReadFile(certFile)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	key, err := follow.ReadFile(keyFile)
+	key, err := filewatch.ReadFile(keyFile)
 	if err != nil {
 		return tls.Certificate{}, err
 	}

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -266,7 +266,7 @@ func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	e := xdstest.Connect(t, conn, xdstest.Delta, xdstest.Options{})
+	e := fakeenvoy.Connect(t, conn, fakeenvoy.Delta, fakeenvoy.Options{})
 	e.Subscribe(cds)
 	e.Expect(cds, "web")
 	if caller := d.asked()[0]; caller.TLS == nil || caller.Peer == nil {

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -20,28 +20,28 @@ import (
 type drainRig struct {
 	t        *testing.T
 	server   *xds.Server
-	connect  func() *xdstest.Envoy
+	connect  func() *fakeenvoy.Envoy
 	conn     *grpc.ClientConn
-	envoys   []*xdstest.Envoy
+	envoys   []*fakeenvoy.Envoy
 	returned chan time.Duration // after which Drain returned
 }
 
 // drained runs a scenario with so many streams, once for each protocol.
 func drained(t *testing.T, streams int, scenario func(*drainRig)) {
 	t.Helper()
-	for _, p := range xdstest.Protocols {
+	for _, p := range fakeenvoy.Protocols {
 		t.Run(string(p), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { scenario(newDrainRig(t, p, streams)) })
 		})
 	}
 }
 
-func newDrainRig(t *testing.T, p xdstest.Protocol, streams int) *drainRig {
+func newDrainRig(t *testing.T, p fakeenvoy.Protocol, streams int) *drainRig {
 	t.Helper()
 	r := &drainRig{t: t, returned: make(chan time.Duration, 1)}
 	r.server = xds.NewServer(xds.Options{Supplier: &supplier{}, Authorizer: &door{}, Logger: slog.New(slog.DiscardHandler)})
 	r.conn = serve(t, r.server)
-	r.connect = func() *xdstest.Envoy { return xdstest.Connect(t, r.conn, p, xdstest.Options{}) }
+	r.connect = func() *fakeenvoy.Envoy { return fakeenvoy.Connect(t, r.conn, p, fakeenvoy.Options{}) }
 	for range streams {
 		e := r.connect()
 		e.Subscribe(cds)

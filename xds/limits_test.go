@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -65,7 +65,7 @@ func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			forBoth(t, func(r *rig) {
-				e := r.connectWith(xdstest.Options{Node: node})
+				e := r.connectWith(fakeenvoy.Options{Node: node})
 				e.Subscribe(cds)
 				e.ExpectEnd(codes.InvalidArgument)
 				r.wantNotAsked("forged")
@@ -81,7 +81,7 @@ func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
 		for i := range 1000 {
 			m.Fields[fmt.Sprint("field ", i)] = structOf(t, "x", strings.Repeat("x", 1000)).Fields["x"]
 		}
-		e := r.connectWith(xdstest.Options{Node: &corev3.Node{Id: "envoy", Cluster: "gateway", Metadata: m}})
+		e := r.connectWith(fakeenvoy.Options{Node: &corev3.Node{Id: "envoy", Cluster: "gateway", Metadata: m}})
 		e.Subscribe(cds)
 		e.ExpectNone()
 		if kept := r.supplier.asked()[0].Metadata; len(kept) != 1 || kept["node_name"] != "n1" {
@@ -97,7 +97,7 @@ func TestTokensAreBounded(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			forBoth(t, func(r *rig) {
-				e := r.connectWith(xdstest.Options{Token: strings.Repeat("t", size)})
+				e := r.connectWith(fakeenvoy.Options{Token: strings.Repeat("t", size)})
 				e.Subscribe(cds)
 				if want == codes.OK {
 					e.ExpectNone()
@@ -114,7 +114,7 @@ func TestTokensAreBounded(t *testing.T) {
 
 // A client that does not care what the server says of its limits.
 func TestHeadersAreBounded(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		raw := r.dialRaw()
 		_ = raw.Open(1, strings.Repeat("t", 200<<10)) // it may be cut off
 		synctest.Wait()
@@ -168,7 +168,7 @@ func namesOf(n int, format string) []string {
 
 // Asking for everything and giving that up again makes no names known.
 func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		e := r.warm(small())
 		for i := range 20 {
 			e.Subscribe(eds, "*")
@@ -206,7 +206,7 @@ func TestPendingConnectionsEnd(t *testing.T) {
 	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
 	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
 		t.Run(name, func(t *testing.T) {
-			forOne(t, xdstest.Delta, func(r *rig) {
+			forOne(t, fakeenvoy.Delta, func(r *rig) {
 				conn := r.dial()
 				if _, err := io.WriteString(conn, first); err != nil {
 					t.Fatal(err)
@@ -232,7 +232,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
+				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				honest := r.warm(small())
 				var strangers []net.Conn
 				for range 3 {
@@ -249,7 +249,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 				honest.ExpectAck(eds, "web")
 
 				second := r.dialClient()
-				e := xdstest.Connect(t, second, xdstest.Delta, xdstest.Options{Node: &corev3.Node{Id: "second", Cluster: "gateway"}})
+				e := fakeenvoy.Connect(t, second, fakeenvoy.Delta, fakeenvoy.Options{Node: &corev3.Node{Id: "second", Cluster: "gateway"}})
 				e.Subscribe(cds)
 				e.ExpectAck(cds, "web")
 			})
@@ -259,7 +259,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 
 func TestNoConnectionIsTakenWhenAllAreAuthorised(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, xdstest.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
+		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
 		e := r.warm(small())
 		conn := r.dial()
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
@@ -273,9 +273,9 @@ func TestStreamsAreBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"streams": {Streams: 2}, "streams_per_peer": {StreamsPerPeer: 2}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
+				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				first := r.warm(small())
-				silent := r.connectWith(xdstest.Options{Token: "another"})
+				silent := r.connectWith(fakeenvoy.Options{Token: "another"})
 				synctest.Wait()
 				second := r.warm(small()) // the silent one gives way
 				silent.ExpectEnd(codes.ResourceExhausted)
@@ -294,7 +294,7 @@ func TestStreamsAreBounded(t *testing.T) {
 // hold one give way, after those of strangers.
 func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, xdstest.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
+		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
 		r.warm(small())
 		first := r.connect()
 		synctest.Wait()
@@ -312,16 +312,16 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, xdstest.Delta, xds.Options{Limits: limits})
+				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				r.supplier.publish(small().set(t))
-				good := r.connectWith(xdstest.Options{Token: "good"})
+				good := r.connectWith(fakeenvoy.Options{Token: "good"})
 				good.Subscribe(cds)
 				good.ExpectAck(cds, "web")
 
 				r.door.say(status.Error(codes.PermissionDenied, "no"))
 				ended := map[codes.Code]int{}
 				for i := range 20 {
-					e := r.connectWith(xdstest.Options{Token: fmt.Sprint("bad ", i)})
+					e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("bad ", i)})
 					e.Subscribe(cds)
 					ended[status.Code(e.End())]++
 				}
@@ -329,12 +329,12 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 					t.Errorf("streams ended with %v, want 9 denials, for ten may come at once, and 11 beyond the rate", ended)
 				}
 				r.door.say(nil)
-				again := r.connectWith(xdstest.Options{Token: "good"})
+				again := r.connectWith(fakeenvoy.Options{Token: "good"})
 				again.Subscribe(cds)
 				again.ExpectAck(cds, "web")
 
 				time.Sleep(time.Second)
-				late := r.connectWith(xdstest.Options{Token: "new"})
+				late := r.connectWith(fakeenvoy.Options{Token: "new"})
 				late.Subscribe(cds)
 				late.ExpectAck(cds, "web")
 			})
@@ -345,14 +345,14 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 // A peer whose streams are denied again and again is refused without a question,
 // but for tokens that are known.
 func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.supplier.publish(small().set(t))
-		good := r.connectWith(xdstest.Options{Token: "good"})
+		good := r.connectWith(fakeenvoy.Options{Token: "good"})
 		good.Subscribe(cds)
 		good.ExpectAck(cds, "web")
 		r.door.say(status.Error(codes.Unauthenticated, "no such token"))
 		for i := range 150 {
-			e := r.connectWith(xdstest.Options{Token: fmt.Sprint("bad ", i)})
+			e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("bad ", i)})
 			e.Subscribe(cds)
 			_ = e.End()
 		}
@@ -362,7 +362,7 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 		r.wantLimited("denied_rate_per_peer", 50)
 		r.door.say(nil)
 		for token, want := range map[string]codes.Code{"good": codes.OK, "new": codes.ResourceExhausted} {
-			e := r.connectWith(xdstest.Options{Token: token})
+			e := r.connectWith(fakeenvoy.Options{Token: token})
 			e.Subscribe(cds)
 			if want == codes.OK {
 				e.ExpectAck(cds, "web")
@@ -371,7 +371,7 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 			e.ExpectEnd(want)
 		}
 		time.Sleep(time.Second)
-		e := r.connectWith(xdstest.Options{Token: "new"})
+		e := r.connectWith(fakeenvoy.Options{Token: "new"})
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
 	})
@@ -379,26 +379,26 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 
 // While the Authorizer cannot answer, that is no fault of those who ask.
 func TestAnOutageCountsAgainstNobody(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.supplier.publish(small().set(t))
 		r.door.say(errors.New("connection refused"))
 		for i := range 150 {
-			e := r.connectWith(xdstest.Options{Token: fmt.Sprint("good ", i)})
+			e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("good ", i)})
 			e.Subscribe(cds)
 			e.ExpectEnd(codes.Unavailable)
 		}
 		r.door.say(nil)
-		e := r.connectWith(xdstest.Options{Token: "another"})
+		e := r.connectWith(fakeenvoy.Options{Token: "another"})
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
 	})
 }
 
 func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.door.say(status.Error(codes.PermissionDenied, "no such right"))
 		for range 50 {
-			e := r.connectWith(xdstest.Options{Token: "sesame"})
+			e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 			e.Subscribe(cds)
 			e.ExpectEnd(codes.PermissionDenied)
 		}
@@ -418,7 +418,7 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 
 // What the limits are is in the metrics.
 func TestLimitsAreShown(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		for limit, want := range map[string]float64{"connections": 4096, "streams_per_peer": 2048, "request_size": 4 << 20} {
 			if got := r.count("usher_xds_limit", limit); got != want {
 				t.Errorf("limit %s is %v, want %v", limit, got, want)
@@ -434,7 +434,7 @@ func TestLimitsAreShown(t *testing.T) {
 // Requests that do not become complete take a bounded number of bytes. The
 // connections whose requests take longest give way, and those of strangers first.
 func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		honest := r.warm(small())
 		const strangers, size = 20, 4<<20 - 1000
 		for range strangers {
@@ -452,7 +452,7 @@ func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 
 // Frames of a single byte cost gRPC many times what they carry.
 func TestBytesInTinyFramesAreBounded(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		const size = 4 << 20
 		raw := r.raw()
 		if err := raw.Drip(1, size, 60_000); err == nil {
@@ -468,7 +468,7 @@ func TestBytesInTinyFramesAreBounded(t *testing.T) {
 
 // What has arrived and will never be read does not count once its stream has ended.
 func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.door.say(status.Error(codes.PermissionDenied, "no"))
 		raw := r.raw()
 		node := frameOf(t, "a")
@@ -495,9 +495,9 @@ func frameOf(t *testing.T, id string) []byte {
 }
 
 // dialRaw connects as a client that keeps to no limits.
-func (r *rig) dialRaw() *xdstest.Raw {
+func (r *rig) dialRaw() *fakeenvoy.Raw {
 	r.t.Helper()
-	raw, err := xdstest.NewRaw(r.dial())
+	raw, err := fakeenvoy.NewRaw(r.dial())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -505,7 +505,7 @@ func (r *rig) dialRaw() *xdstest.Raw {
 }
 
 // raw is dialRaw with a stream, without a token.
-func (r *rig) raw() *xdstest.Raw {
+func (r *rig) raw() *fakeenvoy.Raw {
 	r.t.Helper()
 	raw := r.dialRaw()
 	if err := raw.Open(1, ""); err != nil {

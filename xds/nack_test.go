@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -142,7 +142,7 @@ func (r *reports) Rejected(n xds.Node, t xds.Type, what xds.Rejection) func() {
 }
 
 func TestARejectionIsReportedWhileItLasts(t *testing.T) {
-	for _, p := range xdstest.Protocols {
+	for _, p := range fakeenvoy.Protocols {
 		synctest.Test(t, func(t *testing.T) {
 			reported := &reports{now: map[string]string{}}
 			r := newRigWith(t, p, xds.Options{Rejections: reported})

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // small is a gateway with one service.
@@ -19,7 +19,7 @@ func two() world { return small().with(cluster("api", 1), endpoints("api", 1)) }
 // warm brings an Envoy up as Envoy does it: clusters and their endpoints, then
 // listeners and their routes. The world has the listener http with the routes
 // web.
-func (r *rig) warm(w world) *xdstest.Envoy {
+func (r *rig) warm(w world) *fakeenvoy.Envoy {
 	r.t.Helper()
 	r.supplier.publish(w.set(r.t))
 	e := r.connect()
@@ -39,7 +39,7 @@ func (r *rig) warm(w world) *xdstest.Envoy {
 // full gives what a response for clusters or listeners carries: the state of
 // the world says everything, delta only what changed.
 func (r *rig) full(all []string, changed ...string) []string {
-	if r.protocol == xdstest.SotW {
+	if r.protocol == fakeenvoy.SotW {
 		return all
 	}
 	return changed
@@ -47,10 +47,10 @@ func (r *rig) full(all []string, changed ...string) []string {
 
 // expectRemoved acknowledges the response that takes one cluster or listener
 // away from those there were.
-func (r *rig) expectRemoved(e *xdstest.Envoy, typeURL, name string, left ...string) {
+func (r *rig) expectRemoved(e *fakeenvoy.Envoy, typeURL, name string, left ...string) {
 	r.t.Helper()
 	got := e.ExpectAck(typeURL, r.full(left)...)
-	if r.protocol == xdstest.Delta && !slices.Equal(got.Removed, []string{name}) {
+	if r.protocol == fakeenvoy.Delta && !slices.Equal(got.Removed, []string{name}) {
 		r.t.Fatalf("removed %q, want %q", got.Removed, name)
 	}
 }
@@ -168,7 +168,7 @@ func TestOneResponsePerTypeAwaitsItsACK(t *testing.T) {
 		e.ExpectNone()
 		e.Ack(first)
 		last := e.ExpectAck(eds, "web")
-		if want := encode(t, endpoints("web", 4)).Version(); r.protocol == xdstest.Delta && last.Versions["web"] != want {
+		if want := encode(t, endpoints("web", 4)).Version(); r.protocol == fakeenvoy.Delta && last.Versions["web"] != want {
 			t.Errorf("got version %s, want the newest, %s", last.Versions["web"], want)
 		}
 		e.ExpectNone()
@@ -191,7 +191,7 @@ func TestClusterIsRemovedAfterTheListenersAndRoutesThatUsedIt(t *testing.T) {
 }
 
 func TestRemovedClusterStaysInTheStateOfTheWorldUntilItIsItsTurn(t *testing.T) {
-	forOne(t, xdstest.SotW, func(r *rig) {
+	forOne(t, fakeenvoy.SotW, func(r *rig) {
 		e := r.warm(two())
 		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
 		e.ExpectAck(cds, "api", "web")
@@ -229,9 +229,9 @@ func TestClustersOfARejectedListenerAreKept(t *testing.T) {
 // After a reconnect the clusters are asked for first. Those that are gone may
 // still be in use by the listeners Envoy has.
 func TestClustersAreNotRemovedBeforeEnvoyAsksForListeners(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.supplier.publish(small().set(t))
-		e := r.connectWith(xdstest.Options{Has: map[string]map[string]string{
+		e := r.connectWith(fakeenvoy.Options{Has: map[string]map[string]string{
 			cds: {"web": encode(t, cluster("web", 1)).Version(), "gone": "1"},
 			lds: {"http": "old"},
 		}})

@@ -1,8 +1,6 @@
 package xds
 
-import (
-	"time"
-)
+import "time"
 
 // refusals thins out the log lines about one peer: one at once, and then one a
 // minute with the number of those that it stands for.

@@ -28,7 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -45,7 +45,7 @@ var (
 type rig struct {
 	t        *testing.T
 	conn     *grpc.ClientConn
-	protocol xdstest.Protocol
+	protocol fakeenvoy.Protocol
 	supplier *supplier
 	door     *door
 	metrics  *prometheus.Registry
@@ -57,25 +57,25 @@ type rig struct {
 // stands still, and a goroutine that outlives the scenario fails it.
 func forBoth(t *testing.T, scenario func(*rig)) {
 	t.Helper()
-	for _, p := range xdstest.Protocols {
+	for _, p := range fakeenvoy.Protocols {
 		forOne(t, p, scenario)
 	}
 }
 
-func forOne(t *testing.T, p xdstest.Protocol, scenario func(*rig)) {
+func forOne(t *testing.T, p fakeenvoy.Protocol, scenario func(*rig)) {
 	t.Helper()
 	t.Run(string(p), func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { scenario(newRig(t, p)) })
 	})
 }
 
-func newRig(t *testing.T, p xdstest.Protocol) *rig {
+func newRig(t *testing.T, p fakeenvoy.Protocol) *rig {
 	t.Helper()
 	return newRigWith(t, p, xds.Options{})
 }
 
 // newRigWith completes the options.
-func newRigWith(t *testing.T, p xdstest.Protocol, o xds.Options) *rig {
+func newRigWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *rig {
 	t.Helper()
 	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, wire: bufconn.Listen(1 << 20)}
 	o.Supplier, o.Metrics = r.supplier, xds.NewMetrics(r.metrics)
@@ -143,11 +143,11 @@ func connectTo(t testing.TB, server *xds.Server, l net.Listener, target string, 
 	return conn
 }
 
-func (r *rig) connect() *xdstest.Envoy { return r.connectWith(xdstest.Options{}) }
+func (r *rig) connect() *fakeenvoy.Envoy { return r.connectWith(fakeenvoy.Options{}) }
 
-func (r *rig) connectWith(o xdstest.Options) *xdstest.Envoy {
+func (r *rig) connectWith(o fakeenvoy.Options) *fakeenvoy.Envoy {
 	r.t.Helper()
-	return xdstest.Connect(r.t, r.conn, r.protocol, o)
+	return fakeenvoy.Connect(r.t, r.conn, r.protocol, o)
 }
 
 // logBuffer is a log that can be read while it is written.

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -73,7 +73,7 @@ func large() proto.Message {
 }
 
 func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.supplier.publish(small().with(large()).set(t))
 		s := newStalled(r)
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
@@ -112,7 +112,7 @@ func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
 // A token is revoked while its stream is not read, and a key is made after that:
 // the stream ends in time, and the key never comes.
 func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		key := bytes.Repeat([]byte{0x5e}, 40)
 		r.supplier.publish(small().with(large(), secret("leaf", 1)).set(t))
 		s := newStalled(r)
@@ -144,7 +144,7 @@ func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
 func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &slowDoor{wait: make(chan error)}
-		r := newRigWith(t, xdstest.Delta, xds.Options{Authorizer: slow})
+		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
 		e := r.warm(small())
 		slow.set(true)
 		time.Sleep(30 * time.Second)
@@ -165,7 +165,7 @@ func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
 func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &slowDoor{wait: make(chan error)}
-		r := newRigWith(t, xdstest.Delta, xds.Options{Authorizer: slow})
+		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
 		e := r.warm(small())
 		time.Sleep(15 * time.Second)
 		slow.set(true)
@@ -215,7 +215,7 @@ func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
 		e.Subscribe(cds)
 		response := e.Expect(cds, "web")
 		for _, guess := range []string{"1", seen, "1-AAAAAAAAAAAAA"} {
-			e.Ack(xdstest.Response{Type: cds, Nonce: guess})
+			e.Ack(fakeenvoy.Response{Type: cds, Nonce: guess})
 		}
 		e.ExpectNone()
 		if got := r.count("usher_xds_acks_total", "cluster"); got != 1 {
@@ -231,7 +231,7 @@ func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
 
 // An Envoy that refuses and asks again at once is answered ever more slowly.
 func TestRefusingAgainAndAgainIsSlow(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		e := r.warm(small())
 		begin := time.Now()
 		r.supplier.publish(small().with(endpoints("web", 2)).set(t))

@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -46,7 +46,7 @@ func TestPanicEndsOneStreamOnly(t *testing.T) {
 			forBoth(t, func(r *rig) {
 				p := panicking{where}
 				broken := xds.NewServer(xds.Options{Supplier: p, Authorizer: p, Logger: slog.New(slog.NewTextHandler(r.log, nil))})
-				e := xdstest.Connect(r.t, serve(r.t, broken), r.protocol, xdstest.Options{})
+				e := fakeenvoy.Connect(r.t, serve(r.t, broken), r.protocol, fakeenvoy.Options{})
 				e.Subscribe(cds)
 				e.ExpectEnd(codes.Internal)
 				if !strings.Contains(r.log.String(), "in the "+where) {
@@ -89,7 +89,7 @@ func TestEnvoyDisconnectsWithAResponseUnacknowledged(t *testing.T) {
 // Many sets come at once from several goroutines, over a real connection, while
 // Envoy acknowledges and asks for more: what arrives last is the newest.
 func TestManySetsAtOnce(t *testing.T) {
-	for _, p := range xdstest.Protocols {
+	for _, p := range fakeenvoy.Protocols {
 		t.Run(string(p), func(t *testing.T) {
 			s, d := &supplier{}, &door{}
 			server := xds.NewServer(xds.Options{Supplier: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
@@ -106,7 +106,7 @@ func TestManySetsAtOnce(t *testing.T) {
 			s.publish(sets[0])
 			var envoys sync.WaitGroup
 			for range 8 {
-				e := xdstest.Connect(t, conn, p, xdstest.Options{})
+				e := fakeenvoy.Connect(t, conn, p, fakeenvoy.Options{})
 				e.Subscribe(cds)
 				e.ExpectAck(cds, "web")
 				e.Subscribe(eds, "web")

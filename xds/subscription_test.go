@@ -3,7 +3,7 @@ package xds_test
 import (
 	"testing"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -114,7 +114,7 @@ func TestResourceUnsubscribedBeforeItsACKIsSentWhenAskedForAgain(t *testing.T) {
 }
 
 func TestNameAskedForAgainIsSentAgain(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		e := r.warm(two())
 		e.Subscribe(eds, "api")
 		e.ExpectAck(eds, "api")
@@ -126,7 +126,7 @@ func TestNameAskedForAgainIsSentAgain(t *testing.T) {
 }
 
 func TestNamesBesideEverythingAreToldWhenAskedForAndWhenGivenUp(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		e := r.warm(two())
 		for _, turn := range []func(string, ...string){e.Subscribe, e.Unsubscribe} {
 			turn(cds, "api", "gone")
@@ -153,9 +153,9 @@ func TestEverythingIsGivenUpAndAskedForAgain(t *testing.T) {
 }
 
 func TestEnvoyThatIsUpToDateIsSentNothing(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		r.supplier.publish(small().set(t))
-		e := r.connectWith(xdstest.Options{Has: upToDate(t, small())})
+		e := r.connectWith(fakeenvoy.Options{Has: upToDate(t, small())})
 		e.Subscribe(cds)
 		e.ExpectAck(cds)
 		e.Subscribe(eds, "web")
@@ -170,10 +170,10 @@ func TestEnvoyThatIsUpToDateIsSentNothing(t *testing.T) {
 }
 
 func TestReconnectedEnvoyIsSentWhatChanged(t *testing.T) {
-	forOne(t, xdstest.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *rig) {
 		has := upToDate(t, two().with(listener("tcp", 9)))
 		r.supplier.publish(small().with(cluster("new", 1), endpoints("web", 2)).set(t))
-		e := r.connectWith(xdstest.Options{Has: has})
+		e := r.connectWith(fakeenvoy.Options{Has: has})
 		e.Subscribe(cds)
 		e.Subscribe(eds, "web", "api")
 		e.Subscribe(lds)
@@ -187,14 +187,14 @@ func TestReconnectedEnvoyIsSentWhatChanged(t *testing.T) {
 }
 
 func TestReconnectedEnvoyThatIsUpToDateIsNotSentItsListeners(t *testing.T) {
-	forOne(t, xdstest.SotW, func(r *rig) {
+	forOne(t, fakeenvoy.SotW, func(r *rig) {
 		r.supplier.publish(two().set(t))
 		first := r.connect()
 		first.Subscribe(cds)
 		had := first.ExpectAck(cds, "api", "web").Version
 		first.Disconnect()
 
-		e := r.connectWith(xdstest.Options{Claims: map[string]string{cds: had, lds: "something older"}})
+		e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{cds: had, lds: "something older"}})
 		e.Subscribe(cds)
 		e.ExpectNone()
 		e.Subscribe(eds, "api", "web")

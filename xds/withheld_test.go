@@ -3,7 +3,7 @@ package xds_test
 import (
 	"testing"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -63,9 +63,9 @@ func TestNewEnvoyGetsTheListenersThatAreNotWithheld(t *testing.T) {
 
 // On a new stream the server cannot know what the Envoy was given before.
 func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing.T) {
-	forOne(t, xdstest.SotW, func(r *rig) {
+	forOne(t, fakeenvoy.SotW, func(r *rig) {
 		r.supplier.publish(small().with(listener("tcp", 7)).withholding(t, "http"))
-		e := r.connectWith(xdstest.Options{Claims: map[string]string{lds: "an earlier one"}})
+		e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{lds: "an earlier one"}})
 		e.Subscribe(lds)
 		e.ExpectNone()
 		r.supplier.publish(small().with(listener("tcp", 7)).set(t))
@@ -78,16 +78,16 @@ func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing
 func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 	had := two().with(listener("tcp", 7), routes("api", 1))
 	known := world{}.with(cluster("api", 2), endpoints("api", 2), listener("tcp", 8), routes("api", 1))
-	subscribe := func(e *xdstest.Envoy) {
+	subscribe := func(e *fakeenvoy.Envoy) {
 		e.Subscribe(cds)
 		e.Subscribe(eds, "api", "web")
 		e.Subscribe(lds)
 		e.Subscribe(rds, "web", "api")
 	}
 	t.Run("delta", func(t *testing.T) {
-		forOne(t, xdstest.Delta, func(r *rig) {
+		forOne(t, fakeenvoy.Delta, func(r *rig) {
 			r.supplier.publish(known.withholding(t, "http"))
-			e := r.connectWith(xdstest.Options{Has: upToDate(t, had)})
+			e := r.connectWith(fakeenvoy.Options{Has: upToDate(t, had)})
 			subscribe(e)
 			for _, of := range []struct{ url, name string }{{cds, "api"}, {eds, "api"}, {lds, "tcp"}} {
 				if got := e.ExpectAck(of.url, of.name); len(got.Removed) > 0 {
@@ -98,9 +98,9 @@ func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 		})
 	})
 	t.Run("state of the world", func(t *testing.T) {
-		forOne(t, xdstest.SotW, func(r *rig) {
+		forOne(t, fakeenvoy.SotW, func(r *rig) {
 			r.supplier.publish(known.withholding(t, "http"))
-			e := r.connectWith(xdstest.Options{Claims: map[string]string{cds: "an earlier one", lds: "an earlier one", eds: "an earlier one"}})
+			e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{cds: "an earlier one", lds: "an earlier one", eds: "an earlier one"}})
 			subscribe(e)
 			e.ExpectAck(eds, "api")
 			e.ExpectAck(rds, "api")

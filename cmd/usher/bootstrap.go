@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/usherproxy/usher/gateway"
 	"github.com/usherproxy/usher/internal/bootstrap"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 func bootstrapCommand() *cobra.Command {

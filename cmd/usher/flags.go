@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/usherproxy/usher/kubernetes"
+	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -72,7 +72,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.configFile, "config", "", "File with settings for all or single gateways. It is followed.")
 	f.StringVar(&o.configDir, "config-dir", "", "Directory with config entries and service definitions, instead of a Consul. It is followed.")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "File that says how to reach the Kubernetes whose Services listeners with the mode auto follow. Default: the cluster that Usher runs in, if it does.")
-	f.DurationVar(&o.balancerGrace, "balancer-grace", kubernetes.DefaultGrace, "How long a load balancer is given to follow its Service; listeners take connections with and without a PROXY header meanwhile. The same for all Ushers of a gateway.")
+	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace, "How long a load balancer is given to follow its Service; listeners take connections with and without a PROXY header meanwhile. The same for all Ushers of a gateway.")
 	f.StringVar(&o.balancerRecord, "balancer-record", "", "ConfigMap (NAMESPACE/NAME) in which Ushers note since when load balancers are told what they are told, so that one that is restarted counts each grace as the others do. It has to be there.")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server. It is followed.")
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")

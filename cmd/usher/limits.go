@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/usherproxy/usher/internal/control"
+	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -19,7 +19,7 @@ func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 	f.IntVar(&l.StreamsPerPeer, "max-streams-per-peer", d.StreamsPerPeer, "How many of them may come from one IP address, or from one IPv6 network of 64 bits.")
 	f.IntVar(&l.StreamRate, "max-stream-rate", d.StreamRate, "How many streams may be opened in a second. Ten times as many may come at once, and tokens that were authorised in the last ten minutes do not count.")
 	f.IntVar(&l.StreamRatePerPeer, "max-stream-rate-per-peer", d.StreamRatePerPeer, "How many of them may come from one IP address, or from one IPv6 network of 64 bits.")
-	f.IntVar(gateways, "max-gateways", control.DefaultMaxGateways, "How many gateways are served at once.")
+	f.IntVar(gateways, "max-gateways", controlplane.DefaultMaxGateways, "How many gateways are served at once.")
 }
 
 // checkLimits checks the flags of limitFlags. It keeps reservedFiles for the rest of

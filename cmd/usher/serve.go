@@ -8,10 +8,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/usherproxy/usher/files"
-	"github.com/usherproxy/usher/internal/control"
+	"github.com/usherproxy/usher/internal/configdir"
+	"github.com/usherproxy/usher/internal/configfile"
+	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/guard"
-	"github.com/usherproxy/usher/internal/operator"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -32,7 +32,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 
 	// 2. Facts: Consul or files, Kubernetes, and the operator's own file.
-	problems := control.NewProblems(log, metrics)
+	problems := controlplane.NewProblems(log, metrics)
 	facts, authorizer, err := o.source(log, metrics, problems)
 	if err != nil {
 		return err
@@ -41,15 +41,15 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	var settings *operator.File
+	var settings *configfile.File
 	if o.configFile != "" {
-		if settings, err = operator.Open(o.configFile, log); err != nil {
+		if settings, err = configfile.Open(o.configFile, log); err != nil {
 			return err
 		}
 	}
 
 	// 3. The joiner: watches what Envoys ask for, compiles, publishes.
-	plane := control.New(control.Options{Source: facts, Balancers: balancers, Logger: log, Metrics: control.NewMetrics(metrics), Problems: problems, MaxGateways: o.maxGateways})
+	plane := controlplane.New(controlplane.Options{Source: facts, Balancers: balancers, Logger: log, Metrics: controlplane.NewMetrics(metrics), Problems: problems, MaxGateways: o.maxGateways})
 
 	// 4. The server, and its ports: a port that is taken ends the process.
 	server := xds.NewServer(xds.Options{
@@ -60,7 +60,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		Rejections:   problems,
 		Metrics:      xds.NewMetrics(metrics),
 		Reauthorize:  o.reauthorize,
-		MetadataKeys: control.MetadataKeys,
+		MetadataKeys: controlplane.MetadataKeys,
 		Limits:       o.limits,
 	})
 	listener, err := listen(ctx, o.xdsAddr)
@@ -78,11 +78,11 @@ func serve(ctx context.Context, o serveOptions) error {
 	// 5. Everything runs until the first part returns.
 	keeper := &keeper{log: log, signals: o.signals, ready: ready, server: server, over: o.drainTime}
 	parts := []func(context.Context) error{facts.Run, plane.Run, ready.run, keeper.run}
-	if dir, ok := facts.(*files.Source); ok {
+	if dir, ok := facts.(*configdir.Source); ok {
 		keeper.followed = append(keeper.followed, followed{o.configDir, dir.Reload})
 	}
 	if settings != nil {
-		set := func(c operator.Content) { plane.SetOperator(control.Operator(c)) }
+		set := func(c configfile.Content) { plane.SetOperator(controlplane.Operator(c)) }
 		set(settings.Content())
 		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, set) })
 		keeper.followed = append(keeper.followed, followed{o.configFile, settings.Reload})

@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // served is a serve that runs on files.
@@ -109,9 +109,9 @@ func (s *served) wantEnd() {
 	}
 }
 
-func (s *served) connect() *xdstest.Envoy {
+func (s *served) connect() *fakeenvoy.Envoy {
 	s.t.Helper()
-	e := xdstest.Connect(s.t, s.conn, xdstest.Delta, xdstest.Options{Node: &corev3.Node{Id: "edge", Cluster: "edge"}})
+	e := fakeenvoy.Connect(s.t, s.conn, fakeenvoy.Delta, fakeenvoy.Options{Node: &corev3.Node{Id: "edge", Cluster: "edge"}})
 	e.Subscribe(resource.ClusterType)
 	e.Ack(e.Next())
 	return e
@@ -130,7 +130,7 @@ func (s *served) readyz() string {
 
 func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 	s := startServe(t, 10*time.Minute)
-	envoys := []*xdstest.Envoy{s.connect(), s.connect()}
+	envoys := []*fakeenvoy.Envoy{s.connect(), s.connect()}
 	s.end <- syscall.SIGTERM
 	s.until(`shutting down: Envoys are asked to connect again; send the signal again to end at once" envoys=2 over=10m0s`)
 	if got := s.readyz(); got != "503 Service Unavailable\nnot ready: usher is shutting down\n" {

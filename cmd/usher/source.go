@@ -14,23 +14,23 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/usherproxy/usher/consul"
-	"github.com/usherproxy/usher/files"
-	"github.com/usherproxy/usher/gateway"
-	"github.com/usherproxy/usher/internal/control"
-	"github.com/usherproxy/usher/kubernetes"
+	"github.com/usherproxy/usher/internal/configdir"
+	"github.com/usherproxy/usher/internal/controlplane"
+	"github.com/usherproxy/usher/internal/loadbalancer"
+	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/xds"
 )
 
 // source is where facts come from: Consul or files.
 type source interface {
-	control.Source
+	controlplane.Source
 	condition
 	Run(ctx context.Context) error
 }
 
 // source gives the source that the flags ask for, and who decides which
 // callers may have its resources.
-func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, problems *control.Problems) (source, xds.Authorizer, error) {
+func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems) (source, xds.Authorizer, error) {
 	if o.configDir == "" {
 		client, err := consul.NewClient(consul.Config{
 			HTTPAddr: o.consulHTTPAddr,
@@ -46,9 +46,9 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
 		return nil, nil, errors.New("--config-dir: it takes the place of a Consul; leave out --consul-http-addr and --consul-grpc-addr")
 	}
-	dir := files.NewSource(o.configDir, files.Options{
+	dir := configdir.NewSource(o.configDir, configdir.Options{
 		Logger: log,
-		Report: func(found []gateway.Problem) { problems.Report("the config directory", found) },
+		Report: func(found []problem.Problem) { problems.Report("the config directory", found) },
 	})
 	if err := dir.Load(); err != nil {
 		return nil, nil, err
@@ -58,7 +58,7 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 
 // balancers tell listeners with the mode auto what to be.
 type balancers interface {
-	control.Balancers
+	controlplane.Balancers
 	remarker
 }
 
@@ -68,15 +68,15 @@ func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer)
 	if err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.Connect(o.kubeconfig)
-	if errors.Is(err, kubernetes.ErrNotInCluster) {
+	client, err := loadbalancer.Connect(o.kubeconfig)
+	if errors.Is(err, loadbalancer.ErrNotInCluster) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return kubernetes.New(kubernetes.Options{
-		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: kubernetes.NewMetrics(metrics), Record: record,
+	return loadbalancer.New(loadbalancer.Options{
+		Client: client, Grace: o.balancerGrace, Logger: log, Metrics: loadbalancer.NewMetrics(metrics), Record: record,
 	}), nil
 }
 
@@ -97,7 +97,7 @@ type consulAuthorizer struct {
 
 // Authorize implements xds.Authorizer.
 func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) error {
-	id, err := control.GatewayOf(n)
+	id, err := controlplane.GatewayOf(n)
 	if err != nil {
 		return err
 	}

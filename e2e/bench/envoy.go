@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 const (
@@ -77,7 +77,7 @@ func (e *envoy) converse(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := e.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, deltaMethod,
-		grpc.ForceCodecV2(xdstest.Lean{}), grpc.MaxCallRecvMsgSize(largestResponse), grpc.WaitForReady(true))
+		grpc.ForceCodecV2(fakeenvoy.Lean{}), grpc.MaxCallRecvMsgSize(largestResponse), grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (e *envoy) converse(ctx context.Context) error {
 		return err
 	}
 	for {
-		var r xdstest.LeanResponse
+		var r fakeenvoy.LeanResponse
 		if err := stream.RecvMsg(&r); err != nil {
 			return err
 		}
@@ -138,7 +138,7 @@ func node(id string) *corev3.Node {
 
 // take accepts a response that was read at the time, and subscribes to what its
 // resources refer to.
-func (e *envoy) take(stream grpc.ClientStream, r *xdstest.LeanResponse, at time.Time) error {
+func (e *envoy) take(stream grpc.ClientStream, r *fakeenvoy.LeanResponse, at time.Time) error {
 	e.fleet.count(r)
 	expected := e.fleet.expected.Load()
 	subscribe := map[string][]string{}

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // fleet are Envoys of one gateway at one xDS port, each of an instance of its
@@ -143,7 +143,7 @@ func (f *fleet) expect(signs []sign) *expectation {
 	return e
 }
 
-func (f *fleet) count(r *xdstest.LeanResponse) {
+func (f *fleet) count(r *fakeenvoy.LeanResponse) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tally.resources[r.TypeURL] += len(r.Resources) + len(r.Removed)

@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/internal/wire"
-	"github.com/usherproxy/usher/internal/xdstest"
 )
 
 // resource is what the bench remembers of one version of a resource. All Envoys
@@ -42,7 +42,7 @@ type library struct {
 }
 
 // read gives what is remembered of a resource.
-func (l *library) read(typeURL string, i xdstest.LeanResource) (*resource, error) {
+func (l *library) read(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// A look-up with the conversions inside allocates nothing.
@@ -60,7 +60,7 @@ func (l *library) read(typeURL string, i xdstest.LeanResource) (*resource, error
 	return r, nil
 }
 
-func readResource(typeURL string, i xdstest.LeanResource) (*resource, error) {
+func readResource(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
 	r := &resource{name: string(i.Name), version: string(i.Version)}
 	var err error
 	switch typeURL {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestSameResourcesAsConsulOnIPv6 has a Consul whose own address is an IPv6
@@ -51,8 +51,8 @@ func wantTaken(t *testing.T, r resources, listeners, from []string) {
 		moved[name] = withPort(l, port)
 	}
 	r[resource.ListenerType] = moved
-	parts.Start(t, parts.Command{
-		Name: "envoy", Path: parts.Tool(t, "envoy-"+envoys[0], "envoy"),
+	testprocess.Start(t, testprocess.Command{
+		Name: "envoy", Path: testprocess.Tool(t, "envoy-"+envoys[0], "envoy"),
 		Args: []string{"--use-dynamic-base-id", "--log-level", "error", "-c", r.bootstrapFile(t)},
 	})
 	for _, ip := range from {

@@ -5,7 +5,7 @@ package conformance
 import (
 	"google.golang.org/grpc/codes"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // oddRules are those of what is rare: an input that goes away for good, or that
@@ -129,7 +129,7 @@ func anotherKindOfProxy(s *script) {
 	s.serve("a")
 	n := node(s.service("a")+"-1-sidecar-proxy", serviceNode)
 	n.Cluster = s.service("a")
-	e := s.connectWith(xdstest.Options{Node: n})
+	e := s.connectWith(fakeenvoy.Options{Node: n})
 	e.Subscribe(cds)
 	if s.onConsul() {
 		e.ExpectAck(cds, "local_app")

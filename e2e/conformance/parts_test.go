@@ -13,7 +13,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // consulVersion is the Consul that Usher must equal; the other one is older, and
@@ -50,7 +50,7 @@ func startConsul(t *testing.T, ip, version string, args ...string) *consulServer
 		t.Fatal(err)
 	}
 	s.client = client
-	parts.Start(t, parts.Command{Name: "consul", Path: parts.Tool(t, "consul-"+version, "consul"), Args: append([]string{
+	testprocess.Start(t, testprocess.Command{Name: "consul", Path: testprocess.Tool(t, "consul-"+version, "consul"), Args: append([]string{
 		"agent", "-dev", "-bind", ip, "-client", ip, "-node", serverNode, "-dns-port", "-1", "-log-level", "warn",
 		"-hcl", "ports { grpc_tls = -1 } limits { http_max_conns_per_client = 2000 } disable_update_check = true",
 	}, args...)})
@@ -84,8 +84,8 @@ func startGuardedConsul(t *testing.T, ip, version string) *consulServer {
 func startUsher(t *testing.T, consul *consulServer, port int, args ...string) string {
 	t.Helper()
 	xds := net.JoinHostPort(consul.ip, fmt.Sprint(port))
-	usher := parts.Binary(t, cmp.Or(os.Getenv("USHER_BIN"), "../../bin/usher"), "make build")
-	parts.Start(t, parts.Command{Name: "usher", Path: usher, Args: append([]string{
+	usher := testprocess.Binary(t, cmp.Or(os.Getenv("USHER_BIN"), "../../bin/usher"), "make build")
+	testprocess.Start(t, testprocess.Command{Name: "usher", Path: usher, Args: append([]string{
 		"serve", "--consul-http-addr", consul.http, "--xds-addr", xds,
 		"--admin-addr", net.JoinHostPort(consul.ip, fmt.Sprint(port+1)),
 	}, args...), Env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})
@@ -102,5 +102,5 @@ func startUsher(t *testing.T, consul *consulServer, port int, args ...string) st
 // eventually waits until f returns nil.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
-	parts.Eventually(t, what, parts.StartDeadline, f)
+	testprocess.Eventually(t, what, testprocess.StartDeadline, f)
 }

@@ -12,7 +12,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/codes"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestSameProtocolAsConsul plays the same script on Consul's and on Usher's
@@ -147,7 +147,7 @@ func (s *script) redirect(from, to string) {
 
 // redirected brings an Envoy to the point where a cluster is new, accepted, has
 // its endpoints, and the routes that lead to it are on their way.
-func redirected(s *script) (e *xdstest.Envoy, routes xdstest.Response) {
+func redirected(s *script) (e *fakeenvoy.Envoy, routes fakeenvoy.Response) {
 	s.t.Helper()
 	s.serve("a")
 	s.addService("b")
@@ -216,7 +216,7 @@ func routesFollowTheirListener(s *script) {
 }
 
 // wantVersion wants what came to be what was there before.
-func (s *script) wantVersion(r xdstest.Response, before versions) {
+func (s *script) wantVersion(r fakeenvoy.Response, before versions) {
 	s.t.Helper()
 	for name, version := range r.Versions {
 		if was := before[r.Type][name]; version != was {
@@ -245,7 +245,7 @@ func oneResponseInFlight(s *script) {
 func versionIsAHash(s *script) {
 	s.serve("a")
 	e := s.connect()
-	check := func(r xdstest.Response) {
+	check := func(r fakeenvoy.Response) {
 		s.t.Helper()
 		sum := sha256.Sum256(r.Bodies[0])
 		if got, want := r.Versions[r.Names[0]], hex.EncodeToString(sum[:]); got != want {
@@ -266,9 +266,9 @@ func versionIsAHash(s *script) {
 
 // reconnect connects an Envoy that has something from an earlier stream, to
 // another server where there is one.
-func (s *script) reconnect(has versions) *xdstest.Envoy {
+func (s *script) reconnect(has versions) *fakeenvoy.Envoy {
 	s.t.Helper()
-	return xdstest.Connect(s.t, s.dial(s.start(coldPort)), xdstest.Delta, xdstest.Options{Node: s.node(), Has: has})
+	return fakeenvoy.Connect(s.t, s.dial(s.start(coldPort)), fakeenvoy.Delta, fakeenvoy.Options{Node: s.node(), Has: has})
 }
 
 // nothingIsResentToWhoIsCurrent wants empty answers: an Envoy that has just
@@ -312,7 +312,7 @@ func onlyWhatChangedIsResent(s *script) {
 	has[lds]["gone"] = "1"
 	s.expose([]string{"a", "b"}, map[string]any{"MaxConnections": 7})
 	s.awaitText(cds, s.cluster("a"), "max_connections")
-	e = s.connectWith(xdstest.Options{Node: s.node(), Has: has})
+	e = s.connectWith(fakeenvoy.Options{Node: s.node(), Has: has})
 	e.Subscribe(cds)
 	e.Subscribe(lds)
 	clusters := s.expect(e, cds, s.clusters([]string{"a"}), nil)
@@ -339,7 +339,7 @@ func firstAnswersAreEmpty(s *script) {
 func gatewayComesLater(s *script) {
 	e := s.connect()
 	e.Subscribe(cds)
-	other := s.connectWith(xdstest.Options{Node: node(s.gateway+"-other", gatewayNode)})
+	other := s.connectWith(fakeenvoy.Options{Node: node(s.gateway+"-other", gatewayNode)})
 	other.Subscribe(cds)
 	s.write(registerPath, gatewayRegistration(map[string]any{"ID": s.gateway + "-other", "Service": s.gateway + "-other"}))
 	other.ExpectAck(cds)
@@ -511,7 +511,7 @@ func typeNotNamed(s *script) {
 
 func noNode(s *script) {
 	s.serve("a")
-	e := s.connectWith(xdstest.Options{Anonymous: true})
+	e := s.connectWith(fakeenvoy.Options{Anonymous: true})
 	e.Subscribe(cds)
 	if s.onConsul() {
 		e.Subscribe("")
@@ -523,7 +523,7 @@ func noClusterInTheNode(s *script) {
 	s.serve("a")
 	n := s.node()
 	n.Cluster = ""
-	e := s.connectWith(xdstest.Options{Node: n})
+	e := s.connectWith(fakeenvoy.Options{Node: n})
 	e.Subscribe(cds)
 	if s.onConsul() {
 		e.ExpectAck(cds, s.cluster("a"))
@@ -544,7 +544,7 @@ func oldEnvoy(s *script) {
 	for _, minor := range []uint32{22, 31} {
 		n := s.node()
 		n.UserAgentVersionType = release(minor)
-		e := s.connectWith(xdstest.Options{Node: n})
+		e := s.connectWith(fakeenvoy.Options{Node: n})
 		if s.onConsul() {
 			e.Subscribe(cds)
 			e.ExpectEnd(codes.InvalidArgument)
@@ -558,12 +558,12 @@ func anotherUserAgent(s *script) {
 	s.serve("a")
 	n := s.node()
 	n.UserAgentName, n.UserAgentVersionType = "somebody else", nil
-	s.warm(s.connectWith(xdstest.Options{Node: n}), "a")
+	s.warm(s.connectWith(fakeenvoy.Options{Node: n}), "a")
 }
 
 func stateOfTheWorld(s *script) {
 	s.serve("a")
-	e := xdstest.Connect(s.t, s.dial(s.addr), xdstest.SotW, xdstest.Options{Node: s.node()})
+	e := fakeenvoy.Connect(s.t, s.dial(s.addr), fakeenvoy.SotW, fakeenvoy.Options{Node: s.node()})
 	if s.onConsul() {
 		e.Subscribe(cds)
 		e.ExpectEnd(codes.Unknown)

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 const (
@@ -250,11 +250,11 @@ func (s *script) dial(addr string) *grpc.ClientConn {
 }
 
 // connect opens a delta stream that does only what it is told.
-func (s *script) connect() *xdstest.Envoy { return s.connectWith(xdstest.Options{Node: s.node()}) }
+func (s *script) connect() *fakeenvoy.Envoy { return s.connectWith(fakeenvoy.Options{Node: s.node()}) }
 
-func (s *script) connectWith(o xdstest.Options) *xdstest.Envoy {
+func (s *script) connectWith(o fakeenvoy.Options) *fakeenvoy.Envoy {
 	s.t.Helper()
-	return xdstest.Connect(s.t, s.dial(s.addr), xdstest.Delta, o)
+	return fakeenvoy.Connect(s.t, s.dial(s.addr), fakeenvoy.Delta, o)
 }
 
 // versions are those of what an Envoy has, by type URL and name.
@@ -263,10 +263,10 @@ type versions map[string]map[string]string
 // warm brings an Envoy up as a real one comes up: it asks for endpoints before
 // it accepts their clusters, and for routes when it has their listener. It gives
 // the versions of what came.
-func (s *script) warm(e *xdstest.Envoy, letters ...string) versions {
+func (s *script) warm(e *fakeenvoy.Envoy, letters ...string) versions {
 	s.t.Helper()
 	got := versions{}
-	take := func(typeURL string, names ...string) xdstest.Response {
+	take := func(typeURL string, names ...string) fakeenvoy.Response {
 		s.t.Helper()
 		r := e.Expect(typeURL, names...)
 		got[typeURL] = r.Versions
@@ -289,7 +289,7 @@ func (s *script) warm(e *xdstest.Envoy, letters ...string) versions {
 // that is asked for again is sent again, so the next responses are those that
 // are asked for here, unless something else was due: endpoints come after
 // clusters, routes after everything but removals.
-func (s *script) wantNothingElse(e *xdstest.Envoy) {
+func (s *script) wantNothingElse(e *fakeenvoy.Envoy) {
 	s.t.Helper()
 	e.Subscribe(eds, s.cluster("a"))
 	e.ExpectAck(eds, s.cluster("a"))
@@ -300,7 +300,7 @@ func (s *script) wantNothingElse(e *xdstest.Envoy) {
 }
 
 // expect is Expect, and wants these names removed.
-func (s *script) expect(e *xdstest.Envoy, typeURL string, names, removed []string) xdstest.Response {
+func (s *script) expect(e *fakeenvoy.Envoy, typeURL string, names, removed []string) fakeenvoy.Response {
 	s.t.Helper()
 	r := e.Expect(typeURL, names...)
 	if !slices.Equal(r.Removed, removed) {

@@ -6,7 +6,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/listeners"
 )
 
@@ -54,7 +54,7 @@ func listenersWaitForSecrets(s *script) {
 	e.Subscribe(lds)
 	clusters := e.Expect(cds, s.cluster("a"))
 	e.Subscribe(sds, listeners.LeafSecret, listeners.RootsSecret)
-	var secrets xdstest.Response
+	var secrets fakeenvoy.Response
 	if !s.onConsul() {
 		secrets = e.Expect(sds, listeners.LeafSecret, listeners.RootsSecret)
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // envoys are the releases of Envoy that every set of resources is shown to.
@@ -59,7 +59,7 @@ func validateMode(t *testing.T, release, bootstrap string) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), validateDeadline)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, parts.Tool(t, "envoy-"+release, "envoy"), "--mode", "validate", "--use-dynamic-base-id", "--log-level", "error", "-c", bootstrap)
+	cmd := exec.CommandContext(ctx, testprocess.Tool(t, "envoy-"+release, "envoy"), "--mode", "validate", "--use-dynamic-base-id", "--log-level", "error", "-c", bootstrap)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}

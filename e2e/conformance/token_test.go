@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"google.golang.org/grpc/codes"
 
-	"github.com/usherproxy/usher/internal/xdstest"
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestSameRefusalsAsConsul plays, in front of either Consul that denies by
@@ -77,9 +77,9 @@ func (s *script) serveAtAgent() {
 	s.supply("a")
 }
 
-func (s *script) connectWithToken(token string) *xdstest.Envoy {
+func (s *script) connectWithToken(token string) *fakeenvoy.Envoy {
 	s.t.Helper()
-	return s.connectWith(xdstest.Options{Node: s.node(), Token: token})
+	return s.connectWith(fakeenvoy.Options{Node: s.node(), Token: token})
 }
 
 func tokenOfTheGateway(s *script) {

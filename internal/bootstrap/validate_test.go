@@ -8,11 +8,11 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/parts"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 func TestEnvoyAcceptsEveryBootstrap(t *testing.T) {
-	binary := parts.Tool(t, "envoy-1.40.0", "envoy")
+	binary := testprocess.Tool(t, "envoy-1.40.0", "envoy")
 	for name, o := range cases(t) {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "bootstrap.json")

@@ -1,6 +1,6 @@
 // Command balancers-doc writes the page of load balancers
 // (docs/load-balancers.md) to the file that it is given, from the table that
-// reads their annotations (kubernetes.Annotations).
+// reads their annotations (loadbalancer.Annotations).
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/usherproxy/usher/kubernetes"
+	"github.com/usherproxy/usher/internal/loadbalancer"
 )
 
 func main() {
@@ -34,7 +34,7 @@ func page() string {
 	var b strings.Builder
 	b.WriteString(head)
 	provider := ""
-	for _, a := range kubernetes.Annotations {
+	for _, a := range loadbalancer.Annotations {
 		if a.Provider != provider {
 			provider = a.Provider
 			fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n", provider)
@@ -43,7 +43,7 @@ func page() string {
 		}
 	}
 	b.WriteString("\n## Which send no header because of an annotation\n\n| | instead |\n|---|---|\n")
-	for _, n := range kubernetes.Never {
+	for _, n := range loadbalancer.Never {
 		fmt.Fprintf(&b, "| %s | %s |\n", n.Name, n.Instead)
 	}
 	return b.String()
@@ -90,16 +90,16 @@ func checks(provider string) string {
 }
 
 // switchOff says how to switch an annotation off whose removal does not.
-func switchOff(a kubernetes.Annotation) string {
+func switchOff(a loadbalancer.Annotation) string {
 	if off := a.Describe().Off; off != "nothing" {
 		return "set it to " + off + ", and remove it later, if at all"
 	}
 	return "keep it as long as the balancer is there"
 }
 
-func of(provider string) []kubernetes.Annotation {
-	var out []kubernetes.Annotation
-	for _, a := range kubernetes.Annotations {
+func of(provider string) []loadbalancer.Annotation {
+	var out []loadbalancer.Annotation
+	for _, a := range loadbalancer.Annotations {
 		if a.Provider == provider {
 			out = append(out, a)
 		}

@@ -7,7 +7,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/usherproxy/usher/gateway"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 func main() {
@@ -23,7 +23,7 @@ func main() {
 
 const head = `# Settings
 
-<!-- Written by "make generate" from gateway/schema.go. -->
+<!-- Written by "make generate" from internal/settings/schema.go. -->
 
 Everything stands in one object, ` + "`usher`" + `, which can stand in four places. They are laid over each other, setting by setting, from general to special:
 
@@ -71,27 +71,27 @@ usher {
 func page() string {
 	var b strings.Builder
 	b.WriteString(head)
-	groups, meanings := gateway.Groups()
+	groups, meanings := settings.Groups()
 	for _, group := range groups {
 		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n| key | takes | initially | meaning |\n|---|---|---|---|\n", group, meanings[group])
-		for _, s := range gateway.Schema() {
+		for _, s := range settings.Schema() {
 			if key, ok := strings.CutPrefix(s.Path, group+"."); ok {
 				fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", key, s.Takes, s.Initial, s.Meaning)
 			}
 		}
 	}
 	b.WriteString("\n## What is refused\n\nA listener with one of these keeps its last good configuration, and a problem says why.\n\n")
-	for _, c := range gateway.Conflicts {
+	for _, c := range settings.Conflicts {
 		fmt.Fprintf(&b, "- %s.\n", c.When)
 	}
 	b.WriteString("\n## TLVs with names\n\n| `type` | number | `name`, unless you give one | what it is |\n|---|---|---|---|\n")
-	for _, k := range gateway.KnownTLVs {
+	for _, k := range settings.KnownTLVs {
 		fmt.Fprintf(&b, "| `%s` | `0x%02X` | `%s` | %s |\n", k.Name, k.Type, k.Key, k.Meaning)
 	}
 	b.WriteString("\nOf any other type, a value that is printable ASCII is told, and nothing of one that is not.\n" +
 		"Log formats of your own have a TLV as `%FILTER_STATE(usher.tlv.<name>:PLAIN)%`.\n")
 	b.WriteString("\n## Fields of access logs with names\n\n| name | what it is |\n|---|---|\n")
-	for _, f := range gateway.KnownLogFields {
+	for _, f := range settings.KnownLogFields {
 		fmt.Fprintf(&b, "| `%s` | %s |\n", f.Name, f.Meaning)
 	}
 	b.WriteString("\nEach TLV is there, too, under its name.\n")

@@ -1,0 +1,293 @@
+package configfile
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.uber.org/goleak"
+
+	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const strict = `gateway "edge" {
+  usher {
+    proxy_protocol { mode = "strict" }
+  }
+}
+`
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	next := path + ".new"
+	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestABadFileIsRefusedAtStart(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
+		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
+		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
+		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for the same; merge it into the one in line 1`},
+		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl: a second block for the same; merge it into the one before it`},
+		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
+		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: the block usher has no name: it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: not HCL: "\400" is not understood; mend the syntax near there`},
+		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: not HCL: "\U00110000" is not understood; mend the syntax near there`},
+		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: not HCL: `},
+		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: not HCL: it has 524289 brackets, and 50000 are taken; split the file; mend the syntax near there`},
+		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "usher.hcl")
+			write(t, path, tc.text)
+			_, err := Open(path, slog.New(slog.DiscardHandler))
+			if err == nil {
+				t.Fatal("it was read without an error")
+			}
+			line := strings.TrimPrefix(err.Error(), filepath.Dir(path)+"/")
+			if !strings.HasPrefix(line, tc.want) || strings.Contains(line, "\n") {
+				t.Errorf("got  %s\nwant %s", line, tc.want)
+			}
+		})
+	}
+}
+
+func TestAMissingFileIsRefusedAtStart(t *testing.T) {
+	_, err := Open(filepath.Join(t.TempDir(), "none.hcl"), slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "none.hcl") {
+		t.Errorf("got %v, want an error that names the file", err)
+	}
+}
+
+// run runs the file and gives each content it puts.
+func run(t *testing.T, f *File) <-chan Content {
+	t.Helper()
+	contents := make(chan Content)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- f.Run(ctx, func(c Content) {
+			select {
+			case contents <- c:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return contents
+}
+
+func modes(c Content) map[string]settings.Mode {
+	out := map[string]settings.Mode{}
+	if m := c.Server.Settings.ProxyProtocol.Mode; m != "" {
+		out["every gateway"] = m
+	}
+	for name, l := range c.Layers {
+		out[name] = l.Settings.ProxyProtocol.Mode
+	}
+	return out
+}
+
+func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
+		t.Fatalf("at start (-want +got):\n%s", diff)
+	}
+	contents := run(t, f)
+	all := "usher { proxy_protocol { mode = \"off\" } }\n"
+	other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
+	for _, step := range []struct {
+		name, text string
+		want       map[string]settings.Mode
+		problems   int
+	}{
+		{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]settings.Mode{"edge": settings.Permissive}, 0},
+		{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
+		{"broken syntax", "gateway {{{", map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
+		{"for all", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
+		{"wrong for all", strings.ReplaceAll(all, "off", "on") + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 1},
+		{"no longer for all", strict, map[string]settings.Mode{"edge": settings.Strict}, 0},
+		{"for all again", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
+	} {
+		write(t, path, step.text)
+		c := <-contents
+		if diff := cmp.Diff(step.want, modes(c)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		}
+		if len(c.Problems) != step.problems {
+			t.Errorf("%s: problems %v, want %d", step.name, c.Problems, step.problems)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	c := <-contents
+	if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
+		t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
+	}
+	want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or mend it; what it last said stays"}}
+	if diff := cmp.Diff(want, c.Problems); diff != "" {
+		t.Errorf("removed (-want +got):\n%s", diff)
+	}
+}
+
+// HCL makes of blocks, lists and numbers what it likes.
+func TestEverySettingCanBeWrittenInHCL(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, `
+usher {
+  proxy_protocol {
+    mode                = "strict"
+    versions            = ["v2"]
+    trusted_cidrs       = ["10.0.16.0/20", "2001:db8::/32"]
+    tlvs                = [{ type = "aws_vpce_id", name = "vpce", header = "x-vpce" }, { type = 0xE4, name = "tenant" }]
+    upstream            = "v2"
+    server_speaks_first = "no"
+  }
+  client_address {
+    xff             = "append"
+    trusted_hops    = 2
+    forwarded_proto = { https_ports = [443] }
+  }
+  listeners {
+    "8080" { proxy_protocol { mode = "off" tlvs = [{ type = "alpn" }] } }
+    "9000" { client_address { forwarded_proto { https_ports = [443, 8443] } } }
+  }
+}`)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := func(ports ...uint32) settings.ForwardedProto {
+		return settings.ForwardedProto{By: settings.ProtoByPort, HTTPSPorts: ports}
+	}
+	want := settings.Settings{
+		Policy: settings.Policy{
+			ProxyProtocol: settings.ProxyProtocol{
+				Mode: settings.Strict, Versions: []settings.Version{settings.V2},
+				TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.16.0/20"), netip.MustParsePrefix("2001:db8::/32")},
+				TLVs:         []settings.TLV{{Type: 0xEA, Name: "vpce", Header: "x-vpce"}, {Type: 0xE4, Name: "tenant"}},
+				Upstream:     settings.UpstreamV2, ServerSpeaksFirst: settings.No,
+			},
+			ClientAddress: settings.ClientAddress{XFF: settings.XFFAppend, TrustedHops: 2, ForwardedProto: port(443)},
+		},
+		Listeners: map[int]settings.Policy{
+			8080: {ProxyProtocol: settings.ProxyProtocol{Mode: settings.Off, TLVs: []settings.TLV{{Type: 1, Name: "alpn"}}}},
+			9000: {ClientAddress: settings.ClientAddress{ForwardedProto: port(443, 8443)}},
+		},
+	}
+	if diff := cmp.Diff(want, f.Content().Server.Settings, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := run(t, f)
+	permissive := strings.ReplaceAll(strict, "strict", "permissive")
+	for range 20 {
+		inPlace(t, path, strict)
+		inPlace(t, path, permissive)
+	}
+	c := <-contents
+	for modes(c)["edge"] != settings.Permissive {
+		if modes(c)["edge"] != settings.Strict || len(c.Problems) > 0 {
+			t.Fatalf("a file that is being written was read as %+v", c)
+		}
+		c = <-contents
+	}
+}
+
+func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := run(t, f)
+	inPlace(t, path)
+	if c := <-contents; len(c.Layers) != 0 || len(c.Problems) != 0 {
+		t.Errorf("an empty file was read as %+v, want nothing", c)
+	}
+}
+
+// inPlace empties the file, and then writes the text in two pieces, with a
+// little time before each.
+func inPlace(t *testing.T, path string, text ...string) {
+	t.Helper()
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, text := range text {
+		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
+			time.Sleep(filewatch.Quiet + time.Millisecond) // as a slow writer does
+			if _, err := file.WriteString(piece); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestAFileIsReadWhenAsked replaces a directory above the watched one. A follower does
+// not see that by itself.
+func TestAFileIsReadWhenAsked(t *testing.T) {
+	up := filepath.Join(t.TempDir(), "up")
+	release := func(text string) string {
+		if err := os.MkdirAll(filepath.Join(up, "usher"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(up, "usher", "usher.hcl")
+		write(t, path, text)
+		return path
+	}
+	f, err := Open(release(strict), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := run(t, f)
+	if err := os.Rename(up, up+".old"); err != nil {
+		t.Fatal(err)
+	}
+	release(strings.ReplaceAll(strict, "strict", "permissive"))
+	f.Reload()
+	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Permissive}, modes(<-contents)); diff != "" {
+		t.Errorf("after Reload (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,63 @@
+package configfile
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+var (
+	hclBlock  = regexp.MustCompile("(?s)```hcl\n(.*?)```")
+	inlineHCL = regexp.MustCompile("`([a-z_]+) = ([^`]+)`")
+)
+
+// TestSettingsInDocumentsAreTaken reads every setting that the documents show,
+// whole files and single keys, as an operator would copy them.
+func TestSettingsInDocumentsAreTaken(t *testing.T) {
+	groups := map[string]string{} // of keys
+	for _, s := range settings.Schema() {
+		group, key, _ := strings.Cut(s.Path, ".")
+		groups[key] = group
+	}
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := 0
+	for _, page := range append(pages, "../../README.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range hclBlock.FindAllStringSubmatch(string(text), -1) {
+			if strings.HasPrefix(found[1], "usher") || strings.HasPrefix(found[1], "gateway") {
+				wantTaken(t, page, found[1])
+				taken++
+			}
+		}
+		for _, found := range inlineHCL.FindAllStringSubmatch(string(text), -1) {
+			if group := groups[found[1]]; group != "" {
+				wantTaken(t, page, fmt.Sprintf("usher {\n%s {\n%s = %s\n}\n}\n", group, found[1], found[2]))
+				taken++
+			}
+		}
+	}
+	if taken == 0 {
+		t.Error("the documents have no settings")
+	}
+}
+
+func wantTaken(t *testing.T, page, text string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, text)
+	if _, err := Open(path, slog.New(slog.DiscardHandler)); err != nil {
+		t.Errorf("%s has settings that are refused: %v\n%s", page, err, text)
+	}
+}

@@ -1,0 +1,130 @@
+package controlplane
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/xds"
+)
+
+// fakeBalancers gives what the test puts, by the Service's name, and notes what
+// is watched.
+type fakeBalancers struct {
+	mu      sync.Mutex
+	watched map[string]func(*gateway.Balancer)
+}
+
+func (f *fakeBalancers) Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer)) {
+	f.mu.Lock()
+	f.watched[service.Name] = put
+	f.mu.Unlock()
+	<-ctx.Done()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.watched, service.Name)
+}
+
+func (f *fakeBalancers) put(service string, b *gateway.Balancer) {
+	f.mu.Lock()
+	put := f.watched[service]
+	f.mu.Unlock()
+	put(b)
+	synctest.Wait()
+}
+
+func (f *fakeBalancers) wantWatched(t *testing.T, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var got []string
+	for name := range f.watched {
+		got = append(got, name)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("watched are %q, want %q", got, want)
+	}
+}
+
+// inKubernetes is inBubble with balancers, and gives an instance behind a
+// Service.
+func inKubernetes(t *testing.T, f func(t *testing.T, r *rig, b *fakeBalancers)) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		b := &fakeBalancers{watched: map[string]func(*gateway.Balancer){}}
+		r.plane.balancers = b
+		f(t, r, b)
+	})
+}
+
+func behindService(name string) *gateway.Instance {
+	return &gateway.Instance{Node: "a", ServiceID: "edge", Kubernetes: gateway.KubernetesService{Namespace: "consul", Name: name}}
+}
+
+func tells(mode settings.Mode) *gateway.Balancer {
+	return &gateway.Balancer{Listeners: map[int]gateway.Behind{8080: {Mode: mode}}, Others: gateway.Behind{Mode: settings.Off}}
+}
+
+func TestAListenerFollowsItsBalancer(t *testing.T) {
+	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
+		e := r.connect(edge)
+		r.give(snapshot(behindService("edge")))
+		b.wantWatched(t, "edge")
+		c := e.sets[len(e.sets)-1].Collection(xds.Listener)
+		if !slices.Equal(c.Withheld(), []string{anyAddress}) {
+			t.Errorf("withheld %q before anything was heard, want the listener", c.Withheld())
+		}
+		b.put("edge", tells(settings.Off))
+		off := e.listener(t, anyAddress).Version()
+		b.put("edge", tells(settings.Strict))
+		strict := e.listener(t, anyAddress).Version()
+		if off == strict {
+			t.Error("the listener did not change with its balancer")
+		}
+		b.put("edge", &gateway.Balancer{Problems: []problem.Problem{{Where: "there", What: "unknown"}}})
+		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
+			t.Error("the listener did not stay while nobody knew anything")
+		}
+		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`)
+		b.put("edge", tells(settings.Strict))
+		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration mended" gateway=edge where=there what=unknown`)
+		e.leave()
+	})
+}
+
+// Nobody asks for Services that no listener follows.
+func TestOnlyBalancersThatAreFollowedAreWatched(t *testing.T) {
+	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
+		e := r.connect(edge)
+		off := snapshot(behindService("edge"))
+		off.Defaults = settings.Layer{Settings: settings.Settings{Policy: settings.Policy{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Off}}}}
+		r.give(off)
+		b.wantWatched(t)
+		other := behindService("other")
+		other.ServiceID = "edge-2"
+		r.give(snapshot(behindService("edge"), other, &gateway.Instance{Node: "b", ServiceID: "edge-3"}))
+		b.wantWatched(t, "edge", "other")
+		r.give(snapshot(other))
+		b.wantWatched(t, "other")
+		r.plane.SetOperator(Operator{Server: saysStrict})
+		b.wantWatched(t)
+		e.leave()
+	})
+}
+
+func TestOutsideKubernetesAutoIsOff(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(snapshot(behindService("edge")))
+		if e.listener(t, anyAddress) == nil {
+			t.Error("there is no listener")
+		}
+		e.leave()
+	})
+}

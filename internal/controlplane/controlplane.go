@@ -1,0 +1,263 @@
+// Package controlplane joins the stages of Usher: when an Envoy of a gateway
+// connects it starts watching that gateway, compiles every snapshot for every
+// kind of Envoy that is connected, and publishes the results.
+//
+//	demand:   xds.Server ──Supply──> Plane ──Watch──> Source
+//	data:     Source ──Snapshot──> worker ──Compile, encode──> xds.Set ──put──> xds.Server
+//
+// There is one worker for each gateway with at least one Envoy, and one
+// goroutine in it that owns everything about that gateway. It is the only
+// package on the way that imports its neighbours.
+package controlplane
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/xds"
+)
+
+// Source watches the facts about gateways. Watch calls put with a new snapshot
+// whenever one of them changed, until ctx ends; put never blocks. It returns
+// nil only when ctx has ended.
+type Source interface {
+	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
+}
+
+// DefaultMaxGateways is the default of Options.MaxGateways.
+const DefaultMaxGateways = 1000
+
+// MetadataKeys are the keys of an Envoy's node metadata that a Plane reads.
+var MetadataKeys = []string{"node_name", "namespace", "partition"}
+
+// Options are the parts and settings of a Plane. All but Balancers, MaxGateways and
+// Linger are required.
+type Options struct {
+	Source Source
+	// Balancers tells what listeners with the mode auto follow. Nil: nothing, as
+	// outside Kubernetes.
+	Balancers Balancers
+	Logger    *slog.Logger
+	Metrics   *Metrics
+	Problems  *Problems
+	// MaxGateways bounds the gateways that a Plane watches at the same time. Zero
+	// means DefaultMaxGateways.
+	MaxGateways int
+	// Linger is how long a gateway is still watched after its last Envoy has
+	// gone, so that one that reconnects finds everything ready. Zero means
+	// 30 seconds.
+	Linger time.Duration
+}
+
+// Operator is what the operator's own config file says: a layer of settings
+// for every gateway, one for each gateway named in it, and the file's problems.
+type Operator struct {
+	Server   settings.Layer
+	Layers   map[string]settings.Layer // by gateway name
+	Problems []problem.Problem
+}
+
+// operatorLayers are what the file says of one gateway.
+type operatorLayers struct{ server, own settings.Layer }
+
+func (o Operator) of(id gateway.ID) operatorLayers {
+	return operatorLayers{server: o.Server, own: o.Layers[id.Name]}
+}
+
+// Plane supplies Envoys with resources. It implements xds.Supplier. Use New,
+// and let Run run.
+type Plane struct {
+	source    Source
+	balancers Balancers
+	log       *slog.Logger
+	metrics   *Metrics
+	problems  *Problems
+	linger    time.Duration
+	gateways  int           // the highest number of workers
+	running   chan struct{} // closed when Run takes starts
+	starts    chan *worker  // workers for Run to run
+	ended     chan struct{} // closed when Run takes no more
+
+	newCompiler func() compiler
+
+	mu       sync.Mutex // guards what follows
+	workers  map[gateway.ID]*worker
+	operator Operator
+}
+
+// New gives a plane that supplies nobody until Run runs.
+func New(o Options) *Plane {
+	if o.Linger == 0 {
+		o.Linger = 30 * time.Second
+	}
+	return &Plane{
+		source:    o.Source,
+		balancers: o.Balancers,
+		log:       o.Logger,
+		metrics:   o.Metrics,
+		problems:  o.Problems,
+		linger:    o.Linger,
+		gateways:  cmp.Or(o.MaxGateways, DefaultMaxGateways),
+		running:   make(chan struct{}),
+		starts:    make(chan *worker),
+		ended:     make(chan struct{}),
+		workers:   map[gateway.ID]*worker{},
+
+		newCompiler: newCompiler,
+	}
+}
+
+// Run lets the plane work until ctx ends, and returns when all its workers
+// have ended. It must be called once.
+func (p *Plane) Run(ctx context.Context) error {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer close(p.ended)
+	close(p.running)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case w := <-p.starts:
+			workers.Go(func() { w.run(ctx) })
+		}
+	}
+}
+
+// SetOperator replaces what the operator's config file says.
+func (p *Plane) SetOperator(o Operator) {
+	p.problems.Report("the operator's file", o.Problems)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.operator = o
+	for id, w := range p.workers {
+		w.operator.Put(o.of(id))
+	}
+}
+
+// Supply implements xds.Supplier: the node's cluster names the gateway, its id
+// the instance.
+func (p *Plane) Supply(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+	id, err := GatewayOf(n)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.running:
+	case <-ctx.Done():
+		return nil
+	}
+	s := &subscriber{node: n, put: put, refused: make(chan error, 1)}
+	w, err := p.join(id, s)
+	if err != nil {
+		return err
+	}
+	defer p.leave(w, s)
+	select {
+	case err := <-s.refused:
+		return err
+	case <-ctx.Done():
+		return nil
+	case <-w.done:
+		return status.Error(codes.Unavailable, "usher is shutting down")
+	}
+}
+
+// GatewayOf gives the gateway that a node belongs to. An error is a status
+// error that says what the node lacks.
+func GatewayOf(n xds.Node) (gateway.ID, error) {
+	if n.ID == "" || n.Cluster == "" {
+		return gateway.ID{}, status.Error(codes.InvalidArgument,
+			"the Envoy's node needs an id (the gateway's service ID) and a cluster (the gateway's service name); "+
+				"bootstraps of \"consul connect envoy -gateway=ingress\" and \"usher bootstrap\" have both")
+	}
+	return gateway.ID{
+		Name:      n.Cluster,
+		Namespace: notDefault(n.Metadata["namespace"]),
+		Partition: notDefault(n.Metadata["partition"]),
+	}, nil
+}
+
+func notDefault(s string) string {
+	if s == "default" {
+		return ""
+	}
+	return s
+}
+
+// HasSet reports whether at least one gateway has a set for its Envoys, even if the
+// source does not answer now.
+func (p *Plane) HasSet() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.workers {
+		if w.hasSet.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// join adds s to the gateway's worker, and starts the worker when s is the
+// first. An error is a gRPC status.
+func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.workers[id]
+	if w == nil {
+		if len(p.workers) >= p.gateways {
+			p.metrics.refusedGateways.Inc()
+			return nil, status.Errorf(codes.ResourceExhausted, "gateway %q is not served: %d others are already (usher serve --max-gateways)", id, len(p.workers))
+		}
+		w = newWorker(p, id)
+		w.operator.Put(p.operator.of(id))
+		select {
+		case p.starts <- w:
+		case <-p.ended:
+			return nil, status.Error(codes.Unavailable, "usher is shutting down")
+		}
+		p.workers[id] = w
+	}
+	w.subscribers[s] = struct{}{}
+	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+	return w, nil
+}
+
+func (p *Plane) leave(w *worker, s *subscriber) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(w.subscribers, s)
+	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+}
+
+// retire forgets a worker that has nobody to work for; it says false when
+// somebody has joined meanwhile.
+func (p *Plane) retire(w *worker) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(w.subscribers) > 0 {
+		return false
+	}
+	delete(p.workers, w.id)
+	return true
+}
+
+// forget takes a worker that has ended out of the way of the next one.
+func (p *Plane) forget(w *worker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.workers[w.id] == w {
+		delete(p.workers, w.id)
+	}
+}

@@ -1,0 +1,586 @@
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/latest"
+	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/xds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeSource gives what the test puts, and notes what is watched.
+type fakeSource struct {
+	put  func(*gateway.Snapshot) // of the newest Watch
+	fail chan error
+
+	mu     sync.Mutex
+	events []string
+}
+
+func (s *fakeSource) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
+	s.note("watch " + id.String())
+	s.put = put
+	select {
+	case <-ctx.Done():
+		s.note("stop " + id.String())
+		return nil
+	case err := <-s.fail:
+		return err
+	}
+}
+
+func (s *fakeSource) note(event string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, event)
+}
+
+// rig is a running plane in a synctest bubble.
+type rig struct {
+	t        *testing.T
+	plane    *Plane
+	source   *fakeSource
+	problems *Problems
+	log      logBuffer
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// inBubble runs f with a plane, and demands that everything ends with it.
+func inBubble(t *testing.T, f func(t *testing.T, r *rig)) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &rig{t: t, source: &fakeSource{fail: make(chan error)}}
+		log, metrics := slog.New(slog.NewTextHandler(&r.log, nil)), prometheus.NewRegistry()
+		r.problems = NewProblems(log, metrics)
+		r.plane = New(Options{Source: r.source, Logger: log, Metrics: NewMetrics(metrics), Problems: r.problems})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.plane.Run(ctx) }()
+		f(t, r)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// envoy is a stream of the plane's.
+type envoy struct {
+	sets  []*xds.Set // all that were put; read them after synctest.Wait
+	ended chan error
+	leave context.CancelFunc
+}
+
+func (r *rig) connect(n xds.Node) *envoy {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	e := &envoy{ended: make(chan error, 1), leave: cancel}
+	go func() {
+		e.ended <- r.plane.Supply(ctx, n, func(s *xds.Set) { e.sets = append(e.sets, s) })
+	}()
+	synctest.Wait()
+	return e
+}
+
+func (r *rig) give(s *gateway.Snapshot) {
+	r.source.put(s)
+	synctest.Wait()
+}
+
+// listener gives the newest bytes of the lab's listener on an address.
+func (e *envoy) listener(t *testing.T, name string) *xds.Resource {
+	t.Helper()
+	if len(e.sets) == 0 {
+		t.Fatal("the Envoy was given nothing")
+	}
+	return e.sets[len(e.sets)-1].Collection(xds.Listener).Get(name)
+}
+
+const anyAddress = "http:0.0.0.0:8080"
+
+// edge is the node of an Envoy that says nothing but its names.
+var edge = xds.Node{ID: "edge", Cluster: "edge"}
+
+// snapshot is a gateway "edge" with one HTTP service in plain mode.
+func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
+	web := gateway.ServiceName{Name: "web"}
+	return &gateway.Snapshot{
+		ID:         gateway.ID{Name: "edge"},
+		Datacenter: "dc1",
+		Plain:      true,
+		Entry: &gateway.Entry{Name: "edge", Listeners: []gateway.Listener{{
+			Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{Name: "web"}},
+		}}},
+		Services: []gateway.Service{{Service: web, Port: 8080, Protocol: "http"}},
+		Chains: map[gateway.ServiceName]*gateway.Chain{web: {
+			ServiceName: "web", Datacenter: "dc1", Protocol: "http", Default: true, StartNode: "r",
+			Nodes:   map[string]*gateway.ChainNode{"r": {Type: gateway.NodeResolver, Name: "web", Resolver: &gateway.Resolver{Default: true, Target: "t"}}},
+			Targets: map[string]*gateway.Target{"t": {ID: "t", Service: "web", Datacenter: "dc1", Name: "web.default.dc1.internal.x", SNI: "web.default.dc1.internal.x"}},
+		}},
+		Endpoints: ordered.From(map[string]*gateway.Endpoints{"t": {Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "127.0.0.1", Port: 9090}}}}),
+		Instances: instances,
+	}
+}
+
+func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.connect(xds.Node{ID: "typo", Cluster: "edge"})
+		r.connect(edge)
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		time.Sleep(overdueAfter - time.Millisecond)
+		synctest.Wait()
+		if strings.Contains(r.log.String(), "typo") {
+			t.Errorf("it was not given the time to be registered:\n%s", &r.log)
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		want := `Envoy \"typo\" at unix socket" what="no instance of ingress gateway \"edge\" is registered with this service ID`
+		if !strings.Contains(r.log.String(), want) {
+			t.Errorf("the log does not have %s:\n%s", want, &r.log)
+		}
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
+		if !strings.Contains(r.log.String(), "configuration mended") {
+			t.Errorf("it was registered, and stays a problem:\n%s", &r.log)
+		}
+	})
+}
+
+// saysStrict is a source that wants strict PROXY protocol.
+var saysStrict = settings.Layer{Settings: settings.Settings{Policy: settings.Policy{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
+
+func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		if len(e.sets) != 0 {
+			t.Fatal("something was put before there was a snapshot")
+		}
+		r.give(snapshot())
+		if len(e.sets) != 0 {
+			t.Fatal("an Envoy whose instance is not registered was given something")
+		}
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		if e.listener(t, anyAddress) == nil {
+			t.Fatalf("no listener %s", anyAddress)
+		}
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		if len(e.sets) != 1 {
+			t.Errorf("an equal snapshot was put as a new set: %d sets", len(e.sets))
+		}
+		changed := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})
+		changed.Endpoints = changed.Endpoints.With("t", &gateway.Endpoints{})
+		r.give(changed)
+		if len(e.sets) != 2 {
+			t.Fatalf("%d sets after a change, want 2", len(e.sets))
+		}
+		if e.sets[0].Collection(xds.Listener).Get(anyAddress) != e.listener(t, anyAddress) {
+			t.Error("an unchanged listener did not stay the same value")
+		}
+		e.leave()
+		if err := <-e.ended; err != nil {
+			t.Errorf("Supply: %v", err)
+		}
+	})
+}
+
+func TestInstancesShareAllButTheirListeners(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		a, b := r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": "a"}}),
+			r.connect(xds.Node{ID: "edge", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.2")})
+		r.give(snapshot(
+			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Own: saysStrict},
+			&gateway.Instance{Node: "b", NodeAddress: "192.0.2.2", ServiceID: "edge", Address: "192.0.2.2"},
+		))
+		strict, off := a.listener(t, anyAddress), b.listener(t, "http:192.0.2.2:8080")
+		if strict == nil || off == nil {
+			t.Fatal("an instance did not get the listener of its own address")
+		}
+		for _, typ := range []xds.Type{xds.Cluster, xds.Endpoint, xds.Route} {
+			for name, res := range a.sets[0].Collection(typ).All() {
+				if b.sets[0].Collection(typ).Get(name) != res {
+					t.Errorf("%s %s is not shared", typ, name)
+				}
+			}
+		}
+	})
+}
+
+func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
+		if e.listener(t, anyAddress) == nil {
+			t.Fatal("two equal instances: no listener")
+		}
+		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Own: saysStrict})
+		r.give(differ)
+		if len(e.sets) != 1 {
+			t.Errorf("an Envoy that cannot be told was given another set")
+		}
+		for peer, want := range map[netip.Addr]string{
+			{}:                               "neither the Envoy's unix socket nor its node metadata",
+			netip.MustParseAddr("192.0.2.9"): "neither the Envoy's address 192.0.2.9 nor its node metadata",
+		} {
+			late := r.connect(xds.Node{ID: edge.ID, Cluster: edge.Cluster, Peer: peer})
+			err := <-late.ended
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "node_name") {
+				t.Errorf("got %v, want FailedPrecondition that says %q and what to do", err, want)
+			}
+		}
+	})
+}
+
+func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
+	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+	unknown := snapshot(in)
+	unknown.Defaults = settings.Layer{Unknown: true}
+	t.Run("cold start", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			e := r.connect(edge)
+			r.give(unknown)
+			c := e.sets[0].Collection(xds.Listener)
+			if withheld := c.Withheld(); c.Len() != 0 || !slices.Equal(withheld, []string{anyAddress}) {
+				t.Errorf("%d listeners, withheld %v; want none and %s", c.Len(), withheld, anyAddress)
+			}
+		})
+	})
+	t.Run("after a good one", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, r *rig) {
+			e := r.connect(edge)
+			strict := snapshot(in)
+			strict.Defaults = saysStrict
+			r.give(strict)
+			good := e.listener(t, anyAddress)
+			r.give(unknown)
+			if got := e.listener(t, anyAddress); got != good {
+				t.Errorf("the listener became %v, want the last good one", got)
+			}
+		})
+	})
+}
+
+// Instances of a service that were never read are neither sent nor removed. Instances
+// that were read stay.
+func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
+	const cluster = "web.default.dc1.internal.x"
+	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+	unread := snapshot(in)
+	unread.Endpoints = unread.Endpoints.Without("t")
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(unread)
+		c := e.sets[0].Collection(xds.Endpoint)
+		if c.Len() != 0 || !slices.Equal(c.Withheld(), []string{cluster}) || e.listener(t, anyAddress) == nil {
+			t.Errorf("%d load assignments, withheld %v, listener %v; want the listener, and the assignment withheld", c.Len(), c.Withheld(), e.listener(t, anyAddress))
+		}
+		r.give(snapshot(in))
+		read := e.sets[len(e.sets)-1].Collection(xds.Endpoint).Get(cluster)
+		r.give(unread)
+		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); read == nil || c.Get(cluster) != read || len(c.Withheld()) > 0 {
+			t.Errorf("the load assignment became %v, want the last good one, %v", c.Get(cluster), read)
+		}
+		gone := snapshot(in)
+		gone.Services, gone.Entry.Listeners = nil, nil
+		r.give(gone)
+		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); c.Len()+len(c.Withheld()) > 0 {
+			t.Errorf("a gateway without listeners has load assignments: %v", c)
+		}
+	})
+}
+
+// If a service cannot be read, its port is withheld after a cold start, and stays
+// unchanged after a good snapshot. Other ports go on.
+func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
+	const other = "http:0.0.0.0:9090"
+	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+	api := gateway.ServiceName{Name: "api"}
+	unread := snapshot(in)
+	unread.Entry.Listeners[0].Services = append(unread.Entry.Listeners[0].Services, gateway.ListenerService{Name: "api"})
+	unread.Entry.Listeners = append(unread.Entry.Listeners, gateway.Listener{Port: 9090, Protocol: "http", Services: []gateway.ListenerService{{Name: "web"}}})
+	unread.Services = []gateway.Service{
+		{Service: api, Port: 8080, Protocol: "http"}, unread.Services[0], {Service: unread.Services[0].Service, Port: 9090, Protocol: "http"},
+	}
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(unread)
+		c := e.sets[0].Collection(xds.Listener)
+		if c.Get(other) == nil || !slices.Equal(c.Withheld(), []string{anyAddress}) {
+			t.Errorf("listeners %v, withheld %v; want %s, and %s withheld", c, c.Withheld(), other, anyAddress)
+		}
+		r.give(snapshot(in))
+		good, routes := e.listener(t, anyAddress), e.sets[len(e.sets)-1].Collection(xds.Route).Get("8080")
+		r.give(unread)
+		last := e.sets[len(e.sets)-1]
+		if good == nil || routes == nil || e.listener(t, anyAddress) != good || last.Collection(xds.Route).Get("8080") != routes || e.listener(t, other) == nil {
+			t.Errorf("listener %v with routes %v; want the last good ones, and %s", e.listener(t, anyAddress), last.Collection(xds.Route).Get("8080"), other)
+		}
+	})
+}
+
+func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		in := &gateway.Instance{Node: "a", ServiceID: "edge"}
+		r.give(snapshot(in))
+		broken := snapshot(in)
+		for name := range broken.Chains {
+			broken.Chains[name] = &gateway.Chain{ServiceName: "web", Protocol: "http", StartNode: "none"}
+		}
+		r.give(broken)
+		for typ := range xds.Type(xds.NumTypes) {
+			for name, before := range e.sets[0].Collection(typ).All() {
+				if e.sets[len(e.sets)-1].Collection(typ).Get(name) != before {
+					t.Errorf("%s %s went away or changed", typ, name)
+				}
+			}
+		}
+		r.give(snapshot(in))
+		gone := snapshot(in)
+		gone.Services, gone.Entry.Listeners = nil, nil
+		r.give(gone)
+		if n := e.sets[len(e.sets)-1].Collection(xds.Cluster).Len(); n != 0 {
+			t.Errorf("%d clusters after the listener was removed, want none", n)
+		}
+	})
+}
+
+func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		off := e.listener(t, anyAddress)
+		r.plane.SetOperator(Operator{Layers: map[string]settings.Layer{"edge": saysStrict}})
+		synctest.Wait()
+		strict := e.listener(t, anyAddress).Version()
+		if strict == off.Version() {
+			t.Error("the listener did not change")
+		}
+		r.plane.SetOperator(Operator{Server: saysStrict})
+		synctest.Wait()
+		if e.listener(t, anyAddress).Version() != strict {
+			t.Error("what is said of every gateway is not heard")
+		}
+		r.plane.SetOperator(Operator{})
+		synctest.Wait()
+		if e.listener(t, anyAddress).Version() != off.Version() {
+			t.Error("the listener did not change back")
+		}
+	})
+}
+
+func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		// The order in which a worker hears of what is there is random.
+		for range 50 {
+			var sets []*xds.Set
+			w := newWorker(r.plane, gateway.ID{Name: "edge"})
+			w.operator.Put(operatorLayers{own: saysStrict})
+			w.changed.Put([]*subscriber{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
+			news := latest.New[seen]()
+			news.Put(seen{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				w.loop(ctx, news)
+			}()
+			synctest.Wait()
+			cancel()
+			<-ended
+			if len(sets) != 1 {
+				t.Fatalf("%d sets were put, want one: the listener went out without the operator's settings first", len(sets))
+			}
+		}
+	})
+}
+
+func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		e.leave()
+		time.Sleep(20 * time.Second)
+		e = r.connect(edge)
+		time.Sleep(time.Hour)
+		e.leave()
+		time.Sleep(31 * time.Second)
+		r.connect(edge)
+		want := "watch edge, stop edge, watch edge"
+		if got := strings.Join(r.source.events, ", "); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	})
+}
+
+func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		r.source.fail <- errors.New("broken")
+		if err := <-e.ended; status.Code(err) != codes.Unavailable {
+			t.Errorf("Supply: %v, want Unavailable", err)
+		}
+		r.connect(edge)
+		if got := strings.Join(r.source.events, ", "); got != "watch edge, watch edge" {
+			t.Errorf("got %s, want a second watch", got)
+		}
+	})
+}
+
+// counted is the metric of a gateway's problems, or of the files' for "".
+func (r *rig) counted(gateway string) float64 {
+	return testutil.ToFloat64(r.problems.count.WithLabelValues(gateway))
+}
+
+// wantLog wants each line once in the log, and no other about problems.
+func (r *rig) wantLog(lines ...string) {
+	r.t.Helper()
+	text := r.log.String()
+	for _, line := range lines {
+		if n := strings.Count(text, line+"\n"); n != 1 {
+			r.t.Errorf("%d times %q in the log, want once:\n%s", n, line, text)
+		}
+	}
+	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration mended"`); n != len(lines) {
+		r.t.Errorf("%d lines about problems in the log, want %d:\n%s", n, len(lines), text)
+	}
+}
+
+func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.connect(edge)
+		bad := snapshot()
+		bad.Problems = []problem.Problem{{Where: "here", What: "wrong"}}
+		r.give(bad)
+		again := *bad
+		r.give(&again)
+		if n := r.counted("edge"); n != 1 {
+			t.Errorf("usher_config_problems is %v, want 1", n)
+		}
+		r.give(snapshot())
+		if n := r.counted("edge"); n != 0 {
+			t.Errorf("usher_config_problems is %v, want 0", n)
+		}
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+	})
+}
+
+func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		wrong := []problem.Problem{{Where: "here", What: "wrong"}}
+		bad := snapshot()
+		bad.Problems = wrong
+		r.connect(edge)
+		r.give(bad)
+		edgePut := r.source.put
+		r.connect(xds.Node{ID: "other", Cluster: "other"})
+		r.give(bad)
+		r.problems.Report("a file", wrong)
+		for _, g := range []string{"edge", "other", ""} {
+			if n := r.counted(g); n != 1 {
+				t.Errorf("usher_config_problems of %q is %v, want 1", g, n)
+			}
+		}
+		r.give(snapshot())
+		r.problems.Report("a file", nil)
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`)
+		edgePut(snapshot())
+		synctest.Wait()
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+	})
+}
+
+func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.plane.SetOperator(Operator{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
+		if n := r.counted(""); n != 1 {
+			t.Errorf("usher_config_problems is %v, want 1", n)
+		}
+		r.wantLog(`msg="bad configuration" where=usher.hcl:1 what=wrong`)
+	})
+}
+
+func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		e := r.connect(edge)
+		broken := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge", Address: "a name"})
+		r.give(broken)
+		if n := r.counted("edge"); n != 1 {
+			t.Errorf("usher_config_problems is %v, want 1", n)
+		}
+		e.leave()
+		synctest.Wait()
+		r.connect(edge)
+		if n := strings.Count(r.log.String(), "configuration"); n != 1 {
+			t.Errorf("%d lines about problems in the log, want 1:\n%s", n, r.log.String())
+		}
+	})
+}
+
+func TestANodeWithoutNamesIsToldWhatItLacks(t *testing.T) {
+	for _, n := range []xds.Node{{ID: "edge"}, {Cluster: "edge"}} {
+		if _, err := GatewayOf(n); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%+v: %v, want InvalidArgument", n, err)
+		}
+	}
+	id, err := GatewayOf(xds.Node{ID: "a", Cluster: "edge", Metadata: map[string]string{"namespace": "default", "partition": "east"}})
+	if want := (gateway.ID{Name: "edge", Partition: "east"}); err != nil || id != want {
+		t.Errorf("got %+v, %v; want %+v", id, err, want)
+	}
+}
+
+func TestAPlaneHasASetFromTheFirstThatWasMadeUntilItsGatewayIsForgotten(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		want := func(has bool, when string) {
+			t.Helper()
+			synctest.Wait()
+			if got := r.plane.HasSet(); got != has {
+				t.Errorf("%s: %v, want %v", when, got, has)
+			}
+		}
+		want(false, "without an Envoy")
+		e := r.connect(edge)
+		want(false, "before the first snapshot")
+		r.give(snapshot())
+		want(false, "before the Envoy is registered")
+		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		want(true, "with a set")
+		e.leave()
+		want(true, "when the last Envoy has gone")
+		time.Sleep(time.Minute)
+		want(false, "when the gateway is forgotten")
+	})
+}

@@ -1,0 +1,91 @@
+package controlplane
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/xds"
+)
+
+// Whatever was made before, a name has the bytes of its message if that is
+// valid, and else its last good ones, for as long as it is wanted.
+func TestMadeFollowsWhatIsWanted(t *testing.T) {
+	for seed := range uint64(300) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		now, good := nothing(), map[string]string{}
+		var clusters ordered.Map[*clusterv3.Cluster]
+		for range 10 {
+			clusters = randomClusters(rnd, clusters)
+			w := wanted{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{clusters}, keep: rnd.IntN(4) == 0}
+			for _, name := range clusterNames {
+				if clusters.Get(name) == nil && rnd.IntN(4) == 0 {
+					w.withheld = append(w.withheld, name)
+				}
+			}
+			var withheld []string
+			good, withheld = expect(t, good, w)
+			now = now.next(w)
+			got := map[string]string{}
+			for name, r := range now.collection.All() {
+				got[name] = r.Version()
+			}
+			if diff := cmp.Diff(good, got); diff != "" {
+				t.Fatalf("seed %d: wanted -, made +:\n%s", seed, diff)
+			}
+			if diff := cmp.Diff(withheld, now.collection.Withheld()); diff != "" {
+				t.Fatalf("seed %d: withheld: wanted -, made +:\n%s", seed, diff)
+			}
+		}
+	}
+}
+
+// expect says from scratch what next has to give.
+func expect(t *testing.T, before map[string]string, w wanted) (good map[string]string, withheld []string) {
+	t.Helper()
+	good = map[string]string{}
+	for name, version := range before {
+		if w.keep || slices.Contains(w.withheld, name) {
+			good[name] = version
+		}
+	}
+	for _, name := range w.withheld {
+		if good[name] == "" {
+			withheld = append(withheld, name)
+		}
+	}
+	for name := range w.messages.Since(nil) {
+		r, err := xds.NewResource(w.typ, w.messages.Get(name))
+		switch {
+		case err == nil:
+			good[name] = r.Version()
+		case before[name] != "":
+			good[name] = before[name]
+		default:
+			withheld = append(withheld, name)
+		}
+	}
+	slices.Sort(withheld)
+	return good, withheld
+}
+
+var clusterNames = []string{"a", "b", "c", "d", "e"}
+
+// randomClusters keeps some clusters and makes others anew; one without a
+// timeout is valid, one with a timeout of 0 is not.
+func randomClusters(rnd *rand.Rand, clusters ordered.Map[*clusterv3.Cluster]) ordered.Map[*clusterv3.Cluster] {
+	for _, name := range clusterNames {
+		switch rnd.IntN(4) {
+		case 0:
+			clusters = clusters.Without(name)
+		case 1:
+			clusters = clusters.With(name, &clusterv3.Cluster{Name: name, ConnectTimeout: &durationpb.Duration{Seconds: rnd.Int64N(3)}})
+		}
+	}
+	return clusters
+}

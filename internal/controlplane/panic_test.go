@@ -1,0 +1,259 @@
+package controlplane
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/listeners"
+	"github.com/usherproxy/usher/xds"
+)
+
+// fragile is a source that puts the snapshots of the test, and panics when the test
+// tells it to.
+type fragile struct {
+	mu      sync.Mutex
+	puts    map[string]func(*gateway.Snapshot)
+	panics  map[string]chan struct{}
+	watches map[string]int
+}
+
+func (f *fragile) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
+	f.mu.Lock()
+	f.puts[id.Name] = put
+	f.watches[id.Name]++
+	crash := make(chan struct{})
+	f.panics[id.Name] = crash
+	f.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-crash:
+		panic("a bug in the source")
+	}
+}
+
+func (f *fragile) give(name string, s *gateway.Snapshot) {
+	f.mu.Lock()
+	put := f.puts[name]
+	f.mu.Unlock()
+	put(s)
+	synctest.Wait()
+}
+
+func (f *fragile) crash(name string) {
+	f.mu.Lock()
+	crash := f.panics[name]
+	f.mu.Unlock()
+	close(crash)
+	synctest.Wait()
+}
+
+// withFragile is inBubble with two gateways, edge and other, whose Envoys have
+// their listeners.
+func withFragile(t *testing.T, f func(t *testing.T, r *rig, s *fragile, e, other *envoy)) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		s := &fragile{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
+		r.plane.source = s
+		e, other := r.connect(edge), r.connect(xds.Node{ID: "other", Cluster: "other"})
+		s.give("edge", snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		s.give("other", snapshot(&gateway.Instance{Node: "a", ServiceID: "other"}))
+		f(t, r, s, e, other)
+		e.leave()
+		other.leave()
+		for _, ended := range []*envoy{e, other} {
+			if err := <-ended.ended; err != nil {
+				t.Errorf("a stream ended: %v", err)
+			}
+		}
+	})
+}
+
+// moved returns a snapshot of a gateway with another instance of its service.
+func moved(name string, port int) *gateway.Snapshot {
+	s := snapshot(&gateway.Instance{Node: "a", ServiceID: name})
+	s.ID.Name = name
+	s.Endpoints = s.Endpoints.With("t", &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "127.0.0.1", Port: port}}})
+	return s
+}
+
+// counting returns a function that returns how many panics of a part were counted
+// since then.
+func counting(part string) func() float64 {
+	before := testutil.ToFloat64(guard.Panics.WithLabelValues(part))
+	return func() float64 { return testutil.ToFloat64(guard.Panics.WithLabelValues(part)) - before }
+}
+
+// wantPanicked checks that a panic of edge is in its problems and in the metric. It also
+// checks that edge's Envoy keeps its sets, and that the other gateway has no problem.
+func (r *rig) wantPanicked(part string, panics float64, e *envoy, sets int) {
+	r.t.Helper()
+	if panics != 1 {
+		r.t.Errorf("usher_panics_total of %s grew by %v, want 1", part, panics)
+	}
+	if edge, other := r.counted("edge"), r.counted("other"); edge != 1 || other != 0 {
+		r.t.Errorf("usher_config_problems is %v, and %v of the other gateway, want 1 and 0", edge, other)
+	}
+	if !strings.Contains(r.log.String(), `gateway=edge where="gateway \"edge\"" what="bug in Usher: panic in `+part+" at ") {
+		r.t.Errorf("the log does not have the problem:\n%s", &r.log)
+	}
+	if len(e.sets) != sets || e.listener(r.t, anyAddress) == nil {
+		r.t.Errorf("the Envoy was given %d sets, want the %d from before", len(e.sets), sets)
+	}
+}
+
+func TestASourceThatPanicsIsWatchedAgain(t *testing.T) {
+	withFragile(t, func(t *testing.T, r *rig, s *fragile, e, other *envoy) {
+		panics := counting("watch")
+		s.crash("edge")
+		r.wantPanicked("watch", panics(), e, 1)
+		s.give("other", moved("other", 9091))
+		if len(other.sets) != 2 {
+			t.Error("the other gateway did not go on")
+		}
+		time.Sleep(restart)
+		synctest.Wait()
+		if s.watches["edge"] != 2 || s.watches["other"] != 1 {
+			t.Fatalf("watched %v times after the pause, want edge twice", s.watches)
+		}
+		s.give("edge", moved("edge", 9091))
+		if len(e.sets) != 2 || r.counted("edge") != 0 {
+			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.counted("edge"))
+		}
+	})
+}
+
+func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		s := &fragile{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
+		r.plane.source = s
+		e := r.connect(edge)
+		s.crash("edge")
+		if r.counted("edge") != 1 || len(e.sets) != 0 {
+			t.Errorf("%v problems and %d sets, want 1 and none", r.counted("edge"), len(e.sets))
+		}
+		e.leave()
+		synctest.Wait()
+	})
+}
+
+// fragileCompiler panics when the test tells it to.
+type fragileCompiler struct {
+	listeners.Compiler
+	panics *atomic.Bool
+}
+
+func (c *fragileCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources {
+	res := c.Compiler.Compile(s, in, e)
+	if c.panics.Load() && s.ID.Name == "edge" && e.Minor == 0 {
+		panic("a bug in the compiler")
+	}
+	return res
+}
+
+func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		var broken atomic.Bool
+		r.plane.newCompiler = func() compiler { return &fragileCompiler{panics: &broken} }
+		e := r.connect(edge)
+		newer := r.connect(xds.Node{ID: "edge", Cluster: "edge", Major: 1, Minor: 40})
+		r.give(moved("edge", 9090))
+		panics := counting("compile")
+		broken.Store(true)
+		r.give(moved("edge", 9091))
+		late := r.connect(edge) // another Envoy of the same kind causes no second panic
+		r.wantPanicked("compile", panics(), e, 1)
+		if len(newer.sets) != 2 {
+			t.Errorf("an Envoy of another release was given %d sets, want 2", len(newer.sets))
+		}
+		if len(late.sets) != 1 || late.sets[0] != e.sets[0] {
+			t.Errorf("an Envoy that connects meanwhile was given %d sets, want the last good one", len(late.sets))
+		}
+		broken.Store(false)
+		r.give(moved("edge", 9092))
+		if len(e.sets) != 2 || r.counted("edge") != 0 {
+			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.counted("edge"))
+		}
+		for _, end := range []*envoy{e, newer, late} {
+			end.leave()
+		}
+		synctest.Wait()
+	})
+}
+
+func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
+	withFragile(t, func(t *testing.T, r *rig, s *fragile, e, other *envoy) {
+		panics := counting("worker")
+		s.give("edge", snapshot(nil)) // no source sends this
+		r.wantPanicked("worker", panics(), e, 1)
+		s.give("other", moved("other", 9091))
+		if len(other.sets) != 2 {
+			t.Error("the other gateway did not go on")
+		}
+		s.give("edge", moved("edge", 9091))
+		if len(e.sets) != 2 || r.counted("edge") != 0 {
+			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.counted("edge"))
+		}
+	})
+}
+
+func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
+	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
+		broken := make(chan struct{})
+		r.plane.balancers = fragileBalancers{b, broken}
+		e := r.connect(edge)
+		r.give(snapshot(behindService("edge")))
+		b.wantWatched(t, "edge")
+		b.put("edge", tells(settings.Strict))
+		strict := e.listener(t, anyAddress).Version()
+		panics := counting("balancer")
+		broken <- struct{}{}
+		synctest.Wait()
+		if panics() != 1 || r.counted("edge") != 1 {
+			t.Errorf("%v panics and %v problems, want 1 and 1", panics(), r.counted("edge"))
+		}
+		if !strings.Contains(r.log.String(), `where="Kubernetes Service consul/edge" what="bug in Usher: panic in balancer at `) {
+			t.Errorf("the log does not have the problem:\n%s", &r.log)
+		}
+		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
+			t.Error("the listener did not stay")
+		}
+		time.Sleep(restart)
+		b.wantWatched(t, "edge")
+		b.put("edge", tells(settings.Off))
+		if got := e.listener(t, anyAddress); got == nil || got.Version() == strict || r.counted("edge") != 0 {
+			t.Errorf("the listener does not follow after it is over; %v problems", r.counted("edge"))
+		}
+		e.leave()
+	})
+}
+
+// fragileBalancers panics when the test tells it to.
+type fragileBalancers struct {
+	*fakeBalancers
+	broken chan struct{}
+}
+
+func (f fragileBalancers) Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer)) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { f.fakeBalancers.Watch(ctx, service, put) })
+	select {
+	case <-ctx.Done():
+	case <-f.broken:
+		cancel()
+		watching.Wait()
+		panic("a bug in the watch of a Service")
+	}
+}

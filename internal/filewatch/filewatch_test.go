@@ -1,0 +1,313 @@
+package filewatch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/usherproxy/usher/internal/filewatch"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// reading is what one call of Read saw. Text that begins with "good" is good.
+type reading struct {
+	text string // "missing" without the file
+	sure bool
+}
+
+func (r reading) isGood() bool { return len(r.text) >= 4 && r.text[:4] == "good" }
+
+// readings are those of one followed file.
+type readings struct {
+	t     *testing.T
+	c     chan reading
+	again filewatch.Again
+}
+
+// way is one of the two ways to follow the file at a path.
+type way struct {
+	name string
+	of   func(path string, o filewatch.Options) *filewatch.Follower
+}
+
+var ways = []way{
+	{"Dir", func(path string, o filewatch.Options) *filewatch.Follower {
+		return filewatch.Dir(filepath.Dir(path), o)
+	}},
+	{"Files", func(path string, o filewatch.Options) *filewatch.Follower { return filewatch.Files([]string{path}, o) }},
+}
+
+func bothWays(t *testing.T, test func(*testing.T, way)) {
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) { test(t, w) })
+	}
+}
+
+// follow follows the file at path until the test ends.
+func (w way) follow(t *testing.T, path string) readings {
+	t.Helper()
+	r := readings{t, make(chan reading, 1000), filewatch.NewAgain()}
+	read := func(sure bool) bool {
+		text, err := os.ReadFile(path)
+		seen := reading{string(text), sure}
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			seen.text = "missing"
+		case err != nil:
+			t.Errorf("read: %v", err)
+		}
+		r.c <- seen
+		return seen.isGood()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- w.of(path, filewatch.Options{Read: read, Logger: slog.New(slog.DiscardHandler), Again: r.again}).Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return r
+}
+
+func (r readings) next() reading {
+	r.t.Helper()
+	select {
+	case got := <-r.c:
+		return got
+	case <-time.After(20 * time.Second):
+		r.t.Fatal("nothing was read")
+		return reading{}
+	}
+}
+
+// until waits for good text, and takes nothing for surely bad before.
+func (r readings) until(text string) {
+	r.t.Helper()
+	for got := r.next(); got.text != text; got = r.next() {
+		if got.sure {
+			r.t.Fatalf("%q was surely read before %q", got.text, text)
+		}
+	}
+}
+
+// untilSure waits for bad text of which the follower is sure.
+func (r readings) untilSure(text string) {
+	r.t.Helper()
+	for want := (reading{text, true}); ; {
+		got := r.next()
+		if got == want {
+			return
+		}
+		if got.sure {
+			r.t.Fatalf("surely read %q, want %q", got.text, text)
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	must(t, os.WriteFile(path, []byte(text), 0o600))
+}
+
+// replace puts the file there at once, as careful writers do.
+func replace(t *testing.T, path, text string) {
+	t.Helper()
+	write(t, path+".new", text)
+	must(t, os.Rename(path+".new", path))
+}
+
+func TestFileChanges(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good 1")
+		r := w.follow(t, path)
+		r.until("good 1")
+		replace(t, path, "good 2")
+		r.until("good 2")
+		write(t, path, "good 3")
+		r.until("good 3")
+		must(t, os.Remove(path))
+		r.untilSure("missing")
+		replace(t, path, "good 4")
+		r.until("good 4")
+		write(t, path, "good 5")
+		r.until("good 5")
+	})
+}
+
+func TestFileIsNamedByARelativePath(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		t.Chdir(t.TempDir())
+		write(t, "file", "good 1")
+		r := w.follow(t, "file")
+		r.until("good 1")
+		write(t, "file", "good 2")
+		r.until("good 2")
+	})
+}
+
+func TestKubernetesVolumeIsSwapped(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		dir := t.TempDir()
+		release := func(i int) {
+			edition := fmt.Sprintf("..%d", i)
+			must(t, os.Mkdir(filepath.Join(dir, edition), 0o700))
+			write(t, filepath.Join(dir, edition, "file"), fmt.Sprintf("good %d", i))
+			must(t, os.Symlink(edition, filepath.Join(dir, "..data_tmp")))
+			must(t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
+		}
+		release(1)
+		must(t, os.Symlink(filepath.Join("..data", "file"), filepath.Join(dir, "file")))
+		r := w.follow(t, filepath.Join(dir, "file"))
+		r.until("good 1")
+		for i := 2; i < 5; i++ {
+			release(i)
+			must(t, os.RemoveAll(filepath.Join(dir, fmt.Sprintf("..%d", i-1))))
+			r.until(fmt.Sprintf("good %d", i))
+		}
+	})
+}
+
+func TestFileBehindALinkChanges(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		real, link := filepath.Join(t.TempDir(), "real"), filepath.Join(t.TempDir(), "file")
+		write(t, real, "good 1")
+		must(t, os.Symlink(real, link))
+		r := w.follow(t, link)
+		r.until("good 1")
+		write(t, real, "good 2")
+		r.until("good 2")
+		replace(t, real, "good 3")
+		r.until("good 3")
+		replace(t, link, "good 4")
+		r.until("good 4")
+	})
+}
+
+func TestDirectoryItselfIsReplaced(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		parent := t.TempDir()
+		current := filepath.Join(parent, "current")
+		release := func(name, text string) string {
+			dir := filepath.Join(parent, name)
+			must(t, os.Mkdir(dir, 0o700))
+			write(t, filepath.Join(dir, "file"), text)
+			return dir
+		}
+		must(t, os.Symlink(release("1", "good 1"), current))
+		r := w.follow(t, filepath.Join(current, "file"))
+		r.until("good 1")
+		must(t, os.Symlink(release("2", "good 2"), filepath.Join(parent, "new")))
+		must(t, os.Rename(filepath.Join(parent, "new"), current))
+		r.until("good 2")
+
+		must(t, os.Rename(current, filepath.Join(parent, "away")))
+		r.untilSure("missing")
+		must(t, os.Rename(release("3", "good 3"), current))
+		r.until("good 3")
+		write(t, filepath.Join(current, "file"), "good 4")
+		r.until("good 4")
+		must(t, os.Rename(current, filepath.Join(parent, "away too")))
+		r.untilSure("missing")
+		must(t, os.Rename(release("5", "good 5"), current))
+		r.until("good 5")
+		must(t, os.RemoveAll(current))
+		r.untilSure("missing")
+		release("current", "good 6")
+		r.until("good 6")
+	})
+}
+
+func TestFileBeingWrittenIsNotSurelyBad(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good")
+		r := w.follow(t, path)
+		r.until("good")
+		for i := range 200 { // each empties the file first
+			write(t, path, fmt.Sprintf("good %d", i))
+		}
+		r.until("good 199")
+	})
+}
+
+func TestBadContentIsSureOnceItStays(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good")
+		r := w.follow(t, path)
+		r.until("good")
+		start := time.Now()
+		replace(t, path, "bad")
+		r.untilSure("bad")
+		if took := time.Since(start); took < filewatch.Doubt {
+			t.Errorf("sure after %v, want %v at least", took, filewatch.Doubt)
+		}
+		replace(t, path, "good again")
+		if got := r.next(); got.text != "good again" {
+			t.Errorf("surely bad content was read again as %+v", got)
+		}
+	})
+}
+
+// TestOtherFilesOfTheDirectoryDoNotCount has another file written of which a
+// follower of its own tells when its events have been dealt with.
+func TestOtherFilesOfTheDirectoryDoNotCount(t *testing.T) {
+	dir := t.TempDir()
+	path, other := filepath.Join(dir, "file"), filepath.Join(dir, "other")
+	write(t, path, "good 1")
+	write(t, other, "good 1")
+	r, others := ways[1].follow(t, path), ways[1].follow(t, other)
+	r.until("good 1")
+	others.until("good 1")
+	for i := 2; i < 7; i++ {
+		replace(t, other, fmt.Sprintf("good %d", i))
+		others.until(fmt.Sprintf("good %d", i))
+	}
+	replace(t, path, "good 2")
+	if got := r.next(); got.text != "good 2" {
+		t.Errorf("%q was read again though only another file had changed", got.text)
+	}
+}
+
+// TestFilesAreReadWhenAsked replaces a directory above the watched one. A follower does
+// not see that by itself.
+func TestFilesAreReadWhenAsked(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		up := filepath.Join(t.TempDir(), "up")
+		release := func(text string) {
+			must(t, os.MkdirAll(filepath.Join(up, "dir"), 0o700))
+			write(t, filepath.Join(up, "dir", "file"), text)
+		}
+		release("good 1")
+		r := w.follow(t, filepath.Join(up, "dir", "file"))
+		r.until("good 1")
+		for i := 2; i < 5; i++ {
+			must(t, os.Rename(up, fmt.Sprintf("%s.%d", up, i)))
+			text := fmt.Sprintf("good %d", i)
+			release(text)
+			r.again.Ask()
+			r.until(text)
+		}
+	})
+}

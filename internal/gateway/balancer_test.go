@@ -1,0 +1,69 @@
+package gateway
+
+import (
+	"testing"
+
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+// behind is an instance behind a Service, in a snapshot that knows these
+// balancers and has listeners on 80 and 81.
+func behind(service string, balancers map[KubernetesService]*Balancer) (*Snapshot, *Instance) {
+	in := &Instance{}
+	if service != "" {
+		in.Kubernetes = KubernetesService{Namespace: "ns", Name: service}
+	}
+	return &Snapshot{Balancers: balancers, Entry: &Entry{Listeners: []Listener{{Port: 80}, {Port: 81}}}}, in
+}
+
+func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
+	told := map[KubernetesService]*Balancer{
+		{"ns", "edge"}: {Listeners: map[int]Behind{80: {Mode: settings.Strict}}, Others: Behind{Mode: settings.Off}},
+		{"ns", "half"}: {Listeners: map[int]Behind{80: {}}, Others: Behind{Mode: settings.Permissive}},
+	}
+	for name, c := range map[string]struct {
+		service   string
+		balancers map[KubernetesService]*Balancer
+		port      int
+		want      settings.Mode // "": nobody knows
+	}{
+		"outside Kubernetes":                   {"edge", nil, 80, settings.Off},
+		"an instance that is not in it":        {"", told, 80, settings.Off},
+		"its listener":                         {"edge", told, 80, settings.Strict},
+		"another listener":                     {"edge", told, 81, settings.Off},
+		"a listener of which nobody knows":     {"half", told, 80, ""},
+		"beside one of which nobody knows":     {"half", told, 81, settings.Permissive},
+		"a Service of which nothing was heard": {"other", told, 80, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, in := behind(c.service, c.balancers)
+			p, known := s.PolicyOf(in, c.port)
+			if p.ProxyProtocol.Mode != c.want || known != (c.want != "") {
+				t.Errorf("mode %q, known %v; want %q", p.ProxyProtocol.Mode, known, c.want)
+			}
+			s.Operator.Settings.ProxyProtocol.Mode = settings.Permissive
+			if p, known := s.PolicyOf(in, c.port); p.ProxyProtocol.Mode != settings.Permissive || !known {
+				t.Errorf("somebody says permissive: mode %q, known %v", p.ProxyProtocol.Mode, known)
+			}
+		})
+	}
+}
+
+func TestABalancerIsFollowedWhereAListenerIsAuto(t *testing.T) {
+	s, in := behind("edge", nil)
+	if !s.Follows(in) {
+		t.Error("nobody says anything: not followed")
+	}
+	s.Operator.Settings.ProxyProtocol.Mode = settings.Off
+	if s.Follows(in) {
+		t.Error("all are off: followed")
+	}
+	s.Operator.Settings.Listeners = map[int]settings.Policy{81: {ProxyProtocol: settings.ProxyProtocol{Mode: settings.Auto}}}
+	if !s.Follows(in) {
+		t.Error("one is auto: not followed")
+	}
+	s.Entry = nil
+	if s.Follows(in) {
+		t.Error("no listener: followed")
+	}
+}

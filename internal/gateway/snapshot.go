@@ -1,0 +1,284 @@
+package gateway
+
+import (
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+// ID names an ingress gateway: the name its instances are registered under.
+// Namespace and Partition are Consul Enterprise's; empty means the default one.
+type ID struct {
+	Name      string
+	Namespace string
+	Partition string
+}
+
+// String gives the name alone in the default namespace and partition, and
+// "partition/namespace/name" elsewhere.
+func (id ID) String() string {
+	if id.Namespace == "" && id.Partition == "" {
+		return id.Name
+	}
+	return orDefault(id.Partition) + "/" + orDefault(id.Namespace) + "/" + id.Name
+}
+
+func orDefault(s string) string {
+	if s == "" {
+		return "default"
+	}
+	return s
+}
+
+// Snapshot is everything known of one gateway at one moment. A source hands one
+// on only when its parts agree with each other: every row of Services has its
+// listener in Entry.
+//
+// If a key is absent from Chains, Endpoints, MeshGateways or Peers, its value is not
+// known: the source has never read it. Usher withholds the resources that need it,
+// so that an Envoy keeps those that it has. If the source knows that there is
+// nothing, the value is present and empty.
+type Snapshot struct {
+	ID         ID
+	Datacenter string // the local datacenter; never empty
+	// DualStack says that Consul's agent has an IPv6 address: an instance that is
+	// registered without an address then listens on "::" instead of "0.0.0.0".
+	DualStack bool
+
+	// Entry is the gateway's ingress-gateway config entry; nil when there is
+	// none, which means a gateway without listeners.
+	Entry *Entry
+	// Services are the rows of gateway-services: the entry's services with
+	// wildcards expanded, sorted by Port and then Service.
+	// A service that ACLs hide from the source has a row here, too.
+	Services []Service
+	// Chains holds the compiled discovery chains of the rows in Services.
+	Chains map[ServiceName]*Chain
+	// Endpoints holds the instances of the chains' targets, by Target.ID.
+	Endpoints ordered.Map[*Endpoints]
+	// MeshGateways holds, by Locality, the mesh gateways that traffic to another
+	// datacenter or partition goes through.
+	MeshGateways map[string]*Endpoints
+	// Peers holds, by name, what verifies the instances of the cluster peers that
+	// targets are in. If a peer has sent no certificates yet, its value is empty.
+	Peers map[string]*Roots
+
+	Mesh  *Mesh  // the mesh config entry; nil when there is none
+	Roots *Roots // nil in plain mode
+	Leaf  *Leaf  // towards the mesh; nil in plain mode
+	// Serving is the certificate that clients of listeners with TLS.Enabled see,
+	// with DNS names; nil while there is none, or nobody needs one.
+	Serving *Leaf
+
+	// Plain says that upstreams speak plain text: there is no service mesh and
+	// no certificate (file mode). Roots, Leaf and Serving are nil then.
+	Plain bool
+
+	// Server is what the operator's own config file says for every gateway,
+	// Defaults what proxy-defaults says, and Operator what the file says for this
+	// gateway alone.
+	Server, Defaults, Operator settings.Layer
+
+	// Balancers holds, by the Service of Kubernetes that tells them, what follows
+	// from what load balancers were told. Nil: Usher does not ask Kubernetes. A
+	// Service of which nothing was heard yet is absent.
+	Balancers map[KubernetesService]*Balancer
+
+	// Instances are the registered instances, sorted by Node and ServiceID.
+	Instances []*Instance
+
+	// Problems found while reading: bad settings, unreadable parts.
+	Problems []problem.Problem
+}
+
+// Locality names a partition of a datacenter as Consul does: "dc1" is the
+// default partition, and "east.dc1" the partition east.
+func Locality(datacenter, partition string) string {
+	if orDefault(partition) == "default" {
+		return datacenter
+	}
+	return partition + "." + datacenter
+}
+
+// ServiceName names a service of the catalog. Empty Namespace and Partition
+// mean the default ones.
+type ServiceName struct {
+	Name      string
+	Namespace string
+	Partition string
+}
+
+// String gives the name alone in the default namespace and partition.
+func (n ServiceName) String() string { return ID(n).String() }
+
+// Service is one row of gateway-services: a service on a listener of the
+// gateway.
+type Service struct {
+	Service      ServiceName
+	Port         int
+	Protocol     string   // the listener's: tcp, http, http2 or grpc
+	Hosts        []string // empty: the default domain of the service
+	FromWildcard bool     // the row comes from a "*" service of the entry
+}
+
+// Instance is one registered instance of the gateway. Several instances may
+// have the same ServiceID on different nodes.
+type Instance struct {
+	Node        string // node name
+	ServiceID   string
+	NodeAddress string
+	// Address is the service's own address; empty means all addresses.
+	Address         string
+	Port            int // of the ready listener, not of the gateway's listeners
+	TaggedAddresses map[string]Address
+	// Kubernetes is the Service in front of it.
+	Kubernetes KubernetesService
+
+	Config     ProxyConfig
+	AccessLogs AccessLogs
+	// Own is what this instance's registration says of Usher's settings,
+	// without what it inherited from proxy-defaults.
+	Own settings.Layer
+}
+
+// Address is an IP address or host name with a port; port 0 means none.
+type Address struct {
+	Address string
+	Port    int
+}
+
+// ProxyConfig holds the keys of a gateway's opaque Proxy.Config that Consul
+// honours for ingress gateways
+// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
+// The keys that start with envoy_mesh_gateway_ are older names of the same.
+type ProxyConfig struct {
+	NoDefaultBind       bool
+	BindTaggedAddresses bool
+	BindAddresses       map[string]Address
+	// FetchTimeout is xds_fetch_timeout_ms: how long Envoy waits for a route
+	// configuration or a load assignment; nil leaves Envoy's default (15 s).
+	FetchTimeout *time.Duration
+	// MaxRequestHeadersKB limits the headers of a request; 0 leaves Envoy's
+	// default (60 KiB).
+	MaxRequestHeadersKB uint32
+}
+
+// AccessLogs is proxy-defaults' AccessLogs
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults#accesslogs).
+// The zero value means no access logs.
+type AccessLogs struct {
+	Enabled             bool
+	DisableListenerLogs bool
+	Type                string // "", stdout, stderr or file; "" means stdout
+	Path                string // of Type file
+	JSONFormat          string // wins over TextFormat
+	TextFormat          string
+}
+
+// Endpoints are the instances of one chain target, or the mesh gateways of one
+// datacenter, sorted by address.
+type Endpoints struct {
+	Endpoints []Endpoint
+}
+
+// Endpoint is one instance of a service, seen through its sidecar.
+type Endpoint struct {
+	NodeDatacenter  string
+	NodePartition   string // empty: the default one
+	NodeAddress     string
+	NodeWANAddress  string // the node's tagged address "wan"; empty: none
+	Address         string // empty: the node's
+	Port            int
+	TaggedAddresses map[string]Address
+	Status          Status
+	Weights         Weights
+	// Peer is set on instances that were imported from a cluster peer.
+	Peer *PeerMeta
+}
+
+// Status is the worst status among an instance's checks.
+type Status uint8
+
+// The statuses from best to worst; the zero value means that every check
+// passes, or that there is none.
+const (
+	Passing Status = iota
+	Warning
+	Critical
+)
+
+// String gives Consul's word.
+func (s Status) String() string {
+	switch s {
+	case Passing:
+		return "passing"
+	case Warning:
+		return "warning"
+	case Critical:
+		return "critical"
+	}
+	return "Status(" + strconv.Itoa(int(s)) + ")"
+}
+
+// Weights are an instance's load balancing weights by its status. Zero means
+// not set.
+type Weights struct {
+	Passing int
+	Warning int
+}
+
+// PeerMeta says how to reach and verify an instance imported from a peer.
+type PeerMeta struct {
+	SNI      []string
+	SpiffeID []string
+	Protocol string
+}
+
+// Roots are the root certificates of a mesh: the gateway's own, or a cluster
+// peer's, whose TrustDomain is empty where it is not told.
+type Roots struct {
+	TrustDomain string
+	PEMs        []string // in Consul's order; the active root is among them
+}
+
+// Leaf is a certificate of the gateway's in the mesh, with its key.
+type Leaf struct {
+	CertPEM     string
+	KeyPEM      Secret
+	ValidBefore time.Time
+	// Names are the DNS names in it, sorted. Those in the mesh's own domains are
+	// wildcards: "*.ingress.consul".
+	Names []string
+}
+
+// Secret is text that must not be printed. It formats as its length.
+type Secret string
+
+// String hides the text.
+func (s Secret) String() string { return "secret of " + strconv.Itoa(len(s)) + " bytes" }
+
+// GoString hides the text.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue hides the text.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// MarshalText hides the text, in every encoding that asks for one.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// PolicyOf gives the policy of the listener that an instance of the gateway has
+// on a port: the server's own settings, proxy-defaults, the registration and the
+// operator's block for this gateway are its layers. Its mode is never Auto, but
+// what that means; known is false while nobody knows.
+func (s *Snapshot) PolicyOf(in *Instance, port int) (p settings.Policy, known bool) {
+	p, known = settings.Resolve(port, s.Server, s.Defaults, in.Own, s.Operator)
+	if known && p.ProxyProtocol.Mode == settings.Auto {
+		p.ProxyProtocol.Mode = s.BalancerOf(in).To(port).Mode
+		known = p.ProxyProtocol.Mode != ""
+	}
+	return p, known
+}

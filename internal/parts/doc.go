@@ -1,3 +1,0 @@
-// Package parts runs the real parts that tests are told with: where make tools
-// has put them, and processes that end with the test.
-package parts

@@ -1,0 +1,302 @@
+package settings
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+type (
+	object = map[string]any
+	array  = []any
+)
+
+func usher(mode any) map[string]any {
+	return object{"proxy_protocol": object{"mode": mode}}
+}
+
+func pp(members object) object { return object{"proxy_protocol": members} }
+
+func ca(members object) object { return object{"client_address": members} }
+
+func says(p Policy) Settings { return Settings{Policy: p} }
+
+var comparePolicies = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+func TestDecodeSettings(t *testing.T) {
+	strict := says(Policy{ProxyProtocol: ProxyProtocol{Mode: Strict}})
+	prefix := netip.MustParsePrefix
+	for name, tc := range map[string]struct {
+		raw  any
+		want Settings
+	}{
+		"absent":                               {nil, Settings{}},
+		"empty object":                         {object{}, Settings{}},
+		"mode":                                 {usher("strict"), strict},
+		"lists of one as HCL makes them":       {[]map[string]any{{"proxy_protocol": []map[string]any{{"mode": "strict"}}}}, strict},
+		"lists of one as JSON gives them":      {array{object{"proxy_protocol": array{object{"mode": array{"strict"}}}}}, strict},
+		"versions, and the order has no sense": {pp(object{"versions": array{"v2", "v1", "v2"}}), says(Policy{ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}})},
+		"a list of one that is its element":    {pp(object{"versions": "v2", "trusted_cidrs": "10.0.0.0/8"}), says(Policy{ProxyProtocol: ProxyProtocol{Versions: []Version{V2}, TrustedCIDRs: []netip.Prefix{prefix("10.0.0.0/8")}}})},
+		"networks, addresses and mapped ones": {
+			pp(object{"trusted_cidrs": array{"2001:db8::/32", "10.0.0.0/8", "192.0.2.7", "::1", "::ffff:172.16.0.0/108", "::ffff:192.0.2.8", "10.0.0.0/8"}}),
+			says(Policy{ProxyProtocol: ProxyProtocol{TrustedCIDRs: []netip.Prefix{
+				prefix("10.0.0.0/8"), prefix("172.16.0.0/12"), prefix("192.0.2.7/32"), prefix("192.0.2.8/32"), prefix("::1/128"), prefix("2001:db8::/32"),
+			}}}),
+		},
+		"any":     {pp(object{"trusted_cidrs": "any"}), says(Policy{ProxyProtocol: ProxyProtocol{TrustedCIDRs: AnyPeer}})},
+		"no TLVs": {pp(object{"tlvs": "none"}), says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}})},
+		"one TLV": {pp(object{"tlvs": object{"type": "aws_vpce_id"}}), says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xEA, Name: "aws_vpce_id"}}}})},
+		"TLVs": {
+			pp(object{"tlvs": array{object{"type": "0xE4", "name": "tenant", "header": "x-tenant"}, object{"type": 234.0, "name": "vpce"}, object{"type": 5, "name": "id", "header": "none"}}}),
+			says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{0xE4, "tenant", "x-tenant"}, {0xEA, "vpce", ""}, {5, "id", "none"}}}}),
+		},
+		"upstream":      {pp(object{"upstream": "v2", "server_speaks_first": "no"}), says(Policy{ProxyProtocol: ProxyProtocol{Upstream: UpstreamV2, ServerSpeaksFirst: No}})},
+		"hops":          {ca(object{"xff": "append", "trusted_hops": 2.0}), says(Policy{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
+		"hops as text":  {ca(object{"trusted_hops": "1"}), says(Policy{ClientAddress: ClientAddress{TrustedHops: 1}})},
+		"no hops":       {ca(object{"trusted_hops": "none"}), says(Policy{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
+		"proto by word": {ca(object{"forwarded_proto": "trust"}), says(Policy{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoTrust}}})},
+		"proto by port": {ca(object{"forwarded_proto": array{object{"https_ports": array{8443.0, 443}}}}), says(Policy{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443, 8443}}}})},
+		"one port":      {ca(object{"forwarded_proto": object{"https_ports": int64(443)}}), says(Policy{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443}}}})},
+		"listeners": {
+			object{"listeners": array{object{"8080": array{usher("strict")}, "9000": ca(object{"xff": "append"})}}, "proxy_protocol": object{"mode": "off"}},
+			Settings{
+				Policy:    Policy{ProxyProtocol: ProxyProtocol{Mode: Off}},
+				Listeners: map[int]Policy{8080: {ProxyProtocol: ProxyProtocol{Mode: Strict}}, 9000: {ClientAddress: ClientAddress{XFF: XFFAppend}}},
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, problems := DecodeSettings("x", tc.raw)
+			if diff := cmp.Diff(tc.want, got, comparePolicies); diff != "" || len(problems) > 0 {
+				t.Errorf("%v, settings (-want +got):\n%s", problems, diff)
+			}
+		})
+	}
+}
+
+func TestBadSettingsAreProblems(t *testing.T) {
+	const networks = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`
+	const known = `one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id", or a number from 0 to 255, such as "0xE4"`
+	for name, tc := range map[string]struct {
+		raw  any
+		want []string
+	}{
+		"wrong mode":      {usher("on"), []string{`x: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`}},
+		"HCL's bare true": {usher(true), []string{`x: usher.proxy_protocol.mode: true is not allowed; use one of "auto", "off", "permissive", "strict"`}},
+		"unknown keys": {
+			object{"proxy_protcol": "strict", "proxy_protocol": object{"mdoe": "strict"}},
+			[]string{
+				`x: usher.proxy_protcol: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
+				`x: usher.proxy_protocol.mdoe: this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+			},
+		},
+		"not an object":         {"strict", []string{`x: usher: "strict" is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
+		"two blocks":            {array{usher("strict"), usher("off")}, []string{`x: usher: a list is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
+		"no versions":           {pp(object{"versions": array{}}), []string{`x: usher.proxy_protocol.versions: an empty list is not allowed; use a list of "v1", "v2"`}},
+		"a version of tomorrow": {pp(object{"versions": array{"v2", "v3"}}), []string{`x: usher.proxy_protocol.versions: "v3" is not allowed; use one of "v1", "v2"`}},
+		"null":                  {pp(object{"versions": nil}), []string{`x: usher.proxy_protocol.versions: null is not allowed; use a list of "v1", "v2"`}},
+		"no network":            {pp(object{"trusted_cidrs": array{"10.0.0.0/33", 10}}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.0.0.0/33" is not allowed; use "any", alone, or ` + networks, `x: usher.proxy_protocol.trusted_cidrs: 10 is not allowed; use "any", alone, or ` + networks}},
+		"any among others":      {pp(object{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs: "any" is not allowed; use "any", alone, or ` + networks}},
+		"a network's host":      {pp(object{"trusted_cidrs": "10.1.2.3/8"}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.1.2.3/8" is an address in the network "10.0.0.0/8"; use the network, or the address alone for one peer`}},
+		"TLVs that are words":   {pp(object{"tlvs": array{"aws_vpce_id", "alpn"}}), []string{`x: usher.proxy_protocol.tlvs: a list is not allowed; use "none" or a list of objects { type, name, header }: type is one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number such as "0xE4"`}},
+		"a TLV without a name":  {pp(object{"tlvs": object{"type": 0xE4}}), []string{`x: usher.proxy_protocol.tlvs.name: null is not allowed; use a name of small letters, digits and "_", which begins with a letter`}},
+		"wrong TLVs": {
+			pp(object{"tlvs": array{object{"type": 256, "name": "x"}, object{"type": "vpce", "name": "X", "header": "X"}, object{"name": "y"}}}),
+			[]string{
+				`x: usher.proxy_protocol.tlvs[0].type: 256 is not allowed; use ` + known,
+				`x: usher.proxy_protocol.tlvs[1].type: "vpce" is not allowed; use ` + known,
+				`x: usher.proxy_protocol.tlvs[1].name: "X" is not allowed; use a name of small letters, digits and "_", which begins with a letter`,
+				`x: usher.proxy_protocol.tlvs[1].header: "X" is not allowed; use the name of a request header in small letters, or "none"`,
+				`x: usher.proxy_protocol.tlvs[2].type: null is not allowed; use ` + known,
+			},
+		},
+		"a TLV in a header with a meaning": {pp(object{"tlvs": object{"type": "alpn", "header": "x-forwarded-for"}}), []string{`x: usher.proxy_protocol.tlvs.header: "x-forwarded-for" has a meaning of its own; use another header`}},
+		"TLVs twice": {
+			pp(object{"tlvs": array{object{"type": "alpn", "header": "a"}, object{"type": 1, "name": "x"}, object{"type": 7, "name": "x"}, object{"type": 8, "name": "y", "header": "a"}}}),
+			[]string{
+				`x: usher.proxy_protocol.tlvs: type 0x1 is there twice; remove one`,
+				`x: usher.proxy_protocol.tlvs: name "x" is there twice; use another`,
+				`x: usher.proxy_protocol.tlvs: header "a" is there twice; use another`,
+			},
+		},
+		"no hops as a number": {ca(object{"trusted_hops": 0.0}), []string{`x: usher.client_address.trusted_hops: 0 is not allowed; use "none" or a number from 1 to 32`}},
+		"half a hop":          {ca(object{"trusted_hops": 1.5}), []string{`x: usher.client_address.trusted_hops: 1.5 is not allowed; use "none" or a number from 1 to 32`}},
+		"proto by a port":     {ca(object{"forwarded_proto": 443}), []string{`x: usher.client_address.forwarded_proto: 443 is not allowed; use one of "default", "connection", "trust", or an object { https_ports = [443] }`}},
+		"proto by ports":      {ca(object{"forwarded_proto": object{"https_ports": array{}, "http_ports": 80}}), []string{`x: usher.client_address.forwarded_proto.http_ports: this key is unknown; remove it or use one of "https_ports"`, `x: usher.client_address.forwarded_proto.https_ports: there is no port; use a list of port numbers, such as [443]`}},
+		"a port too high":     {ca(object{"forwarded_proto": object{"https_ports": array{443, 65536}}}), []string{`x: usher.client_address.forwarded_proto.https_ports: 65536 is not allowed; use port numbers from 1 to 65535`}},
+		"listeners": {
+			object{"listeners": object{"http": usher("off"), "8080": object{"mode": "off"}, "08": usher("off"), "9000": usher("of")}},
+			[]string{
+				`x: usher.listeners.08: this is not the port of a listener; use a number from 1 to 65535`,
+				`x: usher.listeners.8080.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log"`,
+				`x: usher.listeners.9000.proxy_protocol.mode: "of" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+				`x: usher.listeners.http: this is not the port of a listener; use a number from 1 to 65535`,
+			},
+		},
+		"a list of listeners": {object{"listeners": array{}}, []string{`x: usher.listeners: an empty list is not allowed; use an object with the ports of listeners as keys, such as { "8080" { … } }`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, problems := DecodeSettings("x", tc.raw)
+			if diff := cmp.Diff(Settings{}, got, comparePolicies); diff != "" {
+				t.Errorf("settings:\n%s", diff)
+			}
+			var lines []string
+			for _, p := range problems {
+				lines = append(lines, p.String())
+			}
+			if diff := cmp.Diff(tc.want, lines); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Consul's merge of proxy-defaults into a registration loses zero values.
+func TestNoZeroValueIsASetting(t *testing.T) {
+	for _, s := range schema {
+		for _, zero := range []any{"", 0, 0.0, false, array{}, object{}, nil} {
+			d := decoder{}
+			var p Policy
+			s.decode(&d, "x", zero, &p)
+			if len(d.problems) == 0 {
+				t.Errorf("%s: %#v is taken", s.description().Path, zero)
+			}
+		}
+	}
+}
+
+func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
+	p, known := Resolve(80)
+	if !known {
+		t.Fatal("unknown without a layer")
+	}
+	for _, group := range []any{p.ProxyProtocol, p.ClientAddress, p.AccessLog} {
+		v := reflect.ValueOf(group)
+		for i := range v.NumField() {
+			if v.Field(i).IsZero() {
+				t.Errorf("%s.%s has no initial value", v.Type().Name(), v.Type().Field(i).Name)
+			}
+		}
+	}
+	for _, s := range Schema() {
+		if s.Takes == "" || s.Initial == "" || s.Meaning == "" || strings.Contains(s.Meaning, "|") {
+			t.Errorf("documentation of %+v", s)
+		}
+	}
+}
+
+func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
+	var l Layer
+	l, problems := l.Next("x", usher("sideways"))
+	if !l.Unknown || len(problems) != 1 {
+		t.Fatalf("bad from the start: Unknown = %v with problems %v, want true and one", l.Unknown, problems)
+	}
+	l, _ = l.Next("x", usher("strict"))
+	if l.Unknown || l.Settings.ProxyProtocol.Mode != Strict {
+		t.Fatalf("mended: %+v, want strict", l)
+	}
+	l, problems = l.Next("x", usher("sideways"))
+	if l.Unknown || l.Settings.ProxyProtocol.Mode != Strict || len(problems) != 1 {
+		t.Fatalf("bad again: %+v with %v, want strict and one problem", l, problems)
+	}
+	l, _ = l.Next("x", nil)
+	if l.Settings.ProxyProtocol.Mode != "" {
+		t.Fatalf("removed: %+v, want no setting", l)
+	}
+	l, _ = l.Next("x", usher("sideways"))
+	if l.Unknown {
+		t.Fatal("bad after it was removed: Unknown, want the last good content, which says nothing")
+	}
+}
+
+func TestResolve(t *testing.T) {
+	mode := func(m Mode) Layer { return Layer{Settings: says(Policy{ProxyProtocol: ProxyProtocol{Mode: m}})} }
+	of := func(port int, p Policy) Layer { return Layer{Settings: Settings{Listeners: map[int]Policy{port: p}}} }
+	strict := Policy{ProxyProtocol: ProxyProtocol{Mode: Strict}}
+	nothing, unknown := Layer{}, Layer{Unknown: true}
+	for name, tc := range map[string]struct {
+		layers []Layer
+		want   Mode
+		known  bool
+	}{
+		"nobody says anything":                     {[]Layer{nothing, nothing, nothing}, Auto, true},
+		"the default alone":                        {[]Layer{mode(Strict), nothing, nothing}, Strict, true},
+		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
+		"the operator wins over both":              {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
+		"a listener wins over all general ones":    {[]Layer{of(80, strict), mode(Off), mode(Permissive)}, Strict, true},
+		"a later listener wins over an earlier":    {[]Layer{of(80, strict), of(80, Policy{ProxyProtocol: ProxyProtocol{Mode: Off}}), nothing}, Off, true},
+		"another listener does not count":          {[]Layer{of(81, strict), mode(Permissive)}, Permissive, true},
+		"a listener that says something else":      {[]Layer{of(80, Policy{ClientAddress: ClientAddress{XFF: XFFAppend}}), mode(Permissive)}, Permissive, true},
+		"an unknown layer may speak of a listener": {[]Layer{unknown, mode(Strict), mode(Strict)}, "", false},
+		"an unknown operator":                      {[]Layer{mode(Strict), mode(Strict), unknown}, "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, known := Resolve(80, tc.layers...)
+			if got.ProxyProtocol.Mode != tc.want || known != tc.known {
+				t.Errorf("got %q, %v; want %q, %v", got.ProxyProtocol.Mode, known, tc.want, tc.known)
+			}
+		})
+	}
+}
+
+func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
+	a := says(Policy{ProxyProtocol: ProxyProtocol{Mode: Strict, TLVs: []TLV{{1, "alpn", ""}}}, ClientAddress: ClientAddress{TrustedHops: 2}})
+	b := says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}, ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops}})
+	got, _ := Resolve(80, Layer{Settings: a}, Layer{Settings: b})
+	initial, _ := Resolve(80)
+	want := Policy{
+		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyPeer, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
+		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{By: ProtoDefault}},
+		AccessLog:     initial.AccessLog,
+	}
+	if diff := cmp.Diff(want, got, comparePolicies); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestConflictsAreRefused(t *testing.T) {
+	tcp, http := Traffic{TCP: true}, Traffic{}
+	policy := func(raw object) Policy {
+		s, problems := DecodeSettings("x", raw)
+		if len(problems) > 0 {
+			t.Fatal(problems)
+		}
+		p, _ := Resolve(80, Layer{Settings: s})
+		return p
+	}
+	v2, v2Strict := policy(pp(object{"mode": "permissive", "versions": "v2"})), policy(pp(object{"mode": "strict", "versions": "v2"}))
+	greets, off := policy(pp(object{"mode": "strict", "server_speaks_first": "yes"})), policy(pp(object{"mode": "off", "server_speaks_first": "yes"}))
+	listed := policy(pp(object{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
+	overwrite := policy(ca(object{"xff": "overwrite", "trusted_hops": 1}))
+	for name, tc := range map[string]struct {
+		policy  Policy
+		traffic Traffic
+		refused string
+	}{
+		"permissive with one version, tcp":      {v2, tcp, "versions"},
+		"permissive with one version, http":     {v2, http, ""},
+		"strict with one version, tcp":          {v2Strict, tcp, ""},
+		"server speaks first":                   {greets, tcp, "server_speaks_first"},
+		"server speaks first inside TLS":        {greets, Traffic{TCP: true, TLS: true}, ""},
+		"server speaks first, http":             {greets, http, ""},
+		"server speaks first, no PROXY headers": {off, tcp, ""},
+		"the version that is sent":              {v2Strict, Traffic{Sends: V2}, ""},
+		"another version is sent":               {v2Strict, Traffic{Sends: V1}, "versions"},
+		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), Traffic{Sends: V1}, ""},
+		"clients' addresses and a list":         {listed, Traffic{PeerIsClient: true}, "trusted_cidrs"},
+		"the balancer's address and a list":     {listed, Traffic{}, ""},
+		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), Traffic{PeerIsClient: true}, ""},
+		"overwrite with hops":                   {overwrite, http, "xff"},
+		"overwrite with hops, tcp":              {overwrite, tcp, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := tc.policy.Check(tc.traffic)
+			if (err == nil) != (tc.refused == "") || err != nil && !strings.Contains(err.Error(), "."+tc.refused+": ") {
+				t.Errorf("got %v, want it to refuse %q", err, tc.refused)
+			}
+		})
+	}
+}

@@ -1,0 +1,158 @@
+//go:build e2e
+
+package apiserver
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// The names in docs/kubernetes-role.yaml: the namespace that there is, and the
+// Service that Usher may read.
+const (
+	Namespace = "consul"
+	Service   = "consul-ingress-gateway"
+)
+
+// rights is where the server keeps roles and who has them.
+const rights = "/apis/rbac.authorization.k8s.io/v1/namespaces/" + Namespace + "/"
+
+// client speaks with the server as a user.
+func (s *Server) client(t *testing.T, u User) rest.Interface {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig(t, u))
+	if err != nil {
+		t.Fatal(err)
+	}
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	config.Dial = s.options.Dial
+	config.QPS = -1 // no limit
+	config.APIPath = "/api"
+	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func (s *Server) createNamespace(t *testing.T) {
+	t.Helper()
+	s.post(t, "/api/v1/namespaces", map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace}})
+}
+
+// Grant makes the roles and bindings in a file of YAML, and the ConfigMaps.
+func (s *Server) Grant(t *testing.T, file string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		var object map[string]any
+		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		kind := object["kind"].(string)
+		path := rights
+		if kind == "ConfigMap" {
+			path = "/api/v1/namespaces/" + Namespace + "/"
+		}
+		s.post(t, path+strings.ToLower(kind)+"s", object)
+	}
+}
+
+// Revoke takes a role binding away, and waits until Usher may not read its
+// Service any more.
+func (s *Server) Revoke(t *testing.T, binding string) {
+	t.Helper()
+	if err := s.admin.Delete().AbsPath(rights + "rolebindings/" + binding).Do(t.Context()).Error(); err != nil {
+		t.Fatal(err)
+	}
+	usher := s.client(t, Usher)
+	testprocess.Eventually(t, "the right is gone", testprocess.StartDeadline, func() error {
+		err := usher.Get().Namespace(Namespace).Resource("services").Name(Service).Do(t.Context()).Error()
+		if !apierrors.IsForbidden(err) {
+			return errors.Join(errors.New("still allowed"), err)
+		}
+		return nil
+	})
+}
+
+// post makes an object, unless there is one of this name. A server that has just
+// started refuses some at first.
+func (s *Server) post(t *testing.T, path string, object any) {
+	t.Helper()
+	body, err := json.Marshal(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testprocess.Eventually(t, "POST "+path, testprocess.StartDeadline, func() error {
+		err := s.admin.Post().AbsPath(path).SetHeader("Content-Type", "application/json").Body(body).Do(t.Context()).Error()
+		if apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Create makes a Service in Namespace, and gives it as the server has it.
+func (s *Server) Create(t *testing.T, service *corev1.Service) *corev1.Service {
+	t.Helper()
+	var made corev1.Service
+	if err := s.admin.Post().Namespace(Namespace).Resource("services").Body(service).Do(t.Context()).Into(&made); err != nil {
+		t.Fatalf("make the Service %s: %v", service.Name, err)
+	}
+	return &made
+}
+
+// Annotate changes an annotation of Service as "kubectl annotate" does, and
+// gives the Service as the server has it now; nil removes the annotation.
+func (s *Server) Annotate(t *testing.T, key string, value *string) *corev1.Service {
+	t.Helper()
+	now, err := s.TryAnnotate(t, key, value)
+	if err != nil {
+		t.Fatalf("annotate the Service %s with %s: %v", Service, key, err)
+	}
+	return now
+}
+
+// TryAnnotate is Annotate where the server may refuse.
+func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.Service, error) {
+	t.Helper()
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{key: value}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now corev1.Service
+	err = s.admin.Patch(types.MergePatchType).Namespace(Namespace).Resource("services").Name(Service).
+		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).Body(patch).Do(t.Context()).Into(&now)
+	return &now, err
+}
+
+// Delete deletes a Service in Namespace.
+func (s *Server) Delete(t *testing.T, name string) {
+	t.Helper()
+	if err := s.admin.Delete().Namespace(Namespace).Resource("services").Name(name).Do(t.Context()).Error(); err != nil {
+		t.Fatalf("delete the Service %s: %v", name, err)
+	}
+}

@@ -1,0 +1,165 @@
+//go:build e2e
+
+package apiserver
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// here is where the test runs.
+type here struct{}
+
+// Do implements testprocess.Host.
+func (here) Do(f func() error) error { return f() }
+
+// Options say where the server runs. The zero value: where the test does, on
+// loopback.
+type Options struct {
+	Host testprocess.Host
+	IP   string // the host's, where it listens
+	// Dial connects from the host.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Server is a kube-apiserver on an etcd; both end with the test.
+type Server struct {
+	options Options
+	dir     string
+	address string
+	args    []string // of kube-apiserver
+	process *testprocess.Process
+	admin   rest.Interface
+}
+
+// User is somebody whom the server knows.
+type User string
+
+// The users. Admin may do everything; Usher is the service account of
+// docs/kubernetes-role.yaml, and may do what Grant gives it.
+const (
+	Admin User = "admin"
+	Usher User = "usher"
+)
+
+// tokens are the users, as --token-auth-file has them: a user's token is its
+// name.
+const tokens = "admin,admin,1,system:masters\nusher,system:serviceaccount:" + Namespace + ":usher,2\n"
+
+// Start starts a server that has Namespace and nothing else, and waits until it
+// is ready.
+func Start(t *testing.T, o Options) *Server {
+	t.Helper()
+	if o.Host == nil {
+		o = Options{Host: here{}, IP: "127.0.0.1", Dial: new(net.Dialer).DialContext}
+	}
+	s := &Server{options: o, dir: testprocess.NewDir(t)}
+	s.address = s.free(t)
+	etcd, peer := "http://"+s.free(t), "http://"+s.free(t)
+	s.run(t, "etcd", testprocess.Debian(t, "etcd", "etcd-server"), "--data-dir", s.dir+"/etcd",
+		"--listen-client-urls", etcd, "--advertise-client-urls", etcd,
+		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer,
+		"--unsafe-no-fsync") // nothing has to outlive the machine, whose disk may be busy
+	key := writeKey(t, s.dir)
+	if err := os.WriteFile(s.dir+"/tokens", []byte(tokens), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(s.address)
+	s.args = []string{
+		"--etcd-servers", etcd, "--bind-address", o.IP, "--secure-port", port, "--cert-dir", s.dir,
+		"--authorization-mode", "RBAC", "--token-auth-file", s.dir + "/tokens", "--service-cluster-ip-range", "10.0.0.0/16",
+		"--service-account-issuer", "lab", "--service-account-key-file", key, "--service-account-signing-key-file", key,
+	}
+	s.Resume(t)
+	s.createNamespace(t)
+	return s
+}
+
+// Stop ends the API server, not its etcd: nobody answers any more.
+func (s *Server) Stop() { s.process.Kill() }
+
+// Resume starts the API server after Stop, with all that it had, and waits until
+// it is ready.
+func (s *Server) Resume(t *testing.T) {
+	t.Helper()
+	s.process = s.run(t, "kube-apiserver", testprocess.Tool(t, "kubernetes-1.34.0", "kube-apiserver"), s.args...)
+	testprocess.Eventually(t, "the API server is ready", testprocess.StartDeadline, func() error {
+		if _, err := os.Stat(s.dir + "/apiserver.crt"); err != nil {
+			return errors.Join(err, s.process.Alive())
+		}
+		admin := s.client(t, Admin) // the certificate may not have been written whole before
+		if err := admin.Get().AbsPath("/readyz").Do(t.Context()).Error(); err != nil {
+			return errors.Join(err, s.process.Alive())
+		}
+		s.admin = admin
+		return nil
+	})
+}
+
+func (s *Server) run(t *testing.T, name, path string, args ...string) *testprocess.Process {
+	t.Helper()
+	return testprocess.Start(t, testprocess.Command{Name: name, Path: path, Args: args, Host: s.options.Host})
+}
+
+// free is an address that nobody listens on.
+func (s *Server) free(t *testing.T) string {
+	t.Helper()
+	var address string
+	err := s.options.Host.Do(func() error {
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", net.JoinHostPort(s.options.IP, "0"))
+		if err != nil {
+			return err
+		}
+		address = l.Addr().String()
+		return l.Close()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+// writeKey makes the key that signs tokens of service accounts; nobody uses one.
+func writeKey(t *testing.T, dir string) string {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "sa.key")
+	block := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}
+	if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// Kubeconfig is the path of the file with which a user reaches the server.
+func (s *Server) Kubeconfig(t *testing.T, u User) string {
+	t.Helper()
+	file := filepath.Join(s.dir, string(u)+".kubeconfig")
+	content := fmt.Sprintf(`apiVersion: v1
+kind: Config
+current-context: lab
+contexts: [{name: lab, context: {cluster: lab, user: %[1]s}}]
+clusters: [{name: lab, cluster: {server: "https://%[2]s", certificate-authority: %[3]s/apiserver.crt}}]
+users: [{name: %[1]s, user: {token: %[1]s}}]
+`, u, s.address, s.dir)
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}

@@ -1,0 +1,300 @@
+package fakeenvoy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// Protocol is a variant of the discovery protocol.
+type Protocol string
+
+// The protocols.
+const (
+	Delta Protocol = "delta"
+	SotW  Protocol = "sotw"
+)
+
+// Protocols are both, for tests that run for each.
+var Protocols = []Protocol{Delta, SotW}
+
+// wait is how long Expect and Ended wait, at most.
+const wait = 20 * time.Second
+
+// Options are what an Envoy says about itself.
+type Options struct {
+	// Node is sent with the first request. Nil sends a node with the id
+	// "envoy".
+	Node *corev3.Node
+	// Anonymous leaves the node out.
+	Anonymous bool
+	// Token is sent as x-consul-token, unless empty.
+	Token string
+	// Has are the versions that the Envoy has from an earlier stream, by
+	// type URL and name; delta only.
+	Has map[string]map[string]string
+	// Claims are the versions of what it has by type URL;
+	// state-of-the-world only.
+	Claims map[string]string
+}
+
+// Envoy is one stream.
+type Envoy struct {
+	t        testing.TB
+	protocol Protocol
+	options  Options
+	stream   stream
+	cancel   context.CancelFunc
+	topics   map[string]*topic
+	greeted  bool
+
+	responses chan Response
+	// ended holds the error that ended the stream, io.EOF for none.
+	ended chan error
+}
+
+// topic is what the Envoy asked for of one type.
+type topic struct {
+	names   map[string]struct{}
+	nonce   string
+	version string
+	started bool
+}
+
+// Response is what an Envoy received.
+type Response struct {
+	// Type is the type URL.
+	Type string
+	// Names are the resources in the response, sorted; Removed those it
+	// takes away (delta only).
+	Names, Removed []string
+	// Versions are the versions by name (delta), Version that of the whole
+	// (state of the world).
+	Versions map[string]string
+	Version  string
+	// Bodies are the encoded resources by name (delta) or in the order of
+	// the response.
+	Bodies [][]byte
+	Nonce  string
+}
+
+// Connect opens a stream. The stream ends with the test.
+func Connect(t testing.TB, conn grpc.ClientConnInterface, p Protocol, o Options) *Envoy {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	if o.Token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", o.Token)
+	}
+	if o.Node == nil {
+		o.Node = &corev3.Node{Id: "envoy", Cluster: "gateway"}
+	}
+	s, err := open(ctx, conn, p)
+	if err != nil {
+		cancel()
+		t.Fatalf("open a %s stream: %v", p, err)
+	}
+	e := &Envoy{
+		t: t, protocol: p, options: o, stream: s, cancel: cancel, topics: map[string]*topic{},
+		responses: make(chan Response), ended: make(chan error, 1),
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.receive(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return e
+}
+
+func (e *Envoy) receive(ctx context.Context) {
+	for {
+		r, err := e.stream.receive()
+		if err != nil {
+			e.ended <- err
+			return
+		}
+		select {
+		case e.responses <- r:
+		case <-ctx.Done():
+			e.ended <- ctx.Err()
+			return
+		}
+	}
+}
+
+// Subscribe adds names to what the Envoy wants of a type. The first call for a
+// type without names asks for everything.
+func (e *Envoy) Subscribe(typeURL string, names ...string) {
+	e.t.Helper()
+	topic := e.topic(typeURL)
+	for _, name := range names {
+		topic.names[name] = struct{}{}
+	}
+	e.send(request{typeURL: typeURL, subscribe: names})
+}
+
+// Unsubscribe gives names up.
+func (e *Envoy) Unsubscribe(typeURL string, names ...string) {
+	e.t.Helper()
+	for _, name := range names {
+		delete(e.topic(typeURL).names, name)
+	}
+	e.send(request{typeURL: typeURL, unsubscribe: names})
+}
+
+// Expect waits for the next response, which must be of the type and carry
+// exactly these resources, in any order.
+func (e *Envoy) Expect(typeURL string, names ...string) Response {
+	e.t.Helper()
+	r := e.Next()
+	slices.Sort(names)
+	if r.Type != typeURL || !slices.Equal(r.Names, names) {
+		e.t.Fatalf("received %s %q, want %s %q", r.Type, r.Names, typeURL, names)
+	}
+	return r
+}
+
+// Next waits for a response of whatever type.
+func (e *Envoy) Next() Response {
+	e.t.Helper()
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	select {
+	case r := <-e.responses:
+		topic := e.topic(r.Type)
+		topic.nonce = r.Nonce
+		return r
+	case err := <-e.ended:
+		e.ended <- err
+		e.t.Fatalf("the stream ended: %v", err)
+	case <-timeout.C:
+		e.t.Fatalf("no response")
+	}
+	return Response{}
+}
+
+// ExpectNone says that nothing arrives. It may be called in a synctest bubble
+// only, which the server shares: it waits until every goroutine there is idle.
+func (e *Envoy) ExpectNone() {
+	e.t.Helper()
+	synctest.Wait()
+	select {
+	case r := <-e.responses:
+		e.t.Fatalf("received %s %q, want nothing", r.Type, r.Names)
+	case err := <-e.ended:
+		e.ended <- err
+		e.t.Fatalf("the stream ended: %v", err)
+	default:
+	}
+}
+
+// Ack accepts a response.
+func (e *Envoy) Ack(r Response) {
+	e.t.Helper()
+	e.topic(r.Type).version = r.Version
+	e.send(request{typeURL: r.Type, nonce: r.Nonce})
+}
+
+// Nack rejects a response.
+func (e *Envoy) Nack(r Response, message string) {
+	e.t.Helper()
+	e.send(request{typeURL: r.Type, nonce: r.Nonce, problem: message})
+}
+
+// ExpectAck is Expect, then Ack.
+func (e *Envoy) ExpectAck(typeURL string, names ...string) Response {
+	e.t.Helper()
+	r := e.Expect(typeURL, names...)
+	e.Ack(r)
+	return r
+}
+
+// ExpectEnd waits until the server ends the stream, with the given status.
+// Responses that are not yet received by Expect must not exist.
+func (e *Envoy) ExpectEnd(code codes.Code) error {
+	e.t.Helper()
+	err := e.End()
+	if got := status.Code(err); got != code {
+		e.t.Fatalf("the stream ended with %v, want %v", err, code)
+	}
+	return err
+}
+
+// End waits until the server ends the stream, and returns how. Responses that are
+// not yet received by Expect must not exist.
+func (e *Envoy) End() error {
+	e.t.Helper()
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	select {
+	case r := <-e.responses:
+		e.t.Fatalf("received %s %q, want the stream's end", r.Type, r.Names)
+	case err := <-e.ended:
+		e.ended <- err
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	case <-timeout.C:
+		e.t.Fatalf("the stream did not end")
+	}
+	return nil
+}
+
+// Disconnect ends the stream from the Envoy's side.
+func (e *Envoy) Disconnect() { e.cancel() }
+
+func (e *Envoy) topic(typeURL string) *topic {
+	if e.topics[typeURL] == nil {
+		e.topics[typeURL] = &topic{names: map[string]struct{}{}}
+	}
+	return e.topics[typeURL]
+}
+
+// send completes a request with what both protocols keep from request to
+// request.
+func (e *Envoy) send(r request) {
+	e.t.Helper()
+	topic := e.topic(r.typeURL)
+	r.names = slices.Sorted(maps.Keys(topic.names))
+	r.version = topic.version
+	if r.nonce == "" && e.protocol == SotW {
+		r.nonce = topic.nonce
+	}
+	if !topic.started {
+		topic.started = true
+		r.has, r.version = e.options.Has[r.typeURL], e.options.Claims[r.typeURL]
+	}
+	if !e.greeted && !e.options.Anonymous {
+		e.greeted = true
+		r.node = e.options.Node
+	}
+	// The server may have ended the stream: the next Expect says why.
+	_ = e.stream.send(r)
+}
+
+// open opens a stream of a protocol.
+func open(ctx context.Context, conn grpc.ClientConnInterface, p Protocol) (stream, error) {
+	client := discoveryv3.NewAggregatedDiscoveryServiceClient(conn)
+	if p == Delta {
+		s, err := client.DeltaAggregatedResources(ctx)
+		return deltaStream{s}, err
+	}
+	s, err := client.StreamAggregatedResources(ctx)
+	return sotwStream{s}, err
+}

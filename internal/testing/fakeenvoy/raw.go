@@ -1,0 +1,128 @@
+package fakeenvoy
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// Raw is a client that writes HTTP/2 frames itself: it keeps to no limit that a
+// server announces, and may leave anything unfinished.
+type Raw struct {
+	conn    net.Conn
+	framer  *http2.Framer
+	headers bytes.Buffer
+	encoder *hpack.Encoder
+	window  chan struct{} // has a value when the server takes more of a stream
+	answer  chan struct{} // closed when the server has sent data
+	done    chan struct{} // closed when the connection has ended
+}
+
+// maxFrame is how many bytes a frame may have.
+const maxFrame = 16 << 10
+
+// NewRaw begins HTTP/2 on a connection. It reads until that is closed.
+func NewRaw(conn net.Conn) (*Raw, error) {
+	r := &Raw{conn: conn, framer: http2.NewFramer(conn, conn), window: make(chan struct{}, 1), answer: make(chan struct{}), done: make(chan struct{})}
+	r.encoder = hpack.NewEncoder(&r.headers)
+	go r.read()
+	_, err := io.WriteString(conn, http2.ClientPreface)
+	return r, errors.Join(err, r.framer.WriteSettings(), r.framer.WriteSettingsAck())
+}
+
+// Answered is closed when the server has begun to send a response.
+func (r *Raw) Answered() <-chan struct{} { return r.answer }
+
+// Done is closed when the connection has ended.
+func (r *Raw) Done() <-chan struct{} { return r.done }
+
+func (r *Raw) read() {
+	defer close(r.done)
+	var once sync.Once
+	for {
+		f, err := r.framer.ReadFrame()
+		if err != nil {
+			return
+		}
+		switch f := f.(type) {
+		case *http2.WindowUpdateFrame:
+			if f.StreamID != 0 {
+				r.grant()
+			}
+		case *http2.DataFrame:
+			once.Do(func() { close(r.answer) })
+		}
+	}
+}
+
+func (r *Raw) grant() {
+	select {
+	case r.window <- struct{}{}:
+	default:
+	}
+}
+
+// Open opens a stream of the delta protocol with an odd number. The token may be
+// of any size.
+func (r *Raw) Open(stream uint32, token string) error {
+	r.headers.Reset()
+	for _, h := range [][2]string{
+		{":method", "POST"},
+		{":scheme", "http"},
+		{":path", discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName},
+		{":authority", "usher"},
+		{"content-type", "application/grpc"},
+		{"te", "trailers"},
+		{"x-consul-token", token},
+	} {
+		if err := r.encoder.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}); err != nil {
+			return err
+		}
+	}
+	first := r.headers.Next(maxFrame)
+	err := r.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: first, EndHeaders: r.headers.Len() == 0})
+	for err == nil && r.headers.Len() > 0 {
+		more := r.headers.Next(maxFrame)
+		err = r.framer.WriteContinuation(stream, r.headers.Len() == 0, more)
+	}
+	return err
+}
+
+// Drip announces a message of so many bytes and sends some of them, each in a
+// frame of its own.
+func (r *Raw) Drip(stream uint32, size, bytes int) error {
+	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(size))
+	err := r.framer.WriteData(stream, false, data)
+	for ; err == nil && bytes > 0; bytes-- {
+		err = r.framer.WriteData(stream, false, data[:1])
+	}
+	return err
+}
+
+// Send announces a message of so many bytes and sends the first of them.
+func (r *Raw) Send(stream uint32, size int, body []byte) error {
+	const window = 32 << 10 // bytes, which every server takes
+	data := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(size)), body...)
+	for sent := 0; sent < len(data); {
+		n := min(len(data)-sent, maxFrame)
+		if sent <= window && sent+n > window {
+			select {
+			case <-r.window: // for the rest of the message
+			case <-r.done:
+				return net.ErrClosed
+			}
+		}
+		if err := r.framer.WriteData(stream, false, data[sent:sent+n]); err != nil {
+			return err
+		}
+		sent += n
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+//go:build e2e
+
+package testprocess
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Tool is the absolute path of a program that `make tools` brings, by its path
+// below .tools, or below USHER_TOOLS.
+func Tool(t *testing.T, path ...string) string {
+	t.Helper()
+	dir := os.Getenv("USHER_TOOLS")
+	if dir == "" {
+		dir = filepath.Join(root(t), ".tools")
+	}
+	return Binary(t, filepath.Join(append([]string{dir}, path...)...), "make tools")
+}
+
+// Binary is the absolute path of a program that the command cure makes.
+func Binary(t *testing.T, path, cure string) string {
+	t.Helper()
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%s is missing: run %q", path, cure)
+	}
+	return path
+}
+
+// Debian is the path of a command that a Debian package brings.
+func Debian(t *testing.T, name, debianPackage string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("the command %s is missing: run \"make tools\" or install Debian's %s", name, debianPackage)
+	}
+	return path
+}
+
+// root is the directory of the module: a test runs in that of its package.
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	for ; err == nil; dir = filepath.Dir(dir) {
+		if _, err = os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
+			err = nil
+		}
+	}
+	t.Fatalf("the directory of the module: %v", err)
+	return ""
+}
+
+// NewDir is a directory for one process's files until the test ends. Its path
+// is short enough for unix sockets, and other users can read it.
+func NewDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "usher-e2e-") //nolint:usetesting // t.TempDir is long and private
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
