@@ -60,7 +60,7 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 	if maps.Equal(last.Chains, s.Chains) {
 		s.Chains = last.Chains
 	}
-	s.Endpoints = s.Endpoints.Or(last.Endpoints)
+	s.Endpoints = s.Endpoints.OrSame(last.Endpoints)
 	if maps.Equal(last.Peers, s.Peers) {
 		s.Peers = last.Peers
 	}
@@ -154,7 +154,7 @@ func (b *build) registered() {
 	regs := required[registrations](b, b.of(instancesKind))
 	d := required[defaults](b, inPartition(defaultKind, b.id.Partition))
 	if d != nil {
-		b.snapshot.Defaults = d.layer
+		b.snapshot.ProxyDefaults = d.layer
 		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
 	}
 	b.wasRegistered = b.wasRegistered || regs != nil && len(regs.list) > 0

@@ -31,8 +31,8 @@ const (
 	authorizeAgainTimeout = 2 * time.Second
 )
 
-// Applicant is a caller that asks for a gateway.
-type Applicant struct {
+// Caller is a caller that asks for a gateway.
+type Caller struct {
 	// Token is the caller's token. An empty one stands for the anonymous token (or
 	// the default token of Consul's agent), never for Usher's token.
 	Token string

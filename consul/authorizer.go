@@ -95,7 +95,7 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 // or if ACLs are off. It returns ErrDenied if the token lacks that right, and
 // ErrUnknownToken if Consul does not know the token. It returns another error if
 // Consul does not answer and no remembered answer can be used.
-func (a *Authorizer) Authorize(ctx context.Context, who Applicant, id gateway.ID) error {
+func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) error {
 	if !isToken(who.Token) {
 		return ErrUnknownToken
 	}
@@ -183,7 +183,7 @@ func (a *Authorizer) goStale(err error) {
 }
 
 // askOnce asks Consul. Equal checks that run at the same time share one answer.
-func (a *Authorizer) askOnce(ctx context.Context, g grant, who Applicant, id gateway.ID) error {
+func (a *Authorizer) askOnce(ctx context.Context, g grant, who Caller, id gateway.ID) error {
 	known, timeout := who.Again || a.isAllowed(g), authorizeTimeout
 	if a.isAllowed(g) {
 		timeout = authorizeAgainTimeout
@@ -209,7 +209,7 @@ func (a *Authorizer) askOnce(ctx context.Context, g grant, who Applicant, id gat
 }
 
 // ask waits in the queue and then asks Consul. The timeout begins after the queue.
-func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration, who Applicant, id gateway.ID) error {
+func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
 	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooMany)
 	defer cancel()
 	leave, err := a.enter(turn, known, who.Peer)

@@ -80,7 +80,7 @@ func TestARefusalIsRememberedForAWhile(t *testing.T) {
 	s := &tokenServer{}
 	a, _ := serveTokens(t, s, time.Hour)
 	for range 100 {
-		if err := a.Authorize(t.Context(), Applicant{Token: "bad"}, theGateway); !errors.Is(err, ErrDenied) {
+		if err := a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway); !errors.Is(err, ErrDenied) {
 			t.Fatalf("error %v, want ErrDenied", err)
 		}
 	}
@@ -88,22 +88,22 @@ func TestARefusalIsRememberedForAWhile(t *testing.T) {
 		t.Errorf("Consul was asked %d times, want once", n)
 	}
 	// It holds for that token and gateway only, and not for a stream that is open.
-	_ = a.Authorize(t.Context(), Applicant{Token: "other"}, theGateway)
-	_ = a.Authorize(t.Context(), Applicant{Token: "bad"}, gateway.ID{Name: "other"})
-	_ = a.Authorize(t.Context(), Applicant{Token: "bad", Again: true}, theGateway)
+	_ = a.Authorize(t.Context(), Caller{Token: "other"}, theGateway)
+	_ = a.Authorize(t.Context(), Caller{Token: "bad"}, gateway.ID{Name: "other"})
+	_ = a.Authorize(t.Context(), Caller{Token: "bad", Again: true}, theGateway)
 	if n := s.questions(); n != 4 {
 		t.Errorf("Consul was asked %d times, want 4", n)
 	}
 	a.refused.Purge() // as after ten seconds
 	s.set(func() { s.allowed = map[string]bool{"bad": true} })
-	if err := a.Authorize(t.Context(), Applicant{Token: "bad"}, theGateway); err != nil {
+	if err := a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway); err != nil {
 		t.Errorf("error %v after the token was given the right", err)
 	}
 }
 
 func TestARefusalIsForgottenInTime(t *testing.T) {
 	a, _ := serveTokens(t, &tokenServer{}, time.Hour)
-	_ = a.Authorize(t.Context(), Applicant{Token: "bad"}, theGateway)
+	_ = a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway)
 	r, ok := a.refused.Get(a.grant("bad", theGateway))
 	if left := time.Until(r.until); !ok || left <= 0 || left > refusalTime {
 		t.Errorf("it counts for %v more", left)
@@ -113,14 +113,14 @@ func TestARefusalIsForgottenInTime(t *testing.T) {
 func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
 	a, log := serveTokens(t, s, time.Hour)
-	good := Applicant{Token: "good"}
+	good := Caller{Token: "good"}
 	if err := a.Authorize(t.Context(), good, theGateway); err != nil {
 		t.Fatal(err)
 	}
 	s.set(func() { s.status = http.StatusInternalServerError })
 	for range 3 {
 		for _, again := range []bool{true, false} {
-			if err := a.Authorize(t.Context(), Applicant{Token: "good", Again: again}, theGateway); err != nil {
+			if err := a.Authorize(t.Context(), Caller{Token: "good", Again: again}, theGateway); err != nil {
 				t.Errorf("it was allowed before, and now: %v", err)
 			}
 		}
@@ -129,7 +129,7 @@ func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 		token string
 		id    gateway.ID
 	}{{"unseen", theGateway}, {"good", gateway.ID{Name: "other"}}, {"good", gateway.ID{Name: "gateway", Namespace: "team"}}} {
-		if err := a.Authorize(t.Context(), Applicant{Token: who.token}, who.id); err == nil || decides(err) {
+		if err := a.Authorize(t.Context(), Caller{Token: who.token}, who.id); err == nil || decides(err) {
 			t.Errorf("%v: %v, want that nobody can be asked", who, err)
 		}
 	}
@@ -148,13 +148,13 @@ func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 func TestARefusalEndsWhatWasAllowed(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
 	a, _ := serveTokens(t, s, time.Hour)
-	_ = a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway)
+	_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
 	s.set(func() { s.allowed = nil })
-	if err := a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway); !errors.Is(err, ErrDenied) {
+	if err := a.Authorize(t.Context(), Caller{Token: "good", Again: true}, theGateway); !errors.Is(err, ErrDenied) {
 		t.Fatalf("error %v, want ErrDenied", err)
 	}
 	s.set(func() { s.status = http.StatusInternalServerError })
-	if err := a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway); err == nil {
+	if err := a.Authorize(t.Context(), Caller{Token: "good", Again: true}, theGateway); err == nil {
 		t.Error("it was refused, and is allowed while Consul is away")
 	}
 }
@@ -163,10 +163,10 @@ func TestWhatWasAllowedCountsForABoundedTime(t *testing.T) {
 	for stale, allowed := range map[time.Duration]bool{0: false, time.Minute: false, 2 * time.Hour: true} {
 		s := &tokenServer{allowed: map[string]bool{"good": true}}
 		a, _ := serveTokens(t, s, stale)
-		_ = a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway)
+		_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
 		a.allowed.Add(a.grant("good", theGateway), time.Now().Add(-time.Hour))
 		s.set(func() { s.status = http.StatusInternalServerError })
-		if err := a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway); (err == nil) != allowed {
+		if err := a.Authorize(t.Context(), Caller{Token: "good"}, theGateway); (err == nil) != allowed {
 			t.Errorf("allowed an hour ago, counting for %v: %v", stale, err)
 		}
 	}
@@ -178,10 +178,10 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 	const callers = 50
 	results := make(chan error, callers)
 	first, leave := context.WithCancel(t.Context())
-	go func() { results <- a.Authorize(first, Applicant{Token: "good"}, theGateway) }()
+	go func() { results <- a.Authorize(first, Caller{Token: "good"}, theGateway) }()
 	<-s.hold
 	for range callers - 1 {
-		go func() { results <- a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway) }()
+		go func() { results <- a.Authorize(t.Context(), Caller{Token: "good"}, theGateway) }()
 	}
 	// The caller whose check the others share goes away: another one asks.
 	leave()
@@ -210,20 +210,20 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
 	a, _ := serveTokens(t, s, time.Hour)
-	_ = a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway)
+	_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
 	s.set(func() { s.hold, s.release = make(chan string, 100), make(chan struct{}) })
 	ctx, cancel := context.WithCancel(t.Context())
 	var strangers sync.WaitGroup
 	defer strangers.Wait()
 	defer cancel()
 	for i := range 100 {
-		strangers.Go(func() { _ = a.Authorize(ctx, Applicant{Token: fmt.Sprint("bad ", i), Peer: "stranger"}, theGateway) })
+		strangers.Go(func() { _ = a.Authorize(ctx, Caller{Token: fmt.Sprint("bad ", i), Peer: "stranger"}, theGateway) })
 	}
 	for range questionsOfStrangersPerPeer {
 		<-s.hold
 	}
 	s.set(func() { s.hold = nil }) // answers further checks at once
-	for _, who := range []Applicant{{Token: "new", Peer: "honest"}, {Token: "good", Peer: "stranger"}, {Token: "good", Peer: "honest", Again: true}} {
+	for _, who := range []Caller{{Token: "new", Peer: "honest"}, {Token: "good", Peer: "stranger"}, {Token: "good", Peer: "honest", Again: true}} {
 		if err := a.Authorize(t.Context(), who, theGateway); err != nil && !errors.Is(err, ErrDenied) {
 			t.Errorf("token %q of peer %q: %v", who.Token, who.Peer, err)
 		}
@@ -253,7 +253,7 @@ func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 func TestAQueueIsNoOutage(t *testing.T) {
 	s := &tokenServer{allowed: map[string]bool{"good": true}}
 	a, log := serveTokens(t, s, time.Hour)
-	if err := a.Authorize(t.Context(), Applicant{Token: "good"}, theGateway); err != nil {
+	if err := a.Authorize(t.Context(), Caller{Token: "good"}, theGateway); err != nil {
 		t.Fatal(err)
 	}
 	s.set(func() { s.allowed = nil })
@@ -261,7 +261,7 @@ func TestAQueueIsNoOutage(t *testing.T) {
 		a.known <- struct{}{} // checks that take long
 	}
 	result := make(chan error, 1)
-	go func() { result <- a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway) }()
+	go func() { result <- a.Authorize(t.Context(), Caller{Token: "good", Again: true}, theGateway) }()
 	select {
 	case err := <-result:
 		t.Fatalf("it is answered without a question, with %v", err)
@@ -282,9 +282,9 @@ func TestTheEndOfOneCallerIsNotThatOfOthers(t *testing.T) {
 	a, _ := serveTokens(t, s, 0)
 	first, leave := context.WithCancelCause(t.Context())
 	results := make(chan error, 2)
-	go func() { results <- a.Authorize(first, Applicant{Token: "good"}, theGateway) }()
+	go func() { results <- a.Authorize(first, Caller{Token: "good"}, theGateway) }()
 	<-s.hold
-	go func() { results <- a.Authorize(t.Context(), Applicant{Token: "good", Again: true}, theGateway) }()
+	go func() { results <- a.Authorize(t.Context(), Caller{Token: "good", Again: true}, theGateway) }()
 	leave(errors.New("its limit was reached"))
 	if err := <-results; err == nil || !strings.Contains(err.Error(), "its limit") {
 		t.Fatalf("the caller that went away got %v", err)
@@ -305,7 +305,7 @@ func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 	t.Cleanup(c.acl.CloseIdleConnections)
 	a := NewAuthorizer(c, time.Hour)
 	for i := range 100 {
-		if err := a.Authorize(t.Context(), Applicant{}, gateway.ID{Name: fmt.Sprint("gateway-", i)}); err != nil {
+		if err := a.Authorize(t.Context(), Caller{}, gateway.ID{Name: fmt.Sprint("gateway-", i)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -313,7 +313,7 @@ func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 		t.Errorf("%d grants are remembered", n)
 	}
 	server.Close()
-	if err := a.Authorize(t.Context(), Applicant{}, theGateway); err != nil {
+	if err := a.Authorize(t.Context(), Caller{}, theGateway); err != nil {
 		t.Errorf("while Consul is away: %v", err)
 	}
 }

@@ -54,7 +54,7 @@ type certificate struct {
 	wake   func()  // called when there is something new to know
 
 	asked  wish // the newest one
-	wishes latest.Box[wish]
+	wishes latest.Value[wish]
 	state  atomic.Pointer[signed]
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine has ended

@@ -413,7 +413,7 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 	} {
 		b := &build{source: &source{}, snapshot: &gateway.Snapshot{Leaf: towardsMesh}}
 		b.shown(&signed{leaf: forClients}, tc.now)
-		if b.snapshot.Serving != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
+		if b.snapshot.DownstreamLeaf != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
 			t.Errorf("at %v: %+v", tc.now, b.snapshot)
 		}
 	}

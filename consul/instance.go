@@ -75,7 +75,7 @@ func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*
 	for _, r := range regs.list {
 		id := instanceID{r.Node.Node, r.Service.ID}
 		in, wrong := r.instance(s.own[id], d.config[settings.Key])
-		own[id] = in.Own
+		own[id] = in.Registration
 		out = append(out, keep(before[id], in))
 		problems = append(problems, wrong.config...)
 		if len(wrong.own) == 0 {
@@ -126,7 +126,7 @@ type wrong struct {
 func (r *registration) instance(before settings.Layer, inherited any) (*gateway.Instance, wrong) {
 	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
-	own, inOwn := before.Next(where, settings.Own(r.Service.Proxy.Config[settings.Key], inherited))
+	own, inOwn := before.Next(where, settings.StripInherited(r.Service.Proxy.Config[settings.Key], inherited))
 	return &gateway.Instance{
 		Node:            r.Node.Node,
 		ServiceID:       r.Service.ID,
@@ -137,6 +137,6 @@ func (r *registration) instance(before settings.Layer, inherited any) (*gateway.
 		Kubernetes:      r.kubernetes(),
 		Config:          config,
 		AccessLogs:      r.Service.Proxy.AccessLogs,
-		Own:             own,
+		Registration:    own,
 	}, wrong{config: inConfig, own: inOwn}
 }

@@ -68,12 +68,12 @@ func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 	now := time.Now()
 	s.instances(gatewayWith(t, "strict"), defaultsWith("off"), now)
 	in, _ := s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now)
-	if got := in[0].Own; got.Unknown || got.Settings.ProxyProtocol.Mode != settings.Strict {
+	if got := in[0].Registration; got.Unknown || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
 	s = &source{}
-	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Own.Unknown {
-		t.Errorf("own settings are %+v, want unknown ones", in[0].Own)
+	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Registration.Unknown {
+		t.Errorf("own settings are %+v, want unknown ones", in[0].Registration)
 	}
 }
 

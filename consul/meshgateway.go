@@ -10,7 +10,7 @@ import (
 // leads through where it is in another datacenter or partition: those at the
 // target in mode remote, and the gateway's own in mode local.
 func (b *build) meshGateways(c *gateway.Chain, t *gateway.Target) {
-	if t.Peer != "" || gateway.Locality(t.Datacenter, t.Partition) == gateway.Locality(b.local, c.Partition) {
+	if t.Peer != "" || gateway.MeshGatewayKey(t.Datacenter, t.Partition) == gateway.MeshGatewayKey(b.local, c.Partition) {
 		return
 	}
 	switch t.MeshGateway.Mode {
@@ -25,7 +25,7 @@ func (b *build) meshGateways(c *gateway.Chain, t *gateway.Target) {
 // where the instances of each are. It adds nothing until all answers are there: a
 // part of the mesh gateways would be a wrong result.
 func (b *build) meshGatewaysIn(dc, partition string) {
-	locality := gateway.Locality(dc, partition)
+	locality := gateway.MeshGatewayKey(dc, partition)
 	if b.snapshot.MeshGateways[locality] != nil {
 		return
 	}

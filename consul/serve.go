@@ -43,7 +43,7 @@ func (b *build) shown(s *signed, now time.Time) {
 	if s.leaf == nil {
 		return
 	}
-	b.snapshot.Serving = s.leaf
+	b.snapshot.DownstreamLeaf = s.leaf
 	if now.After(s.leaf.ValidBefore) {
 		b.problem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
 		return

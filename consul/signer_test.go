@@ -79,13 +79,13 @@ func TestSnapshotHasTheCertificateForClients(t *testing.T) {
 	}})
 	g := start(t, NewWatcher(client, WatcherOptions{}), "gateway")
 	plain := g.next(t, anyOne)
-	if plain.Serving != nil || len(s.tokens) != 0 {
+	if plain.DownstreamLeaf != nil || len(s.tokens) != 0 {
 		t.Errorf("without TLS there is a certificate, or %d questions for one", len(s.tokens))
 	}
 
 	c.set("/v1/config/ingress-gateway", reply{body: tlsEntry})
 	refused := g.next(t, func(s *gateway.Snapshot) bool { return s.Entry.TLS.Enabled && len(s.Problems) > 0 })
-	if refused.Serving != nil || refused.Leaf != plain.Leaf {
+	if refused.DownstreamLeaf != nil || refused.Leaf != plain.Leaf {
 		t.Errorf("a refused certificate is there")
 	}
 	if got := refused.Problems[0].What; !strings.Contains(got, "give it service:write on the gateway") {
@@ -99,15 +99,15 @@ func TestSnapshotHasTheCertificateForClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.ca.fail(nil)
-	served := g.next(t, func(s *gateway.Snapshot) bool { return s.Serving != nil })
-	if served.Leaf != served.Serving || len(served.Problems) > 0 {
+	served := g.next(t, func(s *gateway.Snapshot) bool { return s.DownstreamLeaf != nil })
+	if served.Leaf != served.DownstreamLeaf || len(served.Problems) > 0 {
 		t.Errorf("the mesh is shown another certificate than clients, or there are problems: %v", served.Problems)
 	}
 	want := []string{"*.ingress.consul", "*.ingress.consul.", "*.ingress.dc1.consul", "*.ingress.dc1.consul."}
-	if diff := cmp.Diff(want, served.Serving.Names); diff != "" {
+	if diff := cmp.Diff(want, served.DownstreamLeaf.Names); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
-	if _, err := tls.X509KeyPair([]byte(served.Serving.CertPEM), []byte(served.Serving.KeyPEM)); err != nil {
+	if _, err := tls.X509KeyPair([]byte(served.DownstreamLeaf.CertPEM), []byte(served.DownstreamLeaf.KeyPEM)); err != nil {
 		t.Error(err)
 	}
 	var last []string
@@ -119,7 +119,7 @@ func TestSnapshotHasTheCertificateForClients(t *testing.T) {
 	}
 
 	c.set("/v1/config/ingress-gateway", reply{body: strings.Replace(tlsEntry, "true", "false", 1)})
-	if off := g.next(t, func(s *gateway.Snapshot) bool { return !s.Entry.TLS.Enabled }); off.Serving != nil || off.Leaf != plain.Leaf {
+	if off := g.next(t, func(s *gateway.Snapshot) bool { return !s.Entry.TLS.Enabled }); off.DownstreamLeaf != nil || off.Leaf != plain.Leaf {
 		t.Error("the certificate outlives TLS")
 	}
 }

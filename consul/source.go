@@ -216,8 +216,8 @@ func (s *source) complete() {
 // change have kept their pointers.
 func same(a, b *gateway.Snapshot) bool {
 	return a.Datacenter == b.Datacenter && a.DualStack == b.DualStack &&
-		a.Entry == b.Entry && a.Mesh == b.Mesh && a.Roots == b.Roots && a.Leaf == b.Leaf && a.Serving == b.Serving &&
-		reflect.DeepEqual(a.Defaults, b.Defaults) &&
+		a.Entry == b.Entry && a.Mesh == b.Mesh && a.Roots == b.Roots && a.Leaf == b.Leaf && a.DownstreamLeaf == b.DownstreamLeaf &&
+		reflect.DeepEqual(a.ProxyDefaults, b.ProxyDefaults) &&
 		slices.EqualFunc(a.Services, b.Services, sameService) &&
 		maps.Equal(a.Chains, b.Chains) &&
 		a.Endpoints.Equal(b.Endpoints) &&

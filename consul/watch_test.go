@@ -113,19 +113,19 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 			},
 			{NodeDatacenter: "dc1", NodeAddress: "10.0.0.1", Address: "10.0.0.9", Port: 1, Status: gateway.Warning},
 		}}}),
-		Mesh:     &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
-		Roots:    &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
-		Leaf:     &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
-		Defaults: says(settings.Permissive),
+		Mesh:          &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
+		Roots:         &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
+		Leaf:          &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
+		ProxyDefaults: says(settings.Permissive),
 		Instances: []*gateway.Instance{
 			{
 				Node: "n1", ServiceID: "gateway", NodeAddress: "10.0.0.1", Address: "10.1.0.1", Port: 8443,
 				TaggedAddresses: map[string]gateway.Address{"wan": {Address: "192.0.2.1", Port: 443}},
 				Config:          gateway.ProxyConfig{NoDefaultBind: true},
 				AccessLogs:      gateway.AccessLogs{Enabled: true, Type: "file", Path: "/log"},
-				Own:             says(""),
+				Registration:    says(""),
 			},
-			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Own: says(settings.Strict)},
+			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Registration: says(settings.Strict)},
 		},
 	}
 	got := start(t, c.watcher(t), "gateway").next(t, anyOne)
@@ -366,18 +366,18 @@ func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
 	w := c.watcher(t)
 	run(t, w.Run)
 	first := start(t, w, "gateway")
-	first.next(t, func(s *gateway.Snapshot) bool { return reflect.DeepEqual(s.Defaults, says(settings.Strict)) })
+	first.next(t, func(s *gateway.Snapshot) bool { return reflect.DeepEqual(s.ProxyDefaults, says(settings.Strict)) })
 
 	c.set("/v1/config/proxy-defaults", mode("stict"))
 	s := first.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
-	if !reflect.DeepEqual(s.Defaults, says(settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
-		t.Errorf("settings %+v, problems %v", s.Defaults, s.Problems)
+	if !reflect.DeepEqual(s.ProxyDefaults, says(settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
+		t.Errorf("settings %+v, problems %v", s.ProxyDefaults, s.Problems)
 	}
 
 	// The last Envoy goes away and comes back.
 	first.stop()
-	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.Defaults, says(settings.Strict)) {
-		t.Errorf("settings %+v, want the last good ones", s.Defaults)
+	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.ProxyDefaults, says(settings.Strict)) {
+		t.Errorf("settings %+v, want the last good ones", s.ProxyDefaults)
 	}
 }
 

@@ -114,9 +114,9 @@ func (w *Watcher) Ready() error {
 	return nil
 }
 
-// Remark gives what an operator can mend although Consul answers, in one line;
+// Warning gives what an operator can mend although Consul answers, in one line;
 // "" if there is nothing.
-func (w *Watcher) Remark() string { return w.hub.budget.remark() }
+func (w *Watcher) Warning() string { return w.hub.budget.remark() }
 
 // Watch calls put with a snapshot of the gateway as soon as all of it is known,
 // and with a new one whenever something changes. put must not block. Watch

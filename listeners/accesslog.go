@@ -78,7 +78,7 @@ func accessLogKeyOf(l listening) accessLogKey {
 		told:    proxy.On() || l.policy.ClientAddress.On(),
 		proxied: proxy.On(),
 		strict:  proxy.Mode == settings.Strict,
-		limited: proxy.On() && !proxy.BelievesAll(),
+		limited: proxy.On() && !proxy.TrustsAll(),
 		tlvs:    l.tlvs(),
 		dialect: l.env.dialect,
 	}

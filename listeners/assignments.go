@@ -54,7 +54,7 @@ func (l legs) between(before, now *gateway.Snapshot) iter.Seq[leg] {
 		return slices.Values(l.all)
 	}
 	return func(yield func(leg) bool) {
-		for id := range now.Endpoints.Since(before.Endpoints) {
+		for id := range now.Endpoints.ChangedSince(before.Endpoints) {
 			for _, leg := range l.byTarget[id] {
 				if !yield(leg) {
 					return
@@ -83,10 +83,10 @@ func assign(s *gateway.Snapshot, legs []leg, last assignments) assignments {
 	}
 	byCluster := func(a *assignment) string { return a.key.cluster }
 	return assignments{
-		made:      ordered.By(all, byCluster).Or(last.made),
-		endpoints: ordered.By(known, (*endpointv3.ClusterLoadAssignment).GetClusterName).Or(last.endpoints),
-		unknown:   ordered.By(unknown, byCluster).Or(last.unknown),
-		troubled:  ordered.By(troubled, byCluster).Or(last.troubled),
+		made:      ordered.By(all, byCluster).OrSame(last.made),
+		endpoints: ordered.By(known, (*endpointv3.ClusterLoadAssignment).GetClusterName).OrSame(last.endpoints),
+		unknown:   ordered.By(unknown, byCluster).OrSame(last.unknown),
+		troubled:  ordered.By(troubled, byCluster).OrSame(last.troubled),
 	}
 }
 

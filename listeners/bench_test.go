@@ -16,7 +16,7 @@ func BenchmarkCompile(b *testing.B) {
 			s := manyServices(b, n)
 			b.ReportAllocs()
 			for b.Loop() {
-				Compile(s, s.Instances[0], gateway.Envoy{})
+				Compile(s, s.Instances[0], gateway.EnvoyVersion{})
 			}
 		})
 	}
@@ -45,12 +45,12 @@ func BenchmarkCompileChange(b *testing.B) {
 func benchmarkChange(b *testing.B, s *gateway.Snapshot, change func(next *gateway.Snapshot)) {
 	b.Helper()
 	var c Compiler
-	c.Compile(s, s.Instances[0], gateway.Envoy{})
+	c.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
 	b.ReportAllocs()
 	for b.Loop() {
 		next := *s
 		change(&next)
-		c.Compile(&next, s.Instances[0], gateway.Envoy{})
+		c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
 		s = &next
 	}
 }

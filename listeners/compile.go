@@ -59,7 +59,7 @@ type Resources struct {
 // instance in of the gateway s. It is pure: the same input gives the same
 // bytes, and neither s nor in is modified. A listener that cannot be built the
 // way its settings ask for is withheld, never built without them.
-func Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *Resources {
+func Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
 	return new(Compiler).Compile(s, in, e)
 }
 

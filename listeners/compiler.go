@@ -16,7 +16,7 @@ type Compiler struct {
 }
 
 // Compile gives the same resources as the function Compile does.
-func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *Resources {
+func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
 	if s != c.snapshot {
 		c.snapshot = s
 		c.shapes, c.oldShapes = map[shapeKey]*shape{}, c.shapes

@@ -50,7 +50,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 		for range 8 {
 			s = changed(rnd, s, cases)
 			for _, in := range s.Instances {
-				e := []gateway.Envoy{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
+				e := []gateway.EnvoyVersion{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
 				if diff := cmp.Diff(Compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
 					t.Fatalf("seed %d: as Compile -, the Compiler +:\n%s", seed, diff)
 				}
@@ -72,13 +72,13 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 	case 5:
 		next.MeshGateways = other.MeshGateways
 	case 6:
-		next.Mesh, next.Roots, next.Leaf, next.Serving = other.Mesh, other.Roots, other.Leaf, other.Serving
+		next.Mesh, next.Roots, next.Leaf, next.DownstreamLeaf = other.Mesh, other.Roots, other.Leaf, other.DownstreamLeaf
 	case 7:
-		next.Server, next.Defaults, next.Operator, next.Instances = other.Server, other.Defaults, other.Operator, other.Instances
+		next.FileAll, next.ProxyDefaults, next.FileGateway, next.Instances = other.FileAll, other.ProxyDefaults, other.FileGateway, other.Instances
 	case 8:
 		next.Entry, next.Services = other.Entry, other.Services
 	case 9:
-		next.Serving = other.Serving
+		next.DownstreamLeaf = other.DownstreamLeaf
 	case 10:
 		next.Balancers = withoutOne(rnd, s.Balancers)
 	case 11:
@@ -108,12 +108,12 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 	const n = 20
 	s := manyServices(t, n)
 	var c Compiler
-	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
+	before := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
 	next := *s
 	id := "service-0007.default.default.dc1"
 	next.Endpoints = next.Endpoints.With(id, &gateway.Endpoints{Endpoints: slices.Clone(s.Endpoints.Get(id).Endpoints)})
 	next.Endpoints.Get(id).Endpoints[0].Port++
-	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
+	after := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
 
 	for name, kept := range map[string]bool{
 		"listeners": before.Listeners == after.Listeners,
@@ -125,7 +125,7 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 			t.Errorf("the %s were made anew", name)
 		}
 	}
-	touched := slices.Collect(after.Endpoints.Since(before.Endpoints))
+	touched := slices.Collect(after.Endpoints.ChangedSince(before.Endpoints))
 	if want := []string{"service-0007.default.dc1.internal." + s.Roots.TrustDomain}; !slices.Equal(touched, want) {
 		t.Errorf("made anew: %q, want %q", touched, want)
 	}
@@ -134,7 +134,7 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 func TestChangedChainTouchesItsClusters(t *testing.T) {
 	s := manyServices(t, 20)
 	var c Compiler
-	before := c.Compile(s, s.Instances[0], gateway.Envoy{})
+	before := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
 	next := *s
 	next.Chains = maps.Clone(s.Chains)
 	row := s.Services[7].Service
@@ -146,8 +146,8 @@ func TestChangedChainTouchesItsClusters(t *testing.T) {
 		chain.Targets[id] = &other
 	}
 	next.Chains[row] = &chain
-	after := c.Compile(&next, s.Instances[0], gateway.Envoy{})
-	touched := slices.Collect(after.Clusters.Since(before.Clusters))
+	after := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
+	touched := slices.Collect(after.Clusters.ChangedSince(before.Clusters))
 	if len(touched) != 1 || before.Endpoints != after.Endpoints {
 		t.Errorf("made anew: the clusters %q, want 1; endpoints kept: %v", touched, before.Endpoints == after.Endpoints)
 	}
@@ -159,7 +159,7 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 	other.Node, other.Address = "other", "10.9.9.9"
 	s.Instances = append(s.Instances, &other)
 	var c Compiler
-	a, b := c.Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, &other, gateway.Envoy{})
+	a, b := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, &other, gateway.EnvoyVersion{})
 	if a.Routes != b.Routes || a.Clusters != b.Clusters || a.Endpoints != b.Endpoints {
 		t.Error("two instances have routes, clusters or endpoints of their own")
 	}
@@ -177,7 +177,7 @@ func TestWhatIsNotKnownTakesNothingAway(t *testing.T) {
 		for seed := range uint64(20) {
 			less := unread(rand.New(rand.NewPCG(seed, 0)), s)
 			for _, in := range s.Instances {
-				all, r := Compile(s, in, gateway.Envoy{}), Compile(less, in, gateway.Envoy{})
+				all, r := Compile(s, in, gateway.EnvoyVersion{}), Compile(less, in, gateway.EnvoyVersion{})
 				checkResources(t, r)
 				checkNothingLost(t, all, r)
 			}
@@ -249,8 +249,8 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	var c Compiler
 	before := *s
 	before.Endpoints = before.Endpoints.With(id, &gateway.Endpoints{})
-	c.Compile(&before, s.Instances[0], gateway.Envoy{})
-	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.Envoy{}), c.Compile(s, s.Instances[0], gateway.Envoy{}), resourcesEqual); diff != "" {
+	c.Compile(&before, s.Instances[0], gateway.EnvoyVersion{})
+	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
 	}
 }

@@ -53,7 +53,7 @@ type dialect struct {
 // dialectOf is the table of what came with which release, from the version
 // history (https://www.envoyproxy.io/docs/envoy/latest/version_history/version_history)
 // and from trials.
-func dialectOf(e gateway.Envoy) dialect {
+func dialectOf(e gateway.EnvoyVersion) dialect {
 	return dialect{
 		optionalProxy: e.AtLeast(1, 23),
 		sumOfWeights:  e.AtLeast(1, 23),
@@ -76,7 +76,7 @@ func dialectOf(e gateway.Envoy) dialect {
 
 // survivesLocal says whether a release has the fix of CVE-2024-23327: 1.26.7,
 // 1.27.3, 1.28.1 and 1.29.1 were the first.
-func survivesLocal(e gateway.Envoy) bool {
+func survivesLocal(e gateway.EnvoyVersion) bool {
 	fixed := map[uint32]uint32{26: 7, 27: 3, 28: 1, 29: 1}
 	if e.AtLeast(1, 30) {
 		return true
@@ -91,9 +91,9 @@ func (d dialect) tells(tlv settings.TLV) bool { return d.binaryTLVs || !isNumber
 // supports says what a policy needs that the Envoy does not have, and that
 // cannot be left out: the listener would believe what it must not, or take what
 // it must refuse.
-func (d dialect) supports(p settings.Policy, tcp bool) error {
+func (d dialect) supports(p settings.Listener, tcp bool) error {
 	proxy := p.ProxyProtocol
-	limited := proxy.On() && !proxy.BelievesAll()
+	limited := proxy.On() && !proxy.TrustsAll()
 	told := proxy.On() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
 	byPort := !tcp && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort

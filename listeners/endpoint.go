@@ -31,7 +31,7 @@ type assignmentKey struct {
 func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 	k := assignmentKey{
 		cluster:     l.cluster,
-		local:       gateway.Locality(s.Datacenter, l.from),
+		local:       gateway.MeshGatewayKey(s.Datacenter, l.from),
 		onlyPassing: l.target.Subset.OnlyPassing,
 		instances:   s.Endpoints.Get(l.target.ID),
 	}
@@ -41,13 +41,13 @@ func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 		k.local, k.onlyPassing = "", false
 		return k
 	}
-	at := gateway.Locality(l.target.Datacenter, l.target.Partition)
+	at := gateway.MeshGatewayKey(l.target.Datacenter, l.target.Partition)
 	if at == k.local {
 		return k
 	}
 	switch l.target.MeshGateway.Mode {
 	case "local":
-		k.through, k.gateways = true, s.MeshGateways[gateway.Locality(s.Datacenter, s.ID.Partition)]
+		k.through, k.gateways = true, s.MeshGateways[gateway.MeshGatewayKey(s.Datacenter, s.ID.Partition)]
 	case "remote":
 		k.through, k.gateways = true, s.MeshGateways[at]
 	}
@@ -71,7 +71,7 @@ func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []probl
 	group := &endpointv3.LocalityLbEndpoints{}
 	for i := range instances {
 		ep := &instances[i]
-		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.Locality(ep.NodeDatacenter, ep.NodePartition) != k.local)
+		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.MeshGatewayKey(ep.NodeDatacenter, ep.NodePartition) != k.local)
 		if err := reachable(address, port); err != nil {
 			problems = append(problems, problem.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
 			continue

@@ -48,7 +48,7 @@ func casesAsJSON(t testing.TB) [][]byte {
 }
 
 // releases are the releases of Envoy that the fuzz targets compile for.
-var releases = []gateway.Envoy{{}, {Major: 1, Minor: 22}}
+var releases = []gateway.EnvoyVersion{{}, {Major: 1, Minor: 22}}
 
 // compileDamaged compiles a damaged snapshot. It does nothing if no source could have
 // read it.
@@ -126,7 +126,7 @@ func FuzzAccessLog(f *testing.F) {
 	for _, in := range casesAsJSON(f) {
 		var found struct {
 			Usher struct {
-				Server, Defaults, Operator struct {
+				FileAll, ProxyDefaults, FileGateway struct {
 					AccessLog any `json:"access_log"`
 				}
 			}
@@ -134,7 +134,7 @@ func FuzzAccessLog(f *testing.F) {
 		if json.Unmarshal(in, &found) != nil {
 			continue // a list there means its element
 		}
-		for _, log := range []any{found.Usher.Server.AccessLog, found.Usher.Defaults.AccessLog, found.Usher.Operator.AccessLog} {
+		for _, log := range []any{found.Usher.FileAll.AccessLog, found.Usher.ProxyDefaults.AccessLog, found.Usher.FileGateway.AccessLog} {
 			if text, err := json.Marshal(log); err == nil && log != nil {
 				f.Add(string(text), "", "")
 			}
@@ -159,7 +159,7 @@ func FuzzAccessLog(f *testing.F) {
 		in := s.Instances[0]
 		in.AccessLogs = gateway.AccessLogs{Enabled: true, TextFormat: text, JSONFormat: object}
 		var problems []problem.Problem
-		in.Own, problems = settings.Layer{}.Next("the registration", map[string]any{"access_log": raw})
+		in.Registration, problems = settings.Layer{}.Next("the registration", map[string]any{"access_log": raw})
 		if len(problems) == 0 {
 			compileAll(t, s)
 		}

@@ -28,8 +28,8 @@ type fixture struct {
 	Envoys    []string
 	Chains    map[string]*gateway.Chain // by name, in the default namespace and partition
 	Endpoints map[string]*gateway.Endpoints
-	Balancers map[string]*gateway.Balancer             // by namespace/name
-	Usher     struct{ Server, Defaults, Operator any } // what stands under the key usher
+	Balancers map[string]*gateway.Balancer                      // by namespace/name
+	Usher     struct{ FileAll, ProxyDefaults, FileGateway any } // what stands under the key usher
 	gateway.Snapshot
 }
 
@@ -38,7 +38,7 @@ func (f *fixture) settings() error {
 	for _, source := range []struct {
 		raw  any
 		into *settings.Layer
-	}{{f.Usher.Server, &f.Server}, {f.Usher.Defaults, &f.Defaults}, {f.Usher.Operator, &f.Operator}} {
+	}{{f.Usher.FileAll, &f.FileAll}, {f.Usher.ProxyDefaults, &f.ProxyDefaults}, {f.Usher.FileGateway, &f.FileGateway}} {
 		if source.raw == nil {
 			continue
 		}
@@ -51,7 +51,7 @@ func (f *fixture) settings() error {
 	return nil
 }
 
-func parseFixture(in []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
+func parseFixture(in []byte) (*gateway.Snapshot, []gateway.EnvoyVersion, error) {
 	asJSON, err := toJSON(in)
 	if err != nil {
 		return nil, nil, err
@@ -67,7 +67,7 @@ func toJSON(in []byte) ([]byte, error) {
 	return json.Marshal(tree)
 }
 
-func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
+func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.EnvoyVersion, error) {
 	var f fixture
 	dec := json.NewDecoder(bytes.NewReader(asJSON))
 	dec.DisallowUnknownFields()
@@ -89,16 +89,16 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 		f.Snapshot.Balancers[gateway.KubernetesService{Namespace: namespace, Name: name}] = b
 	}
 	f.Snapshot.Endpoints = ordered.From(f.Endpoints)
-	var envoys []gateway.Envoy
+	var envoys []gateway.EnvoyVersion
 	for _, release := range f.Envoys {
-		var e gateway.Envoy
+		var e gateway.EnvoyVersion
 		if _, err := fmt.Sscanf(release, "%d.%d.%d", &e.Major, &e.Minor, &e.Patch); err != nil {
 			return nil, nil, fmt.Errorf("release %q: %w", release, err)
 		}
 		envoys = append(envoys, e)
 	}
 	if len(envoys) == 0 {
-		envoys = []gateway.Envoy{{}}
+		envoys = []gateway.EnvoyVersion{{}}
 	}
 	return &f.Snapshot, envoys, nil
 }
@@ -107,7 +107,7 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.Envoy, error) {
 type compiled struct {
 	snapshot  *gateway.Snapshot
 	instance  *gateway.Instance
-	envoy     gateway.Envoy
+	envoy     gateway.EnvoyVersion
 	resources *Resources
 }
 
@@ -275,7 +275,7 @@ func eachCompiled(t *testing.T, check func(t *testing.T, c compiled)) {
 	})
 }
 
-func mustParse(t *testing.T, in []byte) (*gateway.Snapshot, []gateway.Envoy) {
+func mustParse(t *testing.T, in []byte) (*gateway.Snapshot, []gateway.EnvoyVersion) {
 	t.Helper()
 	s, envoys, err := parseFixture(in)
 	if err != nil {

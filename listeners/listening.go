@@ -16,7 +16,7 @@ type listening struct {
 	env    environment
 	in     instance
 	port   port
-	policy settings.Policy
+	policy settings.Listener
 	logs   accessLogs
 }
 
@@ -25,7 +25,7 @@ type listening struct {
 var errUnknown = errors.New("what the listener follows from is not known")
 
 func listeningOn(env environment, in instance, p port) (listening, []problem.Problem, error) {
-	policy, known := env.snapshot.PolicyOf(in.registered, p.number)
+	policy, known := env.snapshot.ListenerSettings(in.registered, p.number)
 	if !known {
 		return listening{}, nil, errUnknown
 	}
@@ -59,7 +59,7 @@ func (l *listening) traffic() settings.Traffic {
 	balancer := l.env.snapshot.BalancerOf(l.in.registered)
 	return settings.Traffic{
 		TCP: !l.port.http(), TLS: l.speaksTLS(),
-		PeerIsClient: balancer.PeerIsClient, Sends: balancer.To(l.port.number).Sends,
+		PreservesClientIP: balancer.PreservesClientIP, BalancerVersion: balancer.ForPort(l.port.number).ProxyVersion,
 	}
 }
 
@@ -120,7 +120,7 @@ const (
 // The others are closed: no chain is for them.
 func (l *listening) served() []peers {
 	switch p := l.policy.ProxyProtocol; {
-	case !p.On() || p.BelievesAll():
+	case !p.On() || p.TrustsAll():
 		return []peers{anybody}
 	case p.Mode == settings.Strict:
 		return []peers{trusted}

@@ -10,7 +10,9 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-func dialectOfMinor(minor uint32) dialect { return dialectOf(gateway.Envoy{Major: 1, Minor: minor}) }
+func dialectOfMinor(minor uint32) dialect {
+	return dialectOf(gateway.EnvoyVersion{Major: 1, Minor: minor})
+}
 
 func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
 	for text, want := range map[string]string{

@@ -210,7 +210,7 @@ var logOperators = map[string]knownOperator{
 
 // operatorsOf gives the newest release with operators of its own that is not
 // newer than an Envoy.
-func operatorsOf(e gateway.Envoy) uint32 {
+func operatorsOf(e gateway.EnvoyVersion) uint32 {
 	var newest uint32
 	for _, o := range logOperators {
 		for _, release := range []uint32{o.since, o.paramsSince, o.lengthSince} {

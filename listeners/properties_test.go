@@ -23,7 +23,7 @@ import (
 )
 
 func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		for i, f := range l.ListenerFilters {
 			if f.Name == proxyProtocolName && i != 0 {
 				t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
@@ -36,7 +36,7 @@ func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
 }
 
 func TestStrictRefusesWhatPermissiveAllows(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		if f := proxyFilter(t, l); f != nil && f.AllowRequestsWithoutProxyProtocol != (p.ProxyProtocol.Mode == settings.Permissive) {
 			t.Errorf("%s: plain connections are allowed: %v, with mode %s", l.Name, f.AllowRequestsWithoutProxyProtocol, p.ProxyProtocol.Mode)
 		}
@@ -44,7 +44,7 @@ func TestStrictRefusesWhatPermissiveAllows(t *testing.T) {
 }
 
 func TestAVersionThatIsNotAllowedIsRefused(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		f := proxyFilter(t, l)
 		if f == nil {
 			return
@@ -86,7 +86,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 }
 
 func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		on := p.ProxyProtocol.On() || p.ClientAddress.On()
 		for _, hcm := range managers(t, l) {
 			if hcm.GetUseRemoteAddress().GetValue() != on {
@@ -102,7 +102,7 @@ func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T)
 
 func TestNobodyKnowsTheSettingsSoNoListenerIsBuilt(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
-		if _, known := c.snapshot.PolicyOf(c.instance, 0); !known && c.resources.Listeners.Len() > 0 {
+		if _, known := c.snapshot.ListenerSettings(c.instance, 0); !known && c.resources.Listeners.Len() > 0 {
 			t.Errorf("there are listeners: %v", slices.Collect(c.resources.Listeners.Keys()))
 		}
 	})
@@ -113,7 +113,7 @@ func TestWhatAnEnvoyIsTooOldForIsHeldBack(t *testing.T) {
 	eachCase(t, func(t *testing.T, in []byte) {
 		s, _ := mustParse(t, in)
 		for minor := range uint32(20) {
-			e := gateway.Envoy{Major: 1, Minor: 22 + minor}
+			e := gateway.EnvoyVersion{Major: 1, Minor: 22 + minor}
 			for _, in := range s.Instances {
 				c := compiled{snapshot: s, instance: in, envoy: e, resources: Compile(s, in, e)}
 				for l := range c.resources.Listeners.Values() {
@@ -134,7 +134,7 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 		"permissive":                       when(p.ProxyProtocol.Mode == settings.Permissive, 23),
 		"a version that is refused":        when(p.ProxyProtocol.On() && len(p.ProxyProtocol.Versions) < 2, 30),
 		"TLVs":                             when(p.ProxyProtocol.On() && len(p.ProxyProtocol.TLVs) > 0, 32),
-		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll(), 25),
+		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll(), 25),
 		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == settings.XFFOverwrite, 25),
 		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.On() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
 		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort, 32),
@@ -147,7 +147,7 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 
 // CVE-2024-23327 was mended in several releases.
 func TestReleasesThatALOCALHeaderEnds(t *testing.T) {
-	for release, survives := range map[gateway.Envoy]bool{
+	for release, survives := range map[gateway.EnvoyVersion]bool{
 		{}: true, {Major: 1, Minor: 40}: true, {Major: 1, Minor: 30}: true, {Major: 1, Minor: 25, Patch: 9}: false,
 		{Major: 1, Minor: 29, Patch: 1}: true, {Major: 1, Minor: 29}: false,
 		{Major: 1, Minor: 28, Patch: 1}: true, {Major: 1, Minor: 28}: false,
@@ -203,7 +203,7 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 
 // eachListener runs check on every listener of every case that clients connect
 // to, with the policy that it shall have.
-func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener, p settings.Policy)) {
+func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener, p settings.Listener)) {
 	t.Helper()
 	eachCompiled(t, func(t *testing.T, c compiled) {
 		for l := range c.resources.Listeners.Values() {
@@ -216,13 +216,13 @@ func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener,
 
 // policyOf gives the policy of a listener, or false for one that is not for
 // clients.
-func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Policy, bool) {
+func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Listener, bool) {
 	t.Helper()
 	if isRelay(l) {
-		return settings.Policy{}, false
+		return settings.Listener{}, false
 	}
 	port := l.GetAddress().GetSocketAddress().GetPortValue()
-	p, known := c.snapshot.PolicyOf(c.instance, int(port))
+	p, known := c.snapshot.ListenerSettings(c.instance, int(port))
 	if !known {
 		t.Fatalf("%s was built, and nobody knows its policy", l.Name)
 	}

@@ -35,8 +35,8 @@ func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
 	if s.Roots != nil {
 		secrets = append(secrets, rootsSecret(RootsSecret, s.Roots))
 	}
-	if s.Serving != nil {
-		secrets = append(secrets, leafSecret(ServingSecret, s.Serving))
+	if s.DownstreamLeaf != nil {
+		secrets = append(secrets, leafSecret(ServingSecret, s.DownstreamLeaf))
 	}
 	return secrets
 }

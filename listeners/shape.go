@@ -52,7 +52,7 @@ func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
 		return &now
 	}
 	now := newShape(environment{snapshot: s, dialect: k.dialect, fetch: k.fetch}, last.memo.next())
-	now.routes, now.clusters, now.secrets = now.routes.Or(last.routes), now.clusters.Or(last.clusters), now.secrets.Or(last.secrets)
+	now.routes, now.clusters, now.secrets = now.routes.OrSame(last.routes), now.clusters.OrSame(last.clusters), now.secrets.OrSame(last.secrets)
 	now.assignments = assign(s, now.legs.all, last.assignments)
 	return now
 }
@@ -62,7 +62,7 @@ func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
 func (last *shape) holds(s *gateway.Snapshot) bool {
 	old := last.env.snapshot
 	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.DualStack == s.DualStack && old.Plain == s.Plain &&
-		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf && old.Serving == s.Serving &&
+		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots && old.Leaf == s.Leaf && old.DownstreamLeaf == s.DownstreamLeaf &&
 		identical(old.Services, s.Services) && identical(old.Chains, s.Chains) &&
 		maps.Equal(old.Peers, s.Peers) && last.samePeers(s)
 }

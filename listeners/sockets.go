@@ -39,7 +39,7 @@ type sockets struct {
 // are nil.
 func (s *sockets) next(shape *shape, in *gateway.Instance) *sockets {
 	snapshot := shape.env.snapshot
-	from := madeOf{instance: in, balancer: snapshot.BalancerOf(in), ports: shape.ports, clusters: shape.clusters, settings: [...]settings.Layer{snapshot.Server, snapshot.Defaults, snapshot.Operator}}
+	from := madeOf{instance: in, balancer: snapshot.BalancerOf(in), ports: shape.ports, clusters: shape.clusters, settings: [...]settings.Layer{snapshot.FileAll, snapshot.ProxyDefaults, snapshot.FileGateway}}
 	if s != nil && s.madeOf.same(from) {
 		return s
 	}
@@ -140,7 +140,7 @@ func strayPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 		return nil
 	}
 	var problems []problem.Problem
-	for _, layer := range []settings.Layer{in.Own, s.Operator} {
+	for _, layer := range []settings.Layer{in.Registration, s.FileGateway} {
 		for _, port := range slices.Sorted(maps.Keys(layer.Settings.Listeners)) {
 			if slices.ContainsFunc(s.Entry.Listeners, func(l gateway.Listener) bool { return l.Port == port }) {
 				continue

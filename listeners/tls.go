@@ -33,7 +33,7 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is none here; " +
 			"use TLS.SDS, or remove TLS.Enabled")
 	default:
-		if err := p.named(env.snapshot.Serving); err != nil {
+		if err := p.named(env.snapshot.DownstreamLeaf); err != nil {
 			return nil, err
 		}
 		sds = nil

@@ -21,10 +21,10 @@ import (
 )
 
 // limited says whether only some peers' headers are believed.
-func limited(p settings.Policy) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll() }
+func limited(p settings.Listener) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll() }
 
 // trustedChain says whether a chain is for the trusted peers alone.
-func trustedChain(chain *listenerv3.FilterChain, p settings.Policy) bool {
+func trustedChain(chain *listenerv3.FilterChain, p settings.Listener) bool {
 	var ranges []netip.Prefix
 	for _, r := range chain.GetFilterChainMatch().GetDirectSourcePrefixRanges() {
 		ranges = append(ranges, netip.PrefixFrom(netip.MustParseAddr(r.AddressPrefix), int(r.PrefixLen.GetValue())))
@@ -33,7 +33,7 @@ func trustedChain(chain *listenerv3.FilterChain, p settings.Policy) bool {
 }
 
 func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		byName := map[string][2]int{} // chains by server names: for trusted peers, and for others
 		for _, chain := range l.FilterChains {
 			names := strings.Join(chain.GetFilterChainMatch().GetServerNames(), " ")
@@ -64,7 +64,7 @@ func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
 var claims = regexp.MustCompile(`DOWNSTREAM_(REMOTE|LOCAL)_(ADDRESS|PORT)|source\.|destination\.|proxy_protocol`)
 
 func TestNoLogShowsWhatAnUntrustedPeerClaims(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		if !limited(p) {
 			return
 		}
@@ -104,7 +104,7 @@ func mustJSON(t *testing.T, m proto.Message) string {
 }
 
 func TestServicesAreToldTheUntrustedPeerItself(t *testing.T) {
-	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Policy) {
+	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		if !limited(p) {
 			return
 		}
@@ -195,8 +195,8 @@ func TestRelaysOfInstancesDoNotMeet(t *testing.T) {
 }
 
 func TestOwnAddressHasNoSpellingOfAClaim(t *testing.T) {
-	newest := dialectOf(gateway.Envoy{})
-	old := dialectOf(gateway.Envoy{Major: 1, Minor: 32})
+	newest := dialectOf(gateway.EnvoyVersion{})
+	old := dialectOf(gateway.EnvoyVersion{Major: 1, Minor: 32})
 	for text, want := range map[string]string{
 		"%DOWNSTREAM_REMOTE_ADDRESS%": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
 		"a %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_REMOTE_PORT%": "a %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_DIRECT_REMOTE_PORT%",

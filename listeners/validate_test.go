@@ -22,7 +22,7 @@ import (
 // TestEnvoyTakesEveryCase asks real Envoys: the validators do not know what is
 // in an expression or in a log format.
 func TestEnvoyTakesEveryCase(t *testing.T) {
-	for release, e := range map[string]gateway.Envoy{
+	for release, e := range map[string]gateway.EnvoyVersion{
 		"1.40.0": {Major: 1, Minor: 40},
 		"1.36.2": {Major: 1, Minor: 36, Patch: 2},
 	} {

@@ -17,13 +17,13 @@ import (
 type KeyPair struct {
 	certFile, keyFile string
 	log               *slog.Logger
-	again             filewatch.Again
+	again             filewatch.Trigger
 	current           atomic.Pointer[tls.Certificate]
 }
 
 // NewKeyPair reads a certificate chain and its key, both in PEM.
 func NewKeyPair(certFile, keyFile string, log *slog.Logger) (*KeyPair, error) {
-	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, again: filewatch.NewAgain()}
+	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, again: filewatch.NewTrigger()}
 	if err := k.read(); err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (k *KeyPair) Run(ctx context.Context) error {
 }
 
 // Reload makes Run read the pair at once, as after its files changed.
-func (k *KeyPair) Reload() { k.again.Ask() }
+func (k *KeyPair) Reload() { k.again.Fire() }
 
 func (k *KeyPair) replace() error {
 	before := k.current.Load()

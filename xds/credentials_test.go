@@ -260,7 +260,7 @@ func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, d := &supplier{set: small().set(t)}, &door{}
-	conn, err := grpc.NewClient(serveTLS(t, keys, xds.Options{Supplier: s, Authorizer: d}),
+	conn, err := grpc.NewClient(serveTLS(t, keys, xds.Options{Source: s, Authorizer: d}),
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,7 @@
 // Package xds serves Envoy's discovery protocol over one aggregated stream
 // (ADS), in its delta and in its state-of-the-world variant.
 //
-//	Supplier --put(*Set)--> session --responses--> Envoy
+//	ResourceSource --put(*Set)--> session --responses--> Envoy
 //	                           ^                     |
 //	Authorizer --allowed?------+<---subscriptions,---+
 //	                                ACK, NACK

@@ -39,7 +39,7 @@ func drained(t *testing.T, streams int, scenario func(*drainRig)) {
 func newDrainRig(t *testing.T, p fakeenvoy.Protocol, streams int) *drainRig {
 	t.Helper()
 	r := &drainRig{t: t, returned: make(chan time.Duration, 1)}
-	r.server = xds.NewServer(xds.Options{Supplier: &supplier{}, Authorizer: &door{}, Logger: slog.New(slog.DiscardHandler)})
+	r.server = xds.NewServer(xds.Options{Source: &supplier{}, Authorizer: &door{}, Logger: slog.New(slog.DiscardHandler)})
 	r.conn = serve(t, r.server)
 	r.connect = func() *fakeenvoy.Envoy { return fakeenvoy.Connect(t, r.conn, p, fakeenvoy.Options{}) }
 	for range streams {

@@ -42,7 +42,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add(false, []byte{0, 0, 0})
 
 	supplier := anybody{small().set(f)}
-	conn := serve(f, xds.NewServer(xds.Options{Supplier: supplier, Authorizer: supplier, Logger: slog.New(slog.DiscardHandler)}))
+	conn := serve(f, xds.NewServer(xds.Options{Source: supplier, Authorizer: supplier, Logger: slog.New(slog.DiscardHandler)}))
 	f.Fuzz(func(t *testing.T, delta bool, requests []byte) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
@@ -99,7 +99,7 @@ func (raw) Unmarshal(data []byte, v any) error {
 // anybody supplies everybody with one set.
 type anybody struct{ set *xds.Set }
 
-func (a anybody) Supply(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {
+func (a anybody) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {
 	put(a.set)
 	<-ctx.Done()
 	return nil

@@ -78,7 +78,7 @@ func newRig(t *testing.T, p fakeenvoy.Protocol) *rig {
 func newRigWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *rig {
 	t.Helper()
 	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, wire: bufconn.Listen(1 << 20)}
-	o.Supplier, o.Metrics = r.supplier, xds.NewMetrics(r.metrics)
+	o.Source, o.Metrics = r.supplier, xds.NewMetrics(r.metrics)
 	if o.Authorizer == nil {
 		o.Authorizer = r.door
 	}
@@ -178,7 +178,7 @@ type supplier struct {
 	fail chan error
 }
 
-func (s *supplier) Supply(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+func (s *supplier) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
 	s.mu.Lock()
 	if s.puts == nil {
 		s.puts = map[*func(*xds.Set)]struct{}{}

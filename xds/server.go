@@ -17,14 +17,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Supplier brings what a node is to have.
-type Supplier interface {
-	// Supply calls put with the node's set, at once when it is known and
+// ResourceSource brings what a node is to have.
+type ResourceSource interface {
+	// Watch calls put with the node's set, at once when it is known and
 	// again at every change, until ctx ends. put never blocks; only the
 	// newest set counts. Supply returns nil only when ctx has ended. A gRPC
 	// status error ends the stream with that status, any other error with
 	// Unavailable.
-	Supply(ctx context.Context, n Node, put func(*Set)) error
+	Watch(ctx context.Context, n Node, put func(*Set)) error
 }
 
 // Authorizer says who may have the configuration of a node.
@@ -56,10 +56,10 @@ type Rejection struct {
 	Message string
 }
 
-// Options are the parts of a server. Supplier, Authorizer and Logger are
+// Options are the parts of a server. ResourceSource, Authorizer and Logger are
 // required.
 type Options struct {
-	Supplier   Supplier
+	Source     ResourceSource
 	Authorizer Authorizer
 	Logger     *slog.Logger
 	// Credentials are the server's side of TLS. Nil means plain text.
@@ -71,7 +71,7 @@ type Options struct {
 	// Reauthorize is how often a living stream is authorised again: it ends, or
 	// is sent nothing, when there is no answer by then. Zero means 30 s.
 	Reauthorize time.Duration
-	// MetadataKeys are the keys of the node's metadata that Supplier and
+	// MetadataKeys are the keys of the node's metadata that ResourceSource and
 	// Authorizer read.
 	MetadataKeys []string
 	// Limits bound what callers cost.

@@ -341,7 +341,7 @@ func (s *session) refuse(err error) error {
 
 // supply waits for sets until the session ends.
 func (s *session) supply() error {
-	err := s.options.Supplier.Supply(s.ctx, *s.node, s.put)
+	err := s.options.Source.Watch(s.ctx, *s.node, s.put)
 	if s.ctx.Err() != nil {
 		return nil
 	}

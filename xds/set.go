@@ -113,8 +113,8 @@ func (c *Collection) All() iter.Seq2[string, *Resource] {
 	return c.resources.All()
 }
 
-// Withheld lists the names that exist but could not be built, in order.
-func (c *Collection) Withheld() []string { return slices.Sorted(maps.Keys(c.withheld)) }
+// HeldBack lists the names that exist but could not be built, in order.
+func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.withheld)) }
 
 // Equal says whether an Envoy would get the same from both.
 func (c *Collection) Equal(other *Collection) bool {
@@ -141,7 +141,7 @@ func difference(old, current *Collection) []string {
 	// A name that is withheld no longer has to be looked at again: only now
 	// is it known whether it is gone.
 	names := noLonger(old.withheld, current.withheld)
-	for name := range current.resources.Since(old.resources) {
+	for name := range current.resources.ChangedSince(old.resources) {
 		before, now := old.Get(name), current.Get(name)
 		if before == nil || now == nil || before.Version() != now.Version() {
 			names = append(names, name)

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // panicking panics wherever the server calls it.
 type panicking struct{ where string }
 
-func (p panicking) Supply(ctx context.Context, _ xds.Node, _ func(*xds.Set)) error {
+func (p panicking) Watch(ctx context.Context, _ xds.Node, _ func(*xds.Set)) error {
 	if p.where == "supplier" {
 		panic("in the supplier")
 	}
@@ -45,7 +45,7 @@ func TestPanicEndsOneStreamOnly(t *testing.T) {
 		t.Run(where, func(t *testing.T) {
 			forBoth(t, func(r *rig) {
 				p := panicking{where}
-				broken := xds.NewServer(xds.Options{Supplier: p, Authorizer: p, Logger: slog.New(slog.NewTextHandler(r.log, nil))})
+				broken := xds.NewServer(xds.Options{Source: p, Authorizer: p, Logger: slog.New(slog.NewTextHandler(r.log, nil))})
 				e := fakeenvoy.Connect(r.t, serve(r.t, broken), r.protocol, fakeenvoy.Options{})
 				e.Subscribe(cds)
 				e.ExpectEnd(codes.Internal)
@@ -92,7 +92,7 @@ func TestManySetsAtOnce(t *testing.T) {
 	for _, p := range fakeenvoy.Protocols {
 		t.Run(string(p), func(t *testing.T) {
 			s, d := &supplier{}, &door{}
-			server := xds.NewServer(xds.Options{Supplier: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
+			server := xds.NewServer(xds.Options{Source: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
 			conn := dial(t, server)
 			const last = 200
 			want, err := proto.MarshalOptions{Deterministic: true}.Marshal(endpoints("web", last/4))

@@ -29,23 +29,23 @@ type condition interface {
 
 // remarker has something to say although Usher is ready.
 type remarker interface {
-	// Remark gives what an operator can mend or may wait for, in one line; "" if
+	// Warning gives what an operator can mend or may wait for, in one line; "" if
 	// there is nothing.
-	Remark() string
+	Warning() string
 }
 
-// remarked is a condition with the remarks of somebody else, who may be nil.
-type remarked struct {
+// combined is a condition with the remarks of somebody else, who may be nil.
+type combined struct {
 	condition
 	other remarker
 }
 
-// Remark implements condition, with a line for each.
-func (r remarked) Remark() string {
+// Warning implements condition, with a line for each.
+func (r combined) Warning() string {
 	if r.other == nil {
-		return r.condition.Remark()
+		return r.condition.Warning()
 	}
-	return strings.Trim(r.condition.Remark()+"\n"+r.other.Remark(), "\n")
+	return strings.Trim(r.condition.Warning()+"\n"+r.other.Warning(), "\n")
 }
 
 // newAdmin binds addr.
@@ -68,8 +68,8 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 			return
 		}
 		fmt.Fprintln(w, "ready")
-		if remark := c.Remark(); remark != "" {
-			fmt.Fprintln(w, remark)
+		if warning := c.Warning(); warning != "" {
+			fmt.Fprintln(w, warning)
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))

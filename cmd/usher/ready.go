@@ -36,15 +36,15 @@ func (r *readiness) Ready() error {
 	return nil
 }
 
-// Remark implements condition. It starts with the reason why the source does not
+// Warning implements condition. It starts with the reason why the source does not
 // answer.
-func (r *readiness) Remark() string {
-	remark := r.condition.Remark()
+func (r *readiness) Warning() string {
+	warning := r.condition.Warning()
 	if since, err := r.look(); err != nil {
 		away := fmt.Sprintf("%v; it is so since %s, and Envoys keep the last good configuration", err, since.UTC().Format(time.RFC3339))
-		remark = strings.Trim(away+"\n"+remark, "\n")
+		warning = strings.Trim(away+"\n"+warning, "\n")
 	}
-	return remark
+	return warning
 }
 
 // run checks the source every second until ctx ends, to know when an outage began.

@@ -21,14 +21,14 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- r.run(ctx) }()
 		refused := errors.New("consul at http://127.0.0.1:8500: connection refused")
-		is := func(when string, want error, remark string) {
+		is := func(when string, want error, warning string) {
 			t.Helper()
 			synctest.Wait()
 			if err := r.Ready(); !errors.Is(err, want) {
 				t.Errorf("%s: not ready because of %v, want %v", when, err, want)
 			}
-			if got := r.Remark(); got != remark {
-				t.Errorf("%s: remark %q, want %q", when, got, remark)
+			if got := r.Warning(); got != warning {
+				t.Errorf("%s: warning %q, want %q", when, got, warning)
 			}
 		}
 		is("the source answers", nil, "")
@@ -41,7 +41,7 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		*plane = true
 		is("away, with a set", nil, away)
 		source.set(refused, "slow")
-		is("away, with a remark", nil, away+"\nslow")
+		is("away, with a warning", nil, away+"\nslow")
 		source.set(nil, "slow")
 		is("it answers again", nil, "slow")
 		*plane = false

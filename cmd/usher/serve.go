@@ -53,7 +53,7 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 4. The server, and its ports: a port that is taken ends the process.
 	server := xds.NewServer(xds.Options{
-		Supplier:     plane,
+		Source:       plane,
 		Authorizer:   authorizer,
 		Logger:       log,
 		Credentials:  credentialsOf(transport),
@@ -68,7 +68,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	ready := &readiness{condition: remarked{facts, balancers}, plane: plane}
+	ready := &readiness{condition: combined{facts, balancers}, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		keeper.followed = append(keeper.followed, followed{o.configDir, dir.Reload})
 	}
 	if settings != nil {
-		set := func(c configfile.Content) { plane.SetOperator(controlplane.Operator(c)) }
+		set := func(c configfile.Content) { plane.SetConfigFile(controlplane.Operator(c)) }
 		set(settings.Content())
 		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, set) })
 		keeper.followed = append(keeper.followed, followed{o.configFile, settings.Reload})

@@ -158,9 +158,9 @@ func (b *syncBuffer) String() string {
 
 // told is a condition that the test sets.
 type told struct {
-	mu     sync.Mutex
-	why    error
-	remark string
+	mu      sync.Mutex
+	why     error
+	warning string
 }
 
 func (c *told) Ready() error {
@@ -169,22 +169,22 @@ func (c *told) Ready() error {
 	return c.why
 }
 
-func (c *told) Remark() string {
+func (c *told) Warning() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.remark
+	return c.warning
 }
 
-func (c *told) set(why error, remark string) {
+func (c *told) set(why error, warning string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.why, c.remark = why, remark
+	c.why, c.warning = why, warning
 }
 
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
 	other := &told{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), remarked{c, other})
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), combined{c, other})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	for want, remarks := range map[string][2]string{
 		"ready\nslow\n": {"slow", ""}, "ready\nwaits\n": {"", "waits"}, "ready\nslow\nwaits\n": {"slow", "waits"},
 	} {
-		c.remark, other.remark = remarks[0], remarks[1]
+		c.warning, other.warning = remarks[0], remarks[1]
 		if code, text := get("/readyz"); code != http.StatusOK || text != want {
 			t.Errorf("/readyz: %d %q, want %q", code, text, want)
 		}

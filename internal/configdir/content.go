@@ -149,13 +149,13 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 		before = &gateway.Snapshot{}
 	}
 	s := &gateway.Snapshot{
-		ID:         gateway.ID{Name: name},
-		Datacenter: b.datacenter,
-		Chains:     map[gateway.ServiceName]*gateway.Chain{},
-		Plain:      true,
-		Defaults:   b.defaults,
-		Instances:  b.gatewayInstances(name, before.Instances),
-		Problems:   slices.Concat(b.shared, b.byName[name]),
+		ID:            gateway.ID{Name: name},
+		Datacenter:    b.datacenter,
+		Chains:        map[gateway.ServiceName]*gateway.Chain{},
+		Plain:         true,
+		ProxyDefaults: b.defaults,
+		Instances:     b.gatewayInstances(name, before.Instances),
+		Problems:      slices.Concat(b.shared, b.byName[name]),
 	}
 	i := slices.IndexFunc(b.config.gateways, func(e *entry[ingressGateway]) bool { return e.name == name })
 	if i < 0 {
@@ -184,7 +184,7 @@ func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*g
 			Port:            def.Port,
 			TaggedAddresses: def.TaggedAddresses,
 			Config:          b.proxyConfig(name, &def.own),
-			Own:             b.own[def.ID],
+			Registration:    b.own[def.ID],
 		})
 	}
 	if len(out) == 0 {

@@ -228,12 +228,12 @@ func TestBadSettingsHoldNothingElseBack(t *testing.T) {
 	}
 	f.write("gw.hcl", gw(81))
 	moved := f.until("port 81", func(s *gateway.Snapshot) bool { return cmp.Equal(portsOf(s), []int{81}) })
-	if s, known := moved.PolicyOf(moved.Instances[0], 0); !known || s.ProxyProtocol.Mode != settings.Strict {
+	if s, known := moved.ListenerSettings(moved.Instances[0], 0); !known || s.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("mode %q, known %v; want the last good one, strict", s.ProxyProtocol.Mode, known)
 	}
 	f.write("proxy.hcl", defaults("permissive"))
 	f.until("mode permissive", func(s *gateway.Snapshot) bool {
-		return s.Defaults.Settings.ProxyProtocol.Mode == settings.Permissive && len(s.Problems) == 0
+		return s.ProxyDefaults.Settings.ProxyProtocol.Mode == settings.Permissive && len(s.Problems) == 0
 	})
 }
 

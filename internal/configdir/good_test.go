@@ -46,9 +46,9 @@ func TestLabsCustomResourcesGiveTheGateway(t *testing.T) {
 		Endpoints: ordered.From(map[string]*gateway.Endpoints{"static-server.default.default.dc1": {Endpoints: []gateway.Endpoint{{
 			NodeDatacenter: "dc1", Address: "10.1.0.7", Port: 8080, Weights: gateway.Weights{Passing: 1, Warning: 1},
 		}}}}),
-		Plain:     true,
-		Defaults:  quiet,
-		Instances: []*gateway.Instance{{ServiceID: "ingress-gateway", AccessLogs: gateway.AccessLogs{Enabled: true}}},
+		Plain:         true,
+		ProxyDefaults: quiet,
+		Instances:     []*gateway.Instance{{ServiceID: "ingress-gateway", AccessLogs: gateway.AccessLogs{Enabled: true}}},
 	}
 	if diff := cmp.Diff(want, got, snapshots); diff != "" {
 		t.Error(diff)
@@ -263,13 +263,13 @@ service { kind = "ingress-gateway" name = "gw" id = "gw-1" }`,
 	silent, _ := settings.Layer{}.Next("", nil)
 	want := []*gateway.Instance{
 		{
-			ServiceID: "gw-1", AccessLogs: logs, Own: silent,
+			ServiceID: "gw-1", AccessLogs: logs, Registration: silent,
 			Config: gateway.ProxyConfig{
 				NoDefaultBind: true, BindAddresses: map[string]gateway.Address{"a": a}, FetchTimeout: &timeout, MaxRequestHeadersKB: 20,
 			},
 		},
 		{
-			ServiceID: "gw-2", Address: "10.0.0.9", Port: 8443, AccessLogs: logs, Own: strict,
+			ServiceID: "gw-2", Address: "10.0.0.9", Port: 8443, AccessLogs: logs, Registration: strict,
 			TaggedAddresses: map[string]gateway.Address{"lan": {Address: "10.0.0.8", Port: 1}},
 			Config: gateway.ProxyConfig{
 				NoDefaultBind: true, FetchTimeout: &timeout, MaxRequestHeadersKB: 30,
@@ -282,7 +282,7 @@ service { kind = "ingress-gateway" name = "gw" id = "gw-1" }`,
 	}
 	for _, in := range got.Instances {
 		want := map[string]settings.Mode{"gw-1": settings.Permissive, "gw-2": settings.Strict}[in.ServiceID]
-		if s, known := got.PolicyOf(in, 0); !known || s.ProxyProtocol.Mode != want {
+		if s, known := got.ListenerSettings(in, 0); !known || s.ProxyProtocol.Mode != want {
 			t.Errorf("%s: mode %q, known %v; want %q", in.ServiceID, s.ProxyProtocol.Mode, known, want)
 		}
 	}
@@ -323,7 +323,7 @@ metadata: {name: global}
 spec:
   config: {usher: {proxy_protocol: {mode: off}}}
 `})
-	if got.Defaults.Settings.ProxyProtocol.Mode != settings.Off {
-		t.Errorf("the layer is %+v", got.Defaults)
+	if got.ProxyDefaults.Settings.ProxyProtocol.Mode != settings.Off {
+		t.Errorf("the layer is %+v", got.ProxyDefaults)
 	}
 }

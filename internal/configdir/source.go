@@ -29,7 +29,7 @@ type Source struct {
 	dir    string
 	logger *slog.Logger
 	report func([]problem.Problem)
-	again  filewatch.Again
+	again  filewatch.Trigger
 
 	mu   sync.Mutex
 	view view
@@ -59,7 +59,7 @@ func NewSource(dir string, o Options) *Source {
 		dir:    filepath.Clean(dir),
 		logger: o.Logger,
 		report: o.Report,
-		again:  filewatch.NewAgain(),
+		again:  filewatch.NewTrigger(),
 		view:   view{content: &content{datacenter: o.Datacenter}, next: make(chan struct{})},
 	}
 }
@@ -90,7 +90,7 @@ func (s *Source) Run(ctx context.Context) error {
 }
 
 // Reload makes Run read the directory at once, as it does after a change.
-func (s *Source) Reload() { s.again.Ask() }
+func (s *Source) Reload() { s.again.Fire() }
 
 // read reads the directory again. It returns false if something in it is wrong.
 // Only when that is sure, it is reported.
@@ -198,8 +198,8 @@ func (s *Source) Ready() error {
 	return errors.New("the config files of " + s.dir + " are not read yet")
 }
 
-// Remark gives "": what can be mended in files is reported as problems.
-func (s *Source) Remark() string { return "" }
+// Warning gives "": what can be mended in files is reported as problems.
+func (s *Source) Warning() string { return "" }
 
 // Gateways lists the gateways that an ingress-gateway config entry or a
 // service definition names, sorted.

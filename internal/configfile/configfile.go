@@ -41,7 +41,7 @@ type Content struct {
 type File struct {
 	path    string
 	log     *slog.Logger
-	again   filewatch.Again
+	again   filewatch.Trigger
 	last    []byte
 	content Content
 }
@@ -49,7 +49,7 @@ type File struct {
 // Open reads the file at path for the first time. Any problem in it is an
 // error then: there is no last good content yet that could stay.
 func Open(path string, log *slog.Logger) (*File, error) {
-	f := &File{path: path, log: log, again: filewatch.NewAgain()}
+	f := &File{path: path, log: log, again: filewatch.NewTrigger()}
 	text, err := filewatch.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("config file: %w", err)
@@ -70,7 +70,7 @@ func Open(path string, log *slog.Logger) (*File, error) {
 func (f *File) Content() Content { return f.content }
 
 // Reload makes Run read the file at once, as it does after a change.
-func (f *File) Reload() { f.again.Ask() }
+func (f *File) Reload() { f.again.Fire() }
 
 func (f *File) read(text []byte) {
 	f.content = f.next(text)

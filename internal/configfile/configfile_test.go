@@ -191,7 +191,7 @@ usher {
 		return settings.ForwardedProto{By: settings.ProtoByPort, HTTPSPorts: ports}
 	}
 	want := settings.Settings{
-		Policy: settings.Policy{
+		Listener: settings.Listener{
 			ProxyProtocol: settings.ProxyProtocol{
 				Mode: settings.Strict, Versions: []settings.Version{settings.V2},
 				TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.16.0/20"), netip.MustParsePrefix("2001:db8::/32")},
@@ -200,7 +200,7 @@ usher {
 			},
 			ClientAddress: settings.ClientAddress{XFF: settings.XFFAppend, TrustedHops: 2, ForwardedProto: port(443)},
 		},
-		Listeners: map[int]settings.Policy{
+		Listeners: map[int]settings.Listener{
 			8080: {ProxyProtocol: settings.ProxyProtocol{Mode: settings.Off, TLVs: []settings.TLV{{Type: 1, Name: "alpn"}}}},
 			9000: {ClientAddress: settings.ClientAddress{ForwardedProto: port(443, 8443)}},
 		},

@@ -58,14 +58,14 @@ func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
 	if b.source == nil {
 		return
 	}
-	now := needs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.Server, s.Defaults, s.Operator}}
+	now := needs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway}}
 	if b.needs.entry == now.entry && slices.Equal(b.needs.instances, now.instances) && reflect.DeepEqual(b.needs.layers, now.layers) {
 		return
 	}
 	b.needs = now
 	wanted := map[gateway.KubernetesService]bool{}
 	for _, in := range s.Instances {
-		if in.Kubernetes != (gateway.KubernetesService{}) && s.Follows(in) {
+		if in.Kubernetes != (gateway.KubernetesService{}) && s.HasAutoListener(in) {
 			wanted[in.Kubernetes] = true
 		}
 	}

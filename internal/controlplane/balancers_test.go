@@ -68,7 +68,7 @@ func behindService(name string) *gateway.Instance {
 }
 
 func tells(mode settings.Mode) *gateway.Balancer {
-	return &gateway.Balancer{Listeners: map[int]gateway.Behind{8080: {Mode: mode}}, Others: gateway.Behind{Mode: settings.Off}}
+	return &gateway.Balancer{Listeners: map[int]gateway.PortState{8080: {Mode: mode}}, Others: gateway.PortState{Mode: settings.Off}}
 }
 
 func TestAListenerFollowsItsBalancer(t *testing.T) {
@@ -77,8 +77,8 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 		r.give(snapshot(behindService("edge")))
 		b.wantWatched(t, "edge")
 		c := e.sets[len(e.sets)-1].Collection(xds.Listener)
-		if !slices.Equal(c.Withheld(), []string{anyAddress}) {
-			t.Errorf("withheld %q before anything was heard, want the listener", c.Withheld())
+		if !slices.Equal(c.HeldBack(), []string{anyAddress}) {
+			t.Errorf("withheld %q before anything was heard, want the listener", c.HeldBack())
 		}
 		b.put("edge", tells(settings.Off))
 		off := e.listener(t, anyAddress).Version()
@@ -103,7 +103,7 @@ func TestOnlyBalancersThatAreFollowedAreWatched(t *testing.T) {
 	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
 		e := r.connect(edge)
 		off := snapshot(behindService("edge"))
-		off.Defaults = settings.Layer{Settings: settings.Settings{Policy: settings.Policy{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Off}}}}
+		off.ProxyDefaults = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Off}}}}
 		r.give(off)
 		b.wantWatched(t)
 		other := behindService("other")
@@ -112,7 +112,7 @@ func TestOnlyBalancersThatAreFollowedAreWatched(t *testing.T) {
 		b.wantWatched(t, "edge", "other")
 		r.give(snapshot(other))
 		b.wantWatched(t, "other")
-		r.plane.SetOperator(Operator{Server: saysStrict})
+		r.plane.SetConfigFile(Operator{Server: saysStrict})
 		b.wantWatched(t)
 		e.leave()
 	})

@@ -75,7 +75,7 @@ func (o Operator) of(id gateway.ID) operatorLayers {
 	return operatorLayers{server: o.Server, own: o.Layers[id.Name]}
 }
 
-// Plane supplies Envoys with resources. It implements xds.Supplier. Use New,
+// Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New,
 // and let Run run.
 type Plane struct {
 	source    Source
@@ -135,8 +135,8 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 }
 
-// SetOperator replaces what the operator's config file says.
-func (p *Plane) SetOperator(o Operator) {
+// SetConfigFile replaces what the operator's config file says.
+func (p *Plane) SetConfigFile(o Operator) {
 	p.problems.Report("the operator's file", o.Problems)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,9 +146,9 @@ func (p *Plane) SetOperator(o Operator) {
 	}
 }
 
-// Supply implements xds.Supplier: the node's cluster names the gateway, its id
+// Watch implements xds.ResourceSource: the node's cluster names the gateway, its id
 // the instance.
-func (p *Plane) Supply(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+func (p *Plane) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
 	id, err := GatewayOf(n)
 	if err != nil {
 		return err

@@ -112,7 +112,7 @@ func (r *rig) connect(n xds.Node) *envoy {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	e := &envoy{ended: make(chan error, 1), leave: cancel}
 	go func() {
-		e.ended <- r.plane.Supply(ctx, n, func(s *xds.Set) { e.sets = append(e.sets, s) })
+		e.ended <- r.plane.Watch(ctx, n, func(s *xds.Set) { e.sets = append(e.sets, s) })
 	}()
 	synctest.Wait()
 	return e
@@ -182,7 +182,7 @@ func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
 }
 
 // saysStrict is a source that wants strict PROXY protocol.
-var saysStrict = settings.Layer{Settings: settings.Settings{Policy: settings.Policy{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
+var saysStrict = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
 
 func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
@@ -223,7 +223,7 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 		a, b := r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": "a"}}),
 			r.connect(xds.Node{ID: "edge", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.2")})
 		r.give(snapshot(
-			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Own: saysStrict},
+			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Registration: saysStrict},
 			&gateway.Instance{Node: "b", NodeAddress: "192.0.2.2", ServiceID: "edge", Address: "192.0.2.2"},
 		))
 		strict, off := a.listener(t, anyAddress), b.listener(t, "http:192.0.2.2:8080")
@@ -247,7 +247,7 @@ func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T)
 		if e.listener(t, anyAddress) == nil {
 			t.Fatal("two equal instances: no listener")
 		}
-		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Own: saysStrict})
+		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Registration: saysStrict})
 		r.give(differ)
 		if len(e.sets) != 1 {
 			t.Errorf("an Envoy that cannot be told was given another set")
@@ -268,13 +268,13 @@ func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T)
 func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 	unknown := snapshot(in)
-	unknown.Defaults = settings.Layer{Unknown: true}
+	unknown.ProxyDefaults = settings.Layer{Unknown: true}
 	t.Run("cold start", func(t *testing.T) {
 		inBubble(t, func(t *testing.T, r *rig) {
 			e := r.connect(edge)
 			r.give(unknown)
 			c := e.sets[0].Collection(xds.Listener)
-			if withheld := c.Withheld(); c.Len() != 0 || !slices.Equal(withheld, []string{anyAddress}) {
+			if withheld := c.HeldBack(); c.Len() != 0 || !slices.Equal(withheld, []string{anyAddress}) {
 				t.Errorf("%d listeners, withheld %v; want none and %s", c.Len(), withheld, anyAddress)
 			}
 		})
@@ -283,7 +283,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 		inBubble(t, func(t *testing.T, r *rig) {
 			e := r.connect(edge)
 			strict := snapshot(in)
-			strict.Defaults = saysStrict
+			strict.ProxyDefaults = saysStrict
 			r.give(strict)
 			good := e.listener(t, anyAddress)
 			r.give(unknown)
@@ -305,19 +305,19 @@ func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
 		e := r.connect(edge)
 		r.give(unread)
 		c := e.sets[0].Collection(xds.Endpoint)
-		if c.Len() != 0 || !slices.Equal(c.Withheld(), []string{cluster}) || e.listener(t, anyAddress) == nil {
-			t.Errorf("%d load assignments, withheld %v, listener %v; want the listener, and the assignment withheld", c.Len(), c.Withheld(), e.listener(t, anyAddress))
+		if c.Len() != 0 || !slices.Equal(c.HeldBack(), []string{cluster}) || e.listener(t, anyAddress) == nil {
+			t.Errorf("%d load assignments, withheld %v, listener %v; want the listener, and the assignment withheld", c.Len(), c.HeldBack(), e.listener(t, anyAddress))
 		}
 		r.give(snapshot(in))
 		read := e.sets[len(e.sets)-1].Collection(xds.Endpoint).Get(cluster)
 		r.give(unread)
-		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); read == nil || c.Get(cluster) != read || len(c.Withheld()) > 0 {
+		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); read == nil || c.Get(cluster) != read || len(c.HeldBack()) > 0 {
 			t.Errorf("the load assignment became %v, want the last good one, %v", c.Get(cluster), read)
 		}
 		gone := snapshot(in)
 		gone.Services, gone.Entry.Listeners = nil, nil
 		r.give(gone)
-		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); c.Len()+len(c.Withheld()) > 0 {
+		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); c.Len()+len(c.HeldBack()) > 0 {
 			t.Errorf("a gateway without listeners has load assignments: %v", c)
 		}
 	})
@@ -339,8 +339,8 @@ func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
 		e := r.connect(edge)
 		r.give(unread)
 		c := e.sets[0].Collection(xds.Listener)
-		if c.Get(other) == nil || !slices.Equal(c.Withheld(), []string{anyAddress}) {
-			t.Errorf("listeners %v, withheld %v; want %s, and %s withheld", c, c.Withheld(), other, anyAddress)
+		if c.Get(other) == nil || !slices.Equal(c.HeldBack(), []string{anyAddress}) {
+			t.Errorf("listeners %v, withheld %v; want %s, and %s withheld", c, c.HeldBack(), other, anyAddress)
 		}
 		r.give(snapshot(in))
 		good, routes := e.listener(t, anyAddress), e.sets[len(e.sets)-1].Collection(xds.Route).Get("8080")
@@ -384,18 +384,18 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 		e := r.connect(edge)
 		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		off := e.listener(t, anyAddress)
-		r.plane.SetOperator(Operator{Layers: map[string]settings.Layer{"edge": saysStrict}})
+		r.plane.SetConfigFile(Operator{Layers: map[string]settings.Layer{"edge": saysStrict}})
 		synctest.Wait()
 		strict := e.listener(t, anyAddress).Version()
 		if strict == off.Version() {
 			t.Error("the listener did not change")
 		}
-		r.plane.SetOperator(Operator{Server: saysStrict})
+		r.plane.SetConfigFile(Operator{Server: saysStrict})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != strict {
 			t.Error("what is said of every gateway is not heard")
 		}
-		r.plane.SetOperator(Operator{})
+		r.plane.SetConfigFile(Operator{})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != off.Version() {
 			t.Error("the listener did not change back")
@@ -525,7 +525,7 @@ func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
 
 func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
-		r.plane.SetOperator(Operator{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
+		r.plane.SetConfigFile(Operator{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
 		if n := r.counted(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}

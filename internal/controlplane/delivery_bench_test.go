@@ -125,7 +125,7 @@ func serveBench(b *testing.B, snapshot *gateway.Snapshot) *served {
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	s := &served{source: &still{snapshot: benchSnapshot{snapshot}}}
 	plane := New(Options{Source: s.source, Logger: log, Metrics: NewMetrics(metrics), Problems: NewProblems(log, metrics)})
-	server := xds.NewServer(xds.Options{Supplier: plane, Authorizer: everybody{}, Logger: log, MetadataKeys: MetadataKeys})
+	server := xds.NewServer(xds.Options{Source: plane, Authorizer: everybody{}, Logger: log, MetadataKeys: MetadataKeys})
 	l := bufconn.Listen(1 << 20)
 	var err error
 	s.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),

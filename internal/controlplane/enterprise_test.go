@@ -49,12 +49,12 @@ func TestEnterprise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := consul.NewAuthorizer(client, 0).Authorize(t.Context(), consul.Applicant{}, id); err != nil {
+		if err := consul.NewAuthorizer(client, 0).Authorize(t.Context(), consul.Caller{}, id); err != nil {
 			t.Error(err)
 		}
 		s := firstSnapshot(t, client, id)
 		api.wantAllAsked()
-		r := listeners.Compile(s, s.Instances[0], gateway.Envoy{})
+		r := listeners.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
 		return map[string]any{
 			"listeners": golden.List(r.Listeners.Values()),
 			"routes":    golden.List(r.Routes.Values()),

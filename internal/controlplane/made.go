@@ -38,7 +38,7 @@ func (l list[M]) Get(name string) proto.Message {
 
 func (l list[M]) Since(old messages) iter.Seq[string] {
 	before, _ := old.(list[M])
-	return l.Map.Since(before.Map)
+	return l.ChangedSince(before.Map)
 }
 
 // wanted is what is to be made of one type.
@@ -99,7 +99,7 @@ func (m *made) is(w wanted) bool {
 
 // plain says that the messages are all there is to it.
 func (m *made) plain() bool {
-	return len(m.invalid) == 0 && len(m.kept) == 0 && len(m.collection.Withheld()) == 0
+	return len(m.invalid) == 0 && len(m.kept) == 0 && len(m.collection.HeldBack()) == 0
 }
 
 // keepsOld says whether something last good is there that may lead to what

@@ -38,7 +38,7 @@ func TestMadeFollowsWhatIsWanted(t *testing.T) {
 			if diff := cmp.Diff(good, got); diff != "" {
 				t.Fatalf("seed %d: wanted -, made +:\n%s", seed, diff)
 			}
-			if diff := cmp.Diff(withheld, now.collection.Withheld()); diff != "" {
+			if diff := cmp.Diff(withheld, now.collection.HeldBack()); diff != "" {
 				t.Fatalf("seed %d: withheld: wanted -, made +:\n%s", seed, diff)
 			}
 		}

@@ -152,7 +152,7 @@ type fragileCompiler struct {
 	panics *atomic.Bool
 }
 
-func (c *fragileCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources {
+func (c *fragileCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources {
 	res := c.Compiler.Compile(s, in, e)
 	if c.panics.Load() && s.ID.Name == "edge" && e.Minor == 0 {
 		panic("a bug in the compiler")

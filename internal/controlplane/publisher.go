@@ -43,7 +43,7 @@ type publisher struct {
 
 // compiler is a listeners.Compiler, or a fake of a test.
 type compiler interface {
-	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.Envoy) *listeners.Resources
+	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources
 }
 
 func newCompiler() compiler { return new(listeners.Compiler) }
@@ -55,7 +55,7 @@ func newPublisher(metrics *Metrics, log *slog.Logger, newCompiler func() compile
 // kind is what two Envoys have in common when they get the same set.
 type kind struct {
 	node, serviceID string
-	envoy           gateway.Envoy
+	envoy           gateway.EnvoyVersion
 }
 
 // result is what one kind of Envoy gets.
@@ -158,7 +158,7 @@ func describePeer(a netip.Addr) string {
 // set returns the set for an Envoy that is the instance in. If the compiler panics,
 // set returns the last set of this kind of Envoy, if there is one, and a problem.
 func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
-	e := gateway.Envoy{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
+	e := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
 	k := kind{node: in.Node, serviceID: in.ServiceID, envoy: e}
 	r, ok := p.current[k]
 	if !ok {
@@ -179,7 +179,7 @@ func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.P
 
 // compile gives what one kind of Envoy gets. last is what it got before; if
 // nothing changed, the set is the same.
-func (p *publisher) compile(in *gateway.Instance, e gateway.Envoy, last result) result {
+func (p *publisher) compile(in *gateway.Instance, e gateway.EnvoyVersion, last result) result {
 	timer := p.metrics.compileTime()
 	defer timer()
 	res := p.compiler.Compile(p.snapshot, in, e)

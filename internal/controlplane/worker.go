@@ -33,8 +33,8 @@ type worker struct {
 	id          gateway.ID
 	plane       *Plane
 	subscribers map[*subscriber]struct{} // guarded by the plane's lock
-	changed     latest.Box[[]*subscriber]
-	operator    latest.Box[operatorLayers]
+	changed     latest.Value[[]*subscriber]
+	operator    latest.Value[operatorLayers]
 	done        chan struct{} // closed when run has returned
 	hasSet      atomic.Bool   // at least one Envoy has got a set
 
@@ -147,7 +147,7 @@ func panicProblem(id gateway.ID, err error) []problem.Problem {
 // loop waits for, in one place, everything that can change what Envoys get:
 //
 //	a new snapshot | the operator's file | a load balancer | an Envoy came or went | one has waited for long | nobody left | the end
-func (w *worker) loop(ctx context.Context, news latest.Box[seen]) {
+func (w *worker) loop(ctx context.Context, news latest.Value[seen]) {
 	idle := time.NewTimer(w.plane.linger)
 	defer idle.Stop()
 	defer w.overdue.Stop()
@@ -199,7 +199,7 @@ func (w *worker) work(ctx context.Context) {
 // whole gives the snapshot with what its source does not know.
 func (w *worker) whole() *gateway.Snapshot {
 	s := *w.snapshot
-	s.Server, s.Operator, s.Balancers = w.layers.server, w.layers.own, w.balancers.facts()
+	s.FileAll, s.FileGateway, s.Balancers = w.layers.server, w.layers.own, w.balancers.facts()
 	return &s
 }
 

@@ -34,7 +34,7 @@ const (
 	parting  = time.Second     // how long Run waits for the call after ctx has ended
 )
 
-// Options are what a Follower needs beside its paths.
+// Options are what a Watcher needs beside its paths.
 type Options struct {
 	// Read reads the files, and is false when their content is bad. Bad content
 	// is read again after Doubt without a change, then with sure set: only then
@@ -44,55 +44,55 @@ type Options struct {
 	// Broken is nil, only the log reports the panic.
 	Broken func(err error)
 	Logger *slog.Logger
-	// Again makes the Follower read the files without a change. It may be nil.
-	Again Again
+	// Trigger makes the Watcher read the files without a change. It may be nil.
+	Again Trigger
 }
 
-// Again makes a Follower read its files at once. A Follower misses changes on file
+// Trigger makes a Watcher read its files at once. A Watcher misses changes on file
 // systems without events, such as NFS, and of directories above the watched ones.
-// Use NewAgain.
-type Again chan struct{}
+// Use NewTrigger.
+type Trigger chan struct{}
 
-// NewAgain returns an Again without a pending request.
-func NewAgain() Again { return make(Again, 1) }
+// NewTrigger returns a Trigger without a pending request.
+func NewTrigger() Trigger { return make(Trigger, 1) }
 
-// Ask requests a read. It never blocks. If the Follower does not run yet, the request
+// Fire requests a read. It never blocks. If the Watcher does not run yet, the request
 // stays pending until it does.
-func (a Again) Ask() {
+func (a Trigger) Fire() {
 	select {
 	case a <- struct{}{}:
 	default:
 	}
 }
 
-// Follower reads files at the start and after every change. Use Dir or Files.
-type Follower struct {
+// Watcher reads files at the start and after every change. Use Dir or Files.
+type Watcher struct {
 	paths  []string
 	whole  bool // paths are directories, and every file in them counts
 	read   func(sure bool) bool
 	broken func(error)
 	logger *slog.Logger
-	again  Again
+	again  Trigger
 
 	watcher *fsnotify.Watcher
 	watched watched
 }
 
 // Dir follows a directory: all files in it, but not those of directories in it.
-func Dir(dir string, o Options) *Follower {
-	return &Follower{paths: []string{dir}, whole: true, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
+func Dir(dir string, o Options) *Watcher {
+	return &Watcher{paths: []string{dir}, whole: true, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
 }
 
 // Files follows the files at the paths. What else happens in their directories
 // does not count.
-func Files(paths []string, o Options) *Follower {
-	return &Follower{paths: paths, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
+func Files(paths []string, o Options) *Watcher {
+	return &Watcher{paths: paths, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
 }
 
 // Run follows the files until ctx ends. It then returns nil, at most a second later,
 // even if a path does not answer. It returns an error if the system cannot watch the
 // files' directories.
-func (f *Follower) Run(ctx context.Context) error {
+func (f *Watcher) Run(ctx context.Context) error {
 	absolute := make([]string, len(f.paths))
 	for i, path := range f.paths {
 		var err error
@@ -122,7 +122,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-func (f *Follower) follow(ctx context.Context, paths []string) error {
+func (f *Watcher) follow(ctx context.Context, paths []string) error {
 	for ctx.Err() == nil {
 		good, err := f.turn(paths, false)
 		if err != nil {
@@ -145,7 +145,7 @@ func (f *Follower) follow(ctx context.Context, paths []string) error {
 
 // turn watches the paths and reads them. It reports whether their content is good.
 // After a panic it is not. The error is a system error.
-func (f *Follower) turn(paths []string, sure bool) (good bool, err error) {
+func (f *Watcher) turn(paths []string, sure bool) (good bool, err error) {
 	slow := time.AfterFunc(patience, func() {
 		f.logger.Warn("the storage of followed files does not answer; Usher keeps their last content; check the storage", "paths", f.paths)
 	})
@@ -171,7 +171,7 @@ func (f *Follower) turn(paths []string, sure bool) (good bool, err error) {
 
 // wait returns true when a change is over and no further one follows, when a read is
 // requested, or when ctx ends. It returns false if wake fires before any change.
-func (f *Follower) wait(ctx context.Context, wake <-chan time.Time) bool {
+func (f *Watcher) wait(ctx context.Context, wake <-chan time.Time) bool {
 	var settled, late <-chan time.Time
 	for {
 		select {

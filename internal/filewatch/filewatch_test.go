@@ -30,20 +30,20 @@ func (r reading) isGood() bool { return len(r.text) >= 4 && r.text[:4] == "good"
 type readings struct {
 	t     *testing.T
 	c     chan reading
-	again filewatch.Again
+	again filewatch.Trigger
 }
 
 // way is one of the two ways to follow the file at a path.
 type way struct {
 	name string
-	of   func(path string, o filewatch.Options) *filewatch.Follower
+	of   func(path string, o filewatch.Options) *filewatch.Watcher
 }
 
 var ways = []way{
-	{"Dir", func(path string, o filewatch.Options) *filewatch.Follower {
+	{"Dir", func(path string, o filewatch.Options) *filewatch.Watcher {
 		return filewatch.Dir(filepath.Dir(path), o)
 	}},
-	{"Files", func(path string, o filewatch.Options) *filewatch.Follower { return filewatch.Files([]string{path}, o) }},
+	{"Files", func(path string, o filewatch.Options) *filewatch.Watcher { return filewatch.Files([]string{path}, o) }},
 }
 
 func bothWays(t *testing.T, test func(*testing.T, way)) {
@@ -55,7 +55,7 @@ func bothWays(t *testing.T, test func(*testing.T, way)) {
 // follow follows the file at path until the test ends.
 func (w way) follow(t *testing.T, path string) readings {
 	t.Helper()
-	r := readings{t, make(chan reading, 1000), filewatch.NewAgain()}
+	r := readings{t, make(chan reading, 1000), filewatch.NewTrigger()}
 	read := func(sure bool) bool {
 		text, err := os.ReadFile(path)
 		seen := reading{string(text), sure}
@@ -306,7 +306,7 @@ func TestFilesAreReadWhenAsked(t *testing.T) {
 			must(t, os.Rename(up, fmt.Sprintf("%s.%d", up, i)))
 			text := fmt.Sprintf("good %d", i)
 			release(text)
-			r.again.Ask()
+			r.again.Fire()
 			r.until(text)
 		}
 	})

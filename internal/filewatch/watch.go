@@ -27,7 +27,7 @@ func (w watched) concerns(name string) bool {
 // watch makes the watches those that the paths need now; any may be missing.
 // Only directories are watched, for a file that is replaced by a rename takes
 // its own watch with it.
-func (f *Follower) watch(paths []string) error {
+func (f *Watcher) watch(paths []string) error {
 	first := f.watched.names == nil
 	f.watched = watched{names: map[string]bool{}, all: map[string]bool{}}
 	for _, path := range paths {
@@ -52,7 +52,7 @@ func (f *Follower) watch(paths []string) error {
 }
 
 // findLinked watches what the symbolic links in dir lead to.
-func (f *Follower) findLinked(dir string) {
+func (f *Watcher) findLinked(dir string) {
 	listed, err := os.ReadDir(dir)
 	if err != nil {
 		return
@@ -68,7 +68,7 @@ func (f *Follower) findLinked(dir string) {
 // missing on the way. It watches all that can make it lead elsewhere: the
 // symbolic links on the way, the file and its directory. That a directory
 // farther up is replaced goes unseen.
-func (f *Follower) find(path string) string {
+func (f *Watcher) find(path string) string {
 	at, rest := "/", names(path)
 	for links := 0; len(rest) > 0 && links < maxLinks; {
 		next := filepath.Join(at, rest[0])
@@ -105,13 +105,13 @@ func names(path string) []string {
 
 // name makes the events of path count. A directory that may not be listed costs
 // no more than that a replacement in it goes unseen.
-func (f *Follower) name(path string) {
+func (f *Watcher) name(path string) {
 	f.watched.names[path] = true
 	_ = f.watcher.Add(filepath.Dir(path))
 }
 
 // forget ends the watches of directories in which nothing counts any more.
-func (f *Follower) forget() {
+func (f *Watcher) forget() {
 	needed := map[string]bool{}
 	for dir := range f.watched.all {
 		needed[dir] = true

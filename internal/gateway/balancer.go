@@ -12,25 +12,25 @@ type KubernetesService struct{ Namespace, Name string }
 // Balancer is what follows for listeners from what the load balancer in front
 // of them was told. The zero value is a balancer of which nothing is known.
 type Balancer struct {
-	Listeners map[int]Behind // by port
-	Others    Behind         // of listeners that the balancer does not lead to
-	// PeerIsClient says that connections come from the clients' own addresses, so
+	Listeners map[int]PortState // by port
+	Others    PortState         // of listeners that the balancer does not lead to
+	// PreservesClientIP says that connections come from the clients' own addresses, so
 	// that no list of networks can name the balancer.
-	PeerIsClient bool
-	Problems     []problem.Problem
+	PreservesClientIP bool
+	Problems          []problem.Problem
 }
 
-// Behind is what follows for one listener.
-type Behind struct {
+// PortState is what follows for one listener.
+type PortState struct {
 	// Mode is what the mode Auto means; "" while nobody knows.
 	Mode settings.Mode
 	// Sends is the version of the header that the balancer sends; "" if it sends
 	// none, or it is not known which.
-	Sends settings.Version
+	ProxyVersion settings.Version
 }
 
 // noBalancer is what there is outside Kubernetes.
-var noBalancer = &Balancer{Others: Behind{Mode: settings.Off}}
+var noBalancer = &Balancer{Others: PortState{Mode: settings.Off}}
 
 // unknownBalancer is one of which nothing was heard.
 var unknownBalancer = &Balancer{}
@@ -47,21 +47,21 @@ func (s *Snapshot) BalancerOf(in *Instance) *Balancer {
 	return unknownBalancer
 }
 
-// To gives what follows for the listener on a port.
-func (b *Balancer) To(port int) Behind {
+// ForPort gives what follows for the listener on a port.
+func (b *Balancer) ForPort(port int) PortState {
 	if behind, there := b.Listeners[port]; there {
 		return behind
 	}
 	return b.Others
 }
 
-// Follows says whether any listener of an instance has the mode Auto.
-func (s *Snapshot) Follows(in *Instance) bool {
+// HasAutoListener says whether any listener of an instance has the mode Auto.
+func (s *Snapshot) HasAutoListener(in *Instance) bool {
 	if s.Entry == nil {
 		return false
 	}
 	for _, l := range s.Entry.Listeners {
-		if p, known := settings.Resolve(l.Port, s.Server, s.Defaults, in.Own, s.Operator); known && p.ProxyProtocol.Mode == settings.Auto {
+		if p, known := settings.Resolve(l.Port, s.FileAll, s.ProxyDefaults, in.Registration, s.FileGateway); known && p.ProxyProtocol.Mode == settings.Auto {
 			return true
 		}
 	}

@@ -18,8 +18,8 @@ func behind(service string, balancers map[KubernetesService]*Balancer) (*Snapsho
 
 func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 	told := map[KubernetesService]*Balancer{
-		{"ns", "edge"}: {Listeners: map[int]Behind{80: {Mode: settings.Strict}}, Others: Behind{Mode: settings.Off}},
-		{"ns", "half"}: {Listeners: map[int]Behind{80: {}}, Others: Behind{Mode: settings.Permissive}},
+		{"ns", "edge"}: {Listeners: map[int]PortState{80: {Mode: settings.Strict}}, Others: PortState{Mode: settings.Off}},
+		{"ns", "half"}: {Listeners: map[int]PortState{80: {}}, Others: PortState{Mode: settings.Permissive}},
 	}
 	for name, c := range map[string]struct {
 		service   string
@@ -37,12 +37,12 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, in := behind(c.service, c.balancers)
-			p, known := s.PolicyOf(in, c.port)
+			p, known := s.ListenerSettings(in, c.port)
 			if p.ProxyProtocol.Mode != c.want || known != (c.want != "") {
 				t.Errorf("mode %q, known %v; want %q", p.ProxyProtocol.Mode, known, c.want)
 			}
-			s.Operator.Settings.ProxyProtocol.Mode = settings.Permissive
-			if p, known := s.PolicyOf(in, c.port); p.ProxyProtocol.Mode != settings.Permissive || !known {
+			s.FileGateway.Settings.ProxyProtocol.Mode = settings.Permissive
+			if p, known := s.ListenerSettings(in, c.port); p.ProxyProtocol.Mode != settings.Permissive || !known {
 				t.Errorf("somebody says permissive: mode %q, known %v", p.ProxyProtocol.Mode, known)
 			}
 		})
@@ -51,19 +51,19 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 
 func TestABalancerIsFollowedWhereAListenerIsAuto(t *testing.T) {
 	s, in := behind("edge", nil)
-	if !s.Follows(in) {
+	if !s.HasAutoListener(in) {
 		t.Error("nobody says anything: not followed")
 	}
-	s.Operator.Settings.ProxyProtocol.Mode = settings.Off
-	if s.Follows(in) {
+	s.FileGateway.Settings.ProxyProtocol.Mode = settings.Off
+	if s.HasAutoListener(in) {
 		t.Error("all are off: followed")
 	}
-	s.Operator.Settings.Listeners = map[int]settings.Policy{81: {ProxyProtocol: settings.ProxyProtocol{Mode: settings.Auto}}}
-	if !s.Follows(in) {
+	s.FileGateway.Settings.Listeners = map[int]settings.Listener{81: {ProxyProtocol: settings.ProxyProtocol{Mode: settings.Auto}}}
+	if !s.HasAutoListener(in) {
 		t.Error("one is auto: not followed")
 	}
 	s.Entry = nil
-	if s.Follows(in) {
+	if s.HasAutoListener(in) {
 		t.Error("no listener: followed")
 	}
 }

@@ -60,7 +60,7 @@ type Snapshot struct {
 	Chains map[ServiceName]*Chain
 	// Endpoints holds the instances of the chains' targets, by Target.ID.
 	Endpoints ordered.Map[*Endpoints]
-	// MeshGateways holds, by Locality, the mesh gateways that traffic to another
+	// MeshGateways holds, by MeshGatewayKey, the mesh gateways that traffic to another
 	// datacenter or partition goes through.
 	MeshGateways map[string]*Endpoints
 	// Peers holds, by name, what verifies the instances of the cluster peers that
@@ -70,18 +70,18 @@ type Snapshot struct {
 	Mesh  *Mesh  // the mesh config entry; nil when there is none
 	Roots *Roots // nil in plain mode
 	Leaf  *Leaf  // towards the mesh; nil in plain mode
-	// Serving is the certificate that clients of listeners with TLS.Enabled see,
+	// DownstreamLeaf is the certificate that clients of listeners with TLS.Enabled see,
 	// with DNS names; nil while there is none, or nobody needs one.
-	Serving *Leaf
+	DownstreamLeaf *Leaf
 
 	// Plain says that upstreams speak plain text: there is no service mesh and
 	// no certificate (file mode). Roots, Leaf and Serving are nil then.
 	Plain bool
 
-	// Server is what the operator's own config file says for every gateway,
+	// FileAll is what the operator's own config file says for every gateway,
 	// Defaults what proxy-defaults says, and Operator what the file says for this
 	// gateway alone.
-	Server, Defaults, Operator settings.Layer
+	FileAll, ProxyDefaults, FileGateway settings.Layer
 
 	// Balancers holds, by the Service of Kubernetes that tells them, what follows
 	// from what load balancers were told. Nil: Usher does not ask Kubernetes. A
@@ -95,9 +95,9 @@ type Snapshot struct {
 	Problems []problem.Problem
 }
 
-// Locality names a partition of a datacenter as Consul does: "dc1" is the
+// MeshGatewayKey names a partition of a datacenter as Consul does: "dc1" is the
 // default partition, and "east.dc1" the partition east.
-func Locality(datacenter, partition string) string {
+func MeshGatewayKey(datacenter, partition string) string {
 	if orDefault(partition) == "default" {
 		return datacenter
 	}
@@ -142,7 +142,7 @@ type Instance struct {
 	AccessLogs AccessLogs
 	// Own is what this instance's registration says of Usher's settings,
 	// without what it inherited from proxy-defaults.
-	Own settings.Layer
+	Registration settings.Layer
 }
 
 // Address is an IP address or host name with a port; port 0 means none.
@@ -270,14 +270,14 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalText hides the text, in every encoding that asks for one.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// PolicyOf gives the policy of the listener that an instance of the gateway has
+// ListenerSettings gives the policy of the listener that an instance of the gateway has
 // on a port: the server's own settings, proxy-defaults, the registration and the
 // operator's block for this gateway are its layers. Its mode is never Auto, but
 // what that means; known is false while nobody knows.
-func (s *Snapshot) PolicyOf(in *Instance, port int) (p settings.Policy, known bool) {
-	p, known = settings.Resolve(port, s.Server, s.Defaults, in.Own, s.Operator)
+func (s *Snapshot) ListenerSettings(in *Instance, port int) (p settings.Listener, known bool) {
+	p, known = settings.Resolve(port, s.FileAll, s.ProxyDefaults, in.Registration, s.FileGateway)
 	if known && p.ProxyProtocol.Mode == settings.Auto {
-		p.ProxyProtocol.Mode = s.BalancerOf(in).To(port).Mode
+		p.ProxyProtocol.Mode = s.BalancerOf(in).ForPort(port).Mode
 		known = p.ProxyProtocol.Mode != ""
 	}
 	return p, known

@@ -40,14 +40,14 @@ func TestDurationTakesBothOfConsulsForms(t *testing.T) {
 
 func TestEnvoyAtLeast(t *testing.T) {
 	for _, tc := range []struct {
-		e    Envoy
+		e    EnvoyVersion
 		want bool
 	}{
-		{Envoy{1, 31, 0}, true},
-		{Envoy{1, 40, 2}, true},
-		{Envoy{2, 0, 0}, true},
-		{Envoy{1, 30, 9}, false},
-		{Envoy{}, true},
+		{EnvoyVersion{1, 31, 0}, true},
+		{EnvoyVersion{1, 40, 2}, true},
+		{EnvoyVersion{2, 0, 0}, true},
+		{EnvoyVersion{1, 30, 9}, false},
+		{EnvoyVersion{}, true},
 	} {
 		if got := tc.e.AtLeast(1, 31); got != tc.want {
 			t.Errorf("%s at least 1.31: %v, want %v", tc.e, got, tc.want)

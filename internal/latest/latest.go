@@ -2,18 +2,18 @@
 // newest one counts.
 package latest
 
-// Box is a slot for the newest value. Put never blocks; a value that was not
+// Value is a slot for the newest value. Put never blocks; a value that was not
 // taken before the next Put is dropped. One goroutine puts; any number take.
 // Use New.
-type Box[T any] struct {
+type Value[T any] struct {
 	c chan T
 }
 
 // New gives an empty box.
-func New[T any]() Box[T] { return Box[T]{c: make(chan T, 1)} }
+func New[T any]() Value[T] { return Value[T]{c: make(chan T, 1)} }
 
 // Put replaces what is in the box. Calls must not overlap.
-func (b Box[T]) Put(v T) {
+func (b Value[T]) Put(v T) {
 	select {
 	case <-b.c:
 	default:
@@ -22,4 +22,4 @@ func (b Box[T]) Put(v T) {
 }
 
 // C delivers the newest value once it is there; each value goes to one taker.
-func (b Box[T]) C() <-chan T { return b.c }
+func (b Value[T]) C() <-chan T { return b.c }

@@ -39,7 +39,7 @@ type ear struct {
 	client rest.Interface
 	log    *slog.Logger
 	id     gateway.KubernetesService
-	out    latest.Box[heard]
+	out    latest.Value[heard]
 
 	mu   sync.Mutex
 	last heard

@@ -146,14 +146,14 @@ func (h held) mode(grace time.Duration, now time.Time) (settings.Mode, time.Time
 // itself, by port. Listeners that the balancer does not lead to are port 0.
 func (m memory) balancer(grace time.Duration, now time.Time) (*gateway.Balancer, map[int]time.Time) {
 	ends := map[int]time.Time{}
-	behind := func(port int, h held) gateway.Behind {
+	behind := func(port int, h held) gateway.PortState {
 		mode, end := h.mode(grace, now)
 		if !end.IsZero() {
 			ends[port] = end
 		}
-		return gateway.Behind{Mode: mode, Sends: h.sends}
+		return gateway.PortState{Mode: mode, ProxyVersion: h.sends}
 	}
-	b := &gateway.Balancer{Listeners: map[int]gateway.Behind{}, Others: behind(0, m.others), PeerIsClient: m.peerIsClient}
+	b := &gateway.Balancer{Listeners: map[int]gateway.PortState{}, Others: behind(0, m.others), PreservesClientIP: m.peerIsClient}
 	for port, h := range m.listeners {
 		b.Listeners[port] = behind(port, h)
 	}

@@ -85,7 +85,7 @@ func (r *rig) wantMode(want settings.Mode) {
 	if r.b == nil {
 		r.t.Fatalf("at %s: nothing is known, want mode %q", r.now.Sub(start), want)
 	}
-	if got := r.b.To(8080).Mode; got != want {
+	if got := r.b.ForPort(8080).Mode; got != want {
 		r.t.Errorf("at %s: mode %q, want %q", r.now.Sub(start), got, want)
 	}
 }
@@ -396,8 +396,8 @@ func TestWhoKeepsTheClientsAddressesIsTold(t *testing.T) {
 	r := newRig(t, 0)
 	for minute, s := range []*corev1.Service{service("true", 0), keepsClients(), service("true", 0)} {
 		r.tell(float64(30+minute), is(s))
-		if want := minute == 1; r.b.PeerIsClient != want {
-			t.Errorf("%d: the peer is the client: %v, want %v", minute, r.b.PeerIsClient, want)
+		if want := minute == 1; r.b.PreservesClientIP != want {
+			t.Errorf("%d: the peer is the client: %v, want %v", minute, r.b.PreservesClientIP, want)
 		}
 	}
 }
@@ -447,7 +447,7 @@ func TestModesOverTime(t *testing.T) {
 						want = settings.Off
 					}
 				}
-				if got := r.b.To(8080).Mode; got != want {
+				if got := r.b.ForPort(8080).Mode; got != want {
 					t.Errorf("%s, %s, %s: mode %q, want %q", a, b, c, got, want)
 				}
 			}

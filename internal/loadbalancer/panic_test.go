@@ -87,7 +87,7 @@ func TestAPanicInAWatchIsAProblemUntilTheNextStepSucceeds(t *testing.T) {
 	said := make(chan *gateway.Balancer, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	w := New(a.options(t, ""))
+	w := NewWatcher(a.options(t, ""))
 	panicked := false
 	go func() {
 		defer close(ended)

@@ -40,12 +40,12 @@ type Watcher struct {
 	o Options
 }
 
-// New gives a watcher. It connects when something is watched.
-func New(o Options) *Watcher { return &Watcher{o} }
+// NewWatcher gives a watcher. It connects when something is watched.
+func NewWatcher(o Options) *Watcher { return &Watcher{o} }
 
-// Remark says which listeners are in a grace and how long it lasts, in one line;
+// Warning says which listeners are in a grace and how long it lasts, in one line;
 // "" if none is.
-func (w *Watcher) Remark() string { return w.o.Metrics.graces.remark(time.Now()) }
+func (w *Watcher) Warning() string { return w.o.Metrics.graces.remark(time.Now()) }
 
 // Watch calls put with what follows from a Service, whenever that changes, until
 // ctx ends; put must not block. Nothing is put before the first answer, or the

@@ -232,7 +232,7 @@ func run(t *testing.T, o Options, id gateway.KubernetesService) (said <-chan *ga
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		New(o).Watch(ctx, id, func(b *gateway.Balancer) { out <- b })
+		NewWatcher(o).Watch(ctx, id, func(b *gateway.Balancer) { out <- b })
 	}()
 	stop = func() {
 		cancel()
@@ -258,7 +258,7 @@ func await(t *testing.T, said <-chan *gateway.Balancer, mode settings.Mode, prob
 		select {
 		case last = <-said:
 			got := fmt.Sprint(last.Problems)
-			if last.To(8080).Mode == mode && (problem == "") == (len(last.Problems) == 0) && strings.Contains(got, problem) {
+			if last.ForPort(8080).Mode == mode && (problem == "") == (len(last.Problems) == 0) && strings.Contains(got, problem) {
 				return
 			}
 		case <-t.Context().Done():

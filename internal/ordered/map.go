@@ -180,10 +180,10 @@ func (m Map[V]) replace(at int, entries block[V]) Map[V] {
 	return Map[V]{&root[V]{blocks: next, size: size}}
 }
 
-// Since gives the keys, in order, of which m says something else than old: that
+// ChangedSince gives the keys, in order, of which m says something else than old: that
 // have another value, or are in one of the two only. It passes over what the
 // two share.
-func (m Map[V]) Since(old Map[V]) iter.Seq[string] {
+func (m Map[V]) ChangedSince(old Map[V]) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		was, is := old.begin(), m.begin()
 		for !was.end() || !is.end() {
@@ -219,15 +219,15 @@ func (m Map[V]) Equal(other Map[V]) bool {
 	if m.Len() != other.Len() {
 		return false
 	}
-	for range m.Since(other) {
+	for range m.ChangedSince(other) {
 		return false
 	}
 	return true
 }
 
-// Or gives other if it says the same as m, and else m: what has not changed
+// OrSame gives other if it says the same as m, and else m: what has not changed
 // stays the same.
-func (m Map[V]) Or(other Map[V]) Map[V] {
+func (m Map[V]) OrSame(other Map[V]) Map[V] {
 	if m.Equal(other) {
 		return other
 	}

@@ -45,7 +45,7 @@ func TestMapIsAMap(t *testing.T) {
 		for _, a := range versions {
 			holds(t, a.m, a.want)
 			b := versions[rnd.IntN(len(versions))]
-			if diff := cmp.Diff(differences(b.want, a.want), slices.Collect(a.m.Since(b.m))); diff != "" {
+			if diff := cmp.Diff(differences(b.want, a.want), slices.Collect(a.m.ChangedSince(b.m))); diff != "" {
 				t.Fatalf("seed %d: what differs -, Since +:\n%s", seed, diff)
 			}
 			if a.m.Equal(b.m) != maps.Equal(a.want, b.want) {
@@ -81,13 +81,13 @@ func TestWhatChangesNothingGivesTheSame(t *testing.T) {
 		"a value that is there": m.With("b", 2),
 		"a key that is not":     m.Without("c"),
 		"no value":              m.With("c", 0),
-		"Or, made anew":         From(map[string]int{"a": 1, "b": 2}).Or(m),
+		"Or, made anew":         From(map[string]int{"a": 1, "b": 2}).OrSame(m),
 	} {
 		if got != m {
 			t.Errorf("%s: another Map", what)
 		}
 	}
-	if m.With("b", 3).Or(m) == m || m.Without("a").With("b", 0) != (Map[int]{}) || From(map[string]int{"a": 0}) != (Map[int]{}) {
+	if m.With("b", 3).OrSame(m) == m || m.Without("a").With("b", 0) != (Map[int]{}) || From(map[string]int{"a": 0}) != (Map[int]{}) {
 		t.Error("a change is lost")
 	}
 }
@@ -136,7 +136,7 @@ func BenchmarkMap(b *testing.B) {
 		b.Run(fmt.Sprintf("difference of %d", n), func(b *testing.B) {
 			next := m.With(key, -1)
 			for b.Loop() {
-				for range next.Since(m) {
+				for range next.ChangedSince(m) {
 				}
 			}
 		})

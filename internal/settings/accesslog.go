@@ -30,7 +30,7 @@ type AccessLog struct {
 	// in each sink, at most; AnyRate: all of them.
 	RejectedPerSecond int
 
-	RedactQuery   Answer
+	RedactQuery   YesNo
 	RedactHeaders []string // sorted; empty and not nil: none
 	RedactCookies []string // the same
 	ClientAddress ClientAddressLog

@@ -11,7 +11,7 @@ import (
 func al(settings object) object { return object{"access_log": settings} }
 
 func TestAccessLogSettings(t *testing.T) {
-	got, problems := DecodeSettings("x", al(object{
+	got, problems := Decode("x", al(object{
 		"sinks":             array{object{"type": "stdout"}, object{"type": "otlp", "address": "[2001:db8::7]:4317", "format": "ecs"}},
 		"format":            object{"json": object{"a": "%PROTOCOL%", "b": array{object{"c": 1}}}},
 		"status_at_least":   500.0,
@@ -22,7 +22,7 @@ func TestAccessLogSettings(t *testing.T) {
 		"rejected":          "none",
 		"redact_cookies":    "sid",
 	}))
-	want := says(Policy{AccessLog: AccessLog{
+	want := says(Listener{AccessLog: AccessLog{
 		Sinks:         Sinks{By: SinksOwn, Own: []Sink{{Type: SinkStdout}, {Type: SinkOTLP, Address: HostPort{"2001:db8::7", 4317}, Format: LogFormat{By: FormatECS}}}},
 		Format:        LogFormat{By: FormatJSON, JSON: map[string]any{"a": "%PROTOCOL%", "b": map[string]any{"c": 1.0}}},
 		StatusAtLeast: 500, DurationAtLeast: 250 * time.Millisecond, ResponseFlags: []string{"UF", "UH"}, Header: LogHeader{Name: "x-debug"},
@@ -53,7 +53,7 @@ func TestBadAccessLogSettingsAreProblems(t *testing.T) {
 		`access_log.sample_per_mille: 1000 is not allowed; use "all" or a number from 1 to`: {"sample_per_mille": 1000},
 		`access_log.redact_headers: "Authorization" is not allowed`:                         {"redact_headers": array{"Authorization"}},
 	} {
-		_, problems := DecodeSettings("x", al(settings))
+		_, problems := Decode("x", al(settings))
 		if len(problems) == 0 || !strings.Contains(problems[0].String(), want) {
 			t.Errorf("%v: got %v, want %q", settings, problems, want)
 		}

@@ -9,58 +9,58 @@ import (
 type Traffic struct {
 	TCP bool // its service gets connections and not requests
 	TLS bool // clients begin with a TLS handshake
-	// PeerIsClient says that a balancer keeps the clients' addresses on its
+	// PreservesClientIP says that a balancer keeps the clients' addresses on its
 	// connections.
-	PeerIsClient bool
-	Sends        Version // the version that a balancer sends; "" if that is not known
+	PreservesClientIP bool
+	BalancerVersion   Version // the version that a balancer sends; "" if that is not known
 }
 
 // Conflict is a combination of settings that a listener refuses.
 type Conflict struct {
-	When   string // as documentation has it
+	Doc    string // as documentation has it
 	Reason string // one line: what is wrong and what to do
-	holds  func(Policy, Traffic) bool
+	holds  func(Listener, Traffic) bool
 }
 
 // Conflicts are all combinations that are refused.
 var Conflicts = []Conflict{
 	{
-		When: "`mode = \"permissive\"` with one of the `versions`, on a tcp listener",
+		Doc: "`mode = \"permissive\"` with one of the `versions`, on a tcp listener",
 		Reason: `usher.proxy_protocol.versions: with mode "permissive" a header of the version that is left out would reach the service as data; ` +
 			`use ["v1", "v2"], or mode "strict"`,
-		holds: func(p Policy, t Traffic) bool {
+		holds: func(p Listener, t Traffic) bool {
 			return t.TCP && p.ProxyProtocol.Mode == Permissive && len(p.ProxyProtocol.Versions) < 2
 		},
 	},
 	{
-		When: "`versions` without the one that the load balancer sends (where its Service in Kubernetes tells)",
+		Doc: "`versions` without the one that the load balancer sends (where its Service in Kubernetes tells)",
 		Reason: `usher.proxy_protocol.versions: the load balancer sends the version that is left out, so that every connection of its would be closed; ` +
 			`add it, or leave the setting out`,
-		holds: func(p Policy, t Traffic) bool {
-			return p.ProxyProtocol.On() && t.Sends != "" && !slices.Contains(p.ProxyProtocol.Versions, t.Sends)
+		holds: func(p Listener, t Traffic) bool {
+			return p.ProxyProtocol.On() && t.BalancerVersion != "" && !slices.Contains(p.ProxyProtocol.Versions, t.BalancerVersion)
 		},
 	},
 	{
-		When: "`trusted_cidrs` other than `\"any\"` behind a load balancer that keeps the clients' addresses (`preserve_client_ip.enabled=true`)",
+		Doc: "`trusted_cidrs` other than `\"any\"` behind a load balancer that keeps the clients' addresses (`preserve_client_ip.enabled=true`)",
 		Reason: `usher.proxy_protocol.trusted_cidrs: the load balancer keeps the clients' addresses on its connections, so that none of them would be trusted; ` +
 			`add preserve_client_ip.enabled=false to the Service's annotation service.beta.kubernetes.io/aws-load-balancer-target-group-attributes, or use trusted_cidrs "any"`,
-		holds: func(p Policy, t Traffic) bool {
-			return t.PeerIsClient && p.ProxyProtocol.On() && !p.ProxyProtocol.BelievesAll()
+		holds: func(p Listener, t Traffic) bool {
+			return t.PreservesClientIP && p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll()
 		},
 	},
 	{
-		When: "`server_speaks_first = \"yes\"` with `mode = \"permissive\"` or `\"strict\"`, on a tcp listener without TLS",
+		Doc: "`server_speaks_first = \"yes\"` with `mode = \"permissive\"` or `\"strict\"`, on a tcp listener without TLS",
 		Reason: `usher.proxy_protocol.server_speaks_first: Envoy waits for a PROXY header or other first bytes of the client, and this client waits for the server; ` +
 			`use mode "off", or, if your balancer sends the header by itself as soon as it connects, server_speaks_first "no" and mode "strict"`,
-		holds: func(p Policy, t Traffic) bool {
+		holds: func(p Listener, t Traffic) bool {
 			return t.TCP && !t.TLS && p.ProxyProtocol.ServerSpeaksFirst == Yes && p.ProxyProtocol.Mode != Off
 		},
 	},
 	{
-		When: "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
+		Doc: "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
 		Reason: `usher.client_address.xff: "overwrite" throws away what the trusted hops have written; ` +
 			`use "append", or trusted_hops "none"`,
-		holds: func(p Policy, t Traffic) bool {
+		holds: func(p Listener, t Traffic) bool {
 			return !t.TCP && p.ClientAddress.XFF == XFFOverwrite && p.ClientAddress.TrustedHops.Count() > 0
 		},
 	},
@@ -68,7 +68,7 @@ var Conflicts = []Conflict{
 
 // Check says which combination of the policy a listener with this traffic
 // refuses.
-func (p Policy) Check(t Traffic) error {
+func (p Listener) Check(t Traffic) error {
 	for _, c := range Conflicts {
 		if c.holds(p, t) {
 			return errors.New(c.Reason)
@@ -77,9 +77,9 @@ func (p Policy) Check(t Traffic) error {
 	return nil
 }
 
-// BelievesAll says whether the headers of every peer are believed.
-func (p ProxyProtocol) BelievesAll() bool {
-	for _, all := range AnyPeer {
+// TrustsAll says whether the headers of every peer are believed.
+func (p ProxyProtocol) TrustsAll() bool {
+	for _, all := range AnyNetwork {
 		if !slices.Contains(p.TrustedCIDRs, all) {
 			return false
 		}

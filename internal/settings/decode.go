@@ -11,11 +11,11 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// DecodeSettings decodes the value of the key "usher" strictly: an unknown
+// Decode decodes the value of the key "usher" strictly: an unknown
 // key, a wrong type or a value that is not allowed is a problem. A list of one
 // element may stand for its element, as Consul's HCL decoding makes of a
 // block, and the reverse. A nil value says nothing and is fine.
-func DecodeSettings(where string, raw any) (Settings, []problem.Problem) {
+func Decode(where string, raw any) (Settings, []problem.Problem) {
 	if single(raw) == nil {
 		return Settings{}, nil
 	}
@@ -23,7 +23,7 @@ func DecodeSettings(where string, raw any) (Settings, []problem.Problem) {
 	var s Settings
 	at := where + ": " + Key
 	members := d.object(at, raw, append(groupKeys(), listenersKey)...)
-	d.policy(at, members, &s.Policy)
+	d.policy(at, members, &s.Listener)
 	if listeners, ok := members[listenersKey]; ok {
 		s.Listeners = d.listeners(at+"."+listenersKey, listeners)
 	}
@@ -44,7 +44,7 @@ type decoder struct {
 }
 
 // policy decodes the groups of an object.
-func (d *decoder) policy(where string, members map[string]any, into *Policy) {
+func (d *decoder) policy(where string, members map[string]any, into *Listener) {
 	for _, group := range groupKeys() {
 		at := where + "." + group
 		keys, settings := inGroup(group)
@@ -58,13 +58,13 @@ func (d *decoder) policy(where string, members map[string]any, into *Policy) {
 }
 
 // listeners decodes the settings of single listeners.
-func (d *decoder) listeners(where string, raw any) map[int]Policy {
+func (d *decoder) listeners(where string, raw any) map[int]Listener {
 	byPort, ok := single(raw).(map[string]any)
 	if !ok {
 		d.refuse(where, raw, `an object with the ports of listeners as keys, such as { "8080" { … } }`)
 		return nil
 	}
-	out := map[int]Policy{}
+	out := map[int]Listener{}
 	for _, key := range slices.Sorted(maps.Keys(byPort)) {
 		port, ok := number(key)
 		if !ok || port < 1 || port > math.MaxUint16 || key != fmt.Sprint(port) {
@@ -72,7 +72,7 @@ func (d *decoder) listeners(where string, raw any) map[int]Policy {
 			continue
 		}
 		at := where + "." + key
-		var p Policy
+		var p Listener
 		d.policy(at, d.object(at, byPort[key], groupKeys()...), &p)
 		out[port] = p
 	}

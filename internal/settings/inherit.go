@@ -5,18 +5,18 @@ import (
 	"slices"
 )
 
-// Own gives what a registration itself says under the key usher. Consul shows a
+// StripInherited gives what a registration itself says under the key usher. Consul shows a
 // registration only with proxy-defaults merged in, so what is equal in both
 // counts as inherited: objects are compared key by key, as Consul merges them,
 // and the value of a setting as a whole. Nil means that nothing is left.
 //
 // What Consul's merge has made of a value cannot be undone: of two objects, such
 // as the only TLV of a list, it makes one with the keys of both.
-func Own(merged, inherited any) any {
-	return own(merged, inherited, nil)
+func StripInherited(merged, inherited any) any {
+	return stripInherited(merged, inherited, nil)
 }
 
-func own(merged, inherited any, path []string) any {
+func stripInherited(merged, inherited any, path []string) any {
 	m, ok := single(merged).(map[string]any)
 	base, both := single(inherited).(map[string]any)
 	if !ok || !both || !isObject(path) {
@@ -32,7 +32,7 @@ func own(merged, inherited any, path []string) any {
 			out[key] = v
 			continue
 		}
-		if rest := own(v, from, append(slices.Clone(path), key)); rest != nil {
+		if rest := stripInherited(v, from, append(slices.Clone(path), key)); rest != nil {
 			out[key] = rest
 		}
 	}

@@ -33,7 +33,7 @@ func TestWhatIsInheritedIsNotAnInstancesOwn(t *testing.T) {
 		"another type":             {`{"a": "1"}`, `{"a": 1}`, `{"a": "1"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := Own(decoded(t, test.merged), decoded(t, test.inherited))
+			got := StripInherited(decoded(t, test.merged), decoded(t, test.inherited))
 			if diff := cmp.Diff(decoded(t, test.own), got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -54,12 +54,12 @@ func TestConsulsMergeIsUndone(t *testing.T) {
 		"listeners": {"8080": {"proxy_protocol": {"mode": "off", "versions": ["v2", "v1"]}}, "81": {"proxy_protocol": {"mode": "off"}}, "90": {"client_address": {"xff": "append"}}},
 		"proxy_protocol": {"mode": "strict", "tlvs": {"header": "x-pd", "name": "own", "type": "authority"}, "trusted_cidrs": "192.0.2.1", "versions": "v2"}
 	}`)
-	got, problems := DecodeSettings("x", Own(merged, inherited))
+	got, problems := Decode("x", StripInherited(merged, inherited))
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
 	want := Settings{
-		Policy: Policy{
+		Listener: Listener{
 			ProxyProtocol: ProxyProtocol{
 				Versions:     []Version{V2},
 				TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
@@ -67,7 +67,7 @@ func TestConsulsMergeIsUndone(t *testing.T) {
 			},
 			ClientAddress: ClientAddress{TrustedHops: 3, ForwardedProto: ForwardedProto{By: ProtoTrust}},
 		},
-		Listeners: map[int]Policy{
+		Listeners: map[int]Listener{
 			8080: {ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}},
 			90:   {ClientAddress: ClientAddress{XFF: XFFAppend}},
 		},

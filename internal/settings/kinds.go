@@ -47,7 +47,7 @@ var prefixes = kind[[]netip.Prefix]{
 	takes: `"any" or a list of networks such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
 	read: func(d *decoder, where string, raw any) ([]netip.Prefix, bool) {
 		if single(raw) == "any" {
-			return AnyPeer, true
+			return AnyNetwork, true
 		}
 		var out []netip.Prefix
 		for _, item := range elements(raw) {

@@ -20,19 +20,19 @@ type Setting struct {
 // decoded, and how it is taken from several sources.
 type setting interface {
 	description() Setting
-	decode(d *decoder, where string, raw any, into *Policy)
-	resolve(into *Policy, said []*Policy)
+	decode(d *decoder, where string, raw any, into *Listener)
+	resolve(into *Listener, said []*Listener)
 }
 
-// AnyPeer is what the word "any" means for trusted_cidrs.
-var AnyPeer = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+// AnyNetwork is what the word "any" means for trusted_cidrs.
+var AnyNetwork = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
 // schema is the table of all settings: decoding, merging, messages and
 // docs/settings.md follow from it, in its order.
 var schema = append([]setting{
 	option[Mode]{
 		path: "proxy_protocol.mode", initial: Auto, says: `"auto"`,
-		field: func(p *Policy) *Mode { return &p.ProxyProtocol.Mode },
+		field: func(p *Listener) *Mode { return &p.ProxyProtocol.Mode },
 		kind:  words(Auto, Off, Permissive, Strict),
 		meaning: "which connections a listener takes: with `off` no header is looked for, exactly as behind Consul's own gateway; " +
 			"with `permissive` a connection is served with a header and without one; with `strict` it is closed without one. " +
@@ -40,56 +40,56 @@ var schema = append([]setting{
 	},
 	option[[]Version]{
 		path: "proxy_protocol.versions", initial: []Version{V1, V2}, says: `["v1", "v2"]`,
-		field: func(p *Policy) *[]Version { return &p.ProxyProtocol.Versions },
+		field: func(p *Listener) *[]Version { return &p.ProxyProtocol.Versions },
 		kind:  wordList(V1, V2),
 		meaning: "the versions of the protocol that count as a header. With `strict`, a header of the other one closes the connection; " +
 			"with `permissive` it is data: http listeners answer 400, and on tcp listeners both have to be listed",
 	},
 	option[[]netip.Prefix]{
-		path: "proxy_protocol.trusted_cidrs", initial: AnyPeer, says: `"any"`,
-		field: func(p *Policy) *[]netip.Prefix { return &p.ProxyProtocol.TrustedCIDRs },
+		path: "proxy_protocol.trusted_cidrs", initial: AnyNetwork, says: `"any"`,
+		field: func(p *Listener) *[]netip.Prefix { return &p.ProxyProtocol.TrustedCIDRs },
 		kind:  prefixes,
 		meaning: "whose headers are believed: the addresses that your balancers connect from. With `strict`, a connection from anybody else is closed; " +
 			"with `permissive` it is served, and its own address counts, whatever its header says",
 	},
 	option[[]TLV]{
 		path: "proxy_protocol.tlvs", initial: []TLV{}, says: `"none"`,
-		field: func(p *Policy) *[]TLV { return &p.ProxyProtocol.TLVs },
+		field: func(p *Listener) *[]TLV { return &p.ProxyProtocol.TLVs },
 		kind:  tlvs,
 		meaning: "what else of a header of version 2 is logged, under `name`, and with `header` also told to http services in that request header " +
 			"(`\"none\"`: not); one that clients send is removed. The types with names are listed below",
 	},
 	option[Upstream]{
 		path: "proxy_protocol.upstream", initial: UpstreamNone, says: `"none"`,
-		field: func(p *Policy) *Upstream { return &p.ProxyProtocol.Upstream },
+		field: func(p *Listener) *Upstream { return &p.ProxyProtocol.Upstream },
 		kind:  words(UpstreamNone, UpstreamV1, UpstreamV2),
 		meaning: "the PROXY header that the service of a tcp listener gets, inside the mutual TLS of the mesh: its sidecar passes it on, " +
 			"and the service has to expect it. http listeners have X-Forwarded-For instead, and are not touched",
 	},
-	option[Answer]{
+	option[YesNo]{
 		path: "proxy_protocol.server_speaks_first", initial: No, says: `"no"`,
-		field: func(p *Policy) *Answer { return &p.ProxyProtocol.ServerSpeaksFirst },
+		field: func(p *Listener) *YesNo { return &p.ProxyProtocol.ServerSpeaksFirst },
 		kind:  words(Yes, No),
 		meaning: "`yes` where the service of a tcp listener greets before the client has sent anything (SMTP, MySQL, SSH, FTP). " +
 			"PROXY protocol is then refused on the listener: Envoy waits for the first bytes of the client, and both would wait for each other",
 	},
 	option[XFF]{
 		path: "client_address.xff", initial: XFFDefault, says: `"default"`,
-		field: func(p *Policy) *XFF { return &p.ClientAddress.XFF },
+		field: func(p *Listener) *XFF { return &p.ClientAddress.XFF },
 		kind:  words(XFFDefault, XFFAppend, XFFOverwrite),
 		meaning: "what services get as X-Forwarded-For: with `append` what the client sent and the client's address behind it, with `overwrite` " +
 			"the client's address alone. `default` appends where PROXY protocol or another of these settings is on, and is else as behind Consul's own gateway: as the client sent it",
 	},
 	option[Hops]{
 		path: "client_address.trusted_hops", initial: NoHops, says: `"none"`,
-		field: func(p *Policy) *Hops { return &p.ClientAddress.TrustedHops },
+		field: func(p *Listener) *Hops { return &p.ClientAddress.TrustedHops },
 		kind:  hops,
 		meaning: "how many proxies in front of the gateway write X-Forwarded-For themselves and are trusted with it, not counting those that send PROXY headers: " +
 			"with 1, the last entry of X-Forwarded-For is the client",
 	},
 	option[ForwardedProto]{
 		path: "client_address.forwarded_proto", initial: ForwardedProto{By: ProtoDefault}, says: `"default"`,
-		field: func(p *Policy) *ForwardedProto { return &p.ClientAddress.ForwardedProto },
+		field: func(p *Listener) *ForwardedProto { return &p.ClientAddress.ForwardedProto },
 		kind:  forwardedProto,
 		meaning: "what services get as X-Forwarded-Proto: with `connection`, whether the connection to the gateway had TLS; with `trust`, what the request says; " +
 			"with `https_ports`, https if the client connected to one of these ports (with PROXY protocol: of the balancer's) or with TLS, else http. " +
@@ -143,7 +143,7 @@ type option[T any] struct {
 	path    string
 	initial T
 	says    string // initial, as it is written
-	field   func(*Policy) *T
+	field   func(*Listener) *T
 	kind    kind[T]
 	meaning string
 }
@@ -159,7 +159,7 @@ func (o option[T]) description() Setting {
 	return Setting{Path: o.path, Takes: o.kind.takes, Initial: o.says, Meaning: o.meaning}
 }
 
-func (o option[T]) decode(d *decoder, where string, raw any, into *Policy) {
+func (o option[T]) decode(d *decoder, where string, raw any, into *Listener) {
 	v, ok := o.kind.read(d, where, raw)
 	if !ok {
 		d.refuse(where, raw, o.kind.takes)
@@ -168,7 +168,7 @@ func (o option[T]) decode(d *decoder, where string, raw any, into *Policy) {
 	*o.field(into) = v
 }
 
-func (o option[T]) resolve(into *Policy, said []*Policy) {
+func (o option[T]) resolve(into *Listener, said []*Listener) {
 	*o.field(into) = o.initial
 	for _, p := range said {
 		if v := *o.field(p); !reflect.ValueOf(&v).Elem().IsZero() {

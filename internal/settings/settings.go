@@ -14,18 +14,18 @@ const Key = "usher"
 // Settings are Usher's own settings as one source says them. The zero value
 // says nothing, and leaves every setting to a more general source.
 type Settings struct {
-	Policy
+	Listener
 	// Listeners holds, by port, what the source says of single listeners.
-	Listeners map[int]Policy
+	Listeners map[int]Listener
 }
 
-// Policy says for one listener who may tell who the client is, who is told, and
+// Listener says for one listener who may tell who the client is, who is told, and
 // what is logged.
 // What may stand in each field, and what it means, is in the table of settings
 // (schema), from which docs/settings.md is written. In what a source says, the
 // zero value of a field says nothing; no other zero value has a meaning,
 // because Consul's merge of proxy-defaults into a registration loses them.
-type Policy struct {
+type Listener struct {
 	ProxyProtocol ProxyProtocol
 	ClientAddress ClientAddress
 	AccessLog     AccessLog
@@ -42,7 +42,7 @@ type ProxyProtocol struct {
 	// TLVs are not nil where a source says that there are none.
 	TLVs              []TLV
 	Upstream          Upstream
-	ServerSpeaksFirst Answer
+	ServerSpeaksFirst YesNo
 }
 
 // ClientAddress is the policy towards the headers with which those in front of
@@ -84,13 +84,13 @@ const (
 	UpstreamV2   Upstream = "v2"
 )
 
-// Answer is yes or no.
-type Answer string
+// YesNo is yes or no.
+type YesNo string
 
 // The answers.
 const (
-	Yes Answer = "yes"
-	No  Answer = "no"
+	Yes YesNo = "yes"
+	No  YesNo = "no"
 )
 
 // XFF says what becomes of the request's X-Forwarded-For.
@@ -147,7 +147,7 @@ type Layer struct {
 // If raw is bad, the problems say why, and the layer keeps its last good
 // settings or, without any, is Unknown.
 func (l Layer) Next(where string, raw any) (Layer, []problem.Problem) {
-	s, problems := DecodeSettings(where, raw)
+	s, problems := Decode(where, raw)
 	switch {
 	case len(problems) == 0:
 		return Layer{Settings: s, good: true}, nil
@@ -165,18 +165,18 @@ func (l Layer) Next(where string, raw any) (Layer, []problem.Problem) {
 //
 // known is false where a layer is Unknown: it may say of this listener what no
 // other layer can overrule.
-func Resolve(port int, layers ...Layer) (p Policy, known bool) {
-	var said []*Policy // the most special first
+func Resolve(port int, layers ...Layer) (p Listener, known bool) {
+	var said []*Listener // the most special first
 	for i := range slices.Backward(layers) {
 		if layers[i].Unknown {
-			return Policy{}, false
+			return Listener{}, false
 		}
 		if own, ok := layers[i].Settings.Listeners[port]; ok {
 			said = append(said, &own)
 		}
 	}
 	for i := range slices.Backward(layers) {
-		said = append(said, &layers[i].Settings.Policy)
+		said = append(said, &layers[i].Settings.Listener)
 	}
 	for _, s := range schema {
 		s.resolve(&p, said)

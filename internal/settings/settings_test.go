@@ -22,12 +22,12 @@ func pp(members object) object { return object{"proxy_protocol": members} }
 
 func ca(members object) object { return object{"client_address": members} }
 
-func says(p Policy) Settings { return Settings{Policy: p} }
+func says(p Listener) Settings { return Settings{Listener: p} }
 
 var comparePolicies = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
 func TestDecodeSettings(t *testing.T) {
-	strict := says(Policy{ProxyProtocol: ProxyProtocol{Mode: Strict}})
+	strict := says(Listener{ProxyProtocol: ProxyProtocol{Mode: Strict}})
 	prefix := netip.MustParsePrefix
 	for name, tc := range map[string]struct {
 		raw  any
@@ -38,38 +38,38 @@ func TestDecodeSettings(t *testing.T) {
 		"mode":                                 {usher("strict"), strict},
 		"lists of one as HCL makes them":       {[]map[string]any{{"proxy_protocol": []map[string]any{{"mode": "strict"}}}}, strict},
 		"lists of one as JSON gives them":      {array{object{"proxy_protocol": array{object{"mode": array{"strict"}}}}}, strict},
-		"versions, and the order has no sense": {pp(object{"versions": array{"v2", "v1", "v2"}}), says(Policy{ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}})},
-		"a list of one that is its element":    {pp(object{"versions": "v2", "trusted_cidrs": "10.0.0.0/8"}), says(Policy{ProxyProtocol: ProxyProtocol{Versions: []Version{V2}, TrustedCIDRs: []netip.Prefix{prefix("10.0.0.0/8")}}})},
+		"versions, and the order has no sense": {pp(object{"versions": array{"v2", "v1", "v2"}}), says(Listener{ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}})},
+		"a list of one that is its element":    {pp(object{"versions": "v2", "trusted_cidrs": "10.0.0.0/8"}), says(Listener{ProxyProtocol: ProxyProtocol{Versions: []Version{V2}, TrustedCIDRs: []netip.Prefix{prefix("10.0.0.0/8")}}})},
 		"networks, addresses and mapped ones": {
 			pp(object{"trusted_cidrs": array{"2001:db8::/32", "10.0.0.0/8", "192.0.2.7", "::1", "::ffff:172.16.0.0/108", "::ffff:192.0.2.8", "10.0.0.0/8"}}),
-			says(Policy{ProxyProtocol: ProxyProtocol{TrustedCIDRs: []netip.Prefix{
+			says(Listener{ProxyProtocol: ProxyProtocol{TrustedCIDRs: []netip.Prefix{
 				prefix("10.0.0.0/8"), prefix("172.16.0.0/12"), prefix("192.0.2.7/32"), prefix("192.0.2.8/32"), prefix("::1/128"), prefix("2001:db8::/32"),
 			}}}),
 		},
-		"any":     {pp(object{"trusted_cidrs": "any"}), says(Policy{ProxyProtocol: ProxyProtocol{TrustedCIDRs: AnyPeer}})},
-		"no TLVs": {pp(object{"tlvs": "none"}), says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}})},
-		"one TLV": {pp(object{"tlvs": object{"type": "aws_vpce_id"}}), says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xEA, Name: "aws_vpce_id"}}}})},
+		"any":     {pp(object{"trusted_cidrs": "any"}), says(Listener{ProxyProtocol: ProxyProtocol{TrustedCIDRs: AnyNetwork}})},
+		"no TLVs": {pp(object{"tlvs": "none"}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}})},
+		"one TLV": {pp(object{"tlvs": object{"type": "aws_vpce_id"}}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xEA, Name: "aws_vpce_id"}}}})},
 		"TLVs": {
 			pp(object{"tlvs": array{object{"type": "0xE4", "name": "tenant", "header": "x-tenant"}, object{"type": 234.0, "name": "vpce"}, object{"type": 5, "name": "id", "header": "none"}}}),
-			says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{0xE4, "tenant", "x-tenant"}, {0xEA, "vpce", ""}, {5, "id", "none"}}}}),
+			says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{0xE4, "tenant", "x-tenant"}, {0xEA, "vpce", ""}, {5, "id", "none"}}}}),
 		},
-		"upstream":      {pp(object{"upstream": "v2", "server_speaks_first": "no"}), says(Policy{ProxyProtocol: ProxyProtocol{Upstream: UpstreamV2, ServerSpeaksFirst: No}})},
-		"hops":          {ca(object{"xff": "append", "trusted_hops": 2.0}), says(Policy{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
-		"hops as text":  {ca(object{"trusted_hops": "1"}), says(Policy{ClientAddress: ClientAddress{TrustedHops: 1}})},
-		"no hops":       {ca(object{"trusted_hops": "none"}), says(Policy{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
-		"proto by word": {ca(object{"forwarded_proto": "trust"}), says(Policy{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoTrust}}})},
-		"proto by port": {ca(object{"forwarded_proto": array{object{"https_ports": array{8443.0, 443}}}}), says(Policy{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443, 8443}}}})},
-		"one port":      {ca(object{"forwarded_proto": object{"https_ports": int64(443)}}), says(Policy{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443}}}})},
+		"upstream":      {pp(object{"upstream": "v2", "server_speaks_first": "no"}), says(Listener{ProxyProtocol: ProxyProtocol{Upstream: UpstreamV2, ServerSpeaksFirst: No}})},
+		"hops":          {ca(object{"xff": "append", "trusted_hops": 2.0}), says(Listener{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
+		"hops as text":  {ca(object{"trusted_hops": "1"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: 1}})},
+		"no hops":       {ca(object{"trusted_hops": "none"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
+		"proto by word": {ca(object{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoTrust}}})},
+		"proto by port": {ca(object{"forwarded_proto": array{object{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443, 8443}}}})},
+		"one port":      {ca(object{"forwarded_proto": object{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443}}}})},
 		"listeners": {
 			object{"listeners": array{object{"8080": array{usher("strict")}, "9000": ca(object{"xff": "append"})}}, "proxy_protocol": object{"mode": "off"}},
 			Settings{
-				Policy:    Policy{ProxyProtocol: ProxyProtocol{Mode: Off}},
-				Listeners: map[int]Policy{8080: {ProxyProtocol: ProxyProtocol{Mode: Strict}}, 9000: {ClientAddress: ClientAddress{XFF: XFFAppend}}},
+				Listener:  Listener{ProxyProtocol: ProxyProtocol{Mode: Off}},
+				Listeners: map[int]Listener{8080: {ProxyProtocol: ProxyProtocol{Mode: Strict}}, 9000: {ClientAddress: ClientAddress{XFF: XFFAppend}}},
 			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, problems := DecodeSettings("x", tc.raw)
+			got, problems := Decode("x", tc.raw)
 			if diff := cmp.Diff(tc.want, got, comparePolicies); diff != "" || len(problems) > 0 {
 				t.Errorf("%v, settings (-want +got):\n%s", problems, diff)
 			}
@@ -139,7 +139,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		"a list of listeners": {object{"listeners": array{}}, []string{`x: usher.listeners: an empty list is not allowed; use an object with the ports of listeners as keys, such as { "8080" { … } }`}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, problems := DecodeSettings("x", tc.raw)
+			got, problems := Decode("x", tc.raw)
 			if diff := cmp.Diff(Settings{}, got, comparePolicies); diff != "" {
 				t.Errorf("settings:\n%s", diff)
 			}
@@ -159,7 +159,7 @@ func TestNoZeroValueIsASetting(t *testing.T) {
 	for _, s := range schema {
 		for _, zero := range []any{"", 0, 0.0, false, array{}, object{}, nil} {
 			d := decoder{}
-			var p Policy
+			var p Listener
 			s.decode(&d, "x", zero, &p)
 			if len(d.problems) == 0 {
 				t.Errorf("%s: %#v is taken", s.description().Path, zero)
@@ -213,9 +213,11 @@ func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
 }
 
 func TestResolve(t *testing.T) {
-	mode := func(m Mode) Layer { return Layer{Settings: says(Policy{ProxyProtocol: ProxyProtocol{Mode: m}})} }
-	of := func(port int, p Policy) Layer { return Layer{Settings: Settings{Listeners: map[int]Policy{port: p}}} }
-	strict := Policy{ProxyProtocol: ProxyProtocol{Mode: Strict}}
+	mode := func(m Mode) Layer { return Layer{Settings: says(Listener{ProxyProtocol: ProxyProtocol{Mode: m}})} }
+	of := func(port int, p Listener) Layer {
+		return Layer{Settings: Settings{Listeners: map[int]Listener{port: p}}}
+	}
+	strict := Listener{ProxyProtocol: ProxyProtocol{Mode: Strict}}
 	nothing, unknown := Layer{}, Layer{Unknown: true}
 	for name, tc := range map[string]struct {
 		layers []Layer
@@ -227,9 +229,9 @@ func TestResolve(t *testing.T) {
 		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
 		"the operator wins over both":              {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
 		"a listener wins over all general ones":    {[]Layer{of(80, strict), mode(Off), mode(Permissive)}, Strict, true},
-		"a later listener wins over an earlier":    {[]Layer{of(80, strict), of(80, Policy{ProxyProtocol: ProxyProtocol{Mode: Off}}), nothing}, Off, true},
+		"a later listener wins over an earlier":    {[]Layer{of(80, strict), of(80, Listener{ProxyProtocol: ProxyProtocol{Mode: Off}}), nothing}, Off, true},
 		"another listener does not count":          {[]Layer{of(81, strict), mode(Permissive)}, Permissive, true},
-		"a listener that says something else":      {[]Layer{of(80, Policy{ClientAddress: ClientAddress{XFF: XFFAppend}}), mode(Permissive)}, Permissive, true},
+		"a listener that says something else":      {[]Layer{of(80, Listener{ClientAddress: ClientAddress{XFF: XFFAppend}}), mode(Permissive)}, Permissive, true},
 		"an unknown layer may speak of a listener": {[]Layer{unknown, mode(Strict), mode(Strict)}, "", false},
 		"an unknown operator":                      {[]Layer{mode(Strict), mode(Strict), unknown}, "", false},
 	} {
@@ -243,12 +245,12 @@ func TestResolve(t *testing.T) {
 }
 
 func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
-	a := says(Policy{ProxyProtocol: ProxyProtocol{Mode: Strict, TLVs: []TLV{{1, "alpn", ""}}}, ClientAddress: ClientAddress{TrustedHops: 2}})
-	b := says(Policy{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}, ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops}})
+	a := says(Listener{ProxyProtocol: ProxyProtocol{Mode: Strict, TLVs: []TLV{{1, "alpn", ""}}}, ClientAddress: ClientAddress{TrustedHops: 2}})
+	b := says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}, ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops}})
 	got, _ := Resolve(80, Layer{Settings: a}, Layer{Settings: b})
 	initial, _ := Resolve(80)
-	want := Policy{
-		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyPeer, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
+	want := Listener{
+		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyNetwork, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
 		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{By: ProtoDefault}},
 		AccessLog:     initial.AccessLog,
 	}
@@ -259,8 +261,8 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 
 func TestConflictsAreRefused(t *testing.T) {
 	tcp, http := Traffic{TCP: true}, Traffic{}
-	policy := func(raw object) Policy {
-		s, problems := DecodeSettings("x", raw)
+	policy := func(raw object) Listener {
+		s, problems := Decode("x", raw)
 		if len(problems) > 0 {
 			t.Fatal(problems)
 		}
@@ -272,7 +274,7 @@ func TestConflictsAreRefused(t *testing.T) {
 	listed := policy(pp(object{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
 	overwrite := policy(ca(object{"xff": "overwrite", "trusted_hops": 1}))
 	for name, tc := range map[string]struct {
-		policy  Policy
+		policy  Listener
 		traffic Traffic
 		refused string
 	}{
@@ -283,12 +285,12 @@ func TestConflictsAreRefused(t *testing.T) {
 		"server speaks first inside TLS":        {greets, Traffic{TCP: true, TLS: true}, ""},
 		"server speaks first, http":             {greets, http, ""},
 		"server speaks first, no PROXY headers": {off, tcp, ""},
-		"the version that is sent":              {v2Strict, Traffic{Sends: V2}, ""},
-		"another version is sent":               {v2Strict, Traffic{Sends: V1}, "versions"},
-		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), Traffic{Sends: V1}, ""},
-		"clients' addresses and a list":         {listed, Traffic{PeerIsClient: true}, "trusted_cidrs"},
+		"the version that is sent":              {v2Strict, Traffic{BalancerVersion: V2}, ""},
+		"another version is sent":               {v2Strict, Traffic{BalancerVersion: V1}, "versions"},
+		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), Traffic{BalancerVersion: V1}, ""},
+		"clients' addresses and a list":         {listed, Traffic{PreservesClientIP: true}, "trusted_cidrs"},
 		"the balancer's address and a list":     {listed, Traffic{}, ""},
-		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), Traffic{PeerIsClient: true}, ""},
+		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), Traffic{PreservesClientIP: true}, ""},
 		"overwrite with hops":                   {overwrite, http, "xff"},
 		"overwrite with hops, tcp":              {overwrite, tcp, ""},
 	} {

@@ -82,7 +82,7 @@ func page() string {
 	}
 	b.WriteString("\n## What is refused\n\nA listener with one of these keeps its last good configuration, and a problem says why.\n\n")
 	for _, c := range settings.Conflicts {
-		fmt.Fprintf(&b, "- %s.\n", c.When)
+		fmt.Fprintf(&b, "- %s.\n", c.Doc)
 	}
 	b.WriteString("\n## TLVs with names\n\n| `type` | number | `name`, unless you give one | what it is |\n|---|---|---|---|\n")
 	for _, k := range settings.KnownTLVs {
