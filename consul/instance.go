@@ -126,7 +126,7 @@ type wrong struct {
 func (r *registration) instance(before settings.Layer, inherited any) (*gateway.Instance, wrong) {
 	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
-	own, inOwn := before.Next(where, settings.StripInherited(r.Service.Proxy.Config[settings.Key], inherited))
+	own, inOwn := before.Update(where, settings.StripInherited(r.Service.Proxy.Config[settings.Key], inherited))
 	return &gateway.Instance{
 		Node:            r.Node.Node,
 		ServiceID:       r.Service.ID,

@@ -68,11 +68,11 @@ func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 	now := time.Now()
 	s.instances(gatewayWith(t, "strict"), defaultsWith("off"), now)
 	in, _ := s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now)
-	if got := in[0].Registration; got.Unknown || got.Settings.ProxyProtocol.Mode != settings.Strict {
+	if got := in[0].Registration; got.NeverValid || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
 	s = &source{}
-	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Registration.Unknown {
+	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Registration.NeverValid {
 		t.Errorf("own settings are %+v, want unknown ones", in[0].Registration)
 	}
 }

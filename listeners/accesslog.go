@@ -75,10 +75,10 @@ func accessLogKeyOf(l listening) accessLogKey {
 		tls:     l.speaksTLS(),
 		bySNI:   l.choosesByServerName(),
 		looks:   l.looksForServerName(),
-		told:    proxy.On() || l.policy.ClientAddress.On(),
-		proxied: proxy.On(),
+		told:    proxy.Enabled() || l.policy.ClientAddress.IsCustom(),
+		proxied: proxy.Enabled(),
 		strict:  proxy.Mode == settings.Strict,
-		limited: proxy.On() && !proxy.TrustsAll(),
+		limited: proxy.Enabled() && !proxy.TrustsAll(),
 		tlvs:    l.tlvs(),
 		dialect: l.env.dialect,
 	}
@@ -118,10 +118,10 @@ func accessLogsOf(k accessLogKey) (accessLogs, []problem.Problem) {
 		}
 		all = all.with(logs)
 	}
-	switch k.policy.Sinks.By {
-	case settings.SinksOwn:
+	switch k.policy.Sinks.Type {
+	case settings.SinksCustom:
 		there = " there"
-		for i, own := range k.policy.Sinks.Own {
+		for i, own := range k.policy.Sinks.Custom {
 			s, err := k.ownSink(own)
 			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", k.where, i), s, err)
 		}
@@ -136,7 +136,7 @@ func accessLogsOf(k accessLogKey) (accessLogs, []problem.Problem) {
 
 // consulWhere names the place that says how proxy-defaults' entries look.
 func (k accessLogKey) consulWhere() string {
-	if k.policy.Format.By != settings.FormatDefault {
+	if k.policy.Format.Type != settings.FormatDefault {
 		return k.where + ": usher.access_log"
 	}
 	return "config entry proxy-defaults/global: AccessLogs"
@@ -156,7 +156,7 @@ func (k accessLogKey) consulSink() (sink, error) {
 		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.consul.Type)
 	}
 	var err error
-	if k.policy.Format.By == settings.FormatDefault {
+	if k.policy.Format.Type == settings.FormatDefault {
 		s.format, err = k.consulFormat()
 	} else {
 		s.format, err = k.formatOf(k.policy.Format)
@@ -174,7 +174,7 @@ func (k accessLogKey) ownSink(own settings.Sink) (sink, error) {
 		return s, nil
 	}
 	format := own.Format
-	if format.By == "" {
+	if format.Type == "" {
 		format = k.policy.Format
 	}
 	var err error

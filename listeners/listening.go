@@ -55,9 +55,9 @@ func (l *listening) check() error {
 }
 
 // traffic is what the policy has to agree with.
-func (l *listening) traffic() settings.Traffic {
+func (l *listening) traffic() settings.ListenerProperties {
 	balancer := l.env.snapshot.BalancerOf(l.in.registered)
-	return settings.Traffic{
+	return settings.ListenerProperties{
 		TCP: !l.port.http(), TLS: l.speaksTLS(),
 		PreservesClientIP: balancer.PreservesClientIP, BalancerVersion: balancer.ForPort(l.port.number).ProxyVersion,
 	}
@@ -81,12 +81,12 @@ func (l *listening) choosesByServerName() bool {
 // listeners do the first alone.
 func (l *listening) looksForServerName() bool {
 	return l.choosesByServerName() ||
-		l.speaksTLS() && l.policy.AccessLog.Mentions("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
+		l.speaksTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
 // tlvs gives the TLVs that are told. Without PROXY protocol there are none.
 func (l *listening) tlvs() []settings.TLV {
-	if !l.policy.ProxyProtocol.On() {
+	if !l.policy.ProxyProtocol.Enabled() {
 		return nil
 	}
 	return l.policy.ProxyProtocol.TLVs
@@ -120,7 +120,7 @@ const (
 // The others are closed: no chain is for them.
 func (l *listening) served() []peers {
 	switch p := l.policy.ProxyProtocol; {
-	case !p.On() || p.TrustsAll():
+	case !p.Enabled() || p.TrustsAll():
 		return []peers{anybody}
 	case p.Mode == settings.Strict:
 		return []peers{trusted}

@@ -44,8 +44,8 @@ func (k accessLogKey) wanted() (logFilter, error) {
 	if len(p.ResponseFlags) > 0 {
 		any = append(any, flagged(p.ResponseFlags...))
 	}
-	if p.Header.Name != settings.AnyHeader {
-		any = append(any, withHeader(p.Header))
+	if p.RequestHeader.Name != settings.AnyHeader {
+		any = append(any, withHeader(p.RequestHeader))
 	}
 	if p.Expression != settings.AnyExpression {
 		if !k.dialect.expressions {
@@ -65,7 +65,7 @@ func (k accessLogKey) wanted() (logFilter, error) {
 
 // sampled selects a share by chance, and every error.
 func (k accessLogKey) sampled() logFilter {
-	if k.policy.SamplePerMille == settings.AllEntries {
+	if k.policy.SamplePerMille == int(settings.SampleAll) {
 		return nil
 	}
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.policy.SamplePerMille))
@@ -119,7 +119,7 @@ func flagged(flags ...string) logFilter {
 	}}
 }
 
-func withHeader(h settings.LogHeader) logFilter {
+func withHeader(h settings.HeaderFilter) logFilter {
 	matcher := &routev3.HeaderMatcher{Name: h.Name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
 	if h.Value != "" {
 		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{
@@ -195,11 +195,11 @@ func withoutNil(filters []logFilter) []logFilter {
 // not in words.
 func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
 	share := k.policy.Rejected
-	if share == settings.ShareNone || share == settings.ShareDefault && s.byConsul && k.consul.DisableListenerLogs {
+	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && k.consul.DisableListenerLogs {
 		return nil, nil
 	}
 	var some logFilter
-	if share > 0 && share < settings.ShareAll {
+	if share > 0 && share < settings.SampleAll {
 		some = chance("rejected", int(share))
 	}
 	var all []entry
@@ -240,7 +240,7 @@ const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
 // explains says whether reasons are told. They are not where the log is
 // Consul's alone.
 func (k accessLogKey) explains() bool {
-	return k.proxied || k.policy.Own() || k.policy.Rejected != settings.ShareDefault
+	return k.proxied || k.policy.IsCustom() || k.policy.Rejected != settings.SampleDefault
 }
 
 // noChainReason says why Envoy had no filter chain for a connection.

@@ -14,11 +14,11 @@ import (
 
 // entryFormat is how an entry is written: as a line of text, or as JSON.
 type entryFormat struct {
-	by     settings.FormatSource // "": proxy-defaults' own text or JSON
-	text   string                // ends in a newline
-	fields *structpb.Struct      // nil: text counts
-	sparse bool                  // fields without a value are left out
-	reason string                // why the connection was rejected
+	by     settings.LogFormatType // "": proxy-defaults' own text or JSON
+	text   string                 // ends in a newline
+	fields *structpb.Struct       // nil: text counts
+	sparse bool                   // fields without a value are left out
+	reason string                 // why the connection was rejected
 }
 
 // custom says whether an operator has written the format.
@@ -96,7 +96,7 @@ const rejectedField = "rejected"
 func (k accessLogKey) formatOf(f settings.LogFormat) (entryFormat, error) {
 	var out entryFormat
 	var err error
-	switch f.By {
+	switch f.Type {
 	case settings.FormatText:
 		out = textFormat(f.Text)
 	case settings.FormatJSON:
@@ -108,13 +108,13 @@ func (k accessLogKey) formatOf(f settings.LogFormat) (entryFormat, error) {
 	case settings.FormatCombined:
 		out, err = k.combinedFormat()
 	default:
-		f.By = settings.FormatConsul
+		f.Type = settings.FormatConsul
 		out, err = objectFormat(k.defaultFields())
 	}
 	if err != nil {
 		return entryFormat{}, err
 	}
-	out.by = f.By
+	out.by = f.Type
 	return out, k.check(out)
 }
 
@@ -128,7 +128,7 @@ func (k accessLogKey) consulFormat() (entryFormat, error) {
 	case k.consul.TextFormat != "":
 		out = textFormat(k.consul.TextFormat)
 	default:
-		return k.formatOf(settings.LogFormat{By: settings.FormatConsul})
+		return k.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
 	if err != nil {
 		return entryFormat{}, err
@@ -210,7 +210,7 @@ func (k accessLogKey) defaultFields() map[string]any {
 	return fields
 }
 
-// namedFields are the operators of gateway.KnownLogFields.
+// namedFields are the operators of settings.LogFields.
 var namedFields = map[string]string{
 	"start_time":                     "%START_TIME%",
 	"client_address":                 "%DOWNSTREAM_REMOTE_ADDRESS%",

@@ -39,7 +39,7 @@ func (s sink) where() string {
 // logs goes without.
 func (k accessLogKey) limitOf(s sink) (logLimit, error) {
 	n := k.policy.RejectedPerSecond
-	if n == settings.AnyRate || !k.explains() || !k.dialect.logLimits {
+	if n == settings.NoRateLimit || !k.explains() || !k.dialect.logLimits {
 		return logLimit{}, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())
