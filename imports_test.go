@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},
 	"internal/testing/golden":      {},
+	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
 	"cmd/usher": {
