@@ -105,13 +105,13 @@ func (b *build) whole() {
 
 // of gives the query of a kind about the gateway itself.
 func (b *build) of(k *kind) query {
-	return query{kind: k, name: b.id.Name, namespace: absolute(b.id.Namespace), partition: absolute(b.id.Partition)}
+	return query{kind: k, name: b.id.Name, namespace: gateway.OrDefault(b.id.Namespace), partition: gateway.OrDefault(b.id.Partition)}
 }
 
 // inPartition gives the query of a kind that a partition has one answer to: it
 // belongs to the default namespace.
 func inPartition(k *kind, partition string) query {
-	return query{kind: k, namespace: defaultScope, partition: absolute(partition)}
+	return query{kind: k, namespace: gateway.DefaultTenancy, partition: gateway.OrDefault(partition)}
 }
 
 // required gives a fact without which there is no snapshot.
@@ -173,7 +173,7 @@ func (b *build) entry() {
 	if m := required[mesh](b, inPartition(meshKind, b.id.Partition)); m != nil {
 		b.snapshot.Mesh = m.entry
 	}
-	list := required[entries](b, query{kind: entriesKind, namespace: absolute(b.id.Namespace), partition: absolute(b.id.Partition)})
+	list := required[entries](b, query{kind: entriesKind, namespace: gateway.OrDefault(b.id.Namespace), partition: gateway.OrDefault(b.id.Partition)})
 	if list == nil {
 		return
 	}

@@ -63,7 +63,7 @@ type verdict struct {
 // requires that right of the token of every Envoy.
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
 	ask := question{Resource: "service", Access: "write", Segment: id.Name}
-	ask.Namespace, ask.Partition = c.scopes(absolute(id.Namespace), absolute(id.Partition))
+	ask.Namespace, ask.Partition = c.scopes(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
 	body, err := json.Marshal([]question{ask})
 	if err != nil {
 		return err

@@ -124,7 +124,7 @@ func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) e
 
 func (a *Authorizer) grant(token string, id gateway.ID) grant {
 	h := hmac.New(sha256.New, a.key[:])
-	for _, part := range []string{token, id.Name, absolute(id.Namespace), absolute(id.Partition)} {
+	for _, part := range []string{token, id.Name, gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition)} {
 		fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return grant(h.Sum(nil))

@@ -385,22 +385,6 @@ func TestDNSNames(t *testing.T) {
 	}
 }
 
-func TestSpiffeID(t *testing.T) {
-	for _, tc := range []struct {
-		id   gateway.ID
-		want string
-	}{
-		{gateway.ID{Name: "gw"}, "spiffe://td/ns/default/dc/dc1/svc/gw"},
-		{gateway.ID{Name: "gw", Namespace: "n"}, "spiffe://td/ns/n/dc/dc1/svc/gw"},
-		{gateway.ID{Name: "gw", Partition: "p"}, "spiffe://td/ap/p/ns/default/dc/dc1/svc/gw"},
-		{gateway.ID{Name: "gw", Partition: "default"}, "spiffe://td/ns/default/dc/dc1/svc/gw"},
-	} {
-		if got := spiffeID("td", "dc1", tc.id); got != tc.want {
-			t.Errorf("%+v: %s, want %s", tc.id, got, tc.want)
-		}
-	}
-}
-
 func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 	towardsMesh, forClients := &gateway.Leaf{}, &gateway.Leaf{ValidBefore: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 	for _, tc := range []struct {

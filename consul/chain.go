@@ -17,8 +17,8 @@ func chainOf(service gateway.ServiceName) query {
 	return query{
 		kind:      chainKind,
 		name:      service.Name,
-		namespace: absolute(service.Namespace),
-		partition: absolute(service.Partition),
+		namespace: gateway.OrDefault(service.Namespace),
+		partition: gateway.OrDefault(service.Partition),
 	}
 }
 

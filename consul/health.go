@@ -29,8 +29,8 @@ func healthOf(t *gateway.Target, local string) query {
 	q := query{
 		kind:       healthKind,
 		name:       t.Service,
-		namespace:  absolute(t.Namespace),
-		partition:  absolute(t.Partition),
+		namespace:  gateway.OrDefault(t.Namespace),
+		partition:  gateway.OrDefault(t.Partition),
 		datacenter: t.Datacenter,
 		peer:       t.Peer,
 		filter:     t.Subset.Filter,
@@ -102,7 +102,7 @@ func decodeEndpoints(_ *gateway.Endpoints, a answer) (*gateway.Endpoints, error)
 func (r *registration) endpoint() gateway.Endpoint {
 	return gateway.Endpoint{
 		NodeDatacenter:  r.Node.Datacenter,
-		NodePartition:   normalScope(r.Node.Partition),
+		NodePartition:   gateway.OmitDefault(r.Node.Partition),
 		NodeAddress:     r.Node.Address,
 		NodeWANAddress:  r.Node.TaggedAddresses["wan"],
 		Address:         r.Service.Address,

@@ -168,8 +168,8 @@ func TestFirstAnswersAreGathered(t *testing.T) {
 	listeners := []gateway.Listener{{Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{Name: "*"}}}}
 	wildcard := &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge", Listeners: listeners}}}
 	now := time.Now()
-	s.tell(query{kind: entriesKind, namespace: defaultScope, partition: defaultScope}, fact{value: wildcard})
-	s.tell(query{kind: rowsKind, name: "edge", namespace: defaultScope, partition: defaultScope}, fact{value: more})
+	s.tell(query{kind: entriesKind, namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, fact{value: wildcard})
+	s.tell(query{kind: rowsKind, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, fact{value: more})
 	s.step(now) // asks for three chains
 	for _, step := range []struct {
 		what   string

@@ -21,7 +21,7 @@ func (b *build) peer(t *gateway.Target) {
 	if t.Peer == "" || b.snapshot.Peers[t.Peer] != nil {
 		return
 	}
-	q := query{kind: peeringKind, name: t.Peer, partition: absolute(t.Partition)}
+	q := query{kind: peeringKind, name: t.Peer, partition: gateway.OrDefault(t.Partition)}
 	roots, f := read[gateway.Roots](b.lease, q)
 	where := fmt.Sprintf("cluster peer %q", t.Peer)
 	switch {

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // kind is one of the things that can be read of Consul.
@@ -63,7 +66,7 @@ func (q query) String() string {
 	for _, p := range [][2]string{
 		{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter},
 	} {
-		if p[1] != "" && p[1] != defaultScope {
+		if p[1] != "" && p[1] != gateway.DefaultTenancy {
 			b.WriteString(" " + p[0] + "=" + p[1])
 		}
 	}
@@ -193,28 +196,21 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 // one is, and a token of another partition than the default one needs
 // CONSUL_PARTITION to be set.
 func (c *Client) scopes(namespace, partition string) (toNamespace, toPartition string) {
-	namespace, partition = scope(namespace, c.namespace), scope(partition, c.partition)
+	own := gateway.ServiceName{Namespace: c.namespace, Partition: c.partition}.OmitDefaults()
+	namespace, partition = tenancy(namespace, own.Namespace), tenancy(partition, own.Partition)
 	if namespace == "" && partition == "" {
 		return "", ""
 	}
-	return absolute(namespace), absolute(partition)
+	return gateway.OrDefault(namespace), gateway.OrDefault(partition)
 }
 
-func scope(name, own string) string {
-	if own == defaultScope {
-		own = ""
-	}
-	if name == "" {
-		return own
-	}
-	if name == defaultScope && own == "" {
-		return ""
+// tenancy returns the namespace or partition to send, "" for none. own is the client's.
+func tenancy(name, own string) string {
+	if name == "" || own == "" {
+		return cmp.Or(own, gateway.OmitDefault(name))
 	}
 	return name
 }
-
-// defaultScope is the name of the default namespace and partition.
-const defaultScope = "default"
 
 // fact is what is known of a query.
 type fact struct {

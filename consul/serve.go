@@ -3,7 +3,6 @@ package consul
 import (
 	"cmp"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -81,20 +80,11 @@ func (b *build) wish() wish {
 		domains = append(domains, b.agent.altDomain)
 	}
 	return wish{
-		uri:   spiffeID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter, b.id),
+		uri:   gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
 		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
 		root:  b.activeRoot,
 		at:    b.client.grpcAddress(b.agent),
 	}
-}
-
-// spiffeID gives the gateway's identity in the mesh.
-func spiffeID(trustDomain, datacenter string, id gateway.ID) string {
-	path := "/ns/" + absolute(id.Namespace) + "/dc/" + datacenter + "/svc/" + id.Name
-	if absolute(id.Partition) != defaultScope {
-		path = "/ap/" + id.Partition + path
-	}
-	return (&url.URL{Scheme: "spiffe", Host: trustDomain, Path: path}).String()
 }
 
 // dnsNames are the names that Consul puts into the certificate: wildcards in the

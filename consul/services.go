@@ -37,7 +37,7 @@ func decodeRows(_ *rows, a answer) (*rows, error) {
 		if list[i].Service.Name == "" {
 			return nil, errors.New("gateway services: one has no name")
 		}
-		list[i].Service = normal(list[i].Service)
+		list[i].Service = list[i].Service.OmitDefaults()
 		list[i].Protocol = strings.ToLower(list[i].Protocol)
 	}
 	slices.SortFunc(list, compareRows)
@@ -76,7 +76,7 @@ func (r *rows) withHidden(last *gateway.Snapshot, entry listing) []gateway.Servi
 // rowOf returns the row for a service of a listener. It does not expand a wildcard.
 func rowOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	return gateway.Service{
-		Service:      normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}),
+		Service:      gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}.OmitDefaults(),
 		Port:         l.Port,
 		Protocol:     protocolOf(l.Protocol),
 		Hosts:        s.Hosts,
@@ -105,29 +105,6 @@ func lists(rows []gateway.Service, want gateway.Service) bool {
 	return false
 }
 
-// normal writes the default namespace and partition as empty, as the model has
-// them.
-func normal(n gateway.ServiceName) gateway.ServiceName {
-	n.Namespace, n.Partition = normalScope(n.Namespace), normalScope(n.Partition)
-	return n
-}
-
-func normalScope(scope string) string {
-	if scope == defaultScope {
-		return ""
-	}
-	return scope
-}
-
-// absolute writes the default namespace or partition of the model, so that the
-// client's own does not take its place.
-func absolute(scope string) string {
-	if scope == "" {
-		return defaultScope
-	}
-	return scope
-}
-
 // listing is what an entry lists, to be looked up.
 type listing map[listed]bool
 
@@ -145,7 +122,7 @@ func listingOf(e *gateway.Entry) listing {
 	}
 	for _, l := range e.Listeners {
 		for _, s := range l.Services {
-			name := normal(gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition})
+			name := gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}.OmitDefaults()
 			if s.Name == "*" {
 				name = gateway.ServiceName{Name: "*"}
 			}
