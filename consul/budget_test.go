@@ -11,39 +11,39 @@ import (
 // crowd runs queries that ask again and again until stop, and notes for each
 // how long it went unasked at most. As with Consul, a query that waits is
 // answered a sixteenth later.
-type crowd struct {
-	budget *budget
+type pollers struct {
+	budget *connectionLimiter
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 	slow   time.Duration   // that every answer takes
-	bounds []time.Duration // what the budget has told
+	delays []time.Duration // what the budget has told
 
-	mu     sync.Mutex
-	open   int
-	most   int // that were open at once
-	asked  int
-	unseen map[int]time.Duration // of every query that was asked
-	waits  []time.Duration
-	reads  map[int]time.Duration // how long each waited for its first answer
+	mu      sync.Mutex
+	open    int
+	maxOpen int // that were open at once
+	queries int
+	maxGap  map[int]time.Duration // of every query that was asked
+	waits   []time.Duration
+	reads   map[int]time.Duration // how long each waited for its first answer
 }
 
 const (
-	long     = 5 * time.Minute
+	longWait = 5 * time.Minute
 	readTime = time.Millisecond // that a first read takes
 )
 
 // newCrowd shares slots for waiting, and a tenth of that for first reads.
-func newCrowd(t *testing.T, slots, queries int) (*crowd, context.Context) {
-	return newSlowCrowd(t, slots, queries, 0)
+func newPollers(t *testing.T, slots, queries int) (*pollers, context.Context) {
+	return newSlowPollers(t, slots, queries, 0)
 }
 
 // newSlowCrowd is newCrowd with a Consul that takes so long for every answer.
-func newSlowCrowd(t *testing.T, slots, queries int, slow time.Duration) (*crowd, context.Context) {
+func newSlowPollers(t *testing.T, slots, queries int, slow time.Duration) (*pollers, context.Context) {
 	ctx, cancel := context.WithCancel(t.Context())
-	c := &crowd{cancel: cancel, slow: slow, unseen: map[int]time.Duration{}, reads: map[int]time.Duration{}}
-	c.budget = &budget{
-		slots: pool{size: slots}, lanes: pool{size: slots / 10}, long: long,
-		told: func(late time.Duration) { c.bounds = append(c.bounds, late) },
+	c := &pollers{cancel: cancel, slow: slow, maxGap: map[int]time.Duration{}, reads: map[int]time.Duration{}}
+	c.budget = &connectionLimiter{
+		shared: pool{size: slots}, reserved: pool{size: slots / 10}, longWait: longWait,
+		onDelay: func(late time.Duration) { c.delays = append(c.delays, late) },
 	}
 	for i := range queries {
 		c.add(ctx, i)
@@ -51,13 +51,13 @@ func newSlowCrowd(t *testing.T, slots, queries int, slow time.Duration) (*crowd,
 	return c, ctx
 }
 
-func (c *crowd) add(ctx context.Context, i int) {
+func (c *pollers) add(ctx context.Context, i int) {
 	c.budget.join()
 	c.wait.Go(func() {
 		defer c.budget.leave()
 		for first := true; ctx.Err() == nil; first = false {
 			begin := time.Now()
-			_, _ = c.budget.ask(ctx, first, func(ctx context.Context, wait time.Duration) (answer, error) {
+			_, _ = c.budget.do(ctx, first, func(ctx context.Context, wait time.Duration) (answer, error) {
 				if first {
 					wait = readTime
 				}
@@ -76,41 +76,41 @@ func (c *crowd) add(ctx context.Context, i int) {
 	})
 }
 
-func (c *crowd) opened(i int, first bool, unseen, wait time.Duration) {
+func (c *pollers) opened(i int, first bool, unseen, wait time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open++
-	c.most = max(c.most, c.open)
+	c.maxOpen = max(c.maxOpen, c.open)
 	if first {
 		c.reads[i] = unseen
 		return
 	}
-	c.asked++
-	c.unseen[i] = max(c.unseen[i], unseen)
+	c.queries++
+	c.maxGap[i] = max(c.maxGap[i], unseen)
 	c.waits = append(c.waits, wait)
 }
 
-func (c *crowd) closed() {
+func (c *pollers) closed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open--
 }
 
-func (c *crowd) stop() {
+func (c *pollers) stop() {
 	c.cancel()
 	c.wait.Wait()
 }
 
 // wantNoneUnasked says that so many queries were asked, none after more than the
 // bound.
-func (c *crowd) wantNoneUnasked(t *testing.T, queries int, bound time.Duration) {
+func (c *pollers) wantMaxGap(t *testing.T, queries int, bound time.Duration) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.unseen) != queries {
-		t.Errorf("%d queries were asked, want %d", len(c.unseen), queries)
+	if len(c.maxGap) != queries {
+		t.Errorf("%d queries were asked, want %d", len(c.maxGap), queries)
 	}
-	for i, unseen := range c.unseen {
+	for i, unseen := range c.maxGap {
 		if unseen > bound {
 			t.Fatalf("%d queries: number %d went unasked for %v, want at most %v", queries, i, unseen, bound)
 		}
@@ -119,11 +119,11 @@ func (c *crowd) wantNoneUnasked(t *testing.T, queries int, bound time.Duration) 
 
 func TestQueriesThatFitKeepTheirConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newCrowd(t, 160, 160)
+		c, _ := newPollers(t, 160, 160)
 		time.Sleep(time.Minute)
 		c.stop()
-		if c.asked != 160 || len(c.bounds) != 0 {
-			t.Errorf("asked %d times, told of %v, want 160 queries that wait", c.asked, c.bounds)
+		if c.queries != 160 || len(c.delays) != 0 {
+			t.Errorf("asked %d times, told of %v, want 160 queries that wait", c.queries, c.delays)
 		}
 	})
 }
@@ -131,16 +131,16 @@ func TestQueriesThatFitKeepTheirConnections(t *testing.T) {
 // Queries that begin together do not come back together.
 func TestLongWaitsAreSpread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newCrowd(t, 0, 1000)
+		c, _ := newPollers(t, 0, 1000)
 		time.Sleep(time.Second)
 		c.stop()
 		const parts = 10
 		var ending [parts]int // how many waits end in each part of the second half
 		for _, wait := range c.waits {
-			if wait <= long/2 || wait > long {
-				t.Fatalf("a query waits for %v, want up to %v and more than half of it", wait, long)
+			if wait <= longWait/2 || wait > longWait {
+				t.Fatalf("a query waits for %v, want up to %v and more than half of it", wait, longWait)
 			}
-			ending[(wait-1-long/2)*parts/(long/2)]++
+			ending[(wait-1-longWait/2)*parts/(longWait/2)]++
 		}
 		for part, n := range ending {
 			if n > 1000/parts*2 {
@@ -153,15 +153,15 @@ func TestLongWaitsAreSpread(t *testing.T) {
 func TestQueriesThatDoNotFitTakeTurns(t *testing.T) {
 	for _, queries := range []int{161, 500, 2006, 6000} {
 		synctest.Test(t, func(t *testing.T) {
-			c, _ := newCrowd(t, 160, queries)
+			c, _ := newPollers(t, 160, queries)
 			time.Sleep(time.Minute)
 			c.stop()
-			if c.most > 176 {
-				t.Errorf("%d queries were open at once, want at most 176", c.most)
+			if c.maxOpen > 176 {
+				t.Errorf("%d queries were open at once, want at most 176", c.maxOpen)
 			}
-			c.wantNoneUnasked(t, queries, staleBound)
-			if len(c.bounds) != 2 || c.bounds[0] != staleBound || c.bounds[1] != 0 {
-				t.Errorf("told of %v, want once of turns and once of their end", c.bounds)
+			c.wantMaxGap(t, queries, delayBound)
+			if len(c.delays) != 2 || c.delays[0] != delayBound || c.delays[1] != 0 {
+				t.Errorf("told of %v, want once of turns and once of their end", c.delays)
 			}
 		})
 	}
@@ -170,10 +170,10 @@ func TestQueriesThatDoNotFitTakeTurns(t *testing.T) {
 // A Consul that takes its time for every answer is asked for shorter waits.
 func TestSlowAnswersAreReckonedWith(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newSlowCrowd(t, 80, 500, 500*time.Millisecond)
+		c, _ := newSlowPollers(t, 80, 500, 500*time.Millisecond)
 		time.Sleep(time.Minute)
 		c.stop()
-		c.wantNoneUnasked(t, 500, staleBound)
+		c.wantMaxGap(t, 500, delayBound)
 	})
 }
 
@@ -181,18 +181,18 @@ func TestSlowAnswersAreReckonedWith(t *testing.T) {
 // is told.
 func TestAHugeCrowdIsSeenLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newCrowd(t, 20, 2000)
+		c, _ := newPollers(t, 20, 2000)
 		time.Sleep(time.Minute)
-		if remark := c.budget.remark(); remark == "" {
+		if remark := c.budget.warning(); remark == "" {
 			t.Error("the status does not remark that queries take turns")
 		}
 		c.stop()
-		if want := []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second}; len(c.bounds) < 3 ||
-			c.bounds[0] != want[0] || c.bounds[1] != want[1] || c.bounds[2] != want[2] {
-			t.Errorf("told of %v, want %v first", c.bounds, want)
+		if want := []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second}; len(c.delays) < 3 ||
+			c.delays[0] != want[0] || c.delays[1] != want[1] || c.delays[2] != want[2] {
+			t.Errorf("told of %v, want %v first", c.delays, want)
 		}
-		c.wantNoneUnasked(t, 2000, 20*time.Second)
-		if remark := c.budget.remark(); remark != "" {
+		c.wantMaxGap(t, 2000, 20*time.Second)
+		if remark := c.budget.warning(); remark != "" {
 			t.Errorf("the status remarks %q when nobody takes turns", remark)
 		}
 	})
@@ -201,11 +201,11 @@ func TestAHugeCrowdIsSeenLater(t *testing.T) {
 func TestTurnsAreAsLongAsTheBoundAllows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const queries = 2000
-		c, _ := newCrowd(t, 80, queries)
+		c, _ := newPollers(t, 80, queries)
 		time.Sleep(time.Minute)
 		c.stop()
-		if most := 60 * queries / 3; c.asked > most {
-			t.Errorf("%d queries were asked %d times in a minute, want at most %d", queries, c.asked, most)
+		if most := 60 * queries / 3; c.queries > most {
+			t.Errorf("%d queries were asked %d times in a minute, want at most %d", queries, c.queries, most)
 		}
 	})
 }
@@ -213,7 +213,7 @@ func TestTurnsAreAsLongAsTheBoundAllows(t *testing.T) {
 func TestACrowdThatGrowsIsStillSeenInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const few, many = 81, 2500
-		c, ctx := newCrowd(t, 80, few)
+		c, ctx := newPollers(t, 80, few)
 		time.Sleep(2 * readTime) // all have just begun a turn, which is long
 		for i := few; i < many; i++ {
 			c.add(ctx, i)
@@ -225,13 +225,13 @@ func TestACrowdThatGrowsIsStillSeenInTime(t *testing.T) {
 				t.Fatalf("the first read of number %d waited for %v behind those that take turns", i, waited)
 			}
 		}
-		c.wantNoneUnasked(t, many, staleBound)
+		c.wantMaxGap(t, many, delayBound)
 	})
 }
 
 func TestALateQueryDoesNotWaitForPatientOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, ctx := newCrowd(t, 3, 3)
+		c, ctx := newPollers(t, 3, 3)
 		time.Sleep(time.Minute)
 		c.add(ctx, 3)
 		synctest.Wait()
@@ -243,8 +243,8 @@ func TestALateQueryDoesNotWaitForPatientOnes(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		c.stop()
-		if c.most > 3 || c.unseen[3] > staleBound {
-			t.Errorf("%d open at once, the late one unasked for %v", c.most, c.unseen[3])
+		if c.maxOpen > 3 || c.maxGap[3] > delayBound {
+			t.Errorf("%d open at once, the late one unasked for %v", c.maxOpen, c.maxGap[3])
 		}
 	})
 }
@@ -253,7 +253,7 @@ func TestALateQueryDoesNotWaitForPatientOnes(t *testing.T) {
 // long give way each time.
 func TestTurnsDoNotFlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, ctx := newCrowd(t, 80, 80)
+		c, ctx := newPollers(t, 80, 80)
 		for i := range 10 {
 			time.Sleep(10 * time.Second)
 			one, leave := context.WithCancel(ctx)
@@ -261,8 +261,8 @@ func TestTurnsDoNotFlap(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			leave()
 		}
-		if len(c.bounds) != 1 {
-			t.Errorf("told of %v, want that turns began once", c.bounds)
+		if len(c.delays) != 1 {
+			t.Errorf("told of %v, want that turns began once", c.delays)
 		}
 		c.stop()
 	})
@@ -270,11 +270,11 @@ func TestTurnsDoNotFlap(t *testing.T) {
 
 func TestManyConnectionsNeedNoTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newCrowd(t, 0, 1000)
+		c, _ := newPollers(t, 0, 1000)
 		time.Sleep(time.Second)
 		c.stop()
-		if c.most != 1000 || c.asked != 1000 {
-			t.Errorf("%d open at once, asked %d times, want all of them, patient", c.most, c.asked)
+		if c.maxOpen != 1000 || c.queries != 1000 {
+			t.Errorf("%d open at once, asked %d times, want all of them, patient", c.maxOpen, c.queries)
 		}
 	})
 }

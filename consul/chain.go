@@ -11,11 +11,11 @@ import (
 
 // chainKind reads a compiled discovery chain
 // (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
-var chainKind = &kind{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decoding(decodeChain)}
+var chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeAs(decodeChain)}
 
-func chainOf(service gateway.ServiceName) query {
+func chainQuery(service gateway.ServiceName) query {
 	return query{
-		kind:      chainKind,
+		queryType: chainType,
 		name:      service.Name,
 		namespace: gateway.OrDefault(service.Namespace),
 		partition: gateway.OrDefault(service.Partition),
@@ -31,19 +31,19 @@ func decodeChain(prev *gateway.Chain, a answer) (*gateway.Chain, error) {
 	if out.Chain == nil || out.Chain.Nodes[out.Chain.StartNode] == nil {
 		return nil, errors.New("discovery chain: the answer has no start node")
 	}
-	if err := whole(out.Chain); err != nil {
+	if err := checkChain(out.Chain); err != nil {
 		return nil, err
 	}
 	if prev != nil {
 		for id, t := range out.Chain.Targets {
-			out.Chain.Targets[id] = keep(prev.Targets[id], t)
+			out.Chain.Targets[id] = reuse(prev.Targets[id], t)
 		}
 	}
 	return out.Chain, nil
 }
 
 // whole returns an error if a part of the chain is null that Consul always writes.
-func whole(c *gateway.Chain) error {
+func checkChain(c *gateway.Chain) error {
 	for id, t := range c.Targets {
 		if t == nil {
 			return fmt.Errorf("discovery chain: the target %q is null", id)

@@ -18,11 +18,11 @@ import (
 // any case, and values converted where that makes sense ("true", "8080", a list
 // of one). A value that cannot be converted is a problem and counts as not set.
 func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []problem.Problem) {
-	d := weak{where: where}
+	d := weakDecoder{where: where}
 	var c gateway.ProxyConfig
 	for _, key := range slices.Sorted(maps.Keys(config)) {
 		v := config[key]
-		switch k := canonical(key, config); k {
+		switch k := currentKey(key, config); k {
 		case "envoy_gateway_no_default_bind":
 			c.NoDefaultBind = d.bool(key, v)
 		case "envoy_gateway_bind_tagged_addresses":
@@ -32,7 +32,7 @@ func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []pr
 		case "max_request_headers_kb":
 			c.MaxRequestHeadersKB = uint32(min(max(0, d.int(key, v)), math.MaxUint32))
 		case "xds_fetch_timeout_ms":
-			if ms := d.int(key, v); v != nil && ms >= 0 && d.good {
+			if ms := d.int(key, v); v != nil && ms >= 0 && d.ok {
 				timeout := time.Duration(ms) * time.Millisecond
 				c.FetchTimeout = &timeout
 			}
@@ -43,7 +43,7 @@ func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []pr
 
 // canonical gives the key's present name: envoy_mesh_gateway_… is an older
 // spelling of envoy_gateway_…, and gives way where both are set.
-func canonical(key string, config map[string]any) string {
+func currentKey(key string, config map[string]any) string {
 	key = strings.ToLower(key)
 	rest, old := strings.CutPrefix(key, "envoy_mesh_gateway_")
 	if !old {
@@ -57,15 +57,15 @@ func canonical(key string, config map[string]any) string {
 }
 
 // weak converts values and collects the ones that cannot be.
-type weak struct {
+type weakDecoder struct {
 	where    string
 	problems []problem.Problem
-	good     bool // the last conversion was one
+	ok       bool // the last conversion was one
 }
 
-func (d *weak) bool(key string, v any) bool {
-	d.good = true
-	switch v := single(v).(type) {
+func (d *weakDecoder) bool(key string, v any) bool {
+	d.ok = true
+	switch v := unwrapSingle(v).(type) {
 	case nil:
 		return false
 	case bool:
@@ -80,13 +80,13 @@ func (d *weak) bool(key string, v any) bool {
 			return b
 		}
 	}
-	d.bad(key, v, "true or false")
+	d.addProblem(key, v, "true or false")
 	return false
 }
 
-func (d *weak) int(key string, v any) int64 {
-	d.good = true
-	switch v := single(v).(type) {
+func (d *weakDecoder) int(key string, v any) int64 {
+	d.ok = true
+	switch v := unwrapSingle(v).(type) {
 	case nil:
 		return 0
 	case bool:
@@ -106,27 +106,27 @@ func (d *weak) int(key string, v any) int64 {
 			return n
 		}
 	}
-	d.bad(key, v, "a whole number")
+	d.addProblem(key, v, "a whole number")
 	return 0
 }
 
 // addresses converts {name: {Address, Port}}.
-func (d *weak) addresses(key string, v any) map[string]gateway.Address {
-	d.good = true
-	m, ok := single(v).(map[string]any)
+func (d *weakDecoder) addresses(key string, v any) map[string]gateway.Address {
+	d.ok = true
+	m, ok := unwrapSingle(v).(map[string]any)
 	if v == nil || ok && len(m) == 0 {
 		return nil
 	}
 	if !ok {
-		d.bad(key, v, "an object of names with address and port")
+		d.addProblem(key, v, "an object of names with address and port")
 		return nil
 	}
 	out := make(map[string]gateway.Address, len(m))
 	for _, name := range slices.Sorted(maps.Keys(m)) {
 		raw := m[name]
-		fields, ok := single(raw).(map[string]any)
+		fields, ok := unwrapSingle(raw).(map[string]any)
 		if !ok {
-			d.bad(key+"."+name, raw, "an object with address and port")
+			d.addProblem(key+"."+name, raw, "an object with address and port")
 			continue
 		}
 		out[name] = d.address(key+"."+name, fields)
@@ -134,15 +134,15 @@ func (d *weak) addresses(key string, v any) map[string]gateway.Address {
 	return out
 }
 
-func (d *weak) address(key string, fields map[string]any) gateway.Address {
+func (d *weakDecoder) address(key string, fields map[string]any) gateway.Address {
 	var a gateway.Address
 	for _, field := range slices.Sorted(maps.Keys(fields)) {
 		v := fields[field]
 		switch strings.ToLower(field) {
 		case "address":
-			s, ok := single(v).(string)
+			s, ok := unwrapSingle(v).(string)
 			if !ok {
-				d.bad(key+"."+field, v, "an IP address")
+				d.addProblem(key+"."+field, v, "an IP address")
 			}
 			a.Address = s
 		case "port":
@@ -152,8 +152,8 @@ func (d *weak) address(key string, fields map[string]any) gateway.Address {
 	return a
 }
 
-func (d *weak) bad(key string, v any, want string) {
-	d.good = false
+func (d *weakDecoder) addProblem(key string, v any, want string) {
+	d.ok = false
 	text, err := json.Marshal(v)
 	if err != nil || len(text) > 64 {
 		text = fmt.Appendf(nil, "a value of type %T", v)
@@ -166,9 +166,9 @@ func (d *weak) bad(key string, v any, want string) {
 
 // single gives the element of a list of one, and anything else as it is:
 // Consul's HCL decoding makes such lists of blocks.
-func single(v any) any {
+func unwrapSingle(v any) any {
 	if list, ok := v.([]any); ok && len(list) == 1 {
-		return single(list[0])
+		return unwrapSingle(list[0])
 	}
 	return v
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // signedLeaf is a leaf, and since when it is valid.
-type signedLeaf struct {
+type issuedLeaf struct {
 	*gateway.Leaf
 	validFrom time.Time
 }
@@ -26,22 +26,22 @@ type signedLeaf struct {
 // request makes a key and has a certificate signed that says what the wish
 // says. Like Consul's agents it makes keys on P-256, whatever the authority's own
 // is.
-func request(ctx context.Context, w wish, sign func(context.Context, string) (string, error)) (*signedLeaf, error) {
+func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	csr, err := signingRequest(w, key)
+	csr, err := newCSR(w, key)
 	if err != nil {
-		return nil, refusedSignature{err}
+		return nil, permanentError{err}
 	}
 	chain, err := sign(ctx, csr)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := check(chain, w, key)
+	cert, err := verifySigned(chain, w, key)
 	if err != nil {
-		return nil, refusedSignature{fmt.Errorf("the certificate that consul signed cannot be used: %w", err)}
+		return nil, permanentError{fmt.Errorf("the certificate that consul signed cannot be used: %w", err)}
 	}
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
@@ -49,7 +49,7 @@ func request(ctx context.Context, w wish, sign func(context.Context, string) (st
 	}
 	names := slices.Clone(cert.DNSNames)
 	slices.Sort(names)
-	return &signedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
+	return &issuedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
 		CertPEM:     chain,
 		KeyPEM:      gateway.Secret(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
 		ValidBefore: cert.NotAfter,
@@ -57,7 +57,7 @@ func request(ctx context.Context, w wish, sign func(context.Context, string) (st
 	}}, nil
 }
 
-func signingRequest(w wish, key *ecdsa.PrivateKey) (string, error) {
+func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
 	uri, err := url.Parse(w.uri)
 	if err != nil {
 		return "", err
@@ -70,7 +70,7 @@ func signingRequest(w wish, key *ecdsa.PrivateKey) (string, error) {
 }
 
 // check gives the first certificate of a chain if it is what was wished for.
-func check(chain string, w wish, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+func verifySigned(chain string, w certRequest, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
 	block, _ := pem.Decode([]byte(chain))
 	if block == nil {
 		return nil, errors.New("it is not PEM")

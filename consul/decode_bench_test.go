@@ -37,11 +37,11 @@ func BenchmarkDecode(b *testing.B) {
 			}
 		})
 		b.Run(fmt.Sprintf("same/instances=%d", n), func(b *testing.B) {
-			l := &loop{decode: healthKind.decode, learn: func(fact, bool) {}}
-			l.take(a, nil)
+			l := &watchLoop{decode: healthType.decode, update: func(watchResult, bool) {}}
+			l.handle(a, nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				l.take(a, nil)
+				l.handle(a, nil)
 			}
 		})
 	}

@@ -11,8 +11,8 @@ import (
 // this time grows with their number, so that the load on Consul does not. The first
 // of them that shows more than before then refreshes all the others.
 const (
-	filteredTime = 10 * time.Second
-	filteredMost = 1000
+	filteredTime       = 10 * time.Second
+	maxFilteredQueries = 1000
 )
 
 // filteredAnswers counts the queries whose last answer Consul's ACLs filtered. A
@@ -33,7 +33,7 @@ func (f *filteredAnswers) pause() time.Duration {
 	if f == nil {
 		return filteredTime
 	}
-	return max(filteredTime, filteredTime*time.Duration(f.queries.Load())/filteredMost)
+	return max(filteredTime, filteredTime*time.Duration(f.queries.Load())/maxFilteredQueries)
 }
 
 // count records whether the answer of one query was filtered, and is now.
@@ -49,7 +49,7 @@ func (f *filteredAnswers) count(was, is bool) {
 
 // showsMore records that a query shows more than before.
 func (f *filteredAnswers) showsMore() {
-	if f != nil && f.queries.Load() > filteredMost {
+	if f != nil && f.queries.Load() > maxFilteredQueries {
 		notify(f.more)
 	}
 }

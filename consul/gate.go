@@ -13,27 +13,27 @@ import (
 const (
 	// questionsAtOnce is how many questions that do not block are under way at
 	// a time.
-	questionsAtOnce = 16
+	maxConcurrentReads = 16
 	// questionTime is after how long a question counts no more: it waits for
 	// something else than Consul's agent, such as another datacenter.
-	questionTime = 100 * time.Millisecond
+	readSlotTime = 100 * time.Millisecond
 )
 
 // gate lets a number of questions through at a time.
-type gate chan struct{}
+type readLimiter chan struct{}
 
-func newGate() gate { return make(gate, questionsAtOnce) }
+func newReadLimiter() readLimiter { return make(readLimiter, maxConcurrentReads) }
 
 // enter waits for a place, and gives what gives it back. That may be called at
 // any time; after a while the place is given back without it.
-func (g gate) enter(ctx context.Context) (leave func(), err error) {
+func (g readLimiter) acquire(ctx context.Context) (leave func(), err error) {
 	select {
 	case g <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 	once := sync.OnceFunc(func() { <-g })
-	late := time.AfterFunc(questionTime, once)
+	late := time.AfterFunc(readSlotTime, once)
 	return func() {
 		late.Stop()
 		once()

@@ -10,10 +10,10 @@ import (
 
 func TestTheGateLetsSoManyThroughAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newReadLimiter()
 		var leaves []func()
-		for range questionsAtOnce {
-			leave, err := g.enter(t.Context())
+		for range maxConcurrentReads {
+			leave, err := g.acquire(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -23,7 +23,7 @@ func TestTheGateLetsSoManyThroughAtATime(t *testing.T) {
 		entered := make(chan func())
 		for range 2 {
 			go func() {
-				leave, err := g.enter(t.Context())
+				leave, err := g.acquire(t.Context())
 				if err != nil {
 					t.Error(err)
 				}
@@ -51,38 +51,38 @@ func TestTheGateLetsSoManyThroughAtATime(t *testing.T) {
 
 func TestASlowQuestionGivesItsPlaceBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		for range questionsAtOnce {
-			if _, err := g.enter(t.Context()); err != nil { // never leaves
+		g := newReadLimiter()
+		for range maxConcurrentReads {
+			if _, err := g.acquire(t.Context()); err != nil { // never leaves
 				t.Fatal(err)
 			}
 		}
 		begin := time.Now()
-		leave, err := g.enter(t.Context())
+		leave, err := g.acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		leave()
-		if took := time.Since(begin); took != questionTime {
-			t.Errorf("entered after %s, want %s", took, questionTime)
+		if took := time.Since(begin); took != readSlotTime {
+			t.Errorf("entered after %s, want %s", took, readSlotTime)
 		}
 	})
 }
 
 func TestTheGateEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		for range questionsAtOnce {
-			if _, err := g.enter(t.Context()); err != nil {
+		g := newReadLimiter()
+		for range maxConcurrentReads {
+			if _, err := g.acquire(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
 		gone := errors.New("nobody needs it any more")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(gone)
-		if _, err := g.enter(ctx); !errors.Is(err, gone) {
+		if _, err := g.acquire(ctx); !errors.Is(err, gone) {
 			t.Errorf("%v, want %v", err, gone)
 		}
-		time.Sleep(questionTime) // the places come back
+		time.Sleep(readSlotTime) // the places come back
 	})
 }

@@ -16,18 +16,18 @@ import (
 var (
 	// healthKind reads the instances of a mesh service, each through its
 	// sidecar.
-	healthKind = &kind{name: "health", path: "/v1/health/connect/", decode: decoding(decodeEndpoints)}
+	healthType = &queryType{name: "health", path: "/v1/health/connect/", decode: decodeAs(decodeEndpoints)}
 	// meshGatewayKind reads the instances of one mesh gateway.
-	meshGatewayKind = &kind{name: "mesh-gateway", path: "/v1/health/service/", decode: decoding(decodeEndpoints)}
+	meshGatewayType = &queryType{name: "mesh-gateway", path: "/v1/health/service/", decode: decodeAs(decodeEndpoints)}
 	// meshGatewaysKind reads the names of a datacenter's mesh gateways.
-	meshGatewaysKind = &kind{name: "mesh-gateways", path: "/v1/catalog/services", decode: decoding(decodeNames)}
+	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", decode: decodeAs(decodeNames)}
 )
 
 // healthOf is the query for the instances of a target; local is the local
 // datacenter, which is left out so that equal questions are equal.
-func healthOf(t *gateway.Target, local string) query {
+func healthQuery(t *gateway.Target, local string) query {
 	q := query{
-		kind:       healthKind,
+		queryType:  healthType,
 		name:       t.Service,
 		namespace:  gateway.OrDefault(t.Namespace),
 		partition:  gateway.OrDefault(t.Partition),

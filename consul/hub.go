@@ -10,19 +10,19 @@ import (
 
 // hub runs one blocking query for each question that somebody has, however many
 // have it. The last one to lose interest ends it.
-type hub struct {
-	client *Client
-	budget *budget
+type watchManager struct {
+	client  *Client
+	limiter *connectionLimiter
 
-	mu      sync.Mutex
-	watches map[query]*watch
-	trouble map[trouble]int // watches that fail, by how
+	mu       sync.Mutex
+	watches  map[query]*watch
+	failures map[failureType]int // watches that fail, by how
 
 	// replacements receives when Consul's state looks as if it was replaced. Its
 	// capacity is 1.
-	replacements chan struct{}
-	filtered     *filteredAnswers
-	cut          time.Time // when reread cancelled the open queries last; only rereading uses it
+	stateReplaced chan struct{}
+	filtered      *filteredAnswers
+	lastCancel    time.Time // when reread cancelled the open queries last; only rereading uses it
 }
 
 // watch is a query that is running. Its fields below done belong to hub.mu.
@@ -32,73 +32,73 @@ type watch struct {
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when its goroutine has ended
 
-	fact  fact
-	users map[*lease]struct{}
+	result      watchResult
+	subscribers map[*subscription]struct{}
 }
 
 // trouble is a way in which watches fail; the log has one line when it begins
 // and one when it is over.
-type trouble struct {
-	kind    string // empty: every kind
-	outcome outcome
+type failureType struct {
+	queryType string // empty: every kind
+	outcome   outcome
 }
 
-func newHub(c *Client, wait time.Duration) *hub {
-	return &hub{client: c, budget: newBudget(c, wait), watches: map[query]*watch{}, trouble: map[trouble]int{}, replacements: make(chan struct{}, 1), filtered: newFilteredAnswers()}
+func newWatchManager(c *Client, wait time.Duration) *watchManager {
+	return &watchManager{client: c, limiter: newConnectionLimiter(c, wait), watches: map[query]*watch{}, failures: map[failureType]int{}, stateReplaced: make(chan struct{}, 1), filtered: newFilteredAnswers()}
 }
 
 // acquire starts the query unless it runs already. The lease hears of every
 // change of the fact.
-func (h *hub) acquire(q query, l *lease) *watch {
+func (h *watchManager) add(q query, l *subscription) *watch {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	w := h.watches[q]
 	if w == nil {
-		w = h.start(q)
+		w = h.startWatch(q)
 	}
-	w.users[l] = struct{}{}
+	w.subscribers[l] = struct{}{}
 	return w
 }
 
-func (h *hub) start(q query) *watch {
+func (h *watchManager) startWatch(q query) *watch {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watch{query: q, cancel: cancel, done: make(chan struct{}), users: map[*lease]struct{}{}}
+	w := &watch{query: q, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]struct{}{}}
 	h.watches[q] = w
-	h.client.metrics.watch(q.kind.name, 1)
+	h.client.metrics.watch(q.queryType.name, 1)
 	h.client.logger.Debug("watch", "query", q.String())
-	l := &loop{}
+	l := &watchLoop{}
 	w.refresh = &l.refresh
-	*l = loop{
-		ask: func(ctx context.Context, index uint64) (answer, error) {
-			a, err := h.budget.ask(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
-				return h.client.ask(ctx, q, index, l.longest(wait))
+	*l = watchLoop{
+		query: func(ctx context.Context, index uint64) (answer, error) {
+			a, err := h.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
+				return h.client.query(ctx, q, index, l.maxWait(wait))
 			})
 			if ctx.Err() == nil {
-				h.client.metrics.query(q.kind.name, outcomeOf(err))
+				h.client.metrics.query(q.queryType.name, outcomeOf(err))
 			}
-			if o := outcomeOf(err); q.kind.optional && (o == outcomeDenied || o == outcomeMissing) {
+			if o := outcomeOf(err); q.queryType.optional && (o == outcomeDenied || o == outcomeMissing) {
 				return answer{body: []byte("{}"), refused: true}, nil
 			}
 			return a, err
 		},
 		decode: func(prev any, a answer) (value any, err error) {
 			err = guard.Run(h.client.logger, "consul answer", func() error {
-				value, err = q.kind.decode(prev, a)
+				value, err = q.queryType.decode(prev, a)
 				return err
 			})
 			return value, err
 		},
-		every:    q.kind.every,
+		interval: q.queryType.interval,
 		filtered: h.filtered,
-		learn:    func(f fact, changed bool) { h.learn(w, f, changed) },
+		update:   func(f watchResult, changed bool) { h.update(w, f, changed) },
 	}
-	if !q.kind.local && !q.kind.mayStream() {
-		l.replaced = h.stateReplaced
+	if !q.queryType.local && !q.queryType.mayStream() {
+		l.stateReplaced = h.noteStateReplaced
 	}
-	h.budget.join()
+	h.limiter.join()
 	go func() {
 		defer close(w.done)
-		defer h.budget.leave()
+		defer h.limiter.leave()
 		l.run(ctx)
 	}()
 	return w
@@ -106,121 +106,121 @@ func (h *hub) start(q query) *watch {
 
 // release gives the watch back. It says whether that was the last user: then
 // the query is being cancelled, and w.done closes soon.
-func (h *hub) release(w *watch, l *lease) bool {
+func (h *watchManager) remove(w *watch, l *subscription) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(w.users, l)
-	delete(l.news, w.query)
-	if len(w.users) > 0 {
+	delete(w.subscribers, l)
+	delete(l.updates, w.query)
+	if len(w.subscribers) > 0 {
 		return false
 	}
 	delete(h.watches, w.query)
-	h.report(w, nil)
-	w.fact.err = nil
-	h.client.metrics.watch(w.query.kind.name, -1)
+	h.recordError(w, nil)
+	w.result.err = nil
+	h.client.metrics.watch(w.query.queryType.name, -1)
 	h.client.logger.Debug("stop", "query", w.query.String())
 	w.cancel()
 	return true
 }
 
 // known gives the fact of a watch.
-func (h *hub) known(w *watch) fact {
+func (h *watchManager) result(w *watch) watchResult {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return w.fact
+	return w.result
 }
 
 // learn takes over a new fact and wakes whoever needs it.
-func (h *hub) learn(w *watch, f fact, changed bool) {
+func (h *watchManager) update(w *watch, f watchResult, changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(w.users) == 0 {
+	if len(w.subscribers) == 0 {
 		return
 	}
-	h.report(w, f.err)
-	w.fact = f
+	h.recordError(w, f.err)
+	w.result = f
 	if !changed {
 		return
 	}
-	for l := range w.users {
-		l.news[w.query] = f
-		l.rouse()
+	for l := range w.subscribers {
+		l.updates[w.query] = f
+		l.notify()
 	}
 }
 
 // report logs what begins and what ends when the watch's error becomes err.
-func (h *hub) report(w *watch, err error) {
+func (h *watchManager) recordError(w *watch, err error) {
 	h.countFailing(w, err)
-	h.tell(w.query, w.fact.err, err)
+	h.logFailure(w.query, w.result.err, err)
 }
 
 // tell logs which trouble begins and which ends when the error of a query changes
 // from was to is. The caller holds mu.
-func (h *hub) tell(q query, was, is error) {
-	before, after := troubleOf(q, was), troubleOf(q, is)
+func (h *watchManager) logFailure(q query, was, is error) {
+	before, after := failureTypeOf(q, was), failureTypeOf(q, is)
 	if before == after {
 		return
 	}
 	if after.outcome != outcomeOK {
-		h.trouble[after]++
+		h.failures[after]++
 		log := h.client.logger.Debug
-		if h.trouble[after] == 1 {
+		if h.failures[after] == 1 {
 			log = h.client.logger.Warn
 		}
 		log("reading consul fails; the last good answer counts",
 			"consul", h.client.Address(), "query", q.String(), "outcome", string(after.outcome), "error", is)
 	}
 	if before.outcome != outcomeOK {
-		h.trouble[before]--
-		if h.trouble[before] == 0 {
-			delete(h.trouble, before)
+		h.failures[before]--
+		if h.failures[before] == 0 {
+			delete(h.failures, before)
 			h.client.logger.Info("reading consul no longer fails this way",
 				"consul", h.client.Address(), "query", q.String(), "outcome", string(before.outcome))
 		}
 	}
 }
 
-func (h *hub) countFailing(w *watch, err error) {
-	was, is := w.fact.err != nil, err != nil
+func (h *watchManager) countFailing(w *watch, err error) {
+	was, is := w.result.err != nil, err != nil
 	switch {
 	case is && !was:
-		h.client.metrics.fail(w.query.kind.name, 1)
+		h.client.metrics.fail(w.query.queryType.name, 1)
 	case was && !is:
-		h.client.metrics.fail(w.query.kind.name, -1)
+		h.client.metrics.fail(w.query.queryType.name, -1)
 	}
 }
 
 // troubleOf puts all that cannot reach Consul into one.
-func troubleOf(q query, err error) trouble {
-	t := trouble{kind: q.kind.name, outcome: outcomeOf(err)}
+func failureTypeOf(q query, err error) failureType {
+	t := failureType{queryType: q.queryType.name, outcome: outcomeOf(err)}
 	if t.outcome == outcomeUnreachable || t.outcome == outcomeOK || t.outcome == outcomeLimited {
-		t.kind = ""
+		t.queryType = ""
 	}
 	return t
 }
 
 // lease is one user's share of a hub: the watches that it needs now. It belongs
 // to one goroutine.
-type lease struct {
-	hub  *hub
-	wake chan struct{} // of capacity 1: something that is needed has changed
-	held map[query]*holding
-	turn uint64
-	open map[query]bool // held, and not answered yet when it was needed last
-	news map[query]fact // what changed since it was taken; guarded by hub.mu
+type subscription struct {
+	manager    *watchManager
+	wake       chan struct{} // of capacity 1: something that is needed has changed
+	watches    map[query]*usedWatch
+	generation uint64
+	unanswered map[query]bool        // held, and not answered yet when it was needed last
+	updates    map[query]watchResult // what changed since it was taken; guarded by hub.mu
 }
 
-type holding struct {
-	watch *watch
-	turn  uint64 // the last one in which it was needed
+type usedWatch struct {
+	watch      *watch
+	generation uint64 // the last one in which it was needed
 }
 
-func (h *hub) lease() *lease {
-	return &lease{hub: h, wake: make(chan struct{}, 1), held: map[query]*holding{}, open: map[query]bool{}, news: map[query]fact{}}
+func (h *watchManager) subscribe() *subscription {
+	return &subscription{manager: h, wake: make(chan struct{}, 1), watches: map[query]*usedWatch{}, unanswered: map[query]bool{}, updates: map[query]watchResult{}}
 }
 
 // rouse wakes the lease's owner. Anybody may call it.
-func (l *lease) rouse() {
+func (l *subscription) notify() {
 	select {
 	case l.wake <- struct{}{}:
 	default: // it has not yet woken from the one before
@@ -229,60 +229,60 @@ func (l *lease) rouse() {
 
 // need gives what is known of the query, and keeps it running until a sweep
 // finds that nobody needed it since the sweep before.
-func (l *lease) need(q query) fact {
-	h := l.held[q]
+func (l *subscription) get(q query) watchResult {
+	h := l.watches[q]
 	if h == nil {
-		h = &holding{watch: l.hub.acquire(q, l)}
-		l.held[q] = h
+		h = &usedWatch{watch: l.manager.add(q, l)}
+		l.watches[q] = h
 	}
-	h.turn = l.turn
-	f := l.hub.known(h.watch)
+	h.generation = l.generation
+	f := l.manager.result(h.watch)
 	if f.value == nil && f.err == nil {
-		l.open[q] = true
+		l.unanswered[q] = true
 	} else {
-		delete(l.open, q)
+		delete(l.unanswered, q)
 	}
 	return f
 }
 
 // take gives the facts that changed since it was called last.
-func (l *lease) take() map[query]fact {
-	l.hub.mu.Lock()
-	defer l.hub.mu.Unlock()
-	news := l.news
-	l.news = map[query]fact{}
+func (l *subscription) takeUpdates() map[query]watchResult {
+	l.manager.mu.Lock()
+	defer l.manager.mu.Unlock()
+	news := l.updates
+	l.updates = map[query]watchResult{}
 	return news
 }
 
 // sweep gives back what was not needed since the last sweep, and waits for the
 // queries that end with it.
-func (l *lease) sweep() {
+func (l *subscription) releaseUnused() {
 	var ended []*watch
-	for q, h := range l.held {
-		if h.turn == l.turn {
+	for q, h := range l.watches {
+		if h.generation == l.generation {
 			continue
 		}
-		delete(l.held, q)
-		delete(l.open, q)
-		if l.hub.release(h.watch, l) {
+		delete(l.watches, q)
+		delete(l.unanswered, q)
+		if l.manager.remove(h.watch, l) {
 			ended = append(ended, h.watch)
 		}
 	}
 	for _, w := range ended {
 		<-w.done
 	}
-	l.turn++
+	l.generation++
 }
 
 // close gives everything back.
-func (l *lease) close() {
-	l.turn++
-	l.sweep()
+func (l *subscription) close() {
+	l.generation++
+	l.releaseUnused()
 }
 
 // read gives the typed value of the query, nil before the first good answer.
-func read[T any](l *lease, q query) (*T, fact) {
-	f := l.need(q)
+func read[T any](l *subscription, q query) (*T, watchResult) {
+	f := l.get(q)
 	v, _ := f.value.(*T)
 	return v, f
 }

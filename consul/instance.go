@@ -14,15 +14,15 @@ import (
 // instancesKind reads the registered instances of a gateway, healthy or not,
 // with proxy-defaults and service-defaults merged in. It wakes up for changes
 // of those, too.
-var instancesKind = &kind{
+var instancesType = &queryType{
 	name:   "instances",
 	path:   "/v1/health/service/",
 	params: []string{"merge-central-config"},
-	decode: decoding(decodeInstances),
+	decode: decodeAs(decodeInstances),
 }
 
 // Consul's kind of service of ingress gateways.
-const ingressKind = "ingress-gateway"
+const ingressGatewayKind = "ingress-gateway"
 
 // registrations are the instances of a gateway, sorted by node and ID.
 type registrations struct {
@@ -38,7 +38,7 @@ func decodeInstances(_ *registrations, a answer) (*registrations, error) {
 	}
 	out := &registrations{}
 	for _, r := range list {
-		if r.Service.Kind == ingressKind {
+		if r.Service.Kind == ingressGatewayKind {
 			r.Checks = nil
 			out.list = append(out.list, r)
 		}
@@ -61,7 +61,7 @@ const mergeTime = time.Second
 
 // instances makes the model's instances, and remembers in s what their own
 // settings were when they were last good, and since when they are bad.
-func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*gateway.Instance, []problem.Problem) {
+func (s *source) instances(regs *registrations, d *proxyDefaults, now time.Time) ([]*gateway.Instance, []problem.Problem) {
 	var out []*gateway.Instance
 	var problems []problem.Problem
 	own := map[instanceID]settings.Layer{}
@@ -74,30 +74,30 @@ func (s *source) instances(regs *registrations, d *defaults, now time.Time) ([]*
 	}
 	for _, r := range regs.list {
 		id := instanceID{r.Node.Node, r.Service.ID}
-		in, wrong := r.instance(s.own[id], d.config[settings.Key])
+		in, wrong := r.instance(s.settings[id], d.config[settings.Key])
 		own[id] = in.Registration
-		out = append(out, keep(before[id], in))
+		out = append(out, reuse(before[id], in))
 		problems = append(problems, wrong.config...)
-		if len(wrong.own) == 0 {
+		if len(wrong.usher) == 0 {
 			continue
 		}
 		bad[id] = now
-		if since, known := s.bad[id]; known {
+		if since, known := s.badSince[id]; known {
 			bad[id] = since
 		}
 		if now.Sub(bad[id]) >= mergeTime {
-			problems = append(problems, wrong.own...)
+			problems = append(problems, wrong.usher...)
 		}
 	}
-	s.own, s.bad = own, bad
+	s.settings, s.badSince = own, bad
 	return out, problems
 }
 
 // merging says how long it takes until bad settings of an instance may be
 // reported; idle when there are none that wait.
-func (s *source) merging(now time.Time) time.Duration {
-	left := idle
-	for _, since := range s.bad {
+func (s *source) mergeDelay(now time.Time) time.Duration {
+	left := noDelay
+	for _, since := range s.badSince {
 		if wait := mergeTime - now.Sub(since); wait > 0 {
 			left = min(left, wait)
 		}
@@ -117,13 +117,13 @@ func (r *registration) kubernetes() gateway.KubernetesService {
 
 // wrong is what is wrong with a registration: with the keys that Consul knows,
 // and with Usher's own.
-type wrong struct {
-	config, own []problem.Problem
+type registrationProblems struct {
+	config, usher []problem.Problem
 }
 
 // instance makes one instance. before are its own settings until now, and
 // inherited is what proxy-defaults says of them.
-func (r *registration) instance(before settings.Layer, inherited any) (*gateway.Instance, wrong) {
+func (r *registration) instance(before settings.Layer, inherited any) (*gateway.Instance, registrationProblems) {
 	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
 	own, inOwn := before.Next(where, settings.StripInherited(r.Service.Proxy.Config[settings.Key], inherited))
@@ -138,5 +138,5 @@ func (r *registration) instance(before settings.Layer, inherited any) (*gateway.
 		Config:          config,
 		AccessLogs:      r.Service.Proxy.AccessLogs,
 		Registration:    own,
-	}, wrong{config: inConfig, own: inOwn}
+	}, registrationProblems{config: inConfig, usher: inOwn}
 }

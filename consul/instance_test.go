@@ -25,8 +25,8 @@ func gatewayWith(t *testing.T, mode string) *registrations {
 }
 
 // defaultsWith is a proxy-defaults entry that says a mode.
-func defaultsWith(mode string) *defaults {
-	return &defaults{config: map[string]any{
+func defaultsWith(mode string) *proxyDefaults {
+	return &proxyDefaults{config: map[string]any{
 		settings.Key: map[string]any{"proxy_protocol": map[string]any{"mode": mode}},
 	}}
 }
@@ -41,23 +41,23 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 		problems     int
 		again        time.Duration
 	}{
-		{"both good", "strict", "strict", 0, 0, idle},
+		{"both good", "strict", "strict", 0, 0, noDelay},
 		{"merged before proxy-defaults is read", "stict", "strict", 0, 0, mergeTime},
-		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, idle},
+		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, noDelay},
 		{"mended, not merged yet", "stict", "strict", time.Minute, 0, mergeTime},
 		{"still not", "stict", "strict", time.Minute + 300*time.Millisecond, 0, mergeTime - 300*time.Millisecond},
-		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, idle},
+		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, noDelay},
 		{"the registration's own", "stict", "strict", time.Hour, 0, mergeTime},
-		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, idle},
-		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, idle},
-		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, idle},
+		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, noDelay},
+		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, noDelay},
+		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, noDelay},
 	} {
 		now := start.Add(step.after)
 		_, problems := s.instances(gatewayWith(t, step.merged), defaultsWith(step.said), now)
 		if len(problems) != step.problems {
 			t.Errorf("%s: problems %v, want %d", step.name, problems, step.problems)
 		}
-		if diff := cmp.Diff(step.again, s.merging(now)); diff != "" {
+		if diff := cmp.Diff(step.again, s.mergeDelay(now)); diff != "" {
 			t.Errorf("%s: look again (-want +got):\n%s", step.name, diff)
 		}
 	}

@@ -12,20 +12,20 @@ import (
 var (
 	// rootsKind reads the mesh's root certificates
 	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
-	rootsKind = &kind{name: "roots", path: "/v1/connect/ca/roots", decode: decoding(decodeRoots)}
+	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeAs(decodeRoots)}
 	// leafKind reads a gateway's certificate towards the mesh, which Consul's
 	// agent makes and renews. It has no DNS names: see certificate
 	// (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
-	leafKind = &kind{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decoding(decodeLeaf)}
+	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeAs(decodeLeaf)}
 )
 
 // meshRoots are the mesh's root certificates, and which of them signs now.
-type meshRoots struct {
+type caRoots struct {
 	all    *gateway.Roots
 	active string // the ID of the root that signs
 }
 
-func decodeRoots(prev *meshRoots, a answer) (*meshRoots, error) {
+func decodeRoots(prev *caRoots, a answer) (*caRoots, error) {
 	var out struct {
 		ActiveRootID string
 		TrustDomain  string
@@ -45,9 +45,9 @@ func decodeRoots(prev *meshRoots, a answer) (*meshRoots, error) {
 		all.PEMs = append(all.PEMs, root.RootCert)
 	}
 	if prev != nil {
-		all = keep(prev.all, all)
+		all = reuse(prev.all, all)
 	}
-	return &meshRoots{all: all, active: out.ActiveRootID}, nil
+	return &caRoots{all: all, active: out.ActiveRootID}, nil
 }
 
 func decodeLeaf(_ *gateway.Leaf, a answer) (*gateway.Leaf, error) {

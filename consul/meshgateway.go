@@ -9,50 +9,50 @@ import (
 // meshGateways reads the mesh gateways that the way to a target of the chain
 // leads through where it is in another datacenter or partition: those at the
 // target in mode remote, and the gateway's own in mode local.
-func (b *build) meshGateways(c *gateway.Chain, t *gateway.Target) {
-	if t.Peer != "" || gateway.MeshGatewayKey(t.Datacenter, t.Partition) == gateway.MeshGatewayKey(b.local, c.Partition) {
+func (b *snapshotBuilder) addMeshGateways(c *gateway.Chain, t *gateway.Target) {
+	if t.Peer != "" || gateway.MeshGatewayKey(t.Datacenter, t.Partition) == gateway.MeshGatewayKey(b.datacenter, c.Partition) {
 		return
 	}
 	switch t.MeshGateway.Mode {
 	case "remote":
-		b.meshGatewaysIn(t.Datacenter, t.Partition)
+		b.addMeshGatewaysOf(t.Datacenter, t.Partition)
 	case "local":
-		b.meshGatewaysIn(b.local, b.id.Partition)
+		b.addMeshGatewaysOf(b.datacenter, b.id.Partition)
 	}
 }
 
 // meshGatewaysIn joins two questions: which services are mesh gateways, and
 // where the instances of each are. It adds nothing until all answers are there: a
 // part of the mesh gateways would be a wrong result.
-func (b *build) meshGatewaysIn(dc, partition string) {
+func (b *snapshotBuilder) addMeshGatewaysOf(dc, partition string) {
 	locality := gateway.MeshGatewayKey(dc, partition)
 	if b.snapshot.MeshGateways[locality] != nil {
 		return
 	}
-	q := inPartition(meshGatewaysKind, partition)
+	q := partitionQuery(meshGatewayNamesType, partition)
 	q.filter = `ServiceKind == "mesh-gateway"`
-	if dc != b.local {
+	if dc != b.datacenter {
 		q.datacenter = dc
 	}
-	list, f := read[names](b.lease, q)
+	list, f := read[names](b.subscription, q)
 	where := fmt.Sprintf("mesh gateways of datacenter %q", locality)
-	if b.refused(q, f) {
-		b.problem(where, f.err.Error())
+	if b.refusedLong(q, f) {
+		b.addProblem(where, f.err.Error())
 	}
 	if list == nil {
-		b.unsettled = append(b.unsettled, q.String())
+		b.pending = append(b.pending, q.String())
 		return
 	}
 	joined, complete := &gateway.Endpoints{}, true
 	for _, name := range list.list {
-		of := inPartition(meshGatewayKind, partition)
+		of := partitionQuery(meshGatewayType, partition)
 		of.name, of.datacenter = name, q.datacenter
-		part, f := read[gateway.Endpoints](b.lease, of)
-		if b.refused(of, f) {
-			b.problem(where, f.err.Error())
+		part, f := read[gateway.Endpoints](b.subscription, of)
+		if b.refusedLong(of, f) {
+			b.addProblem(where, f.err.Error())
 		}
 		if part == nil {
-			b.unsettled = append(b.unsettled, of.String())
+			b.pending = append(b.pending, of.String())
 			complete = false
 			continue
 		}
@@ -60,17 +60,17 @@ func (b *build) meshGatewaysIn(dc, partition string) {
 	}
 	if complete {
 		sortEndpoints(joined.Endpoints)
-		b.join(locality, joined)
+		b.setMeshGateways(locality, joined)
 	}
 }
 
 // join keeps the pointer of the snapshot before when nothing changed.
-func (b *build) join(locality string, joined *gateway.Endpoints) {
+func (b *snapshotBuilder) setMeshGateways(locality string, joined *gateway.Endpoints) {
 	if b.snapshot.MeshGateways == nil {
 		b.snapshot.MeshGateways = map[string]*gateway.Endpoints{}
 	}
 	if b.last != nil {
-		joined = keep(b.last.MeshGateways[locality], joined)
+		joined = reuse(b.last.MeshGateways[locality], joined)
 	}
 	b.snapshot.MeshGateways[locality] = joined
 }

@@ -14,30 +14,30 @@ import (
 // peeringKind reads what is known of a cluster peer
 // (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection).
 // Consul cannot block on it.
-var peeringKind = &kind{name: "peering", path: "/v1/peering/", every: 5 * time.Second, decode: decoding(decodePeering)}
+var peeringType = &queryType{name: "peering", path: "/v1/peering/", interval: 5 * time.Second, decode: decodeAs(decodePeering)}
 
 // peer reads the root certificates of the cluster peer that a target is in.
-func (b *build) peer(t *gateway.Target) {
+func (b *snapshotBuilder) addPeer(t *gateway.Target) {
 	if t.Peer == "" || b.snapshot.Peers[t.Peer] != nil {
 		return
 	}
-	q := query{kind: peeringKind, name: t.Peer, partition: gateway.OrDefault(t.Partition)}
-	roots, f := read[gateway.Roots](b.lease, q)
+	q := query{queryType: peeringType, name: t.Peer, partition: gateway.OrDefault(t.Partition)}
+	roots, f := read[gateway.Roots](b.subscription, q)
 	where := fmt.Sprintf("cluster peer %q", t.Peer)
 	switch {
 	case roots != nil:
-		if b.refused(q, f) {
-			b.problem(where, f.err.Error())
+		if b.refusedLong(q, f) {
+			b.addProblem(where, f.err.Error())
 		}
 	case !b.lasted(q.String()):
-		b.miss(q.String(), f.err)
+		b.addMissing(q.String(), f.err)
 		return
 	case outcomeOf(f.err) == outcomeMissing:
 		// Consul has no such peering, so Usher serves nothing of that peer.
-		b.problem(where, f.err.Error())
+		b.addProblem(where, f.err.Error())
 		roots = noRoots
 	default:
-		b.problem(where, withheld(q, f))
+		b.addProblem(where, heldBack(q, f))
 		return
 	}
 	if b.snapshot.Peers == nil {
@@ -50,7 +50,7 @@ func (b *build) peer(t *gateway.Target) {
 var noRoots = &gateway.Roots{}
 
 // hasRoots reports whether the root certificates of a cluster peer are known.
-func (b *build) hasRoots(peer string) bool {
+func (b *snapshotBuilder) hasRoots(peer string) bool {
 	roots := b.snapshot.Peers[peer]
 	return roots != nil && len(roots.PEMs) > 0
 }

@@ -11,13 +11,13 @@ import (
 // ready. The loop calls begin, answered and end; any goroutine may call the
 // other methods.
 type refresh struct {
-	mu   sync.Mutex
-	due  bool
-	stop context.CancelCauseFunc // cancels the current turn; nil between two turns
+	mu     sync.Mutex
+	due    bool
+	cancel context.CancelCauseFunc // cancels the current turn; nil between two turns
 	// asked is when the current turn began. read is when the last turn began whose
 	// non-blocking query was answered.
-	asked, read time.Time
-	filtered    bool // Consul's ACLs filtered the last answer
+	began, lastRead time.Time
+	filtered        bool // Consul's ACLs filtered the last answer
 }
 
 // errRefresh is the cause when a refresh cancels a turn. It is not a failure.
@@ -29,8 +29,8 @@ func (r *refresh) begin(ctx context.Context) (turn context.Context, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	due, r.due = r.due, false
-	turn, r.stop = context.WithCancelCause(ctx)
-	r.asked = time.Now()
+	turn, r.cancel = context.WithCancelCause(ctx)
+	r.began = time.Now()
 	return turn, due
 }
 
@@ -40,7 +40,7 @@ func (r *refresh) answered(read, filtered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if read {
-		r.read = r.asked
+		r.lastRead = r.began
 	}
 	r.filtered = filtered
 }
@@ -48,8 +48,8 @@ func (r *refresh) answered(read, filtered bool) {
 func (r *refresh) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stop(nil)
-	r.stop = nil
+	r.cancel(nil)
+	r.cancel = nil
 }
 
 // request makes the loop's next query non-blocking. If now is true, it also
@@ -58,8 +58,8 @@ func (r *refresh) request(now bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.due = true
-	if now && r.stop != nil {
-		r.stop(errRefresh)
+	if now && r.cancel != nil {
+		r.cancel(errRefresh)
 	}
 }
 
@@ -67,7 +67,7 @@ func (r *refresh) request(now bool) {
 func (r *refresh) readSince(t time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.read.After(t)
+	return r.lastRead.After(t)
 }
 
 // isFiltered reports whether Consul's ACLs filtered the last answer.

@@ -11,44 +11,44 @@ import (
 // restoreTime later the agent's own copy has it, too, and Usher refreshes the
 // queries of the streaming backend once more.
 const (
-	rereadTime  = 2 * time.Second
-	settleTime  = time.Second
-	restoreTime = 10 * time.Second
+	refreshSpread   = 2 * time.Second
+	replicationTime = time.Second
+	restoreTime     = 10 * time.Second
 )
 
 // stateReplaced records that Consul's state looks as if it was replaced.
-func (h *hub) stateReplaced() { notify(h.replacements) }
+func (h *watchManager) noteStateReplaced() { notify(h.stateReplaced) }
 
 // rereading refreshes queries until ctx ends, in the cases in which a blocking
 // query does not return after a change: Consul's state was replaced, one of many
 // filtered answers shows more, or Consul answers again after an outage.
-func (h *hub) rereading(ctx context.Context, back <-chan struct{}) {
-	replacements, followed := h.replacements, (<-chan time.Time)(nil)
+func (h *watchManager) runRefreshes(ctx context.Context, back <-chan struct{}) {
+	replacements, followed := h.stateReplaced, (<-chan time.Time)(nil)
 	var refreshed time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-replacements:
-			h.restored(ctx, time.Now())
+			h.refreshAfterRestore(ctx, time.Now())
 			replacements, followed = nil, time.After(restoreTime)
 		case <-followed:
-			h.reread(ctx, func(w *watch) bool { return w.query.kind.mayStream() })
+			h.refreshWatches(ctx, func(w *watch) bool { return w.query.queryType.mayStream() })
 			// The refreshed queries have called stateReplaced, too.
 			select {
-			case <-h.replacements:
+			case <-h.stateReplaced:
 			default:
 			}
-			replacements, followed = h.replacements, nil
+			replacements, followed = h.stateReplaced, nil
 		case <-h.filtered.more:
 			if now := time.Now(); now.Sub(refreshed) >= filteredTime {
 				refreshed = now
-				h.reread(ctx, func(w *watch) bool { return w.refresh.isFiltered() })
+				h.refreshWatches(ctx, func(w *watch) bool { return w.refresh.isFiltered() })
 			}
 		case <-back:
 			// The connections may be dead, and the state may have been replaced.
-			h.client.renew()
-			h.reread(ctx, func(*watch) bool { return true })
+			h.client.renewConnections()
+			h.refreshWatches(ctx, func(*watch) bool { return true })
 		}
 	}
 }
@@ -56,26 +56,26 @@ func (h *hub) rereading(ctx context.Context, back <-chan struct{}) {
 // restored refreshes the queries that have sent no non-blocking query since then.
 // Most have, because a restored snapshot ends blocking queries. It does not end
 // those of the streaming backend.
-func (h *hub) restored(ctx context.Context, then time.Time) {
+func (h *watchManager) refreshAfterRestore(ctx context.Context, then time.Time) {
 	h.client.logger.Info("consul's state looks as if a snapshot was restored; reading everything again", "consul", h.client.Address())
-	sleep(ctx, settleTime)
-	h.reread(ctx, func(w *watch) bool { return !w.refresh.readSince(then) })
+	sleep(ctx, replicationTime)
+	h.refreshWatches(ctx, func(w *watch) bool { return !w.refresh.readSince(then) })
 }
 
 // reread refreshes the chosen queries.
-func (h *hub) reread(ctx context.Context, chosen func(*watch) bool) {
+func (h *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) bool) {
 	const steps = 50
-	now := h.mayCut()
-	list := h.choose(chosen)
+	now := h.mayCancel()
+	list := h.watchesWhere(chosen)
 	for i, w := range list {
 		if i > 0 && i%(1+len(list)/steps) == 0 {
-			sleep(ctx, rereadTime/steps)
+			sleep(ctx, refreshSpread/steps)
 		}
 		w.refresh.request(now)
 	}
 }
 
-func (h *hub) choose(chosen func(*watch) bool) []*watch {
+func (h *watchManager) watchesWhere(chosen func(*watch) bool) []*watch {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var list []*watch
@@ -90,11 +90,11 @@ func (h *hub) choose(chosen func(*watch) bool) []*watch {
 // mayCut reports whether a refresh may cancel the open queries. Over plain HTTP,
 // the agent keeps the connection of a cancelled query until its wait ends. So it
 // may not happen twice in that time: then the open queries end by themselves.
-func (h *hub) mayCut() bool {
+func (h *watchManager) mayCancel() bool {
 	now := time.Now()
-	if h.client.connections() > 0 && !h.cut.IsZero() && now.Sub(h.cut) < plainWait+plainWait/8 {
+	if h.client.connections() > 0 && !h.lastCancel.IsZero() && now.Sub(h.lastCancel) < plainWait+plainWait/8 {
 		return false
 	}
-	h.cut = now
+	h.lastCancel = now
 	return true
 }

@@ -12,57 +12,57 @@ import (
 
 // serve sees to the certificate that the clients of listeners with TLS are
 // shown. It follows from all other parts, so it waits for them to be complete.
-func (b *build) serve() {
+func (b *snapshotBuilder) addCertificate() {
 	if len(b.missing) > 0 {
 		return
 	}
 	if !servesTLS(b.snapshot.Entry) || len(b.snapshot.Services) == 0 {
-		b.endServing()
+		b.stopCertificate()
 		return
 	}
-	if b.serving == nil {
-		b.startServing()
+	if b.certificate == nil {
+		b.startCertificate()
 	}
-	w := b.wish()
-	b.serving.ask(w)
-	b.signed = b.serving.known()
-	if !b.signed.tried.says(w) {
-		b.unsettled = append(b.unsettled, "the certificate for clients")
+	w := b.certRequest()
+	b.certificate.setRequest(w)
+	b.certState = b.certificate.current()
+	if !b.certState.request.sameCertificate(w) {
+		b.pending = append(b.pending, "the certificate for clients")
 	}
-	b.shown(b.signed, time.Now())
+	b.setCertificate(b.certState, time.Now())
 }
 
 // shown puts the certificate into the snapshot. Consul's own xDS shows the same
 // one to clients and to the mesh.
-func (b *build) shown(s *signed, now time.Time) {
+func (b *snapshotBuilder) setCertificate(s *certState, now time.Time) {
 	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
-	if s.err != nil && s.mend() {
-		b.problem(where, s.err.Error())
+	if s.err != nil && s.lasts() {
+		b.addProblem(where, s.err.Error())
 	}
 	if s.leaf == nil {
 		return
 	}
 	b.snapshot.DownstreamLeaf = s.leaf
 	if now.After(s.leaf.ValidBefore) {
-		b.problem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
 		return
 	}
 	b.snapshot.Leaf = s.leaf
 }
 
-func (s *source) startServing() {
-	s.signer.join()
-	s.serving = (&certificate{id: s.id, sign: s.signer.sign, client: s.client, wake: s.lease.rouse}).start()
+func (s *source) startCertificate() {
+	s.signer.acquire()
+	s.certificate = (&certificate{id: s.id, sign: s.signer.sign, client: s.client, notify: s.subscription.notify}).start()
 }
 
 // endServing ends what startServing has started.
-func (s *source) endServing() {
-	if s.serving == nil {
+func (s *source) stopCertificate() {
+	if s.certificate == nil {
 		return
 	}
-	s.serving.close()
-	s.signer.leave()
-	s.serving, s.signed = nil, nil
+	s.certificate.close()
+	s.signer.release()
+	s.certificate, s.certState = nil, nil
 }
 
 // servesTLS says whether some listener shows clients a certificate of the mesh.
@@ -73,17 +73,17 @@ func servesTLS(e *gateway.Entry) bool {
 	}))
 }
 
-func (b *build) wish() wish {
+func (b *snapshotBuilder) certRequest() certRequest {
 	// An agent that does not tell its domain has the default one.
 	domains := []string{cmp.Or(b.agent.domain, "consul.")}
 	if b.agent.altDomain != "" {
 		domains = append(domains, b.agent.altDomain)
 	}
-	return wish{
-		uri:   gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
-		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
-		root:  b.activeRoot,
-		at:    b.client.grpcAddress(b.agent),
+	return certRequest{
+		uri:         gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
+		names:       dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
+		root:        b.activeRoot,
+		grpcAddress: b.client.grpcAddress(b.agent),
 	}
 }
 

@@ -13,16 +13,16 @@ import (
 
 // rowsKind reads the services of a gateway, wildcards expanded
 // (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
-var rowsKind = &kind{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decoding(decodeRows)}
+var servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeAs(decodeServices)}
 
 // rows are the services of a gateway.
-type rows struct {
+type gatewayServices struct {
 	services []gateway.Service
 	// hidden says that Consul's ACLs left services out.
 	hidden bool
 }
 
-func decodeRows(_ *rows, a answer) (*rows, error) {
+func decodeServices(_ *gatewayServices, a answer) (*gatewayServices, error) {
 	var list []gateway.Service
 	if err := json.Unmarshal(a.body, &list); err != nil {
 		return nil, fmt.Errorf("gateway services: %w", err)
@@ -40,12 +40,12 @@ func decodeRows(_ *rows, a answer) (*rows, error) {
 		list[i].Service = list[i].Service.OmitDefaults()
 		list[i].Protocol = strings.ToLower(list[i].Protocol)
 	}
-	slices.SortFunc(list, compareRows)
-	return &rows{services: list, hidden: a.filtered}, nil
+	slices.SortFunc(list, compareServices)
+	return &gatewayServices{services: list, hidden: a.filtered}, nil
 }
 
 // compareRows orders the rows of a gateway; only equal ones have the same place.
-func compareRows(a, b gateway.Service) int {
+func compareServices(a, b gateway.Service) int {
 	return cmp.Or(
 		cmp.Compare(a.Port, b.Port),
 		cmp.Compare(a.Service.Name, b.Service.Name),
@@ -58,23 +58,23 @@ func compareRows(a, b gateway.Service) int {
 // Usher's token since then. It recognizes these by the entry, which still names
 // their services, and by their known chains. It leaves out the services of a
 // wildcard, because these may not exist any more.
-func (r *rows) withHidden(last *gateway.Snapshot, entry listing) []gateway.Service {
+func (r *gatewayServices) withHidden(last *gateway.Snapshot, entry listenerServices) []gateway.Service {
 	if !r.hidden || last == nil {
 		return r.services
 	}
 	all := slices.Clone(r.services)
 	for _, row := range last.Services {
-		_, shown := slices.BinarySearchFunc(r.services, row, compareRows)
+		_, shown := slices.BinarySearchFunc(r.services, row, compareServices)
 		if !shown && !row.FromWildcard && last.Chains[row.Service] != nil && entry.has(row) {
 			all = append(all, row)
 		}
 	}
-	slices.SortFunc(all, compareRows)
+	slices.SortFunc(all, compareServices)
 	return all
 }
 
 // rowOf returns the row for a service of a listener. It does not expand a wildcard.
-func rowOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
+func serviceOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	return gateway.Service{
 		Service:      gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}.OmitDefaults(),
 		Port:         l.Port,
@@ -87,12 +87,12 @@ func rowOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 // lists reports whether the rows contain the wanted service. For a wildcard it
 // reports whether they contain any service on its port. A service without a
 // namespace may be in the namespace of the gateway.
-func lists(rows []gateway.Service, want gateway.Service) bool {
+func containsService(rows []gateway.Service, want gateway.Service) bool {
 	first := gateway.Service{Port: want.Port, Service: gateway.ServiceName{Name: want.Service.Name}}
 	if want.FromWildcard {
 		first.Service.Name = ""
 	}
-	i, _ := slices.BinarySearchFunc(rows, first, compareRows)
+	i, _ := slices.BinarySearchFunc(rows, first, compareServices)
 	for _, row := range rows[i:] {
 		switch {
 		case row.Port != want.Port || !want.FromWildcard && row.Service.Name != want.Service.Name:
@@ -106,17 +106,17 @@ func lists(rows []gateway.Service, want gateway.Service) bool {
 }
 
 // listing is what an entry lists, to be looked up.
-type listing map[listed]bool
+type listenerServices map[listenerService]bool
 
 // listed is a service on a listener of an entry; "*" is the name of a wildcard.
-type listed struct {
+type listenerService struct {
 	port     int
 	protocol string
 	service  gateway.ServiceName
 }
 
-func listingOf(e *gateway.Entry) listing {
-	out := listing{}
+func listenerServicesOf(e *gateway.Entry) listenerServices {
+	out := listenerServices{}
 	if e == nil {
 		return out
 	}
@@ -126,7 +126,7 @@ func listingOf(e *gateway.Entry) listing {
 			if s.Name == "*" {
 				name = gateway.ServiceName{Name: "*"}
 			}
-			out[listed{l.Port, protocolOf(l.Protocol), name}] = true
+			out[listenerService{l.Port, protocolOf(l.Protocol), name}] = true
 		}
 	}
 	return out
@@ -134,9 +134,9 @@ func listingOf(e *gateway.Entry) listing {
 
 // has says whether the entry has the listener and the service of the row. A
 // service that names no namespace may be that of the gateway's own.
-func (l listing) has(row gateway.Service) bool {
+func (l listenerServices) has(row gateway.Service) bool {
 	for _, name := range []gateway.ServiceName{row.Service, {Name: row.Service.Name}, {Name: "*"}} {
-		if l[listed{row.Port, protocolOf(row.Protocol), name}] {
+		if l[listenerService{row.Port, protocolOf(row.Protocol), name}] {
 			return true
 		}
 	}

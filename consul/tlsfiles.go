@@ -24,15 +24,15 @@ type tlsFiles struct {
 	paths  []string // the files, and the CA directory
 	logger *slog.Logger
 
-	mu     sync.Mutex
-	looked time.Time
-	stamp  [sha256.Size]byte // the state of the files when config was made
-	config *tls.Config
-	told   string // the error that was last logged
+	mu        sync.Mutex
+	checkedAt time.Time
+	stamp     [sha256.Size]byte // the state of the files when config was made
+	config    *tls.Config
+	logged    string // the error that was last logged
 }
 
 // lookPause is the shortest time between two checks of the files.
-const lookPause = time.Second
+const checkInterval = time.Second
 
 // tlsFiles reads the settings for the first time.
 func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {
@@ -52,35 +52,35 @@ func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {
 func (f *tlsFiles) current() *tls.Config {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now := time.Now(); len(f.paths) > 0 && now.Sub(f.looked) >= lookPause {
-		f.looked = now
-		f.follow()
+	if now := time.Now(); len(f.paths) > 0 && now.Sub(f.checkedAt) >= checkInterval {
+		f.checkedAt = now
+		f.reload()
 	}
 	return f.config
 }
 
 // follow checks the files and reads them if they changed. The caller holds mu.
-func (f *tlsFiles) follow() {
-	stamp, err := f.look()
+func (f *tlsFiles) reload() {
+	stamp, err := f.fingerprint()
 	if err == nil && stamp == f.stamp {
-		f.told = ""
+		f.logged = ""
 		return
 	}
 	stamp, config, err := f.read()
 	if err != nil {
-		if err.Error() != f.told {
-			f.told = err.Error()
+		if err.Error() != f.logged {
+			f.logged = err.Error()
 			f.logger.Warn("the changed files for TLS towards consul cannot be used; Usher keeps the last good ones", "error", err)
 		}
 		return
 	}
-	f.stamp, f.config, f.told = stamp, config, ""
+	f.stamp, f.config, f.logged = stamp, config, ""
 	f.logger.Info("the changed files for TLS towards consul are used for new connections", "files", f.paths)
 }
 
 // read calls look before it reads. So the next look sees a change in between.
 func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err error) {
-	if stamp, err = f.look(); err != nil {
+	if stamp, err = f.fingerprint(); err != nil {
 		return stamp, nil, fmt.Errorf("TLS towards consul: %w", err)
 	}
 	config, err = f.env.tls()
@@ -90,7 +90,7 @@ func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err erro
 // look returns a hash of the sizes and modification times of the files. A missing
 // file is part of the hash, too. The error says that a file must not be read: it is
 // not regular, or too large.
-func (f *tlsFiles) look() (stamp [sha256.Size]byte, err error) {
+func (f *tlsFiles) fingerprint() (stamp [sha256.Size]byte, err error) {
 	hash := sha256.New()
 	for _, root := range f.paths {
 		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, _ error) error { // a missing file is part of the hash, too

@@ -13,7 +13,7 @@ import (
 
 // tokens gives Usher's own ACL token. One that stands in a file is read again
 // for every request, so that a rotated token counts at once.
-type tokens struct {
+type ownToken struct {
 	file string // empty: the token does not change
 
 	mu   sync.Mutex
@@ -21,8 +21,8 @@ type tokens struct {
 }
 
 // tokens reads CONSUL_HTTP_TOKEN_FILE, which wins, and CONSUL_HTTP_TOKEN.
-func (env environment) tokens() (*tokens, error) {
-	t := &tokens{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
+func (env environment) tokens() (*ownToken, error) {
+	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
 	if t.file == "" {
 		return t, nil
 	}
@@ -47,7 +47,7 @@ func readToken(file string) (gateway.Secret, error) {
 // current gives the token to use now; empty means none. While the file is
 // missing or empty, as it may be for a moment when somebody writes it, the last
 // token counts.
-func (t *tokens) current() gateway.Secret {
+func (t *ownToken) current() gateway.Secret {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.file != "" {

@@ -16,25 +16,25 @@ type transport struct {
 	files *tlsFiles
 	build func(*tls.Config) *http.Transport
 
-	mu     sync.Mutex
-	config *tls.Config
-	now    *http.Transport
+	mu      sync.Mutex
+	config  *tls.Config
+	current *http.Transport
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	return t.current().RoundTrip(r)
+	return t.active().RoundTrip(r)
 }
 
-func (t *transport) current() *http.Transport {
+func (t *transport) active() *http.Transport {
 	config := t.files.current()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.now == nil || config != t.config {
-		t.leave()
-		t.config, t.now = config, t.build(config)
+	if t.current == nil || config != t.config {
+		t.closeIdle()
+		t.config, t.current = config, t.build(config)
 	}
-	return t.now
+	return t.current
 }
 
 // renew makes new requests use new connections. After a network failure the old
@@ -42,15 +42,15 @@ func (t *transport) current() *http.Transport {
 func (t *transport) renew() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.leave()
-	t.now = nil
+	t.closeIdle()
+	t.current = nil
 }
 
 // leave closes the idle connections. Those in use are closed after their requests.
 // The caller holds mu.
-func (t *transport) leave() {
-	if t.now != nil {
-		t.now.CloseIdleConnections()
+func (t *transport) closeIdle() {
+	if t.current != nil {
+		t.current.CloseIdleConnections()
 	}
 }
 
@@ -58,13 +58,13 @@ func (t *transport) leave() {
 func (t *transport) CloseIdleConnections() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.leave()
+	t.closeIdle()
 }
 
 // idleConnections bounds the connections that are kept for reuse. Every
 // blocking query that ends gives one back and takes it again at once, so a
 // small number would mean a new connection for every query.
-const idleConnections = 200
+const maxIdleConnections = 200
 
 // maxHeader bounds the headers of an answer.
 const maxHeader = 64 << 10
@@ -86,8 +86,8 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 			DialContext:            dialer.DialContext,
 			TLSClientConfig:        config.Clone(), // the transport adds its protocols
 			TLSHandshakeTimeout:    10 * time.Second,
-			MaxIdleConns:           idleConnections,
-			MaxIdleConnsPerHost:    idleConnections,
+			MaxIdleConns:           maxIdleConnections,
+			MaxIdleConnsPerHost:    maxIdleConnections,
 			IdleConnTimeout:        90 * time.Second,
 			ExpectContinueTimeout:  time.Second,
 			MaxResponseHeaderBytes: maxHeader,
@@ -119,7 +119,7 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 
 // onItsOwn changes the client so that no two requests share a connection. A request
 // that gets no answer then closes its connection.
-func onItsOwn(c *http.Client) *http.Client {
+func withoutSharing(c *http.Client) *http.Client {
 	t := c.Transport.(*transport)
 	build := t.build
 	t.build = func(config *tls.Config) *http.Transport {
