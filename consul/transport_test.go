@@ -131,7 +131,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	first, second := newIssuer(t), newIssuer(t)
 	var serve atomic.Pointer[tls.Config]
 	serve.Store(first.serverOf(t))
-	h := &heard{}
+	h := &requestRecorder{}
 	server := httptest.NewUnstartedServer(h)
 	server.EnableHTTP2 = true
 	server.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return serve.Load(), nil }} //nolint:gosec // a test's
@@ -140,7 +140,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	t.Cleanup(server.Close)
 	files := newTLSDir(t)
 	files.write(t, first)
-	log := &journal{}
+	log := &logRecorder{}
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Getenv: files.env(false).get, Logger: slog.New(log)})
 	if err := askMesh(t, c); err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 		"a huge file": func() error { return os.Truncate(files.ca, 2<<20) },
 	} {
 		logged := func(beginning string) bool {
-			lookAgain(c)
+			recheckFiles(c)
 			if err := askMesh(t, c); err != nil {
 				t.Fatalf("%s: the last good files do not count: %v", what, err)
 			}
@@ -172,31 +172,31 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	}
 
 	serve.Store(second.serverOf(t))
-	c.renew()
+	c.renewConnections()
 	if err := askMesh(t, c); err == nil || !strings.Contains(err.Error(), "authority") {
 		t.Errorf("%v, want that the server's new authority is not known", err)
 	}
 	files.write(t, second)
-	lookAgain(c)
+	recheckFiles(c)
 	if err := askMesh(t, c); err != nil {
 		t.Error(err)
 	}
 	if h.last.Proto != "HTTP/2.0" {
 		t.Errorf("after that, TLS carries %s", h.last.Proto)
 	}
-	if _, err := c.send(t.Context(), c.aside, heartbeat, 0, 0); err != nil || h.last.Proto != "HTTP/1.1" {
+	if _, err := c.send(t.Context(), c.watchdogHTTP, heartbeat, 0, 0); err != nil || h.last.Proto != "HTTP/1.1" {
 		t.Errorf("the watchdog has %s (%v), want a connection of its own", h.last.Proto, err)
 	}
 }
 
 // lookAgain makes the next request use a new connection, for which Usher checks the
 // files.
-func lookAgain(c *Client) {
-	c.renew()
-	files := c.http.Transport.(*transport).files
+func recheckFiles(c *Client) {
+	c.renewConnections()
+	files := c.watchHTTP.Transport.(*transport).files
 	files.mu.Lock()
 	defer files.mu.Unlock()
-	files.looked = time.Time{}
+	files.checkedAt = time.Time{}
 }
 
 // TestTheFilesOfTheGRPCPortAreFollowed moves Consul's gRPC port to another authority.
@@ -206,10 +206,10 @@ func TestTheFilesOfTheGRPCPortAreFollowed(t *testing.T) {
 	files.write(t, first)
 	addr, stop := secureConnectCA(t, "127.0.0.1:0", first.serverOf(t))
 	s := &signer{client: newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: files.env(true).get})}
-	s.join()
-	defer s.leave()
+	s.acquire()
+	defer s.release()
 	sign := func() error {
-		_, err := request(t.Context(), wish{uri: "spiffe://x"}, func(ctx context.Context, csr string) (string, error) {
+		_, err := requestCertificate(t.Context(), certRequest{uri: "spiffe://x"}, func(ctx context.Context, csr string) (string, error) {
 			return s.sign(ctx, address{}, csr)
 		})
 		return err

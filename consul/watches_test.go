@@ -18,16 +18,16 @@ import (
 
 // journal is a log handler that keeps what is logged: "watch health:web",
 // "WARN message".
-type journal struct {
+type logRecorder struct {
 	mu    sync.Mutex
 	lines []string
 }
 
 // Enabled implements slog.Handler.
-func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
+func (j *logRecorder) Enabled(context.Context, slog.Level) bool { return true }
 
 // Handle implements slog.Handler.
-func (j *journal) Handle(_ context.Context, r slog.Record) error {
+func (j *logRecorder) Handle(_ context.Context, r slog.Record) error {
 	line := r.Level.String() + " " + r.Message
 	r.Attrs(func(a slog.Attr) bool {
 		if a.Key == "query" && r.Level == slog.LevelDebug {
@@ -42,14 +42,14 @@ func (j *journal) Handle(_ context.Context, r slog.Record) error {
 }
 
 // WithAttrs implements slog.Handler.
-func (j *journal) WithAttrs([]slog.Attr) slog.Handler { return j }
+func (j *logRecorder) WithAttrs([]slog.Attr) slog.Handler { return j }
 
 // WithGroup implements slog.Handler.
-func (j *journal) WithGroup(string) slog.Handler { return j }
+func (j *logRecorder) WithGroup(string) slog.Handler { return j }
 
 // take gives what was logged since the last call, sorted: queries that start
 // together have no order.
-func (j *journal) take() []string {
+func (j *logRecorder) take() []string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	lines := j.lines
@@ -59,17 +59,17 @@ func (j *journal) take() []string {
 }
 
 // watching is a gateway being watched, until stop.
-type watching struct {
+type testWatch struct {
 	snapshots chan *gateway.Snapshot
 	stop      func()
 }
 
 // start watches a gateway.
-func start(t *testing.T, w *Watcher, name string) *watching {
+func start(t *testing.T, w *Watcher, name string) *testWatch {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	out := &watching{snapshots: make(chan *gateway.Snapshot, 100)}
+	out := &testWatch{snapshots: make(chan *gateway.Snapshot, 100)}
 	go func() {
 		done <- w.Watch(ctx, gateway.ID{Name: name}, func(s *gateway.Snapshot) { out.snapshots <- s })
 	}()
@@ -84,7 +84,7 @@ func start(t *testing.T, w *Watcher, name string) *watching {
 }
 
 // next gives the next snapshot that satisfies f.
-func (w *watching) next(t *testing.T, f func(*gateway.Snapshot) bool) *gateway.Snapshot {
+func (w *testWatch) next(t *testing.T, f func(*gateway.Snapshot) bool) *gateway.Snapshot {
 	t.Helper()
 	end := time.After(10 * time.Second)
 	for {
@@ -107,14 +107,14 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 		{"Name": "gateway", "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}, {"Name": "api"}]}]},
 		{"Name": "second", "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}]}]}
 	]`})
-	c.set("/v1/catalog/gateway-services/second", rowsOf("web"))
+	c.set("/v1/catalog/gateway-services/second", servicesAnswer("web"))
 	c.set("/v1/health/service/second", instanceOf("second"))
 	c.set("/v1/agent/connect/ca/leaf/second", reply{body: `{"CertPEM": "c", "PrivateKeyPEM": "k"}`})
 	for _, s := range []string{"web", "api"} {
 		c.set("/v1/discovery-chain/"+s, chainTo(s))
 		c.set("/v1/health/connect/"+s, reply{body: "[]"})
 	}
-	log := &journal{}
+	log := &logRecorder{}
 	metrics := NewMetrics(prometheus.NewRegistry())
 	client := c.client(t, log)
 	client.metrics = metrics
@@ -140,7 +140,7 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 		{"Name": "gateway", "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}]}]},
 		{"Name": "second", "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web"}]}]}
 	]`})
-	c.set("/v1/catalog/gateway-services/gateway", rowsOf("web"))
+	c.set("/v1/catalog/gateway-services/gateway", servicesAnswer("web"))
 	first.next(t, func(s *gateway.Snapshot) bool { return len(s.Services) == 1 })
 	wantEqual(t, []string{"stop discovery-chain:api", "stop health:api"}, log.take())
 
@@ -162,14 +162,14 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 
 func TestAnOutageIsLoggedOnceAndSoIsItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := &journal{}
+		log := &logRecorder{}
 		client := newTestClient(t, Config{Logger: slog.New(log)})
-		h := newHub(client, time.Minute)
-		q := []query{{kind: rootsKind}, {kind: meshKind}, {kind: defaultKind}}
-		client.http.Transport = silent{}
-		l := h.lease()
+		h := newWatchManager(client, time.Minute)
+		q := []query{{queryType: rootsType}, {queryType: meshType}, {queryType: proxyDefaultsType}}
+		client.watchHTTP.Transport = silent{}
+		l := h.subscribe()
 		for _, q := range q {
-			l.need(q)
+			l.get(q)
 		}
 		time.Sleep(10 * time.Minute)
 		warnings := 0

@@ -8,9 +8,9 @@ import (
 )
 
 // newPeeredLab is a Consul whose service web leads to the cluster peer east.
-func newPeeredLab(t *testing.T) *fakeConsul {
+func newFakeGatewayWithPeer(t *testing.T) *fakeConsul {
 	t.Helper()
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/discovery-chain/web", reply{body: `{"Chain": {"Datacenter": "dc1", "StartNode": "s", "Nodes": {"s": {}}, "Targets": {
 		"web.east": {"ID": "web.east", "Service": "web", "Peer": "east", "MeshGateway": {"Mode": "local"}},
 		"api.east": {"ID": "api.east", "Service": "api", "Peer": "east"}}}}`})
@@ -22,9 +22,9 @@ func newPeeredLab(t *testing.T) *fakeConsul {
 const peeringPath = "/v1/peering/east"
 
 func TestRootsOfAClusterPeer(t *testing.T) {
-	c := newPeeredLab(t)
+	c := newFakeGatewayWithPeer(t)
 	c.set(peeringPath, reply{body: `{"Name": "east", "PeerCAPems": ["one"], "PeerServerName": "server.dc2.peering.td-of-east.consul"}`})
-	w := start(t, c.impatient(t), "gateway")
+	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	before := w.next(t, anyOne)
 	wantEqual(t, map[string]*gateway.Roots{"east": {TrustDomain: "td-of-east.consul", PEMs: []string{"one"}}}, before.Peers)
 	wantEqual(t, nil, before.MeshGateways)
@@ -41,7 +41,7 @@ func TestRootsOfAClusterPeer(t *testing.T) {
 // The side that has accepted a peering knows no name of the peer's servers, and
 // no certificates before the peer has come.
 func TestAClusterPeerThatHasNotComeYetHasNoRoots(t *testing.T) {
-	c := newPeeredLab(t)
+	c := newFakeGatewayWithPeer(t)
 	c.set(peeringPath, reply{body: `{"Name": "east", "State": "PENDING"}`})
 	w := start(t, c.watcher(t), "gateway")
 	wantEqual(t, map[string]*gateway.Roots{"east": {}}, w.next(t, anyOne).Peers)
@@ -52,9 +52,9 @@ func TestAClusterPeerThatHasNotComeYetHasNoRoots(t *testing.T) {
 }
 
 func TestAClusterPeerThatTheTokenMayNotReadHoldsUpNothing(t *testing.T) {
-	c := newPeeredLab(t)
+	c := newFakeGatewayWithPeer(t)
 	c.set(peeringPath, reply{status: 403, body: "Permission denied"})
-	w := start(t, c.impatient(t), "gateway")
+	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
 	if p := s.Problems[0]; p.Where != `cluster peer "east"` || !strings.Contains(p.What, "Permission denied") {
 		t.Errorf("problem %q", p)

@@ -14,7 +14,7 @@ import (
 )
 
 // build is a snapshot in the making.
-type build struct {
+type snapshotBuilder struct {
 	*source
 	now      time.Time
 	snapshot *gateway.Snapshot
@@ -23,38 +23,38 @@ type build struct {
 	agent     agent
 	// activeRoot is the ID of the root that signs certificates.
 	activeRoot string
-	answered   bool // snapshot.Entry is what Consul says
+	entryKnown bool // snapshot.Entry is what Consul says
 	// missing are the facts without which there is no snapshot, and the
 	// disagreements between facts that arrive at different times.
 	missing []string
 	// unsettled are the targets whose health Usher has never read.
-	unsettled []string
+	pending []string
 	// lacks maps each thing that is wrong to the time when it began; see lasted.
 	// The first of them has lasted long enough after again.
-	lacks map[string]time.Time
-	again time.Duration
+	wrong map[string]time.Time
+	delay time.Duration
 	// asked are the queries for instances, with the targets that they answer for.
-	asked map[query][]string
+	endpointQueries map[query][]string
 	// failing says that some of them gave nothing when they were asked last.
 	failing bool
 }
 
 // answers are the queries that patch may go by.
-func (b *build) answers() map[query][]string {
-	if len(b.missing)+len(b.unsettled) > 0 || b.failing || b.again < idle {
+func (b *snapshotBuilder) patchable() map[query][]string {
+	if len(b.missing)+len(b.pending) > 0 || b.failing || b.delay < noDelay {
 		return nil
 	}
-	return b.asked
+	return b.endpointQueries
 }
 
 // keep gives the lists and maps of the snapshot before where they say the same,
 // as all other parts do by themselves.
-func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
+func (b *snapshotBuilder) reuse(last *gateway.Snapshot) *gateway.Snapshot {
 	s := b.snapshot
 	if last == nil {
 		return s
 	}
-	if slices.EqualFunc(last.Services, s.Services, sameService) {
+	if slices.EqualFunc(last.Services, s.Services, equalServices) {
 		s.Services = last.Services
 	}
 	if maps.Equal(last.Chains, s.Chains) {
@@ -72,19 +72,19 @@ func (b *build) keep(last *gateway.Snapshot) *gateway.Snapshot {
 // at the same time. Only the registration comes first: any caller can make up the
 // name of a gateway, so Usher reads nothing else about one that was never
 // registered.
-func (s *source) build(now time.Time) *build {
-	b := &build{source: s, now: now, asked: map[query][]string{}, snapshot: &gateway.Snapshot{
+func (s *source) build(now time.Time) *snapshotBuilder {
+	b := &snapshotBuilder{source: s, now: now, endpointQueries: map[query][]string{}, snapshot: &gateway.Snapshot{
 		ID:     s.id,
 		Chains: map[gateway.ServiceName]*gateway.Chain{},
-	}, endpoints: map[string]*gateway.Endpoints{}, lacks: map[string]time.Time{}, again: idle}
-	if a := required[agent](b, query{kind: agentKind}); a != nil {
+	}, endpoints: map[string]*gateway.Endpoints{}, wrong: map[string]time.Time{}, delay: noDelay}
+	if a := required[agent](b, query{queryType: agentType}); a != nil {
 		b.agent, b.snapshot.DualStack = *a, a.dualStack
 	}
-	b.registered()
-	b.entry()
-	b.roots()
+	b.addInstances()
+	b.addEntry()
+	b.addRoots()
 	if b.wasRegistered {
-		b.whole()
+		b.addServices()
 	}
 	slices.SortFunc(b.snapshot.Problems, compareProblems)
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
@@ -92,67 +92,67 @@ func (s *source) build(now time.Time) *build {
 }
 
 // whole reads what only a gateway with instances needs.
-func (b *build) whole() {
+func (b *snapshotBuilder) addServices() {
 	// Read it only once: it may change before the steps below are done.
-	list := b.rows()
-	b.leaf(list)
-	b.services(list)
-	b.datacenter()
-	b.targets()
+	list := b.gatewayServices()
+	b.addLeaf(list)
+	b.addGatewayServices(list)
+	b.addDatacenter()
+	b.addTargets()
 	b.snapshot.Endpoints = ordered.From(b.endpoints)
-	b.serve()
+	b.addCertificate()
 }
 
 // of gives the query of a kind about the gateway itself.
-func (b *build) of(k *kind) query {
-	return query{kind: k, name: b.id.Name, namespace: absolute(b.id.Namespace), partition: absolute(b.id.Partition)}
+func (b *snapshotBuilder) queryFor(k *queryType) query {
+	return query{queryType: k, name: b.id.Name, namespace: gateway.OrDefault(b.id.Namespace), partition: gateway.OrDefault(b.id.Partition)}
 }
 
 // inPartition gives the query of a kind that a partition has one answer to: it
 // belongs to the default namespace.
-func inPartition(k *kind, partition string) query {
-	return query{kind: k, namespace: defaultScope, partition: absolute(partition)}
+func partitionQuery(k *queryType, partition string) query {
+	return query{queryType: k, namespace: gateway.DefaultTenancy, partition: gateway.OrDefault(partition)}
 }
 
 // required gives a fact without which there is no snapshot.
-func required[T any](b *build, q query) *T {
-	v, f := read[T](b.lease, q)
+func required[T any](b *snapshotBuilder, q query) *T {
+	v, f := read[T](b.subscription, q)
 	if v == nil {
-		b.miss(q.String(), f.err)
+		b.addMissing(q.String(), f.err)
 	}
 	return v
 }
 
 // miss notes that something is missing, with the reason if there is one.
-func (b *build) miss(what string, err error) {
+func (b *snapshotBuilder) addMissing(what string, err error) {
 	if err != nil {
 		what = fmt.Sprintf("%s (%v)", what, err)
 	}
 	b.missing = append(b.missing, what)
 }
 
-func (b *build) problem(where, what string) {
+func (b *snapshotBuilder) addProblem(where, what string) {
 	b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{Where: where, What: what})
 }
 
-func (b *build) roots() {
-	if r := required[meshRoots](b, query{kind: rootsKind}); r != nil {
+func (b *snapshotBuilder) addRoots() {
+	if r := required[caRoots](b, query{queryType: rootsType}); r != nil {
 		b.snapshot.Roots, b.activeRoot = r.all, r.active
 	}
 }
 
-func (b *build) leaf(list *rows) {
+func (b *snapshotBuilder) addLeaf(list *gatewayServices) {
 	// A gateway without services has nobody to show a certificate to.
 	if list != nil && (len(list.services) > 0 || list.hidden) {
-		b.snapshot.Leaf = required[gateway.Leaf](b, b.of(leafKind))
+		b.snapshot.Leaf = required[gateway.Leaf](b, b.queryFor(leafType))
 	}
 }
 
 // registered reads the instances, and Usher's own settings in them and in
 // proxy-defaults.
-func (b *build) registered() {
-	regs := required[registrations](b, b.of(instancesKind))
-	d := required[defaults](b, inPartition(defaultKind, b.id.Partition))
+func (b *snapshotBuilder) addInstances() {
+	regs := required[registrations](b, b.queryFor(instancesType))
+	d := required[proxyDefaults](b, partitionQuery(proxyDefaultsType, b.id.Partition))
 	if d != nil {
 		b.snapshot.ProxyDefaults = d.layer
 		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
@@ -165,65 +165,65 @@ func (b *build) registered() {
 	b.snapshot.Instances, problems = b.instances(regs, d, b.now)
 	b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 	for _, r := range regs.list {
-		b.local = r.Node.Datacenter
+		b.datacenter = r.Node.Datacenter
 	}
 }
 
-func (b *build) entry() {
-	if m := required[mesh](b, inPartition(meshKind, b.id.Partition)); m != nil {
+func (b *snapshotBuilder) addEntry() {
+	if m := required[mesh](b, partitionQuery(meshType, b.id.Partition)); m != nil {
 		b.snapshot.Mesh = m.entry
 	}
-	list := required[entries](b, query{kind: entriesKind, namespace: absolute(b.id.Namespace), partition: absolute(b.id.Partition)})
+	list := required[entries](b, query{queryType: entriesType, namespace: gateway.OrDefault(b.id.Namespace), partition: gateway.OrDefault(b.id.Partition)})
 	if list == nil {
 		return
 	}
-	b.snapshot.Entry, b.answered = list.byName[b.id.Name], true
+	b.snapshot.Entry, b.entryKnown = list.byName[b.id.Name], true
 	if b.snapshot.Entry == nil && list.hidden {
-		b.miss(b.of(entriesKind).String(), errHidden)
+		b.addMissing(b.queryFor(entriesType).String(), errHidden)
 	}
 }
 
 // rows reads the rows of gateway-services. If Consul's ACLs hide all of them, it
 // returns the last known ones.
-func (b *build) rows() *rows {
-	q := b.of(rowsKind)
-	list, f := read[rows](b.lease, q)
+func (b *snapshotBuilder) gatewayServices() *gatewayServices {
+	q := b.queryFor(servicesType)
+	list, f := read[gatewayServices](b.subscription, q)
 	switch {
 	case errors.Is(f.err, errHidden):
-		known := rows{hidden: true}
+		known := gatewayServices{hidden: true}
 		if list != nil {
 			known.services = list.services
 		}
 		return &known
 	case list == nil:
-		b.miss(q.String(), f.err)
+		b.addMissing(q.String(), f.err)
 	}
 	return list
 }
 
 // services reads the rows and their chains, and checks that the rows agree with
 // the entry.
-func (b *build) services(list *rows) {
+func (b *snapshotBuilder) addGatewayServices(list *gatewayServices) {
 	if list == nil {
 		return
 	}
 	if list.hidden {
-		b.problem(fmt.Sprintf("services of gateway %q", b.id.String()),
+		b.addProblem(fmt.Sprintf("services of gateway %q", b.id.String()),
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
-	entry := listingOf(b.snapshot.Entry)
+	entry := listenerServicesOf(b.snapshot.Entry)
 	all := list.withHidden(b.last, entry)
 	for _, row := range all {
-		if b.answered && !entry.has(row) {
-			b.miss(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
+		if b.entryKnown && !entry.has(row) {
+			b.addMissing(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
 			continue
 		}
-		b.chain(row.Service)
+		b.addChain(row.Service)
 		b.snapshot.Services = append(b.snapshot.Services, row)
 	}
-	if hidden := b.unlisted(all, list.hidden); len(hidden) > 0 {
+	if hidden := b.missingServices(all, list.hidden); len(hidden) > 0 {
 		b.snapshot.Services = append(b.snapshot.Services, hidden...)
-		slices.SortFunc(b.snapshot.Services, compareRows)
+		slices.SortFunc(b.snapshot.Services, compareServices)
 	}
 }
 
@@ -236,22 +236,22 @@ func (b *build) services(list *rows) {
 // A wildcard gets such a row only if its port has no visible row. Usher cannot know
 // which services the wildcard matches, and Consul shows a token only the services
 // that it may read.
-func (b *build) unlisted(listed []gateway.Service, hidden bool) []gateway.Service {
+func (b *snapshotBuilder) missingServices(listed []gateway.Service, hidden bool) []gateway.Service {
 	if b.snapshot.Entry == nil {
 		return nil
 	}
 	var out []gateway.Service
 	for _, l := range b.snapshot.Entry.Listeners {
 		for _, s := range l.Services {
-			row := rowOf(l, s)
-			if row.FromWildcard && !hidden || lists(listed, row) {
+			row := serviceOf(l, s)
+			if row.FromWildcard && !hidden || containsService(listed, row) {
 				continue
 			}
 			what := fmt.Sprintf("a row for %s on port %d in gateway-services", row.Service, row.Port)
 			if !b.lasted(what) {
-				b.miss(what, nil)
+				b.addMissing(what, nil)
 			} else if hidden {
-				b.problem(fmt.Sprintf("service %q on port %d of gateway %q", row.Service.String(), row.Port, b.id.String()),
+				b.addProblem(fmt.Sprintf("service %q on port %d of gateway %q", row.Service.String(), row.Port, b.id.String()),
 					"consul's ACLs hide it, so that the listener of the port is withheld: Envoys keep the one that they have; give Usher's token service:read on it")
 				out = append(out, row)
 			}
@@ -263,30 +263,30 @@ func (b *build) unlisted(listed []gateway.Service, hidden bool) []gateway.Servic
 // chain reads the chain of a service. The snapshot waits for a chain that was never
 // read. After the source's patience the snapshot goes on without it, and the ports
 // of the service are withheld.
-func (b *build) chain(service gateway.ServiceName) {
+func (b *snapshotBuilder) addChain(service gateway.ServiceName) {
 	if b.snapshot.Chains[service] != nil {
 		return
 	}
-	q := chainOf(service)
-	c, f := read[gateway.Chain](b.lease, q)
+	q := chainQuery(service)
+	c, f := read[gateway.Chain](b.subscription, q)
 	if c != nil {
 		b.snapshot.Chains[service] = c
-		if b.refused(q, f) {
-			b.problem(fmt.Sprintf("discovery chain of %q", service.String()), f.err.Error())
+		if b.refusedLong(q, f) {
+			b.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), f.err.Error())
 		}
 		return
 	}
 	if b.lasted(q.String()) {
-		b.problem(fmt.Sprintf("discovery chain of %q", service.String()), withheld(q, f))
+		b.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), heldBack(q, f))
 	} else {
-		b.miss(q.String(), f.err)
+		b.addMissing(q.String(), f.err)
 	}
 }
 
 // withheld returns the text of a problem: a fact was never read, and listeners are
 // withheld.
-func withheld(q query, f fact) string {
-	why, remedy := "no answer yet", "see what consul answers to "+q.kind.path+q.name
+func heldBack(q query, f watchResult) string {
+	why, remedy := "no answer yet", "see what consul answers to "+q.queryType.path+q.name
 	if f.err != nil {
 		why = f.err.Error()
 	}
@@ -298,7 +298,7 @@ func withheld(q query, f fact) string {
 
 // open reports whether Consul does not refuse the fact: Consul answers, or Usher
 // cannot reach it.
-func open(f fact) bool {
+func notRefused(f watchResult) bool {
 	switch outcomeOf(f.err) {
 	case outcomeOK, outcomeUnreachable, outcomeLimited:
 		return true
@@ -307,22 +307,22 @@ func open(f fact) bool {
 }
 
 // refused reports whether Consul has refused a fact for some time.
-func (b *build) refused(q query, f fact) bool {
-	return f.err != nil && !open(f) && b.lasted("the answer to "+q.String())
+func (b *snapshotBuilder) refusedLong(q query, f watchResult) bool {
+	return f.err != nil && !notRefused(f) && b.lasted("the answer to "+q.String())
 }
 
 // lasted reports whether something has been wrong in every build for the time of
 // the source's patience. If not, it schedules another build for the end of that
 // time.
-func (b *build) lasted(what string) bool {
-	begin, known := b.lacking[what]
+func (b *snapshotBuilder) lasted(what string) bool {
+	begin, known := b.wrongSince[what]
 	if !known {
 		begin = b.now
 	}
-	b.lacks[what] = begin
-	left := b.patience - b.now.Sub(begin)
+	b.wrong[what] = begin
+	left := b.answerTimeout - b.now.Sub(begin)
 	if left > 0 {
-		b.again = min(b.again, left)
+		b.delay = min(b.delay, left)
 	}
 	return left <= 0
 }
@@ -333,53 +333,53 @@ func compareProblems(a, b problem.Problem) int {
 
 // datacenter needs the local datacenter, which stands in every registration and
 // every chain.
-func (b *build) datacenter() {
+func (b *snapshotBuilder) addDatacenter() {
 	for _, c := range b.snapshot.Chains {
-		if b.local == "" {
-			b.local = c.Datacenter
+		if b.datacenter == "" {
+			b.datacenter = c.Datacenter
 		}
 	}
-	b.snapshot.Datacenter = b.local
-	if b.local == "" && len(b.missing) == 0 {
-		b.miss(fmt.Sprintf("an instance of %s; none is registered with kind %s", b.id, ingressKind), nil)
+	b.snapshot.Datacenter = b.datacenter
+	if b.datacenter == "" && len(b.missing) == 0 {
+		b.addMissing(fmt.Sprintf("an instance of %s; none is registered with kind %s", b.id, ingressGatewayKind), nil)
 	}
 }
 
 // targets reads the instances of every target of every chain.
-func (b *build) targets() {
-	if b.local == "" {
+func (b *snapshotBuilder) addTargets() {
+	if b.datacenter == "" {
 		return
 	}
 	for _, c := range b.snapshot.Chains {
 		for id, t := range c.Targets {
-			b.meshGateways(c, t)
-			b.target(id, t)
+			b.addMeshGateways(c, t)
+			b.addTarget(id, t)
 		}
 	}
 }
 
-func (b *build) target(id string, t *gateway.Target) {
+func (b *snapshotBuilder) addTarget(id string, t *gateway.Target) {
 	if b.endpoints[id] != nil {
 		return
 	}
-	b.peer(t)
-	q := healthOf(t, b.local)
-	e, f := read[gateway.Endpoints](b.lease, q)
-	b.asked[q] = append(b.asked[q], id)
+	b.addPeer(t)
+	q := healthQuery(t, b.datacenter)
+	e, f := read[gateway.Endpoints](b.subscription, q)
+	b.endpointQueries[q] = append(b.endpointQueries[q], id)
 	b.failing = b.failing || f.err != nil
 	switch {
 	case e != nil:
 		b.endpoints[id] = e
 	case !b.hasRoots(t.Peer):
-		b.unsettled = append(b.unsettled, q.String())
+		b.pending = append(b.pending, q.String())
 	case b.lasted(q.String()):
 		// The instances in a cluster peer contain the name of their cluster.
-		b.problem(fmt.Sprintf("instances of %q", id), withheld(q, f))
+		b.addProblem(fmt.Sprintf("instances of %q", id), heldBack(q, f))
 		return
 	default:
-		b.miss(q.String(), f.err)
+		b.addMissing(q.String(), f.err)
 	}
-	if b.refused(q, f) {
-		b.problem(fmt.Sprintf("instances of %q", id), f.err.Error())
+	if b.refusedLong(q, f) {
+		b.addProblem(fmt.Sprintf("instances of %q", id), f.err.Error())
 	}
 }
