@@ -23,7 +23,7 @@ func (f from) Close() error         { return nil }
 func enterFrom(t *testing.T, a *admission, addr string) *connection {
 	t.Helper()
 	c := &connection{Conn: from{addr: netip.MustParseAddr(addr)}, admission: a}
-	if !a.enter(c) {
+	if !a.addConnection(c) {
 		t.Fatalf("a connection from %s is not taken", addr)
 	}
 	t.Cleanup(func() { _ = c.Close() })
@@ -53,11 +53,11 @@ func TestAPeerOverItsRateCostsOthersNothing(t *testing.T) {
 	a := newTestAdmission(Limits{})
 	stranger, honest := enterFrom(t, a, "192.0.2.66"), enterFrom(t, a, "192.0.2.1")
 	for range 50_000 {
-		if p, err := a.open(stranger, "unknown", func(error) {}); err == nil {
-			p.leave()
+		if p, err := a.openStream(stranger, "unknown", func(error) {}); err == nil {
+			p.close()
 		}
 	}
-	if _, err := a.open(honest, "new", func(error) {}); err != nil {
+	if _, err := a.openStream(honest, "new", func(error) {}); err != nil {
 		t.Errorf("another peer's stream: %v", err)
 	}
 	if !stranger.closed {
@@ -70,7 +70,7 @@ func TestIPv6PeersAreNetworks(t *testing.T) {
 	a := newTestAdmission(Limits{StreamRatePerPeer: 1})
 	for i, want := range []codes.Code{9: codes.OK, 10: codes.ResourceExhausted} {
 		c := enterFrom(t, a, netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i + 1)}).String())
-		if _, err := a.open(c, "unknown", func(error) {}); status.Code(err) != want {
+		if _, err := a.openStream(c, "unknown", func(error) {}); status.Code(err) != want {
 			t.Errorf("stream %d: %v, want %v", i, err, want)
 		}
 	}
@@ -80,9 +80,9 @@ func TestIPv6PeersAreNetworks(t *testing.T) {
 func TestThePeerWithMostRequestBytesGivesWay(t *testing.T) {
 	a := newTestAdmission(Limits{})
 	honest := enterFrom(t, a, "192.0.2.1")
-	a.received(honest, 2<<20, 100)
+	a.addRequestBytes(honest, 2<<20, 100)
 	for range 40 {
-		a.received(enterFrom(t, a, "192.0.2.66"), 4<<20, 100)
+		a.addRequestBytes(enterFrom(t, a, "192.0.2.66"), 4<<20, 100)
 	}
 	if honest.closed {
 		t.Error("the request that has waited longest was cut off, and its peer has no other")

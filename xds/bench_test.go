@@ -37,7 +37,7 @@ func BenchmarkMemoryOfAnEnvoy(b *testing.B) {
 		b.Run(fmt.Sprintf("sotw=%t", sotw), func(b *testing.B) {
 			const envoys = 100
 			set, names := benchmarkSet(b)
-			talks := make([]*conversation, envoys)
+			talks := make([]*streamState, envoys)
 			for b.Loop() {
 				clear(talks)
 				before := heap()

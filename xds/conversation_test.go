@@ -29,7 +29,7 @@ import (
 type model struct {
 	t    testing.TB
 	sotw bool
-	talk *conversation
+	talk *streamState
 	// wire is what was sent and did not arrive yet.
 	wire []*response
 	// nonces are the latest that arrived, by type.
@@ -46,7 +46,7 @@ type model struct {
 }
 
 func newModel(t testing.TB, sotw bool) *model {
-	m := &model{t: t, sotw: sotw, talk: newConversation(sotw)}
+	m := &model{t: t, sotw: sotw, talk: newStreamState(sotw)}
 	for typ := range m.has {
 		m.has[typ], m.names[typ] = map[string]string{}, map[string]bool{}
 	}
@@ -67,11 +67,11 @@ func (m *model) request(typ Type, r request, names, gone []string) {
 	for _, name := range gone {
 		delete(m.names[typ], name)
 	}
-	r.names, r.unwanted = names, gone
+	r.subscribe, r.unsubscribe = names, gone
 	if m.sotw {
-		r.names, r.unwanted, r.nonce = m.wanted(typ), nil, m.nonces[typ]
+		r.subscribe, r.unsubscribe, r.nonce = m.wanted(typ), nil, m.nonces[typ]
 	}
-	m.talk.hear(typ, r)
+	m.talk.handleRequest(typ, r)
 	m.push()
 }
 
@@ -84,14 +84,14 @@ func (m *model) push() {
 // flying says for which types a response awaits its ACK.
 func (m *model) flying() (types [NumTypes]bool) {
 	for t := range types {
-		types[t] = m.talk.topics[t].inflight != nil
+		types[t] = m.talk.types[t].inflight != nil
 	}
 	return types
 }
 
 // carry puts what is to be sent on the wire, and checks its order.
 func (m *model) carry(flying [NumTypes]bool) {
-	for _, r := range m.talk.take() {
+	for _, r := range m.talk.takePending() {
 		if !m.impatient && r.typ >= Listener && (flying[Secret] || flying[Cluster] || flying[Endpoint]) {
 			m.t.Errorf("%s %v sent while clusters or their like are not acknowledged", r.typ, r.names())
 		}
@@ -112,7 +112,7 @@ func (m *model) take(good bool) {
 	if good {
 		m.apply(r)
 	} else {
-		answer.problem = &statuspb.Status{Message: "no"}
+		answer.errorDetail = &statuspb.Status{Message: "no"}
 	}
 	m.request(r.typ, answer, nil, nil)
 }
@@ -142,7 +142,7 @@ func (m *model) unsubscribe(typ Type, names ...string) {
 }
 
 func (m *model) update(s *Set) {
-	m.talk.update(s)
+	m.talk.setResources(s)
 	m.push()
 }
 
@@ -220,7 +220,7 @@ func (m *model) step(rnd *rand.Rand) *Set {
 		return s
 	case n < 15:
 		m.impatient = true
-		m.talk.pushAnyway()
+		m.talk.pushUnordered()
 		m.carry(m.flying())
 		m.impatient = false
 	case n < 17:
