@@ -58,10 +58,7 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		}
 		return err == nil
 	}
-	err := filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.trigger}).Run(ctx)
-	if err != nil {
-		return fmt.Errorf("TLS certificate %s: %w", k.certFile, err)
-	}
+	filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.trigger}).Run(ctx)
 	return nil
 }
 
