@@ -35,6 +35,7 @@ var allowed = map[string][]string{
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},
 	"internal/testing/golden":      {},
+	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
 	"cmd/usher": {
@@ -44,6 +45,7 @@ var allowed = map[string][]string{
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
+	"tools/measure":       {},
 	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/conformance":     {"internal/testing/fakeenvoy", "internal/testing/testprocess"},
