@@ -46,7 +46,8 @@ var allowed = map[string][]string{
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
 	"tools/measure":       {},
-	"e2e":                 {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/conformance":     {"internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/bench":           {"internal/wire", "internal/testing/fakeenvoy"},
 }
