@@ -10,6 +10,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
@@ -61,7 +62,7 @@ type accessLogKey struct {
 	strict  bool // and not without
 	limited bool // and not everybody's are believed
 	tlvs    []settings.TLV
-	dialect dialect
+	envoy   envoy.Capabilities
 }
 
 func accessLogKeyOf(l listening) accessLogKey {
@@ -80,7 +81,7 @@ func accessLogKeyOf(l listening) accessLogKey {
 		strict:  proxy.Mode == settings.Strict,
 		limited: proxy.On() && !proxy.TrustsAll(),
 		tlvs:    l.tlvs(),
-		dialect: l.env.dialect,
+		envoy:   l.env.envoy,
 	}
 }
 
@@ -198,7 +199,7 @@ func (k accessLogKey) logsTo(s sink) (accessLogs, error) {
 		if filter, err = k.entryFilter(untrusted); err != nil {
 			return accessLogs{}, err
 		}
-		own := entry{name: s.names.entries, format: ownAddresses(s.format, k.dialect), http: k.http, filter: filter, unbelieved: true}
+		own := entry{name: s.names.entries, format: ownAddresses(s.format, k.envoy), http: k.http, filter: filter, unbelieved: true}
 		if logs.untrusted, err = k.logTo(s, own); err != nil {
 			return accessLogs{}, err
 		}

@@ -43,7 +43,7 @@ func (l *listening) check() error {
 	if err := l.policy.Check(l.traffic()); err != nil {
 		return err
 	}
-	if err := l.env.dialect.supports(l.policy, !l.port.http()); err != nil {
+	if err := checkSupport(l.env.envoy, l.policy, !l.port.http()); err != nil {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
@@ -97,7 +97,7 @@ func (l *listening) tlvs() []settings.TLV {
 func (l *listening) tooOldFor() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
-		if !l.env.dialect.tells(tlv) {
+		if !canRead(l.env.envoy, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this one is upgraded, nothing is told of it", tlv.Name),

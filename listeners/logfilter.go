@@ -10,6 +10,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -48,8 +49,8 @@ func (k accessLogKey) wanted() (logFilter, error) {
 		any = append(any, withHeader(p.Header))
 	}
 	if p.Expression != settings.AnyExpression {
-		if !k.dialect.expressions {
-			return nil, needs("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
+		if !k.envoy.Expressions {
+			return nil, envoy.Requires("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
 		}
 		if err := checkExpression(p.Expression); err != nil {
 			return nil, err
@@ -71,18 +72,11 @@ func (k accessLogKey) sampled() logFilter {
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.policy.SamplePerMille))
 }
 
-// peerState is the filter state with the address of whoever connected, which is
-// peerAddress.
-const (
-	peerState   = "usher.peer"
-	peerAddress = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
-)
-
 // omitsHealthChecks says whether a chain's connections with which a balancer
-// looks for the gateway are left out. It needs peerState to be set.
+// looks for the gateway are left out. It needs directAddressState to be set.
 func (k accessLogKey) omitsHealthChecks(who peers) bool {
 	omit := k.policy.HealthChecks == settings.HealthChecksOmit || k.policy.HealthChecks == settings.HealthChecksDefault && k.proxied
-	return omit && !k.http && who != untrusted && k.dialect.expressions
+	return omit && !k.http && who != untrusted && k.envoy.Expressions
 }
 
 // noHealthCheck selects all connections but those that name no client and send
@@ -92,7 +86,7 @@ func (k accessLogKey) noHealthCheck(who peers) (logFilter, error) {
 	if !k.omitsHealthChecks(who) {
 		return nil, nil
 	}
-	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + peerState + "'])")
+	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + envoy.DirectAddressState + "'])")
 }
 
 // runtimeKey names a value that Envoy lets be overridden at run time, as it
@@ -145,7 +139,7 @@ func chance(setting string, perMille int) logFilter {
 
 // expressionFilter selects what an expression is true for.
 func expressionFilter(expression string) (logFilter, error) {
-	config, err := pack(&celv3.ExpressionFilter{Expression: expression})
+	config, err := envoy.Pack(&celv3.ExpressionFilter{Expression: expression})
 	if err != nil {
 		return nil, err
 	}
@@ -209,12 +203,12 @@ func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
 			format = format.rejected(reason)
 		}
 		if !believed {
-			format = ownAddresses(format, k.dialect)
+			format = ownAddresses(format, k.envoy)
 		}
 		all = append(all, entry{name: name, format: format, filter: allOf(filter, some, limit)})
 	}
 	add(s.names.noChain, k.noChainReason(), !k.limited, flagged("NR"))
-	if !k.dialect.expressions {
+	if !k.envoy.Expressions {
 		return all, nil
 	}
 	if k.proxied && (k.strict || k.policy.HealthChecks != settings.HealthChecksOmit) {

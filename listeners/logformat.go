@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -205,7 +206,7 @@ func (k accessLogKey) defaultFields() map[string]any {
 		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
 	}
 	for _, tlv := range k.tlvs {
-		fields[tlv.Name] = tlvOperator(tlv)
+		fields[tlv.Name] = envoy.TLVOperator(tlv.Name)
 	}
 	return fields
 }
@@ -258,7 +259,7 @@ func (k accessLogKey) fieldsByName(names []string) map[string]any {
 		fields[name] = namedFields[name]
 	}
 	for _, tlv := range k.tlvs {
-		fields[tlv.Name] = tlvOperator(tlv)
+		fields[tlv.Name] = envoy.TLVOperator(tlv.Name)
 	}
 	return fields
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -39,12 +40,12 @@ func (s sink) where() string {
 // logs goes without.
 func (k accessLogKey) limitOf(s sink) (logLimit, error) {
 	n := k.policy.RejectedPerSecond
-	if n == settings.AnyRate || !k.explains() || !k.dialect.logLimits {
+	if n == settings.AnyRate || !k.explains() || !k.envoy.LogRateLimit {
 		return logLimit{}, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())
-	config, err := pack(&processratelimitv3.ProcessRateLimitFilter{DynamicConfig: &processratelimitv3.DynamicTokenBucket{
-		ResourceName: name, ConfigSource: overADS(fetchTimeout{}),
+	config, err := envoy.Pack(&processratelimitv3.ProcessRateLimitFilter{DynamicConfig: &processratelimitv3.DynamicTokenBucket{
+		ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{}),
 	}})
 	if err != nil {
 		return logLimit{}, err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -16,8 +17,8 @@ const ecsVersion = "9.4.0"
 // its source is the client, and the balancer the address that it was translated
 // to.
 func (k accessLogKey) ecsFormat() (entryFormat, error) {
-	if !k.dialect.expressions {
-		return entryFormat{}, needs("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
+	if !k.envoy.Expressions {
+		return entryFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
 	}
 	type object = map[string]any
 	client := object{
@@ -40,7 +41,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
 	}
 	for _, tlv := range k.tlvs {
-		labels[tlv.Name] = tlvOperator(tlv)
+		labels[tlv.Name] = envoy.TLVOperator(tlv.Name)
 	}
 	all := object{
 		"@timestamp":  "%START_TIME%",
@@ -55,7 +56,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 	}
 	if k.tls {
 		all["tls"] = object{
-			"version":          cel(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
+			"version":          envoy.CEL(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
 			"version_protocol": "tls",
 			"cipher":           "%DOWNSTREAM_TLS_CIPHER%",
 			"client": object{
@@ -70,7 +71,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		labels["x_forwarded_for"], labels["upstream_service_time"] = "%REQ(X-FORWARDED-FOR)%", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"
 		all["network"].(object)["protocol"] = "http"
 		all["http"] = object{
-			"version": cel(`re.extract(request.protocol, r'^HTTP/(.*)$', r'\1')`),
+			"version": envoy.CEL(`re.extract(request.protocol, r'^HTTP/(.*)$', r'\1')`),
 			"request": object{
 				"method": "%REQ(:METHOD)%", "id": "%REQ(X-REQUEST-ID)%", "referrer": "%REQ(REFERER)%",
 				"body": object{"bytes": "%BYTES_RECEIVED%"},
@@ -80,7 +81,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		all["url"] = object{
 			"original": pathOperator,
 			"path":     "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%",
-			"domain":   cel(`re.extract(request.host, r'^(\[[^\]]*\]|[^:]*)', r'\1')`),
+			"domain":   envoy.CEL(`re.extract(request.host, r'^(\[[^\]]*\]|[^:]*)', r'\1')`),
 		}
 		all["user_agent"] = object{"original": "%REQ(USER-AGENT)%"}
 	}
@@ -99,12 +100,12 @@ func (k accessLogKey) combinedFormat() (entryFormat, error) {
 	if !k.http {
 		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
-	if !k.dialect.expressions {
-		return entryFormat{}, needs("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
+	if !k.envoy.Expressions {
+		return entryFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
 	}
 	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
 		k.unquoted("request.headers['x-envoy-original-path']"), k.unquoted("request.path"))
-	return textFormat(combinedHead + `"` + cel(unquoted("request.method", "")) + " " + cel(path) + ` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` +
+	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) + ` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` +
 		k.quotedHeader("referer") + `" "` + k.quotedHeader("user-agent") + `"`), nil
 }
 
@@ -137,5 +138,5 @@ func (k accessLogKey) quotedHeader(name string) string {
 	if name == "referer" {
 		value = k.unquoted(fmt.Sprintf("request.headers['%s']", name))
 	}
-	return cel(fmt.Sprintf("'%s' in request.headers ? %s : '-'", name, value))
+	return envoy.CEL(fmt.Sprintf("'%s' in request.headers ? %s : '-'", name, value))
 }

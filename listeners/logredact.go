@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -75,7 +76,7 @@ func (k accessLogKey) redactHeader(o operator) string {
 		o.params = main
 	}
 	if strings.EqualFold(main, "cookie") && len(k.policy.RedactCookies) > 0 {
-		return cel(cookiesWithout(k.policy.RedactCookies))
+		return envoy.CEL(cookiesWithout(k.policy.RedactCookies))
 	}
 	hasQuery := func(name string) bool {
 		return slices.Contains([]string{":path", "x-envoy-original-path", "referer"}, strings.ToLower(name))
@@ -108,7 +109,7 @@ func cookiesWithout(names []string) string {
 func (k accessLogKey) truncated(o operator, e entry) string {
 	switch o.name {
 	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
-		return cel(network("source.address"))
+		return envoy.CEL(network("source.address"))
 	case "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
 		return k.truncatedPeer(o, e)
 	}
@@ -122,7 +123,7 @@ func (k accessLogKey) truncatedPeer(o operator, e entry) string {
 	switch {
 	case balancer && e.format.reason == "":
 		return o.String()
-	case k.dialect.masks:
+	case k.envoy.AddressMasks:
 		return "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%"
 	}
 	return "-"

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -33,11 +34,11 @@ func sinkConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 	}
 	switch s.Type {
 	case settings.SinkStdout:
-		return pack(&streamlogv3.StdoutAccessLog{AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format}})
+		return envoy.Pack(&streamlogv3.StdoutAccessLog{AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format}})
 	case settings.SinkStderr:
-		return pack(&streamlogv3.StderrAccessLog{AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format}})
+		return envoy.Pack(&streamlogv3.StderrAccessLog{AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format}})
 	}
-	return pack(&filelogv3.FileAccessLog{Path: s.Path, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format}})
+	return envoy.Pack(&filelogv3.FileAccessLog{Path: s.Path, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format}})
 }
 
 // proto is the format as Envoy's file and stream loggers have it.
@@ -52,7 +53,7 @@ func (f entryFormat) proto() (*corev3.SubstitutionFormatString, error) {
 		return out, nil
 	}
 	out.Format = &corev3.SubstitutionFormatString_TextFormatSource{
-		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: f.text}},
+		TextFormatSource: envoy.Inline(f.text),
 	}
 	return out, nil
 }
@@ -62,7 +63,7 @@ func (f entryFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 	if !f.any(func(text string) bool { return strings.Contains(text, "%REQ_WITHOUT_QUERY(") }) {
 		return nil, nil
 	}
-	config, err := pack(&reqwithoutqueryv3.ReqWithoutQuery{})
+	config, err := envoy.Pack(&reqwithoutqueryv3.ReqWithoutQuery{})
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +102,7 @@ func otlpConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 	} else {
 		out.Body = otlpString(strings.TrimSuffix(e.format.text, "\n"))
 	}
-	return pack(out)
+	return envoy.Pack(out)
 }
 
 func otlpString(text string) *otlpv1.AnyValue {
@@ -134,7 +135,7 @@ func grpcConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 	common := commonConfig(k, s)
 	for _, tlv := range k.tlvs {
 		if !e.unbelieved {
-			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, tlvState(tlv))
+			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv.Name))
 		}
 	}
 	for _, tag := range []struct {
@@ -149,7 +150,7 @@ func grpcConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 		}
 	}
 	if !e.http {
-		return pack(&grpclogv3.TcpGrpcAccessLogConfig{CommonConfig: common})
+		return envoy.Pack(&grpclogv3.TcpGrpcAccessLogConfig{CommonConfig: common})
 	}
-	return pack(&grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: common, AdditionalRequestHeadersToLog: s.RequestHeaders})
+	return envoy.Pack(&grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: common, AdditionalRequestHeadersToLog: s.RequestHeaders})
 }

@@ -10,6 +10,8 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+
+	"github.com/usherproxy/usher/internal/envoy"
 )
 
 // tcpChains makes the one filter chain of a tcp listener for some of its peers,
@@ -104,5 +106,5 @@ func peerFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
 	if len(l.logs.of(who)) == 0 || !accessLogKeyOf(l).omitsHealthChecks(who) {
 		return nil, nil
 	}
-	return stateFilters([]*statev3.FilterStateValue{stateValue(peerState, "envoy.string", peerAddress)})
+	return stateFilters([]*statev3.FilterStateValue{envoy.StoreDirectAddress()})
 }

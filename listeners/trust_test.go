@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
 )
@@ -195,8 +196,8 @@ func TestRelaysOfInstancesDoNotMeet(t *testing.T) {
 }
 
 func TestOwnAddressHasNoSpellingOfAClaim(t *testing.T) {
-	newest := dialectOf(gateway.EnvoyVersion{})
-	old := dialectOf(gateway.EnvoyVersion{Major: 1, Minor: 32})
+	newest := envoy.CapabilitiesOf(gateway.EnvoyVersion{})
+	old := envoy.CapabilitiesOf(gateway.EnvoyVersion{Major: 1, Minor: 32})
 	for text, want := range map[string]string{
 		"%DOWNSTREAM_REMOTE_ADDRESS%": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
 		"a %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_REMOTE_PORT%": "a %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_DIRECT_REMOTE_PORT%",
