@@ -79,7 +79,7 @@ func httpChain(l listening, who peers, route string, socket *corev3.TransportSoc
 		fetch:        l.env.fetch,
 		maxHeadersKB: l.in.maxHeadersKB,
 		client:       addressingOf(l, who, socket != nil),
-		logs:         l.logs.of(who),
+		logs:         l.logs.For(who == untrusted),
 	})
 	if err != nil {
 		return nil, err

@@ -33,7 +33,7 @@ func listenerOf(l listening, address string) (*listenerv3.Listener, error) {
 		Name:             name,
 		Address:          envoy.SocketAddress(address, l.port.number),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-		AccessLog:        l.logs.listener,
+		AccessLog:        l.logs.Listener,
 		ListenerFilters:  filters,
 		FilterChains:     chains,
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
@@ -17,7 +18,7 @@ type listening struct {
 	in     instance
 	port   port
 	policy settings.Listener
-	logs   accessLogs
+	logs   accesslog.Logs
 }
 
 // errUnknown means that a part of a listener's input is not known. A separate problem
@@ -33,7 +34,7 @@ func listeningOn(env environment, in instance, p port) (listening, []problem.Pro
 	if err := l.check(); err != nil {
 		return listening{}, nil, err
 	}
-	logs, problems := accessLogsOf(accessLogKeyOf(l))
+	logs, problems := accesslog.Build(l.accessLog())
 	l.logs = logs
 	return l, append(problems, l.tooOldFor()...), nil
 }
@@ -47,7 +48,7 @@ func (l *listening) check() error {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
-		if takenField(tlv.Name) {
+		if accesslog.ReservedField(tlv.Name) {
 			return fmt.Errorf("usher.proxy_protocol.tlvs: the access log has something else under %q; use another name", tlv.Name)
 		}
 	}
@@ -105,6 +106,30 @@ func (l *listening) tooOldFor() []problem.Problem {
 		}
 	}
 	return problems
+}
+
+// accessLog is what the access logs depend on.
+func (l *listening) accessLog() accesslog.Params {
+	proxy := l.policy.ProxyProtocol
+	p := accesslog.Params{
+		Consul:             l.in.registered.AccessLogs,
+		Settings:           l.policy.AccessLog,
+		Gateway:            l.port.gateway,
+		Where:              l.port.where(),
+		Envoy:              l.env.envoy,
+		HTTP:               l.port.http(),
+		TLS:                l.speaksTLS(),
+		MatchesSNI:         l.choosesByServerName(),
+		TLSInspector:       l.looksForServerName(),
+		ProxyProtocol:      proxy.On(),
+		Strict:             proxy.Mode == settings.Strict,
+		HasUntrusted:       proxy.On() && !proxy.TrustsAll(),
+		ClientAddressKnown: proxy.On() || l.policy.ClientAddress.On(),
+	}
+	for _, tlv := range l.tlvs() {
+		p.TLVs = append(p.TLVs, tlv.Name)
+	}
+	return p
 }
 
 // peers are those of a listener's peers that a filter chain is for.

@@ -33,7 +33,7 @@ func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.of(who)})
+	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.For(who == untrusted)})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
 // peerFilters keep the address of whoever connected where a log tells health
 // checks by it.
 func peerFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
-	if len(l.logs.of(who)) == 0 || !accessLogKeyOf(l).omitsHealthChecks(who) {
+	if who == untrusted || !l.logs.NeedsDirectAddress {
 		return nil, nil
 	}
 	return stateFilters([]*statev3.FilterStateValue{envoy.StoreDirectAddress()})

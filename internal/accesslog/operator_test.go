@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"maps"
@@ -77,16 +77,16 @@ func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
 	for minor := uint32(22); minor <= 40; minor++ {
 		for _, preset := range presets {
 			for _, http := range []bool{true, false} {
-				k := accessLogKey{http: http, tls: true, proxied: true, told: true, envoy: capabilitiesOfMinor(minor)}
+				k := Params{HTTP: http, TLS: true, ProxyProtocol: true, ClientAddressKnown: true, Envoy: capabilitiesOfMinor(minor)}
 				f, err := k.formatOf(preset)
 				if err != nil {
-					if k.envoy.Expressions {
+					if k.Envoy.Expressions {
 						t.Errorf("%s on Envoy 1.%d: %v", preset.By, minor, err)
 					}
 					continue
 				}
 				f.each(func(text string) string {
-					if err := checkText(k.envoy, text); err != nil {
+					if err := checkText(k.Envoy, text); err != nil {
 						t.Errorf("%s on Envoy 1.%d: %v", preset.By, minor, err)
 					}
 					return text

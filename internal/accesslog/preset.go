@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"fmt"
@@ -16,8 +16,8 @@ const ecsVersion = "9.4.0"
 // for is in its labels. Of a connection through a balancer the schema says that
 // its source is the client, and the balancer the address that it was translated
 // to.
-func (k accessLogKey) ecsFormat() (entryFormat, error) {
-	if !k.envoy.Expressions {
+func (k Params) ecsFormat() (entryFormat, error) {
+	if !k.Envoy.Expressions {
 		return entryFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
 	}
 	type object = map[string]any
@@ -28,7 +28,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		"bytes":   "%BYTES_RECEIVED%",
 	}
 	source := object{"address": client["address"], "ip": client["ip"], "port": client["port"], "bytes": client["bytes"]}
-	if k.proxied {
+	if k.ProxyProtocol {
 		source["nat"] = object{"ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
 	}
 	event := object{"kind": "event", "dataset": "usher.access", "start": "%START_TIME%", "duration": "%COMMON_DURATION(DS_CX_BEG:DS_CX_END:ns)%", "category": "network", "type": "connection"}
@@ -40,21 +40,21 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		"upstream_attempts":                 "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 		"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
 	}
-	for _, tlv := range k.tlvs {
-		labels[tlv.Name] = envoy.TLVOperator(tlv.Name)
+	for _, tlv := range k.TLVs {
+		labels[tlv] = envoy.TLVOperator(tlv)
 	}
 	all := object{
 		"@timestamp":  "%START_TIME%",
 		"ecs":         object{"version": ecsVersion},
 		"event":       event,
-		"service":     object{"name": k.gateway.String(), "type": "ingress-gateway"},
+		"service":     object{"name": k.Gateway.String(), "type": "ingress-gateway"},
 		"network":     object{"transport": "tcp"},
 		"client":      client,
 		"source":      source,
 		"destination": object{"ip": "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "port": "%DOWNSTREAM_LOCAL_PORT%", "bytes": "%BYTES_SENT%"},
 		"labels":      labels,
 	}
-	if k.tls {
+	if k.TLS {
 		all["tls"] = object{
 			"version":          envoy.CEL(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
 			"version_protocol": "tls",
@@ -65,7 +65,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 			},
 		}
 	}
-	if k.http {
+	if k.HTTP {
 		event["duration"], event["category"], event["type"] = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%", "web", "access"
 		labels["response_code_details"], labels["route_name"] = "%RESPONSE_CODE_DETAILS%", "%ROUTE_NAME%"
 		labels["x_forwarded_for"], labels["upstream_service_time"] = "%REQ(X-FORWARDED-FOR)%", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"
@@ -96,11 +96,11 @@ const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(
 
 // combinedFormat is Apache's combined log format. A connection of a tcp listener
 // has no request, and no status.
-func (k accessLogKey) combinedFormat() (entryFormat, error) {
-	if !k.http {
+func (k Params) combinedFormat() (entryFormat, error) {
+	if !k.HTTP {
 		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
-	if !k.envoy.Expressions {
+	if !k.Envoy.Expressions {
 		return entryFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
 	}
 	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
@@ -122,16 +122,16 @@ func unquoted(value, more string) string {
 }
 
 // unquoted is a path inside quotes, with its query string if that is logged.
-func (k accessLogKey) unquoted(value string) string {
-	if k.policy.RedactQuery == settings.Yes {
+func (k Params) unquoted(value string) string {
+	if k.Settings.RedactQuery == settings.Yes {
 		return unquoted(value, "?")
 	}
 	return unquoted(value, "")
 }
 
 // quotedHeader is a request header inside quotes.
-func (k accessLogKey) quotedHeader(name string) string {
-	if slices.Contains(k.policy.RedactHeaders, name) {
+func (k Params) quotedHeader(name string) string {
+	if slices.Contains(k.Settings.RedactHeaders, name) {
 		return redactedText
 	}
 	value := unquoted(fmt.Sprintf("request.headers['%s']", name), "")

@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"maps"
@@ -21,7 +21,7 @@ import (
 )
 
 // sinkConfig makes what Envoy needs to write some entries to a sink.
-func sinkConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
+func sinkConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 	switch s.Type {
 	case settings.SinkOTLP:
 		return otlpConfig(k, s, e)
@@ -72,9 +72,9 @@ func (f entryFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 
 // commonConfig says where a collector is. Batches are Envoy's default, a second or
 // 16 KiB; one that nobody takes is thrown away: traffic never waits.
-func commonConfig(k accessLogKey, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
+func commonConfig(k Params, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 	return &grpclogv3.CommonGrpcAccessLogConfig{
-		LogName: k.gateway.String(),
+		LogName: k.Gateway.String(),
 		GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
 			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: collectorKey{address: s.Address, tls: s.TLS}.name()},
 		}},
@@ -84,7 +84,7 @@ func commonConfig(k accessLogKey, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 
 // otlpConfig makes a log record of an entry: its body is the text, or the fields
 // are its attributes.
-func otlpConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
+func otlpConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 	formatters, err := e.format.formatters()
 	if err != nil {
 		return nil, err
@@ -93,7 +93,7 @@ func otlpConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 		//nolint:staticcheck // Envoy before 1.37 knows no other way to name the collector.
 		CommonConfig: commonConfig(k, s),
 		ResourceAttributes: &otlpv1.KeyValueList{Values: []*otlpv1.KeyValue{
-			{Key: "service.name", Value: otlpString(k.gateway.String())},
+			{Key: "service.name", Value: otlpString(k.Gateway.String())},
 		}},
 		Formatters: formatters,
 	}
@@ -131,11 +131,11 @@ func otlpFields(fields *structpb.Struct) *otlpv1.KeyValueList {
 }
 
 // grpcConfig sends Envoy's own entries, which have no format.
-func grpcConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
+func grpcConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 	common := commonConfig(k, s)
-	for _, tlv := range k.tlvs {
+	for _, tlv := range k.TLVs {
 		if !e.unbelieved {
-			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv.Name))
+			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv))
 		}
 	}
 	for _, tag := range []struct {

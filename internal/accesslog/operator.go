@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"encoding/json"
@@ -49,8 +49,8 @@ func parsed(text string) operator {
 
 // check says which operators of a format this Envoy would refuse the listener
 // for. Presets are tried for all releases by a test.
-func (k accessLogKey) check(f entryFormat) error {
-	if k.policy.Redacts() && !k.envoy.Expressions {
+func (k Params) check(f entryFormat) error {
+	if k.Settings.Redacts() && !k.Envoy.Expressions {
 		return envoy.Requires("access_log", "to redact, expressions are needed", "1.32", "redact nothing")
 	}
 	if !f.custom() {
@@ -58,7 +58,7 @@ func (k accessLogKey) check(f entryFormat) error {
 	}
 	var all []error
 	f.each(func(text string) string {
-		all = append(all, checkText(k.envoy, text), k.canRedact(text))
+		all = append(all, checkText(k.Envoy, text), k.canRedact(text))
 		return text
 	})
 	return errors.Join(all...)

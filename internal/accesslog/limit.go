@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"fmt"
@@ -38,9 +38,9 @@ func (s sink) where() string {
 // limitOf limits the entries of rejected connections in a sink. All listeners
 // of an Envoy whose sinks are the same share it. An Envoy that has no limits for
 // logs goes without.
-func (k accessLogKey) limitOf(s sink) (logLimit, error) {
-	n := k.policy.RejectedPerSecond
-	if n == settings.AnyRate || !k.explains() || !k.envoy.LogRateLimit {
+func (k Params) limitOf(s sink) (logLimit, error) {
+	n := k.Settings.RejectedPerSecond
+	if n == settings.AnyRate || !k.explains() || !k.Envoy.LogRateLimit {
 		return logLimit{}, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())
