@@ -1,10 +1,6 @@
-package listeners
+package accesslog
 
-import (
-	"regexp"
-
-	"github.com/usherproxy/usher/internal/gateway"
-)
+import "regexp"
 
 // knownOperator is what Envoy's releases take of an operator.
 type knownOperator struct {
@@ -37,9 +33,6 @@ var (
 	stateForms    = regexp.MustCompile(`^[^:]+(:(PLAIN|TYPED|FIELD:[^:]+))?$`)
 	metadataForms = regexp.MustCompile(`^(DYNAMIC|CLUSTER|ROUTE|UPSTREAM_HOST|LISTENER|LISTENER_FILTER_CHAIN|VIRTUAL_HOST)(:.+)?$`)
 )
-
-// masksSince is the release whose operators of addresses give networks.
-const masksSince = 38
 
 // operators are those of Envoy's log formats
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
@@ -206,18 +199,4 @@ var logOperators = map[string]knownOperator{
 	"UPSTREAM_WIRE_BYTES_RECEIVED":                  {since: 22, takes: noParams},
 	"UPSTREAM_WIRE_BYTES_SENT":                      {since: 22, takes: noParams},
 	"VIRTUAL_CLUSTER_NAME":                          {since: 32, takes: noParams},
-}
-
-// operatorsOf gives the newest release with operators of its own that is not
-// newer than an Envoy.
-func operatorsOf(e gateway.EnvoyVersion) uint32 {
-	var newest uint32
-	for _, o := range logOperators {
-		for _, release := range []uint32{o.since, o.paramsSince, o.lengthSince} {
-			if e.AtLeast(1, release) {
-				newest = max(newest, release)
-			}
-		}
-	}
-	return newest
 }

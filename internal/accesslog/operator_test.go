@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"maps"
@@ -6,12 +6,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-func dialectOfMinor(minor uint32) dialect {
-	return dialectOf(gateway.EnvoyVersion{Major: 1, Minor: minor})
+func capabilitiesOfMinor(minor uint32) envoy.Capabilities {
+	return envoy.CapabilitiesOf(gateway.EnvoyVersion{Major: 1, Minor: minor})
 }
 
 func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
@@ -44,23 +45,23 @@ func TestAnOperatorThatEnvoyWouldRefuseIsNamed(t *testing.T) {
 		"%CEL(re.extract(request.path, r'^/([^/]*)/(.*)$', r'\\1'))%": "",
 		"%COALESCE(x)%": "needs Envoy 1.37",
 	} {
-		err := dialectOfMinor(36).checkText(text)
+		err := checkText(capabilitiesOfMinor(36), text)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", text, err, want)
 		}
 	}
-	if err := dialectOfMinor(40).checkText("%DOWNSTREAM_CX_RTT% %COALESCE({\"operators\":[\"PROTOCOL\"]})%"); err != nil {
+	if err := checkText(capabilitiesOfMinor(40), "%DOWNSTREAM_CX_RTT% %COALESCE({\"operators\":[\"PROTOCOL\"]})%"); err != nil {
 		t.Errorf("on Envoy 1.40: %v", err)
 	}
 }
 
-func TestReleasesWithTheSameOperatorsAreOneDialect(t *testing.T) {
+func TestReleasesWithTheSameOperatorsHaveTheSameCapabilities(t *testing.T) {
 	seen := map[uint32]bool{}
 	for minor := uint32(22); minor <= 45; minor++ {
-		d := dialectOfMinor(minor)
-		seen[d.operators] = true
+		d := capabilitiesOfMinor(minor)
+		seen[d.LogOperators] = true
 		for name, o := range logOperators {
-			if known := o.since <= d.operators; known != (o.since <= minor) {
+			if known := o.since <= d.LogOperators; known != (o.since <= minor) {
 				t.Errorf("Envoy 1.%d: %s is known: %v, and came with 1.%d", minor, name, known, o.since)
 			}
 		}
@@ -76,16 +77,16 @@ func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
 	for minor := uint32(22); minor <= 40; minor++ {
 		for _, preset := range presets {
 			for _, http := range []bool{true, false} {
-				k := accessLogKey{http: http, tls: true, proxied: true, told: true, dialect: dialectOfMinor(minor)}
+				k := Params{HTTP: http, TLS: true, ProxyProtocol: true, ClientAddressKnown: true, Envoy: capabilitiesOfMinor(minor)}
 				f, err := k.formatOf(preset)
 				if err != nil {
-					if k.dialect.expressions {
+					if k.Envoy.Expressions {
 						t.Errorf("%s on Envoy 1.%d: %v", preset.Type, minor, err)
 					}
 					continue
 				}
 				f.each(func(text string) string {
-					if err := k.dialect.checkText(text); err != nil {
+					if err := checkText(k.Envoy, text); err != nil {
 						t.Errorf("%s on Envoy 1.%d: %v", preset.Type, minor, err)
 					}
 					return text

@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -37,14 +38,14 @@ func (s sink) where() string {
 // limitOf limits the entries of rejected connections in a sink. All listeners
 // of an Envoy whose sinks are the same share it. An Envoy that has no limits for
 // logs goes without.
-func (k accessLogKey) limitOf(s sink) (logLimit, error) {
-	n := k.policy.RejectedPerSecond
-	if n == settings.NoRateLimit || !k.explains() || !k.dialect.logLimits {
+func (k Params) limitOf(s sink) (logLimit, error) {
+	n := k.Settings.RejectedPerSecond
+	if n == settings.NoRateLimit || !k.explains() || !k.Envoy.LogRateLimit {
 		return logLimit{}, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())
-	config, err := pack(&processratelimitv3.ProcessRateLimitFilter{DynamicConfig: &processratelimitv3.DynamicTokenBucket{
-		ResourceName: name, ConfigSource: overADS(fetchTimeout{}),
+	config, err := envoy.Pack(&processratelimitv3.ProcessRateLimitFilter{DynamicConfig: &processratelimitv3.DynamicTokenBucket{
+		ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{}),
 	}})
 	if err != nil {
 		return logLimit{}, err

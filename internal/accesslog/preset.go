@@ -1,9 +1,10 @@
-package listeners
+package accesslog
 
 import (
 	"fmt"
 	"slices"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -15,9 +16,9 @@ const ecsVersion = "9.4.0"
 // for is in its labels. Of a connection through a balancer the schema says that
 // its source is the client, and the balancer the address that it was translated
 // to.
-func (k accessLogKey) ecsFormat() (entryFormat, error) {
-	if !k.dialect.expressions {
-		return entryFormat{}, needs("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
+func (k Params) ecsFormat() (entryFormat, error) {
+	if !k.Envoy.Expressions {
+		return entryFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
 	}
 	type object = map[string]any
 	client := object{
@@ -27,7 +28,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		"bytes":   "%BYTES_RECEIVED%",
 	}
 	source := object{"address": client["address"], "ip": client["ip"], "port": client["port"], "bytes": client["bytes"]}
-	if k.proxied {
+	if k.ProxyProtocol {
 		source["nat"] = object{"ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
 	}
 	event := object{"kind": "event", "dataset": "usher.access", "start": "%START_TIME%", "duration": "%COMMON_DURATION(DS_CX_BEG:DS_CX_END:ns)%", "category": "network", "type": "connection"}
@@ -39,23 +40,23 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		"upstream_attempts":                 "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 		"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
 	}
-	for _, tlv := range k.tlvs {
-		labels[tlv.Name] = tlvOperator(tlv)
+	for _, tlv := range k.TLVs {
+		labels[tlv] = envoy.TLVOperator(tlv)
 	}
 	all := object{
 		"@timestamp":  "%START_TIME%",
 		"ecs":         object{"version": ecsVersion},
 		"event":       event,
-		"service":     object{"name": k.gateway.String(), "type": "ingress-gateway"},
+		"service":     object{"name": k.Gateway.String(), "type": "ingress-gateway"},
 		"network":     object{"transport": "tcp"},
 		"client":      client,
 		"source":      source,
 		"destination": object{"ip": "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "port": "%DOWNSTREAM_LOCAL_PORT%", "bytes": "%BYTES_SENT%"},
 		"labels":      labels,
 	}
-	if k.tls {
+	if k.TLS {
 		all["tls"] = object{
-			"version":          cel(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
+			"version":          envoy.CEL(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
 			"version_protocol": "tls",
 			"cipher":           "%DOWNSTREAM_TLS_CIPHER%",
 			"client": object{
@@ -64,13 +65,13 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 			},
 		}
 	}
-	if k.http {
+	if k.HTTP {
 		event["duration"], event["category"], event["type"] = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%", "web", "access"
 		labels["response_code_details"], labels["route_name"] = "%RESPONSE_CODE_DETAILS%", "%ROUTE_NAME%"
 		labels["x_forwarded_for"], labels["upstream_service_time"] = "%REQ(X-FORWARDED-FOR)%", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"
 		all["network"].(object)["protocol"] = "http"
 		all["http"] = object{
-			"version": cel(`re.extract(request.protocol, r'^HTTP/(.*)$', r'\1')`),
+			"version": envoy.CEL(`re.extract(request.protocol, r'^HTTP/(.*)$', r'\1')`),
 			"request": object{
 				"method": "%REQ(:METHOD)%", "id": "%REQ(X-REQUEST-ID)%", "referrer": "%REQ(REFERER)%",
 				"body": object{"bytes": "%BYTES_RECEIVED%"},
@@ -80,7 +81,7 @@ func (k accessLogKey) ecsFormat() (entryFormat, error) {
 		all["url"] = object{
 			"original": pathOperator,
 			"path":     "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%",
-			"domain":   cel(`re.extract(request.host, r'^(\[[^\]]*\]|[^:]*)', r'\1')`),
+			"domain":   envoy.CEL(`re.extract(request.host, r'^(\[[^\]]*\]|[^:]*)', r'\1')`),
 		}
 		all["user_agent"] = object{"original": "%REQ(USER-AGENT)%"}
 	}
@@ -95,16 +96,16 @@ const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(
 
 // combinedFormat is Apache's combined log format. A connection of a tcp listener
 // has no request, and no status.
-func (k accessLogKey) combinedFormat() (entryFormat, error) {
-	if !k.http {
+func (k Params) combinedFormat() (entryFormat, error) {
+	if !k.HTTP {
 		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
-	if !k.dialect.expressions {
-		return entryFormat{}, needs("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
+	if !k.Envoy.Expressions {
+		return entryFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
 	}
 	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
 		k.unquoted("request.headers['x-envoy-original-path']"), k.unquoted("request.path"))
-	return textFormat(combinedHead + `"` + cel(unquoted("request.method", "")) + " " + cel(path) + ` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` +
+	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) + ` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` +
 		k.quotedHeader("referer") + `" "` + k.quotedHeader("user-agent") + `"`), nil
 }
 
@@ -121,21 +122,21 @@ func unquoted(value, more string) string {
 }
 
 // unquoted is a path inside quotes, with its query string if that is logged.
-func (k accessLogKey) unquoted(value string) string {
-	if k.policy.RedactQuery == settings.Yes {
+func (k Params) unquoted(value string) string {
+	if k.Settings.RedactQuery == settings.Yes {
 		return unquoted(value, "?")
 	}
 	return unquoted(value, "")
 }
 
 // quotedHeader is a request header inside quotes.
-func (k accessLogKey) quotedHeader(name string) string {
-	if slices.Contains(k.policy.RedactHeaders, name) {
+func (k Params) quotedHeader(name string) string {
+	if slices.Contains(k.Settings.RedactHeaders, name) {
 		return redactedText
 	}
 	value := unquoted(fmt.Sprintf("request.headers['%s']", name), "")
 	if name == "referer" {
 		value = k.unquoted(fmt.Sprintf("request.headers['%s']", name))
 	}
-	return cel(fmt.Sprintf("'%s' in request.headers ? %s : '-'", name, value))
+	return envoy.CEL(fmt.Sprintf("'%s' in request.headers ? %s : '-'", name, value))
 }

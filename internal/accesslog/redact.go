@@ -1,10 +1,11 @@
-package listeners
+package accesslog
 
 import (
 	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -19,8 +20,8 @@ var addressHeaders = []string{
 
 // canRedact says why nothing can be left out of what an operator's own text
 // shows.
-func (k accessLogKey) canRedact(text string) error {
-	if !k.policy.Redacts() {
+func (k Params) canRedact(text string) error {
+	if !k.Settings.Redacts() {
 		return nil
 	}
 	var problem error
@@ -34,8 +35,8 @@ func (k accessLogKey) canRedact(text string) error {
 }
 
 // redacted gives the format of an entry without what the policy keeps out.
-func (k accessLogKey) redacted(e entry) entryFormat {
-	if !k.policy.Redacts() {
+func (k Params) redacted(e entry) entryFormat {
+	if !k.Settings.Redacts() {
 		return e.format
 	}
 	return e.format.each(func(text string) string {
@@ -43,8 +44,8 @@ func (k accessLogKey) redacted(e entry) entryFormat {
 	})
 }
 
-func (k accessLogKey) redact(o operator, e entry) string {
-	query := k.policy.RedactQuery == settings.Yes
+func (k Params) redact(o operator, e entry) string {
+	query := k.Settings.RedactQuery == settings.Yes
 	switch o.name {
 	case "REQ", "REQUEST_HEADER", "RESP", "RESPONSE_HEADER", "TRAILER", "RESPONSE_TRAILER", "REQ_WITHOUT_QUERY":
 		return k.redactHeader(o)
@@ -57,7 +58,7 @@ func (k accessLogKey) redact(o operator, e entry) string {
 			return redactedText
 		}
 	}
-	if k.policy.ClientAddress == settings.ClientTruncated {
+	if k.Settings.ClientAddress == settings.ClientTruncated {
 		return k.truncated(o, e)
 	}
 	return o.String()
@@ -65,7 +66,7 @@ func (k accessLogKey) redact(o operator, e entry) string {
 
 // redactHeader gives what is logged of a header, or of another one where that is
 // not there.
-func (k accessLogKey) redactHeader(o operator) string {
+func (k Params) redactHeader(o operator) string {
 	main, other, _ := strings.Cut(o.params, "?")
 	if k.secret(main) {
 		return redactedText
@@ -74,24 +75,24 @@ func (k accessLogKey) redactHeader(o operator) string {
 		other = ""
 		o.params = main
 	}
-	if strings.EqualFold(main, "cookie") && len(k.policy.RedactCookies) > 0 {
-		return cel(cookiesWithout(k.policy.RedactCookies))
+	if strings.EqualFold(main, "cookie") && len(k.Settings.RedactCookies) > 0 {
+		return envoy.CEL(cookiesWithout(k.Settings.RedactCookies))
 	}
 	hasQuery := func(name string) bool {
 		return slices.Contains([]string{":path", "x-envoy-original-path", "referer"}, strings.ToLower(name))
 	}
-	if k.policy.RedactQuery == settings.Yes && (hasQuery(main) || hasQuery(other)) {
+	if k.Settings.RedactQuery == settings.Yes && (hasQuery(main) || hasQuery(other)) {
 		o.name = "REQ_WITHOUT_QUERY"
 	}
 	return o.String()
 }
 
 // secret says whether nothing of a header is logged.
-func (k accessLogKey) secret(header string) bool {
+func (k Params) secret(header string) bool {
 	header = strings.ToLower(header)
-	return slices.Contains(k.policy.RedactHeaders, header) ||
-		k.policy.ClientAddress == settings.ClientTruncated && slices.Contains(addressHeaders, header) ||
-		len(k.policy.RedactCookies) > 0 && header == "set-cookie"
+	return slices.Contains(k.Settings.RedactHeaders, header) ||
+		k.Settings.ClientAddress == settings.ClientTruncated && slices.Contains(addressHeaders, header) ||
+		len(k.Settings.RedactCookies) > 0 && header == "set-cookie"
 }
 
 // cookiesWithout is the request's cookies, or nothing of them where one of those
@@ -105,10 +106,10 @@ func cookiesWithout(names []string) string {
 }
 
 // truncated gives the network of the client's address in place of the address.
-func (k accessLogKey) truncated(o operator, e entry) string {
+func (k Params) truncated(o operator, e entry) string {
 	switch o.name {
 	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
-		return cel(network("source.address"))
+		return envoy.CEL(network("source.address"))
 	case "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
 		return k.truncatedPeer(o, e)
 	}
@@ -117,12 +118,12 @@ func (k accessLogKey) truncated(o operator, e entry) string {
 
 // truncatedPeer gives whoever connected: a balancer as it is, and anybody who may
 // be a client, too, as its network, or not at all: expressions do not know it.
-func (k accessLogKey) truncatedPeer(o operator, e entry) string {
-	balancer := k.strict || k.limited && !e.unbelieved
+func (k Params) truncatedPeer(o operator, e entry) string {
+	balancer := k.Strict || k.HasUntrusted && !e.unbelieved
 	switch {
 	case balancer && e.format.reason == "":
 		return o.String()
-	case k.dialect.masks:
+	case k.Envoy.AddressMasks:
 		return "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%"
 	}
 	return "-"

@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"maps"
@@ -16,11 +16,12 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
 // sinkConfig makes what Envoy needs to write some entries to a sink.
-func sinkConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
+func sinkConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 	switch s.Type {
 	case settings.SinkOTLP:
 		return otlpConfig(k, s, e)
@@ -33,11 +34,11 @@ func sinkConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 	}
 	switch s.Type {
 	case settings.SinkStdout:
-		return pack(&streamlogv3.StdoutAccessLog{AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format}})
+		return envoy.Pack(&streamlogv3.StdoutAccessLog{AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: format}})
 	case settings.SinkStderr:
-		return pack(&streamlogv3.StderrAccessLog{AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format}})
+		return envoy.Pack(&streamlogv3.StderrAccessLog{AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format}})
 	}
-	return pack(&filelogv3.FileAccessLog{Path: s.Path, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format}})
+	return envoy.Pack(&filelogv3.FileAccessLog{Path: s.Path, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format}})
 }
 
 // proto is the format as Envoy's file and stream loggers have it.
@@ -52,7 +53,7 @@ func (f entryFormat) proto() (*corev3.SubstitutionFormatString, error) {
 		return out, nil
 	}
 	out.Format = &corev3.SubstitutionFormatString_TextFormatSource{
-		TextFormatSource: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: f.text}},
+		TextFormatSource: envoy.Inline(f.text),
 	}
 	return out, nil
 }
@@ -62,7 +63,7 @@ func (f entryFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 	if !f.any(func(text string) bool { return strings.Contains(text, "%REQ_WITHOUT_QUERY(") }) {
 		return nil, nil
 	}
-	config, err := pack(&reqwithoutqueryv3.ReqWithoutQuery{})
+	config, err := envoy.Pack(&reqwithoutqueryv3.ReqWithoutQuery{})
 	if err != nil {
 		return nil, err
 	}
@@ -71,9 +72,9 @@ func (f entryFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 
 // commonConfig says where a collector is. Batches are Envoy's default, a second or
 // 16 KiB; one that nobody takes is thrown away: traffic never waits.
-func commonConfig(k accessLogKey, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
+func commonConfig(k Params, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 	return &grpclogv3.CommonGrpcAccessLogConfig{
-		LogName: k.gateway.String(),
+		LogName: k.Gateway.String(),
 		GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
 			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: collectorKey{address: s.Address, tls: s.TLS}.name()},
 		}},
@@ -83,7 +84,7 @@ func commonConfig(k accessLogKey, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 
 // otlpConfig makes a log record of an entry: its body is the text, or the fields
 // are its attributes.
-func otlpConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
+func otlpConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 	formatters, err := e.format.formatters()
 	if err != nil {
 		return nil, err
@@ -92,7 +93,7 @@ func otlpConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 		//nolint:staticcheck // Envoy before 1.37 knows no other way to name the collector.
 		CommonConfig: commonConfig(k, s),
 		ResourceAttributes: &otlpv1.KeyValueList{Values: []*otlpv1.KeyValue{
-			{Key: "service.name", Value: otlpString(k.gateway.String())},
+			{Key: "service.name", Value: otlpString(k.Gateway.String())},
 		}},
 		Formatters: formatters,
 	}
@@ -101,7 +102,7 @@ func otlpConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 	} else {
 		out.Body = otlpString(strings.TrimSuffix(e.format.text, "\n"))
 	}
-	return pack(out)
+	return envoy.Pack(out)
 }
 
 func otlpString(text string) *otlpv1.AnyValue {
@@ -130,11 +131,11 @@ func otlpFields(fields *structpb.Struct) *otlpv1.KeyValueList {
 }
 
 // grpcConfig sends Envoy's own entries, which have no format.
-func grpcConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
+func grpcConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 	common := commonConfig(k, s)
-	for _, tlv := range k.tlvs {
+	for _, tlv := range k.TLVs {
 		if !e.unbelieved {
-			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, tlvState(tlv))
+			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv))
 		}
 	}
 	for _, tag := range []struct {
@@ -149,7 +150,7 @@ func grpcConfig(k accessLogKey, s sink, e entry) (*anypb.Any, error) {
 		}
 	}
 	if !e.http {
-		return pack(&grpclogv3.TcpGrpcAccessLogConfig{CommonConfig: common})
+		return envoy.Pack(&grpclogv3.TcpGrpcAccessLogConfig{CommonConfig: common})
 	}
-	return pack(&grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: common, AdditionalRequestHeadersToLog: s.RequestHeaders})
+	return envoy.Pack(&grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: common, AdditionalRequestHeadersToLog: s.RequestHeaders})
 }

@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"encoding/json"
@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -93,7 +94,7 @@ func (f entryFormat) rejected(reason string) entryFormat {
 const rejectedField = "rejected"
 
 // formatOf makes a format, or says why this Envoy cannot write it.
-func (k accessLogKey) formatOf(f settings.LogFormat) (entryFormat, error) {
+func (k Params) formatOf(f settings.LogFormat) (entryFormat, error) {
 	var out entryFormat
 	var err error
 	switch f.Type {
@@ -119,14 +120,14 @@ func (k accessLogKey) formatOf(f settings.LogFormat) (entryFormat, error) {
 }
 
 // consulFormat makes the format that proxy-defaults asks for.
-func (k accessLogKey) consulFormat() (entryFormat, error) {
+func (k Params) consulFormat() (entryFormat, error) {
 	var out entryFormat
 	var err error
 	switch {
-	case k.consul.JSONFormat != "":
-		out, err = jsonFormat(k.consul.JSONFormat)
-	case k.consul.TextFormat != "":
-		out = textFormat(k.consul.TextFormat)
+	case k.Consul.JSONFormat != "":
+		out, err = jsonFormat(k.Consul.JSONFormat)
+	case k.Consul.TextFormat != "":
+		out = textFormat(k.Consul.TextFormat)
 	default:
 		return k.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
@@ -199,13 +200,13 @@ const (
 // defaultFields gives the default format. Where somebody in front of the gateway
 // says who the client is, it also has the peer of the connection: the balancer,
 // or whoever claims to be one.
-func (k accessLogKey) defaultFields() map[string]any {
+func (k Params) defaultFields() map[string]any {
 	fields := maps.Clone(defaultFields)
-	if k.told {
+	if k.ClientAddressKnown {
 		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
 	}
-	for _, tlv := range k.tlvs {
-		fields[tlv.Name] = tlvOperator(tlv)
+	for _, tlv := range k.TLVs {
+		fields[tlv] = envoy.TLVOperator(tlv)
 	}
 	return fields
 }
@@ -252,19 +253,19 @@ var namedFields = map[string]string{
 }
 
 // fieldsByName makes JSON of the fields with names, and of all TLVs.
-func (k accessLogKey) fieldsByName(names []string) map[string]any {
+func (k Params) fieldsByName(names []string) map[string]any {
 	fields := map[string]any{}
 	for _, name := range names {
 		fields[name] = namedFields[name]
 	}
-	for _, tlv := range k.tlvs {
-		fields[tlv.Name] = tlvOperator(tlv)
+	for _, tlv := range k.TLVs {
+		fields[tlv] = envoy.TLVOperator(tlv)
 	}
 	return fields
 }
 
-// takenField says whether a key of a format means something else than a TLV.
-func takenField(key string) bool {
+// ReservedField reports whether a key of the formats means something else than a TLV.
+func ReservedField(key string) bool {
 	_, consul := defaultFields[key]
 	_, named := namedFields[key]
 	return consul || named || key == directAddressField || key == rejectedField

@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"encoding/json"
@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/usherproxy/usher/internal/envoy"
 )
 
 // operator is one use of an operator of Envoy's in a format: %NAME(params):3%
@@ -47,26 +49,26 @@ func parsed(text string) operator {
 
 // check says which operators of a format this Envoy would refuse the listener
 // for. Presets are tried for all releases by a test.
-func (k accessLogKey) check(f entryFormat) error {
-	if k.policy.Redacts() && !k.dialect.expressions {
-		return needs("access_log", "to redact, expressions are needed", "1.32", "redact nothing")
+func (k Params) check(f entryFormat) error {
+	if k.Settings.Redacts() && !k.Envoy.Expressions {
+		return envoy.Requires("access_log", "to redact, expressions are needed", "1.32", "redact nothing")
 	}
 	if !f.custom() {
 		return nil
 	}
 	var all []error
 	f.each(func(text string) string {
-		all = append(all, k.dialect.checkText(text), k.canRedact(text))
+		all = append(all, checkText(k.Envoy, text), k.canRedact(text))
 		return text
 	})
 	return errors.Join(all...)
 }
 
 // checkText says what of a text with operators this Envoy does not know.
-func (d dialect) checkText(text string) error {
+func checkText(can envoy.Capabilities, text string) error {
 	var problem error
 	rest := replaceOperators(text, func(o operator) string {
-		if err := d.checkOperator(o); err != nil && problem == nil {
+		if err := checkOperator(can, o); err != nil && problem == nil {
 			problem = err
 		}
 		return ""
@@ -80,22 +82,22 @@ func (d dialect) checkText(text string) error {
 	return nil
 }
 
-func (d dialect) checkOperator(o operator) error {
+func checkOperator(can envoy.Capabilities, o operator) error {
 	known, ok := logOperators[o.name]
 	switch {
 	case !ok:
 		return fmt.Errorf("%s: there is no operator %s%s", o, o.name, similar(o.name))
-	case known.since > d.operators:
+	case known.since > can.LogOperators:
 		return fmt.Errorf("%s: the operator needs Envoy 1.%d or later; upgrade Envoy, or leave it out", o, known.since)
 	case known.takes == needsParams && strings.TrimSpace(o.params) == "":
 		return fmt.Errorf("%s: the operator needs a parameter; use %%%s(…)%%", o, o.name)
 	case o.hasParams && known.takes == noParams:
 		return fmt.Errorf("%s: the operator takes no parameter; use %%%s%%", o, o.name)
-	case o.hasParams && known.paramsSince > d.operators:
+	case o.hasParams && known.paramsSince > can.LogOperators:
 		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, known.paramsSince)
 	case o.length != "" && known.lengthSince == 0:
 		return fmt.Errorf("%s: the operator takes no length; leave %q out", o, o.length)
-	case o.length != "" && known.lengthSince > d.operators:
+	case o.length != "" && known.lengthSince > can.LogOperators:
 		return fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, known.lengthSince)
 	case len(o.length) > 6:
 		return fmt.Errorf("%s: the length is too large", o)

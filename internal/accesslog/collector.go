@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"crypto/sha256"
@@ -9,12 +9,12 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -38,7 +38,7 @@ func (k collectorKey) name() string {
 
 // collectorCluster leads to a collector, over HTTP/2.
 func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
-	options, err := http2Options()
+	options, err := envoy.HTTP2Options()
 	if err != nil {
 		return nil, err
 	}
@@ -49,16 +49,12 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 	name := k.name()
 	c := &clusterv3.Cluster{
 		Name:                 name,
-		AltStatName:          statName(name),
-		ConnectTimeout:       durationpb.New(connectTimeout),
+		AltStatName:          envoy.StatName(name),
+		ConnectTimeout:       durationpb.New(envoy.ConnectTimeout),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: discovery},
 		// Listeners do not wait for the name of a collector that DNS does not know.
-		WaitForWarmOnInit: wrapperspb.Bool(false),
-		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
-			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
-				Endpoint: &endpointv3.Endpoint{Address: socketAddress(k.address.Host, k.address.Port)},
-			}}},
-		}}},
+		WaitForWarmOnInit:             wrapperspb.Bool(false),
+		LoadAssignment:                envoy.SingleEndpoint(name, envoy.SocketAddress(k.address.Host, k.address.Port)),
 		TypedExtensionProtocolOptions: options,
 	}
 	if k.tls != nil {
@@ -66,7 +62,7 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 			return nil, err
 		}
 	}
-	return c, valid(c)
+	return c, envoy.Validate(c)
 }
 
 // collectorSocket lets nobody be taken for the collector who has not its name,
@@ -82,7 +78,7 @@ func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
 	context := &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
 		AlpnProtocols: []string{"h2"},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
-			TrustedCa: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: k.tls.CA}},
+			TrustedCa: envoy.Inline(k.tls.CA),
 			MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
 				SanType: kind,
 				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: who}},
@@ -92,5 +88,5 @@ func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
 	if kind == tlsv3.SubjectAltNameMatcher_DNS {
 		context.Sni = who
 	}
-	return transportSocket(context)
+	return envoy.TLSSocket(context)
 }

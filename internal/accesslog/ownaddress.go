@@ -1,12 +1,16 @@
-package listeners
+package accesslog
 
-import "regexp"
+import (
+	"regexp"
+
+	"github.com/usherproxy/usher/internal/envoy"
+)
 
 // ownAddresses gives a log format that never shows what a PROXY header has said:
 // whatever the format asks for, it gets the connection's own addresses, and
 // nothing of what has no such counterpart.
-func ownAddresses(format entryFormat, d dialect) entryFormat {
-	return format.each(func(text string) string { return ownAddress(text, d) })
+func ownAddresses(format entryFormat, can envoy.Capabilities) entryFormat {
+	return format.each(func(text string) string { return ownAddress(text, can) })
 }
 
 // The operators that show what a PROXY header says
@@ -24,10 +28,10 @@ var (
 )
 
 // ownAddress changes a text with operators.
-func ownAddress(text string, d dialect) string {
+func ownAddress(text string, can envoy.Capabilities) string {
 	const nothing = "-"
 	text = claimedRemote.ReplaceAllString(text, "DOWNSTREAM_DIRECT_REMOTE_$1")
-	if d.directLocal {
+	if can.DirectLocalAddress {
 		text = claimedLocal.ReplaceAllString(text, "DOWNSTREAM_DIRECT_LOCAL_$1")
 	} else {
 		text = localOperator.ReplaceAllString(text, nothing)

@@ -1,4 +1,4 @@
-package listeners
+package accesslog
 
 import (
 	"strings"
@@ -10,6 +10,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -17,12 +18,12 @@ type logFilter = *accesslogv3.AccessLogFilter
 
 // entryFilter says which entries of a chain for some peers are logged; nil: all
 // of them.
-func (k accessLogKey) entryFilter(who peers) (logFilter, error) {
+func (k Params) entryFilter(untrusted bool) (logFilter, error) {
 	wanted, err := k.wanted()
 	if err != nil {
 		return nil, err
 	}
-	checks, err := k.noHealthCheck(who)
+	checks, err := k.noHealthCheck(untrusted)
 	if err != nil {
 		return nil, err
 	}
@@ -30,8 +31,8 @@ func (k accessLogKey) entryFilter(who peers) (logFilter, error) {
 }
 
 // wanted selects what has any one of the things that the policy asks for.
-func (k accessLogKey) wanted() (logFilter, error) {
-	p := k.policy
+func (k Params) wanted() (logFilter, error) {
+	p := k.Settings
 	var any []logFilter
 	if p.StatusAtLeast != settings.AnyStatus {
 		any = append(any, statusAtLeast(p.StatusAtLeast))
@@ -48,8 +49,8 @@ func (k accessLogKey) wanted() (logFilter, error) {
 		any = append(any, withHeader(p.RequestHeader))
 	}
 	if p.Expression != settings.AnyExpression {
-		if !k.dialect.expressions {
-			return nil, needs("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
+		if !k.Envoy.Expressions {
+			return nil, envoy.Requires("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
 		}
 		if err := checkExpression(p.Expression); err != nil {
 			return nil, err
@@ -64,35 +65,28 @@ func (k accessLogKey) wanted() (logFilter, error) {
 }
 
 // sampled selects a share by chance, and every error.
-func (k accessLogKey) sampled() logFilter {
-	if k.policy.SamplePerMille == int(settings.SampleAll) {
+func (k Params) sampled() logFilter {
+	if k.Settings.SamplePerMille == int(settings.SampleAll) {
 		return nil
 	}
-	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.policy.SamplePerMille))
+	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.Settings.SamplePerMille))
 }
 
-// peerState is the filter state with the address of whoever connected, which is
-// peerAddress.
-const (
-	peerState   = "usher.peer"
-	peerAddress = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
-)
-
 // omitsHealthChecks says whether a chain's connections with which a balancer
-// looks for the gateway are left out. It needs peerState to be set.
-func (k accessLogKey) omitsHealthChecks(who peers) bool {
-	omit := k.policy.HealthChecks == settings.HealthChecksOmit || k.policy.HealthChecks == settings.HealthChecksDefault && k.proxied
-	return omit && !k.http && who != untrusted && k.dialect.expressions
+// looks for the gateway are left out. It needs directAddressState to be set.
+func (k Params) omitsHealthChecks(untrusted bool) bool {
+	omit := k.Settings.HealthChecks == settings.HealthChecksOmit || k.Settings.HealthChecks == settings.HealthChecksDefault && k.ProxyProtocol
+	return omit && !k.HTTP && !untrusted && k.Envoy.Expressions
 }
 
 // noHealthCheck selects all connections but those that name no client and send
 // nothing. A header with the command LOCAL leaves the address of whoever
 // connected.
-func (k accessLogKey) noHealthCheck(who peers) (logFilter, error) {
-	if !k.omitsHealthChecks(who) {
+func (k Params) noHealthCheck(untrusted bool) (logFilter, error) {
+	if !k.omitsHealthChecks(untrusted) {
 		return nil, nil
 	}
-	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + peerState + "'])")
+	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + envoy.DirectAddressState + "'])")
 }
 
 // runtimeKey names a value that Envoy lets be overridden at run time, as it
@@ -145,7 +139,7 @@ func chance(setting string, perMille int) logFilter {
 
 // expressionFilter selects what an expression is true for.
 func expressionFilter(expression string) (logFilter, error) {
-	config, err := pack(&celv3.ExpressionFilter{Expression: expression})
+	config, err := envoy.Pack(&celv3.ExpressionFilter{Expression: expression})
 	if err != nil {
 		return nil, err
 	}
@@ -193,9 +187,9 @@ func withoutNil(filters []logFilter) []logFilter {
 // rejections are the kinds of connections that were closed before they could ask
 // for anything, each with its reason. Envoy says it in one way or another, but
 // not in words.
-func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
-	share := k.policy.Rejected
-	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && k.consul.DisableListenerLogs {
+func (k Params) rejections(s sink, limit logFilter) ([]entry, error) {
+	share := k.Settings.Rejected
+	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && k.Consul.DisableListenerLogs {
 		return nil, nil
 	}
 	var some logFilter
@@ -209,27 +203,27 @@ func (k accessLogKey) rejections(s sink, limit logFilter) ([]entry, error) {
 			format = format.rejected(reason)
 		}
 		if !believed {
-			format = ownAddresses(format, k.dialect)
+			format = ownAddresses(format, k.Envoy)
 		}
 		all = append(all, entry{name: name, format: format, filter: allOf(filter, some, limit)})
 	}
-	add(s.names.noChain, k.noChainReason(), !k.limited, flagged("NR"))
-	if !k.dialect.expressions {
+	add(s.names.noChain, k.noChainReason(), !k.HasUntrusted, flagged("NR"))
+	if !k.Envoy.Expressions {
 		return all, nil
 	}
-	if k.proxied && (k.strict || k.policy.HealthChecks != settings.HealthChecksOmit) {
+	if k.ProxyProtocol && (k.Strict || k.Settings.HealthChecks != settings.HealthChecksOmit) {
 		filter, err := expressionFilter("xds.filter_chain_name == '' && response.flags == 0")
 		if err != nil {
 			return nil, err
 		}
 		add(s.names.rejected, k.noHeaderReason(), false, filter)
 	}
-	if k.tls && k.explains() {
+	if k.TLS && k.explains() {
 		filter, err := expressionFilter("connection.transport_failure_reason != '' && response.flags == 0")
 		if err != nil {
 			return nil, err
 		}
-		add(s.names.rejected, "the TLS handshake failed: "+tlsFailure, !k.limited, filter)
+		add(s.names.rejected, "the TLS handshake failed: "+tlsFailure, !k.HasUntrusted, filter)
 	}
 	return all, nil
 }
@@ -239,17 +233,17 @@ const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
 
 // explains says whether reasons are told. They are not where the log is
 // Consul's alone.
-func (k accessLogKey) explains() bool {
-	return k.proxied || k.policy.IsCustom() || k.policy.Rejected != settings.SampleDefault
+func (k Params) explains() bool {
+	return k.ProxyProtocol || k.Settings.IsCustom() || k.Settings.Rejected != settings.SampleDefault
 }
 
 // noChainReason says why Envoy had no filter chain for a connection.
-func (k accessLogKey) noChainReason() string {
+func (k Params) noChainReason() string {
 	var reasons []string
-	if k.limited && k.strict {
+	if k.HasUntrusted && k.Strict {
 		reasons = append(reasons, "the peer is not in trusted_cidrs")
 	}
-	if k.bySNI {
+	if k.MatchesSNI {
 		reasons = append(reasons, "no service has a certificate for the server name")
 	}
 	if len(reasons) == 0 {
@@ -260,12 +254,12 @@ func (k accessLogKey) noChainReason() string {
 
 // noHeaderReason says why the PROXY filter, or the client itself, has ended a
 // connection before a filter chain was found. Envoy does not tell which.
-func (k accessLogKey) noHeaderReason() string {
+func (k Params) noHeaderReason() string {
 	reason := "the PROXY header is broken, or the client has sent nothing"
-	if k.strict {
+	if k.Strict {
 		reason = "there was no PROXY header, or none that is allowed here"
 	}
-	if k.looks {
+	if k.TLSInspector {
 		reason += ", or no TLS handshake"
 	}
 	return reason
