@@ -59,7 +59,7 @@ func TestBadSettingAtColdStart(t *testing.T) {
 func (u *usher) waitColdTrouble(t *testing.T) {
 	t.Helper()
 	want := `msg="bad configuration" gateway=ingress-gateway ` +
-		asLogged(`proxy-defaults "global": usher.proxy_protocol.mode`, `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`)
+		asLogged(`proxy-defaults "global": usher.proxy_protocol.mode`, `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`)
 	eventually(t, "usher logs "+want, startDeadline, func() error {
 		switch got := u.errors(t); {
 		case len(got) == 0:

@@ -65,10 +65,10 @@ func (k accessLogKey) wanted() (logFilter, error) {
 
 // sampled selects a share by chance, and every error.
 func (k accessLogKey) sampled() logFilter {
-	if k.policy.SamplePerMille == int(settings.SampleAll) {
+	if k.policy.SamplePerMille == settings.SampleAll {
 		return nil
 	}
-	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.policy.SamplePerMille))
+	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(k.policy.SamplePerMille)))
 }
 
 // peerState is the filter state with the address of whoever connected, which is
