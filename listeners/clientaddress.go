@@ -10,6 +10,7 @@ import (
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -77,7 +78,7 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	for _, tlv := range a.headers {
 		headers = append(headers, removed(tlv.Header))
 		if a.who != untrusted {
-			headers = append(headers, set(tlv.Header, tlvOperator(tlv)))
+			headers = append(headers, set(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
 	return early(hcm, headers)
@@ -137,7 +138,7 @@ func byPort(ports []uint32) string {
 	for i, p := range ports {
 		list[i] = fmt.Sprint(p)
 	}
-	return cel("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
+	return envoy.CEL("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
 }
 
 // written tells Envoy that the last entry of X-Forwarded-For is the client.
@@ -171,7 +172,7 @@ func early(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutatio
 	if len(changes) == 0 {
 		return nil
 	}
-	config, err := pack(&earlyv3.HeaderMutation{Mutations: changes})
+	config, err := envoy.Pack(&earlyv3.HeaderMutation{Mutations: changes})
 	if err != nil {
 		return err
 	}

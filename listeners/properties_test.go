@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/settings"
@@ -74,7 +75,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 		of := map[string]string{}
 		for l := range c.resources.Listeners.Values() {
 			f := proxyFilter(t, l)
-			if f == nil || !dialectOf(c.envoy).proxyStatPrefix {
+			if f == nil || !envoy.CapabilitiesOf(c.envoy).ProxyStatPrefix {
 				continue
 			}
 			if other, taken := of[f.StatPrefix]; taken || f.StatPrefix == "" {
@@ -154,7 +155,7 @@ func TestReleasesThatALOCALHeaderEnds(t *testing.T) {
 		{Major: 1, Minor: 27, Patch: 3}: true, {Major: 1, Minor: 27, Patch: 2}: false,
 		{Major: 1, Minor: 26, Patch: 7}: true, {Major: 1, Minor: 26, Patch: 6}: false,
 	} {
-		if got := dialectOf(release).survivesLocal; got != survives {
+		if got := envoy.CapabilitiesOf(release).SurvivesLocal; got != survives {
 			t.Errorf("Envoy %s survives: %v, want %v", release, got, survives)
 		}
 	}
@@ -170,7 +171,7 @@ func when(cond bool, since uint32) uint32 {
 func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
 	eachCase(t, func(t *testing.T, in []byte) {
 		s, envoys := mustParse(t, in)
-		byFetch := map[fetchTimeout][]byte{}
+		byFetch := map[envoy.FetchTimeout][]byte{}
 		for _, in := range s.Instances {
 			r := Compile(s, in, envoys[0])
 			r.Listeners, r.TokenBuckets = ordered.Map[*listenerv3.Listener]{}, ordered.Map[*typev3.TokenBucket]{}

@@ -175,16 +175,9 @@ func GatewayOf(n xds.Node) (gateway.ID, error) {
 	}
 	return gateway.ID{
 		Name:      n.Cluster,
-		Namespace: notDefault(n.Metadata["namespace"]),
-		Partition: notDefault(n.Metadata["partition"]),
+		Namespace: gateway.OmitDefault(n.Metadata["namespace"]),
+		Partition: gateway.OmitDefault(n.Metadata["partition"]),
 	}, nil
-}
-
-func notDefault(s string) string {
-	if s == "default" {
-		return ""
-	}
-	return s
 }
 
 // HasSet reports whether at least one gateway has a set for its Envoys, even if the
