@@ -147,7 +147,7 @@ func TestSupplierEndsTheStream(t *testing.T) {
 				synctest.Wait()
 				r.source.fail <- c.err
 				e.ExpectEnd(c.want)
-				if want := "level=" + c.level + ` msg="stream ended by its supplier"`; !strings.Contains(r.log.String(), want) {
+				if want := "level=" + c.level + ` msg="stream ended by its source"`; !strings.Contains(r.log.String(), want) {
 					t.Errorf("log is %s, want %s", r.log, want)
 				}
 			})

@@ -408,7 +408,7 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 		if len(lines) != 2 || !strings.Contains(lines[0], "count=1 ") || !strings.Contains(lines[1], "count=49 ") {
 			t.Fatalf("logged:\n%s\nwant one line at once and one for the other 49", r.log)
 		}
-		for _, want := range []string{`peer="unix socket"`, `token="a token"`, "no such right"} {
+		for _, want := range []string{`address="unix socket"`, `token="a token"`, "no such right"} {
 			if !strings.Contains(lines[1], want) {
 				t.Errorf("%s is missing from %s", want, lines[1])
 			}

@@ -83,7 +83,7 @@ func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left", got)
 		}
-		if !strings.Contains(r.log.String(), "envoy has not read what it was sent") {
+		if !strings.Contains(r.log.String(), "envoy has not read a response") {
 			t.Errorf("the log has no reason:\n%s", r.log)
 		}
 	})

@@ -20,7 +20,7 @@ func bucket(n uint32) *typev3.TokenBucket {
 // withBucket is what a world has, and a bucket with the name "ten".
 func withBucket(t *testing.T, w resources, n uint32) *xds.Set {
 	t.Helper()
-	one, err := xds.NewNamedResource(xds.TokenBucket, "ten", bucket(n))
+	one, err := xds.NewResource(xds.TokenBucket, "ten", bucket(n))
 	if err != nil {
 		t.Fatal(err)
 	}

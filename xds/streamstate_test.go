@@ -142,7 +142,7 @@ func (m *fakeClient) unsubscribe(typ Type, names ...string) {
 }
 
 func (m *fakeClient) update(s *Set) {
-	m.state.setResources(s)
+	m.state.set = s
 	m.push()
 }
 
@@ -366,7 +366,7 @@ func sample(t testing.TB, typ Type, name string, edition int) *Resource {
 	default:
 		m = &routev3.RouteConfiguration{Name: name, MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(uint32(edition + 1))}
 	}
-	r, err := NewNamedResource(typ, name, m)
+	r, err := NewResource(typ, name, m)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -259,7 +260,7 @@ func (w resources) with(messages ...proto.Message) resources {
 		if next[t] == nil {
 			next[t] = map[string]proto.Message{}
 		}
-		next[t][xds.NameOf(m)] = m
+		next[t][nameOf(m)] = m
 	}
 	return next
 }
@@ -267,7 +268,7 @@ func (w resources) with(messages ...proto.Message) resources {
 func (w resources) without(messages ...proto.Message) resources {
 	next := w.with()
 	for _, m := range messages {
-		delete(next[typeOf(m)], xds.NameOf(m))
+		delete(next[typeOf(m)], nameOf(m))
 	}
 	return next
 }
@@ -302,12 +303,14 @@ func (w resources) set(t testing.TB) *xds.Set {
 
 func encode(t testing.TB, m proto.Message) *xds.Resource {
 	t.Helper()
-	r, err := xds.NewResource(typeOf(m), m)
+	r, err := xds.NewResource(typeOf(m), nameOf(m), m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
+
+func nameOf(m proto.Message) string { return cache.GetResourceName(m) }
 
 func typeOf(m proto.Message) xds.Type {
 	switch m.(type) {
