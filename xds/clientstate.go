@@ -2,7 +2,6 @@ package xds
 
 import (
 	"iter"
-	"maps"
 	"slices"
 )
 
@@ -80,17 +79,6 @@ func (l *clientState) put(name string, e nameState) {
 	}
 }
 
-// all returns all states that are not zero, and perhaps some that are.
-func (l *clientState) all() iter.Seq2[string, nameState] {
-	return func(yield func(string, nameState) bool) {
-		for name := range l.names(l.baseline) {
-			if !yield(name, l.get(name)) {
-				return
-			}
-		}
-	}
-}
-
 // names returns the names of a collection and of all overrides.
 func (l *clientState) names(c *Collection) iter.Seq[string] {
 	return func(yield func(string) bool) {
@@ -159,10 +147,10 @@ func (l *clientState) setWildcard(on bool) {
 	if on == l.wildcard {
 		return
 	}
-	states := maps.Collect(l.all())
+	before := *l
 	*l = clientState{wildcard: on}
-	for name, e := range states {
-		if on || e.named {
+	for name := range before.names(before.baseline) {
+		if e := before.get(name); on || e.named {
 			l.put(name, e)
 		}
 	}

@@ -114,18 +114,13 @@ func (a *admission) reportLimit(c *connection, limit string, token Token, reason
 	a.countLimit(c, limit, reason, token)
 }
 
-// reportDenial logs a refusal that counts against the caller.
-func (a *admission) reportDenial(c *connection, token Token, reason string) {
+// reportRefusal logs a refusal. A denial counts against the caller.
+func (a *admission) reportRefusal(c *connection, token Token, reason string, denied bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	c.caller.denied.Allow()
-	a.logRefusal(c, token, reason)
-}
-
-// reportRefusal logs a refusal that is not the caller's fault.
-func (a *admission) reportRefusal(c *connection, token Token, reason string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if denied {
+		c.caller.denied.Allow()
+	}
 	a.logRefusal(c, token, reason)
 }
 

@@ -139,13 +139,7 @@ const (
 // metadata of the given keys only. Its errors may be sent to the caller: they do not
 // repeat what they refuse.
 func (p protocol) node(f frame, keys []string, from net.Addr) (Node, error) {
-	var encoded []byte
-	err := wire.Fields(f, func(number protowire.Number, value []byte) error {
-		if number == p.fields.node {
-			encoded = value
-		}
-		return nil
-	})
+	encoded, err := wire.Field(f, p.fields.node)
 	if err != nil {
 		return Node{}, err
 	}
@@ -159,59 +153,47 @@ func (p protocol) node(f frame, keys []string, from net.Addr) (Node, error) {
 		case nodeUserAgent:
 			n.UserAgent, err = nodeText("user_agent_name", value)
 		case nodeMetadata:
-			err = n.readMetadata(value, keys)
+			err = n.decodeMetadata(value, keys)
 		case nodeBuildVersion:
-			err = n.readBuildVersion(value)
+			err = n.decodeBuildVersion(value)
 		}
 		return err
 	})
 	return n, err
 }
 
-// readMetadata decodes a google.protobuf.Struct.
-func (n *Node) readMetadata(encoded []byte, keys []string) error {
+// decodeMetadata decodes the strings in a google.protobuf.Struct.
+func (n *Node) decodeMetadata(encoded []byte, keys []string) error {
 	return wire.Fields(encoded, func(number protowire.Number, item []byte) error {
 		if number != structFields {
 			return nil
 		}
-		var key string
-		var value []byte
-		err := wire.Fields(item, func(number protowire.Number, part []byte) error {
-			switch number {
-			case mapKey:
-				if i := slices.Index(keys, string(part)); i >= 0 {
-					key = keys[i]
-				}
-			case mapValue:
-				value = part
-			}
-			return nil
-		})
-		if err != nil || key == "" {
+		name, err := wire.Field(item, mapKey)
+		i := slices.Index(keys, string(name))
+		if err != nil || i < 0 {
 			return err
 		}
-		return wire.Fields(value, func(number protowire.Number, text []byte) (err error) {
-			if number == valueString && len(text) > 0 {
-				n.Metadata[key], err = nodeText("metadata "+key, text)
-			}
+		text, err := wire.Field(item, mapValue, valueString)
+		if err != nil || len(text) == 0 {
 			return err
-		})
+		}
+		n.Metadata[keys[i]], err = nodeText("metadata "+keys[i], text)
+		return err
 	})
 }
 
-// readBuildVersion decodes an envoy.config.core.v3.BuildVersion.
-func (n *Node) readBuildVersion(encoded []byte) error {
-	return wire.Fields(encoded, func(number protowire.Number, value []byte) error {
-		if number != buildVersionVersion {
-			return nil
-		}
-		var v typev3.SemanticVersion
-		if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(value, &v) != nil {
-			return wire.ErrInvalid
-		}
-		n.Major, n.Minor, n.Patch = v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch()
-		return nil
-	})
+// decodeBuildVersion decodes an envoy.config.core.v3.BuildVersion.
+func (n *Node) decodeBuildVersion(encoded []byte) error {
+	encoded, err := wire.Field(encoded, buildVersionVersion)
+	if err != nil {
+		return err
+	}
+	var v typev3.SemanticVersion
+	if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(encoded, &v) != nil {
+		return wire.ErrInvalid
+	}
+	n.Major, n.Minor, n.Patch = v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch()
+	return nil
 }
 
 // nodeText decodes a text that goes into logs and questions to the Authorizer.

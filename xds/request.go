@@ -64,38 +64,29 @@ func (p protocol) decode(f frame) (request, error) {
 
 // decodeErrorDetail decodes the message of a google.rpc.Status.
 func decodeErrorDetail(encoded []byte) (*statuspb.Status, error) {
-	detail := &statuspb.Status{}
-	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
-		if number == 2 {
-			detail.Message = strings.ToValidUTF8(string(value), "\uFFFD")
-		}
-		return nil
-	})
-	return detail, err
+	message, err := wire.Field(encoded, 2)
+	return &statuspb.Status{Message: strings.ToValidUTF8(string(message), "\uFFFD")}, err
 }
 
 // addVersion decodes an item of the map initial_resource_versions.
 func (r *request) addVersion(item []byte, names *int) error {
-	var name []string
-	var version string
-	err := wire.Fields(item, func(number protowire.Number, value []byte) (err error) {
-		switch number {
-		case mapKey:
-			name = nil
-			err = appendName(&name, value, names)
-		case mapValue:
-			version, err = decodeText(value)
-		}
+	key, err := wire.Field(item, mapKey)
+	if err != nil || key == nil {
 		return err
-	})
-	if err != nil || len(name) == 0 {
+	}
+	var name []string
+	if err := appendName(&name, key, names); err != nil {
+		return err
+	}
+	value, err := wire.Field(item, mapValue)
+	if err != nil {
 		return err
 	}
 	if r.initialVersions == nil {
 		r.initialVersions = map[string]string{}
 	}
-	r.initialVersions[name[0]] = version
-	return nil
+	r.initialVersions[name[0]], err = decodeText(value)
+	return err
 }
 
 // appendName decodes a name. count is how many names the request has so far.

@@ -213,7 +213,7 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	caller, conn, err := callerOf(stream.Context())
 	if err != nil {
-		s.admission.reportDenial(conn, caller.Token, status.Convert(err).Message())
+		s.admission.reportRefusal(conn, caller.Token, status.Convert(err).Message(), true)
 		return err
 	}
 	e := newSession(stream, p, caller, conn, s)

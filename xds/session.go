@@ -252,7 +252,7 @@ func (s *session) handleRequest(f frame) error {
 // refuseRequest ends the stream because of a request.
 func (s *session) refuseRequest(err error) error {
 	reason := "invalid request: " + err.Error()
-	s.admission.reportDenial(s.conn, s.caller.Token, reason)
+	s.admission.reportRefusal(s.conn, s.caller.Token, reason, true)
 	return status.Error(codes.InvalidArgument, reason)
 }
 
@@ -330,12 +330,12 @@ func (s *session) deny(err error) error {
 	if s.ctx.Err() != nil {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
-	if s.options.Metrics.countDenial(err) {
-		s.admission.reportDenial(s.conn, s.caller.Token, err.Error())
-		return statusOf(err)
+	denied := s.options.Metrics.countDenial(err)
+	s.admission.reportRefusal(s.conn, s.caller.Token, err.Error(), denied)
+	if !denied {
+		return errNotChecked
 	}
-	s.admission.reportRefusal(s.conn, s.caller.Token, err.Error())
-	return errNotChecked
+	return statusOf(err)
 }
 
 var errNotChecked = status.Error(codes.Unavailable, "the caller's rights cannot be checked; connect again later")

@@ -108,8 +108,8 @@ func (t *typeState) compareNames(names []string) (subscribe, unsubscribe []strin
 	_, all := wanted[wildcardName]
 	delete(wanted, wildcardName)
 	t.setWildcard(all)
-	for name, e := range t.all() {
-		if _, ok := wanted[name]; e.named && !ok {
+	for name := range t.names(t.baseline) {
+		if _, ok := wanted[name]; !ok && t.get(name).named {
 			unsubscribe = append(unsubscribe, name)
 		}
 	}
@@ -326,8 +326,8 @@ func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []st
 // sentResources returns what Envoy was sent on this stream and has, sorted by name.
 func (t *typeState) sentResources() []*Resource {
 	var list []*Resource
-	for _, e := range t.all() {
-		if e.sent && e.resource != nil {
+	for name := range t.names(t.baseline) {
+		if e := t.get(name); e.sent && e.resource != nil {
 			list = append(list, e.resource)
 		}
 	}

@@ -35,3 +35,22 @@ func Fields(data []byte, visit func(number protowire.Number, value []byte) error
 	}
 	return nil
 }
+
+// Field returns the value of the last field with a number, or nil. With more numbers
+// it returns that field of the message in the field, and so on.
+func Field(data []byte, numbers ...protowire.Number) ([]byte, error) {
+	for _, wanted := range numbers {
+		var last []byte
+		err := Fields(data, func(number protowire.Number, value []byte) error {
+			if number == wanted {
+				last = value
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		data = last
+	}
+	return data, nil
+}
