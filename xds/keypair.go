@@ -41,7 +41,7 @@ func (k *KeyPair) Credentials() credentials.TransportCredentials {
 }
 
 // Run reads the pair again whenever its files change, until ctx ends. It keeps the
-// last good pair, and logs once that a new one is bad. The files are rarely replaced
+// last good pair, and logs once that a new one is bad. It returns nil. The files are rarely replaced
 // at the same moment, so that a pair is bad only if it stays so.
 func (k *KeyPair) Run(ctx context.Context) error {
 	var logged string
@@ -59,10 +59,7 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		}
 		return err == nil
 	}
-	err := filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.trigger}).Run(ctx)
-	if err != nil {
-		return fmt.Errorf("TLS certificate %s: %w", k.certFile, err)
-	}
+	filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.trigger}).Run(ctx)
 	return nil
 }
 
