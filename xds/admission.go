@@ -15,8 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// admission enforces the Limits. It knows every connection and every stream. Any
-// goroutine may call its methods.
+// admission enforces the Limits. It knows every connection and every stream. Any goroutine may call its methods.
 type admission struct {
 	limits     Limits
 	metrics    *Metrics
@@ -114,8 +113,7 @@ func (a *admission) unlock() {
 	}
 }
 
-// shutDown admits nothing any more and closes the pending connections. It returns
-// the open streams, in no order.
+// shutDown admits nothing any more and closes the pending connections. It returns the open streams, in no order.
 func (a *admission) shutDown() []*admittedStream {
 	a.mu.Lock()
 	defer a.unlock()
@@ -128,8 +126,8 @@ func (a *admission) shutDown() []*admittedStream {
 	return slices.Collect(maps.Keys(a.streams))
 }
 
-// networkOf returns what counts as one caller: an IPv4 address, the /64 network of
-// an IPv6 address, or the zero Prefix for all unix sockets.
+// networkOf returns what counts as one caller: an IPv4 address, the /64 network of an IPv6 address, or the zero
+// Prefix for all unix sockets.
 func networkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
@@ -169,8 +167,7 @@ func (a *admission) addConnection(c *connection) bool {
 	return true
 }
 
-// mostPending returns the caller with most pending connections; p if none has more.
-// The caller holds mu.
+// mostPending returns the caller with most pending connections; p if none has more. The caller holds mu.
 func (a *admission) mostPending(p *callerState) *callerState {
 	for _, other := range a.callers {
 		if other.pendingConns.Len() > p.pendingConns.Len() {
@@ -180,8 +177,8 @@ func (a *admission) mostPending(p *callerState) *callerState {
 	return p
 }
 
-// evictOldest evicts the oldest pending connection of p because c has reached a
-// limit. It returns false if there is none. The caller holds mu.
+// evictOldest evicts the oldest pending connection of p because c has reached a limit. It returns false if there is
+// none. The caller holds mu.
 func (a *admission) evictOldest(c *connection, limit string, p *callerState) bool {
 	a.countLimit(c, limit, "too many connections", "")
 	oldest := p.pendingConns.Front()
@@ -250,8 +247,8 @@ func (a *admission) dropConnection(c *connection) {
 	a.updateGauges()
 }
 
-// addRequestBytes counts the bytes of requests that have arrived. Over the limit, it
-// evicts connections of the caller that has most bytes, pending ones first.
+// addRequestBytes counts the bytes of requests that have arrived. Over the limit, it evicts connections of the
+// caller that has most bytes, pending ones first.
 func (a *admission) addRequestBytes(c *connection, bytes, frames int) {
 	a.mu.Lock()
 	defer a.unlock()
@@ -280,8 +277,7 @@ func (a *admission) releaseRequestBytes(c *connection, bytes int) {
 	}
 }
 
-// adjustRequestBytes adds to a connection's request bytes; negative numbers
-// subtract. The caller holds mu.
+// adjustRequestBytes adds to a connection's request bytes; negative numbers subtract. The caller holds mu.
 func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	before := c.cost()
 	c.requestBytes = max(0, c.requestBytes+bytes)
@@ -295,8 +291,7 @@ func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	a.metrics.requestBytes.Set(float64(a.requestBytes))
 }
 
-// largestRequest returns the connection to evict for its requests. One of them has
-// some. The caller holds mu.
+// largestRequest returns the connection to evict for its requests. One of them has some. The caller holds mu.
 func (a *admission) largestRequest() *connection {
 	var largest *connection
 	for c := range a.connections {
@@ -311,8 +306,8 @@ func (a *admission) largestRequest() *connection {
 	return largest
 }
 
-// openStream admits a stream. end is called to evict it. An error is a status. A
-// pending connection on which too many streams were refused is closed.
+// openStream admits a stream. end is called to evict it. An error is a status. A pending connection on which too
+// many streams were refused is closed.
 func (a *admission) openStream(c *connection, token Token, end func(error)) (*admittedStream, error) {
 	a.mu.Lock()
 	defer a.unlock()
@@ -342,8 +337,8 @@ func (a *admission) openStream(c *connection, token Token, end func(error)) (*ad
 	return p, nil
 }
 
-// makeRoom evicts a pending stream for each limit that is reached. It returns an
-// error if there is none, or if the limit is a rate. The caller holds mu.
+// makeRoom evicts a pending stream for each limit that is reached. It returns an error if there is none, or if the
+// limit is a rate. The caller holds mu.
 func (a *admission) makeRoom(p *admittedStream, token Token) error {
 	caller := p.conn.caller
 	all, own := &a.pendingStreams, &caller.pendingStreams

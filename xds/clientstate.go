@@ -5,32 +5,29 @@ import (
 	"slices"
 )
 
-// clientState is, for every name of a type, whether Envoy subscribes to it and what
-// Envoy was sent.
+// clientState is, for every name of a type, whether Envoy subscribes to it and what Envoy was sent.
 //
-// It stores only how that differs from a collection, which is nothing for an Envoy
-// that is up to date. So it takes next to no memory, however many resources Envoy
-// has. go-control-plane's stream servers keep two maps with all names for each Envoy;
-// BenchmarkMemoryOfAnEnvoy shows the difference.
+// It stores only how that differs from a collection, which is nothing for an Envoy that is up to date. So it takes
+// next to no memory, however many resources Envoy has. go-control-plane's stream servers keep two maps with all
+// names for each Envoy; BenchmarkMemoryOfAnEnvoy shows the difference.
 type clientState struct {
 	// baseline is the collection to compare with. Nil is an empty one.
 	baseline *Collection
 	// wildcard is true while Envoy subscribes to all resources.
 	wildcard bool
-	// overrides are the states that are not the default. It is nil if there are
-	// none, because an empty map keeps its memory.
+	// overrides are the states that are not the default. It is nil if there are none, because an empty map keeps its
+	// memory.
 	overrides map[string]nameState
 	// dirty is how many of them are dirty.
 	dirty int
 }
 
-// nameState is the state of a name. The zero value means that Envoy does not
-// subscribe to the name and does not have it.
+// nameState is the state of a name. The zero value means that Envoy does not subscribe to the name and does not have
+// it.
 type nameState struct {
 	// named is true if Envoy subscribes to the name itself.
 	named bool
-	// sent is true if Envoy was sent the resource, whether it has acknowledged it or
-	// not.
+	// sent is true if Envoy was sent the resource, whether it has acknowledged it or not.
 	sent bool
 	// dirty is true while what Envoy has may differ from what it is to have.
 	dirty bool
@@ -40,8 +37,7 @@ type nameState struct {
 	resource *Resource
 }
 
-// defaultState is the state of a name without an override: Envoy has what the
-// baseline has.
+// defaultState is the state of a name without an override: Envoy has what the baseline has.
 func (l *clientState) defaultState(name string) nameState {
 	r := l.baseline.Get(name)
 	if r == nil {
@@ -95,8 +91,8 @@ func (l *clientState) names(c *Collection) iter.Seq[string] {
 	}
 }
 
-// unknownNames returns the number of overrides without a resource, and the bytes of
-// their names. A resource that is held back counts as known.
+// unknownNames returns the number of overrides without a resource, and the bytes of their names. A resource that is
+// held back counts as known.
 func (l *clientState) unknownNames() (names, bytes int) {
 	if len(l.overrides) <= maxUnknownNames/10 {
 		return 0, 0
@@ -121,8 +117,7 @@ func (l *clientState) markRemoved(name string) {
 	l.put(name, nameState{named: l.get(name).named})
 }
 
-// rebase replaces the baseline and marks the names that differ as dirty. It costs
-// what has changed.
+// rebase replaces the baseline and marks the names that differ as dirty. It costs what has changed.
 func (l *clientState) rebase(to *Collection) {
 	var changed []string
 	if l.baseline != nil {
@@ -141,8 +136,8 @@ func (l *clientState) rebase(to *Collection) {
 	}
 }
 
-// setWildcard subscribes to all resources, or no longer. Without a wildcard, names
-// that Envoy does not subscribe to are forgotten. Everything is compared again.
+// setWildcard subscribes to all resources, or no longer. Without a wildcard, names that Envoy does not subscribe to
+// are forgotten. Everything is compared again.
 func (l *clientState) setWildcard(on bool) {
 	if on == l.wildcard {
 		return

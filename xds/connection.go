@@ -11,8 +11,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// connection is an accepted connection. The admission's lock guards the fields
-// below once.
+// connection is an accepted connection. The admission's lock guards the fields below once.
 type connection struct {
 	net.Conn
 	admission *admission
@@ -125,8 +124,7 @@ type dataCounter struct {
 	headerBytes int // how much of header has arrived
 }
 
-// count returns how many of the next bytes are data, and how many DATA frames begin
-// in them.
+// count returns how many of the next bytes are data, and how many DATA frames begin in them.
 func (d *dataCounter) count(p []byte) (data, frames int) {
 	if !d.begun {
 		d.begun, d.rest = true, len(http2.ClientPreface)

@@ -12,8 +12,8 @@ import (
 	"github.com/usherproxy/usher/internal/filewatch"
 )
 
-// KeyPair is a server's certificate and key. Run reads them again when their files
-// change; new connections use the new ones.
+// KeyPair is a server's certificate and key. Run reads them again when their files change; new connections use the
+// new ones.
 type KeyPair struct {
 	certFile, keyFile string
 	log               *slog.Logger
@@ -40,9 +40,9 @@ func (k *KeyPair) Credentials() credentials.TransportCredentials {
 	})
 }
 
-// Run reads the pair again whenever its files change, until ctx ends. It keeps the
-// last good pair, and logs once that a new one is bad. It returns nil. The files are rarely replaced
-// at the same moment, so that a pair is bad only if it stays so.
+// Run reads the pair again whenever its files change, until ctx ends. It keeps the last good pair, and logs once
+// that a new one is bad. It returns nil. The files are rarely replaced at the same moment, so that a pair is bad
+// only if it stays so.
 func (k *KeyPair) Run(ctx context.Context) error {
 	var logged string
 	read := func(final bool) bool {

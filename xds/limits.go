@@ -5,25 +5,21 @@ import (
 	"time"
 )
 
-// Limits bound what callers may use. The server applies them before it decodes,
-// logs or asks the Authorizer anything. Zero means the value of DefaultLimits.
+// Limits bound what callers may use. The server applies them before it decodes, logs or asks the Authorizer
+// anything. Zero means the value of DefaultLimits.
 //
-// A peer is a client address: an IPv4 address, an IPv6 network of 64 bits, or all
-// unix sockets together. A stream is pending until it is authorised. A connection
-// is pending while none of its streams is authorised. When a limit is reached, the
-// newest evicts a pending one, so that callers cannot block others by holding
-// connections or streams: the oldest stream, first among those whose token was not
-// authorised in the last ten minutes; or the oldest connection of the peer that has
-// most pending ones. When nothing is pending, the newest is refused.
+// A peer is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix sockets together. A stream is
+// pending until it is authorised. A connection is pending while none of its streams is authorised. When a limit is
+// reached, the newest evicts a pending one, so that callers cannot block others by holding connections or streams:
+// the oldest stream, first among those whose token was not authorised in the last ten minutes; or the oldest
+// connection of the peer that has most pending ones. When nothing is pending, the newest is refused.
 type Limits struct {
-	// Connections bounds the open connections, and ConnectionsPerPeer those of
-	// one peer.
+	// Connections bounds the open connections, and ConnectionsPerPeer those of one peer.
 	Connections, ConnectionsPerPeer int
 	// Streams bounds the open streams, and StreamsPerPeer those of one peer.
 	Streams, StreamsPerPeer int
-	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of
-	// one peer. A burst may have ten times as many. Streams with a token that was
-	// authorised in the last ten minutes do not count.
+	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of one peer. A burst may have ten
+	// times as many. Streams with a token that was authorised in the last ten minutes do not count.
 	StreamRate, StreamRatePerPeer int
 }
 
@@ -49,34 +45,29 @@ func (l Limits) withDefaults() Limits {
 const (
 	// rateBurst is how many seconds' worth of streams may come at once.
 	rateBurst = 10
-	// maxPendingStreams bounds the pending streams, and maxPendingStreamsPerPeer
-	// those of one caller.
+	// maxPendingStreams bounds the pending streams, and maxPendingStreamsPerPeer those of one caller.
 	maxPendingStreams        = 2048
 	maxPendingStreamsPerPeer = 1024
-	// maxRequestBytes bounds the requests of all connections that have arrived and
-	// are not handled yet.
+	// maxRequestBytes bounds the requests of all connections that have arrived and are not handled yet.
 	maxRequestBytes = 64 << 20
-	// maxPendingRequest bounds the same for one pending connection: one of the
-	// largest requests, and parts of others.
+	// maxPendingRequest bounds the same for one pending connection: one of the largest requests, and parts of
+	// others.
 	maxPendingRequest = maxRequest + 1<<20
-	// maxRefused is how many streams of a pending connection are refused before the
-	// connection is closed.
+	// maxRefused is how many streams of a pending connection are refused before the connection is closed.
 	maxRefused = 100
-	// maxDeniedRate is how many streams of one caller may be denied per second, and
-	// maxDenied how many at once. Further streams are refused without asking the
-	// Authorizer, because each question costs Consul as well.
+	// maxDeniedRate is how many streams of one caller may be denied per second, and maxDenied how many at once.
+	// Further streams are refused without asking the Authorizer, because each question costs Consul as well.
 	maxDeniedRate = 10
 	maxDenied     = 100
 	// handshakeTime bounds the TLS and HTTP/2 handshakes.
 	handshakeTime = 10 * time.Second
 	// firstRequestTime bounds the time from a stream's start to its first request.
 	firstRequestTime = 10 * time.Second
-	// pendingTime is how long a connection may be pending: time for the handshakes,
-	// a first request, and the Authorizer's answer.
+	// pendingTime is how long a connection may be pending: time for the handshakes, a first request, and the
+	// Authorizer's answer.
 	pendingTime = 30 * time.Second
-	// sendTime is how long Envoy may take to read a response, and answerTime how
-	// long it may leave all responses unanswered. An Envoy with a thousand clusters
-	// can be busy for a minute and a half.
+	// sendTime is how long Envoy may take to read a response, and answerTime how long it may leave all responses
+	// unanswered. An Envoy with a thousand clusters can be busy for a minute and a half.
 	sendTime   = 2 * time.Minute
 	answerTime = 5 * time.Minute
 	// knownTime is how long a token is known after its last stream has ended.
@@ -85,14 +76,14 @@ const (
 	maxKnownTokens = 10_000
 	// maxIdleCallers bounds the callers without connections whose rates are kept.
 	maxIdleCallers = 1000
-	// refusalLogTime is the time between two log lines about one caller's refusals,
-	// and maxRefusalLines bounds the lines of all callers per second.
+	// refusalLogTime is the time between two log lines about one caller's refusals, and maxRefusalLines bounds the
+	// lines of all callers per second.
 	refusalLogTime  = time.Minute
 	maxRefusalLines = 10
 )
 
-// refusalLog limits the log lines about one caller: one at once, and then one per
-// minute that has the number of refusals since the last.
+// refusalLog limits the log lines about one caller: one at once, and then one per minute that has the number of
+// refusals since the last.
 type refusalLog struct {
 	written time.Time
 	count   int // since then

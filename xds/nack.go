@@ -13,8 +13,8 @@ type nackState struct {
 	clearReport func()
 }
 
-// How long a type waits after several NACKs in a row. Without a pause, an Envoy that
-// rejects and asks again at once would be answered without end.
+// How long a type waits after several NACKs in a row. Without a pause, an Envoy that rejects and asks again at once
+// would be answered without end.
 const (
 	firstPause   = time.Second
 	longestPause = 30 * time.Second
@@ -70,8 +70,7 @@ func (s *session) clearRejections() {
 	}
 }
 
-// pause stops sending a type that was rejected several times in a row. Each pause is
-// twice as long as the last.
+// pause stops sending a type that was rejected several times in a row. Each pause is twice as long as the last.
 func (s *session) pause(t Type) {
 	pauses := s.nacks[t].inARow - freeNacks
 	if pauses <= 0 {
@@ -86,8 +85,7 @@ func (s *session) pause(t Type) {
 	s.resumePaused()
 }
 
-// resumePaused resumes the types whose pause is over, and sets the timer for the
-// next one.
+// resumePaused resumes the types whose pause is over, and sets the timer for the next one.
 func (s *session) resumePaused() {
 	s.resumeTimer = nil
 	var next time.Time
@@ -106,12 +104,11 @@ func (s *session) resumePaused() {
 	}
 }
 
-// privateKey matches a private key in PEM, complete or cut off, in a text that may
-// have \n for its line ends.
+// privateKey matches a private key in PEM, complete or cut off, in a text that may have \n for its line ends.
 var privateKey = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)`)
 
-// redact makes a message of Envoy fit for a log. Envoy may quote the resource that
-// it rejects, and a cluster may have its private key inline.
+// redact makes a message of Envoy fit for a log. Envoy may quote the resource that it rejects, and a cluster may
+// have its private key inline.
 func redact(message string) string {
 	const longest = 2048 // bytes; Envoy quotes without limit
 	message = privateKey.ReplaceAllString(message, "(private key)")

@@ -28,8 +28,7 @@ import (
 type Node struct {
 	// ID and Cluster are --service-node and --service-cluster.
 	ID, Cluster string
-	// Metadata has the string values of the node's metadata for
-	// Options.MetadataKeys.
+	// Metadata has the string values of the node's metadata for Options.MetadataKeys.
 	Metadata map[string]string
 	// UserAgent is "envoy" for an Envoy.
 	UserAgent string
@@ -53,8 +52,8 @@ type Caller struct {
 	Again bool
 }
 
-// Token is a secret that the Authorizer checks. Formatting it shows only whether
-// there is one; convert it to a string to use it.
+// Token is a secret that the Authorizer checks. Formatting it shows only whether there is one; convert it to a
+// string to use it.
 type Token string
 
 // tokenKey is the metadata key of the token. Consul's bootstraps send an ACL token.
@@ -81,9 +80,8 @@ func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 const (
 	maxHeaders = 16 << 10 // bytes, decoded
 	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, those of a login may be longer
-	// maxNodeText bounds the node's id and cluster, and each string of its metadata
-	// that is kept, in bytes. A Kubernetes pod's name, with which Consul's service
-	// IDs begin, can have 253.
+	// maxNodeText bounds the node's id and cluster, and each string of its metadata that is kept, in bytes. A
+	// Kubernetes pod's name, with which Consul's service IDs begin, can have 253.
 	maxNodeText = 512
 )
 
@@ -135,9 +133,8 @@ const (
 	valueString         = 3
 )
 
-// node decodes the node of a request; the zero Node if it has none. It keeps the
-// metadata of the given keys only. Its errors may be sent to the caller: they do not
-// repeat what they refuse.
+// node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
+// Its errors may be sent to the caller: they do not repeat what they refuse.
 func (p protocol) node(f frame, keys []string, from net.Addr) (Node, error) {
 	encoded, err := wire.Field(f, p.fields.node)
 	if err != nil {

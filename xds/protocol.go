@@ -8,8 +8,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// protocol is a variant of the discovery protocol: how its requests and responses
-// are encoded. streamState handles them.
+// protocol is a variant of the discovery protocol: how its requests and responses are encoded. streamState handles
+// them.
 type protocol struct {
 	name   string
 	sotw   bool
@@ -17,8 +17,8 @@ type protocol struct {
 	encode func(*response) message
 }
 
-// requestFields are the numbers of a request's fields in
-// envoy.service.discovery.v3. A field that the request does not have is 0.
+// requestFields are the numbers of a request's fields in envoy.service.discovery.v3. A field that the request does
+// not have is 0.
 type requestFields struct {
 	node, typeURL, nonce, errorDetail protowire.Number
 	subscribe, unsubscribe            protowire.Number // repeated
@@ -37,8 +37,8 @@ var (
 	}
 )
 
-// message is an encoded response: encoded messages with some of its fields each, one
-// after the other. A resource's part is shared by all Envoys that get the resource.
+// message is an encoded response: encoded messages with some of its fields each, one after the other. A resource's
+// part is shared by all Envoys that get the resource.
 type message mem.BufferSlice
 
 func encodeDelta(r *response) message {
@@ -66,8 +66,8 @@ func (m message) with(rest proto.Message) message {
 	return append(m, mem.SliceBuffer(encoded))
 }
 
-// frame is an encoded request. It is decoded field by field, when its caller is
-// known: a decoded message can be forty times as large.
+// frame is an encoded request. It is decoded field by field, when its caller is known: a decoded message can be
+// forty times as large.
 type frame []byte
 
 // codec passes messages and frames as they are. Everything else is protobuf.

@@ -21,13 +21,13 @@ const (
 // request is a decoded request of either protocol, without its node.
 type request struct {
 	typeURL string
-	// subscribe are the names that a delta Envoy adds to its subscription, and all
-	// names in that of a state-of-the-world Envoy.
+	// subscribe are the names that a delta Envoy adds to its subscription, and all names in that of a
+	// state-of-the-world Envoy.
 	subscribe []string
 	// unsubscribe are the names that a delta Envoy removes.
 	unsubscribe []string
-	// initialVersions are what a delta Envoy has from an earlier stream, by name;
-	// versionInfo is what a state-of-the-world Envoy has.
+	// initialVersions are what a delta Envoy has from an earlier stream, by name; versionInfo is what a
+	// state-of-the-world Envoy has.
 	initialVersions map[string]string
 	versionInfo     string
 	// nonce is that of the response which the request answers, or empty.

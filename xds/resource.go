@@ -17,15 +17,13 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Type is a resource type. The values are in push order: a resource comes after
-// those that it refers to.
+// Type is a resource type. The values are in push order: a resource comes after those that it refers to.
 type Type uint8
 
 // The types that are served.
 const (
 	Secret Type = iota
-	// TokenBucket limits a rate, such as that of an access log. Its messages have
-	// no name field.
+	// TokenBucket limits a rate, such as that of an access log. Its messages have no name field.
 	TokenBucket
 	Cluster
 	Endpoint
@@ -62,42 +60,29 @@ func typeOf(url string) (Type, bool) {
 	return Type(max(i, 0)), i >= 0
 }
 
-// child returns the type whose resources a resource of t names. Envoy waits for
-// them again whenever their parent changes.
-func (t Type) child() (Type, bool) {
-	switch t {
-	case Cluster:
-		return Endpoint, true
-	case Listener:
-		return Route, true
-	default:
-		return 0, false
-	}
-}
+// childTypes are the types of which Envoy waits for resources again whenever the resource that names them changes.
+var childTypes = map[Type]Type{Cluster: Endpoint, Listener: Route}
 
-// isFullState reports whether a state-of-the-world response of the type lists all
-// resources, so that leaving one out removes it.
-// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#grouping-resources-into-responses
+// isFullState reports whether a state-of-the-world response of the type lists all resources, so that leaving one out
+// removes it. https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#grouping-resources-into-responses
 func (t Type) isFullState() bool { return t == Cluster || t == Listener }
 
-// Resource is an encoded resource. It is encoded once for all Envoys, and is never
-// modified.
+// Resource is an encoded resource. It is encoded once for all Envoys, and is never modified.
 type Resource struct {
 	name, version string
 	size          int
-	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse with
-	// this resource, and sotwItem that of a DiscoveryResponse.
+	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse with this resource, and sotwItem that of
+	// a DiscoveryResponse.
 	deltaItem, sotwItem mem.Buffer
-	// children are the resources of the type's child type that this one names:
-	// load assignments of a cluster, route configurations of a listener.
+	// children are the resources of the type's child type that this one names: load assignments of a cluster, route
+	// configurations of a listener.
 	children []string
 	// targets are the clusters to which an aggregate cluster sends.
 	targets []string
 }
 
-// NewResource validates a message by Envoy's own rules and encodes it. Equal
-// messages get equal versions, in every process. The name is that in the message,
-// if its type has one.
+// NewResource validates a message by Envoy's own rules and encodes it. Equal messages get equal versions, in every
+// process. The name is that in the message, if its type has one.
 func NewResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%s without a name", t)
@@ -121,9 +106,9 @@ func NewResource(t Type, name string, m proto.Message) (*Resource, error) {
 	return r, nil
 }
 
-// encode sets deltaItem and sotwItem. The field of the Any has the number 2 in
-// Resource and in DiscoveryResponse, so that sotwItem is a part of deltaItem and
-// needs no memory. A message without a name field is wrapped, as Envoy allows
+// encode sets deltaItem and sotwItem. The field of the Any has the number 2 in Resource and in DiscoveryResponse, so
+// that sotwItem is a part of deltaItem and needs no memory. A message without a name field is wrapped, as Envoy
+// allows
 // (https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/discovery/v3/discovery.proto#service-discovery-v3-discoveryresponse).
 func (r *Resource) encode(t Type, value []byte) error {
 	body := &anypb.Any{TypeUrl: t.URL(), Value: value}

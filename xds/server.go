@@ -20,35 +20,31 @@ import (
 
 // ResourceSource watches the resources of a node.
 type ResourceSource interface {
-	// Watch calls update with the node's set as soon as it is known and again
-	// after every change, until ctx ends. update never blocks; only the newest
-	// set counts. Watch returns nil only when ctx has ended. A gRPC status error
-	// ends the stream with that status, any other error with Unavailable.
+	// Watch calls update with the node's set as soon as it is known and again after every change, until ctx ends.
+	// update never blocks; only the newest set counts. Watch returns nil only when ctx has ended. A gRPC status
+	// error ends the stream with that status, any other error with Unavailable.
 	Watch(ctx context.Context, n Node, update func(*Set)) error
 }
 
 // Authorizer decides who may have the configuration of a node.
 type Authorizer interface {
-	// Authorize returns nil if the caller may. A gRPC status error with
-	// PermissionDenied, Unauthenticated or InvalidArgument (the node belongs to
-	// no gateway) denies. Any other error means that there is no answer. Every
+	// Authorize returns nil if the caller may. A gRPC status error with PermissionDenied, Unauthenticated or
+	// InvalidArgument (the node belongs to no gateway) denies. Any other error means that there is no answer. Every
 	// error ends the stream, even if the stream was authorised before.
 	Authorize(ctx context.Context, c Caller, n Node) error
 }
 
 // Rejections receives the updates that Envoys reject.
 type Rejections interface {
-	// Rejected reports that an Envoy rejects the latest response of a type. The
-	// server calls clearReport once: when the Envoy accepts a later response, rejects
-	// another one, or its stream ends. Neither function may block.
+	// Rejected reports that an Envoy rejects the latest response of a type. The server calls clearReport once: when
+	// the Envoy accepts a later response, rejects another one, or its stream ends. Neither function may block.
 	Rejected(n Node, t Type, r Rejection) (clearReport func())
 }
 
 // Rejection describes a response that an Envoy rejects.
 type Rejection struct {
-	// Version and Nonce are those of the response. AcceptedNonce is the nonce of
-	// the last response of the type that the Envoy accepted on this stream, or
-	// empty.
+	// Version and Nonce are those of the response. AcceptedNonce is the nonce of the last response of the type that
+	// the Envoy accepted on this stream, or empty.
 	Version, Nonce, AcceptedNonce string
 	// Resources are the first few names in the response.
 	Resources []string
@@ -66,11 +62,10 @@ type Options struct {
 	// Rejections and Metrics may be nil.
 	Rejections Rejections
 	Metrics    *Metrics
-	// Reauthorize is how long an answer of the Authorizer is valid. A stream whose
-	// answer has expired ends, or is sent nothing. Zero means 30 s.
+	// Reauthorize is how long an answer of the Authorizer is valid. A stream whose answer has expired ends, or is
+	// sent nothing. Zero means 30 s.
 	Reauthorize time.Duration
-	// MetadataKeys are the keys of the node's metadata that Source and Authorizer
-	// read.
+	// MetadataKeys are the keys of the node's metadata that Source and Authorizer read.
 	MetadataKeys []string
 	// Limits bound what callers may use.
 	Limits Limits
@@ -82,8 +77,8 @@ type Server struct {
 	options   Options
 	admission *admission
 	grpc      *grpc.Server
-	// background are the goroutines that outlive the stream's handler: gRPC
-	// releases them when the handler has returned.
+	// background are the goroutines that outlive the stream's handler: gRPC releases them when the handler has
+	// returned.
 	background sync.WaitGroup
 }
 
@@ -104,9 +99,9 @@ func NewServer(o Options) *Server {
 	return s
 }
 
-// serverOptions returns the codec for encoded messages, the limits that apply
-// before a stream is known, and what Envoys expect from Consul's server: at most
-// one ping every 15 s, even without a stream, and 2,048 streams per connection.
+// serverOptions returns the codec for encoded messages, the limits that apply before a stream is known, and what
+// Envoys expect from Consul's server: at most one ping every 15 s, even without a stream, and 2,048 streams per
+// connection.
 func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 	const window = 64 << 10 // bytes of a stream that a client may send ahead
 	return []grpc.ServerOption{
@@ -137,8 +132,7 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.grpc.Serve(listener{l, s.admission})
 }
 
-// Stop ends all streams and connections. It returns when everything that they
-// started has ended.
+// Stop ends all streams and connections. It returns when everything that they started has ended.
 func (s *Server) Stop() {
 	// gRPC waits for handshakes, and a client may never finish one.
 	s.admission.shutDown()
@@ -149,19 +143,18 @@ func (s *Server) Stop() {
 // Streams returns how many streams are open.
 func (s *Server) Streams() int { return s.admission.openStreams() }
 
-// errShuttingDown ends the streams of a server that drains, and refuses new
-// ones. Envoy connects again, to another Usher if there is one.
+// errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy connects again, to another
+// Usher if there is one.
 var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")
 
-// Drain ends Serve. It takes no more connections and ends the open streams with
-// Unavailable: the first at once, the others spread over the given time, so that
-// Envoys do not all connect to the remaining Ushers at the same moment. When all
-// streams or ctx have ended, it stops the server as Stop does. Call it once.
+// Drain ends Serve. It takes no more connections and ends the open streams with Unavailable: the first at once, the
+// others spread over the given time, so that Envoys do not all connect to the remaining Ushers at the same moment.
+// When all streams or ctx have ended, it stops the server as Stop does. Call it once.
 func (s *Server) Drain(ctx context.Context, over time.Duration) {
 	streams := s.admission.shutDown()
 	stopped := make(chan struct{})
-	// Each connection gets a GOAWAY. Envoy then opens its next stream on a new
-	// connection, which leads to another Usher.
+	// Each connection gets a GOAWAY. Envoy then opens its next stream on a new connection, which leads to another
+	// Usher.
 	go func() {
 		defer close(stopped)
 		s.grpc.GracefulStop()
@@ -175,8 +168,8 @@ func (s *Server) Drain(ctx context.Context, over time.Duration) {
 	<-stopped
 }
 
-// minSpread is the number of streams from which on a drain uses all of its time.
-// The time is there to spread many reconnects; fewer streams end sooner.
+// minSpread is the number of streams from which on a drain uses all of its time. The time is there to spread many
+// reconnects; fewer streams end sooner.
 const minSpread = 50
 
 // endStreams ends streams one after the other, until none is left.
@@ -208,8 +201,8 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 	return s.serve(stream, stateOfTheWorld)
 }
 
-// serve runs a session. It returns when the stream and the session's workers have
-// ended; only the background goroutines may still run.
+// serve runs a session. It returns when the stream and the session's workers have ended; only the background
+// goroutines may still run.
 func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	caller, conn, err := callerOf(stream.Context())
 	if err != nil {
@@ -232,8 +225,7 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	return err
 }
 
-// statusOf returns err as a status. An error without a status becomes Unavailable,
-// and Envoy connects again.
+// statusOf returns err as a status. An error without a status becomes Unavailable, and Envoy connects again.
 func statusOf(err error) error {
 	var s interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &s) {

@@ -17,14 +17,12 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// ackTimeout is how long listeners, routes and removals wait for Envoy at most. It
-// is a little more than the 15 s after which Envoy itself stops waiting for
-// endpoints (initial_fetch_timeout).
+// ackTimeout is how long listeners, routes and removals wait for Envoy at most. It is a little more than the 15 s
+// after which Envoy itself stops waiting for endpoints (initial_fetch_timeout).
 const ackTimeout = 20 * time.Second
 
-// session is one stream: its caller, its node, and its state. The goroutine of run
-// owns it. Other goroutines read requests, write responses, watch the source, and
-// ask the Authorizer from time to time.
+// session is one stream: its caller, its node, and its state. The goroutine of run owns it. Other goroutines read
+// requests, write responses, watch the source, and ask the Authorizer from time to time.
 type session struct {
 	options   *Options
 	admission *admission
@@ -35,8 +33,7 @@ type session struct {
 	admitted  *admittedStream
 	ctx       context.Context // of the stream
 	cancel    context.CancelCauseFunc
-	// workers end with ctx. background are the goroutines that only the end of the
-	// stream's handler ends.
+	// workers end with ctx. background are the goroutines that only the end of the stream's handler ends.
 	workers    sync.WaitGroup
 	background *sync.WaitGroup
 
@@ -54,19 +51,16 @@ type session struct {
 	updated chan struct{}
 
 	state *streamState
-	// unsent are the next responses. sending is true while a message is being
-	// written.
+	// unsent are the next responses. sending is true while a message is being written.
 	unsent  []*response
 	sending bool
-	// lastAnswer is when Envoy answered a response last, or was sent one while it
-	// had answered all. awaitingAnswer is true while it has not answered all.
+	// lastAnswer is when Envoy answered a response last, or was sent one while it had answered all. awaitingAnswer
+	// is true while it has not answered all.
 	lastAnswer     time.Time
 	awaitingAnswer bool
-	// timeout bounds the time to the first request, and the time that the caller
-	// may take to read a response.
+	// timeout bounds the time to the first request, and the time that the caller may take to read a response.
 	timeout *time.Timer
-	// ackTimer fires when something has waited for Envoy for too long. It is nil
-	// while nothing waits.
+	// ackTimer fires when something has waited for Envoy for too long. It is nil while nothing waits.
 	ackTimer <-chan time.Time
 	// mustCutOff is true when Envoy must not get what it has not read yet.
 	mustCutOff bool
@@ -78,8 +72,8 @@ type session struct {
 // authorization is the state of the Authorizer's latest answer.
 type authorization struct {
 	answers chan error
-	// timer fires when the Authorizer is to be asked again, and then, while it is
-	// being asked, when the latest answer expires.
+	// timer fires when the Authorizer is to be asked again, and then, while it is being asked, when the latest
+	// answer expires.
 	timer   <-chan time.Time
 	asking  bool
 	expired bool          // nothing is sent
@@ -100,8 +94,8 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 // end ends the session with a status. Any goroutine may call it.
 func (s *session) end(reason error) { s.cancel(reason) }
 
-// run handles one event at a time until the stream ends. While a message is being
-// written or must not be, it makes no response: the next one has the newest set.
+// run handles one event at a time until the stream ends. While a message is being written or must not be, it makes
+// no response: the next one has the newest set.
 func (s *session) run() error {
 	s.start(s.background, s.read)
 	s.start(s.background, s.write)
@@ -148,8 +142,7 @@ func (s *session) run() error {
 	}
 }
 
-// push makes the responses that can be sent now, and runs the timer while others
-// wait for Envoy.
+// push makes the responses that can be sent now, and runs the timer while others wait for Envoy.
 func (s *session) push() {
 	switch waits := s.state.push(); {
 	case !waits:
@@ -204,8 +197,7 @@ func (s *session) releaseRequest(f frame) {
 	s.admission.releaseRequestBytes(s.conn, len(f)+prefix)
 }
 
-// write writes messages. If Envoy does not read one, only the end of the stream's
-// handler ends it.
+// write writes messages. If Envoy does not read one, only the end of the stream's handler ends it.
 func (s *session) write() error {
 	for {
 		select {
@@ -302,8 +294,7 @@ func (s *session) endUnread(limit, reason string) error {
 	return status.Error(codes.DeadlineExceeded, reason)
 }
 
-// authorize authorises the caller for the node of the first request, and then
-// watches the source.
+// authorize authorises the caller for the node of the first request, and then watches the source.
 func (s *session) authorize(f frame) error {
 	s.timeout.Stop()
 	node, err := s.protocol.node(f, s.options.MetadataKeys, s.caller.Peer)
@@ -366,21 +357,19 @@ func (s *session) setLatest(set *Set) {
 	}
 }
 
-// minGrace is how long the Authorizer may take at least. An interval of seconds
-// would leave it too little time.
+// minGrace is how long the Authorizer may take at least. An interval of seconds would leave it too little time.
 const minGrace = 3 * time.Second
 
-// renew starts the interval for which an answer of the Authorizer is valid. The
-// Authorizer is asked again before its end, at a random time, so that streams that
-// began together do not ask together.
+// renew starts the interval for which an answer of the Authorizer is valid. The Authorizer is asked again before its
+// end, at a random time, so that streams that began together do not ask together.
 func (a *authorization) renew(interval time.Duration) {
 	ask := interval*7/10 + rand.N(interval/10+1)
 	a.asking, a.expired, a.grace = false, false, max(interval-ask, minGrace)
 	a.timer = time.After(ask)
 }
 
-// reauthorize asks the Authorizer again. If the latest answer expires meanwhile,
-// nothing more is sent, and a connection with unread responses is closed.
+// reauthorize asks the Authorizer again. If the latest answer expires meanwhile, nothing more is sent, and a
+// connection with unread responses is closed.
 func (s *session) reauthorize() error {
 	if s.awaitingAnswer && time.Since(s.lastAnswer) > answerTime {
 		return s.endUnread("answer_time", "envoy has answered no response for "+answerTime.String())
@@ -423,9 +412,8 @@ func (s *session) handleAnswer(err error) error {
 // hasUnread reports whether Envoy may not have read all responses.
 func (s *session) hasUnread() bool { return s.sending || s.state.awaitsACK() }
 
-// close ends the session and waits for its workers. If the caller is no longer
-// authorised or does not read, it closes the connection, so that the caller does not
-// get what gRPC has not written yet.
+// close ends the session and waits for its workers. If the caller is no longer authorised or does not read, it
+// closes the connection, so that the caller does not get what gRPC has not written yet.
 func (s *session) close() {
 	s.cancel(nil)
 	s.workers.Wait()

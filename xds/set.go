@@ -10,18 +10,15 @@ import (
 	"github.com/usherproxy/usher/internal/ordered"
 )
 
-// Set has all resources for the Envoys of one instance and release. It is immutable
-// and shared.
+// Set has all resources for the Envoys of one instance and release. It is immutable and shared.
 type Set struct {
 	collections [NumTypes]*Collection
 }
 
-// NewSet returns a set of collections by their Type. A nil collection means that
-// the type's resources are not known yet: nothing is sent for it, not even an empty
-// response.
+// NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
+// yet: nothing is sent for it, not even an empty response.
 //
-// If a type has not changed, pass the previous set's collection, so that sessions
-// can skip it.
+// If a type has not changed, pass the previous set's collection, so that sessions can skip it.
 func NewSet(collections [NumTypes]*Collection) *Set {
 	return &Set{collections: collections}
 }
@@ -38,29 +35,28 @@ func (s *Set) hasHeldBack(t Type) bool {
 // collectionIDs numbers the collections of this process, from 1.
 var collectionIDs atomic.Uint64
 
-// Collection has all resources of one type. It is immutable and shared by sets. Get
-// and All treat nil as an empty collection.
+// Collection has all resources of one type. It is immutable and shared by sets. Get and All treat nil as an empty
+// collection.
 type Collection struct {
 	resources ordered.Map[*Resource]
 	heldBack  map[string]struct{}
 	id        uint64
 
 	mu sync.Mutex
-	// changed are the names that differ from the collection with the id
-	// changedFrom. A pointer instead of the id would keep old collections alive.
+	// changed are the names that differ from the collection with the id changedFrom. A pointer instead of the id
+	// would keep old collections alive.
 	changedFrom uint64
 	changed     []string
 }
 
-// NewCollection returns a collection of resources by their names. A resource that
-// is held back exists but cannot be built: an Envoy that has it keeps it, and
-// another one does not get it. Do not modify the arguments afterwards.
+// NewCollection returns a collection of resources by their names. A resource that is held back exists but cannot be
+// built: an Envoy that has it keeps it, and another one does not get it. Do not modify the arguments afterwards.
 func NewCollection(resources map[string]*Resource, heldBack []string) *Collection {
 	return &Collection{resources: ordered.From(resources), heldBack: nameSet(heldBack), id: collectionIDs.Add(1)}
 }
 
-// Next returns c with other or more resources, without the removed ones, and with
-// other names held back; c itself if nothing changes. It costs what changes.
+// Next returns c with other or more resources, without the removed ones, and with other names held back; c itself if
+// nothing changes. It costs what changes.
 func (c *Collection) Next(changed []*Resource, removed, heldBack []string) *Collection {
 	names := nameSet(heldBack)
 	if len(changed)+len(removed) == 0 && maps.Equal(names, c.heldBack) {
@@ -118,8 +114,8 @@ func (c *Collection) Equal(other *Collection) bool {
 		maps.Equal(c.heldBack, other.heldBack) && len(difference(other, c)) == 0
 }
 
-// changedSince returns the names that differ from old. All sessions that had old
-// share the result. It is known if c was made from old.
+// changedSince returns the names that differ from old. All sessions that had old share the result. It is known if c
+// was made from old.
 func (c *Collection) changedSince(old *Collection) []string {
 	if c == old {
 		return nil
@@ -143,8 +139,8 @@ func difference(old, current *Collection) []string {
 	return names
 }
 
-// released returns the names that are no longer held back. They count as changed:
-// only now it is known whether they still exist.
+// released returns the names that are no longer held back. They count as changed: only now it is known whether they
+// still exist.
 func released(before, now map[string]struct{}) []string {
 	var names []string
 	for name := range before {

@@ -7,29 +7,28 @@ import (
 	"strconv"
 )
 
-// streamState decides what is sent to one Envoy, and when. It has no goroutines and
-// no locks; its owner calls one method at a time.
+// streamState decides what is sent to one Envoy, and when. It has no goroutines and no locks; its owner calls one
+// method at a time.
 //
 // The rules, most of them Consul's:
 //
 //   - Each type has one response at a time, until Envoy has answered it.
-//   - Secrets, clusters and endpoints are sent as soon as they change. They never
-//     wait for each other: Envoy acknowledges a cluster only when the cluster's
-//     endpoints and secrets have arrived.
-//   - An aggregate cluster waits until Envoy has acknowledged the new clusters that
-//     it refers to: they have no endpoints before.
-//   - Listeners and routes wait until Envoy has acknowledged those, and has
-//     subscribed to the endpoints of the clusters that it was sent.
-//   - Clusters, endpoints, secrets and token buckets are removed last, when no
-//     listener and no route of Envoy may need them.
-//   - A cluster's endpoints are sent again after the cluster, and a listener's
-//     routes after the listener: Envoy waits for them again.
+//   - Secrets, clusters and endpoints are sent as soon as they change. They never wait for each other: Envoy
+//     acknowledges a cluster only when the cluster's endpoints and secrets have arrived.
+//   - An aggregate cluster waits until Envoy has acknowledged the new clusters that it refers to: they have no
+//     endpoints before.
+//   - Listeners and routes wait until Envoy has acknowledged those, and has subscribed to the endpoints of the
+//     clusters that it was sent.
+//   - Clusters, endpoints, secrets and token buckets are removed last, when no listener and no route of Envoy may
+//     need them.
+//   - A cluster's endpoints are sent again after the cluster, and a listener's routes after the listener: Envoy
+//     waits for them again.
 //   - A rejected update is not sent again until it changes.
 type streamState struct {
 	set   *Set // nil: not known yet
 	types [NumTypes]typeState
-	// awaitingEDS are the load assignments to which Envoy has to subscribe, because
-	// it was sent their clusters, and has not yet.
+	// awaitingEDS are the load assignments to which Envoy has to subscribe, because it was sent their clusters, and
+	// has not yet.
 	awaitingEDS []string
 	// pending are the next responses, in order.
 	pending       []*response
@@ -56,8 +55,7 @@ func (c *streamState) handleRequest(t Type, r request) ackResult {
 	return ack
 }
 
-// push makes the responses that can be sent now. It returns true if others wait for
-// Envoy.
+// push makes the responses that can be sent now. It returns true if others wait for Envoy.
 func (c *streamState) push() (waits bool) {
 	if c.set == nil {
 		return false
@@ -108,7 +106,7 @@ func (c *streamState) respond(typ Type, withRemovals bool) {
 	// The nonce cannot be guessed, so that an ACK proves that the response was read.
 	nonce := strconv.FormatUint(c.responseCount, 10) + "-" + rand.Text()[:13]
 	c.pending = append(c.pending, t.newResponse(nonce, upserts, removals))
-	if child, ok := typ.child(); ok {
+	if child, ok := childTypes[typ]; ok {
 		c.types[child].invalidateChildren(upserts)
 	}
 	if typ == Cluster {
@@ -131,8 +129,7 @@ func (c *streamState) awaitsACK() bool {
 	return slices.ContainsFunc(c.types[:], func(t typeState) bool { return t.inflight != nil })
 }
 
-// The most names without a resource to which an Envoy may subscribe, or that it may
-// say it has, per type.
+// The most names without a resource to which an Envoy may subscribe, or that it may say it has, per type.
 const (
 	maxUnknownNames     = 10_000
 	maxUnknownNameBytes = 1 << 20
@@ -141,8 +138,8 @@ const (
 	maxUncheckedNameBytes = 8 << 20
 )
 
-// checkNameLimits returns an error if Envoy uses too many names of a type without a
-// resource. Call it after push, which looks for the resources.
+// checkNameLimits returns an error if Envoy uses too many names of a type without a resource. Call it after push,
+// which looks for the resources.
 func (c *streamState) checkNameLimits(t Type) error {
 	maxNames, maxBytes := maxUnknownNames, maxUnknownNameBytes
 	if c.types[t].baseline == nil {
@@ -155,8 +152,7 @@ func (c *streamState) checkNameLimits(t Type) error {
 	return nil
 }
 
-// pruneAwaitingEDS removes the load assignments to which Envoy has subscribed, and
-// those that do not exist.
+// pruneAwaitingEDS removes the load assignments to which Envoy has subscribed, and those that do not exist.
 func (c *streamState) pruneAwaitingEDS() {
 	if len(c.awaitingEDS) == 0 || c.set == nil {
 		return
@@ -176,8 +172,8 @@ func (c *streamState) listenersBlocked() bool {
 		slices.ContainsFunc(dependencies, func(t Type) bool { return c.types[t].inflight != nil }))
 }
 
-// listenersAcked reports whether Envoy has acknowledged all listeners and routes, so
-// that it needs nothing that is to be removed.
+// listenersAcked reports whether Envoy has acknowledged all listeners and routes, so that it needs nothing that is
+// to be removed.
 func (c *streamState) listenersAcked() bool {
 	if !c.types[Listener].started && !c.ackTimedOut {
 		return false

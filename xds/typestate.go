@@ -10,8 +10,8 @@ import (
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 )
 
-// typeState is the part of a streamState for one type: Envoy's subscription, what
-// it was sent, and what may have changed since.
+// typeState is the part of a streamState for one type: Envoy's subscription, what it was sent, and what may have
+// changed since.
 type typeState struct {
 	typ  Type
 	sotw bool // the protocol is the state of the world
@@ -21,15 +21,13 @@ type typeState struct {
 	started bool
 	// legacyWildcard is true while a request without names subscribes to all.
 	legacyWildcard bool
-	// versionInfo is the version from an earlier stream that a state-of-the-world
-	// Envoy had in its first request.
+	// versionInfo is the version from an earlier stream that a state-of-the-world Envoy had in its first request.
 	versionInfo string
-	// incomplete is true while the set may lack resources that Envoy has, because
-	// one of the type or a listener is held back. With a listener, what it refers to
-	// may be missing.
+	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
+	// held back. With a listener, what it refers to may be missing.
 	incomplete bool
-	// resendOnSubscribe are names to send when the first request subscribes to
-	// them, even if Envoy has their version.
+	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their
+	// version.
 	resendOnSubscribe map[string]struct{}
 
 	responded bool      // something was sent
@@ -43,11 +41,9 @@ type typeState struct {
 type response struct {
 	typ   Type
 	nonce string
-	// resources are sorted by name. They are those that change or, in a full state,
-	// all that Envoy has afterwards.
+	// resources are sorted by name. They are those that change or, in a full state, all that Envoy has afterwards.
 	resources []*Resource
-	// removals are the removed names. A full state is sent without them: it leaves
-	// their resources out.
+	// removals are the removed names. A full state is sent without them: it leaves their resources out.
 	removals []string
 }
 
@@ -83,8 +79,8 @@ func (t *typeState) handleRequest(r request) ackResult {
 	return ack
 }
 
-// start takes over what Envoy has from an earlier stream, except for
-// resendOnSubscribe. For listeners and clusters, no names subscribe to all.
+// start takes over what Envoy has from an earlier stream, except for resendOnSubscribe. For listeners and clusters,
+// no names subscribe to all.
 func (t *typeState) start(r request) {
 	t.started, t.versionInfo = true, r.versionInfo
 	t.legacyWildcard = t.typ.isFullState()
@@ -98,8 +94,8 @@ func (t *typeState) start(r request) {
 	t.resendOnSubscribe = nil
 }
 
-// compareNames returns how a state-of-the-world request, which lists all names,
-// changes the subscription. It changes the wildcard itself.
+// compareNames returns how a state-of-the-world request, which lists all names, changes the subscription. It changes
+// the wildcard itself.
 func (t *typeState) compareNames(names []string) (subscribe, unsubscribe []string) {
 	if t.legacyWildcard {
 		return nil, nil
@@ -121,9 +117,8 @@ func (t *typeState) compareNames(names []string) (subscribe, unsubscribe []strin
 	return subscribe, unsubscribe
 }
 
-// changeSubscription adds and removes names. In the delta protocol, a name that is
-// subscribed to again is sent again, and one that is unsubscribed from under a
-// wildcard, too.
+// changeSubscription adds and removes names. In the delta protocol, a name that is subscribed to again is sent
+// again, and one that is unsubscribed from under a wildcard, too.
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#unsubscribing-from-resources
 func (t *typeState) changeSubscription(r request, first bool) {
 	for _, name := range r.subscribe {
@@ -155,8 +150,7 @@ func (t *typeState) changeSubscription(r request, first bool) {
 	}
 }
 
-// invalidate has a name sent again if Envoy subscribes to it now or later, even if
-// it has the current version.
+// invalidate has a name sent again if Envoy subscribes to it now or later, even if it has the current version.
 func (t *typeState) invalidate(name string) {
 	if !t.started {
 		if t.resendOnSubscribe == nil {
@@ -194,8 +188,7 @@ func (t *typeState) setCollection(current *Collection) {
 	}
 }
 
-// resume recognises an Envoy that was sent exactly this full state on an earlier
-// stream. It is sent nothing.
+// resume recognises an Envoy that was sent exactly this full state on an earlier stream. It is sent nothing.
 func (t *typeState) resume() {
 	if !t.fullState() || t.responded || t.versionInfo == "" || t.incomplete {
 		return
@@ -218,9 +211,8 @@ func (t *typeState) resume() {
 // fullState reports whether a response lists all resources, see Type.isFullState.
 func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
-// sendsRemovals reports whether Envoy is told that a resource is gone. It is if it
-// has subscribed to all. For a name that it has subscribed to, it is not, as with
-// Consul: the resource that refers to it goes away instead.
+// sendsRemovals reports whether Envoy is told that a resource is gone. It is if it has subscribed to all. For a name
+// that it has subscribed to, it is not, as with Consul: the resource that refers to it goes away instead.
 func (t *typeState) sendsRemovals() bool {
 	if t.sotw {
 		return t.typ.isFullState()
@@ -233,15 +225,14 @@ func (t *typeState) canSend() bool {
 	return t.started && t.baseline != nil && t.inflight == nil && !t.paused && !t.blocked()
 }
 
-// blocked reports whether a full state would remove something that is held back, or
-// that a held-back listener refers to, because it does not list it: Envoy may have
-// been sent it on an earlier stream.
+// blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
+// to, because it does not list it: Envoy may have been sent it on an earlier stream.
 func (t *typeState) blocked() bool {
 	return t.fullState() && !t.responded && t.versionInfo != "" && t.incomplete
 }
 
-// needsFirstResponse reports whether Envoy gets a response even if it is empty.
-// Envoy's initialization waits for the first response to a wildcard.
+// needsFirstResponse reports whether Envoy gets a response even if it is empty. Envoy's initialization waits for the
+// first response to a wildcard.
 func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcard }
 
 // hasChanges reports whether there may be something to send, and nothing in flight.
@@ -249,8 +240,8 @@ func (t *typeState) hasChanges() bool {
 	return t.canSend() && (t.dirty > 0 || t.needsFirstResponse())
 }
 
-// changes returns how what Envoy has differs from what it is to have, sorted by
-// name. It clears dirty where nothing differs.
+// changes returns how what Envoy has differs from what it is to have, sorted by name. It clears dirty where nothing
+// differs.
 func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil
@@ -277,9 +268,9 @@ func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	return upserts, removals
 }
 
-// deferAggregates leaves out aggregates of clusters that Envoy is sent only now:
-// Envoy would send requests there before they have any endpoints. They stay dirty,
-// and follow after the ACK of these clusters. A first full state has to list all.
+// deferAggregates leaves out aggregates of clusters that Envoy is sent only now: Envoy would send requests there
+// before they have any endpoints. They stay dirty, and follow after the ACK of these clusters. A first full state
+// has to list all.
 func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
 	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, func(r *Resource) bool { return len(r.targets) > 0 }) {
 		return upserts
@@ -293,8 +284,7 @@ func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
 	})
 }
 
-// hasHeldBack reports whether Envoy has a resource that is held back, and so needs
-// what the resource refers to.
+// hasHeldBack reports whether Envoy has a resource that is held back, and so needs what the resource refers to.
 func (t *typeState) hasHeldBack() bool {
 	if t.baseline == nil {
 		return false
