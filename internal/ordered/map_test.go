@@ -78,10 +78,10 @@ func holds(t *testing.T, m Map[int], want map[string]int) {
 func TestWhatChangesNothingGivesTheSame(t *testing.T) {
 	m := From(map[string]int{"a": 1, "b": 2})
 	for what, got := range map[string]Map[int]{
-		"a value that is there": m.With("b", 2),
-		"a key that is not":     m.Without("c"),
-		"no value":              m.With("c", 0),
-		"OrSame of an equal Map":         From(map[string]int{"a": 1, "b": 2}).OrSame(m),
+		"a value that is there":  m.With("b", 2),
+		"a key that is not":      m.Without("c"),
+		"no value":               m.With("c", 0),
+		"OrSame of an equal Map": From(map[string]int{"a": 1, "b": 2}).OrSame(m),
 	} {
 		if got != m {
 			t.Errorf("%s: another Map", what)
