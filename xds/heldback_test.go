@@ -7,7 +7,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// withholding gives a world's set in which some listeners cannot be built.
+// holdingBack returns a set in which some listeners cannot be built.
 func (w resources) holdingBack(t testing.TB, listeners ...string) *xds.Set {
 	t.Helper()
 	all := w.collections(t)
@@ -15,7 +15,7 @@ func (w resources) holdingBack(t testing.TB, listeners ...string) *xds.Set {
 	return xds.NewSet(all)
 }
 
-func TestWithheldListenerIsKept(t *testing.T) {
+func TestHeldBackListenerIsKept(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().holdingBack(t, "http"))
@@ -31,7 +31,7 @@ func TestWithheldListenerIsKept(t *testing.T) {
 	})
 }
 
-func TestClustersOfAWithheldListenerAreKept(t *testing.T) {
+func TestClustersOfAHeldBackListenerAreKept(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(two())
 		r.source.publish(small().holdingBack(t, "http"))
@@ -41,7 +41,7 @@ func TestClustersOfAWithheldListenerAreKept(t *testing.T) {
 	})
 }
 
-func TestWithheldListenerIsGoneAfterAll(t *testing.T) {
+func TestHeldBackListenerIsRemoved(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().holdingBack(t, "http"))
@@ -51,7 +51,7 @@ func TestWithheldListenerIsGoneAfterAll(t *testing.T) {
 	})
 }
 
-func TestNewEnvoyGetsTheListenersThatAreNotWithheld(t *testing.T) {
+func TestNewEnvoyGetsTheListenersThatAreNotHeldBack(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		r.source.publish(small().with(listener("tcp", 7)).holdingBack(t, "http"))
 		e := r.connect()
@@ -61,8 +61,8 @@ func TestNewEnvoyGetsTheListenersThatAreNotWithheld(t *testing.T) {
 	})
 }
 
-// On a new stream the server cannot know what the Envoy was given before.
-func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing.T) {
+// On a new stream the server cannot know what the Envoy has from an earlier one.
+func TestReconnectedEnvoyGetsNoListenersWhileOneIsHeldBack(t *testing.T) {
 	forOne(t, fakeenvoy.SotW, func(r *harness) {
 		r.source.publish(small().with(listener("tcp", 7)).holdingBack(t, "http"))
 		e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{lds: "an earlier one"}})
@@ -73,9 +73,9 @@ func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing
 	})
 }
 
-// After a restart the server knows nothing of what a withheld listener leads to.
-// An Envoy that has the listener keeps all of it, whatever else changes.
-func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
+// After a restart the server does not know what a held-back listener refers to. An Envoy that has the listener keeps all
+// of it, whatever else changes.
+func TestReconnectedEnvoyKeepsWhatAHeldBackListenerRefersTo(t *testing.T) {
 	had := two().with(listener("tcp", 7), routes("api", 1))
 	known := resources{}.with(cluster("api", 2), endpoints("api", 2), listener("tcp", 8), routes("api", 1))
 	subscribe := func(e *fakeenvoy.Envoy) {
@@ -109,8 +109,8 @@ func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 	})
 }
 
-// The instances of a cluster may be withheld, too.
-func TestWithheldEndpointsAreKept(t *testing.T) {
+// Endpoints may be held back, too.
+func TestHeldBackEndpointsAreKept(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		all := small().collections(t)

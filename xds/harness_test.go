@@ -19,6 +19,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -41,7 +42,7 @@ var (
 	rds = xds.Route.URL()
 )
 
-// rig is a server with a supplier and an authorizer that the test controls.
+// harness is a server with a source and an authorizer that the test controls.
 type harness struct {
 	t          *testing.T
 	conn       *grpc.ClientConn
@@ -53,8 +54,8 @@ type harness struct {
 	listener   *bufconn.Listener
 }
 
-// forBoth runs a scenario for both protocols, each in a bubble of its own: time
-// stands still, and a goroutine that outlives the scenario fails it.
+// forBoth runs a scenario for both protocols, each in its own synctest bubble. A goroutine that outlives the scenario
+// fails the test.
 func forBoth(t *testing.T, scenario func(*harness)) {
 	t.Helper()
 	for _, p := range fakeenvoy.Protocols {
@@ -74,7 +75,7 @@ func newHarness(t *testing.T, p fakeenvoy.Protocol) *harness {
 	return newHarnessWith(t, p, xds.Options{})
 }
 
-// newRigWith completes the options.
+// newHarnessWith adds to the options.
 func newHarnessWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *harness {
 	t.Helper()
 	r := &harness{t: t, protocol: p, source: &fakeSource{}, authorizer: &fakeAuthorizer{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, listener: bufconn.Listen(1 << 20)}
@@ -88,7 +89,7 @@ func newHarnessWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *harness 
 	return r
 }
 
-// dial opens a connection to the rig's server.
+// dial opens a connection to the harness's server.
 func (r *harness) dial() net.Conn {
 	r.t.Helper()
 	conn, err := r.listener.DialContext(r.t.Context())
@@ -168,32 +169,32 @@ func (l *logBuffer) String() string {
 	return l.text.String()
 }
 
-// supplier gives every stream the same set.
+// fakeSource has the same set for every stream.
 type fakeSource struct {
 	mu      sync.Mutex
 	set     *xds.Set
 	updates map[*func(*xds.Set)]struct{}
 	nodes   []xds.Node
-	// fail ends Supply with what it receives.
+	// fail ends Watch with what it receives.
 	fail chan error
 }
 
-func (s *fakeSource) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+func (s *fakeSource) Watch(ctx context.Context, n xds.Node, update func(*xds.Set)) error {
 	s.mu.Lock()
 	if s.updates == nil {
 		s.updates = map[*func(*xds.Set)]struct{}{}
 	}
-	s.updates[&put] = struct{}{}
+	s.updates[&update] = struct{}{}
 	s.nodes = append(s.nodes, n)
 	if s.set != nil {
-		put(s.set)
+		update(s.set)
 	}
 	fail := s.fail
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.updates, &put)
+		delete(s.updates, &update)
 	}()
 	select {
 	case <-ctx.Done():
@@ -203,24 +204,24 @@ func (s *fakeSource) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) 
 	}
 }
 
-// asked lists the nodes it was asked for.
+// watchedNodes returns the nodes that were watched.
 func (s *fakeSource) watchedNodes() []xds.Node {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.nodes)
 }
 
-// publish gives a set to all streams.
+// publish sends a set to all streams.
 func (s *fakeSource) publish(set *xds.Set) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.set = set
-	for put := range s.updates {
-		(*put)(set)
+	for update := range s.updates {
+		(*update)(set)
 	}
 }
 
-// door is an Authorizer that does as it is told.
+// fakeAuthorizer is an Authorizer with a fixed answer.
 type fakeAuthorizer struct {
 	mu      sync.Mutex
 	answer  error
@@ -246,7 +247,7 @@ func (d *fakeAuthorizer) calls() []xds.Caller {
 	return slices.Clone(d.callers)
 }
 
-// world collects resources; set makes a set in which every type is known.
+// resources are messages by type and name. set returns a set in which every type is known.
 type resources map[xds.Type]map[string]proto.Message
 
 func (w resources) with(messages ...proto.Message) resources {
@@ -259,7 +260,7 @@ func (w resources) with(messages ...proto.Message) resources {
 		if next[t] == nil {
 			next[t] = map[string]proto.Message{}
 		}
-		next[t][xds.NameOf(m)] = m
+		next[t][nameOf(m)] = m
 	}
 	return next
 }
@@ -267,7 +268,7 @@ func (w resources) with(messages ...proto.Message) resources {
 func (w resources) without(messages ...proto.Message) resources {
 	next := w.with()
 	for _, m := range messages {
-		delete(next[typeOf(m)], xds.NameOf(m))
+		delete(next[typeOf(m)], nameOf(m))
 	}
 	return next
 }
@@ -302,12 +303,14 @@ func (w resources) set(t testing.TB) *xds.Set {
 
 func encode(t testing.TB, m proto.Message) *xds.Resource {
 	t.Helper()
-	r, err := xds.NewResource(typeOf(m), m)
+	r, err := xds.NewResource(typeOf(m), nameOf(m), m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
+
+func nameOf(m proto.Message) string { return cache.GetResourceName(m) }
 
 func typeOf(m proto.Message) xds.Type {
 	switch m.(type) {
@@ -324,8 +327,7 @@ func typeOf(m proto.Message) xds.Type {
 	}
 }
 
-// The builders below make the smallest resource of a type. The edition makes
-// two of one name differ.
+// The functions below return the smallest resource of a type. Two editions of one name differ.
 
 func ads() *corev3.ConfigSource {
 	return &corev3.ConfigSource{

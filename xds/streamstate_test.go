@@ -24,24 +24,24 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// model is an Envoy and the conversation with it, without a network: what is
-// sent and applied happens one by one, in the order that a test wants.
+// fakeClient is an Envoy and its streamState, without a network. Responses are sent and applied one by one, in the order
+// that a test chooses.
 type fakeClient struct {
 	t     testing.TB
 	sotw  bool
 	state *streamState
-	// wire is what was sent and did not arrive yet.
+	// inflight are the responses that have not arrived yet.
 	inflight []*response
 	// nonces are the latest that arrived, by type.
 	nonces [NumTypes]string
-	// asked says which types Envoy has asked for, and by which names.
+	// asked and names are the subscriptions.
 	asked [NumTypes]bool
 	names [NumTypes]map[string]bool
-	// has is what Envoy applied: versions by name.
+	// applied are the versions that Envoy has, by name.
 	applied [NumTypes]map[string]string
-	// impatient says that order does not count for now.
+	// ackTimedOut is true while the order does not count.
 	ackTimedOut bool
-	// picky says that Envoy rejects something now and then.
+	// sendsNACKs is true if Envoy rejects some responses.
 	sendsNACKs bool
 }
 
@@ -58,16 +58,16 @@ func forBothClients(t *testing.T, f func(*testing.T, *fakeClient)) {
 	t.Run("sotw", func(t *testing.T) { f(t, newFakeClient(t, true)) })
 }
 
-// request says something about a type. Names are added to those asked for.
-func (m *fakeClient) request(typ Type, r request, names, gone []string) {
+// request sends a request that subscribes to some names and unsubscribes from others.
+func (m *fakeClient) request(typ Type, r request, names, removed []string) {
 	m.asked[typ] = true
 	for _, name := range names {
 		m.names[typ][name] = true
 	}
-	for _, name := range gone {
+	for _, name := range removed {
 		delete(m.names[typ], name)
 	}
-	r.subscribe, r.unsubscribe = names, gone
+	r.subscribe, r.unsubscribe = names, removed
 	if m.sotw {
 		r.subscribe, r.unsubscribe, r.nonce = m.subscribed(typ), nil, m.nonces[typ]
 	}
@@ -81,7 +81,7 @@ func (m *fakeClient) push() {
 	m.transmit(before)
 }
 
-// flying says for which types a response awaits its ACK.
+// unacknowledged reports for which types a response awaits its ACK.
 func (m *fakeClient) unacknowledged() (types [NumTypes]bool) {
 	for t := range types {
 		types[t] = m.state.types[t].inflight != nil
@@ -89,21 +89,21 @@ func (m *fakeClient) unacknowledged() (types [NumTypes]bool) {
 	return types
 }
 
-// carry puts what is to be sent on the wire, and checks its order.
-func (m *fakeClient) transmit(flying [NumTypes]bool) {
+// transmit sends the pending responses, and checks their order.
+func (m *fakeClient) transmit(inflight [NumTypes]bool) {
 	for _, r := range m.state.takePending() {
-		if !m.ackTimedOut && r.typ >= Listener && (flying[Secret] || flying[Cluster] || flying[Endpoint]) {
-			m.t.Errorf("%s %v sent while clusters or their like are not acknowledged", r.typ, r.names())
+		if !m.ackTimedOut && r.typ >= Listener && (inflight[Secret] || inflight[Cluster] || inflight[Endpoint]) {
+			m.t.Errorf("%s %v sent while their dependencies are not acknowledged", r.typ, r.names())
 		}
-		if !m.ackTimedOut && r.typ < Listener && len(r.removals) > 0 && (flying[Listener] || flying[Route]) {
+		if !m.ackTimedOut && r.typ < Listener && len(r.removals) > 0 && (inflight[Listener] || inflight[Route]) {
 			m.t.Errorf("%s %v removed while listeners or routes are not acknowledged", r.typ, r.removals)
 		}
-		flying[r.typ] = true
+		inflight[r.typ] = true
 		m.inflight = append(m.inflight, r)
 	}
 }
 
-// take lets Envoy take what arrived first, and applies it if it is good.
+// answerNext delivers the first response. Envoy applies it if it is good, and answers.
 func (m *fakeClient) answerNext(good bool) {
 	r := m.inflight[0]
 	m.inflight = m.inflight[1:]
@@ -131,7 +131,7 @@ func (m *fakeClient) apply(r *response) {
 
 func (m *fakeClient) subscribed(typ Type) []string { return slices.Sorted(maps.Keys(m.names[typ])) }
 
-// subscribe asks for names beside those that are asked for already.
+// subscribe adds names to the subscription.
 func (m *fakeClient) subscribe(typ Type, names ...string) { m.request(typ, request{}, names, nil) }
 
 func (m *fakeClient) unsubscribe(typ Type, names ...string) {
@@ -142,11 +142,11 @@ func (m *fakeClient) unsubscribe(typ Type, names ...string) {
 }
 
 func (m *fakeClient) update(s *Set) {
-	m.state.setResources(s)
+	m.state.set = s
 	m.push()
 }
 
-// settle lets everything be sent and accepted.
+// exchangeAll delivers and accepts responses until there are no more.
 func (m *fakeClient) exchangeAll() {
 	for range 1000 {
 		if len(m.inflight) == 0 {
@@ -154,11 +154,11 @@ func (m *fakeClient) exchangeAll() {
 		}
 		m.answerNext(true)
 	}
-	m.t.Fatal("the conversation does not come to an end")
+	m.t.Fatal("there is always another response")
 }
 
-// The response was sent before the request that gives the name up was read.
-func TestResourceOnItsWayIsGivenUp(t *testing.T) {
+// The response was sent before the unsubscription arrived.
+func TestResourceIsUnsubscribedWhileItIsSent(t *testing.T) {
 	forBothClients(t, func(t *testing.T, m *fakeClient) {
 		m.update(editions(t, 1))
 		m.subscribe(Endpoint, "a", "b")
@@ -166,14 +166,14 @@ func TestResourceOnItsWayIsGivenUp(t *testing.T) {
 		m.update(editions(t, 2))
 		m.unsubscribe(Endpoint, "a")
 		m.exchangeAll()
-		delete(m.applied[Endpoint], "a") // Envoy has no use for it
+		delete(m.applied[Endpoint], "a") // Envoy ignores it
 		m.subscribe(Endpoint, "a")
 		m.exchangeAll()
 		m.expect(editions(t, 2), Endpoint)
 	})
 }
 
-// wants compares what Envoy has of what it asked for with a set.
+// expect compares what Envoy has and subscribes to with a set.
 func (m *fakeClient) expect(s *Set, typ Type) {
 	m.t.Helper()
 	want := map[string]string{}
@@ -187,8 +187,7 @@ func (m *fakeClient) expect(s *Set, typ Type) {
 	}
 }
 
-// Whatever happens in whatever order, the order of a push is kept, and in the
-// end Envoy has what it is to have.
+// In any order of events, the push order is kept, and in the end Envoy has the newest set.
 func TestAnyOrderOfEventsEndsWithTheNewestSet(t *testing.T) {
 	for seed := range uint64(300) {
 		forBothClients(t, func(t *testing.T, m *fakeClient) {
@@ -209,7 +208,7 @@ func TestAnyOrderOfEventsEndsWithTheNewestSet(t *testing.T) {
 	}
 }
 
-// step does something at random; it returns the set if it published one.
+// step does something at random. It returns the set if it publishes one.
 func (m *fakeClient) step(rnd *rand.Rand) *Set {
 	switch n := rnd.IntN(20); {
 	case n < 10 && len(m.inflight) > 0:
@@ -242,9 +241,8 @@ func (m *fakeClient) subscribeTo(typ Type, rnd *rand.Rand) {
 	m.subscribe(typ, letters[rnd.IntN(len(letters))])
 }
 
-// finish asks for everything there is, as an Envoy does that got its clusters
-// and listeners, and lets it arrive. What was rejected is offered again only
-// because everything changes twice.
+// finish subscribes to everything, as an Envoy does that has its clusters and listeners, and delivers it. A rejected
+// resource is sent again only because everything changes twice.
 func (m *fakeClient) finish(last *Set) {
 	sets := []*Set{last}
 	if m.sendsNACKs {
@@ -276,19 +274,19 @@ func (m *fakeClient) finish(last *Set) {
 
 var letters = []string{"a", "b", "c", "d"}
 
-// editions gives a set with one edition of every resource.
+// editions returns a set with one edition of every resource.
 func editions(t testing.TB, edition int) *Set {
 	t.Helper()
 	return makeSet(t, func(Type, string) int { return edition })
 }
 
-// randomSet gives a set in which a third of the resources is missing.
+// randomSet returns a set without a third of the resources.
 func randomSet(t testing.TB, rnd *rand.Rand) *Set {
 	t.Helper()
 	return makeSet(t, func(Type, string) int { return rnd.IntN(6) - 1 })
 }
 
-// makeSet asks for the edition of every resource; there are none below 1.
+// makeSet calls edition for every resource. A resource with an edition below 1 is left out.
 func makeSet(t testing.TB, edition func(Type, string) int) *Set {
 	t.Helper()
 	if samples == nil {
@@ -328,7 +326,7 @@ func makeSamples(t testing.TB) {
 	}
 }
 
-// sample makes the smallest resource of a type that names its child.
+// sample returns the smallest resource of a type that names its child.
 func sample(t testing.TB, typ Type, name string, edition int) *Resource {
 	t.Helper()
 	ads := &corev3.ConfigSource{ConfigSourceSpecifier: &corev3.ConfigSource_Ads{}}
@@ -366,7 +364,7 @@ func sample(t testing.TB, typ Type, name string, edition int) *Resource {
 	default:
 		m = &routev3.RouteConfiguration{Name: name, MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(uint32(edition + 1))}
 	}
-	r, err := NewNamedResource(typ, name, m)
+	r, err := NewResource(typ, name, m)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// keyFiles is a mounted Kubernetes secret: a directory in which a symbolic link
-// leads to the files' present edition.
+// keyFiles is a mounted Kubernetes secret: a directory with a symbolic link to the files' current edition.
 type keyFiles struct {
 	t   *testing.T
 	dir string
@@ -119,7 +118,7 @@ func TestCertificateIsReplaced(t *testing.T) {
 	if got := serial(t, addr); got != 2 {
 		t.Errorf("served certificate %d, want the last good one, 2", got)
 	}
-	// Said once: the next line is about the next good pair.
+	// Logged once: the next line is about the next good pair.
 	files.replace(cert, foreign)
 	files.replace(pair(t, 4))
 	log.await(t, "TLS certificate replaced")
@@ -252,7 +251,7 @@ func serial(t *testing.T, addr string) int64 {
 	return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 }
 
-func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
+func TestConnectionReachesAuthorizerAndSource(t *testing.T) {
 	files := newKeyFiles(t)
 	files.replace(pair(t, 1))
 	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.DiscardHandler))
@@ -272,7 +271,7 @@ func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
 	if caller := d.calls()[0]; caller.TLS == nil || caller.Peer == nil {
 		t.Errorf("the authorizer saw the connection %v, %v", caller.TLS, caller.Peer)
 	}
-	if peer := s.watchedNodes()[0].Peer; !peer.IsLoopback() {
-		t.Errorf("the supplier saw the peer %v", peer)
+	if address := s.watchedNodes()[0].Peer; !address.IsLoopback() {
+		t.Errorf("the source saw the address %v", address)
 	}
 }
