@@ -32,8 +32,8 @@ type cluster struct {
 
 // What the documents tell operators to give Usher.
 const (
-	role     = "../docs/kubernetes-role.yaml"
-	noteRole = "../docs/kubernetes-record.yaml"
+	role     = "../../docs/kubernetes-role.yaml"
+	noteRole = "../../docs/kubernetes-record.yaml"
 )
 
 func newCluster(t *testing.T) *cluster {
@@ -78,18 +78,18 @@ func TestOnAnAPIServer(t *testing.T) {
 }
 
 func (c *cluster) everyAnnotation(t *testing.T) {
-	for i, row := range annotated {
+	for i, row := range valueCases {
 		before := time.Now().Add(-2 * time.Second) // times are in seconds
 		name := fmt.Sprintf("row-%d", i)
 		s := c.create(t, name, map[string]string{row.key: row.value})
 		c.Delete(t, name) // its nodePorts are wanted again
-		got := read(s)
+		got := readIntent(s)
 		for i := range got.problems {
 			got.problems[i].Where = "Kubernetes Service consul/edge"
 		}
 		checkTold(t, row, got)
 		for port, of := range got.listeners {
-			if of.signal == on && (of.since.Before(before) || of.since.After(time.Now().Add(time.Second))) {
+			if of.state == proxyOn && (of.since.Before(before) || of.since.After(time.Now().Add(time.Second))) {
 				t.Errorf("%s: listener %d is on since %s, and the Service was made at %s", row.key, port, of.since, before)
 			}
 		}
@@ -125,7 +125,7 @@ func (c *cluster) switchOnAndOff(t *testing.T) {
 	restarted, stopRestarted := c.watch(t, time.Hour)
 	await(t, restarted, settings.Permissive, "")
 	stopRestarted()
-	first, second := read(on).listeners[8080].since, read(c.Annotate(t, "example.com/other", new("x"))).listeners[8080].since
+	first, second := readIntent(on).listeners[8080].since, readIntent(c.Annotate(t, "example.com/other", new("x"))).listeners[8080].since
 	if first.IsZero() || second.Before(first) {
 		t.Errorf("since %s, and after another change since %s", first, second)
 	}
@@ -133,7 +133,7 @@ func (c *cluster) switchOnAndOff(t *testing.T) {
 	said, stop = c.watch(t, 3*time.Second)
 	await(t, said, settings.Strict, "")
 	removed := c.Annotate(t, awsAll, nil)
-	if newest := read(removed).newest; newest.After(second) {
+	if newest := readIntent(removed).modified; newest.After(second) {
 		t.Errorf("the removal has left the time %s; then nobody has to recall anything", newest)
 	}
 	restarted, stopRestarted = c.watch(t, time.Hour)
@@ -170,8 +170,8 @@ func (c *cluster) agreeByRecord(t *testing.T) {
 		if err := configMaps().Name("usher-balancers").Do(t.Context()).Into(&m); err != nil {
 			return err
 		}
-		if now := parseNote(m.Data["consul.consul-ingress-gateway"]); now.version != removed {
-			return fmt.Errorf("the note is of version %s, and the Service has %s", now.version, removed)
+		if now := decodeState(m.Data["consul.consul-ingress-gateway"]); now.resourceVersion != removed {
+			return fmt.Errorf("the note is of version %s, and the Service has %s", now.resourceVersion, removed)
 		}
 		return nil
 	}

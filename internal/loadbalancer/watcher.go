@@ -51,26 +51,26 @@ func (w *Watcher) Warning() string { return w.o.Metrics.graces.remark(time.Now()
 // ctx ends; put must not block. Nothing is put before the first answer, or the
 // first error.
 func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put func(*gateway.Balancer)) {
-	e := &ear{client: w.o.Client, log: w.o.Logger, id: id, out: latest.New[heard]()}
+	e := &serviceWatcher{client: w.o.Client, log: w.o.Logger, id: id, out: latest.New[serviceEvent]()}
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	listening.Go(func() { e.run(ctx) })
 
-	f := follower{Options: w.o, id: id}
-	defer f.show(false, nil)
+	f := reconciler{Options: w.o, id: id}
+	defer f.showMetrics(false, nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	tell := func() {
-		b, wake := f.follow(time.Now())
+		b, wake := f.publish(time.Now())
 		if b != nil {
 			put(b)
 		}
 		timer.Reset(wake)
 	}
 	step := func() error {
-		if f.fresh || len(f.unrecorded) > 0 {
+		if f.fresh || len(f.notStored) > 0 {
 			w.take(ctx, &f, tell)
 		}
 		f.fresh, f.panicked = false, nil
@@ -86,8 +86,8 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 		case <-timer.C:
 		}
 		if err := guard.Run(w.o.Logger, "kubernetes", step); err != nil {
-			put(f.stay(err))
-			timer.Reset(recordAgain)
+			put(f.keepAfterPanic(err))
+			timer.Reset(retryDelay)
 		}
 	}
 }
@@ -95,29 +95,29 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 // take takes in what was heard, with what is known of the time before that. Who
 // knows something already tells what follows before he asks what others have
 // noted: listeners do not wait for a ConfigMap.
-func (w *Watcher) take(ctx context.Context, f *follower, tell func()) {
-	h, now, before := f.heard, time.Now(), f.memory
+func (w *Watcher) take(ctx context.Context, f *reconciler, tell func()) {
+	h, now, before := f.heard, time.Now(), f.state
 	if h.err == nil && h.service != nil && before.listeners == nil {
-		before = before.recalled(recall(ctx, w.o.Client, h.service), now)
+		before = before.replay(readHistory(ctx, w.o.Client, h.service), now)
 	}
-	hear := func(noted memory) memory {
-		f.hear(h, before, noted, now)
-		return f.memory
+	hear := func(noted serviceState) serviceState {
+		f.observe(h, before, noted, now)
+		return f.state
 	}
-	hear(memory{})
-	if before.version != "" {
+	hear(serviceState{})
+	if before.resourceVersion != "" {
 		tell()
 	}
-	noted := h.service != nil && h.service.ResourceVersion == before.version && !before.frozen() && len(f.unrecorded) == 0 && f.panicked == nil
-	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered || noted {
+	noted := h.service != nil && h.service.ResourceVersion == before.resourceVersion && !before.frozen() && len(f.notStored) == 0 && f.panicked == nil
+	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.synced || noted {
 		return
 	}
-	f.unrecorded = nil
-	r := record{client: w.o.Client, log: w.o.Logger, at: w.o.Record}
-	if err := r.agree(ctx, f.id, hear); err != nil {
-		f.unrecorded = []problem.Problem{r.problem(err)}
-		if before.version == "" {
-			f.memory.version = "" // whatever is noted counts for more, once it can be read
+	f.notStored = nil
+	r := stateStore{client: w.o.Client, log: w.o.Logger, at: w.o.Record}
+	if err := r.Update(ctx, f.id, hear); err != nil {
+		f.notStored = []problem.Problem{r.problem(err)}
+		if before.resourceVersion == "" {
+			f.state.resourceVersion = "" // whatever is noted counts for more, once it can be read
 		}
 	}
 }
@@ -126,64 +126,64 @@ func (w *Watcher) take(ctx context.Context, f *follower, tell func()) {
 const idle = time.Hour
 
 // follower follows one Service. It has no goroutine and no clock.
-type follower struct {
+type reconciler struct {
 	Options
-	id         gateway.KubernetesService
-	shown      bool  // that the watch fails, in the metrics
-	heard      heard // the last that the API server said
-	fresh      bool  // heard is not taken in yet
-	begun      bool  // something was heard
-	failing    bool  // nobody knows at the moment what the Service says
-	memory     memory
-	problems   []problem.Problem
-	unrecorded []problem.Problem // why the others do not know what this one knows
-	panicked   []problem.Problem // the panic while heard was taken in, if there was one
-	last       *gateway.Balancer // what was put last
+	id        gateway.KubernetesService
+	shown     bool         // that the watch fails, in the metrics
+	heard     serviceEvent // the last that the API server said
+	fresh     bool         // heard is not taken in yet
+	begun     bool         // something was heard
+	failing   bool         // nobody knows at the moment what the Service says
+	state     serviceState
+	problems  []problem.Problem
+	notStored []problem.Problem // why the others do not know what this one knows
+	panicked  []problem.Problem // the panic while heard was taken in, if there was one
+	last      *gateway.Balancer // what was put last
 }
 
 // hear takes in what the API server said, with what was known before, and what
 // is noted by others.
-func (f *follower) hear(h heard, before, noted memory, now time.Time) {
+func (f *reconciler) observe(h serviceEvent, before, noted serviceState, now time.Time) {
 	unknown := ""
 	switch {
 	case h.err != nil:
-		unknown = why(h.err, "get, list and watch on it (docs/kubernetes-role.yaml)")
-	case !h.answered:
+		unknown = explainError(h.err, "get, list and watch on it (docs/kubernetes-role.yaml)")
+	case !h.synced:
 		return
 	case h.service == nil:
 		unknown = "there is no such Service, though the catalog says that it is in front of the gateway; make it again, or set usher's proxy_protocol.mode"
 	}
-	noted = noted.believable(now)
+	noted = noted.plausible(now)
 	f.begun, f.failing = true, unknown != ""
-	f.memory, f.problems = before.with(noted), nil
+	f.state, f.problems = before.newer(noted), nil
 	if f.failing {
-		f.memory = f.memory.freeze(now)
+		f.state = f.state.freeze(now)
 		f.problems = []problem.Problem{{
-			Where: where(f.id.Namespace, f.id.Name),
+			Where: serviceName(f.id.Namespace, f.id.Name),
 			What:  unknown + ". Until then listeners with the mode auto stay what they are, and those that never were anything are held back",
 		}}
 		return
 	}
-	t := read(h.service)
+	t := readIntent(h.service)
 	f.problems = t.problems
 	// Somebody may have heard more already, which is heard here soon.
-	if !isNewer(noted.version, t.version) {
-		f.memory = f.memory.hear(t, now)
+	if !isNewer(noted.resourceVersion, t.resourceVersion) {
+		f.state = f.state.observe(t, now)
 	}
 }
 
 // follow gives what follows now, nil if that is what it was, and how long that
 // lasts.
-func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
+func (f *reconciler) publish(now time.Time) (*gateway.Balancer, time.Duration) {
 	if !f.begun {
 		return nil, idle
 	}
-	next, ends := f.memory.balancer(f.Grace, now)
-	next.Problems = slices.Concat(f.problems, f.memory.problems(), f.unrecorded, f.panicked)
-	f.show(f.failing, ends)
+	next, ends := f.state.balancer(f.Grace, now)
+	next.Problems = slices.Concat(f.problems, f.state.problems(), f.notStored, f.panicked)
+	f.showMetrics(f.failing, ends)
 	wake := idle
-	if len(f.unrecorded) > 0 {
-		wake = recordAgain
+	if len(f.notStored) > 0 {
+		wake = retryDelay
 	}
 	for _, end := range ends {
 		wake = min(wake, end.Sub(now))
@@ -191,15 +191,15 @@ func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
 	if f.last != nil && reflect.DeepEqual(f.last, next) {
 		return nil, wake
 	}
-	f.tell(next, ends)
+	f.logChanges(next, ends)
 	f.last = next
 	return next, wake
 }
 
 // stay returns what was put last, with a problem about a panic.
-func (f *follower) stay(err error) *gateway.Balancer {
+func (f *reconciler) keepAfterPanic(err error) *gateway.Balancer {
 	f.panicked = []problem.Problem{{
-		Where: where(f.id.Namespace, f.id.Name),
+		Where: serviceName(f.id.Namespace, f.id.Name),
 		What:  err.Error() + ". Until that is over, listeners with the mode auto stay what they are",
 	}}
 	var next gateway.Balancer
@@ -214,7 +214,7 @@ func (f *follower) stay(err error) *gateway.Balancer {
 }
 
 // show shows in the metrics whether the watch fails, and when each grace ends.
-func (f *follower) show(failing bool, ends map[int]time.Time) {
+func (f *reconciler) showMetrics(failing bool, ends map[int]time.Time) {
 	switch {
 	case failing && !f.shown:
 		f.Metrics.failing.Inc()
@@ -226,7 +226,7 @@ func (f *follower) show(failing bool, ends map[int]time.Time) {
 }
 
 // tell logs what has changed for listeners.
-func (f *follower) tell(next *gateway.Balancer, ends map[int]time.Time) {
+func (f *reconciler) logChanges(next *gateway.Balancer, ends map[int]time.Time) {
 	for port, behind := range next.Listeners {
 		if f.last != nil && f.last.Listeners[port] == behind || behind.Mode == "" {
 			continue

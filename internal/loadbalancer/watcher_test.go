@@ -149,13 +149,13 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 }
 
 // noted waits until a version of the Service is noted, and gives that.
-func (a *apiServer) noted(t *testing.T, version string) memory {
+func (a *apiServer) noted(t *testing.T, version string) serviceState {
 	t.Helper()
 	for {
 		a.mu.Lock()
-		m, changed := parseNote(a.record.Data["consul.edge"]), a.changed
+		m, changed := decodeState(a.record.Data["consul.edge"]), a.changed
 		a.mu.Unlock()
-		if m.version == version {
+		if m.resourceVersion == version {
 			return m
 		}
 		select {
@@ -365,8 +365,8 @@ func TestRequestsThatEndAsTheyShould(t *testing.T) {
 		"too old":       {t.Context(), apierrors.NewResourceExpired("too old resource version"), false},
 		"after the end": {over, errors.New("canceled"), false},
 	} {
-		e := &ear{out: latest.New[heard]()}
-		e.asked(c.ctx, c.err)
+		e := &serviceWatcher{out: latest.New[serviceEvent]()}
+		e.requestDone(c.ctx, c.err)
 		if got := e.last.err != nil; got != c.trouble {
 			t.Errorf("%s: trouble %v, want %v", name, got, c.trouble)
 		}

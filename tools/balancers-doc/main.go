@@ -43,7 +43,7 @@ func page() string {
 		}
 	}
 	b.WriteString("\n## Which send no header because of an annotation\n\n| | instead |\n|---|---|\n")
-	for _, n := range loadbalancer.Never {
+	for _, n := range loadbalancer.WithoutAnnotation {
 		fmt.Fprintf(&b, "| %s | %s |\n", n.Name, n.Instead)
 	}
 	return b.String()
@@ -57,7 +57,7 @@ func rows(provider string) string {
 		if d.PerPort {
 			scope = "each port"
 		}
-		fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n", a.Key, a.Source, d.On, cmp.Or(d.Off, "without it"), d.Otherwise, d.Sends, scope, a.Seen)
+		fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n", a.Key, a.Source, d.On, cmp.Or(d.Off, "without it"), d.Otherwise, d.Sends, scope, a.Evidence)
 	}
 	return b.String()
 }
@@ -76,8 +76,8 @@ func checks(provider string) string {
 		b.WriteString("- Of these, the first counts that says something of a port.\n")
 	}
 	for _, a := range of(provider) {
-		if a.Check != "" {
-			note(a.Key, a.Check)
+		if a.Note != "" {
+			note(a.Key, a.Note)
 		}
 		if a.Describe().Kept {
 			note(a.Key, "removing the annotation leaves the balancer as it was, and a running Usher goes on as if it were there, with a problem: "+switchOff(a))

@@ -13,43 +13,43 @@ import (
 // A manager's time moves whenever that manager changes anything, so that each is
 // the latest that it can have been: a grace may begin anew, and never too early.
 // The API server's clock made them, so that all who read the Service agree.
-type times struct {
+type changeTimes struct {
 	created time.Time
 	// newest is when anything but the status was changed; a field that is merely
 	// removed leaves no trace.
-	newest  time.Time
-	entries []entry
+	modified time.Time
+	managed  []managedFields
 }
 
 // entry is what one manager owns.
-type entry struct {
+type managedFields struct {
 	at     time.Time
 	fields map[string]any
 }
 
-func timesOf(s *corev1.Service) times {
-	t := times{created: s.CreationTimestamp.Time, newest: s.CreationTimestamp.Time}
+func changeTimesOf(s *corev1.Service) changeTimes {
+	t := changeTimes{created: s.CreationTimestamp.Time, modified: s.CreationTimestamp.Time}
 	for _, m := range s.ManagedFields {
 		if m.Subresource != "" || m.Time == nil || m.FieldsV1 == nil {
 			continue
 		}
-		e := entry{at: m.Time.Time}
+		e := managedFields{at: m.Time.Time}
 		if json.Unmarshal(m.FieldsV1.GetRawBytes(), &e.fields) != nil {
 			continue
 		}
-		t.entries = append(t.entries, e)
-		if e.at.After(t.newest) {
-			t.newest = e.at
+		t.managed = append(t.managed, e)
+		if e.at.After(t.modified) {
+			t.modified = e.at
 		}
 	}
 	return t
 }
 
 // of gives when annotations, or the type of the Service, became what they are.
-func (t times) of(annotations []string) time.Time {
-	latest := t.owned("f:spec", "f:type")
+func (t changeTimes) of(annotations []string) time.Time {
+	latest := t.ownedSince("f:spec", "f:type")
 	for _, key := range annotations {
-		if at := t.owned("f:metadata", "f:annotations", "f:"+key); at.After(latest) {
+		if at := t.ownedSince("f:metadata", "f:annotations", "f:"+key); at.After(latest) {
 			latest = at
 		}
 	}
@@ -59,10 +59,10 @@ func (t times) of(annotations []string) time.Time {
 // owned gives when a field became what it is, at the latest. All managers that
 // own it agree on its value, so that it is as old as the oldest of them. Where
 // nobody owns it, it is as old as the Service.
-func (t times) owned(path ...string) time.Time {
+func (t changeTimes) ownedSince(path ...string) time.Time {
 	var oldest time.Time
-	for _, e := range t.entries {
-		if has(e.fields, path) && (oldest.IsZero() || e.at.Before(oldest)) {
+	for _, e := range t.managed {
+		if hasField(e.fields, path) && (oldest.IsZero() || e.at.Before(oldest)) {
 			oldest = e.at
 		}
 	}
@@ -72,11 +72,11 @@ func (t times) owned(path ...string) time.Time {
 	return oldest
 }
 
-func has(fields map[string]any, path []string) bool {
+func hasField(fields map[string]any, path []string) bool {
 	next, there := fields[path[0]]
 	if !there || len(path) == 1 {
 		return there
 	}
 	below, _ := next.(map[string]any)
-	return has(below, path[1:])
+	return hasField(below, path[1:])
 }

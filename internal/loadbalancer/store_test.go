@@ -16,14 +16,14 @@ import (
 
 // noting tells the follower what the API server said at some minute, with what
 // is noted, and gives what is noted then.
-func (r *rig) noting(minute float64, h heard, text string) string {
+func (r *testReconciler) noting(minute float64, h serviceEvent, text string) string {
 	r.now = at(minute)
-	r.hear(h, r.memory, parseNote(text), r.now)
+	r.observe(h, r.state, decodeState(text), r.now)
 	r.wait(minute)
-	return noteOf(r.memory)
+	return encodeState(r.state)
 }
 
-func versioned(s *corev1.Service, version int) heard {
+func versioned(s *corev1.Service, version int) serviceEvent {
 	s.ResourceVersion = fmt.Sprint(version)
 	return is(s)
 }
@@ -31,36 +31,36 @@ func versioned(s *corev1.Service, version int) heard {
 // Whoever is started at 66 finds in the record what cannot be seen in the
 // Service any more, and the API server has forgotten its past.
 func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
-	on := func(set float64, version int) heard { return versioned(service("true", set), version) }
-	gone := func(version int) heard { return versioned(service("", 0), version) }
+	on := func(set float64, version int) serviceEvent { return versioned(service("true", set), version) }
+	gone := func(version int) serviceEvent { return versioned(service("", 0), version) }
 	type step struct {
 		minute float64
-		heard
+		serviceEvent
 	}
 	for name, c := range map[string]struct {
 		before      []step
-		then        heard
+		then        serviceEvent
 		at66, after settings.Mode
 	}{
 		"removed":                      {[]step{{30, on(0, 1)}, {60, gone(2)}}, gone(2), settings.Permissive, settings.Off},
 		"removed, and something else":  {[]step{{30, on(0, 1)}, {60, gone(2)}, {64, gone(3)}}, gone(3), settings.Permissive, settings.Off},
 		"something else is changed":    {[]step{{30, on(0, 1)}, {60, on(60, 2)}}, on(60, 2), settings.Strict, settings.Strict},
 		"switched on, something else":  {[]step{{30, gone(1)}, {60, on(60, 2)}, {65, on(65, 3)}}, on(65, 3), settings.Permissive, settings.Strict},
-		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, heard{answered: true}}}, heard{answered: true}, settings.Permissive, settings.Permissive},
+		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Permissive, settings.Permissive},
 		"a value that is no value":     {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Strict, settings.Strict},
 		"no value, in a grace":         {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Permissive, settings.Permissive},
-		"who keeps clients' addresses": {[]step{{57, versioned(keepsClients(), 1)}, {60, heard{answered: true}}}, heard{answered: true}, settings.Strict, settings.Strict},
+		"who keeps clients' addresses": {[]step{{57, versioned(keepsClients(), 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Strict, settings.Strict},
 		"changed while nobody watched": {[]step{{30, on(0, 1)}}, gone(2), settings.Permissive, settings.Permissive},
 	} {
 		t.Run(name, func(t *testing.T) {
-			first, second := newRig(t, 0), newRig(t, 0)
+			first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
 			text := ""
 			for _, s := range c.before {
-				text = first.noting(s.minute, s.heard, text)
+				text = first.noting(s.minute, s.serviceEvent, text)
 			}
 			text = second.noting(66, c.then, text)
 			first.noting(66, c.then, text)
-			for _, r := range []*rig{first, second} {
+			for _, r := range []*testReconciler{first, second} {
 				r.wantMode(c.at66)
 				r.wait(69.9)
 				r.wantMode(c.at66)
@@ -78,12 +78,12 @@ func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
 // clients.
 func keepsClients() *corev1.Service {
 	s := service("true", 0)
-	s.Annotations[awsAttributes] = awsPreserve + "=true"
+	s.Annotations[awsAttributes] = awsPreserveClientIP + "=true"
 	return s
 }
 
 func TestTwoUshersAgreeByTheRecord(t *testing.T) {
-	first, second := newRig(t, 0), newRig(t, 0)
+	first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
 	on, off := versioned(service("true", 0), 1), versioned(service("", 0), 2)
 	text := first.noting(30, on, "")
 	text = second.noting(31, on, text)
@@ -95,15 +95,15 @@ func TestTwoUshersAgreeByTheRecord(t *testing.T) {
 	if same := second.noting(64, off, text); same != text {
 		t.Errorf("noted is %s and then %s", text, same)
 	}
-	text = first.noting(65, heard{answered: true}, text)
-	if same := second.noting(67, heard{answered: true}, text); same != text {
+	text = first.noting(65, serviceEvent{synced: true}, text)
+	if same := second.noting(67, serviceEvent{synced: true}, text); same != text {
 		t.Errorf("of a Service that is gone, noted is %s and then %s", text, same)
 	}
 }
 
 func TestANoteThatNobodyUnderstandsIsNone(t *testing.T) {
 	for _, text := range []string{"", "x", "{}", `{"version": "9", "others": {"told": "perhaps"}}`, `{"version": "9", "listeners": {"a": {}}}`} {
-		r := newRig(t, 0)
+		r := newTestReconciler(t, 0)
 		r.noting(60, versioned(service("true", 0), 1), text)
 		r.wantMode(settings.Strict)
 	}
@@ -122,10 +122,10 @@ var absurd = []string{
 
 func TestANoteThatNoUsherHasWrittenIsNone(t *testing.T) {
 	for _, text := range absurd {
-		r := newRig(t, 0)
+		r := newTestReconciler(t, 0)
 		text = r.noting(60, versioned(service("true", 0), 1), text)
 		r.wantMode(settings.Strict)
-		if m := parseNote(text); m.version != "1" && m.version != "9" {
+		if m := decodeState(text); m.resourceVersion != "1" && m.resourceVersion != "9" {
 			t.Errorf("what is noted after it is %s", text)
 		}
 	}
@@ -139,9 +139,9 @@ func TestEveryTimeCanBeNoted(t *testing.T) {
 		if err := when.UnmarshalText([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		h := held{tell: tell{signal: on}, changed: when, newest: when, stayed: when}
-		m := parseNote(noteOf(memory{version: "1", listeners: map[int]held{80: h}, others: h}))
-		if m.version != "1" || m.listeners[80].signal != on || m.others.signal != on {
+		h := portState{portIntent: portIntent{state: proxyOn}, changed: when, modified: when, frozenSince: when}
+		m := decodeState(encodeState(serviceState{resourceVersion: "1", listeners: map[int]portState{80: h}, others: h}))
+		if m.resourceVersion != "1" || m.listeners[80].state != proxyOn || m.others.state != proxyOn {
 			t.Errorf("with %s it was noted as %+v", text, m)
 		}
 	}
@@ -153,15 +153,15 @@ func FuzzNote(f *testing.F) {
 	for _, text := range absurd {
 		f.Add(text)
 	}
-	f.Add(noteOf(memory{}.hear(read(service("true", 0)), start)))
-	f.Add(noteOf(memory{version: "1", listeners: map[int]held{80: {tell: tell{signal: mixed, kept: problem.Problem{Where: "a", What: "b"}}}}}.freeze(start)))
+	f.Add(encodeState(serviceState{}.observe(readIntent(service("true", 0)), start)))
+	f.Add(encodeState(serviceState{resourceVersion: "1", listeners: map[int]portState{80: {portIntent: portIntent{state: proxyMixed, removalProblem: problem.Problem{Where: "a", What: "b"}}}}}.freeze(start)))
 	f.Fuzz(func(t *testing.T, text string) {
-		m := parseNote(text)
-		if again := noteOf(m); noteOf(parseNote(again)) != again {
-			t.Errorf("%s is read and noted as %s", again, noteOf(parseNote(again)))
+		m := decodeState(text)
+		if again := encodeState(m); encodeState(decodeState(again)) != again {
+			t.Errorf("%s is read and noted as %s", again, encodeState(decodeState(again)))
 		}
-		for _, h := range []heard{versioned(service("true", 0), 1), versioned(service("", 0), 2), {answered: true}, {err: errors.New("down")}} {
-			r := newRig(t, 0)
+		for _, h := range []serviceEvent{versioned(service("true", 0), 1), versioned(service("", 0), 2), {synced: true}, {err: errors.New("down")}} {
+			r := newTestReconciler(t, 0)
 			if noted := r.noting(60, h, text); noted == "" {
 				t.Errorf("after %+v nothing can be noted", h)
 			}
@@ -191,7 +191,7 @@ func TestWatchNotesWhatItHears(t *testing.T) {
 	a.set(service("", 0))
 	await(t, said, settings.Permissive, "")
 	m := a.noted(t, "2")
-	if h := m.listeners[8080]; h.signal != off || h.changed.Before(before) || h.changed.After(time.Now()) {
+	if h := m.listeners[8080]; h.state != proxyOff || h.changed.Before(before) || h.changed.After(time.Now()) {
 		t.Errorf("after %s is noted %+v", before, m)
 	}
 	await(t, a.watching(t, "record"), settings.Permissive, "")
@@ -211,7 +211,7 @@ func TestListenersDoNotWaitForTheRecord(t *testing.T) {
 	a.set(service("", 0))
 	begin := time.Now()
 	await(t, said, settings.Permissive, "")
-	if waited := time.Since(begin); waited > recordTime/2 {
+	if waited := time.Since(begin); waited > storeTimeout/2 {
 		t.Errorf("it was told after %v", waited)
 	}
 }
@@ -220,7 +220,7 @@ func TestListenersDoNotWaitForTheRecord(t *testing.T) {
 func TestWhatIsNotedCountsForMoreThanWhatIsRecalled(t *testing.T) {
 	now := time.Since(start).Minutes()
 	a := newAPIServer(t)
-	a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": noteOf(memory{}.hear(read(versioned(service("true", 0), 1).service), start))}}
+	a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(serviceState{}.observe(readIntent(versioned(service("true", 0), 1).service), start))}}
 	a.set(nil) // forgotten
 	a.set(service("true", now-1))
 	a.set(service("true", now))
@@ -249,17 +249,17 @@ func TestWhoCouldNotReadTheRecordAtFirstTakesItOver(t *testing.T) {
 	a.set(service("", 0))
 	said := a.watching(t, "record")
 	await(t, said, settings.Off, "there is no such ConfigMap")
-	removed := memory{version: "2", listeners: map[int]held{8080: {tell: tell{signal: off}, changed: time.Now()}}, others: held{tell: tell{signal: off}}}
-	a.change(func() { a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": noteOf(removed)}} })
+	removed := serviceState{resourceVersion: "2", listeners: map[int]portState{8080: {portIntent: portIntent{state: proxyOff}, changed: time.Now()}}, others: portState{portIntent: portIntent{state: proxyOff}}}
+	a.change(func() { a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(removed)}} })
 	await(t, said, settings.Permissive, "")
 }
 
 func TestWhatCannotBeNotedIsTriedAgain(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.noting(60, versioned(service("true", 0), 1), "")
-	r.unrecorded = []problem.Problem{{Where: "a", What: "b"}}
-	if wake := r.wait(61); wake != recordAgain || !cmp.Equal(r.b.Problems, r.unrecorded) {
-		t.Errorf("wakes up after %v with problems %v, want %v", wake, r.b.Problems, recordAgain)
+	r.notStored = []problem.Problem{{Where: "a", What: "b"}}
+	if wake := r.wait(61); wake != retryDelay || !cmp.Equal(r.b.Problems, r.notStored) {
+		t.Errorf("wakes up after %v with problems %v, want %v", wake, r.b.Problems, retryDelay)
 	}
 }
 
@@ -269,7 +269,7 @@ func TestARecordThatIsNotThereIsAProblem(t *testing.T) {
 	a.set(service("true", 0))
 	var last time.Time
 	a.missed = func() { // it is made when the time for it makes Usher ask, and no news
-		if last.IsZero() || time.Since(last) < recordAgain/2 {
+		if last.IsZero() || time.Since(last) < retryDelay/2 {
 			last = time.Now()
 			return
 		}

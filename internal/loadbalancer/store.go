@@ -22,8 +22,8 @@ import (
 
 // How long one note may take, and when one that failed is tried again.
 const (
-	recordTime  = 5 * time.Second
-	recordAgain = 5 * time.Second
+	storeTimeout = 5 * time.Second
+	retryDelay   = 5 * time.Second
 )
 
 // record is the ConfigMap in which Ushers note what they know of Services, so
@@ -32,7 +32,7 @@ const (
 // is removed leaves none, and any other change by the same tool moves them.
 //
 // The first to hear of a change notes it, and the others take that over.
-type record struct {
+type stateStore struct {
 	client rest.Interface
 	log    *slog.Logger
 	at     types.NamespacedName
@@ -41,23 +41,23 @@ type record struct {
 // agree replaces what is noted of a Service by what follows from it. next is
 // called with the zero memory where nothing is, and again when another Usher was
 // faster.
-func (r record) agree(ctx context.Context, id gateway.KubernetesService, next func(noted memory) memory) error {
-	ctx, cancel := context.WithTimeout(ctx, recordTime)
+func (r stateStore) Update(ctx context.Context, id gateway.KubernetesService, next func(noted serviceState) serviceState) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	key := id.Namespace + "." + id.Name
 	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		return guard.Run(r.log, "kubernetes", func() error { return r.note(ctx, key, next) })
+		return guard.Run(r.log, "kubernetes", func() error { return r.compareAndSwap(ctx, key, next) })
 	})
 }
 
 // note makes one attempt of agree. The error is a conflict if another Usher was
 // faster.
-func (r record) note(ctx context.Context, key string, next func(noted memory) memory) error {
+func (r stateStore) compareAndSwap(ctx context.Context, key string, next func(noted serviceState) serviceState) error {
 	var m corev1.ConfigMap
 	if err := r.client.Get().Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name).Do(ctx).Into(&m); err != nil {
 		return err
 	}
-	text := noteOf(next(parseNote(m.Data[key])))
+	text := encodeState(next(decodeState(m.Data[key])))
 	if text == m.Data[key] {
 		return nil
 	}
@@ -69,10 +69,10 @@ func (r record) note(ctx context.Context, key string, next func(noted memory) me
 }
 
 // problem says why nothing can be noted.
-func (r record) problem(err error) problem.Problem {
+func (r stateStore) problem(err error) problem.Problem {
 	reason := "there is no such ConfigMap; make an empty one"
 	if !apierrors.IsNotFound(err) {
-		reason = why(err, "get and update on it (docs/kubernetes-record.yaml)")
+		reason = explainError(err, "get and update on it (docs/kubernetes-record.yaml)")
 	}
 	return problem.Problem{
 		Where: fmt.Sprintf("Kubernetes ConfigMap %s/%s", r.at.Namespace, r.at.Name),
@@ -81,27 +81,27 @@ func (r record) problem(err error) problem.Problem {
 }
 
 // note is a memory in the record.
-type note struct {
-	Version      string        `json:"version"`
-	Listeners    map[int]noted `json:"listeners"`
-	Others       noted         `json:"others"`
-	PeerIsClient bool          `json:"peerIsClient,omitempty"`
+type storedService struct {
+	Version      string             `json:"version"`
+	Listeners    map[int]storedPort `json:"listeners"`
+	Others       storedPort         `json:"others"`
+	PeerIsClient bool               `json:"peerIsClient,omitempty"`
 }
 
 // noted is what is known of one listener; its fields are those of held.
-type noted struct {
-	Told    signal           `json:"told"`
-	Sends   settings.Version `json:"sends,omitempty"`
-	Kept    problem.Problem  `json:"kept,omitzero"`
-	Changed time.Time        `json:"changed,omitzero"`
-	Newest  time.Time        `json:"newest,omitzero"`
-	Stayed  time.Time        `json:"stayed,omitzero"`
+type storedPort struct {
+	State          proxyState       `json:"told"`
+	Version        settings.Version `json:"sends,omitempty"`
+	RemovalProblem problem.Problem  `json:"kept,omitzero"`
+	Changed        time.Time        `json:"changed,omitzero"`
+	Modified       time.Time        `json:"newest,omitzero"`
+	FrozenSince    time.Time        `json:"stayed,omitzero"`
 }
 
-func noteOf(m memory) string {
-	n := note{Version: m.version, Listeners: map[int]noted{}, Others: m.others.note(), PeerIsClient: m.peerIsClient}
+func encodeState(m serviceState) string {
+	n := storedService{Version: m.resourceVersion, Listeners: map[int]storedPort{}, Others: m.others.stored(), PeerIsClient: m.preservesClientIP}
 	for port, h := range m.listeners {
-		n.Listeners[port] = h.note()
+		n.Listeners[port] = h.stored()
 	}
 	text, err := json.Marshal(n)
 	if err != nil {
@@ -110,8 +110,8 @@ func noteOf(m memory) string {
 	return string(text)
 }
 
-func (h held) note() noted {
-	return noted{Told: h.signal, Sends: h.sends, Kept: h.kept, Changed: writable(h.changed), Newest: writable(h.newest), Stayed: writable(h.stayed)}
+func (h portState) stored() storedPort {
+	return storedPort{State: h.state, Version: h.version, RemovalProblem: h.removalProblem, Changed: writable(h.changed), Modified: writable(h.modified), FrozenSince: writable(h.frozenSince)}
 }
 
 // writable returns a time in UTC. JSON allows only the years 0 to 9999, and the
@@ -128,56 +128,56 @@ func writable(t time.Time) time.Time {
 }
 
 // parseNote gives what is noted; nothing where that cannot be read.
-func parseNote(text string) memory {
-	var n note
+func decodeState(text string) serviceState {
+	var n storedService
 	if json.Unmarshal([]byte(text), &n) != nil {
-		return memory{}
+		return serviceState{}
 	}
-	m := memory{version: n.Version, listeners: map[int]held{}, others: n.Others.held(), peerIsClient: n.PeerIsClient}
+	m := serviceState{resourceVersion: n.Version, listeners: map[int]portState{}, others: n.Others.portState(), preservesClientIP: n.PeerIsClient}
 	for port, of := range n.Listeners {
-		m.listeners[port] = of.held()
+		m.listeners[port] = of.portState()
 	}
 	return m
 }
 
-func (n noted) held() held {
-	return held{tell: tell{signal: n.Told, sends: n.Sends, kept: n.Kept}, changed: n.Changed, newest: n.Newest, stayed: n.Stayed}
+func (n storedPort) portState() portState {
+	return portState{portIntent: portIntent{state: n.State, version: n.Version, removalProblem: n.RemovalProblem}, changed: n.Changed, modified: n.Modified, frozenSince: n.FrozenSince}
 }
 
 // ahead is by how much the clocks of the Ushers may differ.
-const ahead = 24 * time.Hour
+const clockTolerance = 24 * time.Hour
 
 // believable returns a noted memory, or an empty one if no Usher can have written it.
 // That is so if it contains times in the future, which would keep a grace open, ports
 // that no listener can have, or listeners about which it says nothing.
-func (m memory) believable(now time.Time) memory {
-	latest := now.Add(ahead)
-	toCome := func(h held) bool {
-		return h.changed.After(latest) || h.newest.After(latest) || h.stayed.After(latest)
+func (m serviceState) plausible(now time.Time) serviceState {
+	latest := now.Add(clockTolerance)
+	toCome := func(h portState) bool {
+		return h.changed.After(latest) || h.modified.After(latest) || h.frozenSince.After(latest)
 	}
-	absurd := toCome(m.others) || len(m.listeners) == 0 && m.others.silent()
+	absurd := toCome(m.others) || len(m.listeners) == 0 && m.others.empty()
 	for port, h := range m.listeners {
-		absurd = absurd || toCome(h) || h.silent() || port < 1 || port > 65535
+		absurd = absurd || toCome(h) || h.empty() || port < 1 || port > 65535
 	}
 	if absurd {
-		return memory{}
+		return serviceState{}
 	}
 	return m
 }
 
 // silent reports whether the note says nothing about the listener.
-func (h held) silent() bool { return h.signal == silent && h.stayed.IsZero() }
+func (h portState) empty() bool { return h.state == proxyUnset && h.frozenSince.IsZero() }
 
 // with gives what is known by somebody who knew m and sees what is noted: the
 // newer of both. That a Service is gone has no version, but the first who hears
 // it freezes what is known.
-func (m memory) with(noted memory) memory {
+func (m serviceState) newer(noted serviceState) serviceState {
 	switch {
-	case noted.version == "":
+	case noted.resourceVersion == "":
 		return m
-	case m.version == "" || isNewer(noted.version, m.version):
+	case m.resourceVersion == "" || isNewer(noted.resourceVersion, m.resourceVersion):
 		return noted
-	case noted.version == m.version && noted.frozen() && !m.frozen():
+	case noted.resourceVersion == m.resourceVersion && noted.frozen() && !m.frozen():
 		return noted
 	}
 	return m

@@ -47,40 +47,40 @@ func managed(manager string, minute float64, fields string) metav1.ManagedFields
 }
 
 // rig is a follower whose clock the test moves.
-type rig struct {
-	*follower
+type testReconciler struct {
+	*reconciler
 	t   *testing.T
 	now time.Time
 	b   *gateway.Balancer
 }
 
-func newRig(t *testing.T, minute float64) *rig {
-	f := &follower{
+func newTestReconciler(t *testing.T, minute float64) *testReconciler {
+	f := &reconciler{
 		Options: Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())},
 		id:      edge,
 	}
-	return &rig{follower: f, t: t, now: at(minute)}
+	return &testReconciler{reconciler: f, t: t, now: at(minute)}
 }
 
 // tell tells the follower what the API server said at some minute, and gives
 // when it wants to be woken.
-func (r *rig) tell(minute float64, h heard) time.Duration {
+func (r *testReconciler) tell(minute float64, h serviceEvent) time.Duration {
 	r.now = at(minute)
-	r.hear(h, r.memory, memory{}, r.now)
+	r.observe(h, r.state, serviceState{}, r.now)
 	return r.wait(minute)
 }
 
 // wait lets the clock come to a minute.
-func (r *rig) wait(minute float64) time.Duration {
+func (r *testReconciler) wait(minute float64) time.Duration {
 	r.now = at(minute)
-	b, wake := r.follow(r.now)
+	b, wake := r.publish(r.now)
 	if b != nil {
 		r.b = b
 	}
 	return wake
 }
 
-func (r *rig) wantMode(want settings.Mode) {
+func (r *testReconciler) wantMode(want settings.Mode) {
 	r.t.Helper()
 	if r.b == nil {
 		r.t.Fatalf("at %s: nothing is known, want mode %q", r.now.Sub(start), want)
@@ -91,7 +91,7 @@ func (r *rig) wantMode(want settings.Mode) {
 }
 
 // wantShown demands a metric, and a part of the remark.
-func (r *rig) wantShown(metric, remark string) {
+func (r *testReconciler) wantShown(metric, remark string) {
 	r.t.Helper()
 	text, err := testutil.CollectAndFormat(r.Metrics.graces, expfmt.TypeTextPlain, "usher_kubernetes_grace_end_timestamp_seconds")
 	if err != nil {
@@ -105,10 +105,10 @@ func (r *rig) wantShown(metric, remark string) {
 	}
 }
 
-func is(s *corev1.Service) heard { return heard{answered: true, service: s} }
+func is(s *corev1.Service) serviceEvent { return serviceEvent{synced: true, service: s} }
 
 func TestAHeaderThatIsSwitchedOnIsWaitedForAndThenDemanded(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(30, is(service("", 0)))
 	r.wantMode(settings.Off)
 	if wake := r.tell(60, is(service("true", 60))); wake != 10*time.Minute {
@@ -134,7 +134,7 @@ func TestAHeaderThatIsSwitchedOnIsWaitedForAndThenDemanded(t *testing.T) {
 func TestAHeaderThatIsSwitchedOffIsStillWaitedForALittle(t *testing.T) {
 	for name, s := range map[string]*corev1.Service{"to false": service("false", 60), "removed": service("", 0)} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, 0)
+			r := newTestReconciler(t, 0)
 			r.tell(30, is(service("true", 0)))
 			r.wantMode(settings.Strict)
 			r.tell(60, is(s))
@@ -152,7 +152,7 @@ func TestAHeaderThatIsSwitchedOffIsStillWaitedForALittle(t *testing.T) {
 func TestARestartedUsherAgrees(t *testing.T) {
 	for name, minute := range map[string]float64{"in the grace": 65, "after it": 71} {
 		t.Run(name, func(t *testing.T) {
-			first, second := newRig(t, 0), newRig(t, 0)
+			first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
 			first.tell(30, is(service("", 0)))
 			first.tell(60.1, is(service("true", 60)))
 			first.wait(minute)
@@ -174,13 +174,13 @@ func TestARestartedUsherAgrees(t *testing.T) {
 func TestTwoUshersThatHearOfARemovalAtOtherTimesAgree(t *testing.T) {
 	removed := service("", 0)
 	removed.ManagedFields[0] = managed("helm", 60, `{"f:spec": {"f:type": {}}}`) // it has changed something else, too
-	first, second := newRig(t, 0), newRig(t, 0)
-	for _, r := range []*rig{first, second} {
+	first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
+	for _, r := range []*testReconciler{first, second} {
 		r.tell(30, is(service("true", 0)))
 	}
 	first.tell(60, is(removed))
 	second.tell(64, is(removed))
-	for _, r := range []*rig{first, second} {
+	for _, r := range []*testReconciler{first, second} {
 		r.wait(69.9)
 		r.wantMode(settings.Permissive)
 		r.wait(70)
@@ -189,14 +189,14 @@ func TestTwoUshersThatHearOfARemovalAtOtherTimesAgree(t *testing.T) {
 }
 
 func TestAServiceThatAlwaysSentHeadersIsStrictAtOnce(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(60, is(service("true", 0)))
 	r.wantMode(settings.Strict)
 }
 
 func TestAServiceThatNeverSentHeadersIsOffAtOnce(t *testing.T) {
 	for _, value := range []string{"", "false"} {
-		r := newRig(t, 0)
+		r := newTestReconciler(t, 0)
 		r.tell(1, is(service(value, 1)))
 		r.wantMode(settings.Off)
 	}
@@ -205,18 +205,18 @@ func TestAServiceThatNeverSentHeadersIsOffAtOnce(t *testing.T) {
 func TestUnknownIsNotOff(t *testing.T) {
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "edge", fmt.Errorf(`User "usher" cannot list resource "services"`))
 	bad := service("v2", 61)
-	for name, h := range map[string]heard{
+	for name, h := range map[string]serviceEvent{
 		"refused":               {err: forbidden},
-		"gone":                  {answered: true},
+		"gone":                  {synced: true},
 		"unreadable value":      is(bad),
-		"refused, and answered": {answered: true, service: service("", 0), err: forbidden},
+		"refused, and answered": {synced: true, service: service("", 0), err: forbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, c := range []struct {
 				before string
 				want   settings.Mode
 			}{{"true", settings.Strict}, {"false", settings.Off}} {
-				r := newRig(t, 0)
+				r := newTestReconciler(t, 0)
 				r.tell(30, is(service(c.before, 0)))
 				r.tell(62, h)
 				r.wantMode(c.want)
@@ -231,7 +231,7 @@ func TestUnknownIsNotOff(t *testing.T) {
 					t.Errorf("problems %v after it is mended, want none", r.b.Problems)
 				}
 			}
-			cold := newRig(t, 0)
+			cold := newTestReconciler(t, 0)
 			cold.tell(62, h)
 			cold.wantMode("")
 			if len(cold.b.Problems) != 1 {
@@ -244,9 +244,9 @@ func TestUnknownIsNotOff(t *testing.T) {
 // A grace that ends while nobody knows anything stays: what it would end with
 // may be wrong by then.
 func TestNothingBecomesStricterWhileTheServiceIsUnknown(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(60, is(service("true", 60)))
-	r.tell(61, heard{answered: true, service: service("true", 60), err: fmt.Errorf("down")})
+	r.tell(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")})
 	if n := testutil.ToFloat64(r.Metrics.failing); n != 1 {
 		t.Errorf("%v watches fail, want 1", n)
 	}
@@ -258,31 +258,31 @@ func TestNothingBecomesStricterWhileTheServiceIsUnknown(t *testing.T) {
 
 // kubectl owns the annotation and changes a label, which moves its time.
 func TestAnotherChangeBeginsNoGrace(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(30, is(service("true", 0)))
 	r.tell(60, is(service("true", 60)))
 	r.wantMode(settings.Strict)
-	r.tell(61, heard{err: fmt.Errorf("down")})
+	r.tell(61, serviceEvent{err: fmt.Errorf("down")})
 	r.tell(62, is(service("true", 60)))
 	r.wantMode(settings.Strict)
-	r.tell(63, heard{err: fmt.Errorf("down")})
+	r.tell(63, serviceEvent{err: fmt.Errorf("down")})
 	r.tell(65, is(service("true", 64))) // it may have been false in between
 	r.wantMode(settings.Permissive)
 }
 
 func TestAnotherVersionOfTheHeaderIsAChange(t *testing.T) {
-	first := held{}.hear(tell{signal: on, sends: settings.V1, since: at(0)}, at(0), at(0))
+	first := portState{}.observe(portIntent{state: proxyOn, version: settings.V1, since: at(0)}, at(0), at(0))
 	for sends, want := range map[settings.Version]time.Time{settings.V1: at(0), settings.V2: at(60)} {
-		if h := first.hear(tell{signal: on, sends: sends, since: at(60)}, at(60), at(60)); h.changed != want {
+		if h := first.observe(portIntent{state: proxyOn, version: sends, since: at(60)}, at(60), at(60)); h.changed != want {
 			t.Errorf("%s after v1: changed at %s, want %s", sends, h.changed, want)
 		}
 	}
 }
 
 func TestAServiceThatIsMadeAnew(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(30, is(service("true", 0)))
-	r.tell(60, heard{answered: true})
+	r.tell(60, serviceEvent{synced: true})
 	r.wantMode(settings.Strict)
 	again := service("", 0)
 	again.CreationTimestamp = metav1.NewTime(at(61))
@@ -293,14 +293,14 @@ func TestAServiceThatIsMadeAnew(t *testing.T) {
 }
 
 func TestNothingIsSaidBeforeTheFirstAnswer(t *testing.T) {
-	r := newRig(t, 0)
-	if r.tell(1, heard{}); r.b != nil {
+	r := newTestReconciler(t, 0)
+	if r.tell(1, serviceEvent{}); r.b != nil {
 		t.Errorf("%v was said", r.b)
 	}
 }
 
 func TestWhatDoesNotChangeIsSaidOnce(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(30, is(service("true", 0)))
 	said := r.b
 	other := service("true", 0)
@@ -312,7 +312,7 @@ func TestWhatDoesNotChangeIsSaidOnce(t *testing.T) {
 
 func TestTheLogSaysWhatAListenerFollows(t *testing.T) {
 	var log strings.Builder
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	r.tell(60, is(service("true", 60)))
 	want := `msg="a listener follows its load balancer" service=consul/edge port=8080 mode=permissive until=2026-01-01T13:10:00Z`
@@ -322,7 +322,7 @@ func TestTheLogSaysWhatAListenerFollows(t *testing.T) {
 }
 
 func TestNoGraceIsNone(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.Grace = 0
 	r.tell(60, is(service("true", 60)))
 	r.wantMode(settings.Strict)
@@ -351,7 +351,7 @@ func TestTimesOfAService(t *testing.T) {
 	} {
 		s := service("", 0)
 		s.Annotations, s.ManagedFields = map[string]string{digital: "true"}, c.entries
-		if got := read(s).listeners[8080].since; !got.Equal(at(c.want)) {
+		if got := readIntent(s).listeners[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since %s, want minute %v", name, got.Sub(start), c.want)
 		}
 	}
@@ -368,7 +368,7 @@ func mixedService() *corev1.Service {
 // A listener that gets both takes both, for as long as it does; then whoever has
 // sent headers has the grace to stop.
 func TestAListenerBehindPortsThatDifferTakesBoth(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	for _, minute := range []float64{30, 600} {
 		if wake := r.tell(minute, is(mixedService())); wake != idle {
 			t.Errorf("wakes up after %v, though nothing ends", wake)
@@ -393,7 +393,7 @@ func TestAListenerBehindPortsThatDifferTakesBoth(t *testing.T) {
 }
 
 func TestWhoKeepsTheClientsAddressesIsTold(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	for minute, s := range []*corev1.Service{service("true", 0), keepsClients(), service("true", 0)} {
 		r.tell(float64(30+minute), is(s))
 		if want := minute == 1; r.b.PreservesClientIP != want {
@@ -405,7 +405,7 @@ func TestWhoKeepsTheClientsAddressesIsTold(t *testing.T) {
 // The log says what listeners become, and not that nobody knows.
 func TestTheLogHasNothingOfWhatNobodyKnows(t *testing.T) {
 	var log strings.Builder
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	r.tell(60, is(service("v2", 60)))
 	if log.Len() > 0 {
@@ -415,9 +415,9 @@ func TestTheLogHasNothingOfWhatNobodyKnows(t *testing.T) {
 
 // Nobody is told that a grace ends while it does not.
 func TestAGraceThatWaitsForTheAPIServerHasNoEnd(t *testing.T) {
-	r := newRig(t, 0)
+	r := newTestReconciler(t, 0)
 	r.tell(60, is(service("true", 60)))
-	if wake := r.tell(61, heard{answered: true, service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
+	if wake := r.tell(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
 		t.Errorf("wakes up after %v, though nothing ends", wake)
 	}
 	if n := len(r.Metrics.graces.list()); n != 0 {
@@ -428,14 +428,14 @@ func TestAGraceThatWaitsForTheAPIServerHasNoEnd(t *testing.T) {
 // Whatever is heard in whatever order, what counts in the end is the last that
 // was clear.
 func TestModesOverTime(t *testing.T) {
-	told := map[string]heard{
-		"on": is(service("true", 0)), "off": is(service("", 0)), "gone": {answered: true},
+	told := map[string]serviceEvent{
+		"on": is(service("true", 0)), "off": is(service("", 0)), "gone": {synced: true},
 		"down": {err: fmt.Errorf("down")}, "bad": is(service("v2", 0)),
 	}
 	for a := range maps.Keys(told) {
 		for b := range maps.Keys(told) {
 			for c := range maps.Keys(told) {
-				r := newRig(t, 0)
+				r := newTestReconciler(t, 0)
 				want := settings.Mode("")
 				for i, name := range []string{a, b, c} {
 					r.tell(100*float64(i+1), told[name])
@@ -459,7 +459,7 @@ func TestModesOverTime(t *testing.T) {
 // removed.
 func TestARemovalThatTheCloudDoesNotFollow(t *testing.T) {
 	const key = "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled"
-	with := func(value string, version int) heard {
+	with := func(value string, version int) serviceEvent {
 		s := service("", 0)
 		if value != "" {
 			s.Annotations = map[string]string{key: value}
@@ -467,11 +467,11 @@ func TestARemovalThatTheCloudDoesNotFollow(t *testing.T) {
 		return versioned(s, version)
 	}
 	gone := "Kubernetes Service consul/edge: " + key + `: it is gone, but this cloud leaves the balancer as it was then, which sends PROXY headers; set it to "false" to switch them off`
-	r, restarted := newRig(t, 0), newRig(t, 0)
+	r, restarted := newTestReconciler(t, 0), newTestReconciler(t, 0)
 	r.noting(30, with("true", 1), "")
 	note := r.noting(60, with("", 2), "")
 	restarted.noting(65, with("", 2), note)
-	for _, r := range []*rig{r, restarted} {
+	for _, r := range []*testReconciler{r, restarted} {
 		r.wait(600)
 		r.wantMode(settings.Strict)
 		if len(r.b.Problems) != 1 || r.b.Problems[0].String() != gone {

@@ -24,28 +24,28 @@ type healthCheck struct {
 	// if the provider checks the Service's ports only.
 	port string
 	// carry says whether checks carry a PROXY header, too.
-	carry carry
+	carry checkHeader
 	// carryKey is the annotation that makes them carry one with "true"; "": none does.
 	carryKey string
 }
 
 // carry is whether health checks carry a PROXY header.
-type carry uint8
+type checkHeader uint8
 
 const (
-	carryUntold carry = iota // nobody has written it down
-	carryNever               // none does, unless carryKey says so
-	carryAlways              // all do, wherever they go
+	checkHeaderUndocumented checkHeader = iota // nobody has written it down
+	checkHeaderNever                           // none does, unless carryKey says so
+	checkHeaderAlways                          // all do, wherever they go
 )
 
 // healthChecks is the table of what clouds read. DigitalOcean is not in it: its
 // checks of a Service's port carry the header, and all others go to kube-proxy
 // without one.
 var healthChecks = []healthCheck{
-	{key: awsPrefix + "healthcheck-protocol", http: []string{"http", "https"}, tcp: "tcp", port: awsPrefix + "healthcheck-port", carry: carryAlways},
+	{key: awsPrefix + "healthcheck-protocol", http: []string{"http", "https"}, tcp: "tcp", port: awsPrefix + "healthcheck-port", carry: checkHeaderAlways},
 	{
 		key: "service.beta.kubernetes.io/scw-loadbalancer-health-check-type", http: []string{"http", "https"}, tcp: "tcp", perPort: true,
-		carry: carryNever, carryKey: "service.beta.kubernetes.io/scw-loadbalancer-health-check-send-proxy",
+		carry: checkHeaderNever, carryKey: "service.beta.kubernetes.io/scw-loadbalancer-health-check-send-proxy",
 	},
 	{key: "load-balancer.hetzner.cloud/health-check-protocol", http: []string{"http", "https"}, tcp: "tcp", port: "load-balancer.hetzner.cloud/health-check-port"},
 	{key: "service.beta.kubernetes.io/linode-loadbalancer-check-type", http: []string{"http", "http_body"}, tcp: "connection"},
@@ -66,22 +66,22 @@ var healthChecks = []healthCheck{
 }
 
 // health notes the health checks that fail now that headers are sent.
-func (r *reader) health(t told) {
-	if !t.on() {
+func (r *intentReader) checkHealthChecks(t serviceIntent) {
+	if !t.anyOn() {
 		return
 	}
 	for _, c := range healthChecks {
 		if r.overHTTP(c, t) {
-			r.check(c, t)
+			r.checkHealthCheck(c, t)
 		}
 	}
-	r.nodeCheck()
+	r.checkNodeHealthCheck()
 }
 
 // on says whether headers are sent to any listener.
-func (t told) on() bool {
+func (t serviceIntent) anyOn() bool {
 	for _, of := range t.listeners {
-		if of.signal == on || of.signal == mixed {
+		if of.state == proxyOn || of.state == proxyMixed {
 			return true
 		}
 	}
@@ -89,7 +89,7 @@ func (t told) on() bool {
 }
 
 // overHTTP says whether a listener that headers are sent to is checked over HTTP.
-func (r *reader) overHTTP(c healthCheck, t told) bool {
+func (r *intentReader) overHTTP(c healthCheck, t serviceIntent) bool {
 	value := strings.ToLower(r.service.Annotations[c.key])
 	if value == "" {
 		return c.path != "" && r.service.Annotations[c.path] != ""
@@ -110,38 +110,38 @@ func (r *reader) overHTTP(c healthCheck, t told) bool {
 }
 
 // sentTo says whether headers are sent by way of a port of the Service.
-func (t told) sentTo(p corev1.ServicePort) bool {
-	return t.listeners[listenerOf(p)].signal == on
+func (t serviceIntent) sentTo(p corev1.ServicePort) bool {
+	return t.listeners[listenerOf(p)].state == proxyOn
 }
 
-func (r *reader) check(c healthCheck, t told) {
+func (r *intentReader) checkHealthCheck(c healthCheck, t serviceIntent) {
 	port, err := strconv.Atoi(r.service.Annotations[c.port])
-	elsewhere := c.port != "" && err == nil && t.listeners[port].signal != on &&
+	elsewhere := c.port != "" && err == nil && t.listeners[port].state != proxyOn &&
 		!slices.ContainsFunc(r.service.Spec.Ports, func(p corev1.ServicePort) bool { return int(p.NodePort) == port && t.sentTo(p) })
 	key, use := c.key, fmt.Sprintf("use %q", c.tcp)
 	if c.path != "" && r.service.Annotations[c.key] == "" {
 		key, use = c.path, fmt.Sprintf("remove it, or use %s: %q", c.key, c.tcp)
 	}
 	switch {
-	case c.carry == carryAlways && elsewhere:
-		r.problem(key, fmt.Sprintf("the balancer's health checks carry a PROXY header as well, and port %d answers those over HTTP with 400; %s", port, use))
-	case c.carry == carryAlways || elsewhere || c.carryKey != "" && r.service.Annotations[c.carryKey] == "true":
+	case c.carry == checkHeaderAlways && elsewhere:
+		r.addProblem(key, fmt.Sprintf("the balancer's health checks carry a PROXY header as well, and port %d answers those over HTTP with 400; %s", port, use))
+	case c.carry == checkHeaderAlways || elsewhere || c.carryKey != "" && r.service.Annotations[c.carryKey] == "true":
 	case c.carryKey != "":
-		r.problem(key, fmt.Sprintf("the balancer's health checks over HTTP carry no PROXY header, and the listener will refuse them; %s, or %s: \"true\"", use, c.carryKey))
+		r.addProblem(key, fmt.Sprintf("the balancer's health checks over HTTP carry no PROXY header, and the listener will refuse them; %s, or %s: \"true\"", use, c.carryKey))
 	default:
-		r.problem(key, fmt.Sprintf("nobody has written down whether the balancer's health checks over HTTP carry a PROXY header, and the listener refuses those that carry none; %s", use))
+		r.addProblem(key, fmt.Sprintf("nobody has written down whether the balancer's health checks over HTTP carry a PROXY header, and the listener refuses those that carry none; %s", use))
 	}
 }
 
 // nodeCheck: AWS asks kube-proxy whether an instance has a pod of the Service
 // when the traffic policy is Local, over HTTP, and kube-proxy does not know the
 // header that comes with it.
-func (r *reader) nodeCheck() {
+func (r *intentReader) checkNodeHealthCheck() {
 	s := r.service
 	byInstance := s.Annotations[awsTargetType] == "instance" ||
 		s.Annotations[awsTargetType] == "" && s.Spec.LoadBalancerClass != nil && *s.Spec.LoadBalancerClass == awsClass
 	if byInstance && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
-		r.problem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local the balancer's health checks go to kube-proxy, which answers those with a PROXY header with 400; "+
+		r.addProblem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local the balancer's health checks go to kube-proxy, which answers those with a PROXY header with 400; "+
 			"use \"ip\", or %shealthcheck-protocol: \"tcp\" with %shealthcheck-port: \"traffic-port\"", awsPrefix, awsPrefix))
 	}
 }

@@ -13,8 +13,8 @@ import (
 
 // The bounds of what is recalled of a Service before the first answer counts.
 const (
-	recallTime  = 5 * time.Second
-	recallSteps = 10
+	historyTimeout = 5 * time.Second
+	historyLimit   = 10
 )
 
 // recall gives what a Service was before, the oldest first, as far as the API
@@ -26,12 +26,12 @@ const (
 //
 // It is best effort: an API server that has other resource versions than numbers
 // that count up, or has forgotten them, gives nothing.
-func recall(ctx context.Context, client rest.Interface, s *corev1.Service) []*corev1.Service {
-	ctx, cancel := context.WithTimeout(ctx, recallTime)
+func readHistory(ctx context.Context, client rest.Interface, s *corev1.Service) []*corev1.Service {
+	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
 	defer cancel()
 	var past []*corev1.Service
-	for range recallSteps {
-		s = before(ctx, client, s)
+	for range historyLimit {
+		s = previousRevision(ctx, client, s)
 		if s == nil {
 			break
 		}
@@ -43,7 +43,7 @@ func recall(ctx context.Context, client rest.Interface, s *corev1.Service) []*co
 
 // before gives what a Service was until it was last written; nil if nobody
 // knows.
-func before(ctx context.Context, client rest.Interface, s *corev1.Service) *corev1.Service {
+func previousRevision(ctx context.Context, client rest.Interface, s *corev1.Service) *corev1.Service {
 	version, err := strconv.ParseUint(s.ResourceVersion, 10, 64)
 	if err != nil || version < 2 {
 		return nil

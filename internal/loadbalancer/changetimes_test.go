@@ -28,7 +28,7 @@ func TestTimesOfSeveralAnnotations(t *testing.T) {
 	} {
 		s := service("", 0)
 		s.Annotations, s.ManagedFields = c.annotations, c.entries
-		if got := read(s).listeners[8080].since; !got.Equal(at(c.want)) {
+		if got := readIntent(s).listeners[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since minute %v, want %v", name, got.Sub(start).Minutes(), c.want)
 		}
 	}
@@ -48,7 +48,7 @@ func TestWhenAServiceWasLastChanged(t *testing.T) {
 	} {
 		s := service("", 0)
 		s.ManagedFields = c.entries
-		if got := read(s).newest; !got.Equal(at(c.want)) {
+		if got := readIntent(s).modified; !got.Equal(at(c.want)) {
 			t.Errorf("%s: minute %v, want %v", name, got.Sub(start).Minutes(), c.want)
 		}
 	}

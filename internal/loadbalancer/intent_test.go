@@ -20,10 +20,10 @@ func TestPortsOfTheServiceLeadToListeners(t *testing.T) {
 		{Port: 81, TargetPort: intstr.FromInt32(8081)},
 		{Port: 82, TargetPort: intstr.FromInt32(8081)},
 	}
-	got := read(s)
-	for port, want := range map[int]signal{8080: on, 8443: off, 8081: off} {
-		if got.listeners[port].signal != want {
-			t.Errorf("listener %d: signal %d, want %d", port, got.listeners[port].signal, want)
+	got := readIntent(s)
+	for port, want := range map[int]proxyState{8080: proxyOn, 8443: proxyOff, 8081: proxyOff} {
+		if got.listeners[port].state != want {
+			t.Errorf("listener %d: signal %d, want %d", port, got.listeners[port].state, want)
 		}
 	}
 	if len(got.listeners) != 3 || len(got.problems) != 0 {
@@ -34,8 +34,8 @@ func TestPortsOfTheServiceLeadToListeners(t *testing.T) {
 func TestOneListenerBehindPortsThatDiffer(t *testing.T) {
 	s := balanced(map[string]string{awsPorts: "80"})
 	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
-	wantProblem(t, read(s), "of its ports that lead to 8080, the balancer sends PROXY headers on some and none on others")
-	if got := read(s).listeners[8080].signal; got != mixed {
+	wantProblem(t, readIntent(s), "of its ports that lead to 8080, the balancer sends PROXY headers on some and none on others")
+	if got := readIntent(s).listeners[8080].state; got != proxyMixed {
 		t.Errorf("signal %d, want mixed", got)
 	}
 }
@@ -47,9 +47,9 @@ func TestOneListenerBehindPortsThatAgree(t *testing.T) {
 		owns("a", 5, awsAttributes+".80"), owns("b", 9, scaleway+"v1"),
 	}
 	for range 2 { // whichever port comes first
-		got := read(s).listeners[8080]
-		if got.signal != on || got.sends != "" || !got.since.Equal(at(9)) {
-			t.Errorf("signal %d, version %q, since %s; want on, two versions and minute 9", got.signal, got.sends, got.since.Sub(start))
+		got := readIntent(s).listeners[8080]
+		if got.state != proxyOn || got.version != "" || !got.since.Equal(at(9)) {
+			t.Errorf("signal %d, version %q, since %s; want on, two versions and minute 9", got.state, got.version, got.since.Sub(start))
 		}
 		slices.Reverse(s.Spec.Ports)
 	}
@@ -59,10 +59,10 @@ func TestOneListenerBehindAPortThatIsUnclear(t *testing.T) {
 	s := balanced(map[string]string{linode + "port-80": `{"proxy-protocol": "v2"}`, linode + "port-443": "v2"})
 	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
 	for range 2 {
-		got := read(s)
+		got := readIntent(s)
 		wantProblem(t, got, `"v2" is not a JSON object`)
-		if got.listeners[8080].signal != unclear {
-			t.Errorf("signal %d, want unclear", got.listeners[8080].signal)
+		if got.listeners[8080].state != proxyUnknown {
+			t.Errorf("signal %d, want unclear", got.listeners[8080].state)
 		}
 		slices.Reverse(s.Spec.Ports)
 	}
@@ -71,13 +71,13 @@ func TestOneListenerBehindAPortThatIsUnclear(t *testing.T) {
 func TestAPortThatIsNamedIsNoListenerThatAnybodyKnows(t *testing.T) {
 	s := balanced(map[string]string{digital: "true"})
 	s.Spec.Ports[0].TargetPort = intstr.FromString("http")
-	got := read(s)
+	got := readIntent(s)
 	wantProblem(t, got, `port 80 leads to the pod's port "http", and only a number tells`)
-	if got.others.signal != unclear || got.listeners[8443].signal != on {
+	if got.others.state != proxyUnknown || got.listeners[8443].state != proxyOn {
 		t.Errorf("others %v, 8443 %v; want unclear and on", got.others, got.listeners[8443])
 	}
 	delete(s.Annotations, digital)
-	if got := read(s); got.others.signal != off || len(got.problems) > 0 {
+	if got := readIntent(s); got.others.state != proxyOff || len(got.problems) > 0 {
 		t.Errorf("without headers: others %v, problems %v", got.others, got.problems)
 	}
 }
@@ -85,10 +85,10 @@ func TestAPortThatIsNamedIsNoListenerThatAnybodyKnows(t *testing.T) {
 func TestAServiceThatNoCloudLooksAt(t *testing.T) {
 	s := balanced(map[string]string{digital: "true"})
 	s.Spec.Type = ""
-	got := read(s)
+	got := readIntent(s)
 	wantProblem(t, got, "clouds read it on Services of type LoadBalancer only, and this one is a ClusterIP")
-	if got.listeners[8080].signal != off {
-		t.Errorf("signal %d, want off", got.listeners[8080].signal)
+	if got.listeners[8080].state != proxyOff {
+		t.Errorf("signal %d, want off", got.listeners[8080].state)
 	}
 }
 
@@ -108,7 +108,7 @@ func TestWhoKeepsTheClientsAddresses(t *testing.T) {
 	} {
 		s := balanced(c.annotations)
 		s.Spec.ExternalTrafficPolicy = c.policy
-		if got := read(s).peerIsClient; got != c.want {
+		if got := readIntent(s).preservesClientIP; got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
@@ -166,7 +166,7 @@ func TestHealthChecksThatFailWithHeaders(t *testing.T) {
 			s := balanced(c.annotations)
 			s.Spec.ExternalTrafficPolicy = c.policy
 			s.Spec.Ports[0].NodePort, s.Spec.Ports[1].NodePort = 30080, 30443
-			wantProblem(t, read(s), c.problem)
+			wantProblem(t, readIntent(s), c.problem)
 		})
 	}
 }
@@ -178,7 +178,7 @@ func TestHealthChecksOfAListenerBehindPortsThatDiffer(t *testing.T) {
 	for i := range s.Spec.Ports {
 		s.Spec.Ports[i].TargetPort = intstr.FromInt32(8080)
 	}
-	got := read(s)
+	got := readIntent(s)
 	if !slices.ContainsFunc(got.problems, func(p problem.Problem) bool { return strings.Contains(p.What, "health checks over HTTP") }) {
 		t.Errorf("problems %v, want one about the health checks", got.problems)
 	}
@@ -199,12 +199,12 @@ func TestNodeChecksOfAClass(t *testing.T) {
 			s.Annotations[awsTargetType] = c.target
 		}
 		s.Spec.LoadBalancerClass, s.Spec.ExternalTrafficPolicy = &c.class, corev1.ServiceExternalTrafficPolicyLocal
-		t.Run(name, func(t *testing.T) { wantProblem(t, read(s), c.problem) })
+		t.Run(name, func(t *testing.T) { wantProblem(t, readIntent(s), c.problem) })
 	}
 }
 
 // wantProblem wants one problem that says this, or, with "", none.
-func wantProblem(t *testing.T, got told, says string) {
+func wantProblem(t *testing.T, got serviceIntent, says string) {
 	t.Helper()
 	if says == "" && len(got.problems) == 0 {
 		return

@@ -26,38 +26,38 @@ import (
 )
 
 // heard is the last that the API server said of a Service.
-type heard struct {
-	answered bool            // it has said anything
-	service  *corev1.Service // nil: there is none
-	err      error           // why it says nothing at the moment
+type serviceEvent struct {
+	synced  bool            // it has said anything
+	service *corev1.Service // nil: there is none
+	err     error           // why it says nothing at the moment
 }
 
 // ear listens to one Service. It lists and watches by the Service's name, so
 // that a role with this one resource name suffices. What it hears is the newest
 // only.
-type ear struct {
+type serviceWatcher struct {
 	client rest.Interface
 	log    *slog.Logger
 	id     gateway.KubernetesService
-	out    latest.Value[heard]
+	out    latest.Value[serviceEvent]
 
 	mu   sync.Mutex
-	last heard
+	last serviceEvent
 }
 
 // run listens until ctx ends.
-func (e *ear) run(ctx context.Context) {
+func (e *serviceWatcher) run(ctx context.Context) {
 	quiet := logr.Discard() // what it would say is a problem, and said as such
 	cache.NewReflectorWithOptions(e.watched(ctx), &corev1.Service{}, store{e}, cache.ReflectorOptions{Logger: &quiet}).
 		RunWithContext(klog.NewContext(ctx, quiet))
 }
 
 // guarded turns a panic into an error, so that the reflector tries again.
-func (e *ear) guarded(f func() error) error { return guard.Run(e.log, "kubernetes", f) }
+func (e *serviceWatcher) guarded(f func() error) error { return guard.Run(e.log, "kubernetes", f) }
 
 // watched returns what lists and watches the Service. It records the result of each
 // request.
-func (e *ear) watched(ctx context.Context) *cache.ListWatch {
+func (e *serviceWatcher) watched(ctx context.Context) *cache.ListWatch {
 	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
 	return &cache.ListWatch{
 		ListWithContextFunc: func(reflector context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
@@ -65,7 +65,7 @@ func (e *ear) watched(ctx context.Context) *cache.ListWatch {
 				list, err = lw.ListWithContext(reflector, o)
 				return err
 			})
-			e.asked(ctx, err)
+			e.requestDone(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(reflector context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
@@ -73,7 +73,7 @@ func (e *ear) watched(ctx context.Context) *cache.ListWatch {
 				w, err = lw.WatchWithContext(reflector, o)
 				return err
 			})
-			e.asked(ctx, err)
+			e.requestDone(ctx, err)
 			return w, err
 		},
 	}
@@ -81,14 +81,14 @@ func (e *ear) watched(ctx context.Context) *cache.ListWatch {
 
 // asked notes how a request ended. A watch that is too old is followed by a
 // list, and so is one that an older API server does not understand.
-func (e *ear) asked(ctx context.Context, err error) {
+func (e *serviceWatcher) requestDone(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return
 	}
-	e.note(func(h *heard) { h.err = err })
+	e.update(func(h *serviceEvent) { h.err = err })
 }
 
-func (e *ear) note(change func(*heard)) {
+func (e *serviceWatcher) update(change func(*serviceEvent)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	change(&e.last)
@@ -96,7 +96,7 @@ func (e *ear) note(change func(*heard)) {
 }
 
 // store is where the reflector puts what it hears: at most one Service.
-type store struct{ *ear }
+type store struct{ *serviceWatcher }
 
 var _ cache.ReflectorStore = store{}
 
@@ -119,11 +119,11 @@ func (s store) Replace(objs []any, _ string) error {
 				service = other
 			}
 		}
-		s.note(func(h *heard) { h.answered, h.service = true, service })
+		s.update(func(h *serviceEvent) { h.synced, h.service = true, service })
 		return nil
 	})
 	if err != nil {
-		s.note(func(h *heard) { h.err = err })
+		s.update(func(h *serviceEvent) { h.err = err })
 	}
 	return err
 }
@@ -133,7 +133,7 @@ func (s store) Resync() error { return nil }
 
 // why says in words that stay the same why the API server does not answer, and
 // which rights it may want.
-func why(err error, rights string) string {
+func explainError(err error, rights string) string {
 	var op *net.OpError
 	var request *url.Error
 	var bug *guard.Error

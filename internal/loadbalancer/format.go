@@ -12,40 +12,40 @@ import (
 )
 
 // signal is whether a balancer sends PROXY headers to a port.
-type signal uint8
+type proxyState uint8
 
 // The signals.
 const (
-	silent  signal = iota // nothing is said of it
-	off                   // it sends none
-	on                    // it sends them
-	mixed                 // it sends them on some of the ways to the listener, and none on others
-	unclear               // nobody can tell
+	proxyUnset   proxyState = iota // nothing is said of it
+	proxyOff                       // it sends none
+	proxyOn                        // it sends them
+	proxyMixed                     // it sends them on some of the ways to the listener, and none on others
+	proxyUnknown                   // nobody can tell
 )
 
 // signals are the words for them in the record.
-var signals = [...]string{silent: "", off: "off", on: "on", mixed: "mixed", unclear: "unclear"}
+var proxyStateNames = [...]string{proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unclear"}
 
 // MarshalText implements encoding.TextMarshaler.
-func (s signal) MarshalText() ([]byte, error) { return []byte(signals[s]), nil }
+func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateNames[s]), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (s *signal) UnmarshalText(text []byte) error {
-	n := slices.Index(signals[:], string(text))
+func (s *proxyState) UnmarshalText(text []byte) error {
+	n := slices.Index(proxyStateNames[:], string(text))
 	if n < 0 {
 		return fmt.Errorf("%q is no signal", text)
 	}
-	*s = signal(n)
+	*s = proxyState(n)
 	return nil
 }
 
 // verdict is what one annotation says of one port of the Service.
-type verdict struct {
-	signal  signal
-	sends   settings.Version // where it is on; "" if that is not known
-	problem string           // what is wrong with the value, and what to do; "" if nothing is
-	kept    bool             // where it is on: it stays so when the annotation is removed
-	off     string           // where it is kept: the value that switches it off; "" if none does
+type parsedValue struct {
+	state    proxyState
+	version  settings.Version // where it is on; "" if that is not known
+	problem  string           // what is wrong with the value, and what to do; "" if nothing is
+	sticky   bool             // where it is on: it stays so when the annotation is removed
+	offValue string           // where it is kept: the value that switches it off; "" if none does
 }
 
 // said is an annotation as a Service has it, and the port that it is asked of.
@@ -56,7 +56,7 @@ type said struct {
 
 // form is how a cloud writes in an annotation whether it sends PROXY headers.
 type form interface {
-	read(s said) verdict
+	read(s said) parsedValue
 	describe() Description
 }
 
@@ -70,36 +70,36 @@ type Description struct {
 }
 
 // unknownValue is what a cloud does with a value that is none of its own.
-type unknownValue uint8
+type Unrecognized uint8
 
 const (
 	// ignored: it goes on as if nothing had been said.
-	ignored unknownValue = iota
+	ignored Unrecognized = iota
 	// countsAsOff: it switches the headers off.
 	countsAsOff
 	// refused: it does not touch the balancer, which stays as it was.
 	refused
 	// differing: one release does this and another one that.
-	differing
+	versionDependent
 	// untold: nobody has written down what it does.
-	untold
+	undocumented
 )
 
-func (u unknownValue) String() string {
+func (u Unrecognized) String() string {
 	return [...]string{
 		"is ignored", "counts as off", "is refused, and the balancer stays as it was", "depends on the release of the controller", "is in no documentation",
 	}[u]
 }
 
 // verdict says what becomes of a value that is none of those that use names.
-func (u unknownValue) verdict(value, use string) verdict {
-	v := verdict{problem: fmt.Sprintf("%q %s; use %s", clip(value), u, use)}
+func (u Unrecognized) verdict(value, use string) parsedValue {
+	v := parsedValue{problem: fmt.Sprintf("%q %s; use %s", clip(value), u, use)}
 	switch u {
 	case ignored:
 	case countsAsOff:
-		v.signal = off
+		v.state = proxyOff
 	default:
-		v.signal = unclear
+		v.state = proxyUnknown
 	}
 	return v
 }
@@ -124,7 +124,7 @@ type words struct {
 	on    []word
 	off   []string
 	fold  bool // small letters and capitals are the same
-	other unknownValue
+	other Unrecognized
 	// vague are values that one controller of the cloud's takes for on and another
 	// one does not.
 	vague []string
@@ -132,25 +132,25 @@ type words struct {
 	kept bool
 }
 
-func (w words) read(s said) verdict {
+func (w words) read(s said) parsedValue {
 	value := s.value
 	if w.fold {
 		value = strings.ToLower(value)
 	}
 	for _, word := range w.on {
 		if value == word.value {
-			v := verdict{signal: on, sends: word.sends, kept: w.kept}
+			v := parsedValue{state: proxyOn, version: word.sends, sticky: w.kept}
 			if w.kept && len(w.off) > 0 {
-				v.off = w.off[0]
+				v.offValue = w.off[0]
 			}
 			return v
 		}
 	}
 	if slices.Contains(w.off, value) {
-		return verdict{signal: off}
+		return parsedValue{state: proxyOff}
 	}
 	if slices.Contains(w.vague, value) {
-		return differing.verdict(s.value, w.uses())
+		return versionDependent.verdict(s.value, w.uses())
 	}
 	return w.other.verdict(s.value, w.uses())
 }
@@ -188,18 +188,18 @@ func (w words) describe() Description {
 // boolean is a value that Go's strconv.ParseBool reads, as many controllers do.
 type boolean struct {
 	sends settings.Version
-	other unknownValue
+	other Unrecognized
 }
 
-func (b boolean) read(s said) verdict {
+func (b boolean) read(s said) parsedValue {
 	yes, err := strconv.ParseBool(s.value)
 	switch {
 	case err != nil:
 		return b.other.verdict(s.value, `"true" or "false"`)
 	case yes:
-		return verdict{signal: on, sends: b.sends}
+		return parsedValue{state: proxyOn, version: b.sends}
 	}
-	return verdict{signal: off}
+	return parsedValue{state: proxyOff}
 }
 
 func (b boolean) describe() Description {
@@ -219,15 +219,15 @@ type portList struct {
 	closed bool
 	// nodes says that the list has the nodePorts of the Service's ports.
 	nodes bool
-	other unknownValue
+	other Unrecognized
 }
 
-func (l portList) read(s said) verdict {
+func (l portList) read(s said) parsedValue {
 	switch {
 	case slices.Contains(l.all, s.value):
-		return verdict{signal: on, sends: l.sends}
+		return parsedValue{state: proxyOn, version: l.sends}
 	case slices.Contains(l.none, s.value):
-		return verdict{} // as without it: another annotation may say more
+		return parsedValue{} // as without it: another annotation may say more
 	}
 	ports, ok := portsIn(s.value)
 	port := s.port.Port
@@ -238,11 +238,11 @@ func (l portList) read(s said) verdict {
 	case !ok:
 		return l.other.verdict(s.value, l.uses())
 	case slices.Contains(ports, port):
-		return verdict{signal: on, sends: l.sends}
+		return parsedValue{state: proxyOn, version: l.sends}
 	case l.closed:
-		return verdict{signal: off}
+		return parsedValue{state: proxyOff}
 	}
-	return verdict{}
+	return parsedValue{}
 }
 
 func (l portList) uses() string {
@@ -288,18 +288,18 @@ func portsIn(list string) ([]int32, bool) {
 type attribute struct {
 	name  string
 	sends settings.Version
-	other unknownValue
+	other Unrecognized
 }
 
-func (a attribute) read(s said) verdict {
+func (a attribute) read(s said) parsedValue {
 	value, found := attributeIn(s.value, a.name)
 	switch {
 	case !found || value == "":
-		return verdict{}
+		return parsedValue{}
 	case value == "true":
-		return verdict{signal: on, sends: a.sends}
+		return parsedValue{state: proxyOn, version: a.sends}
 	case value == "false":
-		return verdict{signal: off}
+		return parsedValue{state: proxyOff}
 	}
 	return a.other.verdict(a.name+"="+value, fmt.Sprintf("%q or %q", a.name+"=true", a.name+"=false"))
 }
@@ -329,15 +329,15 @@ type feature struct {
 	sends settings.Version
 }
 
-func (f feature) read(s said) verdict {
+func (f feature) read(s said) parsedValue {
 	list := strings.Split(strings.ToLower(strings.ReplaceAll(s.value, " ", "")), ",")
 	switch {
 	case !slices.Contains(list, f.name):
-		return verdict{}
+		return parsedValue{}
 	case slices.Contains(list, f.never):
 		return refused.verdict(s.value, fmt.Sprintf("%q without %q", f.name, f.never))
 	}
-	return verdict{signal: on, sends: f.sends}
+	return parsedValue{state: proxyOn, version: f.sends}
 }
 
 func (f feature) describe() Description {

@@ -12,21 +12,21 @@ type member struct {
 	words words
 }
 
-func (m member) read(s said) verdict {
+func (m member) read(s said) parsedValue {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal([]byte(s.value), &object); err != nil {
-		return verdict{signal: unclear, problem: fmt.Sprintf("%q is not a JSON object; use {%q: …}", clip(s.value), m.key)}
+		return parsedValue{state: proxyUnknown, problem: fmt.Sprintf("%q is not a JSON object; use {%q: …}", clip(s.value), m.key)}
 	}
 	raw, has := object[m.key]
 	if !has {
-		return verdict{}
+		return parsedValue{}
 	}
 	var value string
 	if err := json.Unmarshal(raw, &value); err != nil {
 		return m.words.other.verdict(string(raw), m.words.uses())
 	}
 	if value == "" {
-		return verdict{} // as without it
+		return parsedValue{} // as without it
 	}
 	s.value = value
 	return m.words.read(s)
@@ -42,7 +42,7 @@ func (m member) describe() Description {
 // Service's port.
 type backends struct{ words words }
 
-func (b backends) read(s said) verdict {
+func (b backends) read(s said) parsedValue {
 	var config struct {
 		Backends []struct {
 			Name       string
@@ -52,7 +52,7 @@ func (b backends) read(s said) verdict {
 		}
 	}
 	if err := json.Unmarshal([]byte(s.value), &config); err != nil {
-		return verdict{signal: unclear, problem: "this is not the JSON of a load balancer; mend it"}
+		return parsedValue{state: proxyUnknown, problem: "this is not the JSON of a load balancer; mend it"}
 	}
 	for _, backend := range config.Backends {
 		if backend.Name == s.port.Name && backend.Properties.Proxy != nil {
@@ -60,7 +60,7 @@ func (b backends) read(s said) verdict {
 			return b.words.read(s)
 		}
 	}
-	return verdict{}
+	return parsedValue{}
 }
 
 func (b backends) describe() Description {
