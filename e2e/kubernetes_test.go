@@ -65,7 +65,7 @@ func (l *kubernetesLab) wantNearMissExplained(t *testing.T, p *pod) {
 	near := "*\t"
 	trouble := p.usher.wantTrouble(t,
 		`msg="bad configuration" gateway=ingress-gateway `+asLogged("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
-			`"*\t" is refused, and the balancer stays as it was; use "*", or remove the annotation`),
+			`"*\t" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
 		func() { l.API.Annotate(t, awsHeaders, &near) })
 	waitStatus(t, l.call("/"), http.StatusOK)
 	trouble.mended(t, func() { l.API.Annotate(t, awsHeaders, nil) })

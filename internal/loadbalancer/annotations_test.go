@@ -15,8 +15,6 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-const prefix = "service.beta.kubernetes.io/"
-
 // balanced is a Service of type LoadBalancer with these annotations and ports
 // 80 and 443, which lead to 8080 and 8443.
 func balanced(annotations map[string]string) *corev1.Service {
@@ -30,30 +28,28 @@ func balanced(annotations map[string]string) *corev1.Service {
 	}
 }
 
-// says is what a value of an annotation says of ports 80 and 443.
+// valueCase is what a value of an annotation means for the ports 80 and 443.
 type valueCase struct {
-	key, value string
-	http, tls  proxyState
-	sends      settings.Version
-	problem    string // part of the only one; "" if there is none
+	key, value  string
+	http, https proxyState
+	version     settings.Version
+	problem     string // part of the only one; empty if there is none
 }
 
-func all(key, value string, s proxyState, sends settings.Version) valueCase {
-	return valueCase{key: key, value: value, http: s, tls: s, sends: sends}
+func both(key, value string, state proxyState, version settings.Version) valueCase {
+	return valueCase{key: key, value: value, http: state, https: state, version: version}
 }
 
-func bad(key, value string, s proxyState, problem string) valueCase {
-	return valueCase{key: key, value: value, http: s, tls: s, problem: problem}
+func invalid(key, value string, state proxyState, problem string) valueCase {
+	return valueCase{key: key, value: value, http: state, https: state, problem: problem}
 }
 
-// only80 says on of port 80 and nothing of the other.
-func only80(key, value string, sends settings.Version) valueCase {
-	return valueCase{key: key, value: value, http: proxyOn, tls: proxyOff, sends: sends}
+// only80 is on for port 80 and off for the other.
+func only80(key, value string, version settings.Version) valueCase {
+	return valueCase{key: key, value: value, http: proxyOn, https: proxyOff, version: version}
 }
 
 const (
-	v1, v2 = settings.V1, settings.V2
-
 	openstack = "loadbalancer.openstack.org/proxy-protocol"
 	ovh       = prefix + "ovh-loadbalancer-proxy-protocol"
 	ociLB     = prefix + "oci-load-balancer-connection-proxy-protocol-version"
@@ -72,9 +68,7 @@ const (
 	digital   = prefix + "do-loadbalancer-enable-proxy-protocol"
 	scaleOld  = prefix + "scw-loadbalancer-send-proxy-v2"
 	alicloud  = prefix + "alicloud-loadbalancer-proxy-protocol"
-	scaleway  = prefix + "scw-loadbalancer-proxy-protocol-"
 	hetzner   = "load-balancer.hetzner.cloud/uses-proxyprotocol"
-	linode    = prefix + "linode-loadbalancer-"
 	upcloud   = prefix + "upcloud-load-balancer-config"
 	naver     = prefix + "ncloud-load-balancer-proxy-protocol"
 	thalassa  = "loadbalancer.k8s.thalassa.cloud/enable-proxy-protocol"
@@ -85,168 +79,158 @@ const (
 	awsPorts  = awsPrefix + "proxy-protocol-per-target-group"
 )
 
-// annotated are values of every annotation of the table, one at a time.
+// valueCases are values of every annotation of the table, one at a time.
 var valueCases = []valueCase{
-	all(awsAll, "*", proxyOn, ""),
-	bad(awsAll, "true", proxyUnknown, `"true" is refused, and the balancer stays as it was; use "*", or remove the annotation`),
-	bad(awsAll, "", proxyUnknown, `"" is refused`),
-	all(awsPorts, "80,443", proxyOn, v2),
+	both(awsAll, "*", proxyOn, ""),
+	invalid(awsAll, "true", proxyUnknown, `"true" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
+	invalid(awsAll, "", proxyUnknown, `"" is refused`),
+	both(awsPorts, "80,443", proxyOn, v2),
 	only80(awsPorts, " 80 ", v2),
 	only80(awsPorts, "80,", v2),
-	bad(awsPorts, "0,80", proxyUnknown, `"0,80" is refused`),
-	all(awsPorts, " , ", proxyOff, ""),
-	all(awsPorts, "8443", proxyOff, ""),
-	all(awsPorts, "", proxyOff, ""),
-	bad(awsPorts, "*", proxyUnknown, `"*" is refused`),
-	bad(awsPorts, "http", proxyUnknown, `use ports of the Service, such as "80,443"`),
+	invalid(awsPorts, "0,80", proxyUnknown, `"0,80" is refused`),
+	both(awsPorts, " , ", proxyOff, ""),
+	both(awsPorts, "8443", proxyOff, ""),
+	both(awsPorts, "", proxyOff, ""),
+	invalid(awsPorts, "*", proxyUnknown, `"*" is refused`),
+	invalid(awsPorts, "http", proxyUnknown, `use ports of the Service, such as "80,443"`),
 	only80(awsAttributes+".80", "proxy_protocol_v2.enabled=true", v2),
-	all(awsAttributes+".80", "proxy_protocol_v2.enabled=false", proxyOff, ""),
-	all(awsAttributes, "deregistration_delay.timeout_seconds=120, proxy_protocol_v2.enabled=true", proxyOn, v2),
-	all(awsAttributes, "proxy_protocol_v2.enabled=false", proxyOff, ""),
-	all(awsAttributes, "proxy_protocol_v2.enabled=", proxyOff, ""),
-	all(awsAttributes, "proxy_protocol_v2.enabled = true , a=b", proxyOn, v2),
-	all(awsAttributes, "preserve_client_ip.enabled=true", proxyOff, ""),
-	bad(awsAttributes, "proxy_protocol_v2.enabled=*", proxyUnknown, `"proxy_protocol_v2.enabled=*" is refused`),
-	all(digital, "true", proxyOn, v1),
-	all(digital, "false", proxyOff, ""),
-	bad(digital, "v2", proxyUnknown, `"v2" is refused, and the balancer stays as it was; use "true" or "false"`),
-	all(scaleway+"v2", "*", proxyOn, v2),
-	all(scaleway+"v2", "true", proxyOn, v2),
-	only80(scaleway+"v2", "80", v2),
-	all(scaleway+"v2", "false", proxyOff, ""),
-	bad(scaleway+"v2", "yes", proxyUnknown, `"yes" is refused, and the balancer stays as it was; use ports of the Service`),
-	all(scaleway+"v2", "", proxyOff, ""),
-	all(scaleway+"v1", "80,443", proxyOn, v1),
-	all(scaleway+"v1", "false", proxyOff, ""),
-	all(scaleOld, "1", proxyOn, v2), // not the port 1
+	both(awsAttributes+".80", "proxy_protocol_v2.enabled=false", proxyOff, ""),
+	both(awsAttributes, "deregistration_delay.timeout_seconds=120, proxy_protocol_v2.enabled=true", proxyOn, v2),
+	both(awsAttributes, "proxy_protocol_v2.enabled=false", proxyOff, ""),
+	both(awsAttributes, "proxy_protocol_v2.enabled=", proxyOff, ""),
+	both(awsAttributes, "proxy_protocol_v2.enabled = true , a=b", proxyOn, v2),
+	both(awsAttributes, "preserve_client_ip.enabled=true", proxyOff, ""),
+	invalid(awsAttributes, "proxy_protocol_v2.enabled=*", proxyUnknown, `"proxy_protocol_v2.enabled=*" is refused`),
+	both(digital, "true", proxyOn, v1),
+	both(digital, "false", proxyOff, ""),
+	invalid(digital, "v2", proxyUnknown, `"v2" is refused and leaves the load balancer as it is; use "true", "1", "false" or "0"`),
+	both(scalewayV2, "*", proxyOn, v2),
+	both(scalewayV2, "true", proxyOn, v2),
+	only80(scalewayV2, "80", v2),
+	both(scalewayV2, "false", proxyOff, ""),
+	invalid(scalewayV2, "yes", proxyUnknown, `"yes" is refused and leaves the load balancer as it is; use "true", "*", "false", "" or ports of the Service`),
+	both(scalewayV2, "", proxyOff, ""),
+	both(scalewayV1, "80,443", proxyOn, v1),
+	both(scalewayV1, "false", proxyOff, ""),
+	both(scaleOld, "1", proxyOn, v2), // not the port 1
 	only80(scaleOld, "80", v2),
-	all(scaleOld, "false", proxyOff, ""),
-	bad(scaleOld, "*", proxyUnknown, `"*" is refused`),
-	all(hetzner, "true", proxyOn, ""),
-	all(hetzner, "false", proxyOff, ""),
-	bad(hetzner, "yes", proxyUnknown, `"yes" is refused`),
+	both(scaleOld, "false", proxyOff, ""),
+	invalid(scaleOld, "*", proxyUnknown, `"*" is refused`),
+	both(hetzner, "true", proxyOn, ""),
+	both(hetzner, "false", proxyOff, ""),
+	invalid(hetzner, "yes", proxyUnknown, `"yes" is refused`),
 	only80(linode+"port-80", `{"protocol": "tcp", "proxy-protocol": "V2"}`, v2),
-	all(linode+"port-80", `{"proxy-protocol": "none"}`, proxyOff, ""),
-	all(linode+"port-80", `{"protocol": "tcp"}`, proxyOff, ""),
-	all(linode+"port-80", `{"proxy-protocol": ""}`, proxyOff, ""),
-	{key: linode + "port-80", value: `v2`, http: proxyUnknown, tls: proxyOff, problem: `"v2" is not a JSON object`},
-	{key: linode + "port-80", value: `{"proxy-protocol": 2}`, http: proxyUnknown, tls: proxyOff, problem: `"2" is refused`},
-	all(linode+"default-proxy-protocol", "v1", proxyOn, v1),
-	all(linode+"default-proxy-protocol", "None", proxyOff, ""),
-	bad(linode+"default-proxy-protocol", "true", proxyUnknown, `use "v1", "v2", "none"`),
-	all(linode+"proxy-protocol", "v2", proxyOn, v2),
-	all(linode+"proxy-protocol", "none", proxyOff, ""),
-	all(openstack, "true", proxyOn, v1),
-	all(openstack, "v2", proxyOn, v2),
-	all(openstack, "false", proxyOff, ""),
-	bad(openstack, "TRUE", proxyOff, `"TRUE" counts as off; use "true", "v1", "v2", "false"`),
-	all(ovh, "v1", proxyOn, v1),
-	all(ovh, "v2-ssl-cn", proxyOn, v2),
-	bad(ovh, "true", proxyUnknown, `"true" is in no documentation`),
-	all(ociLB, "1", proxyOn, v1),
-	all(ociLB, "2", proxyOn, v2),
-	bad(ociLB, "v2", proxyUnknown, `"v2" is refused, and the balancer stays as it was; use "1", "2"`),
-	bad(ociLB, "", proxyUnknown, `"" is refused`),
-	all(ociNLB, "true", proxyOn, v2),
-	all(ociNLB, "True", proxyOn, v2),
-	all(ociNLB, "false", proxyOff, ""),
-	bad(ociNLB, "1", proxyUnknown, `"1" is refused, and the balancer stays as it was; use "true", "false"`),
-	bad(ociNLB, "", proxyUnknown, `"" is refused`),
-	all(vultr, "true", proxyOn, ""),
-	all(vultr, "false", proxyOff, ""),
-	bad(vultr, "v2", proxyOff, `"v2" counts as off; use "true" or "false"`),
-	all(civo, "send-proxy", proxyOn, v1),
-	all(civo, "send-proxy-v2", proxyOn, v2),
-	bad(civo, "", proxyUnknown, `"" is in no documentation; use "send-proxy", "send-proxy-v2"`),
-	bad(civo, "true", proxyUnknown, `"true" is in no documentation`),
-	all(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v2"}}, {"name": "https", "properties": {"outbound_proxy_protocol": "v2"}}]}`, proxyOn, v2),
+	both(linode+"port-80", `{"proxy-protocol": "none"}`, proxyOff, ""),
+	both(linode+"port-80", `{"protocol": "tcp"}`, proxyOff, ""),
+	both(linode+"port-80", `{"proxy-protocol": ""}`, proxyOff, ""),
+	{key: linode + "port-80", value: `v2`, http: proxyUnknown, https: proxyOff, problem: `"v2" is not a JSON object`},
+	{key: linode + "port-80", value: `{"proxy-protocol": 2}`, http: proxyUnknown, https: proxyOff, problem: `"2" is refused`},
+	both(linode+"default-proxy-protocol", "v1", proxyOn, v1),
+	both(linode+"default-proxy-protocol", "None", proxyOff, ""),
+	invalid(linode+"default-proxy-protocol", "true", proxyUnknown, `use "v1", "v2" or "none"`),
+	both(linode+"proxy-protocol", "v2", proxyOn, v2),
+	both(linode+"proxy-protocol", "none", proxyOff, ""),
+	both(openstack, "true", proxyOn, v1),
+	both(openstack, "v2", proxyOn, v2),
+	both(openstack, "false", proxyOff, ""),
+	invalid(openstack, "TRUE", proxyOff, `"TRUE" counts as off; use "true", "v1", "v2" or "false"`),
+	both(ovh, "v1", proxyOn, v1),
+	both(ovh, "v2-ssl-cn", proxyOn, v2),
+	invalid(ovh, "true", proxyUnknown, `"true" is not documented`),
+	both(ociLB, "1", proxyOn, v1),
+	both(ociLB, "2", proxyOn, v2),
+	invalid(ociLB, "v2", proxyUnknown, `"v2" is refused and leaves the load balancer as it is; use "1" or "2"`),
+	invalid(ociLB, "", proxyUnknown, `"" is refused`),
+	both(ociNLB, "true", proxyOn, v2),
+	both(ociNLB, "True", proxyOn, v2),
+	both(ociNLB, "false", proxyOff, ""),
+	invalid(ociNLB, "1", proxyUnknown, `"1" is refused and leaves the load balancer as it is; use "true" or "false"`),
+	invalid(ociNLB, "", proxyUnknown, `"" is refused`),
+	both(vultr, "true", proxyOn, ""),
+	both(vultr, "false", proxyOff, ""),
+	invalid(vultr, "v2", proxyOff, `"v2" counts as off; use "true", "1", "false" or "0"`),
+	both(civo, "send-proxy", proxyOn, v1),
+	both(civo, "send-proxy-v2", proxyOn, v2),
+	invalid(civo, "", proxyUnknown, `"" is not documented; use "send-proxy" or "send-proxy-v2"`),
+	invalid(civo, "true", proxyUnknown, `"true" is not documented`),
+	both(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v2"}}, {"name": "https", "properties": {"outbound_proxy_protocol": "v2"}}]}`, proxyOn, v2),
 	only80(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v1"}}, {"name": "https"}]}`, v1),
-	all(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": ""}}]}`, proxyOff, ""),
-	all(upcloud, `{"frontends": [{"name": "http", "mode": "tcp"}]}`, proxyOff, ""),
-	bad(upcloud, `{`, proxyUnknown, "this is not the JSON of a load balancer"),
-	all(outscale, "*", proxyOn, ""),
+	both(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": ""}}]}`, proxyOff, ""),
+	both(upcloud, `{"frontends": [{"name": "http", "mode": "tcp"}]}`, proxyOff, ""),
+	invalid(upcloud, `{`, proxyUnknown, "not the JSON of an UpCloud load balancer"),
+	both(outscale, "*", proxyOn, ""),
 	only80(outscale, "30080", ""),
-	all(outscale, "80", proxyOff, ""),
-	bad(outscale, "http", proxyUnknown, `use nodePorts of the Service, such as "30080,30443", or "*"`),
-	all(ibm, "Proxy-Protocol, other", proxyOn, v1),
-	bad(ibm, "nlb, proxy-protocol", proxyUnknown, `is refused, and the balancer stays as it was; use "proxy-protocol" without "nlb"`),
-	all(ibm, "nlb", proxyOff, ""),
-	all(alibaba, "on", proxyOn, v2),
-	all(alibaba, "off", proxyOff, ""),
-	bad(alibaba, "true", proxyOff, `"true" counts as off; use "on", "off"`),
-	bad(alibaba, "ON", proxyUnknown, `"ON" depends on the release of the controller`),
-	all(alicloud, "on", proxyOn, v2),
-	all(alicloud, "off", proxyOff, ""),
-	all(volc, "standard", proxyOn, ""),
-	all(volc, "off", proxyOff, ""),
-	bad(volc, "on", proxyUnknown, `"on" is in no documentation; use "standard", "off"`),
-	all(stackit, "true", proxyOn, v2),
-	all(stackit, "false", proxyOff, ""),
-	bad(stackit, "v2", proxyUnknown, `"v2" is refused`),
-	all(yawol, "true", proxyOn, v2),
-	all(yawol, "false", proxyOff, ""),
-	bad(yawol, "v2", proxyOff, `"v2" counts as off`),
-	all(cloudsc, "proxy", proxyOn, v1),
-	all(cloudsc, "proxyv2", proxyOn, v2),
-	all(cloudsc, "tcp", proxyOff, ""),
-	bad(cloudsc, "v2", proxyUnknown, `use "proxy", "proxyv2", "tcp"`),
-	all(cloudst, "true", proxyOn, v1),
-	bad(cloudst, "false", proxyUnknown, `"false" depends on the release of the controller; use "true", or remove the annotation`),
-	all(bright, "v1", proxyOn, v1),
-	all(bright, "v2-ssl", proxyOn, v2),
-	all(bright, "v2", proxyOn, v2),
-	bad(bright, "V2", proxyUnknown, `"V2" is refused`),
-	bad(bright, "true", proxyUnknown, `"true" is refused`),
-	all(naver, "true", proxyOn, ""),
-	all(naver, "false", proxyOff, ""),
-	bad(naver, "v2", proxyUnknown, `"v2" is in no documentation; use "true", "false"`),
-	all(thalassa, "1", proxyOn, v1),
-	all(thalassa, "false", proxyOff, ""),
-	bad(thalassa, "v1", proxyOff, `"v1" counts as off`),
-	all(bizfly, "true", proxyOn, v1),
-	all(bizfly, "false", proxyOff, ""),
-	bad(bizfly, "True", proxyOff, `"True" counts as off; use "true", "false"`),
-	all(loxilb, "yes", proxyOn, v2),
-	all(loxilb, "no", proxyOff, ""),
-	bad(loxilb, "true", proxyOff, `"true" counts as off; use "yes", "no"`),
-	bad(azure, "true", proxyUnknown, "it counts for a Private Link Service only"),
-	all(azure, "false", proxyOff, ""),
-	bad(azure, "v2", proxyOff, `"v2" counts as off`),
+	both(outscale, "80", proxyOff, ""),
+	invalid(outscale, "http", proxyUnknown, `use "*" or nodePorts of the Service, such as "30080,30443"`),
+	both(ibm, "Proxy-Protocol, other", proxyOn, v1),
+	invalid(ibm, "nlb, proxy-protocol", proxyUnknown, `is refused and leaves the load balancer as it is; use "proxy-protocol" without "nlb"`),
+	both(ibm, "nlb", proxyOff, ""),
+	both(alibaba, "on", proxyOn, v2),
+	both(alibaba, "off", proxyOff, ""),
+	invalid(alibaba, "true", proxyOff, `"true" counts as off; use "on" or "off"`),
+	invalid(alibaba, "ON", proxyUnknown, `"ON" depends on the controller's release`),
+	both(alicloud, "on", proxyOn, v2),
+	both(alicloud, "off", proxyOff, ""),
+	both(volc, "standard", proxyOn, ""),
+	both(volc, "off", proxyOff, ""),
+	invalid(volc, "on", proxyUnknown, `"on" is not documented; use "standard" or "off"`),
+	both(stackit, "true", proxyOn, v2),
+	both(stackit, "false", proxyOff, ""),
+	invalid(stackit, "v2", proxyUnknown, `"v2" is refused`),
+	both(yawol, "true", proxyOn, v2),
+	both(yawol, "false", proxyOff, ""),
+	invalid(yawol, "v2", proxyOff, `"v2" counts as off`),
+	both(cloudsc, "proxy", proxyOn, v1),
+	both(cloudsc, "proxyv2", proxyOn, v2),
+	both(cloudsc, "tcp", proxyOff, ""),
+	invalid(cloudsc, "v2", proxyUnknown, `use "proxy", "proxyv2" or "tcp"`),
+	both(cloudst, "true", proxyOn, v1),
+	invalid(cloudst, "false", proxyUnknown, `"false" depends on the controller's release; use "true", or remove the annotation`),
+	both(bright, "v1", proxyOn, v1),
+	both(bright, "v2-ssl", proxyOn, v2),
+	both(bright, "v2", proxyOn, v2),
+	invalid(bright, "V2", proxyUnknown, `"V2" is refused`),
+	invalid(bright, "true", proxyUnknown, `"true" is refused`),
+	both(naver, "true", proxyOn, ""),
+	both(naver, "false", proxyOff, ""),
+	invalid(naver, "v2", proxyUnknown, `"v2" is not documented; use "true" or "false"`),
+	both(thalassa, "1", proxyOn, v1),
+	both(thalassa, "false", proxyOff, ""),
+	invalid(thalassa, "v1", proxyOff, `"v1" counts as off`),
+	both(bizfly, "true", proxyOn, v1),
+	both(bizfly, "false", proxyOff, ""),
+	invalid(bizfly, "True", proxyOff, `"True" counts as off; use "true" or "false"`),
+	both(loxilb, "yes", proxyOn, v2),
+	both(loxilb, "no", proxyOff, ""),
+	invalid(loxilb, "true", proxyOff, `"true" counts as off; use "yes" or "no"`),
+	invalid(azure, "true", proxyUnknown, "Azure reads it only for a Private Link Service"),
+	both(azure, "false", proxyOff, ""),
+	invalid(azure, "v2", proxyOff, `"v2" counts as off`),
 }
 
-func TestEveryAnnotationIsReadAsItsCloudReadsIt(t *testing.T) {
+func TestValuesOfAnnotations(t *testing.T) {
 	for _, c := range valueCases {
 		t.Run(c.key+"="+c.value, func(t *testing.T) {
-			check(t, c, balanced(map[string]string{c.key: c.value}))
+			checkIntent(t, c, readIntent(balanced(map[string]string{c.key: c.value})))
 		})
 	}
 }
 
-func check(t *testing.T, c valueCase, s *corev1.Service) {
+func checkIntent(t *testing.T, c valueCase, got serviceIntent) {
 	t.Helper()
-	checkTold(t, c, readIntent(s))
-}
-
-func checkTold(t *testing.T, c valueCase, got serviceIntent) {
-	t.Helper()
-	if len(got.listeners) != 2 || got.others.state != proxyOff {
+	if len(got.listeners) != 2 || got.others.State != proxyOff {
 		t.Errorf("listeners %v, others %v; want 8080 and 8443, and no headers anywhere else", got.listeners, got.others)
 	}
-	for port, want := range map[int]proxyState{8080: c.http, 8443: c.tls} {
-		of := got.listeners[port]
-		if of.state != want {
-			t.Errorf("listener %d: signal %d, want %d", port, of.state, want)
+	for port, want := range map[int]proxyState{8080: c.http, 8443: c.https} {
+		intent := got.listeners[port]
+		if intent.State != want {
+			t.Errorf("listener %d: state %d, want %d", port, intent.State, want)
 		}
-		if want == proxyOn && of.version != c.sends {
-			t.Errorf("listener %d: the balancer sends %q, want %q", port, of.version, c.sends)
+		if want == proxyOn && intent.Version != c.version {
+			t.Errorf("listener %d: the load balancer sends %q, want %q", port, intent.Version, c.version)
 		}
 	}
-	switch {
-	case c.problem == "" && len(got.problems) > 0:
-		t.Errorf("problems %v, want none", got.problems)
-	case c.problem != "" && (len(got.problems) != 1 || !strings.Contains(got.problems[0].String(), c.problem)):
-		t.Errorf("problems %v, want one that says %s", got.problems, c.problem)
-	}
+	wantProblem(t, got, c.problem)
 	for _, p := range got.problems {
 		if !strings.HasPrefix(p.Where, "Kubernetes Service consul/edge") {
 			t.Errorf("the problem is at %q, which names no Service", p.Where)
@@ -254,31 +238,31 @@ func checkTold(t *testing.T, c valueCase, got serviceIntent) {
 	}
 }
 
-// notSeen are the keys of rows that stand in no page or code of the provider's
-// that could be had.
-var notSeen []string
+// notVerified are the annotations whose values could not be read in a page or source
+// code of the provider.
+var notVerified []string
 
-// A row that is in no case would be a row that nobody has tried.
-func TestEveryRowOfTheTableIsTriedOnAndOff(t *testing.T) {
-	for _, a := range Annotations {
-		var onToo, notOn bool
-		for _, c := range valueCases {
-			if c.key == a.keyFor(80) {
-				onToo = onToo || c.http == proxyOn
-				notOn = notOn || c.http != proxyOn
+// An annotation without a case would be untested.
+func TestEveryAnnotationIsTestedOnAndOff(t *testing.T) {
+	for _, p := range Providers {
+		if p.Source == "" || p.Name == "" || len(p.Annotations) == 0 {
+			t.Errorf("%+v: a provider needs a name, a source and annotations", p)
+		}
+		for _, a := range p.Annotations {
+			on := a.Key == azure // it needs a second annotation
+			notOn := false
+			for _, c := range valueCases {
+				if c.key == a.keyFor(80) {
+					on = on || c.http == proxyOn
+					notOn = notOn || c.http != proxyOn
+				}
 			}
-		}
-		if a.Key == azure { // on needs a second annotation
-			onToo = true
-		}
-		if !onToo || !notOn {
-			t.Errorf("%s: on %v, not on %v", a.Key, onToo, notOn)
-		}
-		if a.Source == "" || a.form == nil || a.Provider == "" {
-			t.Errorf("%s: a row needs a provider, a form and a source", a.Key)
-		}
-		if a.Evidence == NotVerified && !slices.Contains(notSeen, a.Key) {
-			t.Errorf("%s: it is not said where its values were read", a.Key)
+			if !on || !notOn {
+				t.Errorf("%s: on %v, not on %v", a.Key, on, notOn)
+			}
+			if p.Evidence == NotVerified && !slices.Contains(notVerified, a.Key) {
+				t.Errorf("%s: the table does not say where its values were read", a.Key)
+			}
 		}
 	}
 }
@@ -289,75 +273,79 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		annotations
 		valueCase
 	}{
-		"nothing":                       {annotations{}, all("", "", proxyOff, "")},
-		"a key that nobody reads":       {annotations{"service.beta.kubernetes.io/my-proxy-protocol": "true"}, all("", "", proxyOff, "")},
-		"AWS, all before some":          {annotations{awsAll: "*", awsPorts: "80", awsAttributes: awsPPV2 + "=false"}, all("", "", proxyOn, "")},
-		"AWS, some before attribute":    {annotations{awsPorts: "80", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
-		"AWS, port before attribute":    {annotations{awsAttributes + ".443": awsPPV2 + "=false", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
-		"AWS, in-tree NLB":              {annotations{awsAll: "*", awsType: "nlb"}, bad("", "", proxyUnknown, `does not read it; use service.beta.kubernetes.io/aws-load-balancer-type: external`)},
-		"AWS, external":                 {annotations{awsAll: "*", awsType: "external"}, all("", "", proxyOn, "")},
-		"Scaleway, one of each":         {annotations{scaleway + "v2": "80", scaleway + "v1": "443"}, valueCase{http: proxyOn, tls: proxyOn, sends: ""}},
-		"AWS, a port without a word":    {annotations{awsAttributes + ".443": awsPPV2 + "=", awsAttributes: awsPPV2 + "=true"}, all("", "", proxyOn, v2)},
-		"Scaleway, none of version 2":   {annotations{scaleway + "v2": "false", scaleway + "v1": "true"}, all("", "", proxyOn, v1)},
-		"Scaleway, both on a port":      {annotations{scaleway + "v2": "*", scaleway + "v1": "80"}, bad("", "", proxyUnknown, "port 80 is in service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v1 as well, and Scaleway refuses both")},
-		"Scaleway, new before old":      {annotations{scaleway + "v1": "*", scaleOld: "true"}, all("", "", proxyOn, v1)},
-		"Linode, a port without a word": {annotations{linode + "port-443": `{"proxy-protocol": ""}`, linode + "default-proxy-protocol": "v2"}, all("", "", proxyOn, v2)},
-		"Alibaba, new before old":       {annotations{alibaba: "off", alicloud: "on"}, all("", "", proxyOff, "")},
-		"STACKIT, an empty list":        {annotations{stackit: "true", stackit + "-ports-filter": ""}, all("", "", proxyOff, "")},
-		"Linode, port before all":       {annotations{linode + "port-443": `{"proxy-protocol": "none"}`, linode + "default-proxy-protocol": "v2"}, only80("", "", v2)},
-		"Linode, new before old":        {annotations{linode + "default-proxy-protocol": "none", linode + "proxy-protocol": "v2"}, all("", "", proxyOff, "")},
-		"STACKIT, some ports":           {annotations{stackit: "true", stackit + "-ports-filter": "80"}, only80("", "", v2)},
-		"STACKIT, no ports":             {annotations{stackit: "true", stackit + "-ports-filter": "http"}, bad("", "", proxyUnknown, `"http" is no list of ports`)},
-		"Azure":                         {annotations{azure: "True", prefix + "azure-pls-create": "true"}, all("", "", proxyOn, v2)},
-		"two clouds agree":              {annotations{hetzner: "true", openstack: "v2"}, all("", "", proxyOn, "")},
-		"two clouds, two versions":      {annotations{digital: "true", openstack: "v2"}, all("", "", proxyOn, "")},
-		"two clouds, first unclear":     {annotations{digital: "v2", openstack: "true"}, bad("", "", proxyUnknown, `"v2" is refused`)},
-		"two clouds, second unclear":    {annotations{openstack: "true", ovh: "true"}, bad("", "", proxyUnknown, `"true" is in no documentation`)},
-		"two clouds do not":             {annotations{hetzner: "true", openstack: "false"}, bad("", "", proxyUnknown, "it contradicts load-balancer.hetzner.cloud/uses-proxyprotocol")},
+		"nothing":                      {annotations{}, both("", "", proxyOff, "")},
+		"an unknown annotation":        {annotations{"service.beta.kubernetes.io/my-proxy-protocol": "true"}, both("", "", proxyOff, "")},
+		"AWS, all before some":         {annotations{awsAll: "*", awsPorts: "80", awsAttributes: awsPPV2 + "=false"}, both("", "", proxyOn, "")},
+		"AWS, some before attribute":   {annotations{awsPorts: "80", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
+		"AWS, port before attribute":   {annotations{awsAttributes + ".443": awsPPV2 + "=false", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
+		"AWS, in-tree NLB":             {annotations{awsAll: "*", awsType: "nlb"}, invalid("", "", proxyUnknown, `does not read it; set service.beta.kubernetes.io/aws-load-balancer-type to "external"`)},
+		"AWS, external":                {annotations{awsAll: "*", awsType: "external"}, both("", "", proxyOn, "")},
+		"Scaleway, one of each":        {annotations{scalewayV2: "80", scalewayV1: "443"}, valueCase{http: proxyOn, https: proxyOn, version: ""}},
+		"AWS, a port without a value":  {annotations{awsAttributes + ".443": awsPPV2 + "=", awsAttributes: awsPPV2 + "=true"}, both("", "", proxyOn, v2)},
+		"Scaleway, none of version 2":  {annotations{scalewayV2: "false", scalewayV1: "true"}, both("", "", proxyOn, v1)},
+		"Scaleway, both on a port":     {annotations{scalewayV2: "*", scalewayV1: "80"}, invalid("", "", proxyUnknown, "port 80 is in service.beta.kubernetes.io/scw-loadbalancer-proxy-protocol-v1 as well, and Scaleway refuses both versions")},
+		"Scaleway, new before old":     {annotations{scalewayV1: "*", scaleOld: "true"}, both("", "", proxyOn, v1)},
+		"Linode, a port without value": {annotations{linode + "port-443": `{"proxy-protocol": ""}`, linode + "default-proxy-protocol": "v2"}, both("", "", proxyOn, v2)},
+		"Alibaba, new before old":      {annotations{alibaba: "off", alicloud: "on"}, both("", "", proxyOff, "")},
+		"STACKIT, an empty list":       {annotations{stackit: "true", stackit + "-ports-filter": ""}, both("", "", proxyOff, "")},
+		"Linode, port before all":      {annotations{linode + "port-443": `{"proxy-protocol": "none"}`, linode + "default-proxy-protocol": "v2"}, only80("", "", v2)},
+		"Linode, new before old":       {annotations{linode + "default-proxy-protocol": "none", linode + "proxy-protocol": "v2"}, both("", "", proxyOff, "")},
+		"STACKIT, some ports":          {annotations{stackit: "true", stackit + "-ports-filter": "80"}, only80("", "", v2)},
+		"STACKIT, no ports":            {annotations{stackit: "true", stackit + "-ports-filter": "http"}, invalid("", "", proxyUnknown, `"http" is not a list of ports`)},
+		"Azure":                        {annotations{azure: "True", prefix + "azure-pls-create": "true"}, both("", "", proxyOn, v2)},
+		"two clouds agree":             {annotations{hetzner: "true", openstack: "v2"}, both("", "", proxyOn, "")},
+		"two clouds, two versions":     {annotations{digital: "true", openstack: "v2"}, both("", "", proxyOn, "")},
+		"two clouds, first invalid":    {annotations{digital: "v2", openstack: "true"}, invalid("", "", proxyUnknown, `"v2" is refused`)},
+		"two clouds, second invalid":   {annotations{openstack: "true", ovh: "true"}, invalid("", "", proxyUnknown, `"true" is not documented`)},
+		"two clouds disagree":          {annotations{hetzner: "true", openstack: "false"}, invalid("", "", proxyUnknown, "it contradicts load-balancer.hetzner.cloud/uses-proxyprotocol")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "Scaleway, one of each" {
 				got := readIntent(balanced(c.annotations)).listeners
-				if got[8080].version != v2 || got[8443].version != v1 {
+				if got[8080].Version != v2 || got[8443].Version != v1 {
 					t.Errorf("got %v, want v2 on 8080 and v1 on 8443", got)
 				}
 				return
 			}
-			check(t, c.valueCase, balanced(c.annotations))
+			checkIntent(t, c.valueCase, readIntent(balanced(c.annotations)))
 		})
 	}
 	s := balanced(annotations{awsAll: "*", awsType: "nlb"})
 	for _, class := range []string{awsClass, "eks.amazonaws.com/nlb"} {
 		s.Spec.LoadBalancerClass = &class
-		check(t, all("", "", proxyOn, ""), s)
+		checkIntent(t, both("", "", proxyOn, ""), readIntent(s))
 	}
 }
 
-// Whatever stands in an annotation, the answer is one of a few, and a problem is
-// one line.
-func FuzzRead(f *testing.F) {
-	for i := range Annotations {
+// FuzzValue checks that any value of any annotation has one of a few meanings.
+func FuzzValue(f *testing.F) {
+	var annotations []Annotation
+	for _, p := range Providers {
+		annotations = append(annotations, p.Annotations...)
+	}
+	for i := range annotations {
 		f.Add(i, "true")
 	}
 	for _, c := range valueCases {
 		f.Add(0, c.value)
 	}
-	f.Fuzz(func(t *testing.T, row int, value string) {
-		if row < 0 || row >= len(Annotations) {
+	f.Fuzz(func(t *testing.T, i int, value string) {
+		if i < 0 || i >= len(annotations) {
 			return
 		}
-		for _, of := range readIntent(balanced(map[string]string{Annotations[row].keyFor(80): value})).listeners {
-			if of.state != proxyOn && of.state != proxyOff && of.state != proxyUnknown {
-				t.Errorf("signal %d", of.state)
+		intent := readIntent(balanced(map[string]string{annotations[i].keyFor(80): value}))
+		for _, ofPort := range intent.listeners {
+			if ofPort.State != proxyOn && ofPort.State != proxyOff && ofPort.State != proxyUnknown {
+				t.Errorf("state %d", ofPort.State)
 			}
 		}
 	})
 }
 
 // FuzzService checks that no Service makes Usher panic, and that the result can be
-// noted.
+// stored.
 func FuzzService(f *testing.F) {
-	for _, s := range []*corev1.Service{service("true", 0), service("", 0), keepsClients(), {}} {
+	for _, s := range []*corev1.Service{service("true", 0), service("", 0), preservesClients(), {}} {
 		text, err := json.Marshal(s)
 		if err != nil {
 			f.Fatal(err)
@@ -375,12 +363,12 @@ func FuzzService(f *testing.F) {
 		if json.Unmarshal([]byte(text), &s) != nil {
 			return
 		}
-		r := newTestReconciler(t, 0)
-		r.noting(60, is(&s), "")
-		if noted := r.noting(90, versioned(service("true", 0), 1), encodeState(r.state)); noted == "" {
-			t.Error("nothing can be noted")
+		r := newTestReconciler(t)
+		r.observeStored(60, serviceIs(&s), "")
+		if stored := r.observeStored(90, versioned(service("true", 0), 1), encodeState(r.state)); stored == "" {
+			t.Error("nothing can be stored")
 		}
-		for _, p := range r.b.Problems {
+		for _, p := range r.last.Problems {
 			if strings.ContainsAny(p.What, "\n") {
 				t.Errorf("problem %q", p)
 			}
@@ -388,8 +376,8 @@ func FuzzService(f *testing.F) {
 	})
 }
 
-// The two Services that the chart makes of the values files of the lab.
-func TestTheLabsValuesFiles(t *testing.T) {
+// The two Services that the chart creates from the values files of the lab.
+func TestValuesFilesOfTheLab(t *testing.T) {
 	for file, want := range map[string]proxyState{"consul-values.yaml": proxyOff, "consul-values-ppv2.yaml": proxyOn} {
 		var values struct {
 			IngressGateways struct {
@@ -415,8 +403,8 @@ func TestTheLabsValuesFiles(t *testing.T) {
 		s.Spec.Ports = []corev1.ServicePort{{Name: "gateway-0", Port: 8080}, {Name: "gateway-1", Port: 8443}}
 		got := readIntent(s)
 		for _, port := range []int{8080, 8443} {
-			if got.listeners[port].state != want || len(got.problems) > 0 {
-				t.Errorf("%s: listener %d has signal %d and problems %v, want %d and none", file, port, got.listeners[port].state, got.problems, want)
+			if got.listeners[port].State != want || len(got.problems) > 0 {
+				t.Errorf("%s: listener %d has state %d and problems %v, want %d and none", file, port, got.listeners[port].State, got.problems, want)
 			}
 		}
 	}

@@ -1,6 +1,8 @@
 package loadbalancer
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -11,20 +13,20 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// signal is whether a balancer sends PROXY headers to a port.
+// proxyState is whether a load balancer sends PROXY headers to a port.
 type proxyState uint8
 
-// The signals.
+// The states.
 const (
-	proxyUnset   proxyState = iota // nothing is said of it
-	proxyOff                       // it sends none
-	proxyOn                        // it sends them
-	proxyMixed                     // it sends them on some of the ways to the listener, and none on others
-	proxyUnknown                   // nobody can tell
+	proxyUnset   proxyState = iota // no annotation says anything about it
+	proxyOff                       // it sends no headers
+	proxyOn                        // it sends headers
+	proxyMixed                     // some ports that lead to the listener send headers, and others do not
+	proxyUnknown                   // the annotations do not tell
 )
 
-// signals are the words for them in the record.
-var proxyStateNames = [...]string{proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unclear"}
+// proxyStateNames are the texts of the states in the ConfigMap.
+var proxyStateNames = [...]string{proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown"}
 
 // MarshalText implements encoding.TextMarshaler.
 func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateNames[s]), nil }
@@ -33,242 +35,172 @@ func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateName
 func (s *proxyState) UnmarshalText(text []byte) error {
 	n := slices.Index(proxyStateNames[:], string(text))
 	if n < 0 {
-		return fmt.Errorf("%q is no signal", text)
+		return fmt.Errorf("%q is no state", text)
 	}
 	*s = proxyState(n)
 	return nil
 }
 
-// verdict is what one annotation says of one port of the Service.
+// parsedValue is what one annotation says about one port of the Service.
 type parsedValue struct {
 	state    proxyState
-	version  settings.Version // where it is on; "" if that is not known
-	problem  string           // what is wrong with the value, and what to do; "" if nothing is
-	sticky   bool             // where it is on: it stays so when the annotation is removed
-	offValue string           // where it is kept: the value that switches it off; "" if none does
+	version  settings.Version // where it is on; empty if it is not known
+	problem  string           // what is wrong with the value, and what to do; empty if it is valid
+	sticky   bool             // where it is on: it stays on when the annotation is removed
+	offValue string           // where it is sticky: the value that switches it off; empty if none does
 }
 
-// said is an annotation as a Service has it, and the port that it is asked of.
-type said struct {
-	value string
-	port  corev1.ServicePort
+// Format is how a cloud writes into an annotation whether it sends PROXY headers.
+type Format struct {
+	On         []Value      // the values that switch headers on
+	Off        []string     // the values that switch them off
+	Ports      *PortList    // the value can be a list of ports, too; nil: it cannot
+	Otherwise  Unrecognized // what the cloud does with any other value
+	IgnoreCase bool
+	// Within says as Markdown where in the annotation the value is, and item finds it
+	// there. Without them, the value is the whole annotation.
+	Within  string
+	item    itemFunc
+	PerPort bool // the value is about single ports, though it is no PortList
+	// Sticky says that the load balancer stays as it was when the annotation is removed.
+	Sticky bool
+	// ambiguous are values that are on for one controller of the cloud and not for
+	// another one.
+	ambiguous []string
 }
 
-// form is how a cloud writes in an annotation whether it sends PROXY headers.
-type form interface {
-	read(s said) parsedValue
-	describe() Description
+// Value is a value that switches headers on.
+type Value struct {
+	Text    string
+	Version settings.Version // empty if it is not known
 }
 
-// Description is what documentation says of an annotation's values.
-type Description struct {
-	On, Off   string // the values, as Markdown
-	Otherwise string // what the cloud does with any other
-	Sends     string // the versions of the protocol
-	PerPort   bool   // it can say so of single ports
-	Kept      bool   // removing it leaves the balancer as it was
+// PortList is what a list of ports in an annotation means.
+type PortList struct {
+	Version   settings.Version // what is sent to the ports in the list; empty if it is not known
+	OthersOff bool             // other ports are off, whatever the next annotations say
+	NodePorts bool             // the list contains nodePorts
 }
 
-// unknownValue is what a cloud does with a value that is none of its own.
+// itemFunc returns the part of an annotation that is about a port. found is false
+// if there is none.
+type itemFunc func(value string, port corev1.ServicePort) (item string, found bool, err error)
+
+// Unrecognized is what a cloud does with a value that is not in its row.
 type Unrecognized uint8
 
 const (
-	// ignored: it goes on as if nothing had been said.
-	ignored Unrecognized = iota
-	// countsAsOff: it switches the headers off.
-	countsAsOff
-	// refused: it does not touch the balancer, which stays as it was.
-	refused
-	// differing: one release does this and another one that.
-	versionDependent
-	// untold: nobody has written down what it does.
-	undocumented
+	ignored          Unrecognized = iota // as without the annotation
+	countsAsOff                          // it sends no headers
+	refused                              // it does not change the load balancer
+	versionDependent                     // releases of the controller differ
+	undocumented                         // neither documentation nor source code says
 )
 
 func (u Unrecognized) String() string {
 	return [...]string{
-		"is ignored", "counts as off", "is refused, and the balancer stays as it was", "depends on the release of the controller", "is in no documentation",
+		ignored: "is ignored", countsAsOff: "counts as off", refused: "is refused and leaves the load balancer as it is",
+		versionDependent: "depends on the controller's release", undocumented: "is not documented",
 	}[u]
 }
 
-// verdict says what becomes of a value that is none of those that use names.
-func (u Unrecognized) verdict(value, use string) parsedValue {
-	v := parsedValue{problem: fmt.Sprintf("%q %s; use %s", clip(value), u, use)}
+// parsed returns what a value means that is not one of those in expected.
+func (u Unrecognized) parsed(value, expected string) parsedValue {
+	state := proxyUnknown
 	switch u {
 	case ignored:
+		state = proxyUnset
 	case countsAsOff:
-		v.state = proxyOff
-	default:
-		v.state = proxyUnknown
+		state = proxyOff
 	}
-	return v
+	return parsedValue{state: state, problem: fmt.Sprintf("%.64q %s; use %s", value, u, expected)}
 }
 
-// clip keeps a value short enough for a line.
-func clip(value string) string {
-	const most = 64
-	if len(value) <= most {
-		return value
+// parse returns what the value of an annotation says about a port.
+func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
+	if f.Ports != nil {
+		return f.parsePorts(value, port)
 	}
-	return value[:most] + "…"
-}
-
-// word is a value that means on.
-type word struct {
-	value string
-	sends settings.Version
-}
-
-// words are exact values.
-type words struct {
-	on    []word
-	off   []string
-	fold  bool // small letters and capitals are the same
-	other Unrecognized
-	// vague are values that one controller of the cloud's takes for on and another
-	// one does not.
-	vague []string
-	// kept says that the balancer stays as it was when the annotation is removed.
-	kept bool
-}
-
-func (w words) read(s said) parsedValue {
-	value := s.value
-	if w.fold {
-		value = strings.ToLower(value)
-	}
-	for _, word := range w.on {
-		if value == word.value {
-			v := parsedValue{state: proxyOn, version: word.sends, sticky: w.kept}
-			if w.kept && len(w.off) > 0 {
-				v.offValue = w.off[0]
-			}
-			return v
+	if f.item != nil {
+		item, found, err := f.item(value, port)
+		switch {
+		case err != nil:
+			return parsedValue{state: proxyUnknown, problem: err.Error()}
+		case !found:
+			return parsedValue{}
 		}
+		value = item
 	}
-	if slices.Contains(w.off, value) {
+	text := value
+	if f.IgnoreCase {
+		text = strings.ToLower(text)
+	}
+	if i := f.indexOn(text); i >= 0 {
+		v := parsedValue{state: proxyOn, version: f.On[i].Version, sticky: f.Sticky}
+		if f.Sticky && len(f.Off) > 0 {
+			v.offValue = f.Off[0]
+		}
+		return v
+	}
+	switch {
+	case slices.Contains(f.Off, text):
 		return parsedValue{state: proxyOff}
+	case slices.Contains(f.ambiguous, value):
+		return versionDependent.parsed(value, f.expected())
 	}
-	if slices.Contains(w.vague, value) {
-		return versionDependent.verdict(s.value, w.uses())
-	}
-	return w.other.verdict(s.value, w.uses())
+	return f.Otherwise.parsed(value, f.expected())
 }
 
-func (w words) uses() string {
-	var all []string
-	for _, word := range w.on {
-		all = append(all, strconv.Quote(word.value))
-	}
-	for _, o := range w.off {
-		all = append(all, strconv.Quote(o))
-	}
-	if len(w.off) == 0 && !w.kept {
-		return strings.Join(all, ", ") + ", or remove the annotation"
-	}
-	return strings.Join(all, ", ")
+func (f Format) indexOn(text string) int {
+	return slices.IndexFunc(f.On, func(v Value) bool { return v.Text == text })
 }
 
-func (w words) describe() Description {
-	d := Description{Off: codes(w.off), Otherwise: w.other.String()}
-	var values []string
-	var sends []settings.Version
-	for _, word := range w.on {
-		values = append(values, word.value)
-		sends = append(sends, word.sends)
+// parsePorts is parse for a list of ports. Words for none of them leave it to the next annotation.
+func (f Format) parsePorts(value string, port corev1.ServicePort) parsedValue {
+	number := port.Port
+	if f.Ports.NodePorts {
+		number = port.NodePort
 	}
-	d.On, d.Sends = codes(values), versions(sends)
-	if w.kept && d.Off == "" {
-		d.Off = "nothing"
-	}
-	d.Kept = w.kept
-	return d
-}
-
-// boolean is a value that Go's strconv.ParseBool reads, as many controllers do.
-type boolean struct {
-	sends settings.Version
-	other Unrecognized
-}
-
-func (b boolean) read(s said) parsedValue {
-	yes, err := strconv.ParseBool(s.value)
+	ports, ok := parsePortNumbers(value)
 	switch {
-	case err != nil:
-		return b.other.verdict(s.value, `"true" or "false"`)
-	case yes:
-		return parsedValue{state: proxyOn, version: b.sends}
-	}
-	return parsedValue{state: proxyOff}
-}
-
-func (b boolean) describe() Description {
-	return Description{
-		On: codes([]string{"true", "1"}), Off: codes([]string{"false", "0"}),
-		Otherwise: b.other.String(), Sends: versions([]settings.Version{b.sends}),
-	}
-}
-
-// portList is a list of ports of the Service, separated by commas, or a word for
-// all or none of them.
-type portList struct {
-	all, none []string
-	sends     settings.Version
-	// closed says that a port that is not in the list is off, whatever else the
-	// Service says of it.
-	closed bool
-	// nodes says that the list has the nodePorts of the Service's ports.
-	nodes bool
-	other Unrecognized
-}
-
-func (l portList) read(s said) parsedValue {
-	switch {
-	case slices.Contains(l.all, s.value):
-		return parsedValue{state: proxyOn, version: l.sends}
-	case slices.Contains(l.none, s.value):
-		return parsedValue{} // as without it: another annotation may say more
-	}
-	ports, ok := portsIn(s.value)
-	port := s.port.Port
-	if l.nodes {
-		port = s.port.NodePort
-	}
-	switch {
+	case slices.Contains(f.Off, value):
+		return parsedValue{}
+	case f.indexOn(value) >= 0 || ok && slices.Contains(ports, number):
+		return parsedValue{state: proxyOn, version: f.Ports.Version}
 	case !ok:
-		return l.other.verdict(s.value, l.uses())
-	case slices.Contains(ports, port):
-		return parsedValue{state: proxyOn, version: l.sends}
-	case l.closed:
+		return f.Otherwise.parsed(value, f.expected())
+	case f.Ports.OthersOff:
 		return parsedValue{state: proxyOff}
 	}
 	return parsedValue{}
 }
 
-func (l portList) uses() string {
-	uses := []string{`ports of the Service, such as "80,443"`}
-	if l.nodes {
-		uses[0] = `nodePorts of the Service, such as "30080,30443"`
+// expected names the values that have a meaning.
+func (f Format) expected() string {
+	var all []string
+	for _, v := range f.On {
+		all = append(all, strconv.Quote(v.Text))
 	}
-	for _, w := range slices.Concat(l.all, l.none) {
-		uses = append(uses, strconv.Quote(w))
+	for _, text := range f.Off {
+		all = append(all, strconv.Quote(text))
 	}
-	return strings.Join(uses, ", or ")
+	switch {
+	case f.Ports != nil && f.Ports.NodePorts:
+		all = append(all, `nodePorts of the Service, such as "30080,30443"`)
+	case f.Ports != nil:
+		all = append(all, `ports of the Service, such as "80,443"`)
+	case len(f.Off) == 0 && !f.Sticky:
+		return strings.Join(all, ", ") + ", or remove the annotation"
+	}
+	last := len(all) - 1
+	if last == 0 {
+		return all[0]
+	}
+	return strings.Join(all[:last], ", ") + " or " + all[last]
 }
 
-func (l portList) describe() Description {
-	ports := "ports of the Service: `80,443`"
-	if l.nodes {
-		ports = "nodePorts of the Service: `30080,30443`"
-	}
-	return Description{
-		On:  strings.Join(slices.DeleteFunc([]string{codes(l.all), ports}, func(s string) bool { return s == "" }), ", "),
-		Off: codes(l.none), Otherwise: l.other.String(), Sends: versions([]settings.Version{l.sends}), PerPort: true,
-	}
-}
-
-// portsIn reads a list of ports, which may be empty; false: it is none.
-func portsIn(list string) ([]int32, bool) {
+// parsePortNumbers reads a list of ports, which may be empty; false: it is none.
+func parsePortNumbers(list string) ([]int32, bool) {
 	var ports []int32
 	for item := range strings.SplitSeq(list, ",") {
 		item = strings.TrimSpace(item)
@@ -284,34 +216,31 @@ func portsIn(list string) ([]int32, bool) {
 	return ports, true
 }
 
-// attribute is one of several attributes: "name=true,other=…".
-type attribute struct {
-	name  string
-	sends settings.Version
-	other Unrecognized
-}
-
-func (a attribute) read(s said) parsedValue {
-	value, found := attributeIn(s.value, a.name)
-	switch {
-	case !found || value == "":
-		return parsedValue{}
-	case value == "true":
-		return parsedValue{state: proxyOn, version: a.sends}
-	case value == "false":
-		return parsedValue{state: proxyOff}
-	}
-	return a.other.verdict(a.name+"="+value, fmt.Sprintf("%q or %q", a.name+"=true", a.name+"=false"))
-}
-
-func (a attribute) describe() Description {
-	return Description{
-		On: codes([]string{a.name + "=true"}), Off: codes([]string{a.name + "=false"}) + ", or without it",
-		Otherwise: a.other.String(), Sends: versions([]settings.Version{a.sends}),
+// boolean is the format of controllers that use Go's strconv.ParseBool.
+func boolean(version settings.Version, otherwise Unrecognized) Format {
+	return Format{
+		On: []Value{{"true", version}, {"1", version}}, Off: []string{"false", "0"}, Otherwise: otherwise,
+		item: func(value string, _ corev1.ServicePort) (string, bool, error) {
+			if on, err := strconv.ParseBool(value); err == nil {
+				return strconv.FormatBool(on), true, nil
+			}
+			return value, true, nil
+		},
 	}
 }
 
-// attributeIn gives the value of one attribute.
+// attribute is the format of one attribute in a list: "name=true,other=…".
+func attribute(name string, version settings.Version, otherwise Unrecognized) Format {
+	return Format{
+		On: []Value{{name + "=true", version}}, Off: []string{name + "=false"}, Otherwise: otherwise, Within: "in the list",
+		item: func(list string, _ corev1.ServicePort) (string, bool, error) {
+			value, found := attributeIn(list, name)
+			return name + "=" + value, found && value != "", nil
+		},
+	}
+}
+
+// attributeIn returns the value of one attribute in a list.
 func attributeIn(list, name string) (string, bool) {
 	for item := range strings.SplitSeq(list, ",") {
 		if key, value, ok := strings.Cut(item, "="); ok && strings.TrimSpace(key) == name {
@@ -321,49 +250,51 @@ func attributeIn(list, name string) (string, bool) {
 	return "", false
 }
 
-// feature is one of several words, separated by commas; small letters and
-// capitals, and spaces, are the same.
-type feature struct {
-	name  string
-	never string // the one that it cannot be together with
-	sends settings.Version
-}
-
-func (f feature) read(s said) parsedValue {
-	list := strings.Split(strings.ToLower(strings.ReplaceAll(s.value, " ", "")), ",")
-	switch {
-	case !slices.Contains(list, f.name):
-		return parsedValue{}
-	case slices.Contains(list, f.never):
-		return refused.verdict(s.value, fmt.Sprintf("%q without %q", f.name, f.never))
+// ibmFeature finds the name of a feature in a list, in which case and spaces do not matter.
+func ibmFeature(value string, _ corev1.ServicePort) (string, bool, error) {
+	const name, excluded = "proxy-protocol", "nlb"
+	list := strings.Split(strings.ToLower(strings.ReplaceAll(value, " ", "")), ",")
+	found := slices.Contains(list, name)
+	if found && slices.Contains(list, excluded) {
+		return "", false, fmt.Errorf("%.64q %s; use %q without %q", value, refused, name, excluded)
 	}
-	return parsedValue{state: proxyOn, version: f.sends}
+	return name, found, nil
 }
 
-func (f feature) describe() Description {
-	return Description{On: codes([]string{f.name}) + " in the list", Off: "without it", Otherwise: fmt.Sprintf("is ignored; `%s` beside it is refused", f.never), Sends: versions([]settings.Version{f.sends})}
+// linodePort finds a member of a JSON object.
+func linodePort(value string, _ corev1.ServicePort) (string, bool, error) {
+	const key = "proxy-protocol"
+	var object map[string]json.RawMessage
+	if json.Unmarshal([]byte(value), &object) != nil {
+		return "", false, fmt.Errorf(`%.64q is not a JSON object; use {%q: "v2"}`, value, key)
+	}
+	raw, found := object[key]
+	var text string
+	if found && json.Unmarshal(raw, &text) != nil {
+		return string(raw), true, nil // not a text, and therefore none of the values
+	}
+	return text, text != "", nil
 }
 
-func codes(values []string) string {
-	var out []string
-	for _, v := range values {
-		if v == "" {
-			v = `""`
+// upcloudBackend finds the backend with the name of the Service's port in UpCloud's
+// own JSON.
+func upcloudBackend(value string, port corev1.ServicePort) (string, bool, error) {
+	var config struct {
+		Backends []struct {
+			Name       string
+			Properties struct {
+				Proxy *string `json:"outbound_proxy_protocol"`
+			}
 		}
-		out = append(out, "`"+v+"`")
 	}
-	return strings.Join(out, ", ")
-}
-
-// versions names the versions that are sent.
-func versions(sends []settings.Version) string {
-	var known []string
-	for _, v := range sends {
-		if v == "" {
-			return "v1 or v2"
+	if json.Unmarshal([]byte(value), &config) != nil {
+		return "", false, errors.New("not the JSON of an UpCloud load balancer; " +
+			`use {"backends": [{"name": "…", "properties": {"outbound_proxy_protocol": "v2"}}]}`)
+	}
+	for _, backend := range config.Backends {
+		if backend.Name == port.Name && backend.Properties.Proxy != nil {
+			return *backend.Properties.Proxy, true, nil
 		}
-		known = append(known, string(v))
 	}
-	slices.Sort(known)
-	return strings.Join(slices.Compact(known), ", ")
+	return "", false, nil
 }

@@ -2,6 +2,7 @@ package loadbalancer
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,247 +15,240 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// told is what a Service has told its balancer.
+// serviceIntent is what a Service asks of its load balancer.
 type serviceIntent struct {
-	listeners map[int]portIntent // by the port that a port of the Service leads to
-	others    portIntent         // of the listeners that none of them leads to
-	// peerIsClient says that connections come from the clients' own addresses.
-	preservesClientIP bool
+	listeners         map[int]portIntent // by the port that a port of the Service leads to
+	others            portIntent         // for the listeners that no port of the Service leads to
+	preservesClientIP bool               // connections come from the clients' own addresses
 	created           time.Time
-	modified          time.Time // see times
-	resourceVersion   string    // the Service's resourceVersion
+	modified          time.Time // see changeTimes
+	resourceVersion   string
 	problems          []problem.Problem
 }
 
-// tell is what the balancer was told of one listener.
+// portIntent is what a Service asks of its load balancer for one listener. The exported
+// fields are stored as JSON, see stateStore.
 type portIntent struct {
-	state   proxyState
-	version settings.Version // where it is on; "" if that is not known
-	since   time.Time        // where it is on: when it was told so
-	// kept is the problem that removing the annotation will be: the cloud does not
-	// follow that. The zero value: removing it switches headers off.
-	removalProblem problem.Problem
-	// untold says that no annotation says anything.
-	unset bool
+	State   proxyState       `json:"told"`
+	Version settings.Version `json:"sends,omitempty"` // where it is on; empty if it is not known
+	// RemovalProblem is the problem that removing the annotation causes, because the
+	// cloud then leaves the load balancer as it is. The zero value: removing it
+	// switches headers off.
+	RemovalProblem problem.Problem `json:"kept,omitzero"`
+
+	since time.Time // where it is on: since when
+	unset bool      // no annotation says anything
 }
 
-// read gives what a Service has told its balancer. It is a function of the
-// Service alone, so that every Usher and every restarted one finds the same.
+// readIntent returns what a Service asks of its load balancer. It depends on the
+// Service alone, so all replicas and restarts find the same.
 func readIntent(s *corev1.Service) serviceIntent {
 	r := intentReader{service: s, times: changeTimesOf(s)}
-	t := serviceIntent{listeners: map[int]portIntent{}, others: portIntent{state: proxyOff}, created: r.times.created, modified: r.times.modified, resourceVersion: s.ResourceVersion}
+	intent := serviceIntent{
+		listeners: map[int]portIntent{}, others: portIntent{State: proxyOff}, preservesClientIP: preservesClientIP(s),
+		created: r.times.created, modified: r.times.modified, resourceVersion: s.ResourceVersion,
+	}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != corev1.ProtocolTCP && p.Protocol != "" {
 			continue
 		}
-		of := r.portIntent(p)
+		ofPort := r.portIntent(p)
 		if p.TargetPort.Type == intstr.String {
-			t.others = r.namedTarget(p, t.others, of)
+			intent.others = r.namedTarget(p, intent.others, ofPort)
 			continue
 		}
-		listener := listenerOf(p)
-		if before, twice := t.listeners[listener]; twice {
-			of = r.combine(listener, before, of)
+		listener := listenerPort(p)
+		if other, found := intent.listeners[listener]; found {
+			ofPort = r.combine(listener, other, ofPort)
 		}
-		t.listeners[listener] = of
+		intent.listeners[listener] = ofPort
 	}
-	t.preservesClientIP = preservesClientIP(s)
-	r.checkHealthChecks(t)
-	t.problems = r.problems
-	return t
+	r.checkHealthChecks(intent)
+	intent.problems = r.problems
+	return intent
 }
 
-// listenerOf gives the port of the listener that a port of the Service leads to,
-// if that is told by a number.
-func listenerOf(p corev1.ServicePort) int { return cmp.Or(p.TargetPort.IntValue(), int(p.Port)) }
+// listenerPort returns the port of the listener that a port of the Service leads to,
+// if that is a number.
+func listenerPort(p corev1.ServicePort) int { return cmp.Or(p.TargetPort.IntValue(), int(p.Port)) }
 
-// reader reads one Service.
+// intentReader reads one Service.
 type intentReader struct {
 	service  *corev1.Service
 	times    changeTimes
 	problems []problem.Problem
 }
 
-// where names the Service in problems.
+// serviceName names a Service in problems.
 func serviceName(namespace, name string) string {
 	return fmt.Sprintf("Kubernetes Service %s/%s", namespace, name)
 }
 
-// at names an annotation in problems, or, with key "", the Service.
-func (r *intentReader) at(key string) string {
-	at := serviceName(r.service.Namespace, r.service.Name)
+// where names an annotation in problems, or, with key "", the Service.
+func (r *intentReader) where(key string) string {
+	where := serviceName(r.service.Namespace, r.service.Name)
 	if key != "" {
-		at += ": " + key
+		where += ": " + key
 	}
-	return at
+	return where
 }
 
-// problem notes what is wrong with an annotation, or, with key "", with the
+// addProblem records what is wrong with an annotation, or, with key "", with the
 // Service as a whole.
 func (r *intentReader) addProblem(key, what string) {
-	if p := (problem.Problem{Where: r.at(key), What: what}); !slices.Contains(r.problems, p) {
+	if p := (problem.Problem{Where: r.where(key), What: what}); !slices.Contains(r.problems, p) {
 		r.problems = append(r.problems, p)
 	}
 }
 
-// decided is what the annotations of one provider say of a port.
+// providerIntent is what the annotations of one provider say about a port.
 type providerIntent struct {
 	parsedValue
-	key  string   // of the one that counts
-	keys []string // all that there are, for the time
+	key  string   // of the annotation that counts
+	keys []string // of all annotations of the provider, for the time of the last change
 }
 
-// port gives what the balancer was told of a port of the Service.
+// portIntent returns what the Service asks for one of its ports.
 func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
-	var deciding []providerIntent
-	for _, provider := range annotationsByProvider {
-		if d := r.providerIntent(provider, p); d.state != proxyUnset {
-			deciding = append(deciding, d)
+	var found []providerIntent
+	for _, provider := range Providers {
+		if of := r.providerIntent(provider, p); of.state != proxyUnset {
+			found = append(found, of)
 		}
 	}
-	if len(deciding) == 0 {
-		return portIntent{state: proxyOff, unset: true}
+	if len(found) == 0 {
+		return portIntent{State: proxyOff, unset: true}
 	}
-	first := deciding[0]
-	for _, d := range deciding[1:] {
-		if d.state != first.state && d.state != proxyUnknown && first.state != proxyUnknown {
-			r.addProblem(d.key, fmt.Sprintf("it contradicts %s, and nobody can tell which cloud reads them; remove the one that is not your cloud's", first.key))
-			return portIntent{state: proxyUnknown}
+	first := found[0]
+	for _, other := range found[1:] {
+		if other.state != first.state && other.state != proxyUnknown && first.state != proxyUnknown {
+			r.addProblem(other.key, fmt.Sprintf(
+				"it contradicts %s, and Usher cannot know which of them your cloud reads; remove the one of the other cloud", first.key))
+			return portIntent{State: proxyUnknown}
 		}
-		if d.state == proxyUnknown {
+		if other.state == proxyUnknown {
 			first.state = proxyUnknown
 		}
-		if d.version != first.version {
+		if other.version != first.version {
 			first.version = ""
 		}
-		first.sticky = first.sticky && d.sticky
-		first.keys = append(first.keys, d.keys...)
-	}
-	if first.state == proxyOn && r.service.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		r.addProblem(first.key, fmt.Sprintf("clouds read it on Services of type LoadBalancer only, and this one is a %s; change the type, or, with a balancer of your own, set usher's proxy_protocol.mode instead",
-			cmp.Or(r.service.Spec.Type, corev1.ServiceTypeClusterIP)))
-		return portIntent{state: proxyOff}
+		first.sticky = first.sticky && other.sticky
+		first.keys = append(first.keys, other.keys...)
 	}
 	if first.state != proxyOn {
-		return portIntent{state: first.state}
+		return portIntent{State: first.state}
 	}
-	t := portIntent{state: proxyOn, version: first.version, since: r.times.of(first.keys)}
+	if r.service.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		r.addProblem(first.key, fmt.Sprintf(
+			"clouds read it only on Services of type LoadBalancer, and this Service has the type %s; change the type, "+
+				"or, with a load balancer of your own, set Usher's proxy_protocol.mode instead",
+			cmp.Or(r.service.Spec.Type, corev1.ServiceTypeClusterIP)))
+		return portIntent{State: proxyOff}
+	}
+	intent := portIntent{State: proxyOn, Version: first.version, since: r.times.lastChange(first.keys)}
 	if first.sticky {
-		t.removalProblem = r.removalProblem(first)
+		intent.RemovalProblem = r.removalProblem(first)
 	}
-	return t
+	return intent
 }
 
-// leftBehind is the problem that the removal of an annotation will be.
-func (r *intentReader) removalProblem(d providerIntent) problem.Problem {
-	cure := "a balancer of this cloud does not stop: make the Service anew, or set usher's proxy_protocol.mode"
-	if d.offValue != "" {
-		cure = fmt.Sprintf("set it to %q to switch them off", d.offValue)
+// removalProblem returns the problem that removing an annotation causes.
+func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
+	fix := "recreate the Service, or set Usher's proxy_protocol.mode"
+	if of.offValue != "" {
+		fix = fmt.Sprintf("set it to %q to switch them off", of.offValue)
 	}
 	return problem.Problem{
-		Where: r.at(d.key),
-		What:  "it is gone, but this cloud leaves the balancer as it was then, which sends PROXY headers; " + cure,
+		Where: r.where(of.key),
+		What:  "it was removed, but this cloud's load balancer then keeps sending PROXY headers; " + fix,
 	}
 }
 
-// ask gives what the first annotation of a provider says that says anything of
-// the port.
-func (r *intentReader) providerIntent(provider []Annotation, p corev1.ServicePort) providerIntent {
-	var d providerIntent
-	for _, a := range provider {
+// providerIntent returns what the first annotation of a provider says that says
+// anything about the port.
+func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) providerIntent {
+	var of providerIntent
+	for _, a := range provider.Annotations {
 		key := a.keyFor(p.Port)
-		value, there := r.service.Annotations[key]
-		if !there {
+		value, found := r.service.Annotations[key]
+		if !found {
 			continue
 		}
-		d.keys = append(d.keys, key)
-		if a.ports != "" {
-			d.keys = append(d.keys, a.ports)
+		of.keys = append(of.keys, key)
+		if a.PortsKey != "" {
+			of.keys = append(of.keys, a.PortsKey)
 		}
-		if d.state == proxyUnset {
-			d.parsedValue, d.key = r.parse(a, said{value: value, port: p}), key
+		if of.state == proxyUnset {
+			of.parsedValue, of.key = r.parse(a, key, value, p), key
 		}
 	}
-	return d
+	return of
 }
 
-func (r *intentReader) parse(a Annotation, s said) parsedValue {
-	v := a.form.read(s)
-	if v.state == proxyOn && a.unless != nil {
-		if why := a.unless(r.service); why != "" {
-			v = parsedValue{state: proxyUnknown, problem: why}
+func (r *intentReader) parse(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
+	v := a.parse(value, p)
+	if v.state == proxyOn && a.unmet != nil {
+		if unmet := a.unmet(r.service); unmet != "" {
+			v = parsedValue{state: proxyUnknown, problem: unmet}
 		}
 	}
-	if v.state == proxyOn {
-		v = r.filterPorts(a, v, s.port)
+	if v.state == proxyOn && a.PortsKey != "" {
+		v = r.filterPorts(a.PortsKey, v, p)
 	}
 	if v.problem != "" {
-		r.addProblem(a.keyFor(s.port.Port), v.problem)
+		r.addProblem(key, v.problem)
 	}
 	return v
 }
 
-// limit applies the second annotation, where there is one.
-func (r *intentReader) filterPorts(a Annotation, v parsedValue, p corev1.ServicePort) parsedValue {
-	list, there := r.service.Annotations[a.ports]
-	if a.ports == "" || !there {
-		return v
-	}
-	ports, ok := portsIn(list)
+// filterPorts applies the second annotation, where the Service has it.
+func (r *intentReader) filterPorts(key string, v parsedValue, p corev1.ServicePort) parsedValue {
+	list, found := r.service.Annotations[key]
+	ports, ok := parsePortNumbers(list)
 	switch {
-	case !ok:
-		r.addProblem(a.ports, fmt.Sprintf("%q is no list of ports; use ports of the Service, such as \"80,443\"", clip(list)))
-		return parsedValue{state: proxyUnknown}
-	case slices.Contains(ports, p.Port):
+	case !found || ok && slices.Contains(ports, p.Port):
 		return v
+	case ok:
+		return parsedValue{state: proxyOff}
 	}
-	return parsedValue{state: proxyOff}
+	r.addProblem(key, fmt.Sprintf(`%.64q is not a list of ports; use ports of the Service, such as "80,443"`, list))
+	return parsedValue{state: proxyUnknown}
 }
 
-// named takes into account a port that leads to a port of the pod by its name:
-// nothing in a Service tells the number.
-func (r *intentReader) namedTarget(p corev1.ServicePort, others, of portIntent) portIntent {
-	if of.state == proxyOff {
+// namedTarget takes a port into account that leads to a port of the pod by its name:
+// the Service does not have its number.
+func (r *intentReader) namedTarget(p corev1.ServicePort, others, ofPort portIntent) portIntent {
+	if ofPort.State == proxyOff {
 		return others
 	}
-	r.addProblem("", fmt.Sprintf("port %d leads to the pod's port %q, and only a number tells which listener that is; use the number as its targetPort", p.Port, p.TargetPort.StrVal))
-	return portIntent{state: proxyUnknown}
+	r.addProblem("", fmt.Sprintf(
+		"port %d has the targetPort %q, and Usher cannot know which listener that is; use the number as targetPort", p.Port, p.TargetPort.StrVal))
+	return portIntent{State: proxyUnknown}
 }
 
-// both joins what two ports of the Service say of one listener.
+// combine joins what two ports of the Service ask for one listener.
 func (r *intentReader) combine(listener int, a, b portIntent) portIntent {
-	if a.version != b.version {
-		a.version = ""
+	if a.Version != b.Version {
+		a.Version = ""
 	}
 	switch {
-	case a.state == proxyUnknown || b.state == proxyUnknown:
-		return portIntent{state: proxyUnknown}
-	case a.state == b.state:
+	case a.State == proxyUnknown || b.State == proxyUnknown:
+		return portIntent{State: proxyUnknown}
+	case a.State == b.State:
 		if b.since.After(a.since) {
 			a.since = b.since
 		}
 		return a
 	}
-	r.addProblem("", fmt.Sprintf("of its ports that lead to %d, the balancer sends PROXY headers on some and none on others, so that this listener has to take connections without; treat all of them alike", listener))
-	return portIntent{state: proxyMixed}
+	r.addProblem("", fmt.Sprintf("ports with the targetPort %d disagree: PROXY protocol is on for some and off for others, "+
+		"so the listener stays permissive; use the same for all of them", listener))
+	return portIntent{State: proxyMixed}
 }
 
-// providers are the rows of the table by provider, in its order.
-var annotationsByProvider = func() [][]Annotation {
-	var out [][]Annotation
-	for i, a := range Annotations {
-		if i == 0 || a.Provider != Annotations[i-1].Provider {
-			out = append(out, nil)
-		}
-		out[len(out)-1] = append(out[len(out)-1], a)
-	}
-	return out
-}()
-
-// peerIsClient says whether AWS keeps the clients' addresses on connections
+// preservesClientIP reports whether AWS keeps the clients' addresses on connections
 // (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/edit-target-group-attributes.html#client-ip-preservation):
-// it does by default for instances, of which only externalTrafficPolicy Local
-// keeps it up to the pod.
+// by default it does for instances, and of those only externalTrafficPolicy Local
+// keeps the address up to the pod.
 func preservesClientIP(s *corev1.Service) bool {
 	switch value, _ := attributeIn(s.Annotations[awsAttributes], awsPreserveClientIP); strings.ToLower(value) {
 	case "true":
@@ -263,4 +257,91 @@ func preservesClientIP(s *corev1.Service) bool {
 		return false
 	}
 	return s.Annotations[awsTargetType] == "instance" && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+}
+
+// changeTimes are when the parts of a Service were last changed, according to its
+// managedFields
+// (https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management).
+// A manager's time moves whenever that manager changes anything, so each time is the
+// latest possible: a grace period may start again, and never starts too early. The
+// times are of the API server's clock, so all readers of the Service agree.
+type changeTimes struct {
+	created time.Time
+	// modified is when anything but the status was changed; a field that is only
+	// removed leaves no time.
+	modified time.Time
+	managers []managedFields
+}
+
+// managedFields are the fields that one manager owns.
+type managedFields struct {
+	at     time.Time
+	fields map[string]any
+}
+
+func changeTimesOf(s *corev1.Service) changeTimes {
+	t := changeTimes{created: utc(s.CreationTimestamp.Time), modified: utc(s.CreationTimestamp.Time)}
+	for _, m := range s.ManagedFields {
+		if m.Subresource != "" || m.Time == nil || m.FieldsV1 == nil {
+			continue
+		}
+		manager := managedFields{at: utc(m.Time.Time)}
+		if json.Unmarshal(m.FieldsV1.GetRawBytes(), &manager.fields) != nil {
+			continue
+		}
+		t.managers = append(t.managers, manager)
+		if manager.at.After(t.modified) {
+			t.modified = manager.at
+		}
+	}
+	return t
+}
+
+// utc returns t in UTC. JSON allows only the years 0 to 9999, and the conversion from
+// another zone can leave them by some hours.
+func utc(t time.Time) time.Time {
+	t = t.UTC()
+	switch {
+	case t.Year() > 9999:
+		return time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC)
+	case t.Year() < 0:
+		return time.Time{}
+	}
+	return t
+}
+
+// lastChange returns when annotations, or the type of the Service, became what they are.
+func (t changeTimes) lastChange(annotations []string) time.Time {
+	latest := t.ownedSince("f:spec", "f:type")
+	for _, key := range annotations {
+		if at := t.ownedSince("f:metadata", "f:annotations", "f:"+key); at.After(latest) {
+			latest = at
+		}
+	}
+	return latest
+}
+
+// ownedSince returns when a field became what it is, at the latest. All managers that
+// own it agree on its value, so the value is as old as the oldest of them. Without an
+// owner it is as old as the Service.
+func (t changeTimes) ownedSince(path ...string) time.Time {
+	var oldest time.Time
+	for _, m := range t.managers {
+		if hasField(m.fields, path) && (oldest.IsZero() || m.at.Before(oldest)) {
+			oldest = m.at
+		}
+	}
+	if oldest.IsZero() {
+		return t.created
+	}
+	return oldest
+}
+
+func hasField(fields map[string]any, path []string) bool {
+	next, found := fields[path[0]]
+	if !found || len(path) == 1 {
+		return found
+	}
+	below, _ := next.(map[string]any)
+	return hasField(below, path[1:])
 }

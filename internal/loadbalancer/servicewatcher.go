@@ -7,7 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -25,114 +28,92 @@ import (
 	"github.com/usherproxy/usher/internal/latest"
 )
 
-// heard is the last that the API server said of a Service.
+// serviceEvent is what is known about a Service at one moment.
 type serviceEvent struct {
-	synced  bool            // it has said anything
+	synced  bool            // the API server has answered
 	service *corev1.Service // nil: there is none
-	err     error           // why it says nothing at the moment
+	err     error           // why the watch fails at the moment
 }
 
-// ear listens to one Service. It lists and watches by the Service's name, so
-// that a role with this one resource name suffices. What it hears is the newest
-// only.
+// serviceWatcher watches one Service. It lists and watches by the Service's name, so a
+// role with this one resource name suffices. Only its newest event is kept.
 type serviceWatcher struct {
 	client rest.Interface
 	log    *slog.Logger
 	id     gateway.KubernetesService
-	out    latest.Value[serviceEvent]
+	events latest.Value[serviceEvent]
 
 	mu   sync.Mutex
 	last serviceEvent
 }
 
-// run listens until ctx ends.
-func (e *serviceWatcher) run(ctx context.Context) {
-	quiet := logr.Discard() // what it would say is a problem, and said as such
-	cache.NewReflectorWithOptions(e.watched(ctx), &corev1.Service{}, store{e}, cache.ReflectorOptions{Logger: &quiet}).
+// run watches until ctx ends. It uses a reflector, for an informer tells neither that
+// the list is empty nor that a watch is refused.
+func (w *serviceWatcher) run(ctx context.Context) {
+	quiet := logr.Discard() // errors become problems
+	store := cache.NewUndeltaStore(w.observe, cache.MetaNamespaceKeyFunc)
+	cache.NewReflectorWithOptions(w.listWatch(ctx), &corev1.Service{}, store, cache.ReflectorOptions{Logger: &quiet}).
 		RunWithContext(klog.NewContext(ctx, quiet))
 }
 
-// guarded turns a panic into an error, so that the reflector tries again.
-func (e *serviceWatcher) guarded(f func() error) error { return guard.Run(e.log, "kubernetes", f) }
-
-// watched returns what lists and watches the Service. It records the result of each
-// request.
-func (e *serviceWatcher) watched(ctx context.Context) *cache.ListWatch {
-	lw := cache.NewListWatchFromClient(e.client, "services", e.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, e.id.Name))
+// listWatch returns the requests of the reflector. Each one updates the error in
+// events. A panic in a request becomes an error, so the reflector tries again.
+func (w *serviceWatcher) listWatch(ctx context.Context) *cache.ListWatch {
+	lw := cache.NewListWatchFromClient(w.client, "services", w.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, w.id.Name))
+	request := func(f func() error) error {
+		err := guard.Run(w.log, "kubernetes", f)
+		w.requestDone(ctx, err)
+		return err
+	}
 	return &cache.ListWatch{
-		ListWithContextFunc: func(reflector context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
-			err = e.guarded(func() (err error) {
-				list, err = lw.ListWithContext(reflector, o)
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
+			err = request(func() (err error) {
+				list, err = lw.ListWithContext(ctx, o)
 				return err
 			})
-			e.requestDone(ctx, err)
 			return list, err
 		},
-		WatchFuncWithContext: func(reflector context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
-			err = e.guarded(func() (err error) {
-				w, err = lw.WatchWithContext(reflector, o)
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (events watch.Interface, err error) {
+			err = request(func() (err error) {
+				events, err = lw.WatchWithContext(ctx, o)
 				return err
 			})
-			e.requestDone(ctx, err)
-			return w, err
+			return events, err
 		},
 	}
 }
 
-// asked notes how a request ended. A watch that is too old is followed by a
-// list, and so is one that an older API server does not understand.
-func (e *serviceWatcher) requestDone(ctx context.Context, err error) {
+// requestDone records how a request ended. After a watch that is too old, or that an
+// older API server does not understand, the reflector lists, so those are no errors.
+func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return
 	}
-	e.update(func(h *serviceEvent) { h.err = err })
+	w.update(func(e *serviceEvent) { e.err = err })
 }
 
-func (e *serviceWatcher) update(change func(*serviceEvent)) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	change(&e.last)
-	e.out.Put(e.last)
-}
-
-// store is where the reflector puts what it hears: at most one Service.
-type store struct{ *serviceWatcher }
-
-var _ cache.ReflectorStore = store{}
-
-// Add implements cache.ReflectorStore.
-func (s store) Add(obj any) error { return s.Replace([]any{obj}, "") }
-
-// Update implements cache.ReflectorStore.
-func (s store) Update(obj any) error { return s.Replace([]any{obj}, "") }
-
-// Delete implements cache.ReflectorStore.
-func (s store) Delete(any) error { return s.Replace(nil, "") }
-
-// Replace implements cache.ReflectorStore.
-func (s store) Replace(objs []any, _ string) error {
-	err := s.guarded(func() error {
-		var service *corev1.Service
-		for _, obj := range objs {
+// observe records the Services that there are now.
+func (w *serviceWatcher) observe(services []any) {
+	w.update(func(e *serviceEvent) {
+		e.synced, e.service = true, nil
+		for _, s := range services {
 			// An API server that does not know the selector returns all Services.
-			if other, ok := obj.(*corev1.Service); ok && other.Name == s.id.Name {
-				service = other
+			if s, ok := s.(*corev1.Service); ok && s.Name == w.id.Name {
+				e.service = s
 			}
 		}
-		s.update(func(h *serviceEvent) { h.synced, h.service = true, service })
-		return nil
 	})
-	if err != nil {
-		s.update(func(h *serviceEvent) { h.err = err })
-	}
-	return err
 }
 
-// Resync implements cache.ReflectorStore.
-func (s store) Resync() error { return nil }
+func (w *serviceWatcher) update(change func(*serviceEvent)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(&w.last)
+	w.events.Put(w.last)
+}
 
-// why says in words that stay the same why the API server does not answer, and
-// which rights it may want.
+// explainError returns in stable words why the API server does not answer, and which
+// rights it may want.
 func explainError(err error, rights string) string {
 	var op *net.OpError
 	var request *url.Error
@@ -141,11 +122,63 @@ func explainError(err error, rights string) string {
 	case errors.As(err, &bug):
 		return bug.Error()
 	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
-		return fmt.Sprintf("the API server refuses: %v; give Usher %s", err, rights)
+		return fmt.Sprintf("the API server refuses access: %v; give Usher %s", err, rights)
 	case errors.As(err, &op) && op.Addr != nil:
 		return fmt.Sprintf("the API server at %s cannot be reached: %v", op.Addr, op.Err)
 	case errors.As(err, &request):
 		return fmt.Sprintf("the API server cannot be reached: %v", request.Err)
 	}
 	return fmt.Sprintf("the API server does not answer: %v", err)
+}
+
+// The bounds of readHistory, for which the first event waits.
+const (
+	historyTimeout = 5 * time.Second
+	historyLimit   = 10
+)
+
+// readHistory returns earlier revisions of a Service, the oldest first, as far as the
+// API server still has them: for at least five minutes (kube-apiserver's
+// --etcd-compaction-interval). An Usher that starts within a grace period needs them, or
+// the stateStore: a removed annotation leaves no trace in the Service, and any other
+// change may have moved the time of an annotation.
+//
+// It is best effort: it returns nothing if the API server does not count resource
+// versions up, or has forgotten the revisions.
+func readHistory(ctx context.Context, client rest.Interface, s *corev1.Service) []*corev1.Service {
+	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
+	defer cancel()
+	var revisions []*corev1.Service
+	for range historyLimit {
+		if s = previousRevision(ctx, client, s); s == nil {
+			break
+		}
+		revisions = append(revisions, s)
+	}
+	slices.Reverse(revisions)
+	return revisions
+}
+
+// previousRevision returns the revision of a Service before the last write; nil if it
+// cannot be read.
+func previousRevision(ctx context.Context, client rest.Interface, s *corev1.Service) *corev1.Service {
+	version, err := strconv.ParseUint(s.ResourceVersion, 10, 64)
+	if err != nil || version < 2 {
+		return nil
+	}
+	var list corev1.ServiceList
+	err = client.Get().Namespace(s.Namespace).Resource("services").VersionedParams(&metav1.ListOptions{
+		FieldSelector:        metav1.ObjectNameField + "=" + s.Name,
+		ResourceVersion:      strconv.FormatUint(version-1, 10),
+		ResourceVersionMatch: metav1.ResourceVersionMatchExact,
+	}, metav1.ParameterCodec).Do(ctx).Into(&list)
+	if err != nil {
+		return nil
+	}
+	for i := range list.Items {
+		if list.Items[i].Name == s.Name {
+			return &list.Items[i]
+		}
+	}
+	return nil
 }

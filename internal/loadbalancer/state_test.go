@@ -46,158 +46,162 @@ func managed(manager string, minute float64, fields string) metav1.ManagedFields
 	return metav1.ManagedFieldsEntry{Manager: manager, Operation: metav1.ManagedFieldsOperationUpdate, Time: &t, FieldsV1: metav1.NewFieldsV1(fields)}
 }
 
-// rig is a follower whose clock the test moves.
+// testReconciler is a reconciler whose clock the test sets.
 type testReconciler struct {
 	*reconciler
-	t   *testing.T
-	now time.Time
-	b   *gateway.Balancer
+	t    *testing.T
+	now  time.Time
+	last *gateway.Balancer // what was put last
 }
 
-func newTestReconciler(t *testing.T, minute float64) *testReconciler {
-	f := &reconciler{
+func newTestReconciler(t *testing.T) *testReconciler {
+	r := &testReconciler{t: t, now: start}
+	r.reconciler = &reconciler{
 		Options: Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())},
 		id:      edge,
+		put:     func(b *gateway.Balancer) { r.last = b },
 	}
-	return &testReconciler{reconciler: f, t: t, now: at(minute)}
+	return r
 }
 
-// tell tells the follower what the API server said at some minute, and gives
-// when it wants to be woken.
-func (r *testReconciler) tell(minute float64, h serviceEvent) time.Duration {
-	r.now = at(minute)
-	r.observe(h, r.state, serviceState{}, r.now)
-	return r.wait(minute)
+// observeAt applies an event at some minute, and returns when the reconciler wants to
+// be called again.
+func (r *testReconciler) observeAt(minute float64, e serviceEvent) time.Duration {
+	return r.observeWith(minute, e, serviceState{})
 }
 
-// wait lets the clock come to a minute.
-func (r *testReconciler) wait(minute float64) time.Duration {
-	r.now = at(minute)
-	b, wake := r.publish(r.now)
-	if b != nil {
-		r.b = b
+func (r *testReconciler) observeWith(minute float64, e serviceEvent, stored serviceState) time.Duration {
+	r.event = e
+	if observed, ok := r.observe(at(minute)); ok {
+		r.state = r.state.next(stored, observed)
 	}
-	return wake
+	return r.advanceTo(minute)
+}
+
+// advanceTo sets the clock to a minute.
+func (r *testReconciler) advanceTo(minute float64) time.Duration {
+	r.now = at(minute)
+	return r.publish(r.now)
 }
 
 func (r *testReconciler) wantMode(want settings.Mode) {
 	r.t.Helper()
-	if r.b == nil {
+	if r.last == nil {
 		r.t.Fatalf("at %s: nothing is known, want mode %q", r.now.Sub(start), want)
 	}
-	if got := r.b.ForPort(8080).Mode; got != want {
+	if got := r.last.ForPort(8080).Mode; got != want {
 		r.t.Errorf("at %s: mode %q, want %q", r.now.Sub(start), got, want)
 	}
 }
 
-// wantShown demands a metric, and a part of the remark.
-func (r *testReconciler) wantShown(metric, remark string) {
+// wantGracePeriod checks for a metric, and a part of the warning.
+func (r *testReconciler) wantGracePeriod(metric, warning string) {
 	r.t.Helper()
-	text, err := testutil.CollectAndFormat(r.Metrics.graces, expfmt.TypeTextPlain, "usher_kubernetes_grace_end_timestamp_seconds")
+	text, err := testutil.CollectAndFormat(r.Metrics.graceEnd, expfmt.TypeTextPlain, "usher_kubernetes_grace_end_timestamp_seconds")
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	if !strings.Contains(string(text), metric+"\n") {
 		r.t.Errorf("the metrics lack %s:\n%s", metric, text)
 	}
-	if got := r.Metrics.graces.remark(r.now); !strings.Contains(got, remark) {
-		r.t.Errorf("the remark is %q and lacks %q", got, remark)
+	if got := r.Metrics.warning(r.now); !strings.Contains(got, warning) {
+		r.t.Errorf("the warning is %q and lacks %q", got, warning)
 	}
 }
 
-func is(s *corev1.Service) serviceEvent { return serviceEvent{synced: true, service: s} }
+func serviceIs(s *corev1.Service) serviceEvent { return serviceEvent{synced: true, service: s} }
 
-func TestAHeaderThatIsSwitchedOnIsWaitedForAndThenDemanded(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(30, is(service("", 0)))
+func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOn(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(30, serviceIs(service("", 0)))
 	r.wantMode(settings.Off)
-	if wake := r.tell(60, is(service("true", 60))); wake != 10*time.Minute {
+	if wake := r.observeAt(60, serviceIs(service("true", 60))); wake != 10*time.Minute {
 		t.Errorf("wakes up after %v, want 10m", wake)
 	}
 	r.wantMode(settings.Permissive)
 	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{namespace="consul",port="8080",service="edge"} %.6e`, float64(at(70).Unix()))
-	r.wantShown(metric, "listener 8080 behind Service consul/edge: 10m0s more, until 2026-01-01T13:10:00Z")
-	if wake := r.wait(69.9); wake.Round(time.Second) != 6*time.Second {
+	r.wantGracePeriod(metric, "listener 8080 of Service consul/edge for another 10m0s, until 2026-01-01T13:10:00Z")
+	if wake := r.advanceTo(69.9); wake.Round(time.Second) != 6*time.Second {
 		t.Errorf("wakes up after %v, want 6s", wake)
 	}
 	r.wantMode(settings.Permissive)
-	r.wait(70)
+	r.advanceTo(70)
 	r.wantMode(settings.Strict)
-	if n := testutil.CollectAndCount(r.Metrics.graces); n != 0 {
-		t.Errorf("%d series of graces after the end, want none", n)
+	if n := testutil.CollectAndCount(r.Metrics.graceEnd); n != 0 {
+		t.Errorf("%d series after the end of the grace period, want none", n)
 	}
-	if got := r.Metrics.graces.remark(r.now); got != "" {
-		t.Errorf("after the end the remark is %q", got)
+	if got := r.Metrics.warning(r.now); got != "" {
+		t.Errorf("after the end the warning is %q", got)
 	}
 }
 
-func TestAHeaderThatIsSwitchedOffIsStillWaitedForALittle(t *testing.T) {
+func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOff(t *testing.T) {
 	for name, s := range map[string]*corev1.Service{"to false": service("false", 60), "removed": service("", 0)} {
 		t.Run(name, func(t *testing.T) {
-			r := newTestReconciler(t, 0)
-			r.tell(30, is(service("true", 0)))
+			r := newTestReconciler(t)
+			r.observeAt(30, serviceIs(service("true", 0)))
 			r.wantMode(settings.Strict)
-			r.tell(60, is(s))
+			r.observeAt(60, serviceIs(s))
 			r.wantMode(settings.Permissive)
-			r.tell(65, is(s)) // the API server says the same again
-			r.wait(69.9)
+			r.observeAt(65, serviceIs(s)) // the same event again
+			r.advanceTo(69.9)
 			r.wantMode(settings.Permissive)
-			r.wait(70)
+			r.advanceTo(70)
 			r.wantMode(settings.Off)
 		})
 	}
 }
 
-// Whoever begins in the middle finds what those know that saw it all.
-func TestARestartedUsherAgrees(t *testing.T) {
-	for name, minute := range map[string]float64{"in the grace": 65, "after it": 71} {
+// An Usher that starts in the middle agrees with one that saw every event.
+func TestRestartedUsherAgrees(t *testing.T) {
+	for name, minute := range map[string]float64{"in the grace period": 65, "after it": 71} {
 		t.Run(name, func(t *testing.T) {
-			first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
-			first.tell(30, is(service("", 0)))
-			first.tell(60.1, is(service("true", 60)))
-			first.wait(minute)
-			second.tell(minute, is(service("true", 60)))
-			if diff := cmp.Diff(first.b, second.b); diff != "" {
+			first, second := newTestReconciler(t), newTestReconciler(t)
+			first.observeAt(30, serviceIs(service("", 0)))
+			first.observeAt(60.1, serviceIs(service("true", 60)))
+			first.advanceTo(minute)
+			second.observeAt(minute, serviceIs(service("true", 60)))
+			if diff := cmp.Diff(first.last, second.last); diff != "" {
 				t.Errorf("first -, restarted +:\n%s", diff)
 			}
-			first.wait(69.99)
-			second.wait(69.99)
-			first.wait(70)
-			second.wait(70)
+			first.advanceTo(69.99)
+			second.advanceTo(69.99)
+			first.advanceTo(70)
+			second.advanceTo(70)
 			first.wantMode(settings.Strict)
 			second.wantMode(settings.Strict)
 		})
 	}
 }
 
-// Both hear of it at times of their own, and what is in the Service is the same.
-func TestTwoUshersThatHearOfARemovalAtOtherTimesAgree(t *testing.T) {
+// Both observe it at different times, but the times in the Service are the same.
+func TestUshersThatObserveARemovalAtDifferentTimesAgree(t *testing.T) {
 	removed := service("", 0)
 	removed.ManagedFields[0] = managed("helm", 60, `{"f:spec": {"f:type": {}}}`) // it has changed something else, too
-	first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
+	first, second := newTestReconciler(t), newTestReconciler(t)
 	for _, r := range []*testReconciler{first, second} {
-		r.tell(30, is(service("true", 0)))
+		r.observeAt(30, serviceIs(service("true", 0)))
 	}
-	first.tell(60, is(removed))
-	second.tell(64, is(removed))
+	first.observeAt(60, serviceIs(removed))
+	second.observeAt(64, serviceIs(removed))
 	for _, r := range []*testReconciler{first, second} {
-		r.wait(69.9)
+		r.advanceTo(69.9)
 		r.wantMode(settings.Permissive)
-		r.wait(70)
+		r.advanceTo(70)
 		r.wantMode(settings.Off)
 	}
 }
 
-func TestAServiceThatAlwaysSentHeadersIsStrictAtOnce(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(60, is(service("true", 0)))
+func TestListenerIsStrictAtOnceIfHeadersWereAlwaysOn(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(60, serviceIs(service("true", 0)))
 	r.wantMode(settings.Strict)
 }
 
-func TestAServiceThatNeverSentHeadersIsOffAtOnce(t *testing.T) {
+func TestListenerIsOffAtOnceIfHeadersWereNeverOn(t *testing.T) {
 	for _, value := range []string{"", "false"} {
-		r := newTestReconciler(t, 0)
-		r.tell(1, is(service(value, 1)))
+		r := newTestReconciler(t)
+		r.observeAt(1, serviceIs(service(value, 1)))
 		r.wantMode(settings.Off)
 	}
 }
@@ -207,8 +211,8 @@ func TestUnknownIsNotOff(t *testing.T) {
 	bad := service("v2", 61)
 	for name, h := range map[string]serviceEvent{
 		"refused":               {err: forbidden},
-		"gone":                  {synced: true},
-		"unreadable value":      is(bad),
+		"deleted":               {synced: true},
+		"invalid value":         serviceIs(bad),
 		"refused, and answered": {synced: true, service: service("", 0), err: forbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -216,121 +220,122 @@ func TestUnknownIsNotOff(t *testing.T) {
 				before string
 				want   settings.Mode
 			}{{"true", settings.Strict}, {"false", settings.Off}} {
-				r := newTestReconciler(t, 0)
-				r.tell(30, is(service(c.before, 0)))
-				r.tell(62, h)
+				r := newTestReconciler(t)
+				r.observeAt(30, serviceIs(service(c.before, 0)))
+				r.observeAt(62, h)
 				r.wantMode(c.want)
-				if len(r.b.Problems) != 1 {
-					t.Errorf("problems %v, want one", r.b.Problems)
+				if len(r.last.Problems) != 1 {
+					t.Errorf("problems %v, want one", r.last.Problems)
 				}
-				r.wait(600)
+				r.advanceTo(600)
 				r.wantMode(c.want)
-				r.tell(601, is(service(c.before, 0)))
+				r.observeAt(601, serviceIs(service(c.before, 0)))
 				r.wantMode(c.want)
-				if len(r.b.Problems) != 0 {
-					t.Errorf("problems %v after it is mended, want none", r.b.Problems)
+				if len(r.last.Problems) != 0 {
+					t.Errorf("problems %v after it is corrected, want none", r.last.Problems)
 				}
 			}
-			cold := newTestReconciler(t, 0)
-			cold.tell(62, h)
+			cold := newTestReconciler(t)
+			cold.observeAt(62, h)
 			cold.wantMode("")
-			if len(cold.b.Problems) != 1 {
-				t.Errorf("problems %v, want one", cold.b.Problems)
+			if len(cold.last.Problems) != 1 {
+				t.Errorf("problems %v, want one", cold.last.Problems)
 			}
 		})
 	}
 }
 
-// A grace that ends while nobody knows anything stays: what it would end with
-// may be wrong by then.
-func TestNothingBecomesStricterWhileTheServiceIsUnknown(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(60, is(service("true", 60)))
-	r.tell(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")})
+// A grace period does not end while the intent is unknown: the mode after it may be
+// wrong by then.
+func TestGracePeriodDoesNotEndWhileTheIntentIsUnknown(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(60, serviceIs(service("true", 60)))
+	r.observeAt(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")})
 	if n := testutil.ToFloat64(r.Metrics.failing); n != 1 {
 		t.Errorf("%v watches fail, want 1", n)
 	}
-	r.wait(600)
+	r.advanceTo(600)
 	r.wantMode(settings.Permissive)
-	r.tell(601, is(service("true", 60)))
+	r.observeAt(601, serviceIs(service("true", 60)))
 	r.wantMode(settings.Strict)
 }
 
 // kubectl owns the annotation and changes a label, which moves its time.
-func TestAnotherChangeBeginsNoGrace(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(30, is(service("true", 0)))
-	r.tell(60, is(service("true", 60)))
+func TestUnrelatedChangeStartsNoGracePeriod(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(30, serviceIs(service("true", 0)))
+	r.observeAt(60, serviceIs(service("true", 60)))
 	r.wantMode(settings.Strict)
-	r.tell(61, serviceEvent{err: fmt.Errorf("down")})
-	r.tell(62, is(service("true", 60)))
+	r.observeAt(61, serviceEvent{err: fmt.Errorf("down")})
+	r.observeAt(62, serviceIs(service("true", 60)))
 	r.wantMode(settings.Strict)
-	r.tell(63, serviceEvent{err: fmt.Errorf("down")})
-	r.tell(65, is(service("true", 64))) // it may have been false in between
+	r.observeAt(63, serviceEvent{err: fmt.Errorf("down")})
+	r.observeAt(65, serviceIs(service("true", 64))) // it may have been false in between
 	r.wantMode(settings.Permissive)
 }
 
-func TestAnotherVersionOfTheHeaderIsAChange(t *testing.T) {
-	first := portState{}.observe(portIntent{state: proxyOn, version: settings.V1, since: at(0)}, at(0), at(0))
-	for sends, want := range map[settings.Version]time.Time{settings.V1: at(0), settings.V2: at(60)} {
-		if h := first.observe(portIntent{state: proxyOn, version: sends, since: at(60)}, at(60), at(60)); h.changed != want {
-			t.Errorf("%s after v1: changed at %s, want %s", sends, h.changed, want)
+func TestAnotherHeaderVersionIsAChange(t *testing.T) {
+	first := portState{}.observe(portIntent{State: proxyOn, Version: v1, since: at(0)}, at(0), at(0))
+	for version, want := range map[settings.Version]time.Time{v1: at(0), v2: at(60)} {
+		p := first.observe(portIntent{State: proxyOn, Version: version, since: at(60)}, at(60), at(60))
+		if p.Changed != want {
+			t.Errorf("%s after v1: changed at %s, want %s", version, p.Changed, want)
 		}
 	}
 }
 
-func TestAServiceThatIsMadeAnew(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(30, is(service("true", 0)))
-	r.tell(60, serviceEvent{synced: true})
+func TestServiceIsRecreated(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(30, serviceIs(service("true", 0)))
+	r.observeAt(60, serviceEvent{synced: true})
 	r.wantMode(settings.Strict)
 	again := service("", 0)
 	again.CreationTimestamp = metav1.NewTime(at(61))
-	r.tell(61, is(again))
+	r.observeAt(61, serviceIs(again))
 	r.wantMode(settings.Permissive)
-	r.wait(71)
+	r.advanceTo(71)
 	r.wantMode(settings.Off)
 }
 
-func TestNothingIsSaidBeforeTheFirstAnswer(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	if r.tell(1, serviceEvent{}); r.b != nil {
-		t.Errorf("%v was said", r.b)
+func TestNothingIsPublishedBeforeTheFirstAnswer(t *testing.T) {
+	r := newTestReconciler(t)
+	if r.observeAt(1, serviceEvent{}); r.last != nil {
+		t.Errorf("%v was published", r.last)
 	}
 }
 
-func TestWhatDoesNotChangeIsSaidOnce(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(30, is(service("true", 0)))
-	said := r.b
+func TestEqualBalancerIsPublishedOnce(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(30, serviceIs(service("true", 0)))
+	published := r.last
 	other := service("true", 0)
 	other.Labels = map[string]string{"app": "edge"}
-	if r.tell(31, is(other)); r.b != said {
-		t.Error("an equal fact was said again")
+	if r.observeAt(31, serviceIs(other)); r.last != published {
+		t.Error("an equal balancer was published again")
 	}
 }
 
-func TestTheLogSaysWhatAListenerFollows(t *testing.T) {
+func TestLogHasEachModeChange(t *testing.T) {
 	var log strings.Builder
-	r := newTestReconciler(t, 0)
+	r := newTestReconciler(t)
 	r.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	r.tell(60, is(service("true", 60)))
-	want := `msg="a listener follows its load balancer" service=consul/edge port=8080 mode=permissive until=2026-01-01T13:10:00Z`
+	r.observeAt(60, serviceIs(service("true", 60)))
+	want := `msg="listener mode follows load balancer" service=consul/edge port=8080 mode=permissive until=2026-01-01T13:10:00Z`
 	if !strings.Contains(log.String(), want) {
 		t.Errorf("the log lacks %s:\n%s", want, log.String())
 	}
 }
 
-func TestNoGraceIsNone(t *testing.T) {
-	r := newTestReconciler(t, 0)
+func TestGracePeriodOfZero(t *testing.T) {
+	r := newTestReconciler(t)
 	r.Grace = 0
-	r.tell(60, is(service("true", 60)))
+	r.observeAt(60, serviceIs(service("true", 60)))
 	r.wantMode(settings.Strict)
-	r.tell(61, is(service("", 0)))
+	r.observeAt(61, serviceIs(service("", 0)))
 	r.wantMode(settings.Off)
 }
 
-func TestTimesOfAService(t *testing.T) {
+func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 	key := `{"f:metadata": {"f:annotations": {"f:` + digital + `": {}}}}`
 	kind := `{"f:spec": {"f:type": {}}}`
 	status := managed("cloud", 50, key)
@@ -339,15 +344,15 @@ func TestTimesOfAService(t *testing.T) {
 		entries []metav1.ManagedFieldsEntry
 		want    float64
 	}{
-		"nobody owns it":             {nil, 0},
+		"no manager":                 {nil, 0},
 		"one":                        {[]metav1.ManagedFieldsEntry{managed("a", 5, key)}, 5},
 		"two with the same value":    {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, key)}, 5},
 		"the type came later":        {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, kind)}, 9},
-		"somebody else came later":   {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, `{"f:metadata": {"f:labels": {}}}`)}, 5},
+		"an unrelated manager later": {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, `{"f:metadata": {"f:labels": {}}}`)}, 5},
 		"the status does not count":  {[]metav1.ManagedFieldsEntry{managed("a", 5, key), status}, 5},
 		"an entry that is not JSON":  {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 3, "x")}, 5},
 		"a field that is no object":  {[]metav1.ManagedFieldsEntry{managed("a", 5, `{"f:metadata": 1}`)}, 0},
-		"all annotations and no one": {[]metav1.ManagedFieldsEntry{managed("a", 5, `{"f:metadata": {"f:annotations": {".": {}}}}`)}, 0},
+		"no single annotation":       {[]metav1.ManagedFieldsEntry{managed("a", 5, `{"f:metadata": {"f:annotations": {".": {}}}}`)}, 0},
 	} {
 		s := service("", 0)
 		s.Annotations, s.ManagedFields = map[string]string{digital: "true"}, c.entries
@@ -365,81 +370,80 @@ func mixedService() *corev1.Service {
 	return s
 }
 
-// A listener that gets both takes both, for as long as it does; then whoever has
-// sent headers has the grace to stop.
-func TestAListenerBehindPortsThatDifferTakesBoth(t *testing.T) {
-	r := newTestReconciler(t, 0)
+// A listener behind ports that disagree is permissive for as long as they do, and then
+// for a grace period.
+func TestListenerBehindPortsThatDisagreeIsPermissive(t *testing.T) {
+	r := newTestReconciler(t)
 	for _, minute := range []float64{30, 600} {
-		if wake := r.tell(minute, is(mixedService())); wake != idle {
+		if wake := r.observeAt(minute, serviceIs(mixedService())); wake != idle {
 			t.Errorf("wakes up after %v, though nothing ends", wake)
 		}
 		r.wantMode(settings.Permissive)
 	}
 	none := mixedService()
 	none.Annotations = nil
-	r.tell(700, is(none))
+	r.observeAt(700, serviceIs(none))
 	r.wantMode(settings.Permissive)
-	r.wait(710)
+	r.advanceTo(710)
 	r.wantMode(settings.Off)
 
-	r.tell(800, is(mixedService()))
+	r.observeAt(800, serviceIs(mixedService()))
 	all := mixedService()
 	all.Annotations[awsPorts] = "80,443"
 	all.ManagedFields = append(all.ManagedFields, managed("kubectl-annotate", 900, `{"f:metadata": {"f:annotations": {"f:`+awsPorts+`": {}}}}`))
-	r.tell(900, is(all))
+	r.observeAt(900, serviceIs(all))
 	r.wantMode(settings.Permissive)
-	r.wait(910)
+	r.advanceTo(910)
 	r.wantMode(settings.Strict)
 }
 
-func TestWhoKeepsTheClientsAddressesIsTold(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	for minute, s := range []*corev1.Service{service("true", 0), keepsClients(), service("true", 0)} {
-		r.tell(float64(30+minute), is(s))
-		if want := minute == 1; r.b.PreservesClientIP != want {
-			t.Errorf("%d: the peer is the client: %v, want %v", minute, r.b.PreservesClientIP, want)
+func TestBalancerPreservesClientIP(t *testing.T) {
+	r := newTestReconciler(t)
+	for minute, s := range []*corev1.Service{service("true", 0), preservesClients(), service("true", 0)} {
+		r.observeAt(float64(30+minute), serviceIs(s))
+		if want := minute == 1; r.last.PreservesClientIP != want {
+			t.Errorf("%d: preserves client IP: %v, want %v", minute, r.last.PreservesClientIP, want)
 		}
 	}
 }
 
-// The log says what listeners become, and not that nobody knows.
-func TestTheLogHasNothingOfWhatNobodyKnows(t *testing.T) {
+// The log has mode changes only.
+func TestLogHasNothingAboutUnknownModes(t *testing.T) {
 	var log strings.Builder
-	r := newTestReconciler(t, 0)
+	r := newTestReconciler(t)
 	r.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	r.tell(60, is(service("v2", 60)))
+	r.observeAt(60, serviceIs(service("v2", 60)))
 	if log.Len() > 0 {
 		t.Errorf("the log has\n%s", log.String())
 	}
 }
 
-// Nobody is told that a grace ends while it does not.
-func TestAGraceThatWaitsForTheAPIServerHasNoEnd(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.tell(60, is(service("true", 60)))
-	if wake := r.tell(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
+// A grace period that does not end has no end in the metrics.
+func TestGracePeriodHasNoEndWhileTheIntentIsUnknown(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeAt(60, serviceIs(service("true", 60)))
+	if wake := r.observeAt(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
 		t.Errorf("wakes up after %v, though nothing ends", wake)
 	}
-	if n := len(r.Metrics.graces.list()); n != 0 {
-		t.Errorf("%d graces are said to end, want none", n)
+	if n := len(gracePeriods(r.Options)); n != 0 {
+		t.Errorf("%d grace periods have an end, want none", n)
 	}
 }
 
-// Whatever is heard in whatever order, what counts in the end is the last that
-// was clear.
+// After any sequence of events, the last intent that was known counts.
 func TestModesOverTime(t *testing.T) {
-	told := map[string]serviceEvent{
-		"on": is(service("true", 0)), "off": is(service("", 0)), "gone": {synced: true},
-		"down": {err: fmt.Errorf("down")}, "bad": is(service("v2", 0)),
+	events := map[string]serviceEvent{
+		"on": serviceIs(service("true", 0)), "off": serviceIs(service("", 0)), "gone": {synced: true},
+		"down": {err: fmt.Errorf("down")}, "bad": serviceIs(service("v2", 0)),
 	}
-	for a := range maps.Keys(told) {
-		for b := range maps.Keys(told) {
-			for c := range maps.Keys(told) {
-				r := newTestReconciler(t, 0)
+	for a := range maps.Keys(events) {
+		for b := range maps.Keys(events) {
+			for c := range maps.Keys(events) {
+				r := newTestReconciler(t)
 				want := settings.Mode("")
 				for i, name := range []string{a, b, c} {
-					r.tell(100*float64(i+1), told[name])
-					r.wait(100*float64(i+1) + 50)
+					r.observeAt(100*float64(i+1), events[name])
+					r.advanceTo(100*float64(i+1) + 50)
 					switch name {
 					case "on":
 						want = settings.Strict
@@ -447,7 +451,7 @@ func TestModesOverTime(t *testing.T) {
 						want = settings.Off
 					}
 				}
-				if got := r.b.ForPort(8080).Mode; got != want {
+				if got := r.last.ForPort(8080).Mode; got != want {
 					t.Errorf("%s, %s, %s: mode %q, want %q", a, b, c, got, want)
 				}
 			}
@@ -455,9 +459,8 @@ func TestModesOverTime(t *testing.T) {
 	}
 }
 
-// Oracle's network load balancers go on sending headers when the annotation is
-// removed.
-func TestARemovalThatTheCloudDoesNotFollow(t *testing.T) {
+// Oracle's network load balancers keep sending headers when the annotation is removed.
+func TestRemovalThatTheCloudDoesNotFollow(t *testing.T) {
 	const key = "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled"
 	with := func(value string, version int) serviceEvent {
 		s := service("", 0)
@@ -466,29 +469,29 @@ func TestARemovalThatTheCloudDoesNotFollow(t *testing.T) {
 		}
 		return versioned(s, version)
 	}
-	gone := "Kubernetes Service consul/edge: " + key + `: it is gone, but this cloud leaves the balancer as it was then, which sends PROXY headers; set it to "false" to switch them off`
-	r, restarted := newTestReconciler(t, 0), newTestReconciler(t, 0)
-	r.noting(30, with("true", 1), "")
-	note := r.noting(60, with("", 2), "")
-	restarted.noting(65, with("", 2), note)
+	removed := "Kubernetes Service consul/edge: " + key + `: it was removed, but this cloud's load balancer then keeps sending PROXY headers; set it to "false" to switch them off`
+	r, restarted := newTestReconciler(t), newTestReconciler(t)
+	r.observeStored(30, with("true", 1), "")
+	stored := r.observeStored(60, with("", 2), "")
+	restarted.observeStored(65, with("", 2), stored)
 	for _, r := range []*testReconciler{r, restarted} {
-		r.wait(600)
+		r.advanceTo(600)
 		r.wantMode(settings.Strict)
-		if len(r.b.Problems) != 1 || r.b.Problems[0].String() != gone {
-			t.Errorf("problems %v, want %s", r.b.Problems, gone)
+		if len(r.last.Problems) != 1 || r.last.Problems[0].String() != removed {
+			t.Errorf("problems %v, want %s", r.last.Problems, removed)
 		}
 	}
-	r.noting(610, with("false", 3), "")
+	r.observeStored(610, with("false", 3), "")
 	r.wantMode(settings.Permissive)
-	r.noting(630, with("", 4), "")
+	r.observeStored(630, with("", 4), "")
 	r.wantMode(settings.Off)
-	if len(r.b.Problems) != 0 {
-		t.Errorf("problems %v after it was switched off", r.b.Problems)
+	if len(r.last.Problems) != 0 {
+		t.Errorf("problems %v after it was switched off", r.last.Problems)
 	}
-	anew := with("", 5)
-	anew.service.CreationTimestamp = metav1.NewTime(at(605))
-	restarted.noting(606, anew, "")
+	recreated := with("", 5)
+	recreated.service.CreationTimestamp = metav1.NewTime(at(605))
+	restarted.observeStored(606, recreated, "")
 	restarted.wantMode(settings.Permissive)
-	restarted.wait(620)
+	restarted.advanceTo(620)
 	restarted.wantMode(settings.Off)
 }

@@ -14,25 +14,23 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// noting tells the follower what the API server said at some minute, with what
-// is noted, and gives what is noted then.
-func (r *testReconciler) noting(minute float64, h serviceEvent, text string) string {
-	r.now = at(minute)
-	r.observe(h, r.state, decodeState(text), r.now)
-	r.wait(minute)
+// observeStored applies an event at some minute, with this stored state, and returns what
+// is stored then.
+func (r *testReconciler) observeStored(minute float64, e serviceEvent, text string) string {
+	r.observeWith(minute, e, decodeState(text))
 	return encodeState(r.state)
 }
 
 func versioned(s *corev1.Service, version int) serviceEvent {
 	s.ResourceVersion = fmt.Sprint(version)
-	return is(s)
+	return serviceIs(s)
 }
 
-// Whoever is started at 66 finds in the record what cannot be seen in the
-// Service any more, and the API server has forgotten its past.
-func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
+// An Usher that starts at 66 finds in the store what the Service does not tell, and the
+// API server has forgotten its history.
+func TestRestartedUsherAgreesByTheStore(t *testing.T) {
 	on := func(set float64, version int) serviceEvent { return versioned(service("true", set), version) }
-	gone := func(version int) serviceEvent { return versioned(service("", 0), version) }
+	removed := func(version int) serviceEvent { return versioned(service("", 0), version) }
 	type step struct {
 		minute float64
 		serviceEvent
@@ -42,75 +40,74 @@ func TestARestartedUsherAgreesByTheRecord(t *testing.T) {
 		then        serviceEvent
 		at66, after settings.Mode
 	}{
-		"removed":                      {[]step{{30, on(0, 1)}, {60, gone(2)}}, gone(2), settings.Permissive, settings.Off},
-		"removed, and something else":  {[]step{{30, on(0, 1)}, {60, gone(2)}, {64, gone(3)}}, gone(3), settings.Permissive, settings.Off},
+		"removed":                      {[]step{{30, on(0, 1)}, {60, removed(2)}}, removed(2), settings.Permissive, settings.Off},
+		"removed, and something else":  {[]step{{30, on(0, 1)}, {60, removed(2)}, {64, removed(3)}}, removed(3), settings.Permissive, settings.Off},
 		"something else is changed":    {[]step{{30, on(0, 1)}, {60, on(60, 2)}}, on(60, 2), settings.Strict, settings.Strict},
-		"switched on, something else":  {[]step{{30, gone(1)}, {60, on(60, 2)}, {65, on(65, 3)}}, on(65, 3), settings.Permissive, settings.Strict},
+		"switched on, something else":  {[]step{{30, removed(1)}, {60, on(60, 2)}, {65, on(65, 3)}}, on(65, 3), settings.Permissive, settings.Strict},
 		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Permissive, settings.Permissive},
-		"a value that is no value":     {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Strict, settings.Strict},
-		"no value, in a grace":         {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Permissive, settings.Permissive},
-		"who keeps clients' addresses": {[]step{{57, versioned(keepsClients(), 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Strict, settings.Strict},
-		"changed while nobody watched": {[]step{{30, on(0, 1)}}, gone(2), settings.Permissive, settings.Permissive},
+		"an invalid value":             {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Strict, settings.Strict},
+		"invalid, in a grace period":   {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Permissive, settings.Permissive},
+		"preserved client IPs":         {[]step{{57, versioned(preservesClients(), 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Strict, settings.Strict},
+		"changed while nobody watched": {[]step{{30, on(0, 1)}}, removed(2), settings.Permissive, settings.Permissive},
 	} {
 		t.Run(name, func(t *testing.T) {
-			first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
+			first, second := newTestReconciler(t), newTestReconciler(t)
 			text := ""
 			for _, s := range c.before {
-				text = first.noting(s.minute, s.serviceEvent, text)
+				text = first.observeStored(s.minute, s.serviceEvent, text)
 			}
-			text = second.noting(66, c.then, text)
-			first.noting(66, c.then, text)
+			text = second.observeStored(66, c.then, text)
+			first.observeStored(66, c.then, text)
 			for _, r := range []*testReconciler{first, second} {
 				r.wantMode(c.at66)
-				r.wait(69.9)
+				r.advanceTo(69.9)
 				r.wantMode(c.at66)
-				r.wait(70)
+				r.advanceTo(70)
 				r.wantMode(c.after)
 			}
-			if diff := cmp.Diff(first.b, second.b); diff != "" {
+			if diff := cmp.Diff(first.last, second.last); diff != "" {
 				t.Errorf("first -, restarted +:\n%s", diff)
 			}
 		})
 	}
 }
 
-// keepsClients is a Service with a header whose connections come from the
-// clients.
-func keepsClients() *corev1.Service {
+// preservesClients is a Service with a header whose connections come from the clients.
+func preservesClients() *corev1.Service {
 	s := service("true", 0)
 	s.Annotations[awsAttributes] = awsPreserveClientIP + "=true"
 	return s
 }
 
-func TestTwoUshersAgreeByTheRecord(t *testing.T) {
-	first, second := newTestReconciler(t, 0), newTestReconciler(t, 0)
+func TestUshersAgreeByTheStore(t *testing.T) {
+	first, second := newTestReconciler(t), newTestReconciler(t)
 	on, off := versioned(service("true", 0), 1), versioned(service("", 0), 2)
-	text := first.noting(30, on, "")
-	text = second.noting(31, on, text)
-	text = first.noting(60, off, text)
-	if late := second.noting(61, on, text); late != text {
-		t.Errorf("one that is late has noted %s instead of %s", late, text)
+	text := first.observeStored(30, on, "")
+	text = second.observeStored(31, on, text)
+	text = first.observeStored(60, off, text)
+	if late := second.observeStored(61, on, text); late != text {
+		t.Errorf("a late Usher has stored %s instead of %s", late, text)
 	}
 	second.wantMode(settings.Permissive)
-	if same := second.noting(64, off, text); same != text {
-		t.Errorf("noted is %s and then %s", text, same)
+	if same := second.observeStored(64, off, text); same != text {
+		t.Errorf("stored is %s and then %s", text, same)
 	}
-	text = first.noting(65, serviceEvent{synced: true}, text)
-	if same := second.noting(67, serviceEvent{synced: true}, text); same != text {
-		t.Errorf("of a Service that is gone, noted is %s and then %s", text, same)
+	text = first.observeStored(65, serviceEvent{synced: true}, text)
+	if same := second.observeStored(67, serviceEvent{synced: true}, text); same != text {
+		t.Errorf("for a deleted Service, %s is stored and then %s", text, same)
 	}
 }
 
-func TestANoteThatNobodyUnderstandsIsNone(t *testing.T) {
+func TestStoredStateThatCannotBeReadIsIgnored(t *testing.T) {
 	for _, text := range []string{"", "x", "{}", `{"version": "9", "others": {"told": "perhaps"}}`, `{"version": "9", "listeners": {"a": {}}}`} {
-		r := newTestReconciler(t, 0)
-		r.noting(60, versioned(service("true", 0), 1), text)
+		r := newTestReconciler(t)
+		r.observeStored(60, versioned(service("true", 0), 1), text)
 		r.wantMode(settings.Strict)
 	}
 }
 
-// absurd are notes that no Usher can have written.
-var absurd = []string{
+// implausible are states that no Usher can have stored.
+var implausible = []string{
 	"null", "[]", `{"version": null, "listeners": null, "others": null}`, `{"version": "9", "listeners": {"8080": null}}`, "1e999", `{"version": 9}`,
 	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "9999-12-31T23:59:59-01:00"}}}`,
 	`{"version": "9", "others": {"told": "off", "newest": "9999-12-31T23:59:59-23:59"}}`,
@@ -120,162 +117,167 @@ var absurd = []string{
 	`{"version": "9", "listeners": {"-1": {"told": "off"}}}`, `{"version": "9", "listeners": {"99999999999999999999": {"told": "off"}}}`, `{"version": "9", "listeners": {"65536": {"told": "off"}}}`,
 }
 
-func TestANoteThatNoUsherHasWrittenIsNone(t *testing.T) {
-	for _, text := range absurd {
-		r := newTestReconciler(t, 0)
-		text = r.noting(60, versioned(service("true", 0), 1), text)
+func TestImplausibleStoredStateIsIgnored(t *testing.T) {
+	for _, text := range implausible {
+		r := newTestReconciler(t)
+		text = r.observeStored(60, versioned(service("true", 0), 1), text)
 		r.wantMode(settings.Strict)
-		if m := decodeState(text); m.resourceVersion != "1" && m.resourceVersion != "9" {
-			t.Errorf("what is noted after it is %s", text)
+		if s := decodeState(text); s.ResourceVersion != "1" && s.ResourceVersion != "9" {
+			t.Errorf("after it %s is stored", text)
 		}
 	}
 }
 
 // A time in the first or last year can be in another year in UTC, which JSON does not
 // allow.
-func TestEveryTimeCanBeNoted(t *testing.T) {
+func TestEveryTimeCanBeStored(t *testing.T) {
 	for _, text := range []string{"0000-01-01T00:00:00+23:59", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"} {
 		var when time.Time
 		if err := when.UnmarshalText([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		h := portState{portIntent: portIntent{state: proxyOn}, changed: when, modified: when, frozenSince: when}
-		m := decodeState(encodeState(serviceState{resourceVersion: "1", listeners: map[int]portState{80: h}, others: h}))
-		if m.resourceVersion != "1" || m.listeners[80].state != proxyOn || m.others.state != proxyOn {
-			t.Errorf("with %s it was noted as %+v", text, m)
+		when = utc(when)
+		p := portState{portIntent: portIntent{State: proxyOn}, Changed: when, Modified: when, FrozenSince: when}
+		s := decodeState(encodeState(serviceState{ResourceVersion: "1", Listeners: map[int]portState{80: p}, Others: p}))
+		if s.ResourceVersion != "1" || s.Listeners[80].State != proxyOn || s.Others.State != proxyOn {
+			t.Errorf("with %s it was stored as %+v", text, s)
 		}
 	}
 }
 
-// FuzzNote checks that no note makes Usher panic. It also checks that the result can be
-// noted, and is the same when it is read.
-func FuzzNote(f *testing.F) {
-	for _, text := range absurd {
+// FuzzStoredState checks that no stored text makes Usher panic, and that the result can
+// be stored and is the same when it is read.
+func FuzzStoredState(f *testing.F) {
+	for _, text := range implausible {
 		f.Add(text)
 	}
 	f.Add(encodeState(serviceState{}.observe(readIntent(service("true", 0)), start)))
-	f.Add(encodeState(serviceState{resourceVersion: "1", listeners: map[int]portState{80: {portIntent: portIntent{state: proxyMixed, removalProblem: problem.Problem{Where: "a", What: "b"}}}}}.freeze(start)))
+	mixed := portState{portIntent: portIntent{State: proxyMixed, RemovalProblem: problem.Problem{Where: "a", What: "b"}}}
+	f.Add(encodeState(serviceState{ResourceVersion: "1", Listeners: map[int]portState{80: mixed}}.freeze(start)))
 	f.Fuzz(func(t *testing.T, text string) {
-		m := decodeState(text)
-		if again := encodeState(m); encodeState(decodeState(again)) != again {
-			t.Errorf("%s is read and noted as %s", again, encodeState(decodeState(again)))
+		s := decodeState(text)
+		if again := encodeState(s); encodeState(decodeState(again)) != again {
+			t.Errorf("%s is read and stored as %s", again, encodeState(decodeState(again)))
 		}
-		for _, h := range []serviceEvent{versioned(service("true", 0), 1), versioned(service("", 0), 2), {synced: true}, {err: errors.New("down")}} {
-			r := newTestReconciler(t, 0)
-			if noted := r.noting(60, h, text); noted == "" {
-				t.Errorf("after %+v nothing can be noted", h)
+		for _, e := range []serviceEvent{versioned(service("true", 0), 1), versioned(service("", 0), 2), {synced: true}, {err: errors.New("down")}} {
+			r := newTestReconciler(t)
+			if stored := r.observeStored(60, e, text); stored == "" {
+				t.Errorf("after %+v nothing can be stored", e)
 			}
-			for port, behind := range r.b.Listeners {
+			for port, state := range r.last.Listeners {
 				if port < 1 || port > 65535 {
-					t.Errorf("port %d is %+v", port, behind)
+					t.Errorf("port %d is %+v", port, state)
 				}
 			}
 		}
 	})
 }
 
-// strictByRecord is an Usher that notes, of a Service that sends headers.
-func strictByRecord(t *testing.T) (*apiServer, <-chan *gateway.Balancer) {
+// watchStrict starts an Usher with a store, for a Service that sends headers.
+func watchStrict(t *testing.T) (*apiServer, <-chan *gateway.Balancer) {
 	t.Helper()
 	a := newAPIServer(t)
 	a.record = &corev1.ConfigMap{}
 	a.set(service("true", 0))
-	said := a.watching(t, "record")
-	await(t, said, settings.Strict, "")
-	return a, said
+	published := a.watchEdge(t, "record")
+	await(t, published, settings.Strict, "")
+	return a, published
 }
 
-func TestWatchNotesWhatItHears(t *testing.T) {
-	a, said := strictByRecord(t)
+func TestWatchStoresWhatItObserves(t *testing.T) {
+	a, published := watchStrict(t)
 	before := time.Now()
 	a.set(service("", 0))
-	await(t, said, settings.Permissive, "")
-	m := a.noted(t, "2")
-	if h := m.listeners[8080]; h.state != proxyOff || h.changed.Before(before) || h.changed.After(time.Now()) {
-		t.Errorf("after %s is noted %+v", before, m)
+	await(t, published, settings.Permissive, "")
+	s := a.waitStored(t, "2")
+	if p := s.Listeners[8080]; p.State != proxyOff || p.Changed.Before(before) || p.Changed.After(time.Now()) {
+		t.Errorf("after %s, %+v is stored", before, s)
 	}
-	await(t, a.watching(t, "record"), settings.Permissive, "")
+	await(t, a.watchEdge(t, "record"), settings.Permissive, "")
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.record.Generation != 2 {
-		t.Errorf("two things were heard, and %d noted", a.record.Generation)
+		t.Errorf("of two events, %d were stored", a.record.Generation)
 	}
 }
 
-func TestListenersDoNotWaitForTheRecord(t *testing.T) {
-	a, said := strictByRecord(t)
-	a.noted(t, "1")
+func TestListenersDoNotWaitForTheStore(t *testing.T) {
+	a, published := watchStrict(t)
+	a.waitStored(t, "1")
 	stall := make(chan struct{})
 	defer close(stall)
 	a.change(func() { a.stall = stall })
 	a.set(service("", 0))
 	begin := time.Now()
-	await(t, said, settings.Permissive, "")
+	await(t, published, settings.Permissive, "")
 	if waited := time.Since(begin); waited > storeTimeout/2 {
-		t.Errorf("it was told after %v", waited)
+		t.Errorf("it was published after %v", waited)
 	}
 }
 
-// What the API server still has of the past may begin too late.
-func TestWhatIsNotedCountsForMoreThanWhatIsRecalled(t *testing.T) {
+// The history that the API server still has may begin too late.
+func TestStoredStateTakesPrecedenceOverHistory(t *testing.T) {
 	now := time.Since(start).Minutes()
 	a := newAPIServer(t)
 	a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(serviceState{}.observe(readIntent(versioned(service("true", 0), 1).service), start))}}
 	a.set(nil) // forgotten
 	a.set(service("true", now-1))
 	a.set(service("true", now))
-	await(t, a.watching(t, "record"), settings.Strict, "")
+	await(t, a.watchEdge(t, "record"), settings.Strict, "")
 }
 
-// Another Usher has noted, just before, that it was all over long ago.
-func TestWhoIsSlowerTakesOverWhatIsNoted(t *testing.T) {
-	a, said := strictByRecord(t)
+// Another Usher has stored, just before, that it was all over long ago.
+func TestSlowerUsherAdoptsTheStoredState(t *testing.T) {
+	a, published := watchStrict(t)
 	a.change(func() {
-		a.meddle = func(m *corev1.ConfigMap) {
+		a.beforePut = func(m *corev1.ConfigMap) {
 			m.Data = map[string]string{"consul.edge": `{"version": "2", "listeners": {"8080": {"told": "off", "changed": "2026-01-01T00:00:00Z"}}}`}
 			m.Generation++
 		}
 	})
 	a.set(service("", 0))
-	await(t, said, settings.Off, "")
+	await(t, published, settings.Off, "")
 }
 
-// What is only known from the Service is a guess, which another Usher's note
-// corrects when it can be read.
-func TestWhoCouldNotReadTheRecordAtFirstTakesItOver(t *testing.T) {
+// What the Service alone tells is a guess, which the stored state corrects once it can be
+// read.
+func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	a.set(nil) // forgotten
 	a.set(service("", 0))
-	said := a.watching(t, "record")
-	await(t, said, settings.Off, "there is no such ConfigMap")
-	removed := serviceState{resourceVersion: "2", listeners: map[int]portState{8080: {portIntent: portIntent{state: proxyOff}, changed: time.Now()}}, others: portState{portIntent: portIntent{state: proxyOff}}}
+	published := a.watchEdge(t, "record")
+	await(t, published, settings.Off, "it does not exist; create an empty one")
+	off := portIntent{State: proxyOff}
+	removed := serviceState{
+		ResourceVersion: "2", Listeners: map[int]portState{8080: {portIntent: off, Changed: time.Now()}}, Others: portState{portIntent: off},
+	}
 	a.change(func() { a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(removed)}} })
-	await(t, said, settings.Permissive, "")
+	await(t, published, settings.Permissive, "")
 }
 
-func TestWhatCannotBeNotedIsTriedAgain(t *testing.T) {
-	r := newTestReconciler(t, 0)
-	r.noting(60, versioned(service("true", 0), 1), "")
+func TestFailedUpdateIsRetried(t *testing.T) {
+	r := newTestReconciler(t)
+	r.observeStored(60, versioned(service("true", 0), 1), "")
 	r.notStored = []problem.Problem{{Where: "a", What: "b"}}
-	if wake := r.wait(61); wake != retryDelay || !cmp.Equal(r.b.Problems, r.notStored) {
-		t.Errorf("wakes up after %v with problems %v, want %v", wake, r.b.Problems, retryDelay)
+	if wake := r.advanceTo(61); wake != retryDelay || !cmp.Equal(r.last.Problems, r.notStored) {
+		t.Errorf("wakes up after %v with problems %v, want %v", wake, r.last.Problems, retryDelay)
 	}
 }
 
-func TestARecordThatIsNotThereIsAProblem(t *testing.T) {
+func TestMissingConfigMapIsAProblem(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	a.set(service("true", 0))
 	var last time.Time
-	a.missed = func() { // it is made when the time for it makes Usher ask, and no news
+	a.onMissing = func() { // it is created when Usher asks because of its timer, not of an event
 		if last.IsZero() || time.Since(last) < retryDelay/2 {
 			last = time.Now()
 			return
 		}
 		a.record = &corev1.ConfigMap{}
 	}
-	said := a.watching(t, "record")
-	await(t, said, settings.Strict, "Kubernetes ConfigMap consul/record: there is no such ConfigMap")
-	await(t, said, settings.Strict, "")
+	published := a.watchEdge(t, "record")
+	await(t, published, settings.Strict, "Kubernetes ConfigMap consul/record: it does not exist")
+	await(t, published, settings.Strict, "")
 }
