@@ -196,10 +196,10 @@ func (s serviceState) balancer(grace time.Duration, now time.Time) (*gateway.Bal
 		return gateway.PortState{Mode: mode, ProxyVersion: p.Version}
 	}
 	b := &gateway.Balancer{
-		Listeners: map[int]gateway.PortState{}, Others: stateOf(0, s.Others), PreservesClientIP: s.PreservesClientIP,
+		Ports: map[int]gateway.PortState{}, OtherPorts: stateOf(0, s.Others), PreservesClientIP: s.PreservesClientIP,
 	}
 	for port, p := range s.Listeners {
-		b.Listeners[port] = stateOf(port, p)
+		b.Ports[port] = stateOf(port, p)
 	}
 	return b, ends
 }

@@ -164,7 +164,7 @@ func FuzzStoredState(f *testing.F) {
 			if stored := r.observeStored(60, e, text); stored == "" {
 				t.Errorf("after %+v nothing can be stored", e)
 			}
-			for port, state := range r.last.Listeners {
+			for port, state := range r.last.Ports {
 				if port < 1 || port > 65535 {
 					t.Errorf("port %d is %+v", port, state)
 				}

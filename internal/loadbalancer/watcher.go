@@ -222,8 +222,8 @@ func (r *reconciler) keepAfterPanic(err error) {
 
 // logChanges logs each listener whose mode changes.
 func (r *reconciler) logChanges(next *gateway.Balancer, ends map[int]time.Time) {
-	for port, state := range next.Listeners {
-		if r.published != nil && r.published.Listeners[port] == state || state.Mode == "" {
+	for port, state := range next.Ports {
+		if r.published != nil && r.published.Ports[port] == state || state.Mode == "" {
 			continue
 		}
 		log := r.Logger.With("service", r.id.Namespace+"/"+r.id.Name, "port", port, "mode", string(state.Mode))
