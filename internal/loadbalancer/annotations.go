@@ -1,6 +1,7 @@
 package loadbalancer
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -29,9 +30,9 @@ type Annotation struct {
 	// PortsKey is a second annotation. Where a Service has it, the first one counts only
 	// for the ports in it. Empty: the cloud has no such annotation.
 	PortsKey string
-	// unmet returns why the annotation has no effect on a Service, and what to do;
-	// empty if it has. nil: it always has.
-	unmet  func(*corev1.Service) string
+	// check returns why the cloud does not read the annotation on a Service, and what to
+	// do; nil if it does. Without a check it always does.
+	check  func(*corev1.Service) error
 	Source string // the URL, if it is not the provider's
 	Note   string // what an operator has to know beside it, as Markdown; may be empty
 }
@@ -102,7 +103,7 @@ var Providers = []Provider{
 	{Name: "AWS", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: awsPrefix + "proxy-protocol", Format: Format{On: []Value{{Text: "*"}}, Otherwise: refused},
-			unmet: byInTreeController,
+			check: byInTreeController,
 			Note: "A network load balancer (AWS Load Balancer Controller, EKS Auto Mode) sends version 2. " +
 				"A classic load balancer (the controller in Kubernetes) and Outscale, which has an annotation of its own as well, send version 1. " +
 				"Health checks carry the header, too: on a port without a listener they have to use TCP.",
@@ -132,7 +133,7 @@ var Providers = []Provider{
 	{Name: "Scaleway", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: scalewayV2, Format: scalewayPorts(v2),
-			unmet: bothScalewayVersions,
+			check: bothScalewayVersions,
 			Note: "A port that the next annotation names as well is refused. " +
 				"Clients in the cluster bypass the load balancer unless all ports have PROXY protocol, or `scw-loadbalancer-use-hostname` is set.",
 		},
@@ -266,7 +267,7 @@ var Providers = []Provider{
 	{Name: "Azure (Private Link Service)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "azure-pls-proxy-protocol",
 		Format: Format{On: []Value{{"true", v2}}, Off: []string{"false"}, IgnoreCase: true, Otherwise: countsAsOff},
-		unmet:  withoutPrivateLink,
+		check:  withoutPrivateLink,
 		Note: "Connections that do not come through the Private Link Service have no header, so only its clients can use a strict listener. " +
 			"The public load balancer never sends one. The TLV `azure_link_id` is the link's id.",
 	}}, Source: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go"},
@@ -275,36 +276,37 @@ var Providers = []Provider{
 // byInTreeController is for the controller that is built into Kubernetes: it creates
 // a network load balancer for the type "nlb", and reads the annotation for classic
 // ones only. It leaves Services with a class to others.
-func byInTreeController(s *corev1.Service) string {
+func byInTreeController(s *corev1.Service) error {
 	if s.Annotations[awsType] == "nlb" && s.Spec.LoadBalancerClass == nil {
-		return `the controller that creates load balancers of the type "nlb" does not read it; set ` + awsType +
-			` to "external", for the AWS Load Balancer Controller, or set Usher's proxy_protocol.mode`
+		return errors.New(`the controller that creates load balancers of the type "nlb" does not read it; set ` + awsType +
+			` to "external", for the AWS Load Balancer Controller, or set Usher's proxy_protocol.mode`)
 	}
-	return ""
+	return nil
 }
 
 // bothScalewayVersions is for Scaleway's controller, which refuses a Service that
 // wants both versions on one port.
-func bothScalewayVersions(s *corev1.Service) string {
+func bothScalewayVersions(s *corev1.Service) error {
 	for _, p := range s.Spec.Ports {
 		wants := func(key string) bool {
 			return scalewayPorts("").parse(s.Annotations[key], p).state == proxyOn
 		}
 		if wants(scalewayV1) && wants(scalewayV2) {
-			return fmt.Sprintf("port %d is in %s as well, and Scaleway refuses both versions on one port; remove it from one of them", p.Port, scalewayV1)
+			return fmt.Errorf("port %d is in %s as well, and Scaleway refuses both versions on one port; "+
+				"remove it from one of them", p.Port, scalewayV1)
 		}
 	}
-	return ""
+	return nil
 }
 
 // withoutPrivateLink is for Azure, which reads the annotation only for a Private Link
 // Service.
-func withoutPrivateLink(s *corev1.Service) string {
+func withoutPrivateLink(s *corev1.Service) error {
 	const create = prefix + "azure-pls-create"
 	if s.Annotations[create] != "true" {
-		return `Azure reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`
+		return errors.New(`Azure reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`)
 	}
-	return ""
+	return nil
 }
 
 // WithoutAnnotation are load balancers in front of gateways that no annotation makes

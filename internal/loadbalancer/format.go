@@ -100,7 +100,7 @@ const (
 func (u Unrecognized) String() string {
 	return [...]string{
 		ignored: "is ignored", countsAsOff: "counts as off", refused: "is refused and leaves the load balancer as it is",
-		versionDependent: "depends on the controller's release", undocumented: "is not documented",
+		versionDependent: "is read differently by different releases of the controller", undocumented: "is not documented",
 	}[u]
 }
 

@@ -156,11 +156,11 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
 	fix := "recreate the Service, or set Usher's proxy_protocol.mode"
 	if of.offValue != "" {
-		fix = fmt.Sprintf("set it to %q to switch them off", of.offValue)
+		fix = fmt.Sprintf("set it to %q", of.offValue)
 	}
 	return problem.Problem{
 		Where: r.where(of.key),
-		What:  "it was removed, but this cloud's load balancer then keeps sending PROXY headers; " + fix,
+		What:  "the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; " + fix,
 	}
 }
 
@@ -187,9 +187,9 @@ func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) p
 
 func (r *intentReader) parse(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
 	v := a.parse(value, p)
-	if v.state == proxyOn && a.unmet != nil {
-		if unmet := a.unmet(r.service); unmet != "" {
-			v = parsedValue{state: proxyUnknown, problem: unmet}
+	if v.state == proxyOn && a.check != nil {
+		if err := a.check(r.service); err != nil {
+			v = parsedValue{state: proxyUnknown, problem: err.Error()}
 		}
 	}
 	if v.state == proxyOn && a.PortsKey != "" {

@@ -469,7 +469,7 @@ func TestRemovalThatTheCloudDoesNotFollow(t *testing.T) {
 		}
 		return versioned(s, version)
 	}
-	removed := "Kubernetes Service consul/edge: " + key + `: it was removed, but this cloud's load balancer then keeps sending PROXY headers; set it to "false" to switch them off`
+	removed := "Kubernetes Service consul/edge: " + key + `: the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; set it to "false"`
 	r, restarted := newTestReconciler(t), newTestReconciler(t)
 	r.observeStored(30, with("true", 1), "")
 	stored := r.observeStored(60, with("", 2), "")

@@ -80,7 +80,7 @@ func (s stateStore) problem(err error) problem.Problem {
 	}
 	return problem.Problem{
 		Where: fmt.Sprintf("Kubernetes ConfigMap %s/%s", s.at.Namespace, s.at.Name),
-		What: reason + ". Until then grace periods are not stored, " +
+		What: reason + ". Until this is fixed, grace periods are not stored, " +
 			"and a restarted Usher may end one at another time than the other replicas",
 	}
 }

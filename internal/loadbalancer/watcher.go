@@ -170,7 +170,7 @@ func (r *reconciler) observe(now time.Time) (observation, bool) {
 	if r.failing {
 		r.problems = []problem.Problem{{
 			Where: serviceName(r.id.Namespace, r.id.Name),
-			What:  unknown + ". Until then listeners with the mode auto keep their mode, and those without one are held back",
+			What:  unknown + ". Until this is fixed, listeners with the mode auto keep their mode, and those without one are held back",
 		}}
 		return observation{at: now}, true
 	}
@@ -207,7 +207,7 @@ func (r *reconciler) publish(now time.Time) time.Duration {
 func (r *reconciler) keepAfterPanic(err error) {
 	r.panicked = []problem.Problem{{
 		Where: serviceName(r.id.Namespace, r.id.Name),
-		What:  err.Error() + ". Until then listeners with the mode auto keep their mode",
+		What:  err.Error() + ". Meanwhile listeners with the mode auto keep their mode",
 	}}
 	var next gateway.Balancer
 	if r.published != nil {

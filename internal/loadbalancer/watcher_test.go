@@ -205,20 +205,26 @@ func (a *apiServer) options(t *testing.T, record string) Options {
 	if record != "" {
 		o.Record = types.NamespacedName{Namespace: "consul", Name: record}
 	}
+	var err error
+	if o.Client, err = Connect(kubeconfig(t, a.URL)); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// kubeconfig returns the file for an API server at this URL.
+func kubeconfig(t *testing.T, url string) string {
+	t.Helper()
 	file := t.TempDir() + "/kubeconfig"
 	config := clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: a.URL}},
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: url}},
 		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c"}},
 		CurrentContext: "c",
 	}
 	if err := clientcmd.WriteToFile(config, file); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	if o.Client, err = Connect(file); err != nil {
-		t.Fatal(err)
-	}
-	return o
+	return file
 }
 
 // edge is the Service of these tests.
