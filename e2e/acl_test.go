@@ -48,7 +48,7 @@ func TestWhoMayConnect(t *testing.T) {
 			}
 			s.wantSilenceSurvived(t)
 			s.wantLostTokensNoticed(t)
-			s.wantRejectionTold(t)
+			s.wantRejectionLogged(t)
 			s.wantOwnTokenLossSurvived(t)
 			s.wantNothingSecret(t)
 			s.wantOutageSurvived(t)
@@ -227,9 +227,9 @@ func (s *guardedLab) self(t *testing.T, token string) *api.ACLToken {
 	return self
 }
 
-// wantRejectionTold rejects the certificate as an Envoy does that quotes what
+// wantRejectionLogged rejects the certificate as an Envoy does that quotes what
 // it rejects: the operator learns of it, and not of the key.
-func (s *guardedLab) wantRejectionTold(t *testing.T) {
+func (s *guardedLab) wantRejectionLogged(t *testing.T) {
 	t.Helper()
 	for _, protocol := range fakeenvoy.Protocols {
 		e := lab.ConnectFakeEnvoy(t, s.xds, protocol, s.Token)

@@ -71,7 +71,7 @@ func TestBadConfigFile(t *testing.T) {
 }
 
 // serve runs `usher serve` to its end.
-func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Ending {
+func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Result {
 	t.Helper()
 	return testprocess.Run(t, testprocess.Command{Path: lab.UsherBinary(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
 }
@@ -100,16 +100,16 @@ func TestBadConfigDirectory(t *testing.T) {
 	for _, bad := range files {
 		line := `msg="bad configuration" ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
 		var mend func()
-		trouble := l.Usher.WantProblem(t, line, func() { mend = l.spoil(t, bad) })
+		trouble := l.Usher.WantProblem(t, line, func() { mend = l.breakFile(t, bad) })
 		l.wantStrict(t)
 		trouble.WantFixed(t, mend)
 		l.wantStrict(t)
 	}
-	l.wantOthersMoving(t)
+	l.wantOthersUpdated(t)
 
 	l.Usher.Stop(t)
 	for _, bad := range files {
-		mend := l.spoil(t, bad)
+		mend := l.breakFile(t, bad)
 		got := l.serve(t, "--config-dir", l.Dir)
 		want := "usher: " + filepath.Join(l.Dir, bad.name) + bad.where + ": " + bad.what + "\n"
 		if got.Code != 1 || got.Stderr != want {
@@ -120,8 +120,8 @@ func TestBadConfigDirectory(t *testing.T) {
 	l.wantStrict(t)
 }
 
-// spoil puts the bad file into the directory; mend takes it away again.
-func (l *fileLab) spoil(t *testing.T, bad badFile) (mend func()) {
+// breakFile puts the bad file into the directory; mend takes it away again.
+func (l *fileLab) breakFile(t *testing.T, bad badFile) (mend func()) {
 	t.Helper()
 	path := filepath.Join(l.Dir, bad.name)
 	good, err := os.ReadFile(path)
@@ -171,9 +171,9 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 	}
 }
 
-// wantOthersMoving has a bad mode and wants that the service's instances are
+// wantOthersUpdated has a bad mode and wants that the service's instances are
 // followed all the same.
-func (l *fileLab) wantOthersMoving(t *testing.T) {
+func (l *fileLab) wantOthersUpdated(t *testing.T) {
 	t.Helper()
 	good := testprocess.ReadFile(t, l.resources())
 	line := `msg="bad configuration" ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",

@@ -66,7 +66,7 @@ func waitProblemAtStart(t *testing.T, u *lab.Usher) {
 		case len(got) == 0:
 			return errors.New("nothing yet")
 		case len(got) > 1 || got[0] != want:
-			return testprocess.Hopeless(errors.New("it logs\n" + strings.Join(got, "\n")))
+			return testprocess.Permanent(errors.New("it logs\n" + strings.Join(got, "\n")))
 		}
 		return nil
 	})

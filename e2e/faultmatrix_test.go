@@ -80,9 +80,9 @@ func wholeCells() []faultCell {
 	return cells
 }
 
-// truth is an answer that looks like what Consul says when it is so. Usher cannot
+// knownEffect is an answer that looks like what Consul says when it is so. Usher cannot
 // but believe it.
-type truth struct {
+type knownEffect struct {
 	why  string
 	lost []string // what an Envoy then loses: how the losses begin
 	// refused says that requests of the load have nowhere to go.
@@ -92,7 +92,7 @@ type truth struct {
 	late bool
 }
 
-var truths = map[string]truth{
+var knownEffects = map[string]knownEffect{
 	"health: []":           {why: "a service without instances", lost: []string{`load assignment "shop.`}},
 	"health of a peer: []": {why: "a peer that exports no instance", lost: []string{`cluster "failover-target~2~static-server.`}},
 	"health of all legs: []": {why: "a service without instances anywhere", lost: []string{
@@ -179,7 +179,7 @@ func TestFaultMatrix(t *testing.T) {
 	t.Logf("%v until every question was at fault", time.Since(begin).Round(time.Second))
 	whole := newFaultTable("whole", wholeCells())
 	for _, w := range ready {
-		work.Go(func() { whole.work(t, &wholeWorker{w}) })
+		work.Go(func() { whole.work(t, &outageWorker{w}) })
 	}
 	work.Wait()
 	t.Logf("%v; %v; %v", live, restart, whole)
@@ -236,9 +236,9 @@ func (f *faultTable) String() string {
 type faultWorker interface {
 	// prepare does what has to outlive the cell.
 	prepare(t *testing.T, c faultCell)
-	meet(t *testing.T, c faultCell)
-	// renew makes the worker fit for the next fault after one that had an effect.
-	renew(t *testing.T, c faultCell, failed bool)
+	run(t *testing.T, c faultCell)
+	// recover makes the worker fit for the next fault after one that had an effect.
+	recover(t *testing.T, c faultCell, failed bool)
 }
 
 func (f *faultTable) work(t *testing.T, w faultWorker) {
@@ -246,10 +246,10 @@ func (f *faultTable) work(t *testing.T, w faultWorker) {
 	for c := range f.next {
 		f.cells.Add(1)
 		w.prepare(t, c)
-		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.meet(t, c) })
+		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.run(t, c) })
 		if ok {
 			f.good.Add(1)
 		}
-		w.renew(t, c, !ok)
+		w.recover(t, c, !ok)
 	}
 }

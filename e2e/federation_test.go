@@ -33,7 +33,7 @@ func TestFailoverToAnotherDatacenter(t *testing.T) {
 	over := func(way int) lab.Change {
 		defaults := lab.ProxyDefaultsWithLog("far")
 		defaults.MeshGateway.Mode = ways[way].mode
-		return lab.Change{Name: "mesh gateway mode " + string(ways[way].mode), Apply: f.Writing(defaults), Visible: lab.DumpHas(clusterHosts, "::"+ways[way].at+"::")}
+		return lab.Change{Name: "mesh gateway mode " + string(ways[way].mode), Apply: f.Writing(defaults), Visible: lab.HasInDump(clusterHosts, "::"+ways[way].at+"::")}
 	}
 	for way := range ways {
 		f.Make(t, over(way))

@@ -161,7 +161,7 @@ func (l *headerLab) compare(t *testing.T, path headerPath) {
 			ownRequest, ownAnswer := l.exchange(t, path.own, sent)
 			usherRequest, usherAnswer := l.exchange(t, path.usher, sent)
 			for _, name := range differing(ownRequest, usherRequest) {
-				l.see(t, path, headerRow{
+				l.observe(t, path, headerRow{
 					header: "`" + strings.ToLower(name) + "`",
 					sent:   describeSent(sent.Values(name)),
 					own:    describeSeen(ownRequest.Values(name), sent, name, path.client),
@@ -251,8 +251,8 @@ func (l *headerLab) wantProtoOfTLS(t *testing.T) {
 	})
 }
 
-// see marks a difference's row of the documentation.
-func (l *headerLab) see(t *testing.T, path headerPath, row headerRow) {
+// observe marks a difference's row of the documentation.
+func (l *headerLab) observe(t *testing.T, path headerPath, row headerRow) {
 	t.Helper()
 	if _, documented := l.rows[row]; !documented {
 		t.Errorf("%s: docs/client-address.md does not have %+v", path.name, row)

@@ -40,7 +40,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 		}
 		l.wantOwnListeners(t, envoys)
 		l.wantRefused(t, usher, "address "+lab.BalancerIP)
-		l.wantOneTrouble(t, usher)
+		l.wantOneProblem(t, usher)
 	})
 	t.Run("by node name", func(t *testing.T) {
 		usher := lab.StartUsher(t, lab.UsherOptions{
@@ -101,9 +101,9 @@ func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) 
 	}
 }
 
-// wantOneTrouble has a bad proxy-defaults for a while. It is one problem, though
+// wantOneProblem has a bad proxy-defaults for a while. It is one problem, though
 // both agents merge it into their registrations, each in its own time.
-func (l *twoInstances) wantOneTrouble(t *testing.T, usher *lab.Usher) {
+func (l *twoInstances) wantOneProblem(t *testing.T, usher *lab.Usher) {
 	t.Helper()
 	bad := badSettings[0]
 	line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)

@@ -215,7 +215,7 @@ func (s *switchedApart) logged(t *testing.T) map[string]string {
 					continue
 				}
 				if addresses[path] != "" {
-					return testprocess.Hopeless(errors.New(path + " is there twice"))
+					return testprocess.Permanent(errors.New(path + " is there twice"))
 				}
 				addresses[path] = entry.IP(t, "downstream_remote_address")
 			}

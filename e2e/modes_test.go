@@ -35,7 +35,7 @@ func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
 			s := startModesStory(t)
 			load := lab.StartLoad(t, s.Request("/"))
 			mode := func(mode string) {
-				s.tell(t, mode, func() { place.set(s, t, mode) })
+				s.switchMode(t, mode, func() { place.set(s, t, mode) })
 				load.WaitMore(t)
 			}
 			balancer := func(header lab.ProxyHeader) {
@@ -100,16 +100,16 @@ func (s *modesStory) writeDefaults(t *testing.T, mode string) {
 	}
 }
 
-// tell sets a mode, waits until connections are treated so, and prints how long
+// switchMode sets a mode, waits until connections are treated so, and prints how long
 // the first one took.
-func (s *modesStory) tell(t *testing.T, mode string, set func()) {
+func (s *modesStory) switchMode(t *testing.T, mode string, set func()) {
 	t.Helper()
-	if s.treats(t, mode) == nil {
+	if s.checkMode(t, mode) == nil {
 		t.Fatalf("the gateway is %s already", mode)
 	}
 	begin := time.Now()
 	set()
-	for s.treats(t, mode) != nil {
+	for s.checkMode(t, mode) != nil {
 		if time.Since(begin) > testprocess.ChangeDeadline {
 			t.Fatalf("the gateway is not %s after %v", mode, testprocess.ChangeDeadline)
 		}
@@ -120,7 +120,7 @@ func (s *modesStory) tell(t *testing.T, mode string, set func()) {
 	testprocess.Eventually(t, "every thread of the gateway is "+mode, testprocess.ChangeDeadline, func() error {
 		const row = 10
 		for range row {
-			if err := s.treats(t, mode); err != nil {
+			if err := s.checkMode(t, mode); err != nil {
 				return err
 			}
 		}
@@ -128,9 +128,9 @@ func (s *modesStory) tell(t *testing.T, mode string, set func()) {
 	})
 }
 
-// treats is nil if the gateway treats a connection with and one without a PROXY
+// checkMode is nil if the gateway treats a connection with and one without a PROXY
 // header as the mode says.
-func (s *modesStory) treats(t *testing.T, mode string) error {
+func (s *modesStory) checkMode(t *testing.T, mode string) error {
 	t.Helper()
 	plain := lab.Request{From: s.Balancer, To: s.Gateway.Addr(8080), Path: lab.PollPath}
 	headed := plain
@@ -140,13 +140,13 @@ func (s *modesStory) treats(t *testing.T, mode string) error {
 		"permissive": {"200", "200"},
 		"strict":     {"closed", "200"},
 	}[mode]
-	if got := [2]string{s.outcome(t, plain), s.outcome(t, headed)}; got != want {
+	if got := [2]string{s.responseTo(t, plain), s.responseTo(t, headed)}; got != want {
 		return fmt.Errorf("plain %s, with a header %s", got[0], got[1])
 	}
 	return nil
 }
 
-func (s *modesStory) outcome(t *testing.T, c lab.Request) string {
+func (s *modesStory) responseTo(t *testing.T, c lab.Request) string {
 	t.Helper()
 	got, err := c.Do(t.Context())
 	if err != nil {

@@ -89,10 +89,10 @@ func listenUnix(t *testing.T, path string) {
 	t.Cleanup(func() { listener.Close() })
 }
 
-// TestConsulComesLater is the story of a machine that starts everything at
+// TestConsulStartsAfterUsher is the story of a machine that starts everything at
 // once: Usher is there before Consul, says what it waits for, sends nothing to
 // Envoys that ask already, and serves when Consul is there.
-func TestConsulComesLater(t *testing.T) {
+func TestConsulStartsAfterUsher(t *testing.T) {
 	t.Parallel()
 	network := lab.NewNetwork(t)
 	address := network.Control.Addr(8500)

@@ -148,7 +148,7 @@ func (s *switchStory) next(t *testing.T, i int) lab.Change {
 			Kind: api.ServiceResolver, Name: s.tip,
 			Failover: map[string]api.ServiceResolverFailover{"*": {Service: fresh}},
 		}
-		shows, tip = lab.DumpHas(clusterHosts, "failover-target~0~"+s.tip+"."), s.tip
+		shows, tip = lab.HasInDump(clusterHosts, "failover-target~0~"+s.tip+"."), s.tip
 	}
 	s.tip = tip
 	for _, name := range []string{fresh, spare} {

@@ -16,14 +16,14 @@ import (
 // and of the protocol itself, and one of the operator's own.
 type tlvLab struct{ *lab.TrustLab }
 
-// toldTLV is a TLV of the settings.
-type toldTLV struct {
+// loggedTLV is a TLV of the settings.
+type loggedTLV struct {
 	name   string // the key in the log
 	header string // what the service gets; "" for none
 	number bool   // which Envoy 1.36 cannot tell
 }
 
-var toldTLVs = []toldTLV{
+var toldTLVs = []loggedTLV{
 	{name: "aws_vpce_id", header: "X-Vpce-Id"},
 	{name: "proxy_authority"},
 	{name: "tenant", header: "X-Tenant"},
@@ -56,7 +56,7 @@ func TestTLVs(t *testing.T) {
 					stories = append(stories, l.hostile(p)...)
 				}
 			}
-			l.tell(t, stories)
+			l.run(t, stories)
 		})
 	}
 }
@@ -64,15 +64,15 @@ func TestTLVs(t *testing.T) {
 // tlvStory is a connection with TLVs, and what may be told of them.
 type tlvStory struct {
 	lab.Probe
-	right func(told toldTLV, got string) bool
+	right func(told loggedTLV, got string) bool
 }
 
 // newStory is a story of a connection that begins with the text.
-func (l *tlvLab) newStory(p lab.Probe, text string, right func(told toldTLV, got string) bool) tlvStory {
+func (l *tlvLab) newStory(p lab.Probe, text string, right func(told loggedTLV, got string) bool) tlvStory {
 	p.Preface = lab.Preface{Name: fmt.Sprintf("%.200q", text), Bytes: text, Client: lab.HeaderClient}
 	p.Header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}}
 	if p.Listener.Settings.TrustedCIDRs && p.From.Host == l.Untrusted.Host {
-		right = func(_ toldTLV, got string) bool { return got == "" }
+		right = func(_ loggedTLV, got string) bool { return got == "" }
 	}
 	return tlvStory{Probe: l.NewProbe(p), right: right}
 }
@@ -81,7 +81,7 @@ func (l *tlvLab) newStory(p lab.Probe, text string, right func(told toldTLV, got
 func (l *tlvLab) wellFormed(p lab.Probe) []tlvStory {
 	vpce := lab.TLV(lab.TLVAWS, "\x01vpce-08d2bf15fac5001c9")
 	var stories []tlvStory
-	tells := func(told toldTLV) bool { return !told.number || p.Gateway.Version != lab.EnvoyOld }
+	tells := func(told loggedTLV) bool { return !told.number || p.Gateway.Version != lab.EnvoyOld }
 	for _, s := range []struct {
 		first string // what the connection begins with
 		want  map[string]string
@@ -105,7 +105,7 @@ func (l *tlvLab) wellFormed(p lab.Probe) []tlvStory {
 		{lab.V2Header(lab.V2Local, lab.V2Unspec, ""), nil},
 		{lab.PrefaceNamed("v1, IPv4").Bytes, nil},
 	} {
-		stories = append(stories, l.newStory(p, s.first, func(told toldTLV, got string) bool {
+		stories = append(stories, l.newStory(p, s.first, func(told loggedTLV, got string) bool {
 			return tells(told) && got == s.want[told.name] || !tells(told) && got == ""
 		}))
 	}
@@ -126,15 +126,15 @@ func (l *tlvLab) hostile(p lab.Probe) []tlvStory {
 		"\x01vpce-08d2bf15fac5001c9\nvpce-evil", "\x01vpce-08d2bf15fac5001c9, " + lab.ForgedIP,
 	} {
 		text := lab.HeaderWithTLVs(lab.TLV(lab.TLVAWS, value) + lab.TLV(lab.TLVAWS, "\x01"+value) + lab.TLV(lab.TLVAuthority, value) + lab.TLV("\xe4", value) + lab.TLV(lab.TLVAzure, value) + lab.TLV(lab.TLVGCP, value))
-		stories = append(stories, l.newStory(p, text, func(_ toldTLV, got string) bool { return printable.MatchString(got) }))
+		stories = append(stories, l.newStory(p, text, func(_ loggedTLV, got string) bool { return printable.MatchString(got) }))
 	}
 	return stories
 }
 
-// tell makes the connections, which have to be answered, and asks for each TLV
+// run makes the connections, which have to be answered, and asks for each TLV
 // whether what is told of it is right: in the log, where there is exactly one
 // line of each, and at the service.
-func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
+func (l *tlvLab) run(t *testing.T, stories []tlvStory) {
 	t.Helper()
 	probes := make([]lab.Probe, len(stories))
 	for i, s := range stories {
@@ -150,11 +150,11 @@ func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
 			t.Errorf("%v: the answer is %s, and the log has %v", s.Probe, seen[i].Response, entries)
 			continue
 		}
-		l.wantTold(t, s, entries[0])
+		l.wantLogged(t, s, entries[0])
 	}
 }
 
-func (l *tlvLab) wantTold(t *testing.T, s tlvStory, entry lab.LogEntry) {
+func (l *tlvLab) wantLogged(t *testing.T, s tlvStory, entry lab.LogEntry) {
 	t.Helper()
 	for _, told := range toldTLVs {
 		if got := strings.TrimPrefix(entry.Text(told.name), "-"); !s.right(told, got) {

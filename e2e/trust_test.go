@@ -32,9 +32,9 @@ func fromEndpoint(t *testing.T, client string) *proxyproto.Header {
 	return h
 }
 
-// TestWhoMaySayWhoTheClientIs has a gateway that believes its balancer, and
+// TestOnlyTrustedAddressesNameTheClient has a gateway that believes its balancer, and
 // somebody else who connects to it and claims to be another.
-func TestWhoMaySayWhoTheClientIs(t *testing.T) {
+func TestOnlyTrustedAddressesNameTheClient(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
 		settings := func(mode string) string {

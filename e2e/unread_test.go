@@ -104,11 +104,11 @@ func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestRestartAfterUshersTokenHasLostAService takes the right to read one service
+// TestRestartWithATokenThatHasLostAService takes the right to read one service
 // from Usher's token, and restarts Usher. The Envoy that runs keeps that service's
 // listener, and no request fails; the operator is told which right is missing. The
 // other port goes on.
-func TestRestartAfterUshersTokenHasLostAService(t *testing.T) {
+func TestRestartWithATokenThatHasLostAService(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, true)
 	writeTwoPorts(t, l)

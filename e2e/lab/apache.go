@@ -54,7 +54,7 @@ DocumentRoot %[2]s
 FallbackResource /index.html
 KeepAlive Off
 %[5]s
-`, port, dir, modules(t), a.log, mode)
+`, port, dir, moduleDir(t), a.log, mode)
 	a.Process = testprocess.Start(t, testprocess.Command{
 		Name: "apache", Path: testprocess.Debian(t, "apache2", "apache2-bin"), Host: h,
 		Args: []string{"-X", "-f", WriteFile(t, dir, "apache.conf", config)},
@@ -89,8 +89,8 @@ func (a *Apache) WaitClient(t *testing.T, path string) string {
 	return client
 }
 
-// modules is the folder of Apache's modules.
-func modules(t *testing.T) string {
+// moduleDir is the folder of Apache's modules.
+func moduleDir(t *testing.T) string {
 	t.Helper()
 	testprocess.Binary(t, filepath.Join(apacheModules, "mod_remoteip.so"), "make tools")
 	return apacheModules

@@ -78,7 +78,7 @@ func NewIsolatedHost(t *testing.T) *Host {
 }
 
 // Shell runs a line as a user types it on the host.
-func (h *Host) Shell(t *testing.T, line string) testprocess.Ending {
+func (h *Host) Shell(t *testing.T, line string) testprocess.Result {
 	t.Helper()
 	return testprocess.Run(t, testprocess.Command{Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", line}, Host: h}, "")
 }

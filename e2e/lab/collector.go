@@ -114,7 +114,7 @@ func (c *Collector) WaitRecord(t *testing.T, attributes map[string]string) {
 		for _, record := range c.records {
 			if LogEntry(flatAttributes("", record.Attributes)).Matches(attributes) {
 				if record.TimeUnixNano == 0 {
-					return testprocess.Hopeless(fmt.Errorf("the record has no time: %v", record))
+					return testprocess.Permanent(fmt.Errorf("the record has no time: %v", record))
 				}
 				return nil
 			}

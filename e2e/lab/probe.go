@@ -61,7 +61,7 @@ func (l *TrustLab) NewProbe(p Probe) Probe {
 func (p Probe) Send(t *testing.T, l *TrustLab) Observation {
 	t.Helper()
 	if p.Listener.Protocol == "tcp" {
-		return p.sendWord(t)
+		return p.sendTCP(t)
 	}
 	got, err := p.Request().Do(t.Context())
 	seen := Observation{Response: fmt.Sprint(got.Status), Service: "-"}
@@ -91,7 +91,7 @@ func NoResponse(err error) string {
 	return "closed"
 }
 
-func (p Probe) sendWord(t *testing.T) Observation {
+func (p Probe) sendTCP(t *testing.T) Observation {
 	t.Helper()
 	c := TCPExchange{From: p.From.Host, To: p.Target(), Source: p.Source, Headers: []io.WriterTo{p.Preface}}
 	data, _, err := c.Do(t.Context())

@@ -62,7 +62,7 @@ func (u *Usher) WantProblem(t *testing.T, line string, change func()) ExpectedPr
 		}
 		return nil
 	})
-	c.wantOnce(t)
+	c.wantLoggedOnce(t)
 	testprocess.Eventually(t, "usher's metrics have the problem", testprocess.ChangeDeadline, func() error {
 		if n := u.ConfigProblems(t); n <= known {
 			return fmt.Errorf("usher_config_problems is %d", n)
@@ -83,11 +83,11 @@ func (c ExpectedProblem) WantFixed(t *testing.T, change func()) {
 		}
 		return nil
 	})
-	c.wantOnce(t)
+	c.wantLoggedOnce(t)
 }
 
-// wantOnce wants that all that Usher has said in errors is the one line.
-func (c ExpectedProblem) wantOnce(t *testing.T) {
+// wantLoggedOnce wants that all that Usher has said in errors is the one line.
+func (c ExpectedProblem) wantLoggedOnce(t *testing.T) {
 	t.Helper()
 	got := c.usher.Errors(t)[c.before:]
 	if len(got) != 1 || got[0] != c.line {
