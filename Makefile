@@ -22,6 +22,10 @@ E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
 FUZZ_TIME   ?= 60s
 
+# The lab, the modes of PROXY protocol under load, Kubernetes, and the written
+# cases of conformance.
+SMOKE := ^(TestConsulsOwnGateway|TestLab|TestPROXYProtocolIsSwitchedOnAndOffUnderLoad|TestLabInKubernetes|TestSameResourcesAsConsul)$$
+
 .PHONY: help
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +49,10 @@ race: debian ## Run the same tests under the race detector
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
 	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer
+
+.PHONY: smoke
+smoke: tools build ## Run the most telling tests on real parts, in under five minutes
+	go test -tags e2e -count=1 -timeout 10m -run '$(SMOKE)' ./e2e ./e2e/conformance
 
 .PHONY: conformance
 conformance: tools build ## Compare with a real Consul, a line a case (E2E_FLAGS="-run /NAME -seed N")
