@@ -73,7 +73,7 @@ func TestBadConfigFile(t *testing.T) {
 // serve runs `usher serve` to its end.
 func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Result {
 	t.Helper()
-	return testprocess.Run(t, testprocess.Command{Path: lab.UsherBinary(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
+	return testprocess.Run(t, testprocess.Command{Path: testprocess.Usher(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
 }
 
 // wantStrict wants requests with a PROXY header answered, and connections

@@ -106,7 +106,7 @@ func TestDemoWithoutAnEnvoy(t *testing.T) {
 	t.Parallel()
 	machine := lab.NewIsolatedHost(t)
 	for _, envoy := range []string{"/nowhere/envoy", "no-such-envoy", "/etc", "/etc/passwd"} {
-		got := testprocess.Run(t, testprocess.Command{Path: lab.UsherBinary(t), Args: []string{"demo", "--envoy", envoy}, Host: machine}, "")
+		got := testprocess.Run(t, testprocess.Command{Path: testprocess.Usher(t), Args: []string{"demo", "--envoy", envoy}, Host: machine}, "")
 		if got.Code != 1 || got.Stdout != "" {
 			t.Errorf("--envoy %s: exit %d, output %q, want 1 and none", envoy, got.Code, got.Stdout)
 		}
@@ -117,7 +117,7 @@ func TestDemoWithoutAnEnvoy(t *testing.T) {
 func startDemo(t *testing.T, machine *lab.Host, envoy string, args ...string) *demoRun {
 	t.Helper()
 	return &demoRun{testprocess.Start(t, testprocess.Command{
-		Name: "usher demo", Path: lab.UsherBinary(t), Args: append([]string{"demo", "--envoy", envoy}, args...), Host: machine,
+		Name: "usher demo", Path: testprocess.Usher(t), Args: append([]string{"demo", "--envoy", envoy}, args...), Host: machine,
 	})}
 }
 

@@ -51,7 +51,7 @@ func TestFailoverToAnotherDatacenter(t *testing.T) {
 // TestFailoverToAClusterPeer does the same with another cluster, whose
 // certificates have another root. Then the service is led there for good.
 func TestFailoverToAClusterPeer(t *testing.T) {
-	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.EstablishPeering(t) })
+	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.PeerExportsService(t) })
 	failsOver(t, f, api.ServiceResolverFailover{Targets: []api.ServiceResolverFailoverTarget{{Peer: lab.Far}}})
 	failOverAndBack(t, f)
 	f.Make(t, lab.Change{Name: "redirect to the peer", Apply: f.Writing(&api.ServiceResolverConfigEntry{

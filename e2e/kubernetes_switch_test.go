@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -77,9 +78,12 @@ type switched struct {
 
 func startSwitchedApart(t *testing.T) *switchedApart {
 	t.Helper()
-	apart, err := time.ParseDuration(lab.EnvOr("USHER_APART", "2s"))
-	if err != nil {
-		t.Fatalf("USHER_APART: %v", err)
+	apart := 2 * time.Second
+	if text := os.Getenv("USHER_APART"); text != "" {
+		var err error
+		if apart, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("USHER_APART: %v", err)
+		}
 	}
 	s := &switchedApart{KubernetesLab: lab.StartKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
 	s.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)

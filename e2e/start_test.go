@@ -59,7 +59,7 @@ func TestRefusedStarts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			end := testprocess.Run(t, testprocess.Command{
-				Name: "usher serve", Path: lab.UsherBinary(t), Args: append([]string{"serve"}, refused.args...),
+				Name: "usher serve", Path: testprocess.Usher(t), Args: append([]string{"serve"}, refused.args...),
 				Env: refused.env, Host: h,
 			}, "")
 			output := end.Stdout + end.Stderr

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // allowance is a difference that is meant: one field of one type, and why.
@@ -37,7 +39,7 @@ var allowed = []allowance{
 		typeURL: resource.ClusterType,
 		path:    "outlier_detection.max_ejection_percent",
 		consul:  "0",
-		version: consulVersion,
+		version: lab.ConsulNew,
 		reason: "A PassiveHealthCheck without MaxEjectionPercent: Consul's servers read it as 0, which lets Envoy eject nothing and so " +
 			"switches the check off; Consul's client agents leave it to Envoy, and so does Usher.",
 	},
@@ -46,28 +48,28 @@ var allowed = []allowance{
 		path:    "filter_chains[].filters[].typed_config.upgrade_configs",
 		consul:  "absent",
 		usher:   `[{"upgrade_type":"websocket"}]`,
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "Consul 1.15 lets no WebSocket through a gateway; Consul 1.22 and Usher do.",
 	},
 	{
 		typeURL: resource.ListenerType,
 		path:    "filter_chains[].filters[].typed_config.max_request_headers_kb",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "Consul 1.15 does not know the key max_request_headers_kb at a gateway.",
 	},
 	{
 		typeURL: resource.ListenerType,
 		path:    "filter_chains[].filters[].typed_config.rds.config_source.initial_fetch_timeout",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "Consul 1.15 does not know the key xds_fetch_timeout_ms.",
 	},
 	{
 		typeURL: resource.ClusterType,
 		path:    "eds_cluster_config.eds_config.initial_fetch_timeout",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "As for the listener: the same key.",
 	},
 	{
@@ -75,7 +77,7 @@ var allowed = []allowance{
 		path:    "validate_clusters",
 		consul:  "true",
 		usher:   "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason: "Consul 1.15 always asks Envoy to refuse routes to unknown clusters; Consul 1.22 asks for it when the mesh entry does. " +
 			"Without it, a route and its cluster may come in any order.",
 	},
@@ -84,7 +86,7 @@ var allowed = []allowance{
 		path:    "virtual_hosts[].routes[].route.timeout",
 		consul:  "absent",
 		usher:   `"0s"`,
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "A negative RequestTimeout: no timeout in Consul 1.22, Envoy's 15 seconds in Consul 1.15.",
 	},
 	{
@@ -92,7 +94,7 @@ var allowed = []allowance{
 		path:    "virtual_hosts[].routes[].route.idle_timeout",
 		consul:  "absent",
 		usher:   `"0s"`,
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "A negative IdleTimeout: as for the timeout.",
 	},
 	{
@@ -100,7 +102,7 @@ var allowed = []allowance{
 		path:    "outlier_detection.max_ejection_percent",
 		consul:  "100",
 		usher:   "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		peered:  true,
 		reason: "Consul 1.15 lets Envoy eject all mesh gateways of a cluster peer, where nothing is set; Consul 1.22 leaves it to Envoy, " +
 			"as for any other cluster.",
@@ -109,7 +111,7 @@ var allowed = []allowance{
 		typeURL: resource.ClusterType,
 		path:    "alt_stat_name",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		peered:  true,
 		reason:  "Consul 1.15 leaves it out for a cluster peer. It is the cluster's name, which Envoy takes then.",
 	},

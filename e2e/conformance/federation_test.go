@@ -13,6 +13,8 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // The second datacenter, and the nodes in it.
@@ -126,13 +128,7 @@ func startRemote(t *testing.T, first *consulServer) *consulServer {
 	}
 	remote := startConsul(t, ip, first.version,
 		"-datacenter", remoteDatacenter, "-retry-join-wan", host, "-hcl", `primary_datacenter = "dc1"`)
-	eventually(t, "the first datacenter knows the second", func() error {
-		nodes, _, err := first.client.Catalog().Nodes(&api.QueryOptions{Datacenter: remoteDatacenter})
-		if err == nil && len(nodes) == 0 {
-			err = errors.New("it has no nodes")
-		}
-		return err
-	})
+	lab.WaitDatacenter(t, first.client, remoteDatacenter)
 	return remote
 }
 

@@ -11,6 +11,8 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // The names that two cluster peers have for each other. The peer's datacenter
@@ -106,17 +108,7 @@ func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
 func startPeer(t *testing.T, first *consulServer) *consulServer {
 	t.Helper()
 	peer := startConsul(t, loopback(), first.version, "-hcl", "ports { grpc_tls = 8503 }")
-	var token *api.PeeringGenerateTokenResponse
-	eventually(t, "the peer gives a token", func() (err error) {
-		token, _, err = peer.client.Peerings().GenerateToken(t.Context(), api.PeeringGenerateTokenRequest{PeerName: ownName}, nil)
-		return err
-	})
-	eventually(t, "the peering is established", func() error {
-		_, _, err := first.client.Peerings().Establish(t.Context(), api.PeeringEstablishRequest{
-			PeerName: peerName, PeeringToken: token.PeeringToken,
-		}, nil)
-		return err
-	})
+	lab.EstablishPeering(t, first.client, peer.client, ownName, peerName)
 	return peer
 }
 

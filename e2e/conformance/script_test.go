@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
@@ -56,7 +57,7 @@ const (
 
 func startStage(t *testing.T) *stage {
 	t.Helper()
-	return startStageOn(t, startConsul(t, loopback(), consulVersion))
+	return startStageOn(t, startConsul(t, loopback(), lab.ConsulNew))
 }
 
 // startStageOn has a Consul, and Ushers with these arguments.

@@ -16,11 +16,12 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // envoys are the releases of Envoy that every set of resources is shown to.
-var envoys = []string{"1.40.0", "1.36.2"}
+var envoys = []string{lab.EnvoyNew, lab.EnvoyOld}
 
 // validateDeadline is how long an Envoy may take to look at a set.
 const validateDeadline = 60 * time.Second

@@ -74,7 +74,7 @@ func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 		args = append(args, "--config", u.ConfigFile)
 	}
 	c := testprocess.Command{
-		Name: "usher on " + o.Host.Name, Path: UsherBinary(t), Args: append(args, o.Args...),
+		Name: "usher on " + o.Host.Name, Path: testprocess.Usher(t), Args: append(args, o.Args...),
 		Env: env, Host: o.Host,
 	}
 	if o.Files > 0 {
