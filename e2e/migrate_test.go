@@ -24,7 +24,7 @@ import (
 // It does not run beside other stories: what it does to the kernel's queues shows
 // at a high rate only.
 func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
-	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false), mode: "off"}
+	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
 	s.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew})
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 	load := lab.StartLoad(t, s.Request("/"))
@@ -32,7 +32,6 @@ func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveConfig)})
 	readme(t, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001")
 	s.replaceEnvoy(t, s.usher.GRPCAddr, 19001)
-	s.mode = "permissive"
 	s.switchBalancer(t, lab.SendV2)
 	s.switchMode(t, "strict", func() { s.writeFile(t, "strict") })
 	load.WaitMore(t)

@@ -21,10 +21,6 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TightInterval is how often a change is looked for at an Envoy: often enough
-// that the looking does not blur how long the change took.
-const TightInterval = 2 * time.Millisecond
-
 // Comparison are two instances of one ingress gateway in front of one Consul:
 // one Envoy has Usher as its xDS server, the other Consul itself. Both serve
 // the same load, from the same client.
@@ -89,47 +85,42 @@ func (l *Comparison) All() []*LoadedGateway {
 	return append(l.Both(), l.SecondOnUsher)
 }
 
-// CompareAll makes changes of one kind, and wants them to reach Usher's Envoy sooner,
-// all in all: a single one may be held up by whatever else the machine does.
-func (l *Comparison) CompareAll(t *testing.T, kind string, changes []Change) {
+// CompareAll makes changes of one type, and wants them to reach Usher's Envoy
+// sooner in total: the machine may delay a single one.
+func (l *Comparison) CompareAll(t *testing.T, what string, changes []Change) {
 	t.Helper()
-	var usher, own time.Duration
+	var usher, consul time.Duration
 	for _, c := range changes {
-		a, b := l.Compare(t, c)
-		usher, own = usher+a, own+b
+		u, o := l.Compare(t, c)
+		usher, consul = usher+u, consul+o
 	}
-	t.Logf("changes: usher %d ms, consul %d ms, 1 : %.1f: %s",
-		usher.Milliseconds(), own.Milliseconds(), own.Seconds()/usher.Seconds(), kind)
-	if usher >= own {
-		t.Errorf("%s: all changes took %v with usher and %v with consul's own xDS", kind, usher, own)
+	if usher >= consul {
+		t.Errorf("%s: all changes took %v with Usher and %v with Consul's own xDS", what, usher, consul)
 	}
 }
 
-// Compare makes the change, waits for it at both Envoys, and prints how long it
-// took each.
-func (l *Comparison) Compare(t *testing.T, c Change) (usher, own time.Duration) {
+// Compare makes the change and waits for it at both Envoys. It returns how long
+// each of them took. How fast Usher is, e2e/bench measures.
+func (l *Comparison) Compare(t *testing.T, c Change) (usher, consul time.Duration) {
 	t.Helper()
 	l.WantNotYet(t, c, l.Both())
 	begin := time.Now()
-	first, second := l.OnUsher.waitVisible(begin, c), l.OnConsul.waitVisible(begin, c)
+	onUsher, onConsul := l.OnUsher.waitVisible(begin, c), l.OnConsul.waitVisible(begin, c)
 	l.Apply(t, c)
-	a, b := <-first, <-second
-	if err := errors.Join(a.err, b.err); err != nil {
+	u, o := <-onUsher, <-onConsul
+	if err := errors.Join(u.err, o.err); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("change: usher %3d ms, consul %4d ms: %s", a.took.Milliseconds(), b.took.Milliseconds(), c.Name)
 	l.WaitEverywhere(t, c, l.Both())
-	return a.took, b.took
+	return u.took, o.took
 }
 
 // Make makes the change and waits for it at all Envoys.
 func (l *Comparison) Make(t *testing.T, c Change) {
 	t.Helper()
 	l.WantNotYet(t, c, l.All())
-	begin := time.Now()
 	l.Apply(t, c)
 	l.WaitEverywhere(t, c, l.All())
-	t.Logf("change: everywhere after %d ms: %s", time.Since(begin).Milliseconds(), c.Name)
 }
 
 // Apply makes the change.
@@ -194,7 +185,7 @@ func (g *LoadedGateway) waitVisible(begin time.Time, c Change) <-chan arrival {
 				seen <- arrival{err: fmt.Errorf("%s: not at %s after %v: %w", c.Name, g.Name, took, err)}
 				return
 			}
-			time.Sleep(TightInterval)
+			time.Sleep(testprocess.PollInterval)
 		}
 	}()
 	return seen
