@@ -54,15 +54,16 @@ func (c faultCell) String() string {
 	return c.question.Name + ": " + c.fault.Name
 }
 
-// faultCells are all of them.
+// faultCells are all of them. Neighbours have different faults: those that run at
+// the same time wait, and take memory, for different reasons.
 func faultCells() []faultCell {
 	var cells []faultCell
-	for i, f := range lab.Faults {
-		for _, q := range questions {
+	for i := range signerFaults {
+		cells = append(cells, faultCell{signer: &signerFaults[i]})
+	}
+	for _, q := range questions {
+		for _, f := range lab.Faults {
 			cells = append(cells, faultCell{question: q, fault: f})
-		}
-		if i < len(signerFaults) {
-			cells = append(cells, faultCell{signer: &signerFaults[i]})
 		}
 	}
 	return cells
@@ -143,9 +144,11 @@ func (c faultCell) isPatient() bool {
 	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.Name)
 }
 
+// A live worker has an Envoy, and a restart worker waits for ten seconds in every
+// third cell.
 const (
-	liveWorkers    = 8
-	restartWorkers = 14
+	liveWorkers    = 6
+	restartWorkers = 24
 )
 
 // TestFaultMatrix puts every fault on every question, while Usher runs and when

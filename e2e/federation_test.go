@@ -17,6 +17,7 @@ import (
 // mode is changed where nothing goes that way, and where all of the load does.
 // No request fails at Usher's gateway; those of Consul's own are printed.
 func TestFailoverToAnotherDatacenter(t *testing.T) {
+	t.Parallel()
 	f := lab.StartRemoteLab(t, []string{
 		"-datacenter", "dc2", "-retry-join-wan", lab.ControlIP, "-hcl", `primary_datacenter = "dc1"`,
 	}, func(f *lab.RemoteLab) { f.WaitWAN(t) })
@@ -51,6 +52,7 @@ func TestFailoverToAnotherDatacenter(t *testing.T) {
 // TestFailoverToAClusterPeer does the same with another cluster, whose
 // certificates have another root. Then the service is led there for good.
 func TestFailoverToAClusterPeer(t *testing.T) {
+	t.Parallel()
 	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.PeerExportsService(t) })
 	failsOver(t, f, api.ServiceResolverFailover{Targets: []api.ServiceResolverFailoverTarget{{Peer: lab.Far}}})
 	failOverAndBack(t, f)

@@ -51,6 +51,7 @@ func readFederated(t *testing.T, pattern string) []federatedCase {
 }
 
 func compareFederated(t *testing.T, ref reference) {
+	t.Parallel()
 	cases := readFederated(t, "testdata/federation/*.yaml")
 	s := startSuite(t, ref)
 	s.releases = envoys[:1]
@@ -67,6 +68,7 @@ func compareFederated(t *testing.T, ref reference) {
 // TestADatacenterThatIsGoneStays ends the second datacenter. Consul's xDS and
 // Usher keep what they know of it, and go on with what changes elsewhere.
 func TestADatacenterThatIsGoneStays(t *testing.T) {
+	t.Parallel()
 	c := readFederated(t, "testdata/federation/mesh-gateways-remote.yaml")[0]
 	s := startSuite(t, current)
 	var own *envoy

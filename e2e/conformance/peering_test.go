@@ -38,6 +38,7 @@ func TestSameResourcesAsOldConsulWithAClusterPeer(t *testing.T) {
 }
 
 func comparePeered(t *testing.T, ref reference, cases []federatedCase) {
+	t.Parallel()
 	s := startSuite(t, ref)
 	s.releases, s.peered = envoys[:1], true
 	peer := startPeer(t, s.consul)
@@ -56,6 +57,7 @@ func comparePeered(t *testing.T, ref reference, cases []federatedCase) {
 // TestClusterPeerGetsNewRoots gives the peer a new root certificate. Usher comes
 // to trust what Consul's own gateway does, without a change that wakes it.
 func TestClusterPeerGetsNewRoots(t *testing.T) {
+	t.Parallel()
 	c := readFederated(t, "testdata/peering/redirect.yaml")[0]
 	s := startSuite(t, current)
 	peer := startPeer(t, s.consul)
@@ -83,6 +85,7 @@ func TestClusterPeerGetsNewRoots(t *testing.T) {
 
 // TestTCPListenerThatLeadsToAClusterPeer shows what Consul's gateway cannot do.
 func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
+	t.Parallel()
 	c := readFederated(t, "testdata/better/peer-tcp.yaml")[0]
 	s := startSuite(t, current)
 	s.loadPeered(t, startPeer(t, s.consul), c)
