@@ -15,7 +15,7 @@ const module = "github.com/usherproxy/usher/"
 // them.
 var allowed = map[string][]string{
 	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered"},
-	"listeners":                    {"internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
+	"listeners":                    {"internal/accesslog", "internal/envoy", "internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
 	"xds":                          {"internal/filewatch", "internal/guard", "internal/ordered", "internal/wire"},
 	"internal/gateway":             {"internal/problem", "internal/settings", "internal/ordered"},
 	"internal/settings":            {"internal/problem"},
@@ -26,6 +26,8 @@ var allowed = map[string][]string{
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
+	"internal/accesslog":           {"internal/envoy", "internal/gateway", "internal/problem", "internal/settings"},
+	"internal/envoy":               {"internal/gateway"},
 	"internal/filewatch":           {"internal/guard"},
 	"internal/guard":               {},
 	"internal/hcl":                 {},

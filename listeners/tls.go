@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -81,7 +82,7 @@ func (p *port) named(serving *gateway.Leaf) error {
 func missingName(s gateway.Service, names []string) string {
 	if len(s.Hosts) == 0 {
 		ingress := "*.ingress."
-		if namespace := tenant(s.Service.Namespace); namespace != "default" {
+		if namespace := gateway.OmitDefault(s.Service.Namespace); namespace != "" {
 			ingress += namespace + "."
 		}
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, ingress) }) {
@@ -152,7 +153,7 @@ func ownSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.T
 }
 
 func clientSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
-	return transportSocket(&tlsv3.DownstreamTlsContext{
+	return envoy.TLSSocket(&tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(false),
 	})
