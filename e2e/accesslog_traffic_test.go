@@ -130,7 +130,7 @@ func clientsCannotForgeLogLines(t *testing.T, release string) {
 	}
 }
 
-// hostileText is a text of bytes that mean something to somebody, without some.
+// hostileText is a text of bytes that some program interprets, without some.
 func hostileText(random *rand.Rand, without string) string {
 	const bytes = "\"\\'%{}[],:\n\r\t\x00\x01\x1b\x7f\x80\xff\xc3\xa9\xe2\x82 ab/?&="
 	var b strings.Builder

@@ -265,7 +265,7 @@ type unreadStream struct {
 	node *corev3.Node
 }
 
-// openUnread opens a stream whose client reads only when it is told to.
+// openUnread opens a stream whose client reads only when receive is called.
 func (g *limitedUsher) openUnread(t *testing.T, token string) *unreadStream {
 	t.Helper()
 	const window = 64 << 10

@@ -12,7 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// badFile is a file that an operator got wrong, and what Usher says of it
+// badFile is a file with a mistake, and what Usher logs about it
 // behind the file's path.
 type badFile struct{ name, text, where, what string }
 
@@ -88,7 +88,7 @@ func (l *fileLab) wantStrict(t *testing.T) {
 }
 
 // TestBadConfigDirectory gets one of the files for --config-dir wrong while the
-// gateway is strict: it stays strict, and goes on where the file is mended. Then
+// gateway is strict: it stays strict, and goes on where the file is correct again. Then
 // it is wrong before Usher starts, and Usher does not.
 func TestBadConfigDirectory(t *testing.T) {
 	t.Parallel()
@@ -99,29 +99,29 @@ func TestBadConfigDirectory(t *testing.T) {
 	files := l.badFiles(t)
 	for _, bad := range files {
 		line := `msg="bad configuration" ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
-		var mend func()
-		trouble := l.Usher.WantProblem(t, line, func() { mend = l.breakFile(t, bad) })
+		var fix func()
+		trouble := l.Usher.WantProblem(t, line, func() { fix = l.breakFile(t, bad) })
 		l.wantStrict(t)
-		trouble.WantFixed(t, mend)
+		trouble.WantFixed(t, fix)
 		l.wantStrict(t)
 	}
 	l.wantOthersUpdated(t)
 
 	l.Usher.Stop(t)
 	for _, bad := range files {
-		mend := l.breakFile(t, bad)
+		fix := l.breakFile(t, bad)
 		got := l.serve(t, "--config-dir", l.Dir)
 		want := "usher: " + filepath.Join(l.Dir, bad.name) + bad.where + ": " + bad.what + "\n"
 		if got.Code != 1 || got.Stderr != want {
 			t.Errorf("%s: exit %d %q, want 1 %q", bad.name, got.Code, got.Stderr, want)
 		}
-		mend()
+		fix()
 	}
 	l.wantStrict(t)
 }
 
-// breakFile puts the bad file into the directory; mend takes it away again.
-func (l *fileLab) breakFile(t *testing.T, bad badFile) (mend func()) {
+// breakFile puts the bad file into the directory; fix removes it.
+func (l *fileLab) breakFile(t *testing.T, bad badFile) (fix func()) {
 	t.Helper()
 	path := filepath.Join(l.Dir, bad.name)
 	good, err := os.ReadFile(path)

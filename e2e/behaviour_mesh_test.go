@@ -29,7 +29,7 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// scriptHeader tells an instance of the mesh what to do with a request:
+// scriptHeader says what an instance of the mesh does with a request:
 // "fail STATUS TIMES" answers with the status that many times and then 200,
 // "fail-at INSTANCE STATUS" does so always but at one instance alone, "delay
 // DURATION" answers late, and "hold" waits for the end of echoMesh.hold.

@@ -302,7 +302,7 @@ func (s *changesStory) ofTheResolver() []lab.Change {
 }
 
 // ofTheInstances are what happens to instances of a service. The sidecar of the
-// second one serves before Consul is told of it, and after, so that no request
+// second one serves before it is registered, and after, so that no request
 // has to fail.
 func (s *changesStory) ofTheInstances(t *testing.T) []lab.Change {
 	s.startSecond(t)

@@ -39,7 +39,7 @@ func (s *changesStory) ofTheRegistrations() []lab.Change {
 	}
 }
 
-// registerGateway registers an instance of the gateway anew.
+// registerGateway registers an instance of the gateway again.
 func (s *changesStory) registerGateway(id string, g *lab.LoadedGateway, config map[string]any) error {
 	return s.Consul.Client.Agent().ServiceRegister(&api.AgentServiceRegistration{
 		Kind: api.ServiceKindIngressGateway, ID: id, Name: "ingress-gateway", Address: g.Host.IP.String(), Port: 8443,

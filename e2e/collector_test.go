@@ -74,7 +74,7 @@ func (s trust) settings(file string) string {
 
 // TestCollectorIsAuthenticated has entries go to collectors that have the name, or
 // the address, that the settings say in a certificate of the right authority. Nobody
-// else gets one, requests are answered all the same, and mended settings count.
+// else gets one, requests are answered all the same, and corrected settings apply.
 func TestCollectorIsAuthenticated(t *testing.T) {
 	const name = "collector.example.com"
 	own, other := lab.NewCertificateAuthority(t, "own"), lab.NewCertificateAuthority(t, "other")

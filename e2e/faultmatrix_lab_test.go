@@ -57,7 +57,7 @@ func startFaultLab(t *testing.T) *faultLab {
 	return f
 }
 
-// registerFar registers mesh gateways and instances that nobody runs.
+// registerFar registers mesh gateways and instances without processes.
 func (f *faultLab) registerFar(t *testing.T) {
 	t.Helper()
 	for _, a := range []*lab.Consul{f.Consul, f.Remote} {
@@ -151,7 +151,7 @@ type faultUsher struct {
 }
 
 // launch starts an Usher on a host, with a port for Envoys and the next one
-// for its operator.
+// for its admin interface.
 func (f *faultLab) launch(t *testing.T, h *lab.Host, port int, p *lab.FaultProxy, signer string) *faultUsher {
 	t.Helper()
 	transport := &http.Transport{DialContext: h.Dial, DisableKeepAlives: true}

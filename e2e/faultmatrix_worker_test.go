@@ -97,7 +97,7 @@ func (f activeFault) waitOver(t *testing.T) {
 		return
 	}
 	if f.cell.signer != nil {
-		f.gateway.writeEntry(t, f.gateway.gateway) // who was told that the authority is busy would wait for half a minute
+		f.gateway.writeEntry(t, f.gateway.gateway) // after "resource exhausted" Usher would wait for half a minute
 	}
 	testprocess.Eventually(t, fmt.Sprintf("after %v the answer is good", f.cell), testprocess.StartDeadline, func() error {
 		_, n := f.gateway.signer.counts()
@@ -186,7 +186,7 @@ func (r *faultGateway) wantNoEffect(t *testing.T, c faultCell) {
 type liveWorker struct {
 	*faultGateway
 	load     *lab.Load
-	failures int           // that were told
+	failures int           // that were reported
 	served   time.Duration // since the load's start: see waitServed
 	trouble  activeFault   // of a wholeWorker
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // forgeryLab has http, TLS and tcp listeners in the modes that believe PROXY
-// headers, each once for anybody and once for trusted peers.
+// headers, each once for every address and once for trusted ones.
 type forgeryLab struct{ *lab.TrustLab }
 
 // TestForgedAddressesAreNeverUsed has everybody lie about the client who is able to: in

@@ -218,7 +218,7 @@ func (l *headerLab) wantDocumentedProto(t *testing.T) {
 		{byPort, "http", "https"}, {settings[0], "https", "http"}, {settings[1], "https", "https"}, {settings[1], "", "http"}, {strict + "}", "https", "http"},
 	} {
 		writeProxyDefaults(t, l.Lab, step.settings)
-		testprocess.Eventually(t, fmt.Sprintf("with %q, one that sends %q is told as %s", step.settings, step.sent, step.want), testprocess.ChangeDeadline, func() error {
+		testprocess.Eventually(t, fmt.Sprintf("with %q, one that sends %q is forwarded as %s", step.settings, step.sent, step.want), testprocess.ChangeDeadline, func() error {
 			request := l.Request(lab.NewPath())
 			if step.sent != "" {
 				request.Header = http.Header{"X-Forwarded-Proto": {step.sent}}

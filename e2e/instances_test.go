@@ -23,7 +23,7 @@ type twoInstances struct {
 // TestTwoInstancesOnDifferentNodes has both instances on one Usher, each with
 // listeners of its own. Usher tells their Envoys apart by the address that they
 // connect from, and, where they all come through a unix socket, by the name of
-// their node. An Envoy that cannot be told is refused, and says why.
+// their node. An Envoy whose instance is unknown is refused, with the reason.
 func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 	t.Parallel()
 	l := startTwoInstances(t)
@@ -138,7 +138,7 @@ func TestSettingsInFourPlaces(t *testing.T) {
 		do   func()
 		want string
 	}{
-		{"nobody says anything", func() {}, "off"},
+		{"no layer has a setting", func() {}, "off"},
 		{"the file, for every gateway", func() { writeConfig(setting("permissive") + "\n" + others) }, "permissive"},
 		{"proxy-defaults wins", func() { writeProxyDefaults(t, l, setting("strict")) }, "strict"},
 		{"the registration wins", func() { writeGatewayRegistration(t, l, setting("off")) }, "off"},
@@ -148,7 +148,7 @@ func TestSettingsInFourPlaces(t *testing.T) {
 		{"proxy-defaults says it of the listener", func() { writeProxyDefaults(t, l, ofListener("strict")) }, "strict"},
 		{"the registration says it of the listener", func() { writeGatewayRegistration(t, l, ofListener("permissive")) }, "permissive"},
 		{"the registration says off of all", func() { writeGatewayRegistration(t, l, setting("off")) }, "strict"},
-		{"nobody says anything of the listener", func() { writeProxyDefaults(t, l, setting("strict")) }, "off"},
+		{"no layer has a setting for the listener", func() { writeProxyDefaults(t, l, setting("strict")) }, "off"},
 		{"the registration changes beneath it", func() { writeGatewayRegistration(t, l, setting("permissive")) }, "off"},
 		{"the file says nothing any more", func() { writeConfig(others) }, "permissive"},
 		{"nor does the registration", func() { writeGatewayRegistration(t, l, "") }, "strict"},

@@ -24,7 +24,7 @@ import (
 //
 // The Service comes first where no grace lasts, as with every cloud, for the
 // cloud reads it. Within a grace the balancer comes first, too, both on and off:
-// somebody has changed their mind.
+// a user has changed their mind.
 //
 // USHER_APART sets how far apart (2s); 20s is what a cloud needs at least.
 func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
@@ -191,7 +191,7 @@ func (s *switchedApart) wantAddresses(t *testing.T) {
 }
 
 // settled is the index of what the balancer did when a request's connection was
-// made; -1 if nobody knows.
+// made; -1 if that is not known.
 func (s *switchedApart) settled(r lab.LoadRequest) int {
 	at := 0
 	for i, h := range s.headers[1:] {

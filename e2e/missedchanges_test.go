@@ -24,7 +24,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestChangesThatBlockingQueriesMiss is the story of what no blocking query tells: that
+// TestChangesThatBlockingQueriesMiss is about what no blocking query reports: that
 // Usher's token may read a service again, that a snapshot was restored, and that
 // Consul does not answer at all. Each is seen within seconds, over plain HTTP and
 // over HTTPS, also when Consul's certificate authority has changed meanwhile.
@@ -50,8 +50,8 @@ func TestChangesThatBlockingQueriesMiss(t *testing.T) {
 	}
 }
 
-// untoldDeadline is how late something may be seen that no blocking query tells.
-const untoldDeadline = 15 * time.Second
+// missedDeadline is how late Usher may notice what no blocking query reports.
+const missedDeadline = 15 * time.Second
 
 // missedChanges is a gateway with two services without processes, and a fake Envoy.
 type missedChanges struct {
@@ -123,7 +123,7 @@ func (s *missedChanges) restoreRight(t *testing.T) {
 	if _, _, err := s.Consul.Client.ACL().PolicyUpdate(policy, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, untoldDeadline)
+	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, missedDeadline)
 }
 
 // restore brings back an instance and a service that were changed and taken away
@@ -144,7 +144,7 @@ func (s *missedChanges) restore(t *testing.T) {
 	if err := s.Consul.Client.Snapshot().Restore(nil, strings.NewReader(string(content))); err != nil {
 		t.Fatal(err)
 	}
-	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, untoldDeadline)
+	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, missedDeadline)
 }
 
 // rotate gives Consul's HTTPS port a certificate of a new authority, and makes it

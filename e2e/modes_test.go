@@ -20,13 +20,13 @@ import (
 // from plain connections to strict PROXY protocol, and all the way back, while
 // requests come through the balancer. The order is what loses nothing:
 // permissive before the balancer is switched, in both directions. The mode is
-// set in the operator's own file, and in proxy-defaults.
+// set in the config file, and in proxy-defaults.
 func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
 	for _, place := range []struct {
 		name string
 		set  func(s *modesStory, t *testing.T, mode string)
 	}{
-		{"the operator's file", (*modesStory).writeFile},
+		{"the config file", (*modesStory).writeFile},
 		{"proxy-defaults", (*modesStory).writeDefaults},
 	} {
 		t.Run(place.name, func(t *testing.T) {
@@ -74,7 +74,7 @@ func startModesStory(t *testing.T) *modesStory {
 	return s
 }
 
-// writeFile sets the mode in the operator's file.
+// writeFile sets the mode in the config file.
 func (s *modesStory) writeFile(t *testing.T, mode string) {
 	t.Helper()
 	content := fmt.Sprintf("gateway \"ingress-gateway\" {\n  usher {\n    proxy_protocol { mode = %q }\n  }\n}\n", mode)

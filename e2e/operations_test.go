@@ -156,7 +156,7 @@ func TestUsherEndsWithoutAReaderOfItsLog(t *testing.T) {
 	}
 }
 
-// TestSIGHUPIsAReload is the story of an operator who reloads Usher as he
+// TestSIGHUPIsAReload is for a user who reloads Usher as he
 // reloads Consul. A directory farther up was replaced, which is not seen without
 // the signal. The stream of an Envoy goes on, and brings the change.
 func TestSIGHUPIsAReload(t *testing.T) {

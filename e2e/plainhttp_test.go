@@ -25,7 +25,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestThousandServicesOverPlainHTTP is the story of an operator who reaches
+// TestThousandServicesOverPlainHTTP is for a user who reaches
 // Consul over plain HTTP, as is usual beside an agent, with a gateway of 1,000
 // services: many more than the connections that the agent allows. All are
 // served, also when Usher is killed and starts again; the agent never refuses
@@ -110,7 +110,7 @@ func registerMany(t *testing.T, l *lab.Lab, ports []int) {
 
 func crowdService(i int) string { return fmt.Sprintf("svc-%04d", i) }
 
-// registerNumbered registers the sidecar of a service that nobody runs.
+// registerNumbered registers the sidecar of a service without processes.
 func registerNumbered(t *testing.T, l *lab.Lab, i, port int) {
 	t.Helper()
 	name := crowdService(i)

@@ -17,7 +17,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestRefusedStarts is the story of an operator who starts Usher with something
+// TestRefusedStarts is for a user who starts Usher with something
 // that cannot work: the process ends at once, with one line that names the
 // setting.
 func TestRefusedStarts(t *testing.T) {

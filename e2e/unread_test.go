@@ -113,7 +113,7 @@ func startBehindFaultProxy(t *testing.T) (*lab.Lab, *lab.FaultProxy) {
 
 // TestRestartWithATokenThatHasLostAService takes the right to read one service
 // from Usher's token, and restarts Usher. The Envoy that runs keeps that service's
-// listener, and no request fails; the operator is told which right is missing. The
+// listener, and no request fails; the log says which right is missing. The
 // other port goes on.
 func TestRestartWithATokenThatHasLostAService(t *testing.T) {
 	t.Parallel()
@@ -142,7 +142,7 @@ service "static-server-sidecar-proxy" { policy = "deny" }
 	wantListeners(t, running, 8080, 9090, 9091)
 	load.WantNoFailures(t)
 
-	// With the right, and by then without a fault, everything is followed again.
+	// With the right, and by then without a fault, all changes apply again.
 	(&guardedLab{Lab: l}).setRules(t, options.Token, policy)
 	usher.Kill()
 	usher = lab.StartUsher(t, options)

@@ -13,7 +13,7 @@ import (
 
 const apacheModules = "/usr/lib/apache2/modules"
 
-// RemoteIP tells the lab's Apache how to learn the client's address.
+// RemoteIP is how the lab's Apache gets the client's address.
 type RemoteIP string
 
 const (

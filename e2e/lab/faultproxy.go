@@ -30,7 +30,7 @@ type Query struct {
 	Path string
 }
 
-// EveryQuery are all that anybody asks.
+// EveryQuery matches all requests.
 var EveryQuery = Query{Name: "everything", Path: "/"}
 
 func (q Query) String() string { return q.Name }
@@ -180,8 +180,8 @@ func (x *exchange) half(end func(*exchange)) {
 	end(x)
 }
 
-// trickle sends Consul's answer byte by byte, too slowly for anybody to wait
-// for.
+// trickle sends Consul's answer byte by byte, so slowly that no client
+// waits for it.
 func (x *exchange) trickle() {
 	a, ok := x.consulAnswer()
 	if !ok {

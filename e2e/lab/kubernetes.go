@@ -104,8 +104,8 @@ func (p *Pod) Restart(t *testing.T) {
 	p.Usher.WaitStream(t)
 }
 
-// WaitMode waits until the pod's Usher has told its listener this mode, and its
-// Envoy does so.
+// WaitMode waits until the pod's Usher has given its listener this mode, and its
+// Envoy applies it.
 func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 	t.Helper()
 	testprocess.Eventually(t, fmt.Sprintf("%s says that the listener is %s", p.Usher.Name, mode), within, func() error {

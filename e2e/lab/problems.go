@@ -42,7 +42,7 @@ func (u *Usher) ConfigProblems(t *testing.T) int {
 	return sum
 }
 
-// ExpectedProblem is a bad configuration that Usher has been told of.
+// ExpectedProblem is a bad configuration that Usher has logged.
 type ExpectedProblem struct {
 	usher  *Usher
 	before int // lines of level ERROR in its log
@@ -72,8 +72,8 @@ func (u *Usher) WantProblem(t *testing.T, line string, change func()) ExpectedPr
 	return c
 }
 
-// WantFixed makes the change that mends it, and waits until Usher's metrics have
-// no problem. Nothing more was said meanwhile.
+// WantFixed makes the change that corrects it, and waits until Usher's metrics have
+// no problem. Meanwhile nothing more was logged.
 func (c ExpectedProblem) WantFixed(t *testing.T, change func()) {
 	t.Helper()
 	change()

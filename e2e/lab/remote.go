@@ -153,8 +153,7 @@ func EstablishPeering(t *testing.T, first, second *api.Client, firstName, second
 	})
 }
 
-// Maintenance takes the instance here out of service, or back, as an operator does
-// before and after work on it.
+// Maintenance puts the instance here into maintenance, or ends it.
 func (f *RemoteLab) Maintenance(out bool) func() error {
 	const sidecar = "static-server-sidecar-proxy"
 	return func() error {

@@ -30,7 +30,7 @@ type UsherOptions struct {
 }
 
 // Usher is a running `usher serve` that its host's Envoys reach on loopback,
-// unless it was told to listen elsewhere.
+// unless its options have another address.
 type Usher struct {
 	*testprocess.Process
 	// GRPCAddr is for -grpc-addr and for --xds-addr of `usher bootstrap`.
