@@ -68,8 +68,8 @@ func newExpectation(envoys int, signs []sign) *expectation {
 	return e
 }
 
-// saw takes note of a resource that an Envoy has read.
-func (e *expectation) saw(envoy int, typeURL string, r *resource, body []byte, at time.Time) {
+// observe takes note of a resource that an Envoy has read.
+func (e *expectation) observe(envoy int, typeURL string, r *resource, body []byte, at time.Time) {
 	if e == nil {
 		return
 	}

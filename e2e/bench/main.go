@@ -113,7 +113,7 @@ type bench struct {
 	consul  *consulServer
 	usher   *usherServer // nil before the first
 	catalog catalog
-	library library
+	library resourceCache
 	report  report
 	turn    int // endpoint changes so far
 	marks   int // changes of configuration so far

@@ -58,7 +58,7 @@ func (r *report) markdown() string {
 		c, perConsul, perFloor := at.medians()
 		fmt.Fprintf(table, "| %s | %s | %s | %s | %s | %s | %s |\n", what,
 			number(c.usher, at.unit), number(c.consul, at.unit), number(c.floor, at.unit),
-			fraction(perConsul), number(perFloor, times), strings.ReplaceAll(at.verdict(), "NOT MET", "**not met**"))
+			fraction(perConsul), number(perFloor, times), strings.ReplaceAll(at.barResults(), "NOT MET", "**not met**"))
 	}
 	var b strings.Builder
 	for _, of := range gateways {

@@ -35,14 +35,14 @@ type reference struct{ typeURL, name string }
 // identityOf tells the versions of all resources apart.
 type identityOf struct{ typeURL, name, version string }
 
-// library reads each version of a resource once, whichever Envoy gets it first.
-type library struct {
+// resourceCache reads each version of a resource once, whichever Envoy gets it first.
+type resourceCache struct {
 	mu    sync.Mutex
 	known map[identityOf]*resource
 }
 
 // read gives what is remembered of a resource.
-func (l *library) read(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
+func (l *resourceCache) read(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// A look-up with the conversions inside allocates nothing.
