@@ -221,7 +221,7 @@ func (m *echoMesh) attempt(r *http.Request) int {
 	return m.attempts[id]
 }
 
-// play does what the script says, and gives the answer's status.
+// play does what the script says, and returns the answer's status.
 func (i *echoInstance) play(r *http.Request, attempt int) int {
 	var verb string
 	words := strings.Fields(r.Header.Get(scriptHeader))
@@ -327,7 +327,7 @@ func (e echoed) lines() []string {
 	return append(out, headerLines("service", e.Header)...)
 }
 
-// headerLines gives headers one a line, sorted by name.
+// headerLines returns headers one a line, sorted by name.
 func headerLines(where string, header map[string][]string) []string {
 	var out []string
 	for _, name := range slices.SortedFunc(maps.Keys(header), func(a, b string) int {

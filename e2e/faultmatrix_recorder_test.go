@@ -330,7 +330,7 @@ func (r *recorder) waitLosses(t *testing.T, prefixes []string) {
 	}
 }
 
-// drainLosses gives the losses since it was called last.
+// drainLosses returns the losses since it was called last.
 func (r *recorder) drainLosses() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -357,7 +357,7 @@ func (r *recorder) waitEndpoint(t *testing.T, port int) {
 // held is a resource as the recorder has it.
 type held = *discoveryv3.Resource
 
-// copy gives what the recorder has.
+// copy returns what the recorder has.
 func (r *recorder) copy() map[string]map[string]held {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -124,7 +124,7 @@ func (c faultCell) hits() int {
 	return 4
 }
 
-// isAnswer says whether the fault is an answer as Consul gives it to a question
+// isAnswer reports whether the fault is an answer as Consul gives it to a question
 // that cannot block, so that it is asked again only after a while.
 func (c faultCell) isAnswer() bool {
 	answers := map[string][]string{
@@ -134,7 +134,7 @@ func (c faultCell) isAnswer() bool {
 	return slices.Contains(answers[c.question.Name], c.fault.Name)
 }
 
-// isPatient says whether the restart is watched until Usher goes on without the
+// isPatient reports whether the restart is watched until Usher goes on without the
 // answer, which it does late: a few faults show it for every question that
 // concerns only a part of the gateway.
 func (c faultCell) isPatient() bool {
@@ -210,7 +210,7 @@ func wantAllAsked(t *testing.T, u *faultUsher) {
 	}
 }
 
-// faultTable gives out cells, and counts them.
+// faultTable hands out cells, and counts them.
 type faultTable struct {
 	name string
 	next chan faultCell

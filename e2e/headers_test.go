@@ -261,7 +261,7 @@ func (l *headerLab) observe(t *testing.T, path headerPath, row headerRow) {
 	l.rows[row] = true
 }
 
-// exchange makes a request and gives the headers that the service got and those
+// exchange makes a request and returns the headers that the service got and those
 // that the client got, without what is another one each time.
 func (l *headerLab) exchange(t *testing.T, c lab.Request, sent http.Header) (request, answered http.Header) {
 	t.Helper()

@@ -206,7 +206,7 @@ func (s *switchedApart) settled(r lab.LoadRequest) int {
 }
 
 // logged waits until the access logs have all requests of the load, each once,
-// and gives the clients' addresses by path.
+// and returns the clients' addresses by path.
 func (s *switchedApart) logged(t *testing.T) map[string]string {
 	t.Helper()
 	var addresses map[string]string

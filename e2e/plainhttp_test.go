@@ -152,7 +152,7 @@ func waitEndpoints(t *testing.T, e *lab.Envoy, ports []int, deadline time.Durati
 	})
 }
 
-// changed gives the ports of every step-th service by their names.
+// changed returns the ports of every step-th service by their names.
 func changed(ports []int, from, step int) map[string]int {
 	of := map[string]int{}
 	for i := from; i < len(ports); i += step {
@@ -289,7 +289,7 @@ type tcpSocket struct {
 	state         string
 }
 
-// socketsOf gives the host's TCP sockets between IPv4 addresses.
+// socketsOf returns the host's TCP sockets between IPv4 addresses.
 func socketsOf(t *testing.T, h *lab.Host) []tcpSocket {
 	var tables []byte
 	err := h.Do(func() error {

@@ -99,7 +99,7 @@ func (e *expectation) shows(r *resource, s *sign, body []byte) bool {
 	return shown
 }
 
-// wait waits for the slowest Envoy, and gives the time at which it had all.
+// wait waits for the slowest Envoy, and returns the time at which it had all.
 func (e *expectation) wait(ctx context.Context) (time.Time, error) {
 	select {
 	case <-e.done:

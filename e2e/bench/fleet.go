@@ -45,7 +45,7 @@ type wireCounts struct {
 	bytes     int
 }
 
-// minus gives what came since an earlier tally.
+// minus returns what came since an earlier tally.
 func (t wireCounts) minus(earlier wireCounts) wireCounts {
 	out := wireCounts{resources: map[string]int{}, bytes: t.bytes - earlier.bytes}
 	for typeURL, n := range t.resources {
@@ -62,7 +62,7 @@ func (t wireCounts) total() int {
 	return n
 }
 
-// most gives the number of resources of the type of which there are most.
+// most returns the number of resources of the type of which there are most.
 func (t wireCounts) most() int {
 	n := 0
 	for _, of := range t.resources {
@@ -78,7 +78,7 @@ func newFleet(ctx context.Context, addr string, services int, l *resourceCache) 
 	return f
 }
 
-// add connects an Envoy for each instance, so many to a connection, and gives
+// add connects an Envoy for each instance, so many to a connection, and returns
 // how long it took until all were complete. Envoys that are given begin with
 // what these have.
 func (f *fleet) add(ctx context.Context, ids []string, perConnection int, from ...*envoy) (time.Duration, error) {
@@ -150,7 +150,7 @@ func (f *fleet) count(r *fakeenvoy.LeanResponse) {
 	f.tally.bytes += r.Size
 }
 
-// counted gives what has come so far.
+// counted returns what has come so far.
 func (f *fleet) counted() wireCounts {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -164,7 +164,7 @@ func (f *fleet) lost(err error) {
 	f.broken = append(f.broken, err)
 }
 
-// losses gives how many streams ended, and of the reasons the first.
+// losses returns how many streams ended, and of the reasons the first.
 func (f *fleet) losses() (n int, first error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

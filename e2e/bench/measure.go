@@ -42,7 +42,7 @@ func newMeter(sides []side) meter {
 	return m
 }
 
-// read gives the cost since the beginning.
+// read returns the cost since the beginning.
 func (m meter) read() []cost {
 	out := make([]cost, len(m.sides))
 	for i, s := range m.sides {
@@ -82,7 +82,7 @@ func waitIdle(ctx context.Context, processes ...*process) error {
 	}
 }
 
-// deliver makes a change, and gives how long it took until the slowest Envoy of
+// deliver makes a change, and returns how long it took until the slowest Envoy of
 // each side had all its signs, in milliseconds from before the write. All sides
 // are to show the same signs if there is one list, each its own otherwise.
 func deliver(ctx context.Context, sides []side, write func(context.Context) error, signs ...[]sign) ([]float64, error) {

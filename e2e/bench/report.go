@@ -41,7 +41,7 @@ type row struct {
 	rounds []cells
 }
 
-// medians gives the row's numbers, and the medians of the rounds' ratios.
+// medians returns the row's numbers, and the medians of the rounds' ratios.
 func (r row) medians() (c cells, perConsul, perFloor float64) {
 	var usher, consul, floor, toConsul, toFloor []float64
 	for _, round := range r.rounds {
@@ -130,7 +130,7 @@ func (r *report) table(to io.Writer) error {
 	return w.Flush()
 }
 
-// barResults gives the row's bars, and says which are not met.
+// barResults returns the row's bars, and says which are not met.
 func (r row) barResults() string {
 	c, perConsul, perFloor := r.medians()
 	var out []string
@@ -231,7 +231,7 @@ func measured(c cells) map[string]float64 {
 // none stands for a number that was not measured.
 var none = math.NaN()
 
-// percentile gives the least value that at least p percent of the values do not
+// percentile returns the least value that at least p percent of the values do not
 // exceed; none of no values.
 func percentile(values []float64, p float64) float64 {
 	if len(values) == 0 {
@@ -242,7 +242,7 @@ func percentile(values []float64, p float64) float64 {
 	return sorted[max(rank, 1)-1]
 }
 
-// median gives the middle value, or the mean of the middle two; values that
+// median returns the middle value, or the mean of the middle two; values that
 // were not measured do not count.
 func median(values []float64) float64 {
 	measured := slices.DeleteFunc(slices.Sorted(slices.Values(values)), math.IsNaN)
@@ -253,7 +253,7 @@ func median(values []float64) float64 {
 	return (measured[(n-1)/2] + measured[n/2]) / 2
 }
 
-// ratio gives a/b; none where either was not measured or b is 0.
+// ratio returns a/b; none where either was not measured or b is 0.
 func ratio(a, b float64) float64 {
 	if b == 0 {
 		return none
@@ -261,7 +261,7 @@ func ratio(a, b float64) float64 {
 	return a / b
 }
 
-// milliseconds gives durations as numbers.
+// milliseconds returns durations as numbers.
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // each divides a total among n.

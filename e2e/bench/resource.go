@@ -41,7 +41,7 @@ type resourceCache struct {
 	known map[identityOf]*resource
 }
 
-// read gives what is remembered of a resource.
+// read returns what is remembered of a resource.
 func (l *resourceCache) read(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -149,7 +149,7 @@ func unpack(a *anypb.Any, m proto.Message) error {
 	return a.UnmarshalTo(m)
 }
 
-// serviceOf gives the service whose cluster or endpoints have the name, as
+// serviceOf returns the service whose cluster or endpoints have the name, as
 // Consul makes it: web.default.dc1.internal.<trust domain>.
 func serviceOf(name string) string {
 	service, _, _ := strings.Cut(name, ".")

@@ -120,7 +120,7 @@ func (b *bench) firstStates(ctx context.Context, name string, envoys int, usher,
 	return nil
 }
 
-// connect adds Envoys to a fleet, and gives the milliseconds until all are
+// connect adds Envoys to a fleet, and returns the milliseconds until all are
 // complete.
 func (b *bench) connect(ctx context.Context, f *fleet, ids []string, perConnection int) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, deliveryDeadline)
@@ -168,7 +168,7 @@ func (b *bench) changesOnUsher(ctx context.Context, name string, bars []bar, ush
 	return nil
 }
 
-// reconnect connects all Envoys anew with what they have, and gives the new
+// reconnect connects all Envoys again with what they have, and returns the new
 // sides. A change that comes after shows that all that had to come has come.
 func (b *bench) reconnect(ctx context.Context, name string, usher, consul side) (side, side, error) {
 	before := [2]side{usher, consul}

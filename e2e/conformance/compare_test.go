@@ -91,7 +91,7 @@ func TestInvalidPartOfAResourceIsFound(t *testing.T) {
 	}
 }
 
-// one gives a resource in canonical form.
+// one returns a resource in canonical form.
 func one(t *testing.T, typeURL string, m proto.Message) resources {
 	t.Helper()
 	packed, err := anypb.New(m)

@@ -202,7 +202,7 @@ func (s *suite) expect(t *testing.T, who string, e *envoy, want *original) {
 	maps.Copy(s.used, used)
 }
 
-// awaitEqual waits until an Envoy has the resources, and gives the allowances
+// awaitEqual waits until an Envoy has the resources, and returns the allowances
 // that this needed; the error says in what they differ at the deadline.
 func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (map[allowance]bool, error) {
 	timeout := time.NewTimer(deadline)

@@ -24,13 +24,13 @@ type allowance struct {
 	reason  string
 }
 
-// allows says whether a difference is the one that is meant.
+// allows reports whether a difference is the one that is meant.
 func (a allowance) allows(d difference) bool {
 	return a.typeURL == d.typeURL && a.path == d.path &&
 		(a.consul == "" || a.consul == d.consul) && (a.usher == "" || a.usher == d.usher)
 }
 
-// concerns says whether it is about a version of Consul.
+// concerns reports whether it is about a version of Consul.
 func (a allowance) concerns(version string) bool { return a.version == "" || a.version == version }
 
 // allowed are all differences that are meant. One that no case needs fails.
@@ -140,7 +140,7 @@ func shortened(s string) string {
 	return s[:most] + "..."
 }
 
-// compare gives the differences of two sets of resources in canonical form, in
+// compare returns the differences of two sets of resources in canonical form, in
 // a stable order.
 func compare(consul, usher resources) []difference {
 	var out []difference
@@ -170,7 +170,7 @@ func (p pair) String() string {
 	return text(p.value)
 }
 
-// diff gives the smallest differences below a path.
+// diff returns the smallest differences below a path.
 func diff(path string, consul, usher pair) []difference {
 	a, aIsObject := consul.value.(map[string]any)
 	b, bIsObject := usher.value.(map[string]any)
@@ -198,14 +198,14 @@ func diff(path string, consul, usher pair) []difference {
 	return []difference{{path: path, consul: consul.String(), usher: usher.String()}}
 }
 
-// union gives the keys of both, sorted.
+// union returns the keys of both, sorted.
 func union(a, b map[string]tree) []string {
 	keys := append(slices.Collect(maps.Keys(a)), slices.Collect(maps.Keys(b))...)
 	slices.Sort(keys)
 	return slices.Compact(keys)
 }
 
-// unexplained gives the differences that nothing allows, and marks what allowed
+// unexplained returns the differences that nothing allows, and marks what allowed
 // the others as used.
 func unexplained(found []difference, version string, used map[allowance]bool) []difference {
 	var out []difference

@@ -81,7 +81,7 @@ func TestHostNamesOfAClusterPeer(t *testing.T) {
 	s.takenByEnvoy(t, envoys)
 }
 
-// missingBesideRoutes gives what an Envoy of Consul's lacks when it has routes,
+// missingBesideRoutes returns what an Envoy of Consul's lacks when it has routes,
 // which come last.
 func (s *suite) missingBesideRoutes(t *testing.T) string {
 	t.Helper()
@@ -101,7 +101,7 @@ func (s *suite) missingBesideRoutes(t *testing.T) string {
 	}
 }
 
-// everything gives what an Envoy gets of a server.
+// everything returns what an Envoy gets of a server.
 func (s *suite) everything(t *testing.T, addr string) resources {
 	t.Helper()
 	e, stop := connect(t, addr)

@@ -82,7 +82,7 @@ func (st *stage) play(t *testing.T, r rule) {
 	}
 }
 
-// start gives the address of a server of the script's side: of another one for
+// start returns the address of a server of the script's side: of another one for
 // each port, except that there is one Consul only.
 func (s *script) start(port int) string {
 	s.t.Helper()

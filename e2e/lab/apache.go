@@ -72,7 +72,7 @@ KeepAlive Off
 	return a
 }
 
-// WaitClient waits for the line of a request in Apache's log and gives the address
+// WaitClient waits for the line of a request in Apache's log and returns the address
 // that it has for the client.
 func (a *Apache) WaitClient(t *testing.T, path string) string {
 	t.Helper()

@@ -177,7 +177,7 @@ func OpenAccessLog(name, path string) *AccessLog {
 	return &AccessLog{Process: &testprocess.Process{Name: name, Stdout: path}}
 }
 
-// Flatten gives an entry's fields by their paths.
+// Flatten returns an entry's fields by their paths.
 func (e LogEntry) Flatten() LogEntry {
 	out := LogEntry{}
 	for key, value := range e {

@@ -452,7 +452,7 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 	}
 }
 
-// enter gives the fault that hits the request. Where none does, it gives the
+// enter returns the fault that hits the request. Where none does, it gives the
 // context in which to forward the request, until leave is called.
 func (p *FaultProxy) enter(r *http.Request) (hit *Injection, ctx context.Context, leave func()) {
 	p.Mu.Lock()
@@ -474,7 +474,7 @@ func (p *FaultProxy) enter(r *http.Request) (hit *Injection, ctx context.Context
 	}
 }
 
-// MergeContexts gives a context that ends with the first of two.
+// MergeContexts returns a context that ends with the first of two.
 func MergeContexts(a, b context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(b)
 	stop := context.AfterFunc(a, cancel)
@@ -502,7 +502,7 @@ func (p *FaultProxy) forward(r *http.Request, body []byte) (consulAnswer, error)
 	return p.ask(r, body)
 }
 
-// state says whether a request is one that was made to block, and whether its
+// state reports whether a request is one that was made to block, and whether its
 // answer is due at once.
 func (p *FaultProxy) state(r *http.Request) (calm, due bool) {
 	p.Mu.Lock()

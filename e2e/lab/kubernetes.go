@@ -167,7 +167,7 @@ func (p *Pod) resourceVersions(t *testing.T, as *Pod) map[string]string {
 	return versions
 }
 
-// WantSameResources wants all pods' Ushers to send the same, and gives that.
+// WantSameResources wants all pods' Ushers to send the same, and returns that.
 func WantSameResources(t *testing.T, when string, pods ...*Pod) map[string]string {
 	t.Helper()
 	first := pods[0].resourceVersions(t, pods[0])

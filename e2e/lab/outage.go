@@ -42,7 +42,7 @@ func (l *Comparison) wantSameOutages(t *testing.T) {
 	}
 }
 
-// hasOutcome says whether one of the ways is that way. Without Envoy's word it is any
+// hasOutcome reports whether one of the ways is that way. Without Envoy's word it is any
 // with the same status: a connection that is kept from before the access log was
 // changed is logged as it was then, or not at all.
 func hasOutcome(ways map[string]int, way string) bool {

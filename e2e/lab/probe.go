@@ -124,7 +124,7 @@ func (p Probe) describe(data string) string {
 	return fmt.Sprintf("%q", data)
 }
 
-// Symbols gives addresses by what they are to the probe.
+// Symbols returns addresses by what they are to the probe.
 func (p Probe) Symbols(values []string) string {
 	var symbols []string
 	for _, value := range values {
@@ -256,7 +256,7 @@ func (o Observation) String() string {
 	return o.Response + "; " + o.Log + "; " + o.Service
 }
 
-// Matches says whether something was seen as the table has it. A part of what
+// Matches reports whether something was seen as the table has it. A part of what
 // the table has may be several words.
 func (o Observation) Matches(table Observation) bool {
 	return Allows(table.Response, o.Response) && Allows(table.Log, o.Log) && Allows(table.Service, o.Service)

@@ -216,7 +216,7 @@ func (c TCPExchange) Do(ctx context.Context) (data, client string, err error) {
 	return data, conn.LocalAddr().String(), nil
 }
 
-// send writes the headers and the word, and gives the connection on which the
+// send writes the headers and the word, and returns the connection on which the
 // answer comes.
 func (c TCPExchange) send(conn net.Conn) (net.Conn, error) {
 	for _, h := range c.Headers {

@@ -17,19 +17,19 @@ const (
 	PollInterval = 10 * time.Millisecond
 )
 
-// permanent is an error that waiting longer cannot cure.
+// permanent is an error that a longer wait cannot change.
 type permanent struct{ error }
 
 func (h permanent) Unwrap() error { return h.error }
 
-// Permanent gives an error that waiting longer cannot cure: it ends Eventually.
+// Permanent marks an error that a longer wait cannot change. It ends Eventually.
 func Permanent(err error) error { return permanent{err} }
 
-// IsPermanent says whether waiting longer cannot cure an error.
+// IsPermanent reports whether an error is marked by Permanent.
 func IsPermanent(err error) bool { return errors.As(err, new(permanent)) }
 
 // Eventually waits for what to become true: until f returns nil. It fails the
-// test when the deadline has passed or f returns an error that is hopeless.
+// test when the deadline has passed or f returns a permanent error.
 func Eventually(t *testing.T, what string, deadline time.Duration, f func() error) {
 	t.Helper()
 	end := time.After(deadline)
