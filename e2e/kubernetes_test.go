@@ -18,7 +18,7 @@ import (
 const awsHeaders = "service.beta.kubernetes.io/aws-load-balancer-proxy-protocol"
 
 // TestLabInKubernetes makes the Services of the lab's values files, with nothing
-// about PROXY protocol told to Usher: off with the first, strict with the second,
+// about PROXY protocol given to Usher: off with the first, strict with the second,
 // and the client's address in the access log. The values file with TABs ends
 // before it gets to Usher, wherever it is tried.
 func TestLabInKubernetes(t *testing.T) {

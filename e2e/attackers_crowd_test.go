@@ -66,9 +66,9 @@ func (c *crowd) join(t *testing.T, port lab.XDSPort, envoys int) {
 		}
 		on := conn
 		running.Go(func() {
-			err := c.follow(ctx, on)
+			err := c.run(ctx, on)
 			if ctx.Err() == nil {
-				c.note(func() { c.lost = append(c.lost, err) })
+				c.update(func() { c.lost = append(c.lost, err) })
 			}
 		})
 	}
@@ -77,8 +77,8 @@ func (c *crowd) join(t *testing.T, port lab.XDSPort, envoys int) {
 	c.mu.Unlock()
 }
 
-// follow is one Envoy.
-func (c *crowd) follow(ctx context.Context, conn *grpc.ClientConn) error {
+// run is one Envoy.
+func (c *crowd) run(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", c.token)
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
 		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName, grpc.ForceCodecV2(fakeenvoy.Lean{}))
@@ -101,7 +101,7 @@ func (c *crowd) follow(ctx context.Context, conn *grpc.ClientConn) error {
 		for _, i := range r.Resources {
 			before := had
 			had = string(i.Version)
-			c.note(func() {
+			c.update(func() {
 				if c.versions[before]--; c.versions[before] <= 0 {
 					delete(c.versions, before)
 				}
@@ -112,7 +112,7 @@ func (c *crowd) follow(ctx context.Context, conn *grpc.ClientConn) error {
 	}
 }
 
-func (c *crowd) note(change func()) {
+func (c *crowd) update(change func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change()
@@ -120,8 +120,8 @@ func (c *crowd) note(change func()) {
 	c.changed = make(chan struct{})
 }
 
-// await waits until all Envoys have one version that is not old, and returns it.
-func (c *crowd) await(t *testing.T, old string) string {
+// waitVersion waits until all Envoys have one version that is not old, and returns it.
+func (c *crowd) waitVersion(t *testing.T, old string) string {
 	t.Helper()
 	deadline := time.After(testprocess.StartDeadline)
 	for {

@@ -10,9 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTheServiceTellsTheHeadersOfARequestAndAnswers(t *testing.T) {
-	e := newEcho()
-	addr := start(t, e.Run)
+func TestTheServiceReportsTheHeadersOfARequestAndResponds(t *testing.T) {
+	s := newService()
+	addr := start(t, s.run)
 	req, err := http.NewRequest(http.MethodGet, "http://"+addr+"/any/path", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
@@ -30,9 +30,9 @@ func TestTheServiceTellsTheHeadersOfARequestAndAnswers(t *testing.T) {
 	if resp.StatusCode != http.StatusOK || string(body) != "hello world" {
 		t.Errorf("got %d %q, want 200 %q", resp.StatusCode, body, "hello world")
 	}
-	seen := <-e.seen
+	seen := <-s.requests
 	if diff := cmp.Diff([]string{"127.0.0.7"}, seen.Values("X-Forwarded-For")); diff != "" {
-		t.Errorf("what the service saw (-want +got):\n%s", diff)
+		t.Errorf("what the service got (-want +got):\n%s", diff)
 	}
 }
 
@@ -40,7 +40,7 @@ func TestTheServiceTellsTheHeadersOfARequestAndAnswers(t *testing.T) {
 // gives its address. The test fails if the part fails.
 func start(t *testing.T, run func(context.Context, net.Listener) error) string {
 	t.Helper()
-	ln := listen(t, "127.0.0.1")
+	ln := openPort(t, "127.0.0.1")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- run(ctx, ln) }()
@@ -53,7 +53,7 @@ func start(t *testing.T, run func(context.Context, net.Listener) error) string {
 	return ln.Addr().String()
 }
 
-func listen(t *testing.T, ip string) net.Listener {
+func openPort(t *testing.T, ip string) net.Listener {
 	t.Helper()
 	ln, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 	if err != nil {

@@ -57,7 +57,7 @@ func TestTheConfigDirectoryHoldsConfigFilesOnly(t *testing.T) {
 
 func TestTheServiceIsRegisteredWhereItListens(t *testing.T) {
 	l := testLab(t, gatewayPort)
-	_, port, err := net.SplitHostPort(l.socks.echo.Addr().String())
+	_, port, err := net.SplitHostPort(l.ports.service.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestTheServiceIsRegisteredWhereItListens(t *testing.T) {
 // testLab is a lab of which only the config files are there.
 func testLab(t *testing.T, port int) *lab {
 	t.Helper()
-	l, err := newLab(t.TempDir(), &sockets{echo: listen(t, serviceIP), gatewayPort: port})
+	l, err := newLab(t.TempDir(), &ports{service: openPort(t, serviceIP), gateway: port})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,19 +24,19 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestWhatConsulDoesNotTell is the story of what no blocking query tells: that
+// TestChangesThatBlockingQueriesMiss is about what no blocking query reports: that
 // Usher's token may read a service again, that a snapshot was restored, and that
 // Consul does not answer at all. Each is seen within seconds, over plain HTTP and
 // over HTTPS, also when Consul's certificate authority has changed meanwhile.
-func TestWhatConsulDoesNotTell(t *testing.T) {
+func TestChangesThatBlockingQueriesMiss(t *testing.T) {
 	for _, c := range []struct {
 		version string
 		secure  bool
 	}{{lab.ConsulNew, false}, {lab.ConsulNew, true}, {lab.ConsulOld, true}} {
 		t.Run(fmt.Sprintf("consul %s, secure %v", c.version, c.secure), func(t *testing.T) {
 			t.Parallel()
-			s := startUntoldStory(t, lab.ConsulOptions{Version: c.version, Secure: c.secure, ACLs: true})
-			s.giveRight(t)
+			s := startMissedChanges(t, lab.ConsulOptions{Version: c.version, Secure: c.secure, ACLs: true})
+			s.restoreRight(t)
 			s.restore(t)
 			if c.secure {
 				s.rotate(t)
@@ -50,11 +50,11 @@ func TestWhatConsulDoesNotTell(t *testing.T) {
 	}
 }
 
-// untoldDeadline is how late something may be seen that no blocking query tells.
-const untoldDeadline = 15 * time.Second
+// missedDeadline is how late Usher may notice what no blocking query reports.
+const missedDeadline = 15 * time.Second
 
-// untoldStory is a gateway with two services without processes, and a fake Envoy.
-type untoldStory struct {
+// missedChanges is a gateway with two services without processes, and a fake Envoy.
+type missedChanges struct {
 	*lab.Lab
 	Usher *lab.Usher
 	envoy *shownPorts
@@ -62,10 +62,10 @@ type untoldStory struct {
 	token string
 }
 
-// startUntoldStory has Usher's token read but one of the services.
-func startUntoldStory(t *testing.T, o lab.ConsulOptions) *untoldStory {
+// startMissedChanges has Usher's token read but one of the services.
+func startMissedChanges(t *testing.T, o lab.ConsulOptions) *missedChanges {
 	t.Helper()
-	s := &untoldStory{Lab: &lab.Lab{Network: lab.NewNetwork(t)}, files: testprocess.NewDir(t)}
+	s := &missedChanges{Lab: &lab.Lab{Network: lab.NewNetwork(t)}, files: testprocess.NewDir(t)}
 	o.Host = s.Control
 	s.Consul = lab.StartConsul(t, o)
 	s.RegisterCatalog(t, s.Consul)
@@ -100,8 +100,8 @@ service_prefix "svc-0000" { policy = "read" }
 node_prefix "" { policy = "read" }
 `
 
-// giveRight lets Usher's token read the other service, too.
-func (s *untoldStory) giveRight(t *testing.T) {
+// restoreRight lets Usher's token read the other service, too.
+func (s *missedChanges) restoreRight(t *testing.T) {
 	t.Helper()
 	testprocess.Eventually(t, "usher has read what its token may read", testprocess.StartDeadline, func() error {
 		for _, series := range []string{`{kind="gateway-services",outcome="ok"}`, `{kind="ingress-gateway",outcome="ok"}`} {
@@ -123,12 +123,12 @@ func (s *untoldStory) giveRight(t *testing.T) {
 	if _, _, err := s.Consul.Client.ACL().PolicyUpdate(policy, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, untoldDeadline)
+	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, missedDeadline)
 }
 
 // restore brings back an instance and a service that were changed and taken away
 // after the snapshot.
-func (s *untoldStory) restore(t *testing.T) {
+func (s *missedChanges) restore(t *testing.T) {
 	t.Helper()
 	snapshot, _, err := s.Consul.Client.Snapshot().Save(nil)
 	if err != nil {
@@ -144,12 +144,12 @@ func (s *untoldStory) restore(t *testing.T) {
 	if err := s.Consul.Client.Snapshot().Restore(nil, strings.NewReader(string(content))); err != nil {
 		t.Fatal(err)
 	}
-	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, untoldDeadline)
+	s.envoy.wait(t, map[string]int{"svc-0000": 20000, "svc-0001": 20001}, missedDeadline)
 }
 
 // rotate gives Consul's HTTPS port a certificate of a new authority, and makes it
 // want a certificate of that from clients; and Usher the files for it.
-func (s *untoldStory) rotate(t *testing.T) {
+func (s *missedChanges) rotate(t *testing.T) {
 	t.Helper()
 	secure := s.Consul.Security
 	secure.CA = lab.NewCertificateAuthority(t, "Next lab CA")
@@ -179,7 +179,7 @@ func (s *untoldStory) rotate(t *testing.T) {
 
 // wantNoticed wants status and metric to say within ten seconds that Consul does
 // not answer, and soon after it does again that it does.
-func (s *untoldStory) wantNoticed(t *testing.T, away, back func()) {
+func (s *missedChanges) wantNoticed(t *testing.T, away, back func()) {
 	t.Helper()
 	away()
 	waitSilence(t, s.Usher)

@@ -19,9 +19,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// guardedUsher is an Usher in 512 MiB that may open 4,096 files, in front of a
+// limitedUsher is an Usher in 512 MiB that may open 4,096 files, in front of a
 // Consul that denies by default, with the lab's catalog.
-type guardedUsher struct {
+type limitedUsher struct {
 	*lab.Network
 	Consul *lab.Consul
 	Usher  *lab.Usher
@@ -31,9 +31,9 @@ type guardedUsher struct {
 	changes int
 }
 
-func startGuardedUsher(t *testing.T, args ...string) *guardedUsher {
+func startLimitedUsher(t *testing.T, args ...string) *limitedUsher {
 	t.Helper()
-	g := &guardedUsher{Network: lab.NewNetwork(t)}
+	g := &limitedUsher{Network: lab.NewNetwork(t)}
 	g.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: g.Control, Secure: true})
 	g.RegisterCatalog(t, g.Consul)
 	g.Usher = lab.StartUsher(t, lab.UsherOptions{
@@ -49,7 +49,7 @@ func startGuardedUsher(t *testing.T, args ...string) *guardedUsher {
 }
 
 // change gives the service another port.
-func (g *guardedUsher) change() error {
+func (g *limitedUsher) change() error {
 	g.changes++
 	_, err := g.Consul.Client.Catalog().Register(&api.CatalogRegistration{
 		Node: "service", Address: lab.ServiceIP, Service: &api.AgentService{
@@ -61,26 +61,26 @@ func (g *guardedUsher) change() error {
 	return err
 }
 
-// delivery is the median of the times that changes take to reach the whole crowd.
-func (g *guardedUsher) delivery(t *testing.T) time.Duration {
+// medianDelivery is the median of the times that changes take to reach the whole crowd.
+func (g *limitedUsher) medianDelivery(t *testing.T) time.Duration {
 	t.Helper()
 	var took []time.Duration
-	had := g.crowd.await(t, "")
+	had := g.crowd.waitVersion(t, "")
 	for range 15 {
 		begin := time.Now()
 		if err := g.change(); err != nil {
 			t.Fatal(err)
 		}
-		had = g.crowd.await(t, had)
+		had = g.crowd.waitVersion(t, had)
 		took = append(took, time.Since(begin))
 	}
 	slices.Sort(took)
 	return took[len(took)/2]
 }
 
-// newcomer is the time that an Envoy takes which has not been here before, from
+// firstResponseTime is the time that an Envoy takes which has not been here before, from
 // its connection to its clusters.
-func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
+func (g *limitedUsher) firstResponseTime(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: g.Gateway}.Dial(t), fakeenvoy.Delta, g.Consul.NewToken(t, fmt.Sprint("newcomer-", begin.UnixNano()), gatewayRules))
@@ -92,14 +92,14 @@ func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
 }
 
 // watchProbes asks /healthz five times a second, as a kubelet does.
-func (g *guardedUsher) watchProbes(t *testing.T) *testprocess.Process {
+func (g *limitedUsher) watchProbes(t *testing.T) *testprocess.Process {
 	t.Helper()
 	probe := fmt.Sprintf("while %s -sf -o /dev/null --max-time 1 http://127.0.0.1:18001/healthz; do sleep 0.2; done; echo no answer within a second", testprocess.Debian(t, "curl", "curl"))
 	return testprocess.Start(t, testprocess.Command{Name: "probe", Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", probe}, Host: g.Gateway})
 }
 
 // wantAlive wants Usher to live and to have answered all probes, and prints the most memory that it has had.
-func (g *guardedUsher) wantAlive(t *testing.T, probe *testprocess.Process, what string) {
+func (g *limitedUsher) wantAlive(t *testing.T, probe *testprocess.Process, what string) {
 	t.Helper()
 	if err := errors.Join(g.Usher.Alive(), probe.Alive()); err != nil {
 		t.Fatal(err)
@@ -108,25 +108,25 @@ func (g *guardedUsher) wantAlive(t *testing.T, probe *testprocess.Process, what 
 	t.Logf("%s: peak memory %d MiB, limits reached %v", what, lab.PeakMemory(t, g.Usher.Pid())>>20, limitsReached(t, g.Usher))
 }
 
-// TestNoStrangerHurtsAnybody lets 500 strangers without a token do at once all
+// TestAttackersDoNotSlowOthersDown lets 500 strangers without a token do at once all
 // that is known to hurt a control plane: requests that take forty times their
 // size, requests that never end, headers and names of megabytes, connections and
 // streams that are held, streams by the thousand. Usher has 512 MiB and 4,096
 // files. Who is let in notices next to nothing.
-func TestNoStrangerHurtsAnybody(t *testing.T) {
-	g := startGuardedUsher(t)
+func TestAttackersDoNotSlowOthersDown(t *testing.T) {
+	g := startLimitedUsher(t)
 	g.crowd.join(t, lab.XDSPort{From: g.Gateway}, 100)
-	alone := g.delivery(t)
+	alone := g.medianDelivery(t)
 	probe := g.watchProbes(t)
 
-	s := newStrangers(t, g.Gateway.Addr(18000), g.Client, g.Balancer, g.Service)
-	s.ofEveryKind(t)
+	s := newAttackers(t, g.Gateway.Addr(18000), g.Client, g.Balancer, g.Service)
+	s.startAll(t)
 	waitLimitsReached(t, g.Usher, "request_size", "request_bytes", "first_request_time")
 	// What else the machine does can only make it slower: the best of a few counts.
-	crowded := min(g.delivery(t), g.delivery(t), g.delivery(t), g.delivery(t))
+	crowded := min(g.medianDelivery(t), g.medianDelivery(t), g.medianDelivery(t), g.medianDelivery(t))
 	var newcomers []time.Duration
 	for range 5 {
-		newcomers = append(newcomers, g.newcomer(t))
+		newcomers = append(newcomers, g.firstResponseTime(t))
 	}
 	t.Logf("a change reaches 100 Envoys after %v, and after %v among strangers; newcomers after %v", alone, crowded, newcomers)
 	if slices.Max(newcomers) > time.Second {
@@ -140,19 +140,19 @@ func TestNoStrangerHurtsAnybody(t *testing.T) {
 	g.wantAlive(t, probe, "strangers of every kind")
 }
 
-// TestACrowdAmongStrangers is a minute of 2,000 streams of Envoys, of which 200 do
+// TestTwoThousandStreamsBesideAttackers is a minute of 2,000 streams of Envoys, of which 200 do
 // not read what they are sent, ten changes a second, and 500 strangers. No Envoy
 // that reads is dropped, and each has the newest state in the end.
-func TestACrowdAmongStrangers(t *testing.T) {
-	g := startGuardedUsher(t)
-	g.makeLarge(t)
+func TestTwoThousandStreamsBesideAttackers(t *testing.T) {
+	g := startLimitedUsher(t)
+	g.writeManyHosts(t)
 	g.crowd.join(t, lab.XDSPort{From: g.Gateway}, 1800)
-	deaf := newStrangers(t, g.Gateway.Addr(18000), g.Gateway)
-	deaf.act(200, g.doesNotRead(t))
-	had := g.crowd.await(t, "")
+	deaf := newAttackers(t, g.Gateway.Addr(18000), g.Gateway)
+	deaf.start(200, g.neverReads(t))
+	had := g.crowd.waitVersion(t, "")
 	probe := g.watchProbes(t)
-	s := newStrangers(t, g.Gateway.Addr(18000), g.Client, g.Balancer, g.Service)
-	s.ofEveryKind(t)
+	s := newAttackers(t, g.Gateway.Addr(18000), g.Client, g.Balancer, g.Service)
+	s.startAll(t)
 
 	for tick, end := time.Tick(100*time.Millisecond), time.After(time.Minute); ; {
 		select {
@@ -165,7 +165,7 @@ func TestACrowdAmongStrangers(t *testing.T) {
 		}
 		break
 	}
-	g.crowd.await(t, had)
+	g.crowd.waitVersion(t, had)
 	g.wantAlive(t, probe, fmt.Sprintf("2,000 streams, 200 of them not read, 500 strangers, %d changes", g.changes))
 }
 
@@ -173,10 +173,10 @@ func TestACrowdAmongStrangers(t *testing.T) {
 // not read: the stream ends in time all the same, and what it reads later is not
 // the key that was made after that.
 func TestNoKeyForARevokedTokenThatDoesNotRead(t *testing.T) {
-	g := startGuardedUsher(t, "--reauthorize-interval", reauthorizeInterval.String())
-	g.makeLarge(t)
+	g := startLimitedUsher(t, "--reauthorize-interval", reauthorizeInterval.String())
+	g.writeManyHosts(t)
 	token := g.Consul.NewToken(t, "revoked", gatewayRules)
-	stream := g.unread(t, token)
+	stream := g.openUnread(t, token)
 	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResourceNamesSubscribe: []string{lab.LeafSecret}})
 	first := stream.receive(t)
 	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResponseNonce: first.GetNonce()})

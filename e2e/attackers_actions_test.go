@@ -27,10 +27,10 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// strangers reach the xDS port and have no token. Each does one thing again and
+// attackers reach the xDS port and have no token. Each does one thing again and
 // again until the test ends, and connects again when it is cut off, once a second:
 // what is tested is what they cost Usher, and not the machine that they share.
-type strangers struct {
+type attackers struct {
 	from []*lab.Host
 	to   string
 
@@ -39,13 +39,13 @@ type strangers struct {
 	next    int
 }
 
-// strangerPause is the least time between two tries of one stranger.
-const strangerPause = time.Second
+// attackPause is the least time between two tries of one stranger.
+const attackPause = time.Second
 
-func newStrangers(t *testing.T, to string, from ...*lab.Host) *strangers {
+func newAttackers(t *testing.T, to string, from ...*lab.Host) *attackers {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &strangers{from: from, to: to, ctx: ctx}
+	s := &attackers{from: from, to: to, ctx: ctx}
 	t.Cleanup(func() {
 		cancel()
 		s.running.Wait()
@@ -53,25 +53,25 @@ func newStrangers(t *testing.T, to string, from ...*lab.Host) *strangers {
 	return s
 }
 
-// act lets a number of strangers do the same on a connection each. What they do
+// start lets a number of strangers do the same on a connection each. What they do
 // ends when the connection does.
-func (s *strangers) act(number int, do func(ctx context.Context, conn net.Conn)) {
+func (s *attackers) start(number int, do func(ctx context.Context, conn net.Conn)) {
 	for range number {
 		from := s.from[s.next%len(s.from)]
 		s.next++
 		s.running.Go(func() {
 			for s.ctx.Err() == nil {
-				s.try(from, do)
+				s.attempt(from, do)
 				select {
 				case <-s.ctx.Done():
-				case <-time.After(strangerPause):
+				case <-time.After(attackPause):
 				}
 			}
 		})
 	}
 }
 
-func (s *strangers) try(from *lab.Host, do func(ctx context.Context, conn net.Conn)) {
+func (s *attackers) attempt(from *lab.Host, do func(ctx context.Context, conn net.Conn)) {
 	conn, err := from.Dial(s.ctx, "tcp", s.to)
 	if err != nil {
 		return
@@ -162,9 +162,9 @@ func refusedStreams(request []byte) func(context.Context, net.Conn) {
 // randomToken is a token that no Consul knows.
 func randomToken() string { return fmt.Sprintf("%08x-1111-2222-3333-444444444444", rand.Uint32()) }
 
-// ofEmptyValues is a request of so many bytes that takes forty times as many when
+// emptyValuesRequest is a request of so many bytes that takes forty times as many when
 // it is decoded: a node whose metadata has a list of empty values.
-func ofEmptyValues(size int) []byte {
+func emptyValuesRequest(size int) []byte {
 	inner := bytes.Repeat([]byte("\x32\x00"), size/2)
 	for _, tag := range []byte{6<<3 | 2, 2<<3 | 2, 1<<3 | 2, 3<<3 | 2, 1<<3 | 2} { // list, value, fields, metadata, node
 		inner = append(appendLength([]byte{tag}, len(inner)), inner...)
@@ -179,8 +179,8 @@ func appendLength(b []byte, n int) []byte {
 	return append(b, byte(n))
 }
 
-// requestOf is the first request of a node.
-func requestOf(t *testing.T, id, cluster string, names ...string) []byte {
+// encodedRequest is the first request of a node.
+func encodedRequest(t *testing.T, id, cluster string, names ...string) []byte {
 	t.Helper()
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(&discoveryv3.DeltaDiscoveryRequest{
 		Node: &corev3.Node{Id: id, Cluster: cluster}, TypeUrl: resource.ClusterType, ResourceNamesSubscribe: names,
@@ -191,26 +191,26 @@ func requestOf(t *testing.T, id, cluster string, names ...string) []byte {
 	return encoded
 }
 
-// ofEveryKind lets strangers of every kind act.
-func (s *strangers) ofEveryKind(t *testing.T) {
+// startAll lets strangers of every kind act.
+func (s *attackers) startAll(t *testing.T) {
 	t.Helper()
 	const mib = 1 << 20
-	greeting := requestOf(t, "ingress-gateway", "ingress-gateway")
-	whole := ofEmptyValues(4*mib - 1000)
-	s.act(2, firstRequest(48*mib, ofEmptyValues(48*mib)))
-	s.act(4, firstRequest(len(whole), whole))
-	s.act(60, largeHeaders(mib))
-	s.act(30, firstRequest(4*mib-100, make([]byte, 4*mib-200))) // unfinished
+	greeting := encodedRequest(t, "ingress-gateway", "ingress-gateway")
+	whole := emptyValuesRequest(4*mib - 1000)
+	s.start(2, firstRequest(48*mib, emptyValuesRequest(48*mib)))
+	s.start(4, firstRequest(len(whole), whole))
+	s.start(60, largeHeaders(mib))
+	s.start(30, firstRequest(4*mib-100, make([]byte, 4*mib-200))) // unfinished
 	for _, request := range [][]byte{
-		requestOf(t, strings.Repeat("x", 3*mib), "ingress-gateway"),
-		requestOf(t, "ingress-gateway", strings.Repeat("\x1b", mib)),
+		encodedRequest(t, strings.Repeat("x", 3*mib), "ingress-gateway"),
+		encodedRequest(t, "ingress-gateway", strings.Repeat("\x1b", mib)),
 	} {
-		s.act(2, firstRequest(len(request), request))
+		s.start(2, firstRequest(len(request), request))
 	}
-	s.act(20, silentStreams(100))
-	s.act(260, silent)
-	s.act(100, halfHello)
-	s.act(20, refusedStreams(greeting))
+	s.start(20, silentStreams(100))
+	s.start(260, silent)
+	s.start(100, halfHello)
+	s.start(20, refusedStreams(greeting))
 }
 
 // limitsReached returns how often each limit of Usher's was reached.
@@ -242,9 +242,9 @@ func waitLimitsReached(t *testing.T, u *lab.Usher, names ...string) {
 	})
 }
 
-// makeLarge gives the gateway's service so many hosts that its routes do not fit
+// writeManyHosts gives the gateway's service so many hosts that its routes do not fit
 // into the window of a client that does not read.
-func (g *guardedUsher) makeLarge(t *testing.T) {
+func (g *limitedUsher) writeManyHosts(t *testing.T) {
 	t.Helper()
 	var hosts []string
 	for i := range 5000 {
@@ -265,8 +265,8 @@ type unreadStream struct {
 	node *corev3.Node
 }
 
-// unread opens a stream whose client reads only when it is told to.
-func (g *guardedUsher) unread(t *testing.T, token string) *unreadStream {
+// openUnread opens a stream whose client reads only when receive is called.
+func (g *limitedUsher) openUnread(t *testing.T, token string) *unreadStream {
 	t.Helper()
 	const window = 64 << 10
 	conn, err := grpc.NewClient("passthrough:///"+g.Gateway.Addr(18000), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -303,9 +303,9 @@ func (s *unreadStream) receive(t *testing.T) *discoveryv3.DeltaDiscoveryResponse
 	return m
 }
 
-// doesNotRead is the act of an Envoy with a token that asks for more than its
+// neverReads is the act of an Envoy with a token that asks for more than its
 // window and does not read it.
-func (g *guardedUsher) doesNotRead(t *testing.T) func(context.Context, net.Conn) {
+func (g *limitedUsher) neverReads(t *testing.T) func(context.Context, net.Conn) {
 	t.Helper()
 	var requests [][]byte
 	for _, m := range []*discoveryv3.DeltaDiscoveryRequest{
