@@ -70,6 +70,10 @@ benchmarks-baseline: ## Make this machine and this code the baseline
 logcost: tools build ## Measure what each sink of access logs costs (the table in docs/access-logs.md)
 	@set -o pipefail; go test -tags e2e,cost -count=1 -timeout 5m -v -run TestCostOfAccessLogs ./e2e | grep -v '^==='
 
+.PHONY: measure
+measure: ## Count files, lines and functions by package
+	@go run ./tools/measure
+
 .PHONY: fuzz
 fuzz: ## Give every decoder random input, FUZZ_TIME (60s) for each
 	tools/fuzz $(FUZZ_TIME)

@@ -37,6 +37,7 @@ var allowed = map[string][]string{
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},
 	"internal/testing/golden":      {},
+	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
 	"cmd/usher": {
@@ -46,7 +47,9 @@ var allowed = map[string][]string{
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
-	"e2e":                 {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"tools/measure":       {},
+	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/conformance":     {"internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/bench":           {"internal/wire", "internal/testing/fakeenvoy"},
 }

@@ -12,10 +12,10 @@ import (
 // agentKind reads what the agent says of itself, to a token that has agent:read
 // (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It
 // changes when the agent is restarted, and Consul cannot tell when.
-var agentKind = &kind{
+var agentType = &queryType{
 	name: "agent", path: "/v1/agent/self",
-	local: true, optional: true, every: time.Minute,
-	decode: decoding(decodeAgent),
+	local: true, optional: true, interval: time.Minute,
+	decode: decodeAs(decodeAgent),
 }
 
 // agent is what of its configuration concerns gateways. The zero value stands

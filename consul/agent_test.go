@@ -28,7 +28,7 @@ func TestAgent(t *testing.T) {
 }
 
 func TestAgentWithAnIPv6Address(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/agent/self", reply{body: `{"Config": {"BindAddr": "2001:db8::1"}}`})
 	if s := start(t, c.watcher(t), "gateway").next(t, anyOne); !s.DualStack {
 		t.Error("the agent has an IPv6 address, and the snapshot does not say so")
@@ -47,9 +47,9 @@ func TestAgentThatNoLongerTells(t *testing.T) {
 // Usher's token may lack agent:read: everything works, and nothing is wrong.
 func TestAgentThatRefusesToTell(t *testing.T) {
 	for _, status := range []int{http.StatusForbidden, http.StatusNotFound} {
-		c := newLab(t, "web")
+		c := newFakeGatewayWithInstances(t, "web")
 		c.set("/v1/agent/self", reply{status: status, body: "Permission denied"})
-		log := &journal{}
+		log := &logRecorder{}
 		w := NewWatcher(c.client(t, log), WatcherOptions{})
 		if s := start(t, w, "gateway").next(t, anyOne); s.DualStack {
 			t.Error("the snapshot says that the agent has an IPv6 address")

@@ -37,14 +37,14 @@ type Caller struct {
 	// the default token of Consul's agent), never for Usher's token.
 	Token string
 	// Peer is the caller's address. Callers of one peer cannot delay those of another.
-	Peer string
+	Address string
 	// Again is true if the caller has the gateway already.
 	Again bool
 }
 
 // question and verdict are the request and the answer of
 // POST /v1/internal/acl/authorize.
-type question struct {
+type aclCheck struct {
 	Resource  string
 	Access    string
 	Segment   string
@@ -52,7 +52,7 @@ type question struct {
 	Partition string `json:",omitempty"`
 }
 
-type verdict struct {
+type aclAnswer struct {
 	Resource string
 	Access   string
 	Segment  string
@@ -62,9 +62,9 @@ type verdict struct {
 // authorize asks Consul whether the token has service:write on the gateway. Consul
 // requires that right of the token of every Envoy.
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
-	ask := question{Resource: "service", Access: "write", Segment: id.Name}
-	ask.Namespace, ask.Partition = c.scopes(absolute(id.Namespace), absolute(id.Partition))
-	body, err := json.Marshal([]question{ask})
+	ask := aclCheck{Resource: "service", Access: "write", Segment: id.Name}
+	ask.Namespace, ask.Partition = c.tenancy(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
+	body, err := json.Marshal([]aclCheck{ask})
 	if err != nil {
 		return err
 	}
@@ -74,21 +74,21 @@ func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) err
 		params: url.Values{},
 		token:  gateway.Secret(token),
 		body:   body,
-		over:   c.acl,
+		client: c.aclHTTP,
 	})
 	if err != nil {
 		return authorizeError(err)
 	}
-	return decide(res.body, ask)
+	return readACLAnswer(res.body, ask)
 }
 
 // isToken says whether the token can be sent at all. Consul's are UUIDs.
-func isToken(token string) bool {
+func isPrintable(token string) bool {
 	return !strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 func authorizeError(err error) error {
-	var e *askError
+	var e *callError
 	if !errors.As(err, &e) {
 		return err
 	}
@@ -102,8 +102,8 @@ func authorizeError(err error) error {
 }
 
 // decide reads the answer; one that is not to the question asked allows nothing.
-func decide(body []byte, ask question) error {
-	var answers []verdict
+func readACLAnswer(body []byte, ask aclCheck) error {
+	var answers []aclAnswer
 	if err := json.Unmarshal(body, &answers); err != nil {
 		return fmt.Errorf("unreadable answer: %w", err)
 	}

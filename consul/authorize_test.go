@@ -75,7 +75,7 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 				if !errors.Is(err, ErrUnknownToken) {
 					t.Fatalf("error %v, want ErrUnknownToken", err)
 				}
-			case err == nil || decides(err) || !strings.Contains(err.Error(), test.want):
+			case err == nil || isDecision(err) || !strings.Contains(err.Error(), test.want):
 				t.Fatalf("error %v, want %q", err, test.want)
 			}
 			if err != nil && strings.Contains(err.Error(), callersToken) {
@@ -95,7 +95,7 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 }
 
 // decides says whether an error of Authorize is an answer.
-func decides(err error) bool { return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnknownToken) }
+func isDecision(err error) bool { return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnknownToken) }
 
 // authorizeWith asks fake about a token for the gateway "gateway". Usher itself
 // has a token of its own.
@@ -128,7 +128,7 @@ func TestAnEnvoyWithoutATokenDoesNotGetUshersOwn(t *testing.T) {
 
 func TestARedirectDoesNotCarryTheTokenAway(t *testing.T) {
 	fake := &acl{status: http.StatusTemporaryRedirect}
-	if err := authorizeWith(t, fake, callersToken); err == nil || decides(err) {
+	if err := authorizeWith(t, fake, callersToken); err == nil || isDecision(err) {
 		t.Errorf("error %v, want one that is no decision", err)
 	}
 	if fake.path != "POST /v1/internal/acl/authorize" {
@@ -150,7 +150,7 @@ func TestAnUnreachableConsulIsNoDecision(t *testing.T) {
 	metrics := NewMetrics(prometheus.NewRegistry())
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Metrics: metrics})
 	err := NewAuthorizer(c, 0).Authorize(t.Context(), Caller{Token: callersToken}, gateway.ID{Name: "gateway"})
-	if err == nil || decides(err) || !strings.Contains(err.Error(), "connection refused") {
+	if err == nil || isDecision(err) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("error %v, want that the connection was refused", err)
 	}
 	if strings.Contains(err.Error(), callersToken) {

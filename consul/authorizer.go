@@ -28,18 +28,18 @@ const (
 // connection. Over other schemes it is moreOverTLS times as many. Callers that
 // Consul has allowed before do not wait for other callers.
 const (
-	questionsOfStrangers        = 3
-	questionsOfStrangersPerPeer = 2
-	questionsOfKnown            = plainAuthorizations - questionsOfStrangers
-	moreOverTLS                 = 8
+	newCallerChecks           = 3
+	newCallerChecksPerAddress = 2
+	knownCallerChecks         = plainAuthorizations - newCallerChecks
+	checksFactorTLS           = 8
 )
 
 // errTooMany means that an ACL check waited in the queue for too long. It means
 // nothing about Consul.
-var errTooMany = errors.New("too many questions about tokens wait for consul")
+var errTooManyChecks = errors.New("too many questions about tokens wait for consul")
 
 // errGone means that the caller went away whose check others share.
-var errGone = errors.New("the caller has gone")
+var errCallerGone = errors.New("the caller has gone")
 
 // Authorizer checks with Consul's ACLs whether a caller may use a gateway. It
 // remembers a refusal for some seconds, so that a caller that tries again costs no
@@ -50,23 +50,23 @@ type Authorizer struct {
 	client       *Client
 	staleIfError time.Duration
 	key          [sha256.Size]byte // of the hashes
-	refused      *lru.Cache[grant, refused]
-	allowed      *lru.Cache[grant, time.Time]
-	asking       singleflight.Group
-	strangers    *queue
-	known        chan struct{}
+	refused      *lru.Cache[aclKey, refusal]
+	allowed      *lru.Cache[aclKey, time.Time]
+	running      singleflight.Group
+	newCallers   *callerQueue
+	knownCallers chan struct{}
 
-	mu     sync.Mutex
-	open   time.Time // when Consul last answered that its ACLs are off
-	stale  bool      // the last check had no answer, and a remembered one was used
-	logged time.Time // when stale was last logged
+	mu             sync.Mutex
+	aclsOffAt      time.Time // when Consul last answered that its ACLs are off
+	usesOldAnswers bool      // the last check had no answer, and a remembered one was used
+	loggedAt       time.Time // when stale was last logged
 }
 
 // grant is a keyed hash of a token and a gateway.
-type grant [sha256.Size]byte
+type aclKey [sha256.Size]byte
 
 // refused is a refusal, and how long it is remembered.
-type refused struct {
+type refusal struct {
 	err   error
 	until time.Time
 }
@@ -77,17 +77,17 @@ type refused struct {
 func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	factor := 1
 	if c.connections() == 0 {
-		factor = moreOverTLS
+		factor = checksFactorTLS
 	}
 	a := &Authorizer{
 		client: c, staleIfError: staleIfError,
-		strangers: newQueue(factor*questionsOfStrangers, factor*questionsOfStrangersPerPeer),
-		known:     make(chan struct{}, factor*questionsOfKnown),
+		newCallers:   newCallerQueue(factor*newCallerChecks, factor*newCallerChecksPerAddress),
+		knownCallers: make(chan struct{}, factor*knownCallerChecks),
 	}
 	_, _ = rand.Read(a.key[:]) // never fails
 	// New fails only for sizes below 1.
-	a.refused, _ = lru.New[grant, refused](maxRefusals)
-	a.allowed, _ = lru.New[grant, time.Time](maxAllowed)
+	a.refused, _ = lru.New[aclKey, refusal](maxRefusals)
+	a.allowed, _ = lru.New[aclKey, time.Time](maxAllowed)
 	return a
 }
 
@@ -96,15 +96,15 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 // ErrUnknownToken if Consul does not know the token. It returns another error if
 // Consul does not answer and no remembered answer can be used.
 func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) error {
-	if !isToken(who.Token) {
+	if !isPrintable(who.Token) {
 		return ErrUnknownToken
 	}
-	g := a.grant(who.Token, id)
+	g := a.keyOf(who.Token, id)
 	if r, ok := a.refused.Get(g); ok && !who.Again && time.Now().Before(r.until) {
 		a.client.metrics.authorization("remembered")
 		return r.err
 	}
-	err := a.askOnce(ctx, g, who, id)
+	err := a.checkOnce(ctx, g, who, id)
 	switch {
 	case err == nil, errors.Is(err, errACLsOff):
 		a.allow(g, err != nil)
@@ -114,54 +114,54 @@ func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) e
 		return err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case a.isAllowed(g) && !errors.Is(err, errTooMany):
-		a.goStale(err)
+	case a.wasAllowed(g) && !errors.Is(err, errTooManyChecks):
+		a.useOldAnswer(err)
 		return nil
 	}
 	a.client.metrics.authorization("failed")
 	return fmt.Errorf("asking consul at %s whether a token may have gateway %s: %w", a.client.address, id, err)
 }
 
-func (a *Authorizer) grant(token string, id gateway.ID) grant {
+func (a *Authorizer) keyOf(token string, id gateway.ID) aclKey {
 	h := hmac.New(sha256.New, a.key[:])
-	for _, part := range []string{token, id.Name, absolute(id.Namespace), absolute(id.Partition)} {
+	for _, part := range []string{token, id.Name, gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition)} {
 		fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
-	return grant(h.Sum(nil))
+	return aclKey(h.Sum(nil))
 }
 
 // allow remembers that Consul allows g. If ACLs are off, it remembers only that:
 // otherwise a caller could fill the memory with names that it makes up.
-func (a *Authorizer) allow(g grant, off bool) {
+func (a *Authorizer) allow(g aclKey, off bool) {
 	a.client.metrics.authorization("allowed")
 	a.refused.Remove(g)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if off {
-		a.open = time.Now()
+		a.aclsOffAt = time.Now()
 	} else {
-		a.open = time.Time{}
+		a.aclsOffAt = time.Time{}
 		a.allowed.Add(g, time.Now())
 	}
-	if a.stale {
-		a.stale = false
+	if a.usesOldAnswers {
+		a.usesOldAnswers = false
 		a.client.logger.Info("consul can be asked again who may connect", "consul", a.client.Address())
 	}
 }
 
-func (a *Authorizer) refuse(g grant, err error) {
+func (a *Authorizer) refuse(g aclKey, err error) {
 	a.client.metrics.authorization("denied")
 	a.mu.Lock()
-	a.open = time.Time{}
+	a.aclsOffAt = time.Time{}
 	a.mu.Unlock()
 	a.allowed.Remove(g)
-	a.refused.Add(g, refused{err: err, until: time.Now().Add(refusalTime)})
+	a.refused.Add(g, refusal{err: err, until: time.Now().Add(refusalTime)})
 }
 
 // isAllowed reports whether Consul has allowed g within staleIfError.
-func (a *Authorizer) isAllowed(g grant) bool {
+func (a *Authorizer) wasAllowed(g aclKey) bool {
 	a.mu.Lock()
-	at := a.open
+	at := a.aclsOffAt
 	a.mu.Unlock()
 	if own, ok := a.allowed.Peek(g); ok && own.After(at) {
 		at = own
@@ -171,28 +171,28 @@ func (a *Authorizer) isAllowed(g grant) bool {
 
 // goStale logs that remembered answers are used: once for an outage, and at most
 // once a minute.
-func (a *Authorizer) goStale(err error) {
+func (a *Authorizer) useOldAnswer(err error) {
 	a.client.metrics.authorization("stale")
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.stale && time.Since(a.logged) > time.Minute {
-		a.stale, a.logged = true, time.Now()
+	if !a.usesOldAnswers && time.Since(a.loggedAt) > time.Minute {
+		a.usesOldAnswers, a.loggedAt = true, time.Now()
 		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may stay connected and connect again for a while",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
 }
 
 // askOnce asks Consul. Equal checks that run at the same time share one answer.
-func (a *Authorizer) askOnce(ctx context.Context, g grant, who Caller, id gateway.ID) error {
-	known, timeout := who.Again || a.isAllowed(g), authorizeTimeout
-	if a.isAllowed(g) {
+func (a *Authorizer) checkOnce(ctx context.Context, g aclKey, who Caller, id gateway.ID) error {
+	known, timeout := who.Again || a.wasAllowed(g), authorizeTimeout
+	if a.wasAllowed(g) {
 		timeout = authorizeAgainTimeout
 	}
 	for {
-		answer := a.asking.DoChan(string(g[:]), func() (any, error) {
-			err := a.ask(ctx, known, timeout, who, id)
+		answer := a.running.DoChan(string(g[:]), func() (any, error) {
+			err := a.check(ctx, known, timeout, who, id)
 			if ctx.Err() != nil {
-				err = errGone
+				err = errCallerGone
 			}
 			return nil, err
 		})
@@ -200,7 +200,7 @@ func (a *Authorizer) askOnce(ctx context.Context, g grant, who Caller, id gatewa
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case r := <-answer:
-			if errors.Is(r.Err, errGone) && ctx.Err() == nil {
+			if errors.Is(r.Err, errCallerGone) && ctx.Err() == nil {
 				continue
 			}
 			return r.Err
@@ -209,10 +209,10 @@ func (a *Authorizer) askOnce(ctx context.Context, g grant, who Caller, id gatewa
 }
 
 // ask waits in the queue and then asks Consul. The timeout begins after the queue.
-func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
-	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooMany)
+func (a *Authorizer) check(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
+	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooManyChecks)
 	defer cancel()
-	leave, err := a.enter(turn, known, who.Peer)
+	leave, err := a.enter(turn, known, who.Address)
 	if err != nil {
 		return err
 	}
@@ -225,36 +225,36 @@ func (a *Authorizer) ask(ctx context.Context, known bool, timeout time.Duration,
 // enter waits until the check may run.
 func (a *Authorizer) enter(ctx context.Context, known bool, peer string) (leave func(), err error) {
 	if !known {
-		return a.strangers.enter(ctx, peer)
+		return a.newCallers.enter(ctx, peer)
 	}
 	select {
-	case a.known <- struct{}{}:
-		return func() { <-a.known }, nil
+	case a.knownCallers <- struct{}{}:
+		return func() { <-a.knownCallers }, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 }
 
 // queue bounds the checks that run at the same time, and those of one peer.
-type queue struct {
-	all     chan struct{}
-	perPeer int
+type callerQueue struct {
+	all        chan struct{}
+	perAddress int
 
-	mu    sync.Mutex
-	peers map[string]*peerQueue
+	mu        sync.Mutex
+	addresses map[string]*addressQueue
 }
 
-type peerQueue struct {
+type addressQueue struct {
 	places chan struct{}
 	users  int // callers that have a place or wait for one
 }
 
-func newQueue(all, perPeer int) *queue {
-	return &queue{all: make(chan struct{}, all), perPeer: perPeer, peers: map[string]*peerQueue{}}
+func newCallerQueue(all, perPeer int) *callerQueue {
+	return &callerQueue{all: make(chan struct{}, all), perAddress: perPeer, addresses: map[string]*addressQueue{}}
 }
 
 // enter waits for a place. The caller calls leave when it is done.
-func (q *queue) enter(ctx context.Context, peer string) (leave func(), err error) {
+func (q *callerQueue) enter(ctx context.Context, peer string) (leave func(), err error) {
 	own := q.join(peer)
 	for i, places := range []chan struct{}{own.places, q.all} {
 		select {
@@ -274,22 +274,22 @@ func (q *queue) enter(ctx context.Context, peer string) (leave func(), err error
 	}, nil
 }
 
-func (q *queue) join(peer string) *peerQueue {
+func (q *callerQueue) join(peer string) *addressQueue {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	own := q.peers[peer]
+	own := q.addresses[peer]
 	if own == nil {
-		own = &peerQueue{places: make(chan struct{}, q.perPeer)}
-		q.peers[peer] = own
+		own = &addressQueue{places: make(chan struct{}, q.perAddress)}
+		q.addresses[peer] = own
 	}
 	own.users++
 	return own
 }
 
-func (q *queue) leave(peer string, own *peerQueue) {
+func (q *callerQueue) leave(peer string, own *addressQueue) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if own.users--; own.users == 0 {
-		delete(q.peers, peer)
+		delete(q.addresses, peer)
 	}
 }

@@ -70,7 +70,7 @@ func serveTokens(t *testing.T, s *tokenServer, staleIfError time.Duration) (*Aut
 	t.Cleanup(server.Close)
 	var log strings.Builder
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	t.Cleanup(c.acl.CloseIdleConnections)
+	t.Cleanup(c.aclHTTP.CloseIdleConnections)
 	return NewAuthorizer(c, staleIfError), &log
 }
 
@@ -104,7 +104,7 @@ func TestARefusalIsRememberedForAWhile(t *testing.T) {
 func TestARefusalIsForgottenInTime(t *testing.T) {
 	a, _ := serveTokens(t, &tokenServer{}, time.Hour)
 	_ = a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway)
-	r, ok := a.refused.Get(a.grant("bad", theGateway))
+	r, ok := a.refused.Get(a.keyOf("bad", theGateway))
 	if left := time.Until(r.until); !ok || left <= 0 || left > refusalTime {
 		t.Errorf("it counts for %v more", left)
 	}
@@ -129,7 +129,7 @@ func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 		token string
 		id    gateway.ID
 	}{{"unseen", theGateway}, {"good", gateway.ID{Name: "other"}}, {"good", gateway.ID{Name: "gateway", Namespace: "team"}}} {
-		if err := a.Authorize(t.Context(), Caller{Token: who.token}, who.id); err == nil || decides(err) {
+		if err := a.Authorize(t.Context(), Caller{Token: who.token}, who.id); err == nil || isDecision(err) {
 			t.Errorf("%v: %v, want that nobody can be asked", who, err)
 		}
 	}
@@ -164,7 +164,7 @@ func TestWhatWasAllowedCountsForABoundedTime(t *testing.T) {
 		s := &tokenServer{allowed: map[string]bool{"good": true}}
 		a, _ := serveTokens(t, s, stale)
 		_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
-		a.allowed.Add(a.grant("good", theGateway), time.Now().Add(-time.Hour))
+		a.allowed.Add(a.keyOf("good", theGateway), time.Now().Add(-time.Hour))
 		s.set(func() { s.status = http.StatusInternalServerError })
 		if err := a.Authorize(t.Context(), Caller{Token: "good"}, theGateway); (err == nil) != allowed {
 			t.Errorf("allowed an hour ago, counting for %v: %v", stale, err)
@@ -217,19 +217,19 @@ func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 	defer strangers.Wait()
 	defer cancel()
 	for i := range 100 {
-		strangers.Go(func() { _ = a.Authorize(ctx, Caller{Token: fmt.Sprint("bad ", i), Peer: "stranger"}, theGateway) })
+		strangers.Go(func() { _ = a.Authorize(ctx, Caller{Token: fmt.Sprint("bad ", i), Address: "stranger"}, theGateway) })
 	}
-	for range questionsOfStrangersPerPeer {
+	for range newCallerChecksPerAddress {
 		<-s.hold
 	}
 	s.set(func() { s.hold = nil }) // answers further checks at once
-	for _, who := range []Caller{{Token: "new", Peer: "honest"}, {Token: "good", Peer: "stranger"}, {Token: "good", Peer: "honest", Again: true}} {
+	for _, who := range []Caller{{Token: "new", Address: "honest"}, {Token: "good", Address: "stranger"}, {Token: "good", Address: "honest", Again: true}} {
 		if err := a.Authorize(t.Context(), who, theGateway); err != nil && !errors.Is(err, ErrDenied) {
-			t.Errorf("token %q of peer %q: %v", who.Token, who.Peer, err)
+			t.Errorf("token %q of peer %q: %v", who.Token, who.Address, err)
 		}
 	}
-	if n := s.questions(); n != 1+questionsOfStrangersPerPeer+3 {
-		t.Errorf("%d questions were asked, want one, %d of the strangers' and three", n, questionsOfStrangersPerPeer)
+	if n := s.questions(); n != 1+newCallerChecksPerAddress+3 {
+		t.Errorf("%d questions were asked, want one, %d of the strangers' and three", n, newCallerChecksPerAddress)
 	}
 }
 
@@ -237,12 +237,12 @@ func TestOnePeerDoesNotHoldUpOthers(t *testing.T) {
 func TestWatchesDoNotWaitForQuestionsAboutTokens(t *testing.T) {
 	c := newFakeConsul(t)
 	client := c.client(t, slog.DiscardHandler)
-	if client.acl == client.http || client.acl.Transport == client.http.Transport {
+	if client.aclHTTP == client.watchHTTP || client.aclHTTP.Transport == client.watchHTTP.Transport {
 		t.Error("questions about tokens share the connections of watches")
 	}
 	sum := 0
-	for _, h := range []*http.Client{client.acl, client.http, client.aside} {
-		sum += h.Transport.(*transport).current().MaxConnsPerHost
+	for _, h := range []*http.Client{client.aclHTTP, client.watchHTTP, client.watchdogHTTP} {
+		sum += h.Transport.(*transport).active().MaxConnsPerHost
 	}
 	if sum != plainConnections {
 		t.Errorf("all may open %d connections, want %d", sum, plainConnections)
@@ -257,8 +257,8 @@ func TestAQueueIsNoOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.set(func() { s.allowed = nil })
-	for range cap(a.known) {
-		a.known <- struct{}{} // checks that take long
+	for range cap(a.knownCallers) {
+		a.knownCallers <- struct{}{} // checks that take long
 	}
 	result := make(chan error, 1)
 	go func() { result <- a.Authorize(t.Context(), Caller{Token: "good", Again: true}, theGateway) }()
@@ -267,7 +267,7 @@ func TestAQueueIsNoOutage(t *testing.T) {
 		t.Fatalf("it is answered without a question, with %v", err)
 	case <-time.After(authorizeAgainTimeout + time.Second):
 	}
-	<-a.known
+	<-a.knownCallers
 	if err := <-result; !errors.Is(err, ErrDenied) {
 		t.Errorf("%v, want ErrDenied", err)
 	}
@@ -302,7 +302,7 @@ func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 	server := httptest.NewServer(fake)
 	defer server.Close()
 	c := newTestClient(t, Config{HTTPAddr: server.URL})
-	t.Cleanup(c.acl.CloseIdleConnections)
+	t.Cleanup(c.aclHTTP.CloseIdleConnections)
 	a := NewAuthorizer(c, time.Hour)
 	for i := range 100 {
 		if err := a.Authorize(t.Context(), Caller{}, gateway.ID{Name: fmt.Sprint("gateway-", i)}); err != nil {

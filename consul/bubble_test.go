@@ -21,36 +21,36 @@ import (
 // content. It does not end those of the streaming backend (of health).
 type bubbleConsul struct {
 	mu      sync.Mutex
-	state   map[string]held // by path
-	changed chan struct{}   // closed at the next change
-	frozen  chan struct{}   // nil while it answers; closed when it answers again
-	dead    bool            // the connections that are open never answer
-	asked   map[string]int  // queries by path
+	state   map[string]content // by path
+	changed chan struct{}      // closed at the next change
+	frozen  chan struct{}      // nil while it answers; closed when it answers again
+	dead    bool               // the connections that are open never answer
+	queries map[string]int     // queries by path
 }
 
 // held is the content of a path: an index, and the text for a token that may read
 // all of it.
-type held struct {
+type content struct {
 	index    uint64
 	text     string
 	hidden   string // the text for Usher's token; empty if nothing is hidden
 	restored int    // how many times the state was replaced
 }
 
-func newBubbleConsul(paths map[string]held) *bubbleConsul {
-	return &bubbleConsul{state: paths, changed: make(chan struct{}), asked: map[string]int{}}
+func newBubbleConsul(paths map[string]content) *bubbleConsul {
+	return &bubbleConsul{state: paths, changed: make(chan struct{}), queries: map[string]int{}}
 }
 
 // client returns a client all of whose connections lead to it.
 func (c *bubbleConsul) client(t *testing.T, address string, metrics *Metrics) *Client {
 	t.Helper()
 	client := newTestClient(t, Config{HTTPAddr: address, Logger: slog.New(slog.DiscardHandler), Metrics: metrics})
-	client.http.Transport, client.aside.Transport = c, c
+	client.watchHTTP.Transport, client.watchdogHTTP.Transport = c, c
 	return client
 }
 
 // set changes the content of a path. With restore, it replaces the state.
-func (c *bubbleConsul) set(restore bool, change map[string]held) {
+func (c *bubbleConsul) set(restore bool, change map[string]content) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for path, h := range c.state {
@@ -81,7 +81,7 @@ func (c *bubbleConsul) thaw() {
 	c.frozen = nil
 }
 
-func (c *bubbleConsul) look(path string) (held, <-chan struct{}, <-chan struct{}, bool) {
+func (c *bubbleConsul) get(path string) (content, <-chan struct{}, <-chan struct{}, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state[path], c.changed, c.frozen, c.dead
@@ -91,7 +91,7 @@ func (c *bubbleConsul) look(path string) (held, <-chan struct{}, <-chan struct{}
 func (c *bubbleConsul) RoundTrip(r *http.Request) (*http.Response, error) {
 	path := r.URL.Path
 	c.mu.Lock()
-	c.asked[path]++
+	c.queries[path]++
 	c.mu.Unlock()
 	now, streamed, err := c.block(r, path)
 	if err != nil {
@@ -111,15 +111,15 @@ func (c *bubbleConsul) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(strings.NewReader(text)), Request: r}, nil
 }
 
-func (c *bubbleConsul) block(r *http.Request, path string) (now held, streamed bool, err error) {
+func (c *bubbleConsul) block(r *http.Request, path string) (now content, streamed bool, err error) {
 	known, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64)
 	wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
 	streamed = known > 0 && strings.HasPrefix(path, "/v1/health/")
-	begun, _, _, _ := c.look(path)
+	begun, _, _, _ := c.get(path)
 	over := time.NewTimer(wait)
 	defer over.Stop()
 	for waiting := known > 0; ; {
-		now, changed, frozen, dead := c.look(path)
+		now, changed, frozen, dead := c.get(path)
 		switch {
 		case dead && (frozen == nil) && waiting:
 			changed = nil // its connection is from before
@@ -129,7 +129,7 @@ func (c *bubbleConsul) block(r *http.Request, path string) (now held, streamed b
 			now.hidden = c.rights(begun, now)
 			return now, streamed, nil
 		case now.restored > begun.restored && !streamed:
-			return held{index: known, text: begun.text, hidden: begun.hidden}, streamed, nil
+			return content{index: known, text: begun.text, hidden: begun.hidden}, streamed, nil
 		}
 		expired := over.C
 		if frozen != nil || dead && waiting && changed == nil {
@@ -137,7 +137,7 @@ func (c *bubbleConsul) block(r *http.Request, path string) (now held, streamed b
 		}
 		select {
 		case <-r.Context().Done():
-			return held{}, false, r.Context().Err()
+			return content{}, false, r.Context().Err()
 		case <-changed:
 		case <-expired:
 			waiting = false
@@ -146,7 +146,7 @@ func (c *bubbleConsul) block(r *http.Request, path string) (now held, streamed b
 }
 
 // rights returns the filtered text for a query that came in an older state.
-func (c *bubbleConsul) rights(begun, now held) string {
+func (c *bubbleConsul) rights(begun, now content) string {
 	if begun.hidden != "" && begun.text == now.text {
 		return begun.hidden
 	}
@@ -154,13 +154,13 @@ func (c *bubbleConsul) rights(begun, now held) string {
 }
 
 // needing needs the queries of a hub until the test ends.
-func needing(ctx context.Context, t *testing.T, w *Watcher, queries ...query) *lease {
+func subscribeTo(ctx context.Context, t *testing.T, w *Watcher, queries ...query) *subscription {
 	t.Helper()
 	run := make(chan error, 1)
 	go func() { run <- w.Run(ctx) }()
-	l := w.hub.lease()
+	l := w.manager.subscribe()
 	for _, q := range queries {
-		l.need(q)
+		l.get(q)
 	}
 	t.Cleanup(func() {
 		l.close()
@@ -172,7 +172,7 @@ func needing(ctx context.Context, t *testing.T, w *Watcher, queries ...query) *l
 }
 
 // took returns how long it took until f.
-func took(t *testing.T, f func() bool) time.Duration {
+func timeUntil(t *testing.T, f func() bool) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	for !f() {
@@ -188,17 +188,17 @@ func took(t *testing.T, f func() bool) time.Duration {
 func (c *bubbleConsul) count(path string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.asked[path]
+	return c.queries[path]
 }
 
 func (c *bubbleConsul) total() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	total := 0
-	for _, n := range c.asked {
+	for _, n := range c.queries {
 		total += n
 	}
 	return total
 }
 
-func mustEndpoints(f fact) []gateway.Endpoint { return f.value.(*gateway.Endpoints).Endpoints }
+func mustEndpoints(f watchResult) []gateway.Endpoint { return f.value.(*gateway.Endpoints).Endpoints }

@@ -1,10 +1,13 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -14,24 +17,26 @@ import (
 )
 
 // wish says which certificate a gateway needs, and who is to sign it.
-type wish struct {
-	uri   string   // the gateway's SPIFFE ID
-	names []string // the DNS names, sorted
-	root  string   // the ID of the root that signs now
-	at    address  // where to ask, see signer
+type certRequest struct {
+	uri         string   // the gateway's SPIFFE ID
+	names       []string // the DNS names, sorted
+	root        string   // the ID of the root that signs now
+	grpcAddress address  // where to ask, see signer
 }
 
 // says is whether two wishes are for certificates that say the same.
-func (w wish) says(other wish) bool { return w.uri == other.uri && slices.Equal(w.names, other.names) }
+func (w certRequest) sameCertificate(other certRequest) bool {
+	return w.uri == other.uri && slices.Equal(w.names, other.names)
+}
 
-func (w wish) equal(other wish) bool {
-	return w.says(other) && w.root == other.root && w.at == other.at
+func (w certRequest) equal(other certRequest) bool {
+	return w.sameCertificate(other) && w.root == other.root && w.grpcAddress == other.grpcAddress
 }
 
 // signed is what became of a wish.
-type signed struct {
+type certState struct {
 	leaf     *gateway.Leaf // the last good one; nil before the first
-	tried    wish          // by the latest attempt
+	request  certRequest   // by the latest attempt
 	err      error         // why that gave nothing; nil when it did
 	failures int           // attempts that failed since the last good one
 }
@@ -40,8 +45,8 @@ type signed struct {
 const lastingFailures = 3
 
 // mend says whether a person has to mend something, as it seems.
-func (s *signed) mend() bool {
-	return s.failures >= lastingFailures || errors.As(s.err, new(refusedSignature))
+func (s *certState) lasts() bool {
+	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }
 
 // certificate keeps one gateway's certificate with DNS names: it makes keys, has
@@ -51,20 +56,20 @@ type certificate struct {
 	id     gateway.ID
 	sign   func(ctx context.Context, at address, csr string) (string, error)
 	client *Client // for its log and metrics
-	wake   func()  // called when there is something new to know
+	notify func()  // called when there is something new to know
 
-	asked  wish // the newest one
-	wishes latest.Value[wish]
-	state  atomic.Pointer[signed]
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the goroutine has ended
+	request  certRequest // the newest one
+	requests latest.Value[certRequest]
+	state    atomic.Pointer[certState]
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when the goroutine has ended
 }
 
 // start starts the goroutine, which runs until close.
 func (c *certificate) start() *certificate {
 	ctx, cancel := context.WithCancel(context.Background())
-	c.wishes, c.cancel, c.done = latest.New[wish](), cancel, make(chan struct{})
-	c.state.Store(&signed{})
+	c.requests, c.cancel, c.done = latest.New[certRequest](), cancel, make(chan struct{})
+	c.state.Store(&certState{})
 	go func() {
 		defer close(c.done)
 		c.run(ctx)
@@ -83,15 +88,15 @@ func (c *certificate) close() {
 }
 
 // ask tells what is wanted from now on.
-func (c *certificate) ask(w wish) {
-	if !w.equal(c.asked) {
-		c.asked = w
-		c.wishes.Put(w)
+func (c *certificate) setRequest(w certRequest) {
+	if !w.equal(c.request) {
+		c.request = w
+		c.requests.Put(w)
 	}
 }
 
 // known gives what there is; nil for a nil certificate.
-func (c *certificate) known() *signed {
+func (c *certificate) current() *certState {
 	if c == nil {
 		return nil
 	}
@@ -100,33 +105,33 @@ func (c *certificate) known() *signed {
 
 // longestNap bounds how long a timer runs: its clock stands still while a
 // machine sleeps, and the time of day does not.
-const longestNap = time.Minute
+const maxSleep = time.Minute
 
 func (c *certificate) run(ctx context.Context) {
 	var r renewal
-	timer := time.NewTimer(longestNap)
+	timer := time.NewTimer(maxSleep)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case w := <-c.wishes.C():
-			r.want(w, time.Now())
+		case w := <-c.requests.C():
+			r.setRequest(w, time.Now())
 		case <-timer.C:
 		}
 		if r.isDue(time.Now()) {
 			c.attempt(ctx, &r)
 		}
-		timer.Reset(r.nap(time.Now()))
+		timer.Reset(r.sleepTime(time.Now()))
 	}
 }
 
 // attempt has a new certificate signed.
 func (c *certificate) attempt(ctx context.Context, r *renewal) {
-	var leaf *signedLeaf
+	var leaf *issuedLeaf
 	err := guard.Run(c.client.logger, "certificate", func() (err error) {
-		leaf, err = request(ctx, r.wish, func(ctx context.Context, csr string) (string, error) {
-			return c.sign(ctx, r.wish.at, csr)
+		leaf, err = requestCertificate(ctx, r.request, func(ctx context.Context, csr string) (string, error) {
+			return c.sign(ctx, r.request.grpcAddress, csr)
 		})
 		return err
 	})
@@ -136,36 +141,36 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 	c.client.metrics.signature(err)
 	if err != nil {
 		r.failed(err, time.Now())
-		c.fail(r, err)
+		c.failed(r, err)
 		return
 	}
 	r.succeeded(leaf, time.Now())
 	c.client.metrics.expiry(c.id.String(), leaf.ValidBefore)
 	c.client.logger.Info("certificate for the clients of the gateway signed",
 		"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
-	c.tell(&signed{leaf: leaf.Leaf, tried: r.wish})
+	c.setState(&certState{leaf: leaf.Leaf, request: r.request})
 }
 
-func (c *certificate) fail(r *renewal, err error) {
+func (c *certificate) failed(r *renewal, err error) {
 	if r.failures == 1 {
 		c.client.logger.Warn("no certificate for the clients of the gateway; the last one counts", "gateway", c.id.String(), "error", err)
 	}
-	c.tell(&signed{leaf: c.known().leaf, tried: r.wish, err: err, failures: r.failures})
+	c.setState(&certState{leaf: c.current().leaf, request: r.request, err: err, failures: r.failures})
 }
 
-func (c *certificate) tell(s *signed) {
+func (c *certificate) setState(s *certState) {
 	c.state.Store(s)
-	c.wake()
+	c.notify()
 }
 
 // spread is the time over which certificates are renewed after a new root, and
 // asked for again when the authority has too much to do: enough for it to serve
 // everybody. It is Consul's own.
-const spread = 30 * time.Second
+const jitterTime = 30 * time.Second
 
 // renewal says when a certificate is due. The zero value waits for a wish.
 type renewal struct {
-	wish     wish
+	request  certRequest
 	due      time.Time // zero: never
 	failures int       // in a row
 }
@@ -173,23 +178,23 @@ type renewal struct {
 func (r *renewal) isDue(now time.Time) bool { return !r.due.IsZero() && !now.Before(r.due) }
 
 // nap is how long to wait before looking again.
-func (r *renewal) nap(now time.Time) time.Duration {
+func (r *renewal) sleepTime(now time.Time) time.Duration {
 	if r.due.IsZero() {
-		return longestNap
+		return maxSleep
 	}
-	return min(longestNap, r.due.Sub(now))
+	return min(maxSleep, r.due.Sub(now))
 }
 
 // want takes a wish over. A certificate that says something else is due at once;
 // with a new root the same one is due soon.
-func (r *renewal) want(w wish, now time.Time) {
-	before := r.wish
-	r.wish = w
+func (r *renewal) setRequest(w certRequest, now time.Time) {
+	before := r.request
+	r.request = w
 	switch {
-	case !w.says(before):
+	case !w.sameCertificate(before):
 		r.due, r.failures = now, 0
 	case w.root != before.root:
-		if soon := now.Add(rand.N(spread)); soon.Before(r.due) {
+		if soon := now.Add(rand.N(jitterTime)); soon.Before(r.due) {
 			r.due = soon
 		}
 	}
@@ -198,11 +203,11 @@ func (r *renewal) want(w wish, now time.Time) {
 // succeeded makes the next one due at a random point between 60 % and 90 % of
 // the lifetime, as Consul does. A clock that is wrong does not make it due all
 // the time.
-func (r *renewal) succeeded(leaf *signedLeaf, now time.Time) {
+func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
 	lifetime := leaf.ValidBefore.Sub(leaf.validFrom)
 	r.failures = 0
 	r.due = leaf.validFrom.Add(lifetime*6/10 + rand.N(lifetime*3/10+1))
-	if least := now.Add(spread); r.due.Before(least) {
+	if least := now.Add(jitterTime); r.due.Before(least) {
 		r.due = least
 	}
 }
@@ -211,7 +216,110 @@ func (r *renewal) failed(err error, now time.Time) {
 	r.failures++
 	pause := backOff(r.failures)
 	if errors.Is(err, errBusy) {
-		pause = rand.N(spread)
+		pause = rand.N(jitterTime)
 	}
 	r.due = now.Add(pause)
+}
+
+// serve sees to the certificate that the clients of listeners with TLS are
+// shown. It follows from all other parts, so it waits for them to be complete.
+func (b *snapshotBuilder) addCertificate() {
+	if len(b.missing) > 0 {
+		return
+	}
+	if !servesTLS(b.snapshot.Entry) || len(b.snapshot.Services) == 0 {
+		b.stopCertificate()
+		return
+	}
+	if b.certificate == nil {
+		b.startCertificate()
+	}
+	w := b.certRequest()
+	b.certificate.setRequest(w)
+	b.certState = b.certificate.current()
+	if !b.certState.request.sameCertificate(w) {
+		b.pending = append(b.pending, "the certificate for clients")
+	}
+	b.setCertificate(b.certState, time.Now())
+}
+
+// shown puts the certificate into the snapshot. Consul's own xDS shows the same
+// one to clients and to the mesh.
+func (b *snapshotBuilder) setCertificate(s *certState, now time.Time) {
+	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
+	if s.err != nil && s.lasts() {
+		b.addProblem(where, s.err.Error())
+	}
+	if s.leaf == nil {
+		return
+	}
+	b.snapshot.DownstreamLeaf = s.leaf
+	if now.After(s.leaf.ValidBefore) {
+		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+		return
+	}
+	b.snapshot.Leaf = s.leaf
+}
+
+func (s *source) startCertificate() {
+	s.signer.acquire()
+	s.certificate = (&certificate{id: s.id, sign: s.signer.sign, client: s.client, notify: s.subscription.notify}).start()
+}
+
+// endServing ends what startServing has started.
+func (s *source) stopCertificate() {
+	if s.certificate == nil {
+		return
+	}
+	s.certificate.close()
+	s.signer.release()
+	s.certificate, s.certState = nil, nil
+}
+
+// servesTLS says whether some listener shows clients a certificate of the mesh.
+// As with Consul, one that shows another one (SDS) asks for it as well.
+func servesTLS(e *gateway.Entry) bool {
+	return e != nil && (e.TLS.Enabled || slices.ContainsFunc(e.Listeners, func(l gateway.Listener) bool {
+		return l.TLS != nil && l.TLS.Enabled
+	}))
+}
+
+func (b *snapshotBuilder) certRequest() certRequest {
+	// An agent that does not tell its domain has the default one.
+	domains := []string{cmp.Or(b.agent.domain, "consul.")}
+	if b.agent.altDomain != "" {
+		domains = append(domains, b.agent.altDomain)
+	}
+	return certRequest{
+		uri:         gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
+		names:       dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
+		root:        b.activeRoot,
+		grpcAddress: b.client.grpcAddress(b.agent),
+	}
+}
+
+// dnsNames are the names that Consul puts into the certificate: wildcards in the
+// domains that Consul answers DNS for, and the hosts of all services, without
+// ports. Consul writes its domains with the dot at the end, which only some
+// clients understand, so each name is there without it as well.
+func dnsNames(services []gateway.Service, datacenter string, domains []string) []string {
+	var names []string
+	for _, s := range services {
+		ingress := "*.ingress."
+		if s.Service.Namespace != "" {
+			ingress += s.Service.Namespace + "."
+		}
+		for _, domain := range domains {
+			names = append(names, ingress+domain, ingress+datacenter+"."+domain)
+		}
+		for _, host := range s.Hosts {
+			host, _, _ = strings.Cut(host, ":")
+			names = append(names, host)
+		}
+	}
+	for _, name := range names {
+		names = append(names, strings.TrimSuffix(name, "."))
+	}
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" })
 }

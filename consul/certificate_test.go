@@ -114,16 +114,16 @@ func (c *fakeCA) times() []time.Time {
 }
 
 // keeping gives a certificate of the CA, which is kept until the test ends.
-func keeping(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
+func newTestCertificate(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
 	t.Helper()
 	client := &Client{logger: slog.New(log)}
-	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, wake: func() {}}).start()
+	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, notify: func() {}}).start()
 	t.Cleanup(c.close)
 	return c
 }
 
-func wishFor(root string, names ...string) wish {
-	return wish{uri: "spiffe://td.consul/ns/default/dc/dc1/svc/gateway", names: names, root: root}
+func requestFor(root string, names ...string) certRequest {
+	return certRequest{uri: "spiffe://td.consul/ns/default/dc/dc1/svc/gateway", names: names, root: root}
 }
 
 func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
@@ -138,18 +138,18 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 		}
 		before := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate"))
 		client := &Client{logger: slog.New(slog.DiscardHandler)}
-		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, wake: func() {}}).start()
+		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, notify: func() {}}).start()
 		defer c.close()
-		c.ask(wishFor("one", "a.example"))
+		c.setRequest(requestFor("one", "a.example"))
 		synctest.Wait()
-		good := c.known().leaf
+		good := c.current().leaf
 		if good == nil {
-			t.Fatalf("no certificate: %v", c.known().err)
+			t.Fatalf("no certificate: %v", c.current().err)
 		}
 		broken.Store(true)
-		c.ask(wishFor("one", "b.example"))
+		c.setRequest(requestFor("one", "b.example"))
 		synctest.Wait()
-		if s := c.known(); s.leaf != good || s.err == nil || !strings.HasPrefix(s.err.Error(), "bug in Usher: panic in certificate at ") {
+		if s := c.current(); s.leaf != good || s.err == nil || !strings.HasPrefix(s.err.Error(), "bug in Usher: panic in certificate at ") {
 			t.Errorf("the certificate is %v with the error %v, want the last good one and one that says what happened", s.leaf, s.err)
 		}
 		if got := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate")) - before; got != 1 {
@@ -158,7 +158,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 		broken.Store(false)
 		time.Sleep(longestPause)
 		synctest.Wait()
-		if s := c.known(); s.err != nil || !slices.Equal(s.leaf.Names, []string{"b.example"}) {
+		if s := c.current(); s.err != nil || !slices.Equal(s.leaf.Names, []string{"b.example"}) {
 			t.Errorf("after it is over the certificate is %v with the error %v", s.leaf, s.err)
 		}
 	})
@@ -166,8 +166,8 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 
 func TestCertificateSaysWhatWasWished(t *testing.T) {
 	ca := newFakeCA(t)
-	w := wishFor("one", "*.ingress.consul", "*.ingress.consul.", "www.example.com")
-	leaf, err := request(t.Context(), w, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
+	w := requestFor("one", "*.ingress.consul", "*.ingress.consul.", "www.example.com")
+	leaf, err := requestCertificate(t.Context(), w, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,8 +194,8 @@ func TestCertificateSaysWhatWasWished(t *testing.T) {
 func TestCertificateWithoutItsNamesIsNotUsed(t *testing.T) {
 	ca := newFakeCA(t)
 	ca.drop = true
-	_, err := request(t.Context(), wishFor("one", "a.example"), func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
-	if !errors.As(err, new(refusedSignature)) || !strings.Contains(err.Error(), "left out a.example") {
+	_, err := requestCertificate(t.Context(), requestFor("one", "a.example"), func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
+	if !errors.As(err, new(permanentError)) || !strings.Contains(err.Error(), "left out a.example") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -203,8 +203,8 @@ func TestCertificateWithoutItsNamesIsNotUsed(t *testing.T) {
 func TestCertificateIsRenewedBetween60And90PercentOfItsLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
-		c := keeping(t, ca, slog.DiscardHandler)
-		c.ask(wishFor("one", "a.example"))
+		c := newTestCertificate(t, ca, slog.DiscardHandler)
+		c.setRequest(requestFor("one", "a.example"))
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
 		spans := map[time.Duration]bool{}
@@ -219,7 +219,7 @@ func TestCertificateIsRenewedBetween60And90PercentOfItsLifetime(t *testing.T) {
 		if len(spans) < 5 {
 			t.Errorf("renewed after %v: that is not random", spans)
 		}
-		if got := c.known().leaf.ValidBefore; !got.Equal(ca.signed[len(ca.signed)-1].NotAfter) {
+		if got := c.current().leaf.ValidBefore; !got.Equal(ca.signed[len(ca.signed)-1].NotAfter) {
 			t.Errorf("the newest one is not what counts: %v", got)
 		}
 	})
@@ -228,15 +228,15 @@ func TestCertificateIsRenewedBetween60And90PercentOfItsLifetime(t *testing.T) {
 func TestCertificateIsSignedAnewAtOnceForOtherNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
-		c := keeping(t, ca, slog.DiscardHandler)
-		for i, w := range []wish{wishFor("one", "a.example"), wishFor("one", "a.example", "b.example"), wishFor("one", "b.example")} {
-			c.ask(w)
-			c.ask(w)
+		c := newTestCertificate(t, ca, slog.DiscardHandler)
+		for i, w := range []certRequest{requestFor("one", "a.example"), requestFor("one", "a.example", "b.example"), requestFor("one", "b.example")} {
+			c.setRequest(w)
+			c.setRequest(w)
 			synctest.Wait()
 			if signed, _ := ca.count(); signed != i+1 {
 				t.Fatalf("%d certificates after %d wishes", signed, i+1)
 			}
-			if got := c.known(); !got.tried.says(w) || got.err != nil || !slices.Equal(got.leaf.Names, w.names) {
+			if got := c.current(); !got.request.sameCertificate(w) || got.err != nil || !slices.Equal(got.leaf.Names, w.names) {
 				t.Errorf("known: %v %v, want %v", got.leaf.Names, got.err, w.names)
 			}
 		}
@@ -248,26 +248,26 @@ func TestCertificateIsSignedAnewSoonAfterARotation(t *testing.T) {
 		ca := newFakeCA(t)
 		certificates := make([]*certificate, 50)
 		for i := range certificates {
-			certificates[i] = keeping(t, ca, slog.DiscardHandler)
-			certificates[i].ask(wishFor("one", "a.example"))
+			certificates[i] = newTestCertificate(t, ca, slog.DiscardHandler)
+			certificates[i].setRequest(requestFor("one", "a.example"))
 		}
 		synctest.Wait()
 		for _, c := range certificates {
-			c.ask(wishFor("two", "a.example"))
+			c.setRequest(requestFor("two", "a.example"))
 		}
-		const slice = spread / 10
+		const slice = jitterTime / 10
 		var most int
 		for before := len(certificates); before < 2*len(certificates); {
 			time.Sleep(slice)
 			synctest.Wait()
 			now, _ := ca.count()
 			most, before = max(most, now-before), now
-			if time.Since(ca.times()[0]) > spread {
+			if time.Since(ca.times()[0]) > jitterTime {
 				break
 			}
 		}
 		if signed, _ := ca.count(); signed != 2*len(certificates) {
-			t.Errorf("%d certificates %v after the rotation, want %d", signed, spread, 2*len(certificates))
+			t.Errorf("%d certificates %v after the rotation, want %d", signed, jitterTime, 2*len(certificates))
 		}
 		if most > len(certificates)/2 {
 			t.Errorf("%d of %d at once", most, len(certificates))
@@ -281,16 +281,16 @@ func TestCertificateIsSignedAnewSoonAfterARotation(t *testing.T) {
 
 func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca, log := newFakeCA(t), &journal{}
-		c := keeping(t, ca, log)
-		c.ask(wishFor("one", "a.example"))
+		ca, log := newFakeCA(t), &logRecorder{}
+		c := newTestCertificate(t, ca, log)
+		c.setRequest(requestFor("one", "a.example"))
 		synctest.Wait()
-		first := c.known().leaf
+		first := c.current().leaf
 		ca.fail(errors.New("connection refused"))
 		time.Sleep(ca.ttl + time.Hour)
 		synctest.Wait()
-		got := c.known()
-		if got.leaf != first || got.err == nil || !got.mend() {
+		got := c.current()
+		if got.leaf != first || got.err == nil || !got.lasts() {
 			t.Errorf("while it is gone: %v, kept: %v", got.err, got.leaf == first)
 		}
 		if n := strings.Count(strings.Join(log.take(), "\n"), "no certificate for the clients"); n != 1 {
@@ -305,7 +305,7 @@ func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
 		ca.fail(nil)
 		time.Sleep(longestPause)
 		synctest.Wait()
-		if got := c.known(); got.leaf == first || got.err != nil || got.failures != 0 {
+		if got := c.current(); got.leaf == first || got.err != nil || got.failures != 0 {
 			t.Errorf("once it is back: %v", got.err)
 		}
 	})
@@ -317,16 +317,16 @@ func TestBusyAuthorityIsAskedOnceInAWhile(t *testing.T) {
 		ca.fail(errBusy)
 		const n = 40
 		for range n {
-			keeping(t, ca, slog.DiscardHandler).ask(wishFor("one", "a.example"))
+			newTestCertificate(t, ca, slog.DiscardHandler).setRequest(requestFor("one", "a.example"))
 		}
-		time.Sleep(10 * spread)
+		time.Sleep(10 * jitterTime)
 		synctest.Wait()
 		// A random point in each window: two questions in each on average.
 		if _, asked := ca.count(); asked > 3*10*n {
-			t.Errorf("%d questions of %d certificates in %v", asked, n, 10*spread)
+			t.Errorf("%d questions of %d certificates in %v", asked, n, 10*jitterTime)
 		}
 		ca.fail(nil)
-		time.Sleep(spread)
+		time.Sleep(jitterTime)
 		synctest.Wait()
 		if signed, _ := ca.count(); signed != n {
 			t.Errorf("%d certificates, want %d", signed, n)
@@ -337,17 +337,17 @@ func TestBusyAuthorityIsAskedOnceInAWhile(t *testing.T) {
 func TestRefusalIsSomethingToMendAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
-		ca.fail(refusedSignature{errors.New("no")})
-		c := keeping(t, ca, slog.DiscardHandler)
-		c.ask(wishFor("one", "a.example"))
+		ca.fail(permanentError{errors.New("no")})
+		c := newTestCertificate(t, ca, slog.DiscardHandler)
+		c.setRequest(requestFor("one", "a.example"))
 		synctest.Wait()
-		if got := c.known(); got.leaf != nil || got.failures != 1 || !got.mend() {
+		if got := c.current(); got.leaf != nil || got.failures != 1 || !got.lasts() {
 			t.Errorf("after one refusal: %+v", got)
 		}
 		ca.fail(errors.New("gone"))
-		c.ask(wishFor("one", "b.example"))
+		c.setRequest(requestFor("one", "b.example"))
 		synctest.Wait()
-		if got := c.known(); got.failures != 1 || got.mend() {
+		if got := c.current(); got.failures != 1 || got.lasts() {
 			t.Errorf("after one failure: %+v", got)
 		}
 	})
@@ -357,9 +357,9 @@ func TestCertificateThatIsOldFromTheStartIsNotAskedForAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		ca.ttl = time.Second
-		keeping(t, ca, slog.DiscardHandler).ask(wishFor("one", "a.example"))
+		newTestCertificate(t, ca, slog.DiscardHandler).setRequest(requestFor("one", "a.example"))
 		time.Sleep(time.Hour)
-		if signed, _ := ca.count(); signed > int(time.Hour/spread)+1 {
+		if signed, _ := ca.count(); signed > int(time.Hour/jitterTime)+1 {
 			t.Errorf("%d certificates in an hour", signed)
 		}
 	})
@@ -385,22 +385,6 @@ func TestDNSNames(t *testing.T) {
 	}
 }
 
-func TestSpiffeID(t *testing.T) {
-	for _, tc := range []struct {
-		id   gateway.ID
-		want string
-	}{
-		{gateway.ID{Name: "gw"}, "spiffe://td/ns/default/dc/dc1/svc/gw"},
-		{gateway.ID{Name: "gw", Namespace: "n"}, "spiffe://td/ns/n/dc/dc1/svc/gw"},
-		{gateway.ID{Name: "gw", Partition: "p"}, "spiffe://td/ap/p/ns/default/dc/dc1/svc/gw"},
-		{gateway.ID{Name: "gw", Partition: "default"}, "spiffe://td/ns/default/dc/dc1/svc/gw"},
-	} {
-		if got := spiffeID("td", "dc1", tc.id); got != tc.want {
-			t.Errorf("%+v: %s, want %s", tc.id, got, tc.want)
-		}
-	}
-}
-
 func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 	towardsMesh, forClients := &gateway.Leaf{}, &gateway.Leaf{ValidBefore: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 	for _, tc := range []struct {
@@ -411,8 +395,8 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 		{forClients.ValidBefore.Add(-time.Second), forClients, 0},
 		{forClients.ValidBefore.Add(time.Second), towardsMesh, 1},
 	} {
-		b := &build{source: &source{}, snapshot: &gateway.Snapshot{Leaf: towardsMesh}}
-		b.shown(&signed{leaf: forClients}, tc.now)
+		b := &snapshotBuilder{source: &source{}, snapshot: &gateway.Snapshot{Leaf: towardsMesh}}
+		b.setCertificate(&certState{leaf: forClients}, tc.now)
 		if b.snapshot.DownstreamLeaf != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
 			t.Errorf("at %v: %+v", tc.now, b.snapshot)
 		}
@@ -420,15 +404,15 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 }
 
 func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
-	c := keeping(t, newFakeCA(t), slog.DiscardHandler)
-	q := query{kind: healthKind, name: "web"}
-	s := &source{serving: c, last: &gateway.Snapshot{Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {}})}, answers: map[query][]string{q: {"web"}}}
-	news := map[query]fact{q: {value: &gateway.Endpoints{}}}
-	if s.patch(news) != nil {
+	c := newTestCertificate(t, newFakeCA(t), slog.DiscardHandler)
+	q := query{queryType: healthType, name: "web"}
+	s := &source{certificate: c, last: &gateway.Snapshot{Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {}})}, endpointQueries: map[query][]string{q: {"web"}}}
+	news := map[query]watchResult{q: {value: &gateway.Endpoints{}}}
+	if s.patchEndpoints(news) != nil {
 		t.Error("a certificate that is new is not looked at")
 	}
-	s.signed = c.known()
-	if s.patch(news) == nil {
+	s.certState = c.current()
+	if s.patchEndpoints(news) == nil {
 		t.Error("instances are not handed on alone beside a certificate that is known")
 	}
 }

@@ -36,20 +36,20 @@ type Config struct {
 
 // Client asks Consul's HTTP API. It may be used by many goroutines.
 type Client struct {
-	address   address
-	http      *http.Client
-	acl       *http.Client // for ACL checks of Envoys' tokens
-	aside     *http.Client // for the watchdog: it shares no connection
-	reading   atomic.Int64 // buffer sizes of the answers that are being read
-	gate      gate         // for non-blocking queries
-	auth      *url.Userinfo
-	tokens    *tokens
-	namespace string // for what is asked without one
-	partition string
-	grpc      GRPC
-	place     func(address) (GRPC, error) // how to reach a gRPC port that Consul tells of
-	logger    *slog.Logger
-	metrics   *Metrics
+	address      address
+	watchHTTP    *http.Client
+	aclHTTP      *http.Client // for ACL checks of Envoys' tokens
+	watchdogHTTP *http.Client // for the watchdog: it shares no connection
+	reading      atomic.Int64 // buffer sizes of the answers that are being read
+	reads        readLimiter  // for non-blocking queries
+	auth         *url.Userinfo
+	tokens       *ownToken
+	namespace    string // for what is asked without one
+	partition    string
+	grpc         GRPC
+	grpcAt       func(address) (GRPC, error) // how to reach a gRPC port that Consul tells of
+	logger       *slog.Logger
+	metrics      *Metrics
 }
 
 // NewClient checks the settings and reads the files that they name; it does not
@@ -83,19 +83,19 @@ func NewClient(c Config) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		address:   a,
-		http:      newHTTPClient(a, files, plainLanes+plainSlots),
-		acl:       newHTTPClient(a, files, plainAuthorizations),
-		aside:     onItsOwn(newHTTPClient(a, files, plainWatchdog)),
-		gate:      newGate(),
-		auth:      env.auth(),
-		tokens:    tokens,
-		namespace: env(api.HTTPNamespaceEnvName),
-		partition: env(api.HTTPPartitionEnvName),
-		grpc:      grpc,
-		place:     func(a address) (GRPC, error) { return env.grpcTo(a, logger) },
-		logger:    logger,
-		metrics:   c.Metrics,
+		address:      a,
+		watchHTTP:    newHTTPClient(a, files, plainReserved+plainShared),
+		aclHTTP:      newHTTPClient(a, files, plainAuthorizations),
+		watchdogHTTP: withoutSharing(newHTTPClient(a, files, plainWatchdog)),
+		reads:        newReadLimiter(),
+		auth:         env.auth(),
+		tokens:       tokens,
+		namespace:    env(api.HTTPNamespaceEnvName),
+		partition:    env(api.HTTPPartitionEnvName),
+		grpc:         grpc,
+		grpcAt:       func(a address) (GRPC, error) { return env.grpcTo(a, logger) },
+		logger:       logger,
+		metrics:      c.Metrics,
 	}, nil
 }
 
@@ -106,8 +106,8 @@ func (c *Client) GRPC() GRPC { return c.grpc }
 func (c *Client) Address() string { return c.address.String() }
 
 // renew makes all later requests use new connections.
-func (c *Client) renew() {
-	for _, client := range []*http.Client{c.http, c.acl} {
+func (c *Client) renewConnections() {
+	for _, client := range []*http.Client{c.watchHTTP, c.aclHTTP} {
 		if t, ok := client.Transport.(*transport); ok {
 			t.renew()
 		}
@@ -122,7 +122,7 @@ type call struct {
 	params url.Values
 	token  gateway.Secret // empty: none is sent
 	body   []byte
-	over   *http.Client // nil: the client's own for watches
+	client *http.Client // nil: the client's own for watches
 }
 
 // response is Consul's answer with status 200.
@@ -135,28 +135,28 @@ type response struct {
 func (c *Client) do(ctx context.Context, in call) (response, error) {
 	req, err := c.request(ctx, in)
 	if err != nil {
-		return response{}, &askError{outcome: outcomeFailed, err: err}
+		return response{}, &callError{outcome: outcomeFailed, err: err}
 	}
 	// A blocking query may wait long for the first byte of its answer. The rest has
 	// to follow within askTimeout.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	res, err := cmp.Or(in.over, c.http).Do(req.WithContext(ctx))
+	res, err := cmp.Or(in.client, c.watchHTTP).Do(req.WithContext(ctx))
 	if err != nil {
-		return response{}, unreachable(ctx, err)
+		return response{}, unreachableError(ctx, err)
 	}
 	defer res.Body.Close()
-	late := time.AfterFunc(askTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s", askTimeout)) })
+	late := time.AfterFunc(queryTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s", queryTimeout)) })
 	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
-		return response{}, refusal(res, in.token)
+		return response{}, statusError(res, in.token)
 	}
 	body, err := c.readAll(res.Body)
 	if errors.Is(err, errTooLarge) || errors.Is(err, errTooMuch) {
-		return response{}, &askError{outcome: outcomeFailed, err: err}
+		return response{}, &callError{outcome: outcomeFailed, err: err}
 	}
 	if err != nil {
-		return response{}, unreachable(ctx, err)
+		return response{}, unreachableError(ctx, err)
 	}
 	return response{header: res.Header, body: body}, nil
 }
@@ -245,20 +245,20 @@ const (
 )
 
 // askError says why Consul gave no usable answer.
-type askError struct {
+type callError struct {
 	outcome outcome
 	status  int    // the HTTP status; 0 if there is none
 	text    string // the unchanged text of a refusal; it may contain the token, so never log it
 	err     error
 }
 
-func (e *askError) Error() string { return e.err.Error() }
+func (e *callError) Error() string { return e.err.Error() }
 
-func (e *askError) Unwrap() error { return e.err }
+func (e *callError) Unwrap() error { return e.err }
 
 // outcomeOf gives the outcome that err stands for.
 func outcomeOf(err error) outcome {
-	var e *askError
+	var e *callError
 	switch {
 	case err == nil:
 		return outcomeOK
@@ -270,25 +270,25 @@ func outcomeOf(err error) outcome {
 
 // unreachable strips the method and URL from err: whoever reports it names the
 // question.
-func unreachable(ctx context.Context, err error) error {
+func unreachableError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
 	if of, ok := errors.AsType[*url.Error](err); ok {
 		err = of.Err
 	}
-	return &askError{outcome: outcomeUnreachable, err: err}
+	return &callError{outcome: outcomeUnreachable, err: err}
 }
 
 // refusal makes an error of an answer that is not 200. Should the answer repeat
 // the token, its text is left out.
-func refusal(res *http.Response, token gateway.Secret) error {
-	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(briefly+len(token))))
-	what := brief(string(text))
+func statusError(res *http.Response, token gateway.Secret) error {
+	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(maxQuoted+len(token))))
+	what := quote(string(text))
 	if token != "" && bytes.Contains(text, []byte(token)) {
 		what = "the answer is not shown"
 	}
-	e := &askError{status: res.StatusCode, text: string(text), err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
+	e := &callError{status: res.StatusCode, text: string(text), err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
 	switch res.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.outcome = outcomeDenied
@@ -304,9 +304,9 @@ func refusal(res *http.Response, token gateway.Secret) error {
 }
 
 // briefly is how many bytes of a peer's text an error repeats.
-const briefly = 400
+const maxQuoted = 400
 
 // brief returns the beginning of a peer's text as one line.
-func brief(text string) string {
-	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), briefly)]), " "), "")
+func quote(text string) string {
+	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), maxQuoted)]), " "), "")
 }

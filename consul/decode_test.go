@@ -1,7 +1,9 @@
 package consul
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"iter"
 	"strings"
 	"testing"
@@ -10,23 +12,23 @@ import (
 
 // consulSays has an answer of Consul for every kind, with each list and map that a
 // decoder reads.
-var consulSays = map[*kind]string{
-	agentKind: `{"Config": {"BindAddr": "10.0.0.1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502}}}`,
-	rootsKind: `{"ActiveRootID": "a", "TrustDomain": "td.consul", "Roots": [{"RootCert": "pem"}]}`,
-	leafKind:  `{"CertPEM": "certificate", "PrivateKeyPEM": "key", "ValidBefore": "2030-01-02T03:04:05Z"}`,
-	entriesKind: `[{"Name": "gateway", "TLS": {"CipherSuites": ["c"]}, "Listeners": [{"Port": 8080, "Protocol": "http",
+var goodAnswers = map[*queryType]string{
+	agentType: `{"Config": {"BindAddr": "10.0.0.1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502}}}`,
+	rootsType: `{"ActiveRootID": "a", "TrustDomain": "td.consul", "Roots": [{"RootCert": "pem"}]}`,
+	leafType:  `{"CertPEM": "certificate", "PrivateKeyPEM": "key", "ValidBefore": "2030-01-02T03:04:05Z"}`,
+	entriesType: `[{"Name": "gateway", "TLS": {"CipherSuites": ["c"]}, "Listeners": [{"Port": 8080, "Protocol": "http",
 		"Services": [{"Name": "web", "Hosts": ["h"], "RequestHeaders": {"Add": {"x": "y"}, "Remove": ["z"]}}]}]}]`,
-	meshKind:    `[{"Kind": "mesh", "TLS": {"Outgoing": {"CipherSuites": ["c"]}}}]`,
-	defaultKind: `[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": "strict", "trusted_cidrs": ["10.0.0.0/8"]}}}}]`,
-	rowsKind:    `[{"Service": {"Name": "web"}, "Port": 8080, "Protocol": "http", "Hosts": ["h"]}]`,
-	instancesKind: `[{"Node": {"Node": "n1", "Datacenter": "dc1", "TaggedAddresses": {"wan": "192.0.2.1"}}, "Service": {"Kind": "ingress-gateway", "ID": "gateway",
+	meshType:          `[{"Kind": "mesh", "TLS": {"Outgoing": {"CipherSuites": ["c"]}}}]`,
+	proxyDefaultsType: `[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": "strict", "trusted_cidrs": ["10.0.0.0/8"]}}}}]`,
+	servicesType:      `[{"Service": {"Name": "web"}, "Port": 8080, "Protocol": "http", "Hosts": ["h"]}]`,
+	instancesType: `[{"Node": {"Node": "n1", "Datacenter": "dc1", "TaggedAddresses": {"wan": "192.0.2.1"}}, "Service": {"Kind": "ingress-gateway", "ID": "gateway",
 		"TaggedAddresses": {"wan": {"Address": "192.0.2.1", "Port": 1}}, "Proxy": {"Config": {"usher": {}}}}, "Checks": [{"Status": "passing"}]}]`,
-	healthKind: `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1, "TaggedAddresses": {"wan": {"Address": "192.0.2.1"}},
+	healthType: `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1, "TaggedAddresses": {"wan": {"Address": "192.0.2.1"}},
 		"Connect": {"PeerMeta": {"SNI": ["sni"], "SpiffeID": ["id"]}}}, "Checks": [{"Status": "warning"}]}]`,
-	meshGatewayKind:  `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1}, "Checks": []}]`,
-	meshGatewaysKind: `{"mesh-gateway": ["tag"]}`,
-	peeringKind:      `{"Name": "east", "PeerServerName": "server.dc2.peering.td", "PeerCAPems": ["pem"]}`,
-	chainKind: `{"Chain": {"Datacenter": "dc1", "StartNode": "router", "Nodes": {
+	meshGatewayType:      `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1}, "Checks": []}]`,
+	meshGatewayNamesType: `{"mesh-gateway": ["tag"]}`,
+	peeringType:          `{"Name": "east", "PeerServerName": "server.dc2.peering.td", "PeerCAPems": ["pem"]}`,
+	chainType: `{"Chain": {"Datacenter": "dc1", "StartNode": "router", "Nodes": {
 		"router": {"Type": "router", "Routes": [{"Definition": {"Match": {"HTTP": {"Header": [{"Name": "h"}], "Methods": ["GET"]}}}, "NextNode": "splitter"}]},
 		"splitter": {"Type": "splitter", "Splits": [{"Weight": 100, "NextNode": "resolver"}]},
 		"resolver": {"Type": "resolver", "Resolver": {"Target": "web", "Failover": {"Targets": ["other"]}}}},
@@ -34,39 +36,39 @@ var consulSays = map[*kind]string{
 }
 
 // nothing maps answers to the only kinds for which Consul sends them.
-var nothing = map[string][]*kind{
+var emptyAnswers = map[string][]*queryType{
 	"":                         nil,
 	"null":                     nil,
 	"[null]":                   nil,
 	"[[]]":                     nil,
 	"[1]":                      nil,
-	"[{}]":                     {meshKind}, // an entry without anything set
+	"[{}]":                     {meshType}, // an entry without anything set
 	`{"a": `:                   nil,
 	`"text"`:                   nil,
 	"17":                       nil,
 	"<html></html>":            nil,
-	"[]":                       {entriesKind, meshKind, defaultKind, rowsKind, instancesKind, healthKind, meshGatewayKind},
-	"{}":                       {meshGatewaysKind},
-	`{"Chain": null}`:          {meshGatewaysKind},
-	`{"Roots": [null]}`:        {meshGatewaysKind},
-	`{"PeerCAPems": [null]}`:   {meshGatewaysKind},
-	`{"Config": null}`:         {meshGatewaysKind},
-	`[{"Node": null}]`:         {meshKind},
-	`[{"Name": null}]`:         {meshKind},
-	`[{"Service": null}]`:      {meshKind},
-	`[{"Listeners": [null]}]`:  {meshKind},
+	"[]":                       {entriesType, meshType, proxyDefaultsType, servicesType, instancesType, healthType, meshGatewayType},
+	"{}":                       {meshGatewayNamesType},
+	`{"Chain": null}`:          {meshGatewayNamesType},
+	`{"Roots": [null]}`:        {meshGatewayNamesType},
+	`{"PeerCAPems": [null]}`:   {meshGatewayNamesType},
+	`{"Config": null}`:         {meshGatewayNamesType},
+	`[{"Node": null}]`:         {meshType},
+	`[{"Name": null}]`:         {meshType},
+	`[{"Service": null}]`:      {meshType},
+	`[{"Listeners": [null]}]`:  {meshType},
 	strings.Repeat("[", 20000): nil,
 }
 
 // An answer that Consul never sends is an error and not a panic, before and after a
 // good answer.
 func TestNoAnswerIsTakenForConsuls(t *testing.T) {
-	for k, good := range consulSays {
+	for k, good := range goodAnswers {
 		prev, err := k.decode(nil, answer{body: []byte(good)})
 		if err != nil {
 			t.Fatalf("%s: %v", k.name, err)
 		}
-		for body, answers := range nothing {
+		for body, answers := range emptyAnswers {
 			taken := false
 			for _, a := range answers {
 				taken = taken || a == k
@@ -83,7 +85,7 @@ func TestNoAnswerIsTakenForConsuls(t *testing.T) {
 // A damaged answer is an error or a value. Either may be the result, but neither
 // makes the code that uses it panic.
 func TestDamagedAnswersAreNoPanic(t *testing.T) {
-	for k, good := range consulSays {
+	for k, good := range goodAnswers {
 		prev, err := k.decode(nil, answer{body: []byte(good)})
 		if err != nil {
 			t.Fatalf("%s: %v", k.name, err)
@@ -91,13 +93,13 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 		for i := range len(good) {
 			_, _ = k.decode(prev, answer{body: []byte(good[:i])})
 		}
-		s := newTold(t, 2)
+		s := newManualSource(t, 2)
 		var tree any
 		if err := json.Unmarshal([]byte(good), &tree); err != nil {
 			t.Fatal(err)
 		}
 		for _, damage := range []any{nil, []any{}, map[string]any{}, "text", 17.0, []any{nil}, map[string]any{"x": nil}} {
-			for damaged := range damages(tree, damage) {
+			for damaged := range damagedCopies(tree, damage) {
 				body, err := json.Marshal(damaged)
 				if err != nil {
 					t.Fatal(err)
@@ -106,7 +108,7 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 				if err != nil {
 					continue
 				}
-				s.tellKind(k, value)
+				s.updateType(k, value)
 				s.step(time.Now())
 				for _, last := range s.snapshots {
 					for _, p := range last.Problems {
@@ -121,16 +123,16 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 }
 
 // tellKind gives all queries of a kind the same answer.
-func (s *told) tellKind(k *kind, value any) {
-	for q := range s.lease.held {
-		if q.kind == k {
-			s.tell(q, fact{value: value})
+func (s *manualSource) updateType(k *queryType, value any) {
+	for q := range s.subscription.watches {
+		if q.queryType == k {
+			s.update(q, watchResult{value: value})
 		}
 	}
 }
 
 // damages yields copies of the tree, each with one place replaced.
-func damages(tree, by any) iter.Seq[any] {
+func damagedCopies(tree, by any) iter.Seq[any] {
 	return func(yield func(any) bool) {
 		if !yield(by) {
 			return
@@ -138,7 +140,7 @@ func damages(tree, by any) iter.Seq[any] {
 		switch v := tree.(type) {
 		case map[string]any:
 			for key, inner := range v {
-				for d := range damages(inner, by) {
+				for d := range damagedCopies(inner, by) {
 					v[key] = d
 					if !yield(v) {
 						return
@@ -148,7 +150,7 @@ func damages(tree, by any) iter.Seq[any] {
 			}
 		case []any:
 			for i, inner := range v {
-				for d := range damages(inner, by) {
+				for d := range damagedCopies(inner, by) {
 					v[i] = d
 					if !yield(v) {
 						return
@@ -165,35 +167,35 @@ func damages(tree, by any) iter.Seq[any] {
 func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	c := newFakeConsul(t)
 	c.set("/v1/odd/", reply{body: "good"})
-	odd := &kind{name: "odd", path: "/v1/odd/", decode: func(_ any, a answer) (any, error) {
+	odd := &queryType{name: "odd", path: "/v1/odd/", decode: func(_ any, a answer) (any, error) {
 		if string(a.body) == "bad" {
 			panic("odd")
 		}
 		return string(a.body), nil
 	}}
 	w := c.watcher(t)
-	l := w.hub.lease()
+	l := w.manager.subscribe()
 	defer l.close()
-	q := query{kind: odd}
-	until(t, func() bool { return l.need(q).value == "good" })
+	q := query{queryType: odd}
+	until(t, func() bool { return l.get(q).value == "good" })
 	c.set("/v1/odd/", reply{body: "bad"})
-	until(t, func() bool { return l.need(q).err != nil })
-	if f := l.need(q); f.value != "good" || !strings.Contains(f.err.Error(), "panic in consul answer at decode_test.go:") {
+	until(t, func() bool { return l.get(q).err != nil })
+	if f := l.get(q); f.value != "good" || !strings.Contains(f.err.Error(), "panic in consul answer at decode_test.go:") {
 		t.Errorf("value %v, error %v; want the last good value and where the panic was", f.value, f.err)
 	}
 	c.set("/v1/odd/", reply{body: "better"})
-	until(t, func() bool { f := l.need(q); return f.err == nil && f.value == "better" })
+	until(t, func() bool { f := l.get(q); return f.err == nil && f.value == "better" })
 }
 
 // After a panic while a snapshot is made, the last one stays, with a problem. The
 // problem ends with the next good snapshot.
 func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
-	s := newTold(t, 2)
+	s := newManualSource(t, 2)
 	before := s.last
 	broken := chain(service(1).Name)
 	broken.Targets["none"] = nil
 	for range 2 {
-		s.tell(chainOf(service(1)), fact{value: broken})
+		s.update(chainQuery(service(1)), watchResult{value: broken})
 		s.step(time.Now())
 	}
 	if n := len(s.snapshots); n != 2 {
@@ -206,9 +208,50 @@ func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 	if last.Entry != before.Entry || len(last.Chains) != len(before.Chains) || last.Endpoints != before.Endpoints {
 		t.Error("it is not the last good snapshot")
 	}
-	s.tell(chainOf(service(1)), fact{value: chain(service(1).Name)})
+	s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)})
 	s.step(time.Now())
 	if last := s.snapshots[len(s.snapshots)-1]; len(last.Problems) > 0 {
 		t.Errorf("the problem stays: %v", last.Problems)
+	}
+}
+
+// healthAnswer is what Consul 1.22.0 says of a service with n instances.
+func healthAnswer(n int) answer {
+	var b bytes.Buffer
+	for i := range n {
+		fmt.Fprintf(&b, `,{"Node":{"ID":"","Node":"node-%[1]d","Address":"10.0.0.%[1]d","Datacenter":"dc1","TaggedAddresses":null,"Meta":null,"CreateIndex":20,"ModifyIndex":20},
+"Service":{"Kind":"connect-proxy","ID":"web-%[1]d-sidecar-proxy","Service":"web-sidecar-proxy","Tags":[],"Address":"10.1.0.%[1]d",
+"TaggedAddresses":{"lan_ipv4":{"Address":"10.1.0.%[1]d","Port":21000},"wan_ipv4":{"Address":"10.1.0.%[1]d","Port":21000}},"Meta":null,"Port":21000,
+"Weights":{"Passing":1,"Warning":1},"EnableTagOverride":false,"Proxy":{"DestinationServiceName":"web","DestinationServiceID":"web-%[1]d","LocalServiceAddress":"127.0.0.1",
+"LocalServicePort":8080,"Mode":"","MeshGateway":{},"Expose":{}},"Connect":{},"PeerName":"","CreateIndex":20,"ModifyIndex":20},
+"Checks":[{"Node":"node-%[1]d","CheckID":"service:web-%[1]d-sidecar-proxy:1","Name":"Connect Sidecar Listening","Status":"passing","Notes":"",
+"Output":"TCP connect 10.1.0.%[1]d:21000: Success","ServiceID":"web-%[1]d-sidecar-proxy","ServiceName":"web-sidecar-proxy","ServiceTags":[],"Type":"tcp","Interval":"10s",
+"Timeout":"","ExposedPort":0,"Definition":{},"PeerName":"","CreateIndex":20,"ModifyIndex":20}]}`, i+1)
+	}
+	return answer{body: append(append([]byte("["), bytes.TrimPrefix(b.Bytes(), []byte(","))...), ']'), index: 20}
+}
+
+// BenchmarkDecode is what an answer about a service costs that says something
+// new, and one that says the same again.
+func BenchmarkDecode(b *testing.B) {
+	for _, n := range []int{1, 10, 100} {
+		a := healthAnswer(n)
+		b.Run(fmt.Sprintf("new/instances=%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				e, err := decodeEndpoints(nil, a)
+				if err != nil || len(e.Endpoints) != n {
+					b.Fatal(err, e)
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("same/instances=%d", n), func(b *testing.B) {
+			l := &watchLoop{decode: healthType.decode, update: func(watchResult, bool) {}}
+			l.handle(a, nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				l.handle(a, nil)
+			}
+		})
 	}
 }

@@ -16,9 +16,9 @@ import (
 // answered 404, on which nobody can wait
 // (https://developer.hashicorp.com/consul/api-docs/config#list-configurations).
 var (
-	entriesKind = &kind{name: "ingress-gateway", path: "/v1/config/ingress-gateway", decode: decoding(decodeEntries)}
-	meshKind    = &kind{name: "mesh", path: "/v1/config/mesh", decode: decoding(decodeMesh)}
-	defaultKind = &kind{name: "proxy-defaults", path: "/v1/config/proxy-defaults", decode: decoding(decodeDefaults)}
+	entriesType       = &queryType{name: "ingress-gateway", path: "/v1/config/ingress-gateway", decode: decodeAs(decodeEntries)}
+	meshType          = &queryType{name: "mesh", path: "/v1/config/mesh", decode: decodeAs(decodeMesh)}
+	proxyDefaultsType = &queryType{name: "proxy-defaults", path: "/v1/config/proxy-defaults", decode: decodeAs(decodeProxyDefaults)}
 )
 
 // entries are the ingress-gateway entries by name.
@@ -39,7 +39,7 @@ func decodeEntries(prev *entries, a answer) (*entries, error) {
 			return nil, errors.New("ingress-gateway entries: one has no name")
 		}
 		if prev != nil {
-			entry = keep(prev.byName[entry.Name], entry)
+			entry = reuse(prev.byName[entry.Name], entry)
 		}
 		e.byName[entry.Name] = entry
 	}
@@ -61,7 +61,7 @@ func decodeList[T any](what string, a answer) ([]*T, error) {
 
 // keep gives prev when it equals next, so that what did not change keeps its
 // pointer.
-func keep[T any](prev, next *T) *T {
+func reuse[T any](prev, next *T) *T {
 	if prev != nil && reflect.DeepEqual(prev, next) {
 		return prev
 	}
@@ -83,14 +83,14 @@ func decodeMesh(prev *mesh, a answer) (*mesh, error) {
 		m.entry = list[0]
 	}
 	if prev != nil {
-		m.entry = keep(prev.entry, m.entry)
+		m.entry = reuse(prev.entry, m.entry)
 	}
 	return m, nil
 }
 
 // defaults are what proxy-defaults says: its opaque config, and Usher's own
 // settings in it, with the memory of the last good ones.
-type defaults struct {
+type proxyDefaults struct {
 	config   map[string]any
 	layer    settings.Layer
 	problems []problem.Problem
@@ -99,7 +99,7 @@ type defaults struct {
 // The name of the one proxy-defaults entry that Consul allows.
 const globalName = "global"
 
-func decodeDefaults(prev *defaults, a answer) (*defaults, error) {
+func decodeProxyDefaults(prev *proxyDefaults, a answer) (*proxyDefaults, error) {
 	list, err := decodeList[struct {
 		Name   string
 		Config map[string]any
@@ -107,7 +107,7 @@ func decodeDefaults(prev *defaults, a answer) (*defaults, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &defaults{}
+	d := &proxyDefaults{}
 	for _, entry := range list {
 		switch entry.Name {
 		case globalName:
@@ -120,6 +120,6 @@ func decodeDefaults(prev *defaults, a answer) (*defaults, error) {
 	if prev != nil {
 		before = prev.layer
 	}
-	d.layer, d.problems = before.Next(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
+	d.layer, d.problems = before.Update(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
 	return d, nil
 }

@@ -4,11 +4,17 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // The address of Consul's HTTP API where none is given, as Consul's CLI has it
@@ -152,4 +158,124 @@ func (env environment) bool(name string, unset bool) (bool, error) {
 		return false, fmt.Errorf("%s %q: it is neither true nor false", name, s)
 	}
 	return b, nil
+}
+
+// GRPC says how to reach Consul's gRPC port. The zero value means that no
+// address was given.
+type GRPC struct {
+	// Target is what a gRPC client dials: dns:///host:port or unix:///path.
+	Target string
+	// TLS returns the settings for a new connection. It is nil for plaintext.
+	TLS func() *tls.Config
+}
+
+// grpc gives the place of the gRPC port: the given address, else
+// CONSUL_GRPC_ADDR. Its certificate authorities are CONSUL_GRPC_CACERT and
+// CONSUL_GRPC_CAPATH, and without these the ones of the HTTP API; all other TLS
+// settings are those of the HTTP API.
+func (env environment) grpc(flag string, logger *slog.Logger) (GRPC, error) {
+	from, s := "gRPC address of consul", flag
+	if s == "" {
+		from, s = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
+	}
+	if s == "" {
+		return GRPC{}, nil
+	}
+	a, err := parseAddress(s)
+	if err == nil && a.scheme != "unix" {
+		err = grpcHost(a)
+	}
+	if err != nil {
+		return GRPC{}, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
+	}
+	return env.grpcTo(a, logger)
+}
+
+func grpcHost(a address) error {
+	if a.path != "" {
+		return fmt.Errorf("a gRPC address has no path %q", a.path)
+	}
+	if _, _, err := net.SplitHostPort(a.host); err != nil {
+		return fmt.Errorf("the port is missing; write %s:8502", a.host)
+	}
+	return nil
+}
+
+func (env environment) grpcTo(a address, logger *slog.Logger) (GRPC, error) {
+	switch a.scheme {
+	case "unix":
+		return GRPC{Target: "unix:" + a.path}, nil
+	case "http":
+		return GRPC{Target: "dns:///" + a.host}, nil
+	}
+	files, err := env.grpcEnvironment().tlsFiles(logger)
+	if err != nil {
+		return GRPC{}, err
+	}
+	return GRPC{Target: "dns:///" + a.host, TLS: files.current}, nil
+}
+
+// grpcEnvironment is the environment in which the variables of the gRPC
+// certificate authorities stand for those of the HTTP API.
+func (env environment) grpcEnvironment() environment {
+	file, path := env(api.GRPCCAFileEnvName), env(api.GRPCCAPathEnvName)
+	if file == "" && path == "" {
+		return env
+	}
+	return func(name string) string {
+		switch name {
+		case api.HTTPCAFile:
+			return file
+		case api.HTTPCAPath:
+			return path
+		}
+		return env(name)
+	}
+}
+
+// tokens gives Usher's own ACL token. One that stands in a file is read again
+// for every request, so that a rotated token counts at once.
+type ownToken struct {
+	file string // empty: the token does not change
+
+	mu   sync.Mutex
+	last gateway.Secret // the last one that was read
+}
+
+// tokens reads CONSUL_HTTP_TOKEN_FILE, which wins, and CONSUL_HTTP_TOKEN.
+func (env environment) tokens() (*ownToken, error) {
+	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
+	if t.file == "" {
+		return t, nil
+	}
+	token, err := readToken(t.file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", api.HTTPTokenFileEnvName, err)
+	}
+	if token != "" {
+		t.last = token
+	}
+	return t, nil
+}
+
+func readToken(file string) (gateway.Secret, error) {
+	b, err := filewatch.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	return gateway.Secret(strings.TrimSpace(string(b))), nil
+}
+
+// current gives the token to use now; empty means none. While the file is
+// missing or empty, as it may be for a moment when somebody writes it, the last
+// token counts.
+func (t *ownToken) current() gateway.Secret {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.file != "" {
+		if token, err := readToken(t.file); err == nil && token != "" {
+			t.last = token
+		}
+	}
+	return t.last
 }

@@ -105,10 +105,10 @@ func TestAPasswordInAnAddressIsNotPrinted(t *testing.T) {
 }
 
 // heard is a server that remembers its last request.
-type heard struct{ last *http.Request }
+type requestRecorder struct{ last *http.Request }
 
 // ServeHTTP implements http.Handler.
-func (h *heard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *requestRecorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.last = r
 	w.Header().Set("X-Consul-Index", "7")
 	_, _ = w.Write([]byte("[]")) // the client may have gone
@@ -117,12 +117,12 @@ func (h *heard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // askMesh makes one request.
 func askMesh(t *testing.T, c *Client) error {
 	t.Helper()
-	_, err := c.ask(t.Context(), query{kind: meshKind}, 0, time.Minute)
+	_, err := c.query(t.Context(), query{queryType: meshType}, 0, time.Minute)
 	return err
 }
 
 func TestTheEnvironmentReachesConsul(t *testing.T) {
-	h := &heard{}
+	h := &requestRecorder{}
 	server := httptest.NewServer(h)
 	defer server.Close()
 	c := newTestClient(t, Config{Getenv: vars{
@@ -155,7 +155,7 @@ func TestAUnixSocketIsReached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &heard{}
+	h := &requestRecorder{}
 	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: h}} //nolint:gosec // a test's
 	server.Start()
 	defer server.Close()
@@ -170,9 +170,9 @@ func TestAUnixSocketIsReached(t *testing.T) {
 
 // secure is a server with TLS that asks for a client certificate, and the files
 // that reach it.
-func secure(t *testing.T) (addr string, ca, cert, key string, h *heard) {
+func newTLSServer(t *testing.T) (addr string, ca, cert, key string, h *requestRecorder) {
 	t.Helper()
-	h = &heard{}
+	h = &requestRecorder{}
 	server := httptest.NewUnstartedServer(h)
 	server.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert} //nolint:gosec // a test's
 	server.EnableHTTP2 = true                                      // as Consul does
@@ -197,7 +197,7 @@ func writePEM(t *testing.T, file, kind string, der []byte) {
 }
 
 // otherAuthority is the file of an authority that nobody knows.
-func otherAuthority(t *testing.T) string {
+func newCAFile(t *testing.T) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -214,7 +214,7 @@ func otherAuthority(t *testing.T) string {
 }
 
 func TestTLSIsThatOfConsulsCLI(t *testing.T) {
-	addr, ca, cert, key, h := secure(t)
+	addr, ca, cert, key, h := newTLSServer(t)
 	client := vars{"CONSUL_CLIENT_CERT": cert, "CONSUL_CLIENT_KEY": key}
 	for name, test := range map[string]struct {
 		addr string
@@ -235,7 +235,7 @@ func TestTLSIsThatOfConsulsCLI(t *testing.T) {
 			for _, v := range []vars{client, test.env} {
 				maps.Copy(env, v)
 			}
-			err := tryTLS(t, test.addr, env)
+			err := queryOverTLS(t, test.addr, env)
 			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 				t.Errorf("error %v, want %q", err, test.want)
 			}
@@ -244,23 +244,23 @@ func TestTLSIsThatOfConsulsCLI(t *testing.T) {
 	if h.last.Proto != "HTTP/2.0" {
 		t.Errorf("TLS carries %s; every blocking query would need a connection of its own", h.last.Proto)
 	}
-	if err := tryTLS(t, "https://"+addr, vars{"CONSUL_CACERT": ca}); err == nil {
+	if err := queryOverTLS(t, "https://"+addr, vars{"CONSUL_CACERT": ca}); err == nil {
 		t.Error("no client certificate was asked for")
 	}
 }
 
-func tryTLS(t *testing.T, addr string, env vars) error {
+func queryOverTLS(t *testing.T, addr string, env vars) error {
 	t.Helper()
 	c, err := NewClient(Config{HTTPAddr: addr, Getenv: env.get})
 	if err != nil {
 		return err
 	}
-	defer c.http.CloseIdleConnections()
+	defer c.watchHTTP.CloseIdleConnections()
 	return askMesh(t, c)
 }
 
 func TestARotatedTokenCountsAtOnce(t *testing.T) {
-	h := &heard{}
+	h := &requestRecorder{}
 	server := httptest.NewServer(h)
 	defer server.Close()
 	file := filepath.Join(t.TempDir(), "token")
@@ -308,7 +308,7 @@ func TestAnEmptyTokenFileLeavesTheTokenOfTheEnvironment(t *testing.T) {
 }
 
 func TestWhereConsulsGRPCPortIs(t *testing.T) {
-	_, ca, _, _, _ := secure(t)
+	_, ca, _, _, _ := newTLSServer(t)
 	for _, test := range []struct {
 		flag   string
 		env    vars
@@ -332,8 +332,8 @@ func TestWhereConsulsGRPCPortIs(t *testing.T) {
 }
 
 func TestTheGRPCPortHasAuthoritiesOfItsOwn(t *testing.T) {
-	addr, ca, cert, key, _ := secure(t)
-	other := otherAuthority(t)
+	addr, ca, cert, key, _ := newTLSServer(t)
+	other := newCAFile(t)
 	for _, test := range []struct {
 		env  vars
 		good bool

@@ -32,8 +32,8 @@ type fakeConsul struct {
 
 	mu      sync.Mutex
 	replies map[string]reply
-	given   map[string]bool // the path's latest reply has been sent
-	learned map[string]bool // and the question has come again
+	sent    map[string]bool // the path's latest reply has been sent
+	handled map[string]bool // and the question has come again
 	index   uint64
 	changed chan struct{} // closed at the next change
 }
@@ -50,7 +50,7 @@ type reply struct {
 
 func newFakeConsul(t *testing.T) *fakeConsul {
 	t.Helper()
-	c := &fakeConsul{replies: map[string]reply{"/v1/agent/self": {body: `{"Config": {}}`}}, given: map[string]bool{}, learned: map[string]bool{}, changed: make(chan struct{})}
+	c := &fakeConsul{replies: map[string]reply{"/v1/agent/self": {body: `{"Config": {}}`}}, sent: map[string]bool{}, handled: map[string]bool{}, changed: make(chan struct{})}
 	server := httptest.NewServer(c)
 	t.Cleanup(server.Close)
 	c.url = server.URL
@@ -64,9 +64,9 @@ func (c *fakeConsul) watcher(t *testing.T) *Watcher {
 }
 
 // impatient returns a watcher of it with a short patience.
-func (c *fakeConsul) impatient(t *testing.T) *Watcher {
+func (c *fakeConsul) watcherWithShortTimeouts(t *testing.T) *Watcher {
 	t.Helper()
-	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{Hold: 50 * time.Millisecond, Patience: 50 * time.Millisecond})
+	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{HealthTimeout: 50 * time.Millisecond, AnswerTimeout: 50 * time.Millisecond})
 }
 
 // client gives a client of it.
@@ -86,7 +86,7 @@ func newTestClient(t *testing.T, config Config) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(client.http.CloseIdleConnections)
+	t.Cleanup(client.watchHTTP.CloseIdleConnections)
 	return client
 }
 
@@ -107,20 +107,20 @@ func run(t *testing.T, f func(context.Context) error) {
 func (c *fakeConsul) set(path string, r reply) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.replies[path], c.given[path], c.learned[path] = r, false, false
+	c.replies[path], c.sent[path], c.handled[path] = r, false, false
 	c.index++
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
 
 // waitLearned waits until the latest replies of the paths have been taken in.
-func (c *fakeConsul) waitLearned(t *testing.T, paths ...string) {
+func (c *fakeConsul) waitHandled(t *testing.T, paths ...string) {
 	t.Helper()
 	until(t, func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		for _, path := range paths {
-			if !c.learned[path] {
+			if !c.handled[path] {
 				return false
 			}
 		}
@@ -144,8 +144,8 @@ func until(t *testing.T, f func() bool) {
 // ServeHTTP implements http.Handler.
 func (c *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	known, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64) // 0: it does not block
-	path := questionOf(r.URL)
-	c.hear(path)
+	path := pathOf(r.URL)
+	c.record(path)
 	answer, index, changed := c.get(path, known)
 	for index == known || answer.silent {
 		select {
@@ -164,7 +164,7 @@ func (c *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // questionOf gives the path, with the datacenter, peer and filter where the
 // question has them.
-func questionOf(u *url.URL) string {
+func pathOf(u *url.URL) string {
 	path, next := u.Path, "?"
 	for _, key := range []string{"dc", "peer", "filter"} {
 		if v := u.Query().Get(key); v != "" {
@@ -185,7 +185,7 @@ func (c *fakeConsul) get(path string, known uint64) (reply, uint64, <-chan struc
 	case answer.status == 0:
 		answer.status = http.StatusOK
 	}
-	c.given[path] = c.given[path] || c.index > known
+	c.sent[path] = c.sent[path] || c.index > known
 	return answer, c.index, c.changed
 }
 
@@ -193,11 +193,11 @@ func (c *fakeConsul) get(path string, known uint64) (reply, uint64, <-chan struc
 func (c *fakeConsul) wasAsked(path string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.given[path]
+	return c.sent[path]
 }
 
-func (c *fakeConsul) hear(path string) {
+func (c *fakeConsul) record(path string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.learned[path] = c.given[path]
+	c.handled[path] = c.sent[path]
 }

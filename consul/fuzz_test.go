@@ -9,27 +9,27 @@ import (
 )
 
 // kinds are all kinds of queries.
-var kinds = []*kind{
-	agentKind, chainKind, defaultKind, entriesKind, healthKind, instancesKind, leafKind, meshGatewayKind, meshGatewaysKind, meshKind,
-	peeringKind, rootsKind, rowsKind,
+var queryTypes = []*queryType{
+	agentType, chainType, proxyDefaultsType, entriesType, healthType, instancesType, leafType, meshGatewayType, meshGatewayNamesType, meshType,
+	peeringType, rootsType, servicesType,
 }
 
 // answers are answers of Consul to each kind of query, and some that it never sends.
-var answers = map[*kind][]string{
-	agentKind: {`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`},
-	chainKind: {
+var answers = map[*queryType][]string{
+	agentType: {`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`},
+	chainType: {
 		`{"Chain": {"ServiceName": "web", "Protocol": "http", "StartNode": "r", "Nodes": {"r": {"Type": "resolver", "Name": "web", "Resolver": {"Target": "t", "ConnectTimeout": "5s"}}}, "Targets": {"t": {"ID": "t", "Service": "web"}, "u": null}}}`,
 		`{"Chain": {"StartNode": "r", "Nodes": {"r": {"Resolver": null, "Splits": [null], "Routes": [null]}}}}`,
 	},
-	defaultKind:   {`[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": "strict"}}, "local_connect_timeout_ms": 1}}]`, `[{"Name": "global", "Config": null}]`},
-	entriesKind:   {`[{"Kind": "ingress-gateway", "Name": "edge", "TLS": {"Enabled": true}, "Listeners": [{"Port": 80, "Protocol": "http", "Services": [{"Name": "*", "Hosts": null, "PassiveHealthCheck": {"Interval": "1s"}}]}]}]`},
-	instancesKind: {`[{"Node": {"Node": "a"}, "Service": {"Kind": "ingress-gateway", "ID": "edge", "Meta": null, "Proxy": {"Config": {"envoy_gateway_bind_addresses": {"a": {"Address": "::1", "Port": 1e9}}, "usher": [null]}}}, "Checks": [{"Status": 1}]}]`},
-	leafKind:      {`{"CertPEM": "a", "PrivateKeyPEM": "b", "ValidBefore": "9999-12-31T23:59:59-01:00"}`},
-	meshKind:      {`[{"Kind": "mesh", "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_2", "CipherSuites": [null]}}}]`, `[null]`},
-	peeringKind:   {`{"PeerServerName": "server.dc2.peering.x", "PeerCAPems": [null, "a"]}`},
-	rootsKind:     {`{"ActiveRootID": "a", "TrustDomain": "x", "Roots": [{"ID": "a", "RootCert": "b"}, null]}`},
-	rowsKind:      {`[{"Service": {"Name": "web", "Namespace": "default"}, "Port": 80, "Protocol": "HTTP", "Hosts": [null]}]`},
-	meshGatewaysKind: {
+	proxyDefaultsType: {`[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": "strict"}}, "local_connect_timeout_ms": 1}}]`, `[{"Name": "global", "Config": null}]`},
+	entriesType:       {`[{"Kind": "ingress-gateway", "Name": "edge", "TLS": {"Enabled": true}, "Listeners": [{"Port": 80, "Protocol": "http", "Services": [{"Name": "*", "Hosts": null, "PassiveHealthCheck": {"Interval": "1s"}}]}]}]`},
+	instancesType:     {`[{"Node": {"Node": "a"}, "Service": {"Kind": "ingress-gateway", "ID": "edge", "Meta": null, "Proxy": {"Config": {"envoy_gateway_bind_addresses": {"a": {"Address": "::1", "Port": 1e9}}, "usher": [null]}}}, "Checks": [{"Status": 1}]}]`},
+	leafType:          {`{"CertPEM": "a", "PrivateKeyPEM": "b", "ValidBefore": "9999-12-31T23:59:59-01:00"}`},
+	meshType:          {`[{"Kind": "mesh", "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_2", "CipherSuites": [null]}}}]`, `[null]`},
+	peeringType:       {`{"PeerServerName": "server.dc2.peering.x", "PeerCAPems": [null, "a"]}`},
+	rootsType:         {`{"ActiveRootID": "a", "TrustDomain": "x", "Roots": [{"ID": "a", "RootCert": "b"}, null]}`},
+	servicesType:      {`[{"Service": {"Name": "web", "Namespace": "default"}, "Port": 80, "Protocol": "HTTP", "Hosts": [null]}]`},
+	meshGatewayNamesType: {
 		`{"mesh-gateway": null, "other": []}`,
 	},
 }
@@ -38,7 +38,7 @@ var answers = map[*kind][]string{
 // answer. It also checks that the same answer again has the same result.
 func FuzzAnswer(f *testing.F) {
 	health := string(healthAnswer(2).body)
-	for i, k := range kinds {
+	for i, k := range queryTypes {
 		texts := append([]string{"", "null", "[]", "{}", "[[]]", "[null]", "[null, {}]", `[{}, {}]`, "1", `"x"`, "[", `{"Chain": null}`, health}, answers[k]...)
 		for _, text := range texts {
 			f.Add(uint(i), text, "null", false)
@@ -48,7 +48,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, which uint, first, second string, filtered bool) {
-		k := kinds[which%uint(len(kinds))]
+		k := queryTypes[which%uint(len(queryTypes))]
 		before, err := k.decode(nil, answer{body: []byte(first), index: 1, filtered: filtered})
 		if err != nil {
 			before = nil
@@ -63,7 +63,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if regs, ok := after.(*registrations); ok {
 			s := &source{}
-			s.instances(regs, &defaults{}, time.Time{})
+			s.instances(regs, &proxyDefaults{}, time.Time{})
 		}
 		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
 			t.Errorf("%q gives a chain without a start", second)

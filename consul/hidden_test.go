@@ -12,16 +12,16 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-const rowsPath = "/v1/catalog/gateway-services/gateway"
+const servicesPath = "/v1/catalog/gateway-services/gateway"
 
 func TestServicesThatTheTokenMayNotReadAreNoEmptyGateway(t *testing.T) {
 	c := newFakeGateway(t, "web", "api")
-	c.set(rowsPath, reply{body: "[]", hidden: true})
+	c.set(servicesPath, reply{body: "[]", hidden: true})
 	snapshots := c.watch(t)
-	c.waitLearned(t, rowsPath, "/v1/connect/ca/roots", "/v1/config/proxy-defaults", "/v1/config/mesh",
+	c.waitHandled(t, servicesPath, "/v1/connect/ca/roots", "/v1/config/proxy-defaults", "/v1/config/mesh",
 		"/v1/config/ingress-gateway", "/v1/health/service/gateway")
 
-	c.set(rowsPath, rowsOf("web", "api"))
+	c.set(servicesPath, servicesAnswer("web", "api"))
 	wantServices(t, <-snapshots, "api", "web")
 }
 
@@ -35,11 +35,11 @@ func TestServicesStayWhenTheTokenLosesThem(t *testing.T) {
 			snapshots := c.watch(t)
 			wantServices(t, <-snapshots, "api", "web")
 
-			hidden := rowsOf(left...)
+			hidden := servicesAnswer(left...)
 			hidden.hidden = true
-			c.set(rowsPath, hidden)
+			c.set(servicesPath, hidden)
 			c.set("/v1/discovery-chain/api", reply{status: http.StatusForbidden, body: "Permission denied"})
-			c.waitLearned(t, rowsPath)
+			c.waitHandled(t, servicesPath)
 			// The mesh's certificates still change.
 			c.set("/v1/connect/ca/roots", roots("next"))
 			for s := range snapshots {
@@ -52,7 +52,7 @@ func TestServicesStayWhenTheTokenLosesThem(t *testing.T) {
 
 			// The entry decides, not the memory.
 			c.set("/v1/config/ingress-gateway", entryOf("web"))
-			c.set(rowsPath, rowsOf("web"))
+			c.set(servicesPath, servicesAnswer("web"))
 			for s := range snapshots {
 				if len(s.Services) == 1 {
 					wantServices(t, s, "web")
@@ -73,7 +73,7 @@ func newFakeGateway(t *testing.T, services ...string) *fakeConsul {
 	c.set("/v1/config/proxy-defaults", reply{body: "[]"})
 	c.set("/v1/config/mesh", reply{body: "[]"})
 	c.set("/v1/config/ingress-gateway", entryOf(services...))
-	c.set(rowsPath, rowsOf(services...))
+	c.set(servicesPath, servicesAnswer(services...))
 	c.set("/v1/health/service/gateway", reply{body: `[{
 		"Node": {"Node": "n1", "Datacenter": "dc1"}, "Service": {"Kind": "ingress-gateway", "ID": "gateway"}
 	}]`})
@@ -105,7 +105,7 @@ func entryOf(services ...string) reply {
 		joined(`{"Name": %q}`, services))}
 }
 
-func rowsOf(services ...string) reply {
+func servicesAnswer(services ...string) reply {
 	return reply{body: "[" + joined(`{"Service": {"Name": %q}, "Port": 8080, "Protocol": "http"}`, services) + "]"}
 }
 

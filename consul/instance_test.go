@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 
@@ -25,8 +26,8 @@ func gatewayWith(t *testing.T, mode string) *registrations {
 }
 
 // defaultsWith is a proxy-defaults entry that says a mode.
-func defaultsWith(mode string) *defaults {
-	return &defaults{config: map[string]any{
+func defaultsWith(mode string) *proxyDefaults {
+	return &proxyDefaults{config: map[string]any{
 		settings.Key: map[string]any{"proxy_protocol": map[string]any{"mode": mode}},
 	}}
 }
@@ -41,23 +42,23 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 		problems     int
 		again        time.Duration
 	}{
-		{"both good", "strict", "strict", 0, 0, idle},
+		{"both good", "strict", "strict", 0, 0, noDelay},
 		{"merged before proxy-defaults is read", "stict", "strict", 0, 0, mergeTime},
-		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, idle},
+		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, noDelay},
 		{"mended, not merged yet", "stict", "strict", time.Minute, 0, mergeTime},
 		{"still not", "stict", "strict", time.Minute + 300*time.Millisecond, 0, mergeTime - 300*time.Millisecond},
-		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, idle},
+		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, noDelay},
 		{"the registration's own", "stict", "strict", time.Hour, 0, mergeTime},
-		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, idle},
-		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, idle},
-		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, idle},
+		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, noDelay},
+		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, noDelay},
+		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, noDelay},
 	} {
 		now := start.Add(step.after)
 		_, problems := s.instances(gatewayWith(t, step.merged), defaultsWith(step.said), now)
 		if len(problems) != step.problems {
 			t.Errorf("%s: problems %v, want %d", step.name, problems, step.problems)
 		}
-		if diff := cmp.Diff(step.again, s.merging(now)); diff != "" {
+		if diff := cmp.Diff(step.again, s.mergeDelay(now)); diff != "" {
 			t.Errorf("%s: look again (-want +got):\n%s", step.name, diff)
 		}
 	}
@@ -68,11 +69,11 @@ func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 	now := time.Now()
 	s.instances(gatewayWith(t, "strict"), defaultsWith("off"), now)
 	in, _ := s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now)
-	if got := in[0].Registration; got.Unknown || got.Settings.ProxyProtocol.Mode != settings.Strict {
+	if got := in[0].Registration; got.NeverValid || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
 	s = &source{}
-	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Registration.Unknown {
+	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Registration.NeverValid {
 		t.Errorf("own settings are %+v, want unknown ones", in[0].Registration)
 	}
 }
@@ -90,5 +91,88 @@ func TestTheServiceInFrontOfAnInstance(t *testing.T) {
 		if in, _ := regs.list[0].instance(settings.Layer{}, nil); in.Kubernetes != want {
 			t.Errorf("%s: %+v, want %+v", meta, in.Kubernetes, want)
 		}
+	}
+}
+
+// decoded is JSON as Consul's answers decode.
+func decoded(t *testing.T, text string) any {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return v
+}
+
+func TestProxyConfigIsDecodedAsConsulDoes(t *testing.T) {
+	ms := func(n int) *time.Duration {
+		d := time.Duration(n) * time.Millisecond
+		return &d
+	}
+	for name, test := range map[string]struct {
+		config string
+		want   gateway.ProxyConfig
+	}{
+		"empty":        {`{}`, gateway.ProxyConfig{}},
+		"unknown keys": {`{"protocol": "http", "envoy_listener_json": "{"}`, gateway.ProxyConfig{}},
+		"as documented": {`{
+			"envoy_gateway_no_default_bind": true, "envoy_gateway_bind_tagged_addresses": true,
+			"envoy_gateway_bind_addresses": {"a": {"address": "10.0.0.1", "port": 8443}, "b": {"Address": "::1"}},
+			"max_request_headers_kb": 96, "xds_fetch_timeout_ms": 250
+		}`, gateway.ProxyConfig{
+			NoDefaultBind: true, BindTaggedAddresses: true,
+			BindAddresses:       map[string]gateway.Address{"a": {Address: "10.0.0.1", Port: 8443}, "b": {Address: "::1"}},
+			MaxRequestHeadersKB: 96, FetchTimeout: ms(250),
+		}},
+		"converted": {`{
+			"envoy_gateway_no_default_bind": "true", "envoy_gateway_bind_tagged_addresses": 1,
+			"envoy_gateway_bind_addresses": [{"a": [{"ADDRESS": "10.0.0.1", "Port": "1"}]}],
+			"max_request_headers_kb": "0x60", "xds_fetch_timeout_ms": "0"
+		}`, gateway.ProxyConfig{
+			NoDefaultBind: true, BindTaggedAddresses: true,
+			BindAddresses:       map[string]gateway.Address{"a": {Address: "10.0.0.1", Port: 1}},
+			MaxRequestHeadersKB: 96, FetchTimeout: ms(0),
+		}},
+		"keys in any case":   {`{"Envoy_Gateway_No_Default_Bind": true}`, gateway.ProxyConfig{NoDefaultBind: true}},
+		"older names":        {`{"envoy_mesh_gateway_no_default_bind": true}`, gateway.ProxyConfig{NoDefaultBind: true}},
+		"older name beside":  {`{"envoy_mesh_gateway_no_default_bind": true, "envoy_gateway_no_default_bind": false}`, gateway.ProxyConfig{}},
+		"a negative timeout": {`{"xds_fetch_timeout_ms": -1, "max_request_headers_kb": -1}`, gateway.ProxyConfig{}},
+		"nothing":            {`{"xds_fetch_timeout_ms": null, "envoy_gateway_bind_addresses": null}`, gateway.ProxyConfig{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, problems := proxyConfig("here", decoded(t, test.config).(map[string]any))
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if len(problems) > 0 {
+				t.Errorf("problems: %v", problems)
+			}
+		})
+	}
+}
+
+func TestAProxyConfigThatCannotBeDecodedIsAProblem(t *testing.T) {
+	got, problems := proxyConfig("here", decoded(t, `{
+		"envoy_gateway_no_default_bind": "perhaps", "envoy_gateway_bind_tagged_addresses": [true, false],
+		"envoy_gateway_bind_addresses": {"a": "10.0.0.1", "b": {"address": "10.0.0.2", "port": "http"}},
+		"max_request_headers_kb": 1.5, "xds_fetch_timeout_ms": "soon"
+	}`).(map[string]any))
+	if diff := cmp.Diff(gateway.ProxyConfig{BindAddresses: map[string]gateway.Address{"b": {Address: "10.0.0.2"}}}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	var lines []string
+	for _, p := range problems {
+		lines = append(lines, p.String())
+	}
+	want := []string{
+		`here: envoy_gateway_bind_addresses.a: "10.0.0.1" is not an object with address and port; it counts as not set`,
+		`here: envoy_gateway_bind_addresses.b.port: "http" is not a whole number; it counts as not set`,
+		`here: envoy_gateway_bind_tagged_addresses: [true,false] is not true or false; it counts as not set`,
+		`here: envoy_gateway_no_default_bind: "perhaps" is not true or false; it counts as not set`,
+		`here: max_request_headers_kb: 1.5 is not a whole number; it counts as not set`,
+		`here: xds_fetch_timeout_ms: "soon" is not a whole number; it counts as not set`,
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

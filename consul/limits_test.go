@@ -35,7 +35,7 @@ func TestAnEndlessAnswerIsCutOff(t *testing.T) {
 	defer server.Close()
 	c := newTestClient(t, Config{HTTPAddr: server.URL})
 	for _, index := range []uint64{0, 7} {
-		_, err := c.ask(t.Context(), query{kind: meshKind}, index, plainWait)
+		_, err := c.query(t.Context(), query{queryType: meshType}, index, plainWait)
 		if outcomeOf(err) != outcomeFailed || !strings.Contains(err.Error(), "larger than 64 MiB") {
 			t.Errorf("%v, want that the answer is too large", err)
 		}
@@ -55,7 +55,7 @@ func TestEndlessAnswersShareABound(t *testing.T) {
 	var wait sync.WaitGroup
 	for range 40 {
 		wait.Go(func() {
-			if _, err := c.ask(t.Context(), query{kind: meshKind}, 7, plainWait); outcomeOf(err) != outcomeFailed {
+			if _, err := c.query(t.Context(), query{queryType: meshType}, 7, plainWait); outcomeOf(err) != outcomeFailed {
 				t.Errorf("%v, want that the answer is too large, or that there are too many", err)
 			}
 		})
@@ -72,10 +72,10 @@ func TestEndlessAnswersShareABound(t *testing.T) {
 
 func TestALargeAnswerIsReadWhole(t *testing.T) {
 	for _, size := range []int{0, 1, 4 << 10, 4<<10 + 1, 1 << 20, maxBody} {
-		c := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+		c := clientOf(t, func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write(make([]byte, size)) // the client may have gone
 		})
-		a, err := c.ask(t.Context(), query{kind: meshKind}, 0, plainWait)
+		a, err := c.query(t.Context(), query{queryType: meshType}, 0, plainWait)
 		if err != nil || len(a.body) != size {
 			t.Errorf("%d bytes of %d, %v", len(a.body), size, err)
 		}
@@ -83,7 +83,7 @@ func TestALargeAnswerIsReadWhole(t *testing.T) {
 }
 
 func TestHugeHeadersAreRefused(t *testing.T) {
-	c := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+	c := clientOf(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Large", strings.Repeat("x", 1<<20))
 	})
 	if err := askMesh(t, c); outcomeOf(err) != outcomeUnreachable {
@@ -96,7 +96,7 @@ func TestALongWordOfThePeerIsCut(t *testing.T) {
 	if n := len(err.Error()); n > 1000 {
 		t.Errorf("the error has %d bytes", n)
 	}
-	if err := signError(status.Error(codes.Internal, strings.Repeat("x", briefly-3)+"token"), "x", "token"); strings.Contains(err.Error(), "xtok") {
+	if err := signError(status.Error(codes.Internal, strings.Repeat("x", maxQuoted-3)+"token"), "x", "token"); strings.Contains(err.Error(), "xtok") {
 		t.Errorf("the error shows some of the token: %v", err)
 	}
 }

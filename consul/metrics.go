@@ -12,7 +12,7 @@ type Metrics struct {
 	queries        *prometheus.CounterVec
 	watches        *prometheus.GaugeVec
 	failing        *prometheus.GaugeVec
-	turns          prometheus.Gauge
+	sharing        prometheus.Gauge
 	up             prometheus.Gauge
 	authorizations *prometheus.CounterVec
 	snapshots      prometheus.Counter
@@ -35,7 +35,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "usher_consul_watches_failing",
 			Help: "Blocking queries whose latest answer was an error, by what they read. Their last good answer counts.",
 		}, []string{"kind"}),
-		turns: prometheus.NewGauge(prometheus.GaugeOpts{
+		sharing: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "usher_consul_queries_taking_turns",
 			Help: "Blocking queries that share too few connections, which delays changes: reach Consul over https://. 0 where each has one.",
 		}),
@@ -61,7 +61,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"gateway"}),
 	}
 	if r != nil {
-		r.MustRegister(m.queries, m.watches, m.failing, m.turns, m.up, m.authorizations, m.snapshots, m.signatures, m.expiries)
+		r.MustRegister(m.queries, m.watches, m.failing, m.sharing, m.up, m.authorizations, m.snapshots, m.signatures, m.expiries)
 	}
 	return m
 }
@@ -84,13 +84,13 @@ func (m *Metrics) fail(kind string, delta float64) {
 	}
 }
 
-func (m *Metrics) takingTurns(queries int) {
+func (m *Metrics) setSharing(queries int) {
 	if m != nil {
-		m.turns.Set(float64(queries))
+		m.sharing.Set(float64(queries))
 	}
 }
 
-func (m *Metrics) answers(up bool) {
+func (m *Metrics) setUp(up bool) {
 	if m == nil {
 		return
 	}
@@ -122,7 +122,7 @@ func (m *Metrics) signature(err error) {
 		outcome = "ok"
 	case errors.Is(err, errBusy):
 		outcome = "busy"
-	case errors.As(err, new(refusedSignature)):
+	case errors.As(err, new(permanentError)):
 		outcome = "refused"
 	}
 	m.signatures.WithLabelValues(outcome).Inc()

@@ -2,6 +2,7 @@ package consul
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,10 +14,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // kind is one of the things that can be read of Consul.
-type kind struct {
+type queryType struct {
 	name string // in logs and metrics
 	path string // what stands before the query's name
 	// params are sent beside those of the query.
@@ -29,7 +32,7 @@ type kind struct {
 	optional bool
 	// every is how often a question is asked that Consul cannot block on; zero
 	// means several times a second.
-	every time.Duration
+	interval time.Duration
 	// decode makes the value of an answer. prev is the value before, nil at
 	// first; what did not change keeps its pointer.
 	decode func(prev any, a answer) (any, error)
@@ -38,12 +41,12 @@ type kind struct {
 // mayStream reports whether Consul answers blocking queries of this kind from its
 // streaming backend. That backend does not end them when a snapshot is restored,
 // and does not report filtering by ACLs.
-func (k *kind) mayStream() bool { return strings.HasPrefix(k.path, "/v1/health/") }
+func (k *queryType) mayStream() bool { return strings.HasPrefix(k.path, "/v1/health/") }
 
 // query is one question to Consul. Equal queries are asked once, whoever needs
 // them.
 type query struct {
-	kind       *kind
+	queryType  *queryType
 	name       string // of a service or a gateway; empty where the kind takes none
 	namespace  string // empty: the client's own
 	partition  string // empty: the client's own
@@ -56,14 +59,14 @@ type query struct {
 // namespace and partition are left out.
 func (q query) String() string {
 	var b strings.Builder
-	b.WriteString(q.kind.name)
+	b.WriteString(q.queryType.name)
 	if q.name != "" {
 		b.WriteString(":" + q.name)
 	}
 	for _, p := range [][2]string{
 		{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter},
 	} {
-		if p[1] != "" && p[1] != defaultScope {
+		if p[1] != "" && p[1] != gateway.DefaultTenancy {
 			b.WriteString(" " + p[0] + "=" + p[1])
 		}
 	}
@@ -91,13 +94,13 @@ type answer struct {
 var errNoLeader = errors.New("the consul server has no leader, or refuses to answer Usher's token")
 
 // errHidden says that an empty list is empty because of ACLs.
-var errHidden = &askError{
+var errHidden = &callError{
 	outcome: outcomeDenied,
 	err:     errors.New("consul's ACLs hide the whole answer; give Usher's token service:read and node:read"),
 }
 
 // askTimeout bounds a query that does not block.
-const askTimeout = 30 * time.Second
+const queryTimeout = 30 * time.Second
 
 // ask sends the query. With an index it blocks until the answer has a later
 // one, or for about wait.
@@ -105,21 +108,21 @@ const askTimeout = 30 * time.Second
 // An empty list from Consul's streaming backend is asked for again without it:
 // that backend also answers one, and nothing else, when Usher's token has lost
 // the right to read the service.
-func (c *Client) ask(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
-	a, err := c.askOnce(ctx, q, index, wait)
+func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
+	a, err := c.queryOnce(ctx, q, index, wait)
 	if err == nil && index > 0 && a.streamed && string(bytes.TrimSpace(a.body)) == "[]" {
-		return c.askOnce(ctx, q, 0, wait)
+		return c.queryOnce(ctx, q, 0, wait)
 	}
 	return a, err
 }
 
-func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
-	timeout := askTimeout
+func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
+	timeout := queryTimeout
 	if index > 0 {
 		// Consul adds up to a sixteenth of its own.
 		timeout += wait + wait/16
 	} else {
-		leave, err := c.gate.enter(ctx)
+		leave, err := c.reads.acquire(ctx)
 		if err != nil {
 			return answer{}, err
 		}
@@ -127,16 +130,16 @@ func (c *Client) askOnce(ctx context.Context, q query, index uint64, wait time.D
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
 	defer cancel()
-	return c.send(ctx, c.http, q, index, wait)
+	return c.send(ctx, c.watchHTTP, q, index, wait)
 }
 
 // send sends the query over one of the client's HTTP clients.
 func (c *Client) send(ctx context.Context, over *http.Client, q query, index uint64, wait time.Duration) (answer, error) {
 	begin := time.Now()
 	res, err := c.do(ctx, call{
-		over:   over,
+		client: over,
 		method: http.MethodGet,
-		path:   q.kind.path,
+		path:   q.queryType.path,
 		name:   q.name,
 		params: c.params(q, index, wait),
 		token:  c.tokens.current(),
@@ -147,7 +150,7 @@ func (c *Client) send(ctx context.Context, over *http.Client, q query, index uin
 	streamed := res.header.Get("X-Consul-Query-Backend") == "streaming"
 	// The streaming backend never fills in that header.
 	if res.header.Get("X-Consul-Knownleader") == "false" && !streamed {
-		return answer{}, &askError{outcome: outcomeUnreachable, err: errNoLeader}
+		return answer{}, &callError{outcome: outcomeUnreachable, err: errNoLeader}
 	}
 	n, _ := strconv.ParseUint(res.header.Get("X-Consul-Index"), 10, 64)
 	return answer{
@@ -168,16 +171,16 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 			p.Set(key, value)
 		}
 	}
-	namespace, partition := c.scopes(q.namespace, q.partition)
+	namespace, partition := c.tenancy(q.namespace, q.partition)
 	set("ns", namespace)
 	set("partition", partition)
 	set("dc", q.datacenter)
 	set("peer", q.peer)
 	set("filter", q.filter)
-	for _, key := range q.kind.params {
+	for _, key := range q.queryType.params {
 		p.Set(key, "")
 	}
-	if !q.kind.local {
+	if !q.queryType.local {
 		p.Set("stale", "")
 	}
 	if index > 0 {
@@ -192,32 +195,25 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 // one. Enterprise takes what is missing from the token; so both are sent where
 // one is, and a token of another partition than the default one needs
 // CONSUL_PARTITION to be set.
-func (c *Client) scopes(namespace, partition string) (toNamespace, toPartition string) {
-	namespace, partition = scope(namespace, c.namespace), scope(partition, c.partition)
+func (c *Client) tenancy(namespace, partition string) (toNamespace, toPartition string) {
+	own := gateway.ServiceName{Namespace: c.namespace, Partition: c.partition}.OmitDefaults()
+	namespace, partition = chooseTenancy(namespace, own.Namespace), chooseTenancy(partition, own.Partition)
 	if namespace == "" && partition == "" {
 		return "", ""
 	}
-	return absolute(namespace), absolute(partition)
+	return gateway.OrDefault(namespace), gateway.OrDefault(partition)
 }
 
-func scope(name, own string) string {
-	if own == defaultScope {
-		own = ""
-	}
-	if name == "" {
-		return own
-	}
-	if name == defaultScope && own == "" {
-		return ""
+// tenancy returns the namespace or partition to send, "" for none. own is the client's.
+func chooseTenancy(name, own string) string {
+	if name == "" || own == "" {
+		return cmp.Or(own, gateway.OmitDefault(name))
 	}
 	return name
 }
 
-// defaultScope is the name of the default namespace and partition.
-const defaultScope = "default"
-
 // fact is what is known of a query.
-type fact struct {
+type watchResult struct {
 	value any // of the last good answer; nil before the first
 	// err says why the latest attempt gave nothing; nil when it did.
 	err      error
@@ -226,41 +222,41 @@ type fact struct {
 
 // loop keeps a fact up to date with blocking queries
 // (https://developer.hashicorp.com/consul/api-docs/features/blocking).
-type loop struct {
-	ask    func(ctx context.Context, index uint64) (answer, error)
+type watchLoop struct {
+	query  func(ctx context.Context, index uint64) (answer, error)
 	decode func(prev any, a answer) (any, error)
 	// learn is told the fact after each attempt; changed says that a value or
 	// the state of failure is new.
-	learn func(f fact, changed bool)
-	every time.Duration // see kind.every
+	update   func(f watchResult, changed bool)
+	interval time.Duration // see kind.every
 	// replaced is called when Consul's state looks as if it was replaced. It may be
 	// nil.
-	replaced func()
-	refresh  refresh
-	filtered *filteredAnswers // may be nil
+	stateReplaced func()
+	refresh       refresh
+	filtered      *filteredAnswers // may be nil
 
-	fact  fact
-	index uint64
-	known uint64            // the latest index that Consul gave
-	sum   [sha256.Size]byte // of the last body
-	pace  pace
+	result    watchResult
+	index     uint64
+	lastIndex uint64            // the latest index that Consul gave
+	bodyHash  [sha256.Size]byte // of the last body
+	pace      pace
 	// filteredUntil is when to send a non-blocking query because Consul's ACLs
 	// filtered the last answer. It is zero if they did not.
-	filteredUntil time.Time
+	rereadAt time.Time
 }
 
 // run asks until ctx ends.
-func (l *loop) run(ctx context.Context) {
+func (l *watchLoop) run(ctx context.Context) {
 	defer func() { l.filtered.count(l.isFiltered(), false) }()
 	for ctx.Err() == nil {
 		turn, due := l.refresh.begin(ctx)
-		if due || l.isFiltered() && time.Until(l.filteredUntil) < firstPause {
+		if due || l.isFiltered() && time.Until(l.rereadAt) < firstPause {
 			l.index = 0
 		}
 		asked := l.index
-		a, err := l.ask(turn, asked)
+		a, err := l.query(turn, asked)
 		if turn.Err() == nil {
-			pause := l.take(a, err)
+			pause := l.handle(a, err)
 			l.refresh.answered(asked == 0 && err == nil, l.isFiltered())
 			sleep(turn, pause)
 		}
@@ -268,42 +264,42 @@ func (l *loop) run(ctx context.Context) {
 	}
 }
 
-func (l *loop) isFiltered() bool { return !l.filteredUntil.IsZero() }
+func (l *watchLoop) isFiltered() bool { return !l.rereadAt.IsZero() }
 
 // longest returns how long the next query may block, wait at most. Consul filters
 // an answer by the rights that the token had when the query came. So a query whose
 // answer was filtered blocks until filteredUntil only.
-func (l *loop) longest(wait time.Duration) time.Duration {
+func (l *watchLoop) maxWait(wait time.Duration) time.Duration {
 	if !l.isFiltered() {
 		return wait
 	}
-	return min(wait, max(time.Until(l.filteredUntil), firstPause)) // Consul takes 0 for its own default
+	return min(wait, max(time.Until(l.rereadAt), firstPause)) // Consul takes 0 for its own default
 }
 
 // take learns of one attempt, and says how long to wait before the next.
-func (l *loop) take(a answer, err error) time.Duration {
-	value, same := l.fact.value, false
+func (l *watchLoop) handle(a answer, err error) time.Duration {
+	value, same := l.result.value, false
 	if err == nil {
 		sum := sha256.Sum256(a.body)
-		if same = l.fact.value != nil && sum == l.sum && l.fact.err == nil; !same {
-			value, err = l.decode(l.fact.value, a)
+		if same = l.result.value != nil && sum == l.bodyHash && l.result.err == nil; !same {
+			value, err = l.decode(l.result.value, a)
 		}
-		l.sum = sum
+		l.bodyHash = sum
 	}
 	if err != nil {
-		return l.fail(err)
+		return l.handleError(err)
 	}
-	recovered := l.fact.err != nil
-	same = same || l.fact.value != nil && (value == l.fact.value || reflect.DeepEqual(value, l.fact.value))
+	recovered := l.result.err != nil
+	same = same || l.result.value != nil && (value == l.result.value || reflect.DeepEqual(value, l.result.value))
 	if !same {
-		l.fact.value = value
+		l.result.value = value
 	}
-	l.fact.err, l.fact.failures = nil, 0
-	l.index = l.next(a, same, recovered)
-	l.learn(l.fact, !same || recovered)
+	l.result.err, l.result.failures = nil, 0
+	l.index = l.nextIndex(a, same, recovered)
+	l.update(l.result, !same || recovered)
 	if a.index == 0 {
 		// Without an index the next query cannot block.
-		return max(l.every, backOff(3))
+		return max(l.interval, backOff(3))
 	}
 	return l.pace.next(time.Now())
 }
@@ -311,17 +307,17 @@ func (l *loop) take(a answer, err error) time.Duration {
 // fail keeps the last good value. The next query does not block: after an
 // outage the index may have gone back, and waiting for a higher one would take
 // for ever.
-func (l *loop) fail(err error) time.Duration {
-	another := outcomeOf(err) != outcomeOf(l.fact.err)
-	l.fact.err = err
-	l.fact.failures++
+func (l *watchLoop) handleError(err error) time.Duration {
+	another := outcomeOf(err) != outcomeOf(l.result.err)
+	l.result.err = err
+	l.result.failures++
 	l.index = 0
-	l.learn(l.fact, l.fact.failures <= newFailures || another)
-	return backOff(l.fact.failures)
+	l.update(l.result, l.result.failures <= maxReportedFailures || another)
+	return backOff(l.result.failures)
 }
 
 // newFailures is how many failures in a row learn reports as changes.
-const newFailures = 3
+const maxReportedFailures = 3
 
 // next returns the index for the next query. It returns 0 if that must not block.
 //
@@ -329,13 +325,13 @@ const newFailures = 3
 // sent with, and the content from before. The new state may take a long time to
 // reach that index. If the index is the same and the content is not, the rights of
 // Usher's token have changed.
-func (l *loop) next(a answer, same, recovered bool) uint64 {
-	l.noteFiltered(a, same)
+func (l *watchLoop) nextIndex(a answer, same, recovered bool) uint64 {
+	l.recordFiltered(a, same)
 	// A non-blocking answer may come from a server that is a little behind.
-	wentBack := a.index < l.known && a.index > 0 && (l.index > 0 || recovered)
-	l.known = a.index
-	if (wentBack || a.early) && l.replaced != nil {
-		l.replaced()
+	wentBack := a.index < l.lastIndex && a.index > 0 && (l.index > 0 || recovered)
+	l.lastIndex = a.index
+	if (wentBack || a.early) && l.stateReplaced != nil {
+		l.stateReplaced()
 	}
 	if l.index > 0 && (a.index < l.index || a.early || a.index == l.index && !same) {
 		return 0
@@ -345,15 +341,15 @@ func (l *loop) next(a answer, same, recovered bool) uint64 {
 
 // noteFiltered records whether Consul's ACLs filtered the answer. Answers of the
 // streaming backend do not say so.
-func (l *loop) noteFiltered(a answer, same bool) {
+func (l *watchLoop) recordFiltered(a answer, same bool) {
 	was := l.isFiltered()
 	switch {
 	case a.streamed:
 	case !a.filtered:
-		l.filteredUntil = time.Time{}
+		l.rereadAt = time.Time{}
 	case l.index == 0 || !was:
 		pause := l.filtered.pause()
-		l.filteredUntil = time.Now().Add(pause - rand.N(pause/5))
+		l.rereadAt = time.Now().Add(pause - rand.N(pause/5))
 	}
 	l.filtered.count(was, l.isFiltered())
 	if was && l.index == 0 && !same {
@@ -411,7 +407,7 @@ func sleep(ctx context.Context, d time.Duration) {
 }
 
 // decoding adapts a typed decode function to a kind.
-func decoding[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (any, error) {
+func decodeAs[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (any, error) {
 	return func(prev any, a answer) (any, error) {
 		p, _ := prev.(*T)
 		v, err := f(p, a)

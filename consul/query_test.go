@@ -14,9 +14,9 @@ import (
 )
 
 // script answers a loop's questions one after the other, and the last one never.
-type script struct {
-	steps []step
-	asked []asked
+type loopScript struct {
+	steps   []step
+	queries []sentQuery
 }
 
 // step is an answer, and how long it takes.
@@ -28,7 +28,7 @@ type step struct {
 }
 
 // asked is a question: its index, and how long after the answer before.
-type asked struct {
+type sentQuery struct {
 	Index uint64
 	Pause time.Duration
 }
@@ -41,20 +41,20 @@ type event struct {
 
 // play runs a loop on the script, and gives what it asked and what it made
 // known as changed.
-func play(t *testing.T, steps ...step) (questions []asked, events []event) {
+func runLoop(t *testing.T, steps ...step) (questions []sentQuery, events []event) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &script{steps: steps}
-		l := &loop{
-			decode: decoding(func(_ *string, a answer) (*string, error) {
+		s := &loopScript{steps: steps}
+		l := &watchLoop{
+			decode: decodeAs(func(_ *string, a answer) (*string, error) {
 				if a.body == nil {
 					return nil, errors.New("unreadable")
 				}
 				v := strings.TrimSpace(string(a.body))
 				return &v, nil
 			}),
-			learn: func(f fact, changed bool) {
+			update: func(f watchResult, changed bool) {
 				if v, _ := f.value.(*string); changed && v != nil {
 					events = append(events, event{*v, f.err != nil})
 				} else if changed {
@@ -63,8 +63,8 @@ func play(t *testing.T, steps ...step) (questions []asked, events []event) {
 			},
 		}
 		last := time.Now()
-		l.ask = func(ctx context.Context, index uint64) (answer, error) {
-			s.asked = append(s.asked, asked{index, time.Since(last)})
+		l.query = func(ctx context.Context, index uint64) (answer, error) {
+			s.queries = append(s.queries, sentQuery{index, time.Since(last)})
 			if len(s.steps) == 0 {
 				cancel()
 				return answer{}, ctx.Err()
@@ -80,23 +80,23 @@ func play(t *testing.T, steps ...step) (questions []asked, events []event) {
 			return a, now.err
 		}
 		l.run(ctx)
-		questions = s.asked
+		questions = s.queries
 	})
 	return questions, events
 }
 
 func TestTheNextQuestionHasTheIndexOfTheAnswer(t *testing.T) {
-	questions, events := play(t,
+	questions, events := runLoop(t,
 		step{index: 5, body: "a"},
 		step{index: 9, body: "b", after: time.Minute},
 		step{index: 9, body: "b", after: 5 * time.Minute}, // nothing happened
 	)
-	wantEqual(t, []asked{{0, 0}, {5, 0}, {9, 0}, {9, 0}}, questions)
+	wantEqual(t, []sentQuery{{0, 0}, {5, 0}, {9, 0}, {9, 0}}, questions)
 	wantEqual(t, []event{{"a", false}, {"b", false}}, events)
 }
 
 func TestEqualContentIsNoEvent(t *testing.T) {
-	_, events := play(t,
+	_, events := runLoop(t,
 		step{index: 5, body: "a"},
 		step{index: 6, body: "a"},
 		step{index: 7, body: " a "}, // other bytes, the same value
@@ -106,13 +106,13 @@ func TestEqualContentIsNoEvent(t *testing.T) {
 }
 
 func TestAnIndexThatWentBackIsForgotten(t *testing.T) {
-	questions, events := play(t,
+	questions, events := runLoop(t,
 		step{index: 5, body: "a"},
 		step{index: 3, body: "a"},
 		step{index: 3, body: "b"},
 		step{index: 4, body: "c"},
 	)
-	wantEqual(t, []asked{{0, 0}, {5, 0}, {0, 0}, {3, 0}, {4, 0}}, questions)
+	wantEqual(t, []sentQuery{{0, 0}, {5, 0}, {0, 0}, {3, 0}, {4, 0}}, questions)
 	wantEqual(t, []event{{"a", false}, {"b", false}, {"c", false}}, events)
 }
 
@@ -136,15 +136,15 @@ func TestWhatLooksLikeAnotherState(t *testing.T) {
 		"the first answer has the index of before": {answer: answer{index: 9}, same: true, next: 9},
 	} {
 		replaced := false
-		l := &loop{index: test.index, known: 9, replaced: func() { replaced = true }}
-		if next := l.next(test.answer, test.same, test.recovered); next != test.next || replaced != test.replaced {
+		l := &watchLoop{index: test.index, lastIndex: 9, stateReplaced: func() { replaced = true }}
+		if next := l.nextIndex(test.answer, test.same, test.recovered); next != test.next || replaced != test.replaced {
 			t.Errorf("%s: asked with %d next, another state: %v; want %d, %v", what, next, replaced, test.next, test.replaced)
 		}
 	}
 }
 
 func TestWithoutAnIndexQuestionsDoNotSpin(t *testing.T) {
-	questions, _ := play(t, step{body: "a"}, step{body: "a"}, step{body: "b"})
+	questions, _ := runLoop(t, step{body: "a"}, step{body: "a"}, step{body: "b"})
 	for _, q := range questions[1:] {
 		if q.Index != 0 || q.Pause < 100*time.Millisecond || q.Pause > time.Second {
 			t.Errorf("asked with index %d after %v, want 0 after a pause", q.Index, q.Pause)
@@ -154,7 +154,7 @@ func TestWithoutAnIndexQuestionsDoNotSpin(t *testing.T) {
 
 func TestErrorsKeepTheFactAndAreTriedAgain(t *testing.T) {
 	refused := step{err: errors.New("refused")}
-	questions, events := play(t,
+	questions, events := runLoop(t,
 		step{index: 5, body: "a"}, refused, refused, refused, refused, refused,
 		step{index: 2, body: "a"}, // Consul has been restarted
 		step{index: 3, body: "b"},
@@ -173,7 +173,7 @@ func TestPausesAfterErrorsGrowToABound(t *testing.T) {
 	for range 12 {
 		steps = append(steps, step{err: errors.New("refused")})
 	}
-	questions, _ := play(t, steps...)
+	questions, _ := runLoop(t, steps...)
 	bound := firstPause
 	for i, q := range questions[1:] {
 		if q.Pause > bound || q.Pause < bound/2 {
@@ -185,14 +185,14 @@ func TestPausesAfterErrorsGrowToABound(t *testing.T) {
 
 func TestSuccessMakesThePauseShortAgain(t *testing.T) {
 	refused := step{err: errors.New("refused")}
-	questions, _ := play(t, refused, refused, refused, refused, refused, step{index: 1, body: "a"}, refused)
+	questions, _ := runLoop(t, refused, refused, refused, refused, refused, step{index: 1, body: "a"}, refused)
 	if q := questions[len(questions)-1]; q.Pause > firstPause {
 		t.Errorf("the pause is %v, want at most %v", q.Pause, firstPause)
 	}
 }
 
 func TestAnUnreadableAnswerIsAnErrorUntilItIsReadable(t *testing.T) {
-	_, events := play(t,
+	_, events := runLoop(t,
 		step{index: 1, body: "a"},
 		step{index: 2},
 		step{index: 2},
@@ -206,7 +206,7 @@ func TestAnAnswerThatChangesAllTheTimeIsReadSlower(t *testing.T) {
 	for i := range 100 {
 		steps = append(steps, step{index: uint64(i + 1), body: strings.Repeat("x", i+1)})
 	}
-	questions, events := play(t, steps...)
+	questions, events := runLoop(t, steps...)
 	for i, q := range questions {
 		switch {
 		case i <= paceBurst && q.Pause != 0:
@@ -223,9 +223,9 @@ func TestAnAnswerThatChangesAllTheTimeIsReadSlower(t *testing.T) {
 func TestAPauseEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		l := &loop{
-			ask:   func(context.Context, uint64) (answer, error) { return answer{}, errors.New("refused") },
-			learn: func(fact, bool) {},
+		l := &watchLoop{
+			query:  func(context.Context, uint64) (answer, error) { return answer{}, errors.New("refused") },
+			update: func(watchResult, bool) {},
 		}
 		done := make(chan struct{})
 		go func() { defer close(done); l.run(ctx) }()
@@ -248,7 +248,7 @@ func wantEqual[T any](t *testing.T, want, got T) {
 }
 
 // answering is a Consul that answers one thing.
-func answering(t *testing.T, h http.HandlerFunc) *Client {
+func clientOf(t *testing.T, h http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
@@ -275,7 +275,7 @@ func TestEachWayToFailIsNamed(t *testing.T) {
 		"repeats the token": {refuse(403, "token "+callersToken+" is bad"), outcomeDenied, "not shown"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := askMesh(t, answering(t, test.answer))
+			err := askMesh(t, clientOf(t, test.answer))
 			if outcomeOf(err) != test.want || !strings.Contains(err.Error(), test.say) {
 				t.Errorf("%s: %v, want %s: …%s…", outcomeOf(err), err, test.want, test.say)
 			}
@@ -293,9 +293,9 @@ func refuse(status int, body string) http.HandlerFunc {
 func TestASilentConsulIsUnreachable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newTestClient(t, Config{})
-		c.http.Transport = silent{}
+		c.watchHTTP.Transport = silent{}
 		start := time.Now()
-		_, err := c.ask(t.Context(), query{kind: meshKind}, 7, time.Minute)
+		_, err := c.query(t.Context(), query{queryType: meshType}, 7, time.Minute)
 		if outcomeOf(err) != outcomeUnreachable || !strings.Contains(err.Error(), "no answer within") {
 			t.Errorf("error %v, want that there was no answer", err)
 		}
@@ -316,26 +316,26 @@ func (silent) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func TestWhatIsSentWithAQuestion(t *testing.T) {
 	var uri string
-	c := answering(t, func(_ http.ResponseWriter, r *http.Request) { uri = r.URL.RequestURI() })
+	c := clientOf(t, func(_ http.ResponseWriter, r *http.Request) { uri = r.URL.RequestURI() })
 	for _, test := range []struct {
 		query query
 		index uint64
 		want  string
 	}{
-		{query{kind: meshKind}, 0, "/v1/config/mesh?stale="},
-		{query{kind: meshKind}, 7, "/v1/config/mesh?index=7&stale=&wait=60000ms"},
-		{query{kind: instancesKind, name: "edge"}, 0, "/v1/health/service/edge?merge-central-config=&stale="},
-		{query{kind: leafKind, name: "edge"}, 0, "/v1/agent/connect/ca/leaf/edge"},
-		{query{kind: leafKind, name: "../../../kv/x"}, 0, "/v1/agent/connect/ca/leaf/..%2F..%2F..%2Fkv%2Fx"},
-		{query{kind: chainKind, name: "web", namespace: "default", partition: "default"}, 0, "/v1/discovery-chain/web?stale="},
-		{query{kind: chainKind, name: "web", namespace: "a", partition: "b"}, 0, "/v1/discovery-chain/web?ns=a&partition=b&stale="},
+		{query{queryType: meshType}, 0, "/v1/config/mesh?stale="},
+		{query{queryType: meshType}, 7, "/v1/config/mesh?index=7&stale=&wait=60000ms"},
+		{query{queryType: instancesType, name: "edge"}, 0, "/v1/health/service/edge?merge-central-config=&stale="},
+		{query{queryType: leafType, name: "edge"}, 0, "/v1/agent/connect/ca/leaf/edge"},
+		{query{queryType: leafType, name: "../../../kv/x"}, 0, "/v1/agent/connect/ca/leaf/..%2F..%2F..%2Fkv%2Fx"},
+		{query{queryType: chainType, name: "web", namespace: "default", partition: "default"}, 0, "/v1/discovery-chain/web?stale="},
+		{query{queryType: chainType, name: "web", namespace: "a", partition: "b"}, 0, "/v1/discovery-chain/web?ns=a&partition=b&stale="},
 		{
-			query{kind: healthKind, name: "web", datacenter: "dc2", peer: "p", filter: `Service.Meta.v == "1"`},
+			query{queryType: healthType, name: "web", datacenter: "dc2", peer: "p", filter: `Service.Meta.v == "1"`},
 			0,
 			"/v1/health/connect/web?dc=dc2&filter=Service.Meta.v+%3D%3D+%221%22&peer=p&stale=",
 		},
 	} {
-		if _, err := c.ask(t.Context(), test.query, test.index, time.Minute); err != nil {
+		if _, err := c.query(t.Context(), test.query, test.index, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if uri != test.want {
@@ -348,7 +348,7 @@ func TestWhatIsSentWithAQuestion(t *testing.T) {
 // token has lost the right to read the service.
 func TestAnEmptyStreamIsAskedForAgain(t *testing.T) {
 	denied := true
-	c := answering(t, func(w http.ResponseWriter, r *http.Request) {
+	c := clientOf(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Consul-Index", "9")
 		if r.URL.Query().Has("index") {
 			w.Header().Set("X-Consul-Query-Backend", "streaming")
@@ -359,24 +359,24 @@ func TestAnEmptyStreamIsAskedForAgain(t *testing.T) {
 		}
 		_, _ = w.Write([]byte("[]\n")) // the client may have gone
 	})
-	q := query{kind: healthKind, name: "web"}
-	if _, err := c.ask(t.Context(), q, 8, time.Minute); outcomeOf(err) != outcomeDenied {
+	q := query{queryType: healthType, name: "web"}
+	if _, err := c.query(t.Context(), q, 8, time.Minute); outcomeOf(err) != outcomeDenied {
 		t.Errorf("error %v, want that the token is denied", err)
 	}
 	denied = false
-	a, err := c.ask(t.Context(), q, 8, time.Minute)
+	a, err := c.query(t.Context(), q, 8, time.Minute)
 	if err != nil || a.streamed || a.index != 9 {
 		t.Errorf("answer %+v, error %v; want one that was not streamed", a, err)
 	}
 }
 
 func TestAStreamHasNoLeaderToName(t *testing.T) {
-	c := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+	c := clientOf(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("X-Consul-Query-Backend", "streaming")
 		w.Header().Set("X-Consul-Knownleader", "false")
 		_, _ = w.Write([]byte("[{}]")) // the client may have gone
 	})
-	if _, err := c.ask(t.Context(), query{kind: healthKind, name: "web"}, 8, time.Minute); err != nil {
+	if _, err := c.query(t.Context(), query{queryType: healthType, name: "web"}, 8, time.Minute); err != nil {
 		t.Error(err)
 	}
 }

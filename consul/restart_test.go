@@ -13,17 +13,17 @@ import (
 )
 
 // patiently returns a watcher with this patience, which waits for nothing else.
-func (c *fakeConsul) patiently(t *testing.T, patience time.Duration, log *journal) *Watcher {
+func (c *fakeConsul) watcherWithTimeout(t *testing.T, patience time.Duration, log *logRecorder) *Watcher {
 	t.Helper()
-	return NewWatcher(c.client(t, log), WatcherOptions{Hold: patience, Patience: patience})
+	return NewWatcher(c.client(t, log), WatcherOptions{HealthTimeout: patience, AnswerTimeout: patience})
 }
 
 const meshGatewaysPath = `/v1/catalog/services?filter=ServiceKind == "mesh-gateway"`
 
 // newFullLab returns a Consul with a gateway that needs every kind of query.
-func newFullLab(t *testing.T) *fakeConsul {
+func newFakeGatewayWithEverything(t *testing.T) *fakeConsul {
 	t.Helper()
-	c := newLab(t, "web", "api")
+	c := newFakeGatewayWithInstances(t, "web", "api")
 	c.set("/v1/discovery-chain/web", reply{body: `{"Chain": {"Datacenter": "dc1", "StartNode": "s", "Nodes": {"s": {}}, "Targets": {
 		"web": {"ID": "web", "Service": "web", "Datacenter": "dc1"},
 		"far": {"ID": "far", "Service": "web", "Datacenter": "dc2", "MeshGateway": {"Mode": "local"}},
@@ -54,12 +54,12 @@ func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
 		"/v1/health/service/mesh-gateway":  {"[]"},
 		meshGatewaysPath:                   {"{}"},
 		peeringPath:                        {"404"},
-		rowsPath:                           {"[]"}, // see TestRowsThatAreMissing
+		servicesPath:                       {"[]"}, // see TestRowsThatAreMissing
 	}
 	answers := maps.Clone(faults)
 	answers["[]"], answers["{}"] = reply{body: "[]"}, reply{body: "{}"}
 	answers["hidden"] = reply{body: "[]", hidden: true}
-	c := newFullLab(t)
+	c := newFakeGatewayWithEverything(t)
 	all := start(t, c.watcher(t), "gateway").next(t, anyOne)
 	wantEqual(t, []int{2, 4, 1, 1}, []int{len(all.Chains), all.Endpoints.Len(), len(all.MeshGateways), len(all.Peers)})
 	for _, path := range slices.Sorted(maps.Keys(c.replies)) {
@@ -72,10 +72,10 @@ func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
 			}
 			t.Run(path+" "+name, func(t *testing.T) {
 				t.Parallel()
-				c := newFullLab(t)
+				c := newFakeGatewayWithEverything(t)
 				c.set(path, answer)
-				log := &journal{}
-				again := start(t, c.patiently(t, 50*time.Millisecond, log), "gateway")
+				log := &logRecorder{}
+				again := start(t, c.watcherWithTimeout(t, 50*time.Millisecond, log), "gateway")
 				until(t, func() bool { return len(again.snapshots) > 0 || log.has("WARN the gateway is not known completely") })
 				again.stop()
 				close(again.snapshots)
@@ -114,13 +114,13 @@ func wantPart[K comparable, V any](t *testing.T, all, part map[K]V) {
 func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
 	for name, shown := range map[string][]string{"one": {"web"}, "all": nil} {
 		t.Run(name, func(t *testing.T) {
-			c := newLab(t, "web", "api")
-			hidden := rowsOf(shown...)
+			c := newFakeGatewayWithInstances(t, "web", "api")
+			hidden := servicesAnswer(shown...)
 			hidden.hidden = true
-			c.set(rowsPath, hidden)
+			c.set(servicesPath, hidden)
 			c.set("/v1/config/ingress-gateway", reply{body: `[{"Name": "gateway", "Listeners": [{"Port": 8080, "Protocol": "http",
 				"Services": [{"Name": "web"}, {"Name": "api", "Hosts": ["api.example"]}]}]}]`})
-			w := start(t, c.impatient(t), "gateway")
+			w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 			s := w.next(t, anyOne)
 			wantServices(t, s, "api", "web")
 			if len(s.Chains) != len(shown) || s.Chains[gateway.ServiceName{Name: "api"}] != nil {
@@ -132,7 +132,7 @@ func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
 			}
 			wantProblem(t, s, `service "api" on port 8080 of gateway "gateway"`, "give Usher's token service:read on it")
 
-			c.set(rowsPath, rowsOf("web", "api"))
+			c.set(servicesPath, servicesAnswer("web", "api"))
 			s = w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 2 })
 			wantServices(t, s, "api", "web")
 			wantEqual(t, nil, s.Problems)
@@ -143,23 +143,23 @@ func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
 // Usher cannot know which services a wildcard matches, so it serves the visible ones.
 // It withholds the port only if none is visible.
 func TestAHiddenServiceOfAWildcard(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/config/ingress-gateway", entryOf("*"))
-	wildcard := strings.ReplaceAll(rowsOf("web").body, `"Port"`, `"FromWildcard": true, "Port"`)
-	c.set(rowsPath, reply{body: wildcard, hidden: true})
-	w := start(t, c.impatient(t), "gateway")
+	wildcard := strings.ReplaceAll(servicesAnswer("web").body, `"Port"`, `"FromWildcard": true, "Port"`)
+	c.set(servicesPath, reply{body: wildcard, hidden: true})
+	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	s := w.next(t, anyOne)
 	wantServices(t, s, "web")
 	wantProblem(t, s, `services of gateway "gateway"`, "service:read on all services")
 	w.stop()
 
-	c.set(rowsPath, reply{body: "[]", hidden: true})
-	w = start(t, c.impatient(t), "gateway")
+	c.set(servicesPath, reply{body: "[]", hidden: true})
+	w = start(t, c.watcherWithShortTimeouts(t), "gateway")
 	s = w.next(t, anyOne)
 	wantServices(t, s, "*")
 	wantEqual(t, 0, len(s.Chains))
 	wantProblem(t, s, `service "*" on port 8080 of gateway "gateway"`, "withheld")
-	c.set(rowsPath, reply{body: wildcard})
+	c.set(servicesPath, reply{body: wildcard})
 	wantServices(t, w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 1 }), "web")
 }
 
@@ -167,20 +167,20 @@ func TestAHiddenServiceOfAWildcard(t *testing.T) {
 // so, Usher accepts it. This holds at a restart and later.
 func TestRowsThatAreMissing(t *testing.T) {
 	const patience = time.Second
-	for name, body := range map[string]string{"one": rowsOf("web").body, "all": "[]"} {
+	for name, body := range map[string]string{"one": servicesAnswer("web").body, "all": "[]"} {
 		for _, restart := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, at a restart: %v", name, restart), func(t *testing.T) {
 				t.Parallel()
-				c := newLab(t, "web", "api")
-				log := &journal{}
-				watcher := NewWatcher(c.client(t, log), WatcherOptions{Hold: time.Millisecond, Patience: patience})
-				var w *watching
+				c := newFakeGatewayWithInstances(t, "web", "api")
+				log := &logRecorder{}
+				watcher := NewWatcher(c.client(t, log), WatcherOptions{HealthTimeout: time.Millisecond, AnswerTimeout: patience})
+				var w *testWatch
 				if !restart {
 					w = start(t, watcher, "gateway")
 					wantServices(t, w.next(t, anyOne), "api", "web")
 				}
 				begin := time.Now()
-				c.set(rowsPath, reply{body: body})
+				c.set(servicesPath, reply{body: body})
 				if restart {
 					w = start(t, watcher, "gateway")
 				}
@@ -202,13 +202,13 @@ func TestRowsThatAreMissing(t *testing.T) {
 // A gateway is never handed on without the services that its entry names if the
 // answer is complete in time.
 func TestRowsThatAreMissingForAMomentTakeNothingAway(t *testing.T) {
-	c := newLab(t, "web", "api")
+	c := newFakeGatewayWithInstances(t, "web", "api")
 	w := start(t, c.watcher(t), "gateway")
 	w.next(t, anyOne)
-	c.set(rowsPath, reply{body: "[]"})
-	c.waitLearned(t, rowsPath)
-	c.set(rowsPath, rowsOf("web", "api"))
-	c.waitLearned(t, rowsPath)
+	c.set(servicesPath, reply{body: "[]"})
+	c.waitHandled(t, servicesPath)
+	c.set(servicesPath, servicesAnswer("web", "api"))
+	c.waitHandled(t, servicesPath)
 	c.set("/v1/connect/ca/roots", roots("next"))
 	for s := range w.snapshots {
 		wantServices(t, s, "api", "web")
@@ -220,9 +220,9 @@ func TestRowsThatAreMissingForAMomentTakeNothingAway(t *testing.T) {
 
 // A snapshot never has only a part of the mesh gateways.
 func TestMeshGatewaysOfWhichSomeCannotBeReadAreNotKnown(t *testing.T) {
-	c := newFullLab(t)
+	c := newFakeGatewayWithEverything(t)
 	c.set("/v1/health/service/other", reply{status: http.StatusInternalServerError, body: "no"})
-	w := start(t, c.impatient(t), "gateway")
+	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
 	if s.MeshGateways["dc1"] != nil {
 		t.Errorf("mesh gateways %v", s.MeshGateways["dc1"])
@@ -235,10 +235,10 @@ func TestMeshGatewaysOfWhichSomeCannotBeReadAreNotKnown(t *testing.T) {
 
 // After the patience, Usher accepts that Consul has no such peering.
 func TestAPeeringThatThereIsNotHasNoRoots(t *testing.T) {
-	c := newFullLab(t)
+	c := newFakeGatewayWithEverything(t)
 	c.set(peeringPath, reply{status: http.StatusNotFound, body: "Peering not found"})
 	c.set("/v1/health/connect/web?peer=east", reply{status: http.StatusInternalServerError, body: "no such peer"})
-	s := start(t, c.impatient(t), "gateway").next(t, anyOne)
+	s := start(t, c.watcherWithShortTimeouts(t), "gateway").next(t, anyOne)
 	wantEqual(t, map[string]*gateway.Roots{"east": {}}, s.Peers)
 	wantServices(t, s, "api", "web")
 	wantProblem(t, s, `cluster peer "east"`, "Peering not found")
@@ -255,7 +255,7 @@ func wantProblem(t *testing.T, s *gateway.Snapshot, where, what string) {
 }
 
 // has reports whether the log has a line with this beginning.
-func (j *journal) has(begin string) bool {
+func (j *logRecorder) has(begin string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.ContainsFunc(j.lines, func(line string) bool { return strings.HasPrefix(line, begin) })

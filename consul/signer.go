@@ -41,20 +41,20 @@ const signTimeout = 10 * time.Second
 type signer struct {
 	client *Client
 
-	mu    sync.Mutex
-	users int
-	at    address // where conn leads; the zero value where the client's settings say it
-	conn  *grpc.ClientConn
+	mu      sync.Mutex
+	users   int
+	address address // where conn leads; the zero value where the client's settings say it
+	conn    *grpc.ClientConn
 }
 
 // join keeps the connection open until leave.
-func (s *signer) join() {
+func (s *signer) acquire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users++
 }
 
-func (s *signer) leave() {
+func (s *signer) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users--
@@ -95,28 +95,28 @@ func (s *signer) sign(ctx context.Context, at address, csr string) (string, erro
 func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != nil && s.at == at {
+	if s.conn != nil && s.address == at {
 		return s.conn, nil
 	}
 	s.close()
 	place, err := s.client.grpc, error(nil)
 	if place.Target == "" {
-		place, err = s.client.place(at)
+		place, err = s.client.grpcAt(at)
 	}
 	if err != nil {
 		return nil, err
 	}
 	creds := insecure.NewCredentials()
 	if place.TLS != nil {
-		creds = latestTLS{alpnDisabled(place.TLS()), place.TLS}
+		creds = reloadingTLS{alpnDisabled(place.TLS()), place.TLS}
 	}
 	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
-	s.at = at
+	s.address = at
 	s.conn, err = grpc.NewClient(place.Target,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent("usher"),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSigned)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSignedSize)),
 		grpc.WithMaxHeaderListSize(maxHeader),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pauses, MinConnectTimeout: signTimeout}),
 	)
@@ -124,22 +124,22 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 }
 
 // maxSigned bounds the answer that contains a certificate. It usually has a few KiB.
-const maxSigned = 1 << 20
+const maxSignedSize = 1 << 20
 
 // latestTLS are credentials that read the current TLS settings for each connection.
-type latestTLS struct {
+type reloadingTLS struct {
 	credentials.TransportCredentials
 	config func() *tls.Config
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
-func (l latestTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (l reloadingTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return alpnDisabled(l.config()).ClientHandshake(ctx, authority, conn)
 }
 
 // Clone implements credentials.TransportCredentials.
-func (l latestTLS) Clone() credentials.TransportCredentials {
-	return latestTLS{l.TransportCredentials.Clone(), l.config}
+func (l reloadingTLS) Clone() credentials.TransportCredentials {
+	return reloadingTLS{l.TransportCredentials.Clone(), l.config}
 }
 
 // alpnDisabled returns credentials that do not require ALPN. Consul 1.15 does not
@@ -150,9 +150,9 @@ func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
 
 // refusedSignature is an error that a person has to mend: asking again does not
 // help.
-type refusedSignature struct{ error }
+type permanentError struct{ error }
 
-func (e refusedSignature) Unwrap() error { return e.error }
+func (e permanentError) Unwrap() error { return e.error }
 
 // errBusy says that the certificate authority signs no more at the moment.
 var errBusy = errors.New("consul's certificate authority has too many requests (csr_max_per_second)")
@@ -162,7 +162,7 @@ var errBusy = errors.New("consul's certificate authority has too many requests (
 func signError(err error, target, token string) error {
 	target = strings.TrimPrefix(target, "dns:///")
 	code, said := status.Code(err), status.Convert(err).Message()
-	text := brief(said)
+	text := quote(said)
 	if token != "" && strings.Contains(said, token) {
 		text = "the answer is not shown"
 	}
@@ -173,13 +173,13 @@ func signError(err error, target, token string) error {
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return errors.New(elsewhere)
 	case codes.Unimplemented:
-		return refusedSignature{errors.New(elsewhere)}
+		return permanentError{errors.New(elsewhere)}
 	case codes.PermissionDenied:
-		return refusedSignature{fmt.Errorf("consul does not sign for Usher's token; give it service:write on the gateway (%s)", text)}
+		return permanentError{fmt.Errorf("consul does not sign for Usher's token; give it service:write on the gateway (%s)", text)}
 	case codes.Unauthenticated:
-		return refusedSignature{fmt.Errorf("consul does not know Usher's token (%s); give Usher one with service:write on the gateway", text)}
+		return permanentError{fmt.Errorf("consul does not know Usher's token (%s); give Usher one with service:write on the gateway", text)}
 	}
-	return refusedSignature{fmt.Errorf("consul answered %s: %s; see the log of Consul's servers", code, text)}
+	return permanentError{fmt.Errorf("consul answered %s: %s; see the log of Consul's servers", code, text)}
 }
 
 // grpcAddress gives where the agent's gRPC port is if nobody has said it: on the

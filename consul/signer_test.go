@@ -70,7 +70,7 @@ func TestSnapshotHasTheCertificateForClients(t *testing.T) {
 	if err := os.WriteFile(token, []byte("first"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	client := newTestClient(t, Config{HTTPAddr: c.url, GRPCAddr: addr, Getenv: func(name string) string {
 		if name == "CONSUL_HTTP_TOKEN_FILE" {
 			return token
@@ -138,7 +138,7 @@ func TestSignError(t *testing.T) {
 			t.Errorf("%v: %v, want %s", code, err, want)
 		}
 		passes := code == codes.ResourceExhausted || code == codes.Unavailable
-		if errors.As(err, new(refusedSignature)) == passes {
+		if errors.As(err, new(permanentError)) == passes {
 			t.Errorf("%v: a person has to mend it: %v", code, passes)
 		}
 		if err := signError(status.Error(code, "it says token"), "x", "token"); strings.Contains(err.Error(), "says token") {

@@ -46,7 +46,7 @@ func sidecar(port int, status string) reply {
 }
 
 // newLab is a Consul with a gateway, and services with one instance each.
-func newLab(t *testing.T, services ...string) *fakeConsul {
+func newFakeGatewayWithInstances(t *testing.T, services ...string) *fakeConsul {
 	t.Helper()
 	c := newFakeGateway(t, services...)
 	for i, s := range services {
@@ -67,7 +67,7 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 		{"Kind": "ingress-gateway", "Name": "gateway", "TLS": {"Enabled": true}, "Defaults": {"MaxConnections": 3, "PassiveHealthCheck": {"Interval": 10000000000}},
 		 "Listeners": [{"Port": 8080, "Protocol": "http", "Services": [{"Name": "web", "Hosts": ["a.example"], "RequestHeaders": {"Add": {"x": "y"}}}]}]}
 	]`})
-	c.set(rowsPath, reply{body: `[{"Gateway": {"Name": "gateway"}, "Service": {"Name": "web", "Namespace": "default", "Partition": "default"}, "Port": 8080, "Protocol": "http", "Hosts": ["a.example"]}]`})
+	c.set(servicesPath, reply{body: `[{"Gateway": {"Name": "gateway"}, "Service": {"Name": "web", "Namespace": "default", "Partition": "default"}, "Port": 8080, "Protocol": "http", "Hosts": ["a.example"]}]`})
 	c.set("/v1/health/service/gateway", reply{body: `[
 		{"Node": {"Node": "n2", "Address": "10.0.0.2", "Datacenter": "dc1"}, "Service": {"Kind": "ingress-gateway", "ID": "gateway", "Port": 8443,
 			"Proxy": {"Config": {"usher": {"proxy_protocol": {"mode": "strict"}}}}}, "Checks": [{"Status": "critical"}]},
@@ -116,16 +116,16 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 		Mesh:          &gateway.Mesh{ValidateClusters: true, TLS: &gateway.MeshTLS{Outgoing: &gateway.TLSParameters{TLSMinVersion: "TLSv1_3"}}},
 		Roots:         &gateway.Roots{TrustDomain: "td.consul", PEMs: []string{"one", "two"}},
 		Leaf:          &gateway.Leaf{CertPEM: "cert", KeyPEM: "key", ValidBefore: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)},
-		ProxyDefaults: says(settings.Permissive),
+		ProxyDefaults: settingsWithMode(settings.Permissive),
 		Instances: []*gateway.Instance{
 			{
 				Node: "n1", ServiceID: "gateway", NodeAddress: "10.0.0.1", Address: "10.1.0.1", Port: 8443,
 				TaggedAddresses: map[string]gateway.Address{"wan": {Address: "192.0.2.1", Port: 443}},
 				Config:          gateway.ProxyConfig{NoDefaultBind: true},
 				AccessLogs:      gateway.AccessLogs{Enabled: true, Type: "file", Path: "/log"},
-				Registration:    says(""),
+				Registration:    settingsWithMode(""),
 			},
-			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Registration: says(settings.Strict)},
+			{Node: "n2", ServiceID: "gateway", NodeAddress: "10.0.0.2", Port: 8443, Registration: settingsWithMode(settings.Strict)},
 		},
 	}
 	got := start(t, c.watcher(t), "gateway").next(t, anyOne)
@@ -135,17 +135,17 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 }
 
 // says is a layer of settings that is good.
-func says(mode settings.Mode) settings.Layer {
+func settingsWithMode(mode settings.Mode) settings.Layer {
 	var raw any
 	if mode != "" {
 		raw = map[string]any{"proxy_protocol": map[string]any{"mode": string(mode)}}
 	}
-	l, _ := settings.Layer{}.Next("", raw)
+	l, _ := settings.Layer{}.Update("", raw)
 	return l
 }
 
 func TestWhatDidNotChangeKeepsItsPointer(t *testing.T) {
-	c := newLab(t, "web", "api")
+	c := newFakeGatewayWithInstances(t, "web", "api")
 	w := start(t, c.watcher(t), "gateway")
 	before := w.next(t, anyOne)
 
@@ -168,7 +168,7 @@ func TestWhatDidNotChangeKeepsItsPointer(t *testing.T) {
 
 	// Another gateway's entry changes: everything is asked again, nothing is new.
 	c.set("/v1/config/ingress-gateway", reply{body: strings.Replace(entryOf("web", "api").body, "[{", `[{"Name": "other"}, {`, 1)})
-	c.waitLearned(t, "/v1/config/ingress-gateway")
+	c.waitHandled(t, "/v1/config/ingress-gateway")
 	c.set("/v1/health/connect/web", sidecar(8, "passing"))
 	if last := w.next(t, anyOne); last.Endpoints.Get("web").Endpoints[0].Port != 8 || last.Entry != before.Entry {
 		t.Errorf("another gateway's entry made a snapshot: %+v", last)
@@ -176,7 +176,7 @@ func TestWhatDidNotChangeKeepsItsPointer(t *testing.T) {
 }
 
 func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	w := start(t, c.watcher(t), "gateway")
 	wantServices(t, w.next(t, anyOne), "web")
 
@@ -184,12 +184,12 @@ func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
 	// health of its target.
 	c.set("/v1/discovery-chain/api", reply{silent: true})
 	c.set("/v1/health/connect/api", reply{silent: true})
-	c.set(rowsPath, rowsOf("web", "api"))
-	c.waitLearned(t, rowsPath)
+	c.set(servicesPath, servicesAnswer("web", "api"))
+	c.waitHandled(t, servicesPath)
 	c.set("/v1/config/ingress-gateway", entryOf("web", "api"))
-	c.waitLearned(t, "/v1/config/ingress-gateway")
+	c.waitHandled(t, "/v1/config/ingress-gateway")
 	c.set("/v1/discovery-chain/api", chainTo("api"))
-	c.waitLearned(t, "/v1/discovery-chain/api")
+	c.waitHandled(t, "/v1/discovery-chain/api")
 	c.set("/v1/health/connect/api", sidecar(1, "passing"))
 	s := w.next(t, anyOne)
 	wantServices(t, s, "api", "web")
@@ -199,8 +199,8 @@ func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
 
 	// Away again, the entry first.
 	c.set("/v1/config/ingress-gateway", entryOf("web"))
-	c.waitLearned(t, "/v1/config/ingress-gateway")
-	c.set(rowsPath, rowsOf("web"))
+	c.waitHandled(t, "/v1/config/ingress-gateway")
+	c.set(servicesPath, servicesAnswer("web"))
 	s = w.next(t, anyOne)
 	wantServices(t, s, "web")
 	if len(s.Chains) != 1 || s.Endpoints.Len() != 1 || len(s.Entry.Listeners[0].Services) != 1 {
@@ -209,11 +209,11 @@ func TestAServiceIsHandedOnWhenItsPartsAgree(t *testing.T) {
 }
 
 func TestADeletedEntryIsAGatewayWithoutListeners(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	w := start(t, c.watcher(t), "gateway")
 	w.next(t, anyOne)
 	c.set("/v1/config/ingress-gateway", reply{body: "[]"})
-	c.set(rowsPath, reply{body: "[]"})
+	c.set(servicesPath, reply{body: "[]"})
 	s := w.next(t, func(s *gateway.Snapshot) bool { return s.Entry == nil })
 	if len(s.Services)+len(s.Chains)+s.Endpoints.Len() != 0 || s.Leaf != nil {
 		t.Errorf("something is left: %+v", s)
@@ -221,10 +221,10 @@ func TestADeletedEntryIsAGatewayWithoutListeners(t *testing.T) {
 }
 
 func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/discovery-chain/web", chainTo("web", "web", "secret"))
 	c.set("/v1/health/connect/secret", reply{status: http.StatusForbidden, body: "Permission denied"})
-	w := start(t, c.impatient(t), "gateway")
+	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
 	if s.Endpoints.Get("web") == nil || s.Endpoints.Get("secret") != nil {
 		t.Errorf("endpoints %v, want those of web alone", s.Endpoints)
@@ -240,10 +240,10 @@ func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 }
 
 func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/discovery-chain/web", chainTo("web", "web", "silent"))
 	c.set("/v1/health/connect/silent", reply{silent: true})
-	w := NewWatcher(c.client(t, &journal{}), WatcherOptions{Hold: 50 * time.Millisecond})
+	w := NewWatcher(c.client(t, &logRecorder{}), WatcherOptions{HealthTimeout: 50 * time.Millisecond})
 	begin := time.Now()
 	s := start(t, w, "gateway").next(t, anyOne)
 	if s.Endpoints.Get("web") == nil || s.Endpoints.Get("silent") != nil {
@@ -255,8 +255,8 @@ func TestATargetThatStaysSilentHoldsUpForAWhileOnly(t *testing.T) {
 }
 
 func TestAChainThatFailsKeepsTheLastGoodOne(t *testing.T) {
-	c := newLab(t, "web")
-	w := start(t, c.impatient(t), "gateway")
+	c := newFakeGatewayWithInstances(t, "web")
+	w := start(t, c.watcherWithShortTimeouts(t), "gateway")
 	before := w.next(t, anyOne)
 	c.set("/v1/discovery-chain/web", reply{status: http.StatusInternalServerError, body: "circular reference"})
 	s := w.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
@@ -274,11 +274,11 @@ func TestAChainThatNeverWasGoodIsNotThere(t *testing.T) {
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newLab(t, "web", "api")
+			c := newFakeGatewayWithInstances(t, "web", "api")
 			c.set("/v1/discovery-chain/api", fault)
 			const patience = 1500 * time.Millisecond // more than three attempts
 			begin := time.Now()
-			w := start(t, NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{Hold: time.Millisecond, Patience: patience}), "gateway")
+			w := start(t, NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{HealthTimeout: time.Millisecond, AnswerTimeout: patience}), "gateway")
 			s := w.next(t, anyOne)
 			if took := time.Since(begin); took < patience {
 				t.Errorf("handed on after %v; Consul could still have answered", took)
@@ -312,13 +312,13 @@ var faults = map[string]reply{
 }
 
 func TestALeaderlessServerTakesNothingAway(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	w := start(t, c.watcher(t), "gateway")
 	w.next(t, anyOne)
-	for _, path := range []string{rowsPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web"} {
+	for _, path := range []string{servicesPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web"} {
 		c.set(path, reply{body: "[]", leaderless: true})
 	}
-	c.waitLearned(t, rowsPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web")
+	c.waitHandled(t, servicesPath, "/v1/config/ingress-gateway", "/v1/health/service/gateway", "/v1/health/connect/web")
 	c.set("/v1/connect/ca/roots", roots("next"))
 	s := w.next(t, anyOne)
 	if s.Roots.TrustDomain != "next.consul" || s.Entry == nil || len(s.Services) != 1 || len(s.Instances) != 1 || len(s.Endpoints.Get("web").Endpoints) != 1 {
@@ -329,13 +329,13 @@ func TestALeaderlessServerTakesNothingAway(t *testing.T) {
 // A caller can make up the name of a gateway. Usher reads nothing else about a gateway
 // that is not registered, and its snapshot has no instances.
 func TestOfAGatewayThatIsNotRegisteredOnlyThatIsAsked(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	c.set("/v1/health/service/gateway", reply{body: "[]"})
 	w := start(t, c.watcher(t), "gateway")
 	if s := w.next(t, anyOne); len(s.Instances) != 0 || len(s.Services) != 0 {
 		t.Errorf("snapshot %+v, want one without instances and services", s)
 	}
-	for _, path := range []string{rowsPath, "/v1/agent/connect/ca/leaf/gateway", "/v1/discovery-chain/web"} {
+	for _, path := range []string{servicesPath, "/v1/agent/connect/ca/leaf/gateway", "/v1/discovery-chain/web"} {
 		if c.wasAsked(path) {
 			t.Errorf("%s was asked", path)
 		}
@@ -348,7 +348,7 @@ func TestOfAGatewayThatIsNotRegisteredOnlyThatIsAsked(t *testing.T) {
 }
 
 func TestInstancesThatGoAwayLeaveTheDatacenter(t *testing.T) {
-	c := newLab(t)
+	c := newFakeGatewayWithInstances(t)
 	w := start(t, c.watcher(t), "gateway")
 	w.next(t, anyOne)
 	c.set("/v1/health/service/gateway", reply{body: "[]"})
@@ -358,7 +358,7 @@ func TestInstancesThatGoAwayLeaveTheDatacenter(t *testing.T) {
 }
 
 func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	mode := func(mode string) reply {
 		return reply{body: fmt.Sprintf(`[{"Name": "global", "Config": {"usher": {"proxy_protocol": {"mode": %q}}}}]`, mode)}
 	}
@@ -366,24 +366,26 @@ func TestBadProxyDefaultsCountWithTheirLastGoodContent(t *testing.T) {
 	w := c.watcher(t)
 	run(t, w.Run)
 	first := start(t, w, "gateway")
-	first.next(t, func(s *gateway.Snapshot) bool { return reflect.DeepEqual(s.ProxyDefaults, says(settings.Strict)) })
+	first.next(t, func(s *gateway.Snapshot) bool {
+		return reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(settings.Strict))
+	})
 
 	c.set("/v1/config/proxy-defaults", mode("stict"))
 	s := first.next(t, func(s *gateway.Snapshot) bool { return len(s.Problems) > 0 })
-	if !reflect.DeepEqual(s.ProxyDefaults, says(settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
+	if !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(settings.Strict)) || !strings.HasPrefix(s.Problems[0].String(), `proxy-defaults "global": usher.proxy_protocol.mode: "stict"`) {
 		t.Errorf("settings %+v, problems %v", s.ProxyDefaults, s.Problems)
 	}
 
 	// The last Envoy goes away and comes back.
 	first.stop()
-	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.ProxyDefaults, says(settings.Strict)) {
+	if s := start(t, w, "gateway").next(t, anyOne); !reflect.DeepEqual(s.ProxyDefaults, settingsWithMode(settings.Strict)) {
 		t.Errorf("settings %+v, want the last good ones", s.ProxyDefaults)
 	}
 }
 
 func TestMeshGatewaysOnTheWayToAnotherDatacenter(t *testing.T) {
 	const list = `?filter=ServiceKind == "mesh-gateway"`
-	c := newLab(t, "web")
+	c := newFakeGatewayWithInstances(t, "web")
 	target := func(id, dc, mode string) string {
 		return fmt.Sprintf(`%q: {"ID": %q, "Service": "web", "Datacenter": %q, "MeshGateway": {"Mode": %q}}`, id, id, dc, mode)
 	}

@@ -20,20 +20,20 @@ const (
 
 // watchdog checks whether Consul answers at all.
 type watchdog struct {
-	client *Client
-	hub    *hub
+	client  *Client
+	manager *watchManager
 	// back receives when Consul answers again. Its capacity is 1.
-	back chan struct{}
+	recovered chan struct{}
 	// err points to the reason why Consul does not answer, or to nil. Only the
 	// goroutine of run writes it.
 	err atomic.Pointer[error]
 }
 
-var errNotAsked = errors.New("no answer yet")
+var errNoAnswerYet = errors.New("no answer yet")
 
-func newWatchdog(c *Client, h *hub) *watchdog {
-	d := &watchdog{client: c, hub: h, back: make(chan struct{}, 1)}
-	d.err.Store(&errNotAsked)
+func newWatchdog(c *Client, h *watchManager) *watchdog {
+	d := &watchdog{client: c, manager: h, recovered: make(chan struct{}, 1)}
+	d.err.Store(&errNoAnswerYet)
 	return d
 }
 
@@ -42,13 +42,13 @@ func (d *watchdog) failure() error { return *d.err.Load() }
 
 // run sends the queries until ctx ends.
 func (d *watchdog) run(ctx context.Context) {
-	defer d.client.aside.CloseIdleConnections()
+	defer d.client.watchdogHTTP.CloseIdleConnections()
 	for ctx.Err() == nil {
-		err := d.ask(ctx)
+		err := d.query(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		d.learn(err)
+		d.record(err)
 		pause := watchdogPause
 		if err != nil {
 			pause = watchdogRetry
@@ -59,27 +59,27 @@ func (d *watchdog) run(ctx context.Context) {
 
 // heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any
 // server that knows a leader can answer it.
-var heartbeat = query{kind: rootsKind}
+var heartbeat = query{queryType: rootsType}
 
-func (d *watchdog) ask(ctx context.Context) error {
+func (d *watchdog) query(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, fmt.Errorf("no answer within %s", watchdogTimeout))
 	defer cancel()
-	_, err := d.client.send(ctx, d.client.aside, heartbeat, 0, 0)
+	_, err := d.client.send(ctx, d.client.watchdogHTTP, heartbeat, 0, 0)
 	return err
 }
 
-func (d *watchdog) learn(err error) {
+func (d *watchdog) record(err error) {
 	was := d.failure()
 	d.err.Store(&err)
-	d.client.metrics.answers(err == nil)
-	if was == errNotAsked { //nolint:errorlint // it is never wrapped
+	d.client.metrics.setUp(err == nil)
+	if was == errNoAnswerYet { //nolint:errorlint // it is never wrapped
 		was = nil
 	} else if was != nil && err == nil {
-		notify(d.back)
+		notify(d.recovered)
 	}
-	d.hub.mu.Lock()
-	defer d.hub.mu.Unlock()
-	d.hub.tell(heartbeat, was, err)
+	d.manager.mu.Lock()
+	defer d.manager.mu.Unlock()
+	d.manager.logFailure(heartbeat, was, err)
 }
 
 // notify sends on a channel of capacity 1. It never blocks.

@@ -1,3 +1,14 @@
+// Package consul watches Consul's HTTP API and turns what it answers into
+// snapshots of ingress gateways.
+//
+//	Client     asks once: a read, or an ACL question
+//	hub        keeps every question that somebody has as one blocking query
+//	source     of one gateway: which facts it needs, and a Snapshot from them
+//	Watcher    one hub, and a source for every Watch
+//
+// A source holds no state but the facts: whenever one changes, it works out
+// afresh which facts it needs and builds a new Snapshot. A service that goes
+// away is not removed anywhere; it is no longer there in the next one.
 package consul
 
 import (
@@ -21,30 +32,30 @@ type WatcherOptions struct {
 	Wait time.Duration
 	// Hold bounds how long a snapshot waits for the first answer about the
 	// health of a target; 0 means 2 seconds.
-	Hold time.Duration
+	HealthTimeout time.Duration
 	// Patience bounds how long a snapshot waits for the first answers that a
 	// listener needs. It is also how long Consul has to refuse an answer before the
 	// refusal becomes a problem. 0 means 10 seconds.
-	Patience time.Duration
+	AnswerTimeout time.Duration
 }
 
 // Watcher makes snapshots of gateways from what Consul says. Gateways share
 // the queries that they have in common.
 type Watcher struct {
-	client *Client
-	hub    *hub
-	hold   time.Duration
+	client        *Client
+	manager       *watchManager
+	healthTimeout time.Duration
 	// patience is WatcherOptions.Patience.
-	patience time.Duration
-	signer   *signer
+	answerTimeout time.Duration
+	signer        *signer
 
-	watchdog *watchdog
-	beat     atomic.Pointer[[]*watch] // the queries of Run; nil while it does not run
+	watchdog      *watchdog
+	healthWatches atomic.Pointer[[]*watch] // the queries of Run; nil while it does not run
 
 	mu sync.Mutex
 	// own keeps the settings that instances had when they were last good, for
 	// gateways that are not being watched at the moment.
-	own map[gateway.ID]map[instanceID]settings.Layer
+	lastSettings map[gateway.ID]map[instanceID]settings.Layer
 }
 
 // NewWatcher makes a Watcher; it asks nothing yet.
@@ -55,16 +66,16 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 			o.Wait = plainWait
 		}
 	}
-	if o.Hold <= 0 {
-		o.Hold = 2 * time.Second
+	if o.HealthTimeout <= 0 {
+		o.HealthTimeout = 2 * time.Second
 	}
-	if o.Patience <= 0 {
-		o.Patience = 10 * time.Second
+	if o.AnswerTimeout <= 0 {
+		o.AnswerTimeout = 10 * time.Second
 	}
-	h := newHub(c, o.Wait)
+	h := newWatchManager(c, o.Wait)
 	return &Watcher{
-		client: c, hub: h, watchdog: newWatchdog(c, h), hold: o.Hold, patience: o.Patience,
-		signer: &signer{client: c}, own: map[gateway.ID]map[instanceID]settings.Layer{},
+		client: c, manager: h, watchdog: newWatchdog(c, h), healthTimeout: o.HealthTimeout, answerTimeout: o.AnswerTimeout,
+		signer: &signer{client: c}, lastSettings: map[gateway.ID]map[instanceID]settings.Layer{},
 	}
 }
 
@@ -73,18 +84,18 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 // show Ready whether Consul answers Usher's token, and keep the last good
 // proxy-defaults.
 func (w *Watcher) Run(ctx context.Context) error {
-	l := w.hub.lease()
+	l := w.manager.subscribe()
 	defer l.close()
 	var beat []*watch
-	for _, q := range []query{{kind: rootsKind}, inPartition(defaultKind, w.client.partition)} {
-		l.need(q) //nolint:contextcheck // a shared query outlives whoever asks first
-		beat = append(beat, l.held[q].watch)
+	for _, q := range []query{{queryType: rootsType}, partitionQuery(proxyDefaultsType, w.client.partition)} {
+		l.get(q) //nolint:contextcheck // a shared query outlives whoever asks first
+		beat = append(beat, l.watches[q].watch)
 	}
-	w.beat.Store(&beat)
-	defer w.beat.Store(nil)
+	w.healthWatches.Store(&beat)
+	defer w.healthWatches.Store(nil)
 	var parts sync.WaitGroup
 	parts.Go(func() { w.watchdog.run(ctx) })
-	parts.Go(func() { w.hub.rereading(ctx, w.watchdog.back) })
+	parts.Go(func() { w.manager.runRefreshes(ctx, w.watchdog.recovered) })
 	parts.Wait()
 	return nil
 }
@@ -95,7 +106,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 // answer. The query for the mesh's roots needs no right. The query for
 // proxy-defaults shows whether Consul knows Usher's token.
 func (w *Watcher) Ready() error {
-	beat := w.beat.Load()
+	beat := w.healthWatches.Load()
 	if beat == nil {
 		return errors.New("consul is not being watched")
 	}
@@ -103,7 +114,7 @@ func (w *Watcher) Ready() error {
 		return fmt.Errorf("consul at %s: %w", w.client.Address(), err)
 	}
 	for _, watch := range *beat {
-		f := w.hub.known(watch)
+		f := w.manager.result(watch)
 		switch {
 		case f.err != nil:
 			return fmt.Errorf("consul at %s: %w", w.client.Address(), f.err)
@@ -116,7 +127,7 @@ func (w *Watcher) Ready() error {
 
 // Warning gives what an operator can mend although Consul answers, in one line;
 // "" if there is nothing.
-func (w *Watcher) Warning() string { return w.hub.budget.remark() }
+func (w *Watcher) Warning() string { return w.manager.limiter.warning() }
 
 // Watch calls put with a snapshot of the gateway as soon as all of it is known,
 // and with a new one whenever something changes. put must not block. Watch
@@ -126,28 +137,28 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sn
 	if id.Name == "" {
 		return errors.New("the gateway has no name")
 	}
-	s := &source{id: id, lease: w.hub.lease(), hold: w.hold, patience: w.patience, own: w.recall(id), client: w.client, signer: w.signer, put: put}
+	s := &source{id: id, subscription: w.manager.subscribe(), healthTimeout: w.healthTimeout, answerTimeout: w.answerTimeout, settings: w.settingsOf(id), client: w.client, signer: w.signer, publishSnapshot: put}
 	defer func() {
-		s.endServing()
-		s.lease.close()
-		w.remember(id, s.own)
+		s.stopCertificate()
+		s.subscription.close()
+		w.keepSettings(id, s.settings)
 	}()
 	s.run(ctx)
 	return nil
 }
 
-func (w *Watcher) recall(id gateway.ID) map[instanceID]settings.Layer {
+func (w *Watcher) settingsOf(id gateway.ID) map[instanceID]settings.Layer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.own[id]
+	return w.lastSettings[id]
 }
 
-func (w *Watcher) remember(id gateway.ID, own map[instanceID]settings.Layer) {
+func (w *Watcher) keepSettings(id gateway.ID, own map[instanceID]settings.Layer) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(own) == 0 {
-		delete(w.own, id)
+		delete(w.lastSettings, id)
 		return
 	}
-	w.own[id] = own
+	w.lastSettings[id] = own
 }

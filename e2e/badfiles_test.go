@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // badFile is a file that an operator got wrong, and what Usher says of it
@@ -40,21 +43,21 @@ func TestBadConfigFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
 	l := startFileLab(t, good)
-	l.HAProxy.setHeader(t, v2Header)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	file := l.Usher.ConfigFile
-	write := func(text string) { writeFile(t, filepath.Dir(file), filepath.Base(file), text) }
+	write := func(text string) { lab.WriteFile(t, filepath.Dir(file), filepath.Base(file), text) }
 
 	for _, bad := range badConfigFiles() {
-		line := `msg="bad configuration" ` + asLogged(file+bad.where, bad.what)
-		trouble := l.Usher.wantTrouble(t, line, func() { write(bad.text) })
+		line := `msg="bad configuration" ` + lab.LoggedProblem(file+bad.where, bad.what)
+		trouble := l.Usher.WantProblem(t, line, func() { write(bad.text) })
 		l.wantStrict(t)
-		trouble.mended(t, func() { write(good) })
+		trouble.WantFixed(t, func() { write(good) })
 	}
-	line := `msg="bad configuration" ` + asLogged(file, "cannot be read: no such file or directory; put it back, or mend it; what it last said stays")
-	trouble := l.Usher.wantTrouble(t, line, func() { os.Remove(file) })
+	line := `msg="bad configuration" ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or mend it; what it last said stays")
+	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
-	trouble.mended(t, func() { write(good) })
+	trouble.WantFixed(t, func() { write(good) })
 
 	l.Usher.Stop(t)
 	for _, bad := range badConfigFiles() {
@@ -68,18 +71,18 @@ func TestBadConfigFile(t *testing.T) {
 }
 
 // serve runs `usher serve` to its end.
-func (l *fileLab) serve(t *testing.T, args ...string) ending {
+func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Ending {
 	t.Helper()
-	return runToEnd(t, command{Path: usherBinary(t), Args: append([]string{"serve"}, args...), Host: l.lab.Gateway})
+	return testprocess.Run(t, testprocess.Command{Path: lab.UsherBinary(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
 }
 
 // wantStrict wants requests with a PROXY header answered, and connections
 // without one closed.
 func (l *fileLab) wantStrict(t *testing.T) {
 	t.Helper()
-	l.call(newPath()).must(t).wantHello(t)
-	plain := call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Path: newPath()}
-	if got, err := plain.do(t.Context()); err == nil {
+	l.call(lab.NewPath()).MustDo(t).WantHello(t)
+	plain := lab.Request{From: l.Balancer, To: l.Network.Gateway.Addr(8080), Path: lab.NewPath()}
+	if got, err := plain.Do(t.Context()); err == nil {
 		t.Errorf("a connection without a PROXY header got %d %q, want it closed", got.Status, got.Body)
 	}
 }
@@ -90,16 +93,16 @@ func (l *fileLab) wantStrict(t *testing.T) {
 func TestBadConfigDirectory(t *testing.T) {
 	t.Parallel()
 	l := startFileLab(t, "")
-	l.HAProxy.setHeader(t, v2Header)
+	l.HAProxy.SetHeader(t, lab.SendV2)
 	l.writeResources(t, strictMode...)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	files := l.badFiles(t)
 	for _, bad := range files {
-		line := `msg="bad configuration" ` + asLogged(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
+		line := `msg="bad configuration" ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
 		var mend func()
-		trouble := l.Usher.wantTrouble(t, line, func() { mend = l.spoil(t, bad) })
+		trouble := l.Usher.WantProblem(t, line, func() { mend = l.spoil(t, bad) })
 		l.wantStrict(t)
-		trouble.mended(t, mend)
+		trouble.WantFixed(t, mend)
 		l.wantStrict(t)
 	}
 	l.wantOthersMoving(t)
@@ -139,10 +142,10 @@ func (l *fileLab) spoil(t *testing.T, bad badFile) (mend func()) {
 // and text all that is in it.
 func (l *fileLab) badFiles(t *testing.T) []badFile {
 	t.Helper()
-	resources, services := readFile(t, l.resources()), readFile(t, filepath.Join(l.Dir, "services.hcl"))
+	resources, services := testprocess.ReadFile(t, l.resources()), testprocess.ReadFile(t, filepath.Join(l.Dir, "services.hcl"))
 	return []badFile{
 		{
-			"consul-values.yaml", readFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"),
+			"consul-values.yaml", testprocess.ReadFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"),
 			":11", "this line begins with a TAB, and tabs cannot indent YAML; use spaces",
 		},
 		{
@@ -172,14 +175,14 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 // followed all the same.
 func (l *fileLab) wantOthersMoving(t *testing.T) {
 	t.Helper()
-	good := readFile(t, l.resources())
-	line := `msg="bad configuration" ` + asLogged(l.resources()+":9: usher.proxy_protocol.mode",
+	good := testprocess.ReadFile(t, l.resources())
+	line := `msg="bad configuration" ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",
 		`"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`)
-	trouble := l.Usher.wantTrouble(t, line, func() {
+	trouble := l.Usher.WantProblem(t, line, func() {
 		l.write(t, "custom-resources.yaml", replaceOnce(t, good, "mode: strict", "mode: stict"))
 	})
 	l.writeServices(t, 8081)
 	l.waitOnly(t, l.Second)
 	l.wantStrict(t)
-	trouble.mended(t, func() { l.write(t, "custom-resources.yaml", good) })
+	trouble.WantFixed(t, func() { l.write(t, "custom-resources.yaml", good) })
 }

@@ -15,33 +15,35 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // questions are all that Usher asks of Consul's HTTP API.
-var questions = []question{
-	{"agent", "/v1/agent/self"},
-	{"roots", "/v1/connect/ca/roots"},
-	{"leaf", "/v1/agent/connect/ca/leaf/"},
-	{"gateway-services", "/v1/catalog/gateway-services/"},
-	{"ingress-gateway", "/v1/config/ingress-gateway"},
-	{"mesh", "/v1/config/mesh"},
-	{"proxy-defaults", "/v1/config/proxy-defaults"},
-	{"instances", "/v1/health/service/gateway-?merge-central-config"},
-	{"discovery-chain", "/v1/discovery-chain/static-server"},
-	{"health", "/v1/health/connect/shop"},
-	{"health of all legs", "/v1/health/connect/static-server"}, // of the service that is under load
-	{"health of a peer", "/v1/health/connect/static-server?peer"},
-	{"health of a datacenter", "/v1/health/connect/static-server?dc=dc2"},
-	{"mesh-gateways", "/v1/catalog/services"},
-	{"mesh-gateway", "/v1/health/service/mesh-gateway"},
-	{"peering", "/v1/peering/"},
-	{"authorize", "/v1/internal/acl/authorize"},
+var questions = []lab.Query{
+	{Name: "agent", Path: "/v1/agent/self"},
+	{Name: "roots", Path: "/v1/connect/ca/roots"},
+	{Name: "leaf", Path: "/v1/agent/connect/ca/leaf/"},
+	{Name: "gateway-services", Path: "/v1/catalog/gateway-services/"},
+	{Name: "ingress-gateway", Path: "/v1/config/ingress-gateway"},
+	{Name: "mesh", Path: "/v1/config/mesh"},
+	{Name: "proxy-defaults", Path: "/v1/config/proxy-defaults"},
+	{Name: "instances", Path: "/v1/health/service/gateway-?merge-central-config"},
+	{Name: "discovery-chain", Path: "/v1/discovery-chain/static-server"},
+	{Name: "health", Path: "/v1/health/connect/shop"},
+	{Name: "health of all legs", Path: "/v1/health/connect/static-server"}, // of the service that is under load
+	{Name: "health of a peer", Path: "/v1/health/connect/static-server?peer"},
+	{Name: "health of a datacenter", Path: "/v1/health/connect/static-server?dc=dc2"},
+	{Name: "mesh-gateways", Path: "/v1/catalog/services"},
+	{Name: "mesh-gateway", Path: "/v1/health/service/mesh-gateway"},
+	{Name: "peering", Path: "/v1/peering/"},
+	{Name: "authorize", Path: "/v1/internal/acl/authorize"},
 }
 
 // faultCell is a fault of one question, or of the signing of certificates.
 type faultCell struct {
-	question question
-	fault    fault
+	question lab.Query
+	fault    lab.Fault
 	signer   *signerFault // nil for a question
 }
 
@@ -49,13 +51,13 @@ func (c faultCell) String() string {
 	if c.signer != nil {
 		return "signer: " + c.signer.name
 	}
-	return c.question.name + ": " + c.fault.name
+	return c.question.Name + ": " + c.fault.Name
 }
 
 // faultCells are all of them.
 func faultCells() []faultCell {
 	var cells []faultCell
-	for i, f := range faults {
+	for i, f := range lab.Faults {
 		for _, q := range questions {
 			cells = append(cells, faultCell{question: q, fault: f})
 		}
@@ -70,9 +72,9 @@ func faultCells() []faultCell {
 // something else is in its place.
 func wholeCells() []faultCell {
 	var cells []faultCell
-	for _, f := range faults {
-		if !strings.Contains(f.name, "index") {
-			cells = append(cells, faultCell{question: everyQuestion, fault: f})
+	for _, f := range lab.Faults {
+		if !strings.Contains(f.Name, "index") {
+			cells = append(cells, faultCell{question: lab.EveryQuery, fault: f})
 		}
 	}
 	return cells
@@ -115,7 +117,7 @@ func (c faultCell) hits() int {
 	switch {
 	case c.signer != nil && (c.signer.name == "hang" || c.signer.name == codes.ResourceExhausted.String()):
 		return 1
-	case slices.Contains([]string{"hang", "slow body", "endless body"}, c.fault.name), c.isAnswer():
+	case slices.Contains([]string{"hang", "slow body", "endless body"}, c.fault.Name), c.isAnswer():
 		return 1
 	}
 	return 4
@@ -128,7 +130,7 @@ func (c faultCell) isAnswer() bool {
 		"agent":   {"403", "404", "no index", "index 0"},
 		"peering": {"no index", "index 0"},
 	}
-	return slices.Contains(answers[c.question.name], c.fault.name)
+	return slices.Contains(answers[c.question.Name], c.fault.Name)
 }
 
 // isPatient says whether the restart is watched until Usher goes on without the
@@ -137,8 +139,8 @@ func (c faultCell) isAnswer() bool {
 func (c faultCell) isPatient() bool {
 	part := c.signer != nil || slices.Contains([]string{
 		"discovery-chain", "health", "health of all legs", "health of a peer", "health of a datacenter", "mesh-gateways", "mesh-gateway", "peering",
-	}, c.question.name)
-	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.name)
+	}, c.question.Name)
+	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.Name)
 }
 
 const (
@@ -197,7 +199,7 @@ func wantAllAsked(t *testing.T, u *faultUsher) {
 	}
 	known := map[string]bool{}
 	for _, q := range questions {
-		kind, _, _ := strings.Cut(q.name, " of ")
+		kind, _, _ := strings.Cut(q.Name, " of ")
 		known[kind] = true
 	}
 	if !maps.Equal(asked, known) {

@@ -14,15 +14,17 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // guardedUsher is an Usher in 512 MiB that may open 4,096 files, in front of a
 // Consul that denies by default, with the lab's catalog.
 type guardedUsher struct {
-	*lab
-	Consul *consulAgent
-	Usher  *usher
+	*lab.Network
+	Consul *lab.Consul
+	Usher  *lab.Usher
 	Token  string // of the gateway's Envoys
 	crowd  *crowd
 
@@ -31,18 +33,18 @@ type guardedUsher struct {
 
 func startGuardedUsher(t *testing.T, args ...string) *guardedUsher {
 	t.Helper()
-	g := &guardedUsher{lab: newLab(t)}
-	g.Consul = startConsul(t, consulOptions{Version: consulNew, Host: g.Control, Secure: true})
-	g.registerCatalog(t, g.Consul)
-	g.Usher = startUsher(t, usherOptions{
+	g := &guardedUsher{Network: lab.NewNetwork(t)}
+	g.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: g.Control, Secure: true})
+	g.RegisterCatalog(t, g.Consul)
+	g.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: g.Gateway, Consul: g.Consul, XDSAddr: "0.0.0.0:18000",
-		Token:  g.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl")),
+		Token:  g.Consul.NewToken(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl")),
 		Args:   append([]string{"--insecure-plaintext"}, args...),
 		Memory: 512 << 20,
 		Files:  4096,
 	})
-	g.Token = g.Consul.newToken(t, "ingress-gateway", gatewayRules)
-	g.crowd = newCrowd(t, xdsPort{From: g.Gateway}.dial(t), g.Token, "static-server")
+	g.Token = g.Consul.NewToken(t, "ingress-gateway", gatewayRules)
+	g.crowd = newCrowd(t, lab.XDSPort{From: g.Gateway}.Dial(t), g.Token, "static-server")
 	return g
 }
 
@@ -50,9 +52,9 @@ func startGuardedUsher(t *testing.T, args ...string) *guardedUsher {
 func (g *guardedUsher) change() error {
 	g.changes++
 	_, err := g.Consul.Client.Catalog().Register(&api.CatalogRegistration{
-		Node: "service", Address: serviceIP, Service: &api.AgentService{
+		Node: "service", Address: lab.ServiceIP, Service: &api.AgentService{
 			Kind: api.ServiceKindConnectProxy, ID: "static-server-sidecar-proxy", Service: "static-server-sidecar-proxy",
-			Address: serviceIP, Port: 21000 + g.changes%1000,
+			Address: lab.ServiceIP, Port: 21000 + g.changes%1000,
 			Proxy: &api.AgentServiceConnectProxyConfig{DestinationServiceName: "static-server"},
 		},
 	}, nil)
@@ -81,7 +83,7 @@ func (g *guardedUsher) delivery(t *testing.T) time.Duration {
 func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
-	e := fakeGateway(t, xdsPort{From: g.Gateway}.dial(t), fakeenvoy.Delta, g.Consul.newToken(t, fmt.Sprint("newcomer-", begin.UnixNano()), gatewayRules))
+	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: g.Gateway}.Dial(t), fakeenvoy.Delta, g.Consul.NewToken(t, fmt.Sprint("newcomer-", begin.UnixNano()), gatewayRules))
 	begin = time.Now()
 	e.Subscribe(resource.ClusterType)
 	e.Ack(e.Next())
@@ -90,20 +92,20 @@ func (g *guardedUsher) newcomer(t *testing.T) time.Duration {
 }
 
 // watchProbes asks /healthz five times a second, as a kubelet does.
-func (g *guardedUsher) watchProbes(t *testing.T) *process {
+func (g *guardedUsher) watchProbes(t *testing.T) *testprocess.Process {
 	t.Helper()
-	probe := fmt.Sprintf("while %s -sf -o /dev/null --max-time 1 http://127.0.0.1:18001/healthz; do sleep 0.2; done; echo no answer within a second", tool(t, "curl", "curl"))
-	return startProcess(t, command{Name: "probe", Path: tool(t, "sh", "dash"), Args: []string{"-c", probe}, Host: g.Gateway})
+	probe := fmt.Sprintf("while %s -sf -o /dev/null --max-time 1 http://127.0.0.1:18001/healthz; do sleep 0.2; done; echo no answer within a second", testprocess.Debian(t, "curl", "curl"))
+	return testprocess.Start(t, testprocess.Command{Name: "probe", Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", probe}, Host: g.Gateway})
 }
 
 // wantAlive wants Usher to live and to have answered all probes, and prints the most memory that it has had.
-func (g *guardedUsher) wantAlive(t *testing.T, probe *process, what string) {
+func (g *guardedUsher) wantAlive(t *testing.T, probe *testprocess.Process, what string) {
 	t.Helper()
 	if err := errors.Join(g.Usher.Alive(), probe.Alive()); err != nil {
 		t.Fatal(err)
 	}
 	g.crowd.wantNoneLost(t)
-	t.Logf("%s: peak memory %d MiB, limits reached %v", what, peakMemory(t, g.Usher.Pid())>>20, g.Usher.limits(t))
+	t.Logf("%s: peak memory %d MiB, limits reached %v", what, lab.PeakMemory(t, g.Usher.Pid())>>20, limitsReached(t, g.Usher))
 }
 
 // TestNoStrangerHurtsAnybody lets 500 strangers without a token do at once all
@@ -113,13 +115,13 @@ func (g *guardedUsher) wantAlive(t *testing.T, probe *process, what string) {
 // files. Who is let in notices next to nothing.
 func TestNoStrangerHurtsAnybody(t *testing.T) {
 	g := startGuardedUsher(t)
-	g.crowd.join(t, xdsPort{From: g.Gateway}, 100)
+	g.crowd.join(t, lab.XDSPort{From: g.Gateway}, 100)
 	alone := g.delivery(t)
 	probe := g.watchProbes(t)
 
-	s := newStrangers(t, g.Gateway.addr(18000), g.Client, g.Balancer, g.Service)
+	s := newStrangers(t, g.Gateway.Addr(18000), g.Client, g.Balancer, g.Service)
 	s.ofEveryKind(t)
-	g.Usher.waitLimits(t, "request_size", "request_bytes", "first_request_time")
+	waitLimitsReached(t, g.Usher, "request_size", "request_bytes", "first_request_time")
 	// What else the machine does can only make it slower: the best of a few counts.
 	crowded := min(g.delivery(t), g.delivery(t), g.delivery(t), g.delivery(t))
 	var newcomers []time.Duration
@@ -144,12 +146,12 @@ func TestNoStrangerHurtsAnybody(t *testing.T) {
 func TestACrowdAmongStrangers(t *testing.T) {
 	g := startGuardedUsher(t)
 	g.makeLarge(t)
-	g.crowd.join(t, xdsPort{From: g.Gateway}, 1800)
-	deaf := newStrangers(t, g.Gateway.addr(18000), g.Gateway)
+	g.crowd.join(t, lab.XDSPort{From: g.Gateway}, 1800)
+	deaf := newStrangers(t, g.Gateway.Addr(18000), g.Gateway)
 	deaf.act(200, g.doesNotRead(t))
 	had := g.crowd.await(t, "")
 	probe := g.watchProbes(t)
-	s := newStrangers(t, g.Gateway.addr(18000), g.Client, g.Balancer, g.Service)
+	s := newStrangers(t, g.Gateway.Addr(18000), g.Client, g.Balancer, g.Service)
 	s.ofEveryKind(t)
 
 	for tick, end := time.Tick(100*time.Millisecond), time.After(time.Minute); ; {
@@ -173,14 +175,14 @@ func TestACrowdAmongStrangers(t *testing.T) {
 func TestNoKeyForARevokedTokenThatDoesNotRead(t *testing.T) {
 	g := startGuardedUsher(t, "--reauthorize-interval", reauthorizeInterval.String())
 	g.makeLarge(t)
-	token := g.Consul.newToken(t, "revoked", gatewayRules)
+	token := g.Consul.NewToken(t, "revoked", gatewayRules)
 	stream := g.unread(t, token)
-	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResourceNamesSubscribe: []string{leafSecret}})
+	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResourceNamesSubscribe: []string{lab.LeafSecret}})
 	first := stream.receive(t)
 	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResponseNonce: first.GetNonce()})
 	stream.send(t, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.RouteType, ResourceNamesSubscribe: []string{"8080"}})
-	eventually(t, "the routes are sent", changeDeadline, func() error {
-		if strings.Contains(g.Usher.metrics(t), `usher_xds_responses_total{type="route"} 0`) {
+	testprocess.Eventually(t, "the routes are sent", testprocess.ChangeDeadline, func() error {
+		if strings.Contains(g.Usher.Metrics(t), `usher_xds_responses_total{type="route"} 0`) {
 			return errors.New("not yet")
 		}
 		return nil
@@ -194,8 +196,8 @@ func TestNoKeyForARevokedTokenThatDoesNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	eventually(t, "the stream ends", changeDeadline, func() error {
-		if !strings.Contains(g.Usher.metrics(t), `usher_xds_streams{protocol="delta"} 0`) {
+	testprocess.Eventually(t, "the stream ends", testprocess.ChangeDeadline, func() error {
+		if !strings.Contains(g.Usher.Metrics(t), `usher_xds_streams{protocol="delta"} 0`) {
 			return errors.New("it is open")
 		}
 		return nil

@@ -19,7 +19,9 @@ import (
 	"github.com/hashicorp/consul/api"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestWhatConsulDoesNotTell is the story of what no blocking query tells: that
@@ -30,20 +32,20 @@ func TestWhatConsulDoesNotTell(t *testing.T) {
 	for _, c := range []struct {
 		version string
 		secure  bool
-	}{{consulNew, false}, {consulNew, true}, {consulOld, true}} {
+	}{{lab.ConsulNew, false}, {lab.ConsulNew, true}, {lab.ConsulOld, true}} {
 		t.Run(fmt.Sprintf("consul %s, secure %v", c.version, c.secure), func(t *testing.T) {
 			t.Parallel()
-			s := startUntoldStory(t, consulOptions{Version: c.version, Secure: c.secure, ACLs: true})
+			s := startUntoldStory(t, lab.ConsulOptions{Version: c.version, Secure: c.secure, ACLs: true})
 			s.giveRight(t)
 			s.restore(t)
 			if c.secure {
 				s.rotate(t)
 				s.wantNoticed(t, func() { s.Consul.Signal(t, syscall.SIGSTOP) }, func() { s.Consul.Signal(t, syscall.SIGCONT) })
 			} else {
-				s.wantNoticed(t, func() { s.fabric.ip(t, "link set control down") }, func() { s.fabric.ip(t, "link set control up") })
+				s.wantNoticed(t, func() { s.Switch.RunIP(t, "link set control down") }, func() { s.Switch.RunIP(t, "link set control up") })
 			}
-			s.registerService(t, 0, 23000)
-			s.envoy.wait(t, map[string]int{"svc-0000": 23000, "svc-0001": 20001}, changeDeadline)
+			registerNumbered(t, s.Lab, 0, 23000)
+			s.envoy.wait(t, map[string]int{"svc-0000": 23000, "svc-0001": 20001}, testprocess.ChangeDeadline)
 		})
 	}
 }
@@ -53,35 +55,35 @@ const untoldDeadline = 15 * time.Second
 
 // untoldStory is a gateway with two services without processes, and a fake Envoy.
 type untoldStory struct {
-	*meshLab
-	Usher *usher
+	*lab.Lab
+	Usher *lab.Usher
 	envoy *shownPorts
 	files string // the directory with Usher's files for TLS
 	token string
 }
 
 // startUntoldStory has Usher's token read but one of the services.
-func startUntoldStory(t *testing.T, o consulOptions) *untoldStory {
+func startUntoldStory(t *testing.T, o lab.ConsulOptions) *untoldStory {
 	t.Helper()
-	s := &untoldStory{meshLab: &meshLab{lab: newLab(t)}, files: newDir(t)}
+	s := &untoldStory{Lab: &lab.Lab{Network: lab.NewNetwork(t)}, files: testprocess.NewDir(t)}
 	o.Host = s.Control
-	s.Consul = startConsul(t, o)
-	s.registerCatalog(t, s.Consul)
-	s.registerCrowd(t, []int{20000, 20001})
-	s.token = s.Consul.newToken(t, "usher", oneServiceRules)
+	s.Consul = lab.StartConsul(t, o)
+	s.RegisterCatalog(t, s.Consul)
+	registerMany(t, s.Lab, []int{20000, 20001})
+	s.token = s.Consul.NewToken(t, "usher", oneServiceRules)
 	env := []string(nil)
 	if o.Secure {
-		writeFile(t, s.files, "ca.pem", s.Consul.security.ca.pem())
-		cert, key := s.Consul.security.ca.issue(t, s.files, "usher")
+		lab.WriteFile(t, s.files, "ca.pem", s.Consul.Security.CA.PEM())
+		cert, key := s.Consul.Security.CA.Issue(t, s.files, "usher")
 		env = []string{"CONSUL_CACERT=" + filepath.Join(s.files, "ca.pem"), "CONSUL_CLIENT_CERT=" + cert, "CONSUL_CLIENT_KEY=" + key}
 	}
-	s.Usher = launchUsher(t, usherOptions{
+	s.Usher = lab.LaunchUsher(t, lab.UsherOptions{
 		Host: s.Gateway, Consul: s.Consul, Token: s.token,
 		Args: []string{"--consul-http-addr", s.Consul.HTTPAddr}, Env: env,
 	})
-	s.Usher.waitReady(t)
+	s.Usher.WaitReady(t)
 	s.envoy = &shownPorts{
-		envoy: fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), fakeenvoy.Delta, s.Consul.newToken(t, "gateway", gatewayRules)),
+		envoy: lab.ConnectFakeEnvoy(t, lab.XDSPort{From: s.Gateway}.Dial(t), fakeenvoy.Delta, s.Consul.NewToken(t, "gateway", gatewayRules)),
 		ports: map[string]int{},
 	}
 	for _, typeURL := range []string{resource.ClusterType, resource.EndpointType, resource.ListenerType, resource.RouteType} {
@@ -101,9 +103,9 @@ node_prefix "" { policy = "read" }
 // giveRight lets Usher's token read the other service, too.
 func (s *untoldStory) giveRight(t *testing.T) {
 	t.Helper()
-	eventually(t, "usher has read what its token may read", startDeadline, func() error {
+	testprocess.Eventually(t, "usher has read what its token may read", testprocess.StartDeadline, func() error {
 		for _, series := range []string{`{kind="gateway-services",outcome="ok"}`, `{kind="ingress-gateway",outcome="ok"}`} {
-			if !strings.Contains(s.Usher.metrics(t), "usher_consul_queries_total"+series) {
+			if !strings.Contains(s.Usher.Metrics(t), "usher_consul_queries_total"+series) {
 				return fmt.Errorf("no %s", series)
 			}
 		}
@@ -117,7 +119,7 @@ func (s *untoldStory) giveRight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	policy.Rules = readFile(t, "../docs/usher-policy.hcl")
+	policy.Rules = testprocess.ReadFile(t, "../docs/usher-policy.hcl")
 	if _, _, err := s.Consul.Client.ACL().PolicyUpdate(policy, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -137,8 +139,8 @@ func (s *untoldStory) restore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.registerCrowd(t, []int{22000})
-	s.envoy.wait(t, map[string]int{"svc-0000": 22000}, changeDeadline)
+	registerMany(t, s.Lab, []int{22000})
+	s.envoy.wait(t, map[string]int{"svc-0000": 22000}, testprocess.ChangeDeadline)
 	if err := s.Consul.Client.Snapshot().Restore(nil, strings.NewReader(string(content))); err != nil {
 		t.Fatal(err)
 	}
@@ -149,27 +151,27 @@ func (s *untoldStory) restore(t *testing.T) {
 // want a certificate of that from clients; and Usher the files for it.
 func (s *untoldStory) rotate(t *testing.T) {
 	t.Helper()
-	secure := s.Consul.security
-	secure.ca = newAuthority(t, "Next lab CA")
-	writeFile(t, filepath.Dir(secure.CAFile), filepath.Base(secure.CAFile), secure.ca.pem())
-	secure.ca.issue(t, s.Consul.tlsDir, "server.dc1.consul", s.Control.IP)
-	config := strings.Replace(readFile(t, s.Consul.configFile), `"tls": {`, `"tls": { "https": { "verify_incoming": true },`, 1)
-	writeFile(t, filepath.Dir(s.Consul.configFile), filepath.Base(s.Consul.configFile), config)
+	secure := s.Consul.Security
+	secure.CA = lab.NewCertificateAuthority(t, "Next lab CA")
+	lab.WriteFile(t, filepath.Dir(secure.CAFile), filepath.Base(secure.CAFile), secure.CA.PEM())
+	secure.CA.Issue(t, s.Consul.TLSDir, "server.dc1.consul", s.Control.IP)
+	config := strings.Replace(testprocess.ReadFile(t, s.Consul.ConfigFile), `"tls": {`, `"tls": { "https": { "verify_incoming": true },`, 1)
+	lab.WriteFile(t, filepath.Dir(s.Consul.ConfigFile), filepath.Base(s.Consul.ConfigFile), config)
 	s.Consul.Signal(t, syscall.SIGHUP)
 
-	writeFile(t, s.files, "ca.pem", secure.ca.pem())
-	cert, key := secure.ca.issue(t, s.files, "usher")
+	lab.WriteFile(t, s.files, "ca.pem", secure.CA.PEM())
+	cert, key := secure.CA.Issue(t, s.files, "usher")
 	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "Consul wants clients of the new authority", startDeadline, func() error {
-		secure.clients = nil
-		if _, err := s.Consul.newClient(t, managementToken).Status().Leader(); err == nil {
+	testprocess.Eventually(t, "Consul wants clients of the new authority", testprocess.StartDeadline, func() error {
+		secure.ClientCertificates = nil
+		if _, err := s.Consul.NewClient(t, lab.ManagementToken).Status().Leader(); err == nil {
 			return errors.New("it takes one without a certificate")
 		}
-		secure.clients = []tls.Certificate{pair}
-		s.Consul.Client = s.Consul.newClient(t, managementToken)
+		secure.ClientCertificates = []tls.Certificate{pair}
+		s.Consul.Client = s.Consul.NewClient(t, lab.ManagementToken)
 		_, err := s.Consul.Client.Status().Leader()
 		return err
 	})
@@ -180,10 +182,10 @@ func (s *untoldStory) rotate(t *testing.T) {
 func (s *untoldStory) wantNoticed(t *testing.T, away, back func()) {
 	t.Helper()
 	away()
-	s.Usher.waitSilence(t)
+	waitSilence(t, s.Usher)
 	back()
 	start := time.Now()
-	s.Usher.waitAnswers(t)
+	waitAnswers(t, s.Usher)
 	t.Logf("cleared %v after Consul was back", time.Since(start).Round(time.Millisecond))
 }
 
@@ -193,14 +195,14 @@ const (
 )
 
 // waitSilence waits until Usher says that Consul does not answer.
-func (u *usher) waitSilence(t *testing.T) {
+func waitSilence(t *testing.T, u *lab.Usher) {
 	t.Helper()
-	eventually(t, "usher says that Consul does not answer", silenceDeadline, func() error {
-		text, err := u.admin("/readyz") // whether it is ready is another question
+	testprocess.Eventually(t, "usher says that Consul does not answer", silenceDeadline, func() error {
+		text, err := u.Admin("/readyz") // whether it is ready is another question
 		if !strings.Contains(text+fmt.Sprint(err), "no answer within") {
 			return errors.Join(fmt.Errorf("/readyz says %q", text), err)
 		}
-		if up := u.sum(t, "usher_consul_up"); up != 0 {
+		if up := u.MetricSum(t, "usher_consul_up"); up != 0 {
 			return fmt.Errorf("usher_consul_up is %v", up)
 		}
 		return nil
@@ -208,13 +210,13 @@ func (u *usher) waitSilence(t *testing.T) {
 }
 
 // waitAnswers waits until Usher says that Consul answers.
-func (u *usher) waitAnswers(t *testing.T) {
+func waitAnswers(t *testing.T, u *lab.Usher) {
 	t.Helper()
-	eventually(t, "usher says that Consul answers", answersDeadline, func() error {
-		if up := u.sum(t, "usher_consul_up"); up != 1 {
+	testprocess.Eventually(t, "usher says that Consul answers", answersDeadline, func() error {
+		if up := u.MetricSum(t, "usher_consul_up"); up != 1 {
 			return fmt.Errorf("usher_consul_up is %v", up)
 		}
-		text, err := u.admin("/readyz")
+		text, err := u.Admin("/readyz")
 		if err != nil || strings.Contains(text, "no answer") {
 			return errors.Join(fmt.Errorf("/readyz says %q", text), err)
 		}

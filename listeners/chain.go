@@ -125,7 +125,7 @@ func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	if roots == nil {
 		return "", nil
 	}
-	parts := []string{t.Service, tenant(t.Namespace), t.Peer, "external"}
+	parts := []string{t.Service, gateway.OrDefault(t.Namespace), t.Peer, "external"}
 	if domain := cmp.Or(roots.TrustDomain, trustDomainOf(peerMeta(s.Endpoints.Get(t.ID)))); domain != "" {
 		parts = append(parts, domain)
 	}
@@ -167,15 +167,4 @@ func trustDomainOf(p *gateway.PeerMeta) string {
 		}
 	}
 	return ""
-}
-
-// spiffeID gives the identity that the instances of a target have in the mesh
-// (https://developer.hashicorp.com/consul/docs/secure-mesh/certificate/built-in).
-func spiffeID(trustDomain string, t *gateway.Target) string {
-	path := fmt.Sprintf("/ns/%s/dc/%s/svc/%s", tenant(t.Namespace), t.Datacenter, t.Service)
-	if p := tenant(t.Partition); p != "default" {
-		path = "/ap/" + p + path
-	}
-	id := url.URL{Scheme: "spiffe", Host: trustDomain, Path: path}
-	return id.String()
 }

@@ -38,7 +38,7 @@ type addressing struct {
 
 func addressingOf(l listening, who peers, tls bool) addressing {
 	a := addressing{
-		on:     l.policy.ProxyProtocol.On() || l.policy.ClientAddress.On(),
+		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
 		who:    who,
 		policy: l.policy.ClientAddress,
 		tls:    tls,
@@ -73,7 +73,7 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
-	hcm.XffNumTrustedHops = a.policy.TrustedHops.Count()
+	hcm.XffNumTrustedHops = a.policy.TrustedHops.Uint32()
 	headers := a.xff(hcm)
 	for _, tlv := range a.headers {
 		headers = append(headers, removed(tlv.Header))
@@ -99,13 +99,13 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
 	switch by := a.proto(); {
-	case by == settings.ProtoByConnection && hops > 0:
+	case by == settings.ForwardedProtoConnection && hops > 0:
 		return append(changes, removed(protoHeader))
-	case by == settings.ProtoByConnection && overwrite:
+	case by == settings.ForwardedProtoConnection && overwrite:
 		return append(changes, removed(xffHeader))
-	case by == settings.ProtoByConnection:
+	case by == settings.ForwardedProtoConnection:
 		return nil
-	case by == settings.ProtoByPort:
+	case by == settings.ForwardedProtoPorts:
 		changes = append(changes, set(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
@@ -120,12 +120,12 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 
 // proto says what X-Forwarded-Proto follows from. A connection with TLS is
 // https, on whatever port.
-func (a addressing) proto() settings.ProtoSource {
-	switch by := a.policy.ForwardedProto.By; {
-	case by == settings.ProtoDefault && a.policy.TrustedHops.Count() > 0:
-		return settings.ProtoTrust
-	case by == settings.ProtoDefault, by == settings.ProtoByPort && a.tls:
-		return settings.ProtoByConnection
+func (a addressing) proto() settings.ForwardedProtoType {
+	switch by := a.policy.ForwardedProto.Type; {
+	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
+		return settings.ForwardedProtoTrust
+	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && a.tls:
+		return settings.ForwardedProtoConnection
 	default:
 		return by
 	}

@@ -176,7 +176,11 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config entry mesh: TLS.Outgoing: %w", err)
 	}
-	who := verified{roots: RootsSecret, sni: k.target.SNI, identities: []string{spiffeID(k.trustDomain, k.target)}}
+	service := gateway.ServiceName{Name: k.target.Service, Namespace: k.target.Namespace, Partition: k.target.Partition}
+	who := verified{
+		roots: RootsSecret, sni: k.target.SNI,
+		identities: []string{service.SPIFFEID(k.trustDomain, k.target.Datacenter)},
+	}
 	if k.peer != nil {
 		who = verified{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
 		if len(k.peer.SNI) > 0 {

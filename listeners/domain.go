@@ -6,6 +6,8 @@ import (
 	"net"
 	"strconv"
 	"strings"
+
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // domainsOf gives the domains of each row's virtual host: its hosts, or else
@@ -54,7 +56,7 @@ func hostsOf(r row) []string {
 	switch {
 	case len(r.service.Hosts) > 0:
 		return r.service.Hosts
-	case tenant(name.Namespace) != "default":
+	case gateway.OmitDefault(name.Namespace) != "":
 		return []string{fmt.Sprintf("%s.ingress.%s.*", name.Name, name.Namespace)}
 	}
 	return []string{name.Name + ".ingress.*"}

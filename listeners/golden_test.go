@@ -43,7 +43,7 @@ func (f *fixture) settings() error {
 		if source.raw == nil {
 			continue
 		}
-		layer, problems := settings.Layer{}.Next("", source.raw)
+		layer, problems := settings.Layer{}.Update("", source.raw)
 		if len(problems) > 0 {
 			return errors.New(problems[0].String())
 		}

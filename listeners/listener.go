@@ -82,7 +82,7 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 // chain, because it was rejected before, is known by having no name. Consul's
 // own chains have none.
 func (l *listening) chainName(name string, who peers) string {
-	if !l.policy.ProxyProtocol.On() {
+	if !l.policy.ProxyProtocol.Enabled() {
 		return ""
 	}
 	return name + who.suffix()

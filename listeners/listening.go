@@ -56,9 +56,9 @@ func (l *listening) check() error {
 }
 
 // traffic is what the policy has to agree with.
-func (l *listening) traffic() settings.Traffic {
+func (l *listening) traffic() settings.ListenerProperties {
 	balancer := l.env.snapshot.BalancerOf(l.in.registered)
-	return settings.Traffic{
+	return settings.ListenerProperties{
 		TCP: !l.port.http(), TLS: l.speaksTLS(),
 		PreservesClientIP: balancer.PreservesClientIP, BalancerVersion: balancer.ForPort(l.port.number).ProxyVersion,
 	}
@@ -82,12 +82,12 @@ func (l *listening) choosesByServerName() bool {
 // listeners do the first alone.
 func (l *listening) looksForServerName() bool {
 	return l.choosesByServerName() ||
-		l.speaksTLS() && l.policy.AccessLog.Mentions("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
+		l.speaksTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
 // tlvs gives the TLVs that are told. Without PROXY protocol there are none.
 func (l *listening) tlvs() []settings.TLV {
-	if !l.policy.ProxyProtocol.On() {
+	if !l.policy.ProxyProtocol.Enabled() {
 		return nil
 	}
 	return l.policy.ProxyProtocol.TLVs
@@ -121,10 +121,10 @@ func (l *listening) accessLog() accesslog.Params {
 		TLS:                l.speaksTLS(),
 		MatchesSNI:         l.choosesByServerName(),
 		TLSInspector:       l.looksForServerName(),
-		ProxyProtocol:      proxy.On(),
+		ProxyProtocol:      proxy.Enabled(),
 		Strict:             proxy.Mode == settings.Strict,
-		HasUntrusted:       proxy.On() && !proxy.TrustsAll(),
-		ClientAddressKnown: proxy.On() || l.policy.ClientAddress.On(),
+		HasUntrusted:       proxy.Enabled() && !proxy.TrustsAll(),
+		ClientAddressKnown: proxy.Enabled() || l.policy.ClientAddress.IsCustom(),
 	}
 	for _, tlv := range l.tlvs() {
 		p.TLVs = append(p.TLVs, tlv.Name)
@@ -145,7 +145,7 @@ const (
 // The others are closed: no chain is for them.
 func (l *listening) served() []peers {
 	switch p := l.policy.ProxyProtocol; {
-	case !p.On() || p.TrustsAll():
+	case !p.Enabled() || p.TrustsAll():
 		return []peers{anybody}
 	case p.Mode == settings.Strict:
 		return []peers{trusted}

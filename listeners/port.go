@@ -96,7 +96,7 @@ func configsOf(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerSer
 	configs := map[gateway.ServiceName]*gateway.ListenerService{}
 	for i := range l.Services {
 		c := &l.Services[i]
-		name := inTenant(gateway.ServiceName{Name: c.Name, Namespace: c.Namespace, Partition: c.Partition})
+		name := gateway.ServiceName{Name: c.Name, Namespace: c.Namespace, Partition: c.Partition}.OrDefaults()
 		if configs[name] == nil {
 			configs[name] = c
 		}
@@ -107,7 +107,7 @@ func configsOf(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerSer
 // serviceConfig gives the listener's settings for a service: those under its
 // own name, or else those of the wildcard in the same namespace.
 func (p *port) serviceConfig(name gateway.ServiceName) *gateway.ListenerService {
-	name = inTenant(name)
+	name = name.OrDefaults()
 	if c := p.configs[name]; c != nil {
 		return c
 	}
@@ -218,28 +218,10 @@ func (p *port) served() []row {
 	return p.rows[:1]
 }
 
-// tenant gives a namespace or partition, with the default one spelled out.
-func tenant(name string) string {
-	if name == "" {
-		return "default"
-	}
-	return name
-}
-
-// inTenant spells out the default namespace and partition of a name.
-func inTenant(n gateway.ServiceName) gateway.ServiceName {
-	return gateway.ServiceName{Name: n.Name, Namespace: tenant(n.Namespace), Partition: tenant(n.Partition)}
-}
-
-func sameTenant(a, b gateway.ServiceName) bool {
-	a.Name, b.Name = "", ""
-	return inTenant(a) == inTenant(b)
-}
-
 // displayName gives the name that Consul uses in names of routes and virtual
 // hosts: the service alone in the default namespace and partition.
 func displayName(n gateway.ServiceName) string {
-	if sameTenant(n, gateway.ServiceName{}) {
+	if n.SameTenancy(gateway.ServiceName{}) {
 		return n.Name
 	}
 	return n.String()

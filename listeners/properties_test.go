@@ -30,7 +30,7 @@ func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
 				t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
 			}
 		}
-		if on := proxyFilter(t, l) != nil; on != p.ProxyProtocol.On() {
+		if on := proxyFilter(t, l) != nil; on != p.ProxyProtocol.Enabled() {
 			t.Errorf("%s: the PROXY filter is there: %v, with mode %s", l.Name, on, p.ProxyProtocol.Mode)
 		}
 	})
@@ -88,7 +88,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 
 func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T) {
 	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
-		on := p.ProxyProtocol.On() || p.ClientAddress.On()
+		on := p.ProxyProtocol.Enabled() || p.ClientAddress.IsCustom()
 		for _, hcm := range managers(t, l) {
 			if hcm.GetUseRemoteAddress().GetValue() != on {
 				t.Errorf("%s: use_remote_address is %v, with %+v", l.Name, hcm.UseRemoteAddress, p)
@@ -133,12 +133,12 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 	}
 	for what, since := range map[string]uint32{
 		"permissive":                       when(p.ProxyProtocol.Mode == settings.Permissive, 23),
-		"a version that is refused":        when(p.ProxyProtocol.On() && len(p.ProxyProtocol.Versions) < 2, 30),
-		"TLVs":                             when(p.ProxyProtocol.On() && len(p.ProxyProtocol.TLVs) > 0, 32),
-		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll(), 25),
+		"a version that is refused":        when(p.ProxyProtocol.Enabled() && len(p.ProxyProtocol.Versions) < 2, 30),
+		"TLVs":                             when(p.ProxyProtocol.Enabled() && len(p.ProxyProtocol.TLVs) > 0, 32),
+		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll(), 25),
 		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == settings.XFFOverwrite, 25),
-		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.On() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
-		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort, 32),
+		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.Enabled() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
+		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts, 32),
 	} {
 		if c.envoy.Minor < since {
 			t.Errorf("%s is sent to Envoy %s with %s, which came with 1.%d", l.Name, c.envoy, what, since)

@@ -13,16 +13,16 @@ func canRead(can envoy.Capabilities, tlv settings.TLV) bool { return can.BinaryT
 // it must refuse.
 func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	proxy := p.ProxyProtocol
-	limited := proxy.On() && !proxy.TrustsAll()
-	told := proxy.On() && len(proxy.TLVs) > 0
+	limited := proxy.Enabled() && !proxy.TrustsAll()
+	told := proxy.Enabled() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
-	byPort := !tcp && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort
+	byPort := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts
 	switch {
 	case proxy.Mode == settings.Permissive && !can.OptionalProxyHeader:
 		return envoy.Requires("proxy_protocol.mode", `with "permissive", this one would refuse plain connections`, "1.23", `use "strict" or "off"`)
-	case proxy.On() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
+	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
 		return envoy.Requires("proxy_protocol.versions", "this one would take both", "1.30", `use ["v1", "v2"]`)
-	case upstream && proxy.On() && !can.SurvivesLocal:
+	case upstream && proxy.Enabled() && !can.SurvivesLocal:
 		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL ends this one (CVE-2024-23327)", "1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
 	case upstream && limited && !can.Expressions:
 		return envoy.Requires("proxy_protocol.upstream", "this one would tell the service what an untrusted peer claims", "1.32", `use trusted_cidrs "any"`)
@@ -38,6 +38,6 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 
 // rewrites says whether headers have to be changed before Envoy looks at them.
 func rewrites(c settings.ClientAddress) bool {
-	hops, by := c.TrustedHops.Count() > 0, c.ForwardedProto.By
-	return c.XFF == settings.XFFOverwrite || by == settings.ProtoTrust && !hops || by == settings.ProtoByConnection && hops
+	hops, by := c.TrustedHops.Uint32() > 0, c.ForwardedProto.Type
+	return c.XFF == settings.XFFOverwrite || by == settings.ForwardedProtoTrust && !hops || by == settings.ForwardedProtoConnection && hops
 }

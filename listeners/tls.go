@@ -82,7 +82,7 @@ func (p *port) named(serving *gateway.Leaf) error {
 func missingName(s gateway.Service, names []string) string {
 	if len(s.Hosts) == 0 {
 		ingress := "*.ingress."
-		if namespace := tenant(s.Service.Namespace); namespace != "default" {
+		if namespace := gateway.OmitDefault(s.Service.Namespace); namespace != "" {
 			ingress += namespace + "."
 		}
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, ingress) }) {

@@ -38,7 +38,7 @@ func tlvRules(tlvs []settings.TLV, can envoy.Capabilities) []*proxyv3.ProxyProto
 
 // isNumber says whether the bytes of a TLV are a number, and not text.
 func isNumber(tlv settings.TLV) bool {
-	return tlv.Form() == settings.TLVAzureLink || tlv.Form() == settings.TLVGCPLink
+	return tlv.Encoding() == settings.TLVAzureLink || tlv.Encoding() == settings.TLVGCPLink
 }
 
 // tlvFilters gives the network filters that read the TLVs of a chain's
@@ -70,7 +70,7 @@ func tlvMeaning(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
 	there := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
-	switch tlv.Form() {
+	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
 		return there + azureLink(value)
 	case settings.TLVGCPLink:

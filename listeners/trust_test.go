@@ -20,7 +20,9 @@ import (
 )
 
 // limited says whether only some peers' headers are believed.
-func limited(p settings.Listener) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll() }
+func limited(p settings.Listener) bool {
+	return p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll()
+}
 
 // trustedChain says whether a chain is for the trusted peers alone.
 func trustedChain(chain *listenerv3.FilterChain, p settings.Listener) bool {

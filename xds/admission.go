@@ -16,26 +16,26 @@ import (
 // admission keeps the Limits: it knows every connection and every stream. Its
 // methods may be called from any goroutine.
 type admission struct {
-	limits  Limits
-	metrics *Metrics
-	log     *slog.Logger
-	seed    maphash.Seed  // of the hashes of tokens
-	lines   *rate.Limiter // of the log about refusals
+	limits     Limits
+	metrics    *Metrics
+	log        *slog.Logger
+	seed       maphash.Seed  // of the hashes of tokens
+	logLimiter *rate.Limiter // of the log about refusals
 
 	mu           sync.Mutex // guards what follows, and the fields of peers, connections and places
-	peers        map[netip.Prefix]*peerState
+	callers      map[netip.Prefix]*callerState
 	connections  map[*connection]struct{}
 	streams      int
 	rate         *rate.Limiter
 	pendingConns list.List // of *connection, oldest first
 	pending      pendingStreams
 	requestBytes int
-	known        map[uint64]*knownToken
+	knownTokens  map[uint64]*knownToken
 	closed       bool // no connection is taken any more
 }
 
 // peerState is what is known of one peer.
-type peerState struct {
+type callerState struct {
 	connections  int
 	streams      int
 	rate         *rate.Limiter // of its streams
@@ -51,10 +51,10 @@ type peerState struct {
 type pendingStreams struct{ strangers, known list.List }
 
 // oldest returns the stream that gives way first; nil if there is none.
-func (p *pendingStreams) oldest() *place {
+func (p *pendingStreams) oldest() *admittedStream {
 	for _, l := range []*list.List{&p.strangers, &p.known} {
 		if e := l.Front(); e != nil {
-			return e.Value.(*place)
+			return e.Value.(*admittedStream)
 		}
 	}
 	return nil
@@ -74,7 +74,7 @@ type knownToken struct {
 }
 
 // place is one stream's share of the limits.
-type place struct {
+type admittedStream struct {
 	admission *admission
 	conn      *connection
 	token     uint64      // a hash
@@ -82,19 +82,19 @@ type place struct {
 
 	authorized            bool
 	known                 bool          // its token was authorised lately
-	gone                  bool          // it no longer counts
+	released              bool          // it no longer counts
 	element, peersElement *list.Element // in the lists of pending streams
 }
 
 func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 	l = l.withDefaults()
-	m.showLimits(l)
+	m.setLimits(l)
 	return &admission{
-		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), lines: limiter(maxRefusalLines),
-		peers:       map[netip.Prefix]*peerState{},
+		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), logLimiter: limiter(maxRefusalLines),
+		callers:     map[netip.Prefix]*callerState{},
 		connections: map[*connection]struct{}{},
 		rate:        limiter(l.StreamRate),
-		known:       map[uint64]*knownToken{},
+		knownTokens: map[uint64]*knownToken{},
 	}
 }
 
@@ -104,7 +104,7 @@ func limiter(perSecond int) *rate.Limiter {
 
 // peerKey names a peer: an IPv4 address, the /64 network of an IPv6 one, or the
 // zero Prefix for a unix socket.
-func peerKey(a netip.Addr) netip.Prefix {
+func networkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
 		bits = 32
@@ -114,41 +114,41 @@ func peerKey(a netip.Addr) netip.Prefix {
 }
 
 // peer returns the state of a peer. The caller holds mu.
-func (a *admission) peer(key netip.Prefix) *peerState {
-	p := a.peers[key]
+func (a *admission) caller(key netip.Prefix) *callerState {
+	p := a.callers[key]
 	if p == nil {
-		if len(a.peers) >= a.limits.Connections+maxIdlePeers {
-			a.forgetIdlePeers()
+		if len(a.callers) >= a.limits.Connections+maxIdleCallers {
+			a.pruneIdleCallers()
 		}
-		p = &peerState{rate: limiter(a.limits.StreamRatePerPeer), denied: rate.NewLimiter(maxDeniedRate, maxDenied)}
-		a.peers[key] = p
+		p = &callerState{rate: limiter(a.limits.StreamRatePerPeer), denied: rate.NewLimiter(maxDeniedRate, maxDenied)}
+		a.callers[key] = p
 	}
 	return p
 }
 
-func (a *admission) forgetIdlePeers() {
-	for key, p := range a.peers {
+func (a *admission) pruneIdleCallers() {
+	for key, p := range a.callers {
 		if p.connections == 0 && p.streams == 0 {
-			delete(a.peers, key)
+			delete(a.callers, key)
 		}
 	}
 }
 
 // enter takes a connection in. It returns false when there is no place for it.
-func (a *admission) enter(c *connection) bool {
+func (a *admission) addConnection(c *connection) bool {
 	a.mu.Lock()
-	c.peer = a.peer(peerKey(peerAddr(c.RemoteAddr())))
+	c.caller = a.caller(networkOf(clientAddr(c.RemoteAddr())))
 	var evicted []*connection
 	ok := !a.closed
-	if ok && c.peer.connections >= a.limits.ConnectionsPerPeer {
-		ok = a.makeRoom("connections_per_peer", c, c.peer, &evicted)
+	if ok && c.caller.connections >= a.limits.ConnectionsPerPeer {
+		ok = a.evictOldest("connections_per_peer", c, c.caller, &evicted)
 	}
 	if ok && len(a.connections) >= a.limits.Connections {
-		ok = a.makeRoom("connections", c, a.mostPending(c.peer), &evicted)
+		ok = a.evictOldest("connections", c, a.mostPending(c.caller), &evicted)
 	}
 	if ok {
 		a.connections[c] = struct{}{}
-		c.peer.connections++
+		c.caller.connections++
 		a.setPending(c)
 	} else {
 		c.closed = true
@@ -162,8 +162,8 @@ func (a *admission) enter(c *connection) bool {
 
 // mostPending returns the peer that has most pending connections, or the given one
 // where none has more. The caller holds mu.
-func (a *admission) mostPending(p *peerState) *peerState {
-	for _, other := range a.peers {
+func (a *admission) mostPending(p *callerState) *callerState {
+	for _, other := range a.callers {
 		if other.pendingConns.Len() > p.pendingConns.Len() {
 			p = other
 		}
@@ -187,14 +187,14 @@ func (a *admission) closePending() {
 
 // makeRoom takes the oldest pending connection of a peer out of the way of c. It
 // returns false when there is none. The caller holds mu.
-func (a *admission) makeRoom(limit string, c *connection, of *peerState, evicted *[]*connection) bool {
-	a.refuse(c, limit, "too many connections", "")
+func (a *admission) evictOldest(limit string, c *connection, of *callerState, evicted *[]*connection) bool {
+	a.countLimit(c, limit, "too many connections", "")
 	oldest := of.pendingConns.Front()
 	if oldest == nil {
 		return false
 	}
 	old := oldest.Value.(*connection)
-	a.drop(old)
+	a.dropConnection(old)
 	*evicted = append(*evicted, old)
 	return true
 }
@@ -202,9 +202,9 @@ func (a *admission) makeRoom(limit string, c *connection, of *peerState, evicted
 // setPending puts a connection into the lists of those that are pending. The
 // caller holds mu.
 func (a *admission) setPending(c *connection) {
-	c.element, c.peersElement = a.pendingConns.PushBack(c), c.peer.pendingConns.PushBack(c)
+	c.element, c.peersElement = a.pendingConns.PushBack(c), c.caller.pendingConns.PushBack(c)
 	c.expiry = time.AfterFunc(pendingTime, func() { a.expire(c) })
-	a.show()
+	a.updateGauges()
 }
 
 // setAuthorized is the contrary of setPending. The caller holds mu.
@@ -213,11 +213,11 @@ func (a *admission) setAuthorized(c *connection) {
 		return
 	}
 	a.pendingConns.Remove(c.element)
-	c.peer.pendingConns.Remove(c.peersElement)
+	c.caller.pendingConns.Remove(c.peersElement)
 	c.element, c.peersElement = nil, nil
 	c.extended = false
 	c.expiry.Stop()
-	a.show()
+	a.updateGauges()
 }
 
 // expire closes a connection that has been pending for too long.
@@ -225,7 +225,7 @@ func (a *admission) expire(c *connection) {
 	a.mu.Lock()
 	pending := c.element != nil
 	if pending && !c.used {
-		a.refuse(c, "pending_time", "the connection has opened no stream in time", "")
+		a.countLimit(c, "pending_time", "the connection has opened no stream in time", "")
 	}
 	a.mu.Unlock()
 	if pending {
@@ -234,45 +234,45 @@ func (a *admission) expire(c *connection) {
 }
 
 // leave forgets a connection that is closed.
-func (a *admission) leave(c *connection) {
+func (a *admission) removeConnection(c *connection) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.drop(c)
+	a.dropConnection(c)
 }
 
 // drop is leave for a caller that holds mu.
-func (a *admission) drop(c *connection) {
+func (a *admission) dropConnection(c *connection) {
 	if c.closed {
 		return
 	}
 	c.closed = true
 	delete(a.connections, c)
-	c.peer.connections--
-	a.charge(c, -c.requestBytes, 0)
+	c.caller.connections--
+	a.adjustRequestBytes(c, -c.requestBytes, 0)
 	a.setAuthorized(c)
-	a.show()
+	a.updateGauges()
 }
 
 // received counts requests that have arrived. When they take too much, those of
 // the peer that has most of them give way, the connections that are pending first.
-func (a *admission) received(c *connection, bytes, frames int) {
+func (a *admission) addRequestBytes(c *connection, bytes, frames int) {
 	a.mu.Lock()
 	if c.closed {
 		a.mu.Unlock()
 		return
 	}
-	a.charge(c, bytes, frames)
+	a.adjustRequestBytes(c, bytes, frames)
 	var evicted []*connection
 	evict := func(old *connection) {
-		a.refuse(old, "request_bytes", "its requests take too much while they arrive", "")
-		a.drop(old)
+		a.countLimit(old, "request_bytes", "its requests take too much while they arrive", "")
+		a.dropConnection(old)
 		evicted = append(evicted, old)
 	}
 	if c.element != nil && c.cost() > maxPendingRequest {
 		evict(c)
 	}
 	for a.requestBytes > maxRequestBytes {
-		evict(a.largest())
+		evict(a.largestRequest())
 	}
 	a.mu.Unlock()
 	for _, old := range evicted {
@@ -282,7 +282,7 @@ func (a *admission) received(c *connection, bytes, frames int) {
 
 // charge adds to what a connection's requests take; negative numbers subtract.
 // The caller holds mu.
-func (a *admission) charge(c *connection, bytes, frames int) {
+func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	before := c.cost()
 	c.requestBytes = max(0, c.requestBytes+bytes)
 	c.frames += frames
@@ -290,21 +290,21 @@ func (a *admission) charge(c *connection, bytes, frames int) {
 		c.frames = 0
 	}
 	change := c.cost() - before
-	c.peer.requestBytes += change
+	c.caller.requestBytes += change
 	a.requestBytes += change
 	a.metrics.requestBytes.Set(float64(a.requestBytes))
 }
 
 // largest returns the connection whose requests give way first. There is one that
 // has any. The caller holds mu.
-func (a *admission) largest() *connection {
+func (a *admission) largestRequest() *connection {
 	var largest *connection
 	for c := range a.connections {
 		switch {
 		case c.cost() == 0:
-		case largest == nil, c.peer.requestBytes > largest.peer.requestBytes:
+		case largest == nil, c.caller.requestBytes > largest.caller.requestBytes:
 			largest = c
-		case c.peer == largest.peer && c.givesWayBefore(largest):
+		case c.caller == largest.caller && c.evictedBefore(largest):
 			largest = c
 		}
 	}
@@ -312,19 +312,19 @@ func (a *admission) largest() *connection {
 }
 
 // handled is the contrary of received.
-func (a *admission) handled(c *connection, bytes int) {
+func (a *admission) releaseRequestBytes(c *connection, bytes int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !c.closed {
-		a.charge(c, -bytes, 0)
+		a.adjustRequestBytes(c, -bytes, 0)
 	}
 }
 
 // open admits a stream; end is called when it has to give way. An error is a
 // status. A connection on which nothing but refused streams come is closed.
-func (a *admission) open(c *connection, token Token, end func(error)) (*place, error) {
+func (a *admission) openStream(c *connection, token Token, end func(error)) (*admittedStream, error) {
 	a.mu.Lock()
-	p, err := a.admit(c, token, end)
+	p, err := a.admitStream(c, token, end)
 	useless := err != nil && c.element != nil && c.refused >= maxRefused
 	a.mu.Unlock()
 	if useless {
@@ -334,37 +334,37 @@ func (a *admission) open(c *connection, token Token, end func(error)) (*place, e
 }
 
 // admit is open for a caller that holds mu.
-func (a *admission) admit(c *connection, token Token, end func(error)) (*place, error) {
+func (a *admission) admitStream(c *connection, token Token, end func(error)) (*admittedStream, error) {
 	c.used = true
 	hash := maphash.String(a.seed, string(token))
-	p := &place{admission: a, conn: c, token: hash, known: a.isKnown(hash), end: end}
+	p := &admittedStream{admission: a, conn: c, token: hash, known: a.isKnown(hash), end: end}
 	for _, limit := range []struct {
 		name    string
 		full    func() bool
 		pending *pendingStreams // the oldest gives way; nil: none can
 	}{
-		{"stream_rate_per_peer", func() bool { return !p.known && !c.peer.rate.Allow() }, nil},
-		{"denied_rate_per_peer", func() bool { return !p.known && c.peer.denied.Tokens() < 1 }, nil},
+		{"stream_rate_per_peer", func() bool { return !p.known && !c.caller.rate.Allow() }, nil},
+		{"denied_rate_per_peer", func() bool { return !p.known && c.caller.denied.Tokens() < 1 }, nil},
 		{"stream_rate", func() bool { return !p.known && !a.rate.Allow() }, nil},
-		{"streams_per_peer", func() bool { return c.peer.streams >= a.limits.StreamsPerPeer }, &c.peer.pending},
+		{"streams_per_peer", func() bool { return c.caller.streams >= a.limits.StreamsPerPeer }, &c.caller.pending},
 		{"streams", func() bool { return a.streams >= a.limits.Streams }, &a.pending},
-		{"pending_streams_per_peer", func() bool { return !p.known && c.peer.pending.strangers.Len() >= maxPendingStreamsPerPeer }, &c.peer.pending},
+		{"pending_streams_per_peer", func() bool { return !p.known && c.caller.pending.strangers.Len() >= maxPendingStreamsPerPeer }, &c.caller.pending},
 		{"pending_streams", func() bool { return !p.known && a.pending.strangers.Len() >= maxPendingStreams }, &a.pending},
 	} {
 		if !limit.full() {
 			continue
 		}
-		a.refuse(c, limit.name, "too many streams", token)
+		a.countLimit(c, limit.name, "too many streams", token)
 		if limit.pending == nil || limit.pending.oldest() == nil {
 			c.refused++
 			return nil, errLimit(limit.name)
 		}
-		limit.pending.oldest().giveWay(limit.name)
+		limit.pending.oldest().evict(limit.name)
 	}
 	a.streams++
 	c.streams++
-	c.peer.streams++
-	p.element, p.peersElement = a.pending.of(p.known).PushBack(p), c.peer.pending.of(p.known).PushBack(p)
+	c.caller.streams++
+	p.element, p.peersElement = a.pending.of(p.known).PushBack(p), c.caller.pending.of(p.known).PushBack(p)
 	a.metrics.pendingStreams.Set(float64(a.pending.strangers.Len()))
 	if c.element != nil && !c.extended {
 		c.extended = true
@@ -378,47 +378,47 @@ func errLimit(name string) error {
 }
 
 // giveWay ends a pending stream, which no longer counts. The caller holds mu.
-func (p *place) giveWay(limit string) {
-	p.unlist()
-	p.uncount()
+func (p *admittedStream) evict(limit string) {
+	p.removeFromPending()
+	p.release()
 	p.end(errLimit(limit))
 }
 
 // uncount gives the stream's share of the limits back, once. The caller holds mu.
-func (p *place) uncount() {
-	if p.gone {
+func (p *admittedStream) release() {
+	if p.released {
 		return
 	}
-	p.gone = true
+	p.released = true
 	p.admission.streams--
 	p.conn.streams--
-	p.conn.peer.streams--
+	p.conn.caller.streams--
 }
 
 // unlist takes a stream out of the lists of those that are pending. The caller
 // holds mu.
-func (p *place) unlist() {
+func (p *admittedStream) removeFromPending() {
 	if p.element == nil {
 		return
 	}
 	p.admission.pending.of(p.known).Remove(p.element)
-	p.conn.peer.pending.of(p.known).Remove(p.peersElement)
+	p.conn.caller.pending.of(p.known).Remove(p.peersElement)
 	p.element, p.peersElement = nil, nil
 	p.admission.metrics.pendingStreams.Set(float64(p.admission.pending.strangers.Len()))
 }
 
 // authorize notes that the stream is authorised, and so its connection.
-func (p *place) authorize() {
+func (p *admittedStream) markAuthorized() {
 	a := p.admission
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.authorized = true
-	p.unlist()
-	k := a.known[p.token]
+	p.removeFromPending()
+	k := a.knownTokens[p.token]
 	if k == nil {
-		a.forgetTokens()
+		a.pruneTokens()
 		k = &knownToken{}
-		a.known[p.token] = k
+		a.knownTokens[p.token] = k
 	}
 	k.streams++
 	p.conn.authorized++
@@ -428,19 +428,19 @@ func (p *place) authorize() {
 }
 
 // leave gives the place back.
-func (p *place) leave() {
+func (p *admittedStream) close() {
 	a := p.admission
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p.unlist()
-	p.uncount()
+	p.removeFromPending()
+	p.release()
 	if c := p.conn; c.streams == 0 && !c.closed {
-		a.charge(c, -c.requestBytes, 0) // what ended streams have sent and were not read for
+		a.adjustRequestBytes(c, -c.requestBytes, 0) // what ended streams have sent and were not read for
 	}
 	if !p.authorized {
 		return
 	}
-	if k := a.known[p.token]; k != nil {
+	if k := a.knownTokens[p.token]; k != nil {
 		k.streams--
 		k.until = time.Now().Add(knownTime)
 	}
@@ -452,25 +452,25 @@ func (p *place) leave() {
 
 // isKnown reports whether a token was authorised lately. The caller holds mu.
 func (a *admission) isKnown(token uint64) bool {
-	k := a.known[token]
+	k := a.knownTokens[token]
 	return k != nil && (k.streams > 0 || time.Now().Before(k.until))
 }
 
 // forgetTokens makes room for one more token. Those of open streams stay. The
 // caller holds mu.
-func (a *admission) forgetTokens() {
-	if len(a.known) < maxKnownTokens {
+func (a *admission) pruneTokens() {
+	if len(a.knownTokens) < maxKnownTokens {
 		return
 	}
-	for token, k := range a.known {
+	for token, k := range a.knownTokens {
 		if k.streams == 0 {
-			delete(a.known, token)
+			delete(a.knownTokens, token)
 		}
 	}
 }
 
 // show brings the gauges of connections up to date. The caller holds mu.
-func (a *admission) show() {
+func (a *admission) updateGauges() {
 	pending := a.pendingConns.Len()
 	a.metrics.connections.WithLabelValues("pending").Set(float64(pending))
 	a.metrics.connections.WithLabelValues("authorized").Set(float64(len(a.connections) - pending))

@@ -11,19 +11,21 @@ import (
 )
 
 // from is a connection from an address, which nothing is read of.
-type from struct {
+type fakeConn struct {
 	net.Conn
 	addr netip.Addr
 }
 
-func (f from) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(netip.AddrPortFrom(f.addr, 1)) }
-func (f from) Close() error         { return nil }
+func (f fakeConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(f.addr, 1))
+}
+func (f fakeConn) Close() error { return nil }
 
 // enterFrom takes a connection in.
-func enterFrom(t *testing.T, a *admission, addr string) *connection {
+func connectFrom(t *testing.T, a *admission, addr string) *connection {
 	t.Helper()
-	c := &connection{Conn: from{addr: netip.MustParseAddr(addr)}, admission: a}
-	if !a.enter(c) {
+	c := &connection{Conn: fakeConn{addr: netip.MustParseAddr(addr)}, admission: a}
+	if !a.addConnection(c) {
 		t.Fatalf("a connection from %s is not taken", addr)
 	}
 	t.Cleanup(func() { _ = c.Close() })
@@ -38,26 +40,26 @@ func newTestAdmission(l Limits) *admission {
 // another's.
 func TestThePeerWithMostPendingConnectionsGivesWay(t *testing.T) {
 	a := newTestAdmission(Limits{Connections: 10})
-	honest := enterFrom(t, a, "192.0.2.1")
+	honest := connectFrom(t, a, "192.0.2.1")
 	for range 100 {
-		enterFrom(t, a, "192.0.2.66")
+		connectFrom(t, a, "192.0.2.66")
 	}
 	if honest.closed {
 		t.Error("the oldest connection of all was closed, and it is the only one of its peer")
 	}
-	enterFrom(t, a, "192.0.2.2") // has none that could give way
+	connectFrom(t, a, "192.0.2.2") // has none that could give way
 }
 
 // A peer over its own rate does not use up that of all.
 func TestAPeerOverItsRateCostsOthersNothing(t *testing.T) {
 	a := newTestAdmission(Limits{})
-	stranger, honest := enterFrom(t, a, "192.0.2.66"), enterFrom(t, a, "192.0.2.1")
+	stranger, honest := connectFrom(t, a, "192.0.2.66"), connectFrom(t, a, "192.0.2.1")
 	for range 50_000 {
-		if p, err := a.open(stranger, "unknown", func(error) {}); err == nil {
-			p.leave()
+		if p, err := a.openStream(stranger, "unknown", func(error) {}); err == nil {
+			p.close()
 		}
 	}
-	if _, err := a.open(honest, "new", func(error) {}); err != nil {
+	if _, err := a.openStream(honest, "new", func(error) {}); err != nil {
 		t.Errorf("another peer's stream: %v", err)
 	}
 	if !stranger.closed {
@@ -69,8 +71,8 @@ func TestAPeerOverItsRateCostsOthersNothing(t *testing.T) {
 func TestIPv6PeersAreNetworks(t *testing.T) {
 	a := newTestAdmission(Limits{StreamRatePerPeer: 1})
 	for i, want := range []codes.Code{9: codes.OK, 10: codes.ResourceExhausted} {
-		c := enterFrom(t, a, netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i + 1)}).String())
-		if _, err := a.open(c, "unknown", func(error) {}); status.Code(err) != want {
+		c := connectFrom(t, a, netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i + 1)}).String())
+		if _, err := a.openStream(c, "unknown", func(error) {}); status.Code(err) != want {
 			t.Errorf("stream %d: %v, want %v", i, err, want)
 		}
 	}
@@ -79,10 +81,10 @@ func TestIPv6PeersAreNetworks(t *testing.T) {
 // Requests of a peer that has most of them give way, however long others wait.
 func TestThePeerWithMostRequestBytesGivesWay(t *testing.T) {
 	a := newTestAdmission(Limits{})
-	honest := enterFrom(t, a, "192.0.2.1")
-	a.received(honest, 2<<20, 100)
+	honest := connectFrom(t, a, "192.0.2.1")
+	a.addRequestBytes(honest, 2<<20, 100)
 	for range 40 {
-		a.received(enterFrom(t, a, "192.0.2.66"), 4<<20, 100)
+		a.addRequestBytes(connectFrom(t, a, "192.0.2.66"), 4<<20, 100)
 	}
 	if honest.closed {
 		t.Error("the request that has waited longest was cut off, and its peer has no other")

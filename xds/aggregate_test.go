@@ -29,9 +29,9 @@ func aggregate(name string, legs ...string) proto.Message {
 // A cluster that requests go to becomes an aggregate of new ones: it is replaced
 // when those are warm, and only then may routes and listeners change.
 func TestAggregateWaitsForItsNewLegs(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(
+		r.source.publish(small().with(
 			aggregate("web", "primary", "spare"), listener("http", 2, "web"),
 			cluster("primary", 1), endpoints("primary", 1), cluster("spare", 1), endpoints("spare", 1),
 		).without(endpoints("web", 1)).set(t))
@@ -51,10 +51,10 @@ func TestAggregateWaitsForItsNewLegs(t *testing.T) {
 
 // Legs that Envoy has already keep their instances while they change.
 func TestAggregateDoesNotWaitForLegsThatChange(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		world := small().with(cluster("primary", 1), endpoints("primary", 1))
 		e := r.warm(world)
-		r.supplier.publish(world.with(aggregate("both", "web", "primary"), cluster("primary", 2)).set(t))
+		r.source.publish(world.with(aggregate("both", "web", "primary"), cluster("primary", 2)).set(t))
 		e.ExpectAck(cds, r.full([]string{"both", "primary", "web"}, "both", "primary")...)
 		e.ExpectAck(eds, "primary")
 		e.ExpectNone()
@@ -64,8 +64,8 @@ func TestAggregateDoesNotWaitForLegsThatChange(t *testing.T) {
 // What a state of the world leaves out is removed: its first one for an Envoy
 // that comes back names everything.
 func TestFirstStateOfTheWorldHasAggregateAndLegs(t *testing.T) {
-	forOne(t, fakeenvoy.SotW, func(r *rig) {
-		r.supplier.publish(small().with(aggregate("both", "web")).set(t))
+	forOne(t, fakeenvoy.SotW, func(r *harness) {
+		r.source.publish(small().with(aggregate("both", "web")).set(t))
 		e := r.connect()
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "both", "web")

@@ -13,7 +13,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 		b.Run(fmt.Sprintf("sotw=%t", sotw), func(b *testing.B) {
 			const envoys = 100
 			all, names := benchmarkSet(b)
-			models := make([]*model, envoys)
+			models := make([]*fakeClient, envoys)
 			for i := range models {
 				models[i] = upToDate(b, sotw, all, names)
 			}
@@ -24,7 +24,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 				set := NewSet(all)
 				for _, m := range models {
 					m.update(set)
-					m.settle()
+					m.exchangeAll()
 				}
 			}
 		})
@@ -37,12 +37,12 @@ func BenchmarkMemoryOfAnEnvoy(b *testing.B) {
 		b.Run(fmt.Sprintf("sotw=%t", sotw), func(b *testing.B) {
 			const envoys = 100
 			set, names := benchmarkSet(b)
-			talks := make([]*conversation, envoys)
+			talks := make([]*streamState, envoys)
 			for b.Loop() {
 				clear(talks)
 				before := heap()
 				for i := range talks {
-					talks[i] = upToDate(b, sotw, set, names).talk
+					talks[i] = upToDate(b, sotw, set, names).state
 				}
 				b.ReportMetric(max(0, heap()-before)/envoys, "B/Envoy")
 			}
@@ -71,13 +71,13 @@ func benchmarkSet(b *testing.B) (all [NumTypes]*Collection, names []string) {
 }
 
 // upToDate is an Envoy that has all of a set.
-func upToDate(b *testing.B, sotw bool, all [NumTypes]*Collection, names []string) *model {
+func upToDate(b *testing.B, sotw bool, all [NumTypes]*Collection, names []string) *fakeClient {
 	b.Helper()
-	m := newModel(b, sotw)
+	m := newFakeClient(b, sotw)
 	m.update(NewSet(all))
 	m.subscribe(Cluster)
-	m.settle()
+	m.exchangeAll()
 	m.subscribe(Endpoint, names...)
-	m.settle()
+	m.exchangeAll()
 	return m
 }

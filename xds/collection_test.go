@@ -14,7 +14,7 @@ func TestNextKnowsWhatItChanged(t *testing.T) {
 		c := NewCollection(nil, nil)
 		for range 20 {
 			next := randomNext(t, rnd, c)
-			got, want := slices.Clone(next.since(c)), difference(c, next)
+			got, want := slices.Clone(next.changedSince(c)), difference(c, next)
 			slices.Sort(got)
 			slices.Sort(want)
 			if !slices.Equal(slices.Compact(got), slices.Compact(want)) {
@@ -64,10 +64,10 @@ func TestSessionThatLagsBehindSeesEverything(t *testing.T) {
 	first := NewCollection(nil, nil)
 	second := first.Next([]*Resource{sample(t, Route, "a", 1)}, nil, nil)
 	third := second.Next([]*Resource{sample(t, Route, "b", 1)}, nil, nil)
-	if got := slices.Sorted(slices.Values(third.since(first))); !slices.Equal(got, []string{"a", "b"}) {
+	if got := slices.Sorted(slices.Values(third.changedSince(first))); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("since the first: %q, want a and b", got)
 	}
-	if got := third.since(second); !slices.Equal(got, []string{"b"}) {
+	if got := third.changedSince(second); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("since the second: %q, want b", got)
 	}
 }

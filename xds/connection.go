@@ -18,7 +18,7 @@ type connection struct {
 	admission *admission
 	once      sync.Once
 
-	peer                  *peerState
+	caller                *callerState
 	closed                bool
 	streams               int           // that are open
 	authorized            int           // of them
@@ -39,12 +39,12 @@ func (c *connection) cost() int { return c.requestBytes + frameCost*c.frames }
 
 // Close implements net.Conn.
 func (c *connection) Close() error {
-	c.once.Do(func() { c.admission.leave(c) })
+	c.once.Do(func() { c.admission.removeConnection(c) })
 	return c.Conn.Close()
 }
 
 // givesWayBefore reports whether c's requests give way before those of other.
-func (c *connection) givesWayBefore(other *connection) bool {
+func (c *connection) evictedBefore(other *connection) bool {
 	if pending := c.element != nil; pending != (other.element != nil) {
 		return pending
 	}
@@ -66,7 +66,7 @@ func (l listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		c := &connection{Conn: conn, admission: l.admission}
-		if l.admission.enter(c) {
+		if l.admission.addConnection(c) {
 			return c, nil
 		}
 		_ = conn.Close()
@@ -76,7 +76,7 @@ func (l listener) Accept() (net.Conn, error) {
 // authInfo is what a handshake says, with the connection.
 type authInfo struct {
 	credentials.AuthInfo
-	connection *connection
+	conn *connection
 }
 
 // countingCredentials count the bytes of requests behind the handshake.
@@ -91,7 +91,7 @@ func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credential
 		return nil, nil, err
 	}
 	of := raw.(*connection)
-	return &countedConn{Conn: conn, of: of}, authInfo{info, of}, nil
+	return &countedConn{Conn: conn, conn: of}, authInfo{info, of}, nil
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -102,7 +102,7 @@ func (c countingCredentials) Clone() credentials.TransportCredentials {
 // countedConn counts what arrives, behind TLS.
 type countedConn struct {
 	net.Conn
-	of   *connection
+	conn *connection
 	data dataCounter
 }
 
@@ -110,7 +110,7 @@ type countedConn struct {
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if data, frames := c.data.count(p[:n]); frames > 0 || data > 0 {
-		c.of.admission.received(c.of, data, frames)
+		c.conn.admission.addRequestBytes(c.conn, data, frames)
 	}
 	return n, err
 }

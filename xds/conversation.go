@@ -25,99 +25,99 @@ import (
 //   - A cluster's endpoints are sent again after the cluster, a listener's
 //     routes after the listener: Envoy waits for them again.
 //   - What Envoy rejected is not offered again until it changes.
-type conversation struct {
-	set    *Set
-	topics [NumTypes]topic
+type streamState struct {
+	set   *Set
+	types [NumTypes]typeState
 	// owed are the load assignments Envoy has to ask for because it was
 	// sent their clusters, and has not yet.
-	owed []string
+	awaitingEDS []string
 	// outbox are the responses to send, in this order.
-	outbox []*response
+	pending []*response
 	// nonces is how many responses there were.
-	nonces uint64
+	responseCount uint64
 	// impatient is true in the push that waits no longer.
-	impatient bool
+	ackTimedOut bool
 }
 
-func newConversation(sotw bool) *conversation {
-	c := &conversation{}
-	for t := range c.topics {
-		c.topics[t] = topic{typ: Type(t), sotw: sotw}
+func newStreamState(sotw bool) *streamState {
+	c := &streamState{}
+	for t := range c.types {
+		c.types[t] = typeState{typ: Type(t), sotw: sotw}
 	}
 	return c
 }
 
 // hear takes a request.
-func (c *conversation) hear(t Type, r request) verdict {
-	v := c.topics[t].hear(r)
+func (c *streamState) handleRequest(t Type, r request) ackResult {
+	v := c.types[t].handleRequest(r)
 	switch {
-	case t == Cluster && v.problem != nil:
-		c.owed = nil
+	case t == Cluster && v.errorDetail != nil:
+		c.awaitingEDS = nil
 	case t == Endpoint:
-		c.collect()
+		c.pruneAwaitingEDS()
 	}
 	return v
 }
 
 // update takes a newer set.
-func (c *conversation) update(s *Set) { c.set = s }
+func (c *streamState) setResources(s *Set) { c.set = s }
 
 // push puts into the outbox what can be sent now. It returns true when something
 // has to wait for Envoy.
-func (c *conversation) push() (waits bool) {
+func (c *streamState) push() (waits bool) {
 	if c.set == nil {
 		return false
 	}
-	for t := range c.topics {
-		c.topics[t].partial = c.set.withholds(Listener) || c.set.withholds(Type(t))
-		c.topics[t].refresh(c.set.collections[t])
+	for t := range c.types {
+		c.types[t].incomplete = c.set.hasHeldBack(Listener) || c.set.hasHeldBack(Type(t))
+		c.types[t].setCollection(c.set.collections[t])
 	}
-	c.collect()
+	c.pruneAwaitingEDS()
 	for _, t := range dependencies {
-		c.send(t, false)
+		c.respond(t, false)
 	}
-	if !c.holdsTraffic() {
-		c.send(Listener, true)
-		c.send(Route, true)
-		if c.settled() {
+	if !c.listenersBlocked() {
+		c.respond(Listener, true)
+		c.respond(Route, true)
+		if c.listenersAcked() {
 			for _, t := range []Type{Cluster, Endpoint, Secret, TokenBucket} {
-				c.send(t, true)
+				c.respond(t, true)
 			}
 		}
 	}
-	return c.waits()
+	return c.waitsForEnvoy()
 }
 
 // pushAnyway is push after waiting for too long: order is given up in favour of
 // delivery.
-func (c *conversation) pushAnyway() {
-	c.owed = nil
-	c.impatient = true
+func (c *streamState) pushUnordered() {
+	c.awaitingEDS = nil
+	c.ackTimedOut = true
 	c.push()
-	c.impatient = false
+	c.ackTimedOut = false
 }
 
 // send makes a response with what is due of a type, if anything is.
-func (c *conversation) send(typ Type, removing bool) {
-	t := &c.topics[typ]
-	if !t.ready() {
+func (c *streamState) respond(typ Type, removing bool) {
+	t := &c.types[typ]
+	if !t.canSend() {
 		return
 	}
-	upserts, removals := t.due()
-	upserts = t.legsFirst(upserts)
+	upserts, removals := t.changes()
+	upserts = t.deferAggregates(upserts)
 	if !removing {
 		removals = nil
 	}
-	if len(upserts)+len(removals) == 0 && !t.owesAnswer() {
+	if len(upserts)+len(removals) == 0 && !t.needsFirstResponse() {
 		return
 	}
-	c.nonces++
-	c.outbox = append(c.outbox, t.newResponse(newNonce(c.nonces), upserts, removals))
+	c.responseCount++
+	c.pending = append(c.pending, t.newResponse(newNonce(c.responseCount), upserts, removals))
 	if child, ok := typ.child(); ok {
-		c.topics[child].forceChildren(upserts)
+		c.types[child].invalidateChildren(upserts)
 	}
 	if typ == Cluster {
-		c.owe(upserts)
+		c.awaitEDS(upserts)
 	}
 }
 
@@ -126,8 +126,8 @@ func (c *conversation) send(typ Type, removing bool) {
 func newNonce(number uint64) string { return strconv.FormatUint(number, 10) + "-" + rand.Text()[:13] }
 
 // unanswered reports whether a response awaits its answer.
-func (c *conversation) unanswered() bool {
-	return slices.ContainsFunc(c.topics[:], func(t topic) bool { return t.inflight != nil })
+func (c *streamState) awaitsACK() bool {
+	return slices.ContainsFunc(c.types[:], func(t typeState) bool { return t.inflight != nil })
 }
 
 // The most names that an Envoy may ask for, or say that it has, of which a type
@@ -142,12 +142,12 @@ const (
 
 // tooMuch returns an error when Envoy names too many resources of a type that do
 // not exist. It is called after push, which looks at what exists.
-func (c *conversation) tooMuch(t Type) error {
+func (c *streamState) checkNameLimits(t Type) error {
 	mostNames, mostBytes := maxUnknownNames, maxUnknownNameBytes
-	if c.topics[t].level == nil {
+	if c.types[t].baseline == nil {
 		mostNames, mostBytes = maxUncheckedNames, maxUncheckedNameBytes
 	}
-	names, bytes := c.topics[t].unknown()
+	names, bytes := c.types[t].unknownNames()
 	if names > mostNames || bytes > mostBytes {
 		return fmt.Errorf("the Envoy names %d resources of type %s that do not exist (%d bytes of names); at most %d and %d bytes are kept", names, t, bytes, mostNames, mostBytes)
 	}
@@ -155,51 +155,51 @@ func (c *conversation) tooMuch(t Type) error {
 }
 
 // take empties the outbox.
-func (c *conversation) take() []*response {
-	out := c.outbox
-	c.outbox = nil
+func (c *streamState) takePending() []*response {
+	out := c.pending
+	c.pending = nil
 	return out
 }
 
 // owe notes which load assignments Envoy has to ask for next.
-func (c *conversation) owe(clusters []*Resource) {
+func (c *streamState) awaitEDS(clusters []*Resource) {
 	for _, cluster := range clusters {
-		c.owed = append(c.owed, cluster.children...)
+		c.awaitingEDS = append(c.awaitingEDS, cluster.children...)
 	}
-	c.collect()
+	c.pruneAwaitingEDS()
 }
 
 // collect drops from owed what Envoy has asked for, and what does not exist.
-func (c *conversation) collect() {
-	if len(c.owed) == 0 || c.set == nil {
+func (c *streamState) pruneAwaitingEDS() {
+	if len(c.awaitingEDS) == 0 || c.set == nil {
 		return
 	}
-	endpoints, asked := c.set.collections[Endpoint], &c.topics[Endpoint]
-	c.owed = slices.DeleteFunc(c.owed, func(name string) bool {
-		return endpoints.Get(name) == nil || asked.started && asked.wants(name)
+	endpoints, asked := c.set.collections[Endpoint], &c.types[Endpoint]
+	c.awaitingEDS = slices.DeleteFunc(c.awaitingEDS, func(name string) bool {
+		return endpoints.Get(name) == nil || asked.started && asked.subscribed(name)
 	})
-	if len(c.owed) == 0 {
-		c.owed = nil
+	if len(c.awaitingEDS) == 0 {
+		c.awaitingEDS = nil
 	}
 }
 
 // holdsTraffic says whether listeners and routes have to wait.
-func (c *conversation) holdsTraffic() bool {
-	if c.impatient {
+func (c *streamState) listenersBlocked() bool {
+	if c.ackTimedOut {
 		return false
 	}
-	return len(c.owed) > 0 || slices.ContainsFunc(dependencies, func(t Type) bool { return c.topics[t].inflight != nil })
+	return len(c.awaitingEDS) > 0 || slices.ContainsFunc(dependencies, func(t Type) bool { return c.types[t].inflight != nil })
 }
 
 // settled says whether Envoy has acknowledged all listeners and routes, so that
 // nothing it has needs what is to be removed.
-func (c *conversation) settled() bool {
-	if !c.topics[Listener].started && !c.impatient {
+func (c *streamState) listenersAcked() bool {
+	if !c.types[Listener].started && !c.ackTimedOut {
 		return false
 	}
 	for _, typ := range []Type{Listener, Route} {
-		t := &c.topics[typ]
-		if t.inflight != nil || t.rejected || t.started && t.dirty > 0 || t.keepsWithheld() {
+		t := &c.types[typ]
+		if t.inflight != nil || t.nacked || t.started && t.dirty > 0 || t.hasHeldBack() {
 			return false
 		}
 	}
@@ -208,9 +208,9 @@ func (c *conversation) settled() bool {
 
 // waits says whether something is held back that only Envoy can release, by an
 // ACK or by a request.
-func (c *conversation) waits() bool {
-	if c.holdsTraffic() {
-		return c.topics[Listener].hasWork() || c.topics[Route].hasWork()
+func (c *streamState) waitsForEnvoy() bool {
+	if c.listenersBlocked() {
+		return c.types[Listener].hasWork() || c.types[Route].hasWork()
 	}
-	return !c.topics[Listener].started && slices.ContainsFunc(dependencies, func(t Type) bool { return c.topics[t].hasWork() })
+	return !c.types[Listener].started && slices.ContainsFunc(dependencies, func(t Type) bool { return c.types[t].hasWork() })
 }

@@ -26,40 +26,40 @@ import (
 
 // model is an Envoy and the conversation with it, without a network: what is
 // sent and applied happens one by one, in the order that a test wants.
-type model struct {
-	t    testing.TB
-	sotw bool
-	talk *conversation
+type fakeClient struct {
+	t     testing.TB
+	sotw  bool
+	state *streamState
 	// wire is what was sent and did not arrive yet.
-	wire []*response
+	inflight []*response
 	// nonces are the latest that arrived, by type.
 	nonces [NumTypes]string
 	// asked says which types Envoy has asked for, and by which names.
 	asked [NumTypes]bool
 	names [NumTypes]map[string]bool
 	// has is what Envoy applied: versions by name.
-	has [NumTypes]map[string]string
+	applied [NumTypes]map[string]string
 	// impatient says that order does not count for now.
-	impatient bool
+	ackTimedOut bool
 	// picky says that Envoy rejects something now and then.
-	picky bool
+	sendsNACKs bool
 }
 
-func newModel(t testing.TB, sotw bool) *model {
-	m := &model{t: t, sotw: sotw, talk: newConversation(sotw)}
-	for typ := range m.has {
-		m.has[typ], m.names[typ] = map[string]string{}, map[string]bool{}
+func newFakeClient(t testing.TB, sotw bool) *fakeClient {
+	m := &fakeClient{t: t, sotw: sotw, state: newStreamState(sotw)}
+	for typ := range m.applied {
+		m.applied[typ], m.names[typ] = map[string]string{}, map[string]bool{}
 	}
 	return m
 }
 
-func bothModels(t *testing.T, f func(*testing.T, *model)) {
-	t.Run("delta", func(t *testing.T) { f(t, newModel(t, false)) })
-	t.Run("sotw", func(t *testing.T) { f(t, newModel(t, true)) })
+func forBothClients(t *testing.T, f func(*testing.T, *fakeClient)) {
+	t.Run("delta", func(t *testing.T) { f(t, newFakeClient(t, false)) })
+	t.Run("sotw", func(t *testing.T) { f(t, newFakeClient(t, true)) })
 }
 
 // request says something about a type. Names are added to those asked for.
-func (m *model) request(typ Type, r request, names, gone []string) {
+func (m *fakeClient) request(typ Type, r request, names, gone []string) {
 	m.asked[typ] = true
 	for _, name := range names {
 		m.names[typ][name] = true
@@ -67,114 +67,114 @@ func (m *model) request(typ Type, r request, names, gone []string) {
 	for _, name := range gone {
 		delete(m.names[typ], name)
 	}
-	r.names, r.unwanted = names, gone
+	r.subscribe, r.unsubscribe = names, gone
 	if m.sotw {
-		r.names, r.unwanted, r.nonce = m.wanted(typ), nil, m.nonces[typ]
+		r.subscribe, r.unsubscribe, r.nonce = m.subscribed(typ), nil, m.nonces[typ]
 	}
-	m.talk.hear(typ, r)
+	m.state.handleRequest(typ, r)
 	m.push()
 }
 
-func (m *model) push() {
-	before := m.flying()
-	m.talk.push()
-	m.carry(before)
+func (m *fakeClient) push() {
+	before := m.unacknowledged()
+	m.state.push()
+	m.transmit(before)
 }
 
 // flying says for which types a response awaits its ACK.
-func (m *model) flying() (types [NumTypes]bool) {
+func (m *fakeClient) unacknowledged() (types [NumTypes]bool) {
 	for t := range types {
-		types[t] = m.talk.topics[t].inflight != nil
+		types[t] = m.state.types[t].inflight != nil
 	}
 	return types
 }
 
 // carry puts what is to be sent on the wire, and checks its order.
-func (m *model) carry(flying [NumTypes]bool) {
-	for _, r := range m.talk.take() {
-		if !m.impatient && r.typ >= Listener && (flying[Secret] || flying[Cluster] || flying[Endpoint]) {
+func (m *fakeClient) transmit(flying [NumTypes]bool) {
+	for _, r := range m.state.takePending() {
+		if !m.ackTimedOut && r.typ >= Listener && (flying[Secret] || flying[Cluster] || flying[Endpoint]) {
 			m.t.Errorf("%s %v sent while clusters or their like are not acknowledged", r.typ, r.names())
 		}
-		if !m.impatient && r.typ < Listener && len(r.removals) > 0 && (flying[Listener] || flying[Route]) {
+		if !m.ackTimedOut && r.typ < Listener && len(r.removals) > 0 && (flying[Listener] || flying[Route]) {
 			m.t.Errorf("%s %v removed while listeners or routes are not acknowledged", r.typ, r.removals)
 		}
 		flying[r.typ] = true
-		m.wire = append(m.wire, r)
+		m.inflight = append(m.inflight, r)
 	}
 }
 
 // take lets Envoy take what arrived first, and applies it if it is good.
-func (m *model) take(good bool) {
-	r := m.wire[0]
-	m.wire = m.wire[1:]
+func (m *fakeClient) answerNext(good bool) {
+	r := m.inflight[0]
+	m.inflight = m.inflight[1:]
 	m.nonces[r.typ] = r.nonce
 	answer := request{nonce: r.nonce}
 	if good {
 		m.apply(r)
 	} else {
-		answer.problem = &statuspb.Status{Message: "no"}
+		answer.errorDetail = &statuspb.Status{Message: "no"}
 	}
 	m.request(r.typ, answer, nil, nil)
 }
 
-func (m *model) apply(r *response) {
+func (m *fakeClient) apply(r *response) {
 	if m.sotw && r.typ.isFullState() {
-		clear(m.has[r.typ])
+		clear(m.applied[r.typ])
 	}
 	for _, c := range r.resources {
-		m.has[r.typ][c.Name()] = c.Version()
+		m.applied[r.typ][c.Name()] = c.Version()
 	}
 	for _, name := range r.removals {
-		delete(m.has[r.typ], name)
+		delete(m.applied[r.typ], name)
 	}
 }
 
-func (m *model) wanted(typ Type) []string { return slices.Sorted(maps.Keys(m.names[typ])) }
+func (m *fakeClient) subscribed(typ Type) []string { return slices.Sorted(maps.Keys(m.names[typ])) }
 
 // subscribe asks for names beside those that are asked for already.
-func (m *model) subscribe(typ Type, names ...string) { m.request(typ, request{}, names, nil) }
+func (m *fakeClient) subscribe(typ Type, names ...string) { m.request(typ, request{}, names, nil) }
 
-func (m *model) unsubscribe(typ Type, names ...string) {
+func (m *fakeClient) unsubscribe(typ Type, names ...string) {
 	for _, name := range names {
-		delete(m.has[typ], name)
+		delete(m.applied[typ], name)
 	}
 	m.request(typ, request{}, nil, names)
 }
 
-func (m *model) update(s *Set) {
-	m.talk.update(s)
+func (m *fakeClient) update(s *Set) {
+	m.state.setResources(s)
 	m.push()
 }
 
 // settle lets everything be sent and accepted.
-func (m *model) settle() {
+func (m *fakeClient) exchangeAll() {
 	for range 1000 {
-		if len(m.wire) == 0 {
+		if len(m.inflight) == 0 {
 			return
 		}
-		m.take(true)
+		m.answerNext(true)
 	}
 	m.t.Fatal("the conversation does not come to an end")
 }
 
 // The response was sent before the request that gives the name up was read.
 func TestResourceOnItsWayIsGivenUp(t *testing.T) {
-	bothModels(t, func(t *testing.T, m *model) {
+	forBothClients(t, func(t *testing.T, m *fakeClient) {
 		m.update(editions(t, 1))
 		m.subscribe(Endpoint, "a", "b")
-		m.settle()
+		m.exchangeAll()
 		m.update(editions(t, 2))
 		m.unsubscribe(Endpoint, "a")
-		m.settle()
-		delete(m.has[Endpoint], "a") // Envoy has no use for it
+		m.exchangeAll()
+		delete(m.applied[Endpoint], "a") // Envoy has no use for it
 		m.subscribe(Endpoint, "a")
-		m.settle()
-		m.wants(editions(t, 2), Endpoint)
+		m.exchangeAll()
+		m.expect(editions(t, 2), Endpoint)
 	})
 }
 
 // wants compares what Envoy has of what it asked for with a set.
-func (m *model) wants(s *Set, typ Type) {
+func (m *fakeClient) expect(s *Set, typ Type) {
 	m.t.Helper()
 	want := map[string]string{}
 	for name, r := range s.Collection(typ).All() {
@@ -182,7 +182,7 @@ func (m *model) wants(s *Set, typ Type) {
 			want[name] = r.Version()
 		}
 	}
-	if diff := cmp.Diff(want, m.has[typ]); diff != "" {
+	if diff := cmp.Diff(want, m.applied[typ]); diff != "" {
 		m.t.Errorf("%s: %s", typ, diff)
 	}
 }
@@ -191,9 +191,9 @@ func (m *model) wants(s *Set, typ Type) {
 // end Envoy has what it is to have.
 func TestAnyOrderOfEventsEndsWithTheNewestSet(t *testing.T) {
 	for seed := range uint64(300) {
-		bothModels(t, func(t *testing.T, m *model) {
+		forBothClients(t, func(t *testing.T, m *fakeClient) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
-			m.picky = seed%2 == 0
+			m.sendsNACKs = seed%2 == 0
 			last := editions(t, 1)
 			m.update(last)
 			for range 120 {
@@ -210,31 +210,31 @@ func TestAnyOrderOfEventsEndsWithTheNewestSet(t *testing.T) {
 }
 
 // step does something at random; it returns the set if it published one.
-func (m *model) step(rnd *rand.Rand) *Set {
+func (m *fakeClient) step(rnd *rand.Rand) *Set {
 	switch n := rnd.IntN(20); {
-	case n < 10 && len(m.wire) > 0:
-		m.take(!m.picky || rnd.IntN(10) > 0)
+	case n < 10 && len(m.inflight) > 0:
+		m.answerNext(!m.sendsNACKs || rnd.IntN(10) > 0)
 	case n < 14:
 		s := randomSet(m.t, rnd)
 		m.update(s)
 		return s
 	case n < 15:
-		m.impatient = true
-		m.talk.pushAnyway()
-		m.carry(m.flying())
-		m.impatient = false
+		m.ackTimedOut = true
+		m.state.pushUnordered()
+		m.transmit(m.unacknowledged())
+		m.ackTimedOut = false
 	case n < 17:
 		m.subscribeTo(Type(rnd.IntN(NumTypes)), rnd)
 	default:
 		typ := []Type{Secret, Endpoint, Route}[rnd.IntN(3)]
-		if m.asked[typ] && len(m.wire) == 0 {
+		if m.asked[typ] && len(m.inflight) == 0 {
 			m.unsubscribe(typ, letters[rnd.IntN(len(letters))])
 		}
 	}
 	return nil
 }
 
-func (m *model) subscribeTo(typ Type, rnd *rand.Rand) {
+func (m *fakeClient) subscribeTo(typ Type, rnd *rand.Rand) {
 	if typ.isFullState() {
 		m.subscribe(typ)
 		return
@@ -245,9 +245,9 @@ func (m *model) subscribeTo(typ Type, rnd *rand.Rand) {
 // finish asks for everything there is, as an Envoy does that got its clusters
 // and listeners, and lets it arrive. What was rejected is offered again only
 // because everything changes twice.
-func (m *model) finish(last *Set) {
+func (m *fakeClient) finish(last *Set) {
 	sets := []*Set{last}
-	if m.picky {
+	if m.sendsNACKs {
 		sets = []*Set{editions(m.t, 99), last}
 	}
 	for _, s := range sets {
@@ -260,15 +260,15 @@ func (m *model) finish(last *Set) {
 		for _, typ := range []Type{Secret, Endpoint, Route} {
 			m.subscribe(typ, letters...)
 		}
-		m.settle()
+		m.exchangeAll()
 	}
 	for _, typ := range []Type{Cluster, Listener} {
-		m.wants(last, typ)
+		m.expect(last, typ)
 	}
 	for _, typ := range []Type{Secret, Endpoint, Route} {
 		for name, r := range last.Collection(typ).All() {
-			if m.has[typ][name] != r.Version() {
-				m.t.Errorf("%s %s: got version %q, want %q", typ, name, m.has[typ][name], r.Version())
+			if m.applied[typ][name] != r.Version() {
+				m.t.Errorf("%s %s: got version %q, want %q", typ, name, m.applied[typ][name], r.Version())
 			}
 		}
 	}

@@ -17,13 +17,13 @@ import (
 type KeyPair struct {
 	certFile, keyFile string
 	log               *slog.Logger
-	again             filewatch.Trigger
+	trigger           filewatch.Trigger
 	current           atomic.Pointer[tls.Certificate]
 }
 
 // NewKeyPair reads a certificate chain and its key, both in PEM.
 func NewKeyPair(certFile, keyFile string, log *slog.Logger) (*KeyPair, error) {
-	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, again: filewatch.NewTrigger()}
+	k := &KeyPair{certFile: certFile, keyFile: keyFile, log: log, trigger: filewatch.NewTrigger()}
 	if err := k.read(); err != nil {
 		return nil, err
 	}
@@ -58,15 +58,12 @@ func (k *KeyPair) Run(ctx context.Context) error {
 		}
 		return err == nil
 	}
-	err := filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.again}).Run(ctx)
-	if err != nil {
-		return fmt.Errorf("TLS certificate %s: %w", k.certFile, err)
-	}
+	filewatch.Files([]string{k.certFile, k.keyFile}, filewatch.Options{Read: read, Logger: k.log, Again: k.trigger}).Run(ctx)
 	return nil
 }
 
 // Reload makes Run read the pair at once, as after its files changed.
-func (k *KeyPair) Reload() { k.again.Fire() }
+func (k *KeyPair) Reload() { k.trigger.Fire() }
 
 func (k *KeyPair) replace() error {
 	before := k.current.Load()

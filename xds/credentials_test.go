@@ -88,7 +88,7 @@ func pair(t *testing.T, serial int64) (cert, key []byte) {
 func TestCertificateIsReplaced(t *testing.T) {
 	files := newKeyFiles(t)
 	files.replace(pair(t, 1))
-	log := make(lines, 16)
+	log := make(logLines, 16)
 	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestCertificateIsReadWhenAsked(t *testing.T) {
 	up := filepath.Join(t.TempDir(), "up")
 	files := newKeyFilesIn(t, filepath.Join(up, "tls"))
 	files.replace(pair(t, 1))
-	log := make(lines, 16)
+	log := make(logLines, 16)
 	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +160,7 @@ func TestCertificateIsReadWhenAsked(t *testing.T) {
 func TestCertificateIsNoFile(t *testing.T) {
 	files := newKeyFiles(t)
 	files.replace(pair(t, 1))
-	log := make(lines, 16)
+	log := make(logLines, 16)
 	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -201,15 +201,15 @@ func TestCertificateIsMissingAtTheStart(t *testing.T) {
 }
 
 // lines is a log whose lines can be waited for.
-type lines chan string
+type logLines chan string
 
-func (l lines) Write(p []byte) (int, error) {
+func (l logLines) Write(p []byte) (int, error) {
 	l <- string(p)
 	return len(p), nil
 }
 
 // await takes the next line, which must contain want.
-func (l lines) await(t *testing.T, want string) {
+func (l logLines) await(t *testing.T, want string) {
 	t.Helper()
 	select {
 	case line := <-l:
@@ -259,7 +259,7 @@ func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, d := &supplier{set: small().set(t)}, &door{}
+	s, d := &fakeSource{set: small().set(t)}, &fakeAuthorizer{}
 	conn, err := grpc.NewClient(serveTLS(t, keys, xds.Options{Source: s, Authorizer: d}),
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
 	if err != nil {
@@ -269,10 +269,10 @@ func TestConnectionReachesAuthorizerAndSupplier(t *testing.T) {
 	e := fakeenvoy.Connect(t, conn, fakeenvoy.Delta, fakeenvoy.Options{})
 	e.Subscribe(cds)
 	e.Expect(cds, "web")
-	if caller := d.asked()[0]; caller.TLS == nil || caller.Peer == nil {
+	if caller := d.calls()[0]; caller.TLS == nil || caller.Peer == nil {
 		t.Errorf("the authorizer saw the connection %v, %v", caller.TLS, caller.Peer)
 	}
-	if peer := s.asked()[0].Peer; !peer.IsLoopback() {
+	if peer := s.watchedNodes()[0].Peer; !peer.IsLoopback() {
 		t.Errorf("the supplier saw the peer %v", peer)
 	}
 }

@@ -41,7 +41,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add(true, []byte{3, 0xff, 0xff, 0xff})
 	f.Add(false, []byte{0, 0, 0})
 
-	supplier := anybody{small().set(f)}
+	supplier := openSource{small().set(f)}
 	conn := serve(f, xds.NewServer(xds.Options{Source: supplier, Authorizer: supplier, Logger: slog.New(slog.DiscardHandler)}))
 	f.Fuzz(func(t *testing.T, delta bool, requests []byte) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -97,12 +97,12 @@ func (raw) Unmarshal(data []byte, v any) error {
 }
 
 // anybody supplies everybody with one set.
-type anybody struct{ set *xds.Set }
+type openSource struct{ set *xds.Set }
 
-func (a anybody) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {
+func (a openSource) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {
 	put(a.set)
 	<-ctx.Done()
 	return nil
 }
 
-func (anybody) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (openSource) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }

@@ -12,25 +12,25 @@ import (
 // differs from that is something kept, so that it costs next to nothing, however
 // many resources it has. go-control-plane's stream servers keep two maps of all
 // names for each Envoy; BenchmarkMemoryOfAnEnvoy shows the difference.
-type ledger struct {
+type clientState struct {
 	// level is the collection Envoy is compared with; nil: an empty one.
-	level *Collection
+	baseline *Collection
 	// wildcard is true while Envoy asks for everything.
 	wildcard bool
 	// odd holds the entries that are not as level says. It is nil when there
 	// are none: a map that was emptied keeps its memory.
-	odd map[string]entry
+	overrides map[string]nameState
 	// dirty is how many of them are dirty.
 	dirty int
 }
 
 // entry is what is known about a name. Zero: Envoy neither asked for it nor has
 // it.
-type entry struct {
+type nameState struct {
 	// named is true when Envoy asked for it by name.
 	named bool
 	// has is true when Envoy was given it, acknowledged or not.
-	has bool
+	sent bool
 	// dirty is true while what Envoy has may not be what it is to have.
 	dirty bool
 	// version is what Envoy has; empty when it is to be sent the name again,
@@ -41,35 +41,35 @@ type entry struct {
 }
 
 // usual is the entry of a name of which nothing else is noted.
-func (l *ledger) usual(name string) entry {
-	r := l.level.Get(name)
+func (l *clientState) defaultState(name string) nameState {
+	r := l.baseline.Get(name)
 	if r == nil {
-		return entry{}
+		return nameState{}
 	}
-	return entry{named: !l.wildcard, has: true, version: r.Version(), resource: r}
+	return nameState{named: !l.wildcard, sent: true, version: r.Version(), resource: r}
 }
 
-func (l *ledger) get(name string) entry {
-	if e, ok := l.odd[name]; ok {
+func (l *clientState) get(name string) nameState {
+	if e, ok := l.overrides[name]; ok {
 		return e
 	}
-	return l.usual(name)
+	return l.defaultState(name)
 }
 
-func (l *ledger) put(name string, e entry) {
-	l.dirty += count(e.dirty) - count(l.odd[name].dirty)
-	usual := l.usual(name)
+func (l *clientState) put(name string, e nameState) {
+	l.dirty += count(e.dirty) - count(l.overrides[name].dirty)
+	usual := l.defaultState(name)
 	usual.resource = e.resource // equal versions are equal bytes
 	if e != usual {
-		if l.odd == nil {
-			l.odd = map[string]entry{}
+		if l.overrides == nil {
+			l.overrides = map[string]nameState{}
 		}
-		l.odd[name] = e
+		l.overrides[name] = e
 		return
 	}
-	delete(l.odd, name)
-	if len(l.odd) == 0 {
-		l.odd = nil
+	delete(l.overrides, name)
+	if len(l.overrides) == 0 {
+		l.overrides = nil
 	}
 }
 
@@ -81,9 +81,9 @@ func count(b bool) int {
 }
 
 // all gives the entries that are not zero, and perhaps some that are.
-func (l *ledger) all() iter.Seq2[string, entry] {
-	return func(yield func(string, entry) bool) {
-		for name := range l.names(l.level) {
+func (l *clientState) all() iter.Seq2[string, nameState] {
+	return func(yield func(string, nameState) bool) {
+		for name := range l.nameIterator(l.baseline) {
 			if !yield(name, l.get(name)) {
 				return
 			}
@@ -92,14 +92,14 @@ func (l *ledger) all() iter.Seq2[string, entry] {
 }
 
 // names gives the names of a collection, and all that something is noted of.
-func (l *ledger) names(c *Collection) iter.Seq[string] {
+func (l *clientState) nameIterator(c *Collection) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for name := range c.All() {
 			if !yield(name) {
 				return
 			}
 		}
-		for name := range l.odd {
+		for name := range l.overrides {
 			if c.Get(name) == nil && !yield(name) {
 				return
 			}
@@ -109,12 +109,12 @@ func (l *ledger) names(c *Collection) iter.Seq[string] {
 
 // unknown returns how many names are noted that the collection does not have,
 // and how many bytes they have. Those that it withholds are known.
-func (l *ledger) unknown() (names, bytes int) {
-	if len(l.odd) <= maxUnknownNames/10 {
+func (l *clientState) unknownNames() (names, bytes int) {
+	if len(l.overrides) <= maxUnknownNames/10 {
 		return 0, 0
 	}
-	for name := range l.odd {
-		if l.level.Get(name) == nil && !l.level.withholds(name) {
+	for name := range l.overrides {
+		if l.baseline.Get(name) == nil && !l.baseline.isHeldBack(name) {
 			names++
 			bytes += len(name)
 		}
@@ -123,58 +123,58 @@ func (l *ledger) unknown() (names, bytes int) {
 }
 
 // wants says whether Envoy asks for a name.
-func (l *ledger) wants(name string) bool { return l.wildcard || l.get(name).named }
+func (l *clientState) subscribed(name string) bool { return l.wildcard || l.get(name).named }
 
 // ask notes whether Envoy asks for a name by itself.
-func (l *ledger) ask(name string, named bool) {
+func (l *clientState) setNamed(name string, named bool) {
 	e := l.get(name)
 	e.named = named
 	l.put(name, e)
 }
 
 // give notes that Envoy is given a resource.
-func (l *ledger) give(r *Resource) {
+func (l *clientState) markSent(r *Resource) {
 	e := l.get(r.Name())
-	e.has, e.dirty, e.version, e.resource = true, false, r.Version(), r
+	e.sent, e.dirty, e.version, e.resource = true, false, r.Version(), r
 	l.put(r.Name(), e)
 }
 
 // take notes that Envoy has nothing under a name any more.
-func (l *ledger) take(name string) { l.put(name, entry{named: l.get(name).named}) }
+func (l *clientState) markRemoved(name string) { l.put(name, nameState{named: l.get(name).named}) }
 
 // advance compares Envoy with a newer collection from now on, and marks what
 // differs. It costs what has changed since the collection before.
-func (l *ledger) advance(to *Collection) {
+func (l *clientState) rebase(to *Collection) {
 	type change struct {
 		name  string
-		entry entry
+		entry nameState
 	}
 	var changes []change
 	note := func(name string) { changes = append(changes, change{name, l.get(name)}) }
-	if l.level != nil {
-		for _, name := range to.since(l.level) {
+	if l.baseline != nil {
+		for _, name := range to.changedSince(l.baseline) {
 			note(name)
 		}
 	} else {
-		for name := range l.names(to) {
+		for name := range l.nameIterator(to) {
 			note(name)
 		}
 	}
-	l.level = to
+	l.baseline = to
 	for _, c := range changes {
-		c.entry.dirty = c.entry.has || c.entry.named || l.wildcard
+		c.entry.dirty = c.entry.sent || c.entry.named || l.wildcard
 		l.put(c.name, c.entry)
 	}
 }
 
 // setWildcard begins or ends to want everything. What is no longer wanted is
 // forgotten, and everything has to be compared anew.
-func (l *ledger) setWildcard(on bool) {
+func (l *clientState) setWildcard(on bool) {
 	if on == l.wildcard {
 		return
 	}
 	entries := maps.Collect(l.all())
-	*l = ledger{wildcard: on}
+	*l = clientState{wildcard: on}
 	for name, e := range entries {
 		if on || e.named {
 			l.put(name, e)

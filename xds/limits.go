@@ -88,7 +88,7 @@ const (
 	maxKnownTokens = 10_000
 	// maxIdlePeers bounds the peers without connections of which rates and log
 	// lines are remembered.
-	maxIdlePeers = 1000
+	maxIdleCallers = 1000
 	// refusalLogTime is how often one peer's refusals are logged, and
 	// maxRefusalLines how many lines a second there are of all peers.
 	refusalLogTime  = time.Minute

@@ -23,7 +23,7 @@ import (
 )
 
 // wantLimited wants a limit to have been reached so often.
-func (r *rig) wantLimited(limit string, times float64) {
+func (r *harness) wantLimited(limit string, times float64) {
 	r.t.Helper()
 	synctest.Wait()
 	if got := r.count("usher_xds_limited_total", limit); got != times {
@@ -33,9 +33,9 @@ func (r *rig) wantLimited(limit string, times float64) {
 
 // wantNotAsked wants that the Authorizer was asked nothing, and that the log does
 // not have what the caller said.
-func (r *rig) wantNotAsked(said string) {
+func (r *harness) wantRefusedUnasked(said string) {
 	r.t.Helper()
-	r.wantNotAskedAnything()
+	r.wantUnasked()
 	if strings.Contains(r.log.String(), said) {
 		r.t.Errorf("the log repeats what was refused:\n%.2000s", r.log)
 	}
@@ -44,9 +44,9 @@ func (r *rig) wantNotAsked(said string) {
 	}
 }
 
-func (r *rig) wantNotAskedAnything() {
+func (r *harness) wantUnasked() {
 	r.t.Helper()
-	if n := len(r.door.asked()); n != 0 {
+	if n := len(r.authorizer.calls()); n != 0 {
 		r.t.Errorf("the authorizer was asked %d times", n)
 	}
 }
@@ -64,19 +64,19 @@ func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
 		"long user agent":        {Id: "envoy", Cluster: "gateway", UserAgentName: long},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				e := r.connectWith(fakeenvoy.Options{Node: node})
 				e.Subscribe(cds)
 				e.ExpectEnd(codes.InvalidArgument)
-				r.wantNotAsked("forged")
-				r.wantNotAsked(long)
+				r.wantRefusedUnasked("forged")
+				r.wantRefusedUnasked(long)
 			})
 		})
 	}
 }
 
 func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		m := structOf(t, "node_name", "n1")
 		for i := range 1000 {
 			m.Fields[fmt.Sprint("field ", i)] = structOf(t, "x", strings.Repeat("x", 1000)).Fields["x"]
@@ -84,7 +84,7 @@ func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
 		e := r.connectWith(fakeenvoy.Options{Node: &corev3.Node{Id: "envoy", Cluster: "gateway", Metadata: m}})
 		e.Subscribe(cds)
 		e.ExpectNone()
-		if kept := r.supplier.asked()[0].Metadata; len(kept) != 1 || kept["node_name"] != "n1" {
+		if kept := r.source.watchedNodes()[0].Metadata; len(kept) != 1 || kept["node_name"] != "n1" {
 			t.Errorf("kept %d fields of the metadata: %.200v", len(kept), kept)
 		}
 	})
@@ -96,7 +96,7 @@ func TestTokensAreBounded(t *testing.T) {
 		4<<10 + 1: codes.Unauthenticated,
 	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				e := r.connectWith(fakeenvoy.Options{Token: strings.Repeat("t", size)})
 				e.Subscribe(cds)
 				if want == codes.OK {
@@ -106,7 +106,7 @@ func TestTokensAreBounded(t *testing.T) {
 				if err := e.End(); status.Code(err) != want {
 					t.Errorf("ended with %v, want %v", err, want)
 				}
-				r.wantNotAskedAnything()
+				r.wantUnasked()
 			})
 		})
 	}
@@ -114,7 +114,7 @@ func TestTokensAreBounded(t *testing.T) {
 
 // A client that does not care what the server says of its limits.
 func TestHeadersAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		raw := r.dialRaw()
 		_ = raw.Open(1, strings.Repeat("t", 200<<10)) // it may be cut off
 		synctest.Wait()
@@ -122,7 +122,7 @@ func TestHeadersAreBounded(t *testing.T) {
 			t.Errorf("%v streams are open", open)
 		}
 		_ = raw.Send(1, 10, make([]byte, 10)) // it may be cut off
-		r.wantNotAskedAnything()
+		r.wantUnasked()
 		time.Sleep(30 * time.Second)
 		if open := r.count("usher_xds_connections", "pending"); open != 0 {
 			t.Errorf("%v connections are open", open)
@@ -142,7 +142,7 @@ func TestRequestsAreBounded(t *testing.T) {
 		"too many names":     {names: namesOf(100_001, "%d"), want: codes.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				e := r.connect()
 				e.Subscribe(eds, c.names...)
 				if c.want == codes.OK {
@@ -168,7 +168,7 @@ func namesOf(n int, format string) []string {
 
 // Asking for everything and giving that up again makes no names known.
 func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(small())
 		for i := range 20 {
 			e.Subscribe(eds, "*")
@@ -181,7 +181,7 @@ func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
 }
 
 func TestNamesOfNothingAreBounded(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		e.Subscribe(eds, namesOf(10_000, "nothing-%d")...)
 		e.ExpectNone()
@@ -192,7 +192,7 @@ func TestNamesOfNothingAreBounded(t *testing.T) {
 }
 
 func TestSilentStreamsEnd(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.connect()
 		synctest.Wait()
 		time.Sleep(10 * time.Second) // of the bubble's time
@@ -206,7 +206,7 @@ func TestPendingConnectionsEnd(t *testing.T) {
 	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
 	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
 		t.Run(name, func(t *testing.T) {
-			forOne(t, fakeenvoy.Delta, func(r *rig) {
+			forOne(t, fakeenvoy.Delta, func(r *harness) {
 				conn := r.dial()
 				if _, err := io.WriteString(conn, first); err != nil {
 					t.Fatal(err)
@@ -232,7 +232,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
+				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				honest := r.warm(small())
 				var strangers []net.Conn
 				for range 3 {
@@ -245,7 +245,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 					t.Errorf("the oldest was closed after %v, want at once", took)
 				}
 				r.wantLimited(name, 1)
-				r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+				r.source.publish(small().with(endpoints("web", 2)).set(t))
 				honest.ExpectAck(eds, "web")
 
 				second := r.dialClient()
@@ -259,7 +259,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 
 func TestNoConnectionIsTakenWhenAllAreAuthorised(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
 		e := r.warm(small())
 		conn := r.dial()
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
@@ -273,7 +273,7 @@ func TestStreamsAreBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"streams": {Streams: 2}, "streams_per_peer": {StreamsPerPeer: 2}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
+				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				first := r.warm(small())
 				silent := r.connectWith(fakeenvoy.Options{Token: "another"})
 				synctest.Wait()
@@ -294,7 +294,7 @@ func TestStreamsAreBounded(t *testing.T) {
 // hold one give way, after those of strangers.
 func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
 		r.warm(small())
 		first := r.connect()
 		synctest.Wait()
@@ -312,13 +312,13 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
-				r.supplier.publish(small().set(t))
+				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
+				r.source.publish(small().set(t))
 				good := r.connectWith(fakeenvoy.Options{Token: "good"})
 				good.Subscribe(cds)
 				good.ExpectAck(cds, "web")
 
-				r.door.say(status.Error(codes.PermissionDenied, "no"))
+				r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
 				ended := map[codes.Code]int{}
 				for i := range 20 {
 					e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("bad ", i)})
@@ -328,7 +328,7 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 				if ended[codes.PermissionDenied] != 9 || ended[codes.ResourceExhausted] != 11 {
 					t.Errorf("streams ended with %v, want 9 denials, for ten may come at once, and 11 beyond the rate", ended)
 				}
-				r.door.say(nil)
+				r.authorizer.setAnswer(nil)
 				again := r.connectWith(fakeenvoy.Options{Token: "good"})
 				again.Subscribe(cds)
 				again.ExpectAck(cds, "web")
@@ -345,22 +345,22 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 // A peer whose streams are denied again and again is refused without a question,
 // but for tokens that are known.
 func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().set(t))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().set(t))
 		good := r.connectWith(fakeenvoy.Options{Token: "good"})
 		good.Subscribe(cds)
 		good.ExpectAck(cds, "web")
-		r.door.say(status.Error(codes.Unauthenticated, "no such token"))
+		r.authorizer.setAnswer(status.Error(codes.Unauthenticated, "no such token"))
 		for i := range 150 {
 			e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("bad ", i)})
 			e.Subscribe(cds)
 			_ = e.End()
 		}
-		if asked := len(r.door.asked()); asked != 101 {
+		if asked := len(r.authorizer.calls()); asked != 101 {
 			t.Errorf("the authorizer was asked %d times, want once for the good and a hundred times", asked)
 		}
 		r.wantLimited("denied_rate_per_peer", 50)
-		r.door.say(nil)
+		r.authorizer.setAnswer(nil)
 		for token, want := range map[string]codes.Code{"good": codes.OK, "new": codes.ResourceExhausted} {
 			e := r.connectWith(fakeenvoy.Options{Token: token})
 			e.Subscribe(cds)
@@ -379,15 +379,15 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 
 // While the Authorizer cannot answer, that is no fault of those who ask.
 func TestAnOutageCountsAgainstNobody(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().set(t))
-		r.door.say(errors.New("connection refused"))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().set(t))
+		r.authorizer.setAnswer(errors.New("connection refused"))
 		for i := range 150 {
 			e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("good ", i)})
 			e.Subscribe(cds)
 			e.ExpectEnd(codes.Unavailable)
 		}
-		r.door.say(nil)
+		r.authorizer.setAnswer(nil)
 		e := r.connectWith(fakeenvoy.Options{Token: "another"})
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
@@ -395,8 +395,8 @@ func TestAnOutageCountsAgainstNobody(t *testing.T) {
 }
 
 func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.door.say(status.Error(codes.PermissionDenied, "no such right"))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no such right"))
 		for range 50 {
 			e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 			e.Subscribe(cds)
@@ -418,7 +418,7 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 
 // What the limits are is in the metrics.
 func TestLimitsAreShown(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		for limit, want := range map[string]float64{"connections": 4096, "streams_per_peer": 2048, "request_size": 4 << 20} {
 			if got := r.count("usher_xds_limit", limit); got != want {
 				t.Errorf("limit %s is %v, want %v", limit, got, want)
@@ -434,7 +434,7 @@ func TestLimitsAreShown(t *testing.T) {
 // Requests that do not become complete take a bounded number of bytes. The
 // connections whose requests take longest give way, and those of strangers first.
 func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		honest := r.warm(small())
 		const strangers, size = 20, 4<<20 - 1000
 		for range strangers {
@@ -452,7 +452,7 @@ func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 
 // Frames of a single byte cost gRPC many times what they carry.
 func TestBytesInTinyFramesAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		const size = 4 << 20
 		raw := r.raw()
 		if err := raw.Drip(1, size, 60_000); err == nil {
@@ -468,8 +468,8 @@ func TestBytesInTinyFramesAreBounded(t *testing.T) {
 
 // What has arrived and will never be read does not count once its stream has ended.
 func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.door.say(status.Error(codes.PermissionDenied, "no"))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
 		raw := r.raw()
 		node := frameOf(t, "a")
 		for range 5 {
@@ -495,7 +495,7 @@ func frameOf(t *testing.T, id string) []byte {
 }
 
 // dialRaw connects as a client that keeps to no limits.
-func (r *rig) dialRaw() *fakeenvoy.Raw {
+func (r *harness) dialRaw() *fakeenvoy.Raw {
 	r.t.Helper()
 	raw, err := fakeenvoy.NewRaw(r.dial())
 	if err != nil {
@@ -505,7 +505,7 @@ func (r *rig) dialRaw() *fakeenvoy.Raw {
 }
 
 // raw is dialRaw with a stream, without a token.
-func (r *rig) raw() *fakeenvoy.Raw {
+func (r *harness) raw() *fakeenvoy.Raw {
 	r.t.Helper()
 	raw := r.dialRaw()
 	if err := raw.Open(1, ""); err != nil {

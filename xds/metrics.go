@@ -95,7 +95,7 @@ var limitNames = []string{
 }
 
 // showLimits shows what the limits are.
-func (m *Metrics) showLimits(l Limits) {
+func (m *Metrics) setLimits(l Limits) {
 	for name, value := range map[string]float64{
 		"connections": float64(l.Connections), "connections_per_peer": float64(l.ConnectionsPerPeer),
 		"streams": float64(l.Streams), "streams_per_peer": float64(l.StreamsPerPeer),

@@ -95,7 +95,7 @@ func callerOf(ctx context.Context) (Caller, *connection, error) {
 	if !ok {
 		return c, nil, status.Error(codes.Internal, "the gRPC server was not made with ServerOptions")
 	}
-	c.Peer, c.Network = p.Addr, peerKey(peerAddr(p.Addr))
+	c.Peer, c.Network = p.Addr, networkOf(clientAddr(p.Addr))
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}
@@ -104,14 +104,14 @@ func callerOf(ctx context.Context) (Caller, *connection, error) {
 		c.Token = Token(tokens[0])
 	}
 	if len(c.Token) > maxToken {
-		return c, auth.connection, status.Errorf(codes.Unauthenticated, "the stream's x-consul-token is longer than %d bytes", maxToken)
+		return c, auth.conn, status.Errorf(codes.Unauthenticated, "the stream's x-consul-token is longer than %d bytes", maxToken)
 	}
-	return c, auth.connection, nil
+	return c, auth.conn, nil
 }
 
 // peerAddr returns the IP address of the other end; the zero Addr for a unix
 // socket.
-func peerAddr(from net.Addr) netip.Addr {
+func clientAddr(from net.Addr) netip.Addr {
 	if tcp, ok := from.(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr().Unmap()
 	}
@@ -137,7 +137,7 @@ const (
 // nodeOf reads an encoded node and keeps of its metadata the strings of the given
 // keys. Its errors are fit for a status; they do not repeat what they refuse.
 func nodeOf(encoded []byte, keys []string, from net.Addr) (Node, error) {
-	n := Node{Metadata: map[string]string{}, Peer: peerAddr(from)}
+	n := Node{Metadata: map[string]string{}, Peer: clientAddr(from)}
 	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
 		var err error
 		switch number {

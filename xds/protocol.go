@@ -18,20 +18,20 @@ type protocol struct {
 // requestFields are the numbers of a request's fields in
 // envoy.service.discovery.v3; 0 where the request has no such field.
 type requestFields struct {
-	node, typeURL, nonce, problem protowire.Number
-	names, unwanted               protowire.Number // repeated
-	versions                      protowire.Number // entries of a map
-	claims                        protowire.Number
+	node, typeURL, nonce, errorDetail protowire.Number
+	subscribe, unsubscribe            protowire.Number // repeated
+	initialVersions                   protowire.Number // entries of a map
+	versionInfo                       protowire.Number
 }
 
 var (
 	delta = protocol{ // DeltaDiscoveryRequest
 		name: "delta", encode: encodeDelta,
-		fields: requestFields{node: 1, typeURL: 2, names: 3, unwanted: 4, versions: 5, nonce: 6, problem: 7},
+		fields: requestFields{node: 1, typeURL: 2, subscribe: 3, unsubscribe: 4, initialVersions: 5, nonce: 6, errorDetail: 7},
 	}
 	stateOfTheWorld = protocol{ // DiscoveryRequest
 		name: "sotw", sotw: true, encode: encodeState,
-		fields: requestFields{claims: 1, node: 2, names: 3, typeURL: 4, nonce: 5, problem: 6},
+		fields: requestFields{versionInfo: 1, node: 2, subscribe: 3, typeURL: 4, nonce: 5, errorDetail: 6},
 	}
 )
 
@@ -61,7 +61,7 @@ const (
 func encodeDelta(r *response) message {
 	m := make(message, 0, len(r.resources)+1)
 	for _, c := range r.resources {
-		m = append(m, c.item)
+		m = append(m, c.deltaItem)
 	}
 	rest := appendString(nil, responseType, r.typ.URL())
 	rest = appendString(rest, responseNonce, r.nonce)
@@ -74,7 +74,7 @@ func encodeDelta(r *response) message {
 func encodeState(r *response) message {
 	m := make(message, 0, len(r.resources)+1)
 	for _, c := range r.resources {
-		m = append(m, c.body)
+		m = append(m, c.sotwItem)
 	}
 	rest := appendString(nil, stateVersion, r.version())
 	rest = appendString(rest, responseType, r.typ.URL())

@@ -18,35 +18,35 @@ type refusal struct {
 
 // refuse counts what was refused because of a limit, and logs it. The caller
 // holds mu.
-func (a *admission) refuse(c *connection, limit, reason string, token Token) {
+func (a *admission) countLimit(c *connection, limit, reason string, token Token) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
 	a.logRefusal(c, token, reason+" (limit "+limit+")")
 }
 
 // limit is refuse for a caller that does not hold mu.
-func (a *admission) limit(c *connection, limit string, token Token, reason string) {
+func (a *admission) reportLimit(c *connection, limit string, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.refuse(c, limit, reason, token)
+	a.countLimit(c, limit, reason, token)
 }
 
 // deny logs why a stream was refused, which counts against its peer.
-func (a *admission) deny(c *connection, token Token, reason string) {
+func (a *admission) reportDenial(c *connection, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	c.peer.denied.Allow()
+	c.caller.denied.Allow()
 	a.logRefusal(c, token, reason)
 }
 
 // turnAway logs why a stream was refused that may be anybody's.
-func (a *admission) turnAway(c *connection, token Token, reason string) {
+func (a *admission) reportRefusal(c *connection, token Token, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.logRefusal(c, token, reason)
 }
 
 func (a *admission) logRefusal(c *connection, token Token, reason string) {
-	r := &c.peer.refusals
+	r := &c.caller.refusals
 	r.count++
 	r.last = refusal{address: addressOf(c), reason: reason, token: token}
 	wait := refusalLogTime - time.Since(r.logged)
@@ -63,7 +63,7 @@ func (a *admission) logRefusal(c *connection, token Token, reason string) {
 }
 
 func (a *admission) writeRefusals(r *refusals) {
-	if !a.lines.Allow() {
+	if !a.logLimiter.Allow() {
 		return // they are counted, and stand in the peer's next line
 	}
 	a.log.Warn("envoy refused", "peer", r.last.address, "count", r.count, "token", r.last.token, "error", r.last.reason)
@@ -71,7 +71,7 @@ func (a *admission) writeRefusals(r *refusals) {
 }
 
 func addressOf(c *connection) string {
-	if a := peerAddr(c.RemoteAddr()); a.IsValid() {
+	if a := clientAddr(c.RemoteAddr()); a.IsValid() {
 		return a.String()
 	}
 	return "unix socket"

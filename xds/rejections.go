@@ -13,53 +13,53 @@ const (
 
 // rejections are what an Envoy refuses now.
 type rejections struct {
-	inARow   [NumTypes]int
-	accepted [NumTypes]string // nonces
-	paused   [NumTypes]time.Time
-	over     [NumTypes]func() // ends what was reported
-	again    *time.Timer      // fires when the first of the pauses is over
+	nacksInARow [NumTypes]int
+	lastAcked   [NumTypes]string // nonces
+	pausedUntil [NumTypes]time.Time
+	clearReport [NumTypes]func() // ends what was reported
+	resumeTimer *time.Timer      // fires when the first of the pauses is over
 }
 
 // judge counts, logs and reports what Envoy said about a response.
-func (s *session) judge(t Type, v verdict) {
+func (s *session) recordAck(t Type, v ackResult) {
 	if v.response == nil {
 		return
 	}
-	if v.problem == nil {
+	if v.errorDetail == nil {
 		s.options.Metrics.acks.WithLabelValues(t.String()).Inc()
 		s.log.Debug("acknowledged", "type", t, "nonce", v.response.nonce)
-		s.accepted[t] = v.response.nonce
-		s.noLongerRejected(t)
+		s.lastAcked[t] = v.response.nonce
+		s.clearRejection(t)
 		return
 	}
 	s.options.Metrics.nacks.WithLabelValues(t.String()).Inc()
 	r := Rejection{
-		Version: v.response.version(), Nonce: v.response.nonce, AcceptedNonce: s.accepted[t],
-		Resources: v.response.names(), Message: redact(v.problem.GetMessage()),
+		Version: v.response.version(), Nonce: v.response.nonce, AcceptedNonce: s.lastAcked[t],
+		Resources: v.response.names(), Message: redact(v.errorDetail.GetMessage()),
 	}
 	s.log.Error("envoy rejected an update", "type", t, "version", r.Version, "nonce", r.Nonce,
 		"accepted_nonce", r.AcceptedNonce, "resources", r.Resources, "error", r.Message)
-	s.inARow[t]++
-	s.report(t, r)
+	s.nacksInARow[t]++
+	s.reportRejection(t, r)
 	s.pause(t)
 }
 
-func (s *session) noLongerRejected(t Type) {
-	if s.inARow[t] == 0 {
+func (s *session) clearRejection(t Type) {
+	if s.nacksInARow[t] == 0 {
 		return
 	}
-	s.inARow[t] = 0
-	s.log.Info("envoy accepts updates again", "type", t, "nonce", s.accepted[t])
-	s.over[t]()
-	s.over[t] = nil
+	s.nacksInARow[t] = 0
+	s.log.Info("envoy accepts updates again", "type", t, "nonce", s.lastAcked[t])
+	s.clearReport[t]()
+	s.clearReport[t] = nil
 }
 
 // report reports what Envoy refuses now, in place of what it refused before.
-func (s *session) report(t Type, r Rejection) {
-	before := s.over[t]
-	s.over[t] = func() {}
+func (s *session) reportRejection(t Type, r Rejection) {
+	before := s.clearReport[t]
+	s.clearReport[t] = func() {}
 	if s.options.Rejections != nil {
-		s.over[t] = s.options.Rejections.Rejected(*s.node, t, r)
+		s.clearReport[t] = s.options.Rejections.Rejected(*s.node, t, r)
 	}
 	if before != nil {
 		before()
@@ -67,8 +67,8 @@ func (s *session) report(t Type, r Rejection) {
 }
 
 // forgetRejections ends what is reported: the stream has ended.
-func (s *session) forgetRejections() {
-	for _, over := range s.over {
+func (s *session) clearRejections() {
+	for _, over := range s.clearReport {
 		if over != nil {
 			over()
 		}
@@ -77,7 +77,7 @@ func (s *session) forgetRejections() {
 
 // pause holds a type back that was refused several times in a row.
 func (s *session) pause(t Type) {
-	more := s.inARow[t] - freeRejections
+	more := s.nacksInARow[t] - freeRejections
 	if more <= 0 {
 		return
 	}
@@ -85,15 +85,15 @@ func (s *session) pause(t Type) {
 	if more < 6 {
 		pause = firstPause << (more - 1)
 	}
-	s.talk.topics[t].paused = true
-	s.paused[t] = time.Now().Add(pause)
-	s.again.Reset(s.nextPause())
+	s.state.types[t].paused = true
+	s.pausedUntil[t] = time.Now().Add(pause)
+	s.resumeTimer.Reset(s.nextPause())
 }
 
 // nextPause returns how long it is until the first pause is over.
 func (s *session) nextPause() time.Duration {
 	next := longestPause
-	for _, until := range s.paused {
+	for _, until := range s.pausedUntil {
 		if !until.IsZero() {
 			next = min(next, time.Until(until))
 		}
@@ -102,20 +102,20 @@ func (s *session) nextPause() time.Duration {
 }
 
 // offerAgain goes on with the types whose pause is over.
-func (s *session) offerAgain() {
+func (s *session) resumePaused() {
 	left := false
-	for t, until := range s.paused {
+	for t, until := range s.pausedUntil {
 		switch {
 		case until.IsZero():
 		case time.Until(until) > 0:
 			left = true
 		default:
-			s.paused[t] = time.Time{}
-			s.talk.topics[t].paused = false
+			s.pausedUntil[t] = time.Time{}
+			s.state.types[t].paused = false
 		}
 	}
 	if left {
-		s.again.Reset(s.nextPause())
+		s.resumeTimer.Reset(s.nextPause())
 	}
-	s.watch(s.talk.push())
+	s.runAckTimer(s.state.push())
 }

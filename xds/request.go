@@ -13,7 +13,7 @@ import (
 
 // everything is the name that means all resources of a type.
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
-const everything = "*"
+const wildcardName = "*"
 
 // The most that a request may have.
 const (
@@ -27,17 +27,17 @@ type request struct {
 	typeURL string
 	// names are those that a delta Envoy asks for beside what it has asked
 	// for before, and all that a state-of-the-world Envoy asks for.
-	names []string
+	subscribe []string
 	// unwanted are given up; delta only.
-	unwanted []string
+	unsubscribe []string
 	// versions are what a delta Envoy has from an earlier stream, by name;
 	// claims is what a state-of-the-world Envoy has.
-	versions map[string]string
-	claims   string
+	initialVersions map[string]string
+	versionInfo     string
 	// nonce names the response that the request answers; empty: none.
 	nonce string
 	// problem is not nil in a NACK.
-	problem *statuspb.Status
+	errorDetail *statuspb.Status
 }
 
 // node returns the encoded node of a request; nil if it has none.
@@ -62,15 +62,15 @@ func (p protocol) decode(f frame) (request, error) {
 			r.typeURL, err = text(value)
 		case p.fields.nonce:
 			r.nonce, err = text(value)
-		case p.fields.claims:
-			r.claims, err = text(value)
-		case p.fields.problem:
-			r.problem, err = decodeProblem(value)
-		case p.fields.names:
-			err = appendName(&r.names, value, &count)
-		case p.fields.unwanted:
-			err = appendName(&r.unwanted, value, &count)
-		case p.fields.versions:
+		case p.fields.versionInfo:
+			r.versionInfo, err = text(value)
+		case p.fields.errorDetail:
+			r.errorDetail, err = decodeErrorDetail(value)
+		case p.fields.subscribe:
+			err = appendName(&r.subscribe, value, &count)
+		case p.fields.unsubscribe:
+			err = appendName(&r.unsubscribe, value, &count)
+		case p.fields.initialVersions:
 			err = r.addVersion(value, &count)
 		}
 		return err
@@ -79,7 +79,7 @@ func (p protocol) decode(f frame) (request, error) {
 }
 
 // decodeProblem reads the message of a google.rpc.Status.
-func decodeProblem(encoded []byte) (*statuspb.Status, error) {
+func decodeErrorDetail(encoded []byte) (*statuspb.Status, error) {
 	problem := &statuspb.Status{}
 	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
 		if number == 2 {
@@ -108,10 +108,10 @@ func (r *request) addVersion(entry []byte, count *int) error {
 	if err != nil || len(name) == 0 {
 		return err
 	}
-	if r.versions == nil {
-		r.versions = map[string]string{}
+	if r.initialVersions == nil {
+		r.initialVersions = map[string]string{}
 	}
-	r.versions[name[0]] = version
+	r.initialVersions[name[0]] = version
 	return nil
 }
 
@@ -136,40 +136,40 @@ func text(value []byte) (string, error) {
 }
 
 // verdict is what a request said about the response it answers.
-type verdict struct {
+type ackResult struct {
 	// response is nil if the request answers none.
 	response *response
 	// problem is Envoy's message; nil in an ACK.
-	problem *statuspb.Status
+	errorDetail *statuspb.Status
 }
 
 // hear brings a topic up to date with a request. It sends nothing.
-func (t *topic) hear(r request) verdict {
-	if t.sotw && t.nonce != "" && r.nonce != t.nonce {
-		return verdict{} // the answer to the latest response says it all again
+func (t *typeState) handleRequest(r request) ackResult {
+	if t.sotw && t.lastNonce != "" && r.nonce != t.lastNonce {
+		return ackResult{} // the answer to the latest response says it all again
 	}
-	v := t.settle(r)
+	v := t.recordAck(r)
 	first := !t.started
 	if first {
 		t.start(r)
 	}
 	if t.sotw {
-		t.replace(r.names)
+		t.applyFullList(r.subscribe)
 	} else {
-		t.amend(r, first)
+		t.applyDelta(r, first)
 	}
 	return v
 }
 
 // settle ends the wait for an ACK, if this is it.
-func (t *topic) settle(r request) verdict {
+func (t *typeState) recordAck(r request) ackResult {
 	answered := t.inflight
 	if answered == nil || r.nonce != answered.nonce {
-		return verdict{}
+		return ackResult{}
 	}
 	t.inflight = nil
-	t.rejected = r.problem != nil
-	return verdict{response: answered, problem: r.problem}
+	t.nacked = r.errorDetail != nil
+	return ackResult{response: answered, errorDetail: r.errorDetail}
 }
 
 // start takes over what Envoy has from an earlier stream. What has to be sent
@@ -177,56 +177,56 @@ func (t *topic) settle(r request) verdict {
 //
 // For listeners and clusters no names mean all, until there are any. For the
 // other types no names mean none.
-func (t *topic) start(r request) {
-	t.started, t.claims = true, r.claims
-	t.legacy = t.typ.isFullState()
-	t.setWildcard(t.legacy && len(r.names) == 0)
-	for name, version := range r.versions {
-		t.put(name, entry{has: true, version: version})
+func (t *typeState) start(r request) {
+	t.started, t.versionInfo = true, r.versionInfo
+	t.legacyWildcard = t.typ.isFullState()
+	t.setWildcard(t.legacyWildcard && len(r.subscribe) == 0)
+	for name, version := range r.initialVersions {
+		t.put(name, nameState{sent: true, version: version})
 	}
-	for name := range t.early {
-		t.put(name, entry{})
+	for name := range t.resendOnSubscribe {
+		t.put(name, nameState{})
 	}
-	t.early = nil
+	t.resendOnSubscribe = nil
 }
 
 // amend follows a delta request. A name that is asked for again is sent again;
 // one that is given up while everything is wanted has to be told about once
 // more. https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#unsubscribing-from-resources
-func (t *topic) amend(r request, first bool) {
-	t.legacy = t.legacy && len(r.names) == 0
-	for _, name := range r.names {
-		if name == everything {
+func (t *typeState) applyDelta(r request, first bool) {
+	t.legacyWildcard = t.legacyWildcard && len(r.subscribe) == 0
+	for _, name := range r.subscribe {
+		if name == wildcardName {
 			t.setWildcard(true)
 			continue
 		}
-		t.ask(name, true)
+		t.setNamed(name, true)
 		if !first {
-			t.force(name)
+			t.invalidate(name)
 		}
 	}
-	for _, name := range r.unwanted {
+	for _, name := range r.unsubscribe {
 		switch {
-		case name == everything:
-			t.setWildcard(t.legacy)
+		case name == wildcardName:
+			t.setWildcard(t.legacyWildcard)
 		case t.wildcard:
-			t.ask(name, false)
-			t.force(name)
+			t.setNamed(name, false)
+			t.invalidate(name)
 		default:
-			t.put(name, entry{})
+			t.put(name, nameState{})
 		}
 	}
 }
 
 // replace follows a state-of-the-world request, which lists every name.
-func (t *topic) replace(names []string) {
-	t.legacy = t.legacy && len(names) == 0
-	if t.legacy {
+func (t *typeState) applyFullList(names []string) {
+	t.legacyWildcard = t.legacyWildcard && len(names) == 0
+	if t.legacyWildcard {
 		return
 	}
 	wanted := nameSet(names)
-	_, all := wanted[everything]
-	delete(wanted, everything)
+	_, all := wanted[wildcardName]
+	delete(wanted, wildcardName)
 	t.setWildcard(all)
 	for name, e := range t.all() {
 		if _, ok := wanted[name]; ok || !e.named {
@@ -234,7 +234,7 @@ func (t *topic) replace(names []string) {
 		}
 		e.named = false
 		if !all {
-			e = entry{}
+			e = nameState{}
 		}
 		t.put(name, e)
 	}

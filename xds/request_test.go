@@ -98,12 +98,12 @@ func TestRequestsAreReadAsTheyAre(t *testing.T) {
 				Node: node, TypeUrl: "t", ResourceNamesSubscribe: []string{"a", "", "b"}, ResourceNamesUnsubscribe: []string{"c"},
 				InitialResourceVersions: versions, ResponseNonce: "n", ErrorDetail: problem,
 			},
-			request{typeURL: "t", names: []string{"a", "", "b"}, unwanted: []string{"c"}, versions: versions, nonce: "n"},
+			request{typeURL: "t", subscribe: []string{"a", "", "b"}, unsubscribe: []string{"c"}, initialVersions: versions, nonce: "n"},
 		},
 		"state of the world": {
 			stateOfTheWorld,
 			&discoveryv3.DiscoveryRequest{VersionInfo: "v", Node: node, ResourceNames: []string{"a"}, TypeUrl: "t", ResponseNonce: "n", ErrorDetail: problem},
-			request{typeURL: "t", names: []string{"a"}, claims: "v", nonce: "n"},
+			request{typeURL: "t", subscribe: []string{"a"}, versionInfo: "v", nonce: "n"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestRequestsAreReadAsTheyAre(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c.want.problem = &statuspb.Status{Message: "no"}
+			c.want.errorDetail = &statuspb.Status{Message: "no"}
 			if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(request{}), protocmp.Transform()); diff != "" {
 				t.Errorf("wanted -, read +:\n%s", diff)
 			}
@@ -155,8 +155,8 @@ func FuzzRequest(f *testing.F) {
 				t.Errorf("%s: a request is refused that protobuf reads: %v", p.name, err)
 			}
 			if err == nil {
-				c := newConversation(p.sotw)
-				c.hear(Cluster, r)
+				c := newStreamState(p.sotw)
+				c.handleRequest(Cluster, r)
 				c.push()
 			}
 			if encoded, err := p.node(data); err == nil {

@@ -21,13 +21,13 @@ type Resource struct {
 	size          int
 	// item is the resource as an element of a delta response, and body, which
 	// is the end of it, as one of a state-of-the-world response.
-	item, body mem.Buffer
+	deltaItem, sotwItem mem.Buffer
 	// children are the resources of the type's child type that this one
 	// names: load assignments of a cluster, route configurations of a
 	// listener.
 	children []string
 	// legs are the clusters that an aggregate cluster sends to.
-	legs []string
+	targets []string
 }
 
 // NewResource checks a message against Envoy's own field rules and encodes it,
@@ -55,7 +55,7 @@ func NewNamedResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", t, name, err)
 	}
-	r := &Resource{name: name, version: cache.HashResource(value), size: len(value), children: childrenOf(m), legs: legsOf(m)}
+	r := &Resource{name: name, version: cache.HashResource(value), size: len(value), children: childrenOf(m), targets: targetsOf(m)}
 	r.encode(t, value)
 	return r, nil
 }
@@ -70,10 +70,10 @@ func (r *Resource) encode(t Type, value []byte) {
 	item := protowire.AppendTag(nil, responseItem, protowire.BytesType)
 	item = protowire.AppendVarint(item, uint64(len(head)+len(body)))
 	item = slices.Concat(item, head, body)
-	r.item, r.body = mem.SliceBuffer(item), mem.SliceBuffer(item[len(item)-len(body):])
+	r.deltaItem, r.sotwItem = mem.SliceBuffer(item), mem.SliceBuffer(item[len(item)-len(body):])
 	if !t.isNamed() {
 		wrapped := appendBytes(appendString(nil, anyType, resourceURL), anyValue, slices.Concat(head, body))
-		r.body = mem.SliceBuffer(appendBytes(nil, responseItem, wrapped))
+		r.sotwItem = mem.SliceBuffer(appendBytes(nil, responseItem, wrapped))
 	}
 }
 
@@ -90,7 +90,7 @@ func (r *Resource) Version() string { return r.version }
 func (r *Resource) Size() int { return r.size }
 
 // isAggregate says whether the resource is a cluster that leads to others.
-func (r *Resource) isAggregate() bool { return len(r.legs) > 0 }
+func (r *Resource) isAggregate() bool { return len(r.targets) > 0 }
 
 // childrenOf lists what Envoy will ask for by name once it has m.
 func childrenOf(m proto.Message) []string {
@@ -134,7 +134,7 @@ func listenerChildren(l *listenerv3.Listener) []string {
 }
 
 // legsOf lists the clusters that m sends to instead of instances of its own.
-func legsOf(m proto.Message) []string {
+func targetsOf(m proto.Message) []string {
 	c, ok := m.(*clusterv3.Cluster)
 	if !ok {
 		return nil

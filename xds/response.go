@@ -20,18 +20,18 @@ type response struct {
 }
 
 // newResponse books what a response changes. Nothing is in flight before.
-func (t *topic) newResponse(nonce string, upserts []*Resource, removals []string) *response {
+func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []string) *response {
 	for _, u := range upserts {
-		t.give(u)
+		t.markSent(u)
 	}
 	for _, name := range removals {
-		t.take(name)
+		t.markRemoved(name)
 	}
 	r := &response{typ: t.typ, nonce: nonce, resources: upserts, removals: removals}
 	if t.fullState() {
-		r.resources = t.holding()
+		r.resources = t.sentResources()
 	}
-	t.answered, t.nonce, t.inflight = true, nonce, r
+	t.responded, t.lastNonce, t.inflight = true, nonce, r
 	return r
 }
 

@@ -42,56 +42,56 @@ var (
 )
 
 // rig is a server with a supplier and an authorizer that the test controls.
-type rig struct {
-	t        *testing.T
-	conn     *grpc.ClientConn
-	protocol fakeenvoy.Protocol
-	supplier *supplier
-	door     *door
-	metrics  *prometheus.Registry
-	log      *logBuffer
-	wire     *bufconn.Listener
+type harness struct {
+	t          *testing.T
+	conn       *grpc.ClientConn
+	protocol   fakeenvoy.Protocol
+	source     *fakeSource
+	authorizer *fakeAuthorizer
+	metrics    *prometheus.Registry
+	log        *logBuffer
+	listener   *bufconn.Listener
 }
 
 // forBoth runs a scenario for both protocols, each in a bubble of its own: time
 // stands still, and a goroutine that outlives the scenario fails it.
-func forBoth(t *testing.T, scenario func(*rig)) {
+func forBoth(t *testing.T, scenario func(*harness)) {
 	t.Helper()
 	for _, p := range fakeenvoy.Protocols {
 		forOne(t, p, scenario)
 	}
 }
 
-func forOne(t *testing.T, p fakeenvoy.Protocol, scenario func(*rig)) {
+func forOne(t *testing.T, p fakeenvoy.Protocol, scenario func(*harness)) {
 	t.Helper()
 	t.Run(string(p), func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) { scenario(newRig(t, p)) })
+		synctest.Test(t, func(t *testing.T) { scenario(newHarness(t, p)) })
 	})
 }
 
-func newRig(t *testing.T, p fakeenvoy.Protocol) *rig {
+func newHarness(t *testing.T, p fakeenvoy.Protocol) *harness {
 	t.Helper()
-	return newRigWith(t, p, xds.Options{})
+	return newHarnessWith(t, p, xds.Options{})
 }
 
 // newRigWith completes the options.
-func newRigWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *rig {
+func newHarnessWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *harness {
 	t.Helper()
-	r := &rig{t: t, protocol: p, supplier: &supplier{}, door: &door{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, wire: bufconn.Listen(1 << 20)}
-	o.Source, o.Metrics = r.supplier, xds.NewMetrics(r.metrics)
+	r := &harness{t: t, protocol: p, source: &fakeSource{}, authorizer: &fakeAuthorizer{}, metrics: prometheus.NewRegistry(), log: &logBuffer{}, listener: bufconn.Listen(1 << 20)}
+	o.Source, o.Metrics = r.source, xds.NewMetrics(r.metrics)
 	if o.Authorizer == nil {
-		o.Authorizer = r.door
+		o.Authorizer = r.authorizer
 	}
 	o.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.MetadataKeys = []string{"node_name", "namespace", "partition"}
-	r.conn = connectTo(t, xds.NewServer(o), r.wire, memory, inMemory(r.wire))
+	r.conn = connectTo(t, xds.NewServer(o), r.listener, memory, inMemory(r.listener))
 	return r
 }
 
 // dial opens a connection to the rig's server.
-func (r *rig) dial() net.Conn {
+func (r *harness) dial() net.Conn {
 	r.t.Helper()
-	conn, err := r.wire.DialContext(r.t.Context())
+	conn, err := r.listener.DialContext(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -100,9 +100,9 @@ func (r *rig) dial() net.Conn {
 }
 
 // dialClient is dial for gRPC.
-func (r *rig) dialClient(o ...grpc.DialOption) *grpc.ClientConn {
+func (r *harness) dialClient(o ...grpc.DialOption) *grpc.ClientConn {
 	r.t.Helper()
-	conn, err := grpc.NewClient(memory, append(o, inMemory(r.wire), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := grpc.NewClient(memory, append(o, inMemory(r.listener), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -143,9 +143,9 @@ func connectTo(t testing.TB, server *xds.Server, l net.Listener, target string, 
 	return conn
 }
 
-func (r *rig) connect() *fakeenvoy.Envoy { return r.connectWith(fakeenvoy.Options{}) }
+func (r *harness) connect() *fakeenvoy.Envoy { return r.connectWith(fakeenvoy.Options{}) }
 
-func (r *rig) connectWith(o fakeenvoy.Options) *fakeenvoy.Envoy {
+func (r *harness) connectWith(o fakeenvoy.Options) *fakeenvoy.Envoy {
 	r.t.Helper()
 	return fakeenvoy.Connect(r.t, r.conn, r.protocol, o)
 }
@@ -169,21 +169,21 @@ func (l *logBuffer) String() string {
 }
 
 // supplier gives every stream the same set.
-type supplier struct {
-	mu    sync.Mutex
-	set   *xds.Set
-	puts  map[*func(*xds.Set)]struct{}
-	nodes []xds.Node
+type fakeSource struct {
+	mu      sync.Mutex
+	set     *xds.Set
+	updates map[*func(*xds.Set)]struct{}
+	nodes   []xds.Node
 	// fail ends Supply with what it receives.
 	fail chan error
 }
 
-func (s *supplier) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
+func (s *fakeSource) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
 	s.mu.Lock()
-	if s.puts == nil {
-		s.puts = map[*func(*xds.Set)]struct{}{}
+	if s.updates == nil {
+		s.updates = map[*func(*xds.Set)]struct{}{}
 	}
-	s.puts[&put] = struct{}{}
+	s.updates[&put] = struct{}{}
 	s.nodes = append(s.nodes, n)
 	if s.set != nil {
 		put(s.set)
@@ -193,7 +193,7 @@ func (s *supplier) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) er
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.puts, &put)
+		delete(s.updates, &put)
 	}()
 	select {
 	case <-ctx.Done():
@@ -204,53 +204,53 @@ func (s *supplier) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) er
 }
 
 // asked lists the nodes it was asked for.
-func (s *supplier) asked() []xds.Node {
+func (s *fakeSource) watchedNodes() []xds.Node {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.nodes)
 }
 
 // publish gives a set to all streams.
-func (s *supplier) publish(set *xds.Set) {
+func (s *fakeSource) publish(set *xds.Set) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.set = set
-	for put := range s.puts {
+	for put := range s.updates {
 		(*put)(set)
 	}
 }
 
 // door is an Authorizer that does as it is told.
-type door struct {
+type fakeAuthorizer struct {
 	mu      sync.Mutex
 	answer  error
 	callers []xds.Caller
 }
 
-func (d *door) Authorize(_ context.Context, c xds.Caller, _ xds.Node) error {
+func (d *fakeAuthorizer) Authorize(_ context.Context, c xds.Caller, _ xds.Node) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.callers = append(d.callers, c)
 	return d.answer
 }
 
-func (d *door) say(answer error) {
+func (d *fakeAuthorizer) setAnswer(answer error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.answer = answer
 }
 
-func (d *door) asked() []xds.Caller {
+func (d *fakeAuthorizer) calls() []xds.Caller {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.callers)
 }
 
 // world collects resources; set makes a set in which every type is known.
-type world map[xds.Type]map[string]proto.Message
+type resources map[xds.Type]map[string]proto.Message
 
-func (w world) with(messages ...proto.Message) world {
-	next := world{}
+func (w resources) with(messages ...proto.Message) resources {
+	next := resources{}
 	for t, of := range w {
 		next[t] = maps.Clone(of)
 	}
@@ -264,7 +264,7 @@ func (w world) with(messages ...proto.Message) world {
 	return next
 }
 
-func (w world) without(messages ...proto.Message) world {
+func (w resources) without(messages ...proto.Message) resources {
 	next := w.with()
 	for _, m := range messages {
 		delete(next[typeOf(m)], xds.NameOf(m))
@@ -273,7 +273,7 @@ func (w world) without(messages ...proto.Message) world {
 }
 
 // names lists a type's resources.
-func (w world) names(typeURL string) []string {
+func (w resources) names(typeURL string) []string {
 	for t, of := range w {
 		if t.URL() == typeURL {
 			return slices.Sorted(maps.Keys(of))
@@ -282,7 +282,7 @@ func (w world) names(typeURL string) []string {
 	return nil
 }
 
-func (w world) collections(t testing.TB) [xds.NumTypes]*xds.Collection {
+func (w resources) collections(t testing.TB) [xds.NumTypes]*xds.Collection {
 	t.Helper()
 	var all [xds.NumTypes]*xds.Collection
 	for typ := range xds.Type(xds.NumTypes) {
@@ -295,7 +295,7 @@ func (w world) collections(t testing.TB) [xds.NumTypes]*xds.Collection {
 	return all
 }
 
-func (w world) set(t testing.TB) *xds.Set {
+func (w resources) set(t testing.TB) *xds.Set {
 	t.Helper()
 	return xds.NewSet(w.collections(t))
 }

@@ -166,15 +166,15 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	caller, conn, err := callerOf(stream.Context())
 	if err != nil {
 		if conn != nil {
-			s.admission.deny(conn, caller.Token, status.Convert(err).Message())
+			s.admission.reportDenial(conn, caller.Token, status.Convert(err).Message())
 		}
 		return err
 	}
 	e := newSession(stream, p, caller, conn, s)
-	if e.place, err = s.admission.open(conn, caller.Token, e.end); err != nil {
+	if e.admitted, err = s.admission.openStream(conn, caller.Token, e.end); err != nil {
 		return err
 	}
-	defer e.place.leave()
+	defer e.admitted.close()
 	streams := s.options.Metrics.streams.WithLabelValues(p.name)
 	streams.Inc()
 	defer streams.Dec()
@@ -184,9 +184,9 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 		return errShuttingDown
 	}
 	defer s.living.remove(e)
-	err = e.guard(e.run)
+	err = e.recoverPanic(e.run)
 	e.close()
-	if reason := e.reason(); reason != nil {
+	if reason := e.endReason(); reason != nil {
 		return reason
 	}
 	return err

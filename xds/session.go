@@ -20,7 +20,7 @@ import (
 // patience is how long listeners, routes and removals wait for Envoy at most.
 // It is a little more than the 15 s after which Envoy itself gives up waiting
 // for endpoints (initial_fetch_timeout).
-const patience = 20 * time.Second
+const ackTimeout = 20 * time.Second
 
 // session is one stream: its caller, its node, its conversation. They belong to
 // the goroutine of run. Beside it one goroutine reads requests, one writes
@@ -33,7 +33,7 @@ type session struct {
 	stream    grpc.ServerStream
 	caller    Caller
 	conn      *connection
-	place     *place
+	admitted  *admittedStream
 	ctx       context.Context // of the stream's life
 	cancel    context.CancelCauseFunc
 	workers   sync.WaitGroup
@@ -44,46 +44,46 @@ type session struct {
 	node *Node
 	log  *slog.Logger
 
-	requests chan frame
-	ended    chan error // the stream's end, as the reader hears it
-	messages chan message
-	sent     chan error // what became of a message
-	answers  chan error // the Authorizer's
+	requests       chan frame
+	readDone       chan error // the stream's end, as the reader hears it
+	outgoing       chan message
+	written        chan error // what became of a message
+	authorizations chan error // the Authorizer's
 
 	// latest is the newest set; kick says that there is one.
-	latest atomic.Pointer[Set]
-	kick   chan struct{}
+	latest  atomic.Pointer[Set]
+	updated chan struct{}
 
-	talk *conversation
+	state *streamState
 	// queue is what is to be sent, and sending is true while a message is being
 	// written.
-	queue   []*response
+	unsent  []*response
 	sending bool
 	// answered is when Envoy answered a response last, or was sent one while it
 	// had answered all.
-	answered  time.Time
-	expecting bool // an answer
+	lastAnswer     time.Time
+	awaitingAnswer bool // an answer
 	// deadline fires when the caller has taken too long to send its first
 	// request or to read a response.
-	deadline *time.Timer
+	timeout *time.Timer
 	// late fires when the conversation has waited for too long; waiting is
 	// true while it runs.
-	late    *time.Timer
-	waiting bool
+	ackTimer     *time.Timer
+	ackTimerRuns bool
 	// cut is true when what Envoy has not read yet must not reach it.
-	cut bool
-	authority
+	mustCutOff bool
+	authorization
 	rejections
 }
 
 // authority is how far the session goes by the Authorizer's last answer.
-type authority struct {
+type authorization struct {
 	// renew fires when the caller is to be authorised again, and then, while the
 	// answer is under way, when the last one no longer counts.
-	renew   *time.Timer
+	timer   *time.Timer
 	asking  bool
-	overdue bool          // nothing is sent
-	left    time.Duration // from the question until then
+	expired bool          // nothing is sent
+	grace   time.Duration // from the question until then
 }
 
 func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
@@ -91,10 +91,10 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 	return &session{
 		options: &s.options, admission: s.admission, background: &s.background,
 		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, cancel: cancel, log: s.options.Logger,
-		requests: make(chan frame), ended: make(chan error, 1), messages: make(chan message), sent: make(chan error, 1), answers: make(chan error, 1),
-		kick: make(chan struct{}, 1), talk: newConversation(p.sotw),
-		deadline: time.NewTimer(firstRequestTime), late: stoppedTimer(),
-		authority: authority{renew: stoppedTimer()}, rejections: rejections{again: stoppedTimer()},
+		requests: make(chan frame), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1), authorizations: make(chan error, 1),
+		updated: make(chan struct{}, 1), state: newStreamState(p.sotw),
+		timeout: time.NewTimer(firstRequestTime), ackTimer: stoppedTimer(),
+		authorization: authorization{timer: stoppedTimer()}, rejections: rejections{resumeTimer: stoppedTimer()},
 	}
 }
 
@@ -111,52 +111,52 @@ func (s *session) end(reason error) { s.cancel(reason) }
 // something is being written or may not be, it composes nothing: what is sent is
 // the newest.
 func (s *session) run() error {
-	s.beside(s.read)
-	s.beside(s.write)
+	s.inBackground(s.read)
+	s.inBackground(s.write)
 	for {
-		requests, kick, late, again := s.requests, s.kick, s.late.C, s.again.C
-		if s.sending || s.overdue || len(s.queue) > 0 {
+		requests, kick, late, again := s.requests, s.updated, s.ackTimer.C, s.resumeTimer.C
+		if s.sending || s.expired || len(s.unsent) > 0 {
 			requests, kick, late, again = nil, nil, nil, nil
 		}
 		var err error
 		select {
 		case <-s.ctx.Done():
 			return nil
-		case err := <-s.ended:
+		case err := <-s.readDone:
 			if errors.Is(err, io.EOF) {
 				return nil // Envoy has no more to ask
 			}
 			return err
 		case f := <-requests:
-			err = s.receive(f)
+			err = s.handleRequest(f)
 		case <-kick:
-			s.talk.update(s.latest.Load())
-			s.watch(s.talk.push())
+			s.state.setResources(s.latest.Load())
+			s.runAckTimer(s.state.push())
 		case <-late:
 			s.log.Warn("envoy has not acknowledged in time, its update goes on")
-			s.waiting = false
-			s.talk.pushAnyway()
+			s.ackTimerRuns = false
+			s.state.pushUnordered()
 		case <-again:
-			s.offerAgain()
-		case err = <-s.sent:
+			s.resumePaused()
+		case err = <-s.written:
 			s.sending = false
-			s.deadline.Stop()
-		case <-s.deadline.C:
-			err = s.tooSlow()
-		case <-s.renew.C:
+			s.timeout.Stop()
+		case <-s.timeout.C:
+			err = s.handleTimeout()
+		case <-s.timer.C:
 			err = s.reauthorize()
-		case err = <-s.answers:
-			err = s.decided(err)
+		case err = <-s.authorizations:
+			err = s.handleAuthorization(err)
 		}
 		if err != nil {
 			return err
 		}
-		s.send()
+		s.sendNext()
 	}
 }
 
 // beside runs f until the stream ends; a panic in it ends the stream.
-func (s *session) beside(f func()) {
+func (s *session) inBackground(f func()) {
 	log := s.options.Logger // that of the session is set later
 	s.background.Go(func() {
 		if err := guard.Run(log, "stream", func() error { f(); return nil }); err != nil {
@@ -172,22 +172,22 @@ func (s *session) read() {
 		var f frame
 		if err := s.stream.RecvMsg(&f); err != nil {
 			s.countTooLarge(err)
-			s.ended <- err
+			s.readDone <- err
 			return
 		}
 		select {
 		case s.requests <- f:
 		case <-s.ctx.Done():
-			s.handled(f)
+			s.releaseRequest(f)
 			return
 		}
 	}
 }
 
 // handled gives back the share of the limits that a request took.
-func (s *session) handled(f frame) {
+func (s *session) releaseRequest(f frame) {
 	const prefix = 5 // bytes of gRPC's before each message
-	s.admission.handled(s.conn, len(f)+prefix)
+	s.admission.releaseRequestBytes(s.conn, len(f)+prefix)
 }
 
 // write writes messages. Only the end of the stream ends one that Envoy does not
@@ -195,8 +195,8 @@ func (s *session) handled(f frame) {
 func (s *session) write() {
 	for {
 		select {
-		case m := <-s.messages:
-			s.sent <- s.stream.SendMsg(m)
+		case m := <-s.outgoing:
+			s.written <- s.stream.SendMsg(m)
 		case <-s.ctx.Done():
 			return
 		}
@@ -204,85 +204,85 @@ func (s *session) write() {
 }
 
 // receive takes a request. The first one opens the session.
-func (s *session) receive(f frame) error {
-	defer s.handled(f)
-	if err := s.open(f); err != nil {
+func (s *session) handleRequest(f frame) error {
+	defer s.releaseRequest(f)
+	if err := s.authorize(f); err != nil {
 		return err
 	}
 	r, err := s.protocol.decode(f)
 	if err != nil {
-		return s.malformed(err)
+		return s.refuseRequest(err)
 	}
 	if r.typeURL == "" {
-		return s.malformed(errors.New("it names no type"))
+		return s.refuseRequest(errors.New("it names no type"))
 	}
 	t, ok := typeOf(r.typeURL)
 	if !ok {
 		s.log.Debug("request for a type that is not served", "type", r.typeURL)
 		return nil
 	}
-	v := s.talk.hear(t, r)
+	v := s.state.handleRequest(t, r)
 	if v.response != nil {
-		s.expecting, s.answered = s.talk.unanswered(), time.Now()
+		s.awaitingAnswer, s.lastAnswer = s.state.awaitsACK(), time.Now()
 	}
-	s.judge(t, v)
-	s.watch(s.talk.push())
-	if err := s.talk.tooMuch(t); err != nil {
-		s.admission.limit(s.conn, "names", s.caller.Token, err.Error())
+	s.recordAck(t, v)
+	s.runAckTimer(s.state.push())
+	if err := s.state.checkNameLimits(t); err != nil {
+		s.admission.reportLimit(s.conn, "names", s.caller.Token, err.Error())
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	return nil
 }
 
 // malformed refuses a request.
-func (s *session) malformed(err error) error {
+func (s *session) refuseRequest(err error) error {
 	reason := "a request cannot be read: " + err.Error()
-	s.admission.deny(s.conn, s.caller.Token, reason)
+	s.admission.reportDenial(s.conn, s.caller.Token, reason)
 	return status.Error(codes.InvalidArgument, reason)
 }
 
 // send writes the next response that the conversation has made, unless one is
 // being written.
-func (s *session) send() {
-	s.queue = append(s.queue, s.talk.take()...)
-	if s.sending || s.overdue || len(s.queue) == 0 {
+func (s *session) sendNext() {
+	s.unsent = append(s.unsent, s.state.takePending()...)
+	if s.sending || s.expired || len(s.unsent) == 0 {
 		return
 	}
-	r := s.queue[0]
-	s.queue = s.queue[1:]
+	r := s.unsent[0]
+	s.unsent = s.unsent[1:]
 	t := r.typ.String()
 	s.options.Metrics.responses.WithLabelValues(t).Inc()
 	s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
 	s.log.Debug("sending", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
 	s.sending = true
-	if !s.expecting {
-		s.expecting, s.answered = true, time.Now()
+	if !s.awaitingAnswer {
+		s.awaitingAnswer, s.lastAnswer = true, time.Now()
 	}
-	s.deadline.Reset(sendTime)
+	s.timeout.Reset(sendTime)
 	select {
-	case s.messages <- s.protocol.encode(r):
+	case s.outgoing <- s.protocol.encode(r):
 	case <-s.ctx.Done():
 	}
 }
 
 // tooSlow ends a session whose caller does not send or does not read.
-func (s *session) tooSlow() error {
+func (s *session) handleTimeout() error {
 	select {
-	case err := <-s.sent: // in the same moment
+	case err := <-s.written: // in the same moment
 		s.sending = false
 		return err
 	default:
 	}
 	if s.node == nil {
 		reason := "the stream's first request did not come within " + firstRequestTime.String()
-		s.admission.limit(s.conn, "first_request_time", s.caller.Token, reason)
+		s.admission.reportLimit(s.conn, "first_request_time", s.caller.Token, reason)
 		return status.Error(codes.DeadlineExceeded, reason)
 	}
-	return s.doesNotRead("send_time", "envoy has not read what it was sent for "+sendTime.String())
+	return s.endUnread("send_time", "envoy has not read what it was sent for "+sendTime.String())
 }
 
-func (s *session) doesNotRead(limit, reason string) error {
-	s.cut = true
+func (s *session) endUnread(limit, reason string) error {
+	s.mustCutOff = true
 	s.options.Metrics.limited.WithLabelValues(limit).Inc()
 	s.log.Warn("stream ended, envoy does not read", "limit", limit, "error", reason)
 	return status.Error(codes.DeadlineExceeded, reason)
@@ -291,57 +291,57 @@ func (s *session) doesNotRead(limit, reason string) error {
 // countTooLarge counts a stream that ended because a request was too large.
 func (s *session) countTooLarge(err error) {
 	if status.Code(err) == codes.ResourceExhausted {
-		s.admission.limit(s.conn, "request_size", s.caller.Token, status.Convert(err).Message())
+		s.admission.reportLimit(s.conn, "request_size", s.caller.Token, status.Convert(err).Message())
 	}
 }
 
 // open authorises the caller for the node of the first request, and starts the
 // workers. Before, nothing is known that could be sent.
-func (s *session) open(f frame) error {
+func (s *session) authorize(f frame) error {
 	if s.node != nil {
 		return nil
 	}
-	s.deadline.Stop()
+	s.timeout.Stop()
 	encoded, err := s.protocol.node(f)
 	if err != nil {
-		return s.malformed(err)
+		return s.refuseRequest(err)
 	}
 	node, err := nodeOf(encoded, s.options.MetadataKeys, s.caller.Peer)
 	if err != nil {
-		return s.malformed(err)
+		return s.refuseRequest(err)
 	}
 	if node.ID == "" {
-		return s.malformed(errors.New("the first one names no node id"))
+		return s.refuseRequest(errors.New("the first one names no node id"))
 	}
 	if err := s.options.Authorizer.Authorize(s.ctx, s.caller, node); err != nil {
-		return s.refuse(err)
+		return s.deny(err)
 	}
-	s.place.authorize()
+	s.admitted.markAuthorized()
 	s.log = s.log.With("envoy", node.ID, "peer", addressOf(s.conn))
 	s.node = &node
 	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
-	s.work(s.supply)
-	s.authorized(s.options.Reauthorize)
+	s.startWorker(s.watchSource)
+	s.renew(s.options.Reauthorize)
 	return nil
 }
 
 // refuse turns an Authorizer's error into the end of the stream.
-func (s *session) refuse(err error) error {
+func (s *session) deny(err error) error {
 	if s.ctx.Err() != nil {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 	s.options.Metrics.deny(err)
 	if denies(err) {
-		s.admission.deny(s.conn, s.caller.Token, err.Error())
+		s.admission.reportDenial(s.conn, s.caller.Token, err.Error())
 		return statusOf(err)
 	}
-	s.admission.turnAway(s.conn, s.caller.Token, err.Error())
+	s.admission.reportRefusal(s.conn, s.caller.Token, err.Error())
 	return status.Error(codes.Unavailable, "authorisation cannot be checked")
 }
 
 // supply waits for sets until the session ends.
-func (s *session) supply() error {
-	err := s.options.Source.Watch(s.ctx, *s.node, s.put)
+func (s *session) watchSource() error {
+	err := s.options.Source.Watch(s.ctx, *s.node, s.setLatest)
 	if s.ctx.Err() != nil {
 		return nil
 	}
@@ -357,10 +357,10 @@ func (s *session) supply() error {
 }
 
 // put stores the newest set. It never blocks.
-func (s *session) put(set *Set) {
+func (s *session) setLatest(set *Set) {
 	s.latest.Store(set)
 	select {
-	case s.kick <- struct{}{}:
+	case s.updated <- struct{}{}:
 	default:
 	}
 }
@@ -372,79 +372,79 @@ const leastAnswerTime = 3 * time.Second
 // authorized begins the time for which an answer of the Authorizer counts. The
 // next question is asked before it is over, at a random time, so that streams
 // that began together do not ask together.
-func (a *authority) authorized(interval time.Duration) {
+func (a *authorization) renew(interval time.Duration) {
 	ask := interval*7/10 + rand.N(interval/10+1)
-	a.asking, a.overdue, a.left = false, false, max(interval-ask, leastAnswerTime)
-	a.renew.Reset(ask)
+	a.asking, a.expired, a.grace = false, false, max(interval-ask, leastAnswerTime)
+	a.timer.Reset(ask)
 }
 
 // reauthorize asks whether the caller still may. When the time of the last answer
 // is over before there is another, nothing more is sent; what Envoy has not read
 // yet is cut off with the connection.
 func (s *session) reauthorize() error {
-	if s.expecting && time.Since(s.answered) > answerTime {
-		return s.doesNotRead("answer_time", "envoy has not answered what it was sent for "+answerTime.String())
+	if s.awaitingAnswer && time.Since(s.lastAnswer) > answerTime {
+		return s.endUnread("answer_time", "envoy has not answered what it was sent for "+answerTime.String())
 	}
 	if !s.asking {
 		s.asking = true
-		s.renew.Reset(s.left)
-		s.work(func() error {
+		s.timer.Reset(s.grace)
+		s.startWorker(func() error {
 			caller := s.caller
 			caller.Again = true
-			s.answers <- s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
+			s.authorizations <- s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
 			return nil
 		})
 		return nil
 	}
 	select {
-	case err := <-s.answers: // in the same moment
-		return s.decided(err)
+	case err := <-s.authorizations: // in the same moment
+		return s.handleAuthorization(err)
 	default:
 	}
-	s.overdue = true
+	s.expired = true
 	if !s.unread() {
 		return nil
 	}
-	s.cut = true
+	s.mustCutOff = true
 	s.log.Warn("stream ended: the token could not be checked again in time, and envoy has not read all it was sent")
 	return status.Error(codes.Unavailable, "authorisation cannot be checked")
 }
 
 // decided takes the Authorizer's answer about a stream that lives.
-func (s *session) decided(err error) error {
+func (s *session) handleAuthorization(err error) error {
 	if err != nil {
-		s.cut = true
-		return s.refuse(err)
+		s.mustCutOff = true
+		return s.deny(err)
 	}
-	s.authorized(s.options.Reauthorize)
+	s.renew(s.options.Reauthorize)
 	return nil
 }
 
 // unread reports whether Envoy may not have read all that it was sent.
-func (s *session) unread() bool { return s.sending || s.talk.unanswered() }
+func (s *session) unread() bool { return s.sending || s.state.awaitsACK() }
 
 // watch runs the timer while the conversation waits for Envoy.
-func (s *session) watch(waits bool) {
+func (s *session) runAckTimer(waits bool) {
 	switch {
-	case waits && !s.waiting:
-		s.late.Reset(patience)
-	case !waits && s.waiting:
-		s.late.Stop()
+	case waits && !s.ackTimerRuns:
+		s.ackTimer.Reset(ackTimeout)
+	case !waits && s.ackTimerRuns:
+		s.ackTimer.Stop()
 	}
-	s.waiting = waits
+	s.ackTimerRuns = waits
 }
 
 // work runs f beside the stream; its error ends the stream.
-func (s *session) work(f func() error) {
+func (s *session) startWorker(f func() error) {
 	s.workers.Go(func() {
-		if err := s.guard(f); err != nil {
+		if err := s.recoverPanic(f); err != nil {
 			s.end(err)
 		}
 	})
 }
 
 // guard turns a panic into the end of this one stream.
-func (s *session) guard(f func() error) error {
+func (s *session) recoverPanic(f func() error) error {
 	err := guard.Run(s.log, "stream", f)
 	if _, panicked := errors.AsType[*guard.Error](err); panicked {
 		return status.Error(codes.Internal, "internal error")
@@ -458,22 +458,22 @@ func (s *session) guard(f func() error) error {
 func (s *session) close() {
 	s.cancel(nil)
 	s.workers.Wait()
-	for _, t := range []*time.Timer{s.deadline, s.late, s.renew, s.again} {
+	for _, t := range []*time.Timer{s.timeout, s.ackTimer, s.timer, s.resumeTimer} {
 		t.Stop()
 	}
 	if s.node == nil {
 		return
 	}
-	if s.cut && s.unread() {
+	if s.mustCutOff && s.unread() {
 		_ = s.conn.Close()
 	}
-	s.forgetRejections()
+	s.clearRejections()
 	s.log.Info("envoy disconnected")
 }
 
 // reason is the status with which another goroutine ended the session; nil if
 // none did.
-func (s *session) reason() error {
+func (s *session) endReason() error {
 	cause := context.Cause(s.ctx)
 	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
 		return nil

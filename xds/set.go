@@ -29,9 +29,9 @@ func NewSet(collections [NumTypes]*Collection) *Set {
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
 
 // withholds reports whether some resource of a type is withheld.
-func (s *Set) withholds(t Type) bool {
+func (s *Set) hasHeldBack(t Type) bool {
 	c := s.collections[t]
-	return c != nil && len(c.withheld) > 0
+	return c != nil && len(c.heldBack) > 0
 }
 
 // collectionIDs numbers the collections of this process, from 1.
@@ -40,7 +40,7 @@ var collectionIDs atomic.Uint64
 // Collection is all there is of one type. It is immutable and shared by sets.
 type Collection struct {
 	resources ordered.Map[*Resource]
-	withheld  map[string]struct{}
+	heldBack  map[string]struct{}
 	id        uint64
 
 	mu sync.Mutex
@@ -56,7 +56,7 @@ type Collection struct {
 // what it has, and one that does not gets nothing. Neither argument may be
 // modified afterwards.
 func NewCollection(resources map[string]*Resource, withheld []string) *Collection {
-	return &Collection{resources: ordered.From(resources), withheld: nameSet(withheld), id: collectionIDs.Add(1)}
+	return &Collection{resources: ordered.From(resources), heldBack: nameSet(withheld), id: collectionIDs.Add(1)}
 }
 
 // Next gives the collection that comes after c: with other or more resources,
@@ -64,12 +64,12 @@ func NewCollection(resources map[string]*Resource, withheld []string) *Collectio
 // changed. If nothing has changed it is c itself.
 func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Collection {
 	names := nameSet(withheld)
-	if len(changed)+len(removed) == 0 && maps.Equal(names, c.withheld) {
+	if len(changed)+len(removed) == 0 && maps.Equal(names, c.heldBack) {
 		return c
 	}
 	next := &Collection{
-		resources: c.resources, withheld: names, id: collectionIDs.Add(1),
-		changedFrom: c.id, changed: noLonger(c.withheld, names),
+		resources: c.resources, heldBack: names, id: collectionIDs.Add(1),
+		changedFrom: c.id, changed: onlyInFirst(c.heldBack, names),
 	}
 	for _, r := range changed {
 		next.resources = next.resources.With(r.Name(), r)
@@ -84,11 +84,11 @@ func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Coll
 
 // withholds reports whether a name exists that could not be built. A nil
 // collection is an empty one.
-func (c *Collection) withholds(name string) bool {
+func (c *Collection) isHeldBack(name string) bool {
 	if c == nil {
 		return false
 	}
-	_, withheld := c.withheld[name]
+	_, withheld := c.heldBack[name]
 	return withheld
 }
 
@@ -114,18 +114,18 @@ func (c *Collection) All() iter.Seq2[string, *Resource] {
 }
 
 // HeldBack lists the names that exist but could not be built, in order.
-func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.withheld)) }
+func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.heldBack)) }
 
 // Equal says whether an Envoy would get the same from both.
 func (c *Collection) Equal(other *Collection) bool {
 	return c == other || c != nil && other != nil &&
-		maps.Equal(c.withheld, other.withheld) && len(difference(other, c)) == 0
+		maps.Equal(c.heldBack, other.heldBack) && len(difference(other, c)) == 0
 }
 
 // since lists the names for which c says something else than old did. Sessions
 // that have seen the same predecessor share one comparison, and those that have
 // seen the one that c was made from need none.
-func (c *Collection) since(old *Collection) []string {
+func (c *Collection) changedSince(old *Collection) []string {
 	if c == old {
 		return nil
 	}
@@ -140,7 +140,7 @@ func (c *Collection) since(old *Collection) []string {
 func difference(old, current *Collection) []string {
 	// A name that is withheld no longer has to be looked at again: only now
 	// is it known whether it is gone.
-	names := noLonger(old.withheld, current.withheld)
+	names := onlyInFirst(old.heldBack, current.heldBack)
 	for name := range current.resources.ChangedSince(old.resources) {
 		before, now := old.Get(name), current.Get(name)
 		if before == nil || now == nil || before.Version() != now.Version() {
@@ -151,7 +151,7 @@ func difference(old, current *Collection) []string {
 }
 
 // noLonger gives the names that were in one set and are not in the next.
-func noLonger(before, now map[string]struct{}) []string {
+func onlyInFirst(before, now map[string]struct{}) []string {
 	var names []string
 	for name := range before {
 		if _, still := now[name]; !still {

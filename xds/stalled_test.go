@@ -23,12 +23,12 @@ import (
 
 // stalled is a delta stream whose client reads only when it is told to: more than
 // its window of 64 KiB does not reach it before.
-type stalled struct {
-	r      *rig
+type stalledClient struct {
+	r      *harness
 	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 }
 
-func newStalled(r *rig) *stalled {
+func newStalledClient(r *harness) *stalledClient {
 	r.t.Helper()
 	const window = 64 << 10
 	conn := r.dialClient(grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window))
@@ -38,10 +38,10 @@ func newStalled(r *rig) *stalled {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return &stalled{r, stream}
+	return &stalledClient{r, stream}
 }
 
-func (s *stalled) send(m *discoveryv3.DeltaDiscoveryRequest) {
+func (s *stalledClient) send(m *discoveryv3.DeltaDiscoveryRequest) {
 	s.r.t.Helper()
 	m.Node = &corev3.Node{Id: "stalled", Cluster: "gateway"}
 	if err := s.stream.Send(m); err != nil {
@@ -51,7 +51,7 @@ func (s *stalled) send(m *discoveryv3.DeltaDiscoveryRequest) {
 }
 
 // rest reads until the stream ends, and returns what came and how it ended.
-func (s *stalled) rest() (all []byte, end error) {
+func (s *stalledClient) readToEnd() (all []byte, end error) {
 	for {
 		m, err := s.stream.Recv()
 		if err != nil {
@@ -73,9 +73,9 @@ func large() proto.Message {
 }
 
 func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().with(large()).set(t))
-		s := newStalled(r)
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().with(large()).set(t))
+		s := newStalledClient(r)
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: cds})
 		time.Sleep(2 * time.Minute) // of the bubble's time
@@ -92,14 +92,14 @@ func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
 // One large response that is not read blocks nobody: it is seen by the answer that
 // does not come.
 func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		time.Sleep(10 * time.Minute)
 		e.ExpectNone()
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.Expect(eds, "web")
 		time.Sleep(5 * time.Minute)
-		r.supplier.publish(small().with(endpoints("web", 2), routes("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2), routes("web", 2)).set(t))
 		synctest.Wait()
 		time.Sleep(30 * time.Second)
 		r.wantLimited("answer_time", 1)
@@ -112,24 +112,24 @@ func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
 // A token is revoked while its stream is not read, and a key is made after that:
 // the stream ends in time, and the key never comes.
 func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		key := bytes.Repeat([]byte{0x5e}, 40)
-		r.supplier.publish(small().with(large(), secret("leaf", 1)).set(t))
-		s := newStalled(r)
+		r.source.publish(small().with(large(), secret("leaf", 1)).set(t))
+		s := newStalledClient(r)
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: sds, ResourceNamesSubscribe: []string{"leaf"}})
 		for n := range 100 { // answers to responses that it has not read
 			s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: sds, ResponseNonce: string(rune('0' + n%10))})
 		}
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
-		r.door.say(status.Error(codes.PermissionDenied, "revoked"))
+		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "revoked"))
 		time.Sleep(10 * time.Second)
 		leaf := secretOf("leaf", key)
-		r.supplier.publish(small().with(large(), leaf).set(t))
+		r.source.publish(small().with(large(), leaf).set(t))
 		time.Sleep(20 * time.Second)
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left after 30 s", got)
 		}
-		all, _ := s.rest()
+		all, _ := s.readToEnd()
 		if bytes.Contains(all, key) {
 			t.Error("the new key reached a token that was revoked before it was made")
 		}
@@ -143,17 +143,17 @@ func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
 // last answer has run out.
 func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slow := &slowDoor{wait: make(chan error)}
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
+		slow := &slowAuthorizer{wait: make(chan error)}
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
 		e := r.warm(small())
 		slow.set(true)
 		time.Sleep(30 * time.Second)
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.ExpectNone()
 		slow.wait <- nil
 		e.ExpectAck(eds, "web")
 		time.Sleep(30 * time.Second)
-		r.supplier.publish(small().with(endpoints("web", 3)).set(t))
+		r.source.publish(small().with(endpoints("web", 3)).set(t))
 		e.ExpectNone()
 		slow.wait <- status.Error(codes.PermissionDenied, "revoked")
 		e.ExpectEnd(codes.PermissionDenied)
@@ -164,12 +164,12 @@ func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
 // connection.
 func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slow := &slowDoor{wait: make(chan error)}
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
+		slow := &slowAuthorizer{wait: make(chan error)}
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
 		e := r.warm(small())
 		time.Sleep(15 * time.Second)
 		slow.set(true)
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.Expect(eds, "web") // and no answer
 		time.Sleep(15 * time.Second)
 		e.ExpectEnd(codes.Unavailable)
@@ -177,19 +177,19 @@ func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
 }
 
 // slowDoor is an Authorizer that waits, when it is set to.
-type slowDoor struct {
+type slowAuthorizer struct {
 	wait chan error
 	mu   sync.Mutex
 	slow bool
 }
 
-func (d *slowDoor) set(slow bool) {
+func (d *slowAuthorizer) set(slow bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.slow = slow
 }
 
-func (d *slowDoor) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) error {
+func (d *slowAuthorizer) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) error {
 	d.mu.Lock()
 	slow := d.slow
 	d.mu.Unlock()
@@ -206,8 +206,8 @@ func (d *slowDoor) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) erro
 
 // An answer to a response that was not read counts as none.
 func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(small().set(t))
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().set(t))
 		first := r.connect()
 		first.Subscribe(cds)
 		seen := first.ExpectAck(cds, "web").Nonce
@@ -231,10 +231,10 @@ func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
 
 // An Envoy that refuses and asks again at once is answered ever more slowly.
 func TestRefusingAgainAndAgainIsSlow(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(small())
 		begin := time.Now()
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		for range 8 {
 			e.Nack(e.Expect(eds, "web"), "no")
 			e.Subscribe(eds, "web")

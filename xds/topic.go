@@ -7,45 +7,45 @@ import (
 
 // topic is the part of a conversation that is about one type: what Envoy wants,
 // what it has been given, and what is to be looked at again.
-type topic struct {
+type typeState struct {
 	typ Type
 	// sotw is true for the state-of-the-world protocol.
 	sotw bool
 
-	ledger
+	clientState
 	// started is true from the first request on.
 	started bool
 	// legacy is true while a request without names means everything.
-	legacy bool
+	legacyWildcard bool
 	// claims is the version a state-of-the-world Envoy said it has, in its
 	// first request: what it was given on an earlier stream.
-	claims string
+	versionInfo string
 	// partial is true while the set may lack what Envoy has: some resource of the
 	// type is withheld, or a listener, and with it what that leads to.
-	partial bool
+	incomplete bool
 	// early are the names that have to be sent again when the first request
 	// asks for them, whatever it says Envoy has.
-	early map[string]struct{}
+	resendOnSubscribe map[string]struct{}
 
 	// answered is true once anything was sent.
-	answered bool
+	responded bool
 	// nonce is the one of the latest response; empty: there was none.
-	nonce string
+	lastNonce string
 	// inflight is the response that awaits its ACK; at most one.
 	inflight *response
 	// rejected is true while the latest verdict was a NACK.
-	rejected bool
+	nacked bool
 	// paused is true while nothing is sent because Envoy refuses again and again.
 	paused bool
 }
 
 // fullState says whether responses list everything, see Type.isFullState.
-func (t *topic) fullState() bool { return t.sotw && t.typ.isFullState() }
+func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
 // tellsRemovals says whether Envoy learns that a resource is gone. It does where
 // it has asked for all there are. Where it has asked for a name it does not, as
 // with Consul: the resource that names it goes away instead.
-func (t *topic) tellsRemovals() bool {
+func (t *typeState) sendsRemovals() bool {
 	if t.sotw {
 		return t.typ.isFullState()
 	}
@@ -54,107 +54,107 @@ func (t *topic) tellsRemovals() bool {
 
 // force has a name sent again if Envoy wants it now or later, even if it turns
 // out to have the current version.
-func (t *topic) force(name string) {
+func (t *typeState) invalidate(name string) {
 	if !t.started {
-		if t.early == nil {
-			t.early = map[string]struct{}{}
+		if t.resendOnSubscribe == nil {
+			t.resendOnSubscribe = map[string]struct{}{}
 		}
-		t.early[name] = struct{}{}
+		t.resendOnSubscribe[name] = struct{}{}
 		return
 	}
 	e := t.get(name)
-	if !e.has && !t.wants(name) {
+	if !e.sent && !t.subscribed(name) {
 		return // it is sent once it is wanted
 	}
-	e.has, e.dirty, e.version = true, true, ""
+	e.sent, e.dirty, e.version = true, true, ""
 	t.put(name, e)
 }
 
 // forceChildren is force for what the given parents name.
-func (t *topic) forceChildren(parents []*Resource) {
+func (t *typeState) invalidateChildren(parents []*Resource) {
 	for _, p := range parents {
 		for _, name := range p.children {
-			t.force(name)
+			t.invalidate(name)
 		}
 	}
 }
 
 // refresh marks what differs between the collection seen last and a newer one.
-func (t *topic) refresh(current *Collection) {
-	if !t.started || current == nil || current == t.level {
+func (t *typeState) setCollection(current *Collection) {
+	if !t.started || current == nil || current == t.baseline {
 		return
 	}
-	first := t.level == nil
-	t.advance(current)
+	first := t.baseline == nil
+	t.rebase(current)
 	if first {
-		t.adopt()
+		t.resume()
 	}
 }
 
 // adopt recognises an Envoy that was given exactly this state on an earlier
 // stream: it is sent nothing.
-func (t *topic) adopt() {
-	if !t.fullState() || t.answered || t.claims == "" || t.partial {
+func (t *typeState) resume() {
+	if !t.fullState() || t.responded || t.versionInfo == "" || t.incomplete {
 		return
 	}
 	var wanted []*Resource
-	for name, r := range t.level.All() {
-		if t.wants(name) {
+	for name, r := range t.baseline.All() {
+		if t.subscribed(name) {
 			wanted = append(wanted, r)
 		}
 	}
 	sortByName(wanted)
-	if versionOf(wanted) != t.claims {
+	if versionOf(wanted) != t.versionInfo {
 		return
 	}
 	for _, r := range wanted {
-		t.give(r)
+		t.markSent(r)
 	}
-	t.answered = true
+	t.responded = true
 }
 
 // ready says whether a response may be sent at all.
-func (t *topic) ready() bool {
-	return t.started && t.level != nil && t.inflight == nil && !t.paused && !t.blocked()
+func (t *typeState) canSend() bool {
+	return t.started && t.baseline != nil && t.inflight == nil && !t.paused && !t.blockedByHeldBack()
 }
 
 // blocked is true while a full state would remove something by not naming it:
 // what is withheld, or what a withheld listener leads to, Envoy may have been
 // given on an earlier stream.
-func (t *topic) blocked() bool {
-	return t.fullState() && !t.answered && t.claims != "" && t.partial
+func (t *typeState) blockedByHeldBack() bool {
+	return t.fullState() && !t.responded && t.versionInfo != "" && t.incomplete
 }
 
 // owesAnswer says whether Envoy is to get a response even if it is empty. The
 // first request for all resources is always answered: Envoy's initialisation
 // waits for it.
-func (t *topic) owesAnswer() bool { return !t.answered && t.wildcard }
+func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcard }
 
 // hasWork says whether there may be something to send, and nothing in flight.
-func (t *topic) hasWork() bool { return t.ready() && (t.dirty > 0 || t.owesAnswer()) }
+func (t *typeState) hasWork() bool { return t.canSend() && (t.dirty > 0 || t.needsFirstResponse()) }
 
 // due compares the names that are dirty with what Envoy has, and cleans those
 // with nothing to do. Both results are sorted by name.
-func (t *topic) due() (upserts []*Resource, removals []string) {
+func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil
 	}
-	for name, e := range t.odd {
+	for name, e := range t.overrides {
 		if !e.dirty {
 			continue
 		}
-		r := t.level.Get(name)
-		_, withheld := t.level.withheld[name]
+		r := t.baseline.Get(name)
+		_, withheld := t.baseline.heldBack[name]
 		switch {
-		case r != nil && t.wants(name) && e.version != r.Version():
+		case r != nil && t.subscribed(name) && e.version != r.Version():
 			upserts = append(upserts, r)
-		case r != nil || withheld || !e.has:
+		case r != nil || withheld || !e.sent:
 			e.dirty = false
 			t.put(name, e)
-		case t.tellsRemovals():
+		case t.sendsRemovals():
 			removals = append(removals, name)
 		default:
-			t.take(name)
+			t.markRemoved(name)
 		}
 	}
 	sortByName(upserts)
@@ -166,40 +166,40 @@ func (t *topic) due() (upserts []*Resource, removals []string) {
 // would send requests there before they have any instances. What is left out
 // stays dirty, and its turn is after the ACK, which tells that they are warm.
 // A first full state has to name everything.
-func (t *topic) legsFirst(upserts []*Resource) []*Resource {
-	if t.fullState() && !t.answered || !slices.ContainsFunc(upserts, (*Resource).isAggregate) {
+func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
+	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, (*Resource).isAggregate) {
 		return upserts
 	}
 	fresh := map[string]bool{}
 	for _, r := range upserts {
-		if !t.get(r.Name()).has {
+		if !t.get(r.Name()).sent {
 			fresh[r.Name()] = true
 		}
 	}
 	return slices.DeleteFunc(upserts, func(r *Resource) bool {
-		return slices.ContainsFunc(r.legs, func(leg string) bool { return fresh[leg] })
+		return slices.ContainsFunc(r.targets, func(leg string) bool { return fresh[leg] })
 	})
 }
 
 // keepsWithheld says whether Envoy has something that cannot be built now, and
 // so depends on what it was built with.
-func (t *topic) keepsWithheld() bool {
-	if t.level == nil {
+func (t *typeState) hasHeldBack() bool {
+	if t.baseline == nil {
 		return false
 	}
-	for name := range t.level.withheld {
-		if t.get(name).has {
+	for name := range t.baseline.heldBack {
+		if t.get(name).sent {
 			return true
 		}
 	}
-	return t.started && t.blocked()
+	return t.started && t.blockedByHeldBack()
 }
 
 // holding lists what Envoy was given on this stream and has, sorted by name.
-func (t *topic) holding() []*Resource {
+func (t *typeState) sentResources() []*Resource {
 	var list []*Resource
 	for _, e := range t.all() {
-		if e.has && e.resource != nil {
+		if e.sent && e.resource != nil {
 			list = append(list, e.resource)
 		}
 	}

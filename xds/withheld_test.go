@@ -8,7 +8,7 @@ import (
 )
 
 // withholding gives a world's set in which some listeners cannot be built.
-func (w world) withholding(t testing.TB, listeners ...string) *xds.Set {
+func (w resources) holdingBack(t testing.TB, listeners ...string) *xds.Set {
 	t.Helper()
 	all := w.collections(t)
 	all[xds.Listener] = all[xds.Listener].Next(nil, listeners, listeners)
@@ -16,15 +16,15 @@ func (w world) withholding(t testing.TB, listeners ...string) *xds.Set {
 }
 
 func TestWithheldListenerIsKept(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().withholding(t, "http"))
+		r.source.publish(small().holdingBack(t, "http"))
 		e.ExpectNone()
 		// Another listener comes: the first must still be there.
-		r.supplier.publish(small().with(listener("tcp", 7)).withholding(t, "http"))
+		r.source.publish(small().with(listener("tcp", 7)).holdingBack(t, "http"))
 		e.ExpectAck(lds, r.full([]string{"http", "tcp"}, "tcp")...)
 		e.ExpectNone()
-		r.supplier.publish(small().with(listener("tcp", 7), listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(listener("tcp", 7), listener("http", 2, "web")).set(t))
 		e.ExpectAck(lds, r.full([]string{"http", "tcp"}, "http")...)
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
@@ -32,28 +32,28 @@ func TestWithheldListenerIsKept(t *testing.T) {
 }
 
 func TestClustersOfAWithheldListenerAreKept(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(two())
-		r.supplier.publish(small().withholding(t, "http"))
+		r.source.publish(small().holdingBack(t, "http"))
 		e.ExpectNone()
-		r.supplier.publish(small().set(t))
+		r.source.publish(small().set(t))
 		r.expectRemoved(e, cds, "api", "web")
 	})
 }
 
 func TestWithheldListenerIsGoneAfterAll(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().withholding(t, "http"))
+		r.source.publish(small().holdingBack(t, "http"))
 		e.ExpectNone()
-		r.supplier.publish(small().without(listener("http", 1)).set(t))
+		r.source.publish(small().without(listener("http", 1)).set(t))
 		r.expectRemoved(e, lds, "http")
 	})
 }
 
 func TestNewEnvoyGetsTheListenersThatAreNotWithheld(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(small().with(listener("tcp", 7)).withholding(t, "http"))
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().with(listener("tcp", 7)).holdingBack(t, "http"))
 		e := r.connect()
 		e.Subscribe(lds)
 		e.ExpectAck(lds, "tcp")
@@ -63,12 +63,12 @@ func TestNewEnvoyGetsTheListenersThatAreNotWithheld(t *testing.T) {
 
 // On a new stream the server cannot know what the Envoy was given before.
 func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing.T) {
-	forOne(t, fakeenvoy.SotW, func(r *rig) {
-		r.supplier.publish(small().with(listener("tcp", 7)).withholding(t, "http"))
+	forOne(t, fakeenvoy.SotW, func(r *harness) {
+		r.source.publish(small().with(listener("tcp", 7)).holdingBack(t, "http"))
 		e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{lds: "an earlier one"}})
 		e.Subscribe(lds)
 		e.ExpectNone()
-		r.supplier.publish(small().with(listener("tcp", 7)).set(t))
+		r.source.publish(small().with(listener("tcp", 7)).set(t))
 		e.ExpectAck(lds, "http", "tcp")
 	})
 }
@@ -77,7 +77,7 @@ func TestListenersOfAReconnectedEnvoyAreNotAnsweredWhileOneIsWithheld(t *testing
 // An Envoy that has the listener keeps all of it, whatever else changes.
 func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 	had := two().with(listener("tcp", 7), routes("api", 1))
-	known := world{}.with(cluster("api", 2), endpoints("api", 2), listener("tcp", 8), routes("api", 1))
+	known := resources{}.with(cluster("api", 2), endpoints("api", 2), listener("tcp", 8), routes("api", 1))
 	subscribe := func(e *fakeenvoy.Envoy) {
 		e.Subscribe(cds)
 		e.Subscribe(eds, "api", "web")
@@ -85,8 +85,8 @@ func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 		e.Subscribe(rds, "web", "api")
 	}
 	t.Run("delta", func(t *testing.T) {
-		forOne(t, fakeenvoy.Delta, func(r *rig) {
-			r.supplier.publish(known.withholding(t, "http"))
+		forOne(t, fakeenvoy.Delta, func(r *harness) {
+			r.source.publish(known.holdingBack(t, "http"))
 			e := r.connectWith(fakeenvoy.Options{Has: upToDate(t, had)})
 			subscribe(e)
 			for _, of := range []struct{ url, name string }{{cds, "api"}, {eds, "api"}, {lds, "tcp"}} {
@@ -98,8 +98,8 @@ func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 		})
 	})
 	t.Run("state of the world", func(t *testing.T) {
-		forOne(t, fakeenvoy.SotW, func(r *rig) {
-			r.supplier.publish(known.withholding(t, "http"))
+		forOne(t, fakeenvoy.SotW, func(r *harness) {
+			r.source.publish(known.holdingBack(t, "http"))
 			e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{cds: "an earlier one", lds: "an earlier one", eds: "an earlier one"}})
 			subscribe(e)
 			e.ExpectAck(eds, "api")
@@ -111,13 +111,13 @@ func TestWhatAWithheldListenerLeadsToIsKeptByAReconnectedEnvoy(t *testing.T) {
 
 // The instances of a cluster may be withheld, too.
 func TestWithheldEndpointsAreKept(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		all := small().collections(t)
 		all[xds.Endpoint] = all[xds.Endpoint].Next(nil, []string{"web"}, []string{"web"})
-		r.supplier.publish(xds.NewSet(all))
+		r.source.publish(xds.NewSet(all))
 		e.ExpectNone()
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
 	})

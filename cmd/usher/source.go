@@ -101,7 +101,7 @@ func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Nod
 	if err != nil {
 		return err
 	}
-	err = a.asks.Authorize(ctx, consul.Caller{Token: string(c.Token), Peer: c.Network.String(), Again: c.Again}, id)
+	err = a.asks.Authorize(ctx, consul.Caller{Token: string(c.Token), Address: c.Network.String(), Again: c.Again}, id)
 	switch {
 	case errors.Is(err, consul.ErrUnknownToken):
 		return status.Errorf(codes.Unauthenticated, "consul does not know the stream's x-consul-token; it has to be one with service:write on the gateway %q", id)

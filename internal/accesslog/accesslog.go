@@ -108,10 +108,10 @@ func Build(k Params) (Logs, []problem.Problem) {
 		}
 		all.add(logs)
 	}
-	switch k.Settings.Sinks.By {
-	case settings.SinksOwn:
+	switch k.Settings.Sinks.Type {
+	case settings.SinksCustom:
 		there = " there"
-		for i, own := range k.Settings.Sinks.Own {
+		for i, own := range k.Settings.Sinks.Custom {
 			s, err := k.ownSink(own)
 			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", k.Where, i), s, err)
 		}
@@ -127,7 +127,7 @@ func Build(k Params) (Logs, []problem.Problem) {
 
 // consulWhere names the place that says how proxy-defaults' entries look.
 func (k Params) consulWhere() string {
-	if k.Settings.Format.By != settings.FormatDefault {
+	if k.Settings.Format.Type != settings.FormatDefault {
 		return k.Where + ": usher.access_log"
 	}
 	return "config entry proxy-defaults/global: AccessLogs"
@@ -147,7 +147,7 @@ func (k Params) consulSink() (sink, error) {
 		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.Consul.Type)
 	}
 	var err error
-	if k.Settings.Format.By == settings.FormatDefault {
+	if k.Settings.Format.Type == settings.FormatDefault {
 		s.format, err = k.consulFormat()
 	} else {
 		s.format, err = k.formatOf(k.Settings.Format)
@@ -165,7 +165,7 @@ func (k Params) ownSink(own settings.Sink) (sink, error) {
 		return s, nil
 	}
 	format := own.Format
-	if format.By == "" {
+	if format.Type == "" {
 		format = k.Settings.Format
 	}
 	var err error

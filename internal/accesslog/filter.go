@@ -45,8 +45,8 @@ func (k Params) wanted() (logFilter, error) {
 	if len(p.ResponseFlags) > 0 {
 		any = append(any, flagged(p.ResponseFlags...))
 	}
-	if p.Header.Name != settings.AnyHeader {
-		any = append(any, withHeader(p.Header))
+	if p.RequestHeader.Name != settings.AnyHeader {
+		any = append(any, withHeader(p.RequestHeader))
 	}
 	if p.Expression != settings.AnyExpression {
 		if !k.Envoy.Expressions {
@@ -66,7 +66,7 @@ func (k Params) wanted() (logFilter, error) {
 
 // sampled selects a share by chance, and every error.
 func (k Params) sampled() logFilter {
-	if k.Settings.SamplePerMille == settings.AllEntries {
+	if k.Settings.SamplePerMille == int(settings.SampleAll) {
 		return nil
 	}
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.Settings.SamplePerMille))
@@ -113,7 +113,7 @@ func flagged(flags ...string) logFilter {
 	}}
 }
 
-func withHeader(h settings.LogHeader) logFilter {
+func withHeader(h settings.HeaderFilter) logFilter {
 	matcher := &routev3.HeaderMatcher{Name: h.Name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
 	if h.Value != "" {
 		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{
@@ -189,11 +189,11 @@ func withoutNil(filters []logFilter) []logFilter {
 // not in words.
 func (k Params) rejections(s sink, limit logFilter) ([]logEntry, error) {
 	share := k.Settings.Rejected
-	if share == settings.ShareNone || share == settings.ShareDefault && s.byConsul && k.Consul.DisableListenerLogs {
+	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && k.Consul.DisableListenerLogs {
 		return nil, nil
 	}
 	var some logFilter
-	if share > 0 && share < settings.ShareAll {
+	if share > 0 && share < settings.SampleAll {
 		some = chance("rejected", int(share))
 	}
 	var all []logEntry
@@ -234,7 +234,7 @@ const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
 // explains says whether reasons are told. They are not where the log is
 // Consul's alone.
 func (k Params) explains() bool {
-	return k.ProxyProtocol || k.Settings.Own() || k.Settings.Rejected != settings.ShareDefault
+	return k.ProxyProtocol || k.Settings.IsCustom() || k.Settings.Rejected != settings.SampleDefault
 }
 
 // noChainReason says why Envoy had no filter chain for a connection.

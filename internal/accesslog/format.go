@@ -15,11 +15,11 @@ import (
 
 // logFormat is how an entry is written: as a line of text, or as JSON.
 type logFormat struct {
-	by     settings.FormatSource // "": proxy-defaults' own text or JSON
-	text   string                // ends in a newline
-	fields *structpb.Struct      // nil: text counts
-	sparse bool                  // fields without a value are left out
-	reason string                // why the connection was rejected
+	by     settings.LogFormatType // "": proxy-defaults' own text or JSON
+	text   string                 // ends in a newline
+	fields *structpb.Struct       // nil: text counts
+	sparse bool                   // fields without a value are left out
+	reason string                 // why the connection was rejected
 }
 
 // custom says whether an operator has written the format.
@@ -97,7 +97,7 @@ const rejectedField = "rejected"
 func (k Params) formatOf(f settings.LogFormat) (logFormat, error) {
 	var out logFormat
 	var err error
-	switch f.By {
+	switch f.Type {
 	case settings.FormatText:
 		out = textFormat(f.Text)
 	case settings.FormatJSON:
@@ -109,13 +109,13 @@ func (k Params) formatOf(f settings.LogFormat) (logFormat, error) {
 	case settings.FormatCombined:
 		out, err = k.combinedFormat()
 	default:
-		f.By = settings.FormatConsul
+		f.Type = settings.FormatConsul
 		out, err = objectFormat(k.defaultFields())
 	}
 	if err != nil {
 		return logFormat{}, err
 	}
-	out.by = f.By
+	out.by = f.Type
 	return out, k.check(out)
 }
 
@@ -129,7 +129,7 @@ func (k Params) consulFormat() (logFormat, error) {
 	case k.Consul.TextFormat != "":
 		out = textFormat(k.Consul.TextFormat)
 	default:
-		return k.formatOf(settings.LogFormat{By: settings.FormatConsul})
+		return k.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
 	if err != nil {
 		return logFormat{}, err
@@ -211,7 +211,7 @@ func (k Params) defaultFields() map[string]any {
 	return fields
 }
 
-// namedFields are the operators of gateway.KnownLogFields.
+// namedFields are the operators of settings.LogFields.
 var namedFields = map[string]string{
 	"start_time":                     "%START_TIME%",
 	"client_address":                 "%DOWNSTREAM_REMOTE_ADDRESS%",

@@ -40,7 +40,7 @@ func (s sink) where() string {
 // logs goes without.
 func (k Params) limitOf(s sink) (logLimit, error) {
 	n := k.Settings.RejectedPerSecond
-	if n == settings.AnyRate || !k.explains() || !k.Envoy.LogRateLimit {
+	if n == settings.NoRateLimit || !k.explains() || !k.Envoy.LogRateLimit {
 		return logLimit{}, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.where())

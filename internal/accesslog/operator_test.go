@@ -73,7 +73,7 @@ func TestReleasesWithTheSameOperatorsHaveTheSameCapabilities(t *testing.T) {
 
 // Presets are not checked when they are compiled.
 func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
-	presets := []settings.LogFormat{{By: settings.FormatConsul}, {By: settings.FormatECS}, {By: settings.FormatCombined}, {By: settings.FormatFields, Fields: settings.LogFields}}
+	presets := []settings.LogFormat{{Type: settings.FormatConsul}, {Type: settings.FormatECS}, {Type: settings.FormatCombined}, {Type: settings.FormatFields, Fields: settings.LogFieldNames}}
 	for minor := uint32(22); minor <= 40; minor++ {
 		for _, preset := range presets {
 			for _, http := range []bool{true, false} {
@@ -81,13 +81,13 @@ func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
 				f, err := k.formatOf(preset)
 				if err != nil {
 					if k.Envoy.Expressions {
-						t.Errorf("%s on Envoy 1.%d: %v", preset.By, minor, err)
+						t.Errorf("%s on Envoy 1.%d: %v", preset.Type, minor, err)
 					}
 					continue
 				}
 				f.each(func(text string) string {
 					if err := checkText(k.Envoy, text); err != nil {
-						t.Errorf("%s on Envoy 1.%d: %v", preset.By, minor, err)
+						t.Errorf("%s on Envoy 1.%d: %v", preset.Type, minor, err)
 					}
 					return text
 				})
@@ -97,12 +97,12 @@ func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
 }
 
 func TestEveryFieldWithANameHasAnOperator(t *testing.T) {
-	for _, name := range settings.LogFields {
+	for _, name := range settings.LogFieldNames {
 		if namedFields[name] == "" {
 			t.Errorf("%s has no operator", name)
 		}
 	}
-	if len(namedFields) != len(settings.LogFields) {
-		t.Errorf("%d operators for %d names", len(namedFields), len(settings.LogFields))
+	if len(namedFields) != len(settings.LogFieldNames) {
+		t.Errorf("%d operators for %d names", len(namedFields), len(settings.LogFieldNames))
 	}
 }

@@ -26,8 +26,8 @@ func defaultChain(service, datacenter, protocol string) *gateway.Chain {
 	start := gateway.NodeResolver + ":" + id
 	return &gateway.Chain{
 		ServiceName: service,
-		Namespace:   "default",
-		Partition:   "default",
+		Namespace:   gateway.DefaultTenancy,
+		Partition:   gateway.DefaultTenancy,
 		Datacenter:  datacenter,
 		Protocol:    protocol,
 		Default:     true,
@@ -40,8 +40,8 @@ func defaultChain(service, datacenter, protocol string) *gateway.Chain {
 		Targets: map[string]*gateway.Target{id: {
 			ID:             id,
 			Service:        service,
-			Namespace:      "default",
-			Partition:      "default",
+			Namespace:      gateway.DefaultTenancy,
+			Partition:      gateway.DefaultTenancy,
 			Datacenter:     datacenter,
 			ConnectTimeout: connectTimeout,
 			SNI:            name,

@@ -170,7 +170,7 @@ func (s *Source) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sna
 // snapshot gives what the view shows of a gateway.
 func (v view) snapshot(id gateway.ID, dir string) *gateway.Snapshot {
 	var s gateway.Snapshot
-	known := isDefault(id.Namespace) && isDefault(id.Partition)
+	known := gateway.OmitDefault(id.Namespace) == "" && gateway.OmitDefault(id.Partition) == ""
 	if known && v.content.gateways[id.Name] != nil {
 		s = *v.content.gateways[id.Name]
 	} else {
@@ -183,8 +183,6 @@ func (v view) snapshot(id gateway.ID, dir string) *gateway.Snapshot {
 	s.Problems = slices.Concat(s.Problems, v.broken)
 	return &s
 }
-
-func isDefault(name string) bool { return name == "" || name == "default" }
 
 // Ready says why no content is there; nil once the directory was read well.
 func (s *Source) Ready() error {

@@ -79,13 +79,13 @@ func TestAMissingFileIsRefusedAtStart(t *testing.T) {
 }
 
 // run runs the file and gives each content it puts.
-func run(t *testing.T, f *File) <-chan Content {
+func run(t *testing.T, f *File) <-chan settings.File {
 	t.Helper()
-	contents := make(chan Content)
+	contents := make(chan settings.File)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- f.Run(ctx, func(c Content) {
+		ended <- f.Run(ctx, func(c settings.File) {
 			select {
 			case contents <- c:
 			case <-ctx.Done():
@@ -101,12 +101,12 @@ func run(t *testing.T, f *File) <-chan Content {
 	return contents
 }
 
-func modes(c Content) map[string]settings.Mode {
+func modes(c settings.File) map[string]settings.Mode {
 	out := map[string]settings.Mode{}
-	if m := c.Server.Settings.ProxyProtocol.Mode; m != "" {
+	if m := c.All.Settings.ProxyProtocol.Mode; m != "" {
 		out["every gateway"] = m
 	}
-	for name, l := range c.Layers {
+	for name, l := range c.Gateways {
 		out[name] = l.Settings.ProxyProtocol.Mode
 	}
 	return out
@@ -188,7 +188,7 @@ usher {
 		t.Fatal(err)
 	}
 	port := func(ports ...uint32) settings.ForwardedProto {
-		return settings.ForwardedProto{By: settings.ProtoByPort, HTTPSPorts: ports}
+		return settings.ForwardedProto{Type: settings.ForwardedProtoPorts, HTTPSPorts: ports}
 	}
 	want := settings.Settings{
 		Listener: settings.Listener{
@@ -205,7 +205,7 @@ usher {
 			9000: {ClientAddress: settings.ClientAddress{ForwardedProto: port(443, 8443)}},
 		},
 	}
-	if diff := cmp.Diff(want, f.Content().Server.Settings, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, f.Content().All.Settings, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -241,7 +241,7 @@ func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
 	}
 	contents := run(t, f)
 	inPlace(t, path)
-	if c := <-contents; len(c.Layers) != 0 || len(c.Problems) != 0 {
+	if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
 		t.Errorf("an empty file was read as %+v, want nothing", c)
 	}
 }

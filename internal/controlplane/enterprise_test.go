@@ -80,7 +80,7 @@ func firstSnapshot(t *testing.T, client *consul.Client, id gateway.ID) *gateway.
 	first := make(chan *gateway.Snapshot, 1)
 	done := make(chan error, 1)
 	go func() {
-		done <- consul.NewWatcher(client, consul.WatcherOptions{Hold: 10 * time.Second}).Watch(ctx, id, func(s *gateway.Snapshot) {
+		done <- consul.NewWatcher(client, consul.WatcherOptions{HealthTimeout: 10 * time.Second}).Watch(ctx, id, func(s *gateway.Snapshot) {
 			select {
 			case first <- s:
 			default:

@@ -24,14 +24,7 @@ func (id ID) String() string {
 	if id.Namespace == "" && id.Partition == "" {
 		return id.Name
 	}
-	return orDefault(id.Partition) + "/" + orDefault(id.Namespace) + "/" + id.Name
-}
-
-func orDefault(s string) string {
-	if s == "" {
-		return "default"
-	}
-	return s
+	return OrDefault(id.Partition) + "/" + OrDefault(id.Namespace) + "/" + id.Name
 }
 
 // Snapshot is everything known of one gateway at one moment. A source hands one
@@ -98,7 +91,7 @@ type Snapshot struct {
 // MeshGatewayKey names a partition of a datacenter as Consul does: "dc1" is the
 // default partition, and "east.dc1" the partition east.
 func MeshGatewayKey(datacenter, partition string) string {
-	if orDefault(partition) == "default" {
+	if OmitDefault(partition) == "" {
 		return datacenter
 	}
 	return partition + "." + datacenter

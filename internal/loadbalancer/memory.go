@@ -153,9 +153,9 @@ func (m memory) balancer(grace time.Duration, now time.Time) (*gateway.Balancer,
 		}
 		return gateway.PortState{Mode: mode, ProxyVersion: h.sends}
 	}
-	b := &gateway.Balancer{Listeners: map[int]gateway.PortState{}, Others: behind(0, m.others), PreservesClientIP: m.peerIsClient}
+	b := &gateway.Balancer{Ports: map[int]gateway.PortState{}, OtherPorts: behind(0, m.others), PreservesClientIP: m.peerIsClient}
 	for port, h := range m.listeners {
-		b.Listeners[port] = behind(port, h)
+		b.Ports[port] = behind(port, h)
 	}
 	return b, ends
 }

@@ -165,7 +165,7 @@ func FuzzNote(f *testing.F) {
 			if noted := r.noting(60, h, text); noted == "" {
 				t.Errorf("after %+v nothing can be noted", h)
 			}
-			for port, behind := range r.b.Listeners {
+			for port, behind := range r.b.Ports {
 				if port < 1 || port > 65535 {
 					t.Errorf("port %d is %+v", port, behind)
 				}

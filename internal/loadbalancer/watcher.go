@@ -227,8 +227,8 @@ func (f *follower) show(failing bool, ends map[int]time.Time) {
 
 // tell logs what has changed for listeners.
 func (f *follower) tell(next *gateway.Balancer, ends map[int]time.Time) {
-	for port, behind := range next.Listeners {
-		if f.last != nil && f.last.Listeners[port] == behind || behind.Mode == "" {
+	for port, behind := range next.Ports {
+		if f.last != nil && f.last.Ports[port] == behind || behind.Mode == "" {
 			continue
 		}
 		log := f.Logger.With("service", f.id.Namespace+"/"+f.id.Name, "port", port, "mode", string(behind.Mode))

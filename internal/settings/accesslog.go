@@ -10,7 +10,7 @@ import (
 )
 
 // AccessLog says of one listener what is logged, how, and where to. Its fields
-// are settings, as those of Policy.
+// are settings, as those of ProxyProtocol.
 type AccessLog struct {
 	Sinks  Sinks
 	Format LogFormat
@@ -20,14 +20,14 @@ type AccessLog struct {
 	StatusAtLeast   int
 	DurationAtLeast time.Duration
 	ResponseFlags   []string // sorted; empty and not nil: any
-	Header          LogHeader
+	RequestHeader   HeaderFilter
 	Expression      string // of CEL, or AnyExpression
 
-	SamplePerMille int // of the entries without an error; AllEntries: all of them
+	SamplePerMille int // of the entries without an error; SampleAll: all of them
 	HealthChecks   HealthChecks
-	Rejected       Share
+	Rejected       SampleRate
 	// RejectedPerSecond is how many rejected connections each Envoy logs a second
-	// in each sink, at most; AnyRate: all of them.
+	// in each sink, at most; NoRateLimit: all of them.
 	RejectedPerSecond int
 
 	RedactQuery   YesNo
@@ -39,28 +39,27 @@ type AccessLog struct {
 // The words that ask for nothing.
 const (
 	AnyStatus     = anyNumber
-	AnyRate       = anyNumber
+	NoRateLimit   = anyNumber
 	AnyDuration   = time.Duration(-1)
 	AnyExpression = "any"
-	AllEntries    = 1000
 
 	anyNumber = -1
 )
 
 // Sinks say where entries go.
 type Sinks struct {
-	By  SinkSource
-	Own []Sink // of SinksOwn, in the operator's order
+	Type   SinksType
+	Custom []Sink // of SinksCustom, in the operator's order
 }
 
 // SinkSource is where sinks come from.
-type SinkSource string
+type SinksType string
 
 // The sources of sinks.
 const (
-	SinksDefault SinkSource = "default" // proxy-defaults' AccessLogs
-	SinksNone    SinkSource = "none"
-	SinksOwn     SinkSource = "own"
+	SinksDefault SinksType = "default" // proxy-defaults' AccessLogs
+	SinksNone    SinksType = "none"
+	SinksCustom  SinksType = "own"
 )
 
 // Sink takes entries.
@@ -103,29 +102,29 @@ type CollectorTLS struct {
 
 // LogFormat says how an entry is written.
 type LogFormat struct {
-	By     FormatSource
+	Type   LogFormatType
 	Text   string         // of FormatText
 	JSON   map[string]any // of FormatJSON: strings with operators, numbers, booleans and such objects
 	Fields []string       // of FormatFields, in the operator's order
 }
 
 // FormatSource is a preset, or one of the ways to write a format.
-type FormatSource string
+type LogFormatType string
 
 // The formats.
 const (
-	FormatDefault  FormatSource = "default"  // proxy-defaults', or FormatConsul in sinks of one's own
-	FormatConsul   FormatSource = "consul"   // Consul's default JSON
-	FormatECS      FormatSource = "ecs"      // Elastic Common Schema
-	FormatCombined FormatSource = "combined" // Apache's
-	FormatText     FormatSource = "text"
-	FormatJSON     FormatSource = "json"
-	FormatFields   FormatSource = "fields"
+	FormatDefault  LogFormatType = "default"  // proxy-defaults', or FormatConsul in sinks of one's own
+	FormatConsul   LogFormatType = "consul"   // Consul's default JSON
+	FormatECS      LogFormatType = "ecs"      // Elastic Common Schema
+	FormatCombined LogFormatType = "combined" // Apache's
+	FormatText     LogFormatType = "text"
+	FormatJSON     LogFormatType = "json"
+	FormatFields   LogFormatType = "fields"
 )
 
 // LogHeader is a request header that entries are logged for. The zero value
 // says nothing.
-type LogHeader struct {
+type HeaderFilter struct {
 	Name  string // or AnyHeader
 	Value string // "": any value
 }
@@ -134,13 +133,13 @@ type LogHeader struct {
 const AnyHeader = "any"
 
 // Share is how many of a thousand.
-type Share int
+type SampleRate int
 
 // The words for shares.
 const (
-	ShareDefault Share = -1 // all, unless proxy-defaults' DisableListenerLogs says none
-	ShareNone    Share = -2
-	ShareAll     Share = 1000
+	SampleDefault SampleRate = -1 // all, unless proxy-defaults' DisableListenerLogs says none
+	SampleNone    SampleRate = -2
+	SampleAll     SampleRate = 1000
 )
 
 // HealthChecks says what becomes of connections that balancers make to see
@@ -165,13 +164,15 @@ const (
 
 // Own says whether the listener has sinks or a format of its own, and not
 // Consul's alone.
-func (a AccessLog) Own() bool { return a.Sinks.By == SinksOwn || a.Format.By != FormatDefault }
+func (a AccessLog) IsCustom() bool {
+	return a.Sinks.Type == SinksCustom || a.Format.Type != FormatDefault
+}
 
 // Mentions says whether a format of the operator's own, or the expression, has a
 // field or one of these words in it.
-func (a AccessLog) Mentions(field string, words ...string) bool {
+func (a AccessLog) References(field string, words ...string) bool {
 	formats := []LogFormat{a.Format}
-	for _, s := range a.Sinks.Own {
+	for _, s := range a.Sinks.Custom {
 		formats = append(formats, s.Format)
 	}
 	return has(a.Expression, words) || slices.ContainsFunc(formats, func(f LogFormat) bool {

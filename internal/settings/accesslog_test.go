@@ -23,10 +23,10 @@ func TestAccessLogSettings(t *testing.T) {
 		"redact_cookies":    "sid",
 	}))
 	want := says(Listener{AccessLog: AccessLog{
-		Sinks:         Sinks{By: SinksOwn, Own: []Sink{{Type: SinkStdout}, {Type: SinkOTLP, Address: HostPort{"2001:db8::7", 4317}, Format: LogFormat{By: FormatECS}}}},
-		Format:        LogFormat{By: FormatJSON, JSON: map[string]any{"a": "%PROTOCOL%", "b": map[string]any{"c": 1.0}}},
-		StatusAtLeast: 500, DurationAtLeast: 250 * time.Millisecond, ResponseFlags: []string{"UF", "UH"}, Header: LogHeader{Name: "x-debug"},
-		SamplePerMille: AllEntries, Rejected: ShareNone, RedactCookies: []string{"sid"},
+		Sinks:         Sinks{Type: SinksCustom, Custom: []Sink{{Type: SinkStdout}, {Type: SinkOTLP, Address: HostPort{"2001:db8::7", 4317}, Format: LogFormat{Type: FormatECS}}}},
+		Format:        LogFormat{Type: FormatJSON, JSON: map[string]any{"a": "%PROTOCOL%", "b": map[string]any{"c": 1.0}}},
+		StatusAtLeast: 500, DurationAtLeast: 250 * time.Millisecond, ResponseFlags: []string{"UF", "UH"}, RequestHeader: HeaderFilter{Name: "x-debug"},
+		SamplePerMille: int(SampleAll), Rejected: SampleNone, RedactCookies: []string{"sid"},
 	}})
 	if diff := cmp.Diff(want, got, comparePolicies); diff != "" || len(problems) > 0 {
 		t.Errorf("%v, settings (-want +got):\n%s", problems, diff)
@@ -61,21 +61,21 @@ func TestBadAccessLogSettingsAreProblems(t *testing.T) {
 }
 
 func TestWhatFormatsMention(t *testing.T) {
-	json := LogFormat{By: FormatJSON, JSON: map[string]any{"n": 1, "tls": map[string]any{"name": "%SNI%"}}}
+	json := LogFormat{Type: FormatJSON, JSON: map[string]any{"n": 1, "tls": map[string]any{"name": "%SNI%"}}}
 	for name, c := range map[string]struct {
 		log  AccessLog
 		want bool
 	}{
-		"a preset":          {AccessLog{Format: LogFormat{By: FormatECS}}, false},
-		"a field":           {AccessLog{Format: LogFormat{By: FormatFields, Fields: []string{"path", "name"}}}, true},
-		"other fields":      {AccessLog{Format: LogFormat{By: FormatFields, Fields: []string{"path"}}}, false},
-		"a text":            {AccessLog{Format: LogFormat{By: FormatText, Text: "a %SNI%"}}, true},
+		"a preset":          {AccessLog{Format: LogFormat{Type: FormatECS}}, false},
+		"a field":           {AccessLog{Format: LogFormat{Type: FormatFields, Fields: []string{"path", "name"}}}, true},
+		"other fields":      {AccessLog{Format: LogFormat{Type: FormatFields, Fields: []string{"path"}}}, false},
+		"a text":            {AccessLog{Format: LogFormat{Type: FormatText, Text: "a %SNI%"}}, true},
 		"deep in an object": {AccessLog{Format: json}, true},
-		"a sink's own":      {AccessLog{Sinks: Sinks{By: SinksOwn, Own: []Sink{{Type: SinkStdout}, {Type: SinkStdout, Format: json}}}}, true},
+		"a sink's own":      {AccessLog{Sinks: Sinks{Type: SinksCustom, Custom: []Sink{{Type: SinkStdout}, {Type: SinkStdout, Format: json}}}}, true},
 		"an expression":     {AccessLog{Expression: "connection.sni == ''"}, true},
 		"nothing":           {AccessLog{Expression: AnyExpression}, false},
 	} {
-		if got := c.log.Mentions("name", "SNI", "connection.sni"); got != c.want {
+		if got := c.log.References("name", "SNI", "connection.sni"); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}

@@ -97,14 +97,14 @@ func comparePrefixes(a, b netip.Prefix) int {
 }
 
 // hops takes the word none, or a small number.
-var hops = kind[Hops]{
+var hops = kind[HopCount]{
 	takes: `"none" or a number from 1 to 32`,
-	read: func(_ *decoder, _ string, raw any) (Hops, bool) {
+	read: func(_ *decoder, _ string, raw any) (HopCount, bool) {
 		if single(raw) == "none" {
 			return NoHops, true
 		}
 		n, ok := number(raw)
-		return Hops(n), ok && n >= 1 && n <= 32
+		return HopCount(n), ok && n >= 1 && n <= 32
 	},
 }
 
@@ -114,11 +114,11 @@ var forwardedProto = kind[ForwardedProto]{
 	read: func(d *decoder, where string, raw any) (ForwardedProto, bool) {
 		switch v := single(raw).(type) {
 		case string:
-			by := ProtoSource(v)
-			return ForwardedProto{By: by}, slices.Contains([]ProtoSource{ProtoDefault, ProtoByConnection, ProtoTrust}, by)
+			by := ForwardedProtoType(v)
+			return ForwardedProto{Type: by}, slices.Contains([]ForwardedProtoType{ForwardedProtoDefault, ForwardedProtoConnection, ForwardedProtoTrust}, by)
 		case map[string]any:
 			members := d.object(where, v, "https_ports")
-			out := ForwardedProto{By: ProtoByPort}
+			out := ForwardedProto{Type: ForwardedProtoPorts}
 			for _, item := range elements(members["https_ports"]) {
 				n, ok := number(item)
 				if !ok || n < 1 || n > math.MaxUint16 {

@@ -1,8 +1,8 @@
 package settings
 
-// LogFields are the names that a format can have its fields by, in the order of
+// LogFieldNames are the names that a format can have its fields by, in the order of
 // their documentation. What each is to Envoy is in the package listeners.
-var LogFields = fieldNames()
+var LogFieldNames = fieldNames()
 
 // LogField is a field of an access log that has a name.
 type LogField struct {
@@ -10,9 +10,9 @@ type LogField struct {
 	Meaning string
 }
 
-// KnownLogFields describes the fields. Those that Consul's default format has,
+// LogFields describes the fields. Those that Consul's default format has,
 // too, are called what they are there.
-var KnownLogFields = []LogField{
+var LogFields = []LogField{
 	{"start_time", "when the request or the connection began"},
 	{"client_address", "the client: address and port"},
 	{"client_ip", "the client's address alone"},
@@ -53,8 +53,8 @@ var KnownLogFields = []LogField{
 }
 
 func fieldNames() []string {
-	names := make([]string, len(KnownLogFields))
-	for i, f := range KnownLogFields {
+	names := make([]string, len(LogFields))
+	for i, f := range LogFields {
 		names[i] = f.Name
 	}
 	return names

@@ -44,27 +44,27 @@ var perMille = kind[int]{
 	takes: `"all" or a number from 1 to 999`,
 	read: func(_ *decoder, _ string, raw any) (int, bool) {
 		if single(raw) == "all" {
-			return AllEntries, true
+			return int(SampleAll), true
 		}
 		n, ok := number(raw)
-		return n, ok && n >= 1 && n < AllEntries
+		return n, ok && n >= 1 && n < int(SampleAll)
 	},
 }
 
 // share takes a word, or a number.
-var share = kind[Share]{
+var share = kind[SampleRate]{
 	takes: `one of "default", "all", "none", or a number from 1 to 999`,
-	read: func(_ *decoder, _ string, raw any) (Share, bool) {
+	read: func(_ *decoder, _ string, raw any) (SampleRate, bool) {
 		switch single(raw) {
 		case "default":
-			return ShareDefault, true
+			return SampleDefault, true
 		case "all":
-			return ShareAll, true
+			return SampleAll, true
 		case "none":
-			return ShareNone, true
+			return SampleNone, true
 		}
 		n, ok := number(raw)
-		return Share(n), ok && n >= 1 && Share(n) < ShareAll
+		return SampleRate(n), ok && n >= 1 && SampleRate(n) < SampleAll
 	},
 }
 
@@ -93,18 +93,18 @@ func namesOr(word string, pattern *regexp.Regexp, takes string) kind[[]string] {
 }
 
 // logHeader takes the word any, or an object.
-var logHeader = kind[LogHeader]{
+var logHeader = kind[HeaderFilter]{
 	takes: `"any" or an object { name, value }, without value for a header that is there at all`,
-	read: func(d *decoder, where string, raw any) (LogHeader, bool) {
+	read: func(d *decoder, where string, raw any) (HeaderFilter, bool) {
 		raw = single(raw)
 		if raw == AnyHeader {
-			return LogHeader{Name: AnyHeader}, true
+			return HeaderFilter{Name: AnyHeader}, true
 		}
 		if _, ok := raw.(map[string]any); !ok {
-			return LogHeader{}, false
+			return HeaderFilter{}, false
 		}
 		members := d.object(where, raw, "name", "value")
-		h := LogHeader{Name: d.match(where+".name", members["name"], tlvHeader, "the name of a request header in small letters")}
+		h := HeaderFilter{Name: d.match(where+".name", members["name"], tlvHeader, "the name of a request header in small letters")}
 		if value, said := members["value"]; said {
 			h.Value = d.match(where+".value", value, printable, "a text without control characters")
 		}
@@ -133,8 +133,8 @@ var logFormat = kind[LogFormat]{
 	read: func(d *decoder, where string, raw any) (LogFormat, bool) {
 		switch v := single(raw).(type) {
 		case string:
-			by := FormatSource(v)
-			return LogFormat{By: by}, slices.Contains([]FormatSource{FormatDefault, FormatConsul, FormatECS, FormatCombined}, by)
+			by := LogFormatType(v)
+			return LogFormat{Type: by}, slices.Contains([]LogFormatType{FormatDefault, FormatConsul, FormatECS, FormatCombined}, by)
 		case map[string]any:
 			if len(v) != 1 {
 				return LogFormat{}, false
@@ -150,12 +150,12 @@ func (d *decoder) ownFormat(where string, raw map[string]any) LogFormat {
 	members := d.object(where, raw, "json", "text", "fields")
 	switch {
 	case members["json"] != nil:
-		return LogFormat{By: FormatJSON, JSON: d.jsonFormat(where+".json", members["json"])}
+		return LogFormat{Type: FormatJSON, JSON: d.jsonFormat(where+".json", members["json"])}
 	case members["text"] != nil:
-		return LogFormat{By: FormatText, Text: d.textFormat(where+".text", members["text"])}
+		return LogFormat{Type: FormatText, Text: d.textFormat(where+".text", members["text"])}
 	case members["fields"] != nil:
-		fields, _ := namesOf(LogFields).read(d, where+".fields", members["fields"])
-		return LogFormat{By: FormatFields, Fields: fields}
+		fields, _ := namesOf(LogFieldNames).read(d, where+".fields", members["fields"])
+		return LogFormat{Type: FormatFields, Fields: fields}
 	}
 	return LogFormat{}
 }
@@ -231,12 +231,12 @@ var sinks = kind[Sinks]{
 	read: func(d *decoder, where string, raw any) (Sinks, bool) {
 		switch single(raw) {
 		case "default":
-			return Sinks{By: SinksDefault}, true
+			return Sinks{Type: SinksDefault}, true
 		case "none":
-			return Sinks{By: SinksNone}, true
+			return Sinks{Type: SinksNone}, true
 		}
 		items := elements(raw)
-		out := Sinks{By: SinksOwn}
+		out := Sinks{Type: SinksCustom}
 		for i, item := range items {
 			at := where
 			if len(items) > 1 {
@@ -245,7 +245,7 @@ var sinks = kind[Sinks]{
 			if _, ok := single(item).(map[string]any); !ok {
 				return Sinks{}, false
 			}
-			out.Own = append(out.Own, d.sink(at, item))
+			out.Custom = append(out.Custom, d.sink(at, item))
 		}
 		return out, len(items) > 0
 	},

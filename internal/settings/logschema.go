@@ -8,14 +8,14 @@ import (
 // accessLogSchema are the settings of access logs in the table of all settings.
 var accessLogSchema = []setting{
 	option[Sinks]{
-		path: "access_log.sinks", initial: Sinks{By: SinksDefault}, says: `"default"`,
+		path: "access_log.sinks", initial: Sinks{Type: SinksDefault}, says: `"default"`,
 		field: func(p *Listener) *Sinks { return &p.AccessLog.Sinks },
 		kind:  sinks,
 		meaning: "where entries go, each to all of them: `stdout` and `stderr` of the Envoy, a `file` with its `path`, a collector of OpenTelemetry (`otlp`, over gRPC) or of " +
 			"Envoy's access log service (`grpc`) with its `address`. `default` is where `proxy-defaults` says. A sink can have a `format` of its own",
 	},
 	option[LogFormat]{
-		path: "access_log.format", initial: LogFormat{By: FormatDefault}, says: `"default"`,
+		path: "access_log.format", initial: LogFormat{Type: FormatDefault}, says: `"default"`,
 		field: func(p *Listener) *LogFormat { return &p.AccessLog.Format },
 		kind:  logFormat,
 		meaning: "how an entry is written: `consul` is Consul's default JSON, `ecs` is JSON by the Elastic Common Schema, `combined` is Apache's; `{ fields = [\"client_ip\", \"path\"] }` is JSON " +
@@ -39,9 +39,9 @@ var accessLogSchema = []setting{
 		kind:    namesOr("any", regexp.MustCompile(`^(LH|UH|UT|LR|UR|UF|UC|UO|NR|DI|FI|RL|UAEX|RLSE|DC|URX|SI|IH|DPE|UMSDR|RFCF|NFCF|DT|UPE|NC|OM)$`), `Envoy's response flags, such as "UF", "UH" and "NR"`),
 		meaning: "logs what has one of these flags",
 	},
-	option[LogHeader]{
-		path: "access_log.request_header", initial: LogHeader{Name: AnyHeader}, says: `"any"`,
-		field:   func(p *Listener) *LogHeader { return &p.AccessLog.Header },
+	option[HeaderFilter]{
+		path: "access_log.request_header", initial: HeaderFilter{Name: AnyHeader}, says: `"any"`,
+		field:   func(p *Listener) *HeaderFilter { return &p.AccessLog.RequestHeader },
 		kind:    logHeader,
 		meaning: "logs requests with this header",
 	},
@@ -52,7 +52,7 @@ var accessLogSchema = []setting{
 		meaning: "logs what this expression of CEL is true for, with Envoy's attributes",
 	},
 	option[int]{
-		path: "access_log.sample_per_mille", initial: AllEntries, says: `"all"`,
+		path: "access_log.sample_per_mille", initial: int(SampleAll), says: `"all"`,
 		field:   func(p *Listener) *int { return &p.AccessLog.SamplePerMille },
 		kind:    perMille,
 		meaning: "how many of a thousand entries are logged, by chance. Those with a status of 500 or more, or with a response flag, always are",
@@ -65,9 +65,9 @@ var accessLogSchema = []setting{
 			"(a LOCAL header, or none) and send no byte. `omit` leaves out, with `permissive`, also the connections to any listener that end before Envoy knows whether they have a header, and with them those whose header is broken. `default` omits where PROXY protocol is on, but not these. " +
 			"http listeners log requests, and such a connection has none",
 	},
-	option[Share]{
-		path: "access_log.rejected", initial: ShareDefault, says: `"default"`,
-		field: func(p *Listener) *Share { return &p.AccessLog.Rejected },
+	option[SampleRate]{
+		path: "access_log.rejected", initial: SampleDefault, says: `"default"`,
+		field: func(p *Listener) *SampleRate { return &p.AccessLog.Rejected },
 		kind:  share,
 		meaning: "how many of a thousand connections that were closed before they could ask for anything are logged, with the reason: no PROXY header where one is needed, a peer that is not trusted, " +
 			"no service for the server name, TLS that failed. `default` is `all`, and what `proxy-defaults` says where the sinks are its own",

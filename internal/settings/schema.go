@@ -11,8 +11,8 @@ import (
 // Setting describes one setting of a listener, for documentation.
 type Setting struct {
 	Path    string // below the key usher: "proxy_protocol.mode"
-	Takes   string // what may stand there
-	Initial string // what counts where nobody says anything
+	Accepts string // what may stand there
+	Default string // what counts where nobody says anything
 	Meaning string
 }
 
@@ -80,15 +80,15 @@ var schema = append([]setting{
 		meaning: "what services get as X-Forwarded-For: with `append` what the client sent and the client's address behind it, with `overwrite` " +
 			"the client's address alone. `default` appends where PROXY protocol or another of these settings is on, and is else as behind Consul's own gateway: as the client sent it",
 	},
-	option[Hops]{
+	option[HopCount]{
 		path: "client_address.trusted_hops", initial: NoHops, says: `"none"`,
-		field: func(p *Listener) *Hops { return &p.ClientAddress.TrustedHops },
+		field: func(p *Listener) *HopCount { return &p.ClientAddress.TrustedHops },
 		kind:  hops,
 		meaning: "how many proxies in front of the gateway write X-Forwarded-For themselves and are trusted with it, not counting those that send PROXY headers: " +
 			"with 1, the last entry of X-Forwarded-For is the client",
 	},
 	option[ForwardedProto]{
-		path: "client_address.forwarded_proto", initial: ForwardedProto{By: ProtoDefault}, says: `"default"`,
+		path: "client_address.forwarded_proto", initial: ForwardedProto{Type: ForwardedProtoDefault}, says: `"default"`,
 		field: func(p *Listener) *ForwardedProto { return &p.ClientAddress.ForwardedProto },
 		kind:  forwardedProto,
 		meaning: "what services get as X-Forwarded-Proto: with `connection`, whether the connection to the gateway had TLS; with `trust`, what the request says; " +
@@ -156,7 +156,7 @@ type kind[T any] struct {
 }
 
 func (o option[T]) description() Setting {
-	return Setting{Path: o.path, Takes: o.kind.takes, Initial: o.says, Meaning: o.meaning}
+	return Setting{Path: o.path, Accepts: o.kind.takes, Default: o.says, Meaning: o.meaning}
 }
 
 func (o option[T]) decode(d *decoder, where string, raw any, into *Listener) {

@@ -49,7 +49,7 @@ type ProxyProtocol struct {
 // the gateway tell who the client is.
 type ClientAddress struct {
 	XFF            XFF
-	TrustedHops    Hops
+	TrustedHops    HopCount
 	ForwardedProto ForwardedProto
 }
 
@@ -105,30 +105,30 @@ const (
 
 // Hops is a number of proxies in front of the gateway; NoHops says that there
 // are none.
-type Hops int
+type HopCount int
 
 // NoHops is the word "none".
-const NoHops Hops = -1
+const NoHops HopCount = -1
 
 // Count gives the number of proxies.
-func (h Hops) Count() uint32 { return uint32(max(0, h)) }
+func (h HopCount) Uint32() uint32 { return uint32(max(0, h)) }
 
 // ForwardedProto says where X-Forwarded-Proto comes from.
 type ForwardedProto struct {
-	By ProtoSource
-	// HTTPSPorts are the ports that clients reach with https; of ProtoByPort.
+	Type ForwardedProtoType
+	// HTTPSPorts are the ports that clients reach with https; of ForwardedProtoPorts.
 	HTTPSPorts []uint32
 }
 
 // ProtoSource is what X-Forwarded-Proto follows from.
-type ProtoSource string
+type ForwardedProtoType string
 
 // The sources of X-Forwarded-Proto.
 const (
-	ProtoDefault      ProtoSource = "default"    // trust where there are trusted hops, else connection
-	ProtoByConnection ProtoSource = "connection" // TLS or none, on the connection to the gateway
-	ProtoTrust        ProtoSource = "trust"      // what the request says
-	ProtoByPort       ProtoSource = "ports"      // the port that the client connected to
+	ForwardedProtoDefault    ForwardedProtoType = "default"    // trust where there are trusted hops, else connection
+	ForwardedProtoConnection ForwardedProtoType = "connection" // TLS or none, on the connection to the gateway
+	ForwardedProtoTrust      ForwardedProtoType = "trust"      // what the request says
+	ForwardedProtoPorts      ForwardedProtoType = "ports"      // the port that the client connected to
 )
 
 // Layer is one source of settings with its memory: a bad source counts with
@@ -137,24 +137,24 @@ type Layer struct {
 	Settings Settings
 	// Unknown says that the source is bad and never was good, so that nobody
 	// knows what it wants: what depends on it must not be built.
-	Unknown bool
+	NeverValid bool
 
-	good bool // Settings are what the source said when it was last good
+	valid bool // Settings are what the source said when it was last good
 }
 
 // Next gives the layer after the source's content became raw, the value of
 // the key "usher", nil when it is absent. where names the source in problems.
 // If raw is bad, the problems say why, and the layer keeps its last good
 // settings or, without any, is Unknown.
-func (l Layer) Next(where string, raw any) (Layer, []problem.Problem) {
+func (l Layer) Update(where string, raw any) (Layer, []problem.Problem) {
 	s, problems := Decode(where, raw)
 	switch {
 	case len(problems) == 0:
-		return Layer{Settings: s, good: true}, nil
-	case l.good:
+		return Layer{Settings: s, valid: true}, nil
+	case l.valid:
 		return l, problems
 	default:
-		return Layer{Unknown: true}, problems
+		return Layer{NeverValid: true}, problems
 	}
 }
 
@@ -168,7 +168,7 @@ func (l Layer) Next(where string, raw any) (Layer, []problem.Problem) {
 func Resolve(port int, layers ...Layer) (p Listener, known bool) {
 	var said []*Listener // the most special first
 	for i := range slices.Backward(layers) {
-		if layers[i].Unknown {
+		if layers[i].NeverValid {
 			return Listener{}, false
 		}
 		if own, ok := layers[i].Settings.Listeners[port]; ok {
@@ -182,4 +182,12 @@ func Resolve(port int, layers ...Layer) (p Listener, known bool) {
 		s.resolve(&p, said)
 	}
 	return p, true
+}
+
+// File is the content of Usher's config file: a layer for every gateway, one for
+// each gateway that the file names, and the file's problems.
+type File struct {
+	All      Layer
+	Gateways map[string]Layer // by gateway name
+	Problems []problem.Problem
 }

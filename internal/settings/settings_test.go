@@ -57,9 +57,9 @@ func TestDecodeSettings(t *testing.T) {
 		"hops":          {ca(object{"xff": "append", "trusted_hops": 2.0}), says(Listener{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
 		"hops as text":  {ca(object{"trusted_hops": "1"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: 1}})},
 		"no hops":       {ca(object{"trusted_hops": "none"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
-		"proto by word": {ca(object{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoTrust}}})},
-		"proto by port": {ca(object{"forwarded_proto": array{object{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443, 8443}}}})},
-		"one port":      {ca(object{"forwarded_proto": object{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{By: ProtoByPort, HTTPSPorts: []uint32{443}}}})},
+		"proto by word": {ca(object{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoTrust}}})},
+		"proto by port": {ca(object{"forwarded_proto": array{object{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443, 8443}}}})},
+		"one port":      {ca(object{"forwarded_proto": object{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443}}}})},
 		"listeners": {
 			object{"listeners": array{object{"8080": array{usher("strict")}, "9000": ca(object{"xff": "append"})}}, "proxy_protocol": object{"mode": "off"}},
 			Settings{
@@ -182,7 +182,7 @@ func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
 		}
 	}
 	for _, s := range Schema() {
-		if s.Takes == "" || s.Initial == "" || s.Meaning == "" || strings.Contains(s.Meaning, "|") {
+		if s.Accepts == "" || s.Default == "" || s.Meaning == "" || strings.Contains(s.Meaning, "|") {
 			t.Errorf("documentation of %+v", s)
 		}
 	}
@@ -190,24 +190,24 @@ func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
 
 func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
 	var l Layer
-	l, problems := l.Next("x", usher("sideways"))
-	if !l.Unknown || len(problems) != 1 {
-		t.Fatalf("bad from the start: Unknown = %v with problems %v, want true and one", l.Unknown, problems)
+	l, problems := l.Update("x", usher("sideways"))
+	if !l.NeverValid || len(problems) != 1 {
+		t.Fatalf("bad from the start: Unknown = %v with problems %v, want true and one", l.NeverValid, problems)
 	}
-	l, _ = l.Next("x", usher("strict"))
-	if l.Unknown || l.Settings.ProxyProtocol.Mode != Strict {
+	l, _ = l.Update("x", usher("strict"))
+	if l.NeverValid || l.Settings.ProxyProtocol.Mode != Strict {
 		t.Fatalf("mended: %+v, want strict", l)
 	}
-	l, problems = l.Next("x", usher("sideways"))
-	if l.Unknown || l.Settings.ProxyProtocol.Mode != Strict || len(problems) != 1 {
+	l, problems = l.Update("x", usher("sideways"))
+	if l.NeverValid || l.Settings.ProxyProtocol.Mode != Strict || len(problems) != 1 {
 		t.Fatalf("bad again: %+v with %v, want strict and one problem", l, problems)
 	}
-	l, _ = l.Next("x", nil)
+	l, _ = l.Update("x", nil)
 	if l.Settings.ProxyProtocol.Mode != "" {
 		t.Fatalf("removed: %+v, want no setting", l)
 	}
-	l, _ = l.Next("x", usher("sideways"))
-	if l.Unknown {
+	l, _ = l.Update("x", usher("sideways"))
+	if l.NeverValid {
 		t.Fatal("bad after it was removed: Unknown, want the last good content, which says nothing")
 	}
 }
@@ -218,7 +218,7 @@ func TestResolve(t *testing.T) {
 		return Layer{Settings: Settings{Listeners: map[int]Listener{port: p}}}
 	}
 	strict := Listener{ProxyProtocol: ProxyProtocol{Mode: Strict}}
-	nothing, unknown := Layer{}, Layer{Unknown: true}
+	nothing, unknown := Layer{}, Layer{NeverValid: true}
 	for name, tc := range map[string]struct {
 		layers []Layer
 		want   Mode
@@ -251,7 +251,7 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 	initial, _ := Resolve(80)
 	want := Listener{
 		ProxyProtocol: ProxyProtocol{Mode: Strict, Versions: []Version{V1, V2}, TrustedCIDRs: AnyNetwork, TLVs: []TLV{}, Upstream: UpstreamNone, ServerSpeaksFirst: No},
-		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{By: ProtoDefault}},
+		ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: NoHops, ForwardedProto: ForwardedProto{Type: ForwardedProtoDefault}},
 		AccessLog:     initial.AccessLog,
 	}
 	if diff := cmp.Diff(want, got, comparePolicies); diff != "" {
@@ -260,7 +260,7 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 }
 
 func TestConflictsAreRefused(t *testing.T) {
-	tcp, http := Traffic{TCP: true}, Traffic{}
+	tcp, http := ListenerProperties{TCP: true}, ListenerProperties{}
 	policy := func(raw object) Listener {
 		s, problems := Decode("x", raw)
 		if len(problems) > 0 {
@@ -275,22 +275,22 @@ func TestConflictsAreRefused(t *testing.T) {
 	overwrite := policy(ca(object{"xff": "overwrite", "trusted_hops": 1}))
 	for name, tc := range map[string]struct {
 		policy  Listener
-		traffic Traffic
+		traffic ListenerProperties
 		refused string
 	}{
 		"permissive with one version, tcp":      {v2, tcp, "versions"},
 		"permissive with one version, http":     {v2, http, ""},
 		"strict with one version, tcp":          {v2Strict, tcp, ""},
 		"server speaks first":                   {greets, tcp, "server_speaks_first"},
-		"server speaks first inside TLS":        {greets, Traffic{TCP: true, TLS: true}, ""},
+		"server speaks first inside TLS":        {greets, ListenerProperties{TCP: true, TLS: true}, ""},
 		"server speaks first, http":             {greets, http, ""},
 		"server speaks first, no PROXY headers": {off, tcp, ""},
-		"the version that is sent":              {v2Strict, Traffic{BalancerVersion: V2}, ""},
-		"another version is sent":               {v2Strict, Traffic{BalancerVersion: V1}, "versions"},
-		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), Traffic{BalancerVersion: V1}, ""},
-		"clients' addresses and a list":         {listed, Traffic{PreservesClientIP: true}, "trusted_cidrs"},
-		"the balancer's address and a list":     {listed, Traffic{}, ""},
-		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), Traffic{PreservesClientIP: true}, ""},
+		"the version that is sent":              {v2Strict, ListenerProperties{BalancerVersion: V2}, ""},
+		"another version is sent":               {v2Strict, ListenerProperties{BalancerVersion: V1}, "versions"},
+		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), ListenerProperties{BalancerVersion: V1}, ""},
+		"clients' addresses and a list":         {listed, ListenerProperties{PreservesClientIP: true}, "trusted_cidrs"},
+		"the balancer's address and a list":     {listed, ListenerProperties{}, ""},
+		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), ListenerProperties{PreservesClientIP: true}, ""},
 		"overwrite with hops":                   {overwrite, http, "xff"},
 		"overwrite with hops, tcp":              {overwrite, tcp, ""},
 	} {

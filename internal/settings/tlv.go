@@ -21,22 +21,22 @@ const NoHeader = "none"
 
 // KnownTLV is a type of TLV with a meaning that is written down somewhere.
 type KnownTLV struct {
-	Type    uint8
-	Name    string // the word for Type
-	Key     string // in the access log, unless the operator names another
-	Form    TLVForm
-	Meaning string
+	Type     uint8
+	Name     string // the word for Type
+	LogName  string // in the access log, unless the operator names another
+	Encoding TLVEncoding
+	Meaning  string
 }
 
-// TLVForm says how the bytes of a TLV are to be read.
-type TLVForm uint8
+// TLVEncoding says how the bytes of a TLV are to be read.
+type TLVEncoding uint8
 
 // The forms. The zero value is printable text.
 const (
-	TLVText      TLVForm = iota // printable ASCII
-	TLVAWSVPCE                  // a byte 1, then the id of a VPC endpoint as text
-	TLVAzureLink                // a byte 1, then a number of 32 bits, the lowest byte first
-	TLVGCPLink                  // a number of 64 bits, the highest byte first
+	TLVText      TLVEncoding = iota // printable ASCII
+	TLVAWSVPCE                      // a byte 1, then the id of a VPC endpoint as text
+	TLVAzureLink                    // a byte 1, then a number of 32 bits, the lowest byte first
+	TLVGCPLink                      // a number of 64 bits, the highest byte first
 )
 
 // KnownTLVs are the types that have names, by type. Those below 0x20 are of the
@@ -51,10 +51,10 @@ var KnownTLVs = []KnownTLV{
 }
 
 // Form gives the form of the TLV's bytes.
-func (t TLV) Form() TLVForm {
+func (t TLV) Encoding() TLVEncoding {
 	i, known := slices.BinarySearchFunc(KnownTLVs, t.Type, func(k KnownTLV, typ uint8) int { return cmp.Compare(k.Type, typ) })
 	if !known {
 		return TLVText
 	}
-	return KnownTLVs[i].Form
+	return KnownTLVs[i].Encoding
 }

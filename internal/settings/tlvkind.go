@@ -56,7 +56,7 @@ func (d *decoder) tlv(where string, raw any) (TLV, bool) {
 	if word, ok := single(typ).(string); ok {
 		i := slices.IndexFunc(KnownTLVs, func(k KnownTLV) bool { return k.Name == word })
 		if known = i >= 0; known {
-			t = TLV{Type: KnownTLVs[i].Type, Name: KnownTLVs[i].Key}
+			t = TLV{Type: KnownTLVs[i].Type, Name: KnownTLVs[i].LogName}
 		}
 	}
 	if n, ok := number(typ); ok && n >= 0 && n <= math.MaxUint8 {

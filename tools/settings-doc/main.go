@@ -76,7 +76,7 @@ func page() string {
 		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n| key | takes | initially | meaning |\n|---|---|---|---|\n", group, meanings[group])
 		for _, s := range settings.Schema() {
 			if key, ok := strings.CutPrefix(s.Path, group+"."); ok {
-				fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", key, s.Takes, s.Initial, s.Meaning)
+				fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", key, s.Accepts, s.Default, s.Meaning)
 			}
 		}
 	}
@@ -86,12 +86,12 @@ func page() string {
 	}
 	b.WriteString("\n## TLVs with names\n\n| `type` | number | `name`, unless you give one | what it is |\n|---|---|---|---|\n")
 	for _, k := range settings.KnownTLVs {
-		fmt.Fprintf(&b, "| `%s` | `0x%02X` | `%s` | %s |\n", k.Name, k.Type, k.Key, k.Meaning)
+		fmt.Fprintf(&b, "| `%s` | `0x%02X` | `%s` | %s |\n", k.Name, k.Type, k.LogName, k.Meaning)
 	}
 	b.WriteString("\nOf any other type, a value that is printable ASCII is told, and nothing of one that is not.\n" +
 		"Log formats of your own have a TLV as `%FILTER_STATE(usher.tlv.<name>:PLAIN)%`.\n")
 	b.WriteString("\n## Fields of access logs with names\n\n| name | what it is |\n|---|---|\n")
-	for _, f := range settings.KnownLogFields {
+	for _, f := range settings.LogFields {
 		fmt.Fprintf(&b, "| `%s` | %s |\n", f.Name, f.Meaning)
 	}
 	b.WriteString("\nEach TLV is there, too, under its name.\n")

@@ -97,6 +97,17 @@ func Run(t *testing.T, c Command, stdin string) Ending {
 	return Ending{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String()}
 }
 
+// RunOutput runs a command that should succeed, and returns what it printed.
+func RunOutput(t *testing.T, c Command, stdin string) (string, error) {
+	t.Helper()
+	end := Run(t, c, stdin)
+	output := end.Stdout + end.Stderr
+	if end.Code != 0 {
+		return output, fmt.Errorf("exit %d", end.Code)
+	}
+	return output, nil
+}
+
 func (c Command) in(ctx context.Context, dir string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
 	cmd.Dir = dir

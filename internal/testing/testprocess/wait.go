@@ -14,7 +14,7 @@ const (
 	StartDeadline  = 60 * time.Second
 	ChangeDeadline = 20 * time.Second
 
-	pollInterval = 10 * time.Millisecond
+	PollInterval = 10 * time.Millisecond
 )
 
 // hopeless is an error that waiting longer cannot cure.
@@ -33,7 +33,7 @@ func IsHopeless(err error) bool { return errors.As(err, new(hopeless)) }
 func Eventually(t *testing.T, what string, deadline time.Duration, f func() error) {
 	t.Helper()
 	end := time.After(deadline)
-	tick := time.NewTicker(pollInterval)
+	tick := time.NewTicker(PollInterval)
 	defer tick.Stop()
 	for {
 		err := f()

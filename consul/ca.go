@@ -1,0 +1,154 @@
+package consul
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
+)
+
+var (
+	// rootsKind reads the mesh's root certificates
+	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
+	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeAs(decodeRoots)}
+	// leafKind reads a gateway's certificate towards the mesh, which Consul's
+	// agent makes and renews. It has no DNS names: see certificate
+	// (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
+	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeAs(decodeLeaf)}
+)
+
+// meshRoots are the mesh's root certificates, and which of them signs now.
+type caRoots struct {
+	all    *gateway.Roots
+	active string // the ID of the root that signs
+}
+
+func decodeRoots(prev *caRoots, a answer) (*caRoots, error) {
+	var out struct {
+		ActiveRootID string
+		TrustDomain  string
+		Roots        []struct{ RootCert string }
+	}
+	if err := json.Unmarshal(a.body, &out); err != nil {
+		return nil, fmt.Errorf("root certificates: %w", err)
+	}
+	if out.TrustDomain == "" || len(out.Roots) == 0 {
+		return nil, errors.New("root certificates: the mesh has none yet")
+	}
+	all := &gateway.Roots{TrustDomain: out.TrustDomain}
+	for _, root := range out.Roots {
+		if root.RootCert == "" {
+			return nil, errors.New("root certificates: one is empty")
+		}
+		all.PEMs = append(all.PEMs, root.RootCert)
+	}
+	if prev != nil {
+		all = reuse(prev.all, all)
+	}
+	return &caRoots{all: all, active: out.ActiveRootID}, nil
+}
+
+func decodeLeaf(_ *gateway.Leaf, a answer) (*gateway.Leaf, error) {
+	var out struct {
+		CertPEM       string
+		PrivateKeyPEM gateway.Secret
+		ValidBefore   time.Time
+	}
+	if err := json.Unmarshal(a.body, &out); err != nil {
+		// The error of json may quote what it read, and that holds a key.
+		return nil, errors.New("leaf certificate: the answer is not what Consul writes")
+	}
+	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
+		return nil, errors.New("leaf certificate: the answer lacks the certificate or its key")
+	}
+	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidBefore: out.ValidBefore}, nil
+}
+
+// signedLeaf is a leaf, and since when it is valid.
+type issuedLeaf struct {
+	*gateway.Leaf
+	validFrom time.Time
+}
+
+// request makes a key and has a certificate signed that says what the wish
+// says. Like Consul's agents it makes keys on P-256, whatever the authority's own
+// is.
+func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := newCSR(w, key)
+	if err != nil {
+		return nil, permanentError{err}
+	}
+	chain, err := sign(ctx, csr)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := verifySigned(chain, w, key)
+	if err != nil {
+		return nil, permanentError{fmt.Errorf("the certificate that consul signed cannot be used: %w", err)}
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	names := slices.Clone(cert.DNSNames)
+	slices.Sort(names)
+	return &issuedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
+		CertPEM:     chain,
+		KeyPEM:      gateway.Secret(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
+		ValidBefore: cert.NotAfter,
+		Names:       names,
+	}}, nil
+}
+
+func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
+	uri, err := url.Parse(w.uri)
+	if err != nil {
+		return "", err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
+	if err != nil {
+		return "", fmt.Errorf("a certificate for the hosts of the ingress-gateway entry cannot be asked for: %w", err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
+}
+
+// check gives the first certificate of a chain if it is what was wished for.
+func verifySigned(chain string, w certRequest, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(chain))
+	if block == nil {
+		return nil, errors.New("it is not PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if !key.PublicKey.Equal(cert.PublicKey) {
+		return nil, errors.New("it is for another key")
+	}
+	if len(cert.URIs) != 1 || cert.URIs[0].String() != w.uri {
+		return nil, fmt.Errorf("it is for %v, not %s", cert.URIs, w.uri)
+	}
+	if !cert.NotBefore.Before(cert.NotAfter) {
+		return nil, errors.New("it is never valid")
+	}
+	missing := slices.DeleteFunc(slices.Clone(w.names), func(name string) bool { return slices.Contains(cert.DNSNames, name) })
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("the mesh's certificate authority left out %s; make its role or policy allow these names", strings.Join(missing, ", "))
+	}
+	return cert, nil
+}

@@ -1,0 +1,224 @@
+package consul
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/internal/gateway"
+)
+
+// told is a source whose facts are told to it by hand: its questions are never
+// answered.
+type manualSource struct {
+	*source
+	snapshots []*gateway.Snapshot
+}
+
+// newTold tells a source everything of a gateway with n services.
+func newManualSource(t testing.TB, n int) *manualSource {
+	t.Helper()
+	client, err := NewClient(Config{HTTPAddr: "https://127.0.0.1:1", Getenv: func(string) string { return "" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.watchHTTP.Transport = silent{}
+	s := &manualSource{}
+	s.source = &source{
+		id: gateway.ID{Name: "edge"}, client: client, subscription: newWatchManager(client, time.Minute).subscribe(), healthTimeout: time.Minute, answerTimeout: time.Minute,
+		publishSnapshot: func(next *gateway.Snapshot) { s.snapshots = append(s.snapshots, next) },
+	}
+	t.Cleanup(s.subscription.close)
+
+	listener := gateway.Listener{Port: 8080, Protocol: "http"}
+	all := &gatewayServices{}
+	for i := range n {
+		listener.Services = append(listener.Services, gateway.ListenerService{Name: service(i).Name})
+		all.services = append(all.services, gateway.Service{Service: service(i), Port: 8080, Protocol: "http"})
+	}
+	slices.SortFunc(all.services, compareServices)
+	reg := &registration{}
+	reg.Node.Node, reg.Node.Datacenter, reg.Service.Kind, reg.Service.ID = "a", "dc1", ingressGatewayKind, "edge"
+	facts := map[*queryType]any{
+		agentType:         &agent{},
+		rootsType:         &caRoots{all: &gateway.Roots{}},
+		leafType:          &gateway.Leaf{},
+		meshType:          &mesh{},
+		proxyDefaultsType: &proxyDefaults{},
+		entriesType:       &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge", Listeners: []gateway.Listener{listener}}}},
+		servicesType:      all,
+		instancesType:     &registrations{list: []*registration{reg}},
+	}
+	// Each step asks for what the facts before lead to.
+	known := map[query]bool{}
+	for range 4 {
+		s.step(time.Now())
+		for q := range s.subscription.watches {
+			if known[q] {
+				continue
+			}
+			known[q] = true
+			value := facts[q.queryType]
+			switch q.queryType {
+			case chainType:
+				value = chain(q.name)
+			case healthType:
+				value = &gateway.Endpoints{}
+			}
+			s.update(q, watchResult{value: value})
+		}
+	}
+	s.step(time.Now())
+	if len(s.snapshots) != 1 {
+		t.Fatalf("%d snapshots once everything is told, want 1", len(s.snapshots))
+	}
+	return s
+}
+
+func service(i int) gateway.ServiceName {
+	return gateway.ServiceName{Name: fmt.Sprintf("service-%d", i)}
+}
+
+func chain(service string) *gateway.Chain {
+	return &gateway.Chain{ServiceName: service, Datacenter: "dc1", Targets: map[string]*gateway.Target{
+		service: {ID: service, Service: service, Datacenter: "dc1"},
+	}}
+}
+
+func (s *manualSource) update(q query, f watchResult) {
+	s.subscription.manager.update(s.subscription.watches[q].watch, f, true)
+}
+
+// health is the query for the instances of the ith service.
+func (s *manualSource) health(i int) query {
+	return healthQuery(chain(service(i).Name).Targets[service(i).Name], "dc1")
+}
+
+func instanceAt(port int) *gateway.Endpoints {
+	return &gateway.Endpoints{Endpoints: []gateway.Endpoint{{Address: "10.0.0.1", Port: port}}}
+}
+
+// A change of instances is handed on without looking at the rest, and what is
+// handed on is what looking at everything gives.
+func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
+	s := newManualSource(t, 5)
+	news := instanceAt(1)
+	s.update(s.health(3), watchResult{value: news})
+	if next := s.patchEndpoints(s.subscription.takeUpdates()); next == nil || next.Endpoints.Get(service(3).Name) != news {
+		t.Fatal("the instances of a service changed, and everything is looked at")
+	}
+	s.update(s.health(3), watchResult{value: news})
+	s.step(time.Now())
+	last := s.snapshots[len(s.snapshots)-1]
+	if diff := cmp.Diff(s.build(time.Now()).snapshot, last, snapshots); diff != "" {
+		t.Errorf("everything says -, handed on +:\n%s", diff)
+	}
+	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
+		t.Error("the snapshot before was modified")
+	}
+}
+
+// A fact that was looked at whole before its news were taken is not handed on
+// again.
+func TestInstancesThatAreThereAlreadyAreNotHandedOn(t *testing.T) {
+	s := newManualSource(t, 3)
+	news := instanceAt(1)
+	for range 2 {
+		s.update(s.health(1), watchResult{value: news})
+		s.step(time.Now())
+	}
+	if len(s.snapshots) != 2 {
+		t.Errorf("%d snapshots, want the first and one with the instance", len(s.snapshots))
+	}
+}
+
+func TestOtherChangesAreLookedAtWhole(t *testing.T) {
+	for name, change := range map[string]func(s *manualSource){
+		"a chain": func(s *manualSource) { s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)}) },
+		"instances that are refused": func(s *manualSource) {
+			s.update(s.health(1), watchResult{value: instanceAt(1), err: errHidden, failures: 3})
+		},
+		"instances, and a chain": func(s *manualSource) {
+			s.update(s.health(1), watchResult{value: instanceAt(1)})
+			s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)})
+		},
+		"instances after some refusal": func(s *manualSource) {
+			s.update(s.health(1), watchResult{err: errHidden, failures: 3})
+			s.step(time.Now())
+			s.update(s.health(1), watchResult{value: instanceAt(1)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newManualSource(t, 3)
+			change(s)
+			if s.patchEndpoints(s.subscription.takeUpdates()) != nil {
+				t.Error("only instances were looked at")
+			}
+		})
+	}
+}
+
+// While a gateway's first answers come in, they are gathered; the last of them,
+// and whatever is no first answer, is looked at right away.
+func TestFirstAnswersAreGathered(t *testing.T) {
+	s := newManualSource(t, 3)
+	more := &gatewayServices{services: slices.Clone(s.last.Services)}
+	for i := range 3 {
+		more.services = append(more.services, gateway.Service{Service: service(10 + i), Port: 8080, Protocol: "http"})
+	}
+	listeners := []gateway.Listener{{Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{Name: "*"}}}}
+	wildcard := &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge", Listeners: listeners}}}
+	now := time.Now()
+	s.update(query{queryType: entriesType, namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, watchResult{value: wildcard})
+	s.update(query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, watchResult{value: more})
+	s.step(now) // asks for three chains
+	for _, step := range []struct {
+		what   string
+		tell   query
+		value  any
+		after  time.Duration
+		looked bool
+	}{
+		{"one chain of three", chainQuery(service(10)), chain(service(10).Name), time.Millisecond, false},
+		{"instances that are not the first", s.health(1), instanceAt(1), time.Millisecond, true},
+		{"another chain", chainQuery(service(11)), chain(service(11).Name), time.Millisecond, false},
+		{"the instances behind the first chain", s.health(10), instanceAt(1), time.Millisecond, false},
+		{"the last one", chainQuery(service(12)), chain(service(12).Name), time.Millisecond, true},
+		{"instances, much later", s.health(11), instanceAt(1), debounceTime, true},
+	} {
+		now = now.Add(step.after)
+		before := s.builtAt
+		s.update(step.tell, watchResult{value: step.value})
+		again := s.step(now)
+		if looked := s.builtAt != before; looked != step.looked {
+			t.Errorf("%s: everything was looked at: %v, want %v", step.what, looked, step.looked)
+		}
+		if !step.looked && again > debounceTime {
+			t.Errorf("%s: looked at after %s at the latest", step.what, again)
+		}
+	}
+}
+
+// BenchmarkChange is what a source does with a change: of the instances of one
+// service, and of one chain.
+func BenchmarkChange(b *testing.B) {
+	for _, n := range []int{100, 1000, 5000} {
+		b.Run(fmt.Sprintf("instances/services=%d", n), func(b *testing.B) {
+			s := newManualSource(b, n)
+			for i := 0; b.Loop(); i++ {
+				s.update(s.health(7), watchResult{value: instanceAt(i)})
+				s.step(time.Now())
+			}
+		})
+		b.Run(fmt.Sprintf("chain/services=%d", n), func(b *testing.B) {
+			s := newManualSource(b, n)
+			for b.Loop() {
+				s.update(chainQuery(service(7)), watchResult{value: chain(service(7).Name)})
+				s.step(time.Now())
+			}
+		})
+	}
+}
