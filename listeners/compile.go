@@ -56,14 +56,6 @@ type Resources struct {
 	Problems []problem.Problem
 }
 
-// Compile gives the resources for an Envoy of release e that runs as the
-// instance in of the gateway s. It is pure: the same input gives the same
-// bytes, and neither s nor in is modified. A listener that cannot be built the
-// way its settings ask for is withheld, never built without them.
-func Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
-	return new(Compiler).Compile(s, in, e)
-}
-
 // environment is what all parts of a compile may depend on.
 type environment struct {
 	snapshot *gateway.Snapshot

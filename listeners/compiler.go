@@ -18,7 +18,10 @@ type Compiler struct {
 	sockets, oldSockets map[socketsKey]*sockets
 }
 
-// Compile gives the same resources as the function Compile does.
+// Compile returns the resources for an Envoy of release e that runs as the instance in
+// of the gateway s. It is pure: whatever was compiled before, the same input gives the
+// same bytes, and neither s nor in is modified. A listener that cannot be built as its
+// settings say is held back, and never built without them.
 func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
 	if s != c.snapshot {
 		c.snapshot = s

@@ -51,7 +51,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 			s = changed(rnd, s, cases)
 			for _, in := range s.Instances {
 				e := []gateway.EnvoyVersion{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
-				if diff := cmp.Diff(Compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
+				if diff := cmp.Diff(compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
 					t.Fatalf("seed %d: as Compile -, the Compiler +:\n%s", seed, diff)
 				}
 			}
@@ -177,7 +177,7 @@ func TestWhatIsNotKnownTakesNothingAway(t *testing.T) {
 		for seed := range uint64(20) {
 			less := unread(rand.New(rand.NewPCG(seed, 0)), s)
 			for _, in := range s.Instances {
-				all, r := Compile(s, in, gateway.EnvoyVersion{}), Compile(less, in, gateway.EnvoyVersion{})
+				all, r := compile(s, in, gateway.EnvoyVersion{}), compile(less, in, gateway.EnvoyVersion{})
 				checkResources(t, r)
 				checkNothingLost(t, all, r)
 			}
@@ -250,7 +250,7 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	before := *s
 	before.Endpoints = before.Endpoints.With(id, &gateway.Endpoints{})
 	c.Compile(&before, s.Instances[0], gateway.EnvoyVersion{})
-	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
+	if diff := cmp.Diff(compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
 	}
 }
