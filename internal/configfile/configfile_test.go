@@ -257,7 +257,7 @@ func inPlace(t *testing.T, path string, text ...string) {
 	defer file.Close()
 	for _, text := range text {
 		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
-			time.Sleep(filewatch.Quiet + time.Millisecond) // as a slow writer does
+			time.Sleep(filewatch.Interval + time.Millisecond) // as a slow writer does
 			if _, err := file.WriteString(piece); err != nil {
 				t.Fatal(err)
 			}

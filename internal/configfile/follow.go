@@ -30,10 +30,7 @@ func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 			put(f.content)
 		}
 	}
-	err := filewatch.Files([]string{f.path}, filewatch.Options{Read: read, Broken: broken, Logger: f.log, Again: f.again}).Run(ctx)
-	if err != nil {
-		return fmt.Errorf("config file %s: %w", f.path, err)
-	}
+	filewatch.Files([]string{f.path}, filewatch.Options{Read: read, Broken: broken, Logger: f.log, Again: f.again}).Run(ctx)
 	return nil
 }
 
