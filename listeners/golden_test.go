@@ -160,8 +160,8 @@ func document(all []compiled) map[string]any {
 	for _, c := range all {
 		for part, value := range map[string]any{
 			"listeners":         golden.List(c.resources.Listeners.Values()),
-			"withheldListeners": c.resources.WithheldListeners,
-			"withheldEndpoints": c.resources.WithheldEndpoints,
+			"heldBackListeners": c.resources.HeldBackListeners,
+			"heldBackEndpoints": c.resources.HeldBackEndpoints,
 			"problems":          c.resources.Problems,
 			"tokenBuckets":      namedBuckets(c.resources),
 		} {
@@ -224,14 +224,14 @@ func checkResources(t *testing.T, r *Resources) {
 			t.Errorf("%T: %v", m, err)
 		}
 	}
-	checkNames(t, "withheld listener", r.WithheldListeners)
+	checkNames(t, "withheld listener", r.HeldBackListeners)
 	for name := range r.Listeners.Keys() {
-		if slices.Contains(r.WithheldListeners, name) {
+		if slices.Contains(r.HeldBackListeners, name) {
 			t.Errorf("listener %s is withheld and there", name)
 		}
 	}
-	checkNames(t, "withheld load assignment", r.WithheldEndpoints)
-	for _, name := range r.WithheldEndpoints {
+	checkNames(t, "withheld load assignment", r.HeldBackEndpoints)
+	for _, name := range r.HeldBackEndpoints {
 		if r.Endpoints.Get(name) != nil || r.Clusters.Get(name) == nil {
 			t.Errorf("load assignment %s is withheld, and it is there or its cluster is not", name)
 		}

@@ -28,51 +28,51 @@ import (
 // bootstrap that Consul's bootstraps do not have. A socket without a network
 // address would do, too; but an Envoy that takes the place of another one has to
 // share the relay with it, as it shares the ports of the listeners.
-type relay struct {
+type loopback struct {
 	listener *listenerv3.Listener
 	cluster  *clusterv3.Cluster
 }
 
 // relays says whether the port's connections go by a relay.
-func (l *listening) relays() bool {
+func (l *listenerParams) usesLoopback() bool {
 	return !l.port.http() && l.policy.ProxyProtocol.Upstream != settings.UpstreamNone
 }
 
 // relayName names the relay of a port, its listener and its cluster.
-func relayName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
+func loopbackName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
 
 // relayAddress is where the relay listens: on the listener's own port, and on a
 // loopback address of the instance's own, because several may run on one
 // machine. Nobody else uses this part of 127.0.0.0/8.
-func relayAddress(l listening) *corev3.Address {
-	in := l.in.registered
+func loopbackAddress(l listenerParams) *corev3.Address {
+	in := l.instance.registered
 	of := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
 	return envoy.SocketAddress(fmt.Sprintf("127.%d.%d.%d", 64+of[0]%128, of[1], 1+of[2]%254), l.port.number)
 }
 
-func relayOf(l listening) (relay, error) {
-	listener, err := relayListener(l)
+func newLoopback(l listenerParams) (loopback, error) {
+	listener, err := loopbackListener(l)
 	if err != nil {
-		return relay{}, err
+		return loopback{}, err
 	}
-	cluster, err := relayCluster(l)
-	return relay{listener: listener, cluster: cluster}, err
+	cluster, err := loopbackCluster(l)
+	return loopback{listener: listener, cluster: cluster}, err
 }
 
 // relayListener takes connections with a header in front, and sends them as they
 // are to the service.
-func relayListener(l listening) (*listenerv3.Listener, error) {
-	cluster, err := tcpCluster(l.env, l.port.rows[0])
+func loopbackListener(l listenerParams) (*listenerv3.Listener, error) {
+	cluster, err := tcpCluster(l.env, l.port.services[0])
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: cluster, stats: envoy.StatName(relayName(l.port))})
+	proxy, err := tcpProxy(tcpKey{cluster: cluster, stats: envoy.StatName(loopbackName(l.port))})
 	if err != nil {
 		return nil, err
 	}
 	out := &listenerv3.Listener{
-		Name:             relayName(l.port),
-		Address:          relayAddress(l),
+		Name:             loopbackName(l.port),
+		Address:          loopbackAddress(l),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
 		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{proxy}}},
 	}
@@ -80,7 +80,7 @@ func relayListener(l listening) (*listenerv3.Listener, error) {
 }
 
 // relayCluster leads to the relay's listener, with the header in front.
-func relayCluster(l listening) (*clusterv3.Cluster, error) {
+func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 	plain, err := envoy.Pack(&rawv3.RawBuffer{})
 	if err != nil {
 		return nil, err
@@ -99,12 +99,12 @@ func relayCluster(l listening) (*clusterv3.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := relayName(l.port)
+	name := loopbackName(l.port)
 	c := &clusterv3.Cluster{
 		Name:                 name,
 		ConnectTimeout:       durationpb.New(envoy.ConnectTimeout),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
-		LoadAssignment:       envoy.SingleEndpoint(name, relayAddress(l)),
+		LoadAssignment:       envoy.SingleEndpoint(name, loopbackAddress(l)),
 		// The limits of connections are those of the service's own cluster.
 		CircuitBreakers: unlimited(),
 		TransportSocket: &corev3.TransportSocket{
@@ -116,19 +116,19 @@ func relayCluster(l listening) (*clusterv3.Cluster, error) {
 }
 
 // nowhere is a cluster that does not exist: what is sent there is closed.
-const nowhere = "usher-nowhere"
+const blackholeCluster = "usher-nowhere"
 
 // relayDestination leads to the relay. Envoy writes into the header what the
 // connection's own header says, whoever has sent that. So the connection of an
 // untrusted peer goes to the relay only if it says of itself what is true.
-func relayDestination(l listening, who peers) (destination, error) {
-	if who != untrusted {
-		return destination{cluster: relayName(l.port)}, nil
+func loopbackDestination(l listenerParams, who downstreams) (destination, error) {
+	if who != untrustedDownstreams {
+		return destination{cluster: loopbackName(l.port)}, nil
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{
 		envoy.StoreDirectAddress(),
 		envoy.StateValue("envoy.tcp_proxy.cluster", "envoy.tcp_proxy.cluster",
-			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState, relayName(l.port), nowhere))),
+			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState, loopbackName(l.port), blackholeCluster))),
 	})
-	return destination{cluster: nowhere, filters: filters}, err
+	return destination{cluster: blackholeCluster, filters: filters}, err
 }

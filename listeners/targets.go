@@ -14,37 +14,37 @@ import (
 
 // group is what one resolver of a chain leads to: a cluster, or with failover
 // an aggregate of clusters that are tried in order.
-type group struct {
+type targetGroup struct {
 	// base is the cluster that routes and tcp listeners name; "" when the group
 	// leads to a cluster peer whose root certificates are not known.
-	base     string
-	node     *gateway.ChainNode
-	failover bool
+	clusterName string
+	node        *gateway.ChainNode
+	failover    bool
 	// legs may be none: a cluster peer that exports no instance leaves none.
-	legs []leg
+	targets []targetCluster
 	// unknown are the cluster peers that are left out.
-	unknown []string
+	unresolvedPeers []string
 }
 
 // leg is one cluster with instances behind it.
-type leg struct {
-	cluster string
-	target  *gateway.Target
+type targetCluster struct {
+	name   string
+	target *gateway.Target
 	// from is the partition of the service that leads here; Consul measures from
 	// there what is in another partition.
-	from string
-	peer *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
+	fromPartition string
+	peer          *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
 }
 
 // groupsOf gives the groups of a chain, by the names of their nodes.
-func groupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]group, error) {
-	var groups []group
+func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error) {
+	var groups []targetGroup
 	for _, name := range slices.Sorted(maps.Keys(c.Nodes)) {
 		node := c.Nodes[name]
 		if node != nil && node.Type != gateway.NodeResolver {
 			continue
 		}
-		g, err := groupOf(s, c, node)
+		g, err := targetGroupOf(s, c, node)
 		if err != nil {
 			return nil, fmt.Errorf("node %q: %w", name, err)
 		}
@@ -54,37 +54,37 @@ func groupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]group, error) {
 }
 
 // groupOf gives the group of a resolver node.
-func groupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (group, error) {
+func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (targetGroup, error) {
 	if node == nil {
-		return group{}, errors.New("its discovery chain misses a node")
+		return targetGroup{}, errors.New("its discovery chain misses a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
-		return group{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed", node.Type)
+		return targetGroup{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed", node.Type)
 	}
 	primary := c.Targets[node.Resolver.Target]
 	base, err := clusterName(s, primary)
 	if err != nil {
-		return group{}, fmt.Errorf("target %q: %w", node.Resolver.Target, err)
+		return targetGroup{}, fmt.Errorf("target %q: %w", node.Resolver.Target, err)
 	}
-	g := group{base: base, node: node}
+	g := targetGroup{clusterName: base, node: node}
 	targets := []string{node.Resolver.Target}
 	if f := node.Resolver.Failover; f != nil {
 		if m := f.Policy.Mode; m != "" && m != "sequential" {
-			return group{}, fmt.Errorf("failover policy %q is not supported; use sequential", m)
+			return targetGroup{}, fmt.Errorf("failover policy %q is not supported; use sequential", m)
 		}
 		g.failover = true
 		targets = append(targets, f.Targets...)
 	}
 	if base == "" {
-		g.unknown = []string{primary.Peer}
+		g.unresolvedPeers = []string{primary.Peer}
 		return g, nil
 	}
 	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
-			return group{}, fmt.Errorf("its discovery chain misses target %q", id)
+			return targetGroup{}, fmt.Errorf("its discovery chain misses target %q", id)
 		}
-		g.add(s, leg{target: target, from: c.Partition})
+		g.add(s, targetCluster{target: target, fromPartition: c.Partition})
 	}
 	return g, nil
 }
@@ -92,21 +92,21 @@ func groupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (gr
 // add adds a leg, unless its target is in a cluster peer and cannot be
 // verified: no root certificates, or nobody to verify. As with Consul, the legs
 // are counted without those.
-func (g *group) add(s *gateway.Snapshot, l leg) {
-	l.cluster = g.base
+func (g *targetGroup) add(s *gateway.Snapshot, l targetCluster) {
+	l.name = g.clusterName
 	if g.failover {
-		l.cluster = fmt.Sprintf("failover-target~%d~%s", len(g.legs), g.base)
+		l.name = fmt.Sprintf("failover-target~%d~%s", len(g.targets), g.clusterName)
 	}
 	if l.target.Peer != "" {
 		if peerRoots(s, l.target.Peer) == nil {
-			g.unknown = append(g.unknown, l.target.Peer)
+			g.unresolvedPeers = append(g.unresolvedPeers, l.target.Peer)
 			return
 		}
 		if l.peer = peerMeta(s.Endpoints.Get(l.target.ID)); l.peer == nil {
 			return
 		}
 	}
-	g.legs = append(g.legs, l)
+	g.targets = append(g.targets, l)
 }
 
 // clusterName gives the name of a target's cluster: the chain's name for it,
