@@ -4,7 +4,9 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -208,7 +210,7 @@ func subscribeAlso(s *subscription, queries ...query) {
 	for _, q := range queries {
 		all[q] = true
 	}
-	s.set(all)
+	s.set(all, slices.Collect(maps.Keys(all)))
 }
 
 // resultOf returns the current result of a query of the subscription.

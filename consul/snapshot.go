@@ -52,6 +52,8 @@ type compilation struct {
 	snapshot *gateway.Snapshot
 	next     state
 	queries  map[query]bool // that the snapshot needs
+	// unanswered are those of them that have no result.
+	unanswered []query
 	// missing are the results without which there is no snapshot, and disagreements
 	// between results that arrive at different times.
 	missing []string
@@ -103,12 +105,13 @@ func compile(in input, prev state) *compilation {
 }
 
 func newCompilation(in input, prev state) *compilation {
+	n := len(prev.endpointQueries)
 	c := &compilation{
-		input: in, prev: prev, next: prev, queries: map[query]bool{}, delay: noDelay, complete: true,
-		snapshot:  &gateway.Snapshot{ID: in.id, Chains: map[gateway.ServiceName]*gateway.Chain{}},
-		endpoints: map[string]*gateway.Endpoints{},
+		input: in, prev: prev, next: prev, queries: make(map[query]bool, len(in.results)), delay: noDelay, complete: true,
+		snapshot:  &gateway.Snapshot{ID: in.id, Chains: make(map[gateway.ServiceName]*gateway.Chain, n)},
+		endpoints: make(map[string]*gateway.Endpoints, n),
 	}
-	c.next.since, c.next.endpointQueries, c.next.certificate = map[string]time.Time{}, map[query][]string{}, in.certificate
+	c.next.since, c.next.endpointQueries, c.next.certificate = map[string]time.Time{}, make(map[query][]string, n), in.certificate
 	return c
 }
 
@@ -125,13 +128,14 @@ func reuseSnapshot(last, next *gateway.Snapshot) *gateway.Snapshot {
 	if slices.EqualFunc(last.Services, next.Services, equal) {
 		next.Services = last.Services
 	}
-	if maps.Equal(last.Chains, next.Chains) {
-		next.Chains = last.Chains
-	}
 	if maps.Equal(last.Peers, next.Peers) {
 		next.Peers = last.Peers
 	}
 	next.Endpoints = next.Endpoints.OrSame(last.Endpoints)
+	if !maps.Equal(last.Chains, next.Chains) {
+		return next
+	}
+	next.Chains = last.Chains
 	if reflect.DeepEqual(last, next) {
 		return last
 	}
@@ -143,6 +147,9 @@ func reuseSnapshot(last, next *gateway.Snapshot) *gateway.Snapshot {
 func read[T any](c *compilation, q query) (*T, watchResult) {
 	c.queries[q] = true
 	r := c.results[q]
+	if r.isEmpty() {
+		c.unanswered = append(c.unanswered, q)
+	}
 	v, _ := r.value.(*T)
 	return v, r
 }
@@ -373,15 +380,14 @@ func (c *compilation) addChain(service gateway.ServiceName) {
 	}
 	q := chainQuery(service)
 	chain, r := read[gateway.Chain](c, q)
-	where := fmt.Sprintf("discovery chain of %q", service.String())
 	switch {
 	case chain != nil:
 		c.snapshot.Chains[service] = chain
 		if c.refusedLong(q, r) {
-			c.addProblem(where, r.err.Error())
+			c.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), r.err.Error())
 		}
 	case c.lasted(q.String(), c.answerTimeout):
-		c.addProblem(where, heldBack(q, r))
+		c.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), heldBack(q, r))
 	default:
 		c.addMissing(q.String(), r.err)
 	}
@@ -409,7 +415,6 @@ func (c *compilation) addTarget(id string, t *gateway.Target) {
 	e, r := read[gateway.Endpoints](c, q)
 	c.next.endpointQueries[q] = append(c.next.endpointQueries[q], id)
 	c.complete = c.complete && r.err == nil
-	where := fmt.Sprintf("instances of %q", id)
 	switch {
 	case e != nil:
 		c.endpoints[id] = e
@@ -417,12 +422,12 @@ func (c *compilation) addTarget(id string, t *gateway.Target) {
 		c.waitFor(q.String())
 	case c.lasted(q.String(), c.answerTimeout):
 		// The instances in a cluster peer contain the name of their cluster.
-		c.addProblem(where, heldBack(q, r))
+		c.addProblem(fmt.Sprintf("instances of %q", id), heldBack(q, r))
 		return
 	default:
 		c.addMissing(q.String(), r.err)
 	}
 	if c.refusedLong(q, r) {
-		c.addProblem(where, r.err.Error())
+		c.addProblem(fmt.Sprintf("instances of %q", id), r.err.Error())
 	}
 }

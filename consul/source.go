@@ -117,7 +117,7 @@ func (s *source) compile(now time.Time) *compilation {
 			id: s.id, now: now, results: s.subscription.results, certificate: s.certificate.current(),
 			grpcAddress: s.client.grpcAddress, healthTimeout: s.healthTimeout, answerTimeout: s.answerTimeout,
 		}, s.state)
-		if !s.subscription.set(c.queries) {
+		if !s.subscription.set(c.queries, c.unanswered) {
 			return c
 		}
 	}

@@ -80,7 +80,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	s := w.manager.subscribe()
 	defer s.close()
 	roots, defaults := query{queryType: rootsType}, partitionQuery(proxyDefaultsType, w.client.partition)
-	s.set(map[query]bool{roots: true, defaults: true}) //nolint:contextcheck // a shared watch outlives its first subscriber
+	s.set(map[query]bool{roots: true, defaults: true}, []query{roots, defaults}) //nolint:contextcheck // a shared watch outlives its first subscriber
 	health := []*watch{s.watches[roots], s.watches[defaults]}
 	w.health.Store(&health)
 	defer w.health.Store(nil)

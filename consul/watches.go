@@ -231,10 +231,11 @@ func (m *watchManager) subscribe() *subscription {
 // notify wakes the goroutine that owns the subscription.
 func (s *subscription) notify() { notify(s.wake) }
 
-// set makes the subscription one to exactly these queries. It waits for the watches
-// that end with that. It reports whether a new query has a result already.
-func (s *subscription) set(queries map[query]bool) (newResults bool) {
-	for q := range queries {
+// set makes the subscription one to exactly these queries. unanswered are those without
+// a result, which may be new. set waits for the watches that end. It reports whether a
+// new query has a result already.
+func (s *subscription) set(queries map[query]bool, unanswered []query) (newResults bool) {
+	for _, q := range unanswered {
 		newResults = s.add(q) || newResults
 	}
 	if len(s.watches) > len(queries) {
@@ -292,4 +293,4 @@ func (s *subscription) takeUpdates() (updates map[query]watchResult, onlyFirst b
 }
 
 // close ends the subscription to all queries.
-func (s *subscription) close() { s.set(nil) }
+func (s *subscription) close() { s.set(nil, nil) }
