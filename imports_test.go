@@ -15,7 +15,7 @@ const module = "github.com/usherproxy/usher/"
 // them.
 var allowed = map[string][]string{
 	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered"},
-	"listeners":                    {"internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
+	"listeners":                    {"internal/accesslog", "internal/envoy", "internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
 	"xds":                          {"internal/filewatch", "internal/guard", "internal/ordered", "internal/wire"},
 	"internal/gateway":             {"internal/problem", "internal/settings", "internal/ordered"},
 	"internal/settings":            {"internal/problem"},
@@ -26,6 +26,8 @@ var allowed = map[string][]string{
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
+	"internal/accesslog":           {"internal/envoy", "internal/gateway", "internal/problem", "internal/settings"},
+	"internal/envoy":               {"internal/gateway"},
 	"internal/filewatch":           {"internal/guard"},
 	"internal/guard":               {},
 	"internal/hcl":                 {},
@@ -35,6 +37,7 @@ var allowed = map[string][]string{
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},
 	"internal/testing/golden":      {},
+	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
 	"cmd/usher": {
@@ -44,8 +47,10 @@ var allowed = map[string][]string{
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
-	"e2e":                 {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
-	"e2e/conformance":     {"internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"tools/measure":       {},
+	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e/conformance":     {"e2e/lab", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/bench":           {"internal/wire", "internal/testing/fakeenvoy"},
 }
 

@@ -119,6 +119,6 @@ func decodeProxyDefaults(prev *proxyDefaults, a answer) (*proxyDefaults, error) 
 	if prev != nil {
 		before = prev.layer
 	}
-	d.layer, d.problems = before.Next(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
+	d.layer, d.problems = before.Update(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
 	return d, nil
 }

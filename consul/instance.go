@@ -80,7 +80,7 @@ func (c *compilation) addInstances(regs *registrations, d *proxyDefaults) {
 		in, problems := r.instance(where)
 		c.snapshot.Problems = append(c.snapshot.Problems, problems...)
 		own := settings.StripInherited(r.Service.Proxy.Config[settings.Key], d.config[settings.Key])
-		in.Registration, problems = c.prev.settings[id].Next(where, own)
+		in.Registration, problems = c.prev.settings[id].Update(where, own)
 		if len(problems) > 0 && c.lasted("bad settings of "+where, mergeTime) {
 			c.snapshot.Problems = append(c.snapshot.Problems, problems...)
 		}

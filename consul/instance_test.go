@@ -76,11 +76,11 @@ func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 	now := time.Now()
 	before := compileInstances(state{}, now, gatewayWith(t, "strict"), defaultsWith("off"))
 	in := compileInstances(before.next, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
-	if got := in[0].Registration; got.Unknown || got.Settings.ProxyProtocol.Mode != settings.Strict {
+	if got := in[0].Registration; got.NeverValid || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
 	in = compileInstances(state{}, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
-	if !in[0].Registration.Unknown {
+	if !in[0].Registration.NeverValid {
 		t.Errorf("own settings are %+v, want unknown ones", in[0].Registration)
 	}
 }

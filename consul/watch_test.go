@@ -140,7 +140,7 @@ func settingsWithMode(mode settings.Mode) settings.Layer {
 	if mode != "" {
 		raw = map[string]any{"proxy_protocol": map[string]any{"mode": string(mode)}}
 	}
-	l, _ := settings.Layer{}.Next("", raw)
+	l, _ := settings.Layer{}.Update("", raw)
 	return l
 }
 

@@ -16,6 +16,9 @@ import (
 
 	"github.com/hashicorp/consul/api"
 	"github.com/pires/go-proxyproto"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // httpsPort is the port of the listener with TLS in the stories of access logs.
@@ -24,15 +27,15 @@ const httpsPort = 8081
 // logLab is the lab with an http, an https and a tcp listener, behind a balancer
 // that sends PROXY headers, and with every kind of sink.
 type logLab struct {
-	*meshLab
-	Usher     *usher
-	Envoy     *envoy
-	Collector *collector
+	*lab.Lab
+	Usher     *lab.Usher
+	Envoy     *lab.Envoy
+	Collector *lab.Collector
 	Dir       string // of the log files
 	trust     *tls.Config
 }
 
-// logSettings has every sink, two of which nobody listens behind.
+// logSettings has every sink; two of them have no collector.
 func (l *logLab) settings(more string) string {
 	return fmt.Sprintf(`
 usher {
@@ -56,55 +59,55 @@ usher {
     "%[5]d" { proxy_protocol { mode = "strict" trusted_cidrs = ["%[6]s"] } }
   }
 }
-`, l.Dir, l.Control.addr(4317), l.Control.addr(4318), more, httpsPort, balancerIP)
+`, l.Dir, l.Control.Addr(4317), l.Control.Addr(4318), more, httpsPort, lab.BalancerIP)
 }
 
 func startLogLab(t *testing.T, envoy string) *logLab {
 	t.Helper()
-	l := &logLab{meshLab: startMeshLab(t, consulNew, envoy, false), Dir: newDir(t)}
-	startTCPEcho(t, l.Service, tcpPort)
-	registerService(t, serviceOptions{
-		Name: "static-tcp", Port: tcpPort, Consul: l.Consul, Host: l.Service, Envoy: envoy, SidecarPort: 21001,
+	l := &logLab{Lab: lab.Start(t, lab.ConsulNew, envoy, false), Dir: testprocess.NewDir(t)}
+	lab.StartTCPEcho(t, l.Service, lab.TCPPort)
+	lab.RegisterService(t, lab.ServiceOptions{
+		Name: "static-tcp", Port: lab.TCPPort, Consul: l.Consul, Host: l.Service, Envoy: envoy, SidecarPort: 21001,
 	})
 	entry := &api.IngressGatewayConfigEntry{
 		Kind: api.IngressGateway, Name: "ingress-gateway",
 		Listeners: []api.IngressListener{
 			{Port: 8080, Protocol: "http", Services: []api.IngressService{{Name: "static-server"}}},
 			{Port: httpsPort, Protocol: "http", TLS: &api.GatewayTLSConfig{Enabled: true}, Services: []api.IngressService{{Name: "static-server"}}},
-			{Port: tcpPort, Protocol: "tcp", Services: []api.IngressService{{Name: "static-tcp"}}},
+			{Port: lab.TCPPort, Protocol: "tcp", Services: []api.IngressService{{Name: "static-tcp"}}},
 		},
 	}
 	if _, _, err := l.Consul.Client.ConfigEntries().Set(entry, nil); err != nil {
 		t.Fatal(err)
 	}
-	l.Collector = startCollector(t, l.Control, l.Control.addr(4317))
-	l.Usher = startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: l.settings("")})
-	l.Envoy = startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: l.Usher.GRPCAddr})
-	for _, port := range []int{8080, httpsPort, tcpPort} {
-		l.Envoy.waitListener(t, port)
+	l.Collector = lab.StartCollector(t, l.Control, l.Control.Addr(4317))
+	l.Usher = lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: l.settings("")})
+	l.Envoy = lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: l.Usher.GRPCAddr})
+	for _, port := range []int{8080, httpsPort, lab.TCPPort} {
+		l.Envoy.WaitListener(t, port)
 	}
 	l.trust = &tls.Config{InsecureSkipVerify: true}
 	for _, port := range []int{8080, httpsPort} {
-		waitStatus(t, l.request(t, port, ""), http.StatusOK)
+		lab.WaitStatus(t, l.request(t, port, ""), http.StatusOK)
 	}
 	return l
 }
 
-// change writes the settings anew.
+// change writes other settings.
 func (l *logLab) change(t *testing.T, more string) {
 	t.Helper()
-	writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), l.settings(more))
+	lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), l.settings(more))
 }
 
 // request is one of the client's, from the balancer's host, by an endpoint.
-func (l *logLab) request(t *testing.T, port int, query string) call {
+func (l *logLab) request(t *testing.T, port int, query string) lab.Request {
 	t.Helper()
-	h := proxied(clientIP)
+	h := lab.ProxyHeaderFor(lab.ClientIP)
 	if err := h.SetTLVs([]proxyproto.TLV{{Type: 0xEA, Value: append([]byte{1}, "vpce-0123"...)}}); err != nil {
 		t.Fatal(err)
 	}
-	c := call{
-		From: l.Balancer, To: l.Gateway.addr(port), Path: newPath() + query, Proxy: h,
+	c := lab.Request{
+		From: l.Balancer, To: l.Gateway.Addr(port), Path: lab.NewPath() + query, Proxy: h,
 		Header: http.Header{"X-Tenant": {"blue"}, "User-Agent": {`quoted "agent"`}, "Referer": {"https://example.com/?token=secret"}},
 	}
 	if port == httpsPort {
@@ -113,12 +116,14 @@ func (l *logLab) request(t *testing.T, port int, query string) call {
 	return c
 }
 
-func (l *logLab) file(name string) *accessLog { return jsonFile(name, filepath.Join(l.Dir, name)) }
+func (l *logLab) file(name string) *lab.AccessLog {
+	return lab.OpenAccessLog(name, filepath.Join(l.Dir, name))
+}
 
 // TestAccessLogSinks has entries of every kind of listener in every kind of
 // sink, while two collectors are not there.
 func TestAccessLogSinks(t *testing.T) {
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := startLogLab(t, envoy)
 		for _, port := range []int{8080, httpsPort} {
 			l.wantRequestEverywhere(t, port)
@@ -139,20 +144,20 @@ func TestAccessLogSinks(t *testing.T) {
 func (l *logLab) wantRequestEverywhere(t *testing.T, port int) {
 	t.Helper()
 	c := l.request(t, port, "")
-	c.must(t).wantHello(t)
-	entry := l.Envoy.Log.request(t, c.Path)
-	for field, want := range map[string]string{"downstream_remote_address": clientIP, "downstream_direct_remote_address": balancerIP} {
-		if got := entry.ip(t, field); got != want {
+	c.MustDo(t).WantHello(t)
+	entry := l.Envoy.Log.WaitRequest(t, c.Path)
+	for field, want := range map[string]string{"downstream_remote_address": lab.ClientIP, "downstream_direct_remote_address": lab.BalancerIP} {
+		if got := entry.IP(t, field); got != want {
 			t.Errorf("standard output has %s %s, want %s", field, got, want)
 		}
 	}
-	if got := entry.text("vpce"); got != "vpce-0123" {
+	if got := entry.Text("vpce"); got != "vpce-0123" {
 		t.Errorf("standard output has the endpoint %q", got)
 	}
-	ecs := map[string]string{"url.original": c.Path, "source.ip": clientIP, "source.nat.ip": balancerIP, "labels.vpce": "vpce-0123"}
-	l.file("ecs").waitFlat(t, ecs)
-	l.Collector.waitRecord(t, ecs)
-	got := l.Collector.waitRequest(t, c.Path, clientIP)
+	ecs := map[string]string{"url.original": c.Path, "source.ip": lab.ClientIP, "source.nat.ip": lab.BalancerIP, "labels.vpce": "vpce-0123"}
+	l.file("ecs").WaitFlat(t, ecs)
+	l.Collector.WaitRecord(t, ecs)
+	got := l.Collector.WaitRequest(t, c.Path, lab.ClientIP)
 	if tenant := got.GetRequest().GetRequestHeaders()["x-tenant"]; tenant != "blue" {
 		t.Errorf("the collector has the header %q, want blue", tenant)
 	}
@@ -165,13 +170,13 @@ func (l *logLab) wantRequestEverywhere(t *testing.T, port int) {
 func (l *logLab) wantConnectionEverywhere(t *testing.T) {
 	t.Helper()
 	const client = "203.0.113.77"
-	c := tcpCall{From: l.Balancer, To: l.Gateway.addr(tcpPort), Headers: []io.WriterTo{proxied(client)}}
-	c.wait(t, "")
-	l.Envoy.Log.wait(t, map[string]string{"downstream_remote_address": client + ":40000"})
-	ecs := map[string]string{"source.ip": client, "source.nat.ip": balancerIP, "event.category": "network"}
-	l.file("ecs").waitFlat(t, ecs)
-	l.Collector.waitRecord(t, ecs)
-	l.Collector.waitConnection(t, netip.MustParseAddrPort(client+":40000"))
+	c := lab.TCPExchange{From: l.Balancer, To: l.Gateway.Addr(lab.TCPPort), Headers: []io.WriterTo{lab.ProxyHeaderFor(client)}}
+	c.WaitData(t, "")
+	l.Envoy.Log.Wait(t, map[string]string{"downstream_remote_address": client + ":40000"})
+	ecs := map[string]string{"source.ip": client, "source.nat.ip": lab.BalancerIP, "event.category": "network"}
+	l.file("ecs").WaitFlat(t, ecs)
+	l.Collector.WaitRecord(t, ecs)
+	l.Collector.WaitConnection(t, netip.MustParseAddrPort(client+":40000"))
 }
 
 // wantCombined has goaccess parse what is in Apache's format.
@@ -179,24 +184,24 @@ func (l *logLab) wantCombined(t *testing.T) {
 	t.Helper()
 	path := filepath.Join(l.Dir, "combined")
 	c := l.request(t, 8080, "")
-	c.must(t).wantHello(t)
-	line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(clientIP) + ` - - \[[^]]+\] "GET ` + c.Path + ` HTTP/1\.1" 200 \d+ "https://example\.com/\?token=secret" "quoted "$`)
-	eventually(t, "the combined log has the request", changeDeadline, func() error {
-		if text := readFile(t, path); !line.MatchString(text) {
+	c.MustDo(t).WantHello(t)
+	line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(lab.ClientIP) + ` - - \[[^]]+\] "GET ` + c.Path + ` HTTP/1\.1" 200 \d+ "https://example\.com/\?token=secret" "quoted "$`)
+	testprocess.Eventually(t, "the combined log has the request", testprocess.ChangeDeadline, func() error {
+		if text := testprocess.ReadFile(t, path); !line.MatchString(text) {
 			return fmt.Errorf("not in\n%s", text)
 		}
 		return nil
 	})
 	var requests strings.Builder
-	for text := range strings.Lines(readFile(t, path)) {
+	for text := range strings.Lines(testprocess.ReadFile(t, path)) {
 		if strings.Contains(text, ` "GET `) {
 			requests.WriteString(text)
 		}
 	}
-	parsed := runToEnd(t, command{
-		Path: tool(t, "goaccess", "goaccess"), Host: l.Gateway,
-		Args: []string{writeFile(t, newDir(t), "combined.log", requests.String()), "--no-global-config", "--log-format=COMBINED", "-o", "csv"},
-	})
+	parsed := testprocess.Run(t, testprocess.Command{
+		Path: testprocess.Debian(t, "goaccess", "goaccess"), Host: l.Gateway,
+		Args: []string{lab.WriteFile(t, testprocess.NewDir(t), "combined.log", requests.String()), "--no-global-config", "--log-format=COMBINED", "-o", "csv"},
+	}, "")
 	total := fmt.Sprintf(`"%d","total_requests"`, strings.Count(requests.String(), "\n"))
 	for _, want := range []string{total, `"0","failed_requests"`} {
 		if !strings.Contains(parsed.Stdout, want) {
@@ -209,23 +214,23 @@ func (l *logLab) wantCombined(t *testing.T) {
 func (l *logLab) wantECS(t *testing.T) {
 	t.Helper()
 	types := map[string]string{}
-	for line := range strings.Lines(readFile(t, "testdata/ecs/fields.txt")) {
+	for line := range strings.Lines(testprocess.ReadFile(t, "testdata/ecs/fields.txt")) {
 		if name, typ, ok := strings.Cut(strings.TrimSpace(line), " "); ok && name != "#" {
 			types[name] = typ
 		}
 	}
-	entries := l.file("ecs").entries(t)
+	entries := l.file("ecs").Entries(t)
 	if len(entries) < 3 {
 		t.Fatalf("there are %d entries in %s", len(entries), "ecs")
 	}
 	for _, entry := range entries {
-		for field, value := range entry.flat() {
+		for field, value := range entry.Flatten() {
 			if value == nil {
 				continue // Elasticsearch takes it for a field that is not there
 			}
 			typ, known := types[field]
 			if strings.HasPrefix(field, "labels.") {
-				typ, known = typeOf(value), true // an object of the operator's own fields
+				typ, known = typeOf(value), true // an object of configured fields
 			}
 			if !known || typ != typeOf(value) {
 				t.Errorf("%s is %v, a %s; the schema has %q", field, value, typeOf(value), typ)
@@ -252,19 +257,19 @@ func (l *logLab) wantRotation(t *testing.T) {
 	t.Helper()
 	path := filepath.Join(l.Dir, "ecs")
 	before, after := l.request(t, 8080, ""), l.request(t, 8080, "")
-	before.must(t).wantHello(t)
-	l.file("ecs").waitFlat(t, map[string]string{"url.original": before.Path})
+	before.MustDo(t).WantHello(t)
+	l.file("ecs").WaitFlat(t, map[string]string{"url.original": before.Path})
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
-	l.Envoy.post(t, "/reopen_logs")
-	after.must(t).wantHello(t)
-	eventually(t, "the file is there again", changeDeadline, func() error {
+	l.Envoy.Post(t, "/reopen_logs")
+	after.MustDo(t).WantHello(t)
+	testprocess.Eventually(t, "the file is there again", testprocess.ChangeDeadline, func() error {
 		_, err := os.Stat(path)
 		return err
 	})
-	l.file("ecs").waitFlat(t, map[string]string{"url.original": after.Path})
-	if strings.Contains(readFile(t, path), before.Path) || strings.Contains(readFile(t, path+".1"), after.Path) {
+	l.file("ecs").WaitFlat(t, map[string]string{"url.original": after.Path})
+	if strings.Contains(testprocess.ReadFile(t, path), before.Path) || strings.Contains(testprocess.ReadFile(t, path+".1"), after.Path) {
 		t.Error("an entry is in the wrong file")
 	}
 }
@@ -274,13 +279,13 @@ func (l *logLab) wantRotation(t *testing.T) {
 func (l *logLab) wantNoHealthChecks(t *testing.T) {
 	t.Helper()
 	local := []byte("\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00")
-	silent := l.rawTCP(t, tcpPort, local)
-	fromClient := l.rawTCP(t, tcpPort, []byte(bytesOf(t, proxied("203.0.113.78"))))
-	talks := l.rawTCP(t, tcpPort, append(local, "hello"...))
-	l.Envoy.Log.wait(t, map[string]string{"downstream_direct_remote_address": fromClient})
-	l.Envoy.Log.wait(t, map[string]string{"downstream_direct_remote_address": talks})
-	for _, entry := range l.Envoy.Log.entries(t) {
-		if entry.text("downstream_direct_remote_address") == silent {
+	silent := l.rawTCP(t, lab.TCPPort, local)
+	fromClient := l.rawTCP(t, lab.TCPPort, []byte(bytesOf(t, lab.ProxyHeaderFor("203.0.113.78"))))
+	talks := l.rawTCP(t, lab.TCPPort, append(local, "hello"...))
+	l.Envoy.Log.Wait(t, map[string]string{"downstream_direct_remote_address": fromClient})
+	l.Envoy.Log.Wait(t, map[string]string{"downstream_direct_remote_address": talks})
+	for _, entry := range l.Envoy.Log.Entries(t) {
+		if entry.Text("downstream_direct_remote_address") == silent {
 			t.Errorf("the health check is logged: %v", entry)
 		}
 	}
@@ -290,7 +295,7 @@ func (l *logLab) wantNoHealthChecks(t *testing.T) {
 // address.
 func (l *logLab) rawTCP(t *testing.T, port int, data []byte) string {
 	t.Helper()
-	conn, err := l.Balancer.dial(t.Context(), "tcp", l.Gateway.addr(port))
+	conn, err := l.Balancer.Dial(t.Context(), "tcp", l.Gateway.Addr(port))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,24 +316,24 @@ func (l *logLab) wantReasons(t *testing.T) {
 	stranger.From = l.Client
 	noHeader.Proxy = nil
 	noTLS.TLS = nil
-	for reason, c := range map[string]call{
+	for reason, c := range map[string]lab.Request{
 		"the peer is not in trusted_cidrs":                        stranger,
 		"there was no PROXY header, or none that is allowed here": noHeader,
 		"the TLS handshake failed: ":                              noTLS,
 	} {
-		if got := c.status(t); got != 0 {
+		if got := c.StatusCode(t); got != 0 {
 			t.Errorf("%s: answered %d", reason, got)
 		}
-		eventually(t, "a line with "+reason, changeDeadline, func() error {
-			for _, entry := range l.Envoy.Log.entries(t) {
-				if strings.HasPrefix(entry.text("rejected"), reason) && entry.ip(t, "downstream_direct_remote_address") == c.From.IP.String() {
+		testprocess.Eventually(t, "a line with "+reason, testprocess.ChangeDeadline, func() error {
+			for _, entry := range l.Envoy.Log.Entries(t) {
+				if strings.HasPrefix(entry.Text("rejected"), reason) && entry.IP(t, "downstream_direct_remote_address") == c.From.IP.String() {
 					return nil
 				}
 			}
 			return fmt.Errorf("there is none")
 		})
 		if _, hint, _ := strings.Cut(reason, ": "); hint == "" && !strings.HasSuffix(reason, ": ") {
-			l.file("ecs").waitFlat(t, map[string]string{"event.reason": reason, "event.outcome": "failure"})
+			l.file("ecs").WaitFlat(t, map[string]string{"event.reason": reason, "event.outcome": "failure"})
 		}
 	}
 }
@@ -350,35 +355,35 @@ func (l *logLab) wantRedacted(t *testing.T) {
 	c.Header.Set("Authorization", "Bearer secret")
 	c.Header.Set("Cookie", "a=1; sid=secret")
 	want := map[string]string{"path": plain, "cookie": "[redacted]", "auth": "[redacted]", "from": "203.0.113.0/24", "xff": "[redacted]"}
-	eventually(t, "an entry is redacted", changeDeadline, func() error {
-		c.must(t).wantHello(t)
-		for _, entry := range l.Envoy.Log.entries(t) {
-			if entry.matches(want) {
+	testprocess.Eventually(t, "an entry is redacted", testprocess.ChangeDeadline, func() error {
+		c.MustDo(t).WantHello(t)
+		for _, entry := range l.Envoy.Log.Entries(t) {
+			if entry.Matches(want) {
 				return nil
 			}
 		}
 		return fmt.Errorf("there is no %v", want)
 	})
-	if seen := l.Echo.request(t, plain); seen.Header.Get("Authorization") != "Bearer secret" {
+	if seen := l.Echo.Received(t, plain); seen.Header.Get("Authorization") != "Bearer secret" {
 		t.Errorf("the service got %v", seen)
 	}
-	entry := l.file("ecs").waitFlat(t, map[string]string{"url.original": plain, "source.ip": "203.0.113.0/24"})
+	entry := l.file("ecs").WaitFlat(t, map[string]string{"url.original": plain, "source.ip": "203.0.113.0/24"})
 	if strings.Contains(fmt.Sprint(entry), "secret") {
 		t.Errorf("an entry shows what is redacted: %v", entry)
 	}
 	l.Usher.WaitOutput(t, "nothing can be redacted")
 }
 
-// wantNamedProblem wants an operator that Envoy does not know named, and no
+// wantNamedProblem wants a command operator that Envoy does not know named, and no
 // listener refused.
 func (l *logLab) wantNamedProblem(t *testing.T) {
 	t.Helper()
 	l.change(t, `format = { text = "%NO_SUCH_OPERATOR% %REQ(:PATH)%" }`)
 	l.Usher.WaitOutput(t, "there is no operator NO_SUCH_OPERATOR")
 	c := l.request(t, 8080, "")
-	c.must(t).wantHello(t)
-	l.file("ecs").waitFlat(t, map[string]string{"url.original": c.Path})
-	for line := range strings.Lines(l.Usher.metrics(t)) {
+	c.MustDo(t).WantHello(t)
+	l.file("ecs").WaitFlat(t, map[string]string{"url.original": c.Path})
+	for line := range strings.Lines(l.Usher.Metrics(t)) {
 		if strings.HasPrefix(line, "usher_xds_nacks_total") && !strings.HasSuffix(strings.TrimSpace(line), " 0") {
 			t.Errorf("an Envoy has refused something: %s", line)
 		}

@@ -14,33 +14,36 @@ import (
 	"testing"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestConsulPresetIsConsuls sends the same requests through Consul's own gateway
 // and one of Usher's with the preset: the entries have the same keys, and the
 // same values but for what belongs to one connection.
-func TestConsulPresetIsConsuls(t *testing.T) { onBothEnvoys(t, consulPresetIsConsuls) }
+func TestConsulPresetIsConsuls(t *testing.T) { lab.OnEachEnvoy(t, consulPresetIsConsuls) }
 
 func consulPresetIsConsuls(t *testing.T, release string) {
-	l := startMeshLab(t, consulNew, release, false)
-	usher := startUsher(t, usherOptions{
+	l := lab.Start(t, lab.ConsulNew, release, false)
+	usher := lab.StartUsher(t, lab.UsherOptions{
 		Host: l.Gateway, Consul: l.Consul, Config: `usher { access_log { sinks = [{ type = "stdout" }] format = "consul" } }`,
 	})
-	own := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: release, GRPCAddr: usher.GRPCAddr})
-	other := l.addHost(t, "gateway2", gateway2IP)
-	consuls := startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: release, ID: "consuls"})
-	for _, h := range []*host{l.Gateway, other} {
-		waitStatus(t, call{From: l.Client, To: h.addr(8080)}, http.StatusOK)
+	own := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: release, GRPCAddr: usher.GRPCAddr})
+	other := l.AddHost(t, "gateway2", lab.Gateway2IP)
+	consuls := lab.StartGateway(t, lab.GatewayOptions{Host: other, Consul: l.Consul, Envoy: release, ID: "consuls"})
+	for _, h := range []*lab.Host{l.Gateway, other} {
+		lab.WaitStatus(t, lab.Request{From: l.Client, To: h.Addr(8080)}, http.StatusOK)
 	}
-	for _, c := range []call{
-		{Path: newPath() + "?a=1", Header: http.Header{"User-Agent": {"agent"}, "X-Forwarded-For": {"6.6.6.6"}}},
-		{Path: newPath(), Host: "nobody.example.com"},
+	for _, c := range []lab.Request{
+		{Path: lab.NewPath() + "?a=1", Header: http.Header{"User-Agent": {"agent"}, "X-Forwarded-For": {"6.6.6.6"}}},
+		{Path: lab.NewPath(), Host: "nobody.example.com"},
 	} {
-		var entries []logEntry
-		for _, to := range []*envoy{consuls, own} {
-			c.From, c.To = l.Client, to.Host.addr(8080)
-			c.must(t)
-			entries = append(entries, to.Log.request(t, c.Path))
+		var entries []lab.LogEntry
+		for _, to := range []*lab.Envoy{consuls, own} {
+			c.From, c.To = l.Client, to.Host.Addr(8080)
+			c.MustDo(t)
+			entries = append(entries, to.Log.WaitRequest(t, c.Path))
 		}
 		if a, b := slices.Sorted(maps.Keys(entries[0])), slices.Sorted(maps.Keys(entries[1])); !slices.Equal(a, b) {
 			t.Errorf("%s has other keys: Consul's %v, Usher's %v", c.Path, a, b)
@@ -61,13 +64,13 @@ func consulPresetIsConsuls(t *testing.T, release string) {
 	}
 }
 
-// TestNobodyWritesIntoTheLog sends some thousand requests with bytes in headers,
+// TestClientsCannotForgeLogLines sends some thousand requests with bytes in headers,
 // paths and TLVs that would end a line or a quote. Each line is one entry.
-func TestNobodyWritesIntoTheLog(t *testing.T) { onBothEnvoys(t, nobodyWritesIntoTheLog) }
+func TestClientsCannotForgeLogLines(t *testing.T) { lab.OnEachEnvoy(t, clientsCannotForgeLogLines) }
 
-func nobodyWritesIntoTheLog(t *testing.T, release string) {
+func clientsCannotForgeLogLines(t *testing.T, release string) {
 	const requests = 3000
-	dir := newDir(t)
+	dir := testprocess.NewDir(t)
 	l := startFileLabOn(t, release, fmt.Sprintf(`usher {
   proxy_protocol {
     mode = "strict"
@@ -81,42 +84,42 @@ func nobodyWritesIntoTheLog(t *testing.T, release string) {
     ]
   }
 }`, dir))
-	l.waitMode(t, l.lab.Gateway, "strict")
+	l.WaitMode(t, l.Network.Gateway, "strict")
 	random := rand.New(rand.NewPCG(7, 7))
 	answered := 0
 	for range requests {
-		h := proxied(clientIP)
-		if err := h.SetTLVs([]proxyproto.TLV{{Type: 2, Value: []byte(nasty(random, ""))}, {Type: 0xE4, Value: []byte(nasty(random, ""))}}); err != nil {
+		h := lab.ProxyHeaderFor(lab.ClientIP)
+		if err := h.SetTLVs([]proxyproto.TLV{{Type: 2, Value: []byte(hostileText(random, ""))}, {Type: 0xE4, Value: []byte(hostileText(random, ""))}}); err != nil {
 			t.Fatal(err)
 		}
-		c := call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Proxy: h, Path: "/" + nasty(random, " "), Header: http.Header{}}
-		c.Header["User-Agent"] = []string{nasty(random, "\r\n")}
-		c.Header["Referer"] = []string{nasty(random, "\r\n")}
-		if c.status(t) != 0 {
+		c := lab.Request{From: l.Balancer, To: l.Network.Gateway.Addr(8080), Proxy: h, Path: "/" + hostileText(random, " "), Header: http.Header{}}
+		c.Header["User-Agent"] = []string{hostileText(random, "\r\n")}
+		c.Header["Referer"] = []string{hostileText(random, "\r\n")}
+		if c.StatusCode(t) != 0 {
 			answered++
 		}
 	}
 	if answered < requests/2 {
 		t.Fatalf("%d of %d requests were answered", answered, requests)
 	}
-	last := newPath()
-	call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Proxy: proxied(clientIP), Path: last}.must(t).wantHello(t)
+	last := lab.NewPath()
+	lab.Request{From: l.Balancer, To: l.Network.Gateway.Addr(8080), Proxy: lab.ProxyHeaderFor(lab.ClientIP), Path: last}.MustDo(t).WantHello(t)
 	for _, name := range []string{"consul", "ecs", "combined"} {
 		path := filepath.Join(dir, name)
-		eventually(t, name+" has the last request", changeDeadline, func() error {
-			if text := readFile(t, path); !strings.Contains(text, last) {
+		testprocess.Eventually(t, name+" has the last request", testprocess.ChangeDeadline, func() error {
+			if text := testprocess.ReadFile(t, path); !strings.Contains(text, last) {
 				return fmt.Errorf("not yet")
 			}
 			return nil
 		})
 		lines := 0
-		for line := range strings.Lines(readFile(t, path)) {
+		for line := range strings.Lines(testprocess.ReadFile(t, path)) {
 			lines++
 			var entry map[string]any
 			if name != "combined" && json.Unmarshal([]byte(line), &entry) != nil {
 				t.Errorf("%s has a line that is no JSON: %q", name, line)
 			}
-			if name == "combined" && (strings.Count(line, `"`) != 6 || !strings.HasPrefix(line, clientIP) && !strings.HasPrefix(line, balancerIP)) {
+			if name == "combined" && (strings.Count(line, `"`) != 6 || !strings.HasPrefix(line, lab.ClientIP) && !strings.HasPrefix(line, lab.BalancerIP)) {
 				t.Errorf("%s has a line with other quotes: %q", name, line)
 			}
 		}
@@ -127,8 +130,8 @@ func nobodyWritesIntoTheLog(t *testing.T, release string) {
 	}
 }
 
-// nasty is a text of bytes that mean something to somebody, without some.
-func nasty(random *rand.Rand, without string) string {
+// hostileText is a text of bytes that some program interprets, without some.
+func hostileText(random *rand.Rand, without string) string {
 	const bytes = "\"\\'%{}[],:\n\r\t\x00\x01\x1b\x7f\x80\xff\xc3\xa9\xe2\x82 ab/?&="
 	var b strings.Builder
 	for range 1 + random.IntN(24) {
@@ -141,36 +144,36 @@ func nasty(random *rand.Rand, without string) string {
 
 // TestAccessLogsChangeUnderLoad changes format and sink under load. No request
 // fails, and each is in one of the logs, once.
-func TestAccessLogsChangeUnderLoad(t *testing.T) { onBothEnvoys(t, accessLogsChangeUnderLoad) }
+func TestAccessLogsChangeUnderLoad(t *testing.T) { lab.OnEachEnvoy(t, accessLogsChangeUnderLoad) }
 
 func accessLogsChangeUnderLoad(t *testing.T, release string) {
-	dir := newDir(t)
+	dir := testprocess.NewDir(t)
 	settings := func(file, format string) string {
 		return fmt.Sprintf(`usher { access_log { sinks = [{ type = "file", path = "%s/%s" }] format = %q } }`, dir, file, format)
 	}
 	l := startFileLabOn(t, release, settings("a", "consul"))
-	waitStatus(t, l.call("/"), http.StatusOK)
-	load := startLoad(t, l.call("/"))
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
+	load := lab.StartLoad(t, l.call("/"))
 	for _, next := range [][2]string{{"a", "ecs"}, {"b", "ecs"}, {"b", "consul"}, {"a", "consul"}} {
-		load.waitMore(t)
-		writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), settings(next[0], next[1]))
-		load.waitMore(t)
+		load.WaitMore(t)
+		lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), settings(next[0], next[1]))
+		load.WaitMore(t)
 	}
-	load.wantNoFailures(t)
-	if text := readFile(t, filepath.Join(dir, "b")); !strings.Contains(text, `"ecs"`) || !strings.Contains(text, `"upstream_cluster"`) {
+	load.WantNoFailures(t)
+	if text := testprocess.ReadFile(t, filepath.Join(dir, "b")); !strings.Contains(text, `"ecs"`) || !strings.Contains(text, `"upstream_cluster"`) {
 		t.Error("a sink or a format has never been used")
 	}
-	eventually(t, "every request is logged once", changeDeadline, func() error {
+	testprocess.Eventually(t, "every request is logged once", testprocess.ChangeDeadline, func() error {
 		logged := map[string]int{}
 		for _, name := range []string{"a", "b"} {
-			for _, entry := range jsonFile(name, filepath.Join(dir, name)).entries(t) {
-				flat := entry.flat()
-				logged[flat.text("path")+flat.text("url.original")]++
+			for _, entry := range lab.OpenAccessLog(name, filepath.Join(dir, name)).Entries(t) {
+				flat := entry.Flatten()
+				logged[flat.Text("path")+flat.Text("url.original")]++
 			}
 		}
-		for i := range load.paths.Load() {
-			if n := logged[fmt.Sprint(loadPrefix, i+1)]; n != 1 {
-				return fmt.Errorf("%s%d is logged %d times", loadPrefix, i+1, n)
+		for i := range load.Paths.Load() {
+			if n := logged[fmt.Sprint(lab.LoadPrefix, i+1)]; n != 1 {
+				return fmt.Errorf("%s%d is logged %d times", lab.LoadPrefix, i+1, n)
 			}
 		}
 		return nil

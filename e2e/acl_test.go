@@ -14,7 +14,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // readOnlyRules let a token read everything about the gateway, and no more.
@@ -36,7 +38,7 @@ const reauthorizeInterval = time.Second
 // cannot be asked, streams live on. And whatever happens, nothing secret is in
 // what Usher prints and serves.
 func TestWhoMayConnect(t *testing.T) {
-	for _, version := range []string{consulNew, consulOld} {
+	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()
 			s := startGuardedLab(t, version)
@@ -46,7 +48,7 @@ func TestWhoMayConnect(t *testing.T) {
 			}
 			s.wantSilenceSurvived(t)
 			s.wantLostTokensNoticed(t)
-			s.wantRejectionTold(t)
+			s.wantRejectionLogged(t)
 			s.wantOwnTokenLossSurvived(t)
 			s.wantNothingSecret(t)
 			s.wantOutageSurvived(t)
@@ -57,9 +59,9 @@ func TestWhoMayConnect(t *testing.T) {
 
 // guardedLab is the lab, secure, with Usher and an authorised Envoy.
 type guardedLab struct {
-	*meshLab
-	Usher *usher
-	Envoy *envoy
+	*lab.Lab
+	Usher *lab.Usher
+	Envoy *lab.Envoy
 	// Token is the Envoy's own.
 	Token string
 
@@ -67,31 +69,31 @@ type guardedLab struct {
 	xds        *grpc.ClientConn
 	key        string            // the gateway's private key
 	secrets    map[string]string // what it is, by text
-	told       []string          // what callers that were refused were told
+	refusals   []string          // the errors that refused callers got
 }
 
 // startGuardedLab has PROXY protocol on; Usher has the policy of the docs.
 func startGuardedLab(t *testing.T, consulVersion string) *guardedLab {
 	t.Helper()
-	s := &guardedLab{meshLab: startMeshLab(t, consulVersion, envoyNew, true), secrets: make(map[string]string)}
-	s.keep("the management token", managementToken)
-	s.keep("the gossip key", s.Consul.security.gossip)
-	s.setMode(t, "strict")
-	s.HAProxy.setHeader(t, v2Header)
-	s.usherToken = s.token(t, "usher", readFile(t, "../docs/usher-policy.hcl"))
-	s.Usher = startUsher(t, usherOptions{
+	s := &guardedLab{Lab: lab.Start(t, consulVersion, lab.EnvoyNew, true), secrets: make(map[string]string)}
+	s.keep("the management token", lab.ManagementToken)
+	s.keep("the gossip key", s.Consul.Security.GossipKey)
+	s.SetMode(t, "strict")
+	s.HAProxy.SetHeader(t, lab.SendV2)
+	s.usherToken = s.token(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl"))
+	s.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: s.Gateway, Consul: s.Consul,
 		Token: s.usherToken,
 		Args:  []string{"--log-level", "debug", "--reauthorize-interval", reauthorizeInterval.String()},
 	})
 	s.Token = s.token(t, "ingress-gateway", gatewayRules)
-	s.Envoy = startGateway(t, gatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: s.Usher.GRPCAddr, Token: s.Token,
+	s.Envoy = lab.StartGateway(t, lab.GatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: s.Usher.GRPCAddr, Token: s.Token,
 	})
-	s.Envoy.waitListener(t, 8080)
-	s.xds = xdsPort{From: s.Gateway}.dial(t)
-	first := fakeGateway(t, s.xds, fakeenvoy.Delta, s.Token)
-	s.key = fetchKey(t, first)
+	s.Envoy.WaitListener(t, 8080)
+	s.xds = lab.XDSPort{From: s.Gateway}.Dial(t)
+	first := lab.ConnectFakeEnvoy(t, s.xds, fakeenvoy.Delta, s.Token)
+	s.key = lab.FetchPrivateKey(t, first)
 	first.Disconnect()
 	for line := range strings.Lines(s.key) {
 		if !strings.HasPrefix(line, "-----") {
@@ -104,7 +106,7 @@ func startGuardedLab(t *testing.T, consulVersion string) *guardedLab {
 // token makes a token with the rules, which is one more secret.
 func (s *guardedLab) token(t *testing.T, name, rules string) string {
 	t.Helper()
-	token := s.Consul.newToken(t, name, rules)
+	token := s.Consul.NewToken(t, name, rules)
 	s.keep("the token "+name, token)
 	return token
 }
@@ -115,7 +117,7 @@ func (s *guardedLab) keep(what, secret string) { s.secrets[secret] = what }
 // the access log and at the service.
 func (s *guardedLab) wantServed(t *testing.T) {
 	t.Helper()
-	s.wantClientsAddress(t, s.Envoy)
+	s.WantClientAddress(t, s.Envoy)
 }
 
 // wantOthersRefused tries every token that is not the gateway's, while the
@@ -123,7 +125,7 @@ func (s *guardedLab) wantServed(t *testing.T) {
 func (s *guardedLab) wantOthersRefused(t *testing.T, protocol fakeenvoy.Protocol) {
 	t.Helper()
 	s.keep("a token that Consul does not know", unknownToken)
-	streams := s.Envoy.streams(t)
+	streams := s.Envoy.XDSStreams(t)
 	for _, other := range []struct {
 		what, token string
 		code        codes.Code
@@ -138,13 +140,13 @@ func (s *guardedLab) wantOthersRefused(t *testing.T, protocol fakeenvoy.Protocol
 		},
 	} {
 		t.Run(fmt.Sprintf("%s over %s is refused", other.what, protocol), func(t *testing.T) {
-			e := fakeGateway(t, s.xds, protocol, other.token)
-			askForAll(e)
-			told := e.ExpectEnd(other.code).Error()
-			if !strings.Contains(told, `service:write on the gateway "ingress-gateway"`) {
-				t.Errorf("the caller was told %q, which does not say what its token needs", told)
+			e := lab.ConnectFakeEnvoy(t, s.xds, protocol, other.token)
+			lab.SubscribeToAll(e)
+			refusal := e.ExpectEnd(other.code).Error()
+			if !strings.Contains(refusal, `service:write on the gateway "ingress-gateway"`) {
+				t.Errorf("the caller got %q, which does not say what its token needs", refusal)
 			}
-			s.told = append(s.told, told)
+			s.refusals = append(s.refusals, refusal)
 		})
 	}
 	s.wantStreamUntouched(t, streams)
@@ -168,20 +170,20 @@ func (s *guardedLab) wantLostTokensNoticed(t *testing.T) {
 		} {
 			o.what += string(protocol)
 			o.token = s.token(t, o.what, gatewayRules)
-			o.envoy = fakeGateway(t, s.xds, protocol, o.token)
+			o.envoy = lab.ConnectFakeEnvoy(t, s.xds, protocol, o.token)
 			open = append(open, o)
 		}
 	}
-	before := s.Envoy.streams(t)
+	before := s.Envoy.XDSStreams(t)
 	for _, o := range open {
-		fetchKey(t, o.envoy)
+		lab.FetchPrivateKey(t, o.envoy)
 	}
 	start := time.Now()
 	for _, o := range open {
 		o.lose(t, o.token)
 	}
 	for _, o := range open {
-		s.told = append(s.told, o.envoy.ExpectEnd(o.code).Error())
+		s.refusals = append(s.refusals, o.envoy.ExpectEnd(o.code).Error())
 		took := time.Since(start).Round(time.Millisecond)
 		t.Logf("%s: the stream had ended %v after the change; asked every %v", o.what, took, reauthorizeInterval)
 		if took > reauthorizeInterval+time.Second {
@@ -225,15 +227,15 @@ func (s *guardedLab) self(t *testing.T, token string) *api.ACLToken {
 	return self
 }
 
-// wantRejectionTold rejects the certificate as an Envoy does that quotes what
-// it rejects: the operator learns of it, and not of the key.
-func (s *guardedLab) wantRejectionTold(t *testing.T) {
+// wantRejectionLogged rejects the certificate as an Envoy does that quotes what
+// it rejects: the log has the rejection, and not the key.
+func (s *guardedLab) wantRejectionLogged(t *testing.T) {
 	t.Helper()
 	for _, protocol := range fakeenvoy.Protocols {
-		e := fakeGateway(t, s.xds, protocol, s.Token)
-		e.Subscribe(resource.SecretType, leafSecret)
+		e := lab.ConnectFakeEnvoy(t, s.xds, protocol, s.Token)
+		e.Subscribe(resource.SecretType, lab.LeafSecret)
 		reason := "cannot load the certificate of " + string(protocol)
-		e.Nack(e.Expect(resource.SecretType, leafSecret), reason+": "+s.key)
+		e.Nack(e.Expect(resource.SecretType, lab.LeafSecret), reason+": "+s.key)
 		s.Usher.WaitOutput(t, reason)
 		e.Disconnect()
 	}
@@ -244,14 +246,14 @@ func (s *guardedLab) wantRejectionTold(t *testing.T) {
 // is no reason to cut a stream.
 func (s *guardedLab) wantSilenceSurvived(t *testing.T) {
 	t.Helper()
-	streams := s.Envoy.streams(t)
+	streams := s.Envoy.XDSStreams(t)
 	s.Consul.Signal(t, syscall.SIGSTOP)
-	s.Usher.waitSilence(t)
+	waitSilence(t, s.Usher)
 	s.Usher.WaitOutput(t, checkFailed)
 	s.wantStreamUntouched(t, streams)
 	s.Consul.Signal(t, syscall.SIGCONT)
-	s.Usher.waitAnswers(t)
-	fetchKey(t, fakeGateway(t, s.xds, fakeenvoy.Delta, s.Token))
+	waitAnswers(t, s.Usher)
+	lab.FetchPrivateKey(t, lab.ConnectFakeEnvoy(t, s.xds, fakeenvoy.Delta, s.Token))
 	s.wantStreamUntouched(t, streams)
 }
 
@@ -260,9 +262,9 @@ func (s *guardedLab) wantSilenceSurvived(t *testing.T) {
 // missing. With the right comes the change.
 func (s *guardedLab) wantOwnTokenLossSurvived(t *testing.T) {
 	t.Helper()
-	streams := s.Envoy.streams(t)
+	streams := s.Envoy.XDSStreams(t)
 	s.setRules(t, s.usherToken, "")
-	s.Consul.writeEntry(t, `
+	s.Consul.WriteEntry(t, `
 Kind = "ingress-gateway"
 Name = "ingress-gateway"
 Listeners = [
@@ -272,8 +274,8 @@ Listeners = [
 `)
 	s.Usher.WaitOutput(t, "query=gateway-services:ingress-gateway outcome=denied")
 	s.wantStreamUntouched(t, streams)
-	s.setRules(t, s.usherToken, readFile(t, "../docs/usher-policy.hcl"))
-	s.Envoy.waitListener(t, 9090)
+	s.setRules(t, s.usherToken, testprocess.ReadFile(t, "../docs/usher-policy.hcl"))
+	s.Envoy.WaitListener(t, 9090)
 	s.wantStreamUntouched(t, streams)
 }
 
@@ -284,22 +286,22 @@ const checkFailed = "consul does not answer ACL checks"
 // in before is let in; one that Consul was never asked about is not.
 func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 	t.Helper()
-	streams := s.Envoy.streams(t)
+	streams := s.Envoy.XDSStreams(t)
 	other := s.token(t, "never-seen", gatewayRules)
 	s.Consul.Kill()
 	s.Usher.WaitOutput(t, checkFailed)
 	for _, protocol := range fakeenvoy.Protocols {
-		e := fakeGateway(t, s.xds, protocol, other)
-		askForAll(e)
-		s.told = append(s.told, e.ExpectEnd(codes.Unavailable).Error())
-		e = fakeGateway(t, s.xds, protocol, s.Token)
-		if key := fetchKey(t, e); key != s.key {
+		e := lab.ConnectFakeEnvoy(t, s.xds, protocol, other)
+		lab.SubscribeToAll(e)
+		s.refusals = append(s.refusals, e.ExpectEnd(codes.Unavailable).Error())
+		e = lab.ConnectFakeEnvoy(t, s.xds, protocol, s.Token)
+		if key := lab.FetchPrivateKey(t, e); key != s.key {
 			t.Error("an Envoy that comes back while Consul is gone does not get what it had")
 		}
 		e.Disconnect()
 	}
 	s.wantStreamUntouched(t, streams)
-	s.told = append(s.told, s.Usher.wantReadyThoughAway(t, s.Consul.HTTPAddr))
+	s.refusals = append(s.refusals, s.Usher.WantReadyWithoutConsul(t, s.Consul.HTTPAddr))
 }
 
 // wantNothingSecret looks for every secret in everything that Usher printed and
@@ -310,13 +312,13 @@ func (s *guardedLab) wantNothingSecret(t *testing.T) {
 	if !strings.Contains(log, "level=DEBUG") {
 		t.Error("the log has no debug lines: it proves nothing")
 	}
-	ready, _ := s.Usher.admin("/readyz") // its error is among what was told
+	ready, _ := s.Usher.Admin("/readyz") // its error is among the refusals
 	places := map[string]string{
 		"the log":                   log,
-		"/metrics":                  s.Usher.metrics(t),
+		"/metrics":                  s.Usher.Metrics(t),
 		"/readyz":                   ready,
-		"what refused callers got":  strings.Join(s.told, "\n"),
-		"the command line of usher": readFile(t, fmt.Sprintf("/proc/%d/cmdline", s.Usher.Pid())),
+		"what refused callers got":  strings.Join(s.refusals, "\n"),
+		"the command line of usher": testprocess.ReadFile(t, fmt.Sprintf("/proc/%d/cmdline", s.Usher.Pid())),
 	}
 	for place, text := range places {
 		for secret, what := range s.secrets {
@@ -327,30 +329,16 @@ func (s *guardedLab) wantNothingSecret(t *testing.T) {
 	}
 }
 
-// streams says how many streams an Envoy has begun towards its xDS server, and
-// whether the latest is open.
-type streams struct {
-	Begun, Open int
-}
-
-func (e *envoy) streams(t *testing.T) streams {
-	t.Helper()
-	return streams{
-		Begun: e.stat(t, "cluster.local_agent.upstream_rq_total"),
-		Open:  e.stat(t, "control_plane.connected_state"),
-	}
-}
-
 // wantStreamUntouched wants the Envoy on the stream that it had before.
-func (s *guardedLab) wantStreamUntouched(t *testing.T, before streams) {
+func (s *guardedLab) wantStreamUntouched(t *testing.T, before lab.XDSStreams) {
 	t.Helper()
 	if before.Open != 1 {
 		t.Errorf("before: the authorised Envoy has no open stream: %+v", before)
 	}
-	if now := s.Envoy.streams(t); now != before {
+	if now := s.Envoy.XDSStreams(t); now != before {
 		t.Errorf("the authorised Envoy's streams: %+v, before: %+v", now, before)
 	}
 	for range 10 {
-		s.call(newPath()).must(t).wantHello(t)
+		s.Request(lab.NewPath()).MustDo(t).WantHello(t)
 	}
 }

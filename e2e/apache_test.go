@@ -5,21 +5,23 @@ package e2e
 import (
 	"net/http"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // TestApacheBehindTheBalancer proves the balancer right: an Apache that
 // understands PROXY protocol and stands directly behind it logs the client.
 func TestApacheBehindTheBalancer(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
-	apache := startApache(t, l.Service, 8080, proxyProtocol)
-	startBalancer(t, balancerOptions{
-		Host: l.Balancer, Targets: []*host{l.Service}, Ports: []int{8080}, Header: v2Header,
+	l := lab.NewNetwork(t)
+	apache := lab.StartApache(t, l.Service, 8080, lab.RemoteIPProxyProtocol)
+	lab.StartHAProxy(t, lab.HAProxyOptions{
+		Host: l.Balancer, Targets: []*lab.Host{l.Service}, Ports: []int{8080}, Header: lab.SendV2,
 	})
-	path := newPath()
-	call{From: l.Client, To: l.Balancer.addr(8080), Path: path}.must(t).wantHello(t)
-	if got := apache.client(t, path); got != clientIP {
-		t.Errorf("Apache's log has %s for the client, want %s", got, clientIP)
+	path := lab.NewPath()
+	lab.Request{From: l.Client, To: l.Balancer.Addr(8080), Path: path}.MustDo(t).WantHello(t)
+	if got := apache.WaitClient(t, path); got != lab.ClientIP {
+		t.Errorf("Apache's log has %s for the client, want %s", got, lab.ClientIP)
 	}
 }
 
@@ -27,13 +29,13 @@ func TestApacheBehindTheBalancer(t *testing.T) {
 // reads the PROXY header and Apache reads the gateway's X-Forwarded-For.
 func TestApacheBehindTheGateway(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
-	l.Consul.writeEntry(t, `
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	l.Consul.WriteEntry(t, `
 Kind     = "service-defaults"
 Name     = "apache"
 Protocol = "http"
 `)
-	l.Consul.writeEntry(t, `
+	l.Consul.WriteEntry(t, `
 Kind = "ingress-gateway"
 Name = "ingress-gateway"
 Listeners = [{
@@ -42,20 +44,20 @@ Listeners = [{
   Services = [{ Name = "apache" }]
 }]
 `)
-	apache := startApache(t, l.Service, 8081, forwardedFor)
-	registerService(t, serviceOptions{
-		Name: "apache", Port: 8081, Consul: l.Consul, Host: l.Service, Envoy: envoyNew, SidecarPort: 21001,
+	apache := lab.StartApache(t, l.Service, 8081, lab.RemoteIPForwardedFor)
+	lab.RegisterService(t, lab.ServiceOptions{
+		Name: "apache", Port: 8081, Consul: l.Consul, Host: l.Service, Envoy: lab.EnvoyNew, SidecarPort: 21001,
 	})
-	l.setMode(t, "strict")
-	l.HAProxy.setHeader(t, v2Header)
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
+	l.SetMode(t, "strict")
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+	lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
 
-	request := l.call(newPath())
+	request := l.Request(lab.NewPath())
 	request.Host = "apache.ingress.consul"
-	waitStatus(t, request, http.StatusOK)
-	request.must(t).wantHello(t)
-	if got := apache.client(t, request.Path); got != clientIP {
-		t.Errorf("Apache's log has %s for the client, want %s", got, clientIP)
+	lab.WaitStatus(t, request, http.StatusOK)
+	request.MustDo(t).WantHello(t)
+	if got := apache.WaitClient(t, request.Path); got != lab.ClientIP {
+		t.Errorf("Apache's log has %s for the client, want %s", got, lab.ClientIP)
 	}
 }

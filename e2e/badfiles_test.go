@@ -7,9 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// badFile is a file that an operator got wrong, and what Usher says of it
+// badFile is a file with a mistake, and what Usher logs about it
 // behind the file's path.
 type badFile struct{ name, text, where, what string }
 
@@ -40,21 +43,21 @@ func TestBadConfigFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
 	l := startFileLab(t, good)
-	l.HAProxy.setHeader(t, v2Header)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	file := l.Usher.ConfigFile
-	write := func(text string) { writeFile(t, filepath.Dir(file), filepath.Base(file), text) }
+	write := func(text string) { lab.WriteFile(t, filepath.Dir(file), filepath.Base(file), text) }
 
 	for _, bad := range badConfigFiles() {
-		line := `msg="bad configuration" ` + asLogged(file+bad.where, bad.what)
-		trouble := l.Usher.wantTrouble(t, line, func() { write(bad.text) })
+		line := `msg="bad configuration" ` + lab.LoggedProblem(file+bad.where, bad.what)
+		trouble := l.Usher.WantProblem(t, line, func() { write(bad.text) })
 		l.wantStrict(t)
-		trouble.mended(t, func() { write(good) })
+		trouble.WantFixed(t, func() { write(good) })
 	}
-	line := `msg="bad configuration" ` + asLogged(file, "cannot be read: no such file or directory; put it back, or mend it; what it last said stays")
-	trouble := l.Usher.wantTrouble(t, line, func() { os.Remove(file) })
+	line := `msg="bad configuration" ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or mend it; what it last said stays")
+	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
-	trouble.mended(t, func() { write(good) })
+	trouble.WantFixed(t, func() { write(good) })
 
 	l.Usher.Stop(t)
 	for _, bad := range badConfigFiles() {
@@ -68,57 +71,57 @@ func TestBadConfigFile(t *testing.T) {
 }
 
 // serve runs `usher serve` to its end.
-func (l *fileLab) serve(t *testing.T, args ...string) ending {
+func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Result {
 	t.Helper()
-	return runToEnd(t, command{Path: usherBinary(t), Args: append([]string{"serve"}, args...), Host: l.lab.Gateway})
+	return testprocess.Run(t, testprocess.Command{Path: testprocess.Usher(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
 }
 
 // wantStrict wants requests with a PROXY header answered, and connections
 // without one closed.
 func (l *fileLab) wantStrict(t *testing.T) {
 	t.Helper()
-	l.call(newPath()).must(t).wantHello(t)
-	plain := call{From: l.Balancer, To: l.lab.Gateway.addr(8080), Path: newPath()}
-	if got, err := plain.do(t.Context()); err == nil {
+	l.call(lab.NewPath()).MustDo(t).WantHello(t)
+	plain := lab.Request{From: l.Balancer, To: l.Network.Gateway.Addr(8080), Path: lab.NewPath()}
+	if got, err := plain.Do(t.Context()); err == nil {
 		t.Errorf("a connection without a PROXY header got %d %q, want it closed", got.Status, got.Body)
 	}
 }
 
 // TestBadConfigDirectory gets one of the files for --config-dir wrong while the
-// gateway is strict: it stays strict, and goes on where the file is mended. Then
+// gateway is strict: it stays strict, and goes on where the file is correct again. Then
 // it is wrong before Usher starts, and Usher does not.
 func TestBadConfigDirectory(t *testing.T) {
 	t.Parallel()
 	l := startFileLab(t, "")
-	l.HAProxy.setHeader(t, v2Header)
+	l.HAProxy.SetHeader(t, lab.SendV2)
 	l.writeResources(t, strictMode...)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	files := l.badFiles(t)
 	for _, bad := range files {
-		line := `msg="bad configuration" ` + asLogged(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
-		var mend func()
-		trouble := l.Usher.wantTrouble(t, line, func() { mend = l.spoil(t, bad) })
+		line := `msg="bad configuration" ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
+		var fix func()
+		trouble := l.Usher.WantProblem(t, line, func() { fix = l.breakFile(t, bad) })
 		l.wantStrict(t)
-		trouble.mended(t, mend)
+		trouble.WantFixed(t, fix)
 		l.wantStrict(t)
 	}
-	l.wantOthersMoving(t)
+	l.wantOthersUpdated(t)
 
 	l.Usher.Stop(t)
 	for _, bad := range files {
-		mend := l.spoil(t, bad)
+		fix := l.breakFile(t, bad)
 		got := l.serve(t, "--config-dir", l.Dir)
 		want := "usher: " + filepath.Join(l.Dir, bad.name) + bad.where + ": " + bad.what + "\n"
 		if got.Code != 1 || got.Stderr != want {
 			t.Errorf("%s: exit %d %q, want 1 %q", bad.name, got.Code, got.Stderr, want)
 		}
-		mend()
+		fix()
 	}
 	l.wantStrict(t)
 }
 
-// spoil puts the bad file into the directory; mend takes it away again.
-func (l *fileLab) spoil(t *testing.T, bad badFile) (mend func()) {
+// breakFile puts the bad file into the directory; fix removes it.
+func (l *fileLab) breakFile(t *testing.T, bad badFile) (fix func()) {
 	t.Helper()
 	path := filepath.Join(l.Dir, bad.name)
 	good, err := os.ReadFile(path)
@@ -139,10 +142,10 @@ func (l *fileLab) spoil(t *testing.T, bad badFile) (mend func()) {
 // and text all that is in it.
 func (l *fileLab) badFiles(t *testing.T) []badFile {
 	t.Helper()
-	resources, services := readFile(t, l.resources()), readFile(t, filepath.Join(l.Dir, "services.hcl"))
+	resources, services := testprocess.ReadFile(t, l.resources()), testprocess.ReadFile(t, filepath.Join(l.Dir, "services.hcl"))
 	return []badFile{
 		{
-			"consul-values.yaml", readFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"),
+			"consul-values.yaml", testprocess.ReadFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"),
 			":11", "this line begins with a TAB, and tabs cannot indent YAML; use spaces",
 		},
 		{
@@ -151,11 +154,11 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: stict"),
-			":9: usher.proxy_protocol.mode", `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			":9: usher.proxy_protocol.mode", `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: strict\n        modus: 1"),
-			":10: usher.proxy_protocol.modus", `this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+			":10: usher.proxy_protocol.modus", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "accessLogs:", "accesslogs:"),
@@ -168,18 +171,18 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 	}
 }
 
-// wantOthersMoving has a bad mode and wants that the service's instances are
+// wantOthersUpdated has a bad mode and wants that the service's instances are
 // followed all the same.
-func (l *fileLab) wantOthersMoving(t *testing.T) {
+func (l *fileLab) wantOthersUpdated(t *testing.T) {
 	t.Helper()
-	good := readFile(t, l.resources())
-	line := `msg="bad configuration" ` + asLogged(l.resources()+":9: usher.proxy_protocol.mode",
-		`"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`)
-	trouble := l.Usher.wantTrouble(t, line, func() {
+	good := testprocess.ReadFile(t, l.resources())
+	line := `msg="bad configuration" ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",
+		`"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`)
+	trouble := l.Usher.WantProblem(t, line, func() {
 		l.write(t, "custom-resources.yaml", replaceOnce(t, good, "mode: strict", "mode: stict"))
 	})
 	l.writeServices(t, 8081)
 	l.waitOnly(t, l.Second)
 	l.wantStrict(t)
-	trouble.mended(t, func() { l.write(t, "custom-resources.yaml", good) })
+	trouble.WantFixed(t, func() { l.write(t, "custom-resources.yaml", good) })
 }

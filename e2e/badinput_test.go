@@ -7,9 +7,12 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// badSetting is a setting that an operator got wrong, as HCL, and what Usher
+// badSetting is a setting with a mistake, as HCL, and what Usher
 // says of it behind the place where it stands.
 type badSetting struct{ name, usher, where, what string }
 
@@ -17,15 +20,15 @@ type badSetting struct{ name, usher, where, what string }
 var badSettings = []badSetting{
 	{
 		"wrong mode", `usher { proxy_protocol { mode = "stict" } }`,
-		"usher.proxy_protocol.mode", `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+		"usher.proxy_protocol.mode", `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`,
 	},
 	{
 		"unknown key", `usher { proxy_protocol { mode = "off", enabled = "yes" } }`,
-		"usher.proxy_protocol.enabled", `this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+		"usher.proxy_protocol.enabled", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
 	},
 	{
 		"no network, for one listener", `usher { listeners { "8080" { proxy_protocol { trusted_cidrs = ["10.0.0.0/33"] } } } }`,
-		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use "any", alone, or networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
+		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32", or "any" alone`,
 	},
 	{
 		"no object", `usher = "off"`,
@@ -38,65 +41,65 @@ var badSettings = []badSetting{
 // is right in another place still counts.
 func TestBadSettingsInConsul(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
-	l.setMode(t, "strict")
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
-	l.HAProxy.setHeader(t, v2Header)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	l.SetMode(t, "strict")
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+	lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 
 	for _, place := range []struct {
 		name, where string
 		write       func(settings string)
 	}{
-		{"proxy-defaults", `proxy-defaults "global"`, func(s string) { l.writeDefaults(t, s) }},
-		{"registration", `service "ingress-gateway" on node "control"`, func(s string) { l.writeOwn(t, s) }},
+		{"proxy-defaults", `proxy-defaults "global"`, func(s string) { writeProxyDefaults(t, l, s) }},
+		{"registration", `service "ingress-gateway" on node "control"`, func(s string) { writeGatewayRegistration(t, l, s) }},
 	} {
 		t.Run(place.name, func(t *testing.T) {
 			place.write(`usher { proxy_protocol { mode = "strict" } }`)
 			for _, bad := range badSettings {
-				line := `msg="bad configuration" gateway=ingress-gateway ` + asLogged(place.where+": "+bad.where, bad.what)
-				trouble := usher.wantTrouble(t, line, func() { place.write(bad.usher) })
-				l.wantStrict(t)
-				trouble.mended(t, func() { place.write(`usher { proxy_protocol { mode = "strict" } }`) })
-				l.wantStrict(t)
+				line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(place.where+": "+bad.where, bad.what)
+				trouble := usher.WantProblem(t, line, func() { place.write(bad.usher) })
+				wantStrictMode(t, l)
+				trouble.WantFixed(t, func() { place.write(`usher { proxy_protocol { mode = "strict" } }`) })
+				wantStrictMode(t, l)
 			}
 		})
 	}
-	l.wantOverrideOfBadDefaults(t, usher)
+	wantOverrideOfBadDefaults(t, l, usher)
 }
 
 // wantOverrideOfBadDefaults has a bad value in proxy-defaults, which is a
 // problem also where the registration overrides it, and does not keep the
 // registration from being followed.
-func (l *meshLab) wantOverrideOfBadDefaults(t *testing.T, usher *usher) {
+func wantOverrideOfBadDefaults(t *testing.T, l *lab.Lab, usher *lab.Usher) {
 	t.Helper()
 	bad := badSettings[0]
-	line := `msg="bad configuration" gateway=ingress-gateway ` + asLogged(`proxy-defaults "global": `+bad.where, bad.what)
-	trouble := usher.wantTrouble(t, line, func() { l.writeDefaults(t, bad.usher) })
-	l.wantStrict(t)
-	plain := call{From: l.Balancer, To: l.Gateway.addr(8080)}
-	l.writeOwn(t, `usher { proxy_protocol { mode = "permissive" } }`)
-	waitStatus(t, plain, http.StatusOK)
-	if n := usher.configProblems(t); n == 0 {
+	line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
+	trouble := usher.WantProblem(t, line, func() { writeProxyDefaults(t, l, bad.usher) })
+	wantStrictMode(t, l)
+	plain := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080)}
+	writeGatewayRegistration(t, l, `usher { proxy_protocol { mode = "permissive" } }`)
+	lab.WaitStatus(t, plain, http.StatusOK)
+	if n := usher.ConfigProblems(t); n == 0 {
 		t.Error("usher_config_problems is 0 where the registration overrides a bad proxy-defaults")
 	}
-	l.writeOwn(t, "") // what proxy-defaults last said well counts again
-	l.waitRefused(t, plain)
-	l.wantStrict(t)
-	trouble.mended(t, func() { l.writeDefaults(t, `usher { proxy_protocol { mode = "permissive" } }`) })
-	waitStatus(t, plain, http.StatusOK)
+	writeGatewayRegistration(t, l, "") // what proxy-defaults last said well counts again
+	waitPlainRefused(t, plain)
+	wantStrictMode(t, l)
+	trouble.WantFixed(t, func() { writeProxyDefaults(t, l, `usher { proxy_protocol { mode = "permissive" } }`) })
+	lab.WaitStatus(t, plain, http.StatusOK)
 }
 
-// writeDefaults writes the lab's proxy-defaults with settings, as HCL, in its
+// writeProxyDefaults writes the lab's proxy-defaults with settings, as HCL, in its
 // Config.
-func (l *meshLab) writeDefaults(t *testing.T, settings string) {
+func writeProxyDefaults(t *testing.T, l *lab.Lab, settings string) {
 	t.Helper()
-	l.Consul.writeEntry(t, readFile(t, "testdata/lab/proxy-defaults.hcl")+"Config {\n"+settings+"\n}\n")
+	l.Consul.WriteEntry(t, testprocess.ReadFile(t, "testdata/lab/proxy-defaults.hcl")+"Config {\n"+settings+"\n}\n")
 }
 
-// writeOwn registers the gateway again, with settings in its Proxy.Config.
-func (l *meshLab) writeOwn(t *testing.T, settings string) {
+// writeGatewayRegistration registers the gateway again, with settings in its Proxy.Config.
+func writeGatewayRegistration(t *testing.T, l *lab.Lab, settings string) {
 	t.Helper()
 	old, _, err := l.Consul.Client.Agent().Service("ingress-gateway", nil)
 	if err != nil {
@@ -105,12 +108,12 @@ func (l *meshLab) writeOwn(t *testing.T, settings string) {
 	if old.Address != l.Gateway.IP.String() {
 		t.Fatalf("the gateway is registered with the address %q", old.Address)
 	}
-	l.Consul.register(t, gatewayDefinition(l.Gateway, settings))
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway, settings))
 }
 
 // gatewayDefinition is the definition of an ingress gateway on a host, with
 // settings in its Proxy.Config.
-func gatewayDefinition(h *host, settings ...string) string {
+func gatewayDefinition(h *lab.Host, settings ...string) string {
 	return fmt.Sprintf(`service {
   kind    = "ingress-gateway"
   name    = "ingress-gateway"
@@ -121,37 +124,37 @@ func gatewayDefinition(h *host, settings ...string) string {
 `, h.IP, strings.Join(settings, "\n"))
 }
 
-// register registers a service as an operator does, from a file.
-func (a *consulAgent) register(t *testing.T, definition string) {
+// registerDefinition registers a service from a file, with the CLI.
+func registerDefinition(t *testing.T, a *lab.Consul, definition string) {
 	t.Helper()
-	file := writeFile(t, newDir(t), "service.hcl", definition)
-	got := runToEnd(t, command{
-		Path: a.binary, Args: []string{"services", "register", file}, Env: a.env(a.managementToken()), Host: a.Host,
-	})
+	file := lab.WriteFile(t, testprocess.NewDir(t), "service.hcl", definition)
+	got := testprocess.Run(t, testprocess.Command{
+		Path: a.Binary, Args: []string{"services", "register", file}, Env: a.Env(a.DefaultToken()), Host: a.Host,
+	}, "")
 	if got.Code != 0 {
 		t.Fatalf("consul services register: %s%s%s", got.Stdout, got.Stderr, definition)
 	}
 }
 
-// wantStrict wants requests with a PROXY header answered, and connections
+// wantStrictMode wants requests with a PROXY header answered, and connections
 // without one closed.
-func (l *meshLab) wantStrict(t *testing.T) {
+func wantStrictMode(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	l.call(newPath()).must(t).wantHello(t)
-	plain := call{From: l.Balancer, To: l.Gateway.addr(8080), Path: newPath()}
-	if got, err := plain.do(t.Context()); err == nil {
+	l.Request(lab.NewPath()).MustDo(t).WantHello(t)
+	plain := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Path: lab.NewPath()}
+	if got, err := plain.Do(t.Context()); err == nil {
 		t.Errorf("a connection without a PROXY header got %d %q, want it closed", got.Status, got.Body)
 	}
 }
 
-// waitRefused waits until connections are closed without an answer.
-func (l *meshLab) waitRefused(t *testing.T, c call) {
+// waitPlainRefused waits until connections are closed without an answer.
+func waitPlainRefused(t *testing.T, c lab.Request) {
 	t.Helper()
 	const row = 10
-	c.Path = waitPrefix
-	eventually(t, "connections to "+c.To+" are closed", changeDeadline, func() error {
+	c.Path = lab.PollPath
+	testprocess.Eventually(t, "connections to "+c.To+" are closed", testprocess.ChangeDeadline, func() error {
 		for range row {
-			if got, err := c.do(t.Context()); err == nil {
+			if got, err := c.Do(t.Context()); err == nil {
 				return fmt.Errorf("status %d", got.Status)
 			}
 		}

@@ -10,18 +10,21 @@ import (
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // balancersLab is a strict gateway with an http and a tcp listener.
 type balancersLab struct {
-	*meshLab
-	gateway *envoy
+	*lab.Lab
+	gateway *lab.Envoy
 }
 
 // passage is a way through a balancer to both listeners of the gateway.
 type passage struct {
-	http   call
-	tcp    tcpCall
+	http   lab.Request
+	tcp    lab.TCPExchange
 	client string // the client's address, as the balancer says it
 	peer   string // the balancer's
 }
@@ -32,16 +35,16 @@ type passage struct {
 func TestBalancers(t *testing.T) {
 	t.Parallel()
 	l := startBalancersLab(t)
-	for _, header := range []proxyHeader{v1Header, v2Header, v2SSLHeader} {
+	for _, header := range []lab.ProxyHeader{lab.SendV1, lab.SendV2, lab.SendV2SSL} {
 		t.Run("HAProxy with "+string(header), func(t *testing.T) {
-			l.HAProxy.setHeader(t, header)
+			l.HAProxy.SetHeader(t, header)
 			l.wantClient(t, l.through(l.Balancer))
 		})
 	}
 	t.Run("HAProxy that ends TLS", func(t *testing.T) {
-		h := l.addHost(t, "haproxy-tls", "198.18.0.12")
-		startBalancer(t, balancerOptions{
-			Host: h, Targets: []*host{l.Gateway}, Ports: []int{8080, tcpPort}, Header: v2SSLHeader, Certificate: certificateFile(t, labHost),
+		h := l.AddHost(t, "haproxy-tls", "198.18.0.12")
+		lab.StartHAProxy(t, lab.HAProxyOptions{
+			Host: h, Targets: []*lab.Host{l.Gateway}, Ports: []int{8080, lab.TCPPort}, Header: lab.SendV2SSL, Certificate: certificateFile(t, lab.ServiceHost),
 		})
 		p := l.through(h)
 		p.http.TLS = &tls.Config{InsecureSkipVerify: true} // the balancer's certificate is not the story
@@ -49,55 +52,55 @@ func TestBalancers(t *testing.T) {
 		l.wantClient(t, p)
 	})
 	t.Run("nginx", func(t *testing.T) {
-		h := l.addHost(t, "nginx", "198.18.0.13")
-		startNginx(t, h, l.Gateway, 8080, tcpPort)
+		h := l.AddHost(t, "nginx", "198.18.0.13")
+		lab.StartNginx(t, h, l.Gateway, 8080, lab.TCPPort)
 		l.wantClient(t, l.through(h))
 	})
 	t.Run("AWS network load balancer, client behind a VPC endpoint", func(t *testing.T) {
-		header := preface{text: awsText("vpce-08d2bf15fac5001c9")}
+		header := lab.Preface{Bytes: lab.AWSHeader("vpce-08d2bf15fac5001c9")}
 		l.wantClient(t, passage{
-			http:   call{From: l.Balancer, To: l.Gateway.addr(8080), Proxy: header},
-			tcp:    tcpCall{From: l.Balancer, To: l.Gateway.addr(tcpPort), Headers: []io.WriterTo{header}},
-			client: headerClient.Addr().String(), peer: balancerIP,
+			http:   lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Proxy: header},
+			tcp:    lab.TCPExchange{From: l.Balancer, To: l.Gateway.Addr(lab.TCPPort), Headers: []io.WriterTo{header}},
+			client: lab.HeaderClient.Addr().String(), peer: lab.BalancerIP,
 		})
 	})
 }
 
 func startBalancersLab(t *testing.T) *balancersLab {
 	t.Helper()
-	l := &balancersLab{meshLab: startMeshLab(t, consulNew, envoyNew, false)}
-	startTCPEcho(t, l.Service, tcpPort)
-	registerService(t, serviceOptions{
-		Name: "static-tcp", Port: tcpPort, Consul: l.Consul, Host: l.Service, Envoy: envoyNew, SidecarPort: 21001,
+	l := &balancersLab{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
+	lab.StartTCPEcho(t, l.Service, lab.TCPPort)
+	lab.RegisterService(t, lab.ServiceOptions{
+		Name: "static-tcp", Port: lab.TCPPort, Consul: l.Consul, Host: l.Service, Envoy: lab.EnvoyNew, SidecarPort: 21001,
 	})
 	_, _, err := l.Consul.Client.ConfigEntries().Set(&api.IngressGatewayConfigEntry{
 		Kind: api.IngressGateway, Name: "ingress-gateway",
 		Listeners: []api.IngressListener{
 			{Port: 8080, Protocol: "http", Services: []api.IngressService{{Name: "static-server"}}},
-			{Port: tcpPort, Protocol: "tcp", Services: []api.IngressService{{Name: "static-tcp"}}},
+			{Port: lab.TCPPort, Protocol: "tcp", Services: []api.IngressService{{Name: "static-tcp"}}},
 		},
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.setMode(t, "strict")
+	l.SetMode(t, "strict")
 	l.HAProxy.Kill() // it has one port only
-	l.HAProxy = startBalancer(t, balancerOptions{
-		Host: l.Balancer, Targets: []*host{l.Gateway}, Ports: []int{8080, tcpPort}, Header: v2Header,
+	l.HAProxy = lab.StartHAProxy(t, lab.HAProxyOptions{
+		Host: l.Balancer, Targets: []*lab.Host{l.Gateway}, Ports: []int{8080, lab.TCPPort}, Header: lab.SendV2,
 	})
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	l.gateway = startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
-	waitStatus(t, l.call("/"), 200)
-	l.through(l.Balancer).tcp.wait(t, "")
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+	l.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
+	lab.WaitStatus(t, l.Request("/"), 200)
+	l.through(l.Balancer).tcp.WaitData(t, "")
 	return l
 }
 
 // through is the client's way through a balancer on the host.
-func (l *balancersLab) through(h *host) passage {
+func (l *balancersLab) through(h *lab.Host) passage {
 	return passage{
-		http:   call{From: l.Client, To: h.addr(8080)},
-		tcp:    tcpCall{From: l.Client, To: h.addr(tcpPort)},
-		client: clientIP, peer: h.IP.String(),
+		http:   lab.Request{From: l.Client, To: h.Addr(8080)},
+		tcp:    lab.TCPExchange{From: l.Client, To: h.Addr(lab.TCPPort)},
+		client: lab.ClientIP, peer: h.IP.String(),
 	}
 }
 
@@ -105,29 +108,29 @@ func (l *balancersLab) through(h *host) passage {
 // address and the balancer's for both, and the service has the client's.
 func (l *balancersLab) wantClient(t *testing.T, p passage) {
 	t.Helper()
-	p.http.Path = newPath()
-	p.http.must(t).wantHello(t)
-	p.wantLogged(t, l.gateway.Log.request(t, p.http.Path))
-	if got := l.forwardedFor(t, p.http.Path); got != p.client {
+	p.http.Path = lab.NewPath()
+	p.http.MustDo(t).WantHello(t)
+	p.wantLogged(t, l.gateway.Log.WaitRequest(t, p.http.Path))
+	if got := l.ForwardedFor(t, p.http.Path); got != p.client {
 		t.Errorf("the service got X-Forwarded-For %q, want %q", got, p.client)
 	}
 
-	data, client, err := p.tcp.do(t.Context())
+	data, client, err := p.tcp.Do(t.Context())
 	if err != nil || data != "" {
 		t.Fatalf("the service got %q before the word (%v), want nothing", data, err)
 	}
 	if p.tcp.Headers != nil {
-		client = netip.AddrPortFrom(netip.MustParseAddr(p.client), headerClient.Port()).String()
+		client = netip.AddrPortFrom(netip.MustParseAddr(p.client), lab.HeaderClient.Port()).String()
 	}
-	p.wantLogged(t, l.gateway.Log.wait(t, map[string]string{"downstream_remote_address": client, "path": ""}))
+	p.wantLogged(t, l.gateway.Log.Wait(t, map[string]string{"downstream_remote_address": client, "path": ""}))
 }
 
-func (p passage) wantLogged(t *testing.T, entry logEntry) {
+func (p passage) wantLogged(t *testing.T, entry lab.LogEntry) {
 	t.Helper()
-	if got := entry.ip(t, "downstream_remote_address"); got != p.client {
+	if got := entry.IP(t, "downstream_remote_address"); got != p.client {
 		t.Errorf("access log has %s for the client, want %s", got, p.client)
 	}
-	if got := entry.ip(t, "downstream_direct_remote_address"); got != p.peer {
+	if got := entry.IP(t, "downstream_direct_remote_address"); got != p.peer {
 		t.Errorf("access log has %s for the balancer, want %s", got, p.peer)
 	}
 }
@@ -136,7 +139,7 @@ func (p passage) wantLogged(t *testing.T, entry logEntry) {
 // HAProxy takes it.
 func certificateFile(t *testing.T, name string) string {
 	t.Helper()
-	dir := newDir(t)
-	cert, key := newAuthority(t, "Balancer CA").issue(t, dir, name)
-	return writeFile(t, dir, "both.pem", fmt.Sprint(readFile(t, cert), readFile(t, key)))
+	dir := testprocess.NewDir(t)
+	cert, key := lab.NewCertificateAuthority(t, "Balancer CA").Issue(t, dir, name)
+	return lab.WriteFile(t, dir, "both.pem", fmt.Sprint(testprocess.ReadFile(t, cert), testprocess.ReadFile(t, key)))
 }

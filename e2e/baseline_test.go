@@ -3,8 +3,9 @@
 package e2e
 
 import (
-	"net/http"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // TestConsulsOwnGateway pins what users have without Usher, so that the day
@@ -15,43 +16,22 @@ func TestConsulsOwnGateway(t *testing.T) {
 		consul string
 		envoys []string
 	}{
-		{consulNew, []string{envoyNew, envoyOld}},
-		{consulOld, []string{envoyNew}},
+		{lab.ConsulNew, []string{lab.EnvoyNew, lab.EnvoyOld}},
+		{lab.ConsulOld, []string{lab.EnvoyNew}},
 	} {
 		t.Run("consul "+version.consul, func(t *testing.T) {
 			t.Parallel()
-			l := startMeshLab(t, version.consul, envoyNew, false)
+			l := lab.Start(t, version.consul, lab.EnvoyNew, false)
 			for _, envoy := range version.envoys {
 				t.Run("envoy "+envoy, func(t *testing.T) {
-					gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy})
-					gateway.waitListener(t, 8080)
-					l.HAProxy.setHeader(t, noHeader)
-					l.wantBalancersAddress(t, gateway)
-					l.HAProxy.setHeader(t, v2Header)
-					l.wantBadRequest(t)
+					gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy})
+					gateway.WaitListener(t, 8080)
+					l.HAProxy.SetHeader(t, lab.SendNone)
+					l.WantBalancerAddress(t, gateway)
+					l.HAProxy.SetHeader(t, lab.SendV2)
+					l.WantBadRequest(t)
 				})
 			}
 		})
 	}
-}
-
-// wantBalancersAddress is the lab's first step: the request is answered, and
-// nobody behind the balancer learns the client's address.
-func (l *meshLab) wantBalancersAddress(t *testing.T, gateway *envoy) {
-	t.Helper()
-	waitStatus(t, l.call("/"), http.StatusOK)
-	path := newPath()
-	l.call(path).must(t).wantHello(t)
-	if got := gateway.Log.request(t, path).ip(t, "downstream_remote_address"); got != balancerIP {
-		t.Errorf("access log has %s for the client, want the balancer's %s", got, balancerIP)
-	}
-	if got := l.Echo.request(t, path).Header.Values("X-Forwarded-For"); len(got) != 0 {
-		t.Errorf("the service got X-Forwarded-For %q, want none", got)
-	}
-}
-
-// wantBadRequest is the lab's second step on Consul's own xDS.
-func (l *meshLab) wantBadRequest(t *testing.T) {
-	t.Helper()
-	waitStatus(t, l.call("/"), http.StatusBadRequest)
 }

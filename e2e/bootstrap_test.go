@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestBootstrap has a gateway that is registered in Consul, and starts Envoys
@@ -15,27 +18,27 @@ import (
 // the protocol, both Envoys.
 func TestBootstrap(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
-	l.setMode(t, "strict")
-	l.HAProxy.setHeader(t, v2Header)
-	l.Consul.register(t, gatewayDefinition(l.Gateway))
-	ushers := map[string]*usher{
-		"tcp": startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul}),
-		"unix socket": startUsher(t, usherOptions{
-			Host: l.Control, Consul: l.Consul, XDSAddr: "unix://" + filepath.Join(newDir(t), "xds.sock"),
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	l.SetMode(t, "strict")
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
+	ushers := map[string]*lab.Usher{
+		"tcp": lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul}),
+		"unix socket": lab.StartUsher(t, lab.UsherOptions{
+			Host: l.Control, Consul: l.Consul, XDSAddr: "unix://" + filepath.Join(testprocess.NewDir(t), "xds.sock"),
 		}),
 	}
 	for way, usher := range ushers {
 		for protocol, args := range map[string][]string{"delta": nil, "sotw": {"--state-of-the-world"}} {
-			for _, version := range []string{envoyNew, envoyOld} {
+			for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 				t.Run(fmt.Sprintf("%s, %s, envoy %s", way, protocol, version), func(t *testing.T) {
-					gateway := startOwn(t, ownOptions{
+					gateway := lab.StartBootstrapped(t, lab.BootstrapOptions{
 						Host: l.Gateway, Envoy: version, XDSAddr: usher.GRPCAddr,
-						Args: append(args, "--ready-addr", l.Gateway.addr(8443)),
+						Args: append(args, "--ready-addr", l.Gateway.Addr(8443)),
 					})
-					l.wantClientsAddress(t, gateway)
-					usher.wantStream(t, protocol)
-					l.wantReady(t)
+					l.WantClientAddress(t, gateway)
+					wantOneStream(t, usher, protocol)
+					wantUsherReady(t, l.Network)
 					gateway.Stop(t)
 				})
 			}
@@ -43,10 +46,10 @@ func TestBootstrap(t *testing.T) {
 	}
 }
 
-// wantStream wants that the one Envoy has a stream of the protocol.
-func (u *usher) wantStream(t *testing.T, protocol string) {
+// wantOneStream wants that the one Envoy has a stream of the protocol.
+func wantOneStream(t *testing.T, u *lab.Usher, protocol string) {
 	t.Helper()
-	metrics := u.metrics(t)
+	metrics := u.Metrics(t)
 	for _, p := range []string{"delta", "sotw"} {
 		want := fmt.Sprintf("usher_xds_streams{protocol=%q} 0\n", p)
 		if p == protocol {
@@ -58,16 +61,16 @@ func (u *usher) wantStream(t *testing.T, protocol string) {
 	}
 }
 
-// wantReady wants the ready listener to answer /ready, and nothing else of the
+// wantUsherReady wants the ready listener to answer /ready, and nothing else of the
 // admin interface that is behind it.
-func (l *lab) wantReady(t *testing.T) {
+func wantUsherReady(t *testing.T, l *lab.Network) {
 	t.Helper()
-	ready := call{From: l.Balancer, To: l.Gateway.addr(8443), Path: "/ready"}
-	if got := ready.must(t); got.Status != http.StatusOK || got.Body != "LIVE\n" {
+	ready := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8443), Path: "/ready"}
+	if got := ready.MustDo(t); got.Status != http.StatusOK || got.Body != "LIVE\n" {
 		t.Errorf("/ready is answered %d %q, want 200 \"LIVE\"", got.Status, got.Body)
 	}
 	ready.Path = "/config_dump"
-	if got := ready.must(t); got.Status != http.StatusNotFound {
+	if got := ready.MustDo(t); got.Status != http.StatusNotFound {
 		t.Errorf("/config_dump is answered %d on the ready listener, want 404", got.Status)
 	}
 }
@@ -76,39 +79,39 @@ func (l *lab) wantReady(t *testing.T) {
 // with the token where Consul's own commands look for it, and Usher on TLS.
 func TestBootstrapWithATokenAndTLS(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, true)
-	l.setMode(t, "strict")
-	l.HAProxy.setHeader(t, v2Header)
-	l.Consul.register(t, gatewayDefinition(l.Gateway))
-	dir := newDir(t)
-	ca := newAuthority(t, "Usher's CA")
-	cert, key := ca.issue(t, dir, "usher.example.com", l.Control.IP)
-	usher := startUsher(t, usherOptions{
-		Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.addr(18000),
-		Token: l.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl")),
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, true)
+	l.SetMode(t, "strict")
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
+	dir := testprocess.NewDir(t)
+	ca := lab.NewCertificateAuthority(t, "Usher's CA")
+	cert, key := ca.Issue(t, dir, "usher.example.com", l.Control.IP)
+	usher := lab.StartUsher(t, lab.UsherOptions{
+		Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.Addr(18000),
+		Token: l.Consul.NewToken(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl")),
 		Args:  []string{"--tls-cert", cert, "--tls-key", key},
 	})
-	token := l.Consul.newToken(t, "ingress-gateway", gatewayRules)
-	own := ownOptions{
-		Host: l.Gateway, Envoy: envoyNew, XDSAddr: "https://" + l.Control.addr(18000),
-		Args: []string{"--ca-file", writeFile(t, dir, "ca.pem", ca.pem())},
+	token := l.Consul.NewToken(t, "ingress-gateway", gatewayRules)
+	own := lab.BootstrapOptions{
+		Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: "https://" + l.Control.Addr(18000),
+		Args: []string{"--ca-file", lab.WriteFile(t, dir, "ca.pem", ca.PEM())},
 	}
 	for name, env := range map[string]string{
 		"CONSUL_HTTP_TOKEN":      token,
-		"CONSUL_HTTP_TOKEN_FILE": writeFile(t, dir, "token", token+"\n"),
+		"CONSUL_HTTP_TOKEN_FILE": lab.WriteFile(t, dir, "token", token+"\n"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			own.Env = []string{name + "=" + env}
-			gateway := startOwn(t, own)
-			l.wantClientsAddress(t, gateway)
+			gateway := lab.StartBootstrapped(t, own)
+			l.WantClientAddress(t, gateway)
 			gateway.Stop(t)
 		})
 	}
 	own.Env = nil
-	nobody := startOwn(t, own)
-	nobody.WaitOutput(t, "needs service:write on the gateway")
-	l.wantClosedPort(t, nobody)
-	if out := usher.Output(t) + nobody.Output(t); strings.Contains(out, token) {
+	unauthorized := lab.StartBootstrapped(t, own)
+	unauthorized.WaitOutput(t, "needs service:write on the gateway")
+	wantClosedPort(t, l, unauthorized)
+	if out := usher.Output(t) + unauthorized.Output(t); strings.Contains(out, token) {
 		t.Error("the token is in a log")
 	}
 }
@@ -117,33 +120,33 @@ func TestBootstrapWithATokenAndTLS(t *testing.T) {
 // each, in different modes. A change of one does not touch the other.
 func TestOneUsherServesTwoGateways(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
-	second := l.addHost(t, "gateway2", gateway2IP)
-	l.Consul.writeEntry(t, replaceOnce(t, readFile(t, "testdata/lab/ingress-gateway.hcl"), `"ingress-gateway"
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	second := l.AddHost(t, "gateway2", lab.Gateway2IP)
+	l.Consul.WriteEntry(t, replaceOnce(t, testprocess.ReadFile(t, "testdata/lab/ingress-gateway.hcl"), `"ingress-gateway"
 Name = "ingress-gateway"`, `"ingress-gateway"
 Name = "second-gateway"`))
-	l.Consul.register(t, gatewayDefinition(l.Gateway, `usher { proxy_protocol { mode = "strict" } }`))
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway, `usher { proxy_protocol { mode = "strict" } }`))
 	definition := strings.Replace(gatewayDefinition(second), `name    = "ingress-gateway"`, `name    = "second-gateway"`, 1)
-	l.Consul.register(t, definition)
-	usher := startUsher(t, usherOptions{
-		Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.addr(18000), Args: []string{"--insecure-plaintext"},
+	registerDefinition(t, l.Consul, definition)
+	usher := lab.StartUsher(t, lab.UsherOptions{
+		Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.Addr(18000), Args: []string{"--insecure-plaintext"},
 	})
-	one := startOwn(t, ownOptions{Host: l.Gateway, Envoy: envoyNew, XDSAddr: usher.GRPCAddr})
-	startOwn(t, ownOptions{Host: second, Envoy: envoyNew, XDSAddr: usher.GRPCAddr, Gateway: "second-gateway"})
-	l.waitMode(t, l.Gateway, "strict")
-	l.waitMode(t, second, "off")
+	one := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
+	lab.StartBootstrapped(t, lab.BootstrapOptions{Host: second, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Gateway: "second-gateway"})
+	l.WaitMode(t, l.Gateway, "strict")
+	l.WaitMode(t, second, "off")
 
-	before := one.listenerChanges(t)
-	l.Consul.register(t, strings.Replace(definition, "config {", `config { usher { proxy_protocol { mode = "permissive" } }`, 1))
-	l.waitMode(t, second, "permissive")
-	l.waitMode(t, l.Gateway, "strict")
-	if after := one.listenerChanges(t); before == 0 || after != before {
+	before := listenerChanges(t, one)
+	registerDefinition(t, l.Consul, strings.Replace(definition, "config {", `config { usher { proxy_protocol { mode = "permissive" } }`, 1))
+	l.WaitMode(t, second, "permissive")
+	l.WaitMode(t, l.Gateway, "strict")
+	if after := listenerChanges(t, one); before == 0 || after != before {
 		t.Errorf("a change of the second gateway changes the first: %d listener changes before, %d after", before, after)
 	}
 }
 
 // listenerChanges counts how often a thread of Envoy's was given a listener.
-func (e *envoy) listenerChanges(t *testing.T) int {
+func listenerChanges(t *testing.T, e *lab.Envoy) int {
 	t.Helper()
-	return e.stat(t, "listener_manager.listener_create_success")
+	return e.Stat(t, "listener_manager.listener_create_success")
 }

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // The admin pages in which changes show that no request does.
@@ -28,50 +31,50 @@ const (
 type entry = *api.IngressGatewayConfigEntry
 
 // ofTheGateway are changes of the ingress-gateway entry.
-func (s *changesStory) ofTheGateway() []change {
+func (s *changesStory) ofTheGateway() []lab.Change {
 	return slices.Concat(s.ofASecondListener(), s.ofTheHosts(), s.ofTheSettings())
 }
 
-func (s *changesStory) ofASecondListener() []change {
-	other := api.IngressService{Name: "other-server", Hosts: []string{labHost}}
-	second := func(g *loadedGateway) error {
-		return answered(call{To: g.Host.addr(8081), Path: "/"}, servedBy, "other-server")(g)
+func (s *changesStory) ofASecondListener() []lab.Change {
+	other := api.IngressService{Name: "other-server", Hosts: []string{lab.ServiceHost}}
+	second := func(g *lab.LoadedGateway) error {
+		return answered(lab.Request{To: g.Host.Addr(8081), Path: "/"}, lab.ServedBy, "other-server")(g)
 	}
-	listens := func(protocol string) func(*loadedGateway) error {
-		return func(g *loadedGateway) error { return g.has(listenerList, protocol+":"+g.Host.addr(8081)+"::") }
+	listens := func(protocol string) func(*lab.LoadedGateway) error {
+		return func(g *lab.LoadedGateway) error { return g.DumpHas(listenerList, protocol+":"+g.Host.Addr(8081)+"::") }
 	}
-	return []change{
-		{"ingress-gateway: a listener added", s.editing(func(e entry) {
+	return []lab.Change{
+		{Name: "ingress-gateway: a listener added", Apply: s.editing(func(e entry) {
 			e.Listeners = append(e.Listeners, api.IngressListener{Port: 8081, Protocol: "http", Services: []api.IngressService{other}})
-		}), second},
-		{"ingress-gateway: its protocol now http2", s.editing(func(e entry) {
+		}), Visible: second},
+		{Name: "ingress-gateway: its protocol now http2", Apply: s.editing(func(e entry) {
 			e.Listeners[1].Protocol, e.Listeners[1].Services = "http2", []api.IngressService{{Name: "http2-server"}}
-		}), listens("http2")},
-		{"ingress-gateway: its protocol now grpc", s.editing(func(e entry) {
+		}), Visible: listens("http2")},
+		{Name: "ingress-gateway: its protocol now grpc", Apply: s.editing(func(e entry) {
 			e.Listeners[1].Protocol, e.Listeners[1].Services = "grpc", []api.IngressService{{Name: "grpc-server"}}
-		}), listens("grpc")},
-		{"ingress-gateway: its protocol now tcp", s.editing(func(e entry) {
+		}), Visible: listens("grpc")},
+		{Name: "ingress-gateway: its protocol now tcp", Apply: s.editing(func(e entry) {
 			e.Listeners[1].Protocol, e.Listeners[1].Services = "tcp", []api.IngressService{{Name: "tcp-server"}}
-		}), listens("tcp-server")},
-		{"ingress-gateway: its protocol http again", s.editing(func(e entry) {
+		}), Visible: listens("tcp-server")},
+		{Name: "ingress-gateway: its protocol http again", Apply: s.editing(func(e entry) {
 			e.Listeners[1].Protocol, e.Listeners[1].Services = "http", []api.IngressService{other}
-		}), second},
-		{"ingress-gateway: TLS on it", s.editing(func(e entry) {
+		}), Visible: second},
+		{Name: "ingress-gateway: TLS on it", Apply: s.editing(func(e entry) {
 			e.Listeners[1].TLS = &api.GatewayTLSConfig{Enabled: true}
-		}), func(g *loadedGateway) error { return g.handshake(8081, tls.VersionTLS12) }},
-		{"ingress-gateway: TLS 1.3 only", s.editing(func(e entry) {
+		}), Visible: func(g *lab.LoadedGateway) error { return servedCertificate(g, 8081, tls.VersionTLS12) }},
+		{Name: "ingress-gateway: TLS 1.3 only", Apply: s.editing(func(e entry) {
 			e.Listeners[1].TLS.TLSMinVersion = "TLSv1_3"
-		}), func(g *loadedGateway) error {
-			if g.handshake(8081, tls.VersionTLS12) == nil {
+		}), Visible: func(g *lab.LoadedGateway) error {
+			if servedCertificate(g, 8081, tls.VersionTLS12) == nil {
 				return errors.New("it still takes TLS 1.2")
 			}
-			return g.handshake(8081, tls.VersionTLS13)
+			return servedCertificate(g, 8081, tls.VersionTLS13)
 		}},
-		{"ingress-gateway: TLS off again", s.editing(func(e entry) { e.Listeners[1].TLS = nil }), second},
-		{"ingress-gateway: a listener removed", s.editing(func(e entry) {
+		{Name: "ingress-gateway: TLS off again", Apply: s.editing(func(e entry) { e.Listeners[1].TLS = nil }), Visible: second},
+		{Name: "ingress-gateway: a listener removed", Apply: s.editing(func(e entry) {
 			e.Listeners = e.Listeners[:1]
-		}), func(g *loadedGateway) error {
-			if _, err := g.ask(call{To: g.Host.addr(8081), Path: "/"}); err == nil {
+		}), Visible: func(g *lab.LoadedGateway) error {
+			if _, err := g.Request(lab.Request{To: g.Host.Addr(8081), Path: "/"}); err == nil {
 				return errors.New("port 8081 still answers")
 			}
 			return nil
@@ -82,77 +85,77 @@ func (s *changesStory) ofASecondListener() []change {
 // firstService is the service that the load goes to.
 func firstService(e entry) *api.IngressService { return &e.Listeners[0].Services[0] }
 
-func (s *changesStory) ofTheHosts() []change {
-	at := func(host string) call { return call{Path: "/", Host: host} }
-	return []change{
-		{"ingress-gateway: a host added", s.editing(func(e entry) {
+func (s *changesStory) ofTheHosts() []lab.Change {
+	at := func(host string) lab.Request { return lab.Request{Path: "/", Host: host} }
+	return []lab.Change{
+		{Name: "ingress-gateway: a host added", Apply: s.editing(func(e entry) {
 			firstService(e).Hosts = append(firstService(e).Hosts, "www.example.com")
-		}), answered(at("www.example.com"), servedBy, "static-server")},
-		{"ingress-gateway: a wildcard host", s.editing(func(e entry) {
+		}), Visible: answered(at("www.example.com"), lab.ServedBy, "static-server")},
+		{Name: "ingress-gateway: a wildcard host", Apply: s.editing(func(e entry) {
 			firstService(e).Hosts = append(firstService(e).Hosts, "*.example.net")
-		}), answered(at("any.example.net"), servedBy, "static-server")},
-		{"ingress-gateway: every host", s.editing(func(e entry) {
+		}), Visible: answered(at("any.example.net"), lab.ServedBy, "static-server")},
+		{Name: "ingress-gateway: every host", Apply: s.editing(func(e entry) {
 			firstService(e).Hosts = []string{"*"}
-		}), answered(at("any.example.org"), servedBy, "static-server")},
-		{"ingress-gateway: one host again", s.editing(func(e entry) {
-			firstService(e).Hosts = []string{labHost}
-		}), refused(at("any.example.org"), http.StatusNotFound)},
-		{"ingress-gateway: a second service", s.editing(func(e entry) {
+		}), Visible: answered(at("any.example.org"), lab.ServedBy, "static-server")},
+		{Name: "ingress-gateway: one host again", Apply: s.editing(func(e entry) {
+			firstService(e).Hosts = []string{lab.ServiceHost}
+		}), Visible: refused(at("any.example.org"), http.StatusNotFound)},
+		{Name: "ingress-gateway: a second service", Apply: s.editing(func(e entry) {
 			e.Listeners[0].Services = append(e.Listeners[0].Services, api.IngressService{Name: "other-server"})
-		}), answered(at("other-server.ingress.consul"), servedBy, "other-server")},
-		{"ingress-gateway: and no longer", s.editing(func(e entry) {
+		}), Visible: answered(at("other-server.ingress.consul"), lab.ServedBy, "other-server")},
+		{Name: "ingress-gateway: and no longer", Apply: s.editing(func(e entry) {
 			e.Listeners[0].Services = e.Listeners[0].Services[:1]
-		}), refused(at("other-server.ingress.consul"), http.StatusNotFound)},
-		{"ingress-gateway: all services by a wildcard", s.editing(func(e entry) {
+		}), Visible: refused(at("other-server.ingress.consul"), http.StatusNotFound)},
+		{Name: "ingress-gateway: all services by a wildcard", Apply: s.editing(func(e entry) {
 			e.Listeners[0].Services = []api.IngressService{{Name: "*"}}
-		}), answered(at("other-server.ingress.consul"), servedBy, "other-server")},
-		{"ingress-gateway: one service again", s.editing(func(e entry) {
-			e.Listeners[0].Services = []api.IngressService{{Name: "static-server", Hosts: []string{labHost}}}
-		}), refused(at("other-server.ingress.consul"), http.StatusNotFound)},
+		}), Visible: answered(at("other-server.ingress.consul"), lab.ServedBy, "other-server")},
+		{Name: "ingress-gateway: one service again", Apply: s.editing(func(e entry) {
+			e.Listeners[0].Services = []api.IngressService{{Name: "static-server", Hosts: []string{lab.ServiceHost}}}
+		}), Visible: refused(at("other-server.ingress.consul"), http.StatusNotFound)},
 	}
 }
 
-func (s *changesStory) ofTheSettings() []change {
-	root := call{Path: "/"}
-	return []change{
-		{"ingress-gateway: a response header set", s.editing(func(e entry) {
+func (s *changesStory) ofTheSettings() []lab.Change {
+	root := lab.Request{Path: "/"}
+	return []lab.Change{
+		{Name: "ingress-gateway: a response header set", Apply: s.editing(func(e entry) {
 			firstService(e).ResponseHeaders = &api.HTTPHeaderModifiers{Set: map[string]string{"x-from": "the entry"}}
-		}), answered(root, "x-from", "the entry")},
-		{"ingress-gateway: a response header removed", s.editing(func(e entry) {
+		}), Visible: answered(root, "x-from", "the entry")},
+		{Name: "ingress-gateway: a response header removed", Apply: s.editing(func(e entry) {
 			firstService(e).ResponseHeaders = nil
-		}), answered(root, "x-from", "")},
-		{"ingress-gateway: a request header added", s.editing(func(e entry) {
-			firstService(e).RequestHeaders = &api.HTTPHeaderModifiers{Add: map[string]string{seenMark: "added"}}
-		}), answered(root, seenMark, "added")},
-		{"ingress-gateway: limits of the service", s.editing(func(e entry) {
+		}), Visible: answered(root, "x-from", "")},
+		{Name: "ingress-gateway: a request header added", Apply: s.editing(func(e entry) {
+			firstService(e).RequestHeaders = &api.HTTPHeaderModifiers{Add: map[string]string{lab.SeenMark: "added"}}
+		}), Visible: answered(root, lab.SeenMark, "added")},
+		{Name: "ingress-gateway: limits of the service", Apply: s.editing(func(e entry) {
 			n := uint32(900)
 			firstService(e).MaxConnections, firstService(e).MaxPendingRequests, firstService(e).MaxConcurrentRequests = &n, &n, &n
-		}), dumps(clusterConfig, `"max_requests": 900`)},
-		{"ingress-gateway: a passive health check", s.editing(func(e entry) {
+		}), Visible: lab.HasInDump(clusterConfig, `"max_requests": 900`)},
+		{Name: "ingress-gateway: a passive health check", Apply: s.editing(func(e entry) {
 			firstService(e).PassiveHealthCheck = &api.PassiveHealthCheck{Interval: 7 * time.Second, MaxFailures: 9}
-		}), dumps(clusterConfig, `"consecutive_5xx": 9`)},
-		{"ingress-gateway: neither", s.editing(func(e entry) {
-			*firstService(e) = api.IngressService{Name: "static-server", Hosts: []string{labHost}}
-		}), lacks(clusterConfig, `"consecutive_5xx": 9`)},
-		{"ingress-gateway: limits of all services", s.editing(func(e entry) {
+		}), Visible: lab.HasInDump(clusterConfig, `"consecutive_5xx": 9`)},
+		{Name: "ingress-gateway: neither", Apply: s.editing(func(e entry) {
+			*firstService(e) = api.IngressService{Name: "static-server", Hosts: []string{lab.ServiceHost}}
+		}), Visible: lab.HasNotInDump(clusterConfig, `"consecutive_5xx": 9`)},
+		{Name: "ingress-gateway: limits of all services", Apply: s.editing(func(e entry) {
 			n := uint32(800)
 			e.Defaults = &api.IngressServiceConfig{MaxConnections: &n, PassiveHealthCheck: &api.PassiveHealthCheck{MaxFailures: 8}}
-		}), dumps(clusterConfig, `"consecutive_5xx": 8`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"consecutive_5xx": 8`)},
 		// A limit must not stay: with it, Consul's own xDS fails at a failover.
-		{"ingress-gateway: a passive health check of all", s.editing(func(e entry) {
+		{Name: "ingress-gateway: a passive health check of all", Apply: s.editing(func(e entry) {
 			e.Defaults = &api.IngressServiceConfig{PassiveHealthCheck: &api.PassiveHealthCheck{MaxFailures: 6}}
-		}), dumps(clusterConfig, `"consecutive_5xx": 6`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"consecutive_5xx": 6`)},
 	}
 }
 
-// handshake wants a TLS handshake to succeed with versions up to the newest.
-func (g *loadedGateway) handshake(port int, newest uint16) error {
-	conn, err := call{From: g.load.target.From, To: g.Host.addr(port)}.connect(context.Background())
+// servedCertificate wants a TLS handshake to succeed with versions up to the newest.
+func servedCertificate(g *lab.LoadedGateway, port int, newest uint16) error {
+	conn, err := lab.Request{From: g.Load.Target.From, To: g.Host.Addr(port)}.Connect(context.Background())
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(lab.RequestTimeout)); err != nil {
 		return err
 	}
 	config := &tls.Config{InsecureSkipVerify: true, MaxVersion: newest} // who it is does not matter here
@@ -160,9 +163,9 @@ func (g *loadedGateway) handshake(port int, newest uint16) error {
 }
 
 // refused wants a request answered with the status.
-func refused(c call, status int) func(*loadedGateway) error {
-	return func(g *loadedGateway) error {
-		got, err := g.ask(c)
+func refused(c lab.Request, status int) func(*lab.LoadedGateway) error {
+	return func(g *lab.LoadedGateway) error {
+		got, err := g.Request(c)
 		if err == nil && got.Status != status {
 			err = fmt.Errorf("status %d", got.Status)
 		}
@@ -171,21 +174,21 @@ func refused(c call, status int) func(*loadedGateway) error {
 }
 
 // ofTheServices are changes of the entries that make a discovery chain.
-func (s *changesStory) ofTheServices() []change {
-	defaults := []change{
-		{"service-defaults: an external SNI", s.writing(&api.ServiceConfigEntry{
+func (s *changesStory) ofTheServices() []lab.Change {
+	defaults := []lab.Change{
+		{Name: "service-defaults: an external SNI", Apply: s.Writing(&api.ServiceConfigEntry{
 			Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http", ExternalSNI: "sni.example.com",
-		}), dumps(clusterConfig, `"sni": "sni.example.com"`)},
-		{"service-defaults: and none", s.writing(&api.ServiceConfigEntry{
+		}), Visible: lab.HasInDump(clusterConfig, `"sni": "sni.example.com"`)},
+		{Name: "service-defaults: and none", Apply: s.Writing(&api.ServiceConfigEntry{
 			Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http",
-		}), lacks(clusterConfig, `"sni": "sni.example.com"`)},
+		}), Visible: lab.HasNotInDump(clusterConfig, `"sni": "sni.example.com"`)},
 	}
 	return slices.Concat(defaults, s.ofTheRouter(), s.ofTheSplitter(), s.ofTheResolver())
 }
 
-func (s *changesStory) ofTheRouter() []change {
+func (s *changesStory) ofTheRouter() []lab.Change {
 	to := func(m api.ServiceRouteHTTPMatch, d api.ServiceRouteDestination) func() error {
-		return s.writing(&api.ServiceRouterConfigEntry{
+		return s.Writing(&api.ServiceRouterConfigEntry{
 			Kind: api.ServiceRouter, Name: "static-server",
 			Routes: []api.ServiceRoute{{Match: &api.ServiceRouteMatch{HTTP: &m}, Destination: &d}},
 		})
@@ -199,54 +202,54 @@ func (s *changesStory) ofTheRouter() []change {
 	own := func(d api.ServiceRouteDestination) func() error {
 		return to(api.ServiceRouteHTTPMatch{PathPrefix: "/"}, d)
 	}
-	path := call{Path: "/routed"}
-	marked := call{Path: "/", Header: http.Header{"X-Mark": {"yes"}}}
-	return []change{
-		{"service-router: a route to a new cluster", to(api.ServiceRouteHTTPMatch{PathPrefix: "/routed"}, routed("one")), answered(path, "x-from", "one")},
-		{"service-router: the route changed", to(api.ServiceRouteHTTPMatch{PathPrefix: "/routed"}, routed("two")), answered(path, "x-from", "two")},
-		{"service-router: by a header", to(api.ServiceRouteHTTPMatch{
+	path := lab.Request{Path: "/routed"}
+	marked := lab.Request{Path: "/", Header: http.Header{"X-Mark": {"yes"}}}
+	return []lab.Change{
+		{Name: "service-router: a route to a new cluster", Apply: to(api.ServiceRouteHTTPMatch{PathPrefix: "/routed"}, routed("one")), Visible: answered(path, "x-from", "one")},
+		{Name: "service-router: the route changed", Apply: to(api.ServiceRouteHTTPMatch{PathPrefix: "/routed"}, routed("two")), Visible: answered(path, "x-from", "two")},
+		{Name: "service-router: by a header", Apply: to(api.ServiceRouteHTTPMatch{
 			Header: []api.ServiceRouteHTTPMatchHeader{{Name: "x-mark", Exact: "yes"}}, Methods: []string{"GET"},
-		}, routed("three")), answered(marked, "x-from", "three")},
-		{"service-router: by a query parameter", to(api.ServiceRouteHTTPMatch{
+		}, routed("three")), Visible: answered(marked, "x-from", "three")},
+		{Name: "service-router: by a query parameter", Apply: to(api.ServiceRouteHTTPMatch{
 			PathRegex: "/q.*", QueryParam: []api.ServiceRouteHTTPMatchQueryParam{{Name: "a", Exact: "b"}},
-		}, routed("four")), answered(call{Path: "/query?a=b"}, "x-from", "four")},
-		{"service-router: the path rewritten", own(api.ServiceRouteDestination{PrefixRewrite: "/rewritten/"}), answered(path, seenPath, "/rewritten/routed")},
-		{"service-router: retries", own(api.ServiceRouteDestination{
+		}, routed("four")), Visible: answered(lab.Request{Path: "/query?a=b"}, "x-from", "four")},
+		{Name: "service-router: the path rewritten", Apply: own(api.ServiceRouteDestination{PrefixRewrite: "/rewritten/"}), Visible: answered(path, lab.SeenPath, "/rewritten/routed")},
+		{Name: "service-router: retries", Apply: own(api.ServiceRouteDestination{
 			NumRetries: 3, RetryOnConnectFailure: true, RetryOnStatusCodes: []uint32{503},
-		}), dumps(routeConfig, `"num_retries": 3`)},
-		{"service-router: timeouts", own(api.ServiceRouteDestination{
+		}), Visible: lab.HasInDump(routeConfig, `"num_retries": 3`)},
+		{Name: "service-router: timeouts", Apply: own(api.ServiceRouteDestination{
 			RequestTimeout: 33 * time.Second, IdleTimeout: 44 * time.Second,
-		}), dumps(routeConfig, `"timeout": "33s"`)},
-		{"service-router: all requests to a new cluster", own(routed("five")), answered(path, "x-from", "five")},
-		{"service-router: deleted", s.deleting(api.ServiceRouter, "static-server"), answered(path, servedBy, "static-server")},
+		}), Visible: lab.HasInDump(routeConfig, `"timeout": "33s"`)},
+		{Name: "service-router: all requests to a new cluster", Apply: own(routed("five")), Visible: answered(path, "x-from", "five")},
+		{Name: "service-router: deleted", Apply: s.deleting(api.ServiceRouter, "static-server"), Visible: answered(path, lab.ServedBy, "static-server")},
 	}
 }
 
-func (s *changesStory) ofTheSplitter() []change {
+func (s *changesStory) ofTheSplitter() []lab.Change {
 	split := func(splits ...api.ServiceSplit) func() error {
-		return s.writing(&api.ServiceSplitterConfigEntry{Kind: api.ServiceSplitter, Name: "static-server", Splits: splits})
+		return s.Writing(&api.ServiceSplitterConfigEntry{Kind: api.ServiceSplitter, Name: "static-server", Splits: splits})
 	}
-	root := call{Path: "/"}
-	return []change{
-		{"service-splitter: all requests to another service", split(api.ServiceSplit{Weight: 100, Service: "other-server"}), answered(root, servedBy, "other-server")},
-		{"service-splitter: 100 to 0", split(
+	root := lab.Request{Path: "/"}
+	return []lab.Change{
+		{Name: "service-splitter: all requests to another service", Apply: split(api.ServiceSplit{Weight: 100, Service: "other-server"}), Visible: answered(root, lab.ServedBy, "other-server")},
+		{Name: "service-splitter: 100 to 0", Apply: split(
 			api.ServiceSplit{Weight: 0, Service: "other-server"}, api.ServiceSplit{Weight: 100, Service: "static-server"},
-		), answered(root, servedBy, "static-server")},
-		{"service-splitter: 0 to 100", split(
+		), Visible: answered(root, lab.ServedBy, "static-server")},
+		{Name: "service-splitter: 0 to 100", Apply: split(
 			api.ServiceSplit{Weight: 100, Service: "other-server"}, api.ServiceSplit{Weight: 0, Service: "static-server"},
-		), answered(root, servedBy, "other-server")},
-		{"service-splitter: a header for one leg", split(
+		), Visible: answered(root, lab.ServedBy, "other-server")},
+		{Name: "service-splitter: a header for one leg", Apply: split(
 			api.ServiceSplit{Weight: 50, Service: "other-server"},
 			api.ServiceSplit{Weight: 50, Service: "static-server", ResponseHeaders: &api.HTTPHeaderModifiers{Set: map[string]string{"x-from": "leg"}}},
-		), dumps(routeConfig, `"value": "leg"`)},
-		{"service-splitter: deleted", s.deleting(api.ServiceSplitter, "static-server"), lacks(routeConfig, `"value": "leg"`)},
+		), Visible: lab.HasInDump(routeConfig, `"value": "leg"`)},
+		{Name: "service-splitter: deleted", Apply: s.deleting(api.ServiceSplitter, "static-server"), Visible: lab.HasNotInDump(routeConfig, `"value": "leg"`)},
 	}
 }
 
-func (s *changesStory) ofTheResolver() []change {
+func (s *changesStory) ofTheResolver() []lab.Change {
 	resolve := func(r api.ServiceResolverConfigEntry) func() error {
 		r.Kind, r.Name = api.ServiceResolver, "static-server"
-		return s.writing(&r)
+		return s.Writing(&r)
 	}
 	balance := func(b api.LoadBalancer) func() error {
 		return resolve(api.ServiceResolverConfigEntry{LoadBalancer: &b})
@@ -254,58 +257,58 @@ func (s *changesStory) ofTheResolver() []change {
 	subsets := map[string]api.ServiceResolverSubset{
 		"v1": {Filter: "Service.Port == 21000"}, "v2": {Filter: "Service.Port != 22000", OnlyPassing: true},
 	}
-	root := call{Path: "/"}
-	return []change{
-		{"service-resolver: all requests to a new cluster", resolve(api.ServiceResolverConfigEntry{
+	root := lab.Request{Path: "/"}
+	return []lab.Change{
+		{Name: "service-resolver: all requests to a new cluster", Apply: resolve(api.ServiceResolverConfigEntry{
 			Redirect: &api.ServiceResolverRedirect{Service: "other-server"},
-		}), answered(root, servedBy, "other-server")},
-		{"service-resolver: all requests to a subset of it", func() error {
-			return errors.Join(s.set(&api.ServiceResolverConfigEntry{
+		}), Visible: answered(root, lab.ServedBy, "other-server")},
+		{Name: "service-resolver: all requests to a subset of it", Apply: func() error {
+			return errors.Join(s.WriteEntry(&api.ServiceResolverConfigEntry{
 				Kind: api.ServiceResolver, Name: "other-server",
 				Subsets: map[string]api.ServiceResolverSubset{"v1": {Filter: "Service.Port == 21001"}},
 			}), resolve(api.ServiceResolverConfigEntry{
 				Redirect: &api.ServiceResolverRedirect{Service: "other-server", ServiceSubset: "v1"},
 			})())
-		}, dumps(routeConfig, `"cluster": "v1.other-server.`)},
-		{"service-resolver: a default subset", resolve(api.ServiceResolverConfigEntry{
+		}, Visible: lab.HasInDump(routeConfig, `"cluster": "v1.other-server.`)},
+		{Name: "service-resolver: a default subset", Apply: resolve(api.ServiceResolverConfigEntry{
 			Subsets: subsets, DefaultSubset: "v1",
-		}), dumps(routeConfig, `"cluster": "v1.static-server.`)},
-		{"service-resolver: another default subset", resolve(api.ServiceResolverConfigEntry{
+		}), Visible: lab.HasInDump(routeConfig, `"cluster": "v1.static-server.`)},
+		{Name: "service-resolver: another default subset", Apply: resolve(api.ServiceResolverConfigEntry{
 			Subsets: subsets, DefaultSubset: "v2",
-		}), dumps(routeConfig, `"cluster": "v2.static-server.`)},
-		{"service-resolver: a failover", resolve(api.ServiceResolverConfigEntry{
+		}), Visible: lab.HasInDump(routeConfig, `"cluster": "v2.static-server.`)},
+		{Name: "service-resolver: a failover", Apply: resolve(api.ServiceResolverConfigEntry{
 			Failover: map[string]api.ServiceResolverFailover{"*": {Service: "other-server"}},
-		}), dumps(clusterHosts, "failover-target~1~static-server.")},
-		{"service-resolver: no failover, a connect timeout", resolve(api.ServiceResolverConfigEntry{
+		}), Visible: lab.HasInDump(clusterHosts, "failover-target~1~static-server.")},
+		{Name: "service-resolver: no failover, a connect timeout", Apply: resolve(api.ServiceResolverConfigEntry{
 			ConnectTimeout: 11 * time.Second,
-		}), dumps(clusterConfig, `"connect_timeout": "11s"`)},
-		{"service-resolver: a request timeout", resolve(api.ServiceResolverConfigEntry{
+		}), Visible: lab.HasInDump(clusterConfig, `"connect_timeout": "11s"`)},
+		{Name: "service-resolver: a request timeout", Apply: resolve(api.ServiceResolverConfigEntry{
 			RequestTimeout: 55 * time.Second,
-		}), dumps(routeConfig, `"timeout": "55s"`)},
-		{"service-resolver: least_request", balance(api.LoadBalancer{
+		}), Visible: lab.HasInDump(routeConfig, `"timeout": "55s"`)},
+		{Name: "service-resolver: least_request", Apply: balance(api.LoadBalancer{
 			Policy: "least_request", LeastRequestConfig: &api.LeastRequestConfig{ChoiceCount: 4},
-		}), dumps(clusterConfig, `"lb_policy": "LEAST_REQUEST"`)},
-		{"service-resolver: random", balance(api.LoadBalancer{Policy: "random"}), dumps(clusterConfig, `"lb_policy": "RANDOM"`)},
-		{"service-resolver: ring_hash by a header", balance(api.LoadBalancer{
+		}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "LEAST_REQUEST"`)},
+		{Name: "service-resolver: random", Apply: balance(api.LoadBalancer{Policy: "random"}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "RANDOM"`)},
+		{Name: "service-resolver: ring_hash by a header", Apply: balance(api.LoadBalancer{
 			Policy: "ring_hash", HashPolicies: []api.HashPolicy{{Field: "header", FieldValue: "x-user"}},
-		}), dumps(clusterConfig, `"lb_policy": "RING_HASH"`)},
-		{"service-resolver: maglev by a cookie and the address", balance(api.LoadBalancer{
+		}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "RING_HASH"`)},
+		{Name: "service-resolver: maglev by a cookie and the address", Apply: balance(api.LoadBalancer{
 			Policy: "maglev", HashPolicies: []api.HashPolicy{
 				{Field: "cookie", FieldValue: "user", CookieConfig: &api.CookieConfig{Session: true}}, {SourceIP: true},
 			},
-		}), dumps(clusterConfig, `"lb_policy": "MAGLEV"`)},
-		{"service-resolver: deleted", s.deleting(api.ServiceResolver, "static-server"), lacks(clusterConfig, `"lb_policy": "MAGLEV"`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "MAGLEV"`)},
+		{Name: "service-resolver: deleted", Apply: s.deleting(api.ServiceResolver, "static-server"), Visible: lab.HasNotInDump(clusterConfig, `"lb_policy": "MAGLEV"`)},
 	}
 }
 
 // ofTheInstances are what happens to instances of a service. The sidecar of the
-// second one serves before Consul is told of it, and after, so that no request
+// second one serves before it is registered, and after, so that no request
 // has to fail.
-func (s *changesStory) ofTheInstances(t *testing.T) []change {
+func (s *changesStory) ofTheInstances(t *testing.T) []lab.Change {
 	s.startSecond(t)
 	agent := s.Consul.Client.Agent()
-	is := func(what string) func(*loadedGateway) error {
-		return func(g *loadedGateway) error { return g.has(clusterHosts, s.Second.addr(21000)+"::"+what) }
+	is := func(what string) func(*lab.LoadedGateway) error {
+		return func(g *lab.LoadedGateway) error { return g.DumpHas(clusterHosts, s.Second.Addr(21000)+"::"+what) }
 	}
 	check := func(status string) func() error {
 		return func() error { return agent.UpdateTTL(secondCheck, "", status) }
@@ -314,25 +317,25 @@ func (s *changesStory) ofTheInstances(t *testing.T) []change {
 		return func() error { return s.registerSecond(api.HealthPassing, over) }
 	}
 	moved := api.AgentServiceRegistration{Address: movedIP}
-	return []change{
-		{"instance: up", register(api.AgentServiceRegistration{}), is("health_flags::healthy\n")},
-		{"instance: critical", check(api.HealthCritical), is("health_flags::/failed_eds_health\n")},
-		{"instance: passing again", check(api.HealthPassing), is("health_flags::healthy\n")},
-		{"instance: in maintenance", func() error {
+	return []lab.Change{
+		{Name: "instance: up", Apply: register(api.AgentServiceRegistration{}), Visible: is("health_flags::healthy\n")},
+		{Name: "instance: critical", Apply: check(api.HealthCritical), Visible: is("health_flags::/failed_eds_health\n")},
+		{Name: "instance: passing again", Apply: check(api.HealthPassing), Visible: is("health_flags::healthy\n")},
+		{Name: "instance: in maintenance", Apply: func() error {
 			return agent.EnableServiceMaintenance(secondSidecar, "")
-		}, is("health_flags::/failed_eds_health\n")},
-		{"instance: out of maintenance", func() error {
+		}, Visible: is("health_flags::/failed_eds_health\n")},
+		{Name: "instance: out of maintenance", Apply: func() error {
 			return agent.DisableServiceMaintenance(secondSidecar)
-		}, is("health_flags::healthy\n")},
-		{"instance: of another weight", register(api.AgentServiceRegistration{
+		}, Visible: is("health_flags::healthy\n")},
+		{Name: "instance: of another weight", Apply: register(api.AgentServiceRegistration{
 			Weights: &api.AgentWeights{Passing: 5, Warning: 1},
-		}), is("weight::5\n")},
-		{"instance: with a warning", check(api.HealthWarning), is("weight::1\n")},
-		{"instance: at another address", register(moved), func(g *loadedGateway) error {
-			return errors.Join(g.has(clusterHosts, movedIP+":21000::health_flags::healthy\n"), g.hasNot(clusterHosts, s.Second.addr(21000)))
+		}), Visible: is("weight::5\n")},
+		{Name: "instance: with a warning", Apply: check(api.HealthWarning), Visible: is("weight::1\n")},
+		{Name: "instance: at another address", Apply: register(moved), Visible: func(g *lab.LoadedGateway) error {
+			return errors.Join(g.DumpHas(clusterHosts, movedIP+":21000::health_flags::healthy\n"), g.DumpHasNot(clusterHosts, s.Second.Addr(21000)))
 		}},
-		{"instance: down", func() error { return agent.ServiceDeregister("second") }, func(g *loadedGateway) error {
-			return g.hasNot(clusterHosts, movedIP)
+		{Name: "instance: down", Apply: func() error { return agent.ServiceDeregister("second") }, Visible: func(g *lab.LoadedGateway) error {
+			return g.DumpHasNot(clusterHosts, movedIP)
 		}},
 	}
 }
@@ -348,21 +351,21 @@ const (
 // registration for its beginning only.
 func (s *changesStory) startSecond(t *testing.T) {
 	t.Helper()
-	s.Second.ip(t, "address add "+movedIP+"/32 dev eth0")
-	startNamed(t, s.Second, 8080, "second")
+	s.Second.RunIP(t, "address add "+movedIP+"/32 dev eth0")
+	lab.ServeNamed(t, s.Second, 8080, "second")
 	if err := s.registerSecond(api.HealthCritical, api.AgentServiceRegistration{}); err != nil {
 		t.Fatal(err)
 	}
-	startEnvoy(t, envoyOptions{
-		Name: "sidecar of second", Host: s.Second, Consul: s.Consul, Envoy: envoyNew, AdminPort: 22000,
+	lab.StartEnvoy(t, lab.EnvoyOptions{
+		Name: "sidecar of second", Host: s.Second, Consul: s.Consul, Envoy: lab.EnvoyNew, AdminPort: 22000,
 		Args: []string{"-sidecar-for", "second"},
-	}).waitListener(t, 21000)
+	}).WaitListener(t, 21000)
 	if err := s.Consul.Client.Agent().ServiceDeregister("second"); err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range s.both() {
-		eventually(t, g.Name+" forgets the second instance", changeDeadline, func() error {
-			return g.hasNot(clusterHosts, s.Second.addr(21000))
+	for _, g := range s.Both() {
+		testprocess.Eventually(t, g.Name+" forgets the second instance", testprocess.ChangeDeadline, func() error {
+			return g.DumpHasNot(clusterHosts, s.Second.Addr(21000))
 		})
 	}
 }

@@ -8,19 +8,12 @@ import (
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // secondIP is the address of the host with the second instance of the service.
 const secondIP = "198.18.0.31"
-
-// servedBy is the header in which a service of this story says who it is.
-const servedBy = "Served-By"
-
-// The headers in which it says what it was asked.
-const (
-	seenMark = "X-Seen-Mark"
-	seenPath = "X-Seen-Path"
-)
 
 // TestChangesReachARunningEnvoy has two Envoys of one gateway side by side, one
 // on Usher and one on Consul's own xDS, and a load on both that never pauses.
@@ -28,57 +21,58 @@ const (
 // Envoy has them sooner, and none of its requests fails; where a change takes
 // away what serves them, they fail as with Consul's own, until it is back.
 func TestChangesReachARunningEnvoy(t *testing.T) {
+	t.Parallel()
 	s := startChangesStory(t)
-	s.startLoad(t)
-	s.tellAll(t, "the gateway's entry", s.ofTheGateway())
-	s.tellAll(t, "the services' entries", s.ofTheServices())
-	s.tellAll(t, "instances", s.ofTheInstances(t))
-	s.tellAll(t, "the gateway's registration", s.ofTheRegistrations())
-	s.tellAll(t, "all proxies", s.ofAllProxies())
+	s.StartLoad(t)
+	s.CompareAll(t, "the gateway's entry", s.ofTheGateway())
+	s.CompareAll(t, "the services' entries", s.ofTheServices())
+	s.CompareAll(t, "instances", s.ofTheInstances(t))
+	s.CompareAll(t, "the gateway's registration", s.ofTheRegistrations())
+	s.CompareAll(t, "all proxies", s.ofAllProxies())
 	for _, o := range s.outages() {
-		s.tellOutage(t, o)
+		s.CompareOutage(t, o)
 	}
-	s.tell(t, s.newRoot())
-	s.wantNoFailures(t)
+	s.Compare(t, s.newRoot())
+	s.WantNoFailures(t)
 }
 
 // changesStory is what is changed.
 type changesStory struct {
-	*twoGateways
-	Second   *host // of the service's second instance
+	*lab.Comparison
+	Second   *lab.Host // of the service's second instance
 	entry    *api.IngressGatewayConfigEntry
-	sidecars []*envoy
+	sidecars []*lab.Envoy
 }
 
 func startChangesStory(t *testing.T) *changesStory {
 	t.Helper()
-	l := newLab(t)
+	l := lab.NewNetwork(t)
 	s := &changesStory{
-		twoGateways: &twoGateways{lab: l},
-		Second:      l.addHost(t, "second", secondIP),
+		Comparison: &lab.Comparison{Network: l},
+		Second:     l.AddHost(t, "second", secondIP),
 		entry: &api.IngressGatewayConfigEntry{
 			Kind: api.IngressGateway, Name: "ingress-gateway",
 			Listeners: []api.IngressListener{{
 				Port: 8080, Protocol: "http",
-				Services: []api.IngressService{{Name: "static-server", Hosts: []string{labHost}}},
+				Services: []api.IngressService{{Name: "static-server", Hosts: []string{lab.ServiceHost}}},
 			}},
 		},
 	}
-	s.Consul = startConsul(t, consulOptions{Version: consulNew, Host: l.Control})
+	s.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: l.Control})
 	for _, e := range []api.ConfigEntry{
-		logFormat("one"),
+		lab.ProxyDefaultsWithLog("one"),
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http"},
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "other-server", Protocol: "http"},
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "http2-server", Protocol: "http2"},
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "grpc-server", Protocol: "grpc"},
 		s.entry,
 	} {
-		if err := s.set(e); err != nil {
+		if err := s.WriteEntry(e); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s.startServices(t)
-	s.startGateways(t)
+	s.StartGateways(t)
 	return s
 }
 
@@ -87,57 +81,19 @@ func (s *changesStory) startServices(t *testing.T) {
 	t.Helper()
 	for i := range 2 {
 		o := s.instance(i)
-		startNamed(t, s.Service, o.Port, o.Name)
-		s.sidecars = append(s.sidecars, registerService(t, o))
+		lab.ServeNamed(t, s.Service, o.Port, o.Name)
+		s.sidecars = append(s.sidecars, lab.RegisterService(t, o))
 	}
-	s.Consul.waitChecked(t, "static-server")
-	s.Consul.waitChecked(t, "other-server")
+	s.Consul.WaitChecked(t, "static-server")
+	s.Consul.WaitChecked(t, "other-server")
 }
 
 // instance is the only one of the first service, or of the second.
-func (s *changesStory) instance(i int) serviceOptions {
+func (s *changesStory) instance(i int) lab.ServiceOptions {
 	name := []string{"static-server", "other-server"}[i]
-	return serviceOptions{
-		Name: name, ID: name, Port: 8080 + i, SidecarPort: 21000 + i, Consul: s.Consul, Host: s.Service, Envoy: envoyNew,
+	return lab.ServiceOptions{
+		Name: name, ID: name, Port: 8080 + i, SidecarPort: 21000 + i, Consul: s.Consul, Host: s.Service, Envoy: lab.EnvoyNew,
 	}
-}
-
-// startGateways starts Usher and the two, each on a host of its own.
-func (l *twoGateways) startGateways(t *testing.T) {
-	t.Helper()
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	l.Usher = &loadedGateway{envoy: startGateway(t, gatewayOptions{
-		Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr, ID: "on-usher",
-	})}
-	other := l.addHost(t, "gateway2", gateway2IP)
-	l.Own = &loadedGateway{envoy: startGateway(t, gatewayOptions{
-		Host: other, Consul: l.Consul, Envoy: envoyNew, ID: "on-consul",
-	})}
-	for _, g := range l.both() {
-		g.waitListener(t, 8080)
-	}
-}
-
-// startNamed serves a service that says its name.
-func startNamed(t *testing.T, h *host, port int, name string) {
-	t.Helper()
-	serveHTTP(t, h, port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(servedBy, name)
-		w.Header().Set(seenMark, r.Header.Get(seenMark))
-		w.Header().Set(seenPath, r.URL.Path)
-		fmt.Fprintln(w, "hello world")
-	}))
-}
-
-// set writes an entry with one request.
-func (l *twoGateways) set(e api.ConfigEntry) error {
-	_, _, err := l.Consul.Client.ConfigEntries().Set(e, nil)
-	return err
-}
-
-// writing is a change that writes an entry.
-func (l *twoGateways) writing(e api.ConfigEntry) func() error {
-	return func() error { return l.set(e) }
 }
 
 // deleting is a change that deletes an entry.
@@ -152,14 +108,14 @@ func (s *changesStory) deleting(kind, name string) func() error {
 func (s *changesStory) editing(f func(e *api.IngressGatewayConfigEntry)) func() error {
 	return func() error {
 		f(s.entry)
-		return s.set(s.entry)
+		return s.WriteEntry(s.entry)
 	}
 }
 
 // answered wants a request answered 200 with the header.
-func answered(c call, header, value string) func(*loadedGateway) error {
-	return func(g *loadedGateway) error {
-		got, err := g.ask(c)
+func answered(c lab.Request, header, value string) func(*lab.LoadedGateway) error {
+	return func(g *lab.LoadedGateway) error {
+		got, err := g.Request(c)
 		if err == nil && (got.Status != http.StatusOK || got.Header.Get(header) != value) {
 			err = fmt.Errorf("status %d, %s %q", got.Status, header, got.Header.Get(header))
 		}

@@ -8,35 +8,38 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestClientAddressWithoutPROXYProtocol has a balancer of requests in front of
-// the gateway, which tells of the client in headers, and gives the gateway one
-// setting after the other. What the service is told changes with each, which
+// the gateway, which names the client in headers, and gives the gateway one
+// setting after the other. What the service receives changes with each, which
 // shows that it is there.
 func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
-		l := startMeshLab(t, consulNew, envoy, false)
-		usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: "usher {}"})
-		gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-		waitStatus(t, l.fromBalancer(), http.StatusOK)
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		l := lab.Start(t, lab.ConsulNew, envoy, false)
+		usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: "usher {}"})
+		gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		lab.WaitStatus(t, fromBalancer(l), http.StatusOK)
 		for _, step := range []struct{ settings, logged, xff, proto string }{
-			{`forwarded_proto = "default"`, clientIP, "6.6.6.6," + clientIP, "https"}, // Consul's own
-			{`xff = "append"`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "http"},
-			{`xff = "overwrite"`, balancerIP, balancerIP, "http"},
-			{`trusted_hops = 1`, clientIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
-			{`trusted_hops = 1 forwarded_proto = "connection"`, clientIP, "6.6.6.6," + clientIP + "," + balancerIP, "http"},
-			{`trusted_hops = 2`, "6.6.6.6", "6.6.6.6," + clientIP + "," + balancerIP, "https"},
-			{`forwarded_proto = "trust" xff = "overwrite"`, balancerIP, balancerIP, "https"},
-			{`forwarded_proto = "trust"`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
-			{`forwarded_proto { https_ports = [443] }`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "http"},
-			{`forwarded_proto { https_ports = [8080] }`, balancerIP, "6.6.6.6," + clientIP + "," + balancerIP, "https"},
+			{`forwarded_proto = "default"`, lab.ClientIP, "6.6.6.6," + lab.ClientIP, "https"}, // Consul's own
+			{`xff = "append"`, lab.BalancerIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "http"},
+			{`xff = "overwrite"`, lab.BalancerIP, lab.BalancerIP, "http"},
+			{`trusted_hops = 1`, lab.ClientIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "https"},
+			{`trusted_hops = 1 forwarded_proto = "connection"`, lab.ClientIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "http"},
+			{`trusted_hops = 2`, "6.6.6.6", "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "https"},
+			{`forwarded_proto = "trust" xff = "overwrite"`, lab.BalancerIP, lab.BalancerIP, "https"},
+			{`forwarded_proto = "trust"`, lab.BalancerIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "https"},
+			{`forwarded_proto { https_ports = [443] }`, lab.BalancerIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "http"},
+			{`forwarded_proto { https_ports = [8080] }`, lab.BalancerIP, "6.6.6.6," + lab.ClientIP + "," + lab.BalancerIP, "https"},
 		} {
-			writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), "usher { client_address { "+step.settings+" } }")
-			l.waitTold(t, step.settings, step.xff, step.proto)
-			request := l.fromBalancer()
-			request.must(t).wantHello(t)
-			if got := gateway.Log.request(t, request.Path).ip(t, "downstream_remote_address"); got != step.logged {
+			lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), "usher { client_address { "+step.settings+" } }")
+			waitDocumented(t, l, step.settings, step.xff, step.proto)
+			request := fromBalancer(l)
+			request.MustDo(t).WantHello(t)
+			if got := gateway.Log.WaitRequest(t, request.Path).IP(t, "downstream_remote_address"); got != step.logged {
 				t.Errorf("%s: access log has %s for the client, want %s", step.settings, got, step.logged)
 			}
 		}
@@ -45,22 +48,22 @@ func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
 
 // fromBalancer is a request as a balancer passes it on, of a client that has
 // sent an X-Forwarded-For of its own.
-func (l *meshLab) fromBalancer() call {
-	return call{From: l.Balancer, To: l.Gateway.addr(8080), Path: newPath(), Header: http.Header{
-		"X-Forwarded-For": {"6.6.6.6," + clientIP}, "X-Forwarded-Proto": {"https"},
+func fromBalancer(l *lab.Lab) lab.Request {
+	return lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Path: lab.NewPath(), Header: http.Header{
+		"X-Forwarded-For": {"6.6.6.6," + lab.ClientIP}, "X-Forwarded-Proto": {"https"},
 	}}
 }
 
-// waitTold waits until the service is told of the client as wanted, several
+// waitDocumented waits until the service receives the wanted client address, several
 // times in a row: an Envoy takes a new listener thread by thread.
-func (l *meshLab) waitTold(t *testing.T, settings, xff, proto string) {
+func waitDocumented(t *testing.T, l *lab.Lab, settings, xff, proto string) {
 	t.Helper()
 	const row = 10
-	eventually(t, fmt.Sprintf("%s: the service gets X-Forwarded-For %s and X-Forwarded-Proto %s", settings, xff, proto), changeDeadline, func() error {
+	testprocess.Eventually(t, fmt.Sprintf("%s: the service gets X-Forwarded-For %s and X-Forwarded-Proto %s", settings, xff, proto), testprocess.ChangeDeadline, func() error {
 		for range row {
-			request := l.fromBalancer()
-			request.must(t).wantHello(t)
-			seen := l.Echo.request(t, request.Path).Header
+			request := fromBalancer(l)
+			request.MustDo(t).WantHello(t)
+			seen := l.Echo.Received(t, request.Path).Header
 			if got := strings.Join(seen.Values("X-Forwarded-For"), ","); got != xff || seen.Get("X-Forwarded-Proto") != proto {
 				return fmt.Errorf("it gets %q and %q", got, seen.Get("X-Forwarded-Proto"))
 			}

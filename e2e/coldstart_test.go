@@ -9,13 +9,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestBadSettingAtColdStart starts Usher while proxy-defaults is bad, so that
-// nobody knows what the gateway's listener should be. An Envoy that runs keeps
+// Usher cannot know what the gateway's listener should be. An Envoy that runs keeps
 // the listener it has and goes on answering; a fresh one gets none rather than
-// an open one, and is served once proxy-defaults is mended. No other source can
+// an open one, and is served once proxy-defaults is correct. No other layer can
 // say in its place what it may have said of a single listener.
 func TestBadSettingAtColdStart(t *testing.T) {
 	for name, args := range map[string][]string{
@@ -24,69 +25,69 @@ func TestBadSettingAtColdStart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l := startMeshLab(t, consulNew, envoyNew, false)
-			l.Consul.register(t, gatewayDefinition(l.Gateway))
-			l.HAProxy.setHeader(t, v2Header)
-			l.setMode(t, "strict")
-			usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-			own := ownOptions{Host: l.Gateway, Envoy: envoyNew, XDSAddr: usher.GRPCAddr, Args: args}
-			running := startOwn(t, own)
-			waitStatus(t, l.call("/"), http.StatusOK)
+			l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+			registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
+			l.HAProxy.SetHeader(t, lab.SendV2)
+			l.SetMode(t, "strict")
+			usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+			own := lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: args}
+			running := lab.StartBootstrapped(t, own)
+			lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 
 			usher.Stop(t)
-			l.setMode(t, "stict")
-			usher = startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-			usher.waitColdTrouble(t)
-			l.wantMoving(t)
-			l.wantStrict(t)
+			l.SetMode(t, "stict")
+			usher = lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+			waitProblemAtStart(t, usher)
+			wantInstanceFollowed(t, l)
+			wantStrictMode(t, l)
 			running.Kill()
 
-			fresh := startOwn(t, own)
-			fresh.waitCluster(t, "static-server.")
-			l.wantClosedPort(t, fresh)
+			fresh := lab.StartBootstrapped(t, own)
+			waitCluster(t, fresh, "static-server.")
+			wantClosedPort(t, l, fresh)
 
-			l.setMode(t, "permissive")
-			l.waitMode(t, l.Gateway, "permissive")
-			if n := usher.configProblems(t); n != 0 {
-				t.Errorf("usher_config_problems is %d after it was mended", n)
+			l.SetMode(t, "permissive")
+			l.WaitMode(t, l.Gateway, "permissive")
+			if n := usher.ConfigProblems(t); n != 0 {
+				t.Errorf("usher_config_problems is %d after it was corrected", n)
 			}
 		})
 	}
 }
 
-// waitColdTrouble waits for the one line about the bad proxy-defaults, which
+// waitProblemAtStart waits for the one line about the bad proxy-defaults, which
 // comes when an Envoy asks for its gateway.
-func (u *usher) waitColdTrouble(t *testing.T) {
+func waitProblemAtStart(t *testing.T, u *lab.Usher) {
 	t.Helper()
 	want := `msg="bad configuration" gateway=ingress-gateway ` +
-		asLogged(`proxy-defaults "global": usher.proxy_protocol.mode`, `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`)
-	eventually(t, "usher logs "+want, startDeadline, func() error {
-		switch got := u.errors(t); {
+		lab.LoggedProblem(`proxy-defaults "global": usher.proxy_protocol.mode`, `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`)
+	testprocess.Eventually(t, "usher logs "+want, testprocess.StartDeadline, func() error {
+		switch got := u.Errors(t); {
 		case len(got) == 0:
 			return errors.New("nothing yet")
 		case len(got) > 1 || got[0] != want:
-			return testprocess.Hopeless(errors.New("it logs\n" + strings.Join(got, "\n")))
+			return testprocess.Permanent(errors.New("it logs\n" + strings.Join(got, "\n")))
 		}
 		return nil
 	})
 }
 
-// wantMoving gives the service a second name and waits until the running Envoy
+// wantInstanceFollowed gives the service a second name and waits until the running Envoy
 // serves it: the route is not what the bad setting concerns.
-func (l *meshLab) wantMoving(t *testing.T) {
+func wantInstanceFollowed(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	l.Consul.writeEntry(t, replaceOnce(t, readFile(t, "testdata/lab/ingress-gateway.hcl"),
+	l.Consul.WriteEntry(t, replaceOnce(t, testprocess.ReadFile(t, "testdata/lab/ingress-gateway.hcl"),
 		`{ Name = "static-server" }`, `{ Name = "static-server", Hosts = ["static-server.ingress.consul", "second.example.com"] }`))
-	second := l.call("/")
+	second := l.Request("/")
 	second.Host = "second.example.com"
-	waitStatus(t, second, http.StatusOK)
+	lab.WaitStatus(t, second, http.StatusOK)
 }
 
 // waitCluster waits until Envoy has a cluster whose name begins so.
-func (e *envoy) waitCluster(t *testing.T, prefix string) {
+func waitCluster(t *testing.T, e *lab.Envoy, prefix string) {
 	t.Helper()
-	eventually(t, e.Name+" has the cluster "+prefix, startDeadline, func() error {
-		clusters, err := e.admin("/clusters")
+	testprocess.Eventually(t, e.Name+" has the cluster "+prefix, testprocess.StartDeadline, func() error {
+		clusters, err := e.Admin("/clusters")
 		if err == nil && !strings.Contains("\n"+clusters, "\n"+prefix) {
 			err = errors.New("not yet")
 		}
@@ -95,14 +96,14 @@ func (e *envoy) waitCluster(t *testing.T, prefix string) {
 }
 
 // wantClosedPort wants that Envoy has no listener on the gateway's port and
-// nobody else has.
-func (l *meshLab) wantClosedPort(t *testing.T, e *envoy) {
+// no other test has.
+func wantClosedPort(t *testing.T, l *lab.Lab, e *lab.Envoy) {
 	t.Helper()
-	ports, err := e.listeners()
+	ports, err := e.ListenerPorts()
 	if err != nil || slices.Contains(ports, 8080) {
 		t.Errorf("a fresh Envoy has listeners on the ports %v, want none on 8080 (%v)", ports, err)
 	}
-	conn, err := l.Client.dial(t.Context(), "tcp", l.Gateway.addr(8080))
+	conn, err := l.Client.Dial(t.Context(), "tcp", l.Gateway.Addr(8080))
 	if err == nil {
 		conn.Close()
 		t.Error("port 8080 is open on a gateway that has no listener")

@@ -13,6 +13,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // The ports of the collectors, one for each protocol.
@@ -24,20 +27,20 @@ const (
 // collectorLab is a gateway that sends its entries to two collectors.
 type collectorLab struct {
 	*fileLab
-	OTLP *collector
-	ALS  *collector // of Envoy's own protocol
+	OTLP *lab.Collector
+	ALS  *lab.Collector // of Envoy's own protocol
 }
 
 func startCollectorLab(t *testing.T, envoy, settings string) *collectorLab {
 	t.Helper()
-	return &collectorLab{fileLab: startFileLabOn(t, envoy, settings), OTLP: &collector{}, ALS: &collector{}}
+	return &collectorLab{fileLab: startFileLabOn(t, envoy, settings), OTLP: &lab.Collector{}, ALS: &lab.Collector{}}
 }
 
 // serve has both collectors serve until stop.
 func (l *collectorLab) serve(t *testing.T, options ...grpc.ServerOption) (stop func()) {
 	t.Helper()
-	stopOTLP := l.OTLP.serve(t, l.Control, l.Control.addr(otlpPort), options...)
-	stopALS := l.ALS.serve(t, l.Control, l.Control.addr(alsPort), options...)
+	stopOTLP := l.OTLP.Serve(t, l.Control, l.Control.Addr(otlpPort), options...)
+	stopALS := l.ALS.Serve(t, l.Control, l.Control.Addr(alsPort), options...)
 	return func() {
 		stopOTLP()
 		stopALS()
@@ -45,8 +48,8 @@ func (l *collectorLab) serve(t *testing.T, options ...grpc.ServerOption) (stop f
 }
 
 // request is one of the client's to the gateway.
-func (l *collectorLab) request(path string) call {
-	return call{From: l.Client, To: l.lab.Gateway.addr(8080), Path: path}
+func (l *collectorLab) request(path string) lab.Request {
+	return lab.Request{From: l.Client, To: l.Network.Gateway.Addr(8080), Path: path}
 }
 
 // trust is what a gateway asks of its collectors, and how it comes out.
@@ -66,45 +69,45 @@ func (s trust) settings(file string) string {
   { type = "file", path = %[1]q },
   { type = "otlp", address = "%[2]s:%[3]d", tls = %[5]s },
   { type = "grpc", address = "%[2]s:%[4]d", tls = %[5]s },
-] } }`, file, controlIP, otlpPort, alsPort, tls)
+] } }`, file, lab.ControlIP, otlpPort, alsPort, tls)
 }
 
-// TestCollectorProvesWhoItIs has entries go to collectors that have the name, or
+// TestCollectorIsAuthenticated has entries go to collectors that have the name, or
 // the address, that the settings say in a certificate of the right authority. Nobody
-// else gets one, requests are answered all the same, and mended settings count.
-func TestCollectorProvesWhoItIs(t *testing.T) {
+// else gets one, requests are answered all the same, and corrected settings apply.
+func TestCollectorIsAuthenticated(t *testing.T) {
 	const name = "collector.example.com"
-	own, other := newAuthority(t, "own"), newAuthority(t, "other")
-	right := trust{ca: own.pem(), sni: name}
+	own, other := lab.NewCertificateAuthority(t, "own"), lab.NewCertificateAuthority(t, "other")
+	right := trust{ca: own.PEM(), sni: name}
 	steps := []trust{
 		right,
-		{ca: other.pem(), sni: name, refused: "ssl.fail_verify_error"},
+		{ca: other.PEM(), sni: name, refused: "ssl.fail_verify_error"},
 		right,
-		{ca: own.pem(), sni: "other.example.com", refused: "ssl.fail_verify_san"},
-		{ca: own.pem()},
+		{ca: own.PEM(), sni: "other.example.com", refused: "ssl.fail_verify_san"},
+		{ca: own.PEM()},
 	}
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
-		dir := newDir(t)
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		dir := testprocess.NewDir(t)
 		l := startCollectorLab(t, envoy, right.settings(filepath.Join(dir, "first")))
-		cert, key := own.issue(t, newDir(t), name, l.Control.IP)
+		cert, key := own.Issue(t, testprocess.NewDir(t), name, l.Control.IP)
 		secure, err := credentials.NewServerTLSFromFile(cert, key)
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.serve(t, grpc.Creds(secure))
-		waitStatus(t, l.request("/"), http.StatusOK)
-		var refused []*accessLog
+		lab.WaitStatus(t, l.request("/"), http.StatusOK)
+		var refused []*lab.AccessLog
 		for i, s := range steps {
-			file := jsonFile("file", writeFile(t, dir, fmt.Sprint(i), ""))
-			writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), s.settings(file.Stdout))
+			file := lab.OpenAccessLog("file", lab.WriteFile(t, dir, fmt.Sprint(i), ""))
+			lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), s.settings(file.Stdout))
 			path := l.waitServed(t, file)
 			if s.refused != "" {
 				l.waitRefused(t, s.refused)
 				refused = append(refused, file)
 				continue
 			}
-			l.OTLP.waitRecord(t, map[string]string{"path": path})
-			l.ALS.waitRequest(t, path, clientIP)
+			l.OTLP.WaitRecord(t, map[string]string{"path": path})
+			l.ALS.WaitRequest(t, path, lab.ClientIP)
 		}
 		for _, file := range refused {
 			l.wantNowhere(t, file)
@@ -113,16 +116,16 @@ func TestCollectorProvesWhoItIs(t *testing.T) {
 }
 
 // waitServed waits until a request is in the file, and gives its path.
-func (l *collectorLab) waitServed(t *testing.T, file *accessLog) string {
+func (l *collectorLab) waitServed(t *testing.T, file *lab.AccessLog) string {
 	t.Helper()
 	var path string
-	eventually(t, "requests are logged in "+file.Stdout, changeDeadline, func() error {
-		l.request(newPath()).must(t).wantHello(t)
-		entries := file.entries(t)
+	testprocess.Eventually(t, "requests are logged in "+file.Stdout, testprocess.ChangeDeadline, func() error {
+		l.request(lab.NewPath()).MustDo(t).WantHello(t)
+		entries := file.Entries(t)
 		if len(entries) == 0 {
 			return errors.New("there is none")
 		}
-		path = entries[len(entries)-1].text("path")
+		path = entries[len(entries)-1].Text("path")
 		return nil
 	})
 	return path
@@ -133,8 +136,8 @@ func (l *collectorLab) waitServed(t *testing.T, file *accessLog) string {
 func (l *collectorLab) waitRefused(t *testing.T, stat string) {
 	t.Helper()
 	for _, port := range []int{otlpPort, alsPort} {
-		eventually(t, fmt.Sprintf("Envoy refuses the collector at %d: %s", port, stat), changeDeadline, func() error {
-			l.request(newPath()).must(t).wantHello(t)
+		testprocess.Eventually(t, fmt.Sprintf("Envoy refuses the collector at %d: %s", port, stat), testprocess.ChangeDeadline, func() error {
+			l.request(lab.NewPath()).MustDo(t).WantHello(t)
 			if l.clusterStat(t, port, stat) == 0 {
 				return errors.New("it is 0")
 			}
@@ -144,12 +147,12 @@ func (l *collectorLab) waitRefused(t *testing.T, stat string) {
 }
 
 // wantNowhere wants no collector to have a request that is in the file.
-func (l *collectorLab) wantNowhere(t *testing.T, file *accessLog) {
+func (l *collectorLab) wantNowhere(t *testing.T, file *lab.AccessLog) {
 	t.Helper()
-	for _, c := range []*collector{l.OTLP, l.ALS} {
-		paths := c.paths()
-		for _, entry := range file.entries(t) {
-			if path := entry.text("path"); slices.Contains(paths, path) {
+	for _, c := range []*lab.Collector{l.OTLP, l.ALS} {
+		paths := c.Paths()
+		for _, entry := range file.Entries(t) {
+			if path := entry.Text("path"); slices.Contains(paths, path) {
 				t.Errorf("a collector that is not who it should be has the entry of %s", path)
 			}
 		}
@@ -163,11 +166,11 @@ func TestCollectorsComeAndGo(t *testing.T) {
 	settings := fmt.Sprintf(`usher { access_log { sinks = [
   { type = "otlp", address = "%[1]s:%[2]d" },
   { type = "grpc", address = "%[1]s:%[3]d" },
-] } }`, controlIP, otlpPort, alsPort)
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
+] } }`, lab.ControlIP, otlpPort, alsPort)
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := startCollectorLab(t, envoy, settings)
-		waitStatus(t, l.request("/"), http.StatusOK)
-		load := startLoad(t, l.request("/"))
+		lab.WaitStatus(t, l.request("/"), http.StatusOK)
+		load := lab.StartLoad(t, l.request("/"))
 		l.waitLosses(t, load)
 		stop := l.serve(t)
 		l.waitNew(t, load)
@@ -175,7 +178,7 @@ func TestCollectorsComeAndGo(t *testing.T) {
 		l.waitLosses(t, load)
 		l.serve(t)
 		l.waitNew(t, load)
-		load.wantNoFailures(t)
+		load.WantNoFailures(t)
 		l.waitCounted(t)
 	})
 }
@@ -188,14 +191,14 @@ const (
 )
 
 // waitLosses waits until more entries of the load are lost to both collectors.
-func (l *collectorLab) waitLosses(t *testing.T, load *load) {
+func (l *collectorLab) waitLosses(t *testing.T, load *lab.Load) {
 	t.Helper()
 	losses := func() (otlp, als int) {
-		return l.Gateway.stat(t, otlpDropped), l.clusterStat(t, alsPort, "upstream_cx_connect_fail")
+		return l.Gateway.Stat(t, otlpDropped), l.clusterStat(t, alsPort, "upstream_cx_connect_fail")
 	}
 	otlp, als := losses()
-	load.waitMore(t)
-	eventually(t, "Envoy counts losses", changeDeadline, func() error {
+	load.WaitMore(t)
+	testprocess.Eventually(t, "Envoy counts losses", testprocess.ChangeDeadline, func() error {
 		nowOTLP, nowALS := losses()
 		if nowOTLP == otlp || nowALS == als {
 			return fmt.Errorf("%d more entries, %d more connections", nowOTLP-otlp, nowALS-als)
@@ -206,16 +209,16 @@ func (l *collectorLab) waitLosses(t *testing.T, load *load) {
 
 // waitNew waits until both collectors have an entry of a request that the load
 // makes from now on.
-func (l *collectorLab) waitNew(t *testing.T, load *load) {
+func (l *collectorLab) waitNew(t *testing.T, load *lab.Load) {
 	t.Helper()
-	now := load.paths.Load()
-	load.waitMore(t)
-	for name, c := range map[string]*collector{"OTLP": l.OTLP, "ALS": l.ALS} {
-		eventually(t, name+"'s collector has new entries", changeDeadline, func() error {
-			paths := c.paths()
+	now := load.Paths.Load()
+	load.WaitMore(t)
+	for name, c := range map[string]*lab.Collector{"OTLP": l.OTLP, "ALS": l.ALS} {
+		testprocess.Eventually(t, name+"'s collector has new entries", testprocess.ChangeDeadline, func() error {
+			paths := c.Paths()
 			for _, path := range paths {
 				var n int64
-				if _, err := fmt.Sscanf(path, loadPrefix+"%d", &n); err == nil && n > now {
+				if _, err := fmt.Sscanf(path, lab.LoadPrefix+"%d", &n); err == nil && n > now {
 					return nil
 				}
 			}
@@ -229,9 +232,9 @@ func (l *collectorLab) waitNew(t *testing.T, load *load) {
 // has arrived.
 func (l *collectorLab) waitCounted(t *testing.T) {
 	t.Helper()
-	eventually(t, "every entry is counted", changeDeadline, func() error {
-		written, dropped, all := l.Gateway.stat(t, otlpWritten), l.Gateway.stat(t, otlpDropped), l.Gateway.stat(t, alsWritten)
-		if got := len(l.OTLP.paths()); written+dropped != all || got < written {
+	testprocess.Eventually(t, "every entry is counted", testprocess.ChangeDeadline, func() error {
+		written, dropped, all := l.Gateway.Stat(t, otlpWritten), l.Gateway.Stat(t, otlpDropped), l.Gateway.Stat(t, alsWritten)
+		if got := len(l.OTLP.Paths()); written+dropped != all || got < written {
 			return fmt.Errorf("%d are written, %d dropped, of %d; the collector has %d", written, dropped, all, got)
 		}
 		t.Logf("%d entries: %d written, %d dropped", all, written, dropped)
@@ -243,8 +246,8 @@ func (l *collectorLab) waitCounted(t *testing.T) {
 // collector at a port, whatever it has to prove.
 func (l *collectorLab) clusterStat(t *testing.T, port int, name string) (sum int) {
 	t.Helper()
-	cluster := fmt.Sprintf("cluster.usher-collector_%s_%d", strings.ReplaceAll(controlIP, ".", "_"), port)
-	body, err := l.Gateway.admin("/stats?usedonly&filter=^" + cluster)
+	cluster := fmt.Sprintf("cluster.usher-collector_%s_%d", strings.ReplaceAll(lab.ControlIP, ".", "_"), port)
+	body, err := l.Gateway.Admin("/stats?usedonly&filter=^" + cluster)
 	if err != nil {
 		t.Fatal(err)
 	}

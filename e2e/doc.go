@@ -1,8 +1,7 @@
-// Package e2e holds the stories that Usher must tell with real parts: Consul,
-// Envoy, HAProxy and Apache as their makers built them, each in a network
-// namespace with an address of its own.
+// Package e2e tests Usher with real parts: Consul, Envoy, HAProxy, nginx, Apache
+// and a Kubernetes API server.
 //
 // Everything in it has the build tag e2e, needs root, and is run by `make e2e`.
-// A file is a story; the files that begin with harness_ are what the stories
-// are told with. A part that is missing fails the test: nothing is skipped.
+// A file is a story. What only one story uses is in files that begin with its
+// name; what several share is in e2e/lab.
 package e2e

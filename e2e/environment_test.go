@@ -12,18 +12,20 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // hiddenIP is an address of Consul's that its certificate does not have.
 const hiddenIP = "198.18.0.41"
 
-// TestConsulsEnvironment is the story of an operator who has Consul's commands
+// TestConsulsEnvironment is for a user who has Consul's commands
 // working and starts Usher with the same environment: what Consul's variables
 // mean for `consul catalog services` they mean for Usher, which serves where
 // the command lists the service and says why not where it does not.
 func TestConsulsEnvironment(t *testing.T) {
-	for _, version := range []string{consulNew, consulOld} {
+	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()
 			e := startEnvironment(t, version)
@@ -40,20 +42,20 @@ func TestConsulsEnvironment(t *testing.T) {
 // environment is a secure Consul with a registered gateway and a service, and a
 // proxy in front of it that wants a client's certificate and a password.
 type environment struct {
-	*lab
-	Consul *consulAgent
+	*lab.Network
+	Consul *lab.Consul
 	proxy  string // address:port
 	token  string // the gateway's
 }
 
 func startEnvironment(t *testing.T, consulVersion string) *environment {
 	t.Helper()
-	e := &environment{lab: newLab(t)}
-	e.Consul = startConsul(t, consulOptions{Version: consulVersion, Host: e.Control, Secure: true})
-	e.Control.ip(t, "address add "+hiddenIP+"/32 dev eth0")
+	e := &environment{Network: lab.NewNetwork(t)}
+	e.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: consulVersion, Host: e.Control, Secure: true})
+	e.Control.RunIP(t, "address add "+hiddenIP+"/32 dev eth0")
 	e.proxy = e.startStrictProxy(t)
-	e.registerCatalog(t, e.Consul)
-	e.token = e.Consul.newToken(t, "ingress-gateway", gatewayRules)
+	e.RegisterCatalog(t, e.Consul)
+	e.token = e.Consul.NewToken(t, "ingress-gateway", gatewayRules)
 	return e
 }
 
@@ -61,8 +63,8 @@ func startEnvironment(t *testing.T, consulVersion string) *environment {
 // Consul's authority and the user's password.
 func (e *environment) startStrictProxy(t *testing.T) string {
 	t.Helper()
-	ca := e.Consul.security.ca
-	certFile, keyFile := ca.issue(t, newDir(t), "proxy.example.com", e.Control.IP)
+	ca := e.Consul.Security.CA
+	certFile, keyFile := ca.Issue(t, testprocess.NewDir(t), "proxy.example.com", e.Control.IP)
 	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +74,7 @@ func (e *environment) startStrictProxy(t *testing.T) string {
 		t.Fatal(err)
 	}
 	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.Transport = &http.Transport{DialContext: e.Control.dial, TLSClientConfig: &tls.Config{RootCAs: ca.pool()}}
+	proxy.Transport = &http.Transport{DialContext: e.Control.Dial, TLSClientConfig: &tls.Config{RootCAs: ca.Pool()}}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "operator" || password != "correct horse" {
 			http.Error(w, "who are you?", http.StatusUnauthorized)
@@ -81,11 +83,11 @@ func (e *environment) startStrictProxy(t *testing.T) string {
 		proxy.ServeHTTP(w, r)
 	}))
 	server.Listener.Close()
-	server.Listener = e.Control.listen(t, ":8601")
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.pool()}
+	server.Listener = e.Control.Listen(t, ":8601")
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Pool()}
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	return e.Control.addr(8601)
+	return e.Control.Addr(8601)
 }
 
 // environmentCase is an environment, and why it does not work if it does not.
@@ -97,19 +99,19 @@ type environmentCase struct {
 
 func (e *environment) working(t *testing.T) []environmentCase {
 	t.Helper()
-	token := e.Consul.newToken(t, "usher", readFile(t, "../docs/usher-policy.hcl"))
-	tokenFile := writeFile(t, newDir(t), "token", token+"\n")
-	cert, key := e.Consul.security.ca.issue(t, newDir(t), "operator")
+	token := e.Consul.NewToken(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl"))
+	tokenFile := lab.WriteFile(t, testprocess.NewDir(t), "token", token+"\n")
+	cert, key := e.Consul.Security.CA.Issue(t, testprocess.NewDir(t), "operator")
 	var (
 		secretID = "CONSUL_HTTP_TOKEN=" + token
-		caFile   = "CONSUL_CACERT=" + e.Consul.security.CAFile
+		caFile   = "CONSUL_CACERT=" + e.Consul.Security.CAFile
 		address  = "CONSUL_HTTP_ADDR=" + e.Consul.HTTPAddr
 	)
 	return []environmentCase{
 		{name: "https and a CA file", env: []string{address, caFile, secretID}},
 		{name: "CONSUL_HTTP_SSL and a CA directory", env: []string{
-			"CONSUL_HTTP_ADDR=" + e.Control.addr(8501), "CONSUL_HTTP_SSL=true",
-			"CONSUL_CAPATH=" + filepath.Dir(e.Consul.security.CAFile), secretID,
+			"CONSUL_HTTP_ADDR=" + e.Control.Addr(8501), "CONSUL_HTTP_SSL=true",
+			"CONSUL_CAPATH=" + filepath.Dir(e.Consul.Security.CAFile), secretID,
 		}},
 		{name: "no verification", env: []string{address, "CONSUL_HTTP_SSL_VERIFY=false", secretID}},
 		{name: "server name", env: []string{
@@ -128,10 +130,10 @@ func (e *environment) working(t *testing.T) []environmentCase {
 
 func (e *environment) failing(t *testing.T) []environmentCase {
 	t.Helper()
-	cert, key := e.Consul.security.ca.issue(t, newDir(t), "operator")
+	cert, key := e.Consul.Security.CA.Issue(t, testprocess.NewDir(t), "operator")
 	var (
-		secretID = "CONSUL_HTTP_TOKEN=" + managementToken
-		caFile   = "CONSUL_CACERT=" + e.Consul.security.CAFile
+		secretID = "CONSUL_HTTP_TOKEN=" + lab.ManagementToken
+		caFile   = "CONSUL_CACERT=" + e.Consul.Security.CAFile
 		address  = "CONSUL_HTTP_ADDR=" + e.Consul.HTTPAddr
 		proxy    = "CONSUL_HTTP_ADDR=https://" + e.proxy
 	)
@@ -144,7 +146,7 @@ func (e *environment) failing(t *testing.T) []environmentCase {
 			"CONSUL_HTTP_ADDR=https://" + hiddenIP + ":8501", caFile, secretID,
 		}, reason: hiddenIP},
 		{name: "plain HTTP to a TLS port", env: []string{
-			"CONSUL_HTTP_ADDR=http://" + e.Control.addr(8501), caFile, secretID,
+			"CONSUL_HTTP_ADDR=http://" + e.Control.Addr(8501), caFile, secretID,
 		}, reason: "HTTP request to an HTTPS server"},
 		{name: "unknown token", env: []string{address, caFile, "CONSUL_HTTP_TOKEN=" + unknownToken}, reason: "ACL not found"},
 		{name: "no client certificate", env: []string{proxy, caFile, secretID}, reason: "certificate required"},
@@ -161,9 +163,9 @@ func (e *environment) wantServed(t *testing.T, env []string) {
 	if services, err := e.catalogServices(t, env); err != nil || !strings.Contains(services, "static-server") {
 		t.Errorf("consul catalog services: %v: %s", err, services)
 	}
-	u := startUsher(t, usherOptions{Host: e.Gateway, Env: env})
+	u := lab.StartUsher(t, lab.UsherOptions{Host: e.Gateway, Env: env})
 	defer u.Stop(t)
-	fetchKey(t, fakeGateway(t, xdsPort{From: e.Gateway}.dial(t), fakeenvoy.Delta, e.token))
+	lab.FetchPrivateKey(t, lab.ConnectFakeEnvoy(t, lab.XDSPort{From: e.Gateway}.Dial(t), fakeenvoy.Delta, e.token))
 }
 
 // wantReason wants Consul's command to fail, and Usher to say why it does not
@@ -174,10 +176,10 @@ func (e *environment) wantReason(t *testing.T, env []string, reason string) {
 	if err == nil {
 		t.Errorf("consul catalog services works and lists %q", services)
 	}
-	u := launchUsher(t, usherOptions{Host: e.Gateway, Env: env})
+	u := lab.LaunchUsher(t, lab.UsherOptions{Host: e.Gateway, Env: env})
 	defer u.Stop(t)
-	u.wantNotReady(t, reason)
-	_, err = u.admin("/readyz")
+	u.WantNotReady(t, reason)
+	_, err = u.Admin("/readyz")
 	t.Logf("consul says %s, usher says %v", strings.TrimSpace(services), err)
 	if strings.Contains(u.Output(t), "battery") {
 		t.Error("the log has the password")
@@ -188,8 +190,8 @@ func (e *environment) wantReason(t *testing.T, env []string, reason string) {
 // host.
 func (e *environment) catalogServices(t *testing.T, env []string, args ...string) (string, error) {
 	t.Helper()
-	return runProcess(t, command{
-		Name: "consul catalog services", Path: e.Consul.binary,
+	return testprocess.RunOutput(t, testprocess.Command{
+		Name: "consul catalog services", Path: e.Consul.Binary,
 		Args: append([]string{"catalog", "services"}, args...), Env: env, Host: e.Gateway,
 	}, "")
 }

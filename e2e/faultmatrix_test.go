@@ -15,33 +15,35 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // questions are all that Usher asks of Consul's HTTP API.
-var questions = []question{
-	{"agent", "/v1/agent/self"},
-	{"roots", "/v1/connect/ca/roots"},
-	{"leaf", "/v1/agent/connect/ca/leaf/"},
-	{"gateway-services", "/v1/catalog/gateway-services/"},
-	{"ingress-gateway", "/v1/config/ingress-gateway"},
-	{"mesh", "/v1/config/mesh"},
-	{"proxy-defaults", "/v1/config/proxy-defaults"},
-	{"instances", "/v1/health/service/gateway-?merge-central-config"},
-	{"discovery-chain", "/v1/discovery-chain/static-server"},
-	{"health", "/v1/health/connect/shop"},
-	{"health of all legs", "/v1/health/connect/static-server"}, // of the service that is under load
-	{"health of a peer", "/v1/health/connect/static-server?peer"},
-	{"health of a datacenter", "/v1/health/connect/static-server?dc=dc2"},
-	{"mesh-gateways", "/v1/catalog/services"},
-	{"mesh-gateway", "/v1/health/service/mesh-gateway"},
-	{"peering", "/v1/peering/"},
-	{"authorize", "/v1/internal/acl/authorize"},
+var questions = []lab.Query{
+	{Name: "agent", Path: "/v1/agent/self"},
+	{Name: "roots", Path: "/v1/connect/ca/roots"},
+	{Name: "leaf", Path: "/v1/agent/connect/ca/leaf/"},
+	{Name: "gateway-services", Path: "/v1/catalog/gateway-services/"},
+	{Name: "ingress-gateway", Path: "/v1/config/ingress-gateway"},
+	{Name: "mesh", Path: "/v1/config/mesh"},
+	{Name: "proxy-defaults", Path: "/v1/config/proxy-defaults"},
+	{Name: "instances", Path: "/v1/health/service/gateway-?merge-central-config"},
+	{Name: "discovery-chain", Path: "/v1/discovery-chain/static-server"},
+	{Name: "health", Path: "/v1/health/connect/shop"},
+	{Name: "health of all legs", Path: "/v1/health/connect/static-server"}, // of the service that is under load
+	{Name: "health of a peer", Path: "/v1/health/connect/static-server?peer"},
+	{Name: "health of a datacenter", Path: "/v1/health/connect/static-server?dc=dc2"},
+	{Name: "mesh-gateways", Path: "/v1/catalog/services"},
+	{Name: "mesh-gateway", Path: "/v1/health/service/mesh-gateway"},
+	{Name: "peering", Path: "/v1/peering/"},
+	{Name: "authorize", Path: "/v1/internal/acl/authorize"},
 }
 
 // faultCell is a fault of one question, or of the signing of certificates.
 type faultCell struct {
-	question question
-	fault    fault
+	question lab.Query
+	fault    lab.Fault
 	signer   *signerFault // nil for a question
 }
 
@@ -49,18 +51,19 @@ func (c faultCell) String() string {
 	if c.signer != nil {
 		return "signer: " + c.signer.name
 	}
-	return c.question.name + ": " + c.fault.name
+	return c.question.Name + ": " + c.fault.Name
 }
 
-// faultCells are all of them.
+// faultCells are all of them. Neighbours have different faults: those that run at
+// the same time wait, and take memory, for different reasons.
 func faultCells() []faultCell {
 	var cells []faultCell
-	for i, f := range faults {
-		for _, q := range questions {
+	for i := range signerFaults {
+		cells = append(cells, faultCell{signer: &signerFaults[i]})
+	}
+	for _, q := range questions {
+		for _, f := range lab.Faults {
 			cells = append(cells, faultCell{question: q, fault: f})
-		}
-		if i < len(signerFaults) {
-			cells = append(cells, faultCell{signer: &signerFaults[i]})
 		}
 	}
 	return cells
@@ -70,17 +73,17 @@ func faultCells() []faultCell {
 // something else is in its place.
 func wholeCells() []faultCell {
 	var cells []faultCell
-	for _, f := range faults {
-		if !strings.Contains(f.name, "index") {
-			cells = append(cells, faultCell{question: everyQuestion, fault: f})
+	for _, f := range lab.Faults {
+		if !strings.Contains(f.Name, "index") {
+			cells = append(cells, faultCell{question: lab.EveryQuery, fault: f})
 		}
 	}
 	return cells
 }
 
-// truth is an answer that looks like what Consul says when it is so. Usher cannot
+// knownEffect is an answer that looks like what Consul says when it is so. Usher cannot
 // but believe it.
-type truth struct {
+type knownEffect struct {
 	why  string
 	lost []string // what an Envoy then loses: how the losses begin
 	// refused says that requests of the load have nowhere to go.
@@ -90,7 +93,7 @@ type truth struct {
 	late bool
 }
 
-var truths = map[string]truth{
+var knownEffects = map[string]knownEffect{
 	"health: []":           {why: "a service without instances", lost: []string{`load assignment "shop.`}},
 	"health of a peer: []": {why: "a peer that exports no instance", lost: []string{`cluster "failover-target~2~static-server.`}},
 	"health of all legs: []": {why: "a service without instances anywhere", lost: []string{
@@ -115,35 +118,37 @@ func (c faultCell) hits() int {
 	switch {
 	case c.signer != nil && (c.signer.name == "hang" || c.signer.name == codes.ResourceExhausted.String()):
 		return 1
-	case slices.Contains([]string{"hang", "slow body", "endless body"}, c.fault.name), c.isAnswer():
+	case slices.Contains([]string{"hang", "slow body", "endless body"}, c.fault.Name), c.isAnswer():
 		return 1
 	}
 	return 4
 }
 
-// isAnswer says whether the fault is an answer as Consul gives it to a question
+// isAnswer reports whether the fault is an answer as Consul gives it to a question
 // that cannot block, so that it is asked again only after a while.
 func (c faultCell) isAnswer() bool {
 	answers := map[string][]string{
 		"agent":   {"403", "404", "no index", "index 0"},
 		"peering": {"no index", "index 0"},
 	}
-	return slices.Contains(answers[c.question.name], c.fault.name)
+	return slices.Contains(answers[c.question.Name], c.fault.Name)
 }
 
-// isPatient says whether the restart is watched until Usher goes on without the
+// isPatient reports whether the restart is watched until Usher goes on without the
 // answer, which it does late: a few faults show it for every question that
 // concerns only a part of the gateway.
 func (c faultCell) isPatient() bool {
 	part := c.signer != nil || slices.Contains([]string{
 		"discovery-chain", "health", "health of all legs", "health of a peer", "health of a datacenter", "mesh-gateways", "mesh-gateway", "peering",
-	}, c.question.name)
-	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.name)
+	}, c.question.Name)
+	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.Name)
 }
 
+// A live worker has an Envoy, and a restart worker waits for ten seconds in every
+// third cell.
 const (
-	liveWorkers    = 8
-	restartWorkers = 14
+	liveWorkers    = 6
+	restartWorkers = 24
 )
 
 // TestFaultMatrix puts every fault on every question, while Usher runs and when
@@ -177,7 +182,7 @@ func TestFaultMatrix(t *testing.T) {
 	t.Logf("%v until every question was at fault", time.Since(begin).Round(time.Second))
 	whole := newFaultTable("whole", wholeCells())
 	for _, w := range ready {
-		work.Go(func() { whole.work(t, &wholeWorker{w}) })
+		work.Go(func() { whole.work(t, &outageWorker{w}) })
 	}
 	work.Wait()
 	t.Logf("%v; %v; %v", live, restart, whole)
@@ -197,7 +202,7 @@ func wantAllAsked(t *testing.T, u *faultUsher) {
 	}
 	known := map[string]bool{}
 	for _, q := range questions {
-		kind, _, _ := strings.Cut(q.name, " of ")
+		kind, _, _ := strings.Cut(q.Name, " of ")
 		known[kind] = true
 	}
 	if !maps.Equal(asked, known) {
@@ -205,7 +210,7 @@ func wantAllAsked(t *testing.T, u *faultUsher) {
 	}
 }
 
-// faultTable gives out cells, and counts them.
+// faultTable hands out cells, and counts them.
 type faultTable struct {
 	name string
 	next chan faultCell
@@ -234,9 +239,9 @@ func (f *faultTable) String() string {
 type faultWorker interface {
 	// prepare does what has to outlive the cell.
 	prepare(t *testing.T, c faultCell)
-	meet(t *testing.T, c faultCell)
-	// renew makes the worker fit for the next fault after one that had an effect.
-	renew(t *testing.T, c faultCell, failed bool)
+	run(t *testing.T, c faultCell)
+	// recover makes the worker fit for the next fault after one that had an effect.
+	recover(t *testing.T, c faultCell, failed bool)
 }
 
 func (f *faultTable) work(t *testing.T, w faultWorker) {
@@ -244,10 +249,10 @@ func (f *faultTable) work(t *testing.T, w faultWorker) {
 	for c := range f.next {
 		f.cells.Add(1)
 		w.prepare(t, c)
-		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.meet(t, c) })
+		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.run(t, c) })
 		if ok {
 			f.good.Add(1)
 		}
-		w.renew(t, c, !ok)
+		w.recover(t, c, !ok)
 	}
 }

@@ -13,6 +13,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestFaultProxy wants each fault to be seen by a client as what it is, and
@@ -31,46 +34,46 @@ func TestFaultProxy(t *testing.T) {
 		"same index at once": `200 index=7 "[{`, "no leader": `200 index=7 leader=false "[{`,
 		"slow body": "200 index=7, cut off", "endless body": "200 index=7, cut off",
 	}
-	for _, f := range faults {
-		t.Run(f.name, func(t *testing.T) {
+	for _, f := range lab.Faults {
+		t.Run(f.Name, func(t *testing.T) {
 			t.Parallel()
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := startFaultProxy(t, listener, consul.URL, http.DefaultTransport)
-			web := question{"web", "/v1/health/connect/web?stale"}
+			p := lab.StartFaultProxy(t, listener, consul.URL, http.DefaultTransport)
+			web := lab.Query{Name: "web", Path: "/v1/health/connect/web?stale"}
 			blocked := make(chan string, 1)
-			go func() { blocked <- p.seen("/v1/health/connect/web?stale&index=7") }()
-			eventually(t, "the blocking query is forwarded", startDeadline, func() error {
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				if len(p.open) == 0 {
+			go func() { blocked <- requestsTo(p, "/v1/health/connect/web?stale&index=7") }()
+			testprocess.Eventually(t, "the blocking query is forwarded", testprocess.StartDeadline, func() error {
+				p.Mu.Lock()
+				defer p.Mu.Unlock()
+				if len(p.Open) == 0 {
 					return errors.New("not yet")
 				}
 				return nil
 			})
-			in := p.inject(web, f)
-			if f.name == "hang" {
-				in.wait(t, 1)
-			} else if got := <-blocked; !strings.HasPrefix(got, want[f.name]) {
-				t.Errorf("who waited sees %s, want %s", got, want[f.name])
+			in := p.Inject(web, f)
+			if f.Name == "hang" {
+				in.Wait(t, 1)
+			} else if got := <-blocked; !strings.HasPrefix(got, want[f.Name]) {
+				t.Errorf("who waited sees %s, want %s", got, want[f.Name])
 			}
-			if got := p.seen("/v1/health/connect/web?stale&index=7"); !strings.HasPrefix(got, want[f.name]) {
-				t.Errorf("who comes sees %s, want %s", got, want[f.name])
+			if got := requestsTo(p, "/v1/health/connect/web?stale&index=7"); !strings.HasPrefix(got, want[f.Name]) {
+				t.Errorf("who comes sees %s, want %s", got, want[f.Name])
 			}
 			good := `200 index=7 "[{`
 			for _, other := range []string{"/v1/health/connect/web", "/v1/health/connect/other?stale"} {
-				if got := p.seen(other); !strings.HasPrefix(got, good) {
+				if got := requestsTo(p, other); !strings.HasPrefix(got, good) {
 					t.Errorf("%s meets with %s", other, got)
 				}
 			}
-			in.clear()
-			count := p.count(web)
-			if got := p.seen("/v1/health/connect/web?stale"); !strings.HasPrefix(got, good) {
+			in.Clear()
+			count := p.CountGood(web)
+			if got := requestsTo(p, "/v1/health/connect/web?stale"); !strings.HasPrefix(got, good) {
 				t.Errorf("after it was cleared: %s, want %s", got, good)
 			}
-			count.wait(t, 1)
+			count.Wait(t, 1)
 		})
 	}
 }
@@ -84,19 +87,19 @@ func TestFaultProxyEndsAFault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := startFaultProxy(t, listener, consul.URL, http.DefaultTransport)
-	in := p.inject(everyQuestion, faultNamed(t, "[]"))
-	if got, want := p.seen("/v1/catalog/services"), `200 index=7 "[]"`; got != want {
+	p := lab.StartFaultProxy(t, listener, consul.URL, http.DefaultTransport)
+	in := p.Inject(lab.EveryQuery, lab.FaultNamed(t, "[]"))
+	if got, want := requestsTo(p, "/v1/catalog/services"), `200 index=7 "[]"`; got != want {
 		t.Errorf("with the fault: %s, want %s", got, want)
 	}
-	in.clear()
-	if got, want := p.seen("/v1/catalog/services?index=7&wait=1m"), `200 index=7 "[{`; !strings.HasPrefix(got, want) {
+	in.Clear()
+	if got, want := requestsTo(p, "/v1/catalog/services?index=7&wait=1m"), `200 index=7 "[{`; !strings.HasPrefix(got, want) {
 		t.Errorf("after it: %s, want %s", got, want)
 	}
 }
 
-// seen asks, and gives what a client sees within a second, in one line.
-func (p *faultProxy) seen(path string) string {
+// requestsTo asks, and returns what a client sees within a second, in one line.
+func requestsTo(p *lab.FaultProxy, path string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.URL+path, nil)
@@ -110,7 +113,7 @@ func (p *faultProxy) seen(path string) string {
 	}
 	defer a.Body.Close()
 	body, err := io.ReadAll(a.Body)
-	text := fmt.Sprintf("%d index=%s", a.StatusCode, a.Header.Get(indexHeader))
+	text := fmt.Sprintf("%d index=%s", a.StatusCode, a.Header.Get(lab.IndexHeader))
 	if leader := a.Header.Get("X-Consul-KnownLeader"); leader != "" {
 		text += " leader=" + leader
 	}
@@ -129,7 +132,7 @@ func startBlockingServer(t *testing.T) *httptest.Server {
 			<-r.Context().Done()
 			return
 		}
-		w.Header().Set(indexHeader, "7")
+		w.Header().Set(lab.IndexHeader, "7")
 		fmt.Fprint(w, `[{"Name": "web"}]`)
 	}))
 	t.Cleanup(server.Close)

@@ -6,6 +6,9 @@ import (
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestFailoverToAnotherDatacenter takes the only instance of a service in the
@@ -14,89 +17,91 @@ import (
 // mode is changed where nothing goes that way, and where all of the load does.
 // No request fails at Usher's gateway; those of Consul's own are printed.
 func TestFailoverToAnotherDatacenter(t *testing.T) {
-	f := startFarLab(t, []string{
-		"-datacenter", "dc2", "-retry-join-wan", controlIP, "-hcl", `primary_datacenter = "dc1"`,
-	}, func(f *farLab) { f.joinWAN(t) })
-	f.failsOver(t, api.ServiceResolverFailover{Datacenters: []string{"dc2"}})
+	t.Parallel()
+	f := lab.StartRemoteLab(t, []string{
+		"-datacenter", "dc2", "-retry-join-wan", lab.ControlIP, "-hcl", `primary_datacenter = "dc1"`,
+	}, func(f *lab.RemoteLab) { f.WaitWAN(t) })
+	failsOver(t, f, api.ServiceResolverFailover{Datacenters: []string{"dc2"}})
 
 	ways := []struct {
 		mode api.MeshGatewayMode
 		at   string // where the gateway's Envoy connects to
 	}{
-		{api.MeshGatewayModeRemote, farMeshIP + ":8443"},
-		{api.MeshGatewayModeLocal, hereMeshIP + ":8443"},
-		{api.MeshGatewayModeNone, farServiceIP + ":21000"},
+		{api.MeshGatewayModeRemote, lab.RemoteMeshGatewayIP + ":8443"},
+		{api.MeshGatewayModeLocal, lab.MeshGatewayIP + ":8443"},
+		{api.MeshGatewayModeNone, lab.RemoteServiceIP + ":21000"},
 	}
-	over := func(way int) change {
-		defaults := logFormat("far")
+	over := func(way int) lab.Change {
+		defaults := lab.ProxyDefaultsWithLog("far")
 		defaults.MeshGateway.Mode = ways[way].mode
-		return change{"mesh gateway mode " + string(ways[way].mode), f.writing(defaults), dumps(clusterHosts, "::"+ways[way].at+"::")}
+		return lab.Change{Name: "mesh gateway mode " + string(ways[way].mode), Apply: f.Writing(defaults), Visible: lab.HasInDump(clusterHosts, "::"+ways[way].at+"::")}
 	}
 	for way := range ways {
-		f.make(t, over(way))
-		f.goThereAndBack(t)
+		f.Make(t, over(way))
+		failOverAndBack(t, f)
 	}
-	f.make(t, f.out())
+	f.Make(t, goingAway(f))
 	for way := range ways {
-		f.make(t, over(way))
-		f.waitLoad(t)
+		f.Make(t, over(way))
+		waitServedFrom(t, f)
 	}
-	f.make(t, f.back())
-	f.wantNoFailures(t)
+	f.Make(t, comingBack(f))
+	f.WantNoFailures(t)
 }
 
 // TestFailoverToAClusterPeer does the same with another cluster, whose
 // certificates have another root. Then the service is led there for good.
 func TestFailoverToAClusterPeer(t *testing.T) {
-	f := startFarLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *farLab) { f.peer(t) })
-	f.failsOver(t, api.ServiceResolverFailover{Targets: []api.ServiceResolverFailoverTarget{{Peer: far}}})
-	f.goThereAndBack(t)
-	f.make(t, change{"redirect to the peer", f.writing(&api.ServiceResolverConfigEntry{
-		Kind: api.ServiceResolver, Name: "static-server", Redirect: &api.ServiceResolverRedirect{Service: "static-server", Peer: far},
-	}), answered(call{Path: "/"}, servedBy, far)})
-	f.waitLoad(t)
-	f.wantNoFailures(t)
+	t.Parallel()
+	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.PeerExportsService(t) })
+	failsOver(t, f, api.ServiceResolverFailover{Targets: []api.ServiceResolverFailoverTarget{{Peer: lab.Far}}})
+	failOverAndBack(t, f)
+	f.Make(t, lab.Change{Name: "redirect to the peer", Apply: f.Writing(&api.ServiceResolverConfigEntry{
+		Kind: api.ServiceResolver, Name: "static-server", Redirect: &api.ServiceResolverRedirect{Service: "static-server", Peer: lab.Far},
+	}), Visible: answered(lab.Request{Path: "/"}, lab.ServedBy, lab.Far)})
+	waitServedFrom(t, f)
+	f.WantNoFailures(t)
 }
 
 // failsOver writes the failover, starts the gateways, and puts the load on them
 // once they have the other leg.
-func (f *farLab) failsOver(t *testing.T, to api.ServiceResolverFailover) {
+func failsOver(t *testing.T, f *lab.RemoteLab, to api.ServiceResolverFailover) {
 	t.Helper()
-	if err := f.set(&api.ServiceResolverConfigEntry{
+	if err := f.WriteEntry(&api.ServiceResolverConfigEntry{
 		Kind: api.ServiceResolver, Name: "static-server", Failover: map[string]api.ServiceResolverFailover{"*": to},
 	}); err != nil {
 		t.Fatal(err)
 	}
-	f.startGateways(t)
-	f.startLoad(t)
-	for _, g := range f.both() {
-		eventually(t, g.Name+" has the other leg", changeDeadline, func() error {
-			return g.has(clusterHosts, "failover-target~1~static-server.default.dc1.internal")
+	f.StartGateways(t)
+	f.StartLoad(t)
+	for _, g := range f.Both() {
+		testprocess.Eventually(t, g.Name+" has the other leg", testprocess.ChangeDeadline, func() error {
+			return g.DumpHas(clusterHosts, "failover-target~1~static-server.default.dc1.internal")
 		})
 	}
 }
 
-func (f *farLab) out() change {
-	return change{"the instance here goes out of service", f.maintain(true), answered(call{Path: "/"}, servedBy, far)}
+func goingAway(f *lab.RemoteLab) lab.Change {
+	return lab.Change{Name: "the instance here goes out of service", Apply: f.Maintenance(true), Visible: answered(lab.Request{Path: "/"}, lab.ServedBy, lab.Far)}
 }
 
-func (f *farLab) back() change {
-	return change{"the instance here is back", f.maintain(false), answered(call{Path: "/"}, servedBy, here)}
+func comingBack(f *lab.RemoteLab) lab.Change {
+	return lab.Change{Name: "the instance here is back", Apply: f.Maintenance(false), Visible: answered(lab.Request{Path: "/"}, lab.ServedBy, lab.Here)}
 }
 
-// goThereAndBack has all of the load go to the far instance for a while.
-func (f *farLab) goThereAndBack(t *testing.T) {
+// failOverAndBack has all of the load go to the far instance for a while.
+func failOverAndBack(t *testing.T, f *lab.RemoteLab) {
 	t.Helper()
-	for _, c := range []change{f.out(), f.back()} {
-		f.make(t, c)
-		f.waitLoad(t)
+	for _, c := range []lab.Change{goingAway(f), comingBack(f)} {
+		f.Make(t, c)
+		waitServedFrom(t, f)
 	}
 }
 
-// waitLoad waits until what was changed has been under load for a while.
-func (f *farLab) waitLoad(t *testing.T) {
+// waitServedFrom waits until what was changed has been under load for a while.
+func waitServedFrom(t *testing.T, f *lab.RemoteLab) {
 	t.Helper()
-	for _, g := range f.both() {
-		g.load.waitMore(t)
+	for _, g := range f.Both() {
+		g.Load.WaitMore(t)
 	}
 }

@@ -10,19 +10,22 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // fileLab is the lab without a Consul: Usher and the gateway's Envoy on one
 // host, what Consul would know in a directory there, and no sidecar at the
 // service.
 type fileLab struct {
-	*lab
+	*lab.Network
 	Dir     string
-	First   *echoService // port 8080 of the service's host
-	Second  *echoService // port 8081
-	HAProxy *balancer
-	Usher   *usher
-	Gateway *envoy
+	First   *lab.EchoService // port 8080 of the service's host
+	Second  *lab.EchoService // port 8081
+	HAProxy *lab.HAProxy
+	Usher   *lab.Usher
+	Gateway *lab.Envoy
 }
 
 // TestFileMode follows a directory: the lab's custom resources as they are, and
@@ -31,17 +34,17 @@ type fileLab struct {
 func TestFileMode(t *testing.T) {
 	t.Parallel()
 	l := startFileLab(t, "")
-	waitStatus(t, l.call("/"), http.StatusOK)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 
 	l.writeServices(t, 8080, 8081)
 	l.waitReached(t, l.Second)
 	l.writeServices(t, 8081)
 	l.waitOnly(t, l.Second)
 
-	l.HAProxy.setHeader(t, v2Header)
-	waitStatus(t, l.call("/"), http.StatusBadRequest)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	lab.WaitStatus(t, l.call("/"), http.StatusBadRequest)
 	l.writeResources(t, strictMode...)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	l.wantClientsAddress(t)
 	l.wantDenied(t)
 }
@@ -62,31 +65,31 @@ func (l *fileLab) wantDenied(t *testing.T) {
 	other := l.call("/")
 	other.Host = "other.ingress.consul"
 	l.writeResources(t, two...)
-	waitStatus(t, other, http.StatusOK)
+	lab.WaitStatus(t, other, http.StatusOK)
 
-	denied := l.Usher.wantTrouble(t, fmt.Sprintf(`msg="bad configuration" gateway=ingress-gateway where=%s:31 `+
+	denied := l.Usher.WantProblem(t, fmt.Sprintf(`msg="bad configuration" gateway=ingress-gateway where=%s:31 `+
 		`what="service \"static-server\" is not routed, for its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
 		`allow it there, or take the service off the listener"`, l.resources(), l.resources()),
 		func() { l.writeResources(t, append(two, "action: allow", "action: deny")...) })
-	waitStatus(t, l.call("/"), http.StatusNotFound)
-	waitStatus(t, other, http.StatusOK)
-	denied.mended(t, func() { l.writeResources(t, two...) })
-	waitStatus(t, l.call("/"), http.StatusOK)
+	lab.WaitStatus(t, l.call("/"), http.StatusNotFound)
+	lab.WaitStatus(t, other, http.StatusOK)
+	denied.WantFixed(t, func() { l.writeResources(t, two...) })
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 }
 
 // startFileLab starts it as it is at the lab's beginning; config is the content
 // of the operator's own file, "" for none.
 func startFileLab(t *testing.T, config string) *fileLab {
 	t.Helper()
-	return startFileLabOn(t, envoyNew, config)
+	return startFileLabOn(t, lab.EnvoyNew, config)
 }
 
 func startFileLabOn(t *testing.T, envoy, config string) *fileLab {
 	t.Helper()
-	l := &fileLab{lab: newLab(t), Dir: newDir(t)}
-	l.First, l.Second = startEcho(t, l.Service, 8080), startEcho(t, l.Service, 8081)
-	l.HAProxy = startBalancer(t, balancerOptions{
-		Host: l.Balancer, Targets: []*host{l.lab.Gateway}, Ports: []int{8080}, Header: noHeader,
+	l := &fileLab{Network: lab.NewNetwork(t), Dir: testprocess.NewDir(t)}
+	l.First, l.Second = lab.StartEcho(t, l.Service, 8080), lab.StartEcho(t, l.Service, 8081)
+	l.HAProxy = lab.StartHAProxy(t, lab.HAProxyOptions{
+		Host: l.Balancer, Targets: []*lab.Host{l.Network.Gateway}, Ports: []int{8080}, Header: lab.SendNone,
 	})
 	l.writeResources(t)
 	l.write(t, "other.hcl", `Kind = "service-defaults"
@@ -94,8 +97,8 @@ Name = "other"
 Protocol = "http"
 `)
 	l.writeServices(t, 8080)
-	l.Usher = startUsher(t, usherOptions{Host: l.lab.Gateway, Config: config, Args: []string{"--config-dir", l.Dir}})
-	l.Gateway = startOwn(t, ownOptions{Host: l.lab.Gateway, Envoy: envoy, XDSAddr: l.Usher.GRPCAddr})
+	l.Usher = lab.StartUsher(t, lab.UsherOptions{Host: l.Network.Gateway, Config: config, Args: []string{"--config-dir", l.Dir}})
+	l.Gateway = lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Network.Gateway, Envoy: envoy, XDSAddr: l.Usher.GRPCAddr})
 	return l
 }
 
@@ -106,7 +109,7 @@ func (l *fileLab) resources() string { return filepath.Join(l.Dir, "custom-resou
 // something else.
 func (l *fileLab) writeResources(t *testing.T, oldNew ...string) {
 	t.Helper()
-	text := readFile(t, "testdata/lab/custom-resources.yaml")
+	text := testprocess.ReadFile(t, "testdata/lab/custom-resources.yaml")
 	for i := 0; i < len(oldNew); i += 2 {
 		text = replaceOnce(t, text, oldNew[i], oldNew[i+1])
 	}
@@ -131,22 +134,22 @@ func (l *fileLab) writeServices(t *testing.T, ports ...int) {
 // write replaces a file of the directory as an editor does.
 func (l *fileLab) write(t *testing.T, name, content string) {
 	t.Helper()
-	if err := os.Rename(writeFile(t, newDir(t), name, content), filepath.Join(l.Dir, name)); err != nil {
+	if err := os.Rename(lab.WriteFile(t, testprocess.NewDir(t), name, content), filepath.Join(l.Dir, name)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (l *fileLab) call(path string) call {
-	return call{From: l.Client, To: l.Balancer.addr(8080), Path: path}
+func (l *fileLab) call(path string) lab.Request {
+	return lab.Request{From: l.Client, To: l.Balancer.Addr(8080), Path: path}
 }
 
 // waitReached waits until a request reaches the instance.
-func (l *fileLab) waitReached(t *testing.T, instance *echoService) {
+func (l *fileLab) waitReached(t *testing.T, instance *lab.EchoService) {
 	t.Helper()
-	eventually(t, "the instance gets a request", changeDeadline, func() error {
-		path := newPath()
-		l.call(path).must(t).wantHello(t)
-		if !instance.saw(path) {
+	testprocess.Eventually(t, "the instance gets a request", testprocess.ChangeDeadline, func() error {
+		path := lab.NewPath()
+		l.call(path).MustDo(t).WantHello(t)
+		if !instance.HasReceived(path) {
 			return errors.New("the other one got it")
 		}
 		return nil
@@ -154,14 +157,14 @@ func (l *fileLab) waitReached(t *testing.T, instance *echoService) {
 }
 
 // waitOnly waits until all requests reach the instance.
-func (l *fileLab) waitOnly(t *testing.T, instance *echoService) {
+func (l *fileLab) waitOnly(t *testing.T, instance *lab.EchoService) {
 	t.Helper()
 	const row = 20
-	eventually(t, "the instance gets every request", changeDeadline, func() error {
+	testprocess.Eventually(t, "the instance gets every request", testprocess.ChangeDeadline, func() error {
 		for range row {
-			path := newPath()
-			l.call(path).must(t).wantHello(t)
-			if !instance.saw(path) {
+			path := lab.NewPath()
+			l.call(path).MustDo(t).WantHello(t)
+			if !instance.HasReceived(path) {
 				return errors.New("the other one got one")
 			}
 		}
@@ -173,22 +176,14 @@ func (l *fileLab) waitOnly(t *testing.T, instance *echoService) {
 // the service, which has no sidecar here.
 func (l *fileLab) wantClientsAddress(t *testing.T) {
 	t.Helper()
-	path := newPath()
-	l.call(path).must(t).wantHello(t)
-	if got := l.Gateway.Log.request(t, path).ip(t, "downstream_remote_address"); got != clientIP {
-		t.Errorf("access log has %s for the client, want %s", got, clientIP)
+	path := lab.NewPath()
+	l.call(path).MustDo(t).WantHello(t)
+	if got := l.Gateway.Log.WaitRequest(t, path).IP(t, "downstream_remote_address"); got != lab.ClientIP {
+		t.Errorf("access log has %s for the client, want %s", got, lab.ClientIP)
 	}
-	if got := l.Second.request(t, path).Header.Get("X-Forwarded-For"); got != clientIP {
-		t.Errorf("the service got X-Forwarded-For %q, want %q", got, clientIP)
+	if got := l.Second.Received(t, path).Header.Get("X-Forwarded-For"); got != lab.ClientIP {
+		t.Errorf("the service got X-Forwarded-For %q, want %q", got, lab.ClientIP)
 	}
-}
-
-// saw says whether the service has got a request for the path.
-func (s *echoService) saw(path string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, ok := s.seen[path]
-	return ok
 }
 
 func replaceOnce(t *testing.T, text, old, now string) string {

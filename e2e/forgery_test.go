@@ -15,32 +15,34 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // forgeryLab has http, TLS and tcp listeners in the modes that believe PROXY
-// headers, each once for anybody and once for trusted peers.
-type forgeryLab struct{ *peersLab }
+// headers, each once for every address and once for trusted ones.
+type forgeryLab struct{ *lab.TrustLab }
 
-// TestNeverBelieved has everybody lie about the client who is able to: in
+// TestForgedAddressesAreNeverUsed has everybody lie about the client who is able to: in
 // requests, and in PROXY headers from the wrong peer, at the wrong place or too
 // late. Nothing of it comes to the access log or to the service. The matrix has
 // the same in single headers; this is what takes more than that.
-func TestNeverBelieved(t *testing.T) {
+func TestForgedAddressesAreNeverUsed(t *testing.T) {
 	t.Parallel()
 	l := startForgeryLab(t)
-	for _, g := range l.gateways {
-		t.Run("envoy "+g.version, func(t *testing.T) {
+	for _, g := range l.Gateways {
+		t.Run("envoy "+g.Version, func(t *testing.T) {
 			t.Parallel()
 			for _, story := range []struct {
 				name string
-				tell func(*forgeryLab, *testing.T, peersGateway)
+				tell func(*forgeryLab, *testing.T, lab.TrustGateway)
 			}{
-				{"headers of the request", (*forgeryLab).tellRequestHeaders},
-				{"a stranger's PROXY header", (*forgeryLab).tellStranger},
-				{"a second PROXY header", (*forgeryLab).tellSecond},
-				{"a PROXY header in the middle of a TLS handshake", (*forgeryLab).tellHandshake},
-				{"a PROXY header in the TLS connection", (*forgeryLab).tellInsideTLS},
-				{"silence until the timeout, then a plain request", (*forgeryLab).tellSilence},
+				{"headers of the request", (*forgeryLab).checkRequestHeaders},
+				{"a stranger's PROXY header", (*forgeryLab).checkUntrusted},
+				{"a second PROXY header", (*forgeryLab).checkSecondHeader},
+				{"a PROXY header in the middle of a TLS handshake", (*forgeryLab).checkHandshake},
+				{"a PROXY header in the TLS connection", (*forgeryLab).checkInsideTLS},
+				{"silence until the timeout, then a plain request", (*forgeryLab).checkSilence},
 			} {
 				t.Run(story.name, func(t *testing.T) {
 					t.Parallel()
@@ -53,23 +55,23 @@ func TestNeverBelieved(t *testing.T) {
 
 func startForgeryLab(t *testing.T) *forgeryLab {
 	t.Helper()
-	var listeners []testListener
+	var listeners []lab.TestListener
 	for _, protocol := range matrixProtocols {
 		for _, mode := range []string{"permissive", "strict"} {
 			for _, cidrs := range []bool{false, true} {
-				listeners = append(listeners, testListener{protocol: protocol, policy: policy{mode: mode, cidrs: cidrs}})
+				listeners = append(listeners, lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: mode, TrustedCIDRs: cidrs}})
 			}
 		}
 	}
-	return &forgeryLab{startPeersLab(t, listeners)}
+	return &forgeryLab{lab.StartTrustLab(t, listeners)}
 }
 
 // probes are a probe from a peer at each listener of the protocols.
-func (l *forgeryLab) probes(g peersGateway, from peer, protocols ...string) []probe {
-	var probes []probe
-	for _, m := range l.listeners {
-		if slices.Contains(protocols, m.protocol) {
-			probes = append(probes, probe{gateway: g, listener: m, from: from, address: g.addresses[0]})
+func (l *forgeryLab) probes(g lab.TrustGateway, from lab.Downstream, protocols ...string) []lab.Probe {
+	var probes []lab.Probe
+	for _, m := range l.Listeners {
+		if slices.Contains(protocols, m.Protocol) {
+			probes = append(probes, lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]})
 		}
 	}
 	return probes
@@ -77,32 +79,32 @@ func (l *forgeryLab) probes(g peersGateway, from peer, protocols ...string) []pr
 
 // forgedHeaders are what clients write into requests to be taken for others.
 var forgedHeaders = []http.Header{
-	{"X-Forwarded-For": {forgedIP}},
-	{"X-Forwarded-For": {forgedIP + ", 127.0.0.1"}},
-	{"X-Forwarded-For": {forgedIP, forgedIP}},
-	{"X-Forwarded-For": {"unknown, " + forgedIP}},
-	{"X-Forwarded-For": {strings.Repeat(forgedIP+",", 100) + forgedIP}},
-	{"X-Forwarded-For": {forgedIP + ":443"}},
-	{"X-Forwarded-For": {forgedIP}, "X-Envoy-External-Address": {forgedIP}, "X-Envoy-Internal": {"true"}},
-	{"X-Real-Ip": {forgedIP}, "Forwarded": {"for=" + forgedIP}, "True-Client-Ip": {forgedIP}},
-	{"Connection": {"X-Forwarded-For"}, "X-Forwarded-For": {forgedIP}},
+	{"X-Forwarded-For": {lab.ForgedIP}},
+	{"X-Forwarded-For": {lab.ForgedIP + ", 127.0.0.1"}},
+	{"X-Forwarded-For": {lab.ForgedIP, lab.ForgedIP}},
+	{"X-Forwarded-For": {"unknown, " + lab.ForgedIP}},
+	{"X-Forwarded-For": {strings.Repeat(lab.ForgedIP+",", 100) + lab.ForgedIP}},
+	{"X-Forwarded-For": {lab.ForgedIP + ":443"}},
+	{"X-Forwarded-For": {lab.ForgedIP}, "X-Envoy-External-Address": {lab.ForgedIP}, "X-Envoy-Internal": {"true"}},
+	{"X-Real-Ip": {lab.ForgedIP}, "Forwarded": {"for=" + lab.ForgedIP}, "True-Client-Ip": {lab.ForgedIP}},
+	{"Connection": {"X-Forwarded-For"}, "X-Forwarded-For": {lab.ForgedIP}},
 }
 
-// tellRequestHeaders lies in requests. The last address of X-Forwarded-For, the
+// checkRequestHeaders lies in requests. The last address of X-Forwarded-For, the
 // whole of X-Envoy-External-Address, and the log have the true one.
-func (l *forgeryLab) tellRequestHeaders(t *testing.T, g peersGateway) {
-	var probes []probe
-	for _, from := range []peer{l.trusted, l.stranger} {
+func (l *forgeryLab) checkRequestHeaders(t *testing.T, g lab.TrustGateway) {
+	var probes []lab.Probe
+	for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
 		for _, p := range l.probes(g, from, "http", "https") {
 			for _, name := range []string{"nothing", "v2, IPv4"} {
-				for _, p.header = range forgedHeaders {
-					p.preface = prefaceOf(name)
-					probes = append(probes, l.newProbe(p))
+				for _, p.Header = range forgedHeaders {
+					p.Preface = lab.PrefaceNamed(name)
+					probes = append(probes, l.NewProbe(p))
 				}
 			}
 		}
 	}
-	seen, _ := l.observe(t, probes, always)
+	seen, _ := l.Observe(t, probes, lab.Always)
 	for i, p := range probes {
 		l.wantTrue(t, p, seen[i])
 	}
@@ -110,97 +112,97 @@ func (l *forgeryLab) tellRequestHeaders(t *testing.T, g peersGateway) {
 
 // wantTrue wants a request that is not closed to be logged and passed on with
 // the client that it truly has.
-func (l *forgeryLab) wantTrue(t *testing.T, p probe, seen observation) {
+func (l *forgeryLab) wantTrue(t *testing.T, p lab.Probe, seen lab.Observation) {
 	t.Helper()
-	answer, client := p.truth(l)
-	if seen.answer != answer || seen.log != client {
-		t.Errorf("%v, %v: the answer is %s and the log has %s, want %s and %s", p, p.header, seen.answer, seen.log, answer, client)
+	answer, client := trueClient(p, l)
+	if seen.Response != answer || seen.Log != client {
+		t.Errorf("%v, %v: the answer is %s and the log has %s, want %s and %s", p, p.Header, seen.Response, seen.Log, answer, client)
 	}
-	request, asked := l.Echo.lookup(p.path)
+	request, asked := l.Echo.Lookup(p.Path)
 	if asked != (answer == "200") {
-		t.Errorf("%v, %v: the answer is %s, and the service was asked: %v", p, p.header, answer, asked)
+		t.Errorf("%v, %v: the answer is %s, and the service was asked: %v", p, p.Header, answer, asked)
 	}
 	if !asked {
 		return
 	}
-	if last := seen.service[strings.LastIndex(seen.service, ",")+1:]; last != client {
-		t.Errorf("%v, %v: the service's X-Forwarded-For ends with %s, want %s", p, p.header, last, client)
+	if last := seen.Service[strings.LastIndex(seen.Service, ",")+1:]; last != client {
+		t.Errorf("%v, %v: the service's X-Forwarded-For ends with %s, want %s", p, p.Header, last, client)
 	}
-	if external := request.Header.Values("X-Envoy-External-Address"); external != nil && p.symbols(external) != client {
-		t.Errorf("%v, %v: the service got X-Envoy-External-Address %q, want %s", p, p.header, external, client)
+	if external := request.Header.Values("X-Envoy-External-Address"); external != nil && p.Symbols(external) != client {
+		t.Errorf("%v, %v: the service got X-Envoy-External-Address %q, want %s", p, p.Header, external, client)
 	}
 }
 
-// truth is the answer to a probe with the header "nothing" or "v2, IPv4", and
+// trueClient is the answer to a probe with the header "nothing" or "v2, IPv4", and
 // the client that it has.
-func (p probe) truth(l *forgeryLab) (answer, client string) {
-	believed := p.preface.text != "" && (!p.listener.policy.cidrs || p.from.host == l.trusted.host)
+func trueClient(p lab.Probe, l *forgeryLab) (answer, client string) {
+	believed := p.Preface.Bytes != "" && (!p.Listener.Settings.TrustedCIDRs || p.From.Host == l.Trusted.Host)
 	answer, client = "200", "peer"
 	switch {
 	case believed:
 		client = "client"
-	case p.listener.policy.mode == "strict":
+	case p.Listener.Settings.Mode == "strict":
 		return "closed", "peer"
 	}
-	if p.header.Get("Connection") != "" {
+	if p.Header.Get("Connection") != "" {
 		answer = "400" // it would have the gateway drop its own header
 	}
 	return answer, client
 }
 
-// tellStranger has a peer outside of trusted_cidrs write a header.
-func (l *forgeryLab) tellStranger(t *testing.T, g peersGateway) {
-	var probes []probe
-	for _, p := range l.probes(g, l.stranger, matrixProtocols...) {
+// checkUntrusted has a peer outside of trusted_cidrs write a header.
+func (l *forgeryLab) checkUntrusted(t *testing.T, g lab.TrustGateway) {
+	var probes []lab.Probe
+	for _, p := range l.probes(g, l.Untrusted, matrixProtocols...) {
 		for _, name := range []string{"v1, IPv4", "v1, IPv6", "v2, IPv4", "v2, IPv6", "v2, TLVs of AWS"} {
-			if p.preface = prefaceOf(name); p.listener.policy.cidrs {
-				probes = append(probes, l.newProbe(p))
+			if p.Preface = lab.PrefaceNamed(name); p.Listener.Settings.TrustedCIDRs {
+				probes = append(probes, l.NewProbe(p))
 			}
 		}
 	}
-	seen, _ := l.observe(t, probes, always)
+	seen, _ := l.Observe(t, probes, lab.Always)
 	for i, p := range probes {
-		if strict := p.listener.policy.mode == "strict"; strict != (seen[i].answer == "closed") {
-			t.Errorf("%v: the answer is %s", p, seen[i].answer)
+		if strict := p.Listener.Settings.Mode == "strict"; strict != (seen[i].Response == "closed") {
+			t.Errorf("%v: the answer is %s", p, seen[i].Response)
 		}
-		if seen[i].log != "peer" || strings.Contains(seen[i].service, "client") {
+		if seen[i].Log != "peer" || strings.Contains(seen[i].Service, "client") {
 			t.Errorf("%v: (%v), want nothing of the client in the header", p, seen[i])
 		}
 	}
 }
 
-// tellSecond has a client behind a trusted balancer write one more header. On
+// checkSecondHeader has a client behind a trusted balancer write one more header. On
 // http it is a bad request; to a tcp service it is data. With TLS it comes in the
 // middle of a handshake, which is a story of its own.
-func (l *forgeryLab) tellSecond(t *testing.T, g peersGateway) {
-	want := map[string]observation{"http": {"400", "client", "-"}, "tcp": {"served", "client", "second"}}
-	forged := v2Text(v2Proxy, v2TCP6, v2Addresses(headerClient6, headerTarget6))
-	var probes []probe
-	for _, p := range l.probes(g, l.trusted, "http", "tcp") {
+func (l *forgeryLab) checkSecondHeader(t *testing.T, g lab.TrustGateway) {
+	want := map[string]lab.Observation{"http": {Response: "400", Log: "client", Service: "-"}, "tcp": {Response: "served", Log: "client", Service: "second"}}
+	forged := lab.V2Header(lab.V2Proxy, lab.V2TCP6, lab.V2Addresses(lab.HeaderClient6, lab.HeaderTarget6))
+	var probes []lab.Probe
+	for _, p := range l.probes(g, l.Trusted, "http", "tcp") {
 		for _, first := range []string{"v1, IPv4", "v2, IPv4"} {
-			p.preface = prefaceOf(first)
-			p.preface.text += forged
-			p.preface.second = forged
-			probes = append(probes, l.newProbe(p))
+			p.Preface = lab.PrefaceNamed(first)
+			p.Preface.Bytes += forged
+			p.Preface.SecondHeader = forged
+			probes = append(probes, l.NewProbe(p))
 		}
 	}
-	seen, _ := l.observe(t, probes, always)
+	seen, _ := l.Observe(t, probes, lab.Always)
 	for i, p := range probes {
-		if want := want[p.listener.protocol]; seen[i] != want {
+		if want := want[p.Listener.Protocol]; seen[i] != want {
 			t.Errorf("%v, then v2: (%v), want (%v)", p, seen[i], want)
 		}
 	}
 }
 
-// tellHandshake writes a header into the ClientHello, and into what the client
+// checkHandshake writes a header into the ClientHello, and into what the client
 // sends next.
-func (l *forgeryLab) tellHandshake(t *testing.T, g peersGateway) {
-	for _, p := range l.probes(g, l.trusted, "https") {
+func (l *forgeryLab) checkHandshake(t *testing.T, g lab.TrustGateway) {
+	for _, p := range l.probes(g, l.Trusted, "https") {
 		for at := range 2 {
-			p.preface = prefaceOf("v1, IPv6")
-			p := l.newProbe(p)
-			answer := p.handshake(t, func(conn net.Conn) net.Conn {
-				return &interruptedConn{Conn: conn, at: at, text: prefaceOf("v2, IPv4").text}
+			p.Preface = lab.PrefaceNamed("v1, IPv6")
+			p := l.NewProbe(p)
+			answer := probeHandshake(t, p, func(conn net.Conn) net.Conn {
+				return &interruptedConn{Conn: conn, at: at, text: lab.PrefaceNamed("v2, IPv4").Bytes}
 			})
 			if answer != "closed" {
 				t.Errorf("%v, with a header in its message %d: the answer is %s", p, at, answer)
@@ -210,27 +212,27 @@ func (l *forgeryLab) tellHandshake(t *testing.T, g peersGateway) {
 	}
 }
 
-// handshake opens the probe's connection, and requests something in TLS on what
+// probeHandshake opens the probe's connection, and requests something in TLS on what
 // wrap makes of it.
-func (p probe) handshake(t *testing.T, wrap func(net.Conn) net.Conn) (answer string) {
+func probeHandshake(t *testing.T, p lab.Probe, wrap func(net.Conn) net.Conn) (answer string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.RequestTimeout)
 	defer cancel()
-	conn, err := p.from.dialFrom(ctx, p.source, p.target())
+	conn, err := p.From.DialFrom(ctx, p.Source, p.Target())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := p.preface.WriteTo(conn); err != nil {
+	if _, err := p.Preface.WriteTo(conn); err != nil {
 		t.Fatal(err)
 	}
-	secure := tls.Client(wrap(conn), &tls.Config{InsecureSkipVerify: true, ServerName: labHost})
+	secure := tls.Client(wrap(conn), &tls.Config{InsecureSkipVerify: true, ServerName: lab.ServiceHost})
 	if err := secure.HandshakeContext(ctx); err != nil {
-		return noAnswer(err)
+		return lab.NoResponse(err)
 	}
-	got, err := (&clientConn{Conn: secure, reader: bufio.NewReader(secure)}).exchange(p.call(), "close")
+	got, err := (&lab.ClientConn{Conn: secure, Reader: bufio.NewReader(secure)}).RoundTrip(p.Request(), "close")
 	if err != nil {
-		return noAnswer(err)
+		return lab.NoResponse(err)
 	}
 	return fmt.Sprint(got.Status)
 }
@@ -254,21 +256,21 @@ func (c *interruptedConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// tellInsideTLS writes a header where the request is expected.
-func (l *forgeryLab) tellInsideTLS(t *testing.T, g peersGateway) {
-	for _, p := range l.probes(g, l.trusted, "https") {
-		p.preface = prefaceOf("v1, IPv6")
-		p := l.newProbe(p)
-		c := p.call()
-		secure, err := c.connect(t.Context())
+// checkInsideTLS writes a header where the request is expected.
+func (l *forgeryLab) checkInsideTLS(t *testing.T, g lab.TrustGateway) {
+	for _, p := range l.probes(g, l.Trusted, "https") {
+		p.Preface = lab.PrefaceNamed("v1, IPv6")
+		p := l.NewProbe(p)
+		c := p.Request()
+		secure, err := c.Connect(t.Context())
 		if err != nil {
 			t.Fatalf("%v: %v", p, err)
 		}
 		defer secure.Close()
-		if _, err := io.WriteString(secure, prefaceOf("v2, IPv4").text); err != nil {
+		if _, err := io.WriteString(secure, lab.PrefaceNamed("v2, IPv4").Bytes); err != nil {
 			t.Fatalf("%v: %v", p, err)
 		}
-		if got, err := secure.exchange(c, "close"); err != nil || got.Status != http.StatusBadRequest {
+		if got, err := secure.RoundTrip(c, "close"); err != nil || got.Status != http.StatusBadRequest {
 			t.Errorf("%v, then a header in TLS: %d (%v), want 400", p, got.Status, err)
 		}
 		l.wantNothing(t, p)
@@ -277,12 +279,12 @@ func (l *forgeryLab) tellInsideTLS(t *testing.T, g peersGateway) {
 
 // wantNothing wants the service not to have been asked, and no line in the log
 // that has the client of the forged header.
-func (l *forgeryLab) wantNothing(t *testing.T, p probe) {
+func (l *forgeryLab) wantNothing(t *testing.T, p lab.Probe) {
 	t.Helper()
-	if _, asked := l.Echo.lookup(p.path); asked {
+	if _, asked := l.Echo.Lookup(p.Path); asked {
 		t.Errorf("%v: the service was asked", p)
 	}
-	if logged := p.logged(t, readPeersLog(t, p.gateway.Log)); strings.Contains(logged, headerClient.Addr().String()) {
+	if logged := p.Logged(t, lab.ReadTrustLog(t, p.Gateway.Log)); strings.Contains(logged, lab.HeaderClient.Addr().String()) {
 		t.Errorf("%v: the log has %s", p, logged)
 	}
 }
@@ -290,16 +292,16 @@ func (l *forgeryLab) wantNothing(t *testing.T, p probe) {
 // silence is longer than Envoy's listener_filters_timeout, which is 15 s.
 const silence = 20 * time.Second
 
-// tellSilence has clients of all listeners say nothing until the listener gives
+// checkSilence has clients of all listeners say nothing until the listener gives
 // up on a header, and then make a plain request. It is too late for one, in every
 // mode.
-func (l *forgeryLab) tellSilence(t *testing.T, g peersGateway) {
+func (l *forgeryLab) checkSilence(t *testing.T, g lab.TrustGateway) {
 	var work sync.WaitGroup
 	defer work.Wait()
-	for _, p := range l.probes(g, l.trusted, matrixProtocols...) {
-		p := l.newProbe(p)
+	for _, p := range l.probes(g, l.Trusted, matrixProtocols...) {
+		p := l.NewProbe(p)
 		work.Go(func() {
-			if err := p.breakSilence(t.Context()); err != nil {
+			if err := breakSilence(t.Context(), p); err != nil {
 				t.Errorf("%v: %v", p, err)
 			}
 			l.wantNothing(t, p)
@@ -308,8 +310,8 @@ func (l *forgeryLab) tellSilence(t *testing.T, g peersGateway) {
 }
 
 // breakSilence is nil if the gateway closes the silent connection.
-func (p probe) breakSilence(ctx context.Context) error {
-	conn, err := p.from.dialFrom(ctx, p.source, p.target())
+func breakSilence(ctx context.Context, p lab.Probe) error {
+	conn, err := p.From.DialFrom(ctx, p.Source, p.Target())
 	if err != nil {
 		return err
 	}
@@ -317,9 +319,9 @@ func (p probe) breakSilence(ctx context.Context) error {
 	if err := conn.SetDeadline(time.Now().Add(silence)); err != nil {
 		return err
 	}
-	if n, err := conn.Read(make([]byte, 1)); n > 0 || noAnswer(err) != "closed" {
-		plain := &clientConn{Conn: conn, reader: bufio.NewReader(conn)}
-		answer, _ := plain.exchange(p.call(), "close")
+	if n, err := conn.Read(make([]byte, 1)); n > 0 || lab.NoResponse(err) != "closed" {
+		plain := &lab.ClientConn{Conn: conn, Reader: bufio.NewReader(conn)}
+		answer, _ := plain.RoundTrip(p.Request(), "close")
 		return fmt.Errorf("the gateway has not closed the silent connection, which got %d bytes, and answers a plain request %d", n, answer.Status)
 	}
 	return nil

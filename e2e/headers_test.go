@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // headerRow is a difference that PROXY protocol makes in the headers that a
@@ -18,8 +21,8 @@ type headerRow struct{ header, sent, own, usher string }
 
 // headerLab has Consul's own gateway beside Usher's, for the same requests.
 type headerLab struct {
-	*meshLab
-	gateway *envoy             // Usher's
+	*lab.Lab
+	gateway *lab.Envoy         // Usher's
 	rows    map[headerRow]bool // of the documentation; true once seen
 }
 
@@ -27,7 +30,7 @@ type headerLab struct {
 // without a PROXY header, and through Usher's.
 type headerPath struct {
 	name       string
-	own, usher call
+	own, usher lab.Request
 	client     string // the client's address, as Usher's gateway has it
 }
 
@@ -37,7 +40,7 @@ type headerPath struct {
 // difference.
 func TestHeaders(t *testing.T) {
 	for _, version := range []struct{ consul, envoy string }{
-		{consulNew, envoyNew}, {consulNew, envoyOld}, {consulOld, envoyNew},
+		{lab.ConsulNew, lab.EnvoyNew}, {lab.ConsulNew, lab.EnvoyOld}, {lab.ConsulOld, lab.EnvoyNew},
 	} {
 		t.Run("consul "+version.consul+", envoy "+version.envoy, func(t *testing.T) {
 			t.Parallel()
@@ -45,19 +48,19 @@ func TestHeaders(t *testing.T) {
 			for _, path := range paths[:2] {
 				l.compare(t, path)
 			}
-			l.setMode(t, "permissive")
-			waitStatus(t, paths[2].usher, http.StatusOK)
+			l.SetMode(t, "permissive")
+			lab.WaitStatus(t, paths[2].usher, http.StatusOK)
 			l.compare(t, paths[2])
 			l.wantRowsSeen(t)
 			l.wantDocumentedCommand(t)
 
 			l.rows = nil // nothing may differ any more
-			l.setMode(t, "off")
-			l.waitMode(t, l.Gateway, "off")
+			l.SetMode(t, "off")
+			l.WaitMode(t, l.Gateway, "off")
 			l.compare(t, paths[2])
 
-			l.setMode(t, "strict")
-			waitStatus(t, l.call("/"), http.StatusOK)
+			l.SetMode(t, "strict")
+			lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 			l.wantDocumentedProto(t)
 			l.wantProtoOfTLS(t)
 		})
@@ -68,26 +71,26 @@ func TestHeaders(t *testing.T) {
 // with a private address, and a client without a PROXY header at all.
 func startHeaderLab(t *testing.T, consul, envoy string) (*headerLab, []headerPath) {
 	t.Helper()
-	l := &headerLab{meshLab: startMeshLab(t, consul, envoy, false), rows: documentedRows(t)}
-	l.setMode(t, "strict")
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	l.gateway = startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-	other := l.addHost(t, "gateway2", gateway2IP)
-	startGateway(t, gatewayOptions{Host: other, Consul: l.Consul, Envoy: envoy, ID: "ingress-gateway-2"})
-	plainBalancer := l.addHost(t, "balancer2", "198.18.0.11")
-	startBalancer(t, balancerOptions{Host: plainBalancer, Targets: []*host{other}, Ports: []int{8080}, Header: noHeader})
-	l.HAProxy.setHeader(t, v2Header)
+	l := &headerLab{Lab: lab.Start(t, consul, envoy, false), rows: documentedRows(t)}
+	l.SetMode(t, "strict")
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+	l.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+	other := l.AddHost(t, "gateway2", lab.Gateway2IP)
+	lab.StartGateway(t, lab.GatewayOptions{Host: other, Consul: l.Consul, Envoy: envoy, ID: "ingress-gateway-2"})
+	plainBalancer := l.AddHost(t, "balancer2", "198.18.0.11")
+	lab.StartHAProxy(t, lab.HAProxyOptions{Host: plainBalancer, Targets: []*lab.Host{other}, Ports: []int{8080}, Header: lab.SendNone})
+	l.HAProxy.SetHeader(t, lab.SendV2)
 
-	own := call{From: l.Client, To: plainBalancer.addr(8080)}
-	waitStatus(t, own, http.StatusOK)
-	waitStatus(t, l.call("/"), http.StatusOK)
-	direct := call{From: l.Balancer, To: l.Gateway.addr(8080)}
+	own := lab.Request{From: l.Client, To: plainBalancer.Addr(8080)}
+	lab.WaitStatus(t, own, http.StatusOK)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	direct := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080)}
 	private := direct
-	private.Proxy = proxied("10.1.2.3")
+	private.Proxy = lab.ProxyHeaderFor("10.1.2.3")
 	return l, []headerPath{
-		{name: "a client behind balancers", own: own, usher: l.call("/"), client: clientIP},
+		{name: "a client behind balancers", own: own, usher: l.Request("/"), client: lab.ClientIP},
 		{name: "a client with a private address", own: own, usher: private, client: "10.1.2.3"},
-		{name: "a client without a header in permissive mode", own: own, usher: direct, client: balancerIP},
+		{name: "a client without a header in permissive mode", own: own, usher: direct, client: lab.BalancerIP},
 	}
 }
 
@@ -153,12 +156,12 @@ var replies = http.Header{
 func (l *headerLab) compare(t *testing.T, path headerPath) {
 	t.Helper()
 	for _, reply := range []http.Header{nil, replies} {
-		l.Echo.setReply(reply)
+		l.Echo.SetReply(reply)
 		for _, sent := range sentHeaders {
 			ownRequest, ownAnswer := l.exchange(t, path.own, sent)
 			usherRequest, usherAnswer := l.exchange(t, path.usher, sent)
 			for _, name := range differing(ownRequest, usherRequest) {
-				l.see(t, path, headerRow{
+				l.observe(t, path, headerRow{
 					header: "`" + strings.ToLower(name) + "`",
 					sent:   describeSent(sent.Values(name)),
 					own:    describeSeen(ownRequest.Values(name), sent, name, path.client),
@@ -187,12 +190,12 @@ func (l *headerLab) wantRowsSeen(t *testing.T) {
 // that a gateway is permissive.
 func (l *headerLab) wantDocumentedCommand(t *testing.T) {
 	t.Helper()
-	line := regexp.MustCompile(`(?m)^ +(curl .*)$`).FindStringSubmatch(readFile(t, "../docs/client-address.md"))
+	line := regexp.MustCompile(`(?m)^ +(curl .*)$`).FindStringSubmatch(testprocess.ReadFile(t, "../docs/client-address.md"))
 	if line == nil {
 		t.Fatal("docs/client-address.md has no curl line")
 	}
-	command := strings.NewReplacer("web.ingress.consul", labHost, "<the gateway>:8080", l.Gateway.addr(8080), "curl ", "curl -sS ").Replace(line[1])
-	if got := l.Balancer.shell(t, command); got.Stdout != "hello world\n" {
+	command := strings.NewReplacer("web.ingress.consul", lab.ServiceHost, "<the gateway>:8080", l.Gateway.Addr(8080), "curl ", "curl -sS ").Replace(line[1])
+	if got := l.Balancer.Shell(t, command); got.Stdout != "hello world\n" {
 		t.Errorf("%s: exit %d %q %s, want \"hello world\"", command, got.Code, got.Stdout, got.Stderr)
 	}
 }
@@ -202,7 +205,7 @@ func (l *headerLab) wantDocumentedCommand(t *testing.T) {
 // balancer's port is 8080, and the client speaks of https.
 func (l *headerLab) wantDocumentedProto(t *testing.T) {
 	t.Helper()
-	settings := regexp.MustCompile(`(?m)^usher \{ client_address .*$`).FindAllString(readFile(t, "../docs/client-address.md"), -1)
+	settings := regexp.MustCompile(`(?m)^usher \{ client_address .*$`).FindAllString(testprocess.ReadFile(t, "../docs/client-address.md"), -1)
 	if len(settings) != 2 {
 		t.Fatalf("docs/client-address.md has %q, want two settings", settings)
 	}
@@ -214,14 +217,14 @@ func (l *headerLab) wantDocumentedProto(t *testing.T) {
 	for _, step := range []struct{ settings, sent, want string }{
 		{byPort, "http", "https"}, {settings[0], "https", "http"}, {settings[1], "https", "https"}, {settings[1], "", "http"}, {strict + "}", "https", "http"},
 	} {
-		l.writeDefaults(t, step.settings)
-		eventually(t, fmt.Sprintf("with %q, one that sends %q is told as %s", step.settings, step.sent, step.want), changeDeadline, func() error {
-			request := l.call(newPath())
+		writeProxyDefaults(t, l.Lab, step.settings)
+		testprocess.Eventually(t, fmt.Sprintf("with %q, one that sends %q is forwarded as %s", step.settings, step.sent, step.want), testprocess.ChangeDeadline, func() error {
+			request := l.Request(lab.NewPath())
 			if step.sent != "" {
 				request.Header = http.Header{"X-Forwarded-Proto": {step.sent}}
 			}
-			request.must(t).wantHello(t)
-			if got := l.Echo.request(t, request.Path).Header.Get("X-Forwarded-Proto"); got != step.want {
+			request.MustDo(t).WantHello(t)
+			if got := l.Echo.Received(t, request.Path).Header.Get("X-Forwarded-Proto"); got != step.want {
 				return fmt.Errorf("the service sees %q", got)
 			}
 			return nil
@@ -233,23 +236,23 @@ func (l *headerLab) wantDocumentedProto(t *testing.T) {
 // until the service sees x-forwarded-proto: https whatever the client says.
 func (l *headerLab) wantProtoOfTLS(t *testing.T) {
 	t.Helper()
-	l.Consul.writeEntry(t, readFile(t, "testdata/lab/ingress-gateway.hcl")+"TLS { Enabled = true }\n")
-	eventually(t, "the service sees x-forwarded-proto: https on TLS", changeDeadline, func() error {
-		path := newPath()
-		got := l.Balancer.shell(t, fmt.Sprintf("curl -sSk --haproxy-protocol -H 'Host: %s' -H 'X-Forwarded-Proto: http' https://%s%s",
-			labHost, l.Gateway.addr(8080), path))
+	l.Consul.WriteEntry(t, testprocess.ReadFile(t, "testdata/lab/ingress-gateway.hcl")+"TLS { Enabled = true }\n")
+	testprocess.Eventually(t, "the service sees x-forwarded-proto: https on TLS", testprocess.ChangeDeadline, func() error {
+		path := lab.NewPath()
+		got := l.Balancer.Shell(t, fmt.Sprintf("curl -sSk --haproxy-protocol -H 'Host: %s' -H 'X-Forwarded-Proto: http' https://%s%s",
+			lab.ServiceHost, l.Gateway.Addr(8080), path))
 		if got.Stdout != "hello world\n" {
 			return fmt.Errorf("exit %d %s%s", got.Code, got.Stdout, got.Stderr)
 		}
-		if got := l.Echo.request(t, path).Header.Get("X-Forwarded-Proto"); got != "https" {
+		if got := l.Echo.Received(t, path).Header.Get("X-Forwarded-Proto"); got != "https" {
 			return fmt.Errorf("it sees %q", got)
 		}
 		return nil
 	})
 }
 
-// see marks a difference's row of the documentation.
-func (l *headerLab) see(t *testing.T, path headerPath, row headerRow) {
+// observe marks a difference's row of the documentation.
+func (l *headerLab) observe(t *testing.T, path headerPath, row headerRow) {
 	t.Helper()
 	if _, documented := l.rows[row]; !documented {
 		t.Errorf("%s: docs/client-address.md does not have %+v", path.name, row)
@@ -258,14 +261,14 @@ func (l *headerLab) see(t *testing.T, path headerPath, row headerRow) {
 	l.rows[row] = true
 }
 
-// exchange makes a request and gives the headers that the service got and those
+// exchange makes a request and returns the headers that the service got and those
 // that the client got, without what is another one each time.
-func (l *headerLab) exchange(t *testing.T, c call, sent http.Header) (request, answered http.Header) {
+func (l *headerLab) exchange(t *testing.T, c lab.Request, sent http.Header) (request, answered http.Header) {
 	t.Helper()
-	c.Path, c.Header = newPath(), sent
-	got := c.must(t)
-	got.wantHello(t)
-	seen := l.Echo.request(t, c.Path)
+	c.Path, c.Header = lab.NewPath(), sent
+	got := c.MustDo(t)
+	got.WantHello(t)
+	seen := l.Echo.Received(t, c.Path)
 	request = seen.Header
 	request.Set("Method and host", seen.Method+" "+seen.Host)
 	for _, id := range request["X-Request-Id"] {
@@ -336,7 +339,7 @@ var tableRow = regexp.MustCompile("(?m)^\\| (`x-[^|]*`) \\| ([^|]*) \\| ([^|]*) 
 func documentedRows(t *testing.T) map[headerRow]bool {
 	t.Helper()
 	rows := map[headerRow]bool{}
-	for _, cells := range tableRow.FindAllStringSubmatch(readFile(t, "../docs/client-address.md"), -1) {
+	for _, cells := range tableRow.FindAllStringSubmatch(testprocess.ReadFile(t, "../docs/client-address.md"), -1) {
 		rows[headerRow{cells[1], cells[2], cells[3], cells[4]}] = false
 	}
 	if len(rows) == 0 {

@@ -8,6 +8,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // headerSetting is a setting that changes what services see, beyond what PROXY
@@ -36,27 +39,27 @@ var headerSettings = []headerSetting{
 // setting, or else in the one of PROXY protocol. The access log has the client
 // that the setting makes of the connection, or of a trusted hop's word.
 func TestHeadersOfSettings(t *testing.T) {
-	for _, version := range []string{envoyNew, envoyOld} {
+	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()
-			l, paths := startHeaderLab(t, consulNew, version)
+			l, paths := startHeaderLab(t, lab.ConsulNew, version)
 			headed, plain := paths[1], paths[2]
 			for _, s := range headerSettings {
-				t.Run(s.name+" without a PROXY header", func(t *testing.T) { l.tellSetting(t, s, plain) })
+				t.Run(s.name+" without a PROXY header", func(t *testing.T) { l.checkSetting(t, s, plain) })
 				on := s
 				if !strings.Contains(s.text, "proxy_protocol") {
 					on.text += ` proxy_protocol { mode = "strict" }`
 				} else {
 					headed.client = plain.client // what the header says is not believed
 				}
-				t.Run(s.name+" with a PROXY header", func(t *testing.T) { l.tellSetting(t, on, headed) })
+				t.Run(s.name+" with a PROXY header", func(t *testing.T) { l.checkSetting(t, on, headed) })
 			}
 		})
 	}
 }
 
-// tellSetting compares what services see once the setting is in force.
-func (l *headerLab) tellSetting(t *testing.T, s headerSetting, path headerPath) {
+// checkSetting compares what services see once the setting is in force.
+func (l *headerLab) checkSetting(t *testing.T, s headerSetting, path headerPath) {
 	t.Helper()
 	plain := path
 	plain.usher.Proxy = nil
@@ -67,13 +70,13 @@ func (l *headerLab) tellSetting(t *testing.T, s headerSetting, path headerPath) 
 	l.wantRowsSeen(t)
 
 	c := path.usher
-	c.Path, c.Header = newPath(), http.Header{"X-Forwarded-For": {forgedIP + ", 192.0.2.1"}}
-	c.must(t).wantHello(t)
+	c.Path, c.Header = lab.NewPath(), http.Header{"X-Forwarded-For": {lab.ForgedIP + ", 192.0.2.1"}}
+	c.MustDo(t).WantHello(t)
 	want := path.client
 	if strings.Contains(s.text, "trusted_hops") {
 		want = "192.0.2.1"
 	}
-	if got := l.gateway.Log.request(t, c.Path).ip(t, "downstream_remote_address"); got != want {
+	if got := l.gateway.Log.WaitRequest(t, c.Path).IP(t, "downstream_remote_address"); got != want {
 		t.Errorf("access log has %s for the client, want %s", got, want)
 	}
 }
@@ -81,18 +84,18 @@ func (l *headerLab) tellSetting(t *testing.T, s headerSetting, path headerPath) 
 // inForce writes a setting, and waits until requests show it.
 func (l *headerLab) inForce(t *testing.T, s headerSetting, path headerPath) {
 	t.Helper()
-	l.Consul.writeEntry(t, readFile(t, "testdata/lab/proxy-defaults.hcl")+"Config { usher { "+s.text+" } }\n")
+	l.Consul.WriteEntry(t, testprocess.ReadFile(t, "testdata/lab/proxy-defaults.hcl")+"Config { usher { "+s.text+" } }\n")
 	c := path.usher
 	c.Header = http.Header{"X-Forwarded-For": {"192.0.2.1"}, "X-Forwarded-Proto": {"https"}}
 	want := strings.ReplaceAll(s.value, "CLIENT", path.client)
-	eventually(t, s.name+" is in force", changeDeadline, func() error {
+	testprocess.Eventually(t, s.name+" is in force", testprocess.ChangeDeadline, func() error {
 		const row = 10
 		for range row {
-			c.Path = newPath()
-			if got, err := c.do(t.Context()); err != nil || got.Status != http.StatusOK {
+			c.Path = lab.NewPath()
+			if got, err := c.Do(t.Context()); err != nil || got.Status != http.StatusOK {
 				return fmt.Errorf("the answer is %d (%w)", got.Status, err)
 			}
-			if seen := strings.Join(l.Echo.request(t, c.Path).Header.Values(s.header), "|"); seen != want {
+			if seen := strings.Join(l.Echo.Received(t, c.Path).Header.Values(s.header), "|"); seen != want {
 				return fmt.Errorf("the service gets %s %q, want %q", s.header, seen, want)
 			}
 		}
@@ -108,7 +111,7 @@ var settingRow = regexp.MustCompile("(?m)^\\| (`[^|]*) \\| (`x-[^|]*`) \\| ([^|]
 func documentedRowsOf(t *testing.T, setting string) map[headerRow]bool {
 	t.Helper()
 	rows := documentedRows(t)
-	for _, cells := range settingRow.FindAllStringSubmatch(readFile(t, "../docs/client-address.md"), -1) {
+	for _, cells := range settingRow.FindAllStringSubmatch(testprocess.ReadFile(t, "../docs/client-address.md"), -1) {
 		if cells[1] != setting && cells[1] != strings.Replace(setting, "8080", "443", 1) {
 			continue
 		}

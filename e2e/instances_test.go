@@ -7,46 +7,49 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // twoInstances are two instances of one gateway with one service ID, each
 // registered at the Consul agent of its own node, one strict and one off.
 type twoInstances struct {
-	*meshLab
-	Second *host
-	agents map[*host]*consulAgent
+	*lab.Lab
+	Second *lab.Host
+	agents map[*lab.Host]*lab.Consul
 }
 
 // TestTwoInstancesOnDifferentNodes has both instances on one Usher, each with
 // listeners of its own. Usher tells their Envoys apart by the address that they
 // connect from, and, where they all come through a unix socket, by the name of
-// their node. An Envoy that cannot be told is refused, and says why.
+// their node. An Envoy whose instance is unknown is refused, with the reason.
 func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 	t.Parallel()
 	l := startTwoInstances(t)
 	t.Run("by address", func(t *testing.T) {
-		usher := startUsher(t, usherOptions{
-			Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.addr(18000), Args: []string{"--insecure-plaintext"},
+		usher := lab.StartUsher(t, lab.UsherOptions{
+			Host: l.Control, Consul: l.Consul, XDSAddr: l.Control.Addr(18000), Args: []string{"--insecure-plaintext"},
 		})
-		envoys := map[*host]*envoy{}
+		envoys := map[*lab.Host]*lab.Envoy{}
 		for h, agent := range l.agents {
-			envoys[h] = startEnvoy(t, envoyOptions{
-				Name: "gateway on " + h.Name, Host: h, Consul: agent, Envoy: envoyNew, AdminPort: 19000,
+			envoys[h] = lab.StartEnvoy(t, lab.EnvoyOptions{
+				Name: "gateway on " + h.Name, Host: h, Consul: agent, Envoy: lab.EnvoyNew, AdminPort: 19000,
 				GRPCAddr: usher.GRPCAddr, Args: []string{"-gateway=ingress", "-service", "ingress-gateway"},
 			})
 		}
 		l.wantOwnListeners(t, envoys)
-		l.wantRefused(t, usher, "address "+balancerIP)
-		l.wantOneTrouble(t, usher)
+		l.wantRefused(t, usher, "address "+lab.BalancerIP)
+		l.wantOneProblem(t, usher)
 	})
 	t.Run("by node name", func(t *testing.T) {
-		usher := startUsher(t, usherOptions{
-			Host: l.Control, Consul: l.Consul, XDSAddr: "unix://" + filepath.Join(newDir(t), "xds.sock"),
+		usher := lab.StartUsher(t, lab.UsherOptions{
+			Host: l.Control, Consul: l.Consul, XDSAddr: "unix://" + filepath.Join(testprocess.NewDir(t), "xds.sock"),
 		})
-		envoys := map[*host]*envoy{}
+		envoys := map[*lab.Host]*lab.Envoy{}
 		for h := range l.agents {
-			envoys[h] = startOwn(t, ownOptions{
-				Host: h, Envoy: envoyNew, XDSAddr: usher.GRPCAddr, Args: []string{"--node-name", h.Name},
+			envoys[h] = lab.StartBootstrapped(t, lab.BootstrapOptions{
+				Host: h, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: []string{"--node-name", h.Name},
 			})
 		}
 		l.wantOwnListeners(t, envoys)
@@ -56,11 +59,11 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 
 func startTwoInstances(t *testing.T) *twoInstances {
 	t.Helper()
-	l := &twoInstances{meshLab: startMeshLab(t, consulNew, envoyNew, false), agents: map[*host]*consulAgent{}}
-	l.Second = l.addHost(t, "gateway2", gateway2IP)
-	for h, mode := range map[*host]string{l.Gateway: "strict", l.Second: "off"} {
-		agent := startConsul(t, consulOptions{Version: consulNew, Host: h, Join: l.Consul})
-		agent.register(t, gatewayDefinition(h, fmt.Sprintf("usher { proxy_protocol { mode = %q } }", mode)))
+	l := &twoInstances{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false), agents: map[*lab.Host]*lab.Consul{}}
+	l.Second = l.AddHost(t, "gateway2", lab.Gateway2IP)
+	for h, mode := range map[*lab.Host]string{l.Gateway: "strict", l.Second: "off"} {
+		agent := lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: h, Join: l.Consul})
+		registerDefinition(t, agent, gatewayDefinition(h, fmt.Sprintf("usher { proxy_protocol { mode = %q } }", mode)))
 		l.agents[h] = agent
 	}
 	return l
@@ -71,13 +74,13 @@ const ownReady = "envoy_ready_listener::127.0.0.1:8443\n"
 
 // wantOwnListeners wants the first instance strict and the second off, each on
 // its own address and no other.
-func (l *twoInstances) wantOwnListeners(t *testing.T, envoys map[*host]*envoy) {
+func (l *twoInstances) wantOwnListeners(t *testing.T, envoys map[*lab.Host]*lab.Envoy) {
 	t.Helper()
-	l.waitMode(t, l.Gateway, "strict")
-	l.waitMode(t, l.Second, "off")
+	l.WaitMode(t, l.Gateway, "strict")
+	l.WaitMode(t, l.Second, "off")
 	for h, e := range envoys {
-		listeners, err := e.admin("/listeners")
-		if want := "http:" + h.addr(8080) + "::" + h.addr(8080) + "\n"; err != nil || strings.TrimPrefix(listeners, ownReady) != want {
+		listeners, err := e.Admin("/listeners")
+		if want := "http:" + h.Addr(8080) + "::" + h.Addr(8080) + "\n"; err != nil || strings.TrimPrefix(listeners, ownReady) != want {
 			t.Errorf("%s has the listeners %q, want %q (%v)", e.Name, listeners, want, err)
 		}
 	}
@@ -85,29 +88,29 @@ func (l *twoInstances) wantOwnListeners(t *testing.T, envoys map[*host]*envoy) {
 
 // wantRefused starts an Envoy on a host that has none of the instances'
 // addresses, and without its node's name: both logs say what to do.
-func (l *twoInstances) wantRefused(t *testing.T, usher *usher, from string) {
+func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) {
 	t.Helper()
 	message := fmt.Sprintf(`gateway "ingress-gateway" has instances with the service ID "ingress-gateway" and different settings `+
 		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata tells which one it is: `+
 		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
-	stranger := startOwn(t, ownOptions{Host: l.Balancer, Envoy: envoyNew, XDSAddr: usher.GRPCAddr})
+	stranger := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
 	stranger.WaitOutput(t, message)
 	usher.WaitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
-	if listeners, err := stranger.admin("/listeners"); err != nil || listeners != "" {
+	if listeners, err := stranger.Admin("/listeners"); err != nil || listeners != "" {
 		t.Errorf("an Envoy that is refused has the listeners %q, want none (%v)", listeners, err)
 	}
 }
 
-// wantOneTrouble has a bad proxy-defaults for a while. It is one problem, though
+// wantOneProblem has a bad proxy-defaults for a while. It is one problem, though
 // both agents merge it into their registrations, each in its own time.
-func (l *twoInstances) wantOneTrouble(t *testing.T, usher *usher) {
+func (l *twoInstances) wantOneProblem(t *testing.T, usher *lab.Usher) {
 	t.Helper()
 	bad := badSettings[0]
-	line := `msg="bad configuration" gateway=ingress-gateway ` + asLogged(`proxy-defaults "global": `+bad.where, bad.what)
-	trouble := usher.wantTrouble(t, line, func() { l.writeDefaults(t, bad.usher) })
-	trouble.mended(t, func() { l.setMode(t, "off") })
-	l.waitMode(t, l.Gateway, "strict")
-	l.waitMode(t, l.Second, "off")
+	line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
+	trouble := usher.WantProblem(t, line, func() { writeProxyDefaults(t, l.Lab, bad.usher) })
+	trouble.WantFixed(t, func() { l.SetMode(t, "off") })
+	l.WaitMode(t, l.Gateway, "strict")
+	l.WaitMode(t, l.Second, "off")
 }
 
 // TestSettingsInFourPlaces lays what Usher's own file says of every gateway,
@@ -117,16 +120,16 @@ func (l *twoInstances) wantOneTrouble(t *testing.T, usher *usher) {
 // The file is written as an editor writes it, which empties it first.
 func TestSettingsInFourPlaces(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
 	const others = "gateway \"another\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: others})
-	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: others})
+	lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
 	setting := func(mode string) string { return fmt.Sprintf("usher { proxy_protocol { mode = %q } }", mode) }
 	ofListener := func(mode string) string {
 		return fmt.Sprintf("usher { listeners { \"8080\" { proxy_protocol { mode = %q } } } }", mode)
 	}
 	writeConfig := func(content string) {
-		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), content)
+		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), content)
 	}
 	own := "gateway \"ingress-gateway\" {\n  " + setting("MODE") + "\n}\n"
 
@@ -135,27 +138,27 @@ func TestSettingsInFourPlaces(t *testing.T) {
 		do   func()
 		want string
 	}{
-		{"nobody says anything", func() {}, "off"},
+		{"no layer has a setting", func() {}, "off"},
 		{"the file, for every gateway", func() { writeConfig(setting("permissive") + "\n" + others) }, "permissive"},
-		{"proxy-defaults wins", func() { l.writeDefaults(t, setting("strict")) }, "strict"},
-		{"the registration wins", func() { l.writeOwn(t, setting("off")) }, "off"},
+		{"proxy-defaults wins", func() { writeProxyDefaults(t, l, setting("strict")) }, "strict"},
+		{"the registration wins", func() { writeGatewayRegistration(t, l, setting("off")) }, "off"},
 		{"the file wins", func() { writeConfig(others + strings.ReplaceAll(own, "MODE", "permissive")) }, "permissive"},
 		{"the file changes", func() { writeConfig(strings.ReplaceAll(own, "MODE", "strict") + others) }, "strict"},
 		{"the file says off", func() { writeConfig(strings.ReplaceAll(own, "MODE", "off")) }, "off"},
-		{"proxy-defaults says it of the listener", func() { l.writeDefaults(t, ofListener("strict")) }, "strict"},
-		{"the registration says it of the listener", func() { l.writeOwn(t, ofListener("permissive")) }, "permissive"},
-		{"the registration says off of all", func() { l.writeOwn(t, setting("off")) }, "strict"},
-		{"nobody says anything of the listener", func() { l.writeDefaults(t, setting("strict")) }, "off"},
-		{"the registration changes beneath it", func() { l.writeOwn(t, setting("permissive")) }, "off"},
+		{"proxy-defaults says it of the listener", func() { writeProxyDefaults(t, l, ofListener("strict")) }, "strict"},
+		{"the registration says it of the listener", func() { writeGatewayRegistration(t, l, ofListener("permissive")) }, "permissive"},
+		{"the registration says off of all", func() { writeGatewayRegistration(t, l, setting("off")) }, "strict"},
+		{"no layer has a setting for the listener", func() { writeProxyDefaults(t, l, setting("strict")) }, "off"},
+		{"the registration changes beneath it", func() { writeGatewayRegistration(t, l, setting("permissive")) }, "off"},
 		{"the file says nothing any more", func() { writeConfig(others) }, "permissive"},
-		{"nor does the registration", func() { l.writeOwn(t, "") }, "strict"},
-		{"nor does proxy-defaults", func() { l.writeDefaults(t, "") }, "off"},
+		{"nor does the registration", func() { writeGatewayRegistration(t, l, "") }, "strict"},
+		{"nor does proxy-defaults", func() { writeProxyDefaults(t, l, "") }, "off"},
 	} {
 		step.do()
-		l.waitMode(t, l.Gateway, step.want)
+		l.WaitMode(t, l.Gateway, step.want)
 		t.Logf("%s: %s", step.name, step.want)
 	}
-	if got := usher.errors(t); len(got) > 0 {
+	if got := usher.Errors(t); len(got) > 0 {
 		t.Errorf("usher logs errors:\n%s", strings.Join(got, "\n"))
 	}
 }

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"net/http"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestOpenConnectionsKeepTheirRules has a connection without a PROXY header
@@ -14,39 +17,39 @@ import (
 // at once.
 func TestOpenConnectionsKeepTheirRules(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
-	l.setMode(t, "permissive")
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	startGateway(t, gatewayOptions{
-		Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr,
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	l.SetMode(t, "permissive")
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+	lab.StartGateway(t, lab.GatewayOptions{
+		Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr,
 		EnvoyArgs: []string{"--drain-time-s", "4", "--parent-shutdown-time-s", "5"},
 	})
-	l.waitMode(t, l.Gateway, "permissive")
-	plain := call{From: l.Balancer, To: l.Gateway.addr(8080), Path: newPath()}
-	kept, tunnel := plain.open(t), plain.open(t)
-	for _, conn := range []*clientConn{kept, tunnel} {
-		if got, err := conn.exchange(plain, "keep-alive"); err != nil || got.Status != http.StatusOK {
+	l.WaitMode(t, l.Gateway, "permissive")
+	plain := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Path: lab.NewPath()}
+	kept, tunnel := openConnection(t, plain), openConnection(t, plain)
+	for _, conn := range []*lab.ClientConn{kept, tunnel} {
+		if got, err := conn.RoundTrip(plain, "keep-alive"); err != nil || got.Status != http.StatusOK {
 			t.Fatalf("the first request is answered %d (%v)", got.Status, err)
 		}
 	}
 
-	l.setMode(t, "strict")
-	l.waitMode(t, l.Gateway, "strict")
-	if got, err := kept.exchange(plain, "keep-alive"); err != nil || got.Status != http.StatusOK {
+	l.SetMode(t, "strict")
+	l.WaitMode(t, l.Gateway, "strict")
+	if got, err := kept.RoundTrip(plain, "keep-alive"); err != nil || got.Status != http.StatusOK {
 		t.Errorf("a request on the open connection is answered %d (%v), want 200", got.Status, err)
 	}
-	eventually(t, "the idle connection is closed once the old listener is drained", changeDeadline, func() error {
-		if !tunnel.endedByPeer() {
+	testprocess.Eventually(t, "the idle connection is closed once the old listener is drained", testprocess.ChangeDeadline, func() error {
+		if !tunnel.ClosedByServer() {
 			return errors.New("it is open")
 		}
 		return nil
 	})
 }
 
-// open opens a connection until the test's end.
-func (c call) open(t *testing.T) *clientConn {
+// openConnection opens a connection until the test's end.
+func openConnection(t *testing.T, c lab.Request) *lab.ClientConn {
 	t.Helper()
-	conn, err := c.connect(t.Context())
+	conn, err := c.Connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

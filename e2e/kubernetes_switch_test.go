@@ -5,12 +5,14 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -22,7 +24,7 @@ import (
 //
 // The Service comes first where no grace lasts, as with every cloud, for the
 // cloud reads it. Within a grace the balancer comes first, too, both on and off:
-// somebody has changed their mind.
+// a user has changed their mind.
 //
 // USHER_APART sets how far apart (2s); 20s is what a cloud needs at least.
 func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
@@ -33,64 +35,67 @@ func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
 	s.annotate(t, true)
 	s.stay(t, "permissive")
 	s.wait()
-	s.setHeader(t, v2Header)
+	s.setHeader(t, lab.SendV2)
 
-	s.setHeader(t, noHeader)
+	s.setHeader(t, lab.SendNone)
 	s.waitInGrace(t)
 	s.annotate(t, false)
 	s.stay(t, "permissive")
-	s.setHeader(t, v2Header)
+	s.setHeader(t, lab.SendV2)
 	s.waitInGrace(t)
 	s.annotate(t, true)
-	s.first.restart(t)
+	s.first.Restart(t)
 	s.stay(t, "permissive")
 	s.stay(t, "strict")
 
 	s.annotate(t, false)
 	s.stay(t, "permissive")
-	s.second.restart(t)
+	s.second.Restart(t)
 	s.stay(t, "permissive")
 	s.wait()
-	s.setHeader(t, noHeader)
+	s.setHeader(t, lab.SendNone)
 	s.stay(t, "off")
 
-	s.load.wantNoFailures(t)
+	s.load.WantNoFailures(t)
 	s.wantAddresses(t)
 }
 
 // switchedApart is the lab with two pods behind the balancer, under load.
 type switchedApart struct {
-	*kubernetesLab
-	first, second *pod
+	*lab.KubernetesLab
+	first, second *lab.Pod
 	apart, grace  time.Duration
-	load          *load
+	load          *lab.Load
 	headers       []switched
 	sent          map[string]map[string]string // what both Ushers sent, by mode
 }
 
 // switched is a change of what the balancer writes in front of new connections.
 type switched struct {
-	header   proxyHeader
+	header   lab.ProxyHeader
 	from, to time.Time // while it was made
 }
 
 func startSwitchedApart(t *testing.T) *switchedApart {
 	t.Helper()
-	apart, err := time.ParseDuration(envOr("USHER_APART", "2s"))
-	if err != nil {
-		t.Fatalf("USHER_APART: %v", err)
+	apart := 2 * time.Second
+	if text := os.Getenv("USHER_APART"); text != "" {
+		var err error
+		if apart, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("USHER_APART: %v", err)
+		}
 	}
-	s := &switchedApart{kubernetesLab: startKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
-	s.chart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
-	s.first = s.startPod(t, s.Gateway, s.grace)
-	s.second = s.startPod(t, s.addHost(t, "gateway2", gateway2IP), s.grace)
+	s := &switchedApart{KubernetesLab: lab.StartKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
+	s.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
+	s.first = s.StartPod(t, s.Gateway, s.grace)
+	s.second = s.StartPod(t, s.AddHost(t, "gateway2", lab.Gateway2IP), s.grace)
 	s.HAProxy.Kill() // it has one target only
-	s.HAProxy = startBalancer(t, balancerOptions{
-		Host: s.Balancer, Targets: []*host{s.first.host, s.second.host}, Ports: []int{8080}, Header: noHeader,
+	s.HAProxy = lab.StartHAProxy(t, lab.HAProxyOptions{
+		Host: s.Balancer, Targets: []*lab.Host{s.first.Host, s.second.Host}, Ports: []int{8080}, Header: lab.SendNone,
 	})
-	waitStatus(t, s.call("/"), 200)
-	s.headers = []switched{{header: noHeader}}
-	s.load = startLoadAt(t, s.call("/"), 300)
+	lab.WaitStatus(t, s.Request("/"), 200)
+	s.headers = []switched{{header: lab.SendNone}}
+	s.load = lab.StartLoadAt(t, s.Request("/"), 300)
 	return s
 }
 
@@ -101,32 +106,32 @@ func (s *switchedApart) wait() { time.Sleep(s.apart) }
 func (s *switchedApart) waitInGrace(t *testing.T) {
 	t.Helper()
 	s.wait()
-	if s.first.usher.graceEnd(t) == "" {
+	if s.first.Usher.GracePeriodEnd(t) == "" {
 		t.Fatalf("this machine is too slow: the grace of %v is over; set USHER_APART to more than %v", s.grace, s.apart)
 	}
 }
 
 // setHeader switches the balancer, and lets it work like this for a while.
-func (s *switchedApart) setHeader(t *testing.T, header proxyHeader) {
+func (s *switchedApart) setHeader(t *testing.T, header lab.ProxyHeader) {
 	t.Helper()
 	from := time.Now()
-	s.HAProxy.setHeader(t, header)
+	s.HAProxy.SetHeader(t, header)
 	s.headers = append(s.headers, switched{header, from, time.Now()})
-	s.load.waitMore(t)
+	s.load.WaitMore(t)
 }
 
 // annotate switches the Service, and waits until both Ushers have begun the grace
 // for it, which ends at the same time.
 func (s *switchedApart) annotate(t *testing.T, on bool) {
 	t.Helper()
-	before := s.first.usher.graceEnd(t)
+	before := s.first.Usher.GracePeriodEnd(t)
 	var value *string
 	if on {
 		value = new("*")
 	}
 	s.API.Annotate(t, awsHeaders, value)
-	eventually(t, "both Ushers have begun the same grace", changeDeadline, func() error {
-		first, second := s.first.usher.graceEnd(t), s.second.usher.graceEnd(t)
+	testprocess.Eventually(t, "both Ushers have begun the same grace", testprocess.ChangeDeadline, func() error {
+		first, second := s.first.Usher.GracePeriodEnd(t), s.second.Usher.GracePeriodEnd(t)
 		if first == "" || first == before || first != second {
 			return fmt.Errorf("they end at %q and %q, and the last one at %q", first, second, before)
 		}
@@ -138,13 +143,13 @@ func (s *switchedApart) annotate(t *testing.T, on bool) {
 // is what they sent when they last were, and the load comes through for a while.
 func (s *switchedApart) stay(t *testing.T, mode string) {
 	t.Helper()
-	for _, p := range []*pod{s.first, s.second} {
-		p.follows(t, mode, s.grace+changeDeadline)
+	for _, p := range []*lab.Pod{s.first, s.second} {
+		p.WaitMode(t, mode, s.grace+testprocess.ChangeDeadline)
 	}
-	if first, second := s.first.usher.graceEnd(t), s.second.usher.graceEnd(t); first != second {
+	if first, second := s.first.Usher.GracePeriodEnd(t), s.second.Usher.GracePeriodEnd(t); first != second {
 		t.Errorf("%s: the graces end at %s and %s", mode, first, second)
 	}
-	sent := wantEqual(t, mode, s.first, s.second)
+	sent := lab.WantSameResources(t, mode, s.first, s.second)
 	if diff := cmp.Diff(s.sent[mode], sent); s.sent[mode] != nil && diff != "" {
 		t.Errorf("%s: versions the last time -, now +:\n%s", mode, diff)
 	}
@@ -154,7 +159,7 @@ func (s *switchedApart) stay(t *testing.T, mode string) {
 		}
 	}
 	s.sent[mode] = sent
-	s.load.waitMore(t)
+	s.load.WaitMore(t)
 }
 
 // wantAddresses wants in the access logs, for every request of the load, the
@@ -165,13 +170,13 @@ func (s *switchedApart) wantAddresses(t *testing.T) {
 	logged := s.logged(t)
 	seen := map[int]int{} // requests, by the index of what the balancer did
 	wrong := 0
-	for _, r := range s.load.answered {
+	for _, r := range s.load.Answered {
 		i := s.settled(r)
 		if i < 0 {
 			continue // the balancer was being switched
 		}
 		seen[i]++
-		want := map[proxyHeader]string{noHeader: balancerIP, v2Header: clientIP}[s.headers[i].header]
+		want := map[lab.ProxyHeader]string{lab.SendNone: lab.BalancerIP, lab.SendV2: lab.ClientIP}[s.headers[i].header]
 		if got := logged[r.Path]; got != want && wrong < 10 {
 			wrong++
 			t.Errorf("access log has %q for %s, want %s: the balancer sent %s", got, r.Path, want, s.headers[i].header)
@@ -179,15 +184,15 @@ func (s *switchedApart) wantAddresses(t *testing.T) {
 	}
 	for i, header := range s.headers {
 		t.Logf("balancer with %s: %d requests with the right address", header.header, seen[i])
-		if seen[i] < s.load.rate/8 {
+		if seen[i] < s.load.Rate/8 {
 			t.Errorf("only %d requests came after change %d of the balancer, to %s", seen[i], i, header.header)
 		}
 	}
 }
 
 // settled is the index of what the balancer did when a request's connection was
-// made; -1 if nobody knows.
-func (s *switchedApart) settled(r loadRequest) int {
+// made; -1 if that is not known.
+func (s *switchedApart) settled(r lab.LoadRequest) int {
 	at := 0
 	for i, h := range s.headers[1:] {
 		switch {
@@ -201,25 +206,25 @@ func (s *switchedApart) settled(r loadRequest) int {
 }
 
 // logged waits until the access logs have all requests of the load, each once,
-// and gives the clients' addresses by path.
+// and returns the clients' addresses by path.
 func (s *switchedApart) logged(t *testing.T) map[string]string {
 	t.Helper()
 	var addresses map[string]string
-	eventually(t, "the access logs have every request", changeDeadline, func() error {
+	testprocess.Eventually(t, "the access logs have every request", testprocess.ChangeDeadline, func() error {
 		addresses = map[string]string{}
-		for _, p := range []*pod{s.first, s.second} {
-			for _, entry := range p.envoy.Log.entries(t) {
-				path := entry.text("path")
-				if !strings.HasPrefix(path, loadPrefix) {
+		for _, p := range []*lab.Pod{s.first, s.second} {
+			for _, entry := range p.Envoy.Log.Entries(t) {
+				path := entry.Text("path")
+				if !strings.HasPrefix(path, lab.LoadPrefix) {
 					continue
 				}
 				if addresses[path] != "" {
-					return testprocess.Hopeless(errors.New(path + " is there twice"))
+					return testprocess.Permanent(errors.New(path + " is there twice"))
 				}
-				addresses[path] = entry.ip(t, "downstream_remote_address")
+				addresses[path] = entry.IP(t, "downstream_remote_address")
 			}
 		}
-		for _, r := range s.load.answered {
+		for _, r := range s.load.Answered {
 			if addresses[r.Path] == "" {
 				return errors.New("not that for " + r.Path)
 			}

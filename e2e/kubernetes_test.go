@@ -9,46 +9,49 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // awsHeaders is the annotation that the second lab adds.
 const awsHeaders = "service.beta.kubernetes.io/aws-load-balancer-proxy-protocol"
 
 // TestLabInKubernetes makes the Services of the lab's values files, with nothing
-// about PROXY protocol told to Usher: off with the first, strict with the second,
+// about PROXY protocol given to Usher: off with the first, strict with the second,
 // and the client's address in the access log. The values file with TABs ends
 // before it gets to Usher, wherever it is tried.
 func TestLabInKubernetes(t *testing.T) {
 	t.Parallel()
-	l := startKubernetesLab(t)
-	l.chart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
-	p := l.startPod(t, l.Gateway, 6*time.Second)
+	l := lab.StartKubernetesLab(t)
+	l.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
+	p := l.StartPod(t, l.Gateway, 6*time.Second)
 
-	p.follows(t, "off", changeDeadline)
-	l.wantBalancersAddress(t, p.envoy)
-	l.HAProxy.setHeader(t, v2Header)
-	l.wantBadRequest(t)
-	l.HAProxy.setHeader(t, noHeader)
+	p.WaitMode(t, "off", testprocess.ChangeDeadline)
+	l.WantBalancerAddress(t, p.Envoy)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	l.WantBadRequest(t)
+	l.HAProxy.SetHeader(t, lab.SendNone)
 
-	l.wantTabsRefused(t)
-	l.wantNearMissExplained(t, p)
-	p.follows(t, "off", changeDeadline)
-	l.wantBalancersAddress(t, p.envoy)
+	wantTabsRefused(t, l)
+	wantNearMissExplained(t, l, p)
+	p.WaitMode(t, "off", testprocess.ChangeDeadline)
+	l.WantBalancerAddress(t, p.Envoy)
 
-	l.chart(t, "../internal/loadbalancer/testdata/consul-values-ppv2.yaml", true)
-	p.usher.WaitOutput(t, "port=8080 mode=permissive until=")
-	l.HAProxy.setHeader(t, v2Header)
-	p.follows(t, "strict", changeDeadline)
-	l.wantClientsAddress(t, p.envoy)
-	l.HAProxy.setHeader(t, noHeader)
-	l.wantRefused(t)
+	l.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values-ppv2.yaml", true)
+	p.Usher.WaitOutput(t, "port=8080 mode=permissive until=")
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	p.WaitMode(t, "strict", testprocess.ChangeDeadline)
+	l.WantClientAddress(t, p.Envoy)
+	l.HAProxy.SetHeader(t, lab.SendNone)
+	l.WantPlainRefused(t)
 }
 
 // wantTabsRefused: Helm does not read the file, and the API server takes no
 // annotation whose name begins with TABs.
-func (l *kubernetesLab) wantTabsRefused(t *testing.T) {
+func wantTabsRefused(t *testing.T, l *lab.KubernetesLab) {
 	t.Helper()
-	_, err := serviceOf(readFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"))
+	_, err := lab.ServiceFromValues(testprocess.ReadFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"))
 	if err == nil || !strings.Contains(err.Error(), "found a tab character where an indentation space is expected") {
 		t.Errorf("the values file with TABs: %v", err)
 	}
@@ -60,13 +63,13 @@ func (l *kubernetesLab) wantTabsRefused(t *testing.T) {
 
 // wantNearMissExplained: a TAB gets to Usher in a value only. AWS refuses it, and
 // so it is unknown what the balancer does; the listener stays what it is.
-func (l *kubernetesLab) wantNearMissExplained(t *testing.T, p *pod) {
+func wantNearMissExplained(t *testing.T, l *lab.KubernetesLab, p *lab.Pod) {
 	t.Helper()
 	near := "*\t"
-	trouble := p.usher.wantTrouble(t,
-		`msg="bad configuration" gateway=ingress-gateway `+asLogged("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
-			`"*\t" is refused, and the balancer stays as it was; use "*", or remove the annotation`),
+	trouble := p.Usher.WantProblem(t,
+		`msg="bad configuration" gateway=ingress-gateway `+lab.LoggedProblem("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
+			`"*\t" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
 		func() { l.API.Annotate(t, awsHeaders, &near) })
-	waitStatus(t, l.call("/"), http.StatusOK)
-	trouble.mended(t, func() { l.API.Annotate(t, awsHeaders, nil) })
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	trouble.WantFixed(t, func() { l.API.Annotate(t, awsHeaders, nil) })
 }

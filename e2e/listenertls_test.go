@@ -14,18 +14,21 @@ import (
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestTLSListener is the story of an operator who has the gateway speak TLS with
+// TestTLSListener is for a user who has the gateway speak TLS with
 // a certificate of the mesh. Clients that trust the mesh's root, curl and Go's,
 // get their answers under every name that the gateway has. Under load, a service
 // gets one more host, and then the mesh gets a new root: the certificate is
-// signed anew each time, and no request fails.
+// signed again each time, and no request fails.
 func TestTLSListener(t *testing.T) {
 	for _, story := range []struct {
 		consul string
 		secure bool
-	}{{consulNew, false}, {consulOld, true}} {
+	}{{lab.ConsulNew, false}, {lab.ConsulOld, true}} {
 		t.Run(fmt.Sprintf("consul %s, secure %v", story.consul, story.secure), func(t *testing.T) {
 			t.Parallel()
 			s := startTLSListener(t, story.consul, story.secure)
@@ -38,42 +41,42 @@ func TestTLSListener(t *testing.T) {
 	}
 }
 
-// TestUsherRestartsWithoutSigning starts Usher anew while nobody signs
+// TestUsherRestartsWithoutSigning restarts Usher while Consul does not sign
 // certificates. An Envoy that has a certificate keeps it and its listener, and
 // follows other changes; one that is new gets the listeners without TLS alone.
 func TestUsherRestartsWithoutSigning(t *testing.T) {
 	t.Parallel()
-	s := startTLSListener(t, consulNew, false)
+	s := startTLSListener(t, lab.ConsulNew, false)
 	s.entry.TLS = api.GatewayTLSConfig{}
 	s.entry.Listeners[0].TLS = &api.GatewayTLSConfig{Enabled: true}
 	s.write(t)
-	waitStatus(t, call{From: s.Client, To: s.Gateway.addr(8081), Host: "www.example.com"}, http.StatusOK)
+	lab.WaitStatus(t, lab.Request{From: s.Client, To: s.Gateway.Addr(8081), Host: "www.example.com"}, http.StatusOK)
 	before := s.served(t)
 
 	s.Usher.Stop(t)
-	s.startUsher(t, "--consul-grpc-addr", "http://"+s.Control.addr(1))
-	s.Usher.WaitOutput(t, "consul's gRPC port at "+s.Control.addr(1))
+	s.startUsher(t, "--consul-grpc-addr", "http://"+s.Control.Addr(1))
+	s.Usher.WaitOutput(t, "consul's gRPC port at "+s.Control.Addr(1))
 	s.Usher.WaitOutput(t, "there is no certificate with DNS names for it yet")
 	s.entry.Listeners[1].Services[0].Hosts = []string{"later.example.com"}
 	s.write(t)
-	waitStatus(t, call{From: s.Client, To: s.Gateway.addr(8081), Host: "later.example.com"}, http.StatusOK)
+	lab.WaitStatus(t, lab.Request{From: s.Client, To: s.Gateway.Addr(8081), Host: "later.example.com"}, http.StatusOK)
 	if s.served(t) != before {
 		t.Error("the certificate has changed")
 	}
 
-	other := s.lab.addHost(t, "gateway2", gateway2IP)
-	fresh := startGateway(t, gatewayOptions{
-		Host: other, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: s.Usher.GRPCAddr, ID: "fresh",
+	other := s.AddHost(t, "gateway2", lab.Gateway2IP)
+	fresh := lab.StartGateway(t, lab.GatewayOptions{
+		Host: other, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: s.Usher.GRPCAddr, ID: "fresh",
 	})
-	fresh.waitListener(t, 8081)
-	if ports, err := fresh.listeners(); err != nil || slices.Contains(ports, 8080) {
+	fresh.WaitListener(t, 8081)
+	if ports, err := fresh.ListenerPorts(); err != nil || slices.Contains(ports, 8080) {
 		t.Errorf("the new Envoy has the ports %v, %v, want no 8080", ports, err)
 	}
 
 	s.Usher.Stop(t)
 	s.startUsher(t)
-	fresh.waitListener(t, 8080)
-	eventually(t, "a new certificate", changeDeadline, func() error {
+	fresh.WaitListener(t, 8080)
+	testprocess.Eventually(t, "a new certificate", testprocess.ChangeDeadline, func() error {
 		if s.served(t) == before {
 			return errors.New("the old one is there")
 		}
@@ -84,8 +87,8 @@ func TestUsherRestartsWithoutSigning(t *testing.T) {
 // tlsListener is the lab with a gateway that speaks TLS: on port 8080 under the
 // names that Consul's DNS has, on 8081 under hosts of its own.
 type tlsListener struct {
-	*meshLab
-	Usher *usher
+	*lab.Lab
+	Usher *lab.Usher
 
 	entry *api.IngressGatewayConfigEntry
 	names map[string]int // with the port
@@ -96,7 +99,7 @@ type tlsListener struct {
 func startTLSListener(t *testing.T, consulVersion string, secure bool) *tlsListener {
 	t.Helper()
 	s := &tlsListener{
-		meshLab: startMeshLab(t, consulVersion, envoyNew, secure),
+		Lab: lab.Start(t, consulVersion, lab.EnvoyNew, secure),
 		entry: &api.IngressGatewayConfigEntry{
 			Kind: api.IngressGateway, Name: "ingress-gateway", TLS: api.GatewayTLSConfig{Enabled: true},
 			Listeners: []api.IngressListener{
@@ -107,15 +110,15 @@ func startTLSListener(t *testing.T, consulVersion string, secure bool) *tlsListe
 		names: map[string]int{"static-server.ingress.consul": 8080, "static-server.ingress.dc1.consul": 8080, "www.example.com": 8081},
 	}
 	s.write(t)
-	s.token = s.Consul.tokenWhereSecure(t, "usher", readFile(t, "../docs/usher-policy.hcl"))
+	s.token = s.Consul.NewTokenIfSecure(t, "usher", testprocess.ReadFile(t, "../docs/usher-policy.hcl"))
 	s.startUsher(t)
-	startGateway(t, gatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: s.Usher.GRPCAddr,
-		Token: s.Consul.tokenWhereSecure(t, "ingress-gateway", gatewayRules),
+	lab.StartGateway(t, lab.GatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: s.Usher.GRPCAddr,
+		Token: s.Consul.NewTokenIfSecure(t, "ingress-gateway", gatewayRules),
 	})
 	s.trust = &tls.Config{RootCAs: s.pool(t, s.roots(t)...)}
 	for name := range s.names {
-		waitStatus(t, s.call(name), http.StatusOK)
+		lab.WaitStatus(t, s.call(name), http.StatusOK)
 	}
 	return s
 }
@@ -123,9 +126,9 @@ func startTLSListener(t *testing.T, consulVersion string, secure bool) *tlsListe
 // startUsher starts Usher where Envoys of other hosts reach it.
 func (s *tlsListener) startUsher(t *testing.T, args ...string) {
 	t.Helper()
-	s.Usher = startUsher(t, usherOptions{
+	s.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: s.Gateway, Consul: s.Consul, Token: s.token,
-		XDSAddr: s.Gateway.addr(18000), Args: append(args, "--insecure-plaintext"),
+		XDSAddr: s.Gateway.Addr(18000), Args: append(args, "--insecure-plaintext"),
 	})
 }
 
@@ -165,22 +168,22 @@ func (s *tlsListener) pool(t *testing.T, pems ...string) *x509.CertPool {
 	return pool
 }
 
-func (s *tlsListener) call(name string) call {
-	return call{From: s.Client, To: s.Gateway.addr(s.names[name]), Host: name, Path: newPath(), TLS: s.trust}
+func (s *tlsListener) call(name string) lab.Request {
+	return lab.Request{From: s.Client, To: s.Gateway.Addr(s.names[name]), Host: name, Path: lab.NewPath(), TLS: s.trust}
 }
 
 // wantNames makes a request under each name with Go's client and with curl.
 func (s *tlsListener) wantNames(t *testing.T, names map[string]int) {
 	t.Helper()
-	file := writeFile(t, newDir(t), "roots.pem", strings.Join(s.roots(t), "\n"))
+	file := lab.WriteFile(t, testprocess.NewDir(t), "roots.pem", strings.Join(s.roots(t), "\n"))
 	for name, port := range names {
-		s.call(name).must(t).wantHello(t)
-		output, err := runProcess(t, command{
-			Name: "curl", Path: tool(t, "curl", "curl"), Host: s.Client,
+		s.call(name).MustDo(t).WantHello(t)
+		output, err := testprocess.RunOutput(t, testprocess.Command{
+			Name: "curl", Path: testprocess.Debian(t, "curl", "curl"), Host: s.Client,
 			Args: []string{
 				"--silent", "--show-error", "--fail", "--max-time", "5", "--cacert", file,
 				"--resolve", fmt.Sprintf("%s:%d:%s", name, port, s.Gateway.IP),
-				fmt.Sprintf("https://%s%s", net.JoinHostPort(name, fmt.Sprint(port)), newPath()),
+				fmt.Sprintf("https://%s%s", net.JoinHostPort(name, fmt.Sprint(port)), lab.NewPath()),
 			},
 		}, "")
 		if err != nil || output != "hello world\n" {
@@ -193,8 +196,8 @@ func (s *tlsListener) wantNames(t *testing.T, names map[string]int) {
 // certificate.
 func (s *tlsListener) wantNoOtherName(t *testing.T) {
 	t.Helper()
-	c := call{From: s.Client, To: s.Gateway.addr(8081), Host: "other.example.com", TLS: s.trust}
-	if _, err := c.do(t.Context()); !errors.As(err, new(x509.HostnameError)) {
+	c := lab.Request{From: s.Client, To: s.Gateway.Addr(8081), Host: "other.example.com", TLS: s.trust}
+	if _, err := c.Do(t.Context()); !errors.As(err, new(x509.HostnameError)) {
 		t.Errorf("%s: %v, want a certificate for other names", c.Host, err)
 	}
 }
@@ -204,11 +207,11 @@ func (s *tlsListener) wantNoOtherName(t *testing.T) {
 func (s *tlsListener) underLoad(t *testing.T, change func()) {
 	t.Helper()
 	target := s.call("static-server.ingress.consul")
-	load := startLoad(t, target)
-	load.waitMore(t)
+	load := lab.StartLoad(t, target)
+	load.WaitMore(t)
 	change()
-	load.waitMore(t)
-	load.wantNoFailures(t)
+	load.WaitMore(t)
+	load.WantNoFailures(t)
 }
 
 // addHost gives the service one more host, and waits for it.
@@ -218,7 +221,7 @@ func (s *tlsListener) addHost(t *testing.T, name string) {
 	service.Hosts = append(service.Hosts, name)
 	s.write(t)
 	s.names[name] = 8081
-	waitStatus(t, s.call(name), http.StatusOK)
+	lab.WaitStatus(t, s.call(name), http.StatusOK)
 }
 
 // rotate gives the mesh a new root, and waits until the certificate is of the
@@ -231,7 +234,7 @@ func (s *tlsListener) rotate(t *testing.T) {
 	}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the mesh has a new root", changeDeadline, func() error {
+	testprocess.Eventually(t, "the mesh has a new root", testprocess.ChangeDeadline, func() error {
 		if s.roots(t)[0] == before[0] {
 			return errors.New("the old one signs")
 		}
@@ -239,8 +242,8 @@ func (s *tlsListener) rotate(t *testing.T) {
 	})
 	c := s.call("www.example.com")
 	c.TLS = &tls.Config{RootCAs: s.pool(t, s.roots(t)[0])}
-	eventually(t, "a certificate of the new root", leafDeadline, func() error {
-		_, err := c.do(t.Context())
+	testprocess.Eventually(t, "a certificate of the new root", leafDeadline, func() error {
+		_, err := c.Do(t.Context())
 		return err
 	})
 }
@@ -255,6 +258,6 @@ func (s *tlsListener) served(t *testing.T) string {
 		serial = state.PeerCertificates[0].SerialNumber.String()
 		return nil
 	}
-	c.must(t).wantHello(t)
+	c.MustDo(t).WantHello(t)
 	return serial
 }

@@ -10,13 +10,16 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestLoadPrintsEveryRequestThatFails makes sure that a load without failures
 // means something.
 func TestLoadPrintsEveryRequestThatFails(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
+	l := lab.NewNetwork(t)
 	for _, tc := range []struct {
 		name string
 		fail func(conn net.Conn) // what happens to every tenth request
@@ -41,19 +44,19 @@ func TestLoadPrintsEveryRequestThatFails(t *testing.T) {
 				}
 				fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
 			})
-			load := startLoad(t, call{From: l.Client, To: address})
-			eventually(t, "200 requests", changeDeadline, func() error {
+			load := lab.StartLoad(t, lab.Request{From: l.Client, To: address})
+			testprocess.Eventually(t, "200 requests", testprocess.ChangeDeadline, func() error {
 				if n := requests.Load(); n < 200 {
 					return fmt.Errorf("%d so far", n)
 				}
 				return nil
 			})
-			load.stop()
-			if got, want := int64(len(load.failures)), failed.Load(); got != want {
+			load.Stop()
+			if got, want := int64(len(load.Failures)), failed.Load(); got != want {
 				t.Errorf("the load has %d failures, want %d", got, want)
 			}
 			var kept int
-			for _, failure := range load.failures {
+			for _, failure := range load.Failures {
 				if !strings.Contains(failure.Cause, tc.want) {
 					t.Errorf("failure %v, want %q", failure, tc.want)
 				}
@@ -61,8 +64,8 @@ func TestLoadPrintsEveryRequestThatFails(t *testing.T) {
 					kept++
 				}
 			}
-			if kept == 0 || kept == len(load.failures) {
-				t.Errorf("%d of %d failures are on kept connections, want some on each kind", kept, len(load.failures))
+			if kept == 0 || kept == len(load.Failures) {
+				t.Errorf("%d of %d failures are on kept connections, want some on each kind", kept, len(load.Failures))
 			}
 		})
 	}
@@ -70,10 +73,10 @@ func TestLoadPrintsEveryRequestThatFails(t *testing.T) {
 
 // serveRaw answers every request on a host with f, which writes the answer or
 // closes the connection.
-func serveRaw(t *testing.T, h *host, f func(net.Conn)) string {
+func serveRaw(t *testing.T, h *lab.Host, f func(net.Conn)) string {
 	t.Helper()
-	listener := h.listen(t, h.addr(0))
-	serve(t, listener, func(conn net.Conn) {
+	listener := h.Listen(t, h.Addr(0))
+	lab.ServeTCP(t, listener, func(conn net.Conn) {
 		reader := bufio.NewReader(conn)
 		for {
 			if _, err := http.ReadRequest(reader); err != nil {

@@ -15,44 +15,47 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestCostOfAccessLogs prints what each sink costs, against none, as the table in
 // docs/access-logs.md ("make logcost"). It asserts nothing of it.
 func TestCostOfAccessLogs(t *testing.T) {
 	const rounds, span = 3, 2 * time.Second
-	dir := newDir(t)
+	dir := testprocess.NewDir(t)
 	sinks := []struct{ name, settings string }{
 		{"none", `sinks = "none"`},
 		{"`stdout`, `consul`", `sinks = [{ type = "stdout" }]`},
 		{"`file`, `consul`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log" }]`, dir)},
 		{"`file`, `ecs`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log", format = "ecs" }]`, dir)},
 		{"`file`, `combined`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log", format = "combined" }]`, dir)},
-		{"`otlp`, `consul`", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4317" }]`, controlIP)},
-		{"`grpc`", fmt.Sprintf(`sinks = [{ type = "grpc", address = "%s:4317" }]`, controlIP)},
-		{"`otlp`, nobody there", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4318" }]`, controlIP)},
+		{"`otlp`, `consul`", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4317" }]`, lab.ControlIP)},
+		{"`grpc`", fmt.Sprintf(`sinks = [{ type = "grpc", address = "%s:4317" }]`, lab.ControlIP)},
+		{"`otlp`, no collector", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4318" }]`, lab.ControlIP)},
 	}
 	config := func(settings string) string { return "usher { access_log { " + settings + " } }" }
 	l := startFileLab(t, config(sinks[0].settings))
-	startCollector(t, l.Control, l.Control.addr(4317))
-	target := call{From: l.Client, To: l.lab.Gateway.addr(8080), Path: "/"}
-	waitStatus(t, target, http.StatusOK)
+	lab.StartCollector(t, l.Control, l.Control.Addr(4317))
+	target := lab.Request{From: l.Client, To: l.Network.Gateway.Addr(8080), Path: "/"}
+	lab.WaitStatus(t, target, http.StatusOK)
 	rates, costs := map[string][]float64{}, map[string][]float64{}
 	for range rounds {
 		for _, s := range sinks {
-			before := l.Gateway.stat(t, "listener_manager.lds.update_success")
-			writeFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), config(s.settings))
-			eventually(t, "Envoy has the sink "+s.name, changeDeadline, func() error {
-				if s.name != "none" && l.Gateway.stat(t, "listener_manager.lds.update_success") == before {
+			before := l.Gateway.Stat(t, "listener_manager.lds.update_success")
+			lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), config(s.settings))
+			testprocess.Eventually(t, "Envoy has the sink "+s.name, testprocess.ChangeDeadline, func() error {
+				if s.name != "none" && l.Gateway.Stat(t, "listener_manager.lds.update_success") == before {
 					return fmt.Errorf("not yet")
 				}
 				return nil
 			})
-			waitStatus(t, target, http.StatusOK)
-			begin := l.Gateway.cpu(t)
+			lab.WaitStatus(t, target, http.StatusOK)
+			begin := cpuOf(t, l.Gateway)
 			n := asMany(target, span)
 			rates[s.name] = append(rates[s.name], float64(n)/span.Seconds())
-			costs[s.name] = append(costs[s.name], (l.Gateway.cpu(t)-begin).Seconds()*1e6/float64(n))
+			costs[s.name] = append(costs[s.name], (cpuOf(t, l.Gateway)-begin).Seconds()*1e6/float64(n))
 		}
 	}
 	none := [2]float64{median(rates["none"]), median(costs["none"])}
@@ -64,18 +67,18 @@ func TestCostOfAccessLogs(t *testing.T) {
 }
 
 // asMany makes requests on eight kept connections for a while, and counts them.
-func asMany(target call, span time.Duration) int64 {
+func asMany(target lab.Request, span time.Duration) int64 {
 	var n atomic.Int64
 	var work sync.WaitGroup
 	end := time.Now().Add(span)
 	for range 8 {
 		work.Go(func() {
-			conn, err := target.connect(context.Background())
+			conn, err := target.Connect(context.Background())
 			if err != nil {
 				return
 			}
 			defer conn.Close()
-			for time.Now().Before(end) && conn.exchangeOK(target, "keep-alive") == nil {
+			for time.Now().Before(end) && conn.RoundTripOK(target, "keep-alive") == nil {
 				n.Add(1)
 			}
 		})
@@ -84,8 +87,8 @@ func asMany(target call, span time.Duration) int64 {
 	return n.Load()
 }
 
-// cpu is the time that the process has used, of user and system.
-func (e *envoy) cpu(t *testing.T) time.Duration {
+// cpuOf is the time that the process has used, of user and system.
+func cpuOf(t *testing.T, e *lab.Envoy) time.Duration {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.Pid()))
 	if err != nil {

@@ -12,9 +12,12 @@ import (
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// ownFields are ways in which operators write the client's address, and what
+// ownFields are ways in which users write the client's address, and what
 // they are for a client at 192.0.2.7:40000. Each begins with the peer, by which
 // the test finds the line.
 var ownFields = map[string]string{
@@ -23,16 +26,16 @@ var ownFields = map[string]string{
 	"%DOWNSTREAM_REMOTE_PORT%":                 "40000",
 }
 
-// TestOwnLogFormats is the story of an operator with a log format of their own,
+// TestOwnLogFormats is for a user with a custom log format,
 // as text and as JSON. The line of a peer who is believed has the client, and
 // that of a stranger has the stranger, in every way that an address is written.
 func TestOwnLogFormats(t *testing.T) {
 	t.Parallel()
-	var listeners []testListener
+	var listeners []lab.TestListener
 	for _, protocol := range matrixProtocols {
-		listeners = append(listeners, testListener{protocol: protocol, policy: policy{mode: "permissive", cidrs: true}})
+		listeners = append(listeners, lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "permissive", TrustedCIDRs: true}})
 	}
-	l := startPeersLab(t, listeners)
+	l := lab.StartTrustLab(t, listeners)
 	operators := slices.Sorted(maps.Keys(ownFields))
 	nested := map[string]any{"kind": "json", "peer": peerField, "of": map[string]any{"the": map[string]any{"client": strings.Join(operators, " ")}}}
 	object, err := json.Marshal(nested)
@@ -47,11 +50,11 @@ func TestOwnLogFormats(t *testing.T) {
 		{"json", api.AccessLogsConfig{Enabled: true, JSONFormat: string(object)}},
 	} {
 		t.Run(format.name, func(t *testing.T) {
-			l.setLogs(t, format.logs)
-			for _, g := range l.gateways {
-				for _, m := range l.listeners {
-					for _, from := range []peer{l.trusted, l.stranger} {
-						l.wantOwnLine(t, format.name, probe{gateway: g, listener: m, from: from, address: g.addresses[0]})
+			setLogFormat(t, l, format.logs)
+			for _, g := range l.Gateways {
+				for _, m := range l.Listeners {
+					for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
+						wantOwnLogLine(t, l, format.name, lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]})
 					}
 				}
 			}
@@ -62,7 +65,7 @@ func TestOwnLogFormats(t *testing.T) {
 // peerField finds a line.
 const peerField = "peer=%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%;"
 
-func (l *peersLab) setLogs(t *testing.T, logs api.AccessLogsConfig) {
+func setLogFormat(t *testing.T, l *lab.TrustLab, logs api.AccessLogsConfig) {
 	t.Helper()
 	_, _, err := l.Consul.Client.ConfigEntries().Set(&api.ProxyConfigEntry{
 		Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal, AccessLogs: &logs,
@@ -72,18 +75,18 @@ func (l *peersLab) setLogs(t *testing.T, logs api.AccessLogsConfig) {
 	}
 }
 
-// wantOwnLine makes connections until the log has a line of the format for one,
+// wantOwnLogLine makes connections until the log has a line of the format for one,
 // and wants its addresses to be the right ones.
-func (l *peersLab) wantOwnLine(t *testing.T, format string, p probe) {
+func wantOwnLogLine(t *testing.T, l *lab.TrustLab, format string, p lab.Probe) {
 	t.Helper()
-	p.preface = prefaceOf("v2, IPv4")
+	p.Preface = lab.PrefaceNamed("v2, IPv4")
 	var line string
-	eventually(t, fmt.Sprintf("%v: a line as %s", p, format), changeDeadline, func() error {
-		p = l.newProbe(p)
-		p.send(t, l)
-		marker := strings.Replace(peerField, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", p.source.String(), 1)
-		eventually(t, fmt.Sprintf("%v: logged", p), changeDeadline, func() error {
-			line = p.gateway.Log.lineWith(t, p.source.String())
+	testprocess.Eventually(t, fmt.Sprintf("%v: a line as %s", p, format), testprocess.ChangeDeadline, func() error {
+		p = l.NewProbe(p)
+		p.Send(t, l)
+		marker := strings.Replace(peerField, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", p.Source.String(), 1)
+		testprocess.Eventually(t, fmt.Sprintf("%v: logged", p), testprocess.ChangeDeadline, func() error {
+			line = lineWith(t, p.Gateway.Log, p.Source.String())
 			if line == "" {
 				return errors.New("it is not")
 			}
@@ -97,8 +100,8 @@ func (l *peersLab) wantOwnLine(t *testing.T, format string, p probe) {
 	var want []string
 	for _, operator := range slices.Sorted(maps.Keys(ownFields)) {
 		value := ownFields[operator]
-		if p.from.host == l.stranger.host {
-			value = strings.NewReplacer("192.0.2.7", p.source.Addr().String(), "40000", fmt.Sprint(p.source.Port())).Replace(value)
+		if p.From.Host == l.Untrusted.Host {
+			value = strings.NewReplacer("192.0.2.7", p.Source.Addr().String(), "40000", fmt.Sprint(p.Source.Port())).Replace(value)
 		}
 		want = append(want, value)
 	}
@@ -108,10 +111,10 @@ func (l *peersLab) wantOwnLine(t *testing.T, format string, p probe) {
 }
 
 // lineWith is the last line of the log that has the text in it, or "".
-func (l *accessLog) lineWith(t *testing.T, text string) string {
+func lineWith(t *testing.T, l *lab.AccessLog, text string) string {
 	t.Helper()
 	var found string
-	for line := range strings.Lines(readFile(t, l.Stdout)) {
+	for line := range strings.Lines(testprocess.ReadFile(t, l.Stdout)) {
 		if strings.Contains(line, text) {
 			found = line
 		}

@@ -8,6 +8,9 @@ import (
 	"io"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestRejectedConnectionsDoNotFloodTheLog connects a few hundred times without a
@@ -15,17 +18,17 @@ import (
 // a second, the other one each; requests are logged as ever.
 func TestRejectedConnectionsDoNotFloodTheLog(t *testing.T) {
 	const rejected, perSecond = 300, 10
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
-		l := startMeshLab(t, consulNew, envoy, false)
-		usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: `usher { proxy_protocol { mode = "strict" } }`})
-		gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-		l.waitMode(t, l.Gateway, "strict")
-		c := call{From: l.Balancer, To: l.Gateway.addr(8080), Proxy: proxied(clientIP)}
-		waitStatus(t, c, 200)
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		l := lab.Start(t, lab.ConsulNew, envoy, false)
+		usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: `usher { proxy_protocol { mode = "strict" } }`})
+		gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		l.WaitMode(t, l.Gateway, "strict")
+		c := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Proxy: lab.ProxyHeaderFor(lab.ClientIP)}
+		lab.WaitStatus(t, c, 200)
 
 		lines := func() (n int) {
-			for _, entry := range gateway.Log.entries(t) {
-				if entry.text("rejected") != "" {
+			for _, entry := range gateway.Log.Entries(t) {
+				if entry.Text("rejected") != "" {
 					n++
 				}
 			}
@@ -33,22 +36,22 @@ func TestRejectedConnectionsDoNotFloodTheLog(t *testing.T) {
 		}
 		begin, before := time.Now(), lines()
 		for range rejected {
-			l.refused(t)
+			countRefused(t, l)
 		}
-		c.Path = newPath()
-		c.must(t).wantHello(t)
-		gateway.Log.request(t, c.Path)
-		eventually(t, "there are lines", changeDeadline, func() error {
+		c.Path = lab.NewPath()
+		c.MustDo(t).WantHello(t)
+		gateway.Log.WaitRequest(t, c.Path)
+		testprocess.Eventually(t, "there are lines", testprocess.ChangeDeadline, func() error {
 			if lines() == before {
-				l.refused(t)
+				countRefused(t, l)
 				return errors.New("there is none")
 			}
 			return nil
 		})
 		// A second's lines may be saved up, and the last second is a whole one.
 		most := perSecond * int(2+time.Since(begin).Seconds())
-		if envoy == envoyOld {
-			eventually(t, "every connection has its line", changeDeadline, func() error {
+		if envoy == lab.EnvoyOld {
+			testprocess.Eventually(t, "every connection has its line", testprocess.ChangeDeadline, func() error {
 				if n := lines() - before; n < rejected {
 					return fmt.Errorf("there are %d", n)
 				}
@@ -62,11 +65,11 @@ func TestRejectedConnectionsDoNotFloodTheLog(t *testing.T) {
 	})
 }
 
-// refused sends a request without a PROXY header, from the balancer's host, and
+// countRefused sends a request without a PROXY header, from the balancer's host, and
 // wants it closed.
-func (l *meshLab) refused(t *testing.T) {
+func countRefused(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	conn, err := l.Balancer.dial(t.Context(), "tcp", l.Gateway.addr(8080))
+	conn, err := l.Balancer.Dial(t.Context(), "tcp", l.Gateway.Addr(8080))
 	if err != nil {
 		t.Fatal(err)
 	}

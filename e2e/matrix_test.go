@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // TestPROXYProtocolMatrix executes testdata/proxyprotocol.txt: for every kind of
@@ -15,12 +17,12 @@ import (
 func TestPROXYProtocolMatrix(t *testing.T) {
 	t.Parallel()
 	table := readMatrixTable(t)
-	l := startPeersLab(t, table.listeners())
-	for _, gateway := range l.gateways {
+	l := lab.StartTrustLab(t, table.listeners())
+	for _, gateway := range l.Gateways {
 		for _, protocol := range matrixProtocols {
-			t.Run(fmt.Sprintf("envoy %s, %s", gateway.version, protocol), func(t *testing.T) {
+			t.Run(fmt.Sprintf("envoy %s, %s", gateway.Version, protocol), func(t *testing.T) {
 				t.Parallel()
-				l.execute(t, table, l.cells(table, gateway, protocol))
+				runCells(t, l, table, matrixCells(l, table, gateway, protocol))
 			})
 		}
 	}
@@ -28,19 +30,19 @@ func TestPROXYProtocolMatrix(t *testing.T) {
 
 // matrixCell is a probe, and the word that the table has for it.
 type matrixCell struct {
-	probe
+	lab.Probe
 	word string
 }
 
-// cells are all cells of the table for one Envoy and protocol.
-func (l *peersLab) cells(table matrixTable, gateway peersGateway, protocol string) []matrixCell {
+// matrixCells are all cells of the table for one Envoy and protocol.
+func matrixCells(l *lab.TrustLab, table matrixTable, gateway lab.TrustGateway, protocol string) []matrixCell {
 	var cells []matrixCell
-	for _, m := range l.listeners {
-		if m.protocol != protocol {
+	for _, m := range l.Listeners {
+		if m.Protocol != protocol {
 			continue
 		}
 		for i, column := range table.columns {
-			cells = append(cells, l.columnCells(table, i, column.probes(l, gateway, m))...)
+			cells = append(cells, columnCells(l, table, i, column.probes(l, gateway, m))...)
 		}
 	}
 	return cells
@@ -48,31 +50,31 @@ func (l *peersLab) cells(table matrixTable, gateway peersGateway, protocol strin
 
 // columnCells are the cells of one column, each of the probes with each of the
 // prefaces.
-func (l *peersLab) columnCells(table matrixTable, column int, probes []probe) []matrixCell {
+func columnCells(l *lab.TrustLab, table matrixTable, column int, probes []lab.Probe) []matrixCell {
 	var cells []matrixCell
 	for _, p := range probes {
 		for _, row := range table.rows {
-			p.preface = prefaceOf(row.preface)
-			cells = append(cells, matrixCell{probe: l.newProbe(p), word: row.words[column]})
+			p.Preface = lab.PrefaceNamed(row.preface)
+			cells = append(cells, matrixCell{Probe: l.NewProbe(p), word: row.words[column]})
 		}
 	}
 	return cells
 }
 
-// execute makes the connections of the cells, waits until the access log has
+// runCells makes the connections of the cells, waits until the access log has
 // all that it has to have, and reports each cell that differs.
-func (l *peersLab) execute(t *testing.T, table matrixTable, cells []matrixCell) {
+func runCells(t *testing.T, l *lab.TrustLab, table matrixTable, cells []matrixCell) {
 	t.Helper()
 	begin := time.Now()
-	probes, want := make([]probe, len(cells)), make([]observation, len(cells))
+	probes, want := make([]lab.Probe, len(cells)), make([]lab.Observation, len(cells))
 	for i, cell := range cells {
-		probes[i], want[i] = cell.probe, table.words[cell.word][cell.listener.protocol]
+		probes[i], want[i] = cell.Probe, table.words[cell.word][cell.Listener.Protocol]
 	}
-	seen, lines := l.observe(t, probes, func(i int) bool { return !allows(want[i].log, "-") })
+	seen, lines := l.Observe(t, probes, func(i int) bool { return !lab.Allows(want[i].Log, "-") })
 	for i, cell := range cells {
-		cell.wantPeerLogged(t, lines)
-		if !seen[i].matches(want[i]) {
-			t.Errorf("%v: (%v), want %q (%v)", cell.probe, seen[i], cell.word, want[i])
+		cell.WantDownstreamLogged(t, lines)
+		if !seen[i].Matches(want[i]) {
+			t.Errorf("%v: (%v), want %q (%v)", cell.Probe, seen[i], cell.word, want[i])
 		}
 	}
 	t.Logf("%d cells in %d ms", len(cells), time.Since(begin).Milliseconds())

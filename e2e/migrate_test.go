@@ -9,6 +9,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestMovingToUsherAndBackLosesNothing walks the README's five-minute path, and
@@ -21,28 +24,27 @@ import (
 // It does not run beside other stories: what it does to the kernel's queues shows
 // at a high rate only.
 func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
-	s := &modesStory{meshLab: startMeshLab(t, consulNew, envoyNew, false), mode: "off"}
-	s.gateway = startGateway(t, gatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew})
-	waitStatus(t, s.call("/"), http.StatusOK)
-	load := startLoad(t, s.call("/"))
+	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
+	s.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew})
+	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
+	load := lab.StartLoad(t, s.Request("/"))
 
-	s.usher = startUsher(t, usherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveConfig)})
+	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveConfig)})
 	readme(t, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001")
-	s.exchange(t, s.usher.GRPCAddr, 19001)
-	s.mode = "permissive"
-	s.switchBalancer(t, v2Header)
-	s.tell(t, "strict", func() { s.writeFile(t, "strict") })
-	load.waitMore(t)
+	s.replaceEnvoy(t, s.usher.GRPCAddr, 19001)
+	s.switchBalancer(t, lab.SendV2)
+	s.switchMode(t, "strict", func() { s.writeFile(t, "strict") })
+	load.WaitMore(t)
 
-	s.tell(t, "permissive", func() { s.writeFile(t, "permissive") })
-	s.switchBalancer(t, noHeader)
-	s.exchange(t, "", 19000)
+	s.switchMode(t, "permissive", func() { s.writeFile(t, "permissive") })
+	s.switchBalancer(t, lab.SendNone)
+	s.replaceEnvoy(t, "", 19000)
 	s.usher.Stop(t)
-	load.waitMore(t)
-	if err := s.treats(t, "off"); err != nil {
+	load.WaitMore(t)
+	if err := s.checkMode(t, "off"); err != nil {
 		t.Errorf("back on Consul's own xDS: %v, want plain 200, with a header 400", err)
 	}
-	load.wantNoFailures(t)
+	load.WantNoFailures(t)
 }
 
 // permissiveConfig is the README's /etc/usher/usher.hcl.
@@ -53,35 +55,35 @@ const permissiveConfig = `   gateway "ingress-gateway" {
    }
 `
 
-// exchange replaces the gateway's Envoy by one with another xDS server, which is
+// replaceEnvoy replaces the gateway's Envoy by one with another xDS server, which is
 // empty for Consul's own, and another admin port.
-func (s *modesStory) exchange(t *testing.T, grpcAddr string, adminPort int) {
+func (s *modesStory) replaceEnvoy(t *testing.T, grpcAddr string, adminPort int) {
 	t.Helper()
 	old := s.gateway
 	s.run(t, readme(t, "sysctl -w net.ipv4.tcp_migrate_req=1"))
-	var straight []*load
+	var straight []*lab.Load
 	for range 4 {
-		straight = append(straight, startLoad(t, call{From: s.Balancer, To: s.Gateway.addr(8080)}))
+		straight = append(straight, lab.StartLoad(t, lab.Request{From: s.Balancer, To: s.Gateway.Addr(8080)}))
 	}
-	s.gateway = startGateway(t, gatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
+	s.gateway = lab.StartGateway(t, lab.GatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: grpcAddr, AdminPort: adminPort,
 	})
 	s.run(t, onPort(adminPort, readme(t, "until curl -sf http://127.0.0.1:19001/ready; do sleep 0.1; done")))
-	straight[0].waitMore(t)
+	straight[0].WaitMore(t)
 
 	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/drain_listeners")))
 	s.run(t, onPort(old.AdminPort, readme(t, "curl -sf -X POST http://127.0.0.1:19000/healthcheck/fail")))
 	counts := onPort(old.AdminPort, readme(t, "curl -sf 'http://127.0.0.1:19000/stats?filter=worker_.*downstream_cx_active'"))
-	eventually(t, old.Name+" has no connection any more", startDeadline, func() error {
+	testprocess.Eventually(t, old.Name+" has no connection any more", testprocess.StartDeadline, func() error {
 		if text := s.run(t, counts); text == "" || openConnections.MatchString(text) {
 			return errors.New(text)
 		}
 		return nil
 	})
 	old.Stop(t)
-	straight[0].waitMore(t)
+	straight[0].WaitMore(t)
 	for _, load := range straight {
-		load.wantNoFailures(t)
+		load.WantNoFailures(t)
 	}
 }
 
@@ -91,7 +93,7 @@ var openConnections = regexp.MustCompile(`: [1-9]`)
 // readme is text that the README has: what it says is what is tested.
 func readme(t *testing.T, text string) string {
 	t.Helper()
-	if !strings.Contains(readFile(t, "../README.md"), text) {
+	if !strings.Contains(testprocess.ReadFile(t, "../README.md"), text) {
 		t.Fatalf("README.md no longer says %q", text)
 	}
 	return text
@@ -105,8 +107,8 @@ func onPort(port int, command string) string {
 // run runs a command line on the gateway's host.
 func (s *modesStory) run(t *testing.T, line string) string {
 	t.Helper()
-	output, err := runProcess(t, command{
-		Name: line, Path: tool(t, "sh", "dash"), Args: []string{"-c", line}, Host: s.Gateway,
+	output, err := testprocess.RunOutput(t, testprocess.Command{
+		Name: line, Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", line}, Host: s.Gateway,
 	}, "")
 	if err != nil {
 		t.Fatalf("%s: %v: %s", line, err, output)

@@ -8,72 +8,73 @@ import (
 	"net/http"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/pires/go-proxyproto"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestPROXYProtocolIsSwitchedOnAndOffUnderLoad takes a gateway and its balancer
 // from plain connections to strict PROXY protocol, and all the way back, while
 // requests come through the balancer. The order is what loses nothing:
 // permissive before the balancer is switched, in both directions. The mode is
-// set in the operator's own file, and in proxy-defaults.
+// set in the config file, and in proxy-defaults.
 func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
 	for _, place := range []struct {
 		name string
 		set  func(s *modesStory, t *testing.T, mode string)
 	}{
-		{"the operator's file", (*modesStory).writeFile},
+		{"the config file", (*modesStory).writeFile},
 		{"proxy-defaults", (*modesStory).writeDefaults},
 	} {
 		t.Run(place.name, func(t *testing.T) {
 			t.Parallel()
 			s := startModesStory(t)
-			load := startLoad(t, s.call("/"))
+			load := lab.StartLoad(t, s.Request("/"))
 			mode := func(mode string) {
-				s.tell(t, mode, func() { place.set(s, t, mode) })
-				load.waitMore(t)
+				s.switchMode(t, mode, func() { place.set(s, t, mode) })
+				load.WaitMore(t)
 			}
-			balancer := func(header proxyHeader) {
+			balancer := func(header lab.ProxyHeader) {
 				s.switchBalancer(t, header)
-				load.waitMore(t)
+				load.WaitMore(t)
 			}
 			for range 2 {
 				mode("permissive")
-				balancer(v2Header)
+				balancer(lab.SendV2)
 				mode("strict")
 
 				mode("permissive")
-				balancer(noHeader)
+				balancer(lab.SendNone)
 				mode("off")
 			}
-			load.wantNoFailures(t)
+			load.WantNoFailures(t)
 		})
 	}
 }
 
 // modesStory is the lab with a gateway on Usher, whose mode is off.
 type modesStory struct {
-	*meshLab
-	usher   *usher
-	gateway *envoy
-	mode    string
+	*lab.Lab
+	usher   *lab.Usher
+	gateway *lab.Envoy
 }
 
 func startModesStory(t *testing.T) *modesStory {
 	t.Helper()
-	s := &modesStory{meshLab: startMeshLab(t, consulNew, envoyNew, false), mode: "off"}
-	s.usher = startUsher(t, usherOptions{Host: s.Gateway, Consul: s.Consul, Config: "# nothing yet\n"})
-	s.gateway = startGateway(t, gatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: s.usher.GRPCAddr,
+	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
+	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: "# nothing yet\n"})
+	s.gateway = lab.StartGateway(t, lab.GatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: s.usher.GRPCAddr,
 	})
-	s.gateway.waitListener(t, 8080)
-	waitStatus(t, s.call("/"), http.StatusOK)
+	s.gateway.WaitListener(t, 8080)
+	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 	return s
 }
 
-// writeFile sets the mode in the operator's file.
+// writeFile sets the mode in the config file.
 func (s *modesStory) writeFile(t *testing.T, mode string) {
 	t.Helper()
 	content := fmt.Sprintf("gateway \"ingress-gateway\" {\n  usher {\n    proxy_protocol { mode = %q }\n  }\n}\n", mode)
@@ -97,27 +98,17 @@ func (s *modesStory) writeDefaults(t *testing.T, mode string) {
 	}
 }
 
-// tell sets a mode, waits until connections are treated so, and prints how long
-// the first one took.
-func (s *modesStory) tell(t *testing.T, mode string, set func()) {
+// switchMode sets a mode and waits until connections are treated so.
+func (s *modesStory) switchMode(t *testing.T, mode string, set func()) {
 	t.Helper()
-	if s.treats(t, mode) == nil {
+	if s.checkMode(t, mode) == nil {
 		t.Fatalf("the gateway is %s already", mode)
 	}
-	begin := time.Now()
 	set()
-	for s.treats(t, mode) != nil {
-		if time.Since(begin) > changeDeadline {
-			t.Fatalf("the gateway is not %s after %v", mode, changeDeadline)
-		}
-		time.Sleep(tightInterval)
-	}
-	t.Logf("change: usher %3d ms: mode %s -> %s", time.Since(begin).Milliseconds(), s.mode, mode)
-	s.mode = mode
-	eventually(t, "every thread of the gateway is "+mode, changeDeadline, func() error {
+	testprocess.Eventually(t, "every thread of the gateway is "+mode, testprocess.ChangeDeadline, func() error {
 		const row = 10
 		for range row {
-			if err := s.treats(t, mode); err != nil {
+			if err := s.checkMode(t, mode); err != nil {
 				return err
 			}
 		}
@@ -125,11 +116,11 @@ func (s *modesStory) tell(t *testing.T, mode string, set func()) {
 	})
 }
 
-// treats is nil if the gateway treats a connection with and one without a PROXY
+// checkMode is nil if the gateway treats a connection with and one without a PROXY
 // header as the mode says.
-func (s *modesStory) treats(t *testing.T, mode string) error {
+func (s *modesStory) checkMode(t *testing.T, mode string) error {
 	t.Helper()
-	plain := call{From: s.Balancer, To: s.Gateway.addr(8080), Path: waitPrefix}
+	plain := lab.Request{From: s.Balancer, To: s.Gateway.Addr(8080), Path: lab.PollPath}
 	headed := plain
 	headed.Proxy = &proxyproto.Header{Version: 2, Command: proxyproto.LOCAL}
 	want := map[string][2]string{
@@ -137,15 +128,15 @@ func (s *modesStory) treats(t *testing.T, mode string) error {
 		"permissive": {"200", "200"},
 		"strict":     {"closed", "200"},
 	}[mode]
-	if got := [2]string{s.outcome(t, plain), s.outcome(t, headed)}; got != want {
+	if got := [2]string{s.responseTo(t, plain), s.responseTo(t, headed)}; got != want {
 		return fmt.Errorf("plain %s, with a header %s", got[0], got[1])
 	}
 	return nil
 }
 
-func (s *modesStory) outcome(t *testing.T, c call) string {
+func (s *modesStory) responseTo(t *testing.T, c lab.Request) string {
 	t.Helper()
-	got, err := c.do(t.Context())
+	got, err := c.Do(t.Context())
 	if err != nil {
 		return "closed"
 	}
@@ -155,14 +146,14 @@ func (s *modesStory) outcome(t *testing.T, c call) string {
 // switchBalancer has the balancer begin connections otherwise, and waits until
 // it does: the client's own address is in the access log only where it came
 // with a header.
-func (s *modesStory) switchBalancer(t *testing.T, header proxyHeader) {
+func (s *modesStory) switchBalancer(t *testing.T, header lab.ProxyHeader) {
 	t.Helper()
-	want := map[proxyHeader]string{noHeader: balancerIP, v2Header: clientIP}[header]
-	s.HAProxy.setHeader(t, header)
-	eventually(t, fmt.Sprintf("the balancer sends %s", header), changeDeadline, func() error {
-		request := s.call(newPath())
-		request.must(t).wantHello(t)
-		if got := s.gateway.Log.request(t, request.Path).ip(t, "downstream_remote_address"); got != want {
+	want := map[lab.ProxyHeader]string{lab.SendNone: lab.BalancerIP, lab.SendV2: lab.ClientIP}[header]
+	s.HAProxy.SetHeader(t, header)
+	testprocess.Eventually(t, fmt.Sprintf("the balancer sends %s", header), testprocess.ChangeDeadline, func() error {
+		request := s.Request(lab.NewPath())
+		request.MustDo(t).WantHello(t)
+		if got := s.gateway.Log.WaitRequest(t, request.Path).IP(t, "downstream_remote_address"); got != want {
 			return errors.New("the log has " + got)
 		}
 		return nil

@@ -8,17 +8,20 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestWhatIsNoFile puts a FIFO, a device and a file that is cut off in the place of
+// TestConfigThatIsNotARegularFile puts a FIFO, a device and a file that is cut off in the place of
 // files that Usher follows, while the gateway is strict: it stays strict, Usher says
 // so once, goes on where the file is there again, and ends on SIGTERM.
-func TestWhatIsNoFile(t *testing.T) {
+func TestConfigThatIsNotARegularFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
 	l := startFileLab(t, good)
-	l.HAProxy.setHeader(t, v2Header)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	file, resources := l.Usher.ConfigFile, l.resources()
 	write := func(text string) {
 		replaceBy(t, file, func(path string) error { return os.WriteFile(path, []byte(text), 0o600) })
@@ -34,9 +37,9 @@ func TestWhatIsNoFile(t *testing.T) {
 		{file, noFile + "put it back, or mend it; what it last said stays", func() { putDevice(t, file) }, func() { write(good) }},
 		{file + ":1", `not HCL: "\400" is not understood; mend the syntax near there`, func() { write(`gateway "\400" {}`) }, func() { write(good) }},
 	} {
-		trouble := l.Usher.wantTrouble(t, `msg="bad configuration" `+asLogged(bad.where, bad.what), bad.spoil)
+		trouble := l.Usher.WantProblem(t, `msg="bad configuration" `+lab.LoggedProblem(bad.where, bad.what), bad.spoil)
 		l.wantStrict(t)
-		trouble.mended(t, bad.put)
+		trouble.WantFixed(t, bad.put)
 	}
 
 	putFIFO(t, file)
@@ -73,7 +76,7 @@ func putDevice(t *testing.T, path string) {
 
 func replaceBy(t *testing.T, path string, create func(path string) error) {
 	t.Helper()
-	next := filepath.Join(newDir(t), "next")
+	next := filepath.Join(testprocess.NewDir(t), "next")
 	if err := create(next); err != nil {
 		t.Fatal(err)
 	}

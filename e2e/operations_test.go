@@ -23,7 +23,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // configDir is a directory for --config-dir with the gateway of fakeGateway, in
@@ -34,20 +36,20 @@ func configDir(t *testing.T, in string) string {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, dir, "gateway.hcl", `
+	lab.WriteFile(t, dir, "gateway.hcl", `
 kind = "ingress-gateway"
 name = "ingress-gateway"
 listeners { port = 8080 services { name = "static-server" } }
 `)
-	writeFile(t, dir, "service.hcl", `service { name = "static-server" port = 9090 address = "127.0.0.1" }`)
+	lab.WriteFile(t, dir, "service.hcl", `service { name = "static-server" port = 9090 address = "127.0.0.1" }`)
 	return dir
 }
 
 // addService gives the gateway one more service, and so Envoys one more cluster.
 func addService(t *testing.T, dir string) {
 	t.Helper()
-	writeFile(t, dir, "other.hcl", `service { name = "other" port = 9091 address = "127.0.0.1" }`)
-	writeFile(t, dir, "gateway.hcl", `
+	lab.WriteFile(t, dir, "other.hcl", `service { name = "other" port = 9091 address = "127.0.0.1" }`)
+	lab.WriteFile(t, dir, "gateway.hcl", `
 kind = "ingress-gateway"
 name = "ingress-gateway"
 listeners { port = 8080 services { name = "static-server" } }
@@ -66,21 +68,21 @@ func wantOther(t *testing.T, e *fakeenvoy.Envoy) {
 }
 
 // wantFed wants a new stream served.
-func wantFed(t *testing.T, h *host) *fakeenvoy.Envoy {
+func wantFed(t *testing.T, h *lab.Host) *fakeenvoy.Envoy {
 	t.Helper()
-	e := fakeGateway(t, xdsPort{From: h}.dial(t), fakeenvoy.Delta, "")
+	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: h}.Dial(t), fakeenvoy.Delta, "")
 	e.Subscribe(resource.ClusterType)
 	e.Ack(e.Next())
 	return e
 }
 
-// TestLogIsNotRead is the story of a collector that stops reading Usher's
+// TestUsherRunsWhileItsLogIsNotRead is the story of a collector that stops reading Usher's
 // stderr, comes back, and goes away. Envoys are served all the time, also while
 // more is logged than Usher keeps, and the log says what is missing.
-func TestLogIsNotRead(t *testing.T) {
+func TestUsherRunsWhileItsLogIsNotRead(t *testing.T) {
 	t.Parallel()
-	h := newMachine(t)
-	fifo := filepath.Join(newDir(t), "log")
+	h := lab.NewIsolatedHost(t)
+	fifo := filepath.Join(testprocess.NewDir(t), "log")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -89,17 +91,17 @@ func TestLogIsNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	dir := configDir(t, newDir(t))
-	u := startUsher(t, usherOptions{Host: h, Log: fifo, Args: []string{"--config-dir", dir, "--log-level", "debug"}})
+	dir := configDir(t, testprocess.NewDir(t))
+	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Log: fifo, Args: []string{"--config-dir", dir, "--log-level", "debug"}})
 	living := wantFed(t, h)
 
 	// Each request is a line of more than a kilobyte.
 	noise := "type.googleapis.com/" + strings.Repeat("x", 1000)
-	eventually(t, "usher loses lines", startDeadline, func() error {
+	testprocess.Eventually(t, "usher loses lines", testprocess.StartDeadline, func() error {
 		for range 100 {
 			living.Subscribe(noise)
 		}
-		if u.sum(t, "usher_log_lines_dropped_total") == 0 {
+		if u.MetricSum(t, "usher_log_lines_dropped_total") == 0 {
 			return errors.New("not yet")
 		}
 		return nil
@@ -108,7 +110,7 @@ func TestLogIsNotRead(t *testing.T) {
 	addService(t, dir)
 	wantOther(t, living)
 
-	if err := log.SetReadDeadline(time.Now().Add(changeDeadline)); err != nil {
+	if err := log.SetReadDeadline(time.Now().Add(testprocess.ChangeDeadline)); err != nil {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(log)
@@ -129,11 +131,11 @@ func TestLogIsNotRead(t *testing.T) {
 	}
 }
 
-// TestEndWithoutAReaderOfTheLog ends an Usher whose log is full.
-func TestEndWithoutAReaderOfTheLog(t *testing.T) {
+// TestUsherEndsWithoutAReaderOfItsLog ends an Usher whose log is full.
+func TestUsherEndsWithoutAReaderOfItsLog(t *testing.T) {
 	t.Parallel()
-	h := newMachine(t)
-	fifo := filepath.Join(newDir(t), "log")
+	h := lab.NewIsolatedHost(t)
+	fifo := filepath.Join(testprocess.NewDir(t), "log")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +144,7 @@ func TestEndWithoutAReaderOfTheLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	u := startUsher(t, usherOptions{Host: h, Log: fifo, Args: []string{"--config-dir", configDir(t, newDir(t)), "--log-level", "debug"}})
+	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Log: fifo, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t)), "--log-level", "debug"}})
 	e := wantFed(t, h)
 	for range 500 {
 		e.Subscribe("type.googleapis.com/" + strings.Repeat("x", 1000))
@@ -154,14 +156,14 @@ func TestEndWithoutAReaderOfTheLog(t *testing.T) {
 	}
 }
 
-// TestSIGHUPIsAReload is the story of an operator who reloads Usher as he
+// TestSIGHUPIsAReload is for a user who reloads Usher as he
 // reloads Consul. A directory farther up was replaced, which is not seen without
 // the signal. The stream of an Envoy goes on, and brings the change.
 func TestSIGHUPIsAReload(t *testing.T) {
 	t.Parallel()
-	h := newMachine(t)
-	up := filepath.Join(newDir(t), "up")
-	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, up)}})
+	h := lab.NewIsolatedHost(t)
+	up := filepath.Join(testprocess.NewDir(t), "up")
+	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Args: []string{"--config-dir", configDir(t, up)}})
 	e := wantFed(t, h)
 	if err := os.Rename(up, up+".old"); err != nil {
 		t.Fatal(err)
@@ -179,16 +181,16 @@ func TestSIGHUPIsAReload(t *testing.T) {
 func TestSIGTERMDrains(t *testing.T) {
 	t.Parallel()
 	const envoys = 60
-	h := newMachine(t)
-	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--drain-time", "4s"}})
+	h := lab.NewIsolatedHost(t)
+	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t)), "--drain-time", "4s"}})
 	var connected []*fakeenvoy.Envoy
 	for range envoys {
 		connected = append(connected, wantFed(t, h))
 	}
 	u.Signal(t, syscall.SIGTERM)
 	u.WaitOutput(t, fmt.Sprintf(`msg="shutting down: Envoys are asked to connect again; send the signal again to end at once" envoys=%d over=4s`, envoys))
-	u.wantNotReady(t, "usher is shutting down")
-	late := discoveryv3.NewAggregatedDiscoveryServiceClient(xdsPort{From: h}.dial(t))
+	u.WantNotReady(t, "usher is shutting down")
+	late := discoveryv3.NewAggregatedDiscoveryServiceClient(lab.XDSPort{From: h}.Dial(t))
 	stream, err := late.DeltaAggregatedResources(t.Context())
 	if err == nil {
 		_, err = stream.Recv()
@@ -228,22 +230,22 @@ func TestSIGTERMDrains(t *testing.T) {
 // Ushers, of which the one that a real Envoy is connected to is replaced: the
 // Envoy's next stream reaches the other one, and follows a change there.
 func TestEnvoyMovesToAnotherUsher(t *testing.T) {
-	for _, version := range []string{envoyNew, envoyOld} {
+	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()
-			network := newLab(t)
-			dir := configDir(t, newDir(t))
-			var ushers []*usher
+			network := lab.NewNetwork(t)
+			dir := configDir(t, testprocess.NewDir(t))
+			var ushers []*lab.Usher
 			service := &readyService{}
-			for _, h := range []*host{network.Gateway, network.Service} {
-				u := startUsher(t, usherOptions{Host: h, XDSAddr: h.addr(18000), Args: []string{"--config-dir", dir, "--insecure-plaintext"}})
+			for _, h := range []*lab.Host{network.Gateway, network.Service} {
+				u := lab.StartUsher(t, lab.UsherOptions{Host: h, XDSAddr: h.Addr(18000), Args: []string{"--config-dir", dir, "--insecure-plaintext"}})
 				ushers = append(ushers, u)
 				service.add(u, h)
 			}
 			service.start(t, network.Client, "127.0.0.1:18000")
-			e := startOwn(t, ownOptions{Host: network.Client, Envoy: version, XDSAddr: "127.0.0.1:18000"})
-			e.waitListener(t, 8080)
-			if n := ushers[0].sum(t, "usher_xds_streams"); n != 1 {
+			e := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: network.Client, Envoy: version, XDSAddr: "127.0.0.1:18000"})
+			e.WaitListener(t, 8080)
+			if n := ushers[0].MetricSum(t, "usher_xds_streams"); n != 1 {
 				t.Fatalf("the first Usher has %v streams, want the Envoy's", n)
 			}
 			begin := time.Now()
@@ -251,15 +253,15 @@ func TestEnvoyMovesToAnotherUsher(t *testing.T) {
 				t.Error("the Envoy's stream was cut off")
 			}
 			t.Logf("the Usher ended after %v", time.Since(begin).Round(time.Millisecond))
-			eventually(t, "the Envoy is connected to the other Usher", changeDeadline, func() error {
-				if n := ushers[1].sum(t, "usher_xds_streams"); n != 1 {
+			testprocess.Eventually(t, "the Envoy is connected to the other Usher", testprocess.ChangeDeadline, func() error {
+				if n := ushers[1].MetricSum(t, "usher_xds_streams"); n != 1 {
 					return fmt.Errorf("it has %v streams", n)
 				}
 				return nil
 			})
 			t.Logf("the Envoy was there after %v", time.Since(begin).Round(time.Millisecond))
 			addService(t, dir)
-			e.waitListener(t, 8081)
+			e.WaitListener(t, 8081)
 		})
 	}
 }
@@ -267,18 +269,18 @@ func TestEnvoyMovesToAnotherUsher(t *testing.T) {
 // readyService is what a Service of Kubernetes is to an Envoy: each connection
 // is led to an Usher that is ready.
 type readyService struct {
-	ushers []*usher
-	hosts  []*host
+	ushers []*lab.Usher
+	hosts  []*lab.Host
 }
 
-func (s *readyService) add(u *usher, h *host) {
+func (s *readyService) add(u *lab.Usher, h *lab.Host) {
 	s.ushers, s.hosts = append(s.ushers, u), append(s.hosts, h)
 }
 
 // start serves until the test ends.
-func (s *readyService) start(t *testing.T, on *host, address string) {
+func (s *readyService) start(t *testing.T, on *lab.Host, address string) {
 	t.Helper()
-	listener := on.listen(t, address)
+	listener := on.Listen(t, address)
 	var work sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
@@ -301,10 +303,10 @@ func (s *readyService) start(t *testing.T, on *host, address string) {
 func (s *readyService) relay(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	for i, u := range s.ushers {
-		if _, err := u.admin("/readyz"); err != nil {
+		if _, err := u.Admin("/readyz"); err != nil {
 			continue
 		}
-		to, err := s.hosts[i].dial(ctx, "tcp", s.hosts[i].addr(18000))
+		to, err := s.hosts[i].Dial(ctx, "tcp", s.hosts[i].Addr(18000))
 		if err != nil {
 			return
 		}
@@ -324,8 +326,8 @@ func (s *readyService) relay(ctx context.Context, conn net.Conn) {
 // TestSIGTERMTwice ends at once.
 func TestSIGTERMTwice(t *testing.T) {
 	t.Parallel()
-	h := newMachine(t)
-	u := startUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--drain-time", "10m"}})
+	h := lab.NewIsolatedHost(t)
+	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t)), "--drain-time", "10m"}})
 	for range 3 {
 		wantFed(t, h)
 	}
@@ -338,15 +340,15 @@ func TestSIGTERMTwice(t *testing.T) {
 	u.WaitOutput(t, "shutting down at once: the signal came again")
 }
 
-// TestAdminPortIsCrowded holds more connections against the admin port than
+// TestAdminPortIsLimited holds more connections against the admin port than
 // Usher may open files. Probes are answered, and an Envoy can connect.
-func TestAdminPortIsCrowded(t *testing.T) {
+func TestAdminPortIsLimited(t *testing.T) {
 	t.Parallel()
-	h := newMachine(t)
-	u := startUsher(t, usherOptions{Host: h, Files: 1024, Args: []string{"--config-dir", configDir(t, newDir(t))}})
-	u.client.CloseIdleConnections()
+	h := lab.NewIsolatedHost(t)
+	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Files: 1024, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t))}})
+	u.HTTPClient.CloseIdleConnections()
 	for range 1500 {
-		conn, err := h.dial(t.Context(), "tcp", "127.0.0.1:18001")
+		conn, err := h.Dial(t.Context(), "tcp", "127.0.0.1:18001")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -354,13 +356,13 @@ func TestAdminPortIsCrowded(t *testing.T) {
 	}
 	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 		begin := time.Now()
-		if _, err := u.admin(path); err != nil {
+		if _, err := u.Admin(path); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 		t.Logf("%s is answered after %v", path, time.Since(begin).Round(time.Millisecond))
 	}
 	wantFed(t, h)
-	if open := u.sum(t, "process_open_fds"); open > 200 {
+	if open := u.MetricSum(t, "process_open_fds"); open > 200 {
 		t.Errorf("usher has %v files open", open)
 	}
 	if strings.Contains(u.Output(t), "too many open files") {
@@ -368,12 +370,12 @@ func TestAdminPortIsCrowded(t *testing.T) {
 	}
 }
 
-// TestAdminPortIsShown has the admin port reachable from elsewhere, as probes in
+// TestAdminPortIsLogged has the admin port reachable from elsewhere, as probes in
 // Kubernetes need it.
-func TestAdminPortIsShown(t *testing.T) {
+func TestAdminPortIsLogged(t *testing.T) {
 	t.Parallel()
-	h := newMachine(t)
-	u := launchUsher(t, usherOptions{Host: h, Args: []string{"--config-dir", configDir(t, newDir(t)), "--admin-addr", "0.0.0.0:18001"}})
-	u.waitReady(t)
+	h := lab.NewIsolatedHost(t)
+	u := lab.LaunchUsher(t, lab.UsherOptions{Host: h, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t)), "--admin-addr", "0.0.0.0:18001"}})
+	u.WaitReady(t)
 	u.WaitOutput(t, `level=WARN msg="the admin port is reachable beyond loopback`)
 }

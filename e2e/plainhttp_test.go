@@ -20,10 +20,12 @@ import (
 	"github.com/hashicorp/consul/api"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestThousandServicesOverPlainHTTP is the story of an operator who reaches
+// TestThousandServicesOverPlainHTTP is for a user who reaches
 // Consul over plain HTTP, as is usual beside an agent, with a gateway of 1,000
 // services: many more than the connections that the agent allows. All are
 // served, also when Usher is killed and starts again; the agent never refuses
@@ -32,40 +34,40 @@ import (
 func TestThousandServicesOverPlainHTTP(t *testing.T) {
 	t.Parallel()
 	const services, connections, limit = 1000, 90, 200
-	l := startMeshLab(t, consulNew, envoyNew, false)
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
 	ports := make([]int, services)
 	for i := range ports {
 		ports[i] = 20000 + i
 	}
-	l.registerCrowd(t, ports)
-	l.Consul.register(t, gatewayDefinition(l.Gateway))
+	registerMany(t, l, ports)
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
 	// With Consul's bootstrap, which has many stats_tags, Envoy itself would be
 	// busy for a minute or more with so many clusters.
-	gateway := startOwn(t, ownOptions{Host: l.Gateway, Envoy: envoyNew, XDSAddr: "127.0.0.1:18000"})
-	counted := l.countConnections(t)
-	o := usherOptions{Host: l.Gateway, Consul: l.Consul}
-	usher := startUsher(t, o)
-	gateway.waitEndpoints(t, ports, startDeadline)
-	waitStatus(t, l.call("/"), http.StatusOK)
-	usher.wantTurns(t, 2*services)
+	gateway := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: "127.0.0.1:18000"})
+	counted := countConsulConnections(t, l)
+	o := lab.UsherOptions{Host: l.Gateway, Consul: l.Consul}
+	usher := lab.StartUsher(t, o)
+	waitEndpoints(t, gateway, ports, testprocess.StartDeadline)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	wantTurns(t, usher, 2*services)
 
 	usher.Kill()
-	usher = startUsher(t, o)
-	usher.waitStream(t)
+	usher = lab.StartUsher(t, o)
+	usher.WaitStream(t)
 	// Everything is known again when a new service arrives.
 	ports = append(ports, 19999)
-	l.registerCrowd(t, ports)
-	gateway.waitEndpoints(t, ports, startDeadline)
+	registerMany(t, l, ports)
+	waitEndpoints(t, gateway, ports, testprocess.StartDeadline)
 
-	late := usher.statedBound(t)
-	second := fakeGateway(t, xdsPort{From: l.Gateway}.dial(t), fakeenvoy.Delta, "")
+	late := statedBound(t, usher)
+	second := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: l.Gateway}.Dial(t), fakeenvoy.Delta, "")
 	second.Subscribe(resource.ClusterType)
 	second.Subscribe(resource.EndpointType, "*")
 	awaitPorts(t, second, changed(ports, 0, 1))
 	for round := range 3 {
 		for i := round; i < len(ports); i += 20 {
 			ports[i] += 2000
-			l.registerService(t, i, ports[i])
+			registerNumbered(t, l, i, ports[i])
 		}
 		start := time.Now()
 		awaitPorts(t, second, changed(ports, round, 20))
@@ -75,11 +77,11 @@ func TestThousandServicesOverPlainHTTP(t *testing.T) {
 			t.Errorf("a change was seen %v late, want at most the stated %v, and the time to deliver it", took, late)
 		}
 	}
-	gateway.waitEndpoints(t, ports, startDeadline)
-	waitStatus(t, l.call("/"), http.StatusOK)
+	waitEndpoints(t, gateway, ports, testprocess.StartDeadline)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 
-	usher.wantTurns(t, 2*services)
-	usher.wantNoRefusal(t)
+	wantTurns(t, usher, 2*services)
+	wantNoRefusal(t, usher)
 	most := counted()
 	t.Logf("Consul had up to %d connections from Usher's host, Usher up to %d to Consul", most.consul, most.usher)
 	if most.usher == 0 || most.usher > connections || most.consul >= limit {
@@ -87,15 +89,15 @@ func TestThousandServicesOverPlainHTTP(t *testing.T) {
 	}
 }
 
-// registerCrowd puts the lab's service and one more for each port on the gateway's
+// registerMany puts the lab's service and one more for each port on the gateway's
 // listener.
-func (l *meshLab) registerCrowd(t *testing.T, ports []int) {
+func registerMany(t *testing.T, l *lab.Lab, ports []int) {
 	t.Helper()
 	entry := &api.IngressGatewayConfigEntry{Kind: api.IngressGateway, Name: "ingress-gateway", Listeners: []api.IngressListener{
 		{Port: 8080, Protocol: "http", Services: []api.IngressService{{Name: "static-server"}}},
 	}}
 	for i, port := range ports {
-		l.registerService(t, i, port)
+		registerNumbered(t, l, i, port)
 		entry.Listeners[0].Services = append(entry.Listeners[0].Services, api.IngressService{Name: crowdService(i)})
 	}
 	defaults := &api.ProxyConfigEntry{Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal, Config: map[string]any{"protocol": "http"}}
@@ -108,8 +110,8 @@ func (l *meshLab) registerCrowd(t *testing.T, ports []int) {
 
 func crowdService(i int) string { return fmt.Sprintf("svc-%04d", i) }
 
-// registerService registers the sidecar of a service that nobody runs.
-func (l *meshLab) registerService(t *testing.T, i, port int) {
+// registerNumbered registers the sidecar of a service without processes.
+func registerNumbered(t *testing.T, l *lab.Lab, i, port int) {
 	t.Helper()
 	name := crowdService(i)
 	_, err := l.Consul.Client.Catalog().Register(&api.CatalogRegistration{
@@ -124,10 +126,10 @@ func (l *meshLab) registerService(t *testing.T, i, port int) {
 }
 
 // waitEndpoints waits until Envoy has exactly those services, each at its port.
-func (e *envoy) waitEndpoints(t *testing.T, ports []int, deadline time.Duration) {
+func waitEndpoints(t *testing.T, e *lab.Envoy, ports []int, deadline time.Duration) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s has the endpoints of %d services", e.Name, len(ports)), deadline, func() error {
-		clusters, err := e.admin("/clusters")
+	testprocess.Eventually(t, fmt.Sprintf("%s has the endpoints of %d services", e.Name, len(ports)), deadline, func() error {
+		clusters, err := e.Admin("/clusters")
 		if err != nil {
 			return err
 		}
@@ -150,7 +152,7 @@ func (e *envoy) waitEndpoints(t *testing.T, ports []int, deadline time.Duration)
 	})
 }
 
-// changed gives the ports of every step-th service by their names.
+// changed returns the ports of every step-th service by their names.
 func changed(ports []int, from, step int) map[string]int {
 	of := map[string]int{}
 	for i := from; i < len(ports); i += step {
@@ -186,22 +188,22 @@ func awaitPorts(t *testing.T, e *fakeenvoy.Envoy, ports map[string]int) {
 
 // wantTurns wants that log and status say once that at least so many queries
 // take turns, and what to do about it.
-func (u *usher) wantTurns(t *testing.T, queries float64) {
+func wantTurns(t *testing.T, u *lab.Usher, queries float64) {
 	t.Helper()
 	if n := strings.Count(u.Output(t), "take turns"); n != 1 {
 		t.Errorf("the log says %d times that queries take turns, want once", n)
 	}
-	if n := u.sum(t, "usher_consul_queries_sharing_connections"); n < queries {
+	if n := u.MetricSum(t, "usher_consul_queries_sharing_connections"); n < queries {
 		t.Errorf("the metric has %v queries that take turns, want at least %v", n, queries)
 	}
-	ready, err := u.admin("/readyz")
-	if err != nil || !strings.HasPrefix(ready, "ready\n") || !strings.Contains(ready, u.statedBound(t).String()+" late: use https:// for Consul") {
+	ready, err := u.Admin("/readyz")
+	if err != nil || !strings.HasPrefix(ready, "ready\n") || !strings.Contains(ready, statedBound(t, u).String()+" late: use https:// for Consul") {
 		t.Errorf("/readyz says %q (%v), want that it is ready, and would be faster over https://", ready, err)
 	}
 }
 
 // statedBound is how late a change may be seen, as the log has it.
-func (u *usher) statedBound(t *testing.T) time.Duration {
+func statedBound(t *testing.T, u *lab.Usher) time.Duration {
 	t.Helper()
 	log := u.Output(t)
 	_, after, found := strings.Cut(log, "use https:// for Consul to see every change at once")
@@ -217,9 +219,9 @@ func (u *usher) statedBound(t *testing.T) time.Duration {
 }
 
 // wantNoRefusal wants that Consul has answered every question.
-func (u *usher) wantNoRefusal(t *testing.T) {
+func wantNoRefusal(t *testing.T, u *lab.Usher) {
 	t.Helper()
-	for line := range strings.Lines(u.metrics(t)) {
+	for line := range strings.Lines(u.Metrics(t)) {
 		if strings.HasPrefix(line, "usher_consul_queries_total{") && !strings.Contains(line, `outcome="ok"`) {
 			t.Errorf("want answers only, got %s", strings.TrimSpace(line))
 		}
@@ -233,18 +235,18 @@ func (u *usher) wantNoRefusal(t *testing.T) {
 // has it: Consul keeps those of who has gone for a while.
 type heldConnections struct{ usher, consul int }
 
-// countConnections looks again and again, until it is asked how many there were
+// countConsulConnections looks again and again, until it is asked how many there were
 // at most.
-func (l *meshLab) countConnections(t *testing.T) func() heldConnections {
+func countConsulConnections(t *testing.T, l *lab.Lab) func() heldConnections {
 	t.Helper()
 	var most heldConnections
 	end, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(10 * pollInterval)
+		tick := time.NewTicker(10 * testprocess.PollInterval)
 		defer tick.Stop()
 		for {
-			now := l.connections(t)
+			now := consulConnections(t, l)
 			most.usher, most.consul = max(most.usher, now.usher), max(most.consul, now.consul)
 			select {
 			case <-end:
@@ -264,16 +266,16 @@ func (l *meshLab) countConnections(t *testing.T) func() heldConnections {
 	}
 }
 
-// connections counts what the kernel has in /proc/net/tcp.
-func (l *meshLab) connections(t *testing.T) heldConnections {
+// consulConnections counts what the kernel has in /proc/net/tcp.
+func consulConnections(t *testing.T, l *lab.Lab) heldConnections {
 	const httpPort, established, closeWait = 8500, "01", "08"
 	var now heldConnections
-	for _, c := range l.Gateway.sockets(t) {
+	for _, c := range socketsOf(t, l.Gateway) {
 		if c.remote.Port() == httpPort && c.state == established {
 			now.usher++
 		}
 	}
-	for _, c := range l.Control.sockets(t) {
+	for _, c := range socketsOf(t, l.Control) {
 		if c.local.Port() == httpPort && c.remote.Addr() == l.Gateway.IP && (c.state == established || c.state == closeWait) {
 			now.consul++
 		}
@@ -287,8 +289,8 @@ type tcpSocket struct {
 	state         string
 }
 
-// sockets gives the host's TCP sockets between IPv4 addresses.
-func (h *host) sockets(t *testing.T) []tcpSocket {
+// socketsOf returns the host's TCP sockets between IPv4 addresses.
+func socketsOf(t *testing.T, h *lab.Host) []tcpSocket {
 	var tables []byte
 	err := h.Do(func() error {
 		four, err := os.ReadFile("/proc/thread-self/net/tcp")

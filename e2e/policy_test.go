@@ -9,15 +9,17 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestSmallestPolicy is the story of an operator who wants to give Usher less
+// TestSmallestPolicy is for a user who wants to give Usher less
 // than the policy of the docs: without any one of its rules, an Envoy gets
 // nothing at all, and the log names what is missing. Names in place of the
 // prefixes are enough.
 func TestSmallestPolicy(t *testing.T) {
-	for _, version := range []string{consulNew, consulOld} {
+	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()
 			s := startPolicyStory(t, version)
@@ -45,8 +47,8 @@ node "service" { policy = "read" }
 
 // policyStory is a secure Consul with a registered gateway and its service.
 type policyStory struct {
-	*lab
-	consul *consulAgent
+	*lab.Network
+	consul *lab.Consul
 	rules  []string // of docs/usher-policy.hcl
 	token  string   // the gateway's
 }
@@ -55,33 +57,33 @@ var policyRule = regexp.MustCompile(`(?ms)^\w+ "[^"]*" \{\n.*?^\}\n`)
 
 func startPolicyStory(t *testing.T, consulVersion string) *policyStory {
 	t.Helper()
-	s := &policyStory{lab: newLab(t), rules: policyRule.FindAllString(readFile(t, "../docs/usher-policy.hcl"), -1)}
+	s := &policyStory{Network: lab.NewNetwork(t), rules: policyRule.FindAllString(testprocess.ReadFile(t, "../docs/usher-policy.hcl"), -1)}
 	if len(s.rules) < 2 {
 		t.Fatalf("docs/usher-policy.hcl has the rules %q", s.rules)
 	}
-	s.consul = startConsul(t, consulOptions{Version: consulVersion, Host: s.Control, Secure: true})
-	s.registerCatalog(t, s.consul)
-	s.token = s.consul.newToken(t, "ingress-gateway", gatewayRules)
+	s.consul = lab.StartConsul(t, lab.ConsulOptions{Version: consulVersion, Host: s.Control, Secure: true})
+	s.RegisterCatalog(t, s.consul)
+	s.token = s.consul.NewToken(t, "ingress-gateway", gatewayRules)
 	return s
 }
 
-func (s *policyStory) start(t *testing.T, rules string) *usher {
+func (s *policyStory) start(t *testing.T, rules string) *lab.Usher {
 	t.Helper()
-	name := "usher" + strings.ReplaceAll(newPath(), "/", "-")
-	return startUsher(t, usherOptions{Host: s.Gateway, Consul: s.consul, Token: s.consul.newToken(t, name, rules)})
+	name := "usher" + strings.ReplaceAll(lab.NewPath(), "/", "-")
+	return lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.consul, Token: s.consul.NewToken(t, name, rules)})
 }
 
 func (s *policyStory) wantEnough(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
 	defer u.Stop(t)
-	e := fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), fakeenvoy.Delta, s.token)
-	fetchKey(t, e)
+	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: s.Gateway}.Dial(t), fakeenvoy.Delta, s.token)
+	lab.FetchPrivateKey(t, e)
 	e.Subscribe(resource.ClusterType)
 	clusters := e.Next()
 	e.Ack(clusters)
 	e.Subscribe(resource.EndpointType, clusters.Names...)
-	if endpoints := e.Next(); len(endpoints.Bodies) != 1 || !strings.Contains(string(endpoints.Bodies[0]), serviceIP) {
+	if endpoints := e.Next(); len(endpoints.Bodies) != 1 || !strings.Contains(string(endpoints.Bodies[0]), lab.ServiceIP) {
 		t.Errorf("the endpoints are %q, want the service's", endpoints.Bodies)
 	}
 	if log := u.Output(t); strings.Contains(log, "level=WARN") || strings.Contains(log, "level=ERROR") {
@@ -93,7 +95,7 @@ func (s *policyStory) wantTooLittle(t *testing.T, rules string) {
 	t.Helper()
 	u := s.start(t, rules)
 	defer u.Stop(t)
-	askForAll(fakeGateway(t, xdsPort{From: s.Gateway}.dial(t), fakeenvoy.Delta, s.token))
+	lab.SubscribeToAll(lab.ConnectFakeEnvoy(t, lab.XDSPort{From: s.Gateway}.Dial(t), fakeenvoy.Delta, s.token))
 	const line = "cannot build a complete snapshot; keeping the last one"
 	u.WaitOutput(t, line)
 	for text := range strings.Lines(u.Output(t)) {
@@ -101,7 +103,7 @@ func (s *policyStory) wantTooLittle(t *testing.T, rules string) {
 			t.Log(text)
 		}
 	}
-	if sent := regexp.MustCompile(`usher_xds_responses_total\{.*\} [1-9].*`).FindAllString(u.metrics(t), -1); len(sent) > 0 {
+	if sent := regexp.MustCompile(`usher_xds_responses_total\{.*\} [1-9].*`).FindAllString(u.Metrics(t), -1); len(sent) > 0 {
 		t.Errorf("usher has sent something: %q", sent)
 	}
 }

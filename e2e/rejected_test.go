@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestWhatAnEnvoyRefusesIsVisibleWhileItLasts gives a listener an access log in a
@@ -16,28 +19,28 @@ import (
 // corrected.
 func TestWhatAnEnvoyRefusesIsVisibleWhileItLasts(t *testing.T) {
 	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, false)
-	usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul})
-	startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr})
-	waitStatus(t, l.call("/"), http.StatusOK)
-	usher.waitMetric(t, `usher_xds_rejected{gateway="ingress-gateway",type="listener"}`, "")
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul})
+	lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr})
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	waitMetric(t, usher, `usher_xds_rejected{gateway="ingress-gateway",type="listener"}`, "")
 
-	l.setAccessLog(t, "/no/such/directory/access.log")
-	usher.waitMetric(t, `usher_xds_rejected{gateway="ingress-gateway",type="listener"}`, "1")
-	usher.waitMetric(t, `usher_config_problems{gateway="ingress-gateway"}`, "1")
+	setAccessLog(t, l, "/no/such/directory/access.log")
+	waitMetric(t, usher, `usher_xds_rejected{gateway="ingress-gateway",type="listener"}`, "1")
+	waitMetric(t, usher, `usher_config_problems{gateway="ingress-gateway"}`, "1")
 	usher.WaitOutput(t, "/no/such/directory/access.log")
-	l.call("/").must(t).wantHello(t)
+	l.Request("/").MustDo(t).WantHello(t)
 
-	l.setAccessLog(t, "/dev/null")
-	usher.waitMetric(t, `usher_xds_rejected{gateway="ingress-gateway",type="listener"}`, "")
-	usher.waitMetric(t, `usher_config_problems{gateway="ingress-gateway"}`, "0")
+	setAccessLog(t, l, "/dev/null")
+	waitMetric(t, usher, `usher_xds_rejected{gateway="ingress-gateway",type="listener"}`, "")
+	waitMetric(t, usher, `usher_config_problems{gateway="ingress-gateway"}`, "0")
 	usher.WaitOutput(t, "envoy accepts updates again")
 }
 
 // setAccessLog has requests logged into a file.
-func (l *meshLab) setAccessLog(t *testing.T, path string) {
+func setAccessLog(t *testing.T, l *lab.Lab, path string) {
 	t.Helper()
-	l.Consul.writeEntry(t, readFile(t, "testdata/lab/proxy-defaults.hcl")+fmt.Sprintf(`
+	l.Consul.WriteEntry(t, testprocess.ReadFile(t, "testdata/lab/proxy-defaults.hcl")+fmt.Sprintf(`
 Config {
   usher {
     access_log { sinks = [{ type = "file", path = %q }] }
@@ -47,11 +50,11 @@ Config {
 }
 
 // waitMetric waits until a series has a value; "" until there is none.
-func (u *usher) waitMetric(t *testing.T, series, want string) {
+func waitMetric(t *testing.T, u *lab.Usher, series, want string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s is %q", series, want), changeDeadline, func() error {
+	testprocess.Eventually(t, fmt.Sprintf("%s is %q", series, want), testprocess.ChangeDeadline, func() error {
 		got := ""
-		for line := range strings.Lines(u.metrics(t)) {
+		for line := range strings.Lines(u.Metrics(t)) {
 			if value, ok := strings.CutPrefix(line, series+" "); ok {
 				got = strings.TrimSpace(value)
 			}

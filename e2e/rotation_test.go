@@ -12,25 +12,28 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestCertificatesRotateUnderLoad gives the mesh a new root while requests go
 // through a gateway on Usher and one on Consul's own xDS. Both come to trust the
 // new root; later Consul makes new certificates for the gateway and the
-// sidecars, in an order that nobody knows; then all connections between them are
-// made anew. No request of Usher's gateway fails.
+// sidecars, in any order; then all connections between them are
+// opened again. No request of Usher's gateway fails.
 func TestCertificatesRotateUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := startChangesStory(t)
-	s.startLoad(t)
-	old := map[*envoy][]string{}
+	s.StartLoad(t)
+	old := map[*lab.Envoy][]string{}
 	for _, e := range s.inTheMesh() {
-		old[e] = e.certificates(t).leaves()
+		old[e] = servingCertificates(t, e).leaves()
 	}
-	s.make(t, s.newRoot())
+	s.Make(t, s.newRoot())
 	for _, e := range s.inTheMesh() {
-		eventually(t, e.Name+" has a new certificate", leafDeadline, func() error {
-			for _, serial := range e.certificates(t).leaves() {
+		testprocess.Eventually(t, e.Name+" has a new certificate", leafDeadline, func() error {
+			for _, serial := range servingCertificates(t, e).leaves() {
 				if !slices.Contains(old[e], serial) {
 					return nil
 				}
@@ -38,28 +41,28 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 			return errors.New("it has those from before only")
 		})
 	}
-	s.make(t, s.newConnections())
-	s.wantNoFailures(t)
+	s.Make(t, s.newConnections())
+	s.WantNoFailures(t)
 }
 
 // leafDeadline is how long new certificates may take: an agent spreads them
 // over half a minute after a new root.
 const leafDeadline = 60 * time.Second
 
-func (s *changesStory) inTheMesh() []*envoy {
-	return append(slices.Clone(s.sidecars), s.Usher.envoy, s.Own.envoy)
+func (s *changesStory) inTheMesh() []*lab.Envoy {
+	return append(slices.Clone(s.sidecars), s.OnUsher.Envoy, s.OnConsul.Envoy)
 }
 
 // newRoot makes Consul's CA sign with a key of another size from now on.
-func (s *changesStory) newRoot() change {
-	return change{"ca: a new root", func() error {
+func (s *changesStory) newRoot() lab.Change {
+	return lab.Change{Name: "ca: a new root", Apply: func() error {
 		_, err := s.Consul.Client.Connect().CASetConfig(&api.CAConfig{
 			Provider: "consul",
 			Config:   map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": 384},
 		}, nil)
 		return err
-	}, func(g *loadedGateway) error {
-		if got, err := g.fetchCertificates(); err != nil || len(got.roots()) < 2 {
+	}, Visible: func(g *lab.LoadedGateway) error {
+		if got, err := fetchCertificates(g.Envoy); err != nil || len(got.roots()) < 2 {
 			return errors.Join(err, fmt.Errorf("it trusts %d roots", len(got.roots())))
 		}
 		return nil
@@ -101,18 +104,18 @@ func (c envoyCertificates) leaves() []string {
 	return slices.Sorted(maps.Keys(serials))
 }
 
-func (e *envoy) fetchCertificates() (envoyCertificates, error) {
+func fetchCertificates(e *lab.Envoy) (envoyCertificates, error) {
 	var c envoyCertificates
-	body, err := e.admin("/certs")
+	body, err := e.Admin("/certs")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &c)
 	}
 	return c, err
 }
 
-func (e *envoy) certificates(t *testing.T) envoyCertificates {
+func servingCertificates(t *testing.T, e *lab.Envoy) envoyCertificates {
 	t.Helper()
-	c, err := e.fetchCertificates()
+	c, err := fetchCertificates(e)
 	if err != nil {
 		t.Fatalf("certificates of %s: %v", e.Name, err)
 	}

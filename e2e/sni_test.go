@@ -10,6 +10,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // textWithName is a line of the format that wantServerName asks for.
@@ -21,17 +24,17 @@ var textWithName = regexp.MustCompile(`^text path=(\S+) sni=[^\s"\\[:cntrl:]]+ e
 func (l *logLab) wantServerName(t *testing.T) {
 	t.Helper()
 	const requests = 500
-	before := len(readFile(t, l.Envoy.Log.Stdout))
+	before := len(testprocess.ReadFile(t, l.Envoy.Log.Stdout))
 	l.change(t, `format = { text = "text path=%REQ(:PATH)% sni=%REQUESTED_SERVER_NAME% end" }`)
 	ask := func(name string) (path string, answered bool) {
 		c := l.request(t, httpsPort, "")
 		c.TLS = l.trust.Clone()
 		c.TLS.ServerName = name
-		return c.Path, c.status(t) != 0
+		return c.Path, c.StatusCode(t) != 0
 	}
-	eventually(t, "the server name is logged", changeDeadline, func() error {
+	testprocess.Eventually(t, "the server name is logged", testprocess.ChangeDeadline, func() error {
 		path, _ := ask("shop.example")
-		if want := fmt.Sprintf("text path=%s sni=shop.example end\n", path); !strings.Contains(readFile(t, l.Envoy.Log.Stdout), want) {
+		if want := fmt.Sprintf("text path=%s sni=shop.example end\n", path); !strings.Contains(testprocess.ReadFile(t, l.Envoy.Log.Stdout), want) {
 			return fmt.Errorf("there is no line %q", want)
 		}
 		return nil
@@ -39,7 +42,7 @@ func (l *logLab) wantServerName(t *testing.T) {
 	random := rand.New(rand.NewPCG(7, 7))
 	asked := map[string]bool{}
 	for range requests {
-		if path, answered := ask(nasty(random, "")); answered { // Envoy refuses some names
+		if path, answered := ask(hostileText(random, "")); answered { // Envoy refuses some names
 			asked[path] = true
 		}
 	}
@@ -47,16 +50,16 @@ func (l *logLab) wantServerName(t *testing.T) {
 		t.Errorf("%d of %d requests were answered", len(asked), requests)
 	}
 	last, _ := ask("shop.example")
-	l.file("ecs").waitFlat(t, map[string]string{"url.original": last, "tls.client.server_name": "shop.example"})
+	l.file("ecs").WaitFlat(t, map[string]string{"url.original": last, "tls.client.server_name": "shop.example"})
 	logged := map[string]int{}
-	for line := range strings.Lines(readFile(t, filepath.Join(l.Dir, "ecs"))) {
-		var entry logEntry
+	for line := range strings.Lines(testprocess.ReadFile(t, filepath.Join(l.Dir, "ecs"))) {
+		var entry lab.LogEntry
 		if json.Unmarshal([]byte(line), &entry) != nil {
 			t.Errorf("a line is no JSON: %q", line)
 		}
-		logged[entry.flat().text("url.original")]++
+		logged[entry.Flatten().Text("url.original")]++
 	}
-	for line := range strings.Lines(readFile(t, l.Envoy.Log.Stdout)[before:]) {
+	for line := range strings.Lines(testprocess.ReadFile(t, l.Envoy.Log.Stdout)[before:]) {
 		match := textWithName.FindStringSubmatch(line)
 		switch {
 		case match != nil:

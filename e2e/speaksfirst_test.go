@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // TestServerSpeaksFirst is the story of a service that greets before its client
@@ -18,37 +20,37 @@ import (
 // goes on arriving.
 func TestServerSpeaksFirst(t *testing.T) {
 	t.Parallel()
-	l := startPeersLab(t, []testListener{{protocol: "tcp", policy: policy{mode: "off", more: `server_speaks_first = "yes"`}}})
-	l.wantGreeting(t)
+	l := lab.StartTrustLab(t, []lab.TestListener{{Protocol: "tcp", Settings: lab.ListenerSettings{Mode: "off", Extra: `server_speaks_first = "yes"`}}})
+	wantGreeting(t, l)
 
-	l.listeners[0].policy.mode = "permissive"
-	if err := os.WriteFile(l.Usher.ConfigFile, []byte(l.config()), 0o644); err != nil {
+	l.Listeners[0].Settings.Mode = "permissive"
+	if err := os.WriteFile(l.Usher.ConfigFile, []byte(l.Config()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	l.Usher.WaitOutput(t, "usher.proxy_protocol.server_speaks_first")
-	if errors := l.Usher.errors(t); len(errors) == 0 || !strings.Contains(errors[0], fmt.Sprintf("listener %d", l.listeners[0].port)) {
+	if errors := l.Usher.Errors(t); len(errors) == 0 || !strings.Contains(errors[0], fmt.Sprintf("listener %d", l.Listeners[0].Port)) {
 		t.Errorf("usher logs %q, want the listener's port", errors)
 	}
-	l.wantGreeting(t)
+	wantGreeting(t, l)
 }
 
 // wantGreeting wants every gateway to bring a silent client the greeting of the
 // service.
-func (l *peersLab) wantGreeting(t *testing.T) {
+func wantGreeting(t *testing.T, l *lab.TrustLab) {
 	t.Helper()
-	for _, g := range l.gateways {
-		p := l.newProbe(probe{gateway: g, listener: l.listeners[0], from: l.stranger, address: g.addresses[0]})
-		conn, err := p.from.dialFrom(t.Context(), p.source, p.target())
+	for _, g := range l.Gateways {
+		p := l.NewProbe(lab.Probe{Gateway: g, Listener: l.Listeners[0], From: l.Untrusted, Address: g.Addresses[0]})
+		conn, err := p.From.DialFrom(t.Context(), p.Source, p.Target())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(lab.RequestTimeout)); err != nil {
 			t.Fatal(err)
 		}
-		got := make([]byte, len(tcpGreeting))
-		if _, err := io.ReadFull(conn, got); err != nil || string(got) != tcpGreeting {
-			t.Errorf("%v: a silent client gets %q (%v), want %q", p, got, err, tcpGreeting)
+		got := make([]byte, len(lab.TCPGreeting))
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != lab.TCPGreeting {
+			t.Errorf("%v: a silent client gets %q (%v), want %q", p, got, err, lab.TCPGreeting)
 		}
 	}
 }

@@ -3,10 +3,7 @@
 package e2e
 
 import (
-	"errors"
-	"fmt"
 	"net"
-	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,22 +12,23 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/codes"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestRefusedStarts is the story of an operator who starts Usher with something
+// TestRefusedStarts is for a user who starts Usher with something
 // that cannot work: the process ends at once, with one line that names the
 // setting.
 func TestRefusedStarts(t *testing.T) {
 	t.Parallel()
-	h := newLab(t).Gateway
-	dir := newDir(t)
-	h.listen(t, "127.0.0.1:18100")
+	h := lab.NewNetwork(t).Gateway
+	dir := testprocess.NewDir(t)
+	h.Listen(t, "127.0.0.1:18100")
 	socket := filepath.Join(dir, "taken.sock")
 	listenUnix(t, socket)
-	file := writeFile(t, dir, "file", "not a socket\n")
-	cert, key := newAuthority(t, "Lab CA").issue(t, dir, "usher.example.com")
+	file := lab.WriteFile(t, dir, "file", "not a socket\n")
+	cert, key := lab.NewCertificateAuthority(t, "Lab CA").Issue(t, dir, "usher.example.com")
 	missing := filepath.Join(dir, "missing")
 
 	const plaintext = "private keys would cross the network in the clear"
@@ -41,7 +39,7 @@ func TestRefusedStarts(t *testing.T) {
 		"plain text on every address":      {args: []string{"--xds-addr", "0.0.0.0:18000"}, says: []string{"--xds-addr 0.0.0.0:18000", plaintext, "--insecure-plaintext"}},
 		"plain text on a port alone":       {args: []string{"--xds-addr", ":18000"}, says: []string{"--xds-addr :18000", plaintext}},
 		"plain text on IPv6":               {args: []string{"--xds-addr", "[::]:18000"}, says: []string{"--xds-addr [::]:18000", plaintext}},
-		"plain text on the network":        {args: []string{"--xds-addr", h.addr(18000)}, says: []string{h.addr(18000), plaintext}},
+		"plain text on the network":        {args: []string{"--xds-addr", h.Addr(18000)}, says: []string{h.Addr(18000), plaintext}},
 		"plain text on a host name":        {args: []string{"--xds-addr", "usher.example.com:18000"}, says: []string{"usher.example.com:18000", plaintext}},
 		"xDS port taken":                   {args: []string{"--xds-addr", "127.0.0.1:18100"}, says: []string{"--xds-addr 127.0.0.1:18100", "address already in use"}},
 		"admin port taken":                 {args: []string{"--admin-addr", "127.0.0.1:18100"}, says: []string{"--admin-addr 127.0.0.1:18100", "address already in use"}},
@@ -60,8 +58,8 @@ func TestRefusedStarts(t *testing.T) {
 		"unknown flag":                     {args: []string{"--xds-address", "127.0.0.1:1"}, says: []string{"--xds-address"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			end := testprocess.Run(t, command{
-				Name: "usher serve", Path: usherBinary(t), Args: append([]string{"serve"}, refused.args...),
+			end := testprocess.Run(t, testprocess.Command{
+				Name: "usher serve", Path: testprocess.Usher(t), Args: append([]string{"serve"}, refused.args...),
 				Env: refused.env, Host: h,
 			}, "")
 			output := end.Stdout + end.Stderr
@@ -91,49 +89,32 @@ func listenUnix(t *testing.T, path string) {
 	t.Cleanup(func() { listener.Close() })
 }
 
-// TestConsulComesLater is the story of a machine that starts everything at
+// TestConsulStartsAfterUsher is the story of a machine that starts everything at
 // once: Usher is there before Consul, says what it waits for, sends nothing to
 // Envoys that ask already, and serves when Consul is there.
-func TestConsulComesLater(t *testing.T) {
+func TestConsulStartsAfterUsher(t *testing.T) {
 	t.Parallel()
-	network := newLab(t)
-	address := network.Control.addr(8500)
-	usher := launchUsher(t, usherOptions{Host: network.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + address}})
-	usher.wantNotReady(t, "http://"+address, "connection refused")
-	if health, err := usher.admin("/healthz"); err != nil {
+	network := lab.NewNetwork(t)
+	address := network.Control.Addr(8500)
+	usher := lab.LaunchUsher(t, lab.UsherOptions{Host: network.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + address}})
+	usher.WantNotReady(t, "http://"+address, "connection refused")
+	if health, err := usher.Admin("/healthz"); err != nil {
 		t.Errorf("/healthz: %v %s", err, health)
 	}
-	conn := xdsPort{From: network.Gateway}.dial(t)
+	conn := lab.XDSPort{From: network.Gateway}.Dial(t)
 	for _, protocol := range fakeenvoy.Protocols {
-		e := fakeGateway(t, conn, protocol, "")
+		e := lab.ConnectFakeEnvoy(t, conn, protocol, "")
 		e.Subscribe(resource.ClusterType)
 		t.Logf("%s: %v", protocol, e.ExpectEnd(codes.Unavailable))
 	}
 
-	l := network.startMesh(t, consulNew, envoyNew, false)
+	l := network.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
 	start := time.Now()
-	usher.waitReady(t)
+	usher.WaitReady(t)
 	t.Logf("usher was ready %v after Consul and the service", time.Since(start).Round(time.Millisecond))
-	l.setMode(t, "strict")
-	l.HAProxy.setHeader(t, v2Header)
-	l.wantClientsAddress(t, startGateway(t, gatewayOptions{
-		Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr,
+	l.SetMode(t, "strict")
+	l.HAProxy.SetHeader(t, lab.SendV2)
+	l.WantClientAddress(t, lab.StartGateway(t, lab.GatewayOptions{
+		Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr,
 	}))
-}
-
-// wantNotReady waits until /readyz says 503 for the reasons.
-func (u *usher) wantNotReady(t *testing.T, reasons ...string) {
-	t.Helper()
-	eventually(t, fmt.Sprintf("usher is not ready because of %q", reasons), changeDeadline, func() error {
-		_, err := u.admin("/readyz")
-		if err == nil {
-			return errors.New("it is ready")
-		}
-		for _, text := range append(reasons, http.StatusText(http.StatusServiceUnavailable)) {
-			if !strings.Contains(err.Error(), text) {
-				return err
-			}
-		}
-		return nil
-	})
 }

@@ -16,52 +16,54 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // switches is how often the load is switched to a new cluster.
 const switches = 30
 
 // TestSwitchToANewClusterLosesNothing switches all of the load, again and again,
-// to a service or a subset that nobody knew a moment ago: by each config entry
+// to a service or a subset that did not exist before: by each config entry
 // that can. Usher hears of the instances late, once so late that it has to go
 // on without them. No request to either of its two Envoys fails; those that
 // Consul's own gateway loses are printed.
 func TestSwitchToANewClusterLosesNothing(t *testing.T) {
 	t.Parallel()
 	s := startSwitchStory(t)
-	s.startLoad(t)
+	s.StartLoad(t)
 	for i := range switches {
 		s.late.make(lateness(i))
-		s.make(t, s.next(t, i))
+		s.Make(t, s.next(t, i))
 	}
-	s.wantNoFailures(t)
+	s.WantNoFailures(t)
 }
 
 // switchStory is a Consul with services that need no sidecars, a gateway on its
 // own xDS and two on Usher.
 type switchStory struct {
-	*twoGateways
+	*lab.Comparison
 	*meshServer
 	late    *slowHealth
-	server  *usher
-	options usherOptions // of server
+	server  *lab.Usher
+	options lab.UsherOptions // of server
 	// tip is where the chain of static-server ends.
 	tip string
 }
 
 func startSwitchStory(t *testing.T) *switchStory {
 	t.Helper()
-	l := newLab(t)
-	s := &switchStory{twoGateways: &twoGateways{lab: l}, tip: "static-server"}
-	s.Consul = startConsul(t, consulOptions{Version: consulNew, Host: l.Control})
+	l := lab.NewNetwork(t)
+	s := &switchStory{Comparison: &lab.Comparison{Network: l}, tip: "static-server"}
+	s.Consul = lab.StartConsul(t, lab.ConsulOptions{Version: lab.ConsulNew, Host: l.Control})
 	s.meshServer = startMeshServer(t, s.Consul, l.Service)
-	defaults := logFormat("switch")
+	defaults := lab.ProxyDefaultsWithLog("switch")
 	defaults.Config = map[string]any{"protocol": "http"}
 	for _, e := range []api.ConfigEntry{defaults, &api.IngressGatewayConfigEntry{
 		Kind: api.IngressGateway, Name: "ingress-gateway",
 		Listeners: []api.IngressListener{{
 			Port: 8080, Protocol: "http",
-			Services: []api.IngressService{{Name: "static-server", Hosts: []string{labHost}}},
+			Services: []api.IngressService{{Name: "static-server", Hosts: []string{lab.ServiceHost}}},
 		}},
 	}} {
 		if _, _, err := s.Consul.Client.ConfigEntries().Set(e, nil); err != nil {
@@ -78,19 +80,19 @@ func startSwitchStory(t *testing.T) *switchStory {
 func (s *switchStory) startGateways(t *testing.T) {
 	t.Helper()
 	s.late = startSlowHealth(t, s.Consul)
-	address := s.Control.addr(18000)
-	s.options = usherOptions{
+	address := s.Control.Addr(18000)
+	s.options = lab.UsherOptions{
 		Host: s.Control, XDSAddr: address, Args: []string{"--insecure-plaintext"}, Env: []string{"CONSUL_HTTP_ADDR=" + s.late.address},
 	}
-	s.server = startUsher(t, s.options)
-	start := func(h *host, id, xds string) *loadedGateway {
-		g := &loadedGateway{envoy: startGateway(t, gatewayOptions{Host: h, Consul: s.Consul, Envoy: envoyNew, GRPCAddr: xds, ID: id})}
-		g.waitListener(t, 8080)
+	s.server = lab.StartUsher(t, s.options)
+	start := func(h *lab.Host, id, xds string) *lab.LoadedGateway {
+		g := &lab.LoadedGateway{Envoy: lab.StartGateway(t, lab.GatewayOptions{Host: h, Consul: s.Consul, Envoy: lab.EnvoyNew, GRPCAddr: xds, ID: id})}
+		g.WaitListener(t, 8080)
 		return g
 	}
-	s.Usher = start(s.Gateway, "on-usher", "http://"+address)
-	s.Twin = start(s.addHost(t, "gateway3", gateway3IP), "twin-on-usher", "http://"+address)
-	s.Own = start(s.addHost(t, "gateway2", gateway2IP), "on-consul", "")
+	s.OnUsher = start(s.Gateway, "on-usher", "http://"+address)
+	s.SecondOnUsher = start(s.AddHost(t, "gateway3", gateway3IP), "twin-on-usher", "http://"+address)
+	s.OnConsul = start(s.AddHost(t, "gateway2", lab.Gateway2IP), "on-consul", "")
 }
 
 // gateway3IP is the address of the host with the twin.
@@ -112,9 +114,11 @@ func lateness(i int) time.Duration {
 
 // next is the switch to a cluster that did not exist. Its service is registered
 // in the same moment.
-func (s *switchStory) next(t *testing.T, i int) change {
+func (s *switchStory) next(t *testing.T, i int) lab.Change {
 	fresh, spare, subset := fmt.Sprintf("fresh-%d", i), fmt.Sprintf("spare-%d", i), fmt.Sprintf("v%d", i)
-	serves := func(name string) func(*loadedGateway) error { return answered(call{Path: "/"}, servedBy, name) }
+	serves := func(name string) func(*lab.LoadedGateway) error {
+		return answered(lab.Request{Path: "/"}, lab.ServedBy, name)
+	}
 	var way string
 	var entry api.ConfigEntry
 	shows, tip := serves(fresh), fresh
@@ -144,7 +148,7 @@ func (s *switchStory) next(t *testing.T, i int) change {
 			Kind: api.ServiceResolver, Name: s.tip,
 			Failover: map[string]api.ServiceResolverFailover{"*": {Service: fresh}},
 		}
-		shows, tip = dumps(clusterHosts, "failover-target~0~"+s.tip+"."), s.tip
+		shows, tip = lab.HasInDump(clusterHosts, "failover-target~0~"+s.tip+"."), s.tip
 	}
 	s.tip = tip
 	for _, name := range []string{fresh, spare} {
@@ -152,13 +156,13 @@ func (s *switchStory) next(t *testing.T, i int) change {
 			t.Fatal(err)
 		}
 	}
-	return change{fmt.Sprintf("switch %d: by a %s, usher %v late", i, way, s.late.by()), func() error {
+	return lab.Change{Name: fmt.Sprintf("switch %d: by a %s, usher %v late", i, way, s.late.by()), Apply: func() error {
 		if err := errors.Join(s.register(fresh), s.register(spare)); err != nil {
 			return err
 		}
 		_, _, err := s.Consul.Client.ConfigEntries().Set(entry, nil)
 		return err
-	}, shows}
+	}, Visible: shows}
 }
 
 // meshPort is where a mesh server listens.
@@ -167,24 +171,24 @@ const meshPort = 21100
 // meshServer answers for any number of mesh services, each with its own
 // certificate. It says the name that it was asked for, with the subset.
 type meshServer struct {
-	consul *consulAgent
-	host   *host
+	consul *lab.Consul
+	host   *lab.Host
 
 	mu           sync.Mutex
 	certificates map[string]*tls.Certificate // by service
 }
 
-func startMeshServer(t *testing.T, a *consulAgent, h *host) *meshServer {
+func startMeshServer(t *testing.T, a *lab.Consul, h *lab.Host) *meshServer {
 	t.Helper()
 	m := &meshServer{consul: a, host: h, certificates: map[string]*tls.Certificate{}}
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set(servedBy, meshName(r.TLS.ServerName))
+			w.Header().Set(lab.ServedBy, meshName(r.TLS.ServerName))
 			fmt.Fprintln(w, "hello world")
 		}),
 		TLSConfig: &tls.Config{GetCertificate: m.certificate, ClientAuth: tls.RequireAnyClientCert},
 	}
-	listener := h.listen(t, fmt.Sprintf(":%d", meshPort))
+	listener := h.Listen(t, fmt.Sprintf(":%d", meshPort))
 	var work sync.WaitGroup
 	work.Go(func() { _ = server.ServeTLS(listener, "", "") }) // ends with the test
 	t.Cleanup(func() {
@@ -248,20 +252,20 @@ type slowHealth struct {
 func (p *slowHealth) by() time.Duration     { return time.Duration(p.late.Load()) }
 func (p *slowHealth) make(by time.Duration) { p.late.Store(int64(by)) }
 
-func startSlowHealth(t *testing.T, a *consulAgent) *slowHealth {
+func startSlowHealth(t *testing.T, a *lab.Consul) *slowHealth {
 	t.Helper()
 	target, err := url.Parse(a.HTTPAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	const port = 8700
-	p := &slowHealth{address: "http://" + a.Host.addr(port)}
-	transport := &http.Transport{DialContext: a.Host.dial}
+	p := &slowHealth{address: "http://" + a.Host.Addr(port)}
+	transport := &http.Transport{DialContext: a.Host.Dial}
 	t.Cleanup(transport.CloseIdleConnections)
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.Transport = transport
 	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	serveHTTP(t, a.Host, port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	lab.ServeHTTP(t, a.Host, port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/health/connect/") && !r.URL.Query().Has("index") {
 			select {
 			case <-time.After(p.by()):

@@ -18,7 +18,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // TestTLSOnTheXDSPort is the story of Usher on a host of its own, where Envoys
@@ -31,13 +33,13 @@ func TestTLSOnTheXDSPort(t *testing.T) {
 		consul string
 		files  pairFiles
 	}{
-		{consulNew, &writtenFiles{}},
-		{consulOld, &mountedFiles{}},
+		{lab.ConsulNew, &writtenFiles{}},
+		{lab.ConsulOld, &mountedFiles{}},
 	} {
 		t.Run(fmt.Sprintf("consul %s, %s", story.consul, story.files), func(t *testing.T) {
 			t.Parallel()
 			s := startTLSLab(t, story.consul, story.files)
-			s.wantClientsAddress(t, s.Envoy)
+			s.WantClientAddress(t, s.Envoy)
 			s.wantTLSOnly(t)
 			s.wantReplacedPairUsed(t)
 			s.wantBrokenPairIgnored(t)
@@ -49,11 +51,11 @@ func TestTLSOnTheXDSPort(t *testing.T) {
 // tlsLab is the lab with Usher on the control host, where the gateway's Envoy
 // reaches it over TLS.
 type tlsLab struct {
-	*meshLab
-	Usher *usher
-	Envoy *envoy
+	*lab.Lab
+	Usher *lab.Usher
+	Envoy *lab.Envoy
 
-	ca       *authority
+	ca       *lab.CertificateAuthority
 	files    pairFiles
 	cert     string // of the pair in the files now
 	address  string
@@ -62,31 +64,31 @@ type tlsLab struct {
 
 func startTLSLab(t *testing.T, consulVersion string, files pairFiles) *tlsLab {
 	t.Helper()
-	s := &tlsLab{meshLab: startMeshLab(t, consulVersion, envoyNew, false), ca: newAuthority(t, "Usher CA"), files: files}
-	s.address = s.Control.addr(18000)
-	s.setMode(t, "strict")
-	s.HAProxy.setHeader(t, v2Header)
+	s := &tlsLab{Lab: lab.Start(t, consulVersion, lab.EnvoyNew, false), ca: lab.NewCertificateAuthority(t, "Usher CA"), files: files}
+	s.address = s.Control.Addr(18000)
+	s.SetMode(t, "strict")
+	s.HAProxy.SetHeader(t, lab.SendV2)
 	var key string
 	s.cert, key = s.newPair(t)
 	certFile, keyFile := files.create(t, s.cert, key)
-	s.Usher = startUsher(t, usherOptions{
+	s.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: s.Control, Consul: s.Consul, XDSAddr: s.address,
 		Args: []string{"--tls-cert", certFile, "--tls-key", keyFile},
 	})
-	s.Envoy = startGateway(t, gatewayOptions{
-		Host: s.Gateway, Consul: s.Consul, Envoy: envoyNew,
+	s.Envoy = lab.StartGateway(t, lab.GatewayOptions{
+		Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew,
 		GRPCAddr: "https://" + s.address,
-		Args:     []string{"-grpc-ca-file", writeFile(t, newDir(t), "ca.pem", s.ca.pem())},
+		Args:     []string{"-grpc-ca-file", lab.WriteFile(t, testprocess.NewDir(t), "ca.pem", s.ca.PEM())},
 	})
-	s.Envoy.waitListener(t, 8080)
+	s.Envoy.WaitListener(t, 8080)
 	return s
 }
 
 // newPair issues a certificate and its key, in PEM.
 func (s *tlsLab) newPair(t *testing.T) (cert, key string) {
 	t.Helper()
-	certFile, keyFile := s.ca.issue(t, newDir(t), "usher.example.com", s.Control.IP)
-	return readFile(t, certFile), readFile(t, keyFile)
+	certFile, keyFile := s.ca.Issue(t, testprocess.NewDir(t), "usher.example.com", s.Control.IP)
+	return testprocess.ReadFile(t, certFile), testprocess.ReadFile(t, keyFile)
 }
 
 // wantTLSOnly wants no stream for who speaks plain text, or trusts another
@@ -95,9 +97,9 @@ func (s *tlsLab) wantTLSOnly(t *testing.T) {
 	t.Helper()
 	for what, creds := range map[string]credentials.TransportCredentials{
 		"plain text":        insecure.NewCredentials(),
-		"another authority": credentials.NewClientTLSFromCert(newAuthority(t, "Another CA").pool(), "usher.example.com"),
+		"another authority": credentials.NewClientTLSFromCert(lab.NewCertificateAuthority(t, "Another CA").Pool(), "usher.example.com"),
 	} {
-		client := discoveryv3.NewAggregatedDiscoveryServiceClient(xdsPort{From: s.Gateway, Address: s.address, TLS: creds}.dial(t))
+		client := discoveryv3.NewAggregatedDiscoveryServiceClient(lab.XDSPort{From: s.Gateway, Address: s.address, TLS: creds}.Dial(t))
 		_, err := client.DeltaAggregatedResources(t.Context())
 		if status.Code(err) != codes.Unavailable {
 			t.Errorf("%s: %v, want no connection", what, err)
@@ -109,7 +111,7 @@ func (s *tlsLab) wantTLSOnly(t *testing.T) {
 // stream, and gets the next change over it.
 func (s *tlsLab) wantReplacedPairUsed(t *testing.T) {
 	t.Helper()
-	before := s.Envoy.streams(t)
+	before := s.Envoy.XDSStreams(t)
 	cert, key := s.newPair(t)
 	s.files.replace(t, cert, key)
 	s.cert = cert
@@ -117,17 +119,17 @@ func (s *tlsLab) wantReplacedPairUsed(t *testing.T) {
 	s.waitLog(t, "TLS certificate replaced", s.replaced)
 	s.wantPairServed(t)
 
-	s.setMode(t, "off")
-	s.wantBadRequest(t)
-	s.setMode(t, "strict")
-	s.wantClientsAddress(t, s.Envoy)
-	if now := s.Envoy.streams(t); now != before || now.Open != 1 {
+	s.SetMode(t, "off")
+	s.WantBadRequest(t)
+	s.SetMode(t, "strict")
+	s.WantClientAddress(t, s.Envoy)
+	if now := s.Envoy.XDSStreams(t); now != before || now.Open != 1 {
 		t.Errorf("the Envoy's streams: %+v, before the certificate was replaced: %+v", now, before)
 	}
 }
 
 // wantBrokenPairIgnored puts a certificate without its key into the files, and
-// then something that is no certificate. Each is told once.
+// then something that is no certificate. Each is logged once.
 func (s *tlsLab) wantBrokenPairIgnored(t *testing.T) {
 	t.Helper()
 	const line = "the new TLS certificate cannot be used, the old one stays"
@@ -139,17 +141,17 @@ func (s *tlsLab) wantBrokenPairIgnored(t *testing.T) {
 	s.files.replace(t, "no certificate\n", key)
 	s.waitLog(t, line, 2)
 	s.wantPairServed(t)
-	if errors := s.Usher.errors(t); len(errors) != 2 {
+	if errors := s.Usher.Errors(t); len(errors) != 2 {
 		t.Errorf("the log has %d errors, want one for each broken pair: %q", len(errors), errors)
 	}
-	for _, line := range s.Usher.errors(t) {
+	for _, line := range s.Usher.Errors(t) {
 		t.Log(line)
 	}
 }
 
 func (s *tlsLab) waitLog(t *testing.T, text string, times int) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("usher logs %q %d times", text, times), changeDeadline, func() error {
+	testprocess.Eventually(t, fmt.Sprintf("usher logs %q %d times", text, times), testprocess.ChangeDeadline, func() error {
 		if n := strings.Count(s.Usher.Output(t), text); n < times {
 			return fmt.Errorf("%d times", n)
 		}
@@ -163,16 +165,16 @@ func (s *tlsLab) wantPairServed(t *testing.T) {
 	t.Helper()
 	var served *x509.Certificate
 	config := &tls.Config{
-		RootCAs: s.ca.pool(), ServerName: "usher.example.com",
+		RootCAs: s.ca.Pool(), ServerName: "usher.example.com",
 		VerifyConnection: func(state tls.ConnectionState) error {
 			served = state.PeerCertificates[0]
 			return nil
 		},
 	}
-	e := fakeGateway(t, xdsPort{From: s.Gateway, Address: s.address, TLS: credentials.NewTLS(config)}.dial(t), fakeenvoy.Delta, "")
-	fetchKey(t, e)
+	e := lab.ConnectFakeEnvoy(t, lab.XDSPort{From: s.Gateway, Address: s.address, TLS: credentials.NewTLS(config)}.Dial(t), fakeenvoy.Delta, "")
+	lab.FetchPrivateKey(t, e)
 	e.Disconnect()
-	if encode("CERTIFICATE", served.Raw) != s.cert {
+	if lab.EncodePEM("CERTIFICATE", served.Raw) != s.cert {
 		t.Errorf("a new connection sees the certificate %v, want the latest good one", served.SerialNumber)
 	}
 }
@@ -192,14 +194,14 @@ func (*writtenFiles) String() string { return "files that are written in place" 
 
 func (f *writtenFiles) create(t *testing.T, cert, key string) (certFile, keyFile string) {
 	t.Helper()
-	f.dir = newDir(t)
-	return writeFile(t, f.dir, "tls.crt", cert), writeFile(t, f.dir, "tls.key", key)
+	f.dir = testprocess.NewDir(t)
+	return lab.WriteFile(t, f.dir, "tls.crt", cert), lab.WriteFile(t, f.dir, "tls.key", key)
 }
 
 func (f *writtenFiles) replace(t *testing.T, cert, key string) {
 	t.Helper()
-	writeFile(t, f.dir, "tls.crt", cert)
-	writeFile(t, f.dir, "tls.key", key)
+	lab.WriteFile(t, f.dir, "tls.crt", cert)
+	lab.WriteFile(t, f.dir, "tls.key", key)
 }
 
 // mountedFiles are those of a Kubernetes secret: links through a link that is
@@ -213,7 +215,7 @@ func (*mountedFiles) String() string { return "files of a mounted secret" }
 
 func (f *mountedFiles) create(t *testing.T, cert, key string) (certFile, keyFile string) {
 	t.Helper()
-	f.dir = newDir(t)
+	f.dir = testprocess.NewDir(t)
 	f.replace(t, cert, key)
 	for _, name := range []string{"tls.crt", "tls.key"} {
 		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(f.dir, name)); err != nil {
@@ -231,8 +233,8 @@ func (f *mountedFiles) replace(t *testing.T, cert, key string) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, dir, "tls.crt", cert)
-	writeFile(t, dir, "tls.key", key)
+	lab.WriteFile(t, dir, "tls.crt", cert)
+	lab.WriteFile(t, dir, "tls.key", key)
 	if err := errors.Join(os.Symlink(version, next), os.Rename(next, filepath.Join(f.dir, "..data"))); err != nil {
 		t.Fatal(err)
 	}

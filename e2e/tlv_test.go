@@ -8,20 +8,22 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// tlvLab has listeners of all protocols that tell of TLVs: those of the clouds
-// and of the protocol itself, and one of the operator's own.
-type tlvLab struct{ *peersLab }
+// tlvLab has listeners of all protocols that log TLVs: those of the clouds
+// and of the protocol itself, and one that the user chose.
+type tlvLab struct{ *lab.TrustLab }
 
-// toldTLV is a TLV of the settings.
-type toldTLV struct {
+// loggedTLV is a TLV of the settings.
+type loggedTLV struct {
 	name   string // the key in the log
 	header string // what the service gets; "" for none
-	number bool   // which Envoy 1.36 cannot tell
+	number bool   // which Envoy 1.36 cannot log
 }
 
-var toldTLVs = []toldTLV{
+var loggedTLVs = []loggedTLV{
 	{name: "aws_vpce_id", header: "X-Vpce-Id"},
 	{name: "proxy_authority"},
 	{name: "tenant", header: "X-Tenant"},
@@ -32,138 +34,138 @@ var toldTLVs = []toldTLV{
 const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority" }, { type = "0xE4", name = "tenant", header = "x-tenant" }, ` +
 	`{ type = "azure_link_id", header = "x-link-id" }, { type = "gcp_psc_id" }]`
 
-// TestTLVs has balancers tell more than the client's address: it is in the
+// TestTLVs has balancers send more than the client's address: it is in the
 // access log by name and in request headers, from those alone who are believed,
 // and without a byte that could break the log, a header or a request.
 func TestTLVs(t *testing.T) {
 	t.Parallel()
-	var listeners []testListener
+	var listeners []lab.TestListener
 	for _, protocol := range matrixProtocols {
 		listeners = append(listeners,
-			testListener{protocol: protocol, policy: policy{mode: "strict", more: tlvSettings}},
-			testListener{protocol: protocol, policy: policy{mode: "permissive", cidrs: true, more: tlvSettings}})
+			lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "strict", Extra: tlvSettings}},
+			lab.TestListener{Protocol: protocol, Settings: lab.ListenerSettings{Mode: "permissive", TrustedCIDRs: true, Extra: tlvSettings}})
 	}
-	l := &tlvLab{startPeersLab(t, listeners)}
-	for _, g := range l.gateways {
-		t.Run("envoy "+g.version, func(t *testing.T) {
+	l := &tlvLab{lab.StartTrustLab(t, listeners)}
+	for _, g := range l.Gateways {
+		t.Run("envoy "+g.Version, func(t *testing.T) {
 			var stories []tlvStory
-			for _, m := range l.listeners {
-				for _, from := range []peer{l.trusted, l.stranger} {
-					p := probe{gateway: g, listener: m, from: from, address: g.addresses[0]}
+			for _, m := range l.Listeners {
+				for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
+					p := lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]}
 					stories = append(stories, l.wellFormed(p)...)
 					stories = append(stories, l.hostile(p)...)
 				}
 			}
-			l.tell(t, stories)
+			l.run(t, stories)
 		})
 	}
 }
 
-// tlvStory is a connection with TLVs, and what may be told of them.
+// tlvStory is a connection with TLVs, and what may be logged of them.
 type tlvStory struct {
-	probe
-	right func(told toldTLV, got string) bool
+	lab.Probe
+	right func(tlv loggedTLV, got string) bool
 }
 
 // newStory is a story of a connection that begins with the text.
-func (l *tlvLab) newStory(p probe, text string, right func(told toldTLV, got string) bool) tlvStory {
-	p.preface = preface{name: fmt.Sprintf("%.200q", text), text: text, client: headerClient}
-	p.header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}}
-	if p.listener.policy.cidrs && p.from.host == l.stranger.host {
-		right = func(_ toldTLV, got string) bool { return got == "" }
+func (l *tlvLab) newStory(p lab.Probe, text string, right func(tlv loggedTLV, got string) bool) tlvStory {
+	p.Preface = lab.Preface{Name: fmt.Sprintf("%.200q", text), Bytes: text, Client: lab.HeaderClient}
+	p.Header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}}
+	if p.Listener.Settings.TrustedCIDRs && p.From.Host == l.Untrusted.Host {
+		right = func(_ loggedTLV, got string) bool { return got == "" }
 	}
-	return tlvStory{probe: l.newProbe(p), right: right}
+	return tlvStory{Probe: l.NewProbe(p), right: right}
 }
 
 // wellFormed are TLVs as they should be, some of them and none.
-func (l *tlvLab) wellFormed(p probe) []tlvStory {
-	vpce := tlv(tlvAWS, "\x01vpce-08d2bf15fac5001c9")
+func (l *tlvLab) wellFormed(p lab.Probe) []tlvStory {
+	vpce := lab.TLV(lab.TLVAWS, "\x01vpce-08d2bf15fac5001c9")
 	var stories []tlvStory
-	tells := func(told toldTLV) bool { return !told.number || p.gateway.version != envoyOld }
+	canLog := func(tlv loggedTLV) bool { return !tlv.number || p.Gateway.Version != lab.EnvoyOld }
 	for _, s := range []struct {
 		first string // what the connection begins with
 		want  map[string]string
 	}{
-		{awsText("vpce-08d2bf15fac5001c9"), map[string]string{"aws_vpce_id": "vpce-08d2bf15fac5001c9"}},
-		{tlvText(vpce + tlv(tlvAuthority, "www.example.com") + tlv("\xe4", "blue")), map[string]string{
+		{lab.AWSHeader("vpce-08d2bf15fac5001c9"), map[string]string{"aws_vpce_id": "vpce-08d2bf15fac5001c9"}},
+		{lab.HeaderWithTLVs(vpce + lab.TLV(lab.TLVAuthority, "www.example.com") + lab.TLV("\xe4", "blue")), map[string]string{
 			"aws_vpce_id": "vpce-08d2bf15fac5001c9", "proxy_authority": "www.example.com", "tenant": "blue",
 		}},
-		{tlvText(tlv(tlvAzure, "\x01\x04\x03\x02\x01") + tlv(tlvGCP, "\x01\x02\x03\x04\x05\x06\x07\x08")), map[string]string{
+		{lab.HeaderWithTLVs(lab.TLV(lab.TLVAzure, "\x01\x04\x03\x02\x01") + lab.TLV(lab.TLVGCP, "\x01\x02\x03\x04\x05\x06\x07\x08")), map[string]string{
 			"azure_link_id": "16909060", "gcp_psc_id": "72623859790382856",
 		}},
-		{tlvText(tlv(tlvAzure, "\x01\xff\xff\xff\xff") + tlv(tlvGCP, "\xff\xff\xff\xff\xff\xff\xff\xff")), map[string]string{
+		{lab.HeaderWithTLVs(lab.TLV(lab.TLVAzure, "\x01\xff\xff\xff\xff") + lab.TLV(lab.TLVGCP, "\xff\xff\xff\xff\xff\xff\xff\xff")), map[string]string{
 			"azure_link_id": "4294967295", "gcp_psc_id": "18446744073709551615",
 		}},
-		{tlvText(tlv(tlvAzure, "\x01\x00\x00\x00\x00") + tlv(tlvGCP, "\x00\x00\x00\x00\x00\x00\x00\x01")), map[string]string{
+		{lab.HeaderWithTLVs(lab.TLV(lab.TLVAzure, "\x01\x00\x00\x00\x00") + lab.TLV(lab.TLVGCP, "\x00\x00\x00\x00\x00\x00\x00\x01")), map[string]string{
 			"azure_link_id": "0", "gcp_psc_id": "1",
 		}},
-		{tlvText(tlv(tlvAzure, "\x02\x04\x03\x02\x01") + tlv(tlvGCP, "\x01\x02\x03\x04\x05\x06\x07")), nil},
-		{tlvText(tlv("\xe4", "green team, room 7") + tlv("\xe5", "of no interest")), map[string]string{"tenant": "green team, room 7"}},
-		{tlvText(""), nil},
-		{v2Text(v2Local, v2Unspec, ""), nil},
-		{prefaceOf("v1, IPv4").text, nil},
+		{lab.HeaderWithTLVs(lab.TLV(lab.TLVAzure, "\x02\x04\x03\x02\x01") + lab.TLV(lab.TLVGCP, "\x01\x02\x03\x04\x05\x06\x07")), nil},
+		{lab.HeaderWithTLVs(lab.TLV("\xe4", "green team, room 7") + lab.TLV("\xe5", "of no interest")), map[string]string{"tenant": "green team, room 7"}},
+		{lab.HeaderWithTLVs(""), nil},
+		{lab.V2Header(lab.V2Local, lab.V2Unspec, ""), nil},
+		{lab.PrefaceNamed("v1, IPv4").Bytes, nil},
 	} {
-		stories = append(stories, l.newStory(p, s.first, func(told toldTLV, got string) bool {
-			return tells(told) && got == s.want[told.name] || !tells(told) && got == ""
+		stories = append(stories, l.newStory(p, s.first, func(tlv loggedTLV, got string) bool {
+			return canLog(tlv) && got == s.want[tlv.name] || !canLog(tlv) && got == ""
 		}))
 	}
 	return stories
 }
 
-// printable is what may be told of a TLV.
+// printable is what may be logged of a TLV.
 var printable = regexp.MustCompile(`^[ -~]*$`)
 
-// hostile are TLVs that are not what they should be. Whatever is told of them is
+// hostile are TLVs that are not what they should be. Whatever is logged of them is
 // printable, and on one line.
-func (l *tlvLab) hostile(p probe) []tlvStory {
+func (l *tlvLab) hostile(p lab.Probe) []tlvStory {
 	var stories []tlvStory
 	for _, value := range []string{
-		"", "\x01", "\x02vpce-08d2bf15fac5001c9", "vpce-", "\n", "a\nb", "a\r\nX-Forwarded-For: " + forgedIP + "\r\n\r\n",
-		"\n{\"path\":\"/forged\",\"downstream_remote_address\":\"" + forgedIP + ":1\"}\n", `"`, `\`, `", "path": "/forged`, "\x00", "vpce-1\x00vpce-2",
+		"", "\x01", "\x02vpce-08d2bf15fac5001c9", "vpce-", "\n", "a\nb", "a\r\nX-Forwarded-For: " + lab.ForgedIP + "\r\n\r\n",
+		"\n{\"path\":\"/forged\",\"downstream_remote_address\":\"" + lab.ForgedIP + ":1\"}\n", `"`, `\`, `", "path": "/forged`, "\x00", "vpce-1\x00vpce-2",
 		"\xff\xfe\xfd", "vpce-\xc3\x28", "é", "\x1b[31mred", "\x7f", "%REQ(HOST)%", "${jndi:ldap}", " ", strings.Repeat("x", 4096),
-		"\x01vpce-08d2bf15fac5001c9\nvpce-evil", "\x01vpce-08d2bf15fac5001c9, " + forgedIP,
+		"\x01vpce-08d2bf15fac5001c9\nvpce-evil", "\x01vpce-08d2bf15fac5001c9, " + lab.ForgedIP,
 	} {
-		text := tlvText(tlv(tlvAWS, value) + tlv(tlvAWS, "\x01"+value) + tlv(tlvAuthority, value) + tlv("\xe4", value) + tlv(tlvAzure, value) + tlv(tlvGCP, value))
-		stories = append(stories, l.newStory(p, text, func(_ toldTLV, got string) bool { return printable.MatchString(got) }))
+		text := lab.HeaderWithTLVs(lab.TLV(lab.TLVAWS, value) + lab.TLV(lab.TLVAWS, "\x01"+value) + lab.TLV(lab.TLVAuthority, value) + lab.TLV("\xe4", value) + lab.TLV(lab.TLVAzure, value) + lab.TLV(lab.TLVGCP, value))
+		stories = append(stories, l.newStory(p, text, func(_ loggedTLV, got string) bool { return printable.MatchString(got) }))
 	}
 	return stories
 }
 
-// tell makes the connections, which have to be answered, and asks for each TLV
-// whether what is told of it is right: in the log, where there is exactly one
+// run makes the connections, which have to be answered, and asks for each TLV
+// whether it is right: in the log, where there is exactly one
 // line of each, and at the service.
-func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
+func (l *tlvLab) run(t *testing.T, stories []tlvStory) {
 	t.Helper()
-	probes := make([]probe, len(stories))
+	probes := make([]lab.Probe, len(stories))
 	for i, s := range stories {
-		probes[i] = s.probe
+		probes[i] = s.Probe
 	}
-	seen, lines := l.observe(t, probes, always)
+	seen, lines := l.Observe(t, probes, lab.Always)
 	if lines["/forged"] != nil {
-		t.Errorf("the log has lines of nobody: %v", lines["/forged"])
+		t.Errorf("the log has lines that no request wrote: %v", lines["/forged"])
 	}
 	for i, s := range stories {
-		entries := lines.of(s.probe)
-		if (seen[i].answer != "200" && seen[i].answer != "served") || len(entries) != 1 {
-			t.Errorf("%v: the answer is %s, and the log has %v", s.probe, seen[i].answer, entries)
+		entries := lines.EntriesFor(s.Probe)
+		if (seen[i].Response != "200" && seen[i].Response != "served") || len(entries) != 1 {
+			t.Errorf("%v: the answer is %s, and the log has %v", s.Probe, seen[i].Response, entries)
 			continue
 		}
-		l.wantTold(t, s, entries[0])
+		l.wantLogged(t, s, entries[0])
 	}
 }
 
-func (l *tlvLab) wantTold(t *testing.T, s tlvStory, entry logEntry) {
+func (l *tlvLab) wantLogged(t *testing.T, s tlvStory, entry lab.LogEntry) {
 	t.Helper()
-	for _, told := range toldTLVs {
-		if got := strings.TrimPrefix(entry.text(told.name), "-"); !s.right(told, got) {
-			t.Errorf("%v: the log has %s %q", s.probe, told.name, got)
+	for _, tlv := range loggedTLVs {
+		if got := strings.TrimPrefix(entry.Text(tlv.name), "-"); !s.right(tlv, got) {
+			t.Errorf("%v: the log has %s %q", s.Probe, tlv.name, got)
 		}
-		if told.header == "" || s.listener.protocol == "tcp" {
+		if tlv.header == "" || s.Listener.Protocol == "tcp" {
 			continue
 		}
-		request := l.Echo.request(t, s.path)
-		if values := request.Header.Values(told.header); len(values) > 1 || !s.right(told, strings.Join(values, "")) {
-			t.Errorf("%v: the service gets %s %q", s.probe, told.header, values)
+		request := l.Echo.Received(t, s.Path)
+		if values := request.Header.Values(tlv.header); len(values) > 1 || !s.right(tlv, strings.Join(values, "")) {
+			t.Errorf("%v: the service gets %s %q", s.Probe, tlv.header, values)
 		}
 	}
 }

@@ -14,6 +14,9 @@ import (
 	"testing"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // vpce is the id of a VPC endpoint.
@@ -22,18 +25,18 @@ const vpce = "vpce-08d2bf15fac5001c9"
 // fromEndpoint is the PROXY header of a connection that came by the endpoint.
 func fromEndpoint(t *testing.T, client string) *proxyproto.Header {
 	t.Helper()
-	h := proxied(client)
+	h := lab.ProxyHeaderFor(client)
 	if err := h.SetTLVs([]proxyproto.TLV{{Type: 0xEA, Value: append([]byte{1}, vpce...)}}); err != nil {
 		t.Fatal(err)
 	}
 	return h
 }
 
-// TestWhoMaySayWhoTheClientIs has a gateway that believes its balancer, and
-// somebody else who connects to it and claims to be another.
-func TestWhoMaySayWhoTheClientIs(t *testing.T) {
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
-		l := startMeshLab(t, consulNew, envoy, false)
+// TestOnlyTrustedAddressesNameTheClient has a gateway that believes its balancer, and
+// other addresses that connect and claim to be another.
+func TestOnlyTrustedAddressesNameTheClient(t *testing.T) {
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		l := lab.Start(t, lab.ConsulNew, envoy, false)
 		settings := func(mode string) string {
 			return fmt.Sprintf(`
 usher {
@@ -44,36 +47,36 @@ usher {
   }
   access_log { rejected_per_second = "any" }
 }
-`, mode, balancerIP)
+`, mode, lab.BalancerIP)
 		}
-		usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("permissive")})
-		gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-		l.HAProxy.setHeader(t, v2Header)
-		l.wantClientsAddress(t, gateway)
-		l.wantEndpointTold(t, gateway)
-		l.wantClaimUnused(t, gateway)
+		usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("permissive")})
+		gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		l.HAProxy.SetHeader(t, lab.SendV2)
+		l.WantClientAddress(t, gateway)
+		wantEndpointLogged(t, l, gateway)
+		wantClaimUnused(t, l, gateway)
 
-		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("strict"))
-		l.waitMode(t, l.Gateway, "strict")
-		l.wantClientsAddress(t, gateway)
-		l.wantStrangersClosed(t, gateway)
+		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("strict"))
+		l.WaitMode(t, l.Gateway, "strict")
+		l.WantClientAddress(t, gateway)
+		wantUntrustedClosed(t, l, gateway)
 	})
 }
 
-// wantEndpointTold wants the log and the service to be told of the endpoint, and
+// wantEndpointLogged wants the log and the service to get the endpoint, and
 // not by the client.
-func (l *meshLab) wantEndpointTold(t *testing.T, gateway *envoy) {
+func wantEndpointLogged(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 	t.Helper()
-	for want, header := range map[string]*proxyproto.Header{vpce: fromEndpoint(t, clientIP), "": proxied(clientIP)} {
-		request := call{
-			From: l.Balancer, To: l.Gateway.addr(8080), Path: newPath(), Proxy: header,
+	for want, header := range map[string]*proxyproto.Header{vpce: fromEndpoint(t, lab.ClientIP), "": lab.ProxyHeaderFor(lab.ClientIP)} {
+		request := lab.Request{
+			From: l.Balancer, To: l.Gateway.Addr(8080), Path: lab.NewPath(), Proxy: header,
 			Header: http.Header{"X-Vpce": {"vpce-forged"}},
 		}
-		request.must(t).wantHello(t)
-		if got := strings.Join(l.Echo.request(t, request.Path).Header.Values("X-Vpce"), ","); got != want {
-			t.Errorf("the service is told of the endpoint %q, want %q", got, want)
+		request.MustDo(t).WantHello(t)
+		if got := strings.Join(l.Echo.Received(t, request.Path).Header.Values("X-Vpce"), ","); got != want {
+			t.Errorf("the service gets the endpoint %q, want %q", got, want)
 		}
-		if got := gateway.Log.request(t, request.Path).text("vpce"); got != want {
+		if got := gateway.Log.WaitRequest(t, request.Path).Text("vpce"); got != want {
 			t.Errorf("access log has the endpoint %q, want %q", got, want)
 		}
 	}
@@ -81,28 +84,28 @@ func (l *meshLab) wantEndpointTold(t *testing.T, gateway *envoy) {
 
 // wantClaimUnused connects from the client's host, past the balancer, with and
 // without a header that names another.
-func (l *meshLab) wantClaimUnused(t *testing.T, gateway *envoy) {
+func wantClaimUnused(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 	t.Helper()
 	for _, claim := range []io.WriterTo{nil, fromEndpoint(t, "203.0.113.99")} {
-		request := call{
-			From: l.Client, To: l.Gateway.addr(8080), Path: newPath(),
+		request := lab.Request{
+			From: l.Client, To: l.Gateway.Addr(8080), Path: lab.NewPath(),
 			Header: http.Header{"X-Forwarded-For": {"6.6.6.6"}, "X-Forwarded-Proto": {"https"}, "X-Vpce": {"vpce-forged"}},
 		}
 		if claim != nil {
 			request.Proxy = claim
 		}
-		request.must(t).wantHello(t)
-		entry := gateway.Log.request(t, request.Path)
+		request.MustDo(t).WantHello(t)
+		entry := gateway.Log.WaitRequest(t, request.Path)
 		for _, field := range []string{"downstream_remote_address", "downstream_direct_remote_address"} {
-			if got := entry.ip(t, field); got != clientIP {
-				t.Errorf("access log has %s for %s of one that claims %v, want %s", got, field, claim, clientIP)
+			if got := entry.IP(t, field); got != lab.ClientIP {
+				t.Errorf("access log has %s for %s of one that claims %v, want %s", got, field, claim, lab.ClientIP)
 			}
 		}
-		if got := entry.text("vpce"); got != "" {
+		if got := entry.Text("vpce"); got != "" {
 			t.Errorf("access log has the endpoint %q of one that is not believed", got)
 		}
-		seen := l.Echo.request(t, request.Path).Header
-		for name, want := range map[string]string{"X-Forwarded-For": clientIP, "X-Envoy-External-Address": clientIP, "X-Forwarded-Proto": "http", "X-Vpce": ""} {
+		seen := l.Echo.Received(t, request.Path).Header
+		for name, want := range map[string]string{"X-Forwarded-For": lab.ClientIP, "X-Envoy-External-Address": lab.ClientIP, "X-Forwarded-Proto": "http", "X-Vpce": ""} {
 			if got := strings.Join(seen.Values(name), ","); got != want {
 				t.Errorf("the service got %s %q of one that claims %v, want %q", name, got, claim, want)
 			}
@@ -110,112 +113,112 @@ func (l *meshLab) wantClaimUnused(t *testing.T, gateway *envoy) {
 	}
 }
 
-// wantStrangersClosed wants connections closed, and a line in the log with who
+// wantUntrustedClosed wants connections closed, and a line in the log with who
 // it was: of one that is not trusted, and of the balancer without a header.
-func (l *meshLab) wantStrangersClosed(t *testing.T, gateway *envoy) {
+func wantUntrustedClosed(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 	t.Helper()
 	for _, closed := range []struct {
 		name   string
-		call   call
+		call   lab.Request
 		fields map[string]string
 	}{
-		{"a stranger", call{From: l.Client, To: l.Gateway.addr(8080), Path: "/", Proxy: proxied("203.0.113.99")}, map[string]string{"response_flags": "NR"}},
-		{"the balancer without a header", call{From: l.Balancer, To: l.Gateway.addr(8080), Path: "/"}, map[string]string{"response_flags": "-", "path": ""}},
+		{"a stranger", lab.Request{From: l.Client, To: l.Gateway.Addr(8080), Path: "/", Proxy: lab.ProxyHeaderFor("203.0.113.99")}, map[string]string{"response_flags": "NR"}},
+		{"the balancer without a header", lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Path: "/"}, map[string]string{"response_flags": "-", "path": ""}},
 	} {
-		if got := closed.call.status(t); got != 0 {
+		if got := closed.call.StatusCode(t); got != 0 {
 			t.Errorf("%s is answered %d, want the connection closed", closed.name, got)
 		}
-		entry := gateway.Log.wait(t, closed.fields)
-		if got, want := entry.ip(t, "downstream_remote_address"), closed.call.From.IP.String(); got != want {
+		entry := gateway.Log.Wait(t, closed.fields)
+		if got, want := entry.IP(t, "downstream_remote_address"), closed.call.From.IP.String(); got != want {
 			t.Errorf("%s is logged as %s, want %s", closed.name, got, want)
 		}
 	}
 }
 
 // TestApacheGetsAPROXYHeader has an Apache that understands PROXY protocol in
-// the mesh, behind a tcp listener, which tells it of the client.
+// the mesh, behind a tcp listener, which sends it the client address.
 func TestApacheGetsAPROXYHeader(t *testing.T) {
-	onBothEnvoys(t, func(t *testing.T, envoy string) {
-		l := startMeshLab(t, consulNew, envoy, false)
-		apache := startApache(t, l.Service, tcpPort, proxyProtocol)
-		registerService(t, serviceOptions{
-			Name: "static-tcp", Port: tcpPort, Consul: l.Consul, Host: l.Service, Envoy: envoy, SidecarPort: 21001,
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		l := lab.Start(t, lab.ConsulNew, envoy, false)
+		apache := lab.StartApache(t, l.Service, lab.TCPPort, lab.RemoteIPProxyProtocol)
+		lab.RegisterService(t, lab.ServiceOptions{
+			Name: "static-tcp", Port: lab.TCPPort, Consul: l.Consul, Host: l.Service, Envoy: envoy, SidecarPort: 21001,
 		})
-		l.Consul.writeEntry(t, fmt.Sprintf(`
+		l.Consul.WriteEntry(t, fmt.Sprintf(`
 Kind = "ingress-gateway"
 Name = "ingress-gateway"
 Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }] }]
-`, tcpPort))
-		startBalancer(t, balancerOptions{Host: l.Balancer, Targets: []*host{l.Gateway}, Ports: []int{tcpPort}, Header: v2Header})
+`, lab.TCPPort))
+		lab.StartHAProxy(t, lab.HAProxyOptions{Host: l.Balancer, Targets: []*lab.Host{l.Gateway}, Ports: []int{lab.TCPPort}, Header: lab.SendV2})
 		settings := func(mode, upstream string) string {
-			return fmt.Sprintf("usher { proxy_protocol { mode = %q upstream = %q trusted_cidrs = [%q] } }", mode, upstream, balancerIP)
+			return fmt.Sprintf("usher { proxy_protocol { mode = %q upstream = %q trusted_cidrs = [%q] } }", mode, upstream, lab.BalancerIP)
 		}
-		usher := startUsher(t, usherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("strict", "v2")})
-		gateway := startGateway(t, gatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
-		gateway.waitListener(t, tcpPort)
+		usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: settings("strict", "v2")})
+		gateway := lab.StartGateway(t, lab.GatewayOptions{Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr})
+		gateway.WaitListener(t, lab.TCPPort)
 
-		throughBalancer := call{From: l.Client, To: l.Balancer.addr(tcpPort)}
-		waitStatus(t, throughBalancer, http.StatusOK)
-		apache.wantClient(t, throughBalancer, clientIP)
+		throughBalancer := lab.Request{From: l.Client, To: l.Balancer.Addr(lab.TCPPort)}
+		lab.WaitStatus(t, throughBalancer, http.StatusOK)
+		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
 
 		// Another Envoy takes the place of this one.
-		gateway = l.exchange(t, gateway, gatewayOptions{
+		gateway = replaceEnvoy(t, l, gateway, lab.GatewayOptions{
 			Host: l.Gateway, Consul: l.Consul, Envoy: envoy, GRPCAddr: usher.GRPCAddr, AdminPort: 19001,
 		})
-		apache.wantClient(t, throughBalancer, clientIP)
+		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
 
 		// Settings that are refused leave everything as it is.
-		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
-		usher.waitProblems(t)
-		apache.wantClient(t, throughBalancer, clientIP)
+		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), strings.Replace(settings("strict", "none"), "mode", `server_speaks_first = "yes" mode`, 1))
+		waitProblemCount(t, usher)
+		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
 
-		// A stranger is told of as itself, if it claims nothing else.
-		writeFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
-		stranger := call{From: l.Client, To: l.Gateway.addr(tcpPort)}
-		waitStatus(t, stranger, http.StatusOK)
-		apache.wantClient(t, stranger, clientIP)
-		apache.wantClient(t, throughBalancer, clientIP)
-		stranger.Proxy = proxied("203.0.113.99")
-		if got := stranger.status(t); got != 0 {
+		// An untrusted address is logged as itself, if it claims nothing else.
+		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
+		stranger := lab.Request{From: l.Client, To: l.Gateway.Addr(lab.TCPPort)}
+		lab.WaitStatus(t, stranger, http.StatusOK)
+		wantApacheClient(t, apache, stranger, lab.ClientIP)
+		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
+		stranger.Proxy = lab.ProxyHeaderFor("203.0.113.99")
+		if got := stranger.StatusCode(t); got != 0 {
 			t.Errorf("a stranger that claims to be another is answered %d, want the connection closed", got)
 		}
-		gateway.wantDocumentedCounters(t)
+		wantDocumentedCounters(t, gateway)
 	})
 }
 
-// exchange starts one more Envoy for the gateway and ends the old one, as the
+// replaceEnvoy starts one more Envoy for the gateway and ends the old one, as the
 // README has it, while connections are made.
-func (l *meshLab) exchange(t *testing.T, old *envoy, next gatewayOptions) *envoy {
+func replaceEnvoy(t *testing.T, l *lab.Lab, old *lab.Envoy, next lab.GatewayOptions) *lab.Envoy {
 	t.Helper()
-	l.Gateway.shell(t, "sysctl -w net.ipv4.tcp_migrate_req=1")
-	load := startLoad(t, call{From: l.Client, To: l.Balancer.addr(tcpPort)})
-	now := startGateway(t, next)
-	now.waitListener(t, tcpPort)
-	load.waitMore(t)
-	l.Gateway.shell(t, fmt.Sprintf("curl -sf -X POST http://127.0.0.1:%d/drain_listeners", old.AdminPort))
-	eventually(t, old.Name+" has no connection any more", startDeadline, func() error {
-		stats, err := old.admin("/stats?filter=worker_.*downstream_cx_active")
+	l.Gateway.Shell(t, "sysctl -w net.ipv4.tcp_migrate_req=1")
+	load := lab.StartLoad(t, lab.Request{From: l.Client, To: l.Balancer.Addr(lab.TCPPort)})
+	now := lab.StartGateway(t, next)
+	now.WaitListener(t, lab.TCPPort)
+	load.WaitMore(t)
+	l.Gateway.Shell(t, fmt.Sprintf("curl -sf -X POST http://127.0.0.1:%d/drain_listeners", old.AdminPort))
+	testprocess.Eventually(t, old.Name+" has no connection any more", testprocess.StartDeadline, func() error {
+		stats, err := old.Admin("/stats?filter=worker_.*downstream_cx_active")
 		if err == nil && (stats == "" || openConnections.MatchString(stats)) {
 			err = errors.New(stats)
 		}
 		return err
 	})
 	old.Stop(t)
-	load.waitMore(t)
-	load.wantNoFailures(t)
+	load.WaitMore(t)
+	load.WantNoFailures(t)
 	return now
 }
 
 // wantDocumentedCounters wants Envoy to have every counter that the
 // documentation asks for, and to have counted connections with a header and
 // without one.
-func (e *envoy) wantDocumentedCounters(t *testing.T) {
+func wantDocumentedCounters(t *testing.T, e *lab.Envoy) {
 	t.Helper()
-	counters, err := e.admin("/stats/prometheus")
+	counters, err := e.Admin("/stats/prometheus")
 	if err != nil {
 		t.Fatal(err)
 	}
-	documented := regexp.MustCompile(`\benvoy_(proxy_proto|http|tcp|listener)_[a-z_]+`).FindAllString(readFile(t, "../docs/client-address.md"), -1)
+	documented := regexp.MustCompile(`\benvoy_(proxy_proto|http|tcp|listener)_[a-z_]+`).FindAllString(testprocess.ReadFile(t, "../docs/client-address.md"), -1)
 	if len(documented) < 8 {
 		t.Errorf("docs/client-address.md asks for %v only", documented)
 	}
@@ -241,23 +244,23 @@ func (e *envoy) wantDocumentedCounters(t *testing.T) {
 	}
 }
 
-// waitProblems waits until Usher has something to mend.
-func (u *usher) waitProblems(t *testing.T) {
+// waitProblemCount waits until Usher has that many problems.
+func waitProblemCount(t *testing.T, u *lab.Usher) {
 	t.Helper()
-	eventually(t, "usher has a problem", changeDeadline, func() error {
-		if u.configProblems(t) == 0 {
+	testprocess.Eventually(t, "usher has a problem", testprocess.ChangeDeadline, func() error {
+		if u.ConfigProblems(t) == 0 {
 			return errors.New("it has none")
 		}
 		return nil
 	})
 }
 
-// wantClient wants Apache to log a client for a call.
-func (a *apache) wantClient(t *testing.T, c call, client string) {
+// wantApacheClient wants Apache to log a client for a call.
+func wantApacheClient(t *testing.T, a *lab.Apache, c lab.Request, client string) {
 	t.Helper()
-	c.Path = newPath()
-	c.must(t).wantHello(t)
-	if got := a.client(t, c.Path); got != client {
+	c.Path = lab.NewPath()
+	c.MustDo(t).WantHello(t)
+	if got := a.WaitClient(t, c.Path); got != client {
 		t.Errorf("Apache's log has %s for the client, want %s", got, client)
 	}
 }

@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // The entry of the stories in this file: the lab's service on one port, and one
@@ -25,31 +28,31 @@ Listeners = [
 // threePorts is twoPorts and one more.
 var threePorts = strings.Replace(twoPorts, "\n]", "\n  { Port = 9091, Protocol = \"http\", Services = [{ Name = \"other\" }] },\n]", 1)
 
-func (l *meshLab) writeTwoPorts(t *testing.T) {
+func writeTwoPorts(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	l.Consul.writeEntry(t, `{"Kind": "service-defaults", "Name": "other", "Protocol": "http"}`)
-	l.Consul.writeEntry(t, twoPorts)
+	l.Consul.WriteEntry(t, `{"Kind": "service-defaults", "Name": "other", "Protocol": "http"}`)
+	l.Consul.WriteEntry(t, twoPorts)
 }
 
 // unread is something that Usher cannot read.
 type unread struct {
-	question question
+	question lab.Query
 	faults   []string
 	where    string // in the problem about it
 }
 
 // TestRestartWhileSomethingCannotBeRead restarts Usher while Consul answers one
 // question wrongly. The Envoy that runs keeps what it has, and no request fails;
-// the operator is told what is withheld and why. Everything else goes on, for that
-// Envoy and for a new one.
+// the log says what is held back and why. Everything else goes on, for that Envoy
+// and for a new one.
 func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 	chain := unread{
-		question: question{"the chain", "/v1/discovery-chain/static-server"},
+		question: lab.Query{Name: "the chain", Path: "/v1/discovery-chain/static-server"},
 		faults:   []string{"500", "403", "404", "garbage"},
 		where:    `discovery chain of "static-server"`,
 	}
 	health := unread{
-		question: question{"the instances", "/v1/health/connect/static-server"},
+		question: lab.Query{Name: "the instances", Path: "/v1/health/connect/static-server"},
 		faults:   []string{"403", "[null]"},
 		where:    `instances of "static-server.default.default.dc1"`,
 	}
@@ -57,114 +60,121 @@ func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 		"delta":              nil,
 		"state of the world": {"--state-of-the-world"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			l := startMeshLab(t, consulNew, envoyNew, false)
-			l.writeTwoPorts(t)
-			l.Consul.register(t, gatewayDefinition(l.Gateway))
-			proxy := startFaultProxy(t, l.Gateway.listen(t, "127.0.0.1:0"), l.Consul.HTTPAddr, &http.Transport{
-				DialContext: l.Gateway.dial, MaxIdleConnsPerHost: 100,
-			})
-			options := usherOptions{Host: l.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + proxy.URL}}
-			usher := startUsher(t, options)
-			own := ownOptions{Host: l.Gateway, Envoy: envoyNew, XDSAddr: usher.GRPCAddr, Args: args}
-			running := startOwn(t, own)
-			running.waitListener(t, 9090)
-			waitStatus(t, l.call("/"), http.StatusOK)
-			load := startLoad(t, l.call("/"))
-			for _, u := range []unread{chain, health} {
+		for _, u := range []unread{chain, health} {
+			t.Run(name+", "+u.question.Name, func(t *testing.T) {
+				t.Parallel()
+				l, proxy := startBehindFaultProxy(t)
+				options := lab.UsherOptions{Host: l.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + proxy.URL}}
+				usher := lab.StartUsher(t, options)
+				running := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: args})
+				running.WaitListener(t, 9090)
+				lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+				load := lab.StartLoad(t, l.Request("/"))
 				for _, f := range u.faults {
 					usher.Kill()
-					fault := proxy.inject(u.question, faultNamed(t, f))
-					usher = startUsher(t, options)
-					usher.waitProblem(t, u.where)
-					load.waitMore(t)
-					running.wantListeners(t, 8080, 9090)
-					fault.clear()
-					usher.waitNoProblem(t)
+					fault := proxy.Inject(u.question, lab.FaultNamed(t, f))
+					usher = lab.StartUsher(t, options)
+					waitProblem(t, usher, u.where)
+					load.WaitMore(t)
+					wantListeners(t, running, 8080, 9090)
+					fault.Clear()
+					waitNoProblem(t, usher)
 				}
-			}
-			load.wantNoFailures(t)
-			running.Kill()
-
-			usher.Kill()
-			fault := proxy.inject(chain.question, faultNamed(t, "500"))
-			startUsher(t, options)
-			fresh := startOwn(t, own)
-			fresh.waitListener(t, 9090)
-			fresh.wantListeners(t, 9090)
-			l.Consul.writeEntry(t, threePorts)
-			fresh.waitListener(t, 9091)
-			fault.clear()
-			waitStatus(t, l.call("/"), http.StatusOK)
+				load.WantNoFailures(t)
+			})
+		}
+		t.Run(name+", a new Envoy", func(t *testing.T) {
+			t.Parallel()
+			l, proxy := startBehindFaultProxy(t)
+			fault := proxy.Inject(chain.question, lab.FaultNamed(t, "500"))
+			usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + proxy.URL}})
+			fresh := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: args})
+			fresh.WaitListener(t, 9090)
+			wantListeners(t, fresh, 9090)
+			l.Consul.WriteEntry(t, threePorts)
+			fresh.WaitListener(t, 9091)
+			fault.Clear()
+			lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 		})
 	}
 }
 
-// TestRestartAfterUshersTokenHasLostAService takes the right to read one service
-// from Usher's token, and restarts Usher. The Envoy that runs keeps that service's
-// listener, and no request fails; the operator is told which right is missing. The
-// other port goes on.
-func TestRestartAfterUshersTokenHasLostAService(t *testing.T) {
-	t.Parallel()
-	l := startMeshLab(t, consulNew, envoyNew, true)
-	l.writeTwoPorts(t)
-	policy := readFile(t, "../docs/usher-policy.hcl")
-	options := usherOptions{Host: l.Gateway, Consul: l.Consul, Token: l.Consul.newToken(t, "usher", policy)}
-	usher := startUsher(t, options)
-	running := startGateway(t, gatewayOptions{
-		Host: l.Gateway, Consul: l.Consul, Envoy: envoyNew, GRPCAddr: usher.GRPCAddr, Token: l.Consul.newToken(t, "gateway", gatewayRules),
+// startBehindFaultProxy starts the lab with two ports and a registered gateway, and
+// a fault proxy on the gateway's host in front of Consul.
+func startBehindFaultProxy(t *testing.T) (*lab.Lab, *lab.FaultProxy) {
+	t.Helper()
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	writeTwoPorts(t, l)
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
+	return l, lab.StartFaultProxy(t, l.Gateway.Listen(t, "127.0.0.1:0"), l.Consul.HTTPAddr, &http.Transport{
+		DialContext: l.Gateway.Dial, MaxIdleConnsPerHost: 100,
 	})
-	running.waitListener(t, 9090)
-	waitStatus(t, l.call("/"), http.StatusOK)
-	load := startLoad(t, l.call("/"))
+}
+
+// TestRestartWithATokenThatHasLostAService takes the right to read one service
+// from Usher's token, and restarts Usher. The Envoy that runs keeps that service's
+// listener, and no request fails; the log says which right is missing. The
+// other port goes on.
+func TestRestartWithATokenThatHasLostAService(t *testing.T) {
+	t.Parallel()
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, true)
+	writeTwoPorts(t, l)
+	policy := testprocess.ReadFile(t, "../docs/usher-policy.hcl")
+	options := lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Token: l.Consul.NewToken(t, "usher", policy)}
+	usher := lab.StartUsher(t, options)
+	running := lab.StartGateway(t, lab.GatewayOptions{
+		Host: l.Gateway, Consul: l.Consul, Envoy: lab.EnvoyNew, GRPCAddr: usher.GRPCAddr, Token: l.Consul.NewToken(t, "gateway", gatewayRules),
+	})
+	running.WaitListener(t, 9090)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	load := lab.StartLoad(t, l.Request("/"))
 
 	usher.Kill()
-	(&guardedLab{meshLab: l}).setRules(t, options.Token, policy+`
+	(&guardedLab{Lab: l}).setRules(t, options.Token, policy+`
 service "static-server" { policy = "deny" }
 service "static-server-sidecar-proxy" { policy = "deny" }
 `)
-	usher = startUsher(t, options)
-	usher.waitProblem(t, `service "static-server" on port 8080 of gateway "ingress-gateway"`)
-	l.Consul.writeEntry(t, threePorts)
-	running.waitListener(t, 9091)
-	load.waitMore(t)
-	running.wantListeners(t, 8080, 9090, 9091)
-	load.wantNoFailures(t)
+	usher = lab.StartUsher(t, options)
+	waitProblem(t, usher, `service "static-server" on port 8080 of gateway "ingress-gateway"`)
+	l.Consul.WriteEntry(t, threePorts)
+	running.WaitListener(t, 9091)
+	load.WaitMore(t)
+	wantListeners(t, running, 8080, 9090, 9091)
+	load.WantNoFailures(t)
 
-	// With the right, and by then without a fault, everything is followed again.
-	(&guardedLab{meshLab: l}).setRules(t, options.Token, policy)
+	// With the right, and by then without a fault, all changes apply again.
+	(&guardedLab{Lab: l}).setRules(t, options.Token, policy)
 	usher.Kill()
-	usher = startUsher(t, options)
-	usher.waitStream(t)
-	l.Consul.writeEntry(t, twoPorts)
-	eventually(t, "the third listener goes away", changeDeadline, func() error {
-		if ports, err := running.listeners(); err != nil || slices.Contains(ports, 9091) {
+	usher = lab.StartUsher(t, options)
+	usher.WaitStream(t)
+	l.Consul.WriteEntry(t, twoPorts)
+	testprocess.Eventually(t, "the third listener goes away", testprocess.ChangeDeadline, func() error {
+		if ports, err := running.ListenerPorts(); err != nil || slices.Contains(ports, 9091) {
 			return errors.Join(fmt.Errorf("listeners on %v", ports), err)
 		}
 		return nil
 	})
-	waitStatus(t, l.call("/"), http.StatusOK)
-	usher.waitNoProblem(t)
+	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+	waitNoProblem(t, usher)
 }
 
 // waitProblem waits for an error in Usher's log about a place.
-func (u *usher) waitProblem(t *testing.T, where string) {
+func waitProblem(t *testing.T, u *lab.Usher, where string) {
 	t.Helper()
-	eventually(t, "usher has a problem with "+where, startDeadline, func() error {
-		for _, line := range u.errors(t) {
-			if strings.Contains(line, "where="+quotedInLog(where)) {
+	testprocess.Eventually(t, "usher has a problem with "+where, testprocess.StartDeadline, func() error {
+		for _, line := range u.Errors(t) {
+			if strings.Contains(line, "where="+lab.QuoteInLog(where)) {
 				return nil
 			}
 		}
-		return fmt.Errorf("its errors are %q", u.errors(t))
+		return fmt.Errorf("its errors are %q", u.Errors(t))
 	})
 }
 
-func (u *usher) waitNoProblem(t *testing.T) {
+func waitNoProblem(t *testing.T, u *lab.Usher) {
 	t.Helper()
-	eventually(t, "usher's metrics have no problem", startDeadline, func() error {
-		if n := u.configProblems(t); n != 0 {
+	testprocess.Eventually(t, "usher's metrics have no problem", testprocess.StartDeadline, func() error {
+		if n := u.ConfigProblems(t); n != 0 {
 			return fmt.Errorf("usher_config_problems is %d", n)
 		}
 		return nil
@@ -172,9 +182,9 @@ func (u *usher) waitNoProblem(t *testing.T) {
 }
 
 // wantListeners wants Envoy to have listeners on these of the stories' ports.
-func (e *envoy) wantListeners(t *testing.T, want ...int) {
+func wantListeners(t *testing.T, e *lab.Envoy, want ...int) {
 	t.Helper()
-	ports, err := e.listeners()
+	ports, err := e.ListenerPorts()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,9 @@ import (
 	"testing"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // apachePort is where the Apache of a tcp service listens.
@@ -22,86 +25,86 @@ const apachePort = 8081
 // sidecar gets it first, whatever the balancer or the client wrote.
 func TestUpstreamHeader(t *testing.T) {
 	t.Parallel()
-	var listeners []testListener
+	var listeners []lab.TestListener
 	for _, service := range []string{"", "apache"} {
 		for _, version := range []string{"v1", "v2"} {
 			more := fmt.Sprintf("upstream = %q", version)
 			listeners = append(listeners,
-				testListener{protocol: "tcp", service: service, policy: policy{mode: "strict", more: more}},
-				testListener{protocol: "tcp", service: service, policy: policy{mode: "permissive", cidrs: true, more: more}})
+				lab.TestListener{Protocol: "tcp", Service: service, Settings: lab.ListenerSettings{Mode: "strict", Extra: more}},
+				lab.TestListener{Protocol: "tcp", Service: service, Settings: lab.ListenerSettings{Mode: "permissive", TrustedCIDRs: true, Extra: more}})
 		}
 	}
-	l := startPeersLab(t, listeners)
-	apache := startApache(t, l.Service, apachePort, proxyProtocol)
-	registerService(t, serviceOptions{
-		Name: "apache", Port: apachePort, Consul: l.Consul, Host: l.Service, Envoy: envoyNew, SidecarPort: 21002,
+	l := lab.StartTrustLab(t, listeners)
+	apache := lab.StartApache(t, l.Service, apachePort, lab.RemoteIPProxyProtocol)
+	lab.RegisterService(t, lab.ServiceOptions{
+		Name: "apache", Port: apachePort, Consul: l.Consul, Host: l.Service, Envoy: lab.EnvoyNew, SidecarPort: 21002,
 	})
-	for _, g := range l.gateways {
-		t.Run("envoy "+g.version, func(t *testing.T) {
-			for _, m := range l.listeners {
-				for _, from := range []peer{l.trusted, l.stranger} {
-					l.tellUpstream(t, apache, probe{gateway: g, listener: m, from: from})
+	for _, g := range l.Gateways {
+		t.Run("envoy "+g.Version, func(t *testing.T) {
+			for _, m := range l.Listeners {
+				for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
+					trySettings(t, l, apache, lab.Probe{Gateway: g, Listener: m, From: from})
 				}
 			}
 		})
 	}
 }
 
-// tellUpstream has a peer connect with and without a header of its own, over
+// trySettings has a peer connect with and without a header of its own, over
 // IPv4 and IPv6. One that is not believed is closed if it names a client: Envoy
-// would tell the service.
-func (l *peersLab) tellUpstream(t *testing.T, apache *apache, p probe) {
+// would send the service.
+func trySettings(t *testing.T, l *lab.TrustLab, apache *lab.Apache, p lab.Probe) {
 	t.Helper()
-	for _, p.address = range p.gateway.addresses {
+	for _, p.Address = range p.Gateway.Addresses {
 		for _, name := range []string{"nothing", "v1, IPv4", "v2, IPv4", "v2, IPv6", "v2, LOCAL", "v2, TLVs of AWS", "v2, then v1"} {
-			p.preface = prefaceOf(name)
-			if strict := p.listener.policy.mode == "strict"; strict && name == "nothing" {
+			p.Preface = lab.PrefaceNamed(name)
+			if strict := p.Listener.Settings.Mode == "strict"; strict && name == "nothing" {
 				continue // closed: the matrix has it
 			}
-			p := l.newProbe(p)
-			switch client, served := l.clientOf(p); {
+			p := l.NewProbe(p)
+			switch client, served := clientAtApache(l, p); {
 			case !served:
-				p.wantClosed(t, l)
-			case p.listener.service == "apache":
-				p.wantApacheLogs(t, apache, client)
+				wantProbeClosed(t, p, l)
+			case p.Listener.Service == "apache":
+				wantApacheLogs(t, p, apache, client)
 			default:
-				p.wantUpstreamHeader(t, client)
+				wantUpstreamHeader(t, p, client)
 			}
 		}
 	}
 }
 
-// clientOf is the client of a probe: the one in its header, if the header names
+// clientAtApache is the client of a probe: the one in its header, if the header names
 // one, or else the peer. It is not served if the peer is not believed.
-func (l *peersLab) clientOf(p probe) (client netip.AddrPort, served bool) {
-	if !p.preface.client.IsValid() {
-		return p.source, true
+func clientAtApache(l *lab.TrustLab, p lab.Probe) (client netip.AddrPort, served bool) {
+	if !p.Preface.Client.IsValid() {
+		return p.Source, true
 	}
-	return p.preface.client, !p.listener.policy.cidrs || p.from.host == l.trusted.host
+	return p.Preface.Client, !p.Listener.Settings.TrustedCIDRs || p.From.Host == l.Trusted.Host
 }
 
-func (p probe) wantClosed(t *testing.T, l *peersLab) {
+func wantProbeClosed(t *testing.T, p lab.Probe, l *lab.TrustLab) {
 	t.Helper()
-	if seen := p.send(t, l); seen.answer != "closed" {
+	if seen := p.Send(t, l); seen.Response != "closed" {
 		t.Errorf("%v: (%v), want it closed", p, seen)
 	}
 }
 
 // wantApacheLogs makes a request, and wants the client in the log of the Apache
 // that reads PROXY headers.
-func (p probe) wantApacheLogs(t *testing.T, apache *apache, client netip.AddrPort) {
+func wantApacheLogs(t *testing.T, p lab.Probe, apache *lab.Apache, client netip.AddrPort) {
 	t.Helper()
-	if p.preface.second != "" {
+	if p.Preface.SecondHeader != "" {
 		return // to Apache a second header is a bad request
 	}
-	eventually(t, fmt.Sprintf("%v: Apache answers", p), changeDeadline, func() error {
-		got, err := p.call().do(t.Context())
+	testprocess.Eventually(t, fmt.Sprintf("%v: Apache answers", p), testprocess.ChangeDeadline, func() error {
+		got, err := p.Request().Do(t.Context())
 		if err == nil && got.Body != "hello world\n" {
 			err = fmt.Errorf("%d %q", got.Status, got.Body)
 		}
 		return err
 	})
-	if got := apache.client(t, p.path); got != client.Addr().String() {
+	if got := apache.WaitClient(t, p.Path); got != client.Addr().String() {
 		t.Errorf("%v: Apache's log has %s for the client, want %s", p, got, client.Addr())
 	}
 }
@@ -109,10 +112,10 @@ func (p probe) wantApacheLogs(t *testing.T, apache *apache, client netip.AddrPor
 // wantUpstreamHeader wants the service to get a header of the listener's
 // version, with the client's end of the connection, and behind it only what the
 // client itself has written.
-func (p probe) wantUpstreamHeader(t *testing.T, client netip.AddrPort) {
+func wantUpstreamHeader(t *testing.T, p lab.Probe, client netip.AddrPort) {
 	t.Helper()
-	c := tcpCall{From: p.from.host, To: p.target(), Source: p.source, Headers: []io.WriterTo{p.preface}}
-	data, _, err := c.do(t.Context())
+	c := lab.TCPExchange{From: p.From.Host, To: p.Target(), Source: p.Source, Headers: []io.WriterTo{p.Preface}}
+	data, _, err := c.Do(t.Context())
 	if err != nil {
 		t.Errorf("%v: %v", p, err)
 		return
@@ -125,8 +128,8 @@ func (p probe) wantUpstreamHeader(t *testing.T, client netip.AddrPort) {
 	}
 	rest, _ := io.ReadAll(reader) // a strings.Reader does not fail
 	version := fmt.Sprintf("upstream = \"v%d\"", header.Version)
-	if version != p.listener.policy.more || header.SourceAddr.String() != client.String() || string(rest) != p.preface.second {
+	if version != p.Listener.Settings.Extra || header.SourceAddr.String() != client.String() || string(rest) != p.Preface.SecondHeader {
 		t.Errorf("%v: the service gets %+v and then %q, want %s with %s and then %q",
-			p, header, rest, p.listener.policy.more, client, p.preface.second)
+			p, header, rest, p.Listener.Settings.Extra, client, p.Preface.SecondHeader)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -37,7 +38,7 @@ type addressing struct {
 
 func addressingOf(l listening, who peers, tls bool) addressing {
 	a := addressing{
-		on:     l.policy.ProxyProtocol.On() || l.policy.ClientAddress.On(),
+		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
 		who:    who,
 		policy: l.policy.ClientAddress,
 		tls:    tls,
@@ -72,12 +73,12 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
-	hcm.XffNumTrustedHops = a.policy.TrustedHops.Count()
+	hcm.XffNumTrustedHops = a.policy.TrustedHops.Uint32()
 	headers := a.xff(hcm)
 	for _, tlv := range a.headers {
 		headers = append(headers, removed(tlv.Header))
 		if a.who != untrusted {
-			headers = append(headers, set(tlv.Header, tlvOperator(tlv)))
+			headers = append(headers, set(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
 	return early(hcm, headers)
@@ -98,13 +99,13 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
 	switch by := a.proto(); {
-	case by == settings.ProtoByConnection && hops > 0:
+	case by == settings.ForwardedProtoConnection && hops > 0:
 		return append(changes, removed(protoHeader))
-	case by == settings.ProtoByConnection && overwrite:
+	case by == settings.ForwardedProtoConnection && overwrite:
 		return append(changes, removed(xffHeader))
-	case by == settings.ProtoByConnection:
+	case by == settings.ForwardedProtoConnection:
 		return nil
-	case by == settings.ProtoByPort:
+	case by == settings.ForwardedProtoPorts:
 		changes = append(changes, set(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
@@ -119,12 +120,12 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 
 // proto says what X-Forwarded-Proto follows from. A connection with TLS is
 // https, on whatever port.
-func (a addressing) proto() settings.ProtoSource {
-	switch by := a.policy.ForwardedProto.By; {
-	case by == settings.ProtoDefault && a.policy.TrustedHops.Count() > 0:
-		return settings.ProtoTrust
-	case by == settings.ProtoDefault, by == settings.ProtoByPort && a.tls:
-		return settings.ProtoByConnection
+func (a addressing) proto() settings.ForwardedProtoType {
+	switch by := a.policy.ForwardedProto.Type; {
+	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
+		return settings.ForwardedProtoTrust
+	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && a.tls:
+		return settings.ForwardedProtoConnection
 	default:
 		return by
 	}
@@ -137,7 +138,7 @@ func byPort(ports []uint32) string {
 	for i, p := range ports {
 		list[i] = fmt.Sprint(p)
 	}
-	return cel("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
+	return envoy.CEL("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
 }
 
 // written tells Envoy that the last entry of X-Forwarded-For is the client.
@@ -171,7 +172,7 @@ func early(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutatio
 	if len(changes) == 0 {
 		return nil
 	}
-	config, err := pack(&earlyv3.HeaderMutation{Mutations: changes})
+	config, err := envoy.Pack(&earlyv3.HeaderMutation{Mutations: changes})
 	if err != nil {
 		return err
 	}

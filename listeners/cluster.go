@@ -9,18 +9,14 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 )
-
-// connectTimeout is Consul's default for a target that says nothing.
-const connectTimeout = 5 * time.Second
 
 // upstream adds the clusters and load assignments of a row.
 func (parts *portParts) upstream(env environment, p port, r row, memo clusterMemo) error {
@@ -108,7 +104,7 @@ type clusterKey struct {
 	balancer    *gateway.LoadBalancer
 	http2       bool
 	limits      limits
-	fetch       fetchTimeout
+	fetch       envoy.FetchTimeout
 	plain       bool
 	trustDomain string
 	outgoing    *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
@@ -143,7 +139,7 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 		AltStatName:          k.name,
 		ConnectTimeout:       connectTimeoutOf(k.resolver),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
-		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: overADS(k.fetch)},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: envoy.OverADS(k.fetch)},
 		// Never send to unhealthy instances, not even when most are.
 		CommonLbConfig:   &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{}},
 		CircuitBreakers:  &clusterv3.CircuitBreakers{Thresholds: k.limits.thresholds()},
@@ -153,7 +149,7 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 		return nil, err
 	}
 	if k.http2 {
-		options, err := http2Options()
+		options, err := envoy.HTTP2Options()
 		if err != nil {
 			return nil, err
 		}
@@ -166,7 +162,7 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 		}
 		c.TransportSocket = socket
 	}
-	return c, valid(c)
+	return c, envoy.Validate(c)
 }
 
 // meshSocket makes the mutual TLS to a target's sidecars: the gateway's
@@ -191,7 +187,7 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 			who.sni = k.peer.SNI[0]
 		}
 	}
-	return transportSocket(&tlsv3.UpstreamTlsContext{
+	return envoy.TLSSocket(&tlsv3.UpstreamTlsContext{
 		Sni: who.sni,
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams:                      params,
@@ -234,7 +230,7 @@ func aggregateCluster(g group, l limits) (*clusterv3.Cluster, error) {
 	for i, leg := range g.legs {
 		names[i] = leg.cluster
 	}
-	config, err := pack(&aggregatev3.ClusterConfig{Clusters: names})
+	config, err := envoy.Pack(&aggregatev3.ClusterConfig{Clusters: names})
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +245,7 @@ func aggregateCluster(g group, l limits) (*clusterv3.Cluster, error) {
 		}},
 		OutlierDetection: l.outlierDetection(),
 	}
-	return c, valid(c)
+	return c, envoy.Validate(c)
 }
 
 // emptyCluster makes a cluster without instances: what is sent there is
@@ -258,7 +254,7 @@ func emptyCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:                 name,
 		AltStatName:          name,
-		ConnectTimeout:       durationpb.New(connectTimeout),
+		ConnectTimeout:       durationpb.New(envoy.ConnectTimeout),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: name},
 	}
@@ -268,22 +264,5 @@ func connectTimeoutOf(r *gateway.Resolver) *durationpb.Duration {
 	if r.ConnectTimeout > 0 {
 		return durationpb.New(time.Duration(r.ConnectTimeout))
 	}
-	return durationpb.New(connectTimeout)
-}
-
-// http2Options makes a cluster speak HTTP/2 to its instances.
-func http2Options() (map[string]*anypb.Any, error) {
-	options, err := pack(&upstreamhttpv3.HttpProtocolOptions{
-		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
-					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
-				},
-			},
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}, nil
+	return durationpb.New(envoy.ConnectTimeout)
 }

@@ -26,6 +26,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/problem"
@@ -66,8 +67,8 @@ func Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) 
 // environment is what all parts of a compile may depend on.
 type environment struct {
 	snapshot *gateway.Snapshot
-	dialect  dialect
-	fetch    fetchTimeout
+	envoy    envoy.Capabilities
+	fetch    envoy.FetchTimeout
 }
 
 // problemsOf gives each problem once. Names in them come from outside and may

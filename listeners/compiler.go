@@ -1,6 +1,9 @@
 package listeners
 
-import "github.com/usherproxy/usher/internal/gateway"
+import (
+	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/gateway"
+)
 
 // Compiler compiles the snapshots of one gateway, one after the other, and makes
 // anew only what a change has touched: a part that did not change is the same
@@ -22,7 +25,7 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		c.shapes, c.oldShapes = map[shapeKey]*shape{}, c.shapes
 		c.sockets, c.oldSockets = map[socketsKey]*sockets{}, c.sockets
 	}
-	k := socketsKey{node: in.Node, serviceID: in.ServiceID, shape: shapeKey{dialect: dialectOf(e), fetch: fetchTimeoutOf(in)}}
+	k := socketsKey{node: in.Node, serviceID: in.ServiceID, shape: shapeKey{envoy: envoy.CapabilitiesOf(e), fetch: fetchTimeoutOf(in)}}
 	shape := c.shapeOf(k.shape)
 	sockets := c.socketsOf(k, shape, in)
 	return &Resources{

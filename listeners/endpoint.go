@@ -8,6 +8,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 )
@@ -80,7 +81,7 @@ func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []probl
 		if k.through {
 			health = shared
 		}
-		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(socketAddress(address, port), health, weight))
+		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(envoy.SocketAddress(address, port), health, weight))
 	}
 	return &endpointv3.ClusterLoadAssignment{
 		ClusterName: k.cluster,

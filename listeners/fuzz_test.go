@@ -159,7 +159,7 @@ func FuzzAccessLog(f *testing.F) {
 		in := s.Instances[0]
 		in.AccessLogs = gateway.AccessLogs{Enabled: true, TextFormat: text, JSONFormat: object}
 		var problems []problem.Problem
-		in.Registration, problems = settings.Layer{}.Next("the registration", map[string]any{"access_log": raw})
+		in.Registration, problems = settings.Layer{}.Update("the registration", map[string]any{"access_log": raw})
 		if len(problems) == 0 {
 			compileAll(t, s)
 		}

@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/settings"
@@ -42,7 +43,7 @@ func (f *fixture) settings() error {
 		if source.raw == nil {
 			continue
 		}
-		layer, problems := settings.Layer{}.Next("", source.raw)
+		layer, problems := settings.Layer{}.Update("", source.raw)
 		if len(problems) > 0 {
 			return errors.New(problems[0].String())
 		}
@@ -177,7 +178,7 @@ func sharedParts(r *Resources) map[string]any {
 func namedBuckets(r *Resources) []any {
 	out := []any{}
 	for name, bucket := range r.TokenBuckets.All() {
-		packed, err := pack(bucket)
+		packed, err := envoy.Pack(bucket)
 		if err != nil {
 			panic(err)
 		}
@@ -216,7 +217,7 @@ func TestResourcesAreValidAndOrdered(t *testing.T) {
 func checkResources(t *testing.T, r *Resources) {
 	t.Helper()
 	for _, m := range allMessages(r) {
-		if err := valid(m); err != nil {
+		if err := envoy.Validate(m); err != nil {
 			t.Errorf("%T: %v", m, err)
 		}
 	}
@@ -249,10 +250,10 @@ func checkNames(t *testing.T, kind string, all []string) {
 	}
 }
 
-func allMessages(r *Resources) []message {
-	var out []message
+func allMessages(r *Resources) []envoy.Message {
+	var out []envoy.Message
 	for _, m := range slices.Concat(golden.List(r.Listeners.Values()), golden.List(r.Routes.Values()), golden.List(r.Clusters.Values()), golden.List(r.Endpoints.Values()), golden.List(r.Secrets.Values()), golden.List(r.TokenBuckets.Values())) {
-		out = append(out, m.(message))
+		out = append(out, m.(envoy.Message))
 	}
 	return out
 }

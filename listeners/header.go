@@ -7,6 +7,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -18,25 +19,25 @@ type headerChange struct {
 
 // headerChanges translates header modifiers: what is added comes before what is
 // set, each in the order of the names.
-func headerChanges(d dialect, m *gateway.HeaderModifiers) headerChange {
+func headerChanges(can envoy.Capabilities, m *gateway.HeaderModifiers) headerChange {
 	if m == nil {
 		return headerChange{}
 	}
 	change := headerChange{remove: m.Remove}
 	for _, name := range slices.Sorted(maps.Keys(m.Add)) {
-		change.add = append(change.add, headerOption(d, name, m.Add[name], false))
+		change.add = append(change.add, headerOption(can, name, m.Add[name], false))
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.Set)) {
-		change.add = append(change.add, headerOption(d, name, m.Set[name], true))
+		change.add = append(change.add, headerOption(can, name, m.Set[name], true))
 	}
 	return change
 }
 
-func headerOption(d dialect, name, value string, overwrite bool) *corev3.HeaderValueOption {
+func headerOption(can envoy.Capabilities, name, value string, overwrite bool) *corev3.HeaderValueOption {
 	out := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}}
 	switch {
 	case !overwrite:
-	case d.appendAction:
+	case can.AppendAction:
 		out.AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	default:
 		//nolint:staticcheck // Envoy before 1.24 knows no other way to overwrite.

@@ -16,6 +16,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -78,7 +79,7 @@ func httpChain(l listening, who peers, route string, socket *corev3.TransportSoc
 		fetch:        l.env.fetch,
 		maxHeadersKB: l.in.maxHeadersKB,
 		client:       addressingOf(l, who, socket != nil),
-		logs:         l.logs.of(who),
+		logs:         l.logs.For(who == untrusted),
 	})
 	if err != nil {
 		return nil, err
@@ -104,7 +105,7 @@ func routeName(p port, svc *gateway.ListenerService) string {
 type managerKey struct {
 	protocol     string
 	route        string
-	fetch        fetchTimeout
+	fetch        envoy.FetchTimeout
 	maxHeadersKB uint32
 	client       addressing
 	logs         []*accesslogv3.AccessLog
@@ -120,7 +121,7 @@ func connectionManager(k managerKey) (*listenerv3.Filter, error) {
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: k.route,
-			ConfigSource:    overADS(k.fetch),
+			ConfigSource:    envoy.OverADS(k.fetch),
 		}},
 		HttpFilters: filters,
 		// No trace is begun here; one that the client began goes on.
@@ -144,7 +145,7 @@ func connectionManager(k managerKey) (*listenerv3.Filter, error) {
 func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
 	type named struct {
 		name   string
-		config message
+		config envoy.Message
 	}
 	var wanted []named
 	if protocol == protocolGRPC {
@@ -161,7 +162,7 @@ func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
 
 	var filters []*hcmv3.HttpFilter
 	for _, w := range wanted {
-		config, err := pack(w.config)
+		config, err := envoy.Pack(w.config)
 		if err != nil {
 			return nil, err
 		}

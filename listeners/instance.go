@@ -1,10 +1,7 @@
 package listeners
 
 import (
-	"time"
-
-	"google.golang.org/protobuf/types/known/durationpb"
-
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -23,24 +20,10 @@ func instanceOf(s *gateway.Snapshot, in *gateway.Instance) instance {
 	}
 }
 
-// fetchTimeout is how long Envoy waits for a resource that another one refers
-// to. The zero value leaves Envoy's default.
-type fetchTimeout struct {
-	set  bool
-	span time.Duration
-}
-
 // fetchTimeoutOf reads xds_fetch_timeout_ms; Consul ignores a negative one.
-func fetchTimeoutOf(in *gateway.Instance) fetchTimeout {
+func fetchTimeoutOf(in *gateway.Instance) envoy.FetchTimeout {
 	if t := in.Config.FetchTimeout; t != nil && *t >= 0 {
-		return fetchTimeout{set: true, span: *t}
+		return envoy.FetchTimeout{IsSet: true, Duration: *t}
 	}
-	return fetchTimeout{}
-}
-
-func (t fetchTimeout) proto() *durationpb.Duration {
-	if !t.set {
-		return nil
-	}
-	return durationpb.New(t.span)
+	return envoy.FetchTimeout{}
 }

@@ -6,6 +6,8 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/internal/envoy"
 )
 
 // listenerOf makes the listener on one address.
@@ -22,20 +24,20 @@ func listenerOf(l listening, address string) (*listenerv3.Listener, error) {
 		listener: name,
 		policy:   l.policy.ProxyProtocol,
 		looks:    l.looksForServerName(),
-		dialect:  l.env.dialect,
+		envoy:    l.env.envoy,
 	})
 	if err != nil {
 		return nil, err
 	}
 	out := &listenerv3.Listener{
 		Name:             name,
-		Address:          socketAddress(address, l.port.number),
+		Address:          envoy.SocketAddress(address, l.port.number),
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
-		AccessLog:        l.logs.listener,
+		AccessLog:        l.logs.Listener,
 		ListenerFilters:  filters,
 		FilterChains:     chains,
 	}
-	return out, valid(out)
+	return out, envoy.Validate(out)
 }
 
 // filterChains makes the chains of a listener, for each kind of peers that it
@@ -80,7 +82,7 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 // chain, because it was rejected before, is known by having no name. Consul's
 // own chains have none.
 func (l *listening) chainName(name string, who peers) string {
-	if !l.policy.ProxyProtocol.On() {
+	if !l.policy.ProxyProtocol.Enabled() {
 		return ""
 	}
 	return name + who.suffix()

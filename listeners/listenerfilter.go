@@ -4,6 +4,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -12,7 +13,7 @@ type listenerFilterKey struct {
 	listener string // its name
 	policy   settings.ProxyProtocol
 	looks    bool // for the server name
-	dialect  dialect
+	envoy    envoy.Capabilities
 }
 
 // listenerFilters gives the listener filters of any listener, http or tcp, in
@@ -38,8 +39,8 @@ func listenerFilters(k listenerFilterKey) ([]*listenerv3.ListenerFilter, error) 
 	return filters, nil
 }
 
-func listenerFilter(name string, config message) (*listenerv3.ListenerFilter, error) {
-	packed, err := pack(config)
+func listenerFilter(name string, config envoy.Message) (*listenerv3.ListenerFilter, error) {
+	packed, err := envoy.Pack(config)
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +50,8 @@ func listenerFilter(name string, config message) (*listenerv3.ListenerFilter, er
 	}, nil
 }
 
-func networkFilter(name string, config message) (*listenerv3.Filter, error) {
-	packed, err := pack(config)
+func networkFilter(name string, config envoy.Message) (*listenerv3.Filter, error) {
+	packed, err := envoy.Pack(config)
 	if err != nil {
 		return nil, err
 	}

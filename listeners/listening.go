@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
@@ -17,7 +18,7 @@ type listening struct {
 	in     instance
 	port   port
 	policy settings.Listener
-	logs   accessLogs
+	logs   accesslog.Logs
 }
 
 // errUnknown means that a part of a listener's input is not known. A separate problem
@@ -33,7 +34,7 @@ func listeningOn(env environment, in instance, p port) (listening, []problem.Pro
 	if err := l.check(); err != nil {
 		return listening{}, nil, err
 	}
-	logs, problems := accessLogsOf(accessLogKeyOf(l))
+	logs, problems := accesslog.Build(l.accessLog())
 	l.logs = logs
 	return l, append(problems, l.tooOldFor()...), nil
 }
@@ -43,11 +44,11 @@ func (l *listening) check() error {
 	if err := l.policy.Check(l.traffic()); err != nil {
 		return err
 	}
-	if err := l.env.dialect.supports(l.policy, !l.port.http()); err != nil {
+	if err := checkSupport(l.env.envoy, l.policy, !l.port.http()); err != nil {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
-		if takenField(tlv.Name) {
+		if accesslog.ReservedField(tlv.Name) {
 			return fmt.Errorf("usher.proxy_protocol.tlvs: the access log has something else under %q; use another name", tlv.Name)
 		}
 	}
@@ -55,9 +56,9 @@ func (l *listening) check() error {
 }
 
 // traffic is what the policy has to agree with.
-func (l *listening) traffic() settings.Traffic {
+func (l *listening) traffic() settings.ListenerProperties {
 	balancer := l.env.snapshot.BalancerOf(l.in.registered)
-	return settings.Traffic{
+	return settings.ListenerProperties{
 		TCP: !l.port.http(), TLS: l.speaksTLS(),
 		PreservesClientIP: balancer.PreservesClientIP, BalancerVersion: balancer.ForPort(l.port.number).ProxyVersion,
 	}
@@ -81,12 +82,12 @@ func (l *listening) choosesByServerName() bool {
 // listeners do the first alone.
 func (l *listening) looksForServerName() bool {
 	return l.choosesByServerName() ||
-		l.speaksTLS() && l.policy.AccessLog.Mentions("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
+		l.speaksTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
 // tlvs gives the TLVs that are told. Without PROXY protocol there are none.
 func (l *listening) tlvs() []settings.TLV {
-	if !l.policy.ProxyProtocol.On() {
+	if !l.policy.ProxyProtocol.Enabled() {
 		return nil
 	}
 	return l.policy.ProxyProtocol.TLVs
@@ -97,7 +98,7 @@ func (l *listening) tlvs() []settings.TLV {
 func (l *listening) tooOldFor() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
-		if !l.env.dialect.tells(tlv) {
+		if !canRead(l.env.envoy, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this one is upgraded, nothing is told of it", tlv.Name),
@@ -105,6 +106,30 @@ func (l *listening) tooOldFor() []problem.Problem {
 		}
 	}
 	return problems
+}
+
+// accessLog is what the access logs depend on.
+func (l *listening) accessLog() accesslog.Params {
+	proxy := l.policy.ProxyProtocol
+	p := accesslog.Params{
+		Consul:             l.in.registered.AccessLogs,
+		Settings:           l.policy.AccessLog,
+		Gateway:            l.port.gateway,
+		Where:              l.port.where(),
+		Envoy:              l.env.envoy,
+		HTTP:               l.port.http(),
+		TLS:                l.speaksTLS(),
+		MatchesSNI:         l.choosesByServerName(),
+		TLSInspector:       l.looksForServerName(),
+		ProxyProtocol:      proxy.Enabled(),
+		Strict:             proxy.Mode == settings.Strict,
+		HasUntrusted:       proxy.Enabled() && !proxy.TrustsAll(),
+		ClientAddressKnown: proxy.Enabled() || l.policy.ClientAddress.IsCustom(),
+	}
+	for _, tlv := range l.tlvs() {
+		p.TLVs = append(p.TLVs, tlv.Name)
+	}
+	return p
 }
 
 // peers are those of a listener's peers that a filter chain is for.
@@ -120,7 +145,7 @@ const (
 // The others are closed: no chain is for them.
 func (l *listening) served() []peers {
 	switch p := l.policy.ProxyProtocol; {
-	case !p.On() || p.TrustsAll():
+	case !p.Enabled() || p.TrustsAll():
 		return []peers{anybody}
 	case p.Mode == settings.Strict:
 		return []peers{trusted}

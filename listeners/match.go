@@ -9,6 +9,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -21,7 +22,7 @@ func matchAll() *routev3.RouteMatch {
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router#routes-match).
 // A condition that is not understood is an error: without it the route would
 // take requests that are meant for others.
-func routeMatch(d dialect, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
+func routeMatch(can envoy.Capabilities, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
 	out := matchAll()
 	if m == nil || m.HTTP == nil {
 		return out, nil
@@ -33,13 +34,13 @@ func routeMatch(d dialect, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
 	case h.PathPrefix != "":
 		out.PathSpecifier = &routev3.RouteMatch_Prefix{Prefix: h.PathPrefix}
 	case h.PathRegex != "":
-		out.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: regex(d, h.PathRegex)}
+		out.PathSpecifier = &routev3.RouteMatch_SafeRegex{SafeRegex: regex(can, h.PathRegex)}
 	}
 	if h.CaseInsensitive {
 		out.CaseSensitive = wrapperspb.Bool(false)
 	}
 	for _, header := range h.Header {
-		matcher, err := headerMatch(d, header)
+		matcher, err := headerMatch(can, header)
 		if err != nil {
 			return nil, fmt.Errorf("header %q: %w", header.Name, err)
 		}
@@ -48,11 +49,11 @@ func routeMatch(d dialect, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
 	if len(h.Methods) > 0 {
 		out.Headers = append(out.Headers, &routev3.HeaderMatcher{
 			Name:                 ":method",
-			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: like(d, strings.Join(h.Methods, "|"))},
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: like(can, strings.Join(h.Methods, "|"))},
 		})
 	}
 	for _, param := range h.QueryParam {
-		matcher, err := queryMatch(d, param)
+		matcher, err := queryMatch(can, param)
 		if err != nil {
 			return nil, fmt.Errorf("query parameter %q: %w", param.Name, err)
 		}
@@ -61,14 +62,14 @@ func routeMatch(d dialect, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
 	return out, nil
 }
 
-func headerMatch(d dialect, h gateway.HeaderMatch) (*routev3.HeaderMatcher, error) {
+func headerMatch(can envoy.Capabilities, h gateway.HeaderMatch) (*routev3.HeaderMatcher, error) {
 	out := &routev3.HeaderMatcher{Name: h.Name, InvertMatch: h.Invert}
 	var pattern *matcherv3.StringMatcher
 	switch {
 	case h.Exact != "":
 		pattern = exact(h.Exact)
 	case h.Regex != "":
-		pattern = like(d, h.Regex)
+		pattern = like(can, h.Regex)
 	case h.Prefix != "":
 		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: h.Prefix}}
 	case h.Suffix != "":
@@ -83,13 +84,13 @@ func headerMatch(d dialect, h gateway.HeaderMatch) (*routev3.HeaderMatcher, erro
 	return out, nil
 }
 
-func queryMatch(d dialect, q gateway.QueryMatch) (*routev3.QueryParameterMatcher, error) {
+func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryParameterMatcher, error) {
 	out := &routev3.QueryParameterMatcher{Name: q.Name}
 	switch {
 	case q.Exact != "":
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: exact(q.Exact)}
 	case q.Regex != "":
-		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: like(d, q.Regex)}
+		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: like(can, q.Regex)}
 	case q.Present:
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_PresentMatch{PresentMatch: true}
 	default:
@@ -102,13 +103,13 @@ func exact(s string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: s}}
 }
 
-func like(d dialect, pattern string) *matcherv3.StringMatcher {
-	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: regex(d, pattern)}}
+func like(can envoy.Capabilities, pattern string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: regex(can, pattern)}}
 }
 
-func regex(d dialect, pattern string) *matcherv3.RegexMatcher {
+func regex(can envoy.Capabilities, pattern string) *matcherv3.RegexMatcher {
 	out := &matcherv3.RegexMatcher{Regex: pattern}
-	if !d.defaultRegexEngine {
+	if !can.DefaultRegexEngine {
 		out.EngineType = &matcherv3.RegexMatcher_GoogleRe2{GoogleRe2: &matcherv3.RegexMatcher_GoogleRE2{}} //nolint:staticcheck // for the Envoys that need it
 	}
 	return out

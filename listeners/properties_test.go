@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/settings"
@@ -29,7 +30,7 @@ func TestProxyProtocolIsTheFirstListenerFilterAndOnlyWhereItIsOn(t *testing.T) {
 				t.Errorf("%s: the PROXY filter is listener filter %d, so that another one reads the header", l.Name, i)
 			}
 		}
-		if on := proxyFilter(t, l) != nil; on != p.ProxyProtocol.On() {
+		if on := proxyFilter(t, l) != nil; on != p.ProxyProtocol.Enabled() {
 			t.Errorf("%s: the PROXY filter is there: %v, with mode %s", l.Name, on, p.ProxyProtocol.Mode)
 		}
 	})
@@ -74,7 +75,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 		of := map[string]string{}
 		for l := range c.resources.Listeners.Values() {
 			f := proxyFilter(t, l)
-			if f == nil || !dialectOf(c.envoy).proxyStatPrefix {
+			if f == nil || !envoy.CapabilitiesOf(c.envoy).ProxyStatPrefix {
 				continue
 			}
 			if other, taken := of[f.StatPrefix]; taken || f.StatPrefix == "" {
@@ -87,7 +88,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 
 func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T) {
 	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
-		on := p.ProxyProtocol.On() || p.ClientAddress.On()
+		on := p.ProxyProtocol.Enabled() || p.ClientAddress.IsCustom()
 		for _, hcm := range managers(t, l) {
 			if hcm.GetUseRemoteAddress().GetValue() != on {
 				t.Errorf("%s: use_remote_address is %v, with %+v", l.Name, hcm.UseRemoteAddress, p)
@@ -132,12 +133,12 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 	}
 	for what, since := range map[string]uint32{
 		"permissive":                       when(p.ProxyProtocol.Mode == settings.Permissive, 23),
-		"a version that is refused":        when(p.ProxyProtocol.On() && len(p.ProxyProtocol.Versions) < 2, 30),
-		"TLVs":                             when(p.ProxyProtocol.On() && len(p.ProxyProtocol.TLVs) > 0, 32),
-		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll(), 25),
+		"a version that is refused":        when(p.ProxyProtocol.Enabled() && len(p.ProxyProtocol.Versions) < 2, 30),
+		"TLVs":                             when(p.ProxyProtocol.Enabled() && len(p.ProxyProtocol.TLVs) > 0, 32),
+		"headers that are changed in time": when(len(managers(t, l)) > 0 && p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll(), 25),
 		"an X-Forwarded-For of our own":    when(len(managers(t, l)) > 0 && p.ClientAddress.XFF == settings.XFFOverwrite, 25),
-		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.On() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
-		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.By == settings.ProtoByPort, 32),
+		"PROXY headers on both sides":      when(len(managers(t, l)) == 0 && p.ProxyProtocol.Enabled() && p.ProxyProtocol.Upstream != settings.UpstreamNone, 30),
+		"a port that means https":          when(len(managers(t, l)) > 0 && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts, 32),
 	} {
 		if c.envoy.Minor < since {
 			t.Errorf("%s is sent to Envoy %s with %s, which came with 1.%d", l.Name, c.envoy, what, since)
@@ -154,7 +155,7 @@ func TestReleasesThatALOCALHeaderEnds(t *testing.T) {
 		{Major: 1, Minor: 27, Patch: 3}: true, {Major: 1, Minor: 27, Patch: 2}: false,
 		{Major: 1, Minor: 26, Patch: 7}: true, {Major: 1, Minor: 26, Patch: 6}: false,
 	} {
-		if got := dialectOf(release).survivesLocal; got != survives {
+		if got := envoy.CapabilitiesOf(release).SurvivesLocal; got != survives {
 			t.Errorf("Envoy %s survives: %v, want %v", release, got, survives)
 		}
 	}
@@ -170,7 +171,7 @@ func when(cond bool, since uint32) uint32 {
 func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
 	eachCase(t, func(t *testing.T, in []byte) {
 		s, envoys := mustParse(t, in)
-		byFetch := map[fetchTimeout][]byte{}
+		byFetch := map[envoy.FetchTimeout][]byte{}
 		for _, in := range s.Instances {
 			r := Compile(s, in, envoys[0])
 			r.Listeners, r.TokenBuckets = ordered.Map[*listenerv3.Listener]{}, ordered.Map[*typev3.TokenBucket]{}

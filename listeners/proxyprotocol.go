@@ -3,12 +3,12 @@ package listeners
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -24,7 +24,7 @@ const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error) {
 	config := &proxyv3.ProxyProtocol{
 		DisallowedVersions: disallowed(k.policy.Versions),
-		Rules:              tlvRules(k.policy.TLVs, k.dialect),
+		Rules:              tlvRules(k.policy.TLVs, k.envoy),
 	}
 	switch k.policy.Mode {
 	case settings.Off:
@@ -35,8 +35,8 @@ func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error
 	default:
 		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", k.policy.Mode)
 	}
-	if k.dialect.proxyStatPrefix {
-		config.StatPrefix = statName(k.listener)
+	if k.envoy.ProxyStatPrefix {
+		config.StatPrefix = envoy.StatName(k.listener)
 	}
 	return listenerFilter(proxyProtocolName, config)
 }
@@ -59,17 +59,4 @@ func disallowed(allowed []settings.Version) []corev3.ProxyProtocolConfig_Version
 		}
 	}
 	return out
-}
-
-// statName makes a name one segment of a statistic's name: Envoy separates the
-// segments by dots, and finds the prefix of this filter's statistics as the one
-// after proxy_proto.
-func statName(name string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '-', r == '_':
-			return r
-		}
-		return '_'
-	}, name)
 }

@@ -7,13 +7,13 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	upstreamproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -47,7 +47,7 @@ func relayName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
 func relayAddress(l listening) *corev3.Address {
 	in := l.in.registered
 	of := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
-	return socketAddress(fmt.Sprintf("127.%d.%d.%d", 64+of[0]%128, of[1], 1+of[2]%254), l.port.number)
+	return envoy.SocketAddress(fmt.Sprintf("127.%d.%d.%d", 64+of[0]%128, of[1], 1+of[2]%254), l.port.number)
 }
 
 func relayOf(l listening) (relay, error) {
@@ -66,7 +66,7 @@ func relayListener(l listening) (*listenerv3.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: cluster, stats: statName(relayName(l.port))})
+	proxy, err := tcpProxy(tcpKey{cluster: cluster, stats: envoy.StatName(relayName(l.port))})
 	if err != nil {
 		return nil, err
 	}
@@ -76,12 +76,12 @@ func relayListener(l listening) (*listenerv3.Listener, error) {
 		TrafficDirection: corev3.TrafficDirection_OUTBOUND,
 		FilterChains:     []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{proxy}}},
 	}
-	return out, valid(out)
+	return out, envoy.Validate(out)
 }
 
 // relayCluster leads to the relay's listener, with the header in front.
 func relayCluster(l listening) (*clusterv3.Cluster, error) {
-	plain, err := pack(&rawv3.RawBuffer{})
+	plain, err := envoy.Pack(&rawv3.RawBuffer{})
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func relayCluster(l listening) (*clusterv3.Cluster, error) {
 	if l.policy.ProxyProtocol.Upstream == settings.UpstreamV2 {
 		version = corev3.ProxyProtocolConfig_V2
 	}
-	socket, err := pack(&upstreamproxyv3.ProxyProtocolUpstreamTransport{
+	socket, err := envoy.Pack(&upstreamproxyv3.ProxyProtocolUpstreamTransport{
 		Config: &corev3.ProxyProtocolConfig{Version: version},
 		TransportSocket: &corev3.TransportSocket{
 			Name:       "envoy.transport_sockets.raw_buffer",
@@ -102,13 +102,9 @@ func relayCluster(l listening) (*clusterv3.Cluster, error) {
 	name := relayName(l.port)
 	c := &clusterv3.Cluster{
 		Name:                 name,
-		ConnectTimeout:       durationpb.New(connectTimeout),
+		ConnectTimeout:       durationpb.New(envoy.ConnectTimeout),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
-		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpointv3.LocalityLbEndpoints{{
-			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
-				Endpoint: &endpointv3.Endpoint{Address: relayAddress(l)},
-			}}},
-		}}},
+		LoadAssignment:       envoy.SingleEndpoint(name, relayAddress(l)),
 		// The limits of connections are those of the service's own cluster.
 		CircuitBreakers: unlimited(),
 		TransportSocket: &corev3.TransportSocket{
@@ -116,7 +112,7 @@ func relayCluster(l listening) (*clusterv3.Cluster, error) {
 			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: socket},
 		},
 	}
-	return c, valid(c)
+	return c, envoy.Validate(c)
 }
 
 // nowhere is a cluster that does not exist: what is sent there is closed.
@@ -130,9 +126,9 @@ func relayDestination(l listening, who peers) (destination, error) {
 		return destination{cluster: relayName(l.port)}, nil
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{
-		stateValue(peerState, "envoy.string", peerAddress),
-		stateValue("envoy.tcp_proxy.cluster", "envoy.tcp_proxy.cluster",
-			cel(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", peerState, relayName(l.port), nowhere))),
+		envoy.StoreDirectAddress(),
+		envoy.StateValue("envoy.tcp_proxy.cluster", "envoy.tcp_proxy.cluster",
+			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState, relayName(l.port), nowhere))),
 	})
 	return destination{cluster: nowhere, filters: filters}, err
 }

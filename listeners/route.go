@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -45,7 +46,7 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 	}
 	var configs []*routev3.RouteConfiguration
 	for _, c := range byName {
-		if err := valid(c); err != nil {
+		if err := envoy.Validate(c); err != nil {
 			return nil, fmt.Errorf("route configuration %s: %w", c.Name, err)
 		}
 		configs = append(configs, c)
@@ -61,8 +62,8 @@ func virtualHost(env environment, r row, domains []string) (*routev3.VirtualHost
 	if err != nil {
 		return nil, err
 	}
-	request := headerChanges(env.dialect, r.config.RequestHeaders)
-	response := headerChanges(env.dialect, r.config.ResponseHeaders)
+	request := headerChanges(env.envoy, r.config.RequestHeaders)
+	response := headerChanges(env.envoy, r.config.ResponseHeaders)
 	return &routev3.VirtualHost{
 		Name:                    displayName(r.service.Service),
 		Domains:                 domains,
@@ -122,25 +123,25 @@ func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*rou
 	if cr.Definition == nil {
 		return route, nil
 	}
-	if route.Match, err = routeMatch(env.dialect, cr.Definition.Match); err != nil {
+	if route.Match, err = routeMatch(env.envoy, cr.Definition.Match); err != nil {
 		return nil, err
 	}
 	if d := cr.Definition.Destination; d != nil {
-		applyDestination(env.dialect, route, d)
+		applyDestination(env.envoy, route, d)
 	}
 	return route, nil
 }
 
 // applyDestination applies the settings of a router's destination.
-func applyDestination(d dialect, route *routev3.Route, dest *gateway.RouteDestination) {
+func applyDestination(can envoy.Capabilities, route *routev3.Route, dest *gateway.RouteDestination) {
 	action := route.GetRoute()
 	action.PrefixRewrite = dest.PrefixRewrite
 	action.Timeout = timeout(dest.RequestTimeout)
 	action.IdleTimeout = timeout(dest.IdleTimeout)
 	action.RetryPolicy = retryPolicy(dest)
 
-	request := headerChanges(d, dest.RequestHeaders)
-	response := headerChanges(d, dest.ResponseHeaders)
+	request := headerChanges(can, dest.RequestHeaders)
+	response := headerChanges(can, dest.ResponseHeaders)
 	route.RequestHeadersToAdd, route.RequestHeadersToRemove = request.add, request.remove
 	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = response.add, response.remove
 }
@@ -192,7 +193,7 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		}
 		leg := &routev3.WeightedCluster_ClusterWeight{Name: g.base, Weight: wrapperspb.UInt32(uint32(weight))}
 		if d := s.Definition; d != nil {
-			request, response := headerChanges(env.dialect, d.RequestHeaders), headerChanges(env.dialect, d.ResponseHeaders)
+			request, response := headerChanges(env.envoy, d.RequestHeaders), headerChanges(env.envoy, d.ResponseHeaders)
 			leg.RequestHeadersToAdd, leg.RequestHeadersToRemove = request.add, request.remove
 			leg.ResponseHeadersToAdd, leg.ResponseHeadersToRemove = response.add, response.remove
 		}
@@ -205,7 +206,7 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 	if total == 0 || total > math.MaxUint32 {
 		return nil, errors.New("the weights of its service-splitter do not sum up to 100")
 	}
-	if !env.dialect.sumOfWeights {
+	if !env.envoy.SumsWeights {
 		out.TotalWeight = wrapperspb.UInt32(uint32(total)) //nolint:staticcheck // for the Envoys that need it
 	}
 	return out, nil

@@ -3,9 +3,9 @@ package listeners
 import (
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -45,8 +45,8 @@ func leafSecret(name string, leaf *gateway.Leaf) *tlsv3.Secret {
 	return &tlsv3.Secret{
 		Name: name,
 		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-			CertificateChain: inline(withNewline(leaf.CertPEM)),
-			PrivateKey:       inline(withNewline(string(leaf.KeyPEM))),
+			CertificateChain: envoy.Inline(withNewline(leaf.CertPEM)),
+			PrivateKey:       envoy.Inline(withNewline(string(leaf.KeyPEM))),
 		}},
 	}
 }
@@ -59,13 +59,9 @@ func rootsSecret(name string, roots *gateway.Roots) *tlsv3.Secret {
 	return &tlsv3.Secret{
 		Name: name,
 		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
-			TrustedCa: inline(all.String()),
+			TrustedCa: envoy.Inline(all.String()),
 		}},
 	}
-}
-
-func inline(text string) *corev3.DataSource {
-	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}}
 }
 
 // withNewline ends a PEM block by a newline, so that another can follow it.
@@ -79,5 +75,5 @@ func withNewline(pem string) string {
 // secretOverADS refers to a secret by name on the stream of the resource that
 // has the reference.
 func secretOverADS(name string) *tlsv3.SdsSecretConfig {
-	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: overADS(fetchTimeout{})}
+	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: envoy.OverADS(envoy.FetchTimeout{})}
 }

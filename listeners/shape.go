@@ -8,6 +8,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/problem"
@@ -15,8 +16,8 @@ import (
 
 // shapeKey is everything that a shape depends on beside its snapshot.
 type shapeKey struct {
-	dialect dialect
-	fetch   fetchTimeout
+	envoy envoy.Capabilities
+	fetch envoy.FetchTimeout
 }
 
 // shape is what the instances of a gateway share: everything but the listeners.
@@ -51,7 +52,7 @@ func (last *shape) next(k shapeKey, s *gateway.Snapshot) *shape {
 		now.assignments = last.assignments.next(s, last.legs.between(last.env.snapshot, s))
 		return &now
 	}
-	now := newShape(environment{snapshot: s, dialect: k.dialect, fetch: k.fetch}, last.memo.next())
+	now := newShape(environment{snapshot: s, envoy: k.envoy, fetch: k.fetch}, last.memo.next())
 	now.routes, now.clusters, now.secrets = now.routes.OrSame(last.routes), now.clusters.OrSame(last.clusters), now.secrets.OrSame(last.secrets)
 	now.assignments = assign(s, now.legs.all, last.assignments)
 	return now

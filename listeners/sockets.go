@@ -109,7 +109,7 @@ func socketsOfPort(env environment, inst instance, p compiledPort) (portSockets,
 	if err != nil {
 		return portSockets{}, err
 	}
-	made := portSockets{problems: problems, clusters: l.logs.collectors, buckets: l.logs.buckets}
+	made := portSockets{problems: problems, clusters: l.logs.Collectors, buckets: l.logs.TokenBuckets}
 	for _, address := range inst.addresses {
 		listener, err := listenerOf(l, address)
 		if err != nil {

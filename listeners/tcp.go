@@ -10,6 +10,8 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+
+	"github.com/usherproxy/usher/internal/envoy"
 )
 
 // tcpChains makes the one filter chain of a tcp listener for some of its peers,
@@ -31,7 +33,7 @@ func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.of(who)})
+	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.For(who == untrusted)})
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +103,8 @@ func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
 // peerFilters keep the address of whoever connected where a log tells health
 // checks by it.
 func peerFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
-	if len(l.logs.of(who)) == 0 || !accessLogKeyOf(l).omitsHealthChecks(who) {
+	if who == untrusted || !l.logs.NeedsDirectAddress {
 		return nil, nil
 	}
-	return stateFilters([]*statev3.FilterStateValue{stateValue(peerState, "envoy.string", peerAddress)})
+	return stateFilters([]*statev3.FilterStateValue{envoy.StoreDirectAddress()})
 }

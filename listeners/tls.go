@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -152,7 +153,7 @@ func ownSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.T
 }
 
 func clientSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
-	return transportSocket(&tlsv3.DownstreamTlsContext{
+	return envoy.TLSSocket(&tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(false),
 	})

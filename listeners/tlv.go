@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	proxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	networkstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
@@ -21,10 +21,10 @@ import (
 
 // tlvRules makes the PROXY filter keep the TLVs. What is no text is kept in
 // base64, where the Envoy can: it makes text of the metadata.
-func tlvRules(tlvs []settings.TLV, d dialect) []*proxyv3.ProxyProtocol_Rule {
+func tlvRules(tlvs []settings.TLV, can envoy.Capabilities) []*proxyv3.ProxyProtocol_Rule {
 	var rules []*proxyv3.ProxyProtocol_Rule
 	for _, tlv := range tlvs {
-		if !d.tells(tlv) {
+		if !canRead(can, tlv) {
 			continue
 		}
 		kept := &proxyv3.ProxyProtocol_KeyValuePair{Key: tlv.Name}
@@ -38,7 +38,7 @@ func tlvRules(tlvs []settings.TLV, d dialect) []*proxyv3.ProxyProtocol_Rule {
 
 // isNumber says whether the bytes of a TLV are a number, and not text.
 func isNumber(tlv settings.TLV) bool {
-	return tlv.Form() == settings.TLVAzureLink || tlv.Form() == settings.TLVGCPLink
+	return tlv.Encoding() == settings.TLVAzureLink || tlv.Encoding() == settings.TLVGCPLink
 }
 
 // tlvFilters gives the network filters that read the TLVs of a chain's
@@ -46,8 +46,8 @@ func isNumber(tlv settings.TLV) bool {
 func tlvFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
-		if who != untrusted && l.env.dialect.tells(tlv) {
-			values = append(values, stateValue(tlvState(tlv), "envoy.string", cel(tlvMeaning(tlv))))
+		if who != untrusted && canRead(l.env.envoy, tlv) {
+			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvMeaning(tlv))))
 		}
 	}
 	return stateFilters(values)
@@ -64,38 +64,13 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 	return []*listenerv3.Filter{filter}, nil
 }
 
-// stateValue sets the filter state key to what a format gives, unless that is
-// nothing.
-func stateValue(key, factory, format string) *statev3.FilterStateValue {
-	return &statev3.FilterStateValue{
-		Key:         &statev3.FilterStateValue_ObjectKey{ObjectKey: key},
-		FactoryKey:  factory,
-		SkipIfEmpty: true,
-		Value: &statev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-				Specifier: &corev3.DataSource_InlineString{InlineString: format},
-			}},
-		}},
-	}
-}
-
-// tlvState names the filter state of a TLV.
-func tlvState(tlv settings.TLV) string { return "usher.tlv." + tlv.Name }
-
-// tlvOperator gives the value of a TLV in formats.
-func tlvOperator(tlv settings.TLV) string { return "%FILTER_STATE(" + tlvState(tlv) + ":PLAIN)%" }
-
-// cel makes an operator of an expression
-// (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
-func cel(expression string) string { return "%CEL(" + expression + ")%" }
-
 // tlvMeaning is the expression of what a TLV means, empty where the header has
 // none or one of another form. An expression that fails would give "-".
 func tlvMeaning(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
 	there := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
-	switch tlv.Form() {
+	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
 		return there + azureLink(value)
 	case settings.TLVGCPLink:

@@ -16,12 +16,13 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
 // limited says whether only some peers' headers are believed.
-func limited(p settings.Listener) bool { return p.ProxyProtocol.On() && !p.ProxyProtocol.TrustsAll() }
+func limited(p settings.Listener) bool {
+	return p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll()
+}
 
 // trustedChain says whether a chain is for the trusted peers alone.
 func trustedChain(chain *listenerv3.FilterChain, p settings.Listener) bool {
@@ -192,30 +193,4 @@ func TestRelaysOfInstancesDoNotMeet(t *testing.T) {
 			seen[at] = of
 		}
 	})
-}
-
-func TestOwnAddressHasNoSpellingOfAClaim(t *testing.T) {
-	newest := dialectOf(gateway.EnvoyVersion{})
-	old := dialectOf(gateway.EnvoyVersion{Major: 1, Minor: 32})
-	for text, want := range map[string]string{
-		"%DOWNSTREAM_REMOTE_ADDRESS%": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
-		"a %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_REMOTE_PORT%": "a %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_DIRECT_REMOTE_PORT%",
-		"%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%":                                      "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
-		"%DOWNSTREAM_LOCAL_ADDRESS%":                                              "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%",
-		"%DOWNSTREAM_LOCAL_URI_SAN%":                                              "%DOWNSTREAM_LOCAL_URI_SAN%",
-		`%COALESCE({"operators":["REQ(x)","DOWNSTREAM_REMOTE_ADDRESS"]})%`:        `%COALESCE({"operators":["REQ(x)","DOWNSTREAM_DIRECT_REMOTE_ADDRESS"]})%`,
-		"%CEL(source.address)% %CEL(request.path)%":                               "- %CEL(request.path)%",
-		"%CEL(request.path):5% from source %PROTOCOL%":                            "%CEL(request.path):5% from source %PROTOCOL%",
-		"%CEL(int(source.port) % 2)%":                                             "-\n",
-		"%REQ(source)% %START_TIME(%s)%":                                          "%REQ(source)% %START_TIME(%s)%",
-		"%DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:vpce):9%":        "-",
-		"%FILTER_STATE(envoy.network.proxy_protocol.tlv:PLAIN)%":                  "-",
-	} {
-		if got := ownAddress(text, newest); got != want {
-			t.Errorf("%s becomes %q, want %q", text, got, want)
-		}
-	}
-	if got, want := ownAddress("%PROTOCOL% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_PORT%", old), "%PROTOCOL% - %DOWNSTREAM_DIRECT_REMOTE_PORT%"; got != want {
-		t.Errorf("on an old Envoy: %q, want %q", got, want)
-	}
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -43,14 +44,14 @@ func TestEnvoyTakesEveryCase(t *testing.T) {
 // and ends before it serves.
 func wantTaken(t *testing.T, binary string, r *Resources) {
 	t.Helper()
-	http2, err := http2Options()
+	http2, err := envoy.HTTP2Options()
 	if err != nil {
 		t.Fatal(err)
 	}
 	static := func(name string) *clusterv3.Cluster {
 		return &clusterv3.Cluster{
 			Name:                          name,
-			ConnectTimeout:                durationpb.New(connectTimeout),
+			ConnectTimeout:                durationpb.New(envoy.ConnectTimeout),
 			ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 			TypedExtensionProtocolOptions: http2,
 		}

@@ -28,14 +28,14 @@ func TestDeniedEnvoyGetsNothing(t *testing.T) {
 		codes.InvalidArgument:  "invalid_argument",
 	}
 	for code, reason := range reasons {
-		forBoth(t, func(r *rig) {
-			r.supplier.publish(small().set(t))
-			r.door.say(status.Error(code, "no"))
+		forBoth(t, func(r *harness) {
+			r.source.publish(small().set(t))
+			r.authorizer.setAnswer(status.Error(code, "no"))
 			e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 			e.Subscribe(cds)
 			e.ExpectEnd(code)
-			if len(r.supplier.asked()) != 0 {
-				t.Error("the supplier was asked for a denied Envoy")
+			if len(r.source.watchedNodes()) != 0 {
+				t.Error("the source was watched for a denied Envoy")
 			}
 			if got := r.count("usher_xds_denied_streams_total", reason); got != 1 {
 				t.Errorf("%v denials counted, want 1", got)
@@ -44,47 +44,47 @@ func TestDeniedEnvoyGetsNothing(t *testing.T) {
 	}
 }
 
-func TestAuthorisationCannotBeAskedWhenTheStreamOpens(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(small().set(t))
-		r.door.say(errors.New("connection refused"))
+func TestAuthorizerFailsWhenTheStreamOpens(t *testing.T) {
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().set(t))
+		r.authorizer.setAnswer(errors.New("connection refused"))
 		e := r.connect()
 		e.Subscribe(cds)
 		e.ExpectEnd(codes.Unavailable)
 	})
 }
 
-func TestTokenIsRevokedWhileTheStreamLives(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestTokenIsRevokedWhileTheStreamIsOpen(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.door.say(fmt.Errorf("token: %w", status.Error(codes.Unauthenticated, "ACL not found")))
+		r.authorizer.setAnswer(fmt.Errorf("token: %w", status.Error(codes.Unauthenticated, "ACL not found")))
 		e.ExpectNone()
 		time.Sleep(30 * time.Second) // of the bubble's time
 		e.ExpectEnd(codes.Unauthenticated)
 	})
 }
 
-func TestAuthorisationCannotBeAskedWhileTheStreamLives(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestAuthorizerFailsWhileTheStreamIsOpen(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		time.Sleep(95 * time.Second) // of the bubble's time
 		e.ExpectNone()
-		if got := len(r.door.asked()); got < 4 || got > 6 {
+		if got := len(r.authorizer.calls()); got < 4 || got > 6 {
 			t.Errorf("authorised %d times in 95 s, want at the start and at least every 30 s", got)
 		}
-		r.door.say(errors.New("connection refused"))
+		r.authorizer.setAnswer(errors.New("connection refused"))
 		time.Sleep(30 * time.Second)
 		e.ExpectEnd(codes.Unavailable)
 	})
 }
 
 func TestTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(small().set(t))
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().set(t))
 		e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
-		caller := r.door.asked()[0]
+		caller := r.authorizer.calls()[0]
 		if string(caller.Token) != "sesame" {
 			t.Errorf("the authorizer got %q", string(caller.Token))
 		}
@@ -96,7 +96,7 @@ func TestTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
 }
 
 func TestFirstRequestWithoutANode(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.connectWith(fakeenvoy.Options{Anonymous: true})
 		e.Subscribe(cds)
 		e.ExpectEnd(codes.InvalidArgument)
@@ -104,7 +104,7 @@ func TestFirstRequestWithoutANode(t *testing.T) {
 }
 
 func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		metadata, err := structpb.NewStruct(map[string]any{"node_name": "n1", "partition": "default", "number": 1})
 		if err != nil {
 			t.Fatal(err)
@@ -122,32 +122,32 @@ func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
 			ID: "gateway-1", Cluster: "gateway", UserAgent: "envoy", Major: 1, Minor: 36, Patch: 2,
 			Metadata: map[string]string{"node_name": "n1", "partition": "default"},
 		}}
-		if diff := cmp.Diff(want, r.supplier.asked(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		if diff := cmp.Diff(want, r.source.watchedNodes(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Error(diff)
 		}
 	})
 }
 
-func TestSupplierEndsTheStream(t *testing.T) {
+func TestSourceEndsTheStream(t *testing.T) {
 	for name, c := range map[string]struct {
 		err   error
 		want  codes.Code
 		level string
 	}{
-		"with a status":    {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition, "WARN"},
-		"with an error":    {errors.New("lost"), codes.Unavailable, "WARN"},
-		"with nil":         {nil, codes.Unavailable, "WARN"},
-		"for it goes away": {status.Error(codes.Unavailable, "shutting down"), codes.Unavailable, "INFO"},
+		"with a status":   {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition, "WARN"},
+		"with an error":   {errors.New("lost"), codes.Unavailable, "WARN"},
+		"with nil":        {nil, codes.Unavailable, "WARN"},
+		"at its shutdown": {status.Error(codes.Unavailable, "shutting down"), codes.Unavailable, "INFO"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forBoth(t, func(r *rig) {
-				r.supplier.fail = make(chan error)
+			forBoth(t, func(r *harness) {
+				r.source.fail = make(chan error)
 				e := r.connect()
 				e.Subscribe(cds)
 				synctest.Wait()
-				r.supplier.fail <- c.err
+				r.source.fail <- c.err
 				e.ExpectEnd(c.want)
-				if want := "level=" + c.level + ` msg="stream ended by its supplier"`; !strings.Contains(r.log.String(), want) {
+				if want := "level=" + c.level + ` msg="stream ended by its source"`; !strings.Contains(r.log.String(), want) {
 					t.Errorf("log is %s, want %s", r.log, want)
 				}
 			})

@@ -10,9 +10,9 @@ import (
 )
 
 func TestEndpointsAreSentAgainAfterTheirCluster(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(two())
-		r.supplier.publish(two().with(cluster("web", 2)).set(t))
+		r.source.publish(two().with(cluster("web", 2)).set(t))
 		e.ExpectAck(cds, r.full([]string{"api", "web"}, "web")...)
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
@@ -20,9 +20,9 @@ func TestEndpointsAreSentAgainAfterTheirCluster(t *testing.T) {
 }
 
 func TestRoutesAreSentAgainAfterTheirListener(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(listener("http", 2, "web")).set(t))
 		e.ExpectAck(lds, "http")
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
@@ -30,19 +30,19 @@ func TestRoutesAreSentAgainAfterTheirListener(t *testing.T) {
 }
 
 func TestEndpointsUnderAServiceNameAreSentAgainAfterTheirCluster(t *testing.T) {
-	named := func(edition int) world {
+	named := func(edition int) resources {
 		c := cluster("web", edition).(*clusterv3.Cluster)
 		c.EdsClusterConfig.ServiceName = "web.service"
-		return world{}.with(c, endpoints("web.service", 1))
+		return resources{}.with(c, endpoints("web.service", 1))
 	}
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(named(1).set(t))
+	forBoth(t, func(r *harness) {
+		r.source.publish(named(1).set(t))
 		e := r.connect()
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
 		e.Subscribe(eds, "web.service")
 		e.ExpectAck(eds, "web.service")
-		r.supplier.publish(named(2).set(t))
+		r.source.publish(named(2).set(t))
 		e.ExpectAck(cds, "web")
 		e.ExpectAck(eds, "web.service")
 		e.ExpectNone()
@@ -50,11 +50,11 @@ func TestEndpointsUnderAServiceNameAreSentAgainAfterTheirCluster(t *testing.T) {
 }
 
 func TestClusterChangesWhileItsEndpointsAwaitTheirACK(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		early := e.Expect(eds, "web")
-		r.supplier.publish(small().with(cluster("web", 2), endpoints("web", 2)).set(t))
+		r.source.publish(small().with(cluster("web", 2), endpoints("web", 2)).set(t))
 		e.ExpectAck(cds, "web")
 		e.ExpectNone()
 		e.Ack(early)
@@ -63,11 +63,11 @@ func TestClusterChangesWhileItsEndpointsAwaitTheirACK(t *testing.T) {
 	})
 }
 
-// Envoy asks for everything right after it reconnects, before it sees that the
-// cluster has changed: what it says it has of the endpoints does not count.
+// Envoy subscribes to everything right after it reconnects, before it sees that the cluster has changed. So its initial
+// versions of the endpoints do not count.
 func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().with(cluster("web", 2)).set(t))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().with(cluster("web", 2)).set(t))
 		e := r.connectWith(fakeenvoy.Options{Has: upToDate(t, small())})
 		e.Subscribe(cds)
 		clusters := e.Expect(cds, "web")
@@ -78,8 +78,8 @@ func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
 	})
 }
 
-// upToDate gives what an Envoy has that was sent all of a world.
-func upToDate(t testing.TB, w world) map[string]map[string]string {
+// upToDate returns the versions of an Envoy that was sent all resources.
+func upToDate(t testing.TB, w resources) map[string]map[string]string {
 	t.Helper()
 	has := map[string]map[string]string{}
 	for typ := range xds.Type(xds.NumTypes) {

@@ -6,15 +6,15 @@ import (
 	"testing"
 )
 
-// What a collection says that it changed is what a comparison finds, apart from
-// names that came and went or are told twice.
+// The names that Next stores are those that a comparison finds, apart from duplicates and from names that were added and
+// removed.
 func TestNextKnowsWhatItChanged(t *testing.T) {
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		c := NewCollection(nil, nil)
 		for range 20 {
 			next := randomNext(t, rnd, c)
-			got, want := slices.Clone(next.since(c)), difference(c, next)
+			got, want := slices.Clone(next.changedSince(c)), difference(c, next)
 			slices.Sort(got)
 			slices.Sort(want)
 			if !slices.Equal(slices.Compact(got), slices.Compact(want)) {
@@ -25,11 +25,11 @@ func TestNextKnowsWhatItChanged(t *testing.T) {
 	}
 }
 
-// randomNext changes, removes and withholds some of what there is.
+// randomNext changes, removes and holds back some resources.
 func randomNext(t *testing.T, rnd *rand.Rand, c *Collection) *Collection {
 	t.Helper()
 	var changed []*Resource
-	var removed, withheld []string
+	var removed, heldBack []string
 	for _, name := range letters {
 		switch rnd.IntN(4) {
 		case 0:
@@ -42,11 +42,11 @@ func randomNext(t *testing.T, rnd *rand.Rand, c *Collection) *Collection {
 				removed = append(removed, name)
 			}
 			if rnd.IntN(2) == 0 {
-				withheld = append(withheld, name)
+				heldBack = append(heldBack, name)
 			}
 		}
 	}
-	return c.Next(changed, removed, withheld)
+	return c.Next(changed, removed, heldBack)
 }
 
 func TestNextWithoutChangeIsTheSame(t *testing.T) {
@@ -60,14 +60,14 @@ func TestNextWithoutChangeIsTheSame(t *testing.T) {
 	}
 }
 
-func TestSessionThatLagsBehindSeesEverything(t *testing.T) {
+func TestChangesSinceAnOlderCollection(t *testing.T) {
 	first := NewCollection(nil, nil)
 	second := first.Next([]*Resource{sample(t, Route, "a", 1)}, nil, nil)
 	third := second.Next([]*Resource{sample(t, Route, "b", 1)}, nil, nil)
-	if got := slices.Sorted(slices.Values(third.since(first))); !slices.Equal(got, []string{"a", "b"}) {
+	if got := slices.Sorted(slices.Values(third.changedSince(first))); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("since the first: %q, want a and b", got)
 	}
-	if got := third.since(second); !slices.Equal(got, []string{"b"}) {
+	if got := third.changedSince(second); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("since the second: %q, want b", got)
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// drainRig is a server with streams.
-type drainRig struct {
+// drainHarness is a server with streams.
+type drainHarness struct {
 	t        *testing.T
 	server   *xds.Server
 	connect  func() *fakeenvoy.Envoy
@@ -26,20 +26,20 @@ type drainRig struct {
 	returned chan time.Duration // after which Drain returned
 }
 
-// drained runs a scenario with so many streams, once for each protocol.
-func drained(t *testing.T, streams int, scenario func(*drainRig)) {
+// forBothDraining runs a scenario with a number of streams, once for each protocol.
+func forBothDraining(t *testing.T, streams int, scenario func(*drainHarness)) {
 	t.Helper()
 	for _, p := range fakeenvoy.Protocols {
 		t.Run(string(p), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { scenario(newDrainRig(t, p, streams)) })
+			synctest.Test(t, func(t *testing.T) { scenario(newDrainHarness(t, p, streams)) })
 		})
 	}
 }
 
-func newDrainRig(t *testing.T, p fakeenvoy.Protocol, streams int) *drainRig {
+func newDrainHarness(t *testing.T, p fakeenvoy.Protocol, streams int) *drainHarness {
 	t.Helper()
-	r := &drainRig{t: t, returned: make(chan time.Duration, 1)}
-	r.server = xds.NewServer(xds.Options{Source: &supplier{}, Authorizer: &door{}, Logger: slog.New(slog.DiscardHandler)})
+	r := &drainHarness{t: t, returned: make(chan time.Duration, 1)}
+	r.server = xds.NewServer(xds.Options{Source: &fakeSource{}, Authorizer: &fakeAuthorizer{}, Logger: slog.New(slog.DiscardHandler)})
 	r.conn = serve(t, r.server)
 	r.connect = func() *fakeenvoy.Envoy { return fakeenvoy.Connect(t, r.conn, p, fakeenvoy.Options{}) }
 	for range streams {
@@ -51,8 +51,8 @@ func newDrainRig(t *testing.T, p fakeenvoy.Protocol, streams int) *drainRig {
 	return r
 }
 
-// drain begins to drain, and lets happen what happens at once.
-func (r *drainRig) drain(ctx context.Context, over time.Duration) {
+// drain begins to drain, and waits until nothing more happens at this moment.
+func (r *drainHarness) drain(ctx context.Context, over time.Duration) {
 	begin := time.Now()
 	go func() {
 		r.server.Drain(ctx, over)
@@ -61,7 +61,7 @@ func (r *drainRig) drain(ctx context.Context, over time.Duration) {
 	synctest.Wait()
 }
 
-func (r *drainRig) wantStreams(least, most int) {
+func (r *drainHarness) wantStreams(least, most int) {
 	r.t.Helper()
 	synctest.Wait()
 	if n := r.server.Streams(); n < least || n > most {
@@ -69,7 +69,7 @@ func (r *drainRig) wantStreams(least, most int) {
 	}
 }
 
-func (r *drainRig) wantReturned(most time.Duration) {
+func (r *drainHarness) wantReturned(most time.Duration) {
 	r.t.Helper()
 	if got := <-r.returned; got > most {
 		r.t.Errorf("Drain returned after %v, want %v at most", got, most)
@@ -80,7 +80,7 @@ func (r *drainRig) wantReturned(most time.Duration) {
 }
 
 func TestDrainSpreadsTheEndsOfStreams(t *testing.T) {
-	drained(t, 200, func(r *drainRig) {
+	forBothDraining(t, 200, func(r *drainHarness) {
 		r.drain(r.t.Context(), 5*time.Second)
 		r.wantStreams(198, 199)
 		for left := 160; left > 0; left -= 40 {
@@ -91,9 +91,9 @@ func TestDrainSpreadsTheEndsOfStreams(t *testing.T) {
 	})
 }
 
-func TestDrainOfFewStreamsTakesAMoment(t *testing.T) {
+func TestDrainOfFewStreamsIsShort(t *testing.T) {
 	for streams, most := range map[int]time.Duration{0: 0, 1: 0, 2: 100 * time.Millisecond, 5: 400 * time.Millisecond} {
-		drained(t, streams, func(r *drainRig) {
+		forBothDraining(t, streams, func(r *drainHarness) {
 			r.drain(r.t.Context(), 5*time.Second)
 			r.wantReturned(most)
 		})
@@ -101,14 +101,14 @@ func TestDrainOfFewStreamsTakesAMoment(t *testing.T) {
 }
 
 func TestDrainOverNoTimeEndsAllStreamsAtOnce(t *testing.T) {
-	drained(t, 100, func(r *drainRig) {
+	forBothDraining(t, 100, func(r *drainHarness) {
 		r.drain(r.t.Context(), 0)
 		r.wantReturned(0)
 	})
 }
 
 func TestDrainRefusesNewStreams(t *testing.T) {
-	drained(t, 3, func(r *drainRig) {
+	forBothDraining(t, 3, func(r *drainHarness) {
 		r.drain(r.t.Context(), 10*time.Minute)
 		_, err := discoveryv3.NewAggregatedDiscoveryServiceClient(r.conn).DeltaAggregatedResources(r.t.Context())
 		if status.Code(err) != codes.Unavailable {
@@ -120,7 +120,7 @@ func TestDrainRefusesNewStreams(t *testing.T) {
 }
 
 func TestDrainEndsWithItsContext(t *testing.T) {
-	drained(t, 10, func(r *drainRig) {
+	forBothDraining(t, 10, func(r *drainHarness) {
 		ctx, cancel := context.WithCancel(r.t.Context())
 		r.drain(ctx, time.Hour)
 		cancel()

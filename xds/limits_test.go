@@ -22,8 +22,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// wantLimited wants a limit to have been reached so often.
-func (r *rig) wantLimited(limit string, times float64) {
+// wantLimited checks how often a limit was reached.
+func (r *harness) wantLimited(limit string, times float64) {
 	r.t.Helper()
 	synctest.Wait()
 	if got := r.count("usher_xds_limited_total", limit); got != times {
@@ -31,12 +31,11 @@ func (r *rig) wantLimited(limit string, times float64) {
 	}
 }
 
-// wantNotAsked wants that the Authorizer was asked nothing, and that the log does
-// not have what the caller said.
-func (r *rig) wantNotAsked(said string) {
+// wantRefusedUnasked checks that a refusal was logged without repeating the text, and that the Authorizer was not asked.
+func (r *harness) wantRefusedUnasked(text string) {
 	r.t.Helper()
-	r.wantNotAskedAnything()
-	if strings.Contains(r.log.String(), said) {
+	r.wantUnasked()
+	if strings.Contains(r.log.String(), text) {
 		r.t.Errorf("the log repeats what was refused:\n%.2000s", r.log)
 	}
 	if lines := strings.Count(r.log.String(), "\n"); lines != 1 || !strings.Contains(r.log.String(), "envoy refused") {
@@ -44,14 +43,14 @@ func (r *rig) wantNotAsked(said string) {
 	}
 }
 
-func (r *rig) wantNotAskedAnything() {
+func (r *harness) wantUnasked() {
 	r.t.Helper()
-	if n := len(r.door.asked()); n != 0 {
+	if n := len(r.authorizer.calls()); n != 0 {
 		r.t.Errorf("the authorizer was asked %d times", n)
 	}
 }
 
-func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
+func TestNodesThatMustNotBeLoggedAreRefused(t *testing.T) {
 	long := strings.Repeat("x", 513)
 	for name, node := range map[string]*corev3.Node{
 		"long id":                {Id: long, Cluster: "gateway"},
@@ -64,19 +63,19 @@ func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
 		"long user agent":        {Id: "envoy", Cluster: "gateway", UserAgentName: long},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				e := r.connectWith(fakeenvoy.Options{Node: node})
 				e.Subscribe(cds)
 				e.ExpectEnd(codes.InvalidArgument)
-				r.wantNotAsked("forged")
-				r.wantNotAsked(long)
+				r.wantRefusedUnasked("forged")
+				r.wantRefusedUnasked(long)
 			})
 		})
 	}
 }
 
-func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestOtherMetadataIsNotKept(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		m := structOf(t, "node_name", "n1")
 		for i := range 1000 {
 			m.Fields[fmt.Sprint("field ", i)] = structOf(t, "x", strings.Repeat("x", 1000)).Fields["x"]
@@ -84,7 +83,7 @@ func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
 		e := r.connectWith(fakeenvoy.Options{Node: &corev3.Node{Id: "envoy", Cluster: "gateway", Metadata: m}})
 		e.Subscribe(cds)
 		e.ExpectNone()
-		if kept := r.supplier.asked()[0].Metadata; len(kept) != 1 || kept["node_name"] != "n1" {
+		if kept := r.source.watchedNodes()[0].Metadata; len(kept) != 1 || kept["node_name"] != "n1" {
 			t.Errorf("kept %d fields of the metadata: %.200v", len(kept), kept)
 		}
 	})
@@ -96,7 +95,7 @@ func TestTokensAreBounded(t *testing.T) {
 		4<<10 + 1: codes.Unauthenticated,
 	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				e := r.connectWith(fakeenvoy.Options{Token: strings.Repeat("t", size)})
 				e.Subscribe(cds)
 				if want == codes.OK {
@@ -106,15 +105,15 @@ func TestTokensAreBounded(t *testing.T) {
 				if err := e.End(); status.Code(err) != want {
 					t.Errorf("ended with %v, want %v", err, want)
 				}
-				r.wantNotAskedAnything()
+				r.wantUnasked()
 			})
 		})
 	}
 }
 
-// A client that does not care what the server says of its limits.
+// A client that ignores the server's limits.
 func TestHeadersAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		raw := r.dialRaw()
 		_ = raw.Open(1, strings.Repeat("t", 200<<10)) // it may be cut off
 		synctest.Wait()
@@ -122,7 +121,7 @@ func TestHeadersAreBounded(t *testing.T) {
 			t.Errorf("%v streams are open", open)
 		}
 		_ = raw.Send(1, 10, make([]byte, 10)) // it may be cut off
-		r.wantNotAskedAnything()
+		r.wantUnasked()
 		time.Sleep(30 * time.Second)
 		if open := r.count("usher_xds_connections", "pending"); open != 0 {
 			t.Errorf("%v connections are open", open)
@@ -142,7 +141,7 @@ func TestRequestsAreBounded(t *testing.T) {
 		"too many names":     {names: namesOf(100_001, "%d"), want: codes.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				e := r.connect()
 				e.Subscribe(eds, c.names...)
 				if c.want == codes.OK {
@@ -166,9 +165,9 @@ func namesOf(n int, format string) []string {
 	return names
 }
 
-// Asking for everything and giving that up again makes no names known.
-func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+// Subscribing to all resources and unsubscribing again does not make names known.
+func TestUnknownNamesAreBoundedUnderAWildcard(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(small())
 		for i := range 20 {
 			e.Subscribe(eds, "*")
@@ -180,8 +179,8 @@ func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
 	})
 }
 
-func TestNamesOfNothingAreBounded(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestUnknownNamesAreBounded(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		e.Subscribe(eds, namesOf(10_000, "nothing-%d")...)
 		e.ExpectNone()
@@ -192,7 +191,7 @@ func TestNamesOfNothingAreBounded(t *testing.T) {
 }
 
 func TestSilentStreamsEnd(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.connect()
 		synctest.Wait()
 		time.Sleep(10 * time.Second) // of the bubble's time
@@ -201,12 +200,12 @@ func TestSilentStreamsEnd(t *testing.T) {
 	})
 }
 
-// A connection on which nothing is authorised is closed, whatever is done on it.
+// A connection without an authorised stream is closed, whatever else is sent on it.
 func TestPendingConnectionsEnd(t *testing.T) {
 	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
 	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
 		t.Run(name, func(t *testing.T) {
-			forOne(t, fakeenvoy.Delta, func(r *rig) {
+			forOne(t, fakeenvoy.Delta, func(r *harness) {
 				conn := r.dial()
 				if _, err := io.WriteString(conn, first); err != nil {
 					t.Fatal(err)
@@ -224,28 +223,28 @@ func TestPendingConnectionsEnd(t *testing.T) {
 	}
 }
 
-// The oldest connection on which nothing is authorised gives way, and no other.
-func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
+// The oldest pending connection is evicted, and no other.
+func TestOldestPendingConnectionIsEvicted(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{
 		"connections":          {Connections: 3},
 		"connections_per_peer": {ConnectionsPerPeer: 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
+				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				honest := r.warm(small())
-				var strangers []net.Conn
+				var attackers []net.Conn
 				for range 3 {
-					strangers = append(strangers, r.dial())
+					attackers = append(attackers, r.dial())
 					synctest.Wait()
 				}
 				begin := time.Now()
-				_, _ = io.Copy(io.Discard, strangers[0])
+				_, _ = io.Copy(io.Discard, attackers[0])
 				if took := time.Since(begin); took != 0 {
 					t.Errorf("the oldest was closed after %v, want at once", took)
 				}
 				r.wantLimited(name, 1)
-				r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+				r.source.publish(small().with(endpoints("web", 2)).set(t))
 				honest.ExpectAck(eds, "web")
 
 				second := r.dialClient()
@@ -259,7 +258,7 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 
 func TestNoConnectionIsTakenWhenAllAreAuthorised(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Connections: 1}})
 		e := r.warm(small())
 		conn := r.dial()
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
@@ -273,11 +272,11 @@ func TestStreamsAreBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"streams": {Streams: 2}, "streams_per_peer": {StreamsPerPeer: 2}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
+				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				first := r.warm(small())
 				silent := r.connectWith(fakeenvoy.Options{Token: "another"})
 				synctest.Wait()
-				second := r.warm(small()) // the silent one gives way
+				second := r.warm(small()) // evicts the silent one
 				silent.ExpectEnd(codes.ResourceExhausted)
 				third := r.connect()
 				third.Subscribe(cds)
@@ -290,11 +289,10 @@ func TestStreamsAreBounded(t *testing.T) {
 	}
 }
 
-// A token that is known does not make a stream a place for ever: those that only
-// hold one give way, after those of strangers.
-func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
+// A known token does not protect a silent stream: it is evicted, after those with unknown tokens.
+func TestSilentStreamsOfKnownTokensAreEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
 		r.warm(small())
 		first := r.connect()
 		synctest.Wait()
@@ -306,19 +304,18 @@ func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
 	})
 }
 
-// The rate of one peer's streams is bounded, but not that of streams with a token
-// that was authorised lately.
+// The rate of one caller's streams is bounded, but not that of streams with a token that was authorised lately.
 func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRigWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
-				r.supplier.publish(small().set(t))
+				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
+				r.source.publish(small().set(t))
 				good := r.connectWith(fakeenvoy.Options{Token: "good"})
 				good.Subscribe(cds)
 				good.ExpectAck(cds, "web")
 
-				r.door.say(status.Error(codes.PermissionDenied, "no"))
+				r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
 				ended := map[codes.Code]int{}
 				for i := range 20 {
 					e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("bad ", i)})
@@ -328,7 +325,7 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 				if ended[codes.PermissionDenied] != 9 || ended[codes.ResourceExhausted] != 11 {
 					t.Errorf("streams ended with %v, want 9 denials, for ten may come at once, and 11 beyond the rate", ended)
 				}
-				r.door.say(nil)
+				r.authorizer.setAnswer(nil)
 				again := r.connectWith(fakeenvoy.Options{Token: "good"})
 				again.Subscribe(cds)
 				again.ExpectAck(cds, "web")
@@ -342,25 +339,24 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	}
 }
 
-// A peer whose streams are denied again and again is refused without a question,
-// but for tokens that are known.
-func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().set(t))
+// A caller whose streams are denied again and again is refused without asking the Authorizer, unless its token is known.
+func TestDeniedStreamsOfOneCallerAreBounded(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().set(t))
 		good := r.connectWith(fakeenvoy.Options{Token: "good"})
 		good.Subscribe(cds)
 		good.ExpectAck(cds, "web")
-		r.door.say(status.Error(codes.Unauthenticated, "no such token"))
+		r.authorizer.setAnswer(status.Error(codes.Unauthenticated, "no such token"))
 		for i := range 150 {
 			e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("bad ", i)})
 			e.Subscribe(cds)
 			_ = e.End()
 		}
-		if asked := len(r.door.asked()); asked != 101 {
+		if asked := len(r.authorizer.calls()); asked != 101 {
 			t.Errorf("the authorizer was asked %d times, want once for the good and a hundred times", asked)
 		}
 		r.wantLimited("denied_rate_per_peer", 50)
-		r.door.say(nil)
+		r.authorizer.setAnswer(nil)
 		for token, want := range map[string]codes.Code{"good": codes.OK, "new": codes.ResourceExhausted} {
 			e := r.connectWith(fakeenvoy.Options{Token: token})
 			e.Subscribe(cds)
@@ -377,26 +373,26 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 	})
 }
 
-// While the Authorizer cannot answer, that is no fault of those who ask.
-func TestAnOutageCountsAgainstNobody(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().set(t))
-		r.door.say(errors.New("connection refused"))
+// If the Authorizer fails, the callers are not to blame.
+func TestAnOutageCountsAgainstNoCaller(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().set(t))
+		r.authorizer.setAnswer(errors.New("connection refused"))
 		for i := range 150 {
 			e := r.connectWith(fakeenvoy.Options{Token: fmt.Sprint("good ", i)})
 			e.Subscribe(cds)
 			e.ExpectEnd(codes.Unavailable)
 		}
-		r.door.say(nil)
+		r.authorizer.setAnswer(nil)
 		e := r.connectWith(fakeenvoy.Options{Token: "another"})
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
 	})
 }
 
-func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.door.say(status.Error(codes.PermissionDenied, "no such right"))
+func TestRefusalsOfOneCallerAreOneLineAMinute(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no such right"))
 		for range 50 {
 			e := r.connectWith(fakeenvoy.Options{Token: "sesame"})
 			e.Subscribe(cds)
@@ -408,7 +404,7 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 		if len(lines) != 2 || !strings.Contains(lines[0], "count=1 ") || !strings.Contains(lines[1], "count=49 ") {
 			t.Fatalf("logged:\n%s\nwant one line at once and one for the other 49", r.log)
 		}
-		for _, want := range []string{`peer="unix socket"`, `token="a token"`, "no such right"} {
+		for _, want := range []string{`address="unix socket"`, `token="a token"`, "no such right"} {
 			if !strings.Contains(lines[1], want) {
 				t.Errorf("%s is missing from %s", want, lines[1])
 			}
@@ -416,9 +412,9 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 	})
 }
 
-// What the limits are is in the metrics.
+// The metrics have the limits.
 func TestLimitsAreShown(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		for limit, want := range map[string]float64{"connections": 4096, "streams_per_peer": 2048, "request_size": 4 << 20} {
 			if got := r.count("usher_xds_limit", limit); got != want {
 				t.Errorf("limit %s is %v, want %v", limit, got, want)
@@ -431,20 +427,19 @@ func TestLimitsAreShown(t *testing.T) {
 	})
 }
 
-// Requests that do not become complete take a bounded number of bytes. The
-// connections whose requests take longest give way, and those of strangers first.
+// The bytes of incomplete requests are bounded. Pending connections are evicted first.
 func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		honest := r.warm(small())
-		const strangers, size = 20, 4<<20 - 1000
-		for range strangers {
+		const attackers, size = 20, 4<<20 - 1000
+		for range attackers {
 			_ = r.raw().Send(1, size, make([]byte, size-1)) // it may be cut off
 		}
 		synctest.Wait()
 		if held := r.count("usher_xds_request_bytes", ""); held > 64<<20 || held < 48<<20 {
 			t.Errorf("%v bytes of incomplete requests are held, want a little less than 64 MiB", held)
 		}
-		r.wantLimited("request_bytes", strangers-15) // for the frames cost something, too
+		r.wantLimited("request_bytes", attackers-15) // the frames count, too
 		honest.Subscribe(eds, namesOf(9000, "service-%d.default.dc1.internal.trust-domain.consul")...)
 		honest.ExpectNone()
 	})
@@ -452,7 +447,7 @@ func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 
 // Frames of a single byte cost gRPC many times what they carry.
 func TestBytesInTinyFramesAreBounded(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		const size = 4 << 20
 		raw := r.raw()
 		if err := raw.Drip(1, size, 60_000); err == nil {
@@ -466,10 +461,10 @@ func TestBytesInTinyFramesAreBounded(t *testing.T) {
 	})
 }
 
-// What has arrived and will never be read does not count once its stream has ended.
+// What has arrived and is never read does not count after its stream has ended.
 func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.door.say(status.Error(codes.PermissionDenied, "no"))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
 		raw := r.raw()
 		node := frameOf(t, "a")
 		for range 5 {
@@ -494,8 +489,8 @@ func frameOf(t *testing.T, id string) []byte {
 	return encoded
 }
 
-// dialRaw connects as a client that keeps to no limits.
-func (r *rig) dialRaw() *fakeenvoy.Raw {
+// dialRaw connects a client that ignores all limits.
+func (r *harness) dialRaw() *fakeenvoy.Raw {
 	r.t.Helper()
 	raw, err := fakeenvoy.NewRaw(r.dial())
 	if err != nil {
@@ -505,7 +500,7 @@ func (r *rig) dialRaw() *fakeenvoy.Raw {
 }
 
 // raw is dialRaw with a stream, without a token.
-func (r *rig) raw() *fakeenvoy.Raw {
+func (r *harness) raw() *fakeenvoy.Raw {
 	r.t.Helper()
 	raw := r.dialRaw()
 	if err := raw.Open(1, ""); err != nil {

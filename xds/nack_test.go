@@ -11,41 +11,41 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-func TestRejectedUpdateIsNotOfferedAgainUntilItChanges(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestRejectedUpdateIsNotSentAgainUntilItChanges(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(listener("http", 2, "web")).set(t))
 		e.Nack(e.Expect(lds, "http"), "no such filter")
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
-		// Neither another set nor another type's ACK brings it back.
-		r.supplier.publish(small().with(listener("http", 2, "web"), endpoints("web", 2)).set(t))
+		// Neither another set nor another type's ACK sends it again.
+		r.source.publish(small().with(listener("http", 2, "web"), endpoints("web", 2)).set(t))
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
-		r.supplier.publish(small().with(listener("http", 3, "web"), endpoints("web", 2)).set(t))
+		r.source.publish(small().with(listener("http", 3, "web"), endpoints("web", 2)).set(t))
 		e.ExpectAck(lds, "http")
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
 	})
 }
 
-func TestRejectedUpdateIsTakenBack(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestRejectedUpdateIsReverted(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(listener("http", 2, "web")).set(t))
 		e.Nack(e.Expect(lds, "http"), "no such filter")
 		e.ExpectAck(rds, "web")
-		r.supplier.publish(small().set(t))
+		r.source.publish(small().set(t))
 		e.ExpectAck(lds, "http")
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
 	})
 }
 
-func TestListenersAreReleasedWhenEnvoyRejectsTheirClusters(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestListenersAreSentWhenEnvoyRejectsTheirClusters(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(two().with(listener("http", 2, "web")).set(t))
+		r.source.publish(two().with(listener("http", 2, "web")).set(t))
 		clusters := e.Expect(cds, r.full([]string{"api", "web"}, "api")...)
 		e.ExpectNone()
 		e.Nack(clusters, "bad cluster")
@@ -56,9 +56,9 @@ func TestListenersAreReleasedWhenEnvoyRejectsTheirClusters(t *testing.T) {
 }
 
 func TestRejectionIsLoggedOnceAndCounted(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(routes("web", 2)).set(t))
+		r.source.publish(small().with(routes("web", 2)).set(t))
 		e.Nack(e.Expect(rds, "web"), "no such cluster")
 		e.ExpectNone()
 		var lines []string
@@ -89,13 +89,13 @@ func TestRejectionIsLoggedOnceAndCounted(t *testing.T) {
 
 // Envoy may quote a rejected cluster, and the cluster may carry its key.
 func TestPrivateKeyInARejectionIsNotLogged(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		for i, message := range []string{
 			`bad: inline_string: "-----BEGIN EC PRIVATE KEY-----\nSESAME\n-----END EC PRIVATE KEY-----\n" }`,
 			"bad: -----BEGIN PRIVATE KEY-----\nSESAME",
 		} {
-			r.supplier.publish(small().with(routes("web", 2+i)).set(t))
+			r.source.publish(small().with(routes("web", 2+i)).set(t))
 			e.Nack(e.Expect(rds, "web"), message)
 			e.ExpectNone()
 		}
@@ -105,8 +105,8 @@ func TestPrivateKeyInARejectionIsNotLogged(t *testing.T) {
 	})
 }
 
-// count reads a metric's value for a label value.
-func (r *rig) count(name, label string) float64 {
+// count returns the value of a metric with a label.
+func (r *harness) count(name, label string) float64 {
 	r.t.Helper()
 	families, err := r.metrics.Gather()
 	if err != nil {
@@ -123,14 +123,14 @@ func (r *rig) count(name, label string) float64 {
 	return 0
 }
 
-// reports collects what is reported of rejections.
-type reports struct {
-	now  map[string]string // messages by type
-	ever int
+// fakeRejections stores the reports.
+type fakeRejections struct {
+	now   map[string]string // messages by type
+	total int
 }
 
-func (r *reports) Rejected(n xds.Node, t xds.Type, what xds.Rejection) func() {
-	r.ever++
+func (r *fakeRejections) Rejected(n xds.Node, t xds.Type, what xds.Rejection) func() {
+	r.total++
 	key := n.ID + " " + t.String()
 	message := what.Message
 	r.now[key] = message
@@ -144,8 +144,8 @@ func (r *reports) Rejected(n xds.Node, t xds.Type, what xds.Rejection) func() {
 func TestARejectionIsReportedWhileItLasts(t *testing.T) {
 	for _, p := range fakeenvoy.Protocols {
 		synctest.Test(t, func(t *testing.T) {
-			reported := &reports{now: map[string]string{}}
-			r := newRigWith(t, p, xds.Options{Rejections: reported})
+			reported := &fakeRejections{now: map[string]string{}}
+			r := newHarnessWith(t, p, xds.Options{Rejections: reported})
 			want := func(now map[string]string) {
 				t.Helper()
 				synctest.Wait()
@@ -155,22 +155,22 @@ func TestARejectionIsReportedWhileItLasts(t *testing.T) {
 			}
 			e := r.warm(small())
 			want(map[string]string{})
-			r.supplier.publish(small().with(routes("web", 2)).set(t))
+			r.source.publish(small().with(routes("web", 2)).set(t))
 			e.Nack(e.Expect(rds, "web"), "first")
 			want(map[string]string{"envoy route": "first"})
-			r.supplier.publish(small().with(routes("web", 3)).set(t))
+			r.source.publish(small().with(routes("web", 3)).set(t))
 			e.Nack(e.Expect(rds, "web"), "second")
 			want(map[string]string{"envoy route": "second"})
-			r.supplier.publish(small().with(routes("web", 4)).set(t))
+			r.source.publish(small().with(routes("web", 4)).set(t))
 			e.ExpectAck(rds, "web")
 			want(map[string]string{})
-			r.supplier.publish(small().with(routes("web", 5)).set(t))
+			r.source.publish(small().with(routes("web", 5)).set(t))
 			e.Nack(e.Expect(rds, "web"), "third")
 			want(map[string]string{"envoy route": "third"})
 			e.Disconnect()
 			want(map[string]string{})
-			if reported.ever != 3 {
-				t.Errorf("%d rejections were reported, want 3", reported.ever)
+			if reported.total != 3 {
+				t.Errorf("%d rejections were reported, want 3", reported.total)
 			}
 		})
 	}

@@ -9,19 +9,18 @@ import (
 )
 
 // small is a gateway with one service.
-func small() world {
-	return world{}.with(cluster("web", 1), endpoints("web", 1), listener("http", 1, "web"), routes("web", 1))
+func small() resources {
+	return resources{}.with(cluster("web", 1), endpoints("web", 1), listener("http", 1, "web"), routes("web", 1))
 }
 
 // two is small with a second service.
-func two() world { return small().with(cluster("api", 1), endpoints("api", 1)) }
+func two() resources { return small().with(cluster("api", 1), endpoints("api", 1)) }
 
-// warm brings an Envoy up as Envoy does it: clusters and their endpoints, then
-// listeners and their routes. The world has the listener http with the routes
-// web.
-func (r *rig) warm(w world) *fakeenvoy.Envoy {
+// warm starts an Envoy as Envoy does it: clusters and their endpoints, then listeners and their routes. The resources
+// include the listener http with the routes web.
+func (r *harness) warm(w resources) *fakeenvoy.Envoy {
 	r.t.Helper()
-	r.supplier.publish(w.set(r.t))
+	r.source.publish(w.set(r.t))
 	e := r.connect()
 	clusters := w.names(cds)
 	e.Subscribe(cds)
@@ -36,18 +35,17 @@ func (r *rig) warm(w world) *fakeenvoy.Envoy {
 	return e
 }
 
-// full gives what a response for clusters or listeners carries: the state of
-// the world says everything, delta only what changed.
-func (r *rig) full(all []string, changed ...string) []string {
+// full returns what a response for clusters or listeners has: all of them in the state of the world, else the changed
+// ones.
+func (r *harness) full(all []string, changed ...string) []string {
 	if r.protocol == fakeenvoy.SotW {
 		return all
 	}
 	return changed
 }
 
-// expectRemoved acknowledges the response that takes one cluster or listener
-// away from those there were.
-func (r *rig) expectRemoved(e *fakeenvoy.Envoy, typeURL, name string, left ...string) {
+// expectRemoved acknowledges the response that removes a cluster or listener.
+func (r *harness) expectRemoved(e *fakeenvoy.Envoy, typeURL, name string, left ...string) {
 	r.t.Helper()
 	got := e.ExpectAck(typeURL, r.full(left)...)
 	if r.protocol == fakeenvoy.Delta && !slices.Equal(got.Removed, []string{name}) {
@@ -56,13 +54,13 @@ func (r *rig) expectRemoved(e *fakeenvoy.Envoy, typeURL, name string, left ...st
 }
 
 func TestEnvoyWarmsUp(t *testing.T) {
-	forBoth(t, func(r *rig) { r.warm(two()) })
+	forBoth(t, func(r *harness) { r.warm(two()) })
 }
 
 func TestListenersAndRoutesWaitForClustersAndEndpoints(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(world{}.with(
+		r.source.publish(resources{}.with(
 			secret("key", 2), cluster("web", 2), endpoints("web", 2), listener("http", 2, "web"), routes("web", 2)).set(t))
 		clusters := e.Expect(cds, "web")
 		assignments := e.Expect(eds, "web")
@@ -77,11 +75,11 @@ func TestListenersAndRoutesWaitForClustersAndEndpoints(t *testing.T) {
 }
 
 func TestListenersWaitForSecrets(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		e.Subscribe(sds, "key")
 		e.ExpectNone()
-		r.supplier.publish(small().with(secret("key", 1), listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(secret("key", 1), listener("http", 2, "web")).set(t))
 		secrets := e.Expect(sds, "key")
 		e.ExpectNone()
 		e.Ack(secrets)
@@ -93,9 +91,9 @@ func TestListenersWaitForSecrets(t *testing.T) {
 // Envoy acknowledges a cluster only when the cluster is warm, which needs its
 // endpoints and secrets.
 func TestEndpointsAndSecretsDoNotWaitForTheClustersACK(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(two().with(secret("key", 1)).set(t))
+		r.source.publish(two().with(secret("key", 1)).set(t))
 		clusters := e.Expect(cds, r.full([]string{"api", "web"}, "api")...)
 		e.Subscribe(eds, "api")
 		e.ExpectAck(eds, "api")
@@ -106,10 +104,10 @@ func TestEndpointsAndSecretsDoNotWaitForTheClustersACK(t *testing.T) {
 	})
 }
 
-func TestListenersWaitUntilEnvoyAskedForTheEndpointsOfANewCluster(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestListenersWaitForTheSubscriptionToEndpointsOfANewCluster(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(two().with(listener("http", 2, "web")).set(t))
+		r.source.publish(two().with(listener("http", 2, "web")).set(t))
 		e.ExpectAck(cds, r.full([]string{"api", "web"}, "api")...)
 		e.ExpectNone()
 		e.Subscribe(eds, "api")
@@ -122,18 +120,18 @@ func TestListenersWaitUntilEnvoyAskedForTheEndpointsOfANewCluster(t *testing.T) 
 }
 
 func TestListenersDoNotWaitForEndpointsThatDoNotExist(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(cluster("api", 1), listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(cluster("api", 1), listener("http", 2, "web")).set(t))
 		e.ExpectAck(cds, r.full([]string{"api", "web"}, "api")...)
 		e.ExpectAck(lds, "http")
 	})
 }
 
-func TestListenersAreSentToAnEnvoyThatNeverAsksForEndpoints(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestListenersAreSentToAnEnvoyThatNeverSubscribesToEndpoints(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(two().with(listener("http", 2, "web")).set(t))
+		r.source.publish(two().with(listener("http", 2, "web")).set(t))
 		e.ExpectAck(cds, r.full([]string{"api", "web"}, "api")...)
 		e.ExpectNone()
 		time.Sleep(20 * time.Second) // of the bubble's time
@@ -144,9 +142,9 @@ func TestListenersAreSentToAnEnvoyThatNeverAsksForEndpoints(t *testing.T) {
 }
 
 func TestListenersAreSentToAnEnvoyThatDoesNotAcknowledgeItsClusters(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
 		clusters := e.Expect(cds, "web")
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
@@ -159,12 +157,12 @@ func TestListenersAreSentToAnEnvoyThatDoesNotAcknowledgeItsClusters(t *testing.T
 }
 
 func TestOneResponsePerTypeAwaitsItsACK(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		first := e.Expect(eds, "web")
-		r.supplier.publish(small().with(endpoints("web", 3)).set(t))
-		r.supplier.publish(small().with(endpoints("web", 4)).set(t))
+		r.source.publish(small().with(endpoints("web", 3)).set(t))
+		r.source.publish(small().with(endpoints("web", 4)).set(t))
 		e.ExpectNone()
 		e.Ack(first)
 		last := e.ExpectAck(eds, "web")
@@ -176,9 +174,9 @@ func TestOneResponsePerTypeAwaitsItsACK(t *testing.T) {
 }
 
 func TestClusterIsRemovedAfterTheListenersAndRoutesThatUsedIt(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(two())
-		r.supplier.publish(small().with(listener("http", 2, "web"), routes("web", 2)).set(t))
+		r.source.publish(small().with(listener("http", 2, "web"), routes("web", 2)).set(t))
 		listeners := e.Expect(lds, "http")
 		routes := e.Expect(rds, "web")
 		e.ExpectNone()
@@ -190,10 +188,10 @@ func TestClusterIsRemovedAfterTheListenersAndRoutesThatUsedIt(t *testing.T) {
 	})
 }
 
-func TestRemovedClusterStaysInTheStateOfTheWorldUntilItIsItsTurn(t *testing.T) {
-	forOne(t, fakeenvoy.SotW, func(r *rig) {
+func TestRemovedClusterStaysInTheStateOfTheWorldUntilTheListenersAreAcknowledged(t *testing.T) {
+	forOne(t, fakeenvoy.SotW, func(r *harness) {
 		e := r.warm(two())
-		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
 		e.ExpectAck(cds, "api", "web")
 		e.ExpectAck(eds, "web")
 		e.ExpectAck(lds, "http")
@@ -203,34 +201,33 @@ func TestRemovedClusterStaysInTheStateOfTheWorldUntilItIsItsTurn(t *testing.T) {
 	})
 }
 
-func TestRemovedListenerIsToldAtOnce(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestRemovedListenerIsSentAtOnce(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().without(listener("http", 1)).set(t))
+		r.source.publish(small().without(listener("http", 1)).set(t))
 		r.expectRemoved(e, lds, "http")
 		e.ExpectNone()
 	})
 }
 
 func TestClustersOfARejectedListenerAreKept(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(two())
-		r.supplier.publish(small().with(listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(listener("http", 2, "web")).set(t))
 		e.Nack(e.Expect(lds, "http"), "no")
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
-		r.supplier.publish(small().with(listener("http", 3, "web")).set(t))
+		r.source.publish(small().with(listener("http", 3, "web")).set(t))
 		e.ExpectAck(lds, "http")
 		e.ExpectAck(rds, "web")
 		r.expectRemoved(e, cds, "api", "web")
 	})
 }
 
-// After a reconnect the clusters are asked for first. Those that are gone may
-// still be in use by the listeners Envoy has.
-func TestClustersAreNotRemovedBeforeEnvoyAsksForListeners(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().set(t))
+// After a reconnect Envoy subscribes to clusters first. Its listeners may still use those that are gone.
+func TestClustersAreNotRemovedBeforeEnvoySubscribesToListeners(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().set(t))
 		e := r.connectWith(fakeenvoy.Options{Has: map[string]map[string]string{
 			cds: {"web": encode(t, cluster("web", 1)).Version(), "gone": "1"},
 			lds: {"http": "old"},

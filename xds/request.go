@@ -11,10 +11,6 @@ import (
 	"github.com/usherproxy/usher/internal/wire"
 )
 
-// everything is the name that means all resources of a type.
-// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
-const everything = "*"
-
 // The most that a request may have.
 const (
 	maxRequest      = 4 << 20 // bytes
@@ -22,226 +18,94 @@ const (
 	maxName         = 2048 // bytes
 )
 
-// request is what both protocols say in a request.
+// request is a decoded request of either protocol, without its node.
 type request struct {
 	typeURL string
-	// names are those that a delta Envoy asks for beside what it has asked
-	// for before, and all that a state-of-the-world Envoy asks for.
-	names []string
-	// unwanted are given up; delta only.
-	unwanted []string
-	// versions are what a delta Envoy has from an earlier stream, by name;
-	// claims is what a state-of-the-world Envoy has.
-	versions map[string]string
-	claims   string
-	// nonce names the response that the request answers; empty: none.
+	// subscribe are the names that a delta Envoy adds to its subscription, and all names in that of a
+	// state-of-the-world Envoy.
+	subscribe []string
+	// unsubscribe are the names that a delta Envoy removes.
+	unsubscribe []string
+	// initialVersions are what a delta Envoy has from an earlier stream, by name; versionInfo is what a
+	// state-of-the-world Envoy has.
+	initialVersions map[string]string
+	versionInfo     string
+	// nonce is that of the response which the request answers, or empty.
 	nonce string
-	// problem is not nil in a NACK.
-	problem *statuspb.Status
+	// errorDetail is not nil in a NACK.
+	errorDetail *statuspb.Status
 }
 
-// node returns the encoded node of a request; nil if it has none.
-func (p protocol) node(f frame) (node []byte, err error) {
-	err = wire.Fields(f, func(number protowire.Number, value []byte) error {
-		if number == p.fields.node {
-			node = value
-		}
-		return nil
-	})
-	return node, err
-}
-
-// decode reads all of a request but its node. Its errors are fit for a status.
+// decode decodes a request. Its errors may be sent to the caller.
 func (p protocol) decode(f frame) (request, error) {
 	var r request
-	var count int
-	err := wire.Fields(f, func(number protowire.Number, value []byte) error {
-		var err error
+	var names int
+	err := wire.Fields(f, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case p.fields.typeURL:
-			r.typeURL, err = text(value)
+			r.typeURL, err = decodeText(value)
 		case p.fields.nonce:
-			r.nonce, err = text(value)
-		case p.fields.claims:
-			r.claims, err = text(value)
-		case p.fields.problem:
-			r.problem, err = decodeProblem(value)
-		case p.fields.names:
-			err = appendName(&r.names, value, &count)
-		case p.fields.unwanted:
-			err = appendName(&r.unwanted, value, &count)
-		case p.fields.versions:
-			err = r.addVersion(value, &count)
+			r.nonce, err = decodeText(value)
+		case p.fields.versionInfo:
+			r.versionInfo, err = decodeText(value)
+		case p.fields.errorDetail:
+			r.errorDetail, err = decodeErrorDetail(value)
+		case p.fields.subscribe:
+			err = appendName(&r.subscribe, value, &names)
+		case p.fields.unsubscribe:
+			err = appendName(&r.unsubscribe, value, &names)
+		case p.fields.initialVersions:
+			err = r.addVersion(value, &names)
 		}
 		return err
 	})
 	return r, err
 }
 
-// decodeProblem reads the message of a google.rpc.Status.
-func decodeProblem(encoded []byte) (*statuspb.Status, error) {
-	problem := &statuspb.Status{}
-	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
-		if number == 2 {
-			problem.Message = strings.ToValidUTF8(string(value), "\uFFFD")
-		}
-		return nil
-	})
-	return problem, err
+// decodeErrorDetail decodes the message of a google.rpc.Status.
+func decodeErrorDetail(encoded []byte) (*statuspb.Status, error) {
+	message, err := wire.Field(encoded, 2)
+	return &statuspb.Status{Message: strings.ToValidUTF8(string(message), "\uFFFD")}, err
 }
 
-// addVersion reads an entry of initial_resource_versions.
-func (r *request) addVersion(entry []byte, count *int) error {
+// addVersion decodes an item of the map initial_resource_versions.
+func (r *request) addVersion(item []byte, names *int) error {
+	key, err := wire.Field(item, mapKey)
+	if err != nil || key == nil {
+		return err
+	}
 	var name []string
-	var version string
-	err := wire.Fields(entry, func(number protowire.Number, value []byte) error {
-		var err error
-		switch number {
-		case 1:
-			name = nil
-			err = appendName(&name, value, count)
-		case 2:
-			version, err = text(value)
-		}
-		return err
-	})
-	if err != nil || len(name) == 0 {
+	if err := appendName(&name, key, names); err != nil {
 		return err
 	}
-	if r.versions == nil {
-		r.versions = map[string]string{}
+	value, err := wire.Field(item, mapValue)
+	if err != nil {
+		return err
 	}
-	r.versions[name[0]] = version
-	return nil
+	if r.initialVersions == nil {
+		r.initialVersions = map[string]string{}
+	}
+	r.initialVersions[name[0]], err = decodeText(value)
+	return err
 }
 
+// appendName decodes a name. count is how many names the request has so far.
 func appendName(names *[]string, value []byte, count *int) error {
 	if *count++; *count > maxRequestNames {
-		return fmt.Errorf("it has more than %d names", maxRequestNames)
+		return fmt.Errorf("it has more than %d resource names", maxRequestNames)
 	}
-	name, err := text(value)
+	name, err := decodeText(value)
 	*names = append(*names, name)
 	return err
 }
 
-// text reads a name or a version.
-func text(value []byte) (string, error) {
+// decodeText decodes a name or a version.
+func decodeText(value []byte) (string, error) {
 	switch {
 	case len(value) > maxName:
-		return "", fmt.Errorf("it has a name of more than %d bytes", maxName)
+		return "", fmt.Errorf("a name or version in it has more than %d bytes", maxName)
 	case !utf8.Valid(value):
-		return "", wire.ErrDamaged
+		return "", wire.ErrInvalid
 	}
 	return string(value), nil
-}
-
-// verdict is what a request said about the response it answers.
-type verdict struct {
-	// response is nil if the request answers none.
-	response *response
-	// problem is Envoy's message; nil in an ACK.
-	problem *statuspb.Status
-}
-
-// hear brings a topic up to date with a request. It sends nothing.
-func (t *topic) hear(r request) verdict {
-	if t.sotw && t.nonce != "" && r.nonce != t.nonce {
-		return verdict{} // the answer to the latest response says it all again
-	}
-	v := t.settle(r)
-	first := !t.started
-	if first {
-		t.start(r)
-	}
-	if t.sotw {
-		t.replace(r.names)
-	} else {
-		t.amend(r, first)
-	}
-	return v
-}
-
-// settle ends the wait for an ACK, if this is it.
-func (t *topic) settle(r request) verdict {
-	answered := t.inflight
-	if answered == nil || r.nonce != answered.nonce {
-		return verdict{}
-	}
-	t.inflight = nil
-	t.rejected = r.problem != nil
-	return verdict{response: answered, problem: r.problem}
-}
-
-// start takes over what Envoy has from an earlier stream. What has to be sent
-// again because its parent was sent already is not believed to be there.
-//
-// For listeners and clusters no names mean all, until there are any. For the
-// other types no names mean none.
-func (t *topic) start(r request) {
-	t.started, t.claims = true, r.claims
-	t.legacy = t.typ.isFullState()
-	t.setWildcard(t.legacy && len(r.names) == 0)
-	for name, version := range r.versions {
-		t.put(name, entry{has: true, version: version})
-	}
-	for name := range t.early {
-		t.put(name, entry{})
-	}
-	t.early = nil
-}
-
-// amend follows a delta request. A name that is asked for again is sent again;
-// one that is given up while everything is wanted has to be told about once
-// more. https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#unsubscribing-from-resources
-func (t *topic) amend(r request, first bool) {
-	t.legacy = t.legacy && len(r.names) == 0
-	for _, name := range r.names {
-		if name == everything {
-			t.setWildcard(true)
-			continue
-		}
-		t.ask(name, true)
-		if !first {
-			t.force(name)
-		}
-	}
-	for _, name := range r.unwanted {
-		switch {
-		case name == everything:
-			t.setWildcard(t.legacy)
-		case t.wildcard:
-			t.ask(name, false)
-			t.force(name)
-		default:
-			t.put(name, entry{})
-		}
-	}
-}
-
-// replace follows a state-of-the-world request, which lists every name.
-func (t *topic) replace(names []string) {
-	t.legacy = t.legacy && len(names) == 0
-	if t.legacy {
-		return
-	}
-	wanted := nameSet(names)
-	_, all := wanted[everything]
-	delete(wanted, everything)
-	t.setWildcard(all)
-	for name, e := range t.all() {
-		if _, ok := wanted[name]; ok || !e.named {
-			continue
-		}
-		e.named = false
-		if !all {
-			e = entry{}
-		}
-		t.put(name, e)
-	}
-	for name := range wanted {
-		if e := t.get(name); !e.named {
-			e.named, e.dirty = true, true
-			t.put(name, e)
-		}
-	}
 }

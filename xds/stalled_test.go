@@ -21,14 +21,13 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// stalled is a delta stream whose client reads only when it is told to: more than
-// its window of 64 KiB does not reach it before.
-type stalled struct {
-	r      *rig
+// stalledClient is a delta stream whose client does not read before readToEnd. It receives its window of 64 KiB.
+type stalledClient struct {
+	r      *harness
 	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 }
 
-func newStalled(r *rig) *stalled {
+func newStalledClient(r *harness) *stalledClient {
 	r.t.Helper()
 	const window = 64 << 10
 	conn := r.dialClient(grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window))
@@ -38,10 +37,10 @@ func newStalled(r *rig) *stalled {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return &stalled{r, stream}
+	return &stalledClient{r, stream}
 }
 
-func (s *stalled) send(m *discoveryv3.DeltaDiscoveryRequest) {
+func (s *stalledClient) send(m *discoveryv3.DeltaDiscoveryRequest) {
 	s.r.t.Helper()
 	m.Node = &corev3.Node{Id: "stalled", Cluster: "gateway"}
 	if err := s.stream.Send(m); err != nil {
@@ -50,8 +49,8 @@ func (s *stalled) send(m *discoveryv3.DeltaDiscoveryRequest) {
 	synctest.Wait()
 }
 
-// rest reads until the stream ends, and returns what came and how it ended.
-func (s *stalled) rest() (all []byte, end error) {
+// readToEnd returns what the client receives and how the stream ends.
+func (s *stalledClient) readToEnd() (all []byte, end error) {
 	for {
 		m, err := s.stream.Recv()
 		if err != nil {
@@ -73,9 +72,9 @@ func large() proto.Message {
 }
 
 func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().with(large()).set(t))
-		s := newStalled(r)
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().with(large()).set(t))
+		s := newStalledClient(r)
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: cds})
 		time.Sleep(2 * time.Minute) // of the bubble's time
@@ -83,23 +82,22 @@ func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left", got)
 		}
-		if !strings.Contains(r.log.String(), "envoy has not read what it was sent") {
+		if !strings.Contains(r.log.String(), "envoy has not read a response") {
 			t.Errorf("the log has no reason:\n%s", r.log)
 		}
 	})
 }
 
-// One large response that is not read blocks nobody: it is seen by the answer that
-// does not come.
+// One large response that is not read blocks no one; the missing answer shows it.
 func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		time.Sleep(10 * time.Minute)
 		e.ExpectNone()
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.Expect(eds, "web")
 		time.Sleep(5 * time.Minute)
-		r.supplier.publish(small().with(endpoints("web", 2), routes("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2), routes("web", 2)).set(t))
 		synctest.Wait()
 		time.Sleep(30 * time.Second)
 		r.wantLimited("answer_time", 1)
@@ -109,27 +107,27 @@ func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
 	})
 }
 
-// A token is revoked while its stream is not read, and a key is made after that:
-// the stream ends in time, and the key never comes.
+// A token is revoked while its stream is not read, and a key is issued after that. The stream ends in time, without the
+// key.
 func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		key := bytes.Repeat([]byte{0x5e}, 40)
-		r.supplier.publish(small().with(large(), secret("leaf", 1)).set(t))
-		s := newStalled(r)
+		r.source.publish(small().with(large(), secret("leaf", 1)).set(t))
+		s := newStalledClient(r)
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: sds, ResourceNamesSubscribe: []string{"leaf"}})
 		for n := range 100 { // answers to responses that it has not read
 			s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: sds, ResponseNonce: string(rune('0' + n%10))})
 		}
 		s.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: lds})
-		r.door.say(status.Error(codes.PermissionDenied, "revoked"))
+		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "revoked"))
 		time.Sleep(10 * time.Second)
 		leaf := secretOf("leaf", key)
-		r.supplier.publish(small().with(large(), leaf).set(t))
+		r.source.publish(small().with(large(), leaf).set(t))
 		time.Sleep(20 * time.Second)
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left after 30 s", got)
 		}
-		all, _ := s.rest()
+		all, _ := s.readToEnd()
 		if bytes.Contains(all, key) {
 			t.Error("the new key reached a token that was revoked before it was made")
 		}
@@ -139,57 +137,55 @@ func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
 	})
 }
 
-// While the Authorizer takes its time, nothing is sent that is composed after the
-// last answer has run out.
-func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
+// After the latest answer of the Authorizer has expired, nothing new is sent.
+func TestNothingIsSentAfterTheAuthorizationHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slow := &slowDoor{wait: make(chan error)}
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
+		slow := &slowAuthorizer{wait: make(chan error)}
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
 		e := r.warm(small())
 		slow.set(true)
 		time.Sleep(30 * time.Second)
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.ExpectNone()
 		slow.wait <- nil
 		e.ExpectAck(eds, "web")
 		time.Sleep(30 * time.Second)
-		r.supplier.publish(small().with(endpoints("web", 3)).set(t))
+		r.source.publish(small().with(endpoints("web", 3)).set(t))
 		e.ExpectNone()
 		slow.wait <- status.Error(codes.PermissionDenied, "revoked")
 		e.ExpectEnd(codes.PermissionDenied)
 	})
 }
 
-// What Envoy has not read when the answer is overdue is cut off with the
-// connection.
-func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
+// When the answer expires, the connection of an Envoy with unread responses is closed.
+func TestUnreadResponsesAreCutOffWhenTheAuthorizationExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		slow := &slowDoor{wait: make(chan error)}
-		r := newRigWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
+		slow := &slowAuthorizer{wait: make(chan error)}
+		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
 		e := r.warm(small())
 		time.Sleep(15 * time.Second)
 		slow.set(true)
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.Expect(eds, "web") // and no answer
 		time.Sleep(15 * time.Second)
 		e.ExpectEnd(codes.Unavailable)
 	})
 }
 
-// slowDoor is an Authorizer that waits, when it is set to.
-type slowDoor struct {
+// slowAuthorizer is an Authorizer that can be made to wait.
+type slowAuthorizer struct {
 	wait chan error
 	mu   sync.Mutex
 	slow bool
 }
 
-func (d *slowDoor) set(slow bool) {
+func (d *slowAuthorizer) set(slow bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.slow = slow
 }
 
-func (d *slowDoor) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) error {
+func (d *slowAuthorizer) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) error {
 	d.mu.Lock()
 	slow := d.slow
 	d.mu.Unlock()
@@ -204,10 +200,10 @@ func (d *slowDoor) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) erro
 	}
 }
 
-// An answer to a response that was not read counts as none.
+// Only the nonce of a response acknowledges it.
 func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(small().set(t))
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().set(t))
 		first := r.connect()
 		first.Subscribe(cds)
 		seen := first.ExpectAck(cds, "web").Nonce
@@ -229,12 +225,12 @@ func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
 	})
 }
 
-// An Envoy that refuses and asks again at once is answered ever more slowly.
-func TestRefusingAgainAndAgainIsSlow(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+// An Envoy that rejects and subscribes again at once is answered ever more slowly.
+func TestRejectingAgainAndAgainIsSlow(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(small())
 		begin := time.Now()
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		for range 8 {
 			e.Nack(e.Expect(eds, "web"), "no")
 			e.Subscribe(eds, "web")

@@ -22,12 +22,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// panicking panics wherever the server calls it.
+// panicking is a source and an authorizer, one of which panics.
 type panicking struct{ where string }
 
 func (p panicking) Watch(ctx context.Context, _ xds.Node, _ func(*xds.Set)) error {
-	if p.where == "supplier" {
-		panic("in the supplier")
+	if p.where == "source" {
+		panic("in the source")
 	}
 	<-ctx.Done()
 	return nil
@@ -41,9 +41,9 @@ func (p panicking) Authorize(context.Context, xds.Caller, xds.Node) error {
 }
 
 func TestPanicEndsOneStreamOnly(t *testing.T) {
-	for _, where := range []string{"supplier", "authorizer"} {
+	for _, where := range []string{"source", "authorizer"} {
 		t.Run(where, func(t *testing.T) {
-			forBoth(t, func(r *rig) {
+			forBoth(t, func(r *harness) {
 				p := panicking{where}
 				broken := xds.NewServer(xds.Options{Source: p, Authorizer: p, Logger: slog.New(slog.NewTextHandler(r.log, nil))})
 				e := fakeenvoy.Connect(r.t, serve(r.t, broken), r.protocol, fakeenvoy.Options{})
@@ -59,7 +59,7 @@ func TestPanicEndsOneStreamOnly(t *testing.T) {
 
 // The bubble fails if anything the server started outlives its stream.
 func TestEnvoyDisconnects(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		if got := r.count("usher_xds_streams", string(r.protocol)); got != 1 {
 			t.Errorf("%v streams, want 1", got)
@@ -69,15 +69,15 @@ func TestEnvoyDisconnects(t *testing.T) {
 		if got := r.count("usher_xds_streams", string(r.protocol)); got != 0 {
 			t.Errorf("%v streams are left", got)
 		}
-		r.supplier.publish(two().set(t))
+		r.source.publish(two().set(t))
 		synctest.Wait()
 	})
 }
 
 func TestEnvoyDisconnectsWithAResponseUnacknowledged(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
+		r.source.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
 		e.Expect(cds, "web")
 		e.Disconnect()
 		synctest.Wait()
@@ -86,12 +86,12 @@ func TestEnvoyDisconnectsWithAResponseUnacknowledged(t *testing.T) {
 	})
 }
 
-// Many sets come at once from several goroutines, over a real connection, while
-// Envoy acknowledges and asks for more: what arrives last is the newest.
+// Several goroutines publish many sets at once, over a real connection, while Envoy acknowledges and subscribes to more:
+// the last set that arrives is the newest.
 func TestManySetsAtOnce(t *testing.T) {
 	for _, p := range fakeenvoy.Protocols {
 		t.Run(string(p), func(t *testing.T) {
-			s, d := &supplier{}, &door{}
+			s, d := &fakeSource{}, &fakeAuthorizer{}
 			server := xds.NewServer(xds.Options{Source: s, Authorizer: d, Logger: slog.New(slog.DiscardHandler)})
 			conn := dial(t, server)
 			const last = 200

@@ -7,15 +7,15 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-func TestNothingIsSentBeforeAnythingIsKnown(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestNothingIsSentBeforeTheSetIsKnown(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.connect()
 		e.Subscribe(cds)
 		e.Subscribe(lds)
 		e.ExpectNone()
-		r.supplier.publish(xds.NewSet([xds.NumTypes]*xds.Collection{}))
+		r.source.publish(xds.NewSet([xds.NumTypes]*xds.Collection{}))
 		e.ExpectNone()
-		r.supplier.publish(world{}.set(t))
+		r.source.publish(resources{}.set(t))
 		e.ExpectAck(cds)
 		e.ExpectAck(lds)
 		e.ExpectNone()
@@ -23,11 +23,11 @@ func TestNothingIsSentBeforeAnythingIsKnown(t *testing.T) {
 }
 
 func TestTypeThatIsNotKnownYetIsNotAnswered(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		all := small().collections(t)
 		listeners := all[xds.Listener]
 		all[xds.Listener] = nil
-		r.supplier.publish(xds.NewSet(all))
+		r.source.publish(xds.NewSet(all))
 		e := r.connect()
 		e.Subscribe(lds)
 		e.Subscribe(cds)
@@ -36,37 +36,37 @@ func TestTypeThatIsNotKnownYetIsNotAnswered(t *testing.T) {
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
 		all[xds.Listener] = listeners
-		r.supplier.publish(xds.NewSet(all))
+		r.source.publish(xds.NewSet(all))
 		e.ExpectAck(lds, "http")
 	})
 }
 
 func TestUnknownNameGetsNoAnswer(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		e.Subscribe(eds, "api")
 		e.Subscribe(rds, "api")
 		e.Subscribe(sds, "api")
 		e.ExpectNone()
-		r.supplier.publish(small().with(endpoints("api", 1)).set(t))
+		r.source.publish(small().with(endpoints("api", 1)).set(t))
 		e.ExpectAck(eds, "api")
 		e.ExpectNone()
 	})
 }
 
-func TestResourceAskedForByNameGoesWithoutAWord(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestResourceSubscribedToByNameIsNotReportedAsRemoved(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(small().without(routes("web", 1)).set(t))
+		r.source.publish(small().without(routes("web", 1)).set(t))
 		e.ExpectNone()
-		r.supplier.publish(small().set(t))
+		r.source.publish(small().set(t))
 		e.ExpectAck(rds, "web")
 	})
 }
 
-func TestEmptyListOfEndpointsIsNotEverything(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(small().set(t))
+func TestEmptyListOfEndpointsIsNoWildcard(t *testing.T) {
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().set(t))
 		e := r.connect()
 		e.Subscribe(eds)
 		e.Subscribe(rds)
@@ -76,7 +76,7 @@ func TestEmptyListOfEndpointsIsNotEverything(t *testing.T) {
 }
 
 func TestTypeThatIsNotServedIsNotAnswered(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		e.Subscribe("type.googleapis.com/envoy.service.runtime.v3.Runtime")
 		e.ExpectNone()
@@ -87,11 +87,11 @@ func TestTypeThatIsNotServedIsNotAnswered(t *testing.T) {
 }
 
 func TestUnsubscribedResourceIsNotSent(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(two())
 		e.Unsubscribe(eds, "api")
 		e.ExpectNone()
-		r.supplier.publish(two().with(endpoints("api", 2), endpoints("web", 2)).set(t))
+		r.source.publish(two().with(endpoints("api", 2), endpoints("web", 2)).set(t))
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
 		e.Subscribe(eds, "api")
@@ -99,10 +99,10 @@ func TestUnsubscribedResourceIsNotSent(t *testing.T) {
 	})
 }
 
-func TestResourceUnsubscribedBeforeItsACKIsSentWhenAskedForAgain(t *testing.T) {
-	forBoth(t, func(r *rig) {
+func TestResourceUnsubscribedBeforeItsACKIsSentWhenSubscribedAgain(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(two())
-		r.supplier.publish(two().with(endpoints("api", 2)).set(t))
+		r.source.publish(two().with(endpoints("api", 2)).set(t))
 		crossing := e.Expect(eds, "api")
 		e.Unsubscribe(eds, "api")
 		e.Ack(crossing)
@@ -113,8 +113,8 @@ func TestResourceUnsubscribedBeforeItsACKIsSentWhenAskedForAgain(t *testing.T) {
 	})
 }
 
-func TestNameAskedForAgainIsSentAgain(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+func TestNameSubscribedToAgainIsSentAgain(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(two())
 		e.Subscribe(eds, "api")
 		e.ExpectAck(eds, "api")
@@ -125,11 +125,11 @@ func TestNameAskedForAgainIsSentAgain(t *testing.T) {
 	})
 }
 
-func TestNamesBesideEverythingAreToldWhenAskedForAndWhenGivenUp(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+func TestNamesBesideTheWildcardAreSentWhenSubscribedAndUnsubscribed(t *testing.T) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(two())
-		for _, turn := range []func(string, ...string){e.Subscribe, e.Unsubscribe} {
-			turn(cds, "api", "gone")
+		for _, change := range []func(string, ...string){e.Subscribe, e.Unsubscribe} {
+			change(cds, "api", "gone")
 			e.ExpectAck(cds, "api")
 			e.ExpectAck(eds, "api")
 			r.expectRemoved(e, cds, "gone")
@@ -138,9 +138,9 @@ func TestNamesBesideEverythingAreToldWhenAskedForAndWhenGivenUp(t *testing.T) {
 	})
 }
 
-func TestEverythingIsGivenUpAndAskedForAgain(t *testing.T) {
-	forBoth(t, func(r *rig) {
-		r.supplier.publish(world{}.with(secret("a", 1), secret("b", 1)).set(t))
+func TestWildcardIsUnsubscribedAndSubscribedAgain(t *testing.T) {
+	forBoth(t, func(r *harness) {
+		r.source.publish(resources{}.with(secret("a", 1), secret("b", 1)).set(t))
 		e := r.connect()
 		e.Subscribe(sds, "*")
 		e.ExpectAck(sds, "a", "b")
@@ -153,8 +153,8 @@ func TestEverythingIsGivenUpAndAskedForAgain(t *testing.T) {
 }
 
 func TestEnvoyThatIsUpToDateIsSentNothing(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
-		r.supplier.publish(small().set(t))
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
+		r.source.publish(small().set(t))
 		e := r.connectWith(fakeenvoy.Options{Has: upToDate(t, small())})
 		e.Subscribe(cds)
 		e.ExpectAck(cds)
@@ -163,16 +163,16 @@ func TestEnvoyThatIsUpToDateIsSentNothing(t *testing.T) {
 		e.ExpectAck(lds)
 		e.Subscribe(rds, "web")
 		e.ExpectNone()
-		r.supplier.publish(small().with(endpoints("web", 2)).set(t))
+		r.source.publish(small().with(endpoints("web", 2)).set(t))
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
 	})
 }
 
 func TestReconnectedEnvoyIsSentWhatChanged(t *testing.T) {
-	forOne(t, fakeenvoy.Delta, func(r *rig) {
+	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		has := upToDate(t, two().with(listener("tcp", 9)))
-		r.supplier.publish(small().with(cluster("new", 1), endpoints("web", 2)).set(t))
+		r.source.publish(small().with(cluster("new", 1), endpoints("web", 2)).set(t))
 		e := r.connectWith(fakeenvoy.Options{Has: has})
 		e.Subscribe(cds)
 		e.Subscribe(eds, "web", "api")
@@ -187,8 +187,8 @@ func TestReconnectedEnvoyIsSentWhatChanged(t *testing.T) {
 }
 
 func TestReconnectedEnvoyThatIsUpToDateIsNotSentItsListeners(t *testing.T) {
-	forOne(t, fakeenvoy.SotW, func(r *rig) {
-		r.supplier.publish(two().set(t))
+	forOne(t, fakeenvoy.SotW, func(r *harness) {
+		r.source.publish(two().set(t))
 		first := r.connect()
 		first.Subscribe(cds)
 		had := first.ExpectAck(cds, "api", "web").Version
@@ -201,7 +201,7 @@ func TestReconnectedEnvoyThatIsUpToDateIsNotSentItsListeners(t *testing.T) {
 		e.ExpectAck(eds, "api", "web")
 		e.Subscribe(lds)
 		e.ExpectAck(lds, "http")
-		r.supplier.publish(two().with(cluster("web", 2)).set(t))
+		r.source.publish(two().with(cluster("web", 2)).set(t))
 		e.ExpectAck(cds, "api", "web")
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()

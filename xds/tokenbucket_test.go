@@ -17,10 +17,10 @@ func bucket(n uint32) *typev3.TokenBucket {
 	return &typev3.TokenBucket{MaxTokens: n, FillInterval: durationpb.New(time.Second)}
 }
 
-// withBucket is what a world has, and a bucket with the name "ten".
-func withBucket(t *testing.T, w world, n uint32) *xds.Set {
+// withBucket returns a set with a bucket named "ten".
+func withBucket(t *testing.T, w resources, n uint32) *xds.Set {
 	t.Helper()
-	one, err := xds.NewNamedResource(xds.TokenBucket, "ten", bucket(n))
+	one, err := xds.NewResource(xds.TokenBucket, "ten", bucket(n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,16 +29,15 @@ func withBucket(t *testing.T, w world, n uint32) *xds.Set {
 	return xds.NewSet(all)
 }
 
-// A token bucket has no name in itself, and arrives under the one that it was
-// asked for.
-func TestResourceWithoutANameInItself(t *testing.T) {
-	forBoth(t, func(r *rig) {
+// A token bucket has no name field. It is sent under the name of the subscription.
+func TestResourceWithoutANameField(t *testing.T) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(withBucket(r.t, small(), 10))
+		r.source.publish(withBucket(r.t, small(), 10))
 		e.ExpectNone()
 		e.Subscribe(tbs, "ten")
 		for _, n := range []uint32{10, 20} {
-			r.supplier.publish(withBucket(r.t, small(), n))
+			r.source.publish(withBucket(r.t, small(), n))
 			var got typev3.TokenBucket
 			if err := proto.Unmarshal(e.ExpectAck(tbs, "ten").Bodies[0], &got); err != nil {
 				r.t.Fatal(err)
@@ -51,12 +50,11 @@ func TestResourceWithoutANameInItself(t *testing.T) {
 	})
 }
 
-// Envoy waits for the bucket before it takes the listener that names it, and may
-// do so before it says anything of the listener.
+// Envoy waits for the bucket before it acknowledges the listener that names it.
 func TestBucketIsSentWhileItsListenerIsOnItsWay(t *testing.T) {
-	forBoth(t, func(r *rig) {
+	forBoth(t, func(r *harness) {
 		e := r.warm(small())
-		r.supplier.publish(withBucket(r.t, small().with(listener("http", 2, "web")), 10))
+		r.source.publish(withBucket(r.t, small().with(listener("http", 2, "web")), 10))
 		first := e.Expect(lds, "http")
 		e.ExpectAck(rds, "web")
 		e.Subscribe(tbs, "ten")

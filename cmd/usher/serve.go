@@ -82,9 +82,8 @@ func serve(ctx context.Context, o serveOptions) error {
 		keeper.followed = append(keeper.followed, followed{o.configDir, dir.Reload})
 	}
 	if settings != nil {
-		set := func(c configfile.Content) { plane.SetConfigFile(controlplane.Operator(c)) }
-		set(settings.Content())
-		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, set) })
+		plane.SetConfigFile(settings.Content())
+		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, plane.SetConfigFile) })
 		keeper.followed = append(keeper.followed, followed{o.configFile, settings.Reload})
 	}
 	if transport != nil {

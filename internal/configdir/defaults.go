@@ -83,10 +83,10 @@ func (d *decoder) opaqueConfig(n *node, path string) opaque {
 // Problems name the lines of what is wrong.
 func (o *opaque) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
 	if o.Usher == nil {
-		return before.Next("", nil)
+		return before.Update("", nil)
 	}
 	where := o.Usher.at.String()
-	after, problems := before.Next(where, o.Usher.plain())
+	after, problems := before.Update(where, o.Usher.plain())
 	for i, p := range problems {
 		path := strings.TrimPrefix(p.Where, where+": ")
 		var steps []any

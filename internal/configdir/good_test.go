@@ -17,7 +17,7 @@ func TestLabsCustomResourcesGiveTheGateway(t *testing.T) {
 		"custom-resources.yaml": testdata(t, "custom-resources.yaml"),
 		"static-server.hcl":     staticServer,
 	})
-	quiet, problems := settings.Layer{}.Next("", nil)
+	quiet, problems := settings.Layer{}.Update("", nil)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -259,8 +259,8 @@ service { kind = "ingress-gateway" name = "gw" id = "gw-1" }`,
 	timeout := 3 * time.Second
 	a := gateway.Address{Address: "10.0.0.1"}
 	logs := gateway.AccessLogs{Enabled: true, Type: "file", Path: "/var/log/gw", JSONFormat: `{"a":"b"}`}
-	strict, _ := settings.Layer{}.Next("", map[string]any{"proxy_protocol": map[string]any{"mode": "strict"}})
-	silent, _ := settings.Layer{}.Next("", nil)
+	strict, _ := settings.Layer{}.Update("", map[string]any{"proxy_protocol": map[string]any{"mode": "strict"}})
+	silent, _ := settings.Layer{}.Update("", nil)
 	want := []*gateway.Instance{
 		{
 			ServiceID: "gw-1", AccessLogs: logs, Registration: silent,

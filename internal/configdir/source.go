@@ -86,7 +86,8 @@ func (s *Source) Load() error {
 // is wrong is reported and shown in the snapshots' problems, and the last good
 // content stays. Run's error is that the system cannot watch directories.
 func (s *Source) Run(ctx context.Context) error {
-	return filewatch.Dir(s.dir, filewatch.Options{Read: s.read, Broken: s.broken, Logger: s.logger, Again: s.again}).Run(ctx)
+	filewatch.Dir(s.dir, filewatch.Options{Read: s.read, Broken: s.broken, Logger: s.logger, Again: s.again}).Run(ctx)
+	return nil
 }
 
 // Reload makes Run read the directory at once, as it does after a change.

@@ -30,20 +30,13 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Content is what a config file says.
-type Content struct {
-	Server   settings.Layer            // of every gateway
-	Layers   map[string]settings.Layer // by gateway name
-	Problems []problem.Problem
-}
-
 // File is a config file and what it last said. Use Open.
 type File struct {
 	path    string
 	log     *slog.Logger
 	again   filewatch.Trigger
 	last    []byte
-	content Content
+	content settings.File
 }
 
 // Open reads the file at path for the first time. Any problem in it is an
@@ -67,7 +60,7 @@ func Open(path string, log *slog.Logger) (*File, error) {
 
 // Content gives what the file said when it was last read. It must not be
 // called while Run runs.
-func (f *File) Content() Content { return f.content }
+func (f *File) Content() settings.File { return f.content }
 
 // Reload makes Run read the file at once, as it does after a change.
 func (f *File) Reload() { f.again.Fire() }
@@ -78,20 +71,20 @@ func (f *File) read(text []byte) {
 }
 
 // next returns the content if the file now contains text.
-func (f *File) next(text []byte) Content {
+func (f *File) next(text []byte) settings.File {
 	raw, problems := parse(f.path, text)
 	if len(problems) > 0 {
-		return Content{Server: f.content.Server, Layers: f.content.Layers, Problems: problems}
+		return settings.File{All: f.content.All, Gateways: f.content.Gateways, Problems: problems}
 	}
-	next := Content{Layers: make(map[string]settings.Layer, len(raw))}
+	next := settings.File{Gateways: make(map[string]settings.Layer, len(raw))}
 	// A block that is gone says nothing, and that is good.
-	next.Server, _ = f.content.Server.Next("", nil)
+	next.All, _ = f.content.All.Update("", nil)
 	for _, b := range raw {
 		var problems []problem.Problem
 		if b.name == everyGateway {
-			next.Server, problems = f.content.Server.Next(b.where, b.usher)
+			next.All, problems = f.content.All.Update(b.where, b.usher)
 		} else {
-			next.Layers[b.name], problems = f.content.Layers[b.name].Next(b.where, b.usher)
+			next.Gateways[b.name], problems = f.content.Gateways[b.name].Update(b.where, b.usher)
 		}
 		next.Problems = append(next.Problems, problems...)
 	}

@@ -41,7 +41,7 @@ func write(t *testing.T, path, text string) {
 
 func TestABadFileIsRefusedAtStart(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
-		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
 		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
 		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
 		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
@@ -49,7 +49,7 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl: a second block for the same; merge it into the one before it`},
 		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
 		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: the block usher has no name: it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
-		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
 		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: not HCL: "\400" is not understood; mend the syntax near there`},
 		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: not HCL: "\U00110000" is not understood; mend the syntax near there`},
 		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: not HCL: `},
@@ -79,13 +79,13 @@ func TestAMissingFileIsRefusedAtStart(t *testing.T) {
 }
 
 // run runs the file and gives each content it puts.
-func run(t *testing.T, f *File) <-chan Content {
+func run(t *testing.T, f *File) <-chan settings.File {
 	t.Helper()
-	contents := make(chan Content)
+	contents := make(chan settings.File)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- f.Run(ctx, func(c Content) {
+		ended <- f.Run(ctx, func(c settings.File) {
 			select {
 			case contents <- c:
 			case <-ctx.Done():
@@ -101,12 +101,12 @@ func run(t *testing.T, f *File) <-chan Content {
 	return contents
 }
 
-func modes(c Content) map[string]settings.Mode {
+func modes(c settings.File) map[string]settings.Mode {
 	out := map[string]settings.Mode{}
-	if m := c.Server.Settings.ProxyProtocol.Mode; m != "" {
+	if m := c.All.Settings.ProxyProtocol.Mode; m != "" {
 		out["every gateway"] = m
 	}
-	for name, l := range c.Layers {
+	for name, l := range c.Gateways {
 		out[name] = l.Settings.ProxyProtocol.Mode
 	}
 	return out
@@ -188,7 +188,7 @@ usher {
 		t.Fatal(err)
 	}
 	port := func(ports ...uint32) settings.ForwardedProto {
-		return settings.ForwardedProto{By: settings.ProtoByPort, HTTPSPorts: ports}
+		return settings.ForwardedProto{Type: settings.ForwardedProtoPorts, HTTPSPorts: ports}
 	}
 	want := settings.Settings{
 		Listener: settings.Listener{
@@ -205,7 +205,7 @@ usher {
 			9000: {ClientAddress: settings.ClientAddress{ForwardedProto: port(443, 8443)}},
 		},
 	}
-	if diff := cmp.Diff(want, f.Content().Server.Settings, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, f.Content().All.Settings, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -241,7 +241,7 @@ func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
 	}
 	contents := run(t, f)
 	inPlace(t, path)
-	if c := <-contents; len(c.Layers) != 0 || len(c.Problems) != 0 {
+	if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
 		t.Errorf("an empty file was read as %+v, want nothing", c)
 	}
 }
@@ -257,7 +257,7 @@ func inPlace(t *testing.T, path string, text ...string) {
 	defer file.Close()
 	for _, text := range text {
 		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
-			time.Sleep(filewatch.Quiet + time.Millisecond) // as a slow writer does
+			time.Sleep(filewatch.Interval + time.Millisecond) // as a slow writer does
 			if _, err := file.WriteString(piece); err != nil {
 				t.Fatal(err)
 			}

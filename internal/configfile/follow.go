@@ -9,13 +9,14 @@ import (
 
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // Run follows the file until ctx ends and calls put with every new content. A
 // bad change keeps the last good content of what it concerns and comes with
 // its problems. The file may be written in place, or be replaced as a whole, as
 // editors and Kubernetes do, and may be gone for a while.
-func (f *File) Run(ctx context.Context, put func(Content)) error {
+func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 	read := func(sure bool) bool {
 		text, err := filewatch.ReadFile(f.path)
 		whole := err == nil && f.isWhole(text)
@@ -29,10 +30,7 @@ func (f *File) Run(ctx context.Context, put func(Content)) error {
 			put(f.content)
 		}
 	}
-	err := filewatch.Files([]string{f.path}, filewatch.Options{Read: read, Broken: broken, Logger: f.log, Again: f.again}).Run(ctx)
-	if err != nil {
-		return fmt.Errorf("config file %s: %w", f.path, err)
-	}
+	filewatch.Files([]string{f.path}, filewatch.Options{Read: read, Broken: broken, Logger: f.log, Again: f.again}).Run(ctx)
 	return nil
 }
 
@@ -56,7 +54,7 @@ func (f *File) take(text []byte, err error) bool {
 		return false
 	}
 	f.read(text)
-	f.log.Info("config file read", "path", f.path, "gateways", len(f.content.Layers), "problems", len(f.content.Problems))
+	f.log.Info("config file read", "path", f.path, "gateways", len(f.content.Gateways), "problems", len(f.content.Problems))
 	return true
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // examples are the files in the documents, and files that contain each setting.
@@ -46,10 +48,10 @@ func readAfterGood(t *testing.T, text string) {
 			t.Errorf("problem %q", p)
 		}
 	}
-	if len(problems) > 0 && !reflect.DeepEqual(f.content, Content{Server: good.Server, Layers: good.Layers, Problems: problems}) {
+	if len(problems) > 0 && !reflect.DeepEqual(f.content, settings.File{All: good.All, Gateways: good.Gateways, Problems: problems}) {
 		t.Errorf("the last good content did not stay: %+v", f.content)
 	}
-	if l, kept := f.content.Layers["edge"]; kept && l.Unknown {
+	if l, kept := f.content.Gateways["edge"]; kept && l.NeverValid {
 		t.Errorf("the last good settings did not stay: %+v", f.content)
 	}
 }

@@ -66,11 +66,11 @@ func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	contents, ended := make(chan Content), make(chan error, 1)
+	contents, ended := make(chan settings.File), make(chan error, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	panicked := false
 	go func() {
-		ended <- f.Run(ctx, func(c Content) {
+		ended <- f.Run(ctx, func(c settings.File) {
 			if !panicked {
 				panicked = true
 				panic("a bug")

@@ -68,7 +68,7 @@ func behindService(name string) *gateway.Instance {
 }
 
 func tells(mode settings.Mode) *gateway.Balancer {
-	return &gateway.Balancer{Listeners: map[int]gateway.PortState{8080: {Mode: mode}}, Others: gateway.PortState{Mode: settings.Off}}
+	return &gateway.Balancer{Ports: map[int]gateway.PortState{8080: {Mode: mode}}, OtherPorts: gateway.PortState{Mode: settings.Off}}
 }
 
 func TestAListenerFollowsItsBalancer(t *testing.T) {
@@ -112,7 +112,7 @@ func TestOnlyBalancersThatAreFollowedAreWatched(t *testing.T) {
 		b.wantWatched(t, "edge", "other")
 		r.give(snapshot(other))
 		b.wantWatched(t, "other")
-		r.plane.SetConfigFile(Operator{Server: saysStrict})
+		r.plane.SetConfigFile(settings.File{All: saysStrict})
 		b.wantWatched(t)
 		e.leave()
 	})

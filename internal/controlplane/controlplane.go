@@ -23,7 +23,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/internal/gateway"
-	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/xds"
 )
@@ -60,19 +59,11 @@ type Options struct {
 	Linger time.Duration
 }
 
-// Operator is what the operator's own config file says: a layer of settings
-// for every gateway, one for each gateway named in it, and the file's problems.
-type Operator struct {
-	Server   settings.Layer
-	Layers   map[string]settings.Layer // by gateway name
-	Problems []problem.Problem
-}
+// fileLayers are what the config file says about one gateway.
+type fileLayers struct{ all, gateway settings.Layer }
 
-// operatorLayers are what the file says of one gateway.
-type operatorLayers struct{ server, own settings.Layer }
-
-func (o Operator) of(id gateway.ID) operatorLayers {
-	return operatorLayers{server: o.Server, own: o.Layers[id.Name]}
+func layersOf(f settings.File, id gateway.ID) fileLayers {
+	return fileLayers{all: f.All, gateway: f.Gateways[id.Name]}
 }
 
 // Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New,
@@ -91,9 +82,9 @@ type Plane struct {
 
 	newCompiler func() compiler
 
-	mu       sync.Mutex // guards what follows
-	workers  map[gateway.ID]*worker
-	operator Operator
+	mu         sync.Mutex // guards what follows
+	workers    map[gateway.ID]*worker
+	configFile settings.File
 }
 
 // New gives a plane that supplies nobody until Run runs.
@@ -135,14 +126,14 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 }
 
-// SetConfigFile replaces what the operator's config file says.
-func (p *Plane) SetConfigFile(o Operator) {
-	p.problems.Report("the operator's file", o.Problems)
+// SetConfigFile replaces the content of the config file.
+func (p *Plane) SetConfigFile(f settings.File) {
+	p.problems.Report("the config file", f.Problems)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.operator = o
+	p.configFile = f
 	for id, w := range p.workers {
-		w.operator.Put(o.of(id))
+		w.newLayers.Put(layersOf(f, id))
 	}
 }
 
@@ -214,7 +205,7 @@ func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
 			return nil, status.Errorf(codes.ResourceExhausted, "gateway %q is not served: %d others are already (usher serve --max-gateways)", id, len(p.workers))
 		}
 		w = newWorker(p, id)
-		w.operator.Put(p.operator.of(id))
+		w.newLayers.Put(layersOf(p.configFile, id))
 		select {
 		case p.starts <- w:
 		case <-p.ended:

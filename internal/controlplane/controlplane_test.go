@@ -268,7 +268,7 @@ func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T)
 func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 	unknown := snapshot(in)
-	unknown.ProxyDefaults = settings.Layer{Unknown: true}
+	unknown.ProxyDefaults = settings.Layer{NeverValid: true}
 	t.Run("cold start", func(t *testing.T) {
 		inBubble(t, func(t *testing.T, r *rig) {
 			e := r.connect(edge)
@@ -384,18 +384,18 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 		e := r.connect(edge)
 		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		off := e.listener(t, anyAddress)
-		r.plane.SetConfigFile(Operator{Layers: map[string]settings.Layer{"edge": saysStrict}})
+		r.plane.SetConfigFile(settings.File{Gateways: map[string]settings.Layer{"edge": saysStrict}})
 		synctest.Wait()
 		strict := e.listener(t, anyAddress).Version()
 		if strict == off.Version() {
 			t.Error("the listener did not change")
 		}
-		r.plane.SetConfigFile(Operator{Server: saysStrict})
+		r.plane.SetConfigFile(settings.File{All: saysStrict})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != strict {
 			t.Error("what is said of every gateway is not heard")
 		}
-		r.plane.SetConfigFile(Operator{})
+		r.plane.SetConfigFile(settings.File{})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != off.Version() {
 			t.Error("the listener did not change back")
@@ -409,7 +409,7 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 		for range 50 {
 			var sets []*xds.Set
 			w := newWorker(r.plane, gateway.ID{Name: "edge"})
-			w.operator.Put(operatorLayers{own: saysStrict})
+			w.newLayers.Put(fileLayers{gateway: saysStrict})
 			w.changed.Put([]*subscriber{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
 			news := latest.New[seen]()
 			news.Put(seen{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
@@ -525,7 +525,7 @@ func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
 
 func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
-		r.plane.SetConfigFile(Operator{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
+		r.plane.SetConfigFile(settings.File{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
 		if n := r.counted(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}

@@ -34,14 +34,14 @@ type worker struct {
 	plane       *Plane
 	subscribers map[*subscriber]struct{} // guarded by the plane's lock
 	changed     latest.Value[[]*subscriber]
-	operator    latest.Value[operatorLayers]
+	newLayers   latest.Value[fileLayers]
 	done        chan struct{} // closed when run has returned
 	hasSet      atomic.Bool   // at least one Envoy has got a set
 
 	// loop
 	log       *slog.Logger
 	snapshot  *gateway.Snapshot // as the source gave it; nil before the first
-	layers    operatorLayers
+	layers    fileLayers
 	stale     bool // the publisher does not have the current snapshot or layers yet
 	streams   []*subscriber
 	publisher publisher
@@ -65,7 +65,7 @@ func newWorker(p *Plane, id gateway.ID) *worker {
 		plane:       p,
 		subscribers: map[*subscriber]struct{}{},
 		changed:     latest.New[[]*subscriber](),
-		operator:    latest.New[operatorLayers](),
+		newLayers:   latest.New[fileLayers](),
 		done:        make(chan struct{}),
 		log:         log,
 		publisher:   newPublisher(p.metrics, log, p.newCompiler),
@@ -153,14 +153,14 @@ func (w *worker) loop(ctx context.Context, news latest.Value[seen]) {
 	defer w.overdue.Stop()
 	// Before anything else: a listener must not go out without the operator's
 	// settings. Whoever started the worker has put them.
-	w.layers = <-w.operator.C()
+	w.layers = <-w.newLayers.C()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case s := <-news.C():
 			w.snapshot, w.watching, w.stale = s.snapshot, s.broken, true
-		case w.layers = <-w.operator.C():
+		case w.layers = <-w.newLayers.C():
 			w.stale = true
 		case <-w.balancers.changed:
 			w.stale = true
@@ -199,7 +199,7 @@ func (w *worker) work(ctx context.Context) {
 // whole gives the snapshot with what its source does not know.
 func (w *worker) whole() *gateway.Snapshot {
 	s := *w.snapshot
-	s.FileAll, s.FileGateway, s.Balancers = w.layers.server, w.layers.own, w.balancers.facts()
+	s.FileAll, s.FileGateway, s.Balancers = w.layers.all, w.layers.gateway, w.balancers.facts()
 	return &s
 }
 

@@ -1,56 +1,53 @@
-// Package filewatch tells when files change. They may be written in place,
-// replaced by a rename, or reached by symbolic links that are swapped, as those
-// of a Kubernetes volume are; and they may be gone for a while.
+// Package filewatch reads files again when their content changes. The files may be written in place, replaced by
+// a rename, reached by symbolic links that are swapped, as in a Kubernetes volume, and missing for a while.
+//
+// It compares contents every second and uses no events of the file system. So it sees every change, also on file
+// systems without events, such as NFS, and also when a directory above the files is replaced.
 package filewatch
 
 import (
 	"context"
 	"errors"
-	"fmt"
+	"hash/maphash"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// Whoever writes a file makes several events in a row: it is created, written
-// and renamed, or emptied and written in pieces.
 const (
-	// Quiet is how long no event may come before the files are read.
-	Quiet = 5 * time.Millisecond
-	// AtMost is how long a stream of events holds the reading up.
-	AtMost = 100 * time.Millisecond
-	// Doubt is how long bad content may be a file that is still being written.
-	Doubt = 100 * time.Millisecond
+	// Interval is the time between two comparisons, and the time after which unchanged bad content is final.
+	Interval = time.Second
+	// Settle is how long changed files must stay the same before they are read: a writer may not be done.
+	Settle = 10 * time.Millisecond
+	// settleLimit is how long files that change all the time delay the read.
+	settleLimit = 100 * time.Millisecond
 )
 
-// A path may lead to storage that does not answer, for example over a network. A
-// system call that waits for it cannot be cancelled.
+// A path may lead to storage that does not answer, for example over a network. A system call that waits for it
+// cannot be cancelled.
 const (
-	patience = 5 * time.Second // before Run logs that
-	parting  = time.Second     // how long Run waits for the call after ctx has ended
+	warnAfter   = 5 * time.Second
+	stopTimeout = time.Second // how long Run waits for the call after ctx has ended
 )
 
 // Options are what a Watcher needs beside its paths.
 type Options struct {
-	// Read reads the files, and is false when their content is bad. Bad content
-	// is read again after Doubt without a change, then with sure set: only then
-	// there is something to complain about. Calls never overlap.
-	Read func(sure bool) bool
-	// Broken is called after Read has panicked. The content then counts as bad. If
-	// Broken is nil, only the log reports the panic.
+	// Read reads the files and reports whether their content is good. Bad content may belong to a file that is
+	// still being written. If it stays the same for Interval, Read is called once more, with final set: report
+	// problems only then. Calls never overlap.
+	Read func(final bool) bool
+	// Broken is called after Read has panicked, which counts as bad content. If Broken is nil, only the log
+	// reports the panic.
 	Broken func(err error)
 	Logger *slog.Logger
-	// Trigger makes the Watcher read the files without a change. It may be nil.
+	// Again makes the Watcher read the files at once, also without a change. It may be nil.
 	Again Trigger
 }
 
-// Trigger makes a Watcher read its files at once. A Watcher misses changes on file
-// systems without events, such as NFS, and of directories above the watched ones.
-// Use NewTrigger.
+// Trigger makes a Watcher read its files at once. Use NewTrigger.
 type Trigger chan struct{}
 
 // NewTrigger returns a Trigger without a pending request.
@@ -58,143 +55,132 @@ func NewTrigger() Trigger { return make(Trigger, 1) }
 
 // Fire requests a read. It never blocks. If the Watcher does not run yet, the request
 // stays pending until it does.
-func (a Trigger) Fire() {
+func (t Trigger) Fire() {
 	select {
-	case a <- struct{}{}:
+	case t <- struct{}{}:
 	default:
 	}
 }
 
 // Watcher reads files at the start and after every change. Use Dir or Files.
 type Watcher struct {
-	paths  []string
-	whole  bool // paths are directories, and every file in them counts
-	read   func(sure bool) bool
-	broken func(error)
-	logger *slog.Logger
-	again  Trigger
-
-	watcher *fsnotify.Watcher
-	watched watched
+	options Options
+	paths   []string
+	list    func() []string // paths of the files to compare
+	seed    maphash.Seed
 }
 
-// Dir follows a directory: all files in it, but not those of directories in it.
+// Dir watches a directory: all files in it, but not those of directories in it.
 func Dir(dir string, o Options) *Watcher {
-	return &Watcher{paths: []string{dir}, whole: true, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
-}
-
-// Files follows the files at the paths. What else happens in their directories
-// does not count.
-func Files(paths []string, o Options) *Watcher {
-	return &Watcher{paths: paths, read: o.Read, broken: o.Broken, logger: o.Logger, again: o.Again}
-}
-
-// Run follows the files until ctx ends. It then returns nil, at most a second later,
-// even if a path does not answer. It returns an error if the system cannot watch the
-// files' directories.
-func (f *Watcher) Run(ctx context.Context) error {
-	absolute := make([]string, len(f.paths))
-	for i, path := range f.paths {
-		var err error
-		if absolute[i], err = filepath.Abs(path); err != nil {
-			return fmt.Errorf("watch %s: %w", path, err)
-		}
-	}
-	var err error
-	if f.watcher, err = fsnotify.NewWatcher(); err != nil {
-		return fmt.Errorf("watch %s: %w", f.paths[0], err)
-	}
-	ended := make(chan error, 1)
-	go func() {
-		defer f.watcher.Close()
-		ended <- f.follow(ctx, absolute)
-	}()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-ended:
-		return err
-	case <-time.After(parting):
-		return nil
-	}
-}
-
-func (f *Watcher) follow(ctx context.Context, paths []string) error {
-	for ctx.Err() == nil {
-		good, err := f.turn(paths, false)
+	return &Watcher{options: o, paths: []string{dir}, seed: maphash.MakeSeed(), list: func() []string {
+		listed, err := os.ReadDir(dir)
 		if err != nil {
-			return err
+			return []string{dir} // reading it says what is wrong
 		}
-		var wake <-chan time.Time
-		if !good {
-			wake = time.After(Doubt)
+		paths := make([]string, len(listed))
+		for i, entry := range listed {
+			paths[i] = filepath.Join(dir, entry.Name())
 		}
-		if f.wait(ctx, wake) {
-			continue
-		}
-		if _, err := f.turn(paths, true); err != nil {
-			return err
-		}
-		f.wait(ctx, nil)
-	}
-	return nil
+		return paths
+	}}
 }
 
-// turn watches the paths and reads them. It reports whether their content is good.
-// After a panic it is not. The error is a system error.
-func (f *Watcher) turn(paths []string, sure bool) (good bool, err error) {
-	slow := time.AfterFunc(patience, func() {
-		f.logger.Warn("the storage of followed files does not answer; Usher keeps their last content; check the storage", "paths", f.paths)
-	})
-	defer slow.Stop()
-	err = guard.Run(f.logger, "follow", func() error {
-		if err := f.watch(paths); err != nil {
-			return err
-		}
-		good = f.read(sure)
-		return nil
-	})
-	if _, panicked := errors.AsType[*guard.Error](err); !panicked {
-		return good, err
-	}
-	_ = guard.Run(f.logger, "follow", func() error {
-		if f.broken != nil {
-			f.broken(err)
-		}
-		return nil
-	})
-	return false, nil
+// Files watches the files at the paths.
+func Files(paths []string, o Options) *Watcher {
+	return &Watcher{options: o, paths: paths, seed: maphash.MakeSeed(), list: func() []string { return paths }}
 }
 
-// wait returns true when a change is over and no further one follows, when a read is
-// requested, or when ctx ends. It returns false if wake fires before any change.
-func (f *Watcher) wait(ctx context.Context, wake <-chan time.Time) bool {
-	var settled, late <-chan time.Time
+// Run watches the files until ctx ends. It then returns at most a second later, even if a path does not answer.
+func (w *Watcher) Run(ctx context.Context) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.watch(ctx)
+	}()
+	<-ctx.Done()
+	select {
+	case <-ended:
+	case <-time.After(stopTimeout):
+	}
+}
+
+func (w *Watcher) watch(ctx context.Context) {
+	sum := w.sum()
+	good, final := w.read(false), false
 	for {
+		requested := false
 		select {
 		case <-ctx.Done():
-			return true
-		case <-f.again:
-			return true
-		case e := <-f.watcher.Events:
-			if !f.watched.concerns(e.Name) {
-				continue
-			}
-		case err := <-f.watcher.Errors:
-			f.logger.Warn("events of files may be lost; they are read again", "paths", f.paths, "error", err)
-		case <-wake:
-			return false
-		case <-settled:
-			return true
-		case <-late:
-			return true
+			return
+		case <-w.options.Again:
+			requested = true
+		case <-time.After(Interval):
 		}
-		settled, wake = time.After(Quiet), nil
-		if late == nil {
-			late = time.After(AtMost)
+		before := sum
+		sum = w.settled(ctx, before)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case sum != before || requested:
+			good, final = w.read(false), false
+		case !good && !final:
+			good, final = w.read(true), true
 		}
 	}
+}
+
+// settled returns the checksum of the files. If it is not the one before, it waits until a writer is done.
+func (w *Watcher) settled(ctx context.Context, before uint64) uint64 {
+	limit := time.Now().Add(settleLimit)
+	sum := w.sum()
+	for sum != before && time.Now().Before(limit) {
+		select {
+		case <-ctx.Done():
+			return sum
+		case <-time.After(Settle):
+		}
+		before, sum = sum, w.sum()
+	}
+	return sum
+}
+
+// sum returns a checksum of the files' names and contents. Where a file cannot be read, the reason stands for its
+// content.
+func (w *Watcher) sum() uint64 {
+	defer w.warnIfSlow()()
+	var h maphash.Hash
+	h.SetSeed(w.seed)
+	for _, path := range w.list() {
+		text, err := ReadFile(path)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		maphash.WriteComparable(&h, [2]string{path, string(text)})
+	}
+	return h.Sum64()
+}
+
+// read calls Read and reports whether the content is good. After a panic it is not.
+func (w *Watcher) read(final bool) (good bool) {
+	defer w.warnIfSlow()()
+	err := guard.Run(w.options.Logger, "follow", func() error {
+		good = w.options.Read(final)
+		return nil
+	})
+	if _, panicked := errors.AsType[*guard.Error](err); panicked && w.options.Broken != nil {
+		_ = guard.Run(w.options.Logger, "follow", func() error {
+			w.options.Broken(err)
+			return nil
+		})
+	}
+	return good && err == nil
+}
+
+// warnIfSlow logs a warning if the function that it returns is not called soon.
+func (w *Watcher) warnIfSlow() (done func()) {
+	timer := time.AfterFunc(warnAfter, func() {
+		w.options.Logger.Warn("the storage of watched files does not answer; Usher keeps their last content; check the storage",
+			"paths", w.paths)
+	})
+	return func() { timer.Stop() }
 }

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -20,20 +22,20 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // reading is what one call of Read saw. Text that begins with "good" is good.
 type reading struct {
-	text string // "missing" without the file
-	sure bool
+	text  string // "missing" without the file
+	final bool
 }
 
 func (r reading) isGood() bool { return len(r.text) >= 4 && r.text[:4] == "good" }
 
-// readings are those of one followed file.
+// readings are those of one watched file.
 type readings struct {
 	t     *testing.T
 	c     chan reading
 	again filewatch.Trigger
 }
 
-// way is one of the two ways to follow the file at a path.
+// way is one of the two ways to watch the file at a path.
 type way struct {
 	name string
 	of   func(path string, o filewatch.Options) *filewatch.Watcher
@@ -46,19 +48,23 @@ var ways = []way{
 	{"Files", func(path string, o filewatch.Options) *filewatch.Watcher { return filewatch.Files([]string{path}, o) }},
 }
 
+// bothWays runs a test in a bubble for each way. Time passes there only while everything waits, so that the tests
+// neither take long nor depend on the machine's speed.
 func bothWays(t *testing.T, test func(*testing.T, way)) {
 	for _, w := range ways {
-		t.Run(w.name, func(t *testing.T) { test(t, w) })
+		t.Run(w.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, w) })
+		})
 	}
 }
 
-// follow follows the file at path until the test ends.
-func (w way) follow(t *testing.T, path string) readings {
+// watch watches the file at path until the test ends.
+func (w way) watch(t *testing.T, path string) readings {
 	t.Helper()
 	r := readings{t, make(chan reading, 1000), filewatch.NewTrigger()}
-	read := func(sure bool) bool {
+	read := func(final bool) bool {
 		text, err := os.ReadFile(path)
-		seen := reading{string(text), sure}
+		seen := reading{string(text), final}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			seen.text = "missing"
@@ -69,15 +75,13 @@ func (w way) follow(t *testing.T, path string) readings {
 		return seen.isGood()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() {
-		ended <- w.of(path, filewatch.Options{Read: read, Logger: slog.New(slog.DiscardHandler), Again: r.again}).Run(ctx)
-	}()
+	var running sync.WaitGroup
+	running.Go(func() {
+		w.of(path, filewatch.Options{Read: read, Logger: slog.New(slog.DiscardHandler), Again: r.again}).Run(ctx)
+	})
 	t.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
+		running.Wait()
 	})
 	return r
 }
@@ -93,26 +97,26 @@ func (r readings) next() reading {
 	}
 }
 
-// until waits for good text, and takes nothing for surely bad before.
+// until waits for good text, and wants no bad content to be final before.
 func (r readings) until(text string) {
 	r.t.Helper()
 	for got := r.next(); got.text != text; got = r.next() {
-		if got.sure {
-			r.t.Fatalf("%q was surely read before %q", got.text, text)
+		if got.final {
+			r.t.Fatalf("%q was final before %q", got.text, text)
 		}
 	}
 }
 
-// untilSure waits for bad text of which the follower is sure.
-func (r readings) untilSure(text string) {
+// untilFinal waits for bad text that is final.
+func (r readings) untilFinal(text string) {
 	r.t.Helper()
 	for want := (reading{text, true}); ; {
 		got := r.next()
 		if got == want {
 			return
 		}
-		if got.sure {
-			r.t.Fatalf("surely read %q, want %q", got.text, text)
+		if got.final {
+			r.t.Fatalf("%q is final, want %q", got.text, text)
 		}
 	}
 }
@@ -140,14 +144,14 @@ func TestFileChanges(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
 		path := filepath.Join(t.TempDir(), "file")
 		write(t, path, "good 1")
-		r := w.follow(t, path)
+		r := w.watch(t, path)
 		r.until("good 1")
 		replace(t, path, "good 2")
 		r.until("good 2")
 		write(t, path, "good 3")
 		r.until("good 3")
 		must(t, os.Remove(path))
-		r.untilSure("missing")
+		r.untilFinal("missing")
 		replace(t, path, "good 4")
 		r.until("good 4")
 		write(t, path, "good 5")
@@ -159,7 +163,7 @@ func TestFileIsNamedByARelativePath(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
 		t.Chdir(t.TempDir())
 		write(t, "file", "good 1")
-		r := w.follow(t, "file")
+		r := w.watch(t, "file")
 		r.until("good 1")
 		write(t, "file", "good 2")
 		r.until("good 2")
@@ -178,7 +182,7 @@ func TestKubernetesVolumeIsSwapped(t *testing.T) {
 		}
 		release(1)
 		must(t, os.Symlink(filepath.Join("..data", "file"), filepath.Join(dir, "file")))
-		r := w.follow(t, filepath.Join(dir, "file"))
+		r := w.watch(t, filepath.Join(dir, "file"))
 		r.until("good 1")
 		for i := 2; i < 5; i++ {
 			release(i)
@@ -193,7 +197,7 @@ func TestFileBehindALinkChanges(t *testing.T) {
 		real, link := filepath.Join(t.TempDir(), "real"), filepath.Join(t.TempDir(), "file")
 		write(t, real, "good 1")
 		must(t, os.Symlink(real, link))
-		r := w.follow(t, link)
+		r := w.watch(t, link)
 		r.until("good 1")
 		write(t, real, "good 2")
 		r.until("good 2")
@@ -215,84 +219,83 @@ func TestDirectoryItselfIsReplaced(t *testing.T) {
 			return dir
 		}
 		must(t, os.Symlink(release("1", "good 1"), current))
-		r := w.follow(t, filepath.Join(current, "file"))
+		r := w.watch(t, filepath.Join(current, "file"))
 		r.until("good 1")
 		must(t, os.Symlink(release("2", "good 2"), filepath.Join(parent, "new")))
 		must(t, os.Rename(filepath.Join(parent, "new"), current))
 		r.until("good 2")
 
 		must(t, os.Rename(current, filepath.Join(parent, "away")))
-		r.untilSure("missing")
+		r.untilFinal("missing")
 		must(t, os.Rename(release("3", "good 3"), current))
 		r.until("good 3")
 		write(t, filepath.Join(current, "file"), "good 4")
 		r.until("good 4")
 		must(t, os.Rename(current, filepath.Join(parent, "away too")))
-		r.untilSure("missing")
+		r.untilFinal("missing")
 		must(t, os.Rename(release("5", "good 5"), current))
 		r.until("good 5")
 		must(t, os.RemoveAll(current))
-		r.untilSure("missing")
+		r.untilFinal("missing")
 		release("current", "good 6")
 		r.until("good 6")
 	})
 }
 
-func TestFileBeingWrittenIsNotSurelyBad(t *testing.T) {
+func TestBadContentOfAFileBeingWrittenIsNotFinal(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
 		path := filepath.Join(t.TempDir(), "file")
 		write(t, path, "good")
-		r := w.follow(t, path)
+		r := w.watch(t, path)
 		r.until("good")
-		for i := range 200 { // each empties the file first
+		for i := range 200 {
+			write(t, path, "bad")
+			time.Sleep(time.Duration(i) * filewatch.Interval / 200) // of the bubble
 			write(t, path, fmt.Sprintf("good %d", i))
+			r.until(fmt.Sprintf("good %d", i))
 		}
-		r.until("good 199")
 	})
 }
 
-func TestBadContentIsSureOnceItStays(t *testing.T) {
+func TestBadContentIsFinalOnceItStays(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
 		path := filepath.Join(t.TempDir(), "file")
 		write(t, path, "good")
-		r := w.follow(t, path)
+		r := w.watch(t, path)
 		r.until("good")
 		start := time.Now()
 		replace(t, path, "bad")
-		r.untilSure("bad")
-		if took := time.Since(start); took < filewatch.Doubt {
-			t.Errorf("sure after %v, want %v at least", took, filewatch.Doubt)
+		r.untilFinal("bad")
+		if took, least := time.Since(start), filewatch.Interval; took < least || took > 3*least {
+			t.Errorf("final after %v, want %v to %v", took, least, 3*least)
 		}
+		time.Sleep(10 * filewatch.Interval) // of the bubble
 		replace(t, path, "good again")
 		if got := r.next(); got.text != "good again" {
-			t.Errorf("surely bad content was read again as %+v", got)
+			t.Errorf("final bad content was read again as %+v", got)
 		}
 	})
 }
 
-// TestOtherFilesOfTheDirectoryDoNotCount has another file written of which a
-// follower of its own tells when its events have been dealt with.
 func TestOtherFilesOfTheDirectoryDoNotCount(t *testing.T) {
-	dir := t.TempDir()
-	path, other := filepath.Join(dir, "file"), filepath.Join(dir, "other")
-	write(t, path, "good 1")
-	write(t, other, "good 1")
-	r, others := ways[1].follow(t, path), ways[1].follow(t, other)
-	r.until("good 1")
-	others.until("good 1")
-	for i := 2; i < 7; i++ {
-		replace(t, other, fmt.Sprintf("good %d", i))
-		others.until(fmt.Sprintf("good %d", i))
-	}
-	replace(t, path, "good 2")
-	if got := r.next(); got.text != "good 2" {
-		t.Errorf("%q was read again though only another file had changed", got.text)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "file")
+		write(t, path, "good 1")
+		r := ways[1].watch(t, path)
+		r.until("good 1")
+		for i := range 5 {
+			replace(t, filepath.Join(dir, "other"), fmt.Sprintf("good %d", i))
+			time.Sleep(2 * filewatch.Interval) // of the bubble
+		}
+		replace(t, path, "good 2")
+		if got := r.next(); got.text != "good 2" {
+			t.Errorf("%q was read again though only another file had changed", got.text)
+		}
+	})
 }
 
-// TestFilesAreReadWhenAsked replaces a directory above the watched one. A follower does
-// not see that by itself.
-func TestFilesAreReadWhenAsked(t *testing.T) {
+func TestDirectoryAboveIsReplaced(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
 		up := filepath.Join(t.TempDir(), "up")
 		release := func(text string) {
@@ -300,14 +303,51 @@ func TestFilesAreReadWhenAsked(t *testing.T) {
 			write(t, filepath.Join(up, "dir", "file"), text)
 		}
 		release("good 1")
-		r := w.follow(t, filepath.Join(up, "dir", "file"))
+		r := w.watch(t, filepath.Join(up, "dir", "file"))
 		r.until("good 1")
 		for i := 2; i < 5; i++ {
 			must(t, os.Rename(up, fmt.Sprintf("%s.%d", up, i)))
 			text := fmt.Sprintf("good %d", i)
 			release(text)
-			r.again.Fire()
 			r.until(text)
+		}
+	})
+}
+
+func TestFilesAreReadAtOnceWhenRequested(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good 1")
+		r := w.watch(t, path)
+		r.until("good 1")
+		for _, text := range []string{"good 1", "good 2", "bad", "good 3"} {
+			start := time.Now()
+			write(t, path, text)
+			r.again.Fire()
+			if got := r.next(); got != (reading{text: text}) {
+				t.Errorf("read %+v, want %q", got, text)
+			}
+			if took := time.Since(start); took > filewatch.Settle {
+				t.Errorf("%q was read after %v, want at once", text, took)
+			}
+		}
+	})
+}
+
+// TestFilesThatChangeAllTheTimeAreRead has a writer that never pauses for as long as a Watcher waits for.
+func TestFilesThatChangeAllTheTimeAreRead(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good")
+		r := w.watch(t, path)
+		r.until("good")
+		start := time.Now()
+		for i := 0; len(r.c) == 0; i++ {
+			if took := time.Since(start); took > 2*filewatch.Interval {
+				t.Fatalf("nothing was read in %v", took)
+			}
+			write(t, path, fmt.Sprintf("good %d", i))
+			time.Sleep(filewatch.Settle - 1) // of the bubble
 		}
 	})
 }

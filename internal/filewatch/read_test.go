@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -77,77 +79,77 @@ func TestOnlyFilesOfAReasonableSizeAreRead(t *testing.T) {
 	}
 }
 
-// running is a follower that ends with the test.
+// running runs a Watcher of the file at path. stop ends it.
 func running(t *testing.T, path string, o filewatch.Options) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
 	o.Logger = slog.New(slog.DiscardHandler)
-	go func() { ended <- filewatch.Files([]string{path}, o).Run(ctx) }()
+	var running sync.WaitGroup
+	running.Go(func() { filewatch.Files([]string{path}, o).Run(ctx) })
 	return func() {
-		t.Helper()
 		cancel()
-		select {
-		case err := <-ended:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		case <-time.After(20 * time.Second):
-			t.Error("Run did not end")
+		running.Wait()
+	}
+}
+
+func TestRunEndsThoughAFileDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good")
+		reading, answer, answered := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		stop := running(t, path, filewatch.Options{Read: func(bool) bool {
+			close(reading)
+			<-answer
+			close(answered)
+			return true
+		}})
+		<-reading
+		start := time.Now()
+		stop()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("Run ended after %v, want a second at most", took)
 		}
-	}
-}
-
-func TestAFollowerEndsThoughAFileDoesNotAnswer(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "file")
-	write(t, path, "good")
-	reading, answer, answered := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	stop := running(t, path, filewatch.Options{Read: func(bool) bool {
-		close(reading)
-		<-answer
-		close(answered)
-		return true
-	}})
-	<-reading
-	stop()
-	close(answer)
-	<-answered
-}
-
-func TestAReadThatPanicsIsBadContentAndFollowingGoesOn(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "file")
-	write(t, path, "good 1")
-	before := testutil.ToFloat64(guard.Panics.WithLabelValues("follow"))
-	var panics atomic.Int32
-	read, broken := make(chan string, 100), make(chan error, 100)
-	stop := running(t, path, filewatch.Options{
-		Read: func(bool) bool {
-			text, err := os.ReadFile(path)
-			if strings.HasPrefix(string(text), "bad") {
-				panics.Add(1)
-				panic("a bug")
-			}
-			read <- string(text)
-			return err == nil && strings.HasPrefix(string(text), "good")
-		},
-		Broken: func(err error) {
-			broken <- err
-			panic("another bug")
-		},
+		close(answer)
+		<-answered
 	})
-	defer stop()
-	if got := <-read; got != "good 1" {
-		t.Fatalf("read %q", got)
-	}
-	replace(t, path, "bad")
-	if err := <-broken; !strings.Contains(err.Error(), "bug in Usher: panic in follow at read_test.go:") {
-		t.Errorf("it is said to be %v", err)
-	}
-	replace(t, path, "good 2")
-	if got := <-read; got != "good 2" {
-		t.Errorf("read %q, want the file that is good again", got)
-	}
-	if counted := testutil.ToFloat64(guard.Panics.WithLabelValues("follow")) - before; counted < 2*float64(panics.Load()) {
-		t.Errorf("usher_panics_total grew by %v, with %d panics of Read and as many of Broken", counted, panics.Load())
-	}
+}
+
+func TestAReadThatPanicsIsBadContentAndWatchingGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good 1")
+		before := testutil.ToFloat64(guard.Panics.WithLabelValues("follow"))
+		var panics atomic.Int32
+		read, broken := make(chan string, 100), make(chan error, 100)
+		stop := running(t, path, filewatch.Options{
+			Read: func(bool) bool {
+				text, err := os.ReadFile(path)
+				if strings.HasPrefix(string(text), "bad") {
+					panics.Add(1)
+					panic("a bug")
+				}
+				read <- string(text)
+				return err == nil && strings.HasPrefix(string(text), "good")
+			},
+			Broken: func(err error) {
+				broken <- err
+				panic("another bug")
+			},
+		})
+		defer stop()
+		if got := <-read; got != "good 1" {
+			t.Fatalf("read %q", got)
+		}
+		replace(t, path, "bad")
+		if err := <-broken; !strings.Contains(err.Error(), "bug in Usher: panic in follow at read_test.go:") {
+			t.Errorf("Broken was called with %v", err)
+		}
+		replace(t, path, "good 2")
+		if got := <-read; got != "good 2" {
+			t.Errorf("read %q, want the file that is good again", got)
+		}
+		if counted := testutil.ToFloat64(guard.Panics.WithLabelValues("follow")) - before; counted < 2*float64(panics.Load()) {
+			t.Errorf("usher_panics_total grew by %v, with %d panics of Read and as many of Broken", counted, panics.Load())
+		}
+	})
 }

@@ -12,8 +12,8 @@ type KubernetesService struct{ Namespace, Name string }
 // Balancer is what follows for listeners from what the load balancer in front
 // of them was told. The zero value is a balancer of which nothing is known.
 type Balancer struct {
-	Listeners map[int]PortState // by port
-	Others    PortState         // of listeners that the balancer does not lead to
+	Ports      map[int]PortState // by port
+	OtherPorts PortState         // of listeners that the balancer does not lead to
 	// PreservesClientIP says that connections come from the clients' own addresses, so
 	// that no list of networks can name the balancer.
 	PreservesClientIP bool
@@ -30,7 +30,7 @@ type PortState struct {
 }
 
 // noBalancer is what there is outside Kubernetes.
-var noBalancer = &Balancer{Others: PortState{Mode: settings.Off}}
+var noBalancer = &Balancer{OtherPorts: PortState{Mode: settings.Off}}
 
 // unknownBalancer is one of which nothing was heard.
 var unknownBalancer = &Balancer{}
@@ -49,10 +49,10 @@ func (s *Snapshot) BalancerOf(in *Instance) *Balancer {
 
 // ForPort gives what follows for the listener on a port.
 func (b *Balancer) ForPort(port int) PortState {
-	if behind, there := b.Listeners[port]; there {
+	if behind, there := b.Ports[port]; there {
 		return behind
 	}
-	return b.Others
+	return b.OtherPorts
 }
 
 // HasAutoListener says whether any listener of an instance has the mode Auto.

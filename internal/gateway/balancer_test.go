@@ -18,8 +18,8 @@ func behind(service string, balancers map[KubernetesService]*Balancer) (*Snapsho
 
 func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 	told := map[KubernetesService]*Balancer{
-		{"ns", "edge"}: {Listeners: map[int]PortState{80: {Mode: settings.Strict}}, Others: PortState{Mode: settings.Off}},
-		{"ns", "half"}: {Listeners: map[int]PortState{80: {}}, Others: PortState{Mode: settings.Permissive}},
+		{"ns", "edge"}: {Ports: map[int]PortState{80: {Mode: settings.Strict}}, OtherPorts: PortState{Mode: settings.Off}},
+		{"ns", "half"}: {Ports: map[int]PortState{80: {}}, OtherPorts: PortState{Mode: settings.Permissive}},
 	}
 	for name, c := range map[string]struct {
 		service   string

@@ -25,13 +25,13 @@ func FuzzSettings(f *testing.F) {
 		f.Add(text, text)
 		f.Add(`{"proxy_protocol": {"mode": "off"}}`, text)
 	}
-	good, _ := Layer{}.Next("before", map[string]any{"proxy_protocol": map[string]any{"mode": "strict"}})
+	good, _ := Layer{}.Update("before", map[string]any{"proxy_protocol": map[string]any{"mode": "strict"}})
 	f.Fuzz(func(t *testing.T, text, inherited string) {
 		var raw, base any
 		if json.Unmarshal([]byte(text), &raw) != nil || json.Unmarshal([]byte(inherited), &base) != nil {
 			return
 		}
-		next, problems := good.Next("here", raw)
+		next, problems := good.Update("here", raw)
 		for _, p := range problems {
 			if !strings.HasPrefix(p.Where, "here") || strings.ContainsFunc(p.String(), unicode.IsControl) {
 				t.Errorf("problem %q", p)
@@ -40,7 +40,7 @@ func FuzzSettings(f *testing.F) {
 		if len(problems) > 0 && !reflect.DeepEqual(next, good) {
 			t.Error("the last good settings did not stay")
 		}
-		_, _ = Layer{}.Next("here", StripInherited(raw, base))
+		_, _ = Layer{}.Update("here", StripInherited(raw, base))
 		if rest := StripInherited(raw, raw); rest != nil {
 			t.Errorf("what is inherited as a whole leaves %v", rest)
 		}

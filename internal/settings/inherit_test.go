@@ -65,7 +65,7 @@ func TestConsulsMergeIsUndone(t *testing.T) {
 				TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")},
 				TLVs:         []TLV{{Type: 2, Name: "own", Header: "x-pd"}}, // the header is Consul's doing
 			},
-			ClientAddress: ClientAddress{TrustedHops: 3, ForwardedProto: ForwardedProto{By: ProtoTrust}},
+			ClientAddress: ClientAddress{TrustedHops: 3, ForwardedProto: ForwardedProto{Type: ForwardedProtoTrust}},
 		},
 		Listeners: map[int]Listener{
 			8080: {ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}},

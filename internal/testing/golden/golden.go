@@ -29,6 +29,9 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
 
+// Updating reports whether the flag -update is set.
+func Updating() bool { return *update }
+
 const (
 	inSuffix  = ".in.yaml"
 	outSuffix = ".out.yaml"

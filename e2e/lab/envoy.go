@@ -1,0 +1,220 @@
+//go:build e2e
+
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// EnvoyOptions describe an Envoy that Consul's CLI bootstraps.
+type EnvoyOptions struct {
+	Name      string
+	Host      *Host
+	Consul    *Consul // the agent that it registers at
+	Envoy     string  // its version
+	AdminPort int
+	Token     string   // "" is the agent's management token where it is secure
+	GRPCAddr  string   // the xDS server; "" is the agent's own
+	Args      []string // of `consul connect envoy`
+	EnvoyArgs []string
+}
+
+// Envoy is a running Envoy.
+type Envoy struct {
+	*testprocess.Process
+	Host      *Host
+	AdminPort int
+	Log       *AccessLog // its standard output
+
+	client *http.Client
+}
+
+// StartEnvoy runs `consul connect envoy`, which becomes Envoy, and waits for
+// Envoy's admin port.
+func StartEnvoy(t *testing.T, o EnvoyOptions) *Envoy {
+	t.Helper()
+	if o.Token == "" {
+		o.Token = o.Consul.DefaultToken()
+	}
+	if o.GRPCAddr == "" {
+		o.GRPCAddr = o.Consul.GRPCAddr
+	}
+	args := append([]string{
+		"connect", "envoy",
+		"-envoy-binary", EnvoyBinary(t, o.Envoy),
+		"-ignore-envoy-compatibility",
+		"-admin-bind", fmt.Sprintf("127.0.0.1:%d", o.AdminPort),
+		"-grpc-addr", o.GRPCAddr,
+	}, o.Args...)
+	args = append(args, "--", "--file-flush-interval-msec", "20")
+	args = append(args, o.EnvoyArgs...)
+	transport := &http.Transport{DialContext: o.Host.Dial}
+	t.Cleanup(transport.CloseIdleConnections)
+	e := &Envoy{
+		Host:      o.Host,
+		AdminPort: o.AdminPort,
+		client:    &http.Client{Transport: transport},
+		Process: testprocess.Start(t, testprocess.Command{
+			Name: o.Name + " (Envoy " + o.Envoy + ")", Path: o.Consul.Binary, Args: args,
+			Env: o.Consul.Env(o.Token), Host: o.Host,
+		}),
+	}
+	e.Log = &AccessLog{Process: e.Process}
+	testprocess.Eventually(t, e.Name+" answers on its admin port", testprocess.StartDeadline, func() error {
+		_, err := e.Admin("/server_info")
+		return err
+	})
+	return e
+}
+
+// GatewayOptions describe an instance of an ingress gateway.
+type GatewayOptions struct {
+	Host   *Host
+	Consul *Consul
+	Envoy  string // its version
+	// GRPCAddr is the xDS server: "" is Consul's own, or Usher's address.
+	GRPCAddr  string
+	Service   string // "ingress-gateway" when empty
+	ID        string // Service when empty
+	AdminPort int    // 19000 when 0
+	ReadyPort int    // the port of the registration; 8443 when 0
+	Token     string
+	Args      []string // more arguments of `consul connect envoy`
+	EnvoyArgs []string
+}
+
+// StartGateway registers and runs an ingress gateway with the command that
+// Consul's users have.
+func StartGateway(t *testing.T, o GatewayOptions) *Envoy {
+	t.Helper()
+	if o.Service == "" {
+		o.Service = "ingress-gateway"
+	}
+	if o.AdminPort == 0 {
+		o.AdminPort = 19000
+	}
+	if o.ReadyPort == 0 {
+		o.ReadyPort = 8443
+	}
+	args := []string{
+		"-gateway=ingress", "-register", "-service", o.Service,
+		"-address", o.Host.Addr(o.ReadyPort), // 1.22.0 needs an address here
+	}
+	if o.ID != "" {
+		args = append(args, "-proxy-id", o.ID)
+	}
+	return StartEnvoy(t, EnvoyOptions{
+		Name: o.Service + " on " + o.Host.Name, Host: o.Host, Consul: o.Consul, Envoy: o.Envoy,
+		AdminPort: o.AdminPort, Token: o.Token, GRPCAddr: o.GRPCAddr,
+		Args: append(args, o.Args...), EnvoyArgs: o.EnvoyArgs,
+	})
+}
+
+// Admin asks Envoy's admin interface.
+func (e *Envoy) Admin(path string) (string, error) {
+	if err := e.Alive(); err != nil {
+		return "", err
+	}
+	response, err := e.client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", e.AdminPort, path))
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, body)
+	}
+	return string(body), err
+}
+
+// WaitListener waits until Envoy serves a listener on the port that came from
+// the xDS server.
+func (e *Envoy) WaitListener(t *testing.T, port int) {
+	t.Helper()
+	testprocess.Eventually(t, fmt.Sprintf("%s listens on port %d", e.Name, port), testprocess.StartDeadline, func() error {
+		ports, err := e.ListenerPorts()
+		if err != nil {
+			return err
+		}
+		if slices.Contains(ports, port) {
+			return nil
+		}
+		return fmt.Errorf("it has the ports %v", ports)
+	})
+}
+
+// ListenerPorts are the ports of Envoy's active listeners.
+func (e *Envoy) ListenerPorts() ([]int, error) {
+	body, err := e.Admin("/listeners?format=json")
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		Statuses []struct {
+			Address struct {
+				Socket struct {
+					Port int `json:"port_value"`
+				} `json:"socket_address"`
+			} `json:"local_address"`
+		} `json:"listener_statuses"`
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil {
+		return nil, testprocess.Permanent(fmt.Errorf("/listeners of %s: %w", e.Name, err))
+	}
+	var ports []int
+	for _, status := range answer.Statuses {
+		ports = append(ports, status.Address.Socket.Port)
+	}
+	return ports, nil
+}
+
+// Stat is the value of one of Envoy's counters or gauges, and 0 when Envoy does
+// not have it.
+func (e *Envoy) Stat(t *testing.T, name string) int {
+	t.Helper()
+	body, err := e.Admin("/stats?usedonly&filter=" + strings.ReplaceAll(name, ".", `\.`))
+	if err != nil {
+		t.Fatalf("stat %s of %s: %v", name, e.Name, err)
+	}
+	var value int
+	for line := range strings.Lines(body) {
+		if _, err := fmt.Sscanf(line, name+": %d", &value); err == nil {
+			return value
+		}
+	}
+	return 0
+}
+
+// OnEachEnvoy runs a story on each Envoy.
+func OnEachEnvoy(t *testing.T, story func(t *testing.T, envoy string)) {
+	t.Helper()
+	for _, envoy := range []string{EnvoyNew, EnvoyOld} {
+		t.Run("envoy "+envoy, func(t *testing.T) {
+			t.Parallel()
+			story(t, envoy)
+		})
+	}
+}
+
+// XDSStreams says how many streams an Envoy has begun towards its xDS server, and
+// whether the latest is open.
+type XDSStreams struct {
+	Begun, Open int
+}
+
+// XDSStreams reads the counts from Envoy's statistics.
+func (e *Envoy) XDSStreams(t *testing.T) XDSStreams {
+	t.Helper()
+	return XDSStreams{
+		Begun: e.Stat(t, "cluster.local_agent.upstream_rq_total"),
+		Open:  e.Stat(t, "control_plane.connected_state"),
+	}
+}

@@ -1,0 +1,247 @@
+//go:build e2e
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// The load: half of the requests on connections of their own, half on
+// connections that are kept alive.
+const (
+	LoadPrefix   = "/load/"
+	loadRate     = 200 // requests a second
+	loadKept     = 10  // connections that are kept alive
+	loadInFlight = 500 // new connections at once: what comes in before the first one is given up
+)
+
+// Load is traffic from a host that runs beside the rest of a test.
+type Load struct {
+	Target  Request
+	Rate    int // requests a second
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	Started time.Time
+	slots   chan struct{}
+	Paths   atomic.Int64 // how many there are so far
+
+	Mu       sync.Mutex
+	sent     int
+	slowest  time.Duration
+	Failures []LoadFailure
+	Answered []LoadRequest
+}
+
+// LoadRequest is a request that was answered 200.
+type LoadRequest struct {
+	Path           string
+	Opened, Served time.Time // of its connection: begun, and the first answer
+}
+
+// LoadFailure is a request that was not answered 200.
+type LoadFailure struct {
+	After time.Duration // since the start of the load
+	Took  time.Duration
+	Path  string // no other request of the load has it
+	Kept  bool   // on a connection that had been used before
+	Cause string
+}
+
+func (f LoadFailure) String() string {
+	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), f.connection(), f.Cause)
+}
+
+func (f LoadFailure) connection() string {
+	if f.Kept {
+		return "kept connection"
+	}
+	return "new connection"
+}
+
+// StartLoad sends the call, with paths of its own, until stop or the test's
+// end.
+func StartLoad(t *testing.T, target Request) *Load {
+	t.Helper()
+	return StartLoadAt(t, target, loadRate)
+}
+
+// StartLoadAt is startLoad with another number of requests a second.
+func StartLoadAt(t *testing.T, target Request, rate int) *Load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &Load{Target: target, Rate: rate, cancel: cancel, Started: time.Now(), slots: make(chan struct{}, loadInFlight)}
+	l.work.Go(func() { l.newConnections(ctx) })
+	for i := range loadKept {
+		l.work.Go(func() { l.keptConnection(ctx, i) })
+	}
+	t.Cleanup(l.Stop)
+	return l
+}
+
+// Stop ends the load and waits for the requests in flight.
+func (l *Load) Stop() {
+	l.cancel()
+	l.work.Wait()
+}
+
+// WaitMore waits until more requests have their answer, so that what was changed
+// has been under load for a while.
+func (l *Load) WaitMore(t *testing.T) {
+	t.Helper()
+	n := l.Rate / 2
+	begin := l.count()
+	testprocess.Eventually(t, fmt.Sprintf("%d more requests", n), testprocess.StartDeadline, func() error {
+		if sent := l.count() - begin; sent < n {
+			return fmt.Errorf("%d so far", sent)
+		}
+		return nil
+	})
+}
+
+// count is how many requests have their answer.
+func (l *Load) count() int {
+	l.Mu.Lock()
+	defer l.Mu.Unlock()
+	return l.sent
+}
+
+// WantNoFailures stops the load, prints every failure and fails the test if
+// there was one.
+func (l *Load) WantNoFailures(t *testing.T) {
+	t.Helper()
+	l.Stop()
+	t.Logf("load: %d requests in %.1fs, slowest %v, %d failures",
+		l.sent, time.Since(l.Started).Seconds(), l.slowest.Round(time.Millisecond), len(l.Failures))
+	for _, failure := range l.Failures {
+		t.Errorf("load: %v", failure)
+	}
+	if l.sent == 0 {
+		t.Error("load: nothing was sent")
+	}
+}
+
+// newConnections sends half of the load, each request on a new connection. It
+// keeps its pace however slow the answers are.
+func (l *Load) newConnections(ctx context.Context) {
+	l.everyTick(ctx, time.Second*2/time.Duration(l.Rate), 0, func() {
+		select {
+		case l.slots <- struct{}{}:
+		default:
+			l.record(l.next(), nil, time.Now(), fmt.Errorf("not sent: %d requests wait for an answer", loadInFlight))
+			return
+		}
+		l.work.Go(func() {
+			defer func() { <-l.slots }()
+			c, begin := l.next(), time.Now()
+			conn, err := once(c)
+			l.record(c, conn, begin, err)
+		})
+	})
+}
+
+// next is the next request, with a path of its own.
+func (l *Load) next() Request {
+	c := l.Target
+	c.Path = fmt.Sprint(LoadPrefix, l.Paths.Add(1))
+	return c
+}
+
+// once makes a request on a new connection.
+func once(c Request) (*ClientConn, error) {
+	conn, err := c.Connect(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn, conn.RoundTripOK(c, "close")
+}
+
+// keptConnection sends its share of the load on one connection for as long as
+// the gateway lets it. A connection that the gateway has closed between two
+// requests is no failure; one that ends before the answer is.
+func (l *Load) keptConnection(ctx context.Context, index int) {
+	share := time.Duration(l.Rate / 2 / loadKept)
+	var conn *ClientConn
+	defer func() {
+		if conn != nil {
+			conn.Close()
+		}
+	}()
+	l.everyTick(ctx, time.Second/share, time.Duration(index)*time.Second/share/loadKept, func() {
+		c, begin := l.next(), time.Now()
+		if conn != nil && conn.ClosedByServer() {
+			conn.Close()
+			conn = nil
+		}
+		var err error
+		if conn == nil {
+			conn, err = c.Connect(context.Background())
+		}
+		if err == nil {
+			err = conn.RoundTripOK(c, "keep-alive")
+		}
+		l.record(c, conn, begin, err)
+		if conn != nil && (err != nil || conn.last) {
+			conn.Close()
+			conn = nil
+		}
+	})
+}
+
+// RoundTripOK makes one request; an answer other than 200 is an error.
+func (conn *ClientConn) RoundTripOK(c Request, connection string) error {
+	got, err := conn.RoundTrip(c, connection)
+	if err == nil && got.Status != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
+	}
+	return err
+}
+
+// everyTick calls f at a fixed pace until ctx ends, the first time after delay.
+func (l *Load) everyTick(ctx context.Context, interval, delay time.Duration, f func()) {
+	for next := l.Started.Add(delay); ; next = next.Add(interval) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Until(next)):
+			f()
+		}
+	}
+}
+
+// ClosedByServer looks, between two requests, whether the peer has closed.
+func (conn *ClientConn) ClosedByServer() bool {
+	if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		return true
+	}
+	_, err := conn.Reader.Peek(1)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// record notes what came of a request; conn is nil where there was no connection.
+func (l *Load) record(c Request, conn *ClientConn, begin time.Time, err error) {
+	took := time.Since(begin)
+	l.Mu.Lock()
+	defer l.Mu.Unlock()
+	l.sent++
+	l.slowest = max(l.slowest, took)
+	if err != nil {
+		kept := conn != nil && !conn.served.IsZero() && conn.served.Before(begin)
+		l.Failures = append(l.Failures, LoadFailure{
+			After: begin.Sub(l.Started), Took: took, Path: c.Path, Kept: kept, Cause: err.Error(),
+		})
+		return
+	}
+	l.Answered = append(l.Answered, LoadRequest{Path: c.Path, Opened: conn.opened, Served: conn.served})
+}

@@ -1,0 +1,89 @@
+//go:build e2e
+
+package lab
+
+import (
+	"context"
+	"net"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
+)
+
+// XDSPort is an xDS port that fake Envoys connect to.
+type XDSPort struct {
+	From    *Host
+	Network string                           // "tcp" when empty
+	Address string                           // Usher's default when empty
+	TLS     credentials.TransportCredentials // nil for plain text
+}
+
+// Dial makes a connection of its own, which opens with its first stream.
+func (p XDSPort) Dial(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	if p.Network == "" {
+		p.Network = "tcp"
+	}
+	if p.Address == "" {
+		p.Address = "127.0.0.1:18000"
+	}
+	if p.TLS == nil {
+		p.TLS = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient("passthrough:///"+p.Address,
+		grpc.WithTransportCredentials(p.TLS),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return p.From.Dial(ctx, p.Network, address)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// LeafSecret is the name of the resource with the gateway's private key.
+const LeafSecret = "usher/leaf"
+
+// ConnectFakeEnvoy opens a stream as the instance that startGateway registers, with
+// a token or none.
+func ConnectFakeEnvoy(t *testing.T, conn grpc.ClientConnInterface, p fakeenvoy.Protocol, token string) *fakeenvoy.Envoy {
+	t.Helper()
+	return fakeenvoy.Connect(t, conn, p, fakeenvoy.Options{
+		Node:  &corev3.Node{Id: "ingress-gateway", Cluster: "ingress-gateway"},
+		Token: token,
+	})
+}
+
+// SubscribeToAll asks for everything that a gateway has, the private key included.
+func SubscribeToAll(e *fakeenvoy.Envoy) {
+	for _, typeURL := range []string{
+		resource.ClusterType, resource.ListenerType, resource.EndpointType, resource.RouteType,
+	} {
+		e.Subscribe(typeURL)
+	}
+	e.Subscribe(resource.SecretType, LeafSecret)
+}
+
+// FetchPrivateKey asks for the gateway's certificate alone, and gives its private key.
+func FetchPrivateKey(t *testing.T, e *fakeenvoy.Envoy) string {
+	t.Helper()
+	e.Subscribe(resource.SecretType, LeafSecret)
+	var secret tlsv3.Secret
+	if err := proto.Unmarshal(e.ExpectAck(resource.SecretType, LeafSecret).Bodies[0], &secret); err != nil {
+		t.Fatal(err)
+	}
+	key := secret.GetTlsCertificate().GetPrivateKey().GetInlineString()
+	if key == "" {
+		t.Fatal("the certificate came without a key")
+	}
+	return key
+}

@@ -1,0 +1,130 @@
+package accesslog
+
+import (
+	"fmt"
+	"regexp/syntax"
+	"slices"
+	"strings"
+	"unicode"
+
+	"cel.dev/cel-go/common"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/parser"
+)
+
+// attributes are what Envoy's expressions begin with
+// (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
+var attributes = []string{"request", "response", "connection", "upstream", "source", "destination", "metadata", "filter_state", "upstream_filter_state", "xds"}
+
+// functions are those that Envoy's expressions have, with the numbers of their
+// arguments: of text.f(x) two. Envoy has no loops, and no functions for texts
+// beside these unless its bootstrap says so.
+var functions = map[string][]int{
+	"matches": {2}, "contains": {2}, "startsWith": {2}, "endsWith": {2}, "size": {1},
+	"int": {1}, "bytes": {1}, "timestamp": {1}, "duration": {1}, "type": {1},
+	"re.extract": {3}, "re.capture": {2}, "re.captureN": {2},
+	operators.Conditional: {3}, operators.LogicalAnd: {2}, operators.LogicalOr: {2}, operators.LogicalNot: {1},
+	operators.Equals: {2}, operators.NotEquals: {2}, operators.Less: {2}, operators.LessEquals: {2}, operators.Greater: {2}, operators.GreaterEquals: {2},
+	operators.Add: {2}, operators.Subtract: {2}, operators.Multiply: {2}, operators.Divide: {2}, operators.Modulo: {2}, operators.Negate: {1},
+	operators.Index: {2}, operators.In: {2},
+}
+
+// expressionParser knows the one macro that needs no loop.
+var expressionParser = func() *parser.Parser {
+	p, err := parser.NewParser(parser.Macros(parser.HasMacro), parser.MaxRecursionDepth(64))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return p
+}()
+
+// checkExpression says why Envoy would refuse a listener for an expression of
+// CEL.
+func checkExpression(text string) error {
+	tree, problems := expressionParser.Parse(common.NewTextSource(text))
+	if errs := problems.GetErrors(); len(errs) > 0 {
+		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, errs[0].Location.Column()+1, errs[0].Message)
+	}
+	var problem error
+	note := func(format string, args ...any) {
+		if problem == nil {
+			problem = fmt.Errorf("the expression %q: "+format, append([]any{text}, args...)...)
+		}
+	}
+	namespaces := map[int64]bool{} // of functions, such as re
+	ast.PreOrderVisit(tree.Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		switch e.Kind() {
+		case ast.CallKind:
+			call := e.AsCall()
+			name, arguments := call.FunctionName(), len(call.Args())
+			if call.IsMemberFunction() {
+				arguments++
+				if on := call.Target(); on.Kind() == ast.IdentKind && on.AsIdent() == "re" {
+					namespaces[on.ID()] = true
+					name, arguments = "re."+name, arguments-1
+				}
+			}
+			if takes, known := functions[name]; !known || !slices.Contains(takes, arguments) {
+				note("Envoy has no function %s with %d arguments; there are matches, contains, startsWith, endsWith, size and re.extract", name, arguments)
+			}
+			if pattern, ok := patternOf(name, call); ok {
+				if err := checkPattern(pattern); err != nil {
+					note("%w", err)
+				}
+			}
+		case ast.IdentKind:
+			name := e.AsIdent()
+			types := []string{"int", "uint", "double", "string", "bytes", "bool"}
+			if !namespaces[e.ID()] && !slices.Contains(attributes, name) && !slices.Contains(types, name) {
+				note("there is no attribute %q; they begin with %s", name, strings.Join(attributes, ", "))
+			}
+		case ast.ComprehensionKind, ast.StructKind:
+			note("Envoy's expressions have no loops and no messages")
+		}
+	}))
+	return problem
+}
+
+// patternOf gives the regular expression that a function is called with.
+func patternOf(name string, call ast.CallExpr) (string, bool) {
+	at := 1
+	if name == "matches" && call.IsMemberFunction() {
+		at = 0
+	}
+	if name != "matches" && !strings.HasPrefix(name, "re.") || len(call.Args()) <= at || call.Args()[at].Kind() != ast.LiteralKind {
+		return "", false
+	}
+	pattern, ok := call.Args()[at].AsLiteral().Value().(string)
+	return pattern, ok
+}
+
+// checkPattern says why Envoy would refuse a regular expression: its library
+// allows programs of 100 steps, which are counted here with some to spare.
+// https://github.com/google/re2 has the syntax that Go has, too.
+func checkPattern(pattern string) error {
+	tree, err := syntax.Parse(pattern, syntax.Perl)
+	if err != nil {
+		return fmt.Errorf("the regular expression %q cannot be understood: %w", pattern, err)
+	}
+	program, err := syntax.Compile(tree.Simplify())
+	if err != nil {
+		return fmt.Errorf("the regular expression %q cannot be understood: %w", pattern, err)
+	}
+	const most, ofUnicode = 90, 8
+	steps := 0
+	for _, step := range program.Inst {
+		switch ranges := len(step.Rune) / 2; {
+		case step.Op == syntax.InstRuneAny || step.Op == syntax.InstRuneAnyNotNL:
+			steps += ofUnicode
+		case ranges > 0 && step.Rune[len(step.Rune)-1] > unicode.MaxASCII:
+			steps += ranges + ofUnicode
+		default:
+			steps += max(1, ranges)
+		}
+	}
+	if steps > most {
+		return fmt.Errorf("the regular expression %q is too large for Envoy; use a shorter one, or startsWith, endsWith and contains", pattern)
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+package accesslog
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+// ecsVersion is the release of the Elastic Common Schema that FormatECS follows
+// (https://www.elastic.co/docs/reference/ecs/ecs-field-reference).
+const ecsVersion = "9.4.0"
+
+// ecsFormat is JSON by the Elastic Common Schema. What the schema has no field
+// for is in its labels. Of a connection through a balancer the schema says that
+// its source is the client, and the balancer the address that it was translated
+// to.
+func (k Params) ecsFormat() (entryFormat, error) {
+	if !k.Envoy.Expressions {
+		return entryFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
+	}
+	type object = map[string]any
+	client := object{
+		"address": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+		"ip":      "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+		"port":    "%DOWNSTREAM_REMOTE_PORT%",
+		"bytes":   "%BYTES_RECEIVED%",
+	}
+	source := object{"address": client["address"], "ip": client["ip"], "port": client["port"], "bytes": client["bytes"]}
+	if k.ProxyProtocol {
+		source["nat"] = object{"ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
+	}
+	event := object{"kind": "event", "dataset": "usher.access", "start": "%START_TIME%", "duration": "%COMMON_DURATION(DS_CX_BEG:DS_CX_END:ns)%", "category": "network", "type": "connection"}
+	labels := object{
+		"response_flags":                    "%RESPONSE_FLAGS%",
+		"connection_termination_details":    "%CONNECTION_TERMINATION_DETAILS%",
+		"upstream_cluster":                  "%UPSTREAM_CLUSTER%",
+		"upstream_host":                     "%UPSTREAM_HOST%",
+		"upstream_attempts":                 "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+		"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+	}
+	for _, tlv := range k.TLVs {
+		labels[tlv] = envoy.TLVOperator(tlv)
+	}
+	all := object{
+		"@timestamp":  "%START_TIME%",
+		"ecs":         object{"version": ecsVersion},
+		"event":       event,
+		"service":     object{"name": k.Gateway.String(), "type": "ingress-gateway"},
+		"network":     object{"transport": "tcp"},
+		"client":      client,
+		"source":      source,
+		"destination": object{"ip": "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "port": "%DOWNSTREAM_LOCAL_PORT%", "bytes": "%BYTES_SENT%"},
+		"labels":      labels,
+	}
+	if k.TLS {
+		all["tls"] = object{
+			"version":          envoy.CEL(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
+			"version_protocol": "tls",
+			"cipher":           "%DOWNSTREAM_TLS_CIPHER%",
+			"client": object{
+				"server_name": "%REQUESTED_SERVER_NAME%", "subject": "%DOWNSTREAM_PEER_SUBJECT%", "issuer": "%DOWNSTREAM_PEER_ISSUER%",
+				"hash": object{"sha256": "%DOWNSTREAM_PEER_FINGERPRINT_256%"},
+			},
+		}
+	}
+	if k.HTTP {
+		event["duration"], event["category"], event["type"] = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%", "web", "access"
+		labels["response_code_details"], labels["route_name"] = "%RESPONSE_CODE_DETAILS%", "%ROUTE_NAME%"
+		labels["x_forwarded_for"], labels["upstream_service_time"] = "%REQ(X-FORWARDED-FOR)%", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"
+		all["network"].(object)["protocol"] = "http"
+		all["http"] = object{
+			"version": envoy.CEL(`re.extract(request.protocol, r'^HTTP/(.*)$', r'\1')`),
+			"request": object{
+				"method": "%REQ(:METHOD)%", "id": "%REQ(X-REQUEST-ID)%", "referrer": "%REQ(REFERER)%",
+				"body": object{"bytes": "%BYTES_RECEIVED%"},
+			},
+			"response": object{"status_code": "%RESPONSE_CODE%", "body": object{"bytes": "%BYTES_SENT%"}},
+		}
+		all["url"] = object{
+			"original": pathOperator,
+			"path":     "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+			"domain":   envoy.CEL(`re.extract(request.host, r'^(\[[^\]]*\]|[^:]*)', r'\1')`),
+		}
+		all["user_agent"] = object{"original": "%REQ(USER-AGENT)%"}
+	}
+	out, err := objectFormat(all)
+	out.sparse = true
+	return out, err
+}
+
+// combinedHead is how a line of Apache's combined log format begins
+// (https://httpd.apache.org/docs/2.4/logs.html#combined).
+const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(%d/%b/%Y:%H:%M:%S %z)%] "
+
+// combinedFormat is Apache's combined log format. A connection of a tcp listener
+// has no request, and no status.
+func (k Params) combinedFormat() (entryFormat, error) {
+	if !k.HTTP {
+		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
+	}
+	if !k.Envoy.Expressions {
+		return entryFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
+	}
+	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
+		k.unquoted("request.headers['x-envoy-original-path']"), k.unquoted("request.path"))
+	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) + ` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` +
+		k.quotedHeader("referer") + `" "` + k.quotedHeader("user-agent") + `"`), nil
+}
+
+// combinedRejected is a line of a connection that was rejected. The reason is
+// where the client would say who it is.
+func combinedRejected(reason string) string {
+	return combinedHead + `"-" 000 0 "-" "rejected: ` + reason + "\"\n"
+}
+
+// unquoted cuts a text off before what would end it inside quotes, and before
+// any of some more characters.
+func unquoted(value, more string) string {
+	return fmt.Sprintf(`re.extract(%s, r'^([^\x00-\x1f"\\\x7f%s]*)', r'\1')`, value, more)
+}
+
+// unquoted is a path inside quotes, with its query string if that is logged.
+func (k Params) unquoted(value string) string {
+	if k.Settings.RedactQuery == settings.Yes {
+		return unquoted(value, "?")
+	}
+	return unquoted(value, "")
+}
+
+// quotedHeader is a request header inside quotes.
+func (k Params) quotedHeader(name string) string {
+	if slices.Contains(k.Settings.RedactHeaders, name) {
+		return redactedText
+	}
+	value := unquoted(fmt.Sprintf("request.headers['%s']", name), "")
+	if name == "referer" {
+		value = k.unquoted(fmt.Sprintf("request.headers['%s']", name))
+	}
+	return envoy.CEL(fmt.Sprintf("'%s' in request.headers ? %s : '-'", name, value))
+}
