@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // betters are cases in which a gateway of Consul's own does not work, and one of
@@ -39,7 +41,7 @@ func TestBetterThanConsul(t *testing.T) {
 	for _, b := range betters {
 		t.Run(b.name, func(t *testing.T) {
 			s.consul.clear(t)
-			c := readFiles(t, "testdata/better/"+b.name+".yaml", func(c *testCase, name string) { c.name = name })[0]
+			c := lab.ReadCases(t, "testdata/better/"+b.name+".yaml", func(c *lab.GatewayCase, name string) { c.Name = name })[0]
 			if err := s.consul.load(c); err != nil {
 				t.Fatal(err)
 			}

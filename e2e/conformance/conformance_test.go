@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // settleDeadline is how long Consul, and then Usher, may take to settle.
@@ -40,8 +42,8 @@ func compareCases(t *testing.T, ref reference) {
 	s := startSuite(t, ref)
 	s.releases = envoys
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			if says, ok := ref.refused[c.name]; ok {
+		t.Run(c.Name, func(t *testing.T) {
+			if says, ok := ref.refused[c.Name]; ok {
 				s.refuses(t, c, says)
 				return
 			}
@@ -98,7 +100,7 @@ func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 	s.releases = envoys[:1]
 	for i := range *random {
 		c := generate(from, i)
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.Name, func(t *testing.T) {
 			s.run(t, c)
 			if t.Failed() {
 				t.Logf("the case, shrunk:\n%s", s.shrink(t, c))
@@ -144,7 +146,7 @@ type suite struct {
 	validating time.Duration
 }
 
-func (s *suite) run(t *testing.T, c testCase) {
+func (s *suite) run(t *testing.T, c lab.GatewayCase) {
 	s.ran++
 	s.consul.clear(t)
 	if err := s.consul.load(c); err != nil {
@@ -173,7 +175,7 @@ func (s *suite) run(t *testing.T, c testCase) {
 }
 
 // refuses demands that Consul does not take a case, and says so.
-func (s *suite) refuses(t *testing.T, c testCase, says string) {
+func (s *suite) refuses(t *testing.T, c lab.GatewayCase, says string) {
 	t.Helper()
 	s.refused++
 	s.consul.clear(t)

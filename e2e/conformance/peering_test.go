@@ -43,9 +43,9 @@ func comparePeered(t *testing.T, ref reference, cases []federatedCase) {
 	s.releases, s.peered = envoys[:1], true
 	peer := startPeer(t, s.consul)
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.Name, func(t *testing.T) {
 			s.loadPeered(t, peer, c)
-			s.run(t, c.testCase)
+			s.run(t, c.GatewayCase)
 		})
 	}
 	t.Logf("Consul %s: %d of %d cases equal, %d resources", ref.version, s.equal, len(cases), s.resources)
@@ -62,7 +62,7 @@ func TestClusterPeerGetsNewRoots(t *testing.T) {
 	s := startSuite(t, current)
 	peer := startPeer(t, s.consul)
 	s.loadPeered(t, peer, c)
-	s.run(t, c.testCase)
+	s.run(t, c.GatewayCase)
 	if _, err := peer.client.Connect().CASetConfig(&api.CAConfig{
 		Provider: "consul", Config: map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": 384},
 	}, nil); err != nil {
@@ -90,7 +90,7 @@ func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
 	s := startSuite(t, current)
 	s.loadPeered(t, startPeer(t, s.consul), c)
 	s.consul.clear(t)
-	if err := s.consul.load(c.testCase); err != nil {
+	if err := s.consul.load(c.GatewayCase); err != nil {
 		t.Fatal(err)
 	}
 	s.wantWrongWithConsul(t, "cluster name is required")
