@@ -82,10 +82,10 @@ func startBehaviourStory(t *testing.T) *behaviourStory {
 	return s
 }
 
-// begin starts an Envoy of each gateway, changes Consul to a case, and waits
+// startCase starts an Envoy of each gateway, changes Consul to a case, and waits
 // until both answer the request as it wants. The Envoys come first: with a
 // proxy-defaults entry there already, their admin ports would log as well.
-func (s *behaviourStory) begin(t *testing.T, c lab.GatewayCase, first request) {
+func (s *behaviourStory) startCase(t *testing.T, c lab.GatewayCase, first request) {
 	t.Helper()
 	s.clear(t)
 	s.startEnvoys(t)
@@ -97,10 +97,10 @@ func (s *behaviourStory) begin(t *testing.T, c lab.GatewayCase, first request) {
 	for _, e := range lab.InWriteOrder(c.Entries) {
 		s.put(t, "/v1/config", e)
 	}
-	s.waitAlike(t, c)
+	s.waitSameConfig(t, c)
 	testprocess.Eventually(t, fmt.Sprintf("both answer %v", first), testprocess.ChangeDeadline, func() error {
-		usher, own := s.play(first)
-		return errors.Join(usher.err, own.err, first.wants(usher), first.wants(own))
+		usher, consul := s.sendBoth(first)
+		return errors.Join(usher.err, consul.err, first.wants(usher), first.wants(consul))
 	})
 }
 
@@ -149,10 +149,10 @@ func (s *behaviourStory) clear(t *testing.T) {
 	s.put(t, "/v1/catalog/deregister", map[string]any{"Node": meshNode})
 }
 
-// waitAlike waits until both Envoys serve the case's listeners, and know as many
+// waitSameConfig waits until both Envoys serve the case's listeners, and know as many
 // services and the same instances of every cluster. What their routes say is for
 // the requests to tell.
-func (s *behaviourStory) waitAlike(t *testing.T, c lab.GatewayCase) {
+func (s *behaviourStory) waitSameConfig(t *testing.T, c lab.GatewayCase) {
 	t.Helper()
 	for _, g := range s.Both() {
 		for _, port := range listenerPorts(c) {
@@ -160,15 +160,15 @@ func (s *behaviourStory) waitAlike(t *testing.T, c lab.GatewayCase) {
 		}
 	}
 	testprocess.Eventually(t, "both Envoys know the same", testprocess.ChangeDeadline, func() error {
-		usher, errUsher := s.knows(s.OnUsher)
-		own, errOwn := s.knows(s.OnConsul)
-		return errors.Join(errUsher, errOwn, firstDifference(usher, own))
+		usher, errUsher := s.configOf(s.OnUsher)
+		consul, errConsul := s.configOf(s.OnConsul)
+		return errors.Join(errUsher, errConsul, firstDifference(usher, consul))
 	})
 }
 
-// knows is what an Envoy says about its instances, a line each, and a line for
+// configOf is what an Envoy says about its instances, a line each, and a line for
 // every virtual host.
-func (s *behaviourStory) knows(g *lab.LoadedGateway) ([]string, error) {
+func (s *behaviourStory) configOf(g *lab.LoadedGateway) ([]string, error) {
 	clusters, err := g.Admin("/clusters")
 	if err != nil {
 		return nil, err
@@ -190,9 +190,9 @@ func (s *behaviourStory) knows(g *lab.LoadedGateway) ([]string, error) {
 }
 
 // firstDifference is nil for lines that are the same.
-func firstDifference(usher, own []string) error {
-	for i := range max(len(usher), len(own)) {
-		a, b := at(usher, i), at(own, i)
+func firstDifference(usher, consul []string) error {
+	for i := range max(len(usher), len(consul)) {
+		a, b := at(usher, i), at(consul, i)
 		if a != b {
 			return fmt.Errorf("on Usher %q, on Consul's own xDS %q", a, b)
 		}

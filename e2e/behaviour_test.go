@@ -40,9 +40,9 @@ func TestSameBehaviourAsConsul(t *testing.T) {
 				b.with(&c)
 			}
 			withAccessLogs(&c)
-			s.begin(t, c, b.requests[0])
+			s.startCase(t, c, b.requests[0])
 			for _, r := range b.requests {
-				s.alike(t, r)
+				s.wantSame(t, r)
 			}
 		})
 	}

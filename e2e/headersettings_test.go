@@ -89,8 +89,8 @@ func (l *headerLab) inForce(t *testing.T, s headerSetting, path headerPath) {
 	c.Header = http.Header{"X-Forwarded-For": {"192.0.2.1"}, "X-Forwarded-Proto": {"https"}}
 	want := strings.ReplaceAll(s.value, "CLIENT", path.client)
 	testprocess.Eventually(t, s.name+" is in force", testprocess.ChangeDeadline, func() error {
-		const row = 10
-		for range row {
+		const consecutive = 10
+		for range consecutive {
 			c.Path = lab.NewPath()
 			if got, err := c.Do(t.Context()); err != nil || got.Status != http.StatusOK {
 				return fmt.Errorf("the answer is %d (%w)", got.Status, err)

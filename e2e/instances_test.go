@@ -38,7 +38,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 				GRPCAddr: usher.GRPCAddr, Args: []string{"-gateway=ingress", "-service", "ingress-gateway"},
 			})
 		}
-		l.wantOwnListeners(t, envoys)
+		l.wantTheirListeners(t, envoys)
 		l.wantRefused(t, usher, "address "+lab.BalancerIP)
 		l.wantOneProblem(t, usher)
 	})
@@ -52,7 +52,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 				Host: h, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: []string{"--node-name", h.Name},
 			})
 		}
-		l.wantOwnListeners(t, envoys)
+		l.wantTheirListeners(t, envoys)
 		l.wantRefused(t, usher, "unix socket")
 	})
 }
@@ -72,9 +72,9 @@ func startTwoInstances(t *testing.T) *twoInstances {
 // ownReady is the ready listener in the bootstraps of Consul's CLI.
 const ownReady = "envoy_ready_listener::127.0.0.1:8443\n"
 
-// wantOwnListeners wants the first instance strict and the second off, each on
+// wantTheirListeners wants the first instance strict and the second off, each on
 // its own address and no other.
-func (l *twoInstances) wantOwnListeners(t *testing.T, envoys map[*lab.Host]*lab.Envoy) {
+func (l *twoInstances) wantTheirListeners(t *testing.T, envoys map[*lab.Host]*lab.Envoy) {
 	t.Helper()
 	l.WaitMode(t, l.Gateway, "strict")
 	l.WaitMode(t, l.Second, "off")

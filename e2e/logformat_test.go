@@ -54,7 +54,7 @@ func TestOwnLogFormats(t *testing.T) {
 			for _, g := range l.Gateways {
 				for _, m := range l.Listeners {
 					for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
-						wantOwnLogLine(t, l, format.name, lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]})
+						wantLogLine(t, l, format.name, lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]})
 					}
 				}
 			}
@@ -75,9 +75,9 @@ func setLogFormat(t *testing.T, l *lab.TrustLab, logs api.AccessLogsConfig) {
 	}
 }
 
-// wantOwnLogLine makes connections until the log has a line of the format for one,
+// wantLogLine makes connections until the log has a line of the format for one,
 // and wants its addresses to be the right ones.
-func wantOwnLogLine(t *testing.T, l *lab.TrustLab, format string, p lab.Probe) {
+func wantLogLine(t *testing.T, l *lab.TrustLab, format string, p lab.Probe) {
 	t.Helper()
 	p.Preface = lab.PrefaceNamed("v2, IPv4")
 	var line string

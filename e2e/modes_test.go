@@ -106,8 +106,8 @@ func (s *modesStory) switchMode(t *testing.T, mode string, set func()) {
 	}
 	set()
 	testprocess.Eventually(t, "every thread of the gateway is "+mode, testprocess.ChangeDeadline, func() error {
-		const row = 10
-		for range row {
+		const consecutive = 10
+		for range consecutive {
 			if err := s.checkMode(t, mode); err != nil {
 				return err
 			}

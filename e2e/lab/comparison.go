@@ -151,10 +151,10 @@ func (l *Comparison) WantNotYet(t *testing.T, c Change, gateways []*LoadedGatewa
 // WaitEverywhere waits until every thread of the Envoys has the change.
 func (l *Comparison) WaitEverywhere(t *testing.T, c Change, gateways []*LoadedGateway) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	for _, g := range gateways {
 		testprocess.Eventually(t, c.Name+" at all of "+g.Name, testprocess.ChangeDeadline, func() error {
-			for range row {
+			for range consecutive {
 				if err := c.Visible(g); err != nil {
 					return err
 				}

@@ -26,7 +26,7 @@ func ProxyHeaderFor(client string) *proxyproto.Header {
 // header as the mode has it. The connections come from the balancer's host.
 func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	plain := Request{From: l.Balancer, To: gateway.Addr(8080), Path: PollPath}
 	withHeader := plain
 	withHeader.Proxy = ProxyHeaderFor(ClientIP)
@@ -41,7 +41,7 @@ func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
 		t.Fatalf("there is no mode %q", mode)
 	}
 	testprocess.Eventually(t, fmt.Sprintf("%s is in mode %s", gateway.Name, mode), testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			if got := plain.StatusCode(t); got != plainStatus {
 				return fmt.Errorf("status %d without a header, want %d", got, plainStatus)
 			}

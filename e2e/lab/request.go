@@ -155,10 +155,10 @@ func (a Response) WantHello(t *testing.T) {
 // times in a row: an Envoy takes a new listener thread by thread.
 func WaitStatus(t *testing.T, c Request, status int) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	c.Path = PollPath
 	testprocess.Eventually(t, fmt.Sprintf("requests through %s are answered %d", c.To, status), testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			got, err := c.Do(t.Context())
 			if err == nil && got.Status != status {
 				err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
