@@ -154,11 +154,11 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: stict"),
-			":9: usher.proxy_protocol.mode", `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			":9: usher.proxy_protocol.mode", `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: strict\n        modus: 1"),
-			":10: usher.proxy_protocol.modus", `this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+			":10: usher.proxy_protocol.modus", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "accessLogs:", "accesslogs:"),
@@ -177,7 +177,7 @@ func (l *fileLab) wantOthersUpdated(t *testing.T) {
 	t.Helper()
 	good := testprocess.ReadFile(t, l.resources())
 	line := `msg="bad configuration" ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",
-		`"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`)
+		`"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`)
 	trouble := l.Usher.WantProblem(t, line, func() {
 		l.write(t, "custom-resources.yaml", replaceOnce(t, good, "mode: strict", "mode: stict"))
 	})
