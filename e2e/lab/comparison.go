@@ -64,9 +64,16 @@ type Change struct {
 	Visible func(g *LoadedGateway) error
 }
 
-// StartLoad puts the load on all gateways.
+// underLoad limits how many comparisons are under load at the same time: each takes
+// half a core.
+var underLoad = make(chan struct{}, 2)
+
+// StartLoad puts the load on all gateways. It waits while two other comparisons
+// are under load.
 func (l *Comparison) StartLoad(t *testing.T) {
 	t.Helper()
+	underLoad <- struct{}{}
+	t.Cleanup(func() { <-underLoad })
 	for _, g := range l.All() {
 		target := Request{From: l.Client, To: g.Host.Addr(8080)}
 		WaitStatus(t, target, http.StatusOK)
