@@ -24,8 +24,8 @@ type BootstrapOptions struct {
 	EnvoyArgs []string
 }
 
-// StartBootstrapped makes a bootstrap, starts Envoy with it and waits for Envoy's admin
-// port. There may be no configuration for it yet, or ever.
+// StartBootstrapped runs `usher bootstrap`, starts Envoy with its output and waits for
+// Envoy's admin port. It does not wait for configuration.
 func StartBootstrapped(t *testing.T, o BootstrapOptions) *Envoy {
 	t.Helper()
 	if o.Gateway == "" {
@@ -83,7 +83,7 @@ func (h *Host) Shell(t *testing.T, line string) testprocess.Result {
 	return testprocess.Run(t, testprocess.Command{Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", line}, Host: h}, "")
 }
 
-// WantOneLine wants one line that has all the texts.
+// WantOneLine wants a single line that contains all the texts.
 func WantOneLine(t *testing.T, line string, texts ...string) {
 	t.Helper()
 	if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") {

@@ -91,8 +91,7 @@ type GatewayOptions struct {
 	EnvoyArgs []string
 }
 
-// StartGateway registers and runs an ingress gateway with the command that
-// Consul's users have.
+// StartGateway registers and runs an ingress gateway with `consul connect envoy`.
 func StartGateway(t *testing.T, o GatewayOptions) *Envoy {
 	t.Helper()
 	if o.Service == "" {

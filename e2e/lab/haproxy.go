@@ -14,8 +14,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// ProxyHeader is what a balancer writes in front of every connection, in
-// HAProxy's words.
+// ProxyHeader is what a balancer writes in front of every connection, as
+// HAProxy's configuration has it.
 type ProxyHeader string
 
 // The headers.
@@ -65,9 +65,8 @@ func StartHAProxy(t *testing.T, o HAProxyOptions) *HAProxy {
 	return b
 }
 
-// config has, for each port and target, one server for each kind of header, of
-// which those with the wanted one are on. So a switch of the header disturbs no
-// connection.
+// config has, for each port and target, one server for each type of header. Those with the
+// wanted one are enabled, so that a change of the header ends no connection.
 func (b *HAProxy) config() string {
 	var c strings.Builder
 	fmt.Fprintf(&c, `global
@@ -107,8 +106,7 @@ func (b *HAProxy) flags(header ProxyHeader) string {
 	return strings.Join(flags, " ")
 }
 
-// SetHeader makes new connections begin with another header. Open connections
-// stay as they are.
+// SetHeader changes the header of new connections.
 func (b *HAProxy) SetHeader(t *testing.T, header ProxyHeader) {
 	t.Helper()
 	b.setState(t, header, "ready")

@@ -14,9 +14,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// Lab is the lab up to the gateway: Consul with the lab's config entries,
-// the service with its sidecar, and the balancer in front of the gateway's
-// host. What serves the gateway is the story's choice.
+// Lab is everything but the gateway: Consul with the lab's config entries, the
+// service with its sidecar, and the balancer in front of the gateway's host. The
+// test starts the gateway.
 type Lab struct {
 	*Network
 	Consul  *Consul
@@ -24,15 +24,15 @@ type Lab struct {
 	HAProxy *HAProxy
 }
 
-// Start starts the lab without a gateway; Consul and the sidecar's Envoy
-// have the versions. With secure, Consul is.
+// Start starts the lab without a gateway, with these versions of Consul and of the
+// sidecar's Envoy. With secure, Consul has ACLs, TLS and gossip encryption.
 func Start(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
 	t.Helper()
-	return NewNetwork(t).Start(t, consulVersion, envoyVersion, secure)
+	return NewNetwork(t).StartLab(t, consulVersion, envoyVersion, secure)
 }
 
-// Start is startMeshLab on a network that there is already.
-func (l *Network) Start(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
+// StartLab is Start on a network that exists.
+func (l *Network) StartLab(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
 	t.Helper()
 	m := &Lab{Network: l}
 	m.Consul = StartConsul(t, ConsulOptions{Version: consulVersion, Host: l.Control, Secure: secure})
@@ -47,8 +47,8 @@ func (l *Network) Start(t *testing.T, consulVersion, envoyVersion string, secure
 	return m
 }
 
-// writeEntries writes the lab's config entries as they are at its beginning, in
-// an order that Consul takes.
+// writeEntries writes the lab's initial config entries, in an order that Consul
+// accepts.
 func (l *Lab) writeEntries(t *testing.T) {
 	t.Helper()
 	for _, kind := range []string{"proxy-defaults", "service-defaults", "ingress-gateway", "service-intentions"} {

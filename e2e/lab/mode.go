@@ -14,7 +14,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// ProxyHeaderFor is a PROXY v2 header of a client's, as a balancer writes it.
+// ProxyHeaderFor is the PROXY v2 header that a balancer writes for a client.
 func ProxyHeaderFor(client string) *proxyproto.Header {
 	address := func(ip string, port uint16) net.Addr {
 		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), port))
@@ -22,8 +22,8 @@ func ProxyHeaderFor(client string) *proxyproto.Header {
 	return proxyproto.HeaderProxyFromAddrs(2, address(client, 40000), address(BalancerIP, 8080))
 }
 
-// WaitMode waits until a gateway treats connections with and without a PROXY
-// header as the mode has it. The connections come from the balancer's host.
+// WaitMode waits until a gateway handles connections with and without a PROXY header
+// as in the mode. The connections come from the balancer's host.
 func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
 	t.Helper()
 	const consecutive = 10
@@ -53,8 +53,8 @@ func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
 	})
 }
 
-// StatusCode is the status of the call's answer, 0 where the connection was closed
-// without one.
+// StatusCode makes the request. It returns 0 if the connection was closed without a
+// response.
 func (c Request) StatusCode(t *testing.T) int {
 	t.Helper()
 	got, err := c.Do(t.Context())

@@ -31,11 +31,11 @@ const (
 
 // Network is a network of hosts on one switch. Nothing in it can reach the machine
 // that runs the test, or the other way round: Go code enters a host with
-// host.do, host.dial and host.listen.
+// Host.Do, Host.Dial and Host.Listen.
 type Network struct {
 	Switch *Namespace
 
-	Client   *Host // who asks
+	Client   *Host // it makes requests
 	Balancer *Host // the network load balancer
 	Gateway  *Host // the first instance of the gateway
 	Service  *Host // the service and its sidecar
@@ -49,7 +49,7 @@ type Host struct {
 	IP   netip.Addr
 }
 
-// NewNetwork makes a network with the five usual hosts.
+// NewNetwork creates a network with five hosts.
 func NewNetwork(t *testing.T) *Network {
 	t.Helper()
 	l := &Network{Switch: newNamespace(t)}
