@@ -40,7 +40,7 @@ func TestBetterThanConsul(t *testing.T) {
 	s.releases = envoys
 	for _, b := range betters {
 		t.Run(b.name, func(t *testing.T) {
-			s.consul.clear(t)
+			s.consul.reset(t)
 			c := lab.ReadCases(t, "testdata/better/"+b.name+".yaml", func(c *lab.GatewayCase, name string) { c.Name = name })[0]
 			if err := s.consul.load(c); err != nil {
 				t.Fatal(err)

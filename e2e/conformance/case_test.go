@@ -28,9 +28,9 @@ func readCases(t *testing.T) []lab.GatewayCase {
 	return lab.ReadCases(t, "testdata/*.yaml", func(c *lab.GatewayCase, name string) { c.Name = name })
 }
 
-// clear takes back what an earlier case has written, except the gateway's
+// reset takes back what an earlier case has written, except the gateway's
 // registration, which the next case replaces.
-func (s *consulServer) clear(t *testing.T) {
+func (s *consulServer) reset(t *testing.T) {
 	t.Helper()
 	lab.DeleteEntries(t, s.client)
 	if _, err := s.client.Catalog().Deregister(&api.CatalogDeregistration{Node: serviceNode}, nil); err != nil {
@@ -44,7 +44,7 @@ func (s *consulServer) load(c lab.GatewayCase) error {
 	for i, name := range slices.Sorted(maps.Keys(c.Services)) {
 		for j, instance := range c.Services[name] {
 			sidecar := sidecar(name, i+1, j+1, instance)
-			writes = append(writes, write{registerPath, sidecar}, write{registerPath, behind(name, sidecar)})
+			writes = append(writes, write{registerPath, sidecar}, write{registerPath, serviceInstance(name, sidecar)})
 		}
 	}
 	writes = append(writes, write{registerPath, gatewayRegistration(c.Gateway)})
@@ -93,8 +93,8 @@ func sidecar(name string, i, j int, over map[string]any) map[string]any {
 	return lab.Override(map[string]any{"Node": serviceNode, "Address": "10.0.0.2", "Service": service}, over)
 }
 
-// behind registers the instance of a service that a sidecar stands before.
-func behind(name string, sidecar map[string]any) map[string]any {
+// serviceInstance registers the instance of a service that a sidecar stands before.
+func serviceInstance(name string, sidecar map[string]any) map[string]any {
 	service, _ := sidecar["Service"].(map[string]any)
 	id := strings.TrimSuffix(fmt.Sprint(service["ID"]), "-sidecar-proxy")
 	return map[string]any{

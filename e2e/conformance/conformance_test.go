@@ -28,7 +28,7 @@ const (
 // TestSameResourcesAsConsul loads one case after the other into one Consul. For
 // each, a fresh Envoy asks Consul. One Envoy stays with one Usher through all
 // cases, so that each case is also a change that it follows; another one asks
-// that Usher anew, and a third one an Usher that has just started. All must end
+// that Usher afresh, and a third one an Usher that has just started. All must end
 // up with the same.
 func TestSameResourcesAsConsul(t *testing.T) { compareCases(t, current) }
 
@@ -87,8 +87,8 @@ var (
 	random = flag.Int("random", 300, "number of random cases")
 )
 
-// TestSameResourcesAsConsulForRandomCases does the same with cases that nobody
-// has written. A case that differs is printed; its name is the flag -seed and
+// TestSameResourcesAsConsulForRandomCases does the same with generated
+// cases. A case that differs is printed; its name is the flag -seed and
 // its number.
 func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 	t.Parallel()
@@ -148,7 +148,7 @@ type suite struct {
 
 func (s *suite) run(t *testing.T, c lab.GatewayCase) {
 	s.ran++
-	s.consul.clear(t)
+	s.consul.reset(t)
 	if err := s.consul.load(c); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func (s *suite) run(t *testing.T, c lab.GatewayCase) {
 func (s *suite) refuses(t *testing.T, c lab.GatewayCase, says string) {
 	t.Helper()
 	s.refused++
-	s.consul.clear(t)
+	s.consul.reset(t)
 	err := s.consul.load(c)
 	if err == nil {
 		var stop func()

@@ -150,7 +150,7 @@ func (s *consulServer) loadRemote(t *testing.T, dc string, c federatedCase) {
 	if dc == remoteDatacenter {
 		for i, name := range slices.Sorted(maps.Keys(c.Remote)) {
 			for j, instance := range c.Remote[name] {
-				writes = append(writes, remotely(sidecar(name, i+1, j+1, instance)))
+				writes = append(writes, onRemoteNode(sidecar(name, i+1, j+1, instance)))
 			}
 		}
 	}
@@ -159,9 +159,9 @@ func (s *consulServer) loadRemote(t *testing.T, dc string, c federatedCase) {
 	}
 }
 
-// remotely puts a registration onto the node of the second datacenter, which
+// onRemoteNode puts a registration onto the node of the second datacenter, which
 // has an address for those outside.
-func remotely(registration map[string]any) write {
+func onRemoteNode(registration map[string]any) write {
 	registration["Node"], registration["Address"] = remoteNode, "10.2.0.2"
 	registration["TaggedAddresses"] = map[string]any{"wan": "198.51.100.2"}
 	return write{registerPath, registration}

@@ -67,7 +67,7 @@ func TestHostNamesOfAClusterPeer(t *testing.T) {
 	s := startSuite(t, current)
 	c := readFederated(t, "testdata/better/peer-host-names.yaml")[0]
 	s.loadPeered(t, startPeer(t, s.consul), c)
-	s.consul.clear(t)
+	s.consul.reset(t)
 	if err := s.consul.load(c.GatewayCase); err != nil {
 		t.Fatal(err)
 	}

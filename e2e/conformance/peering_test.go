@@ -68,7 +68,7 @@ func TestClusterPeerGetsNewRoots(t *testing.T) {
 	}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the peer has told its new root", func() error {
+	eventually(t, "the peer has sent its new root", func() error {
 		p, _, err := s.consul.client.Peerings().Read(t.Context(), peerName, nil)
 		if err == nil && len(p.PeerCAPems) < 2 {
 			err = errors.New("one root")
@@ -89,7 +89,7 @@ func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
 	c := readFederated(t, "testdata/better/peer-tcp.yaml")[0]
 	s := startSuite(t, current)
 	s.loadPeered(t, startPeer(t, s.consul), c)
-	s.consul.clear(t)
+	s.consul.reset(t)
 	if err := s.consul.load(c.GatewayCase); err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ func (s *suite) shrink(t *testing.T, c lab.GatewayCase) lab.GatewayCase {
 // something else than from Consul.
 func (s *suite) differs(t *testing.T, c lab.GatewayCase) bool {
 	t.Helper()
-	s.consul.clear(t)
+	s.consul.reset(t)
 	if err := s.consul.load(c); err != nil {
 		return false
 	}
