@@ -123,6 +123,7 @@ func (l *logLab) file(name string) *lab.AccessLog {
 // TestAccessLogSinks has entries of every kind of listener in every kind of
 // sink, while two collectors are not there.
 func TestAccessLogSinks(t *testing.T) {
+	t.Parallel()
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := startLogLab(t, envoy)
 		for _, port := range []int{8080, httpsPort} {

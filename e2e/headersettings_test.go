@@ -39,6 +39,7 @@ var headerSettings = []headerSetting{
 // setting, or else in the one of PROXY protocol. The access log has the client
 // that the setting makes of the connection, or of a trusted hop's word.
 func TestHeadersOfSettings(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()

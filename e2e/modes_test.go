@@ -22,6 +22,7 @@ import (
 // permissive before the balancer is switched, in both directions. The mode is
 // set in the config file, and in proxy-defaults.
 func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, place := range []struct {
 		name string
 		set  func(s *modesStory, t *testing.T, mode string)

@@ -35,6 +35,7 @@ func fromEndpoint(t *testing.T, client string) *proxyproto.Header {
 // TestOnlyTrustedAddressesNameTheClient has a gateway that believes its balancer, and
 // other addresses that connect and claim to be another.
 func TestOnlyTrustedAddressesNameTheClient(t *testing.T) {
+	t.Parallel()
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
 		settings := func(mode string) string {
@@ -138,6 +139,7 @@ func wantUntrustedClosed(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 // TestApacheGetsAPROXYHeader has an Apache that understands PROXY protocol in
 // the mesh, behind a tcp listener, which sends it the client address.
 func TestApacheGetsAPROXYHeader(t *testing.T) {
+	t.Parallel()
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
 		apache := lab.StartApache(t, l.Service, lab.TCPPort, lab.RemoteIPProxyProtocol)

@@ -3,8 +3,8 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -28,31 +28,13 @@ type BootstrapOptions struct {
 // Envoy's admin port. It does not wait for configuration.
 func StartBootstrapped(t *testing.T, o BootstrapOptions) *Envoy {
 	t.Helper()
-	if o.Gateway == "" {
-		o.Gateway = "ingress-gateway"
-	}
-	if o.AdminPort == 0 {
-		o.AdminPort = 19000
-	}
+	o.Gateway, o.AdminPort = cmp.Or(o.Gateway, "ingress-gateway"), cmp.Or(o.AdminPort, 19000)
 	config := WriteFile(t, testprocess.NewDir(t), "bootstrap.json", bootstrap(t, o))
-	transport := &http.Transport{DialContext: o.Host.Dial}
-	t.Cleanup(transport.CloseIdleConnections)
-	e := &Envoy{
-		Host:      o.Host,
-		AdminPort: o.AdminPort,
-		client:    &http.Client{Transport: transport},
-		Process: testprocess.Start(t, testprocess.Command{
-			Name: o.Gateway + " on " + o.Host.Name + " (Envoy " + o.Envoy + ", own bootstrap)",
-			Path: EnvoyBinary(t, o.Envoy), Host: o.Host,
-			Args: append([]string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"}, o.EnvoyArgs...),
-		}),
-	}
-	e.Log = &AccessLog{Process: e.Process}
-	testprocess.Eventually(t, e.Name+" answers on its admin port", testprocess.StartDeadline, func() error {
-		_, err := e.Admin("/server_info")
-		return err
-	})
-	return e
+	return runEnvoy(t, o.AdminPort, testprocess.Command{
+		Name: o.Gateway + " on " + o.Host.Name + " (Envoy " + o.Envoy + ", own bootstrap)",
+		Path: EnvoyBinary(t, o.Envoy), Host: o.Host,
+		Args: append([]string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"}, o.EnvoyArgs...),
+	}, o.Host)
 }
 
 // bootstrap is what `usher bootstrap` prints.

@@ -4,12 +4,16 @@ package lab
 
 import (
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+	"github.com/pires/go-proxyproto"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
@@ -153,4 +157,83 @@ func (l *Lab) WantBalancerAddress(t *testing.T, gateway *Envoy) {
 	if got := l.Echo.Received(t, path).Header.Values("X-Forwarded-For"); len(got) != 0 {
 		t.Errorf("the service got X-Forwarded-For %q, want none", got)
 	}
+}
+
+// ProxyHeaderFor is the PROXY v2 header that a balancer writes for a client.
+func ProxyHeaderFor(client string) *proxyproto.Header {
+	address := func(ip string, port uint16) net.Addr {
+		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), port))
+	}
+	return proxyproto.HeaderProxyFromAddrs(2, address(client, 40000), address(BalancerIP, 8080))
+}
+
+// WaitMode waits until a gateway handles connections with and without a PROXY header
+// as in the mode. The connections come from the balancer's host.
+func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
+	t.Helper()
+	const consecutive = 10
+	plain := Request{From: l.Balancer, To: gateway.Addr(8080), Path: PollPath}
+	withHeader := plain
+	withHeader.Proxy = ProxyHeaderFor(ClientIP)
+	plainStatus, headerStatus := http.StatusOK, http.StatusOK
+	switch mode {
+	case "off":
+		headerStatus = http.StatusBadRequest
+	case "strict":
+		plainStatus = 0
+	case "permissive":
+	default:
+		t.Fatalf("there is no mode %q", mode)
+	}
+	testprocess.Eventually(t, fmt.Sprintf("%s is in mode %s", gateway.Name, mode), testprocess.ChangeDeadline, func() error {
+		for range consecutive {
+			if got := plain.StatusCode(t); got != plainStatus {
+				return fmt.Errorf("status %d without a header, want %d", got, plainStatus)
+			}
+			if got := withHeader.StatusCode(t); got != headerStatus {
+				return fmt.Errorf("status %d with a header, want %d", got, headerStatus)
+			}
+		}
+		return nil
+	})
+}
+
+// StatusCode makes the request. It returns 0 if the connection was closed without a
+// response.
+func (c Request) StatusCode(t *testing.T) int {
+	t.Helper()
+	got, err := c.Do(t.Context())
+	if err != nil {
+		return 0
+	}
+	return got.Status
+}
+
+// The versions of the real parts. `make tools` installs them.
+const (
+	ConsulNew = "1.22.0"
+	ConsulOld = "1.15.1" // the lab's
+	EnvoyNew  = "1.40.0"
+	EnvoyOld  = "1.36.2"
+)
+
+func consulBinary(t *testing.T, version string) string {
+	t.Helper()
+	return testprocess.Tool(t, "consul-"+version, "consul")
+}
+
+// EnvoyBinary is the path of an Envoy.
+func EnvoyBinary(t *testing.T, version string) string {
+	t.Helper()
+	return testprocess.Tool(t, "envoy-"+version, "envoy")
+}
+
+// WriteFile writes a file below a directory and returns its path.
+func WriteFile(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -106,6 +107,14 @@ func (h *Host) dialBy(ctx context.Context, dialer *net.Dialer, network, address 
 		return err
 	})
 	return conn, err
+}
+
+// httpClient makes requests from inside the host.
+func (h *Host) httpClient(t *testing.T) *http.Client {
+	t.Helper()
+	transport := &http.Transport{DialContext: h.Dial}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
 }
 
 // addIPv6 adds an address of the lab's IPv6 network to the host.

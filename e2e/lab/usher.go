@@ -62,9 +62,7 @@ func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 	if o.XDSAddr == "" {
 		o.XDSAddr = "127.0.0.1:18000"
 	}
-	transport := &http.Transport{DialContext: o.Host.Dial}
-	t.Cleanup(transport.CloseIdleConnections)
-	u := &Usher{GRPCAddr: o.XDSAddr, HTTPClient: &http.Client{Transport: transport}}
+	u := &Usher{GRPCAddr: o.XDSAddr, HTTPClient: o.Host.httpClient(t)}
 	if !strings.Contains(o.XDSAddr, "://") {
 		u.GRPCAddr = "http://" + o.XDSAddr
 	}

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"testing"
@@ -29,12 +30,7 @@ type XDSPort struct {
 // Dial makes a connection of its own, which opens with its first stream.
 func (p XDSPort) Dial(t *testing.T) *grpc.ClientConn {
 	t.Helper()
-	if p.Network == "" {
-		p.Network = "tcp"
-	}
-	if p.Address == "" {
-		p.Address = "127.0.0.1:18000"
-	}
+	p.Network, p.Address = cmp.Or(p.Network, "tcp"), cmp.Or(p.Address, "127.0.0.1:18000")
 	if p.TLS == nil {
 		p.TLS = insecure.NewCredentials()
 	}
