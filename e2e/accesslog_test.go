@@ -123,7 +123,6 @@ func (l *logLab) file(name string) *lab.AccessLog {
 // TestAccessLogSinks has entries of every kind of listener in every kind of
 // sink, while two collectors are not there.
 func TestAccessLogSinks(t *testing.T) {
-	t.Parallel()
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := startLogLab(t, envoy)
 		for _, port := range []int{8080, httpsPort} {
@@ -313,12 +312,12 @@ func (l *logLab) rawTCP(t *testing.T, port int, data []byte) string {
 // wantReasons wants a line with the reason of each connection that is rejected.
 func (l *logLab) wantReasons(t *testing.T) {
 	t.Helper()
-	stranger, noHeader, noTLS := l.request(t, httpsPort, ""), l.request(t, httpsPort, ""), l.request(t, httpsPort, "")
-	stranger.From = l.Client
+	untrusted, noHeader, noTLS := l.request(t, httpsPort, ""), l.request(t, httpsPort, ""), l.request(t, httpsPort, "")
+	untrusted.From = l.Client
 	noHeader.Proxy = nil
 	noTLS.TLS = nil
 	for reason, c := range map[string]lab.Request{
-		"the peer is not in trusted_cidrs":                        stranger,
+		"the peer is not in trusted_cidrs":                        untrusted,
 		"there was no PROXY header, or none that is allowed here": noHeader,
 		"the TLS handshake failed: ":                              noTLS,
 	} {

@@ -18,7 +18,6 @@ import (
 // setting after the other. What the service receives changes with each, which
 // shows that it is there.
 func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
-	t.Parallel()
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
 		usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul, Config: "usher {}"})

@@ -76,7 +76,6 @@ func (s trust) settings(file string) string {
 // the address, that the settings say in a certificate of the right authority. Nobody
 // else gets one, requests are answered all the same, and corrected settings apply.
 func TestCollectorIsAuthenticated(t *testing.T) {
-	t.Parallel()
 	const name = "collector.example.com"
 	own, other := lab.NewCertificateAuthority(t, "own"), lab.NewCertificateAuthority(t, "other")
 	right := trust{ca: own.PEM(), sni: name}
@@ -164,7 +163,6 @@ func (l *collectorLab) wantNowhere(t *testing.T, file *lab.AccessLog) {
 // and come back under load. No request fails, entries arrive as soon as there is
 // a collector, and Envoy counts what it loses where the docs say so.
 func TestCollectorsComeAndGo(t *testing.T) {
-	t.Parallel()
 	settings := fmt.Sprintf(`usher { access_log { sinks = [
   { type = "otlp", address = "%[1]s:%[2]d" },
   { type = "grpc", address = "%[1]s:%[3]d" },

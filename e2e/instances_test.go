@@ -93,10 +93,10 @@ func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) 
 	message := fmt.Sprintf(`gateway "ingress-gateway" has instances with the service ID "ingress-gateway" and different settings `+
 		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata tells which one it is: `+
 		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
-	stranger := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
-	stranger.WaitOutput(t, message)
+	unknown := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
+	unknown.WaitOutput(t, message)
 	usher.WaitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
-	if listeners, err := stranger.Admin("/listeners"); err != nil || listeners != "" {
+	if listeners, err := unknown.Admin("/listeners"); err != nil || listeners != "" {
 		t.Errorf("an Envoy that is refused has the listeners %q, want none (%v)", listeners, err)
 	}
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // ownFields are ways in which users write the client's address, and what
-// they are for a client at 192.0.2.7:40000. Each begins with the peer, by which
+// they are for a client at 192.0.2.7:40000. Each begins with the address that connects, by which
 // the test finds the line.
 var ownFields = map[string]string{
 	"%DOWNSTREAM_REMOTE_ADDRESS%":              "192.0.2.7:40000",
@@ -27,8 +27,8 @@ var ownFields = map[string]string{
 }
 
 // TestOwnLogFormats is for a user with a custom log format,
-// as text and as JSON. The line of a peer who is believed has the client, and
-// that of a stranger has the stranger, in every way that an address is written.
+// as text and as JSON. The line of a trusted address has the client, and
+// that of an untrusted one has itself, in every form of an address.
 func TestOwnLogFormats(t *testing.T) {
 	t.Parallel()
 	var listeners []lab.TestListener

@@ -17,7 +17,6 @@ import (
 // PROXY header to a listener that demands one. An Envoy that knows limits logs ten
 // a second, the other one each; requests are logged as ever.
 func TestRejectedConnectionsDoNotFloodTheLog(t *testing.T) {
-	t.Parallel()
 	const rejected, perSecond = 300, 10
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)

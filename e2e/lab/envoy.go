@@ -179,9 +179,10 @@ func (e *Envoy) Stat(t *testing.T, name string) int {
 	return 0
 }
 
-// OnEachEnvoy runs a story on each Envoy.
+// OnEachEnvoy runs a story on each Envoy, beside other tests.
 func OnEachEnvoy(t *testing.T, story func(t *testing.T, envoy string)) {
 	t.Helper()
+	t.Parallel()
 	for _, envoy := range []string{EnvoyNew, EnvoyOld} {
 		t.Run("envoy "+envoy, func(t *testing.T) {
 			t.Parallel()

@@ -143,7 +143,7 @@ func (p Probe) symbol(ip string) string {
 	case ForgedIP:
 		return "forged"
 	case p.Source.Addr().String():
-		return "peer"
+		return "direct"
 	case p.Preface.Client.Addr().String():
 		return "client"
 	}

@@ -76,7 +76,7 @@ func StartTrustLab(t *testing.T, listeners []TestListener) *TrustLab {
 		l.Listeners[i].Port = 7000 + i
 	}
 	l.Trusted = Downstream{l.Balancer, []netip.Addr{l.Balancer.IP, l.Balancer.addIPv6(t, "fd00:18::10")}}
-	other := l.AddHost(t, "stranger", "198.18.0.66")
+	other := l.AddHost(t, "untrusted", "198.18.0.66")
 	l.Untrusted = Downstream{other, []netip.Addr{other.IP, other.addIPv6(t, "fd00:18::66")}}
 	l.Consul = StartConsul(t, ConsulOptions{Version: ConsulNew, Host: l.Control})
 	l.Echo = StartEcho(t, l.Service, 8080)
