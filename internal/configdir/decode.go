@@ -7,44 +7,54 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
+	"go.yaml.in/yaml/v3"
+
+	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
 )
 
-// refused is the type of a field that Consul knows and file mode cannot
-// honour. A value that says something is a problem; the tag "why" gives the
-// reason and, after a semicolon, what to do other than to remove the field. A
-// value that says nothing, as Consul prints it where nothing was
-// set, is fine.
+// refused is the type of a field that Consul has and file mode cannot honour. Its value has to be unset. The tag "why"
+// gives the reason and, after a semicolon, what to do other than to remove the field.
 type refused struct{}
 
-// forbidden is refused also where it is empty, for a block that means something
-// by being there.
+// forbidden is refused also where it is empty, for a block that has a meaning without content.
 type forbidden struct{}
 
-// ignored is the type of a field that has no effect on an ingress gateway in
-// Consul either.
+// ignored is the type of a field that has no effect on an ingress gateway in Consul either.
 type ignored struct{}
 
-// decoder decodes nodes into structs strictly and collects what is wrong: a
-// member that the struct has no field for, a value of another type.
+// decoder decodes the nodes of a file into structs and collects the problems: a member without a field, a value of
+// another type.
 type decoder struct {
-	// custom says that names are spelled as in Consul's custom resources, and
-	// no other way. Otherwise every spelling is taken that Consul takes in HCL
-	// and JSON, and a list of one may stand for its element and the reverse.
+	file string
+	// custom says that names are spelled as in Consul's custom resources, and no other way. Otherwise every
+	// spelling is right that Consul takes in HCL and JSON, and a list of one may stand for its element and the
+	// reverse.
 	custom   bool
 	problems Problems
 }
 
-// problem notes what is wrong at the end of steps from n (see node.locate).
-func (d *decoder) problem(n *node, steps []any, format string, args ...any) {
-	at, path := n.locate(d.spell, steps...)
-	if p := problemAt(at, path, format, args...); !slices.Contains(d.problems, p[0]) {
-		d.problems = append(d.problems, p...)
+func (d *decoder) add(line int, path, format string, args ...any) {
+	where := configtree.At(d.file, line)
+	if path != "" {
+		where += ": " + configtree.OneLine(path)
+	}
+	p := problem.Problem{Where: where, What: fmt.Sprintf(format, args...)}
+	if !slices.Contains(d.problems, p) {
+		d.problems = append(d.problems, p)
 	}
 }
 
-// spell gives the name of a field in the file's own spelling.
+// addAt adds a problem at the end of steps from n (see configtree.Locate).
+func (d *decoder) addAt(n *yaml.Node, steps []any, format string, args ...any) {
+	line, path := configtree.Locate(n, d.spell, steps...)
+	d.add(line, path, format, args...)
+}
+
+// spell returns the name of a field in the file's own spelling.
 func (d *decoder) spell(name string) string {
 	if d.custom {
 		return camel(name)
@@ -52,128 +62,109 @@ func (d *decoder) spell(name string) string {
 	return snake(name)
 }
 
-// object decodes the members of n into the fields of the structs that into
-// points to, each member into the one that has a field for it.
-func (d *decoder) object(n *node, path string, into ...any) {
-	n, ok := d.expectObject(n, path)
-	if !ok {
+// object decodes the members of n into the fields of the structs that into points to, each member into the one that
+// has a field for it.
+func (d *decoder) object(n *yaml.Node, path string, into ...any) {
+	if !d.isObject(n, path) {
 		return
 	}
-	var fields []target
-	for _, one := range into {
-		fields = append(fields, d.targets(reflect.ValueOf(one).Elem())...)
-	}
-	seen := map[string]place{}
-	for _, f := range n.fields {
-		i := slices.IndexFunc(fields, func(t target) bool { return d.names(t, f.name) })
-		if i < 0 {
-			d.unknown(f, path, fields)
+	fields := fieldsOf(into)
+	lines := map[string]int{}
+	for i := 0; i < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		at := configtree.Join(path, key.Value)
+		f := slices.IndexFunc(fields, func(f field) bool { return d.isName(key.Value, f.Name) })
+		if f < 0 {
+			d.unknown(key, at, fields)
 			continue
 		}
-		if earlier, twice := seen[fields[i].name]; twice {
-			d.add(f.at, join(path, f.name), "this key is already given at %s; remove one of the two", earlier)
+		if earlier, twice := lines[fields[f].Name]; twice {
+			d.add(key.Line, at, "this key is already given at %s; remove one of the two", configtree.At(d.file, earlier))
 			continue
 		}
-		seen[fields[i].name] = f.at
-		d.field(f, join(path, f.name), fields[i])
+		lines[fields[f].Name] = key.Line
+		d.field(key, value, at, fields[f])
 	}
 }
 
-func (d *decoder) expectObject(n *node, path string) (*node, bool) {
-	if !d.custom {
-		n = n.single()
+func (d *decoder) isObject(n *yaml.Node, path string) bool {
+	if n.Kind != yaml.MappingNode {
+		d.add(n.Line, path, "%s is not allowed; use an object", configtree.Describe(n))
 	}
-	if n.kind != object {
-		d.add(n.at, path, "%s is not allowed; use an object", n.describe())
-		return nil, false
-	}
-	return n, true
+	return n.Kind == yaml.MappingNode
 }
 
-// target is a field that a member can be decoded into.
-type target struct {
-	name  string // of the Go field, or its tag "name"
-	why   string
+type field struct {
+	reflect.StructField
 	value reflect.Value
 }
 
-// targets lists the fields of a struct, those of embedded structs among them.
-func (d *decoder) targets(v reflect.Value) []target {
-	var out []target
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if f.Anonymous {
-			out = append(out, d.targets(v.Field(i))...)
-			continue
+// fieldsOf returns the fields of structs, those of embedded structs among them.
+func fieldsOf(structs []any) []field {
+	var fields []field
+	for _, pointer := range structs {
+		v := reflect.ValueOf(pointer).Elem()
+		for _, f := range reflect.VisibleFields(v.Type()) {
+			if f.IsExported() && !f.Anonymous {
+				fields = append(fields, field{f, v.FieldByIndex(f.Index)})
+			}
 		}
-		if !f.IsExported() {
-			continue
-		}
-		t := target{name: f.Name, why: f.Tag.Get("why"), value: v.Field(i)}
-		if name := f.Tag.Get("name"); name != "" {
-			t.name = name
-		}
-		out = append(out, t)
 	}
-	return out
+	return fields
 }
 
-// names says whether a member called name belongs to the field.
-func (d *decoder) names(t target, name string) bool {
-	if d.custom && !strings.Contains(t.name, "_") {
-		return camel(t.name) == name
+// isName reports whether a key is a spelling of a field's name.
+func (d *decoder) isName(key, name string) bool {
+	if d.custom {
+		return key == camel(name)
 	}
-	return normal(t.name) == normal(name)
+	return configtree.SameName(key, name)
 }
 
-func (d *decoder) unknown(f field, path string, fields []target) {
+func (d *decoder) unknown(key *yaml.Node, path string, fields []field) {
 	var known []string
-	for _, t := range fields {
-		switch t.value.Interface().(type) {
+	for _, f := range fields {
+		switch f.value.Interface().(type) {
 		case refused, forbidden, ignored:
 		default:
-			known = append(known, d.spell(t.name))
+			known = append(known, d.spell(f.Name))
 		}
 	}
 	slices.Sort(known)
-	d.add(f.at, join(path, f.name), "this key is unknown; remove it or use one of %s", strings.Join(known, ", "))
+	d.add(key.Line, path, "unknown key%s; remove it, or use %s", problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
 }
 
-func (d *decoder) field(f field, path string, t target) {
-	switch t.value.Interface().(type) {
+func (d *decoder) field(key, value *yaml.Node, path string, f field) {
+	isRefused := false
+	switch f.value.Interface().(type) {
 	case ignored:
 	case refused:
-		if f.value.says() {
-			d.refuse(f.at, path, t.why)
-		}
+		isRefused = configtree.IsSet(value)
 	case forbidden:
-		if f.value.kind != null {
-			d.refuse(f.at, path, t.why)
-		}
+		isRefused = value.Tag != configtree.Null
 	default:
-		d.value(f.value, path, t.value)
+		d.value(value, path, f.value)
 	}
-}
-
-func (d *decoder) refuse(at place, path, why string) {
-	if !strings.Contains(why, ";") {
-		why += "; remove it"
+	if isRefused {
+		why := f.Tag.Get("why")
+		if !strings.Contains(why, ";") {
+			why += "; remove it"
+		}
+		d.add(key.Line, path, "%s", why)
 	}
-	d.add(at, path, "%s", why)
 }
 
 // value decodes n into v. Null leaves v as it is.
-func (d *decoder) value(n *node, path string, v reflect.Value) {
-	if n.kind == null {
+func (d *decoder) value(n *yaml.Node, path string, v reflect.Value) {
+	if n.Tag == configtree.Null {
 		return
 	}
-	switch v.Interface().(type) {
-	case *node:
+	if _, opaque := reflect.TypeAssert[*yaml.Node](v); opaque {
 		v.Set(reflect.ValueOf(n))
 		return
-	case gateway.Duration:
-		d.duration(n, path, v)
-		return
+	}
+	if !d.custom && v.Kind() != reflect.Slice {
+		n = configtree.Single(n)
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -184,104 +175,106 @@ func (d *decoder) value(n *node, path string, v reflect.Value) {
 	case reflect.Slice:
 		d.list(n, path, v)
 	case reflect.Map:
-		d.members(n, path, v)
-	default:
-		d.scalar(n, path, v)
-	}
-}
-
-func (d *decoder) list(n *node, path string, v reflect.Value) {
-	items := n.items
-	if n.kind != list {
-		if d.custom {
-			d.add(n.at, path, "%s is not allowed; use a list", n.describe())
+		if !d.isObject(n, path) {
 			return
 		}
-		items = []*node{n}
-	}
-	v.Set(reflect.MakeSlice(v.Type(), len(items), len(items)))
-	for i, item := range items {
-		p := path
-		if n.kind == list {
-			p = fmt.Sprintf("%s[%d]", path, i)
+		v.Set(reflect.MakeMap(v.Type()))
+		for i := 0; i < len(n.Content); i += 2 {
+			member := reflect.New(v.Type().Elem()).Elem()
+			d.value(n.Content[i+1], configtree.Join(path, n.Content[i].Value), member)
+			v.SetMapIndex(reflect.ValueOf(n.Content[i].Value), member)
 		}
-		d.value(item, p, v.Index(i))
+	default:
+		if wanted := d.scalar(n, v); wanted != "" {
+			d.add(n.Line, path, "%s is not allowed; use %s", configtree.Describe(n), wanted)
+		}
 	}
 }
 
-func (d *decoder) members(n *node, path string, v reflect.Value) {
-	n, ok := d.expectObject(n, path)
-	if !ok {
+func (d *decoder) list(n *yaml.Node, path string, v reflect.Value) {
+	isList := n.Kind == yaml.SequenceNode
+	if !isList && d.custom {
+		d.add(n.Line, path, "%s is not allowed; use a list", configtree.Describe(n))
 		return
 	}
-	v.Set(reflect.MakeMap(v.Type()))
-	for _, f := range n.fields {
-		member := reflect.New(v.Type().Elem()).Elem()
-		d.value(f.value, join(path, f.name), member)
-		v.SetMapIndex(reflect.ValueOf(f.name), member)
+	items := configtree.Elements(n)
+	v.Set(reflect.MakeSlice(v.Type(), len(items), len(items)))
+	for i, item := range items {
+		at := path
+		if isList {
+			at = fmt.Sprintf("%s[%d]", path, i)
+		}
+		d.value(item, at, v.Index(i))
 	}
 }
 
-// scalar decodes strings, numbers and booleans. Outside custom resources a
-// number may be written as a string and the reverse, as Consul takes them.
-func (d *decoder) scalar(n *node, path string, v reflect.Value) {
-	if !d.custom {
-		n = n.single()
-	}
-	text := fmt.Sprint(n.scalar)
-	_, isText := n.scalar.(string)
-	_, isBool := n.scalar.(bool)
+// scalar decodes a string, number, boolean or duration. If it cannot, it returns what to use. Outside custom resources
+// a number may be written as a string and the reverse, as Consul takes them.
+func (d *decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
+	isText, isBool := n.Tag == configtree.String, n.Tag == configtree.Bool
+	isNumber := n.Kind == yaml.ScalarNode && !isText && !isBool
 	weak := !d.custom
+	if into, ok := reflect.TypeAssert[*gateway.Duration](v.Addr()); ok {
+		ns, err := strconv.ParseInt(n.Value, 10, 64)
+		if isText && n.Value != "" {
+			var span time.Duration
+			span, err = time.ParseDuration(n.Value)
+			ns = int64(span)
+		}
+		if ok := err == nil && (isText || weak && n.Tag == configtree.Int) || isText && n.Value == ""; !ok {
+			return `a duration such as "10s"`
+		}
+		*into = gateway.Duration(ns)
+		return ""
+	}
 	switch v.Kind() {
 	case reflect.String:
-		if n.kind == scalar && (isText || weak && !isBool) {
-			v.SetString(text)
-			return
+		if !isText && (!weak || !isNumber) {
+			return "a string in quotes"
 		}
-		d.add(n.at, path, "%s is not allowed; use a string in quotes", n.describe())
+		v.SetString(n.Value)
 	case reflect.Bool:
-		if b, err := strconv.ParseBool(text); err == nil && (isBool || weak && isText) {
-			v.SetBool(b)
-			return
+		b, err := strconv.ParseBool(n.Value)
+		if err != nil || !isBool && (!weak || !isText) {
+			return "true or false"
 		}
-		d.add(n.at, path, "%s is not allowed; use true or false", n.describe())
+		v.SetBool(b)
 	case reflect.Int, reflect.Int64:
-		if i, err := strconv.ParseInt(text, 10, v.Type().Bits()); err == nil && (!isText || weak) {
-			v.SetInt(i)
-			return
+		i, err := strconv.ParseInt(n.Value, 10, v.Type().Bits())
+		if err != nil || !isNumber && (!weak || !isText) {
+			return "a whole number"
 		}
-		d.add(n.at, path, "%s is not allowed; use a whole number", n.describe())
+		v.SetInt(i)
 	case reflect.Uint32:
-		if i, err := strconv.ParseUint(text, 10, 32); err == nil && (!isText || weak) {
-			v.SetUint(i)
-			return
+		i, err := strconv.ParseUint(n.Value, 10, 32)
+		if err != nil || !isNumber && (!weak || !isText) {
+			return "a whole number from 0 to 4294967295"
 		}
-		d.add(n.at, path, "%s is not allowed; use a whole number from 0 to 4294967295", n.describe())
+		v.SetUint(i)
 	default:
-		panic("files: no decoding into " + v.Type().String())
+		panic("configdir: no decoding into " + v.Type().String())
 	}
+	return ""
 }
 
-// duration takes "5s", and outside custom resources a number of nanoseconds.
-func (d *decoder) duration(n *node, path string, v reflect.Value) {
-	switch value := n.scalar.(type) {
-	case string:
-		if value == "" {
-			return
+// snake returns a field's name as Consul's HCL spells it: max_connections. A word begins at a digit or a capital after
+// a small letter, and at the last capital of a row that small letters follow.
+func snake(name string) string {
+	var b strings.Builder
+	runes := []rune(name)
+	for i, r := range runes {
+		afterSmall := i > 0 && unicode.IsLower(runes[i-1])
+		beforeSmall := i > 0 && i+1 < len(runes) && unicode.IsLower(runes[i+1])
+		if afterSmall && (unicode.IsUpper(r) || unicode.IsDigit(r)) || beforeSmall && unicode.IsUpper(r) && unicode.IsUpper(runes[i-1]) {
+			b.WriteByte('_')
 		}
-		if span, err := time.ParseDuration(value); err == nil {
-			v.SetInt(int64(span))
-			return
-		}
-	case int64:
-		if !d.custom {
-			v.SetInt(value)
-			return
-		}
+		b.WriteRune(unicode.ToLower(r))
 	}
-	d.add(n.at, path, "%s is not allowed; use a duration such as \"10s\"", n.describe())
+	return b.String()
 }
 
-func (d *decoder) add(at place, path, format string, args ...any) {
-	d.problems = append(d.problems, problemAt(at, path, format, args...)...)
+// camel returns a field's name as Consul's custom resources spell it: maxConnections, tlsMinVersion.
+func camel(name string) string {
+	first, _, _ := strings.Cut(snake(name), "_")
+	return first + name[len(first):]
 }

@@ -47,7 +47,7 @@ func snapshotOf(t *testing.T, name string, files tree) *gateway.Snapshot {
 	if err := s.Load(); err != nil {
 		t.Fatal(err)
 	}
-	return s.now().snapshot(gateway.ID{Name: name}, "dir")
+	return s.current().snapshot(gateway.ID{Name: name}, "dir")
 }
 
 func testdata(t *testing.T, name string) string {
@@ -70,7 +70,7 @@ func problemsOf(t *testing.T, dir, name string) []string {
 		t.Fatal(err)
 	}
 	var out []string
-	for _, p := range s.now().snapshot(gateway.ID{Name: name}, dir).Problems {
+	for _, p := range s.current().snapshot(gateway.ID{Name: name}, dir).Problems {
 		out = append(out, strings.ReplaceAll(p.String(), dir, "DIR"))
 	}
 	return out

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,7 +47,8 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// followDir loads dir and follows the gateway gw until the test ends.
+// followDir loads dir and watches the gateway gw until the test ends. The tests run in bubbles, where time passes only
+// while everything waits: they neither take long nor depend on the machine's speed.
 func followDir(t *testing.T, dir string) *followed {
 	t.Helper()
 	f := &followed{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &lockedBuffer{}}
@@ -133,183 +135,201 @@ func gw(ports ...int) string {
 }
 
 func TestChangeOfAFileArrives(t *testing.T) {
-	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
-	f.until(listening(80))
-	start := time.Now()
-	f.write("gw.hcl", gw(81))
-	f.until(listening(81))
-	t.Logf("written to put: %v", time.Since(start))
-	put(t, filepath.Join(f.dir, "gw.hcl"), gw(82, 83)) // in place
-	f.until(listening(82, 83))
-	f.write("more.hcl", `kind = "proxy-defaults" name = "global" access_logs { enabled = true }`)
-	f.until("access logs", func(s *gateway.Snapshot) bool { return s.Instances[0].AccessLogs.Enabled })
-	must(t, os.Remove(filepath.Join(f.dir, "more.hcl")))
-	f.until("no access logs", func(s *gateway.Snapshot) bool { return !s.Instances[0].AccessLogs.Enabled })
-	must(t, os.Remove(filepath.Join(f.dir, "gw.hcl")))
-	gone := f.until("no listeners", func(s *gateway.Snapshot) bool { return s.Entry == nil })
-	if len(gone.Instances) != 1 {
-		t.Errorf("a gateway whose entry is deleted has %d instances; its Envoy has to learn it", len(gone.Instances))
-	}
-	if got := f.source.Gateways(); len(got) != 0 {
-		t.Errorf("gateways are %v", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f.until(listening(80))
+		start := time.Now()
+		f.write("gw.hcl", gw(81))
+		f.until(listening(81))
+		t.Logf("written to put: %v", time.Since(start))
+		put(t, filepath.Join(f.dir, "gw.hcl"), gw(82, 83)) // in place
+		f.until(listening(82, 83))
+		f.write("more.hcl", `kind = "proxy-defaults" name = "global" access_logs { enabled = true }`)
+		f.until("access logs", func(s *gateway.Snapshot) bool { return s.Instances[0].AccessLogs.Enabled })
+		must(t, os.Remove(filepath.Join(f.dir, "more.hcl")))
+		f.until("no access logs", func(s *gateway.Snapshot) bool { return !s.Instances[0].AccessLogs.Enabled })
+		must(t, os.Remove(filepath.Join(f.dir, "gw.hcl")))
+		gone := f.until("no listeners", func(s *gateway.Snapshot) bool { return s.Entry == nil })
+		if len(gone.Instances) != 1 {
+			t.Errorf("a gateway whose entry is deleted has %d instances; its Envoy has to learn it", len(gone.Instances))
+		}
+		if got := f.source.Gateways(); len(got) != 0 {
+			t.Errorf("gateways are %v", got)
+		}
+	})
 }
 
 func TestDirectoryIsAwayForAWhile(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "config")
-	must(t, os.Rename(write(t, tree{"gw.hcl": gw(81), "web.hcl": staticServer}), dir))
-	f := followDir(t, dir)
-	f.until(listening(81))
-	must(t, os.Rename(dir, dir+".away"))
-	held := f.until("a problem", troubled)
-	want := dir + ": cannot be read: no such file or directory; mend it, or remove it"
-	if got := held.Problems[0].String(); got != want || !cmp.Equal(portsOf(held), []int{81}) {
-		t.Errorf("problem %q, ports %v", got, portsOf(held))
-	}
-	put(t, filepath.Join(dir+".away", "gw.hcl"), gw(82))
-	must(t, os.Rename(dir+".away", dir))
-	f.until(listening(82))
-	f.write("gw.hcl", gw(83))
-	f.until(listening(83))
+	synctest.Test(t, func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "config")
+		must(t, os.Rename(write(t, tree{"gw.hcl": gw(81), "web.hcl": staticServer}), dir))
+		f := followDir(t, dir)
+		f.until(listening(81))
+		must(t, os.Rename(dir, dir+".away"))
+		held := f.until("a problem", troubled)
+		want := dir + ": cannot be read: no such file or directory; correct it, or remove it"
+		if got := held.Problems[0].String(); got != want || !cmp.Equal(portsOf(held), []int{81}) {
+			t.Errorf("problem %q, ports %v", got, portsOf(held))
+		}
+		put(t, filepath.Join(dir+".away", "gw.hcl"), gw(82))
+		must(t, os.Rename(dir+".away", dir))
+		f.until(listening(82))
+		f.write("gw.hcl", gw(83))
+		f.until(listening(83))
+	})
 }
 
 func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
-	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
-	good := f.until(listening(80))
-	for _, tc := range []struct{ text, want string }{
-		{"", "gw.hcl:1: the file is empty; write an entry, or remove it"},
-		{gw(81)[:28], `gw.hcl:2: this is not HCL: key 'nam' expected start of object ('{') or assignment ('='); correct it`},
-		{gw(80, 80), "gw.hcl:4: listeners[1].port: port 80 is already given at DIR/gw.hcl:3; give every listener its own"},
-	} {
-		f.write("gw.hcl", tc.text)
-		want := "DIR/" + tc.want
-		bad := f.until(want, func(s *gateway.Snapshot) bool {
-			return len(s.Problems) == 1 && strings.ReplaceAll(s.Problems[0].String(), f.dir, "DIR") == want
-		})
-		if bad.Entry != good.Entry || !cmp.Equal(portsOf(bad), []int{80}) {
-			t.Errorf("%s: the entry changed", want)
+	synctest.Test(t, func(t *testing.T) {
+		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		good := f.until(listening(80))
+		for _, tc := range []struct{ text, want string }{
+			{"", "gw.hcl:1: the file is empty; write an entry, or remove it"},
+			{gw(81)[:28], `gw.hcl:2: this is not HCL: key 'nam' expected start of object ('{') or assignment ('='); correct it`},
+			{gw(80, 80), "gw.hcl:4: listeners[1].port: port 80 is already given at DIR/gw.hcl:3; give every listener its own"},
+		} {
+			f.write("gw.hcl", tc.text)
+			want := "DIR/" + tc.want
+			bad := f.until(want, func(s *gateway.Snapshot) bool {
+				return len(s.Problems) == 1 && strings.ReplaceAll(s.Problems[0].String(), f.dir, "DIR") == want
+			})
+			if bad.Entry != good.Entry || !cmp.Equal(portsOf(bad), []int{80}) {
+				t.Errorf("%s: the entry changed", want)
+			}
 		}
-	}
-	if err := f.source.Ready(); err != nil {
-		t.Errorf("the last good content stays, and Ready says %v", err)
-	}
-	f.write("gw.hcl", gw(81))
-	f.until(listening(81))
-	for report, want := range map[string]int{"reported 1:": 3, "reported 0:": 1} {
-		if got := strings.Count(f.log.String(), report); got != want {
-			t.Errorf("%d times %q, want %d:\n%s", got, report, want, f.log)
+		if err := f.source.Ready(); err != nil {
+			t.Errorf("the last good content stays, and Ready says %v", err)
 		}
-	}
+		f.write("gw.hcl", gw(81))
+		f.until(listening(81))
+		for report, want := range map[string]int{"reported 1:": 3, "reported 0:": 1} {
+			if got := strings.Count(f.log.String(), report); got != want {
+				t.Errorf("%d times %q, want %d:\n%s", got, report, want, f.log)
+			}
+		}
+	})
 }
 
 func TestFileBeingWrittenIsNoProblem(t *testing.T) {
-	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
-	f.until(listening(80))
-	for i := range 200 {
-		put(t, filepath.Join(f.dir, "gw.hcl"), gw(81+i))
-	}
-	f.until(listening(280))
-	if log := f.log.String(); strings.Contains(log, "reported") {
-		t.Errorf("a file that is being written is taken for a bad one:\n%s", log)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f.until(listening(80))
+		for i := range 200 {
+			put(t, filepath.Join(f.dir, "gw.hcl"), gw(81+i))
+		}
+		f.until(listening(280))
+		if log := f.log.String(); strings.Contains(log, "reported") {
+			t.Errorf("a file that is being written is taken for a bad one:\n%s", log)
+		}
+	})
 }
 
 func TestBadSettingsHoldNothingElseBack(t *testing.T) {
-	defaults := func(mode string) string {
-		return "kind = \"proxy-defaults\"\nname = \"global\"\nconfig { usher { proxy_protocol { mode = \"" + mode + "\" } } }"
-	}
-	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer, "proxy.hcl": defaults("strict")}))
-	f.until(listening(80))
-	f.write("proxy.hcl", defaults("on"))
-	bad := f.until("a problem", troubled)
-	want := f.dir + `/proxy.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`
-	if got := bad.Problems[0].String(); got != want {
-		t.Errorf("problem %q, want %q", got, want)
-	}
-	f.write("gw.hcl", gw(81))
-	moved := f.until("port 81", func(s *gateway.Snapshot) bool { return cmp.Equal(portsOf(s), []int{81}) })
-	if s, known := moved.ListenerSettings(moved.Instances[0], 0); !known || s.ProxyProtocol.Mode != settings.Strict {
-		t.Errorf("mode %q, known %v; want the last good one, strict", s.ProxyProtocol.Mode, known)
-	}
-	f.write("proxy.hcl", defaults("permissive"))
-	f.until("mode permissive", func(s *gateway.Snapshot) bool {
-		return s.ProxyDefaults.Settings.ProxyProtocol.Mode == settings.Permissive && len(s.Problems) == 0
+	synctest.Test(t, func(t *testing.T) {
+		defaults := func(mode string) string {
+			return "kind = \"proxy-defaults\"\nname = \"global\"\nconfig { usher { proxy_protocol { mode = \"" + mode + "\" } } }"
+		}
+		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer, "proxy.hcl": defaults("strict")}))
+		f.until(listening(80))
+		f.write("proxy.hcl", defaults("on"))
+		bad := f.until("a problem", troubled)
+		want := f.dir + `/proxy.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`
+		if got := bad.Problems[0].String(); got != want {
+			t.Errorf("problem %q, want %q", got, want)
+		}
+		f.write("gw.hcl", gw(81))
+		moved := f.until("port 81", func(s *gateway.Snapshot) bool { return cmp.Equal(portsOf(s), []int{81}) })
+		if s, known := moved.ListenerSettings(moved.Instances[0], 0); !known || s.ProxyProtocol.Mode != settings.Strict {
+			t.Errorf("mode %q, known %v; want the last good one, strict", s.ProxyProtocol.Mode, known)
+		}
+		f.write("proxy.hcl", defaults("permissive"))
+		f.until("mode permissive", func(s *gateway.Snapshot) bool {
+			return s.ProxyDefaults.Settings.ProxyProtocol.Mode == settings.Permissive && len(s.Problems) == 0
+		})
 	})
 }
 
 func TestUnchangedPartsKeepTheirPointers(t *testing.T) {
-	f := followDir(t, write(t, tree{
-		"gw.hcl":  gw(80),
-		"web.hcl": staticServer,
-		"own.hcl": `service { kind = "ingress-gateway" name = "gw" address = "10.0.0.1" }`,
-	}))
-	before := f.until(listening(80))
-	f.write("web.hcl", strings.Replace(staticServer, "10.1.0.7", "10.1.0.8", 1))
-	const target = "static-server.default.default.dc1"
-	after := f.until("the new address", func(s *gateway.Snapshot) bool {
-		return s.Endpoints.Get(target).Endpoints[0].Address == "10.1.0.8"
+	synctest.Test(t, func(t *testing.T) {
+		f := followDir(t, write(t, tree{
+			"gw.hcl":  gw(80),
+			"web.hcl": staticServer,
+			"own.hcl": `service { kind = "ingress-gateway" name = "gw" address = "10.0.0.1" }`,
+		}))
+		before := f.until(listening(80))
+		f.write("web.hcl", strings.Replace(staticServer, "10.1.0.7", "10.1.0.8", 1))
+		const target = "static-server.default.default.dc1"
+		after := f.until("the new address", func(s *gateway.Snapshot) bool {
+			return s.Endpoints.Get(target).Endpoints[0].Address == "10.1.0.8"
+		})
+		web := gateway.ServiceName{Name: "static-server"}
+		if before.Entry != after.Entry || before.Chains[web] != after.Chains[web] || before.Instances[0] != after.Instances[0] {
+			t.Error("a part that did not change has another pointer")
+		}
+		if before.Endpoints.Get(target).Endpoints[0].Address != "10.1.0.7" {
+			t.Error("a snapshot was changed after it was put")
+		}
 	})
-	web := gateway.ServiceName{Name: "static-server"}
-	if before.Entry != after.Entry || before.Chains[web] != after.Chains[web] || before.Instances[0] != after.Instances[0] {
-		t.Error("a part that did not change has another pointer")
-	}
-	if before.Endpoints.Get(target).Endpoints[0].Address != "10.1.0.7" {
-		t.Error("a snapshot was changed after it was put")
-	}
 }
 
 func TestChangeThatSaysTheSamePutsNothing(t *testing.T) {
-	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
-	f.until(listening(80))
-	f.write("gw.hcl", "# a comment\n"+gw(80))
-	f.write("README.md", "notes")
-	f.write("other.hcl", `kind = "ingress-gateway" name = "other"`)
-	for len(f.source.Gateways()) == 1 {
-		<-f.source.now().next
-	}
-	f.write("gw.hcl", gw(81))
-	for {
-		s := <-f.put
-		if ports := portsOf(s); cmp.Equal(ports, []int{81}) {
-			return
+	synctest.Test(t, func(t *testing.T) {
+		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f.until(listening(80))
+		f.write("gw.hcl", "# a comment\n"+gw(80))
+		f.write("README.md", "notes")
+		f.write("other.hcl", `kind = "ingress-gateway" name = "other"`)
+		for len(f.source.Gateways()) == 1 {
+			<-f.source.current().next
 		}
-		t.Errorf("a snapshot came that says the same: %+v", s)
-	}
+		f.write("gw.hcl", gw(81))
+		for {
+			s := <-f.put
+			if ports := portsOf(s); cmp.Equal(ports, []int{81}) {
+				return
+			}
+			t.Errorf("a snapshot came that says the same: %+v", s)
+		}
+	})
 }
 
 func TestWatchBeforeTheFirstReadWaits(t *testing.T) {
-	dir := write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer})
-	s := NewSource(dir, Options{Datacenter: "dc7"})
-	if err := s.Ready(); err == nil {
-		t.Error("ready before anything was read")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	put, ended := make(chan *gateway.Snapshot, 1), make(chan error, 1)
-	go func() { ended <- s.Watch(ctx, gateway.ID{Name: "gw"}, func(s *gateway.Snapshot) { put <- s }) }()
-	must(t, s.Load())
-	if got := <-put; got.Datacenter != "dc7" || len(got.Services) != 1 {
-		t.Errorf("got %+v", got)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("Watch: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		dir := write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer})
+		s := NewSource(dir, Options{Datacenter: "dc7"})
+		if err := s.Ready(); err == nil {
+			t.Error("ready before anything was read")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		put, ended := make(chan *gateway.Snapshot, 1), make(chan error, 1)
+		go func() { ended <- s.Watch(ctx, gateway.ID{Name: "gw"}, func(s *gateway.Snapshot) { put <- s }) }()
+		must(t, s.Load())
+		if got := <-put; got.Datacenter != "dc7" || len(got.Services) != 1 {
+			t.Errorf("got %+v", got)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Watch: %v", err)
+		}
+	})
 }
 
 // TestDirectoryIsReadWhenAsked replaces a directory above the watched one. A follower
 // does not see that by itself.
 func TestDirectoryIsReadWhenAsked(t *testing.T) {
-	up := filepath.Join(t.TempDir(), "up")
-	release := func(port int) string {
-		must(t, os.MkdirAll(up, 0o700))
-		dir := filepath.Join(up, "config")
-		must(t, os.Rename(write(t, tree{"gw.hcl": gw(port), "web.hcl": staticServer}), dir))
-		return dir
-	}
-	f := followDir(t, release(81))
-	f.until(listening(81))
-	must(t, os.Rename(up, up+".old"))
-	release(82)
-	f.source.Reload()
-	f.until(listening(82))
+	synctest.Test(t, func(t *testing.T) {
+		up := filepath.Join(t.TempDir(), "up")
+		release := func(port int) string {
+			must(t, os.MkdirAll(up, 0o700))
+			dir := filepath.Join(up, "config")
+			must(t, os.Rename(write(t, tree{"gw.hcl": gw(port), "web.hcl": staticServer}), dir))
+			return dir
+		}
+		f := followDir(t, release(81))
+		f.until(listening(81))
+		must(t, os.Rename(up, up+".old"))
+		release(82)
+		f.source.Reload()
+		f.until(listening(82))
+	})
 }

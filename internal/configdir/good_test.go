@@ -293,7 +293,7 @@ func TestUnknownGatewayHasNoInstance(t *testing.T) {
 	if got.Entry != nil || len(got.Instances) != 0 || len(got.Problems) != 1 {
 		t.Fatalf("got %+v", got)
 	}
-	want := `dir: no ingress-gateway entry is called typo; add one, or correct the gateway's name in its Envoy's bootstrap`
+	want := `dir: there is no ingress-gateway entry "typo"; add one, or correct the gateway's name in its Envoy's bootstrap`
 	if got := got.Problems[0].String(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}

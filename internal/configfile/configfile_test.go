@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -41,20 +42,24 @@ func write(t *testing.T, path, text string) {
 
 func TestABadFileIsRefusedAtStart(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
-		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
-		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
-		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway "edge": proxy_protocol: unknown key; the block takes one object "usher"`},
+		{"unknown block", "gateways {}\n", `usher.hcl:1: unknown key "gateways" (did you mean "gateway"?); the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
 		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
 		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for the same; merge it into the one in line 1`},
-		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl: a second block for the same; merge it into the one before it`},
+		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl:1: usher: this key is already given at DIR/usher.hcl:1; remove one of the two`},
+		{"twice in a list of JSON", "{\"gateway\": [\n{\"a\": {}},\n{\"a\": {}}]}", `usher.hcl:3: gateway "a": a second block for the same; merge it into the one in line 2`},
+		{"a list", "[]", `usher.hcl:1: a list is not allowed; write usher { … } and gateway "<name>" { usher { … } }`},
+		{"no object", "{\"gateway\":\n {\"a\": 1}}", `usher.hcl:2: gateway "a": 1 is not allowed; write gateway "<name>" { usher { … } }`},
+		{"YAML", "# settings\nusher:\n  proxy_protocol: {mode: strict}\n", `usher.hcl:2: this is YAML, and the file is HCL or JSON; write usher { … } and gateway "<name>" { usher { … } }`},
 		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
 		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: the block usher has no name: it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
-		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
-		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: not HCL: "\400" is not understood; mend the syntax near there`},
-		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: not HCL: "\U00110000" is not understood; mend the syntax near there`},
-		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: not HCL: `},
-		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: not HCL: it has 524289 brackets, and 50000 are taken; split the file; mend the syntax near there`},
-		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: this is not HCL: "\400" is not understood; correct it`},
+		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: this is not HCL: "\U00110000" is not understood; correct it`},
+		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: this is not JSON: invalid character ' ' in \u hexadecimal character escape; correct it`},
+		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: the file has 524289 brackets, and 50000 are taken; split it`},
+		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:1: this is not HCL: the { in this line is not closed; add a }`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "usher.hcl")
@@ -63,7 +68,7 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 			if err == nil {
 				t.Fatal("it was read without an error")
 			}
-			line := strings.TrimPrefix(err.Error(), filepath.Dir(path)+"/")
+			line := strings.ReplaceAll(strings.TrimPrefix(err.Error(), filepath.Dir(path)+"/"), filepath.Dir(path), "DIR")
 			if !strings.HasPrefix(line, tc.want) || strings.Contains(line, "\n") {
 				t.Errorf("got  %s\nwant %s", line, tc.want)
 			}
@@ -113,51 +118,53 @@ func modes(c settings.File) map[string]settings.Mode {
 }
 
 func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
-		t.Fatalf("at start (-want +got):\n%s", diff)
-	}
-	contents := run(t, f)
-	all := "usher { proxy_protocol { mode = \"off\" } }\n"
-	other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
-	for _, step := range []struct {
-		name, text string
-		want       map[string]settings.Mode
-		problems   int
-	}{
-		{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]settings.Mode{"edge": settings.Permissive}, 0},
-		{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
-		{"broken syntax", "gateway {{{", map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
-		{"for all", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
-		{"wrong for all", strings.ReplaceAll(all, "off", "on") + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 1},
-		{"no longer for all", strict, map[string]settings.Mode{"edge": settings.Strict}, 0},
-		{"for all again", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
-	} {
-		write(t, path, step.text)
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
+			t.Fatalf("at start (-want +got):\n%s", diff)
+		}
+		contents := run(t, f)
+		all := "usher { proxy_protocol { mode = \"off\" } }\n"
+		other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
+		for _, step := range []struct {
+			name, text string
+			want       map[string]settings.Mode
+			problems   int
+		}{
+			{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]settings.Mode{"edge": settings.Permissive}, 0},
+			{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
+			{"broken syntax", "gateway {{{", map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
+			{"for all", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
+			{"wrong for all", strings.ReplaceAll(all, "off", "on") + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 1},
+			{"no longer for all", strict, map[string]settings.Mode{"edge": settings.Strict}, 0},
+			{"for all again", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
+		} {
+			write(t, path, step.text)
+			c := <-contents
+			if diff := cmp.Diff(step.want, modes(c)); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", step.name, diff)
+			}
+			if len(c.Problems) != step.problems {
+				t.Errorf("%s: problems %v, want %d", step.name, c.Problems, step.problems)
+			}
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
 		c := <-contents
-		if diff := cmp.Diff(step.want, modes(c)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
+			t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
 		}
-		if len(c.Problems) != step.problems {
-			t.Errorf("%s: problems %v, want %d", step.name, c.Problems, step.problems)
+		want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use"}}
+		if diff := cmp.Diff(want, c.Problems); diff != "" {
+			t.Errorf("removed (-want +got):\n%s", diff)
 		}
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	c := <-contents
-	if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
-		t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
-	}
-	want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or mend it; what it last said stays"}}
-	if diff := cmp.Diff(want, c.Problems); diff != "" {
-		t.Errorf("removed (-want +got):\n%s", diff)
-	}
+	})
 }
 
 // HCL makes of blocks, lists and numbers what it likes.
@@ -211,44 +218,48 @@ usher {
 }
 
 func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
-	permissive := strings.ReplaceAll(strict, "strict", "permissive")
-	for range 20 {
-		inPlace(t, path, strict)
-		inPlace(t, path, permissive)
-	}
-	c := <-contents
-	for modes(c)["edge"] != settings.Permissive {
-		if modes(c)["edge"] != settings.Strict || len(c.Problems) > 0 {
-			t.Fatalf("a file that is being written was read as %+v", c)
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
 		}
-		c = <-contents
-	}
+		contents := run(t, f)
+		permissive := strings.ReplaceAll(strict, "strict", "permissive")
+		for i := range time.Duration(20) { // as slow writers do, while time passes in the bubble
+			inPlace(t, path, i*filewatch.Interval/20, strict)
+			time.Sleep(i * filewatch.Interval / 20)
+			inPlace(t, path, i*filewatch.Interval/20, permissive)
+		}
+		c := <-contents
+		for modes(c)["edge"] != settings.Permissive {
+			if modes(c)["edge"] != settings.Strict || len(c.Problems) > 0 {
+				t.Fatalf("a file that is being written was read as %+v", c)
+			}
+			c = <-contents
+		}
+	})
 }
 
 func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
-	inPlace(t, path)
-	if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
-		t.Errorf("an empty file was read as %+v, want nothing", c)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents := run(t, f)
+		inPlace(t, path, 0)
+		if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
+			t.Errorf("an empty file was read as %+v, want nothing", c)
+		}
+	})
 }
 
-// inPlace empties the file, and then writes the text in two pieces, with a
-// little time before each.
-func inPlace(t *testing.T, path string, text ...string) {
+// inPlace empties the file, and then writes the text in two pieces, with a pause before each.
+func inPlace(t *testing.T, path string, pause time.Duration, text ...string) {
 	t.Helper()
 	file, err := os.Create(path)
 	if err != nil {
@@ -257,7 +268,7 @@ func inPlace(t *testing.T, path string, text ...string) {
 	defer file.Close()
 	for _, text := range text {
 		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
-			time.Sleep(filewatch.Interval + time.Millisecond) // as a slow writer does
+			time.Sleep(pause)
 			if _, err := file.WriteString(piece); err != nil {
 				t.Fatal(err)
 			}
@@ -268,26 +279,28 @@ func inPlace(t *testing.T, path string, text ...string) {
 // TestAFileIsReadWhenAsked replaces a directory above the watched one. A follower does
 // not see that by itself.
 func TestAFileIsReadWhenAsked(t *testing.T) {
-	up := filepath.Join(t.TempDir(), "up")
-	release := func(text string) string {
-		if err := os.MkdirAll(filepath.Join(up, "usher"), 0o700); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		up := filepath.Join(t.TempDir(), "up")
+		release := func(text string) string {
+			if err := os.MkdirAll(filepath.Join(up, "usher"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(up, "usher", "usher.hcl")
+			write(t, path, text)
+			return path
+		}
+		f, err := Open(release(strict), slog.New(slog.DiscardHandler))
+		if err != nil {
 			t.Fatal(err)
 		}
-		path := filepath.Join(up, "usher", "usher.hcl")
-		write(t, path, text)
-		return path
-	}
-	f, err := Open(release(strict), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
-	if err := os.Rename(up, up+".old"); err != nil {
-		t.Fatal(err)
-	}
-	release(strings.ReplaceAll(strict, "strict", "permissive"))
-	f.Reload()
-	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Permissive}, modes(<-contents)); diff != "" {
-		t.Errorf("after Reload (-want +got):\n%s", diff)
-	}
+		contents := run(t, f)
+		if err := os.Rename(up, up+".old"); err != nil {
+			t.Fatal(err)
+		}
+		release(strings.ReplaceAll(strict, "strict", "permissive"))
+		f.Reload()
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Permissive}, modes(<-contents)); diff != "" {
+			t.Errorf("after Reload (-want +got):\n%s", diff)
+		}
+	})
 }

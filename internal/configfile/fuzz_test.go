@@ -39,10 +39,10 @@ func examples(t testing.TB) []string {
 func readAfterGood(t *testing.T, text string) {
 	t.Helper()
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
-	f.read([]byte(strict))
+	f.setText([]byte(strict))
 	good := f.content
 	_, problems := parse(f.path, []byte(text))
-	f.read([]byte(text))
+	f.setText([]byte(text))
 	for _, p := range f.content.Problems {
 		if !atLine.MatchString(p.Where) || strings.ContainsFunc(p.String(), unicode.IsControl) {
 			t.Errorf("problem %q", p)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -16,13 +17,6 @@ import (
 )
 
 func TestWhatIsNoFileKeepsTheLastGood(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
 	for _, tc := range []struct {
 		name, want string
 		put        func(path string) error
@@ -34,14 +28,21 @@ func TestWhatIsNoFileKeepsTheLastGood(t *testing.T) {
 			return os.WriteFile(path, []byte(strings.Repeat("\n", 1<<20+1)), 0o600)
 		}},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
+		test := func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "usher.hcl")
+			write(t, path, strict)
+			f, err := Open(path, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			contents := run(t, f)
 			if err := tc.put(path + ".odd"); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.Rename(path+".odd", path); err != nil {
 				t.Fatal(err)
 			}
-			want := problem.Problem{Where: path, What: "cannot be read: " + tc.want + "; put it back, or mend it; what it last said stays"}
+			want := problem.Problem{Where: path, What: "cannot be read: " + tc.want + "; put it back, or correct it; its last good content stays in use"}
 			c := <-contents
 			if diff := cmp.Diff([]problem.Problem{want}, c.Problems); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -55,46 +56,49 @@ func TestWhatIsNoFileKeepsTheLastGood(t *testing.T) {
 			write(t, path, strict)
 			for c := <-contents; len(c.Problems) > 0; c = <-contents {
 			}
-		})
+		}
+		t.Run(tc.name, func(t *testing.T) { synctest.Test(t, test) })
 	}
 }
 
 func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents, ended := make(chan settings.File), make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	panicked := false
-	go func() {
-		ended <- f.Run(ctx, func(c settings.File) {
-			if !panicked {
-				panicked = true
-				panic("a bug")
-			}
-			select {
-			case contents <- c:
-			case <-ctx.Done():
-			}
-		})
-	}()
-	write(t, path, strings.ReplaceAll(strict, "strict", "permissive"))
-	c := <-contents
-	if len(c.Problems) != 1 || !strings.Contains(c.Problems[0].What, "bug in Usher: panic in follow at odd_test.go:") {
-		t.Errorf("problems %v, want one that says what happened", c.Problems)
-	}
-	write(t, path, strict)
-	for len(c.Problems) > 0 {
-		c = <-contents
-	}
-	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
-		t.Errorf("after it is over (-want +got):\n%s", diff)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("Run: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents, ended := make(chan settings.File), make(chan error, 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		panicked := false
+		go func() {
+			ended <- f.Run(ctx, func(c settings.File) {
+				if !panicked {
+					panicked = true
+					panic("a bug")
+				}
+				select {
+				case contents <- c:
+				case <-ctx.Done():
+				}
+			})
+		}()
+		write(t, path, strings.ReplaceAll(strict, "strict", "permissive"))
+		c := <-contents
+		if len(c.Problems) != 1 || !strings.Contains(c.Problems[0].What, "bug in Usher: panic in follow at odd_test.go:") {
+			t.Errorf("problems %v, want one that says what happened", c.Problems)
+		}
+		write(t, path, strict)
+		for len(c.Problems) > 0 {
+			c = <-contents
+		}
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
+			t.Errorf("after it is over (-want +got):\n%s", diff)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
 }

@@ -105,16 +105,19 @@ func (w *Watcher) Run(ctx context.Context) {
 }
 
 func (w *Watcher) watch(ctx context.Context) {
-	sum := w.sum()
+	sum, changed := w.sum(), time.Now()
 	good, final := w.read(false), false
 	for {
-		requested := false
+		requested, pause := false, Interval
+		if !good && !final {
+			pause /= 10 // do not take two unfinished writes for unchanged content
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.options.Again:
 			requested = true
-		case <-time.After(Interval):
+		case <-time.After(pause):
 		}
 		before := sum
 		sum = w.settled(ctx, before)
@@ -122,8 +125,9 @@ func (w *Watcher) watch(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case sum != before || requested:
+			changed = time.Now()
 			good, final = w.read(false), false
-		case !good && !final:
+		case !good && !final && time.Since(changed) >= Interval:
 			good, final = w.read(true), true
 		}
 	}
