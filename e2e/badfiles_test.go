@@ -25,13 +25,13 @@ func badConfigFiles() []badFile {
 		},
 		{
 			"unknown block", "gateways \"ingress-gateway\" {}\n",
-			":1", `unknown key "gateways" (did you mean "gateway"?); the file holds blocks usher { … } and gateway "<name>" { usher { … } }`,
+			":1: gateways", `unknown key (did you mean "gateway"?); remove it, or use gateway, usher`,
 		},
 	}
 	for _, bad := range badSettings {
 		files = append(files, badFile{
 			bad.name, "\ngateway \"ingress-gateway\" {\n  " + bad.usher + "\n}\n",
-			`:3: gateway "ingress-gateway": ` + bad.where, bad.what,
+			`:3: gateway.ingress-gateway.` + bad.where, bad.what,
 		})
 	}
 	return files

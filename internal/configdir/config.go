@@ -29,6 +29,11 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// decoder decodes a document.
+type decoder struct{ configtree.Decoder }
+
+func newDecoder(file string) *decoder { return &decoder{configtree.Decoder{File: file}} }
+
 // config is the content of a directory, and what is wrong with it. The directory counts as a whole: if there is a
 // problem, nothing of it is used.
 type config struct {
@@ -98,9 +103,9 @@ func (c *config) text(path string, text []byte) {
 	// A program that writes a file in place empties it first. An empty file that counted would remove its entries
 	// for a moment, and listeners with them.
 	if len(bytes.TrimSpace(text)) == 0 {
-		d := &decoder{file: path}
-		d.add(1, "", "the file is empty; write an entry, or remove it")
-		c.problems = append(c.problems, d.problems...)
+		d := newDecoder(path)
+		d.Add(1, "", "the file is empty; write an entry, or remove it")
+		c.problems = append(c.problems, d.Problems...)
 		return
 	}
 	var docs []*yaml.Node
@@ -118,9 +123,9 @@ func (c *config) text(path string, text []byte) {
 		return
 	}
 	for _, doc := range docs {
-		d := &decoder{file: path}
+		d := newDecoder(path)
 		read(d, doc)
-		c.problems = append(c.problems, d.problems...)
+		c.problems = append(c.problems, d.Problems...)
 	}
 }
 
@@ -129,7 +134,7 @@ func (c *config) document(d *decoder, root *yaml.Node) {
 	has := func(name string) bool { key, _ := configtree.Get(root, name); return key != nil }
 	switch {
 	case root.Kind != yaml.MappingNode:
-		d.add(root.Line, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions", configtree.Describe(root))
+		d.Add(root.Line, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions", configtree.Describe(root))
 	case has("apiVersion"):
 		c.resource(d, root)
 	case has("Kind"):
@@ -139,10 +144,10 @@ func (c *config) document(d *decoder, root *yaml.Node) {
 	case has("service") || has("services"):
 		c.definitionsFile(d, root)
 	case has("usher") || has("gateway"):
-		d.add(root.Content[0].Line, "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
-	case d.isHelm(root) || len(root.Content) == 0 && filepath.Ext(d.file) == ".hcl": // only comments
+		d.Add(root.Content[0].Line, "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
+	case d.isHelm(root) || len(root.Content) == 0 && filepath.Ext(d.File) == ".hcl": // only comments
 	default:
-		d.add(root.Line, "", "this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it")
+		d.Add(root.Line, "", "this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it")
 	}
 }
 
@@ -156,23 +161,23 @@ func (c *config) yamlDocument(d *decoder, root *yaml.Node) {
 		c.resource(d, root)
 	case d.isHelm(root):
 	default:
-		d.add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), other entries and service definitions as HCL or JSON", customAPI)
+		d.Add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), other entries and service definitions as HCL or JSON", customAPI)
 	}
 }
 
 // resourceList reads what `kubectl get -o yaml` prints.
 func (c *config) resourceList(d *decoder, root *yaml.Node) {
 	var l struct {
-		APIVersion, Kind, Metadata ignored
+		APIVersion, Kind, Metadata configtree.Ignored
 		Items                      []*yaml.Node
 	}
-	d.custom = true
-	d.object(root, "", &l)
+	d.Strict = true
+	d.Object(root, "", &l)
 	for _, item := range l.Items {
 		if item != nil { // null is like an empty document
-			one := &decoder{file: d.file}
+			one := newDecoder(d.File)
 			c.yamlDocument(one, item)
-			d.problems = append(d.problems, one.problems...)
+			d.Problems = append(d.Problems, one.Problems...)
 		}
 	}
 }
@@ -181,7 +186,7 @@ func (c *config) resourceList(d *decoder, root *yaml.Node) {
 func (d *decoder) isHelm(root *yaml.Node) bool {
 	for _, name := range []string{"global", "ingressGateways", "connectInject", "meshGateway"} {
 		if key, _ := configtree.Get(root, name); key != nil && key.Value == name {
-			d.add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; move the file elsewhere, and write the entries here")
+			d.Add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; move the file elsewhere, and write the entries here")
 			return true
 		}
 	}
@@ -193,12 +198,12 @@ func (c *config) check() {
 	for _, e := range c.services {
 		if e.spec.MaxRequestHeadersKB != 0 && !slices.Contains(c.gatewayNames(), e.name) {
 			e.add(steps("MaxRequestHeadersKB"), "file mode supports it for an ingress gateway, and %q is none; remove it", e.name)
-			c.problems = append(c.problems, e.decoder.problems...)
+			c.problems = append(c.problems, e.decoder.Problems...)
 		}
 	}
 	for _, e := range c.gateways {
 		c.checkProtocols(e)
-		c.problems = append(c.problems, e.decoder.problems...)
+		c.problems = append(c.problems, e.decoder.Problems...)
 	}
 }
 

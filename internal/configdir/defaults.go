@@ -72,15 +72,15 @@ func (d *decoder) proxyConfig(n *yaml.Node, path string) proxyConfig {
 		return p
 	}
 	// Consul decodes these keys in one way, also in a custom resource.
-	weak := decoder{file: d.file}
-	weak.object(configtree.Single(n), path, &p)
-	if len(weak.problems) == 0 {
+	weak := newDecoder(d.File)
+	weak.Object(configtree.Single(n), path, &p)
+	if len(weak.Problems) == 0 {
 		for _, name := range []string{"envoy_gateway_bind_addresses", "envoy_mesh_gateway_bind_addresses"} {
 			weak.bindAddresses(configtree.Single(n), path, name)
 		}
 	}
-	d.problems = append(d.problems, weak.problems...)
-	p.file, p.root = d.file, configtree.Single(n)
+	d.Problems = append(d.Problems, weak.Problems...)
+	p.file, p.root = d.File, configtree.Single(n)
 	return p
 }
 
@@ -93,8 +93,8 @@ func (d *decoder) bindAddresses(n *yaml.Node, path, name string) {
 	for i := 0; i < len(value.Content); i += 2 {
 		address := configtree.Text(configtree.Single(value.Content[i+1]), "address")
 		if _, err := netip.ParseAddr(address); err != nil {
-			at := configtree.Join(configtree.Join(path, key.Value), value.Content[i].Value)
-			d.add(value.Content[i].Line, at, "%q is not an IP address to listen on; use one", address)
+			at := path + "." + key.Value + "." + value.Content[i].Value
+			d.Add(value.Content[i].Line, at, "%q is not an IP address to listen on; use one", address)
 		}
 	}
 }
@@ -105,7 +105,7 @@ func checkProxyDefaults(e *entry[proxyDefaults]) {
 	if e.name != "global" {
 		e.addAtName("%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
 	}
-	_, path := configtree.Locate(e.root, e.decoder.spell, e.steps(steps("Config"))...)
+	_, path := e.decoder.Locate(e.root, e.steps(steps("Config"))...)
 	e.spec.proxyConfig = e.decoder.proxyConfig(e.spec.Config, path)
 	e.checkProtocol(steps("Config", "protocol"), e.spec.proxyConfig.Protocol)
 	logs := e.spec.AccessLogs

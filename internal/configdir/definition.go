@@ -21,13 +21,13 @@ type definition struct {
 	Proxy                   *proxy
 	Connect                 *connect
 
-	Tags, Meta, EnableTagOverride ignored
+	Tags, Meta, EnableTagOverride configtree.Ignored
 
-	Check, Checks refused `why:"file mode runs no health checks, and every instance counts as passing"`
-	Token         refused `why:"file mode asks no Consul"`
-	SocketPath    refused `why:"file mode reaches services at an IP address and port"`
-	Ports         refused `why:"file mode takes one port for each instance; use port"`
-	Locality      refused `why:"file mode has no localities"`
+	Check, Checks configtree.Refused `why:"file mode runs no health checks, and every instance counts as passing"`
+	Token         configtree.Refused `why:"file mode asks no Consul"`
+	SocketPath    configtree.Refused `why:"file mode reaches services at an IP address and port"`
+	Ports         configtree.Refused `why:"file mode takes one port for each instance; use port"`
+	Locality      configtree.Refused `why:"file mode has no localities"`
 
 	position    string // of its name
 	proxyConfig proxyConfig
@@ -41,26 +41,26 @@ type weights struct {
 
 // connect is a definition's part for a service mesh, which file mode does not have.
 type connect struct {
-	Native         refused   `why:"upstreams are plain in file mode"`
-	SidecarService forbidden `why:"upstreams are plain in file mode, and it has no sidecars"`
+	Native         configtree.Refused   `why:"upstreams are plain in file mode"`
+	SidecarService configtree.Forbidden `why:"upstreams are plain in file mode, and it has no sidecars"`
 }
 
 // proxy is the part of an ingress gateway's definition for its Envoy.
 type proxy struct {
 	Config *yaml.Node
 
-	DestinationServiceName, DestinationServiceID                  refused `why:"an ingress gateway has no destination"`
-	LocalServiceAddress, LocalServicePort, LocalServiceSocketPath refused `why:"an ingress gateway has no local service"`
-	Mode, TransparentProxy, Upstreams, Expose, MutualTLSMode      refused `why:"an ingress gateway has no sidecar's settings"`
-	MeshGateway                                                   refused `why:"file mode has one datacenter and no mesh gateways"`
-	AccessLogs                                                    refused `why:"access logs are set in the proxy-defaults entry"`
-	EnvoyExtensions                                               refused `why:"Consul applies no Envoy extension to an ingress gateway"`
+	DestinationServiceName, DestinationServiceID                  configtree.Refused `why:"an ingress gateway has no destination"`
+	LocalServiceAddress, LocalServicePort, LocalServiceSocketPath configtree.Refused `why:"an ingress gateway has no local service"`
+	Mode, TransparentProxy, Upstreams, Expose, MutualTLSMode      configtree.Refused `why:"an ingress gateway has no sidecar's settings"`
+	MeshGateway                                                   configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
+	AccessLogs                                                    configtree.Refused `why:"access logs are set in the proxy-defaults entry"`
+	EnvoyExtensions                                               configtree.Refused `why:"Consul applies no Envoy extension to an ingress gateway"`
 }
 
 // definitionsFile reads an agent's file of service definitions.
 func (c *config) definitionsFile(d *decoder, root *yaml.Node) {
 	var file struct{ Service, Services *yaml.Node }
-	d.object(root, "", &file)
+	d.Object(root, "", &file)
 	for _, n := range configtree.Elements(file.Service) {
 		c.definition(d, n, "service")
 	}
@@ -71,24 +71,24 @@ func (c *config) definitionsFile(d *decoder, root *yaml.Node) {
 
 // definition reads a service definition. It keeps it unless it has a problem or the ID of an earlier one.
 func (c *config) definition(file *decoder, n *yaml.Node, path string) {
-	d := &decoder{file: file.file}
-	defer func() { file.problems = append(file.problems, d.problems...) }()
+	d := newDecoder(file.File)
+	defer func() { file.Problems = append(file.Problems, d.Problems...) }()
 	def := &definition{}
 	n = configtree.Single(n)
-	d.object(n, path, def)
-	if len(d.problems) > 0 {
+	d.Object(n, path, def)
+	if len(d.Problems) > 0 {
 		return
 	}
-	line, _ := configtree.Locate(n, snake, "Name")
-	def.position = configtree.At(d.file, line)
+	line, _ := d.Locate(n, "Name")
+	def.position = configtree.At(d.File, line)
 	def.ID = cmp.Or(def.ID, def.Name)
 	d.checkDefinition(n, def)
-	if len(d.problems) > 0 {
+	if len(d.Problems) > 0 {
 		return
 	}
 	for _, other := range c.definitions {
 		if other.ID == def.ID {
-			d.add(line, "", "service ID %q is already given at %s; give one of the two an id of its own", def.ID, other.position)
+			d.Add(line, "", "service ID %q is already given at %s; give one of the two an id of its own", def.ID, other.position)
 			return
 		}
 	}
@@ -98,7 +98,7 @@ func (c *config) definition(file *decoder, n *yaml.Node, path string) {
 func (d *decoder) checkDefinition(n *yaml.Node, def *definition) {
 	d.onlyDefault(n, nil, def.Namespace, def.Partition)
 	if def.Name == "" || def.Name == wildcard {
-		d.addAt(n, steps("Name"), "%q is not a service's name; give it one", def.Name)
+		d.AddAt(n, steps("Name"), "%q is not a service's name; give it one", def.Name)
 	}
 	if w := def.Weights; w != nil {
 		d.checkWeight(n, "Passing", w.Passing, 1)
@@ -110,14 +110,14 @@ func (d *decoder) checkDefinition(n *yaml.Node, def *definition) {
 	case kindIngressGateway:
 		d.checkGateway(n, def)
 	default:
-		d.addAt(n, steps("Kind"), "%q is not supported in file mode, which reads plain services and %s; remove the definition",
+		d.AddAt(n, steps("Kind"), "%q is not supported in file mode, which reads plain services and %s; remove the definition",
 			def.Kind, kindIngressGateway)
 	}
 }
 
 func (d *decoder) checkWeight(n *yaml.Node, name string, weight *int, lowest int) {
 	if weight != nil && (*weight < lowest || *weight > 65535) {
-		d.addAt(n, steps("Weights", name), "%d is not a weight; use %d to 65535", *weight, lowest)
+		d.AddAt(n, steps("Weights", name), "%d is not a weight; use %d to 65535", *weight, lowest)
 	}
 }
 
@@ -125,30 +125,30 @@ func (d *decoder) checkWeight(n *yaml.Node, name string, weight *int, lowest int
 func (d *decoder) checkService(n *yaml.Node, def *definition) {
 	switch ip, err := netip.ParseAddr(def.Address); {
 	case def.Address == "":
-		d.addAt(n, steps("Address"), "the address is missing, and file mode has no node that has one; add an IP address")
+		d.AddAt(n, steps("Address"), "the address is missing, and file mode has no node that has one; add an IP address")
 	case err != nil:
-		d.addAt(n, steps("Address"), "%q is not an IP address, and Envoy needs one; use the address that the name resolves to", def.Address)
+		d.AddAt(n, steps("Address"), "%q is not an IP address, and Envoy needs one; use the address that the name resolves to", def.Address)
 	case ip.IsUnspecified():
-		d.addAt(n, steps("Address"), "%s is not an address to connect to; use the service's own", def.Address)
+		d.AddAt(n, steps("Address"), "%s is not an address to connect to; use the service's own", def.Address)
 	}
 	if def.Port < 1 || def.Port > 65535 {
-		d.addAt(n, steps("Port"), "%d is not a port; use one from 1 to 65535", def.Port)
+		d.AddAt(n, steps("Port"), "%d is not a port; use one from 1 to 65535", def.Port)
 	}
 	if def.Proxy != nil {
-		d.addAt(n, steps("Proxy"), "a plain service has no proxy in file mode; remove it")
+		d.AddAt(n, steps("Proxy"), "a plain service has no proxy in file mode; remove it")
 	}
 }
 
 // checkGateway checks an instance of an ingress gateway, and decodes its proxy.config.
 func (d *decoder) checkGateway(n *yaml.Node, def *definition) {
 	if _, err := netip.ParseAddr(def.Address); err != nil && def.Address != "" {
-		d.addAt(n, steps("Address"), "%q is not an IP address to listen on; use one, or none for all addresses", def.Address)
+		d.AddAt(n, steps("Address"), "%q is not an IP address to listen on; use one, or none for all addresses", def.Address)
 	}
 	if def.Port < 0 || def.Port > 65535 {
-		d.addAt(n, steps("Port"), "%d is not a port; use one up to 65535", def.Port)
+		d.AddAt(n, steps("Port"), "%d is not a port; use one up to 65535", def.Port)
 	}
 	if def.Proxy != nil {
-		_, path := configtree.Locate(n, snake, "Proxy", "Config")
+		_, path := d.Locate(n, "Proxy", "Config")
 		def.proxyConfig = d.proxyConfig(def.Proxy.Config, path)
 	}
 }

@@ -35,7 +35,7 @@ const customAPI = "consul.hashicorp.com/v1alpha1"
 type head struct {
 	Kind, Name, Namespace, Partition string
 
-	Meta, CreateIndex, ModifyIndex, Hash ignored
+	Meta, CreateIndex, ModifyIndex, Hash configtree.Ignored
 }
 
 // ingressGateway is an ingress-gateway config entry
@@ -54,12 +54,12 @@ type proxyDefaults struct {
 
 	proxyConfig proxyConfig // Config, decoded
 
-	Mode, TransparentProxy, Expose refused `why:"file mode has no sidecars"`
-	MutualTLSMode                  refused `why:"upstreams are plain in file mode"`
-	MeshGateway                    refused `why:"file mode has one datacenter and no mesh gateways"`
-	EnvoyExtensions                refused `why:"Consul applies no Envoy extension to an ingress gateway"`
-	FailoverPolicy                 refused `why:"file mode has no failover"`
-	PrioritizeByLocality           refused `why:"file mode has no localities"`
+	Mode, TransparentProxy, Expose configtree.Refused `why:"file mode has no sidecars"`
+	MutualTLSMode                  configtree.Refused `why:"upstreams are plain in file mode"`
+	MeshGateway                    configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
+	EnvoyExtensions                configtree.Refused `why:"Consul applies no Envoy extension to an ingress gateway"`
+	FailoverPolicy                 configtree.Refused `why:"file mode has no failover"`
+	PrioritizeByLocality           configtree.Refused `why:"file mode has no localities"`
 }
 
 // serviceDefaults is a service-defaults config entry
@@ -68,13 +68,13 @@ type serviceDefaults struct {
 	Protocol            string
 	MaxRequestHeadersKB uint32 // of an ingress gateway only
 
-	Mode, TransparentProxy, Expose, RateLimits, EnvoyExtensions refused `why:"file mode has no sidecars"`
-	MaxInboundConnections, BalanceInboundConnections            refused `why:"file mode has no sidecars"`
-	LocalConnectTimeoutMs, LocalRequestTimeoutMs                refused `why:"file mode has no sidecars"`
-	MutualTLSMode, ExternalSNI                                  refused `why:"upstreams are plain in file mode"`
-	MeshGateway                                                 refused `why:"file mode has one datacenter and no mesh gateways"`
-	UpstreamConfig                                              refused `why:"Consul applies it to no ingress gateway; remove it, and set limits in the ingress-gateway entry"`
-	Destination                                                 refused `why:"file mode has no terminating gateways; remove it, and define the service with its addresses"`
+	Mode, TransparentProxy, Expose, RateLimits, EnvoyExtensions configtree.Refused `why:"file mode has no sidecars"`
+	MaxInboundConnections, BalanceInboundConnections            configtree.Refused `why:"file mode has no sidecars"`
+	LocalConnectTimeoutMs, LocalRequestTimeoutMs                configtree.Refused `why:"file mode has no sidecars"`
+	MutualTLSMode, ExternalSNI                                  configtree.Refused `why:"upstreams are plain in file mode"`
+	MeshGateway                                                 configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
+	UpstreamConfig                                              configtree.Refused `why:"Consul applies it to no ingress gateway; remove it, and set limits in the ingress-gateway entry"`
+	Destination                                                 configtree.Refused `why:"file mode has no terminating gateways; remove it, and define the service with its addresses"`
 }
 
 // serviceIntentions is a service-intentions config entry
@@ -82,17 +82,17 @@ type serviceDefaults struct {
 type serviceIntentions struct {
 	Sources []intentionSource
 
-	JWT refused `why:"file mode has no sidecar that could check tokens"`
+	JWT configtree.Refused `why:"file mode has no sidecar that could check tokens"`
 }
 
 type intentionSource struct {
 	Name, Namespace, Partition, Action, Type string
 
-	Peer, SamenessGroup  refused `why:"file mode has no cluster peers"`
-	Permissions          refused `why:"file mode has no sidecar that could look into requests; give the source an action instead"`
-	LegacyID, LegacyMeta refused `why:"Consul takes it from no config entry"`
+	Peer, SamenessGroup  configtree.Refused `why:"file mode has no cluster peers"`
+	Permissions          configtree.Refused `why:"file mode has no sidecar that could look into requests; give the source an action instead"`
+	LegacyID, LegacyMeta configtree.Refused `why:"Consul takes it from no config entry"`
 
-	Precedence, Description, LegacyCreateTime, LegacyUpdateTime ignored
+	Precedence, Description, LegacyCreateTime, LegacyUpdateTime configtree.Ignored
 }
 
 // entry is one config entry with its position.
@@ -106,18 +106,18 @@ type entry[T any] struct {
 
 // addAtName adds a problem at the entry's name.
 func (e *entry[T]) addAtName(format string, args ...any) {
-	e.decoder.add(e.line, "", format, args...)
+	e.decoder.Add(e.line, "", format, args...)
 }
 
 // add adds a problem at the end of steps into the entry's own fields.
 func (e *entry[T]) add(steps []any, format string, args ...any) {
-	e.decoder.addAt(e.root, e.steps(steps), format, args...)
+	e.decoder.AddAt(e.root, e.steps(steps), format, args...)
 }
 
 // at returns the position of the end of steps into the entry's own fields.
 func (e *entry[T]) at(steps ...any) string {
-	line, _ := configtree.Locate(e.root, snake, e.steps(steps)...)
-	return configtree.At(e.decoder.file, line)
+	line, _ := e.decoder.Locate(e.root, e.steps(steps)...)
+	return configtree.At(e.decoder.File, line)
 }
 
 // onlyDefault is decoder.onlyDefault for the end of steps into the entry's own fields.
@@ -127,7 +127,7 @@ func (e *entry[T]) onlyDefault(steps []any, namespace, partition string) {
 
 // steps returns steps from the root of the document.
 func (e *entry[T]) steps(steps []any) []any {
-	if e.decoder.custom {
+	if e.decoder.Strict {
 		return append([]any{"spec"}, steps...)
 	}
 	return steps
@@ -158,11 +158,11 @@ func (c *config) entry(d *decoder, kind string, root *yaml.Node) bool {
 func appendEntry[T any](earlier []*entry[T], d *decoder, root *yaml.Node, check func(*entry[T])) []*entry[T] {
 	e := &entry[T]{root: root, decoder: d}
 	read := d.configEntry
-	if d.custom {
+	if d.Strict {
 		read = d.customResource
 	}
 	e.name, e.line = read(root, &e.spec)
-	if len(d.problems) > 0 {
+	if len(d.Problems) > 0 {
 		return earlier
 	}
 	if e.name == "" {
@@ -171,7 +171,7 @@ func appendEntry[T any](earlier []*entry[T], d *decoder, root *yaml.Node, check 
 	}
 	for _, other := range earlier {
 		if other.name == e.name {
-			e.addAtName("%q is already given at %s; remove one of the two", e.name, configtree.At(other.decoder.file, other.line))
+			e.addAtName("%q is already given at %s; remove one of the two", e.name, configtree.At(other.decoder.File, other.line))
 			return earlier
 		}
 	}
@@ -182,9 +182,9 @@ func appendEntry[T any](earlier []*entry[T], d *decoder, root *yaml.Node, check 
 // configEntry decodes a config entry into spec. It returns its name, and the name's line.
 func (d *decoder) configEntry(root *yaml.Node, spec any) (name string, line int) {
 	var h head
-	d.object(root, "", &h, spec)
+	d.Object(root, "", &h, spec)
 	d.onlyDefault(root, nil, h.Namespace, h.Partition)
-	line, _ = configtree.Locate(root, snake, "Name")
+	line, _ = d.Locate(root, "Name")
 	return h.Name, line
 }
 
@@ -194,25 +194,25 @@ func (d *decoder) customResource(root *yaml.Node, spec any) (name string, line i
 		APIVersion, Kind string
 		Metadata, Spec   *yaml.Node
 
-		Status ignored
+		Status configtree.Ignored
 	}
-	d.object(root, "", &r)
+	d.Object(root, "", &r)
 	if r.Spec == nil {
-		d.add(root.Line, "spec", "this resource has no spec; add one")
+		d.Add(root.Line, "spec", "this resource has no spec; add one")
 		return "", root.Line
 	}
 	if _, ok := spec.(*serviceIntentions); !ok {
-		d.object(r.Spec, "spec", spec)
-		line, _ = configtree.Locate(root, camel, "metadata", "name")
+		d.Object(r.Spec, "spec", spec)
+		line, _ = d.Locate(root, "metadata", "name")
 		return configtree.Text(r.Metadata, "name"), line
 	}
 	// The entry has the name of its destination, and not that of the resource.
 	var named struct {
 		Destination struct{ Name, Namespace, Partition string }
 	}
-	d.object(r.Spec, "spec", &named, spec)
+	d.Object(r.Spec, "spec", &named, spec)
 	d.onlyDefault(root, steps("spec", "Destination"), named.Destination.Namespace, named.Destination.Partition)
-	line, _ = configtree.Locate(root, camel, "spec", "Destination", "Name")
+	line, _ = d.Locate(root, "spec", "Destination", "Name")
 	return named.Destination.Name, line
 }
 
@@ -220,13 +220,13 @@ func (d *decoder) customResource(root *yaml.Node, spec any) (name string, line i
 func (c *config) resource(d *decoder, root *yaml.Node) {
 	version, value := configtree.Get(root, "apiVersion")
 	kind, _ := configtree.Get(root, "kind")
-	d.custom = true
+	d.Strict = true
 	switch known := kinds[configtree.Text(root, "kind")]; {
 	case configtree.Text(root, "apiVersion") != customAPI:
-		d.add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, and define services in HCL or JSON: service { name, address, port }",
+		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, and define services in HCL or JSON: service { name, address, port }",
 			configtree.Describe(value), customAPI)
 	case kind == nil:
-		d.add(root.Line, "", "this resource has no kind; add one")
+		d.Add(root.Line, "", "this resource has no kind; add one")
 	case !c.entry(d, known, root):
 		d.refuseKind(root, slices.Sorted(maps.Keys(kinds)))
 	}
@@ -235,14 +235,14 @@ func (c *config) resource(d *decoder, root *yaml.Node) {
 // refuseKind adds the problem of a kind that file mode does not read.
 func (d *decoder) refuseKind(root *yaml.Node, read []string) {
 	key, _ := configtree.Get(root, "kind")
-	d.add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", configtree.Text(root, "kind"), strings.Join(read, ", "))
+	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", configtree.Text(root, "kind"), strings.Join(read, ", "))
 }
 
 // onlyDefault refuses the namespaces and partitions of Consul Enterprise other than the default ones.
 func (d *decoder) onlyDefault(n *yaml.Node, steps []any, namespace, partition string) {
 	for _, v := range []struct{ name, value string }{{"Namespace", namespace}, {"Partition", partition}} {
 		if gateway.OmitDefault(v.value) != "" {
-			d.addAt(n, append(slices.Clone(steps), v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
+			d.AddAt(n, append(slices.Clone(steps), v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
 		}
 	}
 }

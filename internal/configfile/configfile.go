@@ -134,7 +134,7 @@ func (f *File) setText(text []byte) {
 		} else {
 			f.content.Gateways[b.gateway], problems = before.Gateways[b.gateway].Update("", configtree.Plain(b.usher))
 		}
-		configtree.AtLines(f.path, b.parent, b.prefix, problems)
+		configtree.AtLines(f.path, b.parent, b.path(), problems)
 		f.content.Problems = append(f.content.Problems, problems...)
 	}
 }
@@ -142,9 +142,16 @@ func (f *File) setText(text []byte) {
 // block is one block of the file.
 type block struct {
 	gateway string     // empty: of all gateways
-	prefix  string     // of paths in problems
 	parent  *yaml.Node // the object with the key usher
 	usher   *yaml.Node // the value of the key; may be nil
+}
+
+// path returns the path of the block's parent.
+func (b block) path() string {
+	if b.gateway == "" {
+		return ""
+	}
+	return "gateway." + b.gateway
 }
 
 // The blocks of a file, in messages.
@@ -153,12 +160,11 @@ const (
 	fileForm    = `usher { … } and ` + gatewayForm
 )
 
-// parser collects the blocks of a file, and the problems. If there is any, the file as a whole is bad.
+// parser collects the blocks of a file. If there is any problem, the file as a whole is bad.
 type parser struct {
-	path     string
-	lines    map[string]int // of blocks, by gateway
-	blocks   []block
-	problems []problem.Problem
+	configtree.Decoder
+	blocks []block
+	lines  map[string]int // of the blocks, by gateway
 }
 
 func parse(path string, text []byte) ([]block, []problem.Problem) {
@@ -166,27 +172,20 @@ func parse(path string, text []byte) ([]block, []problem.Problem) {
 	if bad != nil {
 		return nil, []problem.Problem{orYAML(path, text, *bad)}
 	}
-	p := parser{path: path, lines: map[string]int{}}
-	if root.Kind != yaml.MappingNode {
-		p.add(root.Line, "", configtree.Describe(root)+" is not allowed; write "+fileForm)
-	}
-	for i := 0; i+1 < len(root.Content); i += 2 {
-		key, value := root.Content[i], root.Content[i+1]
-		for _, n := range configtree.Elements(value) {
-			switch {
-			case key.Value == settings.Key && n.HeadComment == configtree.Label:
-				p.add(n.Line, "", "the block usher has no name: it is for all gateways; write usher { … }, or "+gatewayForm)
-			case key.Value == settings.Key:
-				p.block(n.Line, block{parent: root, usher: n})
-			case key.Value == "gateway":
-				p.gateways(n)
-			default:
-				p.add(key.Line, "", fmt.Sprintf("unknown key %q%s; the file holds blocks %s",
-					key.Value, problem.DidYouMean(key.Value, []string{"gateway", settings.Key}), fileForm))
-			}
+	p := parser{Decoder: configtree.Decoder{File: path, Strict: true}, lines: map[string]int{}}
+	var file struct{ Usher, Gateway *yaml.Node }
+	p.Object(root, "", &file)
+	for _, n := range configtree.Elements(file.Usher) {
+		if n.HeadComment == configtree.Label {
+			p.Add(n.Line, "usher", "this block takes no name, because it is for all gateways; write usher { … }, or %s", gatewayForm)
+			continue
 		}
+		p.add(n.Line, block{parent: root, usher: n})
 	}
-	return p.blocks, p.problems
+	for _, n := range configtree.Elements(file.Gateway) {
+		p.gateways(n)
+	}
+	return p.blocks, p.Problems
 }
 
 // orYAML returns the problem of a file that cannot be read as HCL or JSON: perhaps it is YAML.
@@ -197,55 +196,39 @@ func orYAML(path string, text []byte, bad problem.Problem) problem.Problem {
 	}
 	for _, name := range []string{settings.Key, "gateway"} {
 		if key, _ := configtree.Get(docs[0], name); key != nil {
-			return problem.Problem{Where: configtree.At(path, key.Line), What: "this is YAML, and the file is HCL or JSON; write " + fileForm}
+			return problem.Problem{
+				Where: configtree.At(path, key.Line),
+				What:  "this is YAML, and the file has to be HCL or JSON; write " + fileForm,
+			}
 		}
 	}
 	return bad
 }
 
-func (p *parser) add(line int, prefix, what string) {
-	p.problems = append(p.problems, problem.Problem{Where: configtree.At(p.path, line) + prefix, What: what})
-}
-
 // gateways reads gateway "<name>" { usher { … } }, or in JSON {"<name>": {"usher": { … }}} with any number of names.
 func (p *parser) gateways(n *yaml.Node) {
+	const noName = "this block needs the name of one gateway: " + gatewayForm
 	if n.Kind != yaml.MappingNode || len(n.Content) == 0 {
-		p.add(n.Line, "", "a gateway block needs the name of one gateway: "+gatewayForm)
+		p.Add(n.Line, "gateway", noName)
 		return
 	}
 	for i := 0; i < len(n.Content); i += 2 {
-		name, body := n.Content[i], configtree.Single(n.Content[i+1])
-		prefix := fmt.Sprintf("gateway %q: ", name.Value)
-		switch {
-		case name.Value == "" || name.Value == settings.Key && n.HeadComment != configtree.Label:
-			p.add(name.Line, "", "a gateway block needs the name of one gateway: "+gatewayForm)
-		case body.Kind != yaml.MappingNode:
-			p.add(name.Line, ": "+prefix[:len(prefix)-2], configtree.Describe(body)+" is not allowed; write "+gatewayForm)
-		default:
-			p.gateway(name, body, prefix)
+		name := n.Content[i]
+		if name.Value == "" || name.Value == settings.Key && n.HeadComment != configtree.Label {
+			p.Add(name.Line, "gateway", noName)
+			continue
 		}
+		b := block{gateway: name.Value, parent: configtree.Single(n.Content[i+1])}
+		var body struct{ Usher *yaml.Node }
+		p.Object(b.parent, b.path(), &body)
+		b.usher = body.Usher
+		p.add(name.Line, b)
 	}
 }
 
-func (p *parser) gateway(name, body *yaml.Node, prefix string) {
-	b := block{gateway: name.Value, prefix: prefix, parent: body}
-	for i := 0; i < len(body.Content); i += 2 {
-		if key := body.Content[i]; key.Value != settings.Key {
-			p.add(key.Line, ": "+prefix+key.Value, fmt.Sprintf("unknown key; the block takes one object %q", settings.Key))
-			return
-		}
-		b.usher = body.Content[i+1]
-	}
-	p.block(name.Line, b)
-}
-
-func (p *parser) block(line int, b block) {
+func (p *parser) add(line int, b block) {
 	if earlier, twice := p.lines[b.gateway]; twice {
-		prefix := ""
-		if b.gateway != "" {
-			prefix = fmt.Sprintf(": gateway %q", b.gateway)
-		}
-		p.add(line, prefix, fmt.Sprintf("a second block for the same; merge it into the one in line %d", earlier))
+		p.Add(line, b.path(), "a second block for the same; merge it into the one in line %d", earlier)
 		return
 	}
 	p.lines[b.gateway] = line

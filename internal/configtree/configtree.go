@@ -243,9 +243,9 @@ func Plain(n *yaml.Node) any {
 	return v
 }
 
-// AtLines completes the Where of problems, which is a path such as "usher.listeners.8080" that starts at root: it puts
-// the line that the path leads to, and a prefix, before it.
-func AtLines(file string, root *yaml.Node, prefix string, problems []problem.Problem) {
+// AtLines completes the Where of problems, which is a path such as "usher.listeners.8080" that starts at parent: it puts
+// the line that the path leads to and the path of parent before it.
+func AtLines(file string, parent *yaml.Node, parentPath string, problems []problem.Problem) {
 	for i, p := range problems {
 		path := strings.TrimPrefix(p.Where, ": ")
 		var steps []any
@@ -256,8 +256,8 @@ func AtLines(file string, root *yaml.Node, prefix string, problems []problem.Pro
 				steps = append(steps, i)
 			}
 		}
-		line, _ := Locate(root, strings.ToLower, steps...)
-		problems[i].Where = At(file, line) + ": " + prefix + path
+		line, _ := (&Decoder{}).Locate(parent, steps...)
+		problems[i].Where = At(file, line) + ": " + OneLine(join(parentPath, path))
 	}
 }
 
@@ -278,33 +278,8 @@ func Describe(n *yaml.Node) string {
 	return fmt.Sprintf("%q", n.Value)
 }
 
-// Locate follows steps from n: names of members and indexes of lists. It returns the line of what they lead to, or of
-// the last thing that exists on the way, and its path. Names that are not in the file are spelled as spell says.
-func Locate(n *yaml.Node, spell func(string) string, steps ...any) (line int, path string) {
-	line = n.Line
-	for _, step := range steps {
-		switch step := step.(type) {
-		case int:
-			if n != nil && n.Kind == yaml.SequenceNode && step < len(n.Content) {
-				n = n.Content[step]
-				line = n.Line
-				path += fmt.Sprintf("[%d]", step)
-			}
-		case string:
-			key, value := Get(Single(n), step)
-			n = value
-			if key == nil {
-				path = Join(path, spell(step))
-				continue
-			}
-			line, path = key.Line, Join(path, key.Value)
-		}
-	}
-	return line, path
-}
-
-// Join appends the name of a member to a path.
-func Join(path, name string) string {
+// join appends the name of a member, or another path, to a path.
+func join(path, name string) string {
 	if path == "" {
 		return name
 	}

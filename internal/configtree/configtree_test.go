@@ -122,7 +122,7 @@ func read(t *testing.T, file, text string) {
 		Plain(doc)
 		IsSet(doc)
 		Describe(doc)
-		Locate(doc, strings.ToLower, "usher", 0, "a")
+		(&Decoder{}).Locate(doc, "usher", 0, "a")
 	}
 }
 

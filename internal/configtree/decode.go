@@ -1,70 +1,94 @@
-package configdir
+package configtree
 
 import (
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/usherproxy/usher/internal/configtree"
-	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// refused is the type of a field that Consul has and file mode cannot honour. Its value has to be unset. The tag "why"
-// gives the reason and, after a semicolon, what to do other than to remove the field.
-type refused struct{}
+// Refused is the type of a field that Consul has and Usher cannot honour. Its value has to be unset. The tag "why" gives
+// the reason and, after a semicolon, what to do other than to remove the field.
+type Refused struct{}
 
-// forbidden is refused also where it is empty, for a block that has a meaning without content.
-type forbidden struct{}
+// Forbidden is Refused also where it is empty, for a block that has a meaning without content.
+type Forbidden struct{}
 
-// ignored is the type of a field that has no effect on an ingress gateway in Consul either.
-type ignored struct{}
+// Ignored is the type of a field that has no effect, so that any value is fine.
+type Ignored struct{}
 
-// decoder decodes the nodes of a file into structs and collects the problems: a member without a field, a value of
+// Decoder decodes the nodes of a file into structs and collects the problems: a member without a field, a value of
 // another type.
-type decoder struct {
-	file string
-	// custom says that names are spelled as in Consul's custom resources, and no other way. Otherwise every
-	// spelling is right that Consul takes in HCL and JSON, and a list of one may stand for its element and the
-	// reverse.
-	custom   bool
-	problems Problems
+type Decoder struct {
+	File string
+	// Strict says that names are spelled as in Kubernetes resources (maxConnections), and no other way. Otherwise
+	// every spelling is right that Consul takes in HCL and JSON, a list of one may stand for its element and the
+	// reverse, and a number may be written as a string and the reverse.
+	Strict   bool
+	Problems []problem.Problem
 }
 
-func (d *decoder) add(line int, path, format string, args ...any) {
-	where := configtree.At(d.file, line)
+// Add adds a problem. The path may be empty.
+func (d *Decoder) Add(line int, path, format string, args ...any) {
+	where := At(d.File, line)
 	if path != "" {
-		where += ": " + configtree.OneLine(path)
+		where += ": " + OneLine(path)
 	}
 	p := problem.Problem{Where: where, What: fmt.Sprintf(format, args...)}
-	if !slices.Contains(d.problems, p) {
-		d.problems = append(d.problems, p)
+	if !slices.Contains(d.Problems, p) {
+		d.Problems = append(d.Problems, p)
 	}
 }
 
-// addAt adds a problem at the end of steps from n (see configtree.Locate).
-func (d *decoder) addAt(n *yaml.Node, steps []any, format string, args ...any) {
-	line, path := configtree.Locate(n, d.spell, steps...)
-	d.add(line, path, format, args...)
+// AddAt adds a problem at the end of steps from n (see Locate).
+func (d *Decoder) AddAt(n *yaml.Node, steps []any, format string, args ...any) {
+	line, path := d.Locate(n, steps...)
+	d.Add(line, path, format, args...)
+}
+
+// Locate follows steps from n: names of members and indexes of lists. It returns the line of what they lead to, or of
+// the last thing that exists on the way, and its path. Names that are not in the file have the file's spelling.
+func (d *Decoder) Locate(n *yaml.Node, steps ...any) (line int, path string) {
+	line = n.Line
+	for _, step := range steps {
+		switch step := step.(type) {
+		case int:
+			if n != nil && n.Kind == yaml.SequenceNode && step < len(n.Content) {
+				n = n.Content[step]
+				line = n.Line
+				path += fmt.Sprintf("[%d]", step)
+			}
+		case string:
+			key, value := Get(Single(n), step)
+			n = value
+			if key == nil {
+				path = join(path, d.spell(step))
+				continue
+			}
+			line, path = key.Line, join(path, key.Value)
+		}
+	}
+	return line, path
 }
 
 // spell returns the name of a field in the file's own spelling.
-func (d *decoder) spell(name string) string {
-	if d.custom {
+func (d *Decoder) spell(name string) string {
+	if d.Strict {
 		return camel(name)
 	}
 	return snake(name)
 }
 
-// object decodes the members of n into the fields of the structs that into points to, each member into the one that
+// Object decodes the members of n into the fields of the structs that into points to, each member into the one that
 // has a field for it.
-func (d *decoder) object(n *yaml.Node, path string, into ...any) {
+func (d *Decoder) Object(n *yaml.Node, path string, into ...any) {
 	if !d.isObject(n, path) {
 		return
 	}
@@ -72,14 +96,14 @@ func (d *decoder) object(n *yaml.Node, path string, into ...any) {
 	lines := map[string]int{}
 	for i := 0; i < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
-		at := configtree.Join(path, key.Value)
+		at := join(path, key.Value)
 		f := slices.IndexFunc(fields, func(f field) bool { return d.isName(key.Value, f.Name) })
 		if f < 0 {
 			d.unknown(key, at, fields)
 			continue
 		}
 		if earlier, twice := lines[fields[f].Name]; twice {
-			d.add(key.Line, at, "this key is already given at %s; remove one of the two", configtree.At(d.file, earlier))
+			d.Add(key.Line, at, "this key is already given at %s; remove one of the two", At(d.File, earlier))
 			continue
 		}
 		lines[fields[f].Name] = key.Line
@@ -87,9 +111,9 @@ func (d *decoder) object(n *yaml.Node, path string, into ...any) {
 	}
 }
 
-func (d *decoder) isObject(n *yaml.Node, path string) bool {
+func (d *Decoder) isObject(n *yaml.Node, path string) bool {
 	if n.Kind != yaml.MappingNode {
-		d.add(n.Line, path, "%s is not allowed; use an object", configtree.Describe(n))
+		d.Add(n.Line, path, "%s is not allowed; use an object", Describe(n))
 	}
 	return n.Kind == yaml.MappingNode
 }
@@ -114,34 +138,34 @@ func fieldsOf(structs []any) []field {
 }
 
 // isName reports whether a key is a spelling of a field's name.
-func (d *decoder) isName(key, name string) bool {
-	if d.custom {
+func (d *Decoder) isName(key, name string) bool {
+	if d.Strict {
 		return key == camel(name)
 	}
-	return configtree.SameName(key, name)
+	return SameName(key, name)
 }
 
-func (d *decoder) unknown(key *yaml.Node, path string, fields []field) {
+func (d *Decoder) unknown(key *yaml.Node, path string, fields []field) {
 	var known []string
 	for _, f := range fields {
 		switch f.value.Interface().(type) {
-		case refused, forbidden, ignored:
+		case Refused, Forbidden, Ignored:
 		default:
 			known = append(known, d.spell(f.Name))
 		}
 	}
 	slices.Sort(known)
-	d.add(key.Line, path, "unknown key%s; remove it, or use %s", problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
+	d.Add(key.Line, path, "unknown key%s; remove it, or use %s", problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
 }
 
-func (d *decoder) field(key, value *yaml.Node, path string, f field) {
+func (d *Decoder) field(key, value *yaml.Node, path string, f field) {
 	isRefused := false
 	switch f.value.Interface().(type) {
-	case ignored:
-	case refused:
-		isRefused = configtree.IsSet(value)
-	case forbidden:
-		isRefused = value.Tag != configtree.Null
+	case Ignored:
+	case Refused:
+		isRefused = IsSet(value)
+	case Forbidden:
+		isRefused = value.Tag != Null
 	default:
 		d.value(value, path, f.value)
 	}
@@ -150,28 +174,28 @@ func (d *decoder) field(key, value *yaml.Node, path string, f field) {
 		if !strings.Contains(why, ";") {
 			why += "; remove it"
 		}
-		d.add(key.Line, path, "%s", why)
+		d.Add(key.Line, path, "%s", why)
 	}
 }
 
 // value decodes n into v. Null leaves v as it is.
-func (d *decoder) value(n *yaml.Node, path string, v reflect.Value) {
-	if n.Tag == configtree.Null {
+func (d *Decoder) value(n *yaml.Node, path string, v reflect.Value) {
+	if n.Tag == Null {
 		return
 	}
 	if _, opaque := reflect.TypeAssert[*yaml.Node](v); opaque {
 		v.Set(reflect.ValueOf(n))
 		return
 	}
-	if !d.custom && v.Kind() != reflect.Slice {
-		n = configtree.Single(n)
+	if !d.Strict && v.Kind() != reflect.Slice {
+		n = Single(n)
 	}
 	switch v.Kind() {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		d.value(n, path, v.Elem())
 	case reflect.Struct:
-		d.object(n, path, v.Addr().Interface())
+		d.Object(n, path, v.Addr().Interface())
 	case reflect.Slice:
 		d.list(n, path, v)
 	case reflect.Map:
@@ -181,23 +205,23 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value) {
 		v.Set(reflect.MakeMap(v.Type()))
 		for i := 0; i < len(n.Content); i += 2 {
 			member := reflect.New(v.Type().Elem()).Elem()
-			d.value(n.Content[i+1], configtree.Join(path, n.Content[i].Value), member)
+			d.value(n.Content[i+1], join(path, n.Content[i].Value), member)
 			v.SetMapIndex(reflect.ValueOf(n.Content[i].Value), member)
 		}
 	default:
 		if wanted := d.scalar(n, v); wanted != "" {
-			d.add(n.Line, path, "%s is not allowed; use %s", configtree.Describe(n), wanted)
+			d.Add(n.Line, path, "%s is not allowed; use %s", Describe(n), wanted)
 		}
 	}
 }
 
-func (d *decoder) list(n *yaml.Node, path string, v reflect.Value) {
+func (d *Decoder) list(n *yaml.Node, path string, v reflect.Value) {
 	isList := n.Kind == yaml.SequenceNode
-	if !isList && d.custom {
-		d.add(n.Line, path, "%s is not allowed; use a list", configtree.Describe(n))
+	if !isList && d.Strict {
+		d.Add(n.Line, path, "%s is not allowed; use a list", Describe(n))
 		return
 	}
-	items := configtree.Elements(n)
+	items := Elements(n)
 	v.Set(reflect.MakeSlice(v.Type(), len(items), len(items)))
 	for i, item := range items {
 		at := path
@@ -208,23 +232,17 @@ func (d *decoder) list(n *yaml.Node, path string, v reflect.Value) {
 	}
 }
 
-// scalar decodes a string, number, boolean or duration. If it cannot, it returns what to use. Outside custom resources
-// a number may be written as a string and the reverse, as Consul takes them.
-func (d *decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
-	isText, isBool := n.Tag == configtree.String, n.Tag == configtree.Bool
+// scalar decodes a string, number, boolean or what unmarshals itself, which are Consul's durations. If it cannot, it
+// returns what to use.
+func (d *Decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
+	isText, isBool := n.Tag == String, n.Tag == Bool
 	isNumber := n.Kind == yaml.ScalarNode && !isText && !isBool
-	weak := !d.custom
-	if into, ok := reflect.TypeAssert[*gateway.Duration](v.Addr()); ok {
-		ns, err := strconv.ParseInt(n.Value, 10, 64)
-		if isText && n.Value != "" {
-			var span time.Duration
-			span, err = time.ParseDuration(n.Value)
-			ns = int64(span)
-		}
-		if ok := err == nil && (isText || weak && n.Tag == configtree.Int) || isText && n.Value == ""; !ok {
+	weak := !d.Strict
+	if duration, ok := reflect.TypeAssert[json.Unmarshaler](v.Addr()); ok {
+		text, err := json.Marshal(Plain(n))
+		if err != nil || !isText && !weak || duration.UnmarshalJSON(text) != nil {
 			return `a duration such as "10s"`
 		}
-		*into = gateway.Duration(ns)
 		return ""
 	}
 	switch v.Kind() {
@@ -252,7 +270,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
 		}
 		v.SetUint(i)
 	default:
-		panic("configdir: no decoding into " + v.Type().String())
+		panic("configtree: no decoding into " + v.Type().String())
 	}
 	return ""
 }
