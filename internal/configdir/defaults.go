@@ -2,6 +2,7 @@ package configdir
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -64,39 +65,37 @@ func (p *proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Pr
 	return after, problems
 }
 
-// proxyConfig decodes an opaque config; nil is an empty one. It leaves the value of usher as it is: a settings.Layer
-// decodes that, and keeps the last good one.
-func (d *decoder) proxyConfig(n *yaml.Node, path string) proxyConfig {
-	var p proxyConfig
+// proxyConfig decodes the opaque config that steps lead to from root; nil is an empty one. It leaves the value of usher as
+// it is: a settings.Layer decodes that, and keeps the last good one.
+func (d *decoder) proxyConfig(n, root *yaml.Node, at ...any) proxyConfig {
+	p := proxyConfig{file: d.File, root: configtree.Single(n)}
 	if n == nil {
 		return p
 	}
+	_, path := d.Locate(root, at...)
 	// Consul decodes these keys in one way, also in a custom resource.
 	weak := newDecoder(d.File)
-	weak.Object(configtree.Single(n), path, &p)
-	if len(weak.Problems) == 0 {
-		for _, name := range []string{"envoy_gateway_bind_addresses", "envoy_mesh_gateway_bind_addresses"} {
-			weak.bindAddresses(configtree.Single(n), path, name)
-		}
-	}
+	weak.Object(p.root, path, &p)
 	d.Problems = append(d.Problems, weak.Problems...)
-	p.file, p.root = d.File, configtree.Single(n)
+	if len(weak.Problems) > 0 {
+		return p
+	}
+	d.checkBind(root, join(at, "EnvoyGatewayBindAddresses"), p.EnvoyGatewayBindAddresses)
+	d.checkBind(root, join(at, "EnvoyMeshGatewayBindAddresses"), p.EnvoyMeshGatewayBindAddresses)
 	return p
 }
 
-func (d *decoder) bindAddresses(n *yaml.Node, path, name string) {
-	key, value := configtree.Get(n, name)
-	value = configtree.Single(value)
-	if value == nil {
-		return
-	}
-	for i := 0; i < len(value.Content); i += 2 {
-		address := configtree.Text(configtree.Single(value.Content[i+1]), "address")
-		if _, err := netip.ParseAddr(address); err != nil {
-			at := path + "." + key.Value + "." + value.Content[i].Value
-			d.Add(value.Content[i].Line, at, "%q is not an IP address to listen on; use one", address)
+func (d *decoder) checkBind(root *yaml.Node, at []any, addresses map[string]gateway.Address) {
+	for _, name := range slices.Sorted(maps.Keys(addresses)) {
+		if address := addresses[name].Address; !isIP(address) {
+			d.AddAt(root, join(at, name), "%q is not an IP address to listen on; use one", address)
 		}
 	}
+}
+
+func isIP(address string) bool {
+	_, err := netip.ParseAddr(address)
+	return err == nil
 }
 
 // checkProxyDefaults applies the rules of
@@ -105,8 +104,7 @@ func checkProxyDefaults(e *entry[proxyDefaults]) {
 	if e.name != "global" {
 		e.addAtName("%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
 	}
-	_, path := e.decoder.Locate(e.root, e.steps(steps("Config"))...)
-	e.spec.proxyConfig = e.decoder.proxyConfig(e.spec.Config, path)
+	e.spec.proxyConfig = e.decoder.proxyConfig(e.spec.Config, e.root, e.steps(steps("Config"))...)
 	e.checkProtocol(steps("Config", "protocol"), e.spec.proxyConfig.Protocol)
 	logs := e.spec.AccessLogs
 	if !slices.Contains([]string{"", "stdout", "stderr", "file"}, logs.Type) {
@@ -128,7 +126,7 @@ func checkProxyDefaults(e *entry[proxyDefaults]) {
 // https://developer.hashicorp.com/consul/docs/reference/config-entry/service-defaults.
 func checkServiceDefaults(e *entry[serviceDefaults]) {
 	if e.name == wildcard {
-		e.addAtName("service-defaults are those of one service, not of \"*\"; use proxy-defaults")
+		e.addAtName("service-defaults are for one service, not for \"*\"; use proxy-defaults")
 	}
 	e.checkProtocol(steps("Protocol"), e.spec.Protocol)
 	if e.spec.Protocol != "" {

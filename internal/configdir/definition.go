@@ -24,7 +24,7 @@ type definition struct {
 	Tags, Meta, EnableTagOverride configtree.Ignored
 
 	Check, Checks configtree.Refused `why:"file mode runs no health checks, and every instance counts as passing"`
-	Token         configtree.Refused `why:"file mode asks no Consul"`
+	Token         configtree.Refused `why:"file mode uses no Consul"`
 	SocketPath    configtree.Refused `why:"file mode reaches services at an IP address and port"`
 	Ports         configtree.Refused `why:"file mode takes one port for each instance; use port"`
 	Locality      configtree.Refused `why:"file mode has no localities"`
@@ -98,7 +98,7 @@ func (c *config) definition(file *decoder, n *yaml.Node, path string) {
 func (d *decoder) checkDefinition(n *yaml.Node, def *definition) {
 	d.onlyDefault(n, nil, def.Namespace, def.Partition)
 	if def.Name == "" || def.Name == wildcard {
-		d.AddAt(n, steps("Name"), "%q is not a service's name; give it one", def.Name)
+		d.AddAt(n, steps("Name"), "%q is not the name of a service; give it one", def.Name)
 	}
 	if w := def.Weights; w != nil {
 		d.checkWeight(n, "Passing", w.Passing, 1)
@@ -123,12 +123,12 @@ func (d *decoder) checkWeight(n *yaml.Node, name string, weight *int, lowest int
 
 // checkService checks an instance of a plain service.
 func (d *decoder) checkService(n *yaml.Node, def *definition) {
-	switch ip, err := netip.ParseAddr(def.Address); {
+	switch {
 	case def.Address == "":
-		d.AddAt(n, steps("Address"), "the address is missing, and file mode has no node that has one; add an IP address")
-	case err != nil:
+		d.AddAt(n, steps("Address"), "the address is missing; add an IP address, because file mode has no node that has one")
+	case !isIP(def.Address):
 		d.AddAt(n, steps("Address"), "%q is not an IP address, and Envoy needs one; use the address that the name resolves to", def.Address)
-	case ip.IsUnspecified():
+	case netip.MustParseAddr(def.Address).IsUnspecified():
 		d.AddAt(n, steps("Address"), "%s is not an address to connect to; use the service's own", def.Address)
 	}
 	if def.Port < 1 || def.Port > 65535 {
@@ -141,15 +141,14 @@ func (d *decoder) checkService(n *yaml.Node, def *definition) {
 
 // checkGateway checks an instance of an ingress gateway, and decodes its proxy.config.
 func (d *decoder) checkGateway(n *yaml.Node, def *definition) {
-	if _, err := netip.ParseAddr(def.Address); err != nil && def.Address != "" {
+	if def.Address != "" && !isIP(def.Address) {
 		d.AddAt(n, steps("Address"), "%q is not an IP address to listen on; use one, or none for all addresses", def.Address)
 	}
 	if def.Port < 0 || def.Port > 65535 {
 		d.AddAt(n, steps("Port"), "%d is not a port; use one up to 65535", def.Port)
 	}
 	if def.Proxy != nil {
-		_, path := d.Locate(n, "Proxy", "Config")
-		def.proxyConfig = d.proxyConfig(def.Proxy.Config, path)
+		def.proxyConfig = d.proxyConfig(def.Proxy.Config, n, "Proxy", "Config")
 	}
 }
 

@@ -90,7 +90,7 @@ type intentionSource struct {
 
 	Peer, SamenessGroup  configtree.Refused `why:"file mode has no cluster peers"`
 	Permissions          configtree.Refused `why:"file mode has no sidecar that could look into requests; give the source an action instead"`
-	LegacyID, LegacyMeta configtree.Refused `why:"Consul takes it from no config entry"`
+	LegacyID, LegacyMeta configtree.Refused `why:"Consul does not accept it in a config entry"`
 
 	Precedence, Description, LegacyCreateTime, LegacyUpdateTime configtree.Ignored
 }
@@ -242,7 +242,7 @@ func (d *decoder) refuseKind(root *yaml.Node, read []string) {
 func (d *decoder) onlyDefault(n *yaml.Node, steps []any, namespace, partition string) {
 	for _, v := range []struct{ name, value string }{{"Namespace", namespace}, {"Partition", partition}} {
 		if gateway.OmitDefault(v.value) != "" {
-			d.AddAt(n, append(slices.Clone(steps), v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
+			d.AddAt(n, join(steps, v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
 		}
 	}
 }

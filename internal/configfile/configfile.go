@@ -14,6 +14,7 @@
 package configfile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -228,7 +229,7 @@ func (p *parser) gateways(n *yaml.Node) {
 
 func (p *parser) add(line int, b block) {
 	if earlier, twice := p.lines[b.gateway]; twice {
-		p.Add(line, b.path(), "a second block for the same; merge it into the one in line %d", earlier)
+		p.Add(line, cmp.Or(b.path(), settings.Key), "a second block for the same; merge it into the one in line %d", earlier)
 		return
 	}
 	p.lines[b.gateway] = line

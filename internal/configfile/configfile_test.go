@@ -2,6 +2,7 @@ package configfile
 
 import (
 	"context"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -16,8 +17,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/messages"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -40,8 +43,10 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-func TestABadFileIsRefusedAtStart(t *testing.T) {
-	for _, tc := range []struct{ name, text, want string }{
+type badFile struct{ name, text, want string }
+
+func badFiles() []badFile {
+	return []badFile{
 		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway.edge.usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
 		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: unknown key; remove it, or use usher`},
 		{"unknown block", "gateways {}\n", `usher.hcl:1: gateways: unknown key (did you mean "gateway"?); remove it, or use gateway, usher`},
@@ -52,7 +57,7 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 		{"a list", "[]", `usher.hcl:1: a list is not allowed; use an object`},
 		{"no object", "{\"gateway\":\n {\"a\": 1}}", `usher.hcl:2: gateway.a: 1 is not allowed; use an object`},
 		{"YAML", "# settings\nusher:\n  proxy_protocol: {mode: strict}\n", `usher.hcl:2: this is YAML, and the file has to be HCL or JSON; write usher { … } and gateway "<name>" { usher { … } }`},
-		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
+		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: usher: a second block for the same; merge it into the one in line 1`},
 		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: usher: this block takes no name, because it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
 		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
 		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: this is not HCL: "\400" is not understood; correct it`},
@@ -60,7 +65,26 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: this is not JSON: invalid character ' ' in \u hexadecimal character escape; correct it`},
 		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: the file has 524289 brackets, and 50000 are taken; split it`},
 		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:1: this is not HCL: the { in this line is not closed; add a }`},
-	} {
+	}
+}
+
+func TestMessages(t *testing.T) {
+	var lines []string
+	for _, tc := range badFiles() {
+		if !strings.Contains(tc.want, "usher.proxy_protocol") { // settings' own
+			lines = append(lines, tc.want)
+		}
+	}
+	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
+	f.update(nil, fs.ErrPermission)
+	lines = append(lines, f.content.Problems[0].String())
+	f.keep((&guard.Error{Part: "follow", Value: "a bug", At: "x.go:1"}).Error() + "; the last good content of the file stays in use")
+	lines = append(lines, f.content.Problems[0].String())
+	messages.Check(t, lines, "Add", "keep", "problem.Problem")
+}
+
+func TestABadFileIsRefusedAtStart(t *testing.T) {
+	for _, tc := range badFiles() {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "usher.hcl")
 			write(t, path, tc.text)

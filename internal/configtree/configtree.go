@@ -141,32 +141,39 @@ func (r *normalizer) keys(n *yaml.Node) error {
 }
 
 func normalizeScalar(n *yaml.Node) error {
-	var b bool
-	var i int64
-	var f float64
-	var err error
-	value := n.Value
-	switch n.Tag = n.ShortTag(); n.Tag {
-	case Null, String:
-	case Bool:
-		err = n.Decode(&b)
-		value = strconv.FormatBool(b)
-	case Int:
-		err = n.Decode(&i)
-		value = fmt.Sprint(i)
-	case Float:
-		err = n.Decode(&f)
-		if !math.IsInf(f, 0) && !math.IsNaN(f) {
-			value = fmt.Sprint(f)
+	var v any = n.Value
+	switch n.ShortTag() {
+	case Null, Bool, Int, Float:
+		if err := n.Decode(&v); err != nil {
+			return errorAt(n.Line, "%q is not understood; put it in quotes if it is text", n.Value)
 		}
-	default: // a time, for example
-		n.Tag = String
 	}
-	if err != nil {
-		return errorAt(n.Line, "%q is not understood; put it in quotes if it is text", n.Value)
+	switch number := v.(type) {
+	case uint64:
+		return errorAt(n.Line, "the number %d is too large; correct it", number)
+	case float64:
+		if math.IsInf(number, 0) || math.IsNaN(number) {
+			v = n.Value
+		}
 	}
-	n.Value = value
+	*n = *scalar(n.Line, v)
 	return nil
+}
+
+// scalar returns the node of a value in its normal form.
+func scalar(line int, value any) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Line: line, Value: fmt.Sprint(value), Tag: String}
+	switch value.(type) {
+	case nil:
+		n.Tag, n.Value = Null, ""
+	case bool:
+		n.Tag = Bool
+	case int, int64:
+		n.Tag = Int
+	case float64:
+		n.Tag = Float
+	}
+	return n
 }
 
 // At returns a place as "file:line".

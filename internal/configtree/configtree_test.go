@@ -15,8 +15,10 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-func TestABadTextIsAProblemWithItsLine(t *testing.T) {
-	for _, tc := range []struct{ name, file, text, want string }{
+type badText struct{ name, file, text, want string }
+
+func badTexts() []badText {
+	return []badText{
 		{"an octal escape that is too large", "f.hcl", "a = 1\nb = \"\\400\"", `f.hcl:2: this is not HCL: "\400" is not understood; correct it`},
 		{"a code point that is too large", "f.hcl", "\n\na = \"\\U00110000\"", `f.hcl:3: this is not HCL: "\U00110000" is not understood; correct it`},
 		{"such a key", "f.hcl", "\n\"\\700\" {}", `f.hcl:2: this is not HCL: "\700" is not understood; correct it`},
@@ -24,7 +26,7 @@ func TestABadTextIsAProblemWithItsLine(t *testing.T) {
 		{"JSON that is cut off in an escape", "f.hcl", "{\n\"usher\": \"\\u12", "f.hcl:2: this is not JSON: invalid character ' ' in \\u hexadecimal character escape; correct it"},
 		{"a number that is too large", "f.hcl", "a = 1\nb = 99999999999999999999", "f.hcl:2: this is not HCL: 99999999999999999999 is not understood; correct it"},
 		{"a number that is too large, in JSON", "f.json", "{\n\"b\": 1e999}", "f.json:2: the number 1e999 is too large; correct it"},
-		{"a number that is too large, in YAML", "f.yaml", "a: 1\nb: 9999999999999999999", `f.yaml:2: "9999999999999999999" is not understood; put it in quotes if it is text`},
+		{"a number that is too large, in YAML", "f.yaml", "a: 1\nb: 9999999999999999999", "f.yaml:2: the number 9999999999999999999 is too large; correct it"},
 		{"an octal number that is none", "f.hcl", "b = 09", "f.hcl:1: this is not HCL: 09 is not understood; correct it"},
 		{"a heredoc that is cut off", "f.hcl", "a {\n b = <<E", "f.hcl:2: this is not HCL: heredoc not terminated; correct it"},
 		{"a key that is assigned twice", "f.hcl", "a = 1\n\na = 2", "f.hcl:3: a: this key is already given at f.hcl:1; remove one of the two"},
@@ -42,8 +44,14 @@ func TestABadTextIsAProblemWithItsLine(t *testing.T) {
 		{"a key that is no string", "f.yaml", "a: 1\n? [b]\n: c", "f.yaml:2: only plain keys are read; write the keys out"},
 		{"a merge", "f.yaml", "a: &a {b: 1}\nc:\n  <<: *a", "f.yaml:3: <<: only plain keys are read; write the keys out"},
 		{"a TAB", "f.yaml", "a:\n\tb: 1", "f.yaml:2: this line begins with a TAB, and tabs cannot indent YAML; use spaces"},
+		{"a tag that does not fit", "f.yaml", "a: !!int x", `f.yaml:1: "x" is not understood; put it in quotes if it is text`},
+		{"no key", "f.hcl", "a = 1\n}", "f.hcl:2: this is not HCL: expected: IDENT | STRING | ASSIGN | LBRACE got: RBRACE; correct it"},
 		{"no YAML", "f.yaml", "a: b\n c: d", "f.yaml:2: this is not YAML: mapping values are not allowed in this context; correct it"},
-	} {
+	}
+}
+
+func TestABadTextIsAProblemWithItsLine(t *testing.T) {
+	for _, tc := range badTexts() {
 		t.Run(tc.name, func(t *testing.T) {
 			_, bad := parse(tc.file, tc.text)
 			if bad == nil || bad.String() != tc.want {

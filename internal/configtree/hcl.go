@@ -3,7 +3,6 @@ package configtree
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -118,18 +117,16 @@ func hclValue(val ast.Node) (*yaml.Node, error) {
 		return hclLiteral(val.Token)
 	case *ast.ObjectType:
 		return hclObject(val.Pos().Line, val.List)
-	case *ast.ListType:
-		n := &yaml.Node{Kind: yaml.SequenceNode, Line: val.Pos().Line}
-		for _, element := range val.List {
-			item, err := hclValue(element)
-			if err != nil {
-				return nil, err
-			}
-			n.Content = append(n.Content, item)
-		}
-		return n, nil
 	}
-	return nil, errorAt(val.Pos().Line, "this value is not understood; write a string, number, boolean, list or object")
+	n := &yaml.Node{Kind: yaml.SequenceNode, Line: val.Pos().Line}
+	for _, element := range val.(*ast.ListType).List {
+		item, err := hclValue(element)
+		if err != nil {
+			return nil, err
+		}
+		n.Content = append(n.Content, item)
+	}
+	return n, nil
 }
 
 // hclLiteral reads a key or a value. Token.Value panics if the token has none.
@@ -140,22 +137,4 @@ func hclLiteral(t token.Token) (n *yaml.Node, err error) {
 		}
 	}()
 	return scalar(t.Pos.Line, t.Value()), nil
-}
-
-// scalar returns the node of a value that a parser has decoded.
-func scalar(line int, value any) *yaml.Node {
-	n := &yaml.Node{Kind: yaml.ScalarNode, Line: line, Value: fmt.Sprint(value)}
-	switch value.(type) {
-	case nil:
-		n.Tag, n.Value = Null, ""
-	case bool:
-		n.Tag = Bool
-	case int64:
-		n.Tag = Int
-	case float64:
-		n.Tag = Float
-	default:
-		n.Tag = String
-	}
-	return n
 }
