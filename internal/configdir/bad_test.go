@@ -116,7 +116,7 @@ func otherDocuments() []bad {
 			"DIR/a.hcl:1: this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it",
 		}},
 		{"agent config with a service", hclFile(`service { name = "a" address = "10.0.0.1" port = 1 }`, `data_dir = "/x"`), []string{
-			"DIR/a.hcl:2: data_dir: unknown key; remove it, or use service, services",
+			"DIR/a.hcl:2: data_dir: this key is unknown; remove it, or use service, services",
 		}},
 	}
 }
@@ -126,22 +126,22 @@ func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) { runBad(t, badSetting
 func badSettings() []bad {
 	return []bad{
 		{"wrong mode", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  usher { proxy_protocol { mode = "on" } }`, `}`), []string{
-			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"unknown key", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: ProxyDefaults", "metadata: {name: global}", "spec:", "  config:", "    usher:", "      mode: strict"), []string{
-			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
+			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it, or use "proxy_protocol", "client_address", "access_log" or "listeners"`,
 		}},
 		{"registration", hclFile(`service {`, `  kind = "ingress-gateway"`, `  name = "gw"`, `  proxy { config {`, `    usher { proxy_protocol { mode = 1 } }`, `  } }`, `}`), []string{
-			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"one of several TLVs", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { proxy_protocol { tlvs = [`, `  { type = "alpn" },`, `  { type = "alnp", name = "x" },`, `] } } }`), []string{
-			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed; use one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id", or a number from 0 to 255, such as "0xE4"`,
+			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed (did you mean "alpn"?); use "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`,
 		}},
 		{"one listener", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { listeners {`, `  "8080" {`, `    proxy_protocol { mode = "on" }`, `  }`, `} } }`), []string{
-			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"other config", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_tracing_json = "{}"`, `}`), []string{
-			"DIR/a.hcl:4: config.envoy_tracing_json: unknown key; remove it, or use envoy_gateway_bind_addresses, " +
+			"DIR/a.hcl:4: config.envoy_tracing_json: this key is unknown; remove it, or use envoy_gateway_bind_addresses, " +
 				"envoy_gateway_bind_tagged_addresses, envoy_gateway_no_default_bind, envoy_mesh_gateway_bind_addresses, " +
 				"envoy_mesh_gateway_bind_tagged_addresses, envoy_mesh_gateway_no_default_bind, max_request_headers_kb, protocol, usher, xds_fetch_timeout_ms",
 		}},
@@ -153,10 +153,10 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) { runBad(t, badEntries(
 func badEntries() []bad {
 	return []bad{
 		{"unknown key", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `listener { port = 1 }`), []string{
-			"DIR/a.hcl:3: listener: unknown key (did you mean \"listeners\"?); remove it, or use defaults, kind, listeners, name, namespace, partition, tls",
+			"DIR/a.hcl:3: listener: this key is unknown (did you mean \"listeners\"?); remove it, or use defaults, kind, listeners, name, namespace, partition, tls",
 		}},
 		{"unknown key in a resource", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}", "spec:", "  listeners:", "  - port: 1", "    services:", "    - {name: a, max_connections: 1}"), []string{
-			"DIR/a.yaml:8: spec.listeners[0].services[0].max_connections: unknown key (did you mean \"maxConnections\"?); remove it, or use hosts, maxConcurrentRequests, " +
+			"DIR/a.yaml:8: spec.listeners[0].services[0].max_connections: this key is unknown (did you mean \"maxConnections\"?); remove it, or use hosts, maxConcurrentRequests, " +
 				"maxConnections, maxPendingRequests, name, namespace, partition, passiveHealthCheck, requestHeaders, responseHeaders, tls",
 		}},
 		{"wrong type", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}", "spec:", "  listeners:", "  - port: \"1\""), []string{

@@ -47,9 +47,9 @@ type badFile struct{ name, text, want string }
 
 func badFiles() []badFile {
 	return []badFile{
-		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway.edge.usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
-		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: unknown key; remove it, or use usher`},
-		{"unknown block", "gateways {}\n", `usher.hcl:1: gateways: unknown key (did you mean "gateway"?); remove it, or use gateway, usher`},
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway.edge.usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
+		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: this key is unknown; remove it, or use usher`},
+		{"unknown block", "gateways {}\n", `usher.hcl:1: gateways: this key is unknown (did you mean "gateway"?); remove it, or use gateway, usher`},
 		{"no name", "gateway {}\n", `usher.hcl:1: gateway: this block needs the name of one gateway: gateway "<name>" { usher { … } }`},
 		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway.a: a second block for the same; merge it into the one in line 1`},
 		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl:1: usher: this key is already given at DIR/usher.hcl:1; remove one of the two`},
@@ -59,7 +59,7 @@ func badFiles() []badFile {
 		{"YAML", "# settings\nusher:\n  proxy_protocol: {mode: strict}\n", `usher.hcl:2: this is YAML, and the file has to be HCL or JSON; write usher { … } and gateway "<name>" { usher { … } }`},
 		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: usher: a second block for the same; merge it into the one in line 1`},
 		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: usher: this block takes no name, because it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
-		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
 		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: this is not HCL: "\400" is not understood; correct it`},
 		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: this is not HCL: "\U00110000" is not understood; correct it`},
 		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: this is not JSON: invalid character ' ' in \u hexadecimal character escape; correct it`},

@@ -155,7 +155,7 @@ func (d *Decoder) unknown(key *yaml.Node, path string, fields []field) {
 		}
 	}
 	slices.Sort(known)
-	d.Add(key.Line, path, "unknown key%s; remove it, or use %s", problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
+	d.Add(key.Line, path, "this key is unknown%s; remove it, or use %s", problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
 }
 
 func (d *Decoder) field(key, value *yaml.Node, path string, f field) {

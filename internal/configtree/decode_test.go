@@ -52,12 +52,12 @@ var badFields = []struct {
 	want       []string
 }{
 	{"unknown", "name: a\nlimits:\n  max_conections: 1\nx: 1", false, []string{
-		`f.yaml:3: limits.max_conections: unknown key (did you mean "max_connections"?); remove it, or use max_connections`,
-		"f.yaml:4: x: unknown key; remove it, or use enabled, headers, hosts, interval, limits, name, opaque, port",
+		`f.yaml:3: limits.max_conections: this key is unknown (did you mean "max_connections"?); remove it, or use max_connections`,
+		"f.yaml:4: x: this key is unknown; remove it, or use enabled, headers, hosts, interval, limits, name, opaque, port",
 	}},
 	{"another spelling", "Limits: {}\nlimits: {max_connections: 1}", true, []string{
-		`f.yaml:1: Limits: unknown key (did you mean "limits"?); remove it, or use enabled, headers, hosts, interval, limits, name, opaque, port`,
-		`f.yaml:2: limits.max_connections: unknown key (did you mean "maxConnections"?); remove it, or use maxConnections`,
+		`f.yaml:1: Limits: this key is unknown (did you mean "limits"?); remove it, or use enabled, headers, hosts, interval, limits, name, opaque, port`,
+		`f.yaml:2: limits.max_connections: this key is unknown (did you mean "maxConnections"?); remove it, or use maxConnections`,
 	}},
 	{"two spellings", "Name: a\nname: b", false, []string{"f.yaml:2: name: this key is already given at f.yaml:1; remove one of the two"}},
 	{"types", "name: {}\nport: a\nenabled: 5\ninterval: 5x\nhosts: [[]]\nheaders: [a, b]\nlimits: {maxConnections: -1}", false, []string{
