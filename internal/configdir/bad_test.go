@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// bad is a directory that is refused, and the lines that say why.
+// bad is a directory that is refused, and the lines of its problems.
 type bad struct {
 	name  string
 	files tree

@@ -13,7 +13,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// content is everything that a good directory says: immutable, built whole from the config and, for what did not
+// content is what a good directory results in: immutable, built whole from the config and, for what did not
 // change, the content before it.
 type content struct {
 	datacenter string

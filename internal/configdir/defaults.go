@@ -55,7 +55,7 @@ func (p *proxyConfig) model() gateway.ProxyConfig {
 	return c
 }
 
-// layer returns the layer that follows on before, with the settings under the key usher.
+// layer returns the layer before with the settings under the key usher.
 func (p *proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
 	if p.Usher == nil {
 		return before.Update("", nil)

@@ -1,20 +1,18 @@
-// Package configdir reads gateways from a directory, without a Consul: config
-// entries and service definitions as Consul and its Kubernetes resources write
-// them, in *.hcl, *.json, *.yaml and *.yml.
+// Package configdir reads gateways from a directory, without a Consul: config entries and service definitions as Consul
+// and its Kubernetes resources have them, in *.hcl, *.json, *.yaml and *.yml.
 //
-//	files ──parse──> nodes with lines ──decode, check──> config ──build──> content ──Watch──> gateway.Snapshot
+//	files ──configtree──> trees with lines ──decode, check──> config ──build──> content ──Watch──> gateway.Snapshot
 //
-// There is no service mesh then: upstreams are plain, no certificate exists and
-// no sidecar enforces anything. What cannot be honoured so is refused with
-// file:line and never ignored; a value that says nothing (null, 0, "", false,
-// {} and [], which Consul prints where nothing was set) may stand anywhere.
+// There is no service mesh in file mode: upstreams are plain, there are no certificates, and no sidecar enforces
+// anything. What needs one is a problem with file:line, and never ignored. An unset value (null, 0, "", false, {} and
+// [], which Consul prints where nothing was set) may stand anywhere.
 //
-//	file                       holds
+//	file                       content
 //	*.hcl, *.json              one config entry, as `consul config write` takes it, or
 //	                           service definitions (service, services) of an agent
 //	*.yaml, *.yml              Consul's custom resources, several documents, lists too
 //
-//	entry                      fields that count
+//	entry                      supported fields
 //	ingress-gateway            all but TLS without an SDS certificate
 //	proxy-defaults             AccessLogs; of Config: usher, protocol, max_request_headers_kb,
 //	                           xds_fetch_timeout_ms, envoy_gateway_{no_default_bind,
@@ -22,19 +20,18 @@
 //	service-defaults           Protocol; MaxRequestHeadersKB of an ingress gateway
 //	service-intentions         sources with an action, none with permissions; what no
 //	                           intention matches is allowed
-//	every other kind           refused
+//	every other kind           none
 //
-//	service definition         fields that count
+//	service definition         supported fields
 //	plain                      id, name, address (an IP address), port, weights,
 //	                           tagged_addresses; every instance counts as passing
 //	kind ingress-gateway       id, name, address, port, tagged_addresses, and of
-//	                           proxy.config what counts of proxy-defaults' Config
+//	                           proxy.config the same as of proxy-defaults' Config
 //	both                       tags, meta and enable_tag_override have no effect on a
-//	                           gateway in Consul either; all else is refused
+//	                           gateway in Consul either
 //
-// The directory counts as a whole: as long as anything in it is wrong, the last
-// good content stays. Only Usher's own settings stand by themselves, with a
-// gateway.Layer's memory for each source.
+// The directory counts as a whole: while anything in it is wrong, the last good content stays in use. Only Usher's own
+// settings are apart: each settings.Layer keeps its last good settings.
 package configdir
 
 import (

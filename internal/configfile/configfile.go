@@ -213,13 +213,12 @@ func (p *parser) gateways(n *yaml.Node) {
 		p.Add(n.Line, "gateway", noName)
 		return
 	}
-	for i := 0; i < len(n.Content); i += 2 {
-		name := n.Content[i]
+	for name, value := range configtree.Members(n) {
 		if name.Value == "" || name.Value == settings.Key && n.HeadComment != configtree.Label {
 			p.Add(name.Line, "gateway", noName)
 			continue
 		}
-		b := block{gateway: name.Value, parent: configtree.Single(n.Content[i+1])}
+		b := block{gateway: name.Value, parent: configtree.Single(value)}
 		var body struct{ Usher *yaml.Node }
 		p.Object(b.parent, b.path(), &body)
 		b.usher = body.Usher

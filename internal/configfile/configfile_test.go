@@ -78,7 +78,7 @@ func TestMessages(t *testing.T) {
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
 	f.update(nil, fs.ErrPermission)
 	lines = append(lines, f.content.Problems[0].String())
-	f.keep((&guard.Error{Part: "follow", Value: "a bug", At: "x.go:1"}).Error() + "; the last good content of the file stays in use")
+	f.keep((&guard.Error{Part: "filewatch", Value: "a bug", At: "x.go:1"}).Error() + "; the last good content of the file stays in use")
 	lines = append(lines, f.content.Problems[0].String())
 	messages.Check(t, lines, "Add", "keep", "problem.Problem")
 }
@@ -107,7 +107,7 @@ func TestAMissingFileIsRefusedAtStart(t *testing.T) {
 	}
 }
 
-// run runs the file and gives each content it puts.
+// run runs the file and returns the contents that it puts.
 func run(t *testing.T, f *File) <-chan settings.File {
 	t.Helper()
 	contents := make(chan settings.File)
@@ -191,7 +191,6 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 	})
 }
 
-// HCL makes of blocks, lists and numbers what it likes.
 func TestEverySettingCanBeWrittenInHCL(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "usher.hcl")
 	write(t, path, `
@@ -266,7 +265,7 @@ func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
 	})
 }
 
-func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
+func TestAFileThatStaysEmptyHasNoSettings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "usher.hcl")
 		write(t, path, strict)
@@ -277,7 +276,7 @@ func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
 		contents := run(t, f)
 		inPlace(t, path, 0)
 		if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
-			t.Errorf("an empty file was read as %+v, want nothing", c)
+			t.Errorf("an empty file was read as %+v, want no settings", c)
 		}
 	})
 }
@@ -300,31 +299,24 @@ func inPlace(t *testing.T, path string, pause time.Duration, text ...string) {
 	}
 }
 
-// TestAFileIsReadWhenAsked replaces a directory above the watched one. A follower does
-// not see that by itself.
-func TestAFileIsReadWhenAsked(t *testing.T) {
+func TestReloadReadsTheFileAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		up := filepath.Join(t.TempDir(), "up")
-		release := func(text string) string {
-			if err := os.MkdirAll(filepath.Join(up, "usher"), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join(up, "usher", "usher.hcl")
-			write(t, path, text)
-			return path
-		}
-		f, err := Open(release(strict), slog.New(slog.DiscardHandler))
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
 		contents := run(t, f)
-		if err := os.Rename(up, up+".old"); err != nil {
-			t.Fatal(err)
-		}
-		release(strings.ReplaceAll(strict, "strict", "permissive"))
+		synctest.Wait()
+		start := time.Now()
+		write(t, path, strings.ReplaceAll(strict, "strict", "permissive"))
 		f.Reload()
 		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Permissive}, modes(<-contents)); diff != "" {
 			t.Errorf("after Reload (-want +got):\n%s", diff)
+		}
+		if took := time.Since(start); took > filewatch.Settle {
+			t.Errorf("a change is read %v after Reload, want at once", took)
 		}
 	})
 }

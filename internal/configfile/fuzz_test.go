@@ -33,7 +33,7 @@ func examples(t testing.TB) []string {
 	return out
 }
 
-// readAfterGood reads a text after a good one, as Usher does when a followed file
+// readAfterGood reads a text after a good one, as Usher does when a watched file
 // changes. It checks that each problem is one line, and that the last good content
 // stays if the file cannot be understood.
 func readAfterGood(t *testing.T, text string) {

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"path/filepath"
 	"strconv"
@@ -33,7 +34,7 @@ const (
 	String = "!!str"
 )
 
-// syntaxError says why a text cannot be read, and where.
+// syntaxError is the reason why a text cannot be read, and its line.
 type syntaxError struct {
 	line int    // starts at 1
 	key  string // may be empty
@@ -126,8 +127,7 @@ func (r *normalizer) node(n *yaml.Node, depth int) error {
 
 func (r *normalizer) keys(n *yaml.Node) error {
 	lines := make(map[string]int, len(n.Content)/2)
-	for i := 0; i < len(n.Content); i += 2 {
-		key := n.Content[i]
+	for key := range Members(n) {
 		if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!merge" {
 			return &syntaxError{key.Line, key.Value, "only plain keys are read; write the keys out"}
 		}
@@ -185,14 +185,25 @@ func SameName(a, b string) bool { return normalName(a) == normalName(b) }
 
 func normalName(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", "")) }
 
+// Members returns the keys and values of an object, in the order of the file.
+func Members(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
+	return func(yield func(key, value *yaml.Node) bool) {
+		for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+			if !yield(n.Content[i], n.Content[i+1]) {
+				return
+			}
+		}
+	}
+}
+
 // Get returns the key and the value of the member of an object that has the name (see SameName), or nil.
 func Get(n *yaml.Node, name string) (key, value *yaml.Node) {
-	if n == nil || n.Kind != yaml.MappingNode {
+	if n == nil {
 		return nil, nil
 	}
-	for i := 0; i < len(n.Content); i += 2 {
-		if SameName(n.Content[i].Value, name) {
-			return n.Content[i], n.Content[i+1]
+	for key, value := range Members(n) {
+		if SameName(key.Value, name) {
+			return key, value
 		}
 	}
 	return nil, nil

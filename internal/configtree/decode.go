@@ -14,7 +14,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Refused is the type of a field that Consul has and Usher cannot honour. Its value has to be unset. The tag "why" gives
+// Refused is the type of a field that Consul has and Usher does not support. Its value has to be unset. The tag "why" gives
 // the reason and, after a semicolon, what to do other than to remove the field.
 type Refused struct{}
 
@@ -28,8 +28,8 @@ type Ignored struct{}
 // another type.
 type Decoder struct {
 	File string
-	// Strict says that names are spelled as in Kubernetes resources (maxConnections), and no other way. Otherwise
-	// every spelling is right that Consul takes in HCL and JSON, a list of one may stand for its element and the
+	// Strict accepts only names as in Kubernetes resources (maxConnections) and values of the field's type. Otherwise
+	// every spelling that Consul accepts in HCL and JSON is right, a list of one may stand for its element and the
 	// reverse, and a number may be written as a string and the reverse.
 	Strict   bool
 	Problems []problem.Problem
@@ -94,8 +94,7 @@ func (d *Decoder) Object(n *yaml.Node, path string, into ...any) {
 	}
 	fields := fieldsOf(into)
 	lines := map[string]int{}
-	for i := 0; i < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
+	for key, value := range Members(n) {
 		at := join(path, key.Value)
 		f := slices.IndexFunc(fields, func(f field) bool { return d.isName(key.Value, f.Name) })
 		if f < 0 {
@@ -203,10 +202,10 @@ func (d *Decoder) value(n *yaml.Node, path string, v reflect.Value) {
 			return
 		}
 		v.Set(reflect.MakeMap(v.Type()))
-		for i := 0; i < len(n.Content); i += 2 {
+		for key, value := range Members(n) {
 			member := reflect.New(v.Type().Elem()).Elem()
-			d.value(n.Content[i+1], join(path, n.Content[i].Value), member)
-			v.SetMapIndex(reflect.ValueOf(n.Content[i].Value), member)
+			d.value(value, join(path, key.Value), member)
+			v.SetMapIndex(reflect.ValueOf(key.Value), member)
 		}
 	default:
 		if wanted := d.scalar(n, v); wanted != "" {

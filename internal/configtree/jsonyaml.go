@@ -14,7 +14,7 @@ import (
 
 // parseJSON reads one JSON value.
 func parseJSON(text []byte) (*yaml.Node, error) {
-	// The decoder of tokens does not say exactly where something is wrong.
+	// The decoder of tokens does not have the exact offset of an error.
 	if err := json.Unmarshal(text, new(json.RawMessage)); err != nil {
 		offset := len(text)
 		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {

@@ -15,13 +15,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// followed is a directory that a source follows, and what the source puts.
-type followed struct {
+// watched is a directory that a source watches, and the snapshots that the source puts.
+type watched struct {
 	t      *testing.T
 	dir    string
 	source *Source
@@ -47,11 +48,11 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// followDir loads dir and watches the gateway gw until the test ends. The tests run in bubbles, where time passes only
+// watchDir loads dir and watches the gateway gw until the test ends. The tests run in bubbles, where time passes only
 // while everything waits: they neither take long nor depend on the machine's speed.
-func followDir(t *testing.T, dir string) *followed {
+func watchDir(t *testing.T, dir string) *watched {
 	t.Helper()
-	f := &followed{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &lockedBuffer{}}
+	f := &watched{t: t, dir: dir, put: make(chan *gateway.Snapshot, 100), log: &lockedBuffer{}}
 	f.source = NewSource(dir, Options{
 		Logger: slog.New(slog.NewTextHandler(f.log, nil)),
 		Report: func(problems []problem.Problem) { fmt.Fprintf(f.log, "reported %d: %v\n", len(problems), problems) },
@@ -78,8 +79,8 @@ func followDir(t *testing.T, dir string) *followed {
 	return f
 }
 
-// until gives the first snapshot that is as wanted.
-func (f *followed) until(what string, wanted func(*gateway.Snapshot) bool) *gateway.Snapshot {
+// until returns the first snapshot that is as wanted.
+func (f *watched) until(what string, wanted func(*gateway.Snapshot) bool) *gateway.Snapshot {
 	f.t.Helper()
 	limit := time.After(20 * time.Second)
 	for {
@@ -95,7 +96,7 @@ func (f *followed) until(what string, wanted func(*gateway.Snapshot) bool) *gate
 }
 
 // write puts a file at name at once, as careful writers do.
-func (f *followed) write(name, text string) {
+func (f *watched) write(name, text string) {
 	f.t.Helper()
 	put(f.t, filepath.Join(f.dir, ".new"), text)
 	must(f.t, os.Rename(filepath.Join(f.dir, ".new"), filepath.Join(f.dir, name)))
@@ -123,7 +124,7 @@ func portsOf(s *gateway.Snapshot) []int {
 	return ports
 }
 
-func troubled(s *gateway.Snapshot) bool { return len(s.Problems) > 0 }
+func hasProblems(s *gateway.Snapshot) bool { return len(s.Problems) > 0 }
 
 // gw is the entry of a gateway that listens on the ports.
 func gw(ports ...int) string {
@@ -136,7 +137,7 @@ func gw(ports ...int) string {
 
 func TestChangeOfAFileArrives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
 		f.until(listening(80))
 		start := time.Now()
 		f.write("gw.hcl", gw(81))
@@ -163,13 +164,13 @@ func TestDirectoryIsAwayForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "config")
 		must(t, os.Rename(write(t, tree{"gw.hcl": gw(81), "web.hcl": staticServer}), dir))
-		f := followDir(t, dir)
+		f := watchDir(t, dir)
 		f.until(listening(81))
 		must(t, os.Rename(dir, dir+".away"))
-		held := f.until("a problem", troubled)
+		away := f.until("a problem", hasProblems)
 		want := dir + ": cannot be read: no such file or directory; correct it, or remove it"
-		if got := held.Problems[0].String(); got != want || !cmp.Equal(portsOf(held), []int{81}) {
-			t.Errorf("problem %q, ports %v", got, portsOf(held))
+		if got := away.Problems[0].String(); got != want || !cmp.Equal(portsOf(away), []int{81}) {
+			t.Errorf("problem %q, ports %v", got, portsOf(away))
 		}
 		put(t, filepath.Join(dir+".away", "gw.hcl"), gw(82))
 		must(t, os.Rename(dir+".away", dir))
@@ -181,7 +182,7 @@ func TestDirectoryIsAwayForAWhile(t *testing.T) {
 
 func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
 		good := f.until(listening(80))
 		for _, tc := range []struct{ text, want string }{
 			{"", "gw.hcl:1: the file is empty; write an entry, or remove it"},
@@ -198,7 +199,7 @@ func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
 			}
 		}
 		if err := f.source.Ready(); err != nil {
-			t.Errorf("the last good content stays, and Ready says %v", err)
+			t.Errorf("Ready returns %v, though there is a last good content", err)
 		}
 		f.write("gw.hcl", gw(81))
 		f.until(listening(81))
@@ -212,27 +213,27 @@ func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
 
 func TestFileBeingWrittenIsNoProblem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
 		f.until(listening(80))
 		for i := range 200 {
 			put(t, filepath.Join(f.dir, "gw.hcl"), gw(81+i))
 		}
 		f.until(listening(280))
 		if log := f.log.String(); strings.Contains(log, "reported") {
-			t.Errorf("a file that is being written is taken for a bad one:\n%s", log)
+			t.Errorf("a file that is being written is a problem:\n%s", log)
 		}
 	})
 }
 
-func TestBadSettingsHoldNothingElseBack(t *testing.T) {
+func TestBadSettingsInvalidateNothingElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defaults := func(mode string) string {
 			return "kind = \"proxy-defaults\"\nname = \"global\"\nconfig { usher { proxy_protocol { mode = \"" + mode + "\" } } }"
 		}
-		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer, "proxy.hcl": defaults("strict")}))
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer, "proxy.hcl": defaults("strict")}))
 		f.until(listening(80))
 		f.write("proxy.hcl", defaults("on"))
-		bad := f.until("a problem", troubled)
+		bad := f.until("a problem", hasProblems)
 		want := f.dir + `/proxy.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`
 		if got := bad.Problems[0].String(); got != want {
 			t.Errorf("problem %q, want %q", got, want)
@@ -251,7 +252,7 @@ func TestBadSettingsHoldNothingElseBack(t *testing.T) {
 
 func TestUnchangedPartsKeepTheirPointers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := followDir(t, write(t, tree{
+		f := watchDir(t, write(t, tree{
 			"gw.hcl":  gw(80),
 			"web.hcl": staticServer,
 			"own.hcl": `service { kind = "ingress-gateway" name = "gw" address = "10.0.0.1" }`,
@@ -272,9 +273,9 @@ func TestUnchangedPartsKeepTheirPointers(t *testing.T) {
 	})
 }
 
-func TestChangeThatSaysTheSamePutsNothing(t *testing.T) {
+func TestChangeWithoutEffectPutsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
 		f.until(listening(80))
 		f.write("gw.hcl", "# a comment\n"+gw(80))
 		f.write("README.md", "notes")
@@ -288,7 +289,7 @@ func TestChangeThatSaysTheSamePutsNothing(t *testing.T) {
 			if ports := portsOf(s); cmp.Equal(ports, []int{81}) {
 				return
 			}
-			t.Errorf("a snapshot came that says the same: %+v", s)
+			t.Errorf("an equal snapshot was put: %+v", s)
 		}
 	})
 }
@@ -314,22 +315,17 @@ func TestWatchBeforeTheFirstReadWaits(t *testing.T) {
 	})
 }
 
-// TestDirectoryIsReadWhenAsked replaces a directory above the watched one. A follower
-// does not see that by itself.
-func TestDirectoryIsReadWhenAsked(t *testing.T) {
+func TestReloadReadsTheDirectoryAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		up := filepath.Join(t.TempDir(), "up")
-		release := func(port int) string {
-			must(t, os.MkdirAll(up, 0o700))
-			dir := filepath.Join(up, "config")
-			must(t, os.Rename(write(t, tree{"gw.hcl": gw(port), "web.hcl": staticServer}), dir))
-			return dir
-		}
-		f := followDir(t, release(81))
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(81), "web.hcl": staticServer}))
 		f.until(listening(81))
-		must(t, os.Rename(up, up+".old"))
-		release(82)
+		synctest.Wait()
+		start := time.Now()
+		f.write("gw.hcl", gw(82))
 		f.source.Reload()
 		f.until(listening(82))
+		if took := time.Since(start); took > filewatch.Settle {
+			t.Errorf("a change is read %v after Reload, want at once", took)
+		}
 	})
 }

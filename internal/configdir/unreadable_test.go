@@ -15,7 +15,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-func TestWhatIsNoFileKeepsTheLastGoodContent(t *testing.T) {
+func TestAFileThatIsNotRegularKeepsTheLastGoodContent(t *testing.T) {
 	for _, tc := range []struct {
 		name, want string
 		put        func(path string) error
@@ -28,7 +28,7 @@ func TestWhatIsNoFileKeepsTheLastGoodContent(t *testing.T) {
 		}},
 	} {
 		test := func(t *testing.T) {
-			f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+			f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
 			good := f.until(listening(80))
 			path := filepath.Join(f.dir, "gw.hcl")
 			must(t, tc.put(filepath.Join(f.dir, ".new")))
@@ -63,13 +63,13 @@ func TestAPanicKeepsTheLastGoodContentAndIsAProblem(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- s.Run(ctx) }()
-		f := &followed{t: t, dir: dir}
+		f := &watched{t: t, dir: dir}
 		next := s.current().next
 		f.write("gw.hcl", "x")
 		<-next
 		v := s.current()
-		if v.content != good || len(v.problems) != 1 || !strings.HasPrefix(v.problems[0].String(), dir+": bug in Usher: panic in follow at odd_test.go:") {
-			t.Errorf("problems %v, want one that says what happened, and the last good content", v.problems)
+		if v.content != good || len(v.problems) != 1 || !strings.HasPrefix(v.problems[0].String(), dir+": bug in Usher: panic in filewatch at unreadable_test.go:") {
+			t.Errorf("problems %v, want one with the reason, and the last good content", v.problems)
 		}
 		f.write("gw.hcl", gw(81))
 		for ; len(v.problems) > 0; v = s.current() {

@@ -16,7 +16,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-func TestWhatIsNoFileKeepsTheLastGood(t *testing.T) {
+func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
 	for _, tc := range []struct {
 		name, want string
 		put        func(path string) error
@@ -36,10 +36,10 @@ func TestWhatIsNoFileKeepsTheLastGood(t *testing.T) {
 				t.Fatal(err)
 			}
 			contents := run(t, f)
-			if err := tc.put(path + ".odd"); err != nil {
+			if err := tc.put(path + ".new"); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Rename(path+".odd", path); err != nil {
+			if err := os.Rename(path+".new", path); err != nil {
 				t.Fatal(err)
 			}
 			want := problem.Problem{Where: path, What: "cannot be read: " + tc.want + "; put it back, or correct it; its last good content stays in use"}
@@ -51,7 +51,7 @@ func TestWhatIsNoFileKeepsTheLastGood(t *testing.T) {
 				t.Errorf("want the last good content (-want +got):\n%s", diff)
 			}
 			if _, err := Open(path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("at the start: %v, want an error of one line that says %s", err, tc.want)
+				t.Errorf("at the start: %v, want an error of one line with %q", err, tc.want)
 			}
 			write(t, path, strict)
 			for c := <-contents; len(c.Problems) > 0; c = <-contents {
@@ -86,8 +86,8 @@ func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
 		}()
 		write(t, path, strings.ReplaceAll(strict, "strict", "permissive"))
 		c := <-contents
-		if len(c.Problems) != 1 || !strings.Contains(c.Problems[0].What, "bug in Usher: panic in follow at odd_test.go:") {
-			t.Errorf("problems %v, want one that says what happened", c.Problems)
+		if len(c.Problems) != 1 || !strings.Contains(c.Problems[0].What, "bug in Usher: panic in filewatch at unreadable_test.go:") {
+			t.Errorf("problems %v, want one with the reason", c.Problems)
 		}
 		write(t, path, strict)
 		for len(c.Problems) > 0 {
