@@ -175,17 +175,15 @@ func (c *config) denied(source, destination string) (position string) {
 	for _, to := range []string{destination, wildcard} {
 		for _, from := range []string{source, wildcard} {
 			for _, e := range c.intentions {
-				if e.name != to {
-					continue
+				for i, s := range e.spec.Sources {
+					switch {
+					case e.name != to || s.Name != from:
+					case s.Action == "deny":
+						return e.at("Sources", i, "Action")
+					default:
+						return ""
+					}
 				}
-				i := slices.IndexFunc(e.spec.Sources, func(s intentionSource) bool { return s.Name == from })
-				if i < 0 {
-					continue
-				}
-				if e.spec.Sources[i].Action == "deny" {
-					return e.at("Sources", i, "Action")
-				}
-				return ""
 			}
 		}
 	}

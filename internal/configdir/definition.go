@@ -17,7 +17,7 @@ type definition struct {
 	Namespace, Partition    string
 	Port                    int
 	TaggedAddresses         map[string]gateway.Address
-	Weights                 *weights
+	Weights                 gateway.Weights
 	Proxy                   *proxy
 	Connect                 *connect
 
@@ -31,12 +31,6 @@ type definition struct {
 
 	position    string // of its name
 	proxyConfig proxyConfig
-}
-
-// weights share the load among the instances of a service; nil means 1.
-type weights struct {
-	Passing *int
-	Warning *int
 }
 
 // connect is a definition's part for a service mesh, which file mode does not have.
@@ -73,7 +67,7 @@ func (c *config) definitionsFile(d *decoder, root *yaml.Node) {
 func (c *config) definition(file *decoder, n *yaml.Node, path string) {
 	d := newDecoder(file.File)
 	defer func() { file.Problems = append(file.Problems, d.Problems...) }()
-	def := &definition{}
+	def := &definition{Weights: gateway.Weights{Passing: 1, Warning: 1}}
 	n = configtree.Single(n)
 	d.Object(n, path, def)
 	if len(d.Problems) > 0 {
@@ -100,10 +94,8 @@ func (d *decoder) checkDefinition(n *yaml.Node, def *definition) {
 	if def.Name == "" || def.Name == wildcard {
 		d.AddAt(n, steps("Name"), "%q is not the name of a service; give it one", def.Name)
 	}
-	if w := def.Weights; w != nil {
-		d.checkWeight(n, "Passing", w.Passing, 1)
-		d.checkWeight(n, "Warning", w.Warning, 0)
-	}
+	d.checkWeight(n, "Passing", def.Weights.Passing, 1)
+	d.checkWeight(n, "Warning", def.Weights.Warning, 0)
 	switch def.Kind {
 	case "":
 		d.checkService(n, def)
@@ -115,9 +107,9 @@ func (d *decoder) checkDefinition(n *yaml.Node, def *definition) {
 	}
 }
 
-func (d *decoder) checkWeight(n *yaml.Node, name string, weight *int, lowest int) {
-	if weight != nil && (*weight < lowest || *weight > 65535) {
-		d.AddAt(n, steps("Weights", name), "%d is not a weight; use %d to 65535", *weight, lowest)
+func (d *decoder) checkWeight(n *yaml.Node, name string, weight, lowest int) {
+	if weight < lowest || weight > 65535 {
+		d.AddAt(n, steps("Weights", name), "%d is not a weight; use %d to 65535", weight, lowest)
 	}
 }
 
@@ -154,18 +146,11 @@ func (d *decoder) checkGateway(n *yaml.Node, def *definition) {
 
 // endpoint returns the definition as an instance to connect to.
 func (def *definition) endpoint(datacenter string) gateway.Endpoint {
-	w := gateway.Weights{Passing: 1, Warning: 1}
-	if def.Weights != nil && def.Weights.Passing != nil {
-		w.Passing = *def.Weights.Passing
-	}
-	if def.Weights != nil && def.Weights.Warning != nil {
-		w.Warning = *def.Weights.Warning
-	}
 	return gateway.Endpoint{
 		NodeDatacenter:  datacenter,
 		Address:         def.Address,
 		Port:            def.Port,
 		TaggedAddresses: def.TaggedAddresses,
-		Weights:         w,
+		Weights:         def.Weights,
 	}
 }
