@@ -97,8 +97,7 @@ func scalewayPorts(version settings.Version) Format {
 	}
 }
 
-// Providers is the table of what clouds read. WithoutAnnotation has those that read
-// no annotation.
+// Providers is the table of what clouds read.
 var Providers = []Provider{
 	{Name: "AWS", Evidence: InSourceCode, Annotations: []Annotation{
 		{
@@ -304,20 +303,7 @@ func bothScalewayVersions(s *corev1.Service) error {
 func withoutPrivateLink(s *corev1.Service) error {
 	const create = prefix + "azure-pls-create"
 	if s.Annotations[create] != "true" {
-		return errors.New(`Azure reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`)
+		return errors.New(`the cloud reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`)
 	}
 	return nil
-}
-
-// WithoutAnnotation are load balancers in front of gateways that no annotation makes
-// send a header, with what there is instead, as Markdown.
-var WithoutAnnotation = []struct{ Name, Instead string }{
-	{"Azure's public load balancer", "With `externalTrafficPolicy: Local` the gateway sees the client's address."},
-	{"Google Cloud", "Passthrough load balancers keep the client's address. " +
-		"For a proxy load balancer, set `proxyHeader` of its target proxy, or `enableProxyProtocol` of Private Service Connect, and Usher's mode yourself."},
-	{"EdgeCenter", "Its controller reads `loadbalancer.edgecenter.com/proxy-protocol` and does nothing with it. If yours does, set the mode yourself."},
-	{"Huawei Cloud", "`kubernetes.io/elb.transparent-client-ip` keeps the client's address, without PROXY protocol."},
-	{"Yandex Cloud", "With `externalTrafficPolicy: Local` the gateway sees the client's address."},
-	{"MetalLB, kube-vip, k3s, Cilium's LB-IPAM", "They announce addresses and send no header. With `externalTrafficPolicy: Local` the gateway sees the client's address."},
-	{"Your own HAProxy, or any other load balancer that no controller created", "No Service says what it does: set the mode yourself."},
 }

@@ -203,7 +203,7 @@ var valueCases = []valueCase{
 	both(loxilb, "yes", proxyOn, v2),
 	both(loxilb, "no", proxyOff, ""),
 	invalid(loxilb, "true", proxyOff, `"true" counts as off; use "yes" or "no"`),
-	invalid(azure, "true", proxyUnknown, "Azure reads it only for a Private Link Service"),
+	invalid(azure, "true", proxyUnknown, "the cloud reads it only for a Private Link Service"),
 	both(azure, "false", proxyOff, ""),
 	invalid(azure, "v2", proxyOff, `"v2" counts as off`),
 }

@@ -43,11 +43,9 @@ func (s *proxyState) UnmarshalText(text []byte) error {
 
 // parsedValue is what one annotation says about one port of the Service.
 type parsedValue struct {
-	state    proxyState
-	version  settings.Version // where it is on; empty if it is not known
-	problem  string           // what is wrong with the value, and what to do; empty if it is valid
-	sticky   bool             // where it is on: it stays on when the annotation is removed
-	offValue string           // where it is sticky: the value that switches it off; empty if none does
+	state   proxyState
+	version settings.Version // where it is on; empty if it is not known
+	problem string           // what is wrong with the value, and what to do; empty if it is valid
 }
 
 // Format is how a cloud writes into an annotation whether it sends PROXY headers.
@@ -136,11 +134,7 @@ func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
 		text = strings.ToLower(text)
 	}
 	if i := f.indexOn(text); i >= 0 {
-		v := parsedValue{state: proxyOn, version: f.On[i].Version, sticky: f.Sticky}
-		if f.Sticky && len(f.Off) > 0 {
-			v.offValue = f.Off[0]
-		}
-		return v
+		return parsedValue{state: proxyOn, version: f.On[i].Version}
 	}
 	switch {
 	case slices.Contains(f.Off, text):

@@ -20,19 +20,12 @@ type healthCheck struct {
 	// portKey is the annotation with the port of a pod or a node that is checked; empty
 	// if the cloud checks only the Service's ports.
 	portKey string
-	header  checkHeader
-	// headerKey is the annotation that adds a PROXY header with "true"; empty: none does.
+	// withHeader says that all health checks carry a PROXY header, to whatever port.
+	withHeader bool
+	// headerKey is the annotation with which they carry one if it is "true", and else none.
+	// Without both, it is not documented whether they do.
 	headerKey string
 }
-
-// checkHeader is whether health checks carry a PROXY header.
-type checkHeader uint8
-
-const (
-	checkHeaderUndocumented checkHeader = iota
-	checkHeaderNever                    // none does, unless headerKey says so
-	checkHeaderAlways                   // all do, to whatever port
-)
 
 var (
 	onlyHTTP  = []string{"http"}
@@ -43,10 +36,13 @@ var (
 // checks of a Service's port carry the header, and all others go to kube-proxy
 // without one.
 var healthChecks = []healthCheck{
-	{key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp", portKey: awsPrefix + "healthcheck-port", header: checkHeaderAlways},
+	{
+		key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp",
+		portKey: awsPrefix + "healthcheck-port", withHeader: true,
+	},
 	{
 		key: scaleway + "health-check-type", http: httpHTTPS, tcp: "tcp", perPort: true,
-		header: checkHeaderNever, headerKey: scaleway + "health-check-send-proxy",
+		headerKey: scaleway + "health-check-send-proxy",
 	},
 	{
 		key: "load-balancer.hetzner.cloud/health-check-protocol", http: httpHTTPS, tcp: "tcp",
@@ -129,10 +125,10 @@ func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
 		key, fix = c.pathKey, fmt.Sprintf("remove it, or set %s to %q", c.key, c.tcp)
 	}
 	switch {
-	case c.header == checkHeaderAlways && otherPort:
+	case c.withHeader && otherPort:
 		r.addProblem(key, fmt.Sprintf(
 			"the load balancer's health checks carry a PROXY header as well, and port %d answers those over HTTP with 400; %s", port, fix))
-	case c.header == checkHeaderAlways || otherPort || c.headerKey != "" && r.service.Annotations[c.headerKey] == "true":
+	case c.withHeader || otherPort || c.headerKey != "" && r.service.Annotations[c.headerKey] == "true":
 	case c.headerKey != "":
 		r.addProblem(key, fmt.Sprintf(
 			"the load balancer's HTTP health checks carry no PROXY header, so the listener will reject them; %s, or set %s to \"true\"", fix, c.headerKey))

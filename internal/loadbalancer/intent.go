@@ -104,8 +104,9 @@ func (r *intentReader) addProblem(key, what string) {
 // providerIntent is what the annotations of one provider say about a port.
 type providerIntent struct {
 	parsedValue
-	key  string   // of the annotation that counts
-	keys []string // of all annotations of the provider, for the time of the last change
+	Format          // of the annotation that counts
+	key    string   // its name
+	keys   []string // of all annotations of the provider, for the time of the last change
 }
 
 // portIntent returns what the Service asks for one of its ports.
@@ -132,7 +133,7 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 		if other.version != first.version {
 			first.version = ""
 		}
-		first.sticky = first.sticky && other.sticky
+		first.Sticky = first.Sticky && other.Sticky
 		first.keys = append(first.keys, other.keys...)
 	}
 	if first.state != proxyOn {
@@ -146,7 +147,7 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 		return portIntent{State: proxyOff}
 	}
 	intent := portIntent{State: proxyOn, Version: first.version, since: r.times.lastChange(first.keys)}
-	if first.sticky {
+	if first.Sticky {
 		intent.RemovalProblem = r.removalProblem(first)
 	}
 	return intent
@@ -155,8 +156,8 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 // removalProblem returns the problem that removing an annotation causes.
 func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
 	fix := "recreate the Service, or set Usher's proxy_protocol.mode"
-	if of.offValue != "" {
-		fix = fmt.Sprintf("set it to %q", of.offValue)
+	if len(of.Off) > 0 {
+		fix = fmt.Sprintf("set it to %q", of.Off[0])
 	}
 	return problem.Problem{
 		Where: r.where(of.key),
@@ -179,7 +180,7 @@ func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) p
 			of.keys = append(of.keys, a.PortsKey)
 		}
 		if of.state == proxyUnset {
-			of.parsedValue, of.key = r.parse(a, key, value, p), key
+			of.parsedValue, of.Format, of.key = r.parse(a, key, value, p), a.Format, key
 		}
 	}
 	return of

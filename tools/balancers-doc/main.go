@@ -25,10 +25,13 @@ func main() {
 	}
 }
 
-// head is everything in the page that does not follow from the table.
-//
-//go:embed head.md
-var head string
+// head and tail are the parts of the page that do not follow from the table.
+var (
+	//go:embed head.md
+	head string
+	//go:embed tail.md
+	tail string
+)
 
 // page returns the whole page.
 func page() string {
@@ -44,11 +47,7 @@ func page() string {
 			b.WriteString("\n" + list)
 		}
 	}
-	b.WriteString("\n## Load balancers without such an annotation\n\n| load balancer | what to do |\n|---|---|\n")
-	for _, n := range loadbalancer.WithoutAnnotation {
-		fmt.Fprintf(&b, "| %s | %s |\n", n.Name, n.Instead)
-	}
-	return b.String()
+	return b.String() + tail
 }
 
 // on returns the values that switch headers on.
