@@ -245,8 +245,8 @@ var notVerified []string
 // An annotation without a case would be untested.
 func TestEveryAnnotationIsTestedOnAndOff(t *testing.T) {
 	for _, p := range Providers {
-		if p.Source == "" || p.Name == "" || len(p.Annotations) == 0 {
-			t.Errorf("%+v: a provider needs a name, a source and annotations", p)
+		if p.URL == "" || p.Name == "" || len(p.Annotations) == 0 {
+			t.Errorf("%+v: a provider needs a name, a URL and annotations", p)
 		}
 		for _, a := range p.Annotations {
 			on := a.Key == azure // it needs a second annotation

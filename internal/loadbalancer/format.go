@@ -22,7 +22,7 @@ const (
 	proxyOff                       // it sends no headers
 	proxyOn                        // it sends headers
 	proxyMixed                     // some ports that lead to the listener send headers, and others do not
-	proxyUnknown                   // the annotations do not tell
+	proxyUnknown                   // the annotations are invalid, or contradict each other
 )
 
 // proxyStateNames are the texts of the states in the ConfigMap.

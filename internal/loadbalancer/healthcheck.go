@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// healthCheck is how a cloud is told to check a gateway over HTTP. Keys and values
-// were read in the sources that the cloud's rows of Annotations name.
+// healthCheck is how annotations make a cloud check a gateway over HTTP. They were read
+// at the URL of the provider.
 type healthCheck struct {
 	key     string   // the annotation with the protocol
 	http    []string // its values that mean HTTP

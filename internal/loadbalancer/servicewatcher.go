@@ -47,8 +47,8 @@ type serviceWatcher struct {
 	last serviceEvent
 }
 
-// run watches until ctx ends. It uses a reflector, for an informer tells neither that
-// the list is empty nor that a watch is refused.
+// run watches until ctx ends. It uses a reflector, because an informer does not report
+// that a list is empty, or that a watch is refused.
 func (w *serviceWatcher) run(ctx context.Context) {
 	quiet := logr.Discard() // errors become problems
 	store := cache.NewUndeltaStore(w.observe, cache.MetaNamespaceKeyFunc)

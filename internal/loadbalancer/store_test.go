@@ -26,8 +26,8 @@ func versioned(s *corev1.Service, version int) serviceEvent {
 	return serviceIs(s)
 }
 
-// An Usher that starts at 66 finds in the store what the Service does not tell, and the
-// API server has forgotten its history.
+// An Usher that starts at 66 finds in the store what is not in the Service. The API server
+// has forgotten its history.
 func TestRestartedUsherAgreesByTheStore(t *testing.T) {
 	on := func(set float64, version int) serviceEvent { return versioned(service("true", set), version) }
 	removed := func(version int) serviceEvent { return versioned(service("", 0), version) }
@@ -48,7 +48,7 @@ func TestRestartedUsherAgreesByTheStore(t *testing.T) {
 		"an invalid value":             {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Strict, settings.Strict},
 		"invalid, in a grace period":   {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Permissive, settings.Permissive},
 		"preserved client IPs":         {[]step{{57, versioned(preservesClients(), 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Strict, settings.Strict},
-		"changed while nobody watched": {[]step{{30, on(0, 1)}}, removed(2), settings.Permissive, settings.Permissive},
+		"changed while Usher was down": {[]step{{30, on(0, 1)}}, removed(2), settings.Permissive, settings.Permissive},
 	} {
 		t.Run(name, func(t *testing.T) {
 			first, second := newTestReconciler(t), newTestReconciler(t)
@@ -239,8 +239,8 @@ func TestSlowerUsherAdoptsTheStoredState(t *testing.T) {
 	await(t, published, settings.Off, "")
 }
 
-// What the Service alone tells is a guess, which the stored state corrects once it can be
-// read.
+// Without the stored state Usher can only guess. It adopts the stored state once it can
+// read it.
 func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)

@@ -30,7 +30,7 @@ type Options struct {
 	Logger  *slog.Logger
 	Metrics *Metrics
 	// Record is the ConfigMap of the stateStore. It must exist. Zero: there is no store,
-	// and a restarted Usher has only what the API server tells.
+	// and a restarted Usher has only the history that the API server keeps.
 	Record types.NamespacedName
 }
 

@@ -41,7 +41,7 @@ func page() string {
 		fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n", p.Name)
 		for _, a := range p.Annotations {
 			fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n",
-				a.Key, cmp.Or(a.Source, p.Source), on(a), off(a), a.Otherwise, versions(a), scope(a), p.Evidence)
+				a.Key, cmp.Or(a.URL, p.URL), on(a), off(a), a.Otherwise, versions(a), scope(a), p.Evidence)
 		}
 		if list := notes(p); list != "" {
 			b.WriteString("\n" + list)
@@ -111,7 +111,7 @@ func scope(a loadbalancer.Annotation) string {
 	return "the Service"
 }
 
-// notes returns what an operator has to know beside the annotations of a provider.
+// notes returns what you have to know beside the annotations of a provider.
 func notes(p loadbalancer.Provider) string {
 	var b strings.Builder
 	several := len(p.Annotations) > 1
