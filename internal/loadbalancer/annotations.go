@@ -87,13 +87,15 @@ var (
 	linodeWords = Format{On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused}
 	// A classic load balancer wants lower case, and a network load balancer takes any.
 	alibabaWords = Format{
-		On: []Value{{"on", v2}}, Off: []string{"off"}, ambiguous: []string{"ON", "On", "oN"}, Otherwise: countsAsOff, Sticky: true,
+		On: []Value{{"on", v2}}, Off: []string{"off"}, Otherwise: countsAsOff, Sticky: true,
+		ambiguous: []string{"ON", "On", "oN"},
 	}
 )
 
 func scalewayPorts(version settings.Version) Format {
 	return Format{
-		On: []Value{{"true", version}, {"*", version}}, Off: []string{"false", ""}, Ports: &PortList{Version: version}, Otherwise: refused,
+		On: []Value{{"true", version}, {"*", version}}, Off: []string{"false", ""}, Otherwise: refused,
+		Ports: &PortList{Version: version},
 	}
 }
 
@@ -140,7 +142,8 @@ var Providers = []Provider{
 		{
 			Key: scaleway + "send-proxy-v2",
 			Format: Format{
-				On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Ports: &PortList{Version: v2}, Otherwise: refused,
+				On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Otherwise: refused,
+				Ports: &PortList{Version: v2},
 			},
 			Note: "The older name for version 2.",
 		},
@@ -154,7 +157,8 @@ var Providers = []Provider{
 		{
 			Key: linode + "port-<port>",
 			Format: Format{
-				On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused, Within: "as `proxy-protocol` in a JSON object", item: linodePort,
+				On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused,
+				Within: "as `proxy-protocol` in a JSON object", item: linodePort,
 			},
 		},
 		{

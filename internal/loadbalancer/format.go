@@ -26,7 +26,9 @@ const (
 )
 
 // proxyStateNames are the texts of the states in the ConfigMap.
-var proxyStateNames = [...]string{proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown"}
+var proxyStateNames = [...]string{
+	proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown",
+}
 
 // MarshalText implements encoding.TextMarshaler.
 func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateNames[s]), nil }
@@ -149,7 +151,8 @@ func (f Format) indexOn(text string) int {
 	return slices.IndexFunc(f.On, func(v Value) bool { return v.Text == text })
 }
 
-// parsePorts is parse for a list of ports. Words for none of them leave it to the next annotation.
+// parsePorts is parse for a list of ports. A value that switches headers off leaves the
+// port to the next annotation.
 func (f Format) parsePorts(value string, port corev1.ServicePort) parsedValue {
 	number := port.Port
 	if f.Ports.NodePorts {

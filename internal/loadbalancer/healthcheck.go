@@ -81,7 +81,7 @@ func (r *intentReader) checkHealthChecks(intent serviceIntent) {
 
 // anyOn reports whether headers are sent to any listener.
 func (i serviceIntent) anyOn() bool {
-	for _, intent := range i.listeners {
+	for _, intent := range i.ports {
 		if intent.State == proxyOn || intent.State == proxyMixed {
 			return true
 		}
@@ -91,7 +91,7 @@ func (i serviceIntent) anyOn() bool {
 
 // sendsTo reports whether headers are sent to the listener that a port of the Service leads to.
 func (i serviceIntent) sendsTo(p corev1.ServicePort) bool {
-	return i.listeners[listenerPort(p)].State == proxyOn
+	return i.ports[listenerPort(p)].State == proxyOn
 }
 
 // checksOverHTTP reports whether a listener that headers are sent to is checked over HTTP.
@@ -118,7 +118,7 @@ func (r *intentReader) checksOverHTTP(c healthCheck, intent serviceIntent) bool 
 func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
 	port, err := strconv.Atoi(r.service.Annotations[c.portKey])
 	leadsToHeader := func(p corev1.ServicePort) bool { return int(p.NodePort) == port && intent.sendsTo(p) }
-	otherPort := c.portKey != "" && err == nil && intent.listeners[port].State != proxyOn &&
+	otherPort := c.portKey != "" && err == nil && intent.ports[port].State != proxyOn &&
 		!slices.ContainsFunc(r.service.Spec.Ports, leadsToHeader)
 	key, fix := c.key, fmt.Sprintf("use %q", c.tcp)
 	if c.pathKey != "" && r.service.Annotations[c.key] == "" {
@@ -126,12 +126,12 @@ func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
 	}
 	switch {
 	case c.withHeader && otherPort:
-		r.addProblem(key, fmt.Sprintf(
-			"the load balancer's health checks carry a PROXY header as well, and port %d answers those over HTTP with 400; %s", port, fix))
+		r.addProblem(key, fmt.Sprintf("the load balancer's health checks carry a PROXY header as well, "+
+			"and port %d answers those over HTTP with 400; %s", port, fix))
 	case c.withHeader || otherPort || c.headerKey != "" && r.service.Annotations[c.headerKey] == "true":
 	case c.headerKey != "":
-		r.addProblem(key, fmt.Sprintf(
-			"the load balancer's HTTP health checks carry no PROXY header, so the listener will reject them; %s, or set %s to \"true\"", fix, c.headerKey))
+		r.addProblem(key, fmt.Sprintf("the load balancer's HTTP health checks carry no PROXY header, "+
+			`so the listener will reject them; %s, or set %s to "true"`, fix, c.headerKey))
 	default:
 		r.addProblem(key, "the cloud does not document whether its HTTP health checks carry a PROXY header, "+
 			"and the listener rejects those without one; "+fix)
@@ -145,9 +145,10 @@ func (r *intentReader) checkNodeHealthCheck() {
 	s := r.service
 	byInstance := s.Annotations[awsTargetType] == "instance" ||
 		s.Annotations[awsTargetType] == "" && s.Spec.LoadBalancerClass != nil && *s.Spec.LoadBalancerClass == awsClass
-	if byInstance && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
+	local := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	if byInstance && local && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
 		r.addProblem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local, health checks go to kube-proxy, "+
-			`which answers those with a PROXY header with 400; use "ip", or set %shealthcheck-protocol to "tcp" and %shealthcheck-port to "traffic-port"`,
-			awsPrefix, awsPrefix))
+			`which answers those with a PROXY header with 400; use "ip", or set %[1]shealthcheck-protocol to "tcp" `+
+			`and %[1]shealthcheck-port to "traffic-port"`, awsPrefix))
 	}
 }

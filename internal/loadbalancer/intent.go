@@ -17,8 +17,8 @@ import (
 
 // serviceIntent is what a Service asks of its load balancer.
 type serviceIntent struct {
-	listeners         map[int]portIntent // by the port that a port of the Service leads to
-	others            portIntent         // for the listeners that no port of the Service leads to
+	ports             map[int]portIntent // by the port that a port of the Service leads to
+	otherPorts        portIntent         // for the listeners that no port of the Service leads to
 	preservesClientIP bool               // connections come from the clients' own addresses
 	created           time.Time
 	modified          time.Time // see changeTimes
@@ -45,7 +45,7 @@ type portIntent struct {
 func readIntent(s *corev1.Service) serviceIntent {
 	r := intentReader{service: s, times: changeTimesOf(s)}
 	intent := serviceIntent{
-		listeners: map[int]portIntent{}, others: portIntent{State: proxyOff}, preservesClientIP: preservesClientIP(s),
+		ports: map[int]portIntent{}, otherPorts: portIntent{State: proxyOff}, preservesClientIP: preservesClientIP(s),
 		created: r.times.created, modified: r.times.modified, resourceVersion: s.ResourceVersion,
 	}
 	for _, p := range s.Spec.Ports {
@@ -54,14 +54,14 @@ func readIntent(s *corev1.Service) serviceIntent {
 		}
 		ofPort := r.portIntent(p)
 		if p.TargetPort.Type == intstr.String {
-			intent.others = r.namedTarget(p, intent.others, ofPort)
+			intent.otherPorts = r.namedTarget(p, intent.otherPorts, ofPort)
 			continue
 		}
 		listener := listenerPort(p)
-		if other, found := intent.listeners[listener]; found {
+		if other, found := intent.ports[listener]; found {
 			ofPort = r.combine(listener, other, ofPort)
 		}
-		intent.listeners[listener] = ofPort
+		intent.ports[listener] = ofPort
 	}
 	r.checkHealthChecks(intent)
 	intent.problems = r.problems
@@ -123,8 +123,8 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 	first := found[0]
 	for _, other := range found[1:] {
 		if other.state != first.state && other.state != proxyUnknown && first.state != proxyUnknown {
-			r.addProblem(other.key, fmt.Sprintf(
-				"it contradicts %s, and Usher cannot know which of them your cloud reads; remove the one of the other cloud", first.key))
+			r.addProblem(other.key, fmt.Sprintf("it contradicts %s, and Usher cannot know which of them your cloud reads; "+
+				"remove the one of the other cloud", first.key))
 			return portIntent{State: proxyUnknown}
 		}
 		if other.state == proxyUnknown {
@@ -222,8 +222,8 @@ func (r *intentReader) namedTarget(p corev1.ServicePort, others, ofPort portInte
 	if ofPort.State == proxyOff {
 		return others
 	}
-	r.addProblem("", fmt.Sprintf(
-		"port %d has the targetPort %q, and Usher cannot know which listener that is; use the number as targetPort", p.Port, p.TargetPort.StrVal))
+	r.addProblem("", fmt.Sprintf("port %d has the targetPort %q, and Usher cannot know which listener that is; "+
+		"use the number as targetPort", p.Port, p.TargetPort.StrVal))
 	return portIntent{State: proxyUnknown}
 }
 
@@ -257,7 +257,8 @@ func preservesClientIP(s *corev1.Service) bool {
 	case "false":
 		return false
 	}
-	return s.Annotations[awsTargetType] == "instance" && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	local := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	return s.Annotations[awsTargetType] == "instance" && local
 }
 
 // changeTimes are when the parts of a Service were last changed, according to its

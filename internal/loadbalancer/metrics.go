@@ -81,7 +81,8 @@ func (m *Metrics) warning(now time.Time) string {
 		return ""
 	}
 	byName := func(a, b gracePort) int {
-		return cmp.Or(cmp.Compare(a.service.Namespace, b.service.Namespace), cmp.Compare(a.service.Name, b.service.Name), a.port-b.port)
+		s, t := a.service, b.service
+		return cmp.Or(cmp.Compare(s.Namespace, t.Namespace), cmp.Compare(s.Name, t.Name), a.port-b.port)
 	}
 	var out []string
 	for _, g := range slices.SortedFunc(maps.Keys(m.grace), byName) {

@@ -81,8 +81,8 @@ func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, erro
 	return answer, err
 }
 
-// requestDone records how a request ended. After a watch that is too old, or that an
-// older API server does not understand, the reflector lists, so those are no errors.
+// requestDone records how a request ended. A watch that is too old, or that an older API
+// server does not understand, is no error: the reflector lists next.
 func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return

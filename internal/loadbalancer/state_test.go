@@ -356,7 +356,7 @@ func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 	} {
 		s := service("", 0)
 		s.Annotations, s.ManagedFields = map[string]string{digital: "true"}, c.entries
-		if got := readIntent(s).listeners[8080].since; !got.Equal(at(c.want)) {
+		if got := readIntent(s).ports[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since %s, want minute %v", name, got.Sub(start), c.want)
 		}
 	}

@@ -57,7 +57,9 @@ func (s *Server) client(t *testing.T, u User) rest.Interface {
 
 func (s *Server) createNamespace(t *testing.T) {
 	t.Helper()
-	s.post(t, "/api/v1/namespaces", map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace}})
+	s.post(t, "/api/v1/namespaces", map[string]any{
+		"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace},
+	})
 }
 
 // Grant creates the roles, role bindings and ConfigMaps in a YAML file.
@@ -118,7 +120,8 @@ func (s *Server) post(t *testing.T, path string, object any) {
 func (s *Server) Create(t *testing.T, service *corev1.Service) *corev1.Service {
 	t.Helper()
 	var created corev1.Service
-	if err := s.admin.Post().Namespace(Namespace).Resource("services").Body(service).Do(t.Context()).Into(&created); err != nil {
+	err := s.admin.Post().Namespace(Namespace).Resource("services").Body(service).Do(t.Context()).Into(&created)
+	if err != nil {
 		t.Fatalf("create the Service %s: %v", service.Name, err)
 	}
 	return &created
@@ -144,7 +147,8 @@ func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.S
 	}
 	var now corev1.Service
 	err = s.admin.Patch(types.MergePatchType).Namespace(Namespace).Resource("services").Name(Service).
-		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).Body(patch).Do(t.Context()).Into(&now)
+		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).
+		Body(patch).Do(t.Context()).Into(&now)
 	return &now, err
 }
 
