@@ -34,7 +34,6 @@ type Annotation struct {
 	// do; nil if it does. Without a check it always does.
 	check func(*corev1.Service) error
 	URL   string // if it is not the provider's
-	Note  string // what you have to know beside it, as Markdown; may be empty
 }
 
 // Evidence is where the values of annotations were read.
@@ -105,38 +104,25 @@ var Providers = []Provider{
 		{
 			Key: awsPrefix + "proxy-protocol", Format: Format{On: []Value{{Text: "*"}}, Otherwise: refused},
 			check: byInTreeController,
-			Note: "A network load balancer (AWS Load Balancer Controller, EKS Auto Mode) sends version 2. " +
-				"A classic load balancer (the controller in Kubernetes) and Outscale, which has an annotation of its own as well, send version 1. " +
-				"Health checks carry the header, too: on a port without a listener they have to use TCP.",
 		},
 		{
 			Key:    awsPrefix + "proxy-protocol-per-target-group",
 			Format: Format{Ports: &PortList{Version: v2, OthersOff: true}, Otherwise: refused},
-			Note:   "Ports that are not in the list are off.",
 		},
 		{Key: awsAttributes + ".<port>", Format: attribute(awsPPV2, v2, refused)},
-		{
-			Key: awsAttributes, Format: attribute(awsPPV2, v2, refused),
-			Note: "With `preserve_client_ip.enabled=true`, connections come from the clients' own addresses, so `trusted_cidrs` cannot name the load balancer.",
-		},
+		{Key: awsAttributes, Format: attribute(awsPPV2, v2, refused)},
 	}, URL: "https://github.com/kubernetes-sigs/aws-load-balancer-controller/blob/main/pkg/service/model_build_target_group.go"},
 	{Name: "Outscale", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "osc-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "*"}}, Ports: &PortList{NodePorts: true}, Otherwise: versionDependent},
-		Note:   "Older controllers know only AWS's annotation, which newer ones read as this one.",
 	}}, URL: "https://github.com/outscale/cloud-provider-osc/blob/main/docs/annotations.md"},
 	{Name: "DigitalOcean", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "do-loadbalancer-enable-proxy-protocol", Format: boolean(v1, refused),
-		Note: "Health checks of a port of the Service (`do-loadbalancer-override-health-check`) carry the header as well. " +
-			"Other health checks go to kube-proxy, without it. " +
-			"Clients in the cluster bypass the load balancer unless `do-loadbalancer-hostname` is set.",
 	}}, URL: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go"},
 	{Name: "Scaleway", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: scalewayV2, Format: scalewayPorts(v2),
 			check: bothScalewayVersions,
-			Note: "A port that the next annotation names as well is refused. " +
-				"Clients in the cluster bypass the load balancer unless all ports have PROXY protocol, or `scw-loadbalancer-use-hostname` is set.",
 		},
 		{Key: scalewayV1, Format: scalewayPorts(v1)},
 		{
@@ -145,13 +131,10 @@ var Providers = []Provider{
 				On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Otherwise: refused,
 				Ports: &PortList{Version: v2},
 			},
-			Note: "The older name for version 2.",
 		},
 	}, URL: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go"},
 	{Name: "Hetzner", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: "load-balancer.hetzner.cloud/uses-proxyprotocol", Format: boolean("", refused),
-		Note: "The controller can switch headers on for every Service (`HCLOUD_LOAD_BALANCERS_USES_PROXYPROTOCOL`): set the annotation on the Service as well. " +
-			"Hetzner does not document which version it sends, and whether HTTP health checks carry a header: use TCP checks.",
 	}}, URL: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
 	{Name: "Linode", Evidence: InSourceCode, Annotations: []Annotation{
 		{
@@ -161,19 +144,12 @@ var Providers = []Provider{
 				Within: "as `proxy-protocol` in a JSON object", item: linodePort,
 			},
 		},
-		{
-			Key: linode + "default-proxy-protocol", Format: linodeWords,
-			Note: "Linode does not document whether HTTP health checks carry a header: use `connection`.",
-		},
-		{
-			Key: linode + "proxy-protocol", Format: linodeWords,
-			Note: "The older name of the annotation above.",
-		},
+		{Key: linode + "default-proxy-protocol", Format: linodeWords},
+		{Key: linode + "proxy-protocol", Format: linodeWords},
 	}, URL: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go"},
 	{Name: "OpenStack (Infomaniak, OVH's newer load balancers, Selectel, SysEleven, VK, …)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "loadbalancer.openstack.org/proxy-protocol",
 		Format: Format{On: append([]Value{{"true", v1}}, v1v2...), Off: []string{"false"}, Otherwise: countsAsOff},
-		Note:   "Clients in the cluster go through the load balancer where the controller sets `ipMode: Proxy`, as newer ones do.",
 	}}, URL: "https://github.com/kubernetes/cloud-provider-openstack/blob/master/pkg/openstack/loadbalancer.go"},
 	{Name: "OVH (older load balancers)", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key: prefix + "ovh-loadbalancer-proxy-protocol", Format: Format{On: v1v2SSL, Otherwise: undocumented},
@@ -181,7 +157,6 @@ var Providers = []Provider{
 	{Name: "Oracle (load balancer)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "oci-load-balancer-connection-proxy-protocol-version",
 		Format: Format{On: []Value{{"1", v1}, {"2", v2}}, Otherwise: refused, Sticky: true},
-		Note:   "For TCP listeners. Oracle cannot switch it off: recreate the load balancer, or set the mode yourself.",
 	}}, URL: ociURL},
 	{Name: "Oracle (network load balancer)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled",
@@ -193,7 +168,6 @@ var Providers = []Provider{
 	{Name: "Civo", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "kubernetes.civo.com/loadbalancer-enable-proxy-protocol",
 		Format: Format{On: []Value{{"send-proxy", v1}, {"send-proxy-v2", v2}}, Otherwise: undocumented, Sticky: true},
-		Note:   "The controller passes the value to Civo's API as it is, and passes nothing if it is empty.",
 	}}, URL: "https://github.com/civo/civo-cloud-controller-manager/blob/master/cloud-controller-manager/civo/loadbalancer.go"},
 	{Name: "UpCloud", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key: prefix + "upcloud-load-balancer-config",
@@ -201,24 +175,16 @@ var Providers = []Provider{
 			On: v1v2, Off: []string{""}, Otherwise: undocumented, PerPort: true,
 			Within: "as `backends[].properties.outbound_proxy_protocol` in a JSON object", item: upcloudBackend,
 		},
-		Note: "A backend has the name of the Service's port. Its frontend needs the mode `tcp`; the default is `http`.",
 	}}, URL: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ingress/README.md"},
 	{Name: "IBM Cloud (VPC)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
 		Format: Format{On: []Value{{"proxy-protocol", v1}}, Within: "in the list", item: ibmFeature},
-		Note: "`nlb` beside it is refused. " +
-			"IBM documents that the annotation is read when the load balancer is created; newer controllers follow a change as well. " +
-			"With an older controller a change does nothing, and Usher cannot know that: recreate the Service, or set the mode yourself.",
 	}}, URL: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
 	{Name: "Alibaba Cloud", Evidence: InSourceCode, Annotations: []Annotation{
-		{
-			Key: prefix + "alibaba-cloud-loadbalancer-proxy-protocol", Format: alibabaWords,
-			Note: "Alibaba documents that a classic load balancer cannot be switched without losing connections.",
-		},
+		{Key: prefix + "alibaba-cloud-loadbalancer-proxy-protocol", Format: alibabaWords},
 		{
 			Key: prefix + "alicloud-loadbalancer-proxy-protocol", Format: alibabaWords,
-			URL:  "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go",
-			Note: "The older name of the annotation above.",
+			URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go",
 		},
 	}, URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go"},
 	{Name: "Volcengine", Evidence: InDocumentation, Annotations: []Annotation{{
@@ -233,19 +199,15 @@ var Providers = []Provider{
 		{
 			Key:    "yawol.stackit.cloud/tcpProxyProtocol",
 			Format: boolean(v2, countsAsOff), PortsKey: "yawol.stackit.cloud/tcpProxyProtocolPortsFilter",
-			Note: "The older name of the annotation above.",
 		},
 	}, URL: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/pkg/ccm/loadbalancer_spec.go"},
 	{Name: "cloudscale.ch", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "k8s.cloudscale.ch/loadbalancer-pool-protocol",
 		Format: Format{On: []Value{{"proxy", v1}, {"proxyv2", v2}}, Off: []string{"tcp"}, Otherwise: refused},
-		Note: "A change recreates the load balancer's pools, and connections are lost meanwhile. " +
-			"The old pools are deleted first, so a value that cloudscale.ch refuses leaves none.",
 	}}, URL: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go"},
 	{Name: "CloudStack", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "cloudstack-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{"true", v1}}, Otherwise: versionDependent},
-		Note:   "For older controllers any value switches it on, even `false`; for newer ones only `true` does. Remove the annotation to switch it off.",
 	}}, URL: "https://github.com/apache/cloudstack-kubernetes-provider/blob/main/protocol.go"},
 	{Name: "Brightbox", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "brightbox-load-balancer-listener-proxy-protocol", Format: Format{On: v1v2SSL, Otherwise: refused},
@@ -253,7 +215,6 @@ var Providers = []Provider{
 	{Name: "Naver Cloud", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key:    prefix + "ncloud-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "true"}}, Off: []string{"false"}, Otherwise: undocumented},
-		Note:   "For load balancers with the protocol `tcp` or `ssl`.",
 	}}, URL: "https://guide.ncloud-docs.com/docs/en/nks-nks-1-8"},
 	{Name: "Thalassa Cloud", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: "loadbalancer.k8s.thalassa.cloud/enable-proxy-protocol", Format: boolean(v1, countsAsOff),
@@ -261,7 +222,6 @@ var Providers = []Provider{
 	{Name: "Bizfly Cloud", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "kubernetes.bizflycloud.vn/enable-proxy-protocol",
 		Format: Format{On: []Value{{"true", v1}}, Off: []string{"false"}, Otherwise: countsAsOff},
-		Note:   "Clients in the cluster bypass the load balancer unless `kubernetes.bizflycloud.vn/enable-ingress-hostname` is set.",
 	}}, URL: "https://github.com/bizflycloud/bizfly-cloud-controller-manager/blob/master/cloud-controller-manager/bizfly/loadbalancer.go"},
 	{Name: "LoxiLB (kube-loxilb)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "loxilb.io/useproxyprotov2",
@@ -271,8 +231,6 @@ var Providers = []Provider{
 		Key:    prefix + "azure-pls-proxy-protocol",
 		Format: Format{On: []Value{{"true", v2}}, Off: []string{"false"}, IgnoreCase: true, Otherwise: countsAsOff},
 		check:  withoutPrivateLink,
-		Note: "Connections that do not come through the Private Link Service have no header, so only its clients can use a strict listener. " +
-			"The public load balancer never sends one. The TLV `azure_link_id` is the link's id.",
 	}}, URL: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go"},
 }
 

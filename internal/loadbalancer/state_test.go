@@ -120,7 +120,7 @@ func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOn(t *testing
 	}
 	r.wantMode(settings.Permissive)
 	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{namespace="consul",port="8080",service="edge"} %.6e`, float64(at(70).Unix()))
-	r.wantGracePeriod(metric, "listener 8080 of Service consul/edge for another 10m0s, until 2026-01-01T13:10:00Z")
+	r.wantGracePeriod(metric, "Service consul/edge, listener 8080, for another 10m0s, until 2026-01-01T13:10:00Z")
 	if wake := r.advanceTo(69.9); wake.Round(time.Second) != 6*time.Second {
 		t.Errorf("wakes up after %v, want 6s", wake)
 	}
