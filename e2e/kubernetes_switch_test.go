@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ import (
 //
 // Outside a grace period the Service changes first, as at every cloud, because the cloud
 // reads it. Within a grace period the load balancer also changes first, both on and off:
-// the operator has reverted a change.
+// a user has reverted a change.
 //
 // USHER_APART sets the time between the two (2s); a cloud needs at least 20s.
 func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
@@ -77,9 +78,12 @@ type switched struct {
 
 func startSwitchedApart(t *testing.T) *switchedApart {
 	t.Helper()
-	apart, err := time.ParseDuration(lab.EnvOr("USHER_APART", "2s"))
-	if err != nil {
-		t.Fatalf("USHER_APART: %v", err)
+	apart := 2 * time.Second
+	if text := os.Getenv("USHER_APART"); text != "" {
+		var err error
+		if apart, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("USHER_APART: %v", err)
+		}
 	}
 	s := &switchedApart{KubernetesLab: lab.StartKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
 	s.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
@@ -214,7 +218,7 @@ func (s *switchedApart) logged(t *testing.T) map[string]string {
 					continue
 				}
 				if addresses[path] != "" {
-					return testprocess.Hopeless(errors.New(path + " was logged twice"))
+					return testprocess.Permanent(errors.New(path + " was logged twice"))
 				}
 				addresses[path] = logEntry.IP(t, "downstream_remote_address")
 			}

@@ -66,10 +66,10 @@ func (k Params) wanted() (logFilter, error) {
 
 // sampled selects a share by chance, and every error.
 func (k Params) sampled() logFilter {
-	if k.Settings.SamplePerMille == int(settings.SampleAll) {
+	if k.Settings.SamplePerMille == settings.SampleAll {
 		return nil
 	}
-	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.Settings.SamplePerMille))
+	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(k.Settings.SamplePerMille)))
 }
 
 // omitsHealthChecks says whether a chain's connections with which a balancer
