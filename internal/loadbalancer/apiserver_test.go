@@ -88,9 +88,9 @@ func (c *cluster) everyAnnotation(t *testing.T) {
 			got.problems[i].Where = "Kubernetes Service consul/edge"
 		}
 		checkIntent(t, row, got)
-		for port, of := range got.ports {
-			if of.State == proxyOn && (of.since.Before(before) || of.since.After(time.Now().Add(time.Second))) {
-				t.Errorf("%s: listener %d is on since %s, and the Service was created at %s", row.key, port, of.since, before)
+		for port, intent := range got.ports {
+			if intent.State == proxyOn && (intent.since.Before(before) || intent.since.After(time.Now().Add(time.Second))) {
+				t.Errorf("%s: listener %d is on since %s, and the Service was created at %s", row.key, port, intent.since, before)
 			}
 		}
 	}

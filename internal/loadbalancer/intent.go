@@ -103,18 +103,18 @@ func (r *intentReader) addProblem(key, what string) {
 
 // providerIntent is what the annotations of one provider say about a port.
 type providerIntent struct {
-	parsedValue
-	Format          // of the annotation that counts
-	key    string   // its name
-	keys   []string // of all annotations of the provider, for the time of the last change
+	parsedValue          // of the annotation that counts
+	Format               // of this annotation
+	key         string   // of this annotation
+	keys        []string // of all annotations of the provider, for the time of the last change
 }
 
 // portIntent returns what the Service asks for one of its ports.
 func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 	var found []providerIntent
 	for _, provider := range Providers {
-		if of := r.providerIntent(provider, p); of.state != proxyUnset {
-			found = append(found, of)
+		if intent := r.providerIntent(provider, p); intent.state != proxyUnset {
+			found = append(found, intent)
 		}
 	}
 	if len(found) == 0 {
@@ -154,13 +154,13 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 }
 
 // removalProblem returns the problem that removing an annotation causes.
-func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
+func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	fix := "recreate the Service, or set Usher's proxy_protocol.mode"
-	if len(of.Off) > 0 {
-		fix = fmt.Sprintf("set it to %q", of.Off[0])
+	if len(intent.Off) > 0 {
+		fix = fmt.Sprintf("set it to %q", intent.Off[0])
 	}
 	return problem.Problem{
-		Where: r.where(of.key),
+		Where: r.where(intent.key),
 		What:  "the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; " + fix,
 	}
 }
@@ -168,22 +168,22 @@ func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
 // providerIntent returns what the first annotation of a provider says that says
 // anything about the port.
 func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) providerIntent {
-	var of providerIntent
+	var intent providerIntent
 	for _, a := range provider.Annotations {
 		key := a.keyFor(p.Port)
 		value, found := r.service.Annotations[key]
 		if !found {
 			continue
 		}
-		of.keys = append(of.keys, key)
+		intent.keys = append(intent.keys, key)
 		if a.PortsKey != "" {
-			of.keys = append(of.keys, a.PortsKey)
+			intent.keys = append(intent.keys, a.PortsKey)
 		}
-		if of.state == proxyUnset {
-			of.parsedValue, of.Format, of.key = r.parse(a, key, value, p), a.Format, key
+		if intent.state == proxyUnset {
+			intent.parsedValue, intent.Format, intent.key = r.parse(a, key, value, p), a.Format, key
 		}
 	}
-	return of
+	return intent
 }
 
 func (r *intentReader) parse(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
