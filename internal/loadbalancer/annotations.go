@@ -36,19 +36,15 @@ type Annotation struct {
 	URL   string // if it is not the provider's
 }
 
-// Evidence is where the values of annotations were read.
-type Evidence uint8
+// Evidence is where the values of annotations were read, as Markdown. Empty: in nothing
+// of the provider's own.
+type Evidence string
 
-// The kinds of evidence.
+// The types of evidence.
 const (
-	NotVerified     Evidence = iota // nothing of the provider's own
-	InDocumentation                 // the provider's documentation
-	InSourceCode                    // the source code of its controller, which also says what it does with any other value
+	InDocumentation Evidence = "documentation" // the provider's
+	InSourceCode    Evidence = "source code"   // of its controller, which also says what any other value does
 )
-
-func (e Evidence) String() string {
-	return [...]string{"not verified", "documentation", "source code"}[e]
-}
 
 // keyFor returns the name of the annotation for a port.
 func (a Annotation) keyFor(port int32) string {

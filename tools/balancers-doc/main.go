@@ -45,7 +45,7 @@ func page() string {
 		b.WriteString("| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n")
 		for _, a := range p.Annotations {
 			fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n",
-				a.Key, cmp.Or(a.URL, p.URL), on(a), off(a), a.Otherwise, versions(a), scope(a), p.Evidence)
+				a.Key, cmp.Or(a.URL, p.URL), on(a), off(a), a.Otherwise, versions(a), scope(a), cmp.Or(p.Evidence, "not verified"))
 		}
 		if list := notesOn(p); list != "" {
 			b.WriteString("\n" + list)
