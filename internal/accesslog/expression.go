@@ -86,7 +86,7 @@ func checkExpression(text string) error {
 	return problem
 }
 
-// patternOf gives the regular expression that a function is called with.
+// patternOf returns the regular expression that a function is called with.
 func patternOf(name string, call ast.CallExpr) (string, bool) {
 	at := 1
 	if name == "matches" && call.IsMemberFunction() {

@@ -50,7 +50,7 @@ func (k Params) wanted() (logFilter, error) {
 	}
 	if p.Expression != settings.AnyExpression {
 		if !k.Envoy.Expressions {
-			return nil, envoy.Requires("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
+			return nil, envoy.Requires("access_log.expression", "this Envoy has no expressions", "1.32", `use "any"`)
 		}
 		if err := checkExpression(p.Expression); err != nil {
 			return nil, err
@@ -72,7 +72,7 @@ func (k Params) sampled() logFilter {
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", k.Settings.SamplePerMille))
 }
 
-// omitsHealthChecks says whether a chain's connections with which a balancer
+// omitsHealthChecks reports whether a chain's connections with which a balancer
 // looks for the gateway are left out. It needs directAddressState to be set.
 func (k Params) omitsHealthChecks(untrusted bool) bool {
 	omit := k.Settings.HealthChecks == settings.HealthChecksOmit || k.Settings.HealthChecks == settings.HealthChecksDefault && k.ProxyProtocol
@@ -231,7 +231,7 @@ func (k Params) rejections(s sink, limit logFilter) ([]logEntry, error) {
 // tlsFailure says in Envoy's words why a TLS handshake failed.
 const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
 
-// explains says whether reasons are told. They are not where the log is
+// explains reports whether reasons are told. They are not where the log is
 // Consul's alone.
 func (k Params) explains() bool {
 	return k.ProxyProtocol || k.Settings.IsCustom() || k.Settings.Rejected != settings.SampleDefault

@@ -22,12 +22,12 @@ type logFormat struct {
 	reason string                 // why the connection was rejected
 }
 
-// custom says whether an operator has written the format.
+// custom reports whether an operator has written the format.
 func (f logFormat) custom() bool {
 	return f.by == "" || f.by == settings.FormatText || f.by == settings.FormatJSON
 }
 
-// each gives the format with every text in it changed.
+// each returns the format with every text in it changed.
 func (f logFormat) each(change func(string) string) logFormat {
 	if f.fields == nil {
 		f.text = change(f.text)
@@ -38,7 +38,7 @@ func (f logFormat) each(change func(string) string) logFormat {
 	return f
 }
 
-// any says whether any text in the format meets a condition.
+// any reports whether any text in the format meets a condition.
 func (f logFormat) any(is func(string) bool) bool {
 	found := false
 	f.each(func(text string) string {
@@ -64,7 +64,7 @@ func eachText(v *structpb.Value, change func(string) string) {
 	}
 }
 
-// rejected gives the format of entries of connections that were rejected for a
+// rejected returns the format of entries of connections that were rejected for a
 // reason.
 func (f logFormat) rejected(reason string) logFormat {
 	f.reason = reason
@@ -197,7 +197,7 @@ const (
 	directAddressField = "downstream_direct_remote_address"
 )
 
-// defaultFields gives the default format. Where somebody in front of the gateway
+// defaultFields returns the default format. Where somebody in front of the gateway
 // says who the client is, it also has the peer of the connection: the balancer,
 // or whoever claims to be one.
 func (k Params) defaultFields() map[string]any {
