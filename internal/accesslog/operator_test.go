@@ -97,12 +97,15 @@ func TestPresetsHaveOperatorsOfEveryRelease(t *testing.T) {
 }
 
 func TestEveryFieldWithANameHasAnOperator(t *testing.T) {
-	for _, name := range settings.LogFieldNames {
-		if namedFields[name] == "" {
-			t.Errorf("%s has no operator", name)
+	names := slices.Concat(settings.LogFieldNames, consulFields)
+	for name, text := range (Params{}).fields(names) {
+		if err := checkText(capabilitiesOfMinor(22), text.(string)); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if len(namedFields) != len(settings.LogFieldNames) {
-		t.Errorf("%d operators for %d names", len(namedFields), len(settings.LogFieldNames))
+	for name := range fieldOperators {
+		if !slices.Contains(names, name) {
+			t.Errorf("%s is no field", name)
+		}
 	}
 }
