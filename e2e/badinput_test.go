@@ -12,7 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// badSetting is a setting that an operator got wrong, as HCL, and what Usher
+// badSetting is a setting with a mistake, as HCL, and what Usher
 // says of it behind the place where it stands.
 type badSetting struct{ name, usher, where, what string }
 
@@ -20,15 +20,15 @@ type badSetting struct{ name, usher, where, what string }
 var badSettings = []badSetting{
 	{
 		"wrong mode", `usher { proxy_protocol { mode = "stict" } }`,
-		"usher.proxy_protocol.mode", `"stict" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+		"usher.proxy_protocol.mode", `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`,
 	},
 	{
 		"unknown key", `usher { proxy_protocol { mode = "off", enabled = "yes" } }`,
-		"usher.proxy_protocol.enabled", `this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+		"usher.proxy_protocol.enabled", `this key is unknown; remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
 	},
 	{
 		"no network, for one listener", `usher { listeners { "8080" { proxy_protocol { trusted_cidrs = ["10.0.0.0/33"] } } } }`,
-		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use "any", alone, or networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
+		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32", or "any" alone`,
 	},
 	{
 		"no object", `usher = "off"`,
@@ -124,7 +124,7 @@ func gatewayDefinition(h *lab.Host, settings ...string) string {
 `, h.IP, strings.Join(settings, "\n"))
 }
 
-// registerDefinition registers a service as an operator does, from a file.
+// registerDefinition registers a service from a file, with the CLI.
 func registerDefinition(t *testing.T, a *lab.Consul, definition string) {
 	t.Helper()
 	file := lab.WriteFile(t, testprocess.NewDir(t), "service.hcl", definition)

@@ -65,10 +65,10 @@ func (p Params) selected() (logFilter, error) {
 
 // sampled selects a random share, and every error.
 func (p Params) sampled() logFilter {
-	if p.Settings.SamplePerMille == int(settings.SampleAll) {
+	if p.Settings.SamplePerMille == settings.SampleAll {
 		return nil
 	}
-	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", p.Settings.SamplePerMille))
+	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(p.Settings.SamplePerMille)))
 }
 
 // omitsHealthChecks reports whether the health checks of a load balancer are left out.

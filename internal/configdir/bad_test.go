@@ -115,19 +115,19 @@ func TestOtherDocumentsAreRefused(t *testing.T) {
 func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) {
 	runBad(t, []bad{
 		{"wrong mode", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  usher { proxy_protocol { mode = "on" } }`, `}`), []string{
-			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"unknown key", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: ProxyDefaults", "metadata: {name: global}", "spec:", "  config:", "    usher:", "      mode: strict"), []string{
-			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
+			`DIR/a.yaml:7: usher.mode: this key is unknown; remove it, or use "proxy_protocol", "client_address", "access_log" or "listeners"`,
 		}},
 		{"registration", hclFile(`service {`, `  kind = "ingress-gateway"`, `  name = "gw"`, `  proxy { config {`, `    usher { proxy_protocol { mode = 1 } }`, `  } }`, `}`), []string{
-			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			`DIR/a.hcl:5: usher.proxy_protocol.mode: 1 is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"one of several TLVs", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { proxy_protocol { tlvs = [`, `  { type = "alpn" },`, `  { type = "alnp", name = "x" },`, `] } } }`), []string{
-			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed; use one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id", or a number from 0 to 255, such as "0xE4"`,
+			`DIR/a.hcl:5: usher.proxy_protocol.tlvs[1].type: "alnp" is not allowed (did you mean "alpn"?); use "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`,
 		}},
 		{"one listener", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config { usher { listeners {`, `  "8080" {`, `    proxy_protocol { mode = "on" }`, `  }`, `} } }`), []string{
-			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"other config", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_tracing_json = "{}"`, `}`), []string{
 			"DIR/a.hcl:4: config.envoy_tracing_json: this key is unknown; remove it or use one of envoy_gateway_bind_addresses, " +

@@ -222,7 +222,7 @@ func TestBadSettingsHoldNothingElseBack(t *testing.T) {
 	f.until(listening(80))
 	f.write("proxy.hcl", defaults("on"))
 	bad := f.until("a problem", troubled)
-	want := f.dir + `/proxy.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`
+	want := f.dir + `/proxy.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`
 	if got := bad.Problems[0].String(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}

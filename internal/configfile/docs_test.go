@@ -21,9 +21,10 @@ var (
 // whole files and single keys, as an operator would copy them.
 func TestSettingsInDocumentsAreTaken(t *testing.T) {
 	groups := map[string]string{} // of keys
-	for _, s := range settings.Schema() {
-		group, key, _ := strings.Cut(s.Path, ".")
-		groups[key] = group
+	for _, group := range settings.Groups {
+		for _, s := range group.Settings() {
+			groups[s.Key] = group.Key
+		}
 	}
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil {

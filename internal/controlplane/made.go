@@ -131,7 +131,7 @@ func (m *made) encode(t xds.Type, last *made) (changed []*xds.Resource, gone []s
 
 // resource encodes a message; nil if Envoy would refuse it.
 func (m *made) resource(t xds.Type, name string, msg proto.Message) *xds.Resource {
-	r, err := xds.NewNamedResource(t, name, msg)
+	r, err := xds.NewResource(t, name, msg)
 	if err == nil {
 		return r
 	}

@@ -3,7 +3,6 @@ package settings
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"unicode"
@@ -11,19 +10,19 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Decode decodes the value of the key "usher" strictly: an unknown
-// key, a wrong type or a value that is not allowed is a problem. A list of one
-// element may stand for its element, as Consul's HCL decoding makes of a
-// block, and the reverse. A nil value says nothing and is fine.
+// Decode decodes the value of the key "usher" strictly: an unknown key, a wrong type
+// or a value that is not allowed is a problem. A list with one element counts as that
+// element and the reverse, because Consul's HCL decoder makes lists of blocks. A nil
+// value sets nothing.
 func Decode(where string, raw any) (Settings, []problem.Problem) {
-	if single(raw) == nil {
+	if raw = single(raw); raw == nil {
 		return Settings{}, nil
 	}
 	d := decoder{}
 	var s Settings
 	at := where + ": " + Key
-	members := d.object(at, raw, append(groupKeys(), listenersKey)...)
-	d.policy(at, members, &s.Listener)
+	members := d.object(at, raw, append(groupKeys(), listenersKey)...).members
+	d.listener(at, members, &s.Listener)
 	if listeners, ok := members[listenersKey]; ok {
 		s.Listeners = d.listeners(at+"."+listenersKey, listeners)
 	}
@@ -33,25 +32,22 @@ func Decode(where string, raw any) (Settings, []problem.Problem) {
 	return s, nil
 }
 
-func groupKeys() []string {
-	keys, _ := Groups()
-	return keys
-}
-
-// decoder walks decoded JSON or HCL and collects what is wrong with it.
+// decoder walks decoded JSON or HCL and collects the problems in it.
 type decoder struct {
 	problems []problem.Problem
 }
 
-// policy decodes the groups of an object.
-func (d *decoder) policy(where string, members map[string]any, into *Listener) {
-	for _, group := range groupKeys() {
-		at := where + "." + group
-		keys, settings := inGroup(group)
-		said := d.object(at, members[group], keys...)
-		for _, key := range keys {
-			if v, ok := said[key]; ok {
-				settings[key].decode(d, at+"."+key, v, into)
+// listener decodes the groups of settings in an object.
+func (d *decoder) listener(where string, groups map[string]any, into *Listener) {
+	for _, group := range Groups {
+		var keys []string
+		for _, s := range group.settings {
+			keys = append(keys, s.key())
+		}
+		o := d.object(where+"."+group.Key, groups[group.Key], keys...)
+		for _, s := range group.settings {
+			if raw, ok := o.members[s.key()]; ok {
+				s.decode(d, o.where+"."+s.key(), raw, into)
 			}
 		}
 	}
@@ -59,52 +55,73 @@ func (d *decoder) policy(where string, members map[string]any, into *Listener) {
 
 // listeners decodes the settings of single listeners.
 func (d *decoder) listeners(where string, raw any) map[int]Listener {
-	byPort, ok := single(raw).(map[string]any)
+	raw = single(raw)
+	byPort, ok := raw.(map[string]any)
 	if !ok {
 		d.refuse(where, raw, `an object with the ports of listeners as keys, such as { "8080" { … } }`)
 		return nil
 	}
 	out := map[int]Listener{}
 	for _, key := range slices.Sorted(maps.Keys(byPort)) {
-		port, ok := number(key)
-		if !ok || port < 1 || port > math.MaxUint16 || key != fmt.Sprint(port) {
-			d.problem(where+"."+key, "this is not the port of a listener; use a number from 1 to 65535")
+		at := where + "." + key
+		port, ok := wholeNumber(key)
+		if !ok || port < 1 || port > maxPort || key != fmt.Sprint(port) {
+			d.problem(at, "this is not the port of a listener; use a number from 1 to 65535")
 			continue
 		}
-		at := where + "." + key
-		var p Listener
-		d.policy(at, d.object(at, byPort[key], groupKeys()...), &p)
-		out[port] = p
+		var l Listener
+		d.listener(at, d.object(at, byPort[key], groupKeys()...).members, &l)
+		out[port] = l
 	}
 	return out
 }
 
-// object gives the members of raw that are allowed; each other one is a
-// problem. Nil gives none.
-func (d *decoder) object(where string, raw any, allowed ...string) map[string]any {
-	raw = single(raw)
-	if raw == nil {
-		return nil
-	}
-	m, ok := raw.(map[string]any)
-	if !ok {
-		d.refuse(where, raw, "an object with the keys "+quoted(allowed))
-		return nil
-	}
-	known := map[string]any{}
-	for _, key := range slices.Sorted(maps.Keys(m)) {
-		if !slices.Contains(allowed, key) {
-			d.problem(where+"."+key, "this key is unknown; remove it or use one of "+quoted(allowed))
-			continue
-		}
-		known[key] = m[key]
-	}
-	return known
+// object is a decoded object that has only known keys.
+type object struct {
+	d       *decoder
+	where   string
+	members map[string]any
 }
 
-// refuse notes that a value is none of those that takes names.
-func (d *decoder) refuse(where string, raw any, takes string) {
-	d.problem(where, describe(raw)+" is not allowed; use "+takes)
+// object returns the members of raw that have one of the keys; each other member is a
+// problem. Nil has no members.
+func (d *decoder) object(where string, raw any, keys ...string) object {
+	o := object{d: d, where: where, members: map[string]any{}}
+	raw = single(raw)
+	m, ok := raw.(map[string]any)
+	if !ok && raw != nil {
+		d.refuse(where, raw, "an object with the keys "+quoted(keys, ", "))
+	}
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		if slices.Contains(keys, key) {
+			o.members[key] = m[key]
+			continue
+		}
+		d.problem(where+"."+key, "this key is unknown"+problem.DidYouMean(key, keys)+"; remove it, or use "+quoted(keys, " or "))
+	}
+	return o
+}
+
+// optional decodes a member of an object. An absent one has the zero value.
+func optional[T any](o object, key string, t valueType[T]) T {
+	var value T
+	if raw, ok := o.members[key]; ok {
+		value, _ = t.decode(o.d, o.where+"."+key, raw)
+	}
+	return value
+}
+
+// required is optional for a member that must not be absent.
+func required[T any](o object, key string, t valueType[T]) T {
+	if _, ok := o.members[key]; !ok {
+		o.d.problem(o.where+"."+key, "this key is missing; use "+t.accepts())
+	}
+	return optional(o, key, t)
+}
+
+// refuse reports a value that is none of those that accepts names.
+func (d *decoder) refuse(where string, raw any, accepts string) {
+	d.problem(where, describe(raw)+" is not allowed; use "+accepts)
 }
 
 func (d *decoder) problem(where, what string) {
@@ -121,23 +138,8 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// single gives the element of a list of one, and anything else as it is.
-func single(raw any) any {
-	switch v := raw.(type) {
-	case []any:
-		if len(v) == 1 {
-			return single(v[0])
-		}
-	case []map[string]any:
-		if len(v) == 1 {
-			return v[0]
-		}
-	}
-	return raw
-}
-
-// describe names a value in a problem: the value itself when it is short and
-// printable on one line, else its kind.
+// describe names a value in a problem: the value itself if it is short and printable on
+// one line, else its type.
 func describe(raw any) string {
 	switch v := raw.(type) {
 	case string:
@@ -160,10 +162,17 @@ func describe(raw any) string {
 	return fmt.Sprintf("a value of type %T", raw)
 }
 
-func quoted[S ~string](words []S) string {
-	out := make([]string, len(words))
+// quoted lists words in quotes: "a", "b" or "c" if last is " or ".
+func quoted[S ~string](words []S, last string) string {
+	var b strings.Builder
 	for i, w := range words {
-		out[i] = fmt.Sprintf("%q", string(w))
+		switch {
+		case i > 0 && i == len(words)-1:
+			b.WriteString(last)
+		case i > 0:
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%q", string(w))
 	}
-	return strings.Join(out, ", ")
+	return b.String()
 }

@@ -1,3 +1,10 @@
+// Package settings is the language of Usher's own settings: the key "usher" of
+// Consul's opaque configs and of the file given with --config.
+//
+//	raw value ──Decode──> Settings ──Layer──> Resolve(port, layers…) ──> Listener
+//
+// One table (Groups) holds every setting: its key, the values it accepts, its default
+// and its documentation. Decoding, merging, messages and docs/settings.md follow from it.
 package settings
 
 import (
@@ -11,58 +18,55 @@ import (
 // (proxy-defaults' Config, a gateway's Proxy.Config).
 const Key = "usher"
 
-// Settings are Usher's own settings as one source says them. The zero value
-// says nothing, and leaves every setting to a more general source.
+// Settings are the settings of one layer. The zero value sets nothing and leaves every
+// setting to a more general layer.
 type Settings struct {
 	Listener
-	// Listeners holds, by port, what the source says of single listeners.
+	// Listeners holds, by port, the settings of single listeners.
 	Listeners map[int]Listener
 }
 
-// Listener says for one listener who may tell who the client is, who is told, and
-// what is logged.
-// What may stand in each field, and what it means, is in the table of settings
-// (schema), from which docs/settings.md is written. In what a source says, the
-// zero value of a field says nothing; no other zero value has a meaning,
-// because Consul's merge of proxy-defaults into a registration loses them.
+// Listener holds the settings of one listener. The table of settings (Groups) has the
+// values and meaning of each field. In a layer, a field with its zero value is not set.
+// No setting has a zero value with a meaning, because Consul loses zero values when it
+// merges proxy-defaults into a registration.
 type Listener struct {
 	ProxyProtocol ProxyProtocol
 	ClientAddress ClientAddress
 	AccessLog     AccessLog
 }
 
-// ProxyProtocol is the policy towards PROXY protocol headers
+// ProxyProtocol is how a listener treats PROXY protocol headers
 // (https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt).
 type ProxyProtocol struct {
 	Mode     Mode
 	Versions []Version // sorted
-	// TrustedCIDRs are the peers whose headers are believed, masked, and
+	// TrustedCIDRs are the networks whose PROXY headers are believed, masked, and
 	// without IPv4 addresses mapped into IPv6.
-	TrustedCIDRs []netip.Prefix
-	// TLVs are not nil where a source says that there are none.
-	TLVs              []TLV
+	TrustedCIDRs      []netip.Prefix
+	TLVs              []TLV // empty and not nil: none
 	Upstream          Upstream
 	ServerSpeaksFirst YesNo
 }
 
-// ClientAddress is the policy towards the headers with which those in front of
-// the gateway tell who the client is.
+// ClientAddress is how a listener treats request headers that name the client.
 type ClientAddress struct {
 	XFF            XFF
 	TrustedHops    HopCount
 	ForwardedProto ForwardedProto
 }
 
-// Mode says which connections a listener takes.
+// Mode says which connections a listener accepts.
 type Mode string
 
 // The modes.
 const (
-	// Auto is what the balancer in front was told; a listener is one of the others.
+	// Auto follows the load balancer's settings. A listener always has one of the
+	// other modes.
 	Auto       Mode = "auto"
-	Off        Mode = "off"        // Consul's own listener: no header is looked for
-	Permissive Mode = "permissive" // with a header or without one
-	Strict     Mode = "strict"     // with a header, and nothing else
+	Off        Mode = "off"        // Consul's own listener: PROXY headers are not looked for
+	Permissive Mode = "permissive" // with a PROXY header or without one
+	Strict     Mode = "strict"     // with a PROXY header only
 )
 
 // Version is a version of the PROXY protocol.
@@ -77,7 +81,7 @@ const (
 // Upstream is the version of the PROXY header that a tcp service gets.
 type Upstream string
 
-// What a tcp service gets.
+// The versions of the PROXY header for a tcp service.
 const (
 	UpstreamNone Upstream = "none"
 	UpstreamV1   Upstream = "v1"
@@ -93,59 +97,58 @@ const (
 	No  YesNo = "no"
 )
 
-// XFF says what becomes of the request's X-Forwarded-For.
+// XFF is how a listener changes the X-Forwarded-For of requests.
 type XFF string
 
-// What becomes of X-Forwarded-For.
+// The changes to X-Forwarded-For.
 const (
-	XFFDefault   XFF = "default"   // append where PROXY protocol is on, else as Consul has it
-	XFFAppend    XFF = "append"    // the client's address is put behind what there is
-	XFFOverwrite XFF = "overwrite" // the client's address is all there is
+	XFFDefault   XFF = "default"   // append where PROXY protocol is on, else as Consul's own gateway
+	XFFAppend    XFF = "append"    // add the client's address
+	XFFOverwrite XFF = "overwrite" // replace the header by the client's address
 )
 
-// Hops is a number of proxies in front of the gateway; NoHops says that there
-// are none.
+// HopCount is a number of proxies in front of the gateway.
 type HopCount int
 
 // NoHops is the word "none".
 const NoHops HopCount = -1
 
-// Count gives the number of proxies.
+// Uint32 returns the number of proxies.
 func (h HopCount) Uint32() uint32 { return uint32(max(0, h)) }
 
-// ForwardedProto says where X-Forwarded-Proto comes from.
+// ForwardedProto is where X-Forwarded-Proto comes from.
 type ForwardedProto struct {
 	Type ForwardedProtoType
 	// HTTPSPorts are the ports that clients reach with https; of ForwardedProtoPorts.
 	HTTPSPorts []uint32
 }
 
-// ProtoSource is what X-Forwarded-Proto follows from.
+// ForwardedProtoType is what decides about X-Forwarded-Proto.
 type ForwardedProtoType string
 
-// The sources of X-Forwarded-Proto.
+// What decides about X-Forwarded-Proto.
 const (
-	ForwardedProtoDefault    ForwardedProtoType = "default"    // trust where there are trusted hops, else connection
-	ForwardedProtoConnection ForwardedProtoType = "connection" // TLS or none, on the connection to the gateway
-	ForwardedProtoTrust      ForwardedProtoType = "trust"      // what the request says
+	ForwardedProtoDefault    ForwardedProtoType = "default"    // trust with trusted hops, else connection
+	ForwardedProtoConnection ForwardedProtoType = "connection" // whether the connection to the gateway has TLS
+	ForwardedProtoTrust      ForwardedProtoType = "trust"      // the request
 	ForwardedProtoPorts      ForwardedProtoType = "ports"      // the port that the client connected to
 )
 
-// Layer is one source of settings with its memory: a bad source counts with
-// its last good content. The zero value is a source that says nothing.
+// Layer is one place that settings come from, with its last valid content. The zero
+// value sets nothing.
 type Layer struct {
 	Settings Settings
-	// Unknown says that the source is bad and never was good, so that nobody
-	// knows what it wants: what depends on it must not be built.
+	// NeverValid means that the layer is invalid and never was valid, so that its
+	// settings are not known. Listeners that depend on it must not be built.
 	NeverValid bool
 
-	valid bool // Settings are what the source said when it was last good
+	valid bool // Settings are those of the last valid content
 }
 
-// Next gives the layer after the source's content became raw, the value of
-// the key "usher", nil when it is absent. where names the source in problems.
-// If raw is bad, the problems say why, and the layer keeps its last good
-// settings or, without any, is Unknown.
+// Update returns the layer after its content became raw, the value of the key "usher"
+// (nil if it is absent). where names the layer in problems. If raw is invalid, the
+// problems say why, and the layer keeps its last valid settings; without any, it is
+// NeverValid.
 func (l Layer) Update(where string, raw any) (Layer, []problem.Problem) {
 	s, problems := Decode(where, raw)
 	switch {
@@ -158,36 +161,38 @@ func (l Layer) Update(where string, raw any) (Layer, []problem.Problem) {
 	}
 }
 
-// Resolve gives the policy of the listener on a port when the layers are laid
-// over each other, the most general first. Each setting is taken from the most
-// special layer that says it of this listener, or else from the most special
-// one that says it of all listeners; what nobody says has its initial value.
+// File is the content of Usher's config file: a layer for every gateway, one for each
+// gateway that the file names, and the file's problems.
+type File struct {
+	All      Layer
+	Gateways map[string]Layer // by gateway name
+	Problems []problem.Problem
+}
+
+// Resolve returns the settings of the listener on a port. The layers are ordered from
+// general to specific. Each setting comes from the most specific layer that sets it for
+// this listener, else from the most specific one that sets it for all listeners, else it
+// has its default.
 //
-// known is false where a layer is Unknown: it may say of this listener what no
-// other layer can overrule.
-func Resolve(port int, layers ...Layer) (p Listener, known bool) {
-	var said []*Listener // the most special first
+// known is false if a layer is NeverValid: it could set anything for this listener.
+func Resolve(port int, layers ...Layer) (l Listener, known bool) {
+	var bySpecificity []*Listener // the most specific first
 	for i := range slices.Backward(layers) {
 		if layers[i].NeverValid {
 			return Listener{}, false
 		}
 		if own, ok := layers[i].Settings.Listeners[port]; ok {
-			said = append(said, &own)
+			bySpecificity = append(bySpecificity, &own)
 		}
 	}
 	for i := range slices.Backward(layers) {
-		said = append(said, &layers[i].Settings.Listener)
+		bySpecificity = append(bySpecificity, &layers[i].Settings.Listener)
 	}
-	for _, s := range schema {
-		s.resolve(&p, said)
+	bySpecificity = append(bySpecificity, &defaults)
+	for _, group := range Groups {
+		for _, s := range group.settings {
+			s.resolve(&l, bySpecificity)
+		}
 	}
-	return p, true
-}
-
-// File is the content of Usher's config file: a layer for every gateway, one for
-// each gateway that the file names, and the file's problems.
-type File struct {
-	All      Layer
-	Gateways map[string]Layer // by gateway name
-	Problems []problem.Problem
+	return l, true
 }

@@ -10,17 +10,17 @@ import (
 )
 
 type (
-	object = map[string]any
-	array  = []any
+	obj   = map[string]any
+	array = []any
 )
 
-func usher(mode any) map[string]any {
-	return object{"proxy_protocol": object{"mode": mode}}
+func usher(mode any) obj {
+	return obj{"proxy_protocol": obj{"mode": mode}}
 }
 
-func pp(members object) object { return object{"proxy_protocol": members} }
+func pp(members obj) obj { return obj{"proxy_protocol": members} }
 
-func ca(members object) object { return object{"client_address": members} }
+func ca(members obj) obj { return obj{"client_address": members} }
 
 func says(p Listener) Settings { return Settings{Listener: p} }
 
@@ -34,34 +34,36 @@ func TestDecodeSettings(t *testing.T) {
 		want Settings
 	}{
 		"absent":                               {nil, Settings{}},
-		"empty object":                         {object{}, Settings{}},
+		"empty object":                         {obj{}, Settings{}},
 		"mode":                                 {usher("strict"), strict},
 		"lists of one as HCL makes them":       {[]map[string]any{{"proxy_protocol": []map[string]any{{"mode": "strict"}}}}, strict},
-		"lists of one as JSON gives them":      {array{object{"proxy_protocol": array{object{"mode": array{"strict"}}}}}, strict},
-		"versions, and the order has no sense": {pp(object{"versions": array{"v2", "v1", "v2"}}), says(Listener{ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}})},
-		"a list of one that is its element":    {pp(object{"versions": "v2", "trusted_cidrs": "10.0.0.0/8"}), says(Listener{ProxyProtocol: ProxyProtocol{Versions: []Version{V2}, TrustedCIDRs: []netip.Prefix{prefix("10.0.0.0/8")}}})},
+		"lists of one as JSON gives them":      {array{obj{"proxy_protocol": array{obj{"mode": array{"strict"}}}}}, strict},
+		"versions, and the order has no sense": {pp(obj{"versions": array{"v2", "v1", "v2"}}), says(Listener{ProxyProtocol: ProxyProtocol{Versions: []Version{V1, V2}}})},
+		"a list of one that is its element":    {pp(obj{"versions": "v2", "trusted_cidrs": "10.0.0.0/8"}), says(Listener{ProxyProtocol: ProxyProtocol{Versions: []Version{V2}, TrustedCIDRs: []netip.Prefix{prefix("10.0.0.0/8")}}})},
 		"networks, addresses and mapped ones": {
-			pp(object{"trusted_cidrs": array{"2001:db8::/32", "10.0.0.0/8", "192.0.2.7", "::1", "::ffff:172.16.0.0/108", "::ffff:192.0.2.8", "10.0.0.0/8"}}),
+			pp(obj{"trusted_cidrs": array{"2001:db8::/32", "10.0.0.0/8", "192.0.2.7", "::1", "::ffff:172.16.0.0/108", "::ffff:192.0.2.8", "10.0.0.0/8"}}),
 			says(Listener{ProxyProtocol: ProxyProtocol{TrustedCIDRs: []netip.Prefix{
 				prefix("10.0.0.0/8"), prefix("172.16.0.0/12"), prefix("192.0.2.7/32"), prefix("192.0.2.8/32"), prefix("::1/128"), prefix("2001:db8::/32"),
 			}}}),
 		},
-		"any":     {pp(object{"trusted_cidrs": "any"}), says(Listener{ProxyProtocol: ProxyProtocol{TrustedCIDRs: AnyNetwork}})},
-		"no TLVs": {pp(object{"tlvs": "none"}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}})},
-		"one TLV": {pp(object{"tlvs": object{"type": "aws_vpce_id"}}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xEA, Name: "aws_vpce_id"}}}})},
+		"any":     {pp(obj{"trusted_cidrs": "any"}), says(Listener{ProxyProtocol: ProxyProtocol{TrustedCIDRs: AnyNetwork}})},
+		"no TLVs": {pp(obj{"tlvs": "none"}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{}}})},
+		"one TLV": {pp(obj{"tlvs": obj{"type": "aws_vpce_id"}}), says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{Type: 0xEA, Name: "aws_vpce_id"}}}})},
 		"TLVs": {
-			pp(object{"tlvs": array{object{"type": "0xE4", "name": "tenant", "header": "x-tenant"}, object{"type": 234.0, "name": "vpce"}, object{"type": 5, "name": "id", "header": "none"}}}),
+			pp(obj{"tlvs": array{obj{"type": "0xE4", "name": "tenant", "header": "x-tenant"}, obj{"type": 234.0, "name": "vpce"}, obj{"type": 5, "name": "id", "header": "none"}}}),
 			says(Listener{ProxyProtocol: ProxyProtocol{TLVs: []TLV{{0xE4, "tenant", "x-tenant"}, {0xEA, "vpce", ""}, {5, "id", "none"}}}}),
 		},
-		"upstream":      {pp(object{"upstream": "v2", "server_speaks_first": "no"}), says(Listener{ProxyProtocol: ProxyProtocol{Upstream: UpstreamV2, ServerSpeaksFirst: No}})},
-		"hops":          {ca(object{"xff": "append", "trusted_hops": 2.0}), says(Listener{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
-		"hops as text":  {ca(object{"trusted_hops": "1"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: 1}})},
-		"no hops":       {ca(object{"trusted_hops": "none"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
-		"proto by word": {ca(object{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoTrust}}})},
-		"proto by port": {ca(object{"forwarded_proto": array{object{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443, 8443}}}})},
-		"one port":      {ca(object{"forwarded_proto": object{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443}}}})},
+		"upstream":      {pp(obj{"upstream": "v2", "server_speaks_first": "no"}), says(Listener{ProxyProtocol: ProxyProtocol{Upstream: UpstreamV2, ServerSpeaksFirst: No}})},
+		"true is yes":   {pp(obj{"server_speaks_first": true}), says(Listener{ProxyProtocol: ProxyProtocol{ServerSpeaksFirst: Yes}})},
+		"false is no":   {pp(obj{"server_speaks_first": false}), says(Listener{ProxyProtocol: ProxyProtocol{ServerSpeaksFirst: No}})},
+		"hops":          {ca(obj{"xff": "append", "trusted_hops": 2.0}), says(Listener{ClientAddress: ClientAddress{XFF: XFFAppend, TrustedHops: 2}})},
+		"hops as text":  {ca(obj{"trusted_hops": "1"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: 1}})},
+		"no hops":       {ca(obj{"trusted_hops": "none"}), says(Listener{ClientAddress: ClientAddress{TrustedHops: NoHops}})},
+		"proto by word": {ca(obj{"forwarded_proto": "trust"}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoTrust}}})},
+		"proto by port": {ca(obj{"forwarded_proto": array{obj{"https_ports": array{8443.0, 443}}}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443, 8443}}}})},
+		"one port":      {ca(obj{"forwarded_proto": obj{"https_ports": int64(443)}}), says(Listener{ClientAddress: ClientAddress{ForwardedProto: ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: []uint32{443}}}})},
 		"listeners": {
-			object{"listeners": array{object{"8080": array{usher("strict")}, "9000": ca(object{"xff": "append"})}}, "proxy_protocol": object{"mode": "off"}},
+			obj{"listeners": array{obj{"8080": array{usher("strict")}, "9000": ca(obj{"xff": "append"})}}, "proxy_protocol": obj{"mode": "off"}},
 			Settings{
 				Listener:  Listener{ProxyProtocol: ProxyProtocol{Mode: Off}},
 				Listeners: map[int]Listener{8080: {ProxyProtocol: ProxyProtocol{Mode: Strict}}, 9000: {ClientAddress: ClientAddress{XFF: XFFAppend}}},
@@ -78,65 +80,65 @@ func TestDecodeSettings(t *testing.T) {
 }
 
 func TestBadSettingsAreProblems(t *testing.T) {
-	const networks = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`
-	const known = `one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id", or a number from 0 to 255, such as "0xE4"`
+	const networks = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32", or "any" alone`
+	const known = `"alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`
 	for name, tc := range map[string]struct {
 		raw  any
 		want []string
 	}{
-		"wrong mode":      {usher("on"), []string{`x: usher.proxy_protocol.mode: "on" is not allowed; use one of "auto", "off", "permissive", "strict"`}},
-		"HCL's bare true": {usher(true), []string{`x: usher.proxy_protocol.mode: true is not allowed; use one of "auto", "off", "permissive", "strict"`}},
+		"wrong mode":      {usher("on"), []string{`x: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`}},
+		"HCL's bare true": {usher(true), []string{`x: usher.proxy_protocol.mode: true is not allowed; use "auto", "off", "permissive" or "strict"`}},
 		"unknown keys": {
-			object{"proxy_protcol": "strict", "proxy_protocol": object{"mdoe": "strict"}},
+			obj{"proxy_protcol": "strict", "proxy_protocol": obj{"mdoe": "strict"}},
 			[]string{
-				`x: usher.proxy_protcol: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log", "listeners"`,
-				`x: usher.proxy_protocol.mdoe: this key is unknown; remove it or use one of "mode", "versions", "trusted_cidrs", "tlvs", "upstream", "server_speaks_first"`,
+				`x: usher.proxy_protcol: this key is unknown (did you mean "proxy_protocol"?); remove it, or use "proxy_protocol", "client_address", "access_log" or "listeners"`,
+				`x: usher.proxy_protocol.mdoe: this key is unknown (did you mean "mode"?); remove it, or use "mode", "versions", "trusted_cidrs", "tlvs", "upstream" or "server_speaks_first"`,
 			},
 		},
 		"not an object":         {"strict", []string{`x: usher: "strict" is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
 		"two blocks":            {array{usher("strict"), usher("off")}, []string{`x: usher: a list is not allowed; use an object with the keys "proxy_protocol", "client_address", "access_log", "listeners"`}},
-		"no versions":           {pp(object{"versions": array{}}), []string{`x: usher.proxy_protocol.versions: an empty list is not allowed; use a list of "v1", "v2"`}},
-		"a version of tomorrow": {pp(object{"versions": array{"v2", "v3"}}), []string{`x: usher.proxy_protocol.versions: "v3" is not allowed; use one of "v1", "v2"`}},
-		"null":                  {pp(object{"versions": nil}), []string{`x: usher.proxy_protocol.versions: null is not allowed; use a list of "v1", "v2"`}},
-		"no network":            {pp(object{"trusted_cidrs": array{"10.0.0.0/33", 10}}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.0.0.0/33" is not allowed; use "any", alone, or ` + networks, `x: usher.proxy_protocol.trusted_cidrs: 10 is not allowed; use "any", alone, or ` + networks}},
-		"any among others":      {pp(object{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs: "any" is not allowed; use "any", alone, or ` + networks}},
-		"a network's host":      {pp(object{"trusted_cidrs": "10.1.2.3/8"}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.1.2.3/8" is an address in the network "10.0.0.0/8"; use the network, or the address alone for one peer`}},
-		"TLVs that are words":   {pp(object{"tlvs": array{"aws_vpce_id", "alpn"}}), []string{`x: usher.proxy_protocol.tlvs: a list is not allowed; use "none" or a list of objects { type, name, header }: type is one of "alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number such as "0xE4"`}},
-		"a TLV without a name":  {pp(object{"tlvs": object{"type": 0xE4}}), []string{`x: usher.proxy_protocol.tlvs.name: null is not allowed; use a name of small letters, digits and "_", which begins with a letter`}},
+		"no versions":           {pp(obj{"versions": array{}}), []string{`x: usher.proxy_protocol.versions: an empty list is not allowed; use a list of "v1", "v2" or both`}},
+		"a version of tomorrow": {pp(obj{"versions": array{"v2", "v3"}}), []string{`x: usher.proxy_protocol.versions[1]: "v3" is not allowed; use "v1" or "v2"`}},
+		"null":                  {pp(obj{"versions": nil}), []string{`x: usher.proxy_protocol.versions: null is not allowed; use a list of "v1", "v2" or both`}},
+		"no network":            {pp(obj{"trusted_cidrs": array{"10.0.0.0/33", 10}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "10.0.0.0/33" is not allowed; use ` + networks, `x: usher.proxy_protocol.trusted_cidrs[1]: 10 is not allowed; use ` + networks}},
+		"any among others":      {pp(obj{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "any" is not allowed; use ` + networks}},
+		"a network's host":      {pp(obj{"trusted_cidrs": "10.1.2.3/8"}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.1.2.3/8" is an address in the network "10.0.0.0/8"; use the network, or the address without a length`}},
+		"TLVs that are words":   {pp(obj{"tlvs": array{"aws_vpce_id", "alpn"}}), []string{`x: usher.proxy_protocol.tlvs[0]: "aws_vpce_id" is not allowed; use an object { type, name, header }`, `x: usher.proxy_protocol.tlvs[1]: "alpn" is not allowed; use an object { type, name, header }`}},
+		"a TLV without a name":  {pp(obj{"tlvs": obj{"type": 0xE4}}), []string{`x: usher.proxy_protocol.tlvs.name: this key is missing; use a name of lower-case letters, digits and "_" that begins with a letter`}},
 		"wrong TLVs": {
-			pp(object{"tlvs": array{object{"type": 256, "name": "x"}, object{"type": "vpce", "name": "X", "header": "X"}, object{"name": "y"}}}),
+			pp(obj{"tlvs": array{obj{"type": 256, "name": "x"}, obj{"type": "vpce", "name": "X", "header": "X"}, obj{"name": "y"}}}),
 			[]string{
 				`x: usher.proxy_protocol.tlvs[0].type: 256 is not allowed; use ` + known,
 				`x: usher.proxy_protocol.tlvs[1].type: "vpce" is not allowed; use ` + known,
-				`x: usher.proxy_protocol.tlvs[1].name: "X" is not allowed; use a name of small letters, digits and "_", which begins with a letter`,
-				`x: usher.proxy_protocol.tlvs[1].header: "X" is not allowed; use the name of a request header in small letters, or "none"`,
-				`x: usher.proxy_protocol.tlvs[2].type: null is not allowed; use ` + known,
+				`x: usher.proxy_protocol.tlvs[1].name: "X" is not allowed; use a name of lower-case letters, digits and "_" that begins with a letter`,
+				`x: usher.proxy_protocol.tlvs[1].header: "X" is not allowed; use the name of a request header in lower case, or "none"`,
+				`x: usher.proxy_protocol.tlvs[2].type: this key is missing; use ` + known,
 			},
 		},
-		"a TLV in a header with a meaning": {pp(object{"tlvs": object{"type": "alpn", "header": "x-forwarded-for"}}), []string{`x: usher.proxy_protocol.tlvs.header: "x-forwarded-for" has a meaning of its own; use another header`}},
+		"a TLV in a header with a meaning": {pp(obj{"tlvs": obj{"type": "alpn", "header": "x-forwarded-for"}}), []string{`x: usher.proxy_protocol.tlvs.header: the header "x-forwarded-for" already has a meaning; use another one`}},
 		"TLVs twice": {
-			pp(object{"tlvs": array{object{"type": "alpn", "header": "a"}, object{"type": 1, "name": "x"}, object{"type": 7, "name": "x"}, object{"type": 8, "name": "y", "header": "a"}}}),
+			pp(obj{"tlvs": array{obj{"type": "alpn", "header": "a"}, obj{"type": 1, "name": "x"}, obj{"type": 7, "name": "x"}, obj{"type": 8, "name": "y", "header": "a"}}}),
 			[]string{
-				`x: usher.proxy_protocol.tlvs: type 0x1 is there twice; remove one`,
-				`x: usher.proxy_protocol.tlvs: name "x" is there twice; use another`,
-				`x: usher.proxy_protocol.tlvs: header "a" is there twice; use another`,
+				`x: usher.proxy_protocol.tlvs: type 0x1 occurs twice; remove one, or use another`,
+				`x: usher.proxy_protocol.tlvs: name "x" occurs twice; remove one, or use another`,
+				`x: usher.proxy_protocol.tlvs: header "a" occurs twice; remove one, or use another`,
 			},
 		},
-		"no hops as a number": {ca(object{"trusted_hops": 0.0}), []string{`x: usher.client_address.trusted_hops: 0 is not allowed; use "none" or a number from 1 to 32`}},
-		"half a hop":          {ca(object{"trusted_hops": 1.5}), []string{`x: usher.client_address.trusted_hops: 1.5 is not allowed; use "none" or a number from 1 to 32`}},
-		"proto by a port":     {ca(object{"forwarded_proto": 443}), []string{`x: usher.client_address.forwarded_proto: 443 is not allowed; use one of "default", "connection", "trust", or an object { https_ports = [443] }`}},
-		"proto by ports":      {ca(object{"forwarded_proto": object{"https_ports": array{}, "http_ports": 80}}), []string{`x: usher.client_address.forwarded_proto.http_ports: this key is unknown; remove it or use one of "https_ports"`, `x: usher.client_address.forwarded_proto.https_ports: there is no port; use a list of port numbers, such as [443]`}},
-		"a port too high":     {ca(object{"forwarded_proto": object{"https_ports": array{443, 65536}}}), []string{`x: usher.client_address.forwarded_proto.https_ports: 65536 is not allowed; use port numbers from 1 to 65535`}},
+		"no hops as a number": {ca(obj{"trusted_hops": 0.0}), []string{`x: usher.client_address.trusted_hops: 0 is not allowed; use "none" or a number from 1 to 32`}},
+		"half a hop":          {ca(obj{"trusted_hops": 1.5}), []string{`x: usher.client_address.trusted_hops: 1.5 is not allowed; use "none" or a number from 1 to 32`}},
+		"proto by a port":     {ca(obj{"forwarded_proto": 443}), []string{`x: usher.client_address.forwarded_proto: 443 is not allowed; use "default", "connection", "trust" or an object { https_ports = [443] }`}},
+		"proto by ports":      {ca(obj{"forwarded_proto": obj{"https_ports": array{}, "http_ports": 80}}), []string{`x: usher.client_address.forwarded_proto.http_ports: this key is unknown (did you mean "https_ports"?); remove it, or use "https_ports"`, `x: usher.client_address.forwarded_proto.https_ports: an empty list is not allowed; use a list of port numbers, such as [443]`}},
+		"a port too high":     {ca(obj{"forwarded_proto": obj{"https_ports": array{443, 65536}}}), []string{`x: usher.client_address.forwarded_proto.https_ports[1]: 65536 is not allowed; use a number from 1 to 65535`}},
 		"listeners": {
-			object{"listeners": object{"http": usher("off"), "8080": object{"mode": "off"}, "08": usher("off"), "9000": usher("of")}},
+			obj{"listeners": obj{"http": usher("off"), "8080": obj{"mode": "off"}, "08": usher("off"), "9000": usher("of")}},
 			[]string{
 				`x: usher.listeners.08: this is not the port of a listener; use a number from 1 to 65535`,
-				`x: usher.listeners.8080.mode: this key is unknown; remove it or use one of "proxy_protocol", "client_address", "access_log"`,
-				`x: usher.listeners.9000.proxy_protocol.mode: "of" is not allowed; use one of "auto", "off", "permissive", "strict"`,
+				`x: usher.listeners.8080.mode: this key is unknown; remove it, or use "proxy_protocol", "client_address" or "access_log"`,
+				`x: usher.listeners.9000.proxy_protocol.mode: "of" is not allowed (did you mean "off"?); use "auto", "off", "permissive" or "strict"`,
 				`x: usher.listeners.http: this is not the port of a listener; use a number from 1 to 65535`,
 			},
 		},
-		"a list of listeners": {object{"listeners": array{}}, []string{`x: usher.listeners: an empty list is not allowed; use an object with the ports of listeners as keys, such as { "8080" { … } }`}},
+		"a list of listeners": {obj{"listeners": array{}}, []string{`x: usher.listeners: an empty list is not allowed; use an object with the ports of listeners as keys, such as { "8080" { … } }`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, problems := Decode("x", tc.raw)
@@ -154,15 +156,19 @@ func TestBadSettingsAreProblems(t *testing.T) {
 	}
 }
 
-// Consul's merge of proxy-defaults into a registration loses zero values.
+// Consul's merge of proxy-defaults into a registration loses zero values. Only false is
+// a setting, where "no" is one: "no" is there for registrations.
 func TestNoZeroValueIsASetting(t *testing.T) {
-	for _, s := range schema {
-		for _, zero := range []any{"", 0, 0.0, false, array{}, object{}, nil} {
-			d := decoder{}
-			var p Listener
-			s.decode(&d, "x", zero, &p)
-			if len(d.problems) == 0 {
-				t.Errorf("%s: %#v is taken", s.description().Path, zero)
+	for _, group := range Groups {
+		for _, s := range group.settings {
+			for _, zero := range []any{"", 0, 0.0, false, array{}, obj{}, nil} {
+				d := decoder{}
+				var l Listener
+				s.decode(&d, "x", zero, &l)
+				_, takesBooleans := s.(setting[YesNo])
+				if accepted := len(d.problems) == 0; accepted != (zero == false && takesBooleans) {
+					t.Errorf("%s: %#v accepted: %v", s.key(), zero, accepted)
+				}
 			}
 		}
 	}
@@ -181,9 +187,11 @@ func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
 			}
 		}
 	}
-	for _, s := range Schema() {
-		if s.Accepts == "" || s.Default == "" || s.Meaning == "" || strings.Contains(s.Meaning, "|") {
-			t.Errorf("documentation of %+v", s)
+	for _, group := range Groups {
+		for _, s := range group.Settings() {
+			if s.Accepts == "" || s.Default == "" || s.Meaning == "" || strings.Contains(s.Meaning, "|") {
+				t.Errorf("documentation of %+v", s)
+			}
 		}
 	}
 }
@@ -261,7 +269,7 @@ func TestEachSettingIsTakenFromItsOwnLayer(t *testing.T) {
 
 func TestConflictsAreRefused(t *testing.T) {
 	tcp, http := ListenerProperties{TCP: true}, ListenerProperties{}
-	policy := func(raw object) Listener {
+	policy := func(raw obj) Listener {
 		s, problems := Decode("x", raw)
 		if len(problems) > 0 {
 			t.Fatal(problems)
@@ -269,10 +277,10 @@ func TestConflictsAreRefused(t *testing.T) {
 		p, _ := Resolve(80, Layer{Settings: s})
 		return p
 	}
-	v2, v2Strict := policy(pp(object{"mode": "permissive", "versions": "v2"})), policy(pp(object{"mode": "strict", "versions": "v2"}))
-	greets, off := policy(pp(object{"mode": "strict", "server_speaks_first": "yes"})), policy(pp(object{"mode": "off", "server_speaks_first": "yes"}))
-	listed := policy(pp(object{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
-	overwrite := policy(ca(object{"xff": "overwrite", "trusted_hops": 1}))
+	v2, v2Strict := policy(pp(obj{"mode": "permissive", "versions": "v2"})), policy(pp(obj{"mode": "strict", "versions": "v2"}))
+	greets, off := policy(pp(obj{"mode": "strict", "server_speaks_first": "yes"})), policy(pp(obj{"mode": "off", "server_speaks_first": "yes"}))
+	listed := policy(pp(obj{"mode": "strict", "trusted_cidrs": "10.0.0.0/8"}))
+	overwrite := policy(ca(obj{"xff": "overwrite", "trusted_hops": 1}))
 	for name, tc := range map[string]struct {
 		policy  Listener
 		traffic ListenerProperties
@@ -287,10 +295,10 @@ func TestConflictsAreRefused(t *testing.T) {
 		"server speaks first, no PROXY headers": {off, tcp, ""},
 		"the version that is sent":              {v2Strict, ListenerProperties{BalancerVersion: V2}, ""},
 		"another version is sent":               {v2Strict, ListenerProperties{BalancerVersion: V1}, "versions"},
-		"nobody looks for what is sent":         {policy(pp(object{"mode": "off", "versions": "v2"})), ListenerProperties{BalancerVersion: V1}, ""},
+		"nobody looks for what is sent":         {policy(pp(obj{"mode": "off", "versions": "v2"})), ListenerProperties{BalancerVersion: V1}, ""},
 		"clients' addresses and a list":         {listed, ListenerProperties{PreservesClientIP: true}, "trusted_cidrs"},
 		"the balancer's address and a list":     {listed, ListenerProperties{}, ""},
-		"clients' addresses and no list":        {policy(pp(object{"mode": "strict"})), ListenerProperties{PreservesClientIP: true}, ""},
+		"clients' addresses and no list":        {policy(pp(obj{"mode": "strict"})), ListenerProperties{PreservesClientIP: true}, ""},
 		"overwrite with hops":                   {overwrite, http, "xff"},
 		"overwrite with hops, tcp":              {overwrite, tcp, ""},
 	} {

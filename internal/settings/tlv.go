@@ -1,60 +1,132 @@
 package settings
 
 import (
-	"cmp"
+	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 )
 
-// TLV is a piece of information that a balancer adds to a PROXY header of
-// version 2, and that the access log, and maybe the service, is told.
+// TLV is a piece of information that a load balancer adds to a PROXY header of version
+// 2. The access log gets it, and the service if it has a Header.
 type TLV struct {
-	Type uint8
-	// Name is the key in the access log.
-	Name string
-	// Header is the request header that has it; "" or NoHeader: none.
-	Header string
+	Type   uint8
+	Name   string // the key in the access log
+	Header string // the request header with the value; empty or NoHeader: none
 }
 
-// NoHeader is the word with which a TLV has no header, where Consul's merge
-// would bring back that of another source.
+// NoHeader means that a TLV has no header. It is a word because Consul's merge would
+// replace an empty value by that of another layer.
 const NoHeader = "none"
 
-// KnownTLV is a type of TLV with a meaning that is written down somewhere.
+// KnownTLV is a type of TLV whose meaning a specification defines.
 type KnownTLV struct {
 	Type     uint8
 	Name     string // the word for Type
-	LogName  string // in the access log, unless the operator names another
+	LogName  string // the key in the access log, unless the setting gives another
 	Encoding TLVEncoding
 	Meaning  string
 }
 
-// TLVEncoding says how the bytes of a TLV are to be read.
+// TLVEncoding is how a TLV encodes its value.
 type TLVEncoding uint8
 
-// The forms. The zero value is printable text.
+// The encodings. The zero value is printable text.
 const (
 	TLVText      TLVEncoding = iota // printable ASCII
 	TLVAWSVPCE                      // a byte 1, then the id of a VPC endpoint as text
-	TLVAzureLink                    // a byte 1, then a number of 32 bits, the lowest byte first
-	TLVGCPLink                      // a number of 64 bits, the highest byte first
+	TLVAzureLink                    // a byte 1, then a 32-bit number, little endian
+	TLVGCPLink                      // a 64-bit number, big endian
 )
 
-// KnownTLVs are the types that have names, by type. Those below 0x20 are of the
-// protocol itself, chapter 2.2 of its specification.
+// KnownTLVs are the types that have names, sorted by type. The PROXY protocol itself
+// defines those below 0x20 (chapter 2.2 of its specification).
 var KnownTLVs = []KnownTLV{
-	{0x01, "alpn", "alpn", TLVText, "the protocol chosen in the client's TLS handshake with the balancer, such as h2"},
-	{0x02, "authority", "proxy_authority", TLVText, "the host name that the client asked the balancer for (SNI)"},
-	{0x05, "unique_id", "unique_id", TLVText, "the id that the balancer has given the connection"},
+	{0x01, "alpn", "alpn", TLVText, "the protocol that the client's TLS handshake with the load balancer chose, such as h2"},
+	{0x02, "authority", "proxy_authority", TLVText, "the host name that the client asked the load balancer for (SNI)"},
+	{0x05, "unique_id", "unique_id", TLVText, "the id that the load balancer gave the connection"},
 	{0xE0, "gcp_psc_id", "gcp_psc_id", TLVGCPLink, "the id of the Private Service Connect connection (Google Cloud)"},
 	{0xEA, "aws_vpce_id", "aws_vpce_id", TLVAWSVPCE, "the id of the VPC endpoint (AWS PrivateLink), vpce-…"},
 	{0xEE, "azure_link_id", "azure_link_id", TLVAzureLink, "the link id of the private endpoint (Azure Private Link)"},
 }
 
-// Form gives the form of the TLV's bytes.
+// Encoding returns how the TLV encodes its value.
 func (t TLV) Encoding() TLVEncoding {
-	i, known := slices.BinarySearchFunc(KnownTLVs, t.Type, func(k KnownTLV, typ uint8) int { return cmp.Compare(k.Type, typ) })
-	if !known {
-		return TLVText
+	for _, k := range KnownTLVs {
+		if k.Type == t.Type {
+			return k.Encoding
+		}
 	}
-	return KnownTLVs[i].Encoding
+	return TLVText
+}
+
+// tlvType accepts the names of known types, and numbers.
+var tlvType = func() valueType[uint8] {
+	t := number[uint8](0, 255)
+	t.other += ` such as "0xE4"`
+	for _, k := range KnownTLVs {
+		t = t.or(k.Name, k.Type)
+	}
+	return t
+}()
+
+// tlvs accepts the word none, or a list of objects.
+var tlvs = func() valueType[[]TLV] {
+	list := listOf(
+		objectOf("an object { type, name, header }", decodeTLV, "type", "name", "header"),
+		"a list of objects { type, name, header }: type is "+tlvType.accepts(),
+	)
+	decodeList := list.read
+	list.read = func(d *decoder, where string, raw any) ([]TLV, bool) {
+		before := len(d.problems)
+		all, ok := decodeList(d, where, raw)
+		if len(d.problems) == before {
+			d.checkUnique(where, all)
+		}
+		return all, ok
+	}
+	return list.or("none", []TLV{})
+}()
+
+var tlvName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
+
+// decodeTLV decodes one TLV. A name is required unless the type is a known name.
+func decodeTLV(o object) TLV {
+	t := TLV{Type: required(o, "type", tlvType)}
+	typeName, _ := single(o.members["type"]).(string)
+	known := slices.IndexFunc(KnownTLVs, func(k KnownTLV) bool { return k.Name == typeName })
+	_, named := o.members["name"]
+	if known >= 0 && !named {
+		t.Name = KnownTLVs[known].LogName
+	} else {
+		t.Name = required(o, "name", text(tlvName, `a name of lower-case letters, digits and "_" that begins with a letter`))
+	}
+	t.Header = optional(o, "header", text(headerName, `the name of a request header in lower case, or "none"`))
+	if slices.Contains(reservedHeaders, t.Header) || strings.HasPrefix(t.Header, "x-envoy-") {
+		o.d.problem(o.where+".header", fmt.Sprintf("the header %q already has a meaning; use another one", t.Header))
+	}
+	return t
+}
+
+// reservedHeaders are headers that requests need for something else.
+var reservedHeaders = []string{
+	"host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "keep-alive", "proxy-connection",
+	"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "authorization", "cookie",
+}
+
+// checkUnique reports types, names and headers that occur twice.
+func (d *decoder) checkUnique(where string, all []TLV) {
+	seen := map[string]bool{}
+	for _, t := range all {
+		values := []string{fmt.Sprintf("type %#x", t.Type), fmt.Sprintf("name %q", t.Name)}
+		if t.Header != "" && t.Header != NoHeader {
+			values = append(values, fmt.Sprintf("header %q", t.Header))
+		}
+		for _, value := range values {
+			if seen[value] {
+				d.problem(where, value+" occurs twice; remove one, or use another")
+			}
+			seen[value] = true
+		}
+	}
 }

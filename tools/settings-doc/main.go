@@ -1,5 +1,5 @@
 // Command settings-doc writes the page of all settings (docs/settings.md) to the
-// file that it is given, from the table that decodes them (gateway.Schema).
+// file that it is given, from the table that decodes them (settings.Groups).
 package main
 
 import (
@@ -25,7 +25,9 @@ const head = `# Settings
 
 <!-- Written by "make generate" from internal/settings/schema.go. -->
 
-Everything stands in one object, ` + "`usher`" + `, which can stand in four places. They are laid over each other, setting by setting, from general to special:
+All settings are in one object, ` + "`usher`" + `, which you can put in four places.
+The more specific place wins, one setting at a time.
+From general to specific:
 
 | place | for |
 |---|---|
@@ -57,43 +59,42 @@ usher {
 }
 ` + "```" + `
 
-- What stands under ` + "`listeners.\"<port>\"`" + ` in any of the places wins over what stands beside ` + "`listeners`" + ` in all of them.
-- A word such as ` + "`off`, `none`, `any` or `default`" + ` takes back what a more general place says. ` + "`0`, `false`, `\"\"` and `[]`" + ` are refused: Consul's merge of proxy-defaults
-  into a registration would lose them.
-- Consul merges objects key by key, also two lists of one object each: a TLV of a registration that is the only one keeps a ` + "`header`" + ` of the only one in proxy-defaults,
-  unless it says ` + "`header = \"none\"`" + `.
-- A value that is not allowed or an unknown key is reported in one line, and its place counts with what it last said. A place that was bad from the start
-  holds every listener of its gateways back until it is mended.
-- What an Envoy is too old for is never left out where it protects: the listener is held back, and a problem says which release it needs.
+- A setting under ` + "`listeners.\"<port>\"`" + ` in any place wins over the same setting outside ` + "`listeners`" + ` in every place.
+- To undo a more general setting, write its word: ` + "`off`, `none`, `any` or `default`" + `.
+  Usher refuses ` + "`0`, `\"\"` and `[]`" + `, because Consul loses them when it merges proxy-defaults into a registration.
+- Where a setting accepts a boolean, ` + "`true` means `yes` and `false` means `no`" + `.
+  In a registration, write ` + "`no`" + `: Consul loses ` + "`false`" + ` there, too, if proxy-defaults has the setting.
+- Consul merges objects key by key, even two lists with one object each.
+  If proxy-defaults and a registration each have one TLV, the one of the registration gets the ` + "`header`" + ` of the other, unless it has ` + "`header = \"none\"`" + `.
+- For a value that is not allowed or an unknown key, Usher reports a problem of one line, and the place keeps its last valid settings.
+  A place that was never valid holds back every listener of its gateways until you correct it.
+- Usher never leaves out a security setting for which an Envoy is too old: it holds the listener back, and a problem says which release the setting needs.
 `
 
-// page gives the whole page.
+// page returns the whole page.
 func page() string {
 	var b strings.Builder
 	b.WriteString(head)
-	groups, meanings := settings.Groups()
-	for _, group := range groups {
-		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n| key | takes | initially | meaning |\n|---|---|---|---|\n", group, meanings[group])
-		for _, s := range settings.Schema() {
-			if key, ok := strings.CutPrefix(s.Path, group+"."); ok {
-				fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", key, s.Accepts, s.Default, s.Meaning)
-			}
+	for _, group := range settings.Groups {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| key | accepts | default | meaning |\n|---|---|---|---|\n", group.Key, group.Meaning)
+		for _, s := range group.Settings() {
+			fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", s.Key, s.Accepts, s.Default, s.Meaning)
 		}
 	}
-	b.WriteString("\n## What is refused\n\nA listener with one of these keeps its last good configuration, and a problem says why.\n\n")
+	b.WriteString("\n## What is refused\n\nA listener with one of these combinations keeps its last valid configuration, and a problem says why.\n\n")
 	for _, c := range settings.Conflicts {
 		fmt.Fprintf(&b, "- %s.\n", c.Doc)
 	}
-	b.WriteString("\n## TLVs with names\n\n| `type` | number | `name`, unless you give one | what it is |\n|---|---|---|---|\n")
+	b.WriteString("\n## TLVs with names\n\n| `type` | number | default `name` | what it is |\n|---|---|---|---|\n")
 	for _, k := range settings.KnownTLVs {
 		fmt.Fprintf(&b, "| `%s` | `0x%02X` | `%s` | %s |\n", k.Name, k.Type, k.LogName, k.Meaning)
 	}
-	b.WriteString("\nOf any other type, a value that is printable ASCII is told, and nothing of one that is not.\n" +
-		"Log formats of your own have a TLV as `%FILTER_STATE(usher.tlv.<name>:PLAIN)%`.\n")
+	b.WriteString("\nOf any other type, only values in printable ASCII are logged and sent to services.\n" +
+		"In your own log formats, a TLV is `%FILTER_STATE(usher.tlv.<name>:PLAIN)%`.\n")
 	b.WriteString("\n## Fields of access logs with names\n\n| name | what it is |\n|---|---|\n")
 	for _, f := range settings.LogFields {
 		fmt.Fprintf(&b, "| `%s` | %s |\n", f.Name, f.Meaning)
 	}
-	b.WriteString("\nEach TLV is there, too, under its name.\n")
+	b.WriteString("\nEach TLV is a field, too, under its name.\n")
 	return b.String()
 }

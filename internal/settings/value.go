@@ -1,0 +1,272 @@
+package settings
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/usherproxy/usher/internal/problem"
+)
+
+// valueType says which values a setting accepts, and decodes them: words, which stand
+// for fixed values, and other values.
+type valueType[T any] struct {
+	words []word[T]
+	other string // describes the other values; empty: there are none
+	// read decodes one of the other values. False means that the value is none of
+	// those; problems inside the value are reported to the decoder.
+	read func(d *decoder, where string, raw any) (T, bool)
+}
+
+type word[T any] struct {
+	text  string
+	value T
+}
+
+// or returns the type that also accepts a word.
+func (t valueType[T]) or(text string, value T) valueType[T] {
+	t.words = append(slices.Clone(t.words), word[T]{text, value})
+	return t
+}
+
+// accepts describes all values, to complete "use …" in messages.
+func (t valueType[T]) accepts() string {
+	if t.other == "" {
+		return quoted(t.texts(), " or ")
+	}
+	if len(t.words) == 0 {
+		return t.other
+	}
+	return quoted(t.texts(), ", ") + " or " + t.other
+}
+
+func (t valueType[T]) texts() []string {
+	texts := make([]string, len(t.words))
+	for i, w := range t.words {
+		texts[i] = w.text
+	}
+	return texts
+}
+
+// decode decodes a value and reports whether it is allowed. If it is not, the decoder
+// has a problem.
+func (t valueType[T]) decode(d *decoder, where string, raw any) (T, bool) {
+	raw = single(raw)
+	text, isText := raw.(string)
+	for _, w := range t.words {
+		if isText && w.text == text {
+			return w.value, true
+		}
+	}
+	if t.read != nil {
+		if value, ok := t.read(d, where, raw); ok {
+			return value, true
+		}
+	}
+	d.problem(where, describe(raw)+" is not allowed"+problem.DidYouMean(text, t.texts())+"; use "+t.accepts())
+	var none T
+	return none, false
+}
+
+// oneOf accepts words.
+func oneOf[S ~string](allowed ...S) valueType[S] {
+	var t valueType[S]
+	for _, s := range allowed {
+		t = t.or(string(s), s)
+	}
+	return t
+}
+
+// yesNo accepts the words and booleans.
+var yesNo = valueType[YesNo]{
+	words: oneOf(Yes, No).words,
+	other: "a boolean",
+	read: func(_ *decoder, _ string, raw any) (YesNo, bool) {
+		yes, ok := raw.(bool)
+		if yes {
+			return Yes, ok
+		}
+		return No, ok
+	},
+}
+
+// number accepts the whole numbers of a range.
+func number[T ~int | ~uint32 | ~uint8](lowest, highest T) valueType[T] {
+	return valueType[T]{
+		other: fmt.Sprintf("a number from %d to %d", lowest, highest),
+		read: func(_ *decoder, _ string, raw any) (T, bool) {
+			n, ok := wholeNumber(raw)
+			return T(n), ok && n >= int(lowest) && n <= int(highest)
+		},
+	}
+}
+
+const maxPort = math.MaxUint16
+
+// text accepts texts that match a pattern.
+func text(pattern *regexp.Regexp, description string) valueType[string] {
+	return valueType[string]{other: description, read: func(_ *decoder, _ string, raw any) (string, bool) {
+		s, ok := raw.(string)
+		return s, ok && pattern.MatchString(s)
+	}}
+}
+
+// listOf accepts lists of at least one item, in any order.
+func listOf[T any](item valueType[T], description string) valueType[[]T] {
+	return valueType[[]T]{other: description, read: func(d *decoder, where string, raw any) ([]T, bool) {
+		items := elements(raw)
+		var out []T
+		for i, raw := range items {
+			at := where
+			if len(items) > 1 {
+				at = fmt.Sprintf("%s[%d]", where, i)
+			}
+			if value, ok := item.decode(d, at, raw); ok {
+				out = append(out, value)
+			}
+		}
+		return out, len(items) > 0
+	}}
+}
+
+// setOf is listOf for lists whose order and repetitions have no meaning.
+func setOf[T comparable](item valueType[T], compare func(a, b T) int, description string) valueType[[]T] {
+	t := listOf(item, description)
+	list := t.read
+	t.read = func(d *decoder, where string, raw any) ([]T, bool) {
+		out, ok := list(d, where, raw)
+		slices.SortFunc(out, compare)
+		return slices.Compact(out), ok
+	}
+	return t
+}
+
+// names accepts a word, which stands for an empty list, or a list of names that match a
+// pattern. The word is not one of the names.
+func names(none string, pattern *regexp.Regexp, description string) valueType[[]string] {
+	name := valueType[string]{other: fmt.Sprintf("%s, or %q alone", description, none), read: func(_ *decoder, _ string, raw any) (string, bool) {
+		s, ok := raw.(string)
+		return s, ok && s != none && pattern.MatchString(s)
+	}}
+	return setOf(name, cmp.Compare, "a list of "+description).or(none, []string{})
+}
+
+// objectOf accepts objects with some keys.
+func objectOf[T any](description string, build func(o object) T, keys ...string) valueType[T] {
+	return valueType[T]{other: description, read: func(d *decoder, where string, raw any) (T, bool) {
+		if _, ok := raw.(map[string]any); !ok {
+			var none T
+			return none, false
+		}
+		return build(d.object(where, raw, keys...)), true
+	}}
+}
+
+// networks accepts the word any, or a list of networks and addresses.
+var networks = setOf(valueType[netip.Prefix]{
+	other: networkExamples + `, or "any" alone`,
+	read: func(d *decoder, where string, raw any) (netip.Prefix, bool) {
+		s, _ := raw.(string)
+		p, ok := parsePrefix(s)
+		if ok && p != p.Masked() {
+			d.problem(where, fmt.Sprintf("%q is an address in the network %q; use the network, or the address without a length", s, p.Masked()))
+		}
+		return p, ok
+	},
+}, netip.Prefix.Compare, "a list of "+networkExamples).or("any", AnyNetwork)
+
+const networkExamples = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`
+
+// parsePrefix parses a network or an address. An IPv4 network that is mapped into IPv6
+// becomes the IPv4 network, as Envoy has addresses of sockets for both.
+func parsePrefix(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		addr, err := netip.ParseAddr(s)
+		if err != nil || addr.Zone() != "" {
+			return netip.Prefix{}, false
+		}
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), true
+	}
+	const mapped = 128 - 32
+	if p.Addr().Is4In6() {
+		if p.Bits() < mapped {
+			return netip.Prefix{}, false
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
+	}
+	return p, true
+}
+
+// forwardedProto accepts a word, or an object with ports.
+var forwardedProto = objectOf("an object { https_ports = [443] }", func(o object) ForwardedProto {
+	ports := setOf(number[uint32](1, maxPort), cmp.Compare, "a list of port numbers, such as [443]")
+	return ForwardedProto{Type: ForwardedProtoPorts, HTTPSPorts: required(o, "https_ports", ports)}
+}, "https_ports").
+	or("default", ForwardedProto{Type: ForwardedProtoDefault}).
+	or("connection", ForwardedProto{Type: ForwardedProtoConnection}).
+	or("trust", ForwardedProto{Type: ForwardedProtoTrust})
+
+// single returns the element of a list with one, and any other value as it is.
+func single(raw any) any {
+	switch v := raw.(type) {
+	case []any:
+		if len(v) == 1 {
+			return single(v[0])
+		}
+	case []map[string]any:
+		if len(v) == 1 {
+			return v[0]
+		}
+	}
+	return raw
+}
+
+// elements returns the elements of a list. Any other value is a list of itself, since
+// Consul's HCL decoder makes a list of one its element; nil is an empty list.
+func elements(raw any) []any {
+	switch v := raw.(type) {
+	case nil:
+		return nil
+	case []any:
+		return v
+	case []map[string]any:
+		out := make([]any, len(v))
+		for i, m := range v {
+			out[i] = m
+		}
+		return out
+	}
+	return []any{raw}
+}
+
+// wholeNumber returns a whole number. Decoders of HCL and JSON return it in several
+// types, and it may be written as a text, in decimal or as 0xEA.
+func wholeNumber(raw any) (int, bool) {
+	switch v := raw.(type) {
+	case int:
+		return v, true
+	case int64:
+		return int(v), v == int64(int(v))
+	case float64:
+		return int(v), v == math.Trunc(v) && math.Abs(v) <= math.MaxInt32
+	case json.Number:
+		return wholeNumber(v.String())
+	case string:
+		base := 10
+		digits, hex := strings.CutPrefix(strings.ToLower(v), "0x")
+		if hex {
+			base = 16
+		}
+		n, err := strconv.ParseUint(digits, base, 31)
+		return int(n), err == nil
+	}
+	return 0, false
+}
