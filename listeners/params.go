@@ -22,9 +22,9 @@ type listenerParams struct {
 	logs     accesslog.Logs
 }
 
-// errUnknown means that a part of a listener's input is not known. A separate problem
-// reports that part: bad settings, or an answer that the source cannot read.
-var errUnknown = errors.New("a part of the listener's input is not known")
+// errUnknown means that a part of a listener's input is not known. It is no problem by
+// itself: another one reports that part, bad settings or an answer that cannot be read.
+var errUnknown = errors.New("unknown")
 
 func newListenerParams(env environment, in instance, p port) (listenerParams, []problem.Problem, error) {
 	policy, known := env.snapshot.ListenerSettings(in.registered, p.number)

@@ -169,7 +169,10 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 	default:
 		return nil, fmt.Errorf("its discovery chain has a node of type %q, which is not supported", node.Type)
 	}
-	return action, setHashPolicies(action, node.LoadBalancer)
+	if err := setHashPolicies(action, node.LoadBalancer); err != nil {
+		return nil, err
+	}
+	return action, nil
 }
 
 // weightedClusters makes the splits of a service-splitter. Its weights are percents with
