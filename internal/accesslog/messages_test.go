@@ -1,6 +1,7 @@
 package accesslog
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/gateway"
@@ -20,7 +21,7 @@ func TestMessages(t *testing.T) {
 		}
 		_, problems := Build(Params{Where: "listener 8080", HTTP: true, Consul: consul, Settings: s, Envoy: capabilitiesOfMinor(minor)})
 		for _, p := range problems {
-			all = append(all, p.String())
+			all = append(all, strings.ReplaceAll(p.String(), "\n", " "))
 		}
 	}
 	for _, text := range []string{
