@@ -25,19 +25,19 @@ type Balancers interface {
 // balancers are those in front of one gateway's instances, as far as a listener
 // follows them. They belong to the worker's loop; only hear is called by others.
 type balancers struct {
-	source   Balancers // nil: Usher does not ask Kubernetes
-	log      *slog.Logger
-	needs    needs
-	watching map[gateway.KubernetesService]context.CancelFunc
-	running  sync.WaitGroup
-	changed  chan struct{} // has a value when there is something new
+	source  Balancers // nil: Usher does not ask Kubernetes
+	log     *slog.Logger
+	inputs  balancerInputs
+	watches map[gateway.KubernetesService]context.CancelFunc
+	running sync.WaitGroup
+	changed chan struct{} // has a value when there is something new
 
 	mu    sync.Mutex // guards what follows
 	known map[gateway.KubernetesService]*gateway.Balancer
 }
 
 // needs is everything that the Services to watch follow from.
-type needs struct {
+type balancerInputs struct {
 	entry     *gateway.Entry
 	instances []*gateway.Instance
 	layers    [3]settings.Layer
@@ -45,37 +45,37 @@ type needs struct {
 
 func newBalancers(source Balancers, log *slog.Logger) *balancers {
 	return &balancers{
-		source:   source,
-		log:      log,
-		watching: map[gateway.KubernetesService]context.CancelFunc{},
-		changed:  make(chan struct{}, 1),
-		known:    map[gateway.KubernetesService]*gateway.Balancer{},
+		source:  source,
+		log:     log,
+		watches: map[gateway.KubernetesService]context.CancelFunc{},
+		changed: make(chan struct{}, 1),
+		known:   map[gateway.KubernetesService]*gateway.Balancer{},
 	}
 }
 
 // follow watches the Services that the snapshot's instances need, and no others.
-func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
+func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
 	if b.source == nil {
 		return
 	}
-	now := needs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway}}
-	if b.needs.entry == now.entry && slices.Equal(b.needs.instances, now.instances) && reflect.DeepEqual(b.needs.layers, now.layers) {
+	now := balancerInputs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway}}
+	if b.inputs.entry == now.entry && slices.Equal(b.inputs.instances, now.instances) && reflect.DeepEqual(b.inputs.layers, now.layers) {
 		return
 	}
-	b.needs = now
+	b.inputs = now
 	wanted := map[gateway.KubernetesService]bool{}
 	for _, in := range s.Instances {
 		if in.Kubernetes != (gateway.KubernetesService{}) && s.HasAutoListener(in) {
 			wanted[in.Kubernetes] = true
 		}
 	}
-	for id := range b.watching {
+	for id := range b.watches {
 		if !wanted[id] {
 			b.unwatch(id)
 		}
 	}
 	for id := range wanted {
-		if b.watching[id] == nil {
+		if b.watches[id] == nil {
 			b.watch(ctx, id)
 		}
 	}
@@ -84,18 +84,18 @@ func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
 // watch watches a Service. After a panic it keeps what is known and starts again.
 func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	ctx, cancel := context.WithCancel(ctx)
-	b.watching[id] = cancel
+	b.watches[id] = cancel
 	b.running.Go(func() {
 		for {
 			err := guard.Run(b.log, "balancer", func() error {
-				b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.hear(ctx, id, balancer) })
+				b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.set(ctx, id, balancer) })
 				return nil
 			})
 			if err == nil {
 				return
 			}
-			b.hear(ctx, id, b.withProblem(id, err))
-			if !again(ctx) {
+			b.set(ctx, id, b.withProblem(id, err))
+			if !waitRestart(ctx) {
 				return
 			}
 		}
@@ -124,12 +124,12 @@ func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gatewa
 func (b *balancers) unwatch(id gateway.KubernetesService) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.watching[id]()
-	delete(b.watching, id)
+	b.watches[id]()
+	delete(b.watches, id)
 	delete(b.known, id)
 }
 
-func (b *balancers) hear(ctx context.Context, id gateway.KubernetesService, balancer *gateway.Balancer) {
+func (b *balancers) set(ctx context.Context, id gateway.KubernetesService, balancer *gateway.Balancer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if ctx.Err() != nil {
@@ -143,7 +143,7 @@ func (b *balancers) hear(ctx context.Context, id gateway.KubernetesService, bala
 }
 
 // facts gives what is known now; nil where nobody is asked.
-func (b *balancers) facts() map[gateway.KubernetesService]*gateway.Balancer {
+func (b *balancers) current() map[gateway.KubernetesService]*gateway.Balancer {
 	if b.source == nil {
 		return nil
 	}
@@ -154,7 +154,7 @@ func (b *balancers) facts() map[gateway.KubernetesService]*gateway.Balancer {
 
 // stop ends all watches and waits for them.
 func (b *balancers) stop() {
-	for id := range b.watching {
+	for id := range b.watches {
 		b.unwatch(id)
 	}
 	b.running.Wait()

@@ -40,11 +40,11 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 	for _, n := range []int{10, 100, 1000, 5000} {
 		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
 			reg := prometheus.NewRegistry()
-			w := newWorker(New(Options{Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Problems: NewProblems(slog.New(slog.DiscardHandler), reg)}), gateway.ID{Name: "edge"})
+			w := newGatewayWorker(New(Options{Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(reg), Problems: NewProblems(slog.New(slog.DiscardHandler), reg)}), gateway.ID{Name: "edge"})
 			var last *xds.Set
-			w.streams = []*subscriber{{node: edge, put: func(s *xds.Set) { last = s }}}
+			w.streams = []*stream{{node: edge, put: func(s *xds.Set) { last = s }}}
 			w.snapshot = manyServices(n)
-			w.renew()
+			w.rebuild()
 			w.publish()
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -52,7 +52,7 @@ func BenchmarkOneEndpointChanges(b *testing.B) {
 				s.Endpoints = s.Endpoints.With("web-0003", &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "10.0.0.2", Port: 10000 + i%50000}}})
 				before := last
 				w.snapshot = &s
-				w.renew()
+				w.rebuild()
 				w.publish()
 				if last == before {
 					b.Fatal("the change was not published")

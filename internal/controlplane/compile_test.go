@@ -10,9 +10,9 @@ import (
 )
 
 func TestAnEnvoyThatComesCostsNoCompile(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(edge)
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		second := r.connect(edge)
 		synctest.Wait()
 		if second.listener(t, anyAddress) == nil {

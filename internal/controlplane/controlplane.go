@@ -69,21 +69,21 @@ func layersOf(f settings.File, id gateway.ID) fileLayers {
 // Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New,
 // and let Run run.
 type Plane struct {
-	source    Source
-	balancers Balancers
-	log       *slog.Logger
-	metrics   *Metrics
-	problems  *Problems
-	linger    time.Duration
-	gateways  int           // the highest number of workers
-	running   chan struct{} // closed when Run takes starts
-	starts    chan *worker  // workers for Run to run
-	ended     chan struct{} // closed when Run takes no more
+	source      Source
+	balancers   Balancers
+	log         *slog.Logger
+	metrics     *Metrics
+	problems    *Problems
+	linger      time.Duration
+	maxGateways int                 // the highest number of workers
+	running     chan struct{}       // closed when Run takes starts
+	starts      chan *gatewayWorker // workers for Run to run
+	ended       chan struct{}       // closed when Run takes no more
 
 	newCompiler func() compiler
 
 	mu         sync.Mutex // guards what follows
-	workers    map[gateway.ID]*worker
+	workers    map[gateway.ID]*gatewayWorker
 	configFile settings.File
 }
 
@@ -93,17 +93,17 @@ func New(o Options) *Plane {
 		o.Linger = 30 * time.Second
 	}
 	return &Plane{
-		source:    o.Source,
-		balancers: o.Balancers,
-		log:       o.Logger,
-		metrics:   o.Metrics,
-		problems:  o.Problems,
-		linger:    o.Linger,
-		gateways:  cmp.Or(o.MaxGateways, DefaultMaxGateways),
-		running:   make(chan struct{}),
-		starts:    make(chan *worker),
-		ended:     make(chan struct{}),
-		workers:   map[gateway.ID]*worker{},
+		source:      o.Source,
+		balancers:   o.Balancers,
+		log:         o.Logger,
+		metrics:     o.Metrics,
+		problems:    o.Problems,
+		linger:      o.Linger,
+		maxGateways: cmp.Or(o.MaxGateways, DefaultMaxGateways),
+		running:     make(chan struct{}),
+		starts:      make(chan *gatewayWorker),
+		ended:       make(chan struct{}),
+		workers:     map[gateway.ID]*gatewayWorker{},
 
 		newCompiler: newCompiler,
 	}
@@ -149,12 +149,12 @@ func (p *Plane) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error
 	case <-ctx.Done():
 		return nil
 	}
-	s := &subscriber{node: n, put: put, refused: make(chan error, 1)}
-	w, err := p.join(id, s)
+	s := &stream{node: n, put: put, refused: make(chan error, 1)}
+	w, err := p.subscribe(id, s)
 	if err != nil {
 		return err
 	}
-	defer p.leave(w, s)
+	defer p.unsubscribe(w, s)
 	select {
 	case err := <-s.refused:
 		return err
@@ -195,16 +195,16 @@ func (p *Plane) HasSet() bool {
 
 // join adds s to the gateway's worker, and starts the worker when s is the
 // first. An error is a gRPC status.
-func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
+func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := p.workers[id]
 	if w == nil {
-		if len(p.workers) >= p.gateways {
+		if len(p.workers) >= p.maxGateways {
 			p.metrics.refusedGateways.Inc()
 			return nil, status.Errorf(codes.ResourceExhausted, "gateway %q is not served: %d others are already (usher serve --max-gateways)", id, len(p.workers))
 		}
-		w = newWorker(p, id)
+		w = newGatewayWorker(p, id)
 		w.newLayers.Put(layersOf(p.configFile, id))
 		select {
 		case p.starts <- w:
@@ -214,20 +214,20 @@ func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
 		p.workers[id] = w
 	}
 	w.subscribers[s] = struct{}{}
-	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 	return w, nil
 }
 
-func (p *Plane) leave(w *worker, s *subscriber) {
+func (p *Plane) unsubscribe(w *gatewayWorker, s *stream) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(w.subscribers, s)
-	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 }
 
 // retire forgets a worker that has nobody to work for; it says false when
 // somebody has joined meanwhile.
-func (p *Plane) retire(w *worker) bool {
+func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(w.subscribers) > 0 {
@@ -238,7 +238,7 @@ func (p *Plane) retire(w *worker) bool {
 }
 
 // forget takes a worker that has ended out of the way of the next one.
-func (p *Plane) forget(w *worker) {
+func (p *Plane) remove(w *gatewayWorker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.workers[w.id] == w {

@@ -13,17 +13,17 @@ import (
 )
 
 // benchWorker gives a worker with one Envoy, and where its newest set is.
-func benchWorker() (w *worker, newest func() *xds.Set) {
+func benchWorker() (w *gatewayWorker, newest func() *xds.Set) {
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	w = newWorker(New(Options{Logger: log, Metrics: NewMetrics(metrics), Problems: NewProblems(log, metrics)}), gateway.ID{Name: "edge"})
+	w = newGatewayWorker(New(Options{Logger: log, Metrics: NewMetrics(metrics), Problems: NewProblems(log, metrics)}), gateway.ID{Name: "edge"})
 	var last *xds.Set
-	w.streams = []*subscriber{{node: edge, put: func(s *xds.Set) { last = s }}}
+	w.streams = []*stream{{node: edge, put: func(s *xds.Set) { last = s }}}
 	return w, func() *xds.Set { return last }
 }
 
-func (w *worker) take(s *gateway.Snapshot) {
+func (w *gatewayWorker) take(s *gateway.Snapshot) {
 	w.snapshot = s
-	w.renew()
+	w.rebuild()
 	w.publish()
 }
 

@@ -26,7 +26,7 @@ import (
 // publisher turns snapshots into sets. Within one generation, from one begin to the next, it
 // makes what each kind of Envoy gets once; from one generation to the next it makes anew what a
 // change has touched.
-type publisher struct {
+type encoder struct {
 	metrics     *Metrics
 	log         *slog.Logger
 	newCompiler func() compiler
@@ -34,11 +34,11 @@ type publisher struct {
 	snapshot    *gateway.Snapshot
 	// instances are those of the snapshot, by their service IDs.
 	instances map[string][]*gateway.Instance
-	current   map[kind]result // of this generation
-	last      map[kind]result // the newest of every kind; see register
+	current   map[envoyKey]compiled // of this generation
+	latest    map[envoyKey]compiled // the newest of every kind; see register
 	// shared is what was made in this generation of messages that several kinds
 	// may have.
-	shared map[messages]*made
+	shared map[messages]*encodedType
 }
 
 // compiler is a listeners.Compiler, or a fake of a test.
@@ -48,49 +48,49 @@ type compiler interface {
 
 func newCompiler() compiler { return new(listeners.Compiler) }
 
-func newPublisher(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) publisher {
-	return publisher{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler()}
+func newEncoder(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) encoder {
+	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler()}
 }
 
 // kind is what two Envoys have in common when they get the same set.
-type kind struct {
+type envoyKey struct {
 	node, serviceID string
 	envoy           gateway.EnvoyVersion
 }
 
 // result is what one kind of Envoy gets.
-type result struct {
+type compiled struct {
 	set      *xds.Set
-	made     [xds.NumTypes]*made
+	encoded  [xds.NumTypes]*encodedType
 	problems []problem.Problem
 }
 
-func (p *publisher) begin(s *gateway.Snapshot) {
+func (p *encoder) startGeneration(s *gateway.Snapshot) {
 	if p.snapshot == nil || !slices.Equal(p.snapshot.Instances, s.Instances) {
-		p.register(s.Instances)
+		p.setInstances(s.Instances)
 	}
 	p.snapshot = s
-	p.current = map[kind]result{}
-	p.shared = map[messages]*made{}
-	if p.last == nil {
-		p.last = map[kind]result{}
+	p.current = map[envoyKey]compiled{}
+	p.shared = map[messages]*encodedType{}
+	if p.latest == nil {
+		p.latest = map[envoyKey]compiled{}
 	}
 }
 
 // register takes over the instances, and drops what kinds had that nobody has
 // asked for since the generation before, and whose instance is no longer
 // registered: instances come and go, and each has a whole set.
-func (p *publisher) register(instances []*gateway.Instance) {
+func (p *encoder) setInstances(instances []*gateway.Instance) {
 	p.instances = map[string][]*gateway.Instance{}
-	registered := map[kind]bool{}
+	registered := map[envoyKey]bool{}
 	for _, in := range instances {
 		p.instances[in.ServiceID] = append(p.instances[in.ServiceID], in)
-		registered[kind{node: in.Node, serviceID: in.ServiceID}] = true
+		registered[envoyKey{node: in.Node, serviceID: in.ServiceID}] = true
 	}
-	for k := range p.last {
+	for k := range p.latest {
 		_, asked := p.current[k]
-		if !asked && !registered[kind{node: k.node, serviceID: k.serviceID}] {
-			delete(p.last, k)
+		if !asked && !registered[envoyKey{node: k.node, serviceID: k.serviceID}] {
+			delete(p.latest, k)
 		}
 	}
 }
@@ -98,7 +98,7 @@ func (p *publisher) register(instances []*gateway.Instance) {
 // candidates gives the registered instances that the node may be: those with
 // its service ID and, as far as they tell them apart, its node name and the
 // address that it connects from.
-func (p *publisher) candidates(n xds.Node) []*gateway.Instance {
+func (p *encoder) candidates(n xds.Node) []*gateway.Instance {
 	var found []*gateway.Instance
 	for _, in := range p.instances[n.ID] {
 		if n.Metadata["node_name"] == "" || in.Node == n.Metadata["node_name"] {
@@ -137,7 +137,7 @@ func hasAddress(in *gateway.Instance, a netip.Addr) bool {
 }
 
 // ambiguous says why an Envoy cannot be served, and what to do.
-func ambiguous(n xds.Node, candidates []*gateway.Instance) error {
+func errAmbiguous(n xds.Node, candidates []*gateway.Instance) error {
 	var nodes []string
 	for _, in := range candidates {
 		nodes = append(nodes, fmt.Sprintf("%q", in.Node))
@@ -145,10 +145,10 @@ func ambiguous(n xds.Node, candidates []*gateway.Instance) error {
 	return status.Errorf(codes.FailedPrecondition,
 		"gateway %q has instances with the service ID %q and different settings on the nodes %s, and neither the Envoy's %s nor its node metadata tells which one it is: "+
 			"add node_name to the metadata (\"usher bootstrap --node-name\", \"consul connect envoy -node-name\")",
-		n.Cluster, n.ID, strings.Join(nodes, ", "), describePeer(n.Peer))
+		n.Cluster, n.ID, strings.Join(nodes, ", "), describeAddress(n.Peer))
 }
 
-func describePeer(a netip.Addr) string {
+func describeAddress(a netip.Addr) string {
 	if !a.IsValid() {
 		return "unix socket"
 	}
@@ -157,12 +157,12 @@ func describePeer(a netip.Addr) string {
 
 // set returns the set for an Envoy that is the instance in. If the compiler panics,
 // set returns the last set of this kind of Envoy, if there is one, and a problem.
-func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
+func (p *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
 	e := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
-	k := kind{node: in.Node, serviceID: in.ServiceID, envoy: e}
+	k := envoyKey{node: in.Node, serviceID: in.ServiceID, envoy: e}
 	r, ok := p.current[k]
 	if !ok {
-		last := p.last[k]
+		last := p.latest[k]
 		err := guard.Run(p.log, "compile", func() error {
 			r = p.compile(in, e, last)
 			return nil
@@ -172,58 +172,58 @@ func (p *publisher) set(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.P
 			r = last
 			r.problems = panicProblem(p.snapshot.ID, err)
 		}
-		p.current[k], p.last[k] = r, r
+		p.current[k], p.latest[k] = r, r
 	}
 	return r.set, r.problems
 }
 
 // compile gives what one kind of Envoy gets. last is what it got before; if
 // nothing changed, the set is the same.
-func (p *publisher) compile(in *gateway.Instance, e gateway.EnvoyVersion, last result) result {
+func (p *encoder) compile(in *gateway.Instance, e gateway.EnvoyVersion, last compiled) compiled {
 	timer := p.metrics.compileTime()
 	defer timer()
 	res := p.compiler.Compile(p.snapshot, in, e)
-	now := result{problems: slices.Clone(res.Problems)}
+	now := compiled{problems: slices.Clone(res.Problems)}
 	var keep bool
 	// Listeners first: one that stays as it was keeps what it leads to.
-	for _, w := range []wanted{
-		{typ: xds.Listener, messages: list[*listenerv3.Listener]{res.Listeners}, withheld: res.WithheldListeners},
-		{typ: xds.Secret, messages: list[*tlsv3.Secret]{res.Secrets}},
-		{typ: xds.TokenBucket, messages: list[*typev3.TokenBucket]{res.TokenBuckets}},
-		{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{res.Clusters}},
-		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, withheld: res.WithheldEndpoints},
-		{typ: xds.Route, messages: list[*routev3.RouteConfiguration]{res.Routes}},
+	for _, w := range []desired{
+		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.WithheldListeners},
+		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},
+		{typ: xds.TokenBucket, messages: typedMessages[*typev3.TokenBucket]{res.TokenBuckets}},
+		{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{res.Clusters}},
+		{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, heldBack: res.WithheldEndpoints},
+		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
 	} {
-		w.keep = keep
-		m := p.make(last.made[w.typ], w)
+		w.keepRemoved = keep
+		m := p.encode(last.encoded[w.typ], w)
 		if w.typ != xds.Endpoint { // endpoints refer to no other resources
-			keep = keep || m.keepsOld()
+			keep = keep || m.keepsLastGood()
 		}
-		now.made[w.typ] = m
+		now.encoded[w.typ] = m
 		now.problems = append(now.problems, m.problems...)
 	}
-	now.set = setOf(now.made, last.set)
+	now.set = setOf(now.encoded, last.set)
 	return now
 }
 
 // make makes what is wanted, unless another kind of Envoy has it already.
-func (p *publisher) make(last *made, w wanted) *made {
-	plain := len(w.withheld) == 0 && !w.keep
+func (p *encoder) encode(last *encodedType, w desired) *encodedType {
+	plain := len(w.heldBack) == 0 && !w.keepRemoved
 	if m := p.shared[w.messages]; plain && m != nil {
 		return m
 	}
 	if last == nil {
-		last = nothing()
+		last = noEncodedType()
 	}
-	m := last.next(w)
-	if m.plain() {
+	m := last.update(w)
+	if m.isExact() {
 		p.shared[w.messages] = m
 	}
 	return m
 }
 
 // setOf gives the last set if it has the same collections.
-func setOf(types [xds.NumTypes]*made, last *xds.Set) *xds.Set {
+func setOf(types [xds.NumTypes]*encodedType, last *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
 	changed := last == nil
 	for t, m := range types {
