@@ -11,32 +11,33 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Balancers watches what load balancers were told. Watch calls put with what
-// follows from that for the listeners behind a Service, whenever it changes,
-// until ctx ends; put never blocks.
+// Balancers watches the settings of load balancers. Watch calls put with what follows
+// for the listeners behind a Service, after each change, until ctx ends; put never
+// blocks.
 type Balancers interface {
 	Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer))
 }
 
-// balancers are those in front of one gateway's instances, as far as a listener
-// follows them. They belong to the worker's loop; only hear is called by others.
+// balancers are the load balancers that the listeners of one gateway follow. They belong
+// to the worker's loop; only set is called by other goroutines.
 type balancers struct {
-	source  Balancers // nil: Usher does not ask Kubernetes
+	source  Balancers // nil outside Kubernetes
 	log     *slog.Logger
 	inputs  balancerInputs
 	watches map[gateway.KubernetesService]context.CancelFunc
 	running sync.WaitGroup
-	changed chan struct{} // has a value when there is something new
 
-	mu    sync.Mutex // guards what follows
-	known map[gateway.KubernetesService]*gateway.Balancer
+	mu      sync.Mutex // guards what follows
+	known   map[gateway.KubernetesService]*gateway.Balancer
+	changed latest.Value[struct{}] // has a value after a change of known
 }
 
-// needs is everything that the Services to watch follow from.
+// balancerInputs decide which Services are watched.
 type balancerInputs struct {
 	entry     *gateway.Entry
 	instances []*gateway.Instance
@@ -48,12 +49,13 @@ func newBalancers(source Balancers, log *slog.Logger) *balancers {
 		source:  source,
 		log:     log,
 		watches: map[gateway.KubernetesService]context.CancelFunc{},
-		changed: make(chan struct{}, 1),
 		known:   map[gateway.KubernetesService]*gateway.Balancer{},
+		changed: latest.New[struct{}](),
 	}
 }
 
-// follow watches the Services that the snapshot's instances need, and no others.
+// watchNeeded watches the Services that the listeners of the snapshot follow, and no
+// others.
 func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
 	if b.source == nil {
 		return
@@ -63,18 +65,18 @@ func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
 		return
 	}
 	b.inputs = now
-	wanted := map[gateway.KubernetesService]bool{}
+	needed := map[gateway.KubernetesService]bool{}
 	for _, in := range s.Instances {
 		if in.Kubernetes != (gateway.KubernetesService{}) && s.HasAutoListener(in) {
-			wanted[in.Kubernetes] = true
+			needed[in.Kubernetes] = true
 		}
 	}
 	for id := range b.watches {
-		if !wanted[id] {
+		if !needed[id] {
 			b.unwatch(id)
 		}
 	}
-	for id := range wanted {
+	for id := range needed {
 		if b.watches[id] == nil {
 			b.watch(ctx, id)
 		}
@@ -102,8 +104,8 @@ func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	})
 }
 
-// withProblem returns what is known of a Service, with a problem about the panic of
-// its watch.
+// withProblem returns what is known of a Service, with a problem for the panic of its
+// watch.
 func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -113,7 +115,7 @@ func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gatewa
 	}
 	p := problem.Problem{
 		Where: fmt.Sprintf("Kubernetes Service %s/%s", id.Namespace, id.Name),
-		What:  err.Error() + ". Until that is over, listeners with the mode auto stay what they are",
+		What:  err.Error() + ". Until it is over, listeners with the mode auto keep their current mode",
 	}
 	if !slices.Contains(next.Problems, p) {
 		next.Problems = append(slices.Clip(next.Problems), p)
@@ -132,17 +134,13 @@ func (b *balancers) unwatch(id gateway.KubernetesService) {
 func (b *balancers) set(ctx context.Context, id gateway.KubernetesService, balancer *gateway.Balancer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if ctx.Err() != nil {
-		return
-	}
-	b.known[id] = balancer
-	select {
-	case b.changed <- struct{}{}:
-	default:
+	if ctx.Err() == nil {
+		b.known[id] = balancer
+		b.changed.Put(struct{}{})
 	}
 }
 
-// facts gives what is known now; nil where nobody is asked.
+// current returns what is known now; nil outside Kubernetes.
 func (b *balancers) current() map[gateway.KubernetesService]*gateway.Balancer {
 	if b.source == nil {
 		return nil

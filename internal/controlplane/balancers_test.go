@@ -93,7 +93,7 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 		}
 		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`)
 		b.put("edge", withMode(settings.Strict))
-		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration mended" gateway=edge where=there what=unknown`)
+		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration corrected" gateway=edge where=there what=unknown`)
 		e.leave()
 	})
 }

@@ -170,12 +170,12 @@ func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
-		want := `Envoy \"typo\" at unix socket" what="no instance of ingress gateway \"edge\" is registered with this service ID`
+		want := `Envoy \"typo\" at unix socket" what="no instance of the ingress gateway \"edge\" is registered with this service ID`
 		if !strings.Contains(r.log.String(), want) {
 			t.Errorf("the log does not have %s:\n%s", want, &r.log)
 		}
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
-		if !strings.Contains(r.log.String(), "configuration mended") {
+		if !strings.Contains(r.log.String(), "configuration corrected") {
 			t.Errorf("it was registered, and stays a problem:\n%s", &r.log)
 		}
 	})
@@ -474,7 +474,7 @@ func (r *testPlane) wantLog(lines ...string) {
 			r.t.Errorf("%d times %q in the log, want once:\n%s", n, line, text)
 		}
 	}
-	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration mended"`); n != len(lines) {
+	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration corrected"`); n != len(lines) {
 		r.t.Errorf("%d lines about problems in the log, want %d:\n%s", n, len(lines), text)
 	}
 }
@@ -494,7 +494,7 @@ func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 		if n := r.problemCount("edge"); n != 0 {
 			t.Errorf("usher_config_problems is %v, want 0", n)
 		}
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
 	})
 }
 
@@ -519,7 +519,7 @@ func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
 		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`)
 		edgePut(snapshot())
 		synctest.Wait()
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 func TestMadeFollowsWhatIsWanted(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
-		now, good := noEncodedType(), map[string]string{}
+		now, good := &encodedType{collection: xds.NewCollection(nil, nil)}, map[string]string{}
 		var clusters ordered.Map[*clusterv3.Cluster]
 		for range 10 {
 			clusters = randomClusters(rnd, clusters)

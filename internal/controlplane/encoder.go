@@ -1,11 +1,8 @@
 package controlplane
 
 import (
-	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
-	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -13,8 +10,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
@@ -23,25 +19,24 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// publisher turns snapshots into sets. Within one generation, from one begin to the next, it
-// makes what each kind of Envoy gets once; from one generation to the next it makes anew what a
-// change has touched.
+// encoder turns snapshots into sets. A generation is the time with one snapshot, from
+// one startGeneration to the next. In a generation, the encoder compiles once for all
+// equal Envoys. From one generation to the next, it encodes only what has changed.
 type encoder struct {
 	metrics     *Metrics
 	log         *slog.Logger
 	newCompiler func() compiler
 	compiler    compiler
 	snapshot    *gateway.Snapshot
-	// instances are those of the snapshot, by their service IDs.
-	instances map[string][]*gateway.Instance
-	current   map[envoyKey]compiled // of this generation
-	latest    map[envoyKey]compiled // the newest of every kind; see register
-	// shared is what was made in this generation of messages that several kinds
-	// may have.
+	instances   map[string][]*gateway.Instance // of the snapshot, by service ID
+	current     map[envoyKey]compiled          // of this generation
+	latest      map[envoyKey]compiled          // the newest of each key; see setInstances
+	// shared holds what this generation has encoded, for Envoys with other keys that
+	// have the same messages.
 	shared map[messages]*encodedType
 }
 
-// compiler is a listeners.Compiler, or a fake of a test.
+// compiler is a listeners.Compiler, or a fake one in a test.
 type compiler interface {
 	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources
 }
@@ -49,144 +44,81 @@ type compiler interface {
 func newCompiler() compiler { return new(listeners.Compiler) }
 
 func newEncoder(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) encoder {
-	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler()}
+	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler(), latest: map[envoyKey]compiled{}}
 }
 
-// kind is what two Envoys have in common when they get the same set.
+// envoyKey is equal for Envoys that get the same set.
 type envoyKey struct {
 	node, serviceID string
-	envoy           gateway.EnvoyVersion
+	version         gateway.EnvoyVersion
 }
 
-// result is what one kind of Envoy gets.
+// compiled is what the Envoys with one key get.
 type compiled struct {
 	set      *xds.Set
-	encoded  [xds.NumTypes]*encodedType
+	types    [xds.NumTypes]*encodedType
 	problems []problem.Problem
 }
 
-func (p *encoder) startGeneration(s *gateway.Snapshot) {
-	if p.snapshot == nil || !slices.Equal(p.snapshot.Instances, s.Instances) {
-		p.setInstances(s.Instances)
+// startGeneration replaces the snapshot.
+func (e *encoder) startGeneration(s *gateway.Snapshot) {
+	if e.snapshot == nil || !slices.Equal(e.snapshot.Instances, s.Instances) {
+		e.setInstances(s.Instances)
 	}
-	p.snapshot = s
-	p.current = map[envoyKey]compiled{}
-	p.shared = map[messages]*encodedType{}
-	if p.latest == nil {
-		p.latest = map[envoyKey]compiled{}
-	}
+	e.snapshot = s
+	e.current = map[envoyKey]compiled{}
+	e.shared = map[messages]*encodedType{}
 }
 
-// register takes over the instances, and drops what kinds had that nobody has
-// asked for since the generation before, and whose instance is no longer
-// registered: instances come and go, and each has a whole set.
-func (p *encoder) setInstances(instances []*gateway.Instance) {
-	p.instances = map[string][]*gateway.Instance{}
+// setInstances replaces the instances. It drops the latest set of a key if no Envoy used
+// it in the generation before and its instance is no longer registered: each instance
+// has a whole set.
+func (e *encoder) setInstances(instances []*gateway.Instance) {
+	e.instances = map[string][]*gateway.Instance{}
 	registered := map[envoyKey]bool{}
 	for _, in := range instances {
-		p.instances[in.ServiceID] = append(p.instances[in.ServiceID], in)
+		e.instances[in.ServiceID] = append(e.instances[in.ServiceID], in)
 		registered[envoyKey{node: in.Node, serviceID: in.ServiceID}] = true
 	}
-	for k := range p.latest {
-		_, asked := p.current[k]
-		if !asked && !registered[envoyKey{node: k.node, serviceID: k.serviceID}] {
-			delete(p.latest, k)
+	for k := range e.latest {
+		_, used := e.current[k]
+		if !used && !registered[envoyKey{node: k.node, serviceID: k.serviceID}] {
+			delete(e.latest, k)
 		}
 	}
 }
 
-// candidates gives the registered instances that the node may be: those with
-// its service ID and, as far as they tell them apart, its node name and the
-// address that it connects from.
-func (p *encoder) candidates(n xds.Node) []*gateway.Instance {
-	var found []*gateway.Instance
-	for _, in := range p.instances[n.ID] {
-		if n.Metadata["node_name"] == "" || in.Node == n.Metadata["node_name"] {
-			found = append(found, in)
-		}
-	}
-	if len(found) < 2 {
-		return found
-	}
-	var near []*gateway.Instance
-	for _, in := range found {
-		if hasAddress(in, n.Peer) {
-			near = append(near, in)
-		}
-	}
-	if len(near) > 0 {
-		return near
-	}
-	return found
-}
-
-func hasAddress(in *gateway.Instance, a netip.Addr) bool {
-	is := func(s string) bool {
-		own, err := netip.ParseAddr(s)
-		return err == nil && own.Unmap() == a.Unmap()
-	}
-	if is(in.NodeAddress) || is(in.Address) {
-		return true
-	}
-	for _, tagged := range in.TaggedAddresses {
-		if is(tagged.Address) {
-			return true
-		}
-	}
-	return false
-}
-
-// ambiguous says why an Envoy cannot be served, and what to do.
-func errAmbiguous(n xds.Node, candidates []*gateway.Instance) error {
-	var nodes []string
-	for _, in := range candidates {
-		nodes = append(nodes, fmt.Sprintf("%q", in.Node))
-	}
-	return status.Errorf(codes.FailedPrecondition,
-		"gateway %q has instances with the service ID %q and different settings on the nodes %s, and neither the Envoy's %s nor its node metadata tells which one it is: "+
-			"add node_name to the metadata (\"usher bootstrap --node-name\", \"consul connect envoy -node-name\")",
-		n.Cluster, n.ID, strings.Join(nodes, ", "), describeAddress(n.Peer))
-}
-
-func describeAddress(a netip.Addr) string {
-	if !a.IsValid() {
-		return "unix socket"
-	}
-	return "address " + a.String()
-}
-
-// set returns the set for an Envoy that is the instance in. If the compiler panics,
-// set returns the last set of this kind of Envoy, if there is one, and a problem.
-func (p *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
-	e := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
-	k := envoyKey{node: in.Node, serviceID: in.ServiceID, envoy: e}
-	r, ok := p.current[k]
+// setFor returns the set for an Envoy that is the instance in. If the compiler panics,
+// it returns the latest set of such Envoys, if there is one, and a problem.
+func (e *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
+	version := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
+	k := envoyKey{node: in.Node, serviceID: in.ServiceID, version: version}
+	c, ok := e.current[k]
 	if !ok {
-		last := p.latest[k]
-		err := guard.Run(p.log, "compile", func() error {
-			r = p.compile(in, e, last)
+		err := guard.Run(e.log, "compile", func() error {
+			c = e.compile(in, version, e.latest[k])
 			return nil
 		})
 		if err != nil {
-			p.compiler = p.newCompiler() // the panic may have left the old one in a bad state
-			r = last
-			r.problems = panicProblem(p.snapshot.ID, err)
+			e.compiler = e.newCompiler() // the panic may have left the old one in a bad state
+			c = e.latest[k]
+			c.problems = panicProblem(e.snapshot.ID, err)
 		}
-		p.current[k], p.latest[k] = r, r
+		e.current[k], e.latest[k] = c, c
 	}
-	return r.set, r.problems
+	return c.set, c.problems
 }
 
-// compile gives what one kind of Envoy gets. last is what it got before; if
-// nothing changed, the set is the same.
-func (p *encoder) compile(in *gateway.Instance, e gateway.EnvoyVersion, last compiled) compiled {
-	timer := p.metrics.compileTime()
-	defer timer()
-	res := p.compiler.Compile(p.snapshot, in, e)
+// compile returns what an Envoy gets. before is what it got in the last generation; if
+// nothing has changed, the set is the same value.
+func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, before compiled) compiled {
+	defer prometheus.NewTimer(e.metrics.compileDuration).ObserveDuration()
+	res := e.compiler.Compile(e.snapshot, in, version)
 	now := compiled{problems: slices.Clone(res.Problems)}
-	var keep bool
-	// Listeners first: one that stays as it was keeps what it leads to.
-	for _, w := range []desired{
+	var keepRemoved bool
+	// Listeners come first: an invalid one keeps its last good version, and that keeps
+	// the resources that it refers to.
+	for _, d := range []desired{
 		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.WithheldListeners},
 		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},
 		{typ: xds.TokenBucket, messages: typedMessages[*typev3.TokenBucket]{res.TokenBuckets}},
@@ -194,49 +126,50 @@ func (p *encoder) compile(in *gateway.Instance, e gateway.EnvoyVersion, last com
 		{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, heldBack: res.WithheldEndpoints},
 		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
 	} {
-		w.keepRemoved = keep
-		m := p.encode(last.encoded[w.typ], w)
-		if w.typ != xds.Endpoint { // endpoints refer to no other resources
-			keep = keep || m.keepsLastGood()
+		d.keepRemoved = keepRemoved
+		t := e.encode(before.types[d.typ], d)
+		if d.typ != xds.Endpoint { // endpoints refer to no other resources
+			keepRemoved = keepRemoved || t.keepsLastGood()
 		}
-		now.encoded[w.typ] = m
-		now.problems = append(now.problems, m.problems...)
+		now.types[d.typ] = t
+		now.problems = append(now.problems, t.problems...)
 	}
-	now.set = setOf(now.encoded, last.set)
+	now.set = setOf(now.types, before.set)
 	return now
 }
 
-// make makes what is wanted, unless another kind of Envoy has it already.
-func (p *encoder) encode(last *encodedType, w desired) *encodedType {
-	plain := len(w.heldBack) == 0 && !w.keepRemoved
-	if m := p.shared[w.messages]; plain && m != nil {
-		return m
+// encode returns the encoded resources of a type: shared ones if there are any, else it
+// updates those of the last generation.
+func (e *encoder) encode(before *encodedType, d desired) *encodedType {
+	if t := e.shared[d.messages]; t != nil && len(d.heldBack) == 0 && !d.keepRemoved {
+		return t
 	}
-	if last == nil {
-		last = noEncodedType()
+	if before == nil {
+		before = &encodedType{collection: xds.NewCollection(nil, nil)}
 	}
-	m := last.update(w)
-	if m.isExact() {
-		p.shared[w.messages] = m
+	t := before.update(d)
+	if t.isExact() {
+		e.shared[d.messages] = t
 	}
-	return m
+	return t
 }
 
-// setOf gives the last set if it has the same collections.
-func setOf(types [xds.NumTypes]*encodedType, last *xds.Set) *xds.Set {
+// setOf returns the set of the encoded types: the one before if it has the same
+// collections.
+func setOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
-	changed := last == nil
-	for t, m := range types {
-		collections[t] = m.collection
-		changed = changed || last.Collection(xds.Type(t)) != m.collection
+	changed := before == nil
+	for t, encoded := range types {
+		collections[t] = encoded.collection
+		changed = changed || before.Collection(xds.Type(t)) != encoded.collection
 	}
 	if !changed {
-		return last
+		return before
 	}
 	return xds.NewSet(collections)
 }
 
-// equalSets says whether an Envoy would get the same from both.
+// equalSets reports whether an Envoy would get the same from both sets.
 func equalSets(a, b *xds.Set) bool {
 	for t := range xds.Type(xds.NumTypes) {
 		if !a.Collection(t).Equal(b.Collection(t)) {
