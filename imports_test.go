@@ -50,7 +50,7 @@ var allowed = map[string][]string{
 	"tools/measure":       {},
 	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
-	"e2e/conformance":     {"internal/testing/fakeenvoy", "internal/testing/testprocess"},
+	"e2e/conformance":     {"e2e/lab", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/bench":           {"internal/wire", "internal/testing/fakeenvoy"},
 }
 

@@ -1,21 +1,24 @@
-# The smallest ACL policy for Usher in front of the gateway "ingress-gateway".
-# One block "service … write" for each gateway that Usher serves: it is what
-# the gateway's own certificates need, towards the mesh and towards clients.
+# The smallest ACL policy for Usher with the gateway "ingress-gateway".
+
+# Usher needs "service:write" on each gateway that it serves, because Consul
+# issues the gateway's certificates for the mesh and for clients only with this
+# right. Add one block for each gateway.
 service "ingress-gateway" {
   policy = "write"
 }
 
-# Not needed where Consul has its default DNS domain ("consul."), its default
-# gRPC ports (8502, 8503) and an IPv4 address.
+# Usher needs this block only if Consul has another DNS domain than "consul.",
+# other gRPC ports than 8502 and 8503, or no IPv4 address.
 # agent_prefix "" {
 #   policy = "read"
 # }
 
-# The services behind the gateway and their sidecars, and the nodes they run on.
-# To show Usher fewer, name in place of the prefixes each service, its sidecar
-# (web and web-sidecar-proxy), and each of their nodes and the gateway's. All
-# services that the ingress-gateway entry names have to be among them: the port of
-# one that is not is withheld. Of a "*" in it, those that are here are served.
+# Usher reads the services behind the gateway, their sidecars, and the nodes
+# that they run on. To show it fewer, replace the prefixes with names: each
+# service, its sidecar (web and web-sidecar-proxy), the nodes of both and the
+# gateway's node. Include every service that the ingress-gateway entry names:
+# Usher holds back the port of a service that it may not read. For the service
+# "*" in the entry, Usher serves the services that it may read.
 service_prefix "" {
   policy = "read"
 }
@@ -23,5 +26,6 @@ node_prefix "" {
   policy = "read"
 }
 
-# Only where services lead to cluster peers: the peers' root certificates.
+# Usher needs this line only if services lead to cluster peers. It reads the
+# root certificates of a peer from the peering.
 # peering = "read"

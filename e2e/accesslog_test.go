@@ -35,7 +35,7 @@ type logLab struct {
 	trust     *tls.Config
 }
 
-// logSettings has every sink, two of which nobody listens behind.
+// logSettings has every sink; two of them have no collector.
 func (l *logLab) settings(more string) string {
 	return fmt.Sprintf(`
 usher {
@@ -93,7 +93,7 @@ func startLogLab(t *testing.T, envoy string) *logLab {
 	return l
 }
 
-// change writes the settings anew.
+// change writes other settings.
 func (l *logLab) change(t *testing.T, more string) {
 	t.Helper()
 	lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), l.settings(more))
@@ -230,7 +230,7 @@ func (l *logLab) wantECS(t *testing.T) {
 			}
 			typ, known := types[field]
 			if strings.HasPrefix(field, "labels.") {
-				typ, known = typeOf(value), true // an object of the operator's own fields
+				typ, known = typeOf(value), true // an object of configured fields
 			}
 			if !known || typ != typeOf(value) {
 				t.Errorf("%s is %v, a %s; the schema has %q", field, value, typeOf(value), typ)
@@ -374,7 +374,7 @@ func (l *logLab) wantRedacted(t *testing.T) {
 	l.Usher.WaitOutput(t, "nothing can be redacted")
 }
 
-// wantNamedProblem wants an operator that Envoy does not know named, and no
+// wantNamedProblem wants a command operator that Envoy does not know named, and no
 // listener refused.
 func (l *logLab) wantNamedProblem(t *testing.T) {
 	t.Helper()

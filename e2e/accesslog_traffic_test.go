@@ -64,11 +64,11 @@ func consulPresetIsConsuls(t *testing.T, release string) {
 	}
 }
 
-// TestNobodyWritesIntoTheLog sends some thousand requests with bytes in headers,
+// TestClientsCannotForgeLogLines sends some thousand requests with bytes in headers,
 // paths and TLVs that would end a line or a quote. Each line is one entry.
-func TestNobodyWritesIntoTheLog(t *testing.T) { lab.OnEachEnvoy(t, nobodyWritesIntoTheLog) }
+func TestClientsCannotForgeLogLines(t *testing.T) { lab.OnEachEnvoy(t, clientsCannotForgeLogLines) }
 
-func nobodyWritesIntoTheLog(t *testing.T, release string) {
+func clientsCannotForgeLogLines(t *testing.T, release string) {
 	const requests = 3000
 	dir := testprocess.NewDir(t)
 	l := startFileLabOn(t, release, fmt.Sprintf(`usher {
@@ -89,12 +89,12 @@ func nobodyWritesIntoTheLog(t *testing.T, release string) {
 	answered := 0
 	for range requests {
 		h := lab.ProxyHeaderFor(lab.ClientIP)
-		if err := h.SetTLVs([]proxyproto.TLV{{Type: 2, Value: []byte(nasty(random, ""))}, {Type: 0xE4, Value: []byte(nasty(random, ""))}}); err != nil {
+		if err := h.SetTLVs([]proxyproto.TLV{{Type: 2, Value: []byte(hostileText(random, ""))}, {Type: 0xE4, Value: []byte(hostileText(random, ""))}}); err != nil {
 			t.Fatal(err)
 		}
-		c := lab.Request{From: l.Balancer, To: l.Network.Gateway.Addr(8080), Proxy: h, Path: "/" + nasty(random, " "), Header: http.Header{}}
-		c.Header["User-Agent"] = []string{nasty(random, "\r\n")}
-		c.Header["Referer"] = []string{nasty(random, "\r\n")}
+		c := lab.Request{From: l.Balancer, To: l.Network.Gateway.Addr(8080), Proxy: h, Path: "/" + hostileText(random, " "), Header: http.Header{}}
+		c.Header["User-Agent"] = []string{hostileText(random, "\r\n")}
+		c.Header["Referer"] = []string{hostileText(random, "\r\n")}
 		if c.StatusCode(t) != 0 {
 			answered++
 		}
@@ -130,8 +130,8 @@ func nobodyWritesIntoTheLog(t *testing.T, release string) {
 	}
 }
 
-// nasty is a text of bytes that mean something to somebody, without some.
-func nasty(random *rand.Rand, without string) string {
+// hostileText is a text of bytes that some program interprets, without some.
+func hostileText(random *rand.Rand, without string) string {
 	const bytes = "\"\\'%{}[],:\n\r\t\x00\x01\x1b\x7f\x80\xff\xc3\xa9\xe2\x82 ab/?&="
 	var b strings.Builder
 	for range 1 + random.IntN(24) {

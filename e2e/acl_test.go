@@ -48,7 +48,7 @@ func TestWhoMayConnect(t *testing.T) {
 			}
 			s.wantSilenceSurvived(t)
 			s.wantLostTokensNoticed(t)
-			s.wantRejectionTold(t)
+			s.wantRejectionLogged(t)
 			s.wantOwnTokenLossSurvived(t)
 			s.wantNothingSecret(t)
 			s.wantOutageSurvived(t)
@@ -69,7 +69,7 @@ type guardedLab struct {
 	xds        *grpc.ClientConn
 	key        string            // the gateway's private key
 	secrets    map[string]string // what it is, by text
-	told       []string          // what callers that were refused were told
+	refusals   []string          // the errors that refused callers got
 }
 
 // startGuardedLab has PROXY protocol on; Usher has the policy of the docs.
@@ -142,11 +142,11 @@ func (s *guardedLab) wantOthersRefused(t *testing.T, protocol fakeenvoy.Protocol
 		t.Run(fmt.Sprintf("%s over %s is refused", other.what, protocol), func(t *testing.T) {
 			e := lab.ConnectFakeEnvoy(t, s.xds, protocol, other.token)
 			lab.SubscribeToAll(e)
-			told := e.ExpectEnd(other.code).Error()
-			if !strings.Contains(told, `service:write on the gateway "ingress-gateway"`) {
-				t.Errorf("the caller was told %q, which does not say what its token needs", told)
+			refusal := e.ExpectEnd(other.code).Error()
+			if !strings.Contains(refusal, `service:write on the gateway "ingress-gateway"`) {
+				t.Errorf("the caller got %q, which does not say what its token needs", refusal)
 			}
-			s.told = append(s.told, told)
+			s.refusals = append(s.refusals, refusal)
 		})
 	}
 	s.wantStreamUntouched(t, streams)
@@ -183,7 +183,7 @@ func (s *guardedLab) wantLostTokensNoticed(t *testing.T) {
 		o.lose(t, o.token)
 	}
 	for _, o := range open {
-		s.told = append(s.told, o.envoy.ExpectEnd(o.code).Error())
+		s.refusals = append(s.refusals, o.envoy.ExpectEnd(o.code).Error())
 		took := time.Since(start).Round(time.Millisecond)
 		t.Logf("%s: the stream had ended %v after the change; asked every %v", o.what, took, reauthorizeInterval)
 		if took > reauthorizeInterval+time.Second {
@@ -227,9 +227,9 @@ func (s *guardedLab) self(t *testing.T, token string) *api.ACLToken {
 	return self
 }
 
-// wantRejectionTold rejects the certificate as an Envoy does that quotes what
-// it rejects: the operator learns of it, and not of the key.
-func (s *guardedLab) wantRejectionTold(t *testing.T) {
+// wantRejectionLogged rejects the certificate as an Envoy does that quotes what
+// it rejects: the log has the rejection, and not the key.
+func (s *guardedLab) wantRejectionLogged(t *testing.T) {
 	t.Helper()
 	for _, protocol := range fakeenvoy.Protocols {
 		e := lab.ConnectFakeEnvoy(t, s.xds, protocol, s.Token)
@@ -293,7 +293,7 @@ func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 	for _, protocol := range fakeenvoy.Protocols {
 		e := lab.ConnectFakeEnvoy(t, s.xds, protocol, other)
 		lab.SubscribeToAll(e)
-		s.told = append(s.told, e.ExpectEnd(codes.Unavailable).Error())
+		s.refusals = append(s.refusals, e.ExpectEnd(codes.Unavailable).Error())
 		e = lab.ConnectFakeEnvoy(t, s.xds, protocol, s.Token)
 		if key := lab.FetchPrivateKey(t, e); key != s.key {
 			t.Error("an Envoy that comes back while Consul is gone does not get what it had")
@@ -301,7 +301,7 @@ func (s *guardedLab) wantOutageSurvived(t *testing.T) {
 		e.Disconnect()
 	}
 	s.wantStreamUntouched(t, streams)
-	s.told = append(s.told, s.Usher.WantReadyWithoutConsul(t, s.Consul.HTTPAddr))
+	s.refusals = append(s.refusals, s.Usher.WantReadyWithoutConsul(t, s.Consul.HTTPAddr))
 }
 
 // wantNothingSecret looks for every secret in everything that Usher printed and
@@ -312,12 +312,12 @@ func (s *guardedLab) wantNothingSecret(t *testing.T) {
 	if !strings.Contains(log, "level=DEBUG") {
 		t.Error("the log has no debug lines: it proves nothing")
 	}
-	ready, _ := s.Usher.Admin("/readyz") // its error is among what was told
+	ready, _ := s.Usher.Admin("/readyz") // its error is among the refusals
 	places := map[string]string{
 		"the log":                   log,
 		"/metrics":                  s.Usher.Metrics(t),
 		"/readyz":                   ready,
-		"what refused callers got":  strings.Join(s.told, "\n"),
+		"what refused callers got":  strings.Join(s.refusals, "\n"),
 		"the command line of usher": testprocess.ReadFile(t, fmt.Sprintf("/proc/%d/cmdline", s.Usher.Pid())),
 	}
 	for place, text := range places {

@@ -24,7 +24,7 @@ func TestAddressesOfConsul(t *testing.T) {
 		Args: []string{"-hcl", `addresses { http = "0.0.0.0 ` + socket + `" }`},
 	})
 	e.RegisterCatalog(t, e.Consul)
-	env := []string{"CONSUL_HTTP_ADDR=" + e.Client.Addr(8500)} // nobody there: the flag wins
+	env := []string{"CONSUL_HTTP_ADDR=" + e.Client.Addr(8500)} // no server there: the flag wins
 	for _, address := range []string{e.Control.Addr(8500), "http://" + e.Control.Addr(8500), socket} {
 		t.Run(address, func(t *testing.T) {
 			if services, err := e.catalogServices(t, env, "-http-addr="+address); err != nil || !strings.Contains(services, "static-server") {
@@ -37,7 +37,7 @@ func TestAddressesOfConsul(t *testing.T) {
 	}
 }
 
-// TestPlaintextBeyondLoopback is the story of an operator who knows that the
+// TestPlaintextBeyondLoopback is for a user who knows that the
 // network is safe: an Envoy of another host is served without TLS.
 func TestPlaintextBeyondLoopback(t *testing.T) {
 	t.Parallel()

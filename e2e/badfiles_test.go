@@ -12,7 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// badFile is a file that an operator got wrong, and what Usher says of it
+// badFile is a file with a mistake, and what Usher logs about it
 // behind the file's path.
 type badFile struct{ name, text, where, what string }
 
@@ -71,9 +71,9 @@ func TestBadConfigFile(t *testing.T) {
 }
 
 // serve runs `usher serve` to its end.
-func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Ending {
+func (l *fileLab) serve(t *testing.T, args ...string) testprocess.Result {
 	t.Helper()
-	return testprocess.Run(t, testprocess.Command{Path: lab.UsherBinary(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
+	return testprocess.Run(t, testprocess.Command{Path: testprocess.Usher(t), Args: append([]string{"serve"}, args...), Host: l.Network.Gateway}, "")
 }
 
 // wantStrict wants requests with a PROXY header answered, and connections
@@ -88,7 +88,7 @@ func (l *fileLab) wantStrict(t *testing.T) {
 }
 
 // TestBadConfigDirectory gets one of the files for --config-dir wrong while the
-// gateway is strict: it stays strict, and goes on where the file is mended. Then
+// gateway is strict: it stays strict, and goes on where the file is correct again. Then
 // it is wrong before Usher starts, and Usher does not.
 func TestBadConfigDirectory(t *testing.T) {
 	t.Parallel()
@@ -99,29 +99,29 @@ func TestBadConfigDirectory(t *testing.T) {
 	files := l.badFiles(t)
 	for _, bad := range files {
 		line := `msg="bad configuration" ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
-		var mend func()
-		trouble := l.Usher.WantProblem(t, line, func() { mend = l.spoil(t, bad) })
+		var fix func()
+		trouble := l.Usher.WantProblem(t, line, func() { fix = l.breakFile(t, bad) })
 		l.wantStrict(t)
-		trouble.WantFixed(t, mend)
+		trouble.WantFixed(t, fix)
 		l.wantStrict(t)
 	}
-	l.wantOthersMoving(t)
+	l.wantOthersUpdated(t)
 
 	l.Usher.Stop(t)
 	for _, bad := range files {
-		mend := l.spoil(t, bad)
+		fix := l.breakFile(t, bad)
 		got := l.serve(t, "--config-dir", l.Dir)
 		want := "usher: " + filepath.Join(l.Dir, bad.name) + bad.where + ": " + bad.what + "\n"
 		if got.Code != 1 || got.Stderr != want {
 			t.Errorf("%s: exit %d %q, want 1 %q", bad.name, got.Code, got.Stderr, want)
 		}
-		mend()
+		fix()
 	}
 	l.wantStrict(t)
 }
 
-// spoil puts the bad file into the directory; mend takes it away again.
-func (l *fileLab) spoil(t *testing.T, bad badFile) (mend func()) {
+// breakFile puts the bad file into the directory; fix removes it.
+func (l *fileLab) breakFile(t *testing.T, bad badFile) (fix func()) {
 	t.Helper()
 	path := filepath.Join(l.Dir, bad.name)
 	good, err := os.ReadFile(path)
@@ -171,9 +171,9 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 	}
 }
 
-// wantOthersMoving has a bad mode and wants that the service's instances are
+// wantOthersUpdated has a bad mode and wants that the service's instances are
 // followed all the same.
-func (l *fileLab) wantOthersMoving(t *testing.T) {
+func (l *fileLab) wantOthersUpdated(t *testing.T) {
 	t.Helper()
 	good := testprocess.ReadFile(t, l.resources())
 	line := `msg="bad configuration" ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",

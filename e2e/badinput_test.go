@@ -12,7 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// badSetting is a setting that an operator got wrong, as HCL, and what Usher
+// badSetting is a setting with a mistake, as HCL, and what Usher
 // says of it behind the place where it stands.
 type badSetting struct{ name, usher, where, what string }
 
@@ -124,7 +124,7 @@ func gatewayDefinition(h *lab.Host, settings ...string) string {
 `, h.IP, strings.Join(settings, "\n"))
 }
 
-// registerDefinition registers a service as an operator does, from a file.
+// registerDefinition registers a service from a file, with the CLI.
 func registerDefinition(t *testing.T, a *lab.Consul, definition string) {
 	t.Helper()
 	file := lab.WriteFile(t, testprocess.NewDir(t), "service.hcl", definition)

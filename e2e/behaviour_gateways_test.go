@@ -312,7 +312,7 @@ func loggedPaths(g *lab.LoadedGateway) ([2]int64, error) {
 }
 
 // accessLogSince waits until the access log has the number of entries after the mark,
-// and gives them. On standard error they are among Envoy's own words.
+// and returns them. On standard error they are among Envoy's own words.
 func accessLogSince(g *lab.LoadedGateway, mark [2]int64, number int) ([]string, error) {
 	var entries []string
 	for end := time.Now().Add(testprocess.ChangeDeadline); time.Now().Before(end); time.Sleep(testprocess.PollInterval) {

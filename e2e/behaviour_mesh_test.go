@@ -29,7 +29,7 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// scriptHeader tells an instance of the mesh what to do with a request:
+// scriptHeader says what an instance of the mesh does with a request:
 // "fail STATUS TIMES" answers with the status that many times and then 200,
 // "fail-at INSTANCE STATUS" does so always but at one instance alone, "delay
 // DURATION" answers late, and "hold" waits for the end of echoMesh.hold.
@@ -221,7 +221,7 @@ func (m *echoMesh) attempt(r *http.Request) int {
 	return m.attempts[id]
 }
 
-// play does what the script says, and gives the answer's status.
+// play does what the script says, and returns the answer's status.
 func (i *echoInstance) play(r *http.Request, attempt int) int {
 	var verb string
 	words := strings.Fields(r.Header.Get(scriptHeader))
@@ -327,7 +327,7 @@ func (e echoed) lines() []string {
 	return append(out, headerLines("service", e.Header)...)
 }
 
-// headerLines gives headers one a line, sorted by name.
+// headerLines returns headers one a line, sorted by name.
 func headerLines(where string, header map[string][]string) []string {
 	var out []string
 	for _, name := range slices.SortedFunc(maps.Keys(header), func(a, b string) int {

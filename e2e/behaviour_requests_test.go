@@ -186,7 +186,7 @@ func (r request) wants(got result) error {
 	return nil
 }
 
-// usual says whether every gateway gives the outcome at least once.
+// usual reports whether every gateway gives the outcome at least once.
 func (r request) usual(summary string) bool {
 	const rare = 0.05
 	return r.Shares == nil || r.Shares[summary] >= rare

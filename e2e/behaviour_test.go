@@ -29,6 +29,7 @@ const (
 // the same instances, which saw the same requests, and the same access logs.
 // One Consul and one Usher serve all cases, one after the other.
 func TestSameBehaviourAsConsul(t *testing.T) {
+	t.Parallel()
 	s := startBehaviourStory(t)
 	for _, b := range slices.Concat(routing, balancing, connections) {
 		t.Run(b.name, func(t *testing.T) {

@@ -108,10 +108,10 @@ func TestBootstrapWithATokenAndTLS(t *testing.T) {
 		})
 	}
 	own.Env = nil
-	nobody := lab.StartBootstrapped(t, own)
-	nobody.WaitOutput(t, "needs service:write on the gateway")
-	wantClosedPort(t, l, nobody)
-	if out := usher.Output(t) + nobody.Output(t); strings.Contains(out, token) {
+	unauthorized := lab.StartBootstrapped(t, own)
+	unauthorized.WaitOutput(t, "needs service:write on the gateway")
+	wantClosedPort(t, l, unauthorized)
+	if out := usher.Output(t) + unauthorized.Output(t); strings.Contains(out, token) {
 		t.Error("the token is in a log")
 	}
 }

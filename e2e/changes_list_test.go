@@ -130,21 +130,21 @@ func (s *changesStory) ofTheSettings() []lab.Change {
 		{Name: "ingress-gateway: limits of the service", Apply: s.editing(func(e entry) {
 			n := uint32(900)
 			firstService(e).MaxConnections, firstService(e).MaxPendingRequests, firstService(e).MaxConcurrentRequests = &n, &n, &n
-		}), Visible: lab.DumpHas(clusterConfig, `"max_requests": 900`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"max_requests": 900`)},
 		{Name: "ingress-gateway: a passive health check", Apply: s.editing(func(e entry) {
 			firstService(e).PassiveHealthCheck = &api.PassiveHealthCheck{Interval: 7 * time.Second, MaxFailures: 9}
-		}), Visible: lab.DumpHas(clusterConfig, `"consecutive_5xx": 9`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"consecutive_5xx": 9`)},
 		{Name: "ingress-gateway: neither", Apply: s.editing(func(e entry) {
 			*firstService(e) = api.IngressService{Name: "static-server", Hosts: []string{lab.ServiceHost}}
-		}), Visible: lab.DumpHasNot(clusterConfig, `"consecutive_5xx": 9`)},
+		}), Visible: lab.HasNotInDump(clusterConfig, `"consecutive_5xx": 9`)},
 		{Name: "ingress-gateway: limits of all services", Apply: s.editing(func(e entry) {
 			n := uint32(800)
 			e.Defaults = &api.IngressServiceConfig{MaxConnections: &n, PassiveHealthCheck: &api.PassiveHealthCheck{MaxFailures: 8}}
-		}), Visible: lab.DumpHas(clusterConfig, `"consecutive_5xx": 8`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"consecutive_5xx": 8`)},
 		// A limit must not stay: with it, Consul's own xDS fails at a failover.
 		{Name: "ingress-gateway: a passive health check of all", Apply: s.editing(func(e entry) {
 			e.Defaults = &api.IngressServiceConfig{PassiveHealthCheck: &api.PassiveHealthCheck{MaxFailures: 6}}
-		}), Visible: lab.DumpHas(clusterConfig, `"consecutive_5xx": 6`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"consecutive_5xx": 6`)},
 	}
 }
 
@@ -178,10 +178,10 @@ func (s *changesStory) ofTheServices() []lab.Change {
 	defaults := []lab.Change{
 		{Name: "service-defaults: an external SNI", Apply: s.Writing(&api.ServiceConfigEntry{
 			Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http", ExternalSNI: "sni.example.com",
-		}), Visible: lab.DumpHas(clusterConfig, `"sni": "sni.example.com"`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"sni": "sni.example.com"`)},
 		{Name: "service-defaults: and none", Apply: s.Writing(&api.ServiceConfigEntry{
 			Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http",
-		}), Visible: lab.DumpHasNot(clusterConfig, `"sni": "sni.example.com"`)},
+		}), Visible: lab.HasNotInDump(clusterConfig, `"sni": "sni.example.com"`)},
 	}
 	return slices.Concat(defaults, s.ofTheRouter(), s.ofTheSplitter(), s.ofTheResolver())
 }
@@ -216,10 +216,10 @@ func (s *changesStory) ofTheRouter() []lab.Change {
 		{Name: "service-router: the path rewritten", Apply: own(api.ServiceRouteDestination{PrefixRewrite: "/rewritten/"}), Visible: answered(path, lab.SeenPath, "/rewritten/routed")},
 		{Name: "service-router: retries", Apply: own(api.ServiceRouteDestination{
 			NumRetries: 3, RetryOnConnectFailure: true, RetryOnStatusCodes: []uint32{503},
-		}), Visible: lab.DumpHas(routeConfig, `"num_retries": 3`)},
+		}), Visible: lab.HasInDump(routeConfig, `"num_retries": 3`)},
 		{Name: "service-router: timeouts", Apply: own(api.ServiceRouteDestination{
 			RequestTimeout: 33 * time.Second, IdleTimeout: 44 * time.Second,
-		}), Visible: lab.DumpHas(routeConfig, `"timeout": "33s"`)},
+		}), Visible: lab.HasInDump(routeConfig, `"timeout": "33s"`)},
 		{Name: "service-router: all requests to a new cluster", Apply: own(routed("five")), Visible: answered(path, "x-from", "five")},
 		{Name: "service-router: deleted", Apply: s.deleting(api.ServiceRouter, "static-server"), Visible: answered(path, lab.ServedBy, "static-server")},
 	}
@@ -241,8 +241,8 @@ func (s *changesStory) ofTheSplitter() []lab.Change {
 		{Name: "service-splitter: a header for one leg", Apply: split(
 			api.ServiceSplit{Weight: 50, Service: "other-server"},
 			api.ServiceSplit{Weight: 50, Service: "static-server", ResponseHeaders: &api.HTTPHeaderModifiers{Set: map[string]string{"x-from": "leg"}}},
-		), Visible: lab.DumpHas(routeConfig, `"value": "leg"`)},
-		{Name: "service-splitter: deleted", Apply: s.deleting(api.ServiceSplitter, "static-server"), Visible: lab.DumpHasNot(routeConfig, `"value": "leg"`)},
+		), Visible: lab.HasInDump(routeConfig, `"value": "leg"`)},
+		{Name: "service-splitter: deleted", Apply: s.deleting(api.ServiceSplitter, "static-server"), Visible: lab.HasNotInDump(routeConfig, `"value": "leg"`)},
 	}
 }
 
@@ -269,40 +269,40 @@ func (s *changesStory) ofTheResolver() []lab.Change {
 			}), resolve(api.ServiceResolverConfigEntry{
 				Redirect: &api.ServiceResolverRedirect{Service: "other-server", ServiceSubset: "v1"},
 			})())
-		}, Visible: lab.DumpHas(routeConfig, `"cluster": "v1.other-server.`)},
+		}, Visible: lab.HasInDump(routeConfig, `"cluster": "v1.other-server.`)},
 		{Name: "service-resolver: a default subset", Apply: resolve(api.ServiceResolverConfigEntry{
 			Subsets: subsets, DefaultSubset: "v1",
-		}), Visible: lab.DumpHas(routeConfig, `"cluster": "v1.static-server.`)},
+		}), Visible: lab.HasInDump(routeConfig, `"cluster": "v1.static-server.`)},
 		{Name: "service-resolver: another default subset", Apply: resolve(api.ServiceResolverConfigEntry{
 			Subsets: subsets, DefaultSubset: "v2",
-		}), Visible: lab.DumpHas(routeConfig, `"cluster": "v2.static-server.`)},
+		}), Visible: lab.HasInDump(routeConfig, `"cluster": "v2.static-server.`)},
 		{Name: "service-resolver: a failover", Apply: resolve(api.ServiceResolverConfigEntry{
 			Failover: map[string]api.ServiceResolverFailover{"*": {Service: "other-server"}},
-		}), Visible: lab.DumpHas(clusterHosts, "failover-target~1~static-server.")},
+		}), Visible: lab.HasInDump(clusterHosts, "failover-target~1~static-server.")},
 		{Name: "service-resolver: no failover, a connect timeout", Apply: resolve(api.ServiceResolverConfigEntry{
 			ConnectTimeout: 11 * time.Second,
-		}), Visible: lab.DumpHas(clusterConfig, `"connect_timeout": "11s"`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"connect_timeout": "11s"`)},
 		{Name: "service-resolver: a request timeout", Apply: resolve(api.ServiceResolverConfigEntry{
 			RequestTimeout: 55 * time.Second,
-		}), Visible: lab.DumpHas(routeConfig, `"timeout": "55s"`)},
+		}), Visible: lab.HasInDump(routeConfig, `"timeout": "55s"`)},
 		{Name: "service-resolver: least_request", Apply: balance(api.LoadBalancer{
 			Policy: "least_request", LeastRequestConfig: &api.LeastRequestConfig{ChoiceCount: 4},
-		}), Visible: lab.DumpHas(clusterConfig, `"lb_policy": "LEAST_REQUEST"`)},
-		{Name: "service-resolver: random", Apply: balance(api.LoadBalancer{Policy: "random"}), Visible: lab.DumpHas(clusterConfig, `"lb_policy": "RANDOM"`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "LEAST_REQUEST"`)},
+		{Name: "service-resolver: random", Apply: balance(api.LoadBalancer{Policy: "random"}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "RANDOM"`)},
 		{Name: "service-resolver: ring_hash by a header", Apply: balance(api.LoadBalancer{
 			Policy: "ring_hash", HashPolicies: []api.HashPolicy{{Field: "header", FieldValue: "x-user"}},
-		}), Visible: lab.DumpHas(clusterConfig, `"lb_policy": "RING_HASH"`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "RING_HASH"`)},
 		{Name: "service-resolver: maglev by a cookie and the address", Apply: balance(api.LoadBalancer{
 			Policy: "maglev", HashPolicies: []api.HashPolicy{
 				{Field: "cookie", FieldValue: "user", CookieConfig: &api.CookieConfig{Session: true}}, {SourceIP: true},
 			},
-		}), Visible: lab.DumpHas(clusterConfig, `"lb_policy": "MAGLEV"`)},
-		{Name: "service-resolver: deleted", Apply: s.deleting(api.ServiceResolver, "static-server"), Visible: lab.DumpHasNot(clusterConfig, `"lb_policy": "MAGLEV"`)},
+		}), Visible: lab.HasInDump(clusterConfig, `"lb_policy": "MAGLEV"`)},
+		{Name: "service-resolver: deleted", Apply: s.deleting(api.ServiceResolver, "static-server"), Visible: lab.HasNotInDump(clusterConfig, `"lb_policy": "MAGLEV"`)},
 	}
 }
 
 // ofTheInstances are what happens to instances of a service. The sidecar of the
-// second one serves before Consul is told of it, and after, so that no request
+// second one serves before it is registered, and after, so that no request
 // has to fail.
 func (s *changesStory) ofTheInstances(t *testing.T) []lab.Change {
 	s.startSecond(t)

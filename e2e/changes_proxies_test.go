@@ -28,18 +28,18 @@ func (s *changesStory) ofTheRegistrations() []lab.Change {
 	return []lab.Change{
 		{Name: "registration: a second bind address", Apply: register(map[string]any{
 			"envoy_gateway_bind_addresses": bind,
-		}), Visible: lab.DumpHas(listenerList, second)},
+		}), Visible: lab.HasInDump(listenerList, second)},
 		{Name: "registration: larger request headers", Apply: register(map[string]any{
 			"envoy_gateway_bind_addresses": bind, "max_request_headers_kb": 96,
-		}), Visible: lab.DumpHas(activeListener, `"max_request_headers_kb": 96`)},
+		}), Visible: lab.HasInDump(activeListener, `"max_request_headers_kb": 96`)},
 		{Name: "registration: one bind address again", Apply: register(map[string]any{
 			"max_request_headers_kb": 96,
-		}), Visible: lab.DumpHasNot(listenerList, second)},
-		{Name: "registration: request headers as before", Apply: register(nil), Visible: lab.DumpHasNot(activeListener, `"max_request_headers_kb"`)},
+		}), Visible: lab.HasNotInDump(listenerList, second)},
+		{Name: "registration: request headers as before", Apply: register(nil), Visible: lab.HasNotInDump(activeListener, `"max_request_headers_kb"`)},
 	}
 }
 
-// registerGateway registers an instance of the gateway anew.
+// registerGateway registers an instance of the gateway again.
 func (s *changesStory) registerGateway(id string, g *lab.LoadedGateway, config map[string]any) error {
 	return s.Consul.Client.Agent().ServiceRegister(&api.AgentServiceRegistration{
 		Kind: api.ServiceKindIngressGateway, ID: id, Name: "ingress-gateway", Address: g.Host.IP.String(), Port: 8443,
@@ -62,7 +62,7 @@ func (s *changesStory) outages() []lab.Outage {
 		{
 			Gone: lab.Change{Name: "service: deregistered", Apply: func() error {
 				return s.Consul.Client.Agent().ServiceDeregister("static-server")
-			}, Visible: lab.DumpHasNot(clusterHosts, s.Service.Addr(21000))},
+			}, Visible: lab.HasNotInDump(clusterHosts, s.Service.Addr(21000))},
 			Back: lab.Change{Name: "service: back", Apply: func() error { return s.instance(0).Register() }, Visible: serves},
 		},
 	}
@@ -90,7 +90,7 @@ func (s *changesStory) ofAllProxies() []lab.Change {
 		}},
 		{Name: "proxy-defaults: no access log", Apply: s.Writing(&api.ProxyConfigEntry{
 			Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
-		}), Visible: lab.DumpHasNot(activeListener, "access_loggers")},
+		}), Visible: lab.HasNotInDump(activeListener, "access_loggers")},
 		{Name: "proxy-defaults: an access log of text", Apply: s.Writing(&api.ProxyConfigEntry{
 			Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
 			AccessLogs: &api.AccessLogsConfig{Enabled: true, TextFormat: "text %RESPONSE_CODE%"},
@@ -98,8 +98,8 @@ func (s *changesStory) ofAllProxies() []lab.Change {
 		{Name: "proxy-defaults: of JSON again", Apply: s.Writing(lab.ProxyDefaultsWithLog("three")), Visible: func(g *lab.LoadedGateway) error {
 			return g.LogHas(`"mark":"three"`)
 		}},
-		{Name: "proxy-defaults: a fetch timeout", Apply: s.Writing(fetchTimeout(lab.ProxyDefaultsWithLog("three"), 7000)), Visible: lab.DumpHas(clusterConfig, `"initial_fetch_timeout": "7s"`)},
-		{Name: "proxy-defaults: and none", Apply: s.Writing(lab.ProxyDefaultsWithLog("three")), Visible: lab.DumpHasNot(clusterConfig, `"initial_fetch_timeout": "7s"`)},
+		{Name: "proxy-defaults: a fetch timeout", Apply: s.Writing(fetchTimeout(lab.ProxyDefaultsWithLog("three"), 7000)), Visible: lab.HasInDump(clusterConfig, `"initial_fetch_timeout": "7s"`)},
+		{Name: "proxy-defaults: and none", Apply: s.Writing(lab.ProxyDefaultsWithLog("three")), Visible: lab.HasNotInDump(clusterConfig, `"initial_fetch_timeout": "7s"`)},
 		s.newConnections(),
 		{Name: "mesh: deleted", Apply: s.deleting(api.MeshConfig, api.MeshConfigMesh), Visible: func(g *lab.LoadedGateway) error {
 			return g.DumpHasNot(clusterConfig, tls13)

@@ -21,6 +21,7 @@ const secondIP = "198.18.0.31"
 // Envoy has them sooner, and none of its requests fails; where a change takes
 // away what serves them, they fail as with Consul's own, until it is back.
 func TestChangesReachARunningEnvoy(t *testing.T) {
+	t.Parallel()
 	s := startChangesStory(t)
 	s.StartLoad(t)
 	s.CompareAll(t, "the gateway's entry", s.ofTheGateway())

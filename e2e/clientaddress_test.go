@@ -14,8 +14,8 @@ import (
 )
 
 // TestClientAddressWithoutPROXYProtocol has a balancer of requests in front of
-// the gateway, which tells of the client in headers, and gives the gateway one
-// setting after the other. What the service is told changes with each, which
+// the gateway, which names the client in headers, and gives the gateway one
+// setting after the other. What the service receives changes with each, which
 // shows that it is there.
 func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
@@ -54,7 +54,7 @@ func fromBalancer(l *lab.Lab) lab.Request {
 	}}
 }
 
-// waitDocumented waits until the service is told of the client as wanted, several
+// waitDocumented waits until the service receives the wanted client address, several
 // times in a row: an Envoy takes a new listener thread by thread.
 func waitDocumented(t *testing.T, l *lab.Lab, settings, xff, proto string) {
 	t.Helper()

@@ -14,9 +14,9 @@ import (
 )
 
 // TestBadSettingAtColdStart starts Usher while proxy-defaults is bad, so that
-// nobody knows what the gateway's listener should be. An Envoy that runs keeps
+// Usher cannot know what the gateway's listener should be. An Envoy that runs keeps
 // the listener it has and goes on answering; a fresh one gets none rather than
-// an open one, and is served once proxy-defaults is mended. No other source can
+// an open one, and is served once proxy-defaults is correct. No other layer can
 // say in its place what it may have said of a single listener.
 func TestBadSettingAtColdStart(t *testing.T) {
 	for name, args := range map[string][]string{
@@ -49,7 +49,7 @@ func TestBadSettingAtColdStart(t *testing.T) {
 			l.SetMode(t, "permissive")
 			l.WaitMode(t, l.Gateway, "permissive")
 			if n := usher.ConfigProblems(t); n != 0 {
-				t.Errorf("usher_config_problems is %d after it was mended", n)
+				t.Errorf("usher_config_problems is %d after it was corrected", n)
 			}
 		})
 	}
@@ -66,7 +66,7 @@ func waitProblemAtStart(t *testing.T, u *lab.Usher) {
 		case len(got) == 0:
 			return errors.New("nothing yet")
 		case len(got) > 1 || got[0] != want:
-			return testprocess.Hopeless(errors.New("it logs\n" + strings.Join(got, "\n")))
+			return testprocess.Permanent(errors.New("it logs\n" + strings.Join(got, "\n")))
 		}
 		return nil
 	})
@@ -96,7 +96,7 @@ func waitCluster(t *testing.T, e *lab.Envoy, prefix string) {
 }
 
 // wantClosedPort wants that Envoy has no listener on the gateway's port and
-// nobody else has.
+// no other test has.
 func wantClosedPort(t *testing.T, l *lab.Lab, e *lab.Envoy) {
 	t.Helper()
 	ports, err := e.ListenerPorts()

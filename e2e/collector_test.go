@@ -72,10 +72,10 @@ func (s trust) settings(file string) string {
 ] } }`, file, lab.ControlIP, otlpPort, alsPort, tls)
 }
 
-// TestCollectorProvesWhoItIs has entries go to collectors that have the name, or
+// TestCollectorIsAuthenticated has entries go to collectors that have the name, or
 // the address, that the settings say in a certificate of the right authority. Nobody
-// else gets one, requests are answered all the same, and mended settings count.
-func TestCollectorProvesWhoItIs(t *testing.T) {
+// else gets one, requests are answered all the same, and corrected settings apply.
+func TestCollectorIsAuthenticated(t *testing.T) {
 	const name = "collector.example.com"
 	own, other := lab.NewCertificateAuthority(t, "own"), lab.NewCertificateAuthority(t, "other")
 	right := trust{ca: own.PEM(), sni: name}

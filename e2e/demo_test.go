@@ -15,31 +15,31 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// demoOutput is what the demo tells, without ports and times.
+// demoOutput is what the demo prints, without ports and times.
 const demoOutput = `client 127.0.0.7 --> load balancer 127.0.0.2 --> gateway (Envoy) 127.0.0.1:PORT --> service static-server
-The client asks for http://static-server.ingress.consul/ three times.
+The client requests http://static-server.ingress.consul/ three times.
 
 1. mode off, the balancer sends no PROXY header
    client got   200 OK "hello world"
    access log   response_code 200, downstream_remote_address 127.0.0.2:PORT (the load balancer)
-   service saw  no x-forwarded-for
+   service got  no x-forwarded-for
 
 2. mode off, the balancer sends a PROXY v2 header
    client got   400 Bad Request
    access log   response_code 400, downstream_remote_address 127.0.0.2:PORT (the load balancer)
-   service saw  nothing, the request did not come so far
+   service got  nothing: the request did not reach it
 
-proxy-defaults now says usher.proxy_protocol.mode = "strict"; Envoy has it after N ms, without a restart
+Set usher.proxy_protocol.mode = "strict" in proxy-defaults: Envoy applied it after N ms, without a restart.
 
 3. mode strict, the balancer sends a PROXY v2 header
    client got   200 OK "hello world"
    access log   response_code 200, downstream_remote_address 127.0.0.7:PORT (the client)
                 downstream_direct_remote_address 127.0.0.2:PORT (the load balancer)
-   service saw  x-forwarded-for: 127.0.0.7
+   service got  x-forwarded-for: 127.0.0.7
 `
 
 // TestDemo runs the demo as a user does, on a machine with nothing but an
-// Envoy: it tells the lab's three requests, ends with 0 and leaves nothing
+// Envoy: it prints the lab's three requests, exits with 0 and leaves nothing
 // behind.
 func TestDemo(t *testing.T) {
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
@@ -50,7 +50,7 @@ func TestDemo(t *testing.T) {
 				t.Errorf("exit %d, want 0: %s", code, demo.Output(t))
 			}
 			if got := withoutPorts(demo.Output(t)); got != demoOutput {
-				t.Errorf("the demo tells\n%s\nwant\n%s", got, demoOutput)
+				t.Errorf("the demo prints\n%s\nwant\n%s", got, demoOutput)
 			}
 			if left, _ := filepath.Glob(filepath.Join(demo.Dir, "usher-demo-*")); len(left) > 0 {
 				t.Errorf("the demo leaves %v behind", left)
@@ -65,7 +65,7 @@ func TestDemoStays(t *testing.T) {
 	t.Parallel()
 	machine := lab.NewIsolatedHost(t)
 	demo := startDemo(t, machine, lab.EnvoyBinary(t, lab.EnvoyNew), "--stay")
-	demo.WaitOutput(t, "What the access log and the service say:\n")
+	demo.WaitOutput(t, "Access log and requests at the service:\n")
 	lines := regexp.MustCompile(`(?m)^    (curl .*)$`).FindAllStringSubmatch(demo.Output(t), -1)
 	if len(lines) != 2 {
 		t.Fatalf("the demo has %d curl lines, want 2:\n%s", len(lines), demo.Output(t))
@@ -75,7 +75,7 @@ func TestDemoStays(t *testing.T) {
 	if got := machine.Shell(t, withHeader); got.Code != 0 || got.Stdout != "hello world" {
 		t.Errorf("%s: exit %d %q, want \"hello world\"", withHeader, got.Code, got.Stdout)
 	}
-	demo.WaitOutput(t, "service saw  x-forwarded-for: 127.0.0.7\n")
+	demo.WaitOutput(t, "service got  x-forwarded-for: 127.0.0.7\n")
 	if got := machine.Shell(t, plain); got.Code == 0 || got.Stdout != "" {
 		t.Errorf("%s: exit %d %q, want a closed connection", plain, got.Code, got.Stdout)
 	}
@@ -101,23 +101,23 @@ func TestDemoStays(t *testing.T) {
 	}
 }
 
-// TestDemoWithoutAnEnvoy says in one line what is missing and what to do.
+// TestDemoWithoutAnEnvoy wants one line that says what is missing and what to do.
 func TestDemoWithoutAnEnvoy(t *testing.T) {
 	t.Parallel()
 	machine := lab.NewIsolatedHost(t)
 	for _, envoy := range []string{"/nowhere/envoy", "no-such-envoy", "/etc", "/etc/passwd"} {
-		got := testprocess.Run(t, testprocess.Command{Path: lab.UsherBinary(t), Args: []string{"demo", "--envoy", envoy}, Host: machine}, "")
+		got := testprocess.Run(t, testprocess.Command{Path: testprocess.Usher(t), Args: []string{"demo", "--envoy", envoy}, Host: machine}, "")
 		if got.Code != 1 || got.Stdout != "" {
 			t.Errorf("--envoy %s: exit %d, output %q, want 1 and none", envoy, got.Code, got.Stdout)
 		}
-		lab.WantOneLine(t, got.Stderr, "usher: the demo needs an Envoy binary", envoy, "name one with --envoy")
+		lab.WantOneLine(t, got.Stderr, "usher: the demo needs an Envoy binary", envoy, "set its path with --envoy")
 	}
 }
 
 func startDemo(t *testing.T, machine *lab.Host, envoy string, args ...string) *demoRun {
 	t.Helper()
 	return &demoRun{testprocess.Start(t, testprocess.Command{
-		Name: "usher demo", Path: lab.UsherBinary(t), Args: append([]string{"demo", "--envoy", envoy}, args...), Host: machine,
+		Name: "usher demo", Path: testprocess.Usher(t), Args: append([]string{"demo", "--envoy", envoy}, args...), Host: machine,
 	})}
 }
 

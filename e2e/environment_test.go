@@ -20,7 +20,7 @@ import (
 // hiddenIP is an address of Consul's that its certificate does not have.
 const hiddenIP = "198.18.0.41"
 
-// TestConsulsEnvironment is the story of an operator who has Consul's commands
+// TestConsulsEnvironment is for a user who has Consul's commands
 // working and starts Usher with the same environment: what Consul's variables
 // mean for `consul catalog services` they mean for Usher, which serves where
 // the command lists the service and says why not where it does not.

@@ -46,7 +46,7 @@ func startFaultLab(t *testing.T) *faultLab {
 		"-hcl", acl, "-datacenter", "dc2", "-retry-join-wan", lab.ControlIP, "-hcl", "ports { grpc_tls = 8503 }",
 	}})
 	f.WaitWAN(t)
-	f.EstablishPeering(t)
+	f.PeerExportsService(t)
 	f.registerFar(t)
 	f.writeEverything(t)
 	lab.StartEcho(t, l.Service, 8080)
@@ -57,7 +57,7 @@ func startFaultLab(t *testing.T) *faultLab {
 	return f
 }
 
-// registerFar registers mesh gateways and instances that nobody runs.
+// registerFar registers mesh gateways and instances without processes.
 func (f *faultLab) registerFar(t *testing.T) {
 	t.Helper()
 	for _, a := range []*lab.Consul{f.Consul, f.Remote} {
@@ -151,7 +151,7 @@ type faultUsher struct {
 }
 
 // launch starts an Usher on a host, with a port for Envoys and the next one
-// for its operator.
+// for its admin interface.
 func (f *faultLab) launch(t *testing.T, h *lab.Host, port int, p *lab.FaultProxy, signer string) *faultUsher {
 	t.Helper()
 	transport := &http.Transport{DialContext: h.Dial, DisableKeepAlives: true}
@@ -159,7 +159,7 @@ func (f *faultLab) launch(t *testing.T, h *lab.Host, port int, p *lab.FaultProxy
 		admin: &http.Client{Transport: transport}, base: fmt.Sprintf("http://127.0.0.1:%d", port+1), xds: fmt.Sprintf("127.0.0.1:%d", port),
 	}
 	u.Process = testprocess.Start(t, testprocess.Command{
-		Name: "usher", Path: lab.UsherBinary(t), Host: h,
+		Name: "usher", Path: testprocess.Usher(t), Host: h,
 		Args: []string{"serve", "--xds-addr", u.xds, "--admin-addr", fmt.Sprintf("127.0.0.1:%d", port+1), "--reauthorize-interval", "1s"},
 		Env:  []string{"CONSUL_HTTP_ADDR=" + p.URL, "CONSUL_GRPC_ADDR=" + signer, "CONSUL_HTTP_TOKEN=" + lab.ManagementToken},
 	})

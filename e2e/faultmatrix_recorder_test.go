@@ -71,7 +71,7 @@ func (r *recorder) connect(conn *grpc.ClientConn) (leave func()) {
 	var work sync.WaitGroup
 	work.Go(func() {
 		for ctx.Err() == nil {
-			err := r.converse(ctx, conn)
+			err := r.runStream(ctx, conn)
 			r.mu.Lock()
 			r.ended = err
 			r.mu.Unlock()
@@ -87,14 +87,14 @@ func (r *recorder) connect(conn *grpc.ClientConn) (leave func()) {
 	}
 }
 
-// converse is one stream.
-func (r *recorder) converse(ctx context.Context, conn *grpc.ClientConn) error {
+// runStream is one stream.
+func (r *recorder) runStream(ctx context.Context, conn *grpc.ClientConn) error {
 	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		return err
 	}
 	asked := map[string]map[string]bool{}
-	if err := r.greet(stream, asked); err != nil {
+	if err := r.subscribe(stream, asked); err != nil {
 		return err
 	}
 	for {
@@ -102,7 +102,7 @@ func (r *recorder) converse(ctx context.Context, conn *grpc.ClientConn) error {
 		if err != nil {
 			return err
 		}
-		r.take(response)
+		r.apply(response)
 		if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{
 			TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce(),
 		}); err != nil {
@@ -117,8 +117,8 @@ func (r *recorder) converse(ctx context.Context, conn *grpc.ClientConn) error {
 	}
 }
 
-// greet says what the recorder has, and asks for all clusters and listeners.
-func (r *recorder) greet(stream grpc.BidiStreamingClient[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse], asked map[string]map[string]bool) error {
+// subscribe says what the recorder has, and asks for all clusters and listeners.
+func (r *recorder) subscribe(stream grpc.BidiStreamingClient[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse], asked map[string]map[string]bool) error {
 	names := r.names()
 	for i, typeURL := range recordedTypes {
 		asked[typeURL] = map[string]bool{}
@@ -194,7 +194,7 @@ func (r *recorder) names() map[string]map[string]bool {
 	names := map[string]map[string]bool{resource.EndpointType: {}, resource.RouteType: {}, resource.SecretType: {}}
 	for _, typeURL := range []string{resource.ClusterType, resource.ListenerType} {
 		for name, has := range r.have[typeURL] {
-			walk(has.GetResource(), func(m proto.Message) {
+			visitMessages(has.GetResource(), func(m proto.Message) {
 				switch m := m.(type) {
 				case *clusterv3.Cluster:
 					if m.GetType() == clusterv3.Cluster_EDS {
@@ -214,11 +214,11 @@ func (r *recorder) names() map[string]map[string]bool {
 	return names
 }
 
-// walk visits a message and all messages in it, those in an Any too.
-func walk(m proto.Message, visit func(proto.Message)) {
+// visitMessages visits a message and all messages in it, those in an Any too.
+func visitMessages(m proto.Message, visit func(proto.Message)) {
 	if a, is := m.(*anypb.Any); is {
 		if inner, err := a.UnmarshalNew(); err == nil {
-			walk(inner, visit)
+			visitMessages(inner, visit)
 		}
 		return
 	}
@@ -228,24 +228,24 @@ func walk(m proto.Message, visit func(proto.Message)) {
 		case field.IsMap():
 			if field.MapValue().Message() != nil {
 				value.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
-					walk(v.Message().Interface(), visit)
+					visitMessages(v.Message().Interface(), visit)
 					return true
 				})
 			}
 		case field.Message() == nil:
 		case field.IsList():
 			for i := range value.List().Len() {
-				walk(value.List().Get(i).Message().Interface(), visit)
+				visitMessages(value.List().Get(i).Message().Interface(), visit)
 			}
 		default:
-			walk(value.Message().Interface(), visit)
+			visitMessages(value.Message().Interface(), visit)
 		}
 		return true
 	})
 }
 
-// take takes a response over.
-func (r *recorder) take(response *discoveryv3.DeltaDiscoveryResponse) {
+// apply takes a response over.
+func (r *recorder) apply(response *discoveryv3.DeltaDiscoveryResponse) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	have := r.have[response.GetTypeUrl()]
@@ -269,7 +269,7 @@ func (r *recorder) take(response *discoveryv3.DeltaDiscoveryResponse) {
 
 func portsOf(assignment *discoveryv3.Resource) map[int]bool {
 	ports := map[int]bool{}
-	walk(assignment.GetResource(), func(m proto.Message) {
+	visitMessages(assignment.GetResource(), func(m proto.Message) {
 		if address, is := m.(*corev3.SocketAddress); is {
 			ports[int(address.GetPortValue())] = true
 		}
@@ -330,8 +330,8 @@ func (r *recorder) waitLosses(t *testing.T, prefixes []string) {
 	}
 }
 
-// takeLosses gives the losses since it was called last.
-func (r *recorder) takeLosses() []string {
+// drainLosses returns the losses since it was called last.
+func (r *recorder) drainLosses() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	losses := r.losses
@@ -357,15 +357,15 @@ func (r *recorder) waitEndpoint(t *testing.T, port int) {
 // held is a resource as the recorder has it.
 type held = *discoveryv3.Resource
 
-// copy gives what the recorder has.
+// copy returns what the recorder has.
 func (r *recorder) copy() map[string]map[string]held {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return cloneHave(r.have)
 }
 
-// become makes the recorder have what copy has given.
-func (r *recorder) become(have map[string]map[string]held) {
+// restore makes the recorder have what copy has given.
+func (r *recorder) restore(have map[string]map[string]held) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.have = cloneHave(have)

@@ -120,7 +120,7 @@ func (p *signerProxy) clear() {
 	}
 }
 
-// counts gives how many requests the fault has hit, and how many signatures
+// counts returns how many requests the fault has hit, and how many signatures
 // there were since it was cleared.
 func (p *signerProxy) counts() (hits, good int) {
 	p.mu.Lock()

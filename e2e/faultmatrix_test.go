@@ -54,15 +54,16 @@ func (c faultCell) String() string {
 	return c.question.Name + ": " + c.fault.Name
 }
 
-// faultCells are all of them.
+// faultCells are all of them. Neighbours have different faults: those that run at
+// the same time wait, and take memory, for different reasons.
 func faultCells() []faultCell {
 	var cells []faultCell
-	for i, f := range lab.Faults {
-		for _, q := range questions {
+	for i := range signerFaults {
+		cells = append(cells, faultCell{signer: &signerFaults[i]})
+	}
+	for _, q := range questions {
+		for _, f := range lab.Faults {
 			cells = append(cells, faultCell{question: q, fault: f})
-		}
-		if i < len(signerFaults) {
-			cells = append(cells, faultCell{signer: &signerFaults[i]})
 		}
 	}
 	return cells
@@ -80,9 +81,9 @@ func wholeCells() []faultCell {
 	return cells
 }
 
-// truth is an answer that looks like what Consul says when it is so. Usher cannot
+// knownEffect is an answer that looks like what Consul says when it is so. Usher cannot
 // but believe it.
-type truth struct {
+type knownEffect struct {
 	why  string
 	lost []string // what an Envoy then loses: how the losses begin
 	// refused says that requests of the load have nowhere to go.
@@ -92,7 +93,7 @@ type truth struct {
 	late bool
 }
 
-var truths = map[string]truth{
+var knownEffects = map[string]knownEffect{
 	"health: []":           {why: "a service without instances", lost: []string{`load assignment "shop.`}},
 	"health of a peer: []": {why: "a peer that exports no instance", lost: []string{`cluster "failover-target~2~static-server.`}},
 	"health of all legs: []": {why: "a service without instances anywhere", lost: []string{
@@ -123,7 +124,7 @@ func (c faultCell) hits() int {
 	return 4
 }
 
-// isAnswer says whether the fault is an answer as Consul gives it to a question
+// isAnswer reports whether the fault is an answer as Consul gives it to a question
 // that cannot block, so that it is asked again only after a while.
 func (c faultCell) isAnswer() bool {
 	answers := map[string][]string{
@@ -133,7 +134,7 @@ func (c faultCell) isAnswer() bool {
 	return slices.Contains(answers[c.question.Name], c.fault.Name)
 }
 
-// isPatient says whether the restart is watched until Usher goes on without the
+// isPatient reports whether the restart is watched until Usher goes on without the
 // answer, which it does late: a few faults show it for every question that
 // concerns only a part of the gateway.
 func (c faultCell) isPatient() bool {
@@ -143,9 +144,11 @@ func (c faultCell) isPatient() bool {
 	return part && slices.Contains([]string{"500", "403", "hang", "garbage", "[null]"}, c.fault.Name)
 }
 
+// A live worker has an Envoy, and a restart worker waits for ten seconds in every
+// third cell.
 const (
-	liveWorkers    = 8
-	restartWorkers = 14
+	liveWorkers    = 6
+	restartWorkers = 24
 )
 
 // TestFaultMatrix puts every fault on every question, while Usher runs and when
@@ -179,7 +182,7 @@ func TestFaultMatrix(t *testing.T) {
 	t.Logf("%v until every question was at fault", time.Since(begin).Round(time.Second))
 	whole := newFaultTable("whole", wholeCells())
 	for _, w := range ready {
-		work.Go(func() { whole.work(t, &wholeWorker{w}) })
+		work.Go(func() { whole.work(t, &outageWorker{w}) })
 	}
 	work.Wait()
 	t.Logf("%v; %v; %v", live, restart, whole)
@@ -207,7 +210,7 @@ func wantAllAsked(t *testing.T, u *faultUsher) {
 	}
 }
 
-// faultTable gives out cells, and counts them.
+// faultTable hands out cells, and counts them.
 type faultTable struct {
 	name string
 	next chan faultCell
@@ -236,9 +239,9 @@ func (f *faultTable) String() string {
 type faultWorker interface {
 	// prepare does what has to outlive the cell.
 	prepare(t *testing.T, c faultCell)
-	meet(t *testing.T, c faultCell)
-	// renew makes the worker fit for the next fault after one that had an effect.
-	renew(t *testing.T, c faultCell, failed bool)
+	run(t *testing.T, c faultCell)
+	// recover makes the worker fit for the next fault after one that had an effect.
+	recover(t *testing.T, c faultCell, failed bool)
 }
 
 func (f *faultTable) work(t *testing.T, w faultWorker) {
@@ -246,10 +249,10 @@ func (f *faultTable) work(t *testing.T, w faultWorker) {
 	for c := range f.next {
 		f.cells.Add(1)
 		w.prepare(t, c)
-		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.meet(t, c) })
+		ok := t.Run(f.name+" "+c.String(), func(t *testing.T) { w.run(t, c) })
 		if ok {
 			f.good.Add(1)
 		}
-		w.renew(t, c, !ok)
+		w.recover(t, c, !ok)
 	}
 }

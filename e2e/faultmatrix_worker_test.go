@@ -18,10 +18,10 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// faultRig is what the workers have: a gateway, an Usher behind a fault proxy,
+// faultGateway is what the workers have: a gateway, an Usher behind a fault proxy,
 // and a fake Envoy. To show that a change arrives, an instance is moved of a
 // service that no other gateway has.
-type faultRig struct {
+type faultGateway struct {
 	*faultLab
 	gateway string
 	host    *lab.Host
@@ -33,9 +33,9 @@ type faultRig struct {
 	moved   int
 }
 
-func (f *faultLab) newRig(t *testing.T, i int, h *lab.Host, port int) *faultRig {
+func (f *faultLab) newGateway(t *testing.T, i int, h *lab.Host, port int) *faultGateway {
 	t.Helper()
-	r := &faultRig{
+	r := &faultGateway{
 		faultLab: f, gateway: fmt.Sprint("gateway-", i), host: h, port: port, moved: 30000 + 1000*i,
 		proxy: f.startProxy(t, h), signer: startSignerProxy(t, h, f.Consul),
 	}
@@ -45,74 +45,74 @@ func (f *faultLab) newRig(t *testing.T, i int, h *lab.Host, port int) *faultRig 
 	return r
 }
 
-// begin starts an Usher.
-func (r *faultRig) begin(t *testing.T) {
+// startUsher starts an Usher.
+func (r *faultGateway) startUsher(t *testing.T) {
 	t.Helper()
 	r.usher = r.launch(t, r.host, r.port, r.proxy, r.signer.URL)
 	r.usher.waitServing(t)
 }
 
 // trouble is a fault that is there.
-type faultTrouble struct {
-	rig   *faultRig
-	cell  faultCell
-	in    *lab.Injection
-	clear func()
+type activeFault struct {
+	gateway *faultGateway
+	cell    faultCell
+	in      *lab.Injection
+	clear   func()
 }
 
 // inject begins the fault of a cell.
-func (r *faultRig) inject(c faultCell) faultTrouble {
+func (r *faultGateway) inject(c faultCell) activeFault {
 	if c.signer != nil {
 		r.signer.inject(*c.signer)
-		return faultTrouble{rig: r, cell: c, clear: r.signer.clear}
+		return activeFault{gateway: r, cell: c, clear: r.signer.clear}
 	}
 	in := r.proxy.Inject(c.question, c.fault)
-	return faultTrouble{rig: r, cell: c, in: in, clear: in.Clear}
+	return activeFault{gateway: r, cell: c, in: in, clear: in.Clear}
 }
 
 // waitHit waits until Usher has met with the fault often enough.
-func (f faultTrouble) waitHit(t *testing.T) {
+func (f activeFault) waitHit(t *testing.T) {
 	t.Helper()
 	testprocess.Eventually(t, fmt.Sprintf("%v hits", f.cell), testprocess.StartDeadline, func() error {
-		hits, _ := f.rig.signer.counts()
+		hits, _ := f.gateway.signer.counts()
 		if f.in != nil {
 			hits = f.in.Hits()
 		}
 		if hits < f.cell.hits() {
-			return errors.Join(fmt.Errorf("%d times so far", hits), f.rig.usher.Alive())
+			return errors.Join(fmt.Errorf("%d times so far", hits), f.gateway.usher.Alive())
 		}
 		return nil
 	})
 }
 
 // waitOver clears the fault, and waits until Usher has Consul's answer.
-func (f faultTrouble) waitOver(t *testing.T) {
+func (f activeFault) waitOver(t *testing.T) {
 	t.Helper()
 	var good *lab.Counter
 	if f.in != nil {
-		good = f.rig.proxy.CountGood(f.cell.question)
+		good = f.gateway.proxy.CountGood(f.cell.question)
 	}
 	f.clear()
 	if f.cell.isAnswer() {
 		return
 	}
 	if f.cell.signer != nil {
-		f.rig.writeEntry(t, f.rig.gateway) // who was told that the authority is busy would wait for half a minute
+		f.gateway.writeEntry(t, f.gateway.gateway) // after "resource exhausted" Usher would wait for half a minute
 	}
 	testprocess.Eventually(t, fmt.Sprintf("after %v the answer is good", f.cell), testprocess.StartDeadline, func() error {
-		_, n := f.rig.signer.counts()
+		_, n := f.gateway.signer.counts()
 		if good != nil {
 			n = good.Count()
 		}
 		if n == 0 {
-			return errors.Join(errNotYet, f.rig.usher.Alive())
+			return errors.Join(errNotYet, f.gateway.usher.Alive())
 		}
 		return nil
 	})
 }
 
 // move moves the instance, and gives its new port.
-func (r *faultRig) move(t *testing.T) int {
+func (r *faultGateway) move(t *testing.T) int {
 	t.Helper()
 	r.moved++
 	marker := markerOf(r.gateway)
@@ -121,20 +121,20 @@ func (r *faultRig) move(t *testing.T) int {
 }
 
 // wantChangeArrives moves the instance, and waits for that at the fake Envoy.
-func (r *faultRig) wantChangeArrives(t *testing.T) {
+func (r *faultGateway) wantChangeArrives(t *testing.T) {
 	t.Helper()
 	r.fake.waitEndpoint(t, r.move(t))
 }
 
 // waitReauthorized waits until Usher has asked twice more whether the fake Envoy
 // may still be connected. Nothing else happens where nothing is handed on.
-func (r *faultRig) waitReauthorized(t *testing.T) {
+func (r *faultGateway) waitReauthorized(t *testing.T) {
 	t.Helper()
 	r.proxy.CountGood(lab.Query{Name: "authorize", Path: "/v1/internal/acl/authorize"}).Wait(t, 4)
 }
 
 // waitComplete waits until the fake Envoy has everything.
-func (r *faultRig) waitComplete(t *testing.T) {
+func (r *faultGateway) waitComplete(t *testing.T) {
 	t.Helper()
 	testprocess.Eventually(t, "the fake Envoy has everything", testprocess.StartDeadline, func() error {
 		if err := r.usher.Alive(); err != nil {
@@ -158,11 +158,11 @@ func (r *faultRig) waitComplete(t *testing.T) {
 
 // wantNoEffect wants no loss at the fake Envoy but those of a truth, nothing that
 // a real one refuses, and an Usher that lives and has not panicked.
-func (r *faultRig) wantNoEffect(t *testing.T, c faultCell) {
+func (r *faultGateway) wantNoEffect(t *testing.T, c faultCell) {
 	t.Helper()
-	truth := truths[c.String()]
+	truth := knownEffects[c.String()]
 	missing := slices.Clone(truth.lost)
-	for _, loss := range r.fake.takeLosses() {
+	for _, loss := range r.fake.drainLosses() {
 		begins := func(prefix string) bool { return strings.HasPrefix(loss, prefix) }
 		missing = slices.DeleteFunc(missing, begins)
 		if !slices.ContainsFunc(truth.lost, begins) {
@@ -184,18 +184,18 @@ func (r *faultRig) wantNoEffect(t *testing.T, c faultCell) {
 
 // liveWorker has a real Envoy, too, which is under load.
 type liveWorker struct {
-	*faultRig
+	*faultGateway
 	load     *lab.Load
-	failures int           // that were told
+	failures int           // that were reported
 	served   time.Duration // since the load's start: see waitServed
-	trouble  faultTrouble  // of a wholeWorker
+	trouble  activeFault   // of a wholeWorker
 }
 
 func (f *faultLab) startLiveWorker(t *testing.T, i int) *liveWorker {
 	t.Helper()
 	h := f.AddHost(t, fmt.Sprint("gateway-", i), fmt.Sprint("198.18.1.", 10+i))
-	w := &liveWorker{faultRig: f.newRig(t, i, h, 18000)}
-	w.begin(t)
+	w := &liveWorker{faultGateway: f.newGateway(t, i, h, 18000)}
+	w.startUsher(t)
 	lab.StartGateway(t, lab.GatewayOptions{Host: h, Consul: f.Consul, Envoy: lab.EnvoyNew, GRPCAddr: "http://" + w.usher.xds, Service: w.gateway, Token: lab.ManagementToken})
 	t.Cleanup(w.fake.connect(f.dialXDS(t, h, w.port)))
 	w.waitComplete(t)
@@ -207,14 +207,14 @@ func (f *faultLab) startLiveWorker(t *testing.T, i int) *liveWorker {
 
 func (w *liveWorker) prepare(*testing.T, faultCell) {}
 
-func (w *liveWorker) meet(t *testing.T, c faultCell) {
+func (w *liveWorker) run(t *testing.T, c faultCell) {
 	logged := w.usher.logSize(t)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("usher's log meanwhile:\n%s", w.usher.logSince(t, logged))
 		}
 	})
-	w.fake.takeLosses()
+	w.fake.drainLosses()
 	trouble := w.inject(c)
 	defer trouble.clear()
 	if c.signer != nil {
@@ -226,13 +226,13 @@ func (w *liveWorker) meet(t *testing.T, c faultCell) {
 	} else {
 		w.wantChangeArrives(t)
 	}
-	if truth := truths[c.String()]; !truth.late {
+	if truth := knownEffects[c.String()]; !truth.late {
 		w.fake.waitLosses(t, truth.lost)
 	}
 	trouble.waitOver(t)
 	w.wantChangeArrives(t)
 	w.wantNoEffect(t, c)
-	if truths[c.String()].refused {
+	if knownEffects[c.String()].refused {
 		w.waitServed(t)
 	}
 	w.wantNoneLost(t)
@@ -251,17 +251,17 @@ func (w *liveWorker) wantNoneLost(t *testing.T) {
 	w.failures = len(w.load.Failures)
 }
 
-// renew starts another Usher where the last one has ended, or would not soon
+// recover starts another Usher where the last one has ended, or would not soon
 // ask the question again.
-func (w *liveWorker) renew(t *testing.T, c faultCell, failed bool) {
+func (w *liveWorker) recover(t *testing.T, c faultCell, failed bool) {
 	t.Helper()
 	if w.usher.Alive() == nil && !c.isAnswer() && !failed {
 		return
 	}
 	w.usher.Kill()
-	w.begin(t)
+	w.startUsher(t)
 	w.waitComplete(t)
-	w.fake.takeLosses()
+	w.fake.drainLosses()
 	if failed {
 		w.waitServed(t)
 	}
@@ -277,17 +277,17 @@ func (w *liveWorker) waitServed(t *testing.T) {
 
 // restartWorker has no Usher between two faults.
 type restartWorker struct {
-	*faultRig
+	*faultGateway
 	whole map[string]map[string]held // what the fake Envoy has when nothing is wrong
 }
 
 func (f *faultLab) startRestartWorker(t *testing.T, i int) *restartWorker {
 	t.Helper()
-	w := &restartWorker{faultRig: f.newRig(t, i, f.Control, 18100+2*i)}
+	w := &restartWorker{faultGateway: f.newGateway(t, i, f.Control, 18100+2*i)}
 	registerSidecar(t, f.Consul, &api.AgentService{
 		Kind: api.ServiceKindIngressGateway, ID: w.gateway, Service: w.gateway, Address: lab.ControlIP, Port: 8443,
 	})
-	w.begin(t)
+	w.startUsher(t)
 	leave := w.fake.connect(f.dialXDS(t, f.Control, w.port))
 	defer leave()
 	w.waitComplete(t)
@@ -298,10 +298,10 @@ func (f *faultLab) startRestartWorker(t *testing.T, i int) *restartWorker {
 
 func (w *restartWorker) prepare(*testing.T, faultCell) {}
 
-func (w *restartWorker) meet(t *testing.T, c faultCell) {
+func (w *restartWorker) run(t *testing.T, c faultCell) {
 	trouble := w.inject(c)
 	defer trouble.clear()
-	w.begin(t)
+	w.startUsher(t)
 	defer w.fake.connect(w.dialXDS(t, w.host, w.port))()
 	if c.question.Name != "authorize" {
 		w.usher.waitStream(t)
@@ -315,7 +315,7 @@ func (w *restartWorker) meet(t *testing.T, c faultCell) {
 	default:
 		w.wantChangeArrives(t)
 	}
-	if truth := truths[c.String()]; !truth.late {
+	if truth := knownEffects[c.String()]; !truth.late {
 		w.fake.waitLosses(t, truth.lost)
 	}
 	trouble.waitOver(t)
@@ -323,27 +323,27 @@ func (w *restartWorker) meet(t *testing.T, c faultCell) {
 	w.wantNoEffect(t, c)
 }
 
-func (w *restartWorker) renew(_ *testing.T, _ faultCell, failed bool) {
+func (w *restartWorker) recover(_ *testing.T, _ faultCell, failed bool) {
 	w.usher.Kill()
 	if failed {
-		w.fake.become(w.whole)
-		w.fake.takeLosses()
+		w.fake.restore(w.whole)
+		w.fake.drainLosses()
 	}
 }
 
-// wholeWorker starts Usher while its real Envoy is under load and all of Consul
+// outageWorker starts Usher while its real Envoy is under load and all of Consul
 // is at fault.
-type wholeWorker struct{ *liveWorker }
+type outageWorker struct{ *liveWorker }
 
-func (w *wholeWorker) prepare(t *testing.T, c faultCell) {
+func (w *outageWorker) prepare(t *testing.T, c faultCell) {
 	t.Helper()
-	w.fake.takeLosses()
+	w.fake.drainLosses()
 	w.usher.Kill()
 	w.trouble = w.inject(c)
-	w.begin(t)
+	w.startUsher(t)
 }
 
-func (w *wholeWorker) meet(t *testing.T, c faultCell) {
+func (w *outageWorker) run(t *testing.T, c faultCell) {
 	defer w.trouble.clear()
 	w.trouble.waitHit(t)
 	w.load.WaitMore(t)

@@ -98,7 +98,7 @@ func TestFaultProxyEndsAFault(t *testing.T) {
 	}
 }
 
-// requestsTo asks, and gives what a client sees within a second, in one line.
+// requestsTo asks, and returns what a client sees within a second, in one line.
 func requestsTo(p *lab.FaultProxy, path string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

@@ -17,6 +17,7 @@ import (
 // mode is changed where nothing goes that way, and where all of the load does.
 // No request fails at Usher's gateway; those of Consul's own are printed.
 func TestFailoverToAnotherDatacenter(t *testing.T) {
+	t.Parallel()
 	f := lab.StartRemoteLab(t, []string{
 		"-datacenter", "dc2", "-retry-join-wan", lab.ControlIP, "-hcl", `primary_datacenter = "dc1"`,
 	}, func(f *lab.RemoteLab) { f.WaitWAN(t) })
@@ -33,7 +34,7 @@ func TestFailoverToAnotherDatacenter(t *testing.T) {
 	over := func(way int) lab.Change {
 		defaults := lab.ProxyDefaultsWithLog("far")
 		defaults.MeshGateway.Mode = ways[way].mode
-		return lab.Change{Name: "mesh gateway mode " + string(ways[way].mode), Apply: f.Writing(defaults), Visible: lab.DumpHas(clusterHosts, "::"+ways[way].at+"::")}
+		return lab.Change{Name: "mesh gateway mode " + string(ways[way].mode), Apply: f.Writing(defaults), Visible: lab.HasInDump(clusterHosts, "::"+ways[way].at+"::")}
 	}
 	for way := range ways {
 		f.Make(t, over(way))
@@ -51,7 +52,8 @@ func TestFailoverToAnotherDatacenter(t *testing.T) {
 // TestFailoverToAClusterPeer does the same with another cluster, whose
 // certificates have another root. Then the service is led there for good.
 func TestFailoverToAClusterPeer(t *testing.T) {
-	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.EstablishPeering(t) })
+	t.Parallel()
+	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.PeerExportsService(t) })
 	failsOver(t, f, api.ServiceResolverFailover{Targets: []api.ServiceResolverFailoverTarget{{Peer: lab.Far}}})
 	failOverAndBack(t, f)
 	f.Make(t, lab.Change{Name: "redirect to the peer", Apply: f.Writing(&api.ServiceResolverConfigEntry{

@@ -20,14 +20,14 @@ import (
 )
 
 // forgeryLab has http, TLS and tcp listeners in the modes that believe PROXY
-// headers, each once for anybody and once for trusted peers.
+// headers, each once for every address and once for trusted ones.
 type forgeryLab struct{ *lab.TrustLab }
 
-// TestNeverBelieved has everybody lie about the client who is able to: in
+// TestForgedAddressesAreNeverUsed has everybody lie about the client who is able to: in
 // requests, and in PROXY headers from the wrong peer, at the wrong place or too
 // late. Nothing of it comes to the access log or to the service. The matrix has
 // the same in single headers; this is what takes more than that.
-func TestNeverBelieved(t *testing.T) {
+func TestForgedAddressesAreNeverUsed(t *testing.T) {
 	t.Parallel()
 	l := startForgeryLab(t)
 	for _, g := range l.Gateways {
@@ -37,12 +37,12 @@ func TestNeverBelieved(t *testing.T) {
 				name string
 				tell func(*forgeryLab, *testing.T, lab.TrustGateway)
 			}{
-				{"headers of the request", (*forgeryLab).tellRequestHeaders},
-				{"a stranger's PROXY header", (*forgeryLab).tellStranger},
-				{"a second PROXY header", (*forgeryLab).tellSecond},
-				{"a PROXY header in the middle of a TLS handshake", (*forgeryLab).tellHandshake},
-				{"a PROXY header in the TLS connection", (*forgeryLab).tellInsideTLS},
-				{"silence until the timeout, then a plain request", (*forgeryLab).tellSilence},
+				{"headers of the request", (*forgeryLab).checkRequestHeaders},
+				{"a stranger's PROXY header", (*forgeryLab).checkUntrusted},
+				{"a second PROXY header", (*forgeryLab).checkSecondHeader},
+				{"a PROXY header in the middle of a TLS handshake", (*forgeryLab).checkHandshake},
+				{"a PROXY header in the TLS connection", (*forgeryLab).checkInsideTLS},
+				{"silence until the timeout, then a plain request", (*forgeryLab).checkSilence},
 			} {
 				t.Run(story.name, func(t *testing.T) {
 					t.Parallel()
@@ -90,9 +90,9 @@ var forgedHeaders = []http.Header{
 	{"Connection": {"X-Forwarded-For"}, "X-Forwarded-For": {lab.ForgedIP}},
 }
 
-// tellRequestHeaders lies in requests. The last address of X-Forwarded-For, the
+// checkRequestHeaders lies in requests. The last address of X-Forwarded-For, the
 // whole of X-Envoy-External-Address, and the log have the true one.
-func (l *forgeryLab) tellRequestHeaders(t *testing.T, g lab.TrustGateway) {
+func (l *forgeryLab) checkRequestHeaders(t *testing.T, g lab.TrustGateway) {
 	var probes []lab.Probe
 	for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
 		for _, p := range l.probes(g, from, "http", "https") {
@@ -150,8 +150,8 @@ func trueClient(p lab.Probe, l *forgeryLab) (answer, client string) {
 	return answer, client
 }
 
-// tellStranger has a peer outside of trusted_cidrs write a header.
-func (l *forgeryLab) tellStranger(t *testing.T, g lab.TrustGateway) {
+// checkUntrusted has a peer outside of trusted_cidrs write a header.
+func (l *forgeryLab) checkUntrusted(t *testing.T, g lab.TrustGateway) {
 	var probes []lab.Probe
 	for _, p := range l.probes(g, l.Untrusted, matrixProtocols...) {
 		for _, name := range []string{"v1, IPv4", "v1, IPv6", "v2, IPv4", "v2, IPv6", "v2, TLVs of AWS"} {
@@ -171,10 +171,10 @@ func (l *forgeryLab) tellStranger(t *testing.T, g lab.TrustGateway) {
 	}
 }
 
-// tellSecond has a client behind a trusted balancer write one more header. On
+// checkSecondHeader has a client behind a trusted balancer write one more header. On
 // http it is a bad request; to a tcp service it is data. With TLS it comes in the
 // middle of a handshake, which is a story of its own.
-func (l *forgeryLab) tellSecond(t *testing.T, g lab.TrustGateway) {
+func (l *forgeryLab) checkSecondHeader(t *testing.T, g lab.TrustGateway) {
 	want := map[string]lab.Observation{"http": {Response: "400", Log: "client", Service: "-"}, "tcp": {Response: "served", Log: "client", Service: "second"}}
 	forged := lab.V2Header(lab.V2Proxy, lab.V2TCP6, lab.V2Addresses(lab.HeaderClient6, lab.HeaderTarget6))
 	var probes []lab.Probe
@@ -194,9 +194,9 @@ func (l *forgeryLab) tellSecond(t *testing.T, g lab.TrustGateway) {
 	}
 }
 
-// tellHandshake writes a header into the ClientHello, and into what the client
+// checkHandshake writes a header into the ClientHello, and into what the client
 // sends next.
-func (l *forgeryLab) tellHandshake(t *testing.T, g lab.TrustGateway) {
+func (l *forgeryLab) checkHandshake(t *testing.T, g lab.TrustGateway) {
 	for _, p := range l.probes(g, l.Trusted, "https") {
 		for at := range 2 {
 			p.Preface = lab.PrefaceNamed("v1, IPv6")
@@ -256,8 +256,8 @@ func (c *interruptedConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// tellInsideTLS writes a header where the request is expected.
-func (l *forgeryLab) tellInsideTLS(t *testing.T, g lab.TrustGateway) {
+// checkInsideTLS writes a header where the request is expected.
+func (l *forgeryLab) checkInsideTLS(t *testing.T, g lab.TrustGateway) {
 	for _, p := range l.probes(g, l.Trusted, "https") {
 		p.Preface = lab.PrefaceNamed("v1, IPv6")
 		p := l.NewProbe(p)
@@ -292,10 +292,10 @@ func (l *forgeryLab) wantNothing(t *testing.T, p lab.Probe) {
 // silence is longer than Envoy's listener_filters_timeout, which is 15 s.
 const silence = 20 * time.Second
 
-// tellSilence has clients of all listeners say nothing until the listener gives
+// checkSilence has clients of all listeners say nothing until the listener gives
 // up on a header, and then make a plain request. It is too late for one, in every
 // mode.
-func (l *forgeryLab) tellSilence(t *testing.T, g lab.TrustGateway) {
+func (l *forgeryLab) checkSilence(t *testing.T, g lab.TrustGateway) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	for _, p := range l.probes(g, l.Trusted, matrixProtocols...) {

@@ -161,7 +161,7 @@ func (l *headerLab) compare(t *testing.T, path headerPath) {
 			ownRequest, ownAnswer := l.exchange(t, path.own, sent)
 			usherRequest, usherAnswer := l.exchange(t, path.usher, sent)
 			for _, name := range differing(ownRequest, usherRequest) {
-				l.see(t, path, headerRow{
+				l.observe(t, path, headerRow{
 					header: "`" + strings.ToLower(name) + "`",
 					sent:   describeSent(sent.Values(name)),
 					own:    describeSeen(ownRequest.Values(name), sent, name, path.client),
@@ -218,7 +218,7 @@ func (l *headerLab) wantDocumentedProto(t *testing.T) {
 		{byPort, "http", "https"}, {settings[0], "https", "http"}, {settings[1], "https", "https"}, {settings[1], "", "http"}, {strict + "}", "https", "http"},
 	} {
 		writeProxyDefaults(t, l.Lab, step.settings)
-		testprocess.Eventually(t, fmt.Sprintf("with %q, one that sends %q is told as %s", step.settings, step.sent, step.want), testprocess.ChangeDeadline, func() error {
+		testprocess.Eventually(t, fmt.Sprintf("with %q, one that sends %q is forwarded as %s", step.settings, step.sent, step.want), testprocess.ChangeDeadline, func() error {
 			request := l.Request(lab.NewPath())
 			if step.sent != "" {
 				request.Header = http.Header{"X-Forwarded-Proto": {step.sent}}
@@ -251,8 +251,8 @@ func (l *headerLab) wantProtoOfTLS(t *testing.T) {
 	})
 }
 
-// see marks a difference's row of the documentation.
-func (l *headerLab) see(t *testing.T, path headerPath, row headerRow) {
+// observe marks a difference's row of the documentation.
+func (l *headerLab) observe(t *testing.T, path headerPath, row headerRow) {
 	t.Helper()
 	if _, documented := l.rows[row]; !documented {
 		t.Errorf("%s: docs/client-address.md does not have %+v", path.name, row)
@@ -261,7 +261,7 @@ func (l *headerLab) see(t *testing.T, path headerPath, row headerRow) {
 	l.rows[row] = true
 }
 
-// exchange makes a request and gives the headers that the service got and those
+// exchange makes a request and returns the headers that the service got and those
 // that the client got, without what is another one each time.
 func (l *headerLab) exchange(t *testing.T, c lab.Request, sent http.Header) (request, answered http.Header) {
 	t.Helper()

@@ -45,21 +45,21 @@ func TestHeadersOfSettings(t *testing.T) {
 			l, paths := startHeaderLab(t, lab.ConsulNew, version)
 			headed, plain := paths[1], paths[2]
 			for _, s := range headerSettings {
-				t.Run(s.name+" without a PROXY header", func(t *testing.T) { l.tellSetting(t, s, plain) })
+				t.Run(s.name+" without a PROXY header", func(t *testing.T) { l.checkSetting(t, s, plain) })
 				on := s
 				if !strings.Contains(s.text, "proxy_protocol") {
 					on.text += ` proxy_protocol { mode = "strict" }`
 				} else {
 					headed.client = plain.client // what the header says is not believed
 				}
-				t.Run(s.name+" with a PROXY header", func(t *testing.T) { l.tellSetting(t, on, headed) })
+				t.Run(s.name+" with a PROXY header", func(t *testing.T) { l.checkSetting(t, on, headed) })
 			}
 		})
 	}
 }
 
-// tellSetting compares what services see once the setting is in force.
-func (l *headerLab) tellSetting(t *testing.T, s headerSetting, path headerPath) {
+// checkSetting compares what services see once the setting is in force.
+func (l *headerLab) checkSetting(t *testing.T, s headerSetting, path headerPath) {
 	t.Helper()
 	plain := path
 	plain.usher.Proxy = nil

@@ -23,7 +23,7 @@ type twoInstances struct {
 // TestTwoInstancesOnDifferentNodes has both instances on one Usher, each with
 // listeners of its own. Usher tells their Envoys apart by the address that they
 // connect from, and, where they all come through a unix socket, by the name of
-// their node. An Envoy that cannot be told is refused, and says why.
+// their node. An Envoy whose instance is unknown is refused, with the reason.
 func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 	t.Parallel()
 	l := startTwoInstances(t)
@@ -40,7 +40,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 		}
 		l.wantOwnListeners(t, envoys)
 		l.wantRefused(t, usher, "address "+lab.BalancerIP)
-		l.wantOneTrouble(t, usher)
+		l.wantOneProblem(t, usher)
 	})
 	t.Run("by node name", func(t *testing.T) {
 		usher := lab.StartUsher(t, lab.UsherOptions{
@@ -101,9 +101,9 @@ func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) 
 	}
 }
 
-// wantOneTrouble has a bad proxy-defaults for a while. It is one problem, though
+// wantOneProblem has a bad proxy-defaults for a while. It is one problem, though
 // both agents merge it into their registrations, each in its own time.
-func (l *twoInstances) wantOneTrouble(t *testing.T, usher *lab.Usher) {
+func (l *twoInstances) wantOneProblem(t *testing.T, usher *lab.Usher) {
 	t.Helper()
 	bad := badSettings[0]
 	line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
@@ -138,7 +138,7 @@ func TestSettingsInFourPlaces(t *testing.T) {
 		do   func()
 		want string
 	}{
-		{"nobody says anything", func() {}, "off"},
+		{"no layer has a setting", func() {}, "off"},
 		{"the file, for every gateway", func() { writeConfig(setting("permissive") + "\n" + others) }, "permissive"},
 		{"proxy-defaults wins", func() { writeProxyDefaults(t, l, setting("strict")) }, "strict"},
 		{"the registration wins", func() { writeGatewayRegistration(t, l, setting("off")) }, "off"},
@@ -148,7 +148,7 @@ func TestSettingsInFourPlaces(t *testing.T) {
 		{"proxy-defaults says it of the listener", func() { writeProxyDefaults(t, l, ofListener("strict")) }, "strict"},
 		{"the registration says it of the listener", func() { writeGatewayRegistration(t, l, ofListener("permissive")) }, "permissive"},
 		{"the registration says off of all", func() { writeGatewayRegistration(t, l, setting("off")) }, "strict"},
-		{"nobody says anything of the listener", func() { writeProxyDefaults(t, l, setting("strict")) }, "off"},
+		{"no layer has a setting for the listener", func() { writeProxyDefaults(t, l, setting("strict")) }, "off"},
 		{"the registration changes beneath it", func() { writeGatewayRegistration(t, l, setting("permissive")) }, "off"},
 		{"the file says nothing any more", func() { writeConfig(others) }, "permissive"},
 		{"nor does the registration", func() { writeGatewayRegistration(t, l, "") }, "strict"},

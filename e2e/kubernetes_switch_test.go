@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ import (
 //
 // The Service comes first where no grace lasts, as with every cloud, for the
 // cloud reads it. Within a grace the balancer comes first, too, both on and off:
-// somebody has changed their mind.
+// a user has changed their mind.
 //
 // USHER_APART sets how far apart (2s); 20s is what a cloud needs at least.
 func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
@@ -77,9 +78,12 @@ type switched struct {
 
 func startSwitchedApart(t *testing.T) *switchedApart {
 	t.Helper()
-	apart, err := time.ParseDuration(lab.EnvOr("USHER_APART", "2s"))
-	if err != nil {
-		t.Fatalf("USHER_APART: %v", err)
+	apart := 2 * time.Second
+	if text := os.Getenv("USHER_APART"); text != "" {
+		var err error
+		if apart, err = time.ParseDuration(text); err != nil {
+			t.Fatalf("USHER_APART: %v", err)
+		}
 	}
 	s := &switchedApart{KubernetesLab: lab.StartKubernetesLab(t), apart: apart, grace: 5 * apart, sent: map[string]map[string]string{}}
 	s.ApplyChart(t, "../internal/loadbalancer/testdata/consul-values.yaml", false)
@@ -187,7 +191,7 @@ func (s *switchedApart) wantAddresses(t *testing.T) {
 }
 
 // settled is the index of what the balancer did when a request's connection was
-// made; -1 if nobody knows.
+// made; -1 if that is not known.
 func (s *switchedApart) settled(r lab.LoadRequest) int {
 	at := 0
 	for i, h := range s.headers[1:] {
@@ -202,7 +206,7 @@ func (s *switchedApart) settled(r lab.LoadRequest) int {
 }
 
 // logged waits until the access logs have all requests of the load, each once,
-// and gives the clients' addresses by path.
+// and returns the clients' addresses by path.
 func (s *switchedApart) logged(t *testing.T) map[string]string {
 	t.Helper()
 	var addresses map[string]string
@@ -215,7 +219,7 @@ func (s *switchedApart) logged(t *testing.T) map[string]string {
 					continue
 				}
 				if addresses[path] != "" {
-					return testprocess.Hopeless(errors.New(path + " is there twice"))
+					return testprocess.Permanent(errors.New(path + " is there twice"))
 				}
 				addresses[path] = entry.IP(t, "downstream_remote_address")
 			}

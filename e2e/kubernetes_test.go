@@ -18,7 +18,7 @@ import (
 const awsHeaders = "service.beta.kubernetes.io/aws-load-balancer-proxy-protocol"
 
 // TestLabInKubernetes makes the Services of the lab's values files, with nothing
-// about PROXY protocol told to Usher: off with the first, strict with the second,
+// about PROXY protocol given to Usher: off with the first, strict with the second,
 // and the client's address in the access log. The values file with TABs ends
 // before it gets to Usher, wherever it is tried.
 func TestLabInKubernetes(t *testing.T) {
@@ -68,7 +68,7 @@ func wantNearMissExplained(t *testing.T, l *lab.KubernetesLab, p *lab.Pod) {
 	near := "*\t"
 	trouble := p.Usher.WantProblem(t,
 		`msg="bad configuration" gateway=ingress-gateway `+lab.LoggedProblem("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
-			`"*\t" is refused, and the balancer stays as it was; use "*", or remove the annotation`),
+			`"*\t" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
 		func() { l.API.Annotate(t, awsHeaders, &near) })
 	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 	trouble.WantFixed(t, func() { l.API.Annotate(t, awsHeaders, nil) })

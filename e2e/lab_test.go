@@ -57,7 +57,7 @@ func TestLab(t *testing.T) {
 	}
 }
 
-// runLabStory tells the story with one Envoy.
+// runLabStory runs the story with one Envoy.
 func runLabStory(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 	l.SetMode(t, "off")
 	l.HAProxy.SetHeader(t, lab.SendV2)

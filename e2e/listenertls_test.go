@@ -19,11 +19,11 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestTLSListener is the story of an operator who has the gateway speak TLS with
+// TestTLSListener is for a user who has the gateway speak TLS with
 // a certificate of the mesh. Clients that trust the mesh's root, curl and Go's,
 // get their answers under every name that the gateway has. Under load, a service
 // gets one more host, and then the mesh gets a new root: the certificate is
-// signed anew each time, and no request fails.
+// signed again each time, and no request fails.
 func TestTLSListener(t *testing.T) {
 	for _, story := range []struct {
 		consul string
@@ -41,7 +41,7 @@ func TestTLSListener(t *testing.T) {
 	}
 }
 
-// TestUsherRestartsWithoutSigning starts Usher anew while nobody signs
+// TestUsherRestartsWithoutSigning restarts Usher while Consul does not sign
 // certificates. An Envoy that has a certificate keeps it and its listener, and
 // follows other changes; one that is new gets the listeners without TLS alone.
 func TestUsherRestartsWithoutSigning(t *testing.T) {

@@ -33,7 +33,7 @@ func TestCostOfAccessLogs(t *testing.T) {
 		{"`file`, `combined`", fmt.Sprintf(`sinks = [{ type = "file", path = "%s/log", format = "combined" }]`, dir)},
 		{"`otlp`, `consul`", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4317" }]`, lab.ControlIP)},
 		{"`grpc`", fmt.Sprintf(`sinks = [{ type = "grpc", address = "%s:4317" }]`, lab.ControlIP)},
-		{"`otlp`, nobody there", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4318" }]`, lab.ControlIP)},
+		{"`otlp`, no collector", fmt.Sprintf(`sinks = [{ type = "otlp", address = "%s:4318" }]`, lab.ControlIP)},
 	}
 	config := func(settings string) string { return "usher { access_log { " + settings + " } }" }
 	l := startFileLab(t, config(sinks[0].settings))

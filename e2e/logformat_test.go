@@ -17,7 +17,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// ownFields are ways in which operators write the client's address, and what
+// ownFields are ways in which users write the client's address, and what
 // they are for a client at 192.0.2.7:40000. Each begins with the peer, by which
 // the test finds the line.
 var ownFields = map[string]string{
@@ -26,7 +26,7 @@ var ownFields = map[string]string{
 	"%DOWNSTREAM_REMOTE_PORT%":                 "40000",
 }
 
-// TestOwnLogFormats is the story of an operator with a log format of their own,
+// TestOwnLogFormats is for a user with a custom log format,
 // as text and as JSON. The line of a peer who is believed has the client, and
 // that of a stranger has the stranger, in every way that an address is written.
 func TestOwnLogFormats(t *testing.T) {

@@ -24,25 +24,24 @@ import (
 // It does not run beside other stories: what it does to the kernel's queues shows
 // at a high rate only.
 func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
-	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false), mode: "off"}
+	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
 	s.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew})
 	lab.WaitStatus(t, s.Request("/"), http.StatusOK)
 	load := lab.StartLoad(t, s.Request("/"))
 
 	s.usher = lab.StartUsher(t, lab.UsherOptions{Host: s.Gateway, Consul: s.Consul, Config: readme(t, permissiveConfig)})
 	readme(t, "-grpc-addr http://127.0.0.1:18000 -admin-bind 127.0.0.1:19001")
-	s.exchange(t, s.usher.GRPCAddr, 19001)
-	s.mode = "permissive"
+	s.replaceEnvoy(t, s.usher.GRPCAddr, 19001)
 	s.switchBalancer(t, lab.SendV2)
-	s.tell(t, "strict", func() { s.writeFile(t, "strict") })
+	s.switchMode(t, "strict", func() { s.writeFile(t, "strict") })
 	load.WaitMore(t)
 
-	s.tell(t, "permissive", func() { s.writeFile(t, "permissive") })
+	s.switchMode(t, "permissive", func() { s.writeFile(t, "permissive") })
 	s.switchBalancer(t, lab.SendNone)
-	s.exchange(t, "", 19000)
+	s.replaceEnvoy(t, "", 19000)
 	s.usher.Stop(t)
 	load.WaitMore(t)
-	if err := s.treats(t, "off"); err != nil {
+	if err := s.checkMode(t, "off"); err != nil {
 		t.Errorf("back on Consul's own xDS: %v, want plain 200, with a header 400", err)
 	}
 	load.WantNoFailures(t)
@@ -56,9 +55,9 @@ const permissiveConfig = `   gateway "ingress-gateway" {
    }
 `
 
-// exchange replaces the gateway's Envoy by one with another xDS server, which is
+// replaceEnvoy replaces the gateway's Envoy by one with another xDS server, which is
 // empty for Consul's own, and another admin port.
-func (s *modesStory) exchange(t *testing.T, grpcAddr string, adminPort int) {
+func (s *modesStory) replaceEnvoy(t *testing.T, grpcAddr string, adminPort int) {
 	t.Helper()
 	old := s.gateway
 	s.run(t, readme(t, "sysctl -w net.ipv4.tcp_migrate_req=1"))

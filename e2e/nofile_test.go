@@ -13,10 +13,10 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestWhatIsNoFile puts a FIFO, a device and a file that is cut off in the place of
+// TestConfigThatIsNotARegularFile puts a FIFO, a device and a file that is cut off in the place of
 // files that Usher follows, while the gateway is strict: it stays strict, Usher says
 // so once, goes on where the file is there again, and ends on SIGTERM.
-func TestWhatIsNoFile(t *testing.T) {
+func TestConfigThatIsNotARegularFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
 	l := startFileLab(t, good)

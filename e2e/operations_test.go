@@ -76,10 +76,10 @@ func wantFed(t *testing.T, h *lab.Host) *fakeenvoy.Envoy {
 	return e
 }
 
-// TestLogIsNotRead is the story of a collector that stops reading Usher's
+// TestUsherRunsWhileItsLogIsNotRead is the story of a collector that stops reading Usher's
 // stderr, comes back, and goes away. Envoys are served all the time, also while
 // more is logged than Usher keeps, and the log says what is missing.
-func TestLogIsNotRead(t *testing.T) {
+func TestUsherRunsWhileItsLogIsNotRead(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
 	fifo := filepath.Join(testprocess.NewDir(t), "log")
@@ -131,8 +131,8 @@ func TestLogIsNotRead(t *testing.T) {
 	}
 }
 
-// TestEndWithoutAReaderOfTheLog ends an Usher whose log is full.
-func TestEndWithoutAReaderOfTheLog(t *testing.T) {
+// TestUsherEndsWithoutAReaderOfItsLog ends an Usher whose log is full.
+func TestUsherEndsWithoutAReaderOfItsLog(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
 	fifo := filepath.Join(testprocess.NewDir(t), "log")
@@ -156,7 +156,7 @@ func TestEndWithoutAReaderOfTheLog(t *testing.T) {
 	}
 }
 
-// TestSIGHUPIsAReload is the story of an operator who reloads Usher as he
+// TestSIGHUPIsAReload is for a user who reloads Usher as he
 // reloads Consul. A directory farther up was replaced, which is not seen without
 // the signal. The stream of an Envoy goes on, and brings the change.
 func TestSIGHUPIsAReload(t *testing.T) {
@@ -340,9 +340,9 @@ func TestSIGTERMTwice(t *testing.T) {
 	u.WaitOutput(t, "shutting down at once: the signal came again")
 }
 
-// TestAdminPortIsCrowded holds more connections against the admin port than
+// TestAdminPortIsLimited holds more connections against the admin port than
 // Usher may open files. Probes are answered, and an Envoy can connect.
-func TestAdminPortIsCrowded(t *testing.T) {
+func TestAdminPortIsLimited(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
 	u := lab.StartUsher(t, lab.UsherOptions{Host: h, Files: 1024, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t))}})
@@ -370,9 +370,9 @@ func TestAdminPortIsCrowded(t *testing.T) {
 	}
 }
 
-// TestAdminPortIsShown has the admin port reachable from elsewhere, as probes in
+// TestAdminPortIsLogged has the admin port reachable from elsewhere, as probes in
 // Kubernetes need it.
-func TestAdminPortIsShown(t *testing.T) {
+func TestAdminPortIsLogged(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
 	u := lab.LaunchUsher(t, lab.UsherOptions{Host: h, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t)), "--admin-addr", "0.0.0.0:18001"}})

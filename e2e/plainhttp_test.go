@@ -25,7 +25,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestThousandServicesOverPlainHTTP is the story of an operator who reaches
+// TestThousandServicesOverPlainHTTP is for a user who reaches
 // Consul over plain HTTP, as is usual beside an agent, with a gateway of 1,000
 // services: many more than the connections that the agent allows. All are
 // served, also when Usher is killed and starts again; the agent never refuses
@@ -110,7 +110,7 @@ func registerMany(t *testing.T, l *lab.Lab, ports []int) {
 
 func crowdService(i int) string { return fmt.Sprintf("svc-%04d", i) }
 
-// registerNumbered registers the sidecar of a service that nobody runs.
+// registerNumbered registers the sidecar of a service without processes.
 func registerNumbered(t *testing.T, l *lab.Lab, i, port int) {
 	t.Helper()
 	name := crowdService(i)
@@ -152,7 +152,7 @@ func waitEndpoints(t *testing.T, e *lab.Envoy, ports []int, deadline time.Durati
 	})
 }
 
-// changed gives the ports of every step-th service by their names.
+// changed returns the ports of every step-th service by their names.
 func changed(ports []int, from, step int) map[string]int {
 	of := map[string]int{}
 	for i := from; i < len(ports); i += step {
@@ -289,7 +289,7 @@ type tcpSocket struct {
 	state         string
 }
 
-// socketsOf gives the host's TCP sockets between IPv4 addresses.
+// socketsOf returns the host's TCP sockets between IPv4 addresses.
 func socketsOf(t *testing.T, h *lab.Host) []tcpSocket {
 	var tables []byte
 	err := h.Do(func() error {

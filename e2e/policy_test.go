@@ -14,7 +14,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestSmallestPolicy is the story of an operator who wants to give Usher less
+// TestSmallestPolicy is for a user who wants to give Usher less
 // than the policy of the docs: without any one of its rules, an Envoy gets
 // nothing at all, and the log names what is missing. Names in place of the
 // prefixes are enough.

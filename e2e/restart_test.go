@@ -59,7 +59,7 @@ func TestUsherIsKilledInTheMiddleOfASwitch(t *testing.T) {
 	s.WantNoFailures(t)
 }
 
-// moment gives what to wait for in the ith switch before Usher is killed.
+// moment returns what to wait for in the ith switch before Usher is killed.
 func (s *switchStory) moment(t *testing.T, i int) func(c lab.Change) error {
 	t.Helper()
 	added := func() int { return s.OnUsher.Stat(t, "cluster_manager.cluster_added") }

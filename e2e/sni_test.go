@@ -42,7 +42,7 @@ func (l *logLab) wantServerName(t *testing.T) {
 	random := rand.New(rand.NewPCG(7, 7))
 	asked := map[string]bool{}
 	for range requests {
-		if path, answered := ask(nasty(random, "")); answered { // Envoy refuses some names
+		if path, answered := ask(hostileText(random, "")); answered { // Envoy refuses some names
 			asked[path] = true
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestRefusedStarts is the story of an operator who starts Usher with something
+// TestRefusedStarts is for a user who starts Usher with something
 // that cannot work: the process ends at once, with one line that names the
 // setting.
 func TestRefusedStarts(t *testing.T) {
@@ -59,7 +59,7 @@ func TestRefusedStarts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			end := testprocess.Run(t, testprocess.Command{
-				Name: "usher serve", Path: lab.UsherBinary(t), Args: append([]string{"serve"}, refused.args...),
+				Name: "usher serve", Path: testprocess.Usher(t), Args: append([]string{"serve"}, refused.args...),
 				Env: refused.env, Host: h,
 			}, "")
 			output := end.Stdout + end.Stderr
@@ -89,10 +89,10 @@ func listenUnix(t *testing.T, path string) {
 	t.Cleanup(func() { listener.Close() })
 }
 
-// TestConsulComesLater is the story of a machine that starts everything at
+// TestConsulStartsAfterUsher is the story of a machine that starts everything at
 // once: Usher is there before Consul, says what it waits for, sends nothing to
 // Envoys that ask already, and serves when Consul is there.
-func TestConsulComesLater(t *testing.T) {
+func TestConsulStartsAfterUsher(t *testing.T) {
 	t.Parallel()
 	network := lab.NewNetwork(t)
 	address := network.Control.Addr(8500)

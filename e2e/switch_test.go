@@ -24,7 +24,7 @@ import (
 const switches = 30
 
 // TestSwitchToANewClusterLosesNothing switches all of the load, again and again,
-// to a service or a subset that nobody knew a moment ago: by each config entry
+// to a service or a subset that did not exist before: by each config entry
 // that can. Usher hears of the instances late, once so late that it has to go
 // on without them. No request to either of its two Envoys fails; those that
 // Consul's own gateway loses are printed.
@@ -148,7 +148,7 @@ func (s *switchStory) next(t *testing.T, i int) lab.Change {
 			Kind: api.ServiceResolver, Name: s.tip,
 			Failover: map[string]api.ServiceResolverFailover{"*": {Service: fresh}},
 		}
-		shows, tip = lab.DumpHas(clusterHosts, "failover-target~0~"+s.tip+"."), s.tip
+		shows, tip = lab.HasInDump(clusterHosts, "failover-target~0~"+s.tip+"."), s.tip
 	}
 	s.tip = tip
 	for _, name := range []string{fresh, spare} {

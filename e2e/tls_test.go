@@ -129,7 +129,7 @@ func (s *tlsLab) wantReplacedPairUsed(t *testing.T) {
 }
 
 // wantBrokenPairIgnored puts a certificate without its key into the files, and
-// then something that is no certificate. Each is told once.
+// then something that is no certificate. Each is logged once.
 func (s *tlsLab) wantBrokenPairIgnored(t *testing.T) {
 	t.Helper()
 	const line = "the new TLS certificate cannot be used, the old one stays"

@@ -12,18 +12,18 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// tlvLab has listeners of all protocols that tell of TLVs: those of the clouds
-// and of the protocol itself, and one of the operator's own.
+// tlvLab has listeners of all protocols that log TLVs: those of the clouds
+// and of the protocol itself, and one that the user chose.
 type tlvLab struct{ *lab.TrustLab }
 
-// toldTLV is a TLV of the settings.
-type toldTLV struct {
+// loggedTLV is a TLV of the settings.
+type loggedTLV struct {
 	name   string // the key in the log
 	header string // what the service gets; "" for none
-	number bool   // which Envoy 1.36 cannot tell
+	number bool   // which Envoy 1.36 cannot log
 }
 
-var toldTLVs = []toldTLV{
+var loggedTLVs = []loggedTLV{
 	{name: "aws_vpce_id", header: "X-Vpce-Id"},
 	{name: "proxy_authority"},
 	{name: "tenant", header: "X-Tenant"},
@@ -34,7 +34,7 @@ var toldTLVs = []toldTLV{
 const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority" }, { type = "0xE4", name = "tenant", header = "x-tenant" }, ` +
 	`{ type = "azure_link_id", header = "x-link-id" }, { type = "gcp_psc_id" }]`
 
-// TestTLVs has balancers tell more than the client's address: it is in the
+// TestTLVs has balancers send more than the client's address: it is in the
 // access log by name and in request headers, from those alone who are believed,
 // and without a byte that could break the log, a header or a request.
 func TestTLVs(t *testing.T) {
@@ -56,23 +56,23 @@ func TestTLVs(t *testing.T) {
 					stories = append(stories, l.hostile(p)...)
 				}
 			}
-			l.tell(t, stories)
+			l.run(t, stories)
 		})
 	}
 }
 
-// tlvStory is a connection with TLVs, and what may be told of them.
+// tlvStory is a connection with TLVs, and what may be logged of them.
 type tlvStory struct {
 	lab.Probe
-	right func(told toldTLV, got string) bool
+	right func(tlv loggedTLV, got string) bool
 }
 
 // newStory is a story of a connection that begins with the text.
-func (l *tlvLab) newStory(p lab.Probe, text string, right func(told toldTLV, got string) bool) tlvStory {
+func (l *tlvLab) newStory(p lab.Probe, text string, right func(tlv loggedTLV, got string) bool) tlvStory {
 	p.Preface = lab.Preface{Name: fmt.Sprintf("%.200q", text), Bytes: text, Client: lab.HeaderClient}
 	p.Header = http.Header{"X-Vpce-Id": {"forged"}, "X-Tenant": {"forged", "twice"}, "X-Link-Id": {"forged"}}
 	if p.Listener.Settings.TrustedCIDRs && p.From.Host == l.Untrusted.Host {
-		right = func(_ toldTLV, got string) bool { return got == "" }
+		right = func(_ loggedTLV, got string) bool { return got == "" }
 	}
 	return tlvStory{Probe: l.NewProbe(p), right: right}
 }
@@ -81,7 +81,7 @@ func (l *tlvLab) newStory(p lab.Probe, text string, right func(told toldTLV, got
 func (l *tlvLab) wellFormed(p lab.Probe) []tlvStory {
 	vpce := lab.TLV(lab.TLVAWS, "\x01vpce-08d2bf15fac5001c9")
 	var stories []tlvStory
-	tells := func(told toldTLV) bool { return !told.number || p.Gateway.Version != lab.EnvoyOld }
+	canLog := func(tlv loggedTLV) bool { return !tlv.number || p.Gateway.Version != lab.EnvoyOld }
 	for _, s := range []struct {
 		first string // what the connection begins with
 		want  map[string]string
@@ -105,17 +105,17 @@ func (l *tlvLab) wellFormed(p lab.Probe) []tlvStory {
 		{lab.V2Header(lab.V2Local, lab.V2Unspec, ""), nil},
 		{lab.PrefaceNamed("v1, IPv4").Bytes, nil},
 	} {
-		stories = append(stories, l.newStory(p, s.first, func(told toldTLV, got string) bool {
-			return tells(told) && got == s.want[told.name] || !tells(told) && got == ""
+		stories = append(stories, l.newStory(p, s.first, func(tlv loggedTLV, got string) bool {
+			return canLog(tlv) && got == s.want[tlv.name] || !canLog(tlv) && got == ""
 		}))
 	}
 	return stories
 }
 
-// printable is what may be told of a TLV.
+// printable is what may be logged of a TLV.
 var printable = regexp.MustCompile(`^[ -~]*$`)
 
-// hostile are TLVs that are not what they should be. Whatever is told of them is
+// hostile are TLVs that are not what they should be. Whatever is logged of them is
 // printable, and on one line.
 func (l *tlvLab) hostile(p lab.Probe) []tlvStory {
 	var stories []tlvStory
@@ -126,15 +126,15 @@ func (l *tlvLab) hostile(p lab.Probe) []tlvStory {
 		"\x01vpce-08d2bf15fac5001c9\nvpce-evil", "\x01vpce-08d2bf15fac5001c9, " + lab.ForgedIP,
 	} {
 		text := lab.HeaderWithTLVs(lab.TLV(lab.TLVAWS, value) + lab.TLV(lab.TLVAWS, "\x01"+value) + lab.TLV(lab.TLVAuthority, value) + lab.TLV("\xe4", value) + lab.TLV(lab.TLVAzure, value) + lab.TLV(lab.TLVGCP, value))
-		stories = append(stories, l.newStory(p, text, func(_ toldTLV, got string) bool { return printable.MatchString(got) }))
+		stories = append(stories, l.newStory(p, text, func(_ loggedTLV, got string) bool { return printable.MatchString(got) }))
 	}
 	return stories
 }
 
-// tell makes the connections, which have to be answered, and asks for each TLV
-// whether what is told of it is right: in the log, where there is exactly one
+// run makes the connections, which have to be answered, and asks for each TLV
+// whether it is right: in the log, where there is exactly one
 // line of each, and at the service.
-func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
+func (l *tlvLab) run(t *testing.T, stories []tlvStory) {
 	t.Helper()
 	probes := make([]lab.Probe, len(stories))
 	for i, s := range stories {
@@ -142,7 +142,7 @@ func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
 	}
 	seen, lines := l.Observe(t, probes, lab.Always)
 	if lines["/forged"] != nil {
-		t.Errorf("the log has lines of nobody: %v", lines["/forged"])
+		t.Errorf("the log has lines that no request wrote: %v", lines["/forged"])
 	}
 	for i, s := range stories {
 		entries := lines.EntriesFor(s.Probe)
@@ -150,22 +150,22 @@ func (l *tlvLab) tell(t *testing.T, stories []tlvStory) {
 			t.Errorf("%v: the answer is %s, and the log has %v", s.Probe, seen[i].Response, entries)
 			continue
 		}
-		l.wantTold(t, s, entries[0])
+		l.wantLogged(t, s, entries[0])
 	}
 }
 
-func (l *tlvLab) wantTold(t *testing.T, s tlvStory, entry lab.LogEntry) {
+func (l *tlvLab) wantLogged(t *testing.T, s tlvStory, entry lab.LogEntry) {
 	t.Helper()
-	for _, told := range toldTLVs {
-		if got := strings.TrimPrefix(entry.Text(told.name), "-"); !s.right(told, got) {
-			t.Errorf("%v: the log has %s %q", s.Probe, told.name, got)
+	for _, tlv := range loggedTLVs {
+		if got := strings.TrimPrefix(entry.Text(tlv.name), "-"); !s.right(tlv, got) {
+			t.Errorf("%v: the log has %s %q", s.Probe, tlv.name, got)
 		}
-		if told.header == "" || s.Listener.Protocol == "tcp" {
+		if tlv.header == "" || s.Listener.Protocol == "tcp" {
 			continue
 		}
 		request := l.Echo.Received(t, s.Path)
-		if values := request.Header.Values(told.header); len(values) > 1 || !s.right(told, strings.Join(values, "")) {
-			t.Errorf("%v: the service gets %s %q", s.Probe, told.header, values)
+		if values := request.Header.Values(tlv.header); len(values) > 1 || !s.right(tlv, strings.Join(values, "")) {
+			t.Errorf("%v: the service gets %s %q", s.Probe, tlv.header, values)
 		}
 	}
 }

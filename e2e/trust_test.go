@@ -32,9 +32,9 @@ func fromEndpoint(t *testing.T, client string) *proxyproto.Header {
 	return h
 }
 
-// TestWhoMaySayWhoTheClientIs has a gateway that believes its balancer, and
-// somebody else who connects to it and claims to be another.
-func TestWhoMaySayWhoTheClientIs(t *testing.T) {
+// TestOnlyTrustedAddressesNameTheClient has a gateway that believes its balancer, and
+// other addresses that connect and claim to be another.
+func TestOnlyTrustedAddressesNameTheClient(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
 		settings := func(mode string) string {
@@ -63,7 +63,7 @@ usher {
 	})
 }
 
-// wantEndpointLogged wants the log and the service to be told of the endpoint, and
+// wantEndpointLogged wants the log and the service to get the endpoint, and
 // not by the client.
 func wantEndpointLogged(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 	t.Helper()
@@ -74,7 +74,7 @@ func wantEndpointLogged(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 		}
 		request.MustDo(t).WantHello(t)
 		if got := strings.Join(l.Echo.Received(t, request.Path).Header.Values("X-Vpce"), ","); got != want {
-			t.Errorf("the service is told of the endpoint %q, want %q", got, want)
+			t.Errorf("the service gets the endpoint %q, want %q", got, want)
 		}
 		if got := gateway.Log.WaitRequest(t, request.Path).Text("vpce"); got != want {
 			t.Errorf("access log has the endpoint %q, want %q", got, want)
@@ -136,7 +136,7 @@ func wantUntrustedClosed(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 }
 
 // TestApacheGetsAPROXYHeader has an Apache that understands PROXY protocol in
-// the mesh, behind a tcp listener, which tells it of the client.
+// the mesh, behind a tcp listener, which sends it the client address.
 func TestApacheGetsAPROXYHeader(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
@@ -172,7 +172,7 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 		waitProblemCount(t, usher)
 		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
 
-		// A stranger is told of as itself, if it claims nothing else.
+		// An untrusted address is logged as itself, if it claims nothing else.
 		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
 		stranger := lab.Request{From: l.Client, To: l.Gateway.Addr(lab.TCPPort)}
 		lab.WaitStatus(t, stranger, http.StatusOK)
@@ -244,7 +244,7 @@ func wantDocumentedCounters(t *testing.T, e *lab.Envoy) {
 	}
 }
 
-// waitProblemCount waits until Usher has something to mend.
+// waitProblemCount waits until Usher has that many problems.
 func waitProblemCount(t *testing.T, u *lab.Usher) {
 	t.Helper()
 	testprocess.Eventually(t, "usher has a problem", testprocess.ChangeDeadline, func() error {

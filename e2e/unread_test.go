@@ -43,8 +43,8 @@ type unread struct {
 
 // TestRestartWhileSomethingCannotBeRead restarts Usher while Consul answers one
 // question wrongly. The Envoy that runs keeps what it has, and no request fails;
-// the operator is told what is withheld and why. Everything else goes on, for that
-// Envoy and for a new one.
+// the log says what is held back and why. Everything else goes on, for that Envoy
+// and for a new one.
 func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 	chain := unread{
 		question: lab.Query{Name: "the chain", Path: "/v1/discovery-chain/static-server"},
@@ -60,22 +60,16 @@ func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 		"delta":              nil,
 		"state of the world": {"--state-of-the-world"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
-			writeTwoPorts(t, l)
-			registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
-			proxy := lab.StartFaultProxy(t, l.Gateway.Listen(t, "127.0.0.1:0"), l.Consul.HTTPAddr, &http.Transport{
-				DialContext: l.Gateway.Dial, MaxIdleConnsPerHost: 100,
-			})
-			options := lab.UsherOptions{Host: l.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + proxy.URL}}
-			usher := lab.StartUsher(t, options)
-			own := lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: args}
-			running := lab.StartBootstrapped(t, own)
-			running.WaitListener(t, 9090)
-			lab.WaitStatus(t, l.Request("/"), http.StatusOK)
-			load := lab.StartLoad(t, l.Request("/"))
-			for _, u := range []unread{chain, health} {
+		for _, u := range []unread{chain, health} {
+			t.Run(name+", "+u.question.Name, func(t *testing.T) {
+				t.Parallel()
+				l, proxy := startBehindFaultProxy(t)
+				options := lab.UsherOptions{Host: l.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + proxy.URL}}
+				usher := lab.StartUsher(t, options)
+				running := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: args})
+				running.WaitListener(t, 9090)
+				lab.WaitStatus(t, l.Request("/"), http.StatusOK)
+				load := lab.StartLoad(t, l.Request("/"))
 				for _, f := range u.faults {
 					usher.Kill()
 					fault := proxy.Inject(u.question, lab.FaultNamed(t, f))
@@ -86,14 +80,15 @@ func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 					fault.Clear()
 					waitNoProblem(t, usher)
 				}
-			}
-			load.WantNoFailures(t)
-			running.Kill()
-
-			usher.Kill()
+				load.WantNoFailures(t)
+			})
+		}
+		t.Run(name+", a new Envoy", func(t *testing.T) {
+			t.Parallel()
+			l, proxy := startBehindFaultProxy(t)
 			fault := proxy.Inject(chain.question, lab.FaultNamed(t, "500"))
-			lab.StartUsher(t, options)
-			fresh := lab.StartBootstrapped(t, own)
+			usher := lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Env: []string{"CONSUL_HTTP_ADDR=" + proxy.URL}})
+			fresh := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Gateway, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: args})
 			fresh.WaitListener(t, 9090)
 			wantListeners(t, fresh, 9090)
 			l.Consul.WriteEntry(t, threePorts)
@@ -104,11 +99,23 @@ func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestRestartAfterUshersTokenHasLostAService takes the right to read one service
+// startBehindFaultProxy starts the lab with two ports and a registered gateway, and
+// a fault proxy on the gateway's host in front of Consul.
+func startBehindFaultProxy(t *testing.T) (*lab.Lab, *lab.FaultProxy) {
+	t.Helper()
+	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	writeTwoPorts(t, l)
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway))
+	return l, lab.StartFaultProxy(t, l.Gateway.Listen(t, "127.0.0.1:0"), l.Consul.HTTPAddr, &http.Transport{
+		DialContext: l.Gateway.Dial, MaxIdleConnsPerHost: 100,
+	})
+}
+
+// TestRestartWithATokenThatHasLostAService takes the right to read one service
 // from Usher's token, and restarts Usher. The Envoy that runs keeps that service's
-// listener, and no request fails; the operator is told which right is missing. The
+// listener, and no request fails; the log says which right is missing. The
 // other port goes on.
-func TestRestartAfterUshersTokenHasLostAService(t *testing.T) {
+func TestRestartWithATokenThatHasLostAService(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, true)
 	writeTwoPorts(t, l)
@@ -135,7 +142,7 @@ service "static-server-sidecar-proxy" { policy = "deny" }
 	wantListeners(t, running, 8080, 9090, 9091)
 	load.WantNoFailures(t)
 
-	// With the right, and by then without a fault, everything is followed again.
+	// With the right, and by then without a fault, all changes apply again.
 	(&guardedLab{Lab: l}).setRules(t, options.Token, policy)
 	usher.Kill()
 	usher = lab.StartUsher(t, options)

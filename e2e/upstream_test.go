@@ -52,7 +52,7 @@ func TestUpstreamHeader(t *testing.T) {
 
 // trySettings has a peer connect with and without a header of its own, over
 // IPv4 and IPv6. One that is not believed is closed if it names a client: Envoy
-// would tell the service.
+// would send the service.
 func trySettings(t *testing.T, l *lab.TrustLab, apache *lab.Apache, p lab.Probe) {
 	t.Helper()
 	for _, p.Address = range p.Gateway.Addresses {

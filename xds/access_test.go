@@ -35,7 +35,7 @@ func TestDeniedEnvoyGetsNothing(t *testing.T) {
 			e.Subscribe(cds)
 			e.ExpectEnd(code)
 			if len(r.source.watchedNodes()) != 0 {
-				t.Error("the supplier was asked for a denied Envoy")
+				t.Error("the source was watched for a denied Envoy")
 			}
 			if got := r.count("usher_xds_denied_streams_total", reason); got != 1 {
 				t.Errorf("%v denials counted, want 1", got)
@@ -44,7 +44,7 @@ func TestDeniedEnvoyGetsNothing(t *testing.T) {
 	}
 }
 
-func TestAuthorisationCannotBeAskedWhenTheStreamOpens(t *testing.T) {
+func TestAuthorizerFailsWhenTheStreamOpens(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		r.source.publish(small().set(t))
 		r.authorizer.setAnswer(errors.New("connection refused"))
@@ -54,7 +54,7 @@ func TestAuthorisationCannotBeAskedWhenTheStreamOpens(t *testing.T) {
 	})
 }
 
-func TestTokenIsRevokedWhileTheStreamLives(t *testing.T) {
+func TestTokenIsRevokedWhileTheStreamIsOpen(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.authorizer.setAnswer(fmt.Errorf("token: %w", status.Error(codes.Unauthenticated, "ACL not found")))
@@ -64,7 +64,7 @@ func TestTokenIsRevokedWhileTheStreamLives(t *testing.T) {
 	})
 }
 
-func TestAuthorisationCannotBeAskedWhileTheStreamLives(t *testing.T) {
+func TestAuthorizerFailsWhileTheStreamIsOpen(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		time.Sleep(95 * time.Second) // of the bubble's time
@@ -128,16 +128,16 @@ func TestNodeIsReadFromTheFirstRequest(t *testing.T) {
 	})
 }
 
-func TestSupplierEndsTheStream(t *testing.T) {
+func TestSourceEndsTheStream(t *testing.T) {
 	for name, c := range map[string]struct {
 		err   error
 		want  codes.Code
 		level string
 	}{
-		"with a status":    {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition, "WARN"},
-		"with an error":    {errors.New("lost"), codes.Unavailable, "WARN"},
-		"with nil":         {nil, codes.Unavailable, "WARN"},
-		"for it goes away": {status.Error(codes.Unavailable, "shutting down"), codes.Unavailable, "INFO"},
+		"with a status":   {status.Error(codes.FailedPrecondition, "two gateways"), codes.FailedPrecondition, "WARN"},
+		"with an error":   {errors.New("lost"), codes.Unavailable, "WARN"},
+		"with nil":        {nil, codes.Unavailable, "WARN"},
+		"at its shutdown": {status.Error(codes.Unavailable, "shutting down"), codes.Unavailable, "INFO"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			forBoth(t, func(r *harness) {
@@ -147,7 +147,7 @@ func TestSupplierEndsTheStream(t *testing.T) {
 				synctest.Wait()
 				r.source.fail <- c.err
 				e.ExpectEnd(c.want)
-				if want := "level=" + c.level + ` msg="stream ended by its supplier"`; !strings.Contains(r.log.String(), want) {
+				if want := "level=" + c.level + ` msg="stream ended by its source"`; !strings.Contains(r.log.String(), want) {
 					t.Errorf("log is %s, want %s", r.log, want)
 				}
 			})

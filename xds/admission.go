@@ -4,7 +4,9 @@ import (
 	"container/list"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,46 +15,45 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// admission keeps the Limits: it knows every connection and every stream. Its
-// methods may be called from any goroutine.
+// admission enforces the Limits. It knows every connection and every stream. Any goroutine may call its methods.
 type admission struct {
 	limits     Limits
 	metrics    *Metrics
 	log        *slog.Logger
-	seed       maphash.Seed  // of the hashes of tokens
-	logLimiter *rate.Limiter // of the log about refusals
+	seed       maphash.Seed  // for the hashes of tokens
+	logLimiter *rate.Limiter // for refusals
 
-	mu           sync.Mutex // guards what follows, and the fields of peers, connections and places
-	callers      map[netip.Prefix]*callerState
-	connections  map[*connection]struct{}
-	streams      int
-	rate         *rate.Limiter
-	pendingConns list.List // of *connection, oldest first
-	pending      pendingStreams
-	requestBytes int
-	knownTokens  map[uint64]*knownToken
-	closed       bool // no connection is taken any more
+	mu             sync.Mutex // guards the rest, and callers, connections and streams
+	closed         bool       // no connection and no stream is admitted any more
+	callers        map[netip.Prefix]*callerState
+	connections    map[*connection]struct{}
+	pendingConns   int           // how many connections are pending
+	evicted        []*connection // to be closed by unlock
+	streams        map[*admittedStream]struct{}
+	pendingStreams pendingStreams
+	rate           *rate.Limiter // of new streams
+	requestBytes   int
+	knownTokens    map[uint64]*knownToken
 }
 
-// peerState is what is known of one peer.
+// callerState is what is known of one client address.
 type callerState struct {
-	connections  int
-	streams      int
-	rate         *rate.Limiter // of its streams
-	denied       *rate.Limiter // of those of its streams that are denied
-	pendingConns list.List     // of *connection, oldest first
-	pending      pendingStreams
-	requestBytes int
-	refusals     refusals
+	connections    int
+	pendingConns   list.List // of *connection, oldest first
+	streams        int
+	pendingStreams pendingStreams
+	rate           *rate.Limiter // of new streams
+	denied         *rate.Limiter // of denied streams
+	requestBytes   int
+	refusals       refusalLog
 }
 
-// pendingStreams are streams that are not authorised yet, oldest first: those of
-// strangers, and those whose token is known.
-type pendingStreams struct{ strangers, known list.List }
+// pendingStreams are *admittedStreams, oldest first, by whether the token is known.
+type pendingStreams struct{ unknown, known list.List }
 
-// oldest returns the stream that gives way first; nil if there is none.
+// oldest returns the stream to evict first, or nil.
 func (p *pendingStreams) oldest() *admittedStream {
-	for _, l := range []*list.List{&p.strangers, &p.known} {
+	for _, l := range []*list.List{&p.unknown, &p.known} {
 		if e := l.Front(); e != nil {
 			return e.Value.(*admittedStream)
 		}
@@ -64,26 +65,25 @@ func (p *pendingStreams) of(known bool) *list.List {
 	if known {
 		return &p.known
 	}
-	return &p.strangers
+	return &p.unknown
 }
 
 // knownToken is a token that was authorised.
 type knownToken struct {
-	streams int       // that are open
-	until   time.Time // when it is forgotten, while there are none
+	streams int       // open ones
+	until   time.Time // when it may be forgotten, if no stream is open
 }
 
-// place is one stream's share of the limits.
+// admittedStream is a stream that counts against the limits.
 type admittedStream struct {
 	admission *admission
 	conn      *connection
 	token     uint64      // a hash
-	end       func(error) // ends the stream; it does not block
+	known     bool        // the token was authorised lately
+	end       func(error) // ends the stream without blocking
 
-	authorized            bool
-	known                 bool          // its token was authorised lately
-	released              bool          // it no longer counts
-	element, peersElement *list.Element // in the lists of pending streams
+	authorized             bool
+	element, callerElement *list.Element // in the pending streams; nil: not pending
 }
 
 func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
@@ -93,6 +93,7 @@ func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), logLimiter: limiter(maxRefusalLines),
 		callers:     map[netip.Prefix]*callerState{},
 		connections: map[*connection]struct{}{},
+		streams:     map[*admittedStream]struct{}{},
 		rate:        limiter(l.StreamRate),
 		knownTokens: map[uint64]*knownToken{},
 	}
@@ -102,66 +103,71 @@ func limiter(perSecond int) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(perSecond), rateBurst*perSecond)
 }
 
-// peerKey names a peer: an IPv4 address, the /64 network of an IPv6 one, or the
-// zero Prefix for a unix socket.
+// unlock releases mu and closes the evicted connections. Close needs mu.
+func (a *admission) unlock() {
+	evicted := a.evicted
+	a.evicted = nil
+	a.mu.Unlock()
+	for _, c := range evicted {
+		_ = c.Close()
+	}
+}
+
+// shutDown admits nothing any more and closes the pending connections. It returns the open streams, in no order.
+func (a *admission) shutDown() []*admittedStream {
+	a.mu.Lock()
+	defer a.unlock()
+	a.closed = true
+	for c := range a.connections {
+		if c.pending != nil {
+			a.evict(c)
+		}
+	}
+	return slices.Collect(maps.Keys(a.streams))
+}
+
+// networkOf returns what counts as one caller: an IPv4 address, the /64 network of an IPv6 address, or the zero
+// Prefix for all unix sockets.
 func networkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
 		bits = 32
 	}
-	key, _ := a.Prefix(bits) // the zero Prefix for the zero Addr
-	return key
+	network, _ := a.Prefix(bits) // the zero Prefix for the zero Addr
+	return network
 }
 
-// peer returns the state of a peer. The caller holds mu.
-func (a *admission) caller(key netip.Prefix) *callerState {
-	p := a.callers[key]
+// caller returns the state of a client address. The caller holds mu.
+func (a *admission) caller(network netip.Prefix) *callerState {
+	p := a.callers[network]
 	if p == nil {
 		if len(a.callers) >= a.limits.Connections+maxIdleCallers {
-			a.pruneIdleCallers()
+			maps.DeleteFunc(a.callers, func(_ netip.Prefix, p *callerState) bool { return p.connections == 0 && p.streams == 0 })
 		}
 		p = &callerState{rate: limiter(a.limits.StreamRatePerPeer), denied: rate.NewLimiter(maxDeniedRate, maxDenied)}
-		a.callers[key] = p
+		a.callers[network] = p
 	}
 	return p
 }
 
-func (a *admission) pruneIdleCallers() {
-	for key, p := range a.callers {
-		if p.connections == 0 && p.streams == 0 {
-			delete(a.callers, key)
-		}
-	}
-}
-
-// enter takes a connection in. It returns false when there is no place for it.
+// addConnection admits a connection, unless a limit is reached and none is pending.
 func (a *admission) addConnection(c *connection) bool {
 	a.mu.Lock()
+	defer a.unlock()
 	c.caller = a.caller(networkOf(clientAddr(c.RemoteAddr())))
-	var evicted []*connection
-	ok := !a.closed
-	if ok && c.caller.connections >= a.limits.ConnectionsPerPeer {
-		ok = a.evictOldest("connections_per_peer", c, c.caller, &evicted)
+	c.closed = a.closed ||
+		c.caller.connections >= a.limits.ConnectionsPerPeer && !a.evictOldest(c, "connections_per_peer", c.caller) ||
+		len(a.connections) >= a.limits.Connections && !a.evictOldest(c, "connections", a.mostPending(c.caller))
+	if c.closed {
+		return false
 	}
-	if ok && len(a.connections) >= a.limits.Connections {
-		ok = a.evictOldest("connections", c, a.mostPending(c.caller), &evicted)
-	}
-	if ok {
-		a.connections[c] = struct{}{}
-		c.caller.connections++
-		a.setPending(c)
-	} else {
-		c.closed = true
-	}
-	a.mu.Unlock()
-	for _, old := range evicted {
-		_ = old.Close()
-	}
-	return ok
+	a.connections[c] = struct{}{}
+	c.caller.connections++
+	a.setPending(c)
+	return true
 }
 
-// mostPending returns the peer that has most pending connections, or the given one
-// where none has more. The caller holds mu.
+// mostPending returns the caller with most pending connections; p if none has more. The caller holds mu.
 func (a *admission) mostPending(p *callerState) *callerState {
 	for _, other := range a.callers {
 		if other.pendingConns.Len() > p.pendingConns.Len() {
@@ -171,51 +177,39 @@ func (a *admission) mostPending(p *callerState) *callerState {
 	return p
 }
 
-// closePending closes the connections that are pending, and takes no more.
-func (a *admission) closePending() {
-	a.mu.Lock()
-	a.closed = true
-	var pending []*connection
-	for e := a.pendingConns.Front(); e != nil; e = e.Next() {
-		pending = append(pending, e.Value.(*connection))
-	}
-	a.mu.Unlock()
-	for _, c := range pending {
-		_ = c.Close()
-	}
-}
-
-// makeRoom takes the oldest pending connection of a peer out of the way of c. It
-// returns false when there is none. The caller holds mu.
-func (a *admission) evictOldest(limit string, c *connection, of *callerState, evicted *[]*connection) bool {
+// evictOldest evicts the oldest pending connection of p because c has reached a limit. It returns false if there is
+// none. The caller holds mu.
+func (a *admission) evictOldest(c *connection, limit string, p *callerState) bool {
 	a.countLimit(c, limit, "too many connections", "")
-	oldest := of.pendingConns.Front()
-	if oldest == nil {
-		return false
+	oldest := p.pendingConns.Front()
+	if oldest != nil {
+		a.evict(oldest.Value.(*connection))
 	}
-	old := oldest.Value.(*connection)
-	a.dropConnection(old)
-	*evicted = append(*evicted, old)
-	return true
+	return oldest != nil
 }
 
-// setPending puts a connection into the lists of those that are pending. The
-// caller holds mu.
+// evict removes a connection, which unlock closes. The caller holds mu.
+func (a *admission) evict(c *connection) {
+	a.dropConnection(c)
+	a.evicted = append(a.evicted, c)
+}
+
+// setPending marks a connection as pending. The caller holds mu.
 func (a *admission) setPending(c *connection) {
-	c.element, c.peersElement = a.pendingConns.PushBack(c), c.caller.pendingConns.PushBack(c)
+	c.pending = c.caller.pendingConns.PushBack(c)
+	a.pendingConns++
 	c.expiry = time.AfterFunc(pendingTime, func() { a.expire(c) })
 	a.updateGauges()
 }
 
-// setAuthorized is the contrary of setPending. The caller holds mu.
-func (a *admission) setAuthorized(c *connection) {
-	if c.element == nil {
+// clearPending is the inverse of setPending. The caller holds mu.
+func (a *admission) clearPending(c *connection) {
+	if c.pending == nil {
 		return
 	}
-	a.pendingConns.Remove(c.element)
-	c.caller.pendingConns.Remove(c.peersElement)
-	c.element, c.peersElement = nil, nil
-	c.extended = false
+	c.caller.pendingConns.Remove(c.pending)
+	a.pendingConns--
+	c.pending, c.extended = nil, false
 	c.expiry.Stop()
 	a.updateGauges()
 }
@@ -223,24 +217,24 @@ func (a *admission) setAuthorized(c *connection) {
 // expire closes a connection that has been pending for too long.
 func (a *admission) expire(c *connection) {
 	a.mu.Lock()
-	pending := c.element != nil
-	if pending && !c.used {
+	defer a.unlock()
+	if c.pending == nil {
+		return
+	}
+	if !c.used {
 		a.countLimit(c, "pending_time", "the connection has opened no stream in time", "")
 	}
-	a.mu.Unlock()
-	if pending {
-		_ = c.Close()
-	}
+	a.evict(c)
 }
 
-// leave forgets a connection that is closed.
+// removeConnection removes a connection that is closed.
 func (a *admission) removeConnection(c *connection) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.dropConnection(c)
 }
 
-// drop is leave for a caller that holds mu.
+// dropConnection is removeConnection for a caller that holds mu.
 func (a *admission) dropConnection(c *connection) {
 	if c.closed {
 		return
@@ -249,39 +243,41 @@ func (a *admission) dropConnection(c *connection) {
 	delete(a.connections, c)
 	c.caller.connections--
 	a.adjustRequestBytes(c, -c.requestBytes, 0)
-	a.setAuthorized(c)
+	a.clearPending(c)
 	a.updateGauges()
 }
 
-// received counts requests that have arrived. When they take too much, those of
-// the peer that has most of them give way, the connections that are pending first.
+// addRequestBytes counts the bytes of requests that have arrived. Over the limit, it evicts connections of the
+// caller that has most bytes, pending ones first.
 func (a *admission) addRequestBytes(c *connection, bytes, frames int) {
 	a.mu.Lock()
+	defer a.unlock()
 	if c.closed {
-		a.mu.Unlock()
 		return
 	}
 	a.adjustRequestBytes(c, bytes, frames)
-	var evicted []*connection
 	evict := func(old *connection) {
-		a.countLimit(old, "request_bytes", "its requests take too much while they arrive", "")
-		a.dropConnection(old)
-		evicted = append(evicted, old)
+		a.countLimit(old, "request_bytes", "its incomplete and unhandled requests are too large", "")
+		a.evict(old)
 	}
-	if c.element != nil && c.cost() > maxPendingRequest {
+	if c.pending != nil && c.cost() > maxPendingRequest {
 		evict(c)
 	}
 	for a.requestBytes > maxRequestBytes {
 		evict(a.largestRequest())
 	}
-	a.mu.Unlock()
-	for _, old := range evicted {
-		_ = old.Close()
+}
+
+// releaseRequestBytes is the inverse of addRequestBytes.
+func (a *admission) releaseRequestBytes(c *connection, bytes int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !c.closed {
+		a.adjustRequestBytes(c, -bytes, 0)
 	}
 }
 
-// charge adds to what a connection's requests take; negative numbers subtract.
-// The caller holds mu.
+// adjustRequestBytes adds to a connection's request bytes; negative numbers subtract. The caller holds mu.
 func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	before := c.cost()
 	c.requestBytes = max(0, c.requestBytes+bytes)
@@ -295,8 +291,7 @@ func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	a.metrics.requestBytes.Set(float64(a.requestBytes))
 }
 
-// largest returns the connection whose requests give way first. There is one that
-// has any. The caller holds mu.
+// largestRequest returns the connection to evict for its requests. One of them has some. The caller holds mu.
 func (a *admission) largestRequest() *connection {
 	var largest *connection
 	for c := range a.connections {
@@ -311,131 +306,129 @@ func (a *admission) largestRequest() *connection {
 	return largest
 }
 
-// handled is the contrary of received.
-func (a *admission) releaseRequestBytes(c *connection, bytes int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !c.closed {
-		a.adjustRequestBytes(c, -bytes, 0)
-	}
-}
-
-// open admits a stream; end is called when it has to give way. An error is a
-// status. A connection on which nothing but refused streams come is closed.
+// openStream admits a stream. end is called to evict it. An error is a status. A pending connection on which too
+// many streams were refused is closed.
 func (a *admission) openStream(c *connection, token Token, end func(error)) (*admittedStream, error) {
 	a.mu.Lock()
-	p, err := a.admitStream(c, token, end)
-	useless := err != nil && c.element != nil && c.refused >= maxRefused
-	a.mu.Unlock()
-	if useless {
-		_ = c.Close()
+	defer a.unlock()
+	if a.closed {
+		return nil, errShuttingDown
 	}
-	return p, err
-}
-
-// admit is open for a caller that holds mu.
-func (a *admission) admitStream(c *connection, token Token, end func(error)) (*admittedStream, error) {
 	c.used = true
 	hash := maphash.String(a.seed, string(token))
 	p := &admittedStream{admission: a, conn: c, token: hash, known: a.isKnown(hash), end: end}
-	for _, limit := range []struct {
-		name    string
-		full    func() bool
-		pending *pendingStreams // the oldest gives way; nil: none can
-	}{
-		{"stream_rate_per_peer", func() bool { return !p.known && !c.caller.rate.Allow() }, nil},
-		{"denied_rate_per_peer", func() bool { return !p.known && c.caller.denied.Tokens() < 1 }, nil},
-		{"stream_rate", func() bool { return !p.known && !a.rate.Allow() }, nil},
-		{"streams_per_peer", func() bool { return c.caller.streams >= a.limits.StreamsPerPeer }, &c.caller.pending},
-		{"streams", func() bool { return a.streams >= a.limits.Streams }, &a.pending},
-		{"pending_streams_per_peer", func() bool { return !p.known && c.caller.pending.strangers.Len() >= maxPendingStreamsPerPeer }, &c.caller.pending},
-		{"pending_streams", func() bool { return !p.known && a.pending.strangers.Len() >= maxPendingStreams }, &a.pending},
-	} {
-		if !limit.full() {
-			continue
+	if err := a.makeRoom(p, token); err != nil {
+		c.refused++
+		if c.pending != nil && c.refused >= maxRefused {
+			a.evict(c)
 		}
-		a.countLimit(c, limit.name, "too many streams", token)
-		if limit.pending == nil || limit.pending.oldest() == nil {
-			c.refused++
-			return nil, errLimit(limit.name)
-		}
-		limit.pending.oldest().evict(limit.name)
+		return nil, err
 	}
-	a.streams++
+	a.streams[p] = struct{}{}
 	c.streams++
 	c.caller.streams++
-	p.element, p.peersElement = a.pending.of(p.known).PushBack(p), c.caller.pending.of(p.known).PushBack(p)
-	a.metrics.pendingStreams.Set(float64(a.pending.strangers.Len()))
-	if c.element != nil && !c.extended {
+	p.element = a.pendingStreams.of(p.known).PushBack(p)
+	p.callerElement = c.caller.pendingStreams.of(p.known).PushBack(p)
+	a.updateGauges()
+	if c.pending != nil && !c.extended {
 		c.extended = true
 		c.expiry.Reset(pendingTime)
 	}
 	return p, nil
 }
 
-func errLimit(name string) error {
-	return status.Errorf(codes.ResourceExhausted, "usher takes no more streams for now (limit %s); try again later", name)
-}
-
-// giveWay ends a pending stream, which no longer counts. The caller holds mu.
-func (p *admittedStream) evict(limit string) {
-	p.removeFromPending()
-	p.release()
-	p.end(errLimit(limit))
-}
-
-// uncount gives the stream's share of the limits back, once. The caller holds mu.
-func (p *admittedStream) release() {
-	if p.released {
-		return
+// makeRoom evicts a pending stream for each limit that is reached. It returns an error if there is none, or if the
+// limit is a rate. The caller holds mu.
+func (a *admission) makeRoom(p *admittedStream, token Token) error {
+	caller := p.conn.caller
+	all, own := &a.pendingStreams, &caller.pendingStreams
+	for _, limit := range []struct {
+		name    string
+		reached func() bool
+		pending *pendingStreams
+	}{
+		{"stream_rate_per_peer", func() bool { return !p.known && !caller.rate.Allow() }, nil},
+		{"denied_rate_per_peer", func() bool { return !p.known && caller.denied.Tokens() < 1 }, nil},
+		{"stream_rate", func() bool { return !p.known && !a.rate.Allow() }, nil},
+		{"streams_per_peer", func() bool { return caller.streams >= a.limits.StreamsPerPeer }, own},
+		{"streams", func() bool { return len(a.streams) >= a.limits.Streams }, all},
+		{"pending_streams_per_peer", func() bool { return !p.known && own.unknown.Len() >= maxPendingStreamsPerPeer }, own},
+		{"pending_streams", func() bool { return !p.known && all.unknown.Len() >= maxPendingStreams }, all},
+	} {
+		if !limit.reached() {
+			continue
+		}
+		a.countLimit(p.conn, limit.name, "too many streams", token)
+		err := status.Errorf(codes.ResourceExhausted, "usher takes no more streams for now (limit %s); try again later", limit.name)
+		if limit.pending == nil || limit.pending.oldest() == nil {
+			return err
+		}
+		oldest := limit.pending.oldest()
+		oldest.remove()
+		oldest.end(err)
 	}
-	p.released = true
-	p.admission.streams--
-	p.conn.streams--
-	p.conn.caller.streams--
+	return nil
 }
 
-// unlist takes a stream out of the lists of those that are pending. The caller
-// holds mu.
-func (p *admittedStream) removeFromPending() {
+// openStreams returns how many streams are open.
+func (a *admission) openStreams() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.streams)
+}
+
+// remove ends the stream's count against the limits. The caller holds mu.
+func (p *admittedStream) remove() {
+	p.clearPending()
+	a := p.admission
+	if _, open := a.streams[p]; open {
+		delete(a.streams, p)
+		p.conn.streams--
+		p.conn.caller.streams--
+	}
+}
+
+// clearPending removes the stream from the pending ones. The caller holds mu.
+func (p *admittedStream) clearPending() {
 	if p.element == nil {
 		return
 	}
-	p.admission.pending.of(p.known).Remove(p.element)
-	p.conn.caller.pending.of(p.known).Remove(p.peersElement)
-	p.element, p.peersElement = nil, nil
-	p.admission.metrics.pendingStreams.Set(float64(p.admission.pending.strangers.Len()))
+	p.admission.pendingStreams.of(p.known).Remove(p.element)
+	p.conn.caller.pendingStreams.of(p.known).Remove(p.callerElement)
+	p.element, p.callerElement = nil, nil
+	p.admission.updateGauges()
 }
 
-// authorize notes that the stream is authorised, and so its connection.
+// markAuthorized marks the stream, its token and its connection as authorised.
 func (p *admittedStream) markAuthorized() {
 	a := p.admission
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.authorized = true
-	p.removeFromPending()
+	p.clearPending()
 	k := a.knownTokens[p.token]
 	if k == nil {
-		a.pruneTokens()
+		if len(a.knownTokens) >= maxKnownTokens {
+			maps.DeleteFunc(a.knownTokens, func(_ uint64, k *knownToken) bool { return k.streams == 0 })
+		}
 		k = &knownToken{}
 		a.knownTokens[p.token] = k
 	}
 	k.streams++
 	p.conn.authorized++
 	if !p.conn.closed {
-		a.setAuthorized(p.conn)
+		a.clearPending(p.conn)
 	}
 }
 
-// leave gives the place back.
+// close removes a stream that has ended.
 func (p *admittedStream) close() {
 	a := p.admission
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	p.removeFromPending()
-	p.release()
+	p.remove()
 	if c := p.conn; c.streams == 0 && !c.closed {
-		a.adjustRequestBytes(c, -c.requestBytes, 0) // what ended streams have sent and were not read for
+		a.adjustRequestBytes(c, -c.requestBytes, 0) // ended streams leave requests that are never read
 	}
 	if !p.authorized {
 		return
@@ -456,22 +449,9 @@ func (a *admission) isKnown(token uint64) bool {
 	return k != nil && (k.streams > 0 || time.Now().Before(k.until))
 }
 
-// forgetTokens makes room for one more token. Those of open streams stay. The
-// caller holds mu.
-func (a *admission) pruneTokens() {
-	if len(a.knownTokens) < maxKnownTokens {
-		return
-	}
-	for token, k := range a.knownTokens {
-		if k.streams == 0 {
-			delete(a.knownTokens, token)
-		}
-	}
-}
-
-// show brings the gauges of connections up to date. The caller holds mu.
+// updateGauges sets the gauges of connections and streams. The caller holds mu.
 func (a *admission) updateGauges() {
-	pending := a.pendingConns.Len()
-	a.metrics.connections.WithLabelValues("pending").Set(float64(pending))
-	a.metrics.connections.WithLabelValues("authorized").Set(float64(len(a.connections) - pending))
+	a.metrics.connections.WithLabelValues("pending").Set(float64(a.pendingConns))
+	a.metrics.connections.WithLabelValues("authorized").Set(float64(len(a.connections) - a.pendingConns))
+	a.metrics.pendingStreams.Set(float64(a.pendingStreams.unknown.Len()))
 }

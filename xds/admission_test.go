@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// from is a connection from an address, which nothing is read of.
+// fakeConn is a connection from an address, without data.
 type fakeConn struct {
 	net.Conn
 	addr netip.Addr
@@ -21,12 +21,12 @@ func (f fakeConn) RemoteAddr() net.Addr {
 }
 func (f fakeConn) Close() error { return nil }
 
-// enterFrom takes a connection in.
+// connectFrom adds a connection.
 func connectFrom(t *testing.T, a *admission, addr string) *connection {
 	t.Helper()
 	c := &connection{Conn: fakeConn{addr: netip.MustParseAddr(addr)}, admission: a}
 	if !a.addConnection(c) {
-		t.Fatalf("a connection from %s is not taken", addr)
+		t.Fatalf("a connection from %s is not admitted", addr)
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	return c
@@ -36,39 +36,38 @@ func newTestAdmission(l Limits) *admission {
 	return newAdmission(l, NewMetrics(nil), slog.New(slog.DiscardHandler))
 }
 
-// Connections that one peer holds make no room for more of its own at the cost of
-// another's.
-func TestThePeerWithMostPendingConnectionsGivesWay(t *testing.T) {
+// A caller that holds pending connections evicts its own and not those of another.
+func TestCallerWithMostPendingConnectionsIsEvicted(t *testing.T) {
 	a := newTestAdmission(Limits{Connections: 10})
 	honest := connectFrom(t, a, "192.0.2.1")
 	for range 100 {
 		connectFrom(t, a, "192.0.2.66")
 	}
 	if honest.closed {
-		t.Error("the oldest connection of all was closed, and it is the only one of its peer")
+		t.Error("the oldest connection of all was closed, although it is the only one of its caller")
 	}
-	connectFrom(t, a, "192.0.2.2") // has none that could give way
+	connectFrom(t, a, "192.0.2.2") // has none to evict
 }
 
-// A peer over its own rate does not use up that of all.
-func TestAPeerOverItsRateCostsOthersNothing(t *testing.T) {
+// A caller over its own rate does not use up the rate of all.
+func TestCallerOverItsRateCostsOthersNothing(t *testing.T) {
 	a := newTestAdmission(Limits{})
-	stranger, honest := connectFrom(t, a, "192.0.2.66"), connectFrom(t, a, "192.0.2.1")
+	attacker, honest := connectFrom(t, a, "192.0.2.66"), connectFrom(t, a, "192.0.2.1")
 	for range 50_000 {
-		if p, err := a.openStream(stranger, "unknown", func(error) {}); err == nil {
+		if p, err := a.openStream(attacker, "unknown", func(error) {}); err == nil {
 			p.close()
 		}
 	}
 	if _, err := a.openStream(honest, "new", func(error) {}); err != nil {
-		t.Errorf("another peer's stream: %v", err)
+		t.Errorf("another caller's stream: %v", err)
 	}
-	if !stranger.closed {
-		t.Error("a connection on which nothing but refused streams come is open")
+	if !attacker.closed {
+		t.Error("a connection with only refused streams is still open")
 	}
 }
 
-// Networks of 64 bits are one peer each.
-func TestIPv6PeersAreNetworks(t *testing.T) {
+// An IPv6 network of 64 bits is one caller.
+func TestIPv6CallersAreNetworks(t *testing.T) {
 	a := newTestAdmission(Limits{StreamRatePerPeer: 1})
 	for i, want := range []codes.Code{9: codes.OK, 10: codes.ResourceExhausted} {
 		c := connectFrom(t, a, netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i + 1)}).String())
@@ -78,8 +77,8 @@ func TestIPv6PeersAreNetworks(t *testing.T) {
 	}
 }
 
-// Requests of a peer that has most of them give way, however long others wait.
-func TestThePeerWithMostRequestBytesGivesWay(t *testing.T) {
+// The caller with most request bytes is evicted, not the one that has waited longest.
+func TestCallerWithMostRequestBytesIsEvicted(t *testing.T) {
 	a := newTestAdmission(Limits{})
 	honest := connectFrom(t, a, "192.0.2.1")
 	a.addRequestBytes(honest, 2<<20, 100)
@@ -87,7 +86,7 @@ func TestThePeerWithMostRequestBytesGivesWay(t *testing.T) {
 		a.addRequestBytes(connectFrom(t, a, "192.0.2.66"), 4<<20, 100)
 	}
 	if honest.closed {
-		t.Error("the request that has waited longest was cut off, and its peer has no other")
+		t.Error("the request that has waited longest was cut off, although its caller has no other")
 	}
 	if a.requestBytes > maxRequestBytes {
 		t.Errorf("%d bytes are held", a.requestBytes)

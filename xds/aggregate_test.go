@@ -12,8 +12,8 @@ import (
 )
 
 // aggregate sends to other clusters.
-func aggregate(name string, legs ...string) proto.Message {
-	config, err := anypb.New(&aggregatev3.ClusterConfig{Clusters: legs})
+func aggregate(name string, targets ...string) proto.Message {
+	config, err := anypb.New(&aggregatev3.ClusterConfig{Clusters: targets})
 	if err != nil {
 		panic(err)
 	}
@@ -26,20 +26,20 @@ func aggregate(name string, legs ...string) proto.Message {
 	}
 }
 
-// A cluster that requests go to becomes an aggregate of new ones: it is replaced
-// when those are warm, and only then may routes and listeners change.
-func TestAggregateWaitsForItsNewLegs(t *testing.T) {
+// A cluster in use becomes an aggregate of new clusters. It is replaced when those are warm, and routes and listeners
+// change only then.
+func TestAggregateWaitsForItsNewTargets(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().with(
 			aggregate("web", "primary", "spare"), listener("http", 2, "web"),
 			cluster("primary", 1), endpoints("primary", 1), cluster("spare", 1), endpoints("spare", 1),
 		).without(endpoints("web", 1)).set(t))
-		legs := e.Expect(cds, r.full([]string{"primary", "spare", "web"}, "primary", "spare")...)
+		targets := e.Expect(cds, r.full([]string{"primary", "spare", "web"}, "primary", "spare")...)
 		e.Subscribe(eds, "primary", "spare")
 		e.ExpectAck(eds, "primary", "spare")
 		e.ExpectNone()
-		e.Ack(legs)
+		e.Ack(targets)
 		whole := e.Expect(cds, r.full([]string{"primary", "spare", "web"}, "web")...)
 		e.ExpectNone()
 		e.Ack(whole)
@@ -49,21 +49,20 @@ func TestAggregateWaitsForItsNewLegs(t *testing.T) {
 	})
 }
 
-// Legs that Envoy has already keep their instances while they change.
-func TestAggregateDoesNotWaitForLegsThatChange(t *testing.T) {
+// Targets that Envoy already has keep their endpoints while they change.
+func TestAggregateDoesNotWaitForTargetsThatChange(t *testing.T) {
 	forBoth(t, func(r *harness) {
-		world := small().with(cluster("primary", 1), endpoints("primary", 1))
-		e := r.warm(world)
-		r.source.publish(world.with(aggregate("both", "web", "primary"), cluster("primary", 2)).set(t))
+		config := small().with(cluster("primary", 1), endpoints("primary", 1))
+		e := r.warm(config)
+		r.source.publish(config.with(aggregate("both", "web", "primary"), cluster("primary", 2)).set(t))
 		e.ExpectAck(cds, r.full([]string{"both", "primary", "web"}, "both", "primary")...)
 		e.ExpectAck(eds, "primary")
 		e.ExpectNone()
 	})
 }
 
-// What a state of the world leaves out is removed: its first one for an Envoy
-// that comes back names everything.
-func TestFirstStateOfTheWorldHasAggregateAndLegs(t *testing.T) {
+// A full state removes what it leaves out. So the first one for an Envoy that reconnects has everything.
+func TestFirstStateOfTheWorldHasAggregateAndTargets(t *testing.T) {
 	forOne(t, fakeenvoy.SotW, func(r *harness) {
 		r.source.publish(small().with(aggregate("both", "web")).set(t))
 		e := r.connect()

@@ -63,8 +63,8 @@ func TestClusterChangesWhileItsEndpointsAwaitTheirACK(t *testing.T) {
 	})
 }
 
-// Envoy asks for everything right after it reconnects, before it sees that the
-// cluster has changed: what it says it has of the endpoints does not count.
+// Envoy subscribes to everything right after it reconnects, before it sees that the cluster has changed. So its initial
+// versions of the endpoints do not count.
 func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		r.source.publish(small().with(cluster("web", 2)).set(t))
@@ -78,7 +78,7 @@ func TestClusterChangedWhileEnvoyWasAway(t *testing.T) {
 	})
 }
 
-// upToDate gives what an Envoy has that was sent all of a world.
+// upToDate returns the versions of an Envoy that was sent all resources.
 func upToDate(t testing.TB, w resources) map[string]map[string]string {
 	t.Helper()
 	has := map[string]map[string]string{}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// What a collection says that it changed is what a comparison finds, apart from
-// names that came and went or are told twice.
+// The names that Next stores are those that a comparison finds, apart from duplicates and from names that were added and
+// removed.
 func TestNextKnowsWhatItChanged(t *testing.T) {
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
@@ -25,11 +25,11 @@ func TestNextKnowsWhatItChanged(t *testing.T) {
 	}
 }
 
-// randomNext changes, removes and withholds some of what there is.
+// randomNext changes, removes and holds back some resources.
 func randomNext(t *testing.T, rnd *rand.Rand, c *Collection) *Collection {
 	t.Helper()
 	var changed []*Resource
-	var removed, withheld []string
+	var removed, heldBack []string
 	for _, name := range letters {
 		switch rnd.IntN(4) {
 		case 0:
@@ -42,11 +42,11 @@ func randomNext(t *testing.T, rnd *rand.Rand, c *Collection) *Collection {
 				removed = append(removed, name)
 			}
 			if rnd.IntN(2) == 0 {
-				withheld = append(withheld, name)
+				heldBack = append(heldBack, name)
 			}
 		}
 	}
-	return c.Next(changed, removed, withheld)
+	return c.Next(changed, removed, heldBack)
 }
 
 func TestNextWithoutChangeIsTheSame(t *testing.T) {
@@ -60,7 +60,7 @@ func TestNextWithoutChangeIsTheSame(t *testing.T) {
 	}
 }
 
-func TestSessionThatLagsBehindSeesEverything(t *testing.T) {
+func TestChangesSinceAnOlderCollection(t *testing.T) {
 	first := NewCollection(nil, nil)
 	second := first.Next([]*Resource{sample(t, Route, "a", 1)}, nil, nil)
 	third := second.Next([]*Resource{sample(t, Route, "b", 1)}, nil, nil)

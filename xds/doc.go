@@ -1,21 +1,17 @@
-// Package xds serves Envoy's discovery protocol over one aggregated stream
-// (ADS), in its delta and in its state-of-the-world variant.
+// Package xds serves Envoy's discovery protocol over one aggregated stream (ADS), in its delta and in its
+// state-of-the-world variant.
 //
-//	ResourceSource --put(*Set)--> session --responses--> Envoy
-//	                           ^                     |
-//	Authorizer --allowed?------+<---subscriptions,---+
-//	                                ACK, NACK
+//	ResourceSource --update(*Set)--> session --responses--> Envoy
+//	                                  ^   ^                  |
+//	Authorizer ------allowed?---------+   +<-- requests -----+
 //
-// A Set holds every resource once, already encoded; all Envoys share its memory.
-// A session belongs to one stream, and one goroutine runs it. It joins two parts:
+// A Set has every resource once, already encoded. All Envoys share its memory. A session serves one stream, in one
+// goroutine. It joins two parts:
 //
-//   - a protocol reads requests and writes responses, delta or state of the world,
-//   - the conversation, a state machine without goroutines and without locks,
-//     decides what is sent and when. Its ledgers keep of each name only what
-//     differs from the set.
+//   - protocol decodes requests and encodes responses: delta or state of the world.
+//   - streamState decides what is sent and when, without goroutines and locks. It stores only how Envoy's resources
+//     differ from the set.
 //
-// The order of a push is Consul's: secrets (and token buckets), clusters,
-// endpoints, then listeners and routes once Envoy acknowledged those, and removals
-// last. See
-// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol.
+// The push order is Consul's: secrets, token buckets, clusters and endpoints; then listeners and routes, once Envoy
+// has acknowledged those; removals last. See https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol.
 package xds

@@ -16,7 +16,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// drainRig is a server with streams.
+// drainHarness is a server with streams.
 type drainHarness struct {
 	t        *testing.T
 	server   *xds.Server
@@ -26,7 +26,7 @@ type drainHarness struct {
 	returned chan time.Duration // after which Drain returned
 }
 
-// drained runs a scenario with so many streams, once for each protocol.
+// forBothDraining runs a scenario with a number of streams, once for each protocol.
 func forBothDraining(t *testing.T, streams int, scenario func(*drainHarness)) {
 	t.Helper()
 	for _, p := range fakeenvoy.Protocols {
@@ -51,7 +51,7 @@ func newDrainHarness(t *testing.T, p fakeenvoy.Protocol, streams int) *drainHarn
 	return r
 }
 
-// drain begins to drain, and lets happen what happens at once.
+// drain begins to drain, and waits until nothing more happens at this moment.
 func (r *drainHarness) drain(ctx context.Context, over time.Duration) {
 	begin := time.Now()
 	go func() {
@@ -91,7 +91,7 @@ func TestDrainSpreadsTheEndsOfStreams(t *testing.T) {
 	})
 }
 
-func TestDrainOfFewStreamsTakesAMoment(t *testing.T) {
+func TestDrainOfFewStreamsIsShort(t *testing.T) {
 	for streams, most := range map[int]time.Duration{0: 0, 1: 0, 2: 100 * time.Millisecond, 5: 400 * time.Millisecond} {
 		forBothDraining(t, streams, func(r *drainHarness) {
 			r.drain(r.t.Context(), 5*time.Second)

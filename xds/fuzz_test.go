@@ -17,9 +17,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// FuzzRequests sends a stream, of either protocol, requests as they come over the
-// wire: each is a byte with its length, and its bytes. No sequence of them makes the
-// server panic, and the stream ends when there are no more.
+// FuzzRequests sends encoded requests on a stream of either protocol: each is a byte with its length, and its bytes. No
+// sequence makes the server panic, and the stream ends after the last one.
 func FuzzRequests(f *testing.F) {
 	node := &corev3.Node{Id: "a", Cluster: "edge", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"node_name": structpb.NewStringValue("n")}}}
 	nack := &statuspb.Status{Code: 3, Message: "no\nthanks"}
@@ -41,8 +40,8 @@ func FuzzRequests(f *testing.F) {
 	f.Add(true, []byte{3, 0xff, 0xff, 0xff})
 	f.Add(false, []byte{0, 0, 0})
 
-	supplier := openSource{small().set(f)}
-	conn := serve(f, xds.NewServer(xds.Options{Source: supplier, Authorizer: supplier, Logger: slog.New(slog.DiscardHandler)}))
+	source := openSource{small().set(f)}
+	conn := serve(f, xds.NewServer(xds.Options{Source: source, Authorizer: source, Logger: slog.New(slog.DiscardHandler)}))
 	f.Fuzz(func(t *testing.T, delta bool, requests []byte) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
@@ -57,7 +56,7 @@ func FuzzRequests(f *testing.F) {
 		for len(requests) > 0 {
 			n := min(int(requests[0]), len(requests)-1)
 			if stream.SendMsg(requests[1:1+n]) != nil {
-				break // the stream has ended, and says why below
+				break // the stream has ended; RecvMsg returns why
 			}
 			requests = requests[1+n:]
 		}
@@ -96,11 +95,11 @@ func (raw) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// anybody supplies everybody with one set.
+// openSource has one set for every node, and authorises every caller.
 type openSource struct{ set *xds.Set }
 
-func (a openSource) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {
-	put(a.set)
+func (s openSource) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {
+	put(s.set)
 	<-ctx.Done()
 	return nil
 }

@@ -5,32 +5,25 @@ import (
 	"time"
 )
 
-// Limits bound what callers cost. They hold before anything is decoded, logged or
-// asked of the Authorizer. Zero stands for that of DefaultLimits.
+// Limits bound what callers may use. The server applies them before it decodes, logs or asks the Authorizer
+// anything. Zero means the value of DefaultLimits.
 //
-// A peer is an IP address; an IPv6 network of 64 bits is one peer, and all unix
-// sockets are one. A connection is pending until one of its streams is
-// authorised, and again when the last of those has ended. A stream is pending
-// until it is authorised. When a limit is reached, one that is pending gives way to
-// the newest, so that callers who only hold a place lose it: the oldest stream,
-// first of those whose token is not known from the last ten minutes; the oldest
-// connection of the peer that has most of them. When nothing is pending, the
-// newest is refused.
+// A peer is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix sockets together. A stream is
+// pending until it is authorised. A connection is pending while none of its streams is authorised. When a limit is
+// reached, the newest evicts a pending one, so that callers cannot block others by holding connections or streams:
+// the oldest stream, first among those whose token was not authorised in the last ten minutes; or the oldest
+// connection of the peer that has most pending ones. When nothing is pending, the newest is refused.
 type Limits struct {
-	// Connections is how many may be open, and ConnectionsPerPeer how many of
-	// them from one peer.
+	// Connections bounds the open connections, and ConnectionsPerPeer those of one peer.
 	Connections, ConnectionsPerPeer int
-	// Streams is how many may be open, and StreamsPerPeer how many of them by
-	// one peer.
+	// Streams bounds the open streams, and StreamsPerPeer those of one peer.
 	Streams, StreamsPerPeer int
-	// StreamRate is how many streams may be opened in a second, and
-	// StreamRatePerPeer how many of them by one peer; ten times as many may come
-	// at once. Streams with a token that was authorised in the last ten minutes
-	// do not count.
+	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of one peer. A burst may have ten
+	// times as many. Streams with a token that was authorised in the last ten minutes do not count.
 	StreamRate, StreamRatePerPeer int
 }
 
-// DefaultLimits are those that zeros stand for.
+// DefaultLimits are the values that zeros stand for.
 var DefaultLimits = Limits{
 	Connections: 4096, ConnectionsPerPeer: 1024,
 	Streams: 10_000, StreamsPerPeer: 2048,
@@ -48,49 +41,102 @@ func (l Limits) withDefaults() Limits {
 	}
 }
 
-// The limits that no option changes.
+// The limits without an option.
 const (
 	// rateBurst is how many seconds' worth of streams may come at once.
 	rateBurst = 10
-	// maxPendingStreams bounds the streams that are not authorised yet, of all
-	// peers and of one.
+	// maxPendingStreams bounds the pending streams, and maxPendingStreamsPerPeer those of one caller.
 	maxPendingStreams        = 2048
 	maxPendingStreamsPerPeer = 1024
-	// maxRequestBytes bounds the bytes of requests that have arrived and are not
-	// handled yet, of all connections.
+	// maxRequestBytes bounds the requests of all connections that have arrived and are not handled yet.
 	maxRequestBytes = 64 << 20
-	// maxPendingRequest bounds what the requests of one pending connection take:
-	// one of the largest, and what others have sent that are not read yet.
+	// maxPendingRequest bounds the same for one pending connection: one of the largest requests, and parts of
+	// others.
 	maxPendingRequest = maxRequest + 1<<20
-	// maxRefused is how many streams of a pending connection may be refused before
-	// it is closed.
+	// maxRefused is how many streams of a pending connection are refused before the connection is closed.
 	maxRefused = 100
-	// maxDeniedRate is how many streams of one peer may be denied in a second, and
-	// maxDenied how many at once, before further ones are refused without a
-	// question: each question costs Consul as well.
+	// maxDeniedRate is how many streams of one caller may be denied per second, and maxDenied how many at once.
+	// Further streams are refused without asking the Authorizer, because each question costs Consul as well.
 	maxDeniedRate = 10
 	maxDenied     = 100
 	// handshakeTime bounds the TLS and HTTP/2 handshakes.
 	handshakeTime = 10 * time.Second
-	// firstRequestTime is how long a stream may take to send its first request.
+	// firstRequestTime bounds the time from a stream's start to its first request.
 	firstRequestTime = 10 * time.Second
-	// pendingTime is how long a connection may be pending: time for the
-	// handshakes, a first request, and the Authorizer's answer.
+	// pendingTime is how long a connection may be pending: time for the handshakes, a first request, and the
+	// Authorizer's answer.
 	pendingTime = 30 * time.Second
-	// sendTime is how long Envoy may take to let a response be written, and
-	// answerTime how long it may answer none. An Envoy with a thousand clusters can
-	// be busy for a minute and a half.
+	// sendTime is how long Envoy may take to read a response, and answerTime how long it may leave all responses
+	// unanswered. An Envoy with a thousand clusters can be busy for a minute and a half.
 	sendTime   = 2 * time.Minute
 	answerTime = 5 * time.Minute
-	// knownTime is how long a token is known after its last stream.
+	// knownTime is how long a token is known after its last stream has ended.
 	knownTime = 10 * time.Minute
-	// maxKnownTokens bounds the tokens that are known.
+	// maxKnownTokens bounds the known tokens.
 	maxKnownTokens = 10_000
-	// maxIdlePeers bounds the peers without connections of which rates and log
-	// lines are remembered.
+	// maxIdleCallers bounds the callers without connections whose rates are kept.
 	maxIdleCallers = 1000
-	// refusalLogTime is how often one peer's refusals are logged, and
-	// maxRefusalLines how many lines a second there are of all peers.
+	// refusalLogTime is the time between two log lines about one caller's refusals, and maxRefusalLines bounds the
+	// lines of all callers per second.
 	refusalLogTime  = time.Minute
 	maxRefusalLines = 10
 )
+
+// refusalLog limits the log lines about one caller: one at once, and then one per minute that has the number of
+// refusals since the last.
+type refusalLog struct {
+	written time.Time
+	count   int // since then
+	// The latest refusal.
+	address, reason string
+	token           Token
+}
+
+// countLimit counts a limit that was reached, and logs it. The caller holds mu.
+func (a *admission) countLimit(c *connection, limit, reason string, token Token) {
+	a.metrics.limited.WithLabelValues(limit).Inc()
+	a.logRefusal(c, token, reason+" (limit "+limit+")")
+}
+
+// reportLimit is countLimit with its own lock.
+func (a *admission) reportLimit(c *connection, limit string, token Token, reason string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.countLimit(c, limit, reason, token)
+}
+
+// reportRefusal logs a refusal. A denial counts against the caller.
+func (a *admission) reportRefusal(c *connection, token Token, reason string, denied bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if denied {
+		c.caller.denied.Allow()
+	}
+	a.logRefusal(c, token, reason)
+}
+
+// logRefusal logs now or within a minute. The caller holds mu.
+func (a *admission) logRefusal(c *connection, token Token, reason string) {
+	r := &c.caller.refusals
+	r.count++
+	r.address, r.token, r.reason = addressOf(c), token, reason
+	wait := refusalLogTime - time.Since(r.written)
+	switch {
+	case wait <= 0:
+		a.writeRefusals(r)
+	case r.count == 1:
+		time.AfterFunc(wait, func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.writeRefusals(r)
+		})
+	}
+}
+
+func (a *admission) writeRefusals(r *refusalLog) {
+	if !a.logLimiter.Allow() {
+		return // the caller's next line counts them
+	}
+	a.log.Warn("envoy refused", "address", r.address, "count", r.count, "token", r.token, "error", r.reason)
+	r.written, r.count = time.Now(), 0
+}

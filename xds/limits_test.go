@@ -22,7 +22,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// wantLimited wants a limit to have been reached so often.
+// wantLimited checks how often a limit was reached.
 func (r *harness) wantLimited(limit string, times float64) {
 	r.t.Helper()
 	synctest.Wait()
@@ -31,12 +31,11 @@ func (r *harness) wantLimited(limit string, times float64) {
 	}
 }
 
-// wantNotAsked wants that the Authorizer was asked nothing, and that the log does
-// not have what the caller said.
-func (r *harness) wantRefusedUnasked(said string) {
+// wantRefusedUnasked checks that a refusal was logged without repeating the text, and that the Authorizer was not asked.
+func (r *harness) wantRefusedUnasked(text string) {
 	r.t.Helper()
 	r.wantUnasked()
-	if strings.Contains(r.log.String(), said) {
+	if strings.Contains(r.log.String(), text) {
 		r.t.Errorf("the log repeats what was refused:\n%.2000s", r.log)
 	}
 	if lines := strings.Count(r.log.String(), "\n"); lines != 1 || !strings.Contains(r.log.String(), "envoy refused") {
@@ -51,7 +50,7 @@ func (r *harness) wantUnasked() {
 	}
 }
 
-func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
+func TestNodesThatMustNotBeLoggedAreRefused(t *testing.T) {
 	long := strings.Repeat("x", 513)
 	for name, node := range map[string]*corev3.Node{
 		"long id":                {Id: long, Cluster: "gateway"},
@@ -75,7 +74,7 @@ func TestNodesThatAreNotFitForALogAreRefused(t *testing.T) {
 	}
 }
 
-func TestMetadataThatNobodyReadsIsNotKept(t *testing.T) {
+func TestOtherMetadataIsNotKept(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		m := structOf(t, "node_name", "n1")
 		for i := range 1000 {
@@ -112,7 +111,7 @@ func TestTokensAreBounded(t *testing.T) {
 	}
 }
 
-// A client that does not care what the server says of its limits.
+// A client that ignores the server's limits.
 func TestHeadersAreBounded(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		raw := r.dialRaw()
@@ -166,8 +165,8 @@ func namesOf(n int, format string) []string {
 	return names
 }
 
-// Asking for everything and giving that up again makes no names known.
-func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
+// Subscribing to all resources and unsubscribing again does not make names known.
+func TestUnknownNamesAreBoundedUnderAWildcard(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(small())
 		for i := range 20 {
@@ -180,7 +179,7 @@ func TestNamesOfNothingAreBoundedWhateverIsAskedBesides(t *testing.T) {
 	})
 }
 
-func TestNamesOfNothingAreBounded(t *testing.T) {
+func TestUnknownNamesAreBounded(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		e.Subscribe(eds, namesOf(10_000, "nothing-%d")...)
@@ -201,7 +200,7 @@ func TestSilentStreamsEnd(t *testing.T) {
 	})
 }
 
-// A connection on which nothing is authorised is closed, whatever is done on it.
+// A connection without an authorised stream is closed, whatever else is sent on it.
 func TestPendingConnectionsEnd(t *testing.T) {
 	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
 	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
@@ -224,8 +223,8 @@ func TestPendingConnectionsEnd(t *testing.T) {
 	}
 }
 
-// The oldest connection on which nothing is authorised gives way, and no other.
-func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
+// The oldest pending connection is evicted, and no other.
+func TestOldestPendingConnectionIsEvicted(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{
 		"connections":          {Connections: 3},
 		"connections_per_peer": {ConnectionsPerPeer: 3},
@@ -234,13 +233,13 @@ func TestTheOldestPendingConnectionGivesWay(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: limits})
 				honest := r.warm(small())
-				var strangers []net.Conn
+				var attackers []net.Conn
 				for range 3 {
-					strangers = append(strangers, r.dial())
+					attackers = append(attackers, r.dial())
 					synctest.Wait()
 				}
 				begin := time.Now()
-				_, _ = io.Copy(io.Discard, strangers[0])
+				_, _ = io.Copy(io.Discard, attackers[0])
 				if took := time.Since(begin); took != 0 {
 					t.Errorf("the oldest was closed after %v, want at once", took)
 				}
@@ -277,7 +276,7 @@ func TestStreamsAreBounded(t *testing.T) {
 				first := r.warm(small())
 				silent := r.connectWith(fakeenvoy.Options{Token: "another"})
 				synctest.Wait()
-				second := r.warm(small()) // the silent one gives way
+				second := r.warm(small()) // evicts the silent one
 				silent.ExpectEnd(codes.ResourceExhausted)
 				third := r.connect()
 				third.Subscribe(cds)
@@ -290,9 +289,8 @@ func TestStreamsAreBounded(t *testing.T) {
 	}
 }
 
-// A token that is known does not make a stream a place for ever: those that only
-// hold one give way, after those of strangers.
-func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
+// A known token does not protect a silent stream: it is evicted, after those with unknown tokens.
+func TestSilentStreamsOfKnownTokensAreEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Limits: xds.Limits{Streams: 3}})
 		r.warm(small())
@@ -306,8 +304,7 @@ func TestSilentStreamsOfKnownTokensGiveWay(t *testing.T) {
 	})
 }
 
-// The rate of one peer's streams is bounded, but not that of streams with a token
-// that was authorised lately.
+// The rate of one caller's streams is bounded, but not that of streams with a token that was authorised lately.
 func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {
@@ -342,9 +339,8 @@ func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	}
 }
 
-// A peer whose streams are denied again and again is refused without a question,
-// but for tokens that are known.
-func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
+// A caller whose streams are denied again and again is refused without asking the Authorizer, unless its token is known.
+func TestDeniedStreamsOfOneCallerAreBounded(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		r.source.publish(small().set(t))
 		good := r.connectWith(fakeenvoy.Options{Token: "good"})
@@ -377,8 +373,8 @@ func TestDeniedStreamsOfOnePeerAreBounded(t *testing.T) {
 	})
 }
 
-// While the Authorizer cannot answer, that is no fault of those who ask.
-func TestAnOutageCountsAgainstNobody(t *testing.T) {
+// If the Authorizer fails, the callers are not to blame.
+func TestAnOutageCountsAgainstNoCaller(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		r.source.publish(small().set(t))
 		r.authorizer.setAnswer(errors.New("connection refused"))
@@ -394,7 +390,7 @@ func TestAnOutageCountsAgainstNobody(t *testing.T) {
 	})
 }
 
-func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
+func TestRefusalsOfOneCallerAreOneLineAMinute(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no such right"))
 		for range 50 {
@@ -408,7 +404,7 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 		if len(lines) != 2 || !strings.Contains(lines[0], "count=1 ") || !strings.Contains(lines[1], "count=49 ") {
 			t.Fatalf("logged:\n%s\nwant one line at once and one for the other 49", r.log)
 		}
-		for _, want := range []string{`peer="unix socket"`, `token="a token"`, "no such right"} {
+		for _, want := range []string{`address="unix socket"`, `token="a token"`, "no such right"} {
 			if !strings.Contains(lines[1], want) {
 				t.Errorf("%s is missing from %s", want, lines[1])
 			}
@@ -416,7 +412,7 @@ func TestRefusalsOfOnePeerAreOneLineAMinute(t *testing.T) {
 	})
 }
 
-// What the limits are is in the metrics.
+// The metrics have the limits.
 func TestLimitsAreShown(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		for limit, want := range map[string]float64{"connections": 4096, "streams_per_peer": 2048, "request_size": 4 << 20} {
@@ -431,20 +427,19 @@ func TestLimitsAreShown(t *testing.T) {
 	})
 }
 
-// Requests that do not become complete take a bounded number of bytes. The
-// connections whose requests take longest give way, and those of strangers first.
+// The bytes of incomplete requests are bounded. Pending connections are evicted first.
 func TestBytesOfIncompleteRequestsAreBounded(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		honest := r.warm(small())
-		const strangers, size = 20, 4<<20 - 1000
-		for range strangers {
+		const attackers, size = 20, 4<<20 - 1000
+		for range attackers {
 			_ = r.raw().Send(1, size, make([]byte, size-1)) // it may be cut off
 		}
 		synctest.Wait()
 		if held := r.count("usher_xds_request_bytes", ""); held > 64<<20 || held < 48<<20 {
 			t.Errorf("%v bytes of incomplete requests are held, want a little less than 64 MiB", held)
 		}
-		r.wantLimited("request_bytes", strangers-15) // for the frames cost something, too
+		r.wantLimited("request_bytes", attackers-15) // the frames count, too
 		honest.Subscribe(eds, namesOf(9000, "service-%d.default.dc1.internal.trust-domain.consul")...)
 		honest.ExpectNone()
 	})
@@ -466,7 +461,7 @@ func TestBytesInTinyFramesAreBounded(t *testing.T) {
 	})
 }
 
-// What has arrived and will never be read does not count once its stream has ended.
+// What has arrived and is never read does not count after its stream has ended.
 func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
@@ -494,7 +489,7 @@ func frameOf(t *testing.T, id string) []byte {
 	return encoded
 }
 
-// dialRaw connects as a client that keeps to no limits.
+// dialRaw connects a client that ignores all limits.
 func (r *harness) dialRaw() *fakeenvoy.Raw {
 	r.t.Helper()
 	raw, err := fakeenvoy.NewRaw(r.dial())

@@ -11,14 +11,14 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-func TestRejectedUpdateIsNotOfferedAgainUntilItChanges(t *testing.T) {
+func TestRejectedUpdateIsNotSentAgainUntilItChanges(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().with(listener("http", 2, "web")).set(t))
 		e.Nack(e.Expect(lds, "http"), "no such filter")
 		e.ExpectAck(rds, "web")
 		e.ExpectNone()
-		// Neither another set nor another type's ACK brings it back.
+		// Neither another set nor another type's ACK sends it again.
 		r.source.publish(small().with(listener("http", 2, "web"), endpoints("web", 2)).set(t))
 		e.ExpectAck(eds, "web")
 		e.ExpectNone()
@@ -29,7 +29,7 @@ func TestRejectedUpdateIsNotOfferedAgainUntilItChanges(t *testing.T) {
 	})
 }
 
-func TestRejectedUpdateIsTakenBack(t *testing.T) {
+func TestRejectedUpdateIsReverted(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().with(listener("http", 2, "web")).set(t))
@@ -42,7 +42,7 @@ func TestRejectedUpdateIsTakenBack(t *testing.T) {
 	})
 }
 
-func TestListenersAreReleasedWhenEnvoyRejectsTheirClusters(t *testing.T) {
+func TestListenersAreSentWhenEnvoyRejectsTheirClusters(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(two().with(listener("http", 2, "web")).set(t))
@@ -105,7 +105,7 @@ func TestPrivateKeyInARejectionIsNotLogged(t *testing.T) {
 	})
 }
 
-// count reads a metric's value for a label value.
+// count returns the value of a metric with a label.
 func (r *harness) count(name, label string) float64 {
 	r.t.Helper()
 	families, err := r.metrics.Gather()
@@ -123,7 +123,7 @@ func (r *harness) count(name, label string) float64 {
 	return 0
 }
 
-// reports collects what is reported of rejections.
+// fakeRejections stores the reports.
 type fakeRejections struct {
 	now   map[string]string // messages by type
 	total int

@@ -24,40 +24,42 @@ import (
 	"github.com/usherproxy/usher/internal/wire"
 )
 
-// Node is an Envoy as it describes itself in the first request of its stream.
+// Node is how an Envoy describes itself in the first request of its stream.
 type Node struct {
 	// ID and Cluster are --service-node and --service-cluster.
 	ID, Cluster string
-	// Metadata holds those strings of the node's metadata whose keys
-	// Options.MetadataKeys names.
+	// Metadata has the string values of the node's metadata for Options.MetadataKeys.
 	Metadata map[string]string
 	// UserAgent is "envoy" for an Envoy.
 	UserAgent string
-	// Major, Minor and Patch are Envoy's release; all zero when it did not say.
+	// Major, Minor and Patch are Envoy's release; all zero if unknown.
 	Major, Minor, Patch uint32
-	// Peer is the address the stream comes from; zero for a unix socket.
+	// Peer is the client address; zero for a unix socket.
 	Peer netip.Addr
 }
 
-// Caller is who has opened a stream.
+// Caller opens a stream.
 type Caller struct {
-	// Token is the x-consul-token of the stream; empty when it has none.
+	// Token is the token in the stream's metadata, or empty.
 	Token Token
-	// Peer is the other end of the connection.
+	// Peer is the client address.
 	Peer net.Addr
-	// Network is the peer as Limits count it.
+	// Network is what Limits count as one peer.
 	Network netip.Prefix
-	// TLS is nil for a plaintext connection.
+	// TLS is nil for a connection in plain text.
 	TLS *tls.ConnectionState
-	// Again is true when the stream was authorised before.
+	// Again is true if the stream was authorised before.
 	Again bool
 }
 
-// Token is a Consul ACL token. It formats as whether there is one; convert it
-// to a string to use it.
+// Token is a secret that the Authorizer checks. Formatting it shows only whether there is one; convert it to a
+// string to use it.
 type Token string
 
-// String never gives the token.
+// tokenKey is the metadata key of the token. Consul's bootstraps send an ACL token.
+const tokenKey = "x-consul-token"
+
+// String never returns the token.
 func (t Token) String() string {
 	if t == "" {
 		return "no token"
@@ -65,61 +67,58 @@ func (t Token) String() string {
 	return "a token"
 }
 
-// GoString never gives the token.
+// GoString never returns the token.
 func (t Token) GoString() string { return t.String() }
 
-// LogValue never gives the token.
+// LogValue never returns the token.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
-// MarshalText never gives the token.
+// MarshalText never returns the token.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// The most that a stream may show before it is authorised.
+// The most that a stream may have before it is authorised.
 const (
 	maxHeaders = 16 << 10 // bytes, decoded
-	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, those of login may be longer
-	// maxNodeText bounds the node's id and cluster, and each string of its
-	// metadata that is kept, in bytes. A Kubernetes pod's name, which Consul's
-	// service IDs begin with, can have 253.
+	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, those of a login may be longer
+	// maxNodeText bounds the node's id and cluster, and each string of its metadata that is kept, in bytes. A
+	// Kubernetes pod's name, with which Consul's service IDs begin, can have 253.
 	maxNodeText = 512
 )
 
-// callerOf reads the caller from a stream's context. An error is a status.
+// callerOf returns the caller of a stream. An error is a status.
 func callerOf(ctx context.Context) (Caller, *connection, error) {
-	var c Caller
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return c, nil, status.Error(codes.Internal, "the stream has no peer")
-	}
-	auth, ok := p.AuthInfo.(authInfo)
-	if !ok {
-		return c, nil, status.Error(codes.Internal, "the gRPC server was not made with ServerOptions")
-	}
-	c.Peer, c.Network = p.Addr, networkOf(clientAddr(p.Addr))
+	p, _ := peer.FromContext(ctx)
+	auth := p.AuthInfo.(authInfo) // from countingCredentials
+	c := Caller{Peer: p.Addr, Network: networkOf(clientAddr(p.Addr))}
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}
-	tokens := metadata.ValueFromIncomingContext(ctx, "x-consul-token")
-	if len(tokens) > 0 {
+	if tokens := metadata.ValueFromIncomingContext(ctx, tokenKey); len(tokens) > 0 {
 		c.Token = Token(tokens[0])
 	}
 	if len(c.Token) > maxToken {
-		return c, auth.conn, status.Errorf(codes.Unauthenticated, "the stream's x-consul-token is longer than %d bytes", maxToken)
+		return c, auth.conn, status.Errorf(codes.Unauthenticated, "the metadata %s has more than %d bytes", tokenKey, maxToken)
 	}
 	return c, auth.conn, nil
 }
 
-// peerAddr returns the IP address of the other end; the zero Addr for a unix
-// socket.
-func clientAddr(from net.Addr) netip.Addr {
-	if tcp, ok := from.(*net.TCPAddr); ok {
+// clientAddr returns the IP address of a client; the zero Addr for a unix socket.
+func clientAddr(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr().Unmap()
 	}
 	return netip.Addr{}
 }
 
-// The numbers of the fields of envoy.config.core.v3.Node that are read, and of
-// the messages in them.
+// addressOf returns the client address for a log.
+func addressOf(c *connection) string {
+	if a := clientAddr(c.RemoteAddr()); a.IsValid() {
+		return a.String()
+	}
+	return "unix socket"
+}
+
+// The numbers of fields in envoy.config.core.v3.Node, and in the messages in it.
 const (
 	nodeID           = 1
 	nodeCluster      = 2
@@ -134,12 +133,15 @@ const (
 	valueString         = 3
 )
 
-// nodeOf reads an encoded node and keeps of its metadata the strings of the given
-// keys. Its errors are fit for a status; they do not repeat what they refuse.
-func nodeOf(encoded []byte, keys []string, from net.Addr) (Node, error) {
+// node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
+// Its errors may be sent to the caller: they do not repeat what they refuse.
+func (p protocol) node(f frame, keys []string, from net.Addr) (Node, error) {
+	encoded, err := wire.Field(f, p.fields.node)
+	if err != nil {
+		return Node{}, err
+	}
 	n := Node{Metadata: map[string]string{}, Peer: clientAddr(from)}
-	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
-		var err error
+	err = wire.Fields(encoded, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case nodeID:
 			n.ID, err = nodeText("id", value)
@@ -148,70 +150,57 @@ func nodeOf(encoded []byte, keys []string, from net.Addr) (Node, error) {
 		case nodeUserAgent:
 			n.UserAgent, err = nodeText("user_agent_name", value)
 		case nodeMetadata:
-			err = n.readMetadata(value, keys)
+			err = n.decodeMetadata(value, keys)
 		case nodeBuildVersion:
-			err = n.readBuildVersion(value)
+			err = n.decodeBuildVersion(value)
 		}
 		return err
 	})
 	return n, err
 }
 
-// readMetadata reads a google.protobuf.Struct.
-func (n *Node) readMetadata(encoded []byte, keys []string) error {
-	return wire.Fields(encoded, func(number protowire.Number, entry []byte) error {
+// decodeMetadata decodes the strings in a google.protobuf.Struct.
+func (n *Node) decodeMetadata(encoded []byte, keys []string) error {
+	return wire.Fields(encoded, func(number protowire.Number, item []byte) error {
 		if number != structFields {
 			return nil
 		}
-		var key string
-		var value []byte
-		err := wire.Fields(entry, func(number protowire.Number, part []byte) error {
-			switch number {
-			case mapKey:
-				if i := slices.Index(keys, string(part)); i >= 0 {
-					key = keys[i]
-				}
-			case mapValue:
-				value = part
-			}
-			return nil
-		})
-		if err != nil || key == "" {
+		name, err := wire.Field(item, mapKey)
+		i := slices.Index(keys, string(name))
+		if err != nil || i < 0 {
 			return err
 		}
-		return wire.Fields(value, func(number protowire.Number, text []byte) error {
-			if number != valueString || len(text) == 0 {
-				return nil
-			}
-			n.Metadata[key], err = nodeText("metadata "+key, text)
+		text, err := wire.Field(item, mapValue, valueString)
+		if err != nil || len(text) == 0 {
 			return err
-		})
+		}
+		n.Metadata[keys[i]], err = nodeText("metadata "+keys[i], text)
+		return err
 	})
 }
 
-// readBuildVersion reads an envoy.config.core.v3.BuildVersion.
-func (n *Node) readBuildVersion(encoded []byte) error {
-	return wire.Fields(encoded, func(number protowire.Number, value []byte) error {
-		if number != buildVersionVersion {
-			return nil
-		}
-		var v typev3.SemanticVersion
-		if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(value, &v) != nil {
-			return wire.ErrDamaged
-		}
-		n.Major, n.Minor, n.Patch = v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch()
-		return nil
-	})
+// decodeBuildVersion decodes an envoy.config.core.v3.BuildVersion.
+func (n *Node) decodeBuildVersion(encoded []byte) error {
+	encoded, err := wire.Field(encoded, buildVersionVersion)
+	if err != nil {
+		return err
+	}
+	var v typev3.SemanticVersion
+	if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(encoded, &v) != nil {
+		return wire.ErrInvalid
+	}
+	n.Major, n.Minor, n.Patch = v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch()
+	return nil
 }
 
-// nodeText reads what goes into logs and questions to Consul.
-func nodeText(what string, value []byte) (string, error) {
+// nodeText decodes a text that goes into logs and questions to the Authorizer.
+func nodeText(field string, value []byte) (string, error) {
 	if len(value) > maxNodeText {
-		return "", fmt.Errorf("the node's %s has more than %d bytes", what, maxNodeText)
+		return "", fmt.Errorf("its node.%s has more than %d bytes", field, maxNodeText)
 	}
 	text := string(value)
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return "", fmt.Errorf("the node's %s has characters that cannot be printed", what)
+		return "", fmt.Errorf("its node.%s has characters that cannot be printed", field)
 	}
 	return text, nil
 }

@@ -16,9 +16,8 @@ func small() resources {
 // two is small with a second service.
 func two() resources { return small().with(cluster("api", 1), endpoints("api", 1)) }
 
-// warm brings an Envoy up as Envoy does it: clusters and their endpoints, then
-// listeners and their routes. The world has the listener http with the routes
-// web.
+// warm starts an Envoy as Envoy does it: clusters and their endpoints, then listeners and their routes. The resources
+// include the listener http with the routes web.
 func (r *harness) warm(w resources) *fakeenvoy.Envoy {
 	r.t.Helper()
 	r.source.publish(w.set(r.t))
@@ -36,8 +35,8 @@ func (r *harness) warm(w resources) *fakeenvoy.Envoy {
 	return e
 }
 
-// full gives what a response for clusters or listeners carries: the state of
-// the world says everything, delta only what changed.
+// full returns what a response for clusters or listeners has: all of them in the state of the world, else the changed
+// ones.
 func (r *harness) full(all []string, changed ...string) []string {
 	if r.protocol == fakeenvoy.SotW {
 		return all
@@ -45,8 +44,7 @@ func (r *harness) full(all []string, changed ...string) []string {
 	return changed
 }
 
-// expectRemoved acknowledges the response that takes one cluster or listener
-// away from those there were.
+// expectRemoved acknowledges the response that removes a cluster or listener.
 func (r *harness) expectRemoved(e *fakeenvoy.Envoy, typeURL, name string, left ...string) {
 	r.t.Helper()
 	got := e.ExpectAck(typeURL, r.full(left)...)
@@ -106,7 +104,7 @@ func TestEndpointsAndSecretsDoNotWaitForTheClustersACK(t *testing.T) {
 	})
 }
 
-func TestListenersWaitUntilEnvoyAskedForTheEndpointsOfANewCluster(t *testing.T) {
+func TestListenersWaitForTheSubscriptionToEndpointsOfANewCluster(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(two().with(listener("http", 2, "web")).set(t))
@@ -130,7 +128,7 @@ func TestListenersDoNotWaitForEndpointsThatDoNotExist(t *testing.T) {
 	})
 }
 
-func TestListenersAreSentToAnEnvoyThatNeverAsksForEndpoints(t *testing.T) {
+func TestListenersAreSentToAnEnvoyThatNeverSubscribesToEndpoints(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(two().with(listener("http", 2, "web")).set(t))
@@ -190,7 +188,7 @@ func TestClusterIsRemovedAfterTheListenersAndRoutesThatUsedIt(t *testing.T) {
 	})
 }
 
-func TestRemovedClusterStaysInTheStateOfTheWorldUntilItIsItsTurn(t *testing.T) {
+func TestRemovedClusterStaysInTheStateOfTheWorldUntilTheListenersAreAcknowledged(t *testing.T) {
 	forOne(t, fakeenvoy.SotW, func(r *harness) {
 		e := r.warm(two())
 		r.source.publish(small().with(cluster("web", 2), listener("http", 2, "web")).set(t))
@@ -203,7 +201,7 @@ func TestRemovedClusterStaysInTheStateOfTheWorldUntilItIsItsTurn(t *testing.T) {
 	})
 }
 
-func TestRemovedListenerIsToldAtOnce(t *testing.T) {
+func TestRemovedListenerIsSentAtOnce(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().without(listener("http", 1)).set(t))
@@ -226,9 +224,8 @@ func TestClustersOfARejectedListenerAreKept(t *testing.T) {
 	})
 }
 
-// After a reconnect the clusters are asked for first. Those that are gone may
-// still be in use by the listeners Envoy has.
-func TestClustersAreNotRemovedBeforeEnvoyAsksForListeners(t *testing.T) {
+// After a reconnect Envoy subscribes to clusters first. Its listeners may still use those that are gone.
+func TestClustersAreNotRemovedBeforeEnvoySubscribesToListeners(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		r.source.publish(small().set(t))
 		e := r.connectWith(fakeenvoy.Options{Has: map[string]map[string]string{

@@ -11,10 +11,6 @@ import (
 	"github.com/usherproxy/usher/internal/wire"
 )
 
-// everything is the name that means all resources of a type.
-// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
-const wildcardName = "*"
-
 // The most that a request may have.
 const (
 	maxRequest      = 4 << 20 // bytes
@@ -22,226 +18,94 @@ const (
 	maxName         = 2048 // bytes
 )
 
-// request is what both protocols say in a request.
+// request is a decoded request of either protocol, without its node.
 type request struct {
 	typeURL string
-	// names are those that a delta Envoy asks for beside what it has asked
-	// for before, and all that a state-of-the-world Envoy asks for.
+	// subscribe are the names that a delta Envoy adds to its subscription, and all names in that of a
+	// state-of-the-world Envoy.
 	subscribe []string
-	// unwanted are given up; delta only.
+	// unsubscribe are the names that a delta Envoy removes.
 	unsubscribe []string
-	// versions are what a delta Envoy has from an earlier stream, by name;
-	// claims is what a state-of-the-world Envoy has.
+	// initialVersions are what a delta Envoy has from an earlier stream, by name; versionInfo is what a
+	// state-of-the-world Envoy has.
 	initialVersions map[string]string
 	versionInfo     string
-	// nonce names the response that the request answers; empty: none.
+	// nonce is that of the response which the request answers, or empty.
 	nonce string
-	// problem is not nil in a NACK.
+	// errorDetail is not nil in a NACK.
 	errorDetail *statuspb.Status
 }
 
-// node returns the encoded node of a request; nil if it has none.
-func (p protocol) node(f frame) (node []byte, err error) {
-	err = wire.Fields(f, func(number protowire.Number, value []byte) error {
-		if number == p.fields.node {
-			node = value
-		}
-		return nil
-	})
-	return node, err
-}
-
-// decode reads all of a request but its node. Its errors are fit for a status.
+// decode decodes a request. Its errors may be sent to the caller.
 func (p protocol) decode(f frame) (request, error) {
 	var r request
-	var count int
-	err := wire.Fields(f, func(number protowire.Number, value []byte) error {
-		var err error
+	var names int
+	err := wire.Fields(f, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case p.fields.typeURL:
-			r.typeURL, err = text(value)
+			r.typeURL, err = decodeText(value)
 		case p.fields.nonce:
-			r.nonce, err = text(value)
+			r.nonce, err = decodeText(value)
 		case p.fields.versionInfo:
-			r.versionInfo, err = text(value)
+			r.versionInfo, err = decodeText(value)
 		case p.fields.errorDetail:
 			r.errorDetail, err = decodeErrorDetail(value)
 		case p.fields.subscribe:
-			err = appendName(&r.subscribe, value, &count)
+			err = appendName(&r.subscribe, value, &names)
 		case p.fields.unsubscribe:
-			err = appendName(&r.unsubscribe, value, &count)
+			err = appendName(&r.unsubscribe, value, &names)
 		case p.fields.initialVersions:
-			err = r.addVersion(value, &count)
+			err = r.addVersion(value, &names)
 		}
 		return err
 	})
 	return r, err
 }
 
-// decodeProblem reads the message of a google.rpc.Status.
+// decodeErrorDetail decodes the message of a google.rpc.Status.
 func decodeErrorDetail(encoded []byte) (*statuspb.Status, error) {
-	problem := &statuspb.Status{}
-	err := wire.Fields(encoded, func(number protowire.Number, value []byte) error {
-		if number == 2 {
-			problem.Message = strings.ToValidUTF8(string(value), "\uFFFD")
-		}
-		return nil
-	})
-	return problem, err
+	message, err := wire.Field(encoded, 2)
+	return &statuspb.Status{Message: strings.ToValidUTF8(string(message), "\uFFFD")}, err
 }
 
-// addVersion reads an entry of initial_resource_versions.
-func (r *request) addVersion(entry []byte, count *int) error {
-	var name []string
-	var version string
-	err := wire.Fields(entry, func(number protowire.Number, value []byte) error {
-		var err error
-		switch number {
-		case 1:
-			name = nil
-			err = appendName(&name, value, count)
-		case 2:
-			version, err = text(value)
-		}
+// addVersion decodes an item of the map initial_resource_versions.
+func (r *request) addVersion(item []byte, names *int) error {
+	key, err := wire.Field(item, mapKey)
+	if err != nil || key == nil {
 		return err
-	})
-	if err != nil || len(name) == 0 {
+	}
+	var name []string
+	if err := appendName(&name, key, names); err != nil {
+		return err
+	}
+	value, err := wire.Field(item, mapValue)
+	if err != nil {
 		return err
 	}
 	if r.initialVersions == nil {
 		r.initialVersions = map[string]string{}
 	}
-	r.initialVersions[name[0]] = version
-	return nil
+	r.initialVersions[name[0]], err = decodeText(value)
+	return err
 }
 
+// appendName decodes a name. count is how many names the request has so far.
 func appendName(names *[]string, value []byte, count *int) error {
 	if *count++; *count > maxRequestNames {
-		return fmt.Errorf("it has more than %d names", maxRequestNames)
+		return fmt.Errorf("it has more than %d resource names", maxRequestNames)
 	}
-	name, err := text(value)
+	name, err := decodeText(value)
 	*names = append(*names, name)
 	return err
 }
 
-// text reads a name or a version.
-func text(value []byte) (string, error) {
+// decodeText decodes a name or a version.
+func decodeText(value []byte) (string, error) {
 	switch {
 	case len(value) > maxName:
-		return "", fmt.Errorf("it has a name of more than %d bytes", maxName)
+		return "", fmt.Errorf("a name or version in it has more than %d bytes", maxName)
 	case !utf8.Valid(value):
-		return "", wire.ErrDamaged
+		return "", wire.ErrInvalid
 	}
 	return string(value), nil
-}
-
-// verdict is what a request said about the response it answers.
-type ackResult struct {
-	// response is nil if the request answers none.
-	response *response
-	// problem is Envoy's message; nil in an ACK.
-	errorDetail *statuspb.Status
-}
-
-// hear brings a topic up to date with a request. It sends nothing.
-func (t *typeState) handleRequest(r request) ackResult {
-	if t.sotw && t.lastNonce != "" && r.nonce != t.lastNonce {
-		return ackResult{} // the answer to the latest response says it all again
-	}
-	v := t.recordAck(r)
-	first := !t.started
-	if first {
-		t.start(r)
-	}
-	if t.sotw {
-		t.applyFullList(r.subscribe)
-	} else {
-		t.applyDelta(r, first)
-	}
-	return v
-}
-
-// settle ends the wait for an ACK, if this is it.
-func (t *typeState) recordAck(r request) ackResult {
-	answered := t.inflight
-	if answered == nil || r.nonce != answered.nonce {
-		return ackResult{}
-	}
-	t.inflight = nil
-	t.nacked = r.errorDetail != nil
-	return ackResult{response: answered, errorDetail: r.errorDetail}
-}
-
-// start takes over what Envoy has from an earlier stream. What has to be sent
-// again because its parent was sent already is not believed to be there.
-//
-// For listeners and clusters no names mean all, until there are any. For the
-// other types no names mean none.
-func (t *typeState) start(r request) {
-	t.started, t.versionInfo = true, r.versionInfo
-	t.legacyWildcard = t.typ.isFullState()
-	t.setWildcard(t.legacyWildcard && len(r.subscribe) == 0)
-	for name, version := range r.initialVersions {
-		t.put(name, nameState{sent: true, version: version})
-	}
-	for name := range t.resendOnSubscribe {
-		t.put(name, nameState{})
-	}
-	t.resendOnSubscribe = nil
-}
-
-// amend follows a delta request. A name that is asked for again is sent again;
-// one that is given up while everything is wanted has to be told about once
-// more. https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#unsubscribing-from-resources
-func (t *typeState) applyDelta(r request, first bool) {
-	t.legacyWildcard = t.legacyWildcard && len(r.subscribe) == 0
-	for _, name := range r.subscribe {
-		if name == wildcardName {
-			t.setWildcard(true)
-			continue
-		}
-		t.setNamed(name, true)
-		if !first {
-			t.invalidate(name)
-		}
-	}
-	for _, name := range r.unsubscribe {
-		switch {
-		case name == wildcardName:
-			t.setWildcard(t.legacyWildcard)
-		case t.wildcard:
-			t.setNamed(name, false)
-			t.invalidate(name)
-		default:
-			t.put(name, nameState{})
-		}
-	}
-}
-
-// replace follows a state-of-the-world request, which lists every name.
-func (t *typeState) applyFullList(names []string) {
-	t.legacyWildcard = t.legacyWildcard && len(names) == 0
-	if t.legacyWildcard {
-		return
-	}
-	wanted := nameSet(names)
-	_, all := wanted[wildcardName]
-	delete(wanted, wildcardName)
-	t.setWildcard(all)
-	for name, e := range t.all() {
-		if _, ok := wanted[name]; ok || !e.named {
-			continue
-		}
-		e.named = false
-		if !all {
-			e = nameState{}
-		}
-		t.put(name, e)
-	}
-	for name := range wanted {
-		if e := t.get(name); !e.named {
-			e.named, e.dirty = true, true
-			t.put(name, e)
-		}
-	}
 }

@@ -1,45 +1,89 @@
 package xds
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Resource is one encoded resource. It is encoded once, however many Envoys
-// get it, and it is never modified.
+// Type is a resource type. The values are in push order: a resource comes after those that it refers to.
+type Type uint8
+
+// The types that are served.
+const (
+	Secret Type = iota
+	// TokenBucket limits a rate, such as that of an access log. Its messages have no name field.
+	TokenBucket
+	Cluster
+	Endpoint
+	Listener
+	Route
+)
+
+// NumTypes is the number of types. Every Type is less than it.
+const NumTypes = 6
+
+// dependencies are the types that listeners and routes refer to, in push order.
+var dependencies = []Type{Secret, TokenBucket, Cluster, Endpoint}
+
+var typeURLs = [NumTypes]string{
+	Secret:      resource.SecretType,
+	TokenBucket: "type.googleapis.com/envoy.type.v3.TokenBucket",
+	Cluster:     resource.ClusterType,
+	Endpoint:    resource.EndpointType,
+	Listener:    resource.ListenerType,
+	Route:       resource.RouteType,
+}
+
+var typeNames = [NumTypes]string{"secret", "token_bucket", "cluster", "endpoint", "listener", "route"}
+
+// URL is the type_url of requests and responses.
+func (t Type) URL() string { return typeURLs[t] }
+
+// String returns the lower-case name for logs and metrics.
+func (t Type) String() string { return typeNames[t] }
+
+// typeOf returns the type of a URL; false if it is not served.
+func typeOf(url string) (Type, bool) {
+	i := slices.Index(typeURLs[:], url)
+	return Type(max(i, 0)), i >= 0
+}
+
+// childTypes are the types of which Envoy waits for resources again whenever the resource that names them changes.
+var childTypes = map[Type]Type{Cluster: Endpoint, Listener: Route}
+
+// isFullState reports whether a state-of-the-world response of the type lists all resources, so that leaving one out
+// removes it. https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#grouping-resources-into-responses
+func (t Type) isFullState() bool { return t == Cluster || t == Listener }
+
+// Resource is an encoded resource. It is encoded once for all Envoys, and is never modified.
 type Resource struct {
 	name, version string
 	size          int
-	// item is the resource as an element of a delta response, and body, which
-	// is the end of it, as one of a state-of-the-world response.
+	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse with this resource, and sotwItem that of
+	// a DiscoveryResponse.
 	deltaItem, sotwItem mem.Buffer
-	// children are the resources of the type's child type that this one
-	// names: load assignments of a cluster, route configurations of a
-	// listener.
+	// children are the resources of the type's child type that this one names: load assignments of a cluster, route
+	// configurations of a listener.
 	children []string
-	// legs are the clusters that an aggregate cluster sends to.
+	// targets are the clusters to which an aggregate cluster sends.
 	targets []string
 }
 
-// NewResource checks a message against Envoy's own field rules and encodes it,
-// under the name that it has in itself. Equal messages get equal versions, in
-// every process.
-func NewResource(t Type, m proto.Message) (*Resource, error) {
-	return NewNamedResource(t, NameOf(m), m)
-}
-
-// NewNamedResource is NewResource for messages of types without names, such as
-// TokenBucket. All others have the name that is given.
-func NewNamedResource(t Type, name string, m proto.Message) (*Resource, error) {
+// NewResource validates a message by Envoy's own rules and encodes it. Equal messages get equal versions, in every
+// process. The name is that in the message, if its type has one.
+func NewResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%s without a name", t)
 	}
@@ -56,31 +100,37 @@ func NewNamedResource(t Type, name string, m proto.Message) (*Resource, error) {
 		return nil, fmt.Errorf("%s %q: %w", t, name, err)
 	}
 	r := &Resource{name: name, version: cache.HashResource(value), size: len(value), children: childrenOf(m), targets: targetsOf(m)}
-	r.encode(t, value)
+	if err := r.encode(t, value); err != nil {
+		return nil, fmt.Errorf("%s %q: %w", t, name, err)
+	}
 	return r, nil
 }
 
-// encode makes item and body. The body comes last in the item, and has the same
-// field number there and in a state-of-the-world response. What has no name is
-// wrapped there, as Envoy allows
+// encode sets deltaItem and sotwItem. The field of the Any has the number 2 in Resource and in DiscoveryResponse, so
+// that sotwItem is a part of deltaItem and needs no memory. A message without a name field is wrapped, as Envoy
+// allows
 // (https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/discovery/v3/discovery.proto#service-discovery-v3-discoveryresponse).
-func (r *Resource) encode(t Type, value []byte) {
-	body := appendBytes(nil, resourceBody, appendBytes(appendString(nil, anyType, t.URL()), anyValue, value))
-	head := appendString(appendString(nil, resourceVersion, r.version), resourceName, r.name)
-	item := protowire.AppendTag(nil, responseItem, protowire.BytesType)
-	item = protowire.AppendVarint(item, uint64(len(head)+len(body)))
-	item = slices.Concat(item, head, body)
-	r.deltaItem, r.sotwItem = mem.SliceBuffer(item), mem.SliceBuffer(item[len(item)-len(body):])
-	if !t.isNamed() {
-		wrapped := appendBytes(appendString(nil, anyType, resourceURL), anyValue, slices.Concat(head, body))
-		r.sotwItem = mem.SliceBuffer(appendBytes(nil, responseItem, wrapped))
+func (r *Resource) encode(t Type, value []byte) error {
+	body := &anypb.Any{TypeUrl: t.URL(), Value: value}
+	item := &discoveryv3.Resource{Name: r.name, Version: r.version, Resource: body}
+	delta, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{Resources: []*discoveryv3.Resource{item}})
+	if err != nil {
+		return err
 	}
+	if t == TokenBucket {
+		if body, err = anypb.New(item); err != nil {
+			return err
+		}
+	}
+	sotw, err := proto.Marshal(&discoveryv3.DiscoveryResponse{Resources: []*anypb.Any{body}})
+	if i := bytes.Index(delta, sotw); i >= 0 {
+		sotw = delta[i : i+len(sotw)]
+	}
+	r.deltaItem, r.sotwItem = mem.SliceBuffer(delta), mem.SliceBuffer(sotw)
+	return err
 }
 
-// NameOf is the name a resource made of m would have; empty if m has none.
-func NameOf(m proto.Message) string { return cache.GetResourceName(m) }
-
-// Name is the resource's name, unique within its type.
+// Name is unique within the type.
 func (r *Resource) Name() string { return r.name }
 
 // Version is the SHA-256 of the encoded bytes, in hexadecimal.
@@ -89,41 +139,26 @@ func (r *Resource) Version() string { return r.version }
 // Size is the number of encoded bytes, without the envelope.
 func (r *Resource) Size() int { return r.size }
 
-// isAggregate says whether the resource is a cluster that leads to others.
-func (r *Resource) isAggregate() bool { return len(r.targets) > 0 }
-
-// childrenOf lists what Envoy will ask for by name once it has m.
+// childrenOf returns the names that Envoy will subscribe to once it has m.
 func childrenOf(m proto.Message) []string {
 	switch m := m.(type) {
 	case *clusterv3.Cluster:
-		return clusterChildren(m)
+		if m.GetType() != clusterv3.Cluster_EDS {
+			return nil
+		}
+		return []string{cmp.Or(m.GetEdsClusterConfig().GetServiceName(), m.GetName())}
 	case *listenerv3.Listener:
-		return listenerChildren(m)
+		return routesOf(m)
 	default:
 		return nil
 	}
 }
 
-func clusterChildren(c *clusterv3.Cluster) []string {
-	if c.GetType() != clusterv3.Cluster_EDS {
-		return nil
-	}
-	if name := c.GetEdsClusterConfig().GetServiceName(); name != "" {
-		return []string{name}
-	}
-	return []string{c.GetName()}
-}
-
-func listenerChildren(l *listenerv3.Listener) []string {
-	chains := l.GetFilterChains()
-	if d := l.GetDefaultFilterChain(); d != nil {
-		chains = append(slices.Clone(chains), d)
-	}
+func routesOf(l *listenerv3.Listener) []string {
 	var names []string
-	for _, chain := range chains {
+	for _, chain := range append(slices.Clone(l.GetFilterChains()), l.GetDefaultFilterChain()) {
 		for _, filter := range chain.GetFilters() {
-			// Nil for every other kind of filter.
-			manager := resource.GetHTTPConnectionManager(filter)
+			manager := resource.GetHTTPConnectionManager(filter) // nil for another filter
 			if name := manager.GetRds().GetRouteConfigName(); name != "" {
 				names = append(names, name)
 			}
@@ -133,7 +168,7 @@ func listenerChildren(l *listenerv3.Listener) []string {
 	return slices.Compact(names)
 }
 
-// legsOf lists the clusters that m sends to instead of instances of its own.
+// targetsOf returns the clusters of an aggregate cluster; nil for another resource.
 func targetsOf(m proto.Message) []string {
 	c, ok := m.(*clusterv3.Cluster)
 	if !ok {
@@ -141,7 +176,7 @@ func targetsOf(m proto.Message) []string {
 	}
 	var aggregate aggregatev3.ClusterConfig
 	if err := c.GetClusterType().GetTypedConfig().UnmarshalTo(&aggregate); err != nil {
-		return nil // it is of another kind
+		return nil // it is not an aggregate
 	}
 	return aggregate.GetClusters()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
@@ -17,64 +18,56 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ResourceSource brings what a node is to have.
+// ResourceSource watches the resources of a node.
 type ResourceSource interface {
-	// Watch calls put with the node's set, at once when it is known and
-	// again at every change, until ctx ends. put never blocks; only the
-	// newest set counts. Supply returns nil only when ctx has ended. A gRPC
-	// status error ends the stream with that status, any other error with
-	// Unavailable.
-	Watch(ctx context.Context, n Node, put func(*Set)) error
+	// Watch calls update with the node's set as soon as it is known and again after every change, until ctx ends.
+	// update never blocks; only the newest set counts. Watch returns nil only when ctx has ended. A gRPC status
+	// error ends the stream with that status, any other error with Unavailable.
+	Watch(ctx context.Context, n Node, update func(*Set)) error
 }
 
-// Authorizer says who may have the configuration of a node.
+// Authorizer decides who may have the configuration of a node.
 type Authorizer interface {
-	// Authorize returns nil if the caller may. A gRPC status error with
-	// PermissionDenied, Unauthenticated or InvalidArgument (the node is
-	// no gateway's) denies. Any other error means that there is no answer. Each
-	// error ends the stream, also one that was authorised before.
+	// Authorize returns nil if the caller may. A gRPC status error with PermissionDenied, Unauthenticated or
+	// InvalidArgument (the node belongs to no gateway) denies. Any other error means that there is no answer. Every
+	// error ends the stream, even if the stream was authorised before.
 	Authorize(ctx context.Context, c Caller, n Node) error
 }
 
-// Rejections hears what Envoys refuse.
+// Rejections receives the updates that Envoys reject.
 type Rejections interface {
-	// Rejected reports that an Envoy refuses what it was sent last of a type. over
-	// is called once, when it has accepted what it was sent after that, or
-	// refused something else, or its stream has ended. Neither blocks.
-	Rejected(n Node, t Type, r Rejection) (over func())
+	// Rejected reports that an Envoy rejects the latest response of a type. The server calls clearReport once: when
+	// the Envoy accepts a later response, rejects another one, or its stream ends. Neither function may block.
+	Rejected(n Node, t Type, r Rejection) (clearReport func())
 }
 
-// Rejection is what an Envoy says of a response that it refuses.
+// Rejection describes a response that an Envoy rejects.
 type Rejection struct {
-	// Version and Nonce are those of the response. AcceptedNonce is that of the
-	// last response of the type that the Envoy accepted on this stream; empty:
-	// none.
+	// Version and Nonce are those of the response. AcceptedNonce is the nonce of the last response of the type that
+	// the Envoy accepted on this stream, or empty.
 	Version, Nonce, AcceptedNonce string
 	// Resources are the first few names in the response.
 	Resources []string
-	// Message is Envoy's, without private keys and of limited length.
+	// Message is Envoy's error, shortened and without private keys.
 	Message string
 }
 
-// Options are the parts of a server. ResourceSource, Authorizer and Logger are
-// required.
+// Options are the parts of a server. Source, Authorizer and Logger are required.
 type Options struct {
 	Source     ResourceSource
 	Authorizer Authorizer
 	Logger     *slog.Logger
-	// Credentials are the server's side of TLS. Nil means plain text.
+	// Credentials are the server's TLS credentials. Nil means plain text.
 	Credentials credentials.TransportCredentials
-	// Rejections may be nil.
+	// Rejections and Metrics may be nil.
 	Rejections Rejections
-	// Metrics may be nil: then nothing is counted.
-	Metrics *Metrics
-	// Reauthorize is how often a living stream is authorised again: it ends, or
-	// is sent nothing, when there is no answer by then. Zero means 30 s.
+	Metrics    *Metrics
+	// Reauthorize is how long an answer of the Authorizer is valid. A stream whose answer has expired ends, or is
+	// sent nothing. Zero means 30 s.
 	Reauthorize time.Duration
-	// MetadataKeys are the keys of the node's metadata that ResourceSource and
-	// Authorizer read.
+	// MetadataKeys are the keys of the node's metadata that Source and Authorizer read.
 	MetadataKeys []string
-	// Limits bound what callers cost.
+	// Limits bound what callers may use.
 	Limits Limits
 }
 
@@ -84,13 +77,12 @@ type Server struct {
 	options   Options
 	admission *admission
 	grpc      *grpc.Server
-	living    living
-	// background are the goroutines that outlive the stream's handler: gRPC
-	// releases them when the handler has returned.
+	// background are the goroutines that outlive the stream's handler: gRPC releases them when the handler has
+	// returned.
 	background sync.WaitGroup
 }
 
-// NewServer makes a server; it does nothing until Serve.
+// NewServer returns a server. It does nothing until Serve.
 func NewServer(o Options) *Server {
 	if o.Reauthorize == 0 {
 		o.Reauthorize = 30 * time.Second
@@ -107,11 +99,11 @@ func NewServer(o Options) *Server {
 	return s
 }
 
-// serverOptions are the codec that sends what is encoded already, the limits
-// that hold before a stream is known, and what Envoys are used to from Consul: a
-// ping every 15 s at most, also without a stream, and 2,048 streams a connection.
+// serverOptions returns the codec for encoded messages, the limits that apply before a stream is known, and what
+// Envoys expect from Consul's server: at most one ping every 15 s, even without a stream, and 2,048 streams per
+// connection.
 func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
-	const window = 64 << 10 // bytes of a stream that gRPC takes before it is asked for them
+	const window = 64 << 10 // bytes of a stream that a client may send ahead
 	return []grpc.ServerOption{
 		grpc.Creds(countingCredentials{creds}),
 		grpc.ForceServerCodecV2(newCodec()),
@@ -122,7 +114,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(16 * window),
-		// Requests are small: a large buffer would only make connections dear.
+		// Requests are small. A large buffer would only make connections expensive.
 		grpc.ReadBufferSize(8 << 10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime:             15 * time.Second,
@@ -135,18 +127,68 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 	}
 }
 
-// Serve serves connections of l until Stop is called, and closes l.
+// Serve serves the connections of l until Stop is called, and closes l.
 func (s *Server) Serve(l net.Listener) error {
 	return s.grpc.Serve(listener{l, s.admission})
 }
 
-// Stop ends all streams and connections, and returns when everything that they
-// started has ended.
+// Stop ends all streams and connections. It returns when everything that they started has ended.
 func (s *Server) Stop() {
-	// gRPC waits for handshakes, and one that is never finished would hold it up.
-	s.admission.closePending()
+	// gRPC waits for handshakes, and a client may never finish one.
+	s.admission.shutDown()
 	s.grpc.Stop()
 	s.background.Wait()
+}
+
+// Streams returns how many streams are open.
+func (s *Server) Streams() int { return s.admission.openStreams() }
+
+// errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy connects again, to another
+// Usher if there is one.
+var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")
+
+// Drain ends Serve. It takes no more connections and ends the open streams with Unavailable: the first at once, the
+// others spread over the given time, so that Envoys do not all connect to the remaining Ushers at the same moment.
+// When all streams or ctx have ended, it stops the server as Stop does. Call it once.
+func (s *Server) Drain(ctx context.Context, over time.Duration) {
+	streams := s.admission.shutDown()
+	stopped := make(chan struct{})
+	// Each connection gets a GOAWAY. Envoy then opens its next stream on a new connection, which leads to another
+	// Usher.
+	go func() {
+		defer close(stopped)
+		s.grpc.GracefulStop()
+	}()
+	endStreams(ctx, streams, stopped, over)
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+	}
+	s.Stop()
+	<-stopped
+}
+
+// minSpread is the number of streams from which on a drain uses all of its time. The time is there to spread many
+// reconnects; fewer streams end sooner.
+const minSpread = 50
+
+// endStreams ends streams one after the other, until none is left.
+func endStreams(ctx context.Context, streams []*admittedStream, stopped <-chan struct{}, over time.Duration) {
+	gap := over / time.Duration(max(len(streams), minSpread))
+	begin := time.Now()
+	for i, p := range streams {
+		if i > 0 && gap > 0 {
+			due := begin.Add(time.Duration(i-1)*gap + rand.N(gap))
+			select {
+			case <-time.After(time.Until(due)):
+			case <-stopped:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+		p.end(errShuttingDown)
+	}
 }
 
 // DeltaAggregatedResources serves one stream of the delta protocol.
@@ -154,20 +196,17 @@ func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscovery
 	return s.serve(stream, delta)
 }
 
-// StreamAggregatedResources serves one stream of the state-of-the-world
-// protocol.
+// StreamAggregatedResources serves one stream of the state-of-the-world protocol.
 func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
 	return s.serve(stream, stateOfTheWorld)
 }
 
-// serve runs a session. It returns when the stream has ended and what the
-// session started has, too, but for what only the end of the stream ends.
+// serve runs a session. It returns when the stream and the session's workers have ended; only the background
+// goroutines may still run.
 func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	caller, conn, err := callerOf(stream.Context())
 	if err != nil {
-		if conn != nil {
-			s.admission.reportDenial(conn, caller.Token, status.Convert(err).Message())
-		}
+		s.admission.reportRefusal(conn, caller.Token, status.Convert(err).Message(), true)
 		return err
 	}
 	e := newSession(stream, p, caller, conn, s)
@@ -178,13 +217,7 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	streams := s.options.Metrics.streams.WithLabelValues(p.name)
 	streams.Inc()
 	defer streams.Dec()
-
-	if !s.living.add(e) {
-		e.close()
-		return errShuttingDown
-	}
-	defer s.living.remove(e)
-	err = e.recoverPanic(e.run)
+	err = recoverPanic(e.log, e.run)
 	e.close()
 	if reason := e.endReason(); reason != nil {
 		return reason
@@ -192,22 +225,11 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	return err
 }
 
-// statusOf gives err as a status. What is none becomes Unavailable: Envoy comes
-// again.
+// statusOf returns err as a status. An error without a status becomes Unavailable, and Envoy connects again.
 func statusOf(err error) error {
 	var s interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &s) {
 		return s.GRPCStatus().Err()
 	}
 	return status.Error(codes.Unavailable, err.Error())
-}
-
-// denies says whether an Authorizer's error is an answer.
-func denies(err error) bool {
-	switch status.Code(err) {
-	case codes.PermissionDenied, codes.Unauthenticated, codes.InvalidArgument:
-		return true
-	default:
-		return false
-	}
 }

@@ -10,25 +10,23 @@ import (
 	"github.com/usherproxy/usher/internal/ordered"
 )
 
-// Set is everything one kind of Envoy is to have. It is immutable and shared.
+// Set has all resources for the Envoys of one instance and release. It is immutable and shared.
 type Set struct {
 	collections [NumTypes]*Collection
 }
 
-// NewSet makes a set; the index is the Type. A collection that is nil says that
-// the inputs of its type are not complete: nothing at all is sent for it, not
-// even an empty answer.
+// NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
+// yet: nothing is sent for it, not even an empty response.
 //
-// A type that did not change should be given with the same collection as in the
-// set before: sessions then skip it without looking inside.
+// If a type has not changed, pass the previous set's collection, so that sessions can skip it.
 func NewSet(collections [NumTypes]*Collection) *Set {
 	return &Set{collections: collections}
 }
 
-// Collection gives what the set holds of a type; nil if that is not known.
+// Collection returns the resources of a type; nil if they are not known yet.
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
 
-// withholds reports whether some resource of a type is withheld.
+// hasHeldBack reports whether a resource of the type is held back.
 func (s *Set) hasHeldBack(t Type) bool {
 	c := s.collections[t]
 	return c != nil && len(c.heldBack) > 0
@@ -37,39 +35,36 @@ func (s *Set) hasHeldBack(t Type) bool {
 // collectionIDs numbers the collections of this process, from 1.
 var collectionIDs atomic.Uint64
 
-// Collection is all there is of one type. It is immutable and shared by sets.
+// Collection has all resources of one type. It is immutable and shared by sets. Get and All treat nil as an empty
+// collection.
 type Collection struct {
 	resources ordered.Map[*Resource]
 	heldBack  map[string]struct{}
 	id        uint64
 
 	mu sync.Mutex
-	// changed are the names that differ from the collection numbered
-	// changedFrom. A number, not a pointer: collections must not keep their
-	// predecessors alive.
+	// changed are the names that differ from the collection with the id changedFrom. A pointer instead of the id
+	// would keep old collections alive.
 	changedFrom uint64
 	changed     []string
 }
 
-// NewCollection makes a collection of resources by their names. What is
-// withheld exists but could not be built: an Envoy that has such a name keeps
-// what it has, and one that does not gets nothing. Neither argument may be
-// modified afterwards.
-func NewCollection(resources map[string]*Resource, withheld []string) *Collection {
-	return &Collection{resources: ordered.From(resources), heldBack: nameSet(withheld), id: collectionIDs.Add(1)}
+// NewCollection returns a collection of resources by their names. A resource that is held back exists but cannot be
+// built: an Envoy that has it keeps it, and another one does not get it. Do not modify the arguments afterwards.
+func NewCollection(resources map[string]*Resource, heldBack []string) *Collection {
+	return &Collection{resources: ordered.From(resources), heldBack: nameSet(heldBack), id: collectionIDs.Add(1)}
 }
 
-// Next gives the collection that comes after c: with other or more resources,
-// without the removed ones, and with other names withheld. It costs what has
-// changed. If nothing has changed it is c itself.
-func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Collection {
-	names := nameSet(withheld)
+// Next returns c with other or more resources, without the removed ones, and with other names held back; c itself if
+// nothing changes. It costs what changes.
+func (c *Collection) Next(changed []*Resource, removed, heldBack []string) *Collection {
+	names := nameSet(heldBack)
 	if len(changed)+len(removed) == 0 && maps.Equal(names, c.heldBack) {
 		return c
 	}
 	next := &Collection{
 		resources: c.resources, heldBack: names, id: collectionIDs.Add(1),
-		changedFrom: c.id, changed: onlyInFirst(c.heldBack, names),
+		changedFrom: c.id, changed: released(c.heldBack, names),
 	}
 	for _, r := range changed {
 		next.resources = next.resources.With(r.Name(), r)
@@ -82,18 +77,16 @@ func (c *Collection) Next(changed []*Resource, removed, withheld []string) *Coll
 	return next
 }
 
-// withholds reports whether a name exists that could not be built. A nil
-// collection is an empty one.
+// isHeldBack reports whether a resource is held back.
 func (c *Collection) isHeldBack(name string) bool {
 	if c == nil {
 		return false
 	}
-	_, withheld := c.heldBack[name]
-	return withheld
+	_, heldBack := c.heldBack[name]
+	return heldBack
 }
 
-// Get gives the resource of a name, nil if there is none. A nil collection is an
-// empty one.
+// Get returns a resource, or nil.
 func (c *Collection) Get(name string) *Resource {
 	if c == nil {
 		return nil
@@ -104,8 +97,7 @@ func (c *Collection) Get(name string) *Resource {
 // Len is the number of resources.
 func (c *Collection) Len() int { return c.resources.Len() }
 
-// All gives the resources by their names, in order. A nil collection is an
-// empty one.
+// All returns the resources by their names, in order.
 func (c *Collection) All() iter.Seq2[string, *Resource] {
 	if c == nil {
 		c = &Collection{}
@@ -113,18 +105,17 @@ func (c *Collection) All() iter.Seq2[string, *Resource] {
 	return c.resources.All()
 }
 
-// HeldBack lists the names that exist but could not be built, in order.
+// HeldBack returns the names that are held back, in order.
 func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.heldBack)) }
 
-// Equal says whether an Envoy would get the same from both.
+// Equal reports whether an Envoy would get the same from both.
 func (c *Collection) Equal(other *Collection) bool {
 	return c == other || c != nil && other != nil &&
 		maps.Equal(c.heldBack, other.heldBack) && len(difference(other, c)) == 0
 }
 
-// since lists the names for which c says something else than old did. Sessions
-// that have seen the same predecessor share one comparison, and those that have
-// seen the one that c was made from need none.
+// changedSince returns the names that differ from old. All sessions that had old share the result. It is known if c
+// was made from old.
 func (c *Collection) changedSince(old *Collection) []string {
 	if c == old {
 		return nil
@@ -138,9 +129,7 @@ func (c *Collection) changedSince(old *Collection) []string {
 }
 
 func difference(old, current *Collection) []string {
-	// A name that is withheld no longer has to be looked at again: only now
-	// is it known whether it is gone.
-	names := onlyInFirst(old.heldBack, current.heldBack)
+	names := released(old.heldBack, current.heldBack)
 	for name := range current.resources.ChangedSince(old.resources) {
 		before, now := old.Get(name), current.Get(name)
 		if before == nil || now == nil || before.Version() != now.Version() {
@@ -150,8 +139,9 @@ func difference(old, current *Collection) []string {
 	return names
 }
 
-// noLonger gives the names that were in one set and are not in the next.
-func onlyInFirst(before, now map[string]struct{}) []string {
+// released returns the names that are no longer held back. They count as changed: only now it is known whether they
+// still exist.
+func released(before, now map[string]struct{}) []string {
 	var names []string
 	for name := range before {
 		if _, still := now[name]; !still {

@@ -37,7 +37,7 @@ func TestResourceThatEnvoyWouldRefuse(t *testing.T) {
 		"wrong type": {xds.Listener, cluster("web", 1), `listener "web" is a envoy.config.cluster.v3.Cluster`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := xds.NewResource(c.typ, c.m)
+			_, err := xds.NewResource(c.typ, nameOf(c.m), c.m)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %s", err, c.want)
 			}

@@ -21,8 +21,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// stalled is a delta stream whose client reads only when it is told to: more than
-// its window of 64 KiB does not reach it before.
+// stalledClient is a delta stream whose client does not read before readToEnd. It receives its window of 64 KiB.
 type stalledClient struct {
 	r      *harness
 	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
@@ -50,7 +49,7 @@ func (s *stalledClient) send(m *discoveryv3.DeltaDiscoveryRequest) {
 	synctest.Wait()
 }
 
-// rest reads until the stream ends, and returns what came and how it ended.
+// readToEnd returns what the client receives and how the stream ends.
 func (s *stalledClient) readToEnd() (all []byte, end error) {
 	for {
 		m, err := s.stream.Recv()
@@ -83,14 +82,13 @@ func TestAnEnvoyThatDoesNotReadIsCutOff(t *testing.T) {
 		if got := r.count("usher_xds_streams", "delta"); got != 0 {
 			t.Errorf("%v streams are left", got)
 		}
-		if !strings.Contains(r.log.String(), "envoy has not read what it was sent") {
+		if !strings.Contains(r.log.String(), "envoy has not read a response") {
 			t.Errorf("the log has no reason:\n%s", r.log)
 		}
 	})
 }
 
-// One large response that is not read blocks nobody: it is seen by the answer that
-// does not come.
+// One large response that is not read blocks no one; the missing answer shows it.
 func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
@@ -109,8 +107,8 @@ func TestAnEnvoyThatDoesNotAnswerIsCutOff(t *testing.T) {
 	})
 }
 
-// A token is revoked while its stream is not read, and a key is made after that:
-// the stream ends in time, and the key never comes.
+// A token is revoked while its stream is not read, and a key is issued after that. The stream ends in time, without the
+// key.
 func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		key := bytes.Repeat([]byte{0x5e}, 40)
@@ -139,9 +137,8 @@ func TestNoKeyReachesARevokedTokenThatDidNotRead(t *testing.T) {
 	})
 }
 
-// While the Authorizer takes its time, nothing is sent that is composed after the
-// last answer has run out.
-func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
+// After the latest answer of the Authorizer has expired, nothing new is sent.
+func TestNothingIsSentAfterTheAuthorizationHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &slowAuthorizer{wait: make(chan error)}
 		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
@@ -160,9 +157,8 @@ func TestNothingIsSentWhileTheAnswerIsOverdue(t *testing.T) {
 	})
 }
 
-// What Envoy has not read when the answer is overdue is cut off with the
-// connection.
-func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
+// When the answer expires, the connection of an Envoy with unread responses is closed.
+func TestUnreadResponsesAreCutOffWhenTheAuthorizationExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &slowAuthorizer{wait: make(chan error)}
 		r := newHarnessWith(t, fakeenvoy.Delta, xds.Options{Authorizer: slow})
@@ -176,7 +172,7 @@ func TestWhatIsUnreadIsCutOffWhenTheAnswerIsOverdue(t *testing.T) {
 	})
 }
 
-// slowDoor is an Authorizer that waits, when it is set to.
+// slowAuthorizer is an Authorizer that can be made to wait.
 type slowAuthorizer struct {
 	wait chan error
 	mu   sync.Mutex
@@ -204,7 +200,7 @@ func (d *slowAuthorizer) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node
 	}
 }
 
-// An answer to a response that was not read counts as none.
+// Only the nonce of a response acknowledges it.
 func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		r.source.publish(small().set(t))
@@ -229,8 +225,8 @@ func TestAGuessedNonceAcknowledgesNothing(t *testing.T) {
 	})
 }
 
-// An Envoy that refuses and asks again at once is answered ever more slowly.
-func TestRefusingAgainAndAgainIsSlow(t *testing.T) {
+// An Envoy that rejects and subscribes again at once is answered ever more slowly.
+func TestRejectingAgainAndAgainIsSlow(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(small())
 		begin := time.Now()

@@ -22,12 +22,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// panicking panics wherever the server calls it.
+// panicking is a source and an authorizer, one of which panics.
 type panicking struct{ where string }
 
 func (p panicking) Watch(ctx context.Context, _ xds.Node, _ func(*xds.Set)) error {
-	if p.where == "supplier" {
-		panic("in the supplier")
+	if p.where == "source" {
+		panic("in the source")
 	}
 	<-ctx.Done()
 	return nil
@@ -41,7 +41,7 @@ func (p panicking) Authorize(context.Context, xds.Caller, xds.Node) error {
 }
 
 func TestPanicEndsOneStreamOnly(t *testing.T) {
-	for _, where := range []string{"supplier", "authorizer"} {
+	for _, where := range []string{"source", "authorizer"} {
 		t.Run(where, func(t *testing.T) {
 			forBoth(t, func(r *harness) {
 				p := panicking{where}
@@ -86,8 +86,8 @@ func TestEnvoyDisconnectsWithAResponseUnacknowledged(t *testing.T) {
 	})
 }
 
-// Many sets come at once from several goroutines, over a real connection, while
-// Envoy acknowledges and asks for more: what arrives last is the newest.
+// Several goroutines publish many sets at once, over a real connection, while Envoy acknowledges and subscribes to more:
+// the last set that arrives is the newest.
 func TestManySetsAtOnce(t *testing.T) {
 	for _, p := range fakeenvoy.Protocols {
 		t.Run(string(p), func(t *testing.T) {

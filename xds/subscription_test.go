@@ -7,7 +7,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-func TestNothingIsSentBeforeAnythingIsKnown(t *testing.T) {
+func TestNothingIsSentBeforeTheSetIsKnown(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.connect()
 		e.Subscribe(cds)
@@ -54,7 +54,7 @@ func TestUnknownNameGetsNoAnswer(t *testing.T) {
 	})
 }
 
-func TestResourceAskedForByNameGoesWithoutAWord(t *testing.T) {
+func TestResourceSubscribedToByNameIsNotReportedAsRemoved(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(small().without(routes("web", 1)).set(t))
@@ -64,7 +64,7 @@ func TestResourceAskedForByNameGoesWithoutAWord(t *testing.T) {
 	})
 }
 
-func TestEmptyListOfEndpointsIsNotEverything(t *testing.T) {
+func TestEmptyListOfEndpointsIsNoWildcard(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		r.source.publish(small().set(t))
 		e := r.connect()
@@ -99,7 +99,7 @@ func TestUnsubscribedResourceIsNotSent(t *testing.T) {
 	})
 }
 
-func TestResourceUnsubscribedBeforeItsACKIsSentWhenAskedForAgain(t *testing.T) {
+func TestResourceUnsubscribedBeforeItsACKIsSentWhenSubscribedAgain(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(two())
 		r.source.publish(two().with(endpoints("api", 2)).set(t))
@@ -113,7 +113,7 @@ func TestResourceUnsubscribedBeforeItsACKIsSentWhenAskedForAgain(t *testing.T) {
 	})
 }
 
-func TestNameAskedForAgainIsSentAgain(t *testing.T) {
+func TestNameSubscribedToAgainIsSentAgain(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(two())
 		e.Subscribe(eds, "api")
@@ -125,11 +125,11 @@ func TestNameAskedForAgainIsSentAgain(t *testing.T) {
 	})
 }
 
-func TestNamesBesideEverythingAreToldWhenAskedForAndWhenGivenUp(t *testing.T) {
+func TestNamesBesideTheWildcardAreSentWhenSubscribedAndUnsubscribed(t *testing.T) {
 	forOne(t, fakeenvoy.Delta, func(r *harness) {
 		e := r.warm(two())
-		for _, turn := range []func(string, ...string){e.Subscribe, e.Unsubscribe} {
-			turn(cds, "api", "gone")
+		for _, change := range []func(string, ...string){e.Subscribe, e.Unsubscribe} {
+			change(cds, "api", "gone")
 			e.ExpectAck(cds, "api")
 			e.ExpectAck(eds, "api")
 			r.expectRemoved(e, cds, "gone")
@@ -138,7 +138,7 @@ func TestNamesBesideEverythingAreToldWhenAskedForAndWhenGivenUp(t *testing.T) {
 	})
 }
 
-func TestEverythingIsGivenUpAndAskedForAgain(t *testing.T) {
+func TestWildcardIsUnsubscribedAndSubscribedAgain(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		r.source.publish(resources{}.with(secret("a", 1), secret("b", 1)).set(t))
 		e := r.connect()

@@ -17,10 +17,10 @@ func bucket(n uint32) *typev3.TokenBucket {
 	return &typev3.TokenBucket{MaxTokens: n, FillInterval: durationpb.New(time.Second)}
 }
 
-// withBucket is what a world has, and a bucket with the name "ten".
+// withBucket returns a set with a bucket named "ten".
 func withBucket(t *testing.T, w resources, n uint32) *xds.Set {
 	t.Helper()
-	one, err := xds.NewNamedResource(xds.TokenBucket, "ten", bucket(n))
+	one, err := xds.NewResource(xds.TokenBucket, "ten", bucket(n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,9 +29,8 @@ func withBucket(t *testing.T, w resources, n uint32) *xds.Set {
 	return xds.NewSet(all)
 }
 
-// A token bucket has no name in itself, and arrives under the one that it was
-// asked for.
-func TestResourceWithoutANameInItself(t *testing.T) {
+// A token bucket has no name field. It is sent under the name of the subscription.
+func TestResourceWithoutANameField(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())
 		r.source.publish(withBucket(r.t, small(), 10))
@@ -51,8 +50,7 @@ func TestResourceWithoutANameInItself(t *testing.T) {
 	})
 }
 
-// Envoy waits for the bucket before it takes the listener that names it, and may
-// do so before it says anything of the listener.
+// Envoy waits for the bucket before it acknowledges the listener that names it.
 func TestBucketIsSentWhileItsListenerIsOnItsWay(t *testing.T) {
 	forBoth(t, func(r *harness) {
 		e := r.warm(small())

@@ -34,7 +34,7 @@ func serviceName(i int) string { return fmt.Sprintf("svc%05d", i) }
 
 func instanceID(i int) string { return fmt.Sprintf("%s-%d", gatewayName, i) }
 
-// instanceIDs gives the instances from one to before another.
+// instanceIDs returns the instances from one to before another.
 func instanceIDs(from, to int) []string {
 	var ids []string
 	for i := from; i < to; i++ {
@@ -65,7 +65,7 @@ func (c *catalog) grow(ctx context.Context, services, envoys int) error {
 	return c.writeEntry(ctx, "")
 }
 
-// flip gives the endpoint of a service another port, and its sign.
+// flip gives the endpoint of a service another port, and returns its sign.
 func (c *catalog) flip(i int) sign {
 	c.ports[i]++
 	return portSign(serviceName(i), c.ports[i])

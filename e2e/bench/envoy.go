@@ -59,7 +59,7 @@ func newEnvoy(f *fleet, index int, id string, conn *grpc.ClientConn) *envoy {
 // run keeps a stream up until ctx ends.
 func (e *envoy) run(ctx context.Context) {
 	for {
-		err := e.converse(ctx)
+		err := e.runStream(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -72,8 +72,8 @@ func (e *envoy) run(ctx context.Context) {
 	}
 }
 
-// converse holds one stream until it ends.
-func (e *envoy) converse(ctx context.Context) error {
+// runStream holds one stream until it ends.
+func (e *envoy) runStream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := e.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, deltaMethod,
@@ -81,7 +81,7 @@ func (e *envoy) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := e.greet(stream); err != nil {
+	if err := e.subscribe(stream); err != nil {
 		return err
 	}
 	for {
@@ -89,15 +89,15 @@ func (e *envoy) converse(ctx context.Context) error {
 		if err := stream.RecvMsg(&r); err != nil {
 			return err
 		}
-		if err := e.take(stream, &r, time.Now()); err != nil {
+		if err := e.handle(stream, &r, time.Now()); err != nil {
 			return err
 		}
 	}
 }
 
-// greet sends the first request of each type, with the versions that the Envoy
+// subscribe sends the first request of each type, with the versions that the Envoy
 // has from an earlier stream.
-func (e *envoy) greet(stream grpc.ClientStream) error {
+func (e *envoy) subscribe(stream grpc.ClientStream) error {
 	names := map[string][]string{}
 	for ref := range e.wants {
 		names[ref.typeURL] = append(names[ref.typeURL], ref.name)
@@ -136,9 +136,9 @@ func node(id string) *corev3.Node {
 	}
 }
 
-// take accepts a response that was read at the time, and subscribes to what its
+// handle accepts a response that was read at the time, and subscribes to what its
 // resources refer to.
-func (e *envoy) take(stream grpc.ClientStream, r *fakeenvoy.LeanResponse, at time.Time) error {
+func (e *envoy) handle(stream grpc.ClientStream, r *fakeenvoy.LeanResponse, at time.Time) error {
 	e.fleet.count(r)
 	expected := e.fleet.expected.Load()
 	subscribe := map[string][]string{}
@@ -153,7 +153,7 @@ func (e *envoy) take(stream grpc.ClientStream, r *fakeenvoy.LeanResponse, at tim
 				subscribe[ref.typeURL] = append(subscribe[ref.typeURL], ref.name)
 			}
 		}
-		expected.saw(e.index, r.TypeURL, known, i.Body, at)
+		expected.observe(e.index, r.TypeURL, known, i.Body, at)
 	}
 	for _, name := range r.Removed {
 		e.store(r.TypeURL, name, nil)
@@ -169,7 +169,7 @@ func (e *envoy) take(stream grpc.ClientStream, r *fakeenvoy.LeanResponse, at tim
 			return err
 		}
 	}
-	e.judge(at)
+	e.checkComplete(at)
 	return nil
 }
 
@@ -211,8 +211,8 @@ func count(b bool) int {
 	return 0
 }
 
-// judge tells the fleet when the Envoy first has all that there is.
-func (e *envoy) judge(at time.Time) {
+// checkComplete tells the fleet when the Envoy first has all that there is.
+func (e *envoy) checkComplete(at time.Time) {
 	if e.complete || e.waiting > 0 || e.endpoints < e.fleet.services || e.hosts < e.fleet.services || len(e.has[xds.ListenerType]) == 0 {
 		return
 	}

@@ -68,8 +68,8 @@ func newExpectation(envoys int, signs []sign) *expectation {
 	return e
 }
 
-// saw takes note of a resource that an Envoy has read.
-func (e *expectation) saw(envoy int, typeURL string, r *resource, body []byte, at time.Time) {
+// observe takes note of a resource that an Envoy has read.
+func (e *expectation) observe(envoy int, typeURL string, r *resource, body []byte, at time.Time) {
 	if e == nil {
 		return
 	}
@@ -99,7 +99,7 @@ func (e *expectation) shows(r *resource, s *sign, body []byte) bool {
 	return shown
 }
 
-// wait waits for the slowest Envoy, and gives the time at which it had all.
+// wait waits for the slowest Envoy, and returns the time at which it had all.
 func (e *expectation) wait(ctx context.Context) (time.Time, error) {
 	select {
 	case <-e.done:

@@ -22,7 +22,7 @@ import (
 type fleet struct {
 	addr     string
 	services int // that a complete state has
-	library  *library
+	library  *resourceCache
 	ctx      context.Context // of the Envoys' runs
 	cancel   context.CancelFunc
 	runs     sync.WaitGroup
@@ -32,29 +32,29 @@ type fleet struct {
 	expected atomic.Pointer[expectation]
 
 	mu      sync.Mutex
-	tally   tally
+	tally   wireCounts
 	broken  []error   // why streams ended
 	left    int       // Envoys that are not complete
 	last    time.Time // when the latest one became so
 	allDone chan struct{}
 }
 
-// tally counts what came over the wire.
-type tally struct {
+// wireCounts counts what came over the wire.
+type wireCounts struct {
 	resources map[string]int // that were sent or removed, by type URL
 	bytes     int
 }
 
-// minus gives what came since an earlier tally.
-func (t tally) minus(earlier tally) tally {
-	out := tally{resources: map[string]int{}, bytes: t.bytes - earlier.bytes}
+// minus returns what came since an earlier tally.
+func (t wireCounts) minus(earlier wireCounts) wireCounts {
+	out := wireCounts{resources: map[string]int{}, bytes: t.bytes - earlier.bytes}
 	for typeURL, n := range t.resources {
 		out.resources[typeURL] = n - earlier.resources[typeURL]
 	}
 	return out
 }
 
-func (t tally) total() int {
+func (t wireCounts) total() int {
 	n := 0
 	for _, of := range t.resources {
 		n += of
@@ -62,8 +62,8 @@ func (t tally) total() int {
 	return n
 }
 
-// most gives the number of resources of the type of which there are most.
-func (t tally) most() int {
+// most returns the number of resources of the type of which there are most.
+func (t wireCounts) most() int {
 	n := 0
 	for _, of := range t.resources {
 		n = max(n, of)
@@ -72,13 +72,13 @@ func (t tally) most() int {
 }
 
 // newFleet makes a fleet without Envoys.
-func newFleet(ctx context.Context, addr string, services int, l *library) *fleet {
-	f := &fleet{addr: addr, services: services, library: l, tally: tally{resources: map[string]int{}}}
+func newFleet(ctx context.Context, addr string, services int, l *resourceCache) *fleet {
+	f := &fleet{addr: addr, services: services, library: l, tally: wireCounts{resources: map[string]int{}}}
 	f.ctx, f.cancel = context.WithCancel(ctx)
 	return f
 }
 
-// add connects an Envoy for each instance, so many to a connection, and gives
+// add connects an Envoy for each instance, so many to a connection, and returns
 // how long it took until all were complete. Envoys that are given begin with
 // what these have.
 func (f *fleet) add(ctx context.Context, ids []string, perConnection int, from ...*envoy) (time.Duration, error) {
@@ -150,11 +150,11 @@ func (f *fleet) count(r *fakeenvoy.LeanResponse) {
 	f.tally.bytes += r.Size
 }
 
-// counted gives what has come so far.
-func (f *fleet) counted() tally {
+// counted returns what has come so far.
+func (f *fleet) counted() wireCounts {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return tally{resources: maps.Clone(f.tally.resources), bytes: f.tally.bytes}
+	return wireCounts{resources: maps.Clone(f.tally.resources), bytes: f.tally.bytes}
 }
 
 // lost takes note of a stream that ended.
@@ -164,7 +164,7 @@ func (f *fleet) lost(err error) {
 	f.broken = append(f.broken, err)
 }
 
-// losses gives how many streams ended, and of the reasons the first.
+// losses returns how many streams ended, and of the reasons the first.
 func (f *fleet) losses() (n int, first error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -49,7 +49,7 @@ func (m machine) String() string {
 	return fmt.Sprintf("%d cores (%s), Linux %s, %s, load %s\nConsul %s; Usher %s", m.Cores, m.Model, m.Kernel, m.Go, m.Load, m.Consul, m.Usher)
 }
 
-// content gives a file's content, "" where it cannot be read.
+// content returns a file's content, "" where it cannot be read.
 func content(path string) string {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -58,7 +58,7 @@ func content(path string) string {
 	return string(text)
 }
 
-// field gives what stands behind the colon after a name in a file of /proc.
+// field returns what stands behind the colon after a name in a file of /proc.
 func field(path, name string) string {
 	for line := range strings.Lines(content(path)) {
 		key, value, _ := strings.Cut(line, ":")
@@ -131,7 +131,7 @@ func (p *process) alive() error {
 	}
 }
 
-// cpu gives the CPU time of all threads that the process ever had: the sum of
+// cpu returns the CPU time of all threads that the process ever had: the sum of
 // utime and stime of /proc/<pid>/stat, in nanoseconds instead of ticks.
 func (p *process) cpu() time.Duration { return cpuOf(p.cmd.Process.Pid) }
 
@@ -146,7 +146,7 @@ func cpuOf(pid int) time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// resident gives the process's VmRSS in bytes.
+// resident returns the process's VmRSS in bytes.
 func (p *process) resident() float64 {
 	value := field(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid), "VmRSS")
 	kib, err := strconv.ParseFloat(strings.TrimSuffix(value, " kB"), 64)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -46,8 +47,8 @@ func parseFlags() (options, error) {
 	flag.BoolVar(&o.rotation, "rotation", true, "rotate the mesh's root, which takes up to half a minute a round")
 	flag.BoolVar(&o.cold, "cold", true, "measure cold starts")
 	flag.BoolVar(&o.plain, "plain", false, "reach Consul over plain HTTP instead of HTTPS")
-	flag.StringVar(&o.usherBin, "usher", envOr("USHER_BIN", "bin/usher"), "Usher's binary")
-	flag.StringVar(&o.tools, "tools", envOr("USHER_TOOLS", ".tools"), "where the real parts are")
+	flag.StringVar(&o.usherBin, "usher", cmp.Or(os.Getenv("USHER_BIN"), "bin/usher"), "Usher's binary")
+	flag.StringVar(&o.tools, "tools", cmp.Or(os.Getenv("USHER_TOOLS"), ".tools"), "where the real parts are")
 	flag.StringVar(&o.jsonTo, "json", "", "file for the rows with every round as JSON")
 	flag.StringVar(&o.markdownTo, "markdown", "", "Markdown file that has the lines "+beginMark+" and "+endMark+": the table is put between them")
 	flag.Parse()
@@ -106,20 +107,13 @@ func (o options) check() error {
 	return nil
 }
 
-func envOr(name, otherwise string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return otherwise
-}
-
 // bench is one run.
 type bench struct {
 	options
 	consul  *consulServer
 	usher   *usherServer // nil before the first
 	catalog catalog
-	library library
+	library resourceCache
 	report  report
 	turn    int // endpoint changes so far
 	marks   int // changes of configuration so far

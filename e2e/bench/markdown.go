@@ -25,7 +25,7 @@ func (r *report) insert(path, preface string) error {
 	return os.WriteFile(path, []byte(before+beginMark+"\n"+table+endMark+"\n"+after), 0o644)
 }
 
-// placeIn gives what stands before and after the place for the table.
+// placeIn returns what stands before and after the place for the table.
 func placeIn(path string) (before, after string, err error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -39,7 +39,7 @@ func placeIn(path string) (before, after string, err error) {
 	return before, after, nil
 }
 
-// markdown gives the rows as tables: one for each gateway, whose rows have the
+// markdown returns the rows as tables: one for each gateway, whose rows have the
 // beginning of their names in common, and one for the others.
 func (r *report) markdown() string {
 	var gateways []string
@@ -58,7 +58,7 @@ func (r *report) markdown() string {
 		c, perConsul, perFloor := at.medians()
 		fmt.Fprintf(table, "| %s | %s | %s | %s | %s | %s | %s |\n", what,
 			number(c.usher, at.unit), number(c.consul, at.unit), number(c.floor, at.unit),
-			fraction(perConsul), number(perFloor, times), strings.ReplaceAll(at.verdict(), "NOT MET", "**not met**"))
+			fraction(perConsul), number(perFloor, times), strings.ReplaceAll(at.barResults(), "NOT MET", "**not met**"))
 	}
 	var b strings.Builder
 	for _, of := range gateways {
@@ -67,7 +67,7 @@ func (r *report) markdown() string {
 	return b.String()
 }
 
-// headingOf gives the heading of a gateway's rows.
+// headingOf returns the heading of a gateway's rows.
 func headingOf(gateway string) string {
 	services, envoys, ok := strings.Cut(gateway, " × ")
 	if !ok {

@@ -23,14 +23,14 @@ type side struct {
 type cost struct {
 	latency []float64 // ms until the slowest Envoy had each change
 	cpu     float64   // ms of the process
-	wire    tally
+	wire    wireCounts
 }
 
 // meter measures sides from its beginning on.
 type meter struct {
 	sides []side
 	cpu   []time.Duration
-	wire  []tally
+	wire  []wireCounts
 }
 
 func newMeter(sides []side) meter {
@@ -42,7 +42,7 @@ func newMeter(sides []side) meter {
 	return m
 }
 
-// read gives the cost since the beginning.
+// read returns the cost since the beginning.
 func (m meter) read() []cost {
 	out := make([]cost, len(m.sides))
 	for i, s := range m.sides {
@@ -55,12 +55,12 @@ func (m meter) read() []cost {
 // Processes have settled when together they have used less than settledShare of
 // a core for settledFor.
 const (
-	settledFor   = 500 * time.Millisecond
-	settledShare = 0.05
+	idleFor   = 500 * time.Millisecond
+	idleShare = 0.05
 )
 
-// settle waits until the processes have settled.
-func settle(ctx context.Context, processes ...*process) error {
+// waitIdle waits until the processes have settled.
+func waitIdle(ctx context.Context, processes ...*process) error {
 	ctx, cancel := context.WithTimeout(ctx, deliveryDeadline)
 	defer cancel()
 	total := func() (sum time.Duration) {
@@ -74,15 +74,15 @@ func settle(ctx context.Context, processes ...*process) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the parts do not come to rest: %w", context.Cause(ctx))
-		case <-time.After(settledFor):
+		case <-time.After(idleFor):
 		}
-		if float64(total()-before) < settledShare*float64(settledFor) {
+		if float64(total()-before) < idleShare*float64(idleFor) {
 			return nil
 		}
 	}
 }
 
-// deliver makes a change, and gives how long it took until the slowest Envoy of
+// deliver makes a change, and returns how long it took until the slowest Envoy of
 // each side had all its signs, in milliseconds from before the write. All sides
 // are to show the same signs if there is one list, each its own otherwise.
 func deliver(ctx context.Context, sides []side, write func(context.Context) error, signs ...[]sign) ([]float64, error) {

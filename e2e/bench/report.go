@@ -8,9 +8,11 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // unit is what a row's numbers are of.
@@ -39,7 +41,7 @@ type row struct {
 	rounds []cells
 }
 
-// medians gives the row's numbers, and the medians of the rounds' ratios.
+// medians returns the row's numbers, and the medians of the rounds' ratios.
 func (r row) medians() (c cells, perConsul, perFloor float64) {
 	var usher, consul, floor, toConsul, toFloor []float64
 	for _, round := range r.rounds {
@@ -123,13 +125,13 @@ func (r *report) table(to io.Writer) error {
 		c, perConsul, perFloor := at.medians()
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", at.what,
 			number(c.usher, at.unit), number(c.consul, at.unit), number(c.floor, at.unit),
-			fraction(perConsul), number(perFloor, times), at.verdict())
+			fraction(perConsul), number(perFloor, times), at.barResults())
 	}
 	return w.Flush()
 }
 
-// verdict gives the row's bars, and says which are not met.
-func (r row) verdict() string {
+// barResults returns the row's bars, and says which are not met.
+func (r row) barResults() string {
 	c, perConsul, perFloor := r.medians()
 	var out []string
 	for _, b := range r.bars {
@@ -203,7 +205,7 @@ type jsonRow struct {
 func (r *report) save(path string, m machine) error {
 	rows := make([]jsonRow, 0, len(r.rows))
 	for _, at := range r.rows {
-		out := jsonRow{What: at.what, Unit: at.unit, Bar: at.verdict()}
+		out := jsonRow{What: at.what, Unit: at.unit, Bar: at.barResults()}
 		for _, round := range at.rounds {
 			out.Rounds = append(out.Rounds, measured(round))
 		}
@@ -224,4 +226,70 @@ func measured(c cells) map[string]float64 {
 		}
 	}
 	return out
+}
+
+// none stands for a number that was not measured.
+var none = math.NaN()
+
+// percentile returns the least value that at least p percent of the values do not
+// exceed; none of no values.
+func percentile(values []float64, p float64) float64 {
+	if len(values) == 0 {
+		return none
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	rank := int(math.Ceil(p / 100 * float64(len(sorted))))
+	return sorted[max(rank, 1)-1]
+}
+
+// median returns the middle value, or the mean of the middle two; values that
+// were not measured do not count.
+func median(values []float64) float64 {
+	measured := slices.DeleteFunc(slices.Sorted(slices.Values(values)), math.IsNaN)
+	n := len(measured)
+	if n == 0 {
+		return none
+	}
+	return (measured[(n-1)/2] + measured[n/2]) / 2
+}
+
+// ratio returns a/b; none where either was not measured or b is 0.
+func ratio(a, b float64) float64 {
+	if b == 0 {
+		return none
+	}
+	return a / b
+}
+
+// milliseconds returns durations as numbers.
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// each divides a total among n.
+func each(total float64, n int) float64 { return ratio(total, float64(n)) }
+
+// The bars that depend on the number of Envoys; the others stand where their
+// rows are recorded. All are for 1,000 services.
+
+// barsOfConsul are for the latency and the CPU of an endpoint change.
+func (b *bench) barsOfConsul(envoys int) (latency, cpu []bar) {
+	if envoys == 1 {
+		return []bar{ofConsul(50)}, []bar{ofConsul(100)}
+	}
+	return []bar{ofConsul(300)}, []bar{ofConsul(500)}
+}
+
+// barsOverFloor are for the latency of an endpoint change.
+func (b *bench) barsOverFloor(envoys int) []bar {
+	if envoys == 1 {
+		return []bar{timesFloor(2)}
+	}
+	return []bar{timesFloor(3)}
+}
+
+// barsOfMemory are for the resident memory.
+func (b *bench) barsOfMemory(envoys int) []bar {
+	if envoys == 1 {
+		return nil
+	}
+	return []bar{ofConsul(4)}
 }

@@ -3,8 +3,12 @@
 package main
 
 import (
+	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRatiosAreMediansOfTheRounds(t *testing.T) {
@@ -38,8 +42,8 @@ func TestBars(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := report{bars: true}
 			r.record("x", millisecond, tt.in, tt.bar)
-			if missed := strings.Contains(r.row("x").verdict(), "NOT MET"); missed == tt.met {
-				t.Errorf("verdict %q", r.row("x").verdict())
+			if missed := strings.Contains(r.row("x").barResults(), "NOT MET"); missed == tt.met {
+				t.Errorf("verdict %q", r.row("x").barResults())
 			}
 		})
 	}
@@ -69,7 +73,7 @@ growth  2.25 × -       -      -             -            ≤ 2 NOT MET
 func TestBarsAreLeftOutForOtherSizes(t *testing.T) {
 	var r report
 	r.record("x", millisecond, alone(9), atMost(5, "5 ms"))
-	if v := r.row("x").verdict(); v != "" {
+	if v := r.row("x").barResults(); v != "" {
 		t.Errorf("verdict %q", v)
 	}
 }
@@ -105,4 +109,111 @@ func squeeze(s string) string {
 		lines = append(lines, strings.Join(strings.Fields(line), " "))
 	}
 	return strings.Join(lines, "\n")
+}
+
+func TestPercentile(t *testing.T) {
+	hundred := make([]float64, 100)
+	for i := range hundred {
+		hundred[i] = float64(100 - i)
+	}
+	for _, tt := range []struct {
+		name   string
+		values []float64
+		p      float64
+		want   float64
+	}{
+		{"p50 of 1 to 100", hundred, 50, 50},
+		{"p99 of 1 to 100", hundred, 99, 99},
+		{"p100 is the greatest", hundred, 100, 100},
+		{"p0 is the least", hundred, 0, 1},
+		{"p99 of few is the greatest", []float64{3, 1, 2}, 99, 3},
+		{"of nothing", nil, 50, none},
+	} {
+		t.Run(tt.name, func(t *testing.T) { equal(t, percentile(tt.values, tt.p), tt.want) })
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		values []float64
+		want   float64
+	}{
+		{"of one", []float64{7}, 7},
+		{"of three", []float64{9, 1, 4}, 4},
+		{"of an even number", []float64{4, 1, 2, 9}, 3},
+		{"without what was not measured", []float64{none, 5, none}, 5},
+		{"of nothing measured", []float64{none}, none},
+	} {
+		t.Run(tt.name, func(t *testing.T) { equal(t, median(tt.values), tt.want) })
+	}
+}
+
+func TestMedianLeavesItsValuesAlone(t *testing.T) {
+	values := []float64{3, 1, 2}
+	median(values)
+	if values[0] != 3 || values[1] != 1 || values[2] != 2 {
+		t.Errorf("median reordered its values: %v", values)
+	}
+}
+
+func TestRatio(t *testing.T) {
+	equal(t, ratio(1, 4), 0.25)
+	equal(t, ratio(0, 4), 0)
+	equal(t, ratio(1, 0), none)
+	equal(t, ratio(none, 4), none)
+	equal(t, each(10, 4), 2.5)
+	equal(t, milliseconds(1500*time.Microsecond), 1.5)
+}
+
+// equal compares numbers, and takes one that was not measured as equal to
+// another.
+func equal(t *testing.T, got, want float64) {
+	t.Helper()
+	if got != want && !(math.IsNaN(got) && math.IsNaN(want)) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestMarkdownReplacesWhatIsBetweenTheMarks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "page.md")
+	write := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("# Page\n" + beginMark + "\nold\n" + endMark + "\nthe end\n")
+	r := report{bars: true}
+	r.record(ofGateway(1000, 1)+"p50", millisecond, cells{4, 400, 1}, timesFloor(2))
+	r.record(ofGateway(1000, 1)+"memory", bytesOf, pair(3<<20, 1<<30), ofConsul(4))
+	r.record(ofGateway(5000, 16)+"p50", millisecond, alone(9))
+	r.record(ofGateway(1000, 1)+"cold", millisecond, pair(1, 2))
+	r.record("growth from 100 to 5,000 services: p50", times, alone(1.5))
+	if err := r.insert(path, "2 cores\n"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const head = "| | Usher | Consul | floor | Usher/Consul | Usher/floor | bar |\n|---|---:|---:|---:|---:|---:|---|\n"
+	want := "# Page\n" + beginMark + "\n```\n2 cores\n```\n" +
+		"\n### 1,000 services, 1 Envoy\n\n" + head +
+		"| p50 | 4 ms | 400 ms | 1 ms | 1/100 | 4 × | ≤ 2 × floor **not met** |\n" +
+		"| memory | 3 MiB | 1 GiB | - | 1/341 | - | ≤ 1/4 of consul |\n" +
+		"| cold | 1 ms | 2 ms | - | 1/2 | - |  |\n" +
+		"\n### 5,000 services, 16 Envoys\n\n" + head +
+		"| p50 | 9 ms | - | - | - | - |  |\n" +
+		"\n### Growth\n\n" + head +
+		"| growth from 100 to 5,000 services: p50 | 1.5 × | - | - | - | - |  |\n\n" +
+		endMark + "\nthe end\n"
+	if string(got) != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+
+	write("# Page without a place\n")
+	if err := r.insert(path, ""); err == nil || !strings.Contains(err.Error(), beginMark) {
+		t.Errorf("a page without the marks: %v", err)
+	}
 }

@@ -35,14 +35,14 @@ type reference struct{ typeURL, name string }
 // identityOf tells the versions of all resources apart.
 type identityOf struct{ typeURL, name, version string }
 
-// library reads each version of a resource once, whichever Envoy gets it first.
-type library struct {
+// resourceCache reads each version of a resource once, whichever Envoy gets it first.
+type resourceCache struct {
 	mu    sync.Mutex
 	known map[identityOf]*resource
 }
 
-// read gives what is remembered of a resource.
-func (l *library) read(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
+// read returns what is remembered of a resource.
+func (l *resourceCache) read(typeURL string, i fakeenvoy.LeanResource) (*resource, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// A look-up with the conversions inside allocates nothing.
@@ -149,7 +149,7 @@ func unpack(a *anypb.Any, m proto.Message) error {
 	return a.UnmarshalTo(m)
 }
 
-// serviceOf gives the service whose cluster or endpoints have the name, as
+// serviceOf returns the service whose cluster or endpoints have the name, as
 // Consul makes it: web.default.dc1.internal.<trust domain>.
 func serviceOf(name string) string {
 	service, _, _ := strings.Cut(name, ".")

@@ -3,63 +3,67 @@
 package main
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
 	"strings"
 )
 
-// A certificate's keys are compared as Consul writes them: aa:bb:cc.
-func keyID(id []byte) string {
-	const digits = "0123456789abcdef"
-	out := make([]string, len(id))
-	for i, b := range id {
-		out[i] = string([]byte{digits[b>>4], digits[b&15]})
-	}
-	return strings.Join(out, ":")
-}
+// keyID formats the ID of a certificate's key as Consul does: aa:bb:cc.
+func keyID(id []byte) string { return strings.ReplaceAll(fmt.Sprintf("% x", id), " ", ":") }
 
-// rotatedLeaf is shown by a certificate of the gateway that none of the old keys
-// has signed.
+// rotatedLeaf finds a certificate of the gateway that none of the old keys has
+// signed.
 func rotatedLeaf(old map[string]bool) func([]byte) bool {
 	return func(body []byte) bool {
-		leaf, _ := sorted(certificatesIn(body))
+		leaf, _ := certificatesIn(body)
 		return leaf != nil && !old[keyID(leaf.AuthorityKeyId)]
 	}
 }
 
-// rotatedRoots is shown by roots of which one has none of the old keys.
+// rotatedRoots finds roots of which one has none of the old keys.
 func rotatedRoots(old map[string]bool) func([]byte) bool {
 	return func(body []byte) bool {
-		leaf, roots := sorted(certificatesIn(body))
+		leaf, roots := certificatesIn(body)
 		return leaf == nil && hasNew(roots, old)
 	}
 }
 
-// rotatedBoth is shown by a resource that has both.
+// rotatedBoth finds a resource that has both.
 func rotatedBoth(old map[string]bool) func([]byte) bool {
 	leafIsNew := rotatedLeaf(old)
 	return func(body []byte) bool {
-		_, roots := sorted(certificatesIn(body))
+		_, roots := certificatesIn(body)
 		return hasNew(roots, old) && leafIsNew(body)
 	}
 }
 
 func hasNew(roots []*x509.Certificate, old map[string]bool) bool {
-	for _, r := range roots {
-		if !old[keyID(r.SubjectKeyId)] {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(roots, func(r *x509.Certificate) bool { return !old[keyID(r.SubjectKeyId)] })
 }
 
-// sorted tells the gateway's own certificate from those of authorities.
-func sorted(all []*x509.Certificate) (leaf *x509.Certificate, authorities []*x509.Certificate) {
-	for _, c := range all {
-		if c.IsCA {
+// certificatesIn returns the certificates that are written as PEM anywhere in the
+// bytes of a resource: the gateway's own, and those of authorities.
+func certificatesIn(body []byte) (leaf *x509.Certificate, authorities []*x509.Certificate) {
+	for {
+		begin := bytes.Index(body, []byte("-----BEGIN CERTIFICATE"))
+		if begin < 0 {
+			return leaf, authorities
+		}
+		block, rest := pem.Decode(body[begin:])
+		if block == nil {
+			return leaf, authorities
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		switch {
+		case err != nil:
+		case c.IsCA:
 			authorities = append(authorities, c)
-		} else {
+		default:
 			leaf = c
 		}
+		body = rest
 	}
-	return leaf, authorities
 }

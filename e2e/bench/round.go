@@ -52,7 +52,7 @@ func (b *bench) round(ctx context.Context, envoys int, full bool) error {
 	if err := b.firstStates(ctx, name, envoys, usher, consul); err != nil {
 		return err
 	}
-	if err := b.besides(ctx, name, envoys, usher, consul); err != nil {
+	if err := b.changesOnBoth(ctx, name, envoys, usher, consul); err != nil {
 		return err
 	}
 	if full {
@@ -60,7 +60,7 @@ func (b *bench) round(ctx context.Context, envoys int, full bool) error {
 		if usher, consul, err = b.reconnect(ctx, name, usher, consul); err != nil {
 			return err
 		}
-		if err := b.idleness(ctx, name, usher, consul); err != nil {
+		if err := b.cpuWhileIdle(ctx, name, usher, consul); err != nil {
 			return err
 		}
 		if err := b.configuration(ctx, name, usher, consul); err != nil {
@@ -72,7 +72,7 @@ func (b *bench) round(ctx context.Context, envoys int, full bool) error {
 	}
 	b.losses(name, usher, consul)
 	consul.fleet.close()
-	if err := b.quiet(ctx, name, b.barsOverFloor(envoys), usher); err != nil {
+	if err := b.changesOnUsher(ctx, name, b.barsOverFloor(envoys), usher); err != nil {
 		return err
 	}
 	if full {
@@ -120,7 +120,7 @@ func (b *bench) firstStates(ctx context.Context, name string, envoys int, usher,
 	return nil
 }
 
-// connect adds Envoys to a fleet, and gives the milliseconds until all are
+// connect adds Envoys to a fleet, and returns the milliseconds until all are
 // complete.
 func (b *bench) connect(ctx context.Context, f *fleet, ids []string, perConnection int) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, deliveryDeadline)
@@ -129,8 +129,8 @@ func (b *bench) connect(ctx context.Context, f *fleet, ids []string, perConnecti
 	return milliseconds(took), err
 }
 
-// besides changes endpoints while both deliver.
-func (b *bench) besides(ctx context.Context, name string, envoys int, usher, consul side) error {
+// changesOnBoth changes endpoints while both deliver.
+func (b *bench) changesOnBoth(ctx context.Context, name string, envoys int, usher, consul side) error {
 	got, err := b.changeEndpoints(ctx, b.besideChanges, false, usher, consul)
 	if err != nil {
 		return err
@@ -149,10 +149,10 @@ func (b *bench) besides(ctx context.Context, name string, envoys int, usher, con
 	return nil
 }
 
-// quiet changes endpoints while nobody is subscribed to Consul's own xDS, once
+// changesOnUsher changes endpoints while nobody is subscribed to Consul's own xDS, once
 // the work of what went before is done.
-func (b *bench) quiet(ctx context.Context, name string, bars []bar, usher side) error {
-	if err := settle(ctx, b.consul.process, usher.process); err != nil {
+func (b *bench) changesOnUsher(ctx context.Context, name string, bars []bar, usher side) error {
+	if err := waitIdle(ctx, b.consul.process, usher.process); err != nil {
 		return err
 	}
 	got, err := b.changeEndpoints(ctx, b.changes, true, usher)
@@ -168,7 +168,7 @@ func (b *bench) quiet(ctx context.Context, name string, bars []bar, usher side) 
 	return nil
 }
 
-// reconnect connects all Envoys anew with what they have, and gives the new
+// reconnect connects all Envoys again with what they have, and returns the new
 // sides. A change that comes after shows that all that had to come has come.
 func (b *bench) reconnect(ctx context.Context, name string, usher, consul side) (side, side, error) {
 	before := [2]side{usher, consul}
@@ -200,10 +200,10 @@ func (b *bench) sentinel(ctx context.Context, sides ...side) error {
 	return err
 }
 
-// idleness measures the CPU of both while nothing changes, from when Usher has
+// cpuWhileIdle measures the CPU of both while nothing changes, from when Usher has
 // come to rest.
-func (b *bench) idleness(ctx context.Context, name string, sides ...side) error {
-	if err := settle(ctx, b.usher.process); err != nil {
+func (b *bench) cpuWhileIdle(ctx context.Context, name string, sides ...side) error {
+	if err := waitIdle(ctx, b.usher.process); err != nil {
 		return err
 	}
 	m := newMeter(sides)

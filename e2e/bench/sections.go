@@ -24,7 +24,7 @@ func (b *bench) growth(ctx context.Context, services int) error {
 		}
 		name := ofGateway(services, 1)
 		b.report.record(name+"first full state, nothing watched before", millisecond, alone(took))
-		return b.quiet(ctx, name, nil, usher)
+		return b.changesOnUsher(ctx, name, nil, usher)
 	})
 }
 
@@ -57,7 +57,7 @@ func (b *bench) crowd(ctx context.Context) error {
 		return err
 	}
 	b.report.record(name+fmt.Sprintf("first full state of %d at once", b.crowdSize-b.envoys), millisecond, alone(took))
-	if err := b.quiet(ctx, name, []bar{atMost(100, "100 ms")}, usher); err != nil {
+	if err := b.changesOnUsher(ctx, name, []bar{atMost(100, "100 ms")}, usher); err != nil {
 		return err
 	}
 	b.report.record(name+"resident memory", bytesOf, alone(usher.process.resident()))

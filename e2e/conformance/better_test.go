@@ -33,6 +33,7 @@ var betters = []struct {
 // TestBetterThanConsul shows, for each of them, what goes wrong with Consul, and
 // that Envoy takes what Usher sends.
 func TestBetterThanConsul(t *testing.T) {
+	t.Parallel()
 	s := startSuite(t, current)
 	s.releases = envoys
 	for _, b := range betters {

@@ -40,7 +40,7 @@ import (
 // tree is decoded JSON.
 type tree = any
 
-// render gives a resource as JSON with the names of Envoy's documentation, and
+// render returns a resource as JSON with the names of Envoy's documentation, and
 // what it carries inside opened.
 func render(a *anypb.Any) (tree, error) {
 	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(a)
@@ -85,7 +85,7 @@ func walk(t tree, visit func(object map[string]any)) {
 	}
 }
 
-// references gives the names that clusters, listeners and routes refer to over
+// references returns the names that clusters, listeners and routes refer to over
 // ADS, by type, sorted and without doubles.
 func (r resources) references() map[string][]string {
 	out := map[string][]string{}
@@ -122,7 +122,7 @@ func overADS(source any) bool {
 	return s["ads"] != nil
 }
 
-// canonical gives the resources in a form in which equal ones look equal:
+// canonical returns the resources in a form in which equal ones look equal:
 // secrets are back inside what refers to them, certificates are described, and
 // lists whose order has no meaning are sorted.
 func (r resources) canonical() (resources, error) {
@@ -196,7 +196,7 @@ func inlineSecrets(context map[string]any, secrets map[string]tree) error {
 	return nil
 }
 
-// secretOf gives the secret that a reference over ADS leads to, nil for one
+// secretOf returns the secret that a reference over ADS leads to, nil for one
 // over something else.
 func secretOf(config any, secrets map[string]tree) (map[string]any, error) {
 	reference, _ := config.(map[string]any)
@@ -242,7 +242,7 @@ func describeCertificates(object map[string]any) error {
 	return nil
 }
 
-// dnsNames gives the DNS names of a certificate, sorted. Consul writes its own
+// dnsNames returns the DNS names of a certificate, sorted. Consul writes its own
 // domains with a dot at the end, which Go and browsers do not understand; Usher
 // adds the same names without it. Those are left out here, and no others.
 func dnsNames(c *x509.Certificate) []string {

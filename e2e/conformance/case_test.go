@@ -42,7 +42,7 @@ type testCase struct {
 	Nothing bool
 }
 
-// String gives the case as a file would have it.
+// String returns the case as a file would have it.
 func (c testCase) String() string {
 	out, err := yaml.Marshal(map[string]any{"gateway": c.Gateway, "services": c.Services, "entries": c.Entries})
 	if err != nil {
@@ -181,7 +181,7 @@ func sidecar(name string, i, j int, over map[string]any) map[string]any {
 	return laidOver(map[string]any{"Node": serviceNode, "Address": "10.0.0.2", "Service": service}, over)
 }
 
-// laidOver lays what a case says over the service of a registration, and gives
+// laidOver lays what a case says over the service of a registration, and returns
 // it a check if the case says a Status.
 func laidOver(registration, over map[string]any) map[string]any {
 	service, _ := registration["Service"].(map[string]any)

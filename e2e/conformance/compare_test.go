@@ -14,6 +14,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 func TestDifferenceIsNamedByItsField(t *testing.T) {
@@ -56,7 +58,7 @@ func TestAllowanceIsForOneValueOfConsul(t *testing.T) {
 		return difference{typeURL: resource.ClusterType, path: "outlier_detection.max_ejection_percent", consul: consul, usher: "absent"}
 	}
 	used := map[allowance]bool{}
-	left := unexplained([]difference{ejection("0"), ejection("30")}, consulVersion, used)
+	left := unexplained([]difference{ejection("0"), ejection("30")}, lab.ConsulNew, used)
 	if len(left) != 1 || left[0].consul != "30" {
 		t.Errorf("unexplained: %v, want the one where Consul writes 30", left)
 	}
@@ -89,7 +91,7 @@ func TestInvalidPartOfAResourceIsFound(t *testing.T) {
 	}
 }
 
-// one gives a resource in canonical form.
+// one returns a resource in canonical form.
 func one(t *testing.T, typeURL string, m proto.Message) resources {
 	t.Helper()
 	packed, err := anypb.New(m)

@@ -35,6 +35,7 @@ func TestSameResourcesAsConsul(t *testing.T) { compareCases(t, current) }
 func TestSameResourcesAsOldConsul(t *testing.T) { compareCases(t, older) }
 
 func compareCases(t *testing.T, ref reference) {
+	t.Parallel()
 	cases := readCases(t)
 	s := startSuite(t, ref)
 	s.releases = envoys
@@ -88,6 +89,7 @@ var (
 // has written. A case that differs is printed; its name is the flag -seed and
 // its number.
 func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
+	t.Parallel()
 	from := *seed
 	for from == 0 {
 		from = rand.Uint64() % 1_000_000
@@ -200,7 +202,7 @@ func (s *suite) expect(t *testing.T, who string, e *envoy, want *original) {
 	maps.Copy(s.used, used)
 }
 
-// awaitEqual waits until an Envoy has the resources, and gives the allowances
+// awaitEqual waits until an Envoy has the resources, and returns the allowances
 // that this needed; the error says in what they differ at the deadline.
 func (s *suite) awaitEqual(e *envoy, want *original, deadline time.Duration) (map[allowance]bool, error) {
 	timeout := time.NewTimer(deadline)

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // allowance is a difference that is meant: one field of one type, and why.
@@ -22,13 +24,13 @@ type allowance struct {
 	reason  string
 }
 
-// allows says whether a difference is the one that is meant.
+// allows reports whether a difference is the one that is meant.
 func (a allowance) allows(d difference) bool {
 	return a.typeURL == d.typeURL && a.path == d.path &&
 		(a.consul == "" || a.consul == d.consul) && (a.usher == "" || a.usher == d.usher)
 }
 
-// concerns says whether it is about a version of Consul.
+// concerns reports whether it is about a version of Consul.
 func (a allowance) concerns(version string) bool { return a.version == "" || a.version == version }
 
 // allowed are all differences that are meant. One that no case needs fails.
@@ -37,7 +39,7 @@ var allowed = []allowance{
 		typeURL: resource.ClusterType,
 		path:    "outlier_detection.max_ejection_percent",
 		consul:  "0",
-		version: consulVersion,
+		version: lab.ConsulNew,
 		reason: "A PassiveHealthCheck without MaxEjectionPercent: Consul's servers read it as 0, which lets Envoy eject nothing and so " +
 			"switches the check off; Consul's client agents leave it to Envoy, and so does Usher.",
 	},
@@ -46,28 +48,28 @@ var allowed = []allowance{
 		path:    "filter_chains[].filters[].typed_config.upgrade_configs",
 		consul:  "absent",
 		usher:   `[{"upgrade_type":"websocket"}]`,
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "Consul 1.15 lets no WebSocket through a gateway; Consul 1.22 and Usher do.",
 	},
 	{
 		typeURL: resource.ListenerType,
 		path:    "filter_chains[].filters[].typed_config.max_request_headers_kb",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "Consul 1.15 does not know the key max_request_headers_kb at a gateway.",
 	},
 	{
 		typeURL: resource.ListenerType,
 		path:    "filter_chains[].filters[].typed_config.rds.config_source.initial_fetch_timeout",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "Consul 1.15 does not know the key xds_fetch_timeout_ms.",
 	},
 	{
 		typeURL: resource.ClusterType,
 		path:    "eds_cluster_config.eds_config.initial_fetch_timeout",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "As for the listener: the same key.",
 	},
 	{
@@ -75,7 +77,7 @@ var allowed = []allowance{
 		path:    "validate_clusters",
 		consul:  "true",
 		usher:   "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason: "Consul 1.15 always asks Envoy to refuse routes to unknown clusters; Consul 1.22 asks for it when the mesh entry does. " +
 			"Without it, a route and its cluster may come in any order.",
 	},
@@ -84,7 +86,7 @@ var allowed = []allowance{
 		path:    "virtual_hosts[].routes[].route.timeout",
 		consul:  "absent",
 		usher:   `"0s"`,
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "A negative RequestTimeout: no timeout in Consul 1.22, Envoy's 15 seconds in Consul 1.15.",
 	},
 	{
@@ -92,7 +94,7 @@ var allowed = []allowance{
 		path:    "virtual_hosts[].routes[].route.idle_timeout",
 		consul:  "absent",
 		usher:   `"0s"`,
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		reason:  "A negative IdleTimeout: as for the timeout.",
 	},
 	{
@@ -100,7 +102,7 @@ var allowed = []allowance{
 		path:    "outlier_detection.max_ejection_percent",
 		consul:  "100",
 		usher:   "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		peered:  true,
 		reason: "Consul 1.15 lets Envoy eject all mesh gateways of a cluster peer, where nothing is set; Consul 1.22 leaves it to Envoy, " +
 			"as for any other cluster.",
@@ -109,7 +111,7 @@ var allowed = []allowance{
 		typeURL: resource.ClusterType,
 		path:    "alt_stat_name",
 		consul:  "absent",
-		version: oldConsulVersion,
+		version: lab.ConsulOld,
 		peered:  true,
 		reason:  "Consul 1.15 leaves it out for a cluster peer. It is the cluster's name, which Envoy takes then.",
 	},
@@ -138,7 +140,7 @@ func shortened(s string) string {
 	return s[:most] + "..."
 }
 
-// compare gives the differences of two sets of resources in canonical form, in
+// compare returns the differences of two sets of resources in canonical form, in
 // a stable order.
 func compare(consul, usher resources) []difference {
 	var out []difference
@@ -168,7 +170,7 @@ func (p pair) String() string {
 	return text(p.value)
 }
 
-// diff gives the smallest differences below a path.
+// diff returns the smallest differences below a path.
 func diff(path string, consul, usher pair) []difference {
 	a, aIsObject := consul.value.(map[string]any)
 	b, bIsObject := usher.value.(map[string]any)
@@ -196,14 +198,14 @@ func diff(path string, consul, usher pair) []difference {
 	return []difference{{path: path, consul: consul.String(), usher: usher.String()}}
 }
 
-// union gives the keys of both, sorted.
+// union returns the keys of both, sorted.
 func union(a, b map[string]tree) []string {
 	keys := append(slices.Collect(maps.Keys(a)), slices.Collect(maps.Keys(b))...)
 	slices.Sort(keys)
 	return slices.Compact(keys)
 }
 
-// unexplained gives the differences that nothing allows, and marks what allowed
+// unexplained returns the differences that nothing allows, and marks what allowed
 // the others as used.
 func unexplained(found []difference, version string, used map[allowance]bool) []difference {
 	var out []difference

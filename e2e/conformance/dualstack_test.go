@@ -65,7 +65,7 @@ func wantTaken(t *testing.T, r resources, listeners, from []string) {
 	}
 }
 
-// withPort gives a listener with another port.
+// withPort returns a listener with another port.
 func withPort(listener map[string]any, port int) tree {
 	moved := clone(listener)
 	walk(moved, func(object map[string]any) {

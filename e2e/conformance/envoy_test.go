@@ -200,7 +200,7 @@ func (c *conversation) follow() error {
 	return nil
 }
 
-// view gives what there is, and what is still waited for.
+// view returns what there is, and what is still waited for.
 func (c *conversation) view() view {
 	v := view{resources: resources{}}
 	for typeURL, byName := range c.has {
@@ -221,7 +221,7 @@ func (c *conversation) view() view {
 	return v
 }
 
-// without gives the names that are in one and not in the other.
+// without returns the names that are in one and not in the other.
 func without(names, other []string) []string {
 	var out []string
 	for _, name := range names {

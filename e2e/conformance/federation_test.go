@@ -13,6 +13,8 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // The second datacenter, and the nodes in it.
@@ -49,6 +51,7 @@ func readFederated(t *testing.T, pattern string) []federatedCase {
 }
 
 func compareFederated(t *testing.T, ref reference) {
+	t.Parallel()
 	cases := readFederated(t, "testdata/federation/*.yaml")
 	s := startSuite(t, ref)
 	s.releases = envoys[:1]
@@ -65,6 +68,7 @@ func compareFederated(t *testing.T, ref reference) {
 // TestADatacenterThatIsGoneStays ends the second datacenter. Consul's xDS and
 // Usher keep what they know of it, and go on with what changes elsewhere.
 func TestADatacenterThatIsGoneStays(t *testing.T) {
+	t.Parallel()
 	c := readFederated(t, "testdata/federation/mesh-gateways-remote.yaml")[0]
 	s := startSuite(t, current)
 	var own *envoy
@@ -126,13 +130,7 @@ func startRemote(t *testing.T, first *consulServer) *consulServer {
 	}
 	remote := startConsul(t, ip, first.version,
 		"-datacenter", remoteDatacenter, "-retry-join-wan", host, "-hcl", `primary_datacenter = "dc1"`)
-	eventually(t, "the first datacenter knows the second", func() error {
-		nodes, _, err := first.client.Catalog().Nodes(&api.QueryOptions{Datacenter: remoteDatacenter})
-		if err == nil && len(nodes) == 0 {
-			err = errors.New("it has no nodes")
-		}
-		return err
-	})
+	lab.WaitDatacenter(t, first.client, remoteDatacenter)
 	return remote
 }
 

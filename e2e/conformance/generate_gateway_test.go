@@ -159,7 +159,7 @@ func (g *generator) listener(port int, protocol string, names []string) object {
 	return l
 }
 
-// service gives a service of a listener limits of its own, where no other
+// service gives a service of a listener its own limits, where no other
 // listener or chain leads to the same instances.
 func (g *generator) service(s object) object {
 	if g.limits && !g.meet {

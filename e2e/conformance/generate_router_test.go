@@ -32,7 +32,7 @@ func (g *generator) router(name string, subsets, later []string) {
 	g.entry(object{"Kind": "service-router", "Name": name, "Routes": routes})
 }
 
-// match says whether a route matches by a path that can be rewritten.
+// match reports whether a route matches by a path that can be rewritten.
 func match(route object) bool {
 	m, _ := route["Match"].(object)
 	http, _ := m["HTTP"].(object)

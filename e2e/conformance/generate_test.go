@@ -59,7 +59,7 @@ func generate(seed uint64, number int) testCase {
 	return c
 }
 
-// serves says whether there is anything for a listener to serve: a wildcard
+// serves reports whether there is anything for a listener to serve: a wildcard
 // stands for the services that are registered.
 func (c testCase) serves(listener any) bool {
 	l := listener.(object)
@@ -131,7 +131,7 @@ func (g *generator) instance() object {
 	return i
 }
 
-// serviceDefaults says whether the service is one outside of the mesh, which can
+// serviceDefaults reports whether the service is one outside of the mesh, which can
 // have no chain and be part of none.
 func (g *generator) serviceDefaults(name, protocol string) bool {
 	e := object{"Kind": "service-defaults", "Name": name, "Protocol": protocol}
@@ -143,7 +143,7 @@ func (g *generator) serviceDefaults(name, protocol string) bool {
 	return external
 }
 
-// resolver gives the subsets that the service has.
+// resolver returns the subsets that the service has.
 func (g *generator) resolver(name string, later []string) []string {
 	e := object{"Kind": "service-resolver", "Name": name}
 	if len(later) > 0 && g.maybe(15) {
@@ -186,7 +186,7 @@ func (g *generator) resolver(name string, later []string) []string {
 	return subsets
 }
 
-// failoverTo gives nil when there is nothing to fail over to.
+// failoverTo returns nil when there is nothing to fail over to.
 func (g *generator) failoverTo(subsets, later []string) any {
 	from := "*"
 	if len(subsets) > 0 && g.maybe(50) {

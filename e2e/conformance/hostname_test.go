@@ -16,6 +16,7 @@ import (
 // with a host name. Consul sends Envoy the name in the place of an address;
 // Envoy then refuses all instances of the service. Usher leaves the one out.
 func TestInstanceWithAHostName(t *testing.T) {
+	t.Parallel()
 	s := startSuite(t, current)
 	cases := readFiles(t, "testdata/better/host-names.yaml", func(c *testCase, name string) { c.name = name })
 	if err := s.consul.load(cases[0]); err != nil {
@@ -33,6 +34,7 @@ func TestInstanceWithAHostName(t *testing.T) {
 // TestRemoteHostNames shows the same of the addresses that another datacenter's
 // instances and mesh gateways have for those outside.
 func TestRemoteHostNames(t *testing.T) {
+	t.Parallel()
 	s := startSuite(t, current)
 	c := readFederated(t, "testdata/better/remote-host-names.yaml")[0]
 	s.loadFederated(t, startRemote(t, s.consul), c)
@@ -59,6 +61,7 @@ func TestRemoteHostNames(t *testing.T) {
 // TestHostNamesOfAClusterPeer shows the same of a cluster peer's mesh gateways.
 // Consul then sends none of them: it has routes, and waits for instances.
 func TestHostNamesOfAClusterPeer(t *testing.T) {
+	t.Parallel()
 	s := startSuite(t, current)
 	c := readFederated(t, "testdata/better/peer-host-names.yaml")[0]
 	s.loadPeered(t, startPeer(t, s.consul), c)
@@ -78,7 +81,7 @@ func TestHostNamesOfAClusterPeer(t *testing.T) {
 	s.takenByEnvoy(t, envoys)
 }
 
-// missingBesideRoutes gives what an Envoy of Consul's lacks when it has routes,
+// missingBesideRoutes returns what an Envoy of Consul's lacks when it has routes,
 // which come last.
 func (s *suite) missingBesideRoutes(t *testing.T) string {
 	t.Helper()
@@ -98,7 +101,7 @@ func (s *suite) missingBesideRoutes(t *testing.T) string {
 	}
 }
 
-// everything gives what an Envoy gets of a server.
+// everything returns what an Envoy gets of a server.
 func (s *suite) everything(t *testing.T, addr string) resources {
 	t.Helper()
 	e, stop := connect(t, addr)

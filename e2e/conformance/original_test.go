@@ -32,7 +32,7 @@ func (o *original) take(v view) error {
 	return nil
 }
 
-// askConsul gives what an Envoy gets from Consul, which stays connected until it
+// askConsul returns what an Envoy gets from Consul, which stays connected until it
 // is stopped. A gateway has no listeners, if nothing is to come, or some.
 func (s *suite) askConsul(t *testing.T, nothing bool) (o *original, stop func(), err error) {
 	t.Helper()

@@ -3,24 +3,15 @@
 package conformance
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
-)
-
-// consulVersion is the Consul that Usher must equal; the other one is older, and
-// must be equalled in what it can do.
-const (
-	consulVersion    = "1.22.0"
-	oldConsulVersion = "1.15.1"
 )
 
 // loopback picks an address of 127.0.0.0/8 for one run of the suite, so that
@@ -84,8 +75,7 @@ func startGuardedConsul(t *testing.T, ip, version string) *consulServer {
 func startUsher(t *testing.T, consul *consulServer, port int, args ...string) string {
 	t.Helper()
 	xds := net.JoinHostPort(consul.ip, fmt.Sprint(port))
-	usher := testprocess.Binary(t, cmp.Or(os.Getenv("USHER_BIN"), "../../bin/usher"), "make build")
-	testprocess.Start(t, testprocess.Command{Name: "usher", Path: usher, Args: append([]string{
+	testprocess.Start(t, testprocess.Command{Name: "usher", Path: testprocess.Usher(t), Args: append([]string{
 		"serve", "--consul-http-addr", consul.http, "--xds-addr", xds,
 		"--admin-addr", net.JoinHostPort(consul.ip, fmt.Sprint(port+1)),
 	}, args...), Env: []string{"CONSUL_HTTP_TOKEN=" + consul.token}})

@@ -11,6 +11,8 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // The names that two cluster peers have for each other. The peer's datacenter
@@ -36,6 +38,7 @@ func TestSameResourcesAsOldConsulWithAClusterPeer(t *testing.T) {
 }
 
 func comparePeered(t *testing.T, ref reference, cases []federatedCase) {
+	t.Parallel()
 	s := startSuite(t, ref)
 	s.releases, s.peered = envoys[:1], true
 	peer := startPeer(t, s.consul)
@@ -54,6 +57,7 @@ func comparePeered(t *testing.T, ref reference, cases []federatedCase) {
 // TestClusterPeerGetsNewRoots gives the peer a new root certificate. Usher comes
 // to trust what Consul's own gateway does, without a change that wakes it.
 func TestClusterPeerGetsNewRoots(t *testing.T) {
+	t.Parallel()
 	c := readFederated(t, "testdata/peering/redirect.yaml")[0]
 	s := startSuite(t, current)
 	peer := startPeer(t, s.consul)
@@ -81,6 +85,7 @@ func TestClusterPeerGetsNewRoots(t *testing.T) {
 
 // TestTCPListenerThatLeadsToAClusterPeer shows what Consul's gateway cannot do.
 func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
+	t.Parallel()
 	c := readFederated(t, "testdata/better/peer-tcp.yaml")[0]
 	s := startSuite(t, current)
 	s.loadPeered(t, startPeer(t, s.consul), c)
@@ -106,17 +111,7 @@ func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
 func startPeer(t *testing.T, first *consulServer) *consulServer {
 	t.Helper()
 	peer := startConsul(t, loopback(), first.version, "-hcl", "ports { grpc_tls = 8503 }")
-	var token *api.PeeringGenerateTokenResponse
-	eventually(t, "the peer gives a token", func() (err error) {
-		token, _, err = peer.client.Peerings().GenerateToken(t.Context(), api.PeeringGenerateTokenRequest{PeerName: ownName}, nil)
-		return err
-	})
-	eventually(t, "the peering is established", func() error {
-		_, _, err := first.client.Peerings().Establish(t.Context(), api.PeeringEstablishRequest{
-			PeerName: peerName, PeeringToken: token.PeeringToken,
-		}, nil)
-		return err
-	})
+	lab.EstablishPeering(t, first.client, peer.client, ownName, peerName)
 	return peer
 }
 

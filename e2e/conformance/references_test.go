@@ -2,6 +2,8 @@
 
 package conformance
 
+import "github.com/usherproxy/usher/e2e/lab"
+
 // reference is a Consul that Usher is compared with.
 type reference struct {
 	version string
@@ -14,11 +16,11 @@ type reference struct {
 }
 
 // current is the Consul that Usher must equal.
-var current = reference{version: consulVersion}
+var current = reference{version: lab.ConsulNew}
 
 // older is the Consul of long-lived installations.
 var older = reference{
-	version: oldConsulVersion,
+	version: lab.ConsulOld,
 	refused: map[string]string{
 		"limits-ejection":              `invalid config key "Defaults.PassiveHealthCheck.MaxEjectionPercent"`,
 		"mesh-validate-clusters":       `invalid config key "ValidateClusters"`,

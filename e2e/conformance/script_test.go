@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
@@ -56,7 +57,7 @@ const (
 
 func startStage(t *testing.T) *stage {
 	t.Helper()
-	return startStageOn(t, startConsul(t, loopback(), consulVersion))
+	return startStageOn(t, startConsul(t, loopback(), lab.ConsulNew))
 }
 
 // startStageOn has a Consul, and Ushers with these arguments.
@@ -81,7 +82,7 @@ func (st *stage) play(t *testing.T, r rule) {
 	}
 }
 
-// start gives the address of a server of the script's side: of another one for
+// start returns the address of a server of the script's side: of another one for
 // each port, except that there is one Consul only.
 func (s *script) start(port int) string {
 	s.t.Helper()

@@ -39,7 +39,7 @@ func (s *suite) shrink(t *testing.T, c testCase) testCase {
 	return c
 }
 
-// differs says whether Consul takes a case, and a fresh Envoy gets from Usher
+// differs reports whether Consul takes a case, and a fresh Envoy gets from Usher
 // something else than from Consul.
 func (s *suite) differs(t *testing.T, c testCase) bool {
 	t.Helper()
@@ -58,7 +58,7 @@ func (s *suite) differs(t *testing.T, c testCase) bool {
 	return err != nil
 }
 
-// cut gives the case without its ith part, nil when it has no such part.
+// cut returns the case without its ith part, nil when it has no such part.
 func (c testCase) cut(i int) (*testCase, error) {
 	whole, err := json.Marshal(c)
 	if err != nil {
@@ -80,7 +80,7 @@ func (c testCase) cut(i int) (*testCase, error) {
 	return smaller, json.Unmarshal(rest, smaller)
 }
 
-// cuts gives every tree that lacks one key or one element, large cuts first.
+// cuts returns every tree that lacks one key or one element, large cuts first.
 func cuts(t tree) []tree {
 	var out []tree
 	switch t := t.(type) {

@@ -136,7 +136,7 @@ func bracketAddresses(r resources) bool {
 	return found
 }
 
-// placeFailoverTargets gives every aggregate cluster clusters of its own.
+// placeFailoverTargets gives every aggregate cluster its own clusters.
 func placeFailoverTargets(r resources) bool {
 	old := map[string]bool{}
 	clusters, endpoints := r[resource.ClusterType], r[resource.EndpointType]
@@ -169,7 +169,7 @@ func copyAs(byName map[string]tree, before, after string, fields ...string) {
 	byName[after] = object
 }
 
-// at gives what is below keys, nil when it is not there.
+// at returns what is below keys, nil when it is not there.
 func at(t tree, keys ...string) tree {
 	for _, key := range keys {
 		object, _ := t.(map[string]any)
@@ -178,7 +178,7 @@ func at(t tree, keys ...string) tree {
 	return t
 }
 
-// modernise gives the resources as the newest Consul would spell them, and marks
+// modernise returns the resources as the newest Consul would spell them, and marks
 // the old spellings that were met.
 func (ref reference) modernise(r resources, met map[string]bool) resources {
 	out := resources{}

@@ -16,11 +16,12 @@ import (
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
 // envoys are the releases of Envoy that every set of resources is shown to.
-var envoys = []string{"1.40.0", "1.36.2"}
+var envoys = []string{lab.EnvoyNew, lab.EnvoyOld}
 
 // validateDeadline is how long an Envoy may take to look at a set.
 const validateDeadline = 60 * time.Second
@@ -66,7 +67,7 @@ func validateMode(t *testing.T, release, bootstrap string) error {
 	return nil
 }
 
-// static gives a bootstrap that holds the resources and needs no xDS server.
+// static returns a bootstrap that holds the resources and needs no xDS server.
 func (r resources) static() (tree, error) {
 	listeners, clusters := clone(r[resource.ListenerType]), clone(r[resource.ClusterType])
 	var err error
@@ -125,14 +126,14 @@ func noteServer(object map[string]any, servers map[string]bool) {
 	}
 }
 
-// withoutType gives a resource as a field has it that can hold nothing else.
+// withoutType returns a resource as a field has it that can hold nothing else.
 func withoutType(resource map[string]any) tree {
 	out := maps.Clone(resource)
 	delete(out, "@type")
 	return out
 }
 
-// sorted gives resources in the order of their names.
+// sorted returns resources in the order of their names.
 func sorted(byName tree) []any {
 	var out []any
 	m, _ := byName.(map[string]any)

@@ -9,13 +9,14 @@ import (
 	"github.com/hashicorp/consul/api"
 	"google.golang.org/grpc/codes"
 
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
 // TestSameRefusalsAsConsul plays, in front of either Consul that denies by
 // default, the scripts of the tokens that a stream can have.
 func TestSameRefusalsAsConsul(t *testing.T) {
-	for _, version := range []string{consulVersion, oldConsulVersion} {
+	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run(version, func(t *testing.T) {
 			st := startStageOn(t, startGuardedConsul(t, loopback(), version), "--reauthorize-interval", "1s")
 			for _, r := range tokenRules {

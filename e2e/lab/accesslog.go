@@ -50,7 +50,7 @@ func (l *AccessLog) Entries(t *testing.T) []LogEntry {
 	return entries
 }
 
-// Wait waits for an entry whose fields have the values, and gives the first.
+// Wait waits for an entry whose fields have the values, and returns the first.
 func (l *AccessLog) Wait(t *testing.T, fields map[string]string) LogEntry {
 	t.Helper()
 	var found LogEntry

@@ -13,7 +13,7 @@ import (
 
 const apacheModules = "/usr/lib/apache2/modules"
 
-// RemoteIP tells the lab's Apache how to learn the client's address.
+// RemoteIP is how the lab's Apache gets the client's address.
 type RemoteIP string
 
 const (
@@ -54,7 +54,7 @@ DocumentRoot %[2]s
 FallbackResource /index.html
 KeepAlive Off
 %[5]s
-`, port, dir, modules(t), a.log, mode)
+`, port, dir, moduleDir(t), a.log, mode)
 	a.Process = testprocess.Start(t, testprocess.Command{
 		Name: "apache", Path: testprocess.Debian(t, "apache2", "apache2-bin"), Host: h,
 		Args: []string{"-X", "-f", WriteFile(t, dir, "apache.conf", config)},
@@ -72,7 +72,7 @@ KeepAlive Off
 	return a
 }
 
-// WaitClient waits for the line of a request in Apache's log and gives the address
+// WaitClient waits for the line of a request in Apache's log and returns the address
 // that it has for the client.
 func (a *Apache) WaitClient(t *testing.T, path string) string {
 	t.Helper()
@@ -89,8 +89,8 @@ func (a *Apache) WaitClient(t *testing.T, path string) string {
 	return client
 }
 
-// modules is the folder of Apache's modules.
-func modules(t *testing.T) string {
+// moduleDir is the folder of Apache's modules.
+func moduleDir(t *testing.T) string {
 	t.Helper()
 	testprocess.Binary(t, filepath.Join(apacheModules, "mod_remoteip.so"), "make tools")
 	return apacheModules

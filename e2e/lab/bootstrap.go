@@ -62,7 +62,7 @@ func bootstrap(t *testing.T, o BootstrapOptions) string {
 		"bootstrap", "--gateway", o.Gateway, "--xds-addr", o.XDSAddr,
 		"--admin-addr", fmt.Sprintf("127.0.0.1:%d", o.AdminPort),
 	}
-	end := testprocess.Run(t, testprocess.Command{Path: UsherBinary(t), Args: append(args, o.Args...), Env: o.Env, Host: o.Host}, "")
+	end := testprocess.Run(t, testprocess.Command{Path: testprocess.Usher(t), Args: append(args, o.Args...), Env: o.Env, Host: o.Host}, "")
 	if end.Code != 0 || end.Stderr != "" {
 		t.Fatalf("usher bootstrap: exit %d: %s", end.Code, end.Stderr)
 	}
@@ -78,7 +78,7 @@ func NewIsolatedHost(t *testing.T) *Host {
 }
 
 // Shell runs a line as a user types it on the host.
-func (h *Host) Shell(t *testing.T, line string) testprocess.Ending {
+func (h *Host) Shell(t *testing.T, line string) testprocess.Result {
 	t.Helper()
 	return testprocess.Run(t, testprocess.Command{Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", line}, Host: h}, "")
 }

@@ -34,7 +34,7 @@ func NewCertificateAuthority(t *testing.T, name string) *CertificateAuthority {
 }
 
 // Issue writes a certificate for the name, localhost and the addresses below
-// the directory, with its key, and gives the paths of both.
+// the directory, with its key, and returns the paths of both.
 func (a *CertificateAuthority) Issue(t *testing.T, dir, name string, ips ...netip.Addr) (cert, key string) {
 	t.Helper()
 	template := certificateTemplate(t, name)

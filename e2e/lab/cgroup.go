@@ -61,6 +61,6 @@ func PeakMemory(t *testing.T, pid int) int {
 			return kib << 10
 		}
 	}
-	t.Fatal("the kernel does not tell the peak of the memory")
+	t.Fatal("the kernel has no VmHWM for the process")
 	return 0
 }

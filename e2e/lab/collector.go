@@ -114,7 +114,7 @@ func (c *Collector) WaitRecord(t *testing.T, attributes map[string]string) {
 		for _, record := range c.records {
 			if LogEntry(flatAttributes("", record.Attributes)).Matches(attributes) {
 				if record.TimeUnixNano == 0 {
-					return testprocess.Hopeless(fmt.Errorf("the record has no time: %v", record))
+					return testprocess.Permanent(fmt.Errorf("the record has no time: %v", record))
 				}
 				return nil
 			}
@@ -177,7 +177,7 @@ func OpenAccessLog(name, path string) *AccessLog {
 	return &AccessLog{Process: &testprocess.Process{Name: name, Stdout: path}}
 }
 
-// Flatten gives an entry's fields by their paths.
+// Flatten returns an entry's fields by their paths.
 func (e LogEntry) Flatten() LogEntry {
 	out := LogEntry{}
 	for key, value := range e {

@@ -21,10 +21,6 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TightInterval is how often a change is looked for at an Envoy: often enough
-// that the looking does not blur how long the change took.
-const TightInterval = 2 * time.Millisecond
-
 // Comparison are two instances of one ingress gateway in front of one Consul:
 // one Envoy has Usher as its xDS server, the other Consul itself. Both serve
 // the same load, from the same client.
@@ -35,17 +31,17 @@ type Comparison struct {
 	OnConsul      *LoadedGateway // Consul's own xDS
 	SecondOnUsher *LoadedGateway // one more on the same Usher; nil for none
 
-	// moments are the changes so far, for the causes of failures.
-	moments []moment
+	// applied are the changes so far, for the causes of failures.
+	applied []appliedChange
 	// outage is the change that took away what serves the load, "" while nothing
 	// has.
 	outage  string
 	outages []string // all so far
 }
 
-// moment is when a change was made.
-type moment struct {
-	change string
+// appliedChange is when a change was made.
+type appliedChange struct {
+	name   string
 	at     time.Time
 	outage string // requests fail, as they should; "" in no outage
 }
@@ -54,10 +50,10 @@ type moment struct {
 type LoadedGateway struct {
 	*Envoy
 	Load *Load
-	// broken counts what the test itself was answered, beside the load, and no
+	// serverErrors counts what the test itself was answered, beside the load, and no
 	// client should be.
-	broken atomic.Int64
-	logAt  int64 // how much of the access log is older than the change
+	serverErrors atomic.Int64
+	logStart     int64 // how much of the access log is older than the change
 }
 
 // Change is one change in Consul and how to see it at an Envoy.
@@ -89,68 +85,63 @@ func (l *Comparison) All() []*LoadedGateway {
 	return append(l.Both(), l.SecondOnUsher)
 }
 
-// CompareAll makes changes of one kind, and wants them to reach Usher's Envoy sooner,
-// all in all: a single one may be held up by whatever else the machine does.
-func (l *Comparison) CompareAll(t *testing.T, kind string, changes []Change) {
+// CompareAll makes changes of one type, and wants them to reach Usher's Envoy
+// sooner in total: the machine may delay a single one.
+func (l *Comparison) CompareAll(t *testing.T, what string, changes []Change) {
 	t.Helper()
-	var usher, own time.Duration
+	var usher, consul time.Duration
 	for _, c := range changes {
-		a, b := l.Compare(t, c)
-		usher, own = usher+a, own+b
+		u, o := l.Compare(t, c)
+		usher, consul = usher+u, consul+o
 	}
-	t.Logf("changes: usher %d ms, consul %d ms, 1 : %.1f: %s",
-		usher.Milliseconds(), own.Milliseconds(), own.Seconds()/usher.Seconds(), kind)
-	if usher >= own {
-		t.Errorf("%s: all changes took %v with usher and %v with consul's own xDS", kind, usher, own)
+	if usher >= consul {
+		t.Errorf("%s: all changes took %v with Usher and %v with Consul's own xDS", what, usher, consul)
 	}
 }
 
-// Compare makes the change, waits for it at both Envoys, and prints how long it
-// took each.
-func (l *Comparison) Compare(t *testing.T, c Change) (usher, own time.Duration) {
+// Compare makes the change and waits for it at both Envoys. It returns how long
+// each of them took. How fast Usher is, e2e/bench measures.
+func (l *Comparison) Compare(t *testing.T, c Change) (usher, consul time.Duration) {
 	t.Helper()
 	l.WantNotYet(t, c, l.Both())
 	begin := time.Now()
-	first, second := l.OnUsher.watch(begin, c), l.OnConsul.watch(begin, c)
+	onUsher, onConsul := l.OnUsher.waitVisible(begin, c), l.OnConsul.waitVisible(begin, c)
 	l.Apply(t, c)
-	a, b := <-first, <-second
-	if err := errors.Join(a.err, b.err); err != nil {
+	u, o := <-onUsher, <-onConsul
+	if err := errors.Join(u.err, o.err); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("change: usher %3d ms, consul %4d ms: %s", a.took.Milliseconds(), b.took.Milliseconds(), c.Name)
 	l.WaitEverywhere(t, c, l.Both())
-	return a.took, b.took
+	return u.took, o.took
 }
 
 // Make makes the change and waits for it at all Envoys.
 func (l *Comparison) Make(t *testing.T, c Change) {
 	t.Helper()
 	l.WantNotYet(t, c, l.All())
-	begin := time.Now()
 	l.Apply(t, c)
 	l.WaitEverywhere(t, c, l.All())
-	t.Logf("change: everywhere after %d ms: %s", time.Since(begin).Milliseconds(), c.Name)
 }
 
 // Apply makes the change.
 func (l *Comparison) Apply(t *testing.T, c Change) {
 	t.Helper()
-	l.mark(c.Name)
+	l.record(c.Name)
 	if err := c.Apply(); err != nil {
 		t.Fatalf("%s: %v", c.Name, err)
 	}
 }
 
-// mark notes a change.
-func (l *Comparison) mark(change string) {
-	l.moments = append(l.moments, moment{change: change, at: time.Now(), outage: l.outage})
+// record notes a change.
+func (l *Comparison) record(change string) {
+	l.applied = append(l.applied, appliedChange{name: change, at: time.Now(), outage: l.outage})
 }
 
 // WantNotYet makes sure that the change is still to come at the Envoys.
 func (l *Comparison) WantNotYet(t *testing.T, c Change, gateways []*LoadedGateway) {
 	t.Helper()
 	for _, g := range gateways {
-		g.markLog(t)
+		g.skipEarlierLog(t)
 		if c.Visible(g) == nil {
 			t.Fatalf("%s: %s has it before it is made", c.Name, g.Name)
 		}
@@ -173,28 +164,28 @@ func (l *Comparison) WaitEverywhere(t *testing.T, c Change, gateways []*LoadedGa
 	}
 }
 
-// sighting says how long a change took to reach an Envoy.
-type sighting struct {
+// arrival says how long a change took to reach an Envoy.
+type arrival struct {
 	took time.Duration
 	err  error
 }
 
-// watch looks for the change until it shows.
-func (g *LoadedGateway) watch(begin time.Time, c Change) <-chan sighting {
-	seen := make(chan sighting, 1)
+// waitVisible looks for the change until it shows.
+func (g *LoadedGateway) waitVisible(begin time.Time, c Change) <-chan arrival {
+	seen := make(chan arrival, 1)
 	go func() {
 		for {
 			err := c.Visible(g)
 			took := time.Since(begin)
 			switch {
 			case err == nil:
-				seen <- sighting{took: took}
+				seen <- arrival{took: took}
 				return
-			case took > testprocess.ChangeDeadline || testprocess.IsHopeless(err):
-				seen <- sighting{err: fmt.Errorf("%s: not at %s after %v: %w", c.Name, g.Name, took, err)}
+			case took > testprocess.ChangeDeadline || testprocess.IsPermanent(err):
+				seen <- arrival{err: fmt.Errorf("%s: not at %s after %v: %w", c.Name, g.Name, took, err)}
 				return
 			}
-			time.Sleep(TightInterval)
+			time.Sleep(testprocess.PollInterval)
 		}
 	}()
 	return seen
@@ -202,14 +193,14 @@ func (g *LoadedGateway) watch(begin time.Time, c Change) <-chan sighting {
 
 // Request makes a request of the client's to the gateway, to port 8080 unless the
 // call says another one.
-func (g *LoadedGateway) Request(c Request) (answer, error) {
+func (g *LoadedGateway) Request(c Request) (Response, error) {
 	if c.To == "" {
 		c.To = g.Host.Addr(8080)
 	}
 	c.From = g.Load.Target.From
 	got, err := c.Do(context.Background())
 	if err == nil && got.Status >= http.StatusInternalServerError {
-		g.broken.Add(1)
+		g.serverErrors.Add(1)
 	}
 	return got, err
 }
@@ -232,24 +223,24 @@ func (g *LoadedGateway) DumpHasNot(path, text string) error {
 	return err
 }
 
-// DumpHas wants the text in an answer of the admin interface.
-func DumpHas(path, text string) func(*LoadedGateway) error {
+// HasInDump wants the text in an answer of the admin interface.
+func HasInDump(path, text string) func(*LoadedGateway) error {
 	return func(g *LoadedGateway) error { return g.DumpHas(path, text) }
 }
 
-// DumpHasNot wants the text not to be in an answer of the admin interface.
-func DumpHasNot(path, text string) func(*LoadedGateway) error {
+// HasNotInDump wants the text not to be in an answer of the admin interface.
+func HasNotInDump(path, text string) func(*LoadedGateway) error {
 	return func(g *LoadedGateway) error { return g.DumpHasNot(path, text) }
 }
 
-// markLog makes logs look at what is logged from now on.
-func (g *LoadedGateway) markLog(t *testing.T) {
+// skipEarlierLog makes logs look at what is logged from now on.
+func (g *LoadedGateway) skipEarlierLog(t *testing.T) {
 	t.Helper()
 	info, err := os.Stat(g.Stdout)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.logAt = info.Size()
+	g.logStart = info.Size()
 }
 
 // LogHas wants the text in the new part of the access log.
@@ -259,7 +250,7 @@ func (g *LoadedGateway) LogHas(text string) error {
 		return err
 	}
 	defer file.Close()
-	if _, err := file.Seek(g.logAt, io.SeekStart); err != nil {
+	if _, err := file.Seek(g.logStart, io.SeekStart); err != nil {
 		return err
 	}
 	fresh, err := io.ReadAll(file)
@@ -281,26 +272,26 @@ func (l *Comparison) WantNoFailures(t *testing.T) {
 		if g.Load.sent == 0 {
 			t.Errorf("load on %s: nothing was sent", g.Name)
 		}
-		if n := g.broken.Load(); n > 0 && g != l.OnConsul {
+		if n := g.serverErrors.Load(); n > 0 && g != l.OnConsul {
 			t.Errorf("%d of the test's own requests to %s were answered 500 or more", n, g.Name)
 		}
-		l.wantNoneLost(t, g)
+		l.wantNoLostRequest(t, g)
 	}
 }
 
-// wantNoneLost wants no failure of a gateway's load outside of outages, unless it
+// wantNoLostRequest wants no failure of a gateway's load outside of outages, unless it
 // is Consul's own.
-func (l *Comparison) wantNoneLost(t *testing.T, g *LoadedGateway) {
+func (l *Comparison) wantNoLostRequest(t *testing.T, g *LoadedGateway) {
 	t.Helper()
-	reasons := g.reasons(t)
+	reasons := g.failureReasons(t)
 	lost := map[string]int{}
 	for _, f := range g.Load.Failures {
-		m := l.momentOf(g.Load, f)
+		m := l.lastChangeBefore(g.Load, f)
 		f.Cause = strings.TrimSpace(f.Cause + " " + reasons[f.Path])
-		lost[fmt.Sprintf("%s after %q: %s", f.kind(), m.change, f.Cause)]++
+		lost[fmt.Sprintf("%s after %q: %s", f.connection(), m.name, f.Cause)]++
 		if g != l.OnConsul && m.outage == "" {
 			ended := g.Load.Started.Add(f.After + f.Took).Sub(m.at)
-			t.Errorf("load on %s: %v, answered %d ms after %q", g.Name, f, ended.Milliseconds(), m.change)
+			t.Errorf("load on %s: %v, answered %d ms after %q", g.Name, f, ended.Milliseconds(), m.name)
 		}
 	}
 	for _, what := range slices.Sorted(maps.Keys(lost)) {
@@ -311,11 +302,11 @@ func (l *Comparison) wantNoneLost(t *testing.T, g *LoadedGateway) {
 		len(g.Load.Failures))
 }
 
-// momentOf is the last change before the request's end.
-func (l *Comparison) momentOf(load *Load, f LoadFailure) moment {
+// lastChangeBefore is the last change before the request's end.
+func (l *Comparison) lastChangeBefore(load *Load, f LoadFailure) appliedChange {
 	end := load.Started.Add(f.After + f.Took)
-	last := moment{change: "the start", at: load.Started}
-	for _, m := range l.moments {
+	last := appliedChange{name: "the start", at: load.Started}
+	for _, m := range l.applied {
 		if m.at.Before(end) {
 			last = m
 		}
@@ -323,9 +314,9 @@ func (l *Comparison) momentOf(load *Load, f LoadFailure) moment {
 	return last
 }
 
-// reasons are Envoy's own words, from its access log, for the requests of the
+// failureReasons are Envoy's own words, from its access log, for the requests of the
 // load that it did not answer 200, by path.
-func (g *LoadedGateway) reasons(t *testing.T) map[string]string {
+func (g *LoadedGateway) failureReasons(t *testing.T) map[string]string {
 	t.Helper()
 	reasons := map[string]string{}
 	for _, e := range g.Log.Entries(t) {

@@ -58,8 +58,8 @@ type Security struct {
 	CA        *CertificateAuthority
 	CAFile    string
 	GossipKey string
-	// ClientCertificates is what the tests' own clients show the agents, which do not ask for
-	// it unless they are told to.
+	// ClientCertificates is what the tests' own clients show the agents, which ask for it only
+	// with tls.verify_incoming.
 	ClientCertificates []tls.Certificate
 }
 
@@ -187,7 +187,7 @@ func (a *Consul) DefaultToken() string {
 	return ManagementToken
 }
 
-// WriteEntry writes a config entry as an operator does: HCL or JSON through
+// WriteEntry writes a config entry as users do: HCL or JSON through
 // Consul's CLI.
 func (a *Consul) WriteEntry(t *testing.T, entry string) {
 	t.Helper()

@@ -167,7 +167,7 @@ func (e *Envoy) ListenerPorts() ([]int, error) {
 		} `json:"listener_statuses"`
 	}
 	if err := json.Unmarshal([]byte(body), &answer); err != nil {
-		return nil, testprocess.Hopeless(fmt.Errorf("/listeners of %s: %w", e.Name, err))
+		return nil, testprocess.Permanent(fmt.Errorf("/listeners of %s: %w", e.Name, err))
 	}
 	var ports []int
 	for _, status := range answer.Statuses {

@@ -30,7 +30,7 @@ type Query struct {
 	Path string
 }
 
-// EveryQuery are all that anybody asks.
+// EveryQuery matches all requests.
 var EveryQuery = Query{Name: "everything", Path: "/"}
 
 func (q Query) String() string { return q.Name }
@@ -70,27 +70,27 @@ type exchange struct {
 
 // Faults are all of them, each by its name.
 var Faults = []Fault{
-	refusing(http.StatusInternalServerError, "rpc error making call: something broke"),
-	refusing(http.StatusServiceUnavailable, "Service Unavailable"),
-	refusing(http.StatusTooManyRequests, "Your IP is issuing too many concurrent connections, please rate limit your calls"),
-	refusing(http.StatusForbidden, "Permission denied"),
-	refusing(http.StatusNotFound, "404 page not found"),
+	withStatus(http.StatusInternalServerError, "rpc error making call: something broke"),
+	withStatus(http.StatusServiceUnavailable, "Service Unavailable"),
+	withStatus(http.StatusTooManyRequests, "Your IP is issuing too many concurrent connections, please rate limit your calls"),
+	withStatus(http.StatusForbidden, "Permission denied"),
+	withStatus(http.StatusNotFound, "404 page not found"),
 	{"hang", (*exchange).hang},
 	{"reset before the answer", (*exchange).reset},
 	{"reset in the body", func(x *exchange) { x.half((*exchange).reset) }},
 	{"truncated body", func(x *exchange) { x.half((*exchange).close) }},
-	saying("half of the JSON", func(whole []byte) []byte { return whole[:len(whole)/2] }),
-	saying("garbage", body("<html><body>It works!</body></html>")),
-	saying("null", body("null")),
-	saying("[]", body("[]")),
-	saying("{}", body("{}")),
-	saying("[null]", body("[null]")),
-	saying("empty body", body("")),
-	heading("no index", IndexHeader, ""),
-	heading("index 0", IndexHeader, "0"),
-	heading("lower index", IndexHeader, "1"),
-	heading("same index at once", "", ""),
-	heading("no leader", "X-Consul-KnownLeader", "false"),
+	withBody("half of the JSON", func(whole []byte) []byte { return whole[:len(whole)/2] }),
+	withBody("garbage", body("<html><body>It works!</body></html>")),
+	withBody("null", body("null")),
+	withBody("[]", body("[]")),
+	withBody("{}", body("{}")),
+	withBody("[null]", body("[null]")),
+	withBody("empty body", body("")),
+	withHeader("no index", IndexHeader, ""),
+	withHeader("index 0", IndexHeader, "0"),
+	withHeader("lower index", IndexHeader, "1"),
+	withHeader("same index at once", "", ""),
+	withHeader("no leader", "X-Consul-KnownLeader", "false"),
 	{"slow body", (*exchange).trickle},
 	{"endless body", (*exchange).endless},
 }
@@ -105,15 +105,15 @@ func FaultNamed(t *testing.T, name string) Fault {
 	return Faults[i]
 }
 
-// refusing answers with a status.
-func refusing(status int, text string) Fault {
+// withStatus answers with a status.
+func withStatus(status int, text string) Fault {
 	return Fault{strconv.Itoa(status), func(x *exchange) { http.Error(x.w, text, status) }}
 }
 
-// saying answers as Consul does at the moment, with another body.
-func saying(name string, change func(body []byte) []byte) Fault {
+// withBody answers as Consul does at the moment, with another body.
+func withBody(name string, change func(body []byte) []byte) Fault {
 	return Fault{name, func(x *exchange) {
-		if a, ok := x.real(); ok {
+		if a, ok := x.consulAnswer(); ok {
 			a.body = change(a.body)
 			a.write(x.w)
 		}
@@ -126,11 +126,11 @@ func body(text string) func([]byte) []byte { return func([]byte) []byte { return
 // IndexHeader is the header with the index of a blocking query.
 const IndexHeader = "X-Consul-Index"
 
-// heading answers as Consul does at the moment, with another header: without
+// withHeader answers as Consul does at the moment, with another header: without
 // it, where the value is empty.
-func heading(name, header, value string) Fault {
+func withHeader(name, header, value string) Fault {
 	return Fault{name, func(x *exchange) {
-		a, ok := x.real()
+		a, ok := x.consulAnswer()
 		if !ok {
 			return
 		}
@@ -168,7 +168,7 @@ func (x *exchange) end(abruptly bool) {
 
 // half sends half of Consul's answer, and ends the connection.
 func (x *exchange) half(end func(*exchange)) {
-	a, ok := x.real()
+	a, ok := x.consulAnswer()
 	if !ok {
 		return
 	}
@@ -180,10 +180,10 @@ func (x *exchange) half(end func(*exchange)) {
 	end(x)
 }
 
-// trickle sends Consul's answer byte by byte, too slowly for anybody to wait
-// for.
+// trickle sends Consul's answer byte by byte, so slowly that no client
+// waits for it.
 func (x *exchange) trickle() {
-	a, ok := x.real()
+	a, ok := x.consulAnswer()
 	if !ok {
 		return
 	}
@@ -196,7 +196,7 @@ const endlessBody = 96 << 20
 
 // endless sends Consul's answer, and then blanks without an end.
 func (x *exchange) endless() {
-	a, ok := x.real()
+	a, ok := x.consulAnswer()
 	if !ok {
 		return
 	}
@@ -240,8 +240,8 @@ func (blank) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// real is what Consul answers at the moment, without waiting for a change.
-func (x *exchange) real() (consulAnswer, bool) {
+// consulAnswer is what Consul answers at the moment, without waiting for a change.
+func (x *exchange) consulAnswer() (consulAnswer, bool) {
 	a, err := x.proxy.askAtOnce(x.r.Clone(x.over), x.body)
 	if err != nil {
 		if x.over.Err() == nil {
@@ -452,7 +452,7 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 	}
 }
 
-// enter gives the fault that hits the request. Where none does, it gives the
+// enter returns the fault that hits the request. Where none does, it gives the
 // context in which to forward the request, until leave is called.
 func (p *FaultProxy) enter(r *http.Request) (hit *Injection, ctx context.Context, leave func()) {
 	p.Mu.Lock()
@@ -474,7 +474,7 @@ func (p *FaultProxy) enter(r *http.Request) (hit *Injection, ctx context.Context
 	}
 }
 
-// MergeContexts gives a context that ends with the first of two.
+// MergeContexts returns a context that ends with the first of two.
 func MergeContexts(a, b context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(b)
 	stop := context.AfterFunc(a, cancel)
@@ -502,7 +502,7 @@ func (p *FaultProxy) forward(r *http.Request, body []byte) (consulAnswer, error)
 	return p.ask(r, body)
 }
 
-// state says whether a request is one that was made to block, and whether its
+// state reports whether a request is one that was made to block, and whether its
 // answer is due at once.
 func (p *FaultProxy) state(r *http.Request) (calm, due bool) {
 	p.Mu.Lock()

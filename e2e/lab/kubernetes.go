@@ -104,12 +104,12 @@ func (p *Pod) Restart(t *testing.T) {
 	p.Usher.WaitStream(t)
 }
 
-// WaitMode waits until the pod's Usher has told its listener this mode, and its
-// Envoy does so.
+// WaitMode waits until the pod's Usher has given its listener this mode, and its
+// Envoy applies it.
 func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 	t.Helper()
 	testprocess.Eventually(t, fmt.Sprintf("%s says that the listener is %s", p.Usher.Name, mode), within, func() error {
-		if last := p.Usher.told(t); !slices.Contains(last, "mode="+mode) {
+		if last := p.Usher.modeLog(t); !slices.Contains(last, "mode="+mode) {
 			return errors.Join(fmt.Errorf("it says %q", last), p.Usher.Alive())
 		}
 		return nil
@@ -117,13 +117,13 @@ func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 	p.lab.WaitMode(t, p.Host, mode)
 }
 
-// told are the words of the last line in which Usher says what listener 8080
+// modeLog are the words of the last line in which Usher says what listener 8080
 // follows.
-func (u *Usher) told(t *testing.T) []string {
+func (u *Usher) modeLog(t *testing.T) []string {
 	t.Helper()
 	var last []string
 	for line := range strings.Lines(u.Output(t)) {
-		if strings.Contains(line, `"a listener follows its load balancer"`) && strings.Contains(line, " port=8080 ") {
+		if strings.Contains(line, `"listener mode follows load balancer"`) && strings.Contains(line, " port=8080 ") {
 			last = strings.Fields(line)
 		}
 	}
@@ -142,9 +142,9 @@ func (u *Usher) GracePeriodEnd(t *testing.T) string {
 	return ""
 }
 
-// wire is what an Usher sends to whom it takes for a pod's Envoy: the versions,
+// resourceVersions is what an Usher sends to whom it takes for a pod's Envoy: the versions,
 // by type and name.
-func (p *Pod) wire(t *testing.T, as *Pod) map[string]string {
+func (p *Pod) resourceVersions(t *testing.T, as *Pod) map[string]string {
 	t.Helper()
 	conn := XDSPort{From: p.Host}.Dial(t)
 	defer conn.Close()
@@ -167,12 +167,12 @@ func (p *Pod) wire(t *testing.T, as *Pod) map[string]string {
 	return versions
 }
 
-// WantSameResources wants all pods' Ushers to send the same, and gives that.
+// WantSameResources wants all pods' Ushers to send the same, and returns that.
 func WantSameResources(t *testing.T, when string, pods ...*Pod) map[string]string {
 	t.Helper()
-	first := pods[0].wire(t, pods[0])
+	first := pods[0].resourceVersions(t, pods[0])
 	for _, p := range pods[1:] {
-		if diff := cmp.Diff(first, p.wire(t, pods[0])); diff != "" {
+		if diff := cmp.Diff(first, p.resourceVersions(t, pods[0])); diff != "" {
 			t.Errorf("%s: versions of %s -, of %s +:\n%s", when, pods[0].Usher.Name, p.Usher.Name, diff)
 		}
 	}

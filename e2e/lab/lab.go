@@ -62,7 +62,7 @@ func (l *Lab) Request(path string) Request {
 }
 
 // RegisterCatalog writes the lab's entries, and registers its gateway and its
-// service without anybody who runs them.
+// service without processes.
 func (l *Network) RegisterCatalog(t *testing.T, consul *Consul) {
 	t.Helper()
 	(&Lab{Network: l, Consul: consul}).writeEntries(t)
@@ -141,7 +141,7 @@ func (l *Lab) WantBadRequest(t *testing.T) {
 }
 
 // WantBalancerAddress is the lab's first step: the request is answered, and
-// nobody behind the balancer learns the client's address.
+// the service does not get the client's address.
 func (l *Lab) WantBalancerAddress(t *testing.T, gateway *Envoy) {
 	t.Helper()
 	WaitStatus(t, l.Request("/"), http.StatusOK)

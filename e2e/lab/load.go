@@ -59,10 +59,10 @@ type LoadFailure struct {
 }
 
 func (f LoadFailure) String() string {
-	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), f.kind(), f.Cause)
+	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), f.connection(), f.Cause)
 }
 
-func (f LoadFailure) kind() string {
+func (f LoadFailure) connection() string {
 	if f.Kept {
 		return "kept connection"
 	}

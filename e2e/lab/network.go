@@ -108,7 +108,7 @@ func (h *Host) dialBy(ctx context.Context, dialer *net.Dialer, network, address 
 	return conn, err
 }
 
-// addIPv6 gives the host an address of the lab's IPv6 network as well.
+// addIPv6 adds an address of the lab's IPv6 network to the host.
 func (h *Host) addIPv6(t *testing.T, ip string) netip.Addr {
 	t.Helper()
 	h.RunIP(t, fmt.Sprintf("address add %s/64 dev eth0 nodad", ip))

@@ -20,7 +20,7 @@ func (l *Comparison) CompareOutage(t *testing.T, o Outage) {
 	}
 	l.Compare(t, o.Back)
 	l.outage = ""
-	l.mark(o.Back.Name + ", everywhere")
+	l.record(o.Back.Name + ", everywhere")
 }
 
 // wantSameOutages wants requests to fail in outages, and Usher's gateway not to
@@ -35,17 +35,17 @@ func (l *Comparison) wantSameOutages(t *testing.T) {
 			t.Errorf("outage: %s: it was none for one of the two", outage)
 		}
 		for way, n := range usher[outage] {
-			if !shows(own[outage], way) {
+			if !hasOutcome(own[outage], way) {
 				t.Errorf("outage: %s: with usher %d requests ended with %s, with consul's own xDS none", outage, n, way)
 			}
 		}
 	}
 }
 
-// shows says whether one of the ways is that way. Without Envoy's word it is any
+// hasOutcome reports whether one of the ways is that way. Without Envoy's word it is any
 // with the same status: a connection that is kept from before the access log was
 // changed is logged as it was then, or not at all.
-func shows(ways map[string]int, way string) bool {
+func hasOutcome(ways map[string]int, way string) bool {
 	for w := range ways {
 		if w == way || strings.HasPrefix(w, way+" ") {
 			return true
@@ -58,17 +58,17 @@ func shows(ways map[string]int, way string) bool {
 // the client got.
 func (l *Comparison) outageFailures(t *testing.T, g *LoadedGateway) map[string]map[string]int {
 	t.Helper()
-	reasons := g.reasons(t)
+	reasons := g.failureReasons(t)
 	counts := map[string]map[string]int{}
 	for _, f := range g.Load.Failures {
-		outage := l.momentOf(g.Load, f).outage
+		outage := l.lastChangeBefore(g.Load, f).outage
 		if outage == "" {
 			continue
 		}
 		if counts[outage] == nil {
 			counts[outage] = map[string]int{}
 		}
-		counts[outage][f.way(reasons[f.Path])]++
+		counts[outage][f.outcome(reasons[f.Path])]++
 	}
 	return counts
 }
@@ -78,9 +78,9 @@ var (
 	flagsOfReason  = regexp.MustCompile(`^\[([^;]*)`)
 )
 
-// way is what the client got, and Envoy's word for it, without what differs from
+// outcome is what the client got, and Envoy's word for it, without what differs from
 // gateway to gateway.
-func (f LoadFailure) way(reason string) string {
+func (f LoadFailure) outcome(reason string) string {
 	status := answeredStatus.FindString(f.Cause)
 	if status == "" {
 		return "no answer"
@@ -88,7 +88,7 @@ func (f LoadFailure) way(reason string) string {
 	if flags := flagsOfReason.FindStringSubmatch(reason); flags != nil {
 		status += " " + flags[1]
 	}
-	return f.kind() + ": " + status
+	return f.connection() + ": " + status
 }
 
 // Outage is a change that takes away what serves the load, and one that brings it

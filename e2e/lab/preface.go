@@ -21,8 +21,8 @@ var (
 )
 
 // Preface is what comes first on a connection, before the client's own bytes:
-// a PROXY header as balancers write it, or as somebody writes it who wants to
-// break in or broke it by accident.
+// a PROXY header as balancers write it, or one that an attacker or an accident
+// makes.
 type Preface struct {
 	Name         string
 	Bytes        string

@@ -61,7 +61,7 @@ func (l *TrustLab) NewProbe(p Probe) Probe {
 func (p Probe) Send(t *testing.T, l *TrustLab) Observation {
 	t.Helper()
 	if p.Listener.Protocol == "tcp" {
-		return p.sendWord(t)
+		return p.sendTCP(t)
 	}
 	got, err := p.Request().Do(t.Context())
 	seen := Observation{Response: fmt.Sprint(got.Status), Service: "-"}
@@ -91,7 +91,7 @@ func NoResponse(err error) string {
 	return "closed"
 }
 
-func (p Probe) sendWord(t *testing.T) Observation {
+func (p Probe) sendTCP(t *testing.T) Observation {
 	t.Helper()
 	c := TCPExchange{From: p.From.Host, To: p.Target(), Source: p.Source, Headers: []io.WriterTo{p.Preface}}
 	data, _, err := c.Do(t.Context())
@@ -124,7 +124,7 @@ func (p Probe) describe(data string) string {
 	return fmt.Sprintf("%q", data)
 }
 
-// Symbols gives addresses by what they are to the probe.
+// Symbols returns addresses by what they are to the probe.
 func (p Probe) Symbols(values []string) string {
 	var symbols []string
 	for _, value := range values {
@@ -256,7 +256,7 @@ func (o Observation) String() string {
 	return o.Response + "; " + o.Log + "; " + o.Service
 }
 
-// Matches says whether something was seen as the table has it. A part of what
+// Matches reports whether something was seen as the table has it. A part of what
 // the table has may be several words.
 func (o Observation) Matches(table Observation) bool {
 	return Allows(table.Response, o.Response) && Allows(table.Log, o.Log) && Allows(table.Service, o.Service)

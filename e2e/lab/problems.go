@@ -42,7 +42,7 @@ func (u *Usher) ConfigProblems(t *testing.T) int {
 	return sum
 }
 
-// ExpectedProblem is a bad configuration that Usher has been told of.
+// ExpectedProblem is a bad configuration that Usher has logged.
 type ExpectedProblem struct {
 	usher  *Usher
 	before int // lines of level ERROR in its log
@@ -62,7 +62,7 @@ func (u *Usher) WantProblem(t *testing.T, line string, change func()) ExpectedPr
 		}
 		return nil
 	})
-	c.wantOnce(t)
+	c.wantLoggedOnce(t)
 	testprocess.Eventually(t, "usher's metrics have the problem", testprocess.ChangeDeadline, func() error {
 		if n := u.ConfigProblems(t); n <= known {
 			return fmt.Errorf("usher_config_problems is %d", n)
@@ -72,8 +72,8 @@ func (u *Usher) WantProblem(t *testing.T, line string, change func()) ExpectedPr
 	return c
 }
 
-// WantFixed makes the change that mends it, and waits until Usher's metrics have
-// no problem. Nothing more was said meanwhile.
+// WantFixed makes the change that corrects it, and waits until Usher's metrics have
+// no problem. Meanwhile nothing more was logged.
 func (c ExpectedProblem) WantFixed(t *testing.T, change func()) {
 	t.Helper()
 	change()
@@ -83,11 +83,11 @@ func (c ExpectedProblem) WantFixed(t *testing.T, change func()) {
 		}
 		return nil
 	})
-	c.wantOnce(t)
+	c.wantLoggedOnce(t)
 }
 
-// wantOnce wants that all that Usher has said in errors is the one line.
-func (c ExpectedProblem) wantOnce(t *testing.T) {
+// wantLoggedOnce wants that all that Usher has said in errors is the one line.
+func (c ExpectedProblem) wantLoggedOnce(t *testing.T) {
 	t.Helper()
 	got := c.usher.Errors(t)[c.before:]
 	if len(got) != 1 || got[0] != c.line {

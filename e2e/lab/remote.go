@@ -4,7 +4,6 @@ package lab
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
@@ -100,39 +99,31 @@ func startMeshGateway(t *testing.T, a *Consul, h *Host) {
 	})
 }
 
-// WaitWAN waits until the far server, which is one of a second datacenter, and
-// the one here have found each other.
+// WaitWAN waits until both datacenters know each other.
 func (f *RemoteLab) WaitWAN(t *testing.T) {
 	t.Helper()
-	testprocess.Eventually(t, "either datacenter knows the other", testprocess.StartDeadline, func() error {
-		for a, dc := range map[*Consul]string{f.Consul: "dc2", f.Remote: "dc1"} {
-			nodes, _, err := a.Client.Catalog().Nodes(&api.QueryOptions{Datacenter: dc})
-			if err == nil && len(nodes) == 0 {
-				err = fmt.Errorf("%s has no nodes", dc)
-			}
-			if err != nil {
-				return err
-			}
+	WaitDatacenter(t, f.Consul.Client, "dc2")
+	WaitDatacenter(t, f.Remote.Client, "dc1")
+}
+
+// WaitDatacenter waits until a Consul server answers queries about another
+// datacenter.
+func WaitDatacenter(t *testing.T, client *api.Client, datacenter string) {
+	t.Helper()
+	testprocess.Eventually(t, "Consul knows the nodes of "+datacenter, testprocess.StartDeadline, func() error {
+		nodes, _, err := client.Catalog().Nodes(&api.QueryOptions{Datacenter: datacenter})
+		if err == nil && len(nodes) == 0 {
+			err = errors.New("there are none")
 		}
-		return nil
+		return err
 	})
 }
 
-// EstablishPeering makes the far server's cluster the peer "far" of the one here, and exports
-// the service.
-func (f *RemoteLab) EstablishPeering(t *testing.T) {
+// PeerExportsService makes the remote cluster the peer "far", which exports the
+// service.
+func (f *RemoteLab) PeerExportsService(t *testing.T) {
 	t.Helper()
-	var token *api.PeeringGenerateTokenResponse
-	testprocess.Eventually(t, "the far cluster gives a token", testprocess.StartDeadline, func() (err error) {
-		token, _, err = f.Remote.Client.Peerings().GenerateToken(t.Context(), api.PeeringGenerateTokenRequest{PeerName: Here}, nil)
-		return err
-	})
-	testprocess.Eventually(t, "the peering is established", testprocess.StartDeadline, func() error {
-		_, _, err := f.Consul.Client.Peerings().Establish(t.Context(), api.PeeringEstablishRequest{
-			PeerName: Far, PeeringToken: token.PeeringToken,
-		}, nil)
-		return err
-	})
+	EstablishPeering(t, f.Consul.Client, f.Remote.Client, Here, Far)
 	for _, e := range []api.ConfigEntry{
 		&api.ServiceConfigEntry{Kind: api.ServiceDefaults, Name: "static-server", Protocol: "http"},
 		&api.ExportedServicesConfigEntry{Name: "default", Services: []api.ExportedService{{
@@ -145,8 +136,24 @@ func (f *RemoteLab) EstablishPeering(t *testing.T) {
 	}
 }
 
-// Maintenance takes the instance here out of service, or back, as an operator does
-// before and after work on it.
+// EstablishPeering makes two clusters peers of each other. The names are those
+// that each has at the other one.
+func EstablishPeering(t *testing.T, first, second *api.Client, firstName, secondName string) {
+	t.Helper()
+	var token *api.PeeringGenerateTokenResponse
+	testprocess.Eventually(t, secondName+" generates a peering token", testprocess.StartDeadline, func() (err error) {
+		token, _, err = second.Peerings().GenerateToken(t.Context(), api.PeeringGenerateTokenRequest{PeerName: firstName}, nil)
+		return err
+	})
+	testprocess.Eventually(t, "the peering is established", testprocess.StartDeadline, func() error {
+		_, _, err := first.Peerings().Establish(t.Context(), api.PeeringEstablishRequest{
+			PeerName: secondName, PeeringToken: token.PeeringToken,
+		}, nil)
+		return err
+	})
+}
+
+// Maintenance puts the instance here into maintenance, or ends it.
 func (f *RemoteLab) Maintenance(out bool) func() error {
 	const sidecar = "static-server-sidecar-proxy"
 	return func() error {

@@ -44,25 +44,25 @@ type Request struct {
 	TLS    *tls.Config    // nil for plain text; without a server name it is Host
 }
 
-// answer is what the client got.
-type answer struct {
+// Response is what the client got.
+type Response struct {
 	Status int
 	Body   string
 	Header http.Header
 }
 
 // Do makes the request. The error is the connection's.
-func (c Request) Do(ctx context.Context) (answer, error) {
+func (c Request) Do(ctx context.Context) (Response, error) {
 	conn, err := c.Connect(ctx)
 	if err != nil {
-		return answer{}, err
+		return Response{}, err
 	}
 	defer conn.Close()
 	return conn.RoundTrip(c, "close")
 }
 
 // MustDo makes the request and fails the test when the connection does.
-func (c Request) MustDo(t *testing.T) answer {
+func (c Request) MustDo(t *testing.T) Response {
 	t.Helper()
 	a, err := c.Do(t.Context())
 	if err != nil {
@@ -111,25 +111,25 @@ type ClientConn struct {
 }
 
 // RoundTrip sends the request and reads its answer.
-func (conn *ClientConn) RoundTrip(c Request, connection string) (answer, error) {
+func (conn *ClientConn) RoundTrip(c Request, connection string) (Response, error) {
 	if err := conn.SetDeadline(time.Now().Add(RequestTimeout)); err != nil {
-		return answer{}, err
+		return Response{}, err
 	}
 	_, sendErr := io.WriteString(conn, c.text(connection))
 	response, err := http.ReadResponse(conn.Reader, nil)
 	if err != nil {
-		return answer{}, errors.Join(sendErr, fmt.Errorf("wait for the answer: %w", err))
+		return Response{}, errors.Join(sendErr, fmt.Errorf("wait for the answer: %w", err))
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return answer{}, fmt.Errorf("read the answer: %w", err)
+		return Response{}, fmt.Errorf("read the answer: %w", err)
 	}
 	conn.last = response.Close
 	if conn.served.IsZero() {
 		conn.served = time.Now()
 	}
-	return answer{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
+	return Response{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
 }
 
 func (c Request) host() string { return cmp.Or(c.Host, ServiceHost) }
@@ -144,7 +144,7 @@ func (c Request) text(connection string) string {
 }
 
 // WantHello fails the test unless the answer is the service's.
-func (a answer) WantHello(t *testing.T) {
+func (a Response) WantHello(t *testing.T) {
 	t.Helper()
 	if a.Status != http.StatusOK || a.Body != "hello world\n" {
 		t.Errorf("the client got %d %q, want 200 \"hello world\"", a.Status, a.Body)
@@ -201,7 +201,7 @@ func (c TCPExchange) Do(ctx context.Context) (data, client string, err error) {
 	}
 	conn, sendErr := c.send(conn)
 	var got []byte
-	for !bytes.HasSuffix(got, []byte(tcpWord)) {
+	for !bytes.HasSuffix(got, []byte(tcpPayload)) {
 		chunk := make([]byte, 1024)
 		n, err := conn.Read(chunk)
 		if err != nil {
@@ -209,14 +209,14 @@ func (c TCPExchange) Do(ctx context.Context) (data, client string, err error) {
 		}
 		got = append(got, chunk[:n]...)
 	}
-	data, greeted := strings.CutPrefix(strings.TrimSuffix(string(got), tcpWord), TCPGreeting)
+	data, greeted := strings.CutPrefix(strings.TrimSuffix(string(got), tcpPayload), TCPGreeting)
 	if !greeted {
 		return data, "", fmt.Errorf("got %q, want it to begin with %q", got, TCPGreeting)
 	}
 	return data, conn.LocalAddr().String(), nil
 }
 
-// send writes the headers and the word, and gives the connection on which the
+// send writes the headers and the word, and returns the connection on which the
 // answer comes.
 func (c TCPExchange) send(conn net.Conn) (net.Conn, error) {
 	for _, h := range c.Headers {
@@ -227,7 +227,7 @@ func (c TCPExchange) send(conn net.Conn) (net.Conn, error) {
 	if c.TLS != nil {
 		conn = tls.Client(conn, c.TLS)
 	}
-	_, err := io.WriteString(conn, tcpWord)
+	_, err := io.WriteString(conn, tcpPayload)
 	return conn, err
 }
 
@@ -261,7 +261,7 @@ func (c TCPExchange) WaitClosed(t *testing.T) {
 // What a TCPExchange receives first, and what it sends.
 const (
 	TCPGreeting = "hello world\n"
-	// tcpWord is longer than the start of a PROXY header: with less, Envoy waits
+	// tcpPayload is longer than the start of a PROXY header: with less, Envoy waits
 	// for more before it decides that there is none.
-	tcpWord = "a word of more than sixteen bytes\n"
+	tcpPayload = "a word of more than sixteen bytes\n"
 )

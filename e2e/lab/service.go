@@ -193,7 +193,7 @@ func ServeNamed(t *testing.T, h *Host, port int, name string) {
 // ServedBy is the header in which a service of this story says who it is.
 const ServedBy = "Served-By"
 
-// HasReceived says whether the service has got a request for the path.
+// HasReceived reports whether the service has got a request for the path.
 func (s *EchoService) HasReceived(path string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// The parts that the stories are told with; `make tools` brings them.
+// The versions of the real parts. `make tools` installs them.
 const (
 	ConsulNew = "1.22.0"
 	ConsulOld = "1.15.1" // the lab's
@@ -29,21 +29,7 @@ func EnvoyBinary(t *testing.T, version string) string {
 	return testprocess.Tool(t, "envoy-"+version, "envoy")
 }
 
-// UsherBinary is the path of the Usher under test: USHER_BIN, or bin/usher.
-func UsherBinary(t *testing.T) string {
-	t.Helper()
-	return testprocess.Binary(t, EnvOr("USHER_BIN", filepath.Join("..", "bin", "usher")), "make build")
-}
-
-// EnvOr is the value of an environment variable, or otherwise if it is not set.
-func EnvOr(name, otherwise string) string {
-	if value := os.Getenv(name); value != "" {
-		return value
-	}
-	return otherwise
-}
-
-// WriteFile writes a file below a directory and gives its path.
+// WriteFile writes a file below a directory and returns its path.
 func WriteFile(t *testing.T, dir, name, content string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)

@@ -116,7 +116,7 @@ func (l *TrustLab) writeEntries(t *testing.T) {
 	}
 }
 
-// Config is the operator's file, with an object of settings for each listener.
+// Config is the config file, with an object of settings for each listener.
 func (l *TrustLab) Config() string {
 	var text strings.Builder
 	text.WriteString("gateway \"ingress-gateway\" {\n  usher {\n    access_log { rejected_per_second = \"any\" }\n    listeners {\n")
@@ -150,7 +150,7 @@ func (l *TrustLab) startGateway(t *testing.T, h *Host, version, ipv6 string) {
 }
 
 // waitServed waits until every listener that leads to a service of the lab
-// answers somebody.
+// answers some connection.
 func (l *TrustLab) waitServed(t *testing.T) {
 	t.Helper()
 	for _, g := range l.Gateways {
@@ -170,7 +170,7 @@ func (l *TrustLab) waitServed(t *testing.T) {
 							return nil
 						}
 					}
-					return errors.New("nobody is answered")
+					return errors.New("no connection is answered")
 				})
 			}
 		}

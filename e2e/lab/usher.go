@@ -30,7 +30,7 @@ type UsherOptions struct {
 }
 
 // Usher is a running `usher serve` that its host's Envoys reach on loopback,
-// unless it was told to listen elsewhere.
+// unless its options have another address.
 type Usher struct {
 	*testprocess.Process
 	// GRPCAddr is for -grpc-addr and for --xds-addr of `usher bootstrap`.
@@ -74,7 +74,7 @@ func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 		args = append(args, "--config", u.ConfigFile)
 	}
 	c := testprocess.Command{
-		Name: "usher on " + o.Host.Name, Path: UsherBinary(t), Args: append(args, o.Args...),
+		Name: "usher on " + o.Host.Name, Path: testprocess.Usher(t), Args: append(args, o.Args...),
 		Env: env, Host: o.Host,
 	}
 	if o.Files > 0 {

@@ -125,7 +125,7 @@ func (t *encodedType) diff(typ xds.Type, before *encodedType) (changed []*xds.Re
 
 // encode encodes a message. It returns nil if Envoy would refuse it.
 func (t *encodedType) encode(typ xds.Type, name string, message proto.Message) *xds.Resource {
-	r, err := xds.NewNamedResource(typ, name, message)
+	r, err := xds.NewResource(typ, name, message)
 	if err == nil {
 		return r
 	}

@@ -60,7 +60,7 @@ func expect(t *testing.T, before map[string]string, w desired) (good map[string]
 		}
 	}
 	for name := range w.messages.ChangedSince(nil) {
-		r, err := xds.NewResource(w.typ, w.messages.Get(name))
+		r, err := xds.NewResource(w.typ, name, w.messages.Get(name))
 		switch {
 		case err == nil:
 			good[name] = r.Version()

@@ -13,24 +13,23 @@ import (
 )
 
 // balancer relays TCP connections as a network load balancer with IP targets
-// does: to the target it shows an address of its own, not the client's.
+// does: the target sees the balancer's address, not the client's.
 type balancer struct {
-	ip     net.IP // it connects to the target from here
+	ip     string // the balancer connects to the target from here
 	target string // host:port
 	// header puts a PROXY protocol v2 header with the client's address in
-	// front of what the client sends
+	// front of the client's bytes
 	// (https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt).
 	header bool
 	logger *slog.Logger
 }
 
-// Run relays what comes in on ln until ctx ends, and then ends every
-// connection. It closes ln.
-func (b *balancer) Run(ctx context.Context, ln net.Listener) error {
+// run relays connections to ln until ctx ends, and then closes all of them. It
+// closes ln.
+func (b *balancer) run(ctx context.Context, ln net.Listener) error {
 	var relays sync.WaitGroup
 	defer relays.Wait()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		client, err := ln.Accept()
 		if ctx.Err() != nil {
@@ -50,22 +49,21 @@ func (b *balancer) Run(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// relay connects a client with the target until both have said all, one of
-// them broke off, or ctx ended.
+// relay connects a client with the target until both have sent everything, one
+// of them fails, or ctx ends.
 func (b *balancer) relay(ctx context.Context, client net.Conn) error {
 	defer client.Close()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: b.ip}}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(b.ip)}}
 	target, err := dialer.DialContext(ctx, "tcp", b.target)
 	if err != nil {
 		return err
 	}
 	defer target.Close()
-	breakOff := func() {
+	abort := func() {
 		client.Close()
 		target.Close()
 	}
-	stop := context.AfterFunc(ctx, breakOff)
-	defer stop()
+	defer context.AfterFunc(ctx, abort)()
 
 	if b.header {
 		h := proxyproto.HeaderProxyFromAddrs(2, client.RemoteAddr(), client.LocalAddr())
@@ -73,23 +71,21 @@ func (b *balancer) relay(ctx context.Context, client net.Conn) error {
 			return fmt.Errorf("PROXY header: %w", err)
 		}
 	}
-	var there, back error
+	// An end of one direction is passed on, and the other one goes on.
+	forward := func(to, from net.Conn) error {
+		_, err := io.Copy(to, from)
+		if err == nil {
+			err = to.(*net.TCPConn).CloseWrite()
+		}
+		if err != nil {
+			abort()
+		}
+		return err
+	}
+	var errs [2]error
 	var both sync.WaitGroup
-	both.Go(func() { there = forward(target, client, breakOff) })
-	both.Go(func() { back = forward(client, target, breakOff) })
+	both.Go(func() { errs[0] = forward(target, client) })
+	both.Go(func() { errs[1] = forward(client, target) })
 	both.Wait()
-	return errors.Join(there, back)
-}
-
-// forward copies until from has said all, and tells to so. It breaks off both
-// directions when either connection fails.
-func forward(to, from net.Conn, breakOff func()) error {
-	_, err := io.Copy(to, from)
-	if err == nil {
-		err = to.(*net.TCPConn).CloseWrite()
-	}
-	if err != nil {
-		breakOff()
-	}
-	return err
+	return errors.Join(errs[:]...)
 }

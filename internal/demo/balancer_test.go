@@ -75,11 +75,11 @@ func TestAClientOfABrokenTargetIsDisconnected(t *testing.T) {
 }
 
 func TestTheEndOfTheBalancerEndsItsConnections(t *testing.T) {
-	target, front := listen(t, "127.0.0.1"), listen(t, "127.0.0.1")
-	b := &balancer{ip: net.ParseIP(balancerIP), target: target.Addr().String(), logger: slog.New(slog.DiscardHandler)}
+	target, front := openPort(t, "127.0.0.1"), openPort(t, "127.0.0.1")
+	b := &balancer{ip: balancerIP, target: target.Addr().String(), logger: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- b.Run(ctx, front) }()
+	go func() { ended <- b.run(ctx, front) }()
 	client := dialFrom(t, clientIP, front.Addr().String())
 	got := accept(t, target)
 
@@ -113,12 +113,12 @@ func TestTheHeaderIsTheSpecificationsBytes(t *testing.T) {
 // balancer's address.
 func balance(t *testing.T, header bool) (net.Listener, string) {
 	t.Helper()
-	target := listen(t, "127.0.0.1")
+	target := openPort(t, "127.0.0.1")
 	b := &balancer{
-		ip: net.ParseIP(balancerIP), target: target.Addr().String(),
+		ip: balancerIP, target: target.Addr().String(),
 		header: header, logger: slog.New(slog.DiscardHandler),
 	}
-	return target, start(t, b.Run)
+	return target, start(t, b.run)
 }
 
 func dialFrom(t *testing.T, ip, addr string) *net.TCPConn {

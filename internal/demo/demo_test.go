@@ -9,9 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
-func TestWithoutAnEnvoyTheDemoSaysSoAndWhatToDo(t *testing.T) {
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestWithoutAnEnvoyTheErrorSaysWhatToDo(t *testing.T) {
 	noProgram := filepath.Join(t.TempDir(), "envoy")
 	if err := os.WriteFile(noProgram, []byte("no program\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -21,7 +25,7 @@ func TestWithoutAnEnvoyTheDemoSaysSoAndWhatToDo(t *testing.T) {
 		o.Envoy = envoy
 		err := Run(t.Context(), o)
 		if err == nil || !strings.HasPrefix(err.Error(), "the demo needs an Envoy binary: ") ||
-			!strings.HasSuffix(err.Error(), "; name one with --envoy") {
+			!strings.HasSuffix(err.Error(), "; set its path with --envoy") {
 			t.Errorf("%q: got error %v", envoy, err)
 		}
 	}
@@ -35,8 +39,8 @@ func TestAPartThatEndsEndsTheDemo(t *testing.T) {
 		want   string
 	}{
 		"usher fails": {"exec sleep 600", func(context.Context, string, string) error { return broken }, "usher: port taken"},
-		"usher ends":  {"exec sleep 600", func(context.Context, string, string) error { return nil }, "usher ended by itself"},
-		"envoy ends":  {"exit 1", untilDone, "envoy ended by itself (exit status 1); the last it said: nothing"},
+		"usher ends":  {"exec sleep 600", func(context.Context, string, string) error { return nil }, "usher stopped unexpectedly"},
+		"envoy ends":  {"exit 1", untilDone, "envoy exited unexpectedly (exit status 1); its last log line: none"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := Run(t.Context(), optionsFor(t, tc.script, tc.serve))
@@ -47,7 +51,7 @@ func TestAPartThatEndsEndsTheDemo(t *testing.T) {
 	}
 }
 
-func TestADemoThatIsCutShortIsNoSuccessAndLeavesNothing(t *testing.T) {
+func TestADemoThatIsCanceledReturnsAnErrorAndLeavesNothing(t *testing.T) {
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -1,9 +1,15 @@
 package demo
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,19 +21,19 @@ import (
 	"github.com/usherproxy/usher/internal/bootstrap"
 )
 
-// gatewayName is what the lab calls its gateway.
+// gatewayName is the name of the lab's gateway.
 const gatewayName = "ingress-gateway"
 
 // envoy is the lab's gateway: an Envoy process.
 type envoy struct {
 	binary string
-	// bootstrapFile is what it starts with; adminFile is where it says on
-	// which ip:port its admin interface listens.
+	// bootstrapFile is its configuration. It writes the ip:port of its admin
+	// interface to adminFile.
 	bootstrapFile, adminFile string
 	logger                   *slog.Logger
-	// access gets the lines of the access log. Envoy waits when nobody takes
-	// them.
-	access chan string
+	// accessLog receives the lines of the access log. Envoy waits until each is
+	// read.
+	accessLog chan string
 }
 
 // newEnvoy writes the bootstrap of an Envoy that gets its configuration from
@@ -38,15 +44,12 @@ func newEnvoy(binary, dir, xdsAddr string, logger *slog.Logger) (*envoy, error) 
 		bootstrapFile: filepath.Join(dir, "bootstrap.json"),
 		adminFile:     filepath.Join(dir, "admin-address"),
 		logger:        logger,
-		access:        make(chan string),
+		accessLog:     make(chan string),
 	}
-	f, err := os.OpenFile(e.bootstrapFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("bootstrap of the gateway: %w", err)
-	}
-	err = bootstrap.Write(f, bootstrap.Options{Gateway: gatewayName, XDSAddr: xdsAddr, AdminAddr: "127.0.0.1:0"})
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
+	var config bytes.Buffer
+	err := bootstrap.Write(&config, bootstrap.Options{Gateway: gatewayName, XDSAddr: xdsAddr, AdminAddr: "127.0.0.1:0"})
+	if err == nil {
+		err = os.WriteFile(e.bootstrapFile, config.Bytes(), 0o600)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bootstrap of the gateway: %w", err)
@@ -54,31 +57,33 @@ func newEnvoy(binary, dir, xdsAddr string, logger *slog.Logger) (*envoy, error) 
 	return e, nil
 }
 
-// Run runs the process until ctx ends, and waits for its end. An end that
-// nobody asked for is an error with the last thing that Envoy said.
-func (e *envoy) Run(ctx context.Context) error {
-	// Linux sends a parent-death signal when the thread ends that started the
-	// child (prctl(2), PR_SET_PDEATHSIG), so that thread has to stay.
+// run runs the process until ctx ends, and waits for its end. If it ends
+// earlier, that is an error with the last line that it logged.
+func (e *envoy) run(ctx context.Context) error {
+	// Linux sends a parent-death signal when the thread that started the child
+	// ends (prctl(2), PR_SET_PDEATHSIG), so that thread has to stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	last := "nothing"
-	cmd := exec.CommandContext(ctx, e.binary, e.args()...)
+	last := "none"
+	// One worker, so that one count stands for all workers; no shared memory, so
+	// that other Envoys on the machine do not matter.
+	cmd := exec.CommandContext(ctx, e.binary, "--config-path", e.bootstrapFile, "--admin-address-path", e.adminFile,
+		"--concurrency", "1", "--disable-hot-restart", "--file-flush-interval-msec", "20", "--log-level", "warning")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
-	cmd.SysProcAttr = endWithParent()
+	cmd.SysProcAttr = killWithParent()
 	cmd.Stdout = &lineWriter{put: func(line string) {
 		select {
-		case e.access <- line:
+		case e.accessLog <- line:
 		case <-ctx.Done():
 		}
 	}}
 	cmd.Stderr = &lineWriter{put: func(line string) {
-		if line = strings.TrimSpace(line); line == "" {
-			return
+		if line = strings.TrimSpace(line); line != "" {
+			last = line
+			e.logger.Debug("envoy log", "line", line)
 		}
-		last = line
-		e.logger.Debug("envoy says", "line", line)
 	}}
 	err := cmd.Run()
 	switch {
@@ -87,31 +92,211 @@ func (e *envoy) Run(ctx context.Context) error {
 	case cmd.Process == nil:
 		return noEnvoy(err)
 	}
-	return fmt.Errorf("envoy ended by itself (%s); the last it said: %s", describeEnd(err), last)
-}
-
-// args make one worker, so that one confirmation stands for all, no shared
-// memory, so that other Envoys on the machine do not matter, and an access log
-// that is written as things happen.
-func (e *envoy) args() []string {
-	return []string{
-		"--config-path", e.bootstrapFile,
-		"--admin-address-path", e.adminFile,
-		"--concurrency", "1",
-		"--disable-hot-restart",
-		"--file-flush-interval-msec", "20",
-		"--log-level", "warning",
-	}
+	return fmt.Errorf("envoy exited unexpectedly (%v); its last log line: %s", cmd.ProcessState, last)
 }
 
 // noEnvoy says why no Envoy can be started, and what to do.
 func noEnvoy(err error) error {
-	return fmt.Errorf("the demo needs an Envoy binary: %w; name one with --envoy", err)
+	return fmt.Errorf("the demo needs an Envoy binary: %w; set its path with --envoy", err)
 }
 
-func describeEnd(err error) string {
-	if err == nil {
-		return "exit status 0"
+// lineWriter calls put with each complete line that is written to it. It is for
+// one goroutine.
+type lineWriter struct {
+	put     func(line string)
+	partial []byte
+}
+
+// Write never fails.
+func (w *lineWriter) Write(b []byte) (int, error) {
+	w.partial = append(w.partial, b...)
+	for {
+		line, rest, found := bytes.Cut(w.partial, []byte("\n"))
+		if !found {
+			return len(b), nil
+		}
+		w.partial = rest
+		w.put(string(line))
 	}
-	return err.Error()
+}
+
+// logEntry is what the demo reads of an access log line. The addresses are
+// ip:port; "" means that the line does not have the field.
+type logEntry struct {
+	remote string // downstream_remote_address: the client's address, as Envoy sees it
+	direct string // downstream_direct_remote_address: the address that connected to Envoy
+	code   int    // response_code
+}
+
+// parseLogEntry reads a line in Consul's default JSON format.
+func parseLogEntry(line string) (logEntry, error) {
+	var fields struct {
+		Remote *string `json:"downstream_remote_address"`
+		Direct string  `json:"downstream_direct_remote_address"`
+		Code   *int    `json:"response_code"`
+	}
+	err := json.Unmarshal([]byte(line), &fields)
+	if err == nil && (fields.Remote == nil || fields.Code == nil) {
+		err = errors.New("no downstream_remote_address or response_code")
+	}
+	if err != nil {
+		return logEntry{}, fmt.Errorf("access log line %q: %w", line, err)
+	}
+	return logEntry{remote: *fields.Remote, direct: fields.Direct, code: *fields.Code}, nil
+}
+
+// admin is Envoy's admin interface
+// (https://www.envoyproxy.io/docs/envoy/latest/operations/admin).
+type admin struct {
+	addr string // ip:port
+}
+
+// waitAdmin waits until Envoy has written the address of its admin interface.
+func (e *envoy) waitAdmin(ctx context.Context) (a admin, err error) {
+	err = waitFor(ctx, "the admin address of Envoy", func(context.Context) (bool, error) {
+		text, err := os.ReadFile(e.adminFile)
+		if err != nil {
+			return false, err
+		}
+		a.addr = strings.TrimSpace(string(text))
+		_, _, err = net.SplitHostPort(a.addr)
+		return err == nil, err
+	})
+	return a, err
+}
+
+// ready reports whether Envoy has received its first configuration and serves
+// it. The error has Envoy's state.
+func (a admin) ready(ctx context.Context) (bool, error) {
+	text, err := a.get(ctx, "/ready")
+	if state := strings.TrimSpace(string(text)); err != nil && state != "" {
+		err = fmt.Errorf("envoy is in state %s", state)
+	}
+	return err == nil, err
+}
+
+// listenerState is the state of one listener that came from the control plane.
+type listenerState struct {
+	active        bool // the workers use it, or are about to
+	proxyProtocol bool // the active one reads PROXY protocol headers
+}
+
+// listenersDump is the part of /config_dump that the demo reads
+// (envoy.admin.v3.ListenersConfigDump.DynamicListener).
+type listenersDump struct {
+	Configs []struct {
+		Active struct {
+			Listener struct {
+				Address struct {
+					Socket struct {
+						Port int `json:"port_value"`
+					} `json:"socket_address"`
+				} `json:"address"`
+				Filters []struct{ Name string } `json:"listener_filters"`
+			} `json:"listener"`
+		} `json:"active_state"`
+		Error struct{ Details string } `json:"error_state"`
+	} `json:"configs"`
+}
+
+// listener returns the state of the listener on port. If Envoy rejected a
+// configuration, the error is an errRejected.
+func (a admin) listener(ctx context.Context, port int) (s listenerState, err error) {
+	var dump listenersDump
+	if err := a.getJSON(ctx, "/config_dump?resource=dynamic_listeners", &dump); err != nil {
+		return s, err
+	}
+	for _, c := range dump.Configs {
+		if c.Error.Details != "" {
+			return s, fmt.Errorf("%w: %s", errRejected, c.Error.Details)
+		}
+		if c.Active.Listener.Address.Socket.Port != port {
+			continue
+		}
+		s.active = true
+		for _, f := range c.Active.Listener.Filters {
+			s.proxyProtocol = s.proxyProtocol || f.Name == "envoy.filters.listener.proxy_protocol"
+		}
+	}
+	return s, nil
+}
+
+// listenersCreated returns how many listeners the workers have started since
+// Envoy started, new versions of one listener included.
+func (a admin) listenersCreated(ctx context.Context) (int, error) {
+	var answer struct{ Stats []struct{ Value int } }
+	err := a.getJSON(ctx, "/stats?format=json&filter=^listener_manager.listener_create_success$", &answer)
+	if err == nil && len(answer.Stats) != 1 {
+		err = fmt.Errorf("envoy has %d listener statistics, expected 1", len(answer.Stats))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return answer.Stats[0].Value, nil
+}
+
+func (a admin) getJSON(ctx context.Context, path string, to any) error {
+	text, err := a.get(ctx, path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, to); err != nil {
+		return fmt.Errorf("envoy's %s: %w", path, err)
+	}
+	return nil
+}
+
+// get returns the body of a response. If the status is not 200, it returns the
+// body and an error.
+func (a admin) get(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.addr+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("envoy's %s: %s", path, resp.Status)
+	}
+	return text, err
+}
+
+// errRejected ends a wait.
+var errRejected = errors.New("envoy rejected its configuration")
+
+// How long the demo waits for one thing, on a busy machine, and how often it
+// looks.
+const (
+	timeout  = 30 * time.Second
+	interval = 10 * time.Millisecond
+)
+
+// waitFor calls check until it returns true. The error says what was waited
+// for, and has the last error of check.
+func waitFor(ctx context.Context, what string, check func(context.Context) (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not there after %s", timeout))
+	defer cancel()
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		done, err := check(ctx)
+		if done {
+			return nil
+		}
+		if errors.Is(err, errRejected) {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if err != nil {
+				return fmt.Errorf("%s: %w: %w", what, context.Cause(ctx), err)
+			}
+			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+		}
+	}
 }

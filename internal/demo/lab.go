@@ -1,82 +1,197 @@
 package demo
 
 import (
+	"bytes"
 	"context"
+	"embed"
+	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"text/template"
 	"time"
 )
 
+// The addresses of the parts. On Linux, all of 127.0.0.0/8 belongs to the
+// machine; elsewhere, addresses other than 127.0.0.1 have to be added first.
+const (
+	clientIP   = "127.0.0.7"
+	balancerIP = "127.0.0.2"
+	gatewayIP  = "127.0.0.1"
+	serviceIP  = "127.0.0.1"
+)
+
+// gatewayPort is the lab's port. If it is in use, the demo takes another one.
+const gatewayPort = 8080
+
+// ports are the sockets and addresses that the parts listen on.
+type ports struct {
+	service      net.Listener
+	plain, proxy net.Listener // of the balancer: without and with a PROXY header
+	gateway      int          // Envoy binds it
+	xdsAddr      string       // Usher binds it
+}
+
+// listen opens every socket before anything runs, so that a missing address is
+// an error at once.
+func listen(ctx context.Context) (_ *ports, err error) {
+	p := &ports{}
+	var config net.ListenConfig
+	open := func(ip string, port int) net.Listener {
+		if err != nil {
+			return nil
+		}
+		var l net.Listener
+		l, err = config.Listen(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
+		return l
+	}
+	free := func(ip string, port int) int {
+		l := open(ip, port)
+		if l == nil {
+			return 0
+		}
+		defer l.Close()
+		return l.Addr().(*net.TCPAddr).Port
+	}
+	p.service, p.plain, p.proxy = open(serviceIP, 0), open(balancerIP, 0), open(balancerIP, 0)
+	free(clientIP, 0) // the client needs the address only
+	p.xdsAddr = net.JoinHostPort("127.0.0.1", strconv.Itoa(free("127.0.0.1", 0)))
+	if err == nil {
+		if p.gateway = free(gatewayIP, gatewayPort); p.gateway == 0 {
+			err = nil
+			p.gateway = free(gatewayIP, 0)
+		}
+	}
+	if err != nil {
+		p.close()
+		return nil, fmt.Errorf("the demo needs the loopback addresses %s, %s and %s: %w", gatewayIP, balancerIP, clientIP, err)
+	}
+	return p, nil
+}
+
+func (p *ports) close() {
+	for _, l := range []net.Listener{p.service, p.plain, p.proxy} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
 // lab holds the parts together and makes requests.
 type lab struct {
-	dir       string // for what the demo writes
+	dir       string // for the files that the demo writes
 	configDir string // below dir: what Usher reads
-	socks     *sockets
-	echo      *echo
+	ports     *ports
+	service   *service
 	envoy     *envoy
-	admin     admin // known once Envoy is up
+	admin     admin // set once Envoy is up
 }
 
-func (l *lab) balancer(header bool, logger *slog.Logger) *balancer {
-	return &balancer{ip: net.ParseIP(balancerIP), target: l.gatewayAddr(), header: header, logger: logger}
+// newLab writes the initial configuration below dir.
+func newLab(dir string, p *ports) (*lab, error) {
+	l := &lab{dir: dir, configDir: filepath.Join(dir, "config"), ports: p, service: newService()}
+	if err := os.Mkdir(l.configDir, 0o755); err != nil {
+		return nil, fmt.Errorf("directory for the demo's config entries: %w", err)
+	}
+	return l, errors.Join(l.writeConfig("services.hcl", map[string]any{
+		"GatewayAddress": gatewayIP, "ServiceAddress": serviceIP, "ServicePort": p.service.Addr().(*net.TCPAddr).Port,
+	}), l.writeResources(modeUnset))
 }
 
-func (l *lab) gatewayAddr() string {
-	return fmt.Sprintf("%s:%d", gatewayIP, l.socks.gatewayPort)
+// configFiles are the lab's configuration as files of Usher's file mode.
+//
+//go:embed config
+var configFiles embed.FS
+
+var configTemplates = template.Must(template.ParseFS(configFiles, "config/*"))
+
+// The values that the lab gives usher.proxy_protocol.mode in proxy-defaults:
+// none, as in the lab's own files, and strict.
+const (
+	modeUnset  = ""
+	modeStrict = "strict"
+)
+
+// resourcesFile is the file that holds the lab's custom resources.
+const resourcesFile = "custom-resources.yaml"
+
+// writeResources writes the lab's custom resources to the config directory,
+// with the mode in their proxy-defaults.
+func (l *lab) writeResources(mode string) error {
+	return l.writeConfig(resourcesFile, map[string]any{"Port": l.ports.gateway, "Mode": mode})
 }
 
-// balancerAddr is where the balancer takes the connections that it gives a
-// header, or those that it gives none.
+// writeConfig replaces a file of the config directory atomically: a reader
+// gets the old content or the new one.
+func (l *lab) writeConfig(name string, data any) error {
+	var text bytes.Buffer
+	next := filepath.Join(l.dir, name+".next")
+	err := configTemplates.ExecuteTemplate(&text, name+".tmpl", data)
+	if err == nil {
+		err = os.WriteFile(next, text.Bytes(), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(next, filepath.Join(l.configDir, name))
+	}
+	if err != nil {
+		return fmt.Errorf("config file %s: %w", name, err)
+	}
+	return nil
+}
+
+func (l *lab) gatewayAddr() string { return net.JoinHostPort(gatewayIP, strconv.Itoa(l.ports.gateway)) }
+
+// balancerAddr is where the balancer accepts the connections to which it adds a
+// PROXY header, or those to which it adds none.
 func (l *lab) balancerAddr(header bool) string {
 	if header {
-		return l.socks.proxy.Addr().String()
+		return l.ports.proxy.Addr().String()
 	}
-	return l.socks.plain.Addr().String()
+	return l.ports.plain.Addr().String()
 }
 
-// play waits for the gateway, tells the story and, if it is to stay, shows
-// what happens until ctx ends.
-func (l *lab) play(ctx context.Context, o Options) error {
+// runStory waits for the gateway and makes the three requests. With Stay it then
+// prints all further traffic until ctx ends.
+func (l *lab) runStory(ctx context.Context, o Options) error {
 	if err := l.waitForGateway(ctx); err != nil {
 		return err
 	}
-	introduce(o.Out, l.gatewayAddr())
-	if err := tell(ctx, l, o.Out); err != nil {
+	printTopology(o.Out, l.gatewayAddr())
+	if err := runScenes(ctx, l, o.Out); err != nil {
 		return err
 	}
 	if !o.Stay {
 		return nil
 	}
-	l.invite(o.Out)
-	return l.follow(ctx, o.Out)
+	l.printInstructions(o.Out)
+	return l.printTraffic(ctx, o.Out)
 }
 
 // waitForGateway waits until Envoy serves the listener that Usher sent.
-func (l *lab) waitForGateway(ctx context.Context) error {
-	a, err := l.envoy.admin(ctx)
-	if err != nil {
+func (l *lab) waitForGateway(ctx context.Context) (err error) {
+	if l.admin, err = l.envoy.waitAdmin(ctx); err != nil {
 		return err
 	}
-	l.admin = a
-	if err := await(ctx, "the gateway's first configuration", a.ready); err != nil {
+	if err := waitFor(ctx, "the gateway's first configuration", l.admin.ready); err != nil {
 		return err
 	}
-	return await(ctx, "the gateway's listener", func(ctx context.Context) (bool, error) {
-		s, err := a.listener(ctx, l.socks.gatewayPort)
+	return waitFor(ctx, "the gateway's listener", func(ctx context.Context) (bool, error) {
+		s, err := l.admin.listener(ctx, l.ports.gateway)
 		if err != nil || !s.active {
 			return false, err
 		}
-		taken, err := a.listenersTaken(ctx)
-		return taken > 0, err
+		created, err := l.admin.listenersCreated(ctx)
+		return created > 0, err
 	})
 }
 
-// makeStrict changes the mode in the config files and waits until the change
-// has reached Envoy's workers. It gives the time that this took.
-func (l *lab) makeStrict(ctx context.Context) (time.Duration, error) {
-	before, err := l.admin.listenersTaken(ctx)
+// setStrict sets the mode in the config files and waits until Envoy's workers
+// use it. It returns how long that took.
+func (l *lab) setStrict(ctx context.Context) (time.Duration, error) {
+	before, err := l.admin.listenersCreated(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -84,40 +199,37 @@ func (l *lab) makeStrict(ctx context.Context) (time.Duration, error) {
 	if err := l.writeResources(modeStrict); err != nil {
 		return 0, err
 	}
-	err = await(ctx, "the change of mode in Envoy", func(ctx context.Context) (bool, error) {
-		s, err := l.admin.listener(ctx, l.socks.gatewayPort)
+	err = waitFor(ctx, "the new mode in Envoy", func(ctx context.Context) (bool, error) {
+		s, err := l.admin.listener(ctx, l.ports.gateway)
 		if err != nil || !s.proxyProtocol {
 			return false, err
 		}
-		taken, err := l.admin.listenersTaken(ctx)
-		return taken > before, err
+		created, err := l.admin.listenersCreated(ctx)
+		return created > before, err
 	})
 	return time.Since(begin), err
 }
 
-// request makes one request through the balancer and gathers what client, log
-// and service have to say of it.
-func (l *lab) request(ctx context.Context, header bool) (outcome, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer or no access log line after %s", patience))
+// request makes one request through the balancer. It returns what the client,
+// the access log and the service got.
+func (l *lab) request(ctx context.Context, header bool) (got result, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no response or no access log line after %s", timeout))
 	defer cancel()
-	var got outcome
-	var err error
-	if got.status, got.body, err = ask(ctx, l.balancerAddr(header)); err != nil {
-		return outcome{}, err
+	if got.status, got.body, err = get(ctx, l.balancerAddr(header)); err != nil {
+		return result{}, err
 	}
-	// The service has told what it saw before it answered, and Envoy logs
-	// after it has passed the answer on: once the line is there, nothing more
-	// comes.
+	// The service reports a request before it responds, and Envoy writes its log
+	// line after it has passed the response on. So the log line comes last.
 	select {
-	case line := <-l.envoy.access:
-		if got.logged, err = parseLogEntry(line); err != nil {
-			return outcome{}, err
+	case line := <-l.envoy.accessLog:
+		if got.log, err = parseLogEntry(line); err != nil {
+			return result{}, err
 		}
 	case <-ctx.Done():
-		return outcome{}, context.Cause(ctx)
+		return result{}, context.Cause(ctx)
 	}
 	select {
-	case h := <-l.echo.seen:
+	case h := <-l.service.requests:
 		got.reached = true
 		got.forwardedFor = h.Values("X-Forwarded-For")
 	default:
@@ -125,32 +237,33 @@ func (l *lab) request(ctx context.Context, header bool) (outcome, error) {
 	return got, nil
 }
 
-// invite says how to go on by hand.
-func (l *lab) invite(out io.Writer) {
+// printInstructions tells the user how to send requests by hand.
+func (l *lab) printInstructions(out io.Writer) {
 	curl := func(header bool) string {
 		return fmt.Sprintf("curl --interface %s -H 'Host: %s' http://%s/", clientIP, host, l.balancerAddr(header))
 	}
 	fmt.Fprintf(out, `
-Everything keeps running; Ctrl-C ends it. Ask the gateway yourself,
+Everything keeps running until you press Ctrl-C. You can send requests
   through the balancer with PROXY protocol v2:
     %s
-  and through the balancer without it, which the gateway refuses now:
+  and through the balancer without it, which the gateway now rejects:
     %s
-The configuration is in %s; what you change there counts at once.
-What the access log and the service say:
+The configuration is in %s; changes to its files apply at once.
+Access log and requests at the service:
 `, curl(true), curl(false), l.configDir)
 }
 
-// follow shows what the access log and the service say until ctx ends.
-func (l *lab) follow(ctx context.Context, out io.Writer) error {
+// printTraffic prints access log lines and requests at the service until ctx
+// ends.
+func (l *lab) printTraffic(ctx context.Context, out io.Writer) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case line := <-l.envoy.access:
+		case line := <-l.envoy.accessLog:
 			fmt.Fprintf(out, "access log   %s\n", line)
-		case h := <-l.echo.seen:
-			fmt.Fprintf(out, "service saw  %s\n", describeForwardedFor(h.Values("X-Forwarded-For")))
+		case h := <-l.service.requests:
+			fmt.Fprintf(out, "service got  %s\n", formatForwardedFor(h.Values("X-Forwarded-For")))
 		}
 	}
 }

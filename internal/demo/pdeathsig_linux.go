@@ -2,8 +2,8 @@ package demo
 
 import "syscall"
 
-// endWithParent has a child killed when this process dies without having
-// ended it.
-func endWithParent() *syscall.SysProcAttr {
+// killWithParent makes the kernel kill a child when this process dies before
+// it.
+func killWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

@@ -4,5 +4,5 @@ package demo
 
 import "syscall"
 
-// endWithParent has no way to end a child with its parent here.
-func endWithParent() *syscall.SysProcAttr { return nil }
+// killWithParent is for Linux only.
+func killWithParent() *syscall.SysProcAttr { return nil }

@@ -11,75 +11,76 @@ import (
 	"time"
 )
 
-// outcome is what came of one request.
-type outcome struct {
+// result is what one request led to.
+type result struct {
 	status       int
 	body         string
-	logged       logEntry
+	log          logEntry
 	reached      bool     // the service got the request
 	forwardedFor []string // the X-Forwarded-For headers at the service
 }
 
-// stage is what the story plays on: the lab, or a test's.
-type stage interface {
-	request(ctx context.Context, header bool) (outcome, error)
-	makeStrict(ctx context.Context) (time.Duration, error)
+// gateway makes requests and changes the mode. It is the lab, or a test's fake.
+type gateway interface {
+	request(ctx context.Context, header bool) (result, error)
+	setStrict(ctx context.Context) (time.Duration, error)
 }
 
 // scene is one request of the story.
 type scene struct {
 	title  string
-	header bool    // the balancer sends a PROXY header
-	strict bool    // the gateway's mode is strict
-	want   outcome // with addresses that have no port
+	header bool   // the balancer sends a PROXY header
+	strict bool   // the gateway's mode is strict
+	want   result // with addresses that have no port
 }
 
-// scenes are the lab's three requests. The mode only ever changes to strict.
+// scenes are the lab's three requests. The mode changes to strict and never back.
 var scenes = []scene{
 	{
 		title: "mode off, the balancer sends no PROXY header",
-		want:  outcome{status: 200, body: greeting, logged: logEntry{remote: balancerIP, code: 200}, reached: true},
+		want:  result{status: 200, body: greeting, log: logEntry{remote: balancerIP, code: 200}, reached: true},
 	},
 	{
 		title:  "mode off, the balancer sends a PROXY v2 header",
 		header: true,
-		want:   outcome{status: 400, logged: logEntry{remote: balancerIP, code: 400}},
+		want:   result{status: 400, log: logEntry{remote: balancerIP, code: 400}},
 	},
 	{
 		title:  "mode strict, the balancer sends a PROXY v2 header",
 		header: true,
 		strict: true,
-		want: outcome{
+		want: result{
 			status: 200, body: greeting, reached: true, forwardedFor: []string{clientIP},
-			logged: logEntry{remote: clientIP, direct: balancerIP, code: 200},
+			log: logEntry{remote: clientIP, direct: balancerIP, code: 200},
 		},
 	},
 }
 
-func introduce(out io.Writer, gatewayAddr string) {
+func printTopology(out io.Writer, gatewayAddr string) {
 	fmt.Fprintf(out, "client %s --> load balancer %s --> gateway (Envoy) %s --> service static-server\n", clientIP, balancerIP, gatewayAddr)
-	fmt.Fprintf(out, "The client asks for http://%s/ three times.\n", host)
+	fmt.Fprintf(out, "The client requests http://%s/ three times.\n", host)
 }
 
-// tell plays the scenes and writes what came of each. It ends with an error at
-// the first that does not go as it should.
-func tell(ctx context.Context, on stage, out io.Writer) error {
+// runScenes makes the requests and prints their results. It returns an error at
+// the first result that is not the expected one.
+func runScenes(ctx context.Context, g gateway, out io.Writer) error {
 	strict := false
 	for i, s := range scenes {
 		if s.strict && !strict {
-			took, err := on.makeStrict(ctx)
+			took, err := g.setStrict(ctx)
 			if err != nil {
 				return err
 			}
 			strict = true
-			fmt.Fprintf(out, "\nproxy-defaults now says usher.proxy_protocol.mode = %q; Envoy has it after %d ms, without a restart\n", modeStrict, took.Milliseconds())
+			fmt.Fprintf(out, "\nSet usher.proxy_protocol.mode = %q in proxy-defaults: Envoy applied it after %d ms, without a restart.\n",
+				modeStrict, took.Milliseconds())
 		}
 		fmt.Fprintf(out, "\n%d. %s\n", i+1, s.title)
-		got, err := on.request(ctx, s.header)
+		got, err := g.request(ctx, s.header)
 		if err != nil {
 			return fmt.Errorf("request %d (%s): %w", i+1, s.title, err)
 		}
-		describe(out, got)
+		got.print(out)
 		if wrong := difference(s.want, got); wrong != "" {
 			return fmt.Errorf("request %d (%s): %s", i+1, s.title, wrong)
 		}
@@ -87,26 +88,26 @@ func tell(ctx context.Context, on stage, out io.Writer) error {
 	return nil
 }
 
-// describe writes what client, access log and service have to say.
-func describe(out io.Writer, o outcome) {
-	answer := fmt.Sprintf("%d %s", o.status, http.StatusText(o.status))
-	if o.status == http.StatusOK {
-		answer += fmt.Sprintf(" %q", o.body)
+// print prints what the client, the access log and the service got.
+func (r result) print(out io.Writer) {
+	response := fmt.Sprintf("%d %s", r.status, http.StatusText(r.status))
+	if r.status == http.StatusOK {
+		response += fmt.Sprintf(" %q", r.body)
 	}
-	fmt.Fprintf(out, "   client got   %s\n", answer)
-	fmt.Fprintf(out, "   access log   response_code %d, downstream_remote_address %s\n", o.logged.code, describeAddr(o.logged.remote))
-	if o.logged.direct != "" {
-		fmt.Fprintf(out, "                downstream_direct_remote_address %s\n", describeAddr(o.logged.direct))
+	fmt.Fprintf(out, "   client got   %s\n", response)
+	fmt.Fprintf(out, "   access log   response_code %d, downstream_remote_address %s\n", r.log.code, withOwner(r.log.remote))
+	if r.log.direct != "" {
+		fmt.Fprintf(out, "                downstream_direct_remote_address %s\n", withOwner(r.log.direct))
 	}
-	saw := "nothing, the request did not come so far"
-	if o.reached {
-		saw = describeForwardedFor(o.forwardedFor)
+	received := "nothing: the request did not reach it"
+	if r.reached {
+		received = formatForwardedFor(r.forwardedFor)
 	}
-	fmt.Fprintf(out, "   service saw  %s\n", saw)
+	fmt.Fprintf(out, "   service got  %s\n", received)
 }
 
-// describeAddr adds whose address it is.
-func describeAddr(addr string) string {
+// withOwner adds whose address it is.
+func withOwner(addr string) string {
 	switch hostOf(addr) {
 	case clientIP:
 		return addr + " (the client)"
@@ -116,49 +117,53 @@ func describeAddr(addr string) string {
 	return addr
 }
 
-func describeForwardedFor(values []string) string {
+func formatForwardedFor(values []string) string {
 	if len(values) == 0 {
 		return "no x-forwarded-for"
 	}
 	return "x-forwarded-for: " + strings.Join(values, ", ")
 }
 
-// difference says on one line what is not as it should be; "" means nothing.
-func difference(want, got outcome) string {
-	differ := func(what string, want, got any) string {
-		return fmt.Sprintf("%s is %v, it should be %v", what, got, want)
+// difference says in one line what differs from the expected result; "" means
+// nothing.
+func difference(want, got result) string {
+	orNone := func(s string) string {
+		if s == "" {
+			return "missing"
+		}
+		return s
 	}
-	switch {
-	case got.status != want.status:
-		return differ("the client's answer", want.status, got.status)
-	case want.body != "" && got.body != want.body:
-		return differ("the answer's body", fmt.Sprintf("%q", want.body), fmt.Sprintf("%q", got.body))
-	case got.logged.code != want.logged.code:
-		return differ("the logged response_code", want.logged.code, got.logged.code)
-	case hostOf(got.logged.remote) != want.logged.remote:
-		return differ("the logged downstream_remote_address", want.logged.remote, got.logged.remote)
-	case hostOf(got.logged.direct) != want.logged.direct:
-		return differ("the logged downstream_direct_remote_address", orNothing(want.logged.direct), orNothing(got.logged.direct))
-	case got.reached != want.reached:
-		return differ("that the service got the request", want.reached, got.reached)
-	case !slices.Equal(got.forwardedFor, want.forwardedFor):
-		return differ("what the service saw", describeForwardedFor(want.forwardedFor), describeForwardedFor(got.forwardedFor))
+	for _, c := range []struct {
+		what      string
+		same      bool
+		want, got any
+	}{
+		{"the client got status", got.status == want.status, want.status, got.status},
+		{"the client got body", want.body == "" || got.body == want.body, fmt.Sprintf("%q", want.body), fmt.Sprintf("%q", got.body)},
+		{"the logged response_code is", got.log.code == want.log.code, want.log.code, got.log.code},
+		{"the logged downstream_remote_address is", hostOf(got.log.remote) == want.log.remote, want.log.remote, got.log.remote},
+		{
+			"the logged downstream_direct_remote_address is", hostOf(got.log.direct) == want.log.direct,
+			orNone(want.log.direct), orNone(got.log.direct),
+		},
+		{"the request reached the service:", got.reached == want.reached, want.reached, got.reached},
+		{
+			"the service got", slices.Equal(got.forwardedFor, want.forwardedFor),
+			formatForwardedFor(want.forwardedFor), formatForwardedFor(got.forwardedFor),
+		},
+	} {
+		if !c.same {
+			return fmt.Sprintf("%s %v, expected %v", c.what, c.got, c.want)
+		}
 	}
 	return ""
 }
 
-// hostOf gives the address without its port.
+// hostOf returns the address without its port.
 func hostOf(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return addr
 	}
 	return host
-}
-
-func orNothing(s string) string {
-	if s == "" {
-		return "nothing"
-	}
-	return s
 }

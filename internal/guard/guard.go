@@ -1,6 +1,5 @@
-// Package guard turns a panic into an error. A mistake in the code then ends the
-// work on one gateway, one stream or one file, and never the process: whoever
-// calls keeps the last good state and reports the error.
+// Package guard turns a panic into an error. A bug then ends the work for one gateway, stream or file instead of the
+// process: the caller keeps the last good state and reports the error.
 package guard
 
 import (
@@ -13,29 +12,28 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Panics counts the panics that Run has recovered from. Register it once for a
-// process. Each part has its series from its first panic on.
+// Panics counts the panics that Run has recovered from. Register it once per process. A part has a series after its
+// first panic.
 var Panics = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "usher_panics_total",
-	Help: "Panics that were recovered from, by the part of Usher: each is a bug. The last good state stays; the log has the stack.",
+	Help: "Recovered panics, by the part of Usher. Each is a bug: report it with the stack from the log. The last good state stays in use.",
 }, []string{"part"})
 
 // Error is a panic that Run has recovered from.
 type Error struct {
-	Part  string // as it was given to Run
-	Value any    // what panic was called with
-	At    string // "file.go:12" where the panic began; empty if it is not known
+	Part  string // the argument of Run
+	Value any    // the argument of panic
+	At    string // where the panic began, such as "file.go:12"; empty if unknown
 }
 
-// Error implements error. It is one line, fit for a problem's text.
+// Error implements error. It is one line, for the text of a problem.
 func (e *Error) Error() string {
 	value := strings.Join(strings.Fields(fmt.Sprint(e.Value)), " ")
 	return fmt.Sprintf("bug in Usher: panic in %s at %s: %s; please report it with the stack from the log", e.Part, e.At, value)
 }
 
-// Run calls f and returns its error. When f panics, Run logs the stack, counts
-// the panic, and returns an *Error. part names the part of Usher in log and
-// metric; it comes from the code and never from input.
+// Run calls f and returns its error. If f panics, Run logs the stack, counts the panic, and returns an *Error. part names
+// the part of Usher in the log and the metric; it must be a constant.
 func Run(log *slog.Logger, part string, f func() error) (err error) {
 	defer func() {
 		if value := recover(); value != nil {
@@ -48,8 +46,7 @@ func Run(log *slog.Logger, part string, f func() error) (err error) {
 	return f()
 }
 
-// origin returns the place at which the panic that is being recovered from
-// began: the first caller outside the runtime.
+// origin returns where the recovered panic began: the first caller outside the runtime.
 func origin() string {
 	var pcs [64]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(0, pcs[:])])

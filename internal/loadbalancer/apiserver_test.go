@@ -30,16 +30,16 @@ type cluster struct {
 	usher rest.Interface
 }
 
-// What the documents tell operators to give Usher.
+// The rights that the documentation gives Usher.
 const (
-	role     = "../docs/kubernetes-role.yaml"
-	noteRole = "../docs/kubernetes-record.yaml"
+	serviceRole = "../../docs/kubernetes-role.yaml"
+	storeRole   = "../../docs/kubernetes-record.yaml"
 )
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{Server: apiserver.Start(t, apiserver.Options{})}
-	c.Grant(t, role)
+	c.Grant(t, serviceRole)
 	client, err := Connect(c.Kubeconfig(t, apiserver.Usher))
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// create makes a Service, and gives it as the API server has it.
+// create creates a Service, and returns it as the API server has it.
 func (c *cluster) create(t *testing.T, name string, annotations map[string]string) *corev1.Service {
 	t.Helper()
 	s := balanced(annotations)
@@ -57,12 +57,12 @@ func (c *cluster) create(t *testing.T, name string, annotations map[string]strin
 }
 
 // watch is a Watch of the lab's Service with Usher's own rights, until stop.
-func (c *cluster) watch(t *testing.T, grace time.Duration) (said <-chan *gateway.Balancer, stop func()) {
+func (c *cluster) watch(t *testing.T, grace time.Duration) (published <-chan *gateway.Balancer, stop func()) {
 	t.Helper()
 	return c.watchWith(t, Options{Grace: grace, Metrics: NewMetrics(prometheus.NewRegistry())})
 }
 
-func (c *cluster) watchWith(t *testing.T, o Options) (said <-chan *gateway.Balancer, stop func()) {
+func (c *cluster) watchWith(t *testing.T, o Options) (published <-chan *gateway.Balancer, stop func()) {
 	t.Helper()
 	o.Client, o.Logger = c.usher, slog.New(slog.DiscardHandler)
 	return run(t, o, labService)
@@ -71,26 +71,26 @@ func (c *cluster) watchWith(t *testing.T, o Options) (said <-chan *gateway.Balan
 func TestOnAnAPIServer(t *testing.T) {
 	c := newCluster(t)
 	t.Run("every annotation of the table, on a real Service", func(t *testing.T) { c.everyAnnotation(t) })
-	t.Run("the role of the documents suffices, and gives nothing else", func(t *testing.T) { c.leastRights(t) })
-	t.Run("a header is switched on and off, and an Usher is restarted", func(t *testing.T) { c.switchOnAndOff(t) })
-	t.Run("those that note graces count them alike", func(t *testing.T) { c.agreeByRecord(t) })
-	t.Run("nobody answers, or refuses, or the Service is gone", func(t *testing.T) { c.outages(t) })
+	t.Run("the documented role suffices, and gives nothing else", func(t *testing.T) { c.leastRights(t) })
+	t.Run("headers are switched on and off, and an Usher is restarted", func(t *testing.T) { c.switchOnAndOff(t) })
+	t.Run("Ushers with a store agree on grace periods", func(t *testing.T) { c.agreeByStore(t) })
+	t.Run("the API server is down, or refuses, or the Service is deleted", func(t *testing.T) { c.outages(t) })
 }
 
 func (c *cluster) everyAnnotation(t *testing.T) {
-	for i, row := range annotated {
+	for i, row := range valueCases {
 		before := time.Now().Add(-2 * time.Second) // times are in seconds
 		name := fmt.Sprintf("row-%d", i)
 		s := c.create(t, name, map[string]string{row.key: row.value})
 		c.Delete(t, name) // its nodePorts are wanted again
-		got := read(s)
+		got := readIntent(s)
 		for i := range got.problems {
 			got.problems[i].Where = "Kubernetes Service consul/edge"
 		}
-		checkTold(t, row, got)
+		checkIntent(t, row, got)
 		for port, of := range got.listeners {
-			if of.signal == on && (of.since.Before(before) || of.since.After(time.Now().Add(time.Second))) {
-				t.Errorf("%s: listener %d is on since %s, and the Service was made at %s", row.key, port, of.since, before)
+			if of.State == proxyOn && (of.since.Before(before) || of.since.After(time.Now().Add(time.Second))) {
+				t.Errorf("%s: listener %d is on since %s, and the Service was created at %s", row.key, port, of.since, before)
 			}
 		}
 	}
@@ -112,81 +112,81 @@ func (c *cluster) leastRights(t *testing.T) {
 			t.Errorf("%s: %v, want Forbidden", what, err)
 		}
 	}
-	said, stop := c.watch(t, time.Hour)
-	await(t, said, settings.Off, "")
+	published, stop := c.watch(t, time.Hour)
+	await(t, published, settings.Off, "")
 	stop()
 }
 
 func (c *cluster) switchOnAndOff(t *testing.T) {
-	said, stop := c.watch(t, time.Hour)
-	await(t, said, settings.Off, "")
+	published, stop := c.watch(t, time.Hour)
+	await(t, published, settings.Off, "")
 	on := c.Annotate(t, awsAll, new("*"))
-	await(t, said, settings.Permissive, "")
+	await(t, published, settings.Permissive, "")
 	restarted, stopRestarted := c.watch(t, time.Hour)
 	await(t, restarted, settings.Permissive, "")
 	stopRestarted()
-	first, second := read(on).listeners[8080].since, read(c.Annotate(t, "example.com/other", new("x"))).listeners[8080].since
+	first, second := readIntent(on).listeners[8080].since, readIntent(c.Annotate(t, "example.com/other", new("x"))).listeners[8080].since
 	if first.IsZero() || second.Before(first) {
 		t.Errorf("since %s, and after another change since %s", first, second)
 	}
 	stop()
-	said, stop = c.watch(t, 3*time.Second)
-	await(t, said, settings.Strict, "")
+	published, stop = c.watch(t, 3*time.Second)
+	await(t, published, settings.Strict, "")
 	removed := c.Annotate(t, awsAll, nil)
-	if newest := read(removed).newest; newest.After(second) {
-		t.Errorf("the removal has left the time %s; then nobody has to recall anything", newest)
+	if modified := readIntent(removed).modified; modified.After(second) {
+		t.Errorf("the removal has left the time %s; then the history is not needed", modified)
 	}
 	restarted, stopRestarted = c.watch(t, time.Hour)
-	await(t, restarted, settings.Permissive, "") // the API server still knows what was
+	await(t, restarted, settings.Permissive, "") // the API server still has the history
 	stopRestarted()
-	await(t, said, settings.Permissive, "")
-	await(t, said, settings.Off, "")
+	await(t, published, settings.Permissive, "")
+	await(t, published, settings.Off, "")
 	stop()
 }
 
-// agreeByRecord follows a removal, which leaves no time in the Service, with two
-// Ushers, and with one that is started after it.
-func (c *cluster) agreeByRecord(t *testing.T) {
-	c.Grant(t, noteRole)
+// agreeByStore watches a removal, which leaves no time in the Service, with two Ushers,
+// and with one that starts after it.
+func (c *cluster) agreeByStore(t *testing.T) {
+	c.Grant(t, storeRole)
 	configMaps := func() *rest.Request { return c.usher.Get().Namespace("consul").Resource("configmaps") }
 	if err := configMaps().Name("another").Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
 		t.Errorf("another ConfigMap: %v, want Forbidden", err)
 	}
-	noting := func(name string) (Options, <-chan *gateway.Balancer, func()) {
+	watchStored := func(name string) (Options, <-chan *gateway.Balancer, func()) {
 		o := Options{Grace: time.Hour, Metrics: NewMetrics(prometheus.NewRegistry()), Record: types.NamespacedName{Namespace: "consul", Name: name}}
-		said, stop := c.watchWith(t, o)
-		return o, said, stop
+		published, stop := c.watchWith(t, o)
+		return o, published, stop
 	}
-	first, saidFirst, stopFirst := noting("usher-balancers")
-	second, saidSecond, stopSecond := noting("usher-balancers")
-	await(t, saidFirst, settings.Permissive, "") // it has sent headers a moment ago
-	await(t, saidSecond, settings.Permissive, "")
+	first, publishedFirst, stopFirst := watchStored("usher-balancers")
+	second, publishedSecond, stopSecond := watchStored("usher-balancers")
+	await(t, publishedFirst, settings.Permissive, "") // it has sent headers a moment ago
+	await(t, publishedSecond, settings.Permissive, "")
 	for _, value := range []*string{new("*"), nil} {
 		c.Annotate(t, awsAll, value)
 	}
 	removed := c.Annotate(t, "example.com/other", nil).ResourceVersion
-	noted := func() error {
+	stored := func() error {
 		var m corev1.ConfigMap
 		if err := configMaps().Name("usher-balancers").Do(t.Context()).Into(&m); err != nil {
 			return err
 		}
-		if now := parseNote(m.Data["consul.consul-ingress-gateway"]); now.version != removed {
-			return fmt.Errorf("the note is of version %s, and the Service has %s", now.version, removed)
+		if now := decodeState(m.Data["consul.consul-ingress-gateway"]); now.ResourceVersion != removed {
+			return fmt.Errorf("the stored state is of version %s, and the Service has %s", now.ResourceVersion, removed)
 		}
 		return nil
 	}
-	testprocess.Eventually(t, "all is noted", testprocess.StartDeadline, noted)
-	third, saidThird, stopThird := noting("usher-balancers")
-	await(t, saidThird, settings.Permissive, "")
+	testprocess.Eventually(t, "the last revision is stored", testprocess.StartDeadline, stored)
+	third, publishedThird, stopThird := watchStored("usher-balancers")
+	await(t, publishedThird, settings.Permissive, "")
 	for name, o := range map[string]Options{"second": second, "restarted": third} {
-		testprocess.Eventually(t, name+" counts as the first does", testprocess.StartDeadline, func() error {
-			if diff := cmp.Diff(first.Metrics.graces.list(), o.Metrics.graces.list(), cmp.AllowUnexported(grace{})); diff != "" {
+		testprocess.Eventually(t, name+" has the grace periods of the first", testprocess.StartDeadline, func() error {
+			if diff := cmp.Diff(gracePeriods(first), gracePeriods(o)); diff != "" {
 				return fmt.Errorf("first -, %s +:\n%s", name, diff)
 			}
 			return nil
 		})
 	}
-	_, refused, stopRefused := noting("another")
+	_, refused, stopRefused := watchStored("another")
 	await(t, refused, settings.Permissive, "give Usher get and update on it (docs/kubernetes-record.yaml)")
 	for _, stop := range []func(){stopFirst, stopSecond, stopThird, stopRefused} {
 		stop()
@@ -195,26 +195,26 @@ func (c *cluster) agreeByRecord(t *testing.T) {
 
 func (c *cluster) outages(t *testing.T) {
 	c.Annotate(t, awsAll, new("*"))
-	said, stop := c.watch(t, 0)
-	await(t, said, settings.Strict, "")
+	published, stop := c.watch(t, 0)
+	await(t, published, settings.Strict, "")
 	c.Stop()
-	await(t, said, settings.Strict, "cannot be reached")
+	await(t, published, settings.Strict, "cannot be reached")
 	cold, stopCold := c.watch(t, 0)
 	await(t, cold, "", "cannot be reached")
 	c.Resume(t)
-	await(t, said, settings.Strict, "")
+	await(t, published, settings.Strict, "")
 	await(t, cold, settings.Strict, "")
 	stopCold()
 
 	c.Delete(t, labService.Name)
-	await(t, said, settings.Strict, "there is no such Service")
+	await(t, published, settings.Strict, "it does not exist, but Consul's catalog")
 	c.create(t, labService.Name, map[string]string{awsAll: "*"})
-	await(t, said, settings.Strict, "")
+	await(t, published, settings.Strict, "")
 
 	c.Revoke(t, "usher")
 	cold, stopCold = c.watch(t, 0)
 	await(t, cold, "", "give Usher get, list and watch on it")
-	c.Grant(t, role)
+	c.Grant(t, serviceRole)
 	await(t, cold, settings.Strict, "")
 	stopCold()
 	stop()

@@ -1,17 +1,16 @@
-// Package loadbalancer tells what the load balancers in front of gateways do, from
-// the Services that told them:
+// Package loadbalancer finds out which mode listeners need behind the load balancer in
+// front of them, from the Service that configures it:
 //
-//	Service ──read──> told ──memory──> gateway.Balancer ──put──> internal/controlplane
+//	Service ──readIntent──> serviceIntent ──observe──> serviceState ──balancer──> gateway.Balancer
 //
-// A cloud's controller reads annotations of a Service of type LoadBalancer, and
-// each cloud has its own (Annotations is the table of them). The cloud follows a
-// change seconds to minutes later, so that a listener takes connections with and
-// without a PROXY header for a while (the grace) before it does what it was
-// changed to.
+// A cloud's controller reads annotations of a Service of type LoadBalancer, and each
+// cloud has its own (Annotations is the table of them). The load balancer follows a
+// change seconds to minutes later. During a grace period, a listener therefore accepts
+// connections with and without a PROXY header, before it gets its new mode.
 //
-// Unknown is not off: while nobody knows what a balancer was told, its listeners
-// stay what they are, and one that never was anything is held back.
+// Unknown is not off: while it is unknown what a Service asks for, its listeners keep
+// their mode, and a listener without a mode is held back.
 //
-// Read, and all that is below it, is a function of a Service. Only Watcher knows
-// the API server, and nothing here knows Envoy or Consul.
+// All of the above are functions of a Service and the time. Only Watcher knows the API
+// server, and nothing here knows Envoy or Consul.
 package loadbalancer

@@ -15,76 +15,76 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// fragile is a client that panics when the test tells it to.
-type fragile struct {
+// panickingClient is a client that panics when the test switches that on.
+type panickingClient struct {
 	rest.Interface
 	get, put atomic.Bool
 }
 
-func (f *fragile) Get() *rest.Request {
+func (f *panickingClient) Get() *rest.Request {
 	if f.get.Load() {
 		panic("a bug in Get")
 	}
 	return f.Interface.Get()
 }
 
-func (f *fragile) Put() *rest.Request {
+func (f *panickingClient) Put() *rest.Request {
 	if f.put.Load() {
 		panic("a bug in Put")
 	}
 	return f.Interface.Put()
 }
 
-// counting returns a function that returns how many panics were counted since then.
-func counting() func() float64 {
+// countPanics returns a function that returns how many panics were counted since then.
+func countPanics() func() float64 {
 	before := testutil.ToFloat64(guard.Panics.WithLabelValues("kubernetes"))
 	return func() float64 { return testutil.ToFloat64(guard.Panics.WithLabelValues("kubernetes")) - before }
 }
 
-func TestAPanicWhileListeningLeavesListenersWhatTheyAre(t *testing.T) {
+func TestPanicInARequestKeepsTheMode(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("true", -60))
-	o, panics := a.options(t, ""), counting()
-	client := &fragile{Interface: o.Client}
+	o, panics := a.options(t, ""), countPanics()
+	client := &panickingClient{Interface: o.Client}
 	o.Client = client
-	said, _ := run(t, o, edge)
-	await(t, said, settings.Strict, "")
+	published, _ := run(t, o, edge)
+	await(t, published, settings.Strict, "")
 	client.get.Store(true)
 	a.refuse(true) // which ends the watch
-	await(t, said, settings.Strict, "bug in Usher: panic in kubernetes at panic_test.go:")
+	await(t, published, settings.Strict, "bug in Usher: panic in kubernetes at panic_test.go:")
 	if panics() == 0 {
 		t.Error("usher_panics_total did not grow")
 	}
 	client.get.Store(false)
 	a.refuse(false)
 	a.set(service("false", 1))
-	await(t, said, settings.Off, "")
+	await(t, published, settings.Off, "")
 }
 
-func TestAPanicWhileAServiceIsReadLeavesListenersWhatTheyAre(t *testing.T) {
+func TestPanicInAnUpdateKeepsTheMode(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	a.record = &corev1.ConfigMap{}
 	a.set(service("true", 0))
 	o := a.options(t, "record")
-	client := &fragile{Interface: o.Client}
+	client := &panickingClient{Interface: o.Client}
 	o.Client = client
-	said, _ := run(t, o, edge)
-	await(t, said, settings.Strict, "")
-	a.noted(t, "1")
+	published, _ := run(t, o, edge)
+	await(t, published, settings.Strict, "")
+	a.waitStored(t, "1")
 	client.put.Store(true)
 	a.set(service("", 0))
-	await(t, said, settings.Permissive, "bug in Usher: panic in kubernetes at panic_test.go:")
+	await(t, published, settings.Permissive, "bug in Usher: panic in kubernetes at panic_test.go:")
 	client.put.Store(false)
-	await(t, said, settings.Permissive, "")
-	a.noted(t, "2")
+	await(t, published, settings.Permissive, "")
+	a.waitStored(t, "2")
 }
 
-func TestAPanicInAWatchIsAProblemUntilTheNextStepSucceeds(t *testing.T) {
+func TestPanicInAStepIsAProblemUntilTheNextStepSucceeds(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	a.set(service("true", 0))
-	said := make(chan *gateway.Balancer, 100)
+	published := make(chan *gateway.Balancer, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	w := NewWatcher(a.options(t, ""))
@@ -96,18 +96,18 @@ func TestAPanicInAWatchIsAProblemUntilTheNextStepSucceeds(t *testing.T) {
 				panicked = true
 				panic("a bug")
 			}
-			said <- b
+			published <- b
 		})
 	}()
-	await(t, said, settings.Strict, "Kubernetes Service consul/edge: bug in Usher: panic in kubernetes at panic_test.go:")
-	await(t, said, settings.Strict, "")
+	await(t, published, settings.Strict, "Kubernetes Service consul/edge: bug in Usher: panic in kubernetes at panic_test.go:")
+	await(t, published, settings.Strict, "")
 	cancel()
 	<-ended
 }
 
 // client-go would end the process.
-func TestAPanicInAGoroutineOfTheClientIsCounted(t *testing.T) {
-	panics := counting()
+func TestPanicInAGoroutineOfTheClientIsCounted(t *testing.T) {
+	panics := countPanics()
 	func() {
 		defer utilruntime.HandleCrash()
 		panic("a bug in client-go, which is logged here")

@@ -17,224 +17,219 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// DefaultGrace is how long a cloud is given to follow a change of a Service.
+// DefaultGrace is how long a cloud gets to follow a change of a Service.
 const DefaultGrace = 10 * time.Minute
 
-// Options are what a Watcher is made of. All but Record are required.
+// Options are the options of a Watcher. All but Record are required.
 type Options struct {
 	Client rest.Interface
-	// Grace is how long a listener takes connections both with and without a PROXY
-	// header after its balancer was told something else. Zero: not at all. All
-	// Ushers of a gateway need the same.
+	// Grace is the grace period: how long a listener accepts connections both with and
+	// without a PROXY header after its Service changed. Zero: there is none. All Ushers
+	// of a gateway need the same.
 	Grace   time.Duration
 	Logger  *slog.Logger
 	Metrics *Metrics
-	// Record is a ConfigMap in which Ushers note since when balancers are told what
-	// they are told, so that those that are restarted count each grace as the
-	// others do. It has to be there. Zero: they go by what the API server can tell.
+	// Record is the ConfigMap of the stateStore. It must exist. Zero: there is no store,
+	// and a restarted Usher has only what the API server tells.
 	Record types.NamespacedName
 }
 
-// Watcher watches Services. Use New; Watch may be called from any goroutine.
+// Watcher watches Services. Use NewWatcher; the methods may be called from any
+// goroutine.
 type Watcher struct {
 	o Options
 }
 
-// NewWatcher gives a watcher. It connects when something is watched.
+// NewWatcher returns a watcher. It connects when Watch is called.
 func NewWatcher(o Options) *Watcher { return &Watcher{o} }
 
-// Warning says which listeners are in a grace and how long it lasts, in one line;
-// "" if none is.
-func (w *Watcher) Warning() string { return w.o.Metrics.graces.remark(time.Now()) }
+// Warning returns the listeners in a grace period and how long each lasts, in one
+// line; empty if there is none.
+func (w *Watcher) Warning() string { return w.o.Metrics.warning(time.Now()) }
 
-// Watch calls put with what follows from a Service, whenever that changes, until
-// ctx ends; put must not block. Nothing is put before the first answer, or the
-// first error.
+// Watch calls put with what follows from a Service for listeners, whenever that
+// changes, until ctx ends; put must not block. It calls put first after the first
+// answer or error of the API server.
 func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put func(*gateway.Balancer)) {
-	e := &ear{client: w.o.Client, log: w.o.Logger, id: id, out: latest.New[heard]()}
-	var listening sync.WaitGroup
-	defer listening.Wait()
+	watcher := &serviceWatcher{client: w.o.Client, log: w.o.Logger, id: id, events: latest.New[serviceEvent]()}
+	var running sync.WaitGroup
+	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	listening.Go(func() { e.run(ctx) })
+	running.Go(func() { watcher.run(ctx) })
 
-	f := follower{Options: w.o, id: id}
-	defer f.show(false, nil)
+	r := reconciler{Options: w.o, id: id, put: put}
+	defer r.Metrics.update(id, false, nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	tell := func() {
-		b, wake := f.follow(time.Now())
-		if b != nil {
-			put(b)
-		}
-		timer.Reset(wake)
-	}
-	step := func() error {
-		if f.fresh || len(f.unrecorded) > 0 {
-			w.take(ctx, &f, tell)
-		}
-		f.fresh, f.panicked = false, nil
-		tell()
-		return nil
-	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case f.heard = <-e.out.C():
-			f.fresh = true
+		case r.event = <-watcher.events.C():
+			r.pending = true
 		case <-timer.C:
 		}
-		if err := guard.Run(w.o.Logger, "kubernetes", step); err != nil {
-			put(f.stay(err))
-			timer.Reset(recordAgain)
-		}
+		timer.Reset(r.step(ctx))
 	}
 }
 
-// take takes in what was heard, with what is known of the time before that. Who
-// knows something already tells what follows before he asks what others have
-// noted: listeners do not wait for a ConfigMap.
-func (w *Watcher) take(ctx context.Context, f *follower, tell func()) {
-	h, now, before := f.heard, time.Now(), f.memory
-	if h.err == nil && h.service != nil && before.listeners == nil {
-		before = before.recalled(recall(ctx, w.o.Client, h.service), now)
-	}
-	hear := func(noted memory) memory {
-		f.hear(h, before, noted, now)
-		return f.memory
-	}
-	hear(memory{})
-	if before.version != "" {
-		tell()
-	}
-	noted := h.service != nil && h.service.ResourceVersion == before.version && !before.frozen() && len(f.unrecorded) == 0 && f.panicked == nil
-	if w.o.Record == (types.NamespacedName{}) || h.err != nil || !h.answered || noted {
-		return
-	}
-	f.unrecorded = nil
-	r := record{client: w.o.Client, log: w.o.Logger, at: w.o.Record}
-	if err := r.agree(ctx, f.id, hear); err != nil {
-		f.unrecorded = []problem.Problem{r.problem(err)}
-		if before.version == "" {
-			f.memory.version = "" // whatever is noted counts for more, once it can be read
-		}
-	}
-}
-
-// idle is how long a Watch sleeps when nothing but the Service can wake it.
+// idle is how long a reconciler sleeps when only an event can wake it.
 const idle = time.Hour
 
-// follower follows one Service. It has no goroutine and no clock.
-type follower struct {
+// reconciler turns the events of one Service into what follows for listeners. It has no
+// goroutine.
+type reconciler struct {
 	Options
-	id         gateway.KubernetesService
-	shown      bool  // that the watch fails, in the metrics
-	heard      heard // the last that the API server said
-	fresh      bool  // heard is not taken in yet
-	begun      bool  // something was heard
-	failing    bool  // nobody knows at the moment what the Service says
-	memory     memory
-	problems   []problem.Problem
-	unrecorded []problem.Problem // why the others do not know what this one knows
-	panicked   []problem.Problem // the panic while heard was taken in, if there was one
-	last       *gateway.Balancer // what was put last
+	id  gateway.KubernetesService
+	put func(*gateway.Balancer)
+
+	event   serviceEvent // the last one
+	pending bool         // event is not applied yet
+	state   serviceState
+	known   bool // an event was applied
+	failing bool // it is unknown what the Service asks for
+
+	problems  []problem.Problem // of the Service
+	notStored []problem.Problem // why the other replicas may not have the state
+	panicked  []problem.Problem // the panic while event was applied
+	published *gateway.Balancer // what was put last
 }
 
-// hear takes in what the API server said, with what was known before, and what
-// is noted by others.
-func (f *follower) hear(h heard, before, noted memory, now time.Time) {
+// step applies a pending event, publishes what follows now, and returns when to call it again.
+func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
+	err := guard.Run(r.Logger, "kubernetes", func() error {
+		if r.pending || len(r.notStored) > 0 {
+			r.onEvent(ctx)
+		}
+		r.pending, r.panicked = false, nil
+		wake = r.publish(time.Now())
+		return nil
+	})
+	if err != nil {
+		r.keepAfterPanic(err)
+		return retryDelay
+	}
+	return wake
+}
+
+// onEvent applies the last event to the state. Where Usher already knows something it
+// publishes before it reads what the other replicas have stored, so listeners never
+// wait for the ConfigMap.
+func (r *reconciler) onEvent(ctx context.Context) {
+	now, last := time.Now().UTC(), r.state
+	if r.event.err == nil && r.event.service != nil && last.Listeners == nil {
+		last = last.replay(readHistory(ctx, r.Client, r.event.service), now)
+	}
+	observed, ok := r.observe(now)
+	if !ok {
+		return
+	}
+	next := func(stored serviceState) serviceState { return last.next(stored, observed) }
+	r.state = next(serviceState{})
+	if last.ResourceVersion != "" {
+		r.publish(time.Now())
+	}
+	if !r.mustStore(last) {
+		return
+	}
+	r.notStored = nil
+	store := stateStore{client: r.Client, log: r.Logger, at: r.Record}
+	var err error
+	if r.state, err = store.Update(ctx, r.id, next); err != nil {
+		r.notStored = []problem.Problem{store.problem(err)}
+		if last.ResourceVersion == "" {
+			r.state.ResourceVersion = "" // so any stored state takes precedence once it can be read
+		}
+	}
+}
+
+// mustStore reports whether the last event may be news for the other replicas.
+func (r *reconciler) mustStore(last serviceState) bool {
+	if r.Record == (types.NamespacedName{}) || r.event.err != nil {
+		return false
+	}
+	return r.event.service == nil || r.event.service.ResourceVersion != last.ResourceVersion || last.frozen() ||
+		len(r.notStored) > 0 || r.panicked != nil
+}
+
+// observe returns what the last event says, and whether it says anything. It updates
+// the problems of the Service.
+func (r *reconciler) observe(now time.Time) (observation, bool) {
 	unknown := ""
 	switch {
-	case h.err != nil:
-		unknown = why(h.err, "get, list and watch on it (docs/kubernetes-role.yaml)")
-	case !h.answered:
-		return
-	case h.service == nil:
-		unknown = "there is no such Service, though the catalog says that it is in front of the gateway; make it again, or set usher's proxy_protocol.mode"
+	case r.event.err != nil:
+		unknown = explainError(r.event.err, "get, list and watch on it (docs/kubernetes-role.yaml)")
+	case !r.event.synced:
+		return observation{}, false
+	case r.event.service == nil:
+		unknown = "it does not exist, but Consul's catalog says that it is in front of the gateway; " +
+			"create it, or set Usher's proxy_protocol.mode"
 	}
-	noted = noted.believable(now)
-	f.begun, f.failing = true, unknown != ""
-	f.memory, f.problems = before.with(noted), nil
-	if f.failing {
-		f.memory = f.memory.freeze(now)
-		f.problems = []problem.Problem{{
-			Where: where(f.id.Namespace, f.id.Name),
-			What:  unknown + ". Until then listeners with the mode auto stay what they are, and those that never were anything are held back",
+	r.known, r.failing = true, unknown != ""
+	if r.failing {
+		r.problems = []problem.Problem{{
+			Where: serviceName(r.id.Namespace, r.id.Name),
+			What:  unknown + ". Until this is fixed, listeners with the mode auto keep their mode, and those without one are held back",
 		}}
-		return
+		return observation{at: now}, true
 	}
-	t := read(h.service)
-	f.problems = t.problems
-	// Somebody may have heard more already, which is heard here soon.
-	if !isNewer(noted.version, t.version) {
-		f.memory = f.memory.hear(t, now)
-	}
+	intent := readIntent(r.event.service)
+	r.problems = intent.problems
+	return observation{intent: &intent, at: now}, true
 }
 
-// follow gives what follows now, nil if that is what it was, and how long that
-// lasts.
-func (f *follower) follow(now time.Time) (*gateway.Balancer, time.Duration) {
-	if !f.begun {
-		return nil, idle
+// publish puts what follows from the state now, if that is new, and returns when it
+// may change without another event.
+func (r *reconciler) publish(now time.Time) time.Duration {
+	if !r.known {
+		return idle
 	}
-	next, ends := f.memory.balancer(f.Grace, now)
-	next.Problems = slices.Concat(f.problems, f.memory.problems(), f.unrecorded, f.panicked)
-	f.show(f.failing, ends)
+	next, ends := r.state.balancer(r.Grace, now)
+	next.Problems = slices.Concat(r.problems, r.state.removalProblems(), r.notStored, r.panicked)
+	r.Metrics.update(r.id, r.failing, ends)
 	wake := idle
-	if len(f.unrecorded) > 0 {
-		wake = recordAgain
+	if len(r.notStored) > 0 {
+		wake = retryDelay
 	}
 	for _, end := range ends {
 		wake = min(wake, end.Sub(now))
 	}
-	if f.last != nil && reflect.DeepEqual(f.last, next) {
-		return nil, wake
+	if r.published == nil || !reflect.DeepEqual(r.published, next) {
+		r.logChanges(next, ends)
+		r.published = next
+		r.put(next)
 	}
-	f.tell(next, ends)
-	f.last = next
-	return next, wake
+	return wake
 }
 
-// stay returns what was put last, with a problem about a panic.
-func (f *follower) stay(err error) *gateway.Balancer {
-	f.panicked = []problem.Problem{{
-		Where: where(f.id.Namespace, f.id.Name),
-		What:  err.Error() + ". Until that is over, listeners with the mode auto stay what they are",
+// keepAfterPanic puts what was put last, with a problem about a panic.
+func (r *reconciler) keepAfterPanic(err error) {
+	r.panicked = []problem.Problem{{
+		Where: serviceName(r.id.Namespace, r.id.Name),
+		What:  err.Error() + ". Meanwhile listeners with the mode auto keep their mode",
 	}}
 	var next gateway.Balancer
-	if f.last != nil {
-		next = *f.last
+	if r.published != nil {
+		next = *r.published
 	}
-	if !slices.Contains(next.Problems, f.panicked[0]) {
-		next.Problems = slices.Concat(next.Problems, f.panicked)
+	if !slices.Contains(next.Problems, r.panicked[0]) {
+		next.Problems = slices.Concat(next.Problems, r.panicked)
 	}
-	f.last = &next
-	return f.last
+	r.published = &next
+	r.put(&next)
 }
 
-// show shows in the metrics whether the watch fails, and when each grace ends.
-func (f *follower) show(failing bool, ends map[int]time.Time) {
-	switch {
-	case failing && !f.shown:
-		f.Metrics.failing.Inc()
-	case !failing && f.shown:
-		f.Metrics.failing.Dec()
-	}
-	f.shown = failing
-	f.Metrics.graces.set(f.id, ends)
-}
-
-// tell logs what has changed for listeners.
-func (f *follower) tell(next *gateway.Balancer, ends map[int]time.Time) {
-	for port, behind := range next.Ports {
-		if f.last != nil && f.last.Ports[port] == behind || behind.Mode == "" {
+// logChanges logs each listener whose mode changes.
+func (r *reconciler) logChanges(next *gateway.Balancer, ends map[int]time.Time) {
+	for port, state := range next.Ports {
+		if r.published != nil && r.published.Ports[port] == state || state.Mode == "" {
 			continue
 		}
-		log := f.Logger.With("service", f.id.Namespace+"/"+f.id.Name, "port", port, "mode", string(behind.Mode))
-		if end, waits := ends[port]; waits {
+		log := r.Logger.With("service", r.id.Namespace+"/"+r.id.Name, "port", port, "mode", string(state.Mode))
+		if end, inGrace := ends[port]; inGrace {
 			log = log.With("until", end.UTC().Format(time.RFC3339))
 		}
-		log.Info("a listener follows its load balancer")
+		log.Info("listener mode follows load balancer")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -30,18 +31,18 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// apiServer is as much of one as a Watch asks for: the Service edge in the
-// namespace consul, and what it was before, and the ConfigMap record.
+// apiServer is as much of an API server as a Watch needs: the Service edge in the
+// namespace consul with its history, and the ConfigMap record.
 type apiServer struct {
 	*httptest.Server
-	mu      sync.Mutex
-	history []*corev1.Service // by resource version - 1; nil: there was none
-	refuses bool
-	changed chan struct{} // closed at each change
-	record  *corev1.ConfigMap
-	stall   chan struct{}           // if not nil, nobody learns of the record before it is closed
-	meddle  func(*corev1.ConfigMap) // if not nil, called once before something is noted
-	missed  func()                  // if not nil, called when somebody asks for a record that is not there
+	mu        sync.Mutex
+	history   []*corev1.Service // by resource version - 1; nil: it did not exist
+	refuses   bool
+	changed   chan struct{} // closed at each change
+	record    *corev1.ConfigMap
+	stall     chan struct{}           // if not nil, requests for the record wait until it is closed
+	beforePut func(*corev1.ConfigMap) // if not nil, called once before the record is replaced
+	onMissing func()                  // if not nil, called at a request for a record that does not exist
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -51,7 +52,7 @@ func newAPIServer(t *testing.T) *apiServer {
 	return a
 }
 
-// set makes the Service s, or, with nil, deletes it.
+// set creates or replaces the Service, or, with nil, deletes it.
 func (a *apiServer) set(s *corev1.Service) {
 	a.change(func() {
 		if s != nil {
@@ -110,8 +111,8 @@ func (a *apiServer) list(w http.ResponseWriter, version int) {
 	_ = json.NewEncoder(w).Encode(list)
 }
 
-// configMap gives and replaces the record; who has not seen its newest version
-// is refused.
+// configMap returns and replaces the record; it refuses to replace another version than
+// the newest one.
 func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	stall := a.stall
@@ -121,8 +122,8 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.record == nil && a.missed != nil {
-		a.missed()
+	if a.record == nil && a.onMissing != nil {
+		a.onMissing()
 	}
 	if a.record == nil {
 		w.WriteHeader(http.StatusNotFound)
@@ -130,9 +131,9 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Method == http.MethodPut {
-		if a.meddle != nil {
-			a.meddle(a.record)
-			a.meddle = nil
+		if a.beforePut != nil {
+			a.beforePut(a.record)
+			a.beforePut = nil
 		}
 		var next corev1.ConfigMap
 		if err := json.NewDecoder(r.Body).Decode(&next); err != nil || next.Generation != a.record.Generation {
@@ -148,20 +149,20 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(a.record)
 }
 
-// noted waits until a version of the Service is noted, and gives that.
-func (a *apiServer) noted(t *testing.T, version string) memory {
+// waitStored waits until the state of this version of the Service is stored, and returns it.
+func (a *apiServer) waitStored(t *testing.T, version string) serviceState {
 	t.Helper()
 	for {
 		a.mu.Lock()
-		m, changed := parseNote(a.record.Data["consul.edge"]), a.changed
+		state, changed := decodeState(a.record.Data["consul.edge"]), a.changed
 		a.mu.Unlock()
-		if m.version == version {
-			return m
+		if state.ResourceVersion == version {
+			return state
 		}
 		select {
 		case <-changed:
 		case <-time.After(30 * time.Second):
-			t.Fatalf("version %s was not noted, but %+v", version, m)
+			t.Fatalf("version %s was not stored, but %+v", version, state)
 		}
 	}
 }
@@ -171,12 +172,12 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Sscan(r.URL.Query().Get("resourceVersion"), &seen) // 0 where there is none
 	for {
 		a.mu.Lock()
-		news, refuses, changed := a.history[seen:], a.refuses, a.changed
+		events, refuses, changed := a.history[seen:], a.refuses, a.changed
 		a.mu.Unlock()
 		if refuses {
 			return
 		}
-		for _, s := range news {
+		for _, s := range events {
 			kind := "MODIFIED"
 			if s == nil {
 				kind, s = "DELETED", balanced(nil)
@@ -196,36 +197,41 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// options are those of a Watcher that notes in the ConfigMap of a name, "":
-// nowhere.
+// options are those of a Watcher with a store in the ConfigMap of this name, or, with "",
+// without a store.
 func (a *apiServer) options(t *testing.T, record string) Options {
 	t.Helper()
 	o := Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
 	if record != "" {
 		o.Record = types.NamespacedName{Namespace: "consul", Name: record}
 	}
+	var err error
+	if o.Client, err = Connect(kubeconfig(t, a.URL)); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// kubeconfig returns the file for an API server at this URL.
+func kubeconfig(t *testing.T, url string) string {
+	t.Helper()
 	file := t.TempDir() + "/kubeconfig"
 	config := clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: a.URL}},
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: url}},
 		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c"}},
 		CurrentContext: "c",
 	}
 	if err := clientcmd.WriteToFile(config, file); err != nil {
 		t.Fatal(err)
 	}
-	var err error
-	if o.Client, err = Connect(file); err != nil {
-		t.Fatal(err)
-	}
-	return o
+	return file
 }
 
-// edge is the Service that there is in these tests.
+// edge is the Service of these tests.
 var edge = gateway.KubernetesService{Namespace: "consul", Name: "edge"}
 
-// run runs a Watch of a Service until stop or the test's end, and gives what it
-// puts.
-func run(t *testing.T, o Options, id gateway.KubernetesService) (said <-chan *gateway.Balancer, stop func()) {
+// run runs a Watch of a Service until stop or the test's end, and returns what it puts.
+func run(t *testing.T, o Options, id gateway.KubernetesService) (published <-chan *gateway.Balancer, stop func()) {
 	t.Helper()
 	out := make(chan *gateway.Balancer, 100)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -242,28 +248,27 @@ func run(t *testing.T, o Options, id gateway.KubernetesService) (said <-chan *ga
 	return out, stop
 }
 
-// watching is run with the usual options.
-func (a *apiServer) watching(t *testing.T, record string) <-chan *gateway.Balancer {
+// watchEdge is run with the options of the API server.
+func (a *apiServer) watchEdge(t *testing.T, record string) <-chan *gateway.Balancer {
 	t.Helper()
-	said, _ := run(t, a.options(t, record), edge)
-	return said
+	published, _ := run(t, a.options(t, record), edge)
+	return published
 }
 
-// await waits until a mode and a problem that says this, or none with "", are
-// told.
-func await(t *testing.T, said <-chan *gateway.Balancer, mode settings.Mode, problem string) {
+// await waits until a mode and a problem with this text, or none with "", are published.
+func await(t *testing.T, published <-chan *gateway.Balancer, mode settings.Mode, problem string) {
 	t.Helper()
 	var last *gateway.Balancer
 	for {
 		select {
-		case last = <-said:
+		case last = <-published:
 			got := fmt.Sprint(last.Problems)
 			if last.ForPort(8080).Mode == mode && (problem == "") == (len(last.Problems) == 0) && strings.Contains(got, problem) {
 				return
 			}
 		case <-t.Context().Done():
 		case <-time.After(30 * time.Second):
-			t.Fatalf("mode %q with a problem %q was not told, but %+v", mode, problem, last)
+			t.Fatalf("mode %q with a problem %q was not published, but %+v", mode, problem, last)
 		}
 	}
 }
@@ -271,36 +276,36 @@ func await(t *testing.T, said <-chan *gateway.Balancer, mode settings.Mode, prob
 func TestWatchFollowsAService(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("true", -60))
-	said := a.watching(t, "")
-	await(t, said, settings.Strict, "")
+	published := a.watchEdge(t, "")
+	await(t, published, settings.Strict, "")
 	a.set(service("false", 1))
-	await(t, said, settings.Off, "") // long ago, by the Service's own times
+	await(t, published, settings.Off, "") // long ago, by the Service's own times
 	a.set(nil)
-	await(t, said, settings.Off, "there is no such Service")
+	await(t, published, settings.Off, "it does not exist, but Consul's catalog")
 	a.set(service("true", 0))
-	await(t, said, settings.Strict, "")
+	await(t, published, settings.Strict, "")
 	a.refuse(true)
-	await(t, said, settings.Strict, "give Usher get, list and watch on it")
+	await(t, published, settings.Strict, "give Usher get, list and watch on it")
 	a.refuse(false)
-	await(t, said, settings.Strict, "")
+	await(t, published, settings.Strict, "")
 	a.Listener.Close() // first, so that nobody connects again
 	a.CloseClientConnections()
-	await(t, said, settings.Strict, "cannot be reached: ")
+	await(t, published, settings.Strict, "cannot be reached: ")
 }
 
-func TestWatchBeginsWithAnAPIServerThatRefuses(t *testing.T) {
+func TestWatchStartsWhileTheAPIServerRefuses(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("true", 0))
 	a.refuse(true)
-	said := a.watching(t, "")
-	await(t, said, "", "the API server refuses: services is forbidden")
+	published := a.watchEdge(t, "")
+	await(t, published, "", "the API server refuses access: services is forbidden")
 	a.refuse(false)
-	await(t, said, settings.Strict, "")
+	await(t, published, settings.Strict, "")
 }
 
-// A removal leaves no trace in the Service, but in its past; also when nobody
-// could be asked at first.
-func TestWatchThatBeginsAfterARemoval(t *testing.T) {
+// A removal leaves no trace in the Service, but in its history; also when the API server
+// refuses at first.
+func TestWatchStartsAfterARemoval(t *testing.T) {
 	a := newAPIServer(t)
 	a.refuse(true)
 	a.set(service("true", 0))
@@ -308,67 +313,74 @@ func TestWatchThatBeginsAfterARemoval(t *testing.T) {
 	labelled := service("", 0)
 	labelled.Labels = map[string]string{"app": "edge"}
 	a.set(labelled)
-	said := a.watching(t, "")
-	await(t, said, "", "the API server refuses")
+	published := a.watchEdge(t, "")
+	await(t, published, "", "the API server refuses")
 	a.refuse(false)
-	await(t, said, settings.Permissive, "")
+	await(t, published, settings.Permissive, "")
 }
 
-// What was changed last has moved the annotation's time.
-func TestWatchThatBeginsAfterAnotherChange(t *testing.T) {
+// An unrelated change has moved the annotation's time.
+func TestWatchStartsAfterAnUnrelatedChange(t *testing.T) {
 	now := time.Since(start).Minutes()
 	a := newAPIServer(t)
 	a.set(service("true", 0))
 	a.set(service("true", now))
-	await(t, a.watching(t, ""), settings.Strict, "")
+	await(t, a.watchEdge(t, ""), settings.Strict, "")
 }
 
-func TestWatchThatBeginsWithoutAPast(t *testing.T) {
+func TestWatchStartsWithoutHistory(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("", 0))
-	await(t, a.watching(t, ""), settings.Off, "")
+	await(t, a.watchEdge(t, ""), settings.Off, "")
 }
 
-func TestAWatchThatEndsLeavesNothingInTheMetrics(t *testing.T) {
+// gracePeriods returns the end of each grace period.
+func gracePeriods(o Options) map[gracePort]time.Time {
+	o.Metrics.mu.Lock()
+	defer o.Metrics.mu.Unlock()
+	return maps.Clone(o.Metrics.grace)
+}
+
+func TestEndedWatchLeavesNothingInTheMetrics(t *testing.T) {
 	a := newAPIServer(t)
 	a.set(service("true", time.Since(start).Minutes()))
 	o := a.options(t, "")
-	said, stop := run(t, o, edge)
-	await(t, said, settings.Permissive, "")
-	if n := len(o.Metrics.graces.list()); n != 2 {
-		t.Errorf("%d listeners are in a grace, want 2", n)
+	published, stop := run(t, o, edge)
+	await(t, published, settings.Permissive, "")
+	if n := len(gracePeriods(o)); n != 2 {
+		t.Errorf("%d listeners are in a grace period, want 2", n)
 	}
 	a.refuse(true)
-	await(t, said, settings.Permissive, "the API server refuses")
+	await(t, published, settings.Permissive, "the API server refuses")
 	if n := testutil.ToFloat64(o.Metrics.failing); n != 1 {
 		t.Errorf("%v watches fail, want 1", n)
 	}
 	a.refuse(false)
-	await(t, said, settings.Permissive, "")
+	await(t, published, settings.Permissive, "")
 	stop()
-	if n := len(o.Metrics.graces.list()); n != 0 {
-		t.Errorf("%d listeners are in a grace after the end, want none", n)
+	if n := len(gracePeriods(o)); n != 0 {
+		t.Errorf("%d listeners are in a grace period after the end, want none", n)
 	}
 }
 
-// What ends by itself all the time is no trouble.
-func TestRequestsThatEndAsTheyShould(t *testing.T) {
+// A watch that the reflector replaces by a list has not failed.
+func TestRequestsThatFail(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, c := range map[string]struct {
-		ctx     context.Context
-		err     error
-		trouble bool
+		ctx  context.Context
+		err  error
+		want bool
 	}{
-		"well":          {t.Context(), nil, false},
-		"with trouble":  {t.Context(), errors.New("down"), true},
+		"no error":      {t.Context(), nil, false},
+		"an error":      {t.Context(), errors.New("down"), true},
 		"too old":       {t.Context(), apierrors.NewResourceExpired("too old resource version"), false},
 		"after the end": {over, errors.New("canceled"), false},
 	} {
-		e := &ear{out: latest.New[heard]()}
-		e.asked(c.ctx, c.err)
-		if got := e.last.err != nil; got != c.trouble {
-			t.Errorf("%s: trouble %v, want %v", name, got, c.trouble)
+		w := &serviceWatcher{events: latest.New[serviceEvent]()}
+		w.requestDone(c.ctx, c.err)
+		if got := w.last.err != nil; got != c.want {
+			t.Errorf("%s: failed %v, want %v", name, got, c.want)
 		}
 	}
 }

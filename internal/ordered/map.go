@@ -1,10 +1,8 @@
-// Package ordered has an immutable map of which changed copies are cheap, and
-// so is the question in what two of them differ.
+// Package ordered has an immutable map of which changed copies are cheap. Comparing two such maps is cheap as well.
 //
-// A change of one instance among thousands passes through every stage, each of
-// which hands on a whole new value. With Go's maps every stage would copy
-// thousands of entries and compare as many. The libraries for immutable maps
-// make the copies cheap, but none says what two maps do not share.
+// When one of thousands of endpoints changes, the change passes through every stage from the watch to the set, and
+// each stage hands on a whole new value. With Go's maps, each would copy and compare thousands of items. Libraries for
+// immutable maps make copies cheap, but none of them returns what two maps do not share.
 package ordered
 
 import (
@@ -13,34 +11,31 @@ import (
 	"slices"
 )
 
-// Map is an immutable map from strings, in their order. Values are compared by
-// ==, and the zero value of V is that of a key without an entry. Two Maps that
-// are == say the same; two that are not may do so, too. The zero Map is empty.
+// Map is an immutable map with string keys, in their order. The zero value of V stands for no value. Two Maps that
+// are equal by == have the same items; two that are not may have the same items, too. The zero Map is empty.
 type Map[V comparable] struct {
 	root *root[V]
 }
 
-// root is a version of a map. Versions share the blocks that they have in
-// common.
+// root has the items of one version of a map. Versions share blocks.
 type root[V comparable] struct {
-	blocks []*block[V] // none is empty; in the order of their keys
+	blocks []*block[V] // in the order of their keys; none is empty
 	size   int
 }
 
-// block is a run of entries, in the order of their keys.
-type block[V comparable] []entry[V]
+// block is a run of items, in the order of their keys.
+type block[V comparable] []item[V]
 
-type entry[V comparable] struct {
+type item[V comparable] struct {
 	key   string
 	value V
 }
 
-// A block has at most fullBlock entries, and is made with half of that. A
-// change copies one block and the list of blocks, so that with some thousands
-// of entries both are about as long.
-const fullBlock = 64
+// maxBlock is how many items a block may have. A new block has half of that. A change copies one block and the list of
+// blocks; for some thousands of items both have about the same length.
+const maxBlock = 64
 
-// From gives a Map with the entries of m.
+// From returns a Map with the items of m.
 func From[V comparable](m map[string]V) Map[V] {
 	var none V
 	keys := make([]string, 0, len(m))
@@ -49,11 +44,22 @@ func From[V comparable](m map[string]V) Map[V] {
 			keys = append(keys, key)
 		}
 	}
+	if len(keys) == 0 {
+		return Map[V]{}
+	}
 	slices.Sort(keys)
-	return sorted(keys, m)
+	r := &root[V]{size: len(keys)}
+	for run := range slices.Chunk(keys, maxBlock/2) {
+		b := make(block[V], 0, len(run))
+		for _, key := range run {
+			b = append(b, item[V]{key, m[key]})
+		}
+		r.blocks = append(r.blocks, &b)
+	}
+	return Map[V]{r}
 }
 
-// By gives a Map of values by their keys. Of two with one key the first counts.
+// By returns a Map of values by their keys. If a key occurs twice, the first value counts.
 func By[V comparable](values []V, key func(V) string) Map[V] {
 	m := make(map[string]V, len(values))
 	for _, v := range slices.Backward(values) {
@@ -62,22 +68,7 @@ func By[V comparable](values []V, key func(V) string) Map[V] {
 	return From(m)
 }
 
-func sorted[V comparable](keys []string, m map[string]V) Map[V] {
-	if len(keys) == 0 {
-		return Map[V]{}
-	}
-	r := &root[V]{size: len(keys)}
-	for run := range slices.Chunk(keys, fullBlock/2) {
-		b := make(block[V], 0, len(run))
-		for _, key := range run {
-			b = append(b, entry[V]{key, m[key]})
-		}
-		r.blocks = append(r.blocks, &b)
-	}
-	return Map[V]{r}
-}
-
-// Len is the number of entries.
+// Len returns the number of items.
 func (m Map[V]) Len() int {
 	if m.root == nil {
 		return 0
@@ -85,7 +76,7 @@ func (m Map[V]) Len() int {
 	return m.root.size
 }
 
-// Get gives the value of a key; the zero value if there is none.
+// Get returns the value of a key, or the zero value.
 func (m Map[V]) Get(key string) V {
 	if b, i, found := m.find(key); found {
 		return (*m.root.blocks[b])[i].value
@@ -94,7 +85,7 @@ func (m Map[V]) Get(key string) V {
 	return none
 }
 
-// find gives where a key is, or where it belongs. An empty map has no place.
+// find returns the block and the index at which a key is or would be.
 func (m Map[V]) find(key string) (b, i int, found bool) {
 	if m.root == nil {
 		return 0, 0, false
@@ -104,36 +95,36 @@ func (m Map[V]) find(key string) (b, i int, found bool) {
 		return b, 0, true
 	}
 	b = max(b-1, 0)
-	i, found = slices.BinarySearchFunc(*m.root.blocks[b], key, func(e entry[V], key string) int { return cmp.Compare(e.key, key) })
+	i, found = slices.BinarySearchFunc(*m.root.blocks[b], key, func(e item[V], key string) int { return cmp.Compare(e.key, key) })
 	return b, i, found
 }
 
-// All gives the entries in the order of their keys.
+// All returns the items in the order of their keys.
 func (m Map[V]) All() iter.Seq2[string, V] {
 	return func(yield func(string, V) bool) {
-		for at := m.begin(); !at.end(); at.step() {
-			if e := at.entry(); !yield(e.key, e.value) {
+		for c := m.cursor(); !c.done(); c.next() {
+			if e := c.item(); !yield(e.key, e.value) {
 				return
 			}
 		}
 	}
 }
 
-// Keys gives the keys in their order.
+// Keys returns the keys in order.
 func (m Map[V]) Keys() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		m.All()(func(key string, _ V) bool { return yield(key) })
 	}
 }
 
-// Values gives the values in the order of their keys.
+// Values returns the values in the order of their keys.
 func (m Map[V]) Values() iter.Seq[V] {
 	return func(yield func(V) bool) {
 		m.All()(func(_ string, v V) bool { return yield(v) })
 	}
 }
 
-// With gives a Map in which key has the value, m itself if it has it already.
+// With returns a Map in which key has the value; m itself if it has it already.
 func (m Map[V]) With(key string, value V) Map[V] {
 	var none V
 	b, i, found := m.find(key)
@@ -143,78 +134,75 @@ func (m Map[V]) With(key string, value V) Map[V] {
 	case m.root == nil:
 		return From(map[string]V{key: value})
 	case !found:
-		return m.replace(b, slices.Insert(slices.Clone(*m.root.blocks[b]), i, entry[V]{key, value}))
+		return m.replaceBlock(b, slices.Insert(slices.Clone(*m.root.blocks[b]), i, item[V]{key, value}))
 	case (*m.root.blocks[b])[i].value == value:
 		return m
 	}
 	changed := slices.Clone(*m.root.blocks[b])
 	changed[i].value = value
-	return m.replace(b, changed)
+	return m.replaceBlock(b, changed)
 }
 
-// Without gives a Map without the key, m itself if it has none.
+// Without returns a Map without the key; m itself if it does not have it.
 func (m Map[V]) Without(key string) Map[V] {
 	b, i, found := m.find(key)
 	if !found {
 		return m
 	}
-	return m.replace(b, slices.Delete(slices.Clone(*m.root.blocks[b]), i, i+1))
+	return m.replaceBlock(b, slices.Delete(slices.Clone(*m.root.blocks[b]), i, i+1))
 }
 
-// replace gives a Map with other entries in the place of a block's.
-func (m Map[V]) replace(at int, entries block[V]) Map[V] {
+// replaceBlock returns a Map with a new block at an index. It splits one that is too long.
+func (m Map[V]) replaceBlock(at int, b block[V]) Map[V] {
 	old := m.root
-	size := old.size - len(*old.blocks[at]) + len(entries)
+	size := old.size - len(*old.blocks[at]) + len(b)
 	if size == 0 {
 		return Map[V]{}
 	}
 	next := make([]*block[V], 0, len(old.blocks)+1)
 	next = append(next, old.blocks[:at]...)
-	if len(entries) > fullBlock {
-		left, right := entries[:fullBlock/2:fullBlock/2], entries[fullBlock/2:]
+	if len(b) > maxBlock {
+		left, right := b[:maxBlock/2:maxBlock/2], b[maxBlock/2:]
 		next = append(next, &left, &right)
-	} else if len(entries) > 0 {
-		next = append(next, &entries)
+	} else if len(b) > 0 {
+		next = append(next, &b)
 	}
 	next = append(next, old.blocks[at+1:]...)
 	return Map[V]{&root[V]{blocks: next, size: size}}
 }
 
-// ChangedSince gives the keys, in order, of which m says something else than old: that
-// have another value, or are in one of the two only. It passes over what the
-// two share.
+// ChangedSince returns the keys, in order, whose values in m and old differ, and those that only one of the two has.
+// It skips what the two share.
 func (m Map[V]) ChangedSince(old Map[V]) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		was, is := old.begin(), m.begin()
-		for !was.end() || !is.end() {
-			if was.skips(&is) {
+		before, now := old.cursor(), m.cursor()
+		for !before.done() || !now.done() {
+			if before.skipShared(&now) {
 				continue
 			}
-			var differs string
-			switch order := was.compare(is); {
+			changed := true
+			var key string
+			switch order := before.compare(now); {
 			case order < 0:
-				differs = was.entry().key
-				was.step()
+				key = before.item().key
+				before.next()
 			case order > 0:
-				differs = is.entry().key
-				is.step()
+				key = now.item().key
+				now.next()
 			default:
-				same := was.entry() == is.entry()
-				differs = is.entry().key
-				was.step()
-				is.step()
-				if same {
-					continue
-				}
+				key = now.item().key
+				changed = before.item() != now.item()
+				before.next()
+				now.next()
 			}
-			if !yield(differs) {
+			if changed && !yield(key) {
 				return
 			}
 		}
 	}
 }
 
-// Equal says whether two Maps have the same entries.
+// Equal reports whether two Maps have the same items.
 func (m Map[V]) Equal(other Map[V]) bool {
 	if m.Len() != other.Len() {
 		return false
@@ -225,8 +213,7 @@ func (m Map[V]) Equal(other Map[V]) bool {
 	return true
 }
 
-// OrSame gives other if it says the same as m, and else m: what has not changed
-// stays the same.
+// OrSame returns other if it has the same items as m, otherwise m. So a Map stays == as long as nothing changes.
 func (m Map[V]) OrSame(other Map[V]) Map[V] {
 	if m.Equal(other) {
 		return other
@@ -234,48 +221,48 @@ func (m Map[V]) OrSame(other Map[V]) Map[V] {
 	return m
 }
 
-// place is a place in a map: an entry, or the end.
-type place[V comparable] struct {
-	blocks []*block[V] // those not passed yet
-	i      int         // in the first of them
+// cursor is a position in a map.
+type cursor[V comparable] struct {
+	blocks []*block[V] // the current one and the following ones; empty at the end
+	i      int         // in the current block
 }
 
-func (m Map[V]) begin() place[V] {
+func (m Map[V]) cursor() cursor[V] {
 	if m.root == nil {
-		return place[V]{}
+		return cursor[V]{}
 	}
-	return place[V]{blocks: m.root.blocks}
+	return cursor[V]{blocks: m.root.blocks}
 }
 
-func (p place[V]) end() bool { return len(p.blocks) == 0 }
+func (c cursor[V]) done() bool { return len(c.blocks) == 0 }
 
-func (p place[V]) entry() entry[V] { return (*p.blocks[0])[p.i] }
+func (c cursor[V]) item() item[V] { return (*c.blocks[0])[c.i] }
 
-func (p *place[V]) step() {
-	p.i++
-	if p.i == len(*p.blocks[0]) {
-		*p = place[V]{blocks: p.blocks[1:]}
+func (c *cursor[V]) next() {
+	c.i++
+	if c.i == len(*c.blocks[0]) {
+		*c = cursor[V]{blocks: c.blocks[1:]}
 	}
 }
 
-// skips passes both over the rest of a block that they share. Walking in the
-// order of the keys, they come to it at the same time.
-func (p *place[V]) skips(other *place[V]) bool {
-	if p.end() || other.end() || p.blocks[0] != other.blocks[0] {
+// skipShared moves both cursors to the next block if they are in the same block. Since both follow the order of the
+// keys, they are then at the same item.
+func (c *cursor[V]) skipShared(other *cursor[V]) bool {
+	if c.done() || other.done() || c.blocks[0] != other.blocks[0] {
 		return false
 	}
-	p.blocks, other.blocks = p.blocks[1:], other.blocks[1:]
-	p.i, other.i = 0, 0
+	c.blocks, other.blocks = c.blocks[1:], other.blocks[1:]
+	c.i, other.i = 0, 0
 	return true
 }
 
-// compare orders two places by their keys. The end is behind everything.
-func (p place[V]) compare(other place[V]) int {
+// compare compares the keys of two cursors. The end comes after all keys.
+func (c cursor[V]) compare(other cursor[V]) int {
 	switch {
-	case p.end():
+	case c.done():
 		return 1
-	case other.end():
+	case other.done():
 		return -1
 	}
-	return cmp.Compare(p.entry().key, other.entry().key)
+	return cmp.Compare(c.item().key, other.item().key)
 }

@@ -46,7 +46,7 @@ func TestMapIsAMap(t *testing.T) {
 			holds(t, a.m, a.want)
 			b := versions[rnd.IntN(len(versions))]
 			if diff := cmp.Diff(differences(b.want, a.want), slices.Collect(a.m.ChangedSince(b.m))); diff != "" {
-				t.Fatalf("seed %d: what differs -, Since +:\n%s", seed, diff)
+				t.Fatalf("seed %d: what differs -, ChangedSince +:\n%s", seed, diff)
 			}
 			if a.m.Equal(b.m) != maps.Equal(a.want, b.want) {
 				t.Fatalf("seed %d: Equal says %v", seed, a.m.Equal(b.m))
@@ -78,10 +78,10 @@ func holds(t *testing.T, m Map[int], want map[string]int) {
 func TestWhatChangesNothingGivesTheSame(t *testing.T) {
 	m := From(map[string]int{"a": 1, "b": 2})
 	for what, got := range map[string]Map[int]{
-		"a value that is there": m.With("b", 2),
-		"a key that is not":     m.Without("c"),
-		"no value":              m.With("c", 0),
-		"Or, made anew":         From(map[string]int{"a": 1, "b": 2}).OrSame(m),
+		"a value that is there":  m.With("b", 2),
+		"a key that is not":      m.Without("c"),
+		"no value":               m.With("c", 0),
+		"OrSame of an equal Map": From(map[string]int{"a": 1, "b": 2}).OrSame(m),
 	} {
 		if got != m {
 			t.Errorf("%s: another Map", what)
@@ -114,8 +114,8 @@ func TestAChangeIsSmall(t *testing.T) {
 			own += len(*b)
 		}
 	}
-	if own == 0 || own > fullBlock {
-		t.Errorf("a change copied %d entries, want a block of at most %d", own, fullBlock)
+	if own == 0 || own > maxBlock {
+		t.Errorf("a change copied %d entries, want a block of at most %d", own, maxBlock)
 	}
 }
 

@@ -1,6 +1,6 @@
-// Command balancers-doc writes the page of load balancers
-// (docs/load-balancers.md) to the file that it is given, from the table that
-// reads their annotations (loadbalancer.Annotations).
+// Command balancers-doc writes the page about load balancers
+// (docs/load-balancers.md) to the file that is its argument, from the table of
+// annotations (loadbalancer.Providers).
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/usherproxy/usher/internal/loadbalancer"
@@ -24,85 +25,119 @@ func main() {
 	}
 }
 
-// head is everything of the page that does not follow from the table.
+// head is everything in the page that does not follow from the table.
 //
 //go:embed head.md
 var head string
 
-// page gives the whole page.
+// page returns the whole page.
 func page() string {
 	var b strings.Builder
 	b.WriteString(head)
-	provider := ""
-	for _, a := range loadbalancer.Annotations {
-		if a.Provider != provider {
-			provider = a.Provider
-			fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n", provider)
-			b.WriteString(rows(provider))
-			b.WriteString(checks(provider))
+	for _, p := range loadbalancer.Providers {
+		fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n", p.Name)
+		for _, a := range p.Annotations {
+			fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n",
+				a.Key, cmp.Or(a.Source, p.Source), on(a), off(a), a.Otherwise, versions(a), scope(a), p.Evidence)
+		}
+		if list := notes(p); list != "" {
+			b.WriteString("\n" + list)
 		}
 	}
-	b.WriteString("\n## Which send no header because of an annotation\n\n| | instead |\n|---|---|\n")
-	for _, n := range loadbalancer.Never {
+	b.WriteString("\n## Load balancers without such an annotation\n\n| load balancer | what to do |\n|---|---|\n")
+	for _, n := range loadbalancer.WithoutAnnotation {
 		fmt.Fprintf(&b, "| %s | %s |\n", n.Name, n.Instead)
 	}
 	return b.String()
 }
 
-func rows(provider string) string {
-	var b strings.Builder
-	for _, a := range of(provider) {
-		d := a.Describe()
-		scope := "the Service"
-		if d.PerPort {
-			scope = "each port"
+// on returns the values that switch headers on.
+func on(a loadbalancer.Annotation) string {
+	var values []string
+	for _, v := range a.On {
+		values = append(values, code(v.Text))
+	}
+	if a.Ports != nil {
+		list := "ports of the Service: `80,443`"
+		if a.Ports.NodePorts {
+			list = "nodePorts of the Service: `30080,30443`"
 		}
-		fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n", a.Key, a.Source, d.On, cmp.Or(d.Off, "without it"), d.Otherwise, d.Sends, scope, a.Seen)
+		values = append(values, list)
+	}
+	text := strings.TrimSpace(strings.Join(values, ", ") + " " + a.Within)
+	if a.PortsKey != "" {
+		text += fmt.Sprintf("; with `%s: 80,443` on these ports only", a.PortsKey)
+	}
+	return text
+}
+
+// off returns the values that switch headers off.
+func off(a loadbalancer.Annotation) string {
+	var values []string
+	for _, text := range a.Off {
+		values = append(values, code(text))
+	}
+	switch {
+	case a.Within != "" && len(values) > 0:
+		values = append(values, "or without it")
+	case a.Sticky && len(values) == 0:
+		return "nothing"
+	}
+	return cmp.Or(strings.Join(values, ", "), "without it")
+}
+
+func code(value string) string { return "`" + cmp.Or(value, `""`) + "`" }
+
+// versions returns the versions of the protocol that are sent.
+func versions(a loadbalancer.Annotation) string {
+	var known []string
+	for _, v := range a.On {
+		known = append(known, string(v.Version))
+	}
+	if a.Ports != nil {
+		known = append(known, string(a.Ports.Version))
+	}
+	if slices.Contains(known, "") {
+		return "v1 or v2"
+	}
+	slices.Sort(known)
+	return strings.Join(slices.Compact(known), ", ")
+}
+
+// scope returns what one annotation applies to.
+func scope(a loadbalancer.Annotation) string {
+	if strings.Contains(a.Key, "<port>") || a.Ports != nil || a.PortsKey != "" || a.PerPort {
+		return "each port"
+	}
+	return "the Service"
+}
+
+// notes returns what an operator has to know beside the annotations of a provider.
+func notes(p loadbalancer.Provider) string {
+	var b strings.Builder
+	several := len(p.Annotations) > 1
+	if several {
+		b.WriteString("- The first of these annotations that says something about a port counts.\n")
+	}
+	for _, a := range p.Annotations {
+		key := ""
+		if several {
+			key = fmt.Sprintf("`%s`: ", a.Key)
+		}
+		if a.Note != "" {
+			fmt.Fprintf(&b, "- %s%s\n", key, a.Note)
+		}
+		if a.Sticky {
+			fmt.Fprintf(&b, "- %sRemoving the annotation leaves the load balancer as it is, and Usher reports a problem and keeps the mode. %s\n", key, switchOff(a))
+		}
 	}
 	return b.String()
 }
 
-// checks gives what is to be known of a provider's annotations.
-func checks(provider string) string {
-	var b strings.Builder
-	several := len(of(provider)) > 1
-	note := func(key, what string) {
-		if several {
-			what = fmt.Sprintf("`%s`: %s", key, what)
-		}
-		fmt.Fprintf(&b, "- %s.\n", what)
-	}
-	if several {
-		b.WriteString("- Of these, the first counts that says something of a port.\n")
-	}
-	for _, a := range of(provider) {
-		if a.Check != "" {
-			note(a.Key, a.Check)
-		}
-		if a.Describe().Kept {
-			note(a.Key, "removing the annotation leaves the balancer as it was, and a running Usher goes on as if it were there, with a problem: "+switchOff(a))
-		}
-	}
-	if b.Len() == 0 {
-		return ""
-	}
-	return "\n" + b.String()
-}
-
-// switchOff says how to switch an annotation off whose removal does not.
+// switchOff returns how to switch headers off where removing the annotation does not.
 func switchOff(a loadbalancer.Annotation) string {
-	if off := a.Describe().Off; off != "nothing" {
-		return "set it to " + off + ", and remove it later, if at all"
+	if len(a.Off) > 0 {
+		return "Set it to " + off(a) + " first, and remove it later, if at all."
 	}
-	return "keep it as long as the balancer is there"
-}
-
-func of(provider string) []loadbalancer.Annotation {
-	var out []loadbalancer.Annotation
-	for _, a := range loadbalancer.Annotations {
-		if a.Provider == provider {
-			out = append(out, a)
-		}
-	}
-	return out
+	return "Keep it for as long as the load balancer exists."
 }

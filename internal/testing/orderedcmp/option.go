@@ -1,4 +1,4 @@
-// Package orderedcmp lets go-cmp look into ordered Maps.
+// Package orderedcmp lets go-cmp compare ordered Maps.
 package orderedcmp
 
 import (
@@ -9,7 +9,7 @@ import (
 	"github.com/usherproxy/usher/internal/ordered"
 )
 
-// Entries compares Maps of V by what go-cmp thinks of their entries.
+// Entries compares Maps of V as Go maps.
 func Entries[V comparable]() cmp.Option {
 	return cmp.Transformer("Entries", func(m ordered.Map[V]) map[string]V { return maps.Collect(m.All()) })
 }

@@ -1,3 +1,3 @@
-// Package testprocess runs the real parts that tests are told with: where make tools
+// Package testprocess runs the real parts that tests need: where make tools
 // has put them, and processes that end with the test.
 package testprocess

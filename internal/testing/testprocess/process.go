@@ -71,14 +71,14 @@ func Start(t *testing.T, c Command) *Process {
 	return p
 }
 
-// Ending is what came of a command.
-type Ending struct {
+// Result is what came of a command.
+type Result struct {
 	Code           int // -1 after a signal
 	Stdout, Stderr string
 }
 
 // Run runs a command to its end.
-func Run(t *testing.T, c Command, stdin string) Ending {
+func Run(t *testing.T, c Command, stdin string) Result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), StartDeadline)
 	defer cancel()
@@ -94,7 +94,7 @@ func Run(t *testing.T, c Command, stdin string) Ending {
 	if ctx.Err() != nil || (err != nil && !errors.As(err, new(*exec.ExitError))) {
 		t.Fatalf("%s %q: %v: %s%s", c.Path, c.Args, err, stdout.String(), stderr.String())
 	}
-	return Ending{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String()}
+	return Result{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String()}
 }
 
 // RunOutput runs a command that should succeed, and returns what it printed.
@@ -166,7 +166,7 @@ func (p *Process) Wait(t *testing.T) int {
 func (p *Process) Alive() error {
 	select {
 	case <-p.done:
-		return Hopeless(fmt.Errorf("%s ended: %v", p.Name, p.cmd.ProcessState))
+		return Permanent(fmt.Errorf("%s ended: %v", p.Name, p.cmd.ProcessState))
 	default:
 		return nil
 	}

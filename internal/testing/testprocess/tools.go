@@ -3,6 +3,7 @@
 package testprocess
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -22,17 +23,23 @@ func Tool(t *testing.T, path ...string) string {
 	return Binary(t, filepath.Join(append([]string{dir}, path...)...), "make tools")
 }
 
-// Binary is the absolute path of a program that the command cure makes.
-func Binary(t *testing.T, path, cure string) string {
+// Binary is the absolute path of a program that the command builds.
+func Binary(t *testing.T, path, command string) string {
 	t.Helper()
 	path, err := filepath.Abs(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is missing: run %q", path, cure)
+		t.Fatalf("%s is missing: run %q", path, command)
 	}
 	return path
+}
+
+// Usher is the absolute path of the Usher under test: USHER_BIN, or bin/usher.
+func Usher(t *testing.T) string {
+	t.Helper()
+	return Binary(t, cmp.Or(os.Getenv("USHER_BIN"), filepath.Join(root(t), "bin", "usher")), "make build")
 }
 
 // Debian is the path of a command that a Debian package brings.

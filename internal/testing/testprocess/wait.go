@@ -17,19 +17,19 @@ const (
 	PollInterval = 10 * time.Millisecond
 )
 
-// hopeless is an error that waiting longer cannot cure.
-type hopeless struct{ error }
+// permanent is an error that a longer wait cannot change.
+type permanent struct{ error }
 
-func (h hopeless) Unwrap() error { return h.error }
+func (h permanent) Unwrap() error { return h.error }
 
-// Hopeless gives an error that waiting longer cannot cure: it ends Eventually.
-func Hopeless(err error) error { return hopeless{err} }
+// Permanent marks an error that a longer wait cannot change. It ends Eventually.
+func Permanent(err error) error { return permanent{err} }
 
-// IsHopeless says whether waiting longer cannot cure an error.
-func IsHopeless(err error) bool { return errors.As(err, new(hopeless)) }
+// IsPermanent reports whether an error is marked by Permanent.
+func IsPermanent(err error) bool { return errors.As(err, new(permanent)) }
 
 // Eventually waits for what to become true: until f returns nil. It fails the
-// test when the deadline has passed or f returns an error that is hopeless.
+// test when the deadline has passed or f returns a permanent error.
 func Eventually(t *testing.T, what string, deadline time.Duration, f func() error) {
 	t.Helper()
 	end := time.After(deadline)
@@ -40,7 +40,7 @@ func Eventually(t *testing.T, what string, deadline time.Duration, f func() erro
 		if err == nil {
 			return
 		}
-		if IsHopeless(err) {
+		if IsPermanent(err) {
 			t.Fatalf("%s: %v", what, err)
 		}
 		select {

@@ -1,0 +1,300 @@
+package loadbalancer
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+// proxyState is whether a load balancer sends PROXY headers to a port.
+type proxyState uint8
+
+// The states.
+const (
+	proxyUnset   proxyState = iota // no annotation says anything about it
+	proxyOff                       // it sends no headers
+	proxyOn                        // it sends headers
+	proxyMixed                     // some ports that lead to the listener send headers, and others do not
+	proxyUnknown                   // the annotations do not tell
+)
+
+// proxyStateNames are the texts of the states in the ConfigMap.
+var proxyStateNames = [...]string{proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown"}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateNames[s]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *proxyState) UnmarshalText(text []byte) error {
+	n := slices.Index(proxyStateNames[:], string(text))
+	if n < 0 {
+		return fmt.Errorf("%q is no state", text)
+	}
+	*s = proxyState(n)
+	return nil
+}
+
+// parsedValue is what one annotation says about one port of the Service.
+type parsedValue struct {
+	state    proxyState
+	version  settings.Version // where it is on; empty if it is not known
+	problem  string           // what is wrong with the value, and what to do; empty if it is valid
+	sticky   bool             // where it is on: it stays on when the annotation is removed
+	offValue string           // where it is sticky: the value that switches it off; empty if none does
+}
+
+// Format is how a cloud writes into an annotation whether it sends PROXY headers.
+type Format struct {
+	On         []Value      // the values that switch headers on
+	Off        []string     // the values that switch them off
+	Ports      *PortList    // the value can be a list of ports, too; nil: it cannot
+	Otherwise  Unrecognized // what the cloud does with any other value
+	IgnoreCase bool
+	// Within says as Markdown where in the annotation the value is, and item finds it
+	// there. Without them, the value is the whole annotation.
+	Within  string
+	item    itemFunc
+	PerPort bool // the value is about single ports, though it is no PortList
+	// Sticky says that the load balancer stays as it was when the annotation is removed.
+	Sticky bool
+	// ambiguous are values that are on for one controller of the cloud and not for
+	// another one.
+	ambiguous []string
+}
+
+// Value is a value that switches headers on.
+type Value struct {
+	Text    string
+	Version settings.Version // empty if it is not known
+}
+
+// PortList is what a list of ports in an annotation means.
+type PortList struct {
+	Version   settings.Version // what is sent to the ports in the list; empty if it is not known
+	OthersOff bool             // other ports are off, whatever the next annotations say
+	NodePorts bool             // the list contains nodePorts
+}
+
+// itemFunc returns the part of an annotation that is about a port. found is false
+// if there is none.
+type itemFunc func(value string, port corev1.ServicePort) (item string, found bool, err error)
+
+// Unrecognized is what a cloud does with a value that is not in its row.
+type Unrecognized uint8
+
+const (
+	ignored          Unrecognized = iota // as without the annotation
+	countsAsOff                          // it sends no headers
+	refused                              // it does not change the load balancer
+	versionDependent                     // releases of the controller differ
+	undocumented                         // neither documentation nor source code says
+)
+
+func (u Unrecognized) String() string {
+	return [...]string{
+		ignored: "is ignored", countsAsOff: "counts as off", refused: "is refused and leaves the load balancer as it is",
+		versionDependent: "is read differently by different releases of the controller", undocumented: "is not documented",
+	}[u]
+}
+
+// parsed returns what a value means that is not one of those in expected.
+func (u Unrecognized) parsed(value, expected string) parsedValue {
+	state := proxyUnknown
+	switch u {
+	case ignored:
+		state = proxyUnset
+	case countsAsOff:
+		state = proxyOff
+	}
+	return parsedValue{state: state, problem: fmt.Sprintf("%.64q %s; use %s", value, u, expected)}
+}
+
+// parse returns what the value of an annotation says about a port.
+func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
+	if f.Ports != nil {
+		return f.parsePorts(value, port)
+	}
+	if f.item != nil {
+		item, found, err := f.item(value, port)
+		switch {
+		case err != nil:
+			return parsedValue{state: proxyUnknown, problem: err.Error()}
+		case !found:
+			return parsedValue{}
+		}
+		value = item
+	}
+	text := value
+	if f.IgnoreCase {
+		text = strings.ToLower(text)
+	}
+	if i := f.indexOn(text); i >= 0 {
+		v := parsedValue{state: proxyOn, version: f.On[i].Version, sticky: f.Sticky}
+		if f.Sticky && len(f.Off) > 0 {
+			v.offValue = f.Off[0]
+		}
+		return v
+	}
+	switch {
+	case slices.Contains(f.Off, text):
+		return parsedValue{state: proxyOff}
+	case slices.Contains(f.ambiguous, value):
+		return versionDependent.parsed(value, f.expected())
+	}
+	return f.Otherwise.parsed(value, f.expected())
+}
+
+func (f Format) indexOn(text string) int {
+	return slices.IndexFunc(f.On, func(v Value) bool { return v.Text == text })
+}
+
+// parsePorts is parse for a list of ports. Words for none of them leave it to the next annotation.
+func (f Format) parsePorts(value string, port corev1.ServicePort) parsedValue {
+	number := port.Port
+	if f.Ports.NodePorts {
+		number = port.NodePort
+	}
+	ports, ok := parsePortNumbers(value)
+	switch {
+	case slices.Contains(f.Off, value):
+		return parsedValue{}
+	case f.indexOn(value) >= 0 || ok && slices.Contains(ports, number):
+		return parsedValue{state: proxyOn, version: f.Ports.Version}
+	case !ok:
+		return f.Otherwise.parsed(value, f.expected())
+	case f.Ports.OthersOff:
+		return parsedValue{state: proxyOff}
+	}
+	return parsedValue{}
+}
+
+// expected names the values that have a meaning.
+func (f Format) expected() string {
+	var all []string
+	for _, v := range f.On {
+		all = append(all, strconv.Quote(v.Text))
+	}
+	for _, text := range f.Off {
+		all = append(all, strconv.Quote(text))
+	}
+	switch {
+	case f.Ports != nil && f.Ports.NodePorts:
+		all = append(all, `nodePorts of the Service, such as "30080,30443"`)
+	case f.Ports != nil:
+		all = append(all, `ports of the Service, such as "80,443"`)
+	case len(f.Off) == 0 && !f.Sticky:
+		return strings.Join(all, ", ") + ", or remove the annotation"
+	}
+	last := len(all) - 1
+	if last == 0 {
+		return all[0]
+	}
+	return strings.Join(all[:last], ", ") + " or " + all[last]
+}
+
+// parsePortNumbers reads a list of ports, which may be empty; false: it is none.
+func parsePortNumbers(list string) ([]int32, bool) {
+	var ports []int32
+	for item := range strings.SplitSeq(list, ",") {
+		item = strings.TrimSpace(item)
+		if item == "" {
+			continue
+		}
+		n, err := strconv.ParseUint(item, 10, 16)
+		if err != nil || n == 0 {
+			return nil, false
+		}
+		ports = append(ports, int32(n))
+	}
+	return ports, true
+}
+
+// boolean is the format of controllers that use Go's strconv.ParseBool.
+func boolean(version settings.Version, otherwise Unrecognized) Format {
+	return Format{
+		On: []Value{{"true", version}, {"1", version}}, Off: []string{"false", "0"}, Otherwise: otherwise,
+		item: func(value string, _ corev1.ServicePort) (string, bool, error) {
+			if on, err := strconv.ParseBool(value); err == nil {
+				return strconv.FormatBool(on), true, nil
+			}
+			return value, true, nil
+		},
+	}
+}
+
+// attribute is the format of one attribute in a list: "name=true,other=…".
+func attribute(name string, version settings.Version, otherwise Unrecognized) Format {
+	return Format{
+		On: []Value{{name + "=true", version}}, Off: []string{name + "=false"}, Otherwise: otherwise, Within: "in the list",
+		item: func(list string, _ corev1.ServicePort) (string, bool, error) {
+			value, found := attributeIn(list, name)
+			return name + "=" + value, found && value != "", nil
+		},
+	}
+}
+
+// attributeIn returns the value of one attribute in a list.
+func attributeIn(list, name string) (string, bool) {
+	for item := range strings.SplitSeq(list, ",") {
+		if key, value, ok := strings.Cut(item, "="); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value), true
+		}
+	}
+	return "", false
+}
+
+// ibmFeature finds the name of a feature in a list, in which case and spaces do not matter.
+func ibmFeature(value string, _ corev1.ServicePort) (string, bool, error) {
+	const name, excluded = "proxy-protocol", "nlb"
+	list := strings.Split(strings.ToLower(strings.ReplaceAll(value, " ", "")), ",")
+	found := slices.Contains(list, name)
+	if found && slices.Contains(list, excluded) {
+		return "", false, fmt.Errorf("%.64q %s; use %q without %q", value, refused, name, excluded)
+	}
+	return name, found, nil
+}
+
+// linodePort finds a member of a JSON object.
+func linodePort(value string, _ corev1.ServicePort) (string, bool, error) {
+	const key = "proxy-protocol"
+	var object map[string]json.RawMessage
+	if json.Unmarshal([]byte(value), &object) != nil {
+		return "", false, fmt.Errorf(`%.64q is not a JSON object; use {%q: "v2"}`, value, key)
+	}
+	raw, found := object[key]
+	var text string
+	if found && json.Unmarshal(raw, &text) != nil {
+		return string(raw), true, nil // not a text, and therefore none of the values
+	}
+	return text, text != "", nil
+}
+
+// upcloudBackend finds the backend with the name of the Service's port in UpCloud's
+// own JSON.
+func upcloudBackend(value string, port corev1.ServicePort) (string, bool, error) {
+	var config struct {
+		Backends []struct {
+			Name       string
+			Properties struct {
+				Proxy *string `json:"outbound_proxy_protocol"`
+			}
+		}
+	}
+	if json.Unmarshal([]byte(value), &config) != nil {
+		return "", false, errors.New("not the JSON of an UpCloud load balancer; " +
+			`use {"backends": [{"name": "…", "properties": {"outbound_proxy_protocol": "v2"}}]}`)
+	}
+	for _, backend := range config.Backends {
+		if backend.Name == port.Name && backend.Properties.Proxy != nil {
+			return *backend.Properties.Proxy, true, nil
+		}
+	}
+	return "", false, nil
+}

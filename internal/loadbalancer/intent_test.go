@@ -1,0 +1,268 @@
+package loadbalancer
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/usherproxy/usher/internal/problem"
+)
+
+func TestServicePortsLeadToListeners(t *testing.T) {
+	s := balanced(map[string]string{awsPorts: "80"})
+	s.Spec.Ports = []corev1.ServicePort{
+		{Port: 80, TargetPort: intstr.FromInt32(8080)},
+		{Port: 8443}, // no targetPort: its own
+		{Port: 81, TargetPort: intstr.FromInt32(8081)},
+		{Port: 82, TargetPort: intstr.FromInt32(8081)},
+	}
+	got := readIntent(s)
+	for port, want := range map[int]proxyState{8080: proxyOn, 8443: proxyOff, 8081: proxyOff} {
+		if got.listeners[port].State != want {
+			t.Errorf("listener %d: state %d, want %d", port, got.listeners[port].State, want)
+		}
+	}
+	if len(got.listeners) != 3 || len(got.problems) != 0 {
+		t.Errorf("listeners %v, problems %v", got.listeners, got.problems)
+	}
+}
+
+func TestListenerBehindPortsThatDisagree(t *testing.T) {
+	s := balanced(map[string]string{awsPorts: "80"})
+	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
+	wantProblem(t, readIntent(s), "ports with the targetPort 8080 disagree: PROXY protocol is on for some and off for others")
+	if got := readIntent(s).listeners[8080].State; got != proxyMixed {
+		t.Errorf("state %d, want mixed", got)
+	}
+}
+
+func TestListenerBehindPortsThatAgree(t *testing.T) {
+	s := balanced(map[string]string{awsAttributes + ".80": awsPPV2 + "=true", scalewayV1: "443"})
+	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
+	s.ManagedFields = []metav1.ManagedFieldsEntry{
+		owns("a", 5, awsAttributes+".80"), owns("b", 9, scalewayV1),
+	}
+	for range 2 { // whichever port comes first
+		got := readIntent(s).listeners[8080]
+		if got.State != proxyOn || got.Version != "" || !got.since.Equal(at(9)) {
+			t.Errorf("state %d, version %q, since %s; want on, no version and minute 9", got.State, got.Version, got.since.Sub(start))
+		}
+		slices.Reverse(s.Spec.Ports)
+	}
+}
+
+func TestListenerBehindAPortWithAnInvalidValue(t *testing.T) {
+	s := balanced(map[string]string{linode + "port-80": `{"proxy-protocol": "v2"}`, linode + "port-443": "v2"})
+	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
+	for range 2 {
+		got := readIntent(s)
+		wantProblem(t, got, `"v2" is not a JSON object`)
+		if got.listeners[8080].State != proxyUnknown {
+			t.Errorf("state %d, want unknown", got.listeners[8080].State)
+		}
+		slices.Reverse(s.Spec.Ports)
+	}
+}
+
+func TestNamedTargetPortLeadsToAnUnknownListener(t *testing.T) {
+	s := balanced(map[string]string{digital: "true"})
+	s.Spec.Ports[0].TargetPort = intstr.FromString("http")
+	got := readIntent(s)
+	wantProblem(t, got, `port 80 has the targetPort "http", and Usher cannot know which listener that is`)
+	if got.others.State != proxyUnknown || got.listeners[8443].State != proxyOn {
+		t.Errorf("others %v, 8443 %v; want unknown and on", got.others, got.listeners[8443])
+	}
+	delete(s.Annotations, digital)
+	if got := readIntent(s); got.others.State != proxyOff || len(got.problems) > 0 {
+		t.Errorf("without headers: others %v, problems %v", got.others, got.problems)
+	}
+}
+
+func TestServiceThatIsNoLoadBalancer(t *testing.T) {
+	s := balanced(map[string]string{digital: "true"})
+	s.Spec.Type = ""
+	got := readIntent(s)
+	wantProblem(t, got, "clouds read it only on Services of type LoadBalancer, and this Service has the type ClusterIP")
+	if got.listeners[8080].State != proxyOff {
+		t.Errorf("state %d, want off", got.listeners[8080].State)
+	}
+}
+
+func TestPreservesClientIP(t *testing.T) {
+	for name, c := range map[string]struct {
+		annotations map[string]string
+		policy      corev1.ServiceExternalTrafficPolicy
+		want        bool
+	}{
+		"no annotation":              {nil, "Local", false},
+		"IP targets":                 {map[string]string{awsTargetType: "ip"}, "Local", false},
+		"instances, local":           {map[string]string{awsTargetType: "instance"}, "Local", true},
+		"instances, anywhere":        {map[string]string{awsTargetType: "instance"}, "Cluster", false},
+		"attribute":                  {map[string]string{awsTargetType: "ip", awsAttributes: "a=b,preserve_client_ip.enabled=true"}, "", true},
+		"attribute, upper case":      {map[string]string{awsAttributes: "preserve_client_ip.enabled=TRUE"}, "", true},
+		"instances, attribute false": {map[string]string{awsTargetType: "instance", awsAttributes: "preserve_client_ip.enabled=false"}, "Local", false},
+	} {
+		s := balanced(c.annotations)
+		s.Spec.ExternalTrafficPolicy = c.policy
+		if got := readIntent(s).preservesClientIP; got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+const (
+	scwCheck = prefix + "scw-loadbalancer-health-check-"
+	aliCheck = prefix + "alibaba-cloud-loadbalancer-health-check-"
+	ibmCheck = "service.kubernetes.io/ibm-load-balancer-cloud-provider-vpc-health-check-"
+)
+
+func TestHealthChecksThatFailBecauseOfHeaders(t *testing.T) {
+	type annotations = map[string]string
+	for name, c := range map[string]struct {
+		annotations
+		policy  corev1.ServiceExternalTrafficPolicy
+		problem string
+	}{
+		"AWS, the ready port": {
+			annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "21000"},
+			"",
+			`aws-load-balancer-healthcheck-protocol: the load balancer's health checks carry a PROXY header as well, and port 21000 answers those over HTTP with 400; use "tcp"`,
+		},
+		"AWS, the ready port over TCP":  {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "tcp", awsPrefix + "healthcheck-port": "21000"}, "", ""},
+		"AWS, a listener":               {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "8080"}, "", ""},
+		"AWS, each listener":            {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "traffic-port"}, "", ""},
+		"AWS, without headers":          {annotations{awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "21000"}, "", ""},
+		"AWS, instances and Local":      {annotations{awsAll: "*", awsTargetType: "instance"}, "Local", `health checks go to kube-proxy`},
+		"AWS, instances":                {annotations{awsAll: "*", awsTargetType: "instance"}, "Cluster", ""},
+		"AWS, instances, Local and TCP": {annotations{awsAll: "*", awsTargetType: "instance", awsPrefix + "healthcheck-protocol": "tcp"}, "Local", ""},
+		"AWS, IP targets and Local":     {annotations{awsAll: "*", awsTargetType: "ip"}, "Local", ""},
+		// Its checks of a port of the Service carry the header, and others do not go to the gateway.
+		"DigitalOcean":             {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http"}, "", ""},
+		"AWS, a node's port":       {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "30080"}, "", ""},
+		"Scaleway":                 {annotations{scalewayV2: "*", scwCheck + "type": "http"}, "", `HTTP health checks carry no PROXY header, so the listener will reject them; use "tcp", or set service.beta.kubernetes.io/scw-loadbalancer-health-check-send-proxy to "true"`},
+		"Scaleway, with headers":   {annotations{scalewayV2: "*", scwCheck + "type": "http", scwCheck + "send-proxy": "true"}, "", ""},
+		"Scaleway, a port":         {annotations{scalewayV2: "80", scwCheck + "type": "80:http;443:tcp"}, "", `carry no PROXY header`},
+		"Scaleway, another port":   {annotations{scalewayV2: "80", scwCheck + "type": "80:tcp;443:http"}, "", ""},
+		"Vultr":                    {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-protocol": "http"}, "", `the cloud does not document whether`},
+		"Vultr, a path":            {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/"}, "", `healthcheck-path: the cloud does not document whether its HTTP health checks carry a PROXY header, and the listener rejects those without one; remove it, or set service.beta.kubernetes.io/vultr-loadbalancer-healthcheck-protocol to "tcp"`},
+		"Vultr, a path over TCP":   {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/", prefix + "vultr-loadbalancer-healthcheck-protocol": "tcp"}, "", ""},
+		"Alibaba":                  {annotations{alibaba: "on", aliCheck + "type": "http"}, "", `use "tcp"`},
+		"Alibaba, another port":    {annotations{alibaba: "on", aliCheck + "type": "http", aliCheck + "connect-port": "21000"}, "", ""},
+		"IBM":                      {annotations{ibm: "proxy-protocol", ibmCheck + "protocol": "https", ibmCheck + "port": "30443"}, "", `use "tcp"`},
+		"IBM, kube-proxy":          {annotations{ibm: "proxy-protocol", ibmCheck + "protocol": "http", ibmCheck + "port": "10256"}, "", ""},
+		"Brightbox":                {annotations{bright: "v2", prefix + "brightbox-load-balancer-healthcheck-protocol": "http"}, "", `use "tcp"`},
+		"cloudscale.ch":            {annotations{cloudsc: "proxyv2", "k8s.cloudscale.ch/loadbalancer-health-monitor-type": "http"}, "", `use "tcp"`},
+		"Hetzner":                  {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "HTTP"}, "", `use "tcp"`},
+		"Linode":                   {annotations{linode + "default-proxy-protocol": "v2", linode + "check-type": "http_body"}, "", `use "connection"`},
+		"AWS, on another listener": {annotations{awsPorts: "80", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "8443"}, "", `port 8443 answers those over HTTP with 400`},
+		"Scaleway, upper case":     {annotations{scalewayV2: "true", prefix + "scw-loadbalancer-health-check-type": "HTTPS"}, "", `use "tcp"`},
+		"Hetzner over TCP":         {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "tcp"}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := balanced(c.annotations)
+			s.Spec.ExternalTrafficPolicy = c.policy
+			s.Spec.Ports[0].NodePort, s.Spec.Ports[1].NodePort = 30080, 30443
+			wantProblem(t, readIntent(s), c.problem)
+		})
+	}
+}
+
+// A listener that only some ports send headers to needs checks that work with
+// both.
+func TestHealthChecksOfAListenerBehindPortsThatDisagree(t *testing.T) {
+	s := balanced(map[string]string{scalewayV2: "80", prefix + "scw-loadbalancer-health-check-type": "http"})
+	for i := range s.Spec.Ports {
+		s.Spec.Ports[i].TargetPort = intstr.FromInt32(8080)
+	}
+	got := readIntent(s)
+	if !slices.ContainsFunc(got.problems, func(p problem.Problem) bool { return strings.Contains(p.What, "HTTP health checks") }) {
+		t.Errorf("problems %v, want one about the health checks", got.problems)
+	}
+}
+
+// The AWS Load Balancer Controller uses instances as targets by default.
+func TestNodeHealthChecksByClass(t *testing.T) {
+	for name, c := range map[string]struct {
+		target, class, problem string
+	}{
+		"its class":             {"", awsClass, "health checks go to kube-proxy"},
+		"its class, IP targets": {"ip", awsClass, ""},
+		"another class":         {"", "example.com/lb", ""},
+	} {
+		s := balanced(map[string]string{awsAll: "*"})
+		if c.target != "" {
+			s.Annotations[awsTargetType] = c.target
+		}
+		s.Spec.LoadBalancerClass, s.Spec.ExternalTrafficPolicy = &c.class, corev1.ServiceExternalTrafficPolicyLocal
+		t.Run(name, func(t *testing.T) { wantProblem(t, readIntent(s), c.problem) })
+	}
+}
+
+// wantProblem checks that there is one problem with this text, or, with "", none.
+func wantProblem(t *testing.T, got serviceIntent, text string) {
+	t.Helper()
+	if text == "" && len(got.problems) == 0 {
+		return
+	}
+	if text == "" || len(got.problems) != 1 || !strings.Contains(got.problems[0].String(), text) {
+		t.Errorf("problems %q, want %q", got.problems, text)
+	}
+}
+
+// owns is the entry of a manager that set one annotation.
+func owns(manager string, minute float64, key string) metav1.ManagedFieldsEntry {
+	return managed(manager, minute, fmt.Sprintf(`{"f:metadata": {"f:annotations": {"f:%s": {}}}}`, key))
+}
+
+// An intent is as old as the newest of the annotations that it follows from.
+func TestIntentIsAsOldAsItsNewestAnnotation(t *testing.T) {
+	type entries = []metav1.ManagedFieldsEntry
+	filter := stackit + "-ports-filter"
+	for name, c := range map[string]struct {
+		annotations map[string]string
+		entries
+		want float64
+	}{
+		"the second cloud's came later": {map[string]string{digital: "true", openstack: "true"}, entries{owns("a", 5, digital), owns("b", 9, openstack)}, 9},
+		"the first cloud's came later":  {map[string]string{digital: "true", openstack: "true"}, entries{owns("a", 9, digital), owns("b", 5, openstack)}, 9},
+		"the list of ports came later":  {map[string]string{stackit: "true", filter: "80"}, entries{owns("a", 5, stackit), owns("b", 9, filter)}, 9},
+		"the status is not the Service": {map[string]string{digital: "true"}, entries{inStatus(owns("cloud", 9, digital))}, 0},
+	} {
+		s := service("", 0)
+		s.Annotations, s.ManagedFields = c.annotations, c.entries
+		if got := readIntent(s).listeners[8080].since; !got.Equal(at(c.want)) {
+			t.Errorf("%s: since minute %v, want %v", name, got.Sub(start).Minutes(), c.want)
+		}
+	}
+}
+
+func TestServiceModifiedTime(t *testing.T) {
+	type entries = []metav1.ManagedFieldsEntry
+	for name, c := range map[string]struct {
+		entries
+		want float64
+	}{
+		"creation":            {nil, 0},
+		"last manager":        {entries{owns("a", 5, digital), owns("b", 9, ovh)}, 9},
+		"any order":           {entries{owns("b", 9, ovh), owns("a", 5, digital)}, 9},
+		"not the status":      {entries{owns("a", 5, digital), inStatus(owns("cloud", 9, ovh))}, 5},
+		"not before creation": {entries{owns("a", -5, digital)}, 0},
+	} {
+		s := service("", 0)
+		s.ManagedFields = c.entries
+		if got := readIntent(s).modified; !got.Equal(at(c.want)) {
+			t.Errorf("%s: minute %v, want %v", name, got.Sub(start).Minutes(), c.want)
+		}
+	}
+}
+
+// inStatus makes it an entry of the status, which clouds write.
+func inStatus(e metav1.ManagedFieldsEntry) metav1.ManagedFieldsEntry {
+	e.Subresource = "status"
+	return e
+}

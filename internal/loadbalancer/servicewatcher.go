@@ -1,0 +1,184 @@
+package loadbalancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/latest"
+)
+
+// serviceEvent is what is known about a Service at one moment.
+type serviceEvent struct {
+	synced  bool            // the API server has answered
+	service *corev1.Service // nil: there is none
+	err     error           // why the watch fails at the moment
+}
+
+// serviceWatcher watches one Service. It lists and watches by the Service's name, so a
+// role with this one resource name suffices. Only its newest event is kept.
+type serviceWatcher struct {
+	client rest.Interface
+	log    *slog.Logger
+	id     gateway.KubernetesService
+	events latest.Value[serviceEvent]
+
+	mu   sync.Mutex
+	last serviceEvent
+}
+
+// run watches until ctx ends. It uses a reflector, for an informer tells neither that
+// the list is empty nor that a watch is refused.
+func (w *serviceWatcher) run(ctx context.Context) {
+	quiet := logr.Discard() // errors become problems
+	store := cache.NewUndeltaStore(w.observe, cache.MetaNamespaceKeyFunc)
+	cache.NewReflectorWithOptions(w.listWatch(ctx), &corev1.Service{}, store, cache.ReflectorOptions{Logger: &quiet}).
+		RunWithContext(klog.NewContext(ctx, quiet))
+}
+
+// listWatch returns the requests of the reflector. Each one updates the error in
+// events. A panic in a request becomes an error, so the reflector tries again.
+func (w *serviceWatcher) listWatch(ctx context.Context) *cache.ListWatch {
+	lw := cache.NewListWatchFromClient(w.client, "services", w.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, w.id.Name))
+	request := func(f func() error) error {
+		err := guard.Run(w.log, "kubernetes", f)
+		w.requestDone(ctx, err)
+		return err
+	}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
+			err = request(func() (err error) {
+				list, err = lw.ListWithContext(ctx, o)
+				return err
+			})
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (events watch.Interface, err error) {
+			err = request(func() (err error) {
+				events, err = lw.WatchWithContext(ctx, o)
+				return err
+			})
+			return events, err
+		},
+	}
+}
+
+// requestDone records how a request ended. After a watch that is too old, or that an
+// older API server does not understand, the reflector lists, so those are no errors.
+func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
+	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
+		return
+	}
+	w.update(func(e *serviceEvent) { e.err = err })
+}
+
+// observe records the Services that there are now.
+func (w *serviceWatcher) observe(services []any) {
+	w.update(func(e *serviceEvent) {
+		e.synced, e.service = true, nil
+		for _, s := range services {
+			// An API server that does not know the selector returns all Services.
+			if s, ok := s.(*corev1.Service); ok && s.Name == w.id.Name {
+				e.service = s
+			}
+		}
+	})
+}
+
+func (w *serviceWatcher) update(change func(*serviceEvent)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(&w.last)
+	w.events.Put(w.last)
+}
+
+// explainError returns in stable words why the API server does not answer, and which
+// rights it may want.
+func explainError(err error, rights string) string {
+	var op *net.OpError
+	var request *url.Error
+	var bug *guard.Error
+	switch {
+	case errors.As(err, &bug):
+		return bug.Error()
+	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
+		return fmt.Sprintf("the API server refuses access: %v; give Usher %s", err, rights)
+	case errors.As(err, &op) && op.Addr != nil:
+		return fmt.Sprintf("the API server at %s cannot be reached: %v", op.Addr, op.Err)
+	case errors.As(err, &request):
+		return fmt.Sprintf("the API server cannot be reached: %v", request.Err)
+	}
+	return fmt.Sprintf("the API server does not answer: %v", err)
+}
+
+// The bounds of readHistory, for which the first event waits.
+const (
+	historyTimeout = 5 * time.Second
+	historyLimit   = 10
+)
+
+// readHistory returns earlier revisions of a Service, the oldest first, as far as the
+// API server still has them: for at least five minutes (kube-apiserver's
+// --etcd-compaction-interval). An Usher that starts within a grace period needs them, or
+// the stateStore: a removed annotation leaves no trace in the Service, and any other
+// change may have moved the time of an annotation.
+//
+// It is best effort: it returns nothing if the API server does not count resource
+// versions up, or has forgotten the revisions.
+func readHistory(ctx context.Context, client rest.Interface, s *corev1.Service) []*corev1.Service {
+	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
+	defer cancel()
+	var revisions []*corev1.Service
+	for range historyLimit {
+		if s = previousRevision(ctx, client, s); s == nil {
+			break
+		}
+		revisions = append(revisions, s)
+	}
+	slices.Reverse(revisions)
+	return revisions
+}
+
+// previousRevision returns the revision of a Service before the last write; nil if it
+// cannot be read.
+func previousRevision(ctx context.Context, client rest.Interface, s *corev1.Service) *corev1.Service {
+	version, err := strconv.ParseUint(s.ResourceVersion, 10, 64)
+	if err != nil || version < 2 {
+		return nil
+	}
+	var list corev1.ServiceList
+	err = client.Get().Namespace(s.Namespace).Resource("services").VersionedParams(&metav1.ListOptions{
+		FieldSelector:        metav1.ObjectNameField + "=" + s.Name,
+		ResourceVersion:      strconv.FormatUint(version-1, 10),
+		ResourceVersionMatch: metav1.ResourceVersionMatchExact,
+	}, metav1.ParameterCodec).Do(ctx).Into(&list)
+	if err != nil {
+		return nil
+	}
+	for i := range list.Items {
+		if list.Items[i].Name == s.Name {
+			return &list.Items[i]
+		}
+	}
+	return nil
+}

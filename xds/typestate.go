@@ -1,0 +1,364 @@
+package xds
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"slices"
+	"strings"
+
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+)
+
+// typeState is the part of a streamState for one type: Envoy's subscription, what it was sent, and what may have
+// changed since.
+type typeState struct {
+	typ  Type
+	sotw bool // the protocol is the state of the world
+
+	clientState
+	// started is true after the first request.
+	started bool
+	// legacyWildcard is true while a request without names subscribes to all.
+	legacyWildcard bool
+	// versionInfo is the version from an earlier stream that a state-of-the-world Envoy had in its first request.
+	versionInfo string
+	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
+	// held back. With a listener, what it refers to may be missing.
+	incomplete bool
+	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their
+	// version.
+	resendOnSubscribe map[string]struct{}
+
+	responded bool      // something was sent
+	lastNonce string    // of the latest response
+	inflight  *response // the one that awaits its ACK
+	nacked    bool      // the latest answer was a NACK
+	paused    bool      // nothing is sent after several NACKs
+}
+
+// response is a response.
+type response struct {
+	typ   Type
+	nonce string
+	// resources are sorted by name. They are those that change or, in a full state, all that Envoy has afterwards.
+	resources []*Resource
+	// removals are the removed names. A full state is sent without them: it leaves their resources out.
+	removals []string
+}
+
+// ackResult is how a request answers a response.
+type ackResult struct {
+	response    *response        // nil: the request answers none
+	errorDetail *statuspb.Status // nil: it is an ACK
+}
+
+// wildcardName subscribes to all resources of a type.
+// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
+const wildcardName = "*"
+
+// handleRequest updates the state. It sends nothing.
+func (t *typeState) handleRequest(r request) ackResult {
+	if t.sotw && t.lastNonce != "" && r.nonce != t.lastNonce {
+		return ackResult{} // the answer to the latest response will repeat it all
+	}
+	var ack ackResult
+	if t.inflight != nil && r.nonce == t.inflight.nonce {
+		ack = ackResult{t.inflight, r.errorDetail}
+		t.inflight, t.nacked = nil, r.errorDetail != nil
+	}
+	first := !t.started
+	if first {
+		t.start(r)
+	}
+	t.legacyWildcard = t.legacyWildcard && len(r.subscribe) == 0
+	if t.sotw {
+		r.subscribe, r.unsubscribe = t.compareNames(r.subscribe)
+	}
+	t.changeSubscription(r, first)
+	return ack
+}
+
+// start takes over what Envoy has from an earlier stream, except for resendOnSubscribe. For listeners and clusters,
+// no names subscribe to all.
+func (t *typeState) start(r request) {
+	t.started, t.versionInfo = true, r.versionInfo
+	t.legacyWildcard = t.typ.isFullState()
+	t.setWildcard(t.legacyWildcard && len(r.subscribe) == 0)
+	for name, version := range r.initialVersions {
+		t.put(name, nameState{sent: true, version: version})
+	}
+	for name := range t.resendOnSubscribe {
+		t.put(name, nameState{})
+	}
+	t.resendOnSubscribe = nil
+}
+
+// compareNames returns how a state-of-the-world request, which lists all names, changes the subscription. It changes
+// the wildcard itself.
+func (t *typeState) compareNames(names []string) (subscribe, unsubscribe []string) {
+	if t.legacyWildcard {
+		return nil, nil
+	}
+	wanted := nameSet(names)
+	_, all := wanted[wildcardName]
+	delete(wanted, wildcardName)
+	t.setWildcard(all)
+	for name := range t.names(t.baseline) {
+		if _, ok := wanted[name]; !ok && t.get(name).named {
+			unsubscribe = append(unsubscribe, name)
+		}
+	}
+	for name := range wanted {
+		if !t.get(name).named {
+			subscribe = append(subscribe, name)
+		}
+	}
+	return subscribe, unsubscribe
+}
+
+// changeSubscription adds and removes names. In the delta protocol, a name that is subscribed to again is sent
+// again, and one that is unsubscribed from under a wildcard, too.
+// https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#unsubscribing-from-resources
+func (t *typeState) changeSubscription(r request, first bool) {
+	for _, name := range r.subscribe {
+		if name == wildcardName {
+			t.setWildcard(true)
+			continue
+		}
+		e := t.get(name)
+		e.named, e.dirty = true, true
+		t.put(name, e)
+		if !t.sotw && !first {
+			t.invalidate(name)
+		}
+	}
+	for _, name := range r.unsubscribe {
+		switch {
+		case name == wildcardName:
+			t.setWildcard(t.legacyWildcard)
+		case !t.wildcard:
+			t.put(name, nameState{})
+		default:
+			e := t.get(name)
+			e.named = false
+			t.put(name, e)
+			if !t.sotw {
+				t.invalidate(name)
+			}
+		}
+	}
+}
+
+// invalidate has a name sent again if Envoy subscribes to it now or later, even if it has the current version.
+func (t *typeState) invalidate(name string) {
+	if !t.started {
+		if t.resendOnSubscribe == nil {
+			t.resendOnSubscribe = map[string]struct{}{}
+		}
+		t.resendOnSubscribe[name] = struct{}{}
+		return
+	}
+	e := t.get(name)
+	if !e.sent && !t.subscribed(name) {
+		return // a later subscription sends it
+	}
+	e.sent, e.dirty, e.version = true, true, ""
+	t.put(name, e)
+}
+
+// invalidateChildren invalidates the children of resources.
+func (t *typeState) invalidateChildren(parents []*Resource) {
+	for _, p := range parents {
+		for _, name := range p.children {
+			t.invalidate(name)
+		}
+	}
+}
+
+// setCollection marks what differs between the previous collection and a new one.
+func (t *typeState) setCollection(current *Collection) {
+	if !t.started || current == nil || current == t.baseline {
+		return
+	}
+	first := t.baseline == nil
+	t.rebase(current)
+	if first {
+		t.resume()
+	}
+}
+
+// resume recognises an Envoy that was sent exactly this full state on an earlier stream. It is sent nothing.
+func (t *typeState) resume() {
+	if !t.fullState() || t.responded || t.versionInfo == "" || t.incomplete {
+		return
+	}
+	var list []*Resource
+	for name, r := range t.baseline.All() {
+		if t.subscribed(name) {
+			list = append(list, r)
+		}
+	}
+	if versionOf(list) != t.versionInfo {
+		return
+	}
+	for _, r := range list {
+		t.markSent(r)
+	}
+	t.responded = true
+}
+
+// fullState reports whether a response lists all resources, see Type.isFullState.
+func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
+
+// sendsRemovals reports whether Envoy is told that a resource is gone. It is if it has subscribed to all. For a name
+// that it has subscribed to, it is not, as with Consul: the resource that refers to it goes away instead.
+func (t *typeState) sendsRemovals() bool {
+	if t.sotw {
+		return t.typ.isFullState()
+	}
+	return t.wildcard
+}
+
+// canSend reports whether a response may be sent.
+func (t *typeState) canSend() bool {
+	return t.started && t.baseline != nil && t.inflight == nil && !t.paused && !t.blocked()
+}
+
+// blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
+// to, because it does not list it: Envoy may have been sent it on an earlier stream.
+func (t *typeState) blocked() bool {
+	return t.fullState() && !t.responded && t.versionInfo != "" && t.incomplete
+}
+
+// needsFirstResponse reports whether Envoy gets a response even if it is empty. Envoy's initialization waits for the
+// first response to a wildcard.
+func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcard }
+
+// hasChanges reports whether there may be something to send, and nothing in flight.
+func (t *typeState) hasChanges() bool {
+	return t.canSend() && (t.dirty > 0 || t.needsFirstResponse())
+}
+
+// changes returns how what Envoy has differs from what it is to have, sorted by name. It clears dirty where nothing
+// differs.
+func (t *typeState) changes() (upserts []*Resource, removals []string) {
+	if t.dirty == 0 {
+		return nil, nil
+	}
+	for name, e := range t.overrides {
+		if !e.dirty {
+			continue
+		}
+		r := t.baseline.Get(name)
+		switch {
+		case r != nil && t.subscribed(name) && e.version != r.Version():
+			upserts = append(upserts, r)
+		case r != nil || t.baseline.isHeldBack(name) || !e.sent:
+			e.dirty = false
+			t.put(name, e)
+		case t.sendsRemovals():
+			removals = append(removals, name)
+		default:
+			t.markRemoved(name)
+		}
+	}
+	sortByName(upserts)
+	slices.Sort(removals)
+	return upserts, removals
+}
+
+// deferAggregates leaves out aggregates of clusters that Envoy is sent only now: Envoy would send requests there
+// before they have any endpoints. They stay dirty, and follow after the ACK of these clusters. A first full state
+// has to list all.
+func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
+	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, func(r *Resource) bool { return len(r.targets) > 0 }) {
+		return upserts
+	}
+	added := map[string]bool{}
+	for _, r := range upserts {
+		added[r.Name()] = !t.get(r.Name()).sent
+	}
+	return slices.DeleteFunc(upserts, func(r *Resource) bool {
+		return slices.ContainsFunc(r.targets, func(target string) bool { return added[target] })
+	})
+}
+
+// hasHeldBack reports whether Envoy has a resource that is held back, and so needs what the resource refers to.
+func (t *typeState) hasHeldBack() bool {
+	if t.baseline == nil {
+		return false
+	}
+	for name := range t.baseline.heldBack {
+		if t.get(name).sent {
+			return true
+		}
+	}
+	return t.started && t.blocked()
+}
+
+// newResponse returns a response, and marks its changes as sent.
+func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []string) *response {
+	for _, u := range upserts {
+		t.markSent(u)
+	}
+	for _, name := range removals {
+		t.markRemoved(name)
+	}
+	r := &response{typ: t.typ, nonce: nonce, resources: upserts, removals: removals}
+	if t.fullState() {
+		r.resources = t.sentResources()
+	}
+	t.responded, t.lastNonce, t.inflight = true, nonce, r
+	return r
+}
+
+// sentResources returns what Envoy was sent on this stream and has, sorted by name.
+func (t *typeState) sentResources() []*Resource {
+	var list []*Resource
+	for name := range t.names(t.baseline) {
+		if e := t.get(name); e.sent && e.resource != nil {
+			list = append(list, e.resource)
+		}
+	}
+	sortByName(list)
+	return list
+}
+
+// size is the number of bytes of the resources.
+func (r *response) size() int {
+	n := 0
+	for _, c := range r.resources {
+		n += c.Size()
+	}
+	return n
+}
+
+// version identifies the content.
+func (r *response) version() string { return versionOf(r.resources) }
+
+// versionOf returns the hash of names and versions.
+func versionOf(list []*Resource) string {
+	h := sha256.New()
+	for _, r := range list {
+		_, _ = io.WriteString(h, r.Name()+"\x00"+r.Version()+"\x00")
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// names returns the names of the first resources.
+func (r *response) names() []string {
+	const most = 10
+	var names []string
+	for _, c := range r.resources {
+		if len(names) == most {
+			return append(names, "...")
+		}
+		names = append(names, c.Name())
+	}
+	return names
+}
+
+func sortByName(list []*Resource) {
+	slices.SortFunc(list, func(a, b *Resource) int { return strings.Compare(a.Name(), b.Name()) })
+}
