@@ -21,35 +21,35 @@ type admin struct {
 }
 
 // condition is what /readyz tells.
-type condition interface {
+type readinessChecker interface {
 	// Ready gives nil, or why Usher is not ready.
 	Ready() error
-	remarker
+	warner
 }
 
 // remarker has something to say although Usher is ready.
-type remarker interface {
+type warner interface {
 	// Warning gives what an operator can mend or may wait for, in one line; "" if
 	// there is nothing.
 	Warning() string
 }
 
 // combined is a condition with the remarks of somebody else, who may be nil.
-type combined struct {
-	condition
-	other remarker
+type withWarnings struct {
+	readinessChecker
+	other warner
 }
 
 // Warning implements condition, with a line for each.
-func (r combined) Warning() string {
+func (r withWarnings) Warning() string {
 	if r.other == nil {
-		return r.condition.Warning()
+		return r.readinessChecker.Warning()
 	}
-	return strings.Trim(r.condition.Warning()+"\n"+r.other.Warning(), "\n")
+	return strings.Trim(r.readinessChecker.Warning()+"\n"+r.other.Warning(), "\n")
 }
 
 // newAdmin binds addr.
-func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics prometheus.Gatherer, c condition) (*admin, error) {
+func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics prometheus.Gatherer, c readinessChecker) (*admin, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -81,7 +81,7 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 		IdleTimeout:       15 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.With("part", "admin").Handler(), slog.LevelWarn),
-		ConnState:         newCrowd(maxAdminConnections).note,
+		ConnState:         newConnLimiter(maxAdminConnections).track,
 	}}, nil
 }
 

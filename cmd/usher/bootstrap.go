@@ -22,7 +22,7 @@ func bootstrapCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if o.Token, err = token(tokenFile); err != nil {
+			if o.Token, err = readToken(tokenFile); err != nil {
 				return err
 			}
 			if caFile != "" {
@@ -53,7 +53,7 @@ func bootstrapCommand() *cobra.Command {
 }
 
 // token gives the ACL token that Consul's own commands would use.
-func token(file string) (gateway.Secret, error) {
+func readToken(file string) (gateway.Secret, error) {
 	if file == "" {
 		file = os.Getenv("CONSUL_HTTP_TOKEN_FILE")
 	}

@@ -34,7 +34,7 @@ func demoCommand() *cobra.Command {
 						configDir: dir,
 						xdsAddr:   xdsAddr,
 						adminAddr: "127.0.0.1:0",
-						logTo:     os.Stderr,
+						logOut:    os.Stderr,
 						logLevel:  "warn",
 						logFormat: "text",
 					})

@@ -35,12 +35,12 @@ type serveOptions struct {
 	logLevel          string
 	logFormat         string
 
-	logTo   io.Writer
+	logOut  io.Writer
 	signals signals
 }
 
 func serveCommand() *cobra.Command {
-	o := serveOptions{logTo: os.Stderr}
+	o := serveOptions{logOut: os.Stderr}
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve Envoys of ingress gateways over xDS.",

@@ -13,7 +13,7 @@ import (
 // logger returns the log of the process, and a function that ends it. Writing to
 // the log never blocks. The metrics count the lines that it drops.
 func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(), error) {
-	queue := newLogQueue(o.logTo, o.logFormat, metrics)
+	queue := newLogQueue(o.logOut, o.logFormat, metrics)
 	log, err := newLogger(queue, o.logFormat, o.logLevel)
 	if err != nil {
 		return nil, nil, err
@@ -22,7 +22,7 @@ func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(
 	grpcErrors.log.Store(log)
 	return log, func() {
 		grpcErrors.log.Store(nil)
-		queue.close(lastFlush)
+		queue.close(logFlushTimeout)
 	}, nil
 }
 

@@ -13,11 +13,11 @@ import (
 
 const (
 	// maxQueued is how many bytes of log wait in memory at most.
-	maxQueued = 4 << 20
+	maxLogQueue = 4 << 20
 	// lastFlush is how long the process waits for the log's reader before it ends.
-	lastFlush = time.Second
+	logFlushTimeout = time.Second
 	// writeAgain is the pause before another write to a full non-blocking pipe.
-	writeAgain = 10 * time.Millisecond
+	writeRetryPause = 10 * time.Millisecond
 )
 
 // logQueue is a writer for lines of log that never blocks: a pipe whose reader has
@@ -26,17 +26,17 @@ const (
 // drops lines, counts them, and writes in their place how many are missing. Use
 // newLogQueue.
 type logQueue struct {
-	to      io.Writer
+	out     io.Writer
 	limit   int // bytes
 	format  string
 	dropped prometheus.Counter
 
-	mu    sync.Mutex
-	work  sync.Cond // signals that a field below has changed
-	lines [][]byte
-	size  int // of lines, in bytes
-	lost  int // dropped lines that no line reports yet
-	ended bool
+	mu         sync.Mutex
+	cond       sync.Cond // signals that a field below has changed
+	lines      [][]byte
+	size       int // of lines, in bytes
+	unreported int // dropped lines that no line reports yet
+	closed     bool
 
 	failed int           // lines whose write failed and that no line reports yet; only run uses it
 	done   chan struct{} // closed when run has returned
@@ -45,13 +45,13 @@ type logQueue struct {
 // newLogQueue returns a queue in front of a log. format is one of newLogger.
 func newLogQueue(to io.Writer, format string, metrics prometheus.Registerer) *logQueue {
 	q := &logQueue{
-		to: to, limit: maxQueued, format: format, done: make(chan struct{}),
+		out: to, limit: maxLogQueue, format: format, done: make(chan struct{}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "usher_log_lines_dropped_total",
 			Help: "Lines of log that are lost: nothing read the log in time, or it could not be written.",
 		}),
 	}
-	q.work.L = &q.mu
+	q.cond.L = &q.mu
 	metrics.MustRegister(q.dropped)
 	return q
 }
@@ -61,14 +61,14 @@ func newLogQueue(to io.Writer, format string, metrics prometheus.Registerer) *lo
 func (q *logQueue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.ended || q.size+len(line) > q.limit || q.lost > 0 && q.size > q.limit/2 {
-		q.lost++
+	if q.closed || q.size+len(line) > q.limit || q.unreported > 0 && q.size > q.limit/2 {
+		q.unreported++
 		q.dropped.Inc()
 		return len(line), nil
 	}
-	if q.lost > 0 {
-		q.push(q.missing(q.lost))
-		q.lost = 0
+	if q.unreported > 0 {
+		q.push(q.missing(q.unreported))
+		q.unreported = 0
 	}
 	q.push(bytes.Clone(line))
 	return len(line), nil
@@ -77,7 +77,7 @@ func (q *logQueue) Write(line []byte) (int, error) {
 func (q *logQueue) push(line []byte) {
 	q.lines = append(q.lines, line)
 	q.size += len(line)
-	q.work.Signal()
+	q.cond.Signal()
 }
 
 // run writes until close is called and all lines are written.
@@ -98,8 +98,8 @@ func (q *logQueue) run() {
 func (q *logQueue) next() []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.lines) == 0 && q.lost == 0 && !q.ended {
-		q.work.Wait()
+	for len(q.lines) == 0 && q.unreported == 0 && !q.closed {
+		q.cond.Wait()
 	}
 	if len(q.lines) > 0 {
 		line := q.lines[0]
@@ -108,9 +108,9 @@ func (q *logQueue) next() []byte {
 		q.size -= len(line)
 		return line
 	}
-	if q.lost > 0 {
-		line := q.missing(q.lost)
-		q.lost = 0
+	if q.unreported > 0 {
+		line := q.missing(q.unreported)
+		q.unreported = 0
 		return line
 	}
 	return nil
@@ -120,12 +120,12 @@ func (q *logQueue) next() []byte {
 // the pipe non-blocking; then write tries again while the pipe is full.
 func (q *logQueue) write(line []byte) bool {
 	for {
-		n, err := q.to.Write(line)
+		n, err := q.out.Write(line)
 		if !errors.Is(err, syscall.EAGAIN) {
 			return err == nil
 		}
 		line = line[n:]
-		time.Sleep(writeAgain)
+		time.Sleep(writeRetryPause)
 	}
 }
 
@@ -140,8 +140,8 @@ func (q *logQueue) missing(lines int) []byte {
 // close ends run. It waits until all lines are written, for patience at most.
 func (q *logQueue) close(patience time.Duration) {
 	q.mu.Lock()
-	q.ended = true
-	q.work.Signal()
+	q.closed = true
+	q.cond.Signal()
 	q.mu.Unlock()
 	select {
 	case <-q.done:

@@ -173,7 +173,7 @@ func TestTheEndWaitsForTheLogNoLongerThanASecond(t *testing.T) {
 		q, log := queued(t, writer, "text")
 		log.Info("nothing reads this")
 		begin := time.Now()
-		q.close(lastFlush)
+		q.close(logFlushTimeout)
 		if took := time.Since(begin); took != time.Second {
 			t.Errorf("close took %v, want a second", took)
 		}

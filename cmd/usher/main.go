@@ -18,14 +18,14 @@ func main() {
 		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, &grpcErrors))
 	}
 	if err := rootCommand().ExecuteContext(context.Background()); err != nil {
-		complain(err)
+		printError(err)
 		os.Exit(1)
 	}
 }
 
 // complain writes to stderr why the process ends. If the pipe is full, it gives up
 // after lastFlush.
-func complain(err error) {
+func printError(err error) {
 	said := make(chan struct{})
 	go func() {
 		defer close(said)
@@ -33,7 +33,7 @@ func complain(err error) {
 	}()
 	select {
 	case <-said:
-	case <-time.After(lastFlush):
+	case <-time.After(logFlushTimeout):
 	}
 }
 

@@ -14,19 +14,19 @@ import (
 // source must not make all Ushers unready at once: each of them still has what
 // Envoys need.
 type readiness struct {
-	condition // of the source, with the remarks of others
-	plane     interface{ HasSet() bool }
+	readinessChecker // of the source, with the remarks of others
+	plane            interface{ HasSet() bool }
 
-	mu       sync.Mutex
-	away     time.Time // when the source stopped answering; zero while it answers
-	draining bool
+	mu        sync.Mutex
+	downSince time.Time // when the source stopped answering; zero while it answers
+	draining  bool
 }
 
 var errShuttingDown = errors.New("usher is shutting down")
 
 // Ready implements condition.
 func (r *readiness) Ready() error {
-	_, err := r.look()
+	_, err := r.checkSource()
 	switch {
 	case r.isDraining():
 		return errShuttingDown
@@ -39,8 +39,8 @@ func (r *readiness) Ready() error {
 // Warning implements condition. It starts with the reason why the source does not
 // answer.
 func (r *readiness) Warning() string {
-	warning := r.condition.Warning()
-	if since, err := r.look(); err != nil {
+	warning := r.readinessChecker.Warning()
+	if since, err := r.checkSource(); err != nil {
 		away := fmt.Sprintf("%v; it is so since %s, and Envoys keep the last good configuration", err, since.UTC().Format(time.RFC3339))
 		warning = strings.Trim(away+"\n"+warning, "\n")
 	}
@@ -53,7 +53,7 @@ func (r *readiness) run(ctx context.Context) error {
 	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
-		_, _ = r.look()
+		_, _ = r.checkSource()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -64,21 +64,21 @@ func (r *readiness) run(ctx context.Context) error {
 
 // look checks the source. It returns why the source does not answer, and when a
 // check first found that.
-func (r *readiness) look() (time.Time, error) {
-	err := r.condition.Ready()
+func (r *readiness) checkSource() (time.Time, error) {
+	err := r.readinessChecker.Ready()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
-		r.away = time.Time{}
-	case r.away.IsZero():
-		r.away = time.Now()
+		r.downSince = time.Time{}
+	case r.downSince.IsZero():
+		r.downSince = time.Now()
 	}
-	return r.away, err
+	return r.downSince, err
 }
 
 // drain makes Usher unready until the process ends.
-func (r *readiness) drain() {
+func (r *readiness) setDraining() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.draining = true

@@ -9,14 +9,14 @@ import (
 )
 
 // supplied is a plane with or without a set.
-type supplied bool
+type fakePlane bool
 
-func (s *supplied) HasSet() bool { return bool(*s) }
+func (s *fakePlane) HasSet() bool { return bool(*s) }
 
 func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source, plane := &told{}, new(supplied)
-		r := &readiness{condition: source, plane: plane}
+		source, plane := &fakeChecker{}, new(fakePlane)
+		r := &readiness{readinessChecker: source, plane: plane}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- r.run(ctx) }()
@@ -48,7 +48,7 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		source.set(nil, "")
 		is("it answers, without a set", nil, "")
 		*plane = true
-		r.drain()
+		r.setDraining()
 		is("draining", errShuttingDown, "")
 		cancel()
 		if err := <-ended; err != nil {

@@ -33,11 +33,11 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 2. Facts: Consul or files, Kubernetes, and the operator's own file.
 	problems := controlplane.NewProblems(log, metrics)
-	facts, authorizer, err := o.source(log, metrics, problems)
+	facts, authorizer, err := o.newSource(log, metrics, problems)
 	if err != nil {
 		return err
 	}
-	balancers, err := o.balancers(log, metrics)
+	balancers, err := o.connectKubernetes(log, metrics)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	ready := &readiness{condition: combined{facts, balancers}, plane: plane}
+	ready := &readiness{readinessChecker: withWarnings{facts, balancers}, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
@@ -76,19 +76,19 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer admin.stop()
 
 	// 5. Everything runs until the first part returns.
-	keeper := &keeper{log: log, signals: o.signals, ready: ready, server: server, over: o.drainTime}
+	keeper := &signalHandler{log: log, signals: o.signals, ready: ready, server: server, drainTime: o.drainTime}
 	parts := []func(context.Context) error{facts.Run, plane.Run, ready.run, keeper.run}
 	if dir, ok := facts.(*configdir.Source); ok {
-		keeper.followed = append(keeper.followed, followed{o.configDir, dir.Reload})
+		keeper.reloadables = append(keeper.reloadables, reloadable{o.configDir, dir.Reload})
 	}
 	if settings != nil {
 		plane.SetConfigFile(settings.Content())
 		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, plane.SetConfigFile) })
-		keeper.followed = append(keeper.followed, followed{o.configFile, settings.Reload})
+		keeper.reloadables = append(keeper.reloadables, reloadable{o.configFile, settings.Reload})
 	}
 	if transport != nil {
 		parts = append(parts, transport.Run)
-		keeper.followed = append(keeper.followed, followed{o.tlsCert, transport.Reload})
+		keeper.reloadables = append(keeper.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
 	var g run.Group

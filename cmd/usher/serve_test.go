@@ -157,34 +157,34 @@ func (b *syncBuffer) String() string {
 }
 
 // told is a condition that the test sets.
-type told struct {
+type fakeChecker struct {
 	mu      sync.Mutex
 	why     error
 	warning string
 }
 
-func (c *told) Ready() error {
+func (c *fakeChecker) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.why
 }
 
-func (c *told) Warning() string {
+func (c *fakeChecker) Warning() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.warning
 }
 
-func (c *told) set(why error, warning string) {
+func (c *fakeChecker) set(why error, warning string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.why, c.warning = why, warning
 }
 
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
-	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
-	other := &told{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), combined{c, other})
+	c := &fakeChecker{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
+	other := &fakeChecker{}
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), withWarnings{c, other})
 	if err != nil {
 		t.Fatal(err)
 	}

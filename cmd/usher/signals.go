@@ -32,23 +32,23 @@ func notify() (signals, func()) {
 }
 
 // followed is a file or directory that Usher reads again at SIGHUP.
-type followed struct {
+type reloadable struct {
 	path   string
 	reload func()
 }
 
 // keeper reacts to signals.
-type keeper struct {
-	log      *slog.Logger
-	signals  signals
-	followed []followed
-	ready    *readiness
-	server   *xds.Server
-	over     time.Duration // how long Usher takes to end the streams
+type signalHandler struct {
+	log         *slog.Logger
+	signals     signals
+	reloadables []reloadable
+	ready       *readiness
+	server      *xds.Server
+	drainTime   time.Duration // how long Usher takes to end the streams
 }
 
 // run reacts to signals until ctx ends, or until a signal has ended the streams.
-func (k *keeper) run(ctx context.Context) error {
+func (k *signalHandler) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -63,9 +63,9 @@ func (k *keeper) run(ctx context.Context) error {
 }
 
 // reload makes Usher read all followed files again. Their readers log what changed.
-func (k *keeper) reload() {
+func (k *signalHandler) reload() {
 	paths := []string{}
-	for _, f := range k.followed {
+	for _, f := range k.reloadables {
 		f.reload()
 		paths = append(paths, f.path)
 	}
@@ -78,20 +78,20 @@ func (k *keeper) reload() {
 
 // lastWords is how long Envoys may take to close their streams after Usher has ended
 // them.
-const lastWords = time.Second
+const streamCloseTimeout = time.Second
 
 // shutDown asks Envoys to connect again, a few at a time. It returns when all have
 // gone, when their time is over, or at a second signal.
-func (k *keeper) shutDown(ctx context.Context) {
-	k.ready.drain()
-	k.log.Info("shutting down: Envoys are asked to connect again; send the signal again to end at once", "envoys", k.server.Streams(), "over", k.over)
+func (k *signalHandler) shutDown(ctx context.Context) {
+	k.ready.setDraining()
+	k.log.Info("shutting down: Envoys are asked to connect again; send the signal again to end at once", "envoys", k.server.Streams(), "over", k.drainTime)
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, k.over+lastWords)
+	ctx, cancel := context.WithTimeout(ctx, k.drainTime+streamCloseTimeout)
 	defer cancel()
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		k.server.Drain(ctx, k.over)
+		k.server.Drain(ctx, k.drainTime)
 	}()
 	left := 0
 	select {

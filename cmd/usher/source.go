@@ -22,15 +22,15 @@ import (
 )
 
 // source is where facts come from: Consul or files.
-type source interface {
+type configSource interface {
 	controlplane.Source
-	condition
+	readinessChecker
 	Run(ctx context.Context) error
 }
 
 // source gives the source that the flags ask for, and who decides which
 // callers may have its resources.
-func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems) (source, xds.Authorizer, error) {
+func (o serveOptions) newSource(log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems) (configSource, xds.Authorizer, error) {
 	if o.configDir == "" {
 		client, err := consul.NewClient(consul.Config{
 			HTTPAddr: o.consulHTTPAddr,
@@ -53,18 +53,18 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 	if err := dir.Load(); err != nil {
 		return nil, nil, err
 	}
-	return dir, everybody{}, nil
+	return dir, allowAll{}, nil
 }
 
 // balancers tell listeners with the mode auto what to be.
-type balancers interface {
+type balancerSource interface {
 	controlplane.Balancers
-	remarker
+	warner
 }
 
 // balancers gives those of Kubernetes; nil outside of it.
-func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer) (balancers, error) {
-	record, err := recordAt(o.balancerRecord)
+func (o serveOptions) connectKubernetes(log *slog.Logger, metrics prometheus.Registerer) (balancerSource, error) {
+	record, err := parseRecord(o.balancerRecord)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer)
 }
 
 // recordAt reads NAMESPACE/NAME; "" names nothing.
-func recordAt(text string) (types.NamespacedName, error) {
+func parseRecord(text string) (types.NamespacedName, error) {
 	namespace, name, ok := strings.Cut(text, "/")
 	if text != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
 		return types.NamespacedName{}, fmt.Errorf("--balancer-record %s: it is the namespace and the name of a ConfigMap, such as consul/usher-balancers", text)
@@ -113,10 +113,10 @@ func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Nod
 
 // everybody lets everybody in: file mode holds no certificate or key of a
 // mesh, and knows no tokens.
-type everybody struct{}
+type allowAll struct{}
 
 // Authorize implements xds.Authorizer.
-func (everybody) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
 
 // transport gives the TLS side of the xDS server, nil for plain text.
 func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
