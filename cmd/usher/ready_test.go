@@ -34,7 +34,7 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		is("the source answers", nil, "")
 		source.set(refused, "")
 		time.Sleep(10 * time.Second) // the first look after the change is one second later
-		const away = "consul at http://127.0.0.1:8500: connection refused; it is so since 2000-01-01T00:00:01Z, and Envoys keep the last good configuration"
+		const away = "consul at http://127.0.0.1:8500: connection refused (since 2000-01-01T00:00:01Z); Envoys keep the last valid configuration"
 		if err := r.Ready(); !errors.Is(err, refused) {
 			t.Errorf("away, without a set: %v, want %v", err, refused)
 		}

@@ -132,7 +132,7 @@ func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 	s := startServe(t, 10*time.Minute)
 	envoys := []*fakeenvoy.Envoy{s.connect(), s.connect()}
 	s.end <- syscall.SIGTERM
-	s.waitLog(`shutting down: Envoys are asked to connect again; send the signal again to end at once" envoys=2 over=10m0s`)
+	s.waitLog(`shutting down; a second signal ends usher at once" envoys=2 drain_time=10m0s`)
 	if got := s.readyz(); got != "503 Service Unavailable\nnot ready: usher is shutting down\n" {
 		t.Errorf("/readyz says %s", got)
 	}
@@ -148,7 +148,7 @@ func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 	for _, e := range envoys {
 		e.ExpectEnd(codes.Unavailable)
 	}
-	s.waitLog(`msg="shutting down at once: the signal came again"`)
+	s.waitLog(`msg="second signal: shutting down at once"`)
 	s.waitLog(`msg="shut down" .*cut_off=1`)
 }
 
@@ -196,6 +196,6 @@ func TestSIGHUPReadsFilesAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.reload <- syscall.SIGHUP
-	s.waitLog(`msg="SIGHUP: files are read again" paths="\[\S+/config \S+/usher.hcl\]"`)
+	s.waitLog(`msg="reloading files" signal=SIGHUP paths="\[\S+/config \S+/usher.hcl\]"`)
 	s.waitLog(`msg="config file read" .*gateways=1`)
 }

@@ -68,7 +68,7 @@ func TestTheLogHasTheSameBytesInTheSameOrder(t *testing.T) {
 	}
 }
 
-var missingLine = regexp.MustCompile(`lines of log are missing here.*lines"?[=:](\d+)`)
+var missingLine = regexp.MustCompile(`log lines dropped.*lines"?[=:](\d+)`)
 
 // TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing logs far more than the queue
 // holds before it reads anything.
