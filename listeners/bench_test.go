@@ -16,7 +16,7 @@ func BenchmarkCompile(b *testing.B) {
 			s := manyServices(b, n)
 			b.ReportAllocs()
 			for b.Loop() {
-				Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+				compile(s, s.Instances[0], gateway.EnvoyVersion{})
 			}
 		})
 	}

@@ -30,16 +30,16 @@ const (
 // the client's word is passed on, and believed.
 type addressing struct {
 	on      bool
-	who     peers
+	from    downstreams
 	policy  settings.ClientAddress
 	tls     bool           // the connection has TLS
 	headers []settings.TLV // those that services are told in a header
 }
 
-func addressingOf(l listening, who peers, tls bool) addressing {
+func addressingOf(l listenerParams, who downstreams, tls bool) addressing {
 	a := addressing{
 		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
-		who:    who,
+		from:   who,
 		policy: l.policy.ClientAddress,
 		tls:    tls,
 	}
@@ -76,12 +76,12 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.XffNumTrustedHops = a.policy.TrustedHops.Uint32()
 	headers := a.xff(hcm)
 	for _, tlv := range a.headers {
-		headers = append(headers, removed(tlv.Header))
-		if a.who != untrusted {
-			headers = append(headers, set(tlv.Header, envoy.TLVOperator(tlv.Name)))
+		headers = append(headers, removeHeader(tlv.Header))
+		if a.from != untrustedDownstreams {
+			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
-	return early(hcm, headers)
+	return mutateEarly(hcm, headers)
 }
 
 // xff gives the changes of X-Forwarded-For and X-Forwarded-Proto that come
@@ -92,30 +92,30 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 // the address is written here, and Envoy is told that the one hop that it trusts
 // has done it.
 func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
-	if a.who == untrusted {
-		written(hcm)
-		return []*mutationv3.HeaderMutation{set(xffHeader, peerOperator), removed(protoHeader)}
+	if a.from == untrustedDownstreams {
+		trustLastXFF(hcm)
+		return []*mutationv3.HeaderMutation{setHeader(xffHeader, peerOperator), removeHeader(protoHeader)}
 	}
 	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
 	switch by := a.proto(); {
 	case by == settings.ForwardedProtoConnection && hops > 0:
-		return append(changes, removed(protoHeader))
+		return append(changes, removeHeader(protoHeader))
 	case by == settings.ForwardedProtoConnection && overwrite:
-		return append(changes, removed(xffHeader))
+		return append(changes, removeHeader(xffHeader))
 	case by == settings.ForwardedProtoConnection:
 		return nil
 	case by == settings.ForwardedProtoPorts:
-		changes = append(changes, set(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
+		changes = append(changes, setHeader(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
 		return changes
 	}
-	written(hcm)
+	trustLastXFF(hcm)
 	if overwrite {
-		return append(changes, set(xffHeader, clientOperator))
+		return append(changes, setHeader(xffHeader, clientOperator))
 	}
-	return append(changes, appended(xffHeader, clientOperator))
+	return append(changes, appendHeader(xffHeader, clientOperator))
 }
 
 // proto says what X-Forwarded-Proto follows from. A connection with TLS is
@@ -142,33 +142,33 @@ func byPort(ports []uint32) string {
 }
 
 // written tells Envoy that the last entry of X-Forwarded-For is the client.
-func written(hcm *hcmv3.HttpConnectionManager) {
+func trustLastXFF(hcm *hcmv3.HttpConnectionManager) {
 	hcm.XffNumTrustedHops = 1
 	hcm.SkipXffAppend = true
 }
 
-func set(header, value string) *mutationv3.HeaderMutation {
-	return appendAction(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+func setHeader(header, value string) *mutationv3.HeaderMutation {
+	return changeHeader(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 }
 
-func appended(header, value string) *mutationv3.HeaderMutation {
-	return appendAction(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
+func appendHeader(header, value string) *mutationv3.HeaderMutation {
+	return changeHeader(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
 }
 
-func appendAction(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
+func changeHeader(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: header, Value: value},
 		AppendAction: action,
 	}}}
 }
 
-func removed(header string) *mutationv3.HeaderMutation {
+func removeHeader(header string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
 }
 
 // early makes changes to the request's headers before anything looks at them
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
-func early(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
+func mutateEarly(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
 	if len(changes) == 0 {
 		return nil
 	}

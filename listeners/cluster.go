@@ -19,20 +19,20 @@ import (
 )
 
 // upstream adds the clusters and load assignments of a row.
-func (parts *portParts) upstream(env environment, p port, r row, memo clusterMemo) error {
-	groups, err := groupsOf(env.snapshot, r.chain)
+func (parts *portResources) addClusters(env environment, p port, r portService, memo clusterCache) error {
+	groups, err := targetGroupsOf(env.snapshot, r.chain)
 	if err != nil {
 		return err
 	}
-	limits := limitsOf(env.snapshot.Entry.Defaults, r.config)
+	limits := limitsOf(env.snapshot.Entry.Defaults, r.settings)
 	for _, g := range groups {
-		for _, peer := range g.unknown {
-			parts.problems = append(parts.problems, unknownPeer(peer))
+		for _, peer := range g.unresolvedPeers {
+			parts.problems = append(parts.problems, unresolvedPeer(peer))
 		}
-		if g.base == "" {
+		if g.clusterName == "" {
 			continue
 		}
-		if err := parts.group(env, p, g, limits, memo); err != nil {
+		if err := parts.addGroup(env, p, g, limits, memo); err != nil {
 			return err
 		}
 	}
@@ -40,7 +40,7 @@ func (parts *portParts) upstream(env environment, p port, r row, memo clusterMem
 }
 
 // unknownPeer is the problem of a cluster peer that nothing is sent to.
-func unknownPeer(name string) problem.Problem {
+func unresolvedPeer(name string) problem.Problem {
 	return problem.Problem{
 		Where: "cluster peer " + name,
 		What: "its root certificates are not known, so that nothing is sent to it; " +
@@ -49,10 +49,10 @@ func unknownPeer(name string) problem.Problem {
 }
 
 // group adds the clusters of what a resolver leads to.
-func (parts *portParts) group(env environment, p port, g group, limits limits, memo clusterMemo) error {
+func (parts *portResources) addGroup(env environment, p port, g targetGroup, limits limits, memo clusterCache) error {
 	switch {
-	case len(g.legs) == 0:
-		parts.clusters = append(parts.clusters, emptyCluster(g.base))
+	case len(g.targets) == 0:
+		parts.clusters = append(parts.clusters, emptyCluster(g.clusterName))
 	case g.failover:
 		aggregate, err := aggregateCluster(g, limits)
 		if err != nil {
@@ -60,67 +60,67 @@ func (parts *portParts) group(env environment, p port, g group, limits limits, m
 		}
 		parts.clusters = append(parts.clusters, aggregate)
 	}
-	for _, l := range g.legs {
+	for _, l := range g.targets {
 		cluster, err := memo.cluster(clusterKeyOf(env, p, g, l, limits))
 		if err != nil {
-			return fmt.Errorf("cluster %s: %w", l.cluster, err)
+			return fmt.Errorf("cluster %s: %w", l.name, err)
 		}
 		parts.clusters = append(parts.clusters, cluster)
-		parts.legs = append(parts.legs, l)
+		parts.targets = append(parts.targets, l)
 	}
 	return nil
 }
 
 // clusterMemo has the clusters of a shape and of the one before it, so that a
 // cluster whose key is the same is not made again.
-type clusterMemo struct {
-	before, now map[clusterKey]*clusterv3.Cluster
+type clusterCache struct {
+	previous, current map[clusterKey]*clusterv3.Cluster
 }
 
-func (m clusterMemo) next() clusterMemo {
-	return clusterMemo{before: m.now, now: map[clusterKey]*clusterv3.Cluster{}}
+func (m clusterCache) next() clusterCache {
+	return clusterCache{previous: m.current, current: map[clusterKey]*clusterv3.Cluster{}}
 }
 
-func (m clusterMemo) cluster(k clusterKey) (*clusterv3.Cluster, error) {
-	for _, known := range []map[clusterKey]*clusterv3.Cluster{m.now, m.before} {
+func (m clusterCache) cluster(k clusterKey) (*clusterv3.Cluster, error) {
+	for _, known := range []map[clusterKey]*clusterv3.Cluster{m.current, m.previous} {
 		if c := known[k]; c != nil {
-			m.now[k] = c
+			m.current[k] = c
 			return c, nil
 		}
 	}
 	c, err := meshCluster(k)
 	if err == nil {
-		m.now[k] = c
+		m.current[k] = c
 	}
 	return c, err
 }
 
 // clusterKey is everything that a cluster with instances follows from.
 type clusterKey struct {
-	name        string
-	target      *gateway.Target
-	peer        *gateway.PeerMeta // of a target in a cluster peer
-	resolver    *gateway.Resolver
-	balancer    *gateway.LoadBalancer
-	http2       bool
-	limits      limits
-	fetch       envoy.FetchTimeout
-	plain       bool
-	trustDomain string
-	outgoing    *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
+	name         string
+	target       *gateway.Target
+	peer         *gateway.PeerMeta // of a target in a cluster peer
+	resolver     *gateway.Resolver
+	loadBalancer *gateway.LoadBalancer
+	http2        bool
+	limits       limits
+	fetch        envoy.FetchTimeout
+	plain        bool
+	trustDomain  string
+	outgoing     *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
 }
 
-func clusterKeyOf(env environment, p port, g group, l leg, limits limits) clusterKey {
+func clusterKeyOf(env environment, p port, g targetGroup, l targetCluster, limits limits) clusterKey {
 	k := clusterKey{
-		name:     l.cluster,
-		target:   l.target,
-		peer:     l.peer,
-		resolver: g.node.Resolver,
-		balancer: g.node.LoadBalancer,
-		http2:    p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
-		limits:   limits,
-		fetch:    env.fetch,
-		plain:    env.snapshot.Plain,
+		name:         l.name,
+		target:       l.target,
+		peer:         l.peer,
+		resolver:     g.node.Resolver,
+		loadBalancer: g.node.LoadBalancer,
+		http2:        p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
+		limits:       limits,
+		fetch:        env.fetch,
+		plain:        env.snapshot.Plain,
 	}
 	if roots := env.snapshot.Roots; roots != nil {
 		k.trustDomain = roots.TrustDomain
@@ -145,7 +145,7 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 		CircuitBreakers:  &clusterv3.CircuitBreakers{Thresholds: k.limits.thresholds()},
 		OutlierDetection: k.limits.outlierDetection(),
 	}
-	if err := balance(c, k.balancer); err != nil {
+	if err := setLoadBalancing(c, k.loadBalancer); err != nil {
 		return nil, err
 	}
 	if k.http2 {
@@ -177,12 +177,12 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 		return nil, fmt.Errorf("config entry mesh: TLS.Outgoing: %w", err)
 	}
 	service := gateway.ServiceName{Name: k.target.Service, Namespace: k.target.Namespace, Partition: k.target.Partition}
-	who := verified{
+	who := meshIdentity{
 		roots: RootsSecret, sni: k.target.SNI,
 		identities: []string{service.SPIFFEID(k.trustDomain, k.target.Datacenter)},
 	}
 	if k.peer != nil {
-		who = verified{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
+		who = meshIdentity{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
 		if len(k.peer.SNI) > 0 {
 			who.sni = k.peer.SNI[0]
 		}
@@ -195,7 +195,7 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 			ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 					DefaultValidationContext: &tlsv3.CertificateValidationContext{
-						MatchTypedSubjectAltNames: who.matchers(),
+						MatchTypedSubjectAltNames: who.sanMatchers(),
 					},
 					ValidationContextSdsSecretConfig: secretOverADS(who.roots),
 				},
@@ -205,13 +205,13 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 }
 
 // verified says how the other end of a connection is asked for and verified.
-type verified struct {
+type meshIdentity struct {
 	roots      string // the secret with the root certificates
 	sni        string
 	identities []string // those that are accepted, at least one
 }
 
-func (v verified) matchers() []*tlsv3.SubjectAltNameMatcher {
+func (v meshIdentity) sanMatchers() []*tlsv3.SubjectAltNameMatcher {
 	matchers := make([]*tlsv3.SubjectAltNameMatcher, len(v.identities))
 	for i, id := range v.identities {
 		matchers[i] = &tlsv3.SubjectAltNameMatcher{
@@ -225,18 +225,18 @@ func (v verified) matchers() []*tlsv3.SubjectAltNameMatcher {
 // aggregateCluster makes the cluster that tries the legs of a group in order.
 // Limits belong to the legs: Envoy counts nothing on an aggregate. Its outlier
 // detection is as Consul writes it.
-func aggregateCluster(g group, l limits) (*clusterv3.Cluster, error) {
-	names := make([]string, len(g.legs))
-	for i, leg := range g.legs {
-		names[i] = leg.cluster
+func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
+	names := make([]string, len(g.targets))
+	for i, leg := range g.targets {
+		names[i] = leg.name
 	}
 	config, err := envoy.Pack(&aggregatev3.ClusterConfig{Clusters: names})
 	if err != nil {
 		return nil, err
 	}
 	c := &clusterv3.Cluster{
-		Name:           g.base,
-		AltStatName:    g.base,
+		Name:           g.clusterName,
+		AltStatName:    g.clusterName,
 		ConnectTimeout: connectTimeoutOf(g.node.Resolver),
 		LbPolicy:       clusterv3.Cluster_CLUSTER_PROVIDED,
 		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{

@@ -19,24 +19,24 @@ import (
 // so keeps it.
 func domainsOf(p port) ([][]string, error) {
 	owner := map[string]int{}
-	key := func(r row, domain string) string {
-		return routeName(p, r.config) + " " + strings.ToLower(domain)
+	key := func(r portService, domain string) string {
+		return routeName(p, r.settings) + " " + strings.ToLower(domain)
 	}
-	domains := make([][]string, len(p.rows))
-	for i, r := range p.rows {
+	domains := make([][]string, len(p.services))
+	for i, r := range p.services {
 		for _, h := range hostsOf(r) {
 			if first, taken := owner[key(r, h)]; taken {
 				if first == i {
 					continue
 				}
 				return nil, fmt.Errorf("services %s and %s both have the host %q; remove it from one of them",
-					p.rows[first].service.Service, r.service.Service, h)
+					p.services[first].service.Service, r.service.Service, h)
 			}
 			owner[key(r, h)] = i
 			domains[i] = append(domains[i], h)
 		}
 	}
-	for i, r := range p.rows {
+	for i, r := range p.services {
 		for _, h := range domains[i] {
 			withPort := net.JoinHostPort(h, strconv.Itoa(p.number))
 			if _, taken := owner[key(r, withPort)]; taken || !portless(h) {
@@ -51,7 +51,7 @@ func domainsOf(p port) ([][]string, error) {
 
 // hostsOf gives the hosts of a row, by default the one that Consul's DNS
 // answers for the service (https://developer.hashicorp.com/consul/docs/reference/dns).
-func hostsOf(r row) []string {
+func hostsOf(r portService) []string {
 	name := r.service.Service
 	switch {
 	case len(r.service.Hosts) > 0:

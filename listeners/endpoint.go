@@ -21,36 +21,36 @@ const maxWeight = 128
 
 // assignmentKey is everything that a load assignment follows from.
 type assignmentKey struct {
-	cluster     string
-	local       string // the gateway.Locality that addresses are seen from; "": none
-	onlyPassing bool
-	instances   *gateway.Endpoints // of the target; nil: not answered yet
-	through     bool               // by way of mesh gateways
-	gateways    *gateway.Endpoints // the mesh gateways; nil: not answered yet
+	cluster         string
+	locality        string // the gateway.Locality that addresses are seen from; "": none
+	onlyPassing     bool
+	instances       *gateway.Endpoints // of the target; nil: not answered yet
+	viaMeshGateways bool               // by way of mesh gateways
+	meshGateways    *gateway.Endpoints // the mesh gateways; nil: not answered yet
 }
 
-func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
+func assignmentKeyOf(s *gateway.Snapshot, l targetCluster) assignmentKey {
 	k := assignmentKey{
-		cluster:     l.cluster,
-		local:       gateway.MeshGatewayKey(s.Datacenter, l.from),
+		cluster:     l.name,
+		locality:    gateway.MeshGatewayKey(s.Datacenter, l.fromPartition),
 		onlyPassing: l.target.Subset.OnlyPassing,
 		instances:   s.Endpoints.Get(l.target.ID),
 	}
 	if l.target.Peer != "" {
 		// What a peer exports is as it says, and behind its mesh gateways, whose
 		// datacenter may be called like the local one.
-		k.local, k.onlyPassing = "", false
+		k.locality, k.onlyPassing = "", false
 		return k
 	}
 	at := gateway.MeshGatewayKey(l.target.Datacenter, l.target.Partition)
-	if at == k.local {
+	if at == k.locality {
 		return k
 	}
 	switch l.target.MeshGateway.Mode {
 	case "local":
-		k.through, k.gateways = true, s.MeshGateways[gateway.MeshGatewayKey(s.Datacenter, s.ID.Partition)]
+		k.viaMeshGateways, k.meshGateways = true, s.MeshGateways[gateway.MeshGatewayKey(s.Datacenter, s.ID.Partition)]
 	case "remote":
-		k.through, k.gateways = true, s.MeshGateways[at]
+		k.viaMeshGateways, k.meshGateways = true, s.MeshGateways[at]
 	}
 	return k
 }
@@ -61,24 +61,24 @@ func assignmentKeyOf(s *gateway.Snapshot, l leg) assignmentKey {
 // are none: only that lets Envoy finish its start. An instance that Envoy could
 // not take would cost all others, so it is left out and a problem.
 func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []problem.Problem) {
-	if k.instances == nil || k.through && k.gateways == nil {
+	if k.instances == nil || k.viaMeshGateways && k.meshGateways == nil {
 		return nil, nil
 	}
 	instances, shared := k.instances.Endpoints, corev3.HealthStatus_UNKNOWN
-	if k.through {
-		instances, shared = k.gateways.Endpoints, overallHealth(k.instances, k.onlyPassing)
+	if k.viaMeshGateways {
+		instances, shared = k.meshGateways.Endpoints, overallHealth(k.instances, k.onlyPassing)
 	}
 	var problems []problem.Problem
 	group := &endpointv3.LocalityLbEndpoints{}
 	for i := range instances {
 		ep := &instances[i]
-		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.MeshGatewayKey(ep.NodeDatacenter, ep.NodePartition) != k.local)
+		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.MeshGatewayKey(ep.NodeDatacenter, ep.NodePartition) != k.locality)
 		if err := reachable(address, port); err != nil {
 			problems = append(problems, problem.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
 			continue
 		}
 		health, weight := healthAndWeight(ep, k.onlyPassing)
-		if k.through {
+		if k.viaMeshGateways {
 			health = shared
 		}
 		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(envoy.SocketAddress(address, port), health, weight))

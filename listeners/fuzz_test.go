@@ -63,7 +63,7 @@ func compileAll(t *testing.T, s *gateway.Snapshot) {
 	t.Helper()
 	for _, instance := range s.Instances {
 		for _, e := range releases {
-			checkResources(t, Compile(s, instance, e))
+			checkResources(t, compile(s, instance, e))
 		}
 	}
 }

@@ -23,20 +23,20 @@ import (
 // httpChains makes the filter chains of an http, http2 or grpc listener: one
 // for each service with a certificate of its own, chosen by server name, and
 // one for all other services.
-func httpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
+func httpChains(l listenerParams, who downstreams) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
-		if !ownCertificate(svc) {
+		if !hasOwnCertificate(svc) {
 			continue
 		}
-		chain, err := ownChain(l, who, svc)
+		chain, err := serviceChain(l, who, svc)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 		}
 		chains = append(chains, chain)
 	}
-	if len(chains) >= len(l.port.rows) {
+	if len(chains) >= len(l.port.services) {
 		return chains, nil
 	}
 	socket, err := listenerSocket(l.env, l.port)
@@ -52,11 +52,11 @@ func httpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 }
 
 // ownChain makes the chain of a service with a certificate of its own.
-func ownChain(l listening, who peers, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+func serviceChain(l listenerParams, who downstreams, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
 	if len(svc.Hosts) == 0 {
 		return nil, errors.New("a certificate of its own needs Hosts, by which the service is chosen; add them")
 	}
-	socket, err := ownSocket(l.env, l.port, svc)
+	socket, err := serviceSocket(l.env, l.port, svc)
 	if err != nil {
 		return nil, err
 	}
@@ -68,18 +68,18 @@ func ownChain(l listening, who peers, svc *gateway.ListenerService) (*listenerv3
 	return chain, nil
 }
 
-func httpChain(l listening, who peers, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+func httpChain(l listenerParams, who downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, who)
 	if err != nil {
 		return nil, err
 	}
-	manager, err := connectionManager(managerKey{
+	manager, err := connectionManager(connectionManagerKey{
 		protocol:     l.port.protocol,
 		route:        route,
 		fetch:        l.env.fetch,
-		maxHeadersKB: l.in.maxHeadersKB,
+		maxHeadersKB: l.instance.maxHeadersKB,
 		client:       addressingOf(l, who, socket != nil),
-		logs:         l.logs.For(who == untrusted),
+		logs:         l.logs.For(who == untrustedDownstreams),
 	})
 	if err != nil {
 		return nil, err
@@ -95,14 +95,14 @@ func httpChain(l listening, who peers, route string, socket *corev3.TransportSoc
 // when it has a certificate, and with it routes, of its own.
 func routeName(p port, svc *gateway.ListenerService) string {
 	name := strconv.Itoa(p.number)
-	if svc == nil || !ownCertificate(svc) {
+	if svc == nil || !hasOwnCertificate(svc) {
 		return name
 	}
 	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
 }
 
 // managerKey is everything that an HTTP connection manager follows from.
-type managerKey struct {
+type connectionManagerKey struct {
 	protocol     string
 	route        string
 	fetch        envoy.FetchTimeout
@@ -111,13 +111,13 @@ type managerKey struct {
 	logs         []*accesslogv3.AccessLog
 }
 
-func connectionManager(k managerKey) (*listenerv3.Filter, error) {
+func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 	filters, err := httpFilters(k.protocol)
 	if err != nil {
 		return nil, err
 	}
 	hcm := &hcmv3.HttpConnectionManager{
-		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_") + k.client.who.suffix(),
+		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_") + k.client.from.suffix(),
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: k.route,

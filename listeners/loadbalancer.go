@@ -24,7 +24,7 @@ const (
 
 // balance sets how a cluster spreads requests. Nil and an empty policy leave
 // Envoy's default, round robin.
-func balance(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
+func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	if lb == nil {
 		return nil
 	}
@@ -59,7 +59,7 @@ func balance(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 
 // hash sets what of a request decides on its instance, for the policies that
 // hash.
-func hash(a *routev3.RouteAction, lb *gateway.LoadBalancer) error {
+func setHashPolicies(a *routev3.RouteAction, lb *gateway.LoadBalancer) error {
 	if lb == nil || lb.Policy != ringHash && lb.Policy != maglev {
 		return nil
 	}

@@ -30,21 +30,21 @@ type port struct {
 	protocol string
 	listener *gateway.Listener // nil: the entry has none for the rows
 	configs  map[gateway.ServiceName]*gateway.ListenerService
-	rows     []row
+	services []portService
 }
 
 // row is one service of a port.
-type row struct {
-	service gateway.Service
-	config  *gateway.ListenerService // nil: the listener has none for the row
-	chain   *gateway.Chain           // nil if it is not known
+type portService struct {
+	service  gateway.Service
+	settings *gateway.ListenerService // nil: the listener has none for the row
+	chain    *gateway.Chain           // nil if it is not known
 }
 
 // portParts are the parts of a port that every instance of the gateway shares.
-type portParts struct {
+type portResources struct {
 	routes   []*routev3.RouteConfiguration
 	clusters []*clusterv3.Cluster
-	legs     []leg // those whose instances come in a load assignment
+	targets  []targetCluster // those whose instances come in a load assignment
 	problems []problem.Problem
 }
 
@@ -61,10 +61,10 @@ func portsOf(s *gateway.Snapshot) []port {
 			p = newPort(s, svc)
 			byNumber[svc.Port] = p
 		}
-		p.rows = append(p.rows, row{
-			service: svc,
-			config:  p.serviceConfig(svc.Service),
-			chain:   s.Chains[svc.Service],
+		p.services = append(p.services, portService{
+			service:  svc,
+			settings: p.serviceConfig(svc.Service),
+			chain:    s.Chains[svc.Service],
 		})
 	}
 	ports := make([]port, 0, len(byNumber))
@@ -135,11 +135,11 @@ func (p *port) check() error {
 	case p.protocol != protocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
-	for _, r := range p.rows {
+	for _, r := range p.services {
 		switch {
 		case r.service.Service.Name == "":
 			return errors.New("a service has no name")
-		case r.config == nil:
+		case r.settings == nil:
 			return fmt.Errorf("the listener does not have service %s; it is kept back until the entry and the catalog agree", r.service.Service)
 		}
 	}
@@ -149,7 +149,7 @@ func (p *port) check() error {
 // known reports whether all input of the row's routes and clusters is known. This is
 // its chain and, for each target in a cluster peer, the peer's certificates. If the
 // peer has certificates, the target's instances belong to it, too.
-func (r row) known(s *gateway.Snapshot) bool {
+func (r portService) isKnown(s *gateway.Snapshot) bool {
 	if r.chain == nil {
 		return false
 	}
@@ -167,28 +167,28 @@ func (r row) known(s *gateway.Snapshot) bool {
 // compilePort makes the parts of a port that its instances share. If a row is not
 // known, it makes no routes and returns errUnknown. It still makes the clusters and
 // load assignments of the other rows, for an Envoy that has the port already.
-func compilePort(env environment, p port, memo clusterMemo) (portParts, error) {
+func compilePort(env environment, p port, memo clusterCache) (portResources, error) {
 	if err := p.check(); err != nil {
-		return portParts{}, err
+		return portResources{}, err
 	}
 	if err := meshKnown(env.snapshot); err != nil {
-		return portParts{}, err
+		return portResources{}, err
 	}
-	var parts portParts
-	whole := !slices.ContainsFunc(p.rows, func(r row) bool { return !r.known(env.snapshot) })
+	var parts portResources
+	whole := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(env.snapshot) })
 	if p.http() && whole {
 		routes, err := routesOf(env, p)
 		if err != nil {
-			return portParts{}, err
+			return portResources{}, err
 		}
 		parts.routes = routes
 	}
-	for _, r := range p.served() {
-		if !r.known(env.snapshot) {
+	for _, r := range p.routedServices() {
+		if !r.isKnown(env.snapshot) {
 			continue
 		}
-		if err := parts.upstream(env, p, r, memo); err != nil {
-			return portParts{}, fmt.Errorf("service %s: %w", r.service.Service, err)
+		if err := parts.addClusters(env, p, r, memo); err != nil {
+			return portResources{}, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
 	}
 	if !whole {
@@ -211,11 +211,11 @@ func meshKnown(s *gateway.Snapshot) error {
 }
 
 // served gives the rows that the port sends anything to.
-func (p *port) served() []row {
+func (p *port) routedServices() []portService {
 	if p.http() {
-		return p.rows
+		return p.services
 	}
-	return p.rows[:1]
+	return p.services[:1]
 }
 
 // displayName gives the name that Consul uses in names of routes and virtual

@@ -116,7 +116,7 @@ func TestWhatAnEnvoyIsTooOldForIsHeldBack(t *testing.T) {
 		for minor := range uint32(20) {
 			e := gateway.EnvoyVersion{Major: 1, Minor: 22 + minor}
 			for _, in := range s.Instances {
-				c := compiled{snapshot: s, instance: in, envoy: e, resources: Compile(s, in, e)}
+				c := compiled{snapshot: s, instance: in, envoy: e, resources: compile(s, in, e)}
 				for l := range c.resources.Listeners.Values() {
 					checkKnown(t, l, c)
 				}
@@ -173,7 +173,7 @@ func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
 		s, envoys := mustParse(t, in)
 		byFetch := map[envoy.FetchTimeout][]byte{}
 		for _, in := range s.Instances {
-			r := Compile(s, in, envoys[0])
+			r := compile(s, in, envoys[0])
 			r.Listeners, r.TokenBuckets = ordered.Map[*listenerv3.Listener]{}, ordered.Map[*typev3.TokenBucket]{}
 			got, fetch := encode(t, r), fetchTimeoutOf(in)
 			if want, ok := byFetch[fetch]; ok && string(got) != string(want) {
@@ -189,9 +189,9 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 		s, envoys := mustParse(t, in)
 		before, _ := mustParse(t, in)
 		for _, in := range s.Instances {
-			first := encode(t, Compile(s, in, envoys[0]))
+			first := encode(t, compile(s, in, envoys[0]))
 			for range 5 {
-				if string(encode(t, Compile(s, in, envoys[0]))) != string(first) {
+				if string(encode(t, compile(s, in, envoys[0]))) != string(first) {
 					t.Fatal("the same input gives other bytes")
 				}
 			}

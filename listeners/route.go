@@ -4,10 +4,13 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -25,7 +28,7 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 		return nil, err
 	}
 	byName := map[string]*routev3.RouteConfiguration{}
-	for i, r := range p.rows {
+	for i, r := range p.services {
 		if len(domains[i]) == 0 {
 			continue
 		}
@@ -33,7 +36,7 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
-		name := routeName(p, r.config)
+		name := routeName(p, r.settings)
 		config := byName[name]
 		if config == nil {
 			config = &routev3.RouteConfiguration{Name: name}
@@ -57,13 +60,13 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 
 // virtualHost makes the virtual host of a row, with the header modifiers that
 // the gateway's entry has for the service.
-func virtualHost(env environment, r row, domains []string) (*routev3.VirtualHost, error) {
+func virtualHost(env environment, r portService, domains []string) (*routev3.VirtualHost, error) {
 	routes, err := chainRoutes(env, r.chain)
 	if err != nil {
 		return nil, err
 	}
-	request := headerChanges(env.envoy, r.config.RequestHeaders)
-	response := headerChanges(env.envoy, r.config.ResponseHeaders)
+	request := headerChanges(env.envoy, r.settings.RequestHeaders)
+	response := headerChanges(env.envoy, r.settings.ResponseHeaders)
 	return &routev3.VirtualHost{
 		Name:                    displayName(r.service.Service),
 		Domains:                 domains,
@@ -153,11 +156,11 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 	action := &routev3.RouteAction{}
 	switch node.Type {
 	case gateway.NodeResolver:
-		g, err := groupOf(env.snapshot, c, node)
-		if err != nil || g.base == "" {
+		g, err := targetGroupOf(env.snapshot, c, node)
+		if err != nil || g.clusterName == "" {
 			return nil, err
 		}
-		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: g.base}
+		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: g.clusterName}
 	case gateway.NodeSplitter:
 		weighted, err := weightedClusters(env, c, node)
 		if err != nil || weighted == nil {
@@ -167,7 +170,7 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 	default:
 		return nil, fmt.Errorf("its discovery chain has a node of type %q, which is not supported", node.Type)
 	}
-	return action, hash(action, node.LoadBalancer)
+	return action, setHashPolicies(action, node.LoadBalancer)
 }
 
 // weightedClusters makes the legs of a service-splitter. Its weights are
@@ -180,18 +183,18 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		if s == nil {
 			return nil, errors.New("its service-splitter has an empty leg")
 		}
-		g, err := groupOf(env.snapshot, c, c.Nodes[s.NextNode])
+		g, err := targetGroupOf(env.snapshot, c, c.Nodes[s.NextNode])
 		if err != nil {
 			return nil, err
 		}
-		if g.base == "" {
+		if g.clusterName == "" {
 			continue
 		}
 		weight := s.Weight * 100
 		if !(weight >= 0 && weight <= 10000) {
 			return nil, fmt.Errorf("its service-splitter has the weight %v; use 0 to 100", s.Weight)
 		}
-		leg := &routev3.WeightedCluster_ClusterWeight{Name: g.base, Weight: wrapperspb.UInt32(uint32(weight))}
+		leg := &routev3.WeightedCluster_ClusterWeight{Name: g.clusterName, Weight: wrapperspb.UInt32(uint32(weight))}
 		if d := s.Definition; d != nil {
 			request, response := headerChanges(env.envoy, d.RequestHeaders), headerChanges(env.envoy, d.ResponseHeaders)
 			leg.RequestHeadersToAdd, leg.RequestHeadersToRemove = request.add, request.remove
@@ -222,4 +225,59 @@ func timeout(d gateway.Duration) *durationpb.Duration {
 		return durationpb.New(0)
 	}
 	return nil
+}
+
+// retryPolicy gives the retries of a router's destination, or nil where it has
+// no setting for them.
+func retryPolicy(d *gateway.RouteDestination) *routev3.RetryPolicy {
+	if d.NumRetries == 0 && !d.RetryOnConnectFailure && len(d.RetryOn) == 0 && len(d.RetryOnStatusCodes) == 0 {
+		return nil
+	}
+	on := slices.Clone(d.RetryOn)
+	if d.RetryOnConnectFailure && !slices.Contains(on, "connect-failure") {
+		on = append(on, "connect-failure")
+	}
+	if len(d.RetryOnStatusCodes) > 0 {
+		on = append(on, "retriable-status-codes")
+	}
+	return &routev3.RetryPolicy{
+		RetryOn:              strings.Join(on, ","),
+		NumRetries:           unlessZero(d.NumRetries),
+		RetriableStatusCodes: d.RetryOnStatusCodes,
+	}
+}
+
+// headerChange is what happens to the headers of requests or responses.
+type headerChange struct {
+	add    []*corev3.HeaderValueOption
+	remove []string
+}
+
+// headerChanges translates header modifiers: what is added comes before what is
+// set, each in the order of the names.
+func headerChanges(can envoy.Capabilities, m *gateway.HeaderModifiers) headerChange {
+	if m == nil {
+		return headerChange{}
+	}
+	change := headerChange{remove: m.Remove}
+	for _, name := range slices.Sorted(maps.Keys(m.Add)) {
+		change.add = append(change.add, headerOption(can, name, m.Add[name], false))
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Set)) {
+		change.add = append(change.add, headerOption(can, name, m.Set[name], true))
+	}
+	return change
+}
+
+func headerOption(can envoy.Capabilities, name, value string, overwrite bool) *corev3.HeaderValueOption {
+	out := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}}
+	switch {
+	case !overwrite:
+	case can.AppendAction:
+		out.AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	default:
+		//nolint:staticcheck // Envoy before 1.24 knows no other way to overwrite.
+		out.Append = wrapperspb.Bool(false)
+	}
+	return out
 }

@@ -16,7 +16,7 @@ import (
 
 // tcpChains makes the one filter chain of a tcp listener for some of its peers,
 // which leads to the one service that such a listener has.
-func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
+func tcpChains(l listenerParams, who downstreams) ([]*listenerv3.FilterChain, error) {
 	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
 		return nil, err
@@ -25,7 +25,7 @@ func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 	if err != nil {
 		return nil, err
 	}
-	peer, err := peerFilters(l, who)
+	peer, err := directAddressFilters(l, who)
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStats(l, who), logs: l.logs.For(who == untrusted)})
+	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, who), logs: l.logs.For(who == untrustedDownstreams)})
 	if err != nil {
 		return nil, err
 	}
@@ -48,11 +48,11 @@ func tcpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 // tcpStats names the statistics of a tcp listener for some of its peers. Consul's
 // bootstraps read the service's name and datacenter out of Consul's own name, so
 // that of untrusted peers is another one, as on http listeners.
-func tcpStats(l listening, who peers) string {
-	if who == untrusted {
+func tcpStatPrefix(l listenerParams, who downstreams) string {
+	if who == untrustedDownstreams {
 		return "ingress_upstream_" + strconv.Itoa(l.port.number) + who.suffix()
 	}
-	c := l.port.rows[0].chain
+	c := l.port.services[0].chain
 	return "upstream." + strings.ReplaceAll(strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."), ":", "_")
 }
 
@@ -63,26 +63,26 @@ type destination struct {
 }
 
 // tcpDestination leads to the service, or to the relay on the way to it.
-func tcpDestination(l listening, who peers) (destination, error) {
-	if l.relays() {
-		return relayDestination(l, who)
+func tcpDestination(l listenerParams, who downstreams) (destination, error) {
+	if l.usesLoopback() {
+		return loopbackDestination(l, who)
 	}
-	cluster, err := tcpCluster(l.env, l.port.rows[0])
+	cluster, err := tcpCluster(l.env, l.port.services[0])
 	return destination{cluster: cluster}, err
 }
 
 // tcpCluster names the cluster that connections go to. A tcp service has no
 // requests to route or split, so its chain begins with a resolver.
-func tcpCluster(env environment, r row) (string, error) {
+func tcpCluster(env environment, r portService) (string, error) {
 	start := r.chain.Nodes[r.chain.StartNode]
-	g, err := groupOf(env.snapshot, r.chain, start)
+	g, err := targetGroupOf(env.snapshot, r.chain, start)
 	if err != nil {
 		return "", fmt.Errorf("service %s: a tcp listener leads to one place: %w", r.service.Service, err)
 	}
-	if g.base == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", r.service.Service, g.unknown[0])
+	if g.clusterName == "" {
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", r.service.Service, g.unresolvedPeers[0])
 	}
-	return g.base, nil
+	return g.clusterName, nil
 }
 
 // tcpKey is everything that the proxy of a tcp listener follows from.
@@ -102,8 +102,8 @@ func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
 
 // peerFilters keep the address of whoever connected where a log tells health
 // checks by it.
-func peerFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
-	if who == untrusted || !l.logs.NeedsDirectAddress {
+func directAddressFilters(l listenerParams, who downstreams) ([]*listenerv3.Filter, error) {
+	if who == untrustedDownstreams || !l.logs.NeedsDirectAddress {
 		return nil, nil
 	}
 	return stateFilters([]*statev3.FilterStateValue{envoy.StoreDirectAddress()})

@@ -34,7 +34,7 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is none here; " +
 			"use TLS.SDS, or remove TLS.Enabled")
 	default:
-		if err := p.named(env.snapshot.DownstreamLeaf); err != nil {
+		if err := p.missingCertificateName(env.snapshot.DownstreamLeaf); err != nil {
 			return nil, err
 		}
 		sds = nil
@@ -49,24 +49,24 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 	}
 	common := &tlsv3.CommonTlsContext{TlsParams: params, AlpnProtocols: alpn(p.protocol)}
 	if sds != nil {
-		common.TlsCertificateSdsSecretConfigs = operatorSecret(*sds)
+		common.TlsCertificateSdsSecretConfigs = externalSecret(*sds)
 	} else {
 		common.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{secretOverADS(ServingSecret)}
 		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
 			ValidationContextSdsSecretConfig: secretOverADS(RootsSecret),
 		}
 	}
-	return clientSocket(common)
+	return downstreamSocket(common)
 }
 
 // named says which name of the port's services the certificate for clients
 // lacks. A client would refuse it, and so it is not shown.
-func (p *port) named(serving *gateway.Leaf) error {
+func (p *port) missingCertificateName(serving *gateway.Leaf) error {
 	if serving == nil {
 		return errors.New("there is no certificate with DNS names for it yet")
 	}
-	for _, r := range p.rows {
-		if ownCertificate(r.config) {
+	for _, r := range p.services {
+		if hasOwnCertificate(r.settings) {
 			continue
 		}
 		if name := missingName(r.service, serving.Names); name != "" {
@@ -131,7 +131,7 @@ func mergeSDS(under, over *gateway.SDS) *gateway.SDS {
 }
 
 // ownCertificate says whether a service has a certificate of its own.
-func ownCertificate(svc *gateway.ListenerService) bool {
+func hasOwnCertificate(svc *gateway.ListenerService) bool {
 	return svc.TLS != nil && svc.TLS.SDS != nil && svc.TLS.SDS.CertResource != ""
 }
 
@@ -140,19 +140,19 @@ func ownCertificate(svc *gateway.ListenerService) bool {
 // listener do not apply to it. Consul's API lets such a service leave out
 // ClusterName, and then sends Envoy an empty one, which it refuses; here the
 // listener's or the gateway's counts.
-func ownSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
+func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
 	sds := mergeSDS(mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS).SDS, svc.TLS.SDS)
 	if sds == nil || sds.ClusterName == "" {
 		return nil, errors.New("TLS.SDS needs a ClusterName; set it at the service, the listener or the gateway")
 	}
-	return clientSocket(&tlsv3.CommonTlsContext{
+	return downstreamSocket(&tlsv3.CommonTlsContext{
 		TlsParams:                      &tlsv3.TlsParameters{},
 		AlpnProtocols:                  alpn(p.protocol),
-		TlsCertificateSdsSecretConfigs: operatorSecret(*sds),
+		TlsCertificateSdsSecretConfigs: externalSecret(*sds),
 	})
 }
 
-func clientSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
+func downstreamSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
 	return envoy.TLSSocket(&tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(false),
@@ -161,7 +161,7 @@ func clientSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, erro
 
 // operatorSecret refers to a certificate on the operator's SDS server, whose
 // cluster is in Envoy's bootstrap.
-func operatorSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
+func externalSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
 	server := &corev3.GrpcService{
 		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
 			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: sds.ClusterName},
@@ -243,4 +243,73 @@ func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
 		out.CipherSuites = append(out.CipherSuites, suite)
 	}
 	return out, nil
+}
+
+// The names of the secrets, the same for every gateway: an Envoy sees those of
+// its own gateway only. Clusters and listeners refer to them, so that a rotated
+// certificate is one small resource and nothing is built anew.
+const (
+	LeafSecret    = "usher/leaf"    // the gateway's certificate and key towards the mesh
+	ServingSecret = "usher/serving" // those that clients are shown
+	RootsSecret   = "usher/roots"   // the mesh's root certificates
+)
+
+// PeerSecret names the root certificates of a cluster peer.
+func PeerSecret(peer string) string { return "usher/peer/" + peer }
+
+// secretsOf gives the secrets that there are, in no order.
+func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
+	var secrets []*tlsv3.Secret
+	for name := range s.Peers {
+		if roots := peerRoots(s, name); roots != nil {
+			secrets = append(secrets, rootsSecret(PeerSecret(name), roots))
+		}
+	}
+	if s.Leaf != nil {
+		secrets = append(secrets, leafSecret(LeafSecret, s.Leaf))
+	}
+	if s.Roots != nil {
+		secrets = append(secrets, rootsSecret(RootsSecret, s.Roots))
+	}
+	if s.DownstreamLeaf != nil {
+		secrets = append(secrets, leafSecret(ServingSecret, s.DownstreamLeaf))
+	}
+	return secrets
+}
+
+func leafSecret(name string, leaf *gateway.Leaf) *tlsv3.Secret {
+	return &tlsv3.Secret{
+		Name: name,
+		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: envoy.Inline(withNewline(leaf.CertPEM)),
+			PrivateKey:       envoy.Inline(withNewline(string(leaf.KeyPEM))),
+		}},
+	}
+}
+
+func rootsSecret(name string, roots *gateway.Roots) *tlsv3.Secret {
+	var all strings.Builder
+	for _, pem := range roots.PEMs {
+		all.WriteString(withNewline(pem))
+	}
+	return &tlsv3.Secret{
+		Name: name,
+		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa: envoy.Inline(all.String()),
+		}},
+	}
+}
+
+// withNewline ends a PEM block by a newline, so that another can follow it.
+func withNewline(pem string) string {
+	if pem == "" || strings.HasSuffix(pem, "\n") {
+		return pem
+	}
+	return pem + "\n"
+}
+
+// secretOverADS refers to a secret by name on the stream of the resource that
+// has the reference.
+func secretOverADS(name string) *tlsv3.SdsSecretConfig {
+	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: envoy.OverADS(envoy.FetchTimeout{})}
 }

@@ -43,11 +43,11 @@ func isNumber(tlv settings.TLV) bool {
 
 // tlvFilters gives the network filters that read the TLVs of a chain's
 // connections. Those of untrusted peers are not read.
-func tlvFilters(l listening, who peers) ([]*listenerv3.Filter, error) {
+func tlvFilters(l listenerParams, who downstreams) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
-		if who != untrusted && canRead(l.env.envoy, tlv) {
-			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvMeaning(tlv))))
+		if who != untrustedDownstreams && canRead(l.env.envoy, tlv) {
+			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvExpression(tlv))))
 		}
 	}
 	return stateFilters(values)
@@ -66,7 +66,7 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 
 // tlvMeaning is the expression of what a TLV means, empty where the header has
 // none or one of another form. An expression that fails would give "-".
-func tlvMeaning(tlv settings.TLV) string {
+func tlvExpression(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
 	there := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)

@@ -155,7 +155,7 @@ func TestARelayTellsNothingThatIsNotBelieved(t *testing.T) {
 					if relayed && limited(p) && !trustedChain(chain, p) {
 						t.Errorf("%s: an untrusted peer gets to %s with whatever it claims", l.Name, proxy.GetCluster())
 					}
-					if relayed != (p.ProxyProtocol.Upstream != settings.UpstreamNone) && proxy.GetCluster() != nowhere {
+					if relayed != (p.ProxyProtocol.Upstream != settings.UpstreamNone) && proxy.GetCluster() != blackholeCluster {
 						t.Errorf("%s leads to %s, with upstream %s", l.Name, proxy.GetCluster(), p.ProxyProtocol.Upstream)
 					}
 					if relayed {

@@ -3,8 +3,8 @@
 // entries there are (a filter). It checks all that an operator has written against
 // what the release of Envoy knows, so that a mistake is a problem and no NACK.
 //
-// Every format is changed at two places: ownaddress.go hides what an untrusted
-// downstream claims, and redact.go hides what the settings keep out of logs.
+// Each row of the table of operators says what a log entry may show of it: redact.go
+// hides what an untrusted downstream claims, and what the settings keep out of logs.
 package accesslog
 
 import (
@@ -80,7 +80,7 @@ type sink struct {
 	settings.Sink
 	names    logNames
 	byConsul bool // proxy-defaults' own
-	format   entryFormat
+	format   logFormat
 }
 
 // logNames name the loggers of a sink: of entries, and of what was rejected.
@@ -180,7 +180,7 @@ func (k Params) logsTo(s sink) (Logs, error) {
 	if err != nil {
 		return Logs{}, err
 	}
-	if logs.FilterChains, err = k.logTo(s, entry{name: s.names.entries, format: s.format, http: k.HTTP, filter: filter}); err != nil {
+	if logs.FilterChains, err = k.logTo(s, logEntry{name: s.names.entries, format: s.format, http: k.HTTP, filter: filter}); err != nil {
 		return Logs{}, err
 	}
 	if k.HasUntrusted {
@@ -189,7 +189,7 @@ func (k Params) logsTo(s sink) (Logs, error) {
 		if filter, err = k.entryFilter(true); err != nil {
 			return Logs{}, err
 		}
-		own := entry{name: s.names.entries, format: ownAddresses(s.format, k.Envoy), http: k.HTTP, filter: filter, unbelieved: true}
+		own := logEntry{name: s.names.entries, format: withoutClaims(s.format, k.Envoy), http: k.HTTP, filter: filter, untrusted: true}
 		if logs.UntrustedChains, err = k.logTo(s, own); err != nil {
 			return Logs{}, err
 		}
@@ -223,16 +223,16 @@ func (k Params) logsTo(s sink) (Logs, error) {
 }
 
 // entry is one kind of entries: their format, and which they are.
-type entry struct {
-	name       string
-	format     entryFormat
-	filter     *accesslogv3.AccessLogFilter
-	http       bool // they are of requests
-	unbelieved bool // what the PROXY header says is not believed
+type logEntry struct {
+	name      string
+	format    logFormat
+	filter    *accesslogv3.AccessLogFilter
+	http      bool // they are of requests
+	untrusted bool // what the PROXY header says is not believed
 }
 
 // logTo makes the logger of some entries in a sink.
-func (k Params) logTo(s sink, e entry) ([]*accesslogv3.AccessLog, error) {
+func (k Params) logTo(s sink, e logEntry) ([]*accesslogv3.AccessLog, error) {
 	e.format = k.redacted(e)
 	config, err := sinkConfig(k, s, e)
 	if err != nil {

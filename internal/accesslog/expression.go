@@ -9,7 +9,7 @@ import (
 
 	"cel.dev/cel-go/common"
 	"cel.dev/cel-go/common/ast"
-	"cel.dev/cel-go/common/operators"
+	celops "cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/parser"
 )
 
@@ -24,10 +24,10 @@ var functions = map[string][]int{
 	"matches": {2}, "contains": {2}, "startsWith": {2}, "endsWith": {2}, "size": {1},
 	"int": {1}, "bytes": {1}, "timestamp": {1}, "duration": {1}, "type": {1},
 	"re.extract": {3}, "re.capture": {2}, "re.captureN": {2},
-	operators.Conditional: {3}, operators.LogicalAnd: {2}, operators.LogicalOr: {2}, operators.LogicalNot: {1},
-	operators.Equals: {2}, operators.NotEquals: {2}, operators.Less: {2}, operators.LessEquals: {2}, operators.Greater: {2}, operators.GreaterEquals: {2},
-	operators.Add: {2}, operators.Subtract: {2}, operators.Multiply: {2}, operators.Divide: {2}, operators.Modulo: {2}, operators.Negate: {1},
-	operators.Index: {2}, operators.In: {2},
+	celops.Conditional: {3}, celops.LogicalAnd: {2}, celops.LogicalOr: {2}, celops.LogicalNot: {1},
+	celops.Equals: {2}, celops.NotEquals: {2}, celops.Less: {2}, celops.LessEquals: {2}, celops.Greater: {2}, celops.GreaterEquals: {2},
+	celops.Add: {2}, celops.Subtract: {2}, celops.Multiply: {2}, celops.Divide: {2}, celops.Modulo: {2}, celops.Negate: {1},
+	celops.Index: {2}, celops.In: {2},
 }
 
 // expressionParser knows the one macro that needs no loop.

@@ -187,7 +187,7 @@ func withoutNil(filters []logFilter) []logFilter {
 // rejections are the kinds of connections that were closed before they could ask
 // for anything, each with its reason. Envoy says it in one way or another, but
 // not in words.
-func (k Params) rejections(s sink, limit logFilter) ([]entry, error) {
+func (k Params) rejections(s sink, limit logFilter) ([]logEntry, error) {
 	share := k.Settings.Rejected
 	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && k.Consul.DisableListenerLogs {
 		return nil, nil
@@ -196,16 +196,16 @@ func (k Params) rejections(s sink, limit logFilter) ([]entry, error) {
 	if share > 0 && share < settings.SampleAll {
 		some = chance("rejected", int(share))
 	}
-	var all []entry
+	var all []logEntry
 	add := func(name, reason string, believed bool, filter logFilter) {
 		format := s.format
 		if k.explains() {
 			format = format.rejected(reason)
 		}
 		if !believed {
-			format = ownAddresses(format, k.Envoy)
+			format = withoutClaims(format, k.Envoy)
 		}
-		all = append(all, entry{name: name, format: format, filter: allOf(filter, some, limit)})
+		all = append(all, logEntry{name: name, format: format, filter: allOf(filter, some, limit)})
 	}
 	add(s.names.noChain, k.noChainReason(), !k.HasUntrusted, flagged("NR"))
 	if !k.Envoy.Expressions {

@@ -13,8 +13,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// entryFormat is how an entry is written: as a line of text, or as JSON.
-type entryFormat struct {
+// logFormat is how an entry is written: as a line of text, or as JSON.
+type logFormat struct {
 	by     settings.LogFormatType // "": proxy-defaults' own text or JSON
 	text   string                 // ends in a newline
 	fields *structpb.Struct       // nil: text counts
@@ -23,12 +23,12 @@ type entryFormat struct {
 }
 
 // custom says whether an operator has written the format.
-func (f entryFormat) custom() bool {
+func (f logFormat) custom() bool {
 	return f.by == "" || f.by == settings.FormatText || f.by == settings.FormatJSON
 }
 
 // each gives the format with every text in it changed.
-func (f entryFormat) each(change func(string) string) entryFormat {
+func (f logFormat) each(change func(string) string) logFormat {
 	if f.fields == nil {
 		f.text = change(f.text)
 		return f
@@ -39,7 +39,7 @@ func (f entryFormat) each(change func(string) string) entryFormat {
 }
 
 // any says whether any text in the format meets a condition.
-func (f entryFormat) any(is func(string) bool) bool {
+func (f logFormat) any(is func(string) bool) bool {
 	found := false
 	f.each(func(text string) string {
 		found = found || is(text)
@@ -66,7 +66,7 @@ func eachText(v *structpb.Value, change func(string) string) {
 
 // rejected gives the format of entries of connections that were rejected for a
 // reason.
-func (f entryFormat) rejected(reason string) entryFormat {
+func (f logFormat) rejected(reason string) logFormat {
 	f.reason = reason
 	switch f.by {
 	case "":
@@ -94,8 +94,8 @@ func (f entryFormat) rejected(reason string) entryFormat {
 const rejectedField = "rejected"
 
 // formatOf makes a format, or says why this Envoy cannot write it.
-func (k Params) formatOf(f settings.LogFormat) (entryFormat, error) {
-	var out entryFormat
+func (k Params) formatOf(f settings.LogFormat) (logFormat, error) {
+	var out logFormat
 	var err error
 	switch f.Type {
 	case settings.FormatText:
@@ -113,15 +113,15 @@ func (k Params) formatOf(f settings.LogFormat) (entryFormat, error) {
 		out, err = objectFormat(k.defaultFields())
 	}
 	if err != nil {
-		return entryFormat{}, err
+		return logFormat{}, err
 	}
 	out.by = f.Type
 	return out, k.check(out)
 }
 
 // consulFormat makes the format that proxy-defaults asks for.
-func (k Params) consulFormat() (entryFormat, error) {
-	var out entryFormat
+func (k Params) consulFormat() (logFormat, error) {
+	var out logFormat
 	var err error
 	switch {
 	case k.Consul.JSONFormat != "":
@@ -132,32 +132,32 @@ func (k Params) consulFormat() (entryFormat, error) {
 		return k.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
 	if err != nil {
-		return entryFormat{}, err
+		return logFormat{}, err
 	}
 	return out, k.check(out)
 }
 
-func textFormat(text string) entryFormat {
+func textFormat(text string) logFormat {
 	if !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
-	return entryFormat{text: text}
+	return logFormat{text: text}
 }
 
-func jsonFormat(text string) (entryFormat, error) {
+func jsonFormat(text string) (logFormat, error) {
 	var object map[string]any
 	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		return entryFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
+		return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
 	}
 	return objectFormat(object)
 }
 
-func objectFormat(object map[string]any) (entryFormat, error) {
+func objectFormat(object map[string]any) (logFormat, error) {
 	fields, err := structpb.NewStruct(object)
 	if err != nil {
-		return entryFormat{}, fmt.Errorf("JSONFormat: %w", err)
+		return logFormat{}, fmt.Errorf("JSONFormat: %w", err)
 	}
-	return entryFormat{fields: fields}, nil
+	return logFormat{fields: fields}, nil
 }
 
 // defaultFields is the default format: Consul's keys, each with the operator

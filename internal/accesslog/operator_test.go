@@ -60,7 +60,7 @@ func TestReleasesWithTheSameOperatorsHaveTheSameCapabilities(t *testing.T) {
 	for minor := uint32(22); minor <= 45; minor++ {
 		d := capabilitiesOfMinor(minor)
 		seen[d.LogOperators] = true
-		for name, o := range logOperators {
+		for name, o := range operators {
 			if known := o.since <= d.LogOperators; known != (o.since <= minor) {
 				t.Errorf("Envoy 1.%d: %s is known: %v, and came with 1.%d", minor, name, known, o.since)
 			}

@@ -16,9 +16,9 @@ const ecsVersion = "9.4.0"
 // for is in its labels. Of a connection through a balancer the schema says that
 // its source is the client, and the balancer the address that it was translated
 // to.
-func (k Params) ecsFormat() (entryFormat, error) {
+func (k Params) ecsFormat() (logFormat, error) {
 	if !k.Envoy.Expressions {
-		return entryFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
+		return logFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
 	}
 	type object = map[string]any
 	client := object{
@@ -96,12 +96,12 @@ const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(
 
 // combinedFormat is Apache's combined log format. A connection of a tcp listener
 // has no request, and no status.
-func (k Params) combinedFormat() (entryFormat, error) {
+func (k Params) combinedFormat() (logFormat, error) {
 	if !k.HTTP {
 		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
 	if !k.Envoy.Expressions {
-		return entryFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
+		return logFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
 	}
 	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
 		k.unquoted("request.headers['x-envoy-original-path']"), k.unquoted("request.path"))

@@ -21,7 +21,7 @@ import (
 )
 
 // sinkConfig makes what Envoy needs to write some entries to a sink.
-func sinkConfig(k Params, s sink, e entry) (*anypb.Any, error) {
+func sinkConfig(k Params, s sink, e logEntry) (*anypb.Any, error) {
 	switch s.Type {
 	case settings.SinkOTLP:
 		return otlpConfig(k, s, e)
@@ -42,7 +42,7 @@ func sinkConfig(k Params, s sink, e entry) (*anypb.Any, error) {
 }
 
 // proto is the format as Envoy's file and stream loggers have it.
-func (f entryFormat) proto() (*corev3.SubstitutionFormatString, error) {
+func (f logFormat) proto() (*corev3.SubstitutionFormatString, error) {
 	formatters, err := f.formatters()
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func (f entryFormat) proto() (*corev3.SubstitutionFormatString, error) {
 }
 
 // formatters are the extensions that the format's operators need.
-func (f entryFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
+func (f logFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 	if !f.any(func(text string) bool { return strings.Contains(text, "%REQ_WITHOUT_QUERY(") }) {
 		return nil, nil
 	}
@@ -84,7 +84,7 @@ func commonConfig(k Params, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 
 // otlpConfig makes a log record of an entry: its body is the text, or the fields
 // are its attributes.
-func otlpConfig(k Params, s sink, e entry) (*anypb.Any, error) {
+func otlpConfig(k Params, s sink, e logEntry) (*anypb.Any, error) {
 	formatters, err := e.format.formatters()
 	if err != nil {
 		return nil, err
@@ -131,17 +131,17 @@ func otlpFields(fields *structpb.Struct) *otlpv1.KeyValueList {
 }
 
 // grpcConfig sends Envoy's own entries, which have no format.
-func grpcConfig(k Params, s sink, e entry) (*anypb.Any, error) {
+func grpcConfig(k Params, s sink, e logEntry) (*anypb.Any, error) {
 	common := commonConfig(k, s)
 	for _, tlv := range k.TLVs {
-		if !e.unbelieved {
+		if !e.untrusted {
 			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv))
 		}
 	}
 	for _, tag := range []struct {
 		name, value string
 		there       bool
-	}{{"usher.rejected", strings.TrimSuffix(e.format.reason, ": "+tlsFailure), e.format.reason != ""}, {"usher.proxy_header", "not believed", e.unbelieved}} {
+	}{{"usher.rejected", strings.TrimSuffix(e.format.reason, ": "+tlsFailure), e.format.reason != ""}, {"usher.proxy_header", "not believed", e.untrusted}} {
 		if tag.there {
 			common.CustomTags = append(common.CustomTags, &tracingv3.CustomTag{
 				Tag:  tag.name,

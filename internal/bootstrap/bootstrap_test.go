@@ -37,6 +37,7 @@ func cases(t *testing.T) map[string]bootstrap.Options {
 		},
 		"https-dns":   {Gateway: "ingress-gateway", XDSAddr: "https://usher.example.com:18000", CACert: ca},
 		"https-ip":    {Gateway: "ingress-gateway", XDSAddr: "https://[2001:db8::1]:18000", CACert: ca},
+		"ipv6":        {Gateway: "ingress-gateway", XDSAddr: "[2001:db8::1]:18000", AdminAddr: "[::1]:19001", ReadyAddr: "[2001:db8::2]:8443"},
 		"plain-dns":   {Gateway: "ingress-gateway", XDSAddr: "http://localhost:18000"},
 		"unix-socket": {Gateway: "ingress-gateway", XDSAddr: "unix:///run/usher/xds.sock", AdminAddr: "127.0.0.1:0"},
 	}
@@ -112,6 +113,9 @@ func TestABadOptionIsOneClearError(t *testing.T) {
 		"a broken CA": {
 			bootstrap.Options{Gateway: gw, XDSAddr: "https://usher:18000", CACert: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"},
 			"PEM block 1: ",
+		},
+		"a server name that is too long": {
+			bootstrap.Options{Gateway: gw, XDSAddr: "https://usher:18000", CACert: ca, ServerName: strings.Repeat("x", 256)}, "invalid UpstreamTlsContext.Sni",
 		},
 		"admin by name": {
 			bootstrap.Options{Gateway: gw, XDSAddr: "usher:18000", AdminAddr: "gateway-1:19000"},

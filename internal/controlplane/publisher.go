@@ -187,11 +187,11 @@ func (p *publisher) compile(in *gateway.Instance, e gateway.EnvoyVersion, last r
 	var keep bool
 	// Listeners first: one that stays as it was keeps what it leads to.
 	for _, w := range []wanted{
-		{typ: xds.Listener, messages: list[*listenerv3.Listener]{res.Listeners}, withheld: res.WithheldListeners},
+		{typ: xds.Listener, messages: list[*listenerv3.Listener]{res.Listeners}, withheld: res.HeldBackListeners},
 		{typ: xds.Secret, messages: list[*tlsv3.Secret]{res.Secrets}},
 		{typ: xds.TokenBucket, messages: list[*typev3.TokenBucket]{res.TokenBuckets}},
 		{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{res.Clusters}},
-		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, withheld: res.WithheldEndpoints},
+		{typ: xds.Endpoint, messages: list[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, withheld: res.HeldBackEndpoints},
 		{typ: xds.Route, messages: list[*routev3.RouteConfiguration]{res.Routes}},
 	} {
 		w.keep = keep
