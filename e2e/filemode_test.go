@@ -159,9 +159,9 @@ func (l *fileLab) waitReached(t *testing.T, instance *lab.EchoService) {
 // waitOnly waits until all requests reach the instance.
 func (l *fileLab) waitOnly(t *testing.T, instance *lab.EchoService) {
 	t.Helper()
-	const row = 20
+	const consecutive = 20
 	testprocess.Eventually(t, "the instance gets every request", testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			path := lab.NewPath()
 			l.call(path).MustDo(t).WantHello(t)
 			if !instance.HasReceived(path) {
