@@ -73,7 +73,8 @@ func readConfig(dir string) *config {
 	if files == 0 {
 		c.problems = append(c.problems, problem.Problem{
 			Where: dir,
-			What:  "there is no file with the extension " + strings.Join(extensions, ", ") + " in it; write config entries and service definitions there",
+			What: "there is no file with the extension " + strings.Join(extensions, ", ") + " in it; " +
+				"write config entries and service definitions there",
 		})
 	}
 	if len(c.problems) == 0 {
@@ -86,7 +87,8 @@ func (c *config) unreadable(path string, err error) {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
-	c.problems = append(c.problems, problem.Problem{Where: path, What: "cannot be read: " + err.Error() + "; correct it, or remove it"})
+	what := "cannot be read: " + err.Error() + "; correct it, or remove it"
+	c.problems = append(c.problems, problem.Problem{Where: path, What: what})
 }
 
 func (c *config) readFile(path string) {
@@ -134,7 +136,8 @@ func (c *config) document(d *decoder, root *yaml.Node) {
 	has := func(name string) bool { key, _ := configtree.Get(root, name); return key != nil }
 	switch {
 	case root.Kind != yaml.MappingNode:
-		d.Add(root.Line, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions", configtree.Describe(root))
+		d.Add(root.Line, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions",
+			configtree.Describe(root))
 	case has("apiVersion"):
 		c.resource(d, root)
 	case has("Kind"):
@@ -147,7 +150,8 @@ func (c *config) document(d *decoder, root *yaml.Node) {
 		d.Add(root.Content[0].Line, "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
 	case d.isHelm(root) || len(root.Content) == 0 && filepath.Ext(d.File) == ".hcl": // only comments
 	default:
-		d.Add(root.Line, "", "this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it")
+		d.Add(root.Line, "", "this is neither a config entry, which has kind and name, "+
+			"nor service definitions (service, services); write one of them, or remove it")
 	}
 }
 
@@ -161,7 +165,8 @@ func (c *config) yamlDocument(d *decoder, root *yaml.Node) {
 		c.resource(d, root)
 	case d.isHelm(root):
 	default:
-		d.Add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), other entries and service definitions as HCL or JSON", customAPI)
+		d.Add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), "+
+			"other entries and service definitions as HCL or JSON", customAPI)
 	}
 }
 
@@ -186,7 +191,8 @@ func (c *config) resourceList(d *decoder, root *yaml.Node) {
 func (d *decoder) isHelm(root *yaml.Node) bool {
 	for _, name := range []string{"global", "ingressGateways", "connectInject", "meshGateway"} {
 		if key, _ := configtree.Get(root, name); key != nil && key.Value == name {
-			d.Add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; move the file elsewhere, and write the entries here")
+			d.Add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; "+
+				"move the file elsewhere, and write the entries here")
 			return true
 		}
 	}

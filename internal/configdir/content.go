@@ -246,9 +246,11 @@ func (b *builder) addServices(s *gateway.Snapshot, e *entry[ingressGateway]) {
 				continue
 			}
 			if !b.isDefined(named.Name) {
-				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file", named.Name, named.Name)
+				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file",
+					named.Name, named.Name)
 			}
-			b.addService(s, gateway.Service{Service: gateway.ServiceName{Name: named.Name}, Port: l.Port, Protocol: l.Protocol, Hosts: named.Hosts}, at)
+			service := gateway.ServiceName{Name: named.Name}
+			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, Hosts: named.Hosts}, at)
 		}
 	}
 	slices.SortFunc(s.Services, func(x, y gateway.Service) int {
@@ -262,8 +264,8 @@ func (b *builder) isDefined(service string) bool {
 
 // addWildcard adds the defined services that have the listener's protocol and that it does not name.
 func (b *builder) addWildcard(s *gateway.Snapshot, l gateway.Listener, at string) {
-	services := slices.SortedFunc(maps.Keys(b.chains), func(x, y gateway.ServiceName) int { return cmp.Compare(x.Name, y.Name) })
-	for _, service := range services {
+	byName := func(x, y gateway.ServiceName) int { return cmp.Compare(x.Name, y.Name) }
+	for _, service := range slices.SortedFunc(maps.Keys(b.chains), byName) {
 		isNamed := slices.ContainsFunc(l.Services, func(s gateway.ListenerService) bool { return s.Name == service.Name })
 		if b.isDefined(service.Name) && !isNamed && b.chains[service].Protocol == l.Protocol {
 			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, FromWildcard: true}, at)
@@ -275,7 +277,8 @@ func (b *builder) addWildcard(s *gateway.Snapshot, l gateway.Listener, at string
 func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at string) {
 	name := service.Service.Name
 	if deniedAt := b.config.denied(s.ID.Name, name); deniedAt != "" {
-		addProblem(s, at, "service %q is not routed, because its intentions deny the gateway %q (%s); allow it there, or remove the service from the listener",
+		addProblem(s, at, "service %q is not routed, because its intentions deny the gateway %q (%s); "+
+			"allow it there, or remove the service from the listener",
 			name, s.ID.Name, deniedAt)
 		return
 	}

@@ -137,7 +137,8 @@ func checkServiceDefaults(e *entry[serviceDefaults]) {
 // checkProtocol checks the protocol of a listener or a service.
 func (e *entry[T]) checkProtocol(at []any, protocol string) {
 	if !slices.Contains(protocols, protocolOf(protocol)) {
-		e.add(at, "%q is not allowed%s; use one of %s", protocol, problem.DidYouMean(protocol, protocols), strings.Join(protocols, ", "))
+		e.add(at, "%q is not allowed%s; use one of %s",
+			protocol, problem.DidYouMean(protocol, protocols), strings.Join(protocols, ", "))
 	}
 }
 

@@ -223,7 +223,8 @@ func (c *config) resource(d *decoder, root *yaml.Node) {
 	d.Strict = true
 	switch known := kinds[configtree.Text(root, "kind")]; {
 	case configtree.Text(root, "apiVersion") != customAPI:
-		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, and define services in HCL or JSON: service { name, address, port }",
+		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, "+
+			"and define services in HCL or JSON: service { name, address, port }",
 			configtree.Describe(value), customAPI)
 	case kind == nil:
 		d.Add(root.Line, "", "this resource has no kind; add one")
@@ -235,14 +236,16 @@ func (c *config) resource(d *decoder, root *yaml.Node) {
 // refuseKind adds the problem of a kind that file mode does not read.
 func (d *decoder) refuseKind(root *yaml.Node, read []string) {
 	key, _ := configtree.Get(root, "kind")
-	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", configtree.Text(root, "kind"), strings.Join(read, ", "))
+	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry",
+		configtree.Text(root, "kind"), strings.Join(read, ", "))
 }
 
 // onlyDefault refuses the namespaces and partitions of Consul Enterprise other than the default ones.
 func (d *decoder) onlyDefault(n *yaml.Node, steps []any, namespace, partition string) {
 	for _, v := range []struct{ name, value string }{{"Namespace", namespace}, {"Partition", partition}} {
 		if gateway.OmitDefault(v.value) != "" {
-			d.AddAt(n, join(steps, v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
+			d.AddAt(n, join(steps, v.name),
+				"%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
 		}
 	}
 }

@@ -132,7 +132,8 @@ func (r *normalizer) keys(n *yaml.Node) error {
 			return &syntaxError{key.Line, key.Value, "only plain keys are read; write the keys out"}
 		}
 		if earlier, twice := lines[key.Value]; twice {
-			return &syntaxError{key.Line, key.Value, fmt.Sprintf("this key is already given at %s; remove one of the two", At(r.file, earlier))}
+			what := fmt.Sprintf("this key is already given at %s; remove one of the two", At(r.file, earlier))
+			return &syntaxError{key.Line, key.Value, what}
 		}
 		lines[key.Value] = key.Line
 		key.Tag = String

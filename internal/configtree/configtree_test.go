@@ -134,49 +134,48 @@ func read(t *testing.T, file, text string) {
 	}
 }
 
-// texts are the texts in the documents, and some with each feature of the language.
-func texts(t testing.TB) []string {
+// text is the content of a file.
+type text struct{ file, text string }
+
+// texts are the texts in the documents, and some with each feature of their language.
+func texts(t testing.TB) []text {
 	t.Helper()
-	out := []string{
-		"a \"b\" {\n  c = [1, 2.5, 0x1F, true, \"\\u00e9\\n${x}\"]\n  d = <<-E\n    text\n    E\n} # comment\n/* more */ e = {f = -1e3}\n",
-		"{\"usher\": {\"proxy_protocol\": [{\"mode\": \"\\u0073trict\", \"versions\": [\"v1\", null, 1.5e3]}]}}",
-		"a: &a [b, {c: d}]\ne: *a\n---\nf: |\n  text\n",
+	out := []text{
+		{"f.hcl", "a \"b\" {\n  c = [1, 2.5, 0x1F, true, \"\\u00e9\\n${x}\"]\n  d = <<-E\n    text\n    E\n} # comment\n/* more */ e = {f = -1e3}\n"},
+		{"f.json", "{\"usher\": {\"proxy_protocol\": [{\"mode\": \"\\u0073trict\", \"versions\": [\"v1\", null, 1.5e3]}]}}"},
+		{"f.yaml", "a: &a [b, {c: d}]\ne: *a\n---\nf: |\n  text\n"},
 	}
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(pages) == 0 {
 		t.Fatalf("no documents: %v", err)
 	}
-	block := regexp.MustCompile("(?s)```(?:hcl|json|yaml)\n(.*?)```")
-	for _, page := range append(pages, "../../README.md") {
-		text, err := os.ReadFile(page)
+	block := regexp.MustCompile("(?s)```(hcl|json|yaml)\n(.*?)```")
+	for _, name := range append(pages, "../../README.md") {
+		page, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, found := range block.FindAllStringSubmatch(string(text), -1) {
-			out = append(out, found[1])
+		for _, found := range block.FindAllStringSubmatch(string(page), -1) {
+			out = append(out, text{"f." + found[1], found[2]})
 		}
 	}
 	return out
 }
 
-var files = []string{"f.hcl", "f.json", "f.yaml"}
-
 func TestATextThatIsCutOffOrDamagedAnywhereIsReadOrAProblem(t *testing.T) {
 	damages := []string{"\x00", "\"", "\\", "{", "}", "9", "\n", "\xff", "\\400", "\\u12", "<<"}
-	for _, text := range texts(t) {
-		for i := range text {
-			for _, file := range files {
-				read(t, file, text[:i])
-				read(t, file, text[:i]+damages[i%len(damages)]+text[i+1:])
-			}
+	for _, tc := range texts(t) {
+		for i := range tc.text {
+			read(t, tc.file, tc.text[:i])
+			read(t, tc.file, tc.text[:i]+damages[i%len(damages)]+tc.text[i+1:])
 		}
 	}
 }
 
 // FuzzParse checks that every text results in a valid tree or in a problem of one line.
 func FuzzParse(f *testing.F) {
-	for _, text := range texts(f) {
-		f.Add("f.hcl", text)
+	for _, tc := range texts(f) {
+		f.Add(tc.file, tc.text)
 	}
 	for _, text := range []string{`a = "\400"`, `a = "\U00110000"`, `"\700"{}`, `{"usher": "\u12`, "a = <<E", "a = <<E\nE\n", "a = 08", "a = [{b = 1}, <<-E\n x\n E\n]", "a.b = 1", "a = \"${\"b\"}\""} {
 		f.Add("f.hcl", text)
@@ -185,10 +184,8 @@ func FuzzParse(f *testing.F) {
 		f.Add("f.yaml", text)
 	}
 	f.Fuzz(func(t *testing.T, file, text string) {
-		for _, known := range files {
-			if file == known {
-				read(t, file, text)
-			}
+		if file == "f.hcl" || file == "f.json" || file == "f.yaml" {
+			read(t, file, text)
 		}
 	})
 }

@@ -154,7 +154,8 @@ func (d *Decoder) unknown(key *yaml.Node, path string, fields []field) {
 		}
 	}
 	slices.Sort(known)
-	d.Add(key.Line, path, "this key is unknown%s; remove it, or use %s", problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
+	d.Add(key.Line, path, "this key is unknown%s; remove it, or use %s",
+		problem.DidYouMean(key.Value, known), strings.Join(known, ", "))
 }
 
 func (d *Decoder) field(key, value *yaml.Node, path string, f field) {
@@ -281,8 +282,8 @@ func snake(name string) string {
 	runes := []rune(name)
 	for i, r := range runes {
 		afterSmall := i > 0 && unicode.IsLower(runes[i-1])
-		beforeSmall := i > 0 && i+1 < len(runes) && unicode.IsLower(runes[i+1])
-		if afterSmall && (unicode.IsUpper(r) || unicode.IsDigit(r)) || beforeSmall && unicode.IsUpper(r) && unicode.IsUpper(runes[i-1]) {
+		lastCapital := i > 0 && unicode.IsUpper(runes[i-1]) && i+1 < len(runes) && unicode.IsLower(runes[i+1])
+		if afterSmall && (unicode.IsUpper(r) || unicode.IsDigit(r)) || lastCapital && unicode.IsUpper(r) {
 			b.WriteByte('_')
 		}
 		b.WriteRune(unicode.ToLower(r))
