@@ -127,7 +127,7 @@ func (t *typeState) changeSubscription(r request, first bool) {
 			continue
 		}
 		e := t.get(name)
-		e.named, e.dirty = true, true
+		e.named, e.dirty = true, e.dirty || t.sotw
 		t.put(name, e)
 		if !t.sotw && !first {
 			t.invalidate(name)
