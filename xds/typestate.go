@@ -211,8 +211,8 @@ func (t *typeState) resume() {
 // fullState reports whether a response lists all resources, see Type.isFullState.
 func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
-// sendsRemovals reports whether Envoy is told that a resource is gone. It is if it has subscribed to all. For a name
-// that it has subscribed to, it is not, as with Consul: the resource that refers to it goes away instead.
+// sendsRemovals reports whether the server tells Envoy about removed resources. It does for a wildcard. For a name that
+// Envoy subscribes to it does not, as in Consul: the resource that refers to the name changes or is removed instead.
 func (t *typeState) sendsRemovals() bool {
 	if t.sotw {
 		return t.typ.isFullState()
