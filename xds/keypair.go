@@ -40,9 +40,8 @@ func (k *KeyPair) Credentials() credentials.TransportCredentials {
 	})
 }
 
-// Run reads the pair again whenever its files change, until ctx ends. It keeps the last good pair, and logs once
-// that a new one is bad. It returns nil. The files are rarely replaced at the same moment, so that a pair is bad
-// only if it stays so.
+// Run reads the pair again whenever its files change, until ctx ends, and returns nil. It keeps the last good pair and
+// logs a bad one once. The files are rarely replaced at the same moment. So a pair is bad only if it stays bad.
 func (k *KeyPair) Run(ctx context.Context) error {
 	var logged string
 	read := func(final bool) bool {

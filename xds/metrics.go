@@ -48,7 +48,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			"Streams that ended because their token was denied, or because it could not be checked (unavailable).",
 			"reason", slices.Collect(maps.Values(denialReasons))...),
 		connections: gauge("usher_xds_connections",
-			"Open connections by whether one of their streams is authorized, or all are pending.", "state", "pending", "authorized"),
+			"Open connections. A connection is pending while none of its streams is authorized.", "state", "pending", "authorized"),
 		pendingStreams: f.NewGauge(prometheus.GaugeOpts{
 			Name: "usher_xds_pending_streams", Help: "Open streams that are not authorized yet.",
 		}),

@@ -21,8 +21,8 @@ import (
 // ResourceSource watches the resources of a node.
 type ResourceSource interface {
 	// Watch calls update with the node's set as soon as it is known and again after every change, until ctx ends.
-	// update never blocks; only the newest set counts. Watch returns nil only when ctx has ended. A gRPC status
-	// error ends the stream with that status, any other error with Unavailable.
+	// update never blocks if its calls do not overlap; only the newest set counts. Watch returns nil only when ctx
+	// has ended. A gRPC status error ends the stream with that status, any other error with Unavailable.
 	Watch(ctx context.Context, n Node, update func(*Set)) error
 }
 

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/latest"
 )
 
 // ackTimeout is how long listeners, routes and removals wait for Envoy at most. It is a little more than the 15 s
@@ -44,11 +44,8 @@ type session struct {
 	requests chan frame
 	readDone chan error // how reading has ended
 	outgoing chan message
-	written  chan error // the result of writing a message
-
-	// latest is the newest set. updated signals a new one.
-	latest  atomic.Pointer[Set]
-	updated chan struct{}
+	written  chan error         // the result of writing a message
+	sets     latest.Value[*Set] // from the source
 
 	state *streamState
 	// unsent are the next responses. sending is true while a message is being written.
@@ -86,7 +83,7 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 		options: &s.options, admission: s.admission, background: &s.background,
 		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, cancel: cancel, log: s.options.Logger,
 		requests: make(chan frame), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1),
-		updated: make(chan struct{}, 1), state: newStreamState(p.sotw),
+		sets: latest.New[*Set](), state: newStreamState(p.sotw),
 		timeout: time.NewTimer(firstRequestTime), authorization: authorization{answers: make(chan error, 1)},
 	}
 }
@@ -100,9 +97,9 @@ func (s *session) run() error {
 	s.start(s.background, s.read)
 	s.start(s.background, s.write)
 	for {
-		requests, updated, ackTimer, resumeTimer := s.requests, s.updated, s.ackTimer, s.resumeTimer
+		requests, sets, ackTimer, resumeTimer := s.requests, s.sets.C(), s.ackTimer, s.resumeTimer
 		if s.sending || s.expired || len(s.unsent) > 0 {
-			requests, updated, ackTimer, resumeTimer = nil, nil, nil, nil
+			requests, sets, ackTimer, resumeTimer = nil, nil, nil, nil
 		}
 		var err error
 		select {
@@ -115,8 +112,7 @@ func (s *session) run() error {
 			return err
 		case f := <-requests:
 			err = s.handleRequest(f)
-		case <-updated:
-			s.state.set = s.latest.Load()
+		case s.state.set = <-sets:
 			s.push()
 		case <-ackTimer:
 			s.log.Warn("envoy has not acknowledged its clusters in time; the rest of the update is sent anyway")
@@ -333,7 +329,7 @@ var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the toke
 
 // watchSource watches the source until the session ends.
 func (s *session) watchSource() error {
-	err := s.options.Source.Watch(s.ctx, *s.node, s.setLatest)
+	err := s.options.Source.Watch(s.ctx, *s.node, s.sets.Put)
 	if s.ctx.Err() != nil {
 		return nil
 	}
@@ -346,15 +342,6 @@ func (s *session) watchSource() error {
 	}
 	s.log.Log(s.ctx, level, "stream ended by its source", "error", err)
 	return statusOf(err)
-}
-
-// setLatest stores the newest set. It never blocks.
-func (s *session) setLatest(set *Set) {
-	s.latest.Store(set)
-	select {
-	case s.updated <- struct{}{}:
-	default:
-	}
 }
 
 // minGrace is how long the Authorizer may take at least. An interval of seconds would leave it too little time.

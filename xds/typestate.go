@@ -127,7 +127,7 @@ func (t *typeState) changeSubscription(r request, first bool) {
 			continue
 		}
 		e := t.get(name)
-		e.named, e.dirty = true, true
+		e.named, e.dirty = true, e.dirty || t.sotw
 		t.put(name, e)
 		if !t.sotw && !first {
 			t.invalidate(name)
@@ -211,8 +211,8 @@ func (t *typeState) resume() {
 // fullState reports whether a response lists all resources, see Type.isFullState.
 func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
-// sendsRemovals reports whether Envoy is told that a resource is gone. It is if it has subscribed to all. For a name
-// that it has subscribed to, it is not, as with Consul: the resource that refers to it goes away instead.
+// sendsRemovals reports whether the server tells Envoy about removed resources. It does for a wildcard. For a name that
+// Envoy subscribes to it does not, as in Consul: the resource that refers to the name changes or is removed instead.
 func (t *typeState) sendsRemovals() bool {
 	if t.sotw {
 		return t.typ.isFullState()
