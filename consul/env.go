@@ -89,7 +89,7 @@ type environment func(string) string
 // httpAddress returns the address of the HTTP API. CONSUL_HTTP_SSL changes http to
 // https, and not a unix socket.
 func (env environment) httpAddress(flag string) (address, error) {
-	from, s := "address of consul", flag
+	from, s := "--consul-http-addr", flag
 	if s == "" {
 		from, s = api.HTTPAddrEnvName, env(api.HTTPAddrEnvName)
 	}
@@ -174,7 +174,7 @@ type GRPC struct {
 // CONSUL_GRPC_CAPATH, or else those of the HTTP API. All other TLS settings are those
 // of the HTTP API.
 func (env environment) grpc(flag string, logger *slog.Logger) (GRPC, error) {
-	from, s := "gRPC address of consul", flag
+	from, s := "--consul-grpc-addr", flag
 	if s == "" {
 		from, s = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
 	}

@@ -62,7 +62,7 @@ func TestABadSettingIsOneClearError(t *testing.T) {
 		env    vars
 		want   []string
 	}{
-		{config: Config{HTTPAddr: "ftp://consul"}, want: []string{`address of consul "ftp://consul"`, "scheme", "unix://"}},
+		{config: Config{HTTPAddr: "ftp://consul"}, want: []string{`--consul-http-addr "ftp://consul"`, "scheme", "unix://"}},
 		{config: Config{HTTPAddr: "8500"}, want: []string{"port alone", "localhost:8500"}},
 		{config: Config{HTTPAddr: ":8500"}, want: []string{"host is missing"}},
 		{config: Config{HTTPAddr: "consul:"}, want: []string{"port is missing"}},
@@ -76,7 +76,7 @@ func TestABadSettingIsOneClearError(t *testing.T) {
 		{env: vars{"CONSUL_CACERT": missing}, want: []string{"CONSUL_CACERT", missing}},
 		{env: vars{"CONSUL_CLIENT_CERT": missing}, want: []string{"CONSUL_CLIENT_CERT", "key"}},
 		{env: vars{"CONSUL_HTTP_TOKEN_FILE": missing}, want: []string{"CONSUL_HTTP_TOKEN_FILE", missing}},
-		{config: Config{GRPCAddr: "consul"}, want: []string{"gRPC address", "consul:8502"}},
+		{config: Config{GRPCAddr: "consul"}, want: []string{"--consul-grpc-addr", "consul:8502"}},
 		{config: Config{GRPCAddr: "http://consul:8502/x"}, want: []string{"no path"}},
 		{env: vars{"CONSUL_GRPC_ADDR": "ftp://consul:1"}, want: []string{"CONSUL_GRPC_ADDR"}},
 		{env: vars{"CONSUL_GRPC_ADDR": "https://consul:1", "CONSUL_GRPC_CACERT": missing}, want: []string{missing}},
