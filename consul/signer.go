@@ -171,7 +171,7 @@ func signError(err error, target, token string) error {
 	case codes.Unimplemented:
 		return permanentError{errors.New(elsewhere)}
 	case codes.PermissionDenied:
-		return permanentError{fmt.Errorf("Usher's token may not have certificates signed (%s); give it service:write on the gateway", text)}
+		return permanentError{fmt.Errorf("consul does not sign with Usher's token (%s); give it service:write on the gateway", text)}
 	case codes.Unauthenticated:
 		return permanentError{fmt.Errorf("consul does not know Usher's token (%s); give Usher a token with service:write on the gateway", text)}
 	}

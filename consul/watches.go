@@ -286,4 +286,4 @@ func (s *subscription) takeUpdates() (updates map[query]watchResult, onlyFirst b
 }
 
 // close ends the subscription to all queries.
-func (s *subscription) close() { s.set(nil, nil) }
+func (s *subscription) close() { s.removeExcept(nil) }
