@@ -38,6 +38,7 @@ const reauthorizeInterval = time.Second
 // cannot be asked, streams live on. And whatever happens, nothing secret is in
 // what Usher prints and serves.
 func TestWhoMayConnect(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()

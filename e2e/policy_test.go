@@ -19,6 +19,7 @@ import (
 // nothing at all, and the log names what is missing. Names in place of the
 // prefixes are enough.
 func TestSmallestPolicy(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()
