@@ -44,7 +44,7 @@ type Client struct {
 	tokens       *ownToken
 	namespace    string // for queries without one
 	partition    string
-	grpc         GRPC
+	grpc         GRPC                        // how to reach the gRPC port; empty if the settings do not say
 	grpcAt       func(address) (GRPC, error) // returns how to reach the gRPC port at an address
 	logger       *slog.Logger
 	metrics      *Metrics
@@ -92,9 +92,6 @@ func NewClient(c Config) (*Client, error) {
 		metrics:      cmp.Or(c.Metrics, NewMetrics(nil)),
 	}, nil
 }
-
-// GRPC returns how to reach Consul's gRPC port, if the settings say where it is.
-func (c *Client) GRPC() GRPC { return c.grpc }
 
 // Address returns the address of Consul's HTTP API for messages.
 func (c *Client) Address() string { return c.address.String() }
