@@ -104,7 +104,7 @@ func TestAPasswordInAnAddressIsNotPrinted(t *testing.T) {
 	}
 }
 
-// heard is a server that remembers its last request.
+// requestRecorder is a server that remembers its last request.
 type requestRecorder struct{ last *http.Request }
 
 // ServeHTTP implements http.Handler.
@@ -189,14 +189,14 @@ func newTLSServer(t *testing.T) (addr string, ca, cert, key string, h *requestRe
 	return strings.TrimPrefix(server.URL, "https://"), ca, ca, key, h
 }
 
-func writePEM(t *testing.T, file, kind string, der []byte) {
+func writePEM(t *testing.T, file, blockType string, der []byte) {
 	t.Helper()
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// otherAuthority is the file of an authority that nobody knows.
+// newCAFile writes the certificate of an unknown authority.
 func newCAFile(t *testing.T) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
