@@ -91,7 +91,7 @@ func (l *twoInstances) wantTheirListeners(t *testing.T, envoys map[*lab.Host]*la
 func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) {
 	t.Helper()
 	message := fmt.Sprintf(`gateway "ingress-gateway" has instances with the service ID "ingress-gateway" and different settings `+
-		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata tells which one it is: `+
+		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata says which one it is: `+
 		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
 	unknown := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
 	unknown.WaitOutput(t, message)

@@ -114,7 +114,7 @@ func TestUsherRunsWhileItsLogIsNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(log)
-	for !strings.Contains(lines.Text(), "lines of log are missing here") {
+	for !strings.Contains(lines.Text(), "log lines dropped") {
 		if !lines.Scan() {
 			t.Fatalf("the log does not say what is missing: %v", lines.Err())
 		}
@@ -171,7 +171,7 @@ func TestSIGHUPIsAReload(t *testing.T) {
 	dir := configDir(t, up)
 	addService(t, dir)
 	u.Signal(t, syscall.SIGHUP)
-	u.WaitOutput(t, `msg="SIGHUP: files are read again" paths=[`+dir+`]`)
+	u.WaitOutput(t, `msg="reloading files" signal=SIGHUP paths=[`+dir+`]`)
 	wantOther(t, e)
 }
 
@@ -188,7 +188,7 @@ func TestSIGTERMDrains(t *testing.T) {
 		connected = append(connected, wantFed(t, h))
 	}
 	u.Signal(t, syscall.SIGTERM)
-	u.WaitOutput(t, fmt.Sprintf(`msg="shutting down: Envoys are asked to connect again; send the signal again to end at once" envoys=%d over=4s`, envoys))
+	u.WaitOutput(t, fmt.Sprintf(`msg="shutting down; a second signal ends usher at once" envoys=%d drain_time=4s`, envoys))
 	u.WantNotReady(t, "usher is shutting down")
 	late := discoveryv3.NewAggregatedDiscoveryServiceClient(lab.XDSPort{From: h}.Dial(t))
 	stream, err := late.DeltaAggregatedResources(t.Context())
@@ -333,12 +333,12 @@ func TestSIGTERMTwice(t *testing.T) {
 		wantFed(t, h)
 	}
 	u.Signal(t, syscall.SIGTERM)
-	u.WaitOutput(t, "shutting down: Envoys are asked to connect again")
+	u.WaitOutput(t, "shutting down; a second signal ends usher at once")
 	u.Signal(t, syscall.SIGINT)
 	if code := u.Wait(t); code != 0 {
 		t.Errorf("usher ended with %d, want 0", code)
 	}
-	u.WaitOutput(t, "shutting down at once: the signal came again")
+	u.WaitOutput(t, "second signal: shutting down at once")
 }
 
 // TestAdminPortIsLimited holds more connections against the admin port than
@@ -378,5 +378,5 @@ func TestAdminPortIsLogged(t *testing.T) {
 	h := lab.NewIsolatedHost(t)
 	u := lab.LaunchUsher(t, lab.UsherOptions{Host: h, Args: []string{"--config-dir", configDir(t, testprocess.NewDir(t)), "--admin-addr", "0.0.0.0:18001"}})
 	u.WaitReady(t)
-	u.WaitOutput(t, `level=WARN msg="the admin port is reachable beyond loopback`)
+	u.WaitOutput(t, `level=WARN msg="admin port is reachable beyond loopback`)
 }

@@ -31,7 +31,7 @@ func TestRefusedStarts(t *testing.T) {
 	cert, key := lab.NewCertificateAuthority(t, "Lab CA").Issue(t, dir, "usher.example.com")
 	missing := filepath.Join(dir, "missing")
 
-	const plaintext = "private keys would cross the network in the clear"
+	const plaintext = "private keys would cross the network unencrypted"
 	for name, refused := range map[string]struct {
 		args, env []string
 		says      []string

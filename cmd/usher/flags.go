@@ -4,16 +4,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/xds"
 )
 
-// serveOptions are the flags of usher serve. If an address of Consul is empty,
-// Consul's environment variables apply.
+// serveOptions are the flags of usher serve. Consul's environment variables replace an
+// empty address of Consul.
 type serveOptions struct {
 	consulHTTPAddr    string
 	consulGRPCAddr    string
@@ -35,18 +38,18 @@ type serveOptions struct {
 	logLevel          string
 	logFormat         string
 
-	logTo   io.Writer
+	logOut  io.Writer
 	signals signals
 }
 
 func serveCommand() *cobra.Command {
-	o := serveOptions{logTo: os.Stderr}
+	o := serveOptions{logOut: os.Stderr}
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve Envoys of ingress gateways over xDS.",
-		Long: "Serve watches Consul (or, with --config-dir, files) and serves every Envoy that asks the resources of its\n" +
-			"ingress gateway. Consul's environment variables (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT and\n" +
-			"the others) mean what they mean for Consul's own commands; a flag wins over its variable.",
+		Long: "Serve watches Consul (or, with --config-dir, files) and serves each Envoy the resources of its ingress\n" +
+			"gateway. Consul's environment variables (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, CONSUL_CACERT and the others)\n" +
+			"have the same meaning as for Consul's own commands. A flag wins over its variable.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
@@ -65,38 +68,115 @@ func serveCommand() *cobra.Command {
 // register adds all flags of usher serve.
 func (o *serveOptions) register(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "", "Consul's HTTP API: host:port, http(s)://host:port or unix:///path. Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
-	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "", "Consul's gRPC API, which signs certificates for listeners with TLS, in the same forms. Default: CONSUL_GRPC_ADDR, else the host of the HTTP API and the port that its agent tells.")
-	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Where Envoys connect: host:port or unix:///path.")
-	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Where /healthz, /readyz and /metrics are served.")
-	f.StringVar(&o.configFile, "config", "", "File with settings for all or single gateways. It is followed.")
-	f.StringVar(&o.configDir, "config-dir", "", "Directory with config entries and service definitions, instead of a Consul. It is followed.")
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "File that says how to reach the Kubernetes whose Services listeners with the mode auto follow. Default: the cluster that Usher runs in, if it does.")
-	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace, "How long a load balancer is given to follow its Service; listeners take connections with and without a PROXY header meanwhile. The same for all Ushers of a gateway.")
-	f.StringVar(&o.balancerRecord, "balancer-record", "", "ConfigMap (NAMESPACE/NAME) in which Ushers note since when load balancers are told what they are told, so that one that is restarted counts each grace as the others do. It has to be there.")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server. It is followed.")
-	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert. It is followed.")
-	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false, "Allow an --xds-addr beyond loopback without TLS: private keys then cross the network in the clear.")
-	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second, "How often the token of a connected Envoy is checked again: 1s or more.")
-	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second, "Over which time SIGTERM and SIGINT end the streams of Envoys, one after the other, so that they do not all connect elsewhere at once: 0s to 10m. Fewer than 50 streams end sooner.")
-	f.DurationVar(&o.staleIfError, "authorization-stale-if-error", 24*time.Hour, "How long Envoys that Consul has allowed may stay connected and come back while Consul cannot be asked; 0s means not at all.")
+	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "",
+		"Address of Consul's HTTP API: host:port, http(s)://host:port or unix:///path. "+
+			"Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
+	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "",
+		"Address of Consul's gRPC API, in the same forms. It signs the certificates of listeners with TLS. "+
+			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
+	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Address that Envoys connect to: host:port or unix:///path.")
+	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz and /metrics.")
+	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
+	f.StringVar(&o.configDir, "config-dir", "",
+		"Directory with config entries and service definitions, instead of Consul."+reloaded)
+	f.StringVar(&o.kubeconfig, "kubeconfig", "",
+		"Kubeconfig of the cluster whose Services the listeners with the mode auto follow. "+
+			"Default: the cluster that Usher runs in, if it runs in one.")
+	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace,
+		"How long a load balancer may take to apply a change of its Service. "+
+			"Until then, its listeners accept connections with and without a PROXY header. All Ushers of a gateway need the same value.")
+	f.StringVar(&o.balancerRecord, "balancer-record", "",
+		"ConfigMap (NAMESPACE/NAME, must exist) that stores when each load balancer's setting changed, "+
+			"so that a restarted Usher ends the grace period at the same time as the others.")
+	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server."+reloaded)
+	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert."+reloaded)
+	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false,
+		"Allow an --xds-addr beyond loopback without TLS. Private keys then cross the network unencrypted.")
+	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second,
+		"How often the token of a connected Envoy is checked again: 1s or more.")
+	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second,
+		"Time over which SIGTERM and SIGINT end the streams of Envoys, from 0s to 10m. "+
+			"They end one after the other, so that not all Envoys reconnect at once. Fewer than 50 streams end sooner.")
+	f.DurationVar(&o.staleIfError, "authorization-stale-if-error", 24*time.Hour,
+		"How long Envoys that Consul has authorized may stay connected and reconnect "+
+			"while Consul does not answer. 0s: not at all.")
 	limitFlags(f, &o.limits, &o.maxGateways)
-	f.StringVar(&o.logLevel, "log-level", "info", "Least level that is logged: debug, info, warn or error.")
+	f.StringVar(&o.logLevel, "log-level", "info", "Lowest level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
 }
 
+// reloaded is a part of the help for files.
+const reloaded = " Changes are picked up without a restart."
+
 // check returns an error if the value of a flag is out of bounds.
 func (o *serveOptions) check() error {
-	const most = 10 * time.Minute
 	switch {
 	case o.balancerGrace < 0:
-		return fmt.Errorf("--balancer-grace: it is a time from 0 on, such as 10m; %v is less", o.balancerGrace)
+		return fmt.Errorf("--balancer-grace %v: it must not be negative; use a duration such as 10m", o.balancerGrace)
 	case o.reauthorize < time.Second:
-		return fmt.Errorf("--reauthorize-interval: it is a time from 1s on, such as 30s; %v is less", o.reauthorize)
+		return fmt.Errorf("--reauthorize-interval %v: it must be at least 1s; use a duration such as 30s", o.reauthorize)
 	case o.staleIfError < 0:
-		return fmt.Errorf("--authorization-stale-if-error: it is a time from 0s on, such as 24h; %v is less", o.staleIfError)
-	case o.drainTime < 0 || o.drainTime > most:
-		return fmt.Errorf("--drain-time: it is a time from 0s to 10m, such as 5s; %v is not", o.drainTime)
+		return fmt.Errorf("--authorization-stale-if-error %v: it must not be negative; use a duration such as 24h", o.staleIfError)
+	case o.drainTime < 0 || o.drainTime > 10*time.Minute:
+		return fmt.Errorf("--drain-time %v: it must be from 0s to 10m; use a duration such as 5s", o.drainTime)
 	}
 	return o.checkLimits()
+}
+
+// limitFlags adds the flags that limit callers.
+func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
+	const perAddress = " from one IPv4 address or one IPv6 network of 64 bits."
+	d, connections := xds.DefaultLimits, connectionsFor(maxFiles())
+	f.IntVar(&l.Connections, "max-connections", connections, "Maximum number of connections to the xDS port. "+
+		"The default leaves a quarter of the process's file limit for everything else.")
+	f.IntVar(&l.ConnectionsPerPeer, "max-connections-per-peer", min(d.ConnectionsPerPeer, max(1, connections/2)),
+		"Maximum number of connections"+perAddress)
+	f.IntVar(&l.Streams, "max-streams", d.Streams, "Maximum number of streams; an Envoy has one.")
+	f.IntVar(&l.StreamsPerPeer, "max-streams-per-peer", d.StreamsPerPeer, "Maximum number of streams"+perAddress)
+	f.IntVar(&l.StreamRate, "max-stream-rate", d.StreamRate,
+		"Maximum number of new streams per second, with bursts of ten times as many. "+
+			"Streams with a token that was authorized in the last ten minutes do not count.")
+	f.IntVar(&l.StreamRatePerPeer, "max-stream-rate-per-peer", d.StreamRatePerPeer,
+		"Maximum number of new streams per second"+perAddress)
+	f.IntVar(gateways, "max-gateways", controlplane.DefaultMaxGateways, "Maximum number of gateways.")
+}
+
+// checkLimits checks the flags of limitFlags. It keeps reservedFiles for the rest of
+// the process.
+func (o *serveOptions) checkLimits() error {
+	l := o.limits
+	for flag, value := range map[string]int{
+		"max-connections": l.Connections, "max-connections-per-peer": l.ConnectionsPerPeer,
+		"max-streams": l.Streams, "max-streams-per-peer": l.StreamsPerPeer,
+		"max-stream-rate": l.StreamRate, "max-stream-rate-per-peer": l.StreamRatePerPeer,
+		"max-gateways": o.maxGateways,
+	} {
+		if value < 1 {
+			return fmt.Errorf("--%s %d: it must be at least 1", flag, value)
+		}
+	}
+	if most := maxFiles() - reservedFiles; l.Connections > most {
+		return fmt.Errorf("--max-connections %d: the process may open %d files and needs %d of them for other things; "+
+			"raise the limit (ulimit -n, LimitNOFILE=), or use at most %d",
+			l.Connections, maxFiles(), reservedFiles, most)
+	}
+	return nil
+}
+
+// reservedFiles is how many files the process needs for the connections to Consul
+// and Kubernetes, for the admin port, and for the files that it watches.
+const reservedFiles = 160
+
+// connectionsFor returns the default of --max-connections for a file limit.
+func connectionsFor(files int) int {
+	return max(1, min(4096, files*3/4, files-reservedFiles))
+}
+
+// maxFiles returns how many files the process may open.
+func maxFiles() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
+		return 1 << 30
+	}
+	return int(limit.Cur)
 }

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// listen binds an address of the form host:port or unix:///path. A socket that
-// is left over from an earlier process is replaced; one that answers is not.
+// listen binds an address of the form host:port or unix:///path. It replaces a socket
+// that an earlier process left behind, but not one that answers.
 func listen(ctx context.Context, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	path, isUnix := strings.CutPrefix(addr, "unix://")
@@ -22,7 +22,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	var d net.Dialer
 	if c, err := d.DialContext(ctx, "unix", path); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("another process is listening on %s", path)
+		return nil, fmt.Errorf("another process is listening on %s; stop it, or use another path", path)
 	}
 	if err := removeSocket(path); err != nil {
 		return nil, err
@@ -39,13 +39,13 @@ func removeSocket(path string) error {
 	case err != nil:
 		return err
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket", path)
+		return fmt.Errorf("%s exists and is not a socket; remove it, or use another path", path)
 	}
 	return os.Remove(path)
 }
 
-// isLocal says whether only processes of this machine can reach addr. A host
-// name is not looked up: anything but localhost counts as reachable.
+// isLocal reports whether only processes on this machine can reach addr. It does not
+// look up host names: any other than localhost counts as reachable.
 func isLocal(addr string) bool {
 	if strings.HasPrefix(addr, "unix://") {
 		return true

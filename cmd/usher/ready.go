@@ -9,24 +9,23 @@ import (
 	"time"
 )
 
-// readiness decides what /readyz answers. Usher is ready while it can serve Envoys:
-// its source of facts answers, or a gateway has a set from before. An outage of the
-// source must not make all Ushers unready at once: each of them still has what
-// Envoys need.
+// readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its
+// source answers, or at least one gateway has a set. An outage of the source must not
+// make all Ushers unready at once: each of them still has what Envoys need.
 type readiness struct {
-	condition // of the source, with the remarks of others
-	plane     interface{ HasSet() bool }
+	readinessChecker // of the source, with the warnings of others
+	plane            interface{ HasSet() bool }
 
-	mu       sync.Mutex
-	away     time.Time // when the source stopped answering; zero while it answers
-	draining bool
+	mu        sync.Mutex
+	downSince time.Time // when the source stopped answering; zero while it answers
+	draining  bool
 }
 
 var errShuttingDown = errors.New("usher is shutting down")
 
-// Ready implements condition.
+// Ready implements readinessChecker.
 func (r *readiness) Ready() error {
-	_, err := r.look()
+	_, err := r.checkSource()
 	switch {
 	case r.isDraining():
 		return errShuttingDown
@@ -36,49 +35,47 @@ func (r *readiness) Ready() error {
 	return nil
 }
 
-// Warning implements condition. It starts with the reason why the source does not
+// Warning implements readinessChecker. It starts with the reason why the source does not
 // answer.
 func (r *readiness) Warning() string {
-	warning := r.condition.Warning()
-	if since, err := r.look(); err != nil {
-		away := fmt.Sprintf("%v; it is so since %s, and Envoys keep the last good configuration", err, since.UTC().Format(time.RFC3339))
-		warning = strings.Trim(away+"\n"+warning, "\n")
+	warning := r.readinessChecker.Warning()
+	if since, err := r.checkSource(); err != nil {
+		outage := fmt.Sprintf("%v (since %s); Envoys keep the last valid configuration", err, since.UTC().Format(time.RFC3339))
+		warning = strings.Trim(outage+"\n"+warning, "\n")
 	}
 	return warning
 }
 
 // run checks the source every second until ctx ends, to know when an outage began.
 func (r *readiness) run(ctx context.Context) error {
-	const often = time.Second
-	tick := time.NewTicker(often)
-	defer tick.Stop()
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
 	for {
-		_, _ = r.look()
+		_, _ = r.checkSource()
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-ticker.C:
 		}
 	}
 }
 
-// look checks the source. It returns why the source does not answer, and when a
-// check first found that.
-func (r *readiness) look() (time.Time, error) {
-	err := r.condition.Ready()
+// checkSource returns why the source does not answer, and when a check first found that.
+func (r *readiness) checkSource() (time.Time, error) {
+	err := r.readinessChecker.Ready()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
-		r.away = time.Time{}
-	case r.away.IsZero():
-		r.away = time.Now()
+		r.downSince = time.Time{}
+	case r.downSince.IsZero():
+		r.downSince = time.Now()
 	}
-	return r.away, err
+	return r.downSince, err
 }
 
-// drain makes Usher unready until the process ends.
-func (r *readiness) drain() {
+// setDraining makes Usher unready until the process ends.
+func (r *readiness) setDraining() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.draining = true

@@ -9,14 +9,14 @@ import (
 )
 
 // supplied is a plane with or without a set.
-type supplied bool
+type fakePlane bool
 
-func (s *supplied) HasSet() bool { return bool(*s) }
+func (s *fakePlane) HasSet() bool { return bool(*s) }
 
 func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source, plane := &told{}, new(supplied)
-		r := &readiness{condition: source, plane: plane}
+		source, plane := &fakeChecker{}, new(fakePlane)
+		r := &readiness{readinessChecker: source, plane: plane}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- r.run(ctx) }()
@@ -34,7 +34,7 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		is("the source answers", nil, "")
 		source.set(refused, "")
 		time.Sleep(10 * time.Second) // the first look after the change is one second later
-		const away = "consul at http://127.0.0.1:8500: connection refused; it is so since 2000-01-01T00:00:01Z, and Envoys keep the last good configuration"
+		const away = "consul at http://127.0.0.1:8500: connection refused (since 2000-01-01T00:00:01Z); Envoys keep the last valid configuration"
 		if err := r.Ready(); !errors.Is(err, refused) {
 			t.Errorf("away, without a set: %v, want %v", err, refused)
 		}
@@ -48,7 +48,7 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		source.set(nil, "")
 		is("it answers, without a set", nil, "")
 		*plane = true
-		r.drain()
+		r.setDraining()
 		is("draining", errShuttingDown, "")
 		cancel()
 		if err := <-ended; err != nil {

@@ -18,9 +18,10 @@ import (
 // serve connects the stages, binds every port, and runs until ctx ends, a signal
 // ends Usher, or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
-	// 1. What can be wrong with the flags is said before anything starts.
+	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), guard.Panics)
+	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
+	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics)
 	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
@@ -31,27 +32,34 @@ func serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 
-	// 2. Facts: Consul or files, Kubernetes, and the operator's own file.
+	// 2. The sources: Consul or files, Kubernetes, and the config file.
 	problems := controlplane.NewProblems(log, metrics)
-	facts, authorizer, err := o.source(log, metrics, problems)
+	source, authorizer, err := o.newSource(log, metrics, problems)
 	if err != nil {
 		return err
 	}
-	balancers, err := o.balancers(log, metrics)
+	balancers, err := o.connectKubernetes(log, metrics)
 	if err != nil {
 		return err
 	}
-	var settings *configfile.File
+	var configFile *configfile.File
 	if o.configFile != "" {
-		if settings, err = configfile.Open(o.configFile, log); err != nil {
+		if configFile, err = configfile.Open(o.configFile, log); err != nil {
 			return err
 		}
 	}
 
-	// 3. The joiner: watches what Envoys ask for, compiles, publishes.
-	plane := controlplane.New(controlplane.Options{Source: facts, Balancers: balancers, Logger: log, Metrics: controlplane.NewMetrics(metrics), Problems: problems, MaxGateways: o.maxGateways})
+	// 3. The control plane: it watches gateways, compiles and publishes.
+	plane := controlplane.New(controlplane.Options{
+		Source:      source,
+		Balancers:   balancers,
+		Logger:      log,
+		Metrics:     controlplane.NewMetrics(metrics),
+		Problems:    problems,
+		MaxGateways: o.maxGateways,
+	})
 
-	// 4. The server, and its ports: a port that is taken ends the process.
+	// 4. The server and its ports: if a port is in use, the process ends.
 	server := xds.NewServer(xds.Options{
 		Source:       plane,
 		Authorizer:   authorizer,
@@ -68,7 +76,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	ready := &readiness{condition: combined{facts, balancers}, plane: plane}
+	ready := &readiness{readinessChecker: withWarnings{source, balancers}, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
@@ -76,19 +84,19 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer admin.stop()
 
 	// 5. Everything runs until the first part returns.
-	keeper := &keeper{log: log, signals: o.signals, ready: ready, server: server, over: o.drainTime}
-	parts := []func(context.Context) error{facts.Run, plane.Run, ready.run, keeper.run}
-	if dir, ok := facts.(*configdir.Source); ok {
-		keeper.followed = append(keeper.followed, followed{o.configDir, dir.Reload})
+	handler := &signalHandler{log: log, signals: o.signals, ready: ready, server: server, drainTime: o.drainTime}
+	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run}
+	if dir, ok := source.(*configdir.Source); ok {
+		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
 	}
-	if settings != nil {
-		plane.SetConfigFile(settings.Content())
-		parts = append(parts, func(ctx context.Context) error { return settings.Run(ctx, plane.SetConfigFile) })
-		keeper.followed = append(keeper.followed, followed{o.configFile, settings.Reload})
+	if configFile != nil {
+		plane.SetConfigFile(configFile.Content())
+		parts = append(parts, func(ctx context.Context) error { return configFile.Run(ctx, plane.SetConfigFile) })
+		handler.reloadables = append(handler.reloadables, reloadable{o.configFile, configFile.Reload})
 	}
 	if transport != nil {
 		parts = append(parts, transport.Run)
-		keeper.followed = append(keeper.followed, followed{o.tlsCert, transport.Reload})
+		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
 	var g run.Group

@@ -45,22 +45,22 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"plain text beyond loopback", []string{"--xds-addr", "0.0.0.0:0"}, "--xds-addr 0.0.0.0:0: private keys would cross the network in the clear"},
-		{"plain text on a host name", []string{"--xds-addr", "usher.example:18000"}, "private keys would cross the network in the clear"},
+		{"plain text beyond loopback", []string{"--xds-addr", "0.0.0.0:0"}, "--xds-addr 0.0.0.0:0: private keys would cross the network unencrypted"},
+		{"plain text on a host name", []string{"--xds-addr", "usher.example:18000"}, "private keys would cross the network unencrypted"},
 		{"half a key pair", []string{"--tls-cert", "x"}, "--tls-cert and --tls-key belong together"},
-		{"log level", []string{"--log-level", "loud"}, `--log-level "loud": use debug, info, warn or error`},
-		{"log format", []string{"--log-format", "xml"}, `--log-format "xml": use text or json`},
-		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `scheme "ftp" is not known`},
-		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: it takes the place of a Consul"},
+		{"log level", []string{"--log-level", "loud"}, `--log-level "loud" is unknown; use debug, info, warn or error`},
+		{"log format", []string{"--log-format", "xml"}, `--log-format "xml" is unknown; use text or json`},
+		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `unknown scheme "ftp"; write host:port`},
+		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: Usher then does not use Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
-		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace: it is a time from 0 on"},
-		{"questions without a pause", []string{"--reauthorize-interval", "0"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; 0s is less"},
-		{"questions nearly without a pause", []string{"--reauthorize-interval", "1ns"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; 1ns is less"},
-		{"questions in the past", []string{"--reauthorize-interval", "-1s"}, "--reauthorize-interval: it is a time from 1s on, such as 30s; -1s is less"},
-		{"a drain of less than nothing", []string{"--drain-time", "-1ns"}, "--drain-time: it is a time from 0s to 10m"},
-		{"a drain without an end", []string{"--drain-time", "10m1s"}, "--drain-time: it is a time from 0s to 10m"},
+		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace -1s: it must not be negative"},
+		{"questions without a pause", []string{"--reauthorize-interval", "0"}, "--reauthorize-interval 0s: it must be at least 1s; use a duration such as 30s"},
+		{"questions nearly without a pause", []string{"--reauthorize-interval", "1ns"}, "--reauthorize-interval 1ns: it must be at least 1s; use a duration such as 30s"},
+		{"questions in the past", []string{"--reauthorize-interval", "-1s"}, "--reauthorize-interval -1s: it must be at least 1s; use a duration such as 30s"},
+		{"a drain of less than nothing", []string{"--drain-time", "-1ns"}, "--drain-time -1ns: it must be from 0s to 10m"},
+		{"a drain without an end", []string{"--drain-time", "10m1s"}, "--drain-time 10m1s: it must be from 0s to 10m"},
 		{"a drain that is no time", []string{"--drain-time", "5"}, "--drain-time"},
-		{"a record without a namespace", []string{"--balancer-record", "usher"}, "--balancer-record usher: it is the namespace and the name of a ConfigMap"},
+		{"a record without a namespace", []string{"--balancer-record", "usher"}, "--balancer-record usher: use the NAMESPACE/NAME of a ConfigMap"},
 		{"missing kubeconfig", []string{"--kubeconfig", filepath.Join(empty, "none.conf")}, "none.conf"},
 		{"missing directory", []string{"--config-dir", filepath.Join(empty, "none")}, "none"},
 		{"xDS port taken", []string{"--xds-addr", taken.Addr().String()}, "--xds-addr " + taken.Addr().String() + ": "},
@@ -157,34 +157,34 @@ func (b *syncBuffer) String() string {
 }
 
 // told is a condition that the test sets.
-type told struct {
+type fakeChecker struct {
 	mu      sync.Mutex
 	why     error
 	warning string
 }
 
-func (c *told) Ready() error {
+func (c *fakeChecker) Ready() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.why
 }
 
-func (c *told) Warning() string {
+func (c *fakeChecker) Warning() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.warning
 }
 
-func (c *told) set(why error, warning string) {
+func (c *fakeChecker) set(why error, warning string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.why, c.warning = why, warning
 }
 
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
-	c := &told{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
-	other := &told{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), combined{c, other})
+	c := &fakeChecker{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
+	other := &fakeChecker{}
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), withWarnings{c, other})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,14 +11,14 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// signals are the signals that usher serve reacts to. The zero value receives none.
+// signals are the signals that usher serve handles. The zero value receives none.
 type signals struct {
 	reload <-chan os.Signal // SIGHUP
 	end    <-chan os.Signal // SIGTERM and SIGINT
 }
 
-// notify starts to receive signals. The function that it returns stops that. In
-// between it ignores SIGPIPE: Usher must not end when the reader of its log does.
+// notify starts to receive signals, and returns a function that stops that. In between
+// the process ignores SIGPIPE: Usher must not end when the reader of its log ends.
 func notify() (signals, func()) {
 	reload, end := make(chan os.Signal, 1), make(chan os.Signal, 2)
 	signal.Notify(reload, syscall.SIGHUP)
@@ -31,78 +31,74 @@ func notify() (signals, func()) {
 	}
 }
 
-// followed is a file or directory that Usher reads again at SIGHUP.
-type followed struct {
+// reloadable is a file or directory that Usher reloads at SIGHUP.
+type reloadable struct {
 	path   string
 	reload func()
 }
 
-// keeper reacts to signals.
-type keeper struct {
-	log      *slog.Logger
-	signals  signals
-	followed []followed
-	ready    *readiness
-	server   *xds.Server
-	over     time.Duration // how long Usher takes to end the streams
+// signalHandler handles signals.
+type signalHandler struct {
+	log         *slog.Logger
+	signals     signals
+	reloadables []reloadable
+	ready       *readiness
+	server      *xds.Server
+	drainTime   time.Duration // how long Usher takes to end the streams
 }
 
-// run reacts to signals until ctx ends, or until a signal has ended the streams.
-func (k *keeper) run(ctx context.Context) error {
+// run handles signals until ctx ends, or until a signal has ended the streams.
+func (h *signalHandler) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-k.signals.reload:
-			k.reload()
-		case <-k.signals.end:
-			k.shutDown(ctx)
+		case <-h.signals.reload:
+			h.reload()
+		case <-h.signals.end:
+			h.shutDown(ctx)
 			return nil
 		}
 	}
 }
 
-// reload makes Usher read all followed files again. Their readers log what changed.
-func (k *keeper) reload() {
+// reload makes Usher read its files again. Their readers log what changed.
+func (h *signalHandler) reload() {
 	paths := []string{}
-	for _, f := range k.followed {
+	for _, f := range h.reloadables {
 		f.reload()
 		paths = append(paths, f.path)
 	}
-	if len(paths) == 0 {
-		k.log.Info("SIGHUP: usher follows no file, so there is nothing to read again")
-		return
-	}
-	k.log.Info("SIGHUP: files are read again", "paths", paths)
+	h.log.Info("reloading files", "signal", "SIGHUP", "paths", paths)
 }
 
-// lastWords is how long Envoys may take to close their streams after Usher has ended
-// them.
-const lastWords = time.Second
+// streamCloseTimeout is how long Envoys may take to close their streams after Usher has
+// ended them.
+const streamCloseTimeout = time.Second
 
 // shutDown asks Envoys to connect again, a few at a time. It returns when all have
 // gone, when their time is over, or at a second signal.
-func (k *keeper) shutDown(ctx context.Context) {
-	k.ready.drain()
-	k.log.Info("shutting down: Envoys are asked to connect again; send the signal again to end at once", "envoys", k.server.Streams(), "over", k.over)
+func (h *signalHandler) shutDown(ctx context.Context) {
+	h.ready.setDraining()
+	h.log.Info("shutting down; a second signal ends usher at once", "envoys", h.server.Streams(), "drain_time", h.drainTime)
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, k.over+lastWords)
+	ctx, cancel := context.WithTimeout(ctx, h.drainTime+streamCloseTimeout)
 	defer cancel()
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		k.server.Drain(ctx, k.over)
+		h.server.Drain(ctx, h.drainTime)
 	}()
 	left := 0
 	select {
 	case <-gone:
 	case <-ctx.Done():
-		left = k.server.Streams()
-	case <-k.signals.end:
-		left = k.server.Streams()
-		k.log.Info("shutting down at once: the signal came again")
+		left = h.server.Streams()
+	case <-h.signals.end:
+		left = h.server.Streams()
+		h.log.Info("second signal: shutting down at once")
 	}
 	cancel()
 	<-gone
-	k.log.Info("shut down", "after", time.Since(begin).Round(time.Millisecond), "cut_off", left)
+	h.log.Info("shut down", "after", time.Since(begin).Round(time.Millisecond), "cut_off", left)
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // served is a serve that runs on files.
-type served struct {
+type testServe struct {
 	t           *testing.T
 	log         syncBuffer
 	config      string
@@ -34,10 +34,10 @@ type served struct {
 	socket      string
 }
 
-func startServe(t *testing.T, drainTime time.Duration) *served {
+func startServe(t *testing.T, drainTime time.Duration) *testServe {
 	t.Helper()
 	dir := t.TempDir()
-	s := &served{
+	s := &testServe{
 		t: t, config: filepath.Join(dir, "usher.hcl"),
 		reload: make(chan os.Signal, 1), end: make(chan os.Signal, 2), ended: make(chan error, 1),
 	}
@@ -62,7 +62,7 @@ func startServe(t *testing.T, drainTime time.Duration) *served {
 	go func() {
 		s.ended <- serve(ctx, serveOptions{
 			configDir: entries, configFile: s.config, xdsAddr: "unix://" + s.socket, adminAddr: "127.0.0.1:0",
-			drainTime: drainTime, logTo: &s.log, logLevel: "info", logFormat: "text",
+			drainTime: drainTime, logOut: &s.log, logLevel: "info", logFormat: "text",
 			signals: signals{reload: s.reload, end: s.end},
 		})
 	}()
@@ -77,12 +77,12 @@ func startServe(t *testing.T, drainTime time.Duration) *served {
 		s.wantEnd()
 		http.DefaultClient.CloseIdleConnections()
 	})
-	s.admin = s.until(`msg=serving .*admin=(\S+)`)
+	s.admin = s.waitLog(`msg=serving .*admin=(\S+)`)
 	return s
 }
 
 // until waits for a line of the log, and returns what its group matches.
-func (s *served) until(line string) string {
+func (s *testServe) waitLog(line string) string {
 	s.t.Helper()
 	pattern := regexp.MustCompile(line)
 	for end := time.Now().Add(20 * time.Second); ; {
@@ -96,7 +96,7 @@ func (s *served) until(line string) string {
 	}
 }
 
-func (s *served) wantEnd() {
+func (s *testServe) wantEnd() {
 	s.t.Helper()
 	select {
 	case err := <-s.ended:
@@ -109,7 +109,7 @@ func (s *served) wantEnd() {
 	}
 }
 
-func (s *served) connect() *fakeenvoy.Envoy {
+func (s *testServe) connect() *fakeenvoy.Envoy {
 	s.t.Helper()
 	e := fakeenvoy.Connect(s.t, s.conn, fakeenvoy.Delta, fakeenvoy.Options{Node: &corev3.Node{Id: "edge", Cluster: "edge"}})
 	e.Subscribe(resource.ClusterType)
@@ -117,7 +117,7 @@ func (s *served) connect() *fakeenvoy.Envoy {
 	return e
 }
 
-func (s *served) readyz() string {
+func (s *testServe) readyz() string {
 	s.t.Helper()
 	response, err := http.Get("http://" + s.admin + "/readyz")
 	if err != nil {
@@ -132,12 +132,12 @@ func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 	s := startServe(t, 10*time.Minute)
 	envoys := []*fakeenvoy.Envoy{s.connect(), s.connect()}
 	s.end <- syscall.SIGTERM
-	s.until(`shutting down: Envoys are asked to connect again; send the signal again to end at once" envoys=2 over=10m0s`)
+	s.waitLog(`shutting down; a second signal ends usher at once" envoys=2 drain_time=10m0s`)
 	if got := s.readyz(); got != "503 Service Unavailable\nnot ready: usher is shutting down\n" {
 		t.Errorf("/readyz says %s", got)
 	}
-	s.until(`msg="envoy disconnected"`) // the first, at once
-	s.reload <- syscall.SIGHUP          // ends nothing
+	s.waitLog(`msg="envoy disconnected"`) // the first, at once
+	s.reload <- syscall.SIGHUP            // ends nothing
 	select {
 	case err := <-s.ended:
 		t.Fatalf("it ended with %v while an Envoy had time left", err)
@@ -148,8 +148,8 @@ func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 	for _, e := range envoys {
 		e.ExpectEnd(codes.Unavailable)
 	}
-	s.until(`msg="shutting down at once: the signal came again"`)
-	s.until(`msg="shut down" .*cut_off=1`)
+	s.waitLog(`msg="second signal: shutting down at once"`)
+	s.waitLog(`msg="shut down" .*cut_off=1`)
 }
 
 func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
@@ -160,7 +160,7 @@ func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
 	if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; connect again") {
 		t.Errorf("the stream ended with %v", err)
 	}
-	s.until(`msg="shut down" .*cut_off=0`)
+	s.waitLog(`msg="shut down" .*cut_off=0`)
 }
 
 // gRPC gives a connection without a handshake two minutes, and its server does not
@@ -178,7 +178,7 @@ func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
 	s.connect() // comes after those
 	s.end <- syscall.SIGTERM
 	s.wantEnd()
-	s.until(`msg="shut down" .*cut_off=0`)
+	s.waitLog(`msg="shut down" .*cut_off=0`)
 }
 
 // TestSIGHUPReadsFilesAgain replaces a directory above the watched one. A follower
@@ -196,6 +196,6 @@ func TestSIGHUPReadsFilesAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.reload <- syscall.SIGHUP
-	s.until(`msg="SIGHUP: files are read again" paths="\[\S+/config \S+/usher.hcl\]"`)
-	s.until(`msg="config file read" .*gateways=1`)
+	s.waitLog(`msg="reloading files" signal=SIGHUP paths="\[\S+/config \S+/usher.hcl\]"`)
+	s.waitLog(`msg="config file read" .*gateways=1`)
 }

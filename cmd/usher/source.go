@@ -21,16 +21,18 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// source is where facts come from: Consul or files.
-type source interface {
+// configSource watches gateways: in Consul or in files.
+type configSource interface {
 	controlplane.Source
-	condition
+	readinessChecker
 	Run(ctx context.Context) error
 }
 
-// source gives the source that the flags ask for, and who decides which
-// callers may have its resources.
-func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems) (source, xds.Authorizer, error) {
+// newSource returns the source that the flags select, and the authorizer that goes with
+// it.
+func (o serveOptions) newSource(
+	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
+) (configSource, xds.Authorizer, error) {
 	if o.configDir == "" {
 		client, err := consul.NewClient(consul.Config{
 			HTTPAddr: o.consulHTTPAddr,
@@ -44,7 +46,7 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, o.staleIfError)}, nil
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
-		return nil, nil, errors.New("--config-dir: it takes the place of a Consul; leave out --consul-http-addr and --consul-grpc-addr")
+		return nil, nil, errors.New("--config-dir: Usher then does not use Consul; remove --consul-http-addr and --consul-grpc-addr")
 	}
 	dir := configdir.NewSource(o.configDir, configdir.Options{
 		Logger: log,
@@ -53,18 +55,18 @@ func (o serveOptions) source(log *slog.Logger, metrics prometheus.Registerer, pr
 	if err := dir.Load(); err != nil {
 		return nil, nil, err
 	}
-	return dir, everybody{}, nil
+	return dir, allowAll{}, nil
 }
 
-// balancers tell listeners with the mode auto what to be.
-type balancers interface {
+// balancerSource watches the load balancers that listeners with the mode auto follow.
+type balancerSource interface {
 	controlplane.Balancers
-	remarker
+	warner
 }
 
-// balancers gives those of Kubernetes; nil outside of it.
-func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer) (balancers, error) {
-	record, err := recordAt(o.balancerRecord)
+// connectKubernetes returns the source of load balancers in Kubernetes; nil outside it.
+func (o serveOptions) connectKubernetes(log *slog.Logger, metrics prometheus.Registerer) (balancerSource, error) {
+	record, err := parseRecord(o.balancerRecord)
 	if err != nil {
 		return nil, err
 	}
@@ -80,19 +82,19 @@ func (o serveOptions) balancers(log *slog.Logger, metrics prometheus.Registerer)
 	}), nil
 }
 
-// recordAt reads NAMESPACE/NAME; "" names nothing.
-func recordAt(text string) (types.NamespacedName, error) {
+// parseRecord parses NAMESPACE/NAME; "" names nothing.
+func parseRecord(text string) (types.NamespacedName, error) {
 	namespace, name, ok := strings.Cut(text, "/")
 	if text != "" && (!ok || namespace == "" || name == "" || strings.Contains(name, "/")) {
-		return types.NamespacedName{}, fmt.Errorf("--balancer-record %s: it is the namespace and the name of a ConfigMap, such as consul/usher-balancers", text)
+		return types.NamespacedName{}, fmt.Errorf("--balancer-record %s: use the NAMESPACE/NAME of a ConfigMap, such as consul/usher-balancers", text)
 	}
 	return types.NamespacedName{Namespace: namespace, Name: name}, nil
 }
 
-// consulAuthorizer lets Consul decide: the caller's token needs service:write
-// on the gateway. It refuses with the codes of Consul's own xDS.
+// consulAuthorizer asks Consul: the caller's token needs service:write on the gateway.
+// It refuses with the codes of Consul's own xDS.
 type consulAuthorizer struct {
-	asks *consul.Authorizer
+	consul *consul.Authorizer
 }
 
 // Authorize implements xds.Authorizer.
@@ -101,33 +103,34 @@ func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Nod
 	if err != nil {
 		return err
 	}
-	err = a.asks.Authorize(ctx, consul.Caller{Token: string(c.Token), Address: c.Network.String(), Again: c.Again}, id)
+	err = a.consul.Authorize(ctx, consul.Caller{Token: string(c.Token), Address: c.Network.String(), Again: c.Again}, id)
 	switch {
 	case errors.Is(err, consul.ErrUnknownToken):
-		return status.Errorf(codes.Unauthenticated, "consul does not know the stream's x-consul-token; it has to be one with service:write on the gateway %q", id)
+		return status.Errorf(codes.Unauthenticated,
+			"consul does not know the stream's x-consul-token; use a token with service:write on the gateway %q", id)
 	case errors.Is(err, consul.ErrDenied):
 		return status.Errorf(codes.PermissionDenied, "the stream's x-consul-token needs service:write on the gateway %q", id)
 	}
 	return err
 }
 
-// everybody lets everybody in: file mode holds no certificate or key of a
-// mesh, and knows no tokens.
-type everybody struct{}
+// allowAll authorizes every caller: files contain neither tokens nor certificates and
+// keys of a mesh.
+type allowAll struct{}
 
 // Authorize implements xds.Authorizer.
-func (everybody) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
 
-// transport gives the TLS side of the xDS server, nil for plain text.
+// transport returns the certificate of the xDS server; nil for plain text.
 func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
 	switch {
 	case (o.tlsCert == "") != (o.tlsKey == ""):
-		return nil, errors.New("--tls-cert and --tls-key belong together: give both or none")
+		return nil, errors.New("--tls-cert and --tls-key belong together: set both, or neither")
 	case o.tlsCert != "":
 		return xds.NewKeyPair(o.tlsCert, o.tlsKey, log)
 	case !isLocal(o.xdsAddr) && !o.insecurePlaintext:
-		return nil, errors.New("--xds-addr " + o.xdsAddr + ": private keys would cross the network in the clear; " +
-			"give --tls-cert and --tls-key, listen on loopback, or say --insecure-plaintext")
+		return nil, errors.New("--xds-addr " + o.xdsAddr + ": private keys would cross the network unencrypted; " +
+			"set --tls-cert and --tls-key, listen on loopback, or set --insecure-plaintext")
 	}
 	return nil, nil
 }

@@ -176,7 +176,7 @@ func (u *Usher) WantReadyWithoutConsul(t *testing.T, address string) string {
 	t.Helper()
 	var text string
 	remark := regexp.MustCompile(`^ready\nconsul at ` + regexp.QuoteMeta(address) +
-		`: .*; it is so since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ, and Envoys keep the last good configuration\n`)
+		`: .* \(since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ\); Envoys keep the last valid configuration\n`)
 	testprocess.Eventually(t, "usher says that Consul does not answer", testprocess.ChangeDeadline, func() error {
 		var err error
 		if text, err = u.Admin("/readyz"); err != nil {

@@ -3,6 +3,7 @@ package accesslog
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -153,7 +154,7 @@ func jsonFormat(text string) (logFormat, error) {
 func objectFormat(object map[string]any) (logFormat, error) {
 	fields, err := structpb.NewStruct(object)
 	if err != nil {
-		return logFormat{}, fmt.Errorf("JSONFormat: %w", err)
+		return logFormat{}, errors.New("the JSON format has text that is not valid UTF-8; write it in UTF-8")
 	}
 	return logFormat{fields: fields}, nil
 }

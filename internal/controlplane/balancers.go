@@ -11,33 +11,34 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Balancers watches what load balancers were told. Watch calls put with what
-// follows from that for the listeners behind a Service, whenever it changes,
-// until ctx ends; put never blocks.
+// Balancers watches the settings of load balancers. Watch calls put with what follows
+// for the listeners behind a Service, after each change, until ctx ends; put never
+// blocks.
 type Balancers interface {
 	Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer))
 }
 
-// balancers are those in front of one gateway's instances, as far as a listener
-// follows them. They belong to the worker's loop; only hear is called by others.
+// balancers are the load balancers that the listeners of one gateway follow. They belong
+// to the worker's loop; only set is called by other goroutines.
 type balancers struct {
-	source   Balancers // nil: Usher does not ask Kubernetes
-	log      *slog.Logger
-	needs    needs
-	watching map[gateway.KubernetesService]context.CancelFunc
-	running  sync.WaitGroup
-	changed  chan struct{} // has a value when there is something new
+	source  Balancers // nil outside Kubernetes
+	log     *slog.Logger
+	inputs  balancerInputs
+	watches map[gateway.KubernetesService]context.CancelFunc
+	running sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
-	known map[gateway.KubernetesService]*gateway.Balancer
+	mu      sync.Mutex // guards what follows
+	known   map[gateway.KubernetesService]*gateway.Balancer
+	changed latest.Value[struct{}] // has a value after a change of known
 }
 
-// needs is everything that the Services to watch follow from.
-type needs struct {
+// balancerInputs decide which Services are watched.
+type balancerInputs struct {
 	entry     *gateway.Entry
 	instances []*gateway.Instance
 	layers    [3]settings.Layer
@@ -45,37 +46,38 @@ type needs struct {
 
 func newBalancers(source Balancers, log *slog.Logger) *balancers {
 	return &balancers{
-		source:   source,
-		log:      log,
-		watching: map[gateway.KubernetesService]context.CancelFunc{},
-		changed:  make(chan struct{}, 1),
-		known:    map[gateway.KubernetesService]*gateway.Balancer{},
+		source:  source,
+		log:     log,
+		watches: map[gateway.KubernetesService]context.CancelFunc{},
+		known:   map[gateway.KubernetesService]*gateway.Balancer{},
+		changed: latest.New[struct{}](),
 	}
 }
 
-// follow watches the Services that the snapshot's instances need, and no others.
-func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
+// watchNeeded watches the Services that the listeners of the snapshot follow, and no
+// others.
+func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
 	if b.source == nil {
 		return
 	}
-	now := needs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway}}
-	if b.needs.entry == now.entry && slices.Equal(b.needs.instances, now.instances) && reflect.DeepEqual(b.needs.layers, now.layers) {
+	now := balancerInputs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway}}
+	if b.inputs.entry == now.entry && slices.Equal(b.inputs.instances, now.instances) && reflect.DeepEqual(b.inputs.layers, now.layers) {
 		return
 	}
-	b.needs = now
-	wanted := map[gateway.KubernetesService]bool{}
+	b.inputs = now
+	needed := map[gateway.KubernetesService]bool{}
 	for _, in := range s.Instances {
 		if in.Kubernetes != (gateway.KubernetesService{}) && s.HasAutoListener(in) {
-			wanted[in.Kubernetes] = true
+			needed[in.Kubernetes] = true
 		}
 	}
-	for id := range b.watching {
-		if !wanted[id] {
+	for id := range b.watches {
+		if !needed[id] {
 			b.unwatch(id)
 		}
 	}
-	for id := range wanted {
-		if b.watching[id] == nil {
+	for id := range needed {
+		if b.watches[id] == nil {
 			b.watch(ctx, id)
 		}
 	}
@@ -84,26 +86,26 @@ func (b *balancers) follow(ctx context.Context, s *gateway.Snapshot) {
 // watch watches a Service. After a panic it keeps what is known and starts again.
 func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	ctx, cancel := context.WithCancel(ctx)
-	b.watching[id] = cancel
+	b.watches[id] = cancel
 	b.running.Go(func() {
 		for {
 			err := guard.Run(b.log, "balancer", func() error {
-				b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.hear(ctx, id, balancer) })
+				b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.set(ctx, id, balancer) })
 				return nil
 			})
 			if err == nil {
 				return
 			}
-			b.hear(ctx, id, b.withProblem(id, err))
-			if !again(ctx) {
+			b.set(ctx, id, b.withProblem(id, err))
+			if !waitRestart(ctx) {
 				return
 			}
 		}
 	})
 }
 
-// withProblem returns what is known of a Service, with a problem about the panic of
-// its watch.
+// withProblem returns what is known of a Service, with a problem for the panic of its
+// watch.
 func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -113,7 +115,7 @@ func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gatewa
 	}
 	p := problem.Problem{
 		Where: fmt.Sprintf("Kubernetes Service %s/%s", id.Namespace, id.Name),
-		What:  err.Error() + ". Until that is over, listeners with the mode auto stay what they are",
+		What:  err.Error() + ". Until it is over, listeners with the mode auto keep their current mode",
 	}
 	if !slices.Contains(next.Problems, p) {
 		next.Problems = append(slices.Clip(next.Problems), p)
@@ -124,26 +126,22 @@ func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gatewa
 func (b *balancers) unwatch(id gateway.KubernetesService) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.watching[id]()
-	delete(b.watching, id)
+	b.watches[id]()
+	delete(b.watches, id)
 	delete(b.known, id)
 }
 
-func (b *balancers) hear(ctx context.Context, id gateway.KubernetesService, balancer *gateway.Balancer) {
+func (b *balancers) set(ctx context.Context, id gateway.KubernetesService, balancer *gateway.Balancer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if ctx.Err() != nil {
-		return
-	}
-	b.known[id] = balancer
-	select {
-	case b.changed <- struct{}{}:
-	default:
+	if ctx.Err() == nil {
+		b.known[id] = balancer
+		b.changed.Put(struct{}{})
 	}
 }
 
-// facts gives what is known now; nil where nobody is asked.
-func (b *balancers) facts() map[gateway.KubernetesService]*gateway.Balancer {
+// current returns what is known now; nil outside Kubernetes.
+func (b *balancers) current() map[gateway.KubernetesService]*gateway.Balancer {
 	if b.source == nil {
 		return nil
 	}
@@ -154,7 +152,7 @@ func (b *balancers) facts() map[gateway.KubernetesService]*gateway.Balancer {
 
 // stop ends all watches and waits for them.
 func (b *balancers) stop() {
-	for id := range b.watching {
+	for id := range b.watches {
 		b.unwatch(id)
 	}
 	b.running.Wait()

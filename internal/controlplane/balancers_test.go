@@ -55,8 +55,8 @@ func (f *fakeBalancers) wantWatched(t *testing.T, want ...string) {
 
 // inKubernetes is inBubble with balancers, and gives an instance behind a
 // Service.
-func inKubernetes(t *testing.T, f func(t *testing.T, r *rig, b *fakeBalancers)) {
-	inBubble(t, func(t *testing.T, r *rig) {
+func inKubernetes(t *testing.T, f func(t *testing.T, r *testPlane, b *fakeBalancers)) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		b := &fakeBalancers{watched: map[string]func(*gateway.Balancer){}}
 		r.plane.balancers = b
 		f(t, r, b)
@@ -67,22 +67,22 @@ func behindService(name string) *gateway.Instance {
 	return &gateway.Instance{Node: "a", ServiceID: "edge", Kubernetes: gateway.KubernetesService{Namespace: "consul", Name: name}}
 }
 
-func tells(mode settings.Mode) *gateway.Balancer {
+func withMode(mode settings.Mode) *gateway.Balancer {
 	return &gateway.Balancer{Ports: map[int]gateway.PortState{8080: {Mode: mode}}, OtherPorts: gateway.PortState{Mode: settings.Off}}
 }
 
 func TestAListenerFollowsItsBalancer(t *testing.T) {
-	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
+	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
 		e := r.connect(edge)
-		r.give(snapshot(behindService("edge")))
+		r.put(snapshot(behindService("edge")))
 		b.wantWatched(t, "edge")
 		c := e.sets[len(e.sets)-1].Collection(xds.Listener)
 		if !slices.Equal(c.HeldBack(), []string{anyAddress}) {
 			t.Errorf("withheld %q before anything was heard, want the listener", c.HeldBack())
 		}
-		b.put("edge", tells(settings.Off))
+		b.put("edge", withMode(settings.Off))
 		off := e.listener(t, anyAddress).Version()
-		b.put("edge", tells(settings.Strict))
+		b.put("edge", withMode(settings.Strict))
 		strict := e.listener(t, anyAddress).Version()
 		if off == strict {
 			t.Error("the listener did not change with its balancer")
@@ -92,36 +92,36 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 			t.Error("the listener did not stay while nobody knew anything")
 		}
 		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`)
-		b.put("edge", tells(settings.Strict))
-		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration mended" gateway=edge where=there what=unknown`)
+		b.put("edge", withMode(settings.Strict))
+		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration corrected" gateway=edge where=there what=unknown`)
 		e.leave()
 	})
 }
 
 // Nobody asks for Services that no listener follows.
 func TestOnlyBalancersThatAreFollowedAreWatched(t *testing.T) {
-	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
+	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
 		e := r.connect(edge)
 		off := snapshot(behindService("edge"))
 		off.ProxyDefaults = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Off}}}}
-		r.give(off)
+		r.put(off)
 		b.wantWatched(t)
 		other := behindService("other")
 		other.ServiceID = "edge-2"
-		r.give(snapshot(behindService("edge"), other, &gateway.Instance{Node: "b", ServiceID: "edge-3"}))
+		r.put(snapshot(behindService("edge"), other, &gateway.Instance{Node: "b", ServiceID: "edge-3"}))
 		b.wantWatched(t, "edge", "other")
-		r.give(snapshot(other))
+		r.put(snapshot(other))
 		b.wantWatched(t, "other")
-		r.plane.SetConfigFile(settings.File{All: saysStrict})
+		r.plane.SetConfigFile(settings.File{All: strictLayer})
 		b.wantWatched(t)
 		e.leave()
 	})
 }
 
 func TestOutsideKubernetesAutoIsOff(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
-		r.give(snapshot(behindService("edge")))
+		r.put(snapshot(behindService("edge")))
 		if e.listener(t, anyAddress) == nil {
 			t.Error("there is no listener")
 		}

@@ -10,16 +10,16 @@ import (
 )
 
 func TestAnEnvoyThatComesCostsNoCompile(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(edge)
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		second := r.connect(edge)
 		synctest.Wait()
 		if second.listener(t, anyAddress) == nil {
 			t.Fatal("the second Envoy got no listener")
 		}
 		var m dto.Metric
-		if err := r.plane.metrics.compile.Write(&m); err != nil {
+		if err := r.plane.metrics.compileDuration.Write(&m); err != nil {
 			t.Fatal(err)
 		}
 		if n := m.GetHistogram().GetSampleCount(); n != 1 {

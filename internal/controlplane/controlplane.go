@@ -1,13 +1,13 @@
-// Package controlplane joins the stages of Usher: when an Envoy of a gateway
-// connects it starts watching that gateway, compiles every snapshot for every
-// kind of Envoy that is connected, and publishes the results.
+// Package controlplane connects the stages of Usher. When an Envoy of a gateway
+// connects, it starts to watch that gateway, compiles each snapshot for the connected
+// Envoys, and publishes the results.
 //
-//	demand:   xds.Server ──Supply──> Plane ──Watch──> Source
-//	data:     Source ──Snapshot──> worker ──Compile, encode──> xds.Set ──put──> xds.Server
+//	demand:   xds.Server ──Watch──> Plane ──Watch──> Source
+//	data:     Source ──Snapshot──> gatewayWorker ──Compile, encode──> xds.Set ──put──> xds.Server
 //
-// There is one worker for each gateway with at least one Envoy, and one
-// goroutine in it that owns everything about that gateway. It is the only
-// package on the way that imports its neighbours.
+// Each gateway with at least one Envoy has a worker, whose one goroutine owns
+// everything about that gateway. No other package on the data's way imports its
+// neighbours.
 package controlplane
 
 import (
@@ -19,17 +19,18 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/xds"
 )
 
-// Source watches the facts about gateways. Watch calls put with a new snapshot
-// whenever one of them changed, until ctx ends; put never blocks. It returns
-// nil only when ctx has ended.
+// Source watches gateways. Watch calls put with a new snapshot after each change, until
+// ctx ends; put never blocks. It returns nil only after ctx has ended.
 type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
 }
@@ -44,8 +45,8 @@ var MetadataKeys = []string{"node_name", "namespace", "partition"}
 // Linger are required.
 type Options struct {
 	Source Source
-	// Balancers tells what listeners with the mode auto follow. Nil: nothing, as
-	// outside Kubernetes.
+	// Balancers watches the load balancers that listeners with the mode auto follow.
+	// Nil outside Kubernetes.
 	Balancers Balancers
 	Logger    *slog.Logger
 	Metrics   *Metrics
@@ -53,9 +54,8 @@ type Options struct {
 	// MaxGateways bounds the gateways that a Plane watches at the same time. Zero
 	// means DefaultMaxGateways.
 	MaxGateways int
-	// Linger is how long a gateway is still watched after its last Envoy has
-	// gone, so that one that reconnects finds everything ready. Zero means
-	// 30 seconds.
+	// Linger is how long a gateway is watched after its last Envoy has disconnected, so
+	// that an Envoy that reconnects does not wait. Zero means 30 seconds.
 	Linger time.Duration
 }
 
@@ -66,51 +66,51 @@ func layersOf(f settings.File, id gateway.ID) fileLayers {
 	return fileLayers{all: f.All, gateway: f.Gateways[id.Name]}
 }
 
-// Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New,
-// and let Run run.
+// Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New and
+// Run.
 type Plane struct {
-	source    Source
-	balancers Balancers
-	log       *slog.Logger
-	metrics   *Metrics
-	problems  *Problems
-	linger    time.Duration
-	gateways  int           // the highest number of workers
-	running   chan struct{} // closed when Run takes starts
-	starts    chan *worker  // workers for Run to run
-	ended     chan struct{} // closed when Run takes no more
+	source      Source
+	balancers   Balancers
+	log         *slog.Logger
+	metrics     *Metrics
+	problems    *Problems
+	linger      time.Duration
+	maxGateways int
+	running     chan struct{}       // closed when Run begins to receive from starts
+	starts      chan *gatewayWorker // workers for Run to run
+	ended       chan struct{}       // closed when Run has stopped receiving
 
 	newCompiler func() compiler
 
 	mu         sync.Mutex // guards what follows
-	workers    map[gateway.ID]*worker
+	workers    map[gateway.ID]*gatewayWorker
 	configFile settings.File
 }
 
-// New gives a plane that supplies nobody until Run runs.
+// New returns a plane that supplies no Envoys until Run runs.
 func New(o Options) *Plane {
 	if o.Linger == 0 {
 		o.Linger = 30 * time.Second
 	}
 	return &Plane{
-		source:    o.Source,
-		balancers: o.Balancers,
-		log:       o.Logger,
-		metrics:   o.Metrics,
-		problems:  o.Problems,
-		linger:    o.Linger,
-		gateways:  cmp.Or(o.MaxGateways, DefaultMaxGateways),
-		running:   make(chan struct{}),
-		starts:    make(chan *worker),
-		ended:     make(chan struct{}),
-		workers:   map[gateway.ID]*worker{},
+		source:      o.Source,
+		balancers:   o.Balancers,
+		log:         o.Logger,
+		metrics:     o.Metrics,
+		problems:    o.Problems,
+		linger:      o.Linger,
+		maxGateways: cmp.Or(o.MaxGateways, DefaultMaxGateways),
+		running:     make(chan struct{}),
+		starts:      make(chan *gatewayWorker),
+		ended:       make(chan struct{}),
+		workers:     map[gateway.ID]*gatewayWorker{},
 
 		newCompiler: newCompiler,
 	}
 }
 
-// Run lets the plane work until ctx ends, and returns when all its workers
-// have ended. It must be called once.
+// Run runs the plane until ctx ends, and returns when all its workers have ended. It
+// must be called once.
 func (p *Plane) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -149,14 +149,14 @@ func (p *Plane) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error
 	case <-ctx.Done():
 		return nil
 	}
-	s := &subscriber{node: n, put: put, refused: make(chan error, 1)}
-	w, err := p.join(id, s)
+	s := &stream{node: n, put: put, refused: latest.New[error]()}
+	w, err := p.subscribe(id, s)
 	if err != nil {
 		return err
 	}
-	defer p.leave(w, s)
+	defer p.unsubscribe(w, s)
 	select {
-	case err := <-s.refused:
+	case err := <-s.refused.C():
 		return err
 	case <-ctx.Done():
 		return nil
@@ -165,13 +165,13 @@ func (p *Plane) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error
 	}
 }
 
-// GatewayOf gives the gateway that a node belongs to. An error is a status
-// error that says what the node lacks.
+// GatewayOf returns the gateway that a node belongs to. An error is a gRPC status that
+// says what the node lacks.
 func GatewayOf(n xds.Node) (gateway.ID, error) {
 	if n.ID == "" || n.Cluster == "" {
 		return gateway.ID{}, status.Error(codes.InvalidArgument,
 			"the Envoy's node needs an id (the gateway's service ID) and a cluster (the gateway's service name); "+
-				"bootstraps of \"consul connect envoy -gateway=ingress\" and \"usher bootstrap\" have both")
+				"use a bootstrap of \"consul connect envoy -gateway=ingress\" or \"usher bootstrap\", which has both")
 	}
 	return gateway.ID{
 		Name:      n.Cluster,
@@ -193,18 +193,19 @@ func (p *Plane) HasSet() bool {
 	return false
 }
 
-// join adds s to the gateway's worker, and starts the worker when s is the
-// first. An error is a gRPC status.
-func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
+// subscribe adds a stream to the gateway's worker, and starts the worker for the first
+// stream. An error is a gRPC status.
+func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := p.workers[id]
 	if w == nil {
-		if len(p.workers) >= p.gateways {
+		if len(p.workers) >= p.maxGateways {
 			p.metrics.refusedGateways.Inc()
-			return nil, status.Errorf(codes.ResourceExhausted, "gateway %q is not served: %d others are already (usher serve --max-gateways)", id, len(p.workers))
+			return nil, status.Errorf(codes.ResourceExhausted, "usher does not serve gateway %q: it already serves %d gateways, the limit of usher serve --max-gateways",
+				id, len(p.workers))
 		}
-		w = newWorker(p, id)
+		w = newGatewayWorker(p, id)
 		w.newLayers.Put(layersOf(p.configFile, id))
 		select {
 		case p.starts <- w:
@@ -214,20 +215,20 @@ func (p *Plane) join(id gateway.ID, s *subscriber) (*worker, error) {
 		p.workers[id] = w
 	}
 	w.subscribers[s] = struct{}{}
-	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 	return w, nil
 }
 
-func (p *Plane) leave(w *worker, s *subscriber) {
+func (p *Plane) unsubscribe(w *gatewayWorker, s *stream) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(w.subscribers, s)
-	w.changed.Put(slices.Collect(maps.Keys(w.subscribers)))
+	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 }
 
-// retire forgets a worker that has nobody to work for; it says false when
-// somebody has joined meanwhile.
-func (p *Plane) retire(w *worker) bool {
+// removeIfUnused removes a worker without streams. It reports whether it did: a stream
+// may have subscribed meanwhile.
+func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(w.subscribers) > 0 {
@@ -237,11 +238,34 @@ func (p *Plane) retire(w *worker) bool {
 	return true
 }
 
-// forget takes a worker that has ended out of the way of the next one.
-func (p *Plane) forget(w *worker) {
+// remove removes a worker that has ended, so that the next stream starts another one.
+func (p *Plane) remove(w *gatewayWorker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.workers[w.id] == w {
 		delete(p.workers, w.id)
 	}
+}
+
+// Metrics are the metrics of a Plane. Use NewMetrics.
+type Metrics struct {
+	compileDuration prometheus.Histogram
+	refusedGateways prometheus.Counter
+}
+
+// NewMetrics registers the metrics of a plane.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		compileDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "usher_compile_duration_seconds",
+			Help:    "Time to compile and encode the resources for one group of equal Envoys.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
+		}),
+		refusedGateways: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "usher_refused_gateways_total",
+			Help: "Streams refused because Usher already served --max-gateways gateways.",
+		}),
+	}
+	r.MustRegister(m.compileDuration, m.refusedGateways)
+	return m
 }

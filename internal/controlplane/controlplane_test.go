@@ -57,7 +57,7 @@ func (s *fakeSource) note(event string) {
 }
 
 // rig is a running plane in a synctest bubble.
-type rig struct {
+type testPlane struct {
 	t        *testing.T
 	plane    *Plane
 	source   *fakeSource
@@ -84,9 +84,9 @@ func (b *logBuffer) String() string {
 }
 
 // inBubble runs f with a plane, and demands that everything ends with it.
-func inBubble(t *testing.T, f func(t *testing.T, r *rig)) {
+func inBubble(t *testing.T, f func(t *testing.T, r *testPlane)) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{t: t, source: &fakeSource{fail: make(chan error)}}
+		r := &testPlane{t: t, source: &fakeSource{fail: make(chan error)}}
 		log, metrics := slog.New(slog.NewTextHandler(&r.log, nil)), prometheus.NewRegistry()
 		r.problems = NewProblems(log, metrics)
 		r.plane = New(Options{Source: r.source, Logger: log, Metrics: NewMetrics(metrics), Problems: r.problems})
@@ -102,15 +102,15 @@ func inBubble(t *testing.T, f func(t *testing.T, r *rig)) {
 }
 
 // envoy is a stream of the plane's.
-type envoy struct {
+type testEnvoy struct {
 	sets  []*xds.Set // all that were put; read them after synctest.Wait
 	ended chan error
 	leave context.CancelFunc
 }
 
-func (r *rig) connect(n xds.Node) *envoy {
+func (r *testPlane) connect(n xds.Node) *testEnvoy {
 	ctx, cancel := context.WithCancel(r.t.Context())
-	e := &envoy{ended: make(chan error, 1), leave: cancel}
+	e := &testEnvoy{ended: make(chan error, 1), leave: cancel}
 	go func() {
 		e.ended <- r.plane.Watch(ctx, n, func(s *xds.Set) { e.sets = append(e.sets, s) })
 	}()
@@ -118,13 +118,13 @@ func (r *rig) connect(n xds.Node) *envoy {
 	return e
 }
 
-func (r *rig) give(s *gateway.Snapshot) {
+func (r *testPlane) put(s *gateway.Snapshot) {
 	r.source.put(s)
 	synctest.Wait()
 }
 
 // listener gives the newest bytes of the lab's listener on an address.
-func (e *envoy) listener(t *testing.T, name string) *xds.Resource {
+func (e *testEnvoy) listener(t *testing.T, name string) *xds.Resource {
 	t.Helper()
 	if len(e.sets) == 0 {
 		t.Fatal("the Envoy was given nothing")
@@ -159,52 +159,52 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 }
 
 func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(xds.Node{ID: "typo", Cluster: "edge"})
 		r.connect(edge)
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
-		time.Sleep(overdueAfter - time.Millisecond)
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		time.Sleep(missingAfter - time.Millisecond)
 		synctest.Wait()
 		if strings.Contains(r.log.String(), "typo") {
 			t.Errorf("it was not given the time to be registered:\n%s", &r.log)
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
-		want := `Envoy \"typo\" at unix socket" what="no instance of ingress gateway \"edge\" is registered with this service ID`
+		want := `Envoy \"typo\" at unix socket" what="no instance of the ingress gateway \"edge\" is registered with this service ID`
 		if !strings.Contains(r.log.String(), want) {
 			t.Errorf("the log does not have %s:\n%s", want, &r.log)
 		}
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
-		if !strings.Contains(r.log.String(), "configuration mended") {
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
+		if !strings.Contains(r.log.String(), "configuration corrected") {
 			t.Errorf("it was registered, and stays a problem:\n%s", &r.log)
 		}
 	})
 }
 
 // saysStrict is a source that wants strict PROXY protocol.
-var saysStrict = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
+var strictLayer = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
 
 func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		if len(e.sets) != 0 {
 			t.Fatal("something was put before there was a snapshot")
 		}
-		r.give(snapshot())
+		r.put(snapshot())
 		if len(e.sets) != 0 {
 			t.Fatal("an Envoy whose instance is not registered was given something")
 		}
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		if e.listener(t, anyAddress) == nil {
 			t.Fatalf("no listener %s", anyAddress)
 		}
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		if len(e.sets) != 1 {
 			t.Errorf("an equal snapshot was put as a new set: %d sets", len(e.sets))
 		}
 		changed := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})
 		changed.Endpoints = changed.Endpoints.With("t", &gateway.Endpoints{})
-		r.give(changed)
+		r.put(changed)
 		if len(e.sets) != 2 {
 			t.Fatalf("%d sets after a change, want 2", len(e.sets))
 		}
@@ -219,11 +219,11 @@ func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 }
 
 func TestInstancesShareAllButTheirListeners(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		a, b := r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": "a"}}),
 			r.connect(xds.Node{ID: "edge", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.2")})
-		r.give(snapshot(
-			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Registration: saysStrict},
+		r.put(snapshot(
+			&gateway.Instance{Node: "a", NodeAddress: "192.0.2.1", ServiceID: "edge", Registration: strictLayer},
 			&gateway.Instance{Node: "b", NodeAddress: "192.0.2.2", ServiceID: "edge", Address: "192.0.2.2"},
 		))
 		strict, off := a.listener(t, anyAddress), b.listener(t, "http:192.0.2.2:8080")
@@ -241,14 +241,14 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 }
 
 func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
 		if e.listener(t, anyAddress) == nil {
 			t.Fatal("two equal instances: no listener")
 		}
-		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Registration: saysStrict})
-		r.give(differ)
+		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Registration: strictLayer})
+		r.put(differ)
 		if len(e.sets) != 1 {
 			t.Errorf("an Envoy that cannot be told was given another set")
 		}
@@ -270,9 +270,9 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 	unknown := snapshot(in)
 	unknown.ProxyDefaults = settings.Layer{NeverValid: true}
 	t.Run("cold start", func(t *testing.T) {
-		inBubble(t, func(t *testing.T, r *rig) {
+		inBubble(t, func(t *testing.T, r *testPlane) {
 			e := r.connect(edge)
-			r.give(unknown)
+			r.put(unknown)
 			c := e.sets[0].Collection(xds.Listener)
 			if withheld := c.HeldBack(); c.Len() != 0 || !slices.Equal(withheld, []string{anyAddress}) {
 				t.Errorf("%d listeners, withheld %v; want none and %s", c.Len(), withheld, anyAddress)
@@ -280,13 +280,13 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 		})
 	})
 	t.Run("after a good one", func(t *testing.T) {
-		inBubble(t, func(t *testing.T, r *rig) {
+		inBubble(t, func(t *testing.T, r *testPlane) {
 			e := r.connect(edge)
 			strict := snapshot(in)
-			strict.ProxyDefaults = saysStrict
-			r.give(strict)
+			strict.ProxyDefaults = strictLayer
+			r.put(strict)
 			good := e.listener(t, anyAddress)
-			r.give(unknown)
+			r.put(unknown)
 			if got := e.listener(t, anyAddress); got != good {
 				t.Errorf("the listener became %v, want the last good one", got)
 			}
@@ -301,22 +301,22 @@ func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 	unread := snapshot(in)
 	unread.Endpoints = unread.Endpoints.Without("t")
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
-		r.give(unread)
+		r.put(unread)
 		c := e.sets[0].Collection(xds.Endpoint)
 		if c.Len() != 0 || !slices.Equal(c.HeldBack(), []string{cluster}) || e.listener(t, anyAddress) == nil {
 			t.Errorf("%d load assignments, withheld %v, listener %v; want the listener, and the assignment withheld", c.Len(), c.HeldBack(), e.listener(t, anyAddress))
 		}
-		r.give(snapshot(in))
+		r.put(snapshot(in))
 		read := e.sets[len(e.sets)-1].Collection(xds.Endpoint).Get(cluster)
-		r.give(unread)
+		r.put(unread)
 		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); read == nil || c.Get(cluster) != read || len(c.HeldBack()) > 0 {
 			t.Errorf("the load assignment became %v, want the last good one, %v", c.Get(cluster), read)
 		}
 		gone := snapshot(in)
 		gone.Services, gone.Entry.Listeners = nil, nil
-		r.give(gone)
+		r.put(gone)
 		if c := e.sets[len(e.sets)-1].Collection(xds.Endpoint); c.Len()+len(c.HeldBack()) > 0 {
 			t.Errorf("a gateway without listeners has load assignments: %v", c)
 		}
@@ -335,16 +335,16 @@ func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
 	unread.Services = []gateway.Service{
 		{Service: api, Port: 8080, Protocol: "http"}, unread.Services[0], {Service: unread.Services[0].Service, Port: 9090, Protocol: "http"},
 	}
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
-		r.give(unread)
+		r.put(unread)
 		c := e.sets[0].Collection(xds.Listener)
 		if c.Get(other) == nil || !slices.Equal(c.HeldBack(), []string{anyAddress}) {
 			t.Errorf("listeners %v, withheld %v; want %s, and %s withheld", c, c.HeldBack(), other, anyAddress)
 		}
-		r.give(snapshot(in))
+		r.put(snapshot(in))
 		good, routes := e.listener(t, anyAddress), e.sets[len(e.sets)-1].Collection(xds.Route).Get("8080")
-		r.give(unread)
+		r.put(unread)
 		last := e.sets[len(e.sets)-1]
 		if good == nil || routes == nil || e.listener(t, anyAddress) != good || last.Collection(xds.Route).Get("8080") != routes || e.listener(t, other) == nil {
 			t.Errorf("listener %v with routes %v; want the last good ones, and %s", e.listener(t, anyAddress), last.Collection(xds.Route).Get("8080"), other)
@@ -353,15 +353,15 @@ func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
 }
 
 func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		in := &gateway.Instance{Node: "a", ServiceID: "edge"}
-		r.give(snapshot(in))
+		r.put(snapshot(in))
 		broken := snapshot(in)
 		for name := range broken.Chains {
 			broken.Chains[name] = &gateway.Chain{ServiceName: "web", Protocol: "http", StartNode: "none"}
 		}
-		r.give(broken)
+		r.put(broken)
 		for typ := range xds.Type(xds.NumTypes) {
 			for name, before := range e.sets[0].Collection(typ).All() {
 				if e.sets[len(e.sets)-1].Collection(typ).Get(name) != before {
@@ -369,10 +369,10 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 				}
 			}
 		}
-		r.give(snapshot(in))
+		r.put(snapshot(in))
 		gone := snapshot(in)
 		gone.Services, gone.Entry.Listeners = nil, nil
-		r.give(gone)
+		r.put(gone)
 		if n := e.sets[len(e.sets)-1].Collection(xds.Cluster).Len(); n != 0 {
 			t.Errorf("%d clusters after the listener was removed, want none", n)
 		}
@@ -380,17 +380,17 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 }
 
 func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		off := e.listener(t, anyAddress)
-		r.plane.SetConfigFile(settings.File{Gateways: map[string]settings.Layer{"edge": saysStrict}})
+		r.plane.SetConfigFile(settings.File{Gateways: map[string]settings.Layer{"edge": strictLayer}})
 		synctest.Wait()
 		strict := e.listener(t, anyAddress).Version()
 		if strict == off.Version() {
 			t.Error("the listener did not change")
 		}
-		r.plane.SetConfigFile(settings.File{All: saysStrict})
+		r.plane.SetConfigFile(settings.File{All: strictLayer})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != strict {
 			t.Error("what is said of every gateway is not heard")
@@ -404,15 +404,15 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 }
 
 func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		// The order in which a worker hears of what is there is random.
 		for range 50 {
 			var sets []*xds.Set
-			w := newWorker(r.plane, gateway.ID{Name: "edge"})
-			w.newLayers.Put(fileLayers{gateway: saysStrict})
-			w.changed.Put([]*subscriber{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
-			news := latest.New[seen]()
-			news.Put(seen{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
+			w := newGatewayWorker(r.plane, gateway.ID{Name: "edge"})
+			w.newLayers.Put(fileLayers{gateway: strictLayer})
+			w.newStreams.Put([]*stream{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
+			news := latest.New[watchResult]()
+			news.Put(watchResult{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan struct{})
 			go func() {
@@ -430,7 +430,7 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 }
 
 func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		e.leave()
 		time.Sleep(20 * time.Second)
@@ -447,7 +447,7 @@ func TestAGatewayIsWatchedForALittleAfterItsLastEnvoy(t *testing.T) {
 }
 
 func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		r.source.fail <- errors.New("broken")
 		if err := <-e.ended; status.Code(err) != codes.Unavailable {
@@ -461,12 +461,12 @@ func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
 }
 
 // counted is the metric of a gateway's problems, or of the files' for "".
-func (r *rig) counted(gateway string) float64 {
+func (r *testPlane) problemCount(gateway string) float64 {
 	return testutil.ToFloat64(r.problems.count.WithLabelValues(gateway))
 }
 
 // wantLog wants each line once in the log, and no other about problems.
-func (r *rig) wantLog(lines ...string) {
+func (r *testPlane) wantLog(lines ...string) {
 	r.t.Helper()
 	text := r.log.String()
 	for _, line := range lines {
@@ -474,59 +474,59 @@ func (r *rig) wantLog(lines ...string) {
 			r.t.Errorf("%d times %q in the log, want once:\n%s", n, line, text)
 		}
 	}
-	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration mended"`); n != len(lines) {
+	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration corrected"`); n != len(lines) {
 		r.t.Errorf("%d lines about problems in the log, want %d:\n%s", n, len(lines), text)
 	}
 }
 
 func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(edge)
 		bad := snapshot()
 		bad.Problems = []problem.Problem{{Where: "here", What: "wrong"}}
-		r.give(bad)
+		r.put(bad)
 		again := *bad
-		r.give(&again)
-		if n := r.counted("edge"); n != 1 {
+		r.put(&again)
+		if n := r.problemCount("edge"); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
-		r.give(snapshot())
-		if n := r.counted("edge"); n != 0 {
+		r.put(snapshot())
+		if n := r.problemCount("edge"); n != 0 {
 			t.Errorf("usher_config_problems is %v, want 0", n)
 		}
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
 	})
 }
 
 func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		wrong := []problem.Problem{{Where: "here", What: "wrong"}}
 		bad := snapshot()
 		bad.Problems = wrong
 		r.connect(edge)
-		r.give(bad)
+		r.put(bad)
 		edgePut := r.source.put
 		r.connect(xds.Node{ID: "other", Cluster: "other"})
-		r.give(bad)
+		r.put(bad)
 		r.problems.Report("a file", wrong)
 		for _, g := range []string{"edge", "other", ""} {
-			if n := r.counted(g); n != 1 {
+			if n := r.problemCount(g); n != 1 {
 				t.Errorf("usher_config_problems of %q is %v, want 1", g, n)
 			}
 		}
-		r.give(snapshot())
+		r.put(snapshot())
 		r.problems.Report("a file", nil)
 		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`)
 		edgePut(snapshot())
 		synctest.Wait()
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration mended" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
 	})
 }
 
 func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.plane.SetConfigFile(settings.File{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
-		if n := r.counted(""); n != 1 {
+		if n := r.problemCount(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
 		r.wantLog(`msg="bad configuration" where=usher.hcl:1 what=wrong`)
@@ -534,11 +534,11 @@ func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
 }
 
 func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		broken := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge", Address: "a name"})
-		r.give(broken)
-		if n := r.counted("edge"); n != 1 {
+		r.put(broken)
+		if n := r.problemCount("edge"); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
 		e.leave()
@@ -563,7 +563,7 @@ func TestANodeWithoutNamesIsToldWhatItLacks(t *testing.T) {
 }
 
 func TestAPlaneHasASetFromTheFirstThatWasMadeUntilItsGatewayIsForgotten(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		want := func(has bool, when string) {
 			t.Helper()
 			synctest.Wait()
@@ -574,9 +574,9 @@ func TestAPlaneHasASetFromTheFirstThatWasMadeUntilItsGatewayIsForgotten(t *testi
 		want(false, "without an Envoy")
 		e := r.connect(edge)
 		want(false, "before the first snapshot")
-		r.give(snapshot())
+		r.put(snapshot())
 		want(false, "before the Envoy is registered")
-		r.give(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		want(true, "with a set")
 		e.leave()
 		want(true, "when the last Envoy has gone")

@@ -81,12 +81,12 @@ func BenchmarkReconnect(b *testing.B) {
 }
 
 // still is a source whose snapshot the benchmark changes.
-type still struct {
+type benchSource struct {
 	snapshot benchSnapshot
 	put      func(benchSnapshot)
 }
 
-func (s *still) Watch(ctx context.Context, _ gateway.ID, put func(*gateway.Snapshot)) error {
+func (s *benchSource) Watch(ctx context.Context, _ gateway.ID, put func(*gateway.Snapshot)) error {
 	s.put = func(next benchSnapshot) {
 		s.snapshot = next
 		put(next.Snapshot)
@@ -109,7 +109,7 @@ func (s benchSnapshot) withEndpoint(i int) benchSnapshot {
 
 // served is a plane and a server in memory.
 type served struct {
-	source *still
+	source *benchSource
 	conn   *grpc.ClientConn
 	ctx    context.Context
 	has    map[string]map[string]string // see state
@@ -123,7 +123,7 @@ func (everybody) Authorize(context.Context, xds.Caller, xds.Node) error { return
 func serveBench(b *testing.B, snapshot *gateway.Snapshot) *served {
 	b.Helper()
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	s := &served{source: &still{snapshot: benchSnapshot{snapshot}}}
+	s := &served{source: &benchSource{snapshot: benchSnapshot{snapshot}}}
 	plane := New(Options{Source: s.source, Logger: log, Metrics: NewMetrics(metrics), Problems: NewProblems(log, metrics)})
 	server := xds.NewServer(xds.Options{Source: plane, Authorizer: everybody{}, Logger: log, MetadataKeys: MetadataKeys})
 	l := bufconn.Listen(1 << 20)

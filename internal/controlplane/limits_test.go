@@ -16,8 +16,8 @@ import (
 )
 
 func TestGatewaysAreBounded(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
-		var last *envoy
+	inBubble(t, func(t *testing.T, r *testPlane) {
+		var last *testEnvoy
 		for i := range DefaultMaxGateways {
 			last = r.connect(xds.Node{ID: "edge", Cluster: fmt.Sprint("gateway-", i)})
 		}
@@ -39,7 +39,7 @@ func TestGatewaysAreBounded(t *testing.T) {
 }
 
 func TestWhatAnEnvoyRefusesIsAProblemUntilItIsOver(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		refuse := func(id string) func() {
 			return r.problems.Rejected(xds.Node{ID: id, Cluster: "edge"}, xds.Listener,
 				xds.Rejection{Version: "0123456789abcdef", Resources: []string{"http:0.0.0.0:8080"}, Message: "no such directory"})
@@ -59,7 +59,7 @@ func TestWhatAnEnvoyRefusesIsAProblemUntilItIsOver(t *testing.T) {
 		}
 		first, second := refuse("one"), refuse("two")
 		want(2, 2)
-		r.problems.ofGateway(gateway.ID{Name: "edge"}, nil) // the worker's problems are separate
+		r.problems.setGateway(gateway.ID{Name: "edge"}, nil) // the worker's problems are separate
 		want(2, 2)
 		first()
 		want(1, 1)

@@ -20,14 +20,14 @@ import (
 
 // fragile is a source that puts the snapshots of the test, and panics when the test
 // tells it to.
-type fragile struct {
+type panickingSource struct {
 	mu      sync.Mutex
 	puts    map[string]func(*gateway.Snapshot)
 	panics  map[string]chan struct{}
 	watches map[string]int
 }
 
-func (f *fragile) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
+func (f *panickingSource) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
 	f.mu.Lock()
 	f.puts[id.Name] = put
 	f.watches[id.Name]++
@@ -42,7 +42,7 @@ func (f *fragile) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sn
 	}
 }
 
-func (f *fragile) give(name string, s *gateway.Snapshot) {
+func (f *panickingSource) give(name string, s *gateway.Snapshot) {
 	f.mu.Lock()
 	put := f.puts[name]
 	f.mu.Unlock()
@@ -50,7 +50,7 @@ func (f *fragile) give(name string, s *gateway.Snapshot) {
 	synctest.Wait()
 }
 
-func (f *fragile) crash(name string) {
+func (f *panickingSource) crash(name string) {
 	f.mu.Lock()
 	crash := f.panics[name]
 	f.mu.Unlock()
@@ -60,9 +60,9 @@ func (f *fragile) crash(name string) {
 
 // withFragile is inBubble with two gateways, edge and other, whose Envoys have
 // their listeners.
-func withFragile(t *testing.T, f func(t *testing.T, r *rig, s *fragile, e, other *envoy)) {
-	inBubble(t, func(t *testing.T, r *rig) {
-		s := &fragile{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
+func withPanickingSource(t *testing.T, f func(t *testing.T, r *testPlane, s *panickingSource, e, other *testEnvoy)) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
+		s := &panickingSource{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
 		r.plane.source = s
 		e, other := r.connect(edge), r.connect(xds.Node{ID: "other", Cluster: "other"})
 		s.give("edge", snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
@@ -70,7 +70,7 @@ func withFragile(t *testing.T, f func(t *testing.T, r *rig, s *fragile, e, other
 		f(t, r, s, e, other)
 		e.leave()
 		other.leave()
-		for _, ended := range []*envoy{e, other} {
+		for _, ended := range []*testEnvoy{e, other} {
 			if err := <-ended.ended; err != nil {
 				t.Errorf("a stream ended: %v", err)
 			}
@@ -79,7 +79,7 @@ func withFragile(t *testing.T, f func(t *testing.T, r *rig, s *fragile, e, other
 }
 
 // moved returns a snapshot of a gateway with another instance of its service.
-func moved(name string, port int) *gateway.Snapshot {
+func snapshotWithPort(name string, port int) *gateway.Snapshot {
 	s := snapshot(&gateway.Instance{Node: "a", ServiceID: name})
 	s.ID.Name = name
 	s.Endpoints = s.Endpoints.With("t", &gateway.Endpoints{Endpoints: []gateway.Endpoint{{NodeDatacenter: "dc1", Address: "127.0.0.1", Port: port}}})
@@ -95,12 +95,12 @@ func counting(part string) func() float64 {
 
 // wantPanicked checks that a panic of edge is in its problems and in the metric. It also
 // checks that edge's Envoy keeps its sets, and that the other gateway has no problem.
-func (r *rig) wantPanicked(part string, panics float64, e *envoy, sets int) {
+func (r *testPlane) wantPanicked(part string, panics float64, e *testEnvoy, sets int) {
 	r.t.Helper()
 	if panics != 1 {
 		r.t.Errorf("usher_panics_total of %s grew by %v, want 1", part, panics)
 	}
-	if edge, other := r.counted("edge"), r.counted("other"); edge != 1 || other != 0 {
+	if edge, other := r.problemCount("edge"), r.problemCount("other"); edge != 1 || other != 0 {
 		r.t.Errorf("usher_config_problems is %v, and %v of the other gateway, want 1 and 0", edge, other)
 	}
 	if !strings.Contains(r.log.String(), `gateway=edge where="gateway \"edge\"" what="bug in Usher: panic in `+part+" at ") {
@@ -112,34 +112,34 @@ func (r *rig) wantPanicked(part string, panics float64, e *envoy, sets int) {
 }
 
 func TestASourceThatPanicsIsWatchedAgain(t *testing.T) {
-	withFragile(t, func(t *testing.T, r *rig, s *fragile, e, other *envoy) {
+	withPanickingSource(t, func(t *testing.T, r *testPlane, s *panickingSource, e, other *testEnvoy) {
 		panics := counting("watch")
 		s.crash("edge")
 		r.wantPanicked("watch", panics(), e, 1)
-		s.give("other", moved("other", 9091))
+		s.give("other", snapshotWithPort("other", 9091))
 		if len(other.sets) != 2 {
 			t.Error("the other gateway did not go on")
 		}
-		time.Sleep(restart)
+		time.Sleep(restartDelay)
 		synctest.Wait()
 		if s.watches["edge"] != 2 || s.watches["other"] != 1 {
 			t.Fatalf("watched %v times after the pause, want edge twice", s.watches)
 		}
-		s.give("edge", moved("edge", 9091))
-		if len(e.sets) != 2 || r.counted("edge") != 0 {
-			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.counted("edge"))
+		s.give("edge", snapshotWithPort("edge", 9091))
+		if len(e.sets) != 2 || r.problemCount("edge") != 0 {
+			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.problemCount("edge"))
 		}
 	})
 }
 
 func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
-		s := &fragile{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
+	inBubble(t, func(t *testing.T, r *testPlane) {
+		s := &panickingSource{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
 		r.plane.source = s
 		e := r.connect(edge)
 		s.crash("edge")
-		if r.counted("edge") != 1 || len(e.sets) != 0 {
-			t.Errorf("%v problems and %d sets, want 1 and none", r.counted("edge"), len(e.sets))
+		if r.problemCount("edge") != 1 || len(e.sets) != 0 {
+			t.Errorf("%v problems and %d sets, want 1 and none", r.problemCount("edge"), len(e.sets))
 		}
 		e.leave()
 		synctest.Wait()
@@ -147,12 +147,12 @@ func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
 }
 
 // fragileCompiler panics when the test tells it to.
-type fragileCompiler struct {
+type panickingCompiler struct {
 	listeners.Compiler
 	panics *atomic.Bool
 }
 
-func (c *fragileCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources {
+func (c *panickingCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources {
 	res := c.Compiler.Compile(s, in, e)
 	if c.panics.Load() && s.ID.Name == "edge" && e.Minor == 0 {
 		panic("a bug in the compiler")
@@ -161,15 +161,15 @@ func (c *fragileCompiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e g
 }
 
 func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *rig) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
 		var broken atomic.Bool
-		r.plane.newCompiler = func() compiler { return &fragileCompiler{panics: &broken} }
+		r.plane.newCompiler = func() compiler { return &panickingCompiler{panics: &broken} }
 		e := r.connect(edge)
 		newer := r.connect(xds.Node{ID: "edge", Cluster: "edge", Major: 1, Minor: 40})
-		r.give(moved("edge", 9090))
+		r.put(snapshotWithPort("edge", 9090))
 		panics := counting("compile")
 		broken.Store(true)
-		r.give(moved("edge", 9091))
+		r.put(snapshotWithPort("edge", 9091))
 		late := r.connect(edge) // another Envoy of the same kind causes no second panic
 		r.wantPanicked("compile", panics(), e, 1)
 		if len(newer.sets) != 2 {
@@ -179,11 +179,11 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 			t.Errorf("an Envoy that connects meanwhile was given %d sets, want the last good one", len(late.sets))
 		}
 		broken.Store(false)
-		r.give(moved("edge", 9092))
-		if len(e.sets) != 2 || r.counted("edge") != 0 {
-			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.counted("edge"))
+		r.put(snapshotWithPort("edge", 9092))
+		if len(e.sets) != 2 || r.problemCount("edge") != 0 {
+			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.problemCount("edge"))
 		}
-		for _, end := range []*envoy{e, newer, late} {
+		for _, end := range []*testEnvoy{e, newer, late} {
 			end.leave()
 		}
 		synctest.Wait()
@@ -191,35 +191,35 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 }
 
 func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
-	withFragile(t, func(t *testing.T, r *rig, s *fragile, e, other *envoy) {
+	withPanickingSource(t, func(t *testing.T, r *testPlane, s *panickingSource, e, other *testEnvoy) {
 		panics := counting("worker")
 		s.give("edge", snapshot(nil)) // no source sends this
 		r.wantPanicked("worker", panics(), e, 1)
-		s.give("other", moved("other", 9091))
+		s.give("other", snapshotWithPort("other", 9091))
 		if len(other.sets) != 2 {
 			t.Error("the other gateway did not go on")
 		}
-		s.give("edge", moved("edge", 9091))
-		if len(e.sets) != 2 || r.counted("edge") != 0 {
-			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.counted("edge"))
+		s.give("edge", snapshotWithPort("edge", 9091))
+		if len(e.sets) != 2 || r.problemCount("edge") != 0 {
+			t.Errorf("%d sets and %v problems after it is over, want 2 and none", len(e.sets), r.problemCount("edge"))
 		}
 	})
 }
 
 func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
-	inKubernetes(t, func(t *testing.T, r *rig, b *fakeBalancers) {
+	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
 		broken := make(chan struct{})
-		r.plane.balancers = fragileBalancers{b, broken}
+		r.plane.balancers = panickingBalancers{b, broken}
 		e := r.connect(edge)
-		r.give(snapshot(behindService("edge")))
+		r.put(snapshot(behindService("edge")))
 		b.wantWatched(t, "edge")
-		b.put("edge", tells(settings.Strict))
+		b.put("edge", withMode(settings.Strict))
 		strict := e.listener(t, anyAddress).Version()
 		panics := counting("balancer")
 		broken <- struct{}{}
 		synctest.Wait()
-		if panics() != 1 || r.counted("edge") != 1 {
-			t.Errorf("%v panics and %v problems, want 1 and 1", panics(), r.counted("edge"))
+		if panics() != 1 || r.problemCount("edge") != 1 {
+			t.Errorf("%v panics and %v problems, want 1 and 1", panics(), r.problemCount("edge"))
 		}
 		if !strings.Contains(r.log.String(), `where="Kubernetes Service consul/edge" what="bug in Usher: panic in balancer at `) {
 			t.Errorf("the log does not have the problem:\n%s", &r.log)
@@ -227,23 +227,23 @@ func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
 		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
 			t.Error("the listener did not stay")
 		}
-		time.Sleep(restart)
+		time.Sleep(restartDelay)
 		b.wantWatched(t, "edge")
-		b.put("edge", tells(settings.Off))
-		if got := e.listener(t, anyAddress); got == nil || got.Version() == strict || r.counted("edge") != 0 {
-			t.Errorf("the listener does not follow after it is over; %v problems", r.counted("edge"))
+		b.put("edge", withMode(settings.Off))
+		if got := e.listener(t, anyAddress); got == nil || got.Version() == strict || r.problemCount("edge") != 0 {
+			t.Errorf("the listener does not follow after it is over; %v problems", r.problemCount("edge"))
 		}
 		e.leave()
 	})
 }
 
 // fragileBalancers panics when the test tells it to.
-type fragileBalancers struct {
+type panickingBalancers struct {
 	*fakeBalancers
 	broken chan struct{}
 }
 
-func (f fragileBalancers) Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer)) {
+func (f panickingBalancers) Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer)) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watching sync.WaitGroup

@@ -15,68 +15,76 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// Problems says each problem once when it comes and once when it goes, however
-// many gateways it concerns and whoever finds it, and counts them. Use
-// NewProblems; the methods may be called from any goroutine.
+// Problems logs each problem once when it begins and once when it is over, even if
+// several gateways have it, and counts the problems. Use NewProblems. Any goroutine may
+// call the methods.
 type Problems struct {
 	log   *slog.Logger
 	count *prometheus.GaugeVec
 
 	mu    sync.Mutex
-	known map[owner][]problem.Problem // sorted, without doubles
+	known map[origin][]problem.Problem // sorted, without duplicates
 	// rejected counts, by gateway and type, the Envoys that refuse an update.
 	rejected *prometheus.GaugeVec
 }
 
-// owner is the origin of problems: a gateway's worker, a source of facts about all
+// origin is where problems come from: the worker of a gateway, a source that serves all
 // gateways, or an Envoy that refuses an update.
-type owner struct {
+type origin struct {
 	gateway   string // empty if the problems concern no single gateway
 	source    string
 	rejection *xds.Rejection
-	typ       xds.Type // the type of the rejected update
+	typ       xds.Type // of the rejected update
 }
 
-// NewProblems registers the metric of the problems. Its only label is the
-// gateway, and a gateway's series goes away with its last Envoy.
+// NewProblems registers the metrics of the problems. The series of a gateway are removed
+// with its last Envoy.
 func NewProblems(log *slog.Logger, r prometheus.Registerer) *Problems {
 	p := &Problems{
 		log: log,
 		count: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "usher_config_problems",
-			Help: "Problems in the configuration that somebody has to mend, by the gateway that they concern, or without a gateway where they are those of Usher's own files; " +
-				"the last good configuration stays meanwhile.",
+			Help: "Problems in the configuration, by gateway; without a gateway, those in Usher's own files. " +
+				"Until a problem is corrected, the last valid configuration stays in use. The log has each problem.",
 		}, []string{"gateway"}),
-		known: map[owner][]problem.Problem{},
+		known: map[origin][]problem.Problem{},
 		rejected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "usher_xds_rejected",
-			Help: "Envoys that refuse what they were sent last and go on with what they accepted before, by gateway and type; the log has Envoy's words.",
+			Help: "Envoys that refuse the last update that Usher sent and keep the one before, by gateway and type. The log has Envoy's reason.",
 		}, []string{"gateway", "type"}),
 	}
 	r.MustRegister(p.count, p.rejected)
 	return p
 }
 
-// Report replaces the problems of a source that is not one gateway's, such as a
-// file.
+// Report replaces the problems of a source that serves all gateways, such as a file.
 func (p *Problems) Report(source string, problems []problem.Problem) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.update(owner{source: source}, problems)
-	p.show("")
+	p.replace(origin{source: source}, problems)
+	p.updateGauge("")
 }
 
-// ofGateway replaces the problems of a gateway.
-func (p *Problems) ofGateway(id gateway.ID, problems []problem.Problem) {
+// setGateway replaces the problems of a gateway.
+func (p *Problems) setGateway(id gateway.ID, problems []problem.Problem) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.update(owner{gateway: id.String()}, problems)
-	p.show(id.String())
+	p.replace(origin{gateway: id.String()}, problems)
+	p.updateGauge(id.String())
 }
 
-// show updates the gauge of a gateway. An empty name stands for the problems of no
-// single gateway. The caller holds mu.
-func (p *Problems) show(gateway string) {
+// removeGateway removes the problems of a gateway without Envoys. They are neither
+// current nor over, so it logs nothing.
+func (p *Problems) removeGateway(id gateway.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.known, origin{gateway: id.String()})
+	p.count.DeleteLabelValues(id.String())
+}
+
+// updateGauge updates the gauge of a gateway, or with an empty name the one of problems
+// that concern no single gateway. The caller holds mu.
+func (p *Problems) updateGauge(gateway string) {
 	var n int
 	for o, problems := range p.known {
 		if o.gateway == gateway {
@@ -86,40 +94,31 @@ func (p *Problems) show(gateway string) {
 	p.count.WithLabelValues(gateway).Set(float64(n))
 }
 
-// forget drops the problems of a gateway that nobody asks for any more: they
-// are neither there nor mended.
-func (p *Problems) forget(id gateway.ID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.known, owner{gateway: id.String()})
-	p.count.DeleteLabelValues(id.String())
-}
-
-// Rejected implements xds.Rejections. While an Envoy refuses an update, its gateway
-// has a problem.
+// Rejected implements xds.Rejections. While an Envoy refuses an update, its gateway has
+// a problem.
 func (p *Problems) Rejected(n xds.Node, t xds.Type, r xds.Rejection) (over func()) {
-	id, _ := GatewayOf(n) // never fails: a node with a stream has a gateway
-	o := owner{gateway: id.String(), rejection: &r, typ: t}
+	id, _ := GatewayOf(n) // no error: a node with a stream has a gateway
+	o := origin{gateway: id.String(), rejection: &r, typ: t}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// No log here: the stream has logged it already.
+	// The stream has already logged the rejection.
 	p.known[o] = []problem.Problem{{
-		Where: fmt.Sprintf("Envoy %q at %s", n.ID, describePeer(n.Peer)),
-		What: fmt.Sprintf("refuses version %.12s of type %s (%s) and goes on with what it accepted before: %s",
+		Where: fmt.Sprintf("Envoy %q at %s", n.ID, describeAddress(n.Peer)),
+		What: fmt.Sprintf("it refuses version %.12s of type %s (%s) and keeps the version before: %s",
 			r.Version, t, strings.Join(r.Resources, ", "), r.Message),
 	}}
-	p.showRejections(o)
+	p.updateRejectedGauge(o)
 	return func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.known, o)
-		p.showRejections(o)
+		p.updateRejectedGauge(o)
 	}
 }
 
-// showRejections updates the gauges that count o. The caller holds mu.
-func (p *Problems) showRejections(o owner) {
-	p.show(o.gateway)
+// updateRejectedGauge updates the gauges that count a rejection. The caller holds mu.
+func (p *Problems) updateRejectedGauge(o origin) {
+	p.updateGauge(o.gateway)
 	var n int
 	for other := range p.known {
 		if other.rejection != nil && other.gateway == o.gateway && other.typ == o.typ {
@@ -133,7 +132,9 @@ func (p *Problems) showRejections(o owner) {
 	p.rejected.WithLabelValues(o.gateway, o.typ.String()).Set(float64(n))
 }
 
-func (p *Problems) update(o owner, problems []problem.Problem) {
+// replace replaces the problems of an origin and logs the difference. The caller holds
+// mu.
+func (p *Problems) replace(o origin, problems []problem.Problem) {
 	problems = slices.Clone(problems)
 	slices.SortFunc(problems, func(a, b problem.Problem) int {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
@@ -144,20 +145,20 @@ func (p *Problems) update(o owner, problems []problem.Problem) {
 		log = log.With("gateway", o.gateway)
 	}
 	for _, problem := range problems {
-		if !p.has(problem) {
+		if !p.isKnown(problem) {
 			log.Error("bad configuration", "where", problem.Where, "what", problem.What)
 		}
 	}
 	before := p.known[o]
 	p.known[o] = problems
 	for _, problem := range before {
-		if !p.has(problem) {
-			log.Info("configuration mended", "where", problem.Where, "what", problem.What)
+		if !p.isKnown(problem) {
+			log.Info("configuration corrected", "where", problem.Where, "what", problem.What)
 		}
 	}
 }
 
-func (p *Problems) has(problem problem.Problem) bool {
+func (p *Problems) isKnown(problem problem.Problem) bool {
 	for _, known := range p.known {
 		if slices.Contains(known, problem) {
 			return true

@@ -20,6 +20,7 @@ type Provider struct {
 	URL         string   // where the values of the annotations can be read
 	Evidence    Evidence // what is there
 	Annotations []Annotation
+	healthCheck healthCheck
 }
 
 // Annotation is an annotation that tells a cloud whether its load balancer sends PROXY
@@ -69,7 +70,8 @@ const (
 	scalewayV1 = scaleway + "proxy-protocol-v1"
 	scalewayV2 = scaleway + "proxy-protocol-v2"
 
-	linode = prefix + "linode-loadbalancer-"
+	linode   = prefix + "linode-loadbalancer-"
+	ibmCheck = "service.kubernetes.io/ibm-load-balancer-cloud-provider-vpc-health-check-"
 
 	ociURL = "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go"
 )
@@ -107,11 +109,15 @@ var Providers = []Provider{
 		},
 		{Key: awsAttributes + ".<port>", Format: attribute(awsPPV2, v2, refused)},
 		{Key: awsAttributes, Format: attribute(awsPPV2, v2, refused)},
+	}, healthCheck: healthCheck{
+		key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp",
+		portKey: awsPrefix + "healthcheck-port", withHeader: true,
 	}, URL: "https://github.com/kubernetes-sigs/aws-load-balancer-controller/blob/main/pkg/service/model_build_target_group.go"},
 	{Name: "Outscale", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "osc-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "*"}}, Ports: &PortList{NodePorts: true}, Otherwise: versionDependent},
 	}}, URL: "https://github.com/outscale/cloud-provider-osc/blob/main/docs/annotations.md"},
+	// Health checks of a port of the Service carry the header, and others do not go to the gateway.
 	{Name: "DigitalOcean", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "do-loadbalancer-enable-proxy-protocol", Format: boolean(v1, refused),
 	}}, URL: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go"},
@@ -128,10 +134,16 @@ var Providers = []Provider{
 				Ports: &PortList{Version: v2},
 			},
 		},
+	}, healthCheck: healthCheck{
+		key: scaleway + "health-check-type", http: httpHTTPS, tcp: "tcp", perPort: true,
+		headerKey: scaleway + "health-check-send-proxy",
 	}, URL: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go"},
 	{Name: "Hetzner", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: "load-balancer.hetzner.cloud/uses-proxyprotocol", Format: boolean("", refused),
-	}}, URL: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
+	}}, healthCheck: healthCheck{
+		key: "load-balancer.hetzner.cloud/health-check-protocol", http: httpHTTPS, tcp: "tcp",
+		portKey: "load-balancer.hetzner.cloud/health-check-port",
+	}, URL: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
 	{Name: "Linode", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: linode + "port-<port>",
@@ -142,6 +154,8 @@ var Providers = []Provider{
 		},
 		{Key: linode + "default-proxy-protocol", Format: linodeWords},
 		{Key: linode + "proxy-protocol", Format: linodeWords},
+	}, healthCheck: healthCheck{
+		key: linode + "check-type", http: []string{"http", "http_body"}, tcp: "connection",
 	}, URL: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go"},
 	{Name: "OpenStack (Infomaniak, OVH's newer load balancers, Selectel, SysEleven, VK, …)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "loadbalancer.openstack.org/proxy-protocol",
@@ -160,7 +174,10 @@ var Providers = []Provider{
 	}}, URL: ociURL},
 	{Name: "Vultr", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "vultr-loadbalancer-proxy-protocol", Format: boolean("", countsAsOff),
-	}}, URL: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go"},
+	}}, healthCheck: healthCheck{
+		key: prefix + "vultr-loadbalancer-healthcheck-protocol", http: onlyHTTP, tcp: "tcp",
+		pathKey: prefix + "vultr-loadbalancer-healthcheck-path",
+	}, URL: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go"},
 	{Name: "Civo", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "kubernetes.civo.com/loadbalancer-enable-proxy-protocol",
 		Format: Format{On: []Value{{"send-proxy", v1}, {"send-proxy-v2", v2}}, Otherwise: undocumented, Sticky: true},
@@ -175,13 +192,18 @@ var Providers = []Provider{
 	{Name: "IBM Cloud (VPC)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
 		Format: Format{On: []Value{{"proxy-protocol", v1}}, Within: "in the list", item: ibmFeature},
-	}}, URL: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
+	}}, healthCheck: healthCheck{
+		key: ibmCheck + "protocol", http: httpHTTPS, tcp: "tcp", portKey: ibmCheck + "port",
+	}, URL: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
 	{Name: "Alibaba Cloud", Evidence: InSourceCode, Annotations: []Annotation{
 		{Key: prefix + "alibaba-cloud-loadbalancer-proxy-protocol", Format: alibabaWords},
 		{
 			Key: prefix + "alicloud-loadbalancer-proxy-protocol", Format: alibabaWords,
 			URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go",
 		},
+	}, healthCheck: healthCheck{
+		key: prefix + "alibaba-cloud-loadbalancer-health-check-type", http: onlyHTTP, tcp: "tcp",
+		portKey: prefix + "alibaba-cloud-loadbalancer-health-check-connect-port",
 	}, URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go"},
 	{Name: "Volcengine", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key:    prefix + "volcengine-loadbalancer-proxy-protocol",
@@ -200,14 +222,18 @@ var Providers = []Provider{
 	{Name: "cloudscale.ch", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "k8s.cloudscale.ch/loadbalancer-pool-protocol",
 		Format: Format{On: []Value{{"proxy", v1}, {"proxyv2", v2}}, Off: []string{"tcp"}, Otherwise: refused},
-	}}, URL: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go"},
+	}}, healthCheck: healthCheck{
+		key: "k8s.cloudscale.ch/loadbalancer-health-monitor-type", http: httpHTTPS, tcp: "tcp",
+	}, URL: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go"},
 	{Name: "CloudStack", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "cloudstack-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{"true", v1}}, Otherwise: versionDependent},
 	}}, URL: "https://github.com/apache/cloudstack-kubernetes-provider/blob/main/protocol.go"},
 	{Name: "Brightbox", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "brightbox-load-balancer-listener-proxy-protocol", Format: Format{On: v1v2SSL, Otherwise: refused},
-	}}, URL: "https://github.com/brightbox/brightbox-cloud-controller-manager/blob/master/brightbox/validation.go"},
+	}}, healthCheck: healthCheck{
+		key: prefix + "brightbox-load-balancer-healthcheck-protocol", http: onlyHTTP, tcp: "tcp",
+	}, URL: "https://github.com/brightbox/brightbox-cloud-controller-manager/blob/master/brightbox/validation.go"},
 	{Name: "Naver Cloud", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key:    prefix + "ncloud-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "true"}}, Off: []string{"false"}, Otherwise: undocumented},

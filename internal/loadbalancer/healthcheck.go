@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// healthCheck is how annotations make a cloud check a gateway over HTTP. They were read
-// at the URL of the provider.
+// healthCheck is how annotations make a cloud check a gateway over HTTP. The zero value:
+// no annotation does.
 type healthCheck struct {
 	key     string   // the annotation with the protocol
 	http    []string // its values that mean HTTP
@@ -32,48 +32,15 @@ var (
 	httpHTTPS = []string{"http", "https"}
 )
 
-// healthChecks is the table of what clouds read. DigitalOcean is not in it: its
-// checks of a Service's port carry the header, and all others go to kube-proxy
-// without one.
-var healthChecks = []healthCheck{
-	{
-		key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp",
-		portKey: awsPrefix + "healthcheck-port", withHeader: true,
-	},
-	{
-		key: scaleway + "health-check-type", http: httpHTTPS, tcp: "tcp", perPort: true,
-		headerKey: scaleway + "health-check-send-proxy",
-	},
-	{
-		key: "load-balancer.hetzner.cloud/health-check-protocol", http: httpHTTPS, tcp: "tcp",
-		portKey: "load-balancer.hetzner.cloud/health-check-port",
-	},
-	{key: linode + "check-type", http: []string{"http", "http_body"}, tcp: "connection"},
-	{
-		key: prefix + "vultr-loadbalancer-healthcheck-protocol", http: onlyHTTP, tcp: "tcp",
-		pathKey: prefix + "vultr-loadbalancer-healthcheck-path",
-	},
-	{
-		key: prefix + "alibaba-cloud-loadbalancer-health-check-type", http: onlyHTTP, tcp: "tcp",
-		portKey: prefix + "alibaba-cloud-loadbalancer-health-check-connect-port",
-	},
-	{
-		key: "service.kubernetes.io/ibm-load-balancer-cloud-provider-vpc-health-check-protocol", http: httpHTTPS, tcp: "tcp",
-		portKey: "service.kubernetes.io/ibm-load-balancer-cloud-provider-vpc-health-check-port",
-	},
-	{key: prefix + "brightbox-load-balancer-healthcheck-protocol", http: onlyHTTP, tcp: "tcp"},
-	{key: "k8s.cloudscale.ch/loadbalancer-health-monitor-type", http: httpHTTPS, tcp: "tcp"},
-}
-
 // checkHealthChecks adds a problem for each health check that fails because headers
 // are sent.
 func (r *intentReader) checkHealthChecks(intent serviceIntent) {
 	if !intent.anyOn() {
 		return
 	}
-	for _, c := range healthChecks {
-		if r.checksOverHTTP(c, intent) {
-			r.checkHealthCheck(c, intent)
+	for _, p := range Providers {
+		if r.checksOverHTTP(p.healthCheck, intent) {
+			r.checkHealthCheck(p.healthCheck, intent)
 		}
 	}
 	r.checkNodeHealthCheck()

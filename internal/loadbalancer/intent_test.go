@@ -118,7 +118,6 @@ func TestPreservesClientIP(t *testing.T) {
 const (
 	scwCheck = prefix + "scw-loadbalancer-health-check-"
 	aliCheck = prefix + "alibaba-cloud-loadbalancer-health-check-"
-	ibmCheck = "service.kubernetes.io/ibm-load-balancer-cloud-provider-vpc-health-check-"
 )
 
 func TestHealthChecksThatFailBecauseOfHeaders(t *testing.T) {

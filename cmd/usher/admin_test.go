@@ -14,7 +14,7 @@ import (
 )
 
 // startAdmin serves the admin port until the test ends.
-func startAdmin(t *testing.T, log io.Writer, c condition) string {
+func startAdmin(t *testing.T, log io.Writer, c readinessChecker) string {
 	t.Helper()
 	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry(), c)
 	if err != nil {
@@ -60,7 +60,7 @@ func ask(conn net.Conn, path string) (int, http.Header, error) {
 // TestWaitingConnectionsMakeRoomAtTheAdminPort opens many connections without a
 // request, and some that were used once.
 func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
-	addr := startAdmin(t, io.Discard, &told{})
+	addr := startAdmin(t, io.Discard, &fakeChecker{})
 	used := dialAdmin(t, addr)
 	if _, _, err := ask(used, "/healthz"); err != nil {
 		t.Fatal(err)
@@ -88,7 +88,7 @@ func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
 // The connection that has been idle for longest makes room. If none is idle, the
 // oldest one does.
 func TestWhoMakesRoom(t *testing.T) {
-	c := newCrowd(3)
+	c := newConnLimiter(3)
 	conns := map[string]net.Conn{}
 	closed := func(name string) bool {
 		err := conns[name].SetDeadline(time.Time{})
@@ -98,7 +98,7 @@ func TestWhoMakesRoom(t *testing.T) {
 		if conns[name] == nil {
 			conns[name], _ = net.Pipe()
 		}
-		c.note(conns[name], state)
+		c.track(conns[name], state)
 	}
 	want := func(names string) {
 		t.Helper()
@@ -135,7 +135,7 @@ func TestWhoMakesRoom(t *testing.T) {
 
 func TestWhatTheAdminServerComplainsOfIsInTheLog(t *testing.T) {
 	var log syncBuffer
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &told{})
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestWhatTheAdminServerComplainsOfIsInTheLog(t *testing.T) {
 
 func TestAnAdminPortBeyondLoopbackIsSaid(t *testing.T) {
 	var log syncBuffer
-	a, err := newAdmin(t.Context(), "0.0.0.0:0", slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &told{})
+	a, err := newAdmin(t.Context(), "0.0.0.0:0", slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {
 		t.Fatal(err)
 	}

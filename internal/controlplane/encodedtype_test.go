@@ -18,19 +18,19 @@ import (
 func TestMadeFollowsWhatIsWanted(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
-		now, good := nothing(), map[string]string{}
+		now, good := &encodedType{collection: xds.NewCollection(nil, nil)}, map[string]string{}
 		var clusters ordered.Map[*clusterv3.Cluster]
 		for range 10 {
 			clusters = randomClusters(rnd, clusters)
-			w := wanted{typ: xds.Cluster, messages: list[*clusterv3.Cluster]{clusters}, keep: rnd.IntN(4) == 0}
+			w := desired{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{clusters}, keepRemoved: rnd.IntN(4) == 0}
 			for _, name := range clusterNames {
 				if clusters.Get(name) == nil && rnd.IntN(4) == 0 {
-					w.withheld = append(w.withheld, name)
+					w.heldBack = append(w.heldBack, name)
 				}
 			}
 			var withheld []string
 			good, withheld = expect(t, good, w)
-			now = now.next(w)
+			now = now.update(w)
 			got := map[string]string{}
 			for name, r := range now.collection.All() {
 				got[name] = r.Version()
@@ -46,20 +46,20 @@ func TestMadeFollowsWhatIsWanted(t *testing.T) {
 }
 
 // expect says from scratch what next has to give.
-func expect(t *testing.T, before map[string]string, w wanted) (good map[string]string, withheld []string) {
+func expect(t *testing.T, before map[string]string, w desired) (good map[string]string, withheld []string) {
 	t.Helper()
 	good = map[string]string{}
 	for name, version := range before {
-		if w.keep || slices.Contains(w.withheld, name) {
+		if w.keepRemoved || slices.Contains(w.heldBack, name) {
 			good[name] = version
 		}
 	}
-	for _, name := range w.withheld {
+	for _, name := range w.heldBack {
 		if good[name] == "" {
 			withheld = append(withheld, name)
 		}
 	}
-	for name := range w.messages.Since(nil) {
+	for name := range w.messages.ChangedSince(nil) {
 		r, err := xds.NewResource(w.typ, name, w.messages.Get(name))
 		switch {
 		case err == nil:

@@ -68,7 +68,7 @@ func TestTheLogHasTheSameBytesInTheSameOrder(t *testing.T) {
 	}
 }
 
-var missingLine = regexp.MustCompile(`lines of log are missing here.*lines"?[=:](\d+)`)
+var missingLine = regexp.MustCompile(`log lines dropped.*lines"?[=:](\d+)`)
 
 // TestALogThatIsNotReadStopsNothingAndSaysWhatIsMissing logs far more than the queue
 // holds before it reads anything.
@@ -173,7 +173,7 @@ func TestTheEndWaitsForTheLogNoLongerThanASecond(t *testing.T) {
 		q, log := queued(t, writer, "text")
 		log.Info("nothing reads this")
 		begin := time.Now()
-		q.close(lastFlush)
+		q.close(logFlushTimeout)
 		if took := time.Since(begin); took != time.Second {
 			t.Errorf("close took %v, want a second", took)
 		}

@@ -1,0 +1,180 @@
+package controlplane
+
+import (
+	"log/slog"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/listeners"
+	"github.com/usherproxy/usher/xds"
+)
+
+// encoder turns snapshots into sets. A generation is the time with one snapshot, from
+// one startGeneration to the next. In a generation, the encoder compiles once for all
+// equal Envoys. From one generation to the next, it encodes only what has changed.
+type encoder struct {
+	metrics     *Metrics
+	log         *slog.Logger
+	newCompiler func() compiler
+	compiler    compiler
+	snapshot    *gateway.Snapshot
+	instances   map[string][]*gateway.Instance // of the snapshot, by service ID
+	current     map[envoyKey]compiled          // of this generation
+	latest      map[envoyKey]compiled          // the newest of each key; see setInstances
+	// shared holds what this generation has encoded, for Envoys with other keys that
+	// have the same messages.
+	shared map[messages]*encodedType
+}
+
+// compiler is a listeners.Compiler, or a fake one in a test.
+type compiler interface {
+	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources
+}
+
+func newCompiler() compiler { return new(listeners.Compiler) }
+
+func newEncoder(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) encoder {
+	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler(), latest: map[envoyKey]compiled{}}
+}
+
+// envoyKey is equal for Envoys that get the same set.
+type envoyKey struct {
+	node, serviceID string
+	version         gateway.EnvoyVersion
+}
+
+// compiled is what the Envoys with one key get.
+type compiled struct {
+	set      *xds.Set
+	types    [xds.NumTypes]*encodedType
+	problems []problem.Problem
+}
+
+// startGeneration replaces the snapshot.
+func (e *encoder) startGeneration(s *gateway.Snapshot) {
+	if e.snapshot == nil || !slices.Equal(e.snapshot.Instances, s.Instances) {
+		e.setInstances(s.Instances)
+	}
+	e.snapshot = s
+	e.current = map[envoyKey]compiled{}
+	e.shared = map[messages]*encodedType{}
+}
+
+// setInstances replaces the instances. It drops the latest set of a key if no Envoy used
+// it in the generation before and its instance is no longer registered: each instance
+// has a whole set.
+func (e *encoder) setInstances(instances []*gateway.Instance) {
+	e.instances = map[string][]*gateway.Instance{}
+	registered := map[envoyKey]bool{}
+	for _, in := range instances {
+		e.instances[in.ServiceID] = append(e.instances[in.ServiceID], in)
+		registered[envoyKey{node: in.Node, serviceID: in.ServiceID}] = true
+	}
+	for k := range e.latest {
+		_, used := e.current[k]
+		if !used && !registered[envoyKey{node: k.node, serviceID: k.serviceID}] {
+			delete(e.latest, k)
+		}
+	}
+}
+
+// setFor returns the set for an Envoy that is the instance in. If the compiler panics,
+// it returns the latest set of such Envoys, if there is one, and a problem.
+func (e *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
+	version := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
+	k := envoyKey{node: in.Node, serviceID: in.ServiceID, version: version}
+	c, ok := e.current[k]
+	if !ok {
+		err := guard.Run(e.log, "compile", func() error {
+			c = e.compile(in, version, e.latest[k])
+			return nil
+		})
+		if err != nil {
+			e.compiler = e.newCompiler() // the panic may have left the old one in a bad state
+			c = e.latest[k]
+			c.problems = panicProblem(e.snapshot.ID, err)
+		}
+		e.current[k], e.latest[k] = c, c
+	}
+	return c.set, c.problems
+}
+
+// compile returns what an Envoy gets. before is what it got in the last generation; if
+// nothing has changed, the set is the same value.
+func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, before compiled) compiled {
+	defer prometheus.NewTimer(e.metrics.compileDuration).ObserveDuration()
+	res := e.compiler.Compile(e.snapshot, in, version)
+	now := compiled{problems: slices.Clone(res.Problems)}
+	var keepRemoved bool
+	// Listeners come first: an invalid one keeps its last good version, and that keeps
+	// the resources that it refers to.
+	for _, d := range []desired{
+		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.HeldBackListeners},
+		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},
+		{typ: xds.TokenBucket, messages: typedMessages[*typev3.TokenBucket]{res.TokenBuckets}},
+		{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{res.Clusters}},
+		{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, heldBack: res.HeldBackEndpoints},
+		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
+	} {
+		d.keepRemoved = keepRemoved
+		t := e.encode(before.types[d.typ], d)
+		if d.typ != xds.Endpoint { // endpoints refer to no other resources
+			keepRemoved = keepRemoved || t.keepsLastGood()
+		}
+		now.types[d.typ] = t
+		now.problems = append(now.problems, t.problems...)
+	}
+	now.set = setOf(now.types, before.set)
+	return now
+}
+
+// encode returns the encoded resources of a type: shared ones if there are any, else it
+// updates those of the last generation.
+func (e *encoder) encode(before *encodedType, d desired) *encodedType {
+	if t := e.shared[d.messages]; t != nil && len(d.heldBack) == 0 && !d.keepRemoved {
+		return t
+	}
+	if before == nil {
+		before = &encodedType{collection: xds.NewCollection(nil, nil)}
+	}
+	t := before.update(d)
+	if t.isExact() {
+		e.shared[d.messages] = t
+	}
+	return t
+}
+
+// setOf returns the set of the encoded types: the one before if it has the same
+// collections.
+func setOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
+	var collections [xds.NumTypes]*xds.Collection
+	changed := before == nil
+	for t, encoded := range types {
+		collections[t] = encoded.collection
+		changed = changed || before.Collection(xds.Type(t)) != encoded.collection
+	}
+	if !changed {
+		return before
+	}
+	return xds.NewSet(collections)
+}
+
+// equalSets reports whether an Envoy would get the same from both sets.
+func equalSets(a, b *xds.Set) bool {
+	for t := range xds.Type(xds.NumTypes) {
+		if !a.Collection(t).Equal(b.Collection(t)) {
+			return false
+		}
+	}
+	return true
+}

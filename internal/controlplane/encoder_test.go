@@ -1,0 +1,25 @@
+package controlplane
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/usherproxy/usher/internal/gateway"
+)
+
+func TestWhatGoneInstancesHadIsForgotten(t *testing.T) {
+	p := newEncoder(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), newCompiler)
+	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
+	p.startGeneration(snapshot(here, &gateway.Instance{Node: "gone", ServiceID: "edge"}))
+	for _, in := range p.snapshot.Instances {
+		p.setFor(in, edge)
+	}
+	// The instance that is registered keeps what it had without being asked for.
+	p.startGeneration(snapshot(here))
+	p.startGeneration(snapshot(here, &gateway.Instance{Node: "new", ServiceID: "edge"}))
+	if len(p.latest) != 1 {
+		t.Errorf("%d sets are held, want the one of the instance that is registered", len(p.latest))
+	}
+}
