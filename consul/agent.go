@@ -10,22 +10,22 @@ import (
 )
 
 // agentType reads the agent's configuration, with a token that has agent:read
-// (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It
-// changes with a restart of the agent. The query cannot block.
+// (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It changes with a restart of the agent.
+// The query cannot block.
 var agentType = &queryType{
 	name: "agent", path: "/v1/agent/self",
 	local: true, optional: true, interval: time.Minute,
 	decode: decodeAs(decodeAgent),
 }
 
-// agent is the part of an agent's configuration that concerns gateways. The zero value
-// is that of an agent that refuses to return it.
+// agent is the part of an agent's configuration that concerns gateways. The zero value is that of an agent that refuses
+// to return it.
 type agent struct {
-	// dualStack is true if its bind address is an IPv6 address. Consul before 1.22
-	// neither returns that nor takes it into account.
+	// dualStack is true if its bind address is an IPv6 address. Consul before 1.22 neither returns that nor takes it
+	// into account.
 	dualStack bool
-	// domain and altDomain are its DNS domains as it writes them, by default with a dot at
-	// the end. They are empty if unknown.
+	// domain and altDomain are its DNS domains as it writes them, by default with a dot at the end. They are empty if
+	// unknown.
 	domain, altDomain string
 	// grpcPort and grpcTLSPort are its gRPC ports; 0 if there is none, or if unknown.
 	grpcPort, grpcTLSPort int

@@ -37,10 +37,10 @@ func TestAgentWithAnIPv6Address(t *testing.T) {
 
 // A token that loses agent:read moves no listener.
 func TestAgentThatNoLongerTells(t *testing.T) {
-	told := &agent{dualStack: true, domain: "consul."}
-	got, err := decodeAgent(told, answer{body: []byte("{}"), refused: true})
-	if err != nil || got != told {
-		t.Errorf("got %+v, %v; want what was known", got, err)
+	before := &agent{dualStack: true, domain: "consul."}
+	got, err := decodeAgent(before, answer{body: []byte("{}"), refused: true})
+	if err != nil || got != before {
+		t.Errorf("got %+v, %v; want the value before", got, err)
 	}
 }
 

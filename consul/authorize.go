@@ -23,8 +23,8 @@ var (
 // errACLsOff means that Consul checks no tokens: any token may use any gateway.
 var errACLsOff = errors.New("consul's ACLs are off")
 
-// How long one ACL check may take, including the time in the queue.
-// authorizeAgainTimeout applies if Consul has allowed the same before.
+// How long one ACL check may take, including the time in the queue. authorizeAgainTimeout applies if Consul has allowed
+// the same before.
 const (
 	authorizeTimeout      = 10 * time.Second
 	authorizeAgainTimeout = 2 * time.Second
@@ -32,11 +32,10 @@ const (
 
 // Caller is an Envoy that wants to use a gateway.
 type Caller struct {
-	// Token is the caller's token. An empty one stands for the anonymous token (or
-	// the default token of Consul's agent), never for Usher's token.
+	// Token is the caller's token. An empty one stands for the anonymous token (or the default token of Consul's
+	// agent), never for Usher's token.
 	Token string
-	// Address is the caller's address. Callers from one address cannot delay those from
-	// another.
+	// Address is the caller's address. Callers from one address cannot delay those from another.
 	Address string
 	// Again is true if the caller has the gateway already.
 	Again bool
@@ -52,8 +51,8 @@ type aclCheck struct {
 	Allow     bool   `json:",omitempty"`
 }
 
-// authorize checks with Consul whether the token has service:write on the gateway.
-// Consul requires that right of the token of every Envoy.
+// authorize checks with Consul whether the token has service:write on the gateway. Consul requires that right of the
+// token of every Envoy.
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
 	check := aclCheck{Resource: "service", Access: "write", Segment: id.Name}
 	check.Namespace, check.Partition = c.tenancy(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))

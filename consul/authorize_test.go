@@ -94,7 +94,7 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 	}
 }
 
-// decides says whether an error of Authorize is an answer.
+// isDecision reports whether an error of Authorize is an answer.
 func isDecision(err error) bool { return errors.Is(err, ErrDenied) || errors.Is(err, ErrUnknownToken) }
 
 // authorizeWith asks fake about a token for the gateway "gateway". Usher itself

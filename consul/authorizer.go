@@ -24,9 +24,8 @@ const (
 	maxAllowed  = 65_536
 )
 
-// How many ACL checks run at the same time over plain HTTP, where each holds a
-// connection. Over other schemes there may be checksFactorTLS times as many. Callers
-// that Consul has allowed before do not wait for new callers.
+// How many ACL checks run at the same time over plain HTTP, where each holds a connection. Over other schemes there may
+// be checksFactorTLS times as many. Callers that Consul has allowed before do not wait for new callers.
 const (
 	newCallerChecks           = 3
 	newCallerChecksPerAddress = 2
@@ -34,18 +33,16 @@ const (
 	checksFactorTLS           = 8
 )
 
-// errTooManyChecks means that an ACL check waited in the queue for too long. It says
-// nothing about Consul.
+// errTooManyChecks means that an ACL check waited in the queue for too long. It says nothing about Consul.
 var errTooManyChecks = errors.New("too many ACL checks wait for consul")
 
 // errCallerGone means that the caller has gone whose check others share.
 var errCallerGone = errors.New("the caller has gone")
 
-// Authorizer checks with Consul's ACLs whether a caller may use a gateway. It
-// remembers a refusal for some seconds, so that a caller that tries again costs no
-// second check. It remembers that Consul allowed a caller for the time for which it
-// may use that while Consul does not answer. It stores keyed hashes of the tokens,
-// never the tokens. Its methods are safe for concurrent use. Use NewAuthorizer.
+// Authorizer checks with Consul's ACLs whether a caller may use a gateway. It remembers a refusal for some seconds, so
+// that a caller that tries again costs no second check. It remembers that Consul allowed a caller for the time for
+// which it may use that while Consul does not answer. It stores keyed hashes of the tokens, never the tokens. Its
+// methods are safe for concurrent use. Use NewAuthorizer.
 type Authorizer struct {
 	client       *Client
 	staleIfError time.Duration
@@ -71,9 +68,8 @@ type refusal struct {
 	until time.Time
 }
 
-// NewAuthorizer returns an Authorizer. While Consul does not answer, it allows the
-// callers that Consul has allowed within staleIfError (the name is from RFC 5861).
-// If that is 0, it allows none.
+// NewAuthorizer returns an Authorizer. While Consul does not answer, it allows the callers that Consul has allowed
+// within staleIfError (the name is from RFC 5861). If that is 0, it allows none.
 func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	factor := 1
 	if c.maxConnections() == 0 {
@@ -91,10 +87,9 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	return a
 }
 
-// Authorize returns nil if the caller's token has service:write on the gateway,
-// or if ACLs are off. It returns ErrDenied if the token lacks that right, and
-// ErrUnknownToken if Consul does not know the token. It returns another error if
-// Consul does not answer and no remembered answer can be used.
+// Authorize returns nil if the caller's token has service:write on the gateway, or if ACLs are off. It returns
+// ErrDenied if the token lacks that right, and ErrUnknownToken if Consul does not know the token. It returns another
+// error if Consul does not answer and no remembered answer can be used.
 func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) error {
 	if !isPrintable(who.Token) {
 		return ErrUnknownToken
@@ -134,8 +129,8 @@ func (a *Authorizer) keyOf(token string, id gateway.ID) aclKey {
 	return aclKey(h.Sum(nil))
 }
 
-// allow remembers that Consul allows the key. If ACLs are off, it remembers only that:
-// otherwise a caller could fill the memory with names that it makes up.
+// allow remembers that Consul allows the key. If ACLs are off, it remembers only that: otherwise a caller could fill
+// the memory with names that it makes up.
 func (a *Authorizer) allow(key aclKey, off bool) {
 	a.count("allowed")
 	a.refused.Remove(key)
@@ -173,8 +168,7 @@ func (a *Authorizer) wasAllowed(key aclKey) bool {
 	return !at.IsZero() && time.Since(at) < a.staleIfError
 }
 
-// useOldAnswer logs that remembered answers are used: once for an outage, and at most
-// once a minute.
+// useOldAnswer logs that remembered answers are used: once for an outage, and at most once a minute.
 func (a *Authorizer) useOldAnswer(err error) {
 	a.count("stale")
 	a.mu.Lock()
@@ -239,8 +233,7 @@ func (a *Authorizer) enter(ctx context.Context, known bool, address string) (lea
 	}
 }
 
-// callerQueue bounds the checks that run at the same time, and those for callers from
-// one address.
+// callerQueue bounds the checks that run at the same time, and those for callers from one address.
 type callerQueue struct {
 	all        chan struct{}
 	perAddress int

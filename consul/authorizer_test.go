@@ -130,7 +130,7 @@ func TestWhoWasAllowedMayGoOnWhileConsulIsAway(t *testing.T) {
 		id    gateway.ID
 	}{{"unseen", theGateway}, {"good", gateway.ID{Name: "other"}}, {"good", gateway.ID{Name: "gateway", Namespace: "team"}}} {
 		if err := a.Authorize(t.Context(), Caller{Token: who.token}, who.id); err == nil || isDecision(err) {
-			t.Errorf("%v: %v, want that nobody can be asked", who, err)
+			t.Errorf("%v: %v, want that Consul does not answer", who, err)
 		}
 	}
 	if n := strings.Count(log.String(), "consul does not answer ACL checks"); n != 1 {

@@ -155,7 +155,7 @@ func (c *bubbleConsul) rights(begun, now content) string {
 	return now.hidden
 }
 
-// needing needs the queries of a hub until the test ends.
+// subscribeTo runs the watcher and subscribes to the queries until the test ends.
 func subscribeTo(ctx context.Context, t *testing.T, w *Watcher, queries ...query) *subscription {
 	t.Helper()
 	run := make(chan error, 1)
@@ -171,7 +171,7 @@ func subscribeTo(ctx context.Context, t *testing.T, w *Watcher, queries ...query
 	return l
 }
 
-// took returns how long it took until f.
+// timeUntil returns how long it took until f.
 func timeUntil(t *testing.T, f func() bool) time.Duration {
 	t.Helper()
 	begin := time.Now()

@@ -22,9 +22,8 @@ var (
 	// rootsType reads the mesh's root certificates
 	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
 	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeAs(decodeRoots)}
-	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and
-	// renews. It has no DNS names; see certificate
-	// (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
+	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and renews. It has no DNS names;
+	// see certificate (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
 	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeAs(decodeLeaf)}
 )
 
@@ -81,8 +80,8 @@ type issuedLeaf struct {
 	validFrom time.Time
 }
 
-// requestCertificate makes a key and has the requested certificate signed. As Consul's
-// agents do, it makes keys on P-256, whatever key the certificate authority has.
+// requestCertificate makes a key and has the requested certificate signed. As Consul's agents do, it makes keys on
+// P-256, whatever key the certificate authority has.
 func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

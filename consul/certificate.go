@@ -16,8 +16,8 @@ import (
 	"github.com/usherproxy/usher/internal/latest"
 )
 
-// addCertificate adds the certificate for the clients of listeners with TLS. What it
-// contains follows from all other parts, so it waits until these are complete.
+// addCertificate adds the certificate for the clients of listeners with TLS. What it contains follows from all other
+// parts, so it waits until these are complete.
 func (c *compilation) addCertificate() {
 	if len(c.missing) > 0 {
 		return
@@ -44,8 +44,7 @@ func (c *compilation) addCertificate() {
 	c.setCertificate(s)
 }
 
-// setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients
-// and the mesh see the same one.
+// setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients and the mesh see the same one.
 func (c *compilation) setCertificate(s *certState) {
 	where := fmt.Sprintf("certificate of gateway %q for clients", c.id.String())
 	if s.err != nil && s.lasts() {
@@ -62,18 +61,17 @@ func (c *compilation) setCertificate(s *certState) {
 	c.snapshot.Leaf = s.leaf
 }
 
-// servesTLS reports whether a listener shows clients a certificate of the mesh. As with
-// Consul, a gateway needs that also for a listener whose certificate comes over SDS.
+// servesTLS reports whether a listener shows clients a certificate of the mesh. As with Consul, a gateway needs that
+// also for a listener whose certificate comes over SDS.
 func servesTLS(e *gateway.Entry) bool {
 	return e != nil && (e.TLS.Enabled || slices.ContainsFunc(e.Listeners, func(l gateway.Listener) bool {
 		return l.TLS != nil && l.TLS.Enabled
 	}))
 }
 
-// dnsNames returns the names that Consul puts into the certificate: wildcards in the
-// domains for which Consul answers DNS queries, and the hosts of all services, without
-// ports. Consul's domains end with a dot, which only some clients accept. So each name
-// is in the list without that dot, too.
+// dnsNames returns the names that Consul puts into the certificate: wildcards in the domains for which Consul answers
+// DNS queries, and the hosts of all services, without ports. Consul's domains end with a dot, which only some clients
+// accept. So each name is in the list without that dot, too.
 func dnsNames(services []gateway.Service, datacenter string, domains []string) []string {
 	var names []string
 	for _, s := range services {
@@ -104,8 +102,7 @@ type certRequest struct {
 	grpcAddress address  // where to have it signed; see signer
 }
 
-// sameCertificate reports whether two requests are for certificates with the same
-// content.
+// sameCertificate reports whether two requests are for certificates with the same content.
 func (r certRequest) sameCertificate(other certRequest) bool {
 	return r.uri == other.uri && slices.Equal(r.names, other.names)
 }
@@ -130,9 +127,8 @@ func (s *certState) lasts() bool {
 	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }
 
-// certificate keeps one gateway's certificate with DNS names up to date: it makes the
-// keys, has the certificates signed, and renews them in time. Its goroutine owns the
-// renewal. One other goroutine calls setRequest and close.
+// certificate keeps one gateway's certificate with DNS names up to date: it makes the keys, has the certificates
+// signed, and renews them in time. Its goroutine owns the renewal. One other goroutine calls setRequest and close.
 type certificate struct {
 	id     gateway.ID
 	sign   func(ctx context.Context, at address, csr string) (string, error)
@@ -181,8 +177,8 @@ func (c *certificate) current() *certState {
 	return c.state.Load()
 }
 
-// maxSleep bounds how long a timer runs. While a machine sleeps, the clock of timers
-// stands still, and the time of day does not.
+// maxSleep bounds how long a timer runs. While a machine sleeps, the clock of timers stands still, and the time of day
+// does not.
 const maxSleep = time.Minute
 
 func (c *certificate) run(ctx context.Context) {
@@ -237,9 +233,8 @@ func (c *certificate) setState(s *certState) {
 	c.notify()
 }
 
-// jitterTime is the time over which certificates are renewed after a new root, and
-// retried if the certificate authority is busy. It is Consul's own, and gives the
-// authority time for all of them.
+// jitterTime is the time over which certificates are renewed after a new root, and retried if the certificate authority
+// is busy. It is Consul's own, and gives the authority time for all of them.
 const jitterTime = 30 * time.Second
 
 // renewal says when a certificate is due. The zero value waits for a request.
@@ -259,8 +254,8 @@ func (r *renewal) sleepTime(now time.Time) time.Duration {
 	return min(maxSleep, r.due.Sub(now))
 }
 
-// setRequest sets the request. A certificate with other content is due at once. With a
-// new root, the same certificate is due soon.
+// setRequest sets the request. A certificate with other content is due at once. With a new root, the same certificate
+// is due soon.
 func (r *renewal) setRequest(request certRequest, now time.Time) {
 	before := r.request
 	r.request = request
@@ -274,8 +269,8 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 	}
 }
 
-// succeeded makes the next certificate due at a random time between 60 % and 90 % of
-// the lifetime, as Consul does. If a clock is wrong, it is not due all the time.
+// succeeded makes the next certificate due at a random time between 60 % and 90 % of the lifetime, as Consul does. If a
+// clock is wrong, it is not due all the time.
 func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
 	lifetime := leaf.ValidBefore.Sub(leaf.validFrom)
 	r.failures = 0

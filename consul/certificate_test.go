@@ -28,7 +28,7 @@ import (
 	"github.com/usherproxy/usher/internal/ordered"
 )
 
-// fakeCA signs what it is asked to, or fails as it was told to.
+// fakeCA signs requests, or fails with err.
 type fakeCA struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
@@ -106,14 +106,14 @@ func (c *fakeCA) count() (signed, asked int) {
 	return len(c.signed), len(c.asked)
 }
 
-// times says when it was asked.
+// times returns when the requests came.
 func (c *fakeCA) times() []time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.asked)
 }
 
-// keeping gives a certificate of the CA, which is kept until the test ends.
+// newTestCertificate returns a certificate of the CA. It is renewed until the test ends.
 func newTestCertificate(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
 	t.Helper()
 	client := newTestClient(t, Config{Logger: slog.New(log)})
@@ -164,7 +164,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 	})
 }
 
-func TestCertificateSaysWhatWasWished(t *testing.T) {
+func TestCertificateHasTheRequestedContent(t *testing.T) {
 	ca := newFakeCA(t)
 	w := requestFor("one", "*.ingress.consul", "*.ingress.consul.", "www.example.com")
 	leaf, err := requestCertificate(t.Context(), w, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
@@ -225,7 +225,7 @@ func TestCertificateIsRenewedBetween60And90PercentOfItsLifetime(t *testing.T) {
 	})
 }
 
-func TestCertificateIsSignedAnewAtOnceForOtherNames(t *testing.T) {
+func TestCertificateForOtherNamesIsSignedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		c := newTestCertificate(t, ca, slog.DiscardHandler)
@@ -234,7 +234,7 @@ func TestCertificateIsSignedAnewAtOnceForOtherNames(t *testing.T) {
 			c.setRequest(w)
 			synctest.Wait()
 			if signed, _ := ca.count(); signed != i+1 {
-				t.Fatalf("%d certificates after %d wishes", signed, i+1)
+				t.Fatalf("%d certificates after %d requests", signed, i+1)
 			}
 			if got := c.current(); !got.request.sameCertificate(w) || got.err != nil || !slices.Equal(got.leaf.Names, w.names) {
 				t.Errorf("known: %v %v, want %v", got.leaf.Names, got.err, w.names)
@@ -243,7 +243,7 @@ func TestCertificateIsSignedAnewAtOnceForOtherNames(t *testing.T) {
 	})
 }
 
-func TestCertificateIsSignedAnewSoonAfterARotation(t *testing.T) {
+func TestCertificateIsSignedSoonAfterARotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		certificates := make([]*certificate, 50)
@@ -334,7 +334,7 @@ func TestBusyAuthorityIsAskedOnceInAWhile(t *testing.T) {
 	})
 }
 
-func TestRefusalIsSomethingToMendAtOnce(t *testing.T) {
+func TestRefusalLasts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		ca.fail(permanentError{errors.New("no")})
@@ -413,7 +413,7 @@ func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
 	}}
 	news := map[query]watchResult{q: {value: &gateway.Endpoints{}}}
 	if s.patchEndpoints(news) != nil {
-		t.Error("a certificate that is new is not looked at")
+		t.Error("a new certificate is not in the snapshot")
 	}
 	s.state.certificate = c.current()
 	if s.patchEndpoints(news) == nil {

@@ -20,12 +20,10 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// Config says how to reach Consul. Empty values come from Consul's own environment
-// variables, with the same meaning as for Consul's CLI
-// (https://developer.hashicorp.com/consul/commands#environment-variables).
+// Config says how to reach Consul. Empty values come from Consul's own environment variables, with the same meaning as
+// for Consul's CLI (https://developer.hashicorp.com/consul/commands#environment-variables).
 type Config struct {
-	// HTTPAddr and GRPCAddr take host:port, http(s)://… and unix://…; only
-	// https:// means TLS.
+	// HTTPAddr and GRPCAddr take host:port, http(s)://… and unix://…; only https:// means TLS.
 	HTTPAddr string
 	GRPCAddr string
 	// Getenv reads the environment; nil means os.Getenv.
@@ -46,14 +44,13 @@ type Client struct {
 	tokens       *ownToken
 	namespace    string // for queries without one
 	partition    string
-	grpc         GRPC
+	grpc         GRPC                        // how to reach the gRPC port; empty if the settings do not say
 	grpcAt       func(address) (GRPC, error) // returns how to reach the gRPC port at an address
 	logger       *slog.Logger
 	metrics      *Metrics
 }
 
-// NewClient checks the settings and reads the files that they name. It does not
-// connect.
+// NewClient checks the settings and reads the files that they name. It does not connect.
 func NewClient(c Config) (*Client, error) {
 	env := environment(c.Getenv)
 	if env == nil {
@@ -96,9 +93,6 @@ func NewClient(c Config) (*Client, error) {
 	}, nil
 }
 
-// GRPC returns how to reach Consul's gRPC port, if the settings say where it is.
-func (c *Client) GRPC() GRPC { return c.grpc }
-
 // Address returns the address of Consul's HTTP API for messages.
 func (c *Client) Address() string { return c.address.String() }
 
@@ -134,8 +128,7 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	if err != nil {
 		return response{}, &callError{outcome: outcomeFailed, err: err}
 	}
-	// A blocking query may wait long for the first byte of its answer. The rest has
-	// to follow within queryTimeout.
+	// A blocking query may wait long for the first byte of its answer. The rest has to follow within queryTimeout.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	res, err := cmp.Or(in.client, c.watchHTTP).Do(req.WithContext(ctx))
@@ -158,8 +151,8 @@ func (c *Client) do(ctx context.Context, in call) (response, error) {
 	return response{header: res.Header, body: body}, nil
 }
 
-// Bounds on the size of answers. The largest answers of Consul are about gateways
-// with thousands of services, and have a few MiB.
+// Bounds on the size of answers. The largest answers of Consul are about gateways with thousands of services, and have
+// a few MiB.
 const (
 	maxBody = 64 << 20
 	// maxReading bounds the sum of all answers that are being read.
@@ -276,8 +269,8 @@ func unreachableError(ctx context.Context, err error) error {
 	return &callError{outcome: outcomeUnreachable, err: err}
 }
 
-// statusError returns the error for an answer with another status than 200. It leaves
-// out a text that contains the token.
+// statusError returns the error for an answer with another status than 200. It leaves out a text that contains the
+// token.
 func statusError(res *http.Response, token gateway.Secret) error {
 	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(maxQuoted+len(token))))
 	what := quote(string(text))

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// consulSays has an answer of Consul for every kind, with each list and map that a
+// goodAnswers has an answer of Consul for every query type, with each list and map that a
 // decoder reads.
 var goodAnswers = map[*queryType]string{
 	agentType: `{"Config": {"BindAddr": "10.0.0.1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502}}}`,
@@ -35,7 +35,7 @@ var goodAnswers = map[*queryType]string{
 		"Targets": {"web": {"ID": "web", "Service": "web", "Datacenter": "dc1"}, "other": {"ID": "other", "Service": "web", "Datacenter": "dc1"}}}}`,
 }
 
-// nothing maps answers to the only kinds for which Consul sends them.
+// emptyAnswers maps answers to the only query types for which Consul sends them.
 var emptyAnswers = map[string][]*queryType{
 	"":                         nil,
 	"null":                     nil,
@@ -122,7 +122,7 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 	}
 }
 
-// tellKind gives all queries of a kind the same answer.
+// updateType gives all queries of a type the same answer.
 func (s *manualSource) updateType(k *queryType, value any) {
 	for q := range s.subscription.watches {
 		if q.queryType == k {
@@ -131,7 +131,7 @@ func (s *manualSource) updateType(k *queryType, value any) {
 	}
 }
 
-// damages yields copies of the tree, each with one place replaced.
+// damagedCopies yields copies of the tree, each with one place replaced.
 func damagedCopies(tree, by any) iter.Seq[any] {
 	return func(yield func(any) bool) {
 		if !yield(by) {
@@ -216,7 +216,7 @@ func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 	}
 }
 
-// healthAnswer is what Consul 1.22.0 says of a service with n instances.
+// healthAnswer is the answer of Consul 1.22.0 for a service with n instances.
 func healthAnswer(n int) answer {
 	var b bytes.Buffer
 	for i := range n {
@@ -232,8 +232,8 @@ func healthAnswer(n int) answer {
 	return answer{body: append(append([]byte("["), bytes.TrimPrefix(b.Bytes(), []byte(","))...), ']'), index: 20}
 }
 
-// BenchmarkDecode is what an answer about a service costs that says something
-// new, and one that says the same again.
+// BenchmarkDecode measures an answer about a service with new content, and one with
+// the same content as before.
 func BenchmarkDecode(b *testing.B) {
 	for _, n := range []int{1, 10, 100} {
 		a := healthAnswer(n)

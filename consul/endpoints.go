@@ -14,8 +14,8 @@ import (
 )
 
 // These types read instances with their health
-// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service),
-// and what Envoy needs to connect to those of other datacenters and clusters.
+// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service), and what Envoy needs to
+// connect to those of other datacenters and clusters.
 var (
 	// healthType reads the instances of a mesh service with their sidecars.
 	healthType = &queryType{name: "health", path: "/v1/health/connect/", decode: decodeAs(decodeEndpoints)}
@@ -24,13 +24,12 @@ var (
 	// meshGatewayNamesType reads the names of a datacenter's mesh gateways.
 	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", decode: decodeAs(decodeNames)}
 	// peeringType reads the state of a cluster peering
-	// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection).
-	// Such a query cannot block.
+	// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection). Such a query cannot block.
 	peeringType = &queryType{name: "peering", path: "/v1/peering/", interval: 5 * time.Second, decode: decodeAs(decodePeering)}
 )
 
-// healthQuery returns the query for the instances of a target. It leaves out the local
-// datacenter, so that equal queries are equal.
+// healthQuery returns the query for the instances of a target. It leaves out the local datacenter, so that equal
+// queries are equal.
 func healthQuery(t *gateway.Target, local string) query {
 	q := query{
 		queryType:  healthType,
@@ -120,8 +119,7 @@ func (r *registration) endpoint() gateway.Endpoint {
 	}
 }
 
-// status returns the worst status of the checks. An unknown status counts as passing,
-// as for Consul's own proxies.
+// status returns the worst status of the checks. An unknown status counts as passing, as for Consul's own proxies.
 func (r *registration) status() gateway.Status {
 	worst := gateway.Passing
 	for _, c := range r.Checks {
@@ -167,9 +165,8 @@ func decodeNames(_ *names, a answer) (*names, error) {
 	return &names{list: slices.Sorted(maps.Keys(tags))}, nil
 }
 
-// addMeshGateways adds the mesh gateways through which the gateway reaches a target of
-// the chain in another datacenter or partition: those at the target in mode remote,
-// and the local ones in mode local.
+// addMeshGateways adds the mesh gateways through which the gateway reaches a target of the chain in another datacenter
+// or partition: those at the target in mode remote, and the local ones in mode local.
 func (c *compilation) addMeshGateways(chain *gateway.Chain, t *gateway.Target) {
 	local := c.next.datacenter
 	if t.Peer != "" || gateway.MeshGatewayKey(t.Datacenter, t.Partition) == gateway.MeshGatewayKey(local, chain.Partition) {
@@ -183,9 +180,8 @@ func (c *compilation) addMeshGateways(chain *gateway.Chain, t *gateway.Target) {
 	}
 }
 
-// addMeshGatewaysOf joins two queries: which services are mesh gateways, and where the
-// instances of each are. It adds nothing until it has all answers, because a part of
-// the mesh gateways would be a wrong result.
+// addMeshGatewaysOf joins two queries: which services are mesh gateways, and where the instances of each are. It adds
+// nothing until it has all answers, because a part of the mesh gateways would be a wrong result.
 func (c *compilation) addMeshGatewaysOf(datacenter, partition string) {
 	key := gateway.MeshGatewayKey(datacenter, partition)
 	if c.snapshot.MeshGateways[key] != nil {
@@ -274,11 +270,10 @@ func (c *compilation) hasRoots(peer string) bool {
 	return roots != nil && len(roots.PEMs) > 0
 }
 
-// decodePeering returns the peer's root certificates. Consul's servers write the latest
-// ones of the peer into the peering, in the same transaction as the trust bundle for
-// Consul's own proxies. Before the peer has sent any, there are none. The peer's trust
-// domain is part of the name of its servers, which only the side that has dialled
-// knows: "server.dc2.peering.<trust domain>".
+// decodePeering returns the peer's root certificates. Consul's servers write the latest ones of the peer into the
+// peering, in the same transaction as the trust bundle for Consul's own proxies. Before the peer has sent any, there
+// are none. The peer's trust domain is part of the name of its servers, which only the side that has dialled knows:
+// "server.dc2.peering.<trust domain>".
 func decodePeering(_ *gateway.Roots, a answer) (*gateway.Roots, error) {
 	var out struct {
 		Name           string

@@ -12,9 +12,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// These types read config entries as lists. For a single entry that does not exist,
-// Consul answers 404, and a query cannot block on that
-// (https://developer.hashicorp.com/consul/api-docs/config#list-configurations).
+// These types read config entries as lists. For a single entry that does not exist, Consul answers 404, and a query
+// cannot block on that (https://developer.hashicorp.com/consul/api-docs/config#list-configurations).
 var (
 	entriesType       = &queryType{name: "ingress-gateway", path: "/v1/config/ingress-gateway", decode: decodeAs(decodeEntries)}
 	meshType          = &queryType{name: "mesh", path: "/v1/config/mesh", decode: decodeAs(decodeMesh)}
@@ -45,8 +44,8 @@ func decodeEntries(prev *entries, a answer) (*entries, error) {
 	return e, nil
 }
 
-// decodeList decodes a list. Consul writes null neither for a list nor as an
-// element. So an answer with null is not Consul's, and decodeList refuses it.
+// decodeList decodes a list. Consul writes null neither for a list nor as an element. So an answer with null is not
+// Consul's, and decodeList refuses it.
 func decodeList[T any](what string, a answer) ([]*T, error) {
 	var list []*T
 	if err := json.Unmarshal(a.body, &list); err != nil {
@@ -58,8 +57,7 @@ func decodeList[T any](what string, a answer) ([]*T, error) {
 	return list, nil
 }
 
-// reuse returns prev if it equals next, so that parts that did not change keep their
-// pointers.
+// reuse returns prev if it equals next, so that parts that did not change keep their pointers.
 func reuse[T any](prev, next *T) *T {
 	if prev != nil && reflect.DeepEqual(prev, next) {
 		return prev
@@ -87,8 +85,7 @@ func decodeMesh(prev *mesh, a answer) (*mesh, error) {
 	return m, nil
 }
 
-// proxyDefaults is the content of proxy-defaults: its opaque config, and the last good
-// settings of Usher in it.
+// proxyDefaults is the content of proxy-defaults: its opaque config, and the last good settings of Usher in it.
 type proxyDefaults struct {
 	config   map[string]any
 	layer    settings.Layer

@@ -28,8 +28,7 @@ type address struct {
 	path   string // of the socket with scheme unix; else a prefix of all paths
 }
 
-// parseAddress reads the forms that Consul's CLI takes: host:port,
-// http(s)://host[:port][/prefix] and unix:///path.
+// parseAddress reads the forms that Consul's CLI takes: host:port, http(s)://host[:port][/prefix] and unix:///path.
 func parseAddress(s string) (address, error) {
 	scheme, rest, found := strings.Cut(s, "://")
 	if !found {
@@ -50,8 +49,7 @@ func parseAddress(s string) (address, error) {
 func parseHost(scheme, rest, whole string) (address, error) {
 	u, err := url.Parse(scheme + "://" + rest)
 	if err != nil {
-		// The error of url.Parse contains the whole address, and the part before an @ may be
-		// a password.
+		// The error of url.Parse contains the whole address, and the part before an @ may be a password.
 		return address{}, errors.New("not a valid address; write host:port, http://, https:// or unix://")
 	}
 	switch {
@@ -86,10 +84,9 @@ func (a address) String() string { return a.scheme + "://" + a.host + a.path }
 // (https://developer.hashicorp.com/consul/commands#environment-variables).
 type environment func(string) string
 
-// httpAddress returns the address of the HTTP API. CONSUL_HTTP_SSL changes http to
-// https, and not a unix socket.
+// httpAddress returns the address of the HTTP API. CONSUL_HTTP_SSL changes http to https, and not a unix socket.
 func (env environment) httpAddress(flag string) (address, error) {
-	from, s := "address of consul", flag
+	from, s := "--consul-http-addr", flag
 	if s == "" {
 		from, s = api.HTTPAddrEnvName, env(api.HTTPAddrEnvName)
 	}
@@ -160,8 +157,7 @@ func (env environment) bool(name string, unset bool) (bool, error) {
 	return b, nil
 }
 
-// GRPC says how to reach Consul's gRPC port. The zero value means that no
-// address was given.
+// GRPC says how to reach Consul's gRPC port. The zero value means that no address was given.
 type GRPC struct {
 	// Target is what a gRPC client dials: dns:///host:port or unix:///path.
 	Target string
@@ -169,12 +165,11 @@ type GRPC struct {
 	TLS func() *tls.Config
 }
 
-// grpc returns how to reach the gRPC port at the address of the flag, or else of
-// CONSUL_GRPC_ADDR. Its certificate authorities are those of CONSUL_GRPC_CACERT and
-// CONSUL_GRPC_CAPATH, or else those of the HTTP API. All other TLS settings are those
-// of the HTTP API.
+// grpc returns how to reach the gRPC port at the address of the flag, or else of CONSUL_GRPC_ADDR. Its certificate
+// authorities are those of CONSUL_GRPC_CACERT and CONSUL_GRPC_CAPATH, or else those of the HTTP API. All other TLS
+// settings are those of the HTTP API.
 func (env environment) grpc(flag string, logger *slog.Logger) (GRPC, error) {
-	from, s := "gRPC address of consul", flag
+	from, s := "--consul-grpc-addr", flag
 	if s == "" {
 		from, s = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
 	}
@@ -215,8 +210,7 @@ func (env environment) grpcTo(a address, logger *slog.Logger) (GRPC, error) {
 	return GRPC{Target: "dns:///" + a.host, TLS: files.current}, nil
 }
 
-// grpcEnvironment returns an environment with the certificate authorities of the gRPC
-// port as those of the HTTP API.
+// grpcEnvironment returns an environment with the certificate authorities of the gRPC port as those of the HTTP API.
 func (env environment) grpcEnvironment() environment {
 	file, path := env(api.GRPCCAFileEnvName), env(api.GRPCCAPathEnvName)
 	if file == "" && path == "" {
@@ -233,8 +227,8 @@ func (env environment) grpcEnvironment() environment {
 	}
 }
 
-// ownToken returns Usher's ACL token. It reads a token file again for every request,
-// so that a rotated token is used at once.
+// ownToken returns Usher's ACL token. It reads a token file again for every request, so that a rotated token is used at
+// once.
 type ownToken struct {
 	file string // empty: the token does not change
 
@@ -266,8 +260,8 @@ func readToken(file string) (gateway.Secret, error) {
 	return gateway.Secret(strings.TrimSpace(string(b))), nil
 }
 
-// current returns the token; empty means none. While the file is missing or empty, as
-// it may be for a moment while it is written, the last token stays in use.
+// current returns the token; empty means none. While the file is missing or empty, as it may be for a moment while it
+// is written, the last token stays in use.
 func (t *ownToken) current() gateway.Secret {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -62,7 +62,7 @@ func TestABadSettingIsOneClearError(t *testing.T) {
 		env    vars
 		want   []string
 	}{
-		{config: Config{HTTPAddr: "ftp://consul"}, want: []string{`address of consul "ftp://consul"`, "scheme", "unix://"}},
+		{config: Config{HTTPAddr: "ftp://consul"}, want: []string{`--consul-http-addr "ftp://consul"`, "scheme", "unix://"}},
 		{config: Config{HTTPAddr: "8500"}, want: []string{"port alone", "localhost:8500"}},
 		{config: Config{HTTPAddr: ":8500"}, want: []string{"host is missing"}},
 		{config: Config{HTTPAddr: "consul:"}, want: []string{"port is missing"}},
@@ -76,7 +76,7 @@ func TestABadSettingIsOneClearError(t *testing.T) {
 		{env: vars{"CONSUL_CACERT": missing}, want: []string{"CONSUL_CACERT", missing}},
 		{env: vars{"CONSUL_CLIENT_CERT": missing}, want: []string{"CONSUL_CLIENT_CERT", "key"}},
 		{env: vars{"CONSUL_HTTP_TOKEN_FILE": missing}, want: []string{"CONSUL_HTTP_TOKEN_FILE", missing}},
-		{config: Config{GRPCAddr: "consul"}, want: []string{"gRPC address", "consul:8502"}},
+		{config: Config{GRPCAddr: "consul"}, want: []string{"--consul-grpc-addr", "consul:8502"}},
 		{config: Config{GRPCAddr: "http://consul:8502/x"}, want: []string{"no path"}},
 		{env: vars{"CONSUL_GRPC_ADDR": "ftp://consul:1"}, want: []string{"CONSUL_GRPC_ADDR"}},
 		{env: vars{"CONSUL_GRPC_ADDR": "https://consul:1", "CONSUL_GRPC_CACERT": missing}, want: []string{missing}},
@@ -104,7 +104,7 @@ func TestAPasswordInAnAddressIsNotPrinted(t *testing.T) {
 	}
 }
 
-// heard is a server that remembers its last request.
+// requestRecorder is a server that remembers its last request.
 type requestRecorder struct{ last *http.Request }
 
 // ServeHTTP implements http.Handler.
@@ -189,14 +189,14 @@ func newTLSServer(t *testing.T) (addr string, ca, cert, key string, h *requestRe
 	return strings.TrimPrefix(server.URL, "https://"), ca, ca, key, h
 }
 
-func writePEM(t *testing.T, file, kind string, der []byte) {
+func writePEM(t *testing.T, file, blockType string, der []byte) {
 	t.Helper()
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// otherAuthority is the file of an authority that nobody knows.
+// newCAFile writes the certificate of an unknown authority.
 func newCAFile(t *testing.T) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -324,7 +324,7 @@ func TestWhereConsulsGRPCPortIs(t *testing.T) {
 		{flag: "consul:1", env: vars{"CONSUL_GRPC_ADDR": "other:2"}, target: "dns:///consul:1"},
 		{flag: "consul:8502", env: vars{"CONSUL_GRPC_CACERT": ca}, target: "dns:///consul:8502"},
 	} {
-		got := newTestClient(t, Config{GRPCAddr: test.flag, Getenv: test.env.get}).GRPC()
+		got := newTestClient(t, Config{GRPCAddr: test.flag, Getenv: test.env.get}).grpc
 		if got.Target != test.target || (got.TLS != nil) != test.tls {
 			t.Errorf("%q with %v: %+v, want target %q and TLS %v", test.flag, test.env, got, test.target, test.tls)
 		}
@@ -345,7 +345,7 @@ func TestTheGRPCPortHasAuthoritiesOfItsOwn(t *testing.T) {
 		{vars{}, false},
 	} {
 		test.env["CONSUL_CLIENT_CERT"], test.env["CONSUL_CLIENT_KEY"] = cert, key
-		grpc := newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: test.env.get}).GRPC()
+		grpc := newTestClient(t, Config{GRPCAddr: "https://" + addr, Getenv: test.env.get}).grpc
 		err := handshake(t, addr, grpc.TLS())
 		if (err == nil) != test.good {
 			t.Errorf("%v: %v", test.env, err)

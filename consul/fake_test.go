@@ -24,8 +24,8 @@ var snapshots = cmp.Options{cmp.AllowUnexported(settings.Layer{}), orderedcmp.En
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeConsul answers every path as it was told to, and blocks as Consul does
-// until an answer has changed. A path that it was told nothing about is 404. A
+// fakeConsul answers every path with the reply that was set, and blocks as Consul does
+// until an answer has changed. For other paths it answers 404. A
 // question to a datacenter or a peer is of the path "/path?dc=dc2".
 type fakeConsul struct {
 	url string
@@ -57,25 +57,25 @@ func newFakeConsul(t *testing.T) *fakeConsul {
 	return c
 }
 
-// watcher gives a watcher of it.
+// watcher returns a watcher of it.
 func (c *fakeConsul) watcher(t *testing.T) *Watcher {
 	t.Helper()
 	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{})
 }
 
-// impatient returns a watcher of it with a short patience.
+// watcherWithShortTimeouts returns a watcher of it with a short patience.
 func (c *fakeConsul) watcherWithShortTimeouts(t *testing.T) *Watcher {
 	t.Helper()
 	return NewWatcher(c.client(t, slog.DiscardHandler), WatcherOptions{HealthTimeout: 50 * time.Millisecond, AnswerTimeout: 50 * time.Millisecond})
 }
 
-// client gives a client of it.
+// client returns a client of it.
 func (c *fakeConsul) client(t *testing.T, log slog.Handler) *Client {
 	t.Helper()
 	return newTestClient(t, Config{HTTPAddr: c.url, Logger: slog.New(log)})
 }
 
-// newTestClient gives a client in an environment that is empty unless the
+// newTestClient returns a client in an environment that is empty unless the
 // config has one.
 func newTestClient(t *testing.T, config Config) *Client {
 	t.Helper()
@@ -113,7 +113,7 @@ func (c *fakeConsul) set(path string, r reply) {
 	c.changed = make(chan struct{})
 }
 
-// waitLearned waits until the latest replies of the paths have been taken in.
+// waitHandled waits until Usher has handled the latest replies of the paths.
 func (c *fakeConsul) waitHandled(t *testing.T, paths ...string) {
 	t.Helper()
 	until(t, func() bool {
@@ -162,7 +162,7 @@ func (c *fakeConsul) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(answer.body)) // the client may have gone
 }
 
-// questionOf gives the path, with the datacenter, peer and filter where the
+// pathOf returns the path, with the datacenter, peer and filter where the
 // question has them.
 func pathOf(u *url.URL) string {
 	path, next := u.Path, "?"

@@ -7,13 +7,13 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// kinds are all kinds of queries.
+// queryTypes are all query types.
 var queryTypes = []*queryType{
 	agentType, chainType, proxyDefaultsType, entriesType, healthType, instancesType, leafType, meshGatewayType, meshGatewayNamesType, meshType,
 	peeringType, rootsType, servicesType,
 }
 
-// answers are answers of Consul to each kind of query, and some that it never sends.
+// answers are answers of Consul for each query type, and some that it never sends.
 var answers = map[*queryType][]string{
 	agentType: {`{"Config": {"BindAddr": "::1"}, "DebugConfig": {"DNSDomain": "consul."}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`},
 	chainType: {

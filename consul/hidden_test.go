@@ -83,8 +83,7 @@ func newFakeGateway(t *testing.T, services ...string) *fakeConsul {
 	return c
 }
 
-// watch gives the snapshots of the gateway; the oldest that nobody took is the
-// next.
+// watch returns the snapshots of the gateway.
 func (c *fakeConsul) watch(t *testing.T) <-chan *gateway.Snapshot {
 	t.Helper()
 	snapshots := make(chan *gateway.Snapshot, 100)

@@ -16,9 +16,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// instancesType reads the registered instances of a gateway, healthy or not, with
-// proxy-defaults and service-defaults merged in. The query also returns after changes
-// of those.
+// instancesType reads the registered instances of a gateway, healthy or not, with proxy-defaults and service-defaults
+// merged in. The query also returns after changes of those.
 var instancesType = &queryType{
 	name:   "instances",
 	path:   "/v1/health/service/",
@@ -34,8 +33,8 @@ type registrations struct {
 	list []*registration
 }
 
-// decodeInstances leaves out the checks, whose outputs change all the time. Usher also
-// serves an instance that fails them.
+// decodeInstances leaves out the checks, whose outputs change all the time. Usher also serves an instance that fails
+// them.
 func decodeInstances(_ *registrations, a answer) (*registrations, error) {
 	list, err := decodeRegistrations(a)
 	if err != nil {
@@ -59,13 +58,12 @@ type instanceID struct {
 	node, service string
 }
 
-// mergeTime is how long the settings of an instance may be bad without a problem.
-// After a change of proxy-defaults, the agent needs a moment to merge it into the
-// registration. Until then, the former value looks like the registration's own.
+// mergeTime is how long the settings of an instance may be bad without a problem. After a change of proxy-defaults, the
+// agent needs a moment to merge it into the registration. Until then, the former value looks like the registration's
+// own.
 const mergeTime = time.Second
 
-// addInstances adds the instances. A registration with bad settings keeps the last
-// good ones.
+// addInstances adds the instances. A registration with bad settings keeps the last good ones.
 func (c *compilation) addInstances(regs *registrations, d *proxyDefaults) {
 	c.next.settings = map[instanceID]settings.Layer{}
 	before := map[instanceID]*gateway.Instance{}
@@ -109,9 +107,8 @@ func (r *registration) instance(where string) (*gateway.Instance, []problem.Prob
 	return in, problems
 }
 
-// proxyConfig decodes a gateway's opaque Proxy.Config as Consul does: keys in any
-// case, and values converted if possible ("true", "8080", a list of one). A value that
-// cannot be converted is a problem, and Usher ignores it.
+// proxyConfig decodes a gateway's opaque Proxy.Config as Consul does: keys in any case, and values converted if
+// possible ("true", "8080", a list of one). A value that cannot be converted is a problem, and Usher ignores it.
 func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []problem.Problem) {
 	d := weakDecoder{where: where}
 	var c gateway.ProxyConfig
@@ -136,8 +133,8 @@ func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []pr
 	return c, d.problems
 }
 
-// currentKey returns the current name of a key. envoy_mesh_gateway_… is an older name
-// of envoy_gateway_…, which counts if both are set.
+// currentKey returns the current name of a key. envoy_mesh_gateway_… is an older name of envoy_gateway_…, which counts
+// if both are set.
 func currentKey(key string, config map[string]any) string {
 	key = strings.ToLower(key)
 	rest, old := strings.CutPrefix(key, "envoy_mesh_gateway_")
@@ -259,8 +256,8 @@ func (d *weakDecoder) addProblem(key string, v any, want string) {
 	})
 }
 
-// unwrapSingle returns the element of a list of one, and any other value as it is.
-// Consul's HCL decoder makes such lists of blocks.
+// unwrapSingle returns the element of a list of one, and any other value as it is. Consul's HCL decoder makes such
+// lists of blocks.
 func unwrapSingle(v any) any {
 	if list, ok := v.([]any); ok && len(list) == 1 {
 		return unwrapSingle(list[0])

@@ -11,7 +11,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// gatewayWith is a registration whose merged Proxy.Config says a mode.
+// gatewayWith returns a registration with a mode in its merged Proxy.Config.
 func gatewayWith(t *testing.T, mode string) *registrations {
 	t.Helper()
 	regs, err := decodeInstances(nil, answer{body: []byte(`[{
@@ -25,7 +25,7 @@ func gatewayWith(t *testing.T, mode string) *registrations {
 	return regs
 }
 
-// defaultsWith is a proxy-defaults entry that says a mode.
+// defaultsWith returns a proxy-defaults entry with a mode.
 func defaultsWith(mode string) *proxyDefaults {
 	return &proxyDefaults{config: map[string]any{
 		settings.Key: map[string]any{"proxy_protocol": map[string]any{"mode": mode}},
@@ -52,13 +52,13 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 		{"both good", "strict", "strict", 0, 0, noDelay},
 		{"merged before proxy-defaults is read", "stict", "strict", 0, 0, mergeTime},
 		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, noDelay},
-		{"mended, not merged yet", "stict", "strict", time.Minute, 0, mergeTime},
+		{"corrected, not merged yet", "stict", "strict", time.Minute, 0, mergeTime},
 		{"still not", "stict", "strict", time.Minute + 300*time.Millisecond, 0, mergeTime - 300*time.Millisecond},
 		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, noDelay},
 		{"the registration's own", "stict", "strict", time.Hour, 0, mergeTime},
 		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, noDelay},
 		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, noDelay},
-		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, noDelay},
+		{"corrected", "off", "strict", time.Hour + 3*mergeTime, 0, noDelay},
 	} {
 		now := start.Add(step.after)
 		c := compileInstances(s, now, gatewayWith(t, step.merged), defaultsWith(step.said))

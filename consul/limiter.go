@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// Over plain HTTP every open query holds a connection. A default agent refuses more
-// than 200 of them from one address, which other processes on the machine may use, too
+// Over plain HTTP every open query holds a connection. A default agent refuses more than 200 of them from one address,
+// which other processes on the machine may use, too
 // (https://developer.hashicorp.com/consul/docs/reference/agent/configuration-file/general#http_max_conns_per_client).
-// If a client closes the connection of a query, the agent keeps it until the query's
-// wait ends. So there has to be room for those of an Usher that was restarted.
+// If a client closes the connection of a query, the agent keeps it until the query's wait ends. So there has to be room
+// for those of an Usher that was restarted.
 const (
 	plainConnections    = 90
 	plainReserved       = 8 // for queries that do not block
@@ -27,18 +27,15 @@ const (
 const (
 	// delayBound is how late a change is seen, at most, while queries take turns.
 	delayBound = 5 * time.Second
-	// shortestTurn bounds the load on Consul. If delayBound needs shorter turns than
-	// that, it does not hold.
+	// shortestTurn bounds the load on Consul. If delayBound needs shorter turns than that, it does not hold.
 	shortestTurn = 100 * time.Millisecond
 )
 
-// roundTime is how long a round of turns may take. It leaves some time of the bound for
-// a busy machine.
+// roundTime is how long a round of turns may take. It leaves some time of the bound for a busy machine.
 func roundTime(bound time.Duration) time.Duration { return bound * 8 / 10 }
 
-// maxConnections returns how many connections the client may have open at once; 0
-// means any number. With TLS, HTTP/2 sends all queries over a few connections. Consul
-// does not limit those of a unix socket.
+// maxConnections returns how many connections the client may have open at once; 0 means any number. With TLS, HTTP/2
+// sends all queries over a few connections. Consul does not limit those of a unix socket.
 func (c *Client) maxConnections() int {
 	if c.address.scheme == "http" {
 		return plainConnections
@@ -46,8 +43,7 @@ func (c *Client) maxConnections() int {
 	return 0
 }
 
-// newConnectionLimiter returns a limiter for a client whose queries wait for longWait at
-// most.
+// newConnectionLimiter returns a limiter for a client whose queries wait for longWait at most.
 func newConnectionLimiter(c *Client, longWait time.Duration) *connectionLimiter {
 	l := &connectionLimiter{
 		longWait: longWait, onDelay: c.logDelay,
@@ -62,8 +58,8 @@ func newConnectionLimiter(c *Client, longWait time.Duration) *connectionLimiter 
 // httpsHint is what to do about queries that take turns.
 const httpsHint = "use https:// for Consul to see every change at once"
 
-// logDelay logs that queries take turns, and how late a change may be seen because of
-// that. 0 means that they no longer do.
+// logDelay logs that queries take turns, and how late a change may be seen because of that. 0 means that they no longer
+// do.
 func (c *Client) logDelay(delay time.Duration) {
 	if delay == 0 {
 		c.logger.Info("every query to consul has its own connection again", "consul", c.Address())
@@ -76,10 +72,9 @@ func (c *Client) logDelay(delay time.Duration) {
 // errPreempted cancels a query whose connection another one needs. It is not a failure.
 var errPreempted = errors.New("another query needs the connection")
 
-// connectionLimiter shares a number of connections among more queries. As long as there
-// are enough, every query keeps its own and waits for a change for longWait. If not, the
-// queries take turns in the order in which they come, so that none is without a
-// connection for longer than the bound that onDelay was called with.
+// connectionLimiter shares a number of connections among more queries. As long as there are enough, every query keeps
+// its own and waits for a change for longWait. If not, the queries take turns in the order in which they come, so that
+// none is without a connection for longer than the bound that onDelay was called with.
 type connectionLimiter struct {
 	shared    pool                // for queries that block; of size 0: any number
 	reserved  pool                // for first reads, which do not block
@@ -115,8 +110,8 @@ func (l *connectionLimiter) addUsers(n int) {
 	defer l.mu.Unlock()
 	l.users += n
 	delay := l.maxDelay()
-	// One query more and one less must not end all turns and begin them again:
-	// each query that is preempted costs a connection that the agent keeps for a while.
+	// One query more and one less must not end all turns and begin them again: each query that is preempted costs a
+	// connection that the agent keeps for a while.
 	if delay == 0 && l.delay > 0 && l.users > l.shared.size*9/10 {
 		delay = delayBound
 	}
@@ -155,8 +150,8 @@ func (l *connectionLimiter) warning() string {
 		l.users, l.shared.size, l.delay, httpsHint)
 }
 
-// do calls send when a connection is free, with the time that the query may wait for a
-// change. A first read does not wait for a change, and so for no turn of others.
+// do calls send when a connection is free, with the time that the query may wait for a change. A first read does not
+// wait for a change, and so for no turn of others.
 func (l *connectionLimiter) do(
 	ctx context.Context, first bool, send func(context.Context, time.Duration) (answer, error),
 ) (answer, error) {
@@ -180,8 +175,7 @@ func (l *connectionLimiter) do(
 	}
 }
 
-// acquire waits for a connection. A query that has to wait preempts the long poll that
-// has been open for longest.
+// acquire waits for a connection. A query that has to wait preempts the long poll that has been open for longest.
 func (l *connectionLimiter) acquire(ctx context.Context, first bool) (*pool, error) {
 	l.mu.Lock()
 	if p := l.freePool(first); p != nil {
@@ -212,8 +206,7 @@ func (l *connectionLimiter) acquire(ctx context.Context, first bool) (*pool, err
 	return nil, context.Cause(ctx)
 }
 
-// freePool returns the pool that has a connection for a new query; nil if there is none,
-// or if others wait for it.
+// freePool returns the pool that has a connection for a new query; nil if there is none, or if others wait for it.
 func (l *connectionLimiter) freePool(first bool) *pool {
 	switch {
 	case l.shared.size == 0:
@@ -241,8 +234,7 @@ func (l *connectionLimiter) release(p *pool) {
 	}
 }
 
-// begin returns how long a query may wait. A long poll can be preempted by cancel,
-// until end is called.
+// begin returns how long a query may wait. A long poll can be preempted by cancel, until end is called.
 func (l *connectionLimiter) begin(first bool, cancel context.CancelCauseFunc) (wait time.Duration, end func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -261,18 +253,16 @@ func (l *connectionLimiter) begin(first bool, cancel context.CancelCauseFunc) (w
 	}
 }
 
-// turnTime returns how long a query that begins now may hold its connection. While the
-// number of queries stays the same, all turns are equal. If it grows, a new query may
-// also have to wait for turns that began when there were fewer.
+// turnTime returns how long a query that begins now may hold its connection. While the number of queries stays the
+// same, all turns are equal. If it grows, a new query may also have to wait for turns that began when there were fewer.
 func (l *connectionLimiter) turnTime() time.Duration {
 	round, connections, users := roundTime(delayBound), time.Duration(l.shared.size), time.Duration(l.users)
 	turn := min(round*connections/(users+connections), delayBound-round)
 	return min(max(turn-l.overshoot, shortestTurn), l.longWait)
 }
 
-// recordOvershoot records how much longer than its wait a turn took: Consul adds up to
-// a sixteenth, and it and the machine may be slow. A query that was answered before
-// its wait was over shows nothing.
+// recordOvershoot records how much longer than its wait a turn took: Consul adds up to a sixteenth, and it and the
+// machine may be slow. A query that was answered before its wait was over shows nothing.
 func (l *connectionLimiter) recordOvershoot(wait, took time.Duration) {
 	const turns = 32 // that the average is over
 	if took < wait || wait > delayBound {
@@ -283,21 +273,20 @@ func (l *connectionLimiter) recordOvershoot(wait, took time.Duration) {
 	l.overshoot += (took - wait - l.overshoot) / turns
 }
 
-// readLimiter bounds how many queries that do not block run at a time. A gateway with
-// thousands of services sends thousands of them when its watch begins. HTTP/2 carries
-// hundreds of them on a connection. But while there is none yet, Go's client dials one
-// for every query that waits, and the handshakes take longer than all the answers.
+// readLimiter bounds how many queries that do not block run at a time. A gateway with thousands of services sends
+// thousands of them when its watch begins. HTTP/2 carries hundreds of them on a connection. But while there is none
+// yet, Go's client dials one for every query that waits, and the handshakes take longer than all the answers.
 type readLimiter chan struct{}
 
 const (
 	maxConcurrentReads = 16
-	// readSlotTime is after how long a query no longer counts: it most likely waits for
-	// something else than Consul's agent, such as another datacenter.
+	// readSlotTime is after how long a query no longer counts: it most likely waits for something else than Consul's
+	// agent, such as another datacenter.
 	readSlotTime = 100 * time.Millisecond
 )
 
-// acquire waits until a query may run. After readSlotTime its place is free again, even
-// without release. release may be called more than once.
+// acquire waits until a query may run. After readSlotTime its place is free again, even without release. release may be
+// called more than once.
 func (l readLimiter) acquire(ctx context.Context) (release func(), err error) {
 	select {
 	case l <- struct{}{}:

@@ -9,15 +9,14 @@ import (
 	"time"
 )
 
-// crowd runs queries that ask again and again until stop, and notes for each
-// how long it went unasked at most. As with Consul, a query that waits is
-// answered a sixteenth later.
+// pollers repeat queries until stop, and record for each how long it was without a
+// connection at most. As with Consul, a query that waits is answered a sixteenth later.
 type pollers struct {
 	budget *connectionLimiter
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 	slow   time.Duration   // that every answer takes
-	delays []time.Duration // what the budget has told
+	delays []time.Duration // of the calls of onDelay
 
 	mu      sync.Mutex
 	open    int
@@ -33,12 +32,12 @@ const (
 	readTime = time.Millisecond // that a first read takes
 )
 
-// newCrowd shares slots for waiting, and a tenth of that for first reads.
+// newPollers shares slots for waiting, and a tenth of that for first reads.
 func newPollers(t *testing.T, slots, queries int) (*pollers, context.Context) {
 	return newSlowPollers(t, slots, queries, 0)
 }
 
-// newSlowCrowd is newCrowd with a Consul that takes so long for every answer.
+// newSlowPollers is newPollers with a Consul that takes so long for every answer.
 func newSlowPollers(t *testing.T, slots, queries int, slow time.Duration) (*pollers, context.Context) {
 	ctx, cancel := context.WithCancel(t.Context())
 	c := &pollers{cancel: cancel, slow: slow, maxGap: map[int]time.Duration{}, reads: map[int]time.Duration{}}
@@ -103,8 +102,7 @@ func (c *pollers) stop() {
 	c.wait.Wait()
 }
 
-// wantNoneUnasked says that so many queries were asked, none after more than the
-// bound.
+// wantMaxGap checks that so many queries were sent, none after more than the bound.
 func (c *pollers) wantMaxGap(t *testing.T, queries int, bound time.Duration) {
 	t.Helper()
 	c.mu.Lock()
@@ -125,7 +123,7 @@ func TestQueriesThatFitKeepTheirConnections(t *testing.T) {
 		time.Sleep(time.Minute)
 		c.stop()
 		if c.queries != 160 || len(c.delays) != 0 {
-			t.Errorf("asked %d times, told of %v, want 160 queries that wait", c.queries, c.delays)
+			t.Errorf("%d queries, delays %v, want 160 queries that wait", c.queries, c.delays)
 		}
 	})
 }
@@ -163,7 +161,7 @@ func TestQueriesThatDoNotFitTakeTurns(t *testing.T) {
 			}
 			c.wantMaxGap(t, queries, delayBound)
 			if len(c.delays) != 2 || c.delays[0] != delayBound || c.delays[1] != 0 {
-				t.Errorf("told of %v, want once of turns and once of their end", c.delays)
+				t.Errorf("delays %v, want one for turns and one for their end", c.delays)
 			}
 		})
 	}
@@ -179,23 +177,22 @@ func TestSlowAnswersAreReckonedWith(t *testing.T) {
 	})
 }
 
-// Where the turns would be too short for Consul, the bound is another one, and
-// is told.
+// If the turns would be too short for Consul, the bound is longer.
 func TestAHugeCrowdIsSeenLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := newPollers(t, 20, 2000)
 		time.Sleep(time.Minute)
 		if remark := c.budget.warning(); remark == "" {
-			t.Error("the status does not remark that queries take turns")
+			t.Error("there is no warning that queries take turns")
 		}
 		c.stop()
 		if want := []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second}; len(c.delays) < 3 ||
 			c.delays[0] != want[0] || c.delays[1] != want[1] || c.delays[2] != want[2] {
-			t.Errorf("told of %v, want %v first", c.delays, want)
+			t.Errorf("delays %v, want %v first", c.delays, want)
 		}
 		c.wantMaxGap(t, 2000, 20*time.Second)
 		if remark := c.budget.warning(); remark != "" {
-			t.Errorf("the status remarks %q when nobody takes turns", remark)
+			t.Errorf("the warning is %q while no query takes turns", remark)
 		}
 	})
 }
@@ -231,7 +228,7 @@ func TestACrowdThatGrowsIsStillSeenInTime(t *testing.T) {
 	})
 }
 
-func TestALateQueryDoesNotWaitForPatientOnes(t *testing.T) {
+func TestALateQueryPreemptsALongPoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, ctx := newPollers(t, 3, 3)
 		time.Sleep(time.Minute)
@@ -264,7 +261,7 @@ func TestTurnsDoNotFlap(t *testing.T) {
 			leave()
 		}
 		if len(c.delays) != 1 {
-			t.Errorf("told of %v, want that turns began once", c.delays)
+			t.Errorf("delays %v, want that turns began once", c.delays)
 		}
 		c.stop()
 	})
@@ -313,7 +310,7 @@ func TestTheGateLetsSoManyThroughAtATime(t *testing.T) {
 		leaves[0]() // only the first counts
 		(<-entered)()
 		if took := time.Since(begin); took != 0 {
-			t.Errorf("entered %s after somebody had left", took)
+			t.Errorf("entered %s after a place was free", took)
 		}
 		(<-entered)()
 		for _, leave := range leaves[1:] {
@@ -350,7 +347,7 @@ func TestTheGateEndsWithItsContext(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		gone := errors.New("nobody needs it any more")
+		gone := errors.New("not needed any more")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(gone)
 		if _, err := g.acquire(ctx); !errors.Is(err, gone) {

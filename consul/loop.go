@@ -24,12 +24,11 @@ func (r watchResult) isEmpty() bool { return r.value == nil && r.err == nil }
 type watchLoop struct {
 	query  func(ctx context.Context, index uint64) (answer, error)
 	decode func(prev any, a answer) (any, error)
-	// update receives the result of each attempt. changed is true if the value is new,
-	// or if the query has begun or ceased to fail.
+	// update receives the result of each attempt. changed is true if the value is new, or if the query has begun or
+	// ceased to fail.
 	update   func(r watchResult, changed bool)
 	interval time.Duration // see queryType.interval
-	// stateReplaced is called when Consul's state looks as if it was replaced. It may be
-	// nil.
+	// stateReplaced is called when Consul's state looks as if it was replaced. It may be nil.
 	stateReplaced func()
 	refresh       refresh
 	filtered      *filteredAnswers
@@ -39,8 +38,8 @@ type watchLoop struct {
 	lastIndex uint64            // the latest index that Consul gave
 	bodyHash  [sha256.Size]byte // of the last body
 	pace      pace
-	// rereadAt is when to send a non-blocking query because Consul's ACLs filtered the
-	// last answer. It is zero if they did not.
+	// rereadAt is when to send a non-blocking query because Consul's ACLs filtered the last answer. It is zero if they
+	// did not.
 	rereadAt time.Time
 }
 
@@ -65,9 +64,8 @@ func (l *watchLoop) run(ctx context.Context) {
 
 func (l *watchLoop) isFiltered() bool { return !l.rereadAt.IsZero() }
 
-// maxWait returns how long the next query may block, wait at most. Consul filters an
-// answer by the rights that the token had when the query arrived. So a query whose
-// last answer was filtered blocks until rereadAt only.
+// maxWait returns how long the next query may block, wait at most. Consul filters an answer by the rights that the
+// token had when the query arrived. So a query whose last answer was filtered blocks until rereadAt only.
 func (l *watchLoop) maxWait(wait time.Duration) time.Duration {
 	if !l.isFiltered() {
 		return wait
@@ -103,8 +101,8 @@ func (l *watchLoop) handle(a answer, err error) (pause time.Duration) {
 	return l.pace.next(time.Now())
 }
 
-// handleError keeps the last good value. The next query does not block: after an
-// outage Consul's index may be lower, and no answer would come until it has caught up.
+// handleError keeps the last good value. The next query does not block: after an outage Consul's index may be lower,
+// and no answer would come until it has caught up.
 func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	newOutcome := outcomeOf(err) != outcomeOf(l.result.err)
 	l.result.err = err
@@ -119,10 +117,9 @@ const maxReportedFailures = 3
 
 // nextIndex returns the index for the next query. It returns 0 if that must not block.
 //
-// A restored snapshot ends blocking queries at once, with the index that they were
-// sent with, and the content from before. The new state may take a long time to
-// reach that index. If the index is the same and the content is not, the rights of
-// Usher's token have changed.
+// A restored snapshot ends blocking queries at once, with the index that they were sent with, and the content from
+// before. The new state may take a long time to reach that index. If the index is the same and the content is not, the
+// rights of Usher's token have changed.
 func (l *watchLoop) nextIndex(a answer, same, recovered bool) uint64 {
 	l.recordFiltered(a, same)
 	// A non-blocking answer may come from a server that is a little behind.
@@ -137,8 +134,7 @@ func (l *watchLoop) nextIndex(a answer, same, recovered bool) uint64 {
 	return a.index
 }
 
-// recordFiltered records whether Consul's ACLs filtered the answer. Answers of the
-// streaming backend do not say so.
+// recordFiltered records whether Consul's ACLs filtered the answer. Answers of the streaming backend do not say so.
 func (l *watchLoop) recordFiltered(a answer, same bool) {
 	was := l.isFiltered()
 	switch {
@@ -161,8 +157,8 @@ const (
 	longestPause = 10 * time.Second
 )
 
-// backOff returns the pause after so many failures in a row. Up to half of it is
-// taken off at random, so that the watches do not retry at the same moment.
+// backOff returns the pause after so many failures in a row. Up to half of it is taken off at random, so that the
+// watches do not retry at the same moment.
 func backOff(failures int) time.Duration {
 	d := longestPause
 	if failures < 8 {
@@ -171,8 +167,8 @@ func backOff(failures int) time.Duration {
 	return d - rand.N(d/2)
 }
 
-// pace slows down a query whose answer changes all the time. It lets paceBurst
-// answers through at once, and then one every paceInterval.
+// pace slows down a query whose answer changes all the time. It lets paceBurst answers through at once, and then one
+// every paceInterval.
 type pace struct {
 	full time.Time // when the whole burst is available again
 }

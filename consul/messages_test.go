@@ -85,16 +85,29 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 		queryType *queryType
 		body      string
 	}{
-		{agentType, "x"}, {agentType, "{}"},
-		{rootsType, "x"}, {rootsType, "{}"}, {rootsType, `{"TrustDomain": "x", "Roots": [{}]}`},
-		{leafType, "x"}, {leafType, "{}"},
-		{entriesType, "x"}, {entriesType, "null"}, {entriesType, "[{}]"}, {proxyDefaultsType, "[{}]"},
-		{servicesType, "x"}, {servicesType, "null"}, {servicesType, "[{}]"},
-		{chainType, "x"}, {chainType, "{}"},
+		{agentType, "x"},
+		{agentType, "{}"},
+		{rootsType, "x"},
+		{rootsType, "{}"},
+		{rootsType, `{"TrustDomain": "x", "Roots": [{}]}`},
+		{leafType, "x"},
+		{leafType, "{}"},
+		{entriesType, "x"},
+		{entriesType, "null"},
+		{entriesType, "[{}]"},
+		{proxyDefaultsType, "[{}]"},
+		{servicesType, "x"},
+		{servicesType, "null"},
+		{servicesType, "[{}]"},
+		{chainType, "x"},
+		{chainType, "{}"},
 		{chainType, `{"Chain": {"StartNode": "s", "Nodes": {"s": {}, "t": null}}}`},
 		{chainType, `{"Chain": {"StartNode": "s", "Nodes": {"s": {}}, "Targets": {"t": null}}}`},
-		{healthType, "[{}]"}, {meshGatewayNamesType, "x"}, {meshGatewayNamesType, "null"},
-		{peeringType, "x"}, {peeringType, "{}"},
+		{healthType, "[{}]"},
+		{meshGatewayNamesType, "x"},
+		{meshGatewayNamesType, "null"},
+		{peeringType, "x"},
+		{peeringType, "{}"},
 	} {
 		_, err := test.queryType.decode(nil, answer{body: []byte(test.body)})
 		lines = append(lines, textOf(t, err))

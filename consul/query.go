@@ -23,14 +23,12 @@ type queryType struct {
 	params []string
 	// local is true if the agent answers from its own cache or configuration.
 	local bool
-	// optional is true if Usher can do without the answer. If Consul refuses it, the
-	// answer is empty.
+	// optional is true if Usher can do without the answer. If Consul refuses it, the answer is empty.
 	optional bool
-	// interval is how often Usher sends a query that cannot block; 0 means several
-	// times a second.
+	// interval is how often Usher sends a query that cannot block; 0 means several times a second.
 	interval time.Duration
-	// decode returns the value of an answer. prev is the value before, nil at first.
-	// Parts that did not change keep their pointers.
+	// decode returns the value of an answer. prev is the value before, nil at first. Parts that did not change keep
+	// their pointers.
 	decode func(prev any, a answer) (any, error)
 }
 
@@ -46,9 +44,8 @@ func decodeAs[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (a
 	}
 }
 
-// mayStream reports whether Consul answers blocking queries of this type from its
-// streaming backend. That backend does not end them when a snapshot is restored,
-// and does not report filtering by ACLs.
+// mayStream reports whether Consul answers blocking queries of this type from its streaming backend. That backend does
+// not end them when a snapshot is restored, and does not report filtering by ACLs.
 func (t *queryType) mayStream() bool { return strings.HasPrefix(t.path, "/v1/health/") }
 
 // query is one query to Consul. Equal queries share one watch.
@@ -62,8 +59,7 @@ type query struct {
 	filter     string
 }
 
-// String returns the query for logs: "health:web dc=dc2". It leaves out the default
-// namespace and partition.
+// String returns the query for logs: "health:web dc=dc2". It leaves out the default namespace and partition.
 func (q query) String() string {
 	var b strings.Builder
 	b.WriteString(q.queryType.name)
@@ -90,8 +86,8 @@ type answer struct {
 	early    bool   // it has the index of the query, and came before the wait time was over
 }
 
-// errNoLeader means that a server knows no leader, so that its state may be empty or
-// old. Consul 1.15 also answers so to a health query that its ACLs refuse.
+// errNoLeader means that a server knows no leader, so that its state may be empty or old. Consul 1.15 also answers so
+// to a health query that its ACLs refuse.
 var errNoLeader = errors.New("the consul server has no leader, or its ACLs refuse the answer to Usher's token")
 
 // errHidden means that a list is empty because of ACLs.
@@ -103,12 +99,10 @@ var errHidden = &callError{
 // queryTimeout bounds a query that does not block.
 const queryTimeout = 30 * time.Second
 
-// query sends the query. If index is not 0, the query blocks until Consul has a later
-// index, or for about wait.
+// query sends the query. If index is not 0, the query blocks until Consul has a later index, or for about wait.
 //
-// If Consul's streaming backend answers with an empty list, query sends a second
-// query that does not use that backend. The backend also answers so if Usher's token
-// has lost the right to read the service.
+// If Consul's streaming backend answers with an empty list, query sends a second query that does not use that backend.
+// The backend also answers so if Usher's token has lost the right to read the service.
 func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
 	a, err := c.queryOnce(ctx, q, index, wait)
 	if err == nil && index > 0 && a.streamed && string(bytes.TrimSpace(a.body)) == "[]" {
@@ -162,8 +156,8 @@ func (c *Client) send(ctx context.Context, client *http.Client, q query, index u
 	}, nil
 }
 
-// params returns the query's parameters. Any server may answer (stale), as for
-// Consul's own proxies. Otherwise the leader would have to answer every watch.
+// params returns the query's parameters. Any server may answer (stale), as for Consul's own proxies. Otherwise the
+// leader would have to answer every watch.
 func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	p := url.Values{}
 	set := func(key, value string) {
@@ -190,10 +184,9 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	return p
 }
 
-// tenancy returns the namespace and partition to send. Consul without Enterprise
-// refuses even "default", so they are left out unless the client has others. Consul
-// Enterprise takes a missing one from the token. So if one is sent, the other one is,
-// too, and a token of another partition than the default needs CONSUL_PARTITION.
+// tenancy returns the namespace and partition to send. Consul without Enterprise refuses even "default", so they are
+// left out unless the client has others. Consul Enterprise takes a missing one from the token. So if one is sent, the
+// other one is, too, and a token of another partition than the default needs CONSUL_PARTITION.
 func (c *Client) tenancy(namespace, partition string) (toNamespace, toPartition string) {
 	own := gateway.ServiceName{Namespace: c.namespace, Partition: c.partition}.OmitDefaults()
 	namespace, partition = chooseTenancy(namespace, own.Namespace), chooseTenancy(partition, own.Partition)
@@ -203,8 +196,7 @@ func (c *Client) tenancy(namespace, partition string) (toNamespace, toPartition 
 	return gateway.OrDefault(namespace), gateway.OrDefault(partition)
 }
 
-// chooseTenancy returns the namespace or partition to send, "" for none. own is the
-// client's.
+// chooseTenancy returns the namespace or partition to send, "" for none. own is the client's.
 func chooseTenancy(name, own string) string {
 	if name == "" || own == "" {
 		return cmp.Or(own, gateway.OmitDefault(name))

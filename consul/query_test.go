@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// script answers a loop's questions one after the other, and the last one never.
+// loopScript answers a loop's queries one after the other, and the last one never.
 type loopScript struct {
 	steps   []step
 	queries []sentQuery
@@ -27,7 +27,7 @@ type step struct {
 	after time.Duration
 }
 
-// asked is a question: its index, and how long after the answer before.
+// sentQuery is a query: its index, and how long after the answer before.
 type sentQuery struct {
 	Index uint64
 	Pause time.Duration
@@ -39,8 +39,7 @@ type event struct {
 	Failing bool
 }
 
-// play runs a loop on the script, and gives what it asked and what it made
-// known as changed.
+// runLoop runs a loop on the script. It returns the queries, and the reported changes.
 func runLoop(t *testing.T, steps ...step) (questions []sentQuery, events []event) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -249,7 +248,7 @@ func wantEqual[T any](t *testing.T, want, got T) {
 	}
 }
 
-// answering is a Consul that answers one thing.
+// clientOf returns a client of a Consul that answers one thing.
 func clientOf(t *testing.T, h http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(h)

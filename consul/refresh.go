@@ -10,15 +10,13 @@ import (
 	"time"
 )
 
-// refresh makes the loop of a watch send a non-blocking query. The zero value is
-// ready. The loop calls begin, answered and end; any goroutine may call the
-// other methods.
+// refresh makes the loop of a watch send a non-blocking query. The zero value is ready. The loop calls begin, answered
+// and end; any goroutine may call the other methods.
 type refresh struct {
 	mu     sync.Mutex
 	due    bool
 	cancel context.CancelCauseFunc // cancels the current turn; nil between two turns
-	// began is when the current turn began. lastRead is when the last turn began whose
-	// non-blocking query was answered.
+	// began is when the current turn began. lastRead is when the last turn began whose non-blocking query was answered.
 	began, lastRead time.Time
 	filtered        bool // Consul's ACLs filtered the last answer
 }
@@ -26,8 +24,8 @@ type refresh struct {
 // errRefresh is the cause when a refresh cancels a turn. It is not a failure.
 var errRefresh = errors.New("a non-blocking query takes its place")
 
-// begin returns the context of one turn of the loop: a query and the pause after
-// it. It reports whether a refresh was requested since the last turn began.
+// begin returns the context of one turn of the loop: a query and the pause after it. It reports whether a refresh was
+// requested since the last turn began.
 func (r *refresh) begin(ctx context.Context) (turn context.Context, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -37,8 +35,7 @@ func (r *refresh) begin(ctx context.Context) (turn context.Context, due bool) {
 	return turn, due
 }
 
-// answered records an answer: whether its query was a good non-blocking one, and
-// whether Consul's ACLs filtered it.
+// answered records an answer: whether its query was a good non-blocking one, and whether Consul's ACLs filtered it.
 func (r *refresh) answered(read, filtered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,8 +52,8 @@ func (r *refresh) end() {
 	r.cancel = nil
 }
 
-// request makes the loop's next query non-blocking. If now is true, it also
-// cancels the current turn, so that the next query follows at once.
+// request makes the loop's next query non-blocking. If now is true, it also cancels the current turn, so that the next
+// query follows at once.
 func (r *refresh) request(now bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -66,28 +63,26 @@ func (r *refresh) request(now bool) {
 	}
 }
 
-// last returns when the latest non-blocking query was sent that was answered, and
-// whether Consul's ACLs filtered the last answer.
+// last returns when the latest non-blocking query was sent that was answered, and whether Consul's ACLs filtered the
+// last answer.
 func (r *refresh) last() (read time.Time, filtered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.lastRead, r.filtered
 }
 
-// Usher spreads the non-blocking queries of a refresh over refreshSpread, so that
-// thousands of them do not reach Consul at once. After a restored snapshot it waits
-// replicationTime first: by then the other servers most likely have the snapshot.
-// restoreTime later the agent's own copy has it, too, and Usher refreshes the
-// queries of the streaming backend once more.
+// Usher spreads the non-blocking queries of a refresh over refreshSpread, so that thousands of them do not reach Consul
+// at once. After a restored snapshot it waits replicationTime first: by then the other servers most likely have the
+// snapshot. restoreTime later the agent's own copy has it, too, and Usher refreshes the queries of the streaming
+// backend once more.
 const (
 	refreshSpread   = 2 * time.Second
 	replicationTime = time.Second
 	restoreTime     = 10 * time.Second
 )
 
-// runRefreshes refreshes queries until ctx ends, in the cases in which a blocking
-// query does not return after a change: Consul's state was replaced, one of many
-// filtered answers shows more, or Consul answers again after an outage.
+// runRefreshes refreshes queries until ctx ends, in the cases in which a blocking query does not return after a change:
+// Consul's state was replaced, one of many filtered answers shows more, or Consul answers again after an outage.
 func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct{}) {
 	replaced, secondTime := m.stateReplaced, (<-chan time.Time)(nil)
 	var filteredAt time.Time // when the filtered answers were last refreshed
@@ -119,9 +114,8 @@ func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct
 	}
 }
 
-// refreshAfterRestore refreshes the queries that have sent no non-blocking query since
-// the restore. Most have, because a restored snapshot ends blocking queries. It does
-// not end those of the streaming backend.
+// refreshAfterRestore refreshes the queries that have sent no non-blocking query since the restore. Most have, because
+// a restored snapshot ends blocking queries. It does not end those of the streaming backend.
 func (m *watchManager) refreshAfterRestore(ctx context.Context, restored time.Time) {
 	m.client.logger.Info("a snapshot seems to have been restored in consul; reading everything again", "consul", m.client.Address())
 	sleep(ctx, replicationTime)
@@ -143,9 +137,9 @@ func (m *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) b
 	}
 }
 
-// mayCancel reports whether a refresh may cancel the open queries. Over plain HTTP,
-// the agent keeps the connection of a cancelled query until its wait ends. So it
-// may not happen twice in that time: then the open queries end by themselves.
+// mayCancel reports whether a refresh may cancel the open queries. Over plain HTTP, the agent keeps the connection of a
+// cancelled query until its wait ends. So it may not happen twice in that time: then the open queries end by
+// themselves.
 func (m *watchManager) mayCancel() bool {
 	now := time.Now()
 	if m.client.maxConnections() > 0 && !m.lastCancel.IsZero() && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
@@ -155,11 +149,10 @@ func (m *watchManager) mayCancel() bool {
 	return true
 }
 
-// When Usher's token gets a right back, no index changes, and no blocking query
-// returns. So Usher sends a non-blocking query filteredTime after an answer that
-// Consul's ACLs filtered. If more than maxFilteredQueries queries have filtered answers,
-// this time grows with their number, so that the load on Consul does not. The first
-// of them that shows more than before then refreshes all the others.
+// When Usher's token gets a right back, no index changes, and no blocking query returns. So Usher sends a non-blocking
+// query filteredTime after an answer that Consul's ACLs filtered. If more than maxFilteredQueries queries have filtered
+// answers, this time grows with their number, so that the load on Consul does not. The first of them that shows more
+// than before then refreshes all the others.
 const (
 	filteredTime       = 10 * time.Second
 	maxFilteredQueries = 1000
@@ -168,8 +161,7 @@ const (
 // filteredAnswers counts the queries whose last answer Consul's ACLs filtered.
 type filteredAnswers struct {
 	queries atomic.Int64
-	// more receives when one of many such queries shows more than before. Its
-	// capacity is 1.
+	// more receives when one of many such queries shows more than before. Its capacity is 1.
 	more chan struct{}
 }
 

@@ -21,19 +21,18 @@ var (
 	webHealth     = query{queryType: healthType, name: "web"}
 )
 
-// stateAt returns a state in which every path has the index, and the gateway has the
-// rows.
-func stateAt(index uint64, rows, health string) map[string]content {
+// stateAt returns a state in which every path has the index.
+func stateAt(index uint64, services, health string) map[string]content {
 	return map[string]content{
 		"/v1/connect/ca/roots":       {index: index, text: rootsText},
 		"/v1/config/proxy-defaults":  {index: index, text: "[]"},
-		servicesPath:                 {index: index, text: rows},
+		servicesPath:                 {index: index, text: services},
 		"/v1/health/connect/web":     {index: index, text: health},
 		"/v1/health/connect/another": {index: index, text: health},
 	}
 }
 
-// bothWays runs the test over plain HTTP, where queries block for half a minute, and
+// overHTTPAndHTTPS runs the test over plain HTTP, where queries block for half a minute, and
 // over HTTPS, where they block for ten minutes.
 func overHTTPAndHTTPS(t *testing.T, test func(t *testing.T, address string)) {
 	t.Helper()

@@ -12,7 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// patiently returns a watcher with this patience, which waits for nothing else.
+// watcherWithTimeout returns a watcher with this answer timeout.
 func (c *fakeConsul) watcherWithTimeout(t *testing.T, patience time.Duration, log *logRecorder) *Watcher {
 	t.Helper()
 	return NewWatcher(c.client(t, log), WatcherOptions{HealthTimeout: patience, AnswerTimeout: patience})
@@ -20,7 +20,7 @@ func (c *fakeConsul) watcherWithTimeout(t *testing.T, patience time.Duration, lo
 
 const meshGatewaysPath = `/v1/catalog/services?filter=ServiceKind == "mesh-gateway"`
 
-// newFullLab returns a Consul with a gateway that needs every kind of query.
+// newFakeGatewayWithEverything returns a Consul with a gateway that needs every query type.
 func newFakeGatewayWithEverything(t *testing.T) *fakeConsul {
 	t.Helper()
 	c := newFakeGatewayWithInstances(t, "web", "api")
@@ -111,7 +111,7 @@ func wantPart[K comparable, V any](t *testing.T, all, part map[K]V) {
 
 // A service whose row is hidden by ACLs still has one if the entry names it. The row
 // has no chain, so that its port is held back.
-func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
+func TestAHiddenServiceAtARestartIsHeldBack(t *testing.T) {
 	for name, shown := range map[string][]string{"one": {"web"}, "all": nil} {
 		t.Run(name, func(t *testing.T) {
 			c := newFakeGatewayWithInstances(t, "web", "api")
@@ -234,12 +234,12 @@ func TestMeshGatewaysOfWhichSomeCannotBeReadAreNotKnown(t *testing.T) {
 	wantEqual(t, 2, len(s.MeshGateways["dc1"].Endpoints))
 }
 
-// After the patience, Usher accepts that Consul has no such peering.
+// After the answer timeout, Usher accepts that Consul has no such peering.
 func TestAPeeringThatThereIsNotHasNoRoots(t *testing.T) {
 	c := newFakeGatewayWithEverything(t)
 	c.set(peeringPath, reply{status: http.StatusNotFound, body: "Peering not found"})
 	c.set("/v1/health/connect/web?peer=east", reply{status: http.StatusInternalServerError, body: "no such peer"})
-	s := start(t, c.watcherWithShortTimeouts(t), "gateway").next(t, anyOne)
+	s := start(t, c.watcherWithShortTimeouts(t), "gateway").next(t, func(s *gateway.Snapshot) bool { return len(s.Peers) > 0 })
 	wantEqual(t, map[string]*gateway.Roots{"east": {}}, s.Peers)
 	wantServices(t, s, "api", "web")
 	wantProblem(t, s, `cluster peer "east"`, "Peering not found")

@@ -15,8 +15,7 @@ var (
 	// servicesType reads the services of a gateway, with wildcards expanded
 	// (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
 	servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeAs(decodeServices)}
-	// chainType reads a compiled discovery chain
-	// (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
+	// chainType reads a compiled discovery chain (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
 	chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeAs(decodeChain)}
 )
 
@@ -58,10 +57,9 @@ func compareServices(a, b gateway.Service) int {
 	)
 }
 
-// withHidden returns the services, and those of the last snapshot that ACLs hide from
-// Usher's token since then. It recognizes these by the config entry, which still names
-// them, and by their known chains. It leaves out the services of a wildcard, because
-// these may not exist any more.
+// withHidden returns the services, and those of the last snapshot that ACLs hide from Usher's token since then. It
+// recognizes these by the config entry, which still names them, and by their known chains. It leaves out the services
+// of a wildcard, because these may not exist any more.
 func (l *gatewayServices) withHidden(last *gateway.Snapshot, inEntry listenerServices) []gateway.Service {
 	if !l.hidden || last == nil {
 		return l.services
@@ -77,8 +75,7 @@ func (l *gatewayServices) withHidden(last *gateway.Snapshot, inEntry listenerSer
 	return all
 }
 
-// serviceOf returns a service of a listener as gateway-services has it. It does not
-// expand a wildcard.
+// serviceOf returns a service of a listener as gateway-services has it. It does not expand a wildcard.
 func serviceOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	return gateway.Service{
 		Service:      gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}.OmitDefaults(),
@@ -89,9 +86,8 @@ func serviceOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	}
 }
 
-// containsService reports whether the list contains the service. For a wildcard it
-// reports whether the list contains any service on its port. A service without a
-// namespace may be in the namespace of the gateway.
+// containsService reports whether the list contains the service. For a wildcard it reports whether the list contains
+// any service on its port. A service without a namespace may be in the namespace of the gateway.
 func containsService(list []gateway.Service, s gateway.Service) bool {
 	first := gateway.Service{Port: s.Port, Service: gateway.ServiceName{Name: s.Service.Name}}
 	if s.FromWildcard {
@@ -110,8 +106,7 @@ func containsService(list []gateway.Service, s gateway.Service) bool {
 	return false
 }
 
-// listenerServices is the set of the services on the listeners of a config entry. A
-// wildcard has the name "*".
+// listenerServices is the set of the services on the listeners of a config entry. A wildcard has the name "*".
 type listenerServices map[listenerService]bool
 
 type listenerService struct {
@@ -137,8 +132,8 @@ func listenerServicesOf(e *gateway.Entry) listenerServices {
 	return out
 }
 
-// has reports whether the config entry has the service on its port. A service without
-// a namespace in the entry may be in the namespace of the gateway.
+// has reports whether the config entry has the service on its port. A service without a namespace in the entry may be
+// in the namespace of the gateway.
 func (l listenerServices) has(s gateway.Service) bool {
 	for _, name := range []gateway.ServiceName{s.Service, {Name: s.Service.Name}, {Name: "*"}} {
 		if l[listenerService{s.Port, protocolOf(s.Protocol), name}] {

@@ -24,8 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The default gRPC ports of an agent
-// (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
+// The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
 const (
 	defaultGRPCPort    = 8502
 	defaultGRPCTLSPort = 8503
@@ -34,10 +33,9 @@ const (
 // signTimeout bounds one signature.
 const signTimeout = 10 * time.Second
 
-// signer asks Consul's certificate authority for signatures
-// (hashicorp.consul.connectca.ConnectCAService, in
-// https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for
-// all gateways over one connection. It closes the connection after the last release.
+// signer asks Consul's certificate authority for signatures (hashicorp.consul.connectca.ConnectCAService, in
+// https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for all gateways over one connection. It
+// closes the connection after the last release.
 type signer struct {
 	client *Client
 
@@ -71,8 +69,8 @@ func (s *signer) close() {
 	}
 }
 
-// sign returns the certificate for a request in PEM, with the intermediate ones. at is
-// the address of the gRPC port if the client's settings have none.
+// sign returns the certificate for a request in PEM, with the intermediate ones. at is the address of the gRPC port if
+// the client's settings have none.
 func (s *signer) sign(ctx context.Context, at address, csr string) (string, error) {
 	conn, err := s.connection(at)
 	if err != nil {
@@ -142,14 +140,13 @@ func (l reloadingTLS) Clone() credentials.TransportCredentials {
 	return reloadingTLS{l.TransportCredentials.Clone(), l.config}
 }
 
-// alpnDisabled returns credentials that do not require ALPN. Consul 1.15 does not
-// announce HTTP/2 by ALPN, and gRPC's usual credentials require that.
+// alpnDisabled returns credentials that do not require ALPN. Consul 1.15 does not announce HTTP/2 by ALPN, and gRPC's
+// usual credentials require that.
 func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
 	return experimental.NewTLSWithALPNDisabled(config)
 }
 
-// permanentError is an error that does not end by itself, so that somebody has to
-// correct its cause.
+// permanentError is an error that does not end by itself, so that somebody has to correct its cause.
 type permanentError struct{ error }
 
 func (e permanentError) Unwrap() error { return e.error }
@@ -157,8 +154,7 @@ func (e permanentError) Unwrap() error { return e.error }
 // errBusy means that the certificate authority signs no more at the moment.
 var errBusy = errors.New("consul's certificate authority has too many requests (csr_max_per_second)")
 
-// signError returns what is wrong and what to do. It leaves out a text that contains
-// the token.
+// signError returns what is wrong and what to do. It leaves out a text that contains the token.
 func signError(err error, target, token string) error {
 	target = strings.TrimPrefix(target, "dns:///")
 	code, said := status.Code(err), status.Convert(err).Message()
@@ -175,15 +171,15 @@ func signError(err error, target, token string) error {
 	case codes.Unimplemented:
 		return permanentError{errors.New(elsewhere)}
 	case codes.PermissionDenied:
-		return permanentError{fmt.Errorf("Usher's token may not have certificates signed (%s); give it service:write on the gateway", text)}
+		return permanentError{fmt.Errorf("consul does not sign with Usher's token (%s); give it service:write on the gateway", text)}
 	case codes.Unauthenticated:
 		return permanentError{fmt.Errorf("consul does not know Usher's token (%s); give Usher a token with service:write on the gateway", text)}
 	}
 	return permanentError{fmt.Errorf("consul answered %s: %s; see the log of Consul's servers", code, text)}
 }
 
-// grpcAddress returns the address of the agent's gRPC port if the settings have none:
-// on the host of the HTTP API, with TLS if that has TLS or if the agent has no other.
+// grpcAddress returns the address of the agent's gRPC port if the settings have none: on the host of the HTTP API, with
+// TLS if that has TLS or if the agent has no other.
 func (c *Client) grpcAddress(a agent) address {
 	plain, secure := a.grpcPort, a.grpcTLSPort
 	if plain == 0 && secure == 0 {

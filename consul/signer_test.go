@@ -37,7 +37,7 @@ func (s *fakeConnectCA) Sign(ctx context.Context, in *pbconnectca.SignRequest) (
 	return &pbconnectca.SignResponse{CertPem: cert}, nil
 }
 
-// startConnectCA serves until the test ends, and gives the address.
+// startConnectCA serves until the test ends, and returns the address.
 func startConnectCA(t *testing.T, ca *fakeCA) (*fakeConnectCA, string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -139,7 +139,7 @@ func TestSignError(t *testing.T) {
 		}
 		passes := code == codes.ResourceExhausted || code == codes.Unavailable
 		if errors.As(err, new(permanentError)) == passes {
-			t.Errorf("%v: a person has to mend it: %v", code, passes)
+			t.Errorf("%v: it lasts: %v", code, passes)
 		}
 		if err := signError(status.Error(code, "it says token"), "x", "token"); strings.Contains(err.Error(), "says token") {
 			t.Errorf("%v shows the token: %v", code, err)

@@ -27,8 +27,7 @@ type input struct {
 	healthTimeout, answerTimeout time.Duration // see WatcherOptions
 }
 
-// state is what the next snapshot of a gateway depends on besides the input. Nothing
-// modifies the maps of a state.
+// state is what the next snapshot of a gateway depends on besides the input. Nothing modifies the maps of a state.
 type state struct {
 	last *gateway.Snapshot // the last published one; nil before the first
 	// registered is true once an instance of the gateway was registered.
@@ -38,8 +37,8 @@ type state struct {
 	settings map[instanceID]settings.Layer
 	// since maps each thing that is wrong, or waited for, to the time when that began.
 	since map[string]time.Time
-	// endpointQueries are the queries for endpoints with the IDs of their targets. It is
-	// nil unless the last compilation was complete in every respect.
+	// endpointQueries are the queries for endpoints with the IDs of their targets. It is nil unless the last
+	// compilation was complete in every respect.
 	endpointQueries map[query][]string
 	certificate     *certState // that the last compilation used
 }
@@ -54,13 +53,12 @@ type compilation struct {
 	queries  map[query]bool // that the snapshot needs
 	// unanswered are those of them that have no result.
 	unanswered []query
-	// missing are the results without which there is no snapshot, and disagreements
-	// between results that arrive at different times.
+	// missing are the results without which there is no snapshot, and disagreements between results that arrive at
+	// different times.
 	missing []string
 	// incompleteLong is true if something has been missing for the health timeout.
 	incompleteLong bool
-	// waits is true while the snapshot waits for the first answer about the health of a
-	// target, or for the certificate.
+	// waits is true while the snapshot waits for the first answer about the health of a target, or for the certificate.
 	waits bool
 	// delay is when the first time limit ends after which the result is another one.
 	delay time.Duration
@@ -75,10 +73,9 @@ type compilation struct {
 	complete bool
 }
 
-// compile makes a snapshot of a gateway. It modifies nothing, and starts nothing. It
-// names all the queries that it can before it gives up for any reason, so that they
-// run at the same time. Only the registration comes first: any caller can make up the
-// name of a gateway, so Usher reads nothing else about one that was never registered.
+// compile makes a snapshot of a gateway. It modifies nothing, and starts nothing. It names all the queries that it can
+// before it gives up for any reason, so that they run at the same time. Only the registration comes first: any caller
+// can make up the name of a gateway, so Usher reads nothing else about one that was never registered.
 func compile(in input, prev state) *compilation {
 	c := newCompilation(in, prev)
 	if a := require[agent](c, query{queryType: agentType}); a != nil {
@@ -115,8 +112,8 @@ func newCompilation(in input, prev state) *compilation {
 	return c
 }
 
-// reuseSnapshot returns next, with the lists and maps of last that are equal. All other
-// parts have kept their pointers already. If everything is equal, it returns last.
+// reuseSnapshot returns next, with the lists and maps of last that are equal. All other parts have kept their pointers
+// already. If everything is equal, it returns last.
 func reuseSnapshot(last, next *gateway.Snapshot) *gateway.Snapshot {
 	if last == nil {
 		return next
@@ -142,8 +139,8 @@ func reuseSnapshot(last, next *gateway.Snapshot) *gateway.Snapshot {
 	return next
 }
 
-// read returns the value and the result of a query that the snapshot needs. The value
-// is nil before the first good answer.
+// read returns the value and the result of a query that the snapshot needs. The value is nil before the first good
+// answer.
 func read[T any](c *compilation, q query) (*T, watchResult) {
 	c.queries[q] = true
 	r := c.results[q]
@@ -175,8 +172,8 @@ func (c *compilation) addProblem(where, what string) {
 	c.snapshot.Problems = append(c.snapshot.Problems, problem.Problem{Where: where, What: what})
 }
 
-// lasted reports whether every compilation has called it with this text for the time
-// limit. If not, it lets the next compilation follow at the end of that time.
+// lasted reports whether every compilation has called it with this text for the time limit. If not, it lets the next
+// compilation follow at the end of that time.
 func (c *compilation) lasted(what string, limit time.Duration) bool {
 	begin, known := c.prev.since[what]
 	if !known {
@@ -190,9 +187,9 @@ func (c *compilation) lasted(what string, limit time.Duration) bool {
 	return left <= 0
 }
 
-// waitFor lets the snapshot wait for the health timeout. If a chain was published
-// before the health of its new target, its routes would lead to a cluster that Envoy
-// cannot use yet. But a target without an answer must not delay everything else.
+// waitFor lets the snapshot wait for the health timeout. If a chain was published before the health of its new target,
+// its routes would lead to a cluster that Envoy cannot use yet. But a target without an answer must not delay
+// everything else.
 func (c *compilation) waitFor(what string) {
 	c.complete = false
 	if !c.lasted("the wait for "+what, c.healthTimeout) {
@@ -209,8 +206,7 @@ func (c *compilation) refusedLong(q query, r watchResult) bool {
 	return c.lasted("the refusal of "+q.String(), c.answerTimeout)
 }
 
-// heldBack returns the text of a problem: a query was never answered, so listeners are
-// held back.
+// heldBack returns the text of a problem: a query was never answered, so listeners are held back.
 func heldBack(q query, r watchResult) string {
 	why, remedy := "no answer from consul yet", "check what consul answers to GET "+q.queryType.path+q.name
 	if r.err != nil {
@@ -228,8 +224,7 @@ func (c *compilation) queryFor(t *queryType) query {
 	return query{queryType: t, name: id.Name, namespace: id.Namespace, partition: id.Partition}
 }
 
-// partitionQuery returns the query of a type that has one answer for a partition. It
-// belongs to the default namespace.
+// partitionQuery returns the query of a type that has one answer for a partition. It belongs to the default namespace.
 func partitionQuery(t *queryType, partition string) query {
 	return query{queryType: t, namespace: gateway.DefaultTenancy, partition: gateway.OrDefault(partition)}
 }
@@ -255,8 +250,7 @@ func (c *compilation) addServices() {
 	c.addCertificate()
 }
 
-// addRegistrations adds the instances, and Usher's settings in their registrations and
-// in proxy-defaults.
+// addRegistrations adds the instances, and Usher's settings in their registrations and in proxy-defaults.
 func (c *compilation) addRegistrations() {
 	regs := require[registrations](c, c.queryFor(instancesType))
 	d := require[proxyDefaults](c, partitionQuery(proxyDefaultsType, c.id.Partition))
@@ -294,8 +288,7 @@ func (c *compilation) addEntry() {
 	}
 }
 
-// gatewayServices reads the services of the gateway. If Consul's ACLs hide all of
-// them, it returns the last known ones.
+// gatewayServices reads the services of the gateway. If Consul's ACLs hide all of them, it returns the last known ones.
 func (c *compilation) gatewayServices() *gatewayServices {
 	q := c.queryFor(servicesType)
 	list, r := read[gatewayServices](c, q)
@@ -312,8 +305,7 @@ func (c *compilation) gatewayServices() *gatewayServices {
 	return list
 }
 
-// addGatewayServices adds the services and their chains, and checks that the services
-// agree with the config entry.
+// addGatewayServices adds the services and their chains, and checks that the services agree with the config entry.
 func (c *compilation) addGatewayServices(list *gatewayServices) {
 	if list == nil {
 		return
@@ -338,14 +330,12 @@ func (c *compilation) addGatewayServices(list *gatewayServices) {
 	}
 }
 
-// missingServices handles services that are in the entry and not in listed. For the
-// answer timeout, the list counts as incomplete. After that, Usher accepts that it has
-// no such service, unless Consul's ACLs hide some. In that case missingServices
-// returns the service. It has no chain, so that its port is held back.
+// missingServices handles services that are in the entry and not in listed. For the answer timeout, the list counts as
+// incomplete. After that, Usher accepts that it has no such service, unless Consul's ACLs hide some. In that case
+// missingServices returns the service. It has no chain, so that its port is held back.
 //
-// It returns a wildcard only if no service of its port is visible. Usher cannot know
-// which services the wildcard matches, and Consul shows a token only the services
-// that it may read.
+// It returns a wildcard only if no service of its port is visible. Usher cannot know which services the wildcard
+// matches, and Consul shows a token only the services that it may read.
 func (c *compilation) missingServices(listed []gateway.Service, hidden bool) []gateway.Service {
 	if c.snapshot.Entry == nil {
 		return nil
@@ -371,9 +361,8 @@ func (c *compilation) missingServices(listed []gateway.Service, hidden bool) []g
 	return out
 }
 
-// addChain adds the chain of a service. The snapshot waits for a chain that was never
-// read. After the answer timeout it goes on without it, and the ports of the service
-// are held back.
+// addChain adds the chain of a service. The snapshot waits for a chain that was never read. After the answer timeout it
+// goes on without it, and the ports of the service are held back.
 func (c *compilation) addChain(service gateway.ServiceName) {
 	if c.snapshot.Chains[service] != nil {
 		return
@@ -393,8 +382,7 @@ func (c *compilation) addChain(service gateway.ServiceName) {
 	}
 }
 
-// addDatacenter adds the local datacenter, which is in every registration and every
-// chain.
+// addDatacenter adds the local datacenter, which is in every registration and every chain.
 func (c *compilation) addDatacenter() {
 	for _, chain := range c.snapshot.Chains {
 		c.next.datacenter = cmp.Or(c.next.datacenter, chain.Datacenter)

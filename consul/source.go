@@ -12,10 +12,9 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// source publishes the snapshots of one gateway. It belongs to the goroutine of one
-// Watch. Whenever a result changes, it compiles a snapshot from all results and its
-// state. Then it subscribes to the queries that the snapshot needs, and starts or stops
-// the certificate for clients.
+// source publishes the snapshots of one gateway. It belongs to the goroutine of one Watch. Whenever a result changes,
+// it compiles a snapshot from all results and its state. Then it subscribes to the queries that the snapshot needs, and
+// starts or stops the certificate for clients.
 type source struct {
 	id              gateway.ID
 	client          *Client
@@ -32,8 +31,7 @@ type source struct {
 	logged      string // what the log last named as missing
 }
 
-// run compiles a snapshot whenever a result changes, and when a time limit of the last
-// one ends.
+// run compiles a snapshot whenever a result changes, and when a time limit of the last one ends.
 func (s *source) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		delay := s.step(time.Now()) //nolint:contextcheck // a shared watch outlives its first subscriber
@@ -50,8 +48,8 @@ func (s *source) run(ctx context.Context) {
 // noDelay is how long a source sleeps if no time limit runs.
 const noDelay = time.Hour
 
-// step takes the updates and returns how long run may wait before the next step.
-// After a panic it keeps the last snapshot and adds a problem to it.
+// step takes the updates and returns how long run may wait before the next step. After a panic it keeps the last
+// snapshot and adds a problem to it.
 func (s *source) step(now time.Time) (delay time.Duration) {
 	err := guard.Run(s.client.logger, "consul snapshot", func() error {
 		delay = s.update(now)
@@ -80,8 +78,8 @@ func (s *source) update(now time.Time) (delay time.Duration) {
 		s.publish(next)
 		return noDelay
 	}
-	// A gateway begins with a first answer for each of its services, and compiling takes
-	// the longer the more services there are. So wait for more of them.
+	// A gateway begins with a first answer for each of its services, and compiling takes the longer the more services
+	// there are. So wait for more of them.
 	if onlyFirst && len(updates) > 0 && len(s.subscription.unanswered) > 0 {
 		if left := debounceTime - now.Sub(s.compiledAt); left > 0 {
 			return left
@@ -109,8 +107,8 @@ func (s *source) update(now time.Time) (delay time.Duration) {
 // debounceTime is how long first answers are collected while others are outstanding.
 const debounceTime = 50 * time.Millisecond
 
-// compile compiles a snapshot and subscribes to the queries that it needs. If another
-// gateway has a result for a new one of these already, it compiles again.
+// compile compiles a snapshot and subscribes to the queries that it needs. If another gateway has a result for a new
+// one of these already, it compiles again.
 func (s *source) compile(now time.Time) *compilation {
 	for {
 		c := compile(input{
@@ -133,9 +131,8 @@ func (s *source) publish(next *gateway.Snapshot) {
 	s.publishSnapshot(next)
 }
 
-// patchEndpoints returns the last snapshot with other endpoints, if nothing else has
-// changed, else nil. This is the most frequent change, and takes the same time for a
-// gateway with few and with thousands of services.
+// patchEndpoints returns the last snapshot with other endpoints, if nothing else has changed, else nil. This is the
+// most frequent change, and takes the same time for a gateway with few and with thousands of services.
 func (s *source) patchEndpoints(updates map[query]watchResult) *gateway.Snapshot {
 	if s.state.endpointQueries == nil || len(updates) == 0 || s.certificate.current() != s.state.certificate {
 		return nil

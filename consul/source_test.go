@@ -11,14 +11,13 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// told is a source whose facts are told to it by hand: its questions are never
-// answered.
+// manualSource is a source whose results the test sets. Its queries are never answered.
 type manualSource struct {
 	*source
 	snapshots []*gateway.Snapshot
 }
 
-// newTold tells a source everything of a gateway with n services.
+// newManualSource returns a source with all results for a gateway with n services.
 func newManualSource(t testing.TB, n int) *manualSource {
 	t.Helper()
 	client, err := NewClient(Config{HTTPAddr: "https://127.0.0.1:1", Getenv: func(string) string { return "" }})
@@ -42,7 +41,7 @@ func newManualSource(t testing.TB, n int) *manualSource {
 	slices.SortFunc(all.services, compareServices)
 	reg := &registration{}
 	reg.Node.Node, reg.Node.Datacenter, reg.Service.Kind, reg.Service.ID = "a", "dc1", ingressGatewayKind, "edge"
-	facts := map[*queryType]any{
+	values := map[*queryType]any{
 		agentType:         &agent{},
 		rootsType:         &caRoots{all: &gateway.Roots{}},
 		leafType:          &gateway.Leaf{},
@@ -52,7 +51,7 @@ func newManualSource(t testing.TB, n int) *manualSource {
 		servicesType:      all,
 		instancesType:     &registrations{list: []*registration{reg}},
 	}
-	// Each step asks for what the facts before lead to.
+	// Each step needs the queries that follow from the results before.
 	known := map[query]bool{}
 	for range 4 {
 		s.step(time.Now())
@@ -61,7 +60,7 @@ func newManualSource(t testing.TB, n int) *manualSource {
 				continue
 			}
 			known[q] = true
-			value := facts[q.queryType]
+			value := values[q.queryType]
 			switch q.queryType {
 			case chainType:
 				value = chain(q.name)
@@ -73,7 +72,7 @@ func newManualSource(t testing.TB, n int) *manualSource {
 	}
 	s.step(time.Now())
 	if len(s.snapshots) != 1 {
-		t.Fatalf("%d snapshots once everything is told, want 1", len(s.snapshots))
+		t.Fatalf("%d snapshots with all results, want 1", len(s.snapshots))
 	}
 	return s
 }
@@ -101,15 +100,15 @@ func instanceAt(port int) *gateway.Endpoints {
 	return &gateway.Endpoints{Endpoints: []gateway.Endpoint{{Address: "10.0.0.1", Port: port}}}
 }
 
-// A change of instances is handed on without looking at the rest, and what is
-// handed on is what looking at everything gives.
-func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
+// A change of instances is published without compiling everything, and the result is
+// the same as that of compiling everything.
+func TestChangedInstancesArePublishedAlone(t *testing.T) {
 	s := newManualSource(t, 5)
 	news := instanceAt(1)
 	s.update(s.health(3), watchResult{value: news})
 	updates, _ := s.subscription.takeUpdates()
 	if next := s.patchEndpoints(updates); next == nil || next.Endpoints.Get(service(3).Name) != news {
-		t.Fatal("the instances of a service changed, and everything is looked at")
+		t.Fatal("the instances of a service changed, and everything is compiled")
 	}
 	s.update(s.health(3), watchResult{value: news})
 	s.step(time.Now())
@@ -118,16 +117,15 @@ func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
 	everything.last = nil
 	compiled := compile(input{id: s.id, now: time.Now(), results: s.subscription.results}, everything).snapshot
 	if diff := cmp.Diff(compiled, last, snapshots); diff != "" {
-		t.Errorf("everything says -, handed on +:\n%s", diff)
+		t.Errorf("compiled -, published +:\n%s", diff)
 	}
 	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
 		t.Error("the snapshot before was modified")
 	}
 }
 
-// A fact that was looked at whole before its news were taken is not handed on
-// again.
-func TestInstancesThatAreThereAlreadyAreNotHandedOn(t *testing.T) {
+// An update that is in the snapshot already is not published again.
+func TestInstancesThatAreThereAlreadyAreNotPublished(t *testing.T) {
 	s := newManualSource(t, 3)
 	news := instanceAt(1)
 	for range 2 {
@@ -139,7 +137,7 @@ func TestInstancesThatAreThereAlreadyAreNotHandedOn(t *testing.T) {
 	}
 }
 
-func TestOtherChangesAreLookedAtWhole(t *testing.T) {
+func TestOtherChangesCompileEverything(t *testing.T) {
 	for name, change := range map[string]func(s *manualSource){
 		"a chain": func(s *manualSource) { s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)}) },
 		"instances that are refused": func(s *manualSource) {
@@ -160,15 +158,15 @@ func TestOtherChangesAreLookedAtWhole(t *testing.T) {
 			change(s)
 			updates, _ := s.subscription.takeUpdates()
 			if s.patchEndpoints(updates) != nil {
-				t.Error("only instances were looked at")
+				t.Error("only the instances were changed")
 			}
 		})
 	}
 }
 
-// While a gateway's first answers come in, they are gathered; the last of them,
-// and whatever is no first answer, is looked at right away.
-func TestFirstAnswersAreGathered(t *testing.T) {
+// While first answers of a gateway are outstanding, the source waits for more of them.
+// It compiles at once after the last one, and after any other update.
+func TestFirstAnswersAreDebounced(t *testing.T) {
 	s := newManualSource(t, 3)
 	more := &gatewayServices{services: slices.Clone(s.state.last.Services)}
 	for i := range 3 {
@@ -181,11 +179,11 @@ func TestFirstAnswersAreGathered(t *testing.T) {
 	s.update(query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, watchResult{value: more})
 	s.step(now) // asks for three chains
 	for _, step := range []struct {
-		what   string
-		tell   query
-		value  any
-		after  time.Duration
-		looked bool
+		what     string
+		query    query
+		value    any
+		after    time.Duration
+		compiled bool
 	}{
 		{"one chain of three", chainQuery(service(10)), chain(service(10).Name), time.Millisecond, false},
 		{"instances that are not the first", s.health(1), instanceAt(1), time.Millisecond, true},
@@ -196,13 +194,13 @@ func TestFirstAnswersAreGathered(t *testing.T) {
 	} {
 		now = now.Add(step.after)
 		before := s.compiledAt
-		s.update(step.tell, watchResult{value: step.value})
+		s.update(step.query, watchResult{value: step.value})
 		again := s.step(now)
-		if looked := s.compiledAt != before; looked != step.looked {
-			t.Errorf("%s: everything was looked at: %v, want %v", step.what, looked, step.looked)
+		if compiled := s.compiledAt != before; compiled != step.compiled {
+			t.Errorf("%s: everything was compiled: %v, want %v", step.what, compiled, step.compiled)
 		}
-		if !step.looked && again > debounceTime {
-			t.Errorf("%s: looked at after %s at the latest", step.what, again)
+		if !step.compiled && again > debounceTime {
+			t.Errorf("%s: compiled after %s at the latest", step.what, again)
 		}
 	}
 }

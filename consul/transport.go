@@ -19,9 +19,8 @@ import (
 	"github.com/usherproxy/usher/internal/filewatch"
 )
 
-// transport is an http.RoundTripper that can replace its connections. When the TLS
-// settings change, new requests use new connections. An old connection stays open
-// until its requests are answered.
+// transport is an http.RoundTripper that can replace its connections. When the TLS settings change, new requests use
+// new connections. An old connection stays open until its requests are answered.
 type transport struct {
 	files *tlsFiles
 	build func(*tls.Config) *http.Transport
@@ -47,8 +46,8 @@ func (t *transport) active() *http.Transport {
 	return t.current
 }
 
-// renew makes new requests use new connections. After a network failure the old
-// ones may be dead, which the transport cannot detect.
+// renew makes new requests use new connections. After a network failure the old ones may be dead, which the transport
+// cannot detect.
 func (t *transport) renew() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -56,8 +55,7 @@ func (t *transport) renew() {
 	t.current = nil
 }
 
-// closeIdle closes the idle connections. Those in use are closed after their requests.
-// The caller holds mu.
+// closeIdle closes the idle connections. Those in use are closed after their requests. The caller holds mu.
 func (t *transport) closeIdle() {
 	if t.current != nil {
 		t.current.CloseIdleConnections()
@@ -71,18 +69,16 @@ func (t *transport) CloseIdleConnections() {
 	t.closeIdle()
 }
 
-// maxIdleConnections bounds the connections that are kept for reuse. Every blocking
-// query that ends returns its connection, and the next one takes it at once. With a
-// small number, many queries would need a new connection.
+// maxIdleConnections bounds the connections that are kept for reuse. Every blocking query that ends returns its
+// connection, and the next one takes it at once. With a small number, many queries would need a new connection.
 const maxIdleConnections = 200
 
 // maxHeader bounds the headers of an answer.
 const maxHeader = 64 << 10
 
-// newHTTPClient returns a client. Over plain HTTP, where a connection carries one
-// request at a time, it opens at most so many connections. A connection detects
-// within ten seconds that the server's host is gone, even during a blocking query of
-// minutes. Over HTTP/2 it detects within half a minute that the server is frozen.
+// newHTTPClient returns a client. Over plain HTTP, where a connection carries one request at a time, it opens at most
+// so many connections. A connection detects within ten seconds that the server's host is gone, even during a blocking
+// query of minutes. Over HTTP/2 it detects within half a minute that the server is frozen.
 func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	dialer := &net.Dialer{
 		Timeout: 10 * time.Second,
@@ -101,14 +97,12 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 			IdleConnTimeout:        90 * time.Second,
 			ExpectContinueTimeout:  time.Second,
 			MaxResponseHeaderBytes: maxHeader,
-			// One connection carries many blocking queries over HTTP/2; Consul
-			// speaks it over TLS only.
+			// One connection carries many blocking queries over HTTP/2; Consul speaks it over TLS only.
 			ForceAttemptHTTP2: true,
 			HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		}
 		if a.scheme == "http" {
-			// Without this bound the transport opens a new connection whenever none is
-			// idle, and keeps them all.
+			// Without this bound the transport opens a new connection whenever none is idle, and keeps them all.
 			t.MaxConnsPerHost = connections
 		}
 		if a.scheme == "unix" {
@@ -121,14 +115,13 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	}
 	return &http.Client{
 		Transport: &transport{files: files, build: build},
-		// Consul's API never redirects, and a redirect would carry the token to
-		// another host.
+		// Consul's API never redirects, and a redirect would carry the token to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// withoutSharing changes the client so that no two requests share a connection at the
-// same time. A request without an answer then closes its connection.
+// withoutSharing changes the client so that no two requests share a connection at the same time. A request without an
+// answer then closes its connection.
 func withoutSharing(c *http.Client) *http.Client {
 	t := c.Transport.(*transport)
 	build := t.build
@@ -142,9 +135,9 @@ func withoutSharing(c *http.Client) *http.Client {
 	return c
 }
 
-// tlsFiles holds the TLS settings for one of Consul's ports. It checks the files
-// whenever a connection needs the settings, but at most once in checkInterval. While a
-// file is missing, half written or bad, it keeps the last good settings.
+// tlsFiles holds the TLS settings for one of Consul's ports. It checks the files whenever a connection needs the
+// settings, but at most once in checkInterval. While a file is missing, half written or bad, it keeps the last good
+// settings.
 type tlsFiles struct {
 	env    environment
 	paths  []string // the files, and the CA directory
@@ -173,8 +166,7 @@ func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {
 	return f, err
 }
 
-// current returns the settings for a new connection. The pointer stays the same
-// until the settings change.
+// current returns the settings for a new connection. The pointer stays the same until the settings change.
 func (f *tlsFiles) current() *tls.Config {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -204,8 +196,7 @@ func (f *tlsFiles) reload() {
 	f.logger.Info("using the changed TLS files for new connections to consul", "files", f.paths)
 }
 
-// read takes the fingerprint before it reads. So the next check detects a change in
-// between.
+// read takes the fingerprint before it reads. So the next check detects a change in between.
 func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err error) {
 	if stamp, err = f.fingerprint(); err != nil {
 		return stamp, nil, fmt.Errorf("TLS files for consul: %w", err)
@@ -214,9 +205,8 @@ func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err erro
 	return stamp, config, err
 }
 
-// fingerprint returns a hash of the sizes and modification times of the files. A missing
-// file is part of the hash, too. The error says that a file must not be read: it is
-// not regular, or too large.
+// fingerprint returns a hash of the sizes and modification times of the files. A missing file is part of the hash, too.
+// The error says that a file must not be read: it is not regular, or too large.
 func (f *tlsFiles) fingerprint() (stamp [sha256.Size]byte, err error) {
 	hash := sha256.New()
 	for _, root := range f.paths {

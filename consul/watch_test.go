@@ -134,7 +134,7 @@ func TestASnapshotHasAllThatConsulSays(t *testing.T) {
 	}
 }
 
-// says is a layer of settings that is good.
+// settingsWithMode returns a valid layer of settings.
 func settingsWithMode(mode settings.Mode) settings.Layer {
 	var raw any
 	if mode != "" {

@@ -8,17 +8,16 @@ import (
 	"time"
 )
 
-// A blocking query to a dead Consul looks like one that waits for a change. So the
-// watchdog sends a small non-blocking query every few seconds, over a separate
-// connection. It detects an outage within watchdogPause plus watchdogTimeout.
+// A blocking query to a dead Consul looks like one that waits for a change. So the watchdog sends a small non-blocking
+// query every few seconds, over a separate connection. It detects an outage within watchdogPause plus watchdogTimeout.
 const (
 	watchdogPause   = 4 * time.Second
 	watchdogTimeout = 5 * time.Second
 	watchdogRetry   = time.Second // the pause while Consul does not answer
 )
 
-// heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any
-// server that knows a leader can answer it.
+// heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any server that knows a leader can answer
+// it.
 var heartbeat = query{queryType: rootsType}
 
 // watchdog checks whether Consul answers at all.
@@ -27,8 +26,7 @@ type watchdog struct {
 	manager *watchManager
 	// recovered receives when Consul answers again. Its capacity is 1.
 	recovered chan struct{}
-	// err points to the reason why Consul does not answer, or to nil. Only the
-	// goroutine of run writes it.
+	// err points to the reason why Consul does not answer, or to nil. Only the goroutine of run writes it.
 	err atomic.Pointer[error]
 }
 

@@ -1,15 +1,13 @@
-// Package consul watches Consul's HTTP API and turns its answers into snapshots of
-// ingress gateways.
+// Package consul watches Consul's HTTP API and turns its answers into snapshots of ingress gateways.
 //
 //	Client        sends one request: a read, or an ACL check
 //	watchManager  runs one watch (a repeated blocking query) for each query that is needed
 //	source        publishes the snapshots of one gateway
 //	Watcher       has one watchManager, and one source for each Watch
 //
-// A snapshot is a pure function (compile) of the results of the queries and of the
-// state that the last compilation returned. A compilation names the queries that it
-// needs, and the source then watches exactly these. So a service that goes away needs
-// no special handling: the next snapshot does not have it.
+// A snapshot is a pure function (compile) of the results of the queries and of the state that the last compilation
+// returned. A compilation names the queries that it needs, and the source then watches exactly these. So a service that
+// goes away needs no special handling: the next snapshot does not have it.
 package consul
 
 import (
@@ -26,22 +24,19 @@ import (
 
 // WatcherOptions tune a Watcher; the zero value is good.
 type WatcherOptions struct {
-	// Wait is how long a blocking query waits for a change, less up to half of
-	// it; 0 means 10 minutes, the most that Consul allows
-	// (https://developer.hashicorp.com/consul/api-docs/features/blocking), and
-	// 30 seconds if every query needs its own connection.
+	// Wait is how long a blocking query waits for a change, less up to half of it; 0 means 10 minutes, the most that
+	// Consul allows (https://developer.hashicorp.com/consul/api-docs/features/blocking), and 30 seconds if every query
+	// needs its own connection.
 	Wait time.Duration
-	// HealthTimeout bounds how long a snapshot waits for the first answer about the
-	// health of a target; 0 means 2 seconds.
+	// HealthTimeout bounds how long a snapshot waits for the first answer about the health of a target; 0 means 2
+	// seconds.
 	HealthTimeout time.Duration
-	// AnswerTimeout bounds how long a snapshot waits for the first answers that a
-	// listener needs. It is also how long Consul has to refuse an answer before the
-	// refusal becomes a problem. 0 means 10 seconds.
+	// AnswerTimeout bounds how long a snapshot waits for the first answers that a listener needs. It is also how long
+	// Consul has to refuse an answer before the refusal becomes a problem. 0 means 10 seconds.
 	AnswerTimeout time.Duration
 }
 
-// Watcher makes snapshots of gateways from Consul's answers. Gateways share the watches
-// that they have in common.
+// Watcher makes snapshots of gateways from Consul's answers. Gateways share the watches that they have in common.
 type Watcher struct {
 	client   *Client
 	options  WatcherOptions
@@ -50,8 +45,8 @@ type Watcher struct {
 	watchdog *watchdog
 	// health are the watches that Run has started for Ready; nil while Run does not run.
 	health atomic.Pointer[[]*watch]
-	// settings has, by gateway.ID, the last good settings of the instances
-	// (map[instanceID]settings.Layer) of gateways that were watched before.
+	// settings has, by gateway.ID, the last good settings of the instances (map[instanceID]settings.Layer) of gateways
+	// that were watched before.
 	settings sync.Map
 }
 
@@ -73,9 +68,9 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	return &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m)}
 }
 
-// Run runs the shared parts of all gateways until ctx ends. These are two watches,
-// the watchdog, and the refresh of queries that would miss a change. The watches show
-// Ready whether Consul answers Usher's token, and keep the last good proxy-defaults.
+// Run runs the shared parts of all gateways until ctx ends. These are two watches, the watchdog, and the refresh of
+// queries that would miss a change. The watches show Ready whether Consul answers Usher's token, and keep the last good
+// proxy-defaults.
 func (w *Watcher) Run(ctx context.Context) error {
 	s := w.manager.subscribe()
 	defer s.close()
@@ -91,11 +86,10 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil if Consul answers, and otherwise the reason why not. It does not
-// say whether Usher has something to serve: Usher keeps the last good answers while
-// Consul is away. The watchdog detects within ten seconds that Consul does not
-// answer. The query for the mesh's roots needs no right. The query for
-// proxy-defaults shows whether Consul knows Usher's token.
+// Ready returns nil if Consul answers, and otherwise the reason why not. It does not say whether Usher has something to
+// serve: Usher keeps the last good answers while Consul is away. The watchdog detects within ten seconds that Consul
+// does not answer. The query for the mesh's roots needs no right. The query for proxy-defaults shows whether Consul
+// knows Usher's token.
 func (w *Watcher) Ready() error {
 	health := w.health.Load()
 	if health == nil {
@@ -118,13 +112,12 @@ func (w *Watcher) Ready() error {
 	return nil
 }
 
-// Warning returns in one line what could be improved although Consul answers; "" if
-// there is nothing.
+// Warning returns in one line what could be improved although Consul answers; "" if there is nothing.
 func (w *Watcher) Warning() string { return w.manager.limiter.warning() }
 
-// Watch calls publish with a snapshot of the gateway as soon as all of it is known, and
-// with a new one whenever something changes. publish must not block. Watch returns nil
-// when ctx has ended, and only then. Watch a gateway only once at a time.
+// Watch calls publish with a snapshot of the gateway as soon as all of it is known, and with a new one whenever
+// something changes. publish must not block. Watch returns nil when ctx has ended, and only then. Watch a gateway only
+// once at a time.
 func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gateway.Snapshot)) error {
 	if id.Name == "" {
 		return errors.New("the gateway has no name")

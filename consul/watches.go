@@ -9,8 +9,8 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// watchManager runs one watch for each query, however many subscriptions need it.
-// It ends the watch when the last of them no longer needs it.
+// watchManager runs one watch for each query, however many subscriptions need it. It ends the watch when the last of
+// them no longer needs it.
 type watchManager struct {
 	client  *Client
 	limiter *connectionLimiter
@@ -19,17 +19,14 @@ type watchManager struct {
 	watches  map[query]*watch
 	failures map[failureType]int // the number of failing watches, by how they fail
 
-	// stateReplaced receives when Consul's state looks as if it was replaced. Its
-	// capacity is 1.
+	// stateReplaced receives when Consul's state looks as if it was replaced. Its capacity is 1.
 	stateReplaced chan struct{}
 	filtered      *filteredAnswers
-	// lastCancel is when a refresh last cancelled the open queries. Only the goroutine
-	// of runRefreshes uses it.
+	// lastCancel is when a refresh last cancelled the open queries. Only the goroutine of runRefreshes uses it.
 	lastCancel time.Time
 }
 
-// watch is a query that is repeated until the watch ends. The manager's mutex guards
-// the fields below done.
+// watch is a query that is repeated until the watch ends. The manager's mutex guards the fields below done.
 type watch struct {
 	query   query
 	refresh *refresh
@@ -48,8 +45,8 @@ func newWatchManager(c *Client, wait time.Duration) *watchManager {
 	}
 }
 
-// add adds a subscriber to the watch of a query, and starts the watch if there is
-// none. It also returns the current result.
+// add adds a subscriber to the watch of a query, and starts the watch if there is none. It also returns the current
+// result.
 func (m *watchManager) add(q query, s *subscription) (*watch, watchResult) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -108,8 +105,7 @@ func (m *watchManager) query(
 	return a, err
 }
 
-// remove removes a subscriber. If it was the last one, remove cancels the watch, and
-// reports true: w.done closes soon.
+// remove removes a subscriber. If it was the last one, remove cancels the watch, and reports true: w.done closes soon.
 func (m *watchManager) remove(w *watch, s *subscription) (cancelled bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -152,8 +148,7 @@ func (m *watchManager) update(w *watch, r watchResult, changed bool) {
 	}
 }
 
-// recordError counts and logs the change of the watch's error to err. The caller
-// holds mu.
+// recordError counts and logs the change of the watch's error to err. The caller holds mu.
 func (m *watchManager) recordError(w *watch, err error) {
 	failing := m.client.metrics.failing.WithLabelValues(w.query.queryType.name)
 	switch was, is := w.result.err != nil, err != nil; {
@@ -165,8 +160,8 @@ func (m *watchManager) recordError(w *watch, err error) {
 	m.logFailure(w.query, w.result.err, err)
 }
 
-// failureType is a way in which watches fail. The log has one line when the first
-// watch begins to fail in this way, and one when no watch does any longer.
+// failureType is a way in which watches fail. The log has one line when the first watch begins to fail in this way, and
+// one when no watch does any longer.
 type failureType struct {
 	queryType string // empty: every type
 	outcome   outcome
@@ -182,8 +177,8 @@ func failureTypeOf(q query, err error) failureType {
 	}
 }
 
-// logFailure logs which type of failure begins and which ends when the error of a
-// query changes from was to is. The caller holds mu.
+// logFailure logs which type of failure begins and which ends when the error of a query changes from was to is. The
+// caller holds mu.
 func (m *watchManager) logFailure(q query, was, is error) {
 	before, after := failureTypeOf(q, was), failureTypeOf(q, is)
 	if before == after {
@@ -213,8 +208,8 @@ type subscription struct {
 	manager *watchManager
 	wake    chan struct{} // receives when there are updates; its capacity is 1
 	watches map[query]*watch
-	// results has the results of the watches, as of the last takeUpdates. Queries that
-	// were never answered are in unanswered instead.
+	// results has the results of the watches, as of the last takeUpdates. Queries that were never answered are in
+	// unanswered instead.
 	results    map[query]watchResult
 	unanswered map[query]bool
 
@@ -231,9 +226,8 @@ func (m *watchManager) subscribe() *subscription {
 // notify wakes the goroutine that owns the subscription.
 func (s *subscription) notify() { notify(s.wake) }
 
-// set makes the subscription one to exactly these queries. unanswered are those without
-// a result, which may be new. set waits for the watches that end. It reports whether a
-// new query has a result already.
+// set makes the subscription one to exactly these queries. unanswered are those without a result, which may be new. set
+// waits for the watches that end. It reports whether a new query has a result already.
 func (s *subscription) set(queries map[query]bool, unanswered []query) (newResults bool) {
 	for _, q := range unanswered {
 		newResults = s.add(q) || newResults
@@ -276,8 +270,7 @@ func (s *subscription) removeExcept(queries map[query]bool) {
 	}
 }
 
-// takeUpdates moves the updates to the results. It returns them, and whether all of
-// them are first answers.
+// takeUpdates moves the updates to the results. It returns them, and whether all of them are first answers.
 func (s *subscription) takeUpdates() (updates map[query]watchResult, onlyFirst bool) {
 	s.manager.mu.Lock()
 	updates = s.updates
@@ -293,4 +286,4 @@ func (s *subscription) takeUpdates() (updates map[query]watchResult, onlyFirst b
 }
 
 // close ends the subscription to all queries.
-func (s *subscription) close() { s.set(nil, nil) }
+func (s *subscription) close() { s.removeExcept(nil) }

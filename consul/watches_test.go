@@ -16,7 +16,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// journal is a log handler that keeps what is logged: "watch started health:web",
+// logRecorder is a log handler that records the lines: "watch started health:web",
 // "WARN message".
 type logRecorder struct {
 	mu    sync.Mutex
@@ -47,7 +47,7 @@ func (j *logRecorder) WithAttrs([]slog.Attr) slog.Handler { return j }
 // WithGroup implements slog.Handler.
 func (j *logRecorder) WithGroup(string) slog.Handler { return j }
 
-// take gives what was logged since the last call, sorted: queries that start
+// take returns what was logged since the last call, sorted: queries that start
 // together have no order.
 func (j *logRecorder) take() []string {
 	j.mu.Lock()
@@ -83,7 +83,7 @@ func start(t *testing.T, w *Watcher, name string) *testWatch {
 	return out
 }
 
-// next gives the next snapshot that satisfies f.
+// next returns the next snapshot that satisfies f.
 func (w *testWatch) next(t *testing.T, f func(*gateway.Snapshot) bool) *gateway.Snapshot {
 	t.Helper()
 	end := time.After(10 * time.Second)
@@ -153,7 +153,7 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 		"watch stopped instances:second", "watch stopped leaf:second", "watch stopped mesh", "watch stopped proxy-defaults", "watch stopped roots",
 	}, log.take())
 	if n := testutil.CollectAndCount(metrics.watches); n != 10 {
-		t.Errorf("%d kinds of watches are counted, want 10", n)
+		t.Errorf("%d types of watches are counted, want 10", n)
 	}
 	if n := testutil.ToFloat64(metrics.watches.WithLabelValues("health")); n != 0 {
 		t.Errorf("%v health watches are counted at the end, want none", n)
