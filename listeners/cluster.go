@@ -117,7 +117,7 @@ func clusterKeyOf(env environment, p port, g targetGroup, t targetCluster, limit
 		peer:         t.peer,
 		resolver:     g.node.Resolver,
 		loadBalancer: g.node.LoadBalancer,
-		http2:        p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
+		http2:        p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC,
 		limits:       limits,
 		fetch:        env.fetch,
 		plain:        env.snapshot.Plain,

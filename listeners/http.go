@@ -128,7 +128,7 @@ func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		AccessLog:      k.logs,
 	}
-	if k.protocol != protocolHTTP {
+	if k.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
 	if k.maxHeadersKB > 0 {
@@ -147,7 +147,7 @@ func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
 		config envoy.Message
 	}
 	var wanted []named
-	if protocol == protocolGRPC {
+	if protocol == gateway.ProtocolGRPC {
 		stats := &grpcstatsv3.FilterConfig{PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{
 			StatsForAllMethods: wrapperspb.Bool(true),
 		}}

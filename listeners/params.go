@@ -67,7 +67,7 @@ func (l *listenerParams) properties() settings.ListenerProperties {
 
 // hasTLS reports whether clients begin with a TLS handshake.
 func (l *listenerParams) hasTLS() bool {
-	settings := mergeTLS(l.env.snapshot.Entry.TLS, l.port.listener.TLS)
+	settings := l.env.snapshot.Entry.TLS.Override(l.port.listener.TLS)
 	return settings.Enabled || settings.SDS != nil
 }
 
