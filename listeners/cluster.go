@@ -49,7 +49,9 @@ func unresolvedPeer(name string) problem.Problem {
 }
 
 // addGroup adds the clusters of what a resolver leads to.
-func (resources *portResources) addGroup(env environment, p port, g targetGroup, limits limits, cache clusterCache) error {
+func (resources *portResources) addGroup(env environment, p port, g targetGroup, limits limits,
+	cache clusterCache,
+) error {
 	switch {
 	case len(g.targets) == 0:
 		resources.clusters = append(resources.clusters, emptyCluster(g.clusterName))

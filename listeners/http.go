@@ -67,7 +67,9 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 	return chain, nil
 }
 
-func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+func httpChain(l listenerParams, from downstreams, route string,
+	socket *corev3.TransportSocket,
+) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err
@@ -97,7 +99,10 @@ func routeName(p port, svc *gateway.ListenerService) string {
 	if svc == nil || !hasOwnCertificate(svc) {
 		return name
 	}
-	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
+	return name + "_" + displayName(gateway.ServiceName{
+		Name: svc.Name, Namespace: svc.Namespace,
+		Partition: svc.Partition,
+	})
 }
 
 // connectionManagerKey is everything that an HTTP connection manager depends on.
