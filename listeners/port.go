@@ -119,7 +119,8 @@ func (p *port) check() error {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("Consul has services for this port, but the config entry has no such listener; it is held back until both agree")
+		return errors.New("the catalog has services for this port, but the config entry has no such listener; " +
+			"it is held back until both agree")
 	case p.protocol != gateway.ProtocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
