@@ -25,6 +25,7 @@ import (
 // gets one more host, and then the mesh gets a new root: the certificate is
 // signed again each time, and no request fails.
 func TestTLSListener(t *testing.T) {
+	t.Parallel()
 	for _, story := range []struct {
 		consul string
 		secure bool

@@ -8,30 +8,30 @@ import (
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
-// oddRules are those of what is rare: an input that goes away for good, or that
+// rareRules are about rare cases: an input that goes away for good, or that
 // Consul keeps, and what Envoys of gateways do not ask for.
-var oddRules = []rule{
-	{name: "last-listener-removed", play: lastListenerRemoved},
-	{name: "entry-deleted", play: entryDeleted},
+var rareRules = []rule{
+	{name: "last-listener-removed", run: lastListenerRemoved},
+	{name: "entry-deleted", run: entryDeleted},
 	{
 		name:   "defaults-removed",
 		better: "an entry that says nothing of limits sets none",
-		play:   defaultsRemoved,
+		run:    defaultsRemoved,
 	},
 	{
 		name:   "tagged-address-moves",
 		better: "listeners are where the registration says",
-		play:   taggedAddressMoves,
+		run:    taggedAddressMoves,
 	},
 	{
 		name:   "cluster-asked-for-by-name",
 		better: "a name that is asked for is sent, whatever else is asked for",
-		play:   clusterAskedForByName,
+		run:    clusterAskedForByName,
 	},
 	{
 		name:   "another-kind-of-proxy",
 		better: "a gap, on purpose: Usher serves ingress gateways",
-		play:   anotherKindOfProxy,
+		run:    anotherKindOfProxy,
 	},
 }
 
@@ -43,7 +43,7 @@ func lastListenerRemoved(s *script) {
 
 func entryDeleted(s *script) {
 	takeAllAway(s, func() {
-		if _, err := s.stage.consul.client.ConfigEntries().Delete("ingress-gateway", s.gateway, nil); err != nil {
+		if _, err := s.suite.consul.client.ConfigEntries().Delete("ingress-gateway", s.gateway, nil); err != nil {
 			s.t.Fatal(err)
 		}
 	})

@@ -14,8 +14,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// ProxyHeader is what a balancer writes in front of every connection, in
-// HAProxy's words.
+// ProxyHeader is what a balancer writes in front of every connection, as
+// HAProxy's configuration has it.
 type ProxyHeader string
 
 // The headers.
@@ -65,9 +65,8 @@ func StartHAProxy(t *testing.T, o HAProxyOptions) *HAProxy {
 	return b
 }
 
-// config has, for each port and target, one server for each kind of header, of
-// which those with the wanted one are on. So a switch of the header disturbs no
-// connection.
+// config has, for each port and target, one server for each type of header. Those with the
+// wanted one are enabled, so that a change of the header ends no connection.
 func (b *HAProxy) config() string {
 	var c strings.Builder
 	fmt.Fprintf(&c, `global
@@ -107,8 +106,7 @@ func (b *HAProxy) flags(header ProxyHeader) string {
 	return strings.Join(flags, " ")
 }
 
-// SetHeader makes new connections begin with another header. Open connections
-// stay as they are.
+// SetHeader changes the header of new connections.
 func (b *HAProxy) SetHeader(t *testing.T, header ProxyHeader) {
 	t.Helper()
 	b.setState(t, header, "ready")
@@ -142,4 +140,30 @@ func (b *HAProxy) command(line string) (string, error) {
 	}
 	answer, err := io.ReadAll(conn)
 	return string(answer), err
+}
+
+// StartNginx starts an nginx that balances TCP connections from the host's ports
+// to those of the target, and begins each with a PROXY header, which nginx
+// writes in version 1 only.
+func StartNginx(t *testing.T, h, target *Host, ports ...int) {
+	t.Helper()
+	dir := testprocess.NewDir(t)
+	var servers strings.Builder
+	for _, port := range ports {
+		fmt.Fprintf(&servers, "  server { listen %s; proxy_pass %s; proxy_protocol on; }\n", h.Addr(port), target.Addr(port))
+	}
+	config := fmt.Sprintf(`load_module %s;
+daemon off;
+user root;
+pid %s/pid;
+error_log stderr notice;
+events {}
+stream {
+%s}
+`, testprocess.Binary(t, "/usr/lib/nginx/modules/ngx_stream_module.so", "make tools"), dir, servers.String())
+	p := testprocess.Start(t, testprocess.Command{
+		Name: "nginx", Path: testprocess.Debian(t, "nginx", "nginx-core"), Host: h,
+		Args: []string{"-e", "stderr", "-p", dir, "-c", WriteFile(t, dir, "nginx.conf", config)},
+	})
+	p.WaitOutput(t, "start worker process ") // it has bound its ports by then
 }
