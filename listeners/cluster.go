@@ -49,7 +49,9 @@ func unresolvedPeer(name string) problem.Problem {
 }
 
 // addGroup adds the clusters of what a resolver leads to.
-func (resources *portResources) addGroup(env environment, p port, g targetGroup, limits limits, cache clusterCache) error {
+func (resources *portResources) addGroup(env environment, p port, g targetGroup, limits limits,
+	cache clusterCache,
+) error {
 	switch {
 	case len(g.targets) == 0:
 		resources.clusters = append(resources.clusters, emptyCluster(g.clusterName))
@@ -117,7 +119,7 @@ func clusterKeyOf(env environment, p port, g targetGroup, t targetCluster, limit
 		peer:         t.peer,
 		resolver:     g.node.Resolver,
 		loadBalancer: g.node.LoadBalancer,
-		http2:        p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
+		http2:        p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC,
 		limits:       limits,
 		fetch:        env.fetch,
 		plain:        env.snapshot.Plain,

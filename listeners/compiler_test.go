@@ -122,12 +122,12 @@ func TestChangedInstanceTouchesOneLoadAssignment(t *testing.T) {
 		"secrets":   before.Secrets == after.Secrets,
 	} {
 		if !kept {
-			t.Errorf("the %s were made anew", name)
+			t.Errorf("the %s were made again", name)
 		}
 	}
 	touched := slices.Collect(after.Endpoints.ChangedSince(before.Endpoints))
 	if want := []string{"service-0007.default.dc1.internal." + s.Roots.TrustDomain}; !slices.Equal(touched, want) {
-		t.Errorf("made anew: %q, want %q", touched, want)
+		t.Errorf("made again: %q, want %q", touched, want)
 	}
 }
 
@@ -149,7 +149,7 @@ func TestChangedChainTouchesItsClusters(t *testing.T) {
 	after := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{})
 	touched := slices.Collect(after.Clusters.ChangedSince(before.Clusters))
 	if len(touched) != 1 || before.Endpoints != after.Endpoints {
-		t.Errorf("made anew: the clusters %q, want 1; endpoints kept: %v", touched, before.Endpoints == after.Endpoints)
+		t.Errorf("made again: the clusters %q, want 1; endpoints kept: %v", touched, before.Endpoints == after.Endpoints)
 	}
 }
 
@@ -169,7 +169,7 @@ func TestInstancesShareWhatIsNotTheirs(t *testing.T) {
 }
 
 // Unknown facts never remove a listener. Each listener of the complete snapshot is
-// there or withheld. A listener that is not withheld is unchanged, and all that it
+// there or held back. A listener that is not held back is unchanged, and all that it
 // refers to is there.
 func TestWhatIsNotKnownTakesNothingAway(t *testing.T) {
 	eachCase(t, func(t *testing.T, in []byte) {
@@ -196,11 +196,11 @@ func checkNothingLost(t *testing.T, all, r *Resources) {
 	}
 	for _, name := range all.HeldBackListeners {
 		if !slices.Contains(r.HeldBackListeners, name) {
-			t.Errorf("listener %s is no longer withheld", name)
+			t.Errorf("listener %s is no longer held back", name)
 		}
 	}
 	if len(r.HeldBackListeners) == 0 && (all.Routes.Len() != r.Routes.Len() || all.Clusters.Len() != r.Clusters.Len()) {
-		t.Error("routes or clusters are gone, and no listener that leads to them is withheld")
+		t.Error("routes or clusters are gone, and no listener that leads to them is held back")
 	}
 	for name, a := range all.Endpoints.All() {
 		if now := r.Endpoints.Get(name); now != nil && !proto.Equal(a, now) {

@@ -72,7 +72,8 @@ func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []probl
 	group := &endpointv3.LocalityLbEndpoints{}
 	for i := range instances {
 		ep := &instances[i]
-		address, port := bestAddress(ep, ep.NodeDatacenter != "" && gateway.MeshGatewayKey(ep.NodeDatacenter, ep.NodePartition) != k.locality)
+		remote := ep.NodeDatacenter != "" && gateway.MeshGatewayKey(ep.NodeDatacenter, ep.NodePartition) != k.locality
+		address, port := bestAddress(ep, remote)
 		if err := reachable(address, port); err != nil {
 			problems = append(problems, problem.Problem{Where: "instance in cluster " + k.cluster, What: err.Error()})
 			continue
@@ -121,7 +122,8 @@ func reachable(address string, port int) error {
 		return fmt.Errorf("its address %q is not an IP address, and no traffic is sent to it; register it with one", address)
 	}
 	if port < 1 || port > 65535 {
-		return fmt.Errorf("its port %d is out of range, and no traffic is sent to it; register it with one from 1 to 65535", port)
+		return fmt.Errorf("its port %d is out of range, and no traffic is sent to it; register it with one from 1 to 65535",
+			port)
 	}
 	return nil
 }

@@ -224,16 +224,16 @@ func checkResources(t *testing.T, r *Resources) {
 			t.Errorf("%T: %v", m, err)
 		}
 	}
-	checkNames(t, "withheld listener", r.HeldBackListeners)
+	checkNames(t, "held back listener", r.HeldBackListeners)
 	for name := range r.Listeners.Keys() {
 		if slices.Contains(r.HeldBackListeners, name) {
-			t.Errorf("listener %s is withheld and there", name)
+			t.Errorf("listener %s is held back and there", name)
 		}
 	}
-	checkNames(t, "withheld load assignment", r.HeldBackEndpoints)
+	checkNames(t, "held back load assignment", r.HeldBackEndpoints)
 	for _, name := range r.HeldBackEndpoints {
 		if r.Endpoints.Get(name) != nil || r.Clusters.Get(name) == nil {
-			t.Errorf("load assignment %s is withheld, and it is there or its cluster is not", name)
+			t.Errorf("load assignment %s is held back, and it is there or its cluster is not", name)
 		}
 	}
 	for _, p := range r.Problems {

@@ -67,7 +67,9 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 	return chain, nil
 }
 
-func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+func httpChain(l listenerParams, from downstreams, route string,
+	socket *corev3.TransportSocket,
+) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err
@@ -97,7 +99,10 @@ func routeName(p port, svc *gateway.ListenerService) string {
 	if svc == nil || !hasOwnCertificate(svc) {
 		return name
 	}
-	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
+	return name + "_" + displayName(gateway.ServiceName{
+		Name: svc.Name, Namespace: svc.Namespace,
+		Partition: svc.Partition,
+	})
 }
 
 // connectionManagerKey is everything that an HTTP connection manager depends on.
@@ -128,7 +133,7 @@ func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		AccessLog:      k.logs,
 	}
-	if k.protocol != protocolHTTP {
+	if k.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
 	if k.maxHeadersKB > 0 {
@@ -147,7 +152,7 @@ func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
 		config envoy.Message
 	}
 	var wanted []named
-	if protocol == protocolGRPC {
+	if protocol == gateway.ProtocolGRPC {
 		stats := &grpcstatsv3.FilterConfig{PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{
 			StatsForAllMethods: wrapperspb.Bool(true),
 		}}

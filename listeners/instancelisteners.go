@@ -49,14 +49,14 @@ func (i listenerInputs) equal(other listenerInputs) bool {
 }
 
 // update returns the listeners of a newer snapshot. The first have no last ones.
-func (last *instanceListeners) update(shared *sharedResources, in *gateway.Instance) *instanceListeners {
+func (l *instanceListeners) update(shared *sharedResources, in *gateway.Instance) *instanceListeners {
 	s := shared.env.snapshot
 	inputs := listenerInputs{
 		instance: in, balancer: s.BalancerOf(in), ports: shared.ports, clusters: shared.clusters,
 		settings: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway},
 	}
-	if last != nil && last.inputs.equal(inputs) {
-		return last
+	if l != nil && l.inputs.equal(inputs) {
+		return l
 	}
 	now := &instanceListeners{inputs: inputs, clusters: shared.clusters, problems: unknownPorts(s, in)}
 	inst := instanceOf(s, in)

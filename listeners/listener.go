@@ -75,7 +75,8 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{}
 	}
 	for _, p := range to {
-		chain.FilterChainMatch.DirectSourcePrefixRanges = append(chain.FilterChainMatch.DirectSourcePrefixRanges, &corev3.CidrRange{
+		ranges := &chain.FilterChainMatch.DirectSourcePrefixRanges
+		*ranges = append(*ranges, &corev3.CidrRange{
 			AddressPrefix: p.Addr().String(),
 			PrefixLen:     wrapperspb.UInt32(uint32(p.Bits())),
 		})

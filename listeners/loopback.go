@@ -124,7 +124,8 @@ func loopbackDestination(l listenerParams, from downstreams) (destination, error
 	filters, err := stateFilters([]*statev3.FilterStateValue{
 		envoy.StoreDirectAddress(),
 		envoy.StateValue("envoy.tcp_proxy.cluster", "envoy.tcp_proxy.cluster",
-			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState, loopbackName(l.port), blackholeCluster))),
+			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState,
+				loopbackName(l.port), blackholeCluster))),
 	})
 	return destination{cluster: blackholeCluster, filters: filters}, err
 }

@@ -50,7 +50,8 @@ func (l *listenerParams) check() error {
 	}
 	for _, tlv := range l.tlvs() {
 		if accesslog.ReservedField(tlv.Name) {
-			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name", tlv.Name)
+			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name",
+				tlv.Name)
 		}
 	}
 	return nil
@@ -67,7 +68,7 @@ func (l *listenerParams) properties() settings.ListenerProperties {
 
 // hasTLS reports whether clients begin with a TLS handshake.
 func (l *listenerParams) hasTLS() bool {
-	settings := mergeTLS(l.env.snapshot.Entry.TLS, l.port.listener.TLS)
+	settings := l.env.snapshot.Entry.TLS.Override(l.port.listener.TLS)
 	return settings.Enabled || settings.SDS != nil
 }
 
@@ -182,10 +183,12 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
 		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
-		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
+		return envoy.Requires("proxy_protocol.upstream",
+			"a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
 	case upstream && hasUntrusted && !can.Expressions:
-		return envoy.Requires("proxy_protocol.upstream", "this Envoy would send the service what an untrusted downstream claims",
+		return envoy.Requires("proxy_protocol.upstream",
+			"this Envoy would send the service what an untrusted downstream claims",
 			"1.32", `use trusted_cidrs "any"`)
 	case readsTLVs && !can.Expressions:
 		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
@@ -201,5 +204,6 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 // rewrites reports whether headers have to be changed before Envoy reads them.
 func rewrites(c settings.ClientAddress) bool {
 	hops, by := c.TrustedHops.Uint32() > 0, c.ForwardedProto.Type
-	return c.XFF == settings.XFFOverwrite || by == settings.ForwardedProtoTrust && !hops || by == settings.ForwardedProtoConnection && hops
+	return c.XFF == settings.XFFOverwrite || by == settings.ForwardedProtoTrust && !hops ||
+		by == settings.ForwardedProtoConnection && hops
 }

@@ -5,21 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
-)
-
-// The protocols of a listener.
-const (
-	protocolTCP   = "tcp"
-	protocolHTTP  = "http"
-	protocolHTTP2 = "http2"
-	protocolGRPC  = "grpc"
 )
 
 // port is what the gateway serves on one port: a listener of its entry, and the
@@ -83,7 +74,7 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 			break
 		}
 	}
-	p.protocol = cmp.Or(strings.ToLower(p.protocol), protocolTCP)
+	p.protocol = gateway.NormalProtocol(p.protocol)
 	return p
 }
 
@@ -114,7 +105,7 @@ func (p *port) settingsFor(name gateway.ServiceName) *gateway.ListenerService {
 
 // http reports whether the protocol has requests.
 func (p *port) http() bool {
-	return p.protocol == protocolHTTP || p.protocol == protocolHTTP2 || p.protocol == protocolGRPC
+	return p.protocol == gateway.ProtocolHTTP || p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC
 }
 
 // where names the port in problems.
@@ -128,8 +119,9 @@ func (p *port) check() error {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("Consul has services for this port, but the config entry has no such listener; it is held back until both agree")
-	case p.protocol != protocolTCP && !p.http():
+		return errors.New("the catalog has services for this port, but the config entry has no such listener; " +
+			"it is held back until both agree")
+	case p.protocol != gateway.ProtocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
 	for _, r := range p.services {

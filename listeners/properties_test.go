@@ -86,7 +86,7 @@ func TestEachListenerHasCountersOfItsOwn(t *testing.T) {
 	})
 }
 
-func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T) {
+func TestTheClientsAddressIsTheConnectionsWhereHeadersNameTheClient(t *testing.T) {
 	eachListener(t, func(t *testing.T, l *listenerv3.Listener, p settings.Listener) {
 		on := p.ProxyProtocol.Enabled() || p.ClientAddress.IsCustom()
 		for _, hcm := range managers(t, l) {
@@ -101,7 +101,7 @@ func TestTheClientsAddressIsTheConnectionsWhereSomebodySaysWhoItIs(t *testing.T)
 	})
 }
 
-func TestNobodyKnowsTheSettingsSoNoListenerIsBuilt(t *testing.T) {
+func TestNoListenerIsBuiltWhileItsSettingsAreNotKnown(t *testing.T) {
 	eachCompiled(t, func(t *testing.T, c compiled) {
 		if _, known := c.snapshot.ListenerSettings(c.instance, 0); !known && c.resources.Listeners.Len() > 0 {
 			t.Errorf("there are listeners: %v", slices.Collect(c.resources.Listeners.Keys()))
@@ -146,7 +146,7 @@ func checkKnown(t *testing.T, l *listenerv3.Listener, c compiled) {
 	}
 }
 
-// CVE-2024-23327 was mended in several releases.
+// CVE-2024-23327 was fixed in several releases.
 func TestReleasesThatALOCALHeaderEnds(t *testing.T) {
 	for release, survives := range map[gateway.EnvoyVersion]bool{
 		{}: true, {Major: 1, Minor: 40}: true, {Major: 1, Minor: 30}: true, {Major: 1, Minor: 25, Patch: 9}: false,
@@ -225,7 +225,7 @@ func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Listen
 	port := l.GetAddress().GetSocketAddress().GetPortValue()
 	p, known := c.snapshot.ListenerSettings(c.instance, int(port))
 	if !known {
-		t.Fatalf("%s was built, and nobody knows its policy", l.Name)
+		t.Fatalf("%s was built, and its settings are not known", l.Name)
 	}
 	return p, true
 }

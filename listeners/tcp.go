@@ -33,7 +33,8 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, from), logs: l.logs.For(from == untrustedDownstreams)})
+	logs := l.logs.For(from == untrustedDownstreams)
+	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, from), logs: logs})
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,8 @@ func tcpStatPrefix(l listenerParams, from downstreams) string {
 		return "ingress_upstream_" + strconv.Itoa(l.port.number) + from.suffix()
 	}
 	c := l.port.services[0].chain
-	return "upstream." + strings.ReplaceAll(strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."), ":", "_")
+	name := strings.Join([]string{"upstream", c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, ".")
+	return strings.ReplaceAll(name, ":", "_")
 }
 
 // destination is where a tcp listener's connections go.
@@ -80,7 +82,8 @@ func tcpCluster(env environment, s portService) (string, error) {
 		return "", fmt.Errorf("service %s: a tcp listener leads to one cluster: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service,
+			g.unresolvedPeers[0])
 	}
 	return g.clusterName, nil
 }

@@ -22,7 +22,7 @@ import (
 // listener, and a listener cannot switch off the gateway's
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#tls).
 func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
-	settings := mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS)
+	settings := env.snapshot.Entry.TLS.Override(p.listener.TLS)
 	sds := settings.SDS
 	switch {
 	case sds != nil && (sds.ClusterName == "") != (sds.CertResource == ""):
@@ -96,39 +96,6 @@ func missingName(s gateway.Service, names []string) string {
 	return ""
 }
 
-// mergeTLS lays a listener's settings over its gateway's, one by one.
-func mergeTLS(gw gateway.TLS, l *gateway.TLS) gateway.TLS {
-	out := gw
-	out.SDS = mergeSDS(gw.SDS, nil)
-	if l == nil {
-		return out
-	}
-	out.Enabled = gw.Enabled || l.Enabled
-	out.SDS = mergeSDS(gw.SDS, l.SDS)
-	out.TLSMinVersion = cmp.Or(l.TLSMinVersion, gw.TLSMinVersion)
-	out.TLSMaxVersion = cmp.Or(l.TLSMaxVersion, gw.TLSMaxVersion)
-	if len(l.CipherSuites) > 0 {
-		out.CipherSuites = l.CipherSuites
-	}
-	return out
-}
-
-// mergeSDS lays one SDS setting over another; nil when neither says anything.
-func mergeSDS(under, over *gateway.SDS) *gateway.SDS {
-	var out gateway.SDS
-	if under != nil {
-		out = *under
-	}
-	if over != nil {
-		out.ClusterName = cmp.Or(over.ClusterName, out.ClusterName)
-		out.CertResource = cmp.Or(over.CertResource, out.CertResource)
-	}
-	if out == (gateway.SDS{}) {
-		return nil
-	}
-	return &out
-}
-
 // hasOwnCertificate reports whether a service has its own certificate.
 func hasOwnCertificate(svc *gateway.ListenerService) bool {
 	return svc.TLS != nil && svc.TLS.SDS != nil && svc.TLS.SDS.CertResource != ""
@@ -139,7 +106,7 @@ func hasOwnCertificate(svc *gateway.ListenerService) bool {
 // accepts such a service without a ClusterName and sends Envoy an empty one, which it
 // rejects; here the listener's or the gateway's counts.
 func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
-	sds := mergeSDS(mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS).SDS, svc.TLS.SDS)
+	sds := env.snapshot.Entry.TLS.Override(p.listener.TLS).SDS.Override(svc.TLS.SDS)
 	if sds == nil || sds.ClusterName == "" {
 		return nil, errors.New("TLS.SDS needs a ClusterName; set it at the service, the listener or the gateway")
 	}
@@ -181,22 +148,12 @@ func externalSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
 
 func alpn(protocol string) []string {
 	switch protocol {
-	case protocolHTTP2, protocolGRPC:
+	case gateway.ProtocolHTTP2, gateway.ProtocolGRPC:
 		return []string{"h2", "http/1.1"}
-	case protocolHTTP:
+	case gateway.ProtocolHTTP:
 		return []string{"http/1.1"}
 	}
 	return nil
-}
-
-// tlsVersions are the names that Consul takes; "" is not set.
-var tlsVersions = map[string]tlsv3.TlsParameters_TlsProtocol{
-	"":         tlsv3.TlsParameters_TLS_AUTO,
-	"TLS_AUTO": tlsv3.TlsParameters_TLS_AUTO,
-	"TLSv1_0":  tlsv3.TlsParameters_TLSv1_0,
-	"TLSv1_1":  tlsv3.TlsParameters_TLSv1_1,
-	"TLSv1_2":  tlsv3.TlsParameters_TLSv1_2,
-	"TLSv1_3":  tlsv3.TlsParameters_TLSv1_3,
 }
 
 // cipherSuites are Envoy's names of the cipher suites, by their IANA names,
@@ -221,13 +178,13 @@ var cipherSuites = map[string]string{
 // tlsParameters translates versions and ciphers. An unknown word is an error: without it
 // the listener would accept what it must not.
 func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
-	minimum, ok := tlsVersions[p.TLSMinVersion]
-	if !ok {
-		return nil, fmt.Errorf("TLSMinVersion %q is not known; use TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2 or TLSv1_3", p.TLSMinVersion)
+	minimum, err := tlsVersion("TLSMinVersion", p.TLSMinVersion)
+	if err != nil {
+		return nil, err
 	}
-	maximum, ok := tlsVersions[p.TLSMaxVersion]
-	if !ok {
-		return nil, fmt.Errorf("TLSMaxVersion %q is not known; use TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2 or TLSv1_3", p.TLSMaxVersion)
+	maximum, err := tlsVersion("TLSMaxVersion", p.TLSMaxVersion)
+	if err != nil {
+		return nil, err
 	}
 	if len(p.CipherSuites) > 0 && minimum == tlsv3.TlsParameters_TLSv1_3 {
 		return nil, errors.New("CipherSuites cannot be chosen with TLSMinVersion TLSv1_3; remove one of them")
@@ -241,6 +198,15 @@ func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
 		out.CipherSuites = append(out.CipherSuites, suite)
 	}
 	return out, nil
+}
+
+// tlsVersion translates a version. Envoy's names are those that Consul takes.
+func tlsVersion(setting, name string) (tlsv3.TlsParameters_TlsProtocol, error) {
+	version, known := tlsv3.TlsParameters_TlsProtocol_value[cmp.Or(name, "TLS_AUTO")]
+	if !known {
+		return 0, fmt.Errorf("%s %q is not known; use TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2 or TLSv1_3", setting, name)
+	}
+	return tlsv3.TlsParameters_TlsProtocol(version), nil
 }
 
 // The names of the secrets, the same for every gateway: an Envoy gets only those of its

@@ -68,7 +68,8 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 func tlvExpression(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
-	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
+	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata,
+		proxyProtocolName)
 	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
 		return present + azureLink(value)

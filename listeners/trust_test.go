@@ -45,7 +45,7 @@ func TestOnlyTrustedPeersGetToAChainThatBelievesThem(t *testing.T) {
 			case len(chain.GetFilterChainMatch().GetDirectSourcePrefixRanges()) == 0:
 				count[1]++
 			default:
-				t.Errorf("%s: a chain is for peers that nobody speaks of: %v", l.Name, chain.FilterChainMatch)
+				t.Errorf("%s: a chain is for unexpected downstreams: %v", l.Name, chain.FilterChainMatch)
 			}
 			byName[names] = count
 		}

@@ -101,7 +101,10 @@ func Build(p Params) (Logs, []problem.Problem) {
 			err = p.addSink(&all, s)
 		}
 		if err != nil {
-			problems = append(problems, problem.Problem{Where: where, What: err.Error() + "; nothing is logged" + scope + " until this is corrected"})
+			problems = append(problems, problem.Problem{
+				Where: where,
+				What:  err.Error() + "; nothing is logged" + scope + " until this is corrected",
+			})
 		}
 	}
 	switch p.Settings.Sinks.Type {

@@ -15,7 +15,10 @@ import (
 
 // attributes are the first words of Envoy's expressions
 // (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
-var attributes = []string{"request", "response", "connection", "upstream", "source", "destination", "metadata", "filter_state", "upstream_filter_state", "xds"}
+var attributes = []string{
+	"request", "response", "connection", "upstream", "source", "destination", "metadata",
+	"filter_state", "upstream_filter_state", "xds",
+}
 
 // functions are those that Envoy's expressions have, with the numbers of their
 // arguments: of text.f(x) two. Envoy has no loops, and no functions for texts
@@ -44,7 +47,8 @@ var expressionParser = func() *parser.Parser {
 func checkExpression(text string) error {
 	tree, problems := expressionParser.Parse(common.NewTextSource(text))
 	if errs := problems.GetErrors(); len(errs) > 0 {
-		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, errs[0].Location.Column()+1, errs[0].Message)
+		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, errs[0].Location.Column()+1,
+			errs[0].Message)
 	}
 	var problem error
 	report := func(format string, args ...any) {
@@ -92,7 +96,8 @@ func patternOf(name string, call ast.CallExpr) (string, bool) {
 	if name == "matches" && call.IsMemberFunction() {
 		at = 0
 	}
-	if name != "matches" && !strings.HasPrefix(name, "re.") || len(call.Args()) <= at || call.Args()[at].Kind() != ast.LiteralKind {
+	if name != "matches" && !strings.HasPrefix(name, "re.") || len(call.Args()) <= at ||
+		call.Args()[at].Kind() != ast.LiteralKind {
 		return "", false
 	}
 	pattern, ok := call.Args()[at].AsLiteral().Value().(string)

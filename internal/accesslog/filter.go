@@ -38,7 +38,8 @@ func (p Params) selected() (logFilter, error) {
 	}
 	if s.DurationAtLeast != settings.AnyDuration {
 		any = append(any, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
-			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least", uint32(s.DurationAtLeast.Milliseconds()))},
+			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least",
+				uint32(s.DurationAtLeast.Milliseconds()))},
 		}})
 	}
 	if len(s.ResponseFlags) > 0 {
@@ -74,7 +75,8 @@ func (p Params) sampled() logFilter {
 // omitsHealthChecks reports whether the health checks of a load balancer are left out.
 // This needs envoy.DirectAddressState.
 func (p Params) omitsHealthChecks(untrusted bool) bool {
-	omit := p.Settings.HealthChecks == settings.HealthChecksOmit || p.Settings.HealthChecks == settings.HealthChecksDefault && p.ProxyProtocol
+	omit := p.Settings.HealthChecks == settings.HealthChecksOmit ||
+		p.Settings.HealthChecks == settings.HealthChecksDefault && p.ProxyProtocol
 	return omit && !p.HTTP && !untrusted && p.Envoy.Expressions
 }
 
@@ -84,7 +86,8 @@ func (p Params) noHealthCheck(untrusted bool) (logFilter, error) {
 	if !p.omitsHealthChecks(untrusted) {
 		return nil, nil
 	}
-	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + envoy.DirectAddressState + "'])")
+	const state = "filter_state['" + envoy.DirectAddressState + "']"
+	return expressionFilter("!(request.size == 0 && bytes(source.address) == " + state + ")")
 }
 
 // runtimeKey names a value that Envoy requires to be overridable at run time.
@@ -127,8 +130,11 @@ func withHeader(h settings.HeaderFilter) logFilter {
 func chance(setting string, perMille int) logFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_RuntimeFilter{
 		RuntimeFilter: &accesslogv3.RuntimeFilter{
-			RuntimeKey:               runtimeKey(setting),
-			PercentSampled:           &typev3.FractionalPercent{Numerator: uint32(perMille) * 10, Denominator: typev3.FractionalPercent_TEN_THOUSAND},
+			RuntimeKey: runtimeKey(setting),
+			PercentSampled: &typev3.FractionalPercent{
+				Numerator:   uint32(perMille) * 10,
+				Denominator: typev3.FractionalPercent_TEN_THOUSAND,
+			},
 			UseIndependentRandomness: true,
 		},
 	}}

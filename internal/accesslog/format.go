@@ -229,5 +229,6 @@ func (p Params) consulObject() map[string]any {
 
 // ReservedField reports whether a key of the formats means something else than a TLV.
 func ReservedField(key string) bool {
-	return slices.Contains(consulFields, key) || slices.Contains(settings.LogFieldNames, key) || key == directAddressField || key == rejectedField
+	return slices.Contains(consulFields, key) || slices.Contains(settings.LogFieldNames, key) ||
+		key == directAddressField || key == rejectedField
 }

@@ -103,7 +103,8 @@ func (o operator) check(release uint32) error {
 	case o.hasParams && row.takes == nil:
 		return fmt.Errorf("%s: the operator takes no parameter; use %%%s%%", o, o.name)
 	case o.hasParams && takes.since > release:
-		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, takes.since)
+		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o,
+			takes.since)
 	case o.length != "" && row.length == 0:
 		return fmt.Errorf("%s: the operator takes no length; leave %q out", o, o.length)
 	case o.length != "" && row.length > release:
@@ -128,7 +129,8 @@ func (o operator) check(release uint32) error {
 func similar(name string) string {
 	var close []string
 	for known := range operators {
-		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) || strings.HasPrefix(name, known) && len(known) > 3 {
+		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) ||
+			strings.HasPrefix(name, known) && len(known) > 3 {
 			close = append(close, "%"+known+"%")
 		}
 	}

@@ -27,7 +27,10 @@ func (p Params) ecsFormat() (logFormat, error) {
 	if p.ProxyProtocol {
 		source["nat"] = object{"ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
 	}
-	event := object{"kind": "event", "dataset": "usher.access", "start": "%START_TIME%", "duration": "%COMMON_DURATION(DS_CX_BEG:DS_CX_END:ns)%", "category": "network", "type": "connection"}
+	event := object{
+		"kind": "event", "dataset": "usher.access", "start": "%START_TIME%",
+		"duration": "%COMMON_DURATION(DS_CX_BEG:DS_CX_END:ns)%", "category": "network", "type": "connection",
+	}
 	labels := object{
 		"response_flags":                    "%RESPONSE_FLAGS%",
 		"connection_termination_details":    "%CONNECTION_TERMINATION_DETAILS%",
@@ -40,15 +43,18 @@ func (p Params) ecsFormat() (logFormat, error) {
 		labels[tlv] = envoy.TLVOperator(tlv)
 	}
 	all := object{
-		"@timestamp":  "%START_TIME%",
-		"ecs":         object{"version": ecsVersion},
-		"event":       event,
-		"service":     object{"name": p.Gateway.String(), "type": "ingress-gateway"},
-		"network":     object{"transport": "tcp"},
-		"client":      client,
-		"source":      source,
-		"destination": object{"ip": "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "port": "%DOWNSTREAM_LOCAL_PORT%", "bytes": "%BYTES_SENT%"},
-		"labels":      labels,
+		"@timestamp": "%START_TIME%",
+		"ecs":        object{"version": ecsVersion},
+		"event":      event,
+		"service":    object{"name": p.Gateway.String(), "type": "ingress-gateway"},
+		"network":    object{"transport": "tcp"},
+		"client":     client,
+		"source":     source,
+		"destination": object{
+			"ip": "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "port": "%DOWNSTREAM_LOCAL_PORT%",
+			"bytes": "%BYTES_SENT%",
+		},
+		"labels": labels,
 	}
 	if p.TLS {
 		all["tls"] = object{
@@ -102,7 +108,8 @@ func (p Params) combinedFormat() (logFormat, error) {
 	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
 		p.unquoted("request.headers['x-envoy-original-path']"), p.unquoted("request.path"))
 	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) +
-		` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` + p.quotedHeader("referer") + `" "` + p.quotedHeader("user-agent") + `"`), nil
+		` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` + p.quotedHeader("referer") + `" "` + p.quotedHeader("user-agent") +
+		`"`), nil
 }
 
 // combinedRejected is the line of a rejected connection. The reason is at the place of

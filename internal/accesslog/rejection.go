@@ -113,7 +113,10 @@ func (p Params) limitOf(s sink) (rateLimit, error) {
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.destination())
 	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{
-		DynamicConfig: &processratelimitv3.DynamicTokenBucket{ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{})},
+		DynamicConfig: &processratelimitv3.DynamicTokenBucket{
+			ResourceName: name,
+			ConfigSource: envoy.OverADS(envoy.FetchTimeout{}),
+		},
 	})
 	return rateLimit{filter: filter, buckets: map[string]*typev3.TokenBucket{name: {
 		MaxTokens: uint32(n), TokensPerFill: wrapperspb.UInt32(uint32(n)), FillInterval: durationpb.New(time.Second),

@@ -38,7 +38,10 @@ func (p Params) sinkConfig(s sink, e logEntry) (*anypb.Any, error) {
 	case settings.SinkStderr:
 		return envoy.Pack(&streamlogv3.StderrAccessLog{AccessLogFormat: &streamlogv3.StderrAccessLog_LogFormat{LogFormat: format}})
 	}
-	return envoy.Pack(&filelogv3.FileAccessLog{Path: s.Path, AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format}})
+	return envoy.Pack(&filelogv3.FileAccessLog{
+		Path:            s.Path,
+		AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: format},
+	})
 }
 
 // proto is the format as Envoy's file and stream loggers have it.
@@ -150,5 +153,8 @@ func (p Params) grpcConfig(s sink, e logEntry) (*anypb.Any, error) {
 	if !e.http {
 		return envoy.Pack(&grpclogv3.TcpGrpcAccessLogConfig{CommonConfig: common})
 	}
-	return envoy.Pack(&grpclogv3.HttpGrpcAccessLogConfig{CommonConfig: common, AdditionalRequestHeadersToLog: s.RequestHeaders})
+	return envoy.Pack(&grpclogv3.HttpGrpcAccessLogConfig{
+		CommonConfig:                  common,
+		AdditionalRequestHeadersToLog: s.RequestHeaders,
+	})
 }

@@ -41,7 +41,8 @@ func parseServer(addr string) (address, error) {
 		a.TLS = scheme == "https"
 		return a, err
 	}
-	return address{}, fmt.Errorf("xDS address %q: scheme %q is unknown; use host:port, https://host:port or unix:///path", addr, scheme)
+	return address{}, fmt.Errorf("xDS address %q: scheme %q is unknown; use host:port, https://host:port or unix:///path",
+		addr, scheme)
 }
 
 // parseIPPort reads ip:port; what names the address in errors. The host localhost
@@ -52,7 +53,8 @@ func parseIPPort(what, addr string) (address, error) {
 		a.Host = "127.0.0.1"
 	}
 	if err == nil && net.ParseIP(a.Host) == nil {
-		err = fmt.Errorf("%s address %q: %q is not an IP address; use ip:port, such as 127.0.0.1:%d", what, addr, a.Host, a.Port)
+		err = fmt.Errorf("%s address %q: %q is not an IP address; use ip:port, such as 127.0.0.1:%d", what, addr, a.Host,
+			a.Port)
 	}
 	return a, err
 }

@@ -127,7 +127,7 @@ func parametersOf(o Options) (parameters, error) {
 	}
 	ready, err := parseIPPort("ready", o.ReadyAddr)
 	if err == nil && p.Admin.Port == 0 {
-		err = errors.New("the ready listener needs an admin address with a port of its own; give one that is not 0")
+		err = errors.New("the ready listener needs an admin address with a port; use one that is not 0")
 	}
 	p.Ready = &ready
 	return p, err

@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -22,6 +24,17 @@ type Listener struct {
 	TLS      *TLS
 	Services []ListenerService
 }
+
+// The protocols of a listener.
+const (
+	ProtocolTCP   = "tcp"
+	ProtocolHTTP  = "http"
+	ProtocolHTTP2 = "http2"
+	ProtocolGRPC  = "grpc"
+)
+
+// NormalProtocol returns a listener's protocol in lower case; "" means tcp.
+func NormalProtocol(protocol string) string { return strings.ToLower(cmp.Or(protocol, ProtocolTCP)) }
 
 // ListenerService is one service of a listener; Name "*" stands for all.
 type ListenerService struct {
@@ -53,6 +66,38 @@ type ServiceTLS struct {
 type SDS struct {
 	ClusterName  string
 	CertResource string
+}
+
+// Override returns the settings of a listener: its own, one by one, over the gateway's.
+// A listener cannot switch off the gateway's TLS.
+func (t TLS) Override(listener *TLS) TLS {
+	if listener == nil {
+		listener = &TLS{}
+	}
+	t.Enabled = t.Enabled || listener.Enabled
+	t.SDS = t.SDS.Override(listener.SDS)
+	t.TLSMinVersion = cmp.Or(listener.TLSMinVersion, t.TLSMinVersion)
+	t.TLSMaxVersion = cmp.Or(listener.TLSMaxVersion, t.TLSMaxVersion)
+	if len(listener.CipherSuites) > 0 {
+		t.CipherSuites = listener.CipherSuites
+	}
+	return t
+}
+
+// Override returns the setting with what over sets in its place; nil if both are empty.
+func (s *SDS) Override(over *SDS) *SDS {
+	var out SDS
+	if s != nil {
+		out = *s
+	}
+	if over != nil {
+		out.ClusterName = cmp.Or(over.ClusterName, out.ClusterName)
+		out.CertResource = cmp.Or(over.CertResource, out.CertResource)
+	}
+	if out == (SDS{}) {
+		return nil
+	}
+	return &out
 }
 
 // Limits bound what goes to a service. Consul writes 0 where nothing was set,

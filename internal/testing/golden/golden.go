@@ -75,7 +75,7 @@ func List[T any](all iter.Seq[T]) []any {
 	return list
 }
 
-// Cases gives the names of the cases in dir; having none is a failure.
+// Cases returns the names of the cases in dir; having none is a failure.
 func Cases(t testing.TB, dir string) []string {
 	t.Helper()
 	names, err := cases(dir, inSuffix)
@@ -88,7 +88,7 @@ func Cases(t testing.TB, dir string) []string {
 	return names
 }
 
-// Input gives the content of a case's input.
+// Input returns the content of a case's input.
 func Input(t testing.TB, dir, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, name+inSuffix))
@@ -115,7 +115,7 @@ func YAML(v any) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// plain gives v as the maps, slices and scalars that its JSON decodes to.
+// plain returns v as the maps, slices and scalars that its JSON decodes to.
 func plain(v any) (any, error) {
 	switch v := v.(type) {
 	case proto.Message:
