@@ -21,7 +21,7 @@ DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-co
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB.
-E2E_PARALLEL ?= 4
+E2E_PARALLEL ?= 3
 FUZZ_TIME   ?= 60s
 
 # The lab, the modes of PROXY protocol under load, Kubernetes, and the written

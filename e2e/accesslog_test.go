@@ -312,12 +312,12 @@ func (l *logLab) rawTCP(t *testing.T, port int, data []byte) string {
 // wantReasons wants a line with the reason of each connection that is rejected.
 func (l *logLab) wantReasons(t *testing.T) {
 	t.Helper()
-	stranger, noHeader, noTLS := l.request(t, httpsPort, ""), l.request(t, httpsPort, ""), l.request(t, httpsPort, "")
-	stranger.From = l.Client
+	untrusted, noHeader, noTLS := l.request(t, httpsPort, ""), l.request(t, httpsPort, ""), l.request(t, httpsPort, "")
+	untrusted.From = l.Client
 	noHeader.Proxy = nil
 	noTLS.TLS = nil
 	for reason, c := range map[string]lab.Request{
-		"the peer is not in trusted_cidrs":                        stranger,
+		"the peer is not in trusted_cidrs":                        untrusted,
 		"there was no PROXY header, or none that is allowed here": noHeader,
 		"the TLS handshake failed: ":                              noTLS,
 	} {
@@ -371,7 +371,7 @@ func (l *logLab) wantRedacted(t *testing.T) {
 	if strings.Contains(fmt.Sprint(entry), "secret") {
 		t.Errorf("an entry shows what is redacted: %v", entry)
 	}
-	l.Usher.WaitOutput(t, "nothing can be redacted")
+	l.Usher.WaitOutput(t, "cannot be redacted")
 }
 
 // wantNamedProblem wants a command operator that Envoy does not know named, and no

@@ -38,6 +38,7 @@ const reauthorizeInterval = time.Second
 // cannot be asked, streams live on. And whatever happens, nothing secret is in
 // what Usher prints and serves.
 func TestWhoMayConnect(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()
@@ -280,7 +281,7 @@ Listeners = [
 }
 
 // checkFailed is what the log says when Consul could not be asked.
-const checkFailed = "consul cannot be asked who may connect"
+const checkFailed = "consul does not answer ACL checks"
 
 // wantOutageSurvived ends Consul. The streams live on, and an Envoy that was let
 // in before is let in; one that Consul was never asked about is not.

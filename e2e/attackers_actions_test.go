@@ -39,7 +39,7 @@ type attackers struct {
 	next    int
 }
 
-// attackPause is the least time between two tries of one stranger.
+// attackPause is the least time between two attempts of one attacker.
 const attackPause = time.Second
 
 func newAttackers(t *testing.T, to string, from ...*lab.Host) *attackers {
@@ -53,7 +53,7 @@ func newAttackers(t *testing.T, to string, from ...*lab.Host) *attackers {
 	return s
 }
 
-// start lets a number of strangers do the same on a connection each. What they do
+// start lets a number of attackers do the same, each on its own connection. What they do
 // ends when the connection does.
 func (s *attackers) start(number int, do func(ctx context.Context, conn net.Conn)) {
 	for range number {
@@ -95,7 +95,7 @@ func onHTTP2(do func(ctx context.Context, raw *fakeenvoy.Raw)) func(context.Cont
 	}
 }
 
-// The acts. Their errors say that the stranger was cut off.
+// What attackers do. An error means that Usher ended the connection.
 
 // silent opens a connection and waits.
 func silent(_ context.Context, conn net.Conn) {
@@ -191,7 +191,7 @@ func encodedRequest(t *testing.T, id, cluster string, names ...string) []byte {
 	return encoded
 }
 
-// startAll lets strangers of every kind act.
+// startAll starts attackers of every type.
 func (s *attackers) startAll(t *testing.T) {
 	t.Helper()
 	const mib = 1 << 20

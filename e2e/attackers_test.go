@@ -108,7 +108,7 @@ func (g *limitedUsher) wantAlive(t *testing.T, probe *testprocess.Process, what 
 	t.Logf("%s: peak memory %d MiB, limits reached %v", what, lab.PeakMemory(t, g.Usher.Pid())>>20, limitsReached(t, g.Usher))
 }
 
-// TestAttackersDoNotSlowOthersDown lets 500 strangers without a token do at once all
+// TestAttackersDoNotSlowOthersDown lets 500 attackers without a token do at once all
 // that is known to hurt a control plane: requests that take forty times their
 // size, requests that never end, headers and names of megabytes, connections and
 // streams that are held, streams by the thousand. Usher has 512 MiB and 4,096
@@ -128,20 +128,20 @@ func TestAttackersDoNotSlowOthersDown(t *testing.T) {
 	for range 5 {
 		newcomers = append(newcomers, g.firstResponseTime(t))
 	}
-	t.Logf("a change reaches 100 Envoys after %v, and after %v among strangers; newcomers after %v", alone, crowded, newcomers)
+	t.Logf("a change reaches 100 Envoys after %v, and after %v under attack; new Envoys after %v", alone, crowded, newcomers)
 	if slices.Max(newcomers) > time.Second {
 		t.Errorf("a newcomer waited for %v, want at most a second", slices.Max(newcomers))
 	}
-	// The strangers themselves take time of the processors, here.
+	// The attackers take processor time on the same machine.
 	const theirOwn = 10 * time.Millisecond
 	if crowded > 2*alone+theirOwn {
-		t.Errorf("a change takes %v among strangers, and %v without: more than twice the time", crowded, alone)
+		t.Errorf("a change takes %v under attack, and %v without: more than twice the time", crowded, alone)
 	}
-	g.wantAlive(t, probe, "strangers of every kind")
+	g.wantAlive(t, probe, "attackers of every type")
 }
 
 // TestTwoThousandStreamsBesideAttackers is a minute of 2,000 streams of Envoys, of which 200 do
-// not read what they are sent, ten changes a second, and 500 strangers. No Envoy
+// not read what they are sent, ten changes a second, and 500 attackers. No Envoy
 // that reads is dropped, and each has the newest state in the end.
 func TestTwoThousandStreamsBesideAttackers(t *testing.T) {
 	g := startLimitedUsher(t)
@@ -166,7 +166,7 @@ func TestTwoThousandStreamsBesideAttackers(t *testing.T) {
 		break
 	}
 	g.crowd.waitVersion(t, had)
-	g.wantAlive(t, probe, fmt.Sprintf("2,000 streams, 200 of them not read, 500 strangers, %d changes", g.changes))
+	g.wantAlive(t, probe, fmt.Sprintf("2,000 streams, 200 of them not read, 500 attackers, %d changes", g.changes))
 }
 
 // TestNoKeyForARevokedTokenThatDoesNotRead deletes a token while its stream does

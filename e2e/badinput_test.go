@@ -150,10 +150,10 @@ func wantStrictMode(t *testing.T, l *lab.Lab) {
 // waitPlainRefused waits until connections are closed without an answer.
 func waitPlainRefused(t *testing.T, c lab.Request) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	c.Path = lab.PollPath
 	testprocess.Eventually(t, "connections to "+c.To+" are closed", testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			if got, err := c.Do(t.Context()); err == nil {
 				return fmt.Errorf("status %d", got.Status)
 			}

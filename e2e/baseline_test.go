@@ -12,6 +12,7 @@ import (
 // Consul changes is noticed: the balancer's address in the access log, and 400
 // for every request once the balancer sends PROXY protocol v2.
 func TestConsulsOwnGateway(t *testing.T) {
+	t.Parallel()
 	for _, version := range []struct {
 		consul string
 		envoys []string

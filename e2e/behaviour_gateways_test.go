@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,41 +15,22 @@ import (
 	"testing"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// gatewayCase is a file of the conformance suite, which says what it means.
-type gatewayCase struct {
-	Gateway  map[string]any
-	Services meshServices
-	Entries  []map[string]any
-	Nothing  bool
-}
-
-// meshServices are services, and what is laid over each one's instances.
-type meshServices map[string][]map[string]any
-
-func readGatewayCase(t *testing.T, name string) gatewayCase {
+func readGatewayCase(t *testing.T, name string) lab.GatewayCase {
 	t.Helper()
-	path := filepath.Join("conformance", "testdata", name+".yaml")
-	decoder := yaml.NewDecoder(bytes.NewReader([]byte(testprocess.ReadFile(t, path))))
-	decoder.KnownFields(true)
-	var c gatewayCase
-	if err := decoder.Decode(&c); err != nil {
-		t.Fatalf("%s: %v", path, err)
-	}
+	c := lab.ReadCases(t, filepath.Join("conformance", "testdata", name+".yaml"), func(c *lab.GatewayCase, name string) { c.Name = name })[0]
 	if len(c.Gateway) > 0 {
-		t.Fatalf("%s: the gateways of this test register themselves", path)
+		t.Fatalf("%s: the gateways of this test register themselves", name)
 	}
 	return c
 }
 
 // withAccessLogs switches the access logs on where a case says nothing about
 // them.
-func (c *gatewayCase) withAccessLogs() {
+func withAccessLogs(c *lab.GatewayCase) {
 	on := map[string]any{"Enabled": true}
 	for _, e := range c.Entries {
 		if e["Kind"] == "proxy-defaults" {
@@ -64,8 +43,8 @@ func (c *gatewayCase) withAccessLogs() {
 	c.Entries = append(c.Entries, map[string]any{"Kind": "proxy-defaults", "Name": "global", "AccessLogs": on})
 }
 
-// ports are those of the gateway's listeners.
-func (c *gatewayCase) ports() []int {
+// listenerPorts are those of the gateway's listeners.
+func listenerPorts(c lab.GatewayCase) []int {
 	var out []int
 	for _, e := range c.Entries {
 		if e["Kind"] != "ingress-gateway" {
@@ -79,11 +58,6 @@ func (c *gatewayCase) ports() []int {
 		}
 	}
 	return out
-}
-
-// entryKinds are kinds of config entries in an order that Consul takes.
-var entryKinds = []string{
-	"proxy-defaults", "mesh", "service-defaults", "service-resolver", "service-splitter", "service-router", "ingress-gateway",
 }
 
 // behaviourStory are the two gateways, and services that say what they got.
@@ -108,10 +82,10 @@ func startBehaviourStory(t *testing.T) *behaviourStory {
 	return s
 }
 
-// begin starts an Envoy of each gateway, changes Consul to a case, and waits
+// startCase starts an Envoy of each gateway, changes Consul to a case, and waits
 // until both answer the request as it wants. The Envoys come first: with a
 // proxy-defaults entry there already, their admin ports would log as well.
-func (s *behaviourStory) begin(t *testing.T, c gatewayCase, first request) {
+func (s *behaviourStory) startCase(t *testing.T, c lab.GatewayCase, first request) {
 	t.Helper()
 	s.clear(t)
 	s.startEnvoys(t)
@@ -120,16 +94,13 @@ func (s *behaviourStory) begin(t *testing.T, c gatewayCase, first request) {
 			s.register(t, service, fmt.Sprintf("%s-%d", service, i+1), over)
 		}
 	}
-	slices.SortStableFunc(c.Entries, func(a, b map[string]any) int {
-		return cmp.Compare(slices.Index(entryKinds, fmt.Sprint(a["Kind"])), slices.Index(entryKinds, fmt.Sprint(b["Kind"])))
-	})
-	for _, e := range c.Entries {
+	for _, e := range lab.InWriteOrder(c.Entries) {
 		s.put(t, "/v1/config", e)
 	}
-	s.waitAlike(t, c)
+	s.waitSameConfig(t, c)
 	testprocess.Eventually(t, fmt.Sprintf("both answer %v", first), testprocess.ChangeDeadline, func() error {
-		usher, own := s.play(first)
-		return errors.Join(usher.err, own.err, first.wants(usher), first.wants(own))
+		usher, consul := s.sendBoth(first)
+		return errors.Join(usher.err, consul.err, first.wants(usher), first.wants(consul))
 	})
 }
 
@@ -158,20 +129,13 @@ func (s *behaviourStory) put(t *testing.T, path string, body map[string]any) {
 // register puts an instance into the catalog.
 func (s *behaviourStory) register(t *testing.T, service, instance string, over map[string]any) {
 	t.Helper()
-	sidecar := map[string]any{
-		"Kind": "connect-proxy", "ID": instance + "-sidecar-proxy", "Service": service + "-sidecar-proxy",
-		"Address": s.mesh.host.IP.String(), "Port": s.mesh.port(t, service, instance),
-		"Proxy": map[string]any{"DestinationServiceName": service},
-	}
-	maps.Copy(sidecar, over)
-	delete(sidecar, "Status")
-	body := map[string]any{"Node": meshNode, "Address": s.mesh.host.IP.String(), "Service": sidecar}
-	if over["Status"] != nil {
-		body["Check"] = map[string]any{
-			"CheckID": instance, "Name": "alive", "ServiceID": sidecar["ID"], "Status": over["Status"],
-		}
-	}
-	s.put(t, "/v1/catalog/register", body)
+	s.put(t, "/v1/catalog/register", lab.Override(map[string]any{
+		"Node": meshNode, "Address": s.mesh.host.IP.String(), "Service": map[string]any{
+			"Kind": "connect-proxy", "ID": instance + "-sidecar-proxy", "Service": service + "-sidecar-proxy",
+			"Address": s.mesh.host.IP.String(), "Port": s.mesh.port(t, service, instance),
+			"Proxy": map[string]any{"DestinationServiceName": service},
+		},
+	}, over))
 	s.put(t, "/v1/catalog/register", map[string]any{
 		"Node": meshNode, "Address": s.mesh.host.IP.String(), "Service": map[string]any{"ID": instance, "Service": service, "Port": 8080},
 	})
@@ -180,46 +144,31 @@ func (s *behaviourStory) register(t *testing.T, service, instance string, over m
 // clear takes back what the case before has written.
 func (s *behaviourStory) clear(t *testing.T) {
 	t.Helper()
-	for _, kind := range slices.Backward(entryKinds) {
-		s.clearKind(t, kind)
-	}
+	lab.DeleteEntries(t, s.Consul.Client)
 	// A node that is not there is no error.
 	s.put(t, "/v1/catalog/deregister", map[string]any{"Node": meshNode})
 }
 
-// clearKind deletes the entries of a kind, each once no other refers to it.
-func (s *behaviourStory) clearKind(t *testing.T, kind string) {
-	t.Helper()
-	testprocess.Eventually(t, "no entry of kind "+kind, testprocess.ChangeDeadline, func() error {
-		entries, _, err := s.Consul.Client.ConfigEntries().List(kind, nil)
-		for _, e := range entries {
-			_, deleted := s.Consul.Client.ConfigEntries().Delete(kind, e.GetName(), nil)
-			err = errors.Join(err, deleted)
-		}
-		return err
-	})
-}
-
-// waitAlike waits until both Envoys serve the case's listeners, and know as many
+// waitSameConfig waits until both Envoys serve the case's listeners, and know as many
 // services and the same instances of every cluster. What their routes say is for
 // the requests to tell.
-func (s *behaviourStory) waitAlike(t *testing.T, c gatewayCase) {
+func (s *behaviourStory) waitSameConfig(t *testing.T, c lab.GatewayCase) {
 	t.Helper()
 	for _, g := range s.Both() {
-		for _, port := range c.ports() {
+		for _, port := range listenerPorts(c) {
 			g.WaitListener(t, port)
 		}
 	}
 	testprocess.Eventually(t, "both Envoys know the same", testprocess.ChangeDeadline, func() error {
-		usher, errUsher := s.knows(s.OnUsher)
-		own, errOwn := s.knows(s.OnConsul)
-		return errors.Join(errUsher, errOwn, firstDifference(usher, own))
+		usher, errUsher := s.configOf(s.OnUsher)
+		consul, errConsul := s.configOf(s.OnConsul)
+		return errors.Join(errUsher, errConsul, firstDifference(usher, consul))
 	})
 }
 
-// knows is what an Envoy says about its instances, a line each, and a line for
+// configOf is what an Envoy says about its instances, a line each, and a line for
 // every virtual host.
-func (s *behaviourStory) knows(g *lab.LoadedGateway) ([]string, error) {
+func (s *behaviourStory) configOf(g *lab.LoadedGateway) ([]string, error) {
 	clusters, err := g.Admin("/clusters")
 	if err != nil {
 		return nil, err
@@ -241,9 +190,9 @@ func (s *behaviourStory) knows(g *lab.LoadedGateway) ([]string, error) {
 }
 
 // firstDifference is nil for lines that are the same.
-func firstDifference(usher, own []string) error {
-	for i := range max(len(usher), len(own)) {
-		a, b := at(usher, i), at(own, i)
+func firstDifference(usher, consul []string) error {
+	for i := range max(len(usher), len(consul)) {
+		a, b := at(usher, i), at(consul, i)
 		if a != b {
 			return fmt.Errorf("on Usher %q, on Consul's own xDS %q", a, b)
 		}

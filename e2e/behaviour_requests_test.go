@@ -134,29 +134,29 @@ func (r result) String() string {
 	return strings.Join(out, ", ")
 }
 
-// alike makes a request to both gateways at once, and demands the same of both.
-func (s *behaviourStory) alike(t *testing.T, r request) {
+// wantSame makes a request to both gateways at once, and demands the same of both.
+func (s *behaviourStory) wantSame(t *testing.T, r request) {
 	t.Helper()
-	usher, own := s.play(r)
-	if err := errors.Join(usher.err, own.err); err != nil {
+	usher, consul := s.sendBoth(r)
+	if err := errors.Join(usher.err, consul.err); err != nil {
 		t.Errorf("%v: %v", r, err)
 		return
 	}
-	if err := firstDifference(usher.lines, own.lines); err != nil {
+	if err := firstDifference(usher.lines, consul.lines); err != nil {
 		t.Errorf("%v: %v", r, err)
 	}
-	for name, got := range map[string]result{"Usher": usher, "Consul's own xDS": own} {
+	for name, got := range map[string]result{"Usher": usher, "Consul's own xDS": consul} {
 		if err := r.wants(got); err != nil {
 			t.Errorf("%v: on %s %v", r, name, err)
 		}
 	}
 }
 
-// play makes a request to both gateways at once.
-func (s *behaviourStory) play(r request) (usher, own result) {
+// sendBoth makes a request to both gateways at once.
+func (s *behaviourStory) sendBoth(r request) (usher, consul result) {
 	done := make(chan result, 1)
-	go func() { done <- s.playAt(s.OnConsul, r) }()
-	usher = s.playAt(s.OnUsher, r)
+	go func() { done <- s.sendTo(s.OnConsul, r) }()
+	usher = s.sendTo(s.OnUsher, r)
 	return usher, <-done
 }
 
@@ -192,8 +192,8 @@ func (r request) usual(summary string) bool {
 	return r.Shares == nil || r.Shares[summary] >= rare
 }
 
-// playAt makes a request, and waits for the access log of it.
-func (s *behaviourStory) playAt(g *lab.LoadedGateway, r request) result {
+// sendTo makes a request, and waits for the access log of it.
+func (s *behaviourStory) sendTo(g *lab.LoadedGateway, r request) result {
 	mark, err := loggedPaths(g)
 	if err != nil {
 		return result{err: err}

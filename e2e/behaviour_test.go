@@ -7,6 +7,8 @@ import (
 	"crypto/tls"
 	"slices"
 	"testing"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // behaviour is a case of the conformance suite, and what clients see of it.
@@ -14,7 +16,7 @@ type behaviour struct {
 	name string
 	file string // of the case; name when empty
 	// with changes the case before it is used; nil for none.
-	with func(c *gatewayCase)
+	with func(c *lab.GatewayCase)
 	// The first request is made until both gateways answer it as it wants.
 	requests []request
 }
@@ -37,10 +39,10 @@ func TestSameBehaviourAsConsul(t *testing.T) {
 			if b.with != nil {
 				b.with(&c)
 			}
-			c.withAccessLogs()
-			s.begin(t, c, b.requests[0])
+			withAccessLogs(&c)
+			s.startCase(t, c, b.requests[0])
 			for _, r := range b.requests {
-				s.alike(t, r)
+				s.wantSame(t, r)
 			}
 		})
 	}
@@ -243,13 +245,13 @@ var connections = []behaviour{
 }
 
 // critical lets an instance fail its check.
-func critical(service string, instance int) func(*gatewayCase) {
-	return func(c *gatewayCase) { c.Services[service][instance]["Status"] = "critical" }
+func critical(service string, instance int) func(*lab.GatewayCase) {
+	return func(c *lab.GatewayCase) { c.Services[service][instance]["Status"] = "critical" }
 }
 
 // instances gives services more instances.
-func instances(numbers map[string]int) func(*gatewayCase) {
-	return func(c *gatewayCase) {
+func instances(numbers map[string]int) func(*lab.GatewayCase) {
+	return func(c *lab.GatewayCase) {
 		for service, n := range numbers {
 			c.Services[service] = make([]map[string]any, n)
 		}
@@ -258,7 +260,7 @@ func instances(numbers map[string]int) func(*gatewayCase) {
 
 // certainEjection gives web a second instance, and leaves no chance to whether
 // one that fails is ejected.
-func certainEjection(c *gatewayCase) {
+func certainEjection(c *lab.GatewayCase) {
 	c.Services["web"] = make([]map[string]any, 2)
 	for _, e := range c.Entries {
 		if defaults, ok := e["Defaults"].(map[string]any); ok {
@@ -270,7 +272,7 @@ func certainEjection(c *gatewayCase) {
 
 // logToStdout gives each Envoy the access log for itself: its standard output
 // takes the place of one file for both.
-func logToStdout(c *gatewayCase) {
+func logToStdout(c *lab.GatewayCase) {
 	logs, _ := c.Entries[0]["AccessLogs"].(map[string]any)
 	logs["Path"] = "/dev/stdout"
 }

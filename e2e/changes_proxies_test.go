@@ -86,7 +86,7 @@ const tls13 = `"tls_maximum_protocol_version": "TLSv1_3"`
 func (s *changesStory) ofAllProxies() []lab.Change {
 	return []lab.Change{
 		{Name: "proxy-defaults: the access log's format", Apply: s.Writing(lab.ProxyDefaultsWithLog("two")), Visible: func(g *lab.LoadedGateway) error {
-			return g.LogHas(`"mark":"two"`)
+			return g.HasLogged(`"mark":"two"`)
 		}},
 		{Name: "proxy-defaults: no access log", Apply: s.Writing(&api.ProxyConfigEntry{
 			Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
@@ -94,9 +94,9 @@ func (s *changesStory) ofAllProxies() []lab.Change {
 		{Name: "proxy-defaults: an access log of text", Apply: s.Writing(&api.ProxyConfigEntry{
 			Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
 			AccessLogs: &api.AccessLogsConfig{Enabled: true, TextFormat: "text %RESPONSE_CODE%"},
-		}), Visible: func(g *lab.LoadedGateway) error { return g.LogHas("text 200\n") }},
+		}), Visible: func(g *lab.LoadedGateway) error { return g.HasLogged("text 200\n") }},
 		{Name: "proxy-defaults: of JSON again", Apply: s.Writing(lab.ProxyDefaultsWithLog("three")), Visible: func(g *lab.LoadedGateway) error {
-			return g.LogHas(`"mark":"three"`)
+			return g.HasLogged(`"mark":"three"`)
 		}},
 		{Name: "proxy-defaults: a fetch timeout", Apply: s.Writing(fetchTimeout(lab.ProxyDefaultsWithLog("three"), 7000)), Visible: lab.HasInDump(clusterConfig, `"initial_fetch_timeout": "7s"`)},
 		{Name: "proxy-defaults: and none", Apply: s.Writing(lab.ProxyDefaultsWithLog("three")), Visible: lab.HasNotInDump(clusterConfig, `"initial_fetch_timeout": "7s"`)},

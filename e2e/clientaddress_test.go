@@ -58,9 +58,9 @@ func fromBalancer(l *lab.Lab) lab.Request {
 // times in a row: an Envoy takes a new listener thread by thread.
 func waitDocumented(t *testing.T, l *lab.Lab, settings, xff, proto string) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	testprocess.Eventually(t, fmt.Sprintf("%s: the service gets X-Forwarded-For %s and X-Forwarded-Proto %s", settings, xff, proto), testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			request := fromBalancer(l)
 			request.MustDo(t).WantHello(t)
 			seen := l.Echo.Received(t, request.Path).Header

@@ -19,6 +19,7 @@ import (
 // an open one, and is served once proxy-defaults is correct. No other layer can
 // say in its place what it may have said of a single listener.
 func TestBadSettingAtColdStart(t *testing.T) {
+	t.Parallel()
 	for name, args := range map[string][]string{
 		"delta":              nil,
 		"state of the world": {"--state-of-the-world"},

@@ -42,6 +42,7 @@ Set usher.proxy_protocol.mode = "strict" in proxy-defaults: Envoy applied it aft
 // Envoy: it prints the lab's three requests, exits with 0 and leaves nothing
 // behind.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()

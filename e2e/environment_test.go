@@ -25,6 +25,7 @@ const hiddenIP = "198.18.0.41"
 // mean for `consul catalog services` they mean for Usher, which serves where
 // the command lists the service and says why not where it does not.
 func TestConsulsEnvironment(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run("consul "+version, func(t *testing.T) {
 			t.Parallel()

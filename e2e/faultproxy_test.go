@@ -48,7 +48,7 @@ func TestFaultProxy(t *testing.T) {
 			testprocess.Eventually(t, "the blocking query is forwarded", testprocess.StartDeadline, func() error {
 				p.Mu.Lock()
 				defer p.Mu.Unlock()
-				if len(p.Open) == 0 {
+				if len(p.Waiting) == 0 {
 					return errors.New("not yet")
 				}
 				return nil

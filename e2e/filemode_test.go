@@ -68,8 +68,8 @@ func (l *fileLab) wantDenied(t *testing.T) {
 	lab.WaitStatus(t, other, http.StatusOK)
 
 	denied := l.Usher.WantProblem(t, fmt.Sprintf(`msg="bad configuration" gateway=ingress-gateway where=%s:31 `+
-		`what="service \"static-server\" is not routed, for its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
-		`allow it there, or take the service off the listener"`, l.resources(), l.resources()),
+		`what="service \"static-server\" is not routed, because its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
+		`allow it there, or remove the service from the listener"`, l.resources(), l.resources()),
 		func() { l.writeResources(t, append(two, "action: allow", "action: deny")...) })
 	lab.WaitStatus(t, l.call("/"), http.StatusNotFound)
 	lab.WaitStatus(t, other, http.StatusOK)
@@ -159,9 +159,9 @@ func (l *fileLab) waitReached(t *testing.T, instance *lab.EchoService) {
 // waitOnly waits until all requests reach the instance.
 func (l *fileLab) waitOnly(t *testing.T, instance *lab.EchoService) {
 	t.Helper()
-	const row = 20
+	const consecutive = 20
 	testprocess.Eventually(t, "the instance gets every request", testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			path := lab.NewPath()
 			l.call(path).MustDo(t).WantHello(t)
 			if !instance.HasReceived(path) {

@@ -24,7 +24,7 @@ import (
 type forgeryLab struct{ *lab.TrustLab }
 
 // TestForgedAddressesAreNeverUsed has everybody lie about the client who is able to: in
-// requests, and in PROXY headers from the wrong peer, at the wrong place or too
+// requests, and in PROXY headers from the wrong address, at the wrong place or too
 // late. Nothing of it comes to the access log or to the service. The matrix has
 // the same in single headers; this is what takes more than that.
 func TestForgedAddressesAreNeverUsed(t *testing.T) {
@@ -38,7 +38,7 @@ func TestForgedAddressesAreNeverUsed(t *testing.T) {
 				tell func(*forgeryLab, *testing.T, lab.TrustGateway)
 			}{
 				{"headers of the request", (*forgeryLab).checkRequestHeaders},
-				{"a stranger's PROXY header", (*forgeryLab).checkUntrusted},
+				{"a PROXY header from an untrusted address", (*forgeryLab).checkUntrusted},
 				{"a second PROXY header", (*forgeryLab).checkSecondHeader},
 				{"a PROXY header in the middle of a TLS handshake", (*forgeryLab).checkHandshake},
 				{"a PROXY header in the TLS connection", (*forgeryLab).checkInsideTLS},
@@ -66,7 +66,7 @@ func startForgeryLab(t *testing.T) *forgeryLab {
 	return &forgeryLab{lab.StartTrustLab(t, listeners)}
 }
 
-// probes are a probe from a peer at each listener of the protocols.
+// probes are a probe from a downstream at each listener of the protocols.
 func (l *forgeryLab) probes(g lab.TrustGateway, from lab.Downstream, protocols ...string) []lab.Probe {
 	var probes []lab.Probe
 	for _, m := range l.Listeners {
@@ -137,12 +137,12 @@ func (l *forgeryLab) wantTrue(t *testing.T, p lab.Probe, seen lab.Observation) {
 // the client that it has.
 func trueClient(p lab.Probe, l *forgeryLab) (answer, client string) {
 	believed := p.Preface.Bytes != "" && (!p.Listener.Settings.TrustedCIDRs || p.From.Host == l.Trusted.Host)
-	answer, client = "200", "peer"
+	answer, client = "200", "direct"
 	switch {
 	case believed:
 		client = "client"
 	case p.Listener.Settings.Mode == "strict":
-		return "closed", "peer"
+		return "closed", "direct"
 	}
 	if p.Header.Get("Connection") != "" {
 		answer = "400" // it would have the gateway drop its own header
@@ -150,7 +150,7 @@ func trueClient(p lab.Probe, l *forgeryLab) (answer, client string) {
 	return answer, client
 }
 
-// checkUntrusted has a peer outside of trusted_cidrs write a header.
+// checkUntrusted has an address outside of trusted_cidrs write a header.
 func (l *forgeryLab) checkUntrusted(t *testing.T, g lab.TrustGateway) {
 	var probes []lab.Probe
 	for _, p := range l.probes(g, l.Untrusted, matrixProtocols...) {
@@ -165,7 +165,7 @@ func (l *forgeryLab) checkUntrusted(t *testing.T, g lab.TrustGateway) {
 		if strict := p.Listener.Settings.Mode == "strict"; strict != (seen[i].Response == "closed") {
 			t.Errorf("%v: the answer is %s", p, seen[i].Response)
 		}
-		if seen[i].Log != "peer" || strings.Contains(seen[i].Service, "client") {
+		if seen[i].Log != "direct" || strings.Contains(seen[i].Service, "client") {
 			t.Errorf("%v: (%v), want nothing of the client in the header", p, seen[i])
 		}
 	}

@@ -39,6 +39,7 @@ type headerPath struct {
 // difference is a row of the table in docs/client-address.md, and each row is a
 // difference.
 func TestHeaders(t *testing.T) {
+	t.Parallel()
 	for _, version := range []struct{ consul, envoy string }{
 		{lab.ConsulNew, lab.EnvoyNew}, {lab.ConsulNew, lab.EnvoyOld}, {lab.ConsulOld, lab.EnvoyNew},
 	} {

@@ -39,6 +39,7 @@ var headerSettings = []headerSetting{
 // setting, or else in the one of PROXY protocol. The access log has the client
 // that the setting makes of the connection, or of a trusted hop's word.
 func TestHeadersOfSettings(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()
@@ -89,8 +90,8 @@ func (l *headerLab) inForce(t *testing.T, s headerSetting, path headerPath) {
 	c.Header = http.Header{"X-Forwarded-For": {"192.0.2.1"}, "X-Forwarded-Proto": {"https"}}
 	want := strings.ReplaceAll(s.value, "CLIENT", path.client)
 	testprocess.Eventually(t, s.name+" is in force", testprocess.ChangeDeadline, func() error {
-		const row = 10
-		for range row {
+		const consecutive = 10
+		for range consecutive {
 			c.Path = lab.NewPath()
 			if got, err := c.Do(t.Context()); err != nil || got.Status != http.StatusOK {
 				return fmt.Errorf("the answer is %d (%w)", got.Status, err)

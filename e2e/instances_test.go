@@ -38,7 +38,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 				GRPCAddr: usher.GRPCAddr, Args: []string{"-gateway=ingress", "-service", "ingress-gateway"},
 			})
 		}
-		l.wantOwnListeners(t, envoys)
+		l.wantTheirListeners(t, envoys)
 		l.wantRefused(t, usher, "address "+lab.BalancerIP)
 		l.wantOneProblem(t, usher)
 	})
@@ -52,7 +52,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 				Host: h, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr, Args: []string{"--node-name", h.Name},
 			})
 		}
-		l.wantOwnListeners(t, envoys)
+		l.wantTheirListeners(t, envoys)
 		l.wantRefused(t, usher, "unix socket")
 	})
 }
@@ -72,9 +72,9 @@ func startTwoInstances(t *testing.T) *twoInstances {
 // ownReady is the ready listener in the bootstraps of Consul's CLI.
 const ownReady = "envoy_ready_listener::127.0.0.1:8443\n"
 
-// wantOwnListeners wants the first instance strict and the second off, each on
+// wantTheirListeners wants the first instance strict and the second off, each on
 // its own address and no other.
-func (l *twoInstances) wantOwnListeners(t *testing.T, envoys map[*lab.Host]*lab.Envoy) {
+func (l *twoInstances) wantTheirListeners(t *testing.T, envoys map[*lab.Host]*lab.Envoy) {
 	t.Helper()
 	l.WaitMode(t, l.Gateway, "strict")
 	l.WaitMode(t, l.Second, "off")
@@ -93,10 +93,10 @@ func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) 
 	message := fmt.Sprintf(`gateway "ingress-gateway" has instances with the service ID "ingress-gateway" and different settings `+
 		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata says which one it is: `+
 		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
-	stranger := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
-	stranger.WaitOutput(t, message)
+	unknown := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
+	unknown.WaitOutput(t, message)
 	usher.WaitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
-	if listeners, err := stranger.Admin("/listeners"); err != nil || listeners != "" {
+	if listeners, err := unknown.Admin("/listeners"); err != nil || listeners != "" {
 		t.Errorf("an Envoy that is refused has the listeners %q, want none (%v)", listeners, err)
 	}
 }

@@ -24,6 +24,7 @@ node_prefix "" { policy = "read" }
 // own settings still answer 400, and one more setting makes it 200, with the
 // client's address in the access log and at the service.
 func TestLab(t *testing.T) {
+	t.Parallel()
 	for _, version := range []struct {
 		consul string
 		envoys []string

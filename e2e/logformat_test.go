@@ -18,7 +18,7 @@ import (
 )
 
 // ownFields are ways in which users write the client's address, and what
-// they are for a client at 192.0.2.7:40000. Each begins with the peer, by which
+// they are for a client at 192.0.2.7:40000. Each begins with the address that connects, by which
 // the test finds the line.
 var ownFields = map[string]string{
 	"%DOWNSTREAM_REMOTE_ADDRESS%":              "192.0.2.7:40000",
@@ -27,8 +27,8 @@ var ownFields = map[string]string{
 }
 
 // TestOwnLogFormats is for a user with a custom log format,
-// as text and as JSON. The line of a peer who is believed has the client, and
-// that of a stranger has the stranger, in every way that an address is written.
+// as text and as JSON. The line of a trusted address has the client, and
+// that of an untrusted one has itself, in every form of an address.
 func TestOwnLogFormats(t *testing.T) {
 	t.Parallel()
 	var listeners []lab.TestListener
@@ -54,7 +54,7 @@ func TestOwnLogFormats(t *testing.T) {
 			for _, g := range l.Gateways {
 				for _, m := range l.Listeners {
 					for _, from := range []lab.Downstream{l.Trusted, l.Untrusted} {
-						wantOwnLogLine(t, l, format.name, lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]})
+						wantLogLine(t, l, format.name, lab.Probe{Gateway: g, Listener: m, From: from, Address: g.Addresses[0]})
 					}
 				}
 			}
@@ -75,9 +75,9 @@ func setLogFormat(t *testing.T, l *lab.TrustLab, logs api.AccessLogsConfig) {
 	}
 }
 
-// wantOwnLogLine makes connections until the log has a line of the format for one,
+// wantLogLine makes connections until the log has a line of the format for one,
 // and wants its addresses to be the right ones.
-func wantOwnLogLine(t *testing.T, l *lab.TrustLab, format string, p lab.Probe) {
+func wantLogLine(t *testing.T, l *lab.TrustLab, format string, p lab.Probe) {
 	t.Helper()
 	p.Preface = lab.PrefaceNamed("v2, IPv4")
 	var line string

@@ -21,7 +21,7 @@ type matrixTable struct {
 }
 
 // matrixColumn is a setting and who connects.
-type matrixColumn struct{ mode, versions, peer string }
+type matrixColumn struct{ mode, versions, from string }
 
 // matrixRow has the words for one preface, one for each column.
 type matrixRow struct {
@@ -127,10 +127,10 @@ func (c matrixColumn) policies() []lab.ListenerSettings {
 	}
 	trusting := p
 	trusting.TrustedCIDRs = true
-	switch c.peer {
-	case "anybody":
+	switch c.from {
+	case "any":
 		return []lab.ListenerSettings{p}
-	case "stranger":
+	case "untrusted":
 		return []lab.ListenerSettings{trusting}
 	}
 	return []lab.ListenerSettings{p, trusting}
@@ -144,19 +144,19 @@ func isValid(m lab.TestListener) bool {
 
 // probes are a column's connections to a listener on each of its addresses,
 // without a preface. A listener without trusted_cidrs is one that trusts, also
-// for the stranger.
+// for the untrusted downstream.
 func (c matrixColumn) probes(l *lab.TrustLab, g lab.TrustGateway, m lab.TestListener) []lab.Probe {
-	peers := []lab.Downstream{l.Trusted, l.Untrusted}
+	downstreams := []lab.Downstream{l.Trusted, l.Untrusted}
 	switch {
 	case !slices.Contains(c.policies(), m.Settings):
 		return nil
-	case c.peer == "stranger":
-		peers = []lab.Downstream{l.Untrusted}
+	case c.from == "untrusted":
+		downstreams = []lab.Downstream{l.Untrusted}
 	case m.Settings.TrustedCIDRs:
-		peers = []lab.Downstream{l.Trusted}
+		downstreams = []lab.Downstream{l.Trusted}
 	}
 	var probes []lab.Probe
-	for _, from := range peers {
+	for _, from := range downstreams {
 		for _, address := range g.Addresses {
 			probes = append(probes, lab.Probe{Gateway: g, Listener: m, From: from, Address: address})
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // TestPROXYProtocolMatrix executes testdata/proxyprotocol.txt: for every kind of
-// preface, every setting and every kind of peer, over IPv4 and IPv6 and on both
+// preface, every setting and trusted and untrusted addresses, over IPv4 and IPv6 and on both
 // Envoys, it wants the answer, the client's address in the access log and the
 // one at the service to be those of the table.
 func TestPROXYProtocolMatrix(t *testing.T) {

@@ -29,6 +29,7 @@ import (
 // Consul does not answer at all. Each is seen within seconds, over plain HTTP and
 // over HTTPS, also when Consul's certificate authority has changed meanwhile.
 func TestChangesThatBlockingQueriesMiss(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		version string
 		secure  bool

@@ -22,6 +22,7 @@ import (
 // permissive before the balancer is switched, in both directions. The mode is
 // set in the config file, and in proxy-defaults.
 func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, place := range []struct {
 		name string
 		set  func(s *modesStory, t *testing.T, mode string)
@@ -106,8 +107,8 @@ func (s *modesStory) switchMode(t *testing.T, mode string, set func()) {
 	}
 	set()
 	testprocess.Eventually(t, "every thread of the gateway is "+mode, testprocess.ChangeDeadline, func() error {
-		const row = 10
-		for range row {
+		const consecutive = 10
+		for range consecutive {
 			if err := s.checkMode(t, mode); err != nil {
 				return err
 			}

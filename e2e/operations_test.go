@@ -230,6 +230,7 @@ func TestSIGTERMDrains(t *testing.T) {
 // Ushers, of which the one that a real Envoy is connected to is replaced: the
 // Envoy's next stream reaches the other one, and follows a change there.
 func TestEnvoyMovesToAnotherUsher(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
 		t.Run("envoy "+version, func(t *testing.T) {
 			t.Parallel()

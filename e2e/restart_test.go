@@ -51,7 +51,7 @@ func TestUsherIsKilledInTheMiddleOfASwitch(t *testing.T) {
 	s.StartLoad(t)
 	unfinished := 0
 	for i := range 9 {
-		unfinished += s.killDuring(t, s.next(t, i), s.moment(t, i))
+		unfinished += s.killDuring(t, s.next(t, i), s.killPoint(t, i))
 	}
 	if unfinished == 0 {
 		t.Error("each time both Envoys had the change already: this shows nothing")
@@ -59,8 +59,8 @@ func TestUsherIsKilledInTheMiddleOfASwitch(t *testing.T) {
 	s.WantNoFailures(t)
 }
 
-// moment returns what to wait for in the ith switch before Usher is killed.
-func (s *switchStory) moment(t *testing.T, i int) func(c lab.Change) error {
+// killPoint returns what to wait for in the ith switch before Usher is killed.
+func (s *switchStory) killPoint(t *testing.T, i int) func(c lab.Change) error {
 	t.Helper()
 	added := func() int { return s.OnUsher.Stat(t, "cluster_manager.cluster_added") }
 	before := added()

@@ -108,7 +108,7 @@ func TestConsulStartsAfterUsher(t *testing.T) {
 		t.Logf("%s: %v", protocol, e.ExpectEnd(codes.Unavailable))
 	}
 
-	l := network.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
+	l := network.StartLab(t, lab.ConsulNew, lab.EnvoyNew, false)
 	start := time.Now()
 	usher.WaitReady(t)
 	t.Logf("usher was ready %v after Consul and the service", time.Since(start).Round(time.Millisecond))

@@ -29,6 +29,7 @@ import (
 // is connected notices nothing. A new pair that is broken changes nothing but
 // the log.
 func TestTLSOnTheXDSPort(t *testing.T) {
+	t.Parallel()
 	for _, story := range []struct {
 		consul string
 		files  pairFiles

@@ -122,7 +122,7 @@ func wantUntrustedClosed(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 		call   lab.Request
 		fields map[string]string
 	}{
-		{"a stranger", lab.Request{From: l.Client, To: l.Gateway.Addr(8080), Path: "/", Proxy: lab.ProxyHeaderFor("203.0.113.99")}, map[string]string{"response_flags": "NR"}},
+		{"an untrusted address", lab.Request{From: l.Client, To: l.Gateway.Addr(8080), Path: "/", Proxy: lab.ProxyHeaderFor("203.0.113.99")}, map[string]string{"response_flags": "NR"}},
 		{"the balancer without a header", lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080), Path: "/"}, map[string]string{"response_flags": "-", "path": ""}},
 	} {
 		if got := closed.call.StatusCode(t); got != 0 {
@@ -174,13 +174,13 @@ Listeners = [{ Port = %d, Protocol = "tcp", Services = [{ Name = "static-tcp" }]
 
 		// An untrusted address is logged as itself, if it claims nothing else.
 		lab.WriteFile(t, filepath.Dir(usher.ConfigFile), filepath.Base(usher.ConfigFile), settings("permissive", "v1"))
-		stranger := lab.Request{From: l.Client, To: l.Gateway.Addr(lab.TCPPort)}
-		lab.WaitStatus(t, stranger, http.StatusOK)
-		wantApacheClient(t, apache, stranger, lab.ClientIP)
+		untrusted := lab.Request{From: l.Client, To: l.Gateway.Addr(lab.TCPPort)}
+		lab.WaitStatus(t, untrusted, http.StatusOK)
+		wantApacheClient(t, apache, untrusted, lab.ClientIP)
 		wantApacheClient(t, apache, throughBalancer, lab.ClientIP)
-		stranger.Proxy = lab.ProxyHeaderFor("203.0.113.99")
-		if got := stranger.StatusCode(t); got != 0 {
-			t.Errorf("a stranger that claims to be another is answered %d, want the connection closed", got)
+		untrusted.Proxy = lab.ProxyHeaderFor("203.0.113.99")
+		if got := untrusted.StatusCode(t); got != 0 {
+			t.Errorf("an untrusted address that claims to be another is answered %d, want the connection closed", got)
 		}
 		wantDocumentedCounters(t, gateway)
 	})

@@ -46,6 +46,7 @@ type unread struct {
 // the log says what is held back and why. Everything else goes on, for that Envoy
 // and for a new one.
 func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
+	t.Parallel()
 	chain := unread{
 		question: lab.Query{Name: "the chain", Path: "/v1/discovery-chain/static-server"},
 		faults:   []string{"500", "403", "404", "garbage"},

@@ -50,7 +50,7 @@ func TestUpstreamHeader(t *testing.T) {
 	}
 }
 
-// trySettings has a peer connect with and without a header of its own, over
+// trySettings has a downstream connect with and without a header of its own, over
 // IPv4 and IPv6. One that is not believed is closed if it names a client: Envoy
 // would send the service.
 func trySettings(t *testing.T, l *lab.TrustLab, apache *lab.Apache, p lab.Probe) {
@@ -75,7 +75,7 @@ func trySettings(t *testing.T, l *lab.TrustLab, apache *lab.Apache, p lab.Probe)
 }
 
 // clientAtApache is the client of a probe: the one in its header, if the header names
-// one, or else the peer. It is not served if the peer is not believed.
+// one, or else the downstream. It is not served if the downstream is not trusted.
 func clientAtApache(l *lab.TrustLab, p lab.Probe) (client netip.AddrPort, served bool) {
 	if !p.Preface.Client.IsValid() {
 		return p.Source, true

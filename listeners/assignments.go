@@ -12,51 +12,52 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// assignments are the load assignments of a shape's legs. They are immutable.
+// assignments are the load assignments of clusters, by the clusters' names. They are
+// immutable.
 type assignments struct {
-	made      ordered.Map[*assignment]                       // of every leg, by its cluster
-	endpoints ordered.Map[*endpointv3.ClusterLoadAssignment] // those that are known, by their clusters
-	unknown   ordered.Map[*assignment]                       // those that are not known
-	troubled  ordered.Map[*assignment]                       // those with problems
+	all        ordered.Map[*assignment]
+	endpoints  ordered.Map[*endpointv3.ClusterLoadAssignment] // those that are known
+	incomplete ordered.Map[*assignment]                       // those that are not known, or have problems
 }
 
-// assignment is what became of a key.
+// assignment is what a key leads to.
 type assignment struct {
 	key      assignmentKey
 	message  *endpointv3.ClusterLoadAssignment // nil: not known
 	problems []problem.Problem
 }
 
-// legs are clusters with instances behind them, no two of one name.
-type legs struct {
-	all      []leg
-	byTarget map[string][]leg // by the target's ID
+func (a *assignment) isIncomplete() bool { return a.message == nil || len(a.problems) > 0 }
+
+// targetClusters are clusters with instances behind them, no two of one name.
+type targetClusters struct {
+	all        []targetCluster
+	byTargetID map[string][]targetCluster
 }
 
-// legsOf gives the legs. Of two of one name the first counts.
-func legsOf(list []leg) legs {
-	l := legs{byTarget: make(map[string][]leg, len(list))}
+// targetClustersOf returns the clusters. Of two of one name the first counts.
+func targetClustersOf(list []targetCluster) targetClusters {
+	out := targetClusters{byTargetID: make(map[string][]targetCluster, len(list))}
 	seen := make(map[string]bool, len(list))
-	for _, leg := range list {
-		if seen[leg.cluster] {
-			continue
+	for _, c := range list {
+		if !seen[c.name] {
+			seen[c.name] = true
+			out.all = append(out.all, c)
+			out.byTargetID[c.target.ID] = append(out.byTargetID[c.target.ID], c)
 		}
-		seen[leg.cluster] = true
-		l.all = append(l.all, leg)
-		l.byTarget[leg.target.ID] = append(l.byTarget[leg.target.ID], leg)
 	}
-	return l
+	return out
 }
 
-// between gives the legs whose instances are others in now than in before.
-func (l legs) between(before, now *gateway.Snapshot) iter.Seq[leg] {
+// changedBetween returns the clusters whose instances differ between two snapshots.
+func (t targetClusters) changedBetween(before, now *gateway.Snapshot) iter.Seq[targetCluster] {
 	if !maps.Equal(before.MeshGateways, now.MeshGateways) {
-		return slices.Values(l.all)
+		return slices.Values(t.all)
 	}
-	return func(yield func(leg) bool) {
+	return func(yield func(targetCluster) bool) {
 		for id := range now.Endpoints.ChangedSince(before.Endpoints) {
-			for _, leg := range l.byTarget[id] {
-				if !yield(leg) {
+			for _, c := range t.byTargetID[id] {
+				if !yield(c) {
 					return
 				}
 			}
@@ -64,75 +65,73 @@ func (l legs) between(before, now *gateway.Snapshot) iter.Seq[leg] {
 	}
 }
 
-// assign makes the assignments of all legs. One whose key is the same as in last
-// is not made again.
-func assign(s *gateway.Snapshot, legs []leg, last assignments) assignments {
-	all := make([]*assignment, len(legs))
+// newAssignments makes the assignments of all clusters. One whose key is the same as in
+// last is not made again.
+func newAssignments(s *gateway.Snapshot, clusters []targetCluster, last assignments) assignments {
+	all := make([]*assignment, len(clusters))
 	var known []*endpointv3.ClusterLoadAssignment
-	var unknown, troubled []*assignment
-	for i, l := range legs {
-		all[i] = last.of(assignmentKeyOf(s, l))
+	var incomplete []*assignment
+	for i, c := range clusters {
+		all[i] = last.build(assignmentKeyOf(s, c))
 		if all[i].message != nil {
 			known = append(known, all[i].message)
-		} else {
-			unknown = append(unknown, all[i])
 		}
-		if len(all[i].problems) > 0 {
-			troubled = append(troubled, all[i])
+		if all[i].isIncomplete() {
+			incomplete = append(incomplete, all[i])
 		}
 	}
 	byCluster := func(a *assignment) string { return a.key.cluster }
 	return assignments{
-		made:      ordered.By(all, byCluster).OrSame(last.made),
-		endpoints: ordered.By(known, (*endpointv3.ClusterLoadAssignment).GetClusterName).OrSame(last.endpoints),
-		unknown:   ordered.By(unknown, byCluster).OrSame(last.unknown),
-		troubled:  ordered.By(troubled, byCluster).OrSame(last.troubled),
+		all:        ordered.By(all, byCluster).OrSame(last.all),
+		endpoints:  ordered.By(known, (*endpointv3.ClusterLoadAssignment).GetClusterName).OrSame(last.endpoints),
+		incomplete: ordered.By(incomplete, byCluster).OrSame(last.incomplete),
 	}
 }
 
-// next gives the assignments of a newer snapshot that has the same legs, some of
-// which have other instances.
-func (a assignments) next(s *gateway.Snapshot, changed iter.Seq[leg]) assignments {
-	for l := range changed {
-		made := a.of(assignmentKeyOf(s, l))
-		a.made = a.made.With(l.cluster, made)
-		a.endpoints = holding(a.endpoints, l.cluster, made.message, made.message != nil)
-		a.unknown = holding(a.unknown, l.cluster, made, made.message == nil)
-		a.troubled = holding(a.troubled, l.cluster, made, len(made.problems) > 0)
+// update returns the assignments of a newer snapshot in which the clusters are the same
+// and some of them have other instances.
+func (a assignments) update(s *gateway.Snapshot, changed iter.Seq[targetCluster]) assignments {
+	for c := range changed {
+		now := a.build(assignmentKeyOf(s, c))
+		a.all = a.all.With(c.name, now)
+		a.endpoints = withOrWithout(a.endpoints, c.name, now.message, now.message != nil)
+		a.incomplete = withOrWithout(a.incomplete, c.name, now, now.isIncomplete())
 	}
 	return a
 }
 
-// holding returns the map with the value if holds is true, and otherwise without it.
-func holding[V comparable](m ordered.Map[V], name string, v V, holds bool) ordered.Map[V] {
-	if holds {
+// withOrWithout returns the map with the value if with is true, and otherwise without it.
+func withOrWithout[V comparable](m ordered.Map[V], name string, v V, with bool) ordered.Map[V] {
+	if with {
 		return m.With(name, v)
 	}
 	return m.Without(name)
 }
 
-// withheld returns the names of the assignments that are not known, in order.
-func (a assignments) withheld() []string {
-	var names []string
-	for name := range a.unknown.All() {
-		names = append(names, name)
-	}
-	return names
-}
-
-// of gives the assignment of a key.
-func (a assignments) of(k assignmentKey) *assignment {
-	if made := a.made.Get(k.cluster); made != nil && made.key == k {
+// build returns the assignment of a key, the same one if there is one.
+func (a assignments) build(k assignmentKey) *assignment {
+	if made := a.all.Get(k.cluster); made != nil && made.key == k {
 		return made
 	}
 	message, problems := loadAssignment(k)
 	return &assignment{key: k, message: message, problems: problems}
 }
 
-func (a assignments) problems() []problem.Problem {
-	var out []problem.Problem
-	for t := range a.troubled.Values() {
-		out = append(out, t.problems...)
+// heldBack returns the names of the assignments that are not known, in order.
+func (a assignments) heldBack() []string {
+	var names []string
+	for name, made := range a.incomplete.All() {
+		if made.message == nil {
+			names = append(names, name)
+		}
 	}
-	return out
+	return names
+}
+
+func (a assignments) problems() []problem.Problem {
+	var all []problem.Problem
+	for made := range a.incomplete.Values() {
+		all = append(all, made.problems...)
+	}
+	return all
 }

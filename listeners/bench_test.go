@@ -16,7 +16,7 @@ func BenchmarkCompile(b *testing.B) {
 			s := manyServices(b, n)
 			b.ReportAllocs()
 			for b.Loop() {
-				Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+				compile(s, s.Instances[0], gateway.EnvoyVersion{})
 			}
 		})
 	}
@@ -55,7 +55,7 @@ func benchmarkChange(b *testing.B, s *gateway.Snapshot, change func(next *gatewa
 	}
 }
 
-// manyServices gives the lab's snapshot with n services like the lab's one.
+// manyServices returns the lab's snapshot with n services like the lab's one.
 func manyServices(b testing.TB, n int) *gateway.Snapshot {
 	b.Helper()
 	s, _, err := parseFixture(golden.Input(b, testdata, "lab"))

@@ -16,8 +16,8 @@ import (
 
 // The addresses that headers are made of.
 const (
-	clientOperator = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
-	peerOperator   = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // whoever connected
+	clientOperator     = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
+	downstreamOperator = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // of the downstream
 )
 
 const (
@@ -25,21 +25,21 @@ const (
 	protoHeader = "x-forwarded-proto"
 )
 
-// addressing says where an HTTP connection manager takes the client's address
-// from, and what it tells services of the client. The zero value is Consul's:
-// the client's word is passed on, and believed.
+// addressing is where an HTTP connection manager takes the client's address from, and
+// what it sends to services about the client. The zero value is Consul's: headers of
+// the client are trusted and passed on.
 type addressing struct {
 	on      bool
-	who     peers
+	from    downstreams
 	policy  settings.ClientAddress
 	tls     bool           // the connection has TLS
-	headers []settings.TLV // those that services are told in a header
+	headers []settings.TLV // those that services get in a header
 }
 
-func addressingOf(l listening, who peers, tls bool) addressing {
+func addressingOf(l listenerParams, from downstreams, tls bool) addressing {
 	a := addressing{
 		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
-		who:    who,
+		from:   from,
 		policy: l.policy.ClientAddress,
 		tls:    tls,
 	}
@@ -51,19 +51,16 @@ func addressingOf(l listening, who peers, tls bool) addressing {
 	return a
 }
 
-// apply makes a connection manager take the client's address from the
-// connection, where the PROXY filter has put it, and not from the
-// X-Forwarded-For of the request, which any client can write.
+// apply makes a connection manager take the client's address from the connection, where
+// the PROXY filter has put it, and not from X-Forwarded-For, which any client can write.
 //
-// What else Envoy does with use_remote_address is kept as close as possible to
-// what it does without:
+// The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
-//   - internal_address_config: no address counts as internal. Behind a balancer
-//     that is not in front of the internet every client has a private address;
-//     Envoy would believe such a client's x-envoy-* headers, which change
-//     timeouts and retries (CVE-2024-45806). An empty list of ranges means the
-//     private networks to Envoy, so the list has the one address that nobody can
-//     connect from, and that the PROXY filter refuses as a source.
+//   - internal_address_config: no address counts as internal. Behind an internal load
+//     balancer every client has a private address, and Envoy would trust its x-envoy-*
+//     headers, which change timeouts and retries (CVE-2024-45806). To Envoy an empty
+//     list means the private networks. So the list has the one address that no client
+//     can have and that the PROXY filter rejects as a source.
 func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	if !a.on {
 		return nil
@@ -76,50 +73,49 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.XffNumTrustedHops = a.policy.TrustedHops.Uint32()
 	headers := a.xff(hcm)
 	for _, tlv := range a.headers {
-		headers = append(headers, removed(tlv.Header))
-		if a.who != untrusted {
-			headers = append(headers, set(tlv.Header, envoy.TLVOperator(tlv.Name)))
+		headers = append(headers, removeHeader(tlv.Header))
+		if a.from != untrustedDownstreams {
+			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
-	return early(hcm, headers)
+	return mutateEarly(hcm, headers)
 }
 
-// xff gives the changes of X-Forwarded-For and X-Forwarded-Proto that come
-// before Envoy looks at them.
+// xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before
+// Envoy reads them.
 //
-// Envoy appends the address of the connection to X-Forwarded-For, and believes
-// X-Forwarded-Proto if there is a trusted hop. Where that is not what is wanted,
-// the address is written here, and Envoy is told that the one hop that it trusts
-// has done it.
+// Envoy appends the address of the connection to X-Forwarded-For, and trusts
+// X-Forwarded-Proto if there is a trusted hop. Where the settings ask for something
+// else, the address is written here, and Envoy takes it for that of one trusted hop.
 func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
-	if a.who == untrusted {
-		written(hcm)
-		return []*mutationv3.HeaderMutation{set(xffHeader, peerOperator), removed(protoHeader)}
+	if a.from == untrustedDownstreams {
+		trustLastXFF(hcm)
+		return []*mutationv3.HeaderMutation{setHeader(xffHeader, downstreamOperator), removeHeader(protoHeader)}
 	}
 	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
 	switch by := a.proto(); {
 	case by == settings.ForwardedProtoConnection && hops > 0:
-		return append(changes, removed(protoHeader))
+		return append(changes, removeHeader(protoHeader))
 	case by == settings.ForwardedProtoConnection && overwrite:
-		return append(changes, removed(xffHeader))
+		return append(changes, removeHeader(xffHeader))
 	case by == settings.ForwardedProtoConnection:
 		return nil
 	case by == settings.ForwardedProtoPorts:
-		changes = append(changes, set(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
+		changes = append(changes, setHeader(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
 		return changes
 	}
-	written(hcm)
+	trustLastXFF(hcm)
 	if overwrite {
-		return append(changes, set(xffHeader, clientOperator))
+		return append(changes, setHeader(xffHeader, clientOperator))
 	}
-	return append(changes, appended(xffHeader, clientOperator))
+	return append(changes, appendHeader(xffHeader, clientOperator))
 }
 
-// proto says what X-Forwarded-Proto follows from. A connection with TLS is
-// https, on whatever port.
+// proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on
+// any port.
 func (a addressing) proto() settings.ForwardedProtoType {
 	switch by := a.policy.ForwardedProto.Type; {
 	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
@@ -131,8 +127,8 @@ func (a addressing) proto() settings.ForwardedProtoType {
 	}
 }
 
-// byPort makes https of the ports that clients reach with it. With PROXY
-// protocol the port is the one that the balancer was reached on.
+// byPort is the operator that shows https on the given ports. With PROXY protocol the
+// port is that of the load balancer.
 func byPort(ports []uint32) string {
 	list := make([]string, len(ports))
 	for i, p := range ports {
@@ -141,34 +137,34 @@ func byPort(ports []uint32) string {
 	return envoy.CEL("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
 }
 
-// written tells Envoy that the last entry of X-Forwarded-For is the client.
-func written(hcm *hcmv3.HttpConnectionManager) {
+// trustLastXFF makes Envoy take the last address of X-Forwarded-For for the client.
+func trustLastXFF(hcm *hcmv3.HttpConnectionManager) {
 	hcm.XffNumTrustedHops = 1
 	hcm.SkipXffAppend = true
 }
 
-func set(header, value string) *mutationv3.HeaderMutation {
-	return appendAction(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+func setHeader(header, value string) *mutationv3.HeaderMutation {
+	return changeHeader(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 }
 
-func appended(header, value string) *mutationv3.HeaderMutation {
-	return appendAction(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
+func appendHeader(header, value string) *mutationv3.HeaderMutation {
+	return changeHeader(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
 }
 
-func appendAction(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
+func changeHeader(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: header, Value: value},
 		AppendAction: action,
 	}}}
 }
 
-func removed(header string) *mutationv3.HeaderMutation {
+func removeHeader(header string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
 }
 
-// early makes changes to the request's headers before anything looks at them
+// mutateEarly changes the request's headers before Envoy reads them
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
-func early(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
+func mutateEarly(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
 	if len(changes) == 0 {
 		return nil
 	}

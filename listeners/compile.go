@@ -1,17 +1,16 @@
-// Package listeners compiles what is known of an ingress gateway into the
-// resources that one of its Envoys gets:
+// Package listeners compiles what is known of an ingress gateway into the resources
+// that one of its Envoys gets:
 //
-//	gateway.Snapshot + gateway.Instance + gateway.Envoy ──Compile──> Resources
+//	gateway.Snapshot + gateway.Instance + gateway.EnvoyVersion ──Compiler.Compile──> Resources
 //
-// Everything of a gateway hangs off its listeners in Envoy's graph, so one
-// package makes all kinds, one file each. The output follows Consul's own xDS
-// for ingress gateways, name by name, so that dashboards, alerts and access
-// logs keep their meaning; what is added is the PROXY protocol.
+// In Envoy's graph everything of a gateway hangs off its listeners, so one package
+// makes all types. The output follows Consul's own xDS for ingress gateways, name by
+// name, so that dashboards, alerts and access logs keep their meaning; PROXY protocol
+// is added.
 //
-// Compile is a function: no clock, no context, no logger, no state. What does
-// not depend on the instance comes out byte-identical for every instance, and
-// the functions that make such a part take the whole key of the part as their
-// argument and nothing else.
+// There is no clock, no context and no logger here. What does not depend on the
+// instance is the same bytes for every instance. A function that makes such a part
+// gets all that the part depends on as one argument, a "key", and nothing else.
 package listeners
 
 import (
@@ -34,44 +33,74 @@ import (
 
 // Resources are what one Envoy of a gateway gets, by their names.
 type Resources struct {
-	Listeners ordered.Map[*listenerv3.Listener]
-	Routes    ordered.Map[*routev3.RouteConfiguration]
-	Clusters  ordered.Map[*clusterv3.Cluster]
-	Endpoints ordered.Map[*endpointv3.ClusterLoadAssignment]
-	Secrets   ordered.Map[*tlsv3.Secret]
-	// TokenBuckets are those of access logs: how many entries there may be a
-	// second.
-	TokenBuckets ordered.Map[*typev3.TokenBucket]
+	Listeners    ordered.Map[*listenerv3.Listener]
+	Routes       ordered.Map[*routev3.RouteConfiguration]
+	Clusters     ordered.Map[*clusterv3.Cluster]
+	Endpoints    ordered.Map[*endpointv3.ClusterLoadAssignment]
+	Secrets      ordered.Map[*tlsv3.Secret]
+	TokenBuckets ordered.Map[*typev3.TokenBucket] // of access logs
 
-	// WithheldListeners names, in order, the listeners that the gateway should
-	// have and that could not be built. Envoy must keep the last good ones, and
-	// with them the routes, clusters, endpoints and secrets that those use, even
-	// where the maps above no longer have them.
-	WithheldListeners []string
-	// WithheldEndpoints names, in order, the load assignments of Clusters whose
+	// HeldBackListeners names, in order, the listeners that the gateway should have
+	// and that could not be built. Envoy must keep the last good ones, and with them
+	// the routes, clusters, endpoints and secrets that those use, even where the maps
+	// above no longer have them.
+	HeldBackListeners []string
+	// HeldBackEndpoints names, in order, the load assignments of Clusters whose
 	// instances are not known. Envoy must keep the last good ones.
-	WithheldEndpoints []string
-	// Problems says what an operator has to mend, in addition to the snapshot's
-	// own problems.
+	HeldBackEndpoints []string
+	// Problems are what an operator has to correct, besides the snapshot's own.
 	Problems []problem.Problem
 }
 
-// Compile gives the resources for an Envoy of release e that runs as the
-// instance in of the gateway s. It is pure: the same input gives the same
-// bytes, and neither s nor in is modified. A listener that cannot be built the
-// way its settings ask for is withheld, never built without them.
-func Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
-	return new(Compiler).Compile(s, in, e)
+// Compiler compiles the snapshots of one gateway, one after the other, and makes only
+// what a change has touched: a part that did not change is the same message as before,
+// and a type of which nothing changed is the same map. For that, what did not change
+// in a snapshot must have kept its pointer. The zero value is ready. A Compiler
+// belongs to one goroutine.
+type Compiler struct {
+	snapshot *gateway.Snapshot // the one compiled last
+
+	// What was asked for of that snapshot, and of the one before.
+	shared, previousShared       map[sharedKey]*sharedResources
+	instances, previousInstances map[instanceKey]*instanceListeners
 }
 
-// environment is what all parts of a compile may depend on.
-type environment struct {
-	snapshot *gateway.Snapshot
-	envoy    envoy.Capabilities
-	fetch    envoy.FetchTimeout
+// Compile returns the resources for an Envoy of release e that runs as the instance in
+// of the gateway s. It is pure: whatever was compiled before, the same input gives the
+// same bytes, and neither s nor in is modified. A listener that cannot be built as its
+// settings say is held back, and never built without them.
+func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
+	if s != c.snapshot {
+		c.snapshot = s
+		c.shared, c.previousShared = map[sharedKey]*sharedResources{}, c.shared
+		c.instances, c.previousInstances = map[instanceKey]*instanceListeners{}, c.instances
+	}
+	key := sharedKey{envoy: envoy.CapabilitiesOf(e), fetch: fetchTimeoutOf(in)}
+	shared := c.shared[key]
+	if shared == nil {
+		shared = c.previousShared[key].update(environment{sharedKey: key, snapshot: s})
+		c.shared[key] = shared
+	}
+	own := instanceKey{node: in.Node, serviceID: in.ServiceID, shared: key}
+	listeners := c.instances[own]
+	if listeners == nil {
+		listeners = c.previousInstances[own].update(shared, in)
+		c.instances[own] = listeners
+	}
+	return &Resources{
+		Listeners:         listeners.listeners,
+		Routes:            shared.routes,
+		Clusters:          listeners.clusters,
+		Endpoints:         shared.assignments.endpoints,
+		Secrets:           shared.secrets,
+		TokenBuckets:      listeners.buckets,
+		HeldBackListeners: listeners.heldBack,
+		HeldBackEndpoints: shared.assignments.heldBack(),
+		Problems:          problemsOf(listeners.problems, shared.problems, shared.assignments.problems()),
+	}
 }
 
-// problemsOf gives each problem once. Names in them come from outside and may
+// problemsOf returns each problem once. Names in them come from outside and may
 // hold anything; a problem is one line.
 func problemsOf(lists ...[]problem.Problem) []problem.Problem {
 	var out []problem.Problem
@@ -84,15 +113,6 @@ func problemsOf(lists ...[]problem.Problem) []problem.Problem {
 		}
 	}
 	return out
-}
-
-// named gives messages by their names. Where two have the same name the first
-// one counts.
-func named[M interface {
-	comparable
-	GetName() string
-}](list []M) ordered.Map[M] {
-	return ordered.By(list, M.GetName)
 }
 
 func oneLine(s string) string {

@@ -51,7 +51,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 			s = changed(rnd, s, cases)
 			for _, in := range s.Instances {
 				e := []gateway.EnvoyVersion{{}, {Major: 1, Minor: 22}}[rnd.IntN(2)]
-				if diff := cmp.Diff(Compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
+				if diff := cmp.Diff(compile(s, in, e), c.Compile(s, in, e), resourcesEqual); diff != "" {
 					t.Fatalf("seed %d: as Compile -, the Compiler +:\n%s", seed, diff)
 				}
 			}
@@ -59,7 +59,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 	}
 }
 
-// changed gives a snapshot in which a part is gone, or is that of another one.
+// changed returns a snapshot in which a part is gone, or is that of another one.
 func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
 	next, other := *s, others[rnd.IntN(len(others))]
 	switch rnd.IntN(12) {
@@ -87,7 +87,7 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 	return &next
 }
 
-// withoutOne gives a copy in which a value is gone, or stands under another key
+// withoutOne returns a copy in which a value is gone, or stands under another key
 // too.
 func withoutOne[K comparable, V any](rnd *rand.Rand, m map[K]V) map[K]V {
 	out := maps.Clone(m)
@@ -177,7 +177,7 @@ func TestWhatIsNotKnownTakesNothingAway(t *testing.T) {
 		for seed := range uint64(20) {
 			less := unread(rand.New(rand.NewPCG(seed, 0)), s)
 			for _, in := range s.Instances {
-				all, r := Compile(s, in, gateway.EnvoyVersion{}), Compile(less, in, gateway.EnvoyVersion{})
+				all, r := compile(s, in, gateway.EnvoyVersion{}), compile(less, in, gateway.EnvoyVersion{})
 				checkResources(t, r)
 				checkNothingLost(t, all, r)
 			}
@@ -190,27 +190,27 @@ func checkNothingLost(t *testing.T, all, r *Resources) {
 	for name, l := range all.Listeners.All() {
 		if now := r.Listeners.Get(name); now != nil && !proto.Equal(l, now) {
 			t.Errorf("listener %s is another one", name)
-		} else if now == nil && !slices.Contains(r.WithheldListeners, name) {
+		} else if now == nil && !slices.Contains(r.HeldBackListeners, name) {
 			t.Errorf("listener %s is gone", name)
 		}
 	}
-	for _, name := range all.WithheldListeners {
-		if !slices.Contains(r.WithheldListeners, name) {
+	for _, name := range all.HeldBackListeners {
+		if !slices.Contains(r.HeldBackListeners, name) {
 			t.Errorf("listener %s is no longer withheld", name)
 		}
 	}
-	if len(r.WithheldListeners) == 0 && (all.Routes.Len() != r.Routes.Len() || all.Clusters.Len() != r.Clusters.Len()) {
+	if len(r.HeldBackListeners) == 0 && (all.Routes.Len() != r.Routes.Len() || all.Clusters.Len() != r.Clusters.Len()) {
 		t.Error("routes or clusters are gone, and no listener that leads to them is withheld")
 	}
 	for name, a := range all.Endpoints.All() {
 		if now := r.Endpoints.Get(name); now != nil && !proto.Equal(a, now) {
 			t.Errorf("load assignment %s is another one", name)
-		} else if now == nil && r.Clusters.Get(name) != nil && !slices.Contains(r.WithheldEndpoints, name) {
+		} else if now == nil && r.Clusters.Get(name) != nil && !slices.Contains(r.HeldBackEndpoints, name) {
 			t.Errorf("load assignment %s is gone", name)
 		}
 	}
 	for name, c := range r.Clusters.All() {
-		if was := all.Clusters.Get(name); was != nil && len(r.WithheldListeners) == 0 && !proto.Equal(was, c) {
+		if was := all.Clusters.Get(name); was != nil && len(r.HeldBackListeners) == 0 && !proto.Equal(was, c) {
 			t.Errorf("cluster %s is another one", name)
 		}
 	}
@@ -250,7 +250,7 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	before := *s
 	before.Endpoints = before.Endpoints.With(id, &gateway.Endpoints{})
 	c.Compile(&before, s.Instances[0], gateway.EnvoyVersion{})
-	if diff := cmp.Diff(Compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
+	if diff := cmp.Diff(compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
 	}
 }

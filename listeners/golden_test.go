@@ -104,6 +104,11 @@ func decodeFixture(asJSON []byte) (*gateway.Snapshot, []gateway.EnvoyVersion, er
 	return &f.Snapshot, envoys, nil
 }
 
+// compile compiles one snapshot with a new Compiler.
+func compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
+	return new(Compiler).Compile(s, in, e)
+}
+
 // compiled is what one Envoy of a case gets.
 type compiled struct {
 	snapshot  *gateway.Snapshot
@@ -122,46 +127,53 @@ func compileFixture(t *testing.T, in []byte) []compiled {
 	var out []compiled
 	for _, instance := range s.Instances {
 		for _, e := range envoys {
-			out = append(out, compiled{snapshot: s, instance: instance, envoy: e, resources: Compile(s, instance, e)})
+			out = append(out, compiled{snapshot: s, instance: instance, envoy: e, resources: compile(s, instance, e)})
 		}
 	}
 	return out
 }
 
 func TestGolden(t *testing.T) {
-	golden.Run(t, testdata, func(t *testing.T, in []byte) any {
+	golden.Run(t, testdata, func(t *testing.T, in []byte) map[string]any {
 		return document(compileFixture(t, in))
 	})
 }
 
-// document lays out what the Envoys of a case get: first what the first of them
-// gets apart from listeners, then for each Envoy its listeners, and what else it
-// gets that is not the same as for the first.
+// document lays out what the Envoys of a case get, by type and then by Envoy. Of the
+// types that do not depend on the instance it has what the first Envoy gets, under
+// "shared", and of another one what is not the same.
 func document(all []compiled) map[string]any {
 	doc := map[string]any{}
-	var shared map[string]any
-	for i, c := range all {
-		own := map[string]any{
+	add := func(part, envoy string, value any) {
+		if reflect.ValueOf(value).Len() == 0 {
+			return
+		}
+		if doc[part] == nil {
+			doc[part] = map[string]any{}
+		}
+		doc[part].(map[string]any)[envoy] = value
+	}
+	shared := sharedParts(all[0].resources)
+	for part, value := range shared {
+		add(part, "shared", value)
+	}
+	for _, c := range all {
+		for part, value := range map[string]any{
 			"listeners":         golden.List(c.resources.Listeners.Values()),
-			"withheldListeners": c.resources.WithheldListeners,
-			"withheldEndpoints": c.resources.WithheldEndpoints,
+			"heldBackListeners": c.resources.HeldBackListeners,
+			"heldBackEndpoints": c.resources.HeldBackEndpoints,
 			"problems":          c.resources.Problems,
 			"tokenBuckets":      namedBuckets(c.resources),
+		} {
+			add(part, c.String(), value)
 		}
-		parts := sharedParts(c.resources)
-		if i == 0 {
-			shared = parts
-		}
-		for kind, part := range parts {
-			if i == 0 {
-				doc[kind] = part
-			} else if !sameMessages(shared[kind].([]any), part.([]any)) {
-				own[kind] = part
+		for part, value := range sharedParts(c.resources) {
+			if !sameMessages(shared[part].([]any), value.([]any)) {
+				add(part, c.String(), value)
 			}
 		}
-		doc[c.String()] = withoutEmpty(own)
 	}
-	return withoutEmpty(doc)
+	return doc
 }
 
 func sharedParts(r *Resources) map[string]any {
@@ -199,15 +211,6 @@ func sameMessages(a, b []any) bool {
 	return true
 }
 
-func withoutEmpty(m map[string]any) map[string]any {
-	for key, value := range m {
-		if v := reflect.ValueOf(value); v.Kind() == reflect.Slice && v.Len() == 0 {
-			delete(m, key)
-		}
-	}
-	return m
-}
-
 // TestResourcesAreValidAndOrdered holds for every case what must hold for any
 // input.
 func TestResourcesAreValidAndOrdered(t *testing.T) {
@@ -221,14 +224,14 @@ func checkResources(t *testing.T, r *Resources) {
 			t.Errorf("%T: %v", m, err)
 		}
 	}
-	checkNames(t, "withheld listener", r.WithheldListeners)
+	checkNames(t, "withheld listener", r.HeldBackListeners)
 	for name := range r.Listeners.Keys() {
-		if slices.Contains(r.WithheldListeners, name) {
+		if slices.Contains(r.HeldBackListeners, name) {
 			t.Errorf("listener %s is withheld and there", name)
 		}
 	}
-	checkNames(t, "withheld load assignment", r.WithheldEndpoints)
-	for _, name := range r.WithheldEndpoints {
+	checkNames(t, "withheld load assignment", r.HeldBackEndpoints)
+	for _, name := range r.HeldBackEndpoints {
 		if r.Endpoints.Get(name) != nil || r.Clusters.Get(name) == nil {
 			t.Errorf("load assignment %s is withheld, and it is there or its cluster is not", name)
 		}

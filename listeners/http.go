@@ -20,30 +20,29 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// httpChains makes the filter chains of an http, http2 or grpc listener: one
-// for each service with a certificate of its own, chosen by server name, and
-// one for all other services.
-func httpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
+// httpChains makes the filter chains of an http, http2 or grpc listener: one for each
+// service with its own certificate, chosen by server name, and one for all others.
+func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
-		if !ownCertificate(svc) {
+		if !hasOwnCertificate(svc) {
 			continue
 		}
-		chain, err := ownChain(l, who, svc)
+		chain, err := serviceChain(l, from, svc)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 		}
 		chains = append(chains, chain)
 	}
-	if len(chains) >= len(l.port.rows) {
+	if len(chains) >= len(l.port.services) {
 		return chains, nil
 	}
 	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := httpChain(l, who, routeName(l.port, nil), socket)
+	chain, err := httpChain(l, from, routeName(l.port, nil), socket)
 	if err != nil {
 		return nil, err
 	}
@@ -51,16 +50,16 @@ func httpChains(l listening, who peers) ([]*listenerv3.FilterChain, error) {
 	return chains, nil
 }
 
-// ownChain makes the chain of a service with a certificate of its own.
-func ownChain(l listening, who peers, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+// serviceChain makes the chain of a service with its own certificate.
+func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
 	if len(svc.Hosts) == 0 {
-		return nil, errors.New("a certificate of its own needs Hosts, by which the service is chosen; add them")
+		return nil, errors.New("a service with its own certificate is chosen by Hosts; add them")
 	}
-	socket, err := ownSocket(l.env, l.port, svc)
+	socket, err := serviceSocket(l.env, l.port, svc)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := httpChain(l, who, routeName(l.port, svc), socket)
+	chain, err := httpChain(l, from, routeName(l.port, svc), socket)
 	if err != nil {
 		return nil, err
 	}
@@ -68,41 +67,41 @@ func ownChain(l listening, who peers, svc *gateway.ListenerService) (*listenerv3
 	return chain, nil
 }
 
-func httpChain(l listening, who peers, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
-	filters, err := tlvFilters(l, who)
+func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err
 	}
-	manager, err := connectionManager(managerKey{
+	manager, err := connectionManager(connectionManagerKey{
 		protocol:     l.port.protocol,
 		route:        route,
 		fetch:        l.env.fetch,
-		maxHeadersKB: l.in.maxHeadersKB,
-		client:       addressingOf(l, who, socket != nil),
-		logs:         l.logs.For(who == untrusted),
+		maxHeadersKB: l.instance.maxHeadersKB,
+		client:       addressingOf(l, from, socket != nil),
+		logs:         l.logs.For(from == untrustedDownstreams),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &listenerv3.FilterChain{
-		Name:            l.chainName(route, who),
+		Name:            l.chainName(route, from),
 		Filters:         append(filters, manager),
 		TransportSocket: socket,
 	}, nil
 }
 
-// routeName names the route configuration of a port, or that of the service svc
-// when it has a certificate, and with it routes, of its own.
+// routeName names the route configuration of a port, or that of the service svc if it
+// has its own certificate.
 func routeName(p port, svc *gateway.ListenerService) string {
 	name := strconv.Itoa(p.number)
-	if svc == nil || !ownCertificate(svc) {
+	if svc == nil || !hasOwnCertificate(svc) {
 		return name
 	}
 	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
 }
 
-// managerKey is everything that an HTTP connection manager follows from.
-type managerKey struct {
+// connectionManagerKey is everything that an HTTP connection manager depends on.
+type connectionManagerKey struct {
 	protocol     string
 	route        string
 	fetch        envoy.FetchTimeout
@@ -111,20 +110,20 @@ type managerKey struct {
 	logs         []*accesslogv3.AccessLog
 }
 
-func connectionManager(k managerKey) (*listenerv3.Filter, error) {
+func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 	filters, err := httpFilters(k.protocol)
 	if err != nil {
 		return nil, err
 	}
 	hcm := &hcmv3.HttpConnectionManager{
-		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_") + k.client.who.suffix(),
+		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_") + k.client.from.suffix(),
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: k.route,
 			ConfigSource:    envoy.OverADS(k.fetch),
 		}},
 		HttpFilters: filters,
-		// No trace is begun here; one that the client began goes on.
+		// No trace begins here. One that the client began goes on.
 		Tracing:        &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		AccessLog:      k.logs,
@@ -141,7 +140,7 @@ func connectionManager(k managerKey) (*listenerv3.Filter, error) {
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)
 }
 
-// httpFilters gives the HTTP filters in the order they run.
+// httpFilters returns the HTTP filters in the order they run.
 func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
 	type named struct {
 		name   string

@@ -49,7 +49,7 @@ func routeMatch(can envoy.Capabilities, m *gateway.RouteMatch) (*routev3.RouteMa
 	if len(h.Methods) > 0 {
 		out.Headers = append(out.Headers, &routev3.HeaderMatcher{
 			Name:                 ":method",
-			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: like(can, strings.Join(h.Methods, "|"))},
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: matchRegex(can, strings.Join(h.Methods, "|"))},
 		})
 	}
 	for _, param := range h.QueryParam {
@@ -67,9 +67,9 @@ func headerMatch(can envoy.Capabilities, h gateway.HeaderMatch) (*routev3.Header
 	var pattern *matcherv3.StringMatcher
 	switch {
 	case h.Exact != "":
-		pattern = exact(h.Exact)
+		pattern = matchExactly(h.Exact)
 	case h.Regex != "":
-		pattern = like(can, h.Regex)
+		pattern = matchRegex(can, h.Regex)
 	case h.Prefix != "":
 		pattern = &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: h.Prefix}}
 	case h.Suffix != "":
@@ -88,9 +88,9 @@ func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryPar
 	out := &routev3.QueryParameterMatcher{Name: q.Name}
 	switch {
 	case q.Exact != "":
-		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: exact(q.Exact)}
+		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: matchExactly(q.Exact)}
 	case q.Regex != "":
-		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: like(can, q.Regex)}
+		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: matchRegex(can, q.Regex)}
 	case q.Present:
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_PresentMatch{PresentMatch: true}
 	default:
@@ -99,11 +99,11 @@ func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryPar
 	return out, nil
 }
 
-func exact(s string) *matcherv3.StringMatcher {
+func matchExactly(s string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: s}}
 }
 
-func like(can envoy.Capabilities, pattern string) *matcherv3.StringMatcher {
+func matchRegex(can envoy.Capabilities, pattern string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: regex(can, pattern)}}
 }
 

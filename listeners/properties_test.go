@@ -116,7 +116,7 @@ func TestWhatAnEnvoyIsTooOldForIsHeldBack(t *testing.T) {
 		for minor := range uint32(20) {
 			e := gateway.EnvoyVersion{Major: 1, Minor: 22 + minor}
 			for _, in := range s.Instances {
-				c := compiled{snapshot: s, instance: in, envoy: e, resources: Compile(s, in, e)}
+				c := compiled{snapshot: s, instance: in, envoy: e, resources: compile(s, in, e)}
 				for l := range c.resources.Listeners.Values() {
 					checkKnown(t, l, c)
 				}
@@ -173,7 +173,7 @@ func TestWhatInstancesShareIsTheSameBytes(t *testing.T) {
 		s, envoys := mustParse(t, in)
 		byFetch := map[envoy.FetchTimeout][]byte{}
 		for _, in := range s.Instances {
-			r := Compile(s, in, envoys[0])
+			r := compile(s, in, envoys[0])
 			r.Listeners, r.TokenBuckets = ordered.Map[*listenerv3.Listener]{}, ordered.Map[*typev3.TokenBucket]{}
 			got, fetch := encode(t, r), fetchTimeoutOf(in)
 			if want, ok := byFetch[fetch]; ok && string(got) != string(want) {
@@ -189,9 +189,9 @@ func TestCompileGivesTheSameBytesAgainAndLeavesItsInputAlone(t *testing.T) {
 		s, envoys := mustParse(t, in)
 		before, _ := mustParse(t, in)
 		for _, in := range s.Instances {
-			first := encode(t, Compile(s, in, envoys[0]))
+			first := encode(t, compile(s, in, envoys[0]))
 			for range 5 {
-				if string(encode(t, Compile(s, in, envoys[0]))) != string(first) {
+				if string(encode(t, compile(s, in, envoys[0]))) != string(first) {
 					t.Fatal("the same input gives other bytes")
 				}
 			}
@@ -215,7 +215,7 @@ func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener,
 	})
 }
 
-// policyOf gives the policy of a listener, or false for one that is not for
+// policyOf returns the policy of a listener, or false for one that is not for
 // clients.
 func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Listener, bool) {
 	t.Helper()
@@ -255,7 +255,7 @@ func managers(t *testing.T, l *listenerv3.Listener) []*hcmv3.HttpConnectionManag
 	return out
 }
 
-// networkFilters gives the filters of a chain that have one type.
+// networkFilters returns the filters of a chain that have one type.
 func networkFilters[T proto.Message](t *testing.T, chain *listenerv3.FilterChain) []T {
 	t.Helper()
 	var out []T
@@ -273,7 +273,7 @@ func networkFilters[T proto.Message](t *testing.T, chain *listenerv3.FilterChain
 	return out
 }
 
-// encode gives the bytes of resources, as they would go to Envoy.
+// encode returns the bytes of resources, as they would go to Envoy.
 func encode(t *testing.T, r *Resources) []byte {
 	t.Helper()
 	var out []byte

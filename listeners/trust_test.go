@@ -19,12 +19,12 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// limited says whether only some peers' headers are believed.
+// limited reports whether only some peers' headers are believed.
 func limited(p settings.Listener) bool {
 	return p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll()
 }
 
-// trustedChain says whether a chain is for the trusted peers alone.
+// trustedChain reports whether a chain is for the trusted peers alone.
 func trustedChain(chain *listenerv3.FilterChain, p settings.Listener) bool {
 	var ranges []netip.Prefix
 	for _, r := range chain.GetFilterChainMatch().GetDirectSourcePrefixRanges() {
@@ -155,7 +155,7 @@ func TestARelayTellsNothingThatIsNotBelieved(t *testing.T) {
 					if relayed && limited(p) && !trustedChain(chain, p) {
 						t.Errorf("%s: an untrusted peer gets to %s with whatever it claims", l.Name, proxy.GetCluster())
 					}
-					if relayed != (p.ProxyProtocol.Upstream != settings.UpstreamNone) && proxy.GetCluster() != nowhere {
+					if relayed != (p.ProxyProtocol.Upstream != settings.UpstreamNone) && proxy.GetCluster() != blackholeCluster {
 						t.Errorf("%s leads to %s, with upstream %s", l.Name, proxy.GetCluster(), p.ProxyProtocol.Upstream)
 					}
 					if relayed {

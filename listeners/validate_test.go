@@ -33,7 +33,7 @@ func TestEnvoyTakesEveryCase(t *testing.T) {
 			eachCase(t, func(t *testing.T, in []byte) {
 				s, _ := mustParse(t, in)
 				for _, instance := range s.Instances {
-					wantTaken(t, binary, Compile(s, instance, e))
+					wantTaken(t, binary, compile(s, instance, e))
 				}
 			})
 		})

@@ -50,7 +50,7 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"half a key pair", []string{"--tls-cert", "x"}, "--tls-cert and --tls-key belong together"},
 		{"log level", []string{"--log-level", "loud"}, `--log-level "loud" is unknown; use debug, info, warn or error`},
 		{"log format", []string{"--log-format", "xml"}, `--log-format "xml" is unknown; use text or json`},
-		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `scheme "ftp" is not known`},
+		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `unknown scheme "ftp"; write host:port`},
 		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: Usher then does not use Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
 		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace -1s: it must not be negative"},

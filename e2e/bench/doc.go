@@ -13,8 +13,8 @@
 //     is a bare blocking query on the changed service in the same run; it
 //     counts from the same moment.
 //   - A ratio to Consul comes from changes that both deliver in one run. A
-//     multiple of the floor comes from a second run, in which nobody subscribes
-//     to Consul's own xDS: that would take all cores. It begins when both
+//     multiple of the floor comes from a second run, without Envoys on
+//     Consul's own xDS: that would take all cores. It begins when both
 //     processes have come to rest.
 //   - CPU is the time that the kernel counts for that one process. Consul's
 //     includes what Usher's queries and the writes cost it.

@@ -211,7 +211,7 @@ func count(b bool) int {
 	return 0
 }
 
-// checkComplete tells the fleet when the Envoy first has all that there is.
+// checkComplete reports to the fleet when the Envoy first has all resources.
 func (e *envoy) checkComplete(at time.Time) {
 	if e.complete || e.waiting > 0 || e.endpoints < e.fleet.services || e.hosts < e.fleet.services || len(e.has[xds.ListenerType]) == 0 {
 		return

@@ -32,7 +32,7 @@ type resource struct {
 // reference is the name of a resource that another one needs.
 type reference struct{ typeURL, name string }
 
-// identityOf tells the versions of all resources apart.
+// identityOf identifies a version of a resource.
 type identityOf struct{ typeURL, name, version string }
 
 // resourceCache reads each version of a resource once, whichever Envoy gets it first.

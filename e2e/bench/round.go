@@ -17,8 +17,7 @@ func ofGateway(services, envoys int) string {
 	return fmt.Sprintf("%s × %s: ", thousands(services), thousands(envoys))
 }
 
-// startUsher starts Usher anew: every round begins with one that watches
-// nothing.
+// startUsher replaces Usher: every round begins with one that watches nothing.
 func (b *bench) startUsher(ctx context.Context) error {
 	if b.usher != nil {
 		if err := b.usher.stop(); err != nil {
@@ -81,8 +80,8 @@ func (b *bench) round(ctx context.Context, envoys int, full bool) error {
 	return nil
 }
 
-// losses records how many streams ended that nobody had closed, and says why the
-// first one did.
+// losses records how many streams ended unexpectedly, and prints why the first one
+// did.
 func (b *bench) losses(name string, usher, consul side) {
 	var n [2]float64
 	for i, s := range []side{usher, consul} {
@@ -149,7 +148,7 @@ func (b *bench) changesOnBoth(ctx context.Context, name string, envoys int, ushe
 	return nil
 }
 
-// changesOnUsher changes endpoints while nobody is subscribed to Consul's own xDS, once
+// changesOnUsher changes endpoints while no Envoy is on Consul's own xDS, once
 // the work of what went before is done.
 func (b *bench) changesOnUsher(ctx context.Context, name string, bars []bar, usher side) error {
 	if err := waitIdle(ctx, b.consul.process, usher.process); err != nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // betters are cases in which a gateway of Consul's own does not work, and one of
@@ -38,8 +40,8 @@ func TestBetterThanConsul(t *testing.T) {
 	s.releases = envoys
 	for _, b := range betters {
 		t.Run(b.name, func(t *testing.T) {
-			s.consul.clear(t)
-			c := readFiles(t, "testdata/better/"+b.name+".yaml", func(c *testCase, name string) { c.name = name })[0]
+			s.consul.reset(t)
+			c := lab.ReadCases(t, "testdata/better/"+b.name+".yaml", func(c *lab.GatewayCase, name string) { c.Name = name })[0]
 			if err := s.consul.load(c); err != nil {
 				t.Fatal(err)
 			}

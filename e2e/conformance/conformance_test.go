@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // settleDeadline is how long Consul, and then Usher, may take to settle.
@@ -26,7 +28,7 @@ const (
 // TestSameResourcesAsConsul loads one case after the other into one Consul. For
 // each, a fresh Envoy asks Consul. One Envoy stays with one Usher through all
 // cases, so that each case is also a change that it follows; another one asks
-// that Usher anew, and a third one an Usher that has just started. All must end
+// that Usher afresh, and a third one an Usher that has just started. All must end
 // up with the same.
 func TestSameResourcesAsConsul(t *testing.T) { compareCases(t, current) }
 
@@ -40,8 +42,8 @@ func compareCases(t *testing.T, ref reference) {
 	s := startSuite(t, ref)
 	s.releases = envoys
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			if says, ok := ref.refused[c.name]; ok {
+		t.Run(c.Name, func(t *testing.T) {
+			if says, ok := ref.refused[c.Name]; ok {
 				s.refuses(t, c, says)
 				return
 			}
@@ -85,8 +87,8 @@ var (
 	random = flag.Int("random", 300, "number of random cases")
 )
 
-// TestSameResourcesAsConsulForRandomCases does the same with cases that nobody
-// has written. A case that differs is printed; its name is the flag -seed and
+// TestSameResourcesAsConsulForRandomCases does the same with generated
+// cases. A case that differs is printed; its name is the flag -seed and
 // its number.
 func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 	t.Parallel()
@@ -98,7 +100,7 @@ func TestSameResourcesAsConsulForRandomCases(t *testing.T) {
 	s.releases = envoys[:1]
 	for i := range *random {
 		c := generate(from, i)
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.Name, func(t *testing.T) {
 			s.run(t, c)
 			if t.Failed() {
 				t.Logf("the case, shrunk:\n%s", s.shrink(t, c))
@@ -144,9 +146,9 @@ type suite struct {
 	validating time.Duration
 }
 
-func (s *suite) run(t *testing.T, c testCase) {
+func (s *suite) run(t *testing.T, c lab.GatewayCase) {
 	s.ran++
-	s.consul.clear(t)
+	s.consul.reset(t)
 	if err := s.consul.load(c); err != nil {
 		t.Fatal(err)
 	}
@@ -173,10 +175,10 @@ func (s *suite) run(t *testing.T, c testCase) {
 }
 
 // refuses demands that Consul does not take a case, and says so.
-func (s *suite) refuses(t *testing.T, c testCase, says string) {
+func (s *suite) refuses(t *testing.T, c lab.GatewayCase, says string) {
 	t.Helper()
 	s.refused++
-	s.consul.clear(t)
+	s.consul.reset(t)
 	err := s.consul.load(c)
 	if err == nil {
 		var stop func()

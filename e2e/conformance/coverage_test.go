@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // coverage counts how often cases set each field of the config entries, by
@@ -20,7 +22,7 @@ type coverage map[string]int
 
 // add counts the fields of a case. What Consul's API does not know by name is
 // not counted, and so found missing.
-func (c coverage) add(t *testing.T, one testCase) {
+func (c coverage) add(t *testing.T, one lab.GatewayCase) {
 	t.Helper()
 	for _, e := range one.Entries {
 		kind := fmt.Sprint(e["Kind"])

@@ -24,16 +24,16 @@ func TestSameResourcesAsConsulOnIPv6(t *testing.T) {
 		"bind-dual-stack": {[]string{"db:0.0.0.0:5432", "db:[::]:5432"}, []string{"127.0.0.1", "::1"}},
 	}
 	for _, c := range readCases(t) {
-		want, checked := taken[c.name]
-		if !checked && !slices.Contains([]string{"bind-addresses", "bind-ipv6", "instances"}, c.name) {
+		want, checked := taken[c.Name]
+		if !checked && !slices.Contains([]string{"bind-addresses", "bind-ipv6", "instances"}, c.Name) {
 			continue
 		}
-		t.Run(c.name, func(t *testing.T) { s.run(t, c) })
+		t.Run(c.Name, func(t *testing.T) { s.run(t, c) })
 		if !checked {
 			continue
 		}
 		for of, addr := range map[string]string{"Consul": s.consul.grpc, "Usher": s.usher} {
-			t.Run(c.name+", the Envoy of "+of, func(t *testing.T) { wantTaken(t, s.everything(t, addr), want.listeners, want.from) })
+			t.Run(c.Name+", the Envoy of "+of, func(t *testing.T) { wantTaken(t, s.everything(t, addr), want.listeners, want.from) })
 		}
 	}
 }

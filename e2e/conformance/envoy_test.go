@@ -48,8 +48,8 @@ type envoy struct {
 	token string // "" for none
 	// views holds the newest view.
 	views chan view
-	// seen is the one that awaitEqual took last: what has nothing new to tell
-	// has what it had.
+	// seen is the view that awaitEqual read last. It counts until there is a new
+	// one.
 	seen view
 }
 
@@ -83,7 +83,7 @@ func connectAs(t *testing.T, addr string, node *corev3.Node, token string) (*env
 
 func (e *envoy) run(ctx context.Context, conn *grpc.ClientConn) {
 	for ctx.Err() == nil {
-		err := e.converse(ctx, conn)
+		err := e.runStream(ctx, conn)
 		e.publish(view{missing: fmt.Sprintf("the stream ended: %v", err)})
 		select {
 		case <-ctx.Done():
@@ -101,8 +101,8 @@ func (e *envoy) publish(v view) {
 	e.views <- v
 }
 
-// converse holds one stream until it ends.
-func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
+// runStream holds one stream until it ends.
+func (e *envoy) runStream(ctx context.Context, conn *grpc.ClientConn) error {
 	if e.token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", e.token)
 	}
@@ -110,7 +110,7 @@ func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
 	if err != nil {
 		return err
 	}
-	c := conversation{stream: stream, has: resources{}, wants: map[string][]string{}, answered: map[string]bool{}}
+	c := clientStream{stream: stream, has: resources{}, wants: map[string][]string{}, answered: map[string]bool{}}
 	for i, typeURL := range wildcardTypes {
 		request := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL}
 		if i == 0 {
@@ -125,7 +125,7 @@ func (e *envoy) converse(ctx context.Context, conn *grpc.ClientConn) error {
 		if err != nil {
 			return err
 		}
-		if err := c.take(response); err != nil {
+		if err := c.handle(response); err != nil {
 			return err
 		}
 		e.publish(c.view())
@@ -146,16 +146,16 @@ func node(gateway, on string) *corev3.Node {
 	}
 }
 
-// conversation is the state of one stream.
-type conversation struct {
+// clientStream is the state of one stream.
+type clientStream struct {
 	stream   discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	has      resources
 	wants    map[string][]string // the names it has subscribed to, sorted
 	answered map[string]bool     // the types that came
 }
 
-// take accepts a response, and subscribes to what its resources refer to.
-func (c *conversation) take(r *discoveryv3.DeltaDiscoveryResponse) error {
+// handle accepts a response, and subscribes to what its resources refer to.
+func (c *clientStream) handle(r *discoveryv3.DeltaDiscoveryResponse) error {
 	c.answered[r.TypeUrl] = true
 	if c.has[r.TypeUrl] == nil {
 		c.has[r.TypeUrl] = map[string]tree{}
@@ -173,11 +173,11 @@ func (c *conversation) take(r *discoveryv3.DeltaDiscoveryResponse) error {
 	if err := c.stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: r.TypeUrl, ResponseNonce: r.Nonce}); err != nil {
 		return err
 	}
-	return c.follow()
+	return c.updateSubscriptions()
 }
 
-// follow asks for what is referred to, and gives up what no longer is.
-func (c *conversation) follow() error {
+// updateSubscriptions asks for what is referred to, and gives up what no longer is.
+func (c *clientStream) updateSubscriptions() error {
 	wanted := c.has.references()
 	for _, typeURL := range namedTypes {
 		names, had := wanted[typeURL], c.wants[typeURL]
@@ -201,7 +201,7 @@ func (c *conversation) follow() error {
 }
 
 // view returns what there is, and what is still waited for.
-func (c *conversation) view() view {
+func (c *clientStream) view() view {
 	v := view{resources: resources{}}
 	for typeURL, byName := range c.has {
 		v.resources[typeURL] = maps.Clone(byName)

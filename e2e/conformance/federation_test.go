@@ -27,7 +27,7 @@ const (
 // federatedCase is a case in which there is a second datacenter, or a cluster
 // peer.
 type federatedCase struct {
-	testCase `yaml:",inline"`
+	lab.GatewayCase `yaml:",inline"`
 
 	// Remote are the services there, as Services are those of the first
 	// datacenter.
@@ -47,7 +47,7 @@ func TestSameResourcesAsOldConsulWithASecondDatacenter(t *testing.T) { compareFe
 
 func readFederated(t *testing.T, pattern string) []federatedCase {
 	t.Helper()
-	return readFiles(t, pattern, func(c *federatedCase, name string) { c.name = name })
+	return lab.ReadCases(t, pattern, func(c *federatedCase, name string) { c.Name = name })
 }
 
 func compareFederated(t *testing.T, ref reference) {
@@ -57,9 +57,9 @@ func compareFederated(t *testing.T, ref reference) {
 	s.releases = envoys[:1]
 	remote := startRemote(t, s.consul)
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.Name, func(t *testing.T) {
 			s.loadFederated(t, remote, c)
-			s.run(t, c.testCase)
+			s.run(t, c.GatewayCase)
 		})
 	}
 	t.Logf("Consul %s: %d of %d cases equal, %d resources", ref.version, s.equal, len(cases), s.resources)
@@ -74,7 +74,7 @@ func TestADatacenterThatIsGoneStays(t *testing.T) {
 	var own *envoy
 	t.Run("it is there", func(while *testing.T) {
 		s.loadFederated(while, startRemote(while, s.consul), c)
-		s.run(while, c.testCase)
+		s.run(while, c.GatewayCase)
 		// Not before: Consul would send what it has of the gateway without a case.
 		var stop func()
 		own, stop = connect(t, s.consul.grpc)
@@ -150,7 +150,7 @@ func (s *consulServer) loadRemote(t *testing.T, dc string, c federatedCase) {
 	if dc == remoteDatacenter {
 		for i, name := range slices.Sorted(maps.Keys(c.Remote)) {
 			for j, instance := range c.Remote[name] {
-				writes = append(writes, remotely(sidecar(name, i+1, j+1, instance)))
+				writes = append(writes, onRemoteNode(sidecar(name, i+1, j+1, instance)))
 			}
 		}
 	}
@@ -159,9 +159,9 @@ func (s *consulServer) loadRemote(t *testing.T, dc string, c federatedCase) {
 	}
 }
 
-// remotely puts a registration onto the node of the second datacenter, which
+// onRemoteNode puts a registration onto the node of the second datacenter, which
 // has an address for those outside.
-func remotely(registration map[string]any) write {
+func onRemoteNode(registration map[string]any) write {
 	registration["Node"], registration["Address"] = remoteNode, "10.2.0.2"
 	registration["TaggedAddresses"] = map[string]any{"wan": "198.51.100.2"}
 	return write{registerPath, registration}
@@ -178,5 +178,5 @@ func meshGateway(dc string, i int, over map[string]any) map[string]any {
 			"wan": map[string]any{"Address": fmt.Sprintf("198.51.100.%s%d", dc[2:], i), "Port": 443},
 		},
 	}
-	return laidOver(map[string]any{"Node": meshGatewayNode, "Address": "10.9.0.1", "Service": service}, over)
+	return lab.Override(map[string]any{"Node": meshGatewayNode, "Address": "10.9.0.1", "Service": service}, over)
 }

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // object is a JSON object in Consul's spelling.
@@ -32,13 +34,13 @@ type generator struct {
 	entries  []map[string]any
 }
 
-func generate(seed uint64, number int) testCase {
+func generate(seed uint64, number int) lab.GatewayCase {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, uint64(number))), splits: map[string]int{}, subsets: map[string]bool{}}
 	g.meet = g.maybe(70)
 	g.failover = g.meet && g.maybe(50)
 	g.limits = !g.failover
 	g.tls = pick(g, "", "", "leaf", "sds")
-	c := testCase{name: fmt.Sprintf("%d-%d", seed, number), Services: map[string][]map[string]any{}, Gateway: g.registration()}
+	c := lab.GatewayCase{Name: fmt.Sprintf("%d-%d", seed, number), Services: map[string][]map[string]any{}, Gateway: g.registration()}
 
 	var listeners []any
 	for i, protocol := range []string{"http", "http2", "grpc", "tcp"} {
@@ -55,13 +57,13 @@ func generate(seed uint64, number int) testCase {
 	g.mesh()
 	g.ingress(listeners)
 	c.Entries = g.entries
-	c.Nothing = !slices.ContainsFunc(listeners, c.serves)
+	c.Nothing = !slices.ContainsFunc(listeners, func(l any) bool { return servesService(c, l) })
 	return c
 }
 
-// serves reports whether there is anything for a listener to serve: a wildcard
+// servesService reports whether there is anything for a listener to serve: a wildcard
 // stands for the services that are registered.
-func (c testCase) serves(listener any) bool {
+func servesService(c lab.GatewayCase, listener any) bool {
 	l := listener.(object)
 	for _, service := range l["Services"].([]any) {
 		if service.(object)["Name"] != "*" {
@@ -93,7 +95,7 @@ func (g *generator) entry(e object) { g.entries = append(g.entries, e) }
 
 // services makes one to four services of a protocol, with their instances and
 // chains. A service leads to later ones only, so that nothing goes in circles.
-func (g *generator) services(c testCase, protocol string) []string {
+func (g *generator) services(c lab.GatewayCase, protocol string) []string {
 	var names []string
 	for i := range 1 + g.IntN(4) {
 		names = append(names, fmt.Sprintf("%s-%c", protocol, 'a'+i))

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // TestInstanceWithAHostName shows what becomes of instances that are registered
@@ -18,7 +20,7 @@ import (
 func TestInstanceWithAHostName(t *testing.T) {
 	t.Parallel()
 	s := startSuite(t, current)
-	cases := readFiles(t, "testdata/better/host-names.yaml", func(c *testCase, name string) { c.name = name })
+	cases := lab.ReadCases(t, "testdata/better/host-names.yaml", func(c *lab.GatewayCase, name string) { c.Name = name })
 	if err := s.consul.load(cases[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +40,7 @@ func TestRemoteHostNames(t *testing.T) {
 	s := startSuite(t, current)
 	c := readFederated(t, "testdata/better/remote-host-names.yaml")[0]
 	s.loadFederated(t, startRemote(t, s.consul), c)
-	if err := s.consul.load(c.testCase); err != nil {
+	if err := s.consul.load(c.GatewayCase); err != nil {
 		t.Fatal(err)
 	}
 	for _, server := range []struct {
@@ -65,8 +67,8 @@ func TestHostNamesOfAClusterPeer(t *testing.T) {
 	s := startSuite(t, current)
 	c := readFederated(t, "testdata/better/peer-host-names.yaml")[0]
 	s.loadPeered(t, startPeer(t, s.consul), c)
-	s.consul.clear(t)
-	if err := s.consul.load(c.testCase); err != nil {
+	s.consul.reset(t)
+	if err := s.consul.load(c.GatewayCase); err != nil {
 		t.Fatal(err)
 	}
 	if missing := s.missingBesideRoutes(t); !strings.HasPrefix(missing, resource.EndpointType) {

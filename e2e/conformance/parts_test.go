@@ -55,8 +55,8 @@ func startConsul(t *testing.T, ip, version string, args ...string) *consulServer
 	return s
 }
 
-// startGuardedConsul starts a server that denies what no token allows.
-func startGuardedConsul(t *testing.T, ip, version string) *consulServer {
+// startConsulWithACLs starts a server that denies what no token allows.
+func startConsulWithACLs(t *testing.T, ip, version string) *consulServer {
 	t.Helper()
 	const token = "5ec2e7a0-0000-4000-8000-000000000001"
 	s := startConsul(t, ip, version, "-hcl",

@@ -43,9 +43,9 @@ func comparePeered(t *testing.T, ref reference, cases []federatedCase) {
 	s.releases, s.peered = envoys[:1], true
 	peer := startPeer(t, s.consul)
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.Name, func(t *testing.T) {
 			s.loadPeered(t, peer, c)
-			s.run(t, c.testCase)
+			s.run(t, c.GatewayCase)
 		})
 	}
 	t.Logf("Consul %s: %d of %d cases equal, %d resources", ref.version, s.equal, len(cases), s.resources)
@@ -62,13 +62,13 @@ func TestClusterPeerGetsNewRoots(t *testing.T) {
 	s := startSuite(t, current)
 	peer := startPeer(t, s.consul)
 	s.loadPeered(t, peer, c)
-	s.run(t, c.testCase)
+	s.run(t, c.GatewayCase)
 	if _, err := peer.client.Connect().CASetConfig(&api.CAConfig{
 		Provider: "consul", Config: map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": 384},
 	}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the peer has told its new root", func() error {
+	eventually(t, "the peer has sent its new root", func() error {
 		p, _, err := s.consul.client.Peerings().Read(t.Context(), peerName, nil)
 		if err == nil && len(p.PeerCAPems) < 2 {
 			err = errors.New("one root")
@@ -89,8 +89,8 @@ func TestTCPListenerThatLeadsToAClusterPeer(t *testing.T) {
 	c := readFederated(t, "testdata/better/peer-tcp.yaml")[0]
 	s := startSuite(t, current)
 	s.loadPeered(t, startPeer(t, s.consul), c)
-	s.consul.clear(t)
-	if err := s.consul.load(c.testCase); err != nil {
+	s.consul.reset(t)
+	if err := s.consul.load(c.GatewayCase); err != nil {
 		t.Fatal(err)
 	}
 	s.wantWrongWithConsul(t, "cluster name is required")

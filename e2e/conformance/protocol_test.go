@@ -19,82 +19,82 @@ import (
 // delta server for each rule. No script waits for nothing to happen: what must
 // not be sent would come before the answer to the next question.
 func TestSameProtocolAsConsul(t *testing.T) {
-	st := startStage(t)
-	for _, r := range slices.Concat(rules, oddRules, secretRules) {
-		t.Run(r.name, func(t *testing.T) { st.play(t, r) })
+	st := startScriptSuite(t)
+	for _, r := range slices.Concat(rules, rareRules, secretRules) {
+		t.Run(r.name, func(t *testing.T) { st.run(t, r) })
 	}
 }
 
 var rules = []rule{
-	{name: "listeners-wait-for-clusters", play: listenersWaitForClusters},
-	{name: "listeners-wait-for-endpoints", play: listenersWaitForEndpoints},
-	{name: "removals-come-last", play: removalsComeLast},
-	{name: "endpoints-follow-their-cluster", play: endpointsFollowTheirCluster},
-	{name: "routes-follow-their-listener", play: routesFollowTheirListener},
-	{name: "one-response-in-flight", play: oneResponseInFlight},
-	{name: "version-is-a-hash", play: versionIsAHash},
-	{name: "nothing-is-resent-to-who-is-current", play: nothingIsResentToWhoIsCurrent},
-	{name: "only-what-changed-is-resent", play: onlyWhatChangedIsResent},
-	{name: "first-answers-are-empty", play: firstAnswersAreEmpty},
-	{name: "gateway-comes-later", play: gatewayComesLater},
-	{name: "gateway-is-deregistered", play: gatewayIsDeregistered},
-	{name: "rejection-stops-nothing-else", play: rejectionStopsNothingElse},
-	{name: "name-asked-for-again", play: nameAskedForAgain},
-	{name: "name-given-up", play: nameGivenUp},
-	{name: "name-that-does-not-exist", play: nameThatDoesNotExist},
-	{name: "name-that-comes-into-being", play: nameThatComesIntoBeing},
-	{name: "type-not-served", play: typeNotServed},
-	{name: "type-not-named", play: typeNotNamed},
-	{name: "another-user-agent", play: anotherUserAgent},
+	{name: "listeners-wait-for-clusters", run: listenersWaitForClusters},
+	{name: "listeners-wait-for-endpoints", run: listenersWaitForEndpoints},
+	{name: "removals-come-last", run: removalsComeLast},
+	{name: "endpoints-follow-their-cluster", run: endpointsFollowTheirCluster},
+	{name: "routes-follow-their-listener", run: routesFollowTheirListener},
+	{name: "one-response-in-flight", run: oneResponseInFlight},
+	{name: "version-is-a-hash", run: versionIsAHash},
+	{name: "nothing-is-resent-to-who-is-current", run: nothingIsResentToWhoIsCurrent},
+	{name: "only-what-changed-is-resent", run: onlyWhatChangedIsResent},
+	{name: "first-answers-are-empty", run: firstAnswersAreEmpty},
+	{name: "gateway-comes-later", run: gatewayComesLater},
+	{name: "gateway-is-deregistered", run: gatewayIsDeregistered},
+	{name: "rejection-stops-nothing-else", run: rejectionStopsNothingElse},
+	{name: "name-asked-for-again", run: nameAskedForAgain},
+	{name: "name-given-up", run: nameGivenUp},
+	{name: "name-that-does-not-exist", run: nameThatDoesNotExist},
+	{name: "name-that-comes-into-being", run: nameThatComesIntoBeing},
+	{name: "type-not-served", run: typeNotServed},
+	{name: "type-not-named", run: typeNotNamed},
+	{name: "another-user-agent", run: anotherUserAgent},
 	{
 		name:   "names-without-an-answer",
-		better: "an answer that names nothing tells Envoy nothing",
-		play:   namesWithoutAnAnswer,
+		better: "a response without resources is not sent",
+		run:    namesWithoutAnAnswer,
 	},
 	{
 		name:   "names-are-not-resent",
 		better: "an Envoy that says that it has the current version needs no other copy",
-		play:   namesAreNotResent,
+		run:    namesAreNotResent,
 	},
 	{
 		name:   "clusters-wait-for-routes",
 		better: "a cluster stays until Envoy has accepted the routes that no longer need it",
-		play:   clustersWaitForRoutes,
+		run:    clustersWaitForRoutes,
 	},
 	{
 		name:   "listeners-wait-for-unasked-endpoints",
 		better: "a listener is of no use before the endpoints it leads to have been asked for",
-		play:   listenersWaitForUnaskedEndpoints,
+		run:    listenersWaitForUnaskedEndpoints,
 	},
 	{
 		name:   "rejected-is-not-offered-again",
 		better: "the same bytes would be rejected again",
-		play:   rejectedIsNotOfferedAgain,
+		run:    rejectedIsNotOfferedAgain,
 	},
 	{
 		name:   "everything-by-a-star",
 		better: "the protocol says that * asks for everything",
-		play:   everythingByAStar,
+		run:    everythingByAStar,
 	},
 	{
 		name:   "no-node",
 		better: "a client that does not say who it is learns so, instead of waiting for ever",
-		play:   noNode,
+		run:    noNode,
 	},
 	{
 		name:   "no-cluster-in-the-node",
 		better: "Usher reads Consul from outside and finds the gateway by its service name; every bootstrap of Consul's has it",
-		play:   noClusterInTheNode,
+		run:    noClusterInTheNode,
 	},
 	{
 		name:   "old-envoy",
 		better: "what an ingress gateway needs is in every Envoy since 1.22",
-		play:   oldEnvoy,
+		run:    oldEnvoy,
 	},
 	{
 		name:   "state-of-the-world",
 		better: "Envoys whose bootstrap says GRPC and not DELTA_GRPC are served as well",
-		play:   stateOfTheWorld,
+		run:    stateOfTheWorld,
 	},
 }
 
@@ -350,7 +350,7 @@ func gatewayComesLater(s *script) {
 }
 
 // gatewayIsDeregistered wants nothing to be taken from a running Envoy; when the
-// gateway is back at another address, the same stream tells of it.
+// gateway is back at another address, the same stream sends it.
 func gatewayIsDeregistered(s *script) {
 	s.serve("a")
 	e := s.connect()
@@ -557,7 +557,7 @@ func oldEnvoy(s *script) {
 func anotherUserAgent(s *script) {
 	s.serve("a")
 	n := s.node()
-	n.UserAgentName, n.UserAgentVersionType = "somebody else", nil
+	n.UserAgentName, n.UserAgentVersionType = "another client", nil
 	s.warm(s.connectWith(fakeenvoy.Options{Node: n}), "a")
 }
 

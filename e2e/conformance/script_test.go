@@ -38,15 +38,15 @@ type rule struct {
 	// better says why Usher does not do what Consul does. Empty: it does, and
 	// the script must not ask whom it talks to.
 	better string
-	play   func(*script)
+	run    func(*script)
 }
 
-// stage is the Consul that scripts are played on, and how Ushers start beside it.
-type stage struct {
+// scriptSuite is the Consul that scripts are played on, and how Ushers start beside it.
+type scriptSuite struct {
 	consul      *consulServer
 	trustDomain string
 	usherArgs   []string
-	played      int
+	count       int
 }
 
 // The sides of a script.
@@ -55,29 +55,29 @@ const (
 	usherSide  = "usher"
 )
 
-func startStage(t *testing.T) *stage {
+func startScriptSuite(t *testing.T) *scriptSuite {
 	t.Helper()
-	return startStageOn(t, startConsul(t, loopback(), lab.ConsulNew))
+	return startScriptSuiteOn(t, startConsul(t, loopback(), lab.ConsulNew))
 }
 
-// startStageOn has a Consul, and Ushers with these arguments.
-func startStageOn(t *testing.T, consul *consulServer, usherArgs ...string) *stage {
+// startScriptSuiteOn has a Consul, and Ushers with these arguments.
+func startScriptSuiteOn(t *testing.T, consul *consulServer, usherArgs ...string) *scriptSuite {
 	t.Helper()
 	roots, _, err := consul.client.Connect().CARoots(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &stage{consul: consul, trustDomain: roots.TrustDomain, usherArgs: usherArgs}
+	return &scriptSuite{consul: consul, trustDomain: roots.TrustDomain, usherArgs: usherArgs}
 }
 
-// play plays a rule on both sides, with an Usher of its own.
-func (st *stage) play(t *testing.T, r rule) {
+// run plays a rule on both sides, with an Usher of its own.
+func (st *scriptSuite) run(t *testing.T, r rule) {
 	for _, side := range []string{consulSide, usherSide} {
 		t.Run(side, func(t *testing.T) {
-			st.played++
-			s := &script{t: t, rule: r, stage: st, side: side, gateway: fmt.Sprintf("gateway-%d", st.played), home: gatewayNode}
+			st.count++
+			s := &script{t: t, rule: r, suite: st, side: side, gateway: fmt.Sprintf("gateway-%d", st.count), home: gatewayNode}
 			s.addr = s.start(usherPort)
-			r.play(s)
+			r.run(s)
 		})
 	}
 }
@@ -87,9 +87,9 @@ func (st *stage) play(t *testing.T, r rule) {
 func (s *script) start(port int) string {
 	s.t.Helper()
 	if s.side == consulSide {
-		return s.stage.consul.grpc
+		return s.suite.consul.grpc
 	}
-	return startUsher(s.t, s.stage.consul, port, s.stage.usherArgs...)
+	return startUsher(s.t, s.suite.consul, port, s.suite.usherArgs...)
 }
 
 // script is one rule on one side. It has a gateway and services of its own, so
@@ -97,7 +97,7 @@ func (s *script) start(port int) string {
 type script struct {
 	t       *testing.T
 	rule    rule
-	stage   *stage
+	suite   *scriptSuite
 	side    string
 	addr    string // of the server
 	gateway string
@@ -121,7 +121,7 @@ func (s *script) service(letter string) string { return s.gateway + "-" + letter
 
 // cluster is the name of its cluster.
 func (s *script) cluster(letter string) string {
-	return fmt.Sprintf("%s.default.dc1.internal.%s", s.service(letter), s.stage.trustDomain)
+	return fmt.Sprintf("%s.default.dc1.internal.%s", s.service(letter), s.suite.trustDomain)
 }
 
 func (s *script) clusters(letters []string) []string {
@@ -135,7 +135,7 @@ func (s *script) clusters(letters []string) []string {
 // write writes to Consul.
 func (s *script) write(path string, body map[string]any) {
 	s.t.Helper()
-	if _, err := s.stage.consul.client.Raw().Write(path, body, nil, nil); err != nil {
+	if _, err := s.suite.consul.client.Raw().Write(path, body, nil, nil); err != nil {
 		s.t.Fatalf("PUT %s: %v", path, err)
 	}
 }
@@ -158,7 +158,7 @@ func (s *script) instance(letter, address string) {
 	s.t.Helper()
 	in := sidecar(s.service(letter), 1, 1, map[string]any{"Address": address})
 	s.write(registerPath, in)
-	s.write(registerPath, behind(s.service(letter), in))
+	s.write(registerPath, serviceInstance(s.service(letter), in))
 }
 
 // addService makes an http service with an instance.
@@ -207,7 +207,7 @@ func (s *script) supply(letters ...string) {
 // follow starts the follower.
 func (s *script) follow() {
 	s.t.Helper()
-	follower, stop := connectAs(s.t, s.addr, s.node(), s.stage.consul.token)
+	follower, stop := connectAs(s.t, s.addr, s.node(), s.suite.consul.token)
 	s.t.Cleanup(stop)
 	s.follower = follower
 }
@@ -250,7 +250,7 @@ func (s *script) dial(addr string) *grpc.ClientConn {
 	return conn
 }
 
-// connect opens a delta stream that does only what it is told.
+// connect opens a delta stream that sends only what the script sends.
 func (s *script) connect() *fakeenvoy.Envoy { return s.connectWith(fakeenvoy.Options{Node: s.node()}) }
 
 func (s *script) connectWith(o fakeenvoy.Options) *fakeenvoy.Envoy {

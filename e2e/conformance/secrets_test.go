@@ -15,10 +15,10 @@ const sds = resource.SecretType
 // secretRules are those of what Consul puts into clusters and listeners. The
 // last one is about the whole mesh.
 var secretRules = []rule{
-	{name: "all-types-in-order", better: certificatesAreSecrets, play: allTypesInOrder},
-	{name: "listeners-wait-for-secrets", better: certificatesAreSecrets, play: listenersWaitForSecrets},
-	{name: "certificate-without-names", better: certificatesAreSecrets, play: certificateWithoutNames},
-	{name: "a-new-root-is-one-secret", better: certificatesAreSecrets, play: aNewRootIsOneSecret},
+	{name: "all-types-in-order", better: certificatesAreSecrets, run: allTypesInOrder},
+	{name: "listeners-wait-for-secrets", better: certificatesAreSecrets, run: listenersWaitForSecrets},
+	{name: "certificate-without-names", better: certificatesAreSecrets, run: certificateWithoutNames},
+	{name: "a-new-root-is-one-secret", better: certificatesAreSecrets, run: aNewRootIsOneSecret},
 }
 
 const certificatesAreSecrets = "certificates are secrets, and no part of every cluster and listener"
@@ -120,7 +120,7 @@ func aNewRootIsOneSecret(s *script) {
 	}
 	s.warm(e, "a")
 	bits := map[bool]int{true: 384, false: 521}[s.onConsul()]
-	if _, err := s.stage.consul.client.Connect().CASetConfig(&api.CAConfig{
+	if _, err := s.suite.consul.client.Connect().CASetConfig(&api.CAConfig{
 		Provider: "consul", Config: map[string]any{"PrivateKeyType": "ec", "PrivateKeyBits": bits},
 	}, nil); err != nil {
 		s.t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/e2e/lab"
 )
 
 // How long shrinking may take, and how long a smaller case has to settle.
@@ -19,11 +21,11 @@ const (
 )
 
 // shrink takes out of a case whatever a fresh Envoy's difference does not need.
-func (s *suite) shrink(t *testing.T, c testCase) testCase {
+func (s *suite) shrink(t *testing.T, c lab.GatewayCase) lab.GatewayCase {
 	t.Helper()
 	end := time.Now().Add(shrinkDeadline)
 	for i := 0; time.Now().Before(end); {
-		smaller, err := c.cut(i)
+		smaller, err := cutPart(c, i)
 		switch {
 		case err != nil:
 			t.Errorf("shrink: %v", err)
@@ -41,9 +43,9 @@ func (s *suite) shrink(t *testing.T, c testCase) testCase {
 
 // differs reports whether Consul takes a case, and a fresh Envoy gets from Usher
 // something else than from Consul.
-func (s *suite) differs(t *testing.T, c testCase) bool {
+func (s *suite) differs(t *testing.T, c lab.GatewayCase) bool {
 	t.Helper()
-	s.consul.clear(t)
+	s.consul.reset(t)
 	if err := s.consul.load(c); err != nil {
 		return false
 	}
@@ -58,8 +60,8 @@ func (s *suite) differs(t *testing.T, c testCase) bool {
 	return err != nil
 }
 
-// cut returns the case without its ith part, nil when it has no such part.
-func (c testCase) cut(i int) (*testCase, error) {
+// cutPart returns the case without its ith part, nil when it has no such part.
+func cutPart(c lab.GatewayCase, i int) (*lab.GatewayCase, error) {
 	whole, err := json.Marshal(c)
 	if err != nil {
 		return nil, err
@@ -76,7 +78,7 @@ func (c testCase) cut(i int) (*testCase, error) {
 	if err != nil {
 		return nil, err
 	}
-	smaller := &testCase{name: c.name}
+	smaller := &lab.GatewayCase{Name: c.Name}
 	return smaller, json.Unmarshal(rest, smaller)
 }
 

@@ -18,38 +18,38 @@ import (
 func TestSameRefusalsAsConsul(t *testing.T) {
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {
 		t.Run(version, func(t *testing.T) {
-			st := startStageOn(t, startGuardedConsul(t, loopback(), version), "--reauthorize-interval", "1s")
+			st := startScriptSuiteOn(t, startConsulWithACLs(t, loopback(), version), "--reauthorize-interval", "1s")
 			for _, r := range tokenRules {
-				t.Run(r.name, func(t *testing.T) { st.play(t, r) })
+				t.Run(r.name, func(t *testing.T) { st.run(t, r) })
 			}
 		})
 	}
 }
 
 var tokenRules = []rule{
-	{name: "token-of-the-gateway", play: tokenOfTheGateway},
-	{name: "token-missing", play: refused(codes.PermissionDenied, func(*script) string { return "" })},
-	{name: "token-unknown", play: refused(codes.Unauthenticated, func(*script) string { return unknownToken })},
-	{name: "token-not-a-uuid", play: refused(codes.Unauthenticated, func(*script) string { return "sesame" })},
-	{name: "token-powerless", play: refused(codes.PermissionDenied, func(s *script) string { return s.newToken("") })},
-	{name: "token-reads-only", play: refused(codes.PermissionDenied, func(s *script) string { return s.newToken(readRules) })},
-	{name: "token-of-another-gateway", play: refused(codes.PermissionDenied, func(s *script) string {
+	{name: "token-of-the-gateway", run: tokenOfTheGateway},
+	{name: "token-missing", run: refused(codes.PermissionDenied, func(*script) string { return "" })},
+	{name: "token-unknown", run: refused(codes.Unauthenticated, func(*script) string { return unknownToken })},
+	{name: "token-not-a-uuid", run: refused(codes.Unauthenticated, func(*script) string { return "sesame" })},
+	{name: "token-powerless", run: refused(codes.PermissionDenied, func(s *script) string { return s.newToken("") })},
+	{name: "token-reads-only", run: refused(codes.PermissionDenied, func(s *script) string { return s.newToken(readRules) })},
+	{name: "token-of-another-gateway", run: refused(codes.PermissionDenied, func(s *script) string {
 		return s.newToken(readRules + writeRule(s.gateway+"-other"))
 	})},
 	{
 		name:   "token-deleted",
 		better: "Consul is asked at an interval, and not only when something is said on the stream",
-		play:   lost(codes.Unauthenticated, (*script).deleteToken),
+		run:    lost(codes.Unauthenticated, (*script).deleteToken),
 	},
 	{
 		name:   "token-weakened",
 		better: "Consul is asked at an interval, and not only when something is said on the stream",
-		play:   lost(codes.PermissionDenied, (*script).weakenToken),
+		run:    lost(codes.PermissionDenied, (*script).weakenToken),
 	},
 	{
 		name:   "token-that-cannot-read",
 		better: "a stream that may not have the gateway ends and says why, instead of waiting for ever",
-		play:   tokenThatCannotRead,
+		run:    tokenThatCannotRead,
 	},
 }
 
@@ -114,7 +114,7 @@ func lost(code codes.Code, lose func(s *script, token string)) func(*script) {
 	}
 }
 
-// tokenThatCannotRead has a gateway that somebody else registered: Consul reads
+// tokenThatCannotRead has a gateway whose registration the token may not read: Consul reads
 // what it needs with the stream's token.
 func tokenThatCannotRead(s *script) {
 	s.serve("a")
@@ -133,7 +133,7 @@ func tokenThatCannotRead(s *script) {
 // rules.
 func (s *script) newToken(rules string) string {
 	s.t.Helper()
-	acl, token := s.stage.consul.client.ACL(), &api.ACLToken{}
+	acl, token := s.suite.consul.client.ACL(), &api.ACLToken{}
 	if rules != "" {
 		policy, _, err := acl.PolicyCreate(&api.ACLPolicy{Name: s.gateway, Rules: rules}, nil)
 		if err != nil {
@@ -150,7 +150,7 @@ func (s *script) newToken(rules string) string {
 
 func (s *script) readToken(token string) *api.ACLToken {
 	s.t.Helper()
-	self, _, err := s.stage.consul.client.ACL().TokenReadSelf(&api.QueryOptions{Token: token})
+	self, _, err := s.suite.consul.client.ACL().TokenReadSelf(&api.QueryOptions{Token: token})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -159,14 +159,14 @@ func (s *script) readToken(token string) *api.ACLToken {
 
 func (s *script) deleteToken(token string) {
 	s.t.Helper()
-	if _, err := s.stage.consul.client.ACL().TokenDelete(s.readToken(token).AccessorID, nil); err != nil {
+	if _, err := s.suite.consul.client.ACL().TokenDelete(s.readToken(token).AccessorID, nil); err != nil {
 		s.t.Fatal(err)
 	}
 }
 
 func (s *script) weakenToken(token string) {
 	s.t.Helper()
-	acl := s.stage.consul.client.ACL()
+	acl := s.suite.consul.client.ACL()
 	policy, _, err := acl.PolicyRead(s.readToken(token).Policies[0].ID, nil)
 	if err != nil {
 		s.t.Fatal(err)

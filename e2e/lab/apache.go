@@ -30,8 +30,8 @@ type Apache struct {
 	log string // path: one line a request: client's address, request line
 }
 
-// StartApache starts an Apache that keeps no connection: one that is busy closes
-// kept ones without a word.
+// StartApache starts an Apache without keep-alive: a busy one closes idle connections
+// without a response.
 func StartApache(t *testing.T, h *Host, port int, mode RemoteIP) *Apache {
 	t.Helper()
 	dir := testprocess.NewDir(t)

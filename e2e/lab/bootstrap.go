@@ -3,8 +3,8 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -24,35 +24,17 @@ type BootstrapOptions struct {
 	EnvoyArgs []string
 }
 
-// StartBootstrapped makes a bootstrap, starts Envoy with it and waits for Envoy's admin
-// port. There may be no configuration for it yet, or ever.
+// StartBootstrapped runs `usher bootstrap`, starts Envoy with its output and waits for
+// Envoy's admin port. It does not wait for configuration.
 func StartBootstrapped(t *testing.T, o BootstrapOptions) *Envoy {
 	t.Helper()
-	if o.Gateway == "" {
-		o.Gateway = "ingress-gateway"
-	}
-	if o.AdminPort == 0 {
-		o.AdminPort = 19000
-	}
+	o.Gateway, o.AdminPort = cmp.Or(o.Gateway, "ingress-gateway"), cmp.Or(o.AdminPort, 19000)
 	config := WriteFile(t, testprocess.NewDir(t), "bootstrap.json", bootstrap(t, o))
-	transport := &http.Transport{DialContext: o.Host.Dial}
-	t.Cleanup(transport.CloseIdleConnections)
-	e := &Envoy{
-		Host:      o.Host,
-		AdminPort: o.AdminPort,
-		client:    &http.Client{Transport: transport},
-		Process: testprocess.Start(t, testprocess.Command{
-			Name: o.Gateway + " on " + o.Host.Name + " (Envoy " + o.Envoy + ", own bootstrap)",
-			Path: EnvoyBinary(t, o.Envoy), Host: o.Host,
-			Args: append([]string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"}, o.EnvoyArgs...),
-		}),
-	}
-	e.Log = &AccessLog{Process: e.Process}
-	testprocess.Eventually(t, e.Name+" answers on its admin port", testprocess.StartDeadline, func() error {
-		_, err := e.Admin("/server_info")
-		return err
-	})
-	return e
+	return runEnvoy(t, o.AdminPort, testprocess.Command{
+		Name: o.Gateway + " on " + o.Host.Name + " (Envoy " + o.Envoy + ", own bootstrap)",
+		Path: EnvoyBinary(t, o.Envoy), Host: o.Host,
+		Args: append([]string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"}, o.EnvoyArgs...),
+	}, o.Host)
 }
 
 // bootstrap is what `usher bootstrap` prints.
@@ -83,7 +65,7 @@ func (h *Host) Shell(t *testing.T, line string) testprocess.Result {
 	return testprocess.Run(t, testprocess.Command{Path: testprocess.Debian(t, "sh", "dash"), Args: []string{"-c", line}, Host: h}, "")
 }
 
-// WantOneLine wants one line that has all the texts.
+// WantOneLine wants a single line that contains all the texts.
 func WantOneLine(t *testing.T, line string, texts ...string) {
 	t.Helper()
 	if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") {

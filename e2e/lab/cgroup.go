@@ -14,7 +14,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// inMemoryGroup runs a command in a new cgroup that may have so many bytes.
+// inMemoryGroup returns the command line that runs a program in a new cgroup with a
+// memory limit in bytes.
 func inMemoryGroup(t *testing.T, limit int, program string, args []string) (string, []string) {
 	t.Helper()
 	group := newMemoryGroup(t, limit)

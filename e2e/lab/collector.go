@@ -172,7 +172,7 @@ func (c *Collector) WaitConnection(t *testing.T, client netip.AddrPort) {
 	})
 }
 
-// OpenAccessLog is an access log in a file, as accessLog is one on standard output.
+// OpenAccessLog is an access log in a file.
 func OpenAccessLog(name, path string) *AccessLog {
 	return &AccessLog{Process: &testprocess.Process{Name: name, Stdout: path}}
 }

@@ -31,10 +31,9 @@ type Comparison struct {
 	OnConsul      *LoadedGateway // Consul's own xDS
 	SecondOnUsher *LoadedGateway // one more on the same Usher; nil for none
 
-	// applied are the changes so far, for the causes of failures.
+	// applied are the changes so far. They explain failures.
 	applied []appliedChange
-	// outage is the change that took away what serves the load, "" while nothing
-	// has.
+	// outage is the change that stopped the service, "" outside of outages.
 	outage  string
 	outages []string // all so far
 }
@@ -43,17 +42,16 @@ type Comparison struct {
 type appliedChange struct {
 	name   string
 	at     time.Time
-	outage string // requests fail, as they should; "" in no outage
+	outage string // in which requests have to fail; "" in none
 }
 
 // LoadedGateway is a gateway under load.
 type LoadedGateway struct {
 	*Envoy
 	Load *Load
-	// serverErrors counts what the test itself was answered, beside the load, and no
-	// client should be.
+	// serverErrors counts answers of 500 or more to the test's own requests.
 	serverErrors atomic.Int64
-	logStart     int64 // how much of the access log is older than the change
+	logStart     int64 // size of the access log before the change
 }
 
 // Change is one change in Consul and how to see it at an Envoy.
@@ -64,9 +62,16 @@ type Change struct {
 	Visible func(g *LoadedGateway) error
 }
 
-// StartLoad puts the load on all gateways.
+// underLoad limits how many comparisons are under load at the same time: each takes
+// half a core.
+var underLoad = make(chan struct{}, 2)
+
+// StartLoad puts the load on all gateways. It waits while two other comparisons
+// are under load.
 func (l *Comparison) StartLoad(t *testing.T) {
 	t.Helper()
+	underLoad <- struct{}{}
+	t.Cleanup(func() { <-underLoad })
 	for _, g := range l.All() {
 		target := Request{From: l.Client, To: g.Host.Addr(8080)}
 		WaitStatus(t, target, http.StatusOK)
@@ -77,7 +82,7 @@ func (l *Comparison) StartLoad(t *testing.T) {
 // Both returns the gateway on Usher and the one on Consul.
 func (l *Comparison) Both() []*LoadedGateway { return []*LoadedGateway{l.OnUsher, l.OnConsul} }
 
-// All are both, and the twin.
+// All returns both, and the second one on Usher.
 func (l *Comparison) All() []*LoadedGateway {
 	if l.SecondOnUsher == nil {
 		return l.Both()
@@ -132,12 +137,12 @@ func (l *Comparison) Apply(t *testing.T, c Change) {
 	}
 }
 
-// record notes a change.
+// record remembers a change and its time.
 func (l *Comparison) record(change string) {
 	l.applied = append(l.applied, appliedChange{name: change, at: time.Now(), outage: l.outage})
 }
 
-// WantNotYet makes sure that the change is still to come at the Envoys.
+// WantNotYet wants the change not to be visible at the Envoys.
 func (l *Comparison) WantNotYet(t *testing.T, c Change, gateways []*LoadedGateway) {
 	t.Helper()
 	for _, g := range gateways {
@@ -151,10 +156,10 @@ func (l *Comparison) WantNotYet(t *testing.T, c Change, gateways []*LoadedGatewa
 // WaitEverywhere waits until every thread of the Envoys has the change.
 func (l *Comparison) WaitEverywhere(t *testing.T, c Change, gateways []*LoadedGateway) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	for _, g := range gateways {
 		testprocess.Eventually(t, c.Name+" at all of "+g.Name, testprocess.ChangeDeadline, func() error {
-			for range row {
+			for range consecutive {
 				if err := c.Visible(g); err != nil {
 					return err
 				}
@@ -164,13 +169,13 @@ func (l *Comparison) WaitEverywhere(t *testing.T, c Change, gateways []*LoadedGa
 	}
 }
 
-// arrival says how long a change took to reach an Envoy.
+// arrival is how long a change took to reach an Envoy.
 type arrival struct {
 	took time.Duration
 	err  error
 }
 
-// waitVisible looks for the change until it shows.
+// waitVisible waits until the change is visible.
 func (g *LoadedGateway) waitVisible(begin time.Time, c Change) <-chan arrival {
 	seen := make(chan arrival, 1)
 	go func() {
@@ -191,8 +196,8 @@ func (g *LoadedGateway) waitVisible(begin time.Time, c Change) <-chan arrival {
 	return seen
 }
 
-// Request makes a request of the client's to the gateway, to port 8080 unless the
-// call says another one.
+// Request makes a request from the client to the gateway, to port 8080 unless the
+// request has another address.
 func (g *LoadedGateway) Request(c Request) (Response, error) {
 	if c.To == "" {
 		c.To = g.Host.Addr(8080)
@@ -233,7 +238,7 @@ func HasNotInDump(path, text string) func(*LoadedGateway) error {
 	return func(g *LoadedGateway) error { return g.DumpHasNot(path, text) }
 }
 
-// skipEarlierLog makes logs look at what is logged from now on.
+// skipEarlierLog makes HasLogged ignore what was logged before.
 func (g *LoadedGateway) skipEarlierLog(t *testing.T) {
 	t.Helper()
 	info, err := os.Stat(g.Stdout)
@@ -243,8 +248,8 @@ func (g *LoadedGateway) skipEarlierLog(t *testing.T) {
 	g.logStart = info.Size()
 }
 
-// LogHas wants the text in the new part of the access log.
-func (g *LoadedGateway) LogHas(text string) error {
+// HasLogged wants the text in the access log after skipEarlierLog.
+func (g *LoadedGateway) HasLogged(text string) error {
 	file, err := os.Open(g.Stdout)
 	if err != nil {
 		return err
@@ -260,8 +265,8 @@ func (g *LoadedGateway) LogHas(text string) error {
 	return err
 }
 
-// WantNoFailures stops the load on all. Every failure is printed, of Consul's
-// own gateway by their number: those are no failure of the test.
+// WantNoFailures stops all loads and wants no failed request. Failures of Consul's
+// own gateway are counted and printed, and do not fail the test.
 func (l *Comparison) WantNoFailures(t *testing.T) {
 	t.Helper()
 	for _, g := range l.All() {
@@ -279,8 +284,8 @@ func (l *Comparison) WantNoFailures(t *testing.T) {
 	}
 }
 
-// wantNoLostRequest wants no failure of a gateway's load outside of outages, unless it
-// is Consul's own.
+// wantNoLostRequest wants no failed request outside of outages, except at Consul's
+// own gateway.
 func (l *Comparison) wantNoLostRequest(t *testing.T, g *LoadedGateway) {
 	t.Helper()
 	reasons := g.failureReasons(t)
@@ -314,8 +319,8 @@ func (l *Comparison) lastChangeBefore(load *Load, f LoadFailure) appliedChange {
 	return last
 }
 
-// failureReasons are Envoy's own words, from its access log, for the requests of the
-// load that it did not answer 200, by path.
+// failureReasons are the reasons in Envoy's access log for the requests of the load
+// that it did not answer with 200, by path.
 func (g *LoadedGateway) failureReasons(t *testing.T) map[string]string {
 	t.Helper()
 	reasons := map[string]string{}
@@ -328,8 +333,8 @@ func (g *LoadedGateway) failureReasons(t *testing.T) map[string]string {
 	return reasons
 }
 
-// ProxyDefaultsWithLog is proxy-defaults with an access log that has the mark, and what
-// the reasons need.
+// ProxyDefaultsWithLog is proxy-defaults with an access log that contains the mark,
+// and what failureReasons reads.
 func ProxyDefaultsWithLog(mark string) *api.ProxyConfigEntry {
 	return &api.ProxyConfigEntry{
 		Kind: api.ProxyDefaults, Name: api.ProxyConfigGlobal,
@@ -366,7 +371,7 @@ func (a *Consul) WaitChecked(t *testing.T, service string) {
 	})
 }
 
-// StartGateways starts Usher and the two, each on a host of its own.
+// StartGateways starts Usher and both gateways, each on its own host.
 func (l *Comparison) StartGateways(t *testing.T) {
 	t.Helper()
 	usher := StartUsher(t, UsherOptions{Host: l.Gateway, Consul: l.Consul})
@@ -388,7 +393,7 @@ func (l *Comparison) WriteEntry(e api.ConfigEntry) error {
 	return err
 }
 
-// Writing is a change that writes an entry.
+// Writing returns the function of a change that writes an entry.
 func (l *Comparison) Writing(e api.ConfigEntry) func() error {
 	return func() error { return l.WriteEntry(e) }
 }

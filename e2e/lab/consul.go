@@ -16,17 +16,17 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// ManagementToken may do everything at an agent that is secure.
+// ManagementToken has all rights at an agent with ACLs.
 const ManagementToken = "5ec2e7a0-0000-4000-8000-000000000001"
 
 // ConsulOptions describe a Consul agent.
 type ConsulOptions struct {
 	Version string
 	Host    *Host
-	// Secure switches on ACLs that deny by default, TLS on the HTTP and gRPC
+	// Secure enables ACLs that deny by default, TLS on the HTTP and gRPC
 	// ports and gossip encryption, and leaves no port without TLS.
 	Secure bool
-	// ACLs switches on the same ACLs, over plain HTTP.
+	// ACLs enables the same ACLs, over plain HTTP.
 	ACLs bool
 	// Join makes a client agent of that server; Secure is then the server's.
 	Join *Consul
@@ -38,7 +38,7 @@ type Consul struct {
 	*testprocess.Process
 	Version string
 	Host    *Host
-	// Client speaks with the agent from its own host, with the management token
+	// Client connects to the agent from its own host, with the management token
 	// where the agent is secure.
 	Client *api.Client
 	// HTTPAddr and GRPCAddr are the agent's addresses on the lab's network, as
@@ -147,7 +147,7 @@ func (a *Consul) config(t *testing.T, join *Consul) string {
 	return string(content)
 }
 
-// NewClient speaks with the agent from the agent's own host.
+// NewClient returns a client that connects to the agent from the agent's own host.
 func (a *Consul) NewClient(t *testing.T, token string) *api.Client {
 	t.Helper()
 	transport := &http.Transport{DialContext: a.Host.Dial}

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -41,12 +42,7 @@ type Envoy struct {
 // Envoy's admin port.
 func StartEnvoy(t *testing.T, o EnvoyOptions) *Envoy {
 	t.Helper()
-	if o.Token == "" {
-		o.Token = o.Consul.DefaultToken()
-	}
-	if o.GRPCAddr == "" {
-		o.GRPCAddr = o.Consul.GRPCAddr
-	}
+	o.Token, o.GRPCAddr = cmp.Or(o.Token, o.Consul.DefaultToken()), cmp.Or(o.GRPCAddr, o.Consul.GRPCAddr)
 	args := append([]string{
 		"connect", "envoy",
 		"-envoy-binary", EnvoyBinary(t, o.Envoy),
@@ -56,17 +52,15 @@ func StartEnvoy(t *testing.T, o EnvoyOptions) *Envoy {
 	}, o.Args...)
 	args = append(args, "--", "--file-flush-interval-msec", "20")
 	args = append(args, o.EnvoyArgs...)
-	transport := &http.Transport{DialContext: o.Host.Dial}
-	t.Cleanup(transport.CloseIdleConnections)
-	e := &Envoy{
-		Host:      o.Host,
-		AdminPort: o.AdminPort,
-		client:    &http.Client{Transport: transport},
-		Process: testprocess.Start(t, testprocess.Command{
-			Name: o.Name + " (Envoy " + o.Envoy + ")", Path: o.Consul.Binary, Args: args,
-			Env: o.Consul.Env(o.Token), Host: o.Host,
-		}),
-	}
+	return runEnvoy(t, o.AdminPort, testprocess.Command{
+		Name: o.Name + " (Envoy " + o.Envoy + ")", Path: o.Consul.Binary, Args: args, Env: o.Consul.Env(o.Token), Host: o.Host,
+	}, o.Host)
+}
+
+// runEnvoy runs a command that becomes Envoy, and waits for Envoy's admin port.
+func runEnvoy(t *testing.T, adminPort int, c testprocess.Command, h *Host) *Envoy {
+	t.Helper()
+	e := &Envoy{Host: h, AdminPort: adminPort, client: h.httpClient(t), Process: testprocess.Start(t, c)}
 	e.Log = &AccessLog{Process: e.Process}
 	testprocess.Eventually(t, e.Name+" answers on its admin port", testprocess.StartDeadline, func() error {
 		_, err := e.Admin("/server_info")
@@ -91,19 +85,11 @@ type GatewayOptions struct {
 	EnvoyArgs []string
 }
 
-// StartGateway registers and runs an ingress gateway with the command that
-// Consul's users have.
+// StartGateway registers and runs an ingress gateway with `consul connect envoy`.
 func StartGateway(t *testing.T, o GatewayOptions) *Envoy {
 	t.Helper()
-	if o.Service == "" {
-		o.Service = "ingress-gateway"
-	}
-	if o.AdminPort == 0 {
-		o.AdminPort = 19000
-	}
-	if o.ReadyPort == 0 {
-		o.ReadyPort = 8443
-	}
+	o.Service = cmp.Or(o.Service, "ingress-gateway")
+	o.AdminPort, o.ReadyPort = cmp.Or(o.AdminPort, 19000), cmp.Or(o.ReadyPort, 8443)
 	args := []string{
 		"-gateway=ingress", "-register", "-service", o.Service,
 		"-address", o.Host.Addr(o.ReadyPort), // 1.22.0 needs an address here
@@ -193,9 +179,10 @@ func (e *Envoy) Stat(t *testing.T, name string) int {
 	return 0
 }
 
-// OnEachEnvoy runs a story on each Envoy.
+// OnEachEnvoy runs a story on each Envoy, beside other tests.
 func OnEachEnvoy(t *testing.T, story func(t *testing.T, envoy string)) {
 	t.Helper()
+	t.Parallel()
 	for _, envoy := range []string{EnvoyNew, EnvoyOld} {
 		t.Run("envoy "+envoy, func(t *testing.T) {
 			t.Parallel()

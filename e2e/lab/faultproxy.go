@@ -22,11 +22,11 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// Query is a kind of request to Consul's HTTP API.
+// Query selects requests to Consul's HTTP API.
 type Query struct {
 	Name string // in the test's log
-	// Path is what the request's path begins with. After a "?" stand parameters
-	// that it has to have, as in "/v1/health/connect/?peer" or "…?peer=far".
+	// Path is the beginning of the request's path. Parameters that it has to have
+	// come after a "?", as in "/v1/health/connect/?peer" or "…?peer=far".
 	Path string
 }
 
@@ -49,7 +49,7 @@ func (q Query) matches(r *http.Request) bool {
 	return true
 }
 
-// Fault is a way in which a question is not answered as it should be.
+// Fault is a way in which Consul may fail to answer a query.
 type Fault struct {
 	Name   string
 	answer func(x *exchange)
@@ -68,7 +68,7 @@ type exchange struct {
 	over context.Context
 }
 
-// Faults are all of them, each by its name.
+// Faults are all faults.
 var Faults = []Fault{
 	withStatus(http.StatusInternalServerError, "rpc error making call: something broke"),
 	withStatus(http.StatusServiceUnavailable, "Service Unavailable"),
@@ -95,7 +95,7 @@ var Faults = []Fault{
 	{"endless body", (*exchange).endless},
 }
 
-// FaultNamed is the fault of that name.
+// FaultNamed returns the fault of that name.
 func FaultNamed(t *testing.T, name string) Fault {
 	t.Helper()
 	i := slices.IndexFunc(Faults, func(f Fault) bool { return f.Name == name })
@@ -105,12 +105,12 @@ func FaultNamed(t *testing.T, name string) Fault {
 	return Faults[i]
 }
 
-// withStatus answers with a status.
+// withStatus responds with a status.
 func withStatus(status int, text string) Fault {
 	return Fault{strconv.Itoa(status), func(x *exchange) { http.Error(x.w, text, status) }}
 }
 
-// withBody answers as Consul does at the moment, with another body.
+// withBody responds as Consul does at the moment, with another body.
 func withBody(name string, change func(body []byte) []byte) Fault {
 	return Fault{name, func(x *exchange) {
 		if a, ok := x.consulAnswer(); ok {
@@ -120,14 +120,14 @@ func withBody(name string, change func(body []byte) []byte) Fault {
 	}}
 }
 
-// body is a body in the place of Consul's.
+// body replaces Consul's body.
 func body(text string) func([]byte) []byte { return func([]byte) []byte { return []byte(text) } }
 
 // IndexHeader is the header with the index of a blocking query.
 const IndexHeader = "X-Consul-Index"
 
-// withHeader answers as Consul does at the moment, with another header: without
-// it, where the value is empty.
+// withHeader responds as Consul does at the moment, with another value of a header,
+// or without the header if the value is empty.
 func withHeader(name, header, value string) Fault {
 	return Fault{name, func(x *exchange) {
 		a, ok := x.consulAnswer()
@@ -142,14 +142,14 @@ func withHeader(name, header, value string) Fault {
 	}}
 }
 
-// hang gives no answer while the fault is there. Consul's comes then.
+// hang does not respond while the fault lasts. After that, Consul's answer comes.
 func (x *exchange) hang() {
 	<-x.over.Done()
 	x.proxy.serve(x.w, x.r, x.body)
 }
 
-// reset ends the connection without a word. What was written before may be lost
-// on the way.
+// reset ends the connection with a TCP reset. Bytes that were written before may be
+// lost.
 func (x *exchange) reset() { x.end(true) }
 
 // close ends the connection after what was written.
@@ -190,11 +190,10 @@ func (x *exchange) trickle() {
 	x.drip(a, bytes.NewReader(a.body), 1)
 }
 
-// endlessBody is where an endless body ends in a test: above it nothing comes
-// but a byte from time to time.
+// endlessBody is the size from which an endless body goes on slowly, byte by byte.
 const endlessBody = 96 << 20
 
-// endless sends Consul's answer, and then blanks without an end.
+// endless sends Consul's answer, and then blanks that never end.
 func (x *exchange) endless() {
 	a, ok := x.consulAnswer()
 	if !ok {
@@ -242,7 +241,7 @@ func (blank) Read(p []byte) (int, error) {
 
 // consulAnswer is what Consul answers at the moment, without waiting for a change.
 func (x *exchange) consulAnswer() (consulAnswer, bool) {
-	a, err := x.proxy.askAtOnce(x.r.Clone(x.over), x.body)
+	a, err := x.proxy.queryAtOnce(x.r.Clone(x.over), x.body)
 	if err != nil {
 		if x.over.Err() == nil {
 			http.Error(x.w, err.Error(), http.StatusBadGateway)
@@ -267,8 +266,8 @@ func (a consulAnswer) write(w http.ResponseWriter) {
 	_, _ = w.Write(a.body) // the client may be gone
 }
 
-// FaultProxy stands in front of a Consul agent's HTTP API. It forwards every
-// request, blocking queries too, but for those that a fault hits.
+// FaultProxy is a proxy in front of a Consul agent's HTTP API. It forwards all
+// requests, except those that a fault hits.
 type FaultProxy struct {
 	URL string // for CONSUL_HTTP_ADDR
 
@@ -276,31 +275,31 @@ type FaultProxy struct {
 	client http.RoundTripper
 	done   context.Context // ends with the test
 
-	Mu    sync.Mutex
-	rules []*Injection
-	Open  map[*http.Request]context.CancelFunc // forwarded, not answered yet: it has them looked at again
-	calm  []Query                              // see makeBlock
-	due   map[string]bool                      // see injection.clear; by key
-	good  []*Counter
+	Mu       sync.Mutex
+	rules    []*Injection
+	Waiting  map[*http.Request]context.CancelFunc // forwarded, not answered yet; the function makes serve look for a fault again
+	blocking []Query                              // see BlockOn
+	due      map[string]bool                      // see Injection.Clear; by key
+	good     []*Counter
 }
 
-// Injection is a fault that hits a question, until it is cleared.
+// Injection is a fault that hits a query, until it is cleared.
 type Injection struct {
-	proxy    *FaultProxy
-	question Query
-	fault    Fault
-	over     context.Context
-	end      context.CancelFunc
-	// guarded by the proxy's mu
+	proxy *FaultProxy
+	query Query
+	fault Fault
+	over  context.Context
+	end   context.CancelFunc
+	// guarded by the proxy's Mu
 	hits int
 	keys map[string]bool // of the requests that it has hit
 }
 
-// Counter counts the answers of Consul's own to a question.
+// Counter counts Consul's own answers to a query.
 type Counter struct {
-	proxy    *FaultProxy
-	question Query
-	n        int // guarded by the proxy's mu
+	proxy *FaultProxy
+	query Query
+	n     int // guarded by the proxy's Mu
 }
 
 // StartFaultProxy serves on a listener until the test ends. The client reaches
@@ -314,7 +313,7 @@ func StartFaultProxy(t *testing.T, listener net.Listener, agent string, client h
 	done, cancel := context.WithCancel(context.Background())
 	p := &FaultProxy{
 		URL: "http://" + listener.Addr().String(), target: target, client: client, done: done,
-		Open: map[*http.Request]context.CancelFunc{}, due: map[string]bool{},
+		Waiting: map[*http.Request]context.CancelFunc{}, due: map[string]bool{},
 	}
 	server := &http.Server{Handler: p}
 	var work sync.WaitGroup
@@ -327,20 +326,20 @@ func StartFaultProxy(t *testing.T, listener net.Listener, agent string, client h
 	return p
 }
 
-// Inject puts a fault on a question. Those who wait for an answer to it get the
-// fault at once.
+// Inject lets a fault hit a query. Requests that wait for an answer get the fault at
+// once.
 func (p *FaultProxy) Inject(q Query, f Fault) *Injection {
-	in := &Injection{proxy: p, question: q, fault: f, keys: map[string]bool{}}
+	in := &Injection{proxy: p, query: q, fault: f, keys: map[string]bool{}}
 	in.over, in.end = context.WithCancel(p.done)
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
 	p.rules = append(p.rules, in)
-	p.rouse(q)
+	p.retry(q)
 	return in
 }
 
-// Clear ends the fault, which is a change: who hangs, and who asks next, gets
-// Consul's answer at once, whatever index was given out meanwhile.
+// Clear ends the fault. A request that hangs, and the next request, gets Consul's
+// answer at once, whatever index it has.
 func (in *Injection) Clear() {
 	p := in.proxy
 	p.Mu.Lock()
@@ -362,7 +361,7 @@ func (in *Injection) Hits() int {
 // Wait waits until the fault has hit so many requests.
 func (in *Injection) Wait(t *testing.T, n int) {
 	t.Helper()
-	testprocess.Eventually(t, fmt.Sprintf("%d requests for %s meet with %q", n, in.question, in.fault), testprocess.StartDeadline, func() error {
+	testprocess.Eventually(t, fmt.Sprintf("%d requests for %s meet with %q", n, in.query, in.fault), testprocess.StartDeadline, func() error {
 		if hits := in.Hits(); hits < n {
 			return fmt.Errorf("%d so far", hits)
 		}
@@ -370,39 +369,37 @@ func (in *Injection) Wait(t *testing.T, n int) {
 	})
 }
 
-// rouse has those who wait for an answer of Consul's to the question answered at
-// once: with a fault, or with what is so at the moment. It is called with mu
-// held.
-func (p *FaultProxy) rouse(q Query) {
-	for r, again := range p.Open {
+// retry answers requests that wait for Consul's answer to the query at once, with a
+// fault or with Consul's current answer. Mu must be locked.
+func (p *FaultProxy) retry(q Query) {
+	for r, again := range p.Waiting {
 		if q.matches(r) {
 			again()
 		}
 	}
 }
 
-// BlockOn makes those wait for a change who ask a question on which Consul
-// cannot block, and who would ask it again after a minute only. Nothing but a
-// fault, and its end, is a change.
+// BlockOn makes requests block whose query does not block at Consul, and which Usher
+// would repeat after a minute only. They wait for a fault, or for its end.
 func (p *FaultProxy) BlockOn(q Query) {
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
-	p.calm = append(p.calm, q)
+	p.blocking = append(p.blocking, q)
 }
 
-// CountGood begins to count Consul's own answers with status 200 to a question.
+// CountGood begins to count Consul's own answers with status 200 to a query.
 func (p *FaultProxy) CountGood(q Query) *Counter {
-	c := &Counter{proxy: p, question: q}
+	c := &Counter{proxy: p, query: q}
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
 	p.good = append(p.good, c)
 	return c
 }
 
-// Wait waits until there are so many.
+// Wait waits until there are n answers.
 func (c *Counter) Wait(t *testing.T, n int) {
 	t.Helper()
-	testprocess.Eventually(t, fmt.Sprintf("consul answers %s %d times", c.question, n), testprocess.StartDeadline, func() error {
+	testprocess.Eventually(t, fmt.Sprintf("consul answers %s %d times", c.query, n), testprocess.StartDeadline, func() error {
 		if got := c.Count(); got < n {
 			return fmt.Errorf("%d times so far", got)
 		}
@@ -410,7 +407,7 @@ func (c *Counter) Wait(t *testing.T, n int) {
 	})
 }
 
-// Count is how many there are.
+// Count returns the number of answers so far.
 func (c *Counter) Count() int {
 	c.proxy.Mu.Lock()
 	defer c.proxy.Mu.Unlock()
@@ -430,7 +427,7 @@ func (p *FaultProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // fault comes while Consul lets the client wait, the client gets the fault.
 func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) {
 	for r.Context().Err() == nil && p.done.Err() == nil {
-		hit, ctx, leave := p.enter(r)
+		hit, ctx, leave := p.begin(r)
 		if hit != nil {
 			over, cancel := MergeContexts(hit.over, r.Context())
 			defer cancel()
@@ -442,7 +439,7 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 		leave()
 		switch {
 		case err == nil:
-			p.note(r, a)
+			p.count(r, a)
 			a.write(w)
 			return
 		case !again:
@@ -452,25 +449,25 @@ func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 	}
 }
 
-// enter returns the fault that hits the request. Where none does, it gives the
-// context in which to forward the request, until leave is called.
-func (p *FaultProxy) enter(r *http.Request) (hit *Injection, ctx context.Context, leave func()) {
+// begin returns the fault that hits the request. Without a fault, it returns the
+// context for forwarding the request, until leave is called.
+func (p *FaultProxy) begin(r *http.Request) (hit *Injection, ctx context.Context, leave func()) {
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
 	for _, in := range p.rules {
-		if in.question.matches(r) {
+		if in.query.matches(r) {
 			in.hits++
 			in.keys[key(r)] = true
 			return in, nil, nil
 		}
 	}
 	ctx, cancel := MergeContexts(p.done, r.Context())
-	p.Open[r] = cancel
+	p.Waiting[r] = cancel
 	return nil, ctx, func() {
 		cancel()
 		p.Mu.Lock()
 		defer p.Mu.Unlock()
-		delete(p.Open, r)
+		delete(p.Waiting, r)
 	}
 }
 
@@ -484,39 +481,39 @@ func MergeContexts(a, b context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// forward asks Consul as the client does.
+// forward sends the request to Consul.
 func (p *FaultProxy) forward(r *http.Request, body []byte) (consulAnswer, error) {
 	calm, due := p.state(r)
 	switch {
 	case due:
-		return p.askAtOnce(r, body)
+		return p.queryAtOnce(r, body)
 	case calm && r.URL.Query().Has("index"):
 		wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
 		select {
 		case <-r.Context().Done():
 			return consulAnswer{}, r.Context().Err()
 		case <-time.After(wait):
-			return p.askAtOnce(r, body)
+			return p.queryAtOnce(r, body)
 		}
 	}
-	return p.ask(r, body)
+	return p.query(r, body)
 }
 
-// state reports whether a request is one that was made to block, and whether its
-// answer is due at once.
+// state reports whether BlockOn has the request, and whether its answer is due at
+// once.
 func (p *FaultProxy) state(r *http.Request) (calm, due bool) {
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
 	due = p.due[key(r)]
 	delete(p.due, key(r))
-	return p.isCalm(r), due
+	return p.mustBlock(r), due
 }
 
-func (p *FaultProxy) isCalm(r *http.Request) bool {
-	return slices.ContainsFunc(p.calm, func(q Query) bool { return q.matches(r) })
+func (p *FaultProxy) mustBlock(r *http.Request) bool {
+	return slices.ContainsFunc(p.blocking, func(q Query) bool { return q.matches(r) })
 }
 
-// key is what is the same in all requests of one watch.
+// key is the part of the URL that all requests of one watch share.
 func key(r *http.Request) string { return r.URL.Path + "?" + withoutWait(r.URL).Encode() }
 
 func withoutWait(u *url.URL) url.Values {
@@ -526,12 +523,12 @@ func withoutWait(u *url.URL) url.Values {
 	return params
 }
 
-func (p *FaultProxy) askAtOnce(r *http.Request, body []byte) (consulAnswer, error) {
+func (p *FaultProxy) queryAtOnce(r *http.Request, body []byte) (consulAnswer, error) {
 	r.URL.RawQuery = withoutWait(r.URL).Encode()
-	return p.ask(r, body)
+	return p.query(r, body)
 }
 
-func (p *FaultProxy) ask(r *http.Request, body []byte) (consulAnswer, error) {
+func (p *FaultProxy) query(r *http.Request, body []byte) (consulAnswer, error) {
 	r.URL.Scheme, r.URL.Host, r.Host, r.RequestURI = p.target.Scheme, p.target.Host, "", ""
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	r.Header.Del("Accept-Encoding")
@@ -544,17 +541,17 @@ func (p *FaultProxy) ask(r *http.Request, body []byte) (consulAnswer, error) {
 	a.body, err = io.ReadAll(response.Body)
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
-	if p.isCalm(r) {
+	if p.mustBlock(r) {
 		a.header.Set(IndexHeader, "1")
 	}
 	return a, err
 }
 
-func (p *FaultProxy) note(r *http.Request, a consulAnswer) {
+func (p *FaultProxy) count(r *http.Request, a consulAnswer) {
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
 	for _, c := range p.good {
-		if a.status == http.StatusOK && c.question.matches(r) {
+		if a.status == http.StatusOK && c.query.matches(r) {
 			c.n++
 		}
 	}

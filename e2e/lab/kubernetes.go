@@ -31,8 +31,8 @@ type KubernetesLab struct {
 	API *apiserver.Server
 }
 
-// StartKubernetesLab starts it without a Service and without a pod. Usher has
-// the rights that the documents give it.
+// StartKubernetesLab starts the lab without a Service and without a pod. Usher has
+// the rights in docs/.
 func StartKubernetesLab(t *testing.T) *KubernetesLab {
 	t.Helper()
 	l := &KubernetesLab{Lab: Start(t, ConsulNew, EnvoyNew, false)}
@@ -52,7 +52,7 @@ type Pod struct {
 }
 
 // StartPod registers a pod that runs on a host, and starts its Envoy and an
-// Usher that gives listeners this grace.
+// Usher with this grace period.
 func (l *KubernetesLab) StartPod(t *testing.T, h *Host, grace time.Duration) *Pod {
 	t.Helper()
 	p := &Pod{Host: h, lab: l, options: UsherOptions{Host: h, Consul: l.Consul, Args: []string{
@@ -65,7 +65,7 @@ func (l *KubernetesLab) StartPod(t *testing.T, h *Host, grace time.Duration) *Po
 	p.Usher = StartUsher(t, p.options)
 	p.Envoy = StartBootstrapped(t, BootstrapOptions{
 		Host: h, Envoy: EnvoyNew, XDSAddr: p.Usher.GRPCAddr, Args: []string{"--service-id", p.id(), "--node-name", p.node()},
-		// So soon do connections of a listener that has changed end with an answer.
+		// So long may connections of a changed listener end with an answer.
 		EnvoyArgs: []string{"--drain-time-s", "2", "--parent-shutdown-time-s", "3"},
 	})
 	p.Envoy.WaitListener(t, 8080)
@@ -117,8 +117,7 @@ func (p *Pod) WaitMode(t *testing.T, mode string, within time.Duration) {
 	p.lab.WaitMode(t, p.Host, mode)
 }
 
-// modeLog are the words of the last line in which Usher says what listener 8080
-// follows.
+// modeLog returns the fields of the last log line about the mode of listener 8080.
 func (u *Usher) modeLog(t *testing.T) []string {
 	t.Helper()
 	var last []string
@@ -132,7 +131,7 @@ func (u *Usher) modeLog(t *testing.T) []string {
 
 var graceEnds = regexp.MustCompile(`(?m)^usher_kubernetes_grace_end_timestamp_seconds\{.*port="8080".*\} (\S+)$`)
 
-// GracePeriodEnd is when the grace of listener 8080 ends, as Usher's metrics have it;
+// GracePeriodEnd is when the grace period of listener 8080 ends, in Usher's metrics;
 // "" where there is none.
 func (u *Usher) GracePeriodEnd(t *testing.T) string {
 	t.Helper()
@@ -142,8 +141,8 @@ func (u *Usher) GracePeriodEnd(t *testing.T) string {
 	return ""
 }
 
-// resourceVersions is what an Usher sends to whom it takes for a pod's Envoy: the versions,
-// by type and name.
+// resourceVersions are the versions of the resources that the pod's Usher sends to an Envoy
+// of the other pod, by type and name.
 func (p *Pod) resourceVersions(t *testing.T, as *Pod) map[string]string {
 	t.Helper()
 	conn := XDSPort{From: p.Host}.Dial(t)
@@ -167,7 +166,7 @@ func (p *Pod) resourceVersions(t *testing.T, as *Pod) map[string]string {
 	return versions
 }
 
-// WantSameResources wants all pods' Ushers to send the same, and returns that.
+// WantSameResources wants all pods' Ushers to send the same versions, and returns them.
 func WantSameResources(t *testing.T, when string, pods ...*Pod) map[string]string {
 	t.Helper()
 	first := pods[0].resourceVersions(t, pods[0])

@@ -4,19 +4,23 @@ package lab
 
 import (
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
+	"github.com/pires/go-proxyproto"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// Lab is the lab up to the gateway: Consul with the lab's config entries,
-// the service with its sidecar, and the balancer in front of the gateway's
-// host. What serves the gateway is the story's choice.
+// Lab is everything but the gateway: Consul with the lab's config entries, the
+// service with its sidecar, and the balancer in front of the gateway's host. The
+// test starts the gateway.
 type Lab struct {
 	*Network
 	Consul  *Consul
@@ -24,15 +28,15 @@ type Lab struct {
 	HAProxy *HAProxy
 }
 
-// Start starts the lab without a gateway; Consul and the sidecar's Envoy
-// have the versions. With secure, Consul is.
+// Start starts the lab without a gateway, with these versions of Consul and of the
+// sidecar's Envoy. With secure, Consul has ACLs, TLS and gossip encryption.
 func Start(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
 	t.Helper()
-	return NewNetwork(t).Start(t, consulVersion, envoyVersion, secure)
+	return NewNetwork(t).StartLab(t, consulVersion, envoyVersion, secure)
 }
 
-// Start is startMeshLab on a network that there is already.
-func (l *Network) Start(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
+// StartLab is Start on a network that exists.
+func (l *Network) StartLab(t *testing.T, consulVersion, envoyVersion string, secure bool) *Lab {
 	t.Helper()
 	m := &Lab{Network: l}
 	m.Consul = StartConsul(t, ConsulOptions{Version: consulVersion, Host: l.Control, Secure: secure})
@@ -47,8 +51,8 @@ func (l *Network) Start(t *testing.T, consulVersion, envoyVersion string, secure
 	return m
 }
 
-// writeEntries writes the lab's config entries as they are at its beginning, in
-// an order that Consul takes.
+// writeEntries writes the lab's initial config entries, in an order that Consul
+// accepts.
 func (l *Lab) writeEntries(t *testing.T) {
 	t.Helper()
 	for _, kind := range []string{"proxy-defaults", "service-defaults", "ingress-gateway", "service-intentions"} {
@@ -153,4 +157,83 @@ func (l *Lab) WantBalancerAddress(t *testing.T, gateway *Envoy) {
 	if got := l.Echo.Received(t, path).Header.Values("X-Forwarded-For"); len(got) != 0 {
 		t.Errorf("the service got X-Forwarded-For %q, want none", got)
 	}
+}
+
+// ProxyHeaderFor is the PROXY v2 header that a balancer writes for a client.
+func ProxyHeaderFor(client string) *proxyproto.Header {
+	address := func(ip string, port uint16) net.Addr {
+		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), port))
+	}
+	return proxyproto.HeaderProxyFromAddrs(2, address(client, 40000), address(BalancerIP, 8080))
+}
+
+// WaitMode waits until a gateway handles connections with and without a PROXY header
+// as in the mode. The connections come from the balancer's host.
+func (l *Network) WaitMode(t *testing.T, gateway *Host, mode string) {
+	t.Helper()
+	const consecutive = 10
+	plain := Request{From: l.Balancer, To: gateway.Addr(8080), Path: PollPath}
+	withHeader := plain
+	withHeader.Proxy = ProxyHeaderFor(ClientIP)
+	plainStatus, headerStatus := http.StatusOK, http.StatusOK
+	switch mode {
+	case "off":
+		headerStatus = http.StatusBadRequest
+	case "strict":
+		plainStatus = 0
+	case "permissive":
+	default:
+		t.Fatalf("there is no mode %q", mode)
+	}
+	testprocess.Eventually(t, fmt.Sprintf("%s is in mode %s", gateway.Name, mode), testprocess.ChangeDeadline, func() error {
+		for range consecutive {
+			if got := plain.StatusCode(t); got != plainStatus {
+				return fmt.Errorf("status %d without a header, want %d", got, plainStatus)
+			}
+			if got := withHeader.StatusCode(t); got != headerStatus {
+				return fmt.Errorf("status %d with a header, want %d", got, headerStatus)
+			}
+		}
+		return nil
+	})
+}
+
+// StatusCode makes the request. It returns 0 if the connection was closed without a
+// response.
+func (c Request) StatusCode(t *testing.T) int {
+	t.Helper()
+	got, err := c.Do(t.Context())
+	if err != nil {
+		return 0
+	}
+	return got.Status
+}
+
+// The versions of the real parts. `make tools` installs them.
+const (
+	ConsulNew = "1.22.0"
+	ConsulOld = "1.15.1" // the lab's
+	EnvoyNew  = "1.40.0"
+	EnvoyOld  = "1.36.2"
+)
+
+func consulBinary(t *testing.T, version string) string {
+	t.Helper()
+	return testprocess.Tool(t, "consul-"+version, "consul")
+}
+
+// EnvoyBinary is the path of an Envoy.
+func EnvoyBinary(t *testing.T, version string) string {
+	t.Helper()
+	return testprocess.Tool(t, "envoy-"+version, "envoy")
+}
+
+// WriteFile writes a file below a directory and returns its path.
+func WriteFile(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

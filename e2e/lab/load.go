@@ -23,7 +23,7 @@ const (
 	LoadPrefix   = "/load/"
 	loadRate     = 200 // requests a second
 	loadKept     = 10  // connections that are kept alive
-	loadInFlight = 500 // new connections at once: what comes in before the first one is given up
+	loadInFlight = 500 // new connections at once: as many as begin within RequestTimeout
 )
 
 // Load is traffic from a host that runs beside the rest of a test.
@@ -69,14 +69,14 @@ func (f LoadFailure) connection() string {
 	return "new connection"
 }
 
-// StartLoad sends the call, with paths of its own, until stop or the test's
-// end.
+// StartLoad sends the request, each time with another path, until Stop or the end of
+// the test.
 func StartLoad(t *testing.T, target Request) *Load {
 	t.Helper()
 	return StartLoadAt(t, target, loadRate)
 }
 
-// StartLoadAt is startLoad with another number of requests a second.
+// StartLoadAt is StartLoad with another number of requests a second.
 func StartLoadAt(t *testing.T, target Request, rate int) *Load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -95,8 +95,7 @@ func (l *Load) Stop() {
 	l.work.Wait()
 }
 
-// WaitMore waits until more requests have their answer, so that what was changed
-// has been under load for a while.
+// WaitMore waits until half a second's requests more have their answer.
 func (l *Load) WaitMore(t *testing.T) {
 	t.Helper()
 	n := l.Rate / 2
@@ -132,7 +131,7 @@ func (l *Load) WantNoFailures(t *testing.T) {
 }
 
 // newConnections sends half of the load, each request on a new connection. It
-// keeps its pace however slow the answers are.
+// keeps its rate however slow the answers are.
 func (l *Load) newConnections(ctx context.Context) {
 	l.everyTick(ctx, time.Second*2/time.Duration(l.Rate), 0, func() {
 		select {
@@ -157,7 +156,7 @@ func (l *Load) next() Request {
 	return c
 }
 
-// once makes a request on a new connection.
+// once makes one request on a new connection.
 func once(c Request) (*ClientConn, error) {
 	conn, err := c.Connect(context.Background())
 	if err != nil {
@@ -220,7 +219,8 @@ func (l *Load) everyTick(ctx context.Context, interval, delay time.Duration, f f
 	}
 }
 
-// ClosedByServer looks, between two requests, whether the peer has closed.
+// ClosedByServer reports, between two requests, whether the server has closed the
+// connection.
 func (conn *ClientConn) ClosedByServer() bool {
 	if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 		return true
@@ -229,7 +229,7 @@ func (conn *ClientConn) ClosedByServer() bool {
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// record notes what came of a request; conn is nil where there was no connection.
+// record records the result of a request. conn is nil if there was no connection.
 func (l *Load) record(c Request, conn *ClientConn, begin time.Time, err error) {
 	took := time.Since(begin)
 	l.Mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -31,11 +32,11 @@ const (
 
 // Network is a network of hosts on one switch. Nothing in it can reach the machine
 // that runs the test, or the other way round: Go code enters a host with
-// host.do, host.dial and host.listen.
+// Host.Do, Host.Dial and Host.Listen.
 type Network struct {
 	Switch *Namespace
 
-	Client   *Host // who asks
+	Client   *Host // it makes requests
 	Balancer *Host // the network load balancer
 	Gateway  *Host // the first instance of the gateway
 	Service  *Host // the service and its sidecar
@@ -49,7 +50,7 @@ type Host struct {
 	IP   netip.Addr
 }
 
-// NewNetwork makes a network with the five usual hosts.
+// NewNetwork creates a network with five hosts.
 func NewNetwork(t *testing.T) *Network {
 	t.Helper()
 	l := &Network{Switch: newNamespace(t)}
@@ -106,6 +107,14 @@ func (h *Host) dialBy(ctx context.Context, dialer *net.Dialer, network, address 
 		return err
 	})
 	return conn, err
+}
+
+// httpClient makes requests from inside the host.
+func (h *Host) httpClient(t *testing.T) *http.Client {
+	t.Helper()
+	transport := &http.Transport{DialContext: h.Dial}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
 }
 
 // addIPv6 adds an address of the lab's IPv6 network to the host.

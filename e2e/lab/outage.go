@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// CompareOutage takes away what serves the load and brings it back, with requests
-// in between.
+// CompareOutage stops the service and brings it back, with requests in between.
 func (l *Comparison) CompareOutage(t *testing.T, o Outage) {
 	t.Helper()
 	l.outage = o.Gone.Name
@@ -42,8 +41,8 @@ func (l *Comparison) wantSameOutages(t *testing.T) {
 	}
 }
 
-// hasOutcome reports whether one of the ways is that way. Without Envoy's word it is any
-// with the same status: a connection that is kept from before the access log was
+// hasOutcome reports whether one of the outcomes is that one. Without a reason it
+// equals any with the same status: a connection that is kept from before the access log was
 // changed is logged as it was then, or not at all.
 func hasOutcome(ways map[string]int, way string) bool {
 	for w := range ways {
@@ -78,8 +77,7 @@ var (
 	flagsOfReason  = regexp.MustCompile(`^\[([^;]*)`)
 )
 
-// outcome is what the client got, and Envoy's word for it, without what differs from
-// gateway to gateway.
+// outcome is what the client got, and Envoy's response flags.
 func (f LoadFailure) outcome(reason string) string {
 	status := answeredStatus.FindString(f.Cause)
 	if status == "" {
@@ -91,6 +89,5 @@ func (f LoadFailure) outcome(reason string) string {
 	return f.connection() + ": " + status
 }
 
-// Outage is a change that takes away what serves the load, and one that brings it
-// back.
+// Outage is a change that stops the service, and one that brings it back.
 type Outage struct{ Gone, Back Change }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// The ends of the connection that PROXY headers speak of. The addresses are
+// The source and the destination in the PROXY headers. The addresses are
 // from documentation ranges (RFC 5737, RFC 3849): no host of a lab has them.
 var (
 	HeaderClient  = netip.MustParseAddrPort("192.0.2.7:40000")
@@ -27,12 +27,12 @@ type Preface struct {
 	Name         string
 	Bytes        string
 	Client       netip.AddrPort // the client that it names; zero for none
-	SecondHeader string         // the part of the text behind the first header
+	SecondHeader string         // the bytes after the first header
 	end          bool           // nothing comes behind it: the connection is half closed
 	slowly       bool           // byte by byte
 }
 
-// Prefaces are all kinds; the matrix has a row for each.
+// Prefaces are all prefaces; the matrix has a row for each.
 // Formats: https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt
 var Prefaces = func() []Preface {
 	v1 := "PROXY TCP4 192.0.2.7 198.51.100.80 40000 443\r\n"
@@ -89,7 +89,7 @@ func (p Preface) WriteTo(w io.Writer) (int64, error) {
 			return written, err
 		}
 		if p.slowly {
-			time.Sleep(time.Millisecond) // the slowness is what is tried
+			time.Sleep(time.Millisecond) // the test is about slow writes
 		}
 	}
 	if conn, ok := w.(interface{ CloseWrite() error }); ok && p.end {
@@ -145,7 +145,7 @@ func TLV(kind, value string) string {
 	return kind + twoBytes(len(value)) + value
 }
 
-// HeaderWithTLVs is a header for headerClient, with TLVs.
+// HeaderWithTLVs is a header for HeaderClient, with TLVs.
 func HeaderWithTLVs(tlvs string) string {
 	return V2Header(V2Proxy, v2TCP4, V2Addresses(HeaderClient, headerTarget)+tlvs)
 }

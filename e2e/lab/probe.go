@@ -37,10 +37,10 @@ type Probe struct {
 type Observation struct {
 	Response string // a status; for tcp "served"; or "closed" or "open", without a byte of an answer
 	Log      string // the client's address in the access log
-	Service  string // X-Forwarded-For; for tcp what the service gets before the client's own word
+	Service  string // X-Forwarded-For; for tcp what the service gets before the client's payload
 }
 
-// ForgedIP is what a request says of itself.
+// ForgedIP is the address in a forged X-Forwarded-For.
 const ForgedIP = "198.51.100.6"
 
 // probePorts are the ports of probes' sources, below those that Linux chooses.
@@ -78,7 +78,7 @@ func (p Probe) Send(t *testing.T, l *TrustLab) Observation {
 func (p Probe) Request() Request {
 	c := Request{From: p.From.Host, To: p.Target(), Source: p.Source, Path: p.Path, Header: p.Header, Proxy: p.Preface}
 	if p.Listener.Protocol == "https" {
-		c.TLS = &tls.Config{InsecureSkipVerify: true} // whose certificate it is, other tests ask
+		c.TLS = &tls.Config{InsecureSkipVerify: true} // other tests verify the certificate
 	}
 	return c
 }
@@ -111,7 +111,7 @@ func (p Probe) Target() string {
 	return netip.AddrPortFrom(p.Address, uint16(p.Listener.Port)).String()
 }
 
-// describe says what a tcp service got before the client's word.
+// describe says what a tcp service got before the client's payload.
 func (p Probe) describe(data string) string {
 	switch data {
 	case "":
@@ -124,7 +124,7 @@ func (p Probe) describe(data string) string {
 	return fmt.Sprintf("%q", data)
 }
 
-// Symbols returns addresses by what they are to the probe.
+// Symbols replaces addresses by their role in the probe.
 func (p Probe) Symbols(values []string) string {
 	var symbols []string
 	for _, value := range values {
@@ -143,7 +143,7 @@ func (p Probe) symbol(ip string) string {
 	case ForgedIP:
 		return "forged"
 	case p.Source.Addr().String():
-		return "peer"
+		return "direct"
 	case p.Preface.Client.Addr().String():
 		return "client"
 	}
@@ -166,13 +166,13 @@ func (p Probe) Logged(t *testing.T, lines TrustLog) string {
 	return strings.Join(symbols, " and ")
 }
 
-// String says which connection it is, for messages.
+// String describes the connection, for messages.
 func (p Probe) String() string {
 	return fmt.Sprintf("Envoy %s, %s with %v, %s -> %s, %q",
 		p.Gateway.Version, p.Listener.Protocol, p.Listener.Settings, p.Source, p.Target(), p.Preface.Name)
 }
 
-// TrustLog is an access log by the path of the request, or else by the peer.
+// TrustLog is an access log by the path of the request, or else by the downstream address.
 type TrustLog map[string][]LogEntry
 
 // EntriesFor are the lines of a probe.
@@ -205,7 +205,7 @@ func (l *TrustLab) Observe(t *testing.T, probes []Probe, logged func(i int) bool
 	seen := l.sendAll(t, probes)
 	lines := ReadTrustLog(t, probes[0].Gateway.Log)
 	missing := func(i int) bool { return logged(i) && len(lines.EntriesFor(probes[i])) == 0 }
-	end := time.Now().Add(testprocess.ChangeDeadline) // a line that never comes is missed with its probe
+	end := time.Now().Add(testprocess.ChangeDeadline) // a missing line is reported with its probe
 	for i := 0; i < len(probes) && time.Now().Before(end); {
 		if !missing(i) {
 			i++
@@ -223,8 +223,8 @@ func (l *TrustLab) Observe(t *testing.T, probes []Probe, logged func(i int) bool
 // Always is for probes that are all logged.
 func Always(int) bool { return true }
 
-// WantDownstreamLogged wants the peer's own address in the probe's lines, wherever
-// they say who connected.
+// WantDownstreamLogged wants the downstream's own address in the probe's lines, in
+// every field for the address that connected.
 func (p Probe) WantDownstreamLogged(t *testing.T, lines TrustLog) {
 	t.Helper()
 	for _, entry := range lines.EntriesFor(p) {

@@ -86,7 +86,7 @@ func (c ExpectedProblem) WantFixed(t *testing.T, change func()) {
 	c.wantLoggedOnce(t)
 }
 
-// wantLoggedOnce wants that all that Usher has said in errors is the one line.
+// wantLoggedOnce wants the line to be the only error that Usher has logged.
 func (c ExpectedProblem) wantLoggedOnce(t *testing.T) {
 	t.Helper()
 	got := c.usher.Errors(t)[c.before:]

@@ -24,8 +24,8 @@ const (
 const MeshGatewayPort = 8443
 
 // RemoteLab is the lab with two gateways, and a service that has one instance here
-// and one far away, with a mesh gateway at either place. The instances say
-// where they are.
+// and one in another datacenter or cluster, with a mesh gateway at either place. The
+// instances say where they are.
 type RemoteLab struct {
 	*Comparison
 	Remote *Consul
@@ -37,8 +37,8 @@ const (
 	Far  = "far"
 )
 
-// StartRemoteLab starts everything but the gateways. The far server has the
-// arguments, and link brings it together with the one here.
+// StartRemoteLab starts everything but the gateways. The remote server has the
+// arguments, and link connects it with the one here.
 func StartRemoteLab(t *testing.T, farArgs []string, link func(*RemoteLab)) *RemoteLab {
 	t.Helper()
 	l := NewNetwork(t)

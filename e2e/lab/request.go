@@ -37,14 +37,14 @@ type Request struct {
 	From   *Host
 	To     string // address:port
 	Path   string
-	Host   string // labHost when empty
+	Host   string // ServiceHost when empty
 	Header http.Header
 	Source netip.AddrPort // of the connection; zero for the host's choice
 	Proxy  io.WriterTo    // written in front of the request; nil for none
 	TLS    *tls.Config    // nil for plain text; without a server name it is Host
 }
 
-// Response is what the client got.
+// Response is the response that the client got.
 type Response struct {
 	Status int
 	Body   string
@@ -100,12 +100,12 @@ func (c Request) Connect(ctx context.Context) (*ClientConn, error) {
 }
 
 // ClientConn is a client's HTTP/1.1 connection. Unlike Go's own client it
-// neither retries nor minds an answer that comes before the request, as the 400
-// to a PROXY header does.
+// neither retries nor rejects a response that comes before the end of the request,
+// such as the 400 to a PROXY header.
 type ClientConn struct {
 	net.Conn
 	Reader *bufio.Reader
-	last   bool // the peer has said that it will close
+	last   bool // the server will close the connection
 	opened time.Time
 	served time.Time // the first answer; zero: none yet
 }
@@ -143,7 +143,7 @@ func (c Request) text(connection string) string {
 	return text.String()
 }
 
-// WantHello fails the test unless the answer is the service's.
+// WantHello wants the response to be the service's.
 func (a Response) WantHello(t *testing.T) {
 	t.Helper()
 	if a.Status != http.StatusOK || a.Body != "hello world\n" {
@@ -155,10 +155,10 @@ func (a Response) WantHello(t *testing.T) {
 // times in a row: an Envoy takes a new listener thread by thread.
 func WaitStatus(t *testing.T, c Request, status int) {
 	t.Helper()
-	const row = 10
+	const consecutive = 10
 	c.Path = PollPath
 	testprocess.Eventually(t, fmt.Sprintf("requests through %s are answered %d", c.To, status), testprocess.ChangeDeadline, func() error {
-		for range row {
+		for range consecutive {
 			got, err := c.Do(t.Context())
 			if err == nil && got.Status != status {
 				err = fmt.Errorf("status %d: %s", got.Status, strings.TrimSpace(got.Body))
@@ -187,9 +187,9 @@ type TCPExchange struct {
 	TLS     *tls.Config // nil for plain text
 }
 
-// Do sends the headers and a word. It gives what came back between the greeting
-// and the word, which is what the service got before the word, and the client's
-// end of the connection.
+// Do sends the headers and the payload. It returns what came back between the
+// greeting and the payload, which is what the service got before the payload, and
+// the client's address.
 func (c TCPExchange) Do(ctx context.Context) (data, client string, err error) {
 	conn, err := c.From.DialFrom(ctx, c.Source, c.To)
 	if err != nil {
@@ -216,7 +216,7 @@ func (c TCPExchange) Do(ctx context.Context) (data, client string, err error) {
 	return data, conn.LocalAddr().String(), nil
 }
 
-// send writes the headers and the word, and returns the connection on which the
+// send writes the headers and the payload, and returns the connection on which the
 // answer comes.
 func (c TCPExchange) send(conn net.Conn) (net.Conn, error) {
 	for _, h := range c.Headers {
@@ -231,7 +231,7 @@ func (c TCPExchange) send(conn net.Conn) (net.Conn, error) {
 	return conn, err
 }
 
-// WaitData waits until the service gets the data before the word, and no more.
+// WaitData waits until the service gets the data before the payload, and no more.
 func (c TCPExchange) WaitData(t *testing.T, data string) {
 	t.Helper()
 	testprocess.Eventually(t, fmt.Sprintf("%s -> %s: the service gets %q before the word", c.From.Name, c.To, data), testprocess.ChangeDeadline, func() error {

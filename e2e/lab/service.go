@@ -32,7 +32,7 @@ type ServiceOptions struct {
 }
 
 // RegisterService registers an instance with its sidecar at an agent and starts
-// the sidecar. The checks begin as passing, and Consul asks every second.
+// the sidecar. The checks begin as passing, and run every second.
 func RegisterService(t *testing.T, o ServiceOptions) *Envoy {
 	t.Helper()
 	o.ID, o.SidecarPort = cmp.Or(o.ID, o.Name), cmp.Or(o.SidecarPort, 21000)
@@ -132,7 +132,7 @@ func (s *EchoService) Received(t *testing.T, path string) ReceivedRequest {
 	return seen
 }
 
-// Lookup is request where there may be none.
+// Lookup is Received for a request that may be missing.
 func (s *EchoService) Lookup(path string) (ReceivedRequest, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func ServeTCP(t *testing.T, listener net.Listener, f func(net.Conn)) {
 	})
 }
 
-// ServeNamed serves a service that says its name.
+// ServeNamed runs a service that sends its name.
 func ServeNamed(t *testing.T, h *Host, port int, name string) {
 	t.Helper()
 	ServeHTTP(t, h, port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -190,7 +190,7 @@ func ServeNamed(t *testing.T, h *Host, port int, name string) {
 	}))
 }
 
-// ServedBy is the header in which a service of this story says who it is.
+// ServedBy is the header in which ServeNamed sends its name.
 const ServedBy = "Served-By"
 
 // HasReceived reports whether the service has got a request for the path.
@@ -201,7 +201,7 @@ func (s *EchoService) HasReceived(path string) bool {
 	return ok
 }
 
-// The headers in which it says what it was asked.
+// The headers in which ServeNamed reports the request.
 const (
 	SeenMark = "X-Seen-Mark"
 	SeenPath = "X-Seen-Path"

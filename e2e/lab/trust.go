@@ -17,8 +17,8 @@ import (
 )
 
 // TrustLab is a gateway with listeners of different settings, on two Envoys of
-// different versions, and peers that may and may not say who the client is. All
-// of them have an IPv4 and an IPv6 address.
+// different versions, with a trusted and an untrusted downstream. All of them have an
+// IPv4 and an IPv6 address.
 type TrustLab struct {
 	*Network
 	Consul    *Consul
@@ -30,11 +30,11 @@ type TrustLab struct {
 	Untrusted Downstream
 }
 
-// TestListener is a listener of the gateway's on each of its addresses.
+// TestListener is a listener on each of the gateway's addresses.
 type TestListener struct {
 	Protocol string // http, https or tcp
 	Settings ListenerSettings
-	Service  string // that the test itself starts; "" for one of the lab's
+	Service  string // that the test starts; "" for one of the lab's
 	Port     int    // the lab's choice
 }
 
@@ -59,12 +59,12 @@ type Downstream struct {
 	addresses []netip.Addr
 }
 
-// address is the one of the other address' family.
+// address returns the address of the same family as the other one.
 func (p Downstream) address(other netip.Addr) netip.Addr {
 	return p.addresses[slices.IndexFunc(p.addresses, func(a netip.Addr) bool { return a.Is4() == other.Is4() })]
 }
 
-// trustedCIDRs have the trusted peer in them, and neither the stranger nor the
+// trustedCIDRs contain the trusted downstream, and neither the untrusted one nor the
 // client.
 const trustedCIDRs = `["198.18.0.8/30", "fd00:18::10/124"]`
 
@@ -76,7 +76,7 @@ func StartTrustLab(t *testing.T, listeners []TestListener) *TrustLab {
 		l.Listeners[i].Port = 7000 + i
 	}
 	l.Trusted = Downstream{l.Balancer, []netip.Addr{l.Balancer.IP, l.Balancer.addIPv6(t, "fd00:18::10")}}
-	other := l.AddHost(t, "stranger", "198.18.0.66")
+	other := l.AddHost(t, "untrusted", "198.18.0.66")
 	l.Untrusted = Downstream{other, []netip.Addr{other.IP, other.addIPv6(t, "fd00:18::66")}}
 	l.Consul = StartConsul(t, ConsulOptions{Version: ConsulNew, Host: l.Control})
 	l.Echo = StartEcho(t, l.Service, 8080)
@@ -127,7 +127,7 @@ func (l *TrustLab) Config() string {
 	return text.String()
 }
 
-// String is the policy as the settings have it.
+// String formats the settings as HCL.
 func (p ListenerSettings) String() string {
 	text := fmt.Sprintf("mode = %q", p.Mode)
 	if p.Versions != "" {

@@ -24,9 +24,9 @@ type UsherOptions struct {
 	XDSAddr string  // 127.0.0.1:18000 when empty
 	Args    []string
 	Env     []string // besides what Consul and Token give
-	Log     string   // path of what takes the log in place of a file
-	Files   int      // how many files it may open; 0 as the test
-	Memory  int      // how many bytes it may have; 0 as the test
+	Log     string   // path that replaces the log file
+	Files   int      // limit of open files; 0 as the test
+	Memory  int      // memory limit in bytes; 0 as the test
 }
 
 // Usher is a running `usher serve` that its host's Envoys reach on loopback,
@@ -49,7 +49,7 @@ func StartUsher(t *testing.T, o UsherOptions) *Usher {
 	return u
 }
 
-// LaunchUsher starts Usher, which may take its time to become ready.
+// LaunchUsher starts Usher and does not wait until it is ready.
 func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 	t.Helper()
 	env := o.Env
@@ -62,9 +62,7 @@ func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 	if o.XDSAddr == "" {
 		o.XDSAddr = "127.0.0.1:18000"
 	}
-	transport := &http.Transport{DialContext: o.Host.Dial}
-	t.Cleanup(transport.CloseIdleConnections)
-	u := &Usher{GRPCAddr: o.XDSAddr, HTTPClient: &http.Client{Transport: transport}}
+	u := &Usher{GRPCAddr: o.XDSAddr, HTTPClient: o.Host.httpClient(t)}
 	if !strings.Contains(o.XDSAddr, "://") {
 		u.GRPCAddr = "http://" + o.XDSAddr
 	}
@@ -92,7 +90,7 @@ func LaunchUsher(t *testing.T, o UsherOptions) *Usher {
 	return u
 }
 
-// WaitReady waits until /readyz says so.
+// WaitReady waits until /readyz is 200.
 func (u *Usher) WaitReady(t *testing.T) {
 	t.Helper()
 	testprocess.Eventually(t, "usher is ready", testprocess.StartDeadline, func() error {
@@ -119,7 +117,7 @@ func (u *Usher) Admin(path string) (string, error) {
 	return string(body), err
 }
 
-// Metrics is what /metrics says.
+// Metrics returns the text of /metrics.
 func (u *Usher) Metrics(t *testing.T) string {
 	t.Helper()
 	text, err := u.Admin("/metrics")
@@ -129,7 +127,8 @@ func (u *Usher) Metrics(t *testing.T) string {
 	return text
 }
 
-// WaitStream waits until an Envoy is connected and has its first answers.
+// WaitStream waits until an Envoy is connected and has acknowledged its first
+// responses.
 func (u *Usher) WaitStream(t *testing.T) {
 	t.Helper()
 	testprocess.Eventually(t, "an Envoy comes back", testprocess.StartDeadline, func() error {
@@ -154,7 +153,7 @@ func (u *Usher) MetricSum(t *testing.T, metric string) float64 {
 	return total
 }
 
-// WantNotReady waits until /readyz says 503 for the reasons.
+// WantNotReady waits until /readyz is 503 with the reasons.
 func (u *Usher) WantNotReady(t *testing.T, reasons ...string) {
 	t.Helper()
 	testprocess.Eventually(t, fmt.Sprintf("usher is not ready because of %q", reasons), testprocess.ChangeDeadline, func() error {
@@ -171,8 +170,8 @@ func (u *Usher) WantNotReady(t *testing.T, reasons ...string) {
 	})
 }
 
-// WantReadyWithoutConsul waits until /readyz says why and since when Consul does
-// not answer, and wants it to say all the time that Usher is ready.
+// WantReadyWithoutConsul waits until /readyz says why and since when Consul does not
+// answer, and wants its status to be 200 all the time.
 func (u *Usher) WantReadyWithoutConsul(t *testing.T, address string) string {
 	t.Helper()
 	var text string

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"testing"
@@ -29,12 +30,7 @@ type XDSPort struct {
 // Dial makes a connection of its own, which opens with its first stream.
 func (p XDSPort) Dial(t *testing.T) *grpc.ClientConn {
 	t.Helper()
-	if p.Network == "" {
-		p.Network = "tcp"
-	}
-	if p.Address == "" {
-		p.Address = "127.0.0.1:18000"
-	}
+	p.Network, p.Address = cmp.Or(p.Network, "tcp"), cmp.Or(p.Address, "127.0.0.1:18000")
 	if p.TLS == nil {
 		p.TLS = insecure.NewCredentials()
 	}
@@ -53,7 +49,7 @@ func (p XDSPort) Dial(t *testing.T) *grpc.ClientConn {
 // LeafSecret is the name of the resource with the gateway's private key.
 const LeafSecret = "usher/leaf"
 
-// ConnectFakeEnvoy opens a stream as the instance that startGateway registers, with
+// ConnectFakeEnvoy opens a stream as the instance that StartGateway registers, with
 // a token or none.
 func ConnectFakeEnvoy(t *testing.T, conn grpc.ClientConnInterface, p fakeenvoy.Protocol, token string) *fakeenvoy.Envoy {
 	t.Helper()
@@ -63,7 +59,7 @@ func ConnectFakeEnvoy(t *testing.T, conn grpc.ClientConnInterface, p fakeenvoy.P
 	})
 }
 
-// SubscribeToAll asks for everything that a gateway has, the private key included.
+// SubscribeToAll subscribes to all resources of a gateway, the private key included.
 func SubscribeToAll(e *fakeenvoy.Envoy) {
 	for _, typeURL := range []string{
 		resource.ClusterType, resource.ListenerType, resource.EndpointType, resource.RouteType,
@@ -73,7 +69,8 @@ func SubscribeToAll(e *fakeenvoy.Envoy) {
 	e.Subscribe(resource.SecretType, LeafSecret)
 }
 
-// FetchPrivateKey asks for the gateway's certificate alone, and gives its private key.
+// FetchPrivateKey subscribes to the gateway's certificate alone, and returns its
+// private key.
 func FetchPrivateKey(t *testing.T, e *fakeenvoy.Envoy) string {
 	t.Helper()
 	e.Subscribe(resource.SecretType, LeafSecret)

@@ -11,7 +11,7 @@ import (
 	"github.com/usherproxy/usher/internal/envoy"
 )
 
-// operator is one use of an operator of Envoy's in a format: %NAME(params):3%
+// operator is one use of one of Envoy's operators in a format: %NAME(params):3%
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
 type operator struct {
 	name      string
@@ -28,29 +28,33 @@ func (o operator) String() string {
 	return "%" + o.name + params + o.length + "%"
 }
 
-// The parameters of an operator end at the first ")" that the rest of an
-// operator comes after.
+// operatorPattern reads as Envoy does: the parameters end at the first ")" after which
+// the rest of an operator follows.
 var operatorPattern = regexp.MustCompile(`%%|%([A-Z0-9_]+)(\((?s:(.*?))\))?(:[0-9]+)?%`)
 
-// replaceOperators gives a text with every operator replaced.
+// replaceOperators returns the text with every operator replaced.
 func replaceOperators(text string, replacement func(operator) string) string {
 	return operatorPattern.ReplaceAllStringFunc(text, func(found string) string {
 		if found == "%%" {
 			return found
 		}
-		return replacement(parsed(found))
+		return replacement(parseOperator(found))
 	})
 }
 
-func parsed(text string) operator {
+// parseOperator reads one operator. Of any other text it returns one without a name.
+func parseOperator(text string) operator {
 	m := operatorPattern.FindStringSubmatch(text)
+	if m == nil || m[0] != text {
+		return operator{}
+	}
 	return operator{name: m[1], hasParams: m[2] != "", params: m[3], length: m[4]}
 }
 
-// check says which operators of a format this Envoy would refuse the listener
-// for. Presets are tried for all releases by a test.
-func (k Params) check(f entryFormat) error {
-	if k.Settings.Redacts() && !k.Envoy.Expressions {
+// check returns why Envoy would reject a listener with this format, or why it cannot be
+// redacted. Presets are not checked here: a test tries them for every release.
+func (p Params) check(f logFormat) error {
+	if p.Settings.Redacts() && !p.Envoy.Expressions {
 		return envoy.Requires("access_log", "to redact, expressions are needed", "1.32", "redact nothing")
 	}
 	if !f.custom() {
@@ -58,17 +62,17 @@ func (k Params) check(f entryFormat) error {
 	}
 	var all []error
 	f.each(func(text string) string {
-		all = append(all, checkText(k.Envoy, text), k.canRedact(text))
+		all = append(all, checkText(p.Envoy, text), p.checkRedaction(text))
 		return text
 	})
 	return errors.Join(all...)
 }
 
-// checkText says what of a text with operators this Envoy does not know.
+// checkText returns why this Envoy would reject a text with operators.
 func checkText(can envoy.Capabilities, text string) error {
 	var problem error
 	rest := replaceOperators(text, func(o operator) string {
-		if err := checkOperator(can, o); err != nil && problem == nil {
+		if err := o.check(can.LogOperators); err != nil && problem == nil {
 			problem = err
 		}
 		return ""
@@ -76,48 +80,46 @@ func checkText(can envoy.Capabilities, text string) error {
 	if problem != nil {
 		return problem
 	}
-	if at := strings.Index(strings.ReplaceAll(rest, "%%", ""), "%"); at >= 0 {
+	if strings.Contains(strings.ReplaceAll(rest, "%%", ""), "%") {
 		return fmt.Errorf("%q has a %% that begins no operator; write %%%% for one, and operators as %%NAME%% or %%NAME(parameter)%%", text)
 	}
 	return nil
 }
 
-func checkOperator(can envoy.Capabilities, o operator) error {
-	known, ok := logOperators[o.name]
+// check returns why an Envoy of a minor release would reject the operator.
+func (o operator) check(release uint32) error {
+	row, known := operators[o.name]
+	takes := row.takes
+	if takes == nil {
+		takes = &parameter{optional: true}
+	}
 	switch {
-	case !ok:
+	case !known:
 		return fmt.Errorf("%s: there is no operator %s%s", o, o.name, similar(o.name))
-	case known.since > can.LogOperators:
-		return fmt.Errorf("%s: the operator needs Envoy 1.%d or later; upgrade Envoy, or leave it out", o, known.since)
-	case known.takes == needsParams && strings.TrimSpace(o.params) == "":
+	case row.since > release:
+		return fmt.Errorf("%s: the operator needs Envoy 1.%d or later; upgrade Envoy, or leave it out", o, row.since)
+	case !takes.optional && strings.TrimSpace(o.params) == "":
 		return fmt.Errorf("%s: the operator needs a parameter; use %%%s(…)%%", o, o.name)
-	case o.hasParams && known.takes == noParams:
+	case o.hasParams && row.takes == nil:
 		return fmt.Errorf("%s: the operator takes no parameter; use %%%s%%", o, o.name)
-	case o.hasParams && known.paramsSince > can.LogOperators:
-		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, known.paramsSince)
-	case o.length != "" && known.lengthSince == 0:
+	case o.hasParams && takes.since > release:
+		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, takes.since)
+	case o.length != "" && row.length == 0:
 		return fmt.Errorf("%s: the operator takes no length; leave %q out", o, o.length)
-	case o.length != "" && known.lengthSince > can.LogOperators:
-		return fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, known.lengthSince)
+	case o.length != "" && row.length > release:
+		return fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, row.length)
 	case len(o.length) > 6:
 		return fmt.Errorf("%s: the length is too large", o)
 	case strings.ContainsAny(o.params, "\x00\r\n"):
 		return fmt.Errorf("%s: the parameter has a line break; remove it", o)
-	}
-	return o.checkParams(known)
-}
-
-// checkParams says why Envoy does not take the operator's parameters.
-func (o operator) checkParams(known knownOperator) error {
-	switch {
 	case !o.hasParams:
 		return nil
 	case o.name == "CEL":
 		return checkExpression(o.params)
 	case o.name == "COALESCE" && !json.Valid([]byte(o.params)):
 		return fmt.Errorf("%s: the parameter is not JSON", o)
-	case known.values != nil && !known.values.MatchString(o.params):
-		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, known.values)
+	case takes.forms != nil && !takes.forms.MatchString(o.params):
+		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, strings.Trim(takes.forms.String(), "^$"))
 	}
 	return nil
 }
@@ -125,7 +127,7 @@ func (o operator) checkParams(known knownOperator) error {
 // similar offers the operators that begin or end alike.
 func similar(name string) string {
 	var close []string
-	for known := range logOperators {
+	for known := range operators {
 		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) || strings.HasPrefix(name, known) && len(known) > 3 {
 			close = append(close, "%"+known+"%")
 		}
@@ -134,5 +136,5 @@ func similar(name string) string {
 		return ""
 	}
 	slices.Sort(close)
-	return "; there is " + strings.Join(close[:min(3, len(close))], ", ")
+	return "; did you mean " + strings.Join(close[:min(3, len(close))], ", ")
 }

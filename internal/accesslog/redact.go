@@ -1,7 +1,9 @@
 package accesslog
 
 import (
+	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -9,19 +11,112 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
+// claim reports whether an operator shows what a PROXY header claims.
+type claim uint8
+
+const (
+	hidden     claim = iota // it may
+	shown                   // it does not
+	direct                  // it does, and the operator DOWNSTREAM_DIRECT_… shows the connection's own
+	expression              // it does if the expression reads the addresses of the connection
+	list                    // it does if one of the operators in its parameter does
+)
+
+var (
+	// proxyMetadata is how every parameter begins that reads what the PROXY filter has stored.
+	proxyMetadata = regexp.MustCompile(`proxy_protocol`)
+	addresses     = regexp.MustCompile(`\b(source|destination)\b`)
+	operatorName  = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
+)
+
+// nothing is what Envoy writes where an operator has no value.
+const nothing = "-"
+
+// withoutClaims returns the format for untrusted downstreams. It never shows what a
+// PROXY header claims: it has the connection's own addresses instead, and nothing
+// where there is no such counterpart.
+func withoutClaims(f logFormat, can envoy.Capabilities) logFormat {
+	return f.each(func(text string) string { return hideClaims(text, can) })
+}
+
+func hideClaims(text string, can envoy.Capabilities) string {
+	return replaceOperators(text, func(o operator) string {
+		if replacement, ok := o.withoutClaim(can); ok {
+			return replacement.String()
+		}
+		return nothing
+	})
+}
+
+// withoutClaim returns the operator that shows no claim, and false if there is none.
+// An unknown operator has none.
+func (o operator) withoutClaim(can envoy.Capabilities) (operator, bool) {
+	if proxyMetadata.MatchString(o.params) {
+		return o, false
+	}
+	switch operators[o.name].untrusted {
+	case shown:
+		return o, true
+	case direct:
+		o.name = strings.Replace(o.name, "DOWNSTREAM_", "DOWNSTREAM_DIRECT_", 1)
+		return o, operators[o.name].since <= can.LogOperators
+	case expression:
+		return o, !addresses.MatchString(o.params)
+	case list:
+		return o.listWithoutClaims(can)
+	}
+	return o, false
+}
+
+// listWithoutClaims changes the operators of COALESCE. Each is a text, or an object
+// with a command and its parameter.
+func (o operator) listWithoutClaims(can envoy.Capabilities) (operator, bool) {
+	var params struct{ Operators []json.RawMessage }
+	if err := json.Unmarshal([]byte(o.params), &params); err != nil || len(params.Operators) == 0 {
+		return o, false
+	}
+	renamed := map[string]string{}
+	for _, raw := range params.Operators {
+		var object struct{ Command, Param string }
+		var text string
+		if json.Unmarshal(raw, &text) == nil {
+			object.Command = text
+		} else if json.Unmarshal(raw, &object) != nil {
+			return o, false
+		} else if object.Param != "" {
+			object.Command += "(" + object.Param + ")"
+		}
+		inner := parseOperator("%" + object.Command + "%")
+		safe, ok := inner.withoutClaim(can)
+		if !ok || operators[inner.name].untrusted == list {
+			return o, false
+		}
+		renamed[inner.name] = safe.name
+	}
+	o.params = operatorName.ReplaceAllStringFunc(o.params, func(name string) string {
+		if safe := renamed[name]; safe != "" {
+			return safe
+		}
+		return name
+	})
+	return o, true
+}
+
+// redaction returns what is logged of an operator, for a listener that redacts anything.
+type redaction func(p Params, o operator, e logEntry) string
+
 // redactedText stands for what is not logged.
 const redactedText = "[redacted]"
 
-// addressHeaders are the request headers with which addresses of clients are
-// told. They cannot be truncated.
+// addressHeaders are the request headers that carry the addresses of clients. An
+// address in them cannot be truncated.
 var addressHeaders = []string{
 	"x-forwarded-for", "x-envoy-external-address", "forwarded", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip",
 }
 
-// canRedact says why nothing can be left out of what an operator's own text
-// shows.
-func (k Params) canRedact(text string) error {
-	if !k.Settings.Redacts() {
+// checkRedaction returns an error for an operator that can show anything.
+func (p Params) checkRedaction(text string) error {
+	if !p.Settings.Redacts() {
 		return nil
 	}
 	var problem error
@@ -34,69 +129,69 @@ func (k Params) canRedact(text string) error {
 	return problem
 }
 
-// redacted gives the format of an entry without what the policy keeps out.
-func (k Params) redacted(e entry) entryFormat {
-	if !k.Settings.Redacts() {
+// redacted returns the format of a log entry without what the settings keep out.
+func (p Params) redacted(e logEntry) logFormat {
+	if !p.Settings.Redacts() {
 		return e.format
 	}
 	return e.format.each(func(text string) string {
-		return replaceOperators(text, func(o operator) string { return k.redact(o, e) })
+		return replaceOperators(text, func(o operator) string {
+			if redact := operators[o.name].redacted; redact != nil {
+				return redact(p, o, e)
+			}
+			return redactedText
+		})
 	})
 }
 
-func (k Params) redact(o operator, e entry) string {
-	query := k.Settings.RedactQuery == settings.Yes
-	switch o.name {
-	case "REQ", "REQUEST_HEADER", "RESP", "RESPONSE_HEADER", "TRAILER", "RESPONSE_TRAILER", "REQ_WITHOUT_QUERY":
-		return k.redactHeader(o)
-	case "PATH":
-		if query {
-			return "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%"
-		}
-	case "QUERY_PARAM", "QUERY_PARAMS":
-		if query {
-			return redactedText
-		}
-	}
-	if k.Settings.ClientAddress == settings.ClientTruncated {
-		return k.truncated(o, e)
+func asIs(_ Params, o operator, _ logEntry) string { return o.String() }
+
+func path(p Params, o operator, _ logEntry) string {
+	if p.Settings.RedactQuery == settings.Yes {
+		return "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%"
 	}
 	return o.String()
 }
 
-// redactHeader gives what is logged of a header, or of another one where that is
-// not there.
-func (k Params) redactHeader(o operator) string {
-	main, other, _ := strings.Cut(o.params, "?")
-	if k.secret(main) {
+func query(p Params, o operator, _ logEntry) string {
+	if p.Settings.RedactQuery == settings.Yes {
 		return redactedText
 	}
-	if k.secret(other) {
-		other = ""
-		o.params = main
+	return o.String()
+}
+
+// headers returns what is logged of a header, or of the second one that counts where
+// the first is missing.
+func headers(p Params, o operator, _ logEntry) string {
+	first, second, _ := strings.Cut(o.params, "?")
+	if p.redactsHeader(first) {
+		return redactedText
 	}
-	if strings.EqualFold(main, "cookie") && len(k.Settings.RedactCookies) > 0 {
-		return envoy.CEL(cookiesWithout(k.Settings.RedactCookies))
+	if p.redactsHeader(second) {
+		o.params, second = first, ""
+	}
+	if strings.EqualFold(first, "cookie") && len(p.Settings.RedactCookies) > 0 {
+		return envoy.CEL(cookiesWithout(p.Settings.RedactCookies))
 	}
 	hasQuery := func(name string) bool {
 		return slices.Contains([]string{":path", "x-envoy-original-path", "referer"}, strings.ToLower(name))
 	}
-	if k.Settings.RedactQuery == settings.Yes && (hasQuery(main) || hasQuery(other)) {
+	if p.Settings.RedactQuery == settings.Yes && (hasQuery(first) || hasQuery(second)) {
 		o.name = "REQ_WITHOUT_QUERY"
 	}
 	return o.String()
 }
 
-// secret says whether nothing of a header is logged.
-func (k Params) secret(header string) bool {
-	header = strings.ToLower(header)
-	return slices.Contains(k.Settings.RedactHeaders, header) ||
-		k.Settings.ClientAddress == settings.ClientTruncated && slices.Contains(addressHeaders, header) ||
-		len(k.Settings.RedactCookies) > 0 && header == "set-cookie"
+// redactsHeader reports whether nothing of a header is logged.
+func (p Params) redactsHeader(name string) bool {
+	name = strings.ToLower(name)
+	return slices.Contains(p.Settings.RedactHeaders, name) ||
+		p.Settings.ClientAddress == settings.ClientTruncated && slices.Contains(addressHeaders, name) ||
+		len(p.Settings.RedactCookies) > 0 && name == "set-cookie"
 }
 
-// cookiesWithout is the request's cookies, or nothing of them where one of those
-// with the names may be among them: Envoy's expressions cannot cut them out.
+// cookiesWithout is the expression of the request's cookies. It shows none of them if
+// one with such a name may be there: an expression cannot cut it out.
 func cookiesWithout(names []string) string {
 	found := make([]string, len(names))
 	for i, name := range names {
@@ -105,38 +200,37 @@ func cookiesWithout(names []string) string {
 	return fmt.Sprintf("%s ? '%s' : request.headers['cookie']", strings.Join(found, " || "), redactedText)
 }
 
-// truncated gives the network of the client's address in place of the address.
-func (k Params) truncated(o operator, e entry) string {
-	switch o.name {
-	case "DOWNSTREAM_REMOTE_ADDRESS", "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+// clientAddress returns the network in place of the client's address.
+func clientAddress(p Params, o operator, _ logEntry) string {
+	if p.Settings.ClientAddress == settings.ClientTruncated {
 		return envoy.CEL(network("source.address"))
-	case "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT":
-		return k.truncatedPeer(o, e)
 	}
 	return o.String()
 }
 
-// truncatedPeer gives whoever connected: a balancer as it is, and anybody who may
-// be a client, too, as its network, or not at all: expressions do not know it.
-func (k Params) truncatedPeer(o operator, e entry) string {
-	balancer := k.Strict || k.HasUntrusted && !e.unbelieved
+// directAddress returns the address of the downstream. A load balancer is shown as it
+// is. A downstream that may be a client is shown as its network, or not at all, since
+// expressions cannot read this address.
+func directAddress(p Params, o operator, e logEntry) string {
+	balancer := p.Strict || p.HasUntrusted && !e.untrusted
 	switch {
-	case balancer && e.format.reason == "":
+	case p.Settings.ClientAddress != settings.ClientTruncated, balancer && e.format.reason == "":
 		return o.String()
-	case k.Envoy.AddressMasks:
+	case p.Envoy.AddressMasks:
 		return "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%"
 	}
-	return "-"
+	return nothing
 }
 
-// network is the network of an address with a port: /24, or /48 of IPv6, where
-// one run of zeros is written as "::".
+// network is the expression of the network of an address with a port: /24, or /48 of
+// IPv6, where Envoy writes one run of zeros as "::".
 func network(address string) string {
 	extract := func(pattern, rewrite string) string {
 		return fmt.Sprintf(`re.extract(%s, r'%s', r'%s')`, address, pattern, rewrite)
 	}
 	v4 := extract(`^(\d+\.\d+\.\d+)\.`, `\1.0/24`)
 	whole := `^\[((?:[0-9a-f]+:){2}[0-9a-f]+):`
-	v6 := fmt.Sprintf(`%s.matches(r'%s') ? %s : %s`, address, whole, extract(whole, `\1::/48`), extract(`^\[(:|(?:[0-9a-f]+:){1,2}):`, `\1:/48`))
+	v6 := fmt.Sprintf(`%s.matches(r'%s') ? %s : %s`, address, whole,
+		extract(whole, `\1::/48`), extract(`^\[(:|(?:[0-9a-f]+:){1,2}):`, `\1:/48`))
 	return fmt.Sprintf(`%s.startsWith('[') ? (%s) : %s`, address, v6, v4)
 }

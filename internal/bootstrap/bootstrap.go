@@ -1,31 +1,37 @@
+// Package bootstrap makes the configuration that an Envoy starts with to become an
+// instance of an ingress gateway: who it is, and where Usher is. Everything else
+// Envoy gets from Usher.
+//
+// bootstrap.yaml has every name as Consul's own bootstraps have it
+// (https://developer.hashicorp.com/consul/commands/connect/envoy), so that
+// dashboards and scripts that read Envoy's admin interface go on to work.
 package bootstrap
 
 import (
 	"bytes"
+	"cmp"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
+	"text/template"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// DefaultAdminAddr is where Envoy's admin interface listens when nobody says
-// otherwise; it is also Consul's default.
+// DefaultAdminAddr is where Envoy's admin interface listens by default, as with Consul.
 const DefaultAdminAddr = "127.0.0.1:19000"
-
-// tokenHeader is the gRPC metadata in which Consul's bootstraps send their ACL
-// token.
-const tokenHeader = "x-consul-token"
 
 // Options say for whom a bootstrap is. Gateway and XDSAddr are needed; every
 // other zero value is a default.
@@ -36,7 +42,7 @@ type Options struct {
 	Namespace string // "" means default
 	Partition string // "" means default
 
-	// XDSAddr is Usher: host:port or http://host:port (plain text),
+	// XDSAddr is where Usher listens: host:port or http://host:port (plain text),
 	// https://host:port, or unix://path.
 	XDSAddr string
 	// CACert holds the certificates, in PEM, that Usher's own is verified
@@ -58,169 +64,128 @@ type Options struct {
 	SotW bool
 }
 
+//go:embed bootstrap.yaml
+var source string
+
+var bootstrapTemplate = template.Must(template.New("bootstrap.yaml").Funcs(template.FuncMap{"json": toJSON}).Parse(source))
+
+func toJSON(text string) (string, error) {
+	out, err := json.Marshal(text)
+	return string(out), err
+}
+
 // Write writes the bootstrap as JSON: the same options give the same bytes.
 // The error says which option is wrong.
 func Write(w io.Writer, o Options) error {
-	b, err := Make(o)
+	p, err := parametersOf(o)
 	if err != nil {
 		return err
 	}
-	// protojson randomises its white space, json.Indent does not.
-	loose, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
+	text, err := p.render()
 	if err != nil {
 		return fmt.Errorf("bootstrap of %s: %w", o.Gateway, err)
 	}
-	var out bytes.Buffer
-	if err := json.Indent(&out, loose, "", "  "); err != nil {
-		return fmt.Errorf("bootstrap of %s: %w", o.Gateway, err)
-	}
-	out.WriteByte('\n')
-	_, err = w.Write(out.Bytes())
+	_, err = w.Write(text)
 	return err
 }
 
-// Make gives the bootstrap as a message that satisfies Envoy's validation
-// rules. The error says which option is wrong.
-func Make(o Options) (*bootstrapv3.Bootstrap, error) {
-	o = o.withDefaults()
-	if err := o.check(); err != nil {
-		return nil, err
+// parameters are what the template gets.
+type parameters struct {
+	Options
+	Secret     string // the token, in clear
+	XDS, Admin address
+	Ready      *address
+	ServerIsIP bool
+}
+
+func parametersOf(o Options) (parameters, error) {
+	p := parameters{Options: o.withDefaults(), Secret: string(o.Token)}
+	if o.Gateway == "" {
+		return p, errors.New("the gateway has no name; give the service name that its instances have in Consul")
 	}
-	xds, err := xdsCluster(o)
-	if err != nil {
-		return nil, err
+	if strings.ContainsFunc(p.Secret, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return p, errors.New("the ACL token has a character that no token has; give the secret ID alone, without a line end")
 	}
-	admin, err := socketAddress("admin", o.AdminAddr)
-	if err != nil {
-		return nil, err
+	var err error
+	if p.XDS, err = parseServer(o.XDSAddr); err != nil {
+		return p, err
 	}
-	b := &bootstrapv3.Bootstrap{
-		Node:             node(o),
-		Admin:            &bootstrapv3.Admin{Address: admin},
-		DynamicResources: dynamicResources(o),
-		StaticResources:  &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{xds}},
-		LayeredRuntime:   layeredRuntime(),
-	}
-	if o.ReadyAddr != "" {
-		if err := addReady(b.StaticResources, admin, o.ReadyAddr); err != nil {
-			return nil, err
+	switch {
+	case p.XDS.TLS:
+		if err := checkCertificates(o.CACert); err != nil {
+			return p, fmt.Errorf("CA certificate for %s: %w", o.XDSAddr, err)
 		}
+		if p.ServerName == "" {
+			p.ServerName = p.XDS.Host
+		}
+		p.ServerIsIP = net.ParseIP(p.ServerName) != nil // RFC 6066 section 3 allows no IP address as server name
+	case o.CACert != "" || o.ServerName != "":
+		return p, fmt.Errorf("xDS address %q: a CA certificate or server name is given, but the address has no TLS; use https://host:port", o.XDSAddr)
 	}
-	if err := b.ValidateAll(); err != nil {
-		return nil, fmt.Errorf("bootstrap of %s: %w", o.Gateway, err)
+	if p.Admin, err = parseIPPort("admin", p.AdminAddr); err != nil || o.ReadyAddr == "" {
+		return p, err
 	}
-	return b, nil
+	ready, err := parseIPPort("ready", o.ReadyAddr)
+	if err == nil && p.Admin.Port == 0 {
+		err = errors.New("the ready listener needs an admin address with a port of its own; give one that is not 0")
+	}
+	p.Ready = &ready
+	return p, err
 }
 
 func (o Options) withDefaults() Options {
-	orElse := func(s *string, fallback string) {
-		if *s == "" {
-			*s = fallback
-		}
-	}
-	orElse(&o.ServiceID, o.Gateway)
-	orElse(&o.Namespace, "default")
-	orElse(&o.Partition, "default")
-	orElse(&o.AdminAddr, DefaultAdminAddr)
+	o.ServiceID = cmp.Or(o.ServiceID, o.Gateway)
+	o.Namespace = cmp.Or(o.Namespace, "default")
+	o.Partition = cmp.Or(o.Partition, "default")
+	o.AdminAddr = cmp.Or(o.AdminAddr, DefaultAdminAddr)
 	return o
 }
 
-func (o Options) check() error {
-	if o.Gateway == "" {
-		return errors.New("the gateway has no name; give the service name that its instances have in Consul")
+// render fills in the template. What Envoy's own rules reject is an error.
+func (p parameters) render() ([]byte, error) {
+	var text bytes.Buffer
+	if err := bootstrapTemplate.Execute(&text, p); err != nil {
+		return nil, err
 	}
-	if strings.ContainsFunc(string(o.Token), func(r rune) bool { return r < ' ' || r > '~' }) {
-		return errors.New("the ACL token has a character that no token has; give the secret ID alone, without a line end")
+	var tree any
+	if err := yaml.Unmarshal(text.Bytes(), &tree); err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-func node(o Options) *corev3.Node {
-	metadata := map[string]*structpb.Value{
-		"namespace": structpb.NewStringValue(o.Namespace),
-		"partition": structpb.NewStringValue(o.Partition),
-	}
-	if o.NodeName != "" {
-		metadata["node_name"] = structpb.NewStringValue(o.NodeName)
-	}
-	return &corev3.Node{
-		Id:       o.ServiceID,
-		Cluster:  o.Gateway,
-		Metadata: &structpb.Struct{Fields: metadata},
-	}
-}
-
-// dynamicResources makes Envoy wait for its first listeners and clusters
-// without a limit: a gateway that came up before Usher did must not start to
-// serve nothing.
-func dynamicResources(o Options) *bootstrapv3.Bootstrap_DynamicResources {
-	overADS := func() *corev3.ConfigSource {
-		return &corev3.ConfigSource{
-			ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
-			InitialFetchTimeout:   durationpb.New(0),
-			ResourceApiVersion:    corev3.ApiVersion_V3,
-		}
-	}
-	api := corev3.ApiConfigSource_DELTA_GRPC
-	if o.SotW {
-		api = corev3.ApiConfigSource_GRPC
-	}
-	return &bootstrapv3.Bootstrap_DynamicResources{
-		LdsConfig: overADS(),
-		CdsConfig: overADS(),
-		AdsConfig: &corev3.ApiConfigSource{
-			ApiType:                   api,
-			TransportApiVersion:       corev3.ApiVersion_V3,
-			SetNodeOnFirstMessageOnly: o.SotW,
-			GrpcServices:              []*corev3.GrpcService{adsService(o.Token)},
-		},
-	}
-}
-
-func adsService(token gateway.Secret) *corev3.GrpcService {
-	s := &corev3.GrpcService{
-		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: xdsClusterName},
-		},
-	}
-	if token != "" {
-		s.InitialMetadata = []*corev3.HeaderValue{{Key: tokenHeader, Value: string(token)}}
-	}
-	return s
-}
-
-// layeredRuntime keeps an expensive regular expression in a route from being
-// accepted, with the limit that Consul sets.
-func layeredRuntime() *bootstrapv3.LayeredRuntime {
-	return &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
-		Name: "base",
-		LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{
-			Fields: map[string]*structpb.Value{
-				"re2.max_program_size.error_level": structpb.NewNumberValue(1 << 20),
-			},
-		}},
-	}}}
-}
-
-// socketAddress reads ip:port; what names the address in errors. The host
-// localhost stands for 127.0.0.1, because Envoy does not resolve names here.
-func socketAddress(what, addr string) (*corev3.Address, error) {
-	host, port, err := splitHostPort(what, addr)
+	asJSON, err := json.Marshal(tree)
 	if err != nil {
 		return nil, err
 	}
-	if host == "localhost" {
-		host = "127.0.0.1"
+	var b bootstrapv3.Bootstrap
+	if err := protojson.Unmarshal(asJSON, &b); err != nil {
+		return nil, err
 	}
-	if net.ParseIP(host) == nil {
-		return nil, fmt.Errorf("%s address %q: %q is not an IP address; use ip:port, such as 127.0.0.1:%d", what, addr, host, port)
+	if err := errors.Join(b.ValidateAll(), validateSockets(&b)); err != nil {
+		return nil, err
 	}
-	return tcpAddress(host, port), nil
+	// protojson varies its white space on purpose, json.Indent does not.
+	loose, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(&b)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	err = json.Indent(&out, loose, "", "  ")
+	out.WriteByte('\n')
+	return out.Bytes(), err
 }
 
-func tcpAddress(host string, port uint32) *corev3.Address {
-	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-		Address:       host,
-		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
-	}}}
+// validateSockets does what no validator does for a message inside an Any.
+func validateSockets(b *bootstrapv3.Bootstrap) error {
+	for _, c := range b.GetStaticResources().GetClusters() {
+		if c.TransportSocket == nil {
+			continue
+		}
+		var context tlsv3.UpstreamTlsContext
+		if err := c.TransportSocket.GetTypedConfig().UnmarshalTo(&context); err != nil {
+			return err
+		}
+		if err := context.ValidateAll(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -119,11 +119,11 @@ func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, be
 	// Listeners come first: an invalid one keeps its last good version, and that keeps
 	// the resources that it refers to.
 	for _, d := range []desired{
-		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.WithheldListeners},
+		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.HeldBackListeners},
 		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},
 		{typ: xds.TokenBucket, messages: typedMessages[*typev3.TokenBucket]{res.TokenBuckets}},
 		{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{res.Clusters}},
-		{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, heldBack: res.WithheldEndpoints},
+		{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, heldBack: res.HeldBackEndpoints},
 		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
 	} {
 		d.keepRemoved = keepRemoved

@@ -30,7 +30,7 @@ import (
 // there, with its namespace and partition, is a failure, and so is an answer
 // that nobody asks for.
 func TestEnterprise(t *testing.T) {
-	golden.Run(t, "testdata/enterprise", func(t *testing.T, in []byte) any {
+	golden.Run(t, "testdata/enterprise", func(t *testing.T, in []byte) map[string]any {
 		var c recorded
 		if err := yaml.Unmarshal(in, &c); err != nil {
 			t.Fatal(err)
@@ -54,7 +54,7 @@ func TestEnterprise(t *testing.T) {
 		}
 		s := firstSnapshot(t, client, id)
 		api.wantAllAsked()
-		r := listeners.Compile(s, s.Instances[0], gateway.EnvoyVersion{})
+		r := new(listeners.Compiler).Compile(s, s.Instances[0], gateway.EnvoyVersion{})
 		return map[string]any{
 			"listeners": golden.List(r.Listeners.Values()),
 			"routes":    golden.List(r.Routes.Values()),

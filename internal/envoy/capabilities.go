@@ -31,8 +31,6 @@ type Capabilities struct {
 	// Expressions: the network filter set_filter_state with skip_if_empty, the log
 	// operator CEL and the access log filter of the same language.
 	Expressions bool
-	// DirectLocalAddress: the log operators DOWNSTREAM_DIRECT_LOCAL_*.
-	DirectLocalAddress bool
 	// BinaryTLVs: ProxyProtocol.KeyValuePair.value_string_encoding.
 	BinaryTLVs bool
 	// AddressMasks: the log operators of addresses can show a network.
@@ -59,12 +57,11 @@ func CapabilitiesOf(v gateway.EnvoyVersion) Capabilities {
 		DisallowedProxyVersions: v.AtLeast(1, 30),
 		ProxyStatPrefix:         v.AtLeast(1, 31),
 		// Earlier releases have expressions, too, but not all that is used here.
-		Expressions:        v.AtLeast(1, 32),
-		DirectLocalAddress: v.AtLeast(1, 36),
-		BinaryTLVs:         v.AtLeast(1, 39),
-		AddressMasks:       v.AtLeast(1, 38),
-		LogRateLimit:       v.AtLeast(1, 37),
-		LogOperators:       newest(v, 22, 32, 36, 37, 38, 39, 40),
+		Expressions:  v.AtLeast(1, 32),
+		BinaryTLVs:   v.AtLeast(1, 39),
+		AddressMasks: v.AtLeast(1, 38),
+		LogRateLimit: v.AtLeast(1, 37),
+		LogOperators: newest(v, 22, 32, 36, 37, 38, 39, 40),
 	}
 }
 

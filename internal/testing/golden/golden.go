@@ -1,10 +1,12 @@
 // Package golden runs tests whose question and answer are files: <case>.in.yaml
-// holds everything that goes in, <case>.out.yaml everything that comes out.
+// holds everything that goes in. What comes out is in the directory <case>.out, one
+// file for each part of the answer, so that a change is seen where it is.
 //
 //	go test ./listeners -update
 //
-// writes the answers anew and deletes those whose question is gone; without the
-// flag, a different answer, a missing one and a forgotten one are failures.
+// writes the answers, and deletes those without a question and parts that are no
+// longer there; without the flag, a different answer, a missing one and one that is
+// left over are failures.
 package golden
 
 import (
@@ -15,6 +17,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,22 +36,27 @@ var update = flag.Bool("update", false, "write the golden files instead of compa
 func Updating() bool { return *update }
 
 const (
-	inSuffix  = ".in.yaml"
-	outSuffix = ".out.yaml"
+	inSuffix   = ".in.yaml"
+	outSuffix  = ".out"
+	partSuffix = ".yaml"
 )
 
 // Run runs a subtest for every case in dir: answer gets the content of
-// <case>.in.yaml, and what it returns is compared with <case>.out.yaml as YAML
-// (see YAML).
-func Run(t *testing.T, dir string, answer func(t *testing.T, in []byte) any) {
+// <case>.in.yaml. Each part that it returns is compared, as YAML (see YAML), with
+// the file <case>.out/<part>.yaml.
+func Run(t *testing.T, dir string, answer func(t *testing.T, in []byte) map[string]any) {
 	t.Helper()
 	for _, name := range Cases(t, dir) {
 		t.Run(name, func(t *testing.T) {
-			got, err := YAML(answer(t, Input(t, dir, name)))
-			if err != nil {
-				t.Fatal(err)
+			parts := map[string][]byte{}
+			for part, value := range answer(t, Input(t, dir, name)) {
+				got, err := YAML(value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				parts[part+partSuffix] = got
 			}
-			if err := check(filepath.Join(dir, name+outSuffix), got, *update); err != nil {
+			if err := check(filepath.Join(dir, name+outSuffix), parts, *update); err != nil {
 				t.Error(err)
 			}
 		})
@@ -152,8 +160,31 @@ func fromJSON(b []byte) (any, error) {
 	return out, nil
 }
 
-// check compares got with the file, or writes it.
-func check(file string, got []byte, write bool) error {
+// check compares the parts of an answer with the files in its directory, or writes them.
+func check(dir string, parts map[string][]byte, write bool) error {
+	if write {
+		if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755)); err != nil {
+			return err
+		}
+	}
+	there, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, file := range there {
+		if parts[file.Name()] == nil {
+			errs = append(errs, fmt.Errorf("%s is no part of the answer; run the test with -update to delete it", filepath.Join(dir, file.Name())))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		errs = append(errs, checkFile(filepath.Join(dir, name), parts[name], write))
+	}
+	return errors.Join(errs...)
+}
+
+// checkFile compares got with the file, or writes it.
+func checkFile(file string, got []byte, write bool) error {
 	if write {
 		return os.WriteFile(file, got, 0o644)
 	}
@@ -187,7 +218,7 @@ func checkOrphans(dir string, remove bool) error {
 		}
 		file := filepath.Join(dir, name+outSuffix)
 		if remove {
-			errs = append(errs, os.Remove(file))
+			errs = append(errs, os.RemoveAll(file))
 			continue
 		}
 		errs = append(errs, fmt.Errorf("%s has no %s%s; run the test with -update to delete it", file, name, inSuffix))

@@ -18,34 +18,59 @@ func write(t *testing.T, dir, name, content string) string {
 	return file
 }
 
+// answer is a case's directory with one part.
+func answer(t *testing.T) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "lab.out")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "listeners.yaml", "a: 1\n")
+	return dir
+}
+
 func TestADifferentAnswerIsAnError(t *testing.T) {
-	file := write(t, t.TempDir(), "lab.out.yaml", "a: 1\n")
-	if err := check(file, []byte("a: 1\n"), false); err != nil {
+	dir := answer(t)
+	if err := check(dir, map[string][]byte{"listeners.yaml": []byte("a: 1\n")}, false); err != nil {
 		t.Errorf("the same answer: %v", err)
 	}
-	if err := check(file, []byte("a: 2\n"), false); err == nil {
+	if err := check(dir, map[string][]byte{"listeners.yaml": []byte("a: 2\n")}, false); err == nil {
 		t.Error("a different answer passes")
 	}
-	if err := check(file+"x", []byte("a: 1\n"), false); err == nil || !strings.Contains(err.Error(), "-update") {
+	for name, parts := range map[string]map[string][]byte{
+		"a part that is left over": {},
+		"a missing part":           {"listeners.yaml": []byte("a: 1\n"), "routes.yaml": []byte("b: 1\n")},
+	} {
+		if err := check(dir, parts, false); err == nil || !strings.Contains(err.Error(), "-update") {
+			t.Errorf("%s gives %v; want an error that names -update", name, err)
+		}
+	}
+	if err := check(dir+"x", map[string][]byte{"listeners.yaml": []byte("a: 1\n")}, false); err == nil || !strings.Contains(err.Error(), "-update") {
 		t.Errorf("a missing answer gives %v; want an error that names -update", err)
 	}
 }
 
 func TestUpdateWritesTheAnswer(t *testing.T) {
-	file := write(t, t.TempDir(), "lab.out.yaml", "a: 1\n")
-	if err := check(file, []byte("a: 2\n"), true); err != nil {
-		t.Fatal(err)
-	}
-	if err := check(file, []byte("a: 2\n"), false); err != nil {
-		t.Error(err)
+	dir := answer(t)
+	for _, dir := range []string{dir, dir + "x"} {
+		parts := map[string][]byte{"routes.yaml": []byte("a: 2\n")}
+		if err := check(dir, parts, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := check(dir, parts, false); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
 func TestAnAnswerWithoutAQuestionIsAnErrorAndUpdateDeletesIt(t *testing.T) {
-	dir := t.TempDir()
-	write(t, dir, "lab.in.yaml", "")
-	kept := write(t, dir, "lab.out.yaml", "")
-	orphan := write(t, dir, "gone.out.yaml", "")
+	orphan := answer(t)
+	dir := filepath.Dir(orphan)
+	write(t, dir, "kept.in.yaml", "")
+	kept := filepath.Join(dir, "kept.out")
+	if err := check(kept, map[string][]byte{"a.yaml": nil}, true); err != nil {
+		t.Fatal(err)
+	}
 	if err := checkOrphans(dir, false); err == nil || !strings.Contains(err.Error(), orphan) {
 		t.Errorf("checkOrphans gives %v; want an error that names %s", err, orphan)
 	}

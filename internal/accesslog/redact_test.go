@@ -1,0 +1,57 @@
+package accesslog
+
+import (
+	"testing"
+
+	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+func TestUntrustedDownstreamsCannotForgeALogEntry(t *testing.T) {
+	newest := envoy.CapabilitiesOf(gateway.EnvoyVersion{})
+	old := envoy.CapabilitiesOf(gateway.EnvoyVersion{Major: 1, Minor: 32})
+	for text, want := range map[string]string{
+		"%DOWNSTREAM_REMOTE_ADDRESS%": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+		"a %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_REMOTE_PORT%": "a %DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%:%DOWNSTREAM_DIRECT_REMOTE_PORT%",
+		"%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%":                                      "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+		"%DOWNSTREAM_LOCAL_ADDRESS%":                                              "%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%",
+		"%DOWNSTREAM_LOCAL_URI_SAN%":                                              "%DOWNSTREAM_LOCAL_URI_SAN%",
+		`%COALESCE({"operators":["REQ(x)","DOWNSTREAM_REMOTE_ADDRESS"]})%`:        `%COALESCE({"operators":["REQ(x)","DOWNSTREAM_DIRECT_REMOTE_ADDRESS"]})%`,
+		"%CEL(source.address)% %CEL(request.path)%":                               "- %CEL(request.path)%",
+		"%CEL(request.path):5% from source %PROTOCOL%":                            "%CEL(request.path):5% from source %PROTOCOL%",
+		"%CEL(int(source.port) % 2)%":                                             "-",
+		"%REQ(source)% %START_TIME(%s)%":                                          "%REQ(source)% %START_TIME(%s)%",
+		"%DYNAMIC_METADATA(envoy.filters.listener.proxy_protocol:vpce):9%":        "-",
+		"%FILTER_STATE(envoy.network.proxy_protocol.tlv:PLAIN)%":                  "-",
+	} {
+		if got := hideClaims(text, newest); got != want {
+			t.Errorf("%s becomes %q, want %q", text, got, want)
+		}
+	}
+	if got, want := hideClaims("%PROTOCOL% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_PORT%", old), "%PROTOCOL% - %DOWNSTREAM_DIRECT_REMOTE_PORT%"; got != want {
+		t.Errorf("on an old Envoy: %q, want %q", got, want)
+	}
+}
+
+// An Envoy may have operators that the table does not have yet.
+func TestAnOperatorWithoutARowIsHidden(t *testing.T) {
+	newest := envoy.CapabilitiesOf(gateway.EnvoyVersion{})
+	for text, want := range map[string]string{
+		"%DOWNSTREAM_CLAIMED_ADDRESS% %PROTOCOL%":                   "- %PROTOCOL%",
+		"%DOWNSTREAM_CLAIMED_ADDRESS(24):9%":                        "-",
+		`%COALESCE({"operators":["PROTOCOL","DOWNSTREAM_CLAIM"]})%`: "-",
+		`%COALESCE({"operators":["PROTOCOL"]})%`:                    `%COALESCE({"operators":["PROTOCOL"]})%`,
+		`%COALESCE({"operators":`:                                   `%COALESCE({"operators":`,
+		`%COALESCE({})%`:                                            "-",
+	} {
+		if got := hideClaims(text, newest); got != want {
+			t.Errorf("an untrusted downstream: %s becomes %q, want %q", text, got, want)
+		}
+	}
+	p := Params{Settings: settings.AccessLog{RedactQuery: settings.Yes}, Envoy: newest}
+	format := p.redacted(logEntry{format: textFormat("%DOWNSTREAM_CLAIMED_ADDRESS% %PROTOCOL%")})
+	if want := "[redacted] %PROTOCOL%\n"; format.text != want {
+		t.Errorf("redacted: %q, want %q", format.text, want)
+	}
+}
