@@ -28,7 +28,7 @@ var badSettings = []badSetting{
 	},
 	{
 		"no network, for one listener", `usher { listeners { "8080" { proxy_protocol { trusted_cidrs = ["10.0.0.0/33"] } } } }`,
-		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32", or "any" alone`,
+		"usher.listeners.8080.proxy_protocol.trusted_cidrs", `"10.0.0.0/33" is not allowed; use "any" or a list of networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
 	},
 	{
 		"no object", `usher = "off"`,

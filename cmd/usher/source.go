@@ -16,6 +16,7 @@ import (
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/configdir"
 	"github.com/usherproxy/usher/internal/controlplane"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/xds"
@@ -104,6 +105,11 @@ func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Nod
 		return err
 	}
 	err = a.consul.Authorize(ctx, consul.Caller{Token: string(c.Token), Address: c.Network.String(), Again: c.Again}, id)
+	return refusal(err, id)
+}
+
+// refusal returns the gRPC status for an error of the authorizer.
+func refusal(err error, id gateway.ID) error {
 	switch {
 	case errors.Is(err, consul.ErrUnknownToken):
 		return status.Errorf(codes.Unauthenticated,

@@ -12,17 +12,17 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// messages are the messages of the resources of one type, by name. Two that are == are
+// messageMap holds the messages of the resources of one type, by name. Two that are == are
 // equal.
-type messages interface {
+type messageMap interface {
 	// Get returns the message of a name; nil if there is none.
 	Get(name string) proto.Message
 	// ChangedSince returns the names whose messages differ from those in old, which has
 	// the same type. A nil old is empty.
-	ChangedSince(old messages) iter.Seq[string]
+	ChangedSince(old messageMap) iter.Seq[string]
 }
 
-// typedMessages implements messages for one type of message.
+// typedMessages implements messageMap for one type of message.
 type typedMessages[M interface {
 	comparable
 	proto.Message
@@ -36,7 +36,7 @@ func (m typedMessages[M]) Get(name string) proto.Message {
 	return nil
 }
 
-func (m typedMessages[M]) ChangedSince(old messages) iter.Seq[string] {
+func (m typedMessages[M]) ChangedSince(old messageMap) iter.Seq[string] {
 	before, _ := old.(typedMessages[M])
 	return m.Map.ChangedSince(before.Map)
 }
@@ -44,7 +44,7 @@ func (m typedMessages[M]) ChangedSince(old messages) iter.Seq[string] {
 // desired says what the resources of one type have to become.
 type desired struct {
 	typ         xds.Type
-	messages    messages
+	messages    messageMap
 	heldBack    []string // resources that exist and could not be built
 	keepRemoved bool     // resources without a message stay
 }
@@ -52,7 +52,7 @@ type desired struct {
 // encodedType holds the encoded resources of one type. It is immutable, and Envoys that
 // get the same resources share it.
 type encodedType struct {
-	messages   messages
+	messages   messageMap
 	collection *xds.Collection
 	invalid    []string          // the messages that Envoy would refuse
 	problems   []problem.Problem // why

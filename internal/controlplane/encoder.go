@@ -33,7 +33,7 @@ type encoder struct {
 	latest      map[envoyKey]compiled          // the newest of each key; see setInstances
 	// shared holds what this generation has encoded, for Envoys with other keys that
 	// have the same messages.
-	shared map[messages]*encodedType
+	shared map[messageMap]*encodedType
 }
 
 // compiler is a listeners.Compiler, or a fake one in a test.
@@ -67,7 +67,7 @@ func (e *encoder) startGeneration(s *gateway.Snapshot) {
 	}
 	e.snapshot = s
 	e.current = map[envoyKey]compiled{}
-	e.shared = map[messages]*encodedType{}
+	e.shared = map[messageMap]*encodedType{}
 }
 
 // setInstances replaces the instances. It drops the latest set of a key if no Envoy used

@@ -5,38 +5,38 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// KubernetesService names a Service of Kubernetes: the one in front of a
-// gateway's instance, as consul-k8s registers it. The zero value names none.
+// KubernetesService names the Kubernetes Service in front of a gateway's instance, as
+// consul-k8s registers it. The zero value names none.
 type KubernetesService struct{ Namespace, Name string }
 
-// Balancer is what follows for listeners from what the load balancer in front
-// of them was told. The zero value is a balancer of which nothing is known.
+// Balancer is what follows for listeners from the settings of the load balancer in front
+// of them. The zero value is a load balancer whose settings are not known.
 type Balancer struct {
 	Ports      map[int]PortState // by port
-	OtherPorts PortState         // of listeners that the balancer does not lead to
-	// PreservesClientIP says that connections come from the clients' own addresses, so
-	// that no list of networks can name the balancer.
+	OtherPorts PortState         // of listeners that the load balancer does not send traffic to
+	// PreservesClientIP means that the load balancer connects from the clients'
+	// addresses, so no list of networks can name it.
 	PreservesClientIP bool
 	Problems          []problem.Problem
 }
 
 // PortState is what follows for one listener.
 type PortState struct {
-	// Mode is what the mode Auto means; "" while nobody knows.
+	// Mode is what the mode Auto stands for; "" while that is not known.
 	Mode settings.Mode
-	// Sends is the version of the header that the balancer sends; "" if it sends
-	// none, or it is not known which.
+	// ProxyVersion is the version of the PROXY header that the load balancer sends; ""
+	// if it sends none, or if the version is not known.
 	ProxyVersion settings.Version
 }
 
-// noBalancer is what there is outside Kubernetes.
+// noBalancer is used outside Kubernetes.
 var noBalancer = &Balancer{OtherPorts: PortState{Mode: settings.Off}}
 
-// unknownBalancer is one of which nothing was heard.
+// unknownBalancer is a load balancer whose Service has not been read yet.
 var unknownBalancer = &Balancer{}
 
-// BalancerOf gives what is known of the balancer in front of an instance. It
-// stays the same value while nothing changes.
+// BalancerOf returns what is known of the load balancer in front of an instance. While
+// nothing changes, it is the same value.
 func (s *Snapshot) BalancerOf(in *Instance) *Balancer {
 	if s.Balancers == nil || in.Kubernetes == (KubernetesService{}) {
 		return noBalancer
@@ -47,21 +47,21 @@ func (s *Snapshot) BalancerOf(in *Instance) *Balancer {
 	return unknownBalancer
 }
 
-// ForPort gives what follows for the listener on a port.
+// ForPort returns what follows for the listener on a port.
 func (b *Balancer) ForPort(port int) PortState {
-	if behind, there := b.Ports[port]; there {
-		return behind
+	if state, ok := b.Ports[port]; ok {
+		return state
 	}
 	return b.OtherPorts
 }
 
-// HasAutoListener says whether any listener of an instance has the mode Auto.
+// HasAutoListener reports whether a listener of an instance has the mode Auto.
 func (s *Snapshot) HasAutoListener(in *Instance) bool {
 	if s.Entry == nil {
 		return false
 	}
 	for _, l := range s.Entry.Listeners {
-		if p, known := settings.Resolve(l.Port, s.FileAll, s.ProxyDefaults, in.Registration, s.FileGateway); known && p.ProxyProtocol.Mode == settings.Auto {
+		if resolved, known := s.resolve(in, l.Port); known && resolved.ProxyProtocol.Mode == settings.Auto {
 			return true
 		}
 	}

@@ -44,7 +44,7 @@ type RouteDefinition struct {
 	Destination *RouteDestination
 }
 
-// RouteMatch says which requests a route takes.
+// RouteMatch selects the requests of a route.
 type RouteMatch struct {
 	HTTP *HTTPMatch
 }
@@ -79,7 +79,7 @@ type QueryMatch struct {
 	Regex   string
 }
 
-// RouteDestination says what happens to the requests of a route.
+// RouteDestination is where the requests of a route go, and how.
 type RouteDestination struct {
 	Service               string
 	ServiceSubset         string
@@ -124,7 +124,7 @@ type Failover struct {
 	Policy  FailoverPolicy
 }
 
-// FailoverPolicy says how failover chooses; Mode "" means sequential.
+// FailoverPolicy is how failover chooses; Mode "" means sequential.
 type FailoverPolicy struct {
 	Mode    string
 	Regions []string
@@ -147,7 +147,7 @@ type Target struct {
 	Name           string
 }
 
-// MeshGatewayMode says whether traffic to another datacenter goes through mesh
+// MeshGatewayMode decides whether traffic to another datacenter goes through mesh
 // gateways: "", none, local or remote.
 type MeshGatewayMode struct {
 	Mode string
@@ -159,7 +159,7 @@ type Subset struct {
 	OnlyPassing bool
 }
 
-// LoadBalancer says how requests are spread over a target's instances.
+// LoadBalancer is how requests are spread over a target's instances.
 type LoadBalancer struct {
 	Policy             string
 	RingHashConfig     *RingHash
@@ -178,7 +178,7 @@ type LeastRequest struct {
 	ChoiceCount uint32
 }
 
-// HashPolicy says what of a request is hashed.
+// HashPolicy is a part of a request that is hashed.
 type HashPolicy struct {
 	Field        string // header, cookie or query_parameter
 	FieldValue   string

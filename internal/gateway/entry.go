@@ -48,7 +48,7 @@ type ListenerService struct {
 	Limits
 }
 
-// TLS says how listeners speak TLS to clients.
+// TLS is how listeners speak TLS to clients.
 type TLS struct {
 	Enabled       bool
 	SDS           *SDS
@@ -62,7 +62,7 @@ type ServiceTLS struct {
 	SDS *SDS
 }
 
-// SDS names a certificate that Envoy gets from an SDS server of the operator's.
+// SDS names a certificate that Envoy gets from your own SDS server.
 type SDS struct {
 	ClusterName  string
 	CertResource string

@@ -1,6 +1,21 @@
+// Package gateway is the model: everything that is known about one ingress
+// gateway at one moment, as plain immutable values.
+//
+//	consul, configdir ──Snapshot──> listeners.Compile ──Resources──> xds ──> Envoy
+//
+// A source builds a new Snapshot for each change and never modifies one that it
+// has published. A part that did not change keeps its pointer, so equal pointers
+// mean equal content. The package knows no Consul client, no protobuf, no context
+// and no lock. The settings in the key "usher" are in package settings.
+//
+// Entry, Chain and the types below them carry the names of Consul's own JSON,
+// so that an answer of Consul's HTTP API decodes straight into them. They are
+// our own types because consul/api's lose fields that the JSON has (a target's
+// Peer, a split's header modifiers, a resolver's request timeout).
 package gateway
 
 import (
+	"fmt"
 	"log/slog"
 	"strconv"
 	"time"
@@ -18,8 +33,8 @@ type ID struct {
 	Partition string
 }
 
-// String gives the name alone in the default namespace and partition, and
-// "partition/namespace/name" elsewhere.
+// String returns the name alone in the default namespace and partition, and
+// "partition/namespace/name" in others.
 func (id ID) String() string {
 	if id.Namespace == "" && id.Partition == "" {
 		return id.Name
@@ -27,23 +42,22 @@ func (id ID) String() string {
 	return OrDefault(id.Partition) + "/" + OrDefault(id.Namespace) + "/" + id.Name
 }
 
-// Snapshot is everything known of one gateway at one moment. A source hands one
-// on only when its parts agree with each other: every row of Services has its
-// listener in Entry.
+// Snapshot is everything known of one gateway at one moment. A source publishes one only
+// when its parts agree: every row of Services has its listener in Entry.
 //
 // If a key is absent from Chains, Endpoints, MeshGateways or Peers, its value is not
-// known: the source has never read it. Usher withholds the resources that need it,
-// so that an Envoy keeps those that it has. If the source knows that there is
-// nothing, the value is present and empty.
+// known: the source has never read it. Usher holds back the resources that need it, so
+// that an Envoy keeps those that it has. If the source knows that there is nothing, the
+// value is present and empty.
 type Snapshot struct {
 	ID         ID
 	Datacenter string // the local datacenter; never empty
-	// DualStack says that Consul's agent has an IPv6 address: an instance that is
+	// DualStack means that Consul's agent has an IPv6 address: an instance that is
 	// registered without an address then listens on "::" instead of "0.0.0.0".
 	DualStack bool
 
-	// Entry is the gateway's ingress-gateway config entry; nil when there is
-	// none, which means a gateway without listeners.
+	// Entry is the gateway's ingress-gateway config entry. Nil means that there is
+	// none, and the gateway has no listeners.
 	Entry *Entry
 	// Services are the rows of gateway-services: the entry's services with
 	// wildcards expanded, sorted by Port and then Service.
@@ -53,32 +67,30 @@ type Snapshot struct {
 	Chains map[ServiceName]*Chain
 	// Endpoints holds the instances of the chains' targets, by Target.ID.
 	Endpoints ordered.Map[*Endpoints]
-	// MeshGateways holds, by MeshGatewayKey, the mesh gateways that traffic to another
-	// datacenter or partition goes through.
+	// MeshGateways holds, by MeshGatewayKey, the mesh gateways for traffic to another
+	// datacenter or partition.
 	MeshGateways map[string]*Endpoints
-	// Peers holds, by name, what verifies the instances of the cluster peers that
-	// targets are in. If a peer has sent no certificates yet, its value is empty.
+	// Peers holds, by name, the roots of the cluster peers that targets are in. If a
+	// peer has sent no certificates yet, its value is empty.
 	Peers map[string]*Roots
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none
 	Roots *Roots // nil in plain mode
 	Leaf  *Leaf  // towards the mesh; nil in plain mode
-	// DownstreamLeaf is the certificate that clients of listeners with TLS.Enabled see,
-	// with DNS names; nil while there is none, or nobody needs one.
+	// DownstreamLeaf is the certificate for clients of listeners with TLS.Enabled, with
+	// DNS names; nil while there is none, or if no listener needs one.
 	DownstreamLeaf *Leaf
 
-	// Plain says that upstreams speak plain text: there is no service mesh and
-	// no certificate (file mode). Roots, Leaf and Serving are nil then.
+	// Plain means that upstreams speak plain text: there is no service mesh and no
+	// certificate (file mode). Roots, Leaf and DownstreamLeaf are nil then.
 	Plain bool
 
-	// FileAll is what the operator's own config file says for every gateway,
-	// Defaults what proxy-defaults says, and Operator what the file says for this
-	// gateway alone.
+	// FileAll holds the settings of the config file for every gateway, ProxyDefaults
+	// those of proxy-defaults, and FileGateway those of the config file for this gateway.
 	FileAll, ProxyDefaults, FileGateway settings.Layer
 
-	// Balancers holds, by the Service of Kubernetes that tells them, what follows
-	// from what load balancers were told. Nil: Usher does not ask Kubernetes. A
-	// Service of which nothing was heard yet is absent.
+	// Balancers holds the load balancers by their Kubernetes Services. A Service that has
+	// not been read yet is absent. Nil means that Usher does not watch Services.
 	Balancers map[KubernetesService]*Balancer
 
 	// Instances are the registered instances, sorted by Node and ServiceID.
@@ -105,7 +117,7 @@ type ServiceName struct {
 	Partition string
 }
 
-// String gives the name alone in the default namespace and partition.
+// String returns the name alone in the default namespace and partition.
 func (n ServiceName) String() string { return ID(n).String() }
 
 // Service is one row of gateway-services: a service on a listener of the
@@ -133,8 +145,8 @@ type Instance struct {
 
 	Config     ProxyConfig
 	AccessLogs AccessLogs
-	// Own is what this instance's registration says of Usher's settings,
-	// without what it inherited from proxy-defaults.
+	// Registration holds the settings of this instance's registration, without those
+	// that it inherits from proxy-defaults.
 	Registration settings.Layer
 }
 
@@ -204,7 +216,7 @@ const (
 	Critical
 )
 
-// String gives Consul's word.
+// String returns Consul's word.
 func (s Status) String() string {
 	switch s {
 	case Passing:
@@ -224,15 +236,15 @@ type Weights struct {
 	Warning int
 }
 
-// PeerMeta says how to reach and verify an instance imported from a peer.
+// PeerMeta is how to reach and verify an instance imported from a cluster peer.
 type PeerMeta struct {
 	SNI      []string
 	SpiffeID []string
 	Protocol string
 }
 
-// Roots are the root certificates of a mesh: the gateway's own, or a cluster
-// peer's, whose TrustDomain is empty where it is not told.
+// Roots are the root certificates of a mesh: the gateway's own, or a cluster peer's,
+// whose TrustDomain is empty if it is not known.
 type Roots struct {
 	TrustDomain string
 	PEMs        []string // in Consul's order; the active root is among them
@@ -263,15 +275,42 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalText hides the text, in every encoding that asks for one.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// ListenerSettings gives the policy of the listener that an instance of the gateway has
-// on a port: the server's own settings, proxy-defaults, the registration and the
-// operator's block for this gateway are its layers. Its mode is never Auto, but
-// what that means; known is false while nobody knows.
-func (s *Snapshot) ListenerSettings(in *Instance, port int) (p settings.Listener, known bool) {
-	p, known = settings.Resolve(port, s.FileAll, s.ProxyDefaults, in.Registration, s.FileGateway)
-	if known && p.ProxyProtocol.Mode == settings.Auto {
-		p.ProxyProtocol.Mode = s.BalancerOf(in).ForPort(port).Mode
-		known = p.ProxyProtocol.Mode != ""
+// ListenerSettings returns the settings of the listener that an instance has on a port.
+// Its mode is never Auto, but the mode that Auto stands for. known is false while the
+// settings or that mode are not known.
+func (s *Snapshot) ListenerSettings(in *Instance, port int) (l settings.Listener, known bool) {
+	l, known = s.resolve(in, port)
+	if known && l.ProxyProtocol.Mode == settings.Auto {
+		l.ProxyProtocol.Mode = s.BalancerOf(in).ForPort(port).Mode
+		known = l.ProxyProtocol.Mode != ""
 	}
-	return p, known
+	return l, known
+}
+
+// resolve merges the layers of settings, from the most general to the most specific.
+func (s *Snapshot) resolve(in *Instance, port int) (l settings.Listener, known bool) {
+	return settings.Resolve(port, s.FileAll, s.ProxyDefaults, in.Registration, s.FileGateway)
+}
+
+// EnvoyVersion is the release of an Envoy, from the node in the first request of a stream
+// (user_agent_build_version). The zero value means that it is not known, and counts as
+// newer than every release.
+type EnvoyVersion struct {
+	Major, Minor, Patch uint32
+}
+
+// AtLeast reports whether e is the release major.minor or a later one.
+func (e EnvoyVersion) AtLeast(major, minor uint32) bool {
+	if e == (EnvoyVersion{}) {
+		return true
+	}
+	return e.Major > major || e.Major == major && e.Minor >= minor
+}
+
+// String returns "1.36.2", or "unknown".
+func (e EnvoyVersion) String() string {
+	if e == (EnvoyVersion{}) {
+		return "unknown"
+	}
+	return fmt.Sprintf("%d.%d.%d", e.Major, e.Minor, e.Patch)
 }

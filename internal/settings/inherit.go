@@ -5,13 +5,13 @@ import (
 	"slices"
 )
 
-// StripInherited gives what a registration itself says under the key usher. Consul shows a
-// registration only with proxy-defaults merged in, so what is equal in both
-// counts as inherited: objects are compared key by key, as Consul merges them,
-// and the value of a setting as a whole. Nil means that nothing is left.
+// StripInherited returns a registration's own settings under the key usher; nil if there
+// are none. Consul shows a registration only with proxy-defaults merged in, so a value
+// that is equal in both counts as inherited. Objects are compared key by key, as Consul
+// merges them, and the value of a setting as a whole.
 //
-// What Consul's merge has made of a value cannot be undone: of two objects, such
-// as the only TLV of a list, it makes one with the keys of both.
+// It cannot undo a merge of values: Consul makes one object of two, such as the only TLV
+// of each list, with the keys of both.
 func StripInherited(merged, inherited any) any {
 	return stripInherited(merged, inherited, nil)
 }
@@ -42,7 +42,7 @@ func stripInherited(merged, inherited any, path []string) any {
 	return out
 }
 
-// isObject says whether settings stand at a path, and not the value of one.
+// isObject reports whether a path leads to an object of settings, and not to a value.
 func isObject(path []string) bool {
 	if len(path) > 0 && path[0] == listenersKey {
 		path = path[min(2, len(path)):]

@@ -140,10 +140,13 @@ var sinks = valueType[Sinks]{
 	words: []word[Sinks]{{"default", Sinks{Type: SinksDefault}}, {"none", Sinks{Type: SinksNone}}},
 	other: "a list of objects { type, path, address, tls, format, request_headers }: type is " + sinkType.accepts(),
 	read: func(d *decoder, where string, raw any) (Sinks, bool) {
-		list, ok := listOf(objectOf("an object", decodeSink, "type", "path", "address", "tls", "format", "request_headers"), "").read(d, where, raw)
+		list, ok := listOf(sink, "").read(d, where, raw)
 		return Sinks{Type: SinksCustom, Custom: list}, ok
 	},
 }
+
+var sink = objectOf("an object { type, path, address, tls, format, request_headers }", decodeSink,
+	"type", "path", "address", "tls", "format", "request_headers")
 
 var sinkType = oneOf(SinkStdout, SinkStderr, SinkFile, SinkOTLP, SinkGRPC)
 

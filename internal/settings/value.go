@@ -58,20 +58,26 @@ func (t valueType[T]) texts() []string {
 // has a problem.
 func (t valueType[T]) decode(d *decoder, where string, raw any) (T, bool) {
 	raw = single(raw)
-	text, isText := raw.(string)
+	value, ok := t.decodeAllowed(d, where, raw)
+	if !ok {
+		text, _ := raw.(string)
+		d.problem(where, describe(raw)+" is not allowed"+problem.DidYouMean(text, t.texts())+"; use "+t.accepts())
+	}
+	return value, ok
+}
+
+// decodeAllowed is decode without the problem.
+func (t valueType[T]) decodeAllowed(d *decoder, where string, raw any) (T, bool) {
 	for _, w := range t.words {
-		if isText && w.text == text {
+		if raw == any(w.text) {
 			return w.value, true
 		}
 	}
-	if t.read != nil {
-		if value, ok := t.read(d, where, raw); ok {
-			return value, true
-		}
+	if t.read == nil {
+		var none T
+		return none, false
 	}
-	d.problem(where, describe(raw)+" is not allowed"+problem.DidYouMean(text, t.texts())+"; use "+t.accepts())
-	var none T
-	return none, false
+	return t.read(d, where, raw)
 }
 
 // oneOf accepts words.
@@ -121,13 +127,13 @@ func text(pattern *regexp.Regexp, description string) valueType[string] {
 func listOf[T any](item valueType[T], description string) valueType[[]T] {
 	return valueType[[]T]{other: description, read: func(d *decoder, where string, raw any) ([]T, bool) {
 		items := elements(raw)
+		if len(items) == 1 {
+			value, ok := item.decodeAllowed(d, where, items[0])
+			return []T{value}, ok
+		}
 		var out []T
 		for i, raw := range items {
-			at := where
-			if len(items) > 1 {
-				at = fmt.Sprintf("%s[%d]", where, i)
-			}
-			if value, ok := item.decode(d, at, raw); ok {
+			if value, ok := item.decode(d, fmt.Sprintf("%s[%d]", where, i), raw); ok {
 				out = append(out, value)
 			}
 		}

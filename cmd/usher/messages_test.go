@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/consul"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/testing/messages"
+	"github.com/usherproxy/usher/xds"
+)
+
+// TestMessages provokes every error of this package.
+func TestMessages(t *testing.T) {
+	dir := t.TempDir()
+	file, socket := filepath.Join(dir, "file"), filepath.Join(dir, "socket")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var lines []string
+	add := func(err error) {
+		t.Helper()
+		if err == nil {
+			t.Fatal("no error")
+		}
+		text := strings.ReplaceAll(err.Error(), dir, "DIR")
+		if s, ok := status.FromError(err); ok {
+			text = s.Message()
+		}
+		lines = append(lines, text)
+	}
+	t.Setenv("CONSUL_HTTP_TOKEN_FILE", "")
+	for _, args := range []string{
+		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m",
+		"serve --max-streams 0", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
+		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",
+		"serve --xds-addr unix://" + file, "serve --xds-addr unix://" + socket, "serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --admin-addr 18001",
+		"bootstrap --gateway edge --ca-file " + filepath.Join(dir, "none"), "bootstrap --gateway edge --token-file " + filepath.Join(dir, "none"),
+	} {
+		_, err := execute(t, strings.Fields(args)...)
+		add(err)
+	}
+	tooMany := (&serveOptions{maxGateways: 1, limits: xds.Limits{
+		Connections: 1 << 40, ConnectionsPerPeer: 1, Streams: 1, StreamsPerPeer: 1, StreamRate: 1, StreamRatePerPeer: 1,
+	}}).checkLimits()
+	add(errors.New(regexp.MustCompile(`[0-9]+`).ReplaceAllString(tooMany.Error(), "N")))
+	add(errShuttingDown)
+	admin, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &fakeChecker{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin.listener.Close()
+	if err := admin.run(); err == nil || !strings.HasPrefix(err.Error(), "admin server: ") {
+		t.Errorf("the admin server without its port: %v", err)
+	}
+	lines = append(lines, "admin server: …")
+	add(refusal(consul.ErrUnknownToken, gateway.ID{Name: "edge"}))
+	add(refusal(consul.ErrDenied, gateway.ID{Name: "edge"}))
+	messages.Check(t, lines, "errors.New", "fmt.Errorf", "status.Errorf")
+}

@@ -1,0 +1,68 @@
+package controlplane
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/testing/messages"
+	"github.com/usherproxy/usher/xds"
+)
+
+// TestMessages provokes every problem of this package, and every error that ends a
+// stream.
+func TestMessages(t *testing.T) {
+	var lines []string
+	addProblems := func(problems []problem.Problem) {
+		if len(problems) == 0 {
+			t.Error("no problem")
+		}
+		for _, p := range problems {
+			lines = append(lines, p.String())
+		}
+	}
+	addError := func(err error) { lines = append(lines, status.Convert(err).Message()) }
+
+	log, metrics, id := slog.New(slog.DiscardHandler), prometheus.NewRegistry(), gateway.ID{Name: "edge"}
+	problems := NewProblems(log, metrics)
+	plane := New(Options{Logger: log, Metrics: NewMetrics(metrics), Problems: problems, MaxGateways: 1})
+
+	_, err := GatewayOf(xds.Node{ID: "edge"})
+	addError(err)
+	close(plane.ended)
+	_, err = plane.subscribe(id, &stream{})
+	addError(err)
+	worker := newGatewayWorker(plane, id)
+	plane.workers[gateway.ID{Name: "other"}] = worker
+	_, err = plane.subscribe(id, &stream{})
+	addError(err)
+	ended := make(chan error, 1)
+	close(plane.running)
+	close(worker.done)
+	plane.workers[id] = worker
+	go func() { ended <- plane.Watch(t.Context(), edge, nil) }()
+	addError(<-ended)
+	addError(errAmbiguous(edge, []*gateway.Instance{{Node: "a"}, {Node: "b"}}))
+
+	bug := errors.New("bug in Usher: panic in PART at file.go:1: …")
+	addProblems(panicProblem(id, bug))
+	addProblems(newBalancers(nil, log).withProblem(gateway.KubernetesService{Namespace: "consul", Name: "edge"}, bug).Problems)
+	late := &stream{node: xds.Node{ID: "typo", Cluster: "edge", Peer: netip.MustParseAddr("192.0.2.1")}, missingSince: time.Now().Add(-time.Hour)}
+	addProblems(worker.reportMissingInstance(late))
+	var invalid encodedType
+	invalid.encode(xds.Cluster, "web", &clusterv3.Cluster{})
+	addProblems(invalid.problems)
+	problems.Rejected(edge, xds.Listener, xds.Rejection{Version: "0123456789abcdef", Resources: []string{anyAddress}, Message: "no such directory"})
+	for _, rejected := range problems.known {
+		addProblems(rejected)
+	}
+	messages.Check(t, lines, "status.Error", "status.Errorf", "problem.Problem")
+}
