@@ -17,10 +17,10 @@ import (
 // awsHeaders is the annotation that the second lab adds.
 const awsHeaders = "service.beta.kubernetes.io/aws-load-balancer-proxy-protocol"
 
-// TestLabInKubernetes makes the Services of the lab's values files, with nothing
-// about PROXY protocol given to Usher: off with the first, strict with the second,
-// and the client's address in the access log. The values file with TABs ends
-// before it gets to Usher, wherever it is tried.
+// TestLabInKubernetes creates the Services of the lab's values files, without
+// any setting for PROXY protocol in Usher: the mode is off with the first and
+// strict with the second, and the access log has the client's address. The
+// values file with TABs is invalid before it reaches Usher.
 func TestLabInKubernetes(t *testing.T) {
 	t.Parallel()
 	l := lab.StartKubernetesLab(t)
