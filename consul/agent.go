@@ -9,30 +9,29 @@ import (
 	"time"
 )
 
-// agentKind reads what the agent says of itself, to a token that has agent:read
+// agentType reads the agent's configuration, with a token that has agent:read
 // (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It
-// changes when the agent is restarted, and Consul cannot tell when.
+// changes with a restart of the agent. The query cannot block.
 var agentType = &queryType{
 	name: "agent", path: "/v1/agent/self",
 	local: true, optional: true, interval: time.Minute,
 	decode: decodeAs(decodeAgent),
 }
 
-// agent is what of its configuration concerns gateways. The zero value stands
-// for an agent that does not tell.
+// agent is the part of an agent's configuration that concerns gateways. The zero value
+// is that of an agent that refuses to return it.
 type agent struct {
-	// dualStack says that its bind address is an IPv6 address. Consul before
-	// 1.22 does not tell, and does not care.
+	// dualStack is true if its bind address is an IPv6 address. Consul before 1.22
+	// neither returns that nor takes it into account.
 	dualStack bool
-	// domain and altDomain are what it answers DNS for, as it writes them: with
-	// the dot at the end by default. They are empty where it does not tell.
+	// domain and altDomain are its DNS domains as it writes them, by default with a dot at
+	// the end. They are empty if unknown.
 	domain, altDomain string
-	// grpcPort and grpcTLSPort are its gRPC ports; 0 where it has none or does not
-	// tell.
+	// grpcPort and grpcTLSPort are its gRPC ports; 0 if there is none, or if unknown.
 	grpcPort, grpcTLSPort int
 }
 
-// decodeAgent keeps what is known where the agent no longer tells it.
+// decodeAgent keeps the last value if the agent no longer returns it.
 func decodeAgent(prev *agent, a answer) (*agent, error) {
 	if a.refused {
 		return cmp.Or(prev, &agent{}), nil

@@ -6,18 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// The answers of Consul's ACLs that keep a gateway from a token.
+// These answers of Consul's ACLs keep a token from a gateway.
 var (
-	// ErrDenied says that they know the token and do not let it have the gateway.
+	// ErrDenied means that the token lacks the right.
 	ErrDenied = errors.New("the token does not have service:write on the gateway")
-	// ErrUnknownToken says that they do not know the token, or no longer.
+	// ErrUnknownToken means that the token does not exist, or no longer.
 	ErrUnknownToken = errors.New("consul does not know the token")
 )
 
@@ -31,47 +30,40 @@ const (
 	authorizeAgainTimeout = 2 * time.Second
 )
 
-// Caller is a caller that asks for a gateway.
+// Caller is an Envoy that wants to use a gateway.
 type Caller struct {
 	// Token is the caller's token. An empty one stands for the anonymous token (or
 	// the default token of Consul's agent), never for Usher's token.
 	Token string
-	// Peer is the caller's address. Callers of one peer cannot delay those of another.
+	// Address is the caller's address. Callers from one address cannot delay those from
+	// another.
 	Address string
 	// Again is true if the caller has the gateway already.
 	Again bool
 }
 
-// question and verdict are the request and the answer of
-// POST /v1/internal/acl/authorize.
+// aclCheck is the request of POST /v1/internal/acl/authorize, and with Allow its answer.
 type aclCheck struct {
 	Resource  string
 	Access    string
 	Segment   string
 	Namespace string `json:",omitempty"`
 	Partition string `json:",omitempty"`
+	Allow     bool   `json:",omitempty"`
 }
 
-type aclAnswer struct {
-	Resource string
-	Access   string
-	Segment  string
-	Allow    bool
-}
-
-// authorize asks Consul whether the token has service:write on the gateway. Consul
-// requires that right of the token of every Envoy.
+// authorize checks with Consul whether the token has service:write on the gateway.
+// Consul requires that right of the token of every Envoy.
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
-	ask := aclCheck{Resource: "service", Access: "write", Segment: id.Name}
-	ask.Namespace, ask.Partition = c.tenancy(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
-	body, err := json.Marshal([]aclCheck{ask})
+	check := aclCheck{Resource: "service", Access: "write", Segment: id.Name}
+	check.Namespace, check.Partition = c.tenancy(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
+	body, err := json.Marshal([]aclCheck{check})
 	if err != nil {
 		return err
 	}
 	res, err := c.do(ctx, call{
 		method: http.MethodPost,
 		path:   "/v1/internal/acl/authorize",
-		params: url.Values{},
 		token:  gateway.Secret(token),
 		body:   body,
 		client: c.aclHTTP,
@@ -79,10 +71,10 @@ func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) err
 	if err != nil {
 		return authorizeError(err)
 	}
-	return readACLAnswer(res.body, ask)
+	return readACLAnswer(res.body, check)
 }
 
-// isToken says whether the token can be sent at all. Consul's are UUIDs.
+// isPrintable reports whether the token can be sent in a header. Consul's are UUIDs.
 func isPrintable(token string) bool {
 	return !strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' })
 }
@@ -101,18 +93,18 @@ func authorizeError(err error) error {
 	return err
 }
 
-// decide reads the answer; one that is not to the question asked allows nothing.
-func readACLAnswer(body []byte, ask aclCheck) error {
-	var answers []aclAnswer
+// readACLAnswer returns nil if the answer allows the check.
+func readACLAnswer(body []byte, check aclCheck) error {
+	var answers []aclCheck
 	if err := json.Unmarshal(body, &answers); err != nil {
 		return fmt.Errorf("unreadable answer: %w", err)
 	}
 	if len(answers) != 1 {
-		return fmt.Errorf("%d answers to one question", len(answers))
+		return fmt.Errorf("%d answers to one check", len(answers))
 	}
 	a := answers[0]
-	if a.Resource != ask.Resource || a.Access != ask.Access || a.Segment != ask.Segment {
-		return errors.New("the answer is to another question")
+	if a.Resource != check.Resource || a.Access != check.Access || a.Segment != check.Segment {
+		return errors.New("the answer is to another check")
 	}
 	if !a.Allow {
 		return ErrDenied

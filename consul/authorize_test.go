@@ -52,8 +52,8 @@ func TestConsulsACLsDecideWhoMayHaveAGateway(t *testing.T) {
 		"no server":         {500, "No known Consul servers", "500: No known Consul servers"},
 		"too many requests": {429, "Your IP is issuing too many concurrent connections, please rate limit your calls", "429"},
 
-		"another service":   {200, `[{"Resource":"service","Segment":"other","Access":"write","Allow":true}]`, "another question"},
-		"another access":    {200, `[{"Resource":"service","Segment":"gateway","Access":"read","Allow":true}]`, "another question"},
+		"another service":   {200, `[{"Resource":"service","Segment":"other","Access":"write","Allow":true}]`, "another check"},
+		"another access":    {200, `[{"Resource":"service","Segment":"gateway","Access":"read","Allow":true}]`, "another check"},
 		"no answer":         {200, `[]`, "0 answers"},
 		"two answers":       {200, `[{"Allow":true},{"Allow":true}]`, "2 answers"},
 		"a page of a proxy": {200, `<html>`, "unreadable"},

@@ -25,8 +25,8 @@ const (
 )
 
 // How many ACL checks run at the same time over plain HTTP, where each holds a
-// connection. Over other schemes it is moreOverTLS times as many. Callers that
-// Consul has allowed before do not wait for other callers.
+// connection. Over other schemes there may be checksFactorTLS times as many. Callers
+// that Consul has allowed before do not wait for new callers.
 const (
 	newCallerChecks           = 3
 	newCallerChecksPerAddress = 2
@@ -34,11 +34,11 @@ const (
 	checksFactorTLS           = 8
 )
 
-// errTooMany means that an ACL check waited in the queue for too long. It means
+// errTooManyChecks means that an ACL check waited in the queue for too long. It says
 // nothing about Consul.
-var errTooManyChecks = errors.New("too many questions about tokens wait for consul")
+var errTooManyChecks = errors.New("too many ACL checks wait for consul")
 
-// errGone means that the caller went away whose check others share.
+// errCallerGone means that the caller has gone whose check others share.
 var errCallerGone = errors.New("the caller has gone")
 
 // Authorizer checks with Consul's ACLs whether a caller may use a gateway. It
@@ -59,13 +59,13 @@ type Authorizer struct {
 	mu             sync.Mutex
 	aclsOffAt      time.Time // when Consul last answered that its ACLs are off
 	usesOldAnswers bool      // the last check had no answer, and a remembered one was used
-	loggedAt       time.Time // when stale was last logged
+	loggedAt       time.Time // when that was last logged
 }
 
-// grant is a keyed hash of a token and a gateway.
+// aclKey is a keyed hash of a token and a gateway.
 type aclKey [sha256.Size]byte
 
-// refused is a refusal, and how long it is remembered.
+// refusal is a refusal of Consul's ACLs, and until when it is remembered.
 type refusal struct {
 	err   error
 	until time.Time
@@ -76,7 +76,7 @@ type refusal struct {
 // If that is 0, it allows none.
 func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	factor := 1
-	if c.connections() == 0 {
+	if c.maxConnections() == 0 {
 		factor = checksFactorTLS
 	}
 	a := &Authorizer{
@@ -91,7 +91,7 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	return a
 }
 
-// Authorize returns nil if the applicant's token has service:write on the gateway,
+// Authorize returns nil if the caller's token has service:write on the gateway,
 // or if ACLs are off. It returns ErrDenied if the token lacks that right, and
 // ErrUnknownToken if Consul does not know the token. It returns another error if
 // Consul does not answer and no remembered answer can be used.
@@ -99,27 +99,31 @@ func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) e
 	if !isPrintable(who.Token) {
 		return ErrUnknownToken
 	}
-	g := a.keyOf(who.Token, id)
-	if r, ok := a.refused.Get(g); ok && !who.Again && time.Now().Before(r.until) {
-		a.client.metrics.authorization("remembered")
+	key := a.keyOf(who.Token, id)
+	if r, ok := a.refused.Get(key); ok && !who.Again && time.Now().Before(r.until) {
+		a.count("remembered")
 		return r.err
 	}
-	err := a.checkOnce(ctx, g, who, id)
+	err := a.checkOnce(ctx, key, who, id)
 	switch {
 	case err == nil, errors.Is(err, errACLsOff):
-		a.allow(g, err != nil)
+		a.allow(key, err != nil)
 		return nil
 	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken):
-		a.refuse(g, err)
+		a.refuse(key, err)
 		return err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case a.wasAllowed(g) && !errors.Is(err, errTooManyChecks):
+	case a.wasAllowed(key) && !errors.Is(err, errTooManyChecks):
 		a.useOldAnswer(err)
 		return nil
 	}
-	a.client.metrics.authorization("failed")
-	return fmt.Errorf("asking consul at %s whether a token may have gateway %s: %w", a.client.address, id, err)
+	a.count("failed")
+	return fmt.Errorf("ACL check at consul %s for gateway %s: %w", a.client.address, id, err)
+}
+
+func (a *Authorizer) count(outcome string) {
+	a.client.metrics.authorizations.WithLabelValues(outcome).Inc()
 }
 
 func (a *Authorizer) keyOf(token string, id gateway.ID) aclKey {
@@ -130,66 +134,66 @@ func (a *Authorizer) keyOf(token string, id gateway.ID) aclKey {
 	return aclKey(h.Sum(nil))
 }
 
-// allow remembers that Consul allows g. If ACLs are off, it remembers only that:
+// allow remembers that Consul allows the key. If ACLs are off, it remembers only that:
 // otherwise a caller could fill the memory with names that it makes up.
-func (a *Authorizer) allow(g aclKey, off bool) {
-	a.client.metrics.authorization("allowed")
-	a.refused.Remove(g)
+func (a *Authorizer) allow(key aclKey, off bool) {
+	a.count("allowed")
+	a.refused.Remove(key)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if off {
 		a.aclsOffAt = time.Now()
 	} else {
 		a.aclsOffAt = time.Time{}
-		a.allowed.Add(g, time.Now())
+		a.allowed.Add(key, time.Now())
 	}
 	if a.usesOldAnswers {
 		a.usesOldAnswers = false
-		a.client.logger.Info("consul can be asked again who may connect", "consul", a.client.Address())
+		a.client.logger.Info("consul answers ACL checks again", "consul", a.client.Address())
 	}
 }
 
-func (a *Authorizer) refuse(g aclKey, err error) {
-	a.client.metrics.authorization("denied")
+func (a *Authorizer) refuse(key aclKey, err error) {
+	a.count("denied")
 	a.mu.Lock()
 	a.aclsOffAt = time.Time{}
 	a.mu.Unlock()
-	a.allowed.Remove(g)
-	a.refused.Add(g, refusal{err: err, until: time.Now().Add(refusalTime)})
+	a.allowed.Remove(key)
+	a.refused.Add(key, refusal{err: err, until: time.Now().Add(refusalTime)})
 }
 
-// isAllowed reports whether Consul has allowed g within staleIfError.
-func (a *Authorizer) wasAllowed(g aclKey) bool {
+// wasAllowed reports whether Consul has allowed the key within staleIfError.
+func (a *Authorizer) wasAllowed(key aclKey) bool {
 	a.mu.Lock()
 	at := a.aclsOffAt
 	a.mu.Unlock()
-	if own, ok := a.allowed.Peek(g); ok && own.After(at) {
+	if own, ok := a.allowed.Peek(key); ok && own.After(at) {
 		at = own
 	}
 	return !at.IsZero() && time.Since(at) < a.staleIfError
 }
 
-// goStale logs that remembered answers are used: once for an outage, and at most
+// useOldAnswer logs that remembered answers are used: once for an outage, and at most
 // once a minute.
 func (a *Authorizer) useOldAnswer(err error) {
-	a.client.metrics.authorization("stale")
+	a.count("stale")
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.usesOldAnswers && time.Since(a.loggedAt) > time.Minute {
 		a.usesOldAnswers, a.loggedAt = true, time.Now()
-		a.client.logger.Warn("consul cannot be asked who may connect; Envoys that it has allowed before may stay connected and connect again for a while",
+		a.client.logger.Warn("consul does not answer ACL checks; Envoys that it allowed before may still connect, others may not",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
 }
 
-// askOnce asks Consul. Equal checks that run at the same time share one answer.
-func (a *Authorizer) checkOnce(ctx context.Context, g aclKey, who Caller, id gateway.ID) error {
-	known, timeout := who.Again || a.wasAllowed(g), authorizeTimeout
-	if a.wasAllowed(g) {
+// checkOnce checks with Consul. Equal checks that run at the same time share one answer.
+func (a *Authorizer) checkOnce(ctx context.Context, key aclKey, who Caller, id gateway.ID) error {
+	known, timeout := who.Again || a.wasAllowed(key), authorizeTimeout
+	if a.wasAllowed(key) {
 		timeout = authorizeAgainTimeout
 	}
 	for {
-		answer := a.running.DoChan(string(g[:]), func() (any, error) {
+		answer := a.running.DoChan(string(key[:]), func() (any, error) {
 			err := a.check(ctx, known, timeout, who, id)
 			if ctx.Err() != nil {
 				err = errCallerGone
@@ -208,7 +212,7 @@ func (a *Authorizer) checkOnce(ctx context.Context, g aclKey, who Caller, id gat
 	}
 }
 
-// ask waits in the queue and then asks Consul. The timeout begins after the queue.
+// check waits in the queue and then checks with Consul. The timeout begins after the queue.
 func (a *Authorizer) check(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
 	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooManyChecks)
 	defer cancel()
@@ -222,10 +226,10 @@ func (a *Authorizer) check(ctx context.Context, known bool, timeout time.Duratio
 	return a.client.authorize(ctx, who.Token, id)
 }
 
-// enter waits until the check may run.
-func (a *Authorizer) enter(ctx context.Context, known bool, peer string) (leave func(), err error) {
+// enter waits until the check may run. The caller calls leave when it is done.
+func (a *Authorizer) enter(ctx context.Context, known bool, address string) (leave func(), err error) {
 	if !known {
-		return a.newCallers.enter(ctx, peer)
+		return a.newCallers.enter(ctx, address)
 	}
 	select {
 	case a.knownCallers <- struct{}{}:
@@ -235,7 +239,8 @@ func (a *Authorizer) enter(ctx context.Context, known bool, peer string) (leave 
 	}
 }
 
-// queue bounds the checks that run at the same time, and those of one peer.
+// callerQueue bounds the checks that run at the same time, and those for callers from
+// one address.
 type callerQueue struct {
 	all        chan struct{}
 	perAddress int
@@ -249,13 +254,13 @@ type addressQueue struct {
 	users  int // callers that have a place or wait for one
 }
 
-func newCallerQueue(all, perPeer int) *callerQueue {
-	return &callerQueue{all: make(chan struct{}, all), perAddress: perPeer, addresses: map[string]*addressQueue{}}
+func newCallerQueue(all, perAddress int) *callerQueue {
+	return &callerQueue{all: make(chan struct{}, all), perAddress: perAddress, addresses: map[string]*addressQueue{}}
 }
 
 // enter waits for a place. The caller calls leave when it is done.
-func (q *callerQueue) enter(ctx context.Context, peer string) (leave func(), err error) {
-	own := q.join(peer)
+func (q *callerQueue) enter(ctx context.Context, address string) (leave func(), err error) {
+	own := q.join(address)
 	for i, places := range []chan struct{}{own.places, q.all} {
 		select {
 		case places <- struct{}{}:
@@ -263,33 +268,33 @@ func (q *callerQueue) enter(ctx context.Context, peer string) (leave func(), err
 			if i > 0 {
 				<-own.places
 			}
-			q.leave(peer, own)
+			q.leave(address, own)
 			return nil, context.Cause(ctx)
 		}
 	}
 	return func() {
 		<-q.all
 		<-own.places
-		q.leave(peer, own)
+		q.leave(address, own)
 	}, nil
 }
 
-func (q *callerQueue) join(peer string) *addressQueue {
+func (q *callerQueue) join(address string) *addressQueue {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	own := q.addresses[peer]
+	own := q.addresses[address]
 	if own == nil {
 		own = &addressQueue{places: make(chan struct{}, q.perAddress)}
-		q.addresses[peer] = own
+		q.addresses[address] = own
 	}
 	own.users++
 	return own
 }
 
-func (q *callerQueue) leave(peer string, own *addressQueue) {
+func (q *callerQueue) leave(address string, own *addressQueue) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if own.users--; own.users == 0 {
-		delete(q.addresses, peer)
+		delete(q.addresses, address)
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -159,9 +161,7 @@ func subscribeTo(ctx context.Context, t *testing.T, w *Watcher, queries ...query
 	run := make(chan error, 1)
 	go func() { run <- w.Run(ctx) }()
 	l := w.manager.subscribe()
-	for _, q := range queries {
-		l.get(q)
-	}
+	subscribeAlso(l, queries...)
 	t.Cleanup(func() {
 		l.close()
 		if err := <-run; err != nil {
@@ -200,5 +200,20 @@ func (c *bubbleConsul) total() int {
 	}
 	return total
 }
+
+// subscribeAlso adds queries to a subscription.
+func subscribeAlso(s *subscription, queries ...query) {
+	all := map[query]bool{}
+	for q := range s.watches {
+		all[q] = true
+	}
+	for _, q := range queries {
+		all[q] = true
+	}
+	s.set(all, slices.Collect(maps.Keys(all)))
+}
+
+// resultOf returns the current result of a query of the subscription.
+func resultOf(s *subscription, q query) watchResult { return s.manager.resultOf(s.watches[q]) }
 
 func mustEndpoints(f watchResult) []gateway.Endpoint { return f.value.(*gateway.Endpoints).Endpoints }

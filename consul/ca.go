@@ -19,16 +19,16 @@ import (
 )
 
 var (
-	// rootsKind reads the mesh's root certificates
+	// rootsType reads the mesh's root certificates
 	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
 	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeAs(decodeRoots)}
-	// leafKind reads a gateway's certificate towards the mesh, which Consul's
-	// agent makes and renews. It has no DNS names: see certificate
+	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and
+	// renews. It has no DNS names; see certificate
 	// (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
 	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeAs(decodeLeaf)}
 )
 
-// meshRoots are the mesh's root certificates, and which of them signs now.
+// caRoots are the mesh's root certificates, and which of them signs now.
 type caRoots struct {
 	all    *gateway.Roots
 	active string // the ID of the root that signs
@@ -66,8 +66,8 @@ func decodeLeaf(_ *gateway.Leaf, a answer) (*gateway.Leaf, error) {
 		ValidBefore   time.Time
 	}
 	if err := json.Unmarshal(a.body, &out); err != nil {
-		// The error of json may quote what it read, and that holds a key.
-		return nil, errors.New("leaf certificate: the answer is not what Consul writes")
+		// An error of json may quote a part of the answer, which contains a key.
+		return nil, errors.New("leaf certificate: the answer is not valid JSON")
 	}
 	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
 		return nil, errors.New("leaf certificate: the answer lacks the certificate or its key")
@@ -75,15 +75,14 @@ func decodeLeaf(_ *gateway.Leaf, a answer) (*gateway.Leaf, error) {
 	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidBefore: out.ValidBefore}, nil
 }
 
-// signedLeaf is a leaf, and since when it is valid.
+// issuedLeaf is a leaf, and since when it is valid.
 type issuedLeaf struct {
 	*gateway.Leaf
 	validFrom time.Time
 }
 
-// request makes a key and has a certificate signed that says what the wish
-// says. Like Consul's agents it makes keys on P-256, whatever the authority's own
-// is.
+// requestCertificate makes a key and has the requested certificate signed. As Consul's
+// agents do, it makes keys on P-256, whatever key the certificate authority has.
 func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -99,7 +98,7 @@ func requestCertificate(ctx context.Context, w certRequest, sign func(context.Co
 	}
 	cert, err := verifySigned(chain, w, key)
 	if err != nil {
-		return nil, permanentError{fmt.Errorf("the certificate that consul signed cannot be used: %w", err)}
+		return nil, permanentError{fmt.Errorf("cannot use the certificate that consul signed: %w", err)}
 	}
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
@@ -122,33 +121,33 @@ func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
 	if err != nil {
-		return "", fmt.Errorf("a certificate for the hosts of the ingress-gateway entry cannot be asked for: %w", err)
+		return "", fmt.Errorf("the hosts of the ingress-gateway entry are not valid in a certificate: %w", err)
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }
 
-// check gives the first certificate of a chain if it is what was wished for.
+// verifySigned returns the first certificate of a chain if it is the requested one.
 func verifySigned(chain string, w certRequest, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
 	block, _ := pem.Decode([]byte(chain))
 	if block == nil {
-		return nil, errors.New("it is not PEM")
+		return nil, errors.New("not PEM")
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
 		return nil, err
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, errors.New("it is for another key")
+		return nil, errors.New("its key is another one")
 	}
 	if len(cert.URIs) != 1 || cert.URIs[0].String() != w.uri {
-		return nil, fmt.Errorf("it is for %v, not %s", cert.URIs, w.uri)
+		return nil, fmt.Errorf("its URIs are %v, want %s", cert.URIs, w.uri)
 	}
 	if !cert.NotBefore.Before(cert.NotAfter) {
-		return nil, errors.New("it is never valid")
+		return nil, errors.New("it is valid at no time")
 	}
 	missing := slices.DeleteFunc(slices.Clone(w.names), func(name string) bool { return slices.Contains(cert.DNSNames, name) })
 	if len(missing) > 0 {
-		return nil, fmt.Errorf("the mesh's certificate authority left out %s; make its role or policy allow these names", strings.Join(missing, ", "))
+		return nil, fmt.Errorf("the mesh's certificate authority left out %s; allow these names in its role or policy", strings.Join(missing, ", "))
 	}
 	return cert, nil
 }

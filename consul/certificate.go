@@ -16,47 +16,128 @@ import (
 	"github.com/usherproxy/usher/internal/latest"
 )
 
-// wish says which certificate a gateway needs, and who is to sign it.
+// addCertificate adds the certificate for the clients of listeners with TLS. What it
+// contains follows from all other parts, so it waits until these are complete.
+func (c *compilation) addCertificate() {
+	if len(c.missing) > 0 {
+		return
+	}
+	if !servesTLS(c.snapshot.Entry) || len(c.snapshot.Services) == 0 {
+		c.next.certificate = nil
+		return
+	}
+	// An agent that does not return its domain has the default one.
+	domains := []string{cmp.Or(c.agent.domain, "consul.")}
+	if c.agent.altDomain != "" {
+		domains = append(domains, c.agent.altDomain)
+	}
+	c.certRequest = &certRequest{
+		uri:         gateway.ServiceName(c.id).SPIFFEID(c.snapshot.Roots.TrustDomain, c.snapshot.Datacenter),
+		names:       dnsNames(c.snapshot.Services, c.snapshot.Datacenter, domains),
+		root:        c.activeRoot,
+		grpcAddress: c.grpcAddress(c.agent),
+	}
+	s := cmp.Or(c.certificate, &certState{})
+	if !s.request.sameCertificate(*c.certRequest) {
+		c.waitFor("the certificate for clients")
+	}
+	c.setCertificate(s)
+}
+
+// setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients
+// and the mesh see the same one.
+func (c *compilation) setCertificate(s *certState) {
+	where := fmt.Sprintf("certificate of gateway %q for clients", c.id.String())
+	if s.err != nil && s.lasts() {
+		c.addProblem(where, s.err.Error())
+	}
+	if s.leaf == nil {
+		return
+	}
+	c.snapshot.DownstreamLeaf = s.leaf
+	if c.now.After(s.leaf.ValidBefore) {
+		c.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+		return
+	}
+	c.snapshot.Leaf = s.leaf
+}
+
+// servesTLS reports whether a listener shows clients a certificate of the mesh. As with
+// Consul, a gateway needs that also for a listener whose certificate comes over SDS.
+func servesTLS(e *gateway.Entry) bool {
+	return e != nil && (e.TLS.Enabled || slices.ContainsFunc(e.Listeners, func(l gateway.Listener) bool {
+		return l.TLS != nil && l.TLS.Enabled
+	}))
+}
+
+// dnsNames returns the names that Consul puts into the certificate: wildcards in the
+// domains for which Consul answers DNS queries, and the hosts of all services, without
+// ports. Consul's domains end with a dot, which only some clients accept. So each name
+// is in the list without that dot, too.
+func dnsNames(services []gateway.Service, datacenter string, domains []string) []string {
+	var names []string
+	for _, s := range services {
+		ingress := "*.ingress."
+		if s.Service.Namespace != "" {
+			ingress += s.Service.Namespace + "."
+		}
+		for _, domain := range domains {
+			names = append(names, ingress+domain, ingress+datacenter+"."+domain)
+		}
+		for _, host := range s.Hosts {
+			host, _, _ = strings.Cut(host, ":")
+			names = append(names, host)
+		}
+	}
+	for _, name := range names {
+		names = append(names, strings.TrimSuffix(name, "."))
+	}
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" })
+}
+
+// certRequest is the certificate that a gateway needs.
 type certRequest struct {
 	uri         string   // the gateway's SPIFFE ID
 	names       []string // the DNS names, sorted
 	root        string   // the ID of the root that signs now
-	grpcAddress address  // where to ask, see signer
+	grpcAddress address  // where to have it signed; see signer
 }
 
-// says is whether two wishes are for certificates that say the same.
-func (w certRequest) sameCertificate(other certRequest) bool {
-	return w.uri == other.uri && slices.Equal(w.names, other.names)
+// sameCertificate reports whether two requests are for certificates with the same
+// content.
+func (r certRequest) sameCertificate(other certRequest) bool {
+	return r.uri == other.uri && slices.Equal(r.names, other.names)
 }
 
-func (w certRequest) equal(other certRequest) bool {
-	return w.sameCertificate(other) && w.root == other.root && w.grpcAddress == other.grpcAddress
+func (r certRequest) equal(other certRequest) bool {
+	return r.sameCertificate(other) && r.root == other.root && r.grpcAddress == other.grpcAddress
 }
 
-// signed is what became of a wish.
+// certState is the result of the attempts to get a certificate.
 type certState struct {
 	leaf     *gateway.Leaf // the last good one; nil before the first
-	request  certRequest   // by the latest attempt
-	err      error         // why that gave nothing; nil when it did
-	failures int           // attempts that failed since the last good one
+	request  certRequest   // of the latest attempt
+	err      error         // of the latest attempt; nil if it was good
+	failures int           // failed attempts since the last good one
 }
 
-// lastingFailures is how many failures in a row count as a lasting one.
+// lastingFailures is how many failures in a row are a lasting one.
 const lastingFailures = 3
 
-// mend says whether a person has to mend something, as it seems.
+// lasts reports whether the error lasts until somebody corrects its cause.
 func (s *certState) lasts() bool {
 	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }
 
-// certificate keeps one gateway's certificate with DNS names: it makes keys, has
-// them signed, and does so again in time. Its goroutine owns the certificate;
-// asking and closing are for one other.
+// certificate keeps one gateway's certificate with DNS names up to date: it makes the
+// keys, has the certificates signed, and renews them in time. Its goroutine owns the
+// renewal. One other goroutine calls setRequest and close.
 type certificate struct {
 	id     gateway.ID
 	sign   func(ctx context.Context, at address, csr string) (string, error)
 	client *Client // for its log and metrics
-	notify func()  // called when there is something new to know
+	notify func()  // called after each change of the state
 
 	request  certRequest // the newest one
 	requests latest.Value[certRequest]
@@ -77,25 +158,22 @@ func (c *certificate) start() *certificate {
 	return c
 }
 
-// close ends the goroutine and waits for it. A nil certificate is closed.
+// close ends the goroutine and waits for it.
 func (c *certificate) close() {
-	if c == nil {
-		return
-	}
 	c.cancel()
 	<-c.done
-	c.client.metrics.forgetExpiry(c.id.String())
+	c.client.metrics.expiries.DeleteLabelValues(c.id.String())
 }
 
-// ask tells what is wanted from now on.
-func (c *certificate) setRequest(w certRequest) {
-	if !w.equal(c.request) {
-		c.request = w
-		c.requests.Put(w)
+// setRequest sets the certificate that is needed from now on.
+func (c *certificate) setRequest(r certRequest) {
+	if !r.equal(c.request) {
+		c.request = r
+		c.requests.Put(r)
 	}
 }
 
-// known gives what there is; nil for a nil certificate.
+// current returns the state; nil for a nil certificate.
 func (c *certificate) current() *certState {
 	if c == nil {
 		return nil
@@ -103,8 +181,8 @@ func (c *certificate) current() *certState {
 	return c.state.Load()
 }
 
-// longestNap bounds how long a timer runs: its clock stands still while a
-// machine sleeps, and the time of day does not.
+// maxSleep bounds how long a timer runs. While a machine sleeps, the clock of timers
+// stands still, and the time of day does not.
 const maxSleep = time.Minute
 
 func (c *certificate) run(ctx context.Context) {
@@ -115,8 +193,8 @@ func (c *certificate) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case w := <-c.requests.C():
-			r.setRequest(w, time.Now())
+		case request := <-c.requests.C():
+			r.setRequest(request, time.Now())
 		case <-timer.C:
 		}
 		if r.isDue(time.Now()) {
@@ -138,24 +216,20 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 	if ctx.Err() != nil {
 		return
 	}
-	c.client.metrics.signature(err)
+	c.client.metrics.countSignature(err)
 	if err != nil {
 		r.failed(err, time.Now())
-		c.failed(r, err)
+		if r.failures == 1 {
+			c.client.logger.Warn("cannot get a certificate for clients signed; keeping the last one", "gateway", c.id.String(), "error", err)
+		}
+		c.setState(&certState{leaf: c.current().leaf, request: r.request, err: err, failures: r.failures})
 		return
 	}
 	r.succeeded(leaf, time.Now())
-	c.client.metrics.expiry(c.id.String(), leaf.ValidBefore)
-	c.client.logger.Info("certificate for the clients of the gateway signed",
+	c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
+	c.client.logger.Info("certificate for clients signed",
 		"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
 	c.setState(&certState{leaf: leaf.Leaf, request: r.request})
-}
-
-func (c *certificate) failed(r *renewal, err error) {
-	if r.failures == 1 {
-		c.client.logger.Warn("no certificate for the clients of the gateway; the last one counts", "gateway", c.id.String(), "error", err)
-	}
-	c.setState(&certState{leaf: c.current().leaf, request: r.request, err: err, failures: r.failures})
 }
 
 func (c *certificate) setState(s *certState) {
@@ -163,12 +237,12 @@ func (c *certificate) setState(s *certState) {
 	c.notify()
 }
 
-// spread is the time over which certificates are renewed after a new root, and
-// asked for again when the authority has too much to do: enough for it to serve
-// everybody. It is Consul's own.
+// jitterTime is the time over which certificates are renewed after a new root, and
+// retried if the certificate authority is busy. It is Consul's own, and gives the
+// authority time for all of them.
 const jitterTime = 30 * time.Second
 
-// renewal says when a certificate is due. The zero value waits for a wish.
+// renewal says when a certificate is due. The zero value waits for a request.
 type renewal struct {
 	request  certRequest
 	due      time.Time // zero: never
@@ -177,7 +251,7 @@ type renewal struct {
 
 func (r *renewal) isDue(now time.Time) bool { return !r.due.IsZero() && !now.Before(r.due) }
 
-// nap is how long to wait before looking again.
+// sleepTime returns how long to sleep before the next check.
 func (r *renewal) sleepTime(now time.Time) time.Duration {
 	if r.due.IsZero() {
 		return maxSleep
@@ -185,24 +259,23 @@ func (r *renewal) sleepTime(now time.Time) time.Duration {
 	return min(maxSleep, r.due.Sub(now))
 }
 
-// want takes a wish over. A certificate that says something else is due at once;
-// with a new root the same one is due soon.
-func (r *renewal) setRequest(w certRequest, now time.Time) {
+// setRequest sets the request. A certificate with other content is due at once. With a
+// new root, the same certificate is due soon.
+func (r *renewal) setRequest(request certRequest, now time.Time) {
 	before := r.request
-	r.request = w
+	r.request = request
 	switch {
-	case !w.sameCertificate(before):
+	case !request.sameCertificate(before):
 		r.due, r.failures = now, 0
-	case w.root != before.root:
+	case request.root != before.root:
 		if soon := now.Add(rand.N(jitterTime)); soon.Before(r.due) {
 			r.due = soon
 		}
 	}
 }
 
-// succeeded makes the next one due at a random point between 60 % and 90 % of
-// the lifetime, as Consul does. A clock that is wrong does not make it due all
-// the time.
+// succeeded makes the next certificate due at a random time between 60 % and 90 % of
+// the lifetime, as Consul does. If a clock is wrong, it is not due all the time.
 func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
 	lifetime := leaf.ValidBefore.Sub(leaf.validFrom)
 	r.failures = 0
@@ -219,107 +292,4 @@ func (r *renewal) failed(err error, now time.Time) {
 		pause = rand.N(jitterTime)
 	}
 	r.due = now.Add(pause)
-}
-
-// serve sees to the certificate that the clients of listeners with TLS are
-// shown. It follows from all other parts, so it waits for them to be complete.
-func (b *snapshotBuilder) addCertificate() {
-	if len(b.missing) > 0 {
-		return
-	}
-	if !servesTLS(b.snapshot.Entry) || len(b.snapshot.Services) == 0 {
-		b.stopCertificate()
-		return
-	}
-	if b.certificate == nil {
-		b.startCertificate()
-	}
-	w := b.certRequest()
-	b.certificate.setRequest(w)
-	b.certState = b.certificate.current()
-	if !b.certState.request.sameCertificate(w) {
-		b.pending = append(b.pending, "the certificate for clients")
-	}
-	b.setCertificate(b.certState, time.Now())
-}
-
-// shown puts the certificate into the snapshot. Consul's own xDS shows the same
-// one to clients and to the mesh.
-func (b *snapshotBuilder) setCertificate(s *certState, now time.Time) {
-	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
-	if s.err != nil && s.lasts() {
-		b.addProblem(where, s.err.Error())
-	}
-	if s.leaf == nil {
-		return
-	}
-	b.snapshot.DownstreamLeaf = s.leaf
-	if now.After(s.leaf.ValidBefore) {
-		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
-		return
-	}
-	b.snapshot.Leaf = s.leaf
-}
-
-func (s *source) startCertificate() {
-	s.signer.acquire()
-	s.certificate = (&certificate{id: s.id, sign: s.signer.sign, client: s.client, notify: s.subscription.notify}).start()
-}
-
-// endServing ends what startServing has started.
-func (s *source) stopCertificate() {
-	if s.certificate == nil {
-		return
-	}
-	s.certificate.close()
-	s.signer.release()
-	s.certificate, s.certState = nil, nil
-}
-
-// servesTLS says whether some listener shows clients a certificate of the mesh.
-// As with Consul, one that shows another one (SDS) asks for it as well.
-func servesTLS(e *gateway.Entry) bool {
-	return e != nil && (e.TLS.Enabled || slices.ContainsFunc(e.Listeners, func(l gateway.Listener) bool {
-		return l.TLS != nil && l.TLS.Enabled
-	}))
-}
-
-func (b *snapshotBuilder) certRequest() certRequest {
-	// An agent that does not tell its domain has the default one.
-	domains := []string{cmp.Or(b.agent.domain, "consul.")}
-	if b.agent.altDomain != "" {
-		domains = append(domains, b.agent.altDomain)
-	}
-	return certRequest{
-		uri:         gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
-		names:       dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
-		root:        b.activeRoot,
-		grpcAddress: b.client.grpcAddress(b.agent),
-	}
-}
-
-// dnsNames are the names that Consul puts into the certificate: wildcards in the
-// domains that Consul answers DNS for, and the hosts of all services, without
-// ports. Consul writes its domains with the dot at the end, which only some
-// clients understand, so each name is there without it as well.
-func dnsNames(services []gateway.Service, datacenter string, domains []string) []string {
-	var names []string
-	for _, s := range services {
-		ingress := "*.ingress."
-		if s.Service.Namespace != "" {
-			ingress += s.Service.Namespace + "."
-		}
-		for _, domain := range domains {
-			names = append(names, ingress+domain, ingress+datacenter+"."+domain)
-		}
-		for _, host := range s.Hosts {
-			host, _, _ = strings.Cut(host, ":")
-			names = append(names, host)
-		}
-	}
-	for _, name := range names {
-		names = append(names, strings.TrimSuffix(name, "."))
-	}
-	slices.Sort(names)
-	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" })
 }

@@ -116,7 +116,7 @@ func (c *fakeCA) times() []time.Time {
 // keeping gives a certificate of the CA, which is kept until the test ends.
 func newTestCertificate(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
 	t.Helper()
-	client := &Client{logger: slog.New(log)}
+	client := newTestClient(t, Config{Logger: slog.New(log)})
 	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, notify: func() {}}).start()
 	t.Cleanup(c.close)
 	return c
@@ -137,7 +137,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 			return ca.sign(ctx, at, csr)
 		}
 		before := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate"))
-		client := &Client{logger: slog.New(slog.DiscardHandler)}
+		client := newTestClient(t, Config{})
 		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, notify: func() {}}).start()
 		defer c.close()
 		c.setRequest(requestFor("one", "a.example"))
@@ -293,7 +293,7 @@ func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
 		if got.leaf != first || got.err == nil || !got.lasts() {
 			t.Errorf("while it is gone: %v, kept: %v", got.err, got.leaf == first)
 		}
-		if n := strings.Count(strings.Join(log.take(), "\n"), "no certificate for the clients"); n != 1 {
+		if n := strings.Count(strings.Join(log.take(), "\n"), "cannot get a certificate for clients"); n != 1 {
 			t.Errorf("the log says so %d times", n)
 		}
 		asked := ca.times()
@@ -395,8 +395,9 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 		{forClients.ValidBefore.Add(-time.Second), forClients, 0},
 		{forClients.ValidBefore.Add(time.Second), towardsMesh, 1},
 	} {
-		b := &snapshotBuilder{source: &source{}, snapshot: &gateway.Snapshot{Leaf: towardsMesh}}
-		b.setCertificate(&certState{leaf: forClients}, tc.now)
+		b := newCompilation(input{now: tc.now}, state{})
+		b.snapshot.Leaf = towardsMesh
+		b.setCertificate(&certState{leaf: forClients})
 		if b.snapshot.DownstreamLeaf != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
 			t.Errorf("at %v: %+v", tc.now, b.snapshot)
 		}
@@ -406,12 +407,15 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
 	c := newTestCertificate(t, newFakeCA(t), slog.DiscardHandler)
 	q := query{queryType: healthType, name: "web"}
-	s := &source{certificate: c, last: &gateway.Snapshot{Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {}})}, endpointQueries: map[query][]string{q: {"web"}}}
+	s := &source{certificate: c, state: state{
+		last:            &gateway.Snapshot{Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {}})},
+		endpointQueries: map[query][]string{q: {"web"}},
+	}}
 	news := map[query]watchResult{q: {value: &gateway.Endpoints{}}}
 	if s.patchEndpoints(news) != nil {
 		t.Error("a certificate that is new is not looked at")
 	}
-	s.certState = c.current()
+	s.state.certificate = c.current()
 	if s.patchEndpoints(news) == nil {
 		t.Error("instances are not handed on alone beside a certificate that is known")
 	}

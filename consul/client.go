@@ -20,8 +20,8 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// Config says how to reach Consul. What is empty is taken from Consul's own
-// environment variables, with the meaning they have for Consul's CLI
+// Config says how to reach Consul. Empty values come from Consul's own environment
+// variables, with the same meaning as for Consul's CLI
 // (https://developer.hashicorp.com/consul/commands#environment-variables).
 type Config struct {
 	// HTTPAddr and GRPCAddr take host:port, http(s)://… and unix://…; only
@@ -34,25 +34,25 @@ type Config struct {
 	Metrics *Metrics     // nil: nothing is counted
 }
 
-// Client asks Consul's HTTP API. It may be used by many goroutines.
+// Client sends requests to Consul's HTTP API. Its methods are safe for concurrent use.
 type Client struct {
 	address      address
-	watchHTTP    *http.Client
+	watchHTTP    *http.Client // for watches
 	aclHTTP      *http.Client // for ACL checks of Envoys' tokens
-	watchdogHTTP *http.Client // for the watchdog: it shares no connection
+	watchdogHTTP *http.Client // for the watchdog; it shares no connection
 	reading      atomic.Int64 // buffer sizes of the answers that are being read
 	reads        readLimiter  // for non-blocking queries
 	auth         *url.Userinfo
 	tokens       *ownToken
-	namespace    string // for what is asked without one
+	namespace    string // for queries without one
 	partition    string
 	grpc         GRPC
-	grpcAt       func(address) (GRPC, error) // how to reach a gRPC port that Consul tells of
+	grpcAt       func(address) (GRPC, error) // returns how to reach the gRPC port at an address
 	logger       *slog.Logger
 	metrics      *Metrics
 }
 
-// NewClient checks the settings and reads the files that they name; it does not
+// NewClient checks the settings and reads the files that they name. It does not
 // connect.
 func NewClient(c Config) (*Client, error) {
 	env := environment(c.Getenv)
@@ -63,10 +63,7 @@ func NewClient(c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	logger := c.Logger
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
+	logger := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	grpc, err := env.grpc(c.GRPCAddr, logger)
 	if err != nil {
 		return nil, err
@@ -76,7 +73,7 @@ func NewClient(c Config) (*Client, error) {
 		return nil, err
 	}
 	if a.scheme != "https" {
-		files.paths = nil // without TLS nothing depends on them
+		files.paths = nil // Usher needs them for TLS only
 	}
 	tokens, err := env.tokens()
 	if err != nil {
@@ -87,7 +84,7 @@ func NewClient(c Config) (*Client, error) {
 		watchHTTP:    newHTTPClient(a, files, plainReserved+plainShared),
 		aclHTTP:      newHTTPClient(a, files, plainAuthorizations),
 		watchdogHTTP: withoutSharing(newHTTPClient(a, files, plainWatchdog)),
-		reads:        newReadLimiter(),
+		reads:        make(readLimiter, maxConcurrentReads),
 		auth:         env.auth(),
 		tokens:       tokens,
 		namespace:    env(api.HTTPNamespaceEnvName),
@@ -95,17 +92,17 @@ func NewClient(c Config) (*Client, error) {
 		grpc:         grpc,
 		grpcAt:       func(a address) (GRPC, error) { return env.grpcTo(a, logger) },
 		logger:       logger,
-		metrics:      c.Metrics,
+		metrics:      cmp.Or(c.Metrics, NewMetrics(nil)),
 	}, nil
 }
 
-// GRPC says how to reach Consul's gRPC port, if somebody has said where it is.
+// GRPC returns how to reach Consul's gRPC port, if the settings say where it is.
 func (c *Client) GRPC() GRPC { return c.grpc }
 
-// Address gives the address of Consul's HTTP API, fit for messages.
+// Address returns the address of Consul's HTTP API for messages.
 func (c *Client) Address() string { return c.address.String() }
 
-// renew makes all later requests use new connections.
+// renewConnections makes all later requests use new connections.
 func (c *Client) renewConnections() {
 	for _, client := range []*http.Client{c.watchHTTP, c.aclHTTP} {
 		if t, ok := client.Transport.(*transport); ok {
@@ -122,7 +119,7 @@ type call struct {
 	params url.Values
 	token  gateway.Secret // empty: none is sent
 	body   []byte
-	client *http.Client // nil: the client's own for watches
+	client *http.Client // nil: that for watches
 }
 
 // response is Consul's answer with status 200.
@@ -131,14 +128,14 @@ type response struct {
 	body   []byte
 }
 
-// do makes the call. Every error but the context's own is an *askError.
+// do sends the request. Every error but the context's own is a *callError.
 func (c *Client) do(ctx context.Context, in call) (response, error) {
 	req, err := c.request(ctx, in)
 	if err != nil {
 		return response{}, &callError{outcome: outcomeFailed, err: err}
 	}
 	// A blocking query may wait long for the first byte of its answer. The rest has
-	// to follow within askTimeout.
+	// to follow within queryTimeout.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	res, err := cmp.Or(in.client, c.watchHTTP).Do(req.WithContext(ctx))
@@ -170,8 +167,8 @@ const (
 )
 
 var (
-	errTooLarge = fmt.Errorf("the answer is larger than %d MiB: this is not Consul's HTTP API, or Usher is not made for such an answer", maxBody>>20)
-	errTooMuch  = fmt.Errorf("more than %d MiB of answers are being read at a time", maxReading>>20)
+	errTooLarge = fmt.Errorf("the answer is larger than %d MiB; check that this is the address of Consul's HTTP API", maxBody>>20)
+	errTooMuch  = fmt.Errorf("all answers that are being read are larger than %d MiB together", maxReading>>20)
 )
 
 // readAll reads a body to its end.
@@ -232,7 +229,7 @@ func (c *Client) request(ctx context.Context, in call) (*http.Request, error) {
 	return req, nil
 }
 
-// An outcome is what became of a call; it is a metric's label.
+// An outcome is the result of a call; it is a metric's label.
 type outcome string
 
 const (
@@ -244,7 +241,7 @@ const (
 	outcomeFailed      outcome = "failed"      // every other answer
 )
 
-// askError says why Consul gave no usable answer.
+// callError says why Consul gave no usable answer.
 type callError struct {
 	outcome outcome
 	status  int    // the HTTP status; 0 if there is none
@@ -256,7 +253,7 @@ func (e *callError) Error() string { return e.err.Error() }
 
 func (e *callError) Unwrap() error { return e.err }
 
-// outcomeOf gives the outcome that err stands for.
+// outcomeOf returns the outcome of a call with this error.
 func outcomeOf(err error) outcome {
 	var e *callError
 	switch {
@@ -268,8 +265,7 @@ func outcomeOf(err error) outcome {
 	return outcomeFailed
 }
 
-// unreachable strips the method and URL from err: whoever reports it names the
-// question.
+// unreachableError returns the error without method and URL: callers name the query.
 func unreachableError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
@@ -280,8 +276,8 @@ func unreachableError(ctx context.Context, err error) error {
 	return &callError{outcome: outcomeUnreachable, err: err}
 }
 
-// refusal makes an error of an answer that is not 200. Should the answer repeat
-// the token, its text is left out.
+// statusError returns the error for an answer with another status than 200. It leaves
+// out a text that contains the token.
 func statusError(res *http.Response, token gateway.Secret) error {
 	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(maxQuoted+len(token))))
 	what := quote(string(text))
@@ -296,17 +292,17 @@ func statusError(res *http.Response, token gateway.Secret) error {
 		e.outcome = outcomeMissing
 	case http.StatusTooManyRequests:
 		e.outcome = outcomeLimited
-		e.err = fmt.Errorf("%w; let Usher reach Consul over https:// or raise limits.http_max_conns_per_client", e.err)
+		e.err = fmt.Errorf("%w; use https:// for Consul, or raise limits.http_max_conns_per_client of its agent", e.err)
 	default:
 		e.outcome = outcomeFailed
 	}
 	return e
 }
 
-// briefly is how many bytes of a peer's text an error repeats.
+// maxQuoted is how many bytes of Consul's text an error repeats.
 const maxQuoted = 400
 
-// brief returns the beginning of a peer's text as one line.
+// quote returns the beginning of Consul's text as one line.
 func quote(text string) string {
 	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), maxQuoted)]), " "), "")
 }

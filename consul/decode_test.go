@@ -177,21 +177,22 @@ func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	l := w.manager.subscribe()
 	defer l.close()
 	q := query{queryType: odd}
-	until(t, func() bool { return l.get(q).value == "good" })
+	subscribeAlso(l, q)
+	until(t, func() bool { return resultOf(l, q).value == "good" })
 	c.set("/v1/odd/", reply{body: "bad"})
-	until(t, func() bool { return l.get(q).err != nil })
-	if f := l.get(q); f.value != "good" || !strings.Contains(f.err.Error(), "panic in consul answer at decode_test.go:") {
+	until(t, func() bool { return resultOf(l, q).err != nil })
+	if f := resultOf(l, q); f.value != "good" || !strings.Contains(f.err.Error(), "panic in consul answer at decode_test.go:") {
 		t.Errorf("value %v, error %v; want the last good value and where the panic was", f.value, f.err)
 	}
 	c.set("/v1/odd/", reply{body: "better"})
-	until(t, func() bool { f := l.get(q); return f.err == nil && f.value == "better" })
+	until(t, func() bool { f := resultOf(l, q); return f.err == nil && f.value == "better" })
 }
 
 // After a panic while a snapshot is made, the last one stays, with a problem. The
 // problem ends with the next good snapshot.
 func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 	s := newManualSource(t, 2)
-	before := s.last
+	before := s.state.last
 	broken := chain(service(1).Name)
 	broken.Targets["none"] = nil
 	for range 2 {
@@ -246,7 +247,7 @@ func BenchmarkDecode(b *testing.B) {
 			}
 		})
 		b.Run(fmt.Sprintf("same/instances=%d", n), func(b *testing.B) {
-			l := &watchLoop{decode: healthType.decode, update: func(watchResult, bool) {}}
+			l := &watchLoop{decode: healthType.decode, update: func(watchResult, bool) {}, filtered: &filteredAnswers{}}
 			l.handle(a, nil)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -13,20 +13,24 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// The reads of instances with their health
-// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service).
+// These types read instances with their health
+// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service),
+// and what Envoy needs to connect to those of other datacenters and clusters.
 var (
-	// healthKind reads the instances of a mesh service, each through its
-	// sidecar.
+	// healthType reads the instances of a mesh service with their sidecars.
 	healthType = &queryType{name: "health", path: "/v1/health/connect/", decode: decodeAs(decodeEndpoints)}
-	// meshGatewayKind reads the instances of one mesh gateway.
+	// meshGatewayType reads the instances of one mesh gateway.
 	meshGatewayType = &queryType{name: "mesh-gateway", path: "/v1/health/service/", decode: decodeAs(decodeEndpoints)}
-	// meshGatewaysKind reads the names of a datacenter's mesh gateways.
+	// meshGatewayNamesType reads the names of a datacenter's mesh gateways.
 	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", decode: decodeAs(decodeNames)}
+	// peeringType reads the state of a cluster peering
+	// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection).
+	// Such a query cannot block.
+	peeringType = &queryType{name: "peering", path: "/v1/peering/", interval: 5 * time.Second, decode: decodeAs(decodePeering)}
 )
 
-// healthOf is the query for the instances of a target; local is the local
-// datacenter, which is left out so that equal questions are equal.
+// healthQuery returns the query for the instances of a target. It leaves out the local
+// datacenter, so that equal queries are equal.
 func healthQuery(t *gateway.Target, local string) query {
 	q := query{
 		queryType:  healthType,
@@ -43,7 +47,7 @@ func healthQuery(t *gateway.Target, local string) query {
 	return q
 }
 
-// registration is one instance in an answer of the health endpoints.
+// registration is one instance in an answer about health.
 type registration struct {
 	Node struct {
 		Node            string
@@ -116,8 +120,8 @@ func (r *registration) endpoint() gateway.Endpoint {
 	}
 }
 
-// status gives the worst status among the checks; a check whose status is
-// unknown counts as passing, as it does for Consul's own proxies.
+// status returns the worst status of the checks. An unknown status counts as passing,
+// as for Consul's own proxies.
 func (r *registration) status() gateway.Status {
 	worst := gateway.Passing
 	for _, c := range r.Checks {
@@ -131,7 +135,7 @@ func (r *registration) status() gateway.Status {
 	return worst
 }
 
-// sortEndpoints makes the order independent of Consul's, which has no meaning.
+// sortEndpoints gives the endpoints a fixed order. Consul's order has no meaning.
 func sortEndpoints(list []gateway.Endpoint) {
 	slices.SortStableFunc(list, func(a, b gateway.Endpoint) int {
 		return cmp.Or(
@@ -163,124 +167,118 @@ func decodeNames(_ *names, a answer) (*names, error) {
 	return &names{list: slices.Sorted(maps.Keys(tags))}, nil
 }
 
-// meshGateways reads the mesh gateways that the way to a target of the chain
-// leads through where it is in another datacenter or partition: those at the
-// target in mode remote, and the gateway's own in mode local.
-func (b *snapshotBuilder) addMeshGateways(c *gateway.Chain, t *gateway.Target) {
-	if t.Peer != "" || gateway.MeshGatewayKey(t.Datacenter, t.Partition) == gateway.MeshGatewayKey(b.datacenter, c.Partition) {
+// addMeshGateways adds the mesh gateways through which the gateway reaches a target of
+// the chain in another datacenter or partition: those at the target in mode remote,
+// and the local ones in mode local.
+func (c *compilation) addMeshGateways(chain *gateway.Chain, t *gateway.Target) {
+	local := c.next.datacenter
+	if t.Peer != "" || gateway.MeshGatewayKey(t.Datacenter, t.Partition) == gateway.MeshGatewayKey(local, chain.Partition) {
 		return
 	}
 	switch t.MeshGateway.Mode {
 	case "remote":
-		b.addMeshGatewaysOf(t.Datacenter, t.Partition)
+		c.addMeshGatewaysOf(t.Datacenter, t.Partition)
 	case "local":
-		b.addMeshGatewaysOf(b.datacenter, b.id.Partition)
+		c.addMeshGatewaysOf(local, c.id.Partition)
 	}
 }
 
-// meshGatewaysIn joins two questions: which services are mesh gateways, and
-// where the instances of each are. It adds nothing until all answers are there: a
-// part of the mesh gateways would be a wrong result.
-func (b *snapshotBuilder) addMeshGatewaysOf(dc, partition string) {
-	locality := gateway.MeshGatewayKey(dc, partition)
-	if b.snapshot.MeshGateways[locality] != nil {
+// addMeshGatewaysOf joins two queries: which services are mesh gateways, and where the
+// instances of each are. It adds nothing until it has all answers, because a part of
+// the mesh gateways would be a wrong result.
+func (c *compilation) addMeshGatewaysOf(datacenter, partition string) {
+	key := gateway.MeshGatewayKey(datacenter, partition)
+	if c.snapshot.MeshGateways[key] != nil {
 		return
 	}
-	q := partitionQuery(meshGatewayNamesType, partition)
-	q.filter = `ServiceKind == "mesh-gateway"`
-	if dc != b.datacenter {
-		q.datacenter = dc
+	namesQuery := partitionQuery(meshGatewayNamesType, partition)
+	namesQuery.filter = `ServiceKind == "mesh-gateway"`
+	if datacenter != c.next.datacenter {
+		namesQuery.datacenter = datacenter
 	}
-	list, f := read[names](b.subscription, q)
-	where := fmt.Sprintf("mesh gateways of datacenter %q", locality)
-	if b.refusedLong(q, f) {
-		b.addProblem(where, f.err.Error())
-	}
+	list := readMeshGateways[names](c, key, namesQuery)
 	if list == nil {
-		b.pending = append(b.pending, q.String())
 		return
 	}
 	joined, complete := &gateway.Endpoints{}, true
 	for _, name := range list.list {
-		of := partitionQuery(meshGatewayType, partition)
-		of.name, of.datacenter = name, q.datacenter
-		part, f := read[gateway.Endpoints](b.subscription, of)
-		if b.refusedLong(of, f) {
-			b.addProblem(where, f.err.Error())
-		}
-		if part == nil {
-			b.pending = append(b.pending, of.String())
+		q := partitionQuery(meshGatewayType, partition)
+		q.name, q.datacenter = name, namesQuery.datacenter
+		if part := readMeshGateways[gateway.Endpoints](c, key, q); part != nil {
+			joined.Endpoints = append(joined.Endpoints, part.Endpoints...)
+		} else {
 			complete = false
-			continue
 		}
-		joined.Endpoints = append(joined.Endpoints, part.Endpoints...)
 	}
-	if complete {
-		sortEndpoints(joined.Endpoints)
-		b.setMeshGateways(locality, joined)
+	if !complete {
+		return
 	}
+	sortEndpoints(joined.Endpoints)
+	if c.prev.last != nil {
+		joined = reuse(c.prev.last.MeshGateways[key], joined)
+	}
+	if c.snapshot.MeshGateways == nil {
+		c.snapshot.MeshGateways = map[string]*gateway.Endpoints{}
+	}
+	c.snapshot.MeshGateways[key] = joined
 }
 
-// join keeps the pointer of the snapshot before when nothing changed.
-func (b *snapshotBuilder) setMeshGateways(locality string, joined *gateway.Endpoints) {
-	if b.snapshot.MeshGateways == nil {
-		b.snapshot.MeshGateways = map[string]*gateway.Endpoints{}
+// readMeshGateways reads a part of the mesh gateways. The snapshot waits for it.
+func readMeshGateways[T any](c *compilation, key string, q query) *T {
+	v, r := read[T](c, q)
+	if c.refusedLong(q, r) {
+		c.addProblem(fmt.Sprintf("mesh gateways of datacenter %q", key), r.err.Error())
 	}
-	if b.last != nil {
-		joined = reuse(b.last.MeshGateways[locality], joined)
+	if v == nil {
+		c.waitFor(q.String())
 	}
-	b.snapshot.MeshGateways[locality] = joined
+	return v
 }
 
-// peeringKind reads what is known of a cluster peer
-// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection).
-// Consul cannot block on it.
-var peeringType = &queryType{name: "peering", path: "/v1/peering/", interval: 5 * time.Second, decode: decodeAs(decodePeering)}
-
-// peer reads the root certificates of the cluster peer that a target is in.
-func (b *snapshotBuilder) addPeer(t *gateway.Target) {
-	if t.Peer == "" || b.snapshot.Peers[t.Peer] != nil {
+// addPeer adds the root certificates of the cluster peer that a target is in.
+func (c *compilation) addPeer(t *gateway.Target) {
+	if t.Peer == "" || c.snapshot.Peers[t.Peer] != nil {
 		return
 	}
 	q := query{queryType: peeringType, name: t.Peer, partition: gateway.OrDefault(t.Partition)}
-	roots, f := read[gateway.Roots](b.subscription, q)
+	roots, r := read[gateway.Roots](c, q)
 	where := fmt.Sprintf("cluster peer %q", t.Peer)
 	switch {
 	case roots != nil:
-		if b.refusedLong(q, f) {
-			b.addProblem(where, f.err.Error())
+		if c.refusedLong(q, r) {
+			c.addProblem(where, r.err.Error())
 		}
-	case !b.lasted(q.String()):
-		b.addMissing(q.String(), f.err)
+	case !c.lasted(q.String(), c.answerTimeout):
+		c.addMissing(q.String(), r.err)
 		return
-	case outcomeOf(f.err) == outcomeMissing:
+	case outcomeOf(r.err) == outcomeMissing:
 		// Consul has no such peering, so Usher serves nothing of that peer.
-		b.addProblem(where, f.err.Error())
+		c.addProblem(where, r.err.Error())
 		roots = noRoots
 	default:
-		b.addProblem(where, heldBack(q, f))
+		c.addProblem(where, heldBack(q, r))
 		return
 	}
-	if b.snapshot.Peers == nil {
-		b.snapshot.Peers = map[string]*gateway.Roots{}
+	if c.snapshot.Peers == nil {
+		c.snapshot.Peers = map[string]*gateway.Roots{}
 	}
-	b.snapshot.Peers[t.Peer] = roots
+	c.snapshot.Peers[t.Peer] = roots
 }
 
 // noRoots is the value for a peer that has sent no root certificates.
 var noRoots = &gateway.Roots{}
 
 // hasRoots reports whether the root certificates of a cluster peer are known.
-func (b *snapshotBuilder) hasRoots(peer string) bool {
-	roots := b.snapshot.Peers[peer]
+func (c *compilation) hasRoots(peer string) bool {
+	roots := c.snapshot.Peers[peer]
 	return roots != nil && len(roots.PEMs) > 0
 }
 
-// decodePeering gives the peer's root certificates. Consul's servers write those
-// that the peer has told them last into the peering, in one transaction with
-// the trust bundle that its own proxies get; there are none before the peer has
-// told any. The peer's trust domain stands in the name of its servers, which
-// only the side that has dialled knows: "server.dc2.peering.<trust domain>".
+// decodePeering returns the peer's root certificates. Consul's servers write the latest
+// ones of the peer into the peering, in the same transaction as the trust bundle for
+// Consul's own proxies. Before the peer has sent any, there are none. The peer's trust
+// domain is part of the name of its servers, which only the side that has dialled
+// knows: "server.dc2.peering.<trust domain>".
 func decodePeering(_ *gateway.Roots, a answer) (*gateway.Roots, error) {
 	var out struct {
 		Name           string

@@ -12,8 +12,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Config entries are read as lists: a single entry that does not exist is
-// answered 404, on which nobody can wait
+// These types read config entries as lists. For a single entry that does not exist,
+// Consul answers 404, and a query cannot block on that
 // (https://developer.hashicorp.com/consul/api-docs/config#list-configurations).
 var (
 	entriesType       = &queryType{name: "ingress-gateway", path: "/v1/config/ingress-gateway", decode: decodeAs(decodeEntries)}
@@ -24,8 +24,7 @@ var (
 // entries are the ingress-gateway entries by name.
 type entries struct {
 	byName map[string]*gateway.Entry
-	// hidden says that Consul's ACLs left entries out.
-	hidden bool
+	hidden bool // Consul's ACLs left entries out
 }
 
 func decodeEntries(prev *entries, a answer) (*entries, error) {
@@ -54,13 +53,13 @@ func decodeList[T any](what string, a answer) ([]*T, error) {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if list == nil || slices.Contains(list, nil) {
-		return nil, fmt.Errorf("%s: the answer has null where Consul writes none", what)
+		return nil, fmt.Errorf("%s: unexpected null in the answer", what)
 	}
 	return list, nil
 }
 
-// keep gives prev when it equals next, so that what did not change keeps its
-// pointer.
+// reuse returns prev if it equals next, so that parts that did not change keep their
+// pointers.
 func reuse[T any](prev, next *T) *T {
 	if prev != nil && reflect.DeepEqual(prev, next) {
 		return prev
@@ -68,7 +67,7 @@ func reuse[T any](prev, next *T) *T {
 	return next
 }
 
-// mesh holds the mesh entry; nil when there is none.
+// mesh holds the mesh entry; nil if there is none.
 type mesh struct {
 	entry *gateway.Mesh
 }
@@ -88,15 +87,15 @@ func decodeMesh(prev *mesh, a answer) (*mesh, error) {
 	return m, nil
 }
 
-// defaults are what proxy-defaults says: its opaque config, and Usher's own
-// settings in it, with the memory of the last good ones.
+// proxyDefaults is the content of proxy-defaults: its opaque config, and the last good
+// settings of Usher in it.
 type proxyDefaults struct {
 	config   map[string]any
 	layer    settings.Layer
 	problems []problem.Problem
 }
 
-// The name of the one proxy-defaults entry that Consul allows.
+// globalName is the name of the one proxy-defaults entry that Consul allows.
 const globalName = "global"
 
 func decodeProxyDefaults(prev *proxyDefaults, a answer) (*proxyDefaults, error) {

@@ -17,11 +17,11 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// The address of Consul's HTTP API where none is given, as Consul's CLI has it
+// defaultHTTPAddr is the default address of Consul's HTTP API, as for Consul's CLI
 // (https://developer.hashicorp.com/consul/commands#consul_http_addr).
 const defaultHTTPAddr = "localhost:8500"
 
-// address is where one of Consul's ports is.
+// address is the address of one of Consul's ports.
 type address struct {
 	scheme string // http, https or unix
 	host   string // host or host:port; empty with scheme unix
@@ -44,23 +44,23 @@ func parseAddress(s string) (address, error) {
 	case "http", "https":
 		return parseHost(scheme, rest, s)
 	}
-	return address{}, fmt.Errorf("scheme %q is not known; write host:port, http://, https:// or unix://", scheme)
+	return address{}, fmt.Errorf("unknown scheme %q; write host:port, http://, https:// or unix://", scheme)
 }
 
 func parseHost(scheme, rest, whole string) (address, error) {
 	u, err := url.Parse(scheme + "://" + rest)
 	if err != nil {
-		// The error of url.Parse prints the whole address, and what stands
-		// before an @ in it may be a password.
-		return address{}, errors.New("it is not host:port, http://, https:// or unix://")
+		// The error of url.Parse contains the whole address, and the part before an @ may be
+		// a password.
+		return address{}, errors.New("not a valid address; write host:port, http://, https:// or unix://")
 	}
 	switch {
 	case u.User != nil:
-		return address{}, errors.New("it must not hold a user; use " + api.HTTPAuthEnvName)
+		return address{}, errors.New("an address cannot contain a user; use " + api.HTTPAuthEnvName)
 	case u.Hostname() == "":
 		return address{}, errors.New("the host is missing; write host:port")
 	case u.RawQuery != "" || u.Fragment != "":
-		return address{}, errors.New("it must end after the host, port and path")
+		return address{}, errors.New("unexpected ? or #; the address must end after the host, port and path")
 	case isNumber(u.Host):
 		return address{}, fmt.Errorf("%q is a port alone; write localhost:%s", whole, u.Host)
 	case strings.HasSuffix(u.Host, ":"):
@@ -79,15 +79,15 @@ func isNumber(s string) bool {
 	return err == nil
 }
 
-// String gives the address as an operator writes it.
+// String returns the address for messages.
 func (a address) String() string { return a.scheme + "://" + a.host + a.path }
 
 // environment reads Consul's environment variables
 // (https://developer.hashicorp.com/consul/commands#environment-variables).
 type environment func(string) string
 
-// httpAddress gives the address of the HTTP API. CONSUL_HTTP_SSL turns http
-// into https, and a unix socket stays what it is.
+// httpAddress returns the address of the HTTP API. CONSUL_HTTP_SSL changes http to
+// https, and not a unix socket.
 func (env environment) httpAddress(flag string) (address, error) {
 	from, s := "address of consul", flag
 	if s == "" {
@@ -110,7 +110,7 @@ func (env environment) httpAddress(flag string) (address, error) {
 	return a, nil
 }
 
-// withoutUser hides what stands before an @, which may be a password.
+// withoutUser hides the part before an @, which may be a password.
 func withoutUser(s string) string {
 	if at := strings.LastIndex(s, "@"); at >= 0 {
 		return "…" + s[at:]
@@ -118,7 +118,7 @@ func withoutUser(s string) string {
 	return s
 }
 
-// tls gives the TLS settings towards Consul's HTTP API.
+// tls returns the TLS settings for Consul's HTTP API.
 func (env environment) tls() (*tls.Config, error) {
 	verify, err := env.bool(api.HTTPSSLVerifyEnvName, true)
 	if err != nil {
@@ -133,13 +133,13 @@ func (env environment) tls() (*tls.Config, error) {
 		InsecureSkipVerify: !verify,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("TLS towards consul (%s, %s, %s, %s): %w",
+		return nil, fmt.Errorf("TLS settings for consul (%s, %s, %s, %s): %w",
 			api.HTTPCAFile, api.HTTPCAPath, api.HTTPClientCert, api.HTTPClientKey, err)
 	}
 	return config, nil
 }
 
-// auth gives the user and password of HTTP basic authentication, nil for none.
+// auth returns the user and password for HTTP basic authentication, nil for none.
 func (env environment) auth() *url.Userinfo {
 	user, password, _ := strings.Cut(env(api.HTTPAuthEnvName), ":")
 	if user == "" && password == "" {
@@ -155,7 +155,7 @@ func (env environment) bool(name string, unset bool) (bool, error) {
 	}
 	b, err := strconv.ParseBool(s)
 	if err != nil {
-		return false, fmt.Errorf("%s %q: it is neither true nor false", name, s)
+		return false, fmt.Errorf("%s %q: want true or false", name, s)
 	}
 	return b, nil
 }
@@ -169,10 +169,10 @@ type GRPC struct {
 	TLS func() *tls.Config
 }
 
-// grpc gives the place of the gRPC port: the given address, else
-// CONSUL_GRPC_ADDR. Its certificate authorities are CONSUL_GRPC_CACERT and
-// CONSUL_GRPC_CAPATH, and without these the ones of the HTTP API; all other TLS
-// settings are those of the HTTP API.
+// grpc returns how to reach the gRPC port at the address of the flag, or else of
+// CONSUL_GRPC_ADDR. Its certificate authorities are those of CONSUL_GRPC_CACERT and
+// CONSUL_GRPC_CAPATH, or else those of the HTTP API. All other TLS settings are those
+// of the HTTP API.
 func (env environment) grpc(flag string, logger *slog.Logger) (GRPC, error) {
 	from, s := "gRPC address of consul", flag
 	if s == "" {
@@ -215,8 +215,8 @@ func (env environment) grpcTo(a address, logger *slog.Logger) (GRPC, error) {
 	return GRPC{Target: "dns:///" + a.host, TLS: files.current}, nil
 }
 
-// grpcEnvironment is the environment in which the variables of the gRPC
-// certificate authorities stand for those of the HTTP API.
+// grpcEnvironment returns an environment with the certificate authorities of the gRPC
+// port as those of the HTTP API.
 func (env environment) grpcEnvironment() environment {
 	file, path := env(api.GRPCCAFileEnvName), env(api.GRPCCAPathEnvName)
 	if file == "" && path == "" {
@@ -233,8 +233,8 @@ func (env environment) grpcEnvironment() environment {
 	}
 }
 
-// tokens gives Usher's own ACL token. One that stands in a file is read again
-// for every request, so that a rotated token counts at once.
+// ownToken returns Usher's ACL token. It reads a token file again for every request,
+// so that a rotated token is used at once.
 type ownToken struct {
 	file string // empty: the token does not change
 
@@ -242,7 +242,7 @@ type ownToken struct {
 	last gateway.Secret // the last one that was read
 }
 
-// tokens reads CONSUL_HTTP_TOKEN_FILE, which wins, and CONSUL_HTTP_TOKEN.
+// tokens reads CONSUL_HTTP_TOKEN_FILE, or else CONSUL_HTTP_TOKEN.
 func (env environment) tokens() (*ownToken, error) {
 	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
 	if t.file == "" {
@@ -266,9 +266,8 @@ func readToken(file string) (gateway.Secret, error) {
 	return gateway.Secret(strings.TrimSpace(string(b))), nil
 }
 
-// current gives the token to use now; empty means none. While the file is
-// missing or empty, as it may be for a moment when somebody writes it, the last
-// token counts.
+// current returns the token; empty means none. While the file is missing or empty, as
+// it may be for a moment while it is written, the last token stays in use.
 func (t *ownToken) current() gateway.Secret {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -3,7 +3,6 @@ package consul
 import (
 	"reflect"
 	"testing"
-	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
 )
@@ -62,8 +61,7 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("%s: %q says %+v, and then %+v with the error %v", k.name, second, after, again, err)
 		}
 		if regs, ok := after.(*registrations); ok {
-			s := &source{}
-			s.instances(regs, &proxyDefaults{}, time.Time{})
+			newCompilation(input{}, state{}).addInstances(regs, &proxyDefaults{})
 		}
 		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
 			t.Errorf("%q gives a chain without a start", second)

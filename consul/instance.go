@@ -16,9 +16,9 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// instancesKind reads the registered instances of a gateway, healthy or not,
-// with proxy-defaults and service-defaults merged in. It wakes up for changes
-// of those, too.
+// instancesType reads the registered instances of a gateway, healthy or not, with
+// proxy-defaults and service-defaults merged in. The query also returns after changes
+// of those.
 var instancesType = &queryType{
 	name:   "instances",
 	path:   "/v1/health/service/",
@@ -26,7 +26,7 @@ var instancesType = &queryType{
 	decode: decodeAs(decodeInstances),
 }
 
-// Consul's kind of service of ingress gateways.
+// ingressGatewayKind is the kind that ingress gateways are registered with.
 const ingressGatewayKind = "ingress-gateway"
 
 // registrations are the instances of a gateway, sorted by node and ID.
@@ -34,8 +34,8 @@ type registrations struct {
 	list []*registration
 }
 
-// decodeInstances leaves out the checks, whose outputs change all the time: an
-// instance that fails them is served all the same.
+// decodeInstances leaves out the checks, whose outputs change all the time. Usher also
+// serves an instance that fails them.
 func decodeInstances(_ *registrations, a answer) (*registrations, error) {
 	list, err := decodeRegistrations(a)
 	if err != nil {
@@ -54,101 +54,64 @@ func decodeInstances(_ *registrations, a answer) (*registrations, error) {
 	return out, nil
 }
 
-// instanceID names an instance: several nodes may have the same service ID.
+// instanceID identifies an instance. Several nodes may have the same service ID.
 type instanceID struct {
 	node, service string
 }
 
-// mergeTime is how long the settings of an instance may be bad for no other
-// reason than that proxy-defaults has changed: its agent needs a moment to merge
-// that into the registration, which says the former value as its own until then.
+// mergeTime is how long the settings of an instance may be bad without a problem.
+// After a change of proxy-defaults, the agent needs a moment to merge it into the
+// registration. Until then, the former value looks like the registration's own.
 const mergeTime = time.Second
 
-// instances makes the model's instances, and remembers in s what their own
-// settings were when they were last good, and since when they are bad.
-func (s *source) instances(regs *registrations, d *proxyDefaults, now time.Time) ([]*gateway.Instance, []problem.Problem) {
-	var out []*gateway.Instance
-	var problems []problem.Problem
-	own := map[instanceID]settings.Layer{}
-	bad := map[instanceID]time.Time{}
+// addInstances adds the instances. A registration with bad settings keeps the last
+// good ones.
+func (c *compilation) addInstances(regs *registrations, d *proxyDefaults) {
+	c.next.settings = map[instanceID]settings.Layer{}
 	before := map[instanceID]*gateway.Instance{}
-	if s.last != nil {
-		for _, in := range s.last.Instances {
+	if c.prev.last != nil {
+		for _, in := range c.prev.last.Instances {
 			before[instanceID{in.Node, in.ServiceID}] = in
 		}
 	}
 	for _, r := range regs.list {
 		id := instanceID{r.Node.Node, r.Service.ID}
-		in, wrong := r.instance(s.settings[id], d.config[settings.Key])
-		own[id] = in.Registration
-		out = append(out, reuse(before[id], in))
-		problems = append(problems, wrong.config...)
-		if len(wrong.usher) == 0 {
-			continue
+		where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
+		in, problems := r.instance(where)
+		c.snapshot.Problems = append(c.snapshot.Problems, problems...)
+		own := settings.StripInherited(r.Service.Proxy.Config[settings.Key], d.config[settings.Key])
+		in.Registration, problems = c.prev.settings[id].Update(where, own)
+		if len(problems) > 0 && c.lasted("bad settings of "+where, mergeTime) {
+			c.snapshot.Problems = append(c.snapshot.Problems, problems...)
 		}
-		bad[id] = now
-		if since, known := s.badSince[id]; known {
-			bad[id] = since
-		}
-		if now.Sub(bad[id]) >= mergeTime {
-			problems = append(problems, wrong.usher...)
-		}
+		c.next.settings[id] = in.Registration
+		c.snapshot.Instances = append(c.snapshot.Instances, reuse(before[id], in))
 	}
-	s.settings, s.badSince = own, bad
-	return out, problems
 }
 
-// merging says how long it takes until bad settings of an instance may be
-// reported; idle when there are none that wait.
-func (s *source) mergeDelay(now time.Time) time.Duration {
-	left := noDelay
-	for _, since := range s.badSince {
-		if wait := mergeTime - now.Sub(since); wait > 0 {
-			left = min(left, wait)
-		}
-	}
-	return left
-}
-
-// kubernetes gives the Service that consul-k8s has found in front of an
-// instance; zero for one that is not in Kubernetes.
-func (r *registration) kubernetes() gateway.KubernetesService {
-	meta := r.Service.Meta
-	if meta.KubernetesNamespace == "" || meta.KubernetesService == "" {
-		return gateway.KubernetesService{}
-	}
-	return gateway.KubernetesService{Namespace: meta.KubernetesNamespace, Name: meta.KubernetesService}
-}
-
-// wrong is what is wrong with a registration: with the keys that Consul knows,
-// and with Usher's own.
-type registrationProblems struct {
-	config, usher []problem.Problem
-}
-
-// instance makes one instance. before are its own settings until now, and
-// inherited is what proxy-defaults says of them.
-func (r *registration) instance(before settings.Layer, inherited any) (*gateway.Instance, registrationProblems) {
-	where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
-	config, inConfig := proxyConfig(where, r.Service.Proxy.Config)
-	own, inOwn := before.Update(where, settings.StripInherited(r.Service.Proxy.Config[settings.Key], inherited))
-	return &gateway.Instance{
+// instance returns the instance without Usher's settings.
+func (r *registration) instance(where string) (*gateway.Instance, []problem.Problem) {
+	config, problems := proxyConfig(where, r.Service.Proxy.Config)
+	in := &gateway.Instance{
 		Node:            r.Node.Node,
 		ServiceID:       r.Service.ID,
 		NodeAddress:     r.Node.Address,
 		Address:         r.Service.Address,
 		Port:            r.Service.Port,
 		TaggedAddresses: r.Service.TaggedAddresses,
-		Kubernetes:      r.kubernetes(),
 		Config:          config,
 		AccessLogs:      r.Service.Proxy.AccessLogs,
-		Registration:    own,
-	}, registrationProblems{config: inConfig, usher: inOwn}
+	}
+	// consul-k8s writes the Service in front of the instance into Meta.
+	if meta := r.Service.Meta; meta.KubernetesNamespace != "" && meta.KubernetesService != "" {
+		in.Kubernetes = gateway.KubernetesService{Namespace: meta.KubernetesNamespace, Name: meta.KubernetesService}
+	}
+	return in, problems
 }
 
-// proxyConfig decodes a gateway's opaque Proxy.Config as Consul does: keys in
-// any case, and values converted where that makes sense ("true", "8080", a list
-// of one). A value that cannot be converted is a problem and counts as not set.
+// proxyConfig decodes a gateway's opaque Proxy.Config as Consul does: keys in any
+// case, and values converted if possible ("true", "8080", a list of one). A value that
+// cannot be converted is a problem, and Usher ignores it.
 func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []problem.Problem) {
 	d := weakDecoder{where: where}
 	var c gateway.ProxyConfig
@@ -173,8 +136,8 @@ func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []pr
 	return c, d.problems
 }
 
-// canonical gives the key's present name: envoy_mesh_gateway_… is an older
-// spelling of envoy_gateway_…, and gives way where both are set.
+// currentKey returns the current name of a key. envoy_mesh_gateway_… is an older name
+// of envoy_gateway_…, which counts if both are set.
 func currentKey(key string, config map[string]any) string {
 	key = strings.ToLower(key)
 	rest, old := strings.CutPrefix(key, "envoy_mesh_gateway_")
@@ -188,11 +151,11 @@ func currentKey(key string, config map[string]any) string {
 	return now
 }
 
-// weak converts values and collects the ones that cannot be.
+// weakDecoder converts values, and collects the problems.
 type weakDecoder struct {
 	where    string
 	problems []problem.Problem
-	ok       bool // the last conversion was one
+	ok       bool // the last conversion was possible
 }
 
 func (d *weakDecoder) bool(key string, v any) bool {
@@ -292,12 +255,12 @@ func (d *weakDecoder) addProblem(key string, v any, want string) {
 	}
 	d.problems = append(d.problems, problem.Problem{
 		Where: d.where + ": " + key,
-		What:  fmt.Sprintf("%s is not %s; it counts as not set", text, want),
+		What:  fmt.Sprintf("%s is not %s; Usher ignores it", text, want),
 	})
 }
 
-// single gives the element of a list of one, and anything else as it is:
-// Consul's HCL decoding makes such lists of blocks.
+// unwrapSingle returns the element of a list of one, and any other value as it is.
+// Consul's HCL decoder makes such lists of blocks.
 func unwrapSingle(v any) any {
 	if list, ok := v.([]any); ok && len(list) == 1 {
 		return unwrapSingle(list[0])

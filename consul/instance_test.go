@@ -32,8 +32,15 @@ func defaultsWith(mode string) *proxyDefaults {
 	}}
 }
 
+// compileInstances compiles instances alone.
+func compileInstances(prev state, now time.Time, regs *registrations, d *proxyDefaults) *compilation {
+	c := newCompilation(input{now: now}, prev)
+	c.addInstances(regs, d)
+	return c
+}
+
 func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
-	s := &source{}
+	var s state
 	start := time.Now()
 	for _, step := range []struct {
 		name         string
@@ -54,26 +61,26 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 		{"mended", "off", "strict", time.Hour + 3*mergeTime, 0, noDelay},
 	} {
 		now := start.Add(step.after)
-		_, problems := s.instances(gatewayWith(t, step.merged), defaultsWith(step.said), now)
-		if len(problems) != step.problems {
+		c := compileInstances(s, now, gatewayWith(t, step.merged), defaultsWith(step.said))
+		s = c.next
+		if problems := c.snapshot.Problems; len(problems) != step.problems {
 			t.Errorf("%s: problems %v, want %d", step.name, problems, step.problems)
 		}
-		if diff := cmp.Diff(step.again, s.mergeDelay(now)); diff != "" {
+		if diff := cmp.Diff(step.again, c.delay); diff != "" {
 			t.Errorf("%s: look again (-want +got):\n%s", step.name, diff)
 		}
 	}
 }
 
 func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
-	s := &source{}
 	now := time.Now()
-	s.instances(gatewayWith(t, "strict"), defaultsWith("off"), now)
-	in, _ := s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now)
+	before := compileInstances(state{}, now, gatewayWith(t, "strict"), defaultsWith("off"))
+	in := compileInstances(before.next, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
 	if got := in[0].Registration; got.NeverValid || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
-	s = &source{}
-	if in, _ = s.instances(gatewayWith(t, "stict"), defaultsWith("off"), now); !in[0].Registration.NeverValid {
+	in = compileInstances(state{}, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
+	if !in[0].Registration.NeverValid {
 		t.Errorf("own settings are %+v, want unknown ones", in[0].Registration)
 	}
 }
@@ -88,7 +95,7 @@ func TestTheServiceInFrontOfAnInstance(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if in, _ := regs.list[0].instance(settings.Layer{}, nil); in.Kubernetes != want {
+		if in, _ := regs.list[0].instance("here"); in.Kubernetes != want {
 			t.Errorf("%s: %+v, want %+v", meta, in.Kubernetes, want)
 		}
 	}
@@ -165,12 +172,12 @@ func TestAProxyConfigThatCannotBeDecodedIsAProblem(t *testing.T) {
 		lines = append(lines, p.String())
 	}
 	want := []string{
-		`here: envoy_gateway_bind_addresses.a: "10.0.0.1" is not an object with address and port; it counts as not set`,
-		`here: envoy_gateway_bind_addresses.b.port: "http" is not a whole number; it counts as not set`,
-		`here: envoy_gateway_bind_tagged_addresses: [true,false] is not true or false; it counts as not set`,
-		`here: envoy_gateway_no_default_bind: "perhaps" is not true or false; it counts as not set`,
-		`here: max_request_headers_kb: 1.5 is not a whole number; it counts as not set`,
-		`here: xds_fetch_timeout_ms: "soon" is not a whole number; it counts as not set`,
+		`here: envoy_gateway_bind_addresses.a: "10.0.0.1" is not an object with address and port; Usher ignores it`,
+		`here: envoy_gateway_bind_addresses.b.port: "http" is not a whole number; Usher ignores it`,
+		`here: envoy_gateway_bind_tagged_addresses: [true,false] is not true or false; Usher ignores it`,
+		`here: envoy_gateway_no_default_bind: "perhaps" is not true or false; Usher ignores it`,
+		`here: max_request_headers_kb: 1.5 is not a whole number; Usher ignores it`,
+		`here: xds_fetch_timeout_ms: "soon" is not a whole number; Usher ignores it`,
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -44,7 +44,8 @@ func newSlowPollers(t *testing.T, slots, queries int, slow time.Duration) (*poll
 	c := &pollers{cancel: cancel, slow: slow, maxGap: map[int]time.Duration{}, reads: map[int]time.Duration{}}
 	c.budget = &connectionLimiter{
 		shared: pool{size: slots}, reserved: pool{size: slots / 10}, longWait: longWait,
-		onDelay: func(late time.Duration) { c.delays = append(c.delays, late) },
+		onSharing: func(int) {},
+		onDelay:   func(late time.Duration) { c.delays = append(c.delays, late) },
 	}
 	for i := range queries {
 		c.add(ctx, i)
@@ -282,7 +283,7 @@ func TestManyConnectionsNeedNoTurns(t *testing.T) {
 
 func TestTheGateLetsSoManyThroughAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newReadLimiter()
+		g := make(readLimiter, maxConcurrentReads)
 		var leaves []func()
 		for range maxConcurrentReads {
 			leave, err := g.acquire(t.Context())
@@ -323,7 +324,7 @@ func TestTheGateLetsSoManyThroughAtATime(t *testing.T) {
 
 func TestASlowQuestionGivesItsPlaceBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newReadLimiter()
+		g := make(readLimiter, maxConcurrentReads)
 		for range maxConcurrentReads {
 			if _, err := g.acquire(t.Context()); err != nil { // never leaves
 				t.Fatal(err)
@@ -343,7 +344,7 @@ func TestASlowQuestionGivesItsPlaceBack(t *testing.T) {
 
 func TestTheGateEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newReadLimiter()
+		g := make(readLimiter, maxConcurrentReads)
 		for range maxConcurrentReads {
 			if _, err := g.acquire(t.Context()); err != nil {
 				t.Fatal(err)

@@ -2,12 +2,11 @@ package consul
 
 import (
 	"errors"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics count what is asked of Consul. A nil *Metrics counts nothing.
+// Metrics count the queries to Consul and what becomes of them.
 type Metrics struct {
 	queries        *prometheus.CounterVec
 	watches        *prometheus.GaugeVec
@@ -20,102 +19,41 @@ type Metrics struct {
 	expiries       *prometheus.GaugeVec
 }
 
-// NewMetrics registers the metrics with r; a nil r leaves them unregistered.
+// NewMetrics returns metrics, and registers them with r unless r is nil.
 func NewMetrics(r prometheus.Registerer) *Metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	}
+	sharing := gauge("usher_consul_queries_sharing_connections", "Blocking queries that take turns because plain HTTP allows too few connections. "+
+		"0 if each has its own. Above 0, changes are seen late: use https:// for Consul.")
+	up := gauge("usher_consul_up", "1 if Consul answers a small query that Usher sends every few seconds, else 0. /readyz has the reason.")
+	snapshots := counter("usher_consul_snapshots_total", "Snapshots of gateways that were published.")
 	m := &Metrics{
-		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "usher_consul_queries_total",
-			Help: "Answers to reads of Consul, by what was read and the outcome: ok, unreachable, denied, missing, limited or failed.",
-		}, []string{"kind", "outcome"}),
-		watches: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "usher_consul_watches",
-			Help: "Blocking queries that are open, by what they read.",
-		}, []string{"kind"}),
-		failing: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "usher_consul_watches_failing",
-			Help: "Blocking queries whose latest answer was an error, by what they read. Their last good answer counts.",
-		}, []string{"kind"}),
-		sharing: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "usher_consul_queries_taking_turns",
-			Help: "Blocking queries that share too few connections, which delays changes: reach Consul over https://. 0 where each has one.",
-		}),
-		up: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "usher_consul_up",
-			Help: "1 while Consul answers a small question that is asked every few seconds; else 0. /readyz says why it does not.",
-		}),
-		authorizations: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "usher_consul_authorizations_total",
-			Help: "Questions to Consul's ACLs whether an Envoy's token may have a gateway, by outcome: allowed, denied or failed.",
-		}, []string{"outcome"}),
-		snapshots: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "usher_consul_snapshots_total",
-			Help: "Snapshots of gateways that were handed on.",
-		}),
-		signatures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "usher_consul_signatures_total",
-			Help: "Certificates for the clients of gateways that Consul was asked to sign, by outcome: ok, busy, refused or failed.",
-		}, []string{"outcome"}),
-		expiries: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "usher_consul_certificate_expiry_timestamp_seconds",
-			Help: "When the certificate expires that the clients of a gateway are shown, in seconds since 1970.",
-		}, []string{"gateway"}),
+		queries: counter("usher_consul_queries_total",
+			"Answers to queries, by type of query and outcome: ok, unreachable, denied, missing, limited or failed.", "kind", "outcome"),
+		watches: gauge("usher_consul_watches", "Queries that are being watched, by type of query.", "kind"),
+		failing: gauge("usher_consul_watches_failing",
+			"Watched queries whose latest attempt failed, by type of query. Usher uses their last good answers.", "kind"),
+		sharing: sharing.WithLabelValues(),
+		up:      up.WithLabelValues(),
+		authorizations: counter("usher_consul_authorizations_total",
+			"Checks with Consul's ACLs whether an Envoy's token may use a gateway, by outcome: allowed, denied, remembered, stale or failed.", "outcome"),
+		snapshots: snapshots.WithLabelValues(),
+		signatures: counter("usher_consul_signatures_total",
+			"Certificates for clients that Consul was asked to sign, by outcome: ok, busy, refused or failed.", "outcome"),
+		expiries: gauge("usher_consul_certificate_expiry_timestamp_seconds",
+			"When a gateway's certificate for clients expires, in seconds since 1970.", "gateway"),
 	}
 	if r != nil {
-		r.MustRegister(m.queries, m.watches, m.failing, m.sharing, m.up, m.authorizations, m.snapshots, m.signatures, m.expiries)
+		r.MustRegister(m.queries, m.watches, m.failing, sharing, up, m.authorizations, snapshots, m.signatures, m.expiries)
 	}
 	return m
 }
 
-func (m *Metrics) query(kind string, o outcome) {
-	if m != nil {
-		m.queries.WithLabelValues(kind, string(o)).Inc()
-	}
-}
-
-func (m *Metrics) watch(kind string, delta float64) {
-	if m != nil {
-		m.watches.WithLabelValues(kind).Add(delta)
-	}
-}
-
-func (m *Metrics) fail(kind string, delta float64) {
-	if m != nil {
-		m.failing.WithLabelValues(kind).Add(delta)
-	}
-}
-
-func (m *Metrics) setSharing(queries int) {
-	if m != nil {
-		m.sharing.Set(float64(queries))
-	}
-}
-
-func (m *Metrics) setUp(up bool) {
-	if m == nil {
-		return
-	}
-	m.up.Set(0)
-	if up {
-		m.up.Set(1)
-	}
-}
-
-func (m *Metrics) authorization(outcome string) {
-	if m != nil {
-		m.authorizations.WithLabelValues(outcome).Inc()
-	}
-}
-
-func (m *Metrics) snapshot() {
-	if m != nil {
-		m.snapshots.Inc()
-	}
-}
-
-func (m *Metrics) signature(err error) {
-	if m == nil {
-		return
-	}
+func (m *Metrics) countSignature(err error) {
 	outcome := "failed"
 	switch {
 	case err == nil:
@@ -126,16 +64,4 @@ func (m *Metrics) signature(err error) {
 		outcome = "refused"
 	}
 	m.signatures.WithLabelValues(outcome).Inc()
-}
-
-func (m *Metrics) expiry(gateway string, at time.Time) {
-	if m != nil {
-		m.expiries.WithLabelValues(gateway).Set(float64(at.Unix()))
-	}
-}
-
-func (m *Metrics) forgetExpiry(gateway string) {
-	if m != nil {
-		m.expiries.DeleteLabelValues(gateway)
-	}
 }

@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -18,36 +15,46 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// kind is one of the things that can be read of Consul.
+// queryType is an API endpoint of Consul that Usher reads from.
 type queryType struct {
 	name string // in logs and metrics
-	path string // what stands before the query's name
-	// params are sent beside those of the query.
+	path string // without the query's name
+	// params are sent in addition to those of the query.
 	params []string
-	// local reads are answered by the agent, in its own namespace and
-	// partition's view, from its cache.
+	// local is true if the agent answers from its own cache or configuration.
 	local bool
-	// optional reads are done without where Consul refuses them: that is an empty
-	// answer.
+	// optional is true if Usher can do without the answer. If Consul refuses it, the
+	// answer is empty.
 	optional bool
-	// every is how often a question is asked that Consul cannot block on; zero
-	// means several times a second.
+	// interval is how often Usher sends a query that cannot block; 0 means several
+	// times a second.
 	interval time.Duration
-	// decode makes the value of an answer. prev is the value before, nil at
-	// first; what did not change keeps its pointer.
+	// decode returns the value of an answer. prev is the value before, nil at first.
+	// Parts that did not change keep their pointers.
 	decode func(prev any, a answer) (any, error)
 }
 
-// mayStream reports whether Consul answers blocking queries of this kind from its
+// decodeAs adapts a typed decode function for queryType.decode.
+func decodeAs[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (any, error) {
+	return func(prev any, a answer) (any, error) {
+		p, _ := prev.(*T)
+		v, err := f(p, a)
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
+	}
+}
+
+// mayStream reports whether Consul answers blocking queries of this type from its
 // streaming backend. That backend does not end them when a snapshot is restored,
 // and does not report filtering by ACLs.
-func (k *queryType) mayStream() bool { return strings.HasPrefix(k.path, "/v1/health/") }
+func (t *queryType) mayStream() bool { return strings.HasPrefix(t.path, "/v1/health/") }
 
-// query is one question to Consul. Equal queries are asked once, whoever needs
-// them.
+// query is one query to Consul. Equal queries share one watch.
 type query struct {
 	queryType  *queryType
-	name       string // of a service or a gateway; empty where the kind takes none
+	name       string // of a service or a gateway; empty if the type takes none
 	namespace  string // empty: the client's own
 	partition  string // empty: the client's own
 	datacenter string // empty: the local one
@@ -55,8 +62,8 @@ type query struct {
 	filter     string
 }
 
-// String gives the query as logs name it: "health:web dc=dc2". The default
-// namespace and partition are left out.
+// String returns the query for logs: "health:web dc=dc2". It leaves out the default
+// namespace and partition.
 func (q query) String() string {
 	var b strings.Builder
 	b.WriteString(q.queryType.name)
@@ -73,41 +80,35 @@ func (q query) String() string {
 	return b.String()
 }
 
-// answer is what Consul says to a query.
+// answer is Consul's answer to a query.
 type answer struct {
-	body  []byte
-	index uint64 // 0: there is none
-	// streamed says that it comes from the streaming backend, which answers
-	// health queries that block.
-	streamed bool
-	// filtered says that Consul's ACLs left something out.
-	filtered bool
-	// refused says that there was none, and that the kind is optional.
-	refused bool
-	// early says that the answer has the index of its query, and came before the
-	// wait time was over.
-	early bool
+	body     []byte
+	index    uint64 // 0: there is none
+	streamed bool   // it is from the streaming backend, which answers blocking health queries
+	filtered bool   // Consul's ACLs left something out
+	refused  bool   // Consul refused it, and the query type is optional
+	early    bool   // it has the index of the query, and came before the wait time was over
 }
 
-// errNoLeader is the answer of a server that knows no leader, whose state may be
-// empty or old, and of Consul 1.15 to a health query that its ACLs refuse.
-var errNoLeader = errors.New("the consul server has no leader, or refuses to answer Usher's token")
+// errNoLeader means that a server knows no leader, so that its state may be empty or
+// old. Consul 1.15 also answers so to a health query that its ACLs refuse.
+var errNoLeader = errors.New("the consul server has no leader, or its ACLs refuse the answer to Usher's token")
 
-// errHidden says that an empty list is empty because of ACLs.
+// errHidden means that a list is empty because of ACLs.
 var errHidden = &callError{
 	outcome: outcomeDenied,
 	err:     errors.New("consul's ACLs hide the whole answer; give Usher's token service:read and node:read"),
 }
 
-// askTimeout bounds a query that does not block.
+// queryTimeout bounds a query that does not block.
 const queryTimeout = 30 * time.Second
 
-// ask sends the query. With an index it blocks until the answer has a later
-// one, or for about wait.
+// query sends the query. If index is not 0, the query blocks until Consul has a later
+// index, or for about wait.
 //
-// An empty list from Consul's streaming backend is asked for again without it:
-// that backend also answers one, and nothing else, when Usher's token has lost
-// the right to read the service.
+// If Consul's streaming backend answers with an empty list, query sends a second
+// query that does not use that backend. The backend also answers so if Usher's token
+// has lost the right to read the service.
 func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
 	a, err := c.queryOnce(ctx, q, index, wait)
 	if err == nil && index > 0 && a.streamed && string(bytes.TrimSpace(a.body)) == "[]" {
@@ -119,25 +120,24 @@ func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Dur
 func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
 	timeout := queryTimeout
 	if index > 0 {
-		// Consul adds up to a sixteenth of its own.
-		timeout += wait + wait/16
+		timeout += wait + wait/16 // Consul adds up to a sixteenth
 	} else {
-		leave, err := c.reads.acquire(ctx)
+		release, err := c.reads.acquire(ctx)
 		if err != nil {
 			return answer{}, err
 		}
-		defer leave()
+		defer release()
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
 	defer cancel()
 	return c.send(ctx, c.watchHTTP, q, index, wait)
 }
 
-// send sends the query over one of the client's HTTP clients.
-func (c *Client) send(ctx context.Context, over *http.Client, q query, index uint64, wait time.Duration) (answer, error) {
+// send sends the query with one of the client's HTTP clients.
+func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (answer, error) {
 	begin := time.Now()
 	res, err := c.do(ctx, call{
-		client: over,
+		client: client,
 		method: http.MethodGet,
 		path:   q.queryType.path,
 		name:   q.name,
@@ -148,7 +148,7 @@ func (c *Client) send(ctx context.Context, over *http.Client, q query, index uin
 		return answer{}, err
 	}
 	streamed := res.header.Get("X-Consul-Query-Backend") == "streaming"
-	// The streaming backend never fills in that header.
+	// The streaming backend never sets X-Consul-Knownleader to true.
 	if res.header.Get("X-Consul-Knownleader") == "false" && !streamed {
 		return answer{}, &callError{outcome: outcomeUnreachable, err: errNoLeader}
 	}
@@ -162,8 +162,8 @@ func (c *Client) send(ctx context.Context, over *http.Client, q query, index uin
 	}, nil
 }
 
-// params gives the query's parameters. Any server may answer (stale), as
-// Consul's own proxies have it: the leader would otherwise carry every watch.
+// params returns the query's parameters. Any server may answer (stale), as for
+// Consul's own proxies. Otherwise the leader would have to answer every watch.
 func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	p := url.Values{}
 	set := func(key, value string) {
@@ -190,11 +190,10 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	return p
 }
 
-// scopes gives the namespace and partition to send. Consul without Enterprise
-// refuses even "default", so that is left out unless the client's own is another
-// one. Enterprise takes what is missing from the token; so both are sent where
-// one is, and a token of another partition than the default one needs
-// CONSUL_PARTITION to be set.
+// tenancy returns the namespace and partition to send. Consul without Enterprise
+// refuses even "default", so they are left out unless the client has others. Consul
+// Enterprise takes a missing one from the token. So if one is sent, the other one is,
+// too, and a token of another partition than the default needs CONSUL_PARTITION.
 func (c *Client) tenancy(namespace, partition string) (toNamespace, toPartition string) {
 	own := gateway.ServiceName{Namespace: c.namespace, Partition: c.partition}.OmitDefaults()
 	namespace, partition = chooseTenancy(namespace, own.Namespace), chooseTenancy(partition, own.Partition)
@@ -204,216 +203,11 @@ func (c *Client) tenancy(namespace, partition string) (toNamespace, toPartition 
 	return gateway.OrDefault(namespace), gateway.OrDefault(partition)
 }
 
-// tenancy returns the namespace or partition to send, "" for none. own is the client's.
+// chooseTenancy returns the namespace or partition to send, "" for none. own is the
+// client's.
 func chooseTenancy(name, own string) string {
 	if name == "" || own == "" {
 		return cmp.Or(own, gateway.OmitDefault(name))
 	}
 	return name
-}
-
-// fact is what is known of a query.
-type watchResult struct {
-	value any // of the last good answer; nil before the first
-	// err says why the latest attempt gave nothing; nil when it did.
-	err      error
-	failures int // attempts that failed since the last good one
-}
-
-// loop keeps a fact up to date with blocking queries
-// (https://developer.hashicorp.com/consul/api-docs/features/blocking).
-type watchLoop struct {
-	query  func(ctx context.Context, index uint64) (answer, error)
-	decode func(prev any, a answer) (any, error)
-	// learn is told the fact after each attempt; changed says that a value or
-	// the state of failure is new.
-	update   func(f watchResult, changed bool)
-	interval time.Duration // see kind.every
-	// replaced is called when Consul's state looks as if it was replaced. It may be
-	// nil.
-	stateReplaced func()
-	refresh       refresh
-	filtered      *filteredAnswers // may be nil
-
-	result    watchResult
-	index     uint64
-	lastIndex uint64            // the latest index that Consul gave
-	bodyHash  [sha256.Size]byte // of the last body
-	pace      pace
-	// filteredUntil is when to send a non-blocking query because Consul's ACLs
-	// filtered the last answer. It is zero if they did not.
-	rereadAt time.Time
-}
-
-// run asks until ctx ends.
-func (l *watchLoop) run(ctx context.Context) {
-	defer func() { l.filtered.count(l.isFiltered(), false) }()
-	for ctx.Err() == nil {
-		turn, due := l.refresh.begin(ctx)
-		if due || l.isFiltered() && time.Until(l.rereadAt) < firstPause {
-			l.index = 0
-		}
-		asked := l.index
-		a, err := l.query(turn, asked)
-		if turn.Err() == nil {
-			pause := l.handle(a, err)
-			l.refresh.answered(asked == 0 && err == nil, l.isFiltered())
-			sleep(turn, pause)
-		}
-		l.refresh.end()
-	}
-}
-
-func (l *watchLoop) isFiltered() bool { return !l.rereadAt.IsZero() }
-
-// longest returns how long the next query may block, wait at most. Consul filters
-// an answer by the rights that the token had when the query came. So a query whose
-// answer was filtered blocks until filteredUntil only.
-func (l *watchLoop) maxWait(wait time.Duration) time.Duration {
-	if !l.isFiltered() {
-		return wait
-	}
-	return min(wait, max(time.Until(l.rereadAt), firstPause)) // Consul takes 0 for its own default
-}
-
-// take learns of one attempt, and says how long to wait before the next.
-func (l *watchLoop) handle(a answer, err error) time.Duration {
-	value, same := l.result.value, false
-	if err == nil {
-		sum := sha256.Sum256(a.body)
-		if same = l.result.value != nil && sum == l.bodyHash && l.result.err == nil; !same {
-			value, err = l.decode(l.result.value, a)
-		}
-		l.bodyHash = sum
-	}
-	if err != nil {
-		return l.handleError(err)
-	}
-	recovered := l.result.err != nil
-	same = same || l.result.value != nil && (value == l.result.value || reflect.DeepEqual(value, l.result.value))
-	if !same {
-		l.result.value = value
-	}
-	l.result.err, l.result.failures = nil, 0
-	l.index = l.nextIndex(a, same, recovered)
-	l.update(l.result, !same || recovered)
-	if a.index == 0 {
-		// Without an index the next query cannot block.
-		return max(l.interval, backOff(3))
-	}
-	return l.pace.next(time.Now())
-}
-
-// fail keeps the last good value. The next query does not block: after an
-// outage the index may have gone back, and waiting for a higher one would take
-// for ever.
-func (l *watchLoop) handleError(err error) time.Duration {
-	another := outcomeOf(err) != outcomeOf(l.result.err)
-	l.result.err = err
-	l.result.failures++
-	l.index = 0
-	l.update(l.result, l.result.failures <= maxReportedFailures || another)
-	return backOff(l.result.failures)
-}
-
-// newFailures is how many failures in a row learn reports as changes.
-const maxReportedFailures = 3
-
-// next returns the index for the next query. It returns 0 if that must not block.
-//
-// A restored snapshot ends blocking queries at once: with the index that they were
-// sent with, and the content from before. The new state may take a long time to
-// reach that index. If the index is the same and the content is not, the rights of
-// Usher's token have changed.
-func (l *watchLoop) nextIndex(a answer, same, recovered bool) uint64 {
-	l.recordFiltered(a, same)
-	// A non-blocking answer may come from a server that is a little behind.
-	wentBack := a.index < l.lastIndex && a.index > 0 && (l.index > 0 || recovered)
-	l.lastIndex = a.index
-	if (wentBack || a.early) && l.stateReplaced != nil {
-		l.stateReplaced()
-	}
-	if l.index > 0 && (a.index < l.index || a.early || a.index == l.index && !same) {
-		return 0
-	}
-	return a.index
-}
-
-// noteFiltered records whether Consul's ACLs filtered the answer. Answers of the
-// streaming backend do not say so.
-func (l *watchLoop) recordFiltered(a answer, same bool) {
-	was := l.isFiltered()
-	switch {
-	case a.streamed:
-	case !a.filtered:
-		l.rereadAt = time.Time{}
-	case l.index == 0 || !was:
-		pause := l.filtered.pause()
-		l.rereadAt = time.Now().Add(pause - rand.N(pause/5))
-	}
-	l.filtered.count(was, l.isFiltered())
-	if was && l.index == 0 && !same {
-		l.filtered.showsMore()
-	}
-}
-
-// Back-off after errors: from firstPause doubling up to longestPause.
-const (
-	firstPause   = 100 * time.Millisecond
-	longestPause = 10 * time.Second
-)
-
-// backOff gives the pause after so many failures in a row, with up to half of
-// it taken away at random, so that watches do not come back all at once.
-func backOff(failures int) time.Duration {
-	d := longestPause
-	if failures < 8 {
-		d = min(d, firstPause<<(failures-1))
-	}
-	return d - rand.N(d/2)
-}
-
-// pace slows a query down whose answer changes all the time. It lets burst
-// answers through at once, and then one every interval.
-type pace struct {
-	full time.Time // when all of the burst may be used again
-}
-
-const (
-	paceBurst    = 20
-	paceInterval = 50 * time.Millisecond
-)
-
-// next gives the pause before the next query.
-func (p *pace) next(now time.Time) time.Duration {
-	if p.full.Before(now) {
-		p.full = now
-	}
-	p.full = p.full.Add(paceInterval)
-	return max(0, p.full.Sub(now)-paceBurst*paceInterval)
-}
-
-// sleep waits for d, or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-// decoding adapts a typed decode function to a kind.
-func decodeAs[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (any, error) {
-	return func(prev any, a answer) (any, error) {
-		p, _ := prev.(*T)
-		v, err := f(p, a)
-		if err != nil {
-			return nil, err
-		}
-		return v, nil
-	}
 }

@@ -47,6 +47,7 @@ func runLoop(t *testing.T, steps ...step) (questions []sentQuery, events []event
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &loopScript{steps: steps}
 		l := &watchLoop{
+			filtered: &filteredAnswers{},
 			decode: decodeAs(func(_ *string, a answer) (*string, error) {
 				if a.body == nil {
 					return nil, errors.New("unreadable")
@@ -136,7 +137,7 @@ func TestWhatLooksLikeAnotherState(t *testing.T) {
 		"the first answer has the index of before": {answer: answer{index: 9}, same: true, next: 9},
 	} {
 		replaced := false
-		l := &watchLoop{index: test.index, lastIndex: 9, stateReplaced: func() { replaced = true }}
+		l := &watchLoop{index: test.index, lastIndex: 9, filtered: &filteredAnswers{}, stateReplaced: func() { replaced = true }}
 		if next := l.nextIndex(test.answer, test.same, test.recovered); next != test.next || replaced != test.replaced {
 			t.Errorf("%s: asked with %d next, another state: %v; want %d, %v", what, next, replaced, test.next, test.replaced)
 		}
@@ -224,8 +225,9 @@ func TestAPauseEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := &watchLoop{
-			query:  func(context.Context, uint64) (answer, error) { return answer{}, errors.New("refused") },
-			update: func(watchResult, bool) {},
+			filtered: &filteredAnswers{},
+			query:    func(context.Context, uint64) (answer, error) { return answer{}, errors.New("refused") },
+			update:   func(watchResult, bool) {},
 		}
 		done := make(chan struct{})
 		go func() { defer close(done); l.run(ctx) }()

@@ -45,7 +45,7 @@ func overHTTPAndHTTPS(t *testing.T, test func(t *testing.T, address string)) {
 }
 
 func servicesOf(l *subscription) int {
-	r, _ := read[gatewayServices](l, servicesQuery)
+	r, _ := resultOf(l, servicesQuery).value.(*gatewayServices)
 	if r == nil {
 		return 0
 	}
@@ -53,7 +53,7 @@ func servicesOf(l *subscription) int {
 }
 
 func portOf(l *subscription) int {
-	f := l.get(webHealth)
+	f := resultOf(l, webHealth)
 	if f.value == nil {
 		return 0
 	}
@@ -156,7 +156,7 @@ func TestThousandsOfFilteredAnswersAreNoStorm(t *testing.T) {
 		l := subscribeTo(ctx, t, NewWatcher(c.client(t, "https://consul:8501", nil), WatcherOptions{}), queries...)
 		shown := func(port int) bool {
 			for _, q := range queries {
-				if f := l.get(q); f.value == nil || mustEndpoints(f)[0].Port != port {
+				if f := resultOf(l, q); f.value == nil || mustEndpoints(f)[0].Port != port {
 					return false
 				}
 			}

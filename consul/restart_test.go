@@ -76,7 +76,7 @@ func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
 				c.set(path, answer)
 				log := &logRecorder{}
 				again := start(t, c.watcherWithTimeout(t, 50*time.Millisecond, log), "gateway")
-				until(t, func() bool { return len(again.snapshots) > 0 || log.has("WARN the gateway is not known completely") })
+				until(t, func() bool { return len(again.snapshots) > 0 || log.has("WARN cannot build a complete snapshot") })
 				again.stop()
 				close(again.snapshots)
 				for s := range again.snapshots {
@@ -110,7 +110,7 @@ func wantPart[K comparable, V any](t *testing.T, all, part map[K]V) {
 }
 
 // A service whose row is hidden by ACLs still has one if the entry names it. The row
-// has no chain, so that its port is withheld.
+// has no chain, so that its port is held back.
 func TestAHiddenServiceAtARestartIsWithheld(t *testing.T) {
 	for name, shown := range map[string][]string{"one": {"web"}, "all": nil} {
 		t.Run(name, func(t *testing.T) {
@@ -158,7 +158,7 @@ func TestAHiddenServiceOfAWildcard(t *testing.T) {
 	s = w.next(t, anyOne)
 	wantServices(t, s, "*")
 	wantEqual(t, 0, len(s.Chains))
-	wantProblem(t, s, `service "*" on port 8080 of gateway "gateway"`, "withheld")
+	wantProblem(t, s, `service "*" on port 8080 of gateway "gateway"`, "held back")
 	c.set(servicesPath, reply{body: wildcard})
 	wantServices(t, w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 1 }), "web")
 }
@@ -177,7 +177,8 @@ func TestRowsThatAreMissing(t *testing.T) {
 				var w *testWatch
 				if !restart {
 					w = start(t, watcher, "gateway")
-					wantServices(t, w.next(t, anyOne), "api", "web")
+					complete := func(s *gateway.Snapshot) bool { return s.Endpoints.Len() == 2 }
+					wantServices(t, w.next(t, complete), "api", "web")
 				}
 				begin := time.Now()
 				c.set(servicesPath, reply{body: body})
@@ -191,7 +192,7 @@ func TestRowsThatAreMissing(t *testing.T) {
 				if len(s.Services) == 2 || len(s.Problems) > 0 {
 					t.Errorf("services %v, problems %v; want what Consul says", s.Services, s.Problems)
 				}
-				if !log.has("WARN the gateway is not known completely") {
+				if !log.has("WARN cannot build a complete snapshot") {
 					t.Error("the log does not say what is missing")
 				}
 			})

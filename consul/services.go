@@ -11,15 +11,19 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// rowsKind reads the services of a gateway, wildcards expanded
-// (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
-var servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeAs(decodeServices)}
+var (
+	// servicesType reads the services of a gateway, with wildcards expanded
+	// (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
+	servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeAs(decodeServices)}
+	// chainType reads a compiled discovery chain
+	// (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
+	chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeAs(decodeChain)}
+)
 
-// rows are the services of a gateway.
+// gatewayServices are the services of a gateway.
 type gatewayServices struct {
 	services []gateway.Service
-	// hidden says that Consul's ACLs left services out.
-	hidden bool
+	hidden   bool // Consul's ACLs left services out
 }
 
 func decodeServices(_ *gatewayServices, a answer) (*gatewayServices, error) {
@@ -44,7 +48,7 @@ func decodeServices(_ *gatewayServices, a answer) (*gatewayServices, error) {
 	return &gatewayServices{services: list, hidden: a.filtered}, nil
 }
 
-// compareRows orders the rows of a gateway; only equal ones have the same place.
+// compareServices orders the services of a gateway. Only equal ones have the same place.
 func compareServices(a, b gateway.Service) int {
 	return cmp.Or(
 		cmp.Compare(a.Port, b.Port),
@@ -54,26 +58,27 @@ func compareServices(a, b gateway.Service) int {
 	)
 }
 
-// withHidden returns the rows, and those of the last snapshot that ACLs hide from
-// Usher's token since then. It recognizes these by the entry, which still names
-// their services, and by their known chains. It leaves out the services of a
-// wildcard, because these may not exist any more.
-func (r *gatewayServices) withHidden(last *gateway.Snapshot, entry listenerServices) []gateway.Service {
-	if !r.hidden || last == nil {
-		return r.services
+// withHidden returns the services, and those of the last snapshot that ACLs hide from
+// Usher's token since then. It recognizes these by the config entry, which still names
+// them, and by their known chains. It leaves out the services of a wildcard, because
+// these may not exist any more.
+func (l *gatewayServices) withHidden(last *gateway.Snapshot, inEntry listenerServices) []gateway.Service {
+	if !l.hidden || last == nil {
+		return l.services
 	}
-	all := slices.Clone(r.services)
-	for _, row := range last.Services {
-		_, shown := slices.BinarySearchFunc(r.services, row, compareServices)
-		if !shown && !row.FromWildcard && last.Chains[row.Service] != nil && entry.has(row) {
-			all = append(all, row)
+	all := slices.Clone(l.services)
+	for _, s := range last.Services {
+		_, visible := slices.BinarySearchFunc(l.services, s, compareServices)
+		if !visible && !s.FromWildcard && last.Chains[s.Service] != nil && inEntry.has(s) {
+			all = append(all, s)
 		}
 	}
 	slices.SortFunc(all, compareServices)
 	return all
 }
 
-// rowOf returns the row for a service of a listener. It does not expand a wildcard.
+// serviceOf returns a service of a listener as gateway-services has it. It does not
+// expand a wildcard.
 func serviceOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	return gateway.Service{
 		Service:      gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}.OmitDefaults(),
@@ -84,31 +89,31 @@ func serviceOf(l gateway.Listener, s gateway.ListenerService) gateway.Service {
 	}
 }
 
-// lists reports whether the rows contain the wanted service. For a wildcard it
-// reports whether they contain any service on its port. A service without a
+// containsService reports whether the list contains the service. For a wildcard it
+// reports whether the list contains any service on its port. A service without a
 // namespace may be in the namespace of the gateway.
-func containsService(rows []gateway.Service, want gateway.Service) bool {
-	first := gateway.Service{Port: want.Port, Service: gateway.ServiceName{Name: want.Service.Name}}
-	if want.FromWildcard {
+func containsService(list []gateway.Service, s gateway.Service) bool {
+	first := gateway.Service{Port: s.Port, Service: gateway.ServiceName{Name: s.Service.Name}}
+	if s.FromWildcard {
 		first.Service.Name = ""
 	}
-	i, _ := slices.BinarySearchFunc(rows, first, compareServices)
-	for _, row := range rows[i:] {
+	i, _ := slices.BinarySearchFunc(list, first, compareServices)
+	for _, other := range list[i:] {
 		switch {
-		case row.Port != want.Port || !want.FromWildcard && row.Service.Name != want.Service.Name:
+		case other.Port != s.Port || !s.FromWildcard && other.Service.Name != s.Service.Name:
 			return false
-		case protocolOf(row.Protocol) != want.Protocol:
-		case want.FromWildcard, row.Service == want.Service, want.Service == first.Service:
+		case protocolOf(other.Protocol) != s.Protocol:
+		case s.FromWildcard, other.Service == s.Service, s.Service == first.Service:
 			return true
 		}
 	}
 	return false
 }
 
-// listing is what an entry lists, to be looked up.
+// listenerServices is the set of the services on the listeners of a config entry. A
+// wildcard has the name "*".
 type listenerServices map[listenerService]bool
 
-// listed is a service on a listener of an entry; "*" is the name of a wildcard.
 type listenerService struct {
 	port     int
 	protocol string
@@ -121,75 +126,58 @@ func listenerServicesOf(e *gateway.Entry) listenerServices {
 		return out
 	}
 	for _, l := range e.Listeners {
-		for _, s := range l.Services {
-			name := gateway.ServiceName{Name: s.Name, Namespace: s.Namespace, Partition: s.Partition}.OmitDefaults()
-			if s.Name == "*" {
-				name = gateway.ServiceName{Name: "*"}
+		for _, inEntry := range l.Services {
+			s := serviceOf(l, inEntry)
+			if s.FromWildcard {
+				s.Service = gateway.ServiceName{Name: "*"}
 			}
-			out[listenerService{l.Port, protocolOf(l.Protocol), name}] = true
+			out[listenerService{s.Port, s.Protocol, s.Service}] = true
 		}
 	}
 	return out
 }
 
-// has says whether the entry has the listener and the service of the row. A
-// service that names no namespace may be that of the gateway's own.
-func (l listenerServices) has(row gateway.Service) bool {
-	for _, name := range []gateway.ServiceName{row.Service, {Name: row.Service.Name}, {Name: "*"}} {
-		if l[listenerService{row.Port, protocolOf(row.Protocol), name}] {
+// has reports whether the config entry has the service on its port. A service without
+// a namespace in the entry may be in the namespace of the gateway.
+func (l listenerServices) has(s gateway.Service) bool {
+	for _, name := range []gateway.ServiceName{s.Service, {Name: s.Service.Name}, {Name: "*"}} {
+		if l[listenerService{s.Port, protocolOf(s.Protocol), name}] {
 			return true
 		}
 	}
 	return false
 }
 
-// protocolOf gives the protocol of a listener in one spelling; "" means tcp.
+// protocolOf returns the protocol of a listener in lower case; "" means tcp.
 func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, "tcp")) }
 
-// chainKind reads a compiled discovery chain
-// (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
-var chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeAs(decodeChain)}
-
 func chainQuery(service gateway.ServiceName) query {
-	return query{
-		queryType: chainType,
-		name:      service.Name,
-		namespace: gateway.OrDefault(service.Namespace),
-		partition: gateway.OrDefault(service.Partition),
-	}
+	service = service.OrDefaults()
+	return query{queryType: chainType, name: service.Name, namespace: service.Namespace, partition: service.Partition}
 }
 
-// decodeChain keeps the targets that did not change.
+// decodeChain keeps the pointers of targets that did not change.
 func decodeChain(prev *gateway.Chain, a answer) (*gateway.Chain, error) {
 	var out struct{ Chain *gateway.Chain }
 	if err := json.Unmarshal(a.body, &out); err != nil {
 		return nil, fmt.Errorf("discovery chain: %w", err)
 	}
-	if out.Chain == nil || out.Chain.Nodes[out.Chain.StartNode] == nil {
+	c := out.Chain
+	if c == nil || c.Nodes[c.StartNode] == nil {
 		return nil, errors.New("discovery chain: the answer has no start node")
-	}
-	if err := checkChain(out.Chain); err != nil {
-		return nil, err
-	}
-	if prev != nil {
-		for id, t := range out.Chain.Targets {
-			out.Chain.Targets[id] = reuse(prev.Targets[id], t)
-		}
-	}
-	return out.Chain, nil
-}
-
-// whole returns an error if a part of the chain is null that Consul always writes.
-func checkChain(c *gateway.Chain) error {
-	for id, t := range c.Targets {
-		if t == nil {
-			return fmt.Errorf("discovery chain: the target %q is null", id)
-		}
 	}
 	for name, n := range c.Nodes {
 		if n == nil || slices.Contains(n.Routes, nil) || slices.Contains(n.Splits, nil) {
-			return fmt.Errorf("discovery chain: something of the node %q is null", name)
+			return nil, fmt.Errorf("discovery chain: a part of the node %q is null", name)
 		}
 	}
-	return nil
+	for id, t := range c.Targets {
+		if t == nil {
+			return nil, fmt.Errorf("discovery chain: the target %q is null", id)
+		}
+		if prev != nil {
+			c.Targets[id] = reuse(prev.Targets[id], t)
+		}
+	}
+	return c, nil
 }

@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The gRPC ports of an agent that does not tell, as they are by default
+// The default gRPC ports of an agent
 // (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
 const (
 	defaultGRPCPort    = 8502
@@ -37,17 +37,17 @@ const signTimeout = 10 * time.Second
 // signer asks Consul's certificate authority for signatures
 // (hashicorp.consul.connectca.ConnectCAService, in
 // https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for
-// all gateways over one connection. It is closed when the last one leaves.
+// all gateways over one connection. It closes the connection after the last release.
 type signer struct {
 	client *Client
 
 	mu      sync.Mutex
 	users   int
-	address address // where conn leads; the zero value where the client's settings say it
+	address address // where conn leads; the zero value if the client's settings say it
 	conn    *grpc.ClientConn
 }
 
-// join keeps the connection open until leave.
+// acquire keeps the connection open until release.
 func (s *signer) acquire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,7 +63,7 @@ func (s *signer) release() {
 	}
 }
 
-// close is called with mu held.
+// close closes the connection. The caller holds mu.
 func (s *signer) close() {
 	if s.conn != nil {
 		s.conn.Close()
@@ -71,8 +71,8 @@ func (s *signer) close() {
 	}
 }
 
-// sign gives the certificate, with those between it and a root, for a request in
-// PEM. at is where to ask if the client's settings do not say it.
+// sign returns the certificate for a request in PEM, with the intermediate ones. at is
+// the address of the gRPC port if the client's settings have none.
 func (s *signer) sign(ctx context.Context, at address, csr string) (string, error) {
 	conn, err := s.connection(at)
 	if err != nil {
@@ -91,7 +91,7 @@ func (s *signer) sign(ctx context.Context, at address, csr string) (string, erro
 	return answer.CertPem, nil
 }
 
-// connection gives the connection; it is made when it is first used.
+// connection returns the connection. The first call opens it.
 func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,10 +123,10 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	return s.conn, err
 }
 
-// maxSigned bounds the answer that contains a certificate. It usually has a few KiB.
+// maxSignedSize bounds the answer that contains a certificate. It usually has a few KiB.
 const maxSignedSize = 1 << 20
 
-// latestTLS are credentials that read the current TLS settings for each connection.
+// reloadingTLS are credentials that read the current TLS settings for each connection.
 type reloadingTLS struct {
 	credentials.TransportCredentials
 	config func() *tls.Config
@@ -148,17 +148,17 @@ func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
 	return experimental.NewTLSWithALPNDisabled(config)
 }
 
-// refusedSignature is an error that a person has to mend: asking again does not
-// help.
+// permanentError is an error that does not end by itself, so that somebody has to
+// correct its cause.
 type permanentError struct{ error }
 
 func (e permanentError) Unwrap() error { return e.error }
 
-// errBusy says that the certificate authority signs no more at the moment.
+// errBusy means that the certificate authority signs no more at the moment.
 var errBusy = errors.New("consul's certificate authority has too many requests (csr_max_per_second)")
 
-// signError says what is wrong and what to do. Should the answer repeat the
-// token, its text is left out.
+// signError returns what is wrong and what to do. It leaves out a text that contains
+// the token.
 func signError(err error, target, token string) error {
 	target = strings.TrimPrefix(target, "dns:///")
 	code, said := status.Code(err), status.Convert(err).Message()
@@ -166,7 +166,7 @@ func signError(err error, target, token string) error {
 	if token != "" && strings.Contains(said, token) {
 		text = "the answer is not shown"
 	}
-	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if it is elsewhere, say so by --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)
+	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if the port has another address, set --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)
 	switch code {
 	case codes.ResourceExhausted:
 		return fmt.Errorf("%w: %s", errBusy, text)
@@ -175,15 +175,15 @@ func signError(err error, target, token string) error {
 	case codes.Unimplemented:
 		return permanentError{errors.New(elsewhere)}
 	case codes.PermissionDenied:
-		return permanentError{fmt.Errorf("consul does not sign for Usher's token; give it service:write on the gateway (%s)", text)}
+		return permanentError{fmt.Errorf("Usher's token may not have certificates signed (%s); give it service:write on the gateway", text)}
 	case codes.Unauthenticated:
-		return permanentError{fmt.Errorf("consul does not know Usher's token (%s); give Usher one with service:write on the gateway", text)}
+		return permanentError{fmt.Errorf("consul does not know Usher's token (%s); give Usher a token with service:write on the gateway", text)}
 	}
 	return permanentError{fmt.Errorf("consul answered %s: %s; see the log of Consul's servers", code, text)}
 }
 
-// grpcAddress gives where the agent's gRPC port is if nobody has said it: on the
-// host of the HTTP API, with TLS where that has it or the agent has no other.
+// grpcAddress returns the address of the agent's gRPC port if the settings have none:
+// on the host of the HTTP API, with TLS if that has TLS or if the agent has no other.
 func (c *Client) grpcAddress(a agent) address {
 	plain, secure := a.grpcPort, a.grpcTLSPort
 	if plain == 0 && secure == 0 {

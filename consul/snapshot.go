@@ -5,381 +5,429 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
-// build is a snapshot in the making.
-type snapshotBuilder struct {
-	*source
-	now      time.Time
-	snapshot *gateway.Snapshot
-	// endpoints become those of the snapshot.
-	endpoints map[string]*gateway.Endpoints
-	agent     agent
-	// activeRoot is the ID of the root that signs certificates.
-	activeRoot string
-	entryKnown bool // snapshot.Entry is what Consul says
-	// missing are the facts without which there is no snapshot, and the
-	// disagreements between facts that arrive at different times.
-	missing []string
-	// unsettled are the targets whose health Usher has never read.
-	pending []string
-	// lacks maps each thing that is wrong to the time when it began; see lasted.
-	// The first of them has lasted long enough after again.
-	wrong map[string]time.Time
-	delay time.Duration
-	// asked are the queries for instances, with the targets that they answer for.
+// input is what a snapshot is compiled from, besides the state.
+type input struct {
+	id  gateway.ID
+	now time.Time
+	// results has the results of the queries that the last compilation needed.
+	results     map[query]watchResult
+	certificate *certState // of the certificate for clients; nil while there is none
+	// grpcAddress returns where the agent's gRPC port is.
+	grpcAddress                  func(agent) address
+	healthTimeout, answerTimeout time.Duration // see WatcherOptions
+}
+
+// state is what the next snapshot of a gateway depends on besides the input. Nothing
+// modifies the maps of a state.
+type state struct {
+	last *gateway.Snapshot // the last published one; nil before the first
+	// registered is true once an instance of the gateway was registered.
+	registered bool
+	datacenter string // the local one; empty until it is known
+	// settings are the last good settings in the registrations of the instances.
+	settings map[instanceID]settings.Layer
+	// since maps each thing that is wrong, or waited for, to the time when that began.
+	since map[string]time.Time
+	// endpointQueries are the queries for endpoints with the IDs of their targets. It is
+	// nil unless the last compilation was complete in every respect.
 	endpointQueries map[query][]string
-	// failing says that some of them gave nothing when they were asked last.
-	failing bool
+	certificate     *certState // that the last compilation used
 }
 
-// answers are the queries that patch may go by.
-func (b *snapshotBuilder) patchable() map[query][]string {
-	if len(b.missing)+len(b.pending) > 0 || b.failing || b.delay < noDelay {
-		return nil
+// compilation is the result of compile, or one in the making.
+type compilation struct {
+	input
+	prev state
+
+	snapshot *gateway.Snapshot
+	next     state
+	queries  map[query]bool // that the snapshot needs
+	// unanswered are those of them that have no result.
+	unanswered []query
+	// missing are the results without which there is no snapshot, and disagreements
+	// between results that arrive at different times.
+	missing []string
+	// incompleteLong is true if something has been missing for the health timeout.
+	incompleteLong bool
+	// waits is true while the snapshot waits for the first answer about the health of a
+	// target, or for the certificate.
+	waits bool
+	// delay is when the first time limit ends after which the result is another one.
+	delay time.Duration
+	// certRequest is the certificate that the gateway needs for its clients; nil: none.
+	certRequest *certRequest
+
+	endpoints  map[string]*gateway.Endpoints // of the snapshot
+	agent      agent
+	activeRoot string // the ID of the root that signs certificates
+	entryKnown bool   // snapshot.Entry is from Consul
+	// complete is false if a query for endpoints has failed, or a target waits.
+	complete bool
+}
+
+// compile makes a snapshot of a gateway. It modifies nothing, and starts nothing. It
+// names all the queries that it can before it gives up for any reason, so that they
+// run at the same time. Only the registration comes first: any caller can make up the
+// name of a gateway, so Usher reads nothing else about one that was never registered.
+func compile(in input, prev state) *compilation {
+	c := newCompilation(in, prev)
+	if a := require[agent](c, query{queryType: agentType}); a != nil {
+		c.agent, c.snapshot.DualStack = *a, a.dualStack
 	}
-	return b.endpointQueries
+	c.addRegistrations()
+	c.addEntry()
+	if r := require[caRoots](c, query{queryType: rootsType}); r != nil {
+		c.snapshot.Roots, c.activeRoot = r.all, r.active
+	}
+	if c.next.registered {
+		c.addServices()
+	}
+	slices.SortFunc(c.snapshot.Problems, func(a, b problem.Problem) int {
+		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
+	})
+	c.snapshot.Problems = slices.Compact(c.snapshot.Problems)
+	c.incompleteLong = len(c.missing) > 0 && c.lasted("an incomplete snapshot", c.healthTimeout)
+	if len(c.missing) > 0 || !c.complete || c.delay < noDelay {
+		c.next.endpointQueries = nil
+	}
+	c.snapshot = reuseSnapshot(prev.last, c.snapshot)
+	return c
 }
 
-// keep gives the lists and maps of the snapshot before where they say the same,
-// as all other parts do by themselves.
-func (b *snapshotBuilder) reuse(last *gateway.Snapshot) *gateway.Snapshot {
-	s := b.snapshot
+func newCompilation(in input, prev state) *compilation {
+	n := len(prev.endpointQueries)
+	c := &compilation{
+		input: in, prev: prev, next: prev, queries: make(map[query]bool, len(in.results)), delay: noDelay, complete: true,
+		snapshot:  &gateway.Snapshot{ID: in.id, Chains: make(map[gateway.ServiceName]*gateway.Chain, n)},
+		endpoints: make(map[string]*gateway.Endpoints, n),
+	}
+	c.next.since, c.next.endpointQueries, c.next.certificate = map[string]time.Time{}, make(map[query][]string, n), in.certificate
+	return c
+}
+
+// reuseSnapshot returns next, with the lists and maps of last that are equal. All other
+// parts have kept their pointers already. If everything is equal, it returns last.
+func reuseSnapshot(last, next *gateway.Snapshot) *gateway.Snapshot {
 	if last == nil {
-		return s
+		return next
 	}
-	if slices.EqualFunc(last.Services, s.Services, equalServices) {
-		s.Services = last.Services
+	equal := func(a, b gateway.Service) bool {
+		return a.Service == b.Service && a.Port == b.Port && a.Protocol == b.Protocol &&
+			a.FromWildcard == b.FromWildcard && slices.Equal(a.Hosts, b.Hosts)
 	}
-	if maps.Equal(last.Chains, s.Chains) {
-		s.Chains = last.Chains
+	if slices.EqualFunc(last.Services, next.Services, equal) {
+		next.Services = last.Services
 	}
-	s.Endpoints = s.Endpoints.OrSame(last.Endpoints)
-	if maps.Equal(last.Peers, s.Peers) {
-		s.Peers = last.Peers
+	if maps.Equal(last.Peers, next.Peers) {
+		next.Peers = last.Peers
 	}
-	return s
+	next.Endpoints = next.Endpoints.OrSame(last.Endpoints)
+	if !maps.Equal(last.Chains, next.Chains) {
+		return next
+	}
+	next.Chains = last.Chains
+	if reflect.DeepEqual(last, next) {
+		return last
+	}
+	return next
 }
 
-// build asks for every fact that the gateway needs, and puts together what is
-// known. It starts all queries before it gives up for any reason, so that they run
-// at the same time. Only the registration comes first: any caller can make up the
-// name of a gateway, so Usher reads nothing else about one that was never
-// registered.
-func (s *source) build(now time.Time) *snapshotBuilder {
-	b := &snapshotBuilder{source: s, now: now, endpointQueries: map[query][]string{}, snapshot: &gateway.Snapshot{
-		ID:     s.id,
-		Chains: map[gateway.ServiceName]*gateway.Chain{},
-	}, endpoints: map[string]*gateway.Endpoints{}, wrong: map[string]time.Time{}, delay: noDelay}
-	if a := required[agent](b, query{queryType: agentType}); a != nil {
-		b.agent, b.snapshot.DualStack = *a, a.dualStack
+// read returns the value and the result of a query that the snapshot needs. The value
+// is nil before the first good answer.
+func read[T any](c *compilation, q query) (*T, watchResult) {
+	c.queries[q] = true
+	r := c.results[q]
+	if r.isEmpty() {
+		c.unanswered = append(c.unanswered, q)
 	}
-	b.addInstances()
-	b.addEntry()
-	b.addRoots()
-	if b.wasRegistered {
-		b.addServices()
-	}
-	slices.SortFunc(b.snapshot.Problems, compareProblems)
-	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
-	return b
+	v, _ := r.value.(*T)
+	return v, r
 }
 
-// whole reads what only a gateway with instances needs.
-func (b *snapshotBuilder) addServices() {
-	// Read it only once: it may change before the steps below are done.
-	list := b.gatewayServices()
-	b.addLeaf(list)
-	b.addGatewayServices(list)
-	b.addDatacenter()
-	b.addTargets()
-	b.snapshot.Endpoints = ordered.From(b.endpoints)
-	b.addCertificate()
-}
-
-// of gives the query of a kind about the gateway itself.
-func (b *snapshotBuilder) queryFor(k *queryType) query {
-	return query{queryType: k, name: b.id.Name, namespace: gateway.OrDefault(b.id.Namespace), partition: gateway.OrDefault(b.id.Partition)}
-}
-
-// inPartition gives the query of a kind that a partition has one answer to: it
-// belongs to the default namespace.
-func partitionQuery(k *queryType, partition string) query {
-	return query{queryType: k, namespace: gateway.DefaultTenancy, partition: gateway.OrDefault(partition)}
-}
-
-// required gives a fact without which there is no snapshot.
-func required[T any](b *snapshotBuilder, q query) *T {
-	v, f := read[T](b.subscription, q)
+// require returns the value of a query without which there is no snapshot.
+func require[T any](c *compilation, q query) *T {
+	v, r := read[T](c, q)
 	if v == nil {
-		b.addMissing(q.String(), f.err)
+		c.addMissing(q.String(), r.err)
 	}
 	return v
 }
 
-// miss notes that something is missing, with the reason if there is one.
-func (b *snapshotBuilder) addMissing(what string, err error) {
+// addMissing records that something is missing. err is the reason; it may be nil.
+func (c *compilation) addMissing(what string, err error) {
 	if err != nil {
 		what = fmt.Sprintf("%s (%v)", what, err)
 	}
-	b.missing = append(b.missing, what)
+	c.missing = append(c.missing, what)
 }
 
-func (b *snapshotBuilder) addProblem(where, what string) {
-	b.snapshot.Problems = append(b.snapshot.Problems, problem.Problem{Where: where, What: what})
+func (c *compilation) addProblem(where, what string) {
+	c.snapshot.Problems = append(c.snapshot.Problems, problem.Problem{Where: where, What: what})
 }
 
-func (b *snapshotBuilder) addRoots() {
-	if r := required[caRoots](b, query{queryType: rootsType}); r != nil {
-		b.snapshot.Roots, b.activeRoot = r.all, r.active
+// lasted reports whether every compilation has called it with this text for the time
+// limit. If not, it lets the next compilation follow at the end of that time.
+func (c *compilation) lasted(what string, limit time.Duration) bool {
+	begin, known := c.prev.since[what]
+	if !known {
+		begin = c.now
+	}
+	c.next.since[what] = begin
+	left := limit - c.now.Sub(begin)
+	if left > 0 {
+		c.delay = min(c.delay, left)
+	}
+	return left <= 0
+}
+
+// waitFor lets the snapshot wait for the health timeout. If a chain was published
+// before the health of its new target, its routes would lead to a cluster that Envoy
+// cannot use yet. But a target without an answer must not delay everything else.
+func (c *compilation) waitFor(what string) {
+	c.complete = false
+	if !c.lasted("the wait for "+what, c.healthTimeout) {
+		c.waits = true
 	}
 }
 
-func (b *snapshotBuilder) addLeaf(list *gatewayServices) {
-	// A gateway without services has nobody to show a certificate to.
+// refusedLong reports whether Consul has refused a query for the answer timeout.
+func (c *compilation) refusedLong(q query, r watchResult) bool {
+	switch outcomeOf(r.err) {
+	case outcomeOK, outcomeUnreachable, outcomeLimited:
+		return false
+	}
+	return c.lasted("the refusal of "+q.String(), c.answerTimeout)
+}
+
+// heldBack returns the text of a problem: a query was never answered, so listeners are
+// held back.
+func heldBack(q query, r watchResult) string {
+	why, remedy := "no answer from consul yet", "check what consul answers to GET "+q.queryType.path+q.name
+	if r.err != nil {
+		why = r.err.Error()
+	}
+	if outcomeOf(r.err) == outcomeDenied {
+		remedy = "give Usher's token the right to read it"
+	}
+	return why + "; the listeners that need it are held back: running Envoys keep theirs, new ones start without; " + remedy
+}
+
+// queryFor returns the query of a type about the gateway itself.
+func (c *compilation) queryFor(t *queryType) query {
+	id := gateway.ServiceName(c.id).OrDefaults()
+	return query{queryType: t, name: id.Name, namespace: id.Namespace, partition: id.Partition}
+}
+
+// partitionQuery returns the query of a type that has one answer for a partition. It
+// belongs to the default namespace.
+func partitionQuery(t *queryType, partition string) query {
+	return query{queryType: t, namespace: gateway.DefaultTenancy, partition: gateway.OrDefault(partition)}
+}
+
+// addServices adds what only a gateway with instances needs.
+func (c *compilation) addServices() {
+	list := c.gatewayServices()
+	// A gateway without services needs no certificate.
 	if list != nil && (len(list.services) > 0 || list.hidden) {
-		b.snapshot.Leaf = required[gateway.Leaf](b, b.queryFor(leafType))
+		c.snapshot.Leaf = require[gateway.Leaf](c, c.queryFor(leafType))
 	}
+	c.addGatewayServices(list)
+	c.addDatacenter()
+	if c.next.datacenter != "" {
+		for _, chain := range c.snapshot.Chains {
+			for id, t := range chain.Targets {
+				c.addMeshGateways(chain, t)
+				c.addTarget(id, t)
+			}
+		}
+	}
+	c.snapshot.Endpoints = ordered.From(c.endpoints)
+	c.addCertificate()
 }
 
-// registered reads the instances, and Usher's own settings in them and in
-// proxy-defaults.
-func (b *snapshotBuilder) addInstances() {
-	regs := required[registrations](b, b.queryFor(instancesType))
-	d := required[proxyDefaults](b, partitionQuery(proxyDefaultsType, b.id.Partition))
+// addRegistrations adds the instances, and Usher's settings in their registrations and
+// in proxy-defaults.
+func (c *compilation) addRegistrations() {
+	regs := require[registrations](c, c.queryFor(instancesType))
+	d := require[proxyDefaults](c, partitionQuery(proxyDefaultsType, c.id.Partition))
 	if d != nil {
-		b.snapshot.ProxyDefaults = d.layer
-		b.snapshot.Problems = append(b.snapshot.Problems, d.problems...)
+		c.snapshot.ProxyDefaults = d.layer
+		c.snapshot.Problems = append(c.snapshot.Problems, d.problems...)
 	}
-	b.wasRegistered = b.wasRegistered || regs != nil && len(regs.list) > 0
-	if regs == nil || d == nil {
+	if regs == nil {
 		return
 	}
-	var problems []problem.Problem
-	b.snapshot.Instances, problems = b.instances(regs, d, b.now)
-	b.snapshot.Problems = append(b.snapshot.Problems, problems...)
+	c.next.registered = c.prev.registered || len(regs.list) > 0
+	if d == nil {
+		return
+	}
+	c.addInstances(regs, d)
 	for _, r := range regs.list {
-		b.datacenter = r.Node.Datacenter
+		c.next.datacenter = r.Node.Datacenter
 	}
 }
 
-func (b *snapshotBuilder) addEntry() {
-	if m := required[mesh](b, partitionQuery(meshType, b.id.Partition)); m != nil {
-		b.snapshot.Mesh = m.entry
+func (c *compilation) addEntry() {
+	if m := require[mesh](c, partitionQuery(meshType, c.id.Partition)); m != nil {
+		c.snapshot.Mesh = m.entry
 	}
-	list := required[entries](b, query{queryType: entriesType, namespace: gateway.OrDefault(b.id.Namespace), partition: gateway.OrDefault(b.id.Partition)})
+	q := c.queryFor(entriesType)
+	all := q
+	all.name = ""
+	list := require[entries](c, all)
 	if list == nil {
 		return
 	}
-	b.snapshot.Entry, b.entryKnown = list.byName[b.id.Name], true
-	if b.snapshot.Entry == nil && list.hidden {
-		b.addMissing(b.queryFor(entriesType).String(), errHidden)
+	c.snapshot.Entry, c.entryKnown = list.byName[c.id.Name], true
+	if c.snapshot.Entry == nil && list.hidden {
+		c.addMissing(q.String(), errHidden)
 	}
 }
 
-// rows reads the rows of gateway-services. If Consul's ACLs hide all of them, it
-// returns the last known ones.
-func (b *snapshotBuilder) gatewayServices() *gatewayServices {
-	q := b.queryFor(servicesType)
-	list, f := read[gatewayServices](b.subscription, q)
+// gatewayServices reads the services of the gateway. If Consul's ACLs hide all of
+// them, it returns the last known ones.
+func (c *compilation) gatewayServices() *gatewayServices {
+	q := c.queryFor(servicesType)
+	list, r := read[gatewayServices](c, q)
 	switch {
-	case errors.Is(f.err, errHidden):
+	case errors.Is(r.err, errHidden):
 		known := gatewayServices{hidden: true}
 		if list != nil {
 			known.services = list.services
 		}
 		return &known
 	case list == nil:
-		b.addMissing(q.String(), f.err)
+		c.addMissing(q.String(), r.err)
 	}
 	return list
 }
 
-// services reads the rows and their chains, and checks that the rows agree with
-// the entry.
-func (b *snapshotBuilder) addGatewayServices(list *gatewayServices) {
+// addGatewayServices adds the services and their chains, and checks that the services
+// agree with the config entry.
+func (c *compilation) addGatewayServices(list *gatewayServices) {
 	if list == nil {
 		return
 	}
 	if list.hidden {
-		b.addProblem(fmt.Sprintf("services of gateway %q", b.id.String()),
+		c.addProblem(fmt.Sprintf("services of gateway %q", c.id.String()),
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
-	entry := listenerServicesOf(b.snapshot.Entry)
-	all := list.withHidden(b.last, entry)
-	for _, row := range all {
-		if b.entryKnown && !entry.has(row) {
-			b.addMissing(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", row.Service, row.Port), nil)
+	inEntry := listenerServicesOf(c.snapshot.Entry)
+	all := list.withHidden(c.prev.last, inEntry)
+	for _, s := range all {
+		if c.entryKnown && !inEntry.has(s) {
+			c.addMissing(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", s.Service, s.Port), nil)
 			continue
 		}
-		b.addChain(row.Service)
-		b.snapshot.Services = append(b.snapshot.Services, row)
+		c.addChain(s.Service)
+		c.snapshot.Services = append(c.snapshot.Services, s)
 	}
-	if hidden := b.missingServices(all, list.hidden); len(hidden) > 0 {
-		b.snapshot.Services = append(b.snapshot.Services, hidden...)
-		slices.SortFunc(b.snapshot.Services, compareServices)
+	if hidden := c.missingServices(all, list.hidden); len(hidden) > 0 {
+		c.snapshot.Services = append(c.snapshot.Services, hidden...)
+		slices.SortFunc(c.snapshot.Services, compareServices)
 	}
 }
 
-// unlisted handles services that the entry names and that have no row. For the time
-// of the source's patience, the answer counts as incomplete. After that, Usher
-// accepts that there is no row, unless Consul's ACLs hide rows. In that case
-// unlisted returns a row for the service. The row has no chain, so that its port is
-// withheld.
+// missingServices handles services that are in the entry and not in listed. For the
+// answer timeout, the list counts as incomplete. After that, Usher accepts that it has
+// no such service, unless Consul's ACLs hide some. In that case missingServices
+// returns the service. It has no chain, so that its port is held back.
 //
-// A wildcard gets such a row only if its port has no visible row. Usher cannot know
+// It returns a wildcard only if no service of its port is visible. Usher cannot know
 // which services the wildcard matches, and Consul shows a token only the services
 // that it may read.
-func (b *snapshotBuilder) missingServices(listed []gateway.Service, hidden bool) []gateway.Service {
-	if b.snapshot.Entry == nil {
+func (c *compilation) missingServices(listed []gateway.Service, hidden bool) []gateway.Service {
+	if c.snapshot.Entry == nil {
 		return nil
 	}
 	var out []gateway.Service
-	for _, l := range b.snapshot.Entry.Listeners {
-		for _, s := range l.Services {
-			row := serviceOf(l, s)
-			if row.FromWildcard && !hidden || containsService(listed, row) {
+	for _, l := range c.snapshot.Entry.Listeners {
+		for _, inEntry := range l.Services {
+			s := serviceOf(l, inEntry)
+			if s.FromWildcard && !hidden || containsService(listed, s) {
 				continue
 			}
-			what := fmt.Sprintf("a row for %s on port %d in gateway-services", row.Service, row.Port)
-			if !b.lasted(what) {
-				b.addMissing(what, nil)
+			what := fmt.Sprintf("%s on port %d in the list of gateway services", s.Service, s.Port)
+			if !c.lasted(what, c.answerTimeout) {
+				c.addMissing(what, nil)
 			} else if hidden {
-				b.addProblem(fmt.Sprintf("service %q on port %d of gateway %q", row.Service.String(), row.Port, b.id.String()),
-					"consul's ACLs hide it, so that the listener of the port is withheld: Envoys keep the one that they have; give Usher's token service:read on it")
-				out = append(out, row)
+				c.addProblem(fmt.Sprintf("service %q on port %d of gateway %q", s.Service.String(), s.Port, c.id.String()),
+					"consul's ACLs hide it, so the listener on that port is held back: "+
+						"running Envoys keep theirs, new ones start without; give Usher's token service:read on it")
+				out = append(out, s)
 			}
 		}
 	}
 	return out
 }
 
-// chain reads the chain of a service. The snapshot waits for a chain that was never
-// read. After the source's patience the snapshot goes on without it, and the ports
-// of the service are withheld.
-func (b *snapshotBuilder) addChain(service gateway.ServiceName) {
-	if b.snapshot.Chains[service] != nil {
+// addChain adds the chain of a service. The snapshot waits for a chain that was never
+// read. After the answer timeout it goes on without it, and the ports of the service
+// are held back.
+func (c *compilation) addChain(service gateway.ServiceName) {
+	if c.snapshot.Chains[service] != nil {
 		return
 	}
 	q := chainQuery(service)
-	c, f := read[gateway.Chain](b.subscription, q)
-	if c != nil {
-		b.snapshot.Chains[service] = c
-		if b.refusedLong(q, f) {
-			b.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), f.err.Error())
+	chain, r := read[gateway.Chain](c, q)
+	switch {
+	case chain != nil:
+		c.snapshot.Chains[service] = chain
+		if c.refusedLong(q, r) {
+			c.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), r.err.Error())
 		}
+	case c.lasted(q.String(), c.answerTimeout):
+		c.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), heldBack(q, r))
+	default:
+		c.addMissing(q.String(), r.err)
+	}
+}
+
+// addDatacenter adds the local datacenter, which is in every registration and every
+// chain.
+func (c *compilation) addDatacenter() {
+	for _, chain := range c.snapshot.Chains {
+		c.next.datacenter = cmp.Or(c.next.datacenter, chain.Datacenter)
+	}
+	c.snapshot.Datacenter = c.next.datacenter
+	if c.next.datacenter == "" && len(c.missing) == 0 {
+		c.addMissing(fmt.Sprintf("an instance of %s that is registered with kind %s", c.id, ingressGatewayKind), nil)
+	}
+}
+
+// addTarget adds the endpoints of a target.
+func (c *compilation) addTarget(id string, t *gateway.Target) {
+	if c.endpoints[id] != nil {
 		return
 	}
-	if b.lasted(q.String()) {
-		b.addProblem(fmt.Sprintf("discovery chain of %q", service.String()), heldBack(q, f))
-	} else {
-		b.addMissing(q.String(), f.err)
-	}
-}
-
-// withheld returns the text of a problem: a fact was never read, and listeners are
-// withheld.
-func heldBack(q query, f watchResult) string {
-	why, remedy := "no answer yet", "see what consul answers to "+q.queryType.path+q.name
-	if f.err != nil {
-		why = f.err.Error()
-	}
-	if outcomeOf(f.err) == outcomeDenied {
-		remedy = "give Usher's token the right to read it"
-	}
-	return why + "; the listeners that need it are withheld: Envoys keep those that they have; " + remedy
-}
-
-// open reports whether Consul does not refuse the fact: Consul answers, or Usher
-// cannot reach it.
-func notRefused(f watchResult) bool {
-	switch outcomeOf(f.err) {
-	case outcomeOK, outcomeUnreachable, outcomeLimited:
-		return true
-	}
-	return false
-}
-
-// refused reports whether Consul has refused a fact for some time.
-func (b *snapshotBuilder) refusedLong(q query, f watchResult) bool {
-	return f.err != nil && !notRefused(f) && b.lasted("the answer to "+q.String())
-}
-
-// lasted reports whether something has been wrong in every build for the time of
-// the source's patience. If not, it schedules another build for the end of that
-// time.
-func (b *snapshotBuilder) lasted(what string) bool {
-	begin, known := b.wrongSince[what]
-	if !known {
-		begin = b.now
-	}
-	b.wrong[what] = begin
-	left := b.answerTimeout - b.now.Sub(begin)
-	if left > 0 {
-		b.delay = min(b.delay, left)
-	}
-	return left <= 0
-}
-
-func compareProblems(a, b problem.Problem) int {
-	return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
-}
-
-// datacenter needs the local datacenter, which stands in every registration and
-// every chain.
-func (b *snapshotBuilder) addDatacenter() {
-	for _, c := range b.snapshot.Chains {
-		if b.datacenter == "" {
-			b.datacenter = c.Datacenter
-		}
-	}
-	b.snapshot.Datacenter = b.datacenter
-	if b.datacenter == "" && len(b.missing) == 0 {
-		b.addMissing(fmt.Sprintf("an instance of %s; none is registered with kind %s", b.id, ingressGatewayKind), nil)
-	}
-}
-
-// targets reads the instances of every target of every chain.
-func (b *snapshotBuilder) addTargets() {
-	if b.datacenter == "" {
-		return
-	}
-	for _, c := range b.snapshot.Chains {
-		for id, t := range c.Targets {
-			b.addMeshGateways(c, t)
-			b.addTarget(id, t)
-		}
-	}
-}
-
-func (b *snapshotBuilder) addTarget(id string, t *gateway.Target) {
-	if b.endpoints[id] != nil {
-		return
-	}
-	b.addPeer(t)
-	q := healthQuery(t, b.datacenter)
-	e, f := read[gateway.Endpoints](b.subscription, q)
-	b.endpointQueries[q] = append(b.endpointQueries[q], id)
-	b.failing = b.failing || f.err != nil
+	c.addPeer(t)
+	q := healthQuery(t, c.next.datacenter)
+	e, r := read[gateway.Endpoints](c, q)
+	c.next.endpointQueries[q] = append(c.next.endpointQueries[q], id)
+	c.complete = c.complete && r.err == nil
 	switch {
 	case e != nil:
-		b.endpoints[id] = e
-	case !b.hasRoots(t.Peer):
-		b.pending = append(b.pending, q.String())
-	case b.lasted(q.String()):
+		c.endpoints[id] = e
+	case !c.hasRoots(t.Peer):
+		c.waitFor(q.String())
+	case c.lasted(q.String(), c.answerTimeout):
 		// The instances in a cluster peer contain the name of their cluster.
-		b.addProblem(fmt.Sprintf("instances of %q", id), heldBack(q, f))
+		c.addProblem(fmt.Sprintf("instances of %q", id), heldBack(q, r))
 		return
 	default:
-		b.addMissing(q.String(), f.err)
+		c.addMissing(q.String(), r.err)
 	}
-	if b.refusedLong(q, f) {
-		b.addProblem(fmt.Sprintf("instances of %q", id), f.err.Error())
+	if c.refusedLong(q, r) {
+		c.addProblem(fmt.Sprintf("instances of %q", id), r.err.Error())
 	}
 }

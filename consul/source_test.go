@@ -89,7 +89,7 @@ func chain(service string) *gateway.Chain {
 }
 
 func (s *manualSource) update(q query, f watchResult) {
-	s.subscription.manager.update(s.subscription.watches[q].watch, f, true)
+	s.subscription.manager.update(s.subscription.watches[q], f, true)
 }
 
 // health is the query for the instances of the ith service.
@@ -107,13 +107,17 @@ func TestChangedInstancesAreHandedOnAlone(t *testing.T) {
 	s := newManualSource(t, 5)
 	news := instanceAt(1)
 	s.update(s.health(3), watchResult{value: news})
-	if next := s.patchEndpoints(s.subscription.takeUpdates()); next == nil || next.Endpoints.Get(service(3).Name) != news {
+	updates, _ := s.subscription.takeUpdates()
+	if next := s.patchEndpoints(updates); next == nil || next.Endpoints.Get(service(3).Name) != news {
 		t.Fatal("the instances of a service changed, and everything is looked at")
 	}
 	s.update(s.health(3), watchResult{value: news})
 	s.step(time.Now())
 	last := s.snapshots[len(s.snapshots)-1]
-	if diff := cmp.Diff(s.build(time.Now()).snapshot, last, snapshots); diff != "" {
+	everything := s.state
+	everything.last = nil
+	compiled := compile(input{id: s.id, now: time.Now(), results: s.subscription.results}, everything).snapshot
+	if diff := cmp.Diff(compiled, last, snapshots); diff != "" {
 		t.Errorf("everything says -, handed on +:\n%s", diff)
 	}
 	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
@@ -154,7 +158,8 @@ func TestOtherChangesAreLookedAtWhole(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newManualSource(t, 3)
 			change(s)
-			if s.patchEndpoints(s.subscription.takeUpdates()) != nil {
+			updates, _ := s.subscription.takeUpdates()
+			if s.patchEndpoints(updates) != nil {
 				t.Error("only instances were looked at")
 			}
 		})
@@ -165,7 +170,7 @@ func TestOtherChangesAreLookedAtWhole(t *testing.T) {
 // and whatever is no first answer, is looked at right away.
 func TestFirstAnswersAreGathered(t *testing.T) {
 	s := newManualSource(t, 3)
-	more := &gatewayServices{services: slices.Clone(s.last.Services)}
+	more := &gatewayServices{services: slices.Clone(s.state.last.Services)}
 	for i := range 3 {
 		more.services = append(more.services, gateway.Service{Service: service(10 + i), Port: 8080, Protocol: "http"})
 	}
@@ -190,10 +195,10 @@ func TestFirstAnswersAreGathered(t *testing.T) {
 		{"instances, much later", s.health(11), instanceAt(1), debounceTime, true},
 	} {
 		now = now.Add(step.after)
-		before := s.builtAt
+		before := s.compiledAt
 		s.update(step.tell, watchResult{value: step.value})
 		again := s.step(now)
-		if looked := s.builtAt != before; looked != step.looked {
+		if looked := s.compiledAt != before; looked != step.looked {
 			t.Errorf("%s: everything was looked at: %v, want %v", step.what, looked, step.looked)
 		}
 		if !step.looked && again > debounceTime {

@@ -48,7 +48,7 @@ func (t *transport) active() *http.Transport {
 }
 
 // renew makes new requests use new connections. After a network failure the old
-// ones may be dead, and the transport cannot see it.
+// ones may be dead, which the transport cannot detect.
 func (t *transport) renew() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -56,7 +56,7 @@ func (t *transport) renew() {
 	t.current = nil
 }
 
-// leave closes the idle connections. Those in use are closed after their requests.
+// closeIdle closes the idle connections. Those in use are closed after their requests.
 // The caller holds mu.
 func (t *transport) closeIdle() {
 	if t.current != nil {
@@ -71,9 +71,9 @@ func (t *transport) CloseIdleConnections() {
 	t.closeIdle()
 }
 
-// idleConnections bounds the connections that are kept for reuse. Every
-// blocking query that ends gives one back and takes it again at once, so a
-// small number would mean a new connection for every query.
+// maxIdleConnections bounds the connections that are kept for reuse. Every blocking
+// query that ends returns its connection, and the next one takes it at once. With a
+// small number, many queries would need a new connection.
 const maxIdleConnections = 200
 
 // maxHeader bounds the headers of an answer.
@@ -81,8 +81,8 @@ const maxHeader = 64 << 10
 
 // newHTTPClient returns a client. Over plain HTTP, where a connection carries one
 // request at a time, it opens at most so many connections. A connection detects
-// within ten seconds that the peer's host is gone, even during a blocking query of
-// minutes. Over HTTP/2 it detects within half a minute that the peer is frozen.
+// within ten seconds that the server's host is gone, even during a blocking query of
+// minutes. Over HTTP/2 it detects within half a minute that the server is frozen.
 func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	dialer := &net.Dialer{
 		Timeout: 10 * time.Second,
@@ -127,8 +127,8 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	}
 }
 
-// onItsOwn changes the client so that no two requests share a connection. A request
-// that gets no answer then closes its connection.
+// withoutSharing changes the client so that no two requests share a connection at the
+// same time. A request without an answer then closes its connection.
 func withoutSharing(c *http.Client) *http.Client {
 	t := c.Transport.(*transport)
 	build := t.build
@@ -143,7 +143,7 @@ func withoutSharing(c *http.Client) *http.Client {
 }
 
 // tlsFiles holds the TLS settings for one of Consul's ports. It checks the files
-// whenever a connection needs the settings, but at most once in lookPause. While a
+// whenever a connection needs the settings, but at most once in checkInterval. While a
 // file is missing, half written or bad, it keeps the last good settings.
 type tlsFiles struct {
 	env    environment
@@ -157,7 +157,7 @@ type tlsFiles struct {
 	logged    string // the error that was last logged
 }
 
-// lookPause is the shortest time between two checks of the files.
+// checkInterval is the shortest time between two checks of the files.
 const checkInterval = time.Second
 
 // tlsFiles reads the settings for the first time.
@@ -185,7 +185,7 @@ func (f *tlsFiles) current() *tls.Config {
 	return f.config
 }
 
-// follow checks the files and reads them if they changed. The caller holds mu.
+// reload checks the files and reads them if they changed. The caller holds mu.
 func (f *tlsFiles) reload() {
 	stamp, err := f.fingerprint()
 	if err == nil && stamp == f.stamp {
@@ -196,24 +196,25 @@ func (f *tlsFiles) reload() {
 	if err != nil {
 		if err.Error() != f.logged {
 			f.logged = err.Error()
-			f.logger.Warn("the changed files for TLS towards consul cannot be used; Usher keeps the last good ones", "error", err)
+			f.logger.Warn("cannot use the changed TLS files for consul; keeping the last good ones", "error", err)
 		}
 		return
 	}
 	f.stamp, f.config, f.logged = stamp, config, ""
-	f.logger.Info("the changed files for TLS towards consul are used for new connections", "files", f.paths)
+	f.logger.Info("using the changed TLS files for new connections to consul", "files", f.paths)
 }
 
-// read calls look before it reads. So the next look sees a change in between.
+// read takes the fingerprint before it reads. So the next check detects a change in
+// between.
 func (f *tlsFiles) read() (stamp [sha256.Size]byte, config *tls.Config, err error) {
 	if stamp, err = f.fingerprint(); err != nil {
-		return stamp, nil, fmt.Errorf("TLS towards consul: %w", err)
+		return stamp, nil, fmt.Errorf("TLS files for consul: %w", err)
 	}
 	config, err = f.env.tls()
 	return stamp, config, err
 }
 
-// look returns a hash of the sizes and modification times of the files. A missing
+// fingerprint returns a hash of the sizes and modification times of the files. A missing
 // file is part of the hash, too. The error says that a file must not be read: it is
 // not regular, or too large.
 func (f *tlsFiles) fingerprint() (stamp [sha256.Size]byte, err error) {
@@ -226,7 +227,7 @@ func (f *tlsFiles) fingerprint() (stamp [sha256.Size]byte, err error) {
 				return nil
 			}
 			if !info.IsDir() && (!info.Mode().IsRegular() || info.Size() > filewatch.MaxSize) {
-				err = fmt.Errorf("%s: it is no regular file of at most %d bytes", path, filewatch.MaxSize)
+				err = fmt.Errorf("%s: not a regular file of at most %d bytes", path, filewatch.MaxSize)
 			}
 			fmt.Fprintf(hash, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 			return nil

@@ -163,12 +163,12 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 		if err := spoil(); err != nil {
 			t.Fatal(err)
 		}
-		until(t, func() bool { return logged("WARN the changed files for TLS") })
+		until(t, func() bool { return logged("WARN cannot use the changed TLS files") })
 		if err := os.RemoveAll(files.ca); err != nil {
 			t.Fatal(err)
 		}
 		files.write(t, first)
-		until(t, func() bool { return logged("INFO the changed files for TLS") })
+		until(t, func() bool { return logged("INFO using the changed TLS files") })
 	}
 
 	serve.Store(second.serverOf(t))

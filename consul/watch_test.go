@@ -287,8 +287,8 @@ func TestAChainThatNeverWasGoodIsNotThere(t *testing.T) {
 			if s.Chains[gateway.ServiceName{Name: "api"}] != nil || s.Chains[gateway.ServiceName{Name: "web"}] == nil {
 				t.Errorf("chains %v, want that of web alone", s.Chains)
 			}
-			if len(s.Problems) != 1 || s.Problems[0].Where != `discovery chain of "api"` || !strings.Contains(s.Problems[0].What, "withheld") {
-				t.Errorf("problems %v, want one that says what is withheld", s.Problems)
+			if len(s.Problems) != 1 || s.Problems[0].Where != `discovery chain of "api"` || !strings.Contains(s.Problems[0].What, "held back") {
+				t.Errorf("problems %v, want one that says what is held back", s.Problems)
 			}
 			c.set("/v1/discovery-chain/api", chainTo("api"))
 			s = w.next(t, func(s *gateway.Snapshot) bool { return len(s.Chains) == 2 })

@@ -14,15 +14,18 @@ import (
 const (
 	watchdogPause   = 4 * time.Second
 	watchdogTimeout = 5 * time.Second
-	// watchdogRetry is the pause while Consul does not answer.
-	watchdogRetry = time.Second
+	watchdogRetry   = time.Second // the pause while Consul does not answer
 )
+
+// heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any
+// server that knows a leader can answer it.
+var heartbeat = query{queryType: rootsType}
 
 // watchdog checks whether Consul answers at all.
 type watchdog struct {
 	client  *Client
 	manager *watchManager
-	// back receives when Consul answers again. Its capacity is 1.
+	// recovered receives when Consul answers again. Its capacity is 1.
 	recovered chan struct{}
 	// err points to the reason why Consul does not answer, or to nil. Only the
 	// goroutine of run writes it.
@@ -31,8 +34,8 @@ type watchdog struct {
 
 var errNoAnswerYet = errors.New("no answer yet")
 
-func newWatchdog(c *Client, h *watchManager) *watchdog {
-	d := &watchdog{client: c, manager: h, recovered: make(chan struct{}, 1)}
+func newWatchdog(c *Client, m *watchManager) *watchdog {
+	d := &watchdog{client: c, manager: m, recovered: make(chan struct{}, 1)}
 	d.err.Store(&errNoAnswerYet)
 	return d
 }
@@ -57,10 +60,6 @@ func (d *watchdog) run(ctx context.Context) {
 	}
 }
 
-// heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any
-// server that knows a leader can answer it.
-var heartbeat = query{queryType: rootsType}
-
 func (d *watchdog) query(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, fmt.Errorf("no answer within %s", watchdogTimeout))
 	defer cancel()
@@ -71,7 +70,10 @@ func (d *watchdog) query(ctx context.Context) error {
 func (d *watchdog) record(err error) {
 	was := d.failure()
 	d.err.Store(&err)
-	d.client.metrics.setUp(err == nil)
+	d.client.metrics.up.Set(0)
+	if err == nil {
+		d.client.metrics.up.Set(1)
+	}
 	if was == errNoAnswerYet { //nolint:errorlint // it is never wrapped
 		was = nil
 	} else if was != nil && err == nil {
@@ -83,9 +85,9 @@ func (d *watchdog) record(err error) {
 }
 
 // notify sends on a channel of capacity 1. It never blocks.
-func notify(news chan<- struct{}) {
+func notify(c chan<- struct{}) {
 	select {
-	case news <- struct{}{}:
+	case c <- struct{}{}:
 	default: // a notification is pending already
 	}
 }

@@ -2,287 +2,295 @@ package consul
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// hub runs one blocking query for each question that somebody has, however many
-// have it. The last one to lose interest ends it.
+// watchManager runs one watch for each query, however many subscriptions need it.
+// It ends the watch when the last of them no longer needs it.
 type watchManager struct {
 	client  *Client
 	limiter *connectionLimiter
 
 	mu       sync.Mutex
 	watches  map[query]*watch
-	failures map[failureType]int // watches that fail, by how
+	failures map[failureType]int // the number of failing watches, by how they fail
 
-	// replacements receives when Consul's state looks as if it was replaced. Its
+	// stateReplaced receives when Consul's state looks as if it was replaced. Its
 	// capacity is 1.
 	stateReplaced chan struct{}
 	filtered      *filteredAnswers
-	lastCancel    time.Time // when reread cancelled the open queries last; only rereading uses it
+	// lastCancel is when a refresh last cancelled the open queries. Only the goroutine
+	// of runRefreshes uses it.
+	lastCancel time.Time
 }
 
-// watch is a query that is running. Its fields below done belong to hub.mu.
+// watch is a query that is repeated until the watch ends. The manager's mutex guards
+// the fields below done.
 type watch struct {
 	query   query
 	refresh *refresh
 	cancel  context.CancelFunc
-	done    chan struct{} // closed when its goroutine has ended
+	done    chan struct{} // closed when the goroutine of the watch has ended
 
 	result      watchResult
 	subscribers map[*subscription]struct{}
 }
 
-// trouble is a way in which watches fail; the log has one line when it begins
-// and one when it is over.
-type failureType struct {
-	queryType string // empty: every kind
-	outcome   outcome
-}
-
 func newWatchManager(c *Client, wait time.Duration) *watchManager {
-	return &watchManager{client: c, limiter: newConnectionLimiter(c, wait), watches: map[query]*watch{}, failures: map[failureType]int{}, stateReplaced: make(chan struct{}, 1), filtered: newFilteredAnswers()}
+	return &watchManager{
+		client: c, limiter: newConnectionLimiter(c, wait),
+		watches: map[query]*watch{}, failures: map[failureType]int{},
+		stateReplaced: make(chan struct{}, 1), filtered: &filteredAnswers{more: make(chan struct{}, 1)},
+	}
 }
 
-// acquire starts the query unless it runs already. The lease hears of every
-// change of the fact.
-func (h *watchManager) add(q query, l *subscription) *watch {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	w := h.watches[q]
+// add adds a subscriber to the watch of a query, and starts the watch if there is
+// none. It also returns the current result.
+func (m *watchManager) add(q query, s *subscription) (*watch, watchResult) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := m.watches[q]
 	if w == nil {
-		w = h.startWatch(q)
+		w = m.startWatch(q)
 	}
-	w.subscribers[l] = struct{}{}
-	return w
+	w.subscribers[s] = struct{}{}
+	return w, w.result
 }
 
-func (h *watchManager) startWatch(q query) *watch {
+func (m *watchManager) startWatch(q query) *watch {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watch{query: q, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]struct{}{}}
-	h.watches[q] = w
-	h.client.metrics.watch(q.queryType.name, 1)
-	h.client.logger.Debug("watch", "query", q.String())
-	l := &watchLoop{}
-	w.refresh = &l.refresh
-	*l = watchLoop{
-		query: func(ctx context.Context, index uint64) (answer, error) {
-			a, err := h.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
-				return h.client.query(ctx, q, index, l.maxWait(wait))
-			})
-			if ctx.Err() == nil {
-				h.client.metrics.query(q.queryType.name, outcomeOf(err))
-			}
-			if o := outcomeOf(err); q.queryType.optional && (o == outcomeDenied || o == outcomeMissing) {
-				return answer{body: []byte("{}"), refused: true}, nil
-			}
-			return a, err
-		},
-		decode: func(prev any, a answer) (value any, err error) {
-			err = guard.Run(h.client.logger, "consul answer", func() error {
-				value, err = q.queryType.decode(prev, a)
-				return err
-			})
-			return value, err
-		},
-		interval: q.queryType.interval,
-		filtered: h.filtered,
-		update:   func(f watchResult, changed bool) { h.update(w, f, changed) },
+	l := &watchLoop{interval: q.queryType.interval, filtered: m.filtered}
+	w := &watch{
+		query: q, refresh: &l.refresh, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]struct{}{},
 	}
+	l.query = func(ctx context.Context, index uint64) (answer, error) { return m.query(ctx, q, index, l.maxWait) }
+	l.decode = func(prev any, a answer) (value any, err error) {
+		err = guard.Run(m.client.logger, "consul answer", func() error {
+			value, err = q.queryType.decode(prev, a)
+			return err
+		})
+		return value, err
+	}
+	l.update = func(r watchResult, changed bool) { m.update(w, r, changed) }
 	if !q.queryType.local && !q.queryType.mayStream() {
-		l.stateReplaced = h.noteStateReplaced
+		l.stateReplaced = func() { notify(m.stateReplaced) }
 	}
-	h.limiter.join()
+	m.watches[q] = w
+	m.client.metrics.watches.WithLabelValues(q.queryType.name).Inc()
+	m.client.logger.Debug("watch started", "query", q.String())
+	m.limiter.join()
 	go func() {
 		defer close(w.done)
-		defer h.limiter.leave()
+		defer m.limiter.leave()
 		l.run(ctx)
 	}()
 	return w
 }
 
-// release gives the watch back. It says whether that was the last user: then
-// the query is being cancelled, and w.done closes soon.
-func (h *watchManager) remove(w *watch, l *subscription) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(w.subscribers, l)
-	delete(l.updates, w.query)
+// query sends the query once a connection is available, and counts the outcome.
+func (m *watchManager) query(
+	ctx context.Context, q query, index uint64, maxWait func(time.Duration) time.Duration,
+) (answer, error) {
+	a, err := m.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
+		return m.client.query(ctx, q, index, maxWait(wait))
+	})
+	outcome := outcomeOf(err)
+	if ctx.Err() == nil {
+		m.client.metrics.queries.WithLabelValues(q.queryType.name, string(outcome)).Inc()
+	}
+	if q.queryType.optional && (outcome == outcomeDenied || outcome == outcomeMissing) {
+		return answer{body: []byte("{}"), refused: true}, nil
+	}
+	return a, err
+}
+
+// remove removes a subscriber. If it was the last one, remove cancels the watch, and
+// reports true: w.done closes soon.
+func (m *watchManager) remove(w *watch, s *subscription) (cancelled bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(w.subscribers, s)
+	delete(s.updates, w.query)
 	if len(w.subscribers) > 0 {
 		return false
 	}
-	delete(h.watches, w.query)
-	h.recordError(w, nil)
+	delete(m.watches, w.query)
+	m.recordError(w, nil)
 	w.result.err = nil
-	h.client.metrics.watch(w.query.queryType.name, -1)
-	h.client.logger.Debug("stop", "query", w.query.String())
+	m.client.metrics.watches.WithLabelValues(w.query.queryType.name).Dec()
+	m.client.logger.Debug("watch stopped", "query", w.query.String())
 	w.cancel()
 	return true
 }
 
-// known gives the fact of a watch.
-func (h *watchManager) result(w *watch) watchResult {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// resultOf returns the current result of a watch.
+func (m *watchManager) resultOf(w *watch) watchResult {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return w.result
 }
 
-// learn takes over a new fact and wakes whoever needs it.
-func (h *watchManager) update(w *watch, f watchResult, changed bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// update stores a new result, and notifies the subscribers if it changed.
+func (m *watchManager) update(w *watch, r watchResult, changed bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(w.subscribers) == 0 {
 		return
 	}
-	h.recordError(w, f.err)
-	w.result = f
+	m.recordError(w, r.err)
+	w.result = r
 	if !changed {
 		return
 	}
-	for l := range w.subscribers {
-		l.updates[w.query] = f
-		l.notify()
+	for s := range w.subscribers {
+		s.updates[w.query] = r
+		s.notify()
 	}
 }
 
-// report logs what begins and what ends when the watch's error becomes err.
-func (h *watchManager) recordError(w *watch, err error) {
-	h.countFailing(w, err)
-	h.logFailure(w.query, w.result.err, err)
+// recordError counts and logs the change of the watch's error to err. The caller
+// holds mu.
+func (m *watchManager) recordError(w *watch, err error) {
+	failing := m.client.metrics.failing.WithLabelValues(w.query.queryType.name)
+	switch was, is := w.result.err != nil, err != nil; {
+	case is && !was:
+		failing.Inc()
+	case was && !is:
+		failing.Dec()
+	}
+	m.logFailure(w.query, w.result.err, err)
 }
 
-// tell logs which trouble begins and which ends when the error of a query changes
-// from was to is. The caller holds mu.
-func (h *watchManager) logFailure(q query, was, is error) {
+// failureType is a way in which watches fail. The log has one line when the first
+// watch begins to fail in this way, and one when no watch does any longer.
+type failureType struct {
+	queryType string // empty: every type
+	outcome   outcome
+}
+
+// failureTypeOf returns how a query fails. All failures to reach Consul are one type.
+func failureTypeOf(q query, err error) failureType {
+	switch o := outcomeOf(err); o {
+	case outcomeUnreachable, outcomeOK, outcomeLimited:
+		return failureType{outcome: o}
+	default:
+		return failureType{queryType: q.queryType.name, outcome: o}
+	}
+}
+
+// logFailure logs which type of failure begins and which ends when the error of a
+// query changes from was to is. The caller holds mu.
+func (m *watchManager) logFailure(q query, was, is error) {
 	before, after := failureTypeOf(q, was), failureTypeOf(q, is)
 	if before == after {
 		return
 	}
 	if after.outcome != outcomeOK {
-		h.failures[after]++
-		log := h.client.logger.Debug
-		if h.failures[after] == 1 {
-			log = h.client.logger.Warn
+		m.failures[after]++
+		log := m.client.logger.Debug
+		if m.failures[after] == 1 {
+			log = m.client.logger.Warn
 		}
-		log("reading consul fails; the last good answer counts",
-			"consul", h.client.Address(), "query", q.String(), "outcome", string(after.outcome), "error", is)
+		log("cannot read from consul; using the last good answer",
+			"consul", m.client.Address(), "query", q.String(), "outcome", string(after.outcome), "error", is)
 	}
 	if before.outcome != outcomeOK {
-		h.failures[before]--
-		if h.failures[before] == 0 {
-			delete(h.failures, before)
-			h.client.logger.Info("reading consul no longer fails this way",
-				"consul", h.client.Address(), "query", q.String(), "outcome", string(before.outcome))
+		m.failures[before]--
+		if m.failures[before] == 0 {
+			delete(m.failures, before)
+			m.client.logger.Info("reading from consul no longer fails this way",
+				"consul", m.client.Address(), "query", q.String(), "outcome", string(before.outcome))
 		}
 	}
 }
 
-func (h *watchManager) countFailing(w *watch, err error) {
-	was, is := w.result.err != nil, err != nil
-	switch {
-	case is && !was:
-		h.client.metrics.fail(w.query.queryType.name, 1)
-	case was && !is:
-		h.client.metrics.fail(w.query.queryType.name, -1)
-	}
-}
-
-// troubleOf puts all that cannot reach Consul into one.
-func failureTypeOf(q query, err error) failureType {
-	t := failureType{queryType: q.queryType.name, outcome: outcomeOf(err)}
-	if t.outcome == outcomeUnreachable || t.outcome == outcomeOK || t.outcome == outcomeLimited {
-		t.queryType = ""
-	}
-	return t
-}
-
-// lease is one user's share of a hub: the watches that it needs now. It belongs
-// to one goroutine.
+// subscription is a set of watches that one goroutine needs, with their results.
 type subscription struct {
-	manager    *watchManager
-	wake       chan struct{} // of capacity 1: something that is needed has changed
-	watches    map[query]*usedWatch
-	generation uint64
-	unanswered map[query]bool        // held, and not answered yet when it was needed last
-	updates    map[query]watchResult // what changed since it was taken; guarded by hub.mu
+	manager *watchManager
+	wake    chan struct{} // receives when there are updates; its capacity is 1
+	watches map[query]*watch
+	// results has the results of the watches, as of the last takeUpdates. Queries that
+	// were never answered are in unanswered instead.
+	results    map[query]watchResult
+	unanswered map[query]bool
+
+	updates map[query]watchResult // since the last takeUpdates; the manager's mutex guards it
 }
 
-type usedWatch struct {
-	watch      *watch
-	generation uint64 // the last one in which it was needed
-}
-
-func (h *watchManager) subscribe() *subscription {
-	return &subscription{manager: h, wake: make(chan struct{}, 1), watches: map[query]*usedWatch{}, unanswered: map[query]bool{}, updates: map[query]watchResult{}}
-}
-
-// rouse wakes the lease's owner. Anybody may call it.
-func (l *subscription) notify() {
-	select {
-	case l.wake <- struct{}{}:
-	default: // it has not yet woken from the one before
+func (m *watchManager) subscribe() *subscription {
+	return &subscription{
+		manager: m, wake: make(chan struct{}, 1), watches: map[query]*watch{},
+		results: map[query]watchResult{}, unanswered: map[query]bool{}, updates: map[query]watchResult{},
 	}
 }
 
-// need gives what is known of the query, and keeps it running until a sweep
-// finds that nobody needed it since the sweep before.
-func (l *subscription) get(q query) watchResult {
-	h := l.watches[q]
-	if h == nil {
-		h = &usedWatch{watch: l.manager.add(q, l)}
-		l.watches[q] = h
+// notify wakes the goroutine that owns the subscription.
+func (s *subscription) notify() { notify(s.wake) }
+
+// set makes the subscription one to exactly these queries. unanswered are those without
+// a result, which may be new. set waits for the watches that end. It reports whether a
+// new query has a result already.
+func (s *subscription) set(queries map[query]bool, unanswered []query) (newResults bool) {
+	for _, q := range unanswered {
+		newResults = s.add(q) || newResults
 	}
-	h.generation = l.generation
-	f := l.manager.result(h.watch)
-	if f.value == nil && f.err == nil {
-		l.unanswered[q] = true
-	} else {
-		delete(l.unanswered, q)
+	if len(s.watches) > len(queries) {
+		s.removeExcept(queries)
 	}
-	return f
+	return newResults
 }
 
-// take gives the facts that changed since it was called last.
-func (l *subscription) takeUpdates() map[query]watchResult {
-	l.manager.mu.Lock()
-	defer l.manager.mu.Unlock()
-	news := l.updates
-	l.updates = map[query]watchResult{}
-	return news
+func (s *subscription) add(q query) (hasResult bool) {
+	if s.watches[q] != nil {
+		return false
+	}
+	w, r := s.manager.add(q, s)
+	s.watches[q] = w
+	if r.isEmpty() {
+		s.unanswered[q] = true
+		return false
+	}
+	s.results[q] = r
+	return true
 }
 
-// sweep gives back what was not needed since the last sweep, and waits for the
-// queries that end with it.
-func (l *subscription) releaseUnused() {
-	var ended []*watch
-	for q, h := range l.watches {
-		if h.generation == l.generation {
+func (s *subscription) removeExcept(queries map[query]bool) {
+	var cancelled []*watch
+	for q, w := range s.watches {
+		if queries[q] {
 			continue
 		}
-		delete(l.watches, q)
-		delete(l.unanswered, q)
-		if l.manager.remove(h.watch, l) {
-			ended = append(ended, h.watch)
+		delete(s.watches, q)
+		delete(s.results, q)
+		delete(s.unanswered, q)
+		if s.manager.remove(w, s) {
+			cancelled = append(cancelled, w)
 		}
 	}
-	for _, w := range ended {
+	for _, w := range cancelled {
 		<-w.done
 	}
-	l.generation++
 }
 
-// close gives everything back.
-func (l *subscription) close() {
-	l.generation++
-	l.releaseUnused()
+// takeUpdates moves the updates to the results. It returns them, and whether all of
+// them are first answers.
+func (s *subscription) takeUpdates() (updates map[query]watchResult, onlyFirst bool) {
+	s.manager.mu.Lock()
+	updates = s.updates
+	s.updates = map[query]watchResult{}
+	s.manager.mu.Unlock()
+	onlyFirst = true
+	for q := range updates {
+		onlyFirst = onlyFirst && s.unanswered[q]
+		delete(s.unanswered, q)
+	}
+	maps.Copy(s.results, updates)
+	return updates, onlyFirst
 }
 
-// read gives the typed value of the query, nil before the first good answer.
-func read[T any](l *subscription, q query) (*T, watchResult) {
-	f := l.get(q)
-	v, _ := f.value.(*T)
-	return v, f
-}
+// close ends the subscription to all queries.
+func (s *subscription) close() { s.set(nil, nil) }

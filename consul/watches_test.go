@@ -16,7 +16,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// journal is a log handler that keeps what is logged: "watch health:web",
+// journal is a log handler that keeps what is logged: "watch started health:web",
 // "WARN message".
 type logRecorder struct {
 	mu    sync.Mutex
@@ -123,14 +123,14 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 	first := start(t, w, "gateway")
 	first.next(t, anyOne)
 	wantEqual(t, []string{
-		"watch agent", "watch discovery-chain:api", "watch discovery-chain:web", "watch gateway-services:gateway",
-		"watch health:api", "watch health:web", "watch ingress-gateway", "watch instances:gateway",
-		"watch leaf:gateway", "watch mesh", "watch proxy-defaults", "watch roots",
+		"watch started agent", "watch started discovery-chain:api", "watch started discovery-chain:web", "watch started gateway-services:gateway",
+		"watch started health:api", "watch started health:web", "watch started ingress-gateway", "watch started instances:gateway",
+		"watch started leaf:gateway", "watch started mesh", "watch started proxy-defaults", "watch started roots",
 	}, log.take())
 
 	second := start(t, w, "second")
 	second.next(t, anyOne)
-	wantEqual(t, []string{"watch gateway-services:second", "watch instances:second", "watch leaf:second"}, log.take())
+	wantEqual(t, []string{"watch started gateway-services:second", "watch started instances:second", "watch started leaf:second"}, log.take())
 	if n := testutil.ToFloat64(metrics.watches.WithLabelValues("health")); n != 2 {
 		t.Errorf("%v health watches are counted, want 2", n)
 	}
@@ -142,15 +142,15 @@ func TestGatewaysShareTheQueriesTheyHaveInCommon(t *testing.T) {
 	]`})
 	c.set("/v1/catalog/gateway-services/gateway", servicesAnswer("web"))
 	first.next(t, func(s *gateway.Snapshot) bool { return len(s.Services) == 1 })
-	wantEqual(t, []string{"stop discovery-chain:api", "stop health:api"}, log.take())
+	wantEqual(t, []string{"watch stopped discovery-chain:api", "watch stopped health:api"}, log.take())
 
 	first.stop()
-	wantEqual(t, []string{"stop gateway-services:gateway", "stop instances:gateway", "stop leaf:gateway"}, log.take())
+	wantEqual(t, []string{"watch stopped gateway-services:gateway", "watch stopped instances:gateway", "watch stopped leaf:gateway"}, log.take())
 
 	second.stop()
 	wantEqual(t, []string{
-		"stop agent", "stop discovery-chain:web", "stop gateway-services:second", "stop health:web", "stop ingress-gateway",
-		"stop instances:second", "stop leaf:second", "stop mesh", "stop proxy-defaults", "stop roots",
+		"watch stopped agent", "watch stopped discovery-chain:web", "watch stopped gateway-services:second", "watch stopped health:web", "watch stopped ingress-gateway",
+		"watch stopped instances:second", "watch stopped leaf:second", "watch stopped mesh", "watch stopped proxy-defaults", "watch stopped roots",
 	}, log.take())
 	if n := testutil.CollectAndCount(metrics.watches); n != 10 {
 		t.Errorf("%d kinds of watches are counted, want 10", n)
@@ -168,9 +168,7 @@ func TestAnOutageIsLoggedOnceAndSoIsItsEnd(t *testing.T) {
 		q := []query{{queryType: rootsType}, {queryType: meshType}, {queryType: proxyDefaultsType}}
 		client.watchHTTP.Transport = silent{}
 		l := h.subscribe()
-		for _, q := range q {
-			l.get(q)
-		}
+		subscribeAlso(l, q...)
 		time.Sleep(10 * time.Minute)
 		warnings := 0
 		for _, line := range log.take() {

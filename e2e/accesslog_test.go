@@ -371,7 +371,7 @@ func (l *logLab) wantRedacted(t *testing.T) {
 	if strings.Contains(fmt.Sprint(entry), "secret") {
 		t.Errorf("an entry shows what is redacted: %v", entry)
 	}
-	l.Usher.WaitOutput(t, "nothing can be redacted")
+	l.Usher.WaitOutput(t, "cannot be redacted")
 }
 
 // wantNamedProblem wants a command operator that Envoy does not know named, and no

@@ -155,9 +155,15 @@ func accessLogsChangeUnderLoad(t *testing.T, release string) {
 	l := startFileLabOn(t, release, settings("a", "consul"))
 	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	load := lab.StartLoad(t, l.call("/"))
-	for _, next := range [][2]string{{"a", "ecs"}, {"b", "ecs"}, {"b", "consul"}, {"a", "consul"}} {
+	for i, next := range [][2]string{{"a", "ecs"}, {"b", "ecs"}, {"b", "consul"}, {"a", "consul"}} {
 		load.WaitMore(t)
 		lab.WriteFile(t, filepath.Dir(l.Usher.ConfigFile), filepath.Base(l.Usher.ConfigFile), settings(next[0], next[1]))
+		testprocess.Eventually(t, "usher reads its config file", testprocess.ChangeDeadline, func() error {
+			if n := strings.Count(l.Usher.Output(t), `msg="config file read"`); n != i+1 {
+				return fmt.Errorf("it has read %d changes, want %d", n, i+1)
+			}
+			return nil
+		})
 		load.WaitMore(t)
 	}
 	load.WantNoFailures(t)

@@ -280,7 +280,7 @@ Listeners = [
 }
 
 // checkFailed is what the log says when Consul could not be asked.
-const checkFailed = "consul cannot be asked who may connect"
+const checkFailed = "consul does not answer ACL checks"
 
 // wantOutageSurvived ends Consul. The streams live on, and an Envoy that was let
 // in before is let in; one that Consul was never asked about is not.

@@ -21,17 +21,17 @@ func badConfigFiles() []badFile {
 	files := []badFile{
 		{
 			"invalid HCL", "gateway \"ingress-gateway\" {\n  usher {\n    proxy_protocol { mode = \"off\" }\n",
-			":4", "not HCL: object expected closing RBRACE got: EOF; mend the syntax near there",
+			":2", "this is not HCL: the { in this line is not closed; add a }",
 		},
 		{
 			"unknown block", "gateways \"ingress-gateway\" {}\n",
-			":1", `key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`,
+			":1: gateways", `this key is unknown (did you mean "gateway"?); remove it, or use gateway, usher`,
 		},
 	}
 	for _, bad := range badSettings {
 		files = append(files, badFile{
 			bad.name, "\ngateway \"ingress-gateway\" {\n  " + bad.usher + "\n}\n",
-			`:2: gateway "ingress-gateway": ` + bad.where, bad.what,
+			`:3: gateway.ingress-gateway.` + bad.where, bad.what,
 		})
 	}
 	return files
@@ -54,7 +54,7 @@ func TestBadConfigFile(t *testing.T) {
 		l.wantStrict(t)
 		trouble.WantFixed(t, func() { write(good) })
 	}
-	line := `msg="bad configuration" ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or mend it; what it last said stays")
+	line := `msg="bad configuration" ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use")
 	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
 	trouble.WantFixed(t, func() { write(good) })
@@ -150,7 +150,7 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"services.hcl", services + "services {",
-			":4", "this is not HCL: object expected closing RBRACE got: EOF; correct it",
+			":4", "this is not HCL: the { in this line is not closed; add a }",
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "mode: strict", "mode: stict"),
@@ -162,11 +162,11 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "accessLogs:", "accesslogs:"),
-			":10: spec.accesslogs", "this key is unknown; remove it or use one of accessLogs, config",
+			":10: spec.accesslogs", `this key is unknown (did you mean "accessLogs"?); remove it, or use accessLogs, config`,
 		},
 		{
 			"custom-resources.yaml", replaceOnce(t, resources, "ServiceDefaults", "ServiceRouter"),
-			":16: kind", `"ServiceRouter" is not honoured in file mode, which reads IngressGateway, ProxyDefaults, ServiceDefaults, ServiceIntentions; remove the entry`,
+			":16: kind", `"ServiceRouter" is not supported in file mode, which reads IngressGateway, ProxyDefaults, ServiceDefaults, ServiceIntentions; remove the entry`,
 		},
 	}
 }

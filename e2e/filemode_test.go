@@ -68,8 +68,8 @@ func (l *fileLab) wantDenied(t *testing.T) {
 	lab.WaitStatus(t, other, http.StatusOK)
 
 	denied := l.Usher.WantProblem(t, fmt.Sprintf(`msg="bad configuration" gateway=ingress-gateway where=%s:31 `+
-		`what="service \"static-server\" is not routed, for its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
-		`allow it there, or take the service off the listener"`, l.resources(), l.resources()),
+		`what="service \"static-server\" is not routed, because its intentions deny the gateway \"ingress-gateway\" (%s:43); `+
+		`allow it there, or remove the service from the listener"`, l.resources(), l.resources()),
 		func() { l.writeResources(t, append(two, "action: allow", "action: deny")...) })
 	lab.WaitStatus(t, l.call("/"), http.StatusNotFound)
 	lab.WaitStatus(t, other, http.StatusOK)

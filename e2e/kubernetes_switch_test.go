@@ -16,17 +16,17 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestBalancerAndServiceAreSwitchedApart switches PROXY headers on and off at the
-// balancer and in its Service, one long after the other, under 300 requests a
-// second through two pods. Each pod's Usher is killed in a grace. No request
-// fails, each leaves the address in the access log that the balancer gave for
-// it, and both Ushers send the same whenever nothing is under way.
+// TestBalancerAndServiceAreSwitchedApart switches PROXY headers on and off at the load
+// balancer and in its Service, one long after the other, under 300 requests a second
+// through two pods. Each pod's Usher is killed in a grace period. No request fails, each
+// one is in the access log with the address that the load balancer sent for it, and both
+// Ushers send the same whenever both have the same mode.
 //
-// The Service comes first where no grace lasts, as with every cloud, for the
-// cloud reads it. Within a grace the balancer comes first, too, both on and off:
-// a user has changed their mind.
+// Outside a grace period the Service changes first, as at every cloud, because the cloud
+// reads it. Within a grace period the load balancer also changes first, both on and off:
+// a user has reverted a change.
 //
-// USHER_APART sets how far apart (2s); 20s is what a cloud needs at least.
+// USHER_APART sets the time between the two (2s); a cloud needs at least 20s.
 func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
 	t.Parallel()
 	s := startSwitchedApart(t)
@@ -60,7 +60,7 @@ func TestBalancerAndServiceAreSwitchedApart(t *testing.T) {
 	s.wantAddresses(t)
 }
 
-// switchedApart is the lab with two pods behind the balancer, under load.
+// switchedApart is the lab with two pods behind the load balancer, under load.
 type switchedApart struct {
 	*lab.KubernetesLab
 	first, second *lab.Pod
@@ -70,10 +70,10 @@ type switchedApart struct {
 	sent          map[string]map[string]string // what both Ushers sent, by mode
 }
 
-// switched is a change of what the balancer writes in front of new connections.
+// switched is a change of the header that the load balancer sends on new connections.
 type switched struct {
 	header   lab.ProxyHeader
-	from, to time.Time // while it was made
+	from, to time.Time // while the change was in progress
 }
 
 func startSwitchedApart(t *testing.T) *switchedApart {
@@ -99,19 +99,19 @@ func startSwitchedApart(t *testing.T) *switchedApart {
 	return s
 }
 
-// wait lets the time pass that lies between the two switches.
+// wait waits for the time between the two switches.
 func (s *switchedApart) wait() { time.Sleep(s.apart) }
 
-// waitInGrace is wait where the balancer was first.
+// waitInGrace is wait for a switch of the load balancer within a grace period.
 func (s *switchedApart) waitInGrace(t *testing.T) {
 	t.Helper()
 	s.wait()
 	if s.first.Usher.GracePeriodEnd(t) == "" {
-		t.Fatalf("this machine is too slow: the grace of %v is over; set USHER_APART to more than %v", s.grace, s.apart)
+		t.Fatalf("this machine is too slow: the grace period of %v is over; set USHER_APART to more than %v", s.grace, s.apart)
 	}
 }
 
-// setHeader switches the balancer, and lets it work like this for a while.
+// setHeader switches the load balancer, and lets the load run for a while.
 func (s *switchedApart) setHeader(t *testing.T, header lab.ProxyHeader) {
 	t.Helper()
 	from := time.Now()
@@ -120,8 +120,8 @@ func (s *switchedApart) setHeader(t *testing.T, header lab.ProxyHeader) {
 	s.load.WaitMore(t)
 }
 
-// annotate switches the Service, and waits until both Ushers have begun the grace
-// for it, which ends at the same time.
+// annotate switches the Service, and waits until both Ushers are in a new grace period
+// with the same end.
 func (s *switchedApart) annotate(t *testing.T, on bool) {
 	t.Helper()
 	before := s.first.Usher.GracePeriodEnd(t)
@@ -130,7 +130,7 @@ func (s *switchedApart) annotate(t *testing.T, on bool) {
 		value = new("*")
 	}
 	s.API.Annotate(t, awsHeaders, value)
-	testprocess.Eventually(t, "both Ushers have begun the same grace", testprocess.ChangeDeadline, func() error {
+	testprocess.Eventually(t, "both Ushers are in the same grace period", testprocess.ChangeDeadline, func() error {
 		first, second := s.first.Usher.GracePeriodEnd(t), s.second.Usher.GracePeriodEnd(t)
 		if first == "" || first == before || first != second {
 			return fmt.Errorf("they end at %q and %q, and the last one at %q", first, second, before)
@@ -139,15 +139,15 @@ func (s *switchedApart) annotate(t *testing.T, on bool) {
 	})
 }
 
-// stay waits until both pods are in a mode. Then both Ushers send the same, which
-// is what they sent when they last were, and the load comes through for a while.
+// stay waits until both pods are in a mode. Then both Ushers have to send the same as
+// each other and as the last time in this mode, and the load runs for a while.
 func (s *switchedApart) stay(t *testing.T, mode string) {
 	t.Helper()
 	for _, p := range []*lab.Pod{s.first, s.second} {
 		p.WaitMode(t, mode, s.grace+testprocess.ChangeDeadline)
 	}
 	if first, second := s.first.Usher.GracePeriodEnd(t), s.second.Usher.GracePeriodEnd(t); first != second {
-		t.Errorf("%s: the graces end at %s and %s", mode, first, second)
+		t.Errorf("%s: the grace periods end at %s and %s", mode, first, second)
 	}
 	sent := lab.WantSameResources(t, mode, s.first, s.second)
 	if diff := cmp.Diff(s.sent[mode], sent); s.sent[mode] != nil && diff != "" {
@@ -162,37 +162,36 @@ func (s *switchedApart) stay(t *testing.T, mode string) {
 	s.load.WaitMore(t)
 }
 
-// wantAddresses wants in the access logs, for every request of the load, the
-// client's address if its connection came with a header, and the balancer's if
-// not.
+// wantAddresses checks that the access logs have, for every request of the load, the
+// client's address if its connection came with a header, and else the load balancer's.
 func (s *switchedApart) wantAddresses(t *testing.T) {
 	t.Helper()
 	logged := s.logged(t)
-	seen := map[int]int{} // requests, by the index of what the balancer did
+	seen := map[int]int{} // requests, by the index in headers
 	wrong := 0
 	for _, r := range s.load.Answered {
-		i := s.settled(r)
+		i := s.headerOf(r)
 		if i < 0 {
-			continue // the balancer was being switched
+			continue // the load balancer was being switched
 		}
 		seen[i]++
 		want := map[lab.ProxyHeader]string{lab.SendNone: lab.BalancerIP, lab.SendV2: lab.ClientIP}[s.headers[i].header]
 		if got := logged[r.Path]; got != want && wrong < 10 {
 			wrong++
-			t.Errorf("access log has %q for %s, want %s: the balancer sent %s", got, r.Path, want, s.headers[i].header)
+			t.Errorf("access log has %q for %s, want %s: the load balancer sent %s", got, r.Path, want, s.headers[i].header)
 		}
 	}
 	for i, header := range s.headers {
-		t.Logf("balancer with %s: %d requests with the right address", header.header, seen[i])
+		t.Logf("load balancer with %s: %d requests with the right address", header.header, seen[i])
 		if seen[i] < s.load.Rate/8 {
-			t.Errorf("only %d requests came after change %d of the balancer, to %s", seen[i], i, header.header)
+			t.Errorf("only %d requests came after change %d of the load balancer, to %s", seen[i], i, header.header)
 		}
 	}
 }
 
-// settled is the index of what the balancer did when a request's connection was
-// made; -1 if that is not known.
-func (s *switchedApart) settled(r lab.LoadRequest) int {
+// headerOf returns the index in headers for a request's connection; -1 if the load
+// balancer was being switched.
+func (s *switchedApart) headerOf(r lab.LoadRequest) int {
 	at := 0
 	for i, h := range s.headers[1:] {
 		switch {
@@ -205,28 +204,28 @@ func (s *switchedApart) settled(r lab.LoadRequest) int {
 	return at
 }
 
-// logged waits until the access logs have all requests of the load, each once,
-// and returns the clients' addresses by path.
+// logged waits until the access logs have all requests of the load, each once, and
+// returns the clients' addresses by path.
 func (s *switchedApart) logged(t *testing.T) map[string]string {
 	t.Helper()
 	var addresses map[string]string
 	testprocess.Eventually(t, "the access logs have every request", testprocess.ChangeDeadline, func() error {
 		addresses = map[string]string{}
 		for _, p := range []*lab.Pod{s.first, s.second} {
-			for _, entry := range p.Envoy.Log.Entries(t) {
-				path := entry.Text("path")
+			for _, logEntry := range p.Envoy.Log.Entries(t) {
+				path := logEntry.Text("path")
 				if !strings.HasPrefix(path, lab.LoadPrefix) {
 					continue
 				}
 				if addresses[path] != "" {
-					return testprocess.Permanent(errors.New(path + " is there twice"))
+					return testprocess.Permanent(errors.New(path + " was logged twice"))
 				}
-				addresses[path] = entry.IP(t, "downstream_remote_address")
+				addresses[path] = logEntry.IP(t, "downstream_remote_address")
 			}
 		}
 		for _, r := range s.load.Answered {
 			if addresses[r.Path] == "" {
-				return errors.New("not that for " + r.Path)
+				return errors.New(r.Path + " is missing")
 			}
 		}
 		return nil

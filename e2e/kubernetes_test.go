@@ -14,13 +14,13 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// awsHeaders is the annotation that the second lab adds.
+// awsHeaders is the annotation that the second values file adds.
 const awsHeaders = "service.beta.kubernetes.io/aws-load-balancer-proxy-protocol"
 
-// TestLabInKubernetes creates the Services of the lab's values files, without
-// any setting for PROXY protocol in Usher: the mode is off with the first and
-// strict with the second, and the access log has the client's address. The
-// values file with TABs is invalid before it reaches Usher.
+// TestLabInKubernetes creates the Services of the lab's values files, without any
+// setting of Usher's: the listener is off with the first, and strict with the second, with
+// the client's address in the access log. Helm and the API server reject the values file
+// with TABs before Usher could see it.
 func TestLabInKubernetes(t *testing.T) {
 	t.Parallel()
 	l := lab.StartKubernetesLab(t)
@@ -47,8 +47,8 @@ func TestLabInKubernetes(t *testing.T) {
 	l.WantPlainRefused(t)
 }
 
-// wantTabsRefused: Helm does not read the file, and the API server takes no
-// annotation whose name begins with TABs.
+// wantTabsRefused checks that Helm does not read the file, and that the API server rejects
+// an annotation whose name begins with TABs.
 func wantTabsRefused(t *testing.T, l *lab.KubernetesLab) {
 	t.Helper()
 	_, err := lab.ServiceFromValues(testprocess.ReadFile(t, "testdata/lab/consul-values-ppv2-tab.yaml"))
@@ -61,15 +61,15 @@ func wantTabsRefused(t *testing.T, l *lab.KubernetesLab) {
 	}
 }
 
-// wantNearMissExplained: a TAB gets to Usher in a value only. AWS refuses it, and
-// so it is unknown what the balancer does; the listener stays what it is.
+// wantNearMissExplained checks a TAB in a value, where it does reach Usher. AWS refuses the
+// value, so the load balancer's state is unknown, and the listener keeps its mode.
 func wantNearMissExplained(t *testing.T, l *lab.KubernetesLab, p *lab.Pod) {
 	t.Helper()
 	near := "*\t"
-	trouble := p.Usher.WantProblem(t,
+	problem := p.Usher.WantProblem(t,
 		`msg="bad configuration" gateway=ingress-gateway `+lab.LoggedProblem("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
 			`"*\t" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
 		func() { l.API.Annotate(t, awsHeaders, &near) })
 	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
-	trouble.WantFixed(t, func() { l.API.Annotate(t, awsHeaders, nil) })
+	problem.WantFixed(t, func() { l.API.Annotate(t, awsHeaders, nil) })
 }

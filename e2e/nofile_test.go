@@ -33,10 +33,10 @@ func TestConfigThatIsNotARegularFile(t *testing.T) {
 		where, what string
 		spoil, put  func()
 	}{
-		{file, noFile + "put it back, or mend it; what it last said stays", func() { putFIFO(t, file) }, func() { write(good) }},
-		{resources, noFile + "mend it, or remove it", func() { putFIFO(t, resources) }, func() { l.writeResources(t) }},
-		{file, noFile + "put it back, or mend it; what it last said stays", func() { putDevice(t, file) }, func() { write(good) }},
-		{file + ":1", `not HCL: "\400" is not understood; mend the syntax near there`, func() { write(`gateway "\400" {}`) }, func() { write(good) }},
+		{file, noFile + "put it back, or correct it; its last good content stays in use", func() { putFIFO(t, file) }, func() { write(good) }},
+		{resources, noFile + "correct it, or remove it", func() { putFIFO(t, resources) }, func() { l.writeResources(t) }},
+		{file, noFile + "put it back, or correct it; its last good content stays in use", func() { putDevice(t, file) }, func() { write(good) }},
+		{file + ":1", `this is not HCL: "\400" is not understood; correct it`, func() { write(`gateway "\400" {}`) }, func() { write(good) }},
 	} {
 		trouble := l.Usher.WantProblem(t, `msg="bad configuration" `+lab.LoggedProblem(bad.where, bad.what), bad.spoil)
 		l.wantStrict(t)
@@ -46,7 +46,7 @@ func TestConfigThatIsNotARegularFile(t *testing.T) {
 	putFIFO(t, file)
 	putFIFO(t, resources)
 	l.Usher.Stop(t)
-	want := "usher: " + resources + ": " + noFile + "mend it, or remove it\n"
+	want := "usher: " + resources + ": " + noFile + "correct it, or remove it\n"
 	if got := l.serve(t, "--config-dir", l.Dir); got.Code != 1 || got.Stderr != want {
 		t.Errorf("exit %d %q, want 1 %q", got.Code, got.Stderr, want)
 	}
@@ -56,7 +56,7 @@ func TestConfigThatIsNotARegularFile(t *testing.T) {
 		t.Errorf("exit %d %q, want 1 %q", got.Code, got.Stderr, want)
 	}
 	write(`{"usher": "\u12`)
-	want = "usher: " + file + ":1: not HCL: invalid character ' ' in \\u hexadecimal character escape; mend the syntax near there\n"
+	want = "usher: " + file + ":1: this is not JSON: invalid character ' ' in \\u hexadecimal character escape; correct it\n"
 	if got := l.serve(t, "--config-dir", l.Dir, "--config", file); got.Code != 1 || got.Stderr != want {
 		t.Errorf("exit %d %q, want 1 %q", got.Code, got.Stderr, want)
 	}

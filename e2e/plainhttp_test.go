@@ -192,11 +192,11 @@ func wantTurns(t *testing.T, u *lab.Usher, queries float64) {
 	if n := strings.Count(u.Output(t), "take turns"); n != 1 {
 		t.Errorf("the log says %d times that queries take turns, want once", n)
 	}
-	if n := u.MetricSum(t, "usher_consul_queries_taking_turns"); n < queries {
+	if n := u.MetricSum(t, "usher_consul_queries_sharing_connections"); n < queries {
 		t.Errorf("the metric has %v queries that take turns, want at least %v", n, queries)
 	}
 	ready, err := u.Admin("/readyz")
-	if err != nil || !strings.HasPrefix(ready, "ready\n") || !strings.Contains(ready, statedBound(t, u).String()+" late: reach Consul over https://") {
+	if err != nil || !strings.HasPrefix(ready, "ready\n") || !strings.Contains(ready, statedBound(t, u).String()+" late: use https:// for Consul") {
 		t.Errorf("/readyz says %q (%v), want that it is ready, and would be faster over https://", ready, err)
 	}
 }
@@ -205,7 +205,7 @@ func wantTurns(t *testing.T, u *lab.Usher, queries float64) {
 func statedBound(t *testing.T, u *lab.Usher) time.Duration {
 	t.Helper()
 	log := u.Output(t)
-	_, after, found := strings.Cut(log, "reach Consul over https:// to see every change at once")
+	_, after, found := strings.Cut(log, "use https:// for Consul to see every change at once")
 	if !found {
 		t.Fatalf("the log does not say how late a change may be seen:\n%s", log)
 	}

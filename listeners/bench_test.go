@@ -55,7 +55,7 @@ func benchmarkChange(b *testing.B, s *gateway.Snapshot, change func(next *gatewa
 	}
 }
 
-// manyServices gives the lab's snapshot with n services like the lab's one.
+// manyServices returns the lab's snapshot with n services like the lab's one.
 func manyServices(b testing.TB, n int) *gateway.Snapshot {
 	b.Helper()
 	s, _, err := parseFixture(golden.Input(b, testdata, "lab"))

@@ -16,8 +16,8 @@ import (
 
 // The addresses that headers are made of.
 const (
-	clientOperator = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
-	peerOperator   = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // whoever connected
+	clientOperator     = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
+	downstreamOperator = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // of the downstream
 )
 
 const (
@@ -25,21 +25,21 @@ const (
 	protoHeader = "x-forwarded-proto"
 )
 
-// addressing says where an HTTP connection manager takes the client's address
-// from, and what it tells services of the client. The zero value is Consul's:
-// the client's word is passed on, and believed.
+// addressing is where an HTTP connection manager takes the client's address from, and
+// what it sends to services about the client. The zero value is Consul's: headers of
+// the client are trusted and passed on.
 type addressing struct {
 	on      bool
 	from    downstreams
 	policy  settings.ClientAddress
 	tls     bool           // the connection has TLS
-	headers []settings.TLV // those that services are told in a header
+	headers []settings.TLV // those that services get in a header
 }
 
-func addressingOf(l listenerParams, who downstreams, tls bool) addressing {
+func addressingOf(l listenerParams, from downstreams, tls bool) addressing {
 	a := addressing{
 		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
-		from:   who,
+		from:   from,
 		policy: l.policy.ClientAddress,
 		tls:    tls,
 	}
@@ -51,19 +51,16 @@ func addressingOf(l listenerParams, who downstreams, tls bool) addressing {
 	return a
 }
 
-// apply makes a connection manager take the client's address from the
-// connection, where the PROXY filter has put it, and not from the
-// X-Forwarded-For of the request, which any client can write.
+// apply makes a connection manager take the client's address from the connection, where
+// the PROXY filter has put it, and not from X-Forwarded-For, which any client can write.
 //
-// What else Envoy does with use_remote_address is kept as close as possible to
-// what it does without:
+// The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
-//   - internal_address_config: no address counts as internal. Behind a balancer
-//     that is not in front of the internet every client has a private address;
-//     Envoy would believe such a client's x-envoy-* headers, which change
-//     timeouts and retries (CVE-2024-45806). An empty list of ranges means the
-//     private networks to Envoy, so the list has the one address that nobody can
-//     connect from, and that the PROXY filter refuses as a source.
+//   - internal_address_config: no address counts as internal. Behind an internal load
+//     balancer every client has a private address, and Envoy would trust its x-envoy-*
+//     headers, which change timeouts and retries (CVE-2024-45806). To Envoy an empty
+//     list means the private networks. So the list has the one address that no client
+//     can have and that the PROXY filter rejects as a source.
 func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	if !a.on {
 		return nil
@@ -84,17 +81,16 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	return mutateEarly(hcm, headers)
 }
 
-// xff gives the changes of X-Forwarded-For and X-Forwarded-Proto that come
-// before Envoy looks at them.
+// xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before
+// Envoy reads them.
 //
-// Envoy appends the address of the connection to X-Forwarded-For, and believes
-// X-Forwarded-Proto if there is a trusted hop. Where that is not what is wanted,
-// the address is written here, and Envoy is told that the one hop that it trusts
-// has done it.
+// Envoy appends the address of the connection to X-Forwarded-For, and trusts
+// X-Forwarded-Proto if there is a trusted hop. Where the settings ask for something
+// else, the address is written here, and Envoy takes it for that of one trusted hop.
 func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
 	if a.from == untrustedDownstreams {
 		trustLastXFF(hcm)
-		return []*mutationv3.HeaderMutation{setHeader(xffHeader, peerOperator), removeHeader(protoHeader)}
+		return []*mutationv3.HeaderMutation{setHeader(xffHeader, downstreamOperator), removeHeader(protoHeader)}
 	}
 	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
@@ -118,8 +114,8 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	return append(changes, appendHeader(xffHeader, clientOperator))
 }
 
-// proto says what X-Forwarded-Proto follows from. A connection with TLS is
-// https, on whatever port.
+// proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on
+// any port.
 func (a addressing) proto() settings.ForwardedProtoType {
 	switch by := a.policy.ForwardedProto.Type; {
 	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
@@ -131,8 +127,8 @@ func (a addressing) proto() settings.ForwardedProtoType {
 	}
 }
 
-// byPort makes https of the ports that clients reach with it. With PROXY
-// protocol the port is the one that the balancer was reached on.
+// byPort is the operator that shows https on the given ports. With PROXY protocol the
+// port is that of the load balancer.
 func byPort(ports []uint32) string {
 	list := make([]string, len(ports))
 	for i, p := range ports {
@@ -141,7 +137,7 @@ func byPort(ports []uint32) string {
 	return envoy.CEL("destination.port in [" + strings.Join(list, ", ") + "] ? 'https' : 'http'")
 }
 
-// written tells Envoy that the last entry of X-Forwarded-For is the client.
+// trustLastXFF makes Envoy take the last address of X-Forwarded-For for the client.
 func trustLastXFF(hcm *hcmv3.HttpConnectionManager) {
 	hcm.XffNumTrustedHops = 1
 	hcm.SkipXffAppend = true
@@ -166,7 +162,7 @@ func removeHeader(header string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
 }
 
-// early makes changes to the request's headers before anything looks at them
+// mutateEarly changes the request's headers before Envoy reads them
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
 func mutateEarly(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
 	if len(changes) == 0 {

@@ -18,84 +18,84 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// upstream adds the clusters and load assignments of a row.
-func (parts *portResources) addClusters(env environment, p port, r portService, memo clusterCache) error {
-	groups, err := targetGroupsOf(env.snapshot, r.chain)
+// addClusters adds the clusters and load assignments of a service.
+func (resources *portResources) addClusters(env environment, p port, s portService, cache clusterCache) error {
+	groups, err := targetGroupsOf(env.snapshot, s.chain)
 	if err != nil {
 		return err
 	}
-	limits := limitsOf(env.snapshot.Entry.Defaults, r.settings)
+	limits := limitsOf(env.snapshot.Entry.Defaults, s.settings)
 	for _, g := range groups {
 		for _, peer := range g.unresolvedPeers {
-			parts.problems = append(parts.problems, unresolvedPeer(peer))
+			resources.problems = append(resources.problems, unresolvedPeer(peer))
 		}
 		if g.clusterName == "" {
 			continue
 		}
-		if err := parts.addGroup(env, p, g, limits, memo); err != nil {
+		if err := resources.addGroup(env, p, g, limits, cache); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// unknownPeer is the problem of a cluster peer that nothing is sent to.
+// unresolvedPeer is the problem of a cluster peer that nothing is sent to.
 func unresolvedPeer(name string) problem.Problem {
 	return problem.Problem{
 		Where: "cluster peer " + name,
-		What: "its root certificates are not known, so that nothing is sent to it; " +
+		What: "its root certificates are not known, and no traffic is sent to it; " +
 			"establish the peering, and give Usher's token peering:read",
 	}
 }
 
-// group adds the clusters of what a resolver leads to.
-func (parts *portResources) addGroup(env environment, p port, g targetGroup, limits limits, memo clusterCache) error {
+// addGroup adds the clusters of what a resolver leads to.
+func (resources *portResources) addGroup(env environment, p port, g targetGroup, limits limits, cache clusterCache) error {
 	switch {
 	case len(g.targets) == 0:
-		parts.clusters = append(parts.clusters, emptyCluster(g.clusterName))
+		resources.clusters = append(resources.clusters, emptyCluster(g.clusterName))
 	case g.failover:
 		aggregate, err := aggregateCluster(g, limits)
 		if err != nil {
 			return err
 		}
-		parts.clusters = append(parts.clusters, aggregate)
+		resources.clusters = append(resources.clusters, aggregate)
 	}
-	for _, l := range g.targets {
-		cluster, err := memo.cluster(clusterKeyOf(env, p, g, l, limits))
+	for _, t := range g.targets {
+		cluster, err := cache.cluster(clusterKeyOf(env, p, g, t, limits))
 		if err != nil {
-			return fmt.Errorf("cluster %s: %w", l.name, err)
+			return fmt.Errorf("cluster %s: %w", t.name, err)
 		}
-		parts.clusters = append(parts.clusters, cluster)
-		parts.targets = append(parts.targets, l)
+		resources.clusters = append(resources.clusters, cluster)
+		resources.targets = append(resources.targets, t)
 	}
 	return nil
 }
 
-// clusterMemo has the clusters of a shape and of the one before it, so that a
+// clusterCache holds the clusters of these shared resources and of the last ones: a
 // cluster whose key is the same is not made again.
 type clusterCache struct {
 	previous, current map[clusterKey]*clusterv3.Cluster
 }
 
-func (m clusterCache) next() clusterCache {
-	return clusterCache{previous: m.current, current: map[clusterKey]*clusterv3.Cluster{}}
+func (c clusterCache) next() clusterCache {
+	return clusterCache{previous: c.current, current: map[clusterKey]*clusterv3.Cluster{}}
 }
 
-func (m clusterCache) cluster(k clusterKey) (*clusterv3.Cluster, error) {
-	for _, known := range []map[clusterKey]*clusterv3.Cluster{m.current, m.previous} {
-		if c := known[k]; c != nil {
-			m.current[k] = c
-			return c, nil
+func (c clusterCache) cluster(k clusterKey) (*clusterv3.Cluster, error) {
+	for _, known := range []map[clusterKey]*clusterv3.Cluster{c.current, c.previous} {
+		if cluster := known[k]; cluster != nil {
+			c.current[k] = cluster
+			return cluster, nil
 		}
 	}
-	c, err := meshCluster(k)
+	cluster, err := meshCluster(k)
 	if err == nil {
-		m.current[k] = c
+		c.current[k] = cluster
 	}
-	return c, err
+	return cluster, err
 }
 
-// clusterKey is everything that a cluster with instances follows from.
+// clusterKey is everything that a cluster with instances depends on.
 type clusterKey struct {
 	name         string
 	target       *gateway.Target
@@ -110,11 +110,11 @@ type clusterKey struct {
 	outgoing     *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
 }
 
-func clusterKeyOf(env environment, p port, g targetGroup, l targetCluster, limits limits) clusterKey {
+func clusterKeyOf(env environment, p port, g targetGroup, t targetCluster, limits limits) clusterKey {
 	k := clusterKey{
-		name:         l.name,
-		target:       l.target,
-		peer:         l.peer,
+		name:         t.name,
+		target:       t.target,
+		peer:         t.peer,
 		resolver:     g.node.Resolver,
 		loadBalancer: g.node.LoadBalancer,
 		http2:        p.protocol == protocolHTTP2 || p.protocol == protocolGRPC,
@@ -177,43 +177,43 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 		return nil, fmt.Errorf("config entry mesh: TLS.Outgoing: %w", err)
 	}
 	service := gateway.ServiceName{Name: k.target.Service, Namespace: k.target.Namespace, Partition: k.target.Partition}
-	who := meshIdentity{
+	upstream := meshIdentity{
 		roots: RootsSecret, sni: k.target.SNI,
 		identities: []string{service.SPIFFEID(k.trustDomain, k.target.Datacenter)},
 	}
 	if k.peer != nil {
-		who = meshIdentity{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
+		upstream = meshIdentity{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
 		if len(k.peer.SNI) > 0 {
-			who.sni = k.peer.SNI[0]
+			upstream.sni = k.peer.SNI[0]
 		}
 	}
 	return envoy.TLSSocket(&tlsv3.UpstreamTlsContext{
-		Sni: who.sni,
+		Sni: upstream.sni,
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams:                      params,
 			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretOverADS(LeafSecret)},
 			ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
 					DefaultValidationContext: &tlsv3.CertificateValidationContext{
-						MatchTypedSubjectAltNames: who.sanMatchers(),
+						MatchTypedSubjectAltNames: upstream.sanMatchers(),
 					},
-					ValidationContextSdsSecretConfig: secretOverADS(who.roots),
+					ValidationContextSdsSecretConfig: secretOverADS(upstream.roots),
 				},
 			},
 		},
 	})
 }
 
-// verified says how the other end of a connection is asked for and verified.
+// meshIdentity is how the other end of a connection is named and verified.
 type meshIdentity struct {
 	roots      string // the secret with the root certificates
 	sni        string
 	identities []string // those that are accepted, at least one
 }
 
-func (v meshIdentity) sanMatchers() []*tlsv3.SubjectAltNameMatcher {
-	matchers := make([]*tlsv3.SubjectAltNameMatcher, len(v.identities))
-	for i, id := range v.identities {
+func (m meshIdentity) sanMatchers() []*tlsv3.SubjectAltNameMatcher {
+	matchers := make([]*tlsv3.SubjectAltNameMatcher, len(m.identities))
+	for i, id := range m.identities {
 		matchers[i] = &tlsv3.SubjectAltNameMatcher{
 			SanType: tlsv3.SubjectAltNameMatcher_URI,
 			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: id}},
@@ -222,13 +222,13 @@ func (v meshIdentity) sanMatchers() []*tlsv3.SubjectAltNameMatcher {
 	return matchers
 }
 
-// aggregateCluster makes the cluster that tries the legs of a group in order.
-// Limits belong to the legs: Envoy counts nothing on an aggregate. Its outlier
-// detection is as Consul writes it.
+// aggregateCluster makes the cluster that tries the clusters of a group in order. Those
+// have the limits, because Envoy counts nothing on an aggregate. Its outlier detection
+// is as Consul writes it.
 func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
 	names := make([]string, len(g.targets))
-	for i, leg := range g.targets {
-		names[i] = leg.name
+	for i, t := range g.targets {
+		names[i] = t.name
 	}
 	config, err := envoy.Pack(&aggregatev3.ClusterConfig{Clusters: names})
 	if err != nil {
@@ -248,8 +248,8 @@ func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// emptyCluster makes a cluster without instances: what is sent there is
-// answered 503, or goes on to the next leg of a failover.
+// emptyCluster makes a cluster without instances: a request there is answered 503, or
+// goes on to the next cluster of a failover.
 func emptyCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:                 name,

@@ -59,7 +59,7 @@ func TestCompilerGivesWhatCompileGives(t *testing.T) {
 	}
 }
 
-// changed gives a snapshot in which a part is gone, or is that of another one.
+// changed returns a snapshot in which a part is gone, or is that of another one.
 func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *gateway.Snapshot {
 	next, other := *s, others[rnd.IntN(len(others))]
 	switch rnd.IntN(12) {
@@ -87,7 +87,7 @@ func changed(rnd *rand.Rand, s *gateway.Snapshot, others []*gateway.Snapshot) *g
 	return &next
 }
 
-// withoutOne gives a copy in which a value is gone, or stands under another key
+// withoutOne returns a copy in which a value is gone, or stands under another key
 // too.
 func withoutOne[K comparable, V any](rnd *rand.Rand, m map[K]V) map[K]V {
 	out := maps.Clone(m)

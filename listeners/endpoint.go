@@ -19,7 +19,7 @@ const wan = "wan"
 // maxWeight is the largest weight that Envoy takes for an instance.
 const maxWeight = 128
 
-// assignmentKey is everything that a load assignment follows from.
+// assignmentKey is everything that a load assignment depends on.
 type assignmentKey struct {
 	cluster         string
 	locality        string // the gateway.Locality that addresses are seen from; "": none
@@ -29,24 +29,24 @@ type assignmentKey struct {
 	meshGateways    *gateway.Endpoints // the mesh gateways; nil: not answered yet
 }
 
-func assignmentKeyOf(s *gateway.Snapshot, l targetCluster) assignmentKey {
+func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 	k := assignmentKey{
-		cluster:     l.name,
-		locality:    gateway.MeshGatewayKey(s.Datacenter, l.fromPartition),
-		onlyPassing: l.target.Subset.OnlyPassing,
-		instances:   s.Endpoints.Get(l.target.ID),
+		cluster:     c.name,
+		locality:    gateway.MeshGatewayKey(s.Datacenter, c.fromPartition),
+		onlyPassing: c.target.Subset.OnlyPassing,
+		instances:   s.Endpoints.Get(c.target.ID),
 	}
-	if l.target.Peer != "" {
+	if c.target.Peer != "" {
 		// What a peer exports is as it says, and behind its mesh gateways, whose
 		// datacenter may be called like the local one.
 		k.locality, k.onlyPassing = "", false
 		return k
 	}
-	at := gateway.MeshGatewayKey(l.target.Datacenter, l.target.Partition)
+	at := gateway.MeshGatewayKey(c.target.Datacenter, c.target.Partition)
 	if at == k.locality {
 		return k
 	}
-	switch l.target.MeshGateway.Mode {
+	switch c.target.MeshGateway.Mode {
 	case "local":
 		k.viaMeshGateways, k.meshGateways = true, s.MeshGateways[gateway.MeshGatewayKey(s.Datacenter, s.ID.Partition)]
 	case "remote":
@@ -55,11 +55,11 @@ func assignmentKeyOf(s *gateway.Snapshot, l targetCluster) assignmentKey {
 	return k
 }
 
-// loadAssignment gives the instances of a cluster: the target's own, or the
-// mesh gateways in front of them, which then share the health of the target.
-// It is nil while the answer is not in, and empty when the answer is that there
-// are none: only that lets Envoy finish its start. An instance that Envoy could
-// not take would cost all others, so it is left out and a problem.
+// loadAssignment returns the instances of a cluster: the target's own, or the mesh
+// gateways in front of them, which then have the health of the target. It is nil while
+// they are not known. It is empty if there are none: only then can Envoy finish its
+// start. An instance that Envoy would reject, with all others, is left out and is a
+// problem.
 func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []problem.Problem) {
 	if k.instances == nil || k.viaMeshGateways && k.meshGateways == nil {
 		return nil, nil
@@ -97,7 +97,7 @@ func lbEndpoint(a *corev3.Address, health corev3.HealthStatus, weight uint32) *e
 	}
 }
 
-// bestAddress gives where an instance is reached from its own datacenter and
+// bestAddress returns where an instance is reached from its own datacenter and
 // partition, or with remote from others, in Consul's order.
 func bestAddress(ep *gateway.Endpoint, remote bool) (address string, port int) {
 	address, port = ep.Address, ep.Port
@@ -118,16 +118,16 @@ func bestAddress(ep *gateway.Endpoint, remote bool) (address string, port int) {
 
 func reachable(address string, port int) error {
 	if _, err := netip.ParseAddr(address); err != nil {
-		return fmt.Errorf("its address %q is not an IP address, so that nothing is sent to it; register it with one", address)
+		return fmt.Errorf("its address %q is not an IP address, and no traffic is sent to it; register it with one", address)
 	}
 	if port < 1 || port > 65535 {
-		return fmt.Errorf("its port %d is out of range, so that nothing is sent to it; register it with one from 1 to 65535", port)
+		return fmt.Errorf("its port %d is out of range, and no traffic is sent to it; register it with one from 1 to 65535", port)
 	}
 	return nil
 }
 
-// healthAndWeight translates an instance's status. A weight of 0 means no
-// traffic to Consul; Envoy knows no such weight, so the instance is unhealthy.
+// healthAndWeight translates an instance's status. To Consul a weight of 0 means no
+// traffic. Envoy has no such weight, so the instance is unhealthy.
 func healthAndWeight(ep *gateway.Endpoint, onlyPassing bool) (corev3.HealthStatus, uint32) {
 	health := corev3.HealthStatus_HEALTHY
 	if ep.Status == gateway.Critical || onlyPassing && ep.Status != gateway.Passing {
@@ -146,7 +146,7 @@ func healthAndWeight(ep *gateway.Endpoint, onlyPassing bool) (corev3.HealthStatu
 	return health, uint32(min(weight, maxWeight))
 }
 
-// overallHealth says whether any instance can take requests.
+// overallHealth reports whether any instance can take requests.
 func overallHealth(e *gateway.Endpoints, onlyPassing bool) corev3.HealthStatus {
 	for i := range e.Endpoints {
 		if health, _ := healthAndWeight(&e.Endpoints[i], onlyPassing); health == corev3.HealthStatus_HEALTHY {

@@ -166,7 +166,7 @@ func FuzzAccessLog(f *testing.F) {
 	})
 }
 
-// damagedSnapshot gives a snapshot with up to eight places of it damaged, or
+// damagedSnapshot returns a snapshot with up to eight places of it damaged, or
 // false when it does not decode any more.
 func damagedSnapshot(t *testing.T, in []byte, seed uint64) (*gateway.Snapshot, bool) {
 	t.Helper()

@@ -20,17 +20,16 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// httpChains makes the filter chains of an http, http2 or grpc listener: one
-// for each service with a certificate of its own, chosen by server name, and
-// one for all other services.
-func httpChains(l listenerParams, who downstreams) ([]*listenerv3.FilterChain, error) {
+// httpChains makes the filter chains of an http, http2 or grpc listener: one for each
+// service with its own certificate, chosen by server name, and one for all others.
+func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
 		if !hasOwnCertificate(svc) {
 			continue
 		}
-		chain, err := serviceChain(l, who, svc)
+		chain, err := serviceChain(l, from, svc)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", svc.Name, err)
 		}
@@ -43,7 +42,7 @@ func httpChains(l listenerParams, who downstreams) ([]*listenerv3.FilterChain, e
 	if err != nil {
 		return nil, err
 	}
-	chain, err := httpChain(l, who, routeName(l.port, nil), socket)
+	chain, err := httpChain(l, from, routeName(l.port, nil), socket)
 	if err != nil {
 		return nil, err
 	}
@@ -51,16 +50,16 @@ func httpChains(l listenerParams, who downstreams) ([]*listenerv3.FilterChain, e
 	return chains, nil
 }
 
-// ownChain makes the chain of a service with a certificate of its own.
-func serviceChain(l listenerParams, who downstreams, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+// serviceChain makes the chain of a service with its own certificate.
+func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
 	if len(svc.Hosts) == 0 {
-		return nil, errors.New("a certificate of its own needs Hosts, by which the service is chosen; add them")
+		return nil, errors.New("a service with its own certificate is chosen by Hosts; add them")
 	}
 	socket, err := serviceSocket(l.env, l.port, svc)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := httpChain(l, who, routeName(l.port, svc), socket)
+	chain, err := httpChain(l, from, routeName(l.port, svc), socket)
 	if err != nil {
 		return nil, err
 	}
@@ -68,8 +67,8 @@ func serviceChain(l listenerParams, who downstreams, svc *gateway.ListenerServic
 	return chain, nil
 }
 
-func httpChain(l listenerParams, who downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
-	filters, err := tlvFilters(l, who)
+func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err
 	}
@@ -78,21 +77,21 @@ func httpChain(l listenerParams, who downstreams, route string, socket *corev3.T
 		route:        route,
 		fetch:        l.env.fetch,
 		maxHeadersKB: l.instance.maxHeadersKB,
-		client:       addressingOf(l, who, socket != nil),
-		logs:         l.logs.For(who == untrustedDownstreams),
+		client:       addressingOf(l, from, socket != nil),
+		logs:         l.logs.For(from == untrustedDownstreams),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &listenerv3.FilterChain{
-		Name:            l.chainName(route, who),
+		Name:            l.chainName(route, from),
 		Filters:         append(filters, manager),
 		TransportSocket: socket,
 	}, nil
 }
 
-// routeName names the route configuration of a port, or that of the service svc
-// when it has a certificate, and with it routes, of its own.
+// routeName names the route configuration of a port, or that of the service svc if it
+// has its own certificate.
 func routeName(p port, svc *gateway.ListenerService) string {
 	name := strconv.Itoa(p.number)
 	if svc == nil || !hasOwnCertificate(svc) {
@@ -101,7 +100,7 @@ func routeName(p port, svc *gateway.ListenerService) string {
 	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
 }
 
-// managerKey is everything that an HTTP connection manager follows from.
+// connectionManagerKey is everything that an HTTP connection manager depends on.
 type connectionManagerKey struct {
 	protocol     string
 	route        string
@@ -124,7 +123,7 @@ func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 			ConfigSource:    envoy.OverADS(k.fetch),
 		}},
 		HttpFilters: filters,
-		// No trace is begun here; one that the client began goes on.
+		// No trace begins here. One that the client began goes on.
 		Tracing:        &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		AccessLog:      k.logs,
@@ -141,7 +140,7 @@ func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)
 }
 
-// httpFilters gives the HTTP filters in the order they run.
+// httpFilters returns the HTTP filters in the order they run.
 func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
 	type named struct {
 		name   string

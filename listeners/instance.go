@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,7 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// instance is what of one instance of a gateway goes into its listeners.
+// instance is what listeners depend on of one instance of the gateway.
 type instance struct {
 	registered   *gateway.Instance
 	addresses    []string // bound by each listener, without duplicates
@@ -34,9 +35,9 @@ func fetchTimeoutOf(in *gateway.Instance) envoy.FetchTimeout {
 	return envoy.FetchTimeout{}
 }
 
-// addressesOf gives the addresses that every listener of an instance binds,
-// sorted and without duplicates: the instance's own unless it says not to, its
-// tagged ones if it says so, and the ones it lists
+// bindAddresses returns the addresses that every listener of an instance binds, sorted
+// and without duplicates: the instance's own unless it says not to, its tagged ones if
+// it says so, and the ones that it lists
 // (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
 // Their ports are not those of the gateway's listeners and have no meaning.
 func bindAddresses(in *gateway.Instance, dualStack bool) []string {
@@ -46,22 +47,22 @@ func bindAddresses(in *gateway.Instance, dualStack bool) []string {
 	}
 	var addresses []string
 	if !in.Config.NoDefaultBind {
-		addresses = append(addresses, orElse(in.Address, all))
+		addresses = append(addresses, cmp.Or(in.Address, all))
 	}
 	if in.Config.BindTaggedAddresses {
 		for _, a := range in.TaggedAddresses {
-			addresses = append(addresses, orElse(a.Address, loopback))
+			addresses = append(addresses, cmp.Or(a.Address, loopback))
 		}
 	}
 	for _, a := range in.Config.BindAddresses {
-		addresses = append(addresses, orElse(a.Address, loopback))
+		addresses = append(addresses, cmp.Or(a.Address, loopback))
 	}
 	slices.Sort(addresses)
 	return slices.Compact(addresses)
 }
 
-// bindable says why a listener cannot bind an address. Envoy resolves no names
-// for a listener.
+// checkBindAddress returns why a listener cannot bind an address. Envoy resolves no
+// names for a listener.
 func checkBindAddress(address string) error {
 	if _, err := netip.ParseAddr(address); err != nil {
 		return fmt.Errorf("address %q of the gateway's registration is not an IP address; "+
@@ -70,8 +71,8 @@ func checkBindAddress(address string) error {
 	return nil
 }
 
-// listenerName gives Consul's name of a port's listener on an address. The
-// address is part of it because Envoy cannot move a listener that has a name.
+// listenerName returns Consul's name of a port's listener on an address. The address is
+// part of it because Envoy cannot give a listener another address.
 func listenerName(p port, address string) string {
 	head := p.protocol
 	if !p.http() && len(p.services) > 0 {
@@ -80,8 +81,8 @@ func listenerName(p port, address string) string {
 	return head + ":" + net.JoinHostPort(address, strconv.Itoa(p.number))
 }
 
-// listenerNames gives the names of a port's listeners: one for each address, and
-// that of the relay which a tcp port may have.
+// listenerNames returns the names of a port's listeners: one for each address, and
+// that of the loopback listener which a tcp port may have.
 func listenerNames(in instance, p port) []string {
 	var names []string
 	for _, a := range in.addresses {
@@ -91,11 +92,4 @@ func listenerNames(in instance, p port) []string {
 		names = append(names, loopbackName(p))
 	}
 	return names
-}
-
-func orElse(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

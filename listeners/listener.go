@@ -45,21 +45,20 @@ func listenerOf(l listenerParams, address string) (*listenerv3.Listener, error) 
 	return out, envoy.Validate(out)
 }
 
-// filterChains makes the chains of a listener, for each kind of peers that it
-// serves. Envoy looks at the server name first and at the peer then, so the
-// chains of every name are there for every kind of peers.
+// filterChains makes the chains of a listener. Envoy matches the server name first and
+// the downstream's address then, so all downstreams have the chains of every name.
 func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 	chainsFor := tcpChains
 	if l.port.http() {
 		chainsFor = httpChains
 	}
 	var all []*listenerv3.FilterChain
-	for _, who := range l.servedDownstreams() {
-		chains, err := chainsFor(l, who)
+	for _, from := range l.servedDownstreams() {
+		chains, err := chainsFor(l, from)
 		if err != nil {
 			return nil, err
 		}
-		if who == trustedDownstreams {
+		if from == trustedDownstreams {
 			for _, chain := range chains {
 				restrict(chain, l.policy.ProxyProtocol.TrustedCIDRs)
 			}
@@ -69,8 +68,8 @@ func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 	return all, nil
 }
 
-// restrict lets a chain take the connections of some peers only: those that
-// Envoy is connected with, whatever a PROXY header says.
+// restrict makes a chain accept downstreams of some networks only, whatever their PROXY
+// headers say.
 func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 	if chain.FilterChainMatch == nil {
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{}
@@ -83,28 +82,26 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 	}
 }
 
-// chainName names a filter chain where PROXY protocol is on: what found no
-// chain, because it was rejected before, is known by having no name. Consul's
-// own chains have none.
-func (l *listenerParams) chainName(name string, who downstreams) string {
+// chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected
+// connection by the missing name. Consul's own chains have none.
+func (l *listenerParams) chainName(name string, from downstreams) string {
 	if !l.policy.ProxyProtocol.Enabled() {
 		return ""
 	}
-	return name + who.suffix()
+	return name + from.suffix()
 }
 
-// listenerFilterKey is everything that a listener's filters follow from.
+// listenerFilterKey is everything that a listener's filters depend on.
 type listenerFilterKey struct {
 	listener     string // its name
 	policy       settings.ProxyProtocol
-	tlsInspector bool // for the server name
+	tlsInspector bool
 	envoy        envoy.Capabilities
 }
 
-// listenerFilters gives the listener filters of any listener, http or tcp, in
-// the order they run. The PROXY header is the first thing on the wire, before
-// the client's TLS handshake, so its filter comes first: behind tls_inspector it
-// would never see a header.
+// listenerFilters returns the listener filters in the order they run. The PROXY header is
+// the first thing on the wire, before the client's TLS handshake, so its filter comes
+// first: after tls_inspector it would never see a header.
 func listenerFilters(k listenerFilterKey) ([]*listenerv3.ListenerFilter, error) {
 	var filters []*listenerv3.ListenerFilter
 	proxy, err := proxyProtocolFilter(k)
@@ -148,13 +145,12 @@ func networkFilter(name string, config envoy.Message) (*listenerv3.Filter, error
 
 const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 
-// proxyProtocolFilter gives the listener filter that reads PROXY headers, or nil
+// proxyProtocolFilter returns the listener filter that reads PROXY headers, or nil
 // when the mode is off
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/listeners/listener_filters/proxy_protocol).
 //
-// A listener with this filter never sets continue_on_listener_filters_timeout:
-// with it, a client that stays silent until the timeout is served without a
-// header, which makes a strict listener permissive.
+// A listener with this filter never sets continue_on_listener_filters_timeout: it would
+// make a strict listener serve a client that sends no header until the timeout.
 func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error) {
 	config := &proxyv3.ProxyProtocol{
 		DisallowedVersions: disallowed(k.policy.Versions),
@@ -184,7 +180,7 @@ var proxyVersions = []struct {
 	{settings.V2, corev3.ProxyProtocolConfig_V2},
 }
 
-// disallowed gives the versions that are not among the allowed ones.
+// disallowed returns the versions that are not among the allowed ones.
 func disallowed(allowed []settings.Version) []corev3.ProxyProtocolConfig_Version {
 	var out []corev3.ProxyProtocolConfig_Version
 	for _, v := range proxyVersions {

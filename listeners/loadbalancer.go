@@ -22,7 +22,7 @@ const (
 	maglev       = "maglev"
 )
 
-// balance sets how a cluster spreads requests. Nil and an empty policy leave
+// setLoadBalancing sets how a cluster spreads requests. Nil and an empty policy leave
 // Envoy's default, round robin.
 func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	if lb == nil {
@@ -57,7 +57,7 @@ func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	return nil
 }
 
-// hash sets what of a request decides on its instance, for the policies that
+// setHashPolicies sets what of a request decides on its instance, for the policies that
 // hash.
 func setHashPolicies(a *routev3.RouteAction, lb *gateway.LoadBalancer) error {
 	if lb == nil || lb.Policy != ringHash && lb.Policy != maglev {
@@ -98,7 +98,7 @@ func hashPolicy(p gateway.HashPolicy) (*routev3.RouteAction_HashPolicy, error) {
 	return out, nil
 }
 
-// hashCookie gives the cookie to hash. Envoy makes one where the client sends
+// hashCookie returns the cookie to hash. Envoy makes one where the client sends
 // none if it has a lifetime; 0 means for the session.
 func hashCookie(p gateway.HashPolicy) *routev3.RouteAction_HashPolicy_Cookie {
 	out := &routev3.RouteAction_HashPolicy_Cookie{Name: p.FieldValue}

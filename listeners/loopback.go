@@ -17,37 +17,34 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// A relay is how a tcp service behind a sidecar gets a PROXY header. Envoy
-// writes the header of a cluster outside the cluster's TLS, where a sidecar
-// refuses it. So the listener's connections go by a second listener of the same
-// Envoy, on loopback:
+// loopback is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the
+// header of a cluster outside the cluster's TLS, where a sidecar rejects it. So the
+// listener's connections go through a second listener of the same Envoy, on loopback:
 //
-//	listener --cluster that writes the header--> relay listener, 127.… --cluster of the mesh, mTLS--> sidecar
+//	listener --cluster that writes the header--> loopback listener, 127.… --cluster of the mesh, mTLS--> sidecar
 //
-// Envoy has internal listeners for this, which need an extension in the
-// bootstrap that Consul's bootstraps do not have. A socket without a network
-// address would do, too; but an Envoy that takes the place of another one has to
-// share the relay with it, as it shares the ports of the listeners.
+// Envoy's internal listeners need an extension in the bootstrap that Consul's
+// bootstraps do not have. A Unix socket cannot be shared by two Envoys, and a new
+// Envoy shares the ports of the one that it replaces.
 type loopback struct {
 	listener *listenerv3.Listener
 	cluster  *clusterv3.Cluster
 }
 
-// relays says whether the port's connections go by a relay.
+// usesLoopback reports whether the port's connections go through a loopback listener.
 func (l *listenerParams) usesLoopback() bool {
 	return !l.port.http() && l.policy.ProxyProtocol.Upstream != settings.UpstreamNone
 }
 
-// relayName names the relay of a port, its listener and its cluster.
+// loopbackName names the loopback listener of a port and the cluster in front of it.
 func loopbackName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
 
-// relayAddress is where the relay listens: on the listener's own port, and on a
-// loopback address of the instance's own, because several may run on one
-// machine. Nobody else uses this part of 127.0.0.0/8.
+// loopbackAddress is the listener's own port on a loopback address of this instance,
+// because several may run on one machine. This part of 127.0.0.0/8 is otherwise unused.
 func loopbackAddress(l listenerParams) *corev3.Address {
 	in := l.instance.registered
-	of := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
-	return envoy.SocketAddress(fmt.Sprintf("127.%d.%d.%d", 64+of[0]%128, of[1], 1+of[2]%254), l.port.number)
+	hash := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
+	return envoy.SocketAddress(fmt.Sprintf("127.%d.%d.%d", 64+hash[0]%128, hash[1], 1+hash[2]%254), l.port.number)
 }
 
 func newLoopback(l listenerParams) (loopback, error) {
@@ -59,8 +56,7 @@ func newLoopback(l listenerParams) (loopback, error) {
 	return loopback{listener: listener, cluster: cluster}, err
 }
 
-// relayListener takes connections with a header in front, and sends them as they
-// are to the service.
+// loopbackListener passes connections with the header in front on to the service.
 func loopbackListener(l listenerParams) (*listenerv3.Listener, error) {
 	cluster, err := tcpCluster(l.env, l.port.services[0])
 	if err != nil {
@@ -79,7 +75,7 @@ func loopbackListener(l listenerParams) (*listenerv3.Listener, error) {
 	return out, envoy.Validate(out)
 }
 
-// relayCluster leads to the relay's listener, with the header in front.
+// loopbackCluster leads to the loopback listener and writes the header.
 func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 	plain, err := envoy.Pack(&rawv3.RawBuffer{})
 	if err != nil {
@@ -115,14 +111,14 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// nowhere is a cluster that does not exist: what is sent there is closed.
+// blackholeCluster does not exist: Envoy closes connections to it.
 const blackholeCluster = "usher-nowhere"
 
-// relayDestination leads to the relay. Envoy writes into the header what the
-// connection's own header says, whoever has sent that. So the connection of an
-// untrusted peer goes to the relay only if it says of itself what is true.
-func loopbackDestination(l listenerParams, who downstreams) (destination, error) {
-	if who != untrustedDownstreams {
+// loopbackDestination leads to the loopback listener. Envoy copies the connection's own
+// header into the new one, whoever sent it. So the connection of an untrusted
+// downstream goes there only if it claims its real address.
+func loopbackDestination(l listenerParams, from downstreams) (destination, error) {
+	if from != untrustedDownstreams {
 		return destination{cluster: loopbackName(l.port)}, nil
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{

@@ -12,8 +12,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// listening is everything that the listeners of a port of one instance follow
-// from, apart from their addresses.
+// listenerParams is everything that the listeners of a port of one instance depend
+// on, apart from their addresses.
 type listenerParams struct {
 	env      environment
 	instance instance
@@ -22,9 +22,9 @@ type listenerParams struct {
 	logs     accesslog.Logs
 }
 
-// errUnknown means that a part of a listener's input is not known. A separate problem
-// reports that part: bad settings, or a fact that the source cannot read.
-var errUnknown = errors.New("what the listener follows from is not known")
+// errUnknown means that a part of a listener's input is not known. It is no problem by
+// itself: another one reports that part, bad settings or an answer that cannot be read.
+var errUnknown = errors.New("unknown")
 
 func newListenerParams(env environment, in instance, p port) (listenerParams, []problem.Problem, error) {
 	policy, known := env.snapshot.ListenerSettings(in.registered, p.number)
@@ -40,9 +40,9 @@ func newListenerParams(env environment, in instance, p port) (listenerParams, []
 	return l, append(problems, l.unreadableTLVs()...), nil
 }
 
-// check says why no listener can do what the policy asks for.
+// check returns why no listener can do what the settings ask for.
 func (l *listenerParams) check() error {
-	if err := l.policy.Check(l.traffic()); err != nil {
+	if err := l.policy.Check(l.properties()); err != nil {
 		return err
 	}
 	if err := checkSupport(l.env.envoy, l.policy, !l.port.http()); err != nil {
@@ -50,14 +50,14 @@ func (l *listenerParams) check() error {
 	}
 	for _, tlv := range l.tlvs() {
 		if accesslog.ReservedField(tlv.Name) {
-			return fmt.Errorf("usher.proxy_protocol.tlvs: the access log has something else under %q; use another name", tlv.Name)
+			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name", tlv.Name)
 		}
 	}
 	return nil
 }
 
-// traffic is what the policy has to agree with.
-func (l *listenerParams) traffic() settings.ListenerProperties {
+// properties are what the settings have to agree with.
+func (l *listenerParams) properties() settings.ListenerProperties {
 	balancer := l.env.snapshot.BalancerOf(l.instance.registered)
 	return settings.ListenerProperties{
 		TCP: !l.port.http(), TLS: l.hasTLS(),
@@ -65,28 +65,29 @@ func (l *listenerParams) traffic() settings.ListenerProperties {
 	}
 }
 
-// speaksTLS says whether clients begin with a TLS handshake.
+// hasTLS reports whether clients begin with a TLS handshake.
 func (l *listenerParams) hasTLS() bool {
 	settings := mergeTLS(l.env.snapshot.Entry.TLS, l.port.listener.TLS)
 	return settings.Enabled || settings.SDS != nil
 }
 
-// choosesByServerName says whether services have certificates of their own, so
-// that a filter chain is chosen by the name that the client asks for.
+// matchesServerName reports whether a service has its own certificate: the client's
+// server name then chooses the filter chain.
 func (l *listenerParams) matchesServerName() bool {
-	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool { return hasOwnCertificate(&s) })
+	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool {
+		return hasOwnCertificate(&s)
+	})
 }
 
-// looksForServerName says whether Envoy looks at the beginning of a TLS handshake
-// for the name that the client asks for, which it does not know otherwise: where
-// it needs it, and where the operator's own formats ask for it. Consul's own
-// listeners do the first alone.
+// needsTLSInspector reports whether Envoy reads the server name before the TLS
+// handshake. Otherwise it does not know the name. Filter chains may need it, as with
+// Consul, and log formats or expressions may show it.
 func (l *listenerParams) needsTLSInspector() bool {
 	return l.matchesServerName() ||
 		l.hasTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
-// tlvs gives the TLVs that are told. Without PROXY protocol there are none.
+// tlvs returns the TLVs to pass on. Without PROXY protocol there are none.
 func (l *listenerParams) tlvs() []settings.TLV {
 	if !l.policy.ProxyProtocol.Enabled() {
 		return nil
@@ -94,15 +95,15 @@ func (l *listenerParams) tlvs() []settings.TLV {
 	return l.policy.ProxyProtocol.TLVs
 }
 
-// tooOldFor says what the policy asks for that this Envoy cannot tell, and that
-// protects nothing: the listener does without it.
+// unreadableTLVs are the problems of TLVs that this Envoy is too old to read. They
+// protect nothing, so the listener serves without them.
 func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
 		if !canRead(l.env.envoy, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
-				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this one is upgraded, nothing is told of it", tlv.Name),
+				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
 			})
 		}
 	}
@@ -133,17 +134,17 @@ func (l *listenerParams) accessLog() accesslog.Params {
 	return p
 }
 
-// peers are those of a listener's peers that a filter chain is for.
+// downstreams are the downstreams of a listener that a filter chain is for.
 type downstreams uint8
 
 const (
-	allDownstreams       downstreams = iota // all of them, without a difference
-	trustedDownstreams                      // those in trusted_cidrs
-	untrustedDownstreams                    // all others: what their PROXY headers say is not believed
+	allDownstreams       downstreams = iota
+	trustedDownstreams               // those in trusted_cidrs
+	untrustedDownstreams             // all others: their PROXY headers do not count
 )
 
-// served gives the peers that a listener serves, each with chains of its own.
-// The others are closed: no chain is for them.
+// servedDownstreams returns the downstreams that a listener serves, each with its own
+// filter chains. Connections without a chain are closed.
 func (l *listenerParams) servedDownstreams() []downstreams {
 	switch p := l.policy.ProxyProtocol; {
 	case !p.Enabled() || p.TrustsAll():
@@ -155,46 +156,49 @@ func (l *listenerParams) servedDownstreams() []downstreams {
 	}
 }
 
-// suffix tells names of what is for untrusted peers from the same for others.
-func (w downstreams) suffix() string {
-	if w == untrustedDownstreams {
+// suffix makes the names of what is for untrusted downstreams different.
+func (d downstreams) suffix() string {
+	if d == untrustedDownstreams {
 		return "_untrusted"
 	}
 	return ""
 }
 
-// tells says whether what a TLV means can be told.
+// canRead reports whether Envoy can read a TLV.
 func canRead(can envoy.Capabilities, tlv settings.TLV) bool { return can.BinaryTLVs || !isNumber(tlv) }
 
-// supports says what a policy needs that the Envoy does not have, and that
-// cannot be left out: the listener would believe what it must not, or take what
-// it must refuse.
+// checkSupport returns an error for a setting that this Envoy is too old for and that
+// cannot be left out: the listener would trust or accept more than it must.
 func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	proxy := p.ProxyProtocol
-	limited := proxy.Enabled() && !proxy.TrustsAll()
-	told := proxy.Enabled() && len(proxy.TLVs) > 0
+	hasUntrusted := proxy.Enabled() && !proxy.TrustsAll()
+	readsTLVs := proxy.Enabled() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
 	byPort := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts
 	switch {
 	case proxy.Mode == settings.Permissive && !can.OptionalProxyHeader:
-		return envoy.Requires("proxy_protocol.mode", `with "permissive", this one would refuse plain connections`, "1.23", `use "strict" or "off"`)
+		return envoy.Requires("proxy_protocol.mode", `this Envoy would reject connections without a PROXY header in the mode "permissive"`,
+			"1.23", `use "strict" or "off"`)
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
-		return envoy.Requires("proxy_protocol.versions", "this one would take both", "1.30", `use ["v1", "v2"]`)
+		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
-		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL ends this one (CVE-2024-23327)", "1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
-	case upstream && limited && !can.Expressions:
-		return envoy.Requires("proxy_protocol.upstream", "this one would tell the service what an untrusted peer claims", "1.32", `use trusted_cidrs "any"`)
-	case told && !can.Expressions:
-		return envoy.Requires("proxy_protocol.tlvs", "this one cannot tell them", "1.32", `use tlvs "none"`)
+		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
+			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
+	case upstream && hasUntrusted && !can.Expressions:
+		return envoy.Requires("proxy_protocol.upstream", "this Envoy would send the service what an untrusted downstream claims",
+			"1.32", `use trusted_cidrs "any"`)
+	case readsTLVs && !can.Expressions:
+		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
-		return envoy.Requires("client_address.forwarded_proto", "this one cannot look at the port", "1.32", `use "connection"`)
-	case !tcp && !can.EarlyHeaderMutation && (limited || rewrites(p.ClientAddress)):
-		return envoy.Requires("client_address", "this one cannot change the headers that clients send in time", "1.25", `use the initial values, and trusted_cidrs "any"`)
+		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot read the port", "1.32", `use "connection"`)
+	case !tcp && !can.EarlyHeaderMutation && (hasUntrusted || rewrites(p.ClientAddress)):
+		return envoy.Requires("client_address", "this Envoy cannot change request headers before it reads them",
+			"1.25", `use the default values and trusted_cidrs "any"`)
 	}
 	return nil
 }
 
-// rewrites says whether headers have to be changed before Envoy looks at them.
+// rewrites reports whether headers have to be changed before Envoy reads them.
 func rewrites(c settings.ClientAddress) bool {
 	hops, by := c.TrustedHops.Uint32() > 0, c.ForwardedProto.Type
 	return c.XFF == settings.XFFOverwrite || by == settings.ForwardedProtoTrust && !hops || by == settings.ForwardedProtoConnection && hops

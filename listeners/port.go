@@ -22,25 +22,25 @@ const (
 	protocolGRPC  = "grpc"
 )
 
-// port is what the gateway serves on one port: a listener of its entry with
-// the rows of gateway-services that belong to it, at least one.
+// port is what the gateway serves on one port: a listener of its entry, and the
+// services of gateway-services that belong to it, at least one.
 type port struct {
 	gateway  gateway.ID
 	number   int
 	protocol string
-	listener *gateway.Listener // nil: the entry has none for the rows
-	configs  map[gateway.ServiceName]*gateway.ListenerService
+	listener *gateway.Listener // nil: the entry has none on this port
+	settings map[gateway.ServiceName]*gateway.ListenerService
 	services []portService
 }
 
-// row is one service of a port.
+// portService is one service of a port.
 type portService struct {
 	service  gateway.Service
-	settings *gateway.ListenerService // nil: the listener has none for the row
+	settings *gateway.ListenerService // nil: the listener does not name the service
 	chain    *gateway.Chain           // nil if it is not known
 }
 
-// portParts are the parts of a port that every instance of the gateway shares.
+// portResources are what all instances of the gateway share of a port.
 type portResources struct {
 	routes   []*routev3.RouteConfiguration
 	clusters []*clusterv3.Cluster
@@ -48,8 +48,8 @@ type portResources struct {
 	problems []problem.Problem
 }
 
-// portsOf gives the ports that have a service, in ascending order. A listener
-// without any is left out, as Consul does.
+// portsOf returns the ports that have a service, in ascending order. As with Consul, a
+// listener without any is left out.
 func portsOf(s *gateway.Snapshot) []port {
 	if s.Entry == nil {
 		return nil
@@ -63,7 +63,7 @@ func portsOf(s *gateway.Snapshot) []port {
 		}
 		p.services = append(p.services, portService{
 			service:  svc,
-			settings: p.serviceConfig(svc.Service),
+			settings: p.settingsFor(svc.Service),
 			chain:    s.Chains[svc.Service],
 		})
 	}
@@ -79,43 +79,40 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	p := &port{gateway: s.ID, number: svc.Port, protocol: svc.Protocol}
 	for i := range s.Entry.Listeners {
 		if l := &s.Entry.Listeners[i]; l.Port == svc.Port {
-			p.listener, p.protocol, p.configs = l, l.Protocol, configsOf(l)
+			p.listener, p.protocol, p.settings = l, l.Protocol, serviceSettings(l)
 			break
 		}
 	}
-	p.protocol = strings.ToLower(p.protocol)
-	if p.protocol == "" {
-		p.protocol = protocolTCP
-	}
+	p.protocol = cmp.Or(strings.ToLower(p.protocol), protocolTCP)
 	return p
 }
 
-// configsOf gives the listener's settings for services by name; "*" is the
+// serviceSettings returns the listener's settings for services by name; "*" is the
 // name of a wildcard. Of two for one name the first counts.
-func configsOf(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
-	configs := map[gateway.ServiceName]*gateway.ListenerService{}
+func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
+	byName := map[gateway.ServiceName]*gateway.ListenerService{}
 	for i := range l.Services {
 		c := &l.Services[i]
 		name := gateway.ServiceName{Name: c.Name, Namespace: c.Namespace, Partition: c.Partition}.OrDefaults()
-		if configs[name] == nil {
-			configs[name] = c
+		if byName[name] == nil {
+			byName[name] = c
 		}
 	}
-	return configs
+	return byName
 }
 
-// serviceConfig gives the listener's settings for a service: those under its
-// own name, or else those of the wildcard in the same namespace.
-func (p *port) serviceConfig(name gateway.ServiceName) *gateway.ListenerService {
+// settingsFor returns the listener's settings for a service: those under its own name,
+// or else those of the wildcard in the same namespace.
+func (p *port) settingsFor(name gateway.ServiceName) *gateway.ListenerService {
 	name = name.OrDefaults()
-	if c := p.configs[name]; c != nil {
+	if c := p.settings[name]; c != nil {
 		return c
 	}
 	name.Name = "*"
-	return p.configs[name]
+	return p.settings[name]
 }
 
-// http says whether the port speaks a protocol with requests.
+// http reports whether the protocol has requests.
 func (p *port) http() bool {
 	return p.protocol == protocolHTTP || p.protocol == protocolHTTP2 || p.protocol == protocolGRPC
 }
@@ -125,13 +122,13 @@ func (p *port) where() string {
 	return fmt.Sprintf("config entry ingress-gateway/%s: listener %d", p.gateway, p.number)
 }
 
-// check says what makes the port impossible to serve.
+// check returns why the port cannot be served.
 func (p *port) check() error {
 	switch {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("there are services for this port, but the entry has no such listener; it is kept back until both agree")
+		return errors.New("Consul has services for this port, but the config entry has no such listener; it is held back until both agree")
 	case p.protocol != protocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
@@ -140,14 +137,14 @@ func (p *port) check() error {
 		case r.service.Service.Name == "":
 			return errors.New("a service has no name")
 		case r.settings == nil:
-			return fmt.Errorf("the listener does not have service %s; it is kept back until the entry and the catalog agree", r.service.Service)
+			return fmt.Errorf("the listener does not name service %s; it is held back until the config entry and the catalog agree", r.service.Service)
 		}
 	}
 	return nil
 }
 
-// known reports whether all input of the row's routes and clusters is known. This is
-// its chain and, for each target in a cluster peer, the peer's certificates. If the
+// isKnown reports whether all input of the service's routes and clusters is known. This
+// is its chain and, for each target in a cluster peer, the peer's certificates. If the
 // peer has certificates, the target's instances belong to it, too.
 func (r portService) isKnown(s *gateway.Snapshot) bool {
 	if r.chain == nil {
@@ -164,53 +161,53 @@ func (r portService) isKnown(s *gateway.Snapshot) bool {
 	return true
 }
 
-// compilePort makes the parts of a port that its instances share. If a row is not
-// known, it makes no routes and returns errUnknown. It still makes the clusters and
-// load assignments of the other rows, for an Envoy that has the port already.
-func compilePort(env environment, p port, memo clusterCache) (portResources, error) {
+// compilePort makes what the instances share of a port. If a service is not known, it
+// makes no routes and returns errUnknown. It still makes the clusters and load
+// assignments of the other services, for an Envoy that has the port already.
+func compilePort(env environment, p port, cache clusterCache) (portResources, error) {
 	if err := p.check(); err != nil {
 		return portResources{}, err
 	}
 	if err := meshKnown(env.snapshot); err != nil {
 		return portResources{}, err
 	}
-	var parts portResources
-	whole := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(env.snapshot) })
-	if p.http() && whole {
+	var resources portResources
+	allKnown := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(env.snapshot) })
+	if p.http() && allKnown {
 		routes, err := routesOf(env, p)
 		if err != nil {
 			return portResources{}, err
 		}
-		parts.routes = routes
+		resources.routes = routes
 	}
 	for _, r := range p.routedServices() {
 		if !r.isKnown(env.snapshot) {
 			continue
 		}
-		if err := parts.addClusters(env, p, r, memo); err != nil {
+		if err := resources.addClusters(env, p, r, cache); err != nil {
 			return portResources{}, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
 	}
-	if !whole {
-		return parts, errUnknown
+	if !allKnown {
+		return resources, errUnknown
 	}
-	return parts, nil
+	return resources, nil
 }
 
-// meshKnown says what is missing to speak to the service mesh.
+// meshKnown returns what is missing to connect to the service mesh.
 func meshKnown(s *gateway.Snapshot) error {
 	switch {
 	case s.Plain:
 		return nil
 	case s.Roots == nil || s.Roots.TrustDomain == "" || len(s.Roots.PEMs) == 0:
-		return errors.New("the roots of the service mesh are not known")
+		return errors.New("the root certificates of the service mesh are not known")
 	case s.Leaf == nil:
 		return errors.New("the gateway's certificate is not known")
 	}
 	return nil
 }
 
-// served gives the rows that the port sends anything to.
+// routedServices returns the services that the port sends traffic to.
 func (p *port) routedServices() []portService {
 	if p.http() {
 		return p.services
@@ -218,7 +215,7 @@ func (p *port) routedServices() []portService {
 	return p.services[:1]
 }
 
-// displayName gives the name that Consul uses in names of routes and virtual
+// displayName returns the name that Consul uses in names of routes and virtual
 // hosts: the service alone in the default namespace and partition.
 func displayName(n gateway.ServiceName) string {
 	if n.SameTenancy(gateway.ServiceName{}) {

@@ -215,7 +215,7 @@ func eachListener(t *testing.T, check func(t *testing.T, l *listenerv3.Listener,
 	})
 }
 
-// policyOf gives the policy of a listener, or false for one that is not for
+// policyOf returns the policy of a listener, or false for one that is not for
 // clients.
 func policyOf(t *testing.T, c compiled, l *listenerv3.Listener) (settings.Listener, bool) {
 	t.Helper()
@@ -255,7 +255,7 @@ func managers(t *testing.T, l *listenerv3.Listener) []*hcmv3.HttpConnectionManag
 	return out
 }
 
-// networkFilters gives the filters of a chain that have one type.
+// networkFilters returns the filters of a chain that have one type.
 func networkFilters[T proto.Message](t *testing.T, chain *listenerv3.FilterChain) []T {
 	t.Helper()
 	var out []T
@@ -273,7 +273,7 @@ func networkFilters[T proto.Message](t *testing.T, chain *listenerv3.FilterChain
 	return out
 }
 
-// encode gives the bytes of resources, as they would go to Envoy.
+// encode returns the bytes of resources, as they would go to Envoy.
 func encode(t *testing.T, r *Resources) []byte {
 	t.Helper()
 	var out []byte

@@ -19,9 +19,9 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// routesOf makes the route configurations of an http, http2 or grpc port: one
-// named after the port, and one more for each service with a certificate of its
-// own. One without services is left out.
+// routesOf makes the route configurations of an http, http2 or grpc port: one named after
+// the port, and one for each service with its own certificate. One without services is
+// left out.
 func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 	domains, err := domainsOf(p)
 	if err != nil {
@@ -58,17 +58,17 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 	return configs, nil
 }
 
-// virtualHost makes the virtual host of a row, with the header modifiers that
-// the gateway's entry has for the service.
-func virtualHost(env environment, r portService, domains []string) (*routev3.VirtualHost, error) {
-	routes, err := chainRoutes(env, r.chain)
+// virtualHost makes the virtual host of a service, with the header modifiers of the
+// gateway's entry.
+func virtualHost(env environment, s portService, domains []string) (*routev3.VirtualHost, error) {
+	routes, err := chainRoutes(env, s.chain)
 	if err != nil {
 		return nil, err
 	}
-	request := headerChanges(env.envoy, r.settings.RequestHeaders)
-	response := headerChanges(env.envoy, r.settings.ResponseHeaders)
+	request := headerChanges(env.envoy, s.settings.RequestHeaders)
+	response := headerChanges(env.envoy, s.settings.ResponseHeaders)
 	return &routev3.VirtualHost{
-		Name:                    displayName(r.service.Service),
+		Name:                    displayName(s.service.Service),
 		Domains:                 domains,
 		Routes:                  routes,
 		RequestHeadersToAdd:     request.add,
@@ -82,7 +82,7 @@ func virtualHost(env environment, r portService, domains []string) (*routev3.Vir
 func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
 	start := c.Nodes[c.StartNode]
 	if start == nil {
-		return nil, errors.New("its discovery chain misses its first node")
+		return nil, errors.New("its discovery chain lacks its first node")
 	}
 	if start.Type != gateway.NodeRouter {
 		action, err := nodeAction(env, c, start)
@@ -116,7 +116,7 @@ func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*rou
 	}
 	next := c.Nodes[cr.NextNode]
 	if next == nil || next.Type == gateway.NodeRouter {
-		return nil, fmt.Errorf("its discovery chain misses node %q", cr.NextNode)
+		return nil, fmt.Errorf("its discovery chain lacks node %q", cr.NextNode)
 	}
 	action, err := nodeAction(env, c, next)
 	if action == nil {
@@ -149,9 +149,8 @@ func applyDestination(can envoy.Capabilities, route *routev3.Route, dest *gatewa
 	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = response.add, response.remove
 }
 
-// nodeAction sends requests to what a resolver or a splitter leads to. It is nil,
-// which is no error, while that is nothing but cluster peers whose root
-// certificates are not known.
+// nodeAction sends requests to what a resolver or a splitter leads to. It is nil, without
+// an error, if those are only cluster peers whose root certificates are not known.
 func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.RouteAction, error) {
 	action := &routev3.RouteAction{}
 	switch node.Type {
@@ -170,18 +169,21 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 	default:
 		return nil, fmt.Errorf("its discovery chain has a node of type %q, which is not supported", node.Type)
 	}
-	return action, setHashPolicies(action, node.LoadBalancer)
+	if err := setHashPolicies(action, node.LoadBalancer); err != nil {
+		return nil, err
+	}
+	return action, nil
 }
 
-// weightedClusters makes the legs of a service-splitter. Its weights are
-// percents with two decimals; Envoy's are integers. Legs in cluster peers whose
-// root certificates are not known are left out; it is nil when those are all.
+// weightedClusters makes the splits of a service-splitter. Its weights are percents with
+// two decimals; Envoy's are integers. Splits to cluster peers whose root certificates
+// are not known are left out; it is nil if those are all.
 func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
 	var total uint64
 	for _, s := range node.Splits {
 		if s == nil {
-			return nil, errors.New("its service-splitter has an empty leg")
+			return nil, errors.New("its service-splitter has an empty split")
 		}
 		g, err := targetGroupOf(env.snapshot, c, c.Nodes[s.NextNode])
 		if err != nil {
@@ -194,14 +196,14 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		if !(weight >= 0 && weight <= 10000) {
 			return nil, fmt.Errorf("its service-splitter has the weight %v; use 0 to 100", s.Weight)
 		}
-		leg := &routev3.WeightedCluster_ClusterWeight{Name: g.clusterName, Weight: wrapperspb.UInt32(uint32(weight))}
+		split := &routev3.WeightedCluster_ClusterWeight{Name: g.clusterName, Weight: wrapperspb.UInt32(uint32(weight))}
 		if d := s.Definition; d != nil {
 			request, response := headerChanges(env.envoy, d.RequestHeaders), headerChanges(env.envoy, d.ResponseHeaders)
-			leg.RequestHeadersToAdd, leg.RequestHeadersToRemove = request.add, request.remove
-			leg.ResponseHeadersToAdd, leg.ResponseHeadersToRemove = response.add, response.remove
+			split.RequestHeadersToAdd, split.RequestHeadersToRemove = request.add, request.remove
+			split.ResponseHeadersToAdd, split.ResponseHeadersToRemove = response.add, response.remove
 		}
-		total += uint64(leg.Weight.Value)
-		out.Clusters = append(out.Clusters, leg)
+		total += uint64(split.Weight.Value)
+		out.Clusters = append(out.Clusters, split)
 	}
 	if len(out.Clusters) == 0 && len(node.Splits) > 0 {
 		return nil, nil
@@ -215,8 +217,8 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 	return out, nil
 }
 
-// timeout translates a timeout of Consul's: 0 leaves Envoy's default, and a
-// negative one means none, which is Envoy's 0.
+// timeout translates Consul's timeout: 0 leaves Envoy's default, and a negative one means
+// none, which is Envoy's 0.
 func timeout(d gateway.Duration) *durationpb.Duration {
 	switch {
 	case d > 0:
@@ -227,7 +229,7 @@ func timeout(d gateway.Duration) *durationpb.Duration {
 	return nil
 }
 
-// retryPolicy gives the retries of a router's destination, or nil where it has
+// retryPolicy returns the retries of a router's destination, or nil if it has
 // no setting for them.
 func retryPolicy(d *gateway.RouteDestination) *routev3.RetryPolicy {
 	if d.NumRetries == 0 && !d.RetryOnConnectFailure && len(d.RetryOn) == 0 && len(d.RetryOnStatusCodes) == 0 {
@@ -247,7 +249,7 @@ func retryPolicy(d *gateway.RouteDestination) *routev3.RetryPolicy {
 	}
 }
 
-// headerChange is what happens to the headers of requests or responses.
+// headerChange is a change of the headers of requests or responses.
 type headerChange struct {
 	add    []*corev3.HeaderValueOption
 	remove []string

@@ -12,31 +12,29 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// group is what one resolver of a chain leads to: a cluster, or with failover
-// an aggregate of clusters that are tried in order.
+// targetGroup is what one resolver of a chain leads to: a cluster, or with failover an
+// aggregate of clusters that are tried in order.
 type targetGroup struct {
-	// base is the cluster that routes and tcp listeners name; "" when the group
-	// leads to a cluster peer whose root certificates are not known.
-	clusterName string
-	node        *gateway.ChainNode
-	failover    bool
-	// legs may be none: a cluster peer that exports no instance leaves none.
-	targets []targetCluster
-	// unknown are the cluster peers that are left out.
-	unresolvedPeers []string
+	// clusterName is what routes and tcp listeners name. It is empty if the group leads
+	// to a cluster peer whose root certificates are not known.
+	clusterName     string
+	node            *gateway.ChainNode
+	failover        bool
+	targets         []targetCluster // may be none: a cluster peer may export no instance
+	unresolvedPeers []string        // the cluster peers that are left out
 }
 
-// leg is one cluster with instances behind it.
+// targetCluster is one cluster with instances behind it.
 type targetCluster struct {
 	name   string
 	target *gateway.Target
-	// from is the partition of the service that leads here; Consul measures from
-	// there what is in another partition.
+	// fromPartition is the partition of the service that leads here: Consul compares
+	// other partitions with it.
 	fromPartition string
 	peer          *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
 }
 
-// groupsOf gives the groups of a chain, by the names of their nodes.
+// targetGroupsOf returns the groups of a chain, sorted by the names of their nodes.
 func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error) {
 	var groups []targetGroup
 	for _, name := range slices.Sorted(maps.Keys(c.Nodes)) {
@@ -53,20 +51,20 @@ func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error
 	return groups, nil
 }
 
-// groupOf gives the group of a resolver node.
+// targetGroupOf returns the group of a resolver node.
 func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (targetGroup, error) {
 	if node == nil {
-		return targetGroup{}, errors.New("its discovery chain misses a node")
+		return targetGroup{}, errors.New("its discovery chain lacks a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
 		return targetGroup{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed", node.Type)
 	}
 	primary := c.Targets[node.Resolver.Target]
-	base, err := clusterName(s, primary)
+	name, err := clusterName(s, primary)
 	if err != nil {
 		return targetGroup{}, fmt.Errorf("target %q: %w", node.Resolver.Target, err)
 	}
-	g := targetGroup{clusterName: base, node: node}
+	g := targetGroup{clusterName: name, node: node}
 	targets := []string{node.Resolver.Target}
 	if f := node.Resolver.Failover; f != nil {
 		if m := f.Policy.Mode; m != "" && m != "sequential" {
@@ -75,41 +73,41 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 		g.failover = true
 		targets = append(targets, f.Targets...)
 	}
-	if base == "" {
+	if name == "" {
 		g.unresolvedPeers = []string{primary.Peer}
 		return g, nil
 	}
 	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
-			return targetGroup{}, fmt.Errorf("its discovery chain misses target %q", id)
+			return targetGroup{}, fmt.Errorf("its discovery chain lacks target %q", id)
 		}
 		g.add(s, targetCluster{target: target, fromPartition: c.Partition})
 	}
 	return g, nil
 }
 
-// add adds a leg, unless its target is in a cluster peer and cannot be
-// verified: no root certificates, or nobody to verify. As with Consul, the legs
-// are counted without those.
-func (g *targetGroup) add(s *gateway.Snapshot, l targetCluster) {
-	l.name = g.clusterName
+// add adds a cluster, unless its target is in a cluster peer and cannot be verified: it
+// has no root certificates or no instances. As with Consul, these do not count in
+// the names of the others.
+func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
+	t.name = g.clusterName
 	if g.failover {
-		l.name = fmt.Sprintf("failover-target~%d~%s", len(g.targets), g.clusterName)
+		t.name = fmt.Sprintf("failover-target~%d~%s", len(g.targets), g.clusterName)
 	}
-	if l.target.Peer != "" {
-		if peerRoots(s, l.target.Peer) == nil {
-			g.unresolvedPeers = append(g.unresolvedPeers, l.target.Peer)
+	if t.target.Peer != "" {
+		if peerRoots(s, t.target.Peer) == nil {
+			g.unresolvedPeers = append(g.unresolvedPeers, t.target.Peer)
 			return
 		}
-		if l.peer = peerMeta(s.Endpoints.Get(l.target.ID)); l.peer == nil {
+		if t.peer = peerMeta(s.Endpoints.Get(t.target.ID)); t.peer == nil {
 			return
 		}
 	}
-	g.targets = append(g.targets, l)
+	g.targets = append(g.targets, t)
 }
 
-// clusterName gives the name of a target's cluster: the chain's name for it,
+// clusterName returns the name of a target's cluster: the chain's name for it,
 // and for a target in a cluster peer one that ends in the peer's trust domain.
 // It is empty while the peer's root certificates are not known.
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
@@ -132,8 +130,7 @@ func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	return strings.Join(parts, "."), nil
 }
 
-// peerRoots gives the root certificates of a cluster peer; nil while there are
-// none.
+// peerRoots returns the root certificates of a cluster peer; nil while there are none.
 func peerRoots(s *gateway.Snapshot, peer string) *gateway.Roots {
 	if r := s.Peers[peer]; r != nil && len(r.PEMs) > 0 {
 		return r
@@ -141,8 +138,8 @@ func peerRoots(s *gateway.Snapshot, peer string) *gateway.Roots {
 	return nil
 }
 
-// peerMeta says how to reach and verify the instances of a target in a cluster
-// peer: the same for all of them. It is nil when there are none.
+// peerMeta returns how to reach and verify the instances of a target in a cluster peer,
+// which is the same for all of them. It is nil if there are none.
 func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	if e == nil {
 		return nil
@@ -155,8 +152,8 @@ func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	return nil
 }
 
-// trustDomainOf reads the trust domain of a cluster peer out of the identities
-// of its instances; "" when there is none.
+// trustDomainOf reads the trust domain of a cluster peer from the identities of its
+// instances; "" if there is none.
 func trustDomainOf(p *gateway.PeerMeta) string {
 	if p == nil {
 		return ""

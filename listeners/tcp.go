@@ -14,43 +14,43 @@ import (
 	"github.com/usherproxy/usher/internal/envoy"
 )
 
-// tcpChains makes the one filter chain of a tcp listener for some of its peers,
-// which leads to the one service that such a listener has.
-func tcpChains(l listenerParams, who downstreams) ([]*listenerv3.FilterChain, error) {
+// tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads
+// to the one service that such a listener has.
+func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
 		return nil, err
 	}
-	filters, err := tlvFilters(l, who)
+	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err
 	}
-	peer, err := directAddressFilters(l, who)
+	directAddress, err := directAddressFilters(l, from)
 	if err != nil {
 		return nil, err
 	}
-	to, err := tcpDestination(l, who)
+	to, err := tcpDestination(l, from)
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, who), logs: l.logs.For(who == untrustedDownstreams)})
+	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, from), logs: l.logs.For(from == untrustedDownstreams)})
 	if err != nil {
 		return nil, err
 	}
 	chain := &listenerv3.FilterChain{
-		Name:            l.chainName(strconv.Itoa(l.port.number), who),
-		Filters:         slices.Concat(filters, peer, to.filters, []*listenerv3.Filter{proxy}),
+		Name:            l.chainName(strconv.Itoa(l.port.number), from),
+		Filters:         slices.Concat(filters, directAddress, to.filters, []*listenerv3.Filter{proxy}),
 		TransportSocket: socket,
 	}
 	return []*listenerv3.FilterChain{chain}, nil
 }
 
-// tcpStats names the statistics of a tcp listener for some of its peers. Consul's
-// bootstraps read the service's name and datacenter out of Consul's own name, so
-// that of untrusted peers is another one, as on http listeners.
-func tcpStatPrefix(l listenerParams, who downstreams) string {
-	if who == untrustedDownstreams {
-		return "ingress_upstream_" + strconv.Itoa(l.port.number) + who.suffix()
+// tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's
+// bootstraps read the service's name and datacenter out of Consul's own name, so the
+// name for untrusted downstreams is another one, as on http listeners.
+func tcpStatPrefix(l listenerParams, from downstreams) string {
+	if from == untrustedDownstreams {
+		return "ingress_upstream_" + strconv.Itoa(l.port.number) + from.suffix()
 	}
 	c := l.port.services[0].chain
 	return "upstream." + strings.ReplaceAll(strings.Join([]string{c.ServiceName, c.Namespace, c.Partition, c.Datacenter}, "."), ":", "_")
@@ -62,10 +62,10 @@ type destination struct {
 	filters []*listenerv3.Filter // that come first
 }
 
-// tcpDestination leads to the service, or to the relay on the way to it.
-func tcpDestination(l listenerParams, who downstreams) (destination, error) {
+// tcpDestination leads to the service, or to the loopback listener on the way to it.
+func tcpDestination(l listenerParams, from downstreams) (destination, error) {
 	if l.usesLoopback() {
-		return loopbackDestination(l, who)
+		return loopbackDestination(l, from)
 	}
 	cluster, err := tcpCluster(l.env, l.port.services[0])
 	return destination{cluster: cluster}, err
@@ -73,19 +73,19 @@ func tcpDestination(l listenerParams, who downstreams) (destination, error) {
 
 // tcpCluster names the cluster that connections go to. A tcp service has no
 // requests to route or split, so its chain begins with a resolver.
-func tcpCluster(env environment, r portService) (string, error) {
-	start := r.chain.Nodes[r.chain.StartNode]
-	g, err := targetGroupOf(env.snapshot, r.chain, start)
+func tcpCluster(env environment, s portService) (string, error) {
+	start := s.chain.Nodes[s.chain.StartNode]
+	g, err := targetGroupOf(env.snapshot, s.chain, start)
 	if err != nil {
-		return "", fmt.Errorf("service %s: a tcp listener leads to one place: %w", r.service.Service, err)
+		return "", fmt.Errorf("service %s: a tcp listener leads to one cluster: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", r.service.Service, g.unresolvedPeers[0])
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])
 	}
 	return g.clusterName, nil
 }
 
-// tcpKey is everything that the proxy of a tcp listener follows from.
+// tcpKey is everything that the proxy of a tcp listener depends on.
 type tcpKey struct {
 	cluster string
 	stats   string
@@ -100,10 +100,10 @@ func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
 	})
 }
 
-// peerFilters keep the address of whoever connected where a log tells health
-// checks by it.
-func directAddressFilters(l listenerParams, who downstreams) ([]*listenerv3.Filter, error) {
-	if who == untrustedDownstreams || !l.logs.NeedsDirectAddress {
+// directAddressFilters store the downstream's address if a log recognizes health checks
+// by it.
+func directAddressFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
+	if from == untrustedDownstreams || !l.logs.NeedsDirectAddress {
 		return nil, nil
 	}
 	return stateFilters([]*statev3.FilterStateValue{envoy.StoreDirectAddress()})

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,10 +17,9 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// listenerSocket gives the TLS towards the clients of a listener, or nil for
-// plain text. A certificate from the operator's SDS server wins over the
-// gateway's own; either may be asked for at the gateway or at the listener, and
-// a listener cannot switch off what the gateway switches on
+// listenerSocket returns the TLS of a listener, or nil for plain text. A certificate from
+// an SDS server wins over the gateway's own. Both can be set at the gateway or at the
+// listener, and a listener cannot switch off the gateway's
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#tls).
 func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 	settings := mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS)
@@ -31,10 +31,10 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 	case !settings.Enabled:
 		return nil, nil
 	case env.snapshot.Plain:
-		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is none here; " +
+		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is no mesh; " +
 			"use TLS.SDS, or remove TLS.Enabled")
 	default:
-		if err := p.missingCertificateName(env.snapshot.DownstreamLeaf); err != nil {
+		if err := p.checkNames(env.snapshot.DownstreamLeaf); err != nil {
 			return nil, err
 		}
 		sds = nil
@@ -59,11 +59,11 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 	return downstreamSocket(common)
 }
 
-// named says which name of the port's services the certificate for clients
-// lacks. A client would refuse it, and so it is not shown.
-func (p *port) missingCertificateName(serving *gateway.Leaf) error {
+// checkNames returns an error for a name of the port's services that the certificate
+// for clients lacks: clients would reject it.
+func (p *port) checkNames(serving *gateway.Leaf) error {
 	if serving == nil {
-		return errors.New("there is no certificate with DNS names for it yet")
+		return errors.New("there is no certificate with DNS names yet")
 	}
 	for _, r := range p.services {
 		if hasOwnCertificate(r.settings) {
@@ -76,9 +76,8 @@ func (p *port) missingCertificateName(serving *gateway.Leaf) error {
 	return nil
 }
 
-// missingName gives a name that clients call a service by and that is not in a
-// certificate; "" if there is none. A service without hosts has names in the
-// domains that Consul answers DNS for.
+// missingName returns a name of a service that is not in a certificate; "" if there is
+// none. A service without hosts has names in Consul's DNS domains.
 func missingName(s gateway.Service, names []string) string {
 	if len(s.Hosts) == 0 {
 		ingress := "*.ingress."
@@ -106,8 +105,8 @@ func mergeTLS(gw gateway.TLS, l *gateway.TLS) gateway.TLS {
 	}
 	out.Enabled = gw.Enabled || l.Enabled
 	out.SDS = mergeSDS(gw.SDS, l.SDS)
-	out.TLSMinVersion = orElse(l.TLSMinVersion, gw.TLSMinVersion)
-	out.TLSMaxVersion = orElse(l.TLSMaxVersion, gw.TLSMaxVersion)
+	out.TLSMinVersion = cmp.Or(l.TLSMinVersion, gw.TLSMinVersion)
+	out.TLSMaxVersion = cmp.Or(l.TLSMaxVersion, gw.TLSMaxVersion)
 	if len(l.CipherSuites) > 0 {
 		out.CipherSuites = l.CipherSuites
 	}
@@ -121,8 +120,8 @@ func mergeSDS(under, over *gateway.SDS) *gateway.SDS {
 		out = *under
 	}
 	if over != nil {
-		out.ClusterName = orElse(over.ClusterName, out.ClusterName)
-		out.CertResource = orElse(over.CertResource, out.CertResource)
+		out.ClusterName = cmp.Or(over.ClusterName, out.ClusterName)
+		out.CertResource = cmp.Or(over.CertResource, out.CertResource)
 	}
 	if out == (gateway.SDS{}) {
 		return nil
@@ -130,16 +129,15 @@ func mergeSDS(under, over *gateway.SDS) *gateway.SDS {
 	return &out
 }
 
-// ownCertificate says whether a service has a certificate of its own.
+// hasOwnCertificate reports whether a service has its own certificate.
 func hasOwnCertificate(svc *gateway.ListenerService) bool {
 	return svc.TLS != nil && svc.TLS.SDS != nil && svc.TLS.SDS.CertResource != ""
 }
 
-// ownSocket gives the TLS towards the clients of a service with a certificate
-// of its own. As with Consul, the versions and ciphers of the gateway and the
-// listener do not apply to it. Consul's API lets such a service leave out
-// ClusterName, and then sends Envoy an empty one, which it refuses; here the
-// listener's or the gateway's counts.
+// serviceSocket returns the TLS of a service with its own certificate. As with Consul,
+// the versions and ciphers of the gateway and the listener do not apply to it. Consul
+// accepts such a service without a ClusterName and sends Envoy an empty one, which it
+// rejects; here the listener's or the gateway's counts.
 func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
 	sds := mergeSDS(mergeTLS(env.snapshot.Entry.TLS, p.listener.TLS).SDS, svc.TLS.SDS)
 	if sds == nil || sds.ClusterName == "" {
@@ -159,8 +157,8 @@ func downstreamSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, 
 	})
 }
 
-// operatorSecret refers to a certificate on the operator's SDS server, whose
-// cluster is in Envoy's bootstrap.
+// externalSecret refers to a certificate on an SDS server whose cluster is in Envoy's
+// bootstrap.
 func externalSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
 	server := &corev3.GrpcService{
 		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
@@ -220,8 +218,8 @@ var cipherSuites = map[string]string{
 	"TLS_RSA_WITH_AES_256_GCM_SHA384":               "AES256-GCM-SHA384",
 }
 
-// tlsParameters translates versions and ciphers. An unknown word is an error:
-// leaving it out would allow what somebody wanted to forbid.
+// tlsParameters translates versions and ciphers. An unknown word is an error: without it
+// the listener would accept what it must not.
 func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
 	minimum, ok := tlsVersions[p.TLSMinVersion]
 	if !ok {
@@ -245,19 +243,19 @@ func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
 	return out, nil
 }
 
-// The names of the secrets, the same for every gateway: an Envoy sees those of
-// its own gateway only. Clusters and listeners refer to them, so that a rotated
-// certificate is one small resource and nothing is built anew.
+// The names of the secrets, the same for every gateway: an Envoy gets only those of its
+// own. Clusters and listeners refer to them, so a rotated certificate is one small
+// resource.
 const (
 	LeafSecret    = "usher/leaf"    // the gateway's certificate and key towards the mesh
-	ServingSecret = "usher/serving" // those that clients are shown
+	ServingSecret = "usher/serving" // those for clients
 	RootsSecret   = "usher/roots"   // the mesh's root certificates
 )
 
 // PeerSecret names the root certificates of a cluster peer.
 func PeerSecret(peer string) string { return "usher/peer/" + peer }
 
-// secretsOf gives the secrets that there are, in no order.
+// secretsOf returns the secrets of a gateway, in no order.
 func secretsOf(s *gateway.Snapshot) []*tlsv3.Secret {
 	var secrets []*tlsv3.Secret
 	for name := range s.Peers {
@@ -308,8 +306,7 @@ func withNewline(pem string) string {
 	return pem + "\n"
 }
 
-// secretOverADS refers to a secret by name on the stream of the resource that
-// has the reference.
+// secretOverADS refers to a secret on the stream of the resource with the reference.
 func secretOverADS(name string) *tlsv3.SdsSecretConfig {
 	return &tlsv3.SdsSecretConfig{Name: name, SdsConfig: envoy.OverADS(envoy.FetchTimeout{})}
 }

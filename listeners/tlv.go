@@ -13,40 +13,39 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// A TLV goes a long way: the PROXY filter puts it into the connection's
-// metadata, which the log of an HTTP connection manager cannot read; a network
-// filter reads what it means from there, and puts that into filter state, which
-// logs and headers can read. Only what is clean text gets there, so that neither
-// a log line nor a request can be broken by what a balancer passes on.
+// The PROXY filter stores a TLV in the connection's metadata, which the log of an HTTP
+// connection manager cannot read. A network filter decodes it from there into filter
+// state, which logs and headers can read. Only clean text gets there, so no TLV can
+// break a log line or a request.
 
-// tlvRules makes the PROXY filter keep the TLVs. What is no text is kept in
-// base64, where the Envoy can: it makes text of the metadata.
+// tlvRules makes the PROXY filter store the TLVs. A number is stored in base64, because
+// Envoy makes text of the metadata.
 func tlvRules(tlvs []settings.TLV, can envoy.Capabilities) []*proxyv3.ProxyProtocol_Rule {
 	var rules []*proxyv3.ProxyProtocol_Rule
 	for _, tlv := range tlvs {
 		if !canRead(can, tlv) {
 			continue
 		}
-		kept := &proxyv3.ProxyProtocol_KeyValuePair{Key: tlv.Name}
+		stored := &proxyv3.ProxyProtocol_KeyValuePair{Key: tlv.Name}
 		if isNumber(tlv) {
-			kept.ValueStringEncoding = proxyv3.ProxyProtocol_KeyValuePair_BASE64
+			stored.ValueStringEncoding = proxyv3.ProxyProtocol_KeyValuePair_BASE64
 		}
-		rules = append(rules, &proxyv3.ProxyProtocol_Rule{TlvType: uint32(tlv.Type), OnTlvPresent: kept})
+		rules = append(rules, &proxyv3.ProxyProtocol_Rule{TlvType: uint32(tlv.Type), OnTlvPresent: stored})
 	}
 	return rules
 }
 
-// isNumber says whether the bytes of a TLV are a number, and not text.
+// isNumber reports whether the value of a TLV is a number in bytes, and not text.
 func isNumber(tlv settings.TLV) bool {
 	return tlv.Encoding() == settings.TLVAzureLink || tlv.Encoding() == settings.TLVGCPLink
 }
 
-// tlvFilters gives the network filters that read the TLVs of a chain's
-// connections. Those of untrusted peers are not read.
-func tlvFilters(l listenerParams, who downstreams) ([]*listenerv3.Filter, error) {
+// tlvFilters returns the network filters that decode the TLVs of a chain's connections.
+// Those of untrusted downstreams are not decoded.
+func tlvFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
-		if who != untrustedDownstreams && canRead(l.env.envoy, tlv) {
+		if from != untrustedDownstreams && canRead(l.env.envoy, tlv) {
 			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvExpression(tlv))))
 		}
 	}
@@ -64,31 +63,30 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 	return []*listenerv3.Filter{filter}, nil
 }
 
-// tlvMeaning is the expression of what a TLV means, empty where the header has
-// none or one of another form. An expression that fails would give "-".
+// tlvExpression is the expression of a TLV's decoded value. It is empty if the header has
+// none or one of another form. An expression that fails would be "-".
 func tlvExpression(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
-	there := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
+	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
 	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
-		return there + azureLink(value)
+		return present + azureLink(value)
 	case settings.TLVGCPLink:
-		return there + gcpLink(value)
+		return present + gcpLink(value)
 	case settings.TLVAWSVPCE:
-		return there + textMatching(value, `^\x01(vpce-[a-z0-9]+)$`)
+		return present + textMatching(value, `^\x01(vpce-[a-z0-9]+)$`)
 	}
-	return there + textMatching(value, `^([!-~]([ -~]*[!-~])?)$`)
+	return present + textMatching(value, `^([!-~]([ -~]*[!-~])?)$`)
 }
 
-// textMatching takes the first group of a pattern that the whole value matches.
+// textMatching extracts the first group of a pattern that the whole value matches.
 func textMatching(value, pattern string) string {
 	return fmt.Sprintf(` && %s.matches(r'%s') ? re.extract(%s, r'%s', r'\1') : ''`, value, pattern, value, pattern)
 }
 
-// azureLink reads, from base64, a byte 1 and a number of 32 bits with the lowest
-// byte first. Of the seven digits, each of six bits, the second begins with the
-// last two bits of the byte 1.
+// azureLink decodes, from base64, a byte 1 and a little-endian number of 32 bits. Of the
+// seven digits of six bits each, the second begins with the last two bits of the byte 1.
 func azureLink(value string) string {
 	d := func(i int) string { return base64Digit(value, i) }
 	bytes := []string{
@@ -101,8 +99,8 @@ func azureLink(value string) string {
 	return fmt.Sprintf(` && size(%s) == 8 && %s.matches(r'^A[Q-Za-f][A-Za-z0-9+/]+=$') ? %s : ''`, value, value, number)
 }
 
-// gcpLink reads, from base64, a number of 64 bits with the highest byte first:
-// ten digits of six bits, and four bits of the eleventh.
+// gcpLink decodes, from base64, a big-endian number of 64 bits: ten digits of six bits,
+// and four bits of the eleventh.
 func gcpLink(value string) string {
 	number := base64Digit(value, 0)
 	for i := 1; i < 10; i++ {
@@ -118,9 +116,9 @@ func base64Digit(value string, i int) string {
 }
 
 var base64Digits = func() string {
-	var entries []string
+	var items []string
 	for i, digit := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/" {
-		entries = append(entries, fmt.Sprintf("'%c':%du", digit, i))
+		items = append(items, fmt.Sprintf("'%c':%du", digit, i))
 	}
-	return "{" + strings.Join(entries, ",") + "}"
+	return "{" + strings.Join(items, ",") + "}"
 }()

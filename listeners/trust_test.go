@@ -19,12 +19,12 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// limited says whether only some peers' headers are believed.
+// limited reports whether only some peers' headers are believed.
 func limited(p settings.Listener) bool {
 	return p.ProxyProtocol.Enabled() && !p.ProxyProtocol.TrustsAll()
 }
 
-// trustedChain says whether a chain is for the trusted peers alone.
+// trustedChain reports whether a chain is for the trusted peers alone.
 func trustedChain(chain *listenerv3.FilterChain, p settings.Listener) bool {
 	var ranges []netip.Prefix
 	for _, r := range chain.GetFilterChainMatch().GetDirectSourcePrefixRanges() {

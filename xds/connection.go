@@ -4,18 +4,16 @@ import (
 	"container/list"
 	"encoding/binary"
 	"net"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/credentials"
 )
 
-// connection is an accepted connection. The admission's lock guards the fields below once.
+// connection is an accepted connection. The admission's lock guards the fields below it.
 type connection struct {
 	net.Conn
 	admission *admission
-	once      sync.Once
 
 	caller       *callerState
 	closed       bool
@@ -46,7 +44,7 @@ func (c *connection) evictedBefore(other *connection) bool {
 
 // Close implements net.Conn.
 func (c *connection) Close() error {
-	c.once.Do(func() { c.admission.removeConnection(c) })
+	c.admission.removeConnection(c)
 	return c.Conn.Close()
 }
 

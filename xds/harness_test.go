@@ -45,6 +45,7 @@ var (
 // harness is a server with a source and an authorizer that the test controls.
 type harness struct {
 	t          *testing.T
+	server     *xds.Server
 	conn       *grpc.ClientConn
 	protocol   fakeenvoy.Protocol
 	source     *fakeSource
@@ -85,7 +86,8 @@ func newHarnessWith(t *testing.T, p fakeenvoy.Protocol, o xds.Options) *harness 
 	}
 	o.Logger = slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	o.MetadataKeys = []string{"node_name", "namespace", "partition"}
-	r.conn = connectTo(t, xds.NewServer(o), r.listener, memory, inMemory(r.listener))
+	r.server = xds.NewServer(o)
+	r.conn = connectTo(t, r.server, r.listener, memory, inMemory(r.listener))
 	return r
 }
 

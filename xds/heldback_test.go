@@ -65,7 +65,7 @@ func TestNewEnvoyGetsTheListenersThatAreNotHeldBack(t *testing.T) {
 func TestReconnectedEnvoyGetsNoListenersWhileOneIsHeldBack(t *testing.T) {
 	forOne(t, fakeenvoy.SotW, func(r *harness) {
 		r.source.publish(small().with(listener("tcp", 7)).holdingBack(t, "http"))
-		e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{lds: "an earlier one"}})
+		e := r.connectWith(fakeenvoy.Options{VersionInfo: map[string]string{lds: "an earlier one"}})
 		e.Subscribe(lds)
 		e.ExpectNone()
 		r.source.publish(small().with(listener("tcp", 7)).set(t))
@@ -100,7 +100,7 @@ func TestReconnectedEnvoyKeepsWhatAHeldBackListenerRefersTo(t *testing.T) {
 	t.Run("state of the world", func(t *testing.T) {
 		forOne(t, fakeenvoy.SotW, func(r *harness) {
 			r.source.publish(known.holdingBack(t, "http"))
-			e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{cds: "an earlier one", lds: "an earlier one", eds: "an earlier one"}})
+			e := r.connectWith(fakeenvoy.Options{VersionInfo: map[string]string{cds: "an earlier one", lds: "an earlier one", eds: "an earlier one"}})
 			subscribe(e)
 			e.ExpectAck(eds, "api")
 			e.ExpectAck(rds, "api")

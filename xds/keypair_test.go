@@ -84,90 +84,77 @@ func pair(t *testing.T, serial int64) (cert, key []byte) {
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: encoded})
 }
 
-func TestCertificateIsReplaced(t *testing.T) {
-	files := newKeyFiles(t)
-	files.replace(pair(t, 1))
+// runKeyPair reads the files and then runs until the test ends.
+func runKeyPair(t *testing.T, files keyFiles) (*xds.KeyPair, logLines) {
+	t.Helper()
 	log := make(logLines, 16)
 	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := serveTLS(t, keys, xds.Options{})
-	if got := serial(t, addr); got != 1 {
-		t.Errorf("served certificate %d, want 1", got)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- keys.Run(ctx) }()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("Run did not end")
 		}
-	}()
+	})
+	return keys, log
+}
 
+func wantServed(t *testing.T, addr string, want int64) {
+	t.Helper()
+	if got := serial(t, addr); got != want {
+		t.Errorf("served certificate %d, want %d", got, want)
+	}
+}
+
+func TestCertificateIsReplaced(t *testing.T) {
+	files := newKeyFiles(t)
+	files.replace(pair(t, 1))
+	keys, log := runKeyPair(t, files)
+	addr := serveTLS(t, keys, xds.Options{})
+	wantServed(t, addr, 1)
 	files.replace(pair(t, 2))
 	log.await(t, "TLS certificate replaced")
-	if got := serial(t, addr); got != 2 {
-		t.Errorf("served certificate %d, want 2", got)
-	}
+	wantServed(t, addr, 2)
 	cert, _ := pair(t, 3)
 	_, foreign := pair(t, 3)
 	files.replace(cert, foreign)
 	log.await(t, "the old one stays")
-	if got := serial(t, addr); got != 2 {
-		t.Errorf("served certificate %d, want the last good one, 2", got)
-	}
+	wantServed(t, addr, 2) // the last good one
 	// Logged once: the next line is about the next good pair.
 	files.replace(cert, foreign)
 	files.replace(pair(t, 4))
 	log.await(t, "TLS certificate replaced")
-	if got := serial(t, addr); got != 4 {
-		t.Errorf("served certificate %d, want 4", got)
-	}
+	wantServed(t, addr, 4)
 }
 
-// TestCertificateIsReadWhenAsked has a directory farther up replaced, of which
-// nothing is seen by itself.
+// A directory above the files is replaced.
 func TestCertificateIsReadWhenAsked(t *testing.T) {
 	up := filepath.Join(t.TempDir(), "up")
 	files := newKeyFilesIn(t, filepath.Join(up, "tls"))
 	files.replace(pair(t, 1))
-	log := make(logLines, 16)
-	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- keys.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
+	keys, log := runKeyPair(t, files)
 	files.must(os.Rename(up, up+".old"))
 	newKeyFilesIn(t, files.dir).replace(pair(t, 2))
 	keys.Reload()
 	log.await(t, "TLS certificate replaced")
-	if got := serial(t, serveTLS(t, keys, xds.Options{})); got != 2 {
-		t.Errorf("served certificate %d, want 2", got)
-	}
+	wantServed(t, serveTLS(t, keys, xds.Options{}), 2)
 }
 
 func TestCertificateIsNoFile(t *testing.T) {
 	files := newKeyFiles(t)
 	files.replace(pair(t, 1))
-	log := make(logLines, 16)
-	keys, err := xds.NewKeyPair(files.cert(), files.key(), slog.New(slog.NewTextHandler(log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys, log := runKeyPair(t, files)
 	addr := serveTLS(t, keys, xds.Options{})
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- keys.Run(ctx) }()
 	edition := filepath.Join(files.dir, "fifos")
 	files.must(os.Mkdir(edition, 0o700))
 	for _, name := range []string{"tls.crt", "tls.key"} {
@@ -176,20 +163,9 @@ func TestCertificateIsNoFile(t *testing.T) {
 	files.must(os.Symlink("fifos", filepath.Join(files.dir, "..tmp")))
 	files.must(os.Rename(filepath.Join(files.dir, "..tmp"), filepath.Join(files.dir, "..data")))
 	log.await(t, "it is not a regular file")
-	if got := serial(t, addr); got != 1 {
-		t.Errorf("served certificate %d, want the last good one, 1", got)
-	}
+	wantServed(t, addr, 1) // the last good one
 	files.replace(pair(t, 2))
 	log.await(t, "TLS certificate replaced")
-	cancel()
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("Run did not end")
-	}
 }
 
 func TestCertificateIsMissingAtTheStart(t *testing.T) {
@@ -207,17 +183,19 @@ func (l logLines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// await takes the next line, which must contain want.
-func (l logLines) await(t *testing.T, want string) {
+// await returns the next line, which must contain want.
+func (l logLines) await(t *testing.T, want string) string {
 	t.Helper()
 	select {
 	case line := <-l:
 		if !strings.Contains(line, want) {
 			t.Fatalf("logged %q, want %q", line, want)
 		}
+		return line
 	case <-time.After(10 * time.Second):
 		t.Fatalf("not logged: %q", want)
 	}
+	return ""
 }
 
 // serveTLS serves on loopback until the test ends.

@@ -166,7 +166,7 @@ func (s *session) start(group *sync.WaitGroup, f func() error) {
 func recoverPanic(log *slog.Logger, f func() error) error {
 	err := guard.Run(log, "stream", f)
 	if _, panicked := errors.AsType[*guard.Error](err); panicked {
-		return status.Error(codes.Internal, "internal error")
+		return status.Error(codes.Internal, "internal error in usher; its log has the stack")
 	}
 	return err
 }
@@ -299,7 +299,7 @@ func (s *session) authorize(f frame) error {
 	s.timeout.Stop()
 	node, err := s.protocol.node(f, s.options.MetadataKeys, s.caller.Peer)
 	if err == nil && node.ID == "" {
-		err = errors.New("the stream's first request has no node.id")
+		err = errors.New("the stream's first request has no node.id; set it in Envoy's bootstrap or with --service-node")
 	}
 	if err != nil {
 		return s.refuseRequest(err)
@@ -322,14 +322,14 @@ func (s *session) deny(err error) error {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 	denied := s.options.Metrics.countDenial(err)
-	s.admission.reportRefusal(s.conn, s.caller.Token, err.Error(), denied)
+	s.admission.reportRefusal(s.conn, s.caller.Token, status.Convert(err).Message(), denied)
 	if !denied {
 		return errNotChecked
 	}
 	return statusOf(err)
 }
 
-var errNotChecked = status.Error(codes.Unavailable, "the caller's rights cannot be checked; connect again later")
+var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now; connect again later")
 
 // watchSource watches the source until the session ends.
 func (s *session) watchSource() error {

@@ -194,7 +194,7 @@ func TestReconnectedEnvoyThatIsUpToDateIsNotSentItsListeners(t *testing.T) {
 		had := first.ExpectAck(cds, "api", "web").Version
 		first.Disconnect()
 
-		e := r.connectWith(fakeenvoy.Options{Claims: map[string]string{cds: had, lds: "something older"}})
+		e := r.connectWith(fakeenvoy.Options{VersionInfo: map[string]string{cds: had, lds: "something older"}})
 		e.Subscribe(cds)
 		e.ExpectNone()
 		e.Subscribe(eds, "api", "web")

@@ -10,11 +10,11 @@ package accesslog
 import (
 	"fmt"
 	"maps"
+	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
@@ -75,176 +75,178 @@ func (l *Logs) add(other Logs) {
 	maps.Copy(l.TokenBuckets, other.TokenBuckets)
 }
 
-// sink is where entries go, and how they are written there.
+// sink is where log entries go, and how they are written there.
 type sink struct {
 	settings.Sink
-	names    logNames
+	names    loggerNames
 	byConsul bool // proxy-defaults' own
 	format   logFormat
 }
 
-// logNames name the loggers of a sink: of entries, and of what was rejected.
-type logNames struct{ entries, noChain, rejected string }
+// loggerNames are the names of a sink's loggers in Envoy.
+type loggerNames struct{ filterChain, noChain, rejected string }
 
 var (
-	consulNames = logNames{"Consul Listener Filter Log", "Consul Listener Log", "Usher Listener Log"}
-	usherNames  = logNames{"Usher Filter Log", "Usher Listener Log", "Usher Listener Log"}
+	consulNames = loggerNames{"Consul Listener Filter Log", "Consul Listener Log", "Usher Listener Log"}
+	usherNames  = loggerNames{"Usher Filter Log", "Usher Listener Log", "Usher Listener Log"}
 )
 
 // Build makes the access logs. A sink that cannot be built as it is configured is a
 // problem and is left out. As with Consul, the listener serves without it.
-func Build(k Params) (Logs, []problem.Problem) {
+func Build(p Params) (Logs, []problem.Problem) {
 	var all Logs
 	var problems []problem.Problem
-	there := ""
-	add := func(where string, s sink, err error) {
-		var logs Logs
+	add := func(where, scope string, s sink, err error) {
 		if err == nil {
-			logs, err = k.logsTo(s)
+			err = p.addSink(&all, s)
 		}
 		if err != nil {
-			problems = append(problems, problem.Problem{Where: where, What: err.Error() + "; until this is mended nothing is logged" + there})
-			return
+			problems = append(problems, problem.Problem{Where: where, What: err.Error() + "; nothing is logged" + scope + " until this is corrected"})
 		}
-		all.add(logs)
 	}
-	switch k.Settings.Sinks.Type {
+	switch p.Settings.Sinks.Type {
 	case settings.SinksCustom:
-		there = " there"
-		for i, own := range k.Settings.Sinks.Custom {
-			s, err := k.ownSink(own)
-			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", k.Where, i), s, err)
+		for i, custom := range p.Settings.Sinks.Custom {
+			s, err := p.customSink(custom)
+			add(fmt.Sprintf("%s: usher.access_log.sinks[%d]", p.Where, i), " there", s, err)
 		}
 	case settings.SinksDefault:
-		if k.Consul.Enabled {
-			s, err := k.consulSink()
-			add(k.consulWhere(), s, err)
+		if p.Consul.Enabled {
+			s, err := p.consulSink()
+			add(p.consulWhere(), "", s, err)
 		}
 	}
-	all.NeedsDirectAddress = len(all.FilterChains) > 0 && k.omitsHealthChecks(false)
+	all.NeedsDirectAddress = len(all.FilterChains) > 0 && p.omitsHealthChecks(false)
 	return all, problems
 }
 
-// consulWhere names the place that says how proxy-defaults' entries look.
-func (k Params) consulWhere() string {
-	if k.Settings.Format.Type != settings.FormatDefault {
-		return k.Where + ": usher.access_log"
+// consulWhere names the place that configures the format of proxy-defaults' sink.
+func (p Params) consulWhere() string {
+	if p.Settings.Format.Type != settings.FormatDefault {
+		return p.Where + ": usher.access_log"
 	}
 	return "config entry proxy-defaults/global: AccessLogs"
 }
 
-// consulSink is the sink that proxy-defaults asks for.
-func (k Params) consulSink() (sink, error) {
+// consulSink is the sink of proxy-defaults.
+func (p Params) consulSink() (sink, error) {
 	s := sink{names: consulNames, byConsul: true}
-	switch k.Consul.Type {
+	switch p.Consul.Type {
 	case "", "stdout":
 		s.Type = settings.SinkStdout
 	case "stderr":
 		s.Type = settings.SinkStderr
 	case "file":
-		s.Type, s.Path = settings.SinkFile, k.Consul.Path
+		s.Type, s.Path = settings.SinkFile, p.Consul.Path
 	default:
-		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", k.Consul.Type)
+		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", p.Consul.Type)
 	}
 	var err error
-	if k.Settings.Format.Type == settings.FormatDefault {
-		s.format, err = k.consulFormat()
+	if p.Settings.Format.Type == settings.FormatDefault {
+		s.format, err = p.consulFormat()
 	} else {
-		s.format, err = k.formatOf(k.Settings.Format)
+		s.format, err = p.formatOf(p.Settings.Format)
 	}
 	return s, err
 }
 
-// ownSink is a sink that the listener's settings ask for.
-func (k Params) ownSink(own settings.Sink) (sink, error) {
-	s := sink{Sink: own, names: usherNames}
-	if own.Type == settings.SinkGRPC {
-		if k.Settings.Redacts() {
-			return sink{}, fmt.Errorf(`type %q sends what Envoy has, and nothing can be redacted; use type %q, or redact nothing`, own.Type, settings.SinkOTLP)
+// customSink is a sink of the listener's settings.
+func (p Params) customSink(custom settings.Sink) (sink, error) {
+	s := sink{Sink: custom, names: usherNames}
+	if custom.Type == settings.SinkGRPC {
+		if p.Settings.Redacts() {
+			return sink{}, fmt.Errorf(`type %q sends Envoy's own log entries, which cannot be redacted; use type %q, or redact nothing`, custom.Type, settings.SinkOTLP)
 		}
 		return s, nil
 	}
-	format := own.Format
+	format := custom.Format
 	if format.Type == "" {
-		format = k.Settings.Format
+		format = p.Settings.Format
 	}
 	var err error
-	s.format, err = k.formatOf(format)
+	s.format, err = p.formatOf(format)
 	return s, err
 }
 
-// logsTo makes the loggers of a sink.
-func (k Params) logsTo(s sink) (Logs, error) {
-	var logs Logs
-	filter, err := k.entryFilter(false)
+// logEntry is one type of log entries.
+type logEntry struct {
+	name      string // of the logger
+	format    logFormat
+	filter    *accesslogv3.AccessLogFilter
+	http      bool // of requests
+	untrusted bool // of untrusted downstreams
+}
+
+// addSink adds the logs to a sink.
+func (p Params) addSink(all *Logs, s sink) error {
+	logs := Logs{}
+	entries, err := p.chainEntries(s)
 	if err != nil {
-		return Logs{}, err
+		return err
 	}
-	if logs.FilterChains, err = k.logTo(s, logEntry{name: s.names.entries, format: s.format, http: k.HTTP, filter: filter}); err != nil {
-		return Logs{}, err
-	}
-	if k.HasUntrusted {
-		// A log line of a peer that is not believed has the peer's own address, under
-		// whatever name the format asks for the client's.
-		if filter, err = k.entryFilter(true); err != nil {
-			return Logs{}, err
-		}
-		own := logEntry{name: s.names.entries, format: withoutClaims(s.format, k.Envoy), http: k.HTTP, filter: filter, untrusted: true}
-		if logs.UntrustedChains, err = k.logTo(s, own); err != nil {
-			return Logs{}, err
-		}
-	}
-	limit, err := k.limitOf(s)
+	limit, err := p.limitOf(s)
 	if err != nil {
-		return Logs{}, err
+		return err
 	}
-	rejections, err := k.rejections(s, limit.filter)
+	rejections, err := p.rejections(s, limit.filter)
 	if err != nil {
-		return Logs{}, err
+		return err
 	}
 	if len(rejections) > 0 {
 		logs.TokenBuckets = limit.buckets
 	}
-	for _, r := range rejections {
-		log, err := k.logTo(s, r)
-		if err != nil {
-			return Logs{}, err
+	for i, e := range slices.Concat(entries, rejections) {
+		log, err := p.logger(s, e)
+		switch {
+		case err != nil:
+			return err
+		case i >= len(entries):
+			logs.Listener = append(logs.Listener, log)
+		case e.untrusted:
+			logs.UntrustedChains = append(logs.UntrustedChains, log)
+		default:
+			logs.FilterChains = append(logs.FilterChains, log)
 		}
-		logs.Listener = append(logs.Listener, log...)
 	}
 	if s.Address.Port != 0 {
 		collector, err := collectorCluster(collectorKey{address: s.Address, tls: s.TLS})
 		if err != nil {
-			return Logs{}, err
+			return err
 		}
 		logs.Collectors = []*clusterv3.Cluster{collector}
 	}
-	return logs, nil
+	all.add(logs)
+	return nil
 }
 
-// entry is one kind of entries: their format, and which they are.
-type logEntry struct {
-	name      string
-	format    logFormat
-	filter    *accesslogv3.AccessLogFilter
-	http      bool // they are of requests
-	untrusted bool // what the PROXY header says is not believed
-}
-
-// logTo makes the logger of some entries in a sink.
-func (k Params) logTo(s sink, e logEntry) ([]*accesslogv3.AccessLog, error) {
-	e.format = k.redacted(e)
-	config, err := sinkConfig(k, s, e)
+// chainEntries are the log entries of filter chains.
+func (p Params) chainEntries(s sink) ([]logEntry, error) {
+	filter, err := p.entryFilter(false)
 	if err != nil {
 		return nil, err
 	}
-	return []*accesslogv3.AccessLog{logger(e.name, config, e.filter)}, nil
+	entries := []logEntry{{name: s.names.filterChain, format: s.format, http: p.HTTP, filter: filter}}
+	if p.HasUntrusted {
+		if filter, err = p.entryFilter(true); err != nil {
+			return nil, err
+		}
+		entries = append(entries, logEntry{
+			name: s.names.filterChain, format: withoutClaims(s.format, p.Envoy), http: p.HTTP, filter: filter, untrusted: true,
+		})
+	}
+	return entries, nil
 }
 
-func logger(name string, config *anypb.Any, filter *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
-	return &accesslogv3.AccessLog{
-		Name:       name,
-		Filter:     filter,
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: config},
+// logger makes the logger that writes a type of log entries to a sink.
+func (p Params) logger(s sink, e logEntry) (*accesslogv3.AccessLog, error) {
+	e.format = p.redacted(e)
+	config, err := p.sinkConfig(s, e)
+	if err != nil {
+		return nil, err
 	}
+	return &accesslogv3.AccessLog{
+		Name:       e.name,
+		Filter:     e.filter,
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: config},
+	}, nil
 }

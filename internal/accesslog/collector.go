@@ -18,20 +18,19 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// collectorKey is everything that the cluster of a collector follows from.
+// collectorKey is everything that the cluster of a collector depends on.
 type collectorKey struct {
 	address settings.HostPort
 	tls     *settings.CollectorTLS
 }
 
-// name names the cluster: equal collectors of several listeners are one.
-// Consul's clusters are called after services and trust domains, in which there
-// is no colon.
+// name names the cluster: listeners with the same collector share one. The names of
+// Consul's clusters have no colon.
 func (k collectorKey) name() string {
 	name := "usher-collector:" + net.JoinHostPort(k.address.Host, strconv.Itoa(k.address.Port))
 	if k.tls != nil {
-		of := sha256.Sum256(fmt.Appendf(nil, "%q %q", k.tls.CA, k.tls.SNI))
-		name += fmt.Sprintf(":tls-%x", of[:4])
+		hash := sha256.Sum256(fmt.Appendf(nil, "%q %q", k.tls.CA, k.tls.SNI))
+		name += fmt.Sprintf(":tls-%x", hash[:4])
 	}
 	return name
 }
@@ -52,7 +51,7 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 		AltStatName:          envoy.StatName(name),
 		ConnectTimeout:       durationpb.New(envoy.ConnectTimeout),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: discovery},
-		// Listeners do not wait for the name of a collector that DNS does not know.
+		// Listeners do not wait until DNS knows the collector.
 		WaitForWarmOnInit:             wrapperspb.Bool(false),
 		LoadAssignment:                envoy.SingleEndpoint(name, envoy.SocketAddress(k.address.Host, k.address.Port)),
 		TypedExtensionProtocolOptions: options,
@@ -65,14 +64,14 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// collectorSocket lets nobody be taken for the collector who has not its name,
-// or address, in a certificate of its authority.
+// collectorSocket makes the TLS to a collector: Envoy verifies the collector's name or
+// address in its certificate.
 func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
-	who, kind := k.tls.SNI, tlsv3.SubjectAltNameMatcher_DNS
-	if who == "" {
-		who = k.address.Host
-		if _, err := netip.ParseAddr(who); err == nil {
-			kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+	name, sanType := k.tls.SNI, tlsv3.SubjectAltNameMatcher_DNS
+	if name == "" {
+		name = k.address.Host
+		if _, err := netip.ParseAddr(name); err == nil {
+			sanType = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
 		}
 	}
 	context := &tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
@@ -80,13 +79,13 @@ func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 			TrustedCa: envoy.Inline(k.tls.CA),
 			MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
-				SanType: kind,
-				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: who}},
+				SanType: sanType,
+				Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}},
 			}},
 		}},
 	}}
-	if kind == tlsv3.SubjectAltNameMatcher_DNS {
-		context.Sni = who
+	if sanType == tlsv3.SubjectAltNameMatcher_DNS {
+		context.Sni = name
 	}
 	return envoy.TLSSocket(context)
 }

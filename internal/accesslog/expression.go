@@ -13,7 +13,7 @@ import (
 	"cel.dev/cel-go/parser"
 )
 
-// attributes are what Envoy's expressions begin with
+// attributes are the first words of Envoy's expressions
 // (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
 var attributes = []string{"request", "response", "connection", "upstream", "source", "destination", "metadata", "filter_state", "upstream_filter_state", "xds"}
 
@@ -30,7 +30,7 @@ var functions = map[string][]int{
 	celops.Index: {2}, celops.In: {2},
 }
 
-// expressionParser knows the one macro that needs no loop.
+// expressionParser has the one macro that needs no loop.
 var expressionParser = func() *parser.Parser {
 	p, err := parser.NewParser(parser.Macros(parser.HasMacro), parser.MaxRecursionDepth(64))
 	if err != nil {
@@ -39,7 +39,7 @@ var expressionParser = func() *parser.Parser {
 	return p
 }()
 
-// checkExpression says why Envoy would refuse a listener for an expression of
+// checkExpression returns why Envoy would reject a listener with an expression of
 // CEL.
 func checkExpression(text string) error {
 	tree, problems := expressionParser.Parse(common.NewTextSource(text))
@@ -47,7 +47,7 @@ func checkExpression(text string) error {
 		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, errs[0].Location.Column()+1, errs[0].Message)
 	}
 	var problem error
-	note := func(format string, args ...any) {
+	report := func(format string, args ...any) {
 		if problem == nil {
 			problem = fmt.Errorf("the expression %q: "+format, append([]any{text}, args...)...)
 		}
@@ -66,27 +66,27 @@ func checkExpression(text string) error {
 				}
 			}
 			if takes, known := functions[name]; !known || !slices.Contains(takes, arguments) {
-				note("Envoy has no function %s with %d arguments; there are matches, contains, startsWith, endsWith, size and re.extract", name, arguments)
+				report("Envoy has no function %s with %d arguments; there are matches, contains, startsWith, endsWith, size and re.extract", name, arguments)
 			}
 			if pattern, ok := patternOf(name, call); ok {
 				if err := checkPattern(pattern); err != nil {
-					note("%w", err)
+					report("%w", err)
 				}
 			}
 		case ast.IdentKind:
 			name := e.AsIdent()
 			types := []string{"int", "uint", "double", "string", "bytes", "bool"}
 			if !namespaces[e.ID()] && !slices.Contains(attributes, name) && !slices.Contains(types, name) {
-				note("there is no attribute %q; they begin with %s", name, strings.Join(attributes, ", "))
+				report("there is no attribute %q; they begin with %s", name, strings.Join(attributes, ", "))
 			}
 		case ast.ComprehensionKind, ast.StructKind:
-			note("Envoy's expressions have no loops and no messages")
+			report("Envoy's expressions have no loops and no messages")
 		}
 	}))
 	return problem
 }
 
-// patternOf gives the regular expression that a function is called with.
+// patternOf returns the regular expression that a function is called with.
 func patternOf(name string, call ast.CallExpr) (string, bool) {
 	at := 1
 	if name == "matches" && call.IsMemberFunction() {
@@ -99,8 +99,8 @@ func patternOf(name string, call ast.CallExpr) (string, bool) {
 	return pattern, ok
 }
 
-// checkPattern says why Envoy would refuse a regular expression: its library
-// allows programs of 100 steps, which are counted here with some to spare.
+// checkPattern returns why Envoy would reject a regular expression: its library
+// accepts programs of 100 steps, which are counted here with a margin.
 // https://github.com/google/re2 has the syntax that Go has, too.
 func checkPattern(pattern string) error {
 	tree, err := syntax.Parse(pattern, syntax.Perl)

@@ -1,7 +1,7 @@
 package accesslog
 
 import (
-	"strings"
+	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,46 +16,45 @@ import (
 
 type logFilter = *accesslogv3.AccessLogFilter
 
-// entryFilter says which entries of a chain for some peers are logged; nil: all
-// of them.
-func (k Params) entryFilter(untrusted bool) (logFilter, error) {
-	wanted, err := k.wanted()
+// entryFilter selects the log entries of filter chains; nil selects all of them.
+func (p Params) entryFilter(untrusted bool) (logFilter, error) {
+	selected, err := p.selected()
 	if err != nil {
 		return nil, err
 	}
-	checks, err := k.noHealthCheck(untrusted)
+	checks, err := p.noHealthCheck(untrusted)
 	if err != nil {
 		return nil, err
 	}
-	return allOf(wanted, k.sampled(), checks), nil
+	return allOf(selected, p.sampled(), checks), nil
 }
 
-// wanted selects what has any one of the things that the policy asks for.
-func (k Params) wanted() (logFilter, error) {
-	p := k.Settings
+// selected selects log entries that meet any of the conditions in the settings.
+func (p Params) selected() (logFilter, error) {
+	s := p.Settings
 	var any []logFilter
-	if p.StatusAtLeast != settings.AnyStatus {
-		any = append(any, statusAtLeast(p.StatusAtLeast))
+	if s.StatusAtLeast != settings.AnyStatus {
+		any = append(any, statusAtLeast(s.StatusAtLeast))
 	}
-	if p.DurationAtLeast != settings.AnyDuration {
+	if s.DurationAtLeast != settings.AnyDuration {
 		any = append(any, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
-			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least", uint32(p.DurationAtLeast.Milliseconds()))},
+			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least", uint32(s.DurationAtLeast.Milliseconds()))},
 		}})
 	}
-	if len(p.ResponseFlags) > 0 {
-		any = append(any, flagged(p.ResponseFlags...))
+	if len(s.ResponseFlags) > 0 {
+		any = append(any, flagged(s.ResponseFlags...))
 	}
-	if p.RequestHeader.Name != settings.AnyHeader {
-		any = append(any, withHeader(p.RequestHeader))
+	if s.RequestHeader.Name != settings.AnyHeader {
+		any = append(any, withHeader(s.RequestHeader))
 	}
-	if p.Expression != settings.AnyExpression {
-		if !k.Envoy.Expressions {
-			return nil, envoy.Requires("access_log.expression", "this one has no expressions", "1.32", `use "any"`)
+	if s.Expression != settings.AnyExpression {
+		if !p.Envoy.Expressions {
+			return nil, envoy.Requires("access_log.expression", "this Envoy has no expressions", "1.32", `use "any"`)
 		}
-		if err := checkExpression(p.Expression); err != nil {
+		if err := checkExpression(s.Expression); err != nil {
 			return nil, err
 		}
-		matches, err := expressionFilter(p.Expression)
+		matches, err := expressionFilter(s.Expression)
 		if err != nil {
 			return nil, err
 		}
@@ -64,33 +63,31 @@ func (k Params) wanted() (logFilter, error) {
 	return anyOf(any...), nil
 }
 
-// sampled selects a share by chance, and every error.
-func (k Params) sampled() logFilter {
-	if k.Settings.SamplePerMille == settings.SampleAll {
+// sampled selects a random share, and every error.
+func (p Params) sampled() logFilter {
+	if p.Settings.SamplePerMille == settings.SampleAll {
 		return nil
 	}
-	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(k.Settings.SamplePerMille)))
+	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(p.Settings.SamplePerMille)))
 }
 
-// omitsHealthChecks says whether a chain's connections with which a balancer
-// looks for the gateway are left out. It needs directAddressState to be set.
-func (k Params) omitsHealthChecks(untrusted bool) bool {
-	omit := k.Settings.HealthChecks == settings.HealthChecksOmit || k.Settings.HealthChecks == settings.HealthChecksDefault && k.ProxyProtocol
-	return omit && !k.HTTP && !untrusted && k.Envoy.Expressions
+// omitsHealthChecks reports whether the health checks of a load balancer are left out.
+// This needs envoy.DirectAddressState.
+func (p Params) omitsHealthChecks(untrusted bool) bool {
+	omit := p.Settings.HealthChecks == settings.HealthChecksOmit || p.Settings.HealthChecks == settings.HealthChecksDefault && p.ProxyProtocol
+	return omit && !p.HTTP && !untrusted && p.Envoy.Expressions
 }
 
 // noHealthCheck selects all connections but those that name no client and send
-// nothing. A header with the command LOCAL leaves the address of whoever
-// connected.
-func (k Params) noHealthCheck(untrusted bool) (logFilter, error) {
-	if !k.omitsHealthChecks(untrusted) {
+// nothing. A header with the command LOCAL leaves the downstream's address as it is.
+func (p Params) noHealthCheck(untrusted bool) (logFilter, error) {
+	if !p.omitsHealthChecks(untrusted) {
 		return nil, nil
 	}
 	return expressionFilter("!(request.size == 0 && bytes(source.address) == filter_state['" + envoy.DirectAddressState + "'])")
 }
 
-// runtimeKey names a value that Envoy lets be overridden at run time, as it
-// must.
+// runtimeKey names a value that Envoy requires to be overridable at run time.
 func runtimeKey(setting string) string { return "usher.access_log." + setting }
 
 func atLeast(setting string, value uint32) *accesslogv3.ComparisonFilter {
@@ -106,7 +103,7 @@ func statusAtLeast(status int) logFilter {
 	}}
 }
 
-// flagged selects what has one of the response flags; of none, any flag.
+// flagged selects log entries with one of the response flags; without any, with any flag.
 func flagged(flags ...string) logFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: flags},
@@ -125,8 +122,8 @@ func withHeader(h settings.HeaderFilter) logFilter {
 	}}
 }
 
-// chance selects some of a thousand. It does not look at the request's id, which
-// the client can choose.
+// chance selects some of a thousand, whatever the request's id, which the client can
+// choose.
 func chance(setting string, perMille int) logFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_RuntimeFilter{
 		RuntimeFilter: &accesslogv3.RuntimeFilter{
@@ -137,15 +134,19 @@ func chance(setting string, perMille int) logFilter {
 	}}
 }
 
-// expressionFilter selects what an expression is true for.
+// expressionFilter selects log entries for which an expression is true.
 func expressionFilter(expression string) (logFilter, error) {
-	config, err := envoy.Pack(&celv3.ExpressionFilter{Expression: expression})
+	return extensionFilter("cel", &celv3.ExpressionFilter{Expression: expression})
+}
+
+func extensionFilter(name string, m envoy.Message) (logFilter, error) {
+	config, err := envoy.Pack(m)
 	if err != nil {
 		return nil, err
 	}
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
 		ExtensionFilter: &accesslogv3.ExtensionFilter{
-			Name:       "envoy.access_loggers.extension_filters.cel",
+			Name:       "envoy.access_loggers.extension_filters." + name,
 			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: config},
 		},
 	}}, nil
@@ -153,17 +154,19 @@ func expressionFilter(expression string) (logFilter, error) {
 
 // allOf selects what all filters do; those that are nil select everything.
 func allOf(filters ...logFilter) logFilter {
-	filters = withoutNil(filters)
+	filters = slices.DeleteFunc(filters, func(f logFilter) bool { return f == nil })
 	switch len(filters) {
 	case 0:
 		return nil
 	case 1:
 		return filters[0]
 	}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{AndFilter: &accesslogv3.AndFilter{Filters: filters}}}
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{
+		AndFilter: &accesslogv3.AndFilter{Filters: filters},
+	}}
 }
 
-// anyOf selects what any of the filters does; of none, everything.
+// anyOf selects what any of the filters does; without any, everything.
 func anyOf(filters ...logFilter) logFilter {
 	switch len(filters) {
 	case 0:
@@ -171,96 +174,7 @@ func anyOf(filters ...logFilter) logFilter {
 	case 1:
 		return filters[0]
 	}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{OrFilter: &accesslogv3.OrFilter{Filters: filters}}}
-}
-
-func withoutNil(filters []logFilter) []logFilter {
-	var out []logFilter
-	for _, f := range filters {
-		if f != nil {
-			out = append(out, f)
-		}
-	}
-	return out
-}
-
-// rejections are the kinds of connections that were closed before they could ask
-// for anything, each with its reason. Envoy says it in one way or another, but
-// not in words.
-func (k Params) rejections(s sink, limit logFilter) ([]logEntry, error) {
-	share := k.Settings.Rejected
-	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && k.Consul.DisableListenerLogs {
-		return nil, nil
-	}
-	var some logFilter
-	if share > 0 && share < settings.SampleAll {
-		some = chance("rejected", int(share))
-	}
-	var all []logEntry
-	add := func(name, reason string, believed bool, filter logFilter) {
-		format := s.format
-		if k.explains() {
-			format = format.rejected(reason)
-		}
-		if !believed {
-			format = withoutClaims(format, k.Envoy)
-		}
-		all = append(all, logEntry{name: name, format: format, filter: allOf(filter, some, limit)})
-	}
-	add(s.names.noChain, k.noChainReason(), !k.HasUntrusted, flagged("NR"))
-	if !k.Envoy.Expressions {
-		return all, nil
-	}
-	if k.ProxyProtocol && (k.Strict || k.Settings.HealthChecks != settings.HealthChecksOmit) {
-		filter, err := expressionFilter("xds.filter_chain_name == '' && response.flags == 0")
-		if err != nil {
-			return nil, err
-		}
-		add(s.names.rejected, k.noHeaderReason(), false, filter)
-	}
-	if k.TLS && k.explains() {
-		filter, err := expressionFilter("connection.transport_failure_reason != '' && response.flags == 0")
-		if err != nil {
-			return nil, err
-		}
-		add(s.names.rejected, "the TLS handshake failed: "+tlsFailure, !k.HasUntrusted, filter)
-	}
-	return all, nil
-}
-
-// tlsFailure says in Envoy's words why a TLS handshake failed.
-const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
-
-// explains says whether reasons are told. They are not where the log is
-// Consul's alone.
-func (k Params) explains() bool {
-	return k.ProxyProtocol || k.Settings.IsCustom() || k.Settings.Rejected != settings.SampleDefault
-}
-
-// noChainReason says why Envoy had no filter chain for a connection.
-func (k Params) noChainReason() string {
-	var reasons []string
-	if k.HasUntrusted && k.Strict {
-		reasons = append(reasons, "the peer is not in trusted_cidrs")
-	}
-	if k.MatchesSNI {
-		reasons = append(reasons, "no service has a certificate for the server name")
-	}
-	if len(reasons) == 0 {
-		return "nothing is served for such connections"
-	}
-	return strings.Join(reasons, ", or ")
-}
-
-// noHeaderReason says why the PROXY filter, or the client itself, has ended a
-// connection before a filter chain was found. Envoy does not tell which.
-func (k Params) noHeaderReason() string {
-	reason := "the PROXY header is broken, or the client has sent nothing"
-	if k.Strict {
-		reason = "there was no PROXY header, or none that is allowed here"
-	}
-	if k.TLSInspector {
-		reason += ", or no TLS handshake"
-	}
-	return reason
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{
+		OrFilter: &accesslogv3.OrFilter{Filters: filters},
+	}}
 }

@@ -1,9 +1,10 @@
 package accesslog
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
-	"maps"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -13,21 +14,21 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// logFormat is how an entry is written: as a line of text, or as JSON.
+// logFormat is how a log entry is written: as a line of text, or as JSON.
 type logFormat struct {
-	by     settings.LogFormatType // "": proxy-defaults' own text or JSON
+	from   settings.LogFormatType // "": proxy-defaults' own text or JSON
 	text   string                 // ends in a newline
 	fields *structpb.Struct       // nil: text counts
 	sparse bool                   // fields without a value are left out
 	reason string                 // why the connection was rejected
 }
 
-// custom says whether an operator has written the format.
+// custom reports whether the format is written with operators, and no preset.
 func (f logFormat) custom() bool {
-	return f.by == "" || f.by == settings.FormatText || f.by == settings.FormatJSON
+	return f.from == "" || f.from == settings.FormatText || f.from == settings.FormatJSON
 }
 
-// each gives the format with every text in it changed.
+// each returns the format with every text in it changed.
 func (f logFormat) each(change func(string) string) logFormat {
 	if f.fields == nil {
 		f.text = change(f.text)
@@ -38,7 +39,7 @@ func (f logFormat) each(change func(string) string) logFormat {
 	return f
 }
 
-// any says whether any text in the format meets a condition.
+// any reports whether any text in the format meets a condition.
 func (f logFormat) any(is func(string) bool) bool {
 	found := false
 	f.each(func(text string) string {
@@ -50,25 +51,25 @@ func (f logFormat) any(is func(string) bool) bool {
 
 // eachText changes the texts in a value.
 func eachText(v *structpb.Value, change func(string) string) {
-	switch kind := v.Kind.(type) {
+	switch v := v.Kind.(type) {
 	case *structpb.Value_StringValue:
-		kind.StringValue = change(kind.StringValue)
+		v.StringValue = change(v.StringValue)
 	case *structpb.Value_StructValue:
-		for _, field := range kind.StructValue.Fields {
+		for _, field := range v.StructValue.Fields {
 			eachText(field, change)
 		}
 	case *structpb.Value_ListValue:
-		for _, item := range kind.ListValue.Values {
+		for _, item := range v.ListValue.Values {
 			eachText(item, change)
 		}
 	}
 }
 
-// rejected gives the format of entries of connections that were rejected for a
+// rejected returns the format of log entries of connections that were rejected for a
 // reason.
 func (f logFormat) rejected(reason string) logFormat {
 	f.reason = reason
-	switch f.by {
+	switch f.from {
 	case "":
 	case settings.FormatText:
 		f.text = strings.TrimSuffix(f.text, "\n") + " rejected: " + reason + "\n"
@@ -90,11 +91,8 @@ func (f logFormat) rejected(reason string) logFormat {
 	return f
 }
 
-// rejectedField is the key of the reason.
-const rejectedField = "rejected"
-
-// formatOf makes a format, or says why this Envoy cannot write it.
-func (k Params) formatOf(f settings.LogFormat) (logFormat, error) {
+// formatOf makes a format. The error says why this Envoy cannot write it.
+func (p Params) formatOf(f settings.LogFormat) (logFormat, error) {
 	var out logFormat
 	var err error
 	switch f.Type {
@@ -103,38 +101,38 @@ func (k Params) formatOf(f settings.LogFormat) (logFormat, error) {
 	case settings.FormatJSON:
 		out, err = objectFormat(f.JSON)
 	case settings.FormatFields:
-		out, err = objectFormat(k.fieldsByName(f.Fields))
+		out, err = objectFormat(p.fields(f.Fields))
 	case settings.FormatECS:
-		out, err = k.ecsFormat()
+		out, err = p.ecsFormat()
 	case settings.FormatCombined:
-		out, err = k.combinedFormat()
+		out, err = p.combinedFormat()
 	default:
 		f.Type = settings.FormatConsul
-		out, err = objectFormat(k.defaultFields())
+		out, err = objectFormat(p.consulObject())
 	}
 	if err != nil {
 		return logFormat{}, err
 	}
-	out.by = f.Type
-	return out, k.check(out)
+	out.from = f.Type
+	return out, p.check(out)
 }
 
-// consulFormat makes the format that proxy-defaults asks for.
-func (k Params) consulFormat() (logFormat, error) {
+// consulFormat makes the format of proxy-defaults.
+func (p Params) consulFormat() (logFormat, error) {
 	var out logFormat
 	var err error
 	switch {
-	case k.Consul.JSONFormat != "":
-		out, err = jsonFormat(k.Consul.JSONFormat)
-	case k.Consul.TextFormat != "":
-		out = textFormat(k.Consul.TextFormat)
+	case p.Consul.JSONFormat != "":
+		out, err = jsonFormat(p.Consul.JSONFormat)
+	case p.Consul.TextFormat != "":
+		out = textFormat(p.Consul.TextFormat)
 	default:
-		return k.formatOf(settings.LogFormat{Type: settings.FormatConsul})
+		return p.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
 	if err != nil {
 		return logFormat{}, err
 	}
-	return out, k.check(out)
+	return out, p.check(out)
 }
 
 func textFormat(text string) logFormat {
@@ -160,113 +158,75 @@ func objectFormat(object map[string]any) (logFormat, error) {
 	return logFormat{fields: fields}, nil
 }
 
-// defaultFields is the default format: Consul's keys, each with the operator
-// of Envoy's that it is named after
-// (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
-var defaultFields = map[string]any{
-	"authority":                         "%REQ(:AUTHORITY)%",
-	"bytes_received":                    "%BYTES_RECEIVED%",
-	"bytes_sent":                        "%BYTES_SENT%",
-	"connection_termination_details":    "%CONNECTION_TERMINATION_DETAILS%",
-	"downstream_local_address":          "%DOWNSTREAM_LOCAL_ADDRESS%",
-	"downstream_remote_address":         "%DOWNSTREAM_REMOTE_ADDRESS%",
-	"duration":                          "%DURATION%",
-	"method":                            "%REQ(:METHOD)%",
-	"path":                              pathOperator,
-	"protocol":                          "%PROTOCOL%",
-	"request_id":                        "%REQ(X-REQUEST-ID)%",
-	"requested_server_name":             "%REQUESTED_SERVER_NAME%",
-	"response_code":                     "%RESPONSE_CODE%",
-	"response_code_details":             "%RESPONSE_CODE_DETAILS%",
-	"response_flags":                    "%RESPONSE_FLAGS%",
-	"route_name":                        "%ROUTE_NAME%",
-	"start_time":                        "%START_TIME%",
-	"upstream_cluster":                  "%UPSTREAM_CLUSTER%",
-	"upstream_host":                     "%UPSTREAM_HOST%",
-	"upstream_local_address":            "%UPSTREAM_LOCAL_ADDRESS%",
-	"upstream_service_time":             "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
-	"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
-	"user_agent":                        "%REQ(USER-AGENT)%",
-	"x_forwarded_for":                   "%REQ(X-FORWARDED-FOR)%",
+// consulFields are the keys of Consul's default format.
+var consulFields = strings.Fields(`
+	authority bytes_received bytes_sent connection_termination_details downstream_local_address
+	downstream_remote_address duration method path protocol request_id requested_server_name response_code
+	response_code_details response_flags route_name start_time upstream_cluster upstream_host upstream_local_address
+	upstream_service_time upstream_transport_failure_reason user_agent x_forwarded_for
+`)
+
+// fieldOperators are the operators of fields, Consul's and those of settings.LogFieldNames.
+// A field that is not here has the operator of its name, such as %START_TIME%.
+var fieldOperators = map[string]string{
+	"attempts":                   "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+	"authority":                  "%REQ(:AUTHORITY)%",
+	"balancer_address":           "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+	"client_address":             "%DOWNSTREAM_REMOTE_ADDRESS%",
+	"client_certificate_issuer":  "%DOWNSTREAM_PEER_ISSUER%",
+	"client_certificate_serial":  "%DOWNSTREAM_PEER_SERIAL%",
+	"client_certificate_sha256":  "%DOWNSTREAM_PEER_FINGERPRINT_256%",
+	"client_certificate_subject": "%DOWNSTREAM_PEER_SUBJECT%",
+	"client_ip":                  "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+	"client_port":                "%DOWNSTREAM_REMOTE_PORT%",
+	"gateway_address":            "%DOWNSTREAM_LOCAL_ADDRESS%",
+	"method":                     "%REQ(:METHOD)%",
+	"path":                       pathOperator,
+	"referer":                    "%REQ(REFERER)%",
+	"request_id":                 "%REQ(X-REQUEST-ID)%",
+	"service":                    "%UPSTREAM_CLUSTER%",
+	"service_address":            "%UPSTREAM_HOST%",
+	"service_duration":           "%RESPONSE_DURATION%",
+	"tls_cipher":                 "%DOWNSTREAM_TLS_CIPHER%",
+	"tls_version":                "%DOWNSTREAM_TLS_VERSION%",
+	"upstream_failure":           "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+	"upstream_service_time":      "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
+	"user_agent":                 "%REQ(USER-AGENT)%",
+	"x_forwarded_for":            "%REQ(X-FORWARDED-FOR)%",
 }
 
 const (
 	// pathOperator is the path as the client has sent it.
 	pathOperator = "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"
-	// directAddressField is the key of whoever connected.
+	// directAddressField is the key of the downstream's address.
 	directAddressField = "downstream_direct_remote_address"
+	// rejectedField is the key of the reason for a rejection.
+	rejectedField = "rejected"
 )
 
-// defaultFields gives the default format. Where somebody in front of the gateway
-// says who the client is, it also has the peer of the connection: the balancer,
-// or whoever claims to be one.
-func (k Params) defaultFields() map[string]any {
-	fields := maps.Clone(defaultFields)
-	if k.ClientAddressKnown {
-		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
+// fields returns an object with fields by name, and with all TLVs.
+func (p Params) fields(names []string) map[string]any {
+	fields := map[string]any{}
+	for _, name := range names {
+		fields[name] = cmp.Or(fieldOperators[name], "%"+strings.ToUpper(name)+"%")
 	}
-	for _, tlv := range k.TLVs {
+	for _, tlv := range p.TLVs {
 		fields[tlv] = envoy.TLVOperator(tlv)
 	}
 	return fields
 }
 
-// namedFields are the operators of settings.LogFields.
-var namedFields = map[string]string{
-	"start_time":                     "%START_TIME%",
-	"client_address":                 "%DOWNSTREAM_REMOTE_ADDRESS%",
-	"client_ip":                      "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-	"client_port":                    "%DOWNSTREAM_REMOTE_PORT%",
-	"balancer_address":               "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
-	"gateway_address":                "%DOWNSTREAM_LOCAL_ADDRESS%",
-	"x_forwarded_for":                "%REQ(X-FORWARDED-FOR)%",
-	"tls_version":                    "%DOWNSTREAM_TLS_VERSION%",
-	"tls_cipher":                     "%DOWNSTREAM_TLS_CIPHER%",
-	"requested_server_name":          "%REQUESTED_SERVER_NAME%",
-	"client_certificate_subject":     "%DOWNSTREAM_PEER_SUBJECT%",
-	"client_certificate_issuer":      "%DOWNSTREAM_PEER_ISSUER%",
-	"client_certificate_serial":      "%DOWNSTREAM_PEER_SERIAL%",
-	"client_certificate_sha256":      "%DOWNSTREAM_PEER_FINGERPRINT_256%",
-	"protocol":                       "%PROTOCOL%",
-	"method":                         "%REQ(:METHOD)%",
-	"authority":                      "%REQ(:AUTHORITY)%",
-	"path":                           pathOperator,
-	"user_agent":                     "%REQ(USER-AGENT)%",
-	"referer":                        "%REQ(REFERER)%",
-	"request_id":                     "%REQ(X-REQUEST-ID)%",
-	"response_code":                  "%RESPONSE_CODE%",
-	"response_code_details":          "%RESPONSE_CODE_DETAILS%",
-	"response_flags":                 "%RESPONSE_FLAGS%",
-	"grpc_status":                    "%GRPC_STATUS%",
-	"route_name":                     "%ROUTE_NAME%",
-	"service":                        "%UPSTREAM_CLUSTER%",
-	"service_address":                "%UPSTREAM_HOST%",
-	"attempts":                       "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-	"upstream_failure":               "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
-	"bytes_received":                 "%BYTES_RECEIVED%",
-	"bytes_sent":                     "%BYTES_SENT%",
-	"duration":                       "%DURATION%",
-	"request_duration":               "%REQUEST_DURATION%",
-	"service_duration":               "%RESPONSE_DURATION%",
-	"connection_id":                  "%CONNECTION_ID%",
-	"connection_termination_details": "%CONNECTION_TERMINATION_DETAILS%",
-}
-
-// fieldsByName makes JSON of the fields with names, and of all TLVs.
-func (k Params) fieldsByName(names []string) map[string]any {
-	fields := map[string]any{}
-	for _, name := range names {
-		fields[name] = namedFields[name]
-	}
-	for _, tlv := range k.TLVs {
-		fields[tlv] = envoy.TLVOperator(tlv)
+// consulObject returns Consul's default format. If headers name the client, it also has
+// the address of the downstream.
+func (p Params) consulObject() map[string]any {
+	fields := p.fields(consulFields)
+	if p.ClientAddressKnown {
+		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
 	}
 	return fields
 }
 
 // ReservedField reports whether a key of the formats means something else than a TLV.
 func ReservedField(key string) bool {
-	_, consul := defaultFields[key]
-	_, named := namedFields[key]
-	return consul || named || key == directAddressField || key == rejectedField
+	return slices.Contains(consulFields, key) || slices.Contains(settings.LogFieldNames, key) || key == directAddressField || key == rejectedField
 }

@@ -119,7 +119,7 @@ func (o operator) check(release uint32) error {
 	case o.name == "COALESCE" && !json.Valid([]byte(o.params)):
 		return fmt.Errorf("%s: the parameter is not JSON", o)
 	case takes.forms != nil && !takes.forms.MatchString(o.params):
-		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, takes.forms)
+		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, strings.Trim(takes.forms.String(), "^$"))
 	}
 	return nil
 }
@@ -136,5 +136,5 @@ func similar(name string) string {
 		return ""
 	}
 	slices.Sort(close)
-	return "; there is " + strings.Join(close[:min(3, len(close))], ", ")
+	return "; did you mean " + strings.Join(close[:min(3, len(close))], ", ")
 }

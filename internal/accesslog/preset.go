@@ -2,6 +2,7 @@ package accesslog
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/usherproxy/usher/internal/envoy"
@@ -12,23 +13,18 @@ import (
 // (https://www.elastic.co/docs/reference/ecs/ecs-field-reference).
 const ecsVersion = "9.4.0"
 
-// ecsFormat is JSON by the Elastic Common Schema. What the schema has no field
-// for is in its labels. Of a connection through a balancer the schema says that
-// its source is the client, and the balancer the address that it was translated
-// to.
-func (k Params) ecsFormat() (logFormat, error) {
-	if !k.Envoy.Expressions {
+// ecsFormat is JSON by the Elastic Common Schema. Values without a field of the schema
+// are labels. To the schema, the source of a connection through a load balancer is the
+// client, and the balancer's address is the translated one.
+func (p Params) ecsFormat() (logFormat, error) {
+	if !p.Envoy.Expressions {
 		return logFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
 	}
 	type object = map[string]any
-	client := object{
-		"address": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-		"ip":      "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-		"port":    "%DOWNSTREAM_REMOTE_PORT%",
-		"bytes":   "%BYTES_RECEIVED%",
-	}
-	source := object{"address": client["address"], "ip": client["ip"], "port": client["port"], "bytes": client["bytes"]}
-	if k.ProxyProtocol {
+	const address = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
+	client := object{"address": address, "ip": address, "port": "%DOWNSTREAM_REMOTE_PORT%", "bytes": "%BYTES_RECEIVED%"}
+	source := maps.Clone(client)
+	if p.ProxyProtocol {
 		source["nat"] = object{"ip": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
 	}
 	event := object{"kind": "event", "dataset": "usher.access", "start": "%START_TIME%", "duration": "%COMMON_DURATION(DS_CX_BEG:DS_CX_END:ns)%", "category": "network", "type": "connection"}
@@ -40,21 +36,21 @@ func (k Params) ecsFormat() (logFormat, error) {
 		"upstream_attempts":                 "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 		"upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
 	}
-	for _, tlv := range k.TLVs {
+	for _, tlv := range p.TLVs {
 		labels[tlv] = envoy.TLVOperator(tlv)
 	}
 	all := object{
 		"@timestamp":  "%START_TIME%",
 		"ecs":         object{"version": ecsVersion},
 		"event":       event,
-		"service":     object{"name": k.Gateway.String(), "type": "ingress-gateway"},
+		"service":     object{"name": p.Gateway.String(), "type": "ingress-gateway"},
 		"network":     object{"transport": "tcp"},
 		"client":      client,
 		"source":      source,
 		"destination": object{"ip": "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "port": "%DOWNSTREAM_LOCAL_PORT%", "bytes": "%BYTES_SENT%"},
 		"labels":      labels,
 	}
-	if k.TLS {
+	if p.TLS {
 		all["tls"] = object{
 			"version":          envoy.CEL(`re.extract(connection.tls_version, r'^TLSv(.*)$', r'\1')`),
 			"version_protocol": "tls",
@@ -65,7 +61,7 @@ func (k Params) ecsFormat() (logFormat, error) {
 			},
 		}
 	}
-	if k.HTTP {
+	if p.HTTP {
 		event["duration"], event["category"], event["type"] = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%", "web", "access"
 		labels["response_code_details"], labels["route_name"] = "%RESPONSE_CODE_DETAILS%", "%ROUTE_NAME%"
 		labels["x_forwarded_for"], labels["upstream_service_time"] = "%REQ(X-FORWARDED-FOR)%", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"
@@ -96,47 +92,49 @@ const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(
 
 // combinedFormat is Apache's combined log format. A connection of a tcp listener
 // has no request, and no status.
-func (k Params) combinedFormat() (logFormat, error) {
-	if !k.HTTP {
+func (p Params) combinedFormat() (logFormat, error) {
+	if !p.HTTP {
 		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
-	if !k.Envoy.Expressions {
+	if !p.Envoy.Expressions {
 		return logFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
 	}
 	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
-		k.unquoted("request.headers['x-envoy-original-path']"), k.unquoted("request.path"))
-	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) + ` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` +
-		k.quotedHeader("referer") + `" "` + k.quotedHeader("user-agent") + `"`), nil
+		p.unquoted("request.headers['x-envoy-original-path']"), p.unquoted("request.path"))
+	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) +
+		` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` + p.quotedHeader("referer") + `" "` + p.quotedHeader("user-agent") + `"`), nil
 }
 
-// combinedRejected is a line of a connection that was rejected. The reason is
-// where the client would say who it is.
+// combinedRejected is the line of a rejected connection. The reason is at the place of
+// the User-Agent.
 func combinedRejected(reason string) string {
 	return combinedHead + `"-" 000 0 "-" "rejected: ` + reason + "\"\n"
 }
 
-// unquoted cuts a text off before what would end it inside quotes, and before
-// any of some more characters.
+// unquoted cuts off a text before the first quote or control character, and before any
+// of some more characters.
 func unquoted(value, more string) string {
 	return fmt.Sprintf(`re.extract(%s, r'^([^\x00-\x1f"\\\x7f%s]*)', r'\1')`, value, more)
 }
 
 // unquoted is a path inside quotes, with its query string if that is logged.
-func (k Params) unquoted(value string) string {
-	if k.Settings.RedactQuery == settings.Yes {
+func (p Params) unquoted(value string) string {
+	if p.Settings.RedactQuery == settings.Yes {
 		return unquoted(value, "?")
 	}
 	return unquoted(value, "")
 }
 
 // quotedHeader is a request header inside quotes.
-func (k Params) quotedHeader(name string) string {
-	if slices.Contains(k.Settings.RedactHeaders, name) {
+func (p Params) quotedHeader(name string) string {
+	if slices.Contains(p.Settings.RedactHeaders, name) {
 		return redactedText
 	}
-	value := unquoted(fmt.Sprintf("request.headers['%s']", name), "")
+	value := fmt.Sprintf("request.headers['%s']", name)
 	if name == "referer" {
-		value = k.unquoted(fmt.Sprintf("request.headers['%s']", name))
+		value = p.unquoted(value)
+	} else {
+		value = unquoted(value, "")
 	}
 	return envoy.CEL(fmt.Sprintf("'%s' in request.headers ? %s : '-'", name, value))
 }

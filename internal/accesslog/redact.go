@@ -11,7 +11,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// claim says whether an operator shows what a PROXY header claims.
+// claim reports whether an operator shows what a PROXY header claims.
 type claim uint8
 
 const (

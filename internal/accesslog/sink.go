@@ -20,13 +20,13 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// sinkConfig makes what Envoy needs to write some entries to a sink.
-func sinkConfig(k Params, s sink, e logEntry) (*anypb.Any, error) {
+// sinkConfig makes the configuration of a logger.
+func (p Params) sinkConfig(s sink, e logEntry) (*anypb.Any, error) {
 	switch s.Type {
 	case settings.SinkOTLP:
-		return otlpConfig(k, s, e)
+		return p.otlpConfig(s, e)
 	case settings.SinkGRPC:
-		return grpcConfig(k, s, e)
+		return p.grpcConfig(s, e)
 	}
 	format, err := e.format.proto()
 	if err != nil {
@@ -70,11 +70,11 @@ func (f logFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 	return []*corev3.TypedExtensionConfig{{Name: "envoy.formatter.req_without_query", TypedConfig: config}}, nil
 }
 
-// commonConfig says where a collector is. Batches are Envoy's default, a second or
-// 16 KiB; one that nobody takes is thrown away: traffic never waits.
-func commonConfig(k Params, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
+// commonConfig names a collector. Batches are Envoy's default, a second or 16 KiB. Envoy
+// drops a batch that the collector does not take: traffic never waits.
+func (p Params) commonConfig(s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 	return &grpclogv3.CommonGrpcAccessLogConfig{
-		LogName: k.Gateway.String(),
+		LogName: p.Gateway.String(),
 		GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
 			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: collectorKey{address: s.Address, tls: s.TLS}.name()},
 		}},
@@ -82,18 +82,17 @@ func commonConfig(k Params, s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 	}
 }
 
-// otlpConfig makes a log record of an entry: its body is the text, or the fields
-// are its attributes.
-func otlpConfig(k Params, s sink, e logEntry) (*anypb.Any, error) {
+// otlpConfig writes log records: a text is the body, fields are attributes.
+func (p Params) otlpConfig(s sink, e logEntry) (*anypb.Any, error) {
 	formatters, err := e.format.formatters()
 	if err != nil {
 		return nil, err
 	}
 	out := &otlplogv3.OpenTelemetryAccessLogConfig{
 		//nolint:staticcheck // Envoy before 1.37 knows no other way to name the collector.
-		CommonConfig: commonConfig(k, s),
+		CommonConfig: p.commonConfig(s),
 		ResourceAttributes: &otlpv1.KeyValueList{Values: []*otlpv1.KeyValue{
-			{Key: "service.name", Value: otlpString(k.Gateway.String())},
+			{Key: "service.name", Value: otlpString(p.Gateway.String())},
 		}},
 		Formatters: formatters,
 	}
@@ -109,8 +108,7 @@ func otlpString(text string) *otlpv1.AnyValue {
 	return &otlpv1.AnyValue{Value: &otlpv1.AnyValue_StringValue{StringValue: text}}
 }
 
-// otlpFields makes attributes of fields. Envoy takes texts and lists of keys
-// only.
+// otlpFields makes attributes of fields. Envoy takes only texts and lists of keys.
 func otlpFields(fields *structpb.Struct) *otlpv1.KeyValueList {
 	out := &otlpv1.KeyValueList{}
 	for _, key := range slices.Sorted(maps.Keys(fields.Fields)) {
@@ -130,23 +128,23 @@ func otlpFields(fields *structpb.Struct) *otlpv1.KeyValueList {
 	return out
 }
 
-// grpcConfig sends Envoy's own entries, which have no format.
-func grpcConfig(k Params, s sink, e logEntry) (*anypb.Any, error) {
-	common := commonConfig(k, s)
-	for _, tlv := range k.TLVs {
-		if !e.untrusted {
-			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv))
-		}
+// grpcConfig sends Envoy's own log entries, which have no format.
+func (p Params) grpcConfig(s sink, e logEntry) (*anypb.Any, error) {
+	common := p.commonConfig(s)
+	tag := func(name, value string) {
+		common.CustomTags = append(common.CustomTags, &tracingv3.CustomTag{
+			Tag:  name,
+			Type: &tracingv3.CustomTag_Literal_{Literal: &tracingv3.CustomTag_Literal{Value: value}},
+		})
 	}
-	for _, tag := range []struct {
-		name, value string
-		there       bool
-	}{{"usher.rejected", strings.TrimSuffix(e.format.reason, ": "+tlsFailure), e.format.reason != ""}, {"usher.proxy_header", "not believed", e.untrusted}} {
-		if tag.there {
-			common.CustomTags = append(common.CustomTags, &tracingv3.CustomTag{
-				Tag:  tag.name,
-				Type: &tracingv3.CustomTag_Literal_{Literal: &tracingv3.CustomTag_Literal{Value: tag.value}},
-			})
+	if e.format.reason != "" {
+		tag("usher.rejected", strings.TrimSuffix(e.format.reason, ": "+tlsFailure))
+	}
+	if e.untrusted {
+		tag("usher.proxy_header", "not believed")
+	} else {
+		for _, tlv := range p.TLVs {
+			common.FilterStateObjectsToLog = append(common.FilterStateObjectsToLog, envoy.TLVState(tlv))
 		}
 	}
 	if !e.http {

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"math/big"
 	"os"
@@ -19,9 +18,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usherproxy/usher/internal/bootstrap"
+	"github.com/usherproxy/usher/internal/testing/golden"
+	"github.com/usherproxy/usher/internal/testing/messages"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // cases are the bootstraps with a golden file testdata/<name>.json each.
 func cases(t *testing.T) map[string]bootstrap.Options {
@@ -49,7 +48,7 @@ func TestBootstrapsMatchTheirGoldenFiles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := write(t, o)
 			file := filepath.Join("testdata", name+".json")
-			if *update {
+			if golden.Updating() {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -82,12 +81,16 @@ func TestEqualOptionsGiveEqualBytes(t *testing.T) {
 }
 
 func TestABadOptionIsOneClearError(t *testing.T) {
+	var all []string
 	const gw = "ingress-gateway"
 	ca := readFile(t, "testdata/ca.pem")
 	for name, tc := range map[string]struct {
 		o    bootstrap.Options
 		want string
 	}{
+		"a token with a line end": {
+			bootstrap.Options{Gateway: gw, XDSAddr: "usher:18000", Token: "c0ffee00\n"}, "the ACL token has a character that no token has",
+		},
 		"no gateway":      {bootstrap.Options{XDSAddr: "127.0.0.1:18000"}, "the gateway has no name"},
 		"no address":      {bootstrap.Options{Gateway: gw}, `xDS address "": missing port in address; use host:port`},
 		"no port":         {bootstrap.Options{Gateway: gw, XDSAddr: "usher"}, `xDS address "usher": missing port in address`},
@@ -133,11 +136,13 @@ func TestABadOptionIsOneClearError(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("got error %v, want one with %q", err, tc.want)
 			}
+			all = append(all, err.Error())
 			if strings.Contains(err.Error(), "\n") || out.Len() > 0 {
 				t.Errorf("want one line and no output; error %q, output %q", err, out.String())
 			}
 		})
 	}
+	messages.Check(t, all, "fmt.Errorf", "errors.New", "bad")
 }
 
 func TestABadTokenIsNotPrinted(t *testing.T) {
@@ -164,7 +169,7 @@ func write(t *testing.T, o bootstrap.Options) string {
 // readFile gives a file of testdata. With -update, a missing ca.pem is made.
 func readFile(t *testing.T, name string) string {
 	t.Helper()
-	if _, err := os.Stat(name); *update && os.IsNotExist(err) && name == "testdata/ca.pem" {
+	if _, err := os.Stat(name); golden.Updating() && os.IsNotExist(err) && name == "testdata/ca.pem" {
 		writeCA(t, name)
 	}
 	b, err := os.ReadFile(name)

@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// bad is a directory that is refused, and the lines that say why.
+// bad is a directory that is refused, and the lines of its problems.
 type bad struct {
 	name  string
 	files tree
@@ -16,19 +16,24 @@ type bad struct {
 
 func (b bad) run(t *testing.T) {
 	t.Helper()
-	dir := write(t, b.files)
-	s := NewSource(dir, Options{})
-	err := s.Load()
-	if err == nil {
-		t.Fatal("the directory was taken")
-	}
-	got := strings.Split(strings.ReplaceAll(err.Error(), dir, "DIR"), "\n")
+	s := NewSource(write(t, b.files), Options{})
+	got := linesOf(t, s)
 	if diff := cmp.Diff(b.want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
-	if ready := s.Ready(); ready == nil || ready.Error() != err.Error() {
-		t.Errorf("Ready says %v", ready)
+	if ready := s.Ready(); ready == nil || len(strings.Split(ready.Error(), "\n")) != len(got) {
+		t.Errorf("Ready returns %v, want the same", ready)
 	}
+}
+
+// linesOf loads a bad directory and returns what is wrong with it.
+func linesOf(t *testing.T, s *Source) []string {
+	t.Helper()
+	err := s.Load()
+	if err == nil {
+		t.Fatal("the directory has no problem")
+	}
+	return strings.Split(strings.ReplaceAll(err.Error(), s.dir, "DIR"), "\n")
 }
 
 func runBad(t *testing.T, cases []bad) {
@@ -44,8 +49,10 @@ func yml(lines ...string) tree { return tree{"a.yaml": strings.Join(lines, "\n")
 
 func js(lines ...string) tree { return tree{"a.json": strings.Join(lines, "\n")} }
 
-func TestBadSyntaxIsRefusedWithItsLine(t *testing.T) {
-	runBad(t, []bad{
+func TestBadSyntaxIsRefusedWithItsLine(t *testing.T) { runBad(t, badSyntax(t)) }
+
+func badSyntax(t *testing.T) []bad {
+	return []bad{
 		{"tabs in YAML", tree{"values.yaml": testdata(t, "consul-values-ppv2-tab.yaml")}, []string{
 			"DIR/values.yaml:11: this line begins with a TAB, and tabs cannot indent YAML; use spaces",
 		}},
@@ -53,7 +60,7 @@ func TestBadSyntaxIsRefusedWithItsLine(t *testing.T) {
 		{"YAML key twice", yml("a: 1", "b: 2", "a: 3"), []string{"DIR/a.yaml:3: a: this key is already given at DIR/a.yaml:1; remove one of the two"}},
 		{"YAML merge", yml("a: &a {b: 1}", "c:", "  <<: *a"), []string{"DIR/a.yaml:3: <<: only plain keys are read; write the keys out"}},
 		{"HCL", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `listeners {`), []string{
-			"DIR/a.hcl:3: this is not HCL: object expected closing RBRACE got: EOF; correct it",
+			"DIR/a.hcl:3: this is not HCL: the { in this line is not closed; add a }",
 		}},
 		{"HCL literal", hclFile(`kind = "x"`, `name = "\q"`), []string{"DIR/a.hcl:2: this is not HCL: illegal char escape; correct it"}},
 		{"HCL key twice", hclFile(`kind = "x"`, `name = "a"`, `name = "b"`), []string{
@@ -77,11 +84,13 @@ func TestBadSyntaxIsRefusedWithItsLine(t *testing.T) {
 		{"empty directory", tree{}, []string{
 			"DIR: there is no file with the extension .hcl, .json, .yaml, .yml in it; write config entries and service definitions there",
 		}},
-	})
+	}
 }
 
-func TestOtherDocumentsAreRefused(t *testing.T) {
-	runBad(t, []bad{
+func TestOtherDocumentsAreRefused(t *testing.T) { runBad(t, otherDocuments()) }
+
+func otherDocuments() []bad {
+	return []bad{
 		{"Helm values", yml("", "global:", "  name: consul"), []string{
 			"DIR/a.yaml:2: these look like values for Consul's Helm chart, not config entries; move the file elsewhere, and write the entries here",
 		}},
@@ -94,26 +103,28 @@ func TestOtherDocumentsAreRefused(t *testing.T) {
 				"and define services in HCL or JSON: service { name, address, port }",
 		}},
 		{"custom resource of another kind", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: ServiceRouter"), []string{
-			"DIR/a.yaml:2: kind: \"ServiceRouter\" is not honoured in file mode, which reads IngressGateway, ProxyDefaults, ServiceDefaults, ServiceIntentions; remove the entry",
+			"DIR/a.yaml:2: kind: \"ServiceRouter\" is not supported in file mode, which reads IngressGateway, ProxyDefaults, ServiceDefaults, ServiceIntentions; remove the entry",
 		}},
 		{"other kinds", tree{
 			"a.hcl": "name = \"x\"\nkind = \"service-resolver\"", "b.hcl": `Kind = "mesh"`, "c.json": `{"kind": "terminating-gateway", "name": "t"}`,
 		}, []string{
-			"DIR/a.hcl:2: kind: \"service-resolver\" is not honoured in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
-			"DIR/b.hcl:1: Kind: \"mesh\" is not honoured in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
-			"DIR/c.json:1: kind: \"terminating-gateway\" is not honoured in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
+			"DIR/a.hcl:2: kind: \"service-resolver\" is not supported in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
+			"DIR/b.hcl:1: Kind: \"mesh\" is not supported in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
+			"DIR/c.json:1: kind: \"terminating-gateway\" is not supported in file mode, which reads ingress-gateway, proxy-defaults, service-defaults, service-intentions; remove the entry",
 		}},
 		{"agent config", hclFile(`datacenter = "dc1"`), []string{
 			"DIR/a.hcl:1: this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it",
 		}},
 		{"agent config with a service", hclFile(`service { name = "a" address = "10.0.0.1" port = 1 }`, `data_dir = "/x"`), []string{
-			"DIR/a.hcl:2: data_dir: this key is unknown; remove it or use one of service, services",
+			"DIR/a.hcl:2: data_dir: this key is unknown; remove it, or use service, services",
 		}},
-	})
+	}
 }
 
-func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) {
-	runBad(t, []bad{
+func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) { runBad(t, badSettings()) }
+
+func badSettings() []bad {
+	return []bad{
 		{"wrong mode", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  usher { proxy_protocol { mode = "on" } }`, `}`), []string{
 			`DIR/a.hcl:4: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
@@ -130,20 +141,22 @@ func TestBadSettingsAreRefusedWithTheirLine(t *testing.T) {
 			`DIR/a.hcl:5: usher.listeners.8080.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`,
 		}},
 		{"other config", hclFile(`kind = "proxy-defaults"`, `name = "global"`, `config {`, `  envoy_tracing_json = "{}"`, `}`), []string{
-			"DIR/a.hcl:4: config.envoy_tracing_json: this key is unknown; remove it or use one of envoy_gateway_bind_addresses, " +
+			"DIR/a.hcl:4: config.envoy_tracing_json: this key is unknown; remove it, or use envoy_gateway_bind_addresses, " +
 				"envoy_gateway_bind_tagged_addresses, envoy_gateway_no_default_bind, envoy_mesh_gateway_bind_addresses, " +
 				"envoy_mesh_gateway_bind_tagged_addresses, envoy_mesh_gateway_no_default_bind, max_request_headers_kb, protocol, usher, xds_fetch_timeout_ms",
 		}},
-	})
+	}
 }
 
-func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
-	runBad(t, []bad{
+func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) { runBad(t, badEntries()) }
+
+func badEntries() []bad {
+	return []bad{
 		{"unknown key", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `listener { port = 1 }`), []string{
-			"DIR/a.hcl:3: listener: this key is unknown; remove it or use one of defaults, kind, listeners, name, namespace, partition, tls",
+			"DIR/a.hcl:3: listener: this key is unknown (did you mean \"listeners\"?); remove it, or use defaults, kind, listeners, name, namespace, partition, tls",
 		}},
 		{"unknown key in a resource", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}", "spec:", "  listeners:", "  - port: 1", "    services:", "    - {name: a, max_connections: 1}"), []string{
-			"DIR/a.yaml:8: spec.listeners[0].services[0].max_connections: this key is unknown; remove it or use one of hosts, maxConcurrentRequests, " +
+			"DIR/a.yaml:8: spec.listeners[0].services[0].max_connections: this key is unknown (did you mean \"maxConnections\"?); remove it, or use hosts, maxConcurrentRequests, " +
 				"maxConnections, maxPendingRequests, name, namespace, partition, passiveHealthCheck, requestHeaders, responseHeaders, tls",
 		}},
 		{"wrong type", yml("apiVersion: consul.hashicorp.com/v1alpha1", "kind: IngressGateway", "metadata: {name: gw}", "spec:", "  listeners:", "  - port: \"1\""), []string{
@@ -158,7 +171,7 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 			"b.yml": "apiVersion: consul.hashicorp.com/v1alpha1\nkind: IngressGateway\nspec: {}\nmetadata:\n  name: gw\n",
 		}, []string{"DIR/b.yml:5: \"gw\" is already given at DIR/a.hcl:2; remove one of the two"}},
 		{"namespace", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `namespace = "x"`), []string{
-			"DIR/a.hcl:3: namespace: \"x\" is not honoured: file mode has no namespaces and partitions; remove it",
+			"DIR/a.hcl:3: namespace: \"x\" is not supported: file mode has no namespaces and partitions; remove it",
 		}},
 		{"service-defaults of sidecars", hclFile(`kind = "service-defaults"`, `name = "web"`, `LocalRequestTimeoutMs = 5`, `protocol = "udp"`), []string{
 			"DIR/a.hcl:3: LocalRequestTimeoutMs: file mode has no sidecars; remove it",
@@ -167,7 +180,7 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 			"DIR/a.hcl:3: protocol: \"udp\" is not allowed; use one of tcp, http, http2, grpc",
 		}},
 		{"headers of a service", hclFile(`kind = "service-defaults"`, `name = "web"`, `max_request_headers_kb = 5`), []string{
-			"DIR/a.hcl:3: max_request_headers_kb: file mode honours it for an ingress gateway, and \"web\" is none; remove it",
+			"DIR/a.hcl:3: max_request_headers_kb: file mode supports it for an ingress gateway, and \"web\" is none; remove it",
 		}},
 		{"proxy-defaults", hclFile(`kind = "proxy-defaults"`, `name = "x"`, `access_logs { type = "file" }`, `mode = "transparent"`), []string{
 			"DIR/a.hcl:4: mode: file mode has no sidecars; remove it",
@@ -183,20 +196,22 @@ func TestBadEntriesAreRefusedWithTheirLine(t *testing.T) {
 			"DIR/a.yaml:7: spec.sources[0].action: \"maybe\" is not allowed; use allow or deny",
 			"DIR/a.yaml:8: spec.sources[1].name: source \"gw\" is already given at DIR/a.yaml:7; remove one of the two",
 		}},
-	})
+	}
 }
 
-func TestBadListenersAreRefusedWithTheirLine(t *testing.T) {
+func TestBadListenersAreRefusedWithTheirLine(t *testing.T) { runBad(t, badListeners()) }
+
+func badListeners() []bad {
 	gw := func(lines ...string) tree {
 		return hclFile(append([]string{`kind = "ingress-gateway"`, `name = "gw"`}, lines...)...)
 	}
-	runBad(t, []bad{
+	return []bad{
 		{"port twice", gw(`listeners { port = 80 services { name = "a" } }`, `listeners { port = 80 services { name = "b" } }`), []string{
 			"DIR/a.hcl:4: listeners[1].port: port 80 is already given at DIR/a.hcl:3; give every listener its own",
 		}},
 		{"no port", gw(`listeners { services { name = "a" } }`), []string{"DIR/a.hcl:3: listeners.port: 0 is not a port; use one from 1 to 65535"}},
 		{"protocol", gw(`listeners {`, `  port = 80`, `  protocol = "htp"`, `}`), []string{
-			"DIR/a.hcl:5: listeners.protocol: \"htp\" is not allowed; use one of tcp, http, http2, grpc",
+			"DIR/a.hcl:5: listeners.protocol: \"htp\" is not allowed (did you mean \"http\"?); use one of tcp, http, http2, grpc",
 		}},
 		{"no service", gw(`listeners { port = 80 }`), []string{"DIR/a.hcl:3: listeners.services: this listener has no service; add one"}},
 		{"two tcp services", gw(`listeners {`, `  port = 80`, `  services { name = "a" }`, `  services { name = "b" }`, `}`), []string{
@@ -207,7 +222,7 @@ func TestBadListenersAreRefusedWithTheirLine(t *testing.T) {
 		}},
 		{"tcp hosts and headers", gw(`listeners { port = 80 services {`, `  name = "a"`, `  hosts = ["a.b"]`, `  request_headers { remove = ["x"] }`, `} }`), []string{
 			"DIR/a.hcl:5: listeners.services.hosts: a tcp listener takes no hosts; remove them, or use protocol http",
-			"DIR/a.hcl:6: listeners.services.request_headers: a tcp listener knows no headers; remove them, or use protocol http",
+			"DIR/a.hcl:6: listeners.services.request_headers: a tcp listener has no headers; remove them, or use protocol http",
 		}},
 		{"wildcard with hosts", gw(`listeners { port = 80 protocol = "http" services { name = "*" hosts = ["a.b"] } }`), []string{
 			"DIR/a.hcl:3: listeners.services.hosts: \"*\" takes no hosts; name the service that has them",
@@ -222,8 +237,8 @@ func TestBadListenersAreRefusedWithTheirLine(t *testing.T) {
 			"a.hcl": "kind = \"ingress-gateway\"\nname = \"gw\"\nlisteners {\n  port = 80\n  protocol = \"http\"\n  services { name = \"a\" }\n  services { name = \"b\" }\n}",
 			"b.hcl": "kind = \"service-defaults\"\nname = \"b\"\nprotocol = \"grpc\"",
 		}, []string{
-			"DIR/a.hcl:6: listeners.services[0].name: \"a\" speaks tcp (the default), and the listener http; set protocol = \"http\" in its service-defaults entry, or change the listener's",
-			"DIR/a.hcl:7: listeners.services[1].name: \"b\" speaks grpc (says DIR/b.hcl:3), and the listener http; set protocol = \"http\" in its service-defaults entry, or change the listener's",
+			"DIR/a.hcl:6: listeners.services[0].name: the listener's protocol is http, and that of \"a\" is tcp (the default); set protocol = \"http\" in its service-defaults entry, or change the listener's",
+			"DIR/a.hcl:7: listeners.services[1].name: the listener's protocol is http, and that of \"b\" is grpc (set at DIR/b.hcl:3); set protocol = \"http\" in its service-defaults entry, or change the listener's",
 		}},
 		{"TLS without certificates", gw(`tls { enabled = true }`, `listeners { port = 80 services { name = "a" } }`, `listeners { port = 81 services { name = "a" } }`), []string{
 			"DIR/a.hcl:3: tls.enabled: file mode has no certificate of the mesh; name one of an SDS server (sds), or remove it",
@@ -241,28 +256,30 @@ func TestBadListenersAreRefusedWithTheirLine(t *testing.T) {
 		{"duration", gw(`defaults { passive_health_check { interval = "10" } }`), []string{
 			"DIR/a.hcl:3: defaults.passive_health_check.interval: \"10\" is not allowed; use a duration such as \"10s\"",
 		}},
-	})
+	}
 }
 
-func TestBadDefinitionsAreRefusedWithTheirLine(t *testing.T) {
-	runBad(t, []bad{
+func TestBadDefinitionsAreRefusedWithTheirLine(t *testing.T) { runBad(t, badDefinitions()) }
+
+func badDefinitions() []bad {
+	return []bad{
 		{"host name", hclFile(`service {`, `  name = "web"`, `  address = "web.example.com"`, `  port = 80`, `}`), []string{
-			"DIR/a.hcl:3: address: \"web.example.com\" is not an IP address, and Envoy gets endpoints only as such; use the address the name stands for",
+			"DIR/a.hcl:3: address: \"web.example.com\" is not an IP address, and Envoy needs one; use the address that the name resolves to",
 		}},
 		{"no address, no port", hclFile(`service {`, `  name = "web"`, `}`), []string{
-			"DIR/a.hcl:1: address: the address is missing, and file mode knows no node to take it from; add an IP address",
+			"DIR/a.hcl:1: address: the address is missing; add an IP address, because file mode has no node that has one",
 			"DIR/a.hcl:1: port: 0 is not a port; use one from 1 to 65535",
 		}},
 		{"checks and sidecar", hclFile(`service {`, `  name = "web"`, `  check { tcp = "x" interval = "1s" }`, `  connect { sidecar_service {} }`, `  token = "s3cret"`, `}`), []string{
 			"DIR/a.hcl:3: service.check: file mode runs no health checks, and every instance counts as passing; remove it",
 			"DIR/a.hcl:4: service.connect.sidecar_service: upstreams are plain in file mode, and it has no sidecars; remove it",
-			"DIR/a.hcl:5: service.token: file mode asks no Consul; remove it",
+			"DIR/a.hcl:5: service.token: file mode uses no Consul; remove it",
 		}},
 		{"same ID", hclFile(`service { name = "web" address = "10.0.0.1" port = 1 }`, `service { name = "web" address = "10.0.0.2" port = 1 }`), []string{
 			"DIR/a.hcl:2: service ID \"web\" is already given at DIR/a.hcl:1; give one of the two an id of its own",
 		}},
 		{"kind", hclFile(`service { name = "web" kind = "connect-proxy" }`), []string{
-			"DIR/a.hcl:1: kind: \"connect-proxy\" is not honoured in file mode, which reads plain services and ingress-gateway; remove the definition",
+			"DIR/a.hcl:1: kind: \"connect-proxy\" is not supported in file mode, which reads plain services and ingress-gateway; remove the definition",
 		}},
 		{"weights", hclFile(`service { name = "web" address = "10.0.0.1" port = 1 weights { passing = 0 } }`), []string{
 			"DIR/a.hcl:1: weights.passing: 0 is not a weight; use 1 to 65535",
@@ -273,5 +290,5 @@ func TestBadDefinitionsAreRefusedWithTheirLine(t *testing.T) {
 		{"bind address", hclFile(`service { name = "gw" kind = "ingress-gateway" proxy { config {`, `  envoy_gateway_bind_addresses { a { address = "eth0" } }`, `} } }`), []string{
 			"DIR/a.hcl:2: proxy.config.envoy_gateway_bind_addresses.a: \"eth0\" is not an IP address to listen on; use one",
 		}},
-	})
+	}
 }

@@ -4,22 +4,44 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
+	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/filewatch"
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// config is the content of a directory: what was read, and what is wrong.
+// Problems is the error of a directory that cannot be used: everything that is wrong with it.
+type Problems []problem.Problem
+
+// Error returns one line for each problem.
+func (p Problems) Error() string {
+	lines := make([]string, len(p))
+	for i, one := range p {
+		lines[i] = one.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// decoder decodes a document.
+type decoder struct{ configtree.Decoder }
+
+func newDecoder(file string) *decoder { return &decoder{configtree.Decoder{File: file}} }
+
+// config is the content of a directory, and what is wrong with it. The directory counts as a whole: if there is a
+// problem, nothing of it is used.
 type config struct {
-	gateways   []*entry[ingressGateway]
-	proxies    []*entry[proxyDefaults] // one at most
-	services   []*entry[serviceDefaults]
-	intentions []*entry[serviceIntentions]
-	defs       []*definition
+	gateways    []*entry[ingressGateway]
+	proxies     []*entry[proxyDefaults] // one at most
+	services    []*entry[serviceDefaults]
+	intentions  []*entry[serviceIntentions]
+	definitions []*definition
 
 	problems Problems
 }
@@ -27,16 +49,13 @@ type config struct {
 // extensions are those of the files that are read.
 var extensions = []string{".hcl", ".json", ".yaml", ".yml"}
 
-// readable reports whether Usher reads an entry of this name, which then has to be a regular file.
-// It ignores other names, so that the directory may hold notes, editors' copies, and the ..data of a
-// Kubernetes volume.
-func readable(name string) bool {
+// isConfigFile reports whether Usher reads a file of this name, which then has to be a regular file. It ignores other
+// names, so that the directory may hold notes, editors' copies, and the ..data of a Kubernetes volume.
+func isConfigFile(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name))
 }
 
-// readConfig reads the files of dir, not those of its subdirectories. The
-// directory counts as a whole: when problems is not empty, nothing of it is
-// to be used.
+// readConfig reads the files of dir, not those of its subdirectories.
 func readConfig(dir string) *config {
 	c := &config{}
 	listed, err := os.ReadDir(dir)
@@ -46,8 +65,8 @@ func readConfig(dir string) *config {
 	}
 	files := 0
 	for _, f := range listed {
-		if readable(f.Name()) {
-			c.file(filepath.Join(dir, f.Name()))
+		if isConfigFile(f.Name()) {
+			c.readFile(filepath.Join(dir, f.Name()))
 			files++
 		}
 	}
@@ -67,111 +86,107 @@ func (c *config) unreadable(path string, err error) {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		err = cause.Err
 	}
-	what := "cannot be read: " + err.Error() + "; mend it, or remove it"
-	c.problems = append(c.problems, problem.Problem{Where: path, What: what})
+	c.problems = append(c.problems, problem.Problem{Where: path, What: "cannot be read: " + err.Error() + "; correct it, or remove it"})
 }
 
-func (c *config) file(path string) {
+func (c *config) readFile(path string) {
 	text, err := filewatch.ReadFile(path)
 	if err != nil {
 		c.unreadable(path, err)
 		return
 	}
-	err = c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
-	if problems, ok := errors.AsType[Problems](err); ok {
-		c.problems = append(c.problems, problems...)
-	} else if err != nil {
-		c.unreadable(path, err)
-	}
+	c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
 }
 
-// text reads the documents of a file. Its errors are Problems.
-func (c *config) text(path string, text []byte) error {
-	// Whoever writes a file in place empties it first. Were that content, the
-	// entries would be gone for a moment, and listeners with them.
-	start := bytes.TrimSpace(text)
-	if len(start) == 0 {
-		return problemAt(place{path, 1}, "", "the file is empty; write an entry, or remove it")
+// text reads the documents of a file.
+func (c *config) text(path string, text []byte) {
+	// A program that writes a file in place empties it first. An empty file that counted would remove its entries
+	// for a moment, and listeners with them.
+	if len(bytes.TrimSpace(text)) == 0 {
+		d := newDecoder(path)
+		d.Add(1, "", "the file is empty; write an entry, or remove it")
+		c.problems = append(c.problems, d.Problems...)
+		return
 	}
-	switch ext := filepath.Ext(path); {
-	case ext == ".yaml" || ext == ".yml":
-		docs, err := parseYAML(path, text)
-		for _, doc := range docs {
-			c.yamlDocument(doc)
-		}
-		return err
-	case ext == ".json" || start[0] == '{':
-		root, err := parseJSON(path, text)
-		if err == nil {
-			c.document(root)
-		}
-		return err
+	var docs []*yaml.Node
+	var bad *problem.Problem
+	read := c.yamlDocument
+	if ext := filepath.Ext(path); ext == ".yaml" || ext == ".yml" {
+		docs, bad = configtree.ParseYAML(path, text)
+	} else {
+		var root *yaml.Node
+		root, bad = configtree.Parse(path, text)
+		docs, read = []*yaml.Node{root}, c.document
 	}
-	root, err := parseHCL(path, text)
-	if err == nil && len(root.fields) > 0 {
-		c.document(root)
+	if bad != nil {
+		c.problems = append(c.problems, *bad)
+		return
 	}
-	return err
+	for _, doc := range docs {
+		d := newDecoder(path)
+		read(d, doc)
+		c.problems = append(c.problems, d.Problems...)
+	}
 }
 
 // document reads one HCL or JSON document.
-func (c *config) document(root *node) {
-	d := &decoder{}
+func (c *config) document(d *decoder, root *yaml.Node) {
+	has := func(name string) bool { key, _ := configtree.Get(root, name); return key != nil }
 	switch {
-	case root.kind != object:
-		d.add(root.at, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions", root.describe())
-	case root.get("apiVersion") != nil:
-		c.customResource(root)
-	case root.get("Kind") != nil:
-		c.configEntry(root)
-	case root.get("service") != nil || root.get("services") != nil:
-		c.definitions(root)
-	case isHelm(root):
-		d.add(root.at, "", helmValues)
+	case root.Kind != yaml.MappingNode:
+		d.Add(root.Line, "", "%s is not allowed; write an object: a config entry with kind and name, or service definitions", configtree.Describe(root))
+	case has("apiVersion"):
+		c.resource(d, root)
+	case has("Kind"):
+		if !c.entry(d, configtree.Text(root, "Kind"), root) {
+			d.refuseKind(root, slices.Sorted(maps.Values(kinds)))
+		}
+	case has("service") || has("services"):
+		c.definitionsFile(d, root)
+	case has("usher") || has("gateway"):
+		d.Add(root.Content[0].Line, "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
+	case d.isHelm(root) || len(root.Content) == 0 && filepath.Ext(d.File) == ".hcl": // only comments
 	default:
-		d.add(root.at, "", "this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it")
+		d.Add(root.Line, "", "this is neither a config entry, which has kind and name, nor service definitions (service, services); write one of them, or remove it")
 	}
-	c.problems = append(c.problems, d.problems...)
 }
 
-// yamlDocument reads one YAML document: Consul writes custom resources in
-// YAML, and nothing else.
-func (c *config) yamlDocument(root *node) {
-	d := &decoder{custom: true}
+// yamlDocument reads one YAML document. Consul writes custom resources in YAML, and nothing else.
+func (c *config) yamlDocument(d *decoder, root *yaml.Node) {
+	version, _ := configtree.Get(root, "apiVersion")
 	switch {
-	case root.kind == object && root.get("apiVersion") != nil && root.text("kind") == "List":
+	case version != nil && configtree.Text(root, "kind") == "List":
 		c.resourceList(d, root)
-	case root.kind == object && root.get("apiVersion") != nil:
-		c.customResource(root)
-	case isHelm(root):
-		d.add(root.at, "", helmValues)
+	case version != nil:
+		c.resource(d, root)
+	case d.isHelm(root):
 	default:
-		d.add(root.at, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), other entries and service definitions as HCL or JSON", customAPI)
+		d.Add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), other entries and service definitions as HCL or JSON", customAPI)
 	}
-	c.problems = append(c.problems, d.problems...)
 }
 
 // resourceList reads what `kubectl get -o yaml` prints.
-func (c *config) resourceList(d *decoder, root *node) {
+func (c *config) resourceList(d *decoder, root *yaml.Node) {
 	var l struct {
-		APIVersion, Kind, Metadata ignored
-		Items                      []*node
+		APIVersion, Kind, Metadata configtree.Ignored
+		Items                      []*yaml.Node
 	}
-	d.object(root, "", &l)
+	d.Strict = true
+	d.Object(root, "", &l)
 	for _, item := range l.Items {
 		if item != nil { // null is like an empty document
-			c.yamlDocument(item)
+			one := newDecoder(d.File)
+			c.yamlDocument(one, item)
+			d.Problems = append(d.Problems, one.Problems...)
 		}
 	}
 }
 
-const helmValues = "these look like values for Consul's Helm chart, not config entries; move the file elsewhere, and write the entries here"
-
-// isHelm recognises values of Consul's Helm chart, which lie beside the
-// custom resources in many repositories.
-func isHelm(root *node) bool {
-	for _, key := range []string{"global", "ingressGateways", "connectInject", "meshGateway"} {
-		if root.exactly(key) != nil {
+// isHelm reports values of Consul's Helm chart, which lie beside the custom resources in many repositories.
+func (d *decoder) isHelm(root *yaml.Node) bool {
+	for _, name := range []string{"global", "ingressGateways", "connectInject", "meshGateway"} {
+		if key, _ := configtree.Get(root, name); key != nil && key.Value == name {
+			d.Add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; move the file elsewhere, and write the entries here")
 			return true
 		}
 	}
@@ -180,64 +195,60 @@ func isHelm(root *node) bool {
 
 // check applies the rules that concern several entries.
 func (c *config) check() {
-	d := &decoder{}
 	for _, e := range c.services {
-		if e.spec.MaxRequestHeadersKB != 0 && !c.isGateway(e.name) {
-			e.problem(d, steps("MaxRequestHeadersKB"), "file mode honours it for an ingress gateway, and %q is none; remove it", e.name)
+		if e.spec.MaxRequestHeadersKB != 0 && !slices.Contains(c.gatewayNames(), e.name) {
+			e.add(steps("MaxRequestHeadersKB"), "file mode supports it for an ingress gateway, and %q is none; remove it", e.name)
+			c.problems = append(c.problems, e.decoder.Problems...)
 		}
 	}
 	for _, e := range c.gateways {
-		c.checkProtocols(d, e)
+		c.checkProtocols(e)
+		c.problems = append(c.problems, e.decoder.Problems...)
 	}
-	c.problems = append(c.problems, d.problems...)
 }
 
-// checkProtocols applies Consul's rule that a listener other than tcp carries
-// services of its own protocol.
-func (c *config) checkProtocols(d *decoder, e *entry[ingressGateway]) {
+// checkProtocols applies Consul's rule that a listener other than tcp carries services of its own protocol.
+func (c *config) checkProtocols(e *entry[ingressGateway]) {
 	for i, l := range e.spec.Listeners {
 		for k, s := range l.Services {
-			if l.Protocol == "tcp" || s.Name == wildcard {
+			protocol, setAt := c.protocol(s.Name)
+			if l.Protocol == "tcp" || s.Name == wildcard || protocol == l.Protocol {
 				continue
 			}
-			speaks, said := c.protocol(s.Name)
-			if speaks == l.Protocol {
-				continue
-			}
-			e.problem(d, steps("Listeners", i, "Services", k, "Name"),
-				"%q speaks %s (%s), and the listener %s; set protocol = %q in its service-defaults entry, or change the listener's",
-				s.Name, speaks, said, l.Protocol, l.Protocol)
+			e.add(steps("Listeners", i, "Services", k, "Name"),
+				"the listener's protocol is %s, and that of %q is %s (%s); set protocol = %q in its service-defaults entry, or change the listener's",
+				l.Protocol, s.Name, protocol, setAt, l.Protocol)
 		}
 	}
 }
 
-// protocol gives what a service speaks and who says so: its service-defaults,
-// else proxy-defaults, else it is tcp.
-func (c *config) protocol(service string) (protocol, said string) {
+// protocol returns the protocol of a service and where it is set: in its service-defaults, else in proxy-defaults,
+// else it is tcp.
+func (c *config) protocol(service string) (protocol, setAt string) {
 	for _, e := range c.services {
 		if e.name == service && e.spec.Protocol != "" {
-			return e.spec.Protocol, "says " + e.place("Protocol").String()
+			return e.spec.Protocol, "set at " + e.at("Protocol")
 		}
 	}
 	for _, e := range c.proxies {
-		if e.spec.opaque.Protocol != "" {
-			return protocolOf(e.spec.opaque.Protocol), "says " + e.place("Config", "protocol").String()
+		if e.spec.proxyConfig.Protocol != "" {
+			return protocolOf(e.spec.proxyConfig.Protocol), "set at " + e.at("Config", "protocol")
 		}
 	}
 	return protocols[0], "the default"
 }
 
-// isGateway says whether there is an ingress gateway of this name.
-func (c *config) isGateway(name string) bool {
+// gatewayNames returns the names of the ingress gateways that an entry or a definition names, sorted.
+func (c *config) gatewayNames() []string {
+	var names []string
 	for _, e := range c.gateways {
-		if e.name == name {
-			return true
+		names = append(names, e.name)
+	}
+	for _, def := range c.definitions {
+		if def.Kind == kindIngressGateway {
+			names = append(names, def.Name)
 		}
 	}
-	for _, def := range c.defs {
-		if def.Kind == kindIngressGateway && def.Name == name {
-			return true
-		}
-	}
-	return false
+	slices.Sort(names)
+	return slices.Compact(names)
 }

@@ -6,14 +6,15 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// content is everything that a good directory gives: immutable, built whole
-// from the config and, for what did not change, the content before it.
+// content is what a good directory results in: immutable, built whole from the config and, for what did not
+// change, the content before it.
 type content struct {
 	datacenter string
 	gateways   map[string]*gateway.Snapshot // by name; also those without an entry any more
@@ -22,12 +23,12 @@ type content struct {
 	chains    map[gateway.ServiceName]*gateway.Chain
 	endpoints map[string]*gateway.Endpoints // by target ID
 
-	defaults settings.Layer
-	own      map[string]settings.Layer // by service ID of a gateway's instance
+	defaults  settings.Layer            // of proxy-defaults
+	instances map[string]settings.Layer // by service ID of a gateway's instance
 
-	// settings are the problems of Usher's own settings. They do not hold the
-	// rest back: a layer remembers its last good settings.
-	settings Problems
+	// problems are those of Usher's own settings. They do not invalidate anything else: a layer keeps its last good
+	// settings.
+	problems Problems
 }
 
 // builder makes a content.
@@ -35,14 +36,12 @@ type builder struct {
 	*content
 	config *config
 	before *content // empty at the start
-	// problems of proxy-defaults' settings, and by gateway those of its
-	// instances.
-	shared []problem.Problem
-	byName map[string][]problem.Problem
+
+	defaultsProblems []problem.Problem            // of proxy-defaults' settings
+	instanceProblems map[string][]problem.Problem // of instances' settings, by gateway
 }
 
-// build makes the content of c, which has no problems. Parts that are as they
-// were in before keep their pointers.
+// build makes the content of c, which has no problems. Parts that are as they were in before keep their pointers.
 func build(c *config, before *content) *content {
 	b := builder{
 		content: &content{
@@ -50,91 +49,78 @@ func build(c *config, before *content) *content {
 			gateways:   map[string]*gateway.Snapshot{},
 			chains:     map[gateway.ServiceName]*gateway.Chain{},
 			endpoints:  map[string]*gateway.Endpoints{},
-			own:        map[string]settings.Layer{},
+			instances:  map[string]settings.Layer{},
 		},
-		config: c,
-		before: before,
-		byName: map[string][]problem.Problem{},
+		config:           c,
+		before:           before,
+		instanceProblems: map[string][]problem.Problem{},
 	}
 	b.layers()
-	b.instances()
-	names := map[string]bool{}
-	for _, e := range c.gateways {
-		names[e.name] = true
-	}
-	for _, def := range c.defs {
-		if def.Kind == kindIngressGateway {
-			names[def.Name] = true
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(names)) {
+	b.services()
+	for _, name := range c.gatewayNames() {
 		b.current = append(b.current, gateway.ID{Name: name})
-	}
-	// A gateway whose entry is gone has no listeners any more, which an Envoy
-	// learns only while the gateway is known.
-	for name := range before.gateways {
-		names[name] = true
-	}
-	for name := range names {
 		b.gateways[name] = b.snapshot(name)
+	}
+	// A gateway whose entry is gone has no listeners any more, which an Envoy learns only while the gateway is known.
+	for name := range before.gateways {
+		if b.gateways[name] == nil {
+			b.gateways[name] = b.snapshot(name)
+		}
 	}
 	return b.content
 }
 
-// layers takes Usher's settings over from their sources.
-func (b *builder) layers() {
-	var shared opaque
-	for _, e := range b.config.proxies {
-		shared = e.spec.opaque
+// proxyDefaults returns what proxy-defaults holds, or an empty one.
+func (c *config) proxyDefaults() *proxyDefaults {
+	if len(c.proxies) == 0 {
+		return &proxyDefaults{}
 	}
-	b.defaults, b.shared = shared.layer(b.before.defaults)
-	b.settings = append(b.settings, b.shared...)
-	for _, def := range b.config.defs {
+	return &c.proxies[0].spec
+}
+
+// layers decodes Usher's settings.
+func (b *builder) layers() {
+	b.defaults, b.defaultsProblems = b.config.proxyDefaults().proxyConfig.layer(b.before.defaults)
+	b.problems = append(b.problems, b.defaultsProblems...)
+	for _, def := range b.config.definitions {
 		if def.Kind != kindIngressGateway {
 			continue
 		}
-		layer, problems := def.own.layer(b.before.own[def.ID])
-		b.own[def.ID] = layer
-		b.byName[def.Name] = append(b.byName[def.Name], problems...)
-		b.settings = append(b.settings, problems...)
+		layer, problems := def.proxyConfig.layer(b.before.instances[def.ID])
+		b.instances[def.ID] = layer
+		b.instanceProblems[def.Name] = append(b.instanceProblems[def.Name], problems...)
+		b.problems = append(b.problems, problems...)
 	}
 }
 
-// instances gives every plain service its chain and its endpoints, and so
-// every service that a listener names.
-func (b *builder) instances() {
-	names := map[string]bool{}
+// services makes the chain and the endpoints of every service that a definition or a listener names.
+func (b *builder) services() {
+	endpoints := map[string][]gateway.Endpoint{}
 	for _, e := range b.config.gateways {
 		for _, l := range e.spec.Listeners {
 			for _, s := range l.Services {
-				names[s.Name] = s.Name != wildcard
+				endpoints[s.Name] = nil
 			}
 		}
 	}
-	found := map[string][]gateway.Endpoint{}
-	for _, def := range b.config.defs {
+	delete(endpoints, wildcard)
+	for _, def := range b.config.definitions {
 		if def.Kind == "" {
-			names[def.Name] = true
-			found[def.Name] = append(found[def.Name], def.endpoint(b.datacenter))
+			endpoints[def.Name] = append(endpoints[def.Name], def.endpoint(b.datacenter))
 		}
 	}
-	for name, wanted := range names {
-		if !wanted {
-			continue
-		}
-		service := gateway.ServiceName{Name: name}
+	for name, list := range endpoints {
+		service, id := gateway.ServiceName{Name: name}, targetID(name, b.datacenter)
 		protocol, _ := b.config.protocol(name)
-		b.chains[service] = keep(b.before.chains[service], defaultChain(name, b.datacenter, protocol))
-		endpoints := found[name]
-		slices.SortFunc(endpoints, func(x, y gateway.Endpoint) int {
+		slices.SortFunc(list, func(x, y gateway.Endpoint) int {
 			return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Port, y.Port))
 		})
-		id := targetID(name, b.datacenter)
-		b.endpoints[id] = keep(b.before.endpoints[id], &gateway.Endpoints{Endpoints: endpoints})
+		b.chains[service] = keep(b.before.chains[service], defaultChain(name, b.datacenter, protocol))
+		b.endpoints[id] = keep(b.before.endpoints[id], &gateway.Endpoints{Endpoints: list})
 	}
 }
 
-// keep gives the value from before when the new one is equal.
+// keep returns the value from before if the new one is equal.
 func keep[T any](before, now *T) *T {
 	if before != nil && reflect.DeepEqual(before, now) {
 		return before
@@ -142,12 +128,38 @@ func keep[T any](before, now *T) *T {
 	return now
 }
 
-// snapshot gives everything about one gateway.
-func (b *builder) snapshot(name string) *gateway.Snapshot {
-	before := b.before.gateways[name]
-	if before == nil {
-		before = &gateway.Snapshot{}
+// trustDomain stands where a mesh has its own in the names of clusters. It ends in "consul", because the stat tags of
+// Consul's bootstraps match that.
+const trustDomain = "files.consul"
+
+// connectTimeout is Consul's default for connections to instances.
+const connectTimeout = gateway.Duration(5 * time.Second)
+
+// targetID returns the ID of the one target of a service's chain, as Consul does.
+func targetID(service, datacenter string) string { return service + ".default.default." + datacenter }
+
+// defaultChain returns the chain that Consul compiles for a service without a router, splitter or resolver.
+func defaultChain(service, datacenter, protocol string) *gateway.Chain {
+	id := targetID(service, datacenter)
+	name := service + ".default." + datacenter + ".internal." + trustDomain
+	start := gateway.NodeResolver + ":" + id
+	return &gateway.Chain{
+		ServiceName: service, Namespace: gateway.DefaultTenancy, Partition: gateway.DefaultTenancy, Datacenter: datacenter,
+		Protocol: protocol, Default: true, StartNode: start,
+		Nodes: map[string]*gateway.ChainNode{start: {
+			Type: gateway.NodeResolver, Name: id,
+			Resolver: &gateway.Resolver{Default: true, ConnectTimeout: connectTimeout, Target: id},
+		}},
+		Targets: map[string]*gateway.Target{id: {
+			ID: id, Service: service, Namespace: gateway.DefaultTenancy, Partition: gateway.DefaultTenancy, Datacenter: datacenter,
+			ConnectTimeout: connectTimeout, SNI: name, Name: name,
+		}},
 	}
+}
+
+// snapshot returns everything about one gateway.
+func (b *builder) snapshot(name string) *gateway.Snapshot {
+	before := cmp.Or(b.before.gateways[name], &gateway.Snapshot{})
 	s := &gateway.Snapshot{
 		ID:            gateway.ID{Name: name},
 		Datacenter:    b.datacenter,
@@ -155,46 +167,41 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 		Plain:         true,
 		ProxyDefaults: b.defaults,
 		Instances:     b.gatewayInstances(name, before.Instances),
-		Problems:      slices.Concat(b.shared, b.byName[name]),
+		Problems:      slices.Concat(b.defaultsProblems, b.instanceProblems[name]),
 	}
-	i := slices.IndexFunc(b.config.gateways, func(e *entry[ingressGateway]) bool { return e.name == name })
-	if i < 0 {
-		return keep(before, s)
+	for _, e := range b.config.gateways {
+		if e.name == name {
+			s.Entry = keep(before.Entry, &gateway.Entry{
+				Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners,
+			})
+			b.addServices(s, e)
+		}
 	}
-	e := b.config.gateways[i]
-	s.Entry = keep(before.Entry, &gateway.Entry{
-		Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners,
-	})
-	r := rows{builder: b, entry: e, snapshot: s}
-	r.add()
 	return keep(before, s)
 }
 
-// gatewayInstances gives the instances of a gateway: those that are defined,
-// or one that any Envoy of the gateway may be.
+// gatewayInstances returns the instances of a gateway: those that are defined, or one that any Envoy of the gateway
+// may be.
 func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*gateway.Instance {
 	var out []*gateway.Instance
-	for _, def := range b.config.defs {
-		if def.Kind != kindIngressGateway || def.Name != name {
-			continue
+	for _, def := range b.config.definitions {
+		if def.Kind == kindIngressGateway && def.Name == name {
+			out = append(out, &gateway.Instance{
+				ServiceID:       def.ID,
+				Address:         def.Address,
+				Port:            def.Port,
+				TaggedAddresses: def.TaggedAddresses,
+				Config:          b.proxyConfig(name, &def.proxyConfig),
+				Registration:    b.instances[def.ID],
+			})
 		}
-		out = append(out, &gateway.Instance{
-			ServiceID:       def.ID,
-			Address:         def.Address,
-			Port:            def.Port,
-			TaggedAddresses: def.TaggedAddresses,
-			Config:          b.proxyConfig(name, &def.own),
-			Registration:    b.own[def.ID],
-		})
 	}
 	if len(out) == 0 {
-		out = append(out, &gateway.Instance{ServiceID: name, Config: b.proxyConfig(name, &opaque{})})
+		out = append(out, &gateway.Instance{ServiceID: name, Config: b.proxyConfig(name, &proxyConfig{})})
 	}
 	slices.SortFunc(out, func(x, y *gateway.Instance) int { return cmp.Compare(x.ServiceID, y.ServiceID) })
 	for i, in := range out {
-		for _, e := range b.config.proxies {
-			in.AccessLogs = e.spec.AccessLogs
-		}
+		in.AccessLogs = b.config.proxyDefaults().AccessLogs
 		for _, old := range before {
 			if old.ServiceID == in.ServiceID {
 				out[i] = keep(old, in)
@@ -204,92 +211,80 @@ func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*g
 	return out
 }
 
-// proxyConfig lays what says something of a gateway's Envoy over each other:
-// proxy-defaults, the gateway's service-defaults, its own registration. As in
-// Consul's merge, 0 and false never win.
-func (b *builder) proxyConfig(name string, own *opaque) gateway.ProxyConfig {
-	var c gateway.ProxyConfig
-	for _, e := range b.config.proxies {
-		c = e.spec.opaque.config()
-	}
+// proxyConfig merges what configures a gateway's Envoy: proxy-defaults, the gateway's service-defaults, its own
+// registration. As in Consul's merge, 0 and false never win.
+func (b *builder) proxyConfig(name string, registration *proxyConfig) gateway.ProxyConfig {
+	c, own := b.config.proxyDefaults().proxyConfig.model(), registration.model()
 	for _, e := range b.config.services {
-		if e.name == name && e.spec.MaxRequestHeadersKB != 0 {
-			c.MaxRequestHeadersKB = e.spec.MaxRequestHeadersKB
+		if e.name == name {
+			c.MaxRequestHeadersKB = cmp.Or(e.spec.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
 		}
 	}
-	o := own.config()
-	c.NoDefaultBind = c.NoDefaultBind || o.NoDefaultBind
-	c.BindTaggedAddresses = c.BindTaggedAddresses || o.BindTaggedAddresses
-	c.MaxRequestHeadersKB = cmp.Or(o.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
-	if o.FetchTimeout != nil && (*o.FetchTimeout != 0 || c.FetchTimeout == nil) {
-		c.FetchTimeout = o.FetchTimeout
+	c.NoDefaultBind = c.NoDefaultBind || own.NoDefaultBind
+	c.BindTaggedAddresses = c.BindTaggedAddresses || own.BindTaggedAddresses
+	c.MaxRequestHeadersKB = cmp.Or(own.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
+	if own.FetchTimeout != nil && (*own.FetchTimeout != 0 || c.FetchTimeout == nil) {
+		c.FetchTimeout = own.FetchTimeout
 	}
-	if len(o.BindAddresses) > 0 {
-		merged := maps.Clone(c.BindAddresses)
-		if merged == nil {
-			merged = map[string]gateway.Address{}
-		}
-		maps.Copy(merged, o.BindAddresses)
+	if len(own.BindAddresses) > 0 {
+		merged := map[string]gateway.Address{}
+		maps.Copy(merged, c.BindAddresses)
+		maps.Copy(merged, own.BindAddresses)
 		c.BindAddresses = merged
 	}
 	return c
 }
 
-// rows makes the rows of gateway-services of one gateway.
-type rows struct {
-	*builder
-	entry    *entry[ingressGateway]
-	snapshot *gateway.Snapshot
-}
-
-// add fills the snapshot's services, chains, endpoints and the problems of
-// services that are not routed or not defined.
-func (r *rows) add() {
-	for i, l := range r.entry.spec.Listeners {
-		for k, s := range l.Services {
-			at := r.entry.place("Listeners", i, "Services", k, "Name")
-			if s.Name == wildcard {
-				r.wildcard(l, at)
+// addServices fills in the snapshot's services, chains and endpoints, and the problems of services that are not routed
+// or not defined.
+func (b *builder) addServices(s *gateway.Snapshot, e *entry[ingressGateway]) {
+	for i, l := range e.spec.Listeners {
+		for k, named := range l.Services {
+			at := e.at("Listeners", i, "Services", k, "Name")
+			if named.Name == wildcard {
+				b.addWildcard(s, l, at)
 				continue
 			}
-			if len(r.endpoints[targetID(s.Name, r.datacenter)].Endpoints) == 0 {
-				r.problem(at, "service %q has no definition; add service { name = %q, address, port } to a file", s.Name, s.Name)
+			if !b.isDefined(named.Name) {
+				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file", named.Name, named.Name)
 			}
-			r.row(gateway.Service{Service: gateway.ServiceName{Name: s.Name}, Port: l.Port, Protocol: l.Protocol, Hosts: s.Hosts}, at)
+			b.addService(s, gateway.Service{Service: gateway.ServiceName{Name: named.Name}, Port: l.Port, Protocol: l.Protocol, Hosts: named.Hosts}, at)
 		}
 	}
-	slices.SortFunc(r.snapshot.Services, func(x, y gateway.Service) int {
+	slices.SortFunc(s.Services, func(x, y gateway.Service) int {
 		return cmp.Or(cmp.Compare(x.Port, y.Port), cmp.Compare(x.Service.Name, y.Service.Name))
 	})
 }
 
-// wildcard adds the defined services that speak the listener's protocol and
-// that it does not name.
-func (r *rows) wildcard(l gateway.Listener, at place) {
-	services := slices.SortedFunc(maps.Keys(r.chains), func(x, y gateway.ServiceName) int { return cmp.Compare(x.Name, y.Name) })
+func (b *builder) isDefined(service string) bool {
+	return len(b.endpoints[targetID(service, b.datacenter)].Endpoints) > 0
+}
+
+// addWildcard adds the defined services that have the listener's protocol and that it does not name.
+func (b *builder) addWildcard(s *gateway.Snapshot, l gateway.Listener, at string) {
+	services := slices.SortedFunc(maps.Keys(b.chains), func(x, y gateway.ServiceName) int { return cmp.Compare(x.Name, y.Name) })
 	for _, service := range services {
-		named := slices.ContainsFunc(l.Services, func(s gateway.ListenerService) bool { return s.Name == service.Name })
-		defined := len(r.endpoints[targetID(service.Name, r.datacenter)].Endpoints) > 0
-		if defined && !named && r.chains[service].Protocol == l.Protocol {
-			r.row(gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, FromWildcard: true}, at)
+		isNamed := slices.ContainsFunc(l.Services, func(s gateway.ListenerService) bool { return s.Name == service.Name })
+		if b.isDefined(service.Name) && !isNamed && b.chains[service].Protocol == l.Protocol {
+			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, FromWildcard: true}, at)
 		}
 	}
 }
 
-// row adds a service, unless its intentions deny the gateway: nothing behind
-// the gateway would enforce them.
-func (r *rows) row(s gateway.Service, at place) {
-	if v := decide(r.config.intentions, r.entry.name, s.Service.Name); v.denied {
-		r.problem(at, "service %q is not routed, for its intentions deny the gateway %q (%s); allow it there, or take the service off the listener",
-			s.Service.Name, r.entry.name, v.at)
+// addService adds a service, unless its intentions deny the gateway: nothing behind the gateway would enforce them.
+func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at string) {
+	name := service.Service.Name
+	if deniedAt := b.config.denied(s.ID.Name, name); deniedAt != "" {
+		addProblem(s, at, "service %q is not routed, because its intentions deny the gateway %q (%s); allow it there, or remove the service from the listener",
+			name, s.ID.Name, deniedAt)
 		return
 	}
-	r.snapshot.Services = append(r.snapshot.Services, s)
-	r.snapshot.Chains[s.Service] = r.chains[s.Service]
-	id := targetID(s.Service.Name, r.datacenter)
-	r.snapshot.Endpoints = r.snapshot.Endpoints.With(id, r.endpoints[id])
+	s.Services = append(s.Services, service)
+	s.Chains[service.Service] = b.chains[service.Service]
+	id := targetID(name, b.datacenter)
+	s.Endpoints = s.Endpoints.With(id, b.endpoints[id])
 }
 
-func (r *rows) problem(at place, format string, args ...any) {
-	r.snapshot.Problems = append(r.snapshot.Problems, problem.Problem{Where: at.String(), What: fmt.Sprintf(format, args...)})
+func addProblem(s *gateway.Snapshot, at, format string, args ...any) {
+	s.Problems = append(s.Problems, problem.Problem{Where: at, What: fmt.Sprintf(format, args...)})
 }

@@ -2,146 +2,190 @@ package configdir
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"go.yaml.in/yaml/v3"
+
+	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// opaque holds the keys that are honoured of an opaque config: proxy-defaults'
-// Config and a gateway's proxy.config
+// proxyConfig holds the keys that count of an opaque config: proxy-defaults' Config and a gateway's proxy.config
 // (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
-type opaque struct {
-	NoDefaultBind       bool                       `name:"envoy_gateway_no_default_bind"`
-	BindTaggedAddresses bool                       `name:"envoy_gateway_bind_tagged_addresses"`
-	BindAddresses       map[string]gateway.Address `name:"envoy_gateway_bind_addresses"`
+type proxyConfig struct {
+	EnvoyGatewayNoDefaultBind       bool
+	EnvoyGatewayBindTaggedAddresses bool
+	EnvoyGatewayBindAddresses       map[string]gateway.Address
 
-	OldNoDefaultBind       bool                       `name:"envoy_mesh_gateway_no_default_bind"`
-	OldBindTaggedAddresses bool                       `name:"envoy_mesh_gateway_bind_tagged_addresses"`
-	OldBindAddresses       map[string]gateway.Address `name:"envoy_mesh_gateway_bind_addresses"`
+	// Older names of the same.
+	EnvoyMeshGatewayNoDefaultBind       bool
+	EnvoyMeshGatewayBindTaggedAddresses bool
+	EnvoyMeshGatewayBindAddresses       map[string]gateway.Address
 
-	FetchTimeoutMS      *int64 `name:"xds_fetch_timeout_ms"`
-	MaxRequestHeadersKB uint32 `name:"max_request_headers_kb"`
-	Protocol            string `name:"protocol"` // proxy-defaults': of services without one
-	Usher               *node  `name:"usher"`
+	XDSFetchTimeoutMs   *int64
+	MaxRequestHeadersKB uint32
+	Protocol            string // proxy-defaults': of services without one
+	Usher               *yaml.Node
 
-	root *node
+	file string
+	root *yaml.Node
 }
 
-// config gives what the keys mean.
-func (o *opaque) config() gateway.ProxyConfig {
+// model returns the config as a gateway's Envoy has it.
+func (p *proxyConfig) model() gateway.ProxyConfig {
 	c := gateway.ProxyConfig{
-		NoDefaultBind:       o.NoDefaultBind || o.OldNoDefaultBind,
-		BindTaggedAddresses: o.BindTaggedAddresses || o.OldBindTaggedAddresses,
-		BindAddresses:       o.BindAddresses,
-		MaxRequestHeadersKB: o.MaxRequestHeadersKB,
+		NoDefaultBind:       p.EnvoyGatewayNoDefaultBind || p.EnvoyMeshGatewayNoDefaultBind,
+		BindTaggedAddresses: p.EnvoyGatewayBindTaggedAddresses || p.EnvoyMeshGatewayBindTaggedAddresses,
+		BindAddresses:       p.EnvoyGatewayBindAddresses,
+		MaxRequestHeadersKB: p.MaxRequestHeadersKB,
 	}
 	if c.BindAddresses == nil {
-		c.BindAddresses = o.OldBindAddresses
+		c.BindAddresses = p.EnvoyMeshGatewayBindAddresses
 	}
-	if o.FetchTimeoutMS != nil && *o.FetchTimeoutMS >= 0 {
-		span := time.Duration(*o.FetchTimeoutMS) * time.Millisecond
+	if p.XDSFetchTimeoutMs != nil && *p.XDSFetchTimeoutMs >= 0 {
+		span := time.Duration(*p.XDSFetchTimeoutMs) * time.Millisecond
 		c.FetchTimeout = &span
 	}
 	return c
 }
 
-// opaqueConfig decodes an opaque config; nil says nothing. The value of usher
-// is left as it is: gateway.Layer decodes it, which remembers the last good.
-func (d *decoder) opaqueConfig(n *node, path string) opaque {
-	var o opaque
-	if n == nil {
-		return o
-	}
-	// Consul decodes these keys in one way, also those of a custom resource.
-	custom := d.custom
-	d.custom = false
-	defer func() { d.custom = custom }()
-	d.object(n, path, &o)
-	for _, name := range []string{"envoy_gateway_bind_addresses", "envoy_mesh_gateway_bind_addresses"} {
-		f := n.single().get(name)
-		if f == nil || len(d.problems) > 0 {
-			continue
-		}
-		for _, bind := range f.value.single().fields {
-			address := bind.value.single().text("address")
-			if _, err := netip.ParseAddr(address); err != nil {
-				d.add(bind.at, join(join(path, f.name), bind.name), "%q is not an IP address to listen on; use one", address)
-			}
-		}
-	}
-	o.root = n.single()
-	return o
-}
-
-// layer gives what follows on before, with the settings under the key usher.
-// Problems name the lines of what is wrong.
-func (o *opaque) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
-	if o.Usher == nil {
+// layer returns the layer before with the settings under the key usher.
+func (p *proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
+	if p.Usher == nil {
 		return before.Update("", nil)
 	}
-	where := o.Usher.at.String()
-	after, problems := before.Update(where, o.Usher.plain())
-	for i, p := range problems {
-		path := strings.TrimPrefix(p.Where, where+": ")
-		var steps []any
-		for name := range strings.SplitSeq(path, ".") {
-			name, index, inList := strings.Cut(name, "[")
-			steps = append(steps, name)
-			if i, err := strconv.Atoi(strings.TrimSuffix(index, "]")); inList && err == nil {
-				steps = append(steps, i)
-			}
-		}
-		at, _ := o.root.locate(snake, steps...)
-		problems[i].Where = at.String() + ": " + path
-	}
+	after, problems := before.Update("", configtree.Plain(p.Usher))
+	configtree.AtLines(p.file, p.root, "", problems)
 	return after, problems
+}
+
+// proxyConfig decodes the opaque config that steps lead to from root; nil is an empty one. It leaves the value of usher as
+// it is: a settings.Layer decodes that, and keeps the last good one.
+func (d *decoder) proxyConfig(n, root *yaml.Node, at ...any) proxyConfig {
+	p := proxyConfig{file: d.File, root: configtree.Single(n)}
+	if n == nil {
+		return p
+	}
+	_, path := d.Locate(root, at...)
+	// Consul decodes these keys in one way, also in a custom resource.
+	weak := newDecoder(d.File)
+	weak.Object(p.root, path, &p)
+	d.Problems = append(d.Problems, weak.Problems...)
+	if len(weak.Problems) > 0 {
+		return p
+	}
+	d.checkBind(root, join(at, "EnvoyGatewayBindAddresses"), p.EnvoyGatewayBindAddresses)
+	d.checkBind(root, join(at, "EnvoyMeshGatewayBindAddresses"), p.EnvoyMeshGatewayBindAddresses)
+	return p
+}
+
+func (d *decoder) checkBind(root *yaml.Node, at []any, addresses map[string]gateway.Address) {
+	for _, name := range slices.Sorted(maps.Keys(addresses)) {
+		if address := addresses[name].Address; !isIP(address) {
+			d.AddAt(root, join(at, name), "%q is not an IP address to listen on; use one", address)
+		}
+	}
+}
+
+func isIP(address string) bool {
+	_, err := netip.ParseAddr(address)
+	return err == nil
 }
 
 // checkProxyDefaults applies the rules of
 // https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults.
-func checkProxyDefaults(d *decoder, e *entry[proxyDefaults]) {
+func checkProxyDefaults(e *entry[proxyDefaults]) {
 	if e.name != "global" {
-		d.add(e.at, "", "%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
+		e.addAtName("%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
 	}
-	_, path := e.root.locate(d.spell, e.steps(steps("Config"))...)
-	o := d.opaqueConfig(e.spec.Config, path)
-	e.spec.opaque = o
-	if !slices.Contains(protocols, protocolOf(o.Protocol)) {
-		e.problem(d, steps("Config", "protocol"), "%q is not allowed; use one of %s", o.Protocol, strings.Join(protocols, ", "))
-	}
+	e.spec.proxyConfig = e.decoder.proxyConfig(e.spec.Config, e.root, e.steps(steps("Config"))...)
+	e.checkProtocol(steps("Config", "protocol"), e.spec.proxyConfig.Protocol)
 	logs := e.spec.AccessLogs
-	at := steps("AccessLogs")
 	if !slices.Contains([]string{"", "stdout", "stderr", "file"}, logs.Type) {
-		e.problem(d, append(at, "Type"), "%q is not allowed; use one of stdout, stderr, file", logs.Type)
+		e.add(steps("AccessLogs", "Type"), "%q is not allowed; use one of stdout, stderr, file", logs.Type)
 	}
 	switch {
 	case logs.Type == "file" && logs.Path == "":
-		e.problem(d, append(at, "Path"), "access logs of type file need a path; add one")
+		e.add(steps("AccessLogs", "Path"), "access logs of type file need a path; add one")
 	case logs.Type != "file" && logs.Path != "":
-		e.problem(d, append(at, "Path"), "a path goes with type file only; remove it, or set the type")
+		e.add(steps("AccessLogs", "Path"), "only type file has a path; remove it, or set the type")
 	case logs.JSONFormat != "" && logs.TextFormat != "":
-		e.problem(d, append(at, "TextFormat"), "a JSON format is given as well; remove one of the two")
+		e.add(steps("AccessLogs", "TextFormat"), "there is a JSON format as well; remove one of the two")
 	case logs.JSONFormat != "" && json.Unmarshal([]byte(logs.JSONFormat), &map[string]any{}) != nil:
-		e.problem(d, append(at, "JSONFormat"), "the format is not a JSON object; correct it")
+		e.add(steps("AccessLogs", "JSONFormat"), "the format is not a JSON object; correct it")
 	}
 }
 
-// checkDefaults applies the rules of
+// checkServiceDefaults applies the rules of
 // https://developer.hashicorp.com/consul/docs/reference/config-entry/service-defaults.
-func checkDefaults(d *decoder, e *entry[serviceDefaults]) {
+func checkServiceDefaults(e *entry[serviceDefaults]) {
 	if e.name == wildcard {
-		d.add(e.at, "", "service-defaults are those of one service, not of \"*\"; use proxy-defaults")
+		e.addAtName("service-defaults are for one service, not for \"*\"; use proxy-defaults")
 	}
-	if !slices.Contains(protocols, protocolOf(e.spec.Protocol)) {
-		e.problem(d, steps("Protocol"), "%q is not allowed; use one of %s", e.spec.Protocol, strings.Join(protocols, ", "))
-	}
+	e.checkProtocol(steps("Protocol"), e.spec.Protocol)
 	if e.spec.Protocol != "" {
 		e.spec.Protocol = protocolOf(e.spec.Protocol)
 	}
+}
+
+// checkProtocol checks the protocol of a listener or a service.
+func (e *entry[T]) checkProtocol(at []any, protocol string) {
+	if !slices.Contains(protocols, protocolOf(protocol)) {
+		e.add(at, "%q is not allowed%s; use one of %s", protocol, problem.DidYouMean(protocol, protocols), strings.Join(protocols, ", "))
+	}
+}
+
+// checkIntentions applies the rules of
+// https://developer.hashicorp.com/consul/docs/reference/config-entry/service-intentions.
+func checkIntentions(e *entry[serviceIntentions]) {
+	if len(e.spec.Sources) == 0 {
+		e.add(steps("Sources"), "there is no source; add one")
+	}
+	names := map[string]string{}
+	for i, s := range e.spec.Sources {
+		at := func(name string) []any { return steps("Sources", i, name) }
+		e.onlyDefault(steps("Sources", i), s.Namespace, s.Partition)
+		if s.Name == "" {
+			e.add(at("Name"), "this source has no name; give it one")
+		}
+		if earlier, twice := names[s.Name]; twice {
+			e.add(at("Name"), "source %q is already given at %s; remove one of the two", s.Name, earlier)
+		}
+		names[s.Name] = e.at(at("Name")...)
+		if s.Action != "allow" && s.Action != "deny" {
+			e.add(at("Action"), "%q is not allowed; use allow or deny", s.Action)
+		}
+		if s.Type != "" && s.Type != "consul" {
+			e.add(at("Type"), "%q is not allowed; use consul, or remove it", s.Type)
+		}
+	}
+}
+
+// denied returns the position of the intention that denies a source access to a destination, or "". It decides as
+// Consul does (https://developer.hashicorp.com/consul/docs/secure-mesh/intention#precedence-and-match-order): an exact
+// destination goes before "*", then an exact source before "*". If none matches, access is allowed, as in a Consul
+// without ACLs.
+func (c *config) denied(source, destination string) (position string) {
+	for _, to := range []string{destination, wildcard} {
+		for _, from := range []string{source, wildcard} {
+			for _, e := range c.intentions {
+				for i, s := range e.spec.Sources {
+					switch {
+					case e.name != to || s.Name != from:
+					case s.Action == "deny":
+						return e.at("Sources", i, "Action")
+					default:
+						return ""
+					}
+				}
+			}
+		}
+	}
+	return ""
 }

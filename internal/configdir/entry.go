@@ -1,9 +1,13 @@
 package configdir
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
+	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
@@ -15,9 +19,8 @@ const (
 	kindIntentions     = "service-intentions"
 )
 
-// honoured maps the kinds of Consul's custom resources to those of its config
-// entries.
-var honoured = map[string]string{
+// kinds maps the kinds of Consul's custom resources to those of its config entries.
+var kinds = map[string]string{
 	"IngressGateway":    kindIngressGateway,
 	"ProxyDefaults":     kindProxyDefaults,
 	"ServiceDefaults":   kindDefaults,
@@ -32,16 +35,7 @@ const customAPI = "consul.hashicorp.com/v1alpha1"
 type head struct {
 	Kind, Name, Namespace, Partition string
 
-	Meta, CreateIndex, ModifyIndex, Hash ignored
-}
-
-// customResource is the frame of a Kubernetes object.
-type customResource struct {
-	APIVersion, Kind string
-	Metadata         *node
-	Spec             *node
-
-	Status ignored
+	Meta, CreateIndex, ModifyIndex, Hash configtree.Ignored
 }
 
 // ingressGateway is an ingress-gateway config entry
@@ -55,19 +49,17 @@ type ingressGateway struct {
 // proxyDefaults is a proxy-defaults config entry
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults).
 type proxyDefaults struct {
-	Config     *node
+	Config     *yaml.Node
 	AccessLogs gateway.AccessLogs
 
-	opaque opaque // Config, decoded
+	proxyConfig proxyConfig // Config, decoded
 
-	Mode                 refused `why:"file mode has no sidecars"`
-	TransparentProxy     refused `why:"file mode has no sidecars"`
-	MutualTLSMode        refused `why:"upstreams are plain in file mode"`
-	MeshGateway          refused `why:"file mode has one datacenter and no mesh gateways"`
-	Expose               refused `why:"file mode has no sidecars"`
-	EnvoyExtensions      refused `why:"Consul applies no Envoy extension to an ingress gateway"`
-	FailoverPolicy       refused `why:"file mode has no failover"`
-	PrioritizeByLocality refused `why:"file mode knows no localities"`
+	Mode, TransparentProxy, Expose configtree.Refused `why:"file mode has no sidecars"`
+	MutualTLSMode                  configtree.Refused `why:"upstreams are plain in file mode"`
+	MeshGateway                    configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
+	EnvoyExtensions                configtree.Refused `why:"Consul applies no Envoy extension to an ingress gateway"`
+	FailoverPolicy                 configtree.Refused `why:"file mode has no failover"`
+	PrioritizeByLocality           configtree.Refused `why:"file mode has no localities"`
 }
 
 // serviceDefaults is a service-defaults config entry
@@ -76,20 +68,13 @@ type serviceDefaults struct {
 	Protocol            string
 	MaxRequestHeadersKB uint32 // of an ingress gateway only
 
-	Mode                      refused `why:"file mode has no sidecars"`
-	TransparentProxy          refused `why:"file mode has no sidecars"`
-	MutualTLSMode             refused `why:"upstreams are plain in file mode"`
-	MeshGateway               refused `why:"file mode has one datacenter and no mesh gateways"`
-	Expose                    refused `why:"file mode has no sidecars"`
-	ExternalSNI               refused `why:"upstreams are plain in file mode"`
-	UpstreamConfig            refused `why:"Consul applies it to no ingress gateway; remove it and set limits in the ingress-gateway entry"`
-	Destination               refused `why:"file mode has no terminating gateways; remove it and define the service with its addresses"`
-	MaxInboundConnections     refused `why:"file mode has no sidecars"`
-	LocalConnectTimeoutMs     refused `why:"file mode has no sidecars"`
-	LocalRequestTimeoutMs     refused `why:"file mode has no sidecars"`
-	BalanceInboundConnections refused `why:"file mode has no sidecars"`
-	RateLimits                refused `why:"file mode has no sidecars"`
-	EnvoyExtensions           refused `why:"file mode has no sidecars"`
+	Mode, TransparentProxy, Expose, RateLimits, EnvoyExtensions configtree.Refused `why:"file mode has no sidecars"`
+	MaxInboundConnections, BalanceInboundConnections            configtree.Refused `why:"file mode has no sidecars"`
+	LocalConnectTimeoutMs, LocalRequestTimeoutMs                configtree.Refused `why:"file mode has no sidecars"`
+	MutualTLSMode, ExternalSNI                                  configtree.Refused `why:"upstreams are plain in file mode"`
+	MeshGateway                                                 configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
+	UpstreamConfig                                              configtree.Refused `why:"Consul applies it to no ingress gateway; remove it, and set limits in the ingress-gateway entry"`
+	Destination                                                 configtree.Refused `why:"file mode has no terminating gateways; remove it, and define the service with its addresses"`
 }
 
 // serviceIntentions is a service-intentions config entry
@@ -97,188 +82,167 @@ type serviceDefaults struct {
 type serviceIntentions struct {
 	Sources []intentionSource
 
-	JWT refused `why:"file mode has no sidecar that could check tokens"`
+	JWT configtree.Refused `why:"file mode has no sidecar that could check tokens"`
 }
 
 type intentionSource struct {
-	Name, Namespace, Partition string
-	Action                     string
-	Type                       string
+	Name, Namespace, Partition, Action, Type string
 
-	Peer          refused `why:"file mode has no cluster peers"`
-	SamenessGroup refused `why:"file mode has no cluster peers"`
-	Permissions   refused `why:"file mode has no sidecar that could look into requests; give the source an action instead"`
-	LegacyID      refused `why:"Consul takes it from no config entry"`
-	LegacyMeta    refused `why:"Consul takes it from no config entry"`
+	Peer, SamenessGroup  configtree.Refused `why:"file mode has no cluster peers"`
+	Permissions          configtree.Refused `why:"file mode has no sidecar that could look into requests; give the source an action instead"`
+	LegacyID, LegacyMeta configtree.Refused `why:"Consul does not accept it in a config entry"`
 
-	Precedence, Description, LegacyCreateTime, LegacyUpdateTime ignored
+	Precedence, Description, LegacyCreateTime, LegacyUpdateTime configtree.Ignored
 }
 
-// entry is one config entry with what is needed to talk about it.
+// entry is one config entry with its position.
 type entry[T any] struct {
-	name   string
-	at     place // of its name
-	root   *node
-	custom bool
-	spec   T
+	name    string
+	line    int // of the name
+	root    *yaml.Node
+	decoder *decoder // of the document
+	spec    T
 }
 
-// problem notes what is wrong at the end of steps into the entry's own fields.
-func (e *entry[T]) problem(d *decoder, steps []any, format string, args ...any) {
-	d.custom = e.custom
-	d.problem(e.root, e.steps(steps), format, args...)
+// addAtName adds a problem at the entry's name.
+func (e *entry[T]) addAtName(format string, args ...any) {
+	e.decoder.Add(e.line, "", format, args...)
 }
 
-// place gives where the end of steps into the entry's own fields stands.
-func (e *entry[T]) place(steps ...any) place {
-	at, _ := e.root.locate(snake, e.steps(steps)...)
-	return at
+// add adds a problem at the end of steps into the entry's own fields.
+func (e *entry[T]) add(steps []any, format string, args ...any) {
+	e.decoder.AddAt(e.root, e.steps(steps), format, args...)
 }
 
-// onlyDefault is decoder.onlyDefault for the end of steps into the entry.
-func (e *entry[T]) onlyDefault(d *decoder, steps []any, namespace, partition string) {
-	d.custom = e.custom
-	d.onlyDefault(e.root, e.steps(steps), namespace, partition)
+// at returns the position of the end of steps into the entry's own fields.
+func (e *entry[T]) at(steps ...any) string {
+	line, _ := e.decoder.Locate(e.root, e.steps(steps)...)
+	return configtree.At(e.decoder.File, line)
 }
 
+// onlyDefault is decoder.onlyDefault for the end of steps into the entry's own fields.
+func (e *entry[T]) onlyDefault(steps []any, namespace, partition string) {
+	e.decoder.onlyDefault(e.root, e.steps(steps), namespace, partition)
+}
+
+// steps returns steps from the root of the document.
 func (e *entry[T]) steps(steps []any) []any {
-	if e.custom {
+	if e.decoder.Strict {
 		return append([]any{"spec"}, steps...)
 	}
 	return steps
 }
 
-// entryReader decodes an entry into spec and gives its name and the name's
-// place.
-type entryReader func(spec any) (name string, at place)
+// steps joins what leads to a field (see configtree.Locate).
+func steps(s ...any) []any { return s }
 
-// keepEntry appends the entry that read gives. One that is bad or that has
-// the name of an earlier one is a problem.
-func keepEntry[T any](d *decoder, earlier []*entry[T], root *node, read entryReader, check func(*decoder, *entry[T])) []*entry[T] {
-	e := &entry[T]{root: root, custom: d.custom}
-	e.name, e.at = read(&e.spec)
-	if len(d.problems) > 0 {
-		return earlier
-	}
-	if e.name == "" {
-		d.add(e.at, "", "this entry has no name; give it one")
-		return earlier
-	}
-	for _, other := range earlier {
-		if other.name == e.name {
-			d.add(e.at, "", "%q is already given at %s; remove one of the two", e.name, other.at)
-			return earlier
-		}
-	}
-	check(d, e)
-	return append(earlier, e)
-}
-
-// refuseKind is the problem of a kind of entry that file mode does not read.
-func (d *decoder) refuseKind(f *field, read []string) {
-	slices.Sort(read)
-	kind, _ := f.value.scalar.(string)
-	d.add(f.at, f.name, "%q is not honoured in file mode, which reads %s; remove the entry", kind, strings.Join(read, ", "))
-}
-
-// configEntry reads a config entry as `consul config write` takes it.
-func (c *config) configEntry(root *node) {
-	d := &decoder{}
-	defer func() { c.problems = append(c.problems, d.problems...) }()
-	kind := root.text("Kind")
-	read := func(spec any) (string, place) {
-		var h head
-		d.object(root, "", &h, spec)
-		d.onlyDefault(root, nil, h.Namespace, h.Partition)
-		at, _ := root.locate(snake, "Name")
-		return h.Name, at
-	}
-	if !c.add(d, kind, root, read) {
-		kinds := []string{kindIngressGateway, kindProxyDefaults, kindDefaults, kindIntentions}
-		d.refuseKind(root.get("Kind"), kinds)
-	}
-}
-
-// customResource reads a config entry as Consul's custom resource.
-func (c *config) customResource(root *node) {
-	d := &decoder{custom: true}
-	defer func() { c.problems = append(c.problems, d.problems...) }()
-	var r customResource
-	kind, known := honoured[root.text("kind")]
-	if root.text("apiVersion") != customAPI || !known {
-		c.refuseResource(d, root)
-		return
-	}
-	d.object(root, "", &r)
-	if r.Spec == nil {
-		d.add(root.at, "spec", "this resource has no spec; add one")
-		return
-	}
-	read := func(spec any) (string, place) {
-		if kind == kindIntentions {
-			return d.intentionsResource(&r, spec)
-		}
-		d.object(r.Spec, "spec", spec)
-		at, _ := root.locate(camel, "metadata", "name")
-		return r.Metadata.text("name"), at
-	}
-	c.add(d, kind, root, read)
-}
-
-// intentionsResource reads a ServiceIntentions resource, whose name is that of
-// its destination, not of the resource.
-func (d *decoder) intentionsResource(r *customResource, spec any) (string, place) {
-	var named struct {
-		Destination struct{ Name, Namespace, Partition string }
-	}
-	d.object(r.Spec, "spec", &named, spec)
-	d.onlyDefault(r.Spec, []any{"Destination"}, named.Destination.Namespace, named.Destination.Partition)
-	at, _ := r.Spec.locate(camel, "Destination", "Name")
-	return named.Destination.Name, at
-}
-
-func (c *config) refuseResource(d *decoder, root *node) {
-	version, kind := root.get("apiVersion"), root.get("kind")
-	switch {
-	case root.text("apiVersion") != customAPI:
-		d.add(version.at, "apiVersion", "%s is not read in file mode; use %s resources, and define services in HCL or JSON: service { name, address, port }",
-			version.value.describe(), customAPI)
-	case kind == nil:
-		d.add(root.at, "", "this resource has no kind; add one")
-	default:
-		var read []string
-		for name := range honoured {
-			read = append(read, name)
-		}
-		d.refuseKind(kind, read)
-	}
-}
-
-// add decodes an entry of the kind with read, which gives its name, and keeps
-// it; it is false for a kind that file mode does not read.
-func (c *config) add(d *decoder, kind string, root *node, read entryReader) bool {
+// entry reads a config entry, as `consul config write` takes it or as a custom resource. It reports whether file mode
+// reads the kind.
+func (c *config) entry(d *decoder, kind string, root *yaml.Node) bool {
 	switch kind {
 	case kindIngressGateway:
-		c.gateways = keepEntry(d, c.gateways, root, read, checkIngress)
+		c.gateways = appendEntry(c.gateways, d, root, checkIngress)
 	case kindProxyDefaults:
-		c.proxies = keepEntry(d, c.proxies, root, read, checkProxyDefaults)
+		c.proxies = appendEntry(c.proxies, d, root, checkProxyDefaults)
 	case kindDefaults:
-		c.services = keepEntry(d, c.services, root, read, checkDefaults)
+		c.services = appendEntry(c.services, d, root, checkServiceDefaults)
 	case kindIntentions:
-		c.intentions = keepEntry(d, c.intentions, root, read, checkIntentions)
+		c.intentions = appendEntry(c.intentions, d, root, checkIntentions)
 	default:
 		return false
 	}
 	return true
 }
 
-// onlyDefault refuses namespaces and partitions of Consul Enterprise other
-// than the default ones.
-func (d *decoder) onlyDefault(n *node, steps []any, namespace, partition string) {
+// appendEntry appends the entry in root, unless it has a problem or the name of an earlier one.
+func appendEntry[T any](earlier []*entry[T], d *decoder, root *yaml.Node, check func(*entry[T])) []*entry[T] {
+	e := &entry[T]{root: root, decoder: d}
+	read := d.configEntry
+	if d.Strict {
+		read = d.customResource
+	}
+	e.name, e.line = read(root, &e.spec)
+	if len(d.Problems) > 0 {
+		return earlier
+	}
+	if e.name == "" {
+		e.addAtName("this entry has no name; give it one")
+		return earlier
+	}
+	for _, other := range earlier {
+		if other.name == e.name {
+			e.addAtName("%q is already given at %s; remove one of the two", e.name, configtree.At(other.decoder.File, other.line))
+			return earlier
+		}
+	}
+	check(e)
+	return append(earlier, e)
+}
+
+// configEntry decodes a config entry into spec. It returns its name, and the name's line.
+func (d *decoder) configEntry(root *yaml.Node, spec any) (name string, line int) {
+	var h head
+	d.Object(root, "", &h, spec)
+	d.onlyDefault(root, nil, h.Namespace, h.Partition)
+	line, _ = d.Locate(root, "Name")
+	return h.Name, line
+}
+
+// customResource decodes a custom resource as configEntry does a config entry.
+func (d *decoder) customResource(root *yaml.Node, spec any) (name string, line int) {
+	var r struct {
+		APIVersion, Kind string
+		Metadata, Spec   *yaml.Node
+
+		Status configtree.Ignored
+	}
+	d.Object(root, "", &r)
+	if r.Spec == nil {
+		d.Add(root.Line, "spec", "this resource has no spec; add one")
+		return "", root.Line
+	}
+	if _, ok := spec.(*serviceIntentions); !ok {
+		d.Object(r.Spec, "spec", spec)
+		line, _ = d.Locate(root, "metadata", "name")
+		return configtree.Text(r.Metadata, "name"), line
+	}
+	// The entry has the name of its destination, and not that of the resource.
+	var named struct {
+		Destination struct{ Name, Namespace, Partition string }
+	}
+	d.Object(r.Spec, "spec", &named, spec)
+	d.onlyDefault(root, steps("spec", "Destination"), named.Destination.Namespace, named.Destination.Partition)
+	line, _ = d.Locate(root, "spec", "Destination", "Name")
+	return named.Destination.Name, line
+}
+
+// resource reads a config entry that is written as a custom resource.
+func (c *config) resource(d *decoder, root *yaml.Node) {
+	version, value := configtree.Get(root, "apiVersion")
+	kind, _ := configtree.Get(root, "kind")
+	d.Strict = true
+	switch known := kinds[configtree.Text(root, "kind")]; {
+	case configtree.Text(root, "apiVersion") != customAPI:
+		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, and define services in HCL or JSON: service { name, address, port }",
+			configtree.Describe(value), customAPI)
+	case kind == nil:
+		d.Add(root.Line, "", "this resource has no kind; add one")
+	case !c.entry(d, known, root):
+		d.refuseKind(root, slices.Sorted(maps.Keys(kinds)))
+	}
+}
+
+// refuseKind adds the problem of a kind that file mode does not read.
+func (d *decoder) refuseKind(root *yaml.Node, read []string) {
+	key, _ := configtree.Get(root, "kind")
+	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", configtree.Text(root, "kind"), strings.Join(read, ", "))
+}
+
+// onlyDefault refuses the namespaces and partitions of Consul Enterprise other than the default ones.
+func (d *decoder) onlyDefault(n *yaml.Node, steps []any, namespace, partition string) {
 	for _, v := range []struct{ name, value string }{{"Namespace", namespace}, {"Partition", partition}} {
-		if v.value != "" && v.value != "default" {
-			at := append(slices.Clone(steps), v.name)
-			d.problem(n, at, "%q is not honoured: file mode has no namespaces and partitions; remove it", v.value)
+		if gateway.OmitDefault(v.value) != "" {
+			d.AddAt(n, join(steps, v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
 		}
 	}
 }

@@ -17,7 +17,7 @@ func TestLabsCustomResourcesGiveTheGateway(t *testing.T) {
 		"custom-resources.yaml": testdata(t, "custom-resources.yaml"),
 		"static-server.hcl":     staticServer,
 	})
-	quiet, problems := settings.Layer{}.Update("", nil)
+	empty, problems := settings.Layer{}.Update("", nil)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -47,7 +47,7 @@ func TestLabsCustomResourcesGiveTheGateway(t *testing.T) {
 			NodeDatacenter: "dc1", Address: "10.1.0.7", Port: 8080, Weights: gateway.Weights{Passing: 1, Warning: 1},
 		}}}}),
 		Plain:         true,
-		ProxyDefaults: quiet,
+		ProxyDefaults: empty,
 		Instances:     []*gateway.Instance{{ServiceID: "ingress-gateway", AccessLogs: gateway.AccessLogs{Enabled: true}}},
 	}
 	if diff := cmp.Diff(want, got, snapshots); diff != "" {
@@ -260,10 +260,10 @@ service { kind = "ingress-gateway" name = "gw" id = "gw-1" }`,
 	a := gateway.Address{Address: "10.0.0.1"}
 	logs := gateway.AccessLogs{Enabled: true, Type: "file", Path: "/var/log/gw", JSONFormat: `{"a":"b"}`}
 	strict, _ := settings.Layer{}.Update("", map[string]any{"proxy_protocol": map[string]any{"mode": "strict"}})
-	silent, _ := settings.Layer{}.Update("", nil)
+	empty, _ := settings.Layer{}.Update("", nil)
 	want := []*gateway.Instance{
 		{
-			ServiceID: "gw-1", AccessLogs: logs, Registration: silent,
+			ServiceID: "gw-1", AccessLogs: logs, Registration: empty,
 			Config: gateway.ProxyConfig{
 				NoDefaultBind: true, BindAddresses: map[string]gateway.Address{"a": a}, FetchTimeout: &timeout, MaxRequestHeadersKB: 20,
 			},
@@ -293,7 +293,7 @@ func TestUnknownGatewayHasNoInstance(t *testing.T) {
 	if got.Entry != nil || len(got.Instances) != 0 || len(got.Problems) != 1 {
 		t.Fatalf("got %+v", got)
 	}
-	want := `dir: no ingress-gateway entry is called typo; add one, or correct the gateway's name in its Envoy's bootstrap`
+	want := `dir: there is no ingress-gateway entry "typo"; add one, or correct the gateway's name in its Envoy's bootstrap`
 	if got := got.Problems[0].String(); got != want {
 		t.Errorf("problem %q, want %q", got, want)
 	}

@@ -1,6 +1,7 @@
 package configdir
 
 import (
+	"cmp"
 	"net"
 	"slices"
 	"strings"
@@ -8,141 +9,121 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// protocols are those of listeners and services; "" stands for the first.
+// protocols are those of listeners and services; "" is the first.
 var protocols = []string{"tcp", "http", "http2", "grpc"}
 
-// wildcard stands for all services.
+// protocolOf returns Consul's normal form of a protocol.
+func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, protocols[0])) }
+
+// wildcard is the name of all services.
 const wildcard = "*"
 
-// checkIngress brings an ingress-gateway entry into Consul's normal form and
-// applies the rules that Consul applies when the entry is written
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway).
-func checkIngress(d *decoder, e *entry[ingressGateway]) {
-	i := ingressCheck{d: d, entry: e}
-	i.tls(&e.spec.TLS, "TLS")
-	i.limits(e.spec.Defaults, "Defaults")
-	ports := map[int]place{}
+// checkIngress brings an ingress-gateway entry into Consul's normal form and applies the rules that Consul applies
+// when the entry is written (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway).
+func checkIngress(e *entry[ingressGateway]) {
+	c := ingressCheck{e}
+	c.tls(&e.spec.TLS, steps("TLS"))
+	c.limits(e.spec.Defaults, steps("Defaults"))
+	ports := map[int]string{}
 	for n := range e.spec.Listeners {
-		l := &e.spec.Listeners[n]
-		at := e.place("Listeners", n, "Port")
+		l, at := &e.spec.Listeners[n], steps("Listeners", n)
 		if earlier, twice := ports[l.Port]; twice {
-			i.problem(steps("Listeners", n, "Port"), "port %d is already given at %s; give every listener its own", l.Port, earlier)
+			e.add(join(at, "Port"), "port %d is already given at %s; give every listener its own", l.Port, earlier)
 		}
-		ports[l.Port] = at
-		i.listener(l, n)
+		ports[l.Port] = e.at(join(at, "Port")...)
+		c.listener(l, at)
 	}
 }
 
-type ingressCheck struct {
-	d     *decoder
-	entry *entry[ingressGateway]
-}
+type ingressCheck struct{ *entry[ingressGateway] }
 
-// steps joins what leads to a field; see node.locate.
-func steps(s ...any) []any { return s }
+// join returns the steps at, followed by others.
+func join(at []any, others ...any) []any { return slices.Concat(at, others) }
 
-func (i *ingressCheck) problem(at []any, format string, args ...any) {
-	i.entry.problem(i.d, at, format, args...)
-}
-
-func (i *ingressCheck) listener(l *gateway.Listener, n int) {
-	at := steps("Listeners", n)
+func (c ingressCheck) listener(l *gateway.Listener, at []any) {
 	if l.Port < 1 || l.Port > 65535 {
-		i.problem(append(at, "Port"), "%d is not a port; use one from 1 to 65535", l.Port)
+		c.add(join(at, "Port"), "%d is not a port; use one from 1 to 65535", l.Port)
 	}
+	c.checkProtocol(join(at, "Protocol"), l.Protocol)
 	l.Protocol = protocolOf(l.Protocol)
 	if !slices.Contains(protocols, l.Protocol) {
-		i.problem(append(at, "Protocol"), "%q is not allowed; use one of %s", l.Protocol, strings.Join(protocols, ", "))
 		return
 	}
 	if l.TLS != nil {
-		i.tls(l.TLS, "Listeners", n, "TLS")
+		c.tls(l.TLS, join(at, "TLS"))
 	}
-	i.certificates(l, at)
+	c.certificate(l, at)
 	switch {
 	case len(l.Services) == 0:
-		i.problem(append(at, "Services"), "this listener has no service; add one")
+		c.add(join(at, "Services"), "this listener has no service; add one")
 	case l.Protocol == "tcp" && len(l.Services) > 1:
-		i.problem(append(at, "Services", 1, "Name"), "a tcp listener takes one service; give each service a listener of its own")
+		c.add(join(at, "Services", 1, "Name"), "a tcp listener takes one service; give each service a listener of its own")
 	}
-	names, hosts := map[string]place{}, map[string]place{}
+	names, hosts := map[string]string{}, map[string]string{}
 	for k := range l.Services {
-		s := &l.Services[k]
-		at := steps("Listeners", n, "Services", k)
-		i.once(names, s.Name, append(at, "Name"), "service")
+		s, at := &l.Services[k], join(at, "Services", k)
+		c.once(names, s.Name, join(at, "Name"), "service")
 		for h, host := range s.Hosts {
-			i.once(hosts, host, append(at, "Hosts", h), "host")
-			i.host(host, append(at, "Hosts", h))
+			c.once(hosts, host, join(at, "Hosts", h), "host")
+			c.host(host, join(at, "Hosts", h))
 		}
-		i.service(l, s, at)
+		c.service(l, s, at)
 	}
-}
-
-// protocolOf gives Consul's normal form of a protocol.
-func protocolOf(s string) string {
-	if s == "" {
-		return protocols[0]
-	}
-	return strings.ToLower(s)
 }
 
 // once refuses a second use of a value within a listener.
-func (i *ingressCheck) once(seen map[string]place, value string, at []any, what string) {
-	if earlier, twice := seen[value]; twice {
-		i.problem(at, "%s %q is already given at %s; a listener takes it once", what, value, earlier)
+func (c ingressCheck) once(positions map[string]string, value string, at []any, what string) {
+	if earlier, twice := positions[value]; twice {
+		c.add(at, "%s %q is already given at %s; a listener takes it once", what, value, earlier)
 		return
 	}
-	seen[value] = i.entry.place(at...)
+	positions[value] = c.at(at...)
 }
 
-func (i *ingressCheck) service(l *gateway.Listener, s *gateway.ListenerService, at []any) {
-	i.entry.onlyDefault(i.d, at, s.Namespace, s.Partition)
+func (c ingressCheck) service(l *gateway.Listener, s *gateway.ListenerService, at []any) {
+	c.onlyDefault(at, s.Namespace, s.Partition)
 	s.Namespace, s.Partition = "", ""
-	i.limits(&s.Limits, at...)
+	c.limits(&s.Limits, at)
 	tcp := l.Protocol == "tcp"
 	switch {
 	case s.Name == "":
-		i.problem(append(at, "Name"), "this service has no name; give it one")
+		c.add(join(at, "Name"), "this service has no name; give it one")
 	case s.Name == wildcard && tcp:
-		i.problem(append(at, "Name"), "a tcp listener takes one service and not \"*\"; name it, or use protocol http")
+		c.add(join(at, "Name"), "a tcp listener takes one service and not \"*\"; name it, or use protocol http")
 	case s.Name == wildcard && len(s.Hosts) > 0:
-		i.problem(append(at, "Hosts"), "\"*\" takes no hosts; name the service that has them")
+		c.add(join(at, "Hosts"), "\"*\" takes no hosts; name the service that has them")
 	case tcp && len(s.Hosts) > 0:
-		i.problem(append(at, "Hosts"), "a tcp listener takes no hosts; remove them, or use protocol http")
+		c.add(join(at, "Hosts"), "a tcp listener takes no hosts; remove them, or use protocol http")
 	}
-	if tcp && modifies(s.RequestHeaders) {
-		i.problem(append(at, "RequestHeaders"), "a tcp listener knows no headers; remove them, or use protocol http")
-	}
-	if tcp && modifies(s.ResponseHeaders) {
-		i.problem(append(at, "ResponseHeaders"), "a tcp listener knows no headers; remove them, or use protocol http")
-	}
-	i.serviceCertificate(l, s, at)
-}
-
-func modifies(m *gateway.HeaderModifiers) bool {
-	return m != nil && len(m.Add)+len(m.Set)+len(m.Remove) > 0
-}
-
-// host applies Consul's rules for hosts: a DNS name, with or without a port,
-// "*" for the leftmost label, and "*" alone where the gateway has no TLS.
-func (i *ingressCheck) host(host string, at []any) {
-	if host == "*" {
-		if i.entry.spec.TLS.Enabled {
-			i.problem(at, "\"*\" is not allowed on a gateway with TLS; name the hosts")
+	for _, headers := range []struct {
+		name string
+		mods *gateway.HeaderModifiers
+	}{{"RequestHeaders", s.RequestHeaders}, {"ResponseHeaders", s.ResponseHeaders}} {
+		if m := headers.mods; tcp && m != nil && len(m.Add)+len(m.Set)+len(m.Remove) > 0 {
+			c.add(join(at, headers.name), "a tcp listener has no headers; remove them, or use protocol http")
 		}
-		return
 	}
+	if s.TLS != nil && s.TLS.SDS != nil && s.TLS.SDS.CertResource != "" {
+		c.serviceCertificate(l, s, join(at, "TLS", "SDS"))
+	}
+}
+
+// host applies Consul's rules for hosts: a DNS name, with or without a port, "*" for the leftmost label, and "*" alone
+// where the gateway has no TLS.
+func (c ingressCheck) host(host string, at []any) {
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		name = h
 	}
 	name = strings.TrimSuffix(strings.TrimPrefix(name, "*."), ".")
-	if strings.Contains(name, "*") {
-		i.problem(at, "%q is not allowed; \"*\" stands only for the leftmost label, as in \"*.example.com\"", host)
-		return
-	}
-	if !isDomain(name) {
-		i.problem(at, "%q is not a host name; use one such as \"www.example.com\"", host)
+	switch {
+	case host == "*" && c.spec.TLS.Enabled:
+		c.add(at, "\"*\" is not allowed on a gateway with TLS; name the hosts")
+	case host == "*":
+	case strings.Contains(name, "*"):
+		c.add(at, "%q is not allowed; \"*\" stands only for the leftmost label, as in \"*.example.com\"", host)
+	case !isDomain(name):
+		c.add(at, "%q is not a host name; use one such as \"www.example.com\"", host)
 	}
 }
 
@@ -151,19 +132,16 @@ func isDomain(name string) bool {
 		return false
 	}
 	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 || strings.ContainsFunc(label, notInLabel) {
+		notAllowed := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/\:;,"'()[]{}<>@?#&=%`, r) }
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, notAllowed) {
 			return false
 		}
 	}
 	return true
 }
 
-func notInLabel(r rune) bool {
-	return r <= ' ' || r > '~' || strings.ContainsRune(`/\:;,"'()[]{}<>@?#&=%`, r)
-}
-
 // limits checks percentages, which Envoy would refuse.
-func (i *ingressCheck) limits(l *gateway.Limits, at ...any) {
+func (c ingressCheck) limits(l *gateway.Limits, at []any) {
 	if l == nil || l.PassiveHealthCheck == nil {
 		return
 	}
@@ -173,7 +151,74 @@ func (i *ingressCheck) limits(l *gateway.Limits, at ...any) {
 		value *uint32
 	}{{"EnforcingConsecutive5xx", check.EnforcingConsecutive5xx}, {"MaxEjectionPercent", check.MaxEjectionPercent}} {
 		if p.value != nil && *p.value > 100 {
-			i.problem(append(slices.Clone(at), "PassiveHealthCheck", p.name), "%d is not a percentage; use 0 to 100", *p.value)
+			c.add(join(at, "PassiveHealthCheck", p.name), "%d is not a percentage; use 0 to 100", *p.value)
 		}
+	}
+}
+
+// tlsVersions are Consul's names of the TLS versions, from the oldest to the newest.
+var tlsVersions = []string{"TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"}
+
+// tlsAuto leaves the version to Envoy.
+const tlsAuto = "TLS_AUTO"
+
+// tls checks the parameters of a TLS block.
+func (c ingressCheck) tls(t *gateway.TLS, at []any) {
+	for _, v := range []struct{ name, value string }{{"TLSMinVersion", t.TLSMinVersion}, {"TLSMaxVersion", t.TLSMaxVersion}} {
+		if v.value != "" && v.value != tlsAuto && !slices.Contains(tlsVersions, v.value) {
+			c.add(join(at, v.name), "%q is not allowed; use one of %s, %s", v.value, tlsAuto, strings.Join(tlsVersions, ", "))
+			return
+		}
+	}
+	lowest, highest := slices.Index(tlsVersions, t.TLSMinVersion), slices.Index(tlsVersions, t.TLSMaxVersion)
+	if highest >= 0 && highest < lowest {
+		c.add(join(at, "TLSMaxVersion"), "%s is below the minimum %s; raise it", t.TLSMaxVersion, t.TLSMinVersion)
+	}
+	if len(t.CipherSuites) > 0 && t.TLSMinVersion == "TLSv1_3" {
+		c.add(join(at, "CipherSuites"), "the suites of TLS 1.3 cannot be chosen; remove them, or lower the minimum version")
+	}
+}
+
+// certificate refuses a listener that would need a certificate of the mesh, which file mode does not have, and an
+// incomplete reference to an SDS server.
+func (c ingressCheck) certificate(l *gateway.Listener, at []any) {
+	const missing = "file mode has no certificate of the mesh; name one of an SDS server (sds), or remove it"
+	sds := c.sds(l)
+	switch {
+	case sds.ClusterName != "" && sds.CertResource != "":
+	case sds.ClusterName != "":
+		c.add(join(at, "TLS", "SDS", "CertResource"), "an SDS cluster is given and no certificate; add the certificate's name")
+	case sds.CertResource != "":
+		c.add(join(at, "TLS", "SDS", "ClusterName"), noCluster)
+	case l.TLS != nil && l.TLS.Enabled:
+		c.add(join(at, "TLS", "Enabled"), missing)
+	case c.spec.TLS.Enabled:
+		c.add(steps("TLS", "Enabled"), missing)
+	}
+}
+
+const noCluster = "a certificate is given and no SDS cluster; add the cluster's name"
+
+// sds returns the SDS reference of a listener. Each of its fields wins over that of the gateway.
+func (c ingressCheck) sds(l *gateway.Listener) gateway.SDS {
+	var sds gateway.SDS
+	for _, t := range []*gateway.TLS{l.TLS, &c.spec.TLS} {
+		if t != nil && t.SDS != nil {
+			sds.ClusterName = cmp.Or(sds.ClusterName, t.SDS.ClusterName)
+			sds.CertResource = cmp.Or(sds.CertResource, t.SDS.CertResource)
+		}
+	}
+	return sds
+}
+
+// serviceCertificate checks the certificate of one service of a listener, which is chosen by its hosts.
+func (c ingressCheck) serviceCertificate(l *gateway.Listener, s *gateway.ListenerService, at []any) {
+	switch {
+	case l.Protocol == "tcp":
+		c.add(at, "a tcp listener takes no certificate per service; give it to the listener")
+	case len(s.Hosts) == 0:
+		c.add(at, "a certificate per service is chosen by its hosts; add hosts to the service")
+	case s.TLS.SDS.ClusterName == "" && c.sds(l).ClusterName == "":
+		c.add(join(at, "ClusterName"), noCluster)
 	}
 }

@@ -56,8 +56,8 @@ func TestDeniedServiceIsAProblemWithItsPlace(t *testing.T) {
 		"web.hcl": staticServer,
 	})
 	want := []string{
-		`DIR/gw.hcl:5: service "static-server" is not routed, for its intentions deny the gateway "gw" (DIR/i.hcl:5); ` +
-			`allow it there, or take the service off the listener`,
+		`DIR/gw.hcl:5: service "static-server" is not routed, because its intentions deny the gateway "gw" (DIR/i.hcl:5); ` +
+			`allow it there, or remove the service from the listener`,
 	}
 	if diff := cmp.Diff(want, problemsOf(t, dir, "gw")); diff != "" {
 		t.Error(diff)

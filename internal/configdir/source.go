@@ -1,8 +1,43 @@
+// Package configdir reads gateways from a directory, without a Consul: config entries and service definitions as Consul
+// and its Kubernetes resources have them, in *.hcl, *.json, *.yaml and *.yml.
+//
+//	files ──configtree──> trees with lines ──decode, check──> config ──build──> content ──Watch──> gateway.Snapshot
+//
+// There is no service mesh in file mode: upstreams are plain, there are no certificates, and no sidecar enforces
+// anything. What needs one is a problem with file:line, and never ignored. An unset value (null, 0, "", false, {} and
+// [], which Consul prints where nothing was set) may stand anywhere.
+//
+//	file                       content
+//	*.hcl, *.json              one config entry, as `consul config write` takes it, or
+//	                           service definitions (service, services) of an agent
+//	*.yaml, *.yml              Consul's custom resources, several documents, lists too
+//
+//	entry                      supported fields
+//	ingress-gateway            all but TLS without an SDS certificate
+//	proxy-defaults             AccessLogs; of Config: usher, protocol, max_request_headers_kb,
+//	                           xds_fetch_timeout_ms, envoy_gateway_{no_default_bind,
+//	                           bind_tagged_addresses,bind_addresses}
+//	service-defaults           Protocol; MaxRequestHeadersKB of an ingress gateway
+//	service-intentions         sources with an action, none with permissions; what no
+//	                           intention matches is allowed
+//	every other kind           none
+//
+//	service definition         supported fields
+//	plain                      id, name, address (an IP address), port, weights,
+//	                           tagged_addresses; every instance counts as passing
+//	kind ingress-gateway       id, name, address, port, tagged_addresses, and of
+//	                           proxy.config the same as of proxy-defaults' Config
+//	both                       tags, meta and enable_tag_override have no effect on a
+//	                           gateway in Consul either
+//
+// The directory counts as a whole: while anything in it is wrong, the last good content stays in use. Only Usher's own
+// settings are apart: each settings.Layer keeps its last good settings.
 package configdir
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -18,33 +53,31 @@ import (
 type Options struct {
 	Logger     *slog.Logger // nil discards
 	Datacenter string       // "" means dc1
-	// Report is called by Run with all that is wrong whenever that changes,
-	// also with nothing; nil does without.
+	// Report is called by Run with all problems whenever they change, also with none. It may be nil.
 	Report func([]problem.Problem)
 }
 
-// Source gives the snapshots of the gateways in a directory. Load reads it,
-// Run follows it, and any number of Watch calls deliver what was read.
+// Source publishes the snapshots of the gateways in a directory. Load reads it, Run watches it, and any number of
+// Watch calls deliver the snapshots.
 type Source struct {
 	dir    string
 	logger *slog.Logger
 	report func([]problem.Problem)
-	again  filewatch.Trigger
+	reload filewatch.Trigger
 
 	mu   sync.Mutex
 	view view
 }
 
-// view is what watchers see: the last good content, what is wrong with a
-// later one, and a channel that is closed when the next view is there.
+// view is what watchers see.
 type view struct {
-	content *content
-	loaded  bool // content was read; false before the first good one
-	broken  Problems
-	next    chan struct{}
+	content  *content      // the last good one
+	loaded   bool          // content was read; false before the first good one
+	problems Problems      // of a later content
+	next     chan struct{} // is closed when there is the next view
 }
 
-// NewSource makes a source of the files in dir. It reads nothing yet.
+// NewSource returns a source of the files in dir. It reads nothing yet.
 func NewSource(dir string, o Options) *Source {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -59,56 +92,61 @@ func NewSource(dir string, o Options) *Source {
 		dir:    filepath.Clean(dir),
 		logger: o.Logger,
 		report: o.Report,
-		again:  filewatch.NewTrigger(),
+		reload: filewatch.NewTrigger(),
 		view:   view{content: &content{datacenter: o.Datacenter}, next: make(chan struct{})},
 	}
 }
 
-// Load reads the directory for the first time, before Run. Everything that is
-// wrong is in its error (Problems), a line each. Nothing is taken then.
+// Load reads the directory for the first time, before Run. Its error has everything that is wrong (Problems), a line
+// each. Then it keeps nothing of the content.
 func (s *Source) Load() error {
-	v := s.now()
-	c := readConfig(s.dir)
-	if len(c.problems) > 0 {
-		s.show(view{content: v.content, broken: c.problems})
-		return c.problems
+	v := s.current()
+	next, problems := s.read(v)
+	if next != nil {
+		problems = next.problems
 	}
-	next := build(c, v.content)
-	if len(next.settings) > 0 {
-		s.show(view{content: v.content, broken: next.settings})
-		return next.settings
+	if len(problems) > 0 {
+		s.show(view{content: v.content, problems: problems})
+		return problems
 	}
 	s.show(view{content: next, loaded: true})
 	return nil
 }
 
-// Run follows the directory until ctx ends, and then gives nil. A change that
-// is wrong is reported and shown in the snapshots' problems, and the last good
-// content stays. Run's error is that the system cannot watch directories.
+// read reads the directory. The content is nil if there are problems.
+func (s *Source) read(v view) (*content, Problems) {
+	c := readConfig(s.dir)
+	if len(c.problems) > 0 {
+		return nil, c.problems
+	}
+	return build(c, v.content), nil
+}
+
+// Run watches the directory until ctx ends, and then returns nil. A bad change is reported and is in the snapshots'
+// problems, and the last good content stays.
 func (s *Source) Run(ctx context.Context) error {
-	filewatch.Dir(s.dir, filewatch.Options{Read: s.read, Broken: s.broken, Logger: s.logger, Again: s.again}).Run(ctx)
+	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: s.broken, Logger: s.logger, Again: s.reload}).Run(ctx)
 	return nil
 }
 
 // Reload makes Run read the directory at once, as it does after a change.
-func (s *Source) Reload() { s.again.Fire() }
+func (s *Source) Reload() { s.reload.Fire() }
 
-// read reads the directory again. It returns false if something in it is wrong.
-// Only when that is sure, it is reported.
-func (s *Source) read(sure bool) bool {
-	v := s.now()
-	c := readConfig(s.dir)
-	if len(c.problems) > 0 {
-		if sure {
-			s.keep(c.problems)
+// update reads the directory again and reports whether its files are good. It reports bad ones as problems only when
+// they are final.
+func (s *Source) update(final bool) bool {
+	v := s.current()
+	next, problems := s.read(v)
+	if next == nil {
+		if final {
+			s.keep(problems)
 		}
 		return false
 	}
-	next := build(c, v.content)
-	if len(v.broken) > 0 || !slices.Equal(next.settings, v.content.settings) {
-		s.report(next.settings)
+	if len(v.problems) > 0 || !slices.Equal(next.problems, v.content.problems) {
+		s.report(next.problems)
 	}
-	if v.loaded && len(v.broken) == 0 && reflect.DeepEqual(next, v.content) {
+	if v.loaded && len(v.problems) == 0 && reflect.DeepEqual(next, v.content) {
 		return true
 	}
 	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.current))
@@ -118,19 +156,19 @@ func (s *Source) read(sure bool) bool {
 
 // broken reports a panic while the directory was read.
 func (s *Source) broken(err error) {
-	s.keep(Problems{{Where: s.dir, What: err.Error() + "; what the files last said stays"}})
+	s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content of the files stays in use"}})
 }
 
 // keep shows the problems, and keeps the last good content of the files.
 func (s *Source) keep(problems Problems) {
-	v := s.now()
-	if !slices.Equal(problems, v.broken) {
+	v := s.current()
+	if !slices.Equal(problems, v.problems) {
 		s.report(problems)
-		s.show(view{content: v.content, loaded: v.loaded, broken: problems})
+		s.show(view{content: v.content, loaded: v.loaded, problems: problems})
 	}
 }
 
-func (s *Source) now() view {
+func (s *Source) current() view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.view
@@ -146,14 +184,13 @@ func (s *Source) show(v view) {
 	close(old.next)
 }
 
-// Watch calls put with a snapshot of the gateway at once, as soon as the
-// directory has been read, and again at every change of it, until ctx ends;
-// then it gives nil. put must not block. A gateway that neither a config
-// entry nor a service definition names has no instances.
+// Watch calls put with a snapshot of the gateway at once, as soon as the directory has been read, and again after every
+// change of it. When ctx ends, it returns nil. put must not block. A gateway that neither a config entry nor a service
+// definition names has no instances.
 func (s *Source) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error {
 	var last *gateway.Snapshot
 	for {
-		v := s.now()
+		v := s.current()
 		if v.loaded {
 			if next := v.snapshot(id, s.dir); last == nil || !reflect.DeepEqual(last, next) {
 				put(next)
@@ -168,40 +205,44 @@ func (s *Source) Watch(ctx context.Context, id gateway.ID, put func(*gateway.Sna
 	}
 }
 
-// snapshot gives what the view shows of a gateway.
+// snapshot returns the snapshot of a gateway.
 func (v view) snapshot(id gateway.ID, dir string) *gateway.Snapshot {
 	var s gateway.Snapshot
-	known := gateway.OmitDefault(id.Namespace) == "" && gateway.OmitDefault(id.Partition) == ""
-	if known && v.content.gateways[id.Name] != nil {
-		s = *v.content.gateways[id.Name]
+	isDefault := gateway.OmitDefault(id.Namespace) == "" && gateway.OmitDefault(id.Partition) == ""
+	if known := v.content.gateways[id.Name]; known != nil && isDefault {
+		s = *known
 	} else {
+		var names []string
+		for _, other := range v.content.current {
+			names = append(names, other.Name)
+		}
 		s = gateway.Snapshot{Datacenter: v.content.datacenter, Plain: true, Problems: []problem.Problem{{
 			Where: dir,
-			What:  "no ingress-gateway entry is called " + id.String() + "; add one, or correct the gateway's name in its Envoy's bootstrap",
+			What: fmt.Sprintf("there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
+				id.String(), problem.DidYouMean(id.Name, names)),
 		}}}
 	}
 	s.ID = id
-	s.Problems = slices.Concat(s.Problems, v.broken)
+	s.Problems = slices.Concat(s.Problems, v.problems)
 	return &s
 }
 
-// Ready says why no content is there; nil once the directory was read well.
+// Ready returns why there is no content; nil once the directory was good.
 func (s *Source) Ready() error {
-	v := s.now()
+	v := s.current()
 	switch {
 	case v.loaded:
 		return nil
-	case len(v.broken) > 0:
-		return v.broken
+	case len(v.problems) > 0:
+		return v.problems
 	}
 	return errors.New("the config files of " + s.dir + " are not read yet")
 }
 
-// Warning gives "": what can be mended in files is reported as problems.
+// Warning returns "": everything that can be corrected in files is a problem.
 func (s *Source) Warning() string { return "" }
 
-// Gateways lists the gateways that an ingress-gateway config entry or a
-// service definition names, sorted.
+// Gateways returns the gateways that an ingress-gateway config entry or a service definition names, sorted.
 func (s *Source) Gateways() []gateway.ID {
-	return slices.Clone(s.now().content.current)
+	return slices.Clone(s.current().content.current)
 }

@@ -1,5 +1,4 @@
-// Package configfile reads the operator's own config file (usher serve --config)
-// and follows it. The file is HCL:
+// Package configfile reads Usher's config file (usher serve --config) and watches it. The file is HCL or JSON:
 //
 //	usher {
 //	  proxy_protocol { trusted_cidrs = ["10.0.16.0/20"] }
@@ -10,181 +9,228 @@
 //	  }
 //	}
 //
-// The object usher is the same as in proxy-defaults' Config and in a gateway's
-// Proxy.Config. That of a gateway wins over both; the one that stands alone is
-// of all gateways, and gives way to both.
+// The object usher is the same as in proxy-defaults' Config and in a gateway's Proxy.Config. The one in a gateway
+// block has precedence over both. The one outside is for all gateways, and both have precedence over it.
 package configfile
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"maps"
 	"slices"
 
-	"github.com/hashicorp/hcl/hcl/ast"
+	"go.yaml.in/yaml/v3"
 
+	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/filewatch"
-	"github.com/usherproxy/usher/internal/hcl"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// File is a config file and what it last said. Use Open.
+// File is a config file with its content. Use Open.
 type File struct {
 	path    string
 	log     *slog.Logger
-	again   filewatch.Trigger
-	last    []byte
+	reload  filewatch.Trigger
+	text    []byte // that was read last; nil if the file could not be read
 	content settings.File
 }
 
-// Open reads the file at path for the first time. Any problem in it is an
-// error then: there is no last good content yet that could stay.
+// Open reads the file at path for the first time. Every problem in it is an error then, because there is no last good
+// content that could stay in use.
 func Open(path string, log *slog.Logger) (*File, error) {
-	f := &File{path: path, log: log, again: filewatch.NewTrigger()}
+	f := &File{path: path, log: log, reload: filewatch.NewTrigger()}
 	text, err := filewatch.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("config file: %w", err)
 	}
-	f.read(text)
-	if len(f.content.Problems) > 0 {
-		var errs []error
-		for _, p := range f.content.Problems {
-			errs = append(errs, errors.New(p.String()))
-		}
+	f.setText(text)
+	var errs []error
+	for _, p := range f.content.Problems {
+		errs = append(errs, errors.New(p.String()))
+	}
+	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
 	return f, nil
 }
 
-// Content gives what the file said when it was last read. It must not be
-// called while Run runs.
+// Content returns the content of the file when it was last read. It must not be called while Run runs.
 func (f *File) Content() settings.File { return f.content }
 
 // Reload makes Run read the file at once, as it does after a change.
-func (f *File) Reload() { f.again.Fire() }
+func (f *File) Reload() { f.reload.Fire() }
 
-func (f *File) read(text []byte) {
-	f.content = f.next(text)
-	f.last = text
-}
-
-// next returns the content if the file now contains text.
-func (f *File) next(text []byte) settings.File {
-	raw, problems := parse(f.path, text)
-	if len(problems) > 0 {
-		return settings.File{All: f.content.All, Gateways: f.content.Gateways, Problems: problems}
-	}
-	next := settings.File{Gateways: make(map[string]settings.Layer, len(raw))}
-	// A block that is gone says nothing, and that is good.
-	next.All, _ = f.content.All.Update("", nil)
-	for _, b := range raw {
-		var problems []problem.Problem
-		if b.name == everyGateway {
-			next.All, problems = f.content.All.Update(b.where, b.usher)
-		} else {
-			next.Gateways[b.name], problems = f.content.Gateways[b.name].Update(b.where, b.usher)
+// Run watches the file until ctx ends and calls put with every new content. After a bad change, what it concerns keeps
+// its last good content, and the new content has the problems. The file may be written in place or replaced as a whole,
+// as editors and Kubernetes do, and may be missing for a while.
+func (f *File) Run(ctx context.Context, put func(settings.File)) error {
+	read := func(final bool) bool {
+		text, err := filewatch.ReadFile(f.path)
+		whole := err == nil && f.isWhole(text)
+		if (whole || final) && f.update(text, err) {
+			put(f.content)
 		}
-		next.Problems = append(next.Problems, problems...)
+		return whole
 	}
-	return next
+	broken := func(err error) {
+		if f.keep(err.Error() + "; the last good content of the file stays in use") {
+			put(f.content)
+		}
+	}
+	filewatch.Files([]string{f.path}, filewatch.Options{Read: read, Broken: broken, Logger: f.log, Again: f.reload}).Run(ctx)
+	return nil
 }
 
-// everyGateway is the name of the block that is of no gateway alone.
-const everyGateway = ""
+// isWhole reports whether the text does not look like that of a file that is still being written.
+func (f *File) isWhole(text []byte) bool {
+	_, problems := parse(f.path, text)
+	return len(text) > 0 && len(problems) == 0
+}
+
+// update sets the file's content to the text or error that was read. It reports whether the content changed.
+func (f *File) update(text []byte, err error) bool {
+	if err != nil {
+		if cause, ok := errors.AsType[*fs.PathError](err); ok {
+			err = cause.Err
+		}
+		return f.keep(fmt.Sprintf("cannot be read: %v; put it back, or correct it; its last good content stays in use", err))
+	}
+	if f.text != nil && slices.Equal(text, f.text) {
+		return false
+	}
+	f.setText(text)
+	f.log.Info("config file read", "path", f.path, "gateways", len(f.content.Gateways), "problems", len(f.content.Problems))
+	return true
+}
+
+// keep sets one problem, and keeps the last good content. It reports whether the problem is new.
+func (f *File) keep(what string) bool {
+	p := problem.Problem{Where: f.path, What: what}
+	f.text = nil
+	if slices.Contains(f.content.Problems, p) {
+		return false
+	}
+	f.content.Problems = []problem.Problem{p}
+	return true
+}
+
+func (f *File) setText(text []byte) {
+	before := f.content
+	f.text = text
+	blocks, problems := parse(f.path, text)
+	if len(problems) > 0 {
+		f.content.Problems = problems
+		return
+	}
+	f.content = settings.File{Gateways: make(map[string]settings.Layer, len(blocks))}
+	f.content.All, _ = before.All.Update("", nil) // unless there is a block
+	for _, b := range blocks {
+		var problems []problem.Problem
+		if b.gateway == "" {
+			f.content.All, problems = before.All.Update("", configtree.Plain(b.usher))
+		} else {
+			f.content.Gateways[b.gateway], problems = before.Gateways[b.gateway].Update("", configtree.Plain(b.usher))
+		}
+		configtree.AtLines(f.path, b.parent, b.path(), problems)
+		f.content.Problems = append(f.content.Problems, problems...)
+	}
+}
 
 // block is one block of the file.
 type block struct {
-	name  string // of the gateway, or everyGateway
-	where string // "file:line: gateway "name"", or "file:line"
-	usher any
+	gateway string     // empty: of all gateways
+	parent  *yaml.Node // the object with the key usher
+	usher   *yaml.Node // the value of the key; may be nil
 }
 
-// What a file holds, in messages.
+// path returns the path of the block's parent.
+func (b block) path() string {
+	if b.gateway == "" {
+		return ""
+	}
+	return "gateway." + b.gateway
+}
+
+// The blocks of a file, in messages.
 const (
 	gatewayForm = `gateway "<name>" { usher { … } }`
 	fileForm    = `usher { … } and ` + gatewayForm
 )
 
-// parse gives the blocks of the file in its order. With any problem the file
-// as a whole counts as bad.
+// parser collects the blocks of a file. If there is any problem, the file as a whole is bad.
+type parser struct {
+	configtree.Decoder
+	blocks []block
+	lines  map[string]int // of the blocks, by gateway
+}
+
 func parse(path string, text []byte) ([]block, []problem.Problem) {
-	tree, err := hcl.Parse(text, hcl.Unique)
-	if err != nil {
-		return nil, []problem.Problem{syntaxProblem(path, err)}
+	root, bad := configtree.Parse(path, text)
+	if bad != nil {
+		return nil, []problem.Problem{orYAML(path, text, *bad)}
 	}
-	var blocks []block
-	var problems []problem.Problem
-	places := map[string]string{}
-	for _, item := range tree.Items {
-		b, p := parseBlock(path, item)
-		earlier, twice := places[b.name]
-		switch {
-		case p != nil:
-			problems = append(problems, *p)
-		case twice:
-			problems = append(problems, problem.Problem{Where: b.where, What: "a second block for the same; merge it into the one" + earlier})
-		default:
-			places[b.name] = inLine(item)
-			blocks = append(blocks, b)
+	p := parser{Decoder: configtree.Decoder{File: path, Strict: true}, lines: map[string]int{}}
+	var file struct{ Usher, Gateway *yaml.Node }
+	p.Object(root, "", &file)
+	for _, n := range configtree.Elements(file.Usher) {
+		if n.HeadComment == configtree.Label {
+			p.Add(n.Line, "usher", "this block takes no name, because it is for all gateways; write usher { … }, or %s", gatewayForm)
+			continue
 		}
+		p.add(n.Line, block{parent: root, usher: n})
 	}
-	return blocks, problems
+	for _, n := range configtree.Elements(file.Gateway) {
+		p.gateways(n)
+	}
+	return p.blocks, p.Problems
 }
 
-// inLine says in which line a block is. Blocks in JSON have no position.
-func inLine(item *ast.ObjectItem) string {
-	if line := item.Pos().Line; line > 0 {
-		return fmt.Sprintf(" in line %d", line)
+// orYAML returns the problem of a file that cannot be read as HCL or JSON: perhaps it is YAML.
+func orYAML(path string, text []byte, bad problem.Problem) problem.Problem {
+	docs, no := configtree.ParseYAML(path, text)
+	if no != nil || len(docs) != 1 {
+		return bad
 	}
-	return " before it"
-}
-
-func parseBlock(path string, item *ast.ObjectItem) (block, *problem.Problem) {
-	keyword, _ := item.Keys[0].Token.Value().(string)
-	b := block{where: path}
-	if line := item.Pos().Line; line > 0 {
-		b.where = fmt.Sprintf("%s:%d", path, line)
-	}
-	problem := func(what string) (block, *problem.Problem) {
-		return block{}, &problem.Problem{Where: b.where, What: what}
-	}
-	switch {
-	case keyword == settings.Key && len(item.Keys) == 1:
-		if err := hcl.Decode(&b.usher, item.Val); err != nil {
-			return problem(fmt.Sprintf("not an object: %v; write usher { … }", err))
-		}
-		return b, nil
-	case keyword == settings.Key:
-		return problem("the block usher has no name: it is for all gateways; write usher { … }, or " + gatewayForm)
-	case keyword != "gateway":
-		return problem(fmt.Sprintf("key %q is unknown; the file holds blocks %s", keyword, fileForm))
-	case len(item.Keys) != 2:
-		return problem("a gateway block needs the name of one gateway: " + gatewayForm)
-	}
-	b.name, _ = item.Keys[1].Token.Value().(string)
-	if b.name == everyGateway {
-		return problem("a gateway block needs the name of one gateway: " + gatewayForm)
-	}
-	b.where += fmt.Sprintf(": gateway %q", b.name)
-	var members map[string]any
-	if err := hcl.Decode(&members, item.Val); err != nil {
-		return problem(fmt.Sprintf("not an object: %v; write %s", err, gatewayForm))
-	}
-	for _, key := range slices.Sorted(maps.Keys(members)) {
-		if key != settings.Key {
-			b.where += ": " + key
-			return problem(fmt.Sprintf("this key is unknown; the block takes one object %q", settings.Key))
+	for _, name := range []string{settings.Key, "gateway"} {
+		if key, _ := configtree.Get(docs[0], name); key != nil {
+			return problem.Problem{
+				Where: configtree.At(path, key.Line),
+				What:  "this is YAML, and the file has to be HCL or JSON; write " + fileForm,
+			}
 		}
 	}
-	b.usher = members[settings.Key]
-	return b, nil
+	return bad
 }
 
-func syntaxProblem(path string, err error) problem.Problem {
-	if at, ok := errors.AsType[*hcl.Error](err); ok {
-		return problem.Problem{Where: fmt.Sprintf("%s:%d", path, at.Line), What: fmt.Sprintf("not HCL: %s; mend the syntax near there", at.What)}
+// gateways reads gateway "<name>" { usher { … } }, or in JSON {"<name>": {"usher": { … }}} with any number of names.
+func (p *parser) gateways(n *yaml.Node) {
+	const noName = "this block needs the name of one gateway: " + gatewayForm
+	if n.Kind != yaml.MappingNode || len(n.Content) == 0 {
+		p.Add(n.Line, "gateway", noName)
+		return
 	}
-	return problem.Problem{Where: path, What: fmt.Sprintf("not HCL: %v; mend the syntax", err)}
+	for name, value := range configtree.Members(n) {
+		if name.Value == "" || name.Value == settings.Key && n.HeadComment != configtree.Label {
+			p.Add(name.Line, "gateway", noName)
+			continue
+		}
+		b := block{gateway: name.Value, parent: configtree.Single(value)}
+		var body struct{ Usher *yaml.Node }
+		p.Object(b.parent, b.path(), &body)
+		b.usher = body.Usher
+		p.add(name.Line, b)
+	}
+}
+
+func (p *parser) add(line int, b block) {
+	if earlier, twice := p.lines[b.gateway]; twice {
+		p.Add(line, cmp.Or(b.path(), settings.Key), "a second block for the same; merge it into the one in line %d", earlier)
+		return
+	}
+	p.lines[b.gateway] = line
+	p.blocks = append(p.blocks, b)
 }

@@ -2,12 +2,14 @@ package configfile
 
 import (
 	"context"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,8 +17,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/messages"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,23 +43,48 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+type badFile struct{ name, text, want string }
+
+func badFiles() []badFile {
+	return []badFile{
+		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway.edge.usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
+		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: this key is unknown; remove it, or use usher`},
+		{"unknown block", "gateways {}\n", `usher.hcl:1: gateways: this key is unknown (did you mean "gateway"?); remove it, or use gateway, usher`},
+		{"no name", "gateway {}\n", `usher.hcl:1: gateway: this block needs the name of one gateway: gateway "<name>" { usher { … } }`},
+		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway.a: a second block for the same; merge it into the one in line 1`},
+		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl:1: usher: this key is already given at DIR/usher.hcl:1; remove one of the two`},
+		{"twice in a list of JSON", "{\"gateway\": [\n{\"a\": {}},\n{\"a\": {}}]}", `usher.hcl:3: gateway.a: a second block for the same; merge it into the one in line 2`},
+		{"a list", "[]", `usher.hcl:1: a list is not allowed; use an object`},
+		{"no object", "{\"gateway\":\n {\"a\": 1}}", `usher.hcl:2: gateway.a: 1 is not allowed; use an object`},
+		{"YAML", "# settings\nusher:\n  proxy_protocol: {mode: strict}\n", `usher.hcl:2: this is YAML, and the file has to be HCL or JSON; write usher { … } and gateway "<name>" { usher { … } }`},
+		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: usher: a second block for the same; merge it into the one in line 1`},
+		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: usher: this block takes no name, because it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
+		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
+		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: this is not HCL: "\400" is not understood; correct it`},
+		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: this is not HCL: "\U00110000" is not understood; correct it`},
+		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: this is not JSON: invalid character ' ' in \u hexadecimal character escape; correct it`},
+		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: the file has 524289 brackets, and 50000 are taken; split it`},
+		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:1: this is not HCL: the { in this line is not closed; add a }`},
+	}
+}
+
+func TestMessages(t *testing.T) {
+	var lines []string
+	for _, tc := range badFiles() {
+		if !strings.Contains(tc.want, "usher.proxy_protocol") { // settings' own
+			lines = append(lines, tc.want)
+		}
+	}
+	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
+	f.update(nil, fs.ErrPermission)
+	lines = append(lines, f.content.Problems[0].String())
+	f.keep((&guard.Error{Part: "filewatch", Value: "a bug", At: "x.go:1"}).Error() + "; the last good content of the file stays in use")
+	lines = append(lines, f.content.Problems[0].String())
+	messages.Check(t, lines, "Add", "keep", "problem.Problem")
+}
+
 func TestABadFileIsRefusedAtStart(t *testing.T) {
-	for _, tc := range []struct{ name, text, want string }{
-		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:1: gateway "edge": usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
-		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:3: gateway "edge": proxy_protocol: this key is unknown; the block takes one object "usher"`},
-		{"unknown block", "gateways {}\n", `usher.hcl:1: key "gateways" is unknown; the file holds blocks usher { … } and gateway "<name>" { usher { … } }`},
-		{"no name", "gateway {}\n", `usher.hcl:1: a gateway block needs the name of one gateway: gateway "<name>" { usher { … } }`},
-		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a": a second block for the same; merge it into the one in line 1`},
-		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl: a second block for the same; merge it into the one before it`},
-		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: a second block for the same; merge it into the one in line 1`},
-		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: the block usher has no name: it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
-		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:2: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
-		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: not HCL: "\400" is not understood; mend the syntax near there`},
-		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: not HCL: "\U00110000" is not understood; mend the syntax near there`},
-		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: not HCL: `},
-		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: not HCL: it has 524289 brackets, and 50000 are taken; split the file; mend the syntax near there`},
-		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:4: not HCL: `},
-	} {
+	for _, tc := range badFiles() {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "usher.hcl")
 			write(t, path, tc.text)
@@ -63,7 +92,7 @@ func TestABadFileIsRefusedAtStart(t *testing.T) {
 			if err == nil {
 				t.Fatal("it was read without an error")
 			}
-			line := strings.TrimPrefix(err.Error(), filepath.Dir(path)+"/")
+			line := strings.ReplaceAll(strings.TrimPrefix(err.Error(), filepath.Dir(path)+"/"), filepath.Dir(path), "DIR")
 			if !strings.HasPrefix(line, tc.want) || strings.Contains(line, "\n") {
 				t.Errorf("got  %s\nwant %s", line, tc.want)
 			}
@@ -78,7 +107,7 @@ func TestAMissingFileIsRefusedAtStart(t *testing.T) {
 	}
 }
 
-// run runs the file and gives each content it puts.
+// run runs the file and returns the contents that it puts.
 func run(t *testing.T, f *File) <-chan settings.File {
 	t.Helper()
 	contents := make(chan settings.File)
@@ -113,54 +142,55 @@ func modes(c settings.File) map[string]settings.Mode {
 }
 
 func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
-		t.Fatalf("at start (-want +got):\n%s", diff)
-	}
-	contents := run(t, f)
-	all := "usher { proxy_protocol { mode = \"off\" } }\n"
-	other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
-	for _, step := range []struct {
-		name, text string
-		want       map[string]settings.Mode
-		problems   int
-	}{
-		{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]settings.Mode{"edge": settings.Permissive}, 0},
-		{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
-		{"broken syntax", "gateway {{{", map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
-		{"for all", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
-		{"wrong for all", strings.ReplaceAll(all, "off", "on") + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 1},
-		{"no longer for all", strict, map[string]settings.Mode{"edge": settings.Strict}, 0},
-		{"for all again", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
-	} {
-		write(t, path, step.text)
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
+			t.Fatalf("at start (-want +got):\n%s", diff)
+		}
+		contents := run(t, f)
+		all := "usher { proxy_protocol { mode = \"off\" } }\n"
+		other := "gateway \"other\" {\n  usher { proxy_protocol { mode = \"off\" } }\n}\n"
+		for _, step := range []struct {
+			name, text string
+			want       map[string]settings.Mode
+			problems   int
+		}{
+			{"a change", strings.ReplaceAll(strict, "strict", "permissive"), map[string]settings.Mode{"edge": settings.Permissive}, 0},
+			{"a wrong mode beside a new block", strings.ReplaceAll(strict, "strict", "on") + other, map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
+			{"broken syntax", "gateway {{{", map[string]settings.Mode{"edge": settings.Permissive, "other": settings.Off}, 1},
+			{"for all", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
+			{"wrong for all", strings.ReplaceAll(all, "off", "on") + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 1},
+			{"no longer for all", strict, map[string]settings.Mode{"edge": settings.Strict}, 0},
+			{"for all again", all + strict, map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, 0},
+		} {
+			write(t, path, step.text)
+			c := <-contents
+			if diff := cmp.Diff(step.want, modes(c)); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", step.name, diff)
+			}
+			if len(c.Problems) != step.problems {
+				t.Errorf("%s: problems %v, want %d", step.name, c.Problems, step.problems)
+			}
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
 		c := <-contents
-		if diff := cmp.Diff(step.want, modes(c)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", step.name, diff)
+		if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
+			t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
 		}
-		if len(c.Problems) != step.problems {
-			t.Errorf("%s: problems %v, want %d", step.name, c.Problems, step.problems)
+		want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use"}}
+		if diff := cmp.Diff(want, c.Problems); diff != "" {
+			t.Errorf("removed (-want +got):\n%s", diff)
 		}
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	c := <-contents
-	if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
-		t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
-	}
-	want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or mend it; what it last said stays"}}
-	if diff := cmp.Diff(want, c.Problems); diff != "" {
-		t.Errorf("removed (-want +got):\n%s", diff)
-	}
+	})
 }
 
-// HCL makes of blocks, lists and numbers what it likes.
 func TestEverySettingCanBeWrittenInHCL(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "usher.hcl")
 	write(t, path, `
@@ -211,44 +241,48 @@ usher {
 }
 
 func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
-	permissive := strings.ReplaceAll(strict, "strict", "permissive")
-	for range 20 {
-		inPlace(t, path, strict)
-		inPlace(t, path, permissive)
-	}
-	c := <-contents
-	for modes(c)["edge"] != settings.Permissive {
-		if modes(c)["edge"] != settings.Strict || len(c.Problems) > 0 {
-			t.Fatalf("a file that is being written was read as %+v", c)
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
 		}
-		c = <-contents
-	}
+		contents := run(t, f)
+		permissive := strings.ReplaceAll(strict, "strict", "permissive")
+		for i := range time.Duration(20) { // as slow writers do, while time passes in the bubble
+			inPlace(t, path, i*filewatch.Interval/20, strict)
+			time.Sleep(i * filewatch.Interval / 20)
+			inPlace(t, path, i*filewatch.Interval/20, permissive)
+		}
+		c := <-contents
+		for modes(c)["edge"] != settings.Permissive {
+			if modes(c)["edge"] != settings.Strict || len(c.Problems) > 0 {
+				t.Fatalf("a file that is being written was read as %+v", c)
+			}
+			c = <-contents
+		}
+	})
 }
 
-func TestAFileThatStaysEmptySaysNothing(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "usher.hcl")
-	write(t, path, strict)
-	f, err := Open(path, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
-	inPlace(t, path)
-	if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
-		t.Errorf("an empty file was read as %+v, want nothing", c)
-	}
+func TestAFileThatStaysEmptyHasNoSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents := run(t, f)
+		inPlace(t, path, 0)
+		if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
+			t.Errorf("an empty file was read as %+v, want no settings", c)
+		}
+	})
 }
 
-// inPlace empties the file, and then writes the text in two pieces, with a
-// little time before each.
-func inPlace(t *testing.T, path string, text ...string) {
+// inPlace empties the file, and then writes the text in two pieces, with a pause before each.
+func inPlace(t *testing.T, path string, pause time.Duration, text ...string) {
 	t.Helper()
 	file, err := os.Create(path)
 	if err != nil {
@@ -257,7 +291,7 @@ func inPlace(t *testing.T, path string, text ...string) {
 	defer file.Close()
 	for _, text := range text {
 		for _, piece := range []string{text[:len(text)/2], text[len(text)/2:]} {
-			time.Sleep(filewatch.Interval + time.Millisecond) // as a slow writer does
+			time.Sleep(pause)
 			if _, err := file.WriteString(piece); err != nil {
 				t.Fatal(err)
 			}
@@ -265,29 +299,24 @@ func inPlace(t *testing.T, path string, text ...string) {
 	}
 }
 
-// TestAFileIsReadWhenAsked replaces a directory above the watched one. A follower does
-// not see that by itself.
-func TestAFileIsReadWhenAsked(t *testing.T) {
-	up := filepath.Join(t.TempDir(), "up")
-	release := func(text string) string {
-		if err := os.MkdirAll(filepath.Join(up, "usher"), 0o700); err != nil {
+func TestReloadReadsTheFileAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
 			t.Fatal(err)
 		}
-		path := filepath.Join(up, "usher", "usher.hcl")
-		write(t, path, text)
-		return path
-	}
-	f, err := Open(release(strict), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := run(t, f)
-	if err := os.Rename(up, up+".old"); err != nil {
-		t.Fatal(err)
-	}
-	release(strings.ReplaceAll(strict, "strict", "permissive"))
-	f.Reload()
-	if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Permissive}, modes(<-contents)); diff != "" {
-		t.Errorf("after Reload (-want +got):\n%s", diff)
-	}
+		contents := run(t, f)
+		synctest.Wait()
+		start := time.Now()
+		write(t, path, strings.ReplaceAll(strict, "strict", "permissive"))
+		f.Reload()
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Permissive}, modes(<-contents)); diff != "" {
+			t.Errorf("after Reload (-want +got):\n%s", diff)
+		}
+		if took := time.Since(start); took > filewatch.Settle {
+			t.Errorf("a change is read %v after Reload, want at once", took)
+		}
+	})
 }

@@ -17,9 +17,9 @@ var (
 	inlineHCL = regexp.MustCompile("`([a-z_]+) = ([^`]+)`")
 )
 
-// TestSettingsInDocumentsAreTaken reads every setting that the documents show,
+// TestSettingsInDocumentsAreRead reads every setting that the documents show,
 // whole files and single keys, as an operator would copy them.
-func TestSettingsInDocumentsAreTaken(t *testing.T) {
+func TestSettingsInDocumentsAreRead(t *testing.T) {
 	groups := map[string]string{} // of keys
 	for _, group := range settings.Groups {
 		for _, s := range group.Settings() {
@@ -30,7 +30,7 @@ func TestSettingsInDocumentsAreTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	taken := 0
+	read := 0
 	for _, page := range append(pages, "../../README.md") {
 		text, err := os.ReadFile(page)
 		if err != nil {
@@ -38,23 +38,23 @@ func TestSettingsInDocumentsAreTaken(t *testing.T) {
 		}
 		for _, found := range hclBlock.FindAllStringSubmatch(string(text), -1) {
 			if strings.HasPrefix(found[1], "usher") || strings.HasPrefix(found[1], "gateway") {
-				wantTaken(t, page, found[1])
-				taken++
+				wantRead(t, page, found[1])
+				read++
 			}
 		}
 		for _, found := range inlineHCL.FindAllStringSubmatch(string(text), -1) {
 			if group := groups[found[1]]; group != "" {
-				wantTaken(t, page, fmt.Sprintf("usher {\n%s {\n%s = %s\n}\n}\n", group, found[1], found[2]))
-				taken++
+				wantRead(t, page, fmt.Sprintf("usher {\n%s {\n%s = %s\n}\n}\n", group, found[1], found[2]))
+				read++
 			}
 		}
 	}
-	if taken == 0 {
+	if read == 0 {
 		t.Error("the documents have no settings")
 	}
 }
 
-func wantTaken(t *testing.T, page, text string) {
+func wantRead(t *testing.T, page, text string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "usher.hcl")
 	write(t, path, text)

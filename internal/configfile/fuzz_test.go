@@ -33,16 +33,16 @@ func examples(t testing.TB) []string {
 	return out
 }
 
-// readAfterGood reads a text after a good one, as Usher does when a followed file
+// readAfterGood reads a text after a good one, as Usher does when a watched file
 // changes. It checks that each problem is one line, and that the last good content
 // stays if the file cannot be understood.
 func readAfterGood(t *testing.T, text string) {
 	t.Helper()
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
-	f.read([]byte(strict))
+	f.setText([]byte(strict))
 	good := f.content
 	_, problems := parse(f.path, []byte(text))
-	f.read([]byte(text))
+	f.setText([]byte(text))
 	for _, p := range f.content.Problems {
 		if !atLine.MatchString(p.Where) || strings.ContainsFunc(p.String(), unicode.IsControl) {
 			t.Errorf("problem %q", p)

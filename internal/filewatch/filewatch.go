@@ -75,7 +75,7 @@ func Dir(dir string, o Options) *Watcher {
 	return &Watcher{options: o, paths: []string{dir}, seed: maphash.MakeSeed(), list: func() []string {
 		listed, err := os.ReadDir(dir)
 		if err != nil {
-			return []string{dir} // reading it says what is wrong
+			return []string{dir} // reading it returns the reason
 		}
 		paths := make([]string, len(listed))
 		for i, entry := range listed {
@@ -105,16 +105,19 @@ func (w *Watcher) Run(ctx context.Context) {
 }
 
 func (w *Watcher) watch(ctx context.Context) {
-	sum := w.sum()
+	sum, changed := w.sum(), time.Now()
 	good, final := w.read(false), false
 	for {
-		requested := false
+		requested, pause := false, Interval
+		if !good && !final {
+			pause /= 10 // do not take two unfinished writes for unchanged content
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.options.Again:
 			requested = true
-		case <-time.After(Interval):
+		case <-time.After(pause):
 		}
 		before := sum
 		sum = w.settled(ctx, before)
@@ -122,8 +125,9 @@ func (w *Watcher) watch(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case sum != before || requested:
+			changed = time.Now()
 			good, final = w.read(false), false
-		case !good && !final:
+		case !good && !final && time.Since(changed) >= Interval:
 			good, final = w.read(true), true
 		}
 	}
@@ -163,12 +167,12 @@ func (w *Watcher) sum() uint64 {
 // read calls Read and reports whether the content is good. After a panic it is not.
 func (w *Watcher) read(final bool) (good bool) {
 	defer w.warnIfSlow()()
-	err := guard.Run(w.options.Logger, "follow", func() error {
+	err := guard.Run(w.options.Logger, "filewatch", func() error {
 		good = w.options.Read(final)
 		return nil
 	})
 	if _, panicked := errors.AsType[*guard.Error](err); panicked && w.options.Broken != nil {
-		_ = guard.Run(w.options.Logger, "follow", func() error {
+		_ = guard.Run(w.options.Logger, "filewatch", func() error {
 			w.options.Broken(err)
 			return nil
 		})

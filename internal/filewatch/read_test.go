@@ -22,8 +22,8 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// odd are things that can be in the place of a file, and the errors that they cause.
-var odd = []struct {
+// notFiles are things that can be in the place of a file, and the errors that they cause.
+var notFiles = []struct {
 	name, want string
 	make       func(t *testing.T, path string)
 }{
@@ -52,14 +52,14 @@ func fifo(t *testing.T, path string) {
 }
 
 func TestOnlyFilesOfAReasonableSizeAreRead(t *testing.T) {
-	for _, tc := range odd {
+	for _, tc := range notFiles {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "file")
 			tc.make(t, path)
 			_, err := filewatch.ReadFile(path)
 			cause, ok := errors.AsType[*fs.PathError](err)
 			if !ok || cause.Path != path || cause.Err.Error() != tc.want {
-				t.Errorf("got %v, want a *fs.PathError with the path that says %q", err, tc.want)
+				t.Errorf("got %v, want a *fs.PathError with the path and %q", err, tc.want)
 			}
 		})
 	}
@@ -75,7 +75,7 @@ func TestOnlyFilesOfAReasonableSizeAreRead(t *testing.T) {
 		must(t, os.Remove(path+".link"))
 	}
 	if text, err := filewatch.ReadFile("/proc/self/status"); err != nil || len(text) == 0 {
-		t.Errorf("a file that does not tell its size: %d bytes, %v", len(text), err)
+		t.Errorf("a file without a size: %d bytes, %v", len(text), err)
 	}
 }
 
@@ -118,7 +118,7 @@ func TestAReadThatPanicsIsBadContentAndWatchingGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "file")
 		write(t, path, "good 1")
-		before := testutil.ToFloat64(guard.Panics.WithLabelValues("follow"))
+		before := testutil.ToFloat64(guard.Panics.WithLabelValues("filewatch"))
 		var panics atomic.Int32
 		read, broken := make(chan string, 100), make(chan error, 100)
 		stop := running(t, path, filewatch.Options{
@@ -141,14 +141,14 @@ func TestAReadThatPanicsIsBadContentAndWatchingGoesOn(t *testing.T) {
 			t.Fatalf("read %q", got)
 		}
 		replace(t, path, "bad")
-		if err := <-broken; !strings.Contains(err.Error(), "bug in Usher: panic in follow at read_test.go:") {
+		if err := <-broken; !strings.Contains(err.Error(), "bug in Usher: panic in filewatch at read_test.go:") {
 			t.Errorf("Broken was called with %v", err)
 		}
 		replace(t, path, "good 2")
 		if got := <-read; got != "good 2" {
 			t.Errorf("read %q, want the file that is good again", got)
 		}
-		if counted := testutil.ToFloat64(guard.Panics.WithLabelValues("follow")) - before; counted < 2*float64(panics.Load()) {
+		if counted := testutil.ToFloat64(guard.Panics.WithLabelValues("filewatch")) - before; counted < 2*float64(panics.Load()) {
 			t.Errorf("usher_panics_total grew by %v, with %d panics of Read and as many of Broken", counted, panics.Load())
 		}
 	})

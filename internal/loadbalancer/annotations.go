@@ -17,7 +17,7 @@ import (
 // reads. Of several, the first that says something about a port counts.
 type Provider struct {
 	Name        string
-	Source      string   // the URL where the values of the annotations can be read
+	URL         string   // where the values of the annotations can be read
 	Evidence    Evidence // what is there
 	Annotations []Annotation
 }
@@ -32,24 +32,19 @@ type Annotation struct {
 	PortsKey string
 	// check returns why the cloud does not read the annotation on a Service, and what to
 	// do; nil if it does. Without a check it always does.
-	check  func(*corev1.Service) error
-	Source string // the URL, if it is not the provider's
-	Note   string // what an operator has to know beside it, as Markdown; may be empty
+	check func(*corev1.Service) error
+	URL   string // if it is not the provider's
 }
 
-// Evidence is where the values of annotations were read.
-type Evidence uint8
+// Evidence is where the values of annotations were read, as Markdown. Empty: in nothing
+// of the provider's own.
+type Evidence string
 
-// The kinds of evidence.
+// The types of evidence.
 const (
-	NotVerified     Evidence = iota // nothing of the provider's own
-	InDocumentation                 // the provider's documentation
-	InSourceCode                    // the source code of its controller, which also says what it does with any other value
+	InDocumentation Evidence = "documentation" // the provider's
+	InSourceCode    Evidence = "source code"   // of its controller, which also says what any other value does
 )
-
-func (e Evidence) String() string {
-	return [...]string{"not verified", "documentation", "source code"}[e]
-}
 
 // keyFor returns the name of the annotation for a port.
 func (a Annotation) keyFor(port int32) string {
@@ -76,7 +71,7 @@ const (
 
 	linode = prefix + "linode-loadbalancer-"
 
-	ociSource = "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go"
+	ociURL = "https://github.com/oracle/oci-cloud-controller-manager/blob/master/pkg/cloudprovider/providers/oci/load_balancer_spec.go"
 )
 
 // Formats and values that several rows share.
@@ -87,141 +82,111 @@ var (
 	linodeWords = Format{On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused}
 	// A classic load balancer wants lower case, and a network load balancer takes any.
 	alibabaWords = Format{
-		On: []Value{{"on", v2}}, Off: []string{"off"}, ambiguous: []string{"ON", "On", "oN"}, Otherwise: countsAsOff, Sticky: true,
+		On: []Value{{"on", v2}}, Off: []string{"off"}, Otherwise: countsAsOff, Sticky: true,
+		ambiguous: []string{"ON", "On", "oN"},
 	}
 )
 
 func scalewayPorts(version settings.Version) Format {
 	return Format{
-		On: []Value{{"true", version}, {"*", version}}, Off: []string{"false", ""}, Ports: &PortList{Version: version}, Otherwise: refused,
+		On: []Value{{"true", version}, {"*", version}}, Off: []string{"false", ""}, Otherwise: refused,
+		Ports: &PortList{Version: version},
 	}
 }
 
-// Providers is the table of what clouds read. WithoutAnnotation has those that read
-// no annotation.
+// Providers is the table of what clouds read.
 var Providers = []Provider{
 	{Name: "AWS", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: awsPrefix + "proxy-protocol", Format: Format{On: []Value{{Text: "*"}}, Otherwise: refused},
 			check: byInTreeController,
-			Note: "A network load balancer (AWS Load Balancer Controller, EKS Auto Mode) sends version 2. " +
-				"A classic load balancer (the controller in Kubernetes) and Outscale, which has an annotation of its own as well, send version 1. " +
-				"Health checks carry the header, too: on a port without a listener they have to use TCP.",
 		},
 		{
 			Key:    awsPrefix + "proxy-protocol-per-target-group",
 			Format: Format{Ports: &PortList{Version: v2, OthersOff: true}, Otherwise: refused},
-			Note:   "Ports that are not in the list are off.",
 		},
 		{Key: awsAttributes + ".<port>", Format: attribute(awsPPV2, v2, refused)},
-		{
-			Key: awsAttributes, Format: attribute(awsPPV2, v2, refused),
-			Note: "With `preserve_client_ip.enabled=true`, connections come from the clients' own addresses, so `trusted_cidrs` cannot name the load balancer.",
-		},
-	}, Source: "https://github.com/kubernetes-sigs/aws-load-balancer-controller/blob/main/pkg/service/model_build_target_group.go"},
+		{Key: awsAttributes, Format: attribute(awsPPV2, v2, refused)},
+	}, URL: "https://github.com/kubernetes-sigs/aws-load-balancer-controller/blob/main/pkg/service/model_build_target_group.go"},
 	{Name: "Outscale", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "osc-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "*"}}, Ports: &PortList{NodePorts: true}, Otherwise: versionDependent},
-		Note:   "Older controllers know only AWS's annotation, which newer ones read as this one.",
-	}}, Source: "https://github.com/outscale/cloud-provider-osc/blob/main/docs/annotations.md"},
+	}}, URL: "https://github.com/outscale/cloud-provider-osc/blob/main/docs/annotations.md"},
 	{Name: "DigitalOcean", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "do-loadbalancer-enable-proxy-protocol", Format: boolean(v1, refused),
-		Note: "Health checks of a port of the Service (`do-loadbalancer-override-health-check`) carry the header as well. " +
-			"Other health checks go to kube-proxy, without it. " +
-			"Clients in the cluster bypass the load balancer unless `do-loadbalancer-hostname` is set.",
-	}}, Source: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go"},
+	}}, URL: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go"},
 	{Name: "Scaleway", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: scalewayV2, Format: scalewayPorts(v2),
 			check: bothScalewayVersions,
-			Note: "A port that the next annotation names as well is refused. " +
-				"Clients in the cluster bypass the load balancer unless all ports have PROXY protocol, or `scw-loadbalancer-use-hostname` is set.",
 		},
 		{Key: scalewayV1, Format: scalewayPorts(v1)},
 		{
 			Key: scaleway + "send-proxy-v2",
 			Format: Format{
-				On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Ports: &PortList{Version: v2}, Otherwise: refused,
+				On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Otherwise: refused,
+				Ports: &PortList{Version: v2},
 			},
-			Note: "The older name for version 2.",
 		},
-	}, Source: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go"},
+	}, URL: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go"},
 	{Name: "Hetzner", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: "load-balancer.hetzner.cloud/uses-proxyprotocol", Format: boolean("", refused),
-		Note: "The controller can switch headers on for every Service (`HCLOUD_LOAD_BALANCERS_USES_PROXYPROTOCOL`): set the annotation on the Service as well. " +
-			"Hetzner does not document which version it sends, and whether HTTP health checks carry a header: use TCP checks.",
-	}}, Source: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
+	}}, URL: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
 	{Name: "Linode", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key: linode + "port-<port>",
 			Format: Format{
-				On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused, Within: "as `proxy-protocol` in a JSON object", item: linodePort,
+				On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused,
+				Within: "as `proxy-protocol` in a JSON object", item: linodePort,
 			},
 		},
-		{
-			Key: linode + "default-proxy-protocol", Format: linodeWords,
-			Note: "Linode does not document whether HTTP health checks carry a header: use `connection`.",
-		},
-		{
-			Key: linode + "proxy-protocol", Format: linodeWords,
-			Note: "The older name of the annotation above.",
-		},
-	}, Source: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go"},
+		{Key: linode + "default-proxy-protocol", Format: linodeWords},
+		{Key: linode + "proxy-protocol", Format: linodeWords},
+	}, URL: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go"},
 	{Name: "OpenStack (Infomaniak, OVH's newer load balancers, Selectel, SysEleven, VK, …)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "loadbalancer.openstack.org/proxy-protocol",
 		Format: Format{On: append([]Value{{"true", v1}}, v1v2...), Off: []string{"false"}, Otherwise: countsAsOff},
-		Note:   "Clients in the cluster go through the load balancer where the controller sets `ipMode: Proxy`, as newer ones do.",
-	}}, Source: "https://github.com/kubernetes/cloud-provider-openstack/blob/master/pkg/openstack/loadbalancer.go"},
+	}}, URL: "https://github.com/kubernetes/cloud-provider-openstack/blob/master/pkg/openstack/loadbalancer.go"},
 	{Name: "OVH (older load balancers)", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key: prefix + "ovh-loadbalancer-proxy-protocol", Format: Format{On: v1v2SSL, Otherwise: undocumented},
-	}}, Source: "https://help.ovhcloud.com/csm/en-public-cloud-kubernetes-get-source-ip-behind-loadbalancer"},
+	}}, URL: "https://help.ovhcloud.com/csm/en-public-cloud-kubernetes-get-source-ip-behind-loadbalancer"},
 	{Name: "Oracle (load balancer)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "oci-load-balancer-connection-proxy-protocol-version",
 		Format: Format{On: []Value{{"1", v1}, {"2", v2}}, Otherwise: refused, Sticky: true},
-		Note:   "For TCP listeners. Oracle cannot switch it off: recreate the load balancer, or set the mode yourself.",
-	}}, Source: ociSource},
+	}}, URL: ociURL},
 	{Name: "Oracle (network load balancer)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled",
 		Format: Format{On: []Value{{"true", v2}}, Off: []string{"false"}, IgnoreCase: true, Otherwise: refused, Sticky: true},
-	}}, Source: ociSource},
+	}}, URL: ociURL},
 	{Name: "Vultr", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "vultr-loadbalancer-proxy-protocol", Format: boolean("", countsAsOff),
-	}}, Source: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go"},
+	}}, URL: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go"},
 	{Name: "Civo", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "kubernetes.civo.com/loadbalancer-enable-proxy-protocol",
 		Format: Format{On: []Value{{"send-proxy", v1}, {"send-proxy-v2", v2}}, Otherwise: undocumented, Sticky: true},
-		Note:   "The controller passes the value to Civo's API as it is, and passes nothing if it is empty.",
-	}}, Source: "https://github.com/civo/civo-cloud-controller-manager/blob/master/cloud-controller-manager/civo/loadbalancer.go"},
+	}}, URL: "https://github.com/civo/civo-cloud-controller-manager/blob/master/cloud-controller-manager/civo/loadbalancer.go"},
 	{Name: "UpCloud", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key: prefix + "upcloud-load-balancer-config",
 		Format: Format{
 			On: v1v2, Off: []string{""}, Otherwise: undocumented, PerPort: true,
 			Within: "as `backends[].properties.outbound_proxy_protocol` in a JSON object", item: upcloudBackend,
 		},
-		Note: "A backend has the name of the Service's port. Its frontend needs the mode `tcp`; the default is `http`.",
-	}}, Source: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ingress/README.md"},
+	}}, URL: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ingress/README.md"},
 	{Name: "IBM Cloud (VPC)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
 		Format: Format{On: []Value{{"proxy-protocol", v1}}, Within: "in the list", item: ibmFeature},
-		Note: "`nlb` beside it is refused. " +
-			"IBM documents that the annotation is read when the load balancer is created; newer controllers follow a change as well. " +
-			"With an older controller a change does nothing, and Usher cannot know that: recreate the Service, or set the mode yourself.",
-	}}, Source: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
+	}}, URL: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
 	{Name: "Alibaba Cloud", Evidence: InSourceCode, Annotations: []Annotation{
-		{
-			Key: prefix + "alibaba-cloud-loadbalancer-proxy-protocol", Format: alibabaWords,
-			Note: "Alibaba documents that a classic load balancer cannot be switched without losing connections.",
-		},
+		{Key: prefix + "alibaba-cloud-loadbalancer-proxy-protocol", Format: alibabaWords},
 		{
 			Key: prefix + "alicloud-loadbalancer-proxy-protocol", Format: alibabaWords,
-			Source: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go",
-			Note:   "The older name of the annotation above.",
+			URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go",
 		},
-	}, Source: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go"},
+	}, URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go"},
 	{Name: "Volcengine", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key:    prefix + "volcengine-loadbalancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "standard"}}, Off: []string{"off"}, Otherwise: undocumented},
-	}}, Source: "https://github.com/volcengine/volcengine-cloud-controller-manager/blob/main/docs/usage.md"},
+	}}, URL: "https://github.com/volcengine/volcengine-cloud-controller-manager/blob/main/docs/usage.md"},
 	{Name: "STACKIT", Evidence: InSourceCode, Annotations: []Annotation{
 		{
 			Key:    "lb.stackit.cloud/tcp-proxy-protocol",
@@ -230,47 +195,39 @@ var Providers = []Provider{
 		{
 			Key:    "yawol.stackit.cloud/tcpProxyProtocol",
 			Format: boolean(v2, countsAsOff), PortsKey: "yawol.stackit.cloud/tcpProxyProtocolPortsFilter",
-			Note: "The older name of the annotation above.",
 		},
-	}, Source: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/pkg/ccm/loadbalancer_spec.go"},
+	}, URL: "https://github.com/stackitcloud/cloud-provider-stackit/blob/main/pkg/ccm/loadbalancer_spec.go"},
 	{Name: "cloudscale.ch", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "k8s.cloudscale.ch/loadbalancer-pool-protocol",
 		Format: Format{On: []Value{{"proxy", v1}, {"proxyv2", v2}}, Off: []string{"tcp"}, Otherwise: refused},
-		Note: "A change recreates the load balancer's pools, and connections are lost meanwhile. " +
-			"The old pools are deleted first, so a value that cloudscale.ch refuses leaves none.",
-	}}, Source: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go"},
+	}}, URL: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go"},
 	{Name: "CloudStack", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "cloudstack-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{"true", v1}}, Otherwise: versionDependent},
-		Note:   "For older controllers any value switches it on, even `false`; for newer ones only `true` does. Remove the annotation to switch it off.",
-	}}, Source: "https://github.com/apache/cloudstack-kubernetes-provider/blob/main/protocol.go"},
+	}}, URL: "https://github.com/apache/cloudstack-kubernetes-provider/blob/main/protocol.go"},
 	{Name: "Brightbox", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "brightbox-load-balancer-listener-proxy-protocol", Format: Format{On: v1v2SSL, Otherwise: refused},
-	}}, Source: "https://github.com/brightbox/brightbox-cloud-controller-manager/blob/master/brightbox/validation.go"},
+	}}, URL: "https://github.com/brightbox/brightbox-cloud-controller-manager/blob/master/brightbox/validation.go"},
 	{Name: "Naver Cloud", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key:    prefix + "ncloud-load-balancer-proxy-protocol",
 		Format: Format{On: []Value{{Text: "true"}}, Off: []string{"false"}, Otherwise: undocumented},
-		Note:   "For load balancers with the protocol `tcp` or `ssl`.",
-	}}, Source: "https://guide.ncloud-docs.com/docs/en/nks-nks-1-8"},
+	}}, URL: "https://guide.ncloud-docs.com/docs/en/nks-nks-1-8"},
 	{Name: "Thalassa Cloud", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: "loadbalancer.k8s.thalassa.cloud/enable-proxy-protocol", Format: boolean(v1, countsAsOff),
-	}}, Source: "https://github.com/thalassa-cloud/cloud-provider-thalassa/blob/main/pkg/provider/loadbalancer_targetgroups.go"},
+	}}, URL: "https://github.com/thalassa-cloud/cloud-provider-thalassa/blob/main/pkg/provider/loadbalancer_targetgroups.go"},
 	{Name: "Bizfly Cloud", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "kubernetes.bizflycloud.vn/enable-proxy-protocol",
 		Format: Format{On: []Value{{"true", v1}}, Off: []string{"false"}, Otherwise: countsAsOff},
-		Note:   "Clients in the cluster bypass the load balancer unless `kubernetes.bizflycloud.vn/enable-ingress-hostname` is set.",
-	}}, Source: "https://github.com/bizflycloud/bizfly-cloud-controller-manager/blob/master/cloud-controller-manager/bizfly/loadbalancer.go"},
+	}}, URL: "https://github.com/bizflycloud/bizfly-cloud-controller-manager/blob/master/cloud-controller-manager/bizfly/loadbalancer.go"},
 	{Name: "LoxiLB (kube-loxilb)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "loxilb.io/useproxyprotov2",
 		Format: Format{On: []Value{{"yes", v2}}, Off: []string{"no"}, Otherwise: countsAsOff},
-	}}, Source: "https://github.com/loxilb-io/kube-loxilb/blob/main/pkg/agent/manager/loadbalancer/loadbalancer.go"},
+	}}, URL: "https://github.com/loxilb-io/kube-loxilb/blob/main/pkg/agent/manager/loadbalancer/loadbalancer.go"},
 	{Name: "Azure (Private Link Service)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "azure-pls-proxy-protocol",
 		Format: Format{On: []Value{{"true", v2}}, Off: []string{"false"}, IgnoreCase: true, Otherwise: countsAsOff},
 		check:  withoutPrivateLink,
-		Note: "Connections that do not come through the Private Link Service have no header, so only its clients can use a strict listener. " +
-			"The public load balancer never sends one. The TLV `azure_link_id` is the link's id.",
-	}}, Source: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go"},
+	}}, URL: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go"},
 }
 
 // byInTreeController is for the controller that is built into Kubernetes: it creates
@@ -304,20 +261,7 @@ func bothScalewayVersions(s *corev1.Service) error {
 func withoutPrivateLink(s *corev1.Service) error {
 	const create = prefix + "azure-pls-create"
 	if s.Annotations[create] != "true" {
-		return errors.New(`Azure reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`)
+		return errors.New(`the cloud reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`)
 	}
 	return nil
-}
-
-// WithoutAnnotation are load balancers in front of gateways that no annotation makes
-// send a header, with what there is instead, as Markdown.
-var WithoutAnnotation = []struct{ Name, Instead string }{
-	{"Azure's public load balancer", "With `externalTrafficPolicy: Local` the gateway sees the client's address."},
-	{"Google Cloud", "Passthrough load balancers keep the client's address. " +
-		"For a proxy load balancer, set `proxyHeader` of its target proxy, or `enableProxyProtocol` of Private Service Connect, and Usher's mode yourself."},
-	{"EdgeCenter", "Its controller reads `loadbalancer.edgecenter.com/proxy-protocol` and does nothing with it. If yours does, set the mode yourself."},
-	{"Huawei Cloud", "`kubernetes.io/elb.transparent-client-ip` keeps the client's address, without PROXY protocol."},
-	{"Yandex Cloud", "With `externalTrafficPolicy: Local` the gateway sees the client's address."},
-	{"MetalLB, kube-vip, k3s, Cilium's LB-IPAM", "They announce addresses and send no header. With `externalTrafficPolicy: Local` the gateway sees the client's address."},
-	{"Your own HAProxy, or any other load balancer that no controller created", "No Service says what it does: set the mode yourself."},
 }

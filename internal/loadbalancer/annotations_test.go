@@ -203,7 +203,7 @@ var valueCases = []valueCase{
 	both(loxilb, "yes", proxyOn, v2),
 	both(loxilb, "no", proxyOff, ""),
 	invalid(loxilb, "true", proxyOff, `"true" counts as off; use "yes" or "no"`),
-	invalid(azure, "true", proxyUnknown, "Azure reads it only for a Private Link Service"),
+	invalid(azure, "true", proxyUnknown, "the cloud reads it only for a Private Link Service"),
 	both(azure, "false", proxyOff, ""),
 	invalid(azure, "v2", proxyOff, `"v2" counts as off`),
 }
@@ -218,11 +218,11 @@ func TestValuesOfAnnotations(t *testing.T) {
 
 func checkIntent(t *testing.T, c valueCase, got serviceIntent) {
 	t.Helper()
-	if len(got.listeners) != 2 || got.others.State != proxyOff {
-		t.Errorf("listeners %v, others %v; want 8080 and 8443, and no headers anywhere else", got.listeners, got.others)
+	if len(got.ports) != 2 || got.otherPorts.State != proxyOff {
+		t.Errorf("listeners %v, others %v; want 8080 and 8443, and no headers anywhere else", got.ports, got.otherPorts)
 	}
 	for port, want := range map[int]proxyState{8080: c.http, 8443: c.https} {
-		intent := got.listeners[port]
+		intent := got.ports[port]
 		if intent.State != want {
 			t.Errorf("listener %d: state %d, want %d", port, intent.State, want)
 		}
@@ -245,8 +245,8 @@ var notVerified []string
 // An annotation without a case would be untested.
 func TestEveryAnnotationIsTestedOnAndOff(t *testing.T) {
 	for _, p := range Providers {
-		if p.Source == "" || p.Name == "" || len(p.Annotations) == 0 {
-			t.Errorf("%+v: a provider needs a name, a source and annotations", p)
+		if p.URL == "" || p.Name == "" || len(p.Annotations) == 0 {
+			t.Errorf("%+v: a provider needs a name, a URL and annotations", p)
 		}
 		for _, a := range p.Annotations {
 			on := a.Key == azure // it needs a second annotation
@@ -260,7 +260,7 @@ func TestEveryAnnotationIsTestedOnAndOff(t *testing.T) {
 			if !on || !notOn {
 				t.Errorf("%s: on %v, not on %v", a.Key, on, notOn)
 			}
-			if p.Evidence == NotVerified && !slices.Contains(notVerified, a.Key) {
+			if p.Evidence == "" && !slices.Contains(notVerified, a.Key) {
 				t.Errorf("%s: the table does not say where its values were read", a.Key)
 			}
 		}
@@ -301,7 +301,7 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "Scaleway, one of each" {
-				got := readIntent(balanced(c.annotations)).listeners
+				got := readIntent(balanced(c.annotations)).ports
 				if got[8080].Version != v2 || got[8443].Version != v1 {
 					t.Errorf("got %v, want v2 on 8080 and v1 on 8443", got)
 				}
@@ -334,7 +334,7 @@ func FuzzValue(f *testing.F) {
 			return
 		}
 		intent := readIntent(balanced(map[string]string{annotations[i].keyFor(80): value}))
-		for _, ofPort := range intent.listeners {
+		for _, ofPort := range intent.ports {
 			if ofPort.State != proxyOn && ofPort.State != proxyOff && ofPort.State != proxyUnknown {
 				t.Errorf("state %d", ofPort.State)
 			}
@@ -403,8 +403,8 @@ func TestValuesFilesOfTheLab(t *testing.T) {
 		s.Spec.Ports = []corev1.ServicePort{{Name: "gateway-0", Port: 8080}, {Name: "gateway-1", Port: 8443}}
 		got := readIntent(s)
 		for _, port := range []int{8080, 8443} {
-			if got.listeners[port].State != want || len(got.problems) > 0 {
-				t.Errorf("%s: listener %d has state %d and problems %v, want %d and none", file, port, got.listeners[port].State, got.problems, want)
+			if got.ports[port].State != want || len(got.problems) > 0 {
+				t.Errorf("%s: listener %d has state %d and problems %v, want %d and none", file, port, got.ports[port].State, got.problems, want)
 			}
 		}
 	}

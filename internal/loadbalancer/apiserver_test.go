@@ -88,9 +88,9 @@ func (c *cluster) everyAnnotation(t *testing.T) {
 			got.problems[i].Where = "Kubernetes Service consul/edge"
 		}
 		checkIntent(t, row, got)
-		for port, of := range got.listeners {
-			if of.State == proxyOn && (of.since.Before(before) || of.since.After(time.Now().Add(time.Second))) {
-				t.Errorf("%s: listener %d is on since %s, and the Service was created at %s", row.key, port, of.since, before)
+		for port, intent := range got.ports {
+			if intent.State == proxyOn && (intent.since.Before(before) || intent.since.After(time.Now().Add(time.Second))) {
+				t.Errorf("%s: listener %d is on since %s, and the Service was created at %s", row.key, port, intent.since, before)
 			}
 		}
 	}
@@ -125,7 +125,7 @@ func (c *cluster) switchOnAndOff(t *testing.T) {
 	restarted, stopRestarted := c.watch(t, time.Hour)
 	await(t, restarted, settings.Permissive, "")
 	stopRestarted()
-	first, second := readIntent(on).listeners[8080].since, readIntent(c.Annotate(t, "example.com/other", new("x"))).listeners[8080].since
+	first, second := readIntent(on).ports[8080].since, readIntent(c.Annotate(t, "example.com/other", new("x"))).ports[8080].since
 	if first.IsZero() || second.Before(first) {
 		t.Errorf("since %s, and after another change since %s", first, second)
 	}

@@ -16,12 +16,11 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 )
 
-// ErrNotInCluster says that Usher runs outside Kubernetes, and was not told of
-// any.
+// ErrNotInCluster is the error of Connect without a kubeconfig outside Kubernetes.
 var ErrNotInCluster = errors.New("not in a cluster")
 
 // A panic in a goroutine of client-go must not end the process. It ends only that
-// goroutine and its request, and client-go sends the request again.
+// goroutine and its request, and client-go retries the request.
 func init() {
 	log := utilruntime.PanicHandlers
 	utilruntime.ReallyCrash = false
@@ -33,11 +32,11 @@ func init() {
 	}}
 }
 
-// Connect gives the client of the API server that the file kubeconfig names, or,
-// without one, that of the cluster that Usher runs in. It connects to nothing
-// yet. The error is ErrNotInCluster where there is none.
+// Connect returns a client of the API server in the file kubeconfig, or, without a
+// file, of the cluster that Usher runs in. It sends no request yet. The error is
+// ErrNotInCluster if there is neither.
 func Connect(kubeconfig string) (rest.Interface, error) {
-	config, err := configOf(kubeconfig)
+	config, err := restConfig(kubeconfig)
 	if err != nil {
 		return nil, err
 	}
@@ -45,8 +44,8 @@ func Connect(kubeconfig string) (rest.Interface, error) {
 	if err := corev1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
-	// Of each Service, a few questions are asked at the beginning; the rest is up to
-	// the API server's own fairness.
+	// Usher sends a few requests for each Service when its watch starts; for the rest the
+	// API server has its own limits.
 	config.QPS, config.Burst = 50, 100
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion
@@ -59,7 +58,7 @@ func Connect(kubeconfig string) (rest.Interface, error) {
 	return client, nil
 }
 
-func configOf(kubeconfig string) (*rest.Config, error) {
+func restConfig(kubeconfig string) (*rest.Config, error) {
 	if kubeconfig != "" {
 		config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 		if err != nil {

@@ -4,7 +4,7 @@
 //	Service ──readIntent──> serviceIntent ──observe──> serviceState ──balancer──> gateway.Balancer
 //
 // A cloud's controller reads annotations of a Service of type LoadBalancer, and each
-// cloud has its own (Annotations is the table of them). The load balancer follows a
+// cloud has its own (Providers is the table of them). The load balancer follows a
 // change seconds to minutes later. During a grace period, a listener therefore accepts
 // connections with and without a PROXY header, before it gets its new mode.
 //

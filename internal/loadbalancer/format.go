@@ -22,11 +22,13 @@ const (
 	proxyOff                       // it sends no headers
 	proxyOn                        // it sends headers
 	proxyMixed                     // some ports that lead to the listener send headers, and others do not
-	proxyUnknown                   // the annotations do not tell
+	proxyUnknown                   // the annotations are invalid, or contradict each other
 )
 
 // proxyStateNames are the texts of the states in the ConfigMap.
-var proxyStateNames = [...]string{proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown"}
+var proxyStateNames = [...]string{
+	proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown",
+}
 
 // MarshalText implements encoding.TextMarshaler.
 func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateNames[s]), nil }
@@ -43,11 +45,9 @@ func (s *proxyState) UnmarshalText(text []byte) error {
 
 // parsedValue is what one annotation says about one port of the Service.
 type parsedValue struct {
-	state    proxyState
-	version  settings.Version // where it is on; empty if it is not known
-	problem  string           // what is wrong with the value, and what to do; empty if it is valid
-	sticky   bool             // where it is on: it stays on when the annotation is removed
-	offValue string           // where it is sticky: the value that switches it off; empty if none does
+	state   proxyState
+	version settings.Version // where it is on; empty if it is not known
+	problem string           // what is wrong with the value, and what to do; empty if it is valid
 }
 
 // Format is how a cloud writes into an annotation whether it sends PROXY headers.
@@ -136,11 +136,7 @@ func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
 		text = strings.ToLower(text)
 	}
 	if i := f.indexOn(text); i >= 0 {
-		v := parsedValue{state: proxyOn, version: f.On[i].Version, sticky: f.Sticky}
-		if f.Sticky && len(f.Off) > 0 {
-			v.offValue = f.Off[0]
-		}
-		return v
+		return parsedValue{state: proxyOn, version: f.On[i].Version}
 	}
 	switch {
 	case slices.Contains(f.Off, text):
@@ -155,7 +151,8 @@ func (f Format) indexOn(text string) int {
 	return slices.IndexFunc(f.On, func(v Value) bool { return v.Text == text })
 }
 
-// parsePorts is parse for a list of ports. Words for none of them leave it to the next annotation.
+// parsePorts is parse for a list of ports. A value that switches headers off leaves the
+// port to the next annotation.
 func (f Format) parsePorts(value string, port corev1.ServicePort) parsedValue {
 	number := port.Port
 	if f.Ports.NodePorts {

@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// healthCheck is how a cloud is told to check a gateway over HTTP. Keys and values
-// were read in the sources that the cloud's rows of Annotations name.
+// healthCheck is how annotations make a cloud check a gateway over HTTP. They were read
+// at the URL of the provider.
 type healthCheck struct {
 	key     string   // the annotation with the protocol
 	http    []string // its values that mean HTTP
@@ -20,19 +20,12 @@ type healthCheck struct {
 	// portKey is the annotation with the port of a pod or a node that is checked; empty
 	// if the cloud checks only the Service's ports.
 	portKey string
-	header  checkHeader
-	// headerKey is the annotation that adds a PROXY header with "true"; empty: none does.
+	// withHeader says that all health checks carry a PROXY header, to whatever port.
+	withHeader bool
+	// headerKey is the annotation with which they carry one if it is "true", and else none.
+	// Without both, it is not documented whether they do.
 	headerKey string
 }
-
-// checkHeader is whether health checks carry a PROXY header.
-type checkHeader uint8
-
-const (
-	checkHeaderUndocumented checkHeader = iota
-	checkHeaderNever                    // none does, unless headerKey says so
-	checkHeaderAlways                   // all do, to whatever port
-)
 
 var (
 	onlyHTTP  = []string{"http"}
@@ -43,10 +36,13 @@ var (
 // checks of a Service's port carry the header, and all others go to kube-proxy
 // without one.
 var healthChecks = []healthCheck{
-	{key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp", portKey: awsPrefix + "healthcheck-port", header: checkHeaderAlways},
+	{
+		key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp",
+		portKey: awsPrefix + "healthcheck-port", withHeader: true,
+	},
 	{
 		key: scaleway + "health-check-type", http: httpHTTPS, tcp: "tcp", perPort: true,
-		header: checkHeaderNever, headerKey: scaleway + "health-check-send-proxy",
+		headerKey: scaleway + "health-check-send-proxy",
 	},
 	{
 		key: "load-balancer.hetzner.cloud/health-check-protocol", http: httpHTTPS, tcp: "tcp",
@@ -85,7 +81,7 @@ func (r *intentReader) checkHealthChecks(intent serviceIntent) {
 
 // anyOn reports whether headers are sent to any listener.
 func (i serviceIntent) anyOn() bool {
-	for _, intent := range i.listeners {
+	for _, intent := range i.ports {
 		if intent.State == proxyOn || intent.State == proxyMixed {
 			return true
 		}
@@ -95,7 +91,7 @@ func (i serviceIntent) anyOn() bool {
 
 // sendsTo reports whether headers are sent to the listener that a port of the Service leads to.
 func (i serviceIntent) sendsTo(p corev1.ServicePort) bool {
-	return i.listeners[listenerPort(p)].State == proxyOn
+	return i.ports[listenerPort(p)].State == proxyOn
 }
 
 // checksOverHTTP reports whether a listener that headers are sent to is checked over HTTP.
@@ -122,20 +118,20 @@ func (r *intentReader) checksOverHTTP(c healthCheck, intent serviceIntent) bool 
 func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
 	port, err := strconv.Atoi(r.service.Annotations[c.portKey])
 	leadsToHeader := func(p corev1.ServicePort) bool { return int(p.NodePort) == port && intent.sendsTo(p) }
-	otherPort := c.portKey != "" && err == nil && intent.listeners[port].State != proxyOn &&
+	otherPort := c.portKey != "" && err == nil && intent.ports[port].State != proxyOn &&
 		!slices.ContainsFunc(r.service.Spec.Ports, leadsToHeader)
 	key, fix := c.key, fmt.Sprintf("use %q", c.tcp)
 	if c.pathKey != "" && r.service.Annotations[c.key] == "" {
 		key, fix = c.pathKey, fmt.Sprintf("remove it, or set %s to %q", c.key, c.tcp)
 	}
 	switch {
-	case c.header == checkHeaderAlways && otherPort:
-		r.addProblem(key, fmt.Sprintf(
-			"the load balancer's health checks carry a PROXY header as well, and port %d answers those over HTTP with 400; %s", port, fix))
-	case c.header == checkHeaderAlways || otherPort || c.headerKey != "" && r.service.Annotations[c.headerKey] == "true":
+	case c.withHeader && otherPort:
+		r.addProblem(key, fmt.Sprintf("the load balancer's health checks carry a PROXY header as well, "+
+			"and port %d answers those over HTTP with 400; %s", port, fix))
+	case c.withHeader || otherPort || c.headerKey != "" && r.service.Annotations[c.headerKey] == "true":
 	case c.headerKey != "":
-		r.addProblem(key, fmt.Sprintf(
-			"the load balancer's HTTP health checks carry no PROXY header, so the listener will reject them; %s, or set %s to \"true\"", fix, c.headerKey))
+		r.addProblem(key, fmt.Sprintf("the load balancer's HTTP health checks carry no PROXY header, "+
+			`so the listener will reject them; %s, or set %s to "true"`, fix, c.headerKey))
 	default:
 		r.addProblem(key, "the cloud does not document whether its HTTP health checks carry a PROXY header, "+
 			"and the listener rejects those without one; "+fix)
@@ -149,9 +145,10 @@ func (r *intentReader) checkNodeHealthCheck() {
 	s := r.service
 	byInstance := s.Annotations[awsTargetType] == "instance" ||
 		s.Annotations[awsTargetType] == "" && s.Spec.LoadBalancerClass != nil && *s.Spec.LoadBalancerClass == awsClass
-	if byInstance && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
+	local := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	if byInstance && local && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
 		r.addProblem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local, health checks go to kube-proxy, "+
-			`which answers those with a PROXY header with 400; use "ip", or set %shealthcheck-protocol to "tcp" and %shealthcheck-port to "traffic-port"`,
-			awsPrefix, awsPrefix))
+			`which answers those with a PROXY header with 400; use "ip", or set %[1]shealthcheck-protocol to "tcp" `+
+			`and %[1]shealthcheck-port to "traffic-port"`, awsPrefix))
 	}
 }

@@ -17,8 +17,8 @@ import (
 
 // serviceIntent is what a Service asks of its load balancer.
 type serviceIntent struct {
-	listeners         map[int]portIntent // by the port that a port of the Service leads to
-	others            portIntent         // for the listeners that no port of the Service leads to
+	ports             map[int]portIntent // by the port that a port of the Service leads to
+	otherPorts        portIntent         // for the listeners that no port of the Service leads to
 	preservesClientIP bool               // connections come from the clients' own addresses
 	created           time.Time
 	modified          time.Time // see changeTimes
@@ -45,7 +45,7 @@ type portIntent struct {
 func readIntent(s *corev1.Service) serviceIntent {
 	r := intentReader{service: s, times: changeTimesOf(s)}
 	intent := serviceIntent{
-		listeners: map[int]portIntent{}, others: portIntent{State: proxyOff}, preservesClientIP: preservesClientIP(s),
+		ports: map[int]portIntent{}, otherPorts: portIntent{State: proxyOff}, preservesClientIP: preservesClientIP(s),
 		created: r.times.created, modified: r.times.modified, resourceVersion: s.ResourceVersion,
 	}
 	for _, p := range s.Spec.Ports {
@@ -54,14 +54,14 @@ func readIntent(s *corev1.Service) serviceIntent {
 		}
 		ofPort := r.portIntent(p)
 		if p.TargetPort.Type == intstr.String {
-			intent.others = r.namedTarget(p, intent.others, ofPort)
+			intent.otherPorts = r.namedTarget(p, intent.otherPorts, ofPort)
 			continue
 		}
 		listener := listenerPort(p)
-		if other, found := intent.listeners[listener]; found {
+		if other, found := intent.ports[listener]; found {
 			ofPort = r.combine(listener, other, ofPort)
 		}
-		intent.listeners[listener] = ofPort
+		intent.ports[listener] = ofPort
 	}
 	r.checkHealthChecks(intent)
 	intent.problems = r.problems
@@ -103,17 +103,18 @@ func (r *intentReader) addProblem(key, what string) {
 
 // providerIntent is what the annotations of one provider say about a port.
 type providerIntent struct {
-	parsedValue
-	key  string   // of the annotation that counts
-	keys []string // of all annotations of the provider, for the time of the last change
+	parsedValue          // of the annotation that counts
+	Format               // of this annotation
+	key         string   // of this annotation
+	keys        []string // of all annotations of the provider, for the time of the last change
 }
 
 // portIntent returns what the Service asks for one of its ports.
 func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 	var found []providerIntent
 	for _, provider := range Providers {
-		if of := r.providerIntent(provider, p); of.state != proxyUnset {
-			found = append(found, of)
+		if intent := r.providerIntent(provider, p); intent.state != proxyUnset {
+			found = append(found, intent)
 		}
 	}
 	if len(found) == 0 {
@@ -122,8 +123,8 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 	first := found[0]
 	for _, other := range found[1:] {
 		if other.state != first.state && other.state != proxyUnknown && first.state != proxyUnknown {
-			r.addProblem(other.key, fmt.Sprintf(
-				"it contradicts %s, and Usher cannot know which of them your cloud reads; remove the one of the other cloud", first.key))
+			r.addProblem(other.key, fmt.Sprintf("it contradicts %s, and Usher cannot know which of them your cloud reads; "+
+				"remove the one of the other cloud", first.key))
 			return portIntent{State: proxyUnknown}
 		}
 		if other.state == proxyUnknown {
@@ -132,7 +133,7 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 		if other.version != first.version {
 			first.version = ""
 		}
-		first.sticky = first.sticky && other.sticky
+		first.Sticky = first.Sticky && other.Sticky
 		first.keys = append(first.keys, other.keys...)
 	}
 	if first.state != proxyOn {
@@ -146,20 +147,20 @@ func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
 		return portIntent{State: proxyOff}
 	}
 	intent := portIntent{State: proxyOn, Version: first.version, since: r.times.lastChange(first.keys)}
-	if first.sticky {
+	if first.Sticky {
 		intent.RemovalProblem = r.removalProblem(first)
 	}
 	return intent
 }
 
 // removalProblem returns the problem that removing an annotation causes.
-func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
+func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	fix := "recreate the Service, or set Usher's proxy_protocol.mode"
-	if of.offValue != "" {
-		fix = fmt.Sprintf("set it to %q", of.offValue)
+	if len(intent.Off) > 0 {
+		fix = fmt.Sprintf("set it to %q", intent.Off[0])
 	}
 	return problem.Problem{
-		Where: r.where(of.key),
+		Where: r.where(intent.key),
 		What:  "the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; " + fix,
 	}
 }
@@ -167,22 +168,22 @@ func (r *intentReader) removalProblem(of providerIntent) problem.Problem {
 // providerIntent returns what the first annotation of a provider says that says
 // anything about the port.
 func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) providerIntent {
-	var of providerIntent
+	var intent providerIntent
 	for _, a := range provider.Annotations {
 		key := a.keyFor(p.Port)
 		value, found := r.service.Annotations[key]
 		if !found {
 			continue
 		}
-		of.keys = append(of.keys, key)
+		intent.keys = append(intent.keys, key)
 		if a.PortsKey != "" {
-			of.keys = append(of.keys, a.PortsKey)
+			intent.keys = append(intent.keys, a.PortsKey)
 		}
-		if of.state == proxyUnset {
-			of.parsedValue, of.key = r.parse(a, key, value, p), key
+		if intent.state == proxyUnset {
+			intent.parsedValue, intent.Format, intent.key = r.parse(a, key, value, p), a.Format, key
 		}
 	}
-	return of
+	return intent
 }
 
 func (r *intentReader) parse(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
@@ -221,8 +222,8 @@ func (r *intentReader) namedTarget(p corev1.ServicePort, others, ofPort portInte
 	if ofPort.State == proxyOff {
 		return others
 	}
-	r.addProblem("", fmt.Sprintf(
-		"port %d has the targetPort %q, and Usher cannot know which listener that is; use the number as targetPort", p.Port, p.TargetPort.StrVal))
+	r.addProblem("", fmt.Sprintf("port %d has the targetPort %q, and Usher cannot know which listener that is; "+
+		"use the number as targetPort", p.Port, p.TargetPort.StrVal))
 	return portIntent{State: proxyUnknown}
 }
 
@@ -256,7 +257,8 @@ func preservesClientIP(s *corev1.Service) bool {
 	case "false":
 		return false
 	}
-	return s.Annotations[awsTargetType] == "instance" && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	local := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	return s.Annotations[awsTargetType] == "instance" && local
 }
 
 // changeTimes are when the parts of a Service were last changed, according to its

@@ -23,12 +23,12 @@ func TestServicePortsLeadToListeners(t *testing.T) {
 	}
 	got := readIntent(s)
 	for port, want := range map[int]proxyState{8080: proxyOn, 8443: proxyOff, 8081: proxyOff} {
-		if got.listeners[port].State != want {
-			t.Errorf("listener %d: state %d, want %d", port, got.listeners[port].State, want)
+		if got.ports[port].State != want {
+			t.Errorf("listener %d: state %d, want %d", port, got.ports[port].State, want)
 		}
 	}
-	if len(got.listeners) != 3 || len(got.problems) != 0 {
-		t.Errorf("listeners %v, problems %v", got.listeners, got.problems)
+	if len(got.ports) != 3 || len(got.problems) != 0 {
+		t.Errorf("listeners %v, problems %v", got.ports, got.problems)
 	}
 }
 
@@ -36,7 +36,7 @@ func TestListenerBehindPortsThatDisagree(t *testing.T) {
 	s := balanced(map[string]string{awsPorts: "80"})
 	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
 	wantProblem(t, readIntent(s), "ports with the targetPort 8080 disagree: PROXY protocol is on for some and off for others")
-	if got := readIntent(s).listeners[8080].State; got != proxyMixed {
+	if got := readIntent(s).ports[8080].State; got != proxyMixed {
 		t.Errorf("state %d, want mixed", got)
 	}
 }
@@ -48,7 +48,7 @@ func TestListenerBehindPortsThatAgree(t *testing.T) {
 		owns("a", 5, awsAttributes+".80"), owns("b", 9, scalewayV1),
 	}
 	for range 2 { // whichever port comes first
-		got := readIntent(s).listeners[8080]
+		got := readIntent(s).ports[8080]
 		if got.State != proxyOn || got.Version != "" || !got.since.Equal(at(9)) {
 			t.Errorf("state %d, version %q, since %s; want on, no version and minute 9", got.State, got.Version, got.since.Sub(start))
 		}
@@ -62,8 +62,8 @@ func TestListenerBehindAPortWithAnInvalidValue(t *testing.T) {
 	for range 2 {
 		got := readIntent(s)
 		wantProblem(t, got, `"v2" is not a JSON object`)
-		if got.listeners[8080].State != proxyUnknown {
-			t.Errorf("state %d, want unknown", got.listeners[8080].State)
+		if got.ports[8080].State != proxyUnknown {
+			t.Errorf("state %d, want unknown", got.ports[8080].State)
 		}
 		slices.Reverse(s.Spec.Ports)
 	}
@@ -74,12 +74,12 @@ func TestNamedTargetPortLeadsToAnUnknownListener(t *testing.T) {
 	s.Spec.Ports[0].TargetPort = intstr.FromString("http")
 	got := readIntent(s)
 	wantProblem(t, got, `port 80 has the targetPort "http", and Usher cannot know which listener that is`)
-	if got.others.State != proxyUnknown || got.listeners[8443].State != proxyOn {
-		t.Errorf("others %v, 8443 %v; want unknown and on", got.others, got.listeners[8443])
+	if got.otherPorts.State != proxyUnknown || got.ports[8443].State != proxyOn {
+		t.Errorf("others %v, 8443 %v; want unknown and on", got.otherPorts, got.ports[8443])
 	}
 	delete(s.Annotations, digital)
-	if got := readIntent(s); got.others.State != proxyOff || len(got.problems) > 0 {
-		t.Errorf("without headers: others %v, problems %v", got.others, got.problems)
+	if got := readIntent(s); got.otherPorts.State != proxyOff || len(got.problems) > 0 {
+		t.Errorf("without headers: others %v, problems %v", got.otherPorts, got.problems)
 	}
 }
 
@@ -88,8 +88,8 @@ func TestServiceThatIsNoLoadBalancer(t *testing.T) {
 	s.Spec.Type = ""
 	got := readIntent(s)
 	wantProblem(t, got, "clouds read it only on Services of type LoadBalancer, and this Service has the type ClusterIP")
-	if got.listeners[8080].State != proxyOff {
-		t.Errorf("state %d, want off", got.listeners[8080].State)
+	if got.ports[8080].State != proxyOff {
+		t.Errorf("state %d, want off", got.ports[8080].State)
 	}
 }
 
@@ -235,7 +235,7 @@ func TestIntentIsAsOldAsItsNewestAnnotation(t *testing.T) {
 	} {
 		s := service("", 0)
 		s.Annotations, s.ManagedFields = c.annotations, c.entries
-		if got := readIntent(s).listeners[8080].since; !got.Equal(at(c.want)) {
+		if got := readIntent(s).ports[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since minute %v, want %v", name, got.Sub(start).Minutes(), c.want)
 		}
 	}

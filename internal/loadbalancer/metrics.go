@@ -1,9 +1,7 @@
 package loadbalancer
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,18 +78,15 @@ func (m *Metrics) warning(now time.Time) string {
 	if len(m.grace) == 0 {
 		return ""
 	}
-	byName := func(a, b gracePort) int {
-		return cmp.Or(cmp.Compare(a.service.Namespace, b.service.Namespace), cmp.Compare(a.service.Name, b.service.Name), a.port-b.port)
-	}
 	var out []string
-	for _, g := range slices.SortedFunc(maps.Keys(m.grace), byName) {
+	for g, end := range m.grace {
 		listener := "listener " + strconv.Itoa(g.port)
 		if g.port == 0 {
 			listener = "other listeners"
 		}
-		end := m.grace[g]
-		out = append(out, fmt.Sprintf("%s of Service %s/%s for another %s, until %s",
-			listener, g.service.Namespace, g.service.Name, end.Sub(now).Round(time.Second), end.UTC().Format(time.RFC3339)))
+		out = append(out, fmt.Sprintf("Service %s/%s, %s, for another %s, until %s",
+			g.service.Namespace, g.service.Name, listener, end.Sub(now).Round(time.Second), end.UTC().Format(time.RFC3339)))
 	}
-	return "grace period, with and without a PROXY header: " + strings.Join(out, "; ")
+	slices.Sort(out)
+	return "in a grace period, and open to connections with and without a PROXY header: " + strings.Join(out, "; ")
 }

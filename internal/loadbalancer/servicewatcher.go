@@ -47,8 +47,8 @@ type serviceWatcher struct {
 	last serviceEvent
 }
 
-// run watches until ctx ends. It uses a reflector, for an informer tells neither that
-// the list is empty nor that a watch is refused.
+// run watches until ctx ends. It uses a reflector, because an informer does not report
+// that a list is empty, or that a watch is refused.
 func (w *serviceWatcher) run(ctx context.Context) {
 	quiet := logr.Discard() // errors become problems
 	store := cache.NewUndeltaStore(w.observe, cache.MetaNamespaceKeyFunc)
@@ -56,35 +56,33 @@ func (w *serviceWatcher) run(ctx context.Context) {
 		RunWithContext(klog.NewContext(ctx, quiet))
 }
 
-// listWatch returns the requests of the reflector. Each one updates the error in
-// events. A panic in a request becomes an error, so the reflector tries again.
+// listWatch returns the requests of the reflector.
 func (w *serviceWatcher) listWatch(ctx context.Context) *cache.ListWatch {
-	lw := cache.NewListWatchFromClient(w.client, "services", w.id.Namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, w.id.Name))
-	request := func(f func() error) error {
-		err := guard.Run(w.log, "kubernetes", f)
-		w.requestDone(ctx, err)
-		return err
-	}
+	byName := fields.OneTermEqualSelector(metav1.ObjectNameField, w.id.Name)
+	lw := cache.NewListWatchFromClient(w.client, "services", w.id.Namespace, byName)
 	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
-			err = request(func() (err error) {
-				list, err = lw.ListWithContext(ctx, o)
-				return err
-			})
-			return list, err
+		ListWithContextFunc: func(requestCtx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return request(ctx, w, func() (runtime.Object, error) { return lw.ListWithContext(requestCtx, o) })
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (events watch.Interface, err error) {
-			err = request(func() (err error) {
-				events, err = lw.WatchWithContext(ctx, o)
-				return err
-			})
-			return events, err
+		WatchFuncWithContext: func(requestCtx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return request(ctx, w, func() (watch.Interface, error) { return lw.WatchWithContext(requestCtx, o) })
 		},
 	}
 }
 
-// requestDone records how a request ended. After a watch that is too old, or that an
-// older API server does not understand, the reflector lists, so those are no errors.
+// request sends a request and records how it ended. A panic becomes an error, so the
+// reflector tries again.
+func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, error)) (answer T, err error) {
+	err = guard.Run(w.log, "kubernetes", func() (err error) {
+		answer, err = send()
+		return err
+	})
+	w.requestDone(ctx, err)
+	return answer, err
+}
+
+// requestDone records how a request ended. A watch that is too old, or that an older API
+// server does not understand, is no error: the reflector lists next.
 func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return

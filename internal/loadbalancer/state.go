@@ -17,9 +17,9 @@ import (
 // never modified. The zero value: nothing is known. The exported fields are stored as
 // JSON, see stateStore.
 type serviceState struct {
-	ResourceVersion   string            `json:"version"` // of the last revision of the Service that was observed
-	Listeners         map[int]portState `json:"listeners"`
-	Others            portState         `json:"others"`
+	ResourceVersion   string            `json:"version"`   // of the last revision of the Service that was observed
+	Ports             map[int]portState `json:"listeners"` // by the listener's port
+	OtherPorts        portState         `json:"others"`    // of the listeners that no port of the Service leads to
 	PreservesClientIP bool              `json:"peerIsClient,omitempty"`
 }
 
@@ -57,15 +57,16 @@ func (s serviceState) next(stored serviceState, o observation) serviceState {
 // observe returns the state after a revision of the Service was read.
 func (s serviceState) observe(intent serviceIntent, now time.Time) serviceState {
 	next := serviceState{
-		ResourceVersion: intent.resourceVersion, Listeners: map[int]portState{},
-		Others: s.Others.observe(intent.others, intent.modified, now), PreservesClientIP: intent.preservesClientIP,
+		ResourceVersion: intent.resourceVersion, Ports: map[int]portState{},
+		OtherPorts:        s.OtherPorts.observe(intent.otherPorts, intent.modified, now),
+		PreservesClientIP: intent.preservesClientIP,
 	}
-	for port, ofPort := range intent.listeners {
-		last := s.Listeners[port]
+	for port, ofPort := range intent.ports {
+		last := s.Ports[port]
 		if intent.created.After(last.Modified) {
 			last.RemovalProblem = problem.Problem{} // it is another load balancer
 		}
-		next.Listeners[port] = last.observe(ofPort, intent.modified, now)
+		next.Ports[port] = last.observe(ofPort, intent.modified, now)
 	}
 	return next
 }
@@ -80,14 +81,14 @@ func (p portState) observe(intent portIntent, modified, now time.Time) portState
 	}
 	next := portState{portIntent: intent, Modified: modified}
 	switch {
-	case intent.State == proxyMixed:
+	case intent.State == proxyMixed: // permissive for as long as it is
 	case intent.State == proxyOn && p.State == proxyOn && p.Version == intent.Version && !p.mayHaveMissedChange(intent):
 		next.Changed = p.Changed // something else has changed, if anything
-	case intent.State == proxyOn:
+	case intent.State == proxyOn: // switched on
 		next.Changed = intent.since
-	case p.State == proxyOff:
+	case p.State == proxyOff: // still off
 		next.Changed = p.Changed
-	case p.State == proxyOn || p.State == proxyMixed:
+	case p.State == proxyOn || p.State == proxyMixed: // switched off
 		next.Changed = now
 		if modified.After(p.Modified) {
 			next.Changed = modified // the same for all Ushers
@@ -114,11 +115,11 @@ func (s serviceState) replay(revisions []*corev1.Service, now time.Time) service
 
 // freeze returns the state after it became unknown what the Service asks for.
 func (s serviceState) freeze(now time.Time) serviceState {
-	s.Listeners = maps.Clone(s.Listeners)
-	for port, p := range s.Listeners {
-		s.Listeners[port] = p.freeze(now)
+	s.Ports = maps.Clone(s.Ports)
+	for port, p := range s.Ports {
+		s.Ports[port] = p.freeze(now)
 	}
-	s.Others = s.Others.freeze(now)
+	s.OtherPorts = s.OtherPorts.freeze(now)
 	return s
 }
 
@@ -129,7 +130,7 @@ func (p portState) freeze(now time.Time) portState {
 	return p
 }
 
-func (s serviceState) frozen() bool { return !s.Others.FrozenSince.IsZero() }
+func (s serviceState) frozen() bool { return !s.OtherPorts.FrozenSince.IsZero() }
 
 // newer returns the newer one of two states. The deletion of a Service has no
 // ResourceVersion: the state that is frozen is the newer one then.
@@ -155,8 +156,8 @@ func isNewer(a, b string) bool {
 // removalProblems returns the problems of annotations that were removed without effect.
 func (s serviceState) removalProblems() []problem.Problem {
 	var out []problem.Problem
-	for _, port := range slices.Sorted(maps.Keys(s.Listeners)) {
-		if p := s.Listeners[port]; p.annotationRemoved && !slices.Contains(out, p.RemovalProblem) {
+	for _, port := range slices.Sorted(maps.Keys(s.Ports)) {
+		if p := s.Ports[port]; p.annotationRemoved && !slices.Contains(out, p.RemovalProblem) {
 			out = append(out, p.RemovalProblem)
 		}
 	}
@@ -196,9 +197,9 @@ func (s serviceState) balancer(grace time.Duration, now time.Time) (*gateway.Bal
 		return gateway.PortState{Mode: mode, ProxyVersion: p.Version}
 	}
 	b := &gateway.Balancer{
-		Ports: map[int]gateway.PortState{}, OtherPorts: stateOf(0, s.Others), PreservesClientIP: s.PreservesClientIP,
+		Ports: map[int]gateway.PortState{}, OtherPorts: stateOf(0, s.OtherPorts), PreservesClientIP: s.PreservesClientIP,
 	}
-	for port, p := range s.Listeners {
+	for port, p := range s.Ports {
 		b.Ports[port] = stateOf(port, p)
 	}
 	return b, ends

@@ -21,14 +21,14 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// start is when every Service of these tests was made.
+// start is when every Service of these tests was created.
 var start = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 func at(minutes float64) time.Time {
 	return start.Add(time.Duration(minutes * float64(time.Minute)))
 }
 
-// service is a Service that was made at start, with DigitalOcean's annotation:
+// service is a Service that was created at start, with DigitalOcean's annotation:
 // set to a value by kubectl at some minute, or, with "", not there.
 func service(value string, set float64) *corev1.Service {
 	s := balanced(nil)
@@ -120,7 +120,7 @@ func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOn(t *testing
 	}
 	r.wantMode(settings.Permissive)
 	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{namespace="consul",port="8080",service="edge"} %.6e`, float64(at(70).Unix()))
-	r.wantGracePeriod(metric, "listener 8080 of Service consul/edge for another 10m0s, until 2026-01-01T13:10:00Z")
+	r.wantGracePeriod(metric, "Service consul/edge, listener 8080, for another 10m0s, until 2026-01-01T13:10:00Z")
 	if wake := r.advanceTo(69.9); wake.Round(time.Second) != 6*time.Second {
 		t.Errorf("wakes up after %v, want 6s", wake)
 	}
@@ -337,7 +337,7 @@ func TestGracePeriodOfZero(t *testing.T) {
 
 func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 	key := `{"f:metadata": {"f:annotations": {"f:` + digital + `": {}}}}`
-	kind := `{"f:spec": {"f:type": {}}}`
+	serviceType := `{"f:spec": {"f:type": {}}}`
 	status := managed("cloud", 50, key)
 	status.Subresource = "status"
 	for name, c := range map[string]struct {
@@ -347,7 +347,7 @@ func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 		"no manager":                 {nil, 0},
 		"one":                        {[]metav1.ManagedFieldsEntry{managed("a", 5, key)}, 5},
 		"two with the same value":    {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, key)}, 5},
-		"the type came later":        {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, kind)}, 9},
+		"the type came later":        {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, serviceType)}, 9},
 		"an unrelated manager later": {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 9, `{"f:metadata": {"f:labels": {}}}`)}, 5},
 		"the status does not count":  {[]metav1.ManagedFieldsEntry{managed("a", 5, key), status}, 5},
 		"an entry that is not JSON":  {[]metav1.ManagedFieldsEntry{managed("a", 5, key), managed("b", 3, "x")}, 5},
@@ -356,7 +356,7 @@ func TestIntentIsAsOldAsItsOldestManager(t *testing.T) {
 	} {
 		s := service("", 0)
 		s.Annotations, s.ManagedFields = map[string]string{digital: "true"}, c.entries
-		if got := readIntent(s).listeners[8080].since; !got.Equal(at(c.want)) {
+		if got := readIntent(s).ports[8080].since; !got.Equal(at(c.want)) {
 			t.Errorf("%s: since %s, want minute %v", name, got.Sub(start), c.want)
 		}
 	}

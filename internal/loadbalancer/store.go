@@ -48,7 +48,7 @@ func (s stateStore) Update(
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		return guard.Run(s.log, "kubernetes", func() error {
 			var m corev1.ConfigMap
-			if err := s.client.Get().Namespace(s.at.Namespace).Resource("configmaps").Name(s.at.Name).Do(ctx).Into(&m); err != nil {
+			if err := s.request(s.client.Get()).Do(ctx).Into(&m); err != nil {
 				return err
 			}
 			key := id.Namespace + "." + id.Name
@@ -69,7 +69,11 @@ func (s stateStore) compareAndSwap(ctx context.Context, m *corev1.ConfigMap, key
 		m.Data = map[string]string{}
 	}
 	m.Data[key] = text
-	return s.client.Put().Namespace(s.at.Namespace).Resource("configmaps").Name(s.at.Name).Body(m).Do(ctx).Error()
+	return s.request(s.client.Put()).Body(m).Do(ctx).Error()
+}
+
+func (s stateStore) request(r *rest.Request) *rest.Request {
+	return r.Namespace(s.at.Namespace).Resource("configmaps").Name(s.at.Name)
 }
 
 // problem returns the problem for an error of Update.
@@ -114,8 +118,8 @@ func (s serviceState) plausible(now time.Time) serviceState {
 	inFuture := func(p portState) bool {
 		return p.Changed.After(latest) || p.Modified.After(latest) || p.FrozenSince.After(latest)
 	}
-	invalid := inFuture(s.Others) || len(s.Listeners) == 0 && s.Others.empty()
-	for port, p := range s.Listeners {
+	invalid := inFuture(s.OtherPorts) || len(s.Ports) == 0 && s.OtherPorts.empty()
+	for port, p := range s.Ports {
 		invalid = invalid || inFuture(p) || p.empty() || port < 1 || port > 65535
 	}
 	if invalid {

@@ -26,8 +26,8 @@ func versioned(s *corev1.Service, version int) serviceEvent {
 	return serviceIs(s)
 }
 
-// An Usher that starts at 66 finds in the store what the Service does not tell, and the
-// API server has forgotten its history.
+// An Usher that starts at 66 finds in the store what is not in the Service. The API server
+// has forgotten its history.
 func TestRestartedUsherAgreesByTheStore(t *testing.T) {
 	on := func(set float64, version int) serviceEvent { return versioned(service("true", set), version) }
 	removed := func(version int) serviceEvent { return versioned(service("", 0), version) }
@@ -48,7 +48,7 @@ func TestRestartedUsherAgreesByTheStore(t *testing.T) {
 		"an invalid value":             {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Strict, settings.Strict},
 		"invalid, in a grace period":   {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Permissive, settings.Permissive},
 		"preserved client IPs":         {[]step{{57, versioned(preservesClients(), 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Strict, settings.Strict},
-		"changed while nobody watched": {[]step{{30, on(0, 1)}}, removed(2), settings.Permissive, settings.Permissive},
+		"changed while Usher was down": {[]step{{30, on(0, 1)}}, removed(2), settings.Permissive, settings.Permissive},
 	} {
 		t.Run(name, func(t *testing.T) {
 			first, second := newTestReconciler(t), newTestReconciler(t)
@@ -138,8 +138,8 @@ func TestEveryTimeCanBeStored(t *testing.T) {
 		}
 		when = utc(when)
 		p := portState{portIntent: portIntent{State: proxyOn}, Changed: when, Modified: when, FrozenSince: when}
-		s := decodeState(encodeState(serviceState{ResourceVersion: "1", Listeners: map[int]portState{80: p}, Others: p}))
-		if s.ResourceVersion != "1" || s.Listeners[80].State != proxyOn || s.Others.State != proxyOn {
+		s := decodeState(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]portState{80: p}, OtherPorts: p}))
+		if s.ResourceVersion != "1" || s.Ports[80].State != proxyOn || s.OtherPorts.State != proxyOn {
 			t.Errorf("with %s it was stored as %+v", text, s)
 		}
 	}
@@ -153,7 +153,7 @@ func FuzzStoredState(f *testing.F) {
 	}
 	f.Add(encodeState(serviceState{}.observe(readIntent(service("true", 0)), start)))
 	mixed := portState{portIntent: portIntent{State: proxyMixed, RemovalProblem: problem.Problem{Where: "a", What: "b"}}}
-	f.Add(encodeState(serviceState{ResourceVersion: "1", Listeners: map[int]portState{80: mixed}}.freeze(start)))
+	f.Add(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]portState{80: mixed}}.freeze(start)))
 	f.Fuzz(func(t *testing.T, text string) {
 		s := decodeState(text)
 		if again := encodeState(s); encodeState(decodeState(again)) != again {
@@ -190,7 +190,7 @@ func TestWatchStoresWhatItObserves(t *testing.T) {
 	a.set(service("", 0))
 	await(t, published, settings.Permissive, "")
 	s := a.waitStored(t, "2")
-	if p := s.Listeners[8080]; p.State != proxyOff || p.Changed.Before(before) || p.Changed.After(time.Now()) {
+	if p := s.Ports[8080]; p.State != proxyOff || p.Changed.Before(before) || p.Changed.After(time.Now()) {
 		t.Errorf("after %s, %+v is stored", before, s)
 	}
 	await(t, a.watchEdge(t, "record"), settings.Permissive, "")
@@ -239,8 +239,8 @@ func TestSlowerUsherAdoptsTheStoredState(t *testing.T) {
 	await(t, published, settings.Off, "")
 }
 
-// What the Service alone tells is a guess, which the stored state corrects once it can be
-// read.
+// Without the stored state Usher can only guess. It adopts the stored state once it can
+// read it.
 func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
@@ -250,7 +250,7 @@ func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
 	await(t, published, settings.Off, "it does not exist; create an empty one")
 	off := portIntent{State: proxyOff}
 	removed := serviceState{
-		ResourceVersion: "2", Listeners: map[int]portState{8080: {portIntent: off, Changed: time.Now()}}, Others: portState{portIntent: off},
+		ResourceVersion: "2", Ports: map[int]portState{8080: {portIntent: off, Changed: time.Now()}}, OtherPorts: portState{portIntent: off},
 	}
 	a.change(func() { a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(removed)}} })
 	await(t, published, settings.Permissive, "")

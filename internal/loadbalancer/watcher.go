@@ -30,7 +30,7 @@ type Options struct {
 	Logger  *slog.Logger
 	Metrics *Metrics
 	// Record is the ConfigMap of the stateStore. It must exist. Zero: there is no store,
-	// and a restarted Usher has only what the API server tells.
+	// and a restarted Usher has only the history that the API server keeps.
 	Record types.NamespacedName
 }
 
@@ -118,7 +118,7 @@ func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 // wait for the ConfigMap.
 func (r *reconciler) onEvent(ctx context.Context) {
 	now, last := time.Now().UTC(), r.state
-	if r.event.err == nil && r.event.service != nil && last.Listeners == nil {
+	if r.event.err == nil && r.event.service != nil && last.Ports == nil {
 		last = last.replay(readHistory(ctx, r.Client, r.event.service), now)
 	}
 	observed, ok := r.observe(now)
@@ -170,7 +170,8 @@ func (r *reconciler) observe(now time.Time) (observation, bool) {
 	if r.failing {
 		r.problems = []problem.Problem{{
 			Where: serviceName(r.id.Namespace, r.id.Name),
-			What:  unknown + ". Until this is fixed, listeners with the mode auto keep their mode, and those without one are held back",
+			What: unknown + ". Until this is fixed, listeners with the mode auto keep their mode, " +
+				"and those without one are held back",
 		}}
 		return observation{at: now}, true
 	}

@@ -178,14 +178,14 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		for _, s := range events {
-			kind := "MODIFIED"
+			event := "MODIFIED"
 			if s == nil {
-				kind, s = "DELETED", balanced(nil)
+				event, s = "DELETED", balanced(nil)
 				s.ResourceVersion = fmt.Sprint(seen + 1)
 			}
 			s = s.DeepCopy()
 			s.TypeMeta = metav1.TypeMeta{Kind: "Service", APIVersion: "v1"}
-			_ = json.NewEncoder(w).Encode(map[string]any{"type": kind, "object": s})
+			_ = json.NewEncoder(w).Encode(map[string]any{"type": event, "object": s})
 			seen++
 		}
 		w.(http.Flusher).Flush()
@@ -288,7 +288,7 @@ func TestWatchFollowsAService(t *testing.T) {
 	await(t, published, settings.Strict, "give Usher get, list and watch on it")
 	a.refuse(false)
 	await(t, published, settings.Strict, "")
-	a.Listener.Close() // first, so that nobody connects again
+	a.Listener.Close() // first, so no client connects again
 	a.CloseClientConnections()
 	await(t, published, settings.Strict, "cannot be reached: ")
 }

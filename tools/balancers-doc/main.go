@@ -25,30 +25,33 @@ func main() {
 	}
 }
 
-// head is everything in the page that does not follow from the table.
-//
-//go:embed head.md
-var head string
+// The parts of the page that do not follow from the table: what comes before and after
+// it, and what you have to know beside the annotations of a provider.
+var (
+	//go:embed head.md
+	head string
+	//go:embed tail.md
+	tail string
+	//go:embed notes.md
+	notes string
+)
 
 // page returns the whole page.
 func page() string {
 	var b strings.Builder
 	b.WriteString(head)
 	for _, p := range loadbalancer.Providers {
-		fmt.Fprintf(&b, "\n### %s\n\n| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n", p.Name)
+		fmt.Fprintf(&b, "\n### %s\n\n", p.Name)
+		b.WriteString("| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n")
 		for _, a := range p.Annotations {
 			fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n",
-				a.Key, cmp.Or(a.Source, p.Source), on(a), off(a), a.Otherwise, versions(a), scope(a), p.Evidence)
+				a.Key, cmp.Or(a.URL, p.URL), on(a), off(a), a.Otherwise, versions(a), scope(a), cmp.Or(p.Evidence, "not verified"))
 		}
-		if list := notes(p); list != "" {
+		if list := notesOn(p); list != "" {
 			b.WriteString("\n" + list)
 		}
 	}
-	b.WriteString("\n## Load balancers without such an annotation\n\n| load balancer | what to do |\n|---|---|\n")
-	for _, n := range loadbalancer.WithoutAnnotation {
-		fmt.Fprintf(&b, "| %s | %s |\n", n.Name, n.Instead)
-	}
-	return b.String()
+	return b.String() + tail
 }
 
 // on returns the values that switch headers on.
@@ -112,24 +115,28 @@ func scope(a loadbalancer.Annotation) string {
 	return "the Service"
 }
 
-// notes returns what an operator has to know beside the annotations of a provider.
-func notes(p loadbalancer.Provider) string {
+// notesOn returns the section of a provider in notes, with what follows from the table.
+func notesOn(p loadbalancer.Provider) string {
 	var b strings.Builder
 	several := len(p.Annotations) > 1
 	if several {
 		b.WriteString("- The first of these annotations that says something about a port counts.\n")
 	}
+	_, section, _ := strings.Cut("\n"+notes, "\n# "+p.Name+"\n\n")
+	section, _, _ = strings.Cut(section, "\n\n# ")
+	if section = strings.TrimSpace(section); section != "" {
+		b.WriteString(section + "\n")
+	}
 	for _, a := range p.Annotations {
+		if !a.Sticky {
+			continue
+		}
 		key := ""
 		if several {
 			key = fmt.Sprintf("`%s`: ", a.Key)
 		}
-		if a.Note != "" {
-			fmt.Fprintf(&b, "- %s%s\n", key, a.Note)
-		}
-		if a.Sticky {
-			fmt.Fprintf(&b, "- %sRemoving the annotation leaves the load balancer as it is, and Usher reports a problem and keeps the mode. %s\n", key, switchOff(a))
-		}
+		fmt.Fprintf(&b, "- %sRemoving the annotation leaves the load balancer as it is, "+
+			"and Usher reports a problem and keeps the mode.\n  %s\n", key, switchOff(a))
 	}
 	return b.String()
 }
@@ -139,5 +146,5 @@ func switchOff(a loadbalancer.Annotation) string {
 	if len(a.Off) > 0 {
 		return "Set it to " + off(a) + " first, and remove it later, if at all."
 	}
-	return "Keep it for as long as the load balancer exists."
+	return "Keep the annotation for as long as the load balancer exists."
 }

@@ -22,17 +22,17 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// The names in docs/kubernetes-role.yaml: the namespace that there is, and the
-// Service that Usher may read.
+// The names in docs/kubernetes-role.yaml: the only namespace, and the Service that Usher
+// may read.
 const (
 	Namespace = "consul"
 	Service   = "consul-ingress-gateway"
 )
 
-// rights is where the server keeps roles and who has them.
-const rights = "/apis/rbac.authorization.k8s.io/v1/namespaces/" + Namespace + "/"
+// rbacPath is the path of roles and role bindings.
+const rbacPath = "/apis/rbac.authorization.k8s.io/v1/namespaces/" + Namespace + "/"
 
-// client speaks with the server as a user.
+// client returns a client of the server for a user.
 func (s *Server) client(t *testing.T, u User) rest.Interface {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig(t, u))
@@ -57,10 +57,12 @@ func (s *Server) client(t *testing.T, u User) rest.Interface {
 
 func (s *Server) createNamespace(t *testing.T) {
 	t.Helper()
-	s.post(t, "/api/v1/namespaces", map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace}})
+	s.post(t, "/api/v1/namespaces", map[string]any{
+		"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": Namespace},
+	})
 }
 
-// Grant makes the roles and bindings in a file of YAML, and the ConfigMaps.
+// Grant creates the roles, role bindings and ConfigMaps in a YAML file.
 func (s *Server) Grant(t *testing.T, file string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -73,7 +75,7 @@ func (s *Server) Grant(t *testing.T, file string) {
 			t.Fatalf("%s: %v", file, err)
 		}
 		kind := object["kind"].(string)
-		path := rights
+		path := rbacPath
 		if kind == "ConfigMap" {
 			path = "/api/v1/namespaces/" + Namespace + "/"
 		}
@@ -81,11 +83,10 @@ func (s *Server) Grant(t *testing.T, file string) {
 	}
 }
 
-// Revoke takes a role binding away, and waits until Usher may not read its
-// Service any more.
+// Revoke deletes a role binding, and waits until Usher cannot read its Service any more.
 func (s *Server) Revoke(t *testing.T, binding string) {
 	t.Helper()
-	if err := s.admin.Delete().AbsPath(rights + "rolebindings/" + binding).Do(t.Context()).Error(); err != nil {
+	if err := s.admin.Delete().AbsPath(rbacPath + "rolebindings/" + binding).Do(t.Context()).Error(); err != nil {
 		t.Fatal(err)
 	}
 	usher := s.client(t, Usher)
@@ -98,7 +99,7 @@ func (s *Server) Revoke(t *testing.T, binding string) {
 	})
 }
 
-// post makes an object, unless there is one of this name. A server that has just
+// post creates an object, unless there is one of this name. A server that has just
 // started refuses some at first.
 func (s *Server) post(t *testing.T, path string, object any) {
 	t.Helper()
@@ -115,18 +116,19 @@ func (s *Server) post(t *testing.T, path string, object any) {
 	})
 }
 
-// Create makes a Service in Namespace, and gives it as the server has it.
+// Create creates a Service in Namespace, and returns it as the server has it.
 func (s *Server) Create(t *testing.T, service *corev1.Service) *corev1.Service {
 	t.Helper()
-	var made corev1.Service
-	if err := s.admin.Post().Namespace(Namespace).Resource("services").Body(service).Do(t.Context()).Into(&made); err != nil {
-		t.Fatalf("make the Service %s: %v", service.Name, err)
+	var created corev1.Service
+	err := s.admin.Post().Namespace(Namespace).Resource("services").Body(service).Do(t.Context()).Into(&created)
+	if err != nil {
+		t.Fatalf("create the Service %s: %v", service.Name, err)
 	}
-	return &made
+	return &created
 }
 
-// Annotate changes an annotation of Service as "kubectl annotate" does, and
-// gives the Service as the server has it now; nil removes the annotation.
+// Annotate changes an annotation of Service as "kubectl annotate" does, and returns the
+// Service as the server has it now; nil removes the annotation.
 func (s *Server) Annotate(t *testing.T, key string, value *string) *corev1.Service {
 	t.Helper()
 	now, err := s.TryAnnotate(t, key, value)
@@ -136,7 +138,7 @@ func (s *Server) Annotate(t *testing.T, key string, value *string) *corev1.Servi
 	return now
 }
 
-// TryAnnotate is Annotate where the server may refuse.
+// TryAnnotate is Annotate for a change that the server may refuse.
 func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.Service, error) {
 	t.Helper()
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{key: value}}})
@@ -145,7 +147,8 @@ func (s *Server) TryAnnotate(t *testing.T, key string, value *string) (*corev1.S
 	}
 	var now corev1.Service
 	err = s.admin.Patch(types.MergePatchType).Namespace(Namespace).Resource("services").Name(Service).
-		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).Body(patch).Do(t.Context()).Into(&now)
+		VersionedParams(&metav1.PatchOptions{FieldManager: "kubectl-annotate"}, metav1.ParameterCodec).
+		Body(patch).Do(t.Context()).Into(&now)
 	return &now, err
 }
 

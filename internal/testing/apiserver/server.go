@@ -20,17 +20,17 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// here is where the test runs.
-type here struct{}
+// testHost is the host of the test.
+type testHost struct{}
 
 // Do implements testprocess.Host.
-func (here) Do(f func() error) error { return f() }
+func (testHost) Do(f func() error) error { return f() }
 
-// Options say where the server runs. The zero value: where the test does, on
+// Options are where the server runs. The zero value: on the host of the test, on
 // loopback.
 type Options struct {
 	Host testprocess.Host
-	IP   string // the host's, where it listens
+	IP   string // of the host, for listening
 	// Dial connects from the host.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -45,34 +45,32 @@ type Server struct {
 	admin   rest.Interface
 }
 
-// User is somebody whom the server knows.
+// User is a user of the server.
 type User string
 
-// The users. Admin may do everything; Usher is the service account of
-// docs/kubernetes-role.yaml, and may do what Grant gives it.
+// The users. Admin has every right; Usher is the service account of
+// docs/kubernetes-role.yaml, and has the rights from Grant.
 const (
 	Admin User = "admin"
 	Usher User = "usher"
 )
 
-// tokens are the users, as --token-auth-file has them: a user's token is its
-// name.
+// tokens are the users in the format of --token-auth-file: a user's token is its name.
 const tokens = "admin,admin,1,system:masters\nusher,system:serviceaccount:" + Namespace + ":usher,2\n"
 
-// Start starts a server that has Namespace and nothing else, and waits until it
-// is ready.
+// Start starts a server with Namespace and nothing else, and waits until it is ready.
 func Start(t *testing.T, o Options) *Server {
 	t.Helper()
 	if o.Host == nil {
-		o = Options{Host: here{}, IP: "127.0.0.1", Dial: new(net.Dialer).DialContext}
+		o = Options{Host: testHost{}, IP: "127.0.0.1", Dial: new(net.Dialer).DialContext}
 	}
 	s := &Server{options: o, dir: testprocess.NewDir(t)}
-	s.address = s.free(t)
-	etcd, peer := "http://"+s.free(t), "http://"+s.free(t)
+	s.address = s.freeAddress(t)
+	etcd, etcdPeer := "http://"+s.freeAddress(t), "http://"+s.freeAddress(t)
 	s.run(t, "etcd", testprocess.Debian(t, "etcd", "etcd-server"), "--data-dir", s.dir+"/etcd",
 		"--listen-client-urls", etcd, "--advertise-client-urls", etcd,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer,
-		"--unsafe-no-fsync") // nothing has to outlive the machine, whose disk may be busy
+		"--listen-peer-urls", etcdPeer, "--initial-advertise-peer-urls", etcdPeer, "--initial-cluster", "default="+etcdPeer,
+		"--unsafe-no-fsync") // the data need not survive a crash, and the disk may be busy
 	key := writeKey(t, s.dir)
 	if err := os.WriteFile(s.dir+"/tokens", []byte(tokens), 0o600); err != nil {
 		t.Fatal(err)
@@ -88,11 +86,11 @@ func Start(t *testing.T, o Options) *Server {
 	return s
 }
 
-// Stop ends the API server, not its etcd: nobody answers any more.
+// Stop ends the API server, but not its etcd.
 func (s *Server) Stop() { s.process.Kill() }
 
-// Resume starts the API server after Stop, with all that it had, and waits until
-// it is ready.
+// Resume starts the API server after Stop, with all its objects, and waits until it is
+// ready.
 func (s *Server) Resume(t *testing.T) {
 	t.Helper()
 	s.process = s.run(t, "kube-apiserver", testprocess.Tool(t, "kubernetes-1.34.0", "kube-apiserver"), s.args...)
@@ -100,7 +98,7 @@ func (s *Server) Resume(t *testing.T) {
 		if _, err := os.Stat(s.dir + "/apiserver.crt"); err != nil {
 			return errors.Join(err, s.process.Alive())
 		}
-		admin := s.client(t, Admin) // the certificate may not have been written whole before
+		admin := s.client(t, Admin) // the certificate may have been incomplete before
 		if err := admin.Get().AbsPath("/readyz").Do(t.Context()).Error(); err != nil {
 			return errors.Join(err, s.process.Alive())
 		}
@@ -114,8 +112,8 @@ func (s *Server) run(t *testing.T, name, path string, args ...string) *testproce
 	return testprocess.Start(t, testprocess.Command{Name: name, Path: path, Args: args, Host: s.options.Host})
 }
 
-// free is an address that nobody listens on.
-func (s *Server) free(t *testing.T) string {
+// freeAddress returns an address without a listener.
+func (s *Server) freeAddress(t *testing.T) string {
 	t.Helper()
 	var address string
 	err := s.options.Host.Do(func() error {
@@ -132,7 +130,7 @@ func (s *Server) free(t *testing.T) string {
 	return address
 }
 
-// writeKey makes the key that signs tokens of service accounts; nobody uses one.
+// writeKey writes the key that signs tokens of service accounts, which no test uses.
 func writeKey(t *testing.T, dir string) string {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -147,7 +145,7 @@ func writeKey(t *testing.T, dir string) string {
 	return file
 }
 
-// Kubeconfig is the path of the file with which a user reaches the server.
+// Kubeconfig returns the path of a kubeconfig file for a user.
 func (s *Server) Kubeconfig(t *testing.T, u User) string {
 	t.Helper()
 	file := filepath.Join(s.dir, string(u)+".kubeconfig")

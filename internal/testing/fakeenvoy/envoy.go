@@ -1,3 +1,8 @@
+// Package fakeenvoy is a fake Envoy: the client of an aggregated discovery stream over a real gRPC connection. A test can
+// run the same steps with the delta and the state-of-the-world protocol.
+//
+// The fake does nothing by itself: a test calls it to subscribe, acknowledge and reject. For hundreds of Envoys, Lean is a
+// codec that leaves resources encoded.
 package fakeenvoy
 
 import (
@@ -30,43 +35,40 @@ const (
 // Protocols are both, for tests that run for each.
 var Protocols = []Protocol{Delta, SotW}
 
-// wait is how long Expect and Ended wait, at most.
+// wait bounds Next, Expect and End.
 const wait = 20 * time.Second
 
-// Options are what an Envoy says about itself.
+// Options describe an Envoy.
 type Options struct {
-	// Node is sent with the first request. Nil sends a node with the id
-	// "envoy".
+	// Node is sent with the first request. Nil is a node with the id "envoy".
 	Node *corev3.Node
-	// Anonymous leaves the node out.
+	// Anonymous sends no node.
 	Anonymous bool
 	// Token is sent as x-consul-token, unless empty.
 	Token string
-	// Has are the versions that the Envoy has from an earlier stream, by
-	// type URL and name; delta only.
+	// Has are the versions that the Envoy has from an earlier stream, by type URL and name; delta only.
 	Has map[string]map[string]string
-	// Claims are the versions of what it has by type URL;
-	// state-of-the-world only.
-	Claims map[string]string
+	// VersionInfo are the versions that it has from an earlier stream, by type URL; state of the world only.
+	VersionInfo map[string]string
 }
 
 // Envoy is one stream.
 type Envoy struct {
-	t        testing.TB
-	protocol Protocol
-	options  Options
-	stream   stream
-	cancel   context.CancelFunc
-	topics   map[string]*topic
-	greeted  bool
+	t             testing.TB
+	protocol      Protocol
+	options       Options
+	stream        stream
+	cancel        context.CancelFunc
+	subscriptions map[string]*subscription
+	nodeSent      bool
 
 	responses chan Response
 	// ended holds the error that ended the stream, io.EOF for none.
 	ended chan error
 }
 
-// topic is what the Envoy asked for of one type.
-type topic struct {
+// subscription is what the Envoy subscribes to, of one type.
+type subscription struct {
 	names   map[string]struct{}
 	nonce   string
 	version string
@@ -77,15 +79,12 @@ type topic struct {
 type Response struct {
 	// Type is the type URL.
 	Type string
-	// Names are the resources in the response, sorted; Removed those it
-	// takes away (delta only).
+	// Names are the resources in the response, and Removed the removed ones (delta only). Both are sorted.
 	Names, Removed []string
-	// Versions are the versions by name (delta), Version that of the whole
-	// (state of the world).
+	// Versions are the versions by name (delta), and Version that of the response (state of the world).
 	Versions map[string]string
 	Version  string
-	// Bodies are the encoded resources by name (delta) or in the order of
-	// the response.
+	// Bodies are the encoded resources, in the order of the response.
 	Bodies [][]byte
 	Nonce  string
 }
@@ -106,7 +105,7 @@ func Connect(t testing.TB, conn grpc.ClientConnInterface, p Protocol, o Options)
 		t.Fatalf("open a %s stream: %v", p, err)
 	}
 	e := &Envoy{
-		t: t, protocol: p, options: o, stream: s, cancel: cancel, topics: map[string]*topic{},
+		t: t, protocol: p, options: o, stream: s, cancel: cancel, subscriptions: map[string]*subscription{},
 		responses: make(chan Response), ended: make(chan error, 1),
 	}
 	done := make(chan struct{})
@@ -137,28 +136,26 @@ func (e *Envoy) receive(ctx context.Context) {
 	}
 }
 
-// Subscribe adds names to what the Envoy wants of a type. The first call for a
-// type without names asks for everything.
+// Subscribe adds names to the subscription. The first call for a type without names subscribes to all.
 func (e *Envoy) Subscribe(typeURL string, names ...string) {
 	e.t.Helper()
-	topic := e.topic(typeURL)
+	sub := e.subscription(typeURL)
 	for _, name := range names {
-		topic.names[name] = struct{}{}
+		sub.names[name] = struct{}{}
 	}
 	e.send(request{typeURL: typeURL, subscribe: names})
 }
 
-// Unsubscribe gives names up.
+// Unsubscribe removes names from the subscription.
 func (e *Envoy) Unsubscribe(typeURL string, names ...string) {
 	e.t.Helper()
 	for _, name := range names {
-		delete(e.topic(typeURL).names, name)
+		delete(e.subscription(typeURL).names, name)
 	}
 	e.send(request{typeURL: typeURL, unsubscribe: names})
 }
 
-// Expect waits for the next response, which must be of the type and carry
-// exactly these resources, in any order.
+// Expect waits for the next response, which must have the type and exactly these resources, in any order.
 func (e *Envoy) Expect(typeURL string, names ...string) Response {
 	e.t.Helper()
 	r := e.Next()
@@ -169,15 +166,15 @@ func (e *Envoy) Expect(typeURL string, names ...string) Response {
 	return r
 }
 
-// Next waits for a response of whatever type.
+// Next waits for the next response.
 func (e *Envoy) Next() Response {
 	e.t.Helper()
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	select {
 	case r := <-e.responses:
-		topic := e.topic(r.Type)
-		topic.nonce = r.Nonce
+		sub := e.subscription(r.Type)
+		sub.nonce = r.Nonce
 		return r
 	case err := <-e.ended:
 		e.ended <- err
@@ -188,8 +185,8 @@ func (e *Envoy) Next() Response {
 	return Response{}
 }
 
-// ExpectNone says that nothing arrives. It may be called in a synctest bubble
-// only, which the server shares: it waits until every goroutine there is idle.
+// ExpectNone fails if something arrives. It waits until every goroutine is idle. Call it only in a synctest bubble that
+// has the server, too.
 func (e *Envoy) ExpectNone() {
 	e.t.Helper()
 	synctest.Wait()
@@ -206,14 +203,14 @@ func (e *Envoy) ExpectNone() {
 // Ack accepts a response.
 func (e *Envoy) Ack(r Response) {
 	e.t.Helper()
-	e.topic(r.Type).version = r.Version
+	e.subscription(r.Type).version = r.Version
 	e.send(request{typeURL: r.Type, nonce: r.Nonce})
 }
 
 // Nack rejects a response.
 func (e *Envoy) Nack(r Response, message string) {
 	e.t.Helper()
-	e.send(request{typeURL: r.Type, nonce: r.Nonce, problem: message})
+	e.send(request{typeURL: r.Type, nonce: r.Nonce, errorMessage: message})
 }
 
 // ExpectAck is Expect, then Ack.
@@ -224,8 +221,7 @@ func (e *Envoy) ExpectAck(typeURL string, names ...string) Response {
 	return r
 }
 
-// ExpectEnd waits until the server ends the stream, with the given status.
-// Responses that are not yet received by Expect must not exist.
+// ExpectEnd waits until the server ends the stream with a status. All responses must have been received before.
 func (e *Envoy) ExpectEnd(code codes.Code) error {
 	e.t.Helper()
 	err := e.End()
@@ -235,8 +231,7 @@ func (e *Envoy) ExpectEnd(code codes.Code) error {
 	return err
 }
 
-// End waits until the server ends the stream, and returns how. Responses that are
-// not yet received by Expect must not exist.
+// End waits until the server ends the stream, and returns the error. All responses must have been received before.
 func (e *Envoy) End() error {
 	e.t.Helper()
 	timeout := time.NewTimer(wait)
@@ -256,35 +251,34 @@ func (e *Envoy) End() error {
 	return nil
 }
 
-// Disconnect ends the stream from the Envoy's side.
+// Disconnect ends the stream.
 func (e *Envoy) Disconnect() { e.cancel() }
 
-func (e *Envoy) topic(typeURL string) *topic {
-	if e.topics[typeURL] == nil {
-		e.topics[typeURL] = &topic{names: map[string]struct{}{}}
+func (e *Envoy) subscription(typeURL string) *subscription {
+	if e.subscriptions[typeURL] == nil {
+		e.subscriptions[typeURL] = &subscription{names: map[string]struct{}{}}
 	}
-	return e.topics[typeURL]
+	return e.subscriptions[typeURL]
 }
 
-// send completes a request with what both protocols keep from request to
-// request.
+// send adds the state of the stream to a request and sends it.
 func (e *Envoy) send(r request) {
 	e.t.Helper()
-	topic := e.topic(r.typeURL)
-	r.names = slices.Sorted(maps.Keys(topic.names))
-	r.version = topic.version
+	sub := e.subscription(r.typeURL)
+	r.names = slices.Sorted(maps.Keys(sub.names))
+	r.versionInfo = sub.version
 	if r.nonce == "" && e.protocol == SotW {
-		r.nonce = topic.nonce
+		r.nonce = sub.nonce
 	}
-	if !topic.started {
-		topic.started = true
-		r.has, r.version = e.options.Has[r.typeURL], e.options.Claims[r.typeURL]
+	if !sub.started {
+		sub.started = true
+		r.initialVersions, r.versionInfo = e.options.Has[r.typeURL], e.options.VersionInfo[r.typeURL]
 	}
-	if !e.greeted && !e.options.Anonymous {
-		e.greeted = true
+	if !e.nodeSent && !e.options.Anonymous {
+		e.nodeSent = true
 		r.node = e.options.Node
 	}
-	// The server may have ended the stream: the next Expect says why.
+	// If the server has ended the stream, the next Expect fails with its reason.
 	_ = e.stream.send(r)
 }
 

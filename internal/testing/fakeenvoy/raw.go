@@ -13,22 +13,21 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Raw is a client that writes HTTP/2 frames itself: it keeps to no limit that a
-// server announces, and may leave anything unfinished.
+// Raw is a client that writes HTTP/2 frames itself. It ignores the server's limits, and may leave messages unfinished.
 type Raw struct {
 	conn    net.Conn
 	framer  *http2.Framer
 	headers bytes.Buffer
 	encoder *hpack.Encoder
-	window  chan struct{} // has a value when the server takes more of a stream
+	window  chan struct{} // has a value when the server accepts more data
 	answer  chan struct{} // closed when the server has sent data
 	done    chan struct{} // closed when the connection has ended
 }
 
-// maxFrame is how many bytes a frame may have.
+// maxFrame is the size of the largest frames, in bytes.
 const maxFrame = 16 << 10
 
-// NewRaw begins HTTP/2 on a connection. It reads until that is closed.
+// NewRaw starts HTTP/2 on a connection, and reads until the connection is closed.
 func NewRaw(conn net.Conn) (*Raw, error) {
 	r := &Raw{conn: conn, framer: http2.NewFramer(conn, conn), window: make(chan struct{}, 1), answer: make(chan struct{}), done: make(chan struct{})}
 	r.encoder = hpack.NewEncoder(&r.headers)
@@ -69,8 +68,7 @@ func (r *Raw) grant() {
 	}
 }
 
-// Open opens a stream of the delta protocol with an odd number. The token may be
-// of any size.
+// Open opens a stream of the delta protocol. Its id must be odd. The token may have any size.
 func (r *Raw) Open(stream uint32, token string) error {
 	r.headers.Reset()
 	for _, h := range [][2]string{
@@ -95,8 +93,7 @@ func (r *Raw) Open(stream uint32, token string) error {
 	return err
 }
 
-// Drip announces a message of so many bytes and sends some of them, each in a
-// frame of its own.
+// Drip starts a message of the given size and sends some of its bytes, one per frame.
 func (r *Raw) Drip(stream uint32, size, bytes int) error {
 	data := binary.BigEndian.AppendUint32([]byte{0}, uint32(size))
 	err := r.framer.WriteData(stream, false, data)
@@ -106,9 +103,9 @@ func (r *Raw) Drip(stream uint32, size, bytes int) error {
 	return err
 }
 
-// Send announces a message of so many bytes and sends the first of them.
+// Send starts a message of the given size and sends its first bytes.
 func (r *Raw) Send(stream uint32, size int, body []byte) error {
-	const window = 32 << 10 // bytes, which every server takes
+	const window = 32 << 10 // bytes, which every server accepts
 	data := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(size)), body...)
 	for sent := 0; sent < len(data); {
 		n := min(len(data)-sent, maxFrame)

@@ -11,26 +11,26 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// request is what either protocol can say.
+// request is a request of either protocol.
 type request struct {
 	typeURL                string
 	subscribe, unsubscribe []string          // delta
 	names                  []string          // state of the world
-	has                    map[string]string // delta
-	version                string            // state of the world
+	initialVersions        map[string]string // delta
+	versionInfo            string            // state of the world
 	nonce                  string
-	problem                string
+	errorMessage           string
 	node                   *corev3.Node
 }
 
 func (r request) errorDetail() *statuspb.Status {
-	if r.problem == "" {
+	if r.errorMessage == "" {
 		return nil
 	}
-	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: r.problem}
+	return &statuspb.Status{Code: int32(codes.InvalidArgument), Message: r.errorMessage}
 }
 
-// stream is the client's end of either protocol.
+// stream is a client stream of either protocol.
 type stream interface {
 	send(request) error
 	receive() (Response, error)
@@ -44,7 +44,7 @@ func (s deltaStream) send(r request) error {
 	return s.Send(&discoveryv3.DeltaDiscoveryRequest{
 		Node: r.node, TypeUrl: r.typeURL, ResponseNonce: r.nonce, ErrorDetail: r.errorDetail(),
 		ResourceNamesSubscribe: r.subscribe, ResourceNamesUnsubscribe: r.unsubscribe,
-		InitialResourceVersions: r.has,
+		InitialResourceVersions: r.initialVersions,
 	})
 }
 
@@ -71,7 +71,7 @@ type sotwStream struct {
 func (s sotwStream) send(r request) error {
 	return s.Send(&discoveryv3.DiscoveryRequest{
 		Node: r.node, TypeUrl: r.typeURL, ResponseNonce: r.nonce, ErrorDetail: r.errorDetail(),
-		ResourceNames: r.names, VersionInfo: r.version,
+		ResourceNames: r.names, VersionInfo: r.versionInfo,
 	})
 }
 
@@ -93,15 +93,15 @@ func (s sotwStream) receive() (Response, error) {
 	return r, nil
 }
 
-// unwrap gives a resource and its name, which this protocol sends only inside
-// it, or in an envelope where it has none.
+// unwrap returns a resource and its name. The state of the world has the name only in the resource, or in a wrapper if
+// the resource has no name field.
 func unwrap(a *anypb.Any) (name string, body []byte, err error) {
 	m, err := a.UnmarshalNew()
 	if err != nil {
 		return "", nil, err
 	}
-	if envelope, is := m.(*discoveryv3.Resource); is {
-		return envelope.GetName(), envelope.GetResource().GetValue(), nil
+	if wrapper, ok := m.(*discoveryv3.Resource); ok {
+		return wrapper.GetName(), wrapper.GetResource().GetValue(), nil
 	}
 	return cache.GetResourceName(m), a.GetValue(), nil
 }

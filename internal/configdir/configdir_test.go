@@ -40,14 +40,14 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-// snapshotOf loads the files and gives what they say of the gateway.
+// snapshotOf loads the files and returns the snapshot of the gateway.
 func snapshotOf(t *testing.T, name string, files tree) *gateway.Snapshot {
 	t.Helper()
 	s := NewSource(write(t, files), Options{})
 	if err := s.Load(); err != nil {
 		t.Fatal(err)
 	}
-	return s.now().snapshot(gateway.ID{Name: name}, "dir")
+	return s.current().snapshot(gateway.ID{Name: name}, "dir")
 }
 
 func testdata(t *testing.T, name string) string {
@@ -61,7 +61,7 @@ func testdata(t *testing.T, name string) string {
 
 const staticServer = `service { name = "static-server" address = "10.1.0.7" port = 8080 }`
 
-// problemsOf loads dir and gives the problems in the gateway's snapshot, with
+// problemsOf loads dir and returns the problems in the gateway's snapshot, with
 // DIR for the directory's name.
 func problemsOf(t *testing.T, dir, name string) []string {
 	t.Helper()
@@ -70,7 +70,7 @@ func problemsOf(t *testing.T, dir, name string) []string {
 		t.Fatal(err)
 	}
 	var out []string
-	for _, p := range s.now().snapshot(gateway.ID{Name: name}, dir).Problems {
+	for _, p := range s.current().snapshot(gateway.ID{Name: name}, dir).Problems {
 		out = append(out, strings.ReplaceAll(p.String(), dir, "DIR"))
 	}
 	return out

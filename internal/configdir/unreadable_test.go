@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -14,10 +15,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-func TestWhatIsNoFileKeepsTheLastGoodContent(t *testing.T) {
-	f := followDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
-	good := f.until(listening(80))
-	path := filepath.Join(f.dir, "gw.hcl")
+func TestAFileThatIsNotRegularKeepsTheLastGoodContent(t *testing.T) {
 	for _, tc := range []struct {
 		name, want string
 		put        func(path string) error
@@ -29,10 +27,13 @@ func TestWhatIsNoFileKeepsTheLastGoodContent(t *testing.T) {
 			return os.WriteFile(path, []byte(gw(80)+strings.Repeat("\n", 1<<20)), 0o600)
 		}},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
+		test := func(t *testing.T) {
+			f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+			good := f.until(listening(80))
+			path := filepath.Join(f.dir, "gw.hcl")
 			must(t, tc.put(filepath.Join(f.dir, ".new")))
 			must(t, os.Rename(filepath.Join(f.dir, ".new"), path))
-			want := path + ": cannot be read: " + tc.want + "; mend it, or remove it"
+			want := path + ": cannot be read: " + tc.want + "; correct it, or remove it"
 			bad := f.until(want, func(s *gateway.Snapshot) bool { return len(s.Problems) == 1 && s.Problems[0].String() == want })
 			if bad.Entry != good.Entry || !cmp.Equal(portsOf(bad), []int{80}) {
 				t.Error("the entry changed")
@@ -42,38 +43,41 @@ func TestWhatIsNoFileKeepsTheLastGoodContent(t *testing.T) {
 			}
 			f.write("gw.hcl", gw(80))
 			f.until(listening(80))
-		})
+		}
+		t.Run(tc.name, func(t *testing.T) { synctest.Test(t, test) })
 	}
 }
 
 func TestAPanicKeepsTheLastGoodContentAndIsAProblem(t *testing.T) {
-	dir := write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer})
-	panicked := false
-	s := NewSource(dir, Options{Report: func(problems []problem.Problem) {
-		if len(problems) > 0 && !panicked {
-			panicked = true
-			panic("a bug")
+	synctest.Test(t, func(t *testing.T) {
+		dir := write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer})
+		panicked := false
+		s := NewSource(dir, Options{Report: func(problems []problem.Problem) {
+			if len(problems) > 0 && !panicked {
+				panicked = true
+				panic("a bug")
+			}
+		}})
+		must(t, s.Load())
+		good := s.current().content
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		f := &watched{t: t, dir: dir}
+		next := s.current().next
+		f.write("gw.hcl", "x")
+		<-next
+		v := s.current()
+		if v.content != good || len(v.problems) != 1 || !strings.HasPrefix(v.problems[0].String(), dir+": bug in Usher: panic in filewatch at unreadable_test.go:") {
+			t.Errorf("problems %v, want one with the reason, and the last good content", v.problems)
 		}
-	}})
-	must(t, s.Load())
-	good := s.now().content
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	f := &followed{t: t, dir: dir}
-	next := s.now().next
-	f.write("gw.hcl", "x")
-	<-next
-	v := s.now()
-	if v.content != good || len(v.broken) != 1 || !strings.HasPrefix(v.broken[0].String(), dir+": bug in Usher: panic in follow at odd_test.go:") {
-		t.Errorf("problems %v, want one that says what happened, and the last good content", v.broken)
-	}
-	f.write("gw.hcl", gw(81))
-	for ; len(v.broken) > 0; v = s.now() {
-		<-v.next
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("Run: %v", err)
-	}
+		f.write("gw.hcl", gw(81))
+		for ; len(v.problems) > 0; v = s.current() {
+			<-v.next
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
 }

@@ -1,0 +1,260 @@
+package consul
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"maps"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/testing/messages"
+)
+
+// TestMessages provokes every message of the package.
+func TestMessages(t *testing.T) {
+	lines := append(messagesOfSettings(t), messagesOfAnswers(t)...)
+	lines = append(lines, messagesOfSnapshots(t)...)
+	lines = append(lines, messagesOfCertificates(t)...)
+	lines = append(lines, messagesOfRequests(t)...)
+	messages.Check(t, lines, "fmt.Errorf", "errors.New", "problem.Problem", "addProblem")
+}
+
+func messagesOfSettings(t *testing.T) (lines []string) {
+	t.Helper()
+	for _, test := range []struct {
+		config Config
+		env    vars
+	}{
+		{config: Config{HTTPAddr: "ftp://consul"}},
+		{config: Config{HTTPAddr: "8500"}},
+		{config: Config{HTTPAddr: ":8500"}},
+		{config: Config{HTTPAddr: "consul:"}},
+		{config: Config{HTTPAddr: "consul:http"}},
+		{config: Config{HTTPAddr: "consul:70000"}},
+		{config: Config{HTTPAddr: "unix://"}},
+		{config: Config{HTTPAddr: "http://consul:8500?token=x"}},
+		{config: Config{HTTPAddr: "http://user:password@consul:8500"}},
+		{env: vars{"CONSUL_HTTP_SSL": "maybe"}},
+		{env: vars{"CONSUL_CACERT": "missing.pem"}},
+		{env: vars{"CONSUL_CACERT": "/dev/null"}},
+		{env: vars{"CONSUL_HTTP_TOKEN_FILE": "missing"}},
+		{config: Config{GRPCAddr: "consul"}},
+		{config: Config{GRPCAddr: "http://consul:8502/x"}},
+		{env: vars{"CONSUL_GRPC_ADDR": "ftp://consul:1"}},
+	} {
+		test.config.Getenv = test.env.get
+		_, err := NewClient(test.config)
+		lines = append(lines, textOf(t, err))
+	}
+	config := decoded(t, `{
+		"envoy_gateway_no_default_bind": "perhaps", "max_request_headers_kb": 1.5, "xds_fetch_timeout_ms": "soon",
+		"envoy_gateway_bind_addresses": {"a": "10.0.0.1", "b": {"address": 1, "port": "http"}},
+		"envoy_mesh_gateway_bind_addresses": 1
+	}`).(map[string]any)
+	_, problems := proxyConfig(`service "edge" on node "a"`, config)
+	delete(config, "envoy_gateway_bind_addresses")
+	_, more := proxyConfig(`service "edge" on node "a"`, config)
+	for _, p := range append(problems, more...) {
+		lines = append(lines, p.String())
+	}
+	return lines
+}
+
+// textOf returns the text of an error that has to be there.
+func textOf(t *testing.T, err error) string {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	return err.Error()
+}
+
+func messagesOfAnswers(t *testing.T) (lines []string) {
+	t.Helper()
+	for _, test := range []struct {
+		queryType *queryType
+		body      string
+	}{
+		{agentType, "x"}, {agentType, "{}"},
+		{rootsType, "x"}, {rootsType, "{}"}, {rootsType, `{"TrustDomain": "x", "Roots": [{}]}`},
+		{leafType, "x"}, {leafType, "{}"},
+		{entriesType, "x"}, {entriesType, "null"}, {entriesType, "[{}]"}, {proxyDefaultsType, "[{}]"},
+		{servicesType, "x"}, {servicesType, "null"}, {servicesType, "[{}]"},
+		{chainType, "x"}, {chainType, "{}"},
+		{chainType, `{"Chain": {"StartNode": "s", "Nodes": {"s": {}, "t": null}}}`},
+		{chainType, `{"Chain": {"StartNode": "s", "Nodes": {"s": {}}, "Targets": {"t": null}}}`},
+		{healthType, "[{}]"}, {meshGatewayNamesType, "x"}, {meshGatewayNamesType, "null"},
+		{peeringType, "x"}, {peeringType, "{}"},
+	} {
+		_, err := test.queryType.decode(nil, answer{body: []byte(test.body)})
+		lines = append(lines, textOf(t, err))
+	}
+	check := aclCheck{Resource: "service", Access: "write", Segment: "edge"}
+	for _, body := range []string{"x", "[]", `[{"Resource": "key"}]`, `[{"Resource": "service", "Access": "write", "Segment": "edge"}]`} {
+		lines = append(lines, textOf(t, readACLAnswer([]byte(body), check)))
+	}
+	for code, text := range map[int]string{401: "ACL support disabled", 403: "ACL not found"} {
+		lines = append(lines, textOf(t, authorizeError(&callError{status: code, text: text})))
+	}
+	for _, err := range []error{errNoLeader, errHidden, errTooLarge, errTooMuch, errTooManyChecks, errCallerGone, errPreempted, errRefresh} {
+		lines = append(lines, err.Error())
+	}
+	return lines
+}
+
+func messagesOfSnapshots(t *testing.T) (lines []string) {
+	t.Helper()
+	s := newManualSource(t, 2)
+	far := chain(service(1).Name)
+	far.Targets["far"] = &gateway.Target{ID: "far", Service: "far", Datacenter: "dc2"}
+	far.Targets["far"].MeshGateway.Mode = "remote"
+	far.Targets["peer"] = &gateway.Target{ID: "peer", Service: "far", Peer: "east"}
+	refused := &callError{outcome: outcomeDenied, err: errors.New("consul answered 403: Permission denied")}
+	names := partitionQuery(meshGatewayNamesType, "")
+	names.filter, names.datacenter = `ServiceKind == "mesh-gateway"`, "dc2"
+	peering := query{queryType: peeringType, name: "east", partition: gateway.DefaultTenancy}
+	services := query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
+	for _, changed := range []map[query]watchResult{
+		{chainQuery(service(1)): {}},
+		{chainQuery(service(1)): {err: refused}},
+		{chainQuery(service(1)): {value: chain(service(1).Name), err: refused}},
+		{s.health(1): {value: instanceAt(1), err: refused}},
+		{services: {err: errHidden}},
+		{chainQuery(service(1)): {value: far}, names: {err: refused}, peering: {}},
+		{chainQuery(service(1)): {value: far}, peering: {err: &callError{outcome: outcomeMissing, err: refused}}},
+		{chainQuery(service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused}},
+	} {
+		results := maps.Clone(s.subscription.results)
+		maps.Copy(results, changed)
+		now, prev := time.Now(), s.state
+		prev.last = nil // nothing is known from before
+		in := input{id: s.id, now: now, results: results, healthTimeout: time.Second, answerTimeout: time.Second}
+		in.now = now.Add(time.Minute)
+		for _, p := range compile(in, compile(input{
+			id: s.id, now: now, results: results, healthTimeout: time.Second, answerTimeout: time.Second,
+		}, prev).next).snapshot.Problems {
+			lines = append(lines, p.String())
+		}
+	}
+	c := newCompilation(input{id: s.id, now: time.Now()}, state{})
+	c.setCertificate(&certState{failures: lastingFailures, err: errBusy, leaf: &gateway.Leaf{}})
+	for _, p := range c.snapshot.Problems {
+		lines = append(lines, p.String())
+	}
+	far.Targets["none"] = nil
+	s.update(chainQuery(service(1)), watchResult{value: far})
+	s.step(time.Now())
+	panicked, _, _ := strings.Cut(s.state.last.Problems[0].String(), " at ") // what follows is a line of code
+	return append(lines, panicked)
+}
+
+func messagesOfCertificates(t *testing.T) (lines []string) {
+	t.Helper()
+	for _, code := range []codes.Code{
+		codes.ResourceExhausted, codes.Unavailable, codes.Unimplemented, codes.PermissionDenied, codes.Unauthenticated, codes.Internal,
+	} {
+		lines = append(lines, signError(status.Error(code, "text"), "dns:///10.0.0.1:8502", "token").Error())
+	}
+	ca := newFakeCA(t)
+	sign := func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) }
+	request := requestFor("one", "a.example")
+	good, err := requestCertificate(t.Context(), request, sign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := map[string]func(context.Context, string) (string, error){
+		"not PEM": func(context.Context, string) (string, error) { return "", nil },
+		"a key":   func(context.Context, string) (string, error) { return good.CertPEM, nil },
+		"names": func(ctx context.Context, csr string) (string, error) {
+			ca.drop = true
+			defer func() { ca.drop = false }()
+			return sign(ctx, csr)
+		},
+		"lifetime": func(ctx context.Context, csr string) (string, error) {
+			ttl := ca.ttl
+			ca.ttl = 0
+			defer func() { ca.ttl = ttl }()
+			return sign(ctx, csr)
+		},
+	}
+	for _, answer := range answers {
+		_, err := requestCertificate(t.Context(), request, answer)
+		lines = append(lines, textOf(t, err))
+	}
+	_, err = requestCertificate(t.Context(), requestFor("one", "ü"), sign)
+	lines = append(lines, textOf(t, err))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := newCSR(certRequest{uri: "spiffe://other"}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := sign(t.Context(), csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = verifySigned(other, request, key)
+	return append(lines, textOf(t, err))
+}
+
+// messagesOfRequests are those of requests without a usable answer.
+func messagesOfRequests(t *testing.T) (lines []string) {
+	t.Helper()
+	for _, code := range []int{http.StatusForbidden, http.StatusTooManyRequests} {
+		lines = append(lines, textOf(t, askMesh(t, clientOf(t, refuse(code, "text")))))
+	}
+	w := newFakeConsul(t).watcher(t)
+	lines = append(lines, textOf(t, w.Ready()), textOf(t, w.Watch(t.Context(), gateway.ID{}, nil)), errNoAnswerYet.Error())
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestClient(t, Config{HTTPAddr: "consul:8500"})
+		c.watchHTTP.Transport, c.aclHTTP.Transport, c.watchdogHTTP.Transport = silent{}, silent{}, silent{}
+		lines = append(lines, textOf(t, askMesh(t, c)))
+		lines = append(lines, textOf(t, newWatchdog(c, nil).query(t.Context())))
+		c.watchHTTP.Transport = stalled{}
+		_, err := c.query(t.Context(), query{queryType: meshType}, 1, time.Minute)
+		lines = append(lines, textOf(t, err))
+		lines = append(lines, textOf(t, NewAuthorizer(c, 0).Authorize(t.Context(), Caller{}, gateway.ID{Name: "edge"})))
+		ctx, cancel := context.WithCancel(t.Context())
+		w := NewWatcher(c, WatcherOptions{})
+		done := make(chan error)
+		go func() { done <- w.Run(ctx) }()
+		synctest.Wait()
+		lines = append(lines, textOf(t, w.Ready()))
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return lines
+}
+
+// stalled sends the beginning of an answer.
+type stalled struct{}
+
+// RoundTrip implements http.RoundTripper.
+func (stalled) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: stalledBody{r.Context()}}, nil
+}
+
+type stalledBody struct{ ctx context.Context }
+
+// Read implements io.Reader.
+func (b stalledBody) Read([]byte) (int, error) {
+	<-b.ctx.Done()
+	return 0, b.ctx.Err()
+}
+
+// Close implements io.Closer.
+func (stalledBody) Close() error { return nil }

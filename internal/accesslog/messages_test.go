@@ -1,0 +1,51 @@
+package accesslog
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/internal/testing/messages"
+)
+
+func TestMessages(t *testing.T) {
+	var all []string
+	add := func(minor uint32, consul gateway.AccessLogs, s settings.AccessLog) {
+		consul.Enabled = true
+		if s.Sinks.Type == "" {
+			s.Sinks.Type = settings.SinksDefault
+		}
+		if s.Format.Type == "" {
+			s.Format.Type = settings.FormatDefault
+		}
+		_, problems := Build(Params{Where: "listener 8080", HTTP: true, Consul: consul, Settings: s, Envoy: capabilitiesOfMinor(minor)})
+		for _, p := range problems {
+			all = append(all, strings.ReplaceAll(p.String(), "\n", " "))
+		}
+	}
+	for _, text := range []string{
+		"%NOPE%", "%REMOTE_ADDRESS%", "%DOWNSTREAM_CX_RTT%", "%REQ%", "%DURATION(3)%", "%REQUESTED_SERVER_NAME(SNI_ONLY)%",
+		"%PROTOCOL:3%", "%DYNAMIC_METADATA(a:b):3%", "%REQ(a):1234567%", "%START_TIME(\n)%", "%GRPC_STATUS(X)%", "100%",
+		"%CEL(1 +)%", "%CEL(request.path.split('/'))%", "%CEL(path)%", "%CEL(google.Message{})%",
+		"%CEL(request.path.matches('(a'))%", "%CEL(request.path.matches('^(.*){16}$'))%",
+	} {
+		add(36, gateway.AccessLogs{TextFormat: text}, settings.AccessLog{})
+	}
+	add(40, gateway.AccessLogs{TextFormat: "%COALESCE(x)%"}, settings.AccessLog{})
+	add(40, gateway.AccessLogs{TextFormat: "%CEL(request.path)%"}, settings.AccessLog{RedactQuery: settings.Yes})
+	add(36, gateway.AccessLogs{Type: "syslog"}, settings.AccessLog{})
+	add(36, gateway.AccessLogs{JSONFormat: "["}, settings.AccessLog{})
+	add(22, gateway.AccessLogs{}, settings.AccessLog{RedactQuery: settings.Yes})
+	for _, preset := range []settings.LogFormatType{settings.FormatECS, settings.FormatCombined} {
+		add(22, gateway.AccessLogs{}, settings.AccessLog{Format: settings.LogFormat{Type: preset}})
+	}
+	add(22, gateway.AccessLogs{}, settings.AccessLog{Expression: "true"})
+	add(36, gateway.AccessLogs{}, settings.AccessLog{
+		Format: settings.LogFormat{Type: settings.FormatJSON, JSON: map[string]any{"a": "\xff"}},
+	})
+	add(36, gateway.AccessLogs{}, settings.AccessLog{RedactQuery: settings.Yes, Sinks: settings.Sinks{
+		Type: settings.SinksCustom, Custom: []settings.Sink{{Type: settings.SinkGRPC}},
+	}})
+	messages.Check(t, all, "fmt.Errorf", "errors.New", "problem.Problem", "envoy.Requires", "report")
+}

@@ -1,0 +1,104 @@
+package configfile
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
+	for _, tc := range []struct {
+		name, want string
+		put        func(path string) error
+	}{
+		{"a FIFO", "it is not a regular file", func(path string) error { return syscall.Mkfifo(path, 0o600) }},
+		{"a directory", "is a directory", func(path string) error { return os.Symlink("/", path) }},
+		{"a device", "it is not a regular file", func(path string) error { return os.Symlink("/dev/zero", path) }},
+		{"a huge file", "it has more than 1048576 bytes", func(path string) error {
+			return os.WriteFile(path, []byte(strings.Repeat("\n", 1<<20+1)), 0o600)
+		}},
+	} {
+		test := func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "usher.hcl")
+			write(t, path, strict)
+			f, err := Open(path, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			contents := run(t, f)
+			if err := tc.put(path + ".new"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(path+".new", path); err != nil {
+				t.Fatal(err)
+			}
+			want := problem.Problem{Where: path, What: "cannot be read: " + tc.want + "; put it back, or correct it; its last good content stays in use"}
+			c := <-contents
+			if diff := cmp.Diff([]problem.Problem{want}, c.Problems); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
+				t.Errorf("want the last good content (-want +got):\n%s", diff)
+			}
+			if _, err := Open(path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("at the start: %v, want an error of one line with %q", err, tc.want)
+			}
+			write(t, path, strict)
+			for c := <-contents; len(c.Problems) > 0; c = <-contents {
+			}
+		}
+		t.Run(tc.name, func(t *testing.T) { synctest.Test(t, test) })
+	}
+}
+
+func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "usher.hcl")
+		write(t, path, strict)
+		f, err := Open(path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents, ended := make(chan settings.File), make(chan error, 1)
+		ctx, cancel := context.WithCancel(context.Background())
+		panicked := false
+		go func() {
+			ended <- f.Run(ctx, func(c settings.File) {
+				if !panicked {
+					panicked = true
+					panic("a bug")
+				}
+				select {
+				case contents <- c:
+				case <-ctx.Done():
+				}
+			})
+		}()
+		write(t, path, strings.ReplaceAll(strict, "strict", "permissive"))
+		c := <-contents
+		if len(c.Problems) != 1 || !strings.Contains(c.Problems[0].What, "bug in Usher: panic in filewatch at unreadable_test.go:") {
+			t.Errorf("problems %v, want one with the reason", c.Problems)
+		}
+		write(t, path, strict)
+		for len(c.Problems) > 0 {
+			c = <-contents
+		}
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
+			t.Errorf("after it is over (-want +got):\n%s", diff)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}

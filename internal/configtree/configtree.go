@@ -1,0 +1,316 @@
+// Package configtree reads HCL 1, JSON and YAML into one kind of tree: YAML nodes, each with its line.
+//
+// In every tree the keys of an object are strings and differ from each other, aliases are resolved, and the Value of
+// a number or boolean is written in one way. Every text results in a tree or in a problem of one line.
+package configtree
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/usherproxy/usher/internal/problem"
+)
+
+const (
+	maxValues = 250_000 // in a file, those behind an alias counted each time
+	maxDepth  = 100     // of objects and lists in each other
+)
+
+// The tags of scalars in a tree.
+const (
+	Null   = "!!null"
+	Bool   = "!!bool"
+	Int    = "!!int"
+	Float  = "!!float"
+	String = "!!str"
+)
+
+// syntaxError is the reason why a text cannot be read, and its line.
+type syntaxError struct {
+	line int    // starts at 1
+	key  string // may be empty
+	what string
+}
+
+func (e *syntaxError) Error() string { return e.what }
+
+func errorAt(line int, format string, args ...any) error {
+	return &syntaxError{line: line, what: fmt.Sprintf(format, args...)}
+}
+
+// Parse reads a file of JSON or HCL. It is JSON if it is called so or begins like JSON.
+func Parse(file string, text []byte) (*yaml.Node, *problem.Problem) {
+	read := parseHCL
+	start := bytes.TrimLeftFunc(text, unicode.IsSpace)
+	if filepath.Ext(file) == ".json" || bytes.HasPrefix(start, []byte("{")) || bytes.HasPrefix(start, []byte("[")) {
+		read = parseJSON
+	}
+	root, err := read(text)
+	if err == nil {
+		err = (&normalizer{file: file}).node(root, 0)
+	}
+	return root, problemOf(file, err)
+}
+
+// ParseYAML reads the documents of a YAML file. It leaves out the empty ones.
+func ParseYAML(file string, text []byte) ([]*yaml.Node, *problem.Problem) {
+	docs, err := parseYAML(text)
+	n := normalizer{file: file}
+	var out []*yaml.Node
+	for _, doc := range docs {
+		if err == nil {
+			err = n.node(doc, 0)
+		}
+		if doc.Tag != Null {
+			out = append(out, doc)
+		}
+	}
+	return out, problemOf(file, err)
+}
+
+func problemOf(file string, err error) *problem.Problem {
+	bad, ok := errors.AsType[*syntaxError](err)
+	if !ok {
+		return nil
+	}
+	where := At(file, bad.line)
+	if bad.key != "" {
+		where += ": " + OneLine(bad.key)
+	}
+	return &problem.Problem{Where: where, What: OneLine(bad.what)}
+}
+
+// normalizer brings trees into the form that the package promises.
+type normalizer struct {
+	file   string
+	values int
+}
+
+func (r *normalizer) node(n *yaml.Node, depth int) error {
+	if n.Kind == yaml.AliasNode {
+		*n = *n.Alias
+	}
+	if r.values++; r.values > maxValues {
+		return errorAt(n.Line, "the file has more than %d values, those behind aliases counted each time; split it", maxValues)
+	}
+	if depth > maxDepth {
+		return errorAt(n.Line, "objects and lists are more than %d deep in each other; correct it", maxDepth)
+	}
+	if n.Kind == yaml.ScalarNode {
+		return normalizeScalar(n)
+	}
+	n.Tag = ""
+	if n.Kind == yaml.MappingNode {
+		if err := r.keys(n); err != nil {
+			return err
+		}
+	}
+	for i, child := range n.Content {
+		if n.Kind == yaml.MappingNode && i%2 == 0 {
+			continue // a key
+		}
+		if err := r.node(child, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *normalizer) keys(n *yaml.Node) error {
+	lines := make(map[string]int, len(n.Content)/2)
+	for key := range Members(n) {
+		if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!merge" {
+			return &syntaxError{key.Line, key.Value, "only plain keys are read; write the keys out"}
+		}
+		if earlier, twice := lines[key.Value]; twice {
+			return &syntaxError{key.Line, key.Value, fmt.Sprintf("this key is already given at %s; remove one of the two", At(r.file, earlier))}
+		}
+		lines[key.Value] = key.Line
+		key.Tag = String
+	}
+	return nil
+}
+
+func normalizeScalar(n *yaml.Node) error {
+	var v any = n.Value
+	switch n.ShortTag() {
+	case Null, Bool, Int, Float:
+		if err := n.Decode(&v); err != nil {
+			return errorAt(n.Line, "%q is not understood; put it in quotes if it is text", n.Value)
+		}
+	}
+	switch number := v.(type) {
+	case uint64:
+		return errorAt(n.Line, "the number %d is too large; correct it", number)
+	case float64:
+		if math.IsInf(number, 0) || math.IsNaN(number) {
+			v = n.Value
+		}
+	}
+	*n = *scalar(n.Line, v)
+	return nil
+}
+
+// scalar returns the node of a value in its normal form.
+func scalar(line int, value any) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Line: line, Value: fmt.Sprint(value), Tag: String}
+	switch value.(type) {
+	case nil:
+		n.Tag, n.Value = Null, ""
+	case bool:
+		n.Tag = Bool
+	case int, int64:
+		n.Tag = Int
+	case float64:
+		n.Tag = Float
+	}
+	return n
+}
+
+// At returns a place as "file:line".
+func At(file string, line int) string { return fmt.Sprintf("%s:%d", file, line) }
+
+// SameName reports whether two names differ in nothing but capitals and underscores, as Consul's spellings of a key
+// do: MaxConnections, max_connections and maxConnections.
+func SameName(a, b string) bool { return normalName(a) == normalName(b) }
+
+func normalName(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", "")) }
+
+// Members returns the keys and values of an object, in the order of the file.
+func Members(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
+	return func(yield func(key, value *yaml.Node) bool) {
+		for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+			if !yield(n.Content[i], n.Content[i+1]) {
+				return
+			}
+		}
+	}
+}
+
+// Get returns the key and the value of the member of an object that has the name (see SameName), or nil.
+func Get(n *yaml.Node, name string) (key, value *yaml.Node) {
+	if n == nil {
+		return nil, nil
+	}
+	for key, value := range Members(n) {
+		if SameName(key.Value, name) {
+			return key, value
+		}
+	}
+	return nil, nil
+}
+
+// Text returns the string of the member of an object, or "".
+func Text(n *yaml.Node, name string) string {
+	if _, value := Get(n, name); value != nil && value.Tag == String {
+		return value.Value
+	}
+	return ""
+}
+
+// Single returns the element of a list of one, and every other node as it is. In Consul's HCL and JSON, a list of one
+// may stand for its element.
+func Single(n *yaml.Node) *yaml.Node {
+	if n != nil && n.Kind == yaml.SequenceNode && len(n.Content) == 1 {
+		return n.Content[0]
+	}
+	return n
+}
+
+// Elements returns the elements of a list, and every other node as the only one.
+func Elements(n *yaml.Node) []*yaml.Node {
+	switch {
+	case n == nil:
+		return nil
+	case n.Kind == yaml.SequenceNode:
+		return n.Content
+	}
+	return []*yaml.Node{n}
+}
+
+// IsSet reports whether a value is other than null, "", 0 and false, and than objects and lists of these. Consul
+// prints such values where nothing was set.
+func IsSet(n *yaml.Node) bool {
+	if n.Kind == yaml.ScalarNode {
+		return n.Tag != Null && n.Value != "" && (n.Tag == String || n.Value != "0" && n.Value != "false")
+	}
+	for i, child := range n.Content {
+		if (n.Kind != yaml.MappingNode || i%2 == 1) && IsSet(child) {
+			return true
+		}
+	}
+	return false
+}
+
+// Plain returns the value as encoding/json would decode it. That of a missing node is nil.
+func Plain(n *yaml.Node) any {
+	if n == nil {
+		return nil
+	}
+	var v any
+	_ = n.Decode(&v) // a tree decodes into any
+	return v
+}
+
+// AtLines completes the Where of problems, which is a path such as "usher.listeners.8080" that starts at parent: it puts
+// the line that the path leads to and the path of parent before it.
+func AtLines(file string, parent *yaml.Node, parentPath string, problems []problem.Problem) {
+	for i, p := range problems {
+		path := strings.TrimPrefix(p.Where, ": ")
+		var steps []any
+		for name := range strings.SplitSeq(path, ".") {
+			name, index, _ := strings.Cut(name, "[")
+			steps = append(steps, name)
+			if i, err := strconv.Atoi(strings.TrimSuffix(index, "]")); err == nil {
+				steps = append(steps, i)
+			}
+		}
+		line, _ := (&Decoder{}).Locate(parent, steps...)
+		problems[i].Where = At(file, line) + ": " + OneLine(join(parentPath, path))
+	}
+}
+
+// Describe returns a value in the words of a problem.
+func Describe(n *yaml.Node) string {
+	switch {
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	case n.Kind == yaml.MappingNode:
+		return "an object"
+	case n.Tag == Null:
+		return "null"
+	case n.Tag != String:
+		return n.Value
+	case len(n.Value) > 64:
+		return fmt.Sprintf("a string of %d bytes", len(n.Value))
+	}
+	return fmt.Sprintf("%q", n.Value)
+}
+
+// join appends the name of a member, or another path, to a path.
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// OneLine returns a text as one line of valid UTF-8.
+func OneLine(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+	return strings.Join(strings.Fields(text), " ")
+}

@@ -1,0 +1,140 @@
+package configtree
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/hcl/hcl/ast"
+	"github.com/hashicorp/hcl/hcl/parser"
+	"github.com/hashicorp/hcl/hcl/scanner"
+	"github.com/hashicorp/hcl/hcl/token"
+	"go.yaml.in/yaml/v3"
+)
+
+// maxOpen bounds the brackets and braces of a text. The library recurses, and a stack overflow ends the process.
+const maxOpen = 50_000
+
+// Label is the HeadComment of the object that a label makes of a block: `gateway "a" {}` is read as
+// gateway { a {} }.
+const Label = "label"
+
+// parseHCL reads HCL 1. Blocks of one name become a list; a single one stays an object. The library panics on some
+// texts, for example on files that are not written completely.
+func parseHCL(text []byte) (root *yaml.Node, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = errorAt(lineOf(text, len(text)), "this is not HCL: %v; correct it", cause)
+		}
+	}()
+	if n := bytes.Count(text, []byte("{")) + bytes.Count(text, []byte("[")); n > maxOpen {
+		return nil, errorAt(1, "the file has %d brackets, and %d are taken; split it", n, maxOpen)
+	}
+	file, err := parser.ParseDontErrorOnDuplicateKeys(text)
+	if err != nil {
+		line := lineOf(text, len(text))
+		if at, ok := errors.AsType[*parser.PosError](err); ok {
+			line, err = max(1, at.Pos.Line), at.Err
+		}
+		if open := openBlock(text); open > 0 && strings.HasSuffix(err.Error(), "RBRACE got: EOF") {
+			return nil, errorAt(open, "this is not HCL: the { in this line is not closed; add a }")
+		}
+		return nil, errorAt(line, "this is not HCL: %v; correct it", err)
+	}
+	return hclObject(1, file.Node.(*ast.ObjectList))
+}
+
+// openBlock returns the line of the last brace that is not closed, or 0.
+func openBlock(text []byte) int {
+	var open []int
+	s := scanner.New(text)
+	s.Error = func(token.Pos, string) {}
+	for t := s.Scan(); t.Type != token.EOF; t = s.Scan() {
+		switch {
+		case t.Type == token.LBRACE:
+			open = append(open, t.Pos.Line)
+		case t.Type == token.RBRACE && len(open) > 0:
+			open = open[:len(open)-1]
+		}
+	}
+	if len(open) == 0 {
+		return 0
+	}
+	return open[len(open)-1]
+}
+
+// lineOf returns the line of the byte before offset.
+func lineOf(text []byte, offset int) int {
+	return 1 + bytes.Count(text[:max(0, min(offset, len(text))-1)], []byte("\n"))
+}
+
+func hclObject(line int, items *ast.ObjectList) (*yaml.Node, error) {
+	n := &yaml.Node{Kind: yaml.MappingNode, Line: line}
+	blocks := map[string]*yaml.Node{}
+	for _, item := range items.Items {
+		key, value, err := hclItem(item)
+		if err != nil {
+			return nil, err
+		}
+		earlier := blocks[key.Value]
+		switch isBlock := !item.Assign.IsValid(); {
+		case isBlock && earlier == nil:
+			blocks[key.Value] = value
+			fallthrough
+		case !isBlock:
+			n.Content = append(n.Content, key, value)
+		case earlier.Kind == yaml.SequenceNode:
+			earlier.Content = append(earlier.Content, value)
+		default:
+			first := *earlier
+			*earlier = yaml.Node{Kind: yaml.SequenceNode, Line: first.Line, Content: []*yaml.Node{&first, value}}
+		}
+	}
+	return n, nil
+}
+
+// hclItem reads `key value` and `key "label" { … }`.
+func hclItem(item *ast.ObjectItem) (key, value *yaml.Node, err error) {
+	keys := make([]*yaml.Node, len(item.Keys))
+	for i, k := range item.Keys {
+		if keys[i], err = hclLiteral(k.Token); err != nil {
+			return nil, nil, err
+		}
+	}
+	if value, err = hclValue(item.Val); err != nil {
+		return nil, nil, err
+	}
+	for _, label := range slices.Backward(keys[1:]) {
+		value = &yaml.Node{Kind: yaml.MappingNode, Line: label.Line, HeadComment: Label, Content: []*yaml.Node{label, value}}
+	}
+	return keys[0], value, nil
+}
+
+func hclValue(val ast.Node) (*yaml.Node, error) {
+	switch val := val.(type) {
+	case *ast.LiteralType:
+		return hclLiteral(val.Token)
+	case *ast.ObjectType:
+		return hclObject(val.Pos().Line, val.List)
+	}
+	n := &yaml.Node{Kind: yaml.SequenceNode, Line: val.Pos().Line}
+	for _, element := range val.(*ast.ListType).List {
+		item, err := hclValue(element)
+		if err != nil {
+			return nil, err
+		}
+		n.Content = append(n.Content, item)
+	}
+	return n, nil
+}
+
+// hclLiteral reads a key or a value. Token.Value panics if the token has none.
+func hclLiteral(t token.Token) (n *yaml.Node, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errorAt(t.Pos.Line, "this is not HCL: %.64s is not understood; correct it", t.Text)
+		}
+	}()
+	return scalar(t.Pos.Line, t.Value()), nil
+}
