@@ -120,8 +120,8 @@ func (l *logLab) file(name string) *lab.AccessLog {
 	return lab.OpenAccessLog(name, filepath.Join(l.Dir, name))
 }
 
-// TestAccessLogSinks has entries of every kind of listener in every kind of
-// sink, while two collectors are not there.
+// TestAccessLogSinks sends requests to every type of listener and wants their
+// log entries in every type of sink. Two of the collectors do not run.
 func TestAccessLogSinks(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := startLogLab(t, envoy)

@@ -20,8 +20,8 @@ import (
 )
 
 // TestConsulPresetIsConsuls sends the same requests through Consul's own gateway
-// and one of Usher's with the preset: the entries have the same keys, and the
-// same values but for what belongs to one connection.
+// and through one on Usher with the preset. The log entries have the same keys,
+// and the same values except those that belong to one connection.
 func TestConsulPresetIsConsuls(t *testing.T) { lab.OnEachEnvoy(t, consulPresetIsConsuls) }
 
 func consulPresetIsConsuls(t *testing.T, release string) {
@@ -64,8 +64,9 @@ func consulPresetIsConsuls(t *testing.T, release string) {
 	}
 }
 
-// TestClientsCannotForgeLogLines sends some thousand requests with bytes in headers,
-// paths and TLVs that would end a line or a quote. Each line is one entry.
+// TestClientsCannotForgeLogLines sends thousands of requests whose headers,
+// paths and TLVs contain bytes that could end a line or a quote. Each line is
+// one log entry.
 func TestClientsCannotForgeLogLines(t *testing.T) { lab.OnEachEnvoy(t, clientsCannotForgeLogLines) }
 
 func clientsCannotForgeLogLines(t *testing.T, release string) {
@@ -143,7 +144,7 @@ func hostileText(random *rand.Rand, without string) string {
 }
 
 // TestAccessLogsChangeUnderLoad changes format and sink under load. No request
-// fails, and each is in one of the logs, once.
+// fails, and each is in exactly one of the logs.
 func TestAccessLogsChangeUnderLoad(t *testing.T) { lab.OnEachEnvoy(t, accessLogsChangeUnderLoad) }
 
 func accessLogsChangeUnderLoad(t *testing.T, release string) {

@@ -31,12 +31,11 @@ const unknownToken = "00000000-1111-2222-3333-444444444444"
 // reauthorizeInterval is the story's --reauthorize-interval.
 const reauthorizeInterval = time.Second
 
-// TestWhoMayConnect is the story of the private key on the stream: in front of
-// a Consul that denies by default, only a token with service:write on the
-// gateway gets anything of it, while the gateway is registered and its own
-// Envoy connected. A token that loses the right loses its stream. Where Consul
-// cannot be asked, streams live on. And whatever happens, nothing secret is in
-// what Usher prints and serves.
+// TestWhoMayConnect is about the private key on the stream. Consul denies by
+// default: only a token with service:write on the gateway gets resources of that
+// gateway, even while the gateway's own Envoy is connected. A token that loses
+// the right loses its stream. While Consul is unreachable, streams live on.
+// Nothing that Usher logs or serves contains a secret.
 func TestWhoMayConnect(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {

@@ -13,8 +13,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestAddressesOfConsul is the story of the forms that Consul's address can
-// have: those that Consul's own commands take.
+// TestAddressesOfConsul starts Usher with every form of Consul's address that
+// Consul's own commands accept.
 func TestAddressesOfConsul(t *testing.T) {
 	t.Parallel()
 	socket := "unix://" + filepath.Join(testprocess.NewDir(t), "consul.sock")
@@ -49,9 +49,9 @@ func TestPlaintextBeyondLoopback(t *testing.T) {
 	lab.FetchPrivateKey(t, lab.ConnectFakeEnvoy(t, lab.XDSPort{From: network.Gateway, Address: address}.Dial(t), fakeenvoy.Delta, ""))
 }
 
-// TestSocketForEnvoys is the story of an Envoy that reaches Usher over a socket
-// in the file system, by Consul's own bootstrap. An Usher that was killed leaves
-// its socket behind; the next one takes its place, and the Envoy comes back.
+// TestSocketForEnvoys has an Envoy reach Usher over a unix socket, with Consul's
+// own bootstrap. An Usher that was killed leaves its socket behind; the next one
+// replaces it, and the Envoy connects again.
 func TestSocketForEnvoys(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)

@@ -9,8 +9,8 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// TestApacheBehindTheBalancer proves the balancer right: an Apache that
-// understands PROXY protocol and stands directly behind it logs the client.
+// TestApacheBehindTheBalancer checks the lab's balancer: an Apache that
+// understands PROXY protocol logs the client directly behind it.
 func TestApacheBehindTheBalancer(t *testing.T) {
 	t.Parallel()
 	l := lab.NewNetwork(t)

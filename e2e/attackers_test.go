@@ -108,11 +108,11 @@ func (g *limitedUsher) wantAlive(t *testing.T, probe *testprocess.Process, what 
 	t.Logf("%s: peak memory %d MiB, limits reached %v", what, lab.PeakMemory(t, g.Usher.Pid())>>20, limitsReached(t, g.Usher))
 }
 
-// TestAttackersDoNotSlowOthersDown lets 500 attackers without a token do at once all
-// that is known to hurt a control plane: requests that take forty times their
-// size, requests that never end, headers and names of megabytes, connections and
-// streams that are held, streams by the thousand. Usher has 512 MiB and 4,096
-// files. Who is let in notices next to nothing.
+// TestAttackersDoNotSlowOthersDown has 500 attackers without a token do
+// everything at once that is known to hurt a control plane: requests that decode
+// to forty times their size, requests that never end, headers and names of
+// megabytes, idle connections and streams, streams by the thousand. Usher has
+// 512 MiB and 4,096 files. Callers with a token hardly notice.
 func TestAttackersDoNotSlowOthersDown(t *testing.T) {
 	g := startLimitedUsher(t)
 	g.crowd.join(t, lab.XDSPort{From: g.Gateway}, 100)
@@ -140,9 +140,9 @@ func TestAttackersDoNotSlowOthersDown(t *testing.T) {
 	g.wantAlive(t, probe, "attackers of every type")
 }
 
-// TestTwoThousandStreamsBesideAttackers is a minute of 2,000 streams of Envoys, of which 200 do
-// not read what they are sent, ten changes a second, and 500 attackers. No Envoy
-// that reads is dropped, and each has the newest state in the end.
+// TestTwoThousandStreamsBesideAttackers runs 2,000 streams of Envoys for a
+// minute, of which 200 do not read, with ten changes a second and 500 attackers.
+// No Envoy that reads is disconnected, and each has the newest state in the end.
 func TestTwoThousandStreamsBesideAttackers(t *testing.T) {
 	g := startLimitedUsher(t)
 	g.writeManyHosts(t)
@@ -170,8 +170,8 @@ func TestTwoThousandStreamsBesideAttackers(t *testing.T) {
 }
 
 // TestNoKeyForARevokedTokenThatDoesNotRead deletes a token while its stream does
-// not read: the stream ends in time all the same, and what it reads later is not
-// the key that was made after that.
+// not read. The stream ends in time, and what it reads later does not contain
+// the key that was made after the deletion.
 func TestNoKeyForARevokedTokenThatDoesNotRead(t *testing.T) {
 	g := startLimitedUsher(t, "--reauthorize-interval", reauthorizeInterval.String())
 	g.writeManyHosts(t)

@@ -37,8 +37,8 @@ func badConfigFiles() []badFile {
 	return files
 }
 
-// TestBadConfigFile gets the file for --config wrong while the gateway is
-// strict, and it stays strict; and then before Usher starts, and it does not.
+// TestBadConfigFile breaks the file for --config while the gateway is strict:
+// the gateway stays strict. With the same file, Usher does not start.
 func TestBadConfigFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"
@@ -87,9 +87,9 @@ func (l *fileLab) wantStrict(t *testing.T) {
 	}
 }
 
-// TestBadConfigDirectory gets one of the files for --config-dir wrong while the
-// gateway is strict: it stays strict, and goes on where the file is correct again. Then
-// it is wrong before Usher starts, and Usher does not.
+// TestBadConfigDirectory breaks a file in --config-dir while the gateway is
+// strict: the gateway stays strict, and changes apply again once the file is
+// correct. With the same file, Usher does not start.
 func TestBadConfigDirectory(t *testing.T) {
 	t.Parallel()
 	l := startFileLab(t, "")

@@ -37,8 +37,8 @@ var badSettings = []badSetting{
 }
 
 // TestBadSettingsInConsul writes bad settings to proxy-defaults and to the
-// gateway's registration while the gateway is strict. It stays strict, and what
-// is right in another place still counts.
+// gateway's registration while the gateway is strict. It stays strict, and
+// correct settings in other layers still apply.
 func TestBadSettingsInConsul(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)

@@ -29,9 +29,9 @@ type passage struct {
 	peer   string // the balancer's
 }
 
-// TestBalancers has the balancers that people have in front of a strict gateway,
-// each with its own way to write PROXY headers. The log and the service have the
-// client's address behind all of them.
+// TestBalancers puts different load balancers in front of a strict gateway, each
+// with its own form of PROXY headers. The log and the service get the client's
+// address behind all of them.
 func TestBalancers(t *testing.T) {
 	t.Parallel()
 	l := startBalancersLab(t)

@@ -8,9 +8,9 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// TestConsulsOwnGateway pins what users have without Usher, so that the day
-// Consul changes is noticed: the balancer's address in the access log, and 400
-// for every request once the balancer sends PROXY protocol v2.
+// TestConsulsOwnGateway pins the behaviour without Usher: the access log has the
+// balancer's address, and every request is answered with 400 once the balancer
+// sends PROXY protocol v2.
 func TestConsulsOwnGateway(t *testing.T) {
 	t.Parallel()
 	for _, version := range []struct {

@@ -27,9 +27,9 @@ const (
 )
 
 // TestSameBehaviourAsConsul sends the same requests through two Envoys, one on
-// Usher and one on Consul's own xDS, and wants of both the same answers, from
-// the same instances, which saw the same requests, and the same access logs.
-// One Consul and one Usher serve all cases, one after the other.
+// Usher and one on Consul's own xDS. Both have to give the same answers from the
+// same instances, forward the same requests, and write the same access logs. One
+// Consul and one Usher serve all cases, one after the other.
 func TestSameBehaviourAsConsul(t *testing.T) {
 	t.Parallel()
 	s := startBehaviourStory(t)

@@ -13,9 +13,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestBootstrap has a gateway that is registered in Consul, and starts Envoys
-// with what `usher bootstrap` prints: every way to reach Usher, both forms of
-// the protocol, both Envoys.
+// TestBootstrap registers a gateway in Consul and starts Envoys with the output
+// of `usher bootstrap`: every way to reach Usher, both protocols, both Envoys.
 func TestBootstrap(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
@@ -75,8 +74,9 @@ func wantUsherReady(t *testing.T, l *lab.Network) {
 	}
 }
 
-// TestBootstrapWithATokenAndTLS does it in a datacenter that denies by default,
-// with the token where Consul's own commands look for it, and Usher on TLS.
+// TestBootstrapWithATokenAndTLS does so in a datacenter that denies by default,
+// with the token in the places where Consul's own commands look for it, and with
+// Usher on TLS.
 func TestBootstrapWithATokenAndTLS(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, true)
@@ -116,8 +116,8 @@ func TestBootstrapWithATokenAndTLS(t *testing.T) {
 	}
 }
 
-// TestOneUsherServesTwoGateways has two gateways with a listener of their own
-// each, in different modes. A change of one does not touch the other.
+// TestOneUsherServesTwoGateways has two gateways with a listener each, in
+// different modes. A change of one does not affect the other.
 func TestOneUsherServesTwoGateways(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)

@@ -16,10 +16,10 @@ import (
 const secondIP = "198.18.0.31"
 
 // TestChangesReachARunningEnvoy has two Envoys of one gateway side by side, one
-// on Usher and one on Consul's own xDS, and a load on both that never pauses.
-// Every kind of change is made once in Consul and waited for at both. Usher's
-// Envoy has them sooner, and none of its requests fails; where a change takes
-// away what serves them, they fail as with Consul's own, until it is back.
+// on Usher and one on Consul's own xDS, both under constant load. It makes every
+// type of change once in Consul and waits for it at both. Usher's Envoy has the
+// changes sooner, and none of its requests fails. Where a change stops the
+// service, requests fail as with Consul's own gateway, until it is back.
 func TestChangesReachARunningEnvoy(t *testing.T) {
 	t.Parallel()
 	s := startChangesStory(t)

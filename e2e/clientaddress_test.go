@@ -13,10 +13,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestClientAddressWithoutPROXYProtocol has a balancer of requests in front of
-// the gateway, which names the client in headers, and gives the gateway one
-// setting after the other. What the service receives changes with each, which
-// shows that it is there.
+// TestClientAddressWithoutPROXYProtocol has an HTTP load balancer in front of
+// the gateway, which names the client in headers, and tries one setting of the
+// gateway after the other. Each changes what the service receives.
 func TestClientAddressWithoutPROXYProtocol(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)

@@ -14,10 +14,10 @@ import (
 )
 
 // TestBadSettingAtColdStart starts Usher while proxy-defaults is bad, so that
-// Usher cannot know what the gateway's listener should be. An Envoy that runs keeps
-// the listener it has and goes on answering; a fresh one gets none rather than
-// an open one, and is served once proxy-defaults is correct. No other layer can
-// say in its place what it may have said of a single listener.
+// Usher cannot know what the gateway's listener should be. An Envoy that runs
+// keeps its listener and goes on answering. A new Envoy gets no listener until
+// proxy-defaults is correct. No other layer can replace what proxy-defaults may
+// say about a single listener.
 func TestBadSettingAtColdStart(t *testing.T) {
 	t.Parallel()
 	for name, args := range map[string][]string{

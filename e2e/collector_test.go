@@ -72,9 +72,10 @@ func (s trust) settings(file string) string {
 ] } }`, file, lab.ControlIP, otlpPort, alsPort, tls)
 }
 
-// TestCollectorIsAuthenticated has entries go to collectors that have the name, or
-// the address, that the settings say in a certificate of the right authority. Nobody
-// else gets one, requests are answered all the same, and corrected settings apply.
+// TestCollectorIsAuthenticated sends log entries to collectors with
+// certificates. A collector gets entries only if its certificate has the
+// configured name or address and the right authority. Requests are answered in
+// any case, and corrected settings apply.
 func TestCollectorIsAuthenticated(t *testing.T) {
 	const name = "collector.example.com"
 	own, other := lab.NewCertificateAuthority(t, "own"), lab.NewCertificateAuthority(t, "other")
@@ -159,9 +160,9 @@ func (l *collectorLab) wantNowhere(t *testing.T, file *lab.AccessLog) {
 	}
 }
 
-// TestCollectorsComeAndGo has collectors that are not there at first come, die
-// and come back under load. No request fails, entries arrive as soon as there is
-// a collector, and Envoy counts what it loses where the docs say so.
+// TestCollectorsComeAndGo starts, kills and restarts collectors under load. No
+// request fails, log entries arrive as soon as a collector runs, and Envoy
+// counts lost ones as the docs say.
 func TestCollectorsComeAndGo(t *testing.T) {
 	settings := fmt.Sprintf(`usher { access_log { sinks = [
   { type = "otlp", address = "%[1]s:%[2]d" },

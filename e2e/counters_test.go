@@ -29,9 +29,9 @@ type counted struct {
 	label    string
 }
 
-// TestMigrationIsCounted makes connections of all kinds, and wants Envoy's
-// Prometheus endpoint to count them, for each listener, under the names of the
-// queries in docs/client-address.md.
+// TestMigrationIsCounted makes connections of all types, and wants Envoy's
+// Prometheus endpoint to count them, for each listener, under the names in the
+// queries of docs/client-address.md.
 func TestMigrationIsCounted(t *testing.T) {
 	t.Parallel()
 	l := &countersLab{TrustLab: lab.StartTrustLab(t, []lab.TestListener{

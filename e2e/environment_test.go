@@ -20,10 +20,10 @@ import (
 // hiddenIP is an address of Consul's that its certificate does not have.
 const hiddenIP = "198.18.0.41"
 
-// TestConsulsEnvironment is for a user who has Consul's commands
-// working and starts Usher with the same environment: what Consul's variables
-// mean for `consul catalog services` they mean for Usher, which serves where
-// the command lists the service and says why not where it does not.
+// TestConsulsEnvironment starts Usher with the environment in which Consul's
+// commands work. Consul's variables mean for Usher what they mean for `consul
+// catalog services`: Usher serves where the command lists the service, and logs
+// the reason where it does not.
 func TestConsulsEnvironment(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {

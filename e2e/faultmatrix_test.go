@@ -151,10 +151,9 @@ const (
 	restartWorkers = 24
 )
 
-// TestFaultMatrix puts every fault on every question, while Usher runs and when
-// it starts. No request fails, nothing that an Envoy has is taken away or
-// emptied, nothing panics, and once the fault is gone a change in Consul
-// arrives.
+// TestFaultMatrix lets every fault hit every query, while Usher runs and when it
+// starts. No request fails, nothing that an Envoy has is removed or emptied,
+// nothing panics, and once the fault is gone a change in Consul arrives.
 func TestFaultMatrix(t *testing.T) {
 	begin := time.Now()
 	f := startFaultLab(t)

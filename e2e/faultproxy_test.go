@@ -18,8 +18,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestFaultProxy wants each fault to be seen by a client as what it is, and
-// Consul's own answer before and after.
+// TestFaultProxy wants a client to see each fault, and Consul's own answer
+// before and after it.
 func TestFaultProxy(t *testing.T) {
 	t.Parallel()
 	consul := startBlockingServer(t)
@@ -78,8 +78,8 @@ func TestFaultProxy(t *testing.T) {
 	}
 }
 
-// TestFaultProxyEndsAFault wants the end of a fault to be seen by who waits with
-// an index that came with it.
+// TestFaultProxyEndsAFault wants the end of a fault to reach a client that waits
+// with an index of the fault.
 func TestFaultProxyEndsAFault(t *testing.T) {
 	t.Parallel()
 	consul := startBlockingServer(t)

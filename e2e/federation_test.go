@@ -12,10 +12,11 @@ import (
 )
 
 // TestFailoverToAnotherDatacenter takes the only instance of a service in the
-// first datacenter out of service, and back, under load: straight to the one in
-// the second datacenter, through the mesh gateway there, and through both. The
-// mode is changed where nothing goes that way, and where all of the load does.
-// No request fails at Usher's gateway; those of Consul's own are printed.
+// first datacenter out of service, and back, under load. The other instance is
+// in a second datacenter and is reached directly, through the mesh gateway
+// there, and through both mesh gateways. The mode changes while no request goes
+// that way, and while all of them do. No request fails at Usher's gateway; those
+// that fail at Consul's own are printed.
 func TestFailoverToAnotherDatacenter(t *testing.T) {
 	t.Parallel()
 	f := lab.StartRemoteLab(t, []string{
@@ -50,7 +51,8 @@ func TestFailoverToAnotherDatacenter(t *testing.T) {
 }
 
 // TestFailoverToAClusterPeer does the same with another cluster, whose
-// certificates have another root. Then the service is led there for good.
+// certificates have another root. Finally the service is redirected to that
+// cluster.
 func TestFailoverToAClusterPeer(t *testing.T) {
 	t.Parallel()
 	f := lab.StartRemoteLab(t, []string{"-hcl", "ports { grpc_tls = 8503 }"}, func(f *lab.RemoteLab) { f.PeerExportsService(t) })

@@ -28,9 +28,9 @@ type fileLab struct {
 	Gateway *lab.Envoy
 }
 
-// TestFileMode follows a directory: the lab's custom resources as they are, and
-// service definitions. An instance comes and another goes, the mode changes,
-// and intentions that deny the gateway take one service's route away.
+// TestFileMode serves a directory: the lab's custom resources, unchanged, and
+// service definitions. Instances come and go, the mode changes, and intentions
+// that deny the gateway remove the route of a service.
 func TestFileMode(t *testing.T) {
 	t.Parallel()
 	l := startFileLab(t, "")

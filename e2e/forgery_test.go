@@ -23,10 +23,10 @@ import (
 // headers, each once for every address and once for trusted ones.
 type forgeryLab struct{ *lab.TrustLab }
 
-// TestForgedAddressesAreNeverUsed has everybody lie about the client who is able to: in
-// requests, and in PROXY headers from the wrong address, at the wrong place or too
-// late. Nothing of it comes to the access log or to the service. The matrix has
-// the same in single headers; this is what takes more than that.
+// TestForgedAddressesAreNeverUsed sends forged client addresses in every way: in
+// requests, and in PROXY headers from the wrong address, at the wrong place or
+// too late. None of them reaches the access log or the service. The matrix has
+// the same for single headers; this test has what takes more.
 func TestForgedAddressesAreNeverUsed(t *testing.T) {
 	t.Parallel()
 	l := startForgeryLab(t)

@@ -34,10 +34,9 @@ type headerPath struct {
 	client     string // the client's address, as Usher's gateway has it
 }
 
-// TestHeaders compares all headers that services and clients see where PROXY
-// protocol is on with those behind Consul's own gateway without it. Each
-// difference is a row of the table in docs/client-address.md, and each row is a
-// difference.
+// TestHeaders compares all headers that services and clients see with PROXY
+// protocol on with those behind Consul's own gateway without it. Each difference
+// is a row of the table in docs/client-address.md, and each row is a difference.
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	for _, version := range []struct{ consul, envoy string }{

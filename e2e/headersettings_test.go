@@ -33,11 +33,11 @@ var headerSettings = []headerSetting{
 	{"`trusted_cidrs`, for others", `proxy_protocol { mode = "permissive", trusted_cidrs = "192.0.2.0/24" }`, "X-Forwarded-For", "CLIENT"},
 }
 
-// TestHeadersOfSettings compares all headers that services see behind every
-// setting, with PROXY protocol on and off, with those behind Consul's own gateway.
-// Each difference is in the tables of docs/client-address.md: in the one of the
-// setting, or else in the one of PROXY protocol. The access log has the client
-// that the setting makes of the connection, or of a trusted hop's word.
+// TestHeadersOfSettings compares all headers that services see with every
+// setting, with PROXY protocol on and off, with those behind Consul's own
+// gateway. Each difference is in a table of docs/client-address.md: that of the
+// setting, or that of PROXY protocol. The access log has the client that follows
+// from the setting, by the connection or by the header of a trusted hop.
 func TestHeadersOfSettings(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {

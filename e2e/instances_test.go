@@ -20,10 +20,10 @@ type twoInstances struct {
 	agents map[*lab.Host]*lab.Consul
 }
 
-// TestTwoInstancesOnDifferentNodes has both instances on one Usher, each with
-// listeners of its own. Usher tells their Envoys apart by the address that they
-// connect from, and, where they all come through a unix socket, by the name of
-// their node. An Envoy whose instance is unknown is refused, with the reason.
+// TestTwoInstancesOnDifferentNodes has two instances of a gateway on one Usher,
+// each with its own listeners. Usher identifies their Envoys by the address that
+// they connect from or, through a unix socket, by the name of their node. An
+// Envoy whose instance is unknown is refused, with the reason.
 func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 	t.Parallel()
 	l := startTwoInstances(t)
@@ -113,11 +113,12 @@ func (l *twoInstances) wantOneProblem(t *testing.T, usher *lab.Usher) {
 	l.WaitMode(t, l.Second, "off")
 }
 
-// TestSettingsInFourPlaces lays what Usher's own file says of every gateway,
-// proxy-defaults, the gateway's registration and what the file says of the
-// gateway over each other, the later wins, and takes them away again. What any of
-// them says of one listener wins over what all of them say of every listener.
-// The file is written as an editor writes it, which empties it first.
+// TestSettingsInFourPlaces sets the mode in each layer, from general to
+// specific: the config file for all gateways, proxy-defaults, the gateway's
+// registration, and the config file for the gateway. The later one wins, and so
+// in reverse when the settings are removed. A setting for one listener wins over
+// all settings for every listener. The file is written as editors do it, which
+// truncate it first.
 func TestSettingsInFourPlaces(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)

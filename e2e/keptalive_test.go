@@ -11,10 +11,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestOpenConnectionsKeepTheirRules has a connection without a PROXY header
-// open while the gateway becomes strict. It goes on being answered until Envoy's
-// drain time is over, as docs/client-address.md says, while new ones are closed
-// at once.
+// TestOpenConnectionsKeepTheirRules keeps a connection without a PROXY header
+// open while the gateway becomes strict. It is answered until Envoy's drain time
+// is over, as docs/client-address.md says, while new ones are closed at once.
 func TestOpenConnectionsKeepTheirRules(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)

@@ -19,11 +19,11 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestTLSListener is for a user who has the gateway speak TLS with
-// a certificate of the mesh. Clients that trust the mesh's root, curl and Go's,
-// get their answers under every name that the gateway has. Under load, a service
-// gets one more host, and then the mesh gets a new root: the certificate is
-// signed again each time, and no request fails.
+// TestTLSListener has a gateway that serves TLS with a certificate of the mesh.
+// Clients that trust the mesh's root, curl and Go's, get their answers under
+// every name of the gateway. Under load, a service gets one more host, and then
+// the mesh gets a new root: the certificate is signed again each time, and no
+// request fails.
 func TestTLSListener(t *testing.T) {
 	t.Parallel()
 	for _, story := range []struct {
@@ -44,7 +44,7 @@ func TestTLSListener(t *testing.T) {
 
 // TestUsherRestartsWithoutSigning restarts Usher while Consul does not sign
 // certificates. An Envoy that has a certificate keeps it and its listener, and
-// follows other changes; one that is new gets the listeners without TLS alone.
+// gets other changes. A new Envoy gets only the listeners without TLS.
 func TestUsherRestartsWithoutSigning(t *testing.T) {
 	t.Parallel()
 	s := startTLSListener(t, lab.ConsulNew, false)

@@ -15,8 +15,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestLoadPrintsEveryRequestThatFails makes sure that a load without failures
-// means something.
+// TestLoadPrintsEveryRequestThatFails shows that lab.Load finds failures.
 func TestLoadPrintsEveryRequestThatFails(t *testing.T) {
 	t.Parallel()
 	l := lab.NewNetwork(t)

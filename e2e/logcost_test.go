@@ -20,8 +20,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestCostOfAccessLogs prints what each sink costs, against none, as the table in
-// docs/access-logs.md ("make logcost"). It asserts nothing of it.
+// TestCostOfAccessLogs prints what each sink costs, as the table in
+// docs/access-logs.md ("make logcost"). It asserts nothing.
 func TestCostOfAccessLogs(t *testing.T) {
 	const rounds, span = 3, 2 * time.Second
 	dir := testprocess.NewDir(t)

@@ -14,8 +14,8 @@ import (
 )
 
 // TestRejectedConnectionsDoNotFloodTheLog connects a few hundred times without a
-// PROXY header to a listener that demands one. An Envoy that knows limits logs ten
-// a second, the other one each; requests are logged as ever.
+// PROXY header to a strict listener. An Envoy that supports limits logs ten a
+// second, the older one all of them; requests are logged as usual.
 func TestRejectedConnectionsDoNotFloodTheLog(t *testing.T) {
 	const rejected, perSecond = 300, 10
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {

@@ -10,10 +10,10 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// TestPROXYProtocolMatrix executes testdata/proxyprotocol.txt: for every kind of
-// preface, every setting and trusted and untrusted addresses, over IPv4 and IPv6 and on both
-// Envoys, it wants the answer, the client's address in the access log and the
-// one at the service to be those of the table.
+// TestPROXYProtocolMatrix executes testdata/proxyprotocol.txt: for every preface
+// and setting, trusted and untrusted addresses, IPv4 and IPv6, and both Envoys,
+// the answer, the client's address in the access log and the one at the service
+// are those of the table.
 func TestPROXYProtocolMatrix(t *testing.T) {
 	t.Parallel()
 	table := readMatrixTable(t)

@@ -14,15 +14,15 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestMovingToUsherAndBackLosesNothing walks the README's five-minute path, and
-// its way back, with the README's own commands: a gateway that runs on Consul's
-// own xDS moves to Usher, its balancer begins to send PROXY protocol, and then
-// all of it is undone. Requests come through the balancer all the time, and eight
-// hundred a second straight to the gateway while one Envoy takes the place of
-// the other. None fails.
+// TestMovingToUsherAndBackLosesNothing follows the README's five-minute path,
+// and its way back, with the README's own commands: a gateway on Consul's own
+// xDS moves to Usher, its balancer begins to send PROXY protocol, and then all
+// of it is undone. Requests come through the balancer all the time, and eight
+// hundred a second directly to the gateway while one Envoy replaces the other.
+// None fails.
 //
-// It does not run beside other stories: what it does to the kernel's queues shows
-// at a high rate only.
+// It does not run beside other stories: what it does to the kernel's queues
+// shows at a high rate only.
 func TestMovingToUsherAndBackLosesNothing(t *testing.T) {
 	s := &modesStory{Lab: lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)}
 	s.gateway = lab.StartGateway(t, lab.GatewayOptions{Host: s.Gateway, Consul: s.Consul, Envoy: lab.EnvoyNew})

@@ -24,10 +24,11 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestChangesThatBlockingQueriesMiss is about what no blocking query reports: that
-// Usher's token may read a service again, that a snapshot was restored, and that
-// Consul does not answer at all. Each is seen within seconds, over plain HTTP and
-// over HTTPS, also when Consul's certificate authority has changed meanwhile.
+// TestChangesThatBlockingQueriesMiss is about three things that blocking queries
+// do not report: Usher's token may read a service again, a snapshot was
+// restored, Consul does not answer at all. Usher notices each within seconds,
+// over HTTP and HTTPS, also when Consul's certificate authority has changed
+// meanwhile.
 func TestChangesThatBlockingQueriesMiss(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

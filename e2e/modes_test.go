@@ -17,10 +17,9 @@ import (
 )
 
 // TestPROXYProtocolIsSwitchedOnAndOffUnderLoad takes a gateway and its balancer
-// from plain connections to strict PROXY protocol, and all the way back, while
-// requests come through the balancer. The order is what loses nothing:
-// permissive before the balancer is switched, in both directions. The mode is
-// set in the config file, and in proxy-defaults.
+// from plain connections to strict PROXY protocol, and back, under load. No
+// request fails, since the mode is permissive before the balancer changes, in
+// both directions. The mode is set in the config file, and in proxy-defaults.
 func TestPROXYProtocolIsSwitchedOnAndOffUnderLoad(t *testing.T) {
 	t.Parallel()
 	for _, place := range []struct {

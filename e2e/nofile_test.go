@@ -13,9 +13,10 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestConfigThatIsNotARegularFile puts a FIFO, a device and a file that is cut off in the place of
-// files that Usher follows, while the gateway is strict: it stays strict, Usher says
-// so once, goes on where the file is there again, and ends on SIGTERM.
+// TestConfigThatIsNotARegularFile replaces configuration files with a FIFO, a
+// device and a truncated file while the gateway is strict. The gateway stays
+// strict, Usher logs the problem once, applies changes once the file is back,
+// and ends on SIGTERM.
 func TestConfigThatIsNotARegularFile(t *testing.T) {
 	t.Parallel()
 	const good = "gateway \"ingress-gateway\" {\n  usher { proxy_protocol { mode = \"strict\" } }\n}\n"

@@ -76,9 +76,9 @@ func wantFed(t *testing.T, h *lab.Host) *fakeenvoy.Envoy {
 	return e
 }
 
-// TestUsherRunsWhileItsLogIsNotRead is the story of a collector that stops reading Usher's
-// stderr, comes back, and goes away. Envoys are served all the time, also while
-// more is logged than Usher keeps, and the log says what is missing.
+// TestUsherRunsWhileItsLogIsNotRead has a log collector that stops reading
+// Usher's stderr, comes back, and goes away. Usher serves Envoys all the time,
+// also when its log buffer is full, and the log says what is missing.
 func TestUsherRunsWhileItsLogIsNotRead(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
@@ -131,7 +131,7 @@ func TestUsherRunsWhileItsLogIsNotRead(t *testing.T) {
 	}
 }
 
-// TestUsherEndsWithoutAReaderOfItsLog ends an Usher whose log is full.
+// TestUsherEndsWithoutAReaderOfItsLog stops an Usher whose log is full.
 func TestUsherEndsWithoutAReaderOfItsLog(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
@@ -156,9 +156,9 @@ func TestUsherEndsWithoutAReaderOfItsLog(t *testing.T) {
 	}
 }
 
-// TestSIGHUPIsAReload is for a user who reloads Usher as he
-// reloads Consul. A directory farther up was replaced, which is not seen without
-// the signal. The stream of an Envoy goes on, and brings the change.
+// TestSIGHUPIsAReload reloads Usher as users reload Consul. A parent directory
+// was replaced, which Usher does not notice without the signal. The stream of an
+// Envoy goes on, and brings the change.
 func TestSIGHUPIsAReload(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
@@ -175,9 +175,8 @@ func TestSIGHUPIsAReload(t *testing.T) {
 	wantOther(t, e)
 }
 
-// TestSIGTERMDrains is the story of an Usher that many Envoys are connected to
-// and that is to end: they leave one after the other, and meanwhile no new one
-// is served there.
+// TestSIGTERMDrains stops an Usher with many connected Envoys: they leave one
+// after the other, and it accepts no new ones meanwhile.
 func TestSIGTERMDrains(t *testing.T) {
 	t.Parallel()
 	const envoys = 60
@@ -226,9 +225,9 @@ func TestSIGTERMDrains(t *testing.T) {
 	}
 }
 
-// TestEnvoyMovesToAnotherUsher is the story of a Service of Kubernetes with two
-// Ushers, of which the one that a real Envoy is connected to is replaced: the
-// Envoy's next stream reaches the other one, and follows a change there.
+// TestEnvoyMovesToAnotherUsher has two Ushers behind one Service, and replaces
+// the one that a real Envoy is connected to. The Envoy's next stream reaches the
+// other one, and gets a change from there.
 func TestEnvoyMovesToAnotherUsher(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{lab.EnvoyNew, lab.EnvoyOld} {
@@ -341,8 +340,8 @@ func TestSIGTERMTwice(t *testing.T) {
 	u.WaitOutput(t, "second signal: shutting down at once")
 }
 
-// TestAdminPortIsLimited holds more connections against the admin port than
-// Usher may open files. Probes are answered, and an Envoy can connect.
+// TestAdminPortIsLimited opens more connections to the admin port than Usher may
+// open files. Probes are answered, and an Envoy can connect.
 func TestAdminPortIsLimited(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)
@@ -371,8 +370,8 @@ func TestAdminPortIsLimited(t *testing.T) {
 	}
 }
 
-// TestAdminPortIsLogged has the admin port reachable from elsewhere, as probes in
-// Kubernetes need it.
+// TestAdminPortIsLogged makes the admin port reachable from other hosts, as
+// probes in Kubernetes need it.
 func TestAdminPortIsLogged(t *testing.T) {
 	t.Parallel()
 	h := lab.NewIsolatedHost(t)

@@ -25,12 +25,11 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestThousandServicesOverPlainHTTP is for a user who reaches
-// Consul over plain HTTP, as is usual beside an agent, with a gateway of 1,000
-// services: many more than the connections that the agent allows. All are
-// served, also when Usher is killed and starts again; the agent never refuses
-// it; and a change arrives within the time that the log and the status state,
-// which also say what would be faster.
+// TestThousandServicesOverPlainHTTP reaches Consul over plain HTTP, as is usual
+// beside an agent, with a gateway of 1,000 services: many more than the agent
+// allows connections. All are served, also after Usher is killed and starts
+// again. The agent never refuses a connection, and a change arrives within the
+// time that the log and the status say.
 func TestThousandServicesOverPlainHTTP(t *testing.T) {
 	t.Parallel()
 	const services, connections, limit = 1000, 90, 200

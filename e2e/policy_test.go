@@ -14,10 +14,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestSmallestPolicy is for a user who wants to give Usher less
-// than the policy of the docs: without any one of its rules, an Envoy gets
-// nothing at all, and the log names what is missing. Names in place of the
-// prefixes are enough.
+// TestSmallestPolicy gives Usher less than the policy in the docs: without any
+// one of its rules, an Envoy gets nothing, and the log names what is missing.
+// Names in place of the prefixes are enough.
 func TestSmallestPolicy(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{lab.ConsulNew, lab.ConsulOld} {

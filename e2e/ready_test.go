@@ -9,9 +9,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
-// TestReadyWithoutConsul is the story of a Consul that dies: an Usher that can
-// serve Envoys what they need stays in its Service, and one that has nothing to
-// serve leaves it.
+// TestReadyWithoutConsul stops Consul: an Usher that can serve Envoys stays
+// ready, and one that has nothing to serve does not.
 func TestReadyWithoutConsul(t *testing.T) {
 	t.Parallel()
 	network := lab.NewNetwork(t)

@@ -13,10 +13,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestWhatAnEnvoyRefusesIsVisibleWhileItLasts gives a listener an access log in a
-// directory that the gateway's machine does not have. The Envoy refuses it and goes
-// on with the listener that it has, and metrics say so until the setting is
-// corrected.
+// TestWhatAnEnvoyRefusesIsVisibleWhileItLasts gives a listener an access log in
+// a directory that does not exist. The Envoy rejects the listener and keeps the
+// one it has, and metrics show it until the setting is corrected.
 func TestWhatAnEnvoyRefusesIsVisibleWhileItLasts(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)

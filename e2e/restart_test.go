@@ -10,9 +10,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestUsherIsKilledUnderLoad kills Usher and starts it again, three times, while
-// requests come in. None fails. The Envoy that comes back has everything already
-// and is sent nothing, and it follows the next change.
+// TestUsherIsKilledUnderLoad kills Usher and starts it again, three times, under
+// load. No request fails. The Envoy that connects again is up to date, is sent
+// nothing, and gets the next change.
 func TestUsherIsKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.ConsulNew, lab.EnvoyNew, false)
@@ -43,8 +43,8 @@ func TestUsherIsKilledUnderLoad(t *testing.T) {
 
 // TestUsherIsKilledInTheMiddleOfASwitch kills Usher while all of the load is
 // being switched to a new cluster: when Consul has the change and Usher may not,
-// when an Envoy has the cluster, and when one Envoy has all and the other may
-// not. The next Usher finishes what the last one began, and no request fails.
+// when an Envoy has the cluster, and when one Envoy has everything and the other
+// may not. The next Usher finishes the switch, and no request fails.
 func TestUsherIsKilledInTheMiddleOfASwitch(t *testing.T) {
 	t.Parallel()
 	s := startSwitchStory(t)

@@ -20,8 +20,8 @@ import (
 // TestCertificatesRotateUnderLoad gives the mesh a new root while requests go
 // through a gateway on Usher and one on Consul's own xDS. Both come to trust the
 // new root; later Consul makes new certificates for the gateway and the
-// sidecars, in any order; then all connections between them are
-// opened again. No request of Usher's gateway fails.
+// sidecars, in any order; then all connections between them are opened again. No
+// request of Usher's gateway fails.
 func TestCertificatesRotateUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := startChangesStory(t)

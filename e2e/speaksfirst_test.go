@@ -13,11 +13,11 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// TestServerSpeaksFirst is the story of a service that greets before its client
-// has said a word, as mail servers and databases do. Behind a listener that
-// looks for PROXY headers its clients would wait for ever: where the listener
-// says what kind of service it has, the combination is refused, and the greeting
-// goes on arriving.
+// TestServerSpeaksFirst has a service that greets before the client has sent a
+// byte, as mail servers and databases do. Behind a listener that looks for PROXY
+// headers its clients would wait forever. If the listener's settings say that
+// the server speaks first, Usher rejects the combination, and the greeting still
+// arrives.
 func TestServerSpeaksFirst(t *testing.T) {
 	t.Parallel()
 	l := lab.StartTrustLab(t, []lab.TestListener{{Protocol: "tcp", Settings: lab.ListenerSettings{Mode: "off", Extra: `server_speaks_first = "yes"`}}})

@@ -17,9 +17,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestRefusedStarts is for a user who starts Usher with something
-// that cannot work: the process ends at once, with one line that names the
-// setting.
+// TestRefusedStarts starts Usher with settings that cannot work: the process
+// ends at once, with one line that names the setting.
 func TestRefusedStarts(t *testing.T) {
 	t.Parallel()
 	h := lab.NewNetwork(t).Gateway
@@ -89,9 +88,9 @@ func listenUnix(t *testing.T, path string) {
 	t.Cleanup(func() { listener.Close() })
 }
 
-// TestConsulStartsAfterUsher is the story of a machine that starts everything at
-// once: Usher is there before Consul, says what it waits for, sends nothing to
-// Envoys that ask already, and serves when Consul is there.
+// TestConsulStartsAfterUsher starts Usher before Consul, as on a machine that
+// starts everything at once. Usher says what it waits for, sends nothing to
+// Envoys that connect, and serves once Consul runs.
 func TestConsulStartsAfterUsher(t *testing.T) {
 	t.Parallel()
 	network := lab.NewNetwork(t)

@@ -24,8 +24,8 @@ import (
 const switches = 30
 
 // TestSwitchToANewClusterLosesNothing switches all of the load, again and again,
-// to a service or a subset that did not exist before: by each config entry
-// that can. Usher hears of the instances late, once so late that it has to go
+// to a service or a subset that did not exist before, with each config entry
+// that can. Usher learns of the instances late, once so late that it has to go
 // on without them. No request to either of its two Envoys fails; those that
 // Consul's own gateway loses are printed.
 func TestSwitchToANewClusterLosesNothing(t *testing.T) {

@@ -13,9 +13,9 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
-// TestTCPListener is the lab's story for a service that does not speak HTTP:
-// with PROXY protocol off the header is data for the service, as with Consul's
-// own gateway. With it on, the gateway takes the header off, and the log has the
+// TestTCPListener is the lab's story for a service that does not speak HTTP.
+// With PROXY protocol off the header is data for the service, as with Consul's
+// own gateway. With it on, the gateway removes the header, and the log has the
 // client's address. Of two headers the second is data.
 func TestTCPListener(t *testing.T) {
 	t.Parallel()

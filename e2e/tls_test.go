@@ -23,11 +23,10 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestTLSOnTheXDSPort is the story of Usher on a host of its own, where Envoys
-// reach it over TLS with the bootstrap that Consul makes. Its certificate is
-// replaced while they are connected: who connects later sees the new one, who
-// is connected notices nothing. A new pair that is broken changes nothing but
-// the log.
+// TestTLSOnTheXDSPort has Usher on its own host, where Envoys reach it over TLS
+// with Consul's own bootstrap. Its certificate is replaced while they are
+// connected: new connections use the new one, and open ones go on. A broken pair
+// changes nothing but the log.
 func TestTLSOnTheXDSPort(t *testing.T) {
 	t.Parallel()
 	for _, story := range []struct {

@@ -34,9 +34,9 @@ var loggedTLVs = []loggedTLV{
 const tlvSettings = `tlvs = [{ type = "aws_vpce_id", header = "x-vpce-id" }, { type = "authority" }, { type = "0xE4", name = "tenant", header = "x-tenant" }, ` +
 	`{ type = "azure_link_id", header = "x-link-id" }, { type = "gcp_psc_id" }]`
 
-// TestTLVs has balancers send more than the client's address: it is in the
-// access log by name and in request headers, from those alone who are believed,
-// and without a byte that could break the log, a header or a request.
+// TestTLVs has balancers send TLVs besides the client's address. They are in the
+// access log by name and in request headers, from trusted addresses only, and
+// without bytes that could break the log, a header or a request.
 func TestTLVs(t *testing.T) {
 	t.Parallel()
 	var listeners []lab.TestListener

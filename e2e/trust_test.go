@@ -32,8 +32,8 @@ func fromEndpoint(t *testing.T, client string) *proxyproto.Header {
 	return h
 }
 
-// TestOnlyTrustedAddressesNameTheClient has a gateway that believes its balancer, and
-// other addresses that connect and claim to be another.
+// TestOnlyTrustedAddressesNameTheClient has a gateway that trusts its balancer,
+// and other addresses that connect and claim to be another client.
 func TestOnlyTrustedAddressesNameTheClient(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)
@@ -136,7 +136,7 @@ func wantUntrustedClosed(t *testing.T, l *lab.Lab, gateway *lab.Envoy) {
 }
 
 // TestApacheGetsAPROXYHeader has an Apache that understands PROXY protocol in
-// the mesh, behind a tcp listener, which sends it the client address.
+// the mesh, behind a tcp listener, which sends it the client's address.
 func TestApacheGetsAPROXYHeader(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := lab.Start(t, lab.ConsulNew, envoy, false)

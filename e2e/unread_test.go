@@ -42,9 +42,9 @@ type unread struct {
 }
 
 // TestRestartWhileSomethingCannotBeRead restarts Usher while Consul answers one
-// question wrongly. The Envoy that runs keeps what it has, and no request fails;
-// the log says what is held back and why. Everything else goes on, for that Envoy
-// and for a new one.
+// query wrongly. The Envoy that runs keeps what it has, and no request fails;
+// the log says what is held back and why. Everything else goes on, for that
+// Envoy and for a new one.
 func TestRestartWhileSomethingCannotBeRead(t *testing.T) {
 	t.Parallel()
 	chain := unread{

@@ -19,10 +19,10 @@ import (
 // apachePort is where the Apache of a tcp service listens.
 const apachePort = 8081
 
-// TestUpstreamHeader is the story of a tcp service that wants to know its
-// clients. The gateway takes the balancer's header off and writes one of its
-// own, inside the mTLS connection to the sidecar: the application behind the
-// sidecar gets it first, whatever the balancer or the client wrote.
+// TestUpstreamHeader has a tcp service that wants to know its clients. The
+// gateway removes the balancer's header and writes its own, inside the mTLS
+// connection to the sidecar: the application behind the sidecar gets it first,
+// whatever the balancer or the client wrote.
 func TestUpstreamHeader(t *testing.T) {
 	t.Parallel()
 	var listeners []lab.TestListener
