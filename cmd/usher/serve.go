@@ -20,8 +20,8 @@ import (
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()
-	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
-	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics)
+	metrics.MustRegister(collectors.NewGoCollector(), guard.Panics,
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
@@ -51,12 +51,8 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 3. The control plane: it watches gateways, compiles and publishes.
 	plane := controlplane.New(controlplane.Options{
-		Source:      source,
-		Balancers:   balancers,
-		Logger:      log,
-		Metrics:     controlplane.NewMetrics(metrics),
-		Problems:    problems,
-		MaxGateways: o.maxGateways,
+		Source: source, Balancers: balancers, MaxGateways: o.maxGateways,
+		Logger: log, Metrics: controlplane.NewMetrics(metrics), Problems: problems,
 	})
 
 	// 4. The server and its ports: if a port is in use, the process ends.
