@@ -50,10 +50,8 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 
 	// 3. The control plane: it watches gateways, compiles and publishes.
-	plane := controlplane.New(controlplane.Options{
-		Source: source, Balancers: balancers, MaxGateways: o.maxGateways,
-		Logger: log, Metrics: controlplane.NewMetrics(metrics), Problems: problems,
-	})
+	plane := controlplane.New(controlplane.Options{Source: source, Balancers: balancers, MaxGateways: o.maxGateways,
+		Logger: log, Metrics: controlplane.NewMetrics(metrics), Problems: problems})
 
 	// 4. The server and its ports: if a port is in use, the process ends.
 	server := xds.NewServer(xds.Options{
