@@ -20,8 +20,7 @@ import (
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()
-	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
-	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics)
+	metrics.MustRegister(processCollectors()...)
 	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
@@ -51,12 +50,8 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 3. The control plane: it watches gateways, compiles and publishes.
 	plane := controlplane.New(controlplane.Options{
-		Source:      source,
-		Balancers:   balancers,
-		Logger:      log,
-		Metrics:     controlplane.NewMetrics(metrics),
-		Problems:    problems,
-		MaxGateways: o.maxGateways,
+		Source: source, Balancers: balancers, Logger: log, Problems: problems,
+		Metrics: controlplane.NewMetrics(metrics), MaxGateways: o.maxGateways,
 	})
 
 	// 4. The server and its ports: if a port is in use, the process ends.
@@ -108,4 +103,10 @@ func serve(ctx context.Context, o serveOptions) error {
 	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
+}
+
+// processCollectors are the metrics of the process.
+func processCollectors() []prometheus.Collector {
+	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
+	return []prometheus.Collector{collectors.NewGoCollector(), process, guard.Panics}
 }
