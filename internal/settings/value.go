@@ -60,10 +60,23 @@ func (t valueType[T]) decode(d *decoder, where string, raw any) (T, bool) {
 	raw = single(raw)
 	value, ok := t.decodeAllowed(d, where, raw)
 	if !ok {
-		text, _ := raw.(string)
-		d.problem(where, describe(raw)+" is not allowed"+problem.DidYouMean(text, t.texts())+"; use "+t.accepts())
+		d.problem(where, describe(raw)+" is not allowed"+problem.DidYouMean(wordFor(raw), t.texts())+"; use "+t.accepts())
 	}
 	return value, ok
+}
+
+// wordFor returns the word that a value may stand for; "" if there is none.
+func wordFor(raw any) string {
+	switch v := raw.(type) {
+	case string:
+		return v
+	case bool:
+		if v {
+			return string(Yes)
+		}
+		return string(No)
+	}
+	return ""
 }
 
 // decodeAllowed is decode without the problem.
@@ -89,18 +102,9 @@ func oneOf[S ~string](allowed ...S) valueType[S] {
 	return t
 }
 
-// yesNo accepts the words and booleans.
-var yesNo = valueType[YesNo]{
-	words: oneOf(Yes, No).words,
-	other: "a boolean",
-	read: func(_ *decoder, _ string, raw any) (YesNo, bool) {
-		yes, ok := raw.(bool)
-		if yes {
-			return Yes, ok
-		}
-		return No, ok
-	},
-}
+// yesNo accepts two words and no booleans: Consul's merge of proxy-defaults into a
+// registration loses false.
+var yesNo = oneOf(Yes, No)
 
 // number accepts the whole numbers of a range.
 func number[T ~int | ~uint32 | ~uint8](lowest, highest T) valueType[T] {

@@ -61,9 +61,7 @@ usher {
 
 - A setting under ` + "`listeners.\"<port>\"`" + ` in any place wins over the same setting outside ` + "`listeners`" + ` in every place.
 - To undo a more general setting, write its word: ` + "`off`, `none`, `any` or `default`" + `.
-  Usher refuses ` + "`0`, `\"\"` and `[]`" + `, because Consul loses them when it merges proxy-defaults into a registration.
-- Where a setting accepts a boolean, ` + "`true` means `yes` and `false` means `no`" + `.
-  In a registration, write ` + "`no`" + `: Consul loses ` + "`false`" + ` there, too, if proxy-defaults has the setting.
+  Usher refuses ` + "`0`, `false`, `\"\"` and `[]`" + `, because Consul loses them when it merges proxy-defaults into a registration.
 - Consul merges objects key by key, even two lists with one object each.
   If proxy-defaults and a registration each have one TLV, the one of the registration gets the ` + "`header`" + ` of the other, unless it has ` + "`header = \"none\"`" + `.
 - For a value that is not allowed or an unknown key, Usher reports a problem of one line, and the place keeps its last valid settings.
