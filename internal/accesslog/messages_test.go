@@ -9,6 +9,9 @@ import (
 	"github.com/usherproxy/usher/internal/testing/messages"
 )
 
+// oneSpace makes messages one line. The protobuf library varies its space on purpose.
+var oneSpace = strings.NewReplacer("\n", " ", "\u00a0", " ")
+
 func TestMessages(t *testing.T) {
 	var all []string
 	add := func(minor uint32, consul gateway.AccessLogs, s settings.AccessLog) {
@@ -21,7 +24,7 @@ func TestMessages(t *testing.T) {
 		}
 		_, problems := Build(Params{Where: "listener 8080", HTTP: true, Consul: consul, Settings: s, Envoy: capabilitiesOfMinor(minor)})
 		for _, p := range problems {
-			all = append(all, strings.ReplaceAll(p.String(), "\n", " "))
+			all = append(all, oneSpace.Replace(p.String()))
 		}
 	}
 	for _, text := range []string{
