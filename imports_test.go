@@ -47,6 +47,7 @@ var allowed = map[string][]string{
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
+	"tools/messages-doc":  {},
 	"tools/measure":       {},
 	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},
 	"e2e/lab":             {"internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},

@@ -2,6 +2,8 @@
 // suggestion for a word that is nearly right.
 package problem
 
+//go:generate go run ../../tools/messages-doc ../.. ../../docs/messages.md
+
 import (
 	"fmt"
 	"strings"

@@ -1,0 +1,59 @@
+// Command messages-doc writes the page of all messages (docs/messages.md): what
+// the tests of each package have written to its testdata/messages.golden.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// sections are the packages that speak to operators, and what they speak about.
+var sections = []struct{ dir, title, about string }{
+	{"cmd/usher", "The command line", "`usher` prints these and exits."},
+	{"internal/bootstrap", "Bootstraps", "What is wrong with an option of `usher bootstrap`."},
+	{"internal/configfile", "The config file", "What is wrong in the file that `--config` names."},
+	{"internal/settings", "Settings", "What is wrong under the key `usher`, wherever it is written."},
+	{"internal/configtree", "Files", "What is wrong in the syntax of a file: HCL, JSON or YAML."},
+	{"internal/configdir", "Config entries and services in files", "What is wrong in the directory that `--config-dir` names."},
+	{"consul", "Consul", "What Usher cannot read from Consul, or cannot use."},
+	{"internal/loadbalancer", "Load balancers", "What is wrong with the annotations of a Service."},
+	{"listeners", "Listeners", "Why a listener, a route or a cluster is held back, or goes out with less than was asked for."},
+	{"internal/accesslog", "Access logs", "What is wrong in a format, a filter or a sink."},
+	{"internal/controlplane", "Gateways and their Envoys", "What keeps an Envoy from its configuration."},
+	{"xds", "Refused streams", "The status that an Envoy gets, and writes to its own log."},
+}
+
+const head = `# Messages
+
+<!-- Written by "make generate" from */testdata/messages.golden, which the tests write. -->
+
+Every problem that Usher reports, as it is printed.
+A message says where the problem is, what is wrong and what to do.
+Problems are in the log, in ` + "`usher_config_problems`" + ` and on ` + "`/readyz`" + `.
+`
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: messages-doc ROOT FILE")
+		os.Exit(2)
+	}
+	if err := write(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func write(root, file string) error {
+	var page strings.Builder
+	page.WriteString(head)
+	for _, s := range sections {
+		lines, err := os.ReadFile(filepath.Join(root, s.dir, "testdata", "messages.golden"))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&page, "\n## %s\n\n%s\n\n```text\n%s```\n", s.title, s.about, lines)
+	}
+	return os.WriteFile(file, []byte(page.String()), 0o644)
+}
