@@ -13,8 +13,8 @@ import (
 
 //go:generate go run ../../tools/balancers-doc ../../docs/load-balancers.md
 
-// Provider is a cloud, or another maker of load balancers, with the annotations that it
-// reads. Of several, the first that says something about a port counts.
+// Provider is a cloud, or another maker of load balancers, with the annotations that it reads. Of several, the first
+// that says something about a port counts.
 type Provider struct {
 	Name        string
 	URL         string   // where the values of the annotations can be read
@@ -23,22 +23,20 @@ type Provider struct {
 	healthCheck healthCheck
 }
 
-// Annotation is an annotation that tells a cloud whether its load balancer sends PROXY
-// headers.
+// Annotation is an annotation that tells a cloud whether its load balancer sends PROXY headers.
 type Annotation struct {
 	Key string // "<port>" in it stands for a port of the Service
 	Format
-	// PortsKey is a second annotation. Where a Service has it, the first one counts only
-	// for the ports in it. Empty: the cloud has no such annotation.
+	// PortsKey is a second annotation. Where a Service has it, the first one counts only for the ports in it. Empty:
+	// the cloud has no such annotation.
 	PortsKey string
-	// check returns why the cloud does not read the annotation on a Service, and what to
-	// do; nil if it does. Without a check it always does.
+	// check returns why the cloud does not read the annotation on a Service, and what to do; nil if it does. Without a
+	// check it always does.
 	check func(*corev1.Service) error
 	URL   string // if it is not the provider's
 }
 
-// Evidence is where the values of annotations were read, as Markdown. Empty: in nothing
-// of the provider's own.
+// Evidence is where the values of annotations were read, as Markdown. Empty: in nothing of the provider's own.
 type Evidence string
 
 // The types of evidence.
@@ -256,9 +254,8 @@ var Providers = []Provider{
 	}}, URL: "https://github.com/kubernetes-sigs/cloud-provider-azure/blob/master/pkg/provider/azure_privatelinkservice.go"},
 }
 
-// byInTreeController is for the controller that is built into Kubernetes: it creates
-// a network load balancer for the type "nlb", and reads the annotation for classic
-// ones only. It leaves Services with a class to others.
+// byInTreeController is for the controller that is built into Kubernetes: it creates a network load balancer for the
+// type "nlb", and reads the annotation for classic ones only. It leaves Services with a class to others.
 func byInTreeController(s *corev1.Service) error {
 	if s.Annotations[awsType] == "nlb" && s.Spec.LoadBalancerClass == nil {
 		return errors.New(`the controller that creates load balancers of the type "nlb" does not read it; set ` + awsType +
@@ -267,8 +264,7 @@ func byInTreeController(s *corev1.Service) error {
 	return nil
 }
 
-// bothScalewayVersions is for Scaleway's controller, which refuses a Service that
-// wants both versions on one port.
+// bothScalewayVersions is for Scaleway's controller, which refuses a Service that wants both versions on one port.
 func bothScalewayVersions(s *corev1.Service) error {
 	for _, p := range s.Spec.Ports {
 		wants := func(key string) bool {
@@ -282,8 +278,7 @@ func bothScalewayVersions(s *corev1.Service) error {
 	return nil
 }
 
-// withoutPrivateLink is for Azure, which reads the annotation only for a Private Link
-// Service.
+// withoutPrivateLink is for Azure, which reads the annotation only for a Private Link Service.
 func withoutPrivateLink(s *corev1.Service) error {
 	const create = prefix + "azure-pls-create"
 	if s.Annotations[create] != "true" {

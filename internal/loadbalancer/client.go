@@ -19,8 +19,8 @@ import (
 // ErrNotInCluster is the error of Connect without a kubeconfig outside Kubernetes.
 var ErrNotInCluster = errors.New("not in a cluster")
 
-// A panic in a goroutine of client-go must not end the process. It ends only that
-// goroutine and its request, and client-go retries the request.
+// A panic in a goroutine of client-go must not end the process. It ends only that goroutine and its request, and
+// client-go retries the request.
 func init() {
 	log := utilruntime.PanicHandlers
 	utilruntime.ReallyCrash = false
@@ -32,9 +32,8 @@ func init() {
 	}}
 }
 
-// Connect returns a client of the API server in the file kubeconfig, or, without a
-// file, of the cluster that Usher runs in. It sends no request yet. The error is
-// ErrNotInCluster if there is neither.
+// Connect returns a client of the API server in the file kubeconfig, or, without a file, of the cluster that Usher
+// runs in. It sends no request yet. The error is ErrNotInCluster if there is neither.
 func Connect(kubeconfig string) (rest.Interface, error) {
 	config, err := restConfig(kubeconfig)
 	if err != nil {
@@ -44,8 +43,8 @@ func Connect(kubeconfig string) (rest.Interface, error) {
 	if err := corev1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
-	// Usher sends a few requests for each Service when its watch starts; for the rest the
-	// API server has its own limits.
+	// Usher sends a few requests for each Service when its watch starts; for the rest the API server has its own
+	// limits.
 	config.QPS, config.Burst = 50, 100
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion

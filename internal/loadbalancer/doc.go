@@ -1,16 +1,15 @@
-// Package loadbalancer finds out which mode listeners need behind the load balancer in
-// front of them, from the Service that configures it:
+// Package loadbalancer finds out which mode listeners need behind the load balancer in front of them, from the
+// Service that configures it:
 //
 //	Service ──readIntent──> serviceIntent ──observe──> serviceState ──balancer──> gateway.Balancer
 //
-// A cloud's controller reads annotations of a Service of type LoadBalancer, and each
-// cloud has its own (Providers is the table of them). The load balancer follows a
-// change seconds to minutes later. During a grace period, a listener therefore accepts
-// connections with and without a PROXY header, before it gets its new mode.
+// A cloud's controller reads annotations of a Service of type LoadBalancer, and each cloud has its own (Providers is
+// the table of them). The load balancer follows a change seconds to minutes later. During a grace period, a listener
+// therefore accepts connections with and without a PROXY header, before it gets its new mode.
 //
-// Unknown is not off: while it is unknown what a Service asks for, its listeners keep
-// their mode, and a listener without a mode is held back.
+// Unknown is not off: while it is unknown what a Service asks for, its listeners keep their mode, and a listener
+// without a mode is held back.
 //
-// All of the above are functions of a Service and the time. Only Watcher knows the API
-// server, and nothing here knows Envoy or Consul.
+// All of the above are functions of a Service and the time. Only Watcher knows the API server, and nothing here
+// knows Envoy or Consul.
 package loadbalancer

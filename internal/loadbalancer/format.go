@@ -57,15 +57,14 @@ type Format struct {
 	Ports      *PortList    // the value can be a list of ports, too; nil: it cannot
 	Otherwise  Unrecognized // what the cloud does with any other value
 	IgnoreCase bool
-	// Within says as Markdown where in the annotation the value is, and item finds it
-	// there. Without them, the value is the whole annotation.
+	// Within says as Markdown where in the annotation the value is, and item finds it there. Without them, the value is
+	// the whole annotation.
 	Within  string
 	item    itemFunc
 	PerPort bool // the value is about single ports, though it is no PortList
 	// Sticky says that the load balancer stays as it was when the annotation is removed.
 	Sticky bool
-	// ambiguous are values that are on for one controller of the cloud and not for
-	// another one.
+	// ambiguous are values that are on for one controller of the cloud and not for another one.
 	ambiguous []string
 }
 
@@ -82,8 +81,7 @@ type PortList struct {
 	NodePorts bool             // the list contains nodePorts
 }
 
-// itemFunc returns the part of an annotation that is about a port. found is false
-// if there is none.
+// itemFunc returns the part of an annotation that is about a port. found is false if there is none.
 type itemFunc func(value string, port corev1.ServicePort) (item string, found bool, err error)
 
 // Unrecognized is what a cloud does with a value that is not in its row.
@@ -151,8 +149,7 @@ func (f Format) indexOn(text string) int {
 	return slices.IndexFunc(f.On, func(v Value) bool { return v.Text == text })
 }
 
-// parsePorts is parse for a list of ports. A value that switches headers off leaves the
-// port to the next annotation.
+// parsePorts is parse for a list of ports. A value that switches headers off leaves the port to the next annotation.
 func (f Format) parsePorts(value string, port corev1.ServicePort) parsedValue {
 	number := port.Port
 	if f.Ports.NodePorts {
@@ -273,8 +270,7 @@ func linodePort(value string, _ corev1.ServicePort) (string, bool, error) {
 	return text, text != "", nil
 }
 
-// upcloudBackend finds the backend with the name of the Service's port in UpCloud's
-// own JSON.
+// upcloudBackend finds the backend with the name of the Service's port in UpCloud's own JSON.
 func upcloudBackend(value string, port corev1.ServicePort) (string, bool, error) {
 	var config struct {
 		Backends []struct {

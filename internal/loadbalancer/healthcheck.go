@@ -9,21 +9,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// healthCheck is how annotations make a cloud check a gateway over HTTP. The zero value:
-// no annotation does.
+// healthCheck is how annotations make a cloud check a gateway over HTTP. The zero value: no annotation does.
 type healthCheck struct {
 	key     string   // the annotation with the protocol
 	http    []string // its values that mean HTTP
 	tcp     string   // the value that means TCP
 	perPort bool     // the value can be a list by port, such as "80:http;443,8443:tcp"
 	pathKey string   // the annotation that means HTTP where key is absent; empty: none does
-	// portKey is the annotation with the port of a pod or a node that is checked; empty
-	// if the cloud checks only the Service's ports.
+	// portKey is the annotation with the port of a pod or a node that is checked; empty if the cloud checks only the
+	// Service's ports.
 	portKey string
 	// withHeader says that all health checks carry a PROXY header, to whatever port.
 	withHeader bool
-	// headerKey is the annotation with which they carry one if it is "true", and else none.
-	// Without both, it is not documented whether they do.
+	// headerKey is the annotation with which they carry one if it is "true", and else none. Without both, it is not
+	// documented whether they do.
 	headerKey string
 }
 
@@ -32,8 +31,7 @@ var (
 	httpHTTPS = []string{"http", "https"}
 )
 
-// checkHealthChecks adds a problem for each health check that fails because headers
-// are sent.
+// checkHealthChecks adds a problem for each health check that fails because headers are sent.
 func (r *intentReader) checkHealthChecks(intent serviceIntent) {
 	if !intent.anyOn() {
 		return
@@ -105,9 +103,8 @@ func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
 	}
 }
 
-// checkNodeHealthCheck is for AWS: with the traffic policy Local, it asks kube-proxy
-// over HTTP whether an instance has a pod of the Service, and kube-proxy does not
-// understand the header in front of the question.
+// checkNodeHealthCheck is for AWS: with the traffic policy Local, it asks kube-proxy over HTTP whether an instance
+// has a pod of the Service, and kube-proxy does not understand the header in front of the question.
 func (r *intentReader) checkNodeHealthCheck() {
 	s := r.service
 	byInstance := s.Annotations[awsTargetType] == "instance" ||

@@ -26,22 +26,21 @@ type serviceIntent struct {
 	problems          []problem.Problem
 }
 
-// portIntent is what a Service asks of its load balancer for one listener. The exported
-// fields are stored as JSON, see stateStore.
+// portIntent is what a Service asks of its load balancer for one listener. The exported fields are stored as JSON,
+// see stateStore.
 type portIntent struct {
 	State   proxyState       `json:"told"`
 	Version settings.Version `json:"sends,omitempty"` // where it is on; empty if it is not known
-	// RemovalProblem is the problem that removing the annotation causes, because the
-	// cloud then leaves the load balancer as it is. The zero value: removing it
-	// switches headers off.
+	// RemovalProblem is the problem that removing the annotation causes, because the cloud then leaves the load
+	// balancer as it is. The zero value: removing it switches headers off.
 	RemovalProblem problem.Problem `json:"kept,omitzero"`
 
 	since time.Time // where it is on: since when
 	unset bool      // no annotation says anything
 }
 
-// readIntent returns what a Service asks of its load balancer. It depends on the
-// Service alone, so all replicas and restarts find the same.
+// readIntent returns what a Service asks of its load balancer. It depends on the Service alone, so all replicas and
+// restarts find the same.
 func readIntent(s *corev1.Service) serviceIntent {
 	r := intentReader{service: s, times: changeTimesOf(s)}
 	intent := serviceIntent{
@@ -68,8 +67,7 @@ func readIntent(s *corev1.Service) serviceIntent {
 	return intent
 }
 
-// listenerPort returns the port of the listener that a port of the Service leads to,
-// if that is a number.
+// listenerPort returns the port of the listener that a port of the Service leads to, if that is a number.
 func listenerPort(p corev1.ServicePort) int { return cmp.Or(p.TargetPort.IntValue(), int(p.Port)) }
 
 // intentReader reads one Service.
@@ -93,8 +91,7 @@ func (r *intentReader) where(key string) string {
 	return where
 }
 
-// addProblem records what is wrong with an annotation, or, with key "", with the
-// Service as a whole.
+// addProblem records what is wrong with an annotation, or, with key "", with the Service as a whole.
 func (r *intentReader) addProblem(key, what string) {
 	if p := (problem.Problem{Where: r.where(key), What: what}); !slices.Contains(r.problems, p) {
 		r.problems = append(r.problems, p)
@@ -165,8 +162,7 @@ func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	}
 }
 
-// providerIntent returns what the first annotation of a provider says that says
-// anything about the port.
+// providerIntent returns what the first annotation of a provider says that says anything about the port.
 func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) providerIntent {
 	var intent providerIntent
 	for _, a := range provider.Annotations {
@@ -216,8 +212,8 @@ func (r *intentReader) filterPorts(key string, v parsedValue, p corev1.ServicePo
 	return parsedValue{state: proxyUnknown}
 }
 
-// namedTarget takes a port into account that leads to a port of the pod by its name:
-// the Service does not have its number.
+// namedTarget takes a port into account that leads to a port of the pod by its name: the Service does not have its
+// number.
 func (r *intentReader) namedTarget(p corev1.ServicePort, others, ofPort portIntent) portIntent {
 	if ofPort.State == proxyOff {
 		return others
@@ -248,8 +244,7 @@ func (r *intentReader) combine(listener int, a, b portIntent) portIntent {
 
 // preservesClientIP reports whether AWS keeps the clients' addresses on connections
 // (https://docs.aws.amazon.com/elasticloadbalancing/latest/network/edit-target-group-attributes.html#client-ip-preservation):
-// by default it does for instances, and of those only externalTrafficPolicy Local
-// keeps the address up to the pod.
+// by default it does for instances, and of those only externalTrafficPolicy Local keeps the address up to the pod.
 func preservesClientIP(s *corev1.Service) bool {
 	switch value, _ := attributeIn(s.Annotations[awsAttributes], awsPreserveClientIP); strings.ToLower(value) {
 	case "true":
@@ -261,16 +256,13 @@ func preservesClientIP(s *corev1.Service) bool {
 	return s.Annotations[awsTargetType] == "instance" && local
 }
 
-// changeTimes are when the parts of a Service were last changed, according to its
-// managedFields
-// (https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management).
-// A manager's time moves whenever that manager changes anything, so each time is the
-// latest possible: a grace period may start again, and never starts too early. The
-// times are of the API server's clock, so all readers of the Service agree.
+// changeTimes are when the parts of a Service were last changed, according to its managedFields
+// (https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management). A manager's time moves
+// whenever that manager changes anything, so each time is the latest possible: a grace period may start again, and
+// never starts too early. The times are of the API server's clock, so all readers of the Service agree.
 type changeTimes struct {
 	created time.Time
-	// modified is when anything but the status was changed; a field that is only
-	// removed leaves no time.
+	// modified is when anything but the status was changed; a field that is only removed leaves no time.
 	modified time.Time
 	managers []managedFields
 }
@@ -299,8 +291,8 @@ func changeTimesOf(s *corev1.Service) changeTimes {
 	return t
 }
 
-// utc returns t in UTC. JSON allows only the years 0 to 9999, and the conversion from
-// another zone can leave them by some hours.
+// utc returns t in UTC. JSON allows only the years 0 to 9999, and the conversion from another zone can leave them by
+// some hours.
 func utc(t time.Time) time.Time {
 	t = t.UTC()
 	switch {
@@ -323,9 +315,8 @@ func (t changeTimes) lastChange(annotations []string) time.Time {
 	return latest
 }
 
-// ownedSince returns when a field became what it is, at the latest. All managers that
-// own it agree on its value, so the value is as old as the oldest of them. Without an
-// owner it is as old as the Service.
+// ownedSince returns when a field became what it is, at the latest. All managers that own it agree on its value, so
+// the value is as old as the oldest of them. Without an owner it is as old as the Service.
 func (t changeTimes) ownedSince(path ...string) time.Time {
 	var oldest time.Time
 	for _, m := range t.managers {

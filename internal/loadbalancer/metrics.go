@@ -13,8 +13,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// Metrics are the metrics of a Watcher. Use NewMetrics. The methods may be called from
-// any goroutine.
+// Metrics are the metrics of a Watcher. Use NewMetrics. The methods may be called from any goroutine.
 type Metrics struct {
 	failing  prometheus.Gauge
 	graceEnd *prometheus.GaugeVec
@@ -48,8 +47,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// update sets whether the watch of a Service fails, and when the grace periods of its
-// listeners end, by port.
+// update sets whether the watch of a Service fails, and when the grace periods of its listeners end, by port.
 func (m *Metrics) update(service gateway.KubernetesService, failing bool, ends map[int]time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -70,8 +68,7 @@ func (m *Metrics) update(service gateway.KubernetesService, failing bool, ends m
 	}
 }
 
-// warning returns the listeners in a grace period and how long each lasts, in one
-// line; empty if there is none.
+// warning returns the listeners in a grace period and how long each lasts, in one line; empty if there is none.
 func (m *Metrics) warning(now time.Time) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

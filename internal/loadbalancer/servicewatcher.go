@@ -35,8 +35,8 @@ type serviceEvent struct {
 	err     error           // why the watch fails at the moment
 }
 
-// serviceWatcher watches one Service. It lists and watches by the Service's name, so a
-// role with this one resource name suffices. Only its newest event is kept.
+// serviceWatcher watches one Service. It lists and watches by the Service's name, so a role with this one resource
+// name suffices. Only its newest event is kept.
 type serviceWatcher struct {
 	client rest.Interface
 	log    *slog.Logger
@@ -47,8 +47,8 @@ type serviceWatcher struct {
 	last serviceEvent
 }
 
-// run watches until ctx ends. It uses a reflector, because an informer does not report
-// that a list is empty, or that a watch is refused.
+// run watches until ctx ends. It uses a reflector, because an informer does not report that a list is empty, or that
+// a watch is refused.
 func (w *serviceWatcher) run(ctx context.Context) {
 	quiet := logr.Discard() // errors become problems
 	store := cache.NewUndeltaStore(w.observe, cache.MetaNamespaceKeyFunc)
@@ -70,8 +70,7 @@ func (w *serviceWatcher) listWatch(ctx context.Context) *cache.ListWatch {
 	}
 }
 
-// request sends a request and records how it ended. A panic becomes an error, so the
-// reflector tries again.
+// request sends a request and records how it ended. A panic becomes an error, so the reflector tries again.
 func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, error)) (answer T, err error) {
 	err = guard.Run(w.log, "kubernetes", func() (err error) {
 		answer, err = send()
@@ -81,8 +80,8 @@ func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, erro
 	return answer, err
 }
 
-// requestDone records how a request ended. A watch that is too old, or that an older API
-// server does not understand, is no error: the reflector lists next.
+// requestDone records how a request ended. A watch that is too old, or that an older API server does not understand,
+// is no error: the reflector lists next.
 func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return
@@ -110,8 +109,7 @@ func (w *serviceWatcher) update(change func(*serviceEvent)) {
 	w.events.Put(w.last)
 }
 
-// explainError returns in stable words why the API server does not answer, and which
-// rights it may want.
+// explainError returns in stable words why the API server does not answer, and which rights it may want.
 func explainError(err error, rights string) string {
 	var op *net.OpError
 	var request *url.Error
@@ -135,14 +133,13 @@ const (
 	historyLimit   = 10
 )
 
-// readHistory returns earlier revisions of a Service, the oldest first, as far as the
-// API server still has them: for at least five minutes (kube-apiserver's
-// --etcd-compaction-interval). An Usher that starts within a grace period needs them, or
-// the stateStore: a removed annotation leaves no trace in the Service, and any other
-// change may have moved the time of an annotation.
+// readHistory returns earlier revisions of a Service, the oldest first, as far as the API server still has them: for
+// at least five minutes (kube-apiserver's --etcd-compaction-interval). An Usher that starts within a grace period
+// needs them, or the stateStore: a removed annotation leaves no trace in the Service, and any other change may have
+// moved the time of an annotation.
 //
-// It is best effort: it returns nothing if the API server does not count resource
-// versions up, or has forgotten the revisions.
+// It is best effort: it returns nothing if the API server does not count resource versions up, or has forgotten the
+// revisions.
 func readHistory(ctx context.Context, client rest.Interface, s *corev1.Service) []*corev1.Service {
 	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
 	defer cancel()
@@ -157,8 +154,7 @@ func readHistory(ctx context.Context, client rest.Interface, s *corev1.Service) 
 	return revisions
 }
 
-// previousRevision returns the revision of a Service before the last write; nil if it
-// cannot be read.
+// previousRevision returns the revision of a Service before the last write; nil if it cannot be read.
 func previousRevision(ctx context.Context, client rest.Interface, s *corev1.Service) *corev1.Service {
 	version, err := strconv.ParseUint(s.ResourceVersion, 10, 64)
 	if err != nil || version < 2 {

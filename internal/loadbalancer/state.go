@@ -13,9 +13,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// serviceState is what Usher has to remember about a Service between two events. It is
-// never modified. The zero value: nothing is known. The exported fields are stored as
-// JSON, see stateStore.
+// serviceState is what Usher has to remember about a Service between two events. It is never modified. The zero
+// value: nothing is known. The exported fields are stored as JSON, see stateStore.
 type serviceState struct {
 	ResourceVersion   string            `json:"version"`   // of the last revision of the Service that was observed
 	Ports             map[int]portState `json:"listeners"` // by the listener's port
@@ -23,8 +22,7 @@ type serviceState struct {
 	PreservesClientIP bool              `json:"peerIsClient,omitempty"`
 }
 
-// portState is what Usher has to remember about one listener. The zero value: nothing
-// is known.
+// portState is what Usher has to remember about one listener. The zero value: nothing is known.
 type portState struct {
 	portIntent            // the last one whose state was known
 	Changed     time.Time `json:"changed,omitzero"` // when it changed to that; zero: there is no grace period
@@ -40,8 +38,7 @@ type observation struct {
 	at     time.Time
 }
 
-// next returns the state after an observation, for an Usher that knew s and reads the
-// stored state of all Ushers.
+// next returns the state after an observation, for an Usher that knew s and reads the stored state of all Ushers.
 func (s serviceState) next(stored serviceState, o observation) serviceState {
 	stored = stored.plausible(o.at)
 	s = s.newer(stored)
@@ -97,14 +94,14 @@ func (p portState) observe(intent portIntent, modified, now time.Time) portState
 	return next
 }
 
-// mayHaveMissedChange reports whether the intent may have been another one, and this
-// one again, while it was unknown.
+// mayHaveMissedChange reports whether the intent may have been another one, and this one again, while it was
+// unknown.
 func (p portState) mayHaveMissedChange(intent portIntent) bool {
 	return !p.FrozenSince.IsZero() && intent.since.After(p.FrozenSince)
 }
 
-// replay returns the state after earlier revisions of the Service, the oldest first.
-// It has no resourceVersion, so any stored state takes precedence.
+// replay returns the state after earlier revisions of the Service, the oldest first. It has no resourceVersion, so
+// any stored state takes precedence.
 func (s serviceState) replay(revisions []*corev1.Service, now time.Time) serviceState {
 	for _, revision := range revisions {
 		s = s.observe(readIntent(revision), now)
@@ -132,8 +129,8 @@ func (p portState) freeze(now time.Time) portState {
 
 func (s serviceState) frozen() bool { return !s.OtherPorts.FrozenSince.IsZero() }
 
-// newer returns the newer one of two states. The deletion of a Service has no
-// ResourceVersion: the state that is frozen is the newer one then.
+// newer returns the newer one of two states. The deletion of a Service has no ResourceVersion: the state that is
+// frozen is the newer one then.
 func (s serviceState) newer(stored serviceState) serviceState {
 	switch {
 	case stored.ResourceVersion == "":
@@ -146,8 +143,7 @@ func (s serviceState) newer(stored serviceState) serviceState {
 	return s
 }
 
-// isNewer compares versions of one Service. Versions that are not numbers are never
-// newer.
+// isNewer compares versions of one Service. Versions that are not numbers are never newer.
 func isNewer(a, b string) bool {
 	n, err := resourceversion.CompareResourceVersion(a, b)
 	return err == nil && n > 0
@@ -164,8 +160,8 @@ func (s serviceState) removalProblems() []problem.Problem {
 	return out
 }
 
-// mode returns the mode of the listener, empty if it was never known, and when it
-// changes without another event; zero: never.
+// mode returns the mode of the listener, empty if it was never known, and when it changes without another event;
+// zero: never.
 func (p portState) mode(grace time.Duration, now time.Time) (settings.Mode, time.Time) {
 	end := p.Changed.Add(grace)
 	inGrace := now.Before(end)
@@ -185,8 +181,8 @@ func (p portState) mode(grace time.Duration, now time.Time) (settings.Mode, time
 	return "", time.Time{}
 }
 
-// balancer returns what follows from the state for listeners, and the end of each
-// grace period, by port. Listeners that no port of the Service leads to are port 0.
+// balancer returns what follows from the state for listeners, and the end of each grace period, by port. Listeners
+// that no port of the Service leads to are port 0.
 func (s serviceState) balancer(grace time.Duration, now time.Time) (*gateway.Balancer, map[int]time.Time) {
 	ends := map[int]time.Time{}
 	stateOf := func(port int, p portState) gateway.PortState {

@@ -24,10 +24,9 @@ const (
 	retryDelay   = 5 * time.Second
 )
 
-// stateStore is the ConfigMap in which all replicas keep the state of Services, so
-// that they agree on the start of each grace period, also after a restart.
-// Kubernetes' own times do not suffice for that: the removal of an annotation leaves
-// none, and any other change by the same tool moves them.
+// stateStore is the ConfigMap in which all replicas keep the state of Services, so that they agree on the start of
+// each grace period, also after a restart. Kubernetes' own times do not suffice for that: the removal of an
+// annotation leaves none, and any other change by the same tool moves them.
 //
 // The first replica that observes a change stores it, and the others adopt that.
 type stateStore struct {
@@ -36,9 +35,8 @@ type stateStore struct {
 	at     types.NamespacedName
 }
 
-// Update replaces the stored state of a Service by next of it, and returns the new
-// state. It calls next with the zero state where nothing is stored, and again when
-// another replica was faster.
+// Update replaces the stored state of a Service by next of it, and returns the new state. It calls next with the
+// zero state where nothing is stored, and again when another replica was faster.
 func (s stateStore) Update(
 	ctx context.Context, id gateway.KubernetesService, next func(stored serviceState) serviceState,
 ) (serviceState, error) {
@@ -59,8 +57,7 @@ func (s stateStore) Update(
 	return state, err
 }
 
-// compareAndSwap writes a value to the ConfigMap. The error is a conflict if the
-// ConfigMap is not the newest one.
+// compareAndSwap writes a value to the ConfigMap. The error is a conflict if the ConfigMap is not the newest one.
 func (s stateStore) compareAndSwap(ctx context.Context, m *corev1.ConfigMap, key, text string) error {
 	if text == m.Data[key] {
 		return nil
@@ -110,9 +107,8 @@ func decodeState(text string) serviceState {
 // clockTolerance is by how much the clocks of the replicas may differ.
 const clockTolerance = 24 * time.Hour
 
-// plausible returns a stored state, or the zero state if no Usher can have written it:
-// if it has times in the future, which would keep a grace period open, ports that no
-// listener can have, or listeners without a state.
+// plausible returns a stored state, or the zero state if no Usher can have written it: if it has times in the
+// future, which would keep a grace period open, ports that no listener can have, or listeners without a state.
 func (s serviceState) plausible(now time.Time) serviceState {
 	latest := now.Add(clockTolerance)
 	inFuture := func(p portState) bool {

@@ -23,19 +23,17 @@ const DefaultGrace = 10 * time.Minute
 // Options are the options of a Watcher. All but Record are required.
 type Options struct {
 	Client rest.Interface
-	// Grace is the grace period: how long a listener accepts connections both with and
-	// without a PROXY header after its Service changed. Zero: there is none. All Ushers
-	// of a gateway need the same.
+	// Grace is the grace period: how long a listener accepts connections both with and without a PROXY header after its
+	// Service changed. Zero: there is none. All Ushers of a gateway need the same.
 	Grace   time.Duration
 	Logger  *slog.Logger
 	Metrics *Metrics
-	// Record is the ConfigMap of the stateStore. It must exist. Zero: there is no store,
-	// and a restarted Usher has only the history that the API server keeps.
+	// Record is the ConfigMap of the stateStore. It must exist. Zero: there is no store, and a restarted Usher has only
+	// the history that the API server keeps.
 	Record types.NamespacedName
 }
 
-// Watcher watches Services. Use NewWatcher; the methods may be called from any
-// goroutine.
+// Watcher watches Services. Use NewWatcher; the methods may be called from any goroutine.
 type Watcher struct {
 	o Options
 }
@@ -43,13 +41,11 @@ type Watcher struct {
 // NewWatcher returns a watcher. It connects when Watch is called.
 func NewWatcher(o Options) *Watcher { return &Watcher{o} }
 
-// Warning returns the listeners in a grace period and how long each lasts, in one
-// line; empty if there is none.
+// Warning returns the listeners in a grace period and how long each lasts, in one line; empty if there is none.
 func (w *Watcher) Warning() string { return w.o.Metrics.warning(time.Now()) }
 
-// Watch calls put with what follows from a Service for listeners, whenever that
-// changes, until ctx ends; put must not block. It calls put first after the first
-// answer or error of the API server.
+// Watch calls put with what follows from a Service for listeners, whenever that changes, until ctx ends; put must
+// not block. It calls put first after the first answer or error of the API server.
 func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put func(*gateway.Balancer)) {
 	watcher := &serviceWatcher{client: w.o.Client, log: w.o.Logger, id: id, events: latest.New[serviceEvent]()}
 	var running sync.WaitGroup
@@ -77,8 +73,7 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 // idle is how long a reconciler sleeps when only an event can wake it.
 const idle = time.Hour
 
-// reconciler turns the events of one Service into what follows for listeners. It has no
-// goroutine.
+// reconciler turns the events of one Service into what follows for listeners. It has no goroutine.
 type reconciler struct {
 	Options
 	id  gateway.KubernetesService
@@ -113,9 +108,8 @@ func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 	return wake
 }
 
-// onEvent applies the last event to the state. Where Usher already knows something it
-// publishes before it reads what the other replicas have stored, so listeners never
-// wait for the ConfigMap.
+// onEvent applies the last event to the state. Where Usher already knows something it publishes before it reads what
+// the other replicas have stored, so listeners never wait for the ConfigMap.
 func (r *reconciler) onEvent(ctx context.Context) {
 	now, last := time.Now().UTC(), r.state
 	if r.event.err == nil && r.event.service != nil && last.Ports == nil {
@@ -153,8 +147,7 @@ func (r *reconciler) mustStore(last serviceState) bool {
 		len(r.notStored) > 0 || r.panicked != nil
 }
 
-// observe returns what the last event says, and whether it says anything. It updates
-// the problems of the Service.
+// observe returns what the last event says, and whether it says anything. It updates the problems of the Service.
 func (r *reconciler) observe(now time.Time) (observation, bool) {
 	unknown := ""
 	switch {
@@ -180,8 +173,8 @@ func (r *reconciler) observe(now time.Time) (observation, bool) {
 	return observation{intent: &intent, at: now}, true
 }
 
-// publish puts what follows from the state now, if that is new, and returns when it
-// may change without another event.
+// publish puts what follows from the state now, if that is new, and returns when it may change without another
+// event.
 func (r *reconciler) publish(now time.Time) time.Duration {
 	if !r.known {
 		return idle

@@ -1,6 +1,5 @@
-// Command balancers-doc writes the page about load balancers
-// (docs/load-balancers.md) to the file that is its argument, from the table of
-// annotations (loadbalancer.Providers).
+// Command balancers-doc writes the page about load balancers (docs/load-balancers.md) to the file that is its
+// argument, from the table of annotations (loadbalancer.Providers).
 package main
 
 import (
@@ -25,8 +24,8 @@ func main() {
 	}
 }
 
-// The parts of the page that do not follow from the table: what comes before and after
-// it, and what you have to know beside the annotations of a provider.
+// The parts of the page that do not follow from the table: what comes before and after it, and what you have to know
+// beside the annotations of a provider.
 var (
 	//go:embed head.md
 	head string
