@@ -68,7 +68,7 @@ func wantNearMissExplained(t *testing.T, l *lab.KubernetesLab, p *lab.Pod) {
 	near := "*\t"
 	problem := p.Usher.WantProblem(t,
 		`msg="bad configuration" gateway=ingress-gateway `+lab.LoggedProblem("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
-			`"*\t" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
+			`the cloud refuses "*\t" and does not change the load balancer; use "*", or remove the annotation`),
 		func() { l.API.Annotate(t, awsHeaders, &near) })
 	lab.WaitStatus(t, l.Request("/"), http.StatusOK)
 	problem.WantFixed(t, func() { l.API.Annotate(t, awsHeaders, nil) })

@@ -122,7 +122,7 @@ func (u *Usher) modeLog(t *testing.T) []string {
 	t.Helper()
 	var last []string
 	for line := range strings.Lines(u.Output(t)) {
-		if strings.Contains(line, `"listener mode follows load balancer"`) && strings.Contains(line, " port=8080 ") {
+		if strings.Contains(line, `"listener mode changed to match the load balancer"`) && strings.Contains(line, " port=8080 ") {
 			last = strings.Fields(line)
 		}
 	}

@@ -82,7 +82,7 @@ var (
 	linodeWords = Format{On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused}
 	// A classic load balancer wants lower case, and a network load balancer takes any.
 	alibabaWords = Format{
-		On: []Value{{"on", v2}}, Off: []string{"off"}, Otherwise: countsAsOff, Sticky: true,
+		On: []Value{{"on", v2}}, Off: []string{"off"}, Otherwise: countsAsOff, PersistsWhenRemoved: true,
 		ambiguous: []string{"ON", "On", "oN"},
 	}
 )
@@ -97,14 +97,12 @@ func scalewayPorts(version settings.Version) Format {
 // Providers is the table of what clouds read.
 var Providers = []Provider{
 	{Name: "AWS", Evidence: InSourceCode, Annotations: []Annotation{
-		{
-			Key: awsPrefix + "proxy-protocol", Format: Format{On: []Value{{Text: "*"}}, Otherwise: refused},
-			check: byInTreeController,
-		},
-		{
-			Key:    awsPrefix + "proxy-protocol-per-target-group",
-			Format: Format{Ports: &PortList{Version: v2, OthersOff: true}, Otherwise: refused},
-		},
+		{Key: awsPrefix + "proxy-protocol", check: byInTreeController, Format: Format{
+			On: []Value{{Text: "*"}}, Otherwise: refused,
+		}},
+		{Key: awsPrefix + "proxy-protocol-per-target-group", Format: Format{
+			Ports: &PortList{Version: v2, OthersOff: true}, Otherwise: refused,
+		}},
 		{Key: awsAttributes + ".<port>", Format: attribute(awsPPV2, v2, refused)},
 		{Key: awsAttributes, Format: attribute(awsPPV2, v2, refused)},
 	}, healthCheck: healthCheck{
@@ -120,18 +118,12 @@ var Providers = []Provider{
 		Key: prefix + "do-loadbalancer-enable-proxy-protocol", Format: boolean(v1, refused),
 	}}, URL: "https://github.com/digitalocean/digitalocean-cloud-controller-manager/blob/master/cloud-controller-manager/do/loadbalancers.go"},
 	{Name: "Scaleway", Evidence: InSourceCode, Annotations: []Annotation{
-		{
-			Key: scalewayV2, Format: scalewayPorts(v2),
-			check: bothScalewayVersions,
-		},
+		{Key: scalewayV2, Format: scalewayPorts(v2), check: bothScalewayVersions},
 		{Key: scalewayV1, Format: scalewayPorts(v1)},
-		{
-			Key: scaleway + "send-proxy-v2",
-			Format: Format{
-				On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Otherwise: refused,
-				Ports: &PortList{Version: v2},
-			},
-		},
+		{Key: scaleway + "send-proxy-v2", Format: Format{
+			On: []Value{{"true", v2}, {"1", v2}}, Off: []string{"false", "0"}, Otherwise: refused,
+			Ports: &PortList{Version: v2},
+		}},
 	}, healthCheck: healthCheck{
 		key: scaleway + "health-check-type", http: httpHTTPS, tcp: "tcp", perPort: true,
 		headerKey: scaleway + "health-check-send-proxy",
@@ -143,13 +135,10 @@ var Providers = []Provider{
 		portKey: "load-balancer.hetzner.cloud/health-check-port",
 	}, URL: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
 	{Name: "Linode", Evidence: InSourceCode, Annotations: []Annotation{
-		{
-			Key: linode + "port-<port>",
-			Format: Format{
-				On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused,
-				Within: "as `proxy-protocol` in a JSON object", item: linodePort,
-			},
-		},
+		{Key: linode + "port-<port>", Format: Format{
+			On: v1v2, Off: []string{"none"}, IgnoreCase: true, Otherwise: refused,
+			Location: "as `proxy-protocol` in a JSON object", extract: linodePort,
+		}},
 		{Key: linode + "default-proxy-protocol", Format: linodeWords},
 		{Key: linode + "proxy-protocol", Format: linodeWords},
 	}, healthCheck: healthCheck{
@@ -164,11 +153,12 @@ var Providers = []Provider{
 	}}, URL: "https://help.ovhcloud.com/csm/en-public-cloud-kubernetes-get-source-ip-behind-loadbalancer"},
 	{Name: "Oracle (load balancer)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "oci-load-balancer-connection-proxy-protocol-version",
-		Format: Format{On: []Value{{"1", v1}, {"2", v2}}, Otherwise: refused, Sticky: true},
+		Format: Format{On: []Value{{"1", v1}, {"2", v2}}, Otherwise: refused, PersistsWhenRemoved: true},
 	}}, URL: ociURL},
 	{Name: "Oracle (network load balancer)", Evidence: InSourceCode, Annotations: []Annotation{{
-		Key:    "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled",
-		Format: Format{On: []Value{{"true", v2}}, Off: []string{"false"}, IgnoreCase: true, Otherwise: refused, Sticky: true},
+		Key: "oci-network-load-balancer.oraclecloud.com/is-ppv2-enabled", Format: Format{
+			On: []Value{{"true", v2}}, Off: []string{"false"}, IgnoreCase: true, Otherwise: refused, PersistsWhenRemoved: true,
+		},
 	}}, URL: ociURL},
 	{Name: "Vultr", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "vultr-loadbalancer-proxy-protocol", Format: boolean("", countsAsOff),
@@ -177,19 +167,19 @@ var Providers = []Provider{
 		pathKey: prefix + "vultr-loadbalancer-healthcheck-path",
 	}, URL: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go"},
 	{Name: "Civo", Evidence: InSourceCode, Annotations: []Annotation{{
-		Key:    "kubernetes.civo.com/loadbalancer-enable-proxy-protocol",
-		Format: Format{On: []Value{{"send-proxy", v1}, {"send-proxy-v2", v2}}, Otherwise: undocumented, Sticky: true},
+		Key: "kubernetes.civo.com/loadbalancer-enable-proxy-protocol", Format: Format{
+			On: []Value{{"send-proxy", v1}, {"send-proxy-v2", v2}}, Otherwise: undocumented, PersistsWhenRemoved: true,
+		},
 	}}, URL: "https://github.com/civo/civo-cloud-controller-manager/blob/master/cloud-controller-manager/civo/loadbalancer.go"},
 	{Name: "UpCloud", Evidence: InDocumentation, Annotations: []Annotation{{
-		Key: prefix + "upcloud-load-balancer-config",
-		Format: Format{
+		Key: prefix + "upcloud-load-balancer-config", Format: Format{
 			On: v1v2, Off: []string{""}, Otherwise: undocumented, PerPort: true,
-			Within: "as `backends[].properties.outbound_proxy_protocol` in a JSON object", item: upcloudBackend,
+			Location: "as `backends[].properties.outbound_proxy_protocol` in a JSON object", extract: upcloudBackend,
 		},
 	}}, URL: "https://github.com/UpCloudLtd/uks-instructions/blob/main/ingress/README.md"},
 	{Name: "IBM Cloud (VPC)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
-		Format: Format{On: []Value{{"proxy-protocol", v1}}, Within: "in the list", item: ibmFeature},
+		Format: Format{On: []Value{{"proxy-protocol", v1}}, Otherwise: ignored, Location: "in the list", extract: ibmFeature},
 	}}, healthCheck: healthCheck{
 		key: ibmCheck + "protocol", http: httpHTTPS, tcp: "tcp", portKey: ibmCheck + "port",
 	}, URL: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
@@ -267,9 +257,7 @@ func byInTreeController(s *corev1.Service) error {
 // bothScalewayVersions is for Scaleway's controller, which refuses a Service that wants both versions on one port.
 func bothScalewayVersions(s *corev1.Service) error {
 	for _, p := range s.Spec.Ports {
-		wants := func(key string) bool {
-			return scalewayPorts("").parse(s.Annotations[key], p).state == proxyOn
-		}
+		wants := func(key string) bool { return scalewayPorts("").parse(s.Annotations[key], p).state == proxyOn }
 		if wants(scalewayV1) && wants(scalewayV2) {
 			return fmt.Errorf("port %d is in %s as well, and Scaleway refuses both versions on one port; "+
 				"remove it from one of them", p.Port, scalewayV1)
@@ -281,8 +269,9 @@ func bothScalewayVersions(s *corev1.Service) error {
 // withoutPrivateLink is for Azure, which reads the annotation only for a Private Link Service.
 func withoutPrivateLink(s *corev1.Service) error {
 	const create = prefix + "azure-pls-create"
-	if s.Annotations[create] != "true" {
-		return errors.New(`the cloud reads it only for a Private Link Service; set ` + create + ` to "true", or remove this annotation`)
+	if s.Annotations[create] == "true" {
+		return nil
 	}
-	return nil
+	return errors.New("the cloud reads it only for a Private Link Service; " +
+		"set " + create + ` to "true", or remove this annotation`)
 }

@@ -82,16 +82,16 @@ const (
 // valueCases are values of every annotation of the table, one at a time.
 var valueCases = []valueCase{
 	both(awsAll, "*", proxyOn, ""),
-	invalid(awsAll, "true", proxyUnknown, `"true" is refused and leaves the load balancer as it is; use "*", or remove the annotation`),
-	invalid(awsAll, "", proxyUnknown, `"" is refused`),
+	invalid(awsAll, "true", proxyUnknown, `the cloud refuses "true" and does not change the load balancer; use "*", or remove the annotation`),
+	invalid(awsAll, "", proxyUnknown, `the cloud refuses ""`),
 	both(awsPorts, "80,443", proxyOn, v2),
 	only80(awsPorts, " 80 ", v2),
 	only80(awsPorts, "80,", v2),
-	invalid(awsPorts, "0,80", proxyUnknown, `"0,80" is refused`),
+	invalid(awsPorts, "0,80", proxyUnknown, `the cloud refuses "0,80"`),
 	both(awsPorts, " , ", proxyOff, ""),
 	both(awsPorts, "8443", proxyOff, ""),
 	both(awsPorts, "", proxyOff, ""),
-	invalid(awsPorts, "*", proxyUnknown, `"*" is refused`),
+	invalid(awsPorts, "*", proxyUnknown, `the cloud refuses "*"`),
 	invalid(awsPorts, "http", proxyUnknown, `use ports of the Service, such as "80,443"`),
 	only80(awsAttributes+".80", "proxy_protocol_v2.enabled=true", v2),
 	both(awsAttributes+".80", "proxy_protocol_v2.enabled=false", proxyOff, ""),
@@ -100,31 +100,31 @@ var valueCases = []valueCase{
 	both(awsAttributes, "proxy_protocol_v2.enabled=", proxyOff, ""),
 	both(awsAttributes, "proxy_protocol_v2.enabled = true , a=b", proxyOn, v2),
 	both(awsAttributes, "preserve_client_ip.enabled=true", proxyOff, ""),
-	invalid(awsAttributes, "proxy_protocol_v2.enabled=*", proxyUnknown, `"proxy_protocol_v2.enabled=*" is refused`),
+	invalid(awsAttributes, "proxy_protocol_v2.enabled=*", proxyUnknown, `the cloud refuses "proxy_protocol_v2.enabled=*"`),
 	both(digital, "true", proxyOn, v1),
 	both(digital, "false", proxyOff, ""),
-	invalid(digital, "v2", proxyUnknown, `"v2" is refused and leaves the load balancer as it is; use "true", "1", "false" or "0"`),
+	invalid(digital, "v2", proxyUnknown, `the cloud refuses "v2" and does not change the load balancer; use "true", "1", "false" or "0"`),
 	both(scalewayV2, "*", proxyOn, v2),
 	both(scalewayV2, "true", proxyOn, v2),
 	only80(scalewayV2, "80", v2),
 	both(scalewayV2, "false", proxyOff, ""),
-	invalid(scalewayV2, "yes", proxyUnknown, `"yes" is refused and leaves the load balancer as it is; use "true", "*", "false", "" or ports of the Service`),
+	invalid(scalewayV2, "yes", proxyUnknown, `the cloud refuses "yes" and does not change the load balancer; use "true", "*", "false", "" or ports of the Service`),
 	both(scalewayV2, "", proxyOff, ""),
 	both(scalewayV1, "80,443", proxyOn, v1),
 	both(scalewayV1, "false", proxyOff, ""),
 	both(scaleOld, "1", proxyOn, v2), // not the port 1
 	only80(scaleOld, "80", v2),
 	both(scaleOld, "false", proxyOff, ""),
-	invalid(scaleOld, "*", proxyUnknown, `"*" is refused`),
+	invalid(scaleOld, "*", proxyUnknown, `the cloud refuses "*"`),
 	both(hetzner, "true", proxyOn, ""),
 	both(hetzner, "false", proxyOff, ""),
-	invalid(hetzner, "yes", proxyUnknown, `"yes" is refused`),
+	invalid(hetzner, "yes", proxyUnknown, `the cloud refuses "yes"`),
 	only80(linode+"port-80", `{"protocol": "tcp", "proxy-protocol": "V2"}`, v2),
 	both(linode+"port-80", `{"proxy-protocol": "none"}`, proxyOff, ""),
 	both(linode+"port-80", `{"protocol": "tcp"}`, proxyOff, ""),
 	both(linode+"port-80", `{"proxy-protocol": ""}`, proxyOff, ""),
 	{key: linode + "port-80", value: `v2`, http: proxyUnknown, https: proxyOff, problem: `"v2" is not a JSON object`},
-	{key: linode + "port-80", value: `{"proxy-protocol": 2}`, http: proxyUnknown, https: proxyOff, problem: `"2" is refused`},
+	{key: linode + "port-80", value: `{"proxy-protocol": 2}`, http: proxyUnknown, https: proxyOff, problem: `the cloud refuses "2"`},
 	both(linode+"default-proxy-protocol", "v1", proxyOn, v1),
 	both(linode+"default-proxy-protocol", "None", proxyOff, ""),
 	invalid(linode+"default-proxy-protocol", "true", proxyUnknown, `use "v1", "v2" or "none"`),
@@ -133,26 +133,26 @@ var valueCases = []valueCase{
 	both(openstack, "true", proxyOn, v1),
 	both(openstack, "v2", proxyOn, v2),
 	both(openstack, "false", proxyOff, ""),
-	invalid(openstack, "TRUE", proxyOff, `"TRUE" counts as off; use "true", "v1", "v2" or "false"`),
+	invalid(openstack, "TRUE", proxyOff, `the cloud treats "TRUE" as off; use "true", "v1", "v2" or "false"`),
 	both(ovh, "v1", proxyOn, v1),
 	both(ovh, "v2-ssl-cn", proxyOn, v2),
-	invalid(ovh, "true", proxyUnknown, `"true" is not documented`),
+	invalid(ovh, "true", proxyUnknown, `the cloud does not document "true"`),
 	both(ociLB, "1", proxyOn, v1),
 	both(ociLB, "2", proxyOn, v2),
-	invalid(ociLB, "v2", proxyUnknown, `"v2" is refused and leaves the load balancer as it is; use "1" or "2"`),
-	invalid(ociLB, "", proxyUnknown, `"" is refused`),
+	invalid(ociLB, "v2", proxyUnknown, `the cloud refuses "v2" and does not change the load balancer; use "1" or "2"`),
+	invalid(ociLB, "", proxyUnknown, `the cloud refuses ""`),
 	both(ociNLB, "true", proxyOn, v2),
 	both(ociNLB, "True", proxyOn, v2),
 	both(ociNLB, "false", proxyOff, ""),
-	invalid(ociNLB, "1", proxyUnknown, `"1" is refused and leaves the load balancer as it is; use "true" or "false"`),
-	invalid(ociNLB, "", proxyUnknown, `"" is refused`),
+	invalid(ociNLB, "1", proxyUnknown, `the cloud refuses "1" and does not change the load balancer; use "true" or "false"`),
+	invalid(ociNLB, "", proxyUnknown, `the cloud refuses ""`),
 	both(vultr, "true", proxyOn, ""),
 	both(vultr, "false", proxyOff, ""),
-	invalid(vultr, "v2", proxyOff, `"v2" counts as off; use "true", "1", "false" or "0"`),
+	invalid(vultr, "v2", proxyOff, `the cloud treats "v2" as off; use "true", "1", "false" or "0"`),
 	both(civo, "send-proxy", proxyOn, v1),
 	both(civo, "send-proxy-v2", proxyOn, v2),
-	invalid(civo, "", proxyUnknown, `"" is not documented; use "send-proxy" or "send-proxy-v2"`),
-	invalid(civo, "true", proxyUnknown, `"true" is not documented`),
+	invalid(civo, "", proxyUnknown, `the cloud does not document ""; use "send-proxy" or "send-proxy-v2"`),
+	invalid(civo, "true", proxyUnknown, `the cloud does not document "true"`),
 	both(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v2"}}, {"name": "https", "properties": {"outbound_proxy_protocol": "v2"}}]}`, proxyOn, v2),
 	only80(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": "v1"}}, {"name": "https"}]}`, v1),
 	both(upcloud, `{"backends": [{"name": "http", "properties": {"outbound_proxy_protocol": ""}}]}`, proxyOff, ""),
@@ -163,49 +163,49 @@ var valueCases = []valueCase{
 	both(outscale, "80", proxyOff, ""),
 	invalid(outscale, "http", proxyUnknown, `use "*" or nodePorts of the Service, such as "30080,30443"`),
 	both(ibm, "Proxy-Protocol, other", proxyOn, v1),
-	invalid(ibm, "nlb, proxy-protocol", proxyUnknown, `is refused and leaves the load balancer as it is; use "proxy-protocol" without "nlb"`),
+	invalid(ibm, "nlb, proxy-protocol", proxyUnknown, `the cloud refuses "nlb, proxy-protocol" and does not change the load balancer; use "proxy-protocol" without "nlb"`),
 	both(ibm, "nlb", proxyOff, ""),
 	both(alibaba, "on", proxyOn, v2),
 	both(alibaba, "off", proxyOff, ""),
-	invalid(alibaba, "true", proxyOff, `"true" counts as off; use "on" or "off"`),
-	invalid(alibaba, "ON", proxyUnknown, `"ON" is read differently by different releases of the controller`),
+	invalid(alibaba, "true", proxyOff, `the cloud treats "true" as off; use "on" or "off"`),
+	invalid(alibaba, "ON", proxyUnknown, `releases of the cloud's controller differ in what "ON" means`),
 	both(alicloud, "on", proxyOn, v2),
 	both(alicloud, "off", proxyOff, ""),
 	both(volc, "standard", proxyOn, ""),
 	both(volc, "off", proxyOff, ""),
-	invalid(volc, "on", proxyUnknown, `"on" is not documented; use "standard" or "off"`),
+	invalid(volc, "on", proxyUnknown, `the cloud does not document "on"; use "standard" or "off"`),
 	both(stackit, "true", proxyOn, v2),
 	both(stackit, "false", proxyOff, ""),
-	invalid(stackit, "v2", proxyUnknown, `"v2" is refused`),
+	invalid(stackit, "v2", proxyUnknown, `the cloud refuses "v2"`),
 	both(yawol, "true", proxyOn, v2),
 	both(yawol, "false", proxyOff, ""),
-	invalid(yawol, "v2", proxyOff, `"v2" counts as off`),
+	invalid(yawol, "v2", proxyOff, `the cloud treats "v2" as off`),
 	both(cloudsc, "proxy", proxyOn, v1),
 	both(cloudsc, "proxyv2", proxyOn, v2),
 	both(cloudsc, "tcp", proxyOff, ""),
 	invalid(cloudsc, "v2", proxyUnknown, `use "proxy", "proxyv2" or "tcp"`),
 	both(cloudst, "true", proxyOn, v1),
-	invalid(cloudst, "false", proxyUnknown, `"false" is read differently by different releases of the controller; use "true", or remove the annotation`),
+	invalid(cloudst, "false", proxyUnknown, `releases of the cloud's controller differ in what "false" means; use "true", or remove the annotation`),
 	both(bright, "v1", proxyOn, v1),
 	both(bright, "v2-ssl", proxyOn, v2),
 	both(bright, "v2", proxyOn, v2),
-	invalid(bright, "V2", proxyUnknown, `"V2" is refused`),
-	invalid(bright, "true", proxyUnknown, `"true" is refused`),
+	invalid(bright, "V2", proxyUnknown, `the cloud refuses "V2"`),
+	invalid(bright, "true", proxyUnknown, `the cloud refuses "true"`),
 	both(naver, "true", proxyOn, ""),
 	both(naver, "false", proxyOff, ""),
-	invalid(naver, "v2", proxyUnknown, `"v2" is not documented; use "true" or "false"`),
+	invalid(naver, "v2", proxyUnknown, `the cloud does not document "v2"; use "true" or "false"`),
 	both(thalassa, "1", proxyOn, v1),
 	both(thalassa, "false", proxyOff, ""),
-	invalid(thalassa, "v1", proxyOff, `"v1" counts as off`),
+	invalid(thalassa, "v1", proxyOff, `the cloud treats "v1" as off`),
 	both(bizfly, "true", proxyOn, v1),
 	both(bizfly, "false", proxyOff, ""),
-	invalid(bizfly, "True", proxyOff, `"True" counts as off; use "true" or "false"`),
+	invalid(bizfly, "True", proxyOff, `the cloud treats "True" as off; use "true" or "false"`),
 	both(loxilb, "yes", proxyOn, v2),
 	both(loxilb, "no", proxyOff, ""),
-	invalid(loxilb, "true", proxyOff, `"true" counts as off; use "yes" or "no"`),
+	invalid(loxilb, "true", proxyOff, `the cloud treats "true" as off; use "yes" or "no"`),
 	invalid(azure, "true", proxyUnknown, "the cloud reads it only for a Private Link Service"),
 	both(azure, "false", proxyOff, ""),
-	invalid(azure, "v2", proxyOff, `"v2" counts as off`),
+	invalid(azure, "v2", proxyOff, `the cloud treats "v2" as off`),
 }
 
 func TestValuesOfAnnotations(t *testing.T) {
@@ -224,7 +224,7 @@ func checkIntent(t *testing.T, c valueCase, got serviceIntent) {
 	for port, want := range map[int]proxyState{8080: c.http, 8443: c.https} {
 		intent := got.ports[port]
 		if intent.State != want {
-			t.Errorf("listener %d: state %d, want %d", port, intent.State, want)
+			t.Errorf("listener %d: state %q, want %q", port, intent.State, want)
 		}
 		if want == proxyOn && intent.Version != c.version {
 			t.Errorf("listener %d: the load balancer sends %q, want %q", port, intent.Version, c.version)
@@ -295,8 +295,8 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		"Azure":                        {annotations{azure: "True", prefix + "azure-pls-create": "true"}, both("", "", proxyOn, v2)},
 		"two clouds agree":             {annotations{hetzner: "true", openstack: "v2"}, both("", "", proxyOn, "")},
 		"two clouds, two versions":     {annotations{digital: "true", openstack: "v2"}, both("", "", proxyOn, "")},
-		"two clouds, first invalid":    {annotations{digital: "v2", openstack: "true"}, invalid("", "", proxyUnknown, `"v2" is refused`)},
-		"two clouds, second invalid":   {annotations{openstack: "true", ovh: "true"}, invalid("", "", proxyUnknown, `"true" is not documented`)},
+		"two clouds, first invalid":    {annotations{digital: "v2", openstack: "true"}, invalid("", "", proxyUnknown, `the cloud refuses "v2"`)},
+		"two clouds, second invalid":   {annotations{openstack: "true", ovh: "true"}, invalid("", "", proxyUnknown, `the cloud does not document "true"`)},
 		"two clouds disagree":          {annotations{hetzner: "true", openstack: "false"}, invalid("", "", proxyUnknown, "it contradicts load-balancer.hetzner.cloud/uses-proxyprotocol")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -336,14 +336,14 @@ func FuzzValue(f *testing.F) {
 		intent := readIntent(balanced(map[string]string{annotations[i].keyFor(80): value}))
 		for _, ofPort := range intent.ports {
 			if ofPort.State != proxyOn && ofPort.State != proxyOff && ofPort.State != proxyUnknown {
-				t.Errorf("state %d", ofPort.State)
+				t.Errorf("state %q", ofPort.State)
 			}
 		}
 	})
 }
 
 // FuzzService checks that no Service makes Usher panic, and that the result can be
-// stored.
+// recorded.
 func FuzzService(f *testing.F) {
 	for _, s := range []*corev1.Service{service("true", 0), service("", 0), preservesClients(), {}} {
 		text, err := json.Marshal(s)
@@ -364,9 +364,9 @@ func FuzzService(f *testing.F) {
 			return
 		}
 		r := newTestReconciler(t)
-		r.observeStored(60, serviceIs(&s), "")
-		if stored := r.observeStored(90, versioned(service("true", 0), 1), encodeState(r.state)); stored == "" {
-			t.Error("nothing can be stored")
+		r.observeRecorded(60, serviceIs(&s), "")
+		if recorded := r.observeRecorded(90, versioned(service("true", 0), 1), encodeState(r.state)); recorded == "" {
+			t.Error("nothing can be recorded")
 		}
 		for _, p := range r.last.Problems {
 			if strings.ContainsAny(p.What, "\n") {
@@ -404,7 +404,7 @@ func TestValuesFilesOfTheLab(t *testing.T) {
 		got := readIntent(s)
 		for _, port := range []int{8080, 8443} {
 			if got.ports[port].State != want || len(got.problems) > 0 {
-				t.Errorf("%s: listener %d has state %d and problems %v, want %d and none", file, port, got.ports[port].State, got.problems, want)
+				t.Errorf("%s: listener %d has state %q and problems %v, want %q and none", file, port, got.ports[port].State, got.problems, want)
 			}
 		}
 	}

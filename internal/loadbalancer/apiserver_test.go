@@ -33,7 +33,7 @@ type cluster struct {
 // The rights that the documentation gives Usher.
 const (
 	serviceRole = "../../docs/kubernetes-role.yaml"
-	storeRole   = "../../docs/kubernetes-record.yaml"
+	recordRole  = "../../docs/kubernetes-record.yaml"
 )
 
 func newCluster(t *testing.T) *cluster {
@@ -73,7 +73,7 @@ func TestOnAnAPIServer(t *testing.T) {
 	t.Run("every annotation of the table, on a real Service", func(t *testing.T) { c.everyAnnotation(t) })
 	t.Run("the documented role suffices, and gives nothing else", func(t *testing.T) { c.leastRights(t) })
 	t.Run("headers are switched on and off, and an Usher is restarted", func(t *testing.T) { c.switchOnAndOff(t) })
-	t.Run("Ushers with a store agree on grace periods", func(t *testing.T) { c.agreeByStore(t) })
+	t.Run("Ushers with a record agree on grace periods", func(t *testing.T) { c.agreeByRecord(t) })
 	t.Run("the API server is down, or refuses, or the Service is deleted", func(t *testing.T) { c.outages(t) })
 }
 
@@ -144,39 +144,39 @@ func (c *cluster) switchOnAndOff(t *testing.T) {
 	stop()
 }
 
-// agreeByStore watches a removal, which leaves no time in the Service, with two Ushers,
+// agreeByRecord watches a removal, which leaves no time in the Service, with two Ushers,
 // and with one that starts after it.
-func (c *cluster) agreeByStore(t *testing.T) {
-	c.Grant(t, storeRole)
+func (c *cluster) agreeByRecord(t *testing.T) {
+	c.Grant(t, recordRole)
 	configMaps := func() *rest.Request { return c.usher.Get().Namespace("consul").Resource("configmaps") }
 	if err := configMaps().Name("another").Do(t.Context()).Error(); !apierrors.IsForbidden(err) {
 		t.Errorf("another ConfigMap: %v, want Forbidden", err)
 	}
-	watchStored := func(name string) (Options, <-chan *gateway.Balancer, func()) {
+	watchRecorded := func(name string) (Options, <-chan *gateway.Balancer, func()) {
 		o := Options{Grace: time.Hour, Metrics: NewMetrics(prometheus.NewRegistry()), Record: types.NamespacedName{Namespace: "consul", Name: name}}
 		published, stop := c.watchWith(t, o)
 		return o, published, stop
 	}
-	first, publishedFirst, stopFirst := watchStored("usher-balancers")
-	second, publishedSecond, stopSecond := watchStored("usher-balancers")
+	first, publishedFirst, stopFirst := watchRecorded("usher-balancers")
+	second, publishedSecond, stopSecond := watchRecorded("usher-balancers")
 	await(t, publishedFirst, settings.Permissive, "") // it has sent headers a moment ago
 	await(t, publishedSecond, settings.Permissive, "")
 	for _, value := range []*string{new("*"), nil} {
 		c.Annotate(t, awsAll, value)
 	}
 	removed := c.Annotate(t, "example.com/other", nil).ResourceVersion
-	stored := func() error {
+	recorded := func() error {
 		var m corev1.ConfigMap
 		if err := configMaps().Name("usher-balancers").Do(t.Context()).Into(&m); err != nil {
 			return err
 		}
 		if now := decodeState(m.Data["consul.consul-ingress-gateway"]); now.ResourceVersion != removed {
-			return fmt.Errorf("the stored state is of version %s, and the Service has %s", now.ResourceVersion, removed)
+			return fmt.Errorf("the recorded state is of version %s, and the Service has %s", now.ResourceVersion, removed)
 		}
 		return nil
 	}
-	testprocess.Eventually(t, "the last revision is stored", testprocess.StartDeadline, stored)
-	third, publishedThird, stopThird := watchStored("usher-balancers")
+	testprocess.Eventually(t, "the last revision is recorded", testprocess.StartDeadline, recorded)
+	third, publishedThird, stopThird := watchRecorded("usher-balancers")
 	await(t, publishedThird, settings.Permissive, "")
 	for name, o := range map[string]Options{"second": second, "restarted": third} {
 		testprocess.Eventually(t, name+" has the grace periods of the first", testprocess.StartDeadline, func() error {
@@ -186,8 +186,8 @@ func (c *cluster) agreeByStore(t *testing.T) {
 			return nil
 		})
 	}
-	_, refused, stopRefused := watchStored("another")
-	await(t, refused, settings.Permissive, "give Usher get and update on it (docs/kubernetes-record.yaml)")
+	_, refused, stopRefused := watchRecorded("another")
+	await(t, refused, settings.Permissive, "give Usher get and update on this ConfigMap (docs/kubernetes-record.yaml)")
 	for _, stop := range []func(){stopFirst, stopSecond, stopThird, stopRefused} {
 		stop()
 	}
@@ -207,13 +207,13 @@ func (c *cluster) outages(t *testing.T) {
 	stopCold()
 
 	c.Delete(t, labService.Name)
-	await(t, published, settings.Strict, "it does not exist, but Consul's catalog")
+	await(t, published, settings.Strict, "Consul's catalog names this Service")
 	c.create(t, labService.Name, map[string]string{awsAll: "*"})
 	await(t, published, settings.Strict, "")
 
 	c.Revoke(t, "usher")
 	cold, stopCold = c.watch(t, 0)
-	await(t, cold, "", "give Usher get, list and watch on it")
+	await(t, cold, "", "give Usher get, list and watch on this Service")
 	c.Grant(t, serviceRole)
 	await(t, cold, settings.Strict, "")
 	stopCold()

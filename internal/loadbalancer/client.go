@@ -2,7 +2,6 @@ package loadbalancer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,7 +16,7 @@ import (
 )
 
 // ErrNotInCluster is the error of Connect without a kubeconfig outside Kubernetes.
-var ErrNotInCluster = errors.New("not in a cluster")
+var ErrNotInCluster = rest.ErrNotInCluster
 
 // A panic in a goroutine of client-go must not end the process. It ends only that goroutine and its request, and
 // client-go retries the request.
@@ -40,9 +39,7 @@ func Connect(kubeconfig string) (rest.Interface, error) {
 		return nil, err
 	}
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("kubernetes: %w", err)
-	}
+	utilruntime.Must(corev1.AddToScheme(scheme)) // it registers constants
 	// Usher sends a few requests for each Service when its watch starts; for the rest the API server has its own
 	// limits.
 	config.QPS, config.Burst = 50, 100
@@ -66,9 +63,6 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 		return config, nil
 	}
 	config, err := rest.InClusterConfig()
-	if errors.Is(err, rest.ErrNotInCluster) {
-		return nil, ErrNotInCluster
-	}
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}

@@ -1,7 +1,7 @@
 // Package loadbalancer finds out which mode listeners need behind the load balancer in front of them, from the
 // Service that configures it:
 //
-//	Service ──readIntent──> serviceIntent ──observe──> serviceState ──balancer──> gateway.Balancer
+//	Service ──readIntent──> serviceIntent ──afterRevision──> serviceState ──balancer──> gateway.Balancer
 //
 // A cloud's controller reads annotations of a Service of type LoadBalancer, and each cloud has its own (Providers is
 // the table of them). The load balancer follows a change seconds to minutes later. During a grace period, a listener
@@ -10,6 +10,6 @@
 // Unknown is not off: while it is unknown what a Service asks for, its listeners keep their mode, and a listener
 // without a mode is held back.
 //
-// All of the above are functions of a Service and the time. Only Watcher knows the API server, and nothing here
-// knows Envoy or Consul.
+// These steps are functions of a Service, the state before it, and the time. Only Watcher and what it starts know the
+// API server, and nothing here knows Envoy or asks Consul.
 package loadbalancer

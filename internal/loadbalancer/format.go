@@ -14,34 +14,16 @@ import (
 )
 
 // proxyState is whether a load balancer sends PROXY headers to a port.
-type proxyState uint8
+type proxyState string
 
-// The states.
+// The states. The record has them with these words.
 const (
-	proxyUnset   proxyState = iota // no annotation says anything about it
-	proxyOff                       // it sends no headers
-	proxyOn                        // it sends headers
-	proxyMixed                     // some ports that lead to the listener send headers, and others do not
-	proxyUnknown                   // the annotations are invalid, or contradict each other
+	proxyUnset   proxyState = ""        // no annotation says anything about it
+	proxyOff     proxyState = "off"     // it sends no headers
+	proxyOn      proxyState = "on"      // it sends headers
+	proxyMixed   proxyState = "mixed"   // some ports that lead to the listener get headers, and others do not
+	proxyUnknown proxyState = "unknown" // the annotations are invalid, or contradict each other
 )
-
-// proxyStateNames are the texts of the states in the ConfigMap.
-var proxyStateNames = [...]string{
-	proxyUnset: "", proxyOff: "off", proxyOn: "on", proxyMixed: "mixed", proxyUnknown: "unknown",
-}
-
-// MarshalText implements encoding.TextMarshaler.
-func (s proxyState) MarshalText() ([]byte, error) { return []byte(proxyStateNames[s]), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (s *proxyState) UnmarshalText(text []byte) error {
-	n := slices.Index(proxyStateNames[:], string(text))
-	if n < 0 {
-		return fmt.Errorf("%q is no state", text)
-	}
-	*s = proxyState(n)
-	return nil
-}
 
 // parsedValue is what one annotation says about one port of the Service.
 type parsedValue struct {
@@ -57,13 +39,13 @@ type Format struct {
 	Ports      *PortList    // the value can be a list of ports, too; nil: it cannot
 	Otherwise  Unrecognized // what the cloud does with any other value
 	IgnoreCase bool
-	// Within says as Markdown where in the annotation the value is, and item finds it there. Without them, the value is
-	// the whole annotation.
-	Within  string
-	item    itemFunc
-	PerPort bool // the value is about single ports, though it is no PortList
-	// Sticky says that the load balancer stays as it was when the annotation is removed.
-	Sticky bool
+	// Location says as Markdown where in the annotation the value is, and extract finds it there; found is false if
+	// there is nothing about the port. Without them, the value is the whole annotation.
+	Location string
+	extract  func(value string, port corev1.ServicePort) (item string, found bool, err error)
+	PerPort  bool // the value is about single ports, though it is no PortList
+	// PersistsWhenRemoved says that the load balancer stays as it was when the annotation is removed.
+	PersistsWhenRemoved bool
 	// ambiguous are values that are on for one controller of the cloud and not for another one.
 	ambiguous []string
 }
@@ -81,46 +63,35 @@ type PortList struct {
 	NodePorts bool             // the list contains nodePorts
 }
 
-// itemFunc returns the part of an annotation that is about a port. found is false if there is none.
-type itemFunc func(value string, port corev1.ServicePort) (item string, found bool, err error)
-
 // Unrecognized is what a cloud does with a value that is not in its row.
-type Unrecognized uint8
-
-const (
-	ignored          Unrecognized = iota // as without the annotation
-	countsAsOff                          // it sends no headers
-	refused                              // it does not change the load balancer
-	versionDependent                     // releases of the controller differ
-	undocumented                         // neither documentation nor source code says
-)
-
-func (u Unrecognized) String() string {
-	return [...]string{
-		ignored: "is ignored", countsAsOff: "counts as off", refused: "is refused and leaves the load balancer as it is",
-		versionDependent: "is read differently by different releases of the controller", undocumented: "is not documented",
-	}[u]
+type Unrecognized struct {
+	Doc     string // what happens to the value, for the table of the page
+	problem string // the same for a problem, with a verb for the value
+	state   proxyState
 }
 
-// parsed returns what a value means that is not one of those in expected.
-func (u Unrecognized) parsed(value, expected string) parsedValue {
-	state := proxyUnknown
-	switch u {
-	case ignored:
-		state = proxyUnset
-	case countsAsOff:
-		state = proxyOff
+// What clouds do with such values.
+var (
+	ignored      = Unrecognized{"is ignored", "the cloud ignores %.64q", proxyUnset}
+	countsAsOff  = Unrecognized{"counts as off", "the cloud treats %.64q as off", proxyOff}
+	undocumented = Unrecognized{"is not documented", "the cloud does not document %.64q", proxyUnknown}
+	refused      = Unrecognized{
+		"is refused and leaves the load balancer as it is",
+		"the cloud refuses %.64q and does not change the load balancer", proxyUnknown,
 	}
-	return parsedValue{state: state, problem: fmt.Sprintf("%.64q %s; use %s", value, u, expected)}
-}
+	versionDependent = Unrecognized{
+		"is read differently by different releases of the controller",
+		"releases of the cloud's controller differ in what %.64q means", proxyUnknown,
+	}
+)
 
 // parse returns what the value of an annotation says about a port.
 func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
 	if f.Ports != nil {
 		return f.parsePorts(value, port)
 	}
-	if f.item != nil {
-		item, found, err := f.item(value, port)
+	if f.extract != nil {
+		item, found, err := f.extract(value, port)
 		switch {
 		case err != nil:
 			return parsedValue{state: proxyUnknown, problem: err.Error()}
@@ -140,9 +111,14 @@ func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
 	case slices.Contains(f.Off, text):
 		return parsedValue{state: proxyOff}
 	case slices.Contains(f.ambiguous, value):
-		return versionDependent.parsed(value, f.expected())
+		return f.unrecognized(versionDependent, value)
 	}
-	return f.Otherwise.parsed(value, f.expected())
+	return f.unrecognized(f.Otherwise, value)
+}
+
+// unrecognized returns what a value means that is not in the row.
+func (f Format) unrecognized(u Unrecognized, value string) parsedValue {
+	return parsedValue{state: u.state, problem: fmt.Sprintf(u.problem+"; use %s", value, f.expected())}
 }
 
 func (f Format) indexOn(text string) int {
@@ -162,7 +138,7 @@ func (f Format) parsePorts(value string, port corev1.ServicePort) parsedValue {
 	case f.indexOn(value) >= 0 || ok && slices.Contains(ports, number):
 		return parsedValue{state: proxyOn, version: f.Ports.Version}
 	case !ok:
-		return f.Otherwise.parsed(value, f.expected())
+		return f.unrecognized(f.Otherwise, value)
 	case f.Ports.OthersOff:
 		return parsedValue{state: proxyOff}
 	}
@@ -183,7 +159,7 @@ func (f Format) expected() string {
 		all = append(all, `nodePorts of the Service, such as "30080,30443"`)
 	case f.Ports != nil:
 		all = append(all, `ports of the Service, such as "80,443"`)
-	case len(f.Off) == 0 && !f.Sticky:
+	case len(f.Off) == 0 && !f.PersistsWhenRemoved:
 		return strings.Join(all, ", ") + ", or remove the annotation"
 	}
 	last := len(all) - 1
@@ -214,7 +190,7 @@ func parsePortNumbers(list string) ([]int32, bool) {
 func boolean(version settings.Version, otherwise Unrecognized) Format {
 	return Format{
 		On: []Value{{"true", version}, {"1", version}}, Off: []string{"false", "0"}, Otherwise: otherwise,
-		item: func(value string, _ corev1.ServicePort) (string, bool, error) {
+		extract: func(value string, _ corev1.ServicePort) (string, bool, error) {
 			if on, err := strconv.ParseBool(value); err == nil {
 				return strconv.FormatBool(on), true, nil
 			}
@@ -226,8 +202,8 @@ func boolean(version settings.Version, otherwise Unrecognized) Format {
 // attribute is the format of one attribute in a list: "name=true,other=…".
 func attribute(name string, version settings.Version, otherwise Unrecognized) Format {
 	return Format{
-		On: []Value{{name + "=true", version}}, Off: []string{name + "=false"}, Otherwise: otherwise, Within: "in the list",
-		item: func(list string, _ corev1.ServicePort) (string, bool, error) {
+		On: []Value{{name + "=true", version}}, Off: []string{name + "=false"}, Otherwise: otherwise, Location: "in the list",
+		extract: func(list string, _ corev1.ServicePort) (string, bool, error) {
 			value, found := attributeIn(list, name)
 			return name + "=" + value, found && value != "", nil
 		},
@@ -250,7 +226,7 @@ func ibmFeature(value string, _ corev1.ServicePort) (string, bool, error) {
 	list := strings.Split(strings.ToLower(strings.ReplaceAll(value, " ", "")), ",")
 	found := slices.Contains(list, name)
 	if found && slices.Contains(list, excluded) {
-		return "", false, fmt.Errorf("%.64q %s; use %q without %q", value, refused, name, excluded)
+		return "", false, fmt.Errorf(refused.problem+"; use %q without %q", value, name, excluded)
 	}
 	return name, found, nil
 }
@@ -262,9 +238,8 @@ func linodePort(value string, _ corev1.ServicePort) (string, bool, error) {
 	if json.Unmarshal([]byte(value), &object) != nil {
 		return "", false, fmt.Errorf(`%.64q is not a JSON object; use {%q: "v2"}`, value, key)
 	}
-	raw, found := object[key]
 	var text string
-	if found && json.Unmarshal(raw, &text) != nil {
+	if raw, found := object[key]; found && json.Unmarshal(raw, &text) != nil {
 		return string(raw), true, nil // not a text, and therefore none of the values
 	}
 	return text, text != "", nil

@@ -2,6 +2,7 @@ package loadbalancer
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,35 +33,26 @@ var (
 )
 
 // checkHealthChecks adds a problem for each health check that fails because headers are sent.
-func (r *intentReader) checkHealthChecks(intent serviceIntent) {
-	if !intent.anyOn() {
+func (r *intentReader) checkHealthChecks() {
+	sent := func(i portIntent) bool { return i.State == proxyOn || i.State == proxyMixed }
+	if !slices.ContainsFunc(slices.Collect(maps.Values(r.ports)), sent) {
 		return
 	}
 	for _, p := range Providers {
-		if r.checksOverHTTP(p.healthCheck, intent) {
-			r.checkHealthCheck(p.healthCheck, intent)
+		if r.checksOverHTTP(p.healthCheck) {
+			r.checkHealthCheck(p.healthCheck)
 		}
 	}
 	r.checkNodeHealthCheck()
 }
 
-// anyOn reports whether headers are sent to any listener.
-func (i serviceIntent) anyOn() bool {
-	for _, intent := range i.ports {
-		if intent.State == proxyOn || intent.State == proxyMixed {
-			return true
-		}
-	}
-	return false
-}
-
 // sendsTo reports whether headers are sent to the listener that a port of the Service leads to.
-func (i serviceIntent) sendsTo(p corev1.ServicePort) bool {
-	return i.ports[listenerPort(p)].State == proxyOn
+func (r *intentReader) sendsTo(p corev1.ServicePort) bool {
+	return r.ports[targetPort(p)].State == proxyOn
 }
 
 // checksOverHTTP reports whether a listener that headers are sent to is checked over HTTP.
-func (r *intentReader) checksOverHTTP(c healthCheck, intent serviceIntent) bool {
+func (r *intentReader) checksOverHTTP(c healthCheck) bool {
 	value := strings.ToLower(r.service.Annotations[c.key])
 	switch {
 	case value == "":
@@ -72,7 +64,7 @@ func (r *intentReader) checksOverHTTP(c healthCheck, intent serviceIntent) bool 
 		list, protocol, _ := strings.Cut(item, ":")
 		ports, _ := parsePortNumbers(list)
 		if slices.Contains(c.http, protocol) && slices.ContainsFunc(r.service.Spec.Ports, func(p corev1.ServicePort) bool {
-			return slices.Contains(ports, p.Port) && intent.sendsTo(p)
+			return slices.Contains(ports, p.Port) && r.sendsTo(p)
 		}) {
 			return true
 		}
@@ -80,10 +72,10 @@ func (r *intentReader) checksOverHTTP(c healthCheck, intent serviceIntent) bool 
 	return false
 }
 
-func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
+func (r *intentReader) checkHealthCheck(c healthCheck) {
 	port, err := strconv.Atoi(r.service.Annotations[c.portKey])
-	leadsToHeader := func(p corev1.ServicePort) bool { return int(p.NodePort) == port && intent.sendsTo(p) }
-	otherPort := c.portKey != "" && err == nil && intent.ports[port].State != proxyOn &&
+	leadsToHeader := func(p corev1.ServicePort) bool { return int(p.NodePort) == port && r.sendsTo(p) }
+	otherPort := c.portKey != "" && err == nil && r.ports[port].State != proxyOn &&
 		!slices.ContainsFunc(r.service.Spec.Ports, leadsToHeader)
 	key, fix := c.key, fmt.Sprintf("use %q", c.tcp)
 	if c.pathKey != "" && r.service.Annotations[c.key] == "" {
@@ -92,14 +84,14 @@ func (r *intentReader) checkHealthCheck(c healthCheck, intent serviceIntent) {
 	switch {
 	case c.withHeader && otherPort:
 		r.addProblem(key, fmt.Sprintf("the load balancer's health checks carry a PROXY header as well, "+
-			"and port %d answers those over HTTP with 400; %s", port, fix))
+			"and port %d answers HTTP checks with 400; %s", port, fix))
 	case c.withHeader || otherPort || c.headerKey != "" && r.service.Annotations[c.headerKey] == "true":
 	case c.headerKey != "":
 		r.addProblem(key, fmt.Sprintf("the load balancer's HTTP health checks carry no PROXY header, "+
-			`so the listener will reject them; %s, or set %s to "true"`, fix, c.headerKey))
+			`and the listener rejects them; %s, or set %s to "true"`, fix, c.headerKey))
 	default:
-		r.addProblem(key, "the cloud does not document whether its HTTP health checks carry a PROXY header, "+
-			"and the listener rejects those without one; "+fix)
+		r.addProblem(key, "the listener rejects health checks without a PROXY header, "+
+			"and the cloud does not document whether its HTTP checks carry one; "+fix)
 	}
 }
 

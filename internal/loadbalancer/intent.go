@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/usherproxy/usher/internal/problem"
@@ -17,85 +18,87 @@ import (
 
 // serviceIntent is what a Service asks of its load balancer.
 type serviceIntent struct {
-	ports             map[int]portIntent // by the port that a port of the Service leads to
+	ports             map[int]portIntent // by the targetPort of a port of the Service: the port of a listener
 	otherPorts        portIntent         // for the listeners that no port of the Service leads to
 	preservesClientIP bool               // connections come from the clients' own addresses
 	created           time.Time
-	modified          time.Time // see changeTimes
+	modified          time.Time // when anything but the status was changed; a field that is only removed leaves no time
 	resourceVersion   string
 	problems          []problem.Problem
 }
 
-// portIntent is what a Service asks of its load balancer for one listener. The exported fields are stored as JSON,
-// see stateStore.
+// portIntent is what a Service asks of its load balancer for one listener. The exported fields are in the record.
 type portIntent struct {
-	State   proxyState       `json:"told"`
-	Version settings.Version `json:"sends,omitempty"` // where it is on; empty if it is not known
+	State   proxyState       `json:"state"`
+	Version settings.Version `json:"version,omitempty"` // where it is on; empty if it is not known
 	// RemovalProblem is the problem that removing the annotation causes, because the cloud then leaves the load
 	// balancer as it is. The zero value: removing it switches headers off.
-	RemovalProblem problem.Problem `json:"kept,omitzero"`
+	RemovalProblem problem.Problem `json:"removalProblem,omitzero"`
 
 	since time.Time // where it is on: since when
 	unset bool      // no annotation says anything
 }
 
+// intentReader reads one Service.
+type intentReader struct {
+	serviceIntent // what was read
+	service       *corev1.Service
+	managers      []managedFields
+}
+
 // readIntent returns what a Service asks of its load balancer. It depends on the Service alone, so all replicas and
 // restarts find the same.
 func readIntent(s *corev1.Service) serviceIntent {
-	r := intentReader{service: s, times: changeTimesOf(s)}
-	intent := serviceIntent{
+	created := utc(s.CreationTimestamp.Time)
+	r := intentReader{service: s, serviceIntent: serviceIntent{
 		ports: map[int]portIntent{}, otherPorts: portIntent{State: proxyOff}, preservesClientIP: preservesClientIP(s),
-		created: r.times.created, modified: r.times.modified, resourceVersion: s.ResourceVersion,
-	}
+		created: created, modified: created, resourceVersion: s.ResourceVersion,
+	}}
+	r.readManagedFields()
 	for _, p := range s.Spec.Ports {
-		if p.Protocol != corev1.ProtocolTCP && p.Protocol != "" {
-			continue
+		if p.Protocol == corev1.ProtocolTCP || p.Protocol == "" {
+			r.addPort(p, r.portIntent(p))
 		}
-		ofPort := r.portIntent(p)
-		if p.TargetPort.Type == intstr.String {
-			intent.otherPorts = r.namedTarget(p, intent.otherPorts, ofPort)
-			continue
-		}
-		listener := listenerPort(p)
-		if other, found := intent.ports[listener]; found {
-			ofPort = r.combine(listener, other, ofPort)
-		}
-		intent.ports[listener] = ofPort
 	}
-	r.checkHealthChecks(intent)
-	intent.problems = r.problems
-	return intent
+	r.checkHealthChecks()
+	return r.serviceIntent
 }
 
-// listenerPort returns the port of the listener that a port of the Service leads to, if that is a number.
-func listenerPort(p corev1.ServicePort) int { return cmp.Or(p.TargetPort.IntValue(), int(p.Port)) }
-
-// intentReader reads one Service.
-type intentReader struct {
-	service  *corev1.Service
-	times    changeTimes
-	problems []problem.Problem
-}
-
-// serviceName names a Service in problems.
-func serviceName(namespace, name string) string {
-	return fmt.Sprintf("Kubernetes Service %s/%s", namespace, name)
-}
-
-// where names an annotation in problems, or, with key "", the Service.
-func (r *intentReader) where(key string) string {
-	where := serviceName(r.service.Namespace, r.service.Name)
-	if key != "" {
-		where += ": " + key
+// addPort adds what the Service asks for one of its ports to the listener that the port leads to.
+func (r *intentReader) addPort(p corev1.ServicePort, intent portIntent) {
+	listener := targetPort(p)
+	other, found := r.ports[listener]
+	switch {
+	case p.TargetPort.Type == intstr.String && intent.State == proxyOff:
+	case p.TargetPort.Type == intstr.String: // only the pod has its number
+		r.addProblem("", fmt.Sprintf("port %d has a named targetPort (%q), and Usher needs the number of the listener; "+
+			"use the number, such as targetPort: 8080", p.Port, p.TargetPort.StrVal))
+		r.otherPorts = portIntent{State: proxyUnknown}
+	case found:
+		r.ports[listener] = r.combine(listener, other, intent)
+	default:
+		r.ports[listener] = intent
 	}
-	return where
 }
+
+// targetPort returns the targetPort of a port, if that is a number.
+func targetPort(p corev1.ServicePort) int { return cmp.Or(p.TargetPort.IntValue(), int(p.Port)) }
 
 // addProblem records what is wrong with an annotation, or, with key "", with the Service as a whole.
 func (r *intentReader) addProblem(key, what string) {
 	if p := (problem.Problem{Where: r.where(key), What: what}); !slices.Contains(r.problems, p) {
 		r.problems = append(r.problems, p)
 	}
+}
+
+// where names an annotation in problems, or, with key "", the Service.
+func (r *intentReader) where(key string) string {
+	return strings.TrimSuffix(serviceName(r.service.Namespace, r.service.Name)+": "+key, ": ")
+}
+
+// serviceName names a Service in problems.
+func serviceName(namespace, name string) string {
+	return "Kubernetes Service " + namespace + "/" + name
 }
 
 // providerIntent is what the annotations of one provider say about a port.
@@ -108,46 +111,49 @@ type providerIntent struct {
 
 // portIntent returns what the Service asks for one of its ports.
 func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
-	var found []providerIntent
+	var found providerIntent // of all providers, as far as they agree
 	for _, provider := range Providers {
-		if intent := r.providerIntent(provider, p); intent.state != proxyUnset {
-			found = append(found, intent)
+		switch next := r.providerIntent(provider, p); {
+		case next.state == proxyUnset:
+		case found.state == proxyUnset:
+			found = next
+		case next.state != found.state && next.state != proxyUnknown && found.state != proxyUnknown:
+			r.addProblem(next.key, fmt.Sprintf("it contradicts %s, and Usher cannot know which of them your cloud reads; "+
+				"remove the one of the other cloud", found.key))
+			found.state = proxyUnknown
+		default:
+			found.combine(next)
 		}
 	}
-	if len(found) == 0 {
+	switch {
+	case found.state == proxyUnset:
 		return portIntent{State: proxyOff, unset: true}
-	}
-	first := found[0]
-	for _, other := range found[1:] {
-		if other.state != first.state && other.state != proxyUnknown && first.state != proxyUnknown {
-			r.addProblem(other.key, fmt.Sprintf("it contradicts %s, and Usher cannot know which of them your cloud reads; "+
-				"remove the one of the other cloud", first.key))
-			return portIntent{State: proxyUnknown}
-		}
-		if other.state == proxyUnknown {
-			first.state = proxyUnknown
-		}
-		if other.version != first.version {
-			first.version = ""
-		}
-		first.Sticky = first.Sticky && other.Sticky
-		first.keys = append(first.keys, other.keys...)
-	}
-	if first.state != proxyOn {
-		return portIntent{State: first.state}
-	}
-	if r.service.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		r.addProblem(first.key, fmt.Sprintf(
+	case found.state != proxyOn:
+		return portIntent{State: found.state}
+	case r.service.Spec.Type != corev1.ServiceTypeLoadBalancer:
+		r.addProblem(found.key, fmt.Sprintf(
 			"clouds read it only on Services of type LoadBalancer, and this Service has the type %s; change the type, "+
 				"or, with a load balancer of your own, set Usher's proxy_protocol.mode instead",
 			cmp.Or(r.service.Spec.Type, corev1.ServiceTypeClusterIP)))
 		return portIntent{State: proxyOff}
 	}
-	intent := portIntent{State: proxyOn, Version: first.version, since: r.times.lastChange(first.keys)}
-	if first.Sticky {
-		intent.RemovalProblem = r.removalProblem(first)
+	intent := portIntent{State: proxyOn, Version: found.version, since: r.lastChange(found.keys)}
+	if found.PersistsWhenRemoved {
+		intent.RemovalProblem = r.removalProblem(found)
 	}
 	return intent
+}
+
+// combine adds what another provider says that does not contradict.
+func (i *providerIntent) combine(other providerIntent) {
+	if other.state == proxyUnknown {
+		i.state = proxyUnknown
+	}
+	if other.version != i.version {
+		i.version = ""
+	}
+	i.PersistsWhenRemoved = i.PersistsWhenRemoved && other.PersistsWhenRemoved
+	i.keys = append(i.keys, other.keys...)
 }
 
 // removalProblem returns the problem that removing an annotation causes.
@@ -156,10 +162,8 @@ func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	if len(intent.Off) > 0 {
 		fix = fmt.Sprintf("set it to %q", intent.Off[0])
 	}
-	return problem.Problem{
-		Where: r.where(intent.key),
-		What:  "the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; " + fix,
-	}
+	const what = "the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; "
+	return problem.Problem{Where: r.where(intent.key), What: what + fix}
 }
 
 // providerIntent returns what the first annotation of a provider says that says anything about the port.
@@ -212,17 +216,6 @@ func (r *intentReader) filterPorts(key string, v parsedValue, p corev1.ServicePo
 	return parsedValue{state: proxyUnknown}
 }
 
-// namedTarget takes a port into account that leads to a port of the pod by its name: the Service does not have its
-// number.
-func (r *intentReader) namedTarget(p corev1.ServicePort, others, ofPort portIntent) portIntent {
-	if ofPort.State == proxyOff {
-		return others
-	}
-	r.addProblem("", fmt.Sprintf("port %d has the targetPort %q, and Usher cannot know which listener that is; "+
-		"use the number as targetPort", p.Port, p.TargetPort.StrVal))
-	return portIntent{State: proxyUnknown}
-}
-
 // combine joins what two ports of the Service ask for one listener.
 func (r *intentReader) combine(listener int, a, b portIntent) portIntent {
 	if a.Version != b.Version {
@@ -237,8 +230,8 @@ func (r *intentReader) combine(listener int, a, b portIntent) portIntent {
 		}
 		return a
 	}
-	r.addProblem("", fmt.Sprintf("ports with the targetPort %d disagree: PROXY protocol is on for some and off for others, "+
-		"so the listener stays permissive; use the same for all of them", listener))
+	r.addProblem("", fmt.Sprintf("the load balancer sends PROXY headers on some ports that lead to listener %d "+
+		"and not on others, so the listener stays permissive; turn the headers on or off for all of these ports", listener))
 	return portIntent{State: proxyMixed}
 }
 
@@ -256,26 +249,17 @@ func preservesClientIP(s *corev1.Service) bool {
 	return s.Annotations[awsTargetType] == "instance" && local
 }
 
-// changeTimes are when the parts of a Service were last changed, according to its managedFields
-// (https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management). A manager's time moves
-// whenever that manager changes anything, so each time is the latest possible: a grace period may start again, and
-// never starts too early. The times are of the API server's clock, so all readers of the Service agree.
-type changeTimes struct {
-	created time.Time
-	// modified is when anything but the status was changed; a field that is only removed leaves no time.
-	modified time.Time
-	managers []managedFields
-}
-
-// managedFields are the fields that one manager owns.
+// managedFields are the fields that one manager owns, and when it last changed any of them
+// (https://kubernetes.io/docs/reference/using-api/server-side-apply/#field-management). So a field's time is the latest
+// possible: a grace period may start again, and never starts too early. The times are of the API server's clock, so all
+// readers of the Service agree.
 type managedFields struct {
 	at     time.Time
 	fields map[string]any
 }
 
-func changeTimesOf(s *corev1.Service) changeTimes {
-	t := changeTimes{created: utc(s.CreationTimestamp.Time), modified: utc(s.CreationTimestamp.Time)}
-	for _, m := range s.ManagedFields {
+func (r *intentReader) readManagedFields() {
+	for _, m := range r.service.ManagedFields {
 		if m.Subresource != "" || m.Time == nil || m.FieldsV1 == nil {
 			continue
 		}
@@ -283,12 +267,11 @@ func changeTimesOf(s *corev1.Service) changeTimes {
 		if json.Unmarshal(m.FieldsV1.GetRawBytes(), &manager.fields) != nil {
 			continue
 		}
-		t.managers = append(t.managers, manager)
-		if manager.at.After(t.modified) {
-			t.modified = manager.at
+		r.managers = append(r.managers, manager)
+		if manager.at.After(r.modified) {
+			r.modified = manager.at
 		}
 	}
-	return t
 }
 
 // utc returns t in UTC. JSON allows only the years 0 to 9999, and the conversion from another zone can leave them by
@@ -305,10 +288,10 @@ func utc(t time.Time) time.Time {
 }
 
 // lastChange returns when annotations, or the type of the Service, became what they are.
-func (t changeTimes) lastChange(annotations []string) time.Time {
-	latest := t.ownedSince("f:spec", "f:type")
+func (r *intentReader) lastChange(annotations []string) time.Time {
+	latest := r.ownedSince("f:spec", "f:type")
 	for _, key := range annotations {
-		if at := t.ownedSince("f:metadata", "f:annotations", "f:"+key); at.After(latest) {
+		if at := r.ownedSince("f:metadata", "f:annotations", "f:"+key); at.After(latest) {
 			latest = at
 		}
 	}
@@ -317,24 +300,16 @@ func (t changeTimes) lastChange(annotations []string) time.Time {
 
 // ownedSince returns when a field became what it is, at the latest. All managers that own it agree on its value, so
 // the value is as old as the oldest of them. Without an owner it is as old as the Service.
-func (t changeTimes) ownedSince(path ...string) time.Time {
+func (r *intentReader) ownedSince(path ...string) time.Time {
 	var oldest time.Time
-	for _, m := range t.managers {
-		if hasField(m.fields, path) && (oldest.IsZero() || m.at.Before(oldest)) {
+	for _, m := range r.managers {
+		_, owned, _ := unstructured.NestedFieldNoCopy(m.fields, path...) // the error: a parent is no object
+		if owned && (oldest.IsZero() || m.at.Before(oldest)) {
 			oldest = m.at
 		}
 	}
 	if oldest.IsZero() {
-		return t.created
+		return r.created
 	}
 	return oldest
-}
-
-func hasField(fields map[string]any, path []string) bool {
-	next, found := fields[path[0]]
-	if !found || len(path) == 1 {
-		return found
-	}
-	below, _ := next.(map[string]any)
-	return hasField(below, path[1:])
 }

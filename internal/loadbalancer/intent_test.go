@@ -24,7 +24,7 @@ func TestServicePortsLeadToListeners(t *testing.T) {
 	got := readIntent(s)
 	for port, want := range map[int]proxyState{8080: proxyOn, 8443: proxyOff, 8081: proxyOff} {
 		if got.ports[port].State != want {
-			t.Errorf("listener %d: state %d, want %d", port, got.ports[port].State, want)
+			t.Errorf("listener %d: state %q, want %q", port, got.ports[port].State, want)
 		}
 	}
 	if len(got.ports) != 3 || len(got.problems) != 0 {
@@ -35,9 +35,9 @@ func TestServicePortsLeadToListeners(t *testing.T) {
 func TestListenerBehindPortsThatDisagree(t *testing.T) {
 	s := balanced(map[string]string{awsPorts: "80"})
 	s.Spec.Ports[1].TargetPort = intstr.FromInt32(8080)
-	wantProblem(t, readIntent(s), "ports with the targetPort 8080 disagree: PROXY protocol is on for some and off for others")
+	wantProblem(t, readIntent(s), "the load balancer sends PROXY headers on some ports that lead to listener 8080 and not on others")
 	if got := readIntent(s).ports[8080].State; got != proxyMixed {
-		t.Errorf("state %d, want mixed", got)
+		t.Errorf("state %q, want mixed", got)
 	}
 }
 
@@ -50,7 +50,7 @@ func TestListenerBehindPortsThatAgree(t *testing.T) {
 	for range 2 { // whichever port comes first
 		got := readIntent(s).ports[8080]
 		if got.State != proxyOn || got.Version != "" || !got.since.Equal(at(9)) {
-			t.Errorf("state %d, version %q, since %s; want on, no version and minute 9", got.State, got.Version, got.since.Sub(start))
+			t.Errorf("state %q, version %q, since %s; want on, no version and minute 9", got.State, got.Version, got.since.Sub(start))
 		}
 		slices.Reverse(s.Spec.Ports)
 	}
@@ -63,7 +63,7 @@ func TestListenerBehindAPortWithAnInvalidValue(t *testing.T) {
 		got := readIntent(s)
 		wantProblem(t, got, `"v2" is not a JSON object`)
 		if got.ports[8080].State != proxyUnknown {
-			t.Errorf("state %d, want unknown", got.ports[8080].State)
+			t.Errorf("state %q, want unknown", got.ports[8080].State)
 		}
 		slices.Reverse(s.Spec.Ports)
 	}
@@ -73,7 +73,7 @@ func TestNamedTargetPortLeadsToAnUnknownListener(t *testing.T) {
 	s := balanced(map[string]string{digital: "true"})
 	s.Spec.Ports[0].TargetPort = intstr.FromString("http")
 	got := readIntent(s)
-	wantProblem(t, got, `port 80 has the targetPort "http", and Usher cannot know which listener that is`)
+	wantProblem(t, got, `port 80 has a named targetPort ("http"), and Usher needs the number of the listener; use the number`)
 	if got.otherPorts.State != proxyUnknown || got.ports[8443].State != proxyOn {
 		t.Errorf("others %v, 8443 %v; want unknown and on", got.otherPorts, got.ports[8443])
 	}
@@ -89,7 +89,7 @@ func TestServiceThatIsNoLoadBalancer(t *testing.T) {
 	got := readIntent(s)
 	wantProblem(t, got, "clouds read it only on Services of type LoadBalancer, and this Service has the type ClusterIP")
 	if got.ports[8080].State != proxyOff {
-		t.Errorf("state %d, want off", got.ports[8080].State)
+		t.Errorf("state %q, want off", got.ports[8080].State)
 	}
 }
 
@@ -130,7 +130,7 @@ func TestHealthChecksThatFailBecauseOfHeaders(t *testing.T) {
 		"AWS, the ready port": {
 			annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "21000"},
 			"",
-			`aws-load-balancer-healthcheck-protocol: the load balancer's health checks carry a PROXY header as well, and port 21000 answers those over HTTP with 400; use "tcp"`,
+			`aws-load-balancer-healthcheck-protocol: the load balancer's health checks carry a PROXY header as well, and port 21000 answers HTTP checks with 400; use "tcp"`,
 		},
 		"AWS, the ready port over TCP":  {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "tcp", awsPrefix + "healthcheck-port": "21000"}, "", ""},
 		"AWS, a listener":               {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "8080"}, "", ""},
@@ -143,12 +143,12 @@ func TestHealthChecksThatFailBecauseOfHeaders(t *testing.T) {
 		// Its checks of a port of the Service carry the header, and others do not go to the gateway.
 		"DigitalOcean":             {annotations{digital: "true", prefix + "do-loadbalancer-healthcheck-protocol": "http"}, "", ""},
 		"AWS, a node's port":       {annotations{awsAll: "*", awsPrefix + "healthcheck-protocol": "http", awsPrefix + "healthcheck-port": "30080"}, "", ""},
-		"Scaleway":                 {annotations{scalewayV2: "*", scwCheck + "type": "http"}, "", `HTTP health checks carry no PROXY header, so the listener will reject them; use "tcp", or set service.beta.kubernetes.io/scw-loadbalancer-health-check-send-proxy to "true"`},
+		"Scaleway":                 {annotations{scalewayV2: "*", scwCheck + "type": "http"}, "", `HTTP health checks carry no PROXY header, and the listener rejects them; use "tcp", or set service.beta.kubernetes.io/scw-loadbalancer-health-check-send-proxy to "true"`},
 		"Scaleway, with headers":   {annotations{scalewayV2: "*", scwCheck + "type": "http", scwCheck + "send-proxy": "true"}, "", ""},
 		"Scaleway, a port":         {annotations{scalewayV2: "80", scwCheck + "type": "80:http;443:tcp"}, "", `carry no PROXY header`},
 		"Scaleway, another port":   {annotations{scalewayV2: "80", scwCheck + "type": "80:tcp;443:http"}, "", ""},
 		"Vultr":                    {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-protocol": "http"}, "", `the cloud does not document whether`},
-		"Vultr, a path":            {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/"}, "", `healthcheck-path: the cloud does not document whether its HTTP health checks carry a PROXY header, and the listener rejects those without one; remove it, or set service.beta.kubernetes.io/vultr-loadbalancer-healthcheck-protocol to "tcp"`},
+		"Vultr, a path":            {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/"}, "", `healthcheck-path: the listener rejects health checks without a PROXY header, and the cloud does not document whether its HTTP checks carry one; remove it, or set service.beta.kubernetes.io/vultr-loadbalancer-healthcheck-protocol to "tcp"`},
 		"Vultr, a path over TCP":   {annotations{vultr: "true", prefix + "vultr-loadbalancer-healthcheck-path": "/", prefix + "vultr-loadbalancer-healthcheck-protocol": "tcp"}, "", ""},
 		"Alibaba":                  {annotations{alibaba: "on", aliCheck + "type": "http"}, "", `use "tcp"`},
 		"Alibaba, another port":    {annotations{alibaba: "on", aliCheck + "type": "http", aliCheck + "connect-port": "21000"}, "", ""},
@@ -158,7 +158,7 @@ func TestHealthChecksThatFailBecauseOfHeaders(t *testing.T) {
 		"cloudscale.ch":            {annotations{cloudsc: "proxyv2", "k8s.cloudscale.ch/loadbalancer-health-monitor-type": "http"}, "", `use "tcp"`},
 		"Hetzner":                  {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "HTTP"}, "", `use "tcp"`},
 		"Linode":                   {annotations{linode + "default-proxy-protocol": "v2", linode + "check-type": "http_body"}, "", `use "connection"`},
-		"AWS, on another listener": {annotations{awsPorts: "80", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "8443"}, "", `port 8443 answers those over HTTP with 400`},
+		"AWS, on another listener": {annotations{awsPorts: "80", awsPrefix + "healthcheck-protocol": "HTTP", awsPrefix + "healthcheck-port": "8443"}, "", `port 8443 answers HTTP checks with 400`},
 		"Scaleway, upper case":     {annotations{scalewayV2: "true", prefix + "scw-loadbalancer-health-check-type": "HTTPS"}, "", `use "tcp"`},
 		"Hetzner over TCP":         {annotations{hetzner: "true", "load-balancer.hetzner.cloud/health-check-protocol": "tcp"}, "", ""},
 	} {

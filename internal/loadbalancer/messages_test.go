@@ -22,7 +22,7 @@ import (
 func TestMessages(t *testing.T) {
 	lines := append(messagesOfServices(), messagesOfEvents(t)...)
 	messages.Check(t, append(lines, messagesOfConnect(t)...),
-		"fmt.Errorf", "fmt.Sprintf", "errors.New", "problem.Problem", "addProblem", "Info")
+		"fmt.Errorf", "fmt.Sprintf", "errors.New", "problem.Problem", "addProblem", "unknown", "Info")
 }
 
 func messagesOfServices() []string {
@@ -72,7 +72,7 @@ func messagesOfEvents(t *testing.T) []string {
 	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "edge", errors.New(`User "usher" cannot list resource "services"`))
 	address := net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 443}
 	for _, e := range []serviceEvent{
-		{synced: true},
+		{},
 		{err: forbidden},
 		{err: &url.Error{Op: "Get", URL: "https://kube", Err: &net.OpError{Op: "dial", Addr: &address, Err: errors.New("connection refused")}}},
 		{err: &url.Error{Op: "Get", URL: "https://kube", Err: errors.New("EOF")}},
@@ -99,11 +99,11 @@ func messagesOfEvents(t *testing.T) []string {
 	r.Logger = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
 	r.observeAt(60, serviceIs(onePort(service("true", 60))))
 	lines = append(lines, r.Metrics.warning(r.now))
-	store := stateStore{at: types.NamespacedName{Namespace: "consul", Name: "usher-balancers"}}
+	configMap := record{at: types.NamespacedName{Namespace: "consul", Name: "usher-balancers"}}
 	for _, err := range []error{apierrors.NewNotFound(schema.GroupResource{}, ""), forbidden} {
-		lines = append(lines, store.problem(err).String())
+		lines = append(lines, configMap.problem(err).String())
 	}
-	return append(lines, new(proxyState).UnmarshalText([]byte("perhaps")).Error())
+	return lines
 }
 
 // lineWriter collects messages.

@@ -20,13 +20,8 @@ type Metrics struct {
 
 	mu             sync.Mutex
 	failingWatches map[gateway.KubernetesService]bool
-	grace          map[gracePort]time.Time // when each grace period ends
-}
-
-// gracePort is a listener in a grace period.
-type gracePort struct {
-	service gateway.KubernetesService
-	port    int // 0: all listeners that no port of the Service leads to
+	// graceEnds are the ends of grace periods, by port. Listeners that no port of the Service leads to are port 0.
+	graceEnds map[gateway.KubernetesService]map[int]time.Time
 }
 
 // NewMetrics registers a watcher's metrics.
@@ -41,7 +36,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help: "End of a listener's grace period. Until then it accepts connections with and without a PROXY header.",
 		}, []string{"namespace", "service", "port"}),
 		failingWatches: map[gateway.KubernetesService]bool{},
-		grace:          map[gracePort]time.Time{},
+		graceEnds:      map[gateway.KubernetesService]map[int]time.Time{},
 	}
 	r.MustRegister(m.failing, m.graceEnd)
 	return m
@@ -56,34 +51,36 @@ func (m *Metrics) update(service gateway.KubernetesService, failing bool, ends m
 		m.failingWatches[service] = true
 	}
 	m.failing.Set(float64(len(m.failingWatches)))
-	for g := range m.grace {
-		if _, lasts := ends[g.port]; g.service == service && !lasts {
-			delete(m.grace, g)
-			m.graceEnd.DeleteLabelValues(service.Namespace, service.Name, strconv.Itoa(g.port))
+	for port := range m.graceEnds[service] {
+		if _, lasts := ends[port]; !lasts {
+			m.graceEnd.DeleteLabelValues(service.Namespace, service.Name, strconv.Itoa(port))
 		}
 	}
+	delete(m.graceEnds, service)
+	if len(ends) > 0 {
+		m.graceEnds[service] = ends
+	}
 	for port, end := range ends {
-		m.grace[gracePort{service, port}] = end
 		m.graceEnd.WithLabelValues(service.Namespace, service.Name, strconv.Itoa(port)).Set(float64(end.Unix()))
 	}
 }
 
-// warning returns the listeners in a grace period and how long each lasts, in one line; empty if there is none.
+// warning returns a line for each listener in a grace period; empty if there is none.
 func (m *Metrics) warning(now time.Time) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.grace) == 0 {
-		return ""
-	}
-	var out []string
-	for g, end := range m.grace {
-		listener := "listener " + strconv.Itoa(g.port)
-		if g.port == 0 {
-			listener = "other listeners"
+	var lines []string
+	for service, ends := range m.graceEnds {
+		for port, end := range ends {
+			listener := "listener " + strconv.Itoa(port)
+			if port == 0 {
+				listener = "other listeners"
+			}
+			lines = append(lines, fmt.Sprintf("Service %s/%s, %s: grace period until %s (%s left); "+
+				"connections with and without a PROXY header are accepted", service.Namespace, service.Name, listener,
+				end.UTC().Format("15:04Z"), end.Sub(now).Round(time.Second)))
 		}
-		out = append(out, fmt.Sprintf("Service %s/%s, %s, for another %s, until %s",
-			g.service.Namespace, g.service.Name, listener, end.Sub(now).Round(time.Second), end.UTC().Format(time.RFC3339)))
 	}
-	slices.Sort(out)
-	return "in a grace period, and open to connections with and without a PROXY header: " + strings.Join(out, "; ")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
 }

@@ -71,13 +71,13 @@ func TestPanicInAnUpdateKeepsTheMode(t *testing.T) {
 	o.Client = client
 	published, _ := run(t, o, edge)
 	await(t, published, settings.Strict, "")
-	a.waitStored(t, "1")
+	a.waitRecorded(t, "1")
 	client.put.Store(true)
 	a.set(service("", 0))
 	await(t, published, settings.Permissive, "bug in Usher: panic in kubernetes at panic_test.go:")
 	client.put.Store(false)
 	await(t, published, settings.Permissive, "")
-	a.waitStored(t, "2")
+	a.waitRecorded(t, "2")
 }
 
 func TestPanicInAStepIsAProblemUntilTheNextStepSucceeds(t *testing.T) {

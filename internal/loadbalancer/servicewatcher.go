@@ -30,8 +30,7 @@ import (
 
 // serviceEvent is what is known about a Service at one moment.
 type serviceEvent struct {
-	synced  bool            // the API server has answered
-	service *corev1.Service // nil: there is none
+	service *corev1.Service // nil: there is none, or err was there first
 	err     error           // why the watch fails at the moment
 }
 
@@ -43,15 +42,16 @@ type serviceWatcher struct {
 	id     gateway.KubernetesService
 	events latest.Value[serviceEvent]
 
-	mu   sync.Mutex
-	last serviceEvent
+	mu     sync.Mutex
+	listed bool // the API server has answered
+	last   serviceEvent
 }
 
 // run watches until ctx ends. It uses a reflector, because an informer does not report that a list is empty, or that
 // a watch is refused.
 func (w *serviceWatcher) run(ctx context.Context) {
 	quiet := logr.Discard() // errors become problems
-	store := cache.NewUndeltaStore(w.observe, cache.MetaNamespaceKeyFunc)
+	store := cache.NewUndeltaStore(w.setServices, cache.MetaNamespaceKeyFunc)
 	cache.NewReflectorWithOptions(w.listWatch(ctx), &corev1.Service{}, store, cache.ReflectorOptions{Logger: &quiet}).
 		RunWithContext(klog.NewContext(ctx, quiet))
 }
@@ -71,13 +71,13 @@ func (w *serviceWatcher) listWatch(ctx context.Context) *cache.ListWatch {
 }
 
 // request sends a request and records how it ended. A panic becomes an error, so the reflector tries again.
-func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, error)) (answer T, err error) {
+func request[T any](ctx context.Context, w *serviceWatcher, send func() (T, error)) (response T, err error) {
 	err = guard.Run(w.log, "kubernetes", func() (err error) {
-		answer, err = send()
+		response, err = send()
 		return err
 	})
 	w.requestDone(ctx, err)
-	return answer, err
+	return response, err
 }
 
 // requestDone records how a request ended. A watch that is too old, or that an older API server does not understand,
@@ -86,27 +86,30 @@ func (w *serviceWatcher) requestDone(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
 		return
 	}
-	w.update(func(e *serviceEvent) { e.err = err })
+	w.update(func() { w.last.err = err })
 }
 
-// observe records the Services that there are now.
-func (w *serviceWatcher) observe(services []any) {
-	w.update(func(e *serviceEvent) {
-		e.synced, e.service = true, nil
+// setServices sets the Services that there are now.
+func (w *serviceWatcher) setServices(services []any) {
+	w.update(func() {
+		w.listed, w.last.service = true, nil
 		for _, s := range services {
 			// An API server that does not know the selector returns all Services.
 			if s, ok := s.(*corev1.Service); ok && s.Name == w.id.Name {
-				e.service = s
+				w.last.service = s
 			}
 		}
 	})
 }
 
-func (w *serviceWatcher) update(change func(*serviceEvent)) {
+// update makes a change. There is an event once anything is known.
+func (w *serviceWatcher) update(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	change(&w.last)
-	w.events.Put(w.last)
+	change()
+	if w.listed || w.last.err != nil {
+		w.events.Put(w.last)
+	}
 }
 
 // explainError returns in stable words why the API server does not answer, and which rights it may want.
@@ -135,7 +138,7 @@ const (
 
 // readHistory returns earlier revisions of a Service, the oldest first, as far as the API server still has them: for
 // at least five minutes (kube-apiserver's --etcd-compaction-interval). An Usher that starts within a grace period
-// needs them, or the stateStore: a removed annotation leaves no trace in the Service, and any other change may have
+// needs them, or the record: a removed annotation leaves no trace in the Service, and any other change may have
 // moved the time of an annotation.
 //
 // It is best effort: it returns nothing if the API server does not count resource versions up, or has forgotten the
@@ -169,10 +172,9 @@ func previousRevision(ctx context.Context, client rest.Interface, s *corev1.Serv
 	if err != nil {
 		return nil
 	}
-	for i := range list.Items {
-		if list.Items[i].Name == s.Name {
-			return &list.Items[i]
-		}
+	i := slices.IndexFunc(list.Items, func(found corev1.Service) bool { return found.Name == s.Name })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return &list.Items[i]
 }

@@ -56,11 +56,8 @@ type testReconciler struct {
 
 func newTestReconciler(t *testing.T) *testReconciler {
 	r := &testReconciler{t: t, now: start}
-	r.reconciler = &reconciler{
-		Options: Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())},
-		id:      edge,
-		put:     func(b *gateway.Balancer) { r.last = b },
-	}
+	o := Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
+	r.reconciler = newReconciler(o, edge, func(b *gateway.Balancer) { r.last = b })
 	return r
 }
 
@@ -70,11 +67,9 @@ func (r *testReconciler) observeAt(minute float64, e serviceEvent) time.Duration
 	return r.observeWith(minute, e, serviceState{})
 }
 
-func (r *testReconciler) observeWith(minute float64, e serviceEvent, stored serviceState) time.Duration {
+func (r *testReconciler) observeWith(minute float64, e serviceEvent, recorded serviceState) time.Duration {
 	r.event = e
-	if observed, ok := r.observe(at(minute)); ok {
-		r.state = r.state.next(stored, observed)
-	}
+	r.state = r.state.afterEvent(recorded, r.readEvent(), at(minute))
 	return r.advanceTo(minute)
 }
 
@@ -109,7 +104,7 @@ func (r *testReconciler) wantGracePeriod(metric, warning string) {
 	}
 }
 
-func serviceIs(s *corev1.Service) serviceEvent { return serviceEvent{synced: true, service: s} }
+func serviceIs(s *corev1.Service) serviceEvent { return serviceEvent{service: s} }
 
 func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOn(t *testing.T) {
 	r := newTestReconciler(t)
@@ -120,7 +115,7 @@ func TestListenerIsPermissiveForAGracePeriodAfterHeadersAreSwitchedOn(t *testing
 	}
 	r.wantMode(settings.Permissive)
 	metric := fmt.Sprintf(`usher_kubernetes_grace_end_timestamp_seconds{namespace="consul",port="8080",service="edge"} %.6e`, float64(at(70).Unix()))
-	r.wantGracePeriod(metric, "Service consul/edge, listener 8080, for another 10m0s, until 2026-01-01T13:10:00Z")
+	r.wantGracePeriod(metric, "Service consul/edge, listener 8080: grace period until 13:10Z (10m0s left); connections")
 	if wake := r.advanceTo(69.9); wake.Round(time.Second) != 6*time.Second {
 		t.Errorf("wakes up after %v, want 6s", wake)
 	}
@@ -211,9 +206,9 @@ func TestUnknownIsNotOff(t *testing.T) {
 	bad := service("v2", 61)
 	for name, h := range map[string]serviceEvent{
 		"refused":               {err: forbidden},
-		"deleted":               {synced: true},
+		"deleted":               {},
 		"invalid value":         serviceIs(bad),
-		"refused, and answered": {synced: true, service: service("", 0), err: forbidden},
+		"refused, and answered": {service: service("", 0), err: forbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, c := range []struct {
@@ -250,7 +245,7 @@ func TestUnknownIsNotOff(t *testing.T) {
 func TestGracePeriodDoesNotEndWhileTheIntentIsUnknown(t *testing.T) {
 	r := newTestReconciler(t)
 	r.observeAt(60, serviceIs(service("true", 60)))
-	r.observeAt(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")})
+	r.observeAt(61, serviceEvent{service: service("true", 60), err: fmt.Errorf("down")})
 	if n := testutil.ToFloat64(r.Metrics.failing); n != 1 {
 		t.Errorf("%v watches fail, want 1", n)
 	}
@@ -275,9 +270,9 @@ func TestUnrelatedChangeStartsNoGracePeriod(t *testing.T) {
 }
 
 func TestAnotherHeaderVersionIsAChange(t *testing.T) {
-	first := portState{}.observe(portIntent{State: proxyOn, Version: v1, since: at(0)}, at(0), at(0))
+	first := listenerState{}.afterIntent(portIntent{State: proxyOn, Version: v1, since: at(0)}, at(0), at(0))
 	for version, want := range map[settings.Version]time.Time{v1: at(0), v2: at(60)} {
-		p := first.observe(portIntent{State: proxyOn, Version: version, since: at(60)}, at(60), at(60))
+		p := first.afterIntent(portIntent{State: proxyOn, Version: version, since: at(60)}, at(60), at(60))
 		if p.Changed != want {
 			t.Errorf("%s after v1: changed at %s, want %s", version, p.Changed, want)
 		}
@@ -287,7 +282,7 @@ func TestAnotherHeaderVersionIsAChange(t *testing.T) {
 func TestServiceIsRecreated(t *testing.T) {
 	r := newTestReconciler(t)
 	r.observeAt(30, serviceIs(service("true", 0)))
-	r.observeAt(60, serviceEvent{synced: true})
+	r.observeAt(60, serviceEvent{})
 	r.wantMode(settings.Strict)
 	again := service("", 0)
 	again.CreationTimestamp = metav1.NewTime(at(61))
@@ -295,13 +290,6 @@ func TestServiceIsRecreated(t *testing.T) {
 	r.wantMode(settings.Permissive)
 	r.advanceTo(71)
 	r.wantMode(settings.Off)
-}
-
-func TestNothingIsPublishedBeforeTheFirstAnswer(t *testing.T) {
-	r := newTestReconciler(t)
-	if r.observeAt(1, serviceEvent{}); r.last != nil {
-		t.Errorf("%v was published", r.last)
-	}
 }
 
 func TestEqualBalancerIsPublishedOnce(t *testing.T) {
@@ -320,7 +308,7 @@ func TestLogHasEachModeChange(t *testing.T) {
 	r := newTestReconciler(t)
 	r.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	r.observeAt(60, serviceIs(service("true", 60)))
-	want := `msg="listener mode follows load balancer" service=consul/edge port=8080 mode=permissive until=2026-01-01T13:10:00Z`
+	want := `msg="listener mode changed to match the load balancer" service=consul/edge port=8080 mode=permissive until=2026-01-01T13:10:00Z`
 	if !strings.Contains(log.String(), want) {
 		t.Errorf("the log lacks %s:\n%s", want, log.String())
 	}
@@ -422,10 +410,10 @@ func TestLogHasNothingAboutUnknownModes(t *testing.T) {
 func TestGracePeriodHasNoEndWhileTheIntentIsUnknown(t *testing.T) {
 	r := newTestReconciler(t)
 	r.observeAt(60, serviceIs(service("true", 60)))
-	if wake := r.observeAt(61, serviceEvent{synced: true, service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
+	if wake := r.observeAt(61, serviceEvent{service: service("true", 60), err: fmt.Errorf("down")}); wake != idle {
 		t.Errorf("wakes up after %v, though nothing ends", wake)
 	}
-	if n := len(gracePeriods(r.Options)); n != 0 {
+	if n := len(gracePeriods(r.Options)[edge]); n != 0 {
 		t.Errorf("%d grace periods have an end, want none", n)
 	}
 }
@@ -433,7 +421,7 @@ func TestGracePeriodHasNoEndWhileTheIntentIsUnknown(t *testing.T) {
 // After any sequence of events, the last intent that was known counts.
 func TestModesOverTime(t *testing.T) {
 	events := map[string]serviceEvent{
-		"on": serviceIs(service("true", 0)), "off": serviceIs(service("", 0)), "gone": {synced: true},
+		"on": serviceIs(service("true", 0)), "off": serviceIs(service("", 0)), "gone": {},
 		"down": {err: fmt.Errorf("down")}, "bad": serviceIs(service("v2", 0)),
 	}
 	for a := range maps.Keys(events) {
@@ -471,9 +459,9 @@ func TestRemovalThatTheCloudDoesNotFollow(t *testing.T) {
 	}
 	removed := "Kubernetes Service consul/edge: " + key + `: the annotation was removed, which does not stop this cloud's load balancer from sending PROXY headers; set it to "false"`
 	r, restarted := newTestReconciler(t), newTestReconciler(t)
-	r.observeStored(30, with("true", 1), "")
-	stored := r.observeStored(60, with("", 2), "")
-	restarted.observeStored(65, with("", 2), stored)
+	r.observeRecorded(30, with("true", 1), "")
+	recorded := r.observeRecorded(60, with("", 2), "")
+	restarted.observeRecorded(65, with("", 2), recorded)
 	for _, r := range []*testReconciler{r, restarted} {
 		r.advanceTo(600)
 		r.wantMode(settings.Strict)
@@ -481,16 +469,16 @@ func TestRemovalThatTheCloudDoesNotFollow(t *testing.T) {
 			t.Errorf("problems %v, want %s", r.last.Problems, removed)
 		}
 	}
-	r.observeStored(610, with("false", 3), "")
+	r.observeRecorded(610, with("false", 3), "")
 	r.wantMode(settings.Permissive)
-	r.observeStored(630, with("", 4), "")
+	r.observeRecorded(630, with("", 4), "")
 	r.wantMode(settings.Off)
 	if len(r.last.Problems) != 0 {
 		t.Errorf("problems %v after it was switched off", r.last.Problems)
 	}
 	recreated := with("", 5)
 	recreated.service.CreationTimestamp = metav1.NewTime(at(605))
-	restarted.observeStored(606, recreated, "")
+	restarted.observeRecorded(606, recreated, "")
 	restarted.wantMode(settings.Permissive)
 	restarted.advanceTo(620)
 	restarted.wantMode(settings.Off)

@@ -20,15 +20,15 @@ import (
 // DefaultGrace is how long a cloud gets to follow a change of a Service.
 const DefaultGrace = 10 * time.Minute
 
-// Options are the options of a Watcher. All but Record are required.
+// Options are the options of a Watcher. Client, Logger and Metrics are required.
 type Options struct {
 	Client rest.Interface
-	// Grace is the grace period: how long a listener accepts connections both with and without a PROXY header after its
-	// Service changed. Zero: there is none. All Ushers of a gateway need the same.
+	// Grace is the grace period: how long a listener accepts connections both with and without a PROXY header after
+	// its Service changed. Zero: there is none. All Ushers of a gateway need the same.
 	Grace   time.Duration
 	Logger  *slog.Logger
 	Metrics *Metrics
-	// Record is the ConfigMap of the stateStore. It must exist. Zero: there is no store, and a restarted Usher has only
+	// Record is the ConfigMap of the record. It must exist. Zero: there is no record, and a restarted Usher has only
 	// the history that the API server keeps.
 	Record types.NamespacedName
 }
@@ -41,11 +41,11 @@ type Watcher struct {
 // NewWatcher returns a watcher. It connects when Watch is called.
 func NewWatcher(o Options) *Watcher { return &Watcher{o} }
 
-// Warning returns the listeners in a grace period and how long each lasts, in one line; empty if there is none.
+// Warning returns a line for each listener in a grace period; empty if there is none.
 func (w *Watcher) Warning() string { return w.o.Metrics.warning(time.Now()) }
 
-// Watch calls put with what follows from a Service for listeners, whenever that changes, until ctx ends; put must
-// not block. It calls put first after the first answer or error of the API server.
+// Watch calls put with what follows from a Service for listeners, whenever that changes, until ctx ends; put must not
+// block. It calls put first after the first answer or error of the API server.
 func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put func(*gateway.Balancer)) {
 	watcher := &serviceWatcher{client: w.o.Client, log: w.o.Logger, id: id, events: latest.New[serviceEvent]()}
 	var running sync.WaitGroup
@@ -54,9 +54,9 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.KubernetesService, put f
 	defer cancel()
 	running.Go(func() { watcher.run(ctx) })
 
-	r := reconciler{Options: w.o, id: id, put: put}
+	r := newReconciler(w.o, id, put)
 	defer r.Metrics.update(id, false, nil)
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(idle)
 	defer timer.Stop()
 	for {
 		select {
@@ -82,20 +82,22 @@ type reconciler struct {
 	event   serviceEvent // the last one
 	pending bool         // event is not applied yet
 	state   serviceState
-	known   bool // an event was applied
-	failing bool // it is unknown what the Service asks for
 
-	problems  []problem.Problem // of the Service
-	notStored []problem.Problem // why the other replicas may not have the state
-	panicked  []problem.Problem // the panic while event was applied
-	published *gateway.Balancer // what was put last
+	problems   []problem.Problem // of the Service
+	unrecorded []problem.Problem // why the other replicas may not have the state
+	panicked   []problem.Problem // the panic while event was applied
+	published  *gateway.Balancer // what was put last; before that, without ports
+}
+
+func newReconciler(o Options, id gateway.KubernetesService, put func(*gateway.Balancer)) *reconciler {
+	return &reconciler{Options: o, id: id, put: put, published: &gateway.Balancer{}}
 }
 
 // step applies a pending event, publishes what follows now, and returns when to call it again.
 func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 	err := guard.Run(r.Logger, "kubernetes", func() error {
-		if r.pending || len(r.notStored) > 0 {
-			r.onEvent(ctx)
+		if r.pending || len(r.unrecorded) > 0 {
+			r.applyEvent(ctx)
 		}
 		r.pending, r.panicked = false, nil
 		wake = r.publish(time.Now())
@@ -108,88 +110,81 @@ func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 	return wake
 }
 
-// onEvent applies the last event to the state. Where Usher already knows something it publishes before it reads what
-// the other replicas have stored, so listeners never wait for the ConfigMap.
-func (r *reconciler) onEvent(ctx context.Context) {
+// applyEvent applies the last event to the state, and to the record. Only at the first event do listeners wait for the
+// API server's history and for the record: later, Usher publishes what it knows before it reads the record.
+func (r *reconciler) applyEvent(ctx context.Context) {
 	now, last := time.Now().UTC(), r.state
 	if r.event.err == nil && r.event.service != nil && last.Ports == nil {
 		last = last.replay(readHistory(ctx, r.Client, r.event.service), now)
 	}
-	observed, ok := r.observe(now)
-	if !ok {
+	intent := r.readEvent()
+	apply := func(recorded serviceState) serviceState {
+		r.state = last.afterEvent(recorded, intent, now)
+		return r.state
+	}
+	apply(serviceState{})
+	if !r.mustRecord(last) {
 		return
 	}
-	next := func(stored serviceState) serviceState { return last.next(stored, observed) }
-	r.state = next(serviceState{})
 	if last.ResourceVersion != "" {
 		r.publish(time.Now())
 	}
-	if !r.mustStore(last) {
-		return
-	}
-	r.notStored = nil
-	store := stateStore{client: r.Client, log: r.Logger, at: r.Record}
-	var err error
-	if r.state, err = store.Update(ctx, r.id, next); err != nil {
-		r.notStored = []problem.Problem{store.problem(err)}
+	r.unrecorded = nil
+	configMap := record{client: r.Client, log: r.Logger, at: r.Record}
+	if err := configMap.update(ctx, r.id, apply); err != nil {
+		r.unrecorded = []problem.Problem{configMap.problem(err)}
 		if last.ResourceVersion == "" {
-			r.state.ResourceVersion = "" // so any stored state takes precedence once it can be read
+			r.state.ResourceVersion = "" // so any recorded state takes precedence once it can be read
 		}
 	}
 }
 
-// mustStore reports whether the last event may be news for the other replicas.
-func (r *reconciler) mustStore(last serviceState) bool {
+// mustRecord reports whether the last event may be news for the other replicas.
+func (r *reconciler) mustRecord(last serviceState) bool {
 	if r.Record == (types.NamespacedName{}) || r.event.err != nil {
 		return false
 	}
 	return r.event.service == nil || r.event.service.ResourceVersion != last.ResourceVersion || last.frozen() ||
-		len(r.notStored) > 0 || r.panicked != nil
+		len(r.unrecorded) > 0 || r.panicked != nil
 }
 
-// observe returns what the last event says, and whether it says anything. It updates the problems of the Service.
-func (r *reconciler) observe(now time.Time) (observation, bool) {
-	unknown := ""
+// readEvent returns what the Service asks for; nil if that is unknown. It sets the problems of the Service.
+func (r *reconciler) readEvent() *serviceIntent {
 	switch {
 	case r.event.err != nil:
-		unknown = explainError(r.event.err, "get, list and watch on it (docs/kubernetes-role.yaml)")
-	case !r.event.synced:
-		return observation{}, false
+		r.problems = r.unknown(explainError(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
+		return nil
 	case r.event.service == nil:
-		unknown = "it does not exist, but Consul's catalog says that it is in front of the gateway; " +
-			"create it, or set Usher's proxy_protocol.mode"
-	}
-	r.known, r.failing = true, unknown != ""
-	if r.failing {
-		r.problems = []problem.Problem{{
-			Where: serviceName(r.id.Namespace, r.id.Name),
-			What: unknown + ". Until this is fixed, listeners with the mode auto keep their mode, " +
-				"and those without one are held back",
-		}}
-		return observation{at: now}, true
+		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but Kubernetes has none; " +
+			"create it, or set Usher's proxy_protocol.mode")
+		return nil
 	}
 	intent := readIntent(r.event.service)
 	r.problems = intent.problems
-	return observation{intent: &intent, at: now}, true
+	return &intent
 }
 
-// publish puts what follows from the state now, if that is new, and returns when it may change without another
-// event.
+// unknown returns the problem of why it is unknown what the Service asks for.
+func (r *reconciler) unknown(why string) []problem.Problem {
+	return []problem.Problem{{
+		Where: serviceName(r.id.Namespace, r.id.Name),
+		What:  why + ". Meanwhile, listeners with mode auto keep their mode, and listeners that have no mode yet are held back",
+	}}
+}
+
+// publish puts what follows from the state now, if that is new, and returns when it may change without another event.
 func (r *reconciler) publish(now time.Time) time.Duration {
-	if !r.known {
-		return idle
-	}
 	next, ends := r.state.balancer(r.Grace, now)
-	next.Problems = slices.Concat(r.problems, r.state.removalProblems(), r.notStored, r.panicked)
-	r.Metrics.update(r.id, r.failing, ends)
+	next.Problems = slices.Concat(r.problems, r.state.removalProblems(), r.unrecorded, r.panicked)
+	r.Metrics.update(r.id, r.event.err != nil || r.event.service == nil, ends)
 	wake := idle
-	if len(r.notStored) > 0 {
+	if len(r.unrecorded) > 0 {
 		wake = retryDelay
 	}
 	for _, end := range ends {
 		wake = min(wake, end.Sub(now))
 	}
-	if r.published == nil || !reflect.DeepEqual(r.published, next) {
+	if !reflect.DeepEqual(r.published, next) {
 		r.logChanges(next, ends)
 		r.published = next
 		r.put(next)
@@ -199,14 +194,8 @@ func (r *reconciler) publish(now time.Time) time.Duration {
 
 // keepAfterPanic puts what was put last, with a problem about a panic.
 func (r *reconciler) keepAfterPanic(err error) {
-	r.panicked = []problem.Problem{{
-		Where: serviceName(r.id.Namespace, r.id.Name),
-		What:  err.Error() + ". Meanwhile listeners with the mode auto keep their mode",
-	}}
-	var next gateway.Balancer
-	if r.published != nil {
-		next = *r.published
-	}
+	r.panicked = r.unknown(err.Error())
+	next := *r.published
 	if !slices.Contains(next.Problems, r.panicked[0]) {
 		next.Problems = slices.Concat(next.Problems, r.panicked)
 	}
@@ -217,13 +206,13 @@ func (r *reconciler) keepAfterPanic(err error) {
 // logChanges logs each listener whose mode changes.
 func (r *reconciler) logChanges(next *gateway.Balancer, ends map[int]time.Time) {
 	for port, state := range next.Ports {
-		if r.published != nil && r.published.Ports[port] == state || state.Mode == "" {
+		if r.published.Ports[port] == state || state.Mode == "" {
 			continue
 		}
 		log := r.Logger.With("service", r.id.Namespace+"/"+r.id.Name, "port", port, "mode", string(state.Mode))
 		if end, inGrace := ends[port]; inGrace {
 			log = log.With("until", end.UTC().Format(time.RFC3339))
 		}
-		log.Info("listener mode follows load balancer")
+		log.Info("listener mode changed to match the load balancer")
 	}
 }

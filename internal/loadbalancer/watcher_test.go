@@ -149,8 +149,8 @@ func (a *apiServer) configMap(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(a.record)
 }
 
-// waitStored waits until the state of this version of the Service is stored, and returns it.
-func (a *apiServer) waitStored(t *testing.T, version string) serviceState {
+// waitRecorded waits until the state of this version of the Service is recorded, and returns it.
+func (a *apiServer) waitRecorded(t *testing.T, version string) serviceState {
 	t.Helper()
 	for {
 		a.mu.Lock()
@@ -162,7 +162,7 @@ func (a *apiServer) waitStored(t *testing.T, version string) serviceState {
 		select {
 		case <-changed:
 		case <-time.After(30 * time.Second):
-			t.Fatalf("version %s was not stored, but %+v", version, state)
+			t.Fatalf("version %s was not recorded, but %+v", version, state)
 		}
 	}
 }
@@ -197,8 +197,8 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// options are those of a Watcher with a store in the ConfigMap of this name, or, with "",
-// without a store.
+// options are those of a Watcher with the record in the ConfigMap of this name, or, with "",
+// without a record.
 func (a *apiServer) options(t *testing.T, record string) Options {
 	t.Helper()
 	o := Options{Grace: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())}
@@ -281,11 +281,11 @@ func TestWatchFollowsAService(t *testing.T) {
 	a.set(service("false", 1))
 	await(t, published, settings.Off, "") // long ago, by the Service's own times
 	a.set(nil)
-	await(t, published, settings.Off, "it does not exist, but Consul's catalog")
+	await(t, published, settings.Off, "Consul's catalog names this Service")
 	a.set(service("true", 0))
 	await(t, published, settings.Strict, "")
 	a.refuse(true)
-	await(t, published, settings.Strict, "give Usher get, list and watch on it")
+	await(t, published, settings.Strict, "give Usher get, list and watch on this Service")
 	a.refuse(false)
 	await(t, published, settings.Strict, "")
 	a.Listener.Close() // first, so no client connects again
@@ -335,10 +335,10 @@ func TestWatchStartsWithoutHistory(t *testing.T) {
 }
 
 // gracePeriods returns the end of each grace period.
-func gracePeriods(o Options) map[gracePort]time.Time {
+func gracePeriods(o Options) map[gateway.KubernetesService]map[int]time.Time {
 	o.Metrics.mu.Lock()
 	defer o.Metrics.mu.Unlock()
-	return maps.Clone(o.Metrics.grace)
+	return maps.Clone(o.Metrics.graceEnds)
 }
 
 func TestEndedWatchLeavesNothingInTheMetrics(t *testing.T) {
@@ -347,7 +347,7 @@ func TestEndedWatchLeavesNothingInTheMetrics(t *testing.T) {
 	o := a.options(t, "")
 	published, stop := run(t, o, edge)
 	await(t, published, settings.Permissive, "")
-	if n := len(gracePeriods(o)); n != 2 {
+	if n := len(gracePeriods(o)[edge]); n != 2 {
 		t.Errorf("%d listeners are in a grace period, want 2", n)
 	}
 	a.refuse(true)
@@ -360,6 +360,26 @@ func TestEndedWatchLeavesNothingInTheMetrics(t *testing.T) {
 	stop()
 	if n := len(gracePeriods(o)); n != 0 {
 		t.Errorf("%d listeners are in a grace period after the end, want none", n)
+	}
+}
+
+// Before the first list or error nothing is known; after it, an empty list is an event, too.
+func TestThereIsNoEventBeforeTheFirstAnswer(t *testing.T) {
+	w := &serviceWatcher{id: edge, events: latest.New[serviceEvent]()}
+	w.requestDone(t.Context(), nil)
+	select {
+	case e := <-w.events.C():
+		t.Errorf("there is the event %+v", e)
+	default:
+	}
+	w.setServices(nil)
+	select {
+	case e := <-w.events.C():
+		if e != (serviceEvent{}) {
+			t.Errorf("there is the event %+v, want no Service", e)
+		}
+	default:
+		t.Error("there is no event after the first answer")
 	}
 }
 

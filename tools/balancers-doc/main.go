@@ -44,7 +44,7 @@ func page() string {
 		b.WriteString("| annotation | on | off | any other value | sends | for | read in |\n|---|---|---|---|---|---|---|\n")
 		for _, a := range p.Annotations {
 			fmt.Fprintf(&b, "| [`%s`](%s) | %s | %s | %s | %s | %s | %s |\n",
-				a.Key, cmp.Or(a.URL, p.URL), on(a), off(a), a.Otherwise, versions(a), scope(a), cmp.Or(p.Evidence, "not verified"))
+				a.Key, cmp.Or(a.URL, p.URL), on(a), off(a), a.Otherwise.Doc, versions(a), scope(a), cmp.Or(p.Evidence, "not verified"))
 		}
 		if list := notesOn(p); list != "" {
 			b.WriteString("\n" + list)
@@ -66,7 +66,7 @@ func on(a loadbalancer.Annotation) string {
 		}
 		values = append(values, list)
 	}
-	text := strings.TrimSpace(strings.Join(values, ", ") + " " + a.Within)
+	text := strings.TrimSpace(strings.Join(values, ", ") + " " + a.Location)
 	if a.PortsKey != "" {
 		text += fmt.Sprintf("; with `%s: 80,443` on these ports only", a.PortsKey)
 	}
@@ -80,9 +80,9 @@ func off(a loadbalancer.Annotation) string {
 		values = append(values, code(text))
 	}
 	switch {
-	case a.Within != "" && len(values) > 0:
+	case a.Location != "" && len(values) > 0:
 		values = append(values, "or without it")
-	case a.Sticky && len(values) == 0:
+	case a.PersistsWhenRemoved && len(values) == 0:
 		return "nothing"
 	}
 	return cmp.Or(strings.Join(values, ", "), "without it")
@@ -127,7 +127,7 @@ func notesOn(p loadbalancer.Provider) string {
 		b.WriteString(section + "\n")
 	}
 	for _, a := range p.Annotations {
-		if !a.Sticky {
+		if !a.PersistsWhenRemoved {
 			continue
 		}
 		key := ""

@@ -14,9 +14,9 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// observeStored applies an event at some minute, with this stored state, and returns what
-// is stored then.
-func (r *testReconciler) observeStored(minute float64, e serviceEvent, text string) string {
+// observeRecorded applies an event at some minute, with this record, and returns what
+// is recorded then.
+func (r *testReconciler) observeRecorded(minute float64, e serviceEvent, text string) string {
 	r.observeWith(minute, e, decodeState(text))
 	return encodeState(r.state)
 }
@@ -26,9 +26,9 @@ func versioned(s *corev1.Service, version int) serviceEvent {
 	return serviceIs(s)
 }
 
-// An Usher that starts at 66 finds in the store what is not in the Service. The API server
+// An Usher that starts at 66 finds in the record what is not in the Service. The API server
 // has forgotten its history.
-func TestRestartedUsherAgreesByTheStore(t *testing.T) {
+func TestRestartedUsherAgreesByTheRecord(t *testing.T) {
 	on := func(set float64, version int) serviceEvent { return versioned(service("true", set), version) }
 	removed := func(version int) serviceEvent { return versioned(service("", 0), version) }
 	type step struct {
@@ -44,20 +44,20 @@ func TestRestartedUsherAgreesByTheStore(t *testing.T) {
 		"removed, and something else":  {[]step{{30, on(0, 1)}, {60, removed(2)}, {64, removed(3)}}, removed(3), settings.Permissive, settings.Off},
 		"something else is changed":    {[]step{{30, on(0, 1)}, {60, on(60, 2)}}, on(60, 2), settings.Strict, settings.Strict},
 		"switched on, something else":  {[]step{{30, removed(1)}, {60, on(60, 2)}, {65, on(65, 3)}}, on(65, 3), settings.Permissive, settings.Strict},
-		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Permissive, settings.Permissive},
+		"the Service is deleted":       {[]step{{57, on(57, 1)}, {60, serviceEvent{}}}, serviceEvent{}, settings.Permissive, settings.Permissive},
 		"an invalid value":             {[]step{{30, on(0, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Strict, settings.Strict},
 		"invalid, in a grace period":   {[]step{{55, on(55, 1)}, {60, versioned(service("v2", 60), 2)}}, versioned(service("v2", 60), 2), settings.Permissive, settings.Permissive},
-		"preserved client IPs":         {[]step{{57, versioned(preservesClients(), 1)}, {60, serviceEvent{synced: true}}}, serviceEvent{synced: true}, settings.Strict, settings.Strict},
+		"preserved client IPs":         {[]step{{57, versioned(preservesClients(), 1)}, {60, serviceEvent{}}}, serviceEvent{}, settings.Strict, settings.Strict},
 		"changed while Usher was down": {[]step{{30, on(0, 1)}}, removed(2), settings.Permissive, settings.Permissive},
 	} {
 		t.Run(name, func(t *testing.T) {
 			first, second := newTestReconciler(t), newTestReconciler(t)
 			text := ""
 			for _, s := range c.before {
-				text = first.observeStored(s.minute, s.serviceEvent, text)
+				text = first.observeRecorded(s.minute, s.serviceEvent, text)
 			}
-			text = second.observeStored(66, c.then, text)
-			first.observeStored(66, c.then, text)
+			text = second.observeRecorded(66, c.then, text)
+			first.observeRecorded(66, c.then, text)
 			for _, r := range []*testReconciler{first, second} {
 				r.wantMode(c.at66)
 				r.advanceTo(69.9)
@@ -79,90 +79,103 @@ func preservesClients() *corev1.Service {
 	return s
 }
 
-func TestUshersAgreeByTheStore(t *testing.T) {
+func TestUshersAgreeByTheRecord(t *testing.T) {
 	first, second := newTestReconciler(t), newTestReconciler(t)
 	on, off := versioned(service("true", 0), 1), versioned(service("", 0), 2)
-	text := first.observeStored(30, on, "")
-	text = second.observeStored(31, on, text)
-	text = first.observeStored(60, off, text)
-	if late := second.observeStored(61, on, text); late != text {
-		t.Errorf("a late Usher has stored %s instead of %s", late, text)
+	text := first.observeRecorded(30, on, "")
+	text = second.observeRecorded(31, on, text)
+	text = first.observeRecorded(60, off, text)
+	if late := second.observeRecorded(61, on, text); late != text {
+		t.Errorf("a late Usher has recorded %s instead of %s", late, text)
 	}
 	second.wantMode(settings.Permissive)
-	if same := second.observeStored(64, off, text); same != text {
-		t.Errorf("stored is %s and then %s", text, same)
+	if same := second.observeRecorded(64, off, text); same != text {
+		t.Errorf("recorded is %s and then %s", text, same)
 	}
-	text = first.observeStored(65, serviceEvent{synced: true}, text)
-	if same := second.observeStored(67, serviceEvent{synced: true}, text); same != text {
-		t.Errorf("for a deleted Service, %s is stored and then %s", text, same)
+	text = first.observeRecorded(65, serviceEvent{}, text)
+	if same := second.observeRecorded(67, serviceEvent{}, text); same != text {
+		t.Errorf("for a deleted Service, %s is recorded and then %s", text, same)
 	}
 }
 
-func TestStoredStateThatCannotBeReadIsIgnored(t *testing.T) {
-	for _, text := range []string{"", "x", "{}", `{"version": "9", "others": {"told": "perhaps"}}`, `{"version": "9", "listeners": {"a": {}}}`} {
+func TestRecordThatCannotBeReadIsIgnored(t *testing.T) {
+	for _, text := range []string{"", "x", "{}", `{"resourceVersion": "9", "otherPorts": {"state": "perhaps"}}`, `{"resourceVersion": "9", "ports": {"a": {}}}`} {
 		r := newTestReconciler(t)
-		r.observeStored(60, versioned(service("true", 0), 1), text)
+		r.observeRecorded(60, versioned(service("true", 0), 1), text)
 		r.wantMode(settings.Strict)
 	}
 }
 
-// implausible are states that no Usher can have stored.
-var implausible = []string{
-	"null", "[]", `{"version": null, "listeners": null, "others": null}`, `{"version": "9", "listeners": {"8080": null}}`, "1e999", `{"version": 9}`,
-	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "9999-12-31T23:59:59-01:00"}}}`,
-	`{"version": "9", "others": {"told": "off", "newest": "9999-12-31T23:59:59-23:59"}}`,
-	`{"version": "9", "listeners": {"8080": {"told": "on", "stayed": "9999-12-31T23:59:59Z"}}}`,
-	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "2999-01-01T00:00:00Z"}}}`,
-	`{"version": "9", "listeners": {"8080": {"told": "off", "changed": "-0001-01-01T00:00:00Z"}}}`,
-	`{"version": "9", "listeners": {"-1": {"told": "off"}}}`, `{"version": "9", "listeners": {"99999999999999999999": {"told": "off"}}}`, `{"version": "9", "listeners": {"65536": {"told": "off"}}}`,
+// recordOf is a record of a later revision, with this state of listener 8080 and of the other listeners.
+func recordOf(ports, others string) string {
+	return `{"resourceVersion": "9", "ports": ` + ports + `, "otherPorts": ` + others + `}`
 }
 
-func TestImplausibleStoredStateIsIgnored(t *testing.T) {
+const noHeaders = `{"state": "off"}`
+
+// implausible are records that no Usher can have written.
+var implausible = []string{
+	"null", "[]", `{"resourceVersion": null, "ports": null, "otherPorts": null}`, "1e999", `{"resourceVersion": 9}`,
+	recordOf(`{}`, `{}`), recordOf(`{"8080": null}`, noHeaders), recordOf(`{"8080": `+noHeaders+`}`, `null`),
+	recordOf(`{"8080": {"state": "perhaps"}}`, noHeaders), recordOf(`{"8080": {"state": "unknown"}}`, noHeaders),
+	recordOf(`{"8080": {"state": "off", "changed": "9999-12-31T23:59:59-01:00"}}`, noHeaders),
+	recordOf(`{}`, `{"state": "off", "modified": "9999-12-31T23:59:59-23:59"}`),
+	recordOf(`{"8080": {"state": "on", "frozenSince": "9999-12-31T23:59:59Z"}}`, noHeaders),
+	recordOf(`{"8080": {"state": "off", "changed": "2999-01-01T00:00:00Z"}}`, noHeaders),
+	recordOf(`{"8080": {"state": "off", "changed": "-0001-01-01T00:00:00Z"}}`, noHeaders),
+	recordOf(`{"-1": {"state": "off"}}`, noHeaders), recordOf(`{"99999999999999999999": {"state": "off"}}`, noHeaders),
+	recordOf(`{"65536": {"state": "off"}}`, noHeaders),
+}
+
+func TestImplausibleRecordIsIgnored(t *testing.T) {
 	for _, text := range implausible {
 		r := newTestReconciler(t)
-		text = r.observeStored(60, versioned(service("true", 0), 1), text)
+		written := r.observeRecorded(60, versioned(service("true", 0), 1), text)
 		r.wantMode(settings.Strict)
-		if s := decodeState(text); s.ResourceVersion != "1" && s.ResourceVersion != "9" {
-			t.Errorf("after it %s is stored", text)
+		if s := decodeState(written); s.ResourceVersion != "1" {
+			t.Errorf("after %s, %s is recorded", text, written)
 		}
 	}
+	r := newTestReconciler(t)
+	r.observeRecorded(60, versioned(service("true", 0), 1), recordOf(`{"8080": `+noHeaders+`}`, noHeaders))
+	r.wantMode(settings.Off) // it is plausible
 }
 
 // A time in the first or last year can be in another year in UTC, which JSON does not
 // allow.
-func TestEveryTimeCanBeStored(t *testing.T) {
+func TestEveryTimeCanBeRecorded(t *testing.T) {
 	for _, text := range []string{"0000-01-01T00:00:00+23:59", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"} {
 		var when time.Time
 		if err := when.UnmarshalText([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
 		when = utc(when)
-		p := portState{portIntent: portIntent{State: proxyOn}, Changed: when, Modified: when, FrozenSince: when}
-		s := decodeState(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]portState{80: p}, OtherPorts: p}))
+		p := listenerState{portIntent: portIntent{State: proxyOn}, Changed: when, Modified: when, FrozenSince: when}
+		s := decodeState(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]listenerState{80: p}, OtherPorts: p}))
 		if s.ResourceVersion != "1" || s.Ports[80].State != proxyOn || s.OtherPorts.State != proxyOn {
-			t.Errorf("with %s it was stored as %+v", text, s)
+			t.Errorf("with %s it was recorded as %+v", text, s)
 		}
 	}
 }
 
-// FuzzStoredState checks that no stored text makes Usher panic, and that the result can
-// be stored and is the same when it is read.
-func FuzzStoredState(f *testing.F) {
+// FuzzRecord checks that no recorded text makes Usher panic, and that the result can
+// be recorded and is the same when it is read.
+func FuzzRecord(f *testing.F) {
 	for _, text := range implausible {
 		f.Add(text)
 	}
-	f.Add(encodeState(serviceState{}.observe(readIntent(service("true", 0)), start)))
-	mixed := portState{portIntent: portIntent{State: proxyMixed, RemovalProblem: problem.Problem{Where: "a", What: "b"}}}
-	f.Add(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]portState{80: mixed}}.freeze(start)))
+	f.Add(encodeState(serviceState{}.afterRevision(readIntent(service("true", 0)), start)))
+	mixed := listenerState{portIntent: portIntent{State: proxyMixed, RemovalProblem: problem.Problem{Where: "a", What: "b"}}}
+	f.Add(encodeState(serviceState{ResourceVersion: "1", Ports: map[int]listenerState{80: mixed}}.freeze(start)))
 	f.Fuzz(func(t *testing.T, text string) {
 		s := decodeState(text)
 		if again := encodeState(s); encodeState(decodeState(again)) != again {
-			t.Errorf("%s is read and stored as %s", again, encodeState(decodeState(again)))
+			t.Errorf("%s is read and recorded as %s", again, encodeState(decodeState(again)))
 		}
-		for _, e := range []serviceEvent{versioned(service("true", 0), 1), versioned(service("", 0), 2), {synced: true}, {err: errors.New("down")}} {
+		for _, e := range []serviceEvent{versioned(service("true", 0), 1), versioned(service("", 0), 2), {}, {err: errors.New("down")}} {
 			r := newTestReconciler(t)
-			if stored := r.observeStored(60, e, text); stored == "" {
-				t.Errorf("after %+v nothing can be stored", e)
+			if recorded := r.observeRecorded(60, e, text); recorded == "" {
+				t.Errorf("after %+v nothing can be recorded", e)
 			}
 			for port, state := range r.last.Ports {
 				if port < 1 || port > 65535 {
@@ -173,7 +186,7 @@ func FuzzStoredState(f *testing.F) {
 	})
 }
 
-// watchStrict starts an Usher with a store, for a Service that sends headers.
+// watchStrict starts an Usher with a record, for a Service that sends headers.
 func watchStrict(t *testing.T) (*apiServer, <-chan *gateway.Balancer) {
 	t.Helper()
 	a := newAPIServer(t)
@@ -184,54 +197,54 @@ func watchStrict(t *testing.T) (*apiServer, <-chan *gateway.Balancer) {
 	return a, published
 }
 
-func TestWatchStoresWhatItObserves(t *testing.T) {
+func TestWatchRecordsWhatItReads(t *testing.T) {
 	a, published := watchStrict(t)
 	before := time.Now()
 	a.set(service("", 0))
 	await(t, published, settings.Permissive, "")
-	s := a.waitStored(t, "2")
+	s := a.waitRecorded(t, "2")
 	if p := s.Ports[8080]; p.State != proxyOff || p.Changed.Before(before) || p.Changed.After(time.Now()) {
-		t.Errorf("after %s, %+v is stored", before, s)
+		t.Errorf("after %s, %+v is recorded", before, s)
 	}
 	await(t, a.watchEdge(t, "record"), settings.Permissive, "")
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.record.Generation != 2 {
-		t.Errorf("of two events, %d were stored", a.record.Generation)
+		t.Errorf("of two events, %d were recorded", a.record.Generation)
 	}
 }
 
 func TestListenersDoNotWaitForTheStore(t *testing.T) {
 	a, published := watchStrict(t)
-	a.waitStored(t, "1")
+	a.waitRecorded(t, "1")
 	stall := make(chan struct{})
 	defer close(stall)
 	a.change(func() { a.stall = stall })
 	a.set(service("", 0))
 	begin := time.Now()
 	await(t, published, settings.Permissive, "")
-	if waited := time.Since(begin); waited > storeTimeout/2 {
+	if waited := time.Since(begin); waited > recordTimeout/2 {
 		t.Errorf("it was published after %v", waited)
 	}
 }
 
 // The history that the API server still has may begin too late.
-func TestStoredStateTakesPrecedenceOverHistory(t *testing.T) {
+func TestRecordTakesPrecedenceOverHistory(t *testing.T) {
 	now := time.Since(start).Minutes()
 	a := newAPIServer(t)
-	a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(serviceState{}.observe(readIntent(versioned(service("true", 0), 1).service), start))}}
+	a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(serviceState{}.afterRevision(readIntent(versioned(service("true", 0), 1).service), start))}}
 	a.set(nil) // forgotten
 	a.set(service("true", now-1))
 	a.set(service("true", now))
 	await(t, a.watchEdge(t, "record"), settings.Strict, "")
 }
 
-// Another Usher has stored, just before, that it was all over long ago.
-func TestSlowerUsherAdoptsTheStoredState(t *testing.T) {
+// Another Usher has recorded, just before, that it was all over long ago.
+func TestSlowerUsherAdoptsTheRecord(t *testing.T) {
 	a, published := watchStrict(t)
 	a.change(func() {
 		a.beforePut = func(m *corev1.ConfigMap) {
-			m.Data = map[string]string{"consul.edge": `{"version": "2", "listeners": {"8080": {"told": "off", "changed": "2026-01-01T00:00:00Z"}}}`}
+			m.Data = map[string]string{"consul.edge": `{"resourceVersion": "2", "ports": {"8080": {"state": "off", "changed": "2026-01-01T00:00:00Z"}}, "otherPorts": {"state": "off"}}`}
 			m.Generation++
 		}
 	})
@@ -239,9 +252,9 @@ func TestSlowerUsherAdoptsTheStoredState(t *testing.T) {
 	await(t, published, settings.Off, "")
 }
 
-// Without the stored state Usher can only guess. It adopts the stored state once it can
+// Without the record Usher can only guess. It adopts the record once it can
 // read it.
-func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
+func TestRecordIsAdoptedOnceItCanBeRead(t *testing.T) {
 	t.Parallel()
 	a := newAPIServer(t)
 	a.set(nil) // forgotten
@@ -250,7 +263,7 @@ func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
 	await(t, published, settings.Off, "it does not exist; create an empty one")
 	off := portIntent{State: proxyOff}
 	removed := serviceState{
-		ResourceVersion: "2", Ports: map[int]portState{8080: {portIntent: off, Changed: time.Now()}}, OtherPorts: portState{portIntent: off},
+		ResourceVersion: "2", Ports: map[int]listenerState{8080: {portIntent: off, Changed: time.Now()}}, OtherPorts: listenerState{portIntent: off},
 	}
 	a.change(func() { a.record = &corev1.ConfigMap{Data: map[string]string{"consul.edge": encodeState(removed)}} })
 	await(t, published, settings.Permissive, "")
@@ -258,9 +271,9 @@ func TestStoredStateIsAdoptedOnceItCanBeRead(t *testing.T) {
 
 func TestFailedUpdateIsRetried(t *testing.T) {
 	r := newTestReconciler(t)
-	r.observeStored(60, versioned(service("true", 0), 1), "")
-	r.notStored = []problem.Problem{{Where: "a", What: "b"}}
-	if wake := r.advanceTo(61); wake != retryDelay || !cmp.Equal(r.last.Problems, r.notStored) {
+	r.observeRecorded(60, versioned(service("true", 0), 1), "")
+	r.unrecorded = []problem.Problem{{Where: "a", What: "b"}}
+	if wake := r.advanceTo(61); wake != retryDelay || !cmp.Equal(r.last.Problems, r.unrecorded) {
 		t.Errorf("wakes up after %v with problems %v, want %v", wake, r.last.Problems, retryDelay)
 	}
 }

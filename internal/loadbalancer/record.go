@@ -1,0 +1,124 @@
+package loadbalancer
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/retry"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/problem"
+)
+
+// How long one update may take, and when one that failed is tried again.
+const (
+	recordTimeout = 5 * time.Second
+	retryDelay    = 5 * time.Second
+)
+
+// record is the ConfigMap in which all replicas keep the state of Services, so that they agree on the start of each
+// grace period, also after a restart. Kubernetes' own times do not suffice for that: the removal of an annotation
+// leaves none, and any other change by the same tool moves them.
+//
+// The first replica that reads a change stores its state, and the others adopt that.
+type record struct {
+	client rest.Interface
+	log    *slog.Logger
+	at     types.NamespacedName
+}
+
+// update replaces the recorded state of a Service by next of it. It calls next with the zero state where nothing that
+// can be read is recorded, and again when another replica was faster. If the ConfigMap cannot be read, it never does.
+func (r record) update(
+	ctx context.Context, id gateway.KubernetesService, next func(recorded serviceState) serviceState,
+) error {
+	ctx, cancel := context.WithTimeout(ctx, recordTimeout)
+	defer cancel()
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		return guard.Run(r.log, "kubernetes", func() error { return r.tryUpdate(ctx, id.Namespace+"."+id.Name, next) })
+	})
+}
+
+// tryUpdate is update for a key of the ConfigMap. The error is a conflict if another replica was faster.
+func (r record) tryUpdate(ctx context.Context, key string, next func(recorded serviceState) serviceState) error {
+	var m corev1.ConfigMap
+	if err := r.request(r.client.Get()).Do(ctx).Into(&m); err != nil {
+		return err
+	}
+	text := encodeState(next(decodeState(m.Data[key])))
+	if text == m.Data[key] {
+		return nil
+	}
+	if m.Data == nil {
+		m.Data = map[string]string{}
+	}
+	m.Data[key] = text
+	return r.request(r.client.Put()).Body(&m).Do(ctx).Error()
+}
+
+func (r record) request(request *rest.Request) *rest.Request {
+	return request.Namespace(r.at.Namespace).Resource("configmaps").Name(r.at.Name)
+}
+
+// problem returns the problem for an error of update.
+func (r record) problem(err error) problem.Problem {
+	what := "it does not exist; create an empty one (docs/kubernetes-record.yaml)"
+	if !apierrors.IsNotFound(err) {
+		what = explainError(err, "get and update on this ConfigMap (docs/kubernetes-record.yaml)")
+	}
+	return problem.Problem{
+		Where: fmt.Sprintf("Kubernetes ConfigMap %s/%s", r.at.Namespace, r.at.Name),
+		What:  what + ". Meanwhile, a restarted Usher may end a grace period earlier or later than the other replicas",
+	}
+}
+
+// encodeState returns a state as text for the ConfigMap.
+func encodeState(s serviceState) string {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return "" // as if nothing was recorded; it does not happen, because every value can be written
+	}
+	return string(text)
+}
+
+// decodeState returns the state that is recorded, or the zero state if it cannot be read.
+func decodeState(text string) serviceState {
+	var s serviceState
+	if json.Unmarshal([]byte(text), &s) != nil {
+		return serviceState{}
+	}
+	return s
+}
+
+// clockTolerance is by how much the clocks of the replicas may differ.
+const clockTolerance = 24 * time.Hour
+
+// plausible returns a recorded state, or the zero state if no Usher can have written it, such as one for ports that no
+// listener can have.
+func (s serviceState) plausible(now time.Time) serviceState {
+	latest := now.Add(clockTolerance)
+	plausible := s.OtherPorts.plausible(latest)
+	for port, l := range s.Ports {
+		plausible = plausible && l.plausible(latest) && port >= 1 && port <= 65535
+	}
+	if !plausible {
+		return serviceState{}
+	}
+	return s
+}
+
+// plausible reports whether something is known about the listener, and no time is in the future, which would keep a
+// grace period open.
+func (l listenerState) plausible(latest time.Time) bool {
+	known := l.State == proxyOff || l.State == proxyOn || l.State == proxyMixed ||
+		l.State == proxyUnset && !l.FrozenSince.IsZero()
+	return known && !l.Changed.After(latest) && !l.Modified.After(latest) && !l.FrozenSince.After(latest)
+}
