@@ -17,8 +17,8 @@ import (
 // that says something about a port counts.
 type Provider struct {
 	Name        string
-	URL         string   // where the values of the annotations can be read
-	Evidence    Evidence // what is there
+	URL         string // where the values of the annotations can be read
+	Evidence    string // what is there: InDocumentation, InSourceCode, or nothing of the provider's own
 	Annotations []Annotation
 	healthCheck healthCheck
 }
@@ -36,13 +36,10 @@ type Annotation struct {
 	URL   string // if it is not the provider's
 }
 
-// Evidence is where the values of annotations were read, as Markdown. Empty: in nothing of the provider's own.
-type Evidence string
-
-// The types of evidence.
+// Where the values of annotations were read.
 const (
-	InDocumentation Evidence = "documentation" // the provider's
-	InSourceCode    Evidence = "source code"   // of its controller, which also says what any other value does
+	InDocumentation = "documentation"
+	InSourceCode    = "source code" // of the provider's controller, which also says what any other value does
 )
 
 // keyFor returns the name of the annotation for a port.

@@ -144,17 +144,6 @@ func isNewer(a, b string) bool {
 	return err == nil && n > 0
 }
 
-// removalProblems returns the problems of annotations that were removed without effect.
-func (s serviceState) removalProblems() []problem.Problem {
-	var out []problem.Problem
-	for _, port := range slices.Sorted(maps.Keys(s.Ports)) {
-		if l := s.Ports[port]; l.annotationRemoved && !slices.Contains(out, l.RemovalProblem) {
-			out = append(out, l.RemovalProblem)
-		}
-	}
-	return out
-}
-
 // mode returns the mode of the listener, empty if it was never known, and when it changes without another event; zero:
 // never.
 func (l listenerState) mode(grace time.Duration, now time.Time) (settings.Mode, time.Time) {
@@ -190,8 +179,12 @@ func (s serviceState) balancer(grace time.Duration, now time.Time) (*gateway.Bal
 	b := &gateway.Balancer{
 		Ports: map[int]gateway.PortState{}, OtherPorts: stateOf(0, s.OtherPorts), PreservesClientIP: s.PreservesClientIP,
 	}
-	for port, l := range s.Ports {
+	for _, port := range slices.Sorted(maps.Keys(s.Ports)) {
+		l := s.Ports[port]
 		b.Ports[port] = stateOf(port, l)
+		if l.annotationRemoved && !slices.Contains(b.Problems, l.RemovalProblem) {
+			b.Problems = append(b.Problems, l.RemovalProblem)
+		}
 	}
 	return b, ends
 }

@@ -175,7 +175,7 @@ func (r *reconciler) unknown(why string) []problem.Problem {
 // publish puts what follows from the state now, if that is new, and returns when it may change without another event.
 func (r *reconciler) publish(now time.Time) time.Duration {
 	next, ends := r.state.balancer(r.Grace, now)
-	next.Problems = slices.Concat(r.problems, r.state.removalProblems(), r.unrecorded, r.panicked)
+	next.Problems = slices.Concat(r.problems, next.Problems, r.unrecorded, r.panicked)
 	r.Metrics.update(r.id, r.event.err != nil || r.event.service == nil, ends)
 	wake := idle
 	if len(r.unrecorded) > 0 {
