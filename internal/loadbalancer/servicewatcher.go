@@ -30,7 +30,7 @@ import (
 
 // serviceEvent is what is known about a Service at one moment.
 type serviceEvent struct {
-	service *corev1.Service // nil: there is none, or err was there first
+	service *corev1.Service // nil: there is none, or, with err, it is unknown
 	err     error           // why the watch fails at the moment
 }
 
