@@ -57,7 +57,7 @@ func readIntent(s *corev1.Service) serviceIntent {
 	r.readManagedFields()
 	for _, p := range s.Spec.Ports {
 		if p.Protocol == corev1.ProtocolTCP || p.Protocol == "" {
-			r.addPort(p, r.portIntent(p))
+			r.addPort(p, r.readPort(p))
 		}
 	}
 	r.checkHealthChecks()
@@ -75,7 +75,7 @@ func (r *intentReader) addPort(p corev1.ServicePort, intent portIntent) {
 			"use the number, such as targetPort: 8080", p.Port, p.TargetPort.StrVal))
 		r.otherPorts = portIntent{State: proxyUnknown}
 	case found:
-		r.ports[listener] = r.combine(listener, other, intent)
+		r.ports[listener] = r.combinePorts(listener, other, intent)
 	default:
 		r.ports[listener] = intent
 	}
@@ -109,11 +109,11 @@ type providerIntent struct {
 	keys        []string // of all annotations of the provider, for the time of the last change
 }
 
-// portIntent returns what the Service asks for one of its ports.
-func (r *intentReader) portIntent(p corev1.ServicePort) portIntent {
+// readPort returns what the Service asks for one of its ports.
+func (r *intentReader) readPort(p corev1.ServicePort) portIntent {
 	var found providerIntent // of all providers, as far as they agree
 	for _, provider := range Providers {
-		switch next := r.providerIntent(provider, p); {
+		switch next := r.readProvider(provider, p); {
 		case next.state == proxyUnset:
 		case found.state == proxyUnset:
 			found = next
@@ -166,8 +166,8 @@ func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	return problem.Problem{Where: r.where(intent.key), What: what + fix}
 }
 
-// providerIntent returns what the first annotation of a provider says that says anything about the port.
-func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) providerIntent {
+// readProvider returns what the first annotation of a provider says that says anything about the port.
+func (r *intentReader) readProvider(provider Provider, p corev1.ServicePort) providerIntent {
 	var intent providerIntent
 	for _, a := range provider.Annotations {
 		key := a.keyFor(p.Port)
@@ -180,13 +180,13 @@ func (r *intentReader) providerIntent(provider Provider, p corev1.ServicePort) p
 			intent.keys = append(intent.keys, a.PortsKey)
 		}
 		if intent.state == proxyUnset {
-			intent.parsedValue, intent.Format, intent.key = r.parse(a, key, value, p), a.Format, key
+			intent.parsedValue, intent.Format, intent.key = r.readAnnotation(a, key, value, p), a.Format, key
 		}
 	}
 	return intent
 }
 
-func (r *intentReader) parse(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
+func (r *intentReader) readAnnotation(a Annotation, key, value string, p corev1.ServicePort) parsedValue {
 	v := a.parse(value, p)
 	if v.state == proxyOn && a.check != nil {
 		if err := a.check(r.service); err != nil {
@@ -216,8 +216,8 @@ func (r *intentReader) filterPorts(key string, v parsedValue, p corev1.ServicePo
 	return parsedValue{state: proxyUnknown}
 }
 
-// combine joins what two ports of the Service ask for one listener.
-func (r *intentReader) combine(listener int, a, b portIntent) portIntent {
+// combinePorts joins what two ports of the Service ask for one listener.
+func (r *intentReader) combinePorts(listener int, a, b portIntent) portIntent {
 	if a.Version != b.Version {
 		a.Version = ""
 	}
