@@ -103,8 +103,7 @@ var Providers = []Provider{
 		{Key: awsAttributes + ".<port>", Format: attribute(awsPPV2, v2, refused)},
 		{Key: awsAttributes, Format: attribute(awsPPV2, v2, refused)},
 	}, healthCheck: healthCheck{
-		key: awsPrefix + "healthcheck-protocol", http: httpHTTPS, tcp: "tcp",
-		portKey: awsPrefix + "healthcheck-port", withHeader: true,
+		key: awsPrefix + "healthcheck-protocol", tcp: "tcp", portKey: awsPrefix + "healthcheck-port", withHeader: true,
 	}, URL: "https://github.com/kubernetes-sigs/aws-load-balancer-controller/blob/main/pkg/service/model_build_target_group.go"},
 	{Name: "Outscale", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "osc-load-balancer-proxy-protocol",
@@ -122,13 +121,12 @@ var Providers = []Provider{
 			Ports: &PortList{Version: v2},
 		}},
 	}, healthCheck: healthCheck{
-		key: scaleway + "health-check-type", http: httpHTTPS, tcp: "tcp", perPort: true,
-		headerKey: scaleway + "health-check-send-proxy",
+		key: scaleway + "health-check-type", tcp: "tcp", perPort: true, headerKey: scaleway + "health-check-send-proxy",
 	}, URL: "https://github.com/scaleway/scaleway-cloud-controller-manager/blob/master/scaleway/loadbalancers_annotations.go"},
 	{Name: "Hetzner", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: "load-balancer.hetzner.cloud/uses-proxyprotocol", Format: boolean("", refused),
 	}}, healthCheck: healthCheck{
-		key: "load-balancer.hetzner.cloud/health-check-protocol", http: httpHTTPS, tcp: "tcp",
+		key: "load-balancer.hetzner.cloud/health-check-protocol", tcp: "tcp",
 		portKey: "load-balancer.hetzner.cloud/health-check-port",
 	}, URL: "https://github.com/hetznercloud/hcloud-cloud-controller-manager/blob/main/internal/annotation/load_balancer.go"},
 	{Name: "Linode", Evidence: InSourceCode, Annotations: []Annotation{
@@ -139,7 +137,7 @@ var Providers = []Provider{
 		{Key: linode + "default-proxy-protocol", Format: linodeWords},
 		{Key: linode + "proxy-protocol", Format: linodeWords},
 	}, healthCheck: healthCheck{
-		key: linode + "check-type", http: []string{"http", "http_body"}, tcp: "connection",
+		key: linode + "check-type", tcp: "connection",
 	}, URL: "https://github.com/linode/linode-cloud-controller-manager/blob/main/cloud/linode/loadbalancers.go"},
 	{Name: "OpenStack (Infomaniak, OVH's newer load balancers, Selectel, SysEleven, VK, …)", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    "loadbalancer.openstack.org/proxy-protocol",
@@ -160,7 +158,7 @@ var Providers = []Provider{
 	{Name: "Vultr", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "vultr-loadbalancer-proxy-protocol", Format: boolean("", countsAsOff),
 	}}, healthCheck: healthCheck{
-		key: prefix + "vultr-loadbalancer-healthcheck-protocol", http: onlyHTTP, tcp: "tcp",
+		key: prefix + "vultr-loadbalancer-healthcheck-protocol", tcp: "tcp",
 		pathKey: prefix + "vultr-loadbalancer-healthcheck-path",
 	}, URL: "https://github.com/vultr/vultr-cloud-controller-manager/blob/master/vultr/loadbalancers.go"},
 	{Name: "Civo", Evidence: InSourceCode, Annotations: []Annotation{{
@@ -178,7 +176,7 @@ var Providers = []Provider{
 		Key:    "service.kubernetes.io/ibm-load-balancer-cloud-provider-enable-features",
 		Format: Format{On: []Value{{"proxy-protocol", v1}}, Otherwise: ignored, Location: "in the list", extract: ibmFeature},
 	}}, healthCheck: healthCheck{
-		key: ibmCheck + "protocol", http: httpHTTPS, tcp: "tcp", portKey: ibmCheck + "port",
+		key: ibmCheck + "protocol", tcp: "tcp", portKey: ibmCheck + "port",
 	}, URL: "https://github.com/IBM-Cloud/cloud-provider-ibm/tree/master/pkg/vpcctl"},
 	{Name: "Alibaba Cloud", Evidence: InSourceCode, Annotations: []Annotation{
 		{Key: prefix + "alibaba-cloud-loadbalancer-proxy-protocol", Format: alibabaWords},
@@ -187,7 +185,7 @@ var Providers = []Provider{
 			URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/reconcile/annotation/annotations.go",
 		},
 	}, healthCheck: healthCheck{
-		key: prefix + "alibaba-cloud-loadbalancer-health-check-type", http: onlyHTTP, tcp: "tcp",
+		key: prefix + "alibaba-cloud-loadbalancer-health-check-type", tcp: "tcp",
 		portKey: prefix + "alibaba-cloud-loadbalancer-health-check-connect-port",
 	}, URL: "https://github.com/kubernetes/cloud-provider-alibaba-cloud/blob/master/pkg/controller/service/nlbv2/listeners.go"},
 	{Name: "Volcengine", Evidence: InDocumentation, Annotations: []Annotation{{
@@ -208,7 +206,7 @@ var Providers = []Provider{
 		Key:    "k8s.cloudscale.ch/loadbalancer-pool-protocol",
 		Format: Format{On: []Value{{"proxy", v1}, {"proxyv2", v2}}, Off: []string{"tcp"}, Otherwise: refused},
 	}}, healthCheck: healthCheck{
-		key: "k8s.cloudscale.ch/loadbalancer-health-monitor-type", http: httpHTTPS, tcp: "tcp",
+		key: "k8s.cloudscale.ch/loadbalancer-health-monitor-type", tcp: "tcp",
 	}, URL: "https://github.com/cloudscale-ch/cloudscale-cloud-controller-manager/blob/main/pkg/cloudscale_ccm/loadbalancer.go"},
 	{Name: "CloudStack", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key:    prefix + "cloudstack-load-balancer-proxy-protocol",
@@ -217,7 +215,7 @@ var Providers = []Provider{
 	{Name: "Brightbox", Evidence: InSourceCode, Annotations: []Annotation{{
 		Key: prefix + "brightbox-load-balancer-listener-proxy-protocol", Format: Format{On: v1v2SSL, Otherwise: refused},
 	}}, healthCheck: healthCheck{
-		key: prefix + "brightbox-load-balancer-healthcheck-protocol", http: onlyHTTP, tcp: "tcp",
+		key: prefix + "brightbox-load-balancer-healthcheck-protocol", tcp: "tcp",
 	}, URL: "https://github.com/brightbox/brightbox-cloud-controller-manager/blob/master/brightbox/validation.go"},
 	{Name: "Naver Cloud", Evidence: InDocumentation, Annotations: []Annotation{{
 		Key:    prefix + "ncloud-load-balancer-proxy-protocol",

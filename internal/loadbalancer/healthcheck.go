@@ -12,25 +12,16 @@ import (
 
 // healthCheck is how annotations make a cloud check a gateway over HTTP. The zero value: no annotation does.
 type healthCheck struct {
-	key     string   // the annotation with the protocol
-	http    []string // its values that mean HTTP
-	tcp     string   // the value that means TCP
-	perPort bool     // the value can be a list by port, such as "80:http;443,8443:tcp"
-	pathKey string   // the annotation that means HTTP where key is absent; empty: none does
-	// portKey is the annotation with the port of a pod or a node that is checked; empty if the cloud checks only the
-	// Service's ports.
-	portKey string
-	// withHeader says that all health checks carry a PROXY header, to whatever port.
-	withHeader bool
+	key        string // the annotation with the protocol: words that begin with http are HTTP or HTTPS
+	tcp        string // the word for TCP
+	perPort    bool   // the value can be a list by port, such as "80:http;443,8443:tcp"
+	pathKey    string // the annotation that means HTTP where key is absent; empty: none does
+	portKey    string // the annotation with the port of a pod or a node to check; empty: only the Service's ports are
+	withHeader bool   // all health checks carry a PROXY header, to whatever port
 	// headerKey is the annotation with which they carry one if it is "true", and else none. Without both, it is not
 	// documented whether they do.
 	headerKey string
 }
-
-var (
-	onlyHTTP  = []string{"http"}
-	httpHTTPS = []string{"http", "https"}
-)
 
 // checkHealthChecks adds a problem for each health check that fails because headers are sent.
 func (r *intentReader) checkHealthChecks() {
@@ -58,12 +49,12 @@ func (r *intentReader) checksOverHTTP(c healthCheck) bool {
 	case value == "":
 		return c.pathKey != "" && r.service.Annotations[c.pathKey] != ""
 	case !c.perPort || !strings.Contains(value, ":"):
-		return slices.Contains(c.http, value)
+		return strings.HasPrefix(value, "http")
 	}
 	for item := range strings.SplitSeq(value, ";") {
 		list, protocol, _ := strings.Cut(item, ":")
 		ports, _ := parsePortNumbers(list)
-		if slices.Contains(c.http, protocol) && slices.ContainsFunc(r.service.Spec.Ports, func(p corev1.ServicePort) bool {
+		if strings.HasPrefix(protocol, "http") && slices.ContainsFunc(r.service.Spec.Ports, func(p corev1.ServicePort) bool {
 			return slices.Contains(ports, p.Port) && r.sendsTo(p)
 		}) {
 			return true
