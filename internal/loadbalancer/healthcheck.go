@@ -94,8 +94,8 @@ func (r *intentReader) checkNodeHealthCheck() {
 		s.Annotations[awsTargetType] == "" && s.Spec.LoadBalancerClass != nil && *s.Spec.LoadBalancerClass == awsClass
 	local := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	if byInstance && local && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
-		r.addProblem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local, health checks go to kube-proxy, "+
-			`which answers those with a PROXY header with 400; use "ip", or set %[1]shealthcheck-protocol to "tcp" `+
-			`and %[1]shealthcheck-port to "traffic-port"`, awsPrefix))
+		r.addProblem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local, health checks go to "+
+			`kube-proxy, which answers those with a PROXY header with 400; use "ip", or set %[1]shealthcheck-protocol `+
+			`to "tcp" and %[1]shealthcheck-port to "traffic-port"`, awsPrefix))
 	}
 }
