@@ -88,7 +88,7 @@ func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
 // The connection that has been idle for longest makes room. If none is idle, the
 // oldest one does.
 func TestWhoMakesRoom(t *testing.T) {
-	c := newConnLimiter(3)
+	c := &connLimiter{limit: 3}
 	conns := map[string]net.Conn{}
 	closed := func(name string) bool {
 		err := conns[name].SetDeadline(time.Time{})

@@ -15,12 +15,13 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serve connects the stages, binds every port, and runs until ctx ends, a signal
-// ends Usher, or one of the parts fails.
+// serve connects the stages, binds every port, and runs until ctx ends, a signal ends Usher, or one of the parts
+// fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(processCollectors()...)
+	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
+	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics)
 	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
@@ -56,22 +57,15 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 4. The server and its ports: if a port is in use, the process ends.
 	server := xds.NewServer(xds.Options{
-		Source:       plane,
-		Authorizer:   authorizer,
-		Logger:       log,
-		Credentials:  credentialsOf(transport),
-		Rejections:   problems,
-		Metrics:      xds.NewMetrics(metrics),
-		Reauthorize:  o.reauthorize,
-		MetadataKeys: controlplane.MetadataKeys,
-		Limits:       o.limits,
+		Source: plane, Authorizer: authorizer, Logger: log, Credentials: credentialsOf(transport), Rejections: problems,
+		Metrics: xds.NewMetrics(metrics), Reauthorize: o.reauthorize, MetadataKeys: controlplane.MetadataKeys, Limits: o.limits,
 	})
 	listener, err := listen(ctx, o.xdsAddr)
 	if err != nil {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	ready := &readiness{readinessChecker: withWarnings{source, balancers}, plane: plane}
+	ready := &readiness{source: source, balancers: balancers, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
@@ -103,10 +97,4 @@ func serve(ctx context.Context, o serveOptions) error {
 	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
-}
-
-// processCollectors are the metrics of the process.
-func processCollectors() []prometheus.Collector {
-	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
-	return []prometheus.Collector{collectors.NewGoCollector(), process, guard.Panics}
 }

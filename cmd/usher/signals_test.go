@@ -149,7 +149,7 @@ func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 		e.ExpectEnd(codes.Unavailable)
 	}
 	s.waitLog(`msg="second signal: shutting down at once"`)
-	s.waitLog(`msg="shut down" .*cut_off=1`)
+	s.waitLog(`msg="shut down" .*streams_cut=1`)
 }
 
 func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
@@ -160,7 +160,7 @@ func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
 	if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; connect again") {
 		t.Errorf("the stream ended with %v", err)
 	}
-	s.waitLog(`msg="shut down" .*cut_off=0`)
+	s.waitLog(`msg="shut down" .*streams_cut=0`)
 }
 
 // gRPC gives a connection without a handshake two minutes, and its server does not
@@ -178,7 +178,7 @@ func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
 	s.connect() // comes after those
 	s.end <- syscall.SIGTERM
 	s.wantEnd()
-	s.waitLog(`msg="shut down" .*cut_off=0`)
+	s.waitLog(`msg="shut down" .*streams_cut=0`)
 }
 
 // TestSIGHUPReadsFilesAgain replaces a directory above the watched one. A follower
