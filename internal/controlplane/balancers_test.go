@@ -58,7 +58,7 @@ func (f *fakeBalancers) wantWatched(t *testing.T, want ...string) {
 func inKubernetes(t *testing.T, f func(t *testing.T, r *testPlane, b *fakeBalancers)) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		b := &fakeBalancers{watched: map[string]func(*gateway.Balancer){}}
-		r.plane.balancers = b
+		r.plane.options.Balancers = b
 		f(t, r, b)
 	})
 }
@@ -91,9 +91,9 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
 			t.Error("the listener did not stay while nobody knew anything")
 		}
-		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`)
+		r.wantLog(`msg=problem gateway=edge where=there what=unknown`)
 		b.put("edge", withMode(settings.Strict))
-		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration corrected" gateway=edge where=there what=unknown`)
+		r.wantLog(`msg=problem gateway=edge where=there what=unknown`, `msg="problem over" gateway=edge where=there what=unknown`)
 		e.leave()
 	})
 }

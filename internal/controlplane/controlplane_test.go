@@ -170,12 +170,12 @@ func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
-		want := `Envoy \"typo\" at unix socket" what="no instance of the ingress gateway \"edge\" is registered with this service ID`
+		want := `Envoy \"typo\" (unix socket)" what="it gets no resources: gateway \"edge\" has no instance with the service ID \"typo\"`
 		if !strings.Contains(r.log.String(), want) {
 			t.Errorf("the log does not have %s:\n%s", want, &r.log)
 		}
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
-		if !strings.Contains(r.log.String(), "configuration corrected") {
+		if !strings.Contains(r.log.String(), `msg="problem over"`) {
 			t.Errorf("it was registered, and stays a problem:\n%s", &r.log)
 		}
 	})
@@ -253,12 +253,12 @@ func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T)
 			t.Errorf("an Envoy that cannot be told was given another set")
 		}
 		for peer, want := range map[netip.Addr]string{
-			{}:                               "neither the Envoy's unix socket nor its node metadata",
-			netip.MustParseAddr("192.0.2.9"): "neither the Envoy's address 192.0.2.9 nor its node metadata",
+			{}:                               `Envoy "edge" (unix socket) can be an instance`,
+			netip.MustParseAddr("192.0.2.9"): `Envoy "edge" (192.0.2.9) can be an instance`,
 		} {
 			late := r.connect(xds.Node{ID: edge.ID, Cluster: edge.Cluster, Peer: peer})
 			err := <-late.ended
-			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "node_name") {
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--node-name") {
 				t.Errorf("got %v, want FailedPrecondition that says %q and what to do", err, want)
 			}
 		}
@@ -411,8 +411,8 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 			w := newGatewayWorker(r.plane, gateway.ID{Name: "edge"})
 			w.newLayers.Put(fileLayers{gateway: strictLayer})
 			w.newStreams.Put([]*stream{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
-			news := latest.New[watchResult]()
-			news.Put(watchResult{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
+			news := latest.New[snapshotUpdate]()
+			news.Put(snapshotUpdate{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan struct{})
 			go func() {
@@ -474,7 +474,7 @@ func (r *testPlane) wantLog(lines ...string) {
 			r.t.Errorf("%d times %q in the log, want once:\n%s", n, line, text)
 		}
 	}
-	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration corrected"`); n != len(lines) {
+	if n := strings.Count(text, `msg=problem`) + strings.Count(text, `msg="problem over"`); n != len(lines) {
 		r.t.Errorf("%d lines about problems in the log, want %d:\n%s", n, len(lines), text)
 	}
 }
@@ -494,7 +494,7 @@ func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 		if n := r.problemCount("edge"); n != 0 {
 			t.Errorf("usher_config_problems is %v, want 0", n)
 		}
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg=problem gateway=edge where=here what=wrong`, `msg="problem over" gateway=edge where=here what=wrong`)
 	})
 }
 
@@ -516,10 +516,10 @@ func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
 		}
 		r.put(snapshot())
 		r.problems.Report("a file", nil)
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg=problem gateway=edge where=here what=wrong`)
 		edgePut(snapshot())
 		synctest.Wait()
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg=problem gateway=edge where=here what=wrong`, `msg="problem over" gateway=edge where=here what=wrong`)
 	})
 }
 
@@ -529,7 +529,7 @@ func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
 		if n := r.problemCount(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
-		r.wantLog(`msg="bad configuration" where=usher.hcl:1 what=wrong`)
+		r.wantLog(`msg=problem where=usher.hcl:1 what=wrong`)
 	})
 }
 
@@ -544,7 +544,7 @@ func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
 		e.leave()
 		synctest.Wait()
 		r.connect(edge)
-		if n := strings.Count(r.log.String(), "configuration"); n != 1 {
+		if n := strings.Count(r.log.String(), "msg=problem"); n != 1 || strings.Contains(r.log.String(), "problem over") {
 			t.Errorf("%d lines about problems in the log, want 1:\n%s", n, r.log.String())
 		}
 	})

@@ -22,7 +22,7 @@ func TestMadeFollowsWhatIsWanted(t *testing.T) {
 		var clusters ordered.Map[*clusterv3.Cluster]
 		for range 10 {
 			clusters = randomClusters(rnd, clusters)
-			w := desired{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{clusters}, keepRemoved: rnd.IntN(4) == 0}
+			w := desired{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{clusters}, keepOrphans: rnd.IntN(4) == 0}
 			for _, name := range clusterNames {
 				if clusters.Get(name) == nil && rnd.IntN(4) == 0 {
 					w.heldBack = append(w.heldBack, name)
@@ -50,7 +50,7 @@ func expect(t *testing.T, before map[string]string, w desired) (good map[string]
 	t.Helper()
 	good = map[string]string{}
 	for name, version := range before {
-		if w.keepRemoved || slices.Contains(w.heldBack, name) {
+		if w.keepOrphans || slices.Contains(w.heldBack, name) {
 			good[name] = version
 		}
 	}

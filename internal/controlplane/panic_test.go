@@ -63,7 +63,7 @@ func (f *panickingSource) crash(name string) {
 func withPanickingSource(t *testing.T, f func(t *testing.T, r *testPlane, s *panickingSource, e, other *testEnvoy)) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		s := &panickingSource{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
-		r.plane.source = s
+		r.plane.options.Source = s
 		e, other := r.connect(edge), r.connect(xds.Node{ID: "other", Cluster: "other"})
 		s.give("edge", snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		s.give("other", snapshot(&gateway.Instance{Node: "a", ServiceID: "other"}))
@@ -135,7 +135,7 @@ func TestASourceThatPanicsIsWatchedAgain(t *testing.T) {
 func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		s := &panickingSource{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
-		r.plane.source = s
+		r.plane.options.Source = s
 		e := r.connect(edge)
 		s.crash("edge")
 		if r.problemCount("edge") != 1 || len(e.sets) != 0 {
@@ -209,7 +209,7 @@ func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
 	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
 		broken := make(chan struct{})
-		r.plane.balancers = panickingBalancers{b, broken}
+		r.plane.options.Balancers = panickingBalancers{b, broken}
 		e := r.connect(edge)
 		r.put(snapshot(behindService("edge")))
 		b.wantWatched(t, "edge")
