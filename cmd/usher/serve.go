@@ -56,10 +56,14 @@ func serve(ctx context.Context, o serveOptions) error {
 	})
 
 	// 4. The server and its ports: if a port is in use, the process ends.
-	server := xds.NewServer(xds.Options{
-		Source: plane, Authorizer: authorizer, Logger: log, Credentials: credentialsOf(transport), Rejections: problems,
-		Metrics: xds.NewMetrics(metrics), Reauthorize: o.reauthorize, MetadataKeys: controlplane.MetadataKeys, Limits: o.limits,
-	})
+	options := xds.Options{
+		Source: plane, Authorizer: authorizer, Logger: log, Rejections: problems, Metrics: xds.NewMetrics(metrics),
+		Reauthorize: o.reauthorize, MetadataKeys: controlplane.MetadataKeys, Limits: o.limits,
+	}
+	if transport != nil {
+		options.Credentials = transport.Credentials()
+	}
+	server := xds.NewServer(options)
 	listener, err := listen(ctx, o.xdsAddr)
 	if err != nil {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)

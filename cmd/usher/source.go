@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -132,12 +131,4 @@ func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
 			"set --tls-cert and --tls-key, listen on loopback, or set --insecure-plaintext")
 	}
 	return nil, nil
-}
-
-// credentialsOf returns the credentials of the pair, or nil for plaintext.
-func credentialsOf(pair *xds.KeyPair) credentials.TransportCredentials {
-	if pair == nil {
-		return nil
-	}
-	return pair.Credentials()
 }

@@ -42,14 +42,12 @@ var MetadataKeys = []string{"node_name", "namespace", "partition"}
 
 // Options are the parts and settings of a Plane. All but Balancers, MaxGateways and Linger are required.
 type Options struct {
-	Source Source
-	// Balancers watches the load balancers that listeners with the mode auto follow. Nil outside Kubernetes.
-	Balancers Balancers
-	Logger    *slog.Logger
-	Metrics   *Metrics
-	Problems  *Problems
-	// MaxGateways bounds the gateways that a Plane watches at the same time. Zero means DefaultMaxGateways.
-	MaxGateways int
+	Source      Source
+	Balancers   Balancers // nil outside Kubernetes
+	Logger      *slog.Logger
+	Metrics     *Metrics
+	Problems    *Problems
+	MaxGateways int // how many gateways a Plane watches at the same time; zero means DefaultMaxGateways
 	// Linger is how long a gateway is watched after its last Envoy has disconnected, so that an Envoy that
 	// reconnects does not wait. Zero means 30 seconds.
 	Linger time.Duration

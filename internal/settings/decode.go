@@ -100,8 +100,7 @@ func (d *decoder) object(where string, raw any, keys ...string) object {
 }
 
 // optional decodes a member of an object. An absent one has the zero value.
-func optional[T any](o object, key string, t valueType[T]) T {
-	var value T
+func optional[T any](o object, key string, t valueType[T]) (value T) {
 	if raw, ok := o.members[key]; ok {
 		value, _ = t.decode(o.d, o.where+"."+key, raw)
 	}

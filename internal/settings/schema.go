@@ -31,10 +31,9 @@ type Setting struct {
 	resolve   func(into *Listener, layers []*Listener) // takes it from the first layer that sets it
 }
 
-func groupKeys() []string {
-	keys := make([]string, len(Groups))
-	for i, g := range Groups {
-		keys[i] = g.Key
+func groupKeys() (keys []string) {
+	for _, g := range Groups {
+		keys = append(keys, g.Key)
 	}
 	return keys
 }

@@ -47,10 +47,9 @@ func (t valueType[T]) accepts() string {
 	return quoted(t.texts(), ", ") + " or " + t.other
 }
 
-func (t valueType[T]) texts() []string {
-	texts := make([]string, len(t.words))
-	for i, w := range t.words {
-		texts[i] = w.text
+func (t valueType[T]) texts() (texts []string) {
+	for _, w := range t.words {
+		texts = append(texts, w.text)
 	}
 	return texts
 }
@@ -80,15 +79,14 @@ func wordFor(raw any) string {
 }
 
 // decodeAllowed is decode without the problem.
-func (t valueType[T]) decodeAllowed(d *decoder, where string, raw any) (T, bool) {
+func (t valueType[T]) decodeAllowed(d *decoder, where string, raw any) (value T, ok bool) {
 	for _, w := range t.words {
 		if raw == any(w.text) {
 			return w.value, true
 		}
 	}
 	if t.read == nil {
-		var none T
-		return none, false
+		return value, false
 	}
 	return t.read(d, where, raw)
 }
@@ -167,19 +165,18 @@ func setOf[T comparable](item valueType[T], compare func(a, b T) int, descriptio
 }
 
 // setOr is setOf that also accepts a word for a fixed list. In a list, the word is not allowed.
-func setOr[T comparable](word string, value []T, item valueType[T], compare func(a, b T) int) valueType[[]T] {
+func setOr[T comparable](word string, meaning []T, item valueType[T], compare func(a, b T) int) valueType[[]T] {
 	read := item.read
-	item.read = func(d *decoder, where string, raw any) (T, bool) {
+	item.read = func(d *decoder, where string, raw any) (value T, ok bool) {
 		if raw == any(word) {
 			list := where[:strings.LastIndexByte(where, '[')]
 			key := list[strings.LastIndexByte(list, '.')+1:]
 			d.problem(where, fmt.Sprintf("%q cannot stand in a list; write %s = %[1]q, or %[3]s", word, key, item.other))
-			var none T
-			return none, true
+			return value, true
 		}
 		return read(d, where, raw)
 	}
-	return setOf(item, compare, "a list of "+item.other).or(word, value)
+	return setOf(item, compare, "a list of "+item.other).or(word, meaning)
 }
 
 // names accepts a word, which stands for an empty list, or a list of names that match a pattern.
@@ -191,12 +188,11 @@ var headerNames = names("none", headerName, "names of headers in lower case")
 
 // objectOf accepts objects with some keys.
 func objectOf[T any](description string, build func(o object) T, keys ...string) valueType[T] {
-	return valueType[T]{other: description, read: func(d *decoder, where string, raw any) (T, bool) {
-		if _, ok := raw.(map[string]any); !ok {
-			var none T
-			return none, false
+	return valueType[T]{other: description, read: func(d *decoder, where string, raw any) (value T, ok bool) {
+		if _, ok = raw.(map[string]any); ok {
+			value = build(d.object(where, raw, keys...))
 		}
-		return build(d.object(where, raw, keys...)), true
+		return value, ok
 	}}
 }
 
@@ -225,14 +221,10 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), true
 	}
-	const mapped = 128 - 32
 	if p.Addr().Is4In6() {
-		if p.Bits() < mapped {
-			return netip.Prefix{}, false
-		}
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
-	return p, true
+	return p, p.IsValid() // a mapped network of less than 96 bits is not
 }
 
 // forwardedProto accepts a word, or an object with ports.
