@@ -234,7 +234,7 @@ func TestResolve(t *testing.T) {
 		"nobody says anything":                     {[]Layer{nothing, nothing, nothing}, Auto, true},
 		"the default alone":                        {[]Layer{mode(Strict), nothing, nothing}, Strict, true},
 		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
-		"the config file for the gateway wins":      {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
+		"the config file for the gateway wins":     {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
 		"a listener wins over all general ones":    {[]Layer{of(80, strict), mode(Off), mode(Permissive)}, Strict, true},
 		"a later listener wins over an earlier":    {[]Layer{of(80, strict), of(80, Listener{ProxyProtocol: ProxyProtocol{Mode: Off}}), nothing}, Off, true},
 		"another listener does not count":          {[]Layer{of(81, strict), mode(Permissive)}, Permissive, true},
