@@ -50,13 +50,7 @@ func isLocal(addr string) bool {
 	if strings.HasPrefix(addr, "unix://") {
 		return true
 	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	if host == "localhost" {
-		return true
-	}
+	host, _, _ := net.SplitHostPort(addr) // "" without a port
 	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }

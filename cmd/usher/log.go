@@ -117,12 +117,17 @@ func (q *logQueue) Write(line []byte) (int, error) {
 		q.dropped.Inc()
 		return len(line), nil
 	}
+	q.reportDropped()
+	q.push(bytes.Clone(line))
+	return len(line), nil
+}
+
+// reportDropped queues a line in the place of those that were dropped. The caller holds mu.
+func (q *logQueue) reportDropped() {
 	if q.unreported > 0 {
 		q.push(q.missing(q.unreported))
 		q.unreported = 0
 	}
-	q.push(bytes.Clone(line))
-	return len(line), nil
 }
 
 func (q *logQueue) push(line []byte) {
@@ -152,19 +157,17 @@ func (q *logQueue) next() []byte {
 	for len(q.lines) == 0 && q.unreported == 0 && !q.closed {
 		q.cond.Wait()
 	}
-	if len(q.lines) > 0 {
-		line := q.lines[0]
-		q.lines[0] = nil
-		q.lines = q.lines[1:]
-		q.size -= len(line)
-		return line
+	if len(q.lines) == 0 {
+		q.reportDropped()
 	}
-	if q.unreported > 0 {
-		line := q.missing(q.unreported)
-		q.unreported = 0
-		return line
+	if len(q.lines) == 0 {
+		return nil
 	}
-	return nil
+	line := q.lines[0]
+	q.lines[0] = nil
+	q.lines = q.lines[1:]
+	q.size -= len(line)
+	return line
 }
 
 // write writes the line and reports whether it could. Another process may have made the pipe non-blocking; then

@@ -92,13 +92,18 @@ func serve(ctx context.Context, o serveOptions) error {
 		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
-	var g run.Group
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for _, part := range parts {
-		g.Add(func() error { return part(ctx) }, func(error) { cancel() })
-	}
+	g := groupOf(ctx, parts)
 	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
+}
+
+// groupOf returns a group of the parts. When one part of the group returns, it ends the others.
+func groupOf(ctx context.Context, parts []func(context.Context) error) *run.Group {
+	var g run.Group
+	for _, part := range parts {
+		ctx, cancel := context.WithCancel(ctx)
+		g.Add(func() error { return part(ctx) }, func(error) { cancel() })
+	}
+	return &g
 }

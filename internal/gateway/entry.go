@@ -150,8 +150,3 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 	*d = Duration(span)
 	return nil
 }
-
-// MarshalJSON writes the string form.
-func (d Duration) MarshalJSON() ([]byte, error) {
-	return json.Marshal(time.Duration(d).String())
-}

@@ -190,11 +190,6 @@ const (
 	Critical
 )
 
-// String returns Consul's word.
-func (s Status) String() string {
-	return [...]string{Passing: "passing", Warning: "warning", Critical: "critical"}[s]
-}
-
 // Weights are an instance's load balancing weights by its status. Zero means not set.
 type Weights struct{ Passing, Warning int }
 
