@@ -156,7 +156,7 @@ func (b *syncBuffer) String() string {
 	return b.text.String()
 }
 
-// told is a condition that the test sets.
+// fakeChecker returns what the test sets.
 type fakeChecker struct {
 	mu      sync.Mutex
 	why     error

@@ -22,7 +22,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
-// served is a serve that runs on files.
+// testServe is a serve that runs on files.
 type testServe struct {
 	t           *testing.T
 	log         syncBuffer
@@ -81,7 +81,7 @@ func startServe(t *testing.T, drainTime time.Duration) *testServe {
 	return s
 }
 
-// until waits for a line of the log, and returns what its group matches.
+// waitLog waits for a line of the log, and returns what its group matches.
 func (s *testServe) waitLog(line string) string {
 	s.t.Helper()
 	pattern := regexp.MustCompile(line)
@@ -165,7 +165,7 @@ func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
 
 // gRPC gives a connection without a handshake two minutes, and its server does not
 // stop before.
-func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
+func TestConnectionWithoutAHandshakeDoesNotDelayTheEnd(t *testing.T) {
 	s := startServe(t, 5*time.Second)
 	s.connect()
 	for range 3 {

@@ -9,7 +9,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-func TestAnEnvoyThatComesCostsNoCompile(t *testing.T) {
+func TestAnotherEnvoyCostsNoCompile(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(edge)
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))

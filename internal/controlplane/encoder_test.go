@@ -10,7 +10,7 @@ import (
 	"github.com/usherproxy/usher/listeners"
 )
 
-func TestWhatGoneInstancesHadIsForgotten(t *testing.T) {
+func TestSetsOfRemovedInstancesAreDropped(t *testing.T) {
 	p := newEncoder(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), func() compiler { return new(listeners.Compiler) })
 	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
 	p.startGeneration(snapshot(here, &gateway.Instance{Node: "gone", ServiceID: "edge"}))

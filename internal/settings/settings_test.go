@@ -203,7 +203,7 @@ func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
 	}
 	l, _ = l.Update("x", usher("strict"))
 	if l.NeverValid || l.Settings.ProxyProtocol.Mode != Strict {
-		t.Fatalf("mended: %+v, want strict", l)
+		t.Fatalf("corrected: %+v, want strict", l)
 	}
 	l, problems = l.Update("x", usher("sideways"))
 	if l.NeverValid || l.Settings.ProxyProtocol.Mode != Strict || len(problems) != 1 {
@@ -231,7 +231,7 @@ func TestResolve(t *testing.T) {
 		want   Mode
 		known  bool
 	}{
-		"nobody says anything":                     {[]Layer{nothing, nothing, nothing}, Auto, true},
+		"no layer sets anything":                   {[]Layer{nothing, nothing, nothing}, Auto, true},
 		"the default alone":                        {[]Layer{mode(Strict), nothing, nothing}, Strict, true},
 		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
 		"the config file for the gateway wins":     {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
