@@ -90,9 +90,8 @@ func (a *admin) stop() { _ = a.server.Close() }
 // maxAdminConnections is how many connections the admin port keeps. Probes and Prometheus need a few.
 const maxAdminConnections = 100
 
-// connLimiter limits the connections of a server. At one too many, it closes the one that has been idle for the
-// longest time, or else the oldest one. So idle connections neither keep a probe out nor use up the files of the
-// process.
+// connLimiter limits the connections of a server. At one too many, it closes the one that has been idle for the longest
+// time, or else the oldest one. So idle connections neither keep a probe out nor use up the files of the process.
 type connLimiter struct {
 	limit int
 

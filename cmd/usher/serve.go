@@ -15,8 +15,7 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serve connects the stages, binds every port, and runs until ctx ends, a signal ends Usher, or one of the parts
-// fails.
+// serve connects the stages, binds every port, and runs until ctx ends, a signal ends Usher, or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()

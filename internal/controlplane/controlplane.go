@@ -198,8 +198,7 @@ func (p *Plane) unsubscribe(w *gatewayWorker, s *stream) {
 	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 }
 
-// removeIfUnused removes a worker without streams. It reports whether it did: a stream may have subscribed
-// meanwhile.
+// removeIfUnused removes a worker without streams. It reports whether it did: a stream may have subscribed meanwhile.
 func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -16,8 +16,7 @@ import (
 type messageMap interface {
 	// Get returns the message of a name; nil if there is none.
 	Get(name string) proto.Message
-	// ChangedSince returns the names whose messages differ from those in old, which has the same type. A nil old is
-	// empty.
+	// ChangedSince returns the names whose messages differ from those in old, which has the same type. A nil old is empty.
 	ChangedSince(old messageMap) iter.Seq[string]
 }
 

@@ -112,8 +112,7 @@ func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, be
 	res := e.compiler.Compile(e.snapshot, in, version)
 	now := compiled{problems: slices.Clone(res.Problems)}
 	var keepOrphans bool
-	// Listeners come first: an invalid one keeps its last good version, and that keeps the resources that it refers
-	// to.
+	// Listeners come first: an invalid one keeps its last good version, and that keeps the resources that it refers to.
 	for _, d := range []desired{
 		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.HeldBackListeners},
 		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},

@@ -95,8 +95,7 @@ func (p *Problems) addRejections(r rejection, n int) {
 	p.updateCount(r.gateway)
 }
 
-// updateCount updates the gauge of a gateway, or with an empty name the one of the other problems. The caller holds
-// mu.
+// updateCount updates the gauge of a gateway, or with an empty name the one of the other problems. The caller holds mu.
 func (p *Problems) updateCount(gateway string) {
 	var n int
 	for o, problems := range p.known {

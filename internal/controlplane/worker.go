@@ -27,8 +27,7 @@ type stream struct {
 	missingSince time.Time // when its instance was first not registered; zero: it is, or was
 }
 
-// gatewayWorker does the work for one gateway. Other goroutines than its loop use only the fields above the empty
-// line.
+// gatewayWorker does the work for one gateway. Other goroutines than its loop use only the fields above the empty line.
 type gatewayWorker struct {
 	id          gateway.ID
 	plane       *Plane

@@ -124,8 +124,7 @@ type Target struct {
 	SNI, Name      string
 }
 
-// MeshGatewayMode decides whether traffic to another datacenter goes through mesh gateways: "", none, local or
-// remote.
+// MeshGatewayMode decides whether traffic to another datacenter goes through mesh gateways: "", none, local or remote.
 type MeshGatewayMode struct{ Mode string }
 
 // Subset narrows the instances of a target.

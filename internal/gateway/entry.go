@@ -128,8 +128,7 @@ type TLSParameters struct {
 	CipherSuites                 []string
 }
 
-// Duration is a time span that Consul's JSON writes as "1m30s" in some places and as a number of nanoseconds in
-// others.
+// Duration is a time span that Consul's JSON writes as "1m30s" in some places and as a number of nanoseconds in others.
 type Duration time.Duration
 
 // UnmarshalJSON accepts both of Consul's forms.

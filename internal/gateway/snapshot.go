@@ -48,8 +48,7 @@ type Snapshot struct {
 	// then listens on "::" instead of "0.0.0.0".
 	DualStack bool
 
-	// Entry is the gateway's ingress-gateway config entry. Nil means that there is none, and the gateway has no
-	// listeners.
+	// Entry is the gateway's ingress-gateway config entry. Nil means that there is none, and the gateway has no listeners.
 	Entry *Entry
 	// Services are the rows of gateway-services: the entry's services with wildcards expanded, sorted by Port and
 	// then Service. A service that ACLs hide from the source has a row here, too.
@@ -114,8 +113,7 @@ type Service struct {
 	FromWildcard bool     // the row comes from a "*" service of the entry
 }
 
-// Instance is one registered instance of the gateway. Several instances may have the same ServiceID on different
-// nodes.
+// Instance is one registered instance of the gateway. Several instances may have the same ServiceID on different nodes.
 type Instance struct {
 	Node, NodeAddress string // the name and address of its node
 	ServiceID         string
@@ -126,8 +124,7 @@ type Instance struct {
 
 	Config     ProxyConfig
 	AccessLogs AccessLogs
-	// Registration holds the settings of this instance's registration, without those that it inherits from
-	// proxy-defaults.
+	// Registration holds the settings of this instance's registration, without those that it inherits from proxy-defaults.
 	Registration settings.Layer
 }
 

@@ -5,8 +5,7 @@ import (
 	"net/url"
 )
 
-// DefaultTenancy is Consul's name of its default namespace and of its default partition. The model writes both as
-// "".
+// DefaultTenancy is Consul's name of its default namespace and of its default partition. The model writes both as "".
 const DefaultTenancy = "default"
 
 // OmitDefault returns the name of a namespace or partition as the model has it: "" for the default one.

@@ -37,8 +37,7 @@ func DidYouMean[S ~string](word string, known []S) string {
 	return fmt.Sprintf(" (did you mean %q?)", nearest)
 }
 
-// edits returns how many letters have to be inserted, removed, replaced or swapped with their neighbour to make b of
-// a.
+// edits returns how many letters have to be inserted, removed, replaced or swapped with their neighbour to make b of a.
 func edits(a, b string) int {
 	counts := make([][]int, len(a)+1) // of the first i letters of a and the first j of b
 	for i := range counts {

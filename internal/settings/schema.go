@@ -44,8 +44,7 @@ var AnyNetwork = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustPa
 // listenersKey is the key of the settings of single listeners, by port.
 const listenersKey = "listeners"
 
-// Groups is the table of all settings. Decoding, merging, messages and docs/settings.md follow from it, in its
-// order.
+// Groups is the table of all settings. Decoding, merging, messages and docs/settings.md follow from it, in its order.
 var Groups = []Group{
 	{"proxy_protocol", "PROXY protocol headers, in which a load balancer names the client of a connection.", proxyProtocolSettings},
 	{"client_address", "Request headers in which proxies in front of the gateway name the client. " +

@@ -18,8 +18,7 @@ import (
 // Proxy.Config).
 const Key = "usher"
 
-// Settings are the settings of one layer. The zero value sets nothing and leaves every setting to a more general
-// layer.
+// Settings are the settings of one layer. The zero value sets nothing and leaves every setting to a more general layer.
 type Settings struct {
 	Listener
 	// Listeners holds, by port, the settings of single listeners.
@@ -40,8 +39,7 @@ type Listener struct {
 type ProxyProtocol struct {
 	Mode     Mode
 	Versions []Version // sorted
-	// TrustedCIDRs are the networks whose PROXY headers are believed, masked, and without IPv4 addresses mapped into
-	// IPv6.
+	// TrustedCIDRs are the networks whose PROXY headers are believed, masked, and without IPv4 addresses mapped into IPv6.
 	TrustedCIDRs      []netip.Prefix
 	TLVs              []TLV // empty and not nil: none
 	Upstream          Upstream
