@@ -49,12 +49,12 @@ func TestBadConfigFile(t *testing.T) {
 	write := func(text string) { lab.WriteFile(t, filepath.Dir(file), filepath.Base(file), text) }
 
 	for _, bad := range badConfigFiles() {
-		line := `msg="bad configuration" ` + lab.LoggedProblem(file+bad.where, bad.what)
+		line := `msg=problem ` + lab.LoggedProblem(file+bad.where, bad.what)
 		trouble := l.Usher.WantProblem(t, line, func() { write(bad.text) })
 		l.wantStrict(t)
 		trouble.WantFixed(t, func() { write(good) })
 	}
-	line := `msg="bad configuration" ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use")
+	line := `msg=problem ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use")
 	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
 	trouble.WantFixed(t, func() { write(good) })
@@ -98,7 +98,7 @@ func TestBadConfigDirectory(t *testing.T) {
 	lab.WaitStatus(t, l.call("/"), http.StatusOK)
 	files := l.badFiles(t)
 	for _, bad := range files {
-		line := `msg="bad configuration" ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
+		line := `msg=problem ` + lab.LoggedProblem(filepath.Join(l.Dir, bad.name)+bad.where, bad.what)
 		var fix func()
 		trouble := l.Usher.WantProblem(t, line, func() { fix = l.breakFile(t, bad) })
 		l.wantStrict(t)
@@ -176,7 +176,7 @@ func (l *fileLab) badFiles(t *testing.T) []badFile {
 func (l *fileLab) wantOthersUpdated(t *testing.T) {
 	t.Helper()
 	good := testprocess.ReadFile(t, l.resources())
-	line := `msg="bad configuration" ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",
+	line := `msg=problem ` + lab.LoggedProblem(l.resources()+":9: usher.proxy_protocol.mode",
 		`"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`)
 	trouble := l.Usher.WantProblem(t, line, func() {
 		l.write(t, "custom-resources.yaml", replaceOnce(t, good, "mode: strict", "mode: stict"))

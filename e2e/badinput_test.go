@@ -58,7 +58,7 @@ func TestBadSettingsInConsul(t *testing.T) {
 		t.Run(place.name, func(t *testing.T) {
 			place.write(`usher { proxy_protocol { mode = "strict" } }`)
 			for _, bad := range badSettings {
-				line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(place.where+": "+bad.where, bad.what)
+				line := `msg=problem gateway=ingress-gateway ` + lab.LoggedProblem(place.where+": "+bad.where, bad.what)
 				trouble := usher.WantProblem(t, line, func() { place.write(bad.usher) })
 				wantStrictMode(t, l)
 				trouble.WantFixed(t, func() { place.write(`usher { proxy_protocol { mode = "strict" } }`) })
@@ -75,7 +75,7 @@ func TestBadSettingsInConsul(t *testing.T) {
 func wantOverrideOfBadDefaults(t *testing.T, l *lab.Lab, usher *lab.Usher) {
 	t.Helper()
 	bad := badSettings[0]
-	line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
+	line := `msg=problem gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
 	trouble := usher.WantProblem(t, line, func() { writeProxyDefaults(t, l, bad.usher) })
 	wantStrictMode(t, l)
 	plain := lab.Request{From: l.Balancer, To: l.Gateway.Addr(8080)}

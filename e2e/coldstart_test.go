@@ -60,7 +60,7 @@ func TestBadSettingAtColdStart(t *testing.T) {
 // comes when an Envoy asks for its gateway.
 func waitProblemAtStart(t *testing.T, u *lab.Usher) {
 	t.Helper()
-	want := `msg="bad configuration" gateway=ingress-gateway ` +
+	want := `msg=problem gateway=ingress-gateway ` +
 		lab.LoggedProblem(`proxy-defaults "global": usher.proxy_protocol.mode`, `"stict" is not allowed (did you mean "strict"?); use "auto", "off", "permissive" or "strict"`)
 	testprocess.Eventually(t, "usher logs "+want, testprocess.StartDeadline, func() error {
 		switch got := u.Errors(t); {

@@ -39,7 +39,7 @@ func TestTwoInstancesOnDifferentNodes(t *testing.T) {
 			})
 		}
 		l.wantTheirListeners(t, envoys)
-		l.wantRefused(t, usher, "address "+lab.BalancerIP)
+		l.wantRefused(t, usher, lab.BalancerIP)
 		l.wantOneProblem(t, usher)
 	})
 	t.Run("by node name", func(t *testing.T) {
@@ -90,9 +90,9 @@ func (l *twoInstances) wantTheirListeners(t *testing.T, envoys map[*lab.Host]*la
 // addresses, and without its node's name: both logs say what to do.
 func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) {
 	t.Helper()
-	message := fmt.Sprintf(`gateway "ingress-gateway" has instances with the service ID "ingress-gateway" and different settings `+
-		`on the nodes "gateway", "gateway2", and neither the Envoy's %s nor its node metadata says which one it is: `+
-		`add node_name to the metadata ("usher bootstrap --node-name", "consul connect envoy -node-name")`, from)
+	message := fmt.Sprintf(`Envoy "ingress-gateway" (%s) can be an instance of gateway "ingress-gateway" on each of the nodes `+
+		`"gateway", "gateway2", and their settings differ. `+
+		`Start it with the name of its node: "usher bootstrap --node-name", or "consul connect envoy -node-name"`, from)
 	unknown := lab.StartBootstrapped(t, lab.BootstrapOptions{Host: l.Balancer, Envoy: lab.EnvoyNew, XDSAddr: usher.GRPCAddr})
 	unknown.WaitOutput(t, message)
 	usher.WaitOutput(t, strings.ReplaceAll(message, `"`, `\"`))
@@ -106,7 +106,7 @@ func (l *twoInstances) wantRefused(t *testing.T, usher *lab.Usher, from string) 
 func (l *twoInstances) wantOneProblem(t *testing.T, usher *lab.Usher) {
 	t.Helper()
 	bad := badSettings[0]
-	line := `msg="bad configuration" gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
+	line := `msg=problem gateway=ingress-gateway ` + lab.LoggedProblem(`proxy-defaults "global": `+bad.where, bad.what)
 	trouble := usher.WantProblem(t, line, func() { writeProxyDefaults(t, l.Lab, bad.usher) })
 	trouble.WantFixed(t, func() { l.SetMode(t, "off") })
 	l.WaitMode(t, l.Gateway, "strict")

@@ -67,7 +67,7 @@ func wantNearMissExplained(t *testing.T, l *lab.KubernetesLab, p *lab.Pod) {
 	t.Helper()
 	near := "*\t"
 	problem := p.Usher.WantProblem(t,
-		`msg="bad configuration" gateway=ingress-gateway `+lab.LoggedProblem("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
+		`msg=problem gateway=ingress-gateway `+lab.LoggedProblem("Kubernetes Service consul/consul-ingress-gateway: "+awsHeaders,
 			`the cloud refuses "*\t" and does not change the load balancer; use "*", or remove the annotation`),
 		func() { l.API.Annotate(t, awsHeaders, &near) })
 	lab.WaitStatus(t, l.Request("/"), http.StatusOK)

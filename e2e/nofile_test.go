@@ -38,7 +38,7 @@ func TestConfigThatIsNotARegularFile(t *testing.T) {
 		{file, noFile + "put it back, or correct it; its last good content stays in use", func() { putDevice(t, file) }, func() { write(good) }},
 		{file + ":1", `this is not HCL: "\400" is not understood; correct it`, func() { write(`gateway "\400" {}`) }, func() { write(good) }},
 	} {
-		trouble := l.Usher.WantProblem(t, `msg="bad configuration" `+lab.LoggedProblem(bad.where, bad.what), bad.spoil)
+		trouble := l.Usher.WantProblem(t, `msg=problem `+lab.LoggedProblem(bad.where, bad.what), bad.spoil)
 		l.wantStrict(t)
 		trouble.WantFixed(t, bad.put)
 	}

@@ -249,7 +249,7 @@ func TestEnvoyMovesToAnotherUsher(t *testing.T) {
 				t.Fatalf("the first Usher has %v streams, want the Envoy's", n)
 			}
 			begin := time.Now()
-			if ushers[0].Stop(t); strings.Contains(ushers[0].Output(t), "cut_off=1") {
+			if ushers[0].Stop(t); strings.Contains(ushers[0].Output(t), "streams_cut=1") {
 				t.Error("the Envoy's stream was cut off")
 			}
 			t.Logf("the Usher ended after %v", time.Since(begin).Round(time.Millisecond))

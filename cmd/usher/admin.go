@@ -1,14 +1,13 @@
 package main
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,37 +23,17 @@ type admin struct {
 
 // readinessChecker says what /readyz answers.
 type readinessChecker interface {
-	// Ready returns why Usher is not ready; nil if it is.
-	Ready() error
+	Ready() error // why Usher is not ready; nil if it is
 	warner
 }
 
 // warner has warnings although Usher is ready.
 type warner interface {
-	// Warning returns what an operator can correct or has to wait for, in one line; ""
-	// if there is nothing.
-	Warning() string
-}
-
-// withWarnings is a readinessChecker with the warnings of another part, which may be
-// nil.
-type withWarnings struct {
-	readinessChecker
-	other warner
-}
-
-// Warning implements readinessChecker, with a line for each part.
-func (r withWarnings) Warning() string {
-	if r.other == nil {
-		return r.readinessChecker.Warning()
-	}
-	return strings.Trim(r.readinessChecker.Warning()+"\n"+r.other.Warning(), "\n")
+	Warning() string // what an operator can correct or has to wait for; "" if there is nothing
 }
 
 // newAdmin binds addr.
-func newAdmin(
-	ctx context.Context, addr string, log *slog.Logger, metrics prometheus.Gatherer, c readinessChecker,
-) (*admin, error) {
+func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics prometheus.Gatherer, r readinessChecker) (*admin, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -65,16 +44,14 @@ func newAdmin(
 			"hint", "/metrics contains the names of gateways; let only probes and Prometheus reach the port")
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "ok")
-	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := c.Ready(); err != nil {
+		if err := r.Ready(); err != nil {
 			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ready")
-		if warning := c.Warning(); warning != "" {
+		if warning := r.Warning(); warning != "" {
 			fmt.Fprintln(w, warning)
 		}
 	})
@@ -87,7 +64,7 @@ func newAdmin(
 		IdleTimeout:       15 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.With("part", "admin").Handler(), slog.LevelWarn),
-		ConnState:         newConnLimiter(maxAdminConnections).track,
+		ConnState:         (&connLimiter{limit: maxAdminConnections}).track,
 	}}, nil
 }
 
@@ -110,58 +87,35 @@ func (a *admin) run() error {
 // stop ends run and cuts off open requests.
 func (a *admin) stop() { _ = a.server.Close() }
 
-// maxAdminConnections is how many connections the admin port keeps. Probes and
-// Prometheus need a few.
+// maxAdminConnections is how many connections the admin port keeps. Probes and Prometheus need a few.
 const maxAdminConnections = 100
 
-// connLimiter limits the connections of a server. At one too many, it closes the one
-// that has had no request for the longest time. So idle connections neither keep a probe
-// out nor use up the files of the process. Use newConnLimiter.
+// connLimiter limits the connections of a server. At one too many, it closes the one that has been idle for the longest
+// time, or else the oldest one. So idle connections neither keep a probe out nor use up the files of the process.
 type connLimiter struct {
 	limit int
 
-	mu       sync.Mutex
-	order    *list.List // of *limitedConn; the one that changed last is at the end
-	elements map[net.Conn]*list.Element
+	mu    sync.Mutex
+	conns []limitedConn // the one that changed last is at the end
 }
 
 type limitedConn struct {
-	conn net.Conn
+	net.Conn
 	busy bool // it has an open request
 }
 
-func newConnLimiter(limit int) *connLimiter {
-	return &connLimiter{limit: limit, order: list.New(), elements: map[net.Conn]*list.Element{}}
-}
-
 // track records the new state of a connection. Use it as http.Server.ConnState.
-func (c *connLimiter) track(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if old := c.elements[conn]; old != nil {
-		c.order.Remove(old)
-		delete(c.elements, conn)
-	}
+func (l *connLimiter) track(conn net.Conn, state http.ConnState) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns = slices.DeleteFunc(l.conns, func(c limitedConn) bool { return c.Conn == conn })
 	if state == http.StateClosed || state == http.StateHijacked {
 		return
 	}
-	if c.order.Len() >= c.limit {
-		c.evict()
+	if len(l.conns) >= l.limit {
+		evicted := max(0, slices.IndexFunc(l.conns, func(c limitedConn) bool { return !c.busy }))
+		l.conns[evicted].Close()
+		l.conns = slices.Delete(l.conns, evicted, evicted+1) // the server reports its end later
 	}
-	c.elements[conn] = c.order.PushBack(&limitedConn{conn: conn, busy: state == http.StateActive})
-}
-
-// evict closes the connection that has been idle for the longest time, or else the
-// oldest one. The server reports its end later, so evict already removes it.
-func (c *connLimiter) evict() {
-	oldest := c.order.Front()
-	for e := oldest; e != nil; e = e.Next() {
-		if !e.Value.(*limitedConn).busy {
-			oldest = e
-			break
-		}
-	}
-	conn := c.order.Remove(oldest).(*limitedConn).conn
-	delete(c.elements, conn)
-	conn.Close()
+	l.conns = append(l.conns, limitedConn{Conn: conn, busy: state == http.StateActive})
 }

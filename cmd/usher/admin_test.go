@@ -57,9 +57,9 @@ func ask(conn net.Conn, path string) (int, http.Header, error) {
 	return response.StatusCode, response.Header, err
 }
 
-// TestWaitingConnectionsMakeRoomAtTheAdminPort opens many connections without a
+// TestIdleConnectionsAreClosedAtTheAdminPort opens many connections without a
 // request, and some that were used once.
-func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
+func TestIdleConnectionsAreClosedAtTheAdminPort(t *testing.T) {
 	addr := startAdmin(t, io.Discard, &fakeChecker{})
 	used := dialAdmin(t, addr)
 	if _, _, err := ask(used, "/healthz"); err != nil {
@@ -87,8 +87,8 @@ func TestWaitingConnectionsMakeRoomAtTheAdminPort(t *testing.T) {
 
 // The connection that has been idle for longest makes room. If none is idle, the
 // oldest one does.
-func TestWhoMakesRoom(t *testing.T) {
-	c := newConnLimiter(3)
+func TestIdleConnectionIsClosedFirst(t *testing.T) {
+	c := &connLimiter{limit: 3}
 	conns := map[string]net.Conn{}
 	closed := func(name string) bool {
 		err := conns[name].SetDeadline(time.Time{})
@@ -133,7 +133,7 @@ func TestWhoMakesRoom(t *testing.T) {
 	want("cefg") // c was closed by its server, not here
 }
 
-func TestWhatTheAdminServerComplainsOfIsInTheLog(t *testing.T) {
+func TestErrorsOfTheAdminServerAreLogged(t *testing.T) {
 	var log syncBuffer
 	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {
@@ -149,7 +149,7 @@ func TestWhatTheAdminServerComplainsOfIsInTheLog(t *testing.T) {
 	}
 }
 
-func TestAnAdminPortBeyondLoopbackIsSaid(t *testing.T) {
+func TestAdminPortBeyondLoopbackIsLogged(t *testing.T) {
 	var log syncBuffer
 	a, err := newAdmin(t.Context(), "0.0.0.0:0", slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -57,10 +58,7 @@ func bootstrapCommand() *cobra.Command {
 
 // readToken returns the ACL token that Consul's own commands would use.
 func readToken(file string) (gateway.Secret, error) {
-	if file == "" {
-		file = os.Getenv("CONSUL_HTTP_TOKEN_FILE")
-	}
-	if file == "" {
+	if file = cmp.Or(file, os.Getenv("CONSUL_HTTP_TOKEN_FILE")); file == "" {
 		return gateway.Secret(os.Getenv("CONSUL_HTTP_TOKEN")), nil
 	}
 	text, err := os.ReadFile(file)

@@ -15,28 +15,19 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serveOptions are the flags of usher serve. Consul's environment variables replace an
-// empty address of Consul.
+// serveOptions are the flags of usher serve. Consul's environment variables replace an empty address of Consul.
 type serveOptions struct {
-	consulHTTPAddr    string
-	consulGRPCAddr    string
-	xdsAddr           string
-	adminAddr         string
-	configFile        string
-	configDir         string
-	kubeconfig        string
-	balancerGrace     time.Duration
-	balancerRecord    string
-	tlsCert           string
-	tlsKey            string
-	insecurePlaintext bool
-	reauthorize       time.Duration
-	drainTime         time.Duration
-	staleIfError      time.Duration
-	limits            xds.Limits
-	maxGateways       int
-	logLevel          string
-	logFormat         string
+	consulHTTPAddr, consulGRPCAddr       string
+	xdsAddr, adminAddr                   string
+	configFile, configDir                string
+	kubeconfig, balancerRecord           string
+	balancerGrace                        time.Duration
+	tlsCert, tlsKey                      string
+	insecurePlaintext                    bool
+	reauthorize, drainTime, staleIfError time.Duration
+	limits                               xds.Limits
+	maxGateways                          int
+	logLevel, logFormat                  string
 
 	logOut  io.Writer
 	signals signals
@@ -72,7 +63,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Address of Consul's HTTP API: host:port, http(s)://host:port or unix:///path. "+
 			"Default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500.")
 	f.StringVar(&o.consulGRPCAddr, "consul-grpc-addr", "",
-		"Address of Consul's gRPC API, in the same forms. It signs the certificates of listeners with TLS. "+
+		"Address of Consul's gRPC API, which signs the certificates for TLS listeners. It has the same forms. "+
 			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
 	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Address that Envoys connect to: host:port or unix:///path.")
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz and /metrics.")
@@ -80,11 +71,11 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.configDir, "config-dir", "",
 		"Directory with config entries and service definitions, instead of Consul."+reloaded)
 	f.StringVar(&o.kubeconfig, "kubeconfig", "",
-		"Kubeconfig of the cluster whose Services the listeners with the mode auto follow. "+
+		"Kubeconfig of the cluster that has the gateways' Services (mode auto). "+
 			"Default: the cluster that Usher runs in, if it runs in one.")
 	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace,
 		"How long a load balancer may take to apply a change of its Service. "+
-			"Until then, its listeners accept connections with and without a PROXY header. All Ushers of a gateway need the same value.")
+			"Until then, its listeners accept connections with and without a PROXY header. Give all replicas the same value.")
 	f.StringVar(&o.balancerRecord, "balancer-record", "",
 		"ConfigMap (NAMESPACE/NAME, must exist) that stores when each load balancer's setting changed, "+
 			"so that a restarted Usher ends the grace period at the same time as the others.")
@@ -95,7 +86,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second,
 		"How often the token of a connected Envoy is checked again: 1s or more.")
 	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second,
-		"Time over which SIGTERM and SIGINT end the streams of Envoys, from 0s to 10m. "+
+		"How long a graceful shutdown (SIGTERM, SIGINT) takes to end the streams, from 0s to 10m. "+
 			"They end one after the other, so that not all Envoys reconnect at once. Fewer than 50 streams end sooner.")
 	f.DurationVar(&o.staleIfError, "authorization-stale-if-error", 24*time.Hour,
 		"How long Envoys that Consul has authorized may stay connected and reconnect "+
@@ -141,8 +132,7 @@ func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 	f.IntVar(gateways, "max-gateways", controlplane.DefaultMaxGateways, "Maximum number of gateways.")
 }
 
-// checkLimits checks the flags of limitFlags. It keeps reservedFiles for the rest of
-// the process.
+// checkLimits checks the flags of limitFlags. It keeps reservedFiles for the rest of the process.
 func (o *serveOptions) checkLimits() error {
 	l := o.limits
 	for flag, value := range map[string]int{
@@ -163,8 +153,8 @@ func (o *serveOptions) checkLimits() error {
 	return nil
 }
 
-// reservedFiles is how many files the process needs for the connections to Consul
-// and Kubernetes, for the admin port, and for the files that it watches.
+// reservedFiles is how many files the process needs for the connections to Consul and Kubernetes, for the admin
+// port, and for the files that it watches.
 const reservedFiles = 160
 
 // connectionsFor returns the default of --max-connections for a file limit.

@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// listen binds an address of the form host:port or unix:///path. It replaces a socket
-// that an earlier process left behind, but not one that answers.
+// listen binds an address of the form host:port or unix:///path. It replaces a socket that an earlier process left
+// behind, but not one that answers.
 func listen(ctx context.Context, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	path, isUnix := strings.CutPrefix(addr, "unix://")
@@ -44,19 +44,13 @@ func removeSocket(path string) error {
 	return os.Remove(path)
 }
 
-// isLocal reports whether only processes on this machine can reach addr. It does not
-// look up host names: any other than localhost counts as reachable.
+// isLocal reports whether only processes on this machine can reach addr. It does not look up host names: any other
+// than localhost counts as reachable.
 func isLocal(addr string) bool {
 	if strings.HasPrefix(addr, "unix://") {
 		return true
 	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	if host == "localhost" {
-		return true
-	}
+	host, _, _ := net.SplitHostPort(addr) // "" without a port
 	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// logger returns the log of the process, and a function that closes it. Writing to the
-// log never blocks. The metrics count the lines that it drops.
+// logger returns the log of the process, and a function that closes it. Writing to the log never blocks. The metrics
+// count the lines that it drops.
 func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(), error) {
 	queue := newLogQueue(o.logOut, o.logFormat, metrics)
 	log, err := newLogger(queue, o.logFormat, o.logLevel)
@@ -33,12 +33,11 @@ func (o serveOptions) logger(metrics prometheus.Registerer) (*slog.Logger, func(
 	}, nil
 }
 
-// grpcErrors receives the lines that gRPC would otherwise write to stderr. gRPC has
-// one such writer for the whole process.
+// grpcErrors receives the lines that gRPC would otherwise write to stderr. gRPC has one such writer for the whole
+// process.
 var grpcErrors grpcLog
 
-// grpcLog is a writer that writes each line as a record of a log. While it has no
-// log, it drops them.
+// grpcLog is a writer that writes each line as a record of a log. While it has no log, it drops them.
 type grpcLog struct{ log atomic.Pointer[slog.Logger] }
 
 func (g *grpcLog) Write(line []byte) (int, error) {
@@ -74,10 +73,9 @@ const (
 	writeRetryPause = 10 * time.Millisecond
 )
 
-// logQueue is a writer for log lines that never blocks: a pipe whose reader has stopped
-// must not stop the streams of Envoys. It keeps the lines in memory, and only the
-// goroutine of run writes them to the log. When the memory is full, it drops lines,
-// counts them, and writes the count in their place. Use newLogQueue.
+// logQueue is a writer for log lines that never blocks: a pipe whose reader has stopped must not stop the streams of
+// Envoys. It keeps the lines in memory, and only the goroutine of run writes them to the log. When the memory is
+// full, it drops lines, counts them, and writes the count in their place. Use newLogQueue.
 type logQueue struct {
 	out     io.Writer
 	limit   int // bytes
@@ -109,8 +107,8 @@ func newLogQueue(to io.Writer, format string, metrics prometheus.Registerer) *lo
 	return q
 }
 
-// Write takes one line. After it has dropped one, it drops all until half of the
-// queue is written. So the missing lines are adjacent.
+// Write takes one line. After it has dropped one, it drops all until half of the queue is written. So the missing
+// lines are adjacent.
 func (q *logQueue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -119,12 +117,17 @@ func (q *logQueue) Write(line []byte) (int, error) {
 		q.dropped.Inc()
 		return len(line), nil
 	}
+	q.reportDropped()
+	q.push(bytes.Clone(line))
+	return len(line), nil
+}
+
+// reportDropped queues a line in the place of those that were dropped. The caller holds mu.
+func (q *logQueue) reportDropped() {
 	if q.unreported > 0 {
 		q.push(q.missing(q.unreported))
 		q.unreported = 0
 	}
-	q.push(bytes.Clone(line))
-	return len(line), nil
 }
 
 func (q *logQueue) push(line []byte) {
@@ -154,23 +157,21 @@ func (q *logQueue) next() []byte {
 	for len(q.lines) == 0 && q.unreported == 0 && !q.closed {
 		q.cond.Wait()
 	}
-	if len(q.lines) > 0 {
-		line := q.lines[0]
-		q.lines[0] = nil
-		q.lines = q.lines[1:]
-		q.size -= len(line)
-		return line
+	if len(q.lines) == 0 {
+		q.reportDropped()
 	}
-	if q.unreported > 0 {
-		line := q.missing(q.unreported)
-		q.unreported = 0
-		return line
+	if len(q.lines) == 0 {
+		return nil
 	}
-	return nil
+	line := q.lines[0]
+	q.lines[0] = nil
+	q.lines = q.lines[1:]
+	q.size -= len(line)
+	return line
 }
 
-// write writes the line and reports whether it could. Another process may have made
-// the pipe non-blocking; then write tries again while the pipe is full.
+// write writes the line and reports whether it could. Another process may have made the pipe non-blocking; then
+// write tries again while the pipe is full.
 func (q *logQueue) write(line []byte) bool {
 	for {
 		n, err := q.out.Write(line)

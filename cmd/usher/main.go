@@ -1,5 +1,5 @@
-// Command usher is an Envoy xDS control plane for Consul's ingress gateways
-// that adds PROXY protocol and a trustworthy client address.
+// Command usher is an Envoy xDS control plane for Consul's ingress gateways that adds PROXY protocol and a
+// trustworthy client address.
 package main
 
 import (
@@ -28,8 +28,7 @@ func main() {
 	}
 }
 
-// printError writes to stderr why the process ends. If the pipe is full, it gives up
-// after logFlushTimeout.
+// printError writes to stderr why the process ends. If the pipe is full, it gives up after logFlushTimeout.
 func printError(err error) {
 	printed := make(chan struct{})
 	go func() {
@@ -68,18 +67,12 @@ func demoCommand() *cobra.Command {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			return demo.Run(ctx, demo.Options{
-				Envoy:  envoy,
-				Stay:   stay,
-				Out:    cmd.OutOrStdout(),
+				Envoy: envoy, Stay: stay, Out: cmd.OutOrStdout(),
 				Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 				Serve: func(ctx context.Context, dir, xdsAddr string) error {
 					return serve(ctx, serveOptions{
-						configDir: dir,
-						xdsAddr:   xdsAddr,
-						adminAddr: "127.0.0.1:0",
-						logOut:    os.Stderr,
-						logLevel:  "warn",
-						logFormat: "text",
+						configDir: dir, xdsAddr: xdsAddr, adminAddr: "127.0.0.1:0",
+						logOut: os.Stderr, logLevel: "warn", logFormat: "text",
 					})
 				},
 			})

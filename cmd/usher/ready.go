@@ -4,21 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its
-// source answers, or at least one gateway has a set. An outage of the source must not
-// make all Ushers unready at once: each of them still has what Envoys need.
+// readiness decides what /readyz answers. Usher is ready while it can serve Envoys: its source answers, or at least
+// one gateway has a set. An outage of the source must not make all Ushers unready at once: each of them still has
+// what Envoys need.
 type readiness struct {
-	readinessChecker // of the source, with the warnings of others
-	plane            interface{ HasSet() bool }
+	source    readinessChecker
+	balancers warner // nil outside Kubernetes
+	plane     interface{ HasSet() bool }
+	draining  atomic.Bool // Usher is not ready until the process ends
 
 	mu        sync.Mutex
 	downSince time.Time // when the source stopped answering; zero while it answers
-	draining  bool
 }
 
 var errShuttingDown = errors.New("usher is shutting down")
@@ -27,7 +30,7 @@ var errShuttingDown = errors.New("usher is shutting down")
 func (r *readiness) Ready() error {
 	_, err := r.checkSource()
 	switch {
-	case r.isDraining():
+	case r.draining.Load():
 		return errShuttingDown
 	case err != nil && !r.plane.HasSet():
 		return err
@@ -35,15 +38,19 @@ func (r *readiness) Ready() error {
 	return nil
 }
 
-// Warning implements readinessChecker. It starts with the reason why the source does not
-// answer.
+// Warning implements readinessChecker, with a line for each warning. It starts with the reason why the source does
+// not answer.
 func (r *readiness) Warning() string {
-	warning := r.readinessChecker.Warning()
+	var warnings []string
 	if since, err := r.checkSource(); err != nil {
-		outage := fmt.Sprintf("%v (since %s); Envoys keep the last valid configuration", err, since.UTC().Format(time.RFC3339))
-		warning = strings.Trim(outage+"\n"+warning, "\n")
+		warnings = append(warnings,
+			fmt.Sprintf("%v (since %s); Envoys keep the last valid configuration", err, since.UTC().Format(time.RFC3339)))
 	}
-	return warning
+	warnings = append(warnings, r.source.Warning())
+	if r.balancers != nil {
+		warnings = append(warnings, r.balancers.Warning())
+	}
+	return strings.Join(slices.DeleteFunc(warnings, func(w string) bool { return w == "" }), "\n")
 }
 
 // run checks the source every second until ctx ends, to know when an outage began.
@@ -62,7 +69,7 @@ func (r *readiness) run(ctx context.Context) error {
 
 // checkSource returns why the source does not answer, and when a check first found that.
 func (r *readiness) checkSource() (time.Time, error) {
-	err := r.readinessChecker.Ready()
+	err := r.source.Ready()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -72,17 +79,4 @@ func (r *readiness) checkSource() (time.Time, error) {
 		r.downSince = time.Now()
 	}
 	return r.downSince, err
-}
-
-// setDraining makes Usher unready until the process ends.
-func (r *readiness) setDraining() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.draining = true
-}
-
-func (r *readiness) isDraining() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.draining
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// supplied is a plane with or without a set.
+// fakePlane is a plane with or without a set.
 type fakePlane bool
 
 func (s *fakePlane) HasSet() bool { return bool(*s) }
@@ -16,7 +16,7 @@ func (s *fakePlane) HasSet() bool { return bool(*s) }
 func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source, plane := &fakeChecker{}, new(fakePlane)
-		r := &readiness{readinessChecker: source, plane: plane}
+		r := &readiness{source: source, plane: plane}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- r.run(ctx) }()
@@ -48,7 +48,7 @@ func TestUsherIsReadyWhileItHasWhatEnvoysNeed(t *testing.T) {
 		source.set(nil, "")
 		is("it answers, without a set", nil, "")
 		*plane = true
-		r.setDraining()
+		r.draining.Store(true)
 		is("draining", errShuttingDown, "")
 		cancel()
 		if err := <-ended; err != nil {

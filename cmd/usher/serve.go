@@ -15,12 +15,12 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serve connects the stages, binds every port, and runs until ctx ends, a signal
-// ends Usher, or one of the parts fails.
+// serve connects the stages, binds every port, and runs until ctx ends, a signal ends Usher, or one of the parts fails.
 func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(processCollectors()...)
+	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
+	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics)
 	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
@@ -55,23 +55,20 @@ func serve(ctx context.Context, o serveOptions) error {
 	})
 
 	// 4. The server and its ports: if a port is in use, the process ends.
-	server := xds.NewServer(xds.Options{
-		Source:       plane,
-		Authorizer:   authorizer,
-		Logger:       log,
-		Credentials:  credentialsOf(transport),
-		Rejections:   problems,
-		Metrics:      xds.NewMetrics(metrics),
-		Reauthorize:  o.reauthorize,
-		MetadataKeys: controlplane.MetadataKeys,
-		Limits:       o.limits,
-	})
+	options := xds.Options{
+		Source: plane, Authorizer: authorizer, Logger: log, Rejections: problems, Metrics: xds.NewMetrics(metrics),
+		Reauthorize: o.reauthorize, MetadataKeys: controlplane.MetadataKeys, Limits: o.limits,
+	}
+	if transport != nil {
+		options.Credentials = transport.Credentials()
+	}
+	server := xds.NewServer(options)
 	listener, err := listen(ctx, o.xdsAddr)
 	if err != nil {
 		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
 	defer listener.Close()
-	ready := &readiness{readinessChecker: withWarnings{source, balancers}, plane: plane}
+	ready := &readiness{source: source, balancers: balancers, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
@@ -94,19 +91,18 @@ func serve(ctx context.Context, o serveOptions) error {
 		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
-	var g run.Group
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for _, part := range parts {
-		g.Add(func() error { return part(ctx) }, func(error) { cancel() })
-	}
+	g := groupOf(ctx, parts)
 	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
 }
 
-// processCollectors are the metrics of the process.
-func processCollectors() []prometheus.Collector {
-	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
-	return []prometheus.Collector{collectors.NewGoCollector(), process, guard.Panics}
+// groupOf returns a group of the parts. When one part of the group returns, it ends the others.
+func groupOf(ctx context.Context, parts []func(context.Context) error) *run.Group {
+	var g run.Group
+	for _, part := range parts {
+		ctx, cancel := context.WithCancel(ctx)
+		g.Add(func() error { return part(ctx) }, func(error) { cancel() })
+	}
+	return &g
 }

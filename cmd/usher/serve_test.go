@@ -156,7 +156,7 @@ func (b *syncBuffer) String() string {
 	return b.text.String()
 }
 
-// told is a condition that the test sets.
+// fakeChecker returns what the test sets.
 type fakeChecker struct {
 	mu      sync.Mutex
 	why     error
@@ -184,7 +184,7 @@ func (c *fakeChecker) set(why error, warning string) {
 func TestAdminSaysWhetherUsherIsReady(t *testing.T) {
 	c := &fakeChecker{why: errors.New("consul at http://127.0.0.1:8500: connection refused")}
 	other := &fakeChecker{}
-	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), withWarnings{c, other})
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &readiness{source: c, balancers: other, plane: new(fakePlane)})
 	if err != nil {
 		t.Fatal(err)
 	}

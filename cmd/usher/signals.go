@@ -17,8 +17,8 @@ type signals struct {
 	end    <-chan os.Signal // SIGTERM and SIGINT
 }
 
-// notify starts to receive signals, and returns a function that stops that. In between
-// the process ignores SIGPIPE: Usher must not end when the reader of its log ends.
+// notify starts to receive signals, and returns a function that stops that. In between the process ignores SIGPIPE:
+// Usher must not end when the reader of its log ends.
 func notify() (signals, func()) {
 	reload, end := make(chan os.Signal, 1), make(chan os.Signal, 2)
 	signal.Notify(reload, syscall.SIGHUP)
@@ -72,14 +72,13 @@ func (h *signalHandler) reload() {
 	h.log.Info("reloading files", "signal", "SIGHUP", "paths", paths)
 }
 
-// streamCloseTimeout is how long Envoys may take to close their streams after Usher has
-// ended them.
+// streamCloseTimeout is how long Envoys may take to close their streams after Usher has ended them.
 const streamCloseTimeout = time.Second
 
-// shutDown asks Envoys to connect again, a few at a time. It returns when all have
-// gone, when their time is over, or at a second signal.
+// shutDown asks Envoys to connect again, a few at a time. It returns when all have gone, when their time is over, or
+// at a second signal.
 func (h *signalHandler) shutDown(ctx context.Context) {
-	h.ready.setDraining()
+	h.ready.draining.Store(true)
 	h.log.Info("shutting down; a second signal ends usher at once", "envoys", h.server.Streams(), "drain_time", h.drainTime)
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, h.drainTime+streamCloseTimeout)
@@ -100,5 +99,5 @@ func (h *signalHandler) shutDown(ctx context.Context) {
 	}
 	cancel()
 	<-gone
-	h.log.Info("shut down", "after", time.Since(begin).Round(time.Millisecond), "cut_off", left)
+	h.log.Info("shut down", "after", time.Since(begin).Round(time.Millisecond), "streams_cut", left)
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/usherproxy/usher/internal/testing/fakeenvoy"
 )
 
-// served is a serve that runs on files.
+// testServe is a serve that runs on files.
 type testServe struct {
 	t           *testing.T
 	log         syncBuffer
@@ -81,7 +81,7 @@ func startServe(t *testing.T, drainTime time.Duration) *testServe {
 	return s
 }
 
-// until waits for a line of the log, and returns what its group matches.
+// waitLog waits for a line of the log, and returns what its group matches.
 func (s *testServe) waitLog(line string) string {
 	s.t.Helper()
 	pattern := regexp.MustCompile(line)
@@ -149,7 +149,7 @@ func TestTheFirstSignalDrainsAndTheSecondEnds(t *testing.T) {
 		e.ExpectEnd(codes.Unavailable)
 	}
 	s.waitLog(`msg="second signal: shutting down at once"`)
-	s.waitLog(`msg="shut down" .*cut_off=1`)
+	s.waitLog(`msg="shut down" .*streams_cut=1`)
 }
 
 func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
@@ -160,12 +160,12 @@ func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
 	if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; connect again") {
 		t.Errorf("the stream ended with %v", err)
 	}
-	s.waitLog(`msg="shut down" .*cut_off=0`)
+	s.waitLog(`msg="shut down" .*streams_cut=0`)
 }
 
 // gRPC gives a connection without a handshake two minutes, and its server does not
 // stop before.
-func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
+func TestConnectionWithoutAHandshakeDoesNotDelayTheEnd(t *testing.T) {
 	s := startServe(t, 5*time.Second)
 	s.connect()
 	for range 3 {
@@ -178,7 +178,7 @@ func TestWhoSaysNothingDoesNotHoldUpTheEnd(t *testing.T) {
 	s.connect() // comes after those
 	s.end <- syscall.SIGTERM
 	s.wantEnd()
-	s.waitLog(`msg="shut down" .*cut_off=0`)
+	s.waitLog(`msg="shut down" .*streams_cut=0`)
 }
 
 // TestSIGHUPReadsFilesAgain replaces a directory above the watched one. A follower

@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -29,17 +28,13 @@ type configSource interface {
 	Run(ctx context.Context) error
 }
 
-// newSource returns the source that the flags select, and the authorizer that goes with
-// it.
+// newSource returns the source that the flags select, and the authorizer that goes with it.
 func (o serveOptions) newSource(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
 ) (configSource, xds.Authorizer, error) {
 	if o.configDir == "" {
 		client, err := consul.NewClient(consul.Config{
-			HTTPAddr: o.consulHTTPAddr,
-			GRPCAddr: o.consulGRPCAddr,
-			Logger:   log,
-			Metrics:  consul.NewMetrics(metrics),
+			HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, Logger: log, Metrics: consul.NewMetrics(metrics),
 		})
 		if err != nil {
 			return nil, nil, err
@@ -92,11 +87,9 @@ func parseRecord(text string) (types.NamespacedName, error) {
 	return types.NamespacedName{Namespace: namespace, Name: name}, nil
 }
 
-// consulAuthorizer asks Consul: the caller's token needs service:write on the gateway.
-// It refuses with the codes of Consul's own xDS.
-type consulAuthorizer struct {
-	consul *consul.Authorizer
-}
+// consulAuthorizer asks Consul: the caller's token needs service:write on the gateway. It refuses with the codes of
+// Consul's own xDS.
+type consulAuthorizer struct{ consul *consul.Authorizer }
 
 // Authorize implements xds.Authorizer.
 func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) error {
@@ -120,8 +113,7 @@ func refusal(err error, id gateway.ID) error {
 	return err
 }
 
-// allowAll authorizes every caller: files contain neither tokens nor certificates and
-// keys of a mesh.
+// allowAll authorizes every caller: files contain neither tokens nor certificates and keys of a mesh.
 type allowAll struct{}
 
 // Authorize implements xds.Authorizer.
@@ -139,12 +131,4 @@ func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
 			"set --tls-cert and --tls-key, listen on loopback, or set --insecure-plaintext")
 	}
 	return nil, nil
-}
-
-// credentialsOf returns the credentials of the pair, or nil for plaintext.
-func credentialsOf(pair *xds.KeyPair) credentials.TransportCredentials {
-	if pair == nil {
-		return nil
-	}
-	return pair.Credentials()
 }

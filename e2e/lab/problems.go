@@ -42,7 +42,7 @@ func (u *Usher) ConfigProblems(t *testing.T) int {
 	return sum
 }
 
-// ExpectedProblem is a bad configuration that Usher has logged.
+// ExpectedProblem is a problem that Usher has logged.
 type ExpectedProblem struct {
 	usher  *Usher
 	before int // lines of level ERROR in its log

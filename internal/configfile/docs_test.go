@@ -22,7 +22,7 @@ var (
 func TestSettingsInDocumentsAreRead(t *testing.T) {
 	groups := map[string]string{} // of keys
 	for _, group := range settings.Groups {
-		for _, s := range group.Settings() {
+		for _, s := range group.Settings {
 			groups[s.Key] = group.Key
 		}
 	}

@@ -10,21 +10,19 @@ import (
 	"sync"
 
 	"github.com/usherproxy/usher/internal/gateway"
-	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Balancers watches the settings of load balancers. Watch calls put with what follows
-// for the listeners behind a Service, after each change, until ctx ends; put never
-// blocks.
+// Balancers watches the settings of load balancers. Watch calls put with what follows for the listeners behind a
+// Service, after each change, until ctx ends; put never blocks.
 type Balancers interface {
 	Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer))
 }
 
-// balancers are the load balancers that the listeners of one gateway follow. They belong
-// to the worker's loop; only set is called by other goroutines.
+// balancers are the load balancers that the listeners of one gateway follow. They belong to the worker's loop; its
+// watches call only withProblem and set.
 type balancers struct {
 	source  Balancers // nil outside Kubernetes
 	log     *slog.Logger
@@ -46,16 +44,12 @@ type balancerInputs struct {
 
 func newBalancers(source Balancers, log *slog.Logger) *balancers {
 	return &balancers{
-		source:  source,
-		log:     log,
-		watches: map[gateway.KubernetesService]context.CancelFunc{},
-		known:   map[gateway.KubernetesService]*gateway.Balancer{},
-		changed: latest.New[struct{}](),
+		source: source, log: log, changed: latest.New[struct{}](),
+		watches: map[gateway.KubernetesService]context.CancelFunc{}, known: map[gateway.KubernetesService]*gateway.Balancer{},
 	}
 }
 
-// watchNeeded watches the Services that the listeners of the snapshot follow, and no
-// others.
+// watchNeeded watches the Services that the listeners of the snapshot follow, and no others.
 func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
 	if b.source == nil {
 		return
@@ -88,24 +82,14 @@ func (b *balancers) watch(ctx context.Context, id gateway.KubernetesService) {
 	ctx, cancel := context.WithCancel(ctx)
 	b.watches[id] = cancel
 	b.running.Go(func() {
-		for {
-			err := guard.Run(b.log, "balancer", func() error {
-				b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.set(ctx, id, balancer) })
-				return nil
-			})
-			if err == nil {
-				return
-			}
-			b.set(ctx, id, b.withProblem(id, err))
-			if !waitRestart(ctx) {
-				return
-			}
-		}
+		_ = repeatAfterPanic(ctx, b.log, "balancer", func() error {
+			b.source.Watch(ctx, id, func(balancer *gateway.Balancer) { b.set(ctx, id, balancer) })
+			return nil
+		}, func(err error) { b.set(ctx, id, b.withProblem(id, err)) })
 	})
 }
 
-// withProblem returns what is known of a Service, with a problem for the panic of its
-// watch.
+// withProblem returns what is known of a Service, with a problem for the panic of its watch.
 func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gateway.Balancer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -115,7 +99,7 @@ func (b *balancers) withProblem(id gateway.KubernetesService, err error) *gatewa
 	}
 	p := problem.Problem{
 		Where: fmt.Sprintf("Kubernetes Service %s/%s", id.Namespace, id.Name),
-		What:  err.Error() + ". Until it is over, listeners with the mode auto keep their current mode",
+		What:  err.Error() + ". Until Usher recovers, listeners with the mode auto keep their current mode",
 	}
 	if !slices.Contains(next.Problems, p) {
 		next.Problems = append(slices.Clip(next.Problems), p)

@@ -58,7 +58,7 @@ func (f *fakeBalancers) wantWatched(t *testing.T, want ...string) {
 func inKubernetes(t *testing.T, f func(t *testing.T, r *testPlane, b *fakeBalancers)) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		b := &fakeBalancers{watched: map[string]func(*gateway.Balancer){}}
-		r.plane.balancers = b
+		r.plane.options.Balancers = b
 		f(t, r, b)
 	})
 }
@@ -78,7 +78,7 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 		b.wantWatched(t, "edge")
 		c := e.sets[len(e.sets)-1].Collection(xds.Listener)
 		if !slices.Equal(c.HeldBack(), []string{anyAddress}) {
-			t.Errorf("withheld %q before anything was heard, want the listener", c.HeldBack())
+			t.Errorf("held back %q before anything was known, want the listener", c.HeldBack())
 		}
 		b.put("edge", withMode(settings.Off))
 		off := e.listener(t, anyAddress).Version()
@@ -89,16 +89,16 @@ func TestAListenerFollowsItsBalancer(t *testing.T) {
 		}
 		b.put("edge", &gateway.Balancer{Problems: []problem.Problem{{Where: "there", What: "unknown"}}})
 		if got := e.listener(t, anyAddress); got == nil || got.Version() != strict {
-			t.Error("the listener did not stay while nobody knew anything")
+			t.Error("the listener did not stay while nothing was known")
 		}
-		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`)
+		r.wantLog(`msg=problem gateway=edge where=there what=unknown`)
 		b.put("edge", withMode(settings.Strict))
-		r.wantLog(`msg="bad configuration" gateway=edge where=there what=unknown`, `msg="configuration corrected" gateway=edge where=there what=unknown`)
+		r.wantLog(`msg=problem gateway=edge where=there what=unknown`, `msg="problem over" gateway=edge where=there what=unknown`)
 		e.leave()
 	})
 }
 
-// Nobody asks for Services that no listener follows.
+// Services that no listener follows are not watched.
 func TestOnlyBalancersThatAreFollowedAreWatched(t *testing.T) {
 	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
 		e := r.connect(edge)

@@ -9,7 +9,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-func TestAnEnvoyThatComesCostsNoCompile(t *testing.T) {
+func TestAnotherEnvoyCostsNoCompile(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(edge)
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
@@ -19,7 +19,7 @@ func TestAnEnvoyThatComesCostsNoCompile(t *testing.T) {
 			t.Fatal("the second Envoy got no listener")
 		}
 		var m dto.Metric
-		if err := r.plane.metrics.compileDuration.Write(&m); err != nil {
+		if err := r.plane.options.Metrics.compileDuration.Write(&m); err != nil {
 			t.Fatal(err)
 		}
 		if n := m.GetHistogram().GetSampleCount(); n != 1 {

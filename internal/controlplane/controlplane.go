@@ -1,13 +1,11 @@
-// Package controlplane connects the stages of Usher. When an Envoy of a gateway
-// connects, it starts to watch that gateway, compiles each snapshot for the connected
-// Envoys, and publishes the results.
+// Package controlplane connects the stages of Usher. When an Envoy of a gateway connects, it starts to watch that
+// gateway, compiles each snapshot for the connected Envoys, and publishes the results.
 //
 //	demand:   xds.Server ──Watch──> Plane ──Watch──> Source
 //	data:     Source ──Snapshot──> gatewayWorker ──Compile, encode──> xds.Set ──put──> xds.Server
 //
-// Each gateway with at least one Envoy has a worker, whose one goroutine owns
-// everything about that gateway. No other package on the data's way imports its
-// neighbours.
+// Each gateway with at least one Envoy has a worker, whose one goroutine owns everything about that gateway. No
+// other package on the data's way imports its neighbours.
 package controlplane
 
 import (
@@ -26,11 +24,12 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/latest"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/listeners"
 	"github.com/usherproxy/usher/xds"
 )
 
-// Source watches gateways. Watch calls put with a new snapshot after each change, until
-// ctx ends; put never blocks. It returns nil only after ctx has ended.
+// Source watches gateways. Watch calls put with a new snapshot after each change, until ctx ends; put never blocks.
+// It returns nil only after ctx has ended.
 type Source interface {
 	Watch(ctx context.Context, id gateway.ID, put func(*gateway.Snapshot)) error
 }
@@ -41,21 +40,16 @@ const DefaultMaxGateways = 1000
 // MetadataKeys are the keys of an Envoy's node metadata that a Plane reads.
 var MetadataKeys = []string{"node_name", "namespace", "partition"}
 
-// Options are the parts and settings of a Plane. All but Balancers, MaxGateways and
-// Linger are required.
+// Options are the parts and settings of a Plane. All but Balancers, MaxGateways and Linger are required.
 type Options struct {
-	Source Source
-	// Balancers watches the load balancers that listeners with the mode auto follow.
-	// Nil outside Kubernetes.
-	Balancers Balancers
-	Logger    *slog.Logger
-	Metrics   *Metrics
-	Problems  *Problems
-	// MaxGateways bounds the gateways that a Plane watches at the same time. Zero
-	// means DefaultMaxGateways.
-	MaxGateways int
-	// Linger is how long a gateway is watched after its last Envoy has disconnected, so
-	// that an Envoy that reconnects does not wait. Zero means 30 seconds.
+	Source      Source
+	Balancers   Balancers // nil outside Kubernetes
+	Logger      *slog.Logger
+	Metrics     *Metrics
+	Problems    *Problems
+	MaxGateways int // how many gateways a Plane watches at the same time; zero means DefaultMaxGateways
+	// Linger is how long a gateway is watched after its last Envoy has disconnected, so that an Envoy that
+	// reconnects does not wait. Zero means 30 seconds.
 	Linger time.Duration
 }
 
@@ -66,21 +60,13 @@ func layersOf(f settings.File, id gateway.ID) fileLayers {
 	return fileLayers{all: f.All, gateway: f.Gateways[id.Name]}
 }
 
-// Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New and
-// Run.
+// Plane supplies Envoys with resources. It implements xds.ResourceSource. Use New and Run.
 type Plane struct {
-	source      Source
-	balancers   Balancers
-	log         *slog.Logger
-	metrics     *Metrics
-	problems    *Problems
-	linger      time.Duration
-	maxGateways int
+	options     Options
+	newCompiler func() compiler
 	running     chan struct{}       // closed when Run begins to receive from starts
 	starts      chan *gatewayWorker // workers for Run to run
 	ended       chan struct{}       // closed when Run has stopped receiving
-
-	newCompiler func() compiler
 
 	mu         sync.Mutex // guards what follows
 	workers    map[gateway.ID]*gatewayWorker
@@ -89,28 +75,16 @@ type Plane struct {
 
 // New returns a plane that supplies no Envoys until Run runs.
 func New(o Options) *Plane {
-	if o.Linger == 0 {
-		o.Linger = 30 * time.Second
-	}
+	o.Linger = cmp.Or(o.Linger, 30*time.Second)
+	o.MaxGateways = cmp.Or(o.MaxGateways, DefaultMaxGateways)
 	return &Plane{
-		source:      o.Source,
-		balancers:   o.Balancers,
-		log:         o.Logger,
-		metrics:     o.Metrics,
-		problems:    o.Problems,
-		linger:      o.Linger,
-		maxGateways: cmp.Or(o.MaxGateways, DefaultMaxGateways),
-		running:     make(chan struct{}),
-		starts:      make(chan *gatewayWorker),
-		ended:       make(chan struct{}),
-		workers:     map[gateway.ID]*gatewayWorker{},
-
-		newCompiler: newCompiler,
+		options: o, newCompiler: func() compiler { return new(listeners.Compiler) },
+		running: make(chan struct{}), starts: make(chan *gatewayWorker), ended: make(chan struct{}),
+		workers: map[gateway.ID]*gatewayWorker{},
 	}
 }
 
-// Run runs the plane until ctx ends, and returns when all its workers have ended. It
-// must be called once.
+// Run runs the plane until ctx ends, and returns when all its workers have ended. It must be called once.
 func (p *Plane) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -128,7 +102,7 @@ func (p *Plane) Run(ctx context.Context) error {
 
 // SetConfigFile replaces the content of the config file.
 func (p *Plane) SetConfigFile(f settings.File) {
-	p.problems.Report("the config file", f.Problems)
+	p.options.Problems.Report("the config file", f.Problems)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.configFile = f
@@ -137,8 +111,7 @@ func (p *Plane) SetConfigFile(f settings.File) {
 	}
 }
 
-// Watch implements xds.ResourceSource: the node's cluster names the gateway, its id
-// the instance.
+// Watch implements xds.ResourceSource: the node's cluster names the gateway, its id the instance.
 func (p *Plane) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error {
 	id, err := GatewayOf(n)
 	if err != nil {
@@ -165,8 +138,7 @@ func (p *Plane) Watch(ctx context.Context, n xds.Node, put func(*xds.Set)) error
 	}
 }
 
-// GatewayOf returns the gateway that a node belongs to. An error is a gRPC status that
-// says what the node lacks.
+// GatewayOf returns the gateway that a node belongs to. An error is a gRPC status that says what the node lacks.
 func GatewayOf(n xds.Node) (gateway.ID, error) {
 	if n.ID == "" || n.Cluster == "" {
 		return gateway.ID{}, status.Error(codes.InvalidArgument,
@@ -180,8 +152,7 @@ func GatewayOf(n xds.Node) (gateway.ID, error) {
 	}, nil
 }
 
-// HasSet reports whether at least one gateway has a set for its Envoys, even if the
-// source does not answer now.
+// HasSet reports whether at least one gateway has a set for its Envoys, even if the source does not answer now.
 func (p *Plane) HasSet() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,17 +164,18 @@ func (p *Plane) HasSet() bool {
 	return false
 }
 
-// subscribe adds a stream to the gateway's worker, and starts the worker for the first
-// stream. An error is a gRPC status.
+// subscribe adds a stream to the gateway's worker, and starts the worker for the first stream. An error is a gRPC
+// status.
 func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w := p.workers[id]
 	if w == nil {
-		if len(p.workers) >= p.maxGateways {
-			p.metrics.refusedGateways.Inc()
-			return nil, status.Errorf(codes.ResourceExhausted, "usher does not serve gateway %q: it already serves %d gateways, the limit of usher serve --max-gateways",
-				id, len(p.workers))
+		if len(p.workers) >= p.options.MaxGateways {
+			p.options.Metrics.refusedGateways.Inc()
+			return nil, status.Errorf(codes.ResourceExhausted,
+				"usher does not serve gateway %q: it serves %d of at most %d gateways; raise --max-gateways",
+				id, len(p.workers), p.options.MaxGateways)
 		}
 		w = newGatewayWorker(p, id)
 		w.newLayers.Put(layersOf(p.configFile, id))
@@ -226,8 +198,7 @@ func (p *Plane) unsubscribe(w *gatewayWorker, s *stream) {
 	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 }
 
-// removeIfUnused removes a worker without streams. It reports whether it did: a stream
-// may have subscribed meanwhile.
+// removeIfUnused removes a worker without streams. It reports whether it did: a stream may have subscribed meanwhile.
 func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -56,7 +56,7 @@ func (s *fakeSource) note(event string) {
 	s.events = append(s.events, event)
 }
 
-// rig is a running plane in a synctest bubble.
+// testPlane is a running plane in a synctest bubble.
 type testPlane struct {
 	t        *testing.T
 	plane    *Plane
@@ -101,7 +101,7 @@ func inBubble(t *testing.T, f func(t *testing.T, r *testPlane)) {
 	})
 }
 
-// envoy is a stream of the plane's.
+// testEnvoy is a stream of the plane.
 type testEnvoy struct {
 	sets  []*xds.Set // all that were put; read them after synctest.Wait
 	ended chan error
@@ -127,7 +127,7 @@ func (r *testPlane) put(s *gateway.Snapshot) {
 func (e *testEnvoy) listener(t *testing.T, name string) *xds.Resource {
 	t.Helper()
 	if len(e.sets) == 0 {
-		t.Fatal("the Envoy was given nothing")
+		t.Fatal("the Envoy got nothing")
 	}
 	return e.sets[len(e.sets)-1].Collection(xds.Listener).Get(name)
 }
@@ -158,7 +158,7 @@ func snapshot(instances ...*gateway.Instance) *gateway.Snapshot {
 	}
 }
 
-func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
+func TestUnregisteredEnvoyIsAProblem(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(xds.Node{ID: "typo", Cluster: "edge"})
 		r.connect(edge)
@@ -166,25 +166,25 @@ func TestAnEnvoyThatNobodyHasRegisteredIsAProblem(t *testing.T) {
 		time.Sleep(missingAfter - time.Millisecond)
 		synctest.Wait()
 		if strings.Contains(r.log.String(), "typo") {
-			t.Errorf("it was not given the time to be registered:\n%s", &r.log)
+			t.Errorf("there was no time to register it:\n%s", &r.log)
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
-		want := `Envoy \"typo\" at unix socket" what="no instance of the ingress gateway \"edge\" is registered with this service ID`
+		want := `Envoy \"typo\" (unix socket)" what="it gets no resources: gateway \"edge\" has no instance with the service ID \"typo\"`
 		if !strings.Contains(r.log.String(), want) {
 			t.Errorf("the log does not have %s:\n%s", want, &r.log)
 		}
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "a", ServiceID: "typo"}))
-		if !strings.Contains(r.log.String(), "configuration corrected") {
+		if !strings.Contains(r.log.String(), `msg="problem over"`) {
 			t.Errorf("it was registered, and stays a problem:\n%s", &r.log)
 		}
 	})
 }
 
-// saysStrict is a source that wants strict PROXY protocol.
+// strictLayer sets strict PROXY protocol.
 var strictLayer = settings.Layer{Settings: settings.Settings{Listener: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: settings.Strict}}}}
 
-func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
+func TestEnvoyGetsItsGatewayAndThenOnlyChanges(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		if len(e.sets) != 0 {
@@ -192,7 +192,7 @@ func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 		}
 		r.put(snapshot())
 		if len(e.sets) != 0 {
-			t.Fatal("an Envoy whose instance is not registered was given something")
+			t.Fatal("an Envoy whose instance is not registered got something")
 		}
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		if e.listener(t, anyAddress) == nil {
@@ -213,7 +213,7 @@ func TestAnEnvoyIsGivenItsGatewayAndOnlyChangesAfterwards(t *testing.T) {
 		}
 		e.leave()
 		if err := <-e.ended; err != nil {
-			t.Errorf("Supply: %v", err)
+			t.Errorf("Watch: %v", err)
 		}
 	})
 }
@@ -240,7 +240,7 @@ func TestInstancesShareAllButTheirListeners(t *testing.T) {
 	})
 }
 
-func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T) {
+func TestAmbiguousInstanceIsRefusedUnlessItDoesNotMatter(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
@@ -250,15 +250,15 @@ func TestAnInstanceThatNobodyCanTellIsRefusedUnlessItDoesNotMatter(t *testing.T)
 		differ := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge", Registration: strictLayer})
 		r.put(differ)
 		if len(e.sets) != 1 {
-			t.Errorf("an Envoy that cannot be told was given another set")
+			t.Errorf("an ambiguous Envoy got another set")
 		}
 		for peer, want := range map[netip.Addr]string{
-			{}:                               "neither the Envoy's unix socket nor its node metadata",
-			netip.MustParseAddr("192.0.2.9"): "neither the Envoy's address 192.0.2.9 nor its node metadata",
+			{}:                               `Envoy "edge" (unix socket) can be an instance`,
+			netip.MustParseAddr("192.0.2.9"): `Envoy "edge" (192.0.2.9) can be an instance`,
 		} {
 			late := r.connect(xds.Node{ID: edge.ID, Cluster: edge.Cluster, Peer: peer})
 			err := <-late.ended
-			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "node_name") {
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--node-name") {
 				t.Errorf("got %v, want FailedPrecondition that says %q and what to do", err, want)
 			}
 		}
@@ -274,8 +274,8 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 			e := r.connect(edge)
 			r.put(unknown)
 			c := e.sets[0].Collection(xds.Listener)
-			if withheld := c.HeldBack(); c.Len() != 0 || !slices.Equal(withheld, []string{anyAddress}) {
-				t.Errorf("%d listeners, withheld %v; want none and %s", c.Len(), withheld, anyAddress)
+			if heldBack := c.HeldBack(); c.Len() != 0 || !slices.Equal(heldBack, []string{anyAddress}) {
+				t.Errorf("%d listeners, held back %v; want none and %s", c.Len(), heldBack, anyAddress)
 			}
 		})
 	})
@@ -296,7 +296,7 @@ func TestAListenerThatCannotBeBuiltKeepsItsLastGood(t *testing.T) {
 
 // Instances of a service that were never read are neither sent nor removed. Instances
 // that were read stay.
-func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
+func TestUnknownEndpointsAreHeldBack(t *testing.T) {
 	const cluster = "web.default.dc1.internal.x"
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 	unread := snapshot(in)
@@ -306,7 +306,7 @@ func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
 		r.put(unread)
 		c := e.sets[0].Collection(xds.Endpoint)
 		if c.Len() != 0 || !slices.Equal(c.HeldBack(), []string{cluster}) || e.listener(t, anyAddress) == nil {
-			t.Errorf("%d load assignments, withheld %v, listener %v; want the listener, and the assignment withheld", c.Len(), c.HeldBack(), e.listener(t, anyAddress))
+			t.Errorf("%d load assignments, held back %v, listener %v; want the listener, and the assignment held back", c.Len(), c.HeldBack(), e.listener(t, anyAddress))
 		}
 		r.put(snapshot(in))
 		read := e.sets[len(e.sets)-1].Collection(xds.Endpoint).Get(cluster)
@@ -323,9 +323,9 @@ func TestInstancesThatAreNotKnownAreWithheld(t *testing.T) {
 	})
 }
 
-// If a service cannot be read, its port is withheld after a cold start, and stays
+// If a service cannot be read, its port is held back after a cold start, and stays
 // unchanged after a good snapshot. Other ports go on.
-func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
+func TestPortWithAnUnreadServiceIsHeldBack(t *testing.T) {
 	const other = "http:0.0.0.0:9090"
 	in := &gateway.Instance{Node: "a", ServiceID: "edge"}
 	api := gateway.ServiceName{Name: "api"}
@@ -340,7 +340,7 @@ func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
 		r.put(unread)
 		c := e.sets[0].Collection(xds.Listener)
 		if c.Get(other) == nil || !slices.Equal(c.HeldBack(), []string{anyAddress}) {
-			t.Errorf("listeners %v, withheld %v; want %s, and %s withheld", c, c.HeldBack(), other, anyAddress)
+			t.Errorf("listeners %v, held back %v; want %s, and %s held back", c, c.HeldBack(), other, anyAddress)
 		}
 		r.put(snapshot(in))
 		good, routes := e.listener(t, anyAddress), e.sets[len(e.sets)-1].Collection(xds.Route).Get("8080")
@@ -352,7 +352,7 @@ func TestAPortWithAnUnreadServiceIsWithheld(t *testing.T) {
 	})
 }
 
-func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
+func TestResourcesOfAKeptListenerStay(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		in := &gateway.Instance{Node: "a", ServiceID: "edge"}
@@ -379,7 +379,7 @@ func TestWhatAKeptListenerLeadsToStaysToo(t *testing.T) {
 	})
 }
 
-func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
+func TestConfigFileReachesConnectedEnvoys(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
@@ -393,7 +393,7 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 		r.plane.SetConfigFile(settings.File{All: strictLayer})
 		synctest.Wait()
 		if e.listener(t, anyAddress).Version() != strict {
-			t.Error("what is said of every gateway is not heard")
+			t.Error("the settings for every gateway have no effect")
 		}
 		r.plane.SetConfigFile(settings.File{})
 		synctest.Wait()
@@ -403,16 +403,16 @@ func TestTheOperatorsFileReachesConnectedEnvoys(t *testing.T) {
 	})
 }
 
-func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
+func TestConfigFileCountsFromTheFirstSet(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
-		// The order in which a worker hears of what is there is random.
+		// The order in which a worker receives what is there is random.
 		for range 50 {
 			var sets []*xds.Set
 			w := newGatewayWorker(r.plane, gateway.ID{Name: "edge"})
 			w.newLayers.Put(fileLayers{gateway: strictLayer})
 			w.newStreams.Put([]*stream{{node: edge, put: func(s *xds.Set) { sets = append(sets, s) }}})
-			news := latest.New[watchResult]()
-			news.Put(watchResult{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
+			news := latest.New[snapshotUpdate]()
+			news.Put(snapshotUpdate{snapshot: snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"})})
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan struct{})
 			go func() {
@@ -423,7 +423,7 @@ func TestTheOperatorsFileCountsFromTheFirstSetOn(t *testing.T) {
 			cancel()
 			<-ended
 			if len(sets) != 1 {
-				t.Fatalf("%d sets were put, want one: the listener went out without the operator's settings first", len(sets))
+				t.Fatalf("%d sets were put, want one: the listener went out without the settings of the config file first", len(sets))
 			}
 		}
 	})
@@ -451,7 +451,7 @@ func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
 		e := r.connect(edge)
 		r.source.fail <- errors.New("broken")
 		if err := <-e.ended; status.Code(err) != codes.Unavailable {
-			t.Errorf("Supply: %v, want Unavailable", err)
+			t.Errorf("Watch: %v, want Unavailable", err)
 		}
 		r.connect(edge)
 		if got := strings.Join(r.source.events, ", "); got != "watch edge, watch edge" {
@@ -460,7 +460,7 @@ func TestAWatchThatFailsEndsItsStreams(t *testing.T) {
 	})
 }
 
-// counted is the metric of a gateway's problems, or of the files' for "".
+// problemCount is the metric of a gateway's problems, or of the files' for "".
 func (r *testPlane) problemCount(gateway string) float64 {
 	return testutil.ToFloat64(r.problems.count.WithLabelValues(gateway))
 }
@@ -474,12 +474,12 @@ func (r *testPlane) wantLog(lines ...string) {
 			r.t.Errorf("%d times %q in the log, want once:\n%s", n, line, text)
 		}
 	}
-	if n := strings.Count(text, `msg="bad configuration"`) + strings.Count(text, `msg="configuration corrected"`); n != len(lines) {
+	if n := strings.Count(text, `msg=problem`) + strings.Count(text, `msg="problem over"`); n != len(lines) {
 		r.t.Errorf("%d lines about problems in the log, want %d:\n%s", n, len(lines), text)
 	}
 }
 
-func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
+func TestProblemAndItsEndAreLoggedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.connect(edge)
 		bad := snapshot()
@@ -494,11 +494,11 @@ func TestAProblemIsSaidOnceAndSoIsItsEnd(t *testing.T) {
 		if n := r.problemCount("edge"); n != 0 {
 			t.Errorf("usher_config_problems is %v, want 0", n)
 		}
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg=problem gateway=edge where=here what=wrong`, `msg="problem over" gateway=edge where=here what=wrong`)
 	})
 }
 
-func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
+func TestProblemOfTwoGatewaysAndAFileIsLoggedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		wrong := []problem.Problem{{Where: "here", What: "wrong"}}
 		bad := snapshot()
@@ -516,24 +516,24 @@ func TestAProblemOfTwoGatewaysAndAFileIsSaidOnce(t *testing.T) {
 		}
 		r.put(snapshot())
 		r.problems.Report("a file", nil)
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg=problem gateway=edge where=here what=wrong`)
 		edgePut(snapshot())
 		synctest.Wait()
-		r.wantLog(`msg="bad configuration" gateway=edge where=here what=wrong`, `msg="configuration corrected" gateway=edge where=here what=wrong`)
+		r.wantLog(`msg=problem gateway=edge where=here what=wrong`, `msg="problem over" gateway=edge where=here what=wrong`)
 	})
 }
 
-func TestTheOperatorsProblemsAreSaidWithoutAnyEnvoy(t *testing.T) {
+func TestProblemsOfTheConfigFileAreLoggedWithoutAnEnvoy(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		r.plane.SetConfigFile(settings.File{Problems: []problem.Problem{{Where: "usher.hcl:1", What: "wrong"}}})
 		if n := r.problemCount(""); n != 1 {
 			t.Errorf("usher_config_problems is %v, want 1", n)
 		}
-		r.wantLog(`msg="bad configuration" where=usher.hcl:1 what=wrong`)
+		r.wantLog(`msg=problem where=usher.hcl:1 what=wrong`)
 	})
 }
 
-func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
+func TestProblemIsNotOverWhenTheLastEnvoyDisconnects(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		e := r.connect(edge)
 		broken := snapshot(&gateway.Instance{Node: "a", ServiceID: "edge", Address: "a name"})
@@ -544,13 +544,13 @@ func TestAProblemIsNotMendedByTheLastEnvoysEnd(t *testing.T) {
 		e.leave()
 		synctest.Wait()
 		r.connect(edge)
-		if n := strings.Count(r.log.String(), "configuration"); n != 1 {
+		if n := strings.Count(r.log.String(), "msg=problem"); n != 1 || strings.Contains(r.log.String(), "problem over") {
 			t.Errorf("%d lines about problems in the log, want 1:\n%s", n, r.log.String())
 		}
 	})
 }
 
-func TestANodeWithoutNamesIsToldWhatItLacks(t *testing.T) {
+func TestNodeWithoutNamesIsRefused(t *testing.T) {
 	for _, n := range []xds.Node{{ID: "edge"}, {Cluster: "edge"}} {
 		if _, err := GatewayOf(n); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%+v: %v, want InvalidArgument", n, err)
@@ -562,7 +562,7 @@ func TestANodeWithoutNamesIsToldWhatItLacks(t *testing.T) {
 	}
 }
 
-func TestAPlaneHasASetFromTheFirstThatWasMadeUntilItsGatewayIsForgotten(t *testing.T) {
+func TestPlaneHasASetUntilItsGatewayIsRemoved(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		want := func(has bool, when string) {
 			t.Helper()

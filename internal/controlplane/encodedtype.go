@@ -12,13 +12,11 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// messageMap holds the messages of the resources of one type, by name. Two that are == are
-// equal.
+// messageMap holds the messages of the resources of one type, by name. Two that are == are equal.
 type messageMap interface {
 	// Get returns the message of a name; nil if there is none.
 	Get(name string) proto.Message
-	// ChangedSince returns the names whose messages differ from those in old, which has
-	// the same type. A nil old is empty.
+	// ChangedSince returns the names whose messages differ from those in old, which has the same type. A nil old is empty.
 	ChangedSince(old messageMap) iter.Seq[string]
 }
 
@@ -46,33 +44,33 @@ type desired struct {
 	typ         xds.Type
 	messages    messageMap
 	heldBack    []string // resources that exist and could not be built
-	keepRemoved bool     // resources without a message stay
+	keepOrphans bool     // resources that have lost their message stay
 }
 
-// encodedType holds the encoded resources of one type. It is immutable, and Envoys that
-// get the same resources share it.
+// encodedType holds the encoded resources of one type. It is immutable, and Envoys that get the same resources share
+// it.
 type encodedType struct {
 	messages   messageMap
 	collection *xds.Collection
-	invalid    []string          // the messages that Envoy would refuse
+	invalid    []string          // the messages that Envoy would reject
 	problems   []problem.Problem // why
-	kept       []string          // the resources in collection without a message
+	orphans    []string          // the resources in collection without a message
 }
 
-// update returns the encoded resources that are desired now. It encodes only messages
-// that have changed. Resources that are held back or invalid keep their last good bytes.
-// Without any, the collection lists them as held back, so that nothing removes them.
+// update returns the encoded resources that are desired now. It encodes only messages that have changed. Resources
+// that are held back or invalid keep their last good bytes. Without any, the collection lists them as held back, so
+// that nothing removes them.
 func (t *encodedType) update(d desired) *encodedType {
 	if t.messages == d.messages && t.isExact() && len(d.heldBack) == 0 {
 		return t
 	}
 	now := &encodedType{messages: d.messages}
-	changed, gone := now.diff(d.typ, t)
+	changed, orphans := now.diff(d.typ, t)
 
 	var removed, heldBack []string
-	for _, name := range gone {
-		if d.keepRemoved || slices.Contains(d.heldBack, name) {
-			now.kept = append(now.kept, name)
+	for _, name := range orphans {
+		if d.keepOrphans || slices.Contains(d.heldBack, name) {
+			now.orphans = append(now.orphans, name)
 		} else {
 			removed = append(removed, name)
 		}
@@ -88,23 +86,23 @@ func (t *encodedType) update(d desired) *encodedType {
 
 // isExact reports whether the collection has exactly the messages.
 func (t *encodedType) isExact() bool {
-	return len(t.invalid) == 0 && len(t.kept) == 0 && len(t.collection.HeldBack()) == 0
+	return len(t.invalid) == 0 && len(t.orphans) == 0 && len(t.collection.HeldBack()) == 0
 }
 
-// keepsLastGood reports whether a resource keeps its last good bytes. It may refer to
-// resources of other types that have no message any more.
+// keepsLastGood reports whether a resource keeps its last good bytes. It may refer to resources of other types that
+// have no message any more.
 func (t *encodedType) keepsLastGood() bool {
 	known := func(name string) bool { return t.collection.Get(name) != nil }
-	return len(t.kept) > 0 || slices.ContainsFunc(t.invalid, known)
+	return len(t.orphans) > 0 || slices.ContainsFunc(t.invalid, known)
 }
 
-// diff returns the resources that are new or different, and the names in the collection
-// before that have no message now.
-func (t *encodedType) diff(typ xds.Type, before *encodedType) (changed []*xds.Resource, gone []string) {
+// diff returns the resources that are new or different, and the names in the collection before that have no message
+// now.
+func (t *encodedType) diff(typ xds.Type, before *encodedType) (changed []*xds.Resource, orphans []string) {
 	for name := range t.messages.ChangedSince(before.messages) {
 		message := t.messages.Get(name)
 		if message == nil {
-			gone = append(gone, name)
+			orphans = append(orphans, name)
 			continue
 		}
 		r, old := t.encode(typ, name, message), before.collection.Get(name)
@@ -117,13 +115,13 @@ func (t *encodedType) diff(typ xds.Type, before *encodedType) (changed []*xds.Re
 			t.encode(typ, name, message) // it is still invalid
 		}
 	}
-	gone = append(gone, before.kept...)
-	return changed, slices.DeleteFunc(gone, func(name string) bool {
+	orphans = append(orphans, before.orphans...)
+	return changed, slices.DeleteFunc(orphans, func(name string) bool {
 		return t.messages.Get(name) != nil || before.collection.Get(name) == nil
 	})
 }
 
-// encode encodes a message. It returns nil if Envoy would refuse it.
+// encode encodes a message. It returns nil if Envoy would reject it.
 func (t *encodedType) encode(typ xds.Type, name string, message proto.Message) *xds.Resource {
 	r, err := xds.NewResource(typ, name, message)
 	if err == nil {
@@ -132,7 +130,7 @@ func (t *encodedType) encode(typ xds.Type, name string, message proto.Message) *
 	t.invalid = append(t.invalid, name)
 	t.problems = append(t.problems, problem.Problem{
 		Where: fmt.Sprintf("%s %q", typ, name),
-		What:  fmt.Sprintf("Envoy would refuse it, so the last valid one stays: %v", err),
+		What:  fmt.Sprintf("Envoy would reject it, so the last valid one stays: %v", err),
 	})
 	return nil
 }

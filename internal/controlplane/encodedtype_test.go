@@ -15,48 +15,48 @@ import (
 
 // Whatever was made before, a name has the bytes of its message if that is
 // valid, and else its last good ones, for as long as it is wanted.
-func TestMadeFollowsWhatIsWanted(t *testing.T) {
+func TestEncodedTypeFollowsWhatIsDesired(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		now, good := &encodedType{collection: xds.NewCollection(nil, nil)}, map[string]string{}
 		var clusters ordered.Map[*clusterv3.Cluster]
 		for range 10 {
 			clusters = randomClusters(rnd, clusters)
-			w := desired{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{clusters}, keepRemoved: rnd.IntN(4) == 0}
+			w := desired{typ: xds.Cluster, messages: typedMessages[*clusterv3.Cluster]{clusters}, keepOrphans: rnd.IntN(4) == 0}
 			for _, name := range clusterNames {
 				if clusters.Get(name) == nil && rnd.IntN(4) == 0 {
 					w.heldBack = append(w.heldBack, name)
 				}
 			}
-			var withheld []string
-			good, withheld = expect(t, good, w)
+			var heldBack []string
+			good, heldBack = expect(t, good, w)
 			now = now.update(w)
 			got := map[string]string{}
 			for name, r := range now.collection.All() {
 				got[name] = r.Version()
 			}
 			if diff := cmp.Diff(good, got); diff != "" {
-				t.Fatalf("seed %d: wanted -, made +:\n%s", seed, diff)
+				t.Fatalf("seed %d: want -, got +:\n%s", seed, diff)
 			}
-			if diff := cmp.Diff(withheld, now.collection.HeldBack()); diff != "" {
-				t.Fatalf("seed %d: withheld: wanted -, made +:\n%s", seed, diff)
+			if diff := cmp.Diff(heldBack, now.collection.HeldBack()); diff != "" {
+				t.Fatalf("seed %d: heldBack: want -, got +:\n%s", seed, diff)
 			}
 		}
 	}
 }
 
-// expect says from scratch what next has to give.
-func expect(t *testing.T, before map[string]string, w desired) (good map[string]string, withheld []string) {
+// expect computes from scratch what update has to return.
+func expect(t *testing.T, before map[string]string, w desired) (good map[string]string, heldBack []string) {
 	t.Helper()
 	good = map[string]string{}
 	for name, version := range before {
-		if w.keepRemoved || slices.Contains(w.heldBack, name) {
+		if w.keepOrphans || slices.Contains(w.heldBack, name) {
 			good[name] = version
 		}
 	}
 	for _, name := range w.heldBack {
 		if good[name] == "" {
-			withheld = append(withheld, name)
+			heldBack = append(heldBack, name)
 		}
 	}
 	for name := range w.messages.ChangedSince(nil) {
@@ -67,16 +67,16 @@ func expect(t *testing.T, before map[string]string, w desired) (good map[string]
 		case before[name] != "":
 			good[name] = before[name]
 		default:
-			withheld = append(withheld, name)
+			heldBack = append(heldBack, name)
 		}
 	}
-	slices.Sort(withheld)
-	return good, withheld
+	slices.Sort(heldBack)
+	return good, heldBack
 }
 
 var clusterNames = []string{"a", "b", "c", "d", "e"}
 
-// randomClusters keeps some clusters and makes others anew; one without a
+// randomClusters keeps some clusters and makes new ones of others; one without a
 // timeout is valid, one with a timeout of 0 is not.
 func randomClusters(rnd *rand.Rand, clusters ordered.Map[*clusterv3.Cluster]) ordered.Map[*clusterv3.Cluster] {
 	for _, name := range clusterNames {

@@ -19,9 +19,9 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// encoder turns snapshots into sets. A generation is the time with one snapshot, from
-// one startGeneration to the next. In a generation, the encoder compiles once for all
-// equal Envoys. From one generation to the next, it encodes only what has changed.
+// encoder turns snapshots into sets. A generation is the time with one snapshot, from one startGeneration to the
+// next. In a generation, the encoder compiles once for all equal Envoys. From one generation to the next, it encodes
+// only what has changed.
 type encoder struct {
 	metrics     *Metrics
 	log         *slog.Logger
@@ -31,8 +31,7 @@ type encoder struct {
 	instances   map[string][]*gateway.Instance // of the snapshot, by service ID
 	current     map[envoyKey]compiled          // of this generation
 	latest      map[envoyKey]compiled          // the newest of each key; see setInstances
-	// shared holds what this generation has encoded, for Envoys with other keys that
-	// have the same messages.
+	// shared holds what this generation has encoded, for Envoys with other keys that have the same messages.
 	shared map[messageMap]*encodedType
 }
 
@@ -40,8 +39,6 @@ type encoder struct {
 type compiler interface {
 	Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *listeners.Resources
 }
-
-func newCompiler() compiler { return new(listeners.Compiler) }
 
 func newEncoder(metrics *Metrics, log *slog.Logger, newCompiler func() compiler) encoder {
 	return encoder{metrics: metrics, log: log, newCompiler: newCompiler, compiler: newCompiler(), latest: map[envoyKey]compiled{}}
@@ -70,9 +67,8 @@ func (e *encoder) startGeneration(s *gateway.Snapshot) {
 	e.shared = map[messageMap]*encodedType{}
 }
 
-// setInstances replaces the instances. It drops the latest set of a key if no Envoy used
-// it in the generation before and its instance is no longer registered: each instance
-// has a whole set.
+// setInstances replaces the instances. It drops the latest set of a key if no Envoy used it in the generation before
+// and its instance is no longer registered: each instance has a whole set.
 func (e *encoder) setInstances(instances []*gateway.Instance) {
 	e.instances = map[string][]*gateway.Instance{}
 	registered := map[envoyKey]bool{}
@@ -88,8 +84,8 @@ func (e *encoder) setInstances(instances []*gateway.Instance) {
 	}
 }
 
-// setFor returns the set for an Envoy that is the instance in. If the compiler panics,
-// it returns the latest set of such Envoys, if there is one, and a problem.
+// setFor returns the set for an Envoy that is the instance in. If the compiler panics, it returns the latest set of
+// such Envoys, if there is one, and a problem.
 func (e *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
 	version := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
 	k := envoyKey{node: in.Node, serviceID: in.ServiceID, version: version}
@@ -109,15 +105,14 @@ func (e *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.
 	return c.set, c.problems
 }
 
-// compile returns what an Envoy gets. before is what it got in the last generation; if
-// nothing has changed, the set is the same value.
+// compile returns what an Envoy gets. before is what it got in the last generation; if nothing has changed, the set
+// is the same value.
 func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, before compiled) compiled {
 	defer prometheus.NewTimer(e.metrics.compileDuration).ObserveDuration()
 	res := e.compiler.Compile(e.snapshot, in, version)
 	now := compiled{problems: slices.Clone(res.Problems)}
-	var keepRemoved bool
-	// Listeners come first: an invalid one keeps its last good version, and that keeps
-	// the resources that it refers to.
+	var keepOrphans bool
+	// Listeners come first: an invalid one keeps its last good version, and that keeps the resources that it refers to.
 	for _, d := range []desired{
 		{typ: xds.Listener, messages: typedMessages[*listenerv3.Listener]{res.Listeners}, heldBack: res.HeldBackListeners},
 		{typ: xds.Secret, messages: typedMessages[*tlsv3.Secret]{res.Secrets}},
@@ -126,10 +121,10 @@ func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, be
 		{typ: xds.Endpoint, messages: typedMessages[*endpointv3.ClusterLoadAssignment]{res.Endpoints}, heldBack: res.HeldBackEndpoints},
 		{typ: xds.Route, messages: typedMessages[*routev3.RouteConfiguration]{res.Routes}},
 	} {
-		d.keepRemoved = keepRemoved
+		d.keepOrphans = keepOrphans
 		t := e.encode(before.types[d.typ], d)
 		if d.typ != xds.Endpoint { // endpoints refer to no other resources
-			keepRemoved = keepRemoved || t.keepsLastGood()
+			keepOrphans = keepOrphans || t.keepsLastGood()
 		}
 		now.types[d.typ] = t
 		now.problems = append(now.problems, t.problems...)
@@ -138,10 +133,10 @@ func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, be
 	return now
 }
 
-// encode returns the encoded resources of a type: shared ones if there are any, else it
-// updates those of the last generation.
+// encode returns the encoded resources of a type: shared ones if there are any, else it updates those of the last
+// generation.
 func (e *encoder) encode(before *encodedType, d desired) *encodedType {
-	if t := e.shared[d.messages]; t != nil && len(d.heldBack) == 0 && !d.keepRemoved {
+	if t := e.shared[d.messages]; t != nil && len(d.heldBack) == 0 && !d.keepOrphans {
 		return t
 	}
 	if before == nil {
@@ -154,8 +149,7 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 	return t
 }
 
-// setOf returns the set of the encoded types: the one before if it has the same
-// collections.
+// setOf returns the set of the encoded types: the one before if it has the same collections.
 func setOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
 	changed := before == nil

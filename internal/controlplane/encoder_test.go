@@ -7,10 +7,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/listeners"
 )
 
-func TestWhatGoneInstancesHadIsForgotten(t *testing.T) {
-	p := newEncoder(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), newCompiler)
+func TestSetsOfRemovedInstancesAreDropped(t *testing.T) {
+	p := newEncoder(NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler), func() compiler { return new(listeners.Compiler) })
 	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
 	p.startGeneration(snapshot(here, &gateway.Instance{Node: "gone", ServiceID: "edge"}))
 	for _, in := range p.snapshot.Instances {

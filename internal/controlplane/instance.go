@@ -12,8 +12,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// candidates returns the registered instances that an Envoy may be: those with its
-// service ID and, if that is not enough, with its node name and its address.
+// candidates returns the registered instances that an Envoy may be: those with its service ID and, if that is not
+// enough, with its node name and its address.
 func (e *encoder) candidates(n xds.Node) []*gateway.Instance {
 	var found, atAddress []*gateway.Instance
 	for _, in := range e.instances[n.ID] {
@@ -54,14 +54,16 @@ func errAmbiguous(n xds.Node, candidates []*gateway.Instance) error {
 		nodes = append(nodes, fmt.Sprintf("%q", in.Node))
 	}
 	return status.Errorf(codes.FailedPrecondition,
-		"gateway %q has instances with the service ID %q and different settings on the nodes %s, and neither the Envoy's %s nor its node metadata says which one it is: "+
-			"add node_name to the metadata (\"usher bootstrap --node-name\", \"consul connect envoy -node-name\")",
-		n.Cluster, n.ID, strings.Join(nodes, ", "), describeAddress(n.Peer))
+		"%s can be an instance of gateway %q on each of the nodes %s, and their settings differ. "+
+			"Start it with the name of its node: \"usher bootstrap --node-name\", or \"consul connect envoy -node-name\"",
+		describeEnvoy(n), n.Cluster, strings.Join(nodes, ", "))
 }
 
-func describeAddress(a netip.Addr) string {
-	if !a.IsValid() {
-		return "unix socket"
+// describeEnvoy names an Envoy in messages, with the address that it connects from.
+func describeEnvoy(n xds.Node) string {
+	address := "unix socket"
+	if n.Peer.IsValid() {
+		address = n.Peer.String()
 	}
-	return "address " + a.String()
+	return fmt.Sprintf("Envoy %q (%s)", n.ID, address)
 }

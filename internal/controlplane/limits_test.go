@@ -38,7 +38,7 @@ func TestGatewaysAreBounded(t *testing.T) {
 	})
 }
 
-func TestWhatAnEnvoyRefusesIsAProblemUntilItIsOver(t *testing.T) {
+func TestRejectedUpdateIsAProblemUntilItIsOver(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		refuse := func(id string) func() {
 			return r.problems.Rejected(xds.Node{ID: id, Cluster: "edge"}, xds.Listener,

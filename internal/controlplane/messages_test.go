@@ -32,8 +32,7 @@ func TestMessages(t *testing.T) {
 	addError := func(err error) { lines = append(lines, status.Convert(err).Message()) }
 
 	log, metrics, id := slog.New(slog.DiscardHandler), prometheus.NewRegistry(), gateway.ID{Name: "edge"}
-	problems := NewProblems(log, metrics)
-	plane := New(Options{Logger: log, Metrics: NewMetrics(metrics), Problems: problems, MaxGateways: 1})
+	plane := New(Options{Logger: log, Metrics: NewMetrics(metrics), Problems: NewProblems(log, metrics), MaxGateways: 1})
 
 	_, err := GatewayOf(xds.Node{ID: "edge"})
 	addError(err)
@@ -60,9 +59,5 @@ func TestMessages(t *testing.T) {
 	var invalid encodedType
 	invalid.encode(xds.Cluster, "web", &clusterv3.Cluster{})
 	addProblems(invalid.problems)
-	problems.Rejected(edge, xds.Listener, xds.Rejection{Version: "0123456789abcdef", Resources: []string{anyAddress}, Message: "no such directory"})
-	for _, rejected := range problems.known {
-		addProblems(rejected)
-	}
 	messages.Check(t, lines, "status.Error", "status.Errorf", "problem.Problem")
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// fragile is a source that puts the snapshots of the test, and panics when the test
-// tells it to.
+// panickingSource is a source that puts the snapshots of the test, and panics when the test
+// wants it.
 type panickingSource struct {
 	mu      sync.Mutex
 	puts    map[string]func(*gateway.Snapshot)
@@ -58,12 +58,12 @@ func (f *panickingSource) crash(name string) {
 	synctest.Wait()
 }
 
-// withFragile is inBubble with two gateways, edge and other, whose Envoys have
+// withPanickingSource is inBubble with two gateways, edge and other, whose Envoys have
 // their listeners.
 func withPanickingSource(t *testing.T, f func(t *testing.T, r *testPlane, s *panickingSource, e, other *testEnvoy)) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		s := &panickingSource{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
-		r.plane.source = s
+		r.plane.options.Source = s
 		e, other := r.connect(edge), r.connect(xds.Node{ID: "other", Cluster: "other"})
 		s.give("edge", snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}))
 		s.give("other", snapshot(&gateway.Instance{Node: "a", ServiceID: "other"}))
@@ -78,7 +78,7 @@ func withPanickingSource(t *testing.T, f func(t *testing.T, r *testPlane, s *pan
 	})
 }
 
-// moved returns a snapshot of a gateway with another instance of its service.
+// snapshotWithPort returns a snapshot of a gateway with another instance of its service.
 func snapshotWithPort(name string, port int) *gateway.Snapshot {
 	s := snapshot(&gateway.Instance{Node: "a", ServiceID: name})
 	s.ID.Name = name
@@ -107,7 +107,7 @@ func (r *testPlane) wantPanicked(part string, panics float64, e *testEnvoy, sets
 		r.t.Errorf("the log does not have the problem:\n%s", &r.log)
 	}
 	if len(e.sets) != sets || e.listener(r.t, anyAddress) == nil {
-		r.t.Errorf("the Envoy was given %d sets, want the %d from before", len(e.sets), sets)
+		r.t.Errorf("the Envoy got %d sets, want the %d from before", len(e.sets), sets)
 	}
 }
 
@@ -135,7 +135,7 @@ func TestASourceThatPanicsIsWatchedAgain(t *testing.T) {
 func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *testPlane) {
 		s := &panickingSource{puts: map[string]func(*gateway.Snapshot){}, panics: map[string]chan struct{}{}, watches: map[string]int{}}
-		r.plane.source = s
+		r.plane.options.Source = s
 		e := r.connect(edge)
 		s.crash("edge")
 		if r.problemCount("edge") != 1 || len(e.sets) != 0 {
@@ -146,7 +146,7 @@ func TestASourceThatPanicsAtOnceIsAProblem(t *testing.T) {
 	})
 }
 
-// fragileCompiler panics when the test tells it to.
+// panickingCompiler panics when the test wants it.
 type panickingCompiler struct {
 	listeners.Compiler
 	panics *atomic.Bool
@@ -173,10 +173,10 @@ func TestACompileThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 		late := r.connect(edge) // another Envoy of the same kind causes no second panic
 		r.wantPanicked("compile", panics(), e, 1)
 		if len(newer.sets) != 2 {
-			t.Errorf("an Envoy of another release was given %d sets, want 2", len(newer.sets))
+			t.Errorf("an Envoy of another release got %d sets, want 2", len(newer.sets))
 		}
 		if len(late.sets) != 1 || late.sets[0] != e.sets[0] {
-			t.Errorf("an Envoy that connects meanwhile was given %d sets, want the last good one", len(late.sets))
+			t.Errorf("an Envoy that connects meanwhile got %d sets, want the last good one", len(late.sets))
 		}
 		broken.Store(false)
 		r.put(snapshotWithPort("edge", 9092))
@@ -209,7 +209,7 @@ func TestWorkThatPanicsLeavesEnvoysWhatTheyHave(t *testing.T) {
 func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
 	inKubernetes(t, func(t *testing.T, r *testPlane, b *fakeBalancers) {
 		broken := make(chan struct{})
-		r.plane.balancers = panickingBalancers{b, broken}
+		r.plane.options.Balancers = panickingBalancers{b, broken}
 		e := r.connect(edge)
 		r.put(snapshot(behindService("edge")))
 		b.wantWatched(t, "edge")
@@ -237,7 +237,7 @@ func TestABalancerThatPanicsStaysWhatItIs(t *testing.T) {
 	})
 }
 
-// fragileBalancers panics when the test tells it to.
+// panickingBalancers panics when the test wants it.
 type panickingBalancers struct {
 	*fakeBalancers
 	broken chan struct{}

@@ -2,10 +2,8 @@ package controlplane
 
 import (
 	"cmp"
-	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,43 +13,43 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// Problems logs each problem once when it begins and once when it is over, even if
-// several gateways have it, and counts the problems. Use NewProblems. Any goroutine may
-// call the methods.
+// Problems logs each problem once when it begins and once when it is over, even if several gateways have it, and
+// counts the problems. Use NewProblems. Any goroutine may call the methods.
 type Problems struct {
-	log   *slog.Logger
-	count *prometheus.GaugeVec
-
-	mu    sync.Mutex
-	known map[origin][]problem.Problem // sorted, without duplicates
-	// rejected counts, by gateway and type, the Envoys that refuse an update.
+	log      *slog.Logger
+	count    *prometheus.GaugeVec
 	rejected *prometheus.GaugeVec
+
+	mu         sync.Mutex                   // guards what follows
+	known      map[origin][]problem.Problem // sorted, without duplicates
+	rejections map[rejection]int            // how many Envoys reject an update
 }
 
-// origin is where problems come from: the worker of a gateway, a source that serves all
-// gateways, or an Envoy that refuses an update.
-type origin struct {
-	gateway   string // empty if the problems concern no single gateway
-	source    string
-	rejection *xds.Rejection
-	typ       xds.Type // of the rejected update
+// origin is where problems come from: the worker of a gateway, or a source that serves all gateways.
+type origin struct{ gateway, source string } // one of them is empty
+
+// rejection names the updates of one type that Envoys of a gateway reject. Each counts as a problem of the gateway.
+// Its stream logs it.
+type rejection struct {
+	gateway string
+	typ     xds.Type
 }
 
-// NewProblems registers the metrics of the problems. The series of a gateway are removed
-// with its last Envoy.
+// NewProblems registers the metrics of the problems. The series of a gateway are removed with its last Envoy.
 func NewProblems(log *slog.Logger, r prometheus.Registerer) *Problems {
 	p := &Problems{
 		log: log,
 		count: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "usher_config_problems",
-			Help: "Problems in the configuration, by gateway; without a gateway, those in Usher's own files. " +
-				"Until a problem is corrected, the last valid configuration stays in use. The log has each problem.",
+			Help: "Current problems, by gateway (empty: Usher's own files). " +
+				"Envoys keep the last valid configuration; a listener that never had one is held back.",
 		}, []string{"gateway"}),
-		known: map[origin][]problem.Problem{},
 		rejected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "usher_xds_rejected",
-			Help: "Envoys that refuse the last update that Usher sent and keep the one before, by gateway and type. The log has Envoy's reason.",
+			Help: "Envoys that reject the last update and keep the version before, by gateway and type. The log has Envoy's reason.",
 		}, []string{"gateway", "type"}),
+		known:      map[origin][]problem.Problem{},
+		rejections: map[rejection]int{},
 	}
 	r.MustRegister(p.count, p.rejected)
 	return p
@@ -59,22 +57,16 @@ func NewProblems(log *slog.Logger, r prometheus.Registerer) *Problems {
 
 // Report replaces the problems of a source that serves all gateways, such as a file.
 func (p *Problems) Report(source string, problems []problem.Problem) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.replace(origin{source: source}, problems)
-	p.updateGauge("")
 }
 
 // setGateway replaces the problems of a gateway.
 func (p *Problems) setGateway(id gateway.ID, problems []problem.Problem) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.replace(origin{gateway: id.String()}, problems)
-	p.updateGauge(id.String())
 }
 
-// removeGateway removes the problems of a gateway without Envoys. They are neither
-// current nor over, so it logs nothing.
+// removeGateway removes the problems of a gateway without Envoys. They are neither current nor over, so it logs
+// nothing.
 func (p *Problems) removeGateway(id gateway.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -82,61 +74,48 @@ func (p *Problems) removeGateway(id gateway.ID) {
 	p.count.DeleteLabelValues(id.String())
 }
 
-// updateGauge updates the gauge of a gateway, or with an empty name the one of problems
-// that concern no single gateway. The caller holds mu.
-func (p *Problems) updateGauge(gateway string) {
+// Rejected implements xds.Rejections.
+func (p *Problems) Rejected(n xds.Node, t xds.Type, _ xds.Rejection) (clearReport func()) {
+	id, _ := GatewayOf(n) // no error: a node with a stream has a gateway
+	r := rejection{gateway: id.String(), typ: t}
+	p.addRejections(r, 1)
+	return func() { p.addRejections(r, -1) }
+}
+
+func (p *Problems) addRejections(r rejection, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rejections[r] += n
+	if p.rejections[r] > 0 {
+		p.rejected.WithLabelValues(r.gateway, r.typ.String()).Set(float64(p.rejections[r]))
+	} else {
+		delete(p.rejections, r)
+		p.rejected.DeleteLabelValues(r.gateway, r.typ.String())
+	}
+	p.updateCount(r.gateway)
+}
+
+// updateCount updates the gauge of a gateway, or with an empty name the one of the other problems. The caller holds mu.
+func (p *Problems) updateCount(gateway string) {
 	var n int
 	for o, problems := range p.known {
 		if o.gateway == gateway {
 			n += len(problems)
 		}
 	}
+	for r, envoys := range p.rejections {
+		if r.gateway == gateway {
+			n += envoys
+		}
+	}
 	p.count.WithLabelValues(gateway).Set(float64(n))
 }
 
-// Rejected implements xds.Rejections. While an Envoy refuses an update, its gateway has
-// a problem.
-func (p *Problems) Rejected(n xds.Node, t xds.Type, r xds.Rejection) (over func()) {
-	id, _ := GatewayOf(n) // no error: a node with a stream has a gateway
-	o := origin{gateway: id.String(), rejection: &r, typ: t}
+// replace replaces the problems of an origin and logs the difference.
+func (p *Problems) replace(o origin, problems []problem.Problem) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// The stream has already logged the rejection.
-	p.known[o] = []problem.Problem{{
-		Where: fmt.Sprintf("Envoy %q at %s", n.ID, describeAddress(n.Peer)),
-		What: fmt.Sprintf("it refuses version %.12s of type %s (%s) and keeps the version before: %s",
-			r.Version, t, strings.Join(r.Resources, ", "), r.Message),
-	}}
-	p.updateRejectedGauge(o)
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.known, o)
-		p.updateRejectedGauge(o)
-	}
-}
-
-// updateRejectedGauge updates the gauges that count a rejection. The caller holds mu.
-func (p *Problems) updateRejectedGauge(o origin) {
-	p.updateGauge(o.gateway)
-	var n int
-	for other := range p.known {
-		if other.rejection != nil && other.gateway == o.gateway && other.typ == o.typ {
-			n++
-		}
-	}
-	if n == 0 {
-		p.rejected.DeleteLabelValues(o.gateway, o.typ.String())
-		return
-	}
-	p.rejected.WithLabelValues(o.gateway, o.typ.String()).Set(float64(n))
-}
-
-// replace replaces the problems of an origin and logs the difference. The caller holds
-// mu.
-func (p *Problems) replace(o origin, problems []problem.Problem) {
-	problems = slices.Clone(problems)
-	slices.SortFunc(problems, func(a, b problem.Problem) int {
+	problems = slices.SortedFunc(slices.Values(problems), func(a, b problem.Problem) int {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 	})
 	problems = slices.Compact(problems)
@@ -146,16 +125,17 @@ func (p *Problems) replace(o origin, problems []problem.Problem) {
 	}
 	for _, problem := range problems {
 		if !p.isKnown(problem) {
-			log.Error("bad configuration", "where", problem.Where, "what", problem.What)
+			log.Error("problem", "where", problem.Where, "what", problem.What)
 		}
 	}
 	before := p.known[o]
 	p.known[o] = problems
 	for _, problem := range before {
 		if !p.isKnown(problem) {
-			log.Info("configuration corrected", "where", problem.Where, "what", problem.What)
+			log.Info("problem over", "where", problem.Where, "what", problem.What)
 		}
 	}
+	p.updateCount(o.gateway)
 }
 
 func (p *Problems) isKnown(problem problem.Problem) bool {

@@ -27,8 +27,7 @@ type stream struct {
 	missingSince time.Time // when its instance was first not registered; zero: it is, or was
 }
 
-// gatewayWorker does the work for one gateway. Its loop owns the fields below "loop".
-// Other goroutines use those above.
+// gatewayWorker does the work for one gateway. Other goroutines than its loop use only the fields above the empty line.
 type gatewayWorker struct {
 	id          gateway.ID
 	plane       *Plane
@@ -37,9 +36,8 @@ type gatewayWorker struct {
 	newLayers   latest.Value[fileLayers]
 	done        chan struct{} // closed when run has returned
 	hasSet      atomic.Bool   // at least one Envoy has got a set
+	log         *slog.Logger
 
-	// loop
-	log             *slog.Logger
 	snapshot        *gateway.Snapshot // from the source; nil before the first
 	layers          fileLayers
 	stale           bool // the encoder does not have the current snapshot, layers or load balancers yet
@@ -52,40 +50,35 @@ type gatewayWorker struct {
 	missingTimer    <-chan time.Time  // for the next Envoy whose instance is missing for too long
 }
 
-// watchResult is the latest result of watching a gateway.
-type watchResult struct {
+// snapshotUpdate is the latest result of watching a gateway.
+type snapshotUpdate struct {
 	snapshot *gateway.Snapshot // from the source; nil before the first
 	problems []problem.Problem // why there is no newer snapshot
 }
 
 func newGatewayWorker(p *Plane, id gateway.ID) *gatewayWorker {
-	log := p.log.With("gateway", id.String())
+	log := p.options.Logger.With("gateway", id.String())
 	return &gatewayWorker{
-		id:          id,
-		plane:       p,
-		subscribers: map[*stream]struct{}{},
-		newStreams:  latest.New[[]*stream](),
-		newLayers:   latest.New[fileLayers](),
-		done:        make(chan struct{}),
-		log:         log,
-		encoder:     newEncoder(p.metrics, log, p.newCompiler),
-		balancers:   newBalancers(p.balancers, log),
+		id: id, plane: p, subscribers: map[*stream]struct{}{}, done: make(chan struct{}), log: log,
+		newStreams: latest.New[[]*stream](), newLayers: latest.New[fileLayers](),
+		encoder:   newEncoder(p.options.Metrics, log, p.newCompiler),
+		balancers: newBalancers(p.options.Balancers, log),
 	}
 }
 
-// run watches the gateway and does its work until ctx ends, or until the gateway had no
-// stream for the plane's linger time.
+// run watches the gateway and does its work until ctx ends, or until the gateway had no stream for the plane's
+// linger time.
 func (w *gatewayWorker) run(ctx context.Context) {
 	defer close(w.done)
-	defer w.plane.problems.removeGateway(w.id)
+	defer w.plane.options.Problems.removeGateway(w.id)
 	ctx, cancel := context.WithCancel(ctx)
-	results := latest.New[watchResult]()
+	updates := latest.New[snapshotUpdate]()
 	watching := make(chan error, 1)
 	go func() {
 		defer cancel()
-		watching <- w.watch(ctx, results.Put)
+		watching <- w.watch(ctx, updates.Put)
 	}()
-	w.loop(ctx, results)
+	w.loop(ctx, updates)
 	cancel()
 	w.balancers.stop()
 	if err := <-watching; err != nil {
@@ -94,36 +87,32 @@ func (w *gatewayWorker) run(ctx context.Context) {
 	w.plane.remove(w)
 }
 
+// watch watches the gateway until ctx ends. After a panic it keeps the last snapshot and starts again.
+func (w *gatewayWorker) watch(ctx context.Context, put func(snapshotUpdate)) error {
+	var last *gateway.Snapshot
+	return repeatAfterPanic(ctx, w.log, "watch", func() error {
+		return w.plane.options.Source.Watch(ctx, w.id, func(s *gateway.Snapshot) {
+			last = s
+			put(snapshotUpdate{snapshot: s})
+		})
+	}, func(err error) { put(snapshotUpdate{snapshot: last, problems: panicProblem(w.id, err)}) })
+}
+
 // restartDelay is the pause between a panic and the next attempt.
 const restartDelay = 5 * time.Second
 
-// waitRestart waits for restartDelay. It returns false if ctx ends before that.
-func waitRestart(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(restartDelay):
-		return true
-	}
-}
-
-// watch watches the gateway until ctx ends. After a panic it keeps the last snapshot
-// and starts again.
-func (w *gatewayWorker) watch(ctx context.Context, put func(watchResult)) error {
-	var last *gateway.Snapshot
+// repeatAfterPanic runs f as guard.Run does. After a panic it reports the error, and runs f again until ctx ends.
+func repeatAfterPanic(ctx context.Context, log *slog.Logger, part string, f func() error, report func(error)) error {
 	for {
-		err := guard.Run(w.log, "watch", func() error {
-			return w.plane.source.Watch(ctx, w.id, func(s *gateway.Snapshot) {
-				last = s
-				put(watchResult{snapshot: s})
-			})
-		})
+		err := guard.Run(log, part, f)
 		if _, panicked := errors.AsType[*guard.Error](err); !panicked {
 			return err
 		}
-		put(watchResult{snapshot: last, problems: panicProblem(w.id, err)})
-		if !waitRestart(ctx) {
+		report(err)
+		select {
+		case <-ctx.Done():
 			return nil
+		case <-time.After(restartDelay):
 		}
 	}
 }
@@ -132,30 +121,30 @@ func (w *gatewayWorker) watch(ctx context.Context, put func(watchResult)) error 
 func panicProblem(id gateway.ID, err error) []problem.Problem {
 	return []problem.Problem{{
 		Where: fmt.Sprintf("gateway %q", id),
-		What:  err.Error() + ". Until it is over, the gateway's Envoys keep what they have",
+		What:  err.Error() + ". Until Usher recovers, the gateway's Envoys keep what they have",
 	}}
 }
 
-// loop waits in one place for everything that can change what Envoys get: a snapshot,
-// the config file, load balancers, streams, an instance that is missing, and the end.
-func (w *gatewayWorker) loop(ctx context.Context, results latest.Value[watchResult]) {
-	idle := time.NewTimer(w.plane.linger)
+// loop waits in one place for everything that can change what Envoys get: a snapshot, the config file, load
+// balancers, streams, an instance that is missing, and the end.
+func (w *gatewayWorker) loop(ctx context.Context, updates latest.Value[snapshotUpdate]) {
+	idle := time.NewTimer(w.plane.options.Linger)
 	defer idle.Stop()
-	// The settings of the config file come first: no listener must be sent without
-	// them. The worker is started after they are put.
+	// The settings of the config file come first: no listener must be sent without them. The worker is started after
+	// they are put.
 	w.layers = <-w.newLayers.C()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case r := <-results.C():
-			w.snapshot, w.watchProblems, w.stale = r.snapshot, r.problems, true
+		case u := <-updates.C():
+			w.snapshot, w.watchProblems, w.stale = u.snapshot, u.problems, true
 		case w.layers = <-w.newLayers.C():
 			w.stale = true
 		case <-w.balancers.changed.C():
 			w.stale = true
 		case w.streams = <-w.newStreams.C():
-			idle.Reset(w.plane.linger)
+			idle.Reset(w.plane.options.Linger)
 		case <-w.missingTimer:
 		case <-idle.C:
 			if len(w.streams) == 0 && w.plane.removeIfUnused(w) {
@@ -167,8 +156,7 @@ func (w *gatewayWorker) loop(ctx context.Context, results latest.Value[watchResu
 	}
 }
 
-// work applies the changes. If it panics, the streams keep their sets, and the next
-// change runs it again.
+// work applies the changes. If it panics, the streams keep their sets, and the next change runs it again.
 func (w *gatewayWorker) work(ctx context.Context) {
 	w.panicProblems = nil
 	err := guard.Run(w.log, "worker", func() error {
@@ -196,8 +184,7 @@ func (w *gatewayWorker) withLayers() *gateway.Snapshot {
 	return &s
 }
 
-// publish gives each stream its set if it differs from the last one. It compiles what is
-// not compiled yet.
+// publish gives each stream its set if it differs from the last one. It compiles what is not compiled yet.
 func (w *gatewayWorker) publish() {
 	var problems []problem.Problem
 	for _, s := range w.streams {
@@ -228,15 +215,14 @@ func (w *gatewayWorker) report() {
 			problems = append(problems, b.Problems...)
 		}
 	}
-	w.plane.problems.setGateway(w.id, problems)
+	w.plane.options.Problems.setGateway(w.id, problems)
 }
 
-// missingAfter is how long an instance may be unregistered before that is a problem:
-// Envoys and registrations start at the same time.
+// missingAfter is how long an instance may be unregistered before that is a problem: Envoys and registrations start
+// at the same time.
 const missingAfter = 5 * time.Second
 
-// reportMissingInstance returns a problem if a stream's instance has not been registered
-// for missingAfter.
+// reportMissingInstance returns a problem if a stream's instance has not been registered for missingAfter.
 func (w *gatewayWorker) reportMissingInstance(s *stream) []problem.Problem {
 	if s.sent != nil || len(w.encoder.candidates(s.node)) > 0 {
 		s.missingSince = time.Time{}
@@ -251,15 +237,14 @@ func (w *gatewayWorker) reportMissingInstance(s *stream) []problem.Problem {
 		return nil
 	}
 	return []problem.Problem{{
-		Where: fmt.Sprintf("Envoy %q at %s", s.node.ID, describeAddress(s.node.Peer)),
-		What: fmt.Sprintf("no instance of the ingress gateway %q is registered with this service ID, so the Envoy gets no resources; "+
-			"register one, or start the Envoy with the service ID of a registered one as its node's id", w.id),
+		Where: describeEnvoy(s.node),
+		What: fmt.Sprintf("it gets no resources: gateway %q has no instance with the service ID %q; "+
+			"register it, or start the Envoy with the ID of a registered instance", w.id, s.node.ID),
 	}}
 }
 
-// setFor returns the set for a stream. It is nil while the stream's instance is not
-// registered (the stream waits for it, as with Consul's own server), and if several
-// instances with different sets may be the stream's.
+// setFor returns the set for a stream. It is nil while the stream's instance is not registered (the stream waits for
+// it, as with Consul's own server), and if several instances with different sets may be the stream's.
 func (w *gatewayWorker) setFor(s *stream) (set *xds.Set, problems []problem.Problem) {
 	candidates := w.encoder.candidates(s.node)
 	for i, in := range candidates {

@@ -5,38 +5,34 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// KubernetesService names the Kubernetes Service in front of a gateway's instance, as
-// consul-k8s registers it. The zero value names none.
+// KubernetesService names the Kubernetes Service in front of a gateway's instance, as consul-k8s registers it. The
+// zero value names none.
 type KubernetesService struct{ Namespace, Name string }
 
-// Balancer is what follows for listeners from the settings of the load balancer in front
-// of them. The zero value is a load balancer whose settings are not known.
+// Balancer is what follows for listeners from the settings of the load balancer in front of them. The zero value is
+// a load balancer whose settings are not known.
 type Balancer struct {
 	Ports      map[int]PortState // by port
 	OtherPorts PortState         // of listeners that the load balancer does not send traffic to
-	// PreservesClientIP means that the load balancer connects from the clients'
-	// addresses, so no list of networks can name it.
+	// PreservesClientIP means that the load balancer connects from the clients' addresses, so no list of networks
+	// can name it.
 	PreservesClientIP bool
 	Problems          []problem.Problem
 }
 
 // PortState is what follows for one listener.
 type PortState struct {
-	// Mode is what the mode Auto stands for; "" while that is not known.
-	Mode settings.Mode
-	// ProxyVersion is the version of the PROXY header that the load balancer sends; ""
-	// if it sends none, or if the version is not known.
-	ProxyVersion settings.Version
+	Mode         settings.Mode    // what the mode Auto stands for; "" while that is not known
+	ProxyVersion settings.Version // of the PROXY header that the load balancer sends; "" if none, or if not known
 }
 
-// noBalancer is used outside Kubernetes.
-var noBalancer = &Balancer{OtherPorts: PortState{Mode: settings.Off}}
+var (
+	noBalancer      = &Balancer{OtherPorts: PortState{Mode: settings.Off}} // of an instance without a Service to watch
+	unknownBalancer = &Balancer{}                                          // its Service has not been read yet
+)
 
-// unknownBalancer is a load balancer whose Service has not been read yet.
-var unknownBalancer = &Balancer{}
-
-// BalancerOf returns what is known of the load balancer in front of an instance. While
-// nothing changes, it is the same value.
+// BalancerOf returns what is known of the load balancer in front of an instance. While nothing changes, it is the
+// same value.
 func (s *Snapshot) BalancerOf(in *Instance) *Balancer {
 	if s.Balancers == nil || in.Kubernetes == (KubernetesService{}) {
 		return noBalancer

@@ -17,7 +17,7 @@ func behind(service string, balancers map[KubernetesService]*Balancer) (*Snapsho
 }
 
 func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
-	told := map[KubernetesService]*Balancer{
+	known := map[KubernetesService]*Balancer{
 		{"ns", "edge"}: {Ports: map[int]PortState{80: {Mode: settings.Strict}}, OtherPorts: PortState{Mode: settings.Off}},
 		{"ns", "half"}: {Ports: map[int]PortState{80: {}}, OtherPorts: PortState{Mode: settings.Permissive}},
 	}
@@ -25,15 +25,15 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 		service   string
 		balancers map[KubernetesService]*Balancer
 		port      int
-		want      settings.Mode // "": nobody knows
+		want      settings.Mode // "": not known
 	}{
-		"outside Kubernetes":                   {"edge", nil, 80, settings.Off},
-		"an instance that is not in it":        {"", told, 80, settings.Off},
-		"its listener":                         {"edge", told, 80, settings.Strict},
-		"another listener":                     {"edge", told, 81, settings.Off},
-		"a listener of which nobody knows":     {"half", told, 80, ""},
-		"beside one of which nobody knows":     {"half", told, 81, settings.Permissive},
-		"a Service of which nothing was heard": {"other", told, 80, ""},
+		"outside Kubernetes":             {"edge", nil, 80, settings.Off},
+		"an instance that is not in it":  {"", known, 80, settings.Off},
+		"its listener":                   {"edge", known, 80, settings.Strict},
+		"another listener":               {"edge", known, 81, settings.Off},
+		"a listener that is not known":   {"half", known, 80, ""},
+		"beside one that is not known":   {"half", known, 81, settings.Permissive},
+		"a Service that is not read yet": {"other", known, 80, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, in := behind(c.service, c.balancers)
@@ -43,7 +43,7 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 			}
 			s.FileGateway.Settings.ProxyProtocol.Mode = settings.Permissive
 			if p, known := s.ListenerSettings(in, c.port); p.ProxyProtocol.Mode != settings.Permissive || !known {
-				t.Errorf("somebody says permissive: mode %q, known %v", p.ProxyProtocol.Mode, known)
+				t.Errorf("the settings say permissive: mode %q, known %v", p.ProxyProtocol.Mode, known)
 			}
 		})
 	}
@@ -52,7 +52,7 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 func TestABalancerIsFollowedWhereAListenerIsAuto(t *testing.T) {
 	s, in := behind("edge", nil)
 	if !s.HasAutoListener(in) {
-		t.Error("nobody says anything: not followed")
+		t.Error("without settings: not followed")
 	}
 	s.FileGateway.Settings.ProxyProtocol.Mode = settings.Off
 	if s.HasAutoListener(in) {

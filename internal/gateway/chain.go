@@ -1,18 +1,15 @@
 package gateway
 
-// Chain is a compiled discovery chain as GET /v1/discovery-chain/<service>
-// answers it
+// Chain is a compiled discovery chain, in the form of the response to GET /v1/discovery-chain/<service>
 // (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
 type Chain struct {
-	ServiceName string
-	Namespace   string
-	Partition   string
-	Datacenter  string
-	Protocol    string
-	Default     bool
-	StartNode   string
-	Nodes       map[string]*ChainNode
-	Targets     map[string]*Target
+	ServiceName, Namespace, Partition, Datacenter string
+
+	Protocol  string
+	Default   bool
+	StartNode string
+	Nodes     map[string]*ChainNode
+	Targets   map[string]*Target
 }
 
 // The types of a ChainNode.
@@ -45,55 +42,43 @@ type RouteDefinition struct {
 }
 
 // RouteMatch selects the requests of a route.
-type RouteMatch struct {
-	HTTP *HTTPMatch
-}
+type RouteMatch struct{ HTTP *HTTPMatch }
 
 // HTTPMatch matches HTTP requests; an empty one matches all.
 type HTTPMatch struct {
-	PathExact       string
-	PathPrefix      string
-	PathRegex       string
-	CaseInsensitive bool
-	Header          []HeaderMatch
-	QueryParam      []QueryMatch
-	Methods         []string
+	PathExact, PathPrefix, PathRegex string
+	CaseInsensitive                  bool
+	Header                           []HeaderMatch
+	QueryParam                       []QueryMatch
+	Methods                          []string
 }
 
 // HeaderMatch matches one request header.
 type HeaderMatch struct {
-	Name    string
-	Present bool
-	Exact   string
-	Prefix  string
-	Suffix  string
-	Regex   string
-	Invert  bool
+	Name                         string
+	Present                      bool
+	Exact, Prefix, Suffix, Regex string
+	Invert                       bool
 }
 
 // QueryMatch matches one query parameter.
 type QueryMatch struct {
-	Name    string
-	Present bool
-	Exact   string
-	Regex   string
+	Name         string
+	Present      bool
+	Exact, Regex string
 }
 
 // RouteDestination is where the requests of a route go, and how.
 type RouteDestination struct {
-	Service               string
-	ServiceSubset         string
-	Namespace             string
-	Partition             string
-	PrefixRewrite         string
-	RequestTimeout        Duration
-	IdleTimeout           Duration
-	NumRetries            uint32
-	RetryOnConnectFailure bool
-	RetryOnStatusCodes    []uint32
-	RetryOn               []string
-	RequestHeaders        *HeaderModifiers
-	ResponseHeaders       *HeaderModifiers
+	Service, ServiceSubset, Namespace, Partition string
+
+	PrefixRewrite                   string
+	RequestTimeout, IdleTimeout     Duration
+	NumRetries                      uint32
+	RetryOnConnectFailure           bool
+	RetryOnStatusCodes              []uint32
+	RetryOn                         []string
+	RequestHeaders, ResponseHeaders *HeaderModifiers
 }
 
 // ChainSplit sends a share of the requests, in percent, to another node.
@@ -104,18 +89,14 @@ type ChainSplit struct {
 }
 
 // SplitDefinition is one split of a service-splitter config entry.
-type SplitDefinition struct {
-	RequestHeaders  *HeaderModifiers
-	ResponseHeaders *HeaderModifiers
-}
+type SplitDefinition struct{ RequestHeaders, ResponseHeaders *HeaderModifiers }
 
 // Resolver leads to a target, and to others when that one fails.
 type Resolver struct {
-	Default        bool
-	ConnectTimeout Duration
-	RequestTimeout Duration
-	Target         string // a key of Chain.Targets
-	Failover       *Failover
+	Default                        bool
+	ConnectTimeout, RequestTimeout Duration
+	Target                         string // a key of Chain.Targets
+	Failover                       *Failover
 }
 
 // Failover lists the targets to try next, in order.
@@ -132,26 +113,19 @@ type FailoverPolicy struct {
 
 // Target is a set of instances that a resolver can choose.
 type Target struct {
-	ID             string
-	Service        string
-	ServiceSubset  string
-	Namespace      string
-	Partition      string
-	Datacenter     string
-	Peer           string
+	ID                                     string
+	Service, ServiceSubset                 string
+	Namespace, Partition, Datacenter, Peer string
+
 	MeshGateway    MeshGatewayMode
 	Subset         Subset
 	ConnectTimeout Duration
 	External       bool
-	SNI            string
-	Name           string
+	SNI, Name      string
 }
 
-// MeshGatewayMode decides whether traffic to another datacenter goes through mesh
-// gateways: "", none, local or remote.
-type MeshGatewayMode struct {
-	Mode string
-}
+// MeshGatewayMode decides whether traffic to another datacenter goes through mesh gateways: "", none, local or remote.
+type MeshGatewayMode struct{ Mode string }
 
 // Subset narrows the instances of a target.
 type Subset struct {
@@ -168,15 +142,10 @@ type LoadBalancer struct {
 }
 
 // RingHash bounds the ring of policy ring_hash.
-type RingHash struct {
-	MinimumRingSize uint64
-	MaximumRingSize uint64
-}
+type RingHash struct{ MinimumRingSize, MaximumRingSize uint64 }
 
 // LeastRequest tunes policy least_request.
-type LeastRequest struct {
-	ChoiceCount uint32
-}
+type LeastRequest struct{ ChoiceCount uint32 }
 
 // HashPolicy is a part of a request that is hashed.
 type HashPolicy struct {

@@ -38,38 +38,29 @@ func NormalProtocol(protocol string) string { return strings.ToLower(cmp.Or(prot
 
 // ListenerService is one service of a listener; Name "*" stands for all.
 type ListenerService struct {
-	Name            string
-	Namespace       string
-	Partition       string
-	Hosts           []string
-	TLS             *ServiceTLS
-	RequestHeaders  *HeaderModifiers
-	ResponseHeaders *HeaderModifiers
+	Name, Namespace, Partition      string
+	Hosts                           []string
+	TLS                             *ServiceTLS
+	RequestHeaders, ResponseHeaders *HeaderModifiers
 	Limits
 }
 
 // TLS is how listeners speak TLS to clients.
 type TLS struct {
-	Enabled       bool
-	SDS           *SDS
-	TLSMinVersion string
-	TLSMaxVersion string
-	CipherSuites  []string
+	Enabled                      bool
+	SDS                          *SDS
+	TLSMinVersion, TLSMaxVersion string
+	CipherSuites                 []string
 }
 
 // ServiceTLS is the TLS setting of one service of a listener.
-type ServiceTLS struct {
-	SDS *SDS
-}
+type ServiceTLS struct{ SDS *SDS }
 
 // SDS names a certificate that Envoy gets from your own SDS server.
-type SDS struct {
-	ClusterName  string
-	CertResource string
-}
+type SDS struct{ ClusterName, CertResource string }
 
-// Override returns the settings of a listener: its own, one by one, over the gateway's.
-// A listener cannot switch off the gateway's TLS.
+// Override returns the settings of a listener: its own, one by one, over the gateway's. A listener cannot switch off
+// the gateway's TLS.
 func (t TLS) Override(listener *TLS) TLS {
 	if listener == nil {
 		listener = &TLS{}
@@ -100,13 +91,10 @@ func (s *SDS) Override(over *SDS) *SDS {
 	return &out
 }
 
-// Limits bound what goes to a service. Consul writes 0 where nothing was set,
-// so nil and 0 both mean "not set".
+// Limits bound what goes to a service. Consul writes 0 where nothing was set, so nil and 0 both mean "not set".
 type Limits struct {
-	MaxConnections        *uint32
-	MaxPendingRequests    *uint32
-	MaxConcurrentRequests *uint32
-	PassiveHealthCheck    *PassiveHealthCheck
+	MaxConnections, MaxPendingRequests, MaxConcurrentRequests *uint32
+	PassiveHealthCheck                                        *PassiveHealthCheck
 }
 
 // PassiveHealthCheck ejects instances that fail
@@ -119,12 +107,10 @@ type PassiveHealthCheck struct {
 	BaseEjectionTime        *Duration
 }
 
-// HeaderModifiers change the headers of a request or a response. Add comes
-// before Set.
+// HeaderModifiers change the headers of a request or a response. Add comes before Set.
 type HeaderModifiers struct {
-	Add    map[string]string
-	Set    map[string]string
-	Remove []string
+	Add, Set map[string]string
+	Remove   []string
 }
 
 // Mesh is the part of the mesh config entry that an ingress gateway follows.
@@ -134,19 +120,15 @@ type Mesh struct {
 }
 
 // MeshTLS holds the TLS parameters of connections inside the mesh.
-type MeshTLS struct {
-	Outgoing *TLSParameters
-}
+type MeshTLS struct{ Outgoing *TLSParameters }
 
 // TLSParameters bound the TLS versions and ciphers of a connection.
 type TLSParameters struct {
-	TLSMinVersion string
-	TLSMaxVersion string
-	CipherSuites  []string
+	TLSMinVersion, TLSMaxVersion string
+	CipherSuites                 []string
 }
 
-// Duration is a time span that Consul's JSON writes as "1m30s" in some places
-// and as a number of nanoseconds in others.
+// Duration is a time span that Consul's JSON writes as "1m30s" in some places and as a number of nanoseconds in others.
 type Duration time.Duration
 
 // UnmarshalJSON accepts both of Consul's forms.
@@ -160,19 +142,10 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 		*d = Duration(ns)
 		return nil
 	}
-	if s == "" {
-		*d = 0
-		return nil
-	}
-	span, err := time.ParseDuration(s)
+	span, err := time.ParseDuration(cmp.Or(s, "0"))
 	if err != nil {
 		return fmt.Errorf("duration %q: %w", s, err)
 	}
 	*d = Duration(span)
 	return nil
-}
-
-// MarshalJSON writes the string form.
-func (d Duration) MarshalJSON() ([]byte, error) {
-	return json.Marshal(time.Duration(d).String())
 }

@@ -1,16 +1,14 @@
-// Package gateway is the model: everything that is known about one ingress
-// gateway at one moment, as plain immutable values.
+// Package gateway is the model: everything that is known about one ingress gateway at one moment, as plain immutable
+// values.
 //
-//	consul, configdir ──Snapshot──> listeners.Compile ──Resources──> xds ──> Envoy
+//	consul, configdir ──Snapshot──> listeners.Compiler ──Resources──> xds ──> Envoy
 //
-// A source builds a new Snapshot for each change and never modifies one that it
-// has published. A part that did not change keeps its pointer, so equal pointers
-// mean equal content. The package knows no Consul client, no protobuf, no context
-// and no lock. The settings in the key "usher" are in package settings.
+// A source builds a new Snapshot for each change and never modifies one that it has published. A part that did not
+// change keeps its pointer, so equal pointers mean equal content. The package knows no Consul client, no protobuf,
+// no context and no lock. The settings in the key "usher" are in package settings.
 //
-// Entry, Chain and the types below them carry the names of Consul's own JSON,
-// so that an answer of Consul's HTTP API decodes straight into them. They are
-// our own types because consul/api's lose fields that the JSON has (a target's
+// Entry, Chain and the types below them carry the names of Consul's own JSON, so that an answer of Consul's HTTP API
+// decodes straight into them. They are our own types because consul/api's lose fields that the JSON has (a target's
 // Peer, a split's header modifiers, a resolver's request timeout).
 package gateway
 
@@ -25,16 +23,11 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// ID names an ingress gateway: the name its instances are registered under.
-// Namespace and Partition are Consul Enterprise's; empty means the default one.
-type ID struct {
-	Name      string
-	Namespace string
-	Partition string
-}
+// ID names an ingress gateway: the name its instances are registered under. Namespace and Partition are Consul
+// Enterprise's; empty means the default one.
+type ID struct{ Name, Namespace, Partition string }
 
-// String returns the name alone in the default namespace and partition, and
-// "partition/namespace/name" in others.
+// String returns the name alone in the default namespace and partition, and "partition/namespace/name" in others.
 func (id ID) String() string {
 	if id.Namespace == "" && id.Partition == "" {
 		return id.Name
@@ -42,55 +35,51 @@ func (id ID) String() string {
 	return OrDefault(id.Partition) + "/" + OrDefault(id.Namespace) + "/" + id.Name
 }
 
-// Snapshot is everything known of one gateway at one moment. A source publishes one only
-// when its parts agree: every row of Services has its listener in Entry.
+// Snapshot is everything known of one gateway at one moment. A source publishes one only when its parts agree: every
+// row of Services has its listener in Entry.
 //
-// If a key is absent from Chains, Endpoints, MeshGateways or Peers, its value is not
-// known: the source has never read it. Usher holds back the resources that need it, so
-// that an Envoy keeps those that it has. If the source knows that there is nothing, the
-// value is present and empty.
+// If a key is absent from Chains, Endpoints, MeshGateways or Peers, its value is not known: the source has never
+// read it. Usher holds back the resources that need it, so that an Envoy keeps those that it has. If the source
+// knows that there is nothing, the value is present and empty.
 type Snapshot struct {
 	ID         ID
 	Datacenter string // the local datacenter; never empty
-	// DualStack means that Consul's agent has an IPv6 address: an instance that is
-	// registered without an address then listens on "::" instead of "0.0.0.0".
+	// DualStack means that Consul's agent has an IPv6 address: an instance that is registered without an address
+	// then listens on "::" instead of "0.0.0.0".
 	DualStack bool
 
-	// Entry is the gateway's ingress-gateway config entry. Nil means that there is
-	// none, and the gateway has no listeners.
+	// Entry is the gateway's ingress-gateway config entry. Nil means that there is none, and the gateway has no listeners.
 	Entry *Entry
-	// Services are the rows of gateway-services: the entry's services with
-	// wildcards expanded, sorted by Port and then Service.
-	// A service that ACLs hide from the source has a row here, too.
+	// Services are the rows of gateway-services: the entry's services with wildcards expanded, sorted by Port and
+	// then Service. A service that ACLs hide from the source has a row here, too.
 	Services []Service
 	// Chains holds the compiled discovery chains of the rows in Services.
 	Chains map[ServiceName]*Chain
 	// Endpoints holds the instances of the chains' targets, by Target.ID.
 	Endpoints ordered.Map[*Endpoints]
-	// MeshGateways holds, by MeshGatewayKey, the mesh gateways for traffic to another
-	// datacenter or partition.
+	// MeshGateways holds, by MeshGatewayKey, the mesh gateways for traffic to another datacenter or partition.
 	MeshGateways map[string]*Endpoints
-	// Peers holds, by name, the roots of the cluster peers that targets are in. If a
-	// peer has sent no certificates yet, its value is empty.
+	// Peers holds, by name, the roots of the cluster peers that targets are in. If a peer has sent no certificates
+	// yet, its value is empty.
 	Peers map[string]*Roots
 
 	Mesh  *Mesh  // the mesh config entry; nil when there is none
 	Roots *Roots // nil in plain mode
 	Leaf  *Leaf  // towards the mesh; nil in plain mode
-	// DownstreamLeaf is the certificate for clients of listeners with TLS.Enabled, with
-	// DNS names; nil while there is none, or if no listener needs one.
+	// DownstreamLeaf is the certificate for clients of listeners with TLS.Enabled, with DNS names; nil while there
+	// is none, or if no listener needs one.
 	DownstreamLeaf *Leaf
 
-	// Plain means that upstreams speak plain text: there is no service mesh and no
-	// certificate (file mode). Roots, Leaf and DownstreamLeaf are nil then.
+	// Plain means that upstreams speak plain text: there is no service mesh and no certificate (file mode). Roots,
+	// Leaf and DownstreamLeaf are nil then.
 	Plain bool
 
-	// FileAll holds the settings of the config file for every gateway, ProxyDefaults
-	// those of proxy-defaults, and FileGateway those of the config file for this gateway.
+	// FileAll holds the settings of the config file for every gateway, ProxyDefaults those of proxy-defaults, and
+	// FileGateway those of the config file for this gateway.
 	FileAll, ProxyDefaults, FileGateway settings.Layer
 
-	// Balancers holds the load balancers by their Kubernetes Services. A Service that has
-	// not been read yet is absent. Nil means that Usher does not watch Services.
+	// Balancers holds the load balancers by their Kubernetes Services. A Service that has not been read yet is
+	// absent. Nil means that Usher does not watch Services.
 	Balancers map[KubernetesService]*Balancer
 
 	// Instances are the registered instances, sorted by Node and ServiceID.
@@ -100,8 +89,8 @@ type Snapshot struct {
 	Problems []problem.Problem
 }
 
-// MeshGatewayKey names a partition of a datacenter as Consul does: "dc1" is the
-// default partition, and "east.dc1" the partition east.
+// MeshGatewayKey names a partition of a datacenter as Consul does: "dc1" is the default partition, and "east.dc1"
+// the partition east.
 func MeshGatewayKey(datacenter, partition string) string {
 	if OmitDefault(partition) == "" {
 		return datacenter
@@ -109,19 +98,13 @@ func MeshGatewayKey(datacenter, partition string) string {
 	return partition + "." + datacenter
 }
 
-// ServiceName names a service of the catalog. Empty Namespace and Partition
-// mean the default ones.
-type ServiceName struct {
-	Name      string
-	Namespace string
-	Partition string
-}
+// ServiceName names a service of the catalog. Empty Namespace and Partition mean the default ones.
+type ServiceName struct{ Name, Namespace, Partition string }
 
 // String returns the name alone in the default namespace and partition.
 func (n ServiceName) String() string { return ID(n).String() }
 
-// Service is one row of gateway-services: a service on a listener of the
-// gateway.
+// Service is one row of gateway-services: a service on a listener of the gateway.
 type Service struct {
 	Service      ServiceName
 	Port         int
@@ -130,23 +113,18 @@ type Service struct {
 	FromWildcard bool     // the row comes from a "*" service of the entry
 }
 
-// Instance is one registered instance of the gateway. Several instances may
-// have the same ServiceID on different nodes.
+// Instance is one registered instance of the gateway. Several instances may have the same ServiceID on different nodes.
 type Instance struct {
-	Node        string // node name
-	ServiceID   string
-	NodeAddress string
-	// Address is the service's own address; empty means all addresses.
-	Address         string
-	Port            int // of the ready listener, not of the gateway's listeners
-	TaggedAddresses map[string]Address
-	// Kubernetes is the Service in front of it.
-	Kubernetes KubernetesService
+	Node, NodeAddress string // the name and address of its node
+	ServiceID         string
+	Address           string // the service's own; empty means all addresses
+	Port              int    // of the ready listener, not of the gateway's listeners
+	TaggedAddresses   map[string]Address
+	Kubernetes        KubernetesService // the Service in front of it
 
 	Config     ProxyConfig
 	AccessLogs AccessLogs
-	// Registration holds the settings of this instance's registration, without those
-	// that it inherits from proxy-defaults.
+	// Registration holds the settings of this instance's registration, without those that it inherits from proxy-defaults.
 	Registration settings.Layer
 }
 
@@ -156,25 +134,23 @@ type Address struct {
 	Port    int
 }
 
-// ProxyConfig holds the keys of a gateway's opaque Proxy.Config that Consul
-// honours for ingress gateways
-// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
-// The keys that start with envoy_mesh_gateway_ are older names of the same.
+// ProxyConfig holds the keys of a gateway's opaque Proxy.Config that Consul honours for ingress gateways
+// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options). The keys that start with
+// envoy_mesh_gateway_ are older names of the same.
 type ProxyConfig struct {
 	NoDefaultBind       bool
 	BindTaggedAddresses bool
 	BindAddresses       map[string]Address
-	// FetchTimeout is xds_fetch_timeout_ms: how long Envoy waits for a route
-	// configuration or a load assignment; nil leaves Envoy's default (15 s).
+	// FetchTimeout is xds_fetch_timeout_ms: how long Envoy waits for a route configuration or a load assignment; nil
+	// leaves Envoy's default (15 s).
 	FetchTimeout *time.Duration
-	// MaxRequestHeadersKB limits the headers of a request; 0 leaves Envoy's
-	// default (60 KiB).
+	// MaxRequestHeadersKB limits the headers of a request; 0 leaves Envoy's default (60 KiB).
 	MaxRequestHeadersKB uint32
 }
 
 // AccessLogs is proxy-defaults' AccessLogs
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults#accesslogs).
-// The zero value means no access logs.
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/proxy-defaults#accesslogs). The zero value
+// means no access logs.
 type AccessLogs struct {
 	Enabled             bool
 	DisableListenerLogs bool
@@ -184,11 +160,8 @@ type AccessLogs struct {
 	TextFormat          string
 }
 
-// Endpoints are the instances of one chain target, or the mesh gateways of one
-// datacenter, sorted by address.
-type Endpoints struct {
-	Endpoints []Endpoint
-}
+// Endpoints are the instances of one chain target, or the mesh gateways of one datacenter, sorted by address.
+type Endpoints struct{ Endpoints []Endpoint }
 
 // Endpoint is one instance of a service, seen through its sidecar.
 type Endpoint struct {
@@ -201,50 +174,30 @@ type Endpoint struct {
 	TaggedAddresses map[string]Address
 	Status          Status
 	Weights         Weights
-	// Peer is set on instances that were imported from a cluster peer.
-	Peer *PeerMeta
+	Peer            *PeerMeta // of an instance that was imported from a cluster peer
 }
 
 // Status is the worst status among an instance's checks.
 type Status uint8
 
-// The statuses from best to worst; the zero value means that every check
-// passes, or that there is none.
+// The statuses from best to worst; the zero value means that every check passes, or that there is none.
 const (
 	Passing Status = iota
 	Warning
 	Critical
 )
 
-// String returns Consul's word.
-func (s Status) String() string {
-	switch s {
-	case Passing:
-		return "passing"
-	case Warning:
-		return "warning"
-	case Critical:
-		return "critical"
-	}
-	return "Status(" + strconv.Itoa(int(s)) + ")"
-}
-
-// Weights are an instance's load balancing weights by its status. Zero means
-// not set.
-type Weights struct {
-	Passing int
-	Warning int
-}
+// Weights are an instance's load balancing weights by its status. Zero means not set.
+type Weights struct{ Passing, Warning int }
 
 // PeerMeta is how to reach and verify an instance imported from a cluster peer.
 type PeerMeta struct {
-	SNI      []string
-	SpiffeID []string
-	Protocol string
+	SNI, SpiffeID []string
+	Protocol      string
 }
 
-// Roots are the root certificates of a mesh: the gateway's own, or a cluster peer's,
-// whose TrustDomain is empty if it is not known.
+// Roots are the root certificates of a mesh: the gateway's own, or a cluster peer's, whose TrustDomain is empty if
+// it is not known.
 type Roots struct {
 	TrustDomain string
 	PEMs        []string // in Consul's order; the active root is among them
@@ -255,8 +208,7 @@ type Leaf struct {
 	CertPEM     string
 	KeyPEM      Secret
 	ValidBefore time.Time
-	// Names are the DNS names in it, sorted. Those in the mesh's own domains are
-	// wildcards: "*.ingress.consul".
+	// Names are the DNS names in it, sorted. Those in the mesh's own domains are wildcards: "*.ingress.consul".
 	Names []string
 }
 
@@ -275,9 +227,8 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalText hides the text, in every encoding that asks for one.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// ListenerSettings returns the settings of the listener that an instance has on a port.
-// Its mode is never Auto, but the mode that Auto stands for. known is false while the
-// settings or that mode are not known.
+// ListenerSettings returns the settings of the listener that an instance has on a port. Its mode is never Auto, but
+// the mode that Auto stands for. known is false while the settings or that mode are not known.
 func (s *Snapshot) ListenerSettings(in *Instance, port int) (l settings.Listener, known bool) {
 	l, known = s.resolve(in, port)
 	if known && l.ProxyProtocol.Mode == settings.Auto {
@@ -293,18 +244,12 @@ func (s *Snapshot) resolve(in *Instance, port int) (l settings.Listener, known b
 }
 
 // EnvoyVersion is the release of an Envoy, from the node in the first request of a stream
-// (user_agent_build_version). The zero value means that it is not known, and counts as
-// newer than every release.
-type EnvoyVersion struct {
-	Major, Minor, Patch uint32
-}
+// (user_agent_build_version). The zero value means that it is not known, and counts as newer than every release.
+type EnvoyVersion struct{ Major, Minor, Patch uint32 }
 
 // AtLeast reports whether e is the release major.minor or a later one.
 func (e EnvoyVersion) AtLeast(major, minor uint32) bool {
-	if e == (EnvoyVersion{}) {
-		return true
-	}
-	return e.Major > major || e.Major == major && e.Minor >= minor
+	return e == (EnvoyVersion{}) || e.Major > major || e.Major == major && e.Minor >= minor
 }
 
 // String returns "1.36.2", or "unknown".

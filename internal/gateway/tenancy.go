@@ -5,12 +5,10 @@ import (
 	"net/url"
 )
 
-// DefaultTenancy is Consul's name of its default namespace and of its default
-// partition. The model writes both as "".
+// DefaultTenancy is Consul's name of its default namespace and of its default partition. The model writes both as "".
 const DefaultTenancy = "default"
 
-// OmitDefault returns the name of a namespace or partition as the model has it: ""
-// for the default one.
+// OmitDefault returns the name of a namespace or partition as the model has it: "" for the default one.
 func OmitDefault(name string) string {
 	if name == DefaultTenancy {
 		return ""
@@ -18,18 +16,17 @@ func OmitDefault(name string) string {
 	return name
 }
 
-// OrDefault returns the name of a namespace or partition as Consul has it:
-// "default" for the default one.
+// OrDefault returns the name of a namespace or partition as Consul has it: "default" for the default one.
 func OrDefault(name string) string { return cmp.Or(name, DefaultTenancy) }
 
 // OmitDefaults returns the name with OmitDefault for its namespace and partition.
 func (n ServiceName) OmitDefaults() ServiceName {
-	return ServiceName{Name: n.Name, Namespace: OmitDefault(n.Namespace), Partition: OmitDefault(n.Partition)}
+	return ServiceName{n.Name, OmitDefault(n.Namespace), OmitDefault(n.Partition)}
 }
 
 // OrDefaults returns the name with OrDefault for its namespace and partition.
 func (n ServiceName) OrDefaults() ServiceName {
-	return ServiceName{Name: n.Name, Namespace: OrDefault(n.Namespace), Partition: OrDefault(n.Partition)}
+	return ServiceName{n.Name, OrDefault(n.Namespace), OrDefault(n.Partition)}
 }
 
 // SameTenancy reports whether two names are in the same namespace and partition.

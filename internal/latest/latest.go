@@ -1,25 +1,21 @@
-// Package latest hands values from one goroutine to another where only the
-// newest one counts.
+// Package latest hands values from one goroutine to another where only the newest one counts.
 package latest
 
-// Value is a slot for the newest value. Put never blocks; a value that was not
-// taken before the next Put is dropped. One goroutine puts; any number take.
-// Use New.
-type Value[T any] struct {
-	c chan T
-}
+// Value is a slot for the newest value. Any number of goroutines may take it. Use New.
+type Value[T any] struct{ c chan T }
 
-// New gives an empty box.
+// New returns an empty slot.
 func New[T any]() Value[T] { return Value[T]{c: make(chan T, 1)} }
 
-// Put replaces what is in the box. Calls must not overlap.
-func (b Value[T]) Put(v T) {
+// Put replaces the value in the slot. It never blocks, and drops a value that nothing has taken. Calls must not
+// overlap.
+func (l Value[T]) Put(v T) {
 	select {
-	case <-b.c:
+	case <-l.c:
 	default:
 	}
-	b.c <- v
+	l.c <- v
 }
 
 // C delivers the newest value once it is there; each value goes to one taker.
-func (b Value[T]) C() <-chan T { return b.c }
+func (l Value[T]) C() <-chan T { return l.c }

@@ -1,5 +1,5 @@
-// Package problem holds the one type for what an operator has to correct, and the
-// suggestion for a word that is nearly right.
+// Package problem holds the one type for what an operator has to correct, and the suggestion for a word that is
+// nearly right.
 package problem
 
 //go:generate go run ../../tools/messages-doc ../.. ../../docs/messages.md
@@ -9,8 +9,7 @@ import (
 	"strings"
 )
 
-// Problem is something that an operator has to correct: where it is, what is wrong and
-// what to do, each on one line.
+// Problem is something that an operator has to correct: where it is, what is wrong and what to do, each on one line.
 type Problem struct {
 	Where string // the file:line, config entry or registration, and key
 	What  string // what is wrong, and what to do about it
@@ -19,8 +18,8 @@ type Problem struct {
 // String returns the problem as one line.
 func (p Problem) String() string { return p.Where + ": " + p.What }
 
-// DidYouMean returns ` (did you mean "near"?)` with the known word that is nearest to
-// word, or nothing if none is near. At most a third of the letters may differ.
+// DidYouMean returns ` (did you mean "near"?)` with the known word that is nearest to word, or nothing if none is
+// near. At most a third of the letters may differ.
 func DidYouMean[S ~string](word string, known []S) string {
 	nearest, fewest := "", len(word)+1
 	for _, k := range known {
@@ -38,8 +37,7 @@ func DidYouMean[S ~string](word string, known []S) string {
 	return fmt.Sprintf(" (did you mean %q?)", nearest)
 }
 
-// edits returns how many letters have to be inserted, removed, replaced or swapped with
-// their neighbour to make b of a.
+// edits returns how many letters have to be inserted, removed, replaced or swapped with their neighbour to make b of a.
 func edits(a, b string) int {
 	counts := make([][]int, len(a)+1) // of the first i letters of a and the first j of b
 	for i := range counts {

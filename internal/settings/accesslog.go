@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// AccessLog says what is logged of one listener, in which format, and where. Its fields
-// are settings, like those of ProxyProtocol.
+// AccessLog says what is logged of one listener, in which format, and where. Its fields are settings, like those of
+// ProxyProtocol.
 type AccessLog struct {
 	Sinks  Sinks
 	Format LogFormat
 
-	// A log entry is written if it meets one of these conditions. AnyStatus and the
-	// other words below stand for no condition.
+	// A log entry is written if it meets one of these conditions. AnyStatus and the other words below stand for no
+	// condition.
 	StatusAtLeast   int
 	DurationAtLeast time.Duration
 	ResponseFlags   []string // sorted; empty and not nil: no condition
@@ -23,8 +23,8 @@ type AccessLog struct {
 	SamplePerMille SampleRate // of the log entries without an error
 	HealthChecks   HealthChecks
 	Rejected       SampleRate
-	// RejectedPerSecond is how many rejected connections each Envoy logs per second in
-	// each sink, at most; NoRateLimit: all.
+	// RejectedPerSecond is how many rejected connections each Envoy logs per second in each sink, at most;
+	// NoRateLimit: all.
 	RejectedPerSecond int
 
 	RedactQuery   YesNo
@@ -71,8 +71,7 @@ type Sink struct {
 	RequestHeaders []string
 }
 
-// HostPort is where a collector listens: a host name or an IP address without brackets,
-// and a port.
+// HostPort is where a collector listens: a host name or an IP address without brackets, and a port.
 type HostPort struct {
 	Host string
 	Port int
@@ -153,14 +152,13 @@ const (
 	ClientTruncated ClientAddressLog = "truncated" // the network: /24, or /48 of IPv6
 )
 
-// IsCustom reports whether the listener has custom sinks or a custom format, and not
-// only those of Consul.
+// IsCustom reports whether the listener has custom sinks or a custom format, and not only those of Consul.
 func (a AccessLog) IsCustom() bool {
 	return a.Sinks.Type == SinksCustom || a.Format.Type != FormatDefault
 }
 
-// References reports whether a custom format contains the field or one of the words, or
-// the expression contains one of the words.
+// References reports whether a custom format contains the field or one of the words, or the expression contains one
+// of the words.
 func (a AccessLog) References(field string, words ...string) bool {
 	formats := []LogFormat{a.Format}
 	for _, s := range a.Sinks.Custom {
@@ -171,8 +169,7 @@ func (a AccessLog) References(field string, words ...string) bool {
 	})
 }
 
-// contains reports whether a text, or one of the texts in an object, contains one of
-// the words.
+// contains reports whether a text, or one of the texts in an object, contains one of the words.
 func contains(value any, words []string) bool {
 	switch v := value.(type) {
 	case string:
@@ -193,13 +190,10 @@ func (a AccessLog) Redacts() bool {
 }
 
 // LogField is a named field of an access log.
-type LogField struct {
-	Name    string
-	Meaning string
-}
+type LogField struct{ Name, Meaning string }
 
-// LogFields are the fields that a format can name, in the order of their documentation.
-// Fields of Consul's default format have the same names there.
+// LogFields are the fields that a format can name, in the order of their documentation. Fields of Consul's default
+// format have the same names there.
 var LogFields = []LogField{
 	{"start_time", "when the request or the connection began"},
 	{"client_address", "the client's address and port"},

@@ -3,15 +3,14 @@ package settings
 import (
 	"errors"
 	"slices"
+	"strings"
 )
 
-// ListenerProperties are the properties of a listener that its settings have to agree
-// with.
+// ListenerProperties are the properties of a listener that its settings have to agree with.
 type ListenerProperties struct {
 	TCP bool // its service gets connections and not requests
 	TLS bool // clients begin with a TLS handshake
-	// PreservesClientIP means that the load balancer connects from the clients'
-	// addresses.
+	// PreservesClientIP means that the load balancer connects from the clients' addresses.
 	PreservesClientIP bool
 	BalancerVersion   Version // the version that the load balancer sends; "" if that is not known
 }
@@ -19,7 +18,7 @@ type ListenerProperties struct {
 // Conflict is a combination of settings that a listener refuses.
 type Conflict struct {
 	Doc     string // for documentation
-	Reason  string // one line: what is wrong and what to do
+	Reason  string // one line: what is wrong and what to do; VERSION stands for the version that the load balancer sends
 	applies func(Listener, ListenerProperties) bool
 }
 
@@ -35,8 +34,8 @@ var Conflicts = []Conflict{
 	},
 	{
 		Doc: "`versions` without the version that the load balancer sends, if its Service in Kubernetes says which one it is",
-		Reason: `usher.proxy_protocol.versions: the load balancer sends the version that is missing here, so every connection would be closed; ` +
-			`add it, or remove the setting`,
+		Reason: `usher.proxy_protocol.versions: the load balancer sends VERSION, which is not in versions, so Envoy would close every connection; ` +
+			`add "VERSION", or remove versions`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return l.ProxyProtocol.Enabled() && p.BalancerVersion != "" && !slices.Contains(l.ProxyProtocol.Versions, p.BalancerVersion)
 		},
@@ -59,9 +58,8 @@ var Conflicts = []Conflict{
 		},
 	},
 	{
-		Doc: "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
-		Reason: `usher.client_address.xff: "overwrite" discards what the trusted hops wrote; ` +
-			`use "append", or trusted_hops "none"`,
+		Doc:    "`xff = \"overwrite\"` with `trusted_hops`, on an http, http2 or grpc listener",
+		Reason: `usher.client_address.xff: "overwrite" discards what the trusted hops wrote; use "append", or trusted_hops "none"`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return !p.TCP && l.ClientAddress.XFF == XFFOverwrite && l.ClientAddress.TrustedHops.Uint32() > 0
 		},
@@ -72,7 +70,7 @@ var Conflicts = []Conflict{
 func (l Listener) Check(p ListenerProperties) error {
 	for _, c := range Conflicts {
 		if c.applies(l, p) {
-			return errors.New(c.Reason)
+			return errors.New(strings.ReplaceAll(c.Reason, "VERSION", string(p.BalancerVersion)))
 		}
 	}
 	return nil

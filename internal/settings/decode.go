@@ -4,21 +4,21 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Decode decodes the value of the key "usher" strictly: an unknown key, a wrong type
-// or a value that is not allowed is a problem. A list with one element counts as that
-// element and the reverse, because Consul's HCL decoder makes lists of blocks. A nil
-// value sets nothing.
+// Decode decodes the value of the key "usher" strictly: an unknown key, a wrong type or a value that is not allowed
+// is a problem. A list with one element counts as that element and the reverse, because Consul's HCL decoder makes
+// lists of blocks. A nil value sets nothing.
 func Decode(where string, raw any) (Settings, []problem.Problem) {
 	if raw = single(raw); raw == nil {
 		return Settings{}, nil
 	}
-	d := decoder{}
+	var d decoder
 	var s Settings
 	at := where + ": " + Key
 	members := d.object(at, raw, append(groupKeys(), listenersKey)...).members
@@ -33,21 +33,19 @@ func Decode(where string, raw any) (Settings, []problem.Problem) {
 }
 
 // decoder walks decoded JSON or HCL and collects the problems in it.
-type decoder struct {
-	problems []problem.Problem
-}
+type decoder struct{ problems []problem.Problem }
 
 // listener decodes the groups of settings in an object.
 func (d *decoder) listener(where string, groups map[string]any, into *Listener) {
 	for _, group := range Groups {
 		var keys []string
-		for _, s := range group.settings {
-			keys = append(keys, s.key())
+		for _, s := range group.Settings {
+			keys = append(keys, s.Key)
 		}
 		o := d.object(where+"."+group.Key, groups[group.Key], keys...)
-		for _, s := range group.settings {
-			if raw, ok := o.members[s.key()]; ok {
-				s.decode(d, o.where+"."+s.key(), raw, into)
+		for _, s := range group.Settings {
+			if raw, ok := o.members[s.Key]; ok {
+				s.decode(d, o.where+"."+s.Key, raw, into)
 			}
 		}
 	}
@@ -83,8 +81,7 @@ type object struct {
 	members map[string]any
 }
 
-// object returns the members of raw that have one of the keys; each other member is a
-// problem. Nil has no members.
+// object returns the members of raw that have one of the keys; each other member is a problem. Nil has no members.
 func (d *decoder) object(where string, raw any, keys ...string) object {
 	o := object{d: d, where: where, members: map[string]any{}}
 	raw = single(raw)
@@ -103,8 +100,7 @@ func (d *decoder) object(where string, raw any, keys ...string) object {
 }
 
 // optional decodes a member of an object. An absent one has the zero value.
-func optional[T any](o object, key string, t valueType[T]) T {
-	var value T
+func optional[T any](o object, key string, t valueType[T]) (value T) {
 	if raw, ok := o.members[key]; ok {
 		value, _ = t.decode(o.d, o.where+"."+key, raw)
 	}
@@ -138,8 +134,7 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// describe names a value in a problem: the value itself if it is short and printable on
-// one line, else its type.
+// describe names a value in a problem: the value itself if it is short and printable on one line, else its type.
 func describe(raw any) string {
 	switch v := raw.(type) {
 	case string:
@@ -164,15 +159,12 @@ func describe(raw any) string {
 
 // quoted lists words in quotes: "a", "b" or "c" if last is " or ".
 func quoted[S ~string](words []S, last string) string {
-	var b strings.Builder
-	for i, w := range words {
-		switch {
-		case i > 0 && i == len(words)-1:
-			b.WriteString(last)
-		case i > 0:
-			b.WriteString(", ")
-		}
-		fmt.Fprintf(&b, "%q", string(w))
+	var texts []string
+	for _, w := range words {
+		texts = append(texts, strconv.Quote(string(w)))
 	}
-	return b.String()
+	if n := len(texts); n > 1 {
+		texts = append(texts[:n-2], texts[n-2]+last+texts[n-1])
+	}
+	return strings.Join(texts, ", ")
 }

@@ -20,6 +20,7 @@ func FuzzSettings(f *testing.F) {
 		`{"listeners": {"8080": {"proxy_protocol": {"mode": "off"}}, "x": {}, "-1": null, "99999999999999999999": {}}}`,
 		`{"access_log": {"sinks": [{"file": {"path": "/x"}}, {"otlp": {"address": "a:1", "tls": {"ca": "x"}}}, {"stdout": {}}], "format": {"json": {"a": [1, {"b": null}]}}}}`,
 		`{"access_log": {"status_at_least": "500", "duration_at_least": "-5s", "response_flags": ["UH", 1], "header": {"name": "a"}, "expression": "x", "sample_per_mille": 1001, "redact_headers": "none"}}`,
+		`{"access_log": {"redact_headers": ["none", "a"], "response_flags": [["any"], "any"]}, "proxy_protocol": {"trusted_cidrs": [["any", "any"], "any"]}}`,
 	} {
 		f.Add(text, "null")
 		f.Add(text, text)

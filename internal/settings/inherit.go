@@ -5,13 +5,12 @@ import (
 	"slices"
 )
 
-// StripInherited returns a registration's own settings under the key usher; nil if there
-// are none. Consul shows a registration only with proxy-defaults merged in, so a value
-// that is equal in both counts as inherited. Objects are compared key by key, as Consul
-// merges them, and the value of a setting as a whole.
+// StripInherited returns a registration's own settings under the key usher; nil if there are none. Consul shows a
+// registration only with proxy-defaults merged in, so a value that is equal in both counts as inherited. Objects are
+// compared key by key, as Consul merges them, and the value of a setting as a whole.
 //
-// It cannot undo a merge of values: Consul makes one object of two, such as the only TLV
-// of each list, with the keys of both.
+// It cannot undo a merge of values: Consul makes one object of two, such as the only TLV of each list, with the keys
+// of both.
 func StripInherited(merged, inherited any) any {
 	return stripInherited(merged, inherited, nil)
 }
@@ -60,10 +59,6 @@ func equal(a, b any) bool {
 	case []any:
 		b, ok := b.([]any)
 		return ok && slices.EqualFunc(a, b, equal)
-	}
-	switch b.(type) {
-	case map[string]any, []any:
-		return false
 	}
 	return a == b
 }

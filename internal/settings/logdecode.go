@@ -6,25 +6,13 @@ import (
 	"encoding/pem"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
-
-// duration accepts time spans.
-var duration = valueType[time.Duration]{
-	other: `a time span such as "250ms" or "2s", up to "24h"`,
-	read: func(_ *decoder, _ string, raw any) (time.Duration, bool) {
-		s, ok := raw.(string)
-		d, err := time.ParseDuration(s)
-		return d, ok && err == nil && d >= time.Millisecond && d <= 24*time.Hour
-	},
-}
-
-var headerNames = names("none", headerName, "names of headers in lower case")
 
 // headerFilter accepts the word any, or an object.
 var headerFilter = objectOf("an object { name, value }; without value, the header only has to be there", func(o object) HeaderFilter {
@@ -43,8 +31,7 @@ var expression = valueType[string]{
 	},
 }.or("any", AnyExpression)
 
-// logFormat accepts the name of a preset, or an object with one of the ways to write a
-// format.
+// logFormat accepts the name of a preset, or an object with one of the ways to write a format.
 var logFormat = valueType[LogFormat]{
 	other: `an object with one of the keys "json", "text" and "fields"`,
 	read: func(d *decoder, where string, raw any) (LogFormat, bool) {
@@ -53,16 +40,11 @@ var logFormat = valueType[LogFormat]{
 			return LogFormat{}, false
 		}
 		o := d.object(where, m, "json", "text", "fields")
-		for key := range o.members {
-			switch key {
-			case "json":
-				return LogFormat{Type: FormatJSON, JSON: optional(o, key, jsonFormat)}, true
-			case "text":
-				return LogFormat{Type: FormatText, Text: optional(o, key, textFormat)}, true
-			}
-			return LogFormat{Type: FormatFields, Fields: optional(o, key, logFields)}, true
+		f := LogFormat{JSON: optional(o, "json", jsonFormat), Text: optional(o, "text", textFormat), Fields: optional(o, "fields", logFields)}
+		for key := range o.members { // one, or none if it is unknown
+			f.Type = LogFormatType(key)
 		}
-		return LogFormat{}, true
+		return f, true
 	},
 }.
 	or("default", LogFormat{Type: FormatDefault}).
@@ -73,12 +55,11 @@ var logFormat = valueType[LogFormat]{
 // jsonFormat accepts objects of texts with command operators.
 var jsonFormat = valueType[map[string]any]{other: "an object of texts with command operators", read: readJSONFormat}
 
-// readJSONFormat cannot take lists: Consul's HCL decoder does not tell a list of one
-// from its element.
+// readJSONFormat refuses lists: Consul's HCL decoder does not tell a list of one from its element.
 func readJSONFormat(d *decoder, where string, raw any) (map[string]any, bool) {
 	m, ok := raw.(map[string]any)
-	if !ok || len(m) == 0 {
-		return nil, false
+	if ok && len(m) == 0 {
+		d.problem(where, "the object is empty; add a key, or remove it")
 	}
 	out := map[string]any{}
 	for _, key := range slices.Sorted(maps.Keys(m)) {
@@ -91,14 +72,12 @@ func readJSONFormat(d *decoder, where string, raw any) (map[string]any, bool) {
 		case int64:
 			out[key] = float64(v)
 		case map[string]any:
-			if out[key], ok = readJSONFormat(d, at, v); !ok {
-				d.refuse(at, v, "an object that is not empty")
-			}
+			out[key], _ = readJSONFormat(d, at, v)
 		default:
 			d.refuse(at, m[key], "a text with command operators, a number, a boolean, or an object of these")
 		}
 	}
-	return out, true
+	return out, ok
 }
 
 // looksLikeJSON finds texts of people who want JSON.
@@ -191,22 +170,17 @@ var collectorAddress = valueType[HostPort]{
 	other: `a host and a port, such as "collector.internal:4317", "10.0.0.7:4317" or "[2001:db8::7]:4317"`,
 	read: func(_ *decoder, _ string, raw any) (HostPort, bool) {
 		s, _ := raw.(string)
-		at := max(0, strings.LastIndexByte(s, ':'))
-		host, portText := s[:at], s[min(len(s), at+1):]
-		port, err := strconv.ParseUint(portText, 10, 16)
-		host, bracketed := strings.CutPrefix(host, "[")
-		if bracketed {
-			host = strings.TrimSuffix(host, "]")
-		}
+		host, portText, err := net.SplitHostPort(s)
+		port, portErr := strconv.ParseUint(portText, 10, 16)
 		ip, notIP := netip.ParseAddr(host)
+		bracketed := strings.HasPrefix(s, "[")
 		valid := notIP == nil && ip.Zone() == "" && ip.Is6() == bracketed ||
 			notIP != nil && !bracketed && len(host) <= 253 && hostName.MatchString(host)
-		return HostPort{Host: host, Port: int(port)}, valid && err == nil && port > 0
+		return HostPort{Host: host, Port: int(port)}, valid && err == nil && portErr == nil && port > 0
 	},
 }
 
-// collectorTLS accepts the word none, or an object that says how a collector proves its
-// identity.
+// collectorTLS accepts the word none, or an object that says how a collector proves its identity.
 var collectorTLS = objectOf("an object { ca, sni }", func(o object) *CollectorTLS {
 	return &CollectorTLS{CA: required(o, "ca", certificates), SNI: optional(o, "sni", text(hostName, "a host name"))}
 }, "ca", "sni").or("none", nil)

@@ -2,6 +2,7 @@ package settings
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/testing/messages"
@@ -48,7 +49,7 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	for _, c := range Conflicts {
-		lines = append(lines, c.Reason)
+		lines = append(lines, strings.ReplaceAll(c.Reason, "VERSION", "v1"))
 	}
 	messages.Check(t, lines, "refuse", "problem")
 }

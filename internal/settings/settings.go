@@ -1,10 +1,10 @@
-// Package settings is the language of Usher's own settings: the key "usher" of
-// Consul's opaque configs and of the file given with --config.
+// Package settings is the language of Usher's own settings: the key "usher" of Consul's opaque configs and of the
+// file given with --config.
 //
 //	raw value ──Decode──> Settings ──Layer──> Resolve(port, layers…) ──> Listener
 //
-// One table (Groups) holds every setting: its key, the values it accepts, its default
-// and its documentation. Decoding, merging, messages and docs/settings.md follow from it.
+// One table (Groups) holds every setting: its key, the values it accepts, its default and its documentation.
+// Decoding, merging, messages and docs/settings.md follow from it.
 package settings
 
 import (
@@ -14,22 +14,20 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Key is the key of Usher's settings inside an opaque config of Consul's
-// (proxy-defaults' Config, a gateway's Proxy.Config).
+// Key is the key of Usher's settings inside an opaque config of Consul's (proxy-defaults' Config, a gateway's
+// Proxy.Config).
 const Key = "usher"
 
-// Settings are the settings of one layer. The zero value sets nothing and leaves every
-// setting to a more general layer.
+// Settings are the settings of one layer. The zero value sets nothing and leaves every setting to a more general layer.
 type Settings struct {
 	Listener
 	// Listeners holds, by port, the settings of single listeners.
 	Listeners map[int]Listener
 }
 
-// Listener holds the settings of one listener. The table of settings (Groups) has the
-// values and meaning of each field. In a layer, a field with its zero value is not set.
-// No setting has a zero value with a meaning, because Consul loses zero values when it
-// merges proxy-defaults into a registration.
+// Listener holds the settings of one listener. The table of settings (Groups) has the values and meaning of each
+// field. In a layer, a field with its zero value is not set. No setting has a zero value with a meaning, because
+// Consul loses zero values when it merges proxy-defaults into a registration.
 type Listener struct {
 	ProxyProtocol ProxyProtocol
 	ClientAddress ClientAddress
@@ -41,8 +39,7 @@ type Listener struct {
 type ProxyProtocol struct {
 	Mode     Mode
 	Versions []Version // sorted
-	// TrustedCIDRs are the networks whose PROXY headers are believed, masked, and
-	// without IPv4 addresses mapped into IPv6.
+	// TrustedCIDRs are the networks whose PROXY headers are believed, masked, and without IPv4 addresses mapped into IPv6.
 	TrustedCIDRs      []netip.Prefix
 	TLVs              []TLV // empty and not nil: none
 	Upstream          Upstream
@@ -61,8 +58,7 @@ type Mode string
 
 // The modes.
 const (
-	// Auto follows the load balancer's settings. A listener always has one of the
-	// other modes.
+	// Auto follows the load balancer's settings. A listener always has one of the other modes.
 	Auto       Mode = "auto"
 	Off        Mode = "off"        // Consul's own listener: PROXY headers are not looked for
 	Permissive Mode = "permissive" // with a PROXY header or without one
@@ -134,21 +130,19 @@ const (
 	ForwardedProtoPorts      ForwardedProtoType = "ports"      // the port that the client connected to
 )
 
-// Layer is one place that settings come from, with its last valid content. The zero
-// value sets nothing.
+// Layer is one place that settings come from, with its last valid content. The zero value sets nothing.
 type Layer struct {
 	Settings Settings
-	// NeverValid means that the layer is invalid and never was valid, so that its
-	// settings are not known. Listeners that depend on it must not be built.
+	// NeverValid means that the layer is invalid and never was valid, so that its settings are not known. Listeners
+	// that depend on it must not be built.
 	NeverValid bool
 
 	valid bool // Settings are those of the last valid content
 }
 
-// Update returns the layer after its content became raw, the value of the key "usher"
-// (nil if it is absent). where names the layer in problems. If raw is invalid, the
-// problems say why, and the layer keeps its last valid settings; without any, it is
-// NeverValid.
+// Update returns the layer after its content became raw, the value of the key "usher" (nil if it is absent). where
+// names the layer in problems. If raw is invalid, the problems say why, and the layer keeps its last valid settings;
+// without any, it is NeverValid.
 func (l Layer) Update(where string, raw any) (Layer, []problem.Problem) {
 	s, problems := Decode(where, raw)
 	switch {
@@ -161,18 +155,17 @@ func (l Layer) Update(where string, raw any) (Layer, []problem.Problem) {
 	}
 }
 
-// File is the content of Usher's config file: a layer for every gateway, one for each
-// gateway that the file names, and the file's problems.
+// File is the content of Usher's config file: a layer for every gateway, one for each gateway that the file names,
+// and the file's problems.
 type File struct {
 	All      Layer
 	Gateways map[string]Layer // by gateway name
 	Problems []problem.Problem
 }
 
-// Resolve returns the settings of the listener on a port. The layers are ordered from
-// general to specific. Each setting comes from the most specific layer that sets it for
-// this listener, else from the most specific one that sets it for all listeners, else it
-// has its default.
+// Resolve returns the settings of the listener on a port. The layers are ordered from general to specific. Each
+// setting comes from the most specific layer that sets it for this listener, else from the most specific one that
+// sets it for all listeners, else it has its default.
 //
 // known is false if a layer is NeverValid: it could set anything for this listener.
 func Resolve(port int, layers ...Layer) (l Listener, known bool) {
@@ -190,7 +183,7 @@ func Resolve(port int, layers ...Layer) (l Listener, known bool) {
 	}
 	bySpecificity = append(bySpecificity, &defaults)
 	for _, group := range Groups {
-		for _, s := range group.settings {
+		for _, s := range group.Settings {
 			s.resolve(&l, bySpecificity)
 		}
 	}

@@ -78,7 +78,7 @@ func TestDecodeSettings(t *testing.T) {
 }
 
 func TestBadSettingsAreProblems(t *testing.T) {
-	const networks = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32", or "any" alone`
+	const networks = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`
 	const known = `"alpn", "authority", "unique_id", "gcp_psc_id", "aws_vpce_id", "azure_link_id" or a number from 0 to 255 such as "0xE4"`
 	for name, tc := range map[string]struct {
 		raw  any
@@ -101,7 +101,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		"a version of tomorrow": {pp(obj{"versions": array{"v2", "v3"}}), []string{`x: usher.proxy_protocol.versions[1]: "v3" is not allowed; use "v1" or "v2"`}},
 		"null":                  {pp(obj{"versions": nil}), []string{`x: usher.proxy_protocol.versions: null is not allowed; use a list of "v1", "v2" or both`}},
 		"no network":            {pp(obj{"trusted_cidrs": array{"10.0.0.0/33", 10}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "10.0.0.0/33" is not allowed; use ` + networks, `x: usher.proxy_protocol.trusted_cidrs[1]: 10 is not allowed; use ` + networks}},
-		"any among others":      {pp(obj{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "any" is not allowed; use ` + networks}},
+		"any among others":      {pp(obj{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "any" cannot stand in a list; write trusted_cidrs = "any", or ` + networks}},
 		"a network's host":      {pp(obj{"trusted_cidrs": "10.1.2.3/8"}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.1.2.3/8" is an address in the network "10.0.0.0/8"; use the network, or the address without a length`}},
 		"TLVs that are words":   {pp(obj{"tlvs": array{"aws_vpce_id", "alpn"}}), []string{`x: usher.proxy_protocol.tlvs[0]: "aws_vpce_id" is not allowed; use an object { type, name, header }`, `x: usher.proxy_protocol.tlvs[1]: "alpn" is not allowed; use an object { type, name, header }`}},
 		"a TLV without a name":  {pp(obj{"tlvs": obj{"type": 0xE4}}), []string{`x: usher.proxy_protocol.tlvs.name: this key is missing; use a name of lower-case letters, digits and "_" that begins with a letter`}},
@@ -160,13 +160,13 @@ func TestBadSettingsAreProblems(t *testing.T) {
 // a setting, where "no" is one: "no" is there for registrations.
 func TestNoZeroValueIsASetting(t *testing.T) {
 	for _, group := range Groups {
-		for _, s := range group.settings {
+		for _, s := range group.Settings {
 			for _, zero := range []any{"", 0, 0.0, false, array{}, obj{}, nil} {
 				d := decoder{}
 				var l Listener
 				s.decode(&d, "x", zero, &l)
 				if len(d.problems) == 0 {
-					t.Errorf("%s: %#v is accepted", s.key(), zero)
+					t.Errorf("%s: %#v is accepted", s.Key, zero)
 				}
 			}
 		}
@@ -187,7 +187,7 @@ func TestEveryFieldOfAPolicyIsInTheSchema(t *testing.T) {
 		}
 	}
 	for _, group := range Groups {
-		for _, s := range group.Settings() {
+		for _, s := range group.Settings {
 			if s.Accepts == "" || s.Default == "" || s.Meaning == "" || strings.Contains(s.Meaning, "|") {
 				t.Errorf("documentation of %+v", s)
 			}
@@ -203,7 +203,7 @@ func TestLayerKeepsItsLastGoodSettings(t *testing.T) {
 	}
 	l, _ = l.Update("x", usher("strict"))
 	if l.NeverValid || l.Settings.ProxyProtocol.Mode != Strict {
-		t.Fatalf("mended: %+v, want strict", l)
+		t.Fatalf("corrected: %+v, want strict", l)
 	}
 	l, problems = l.Update("x", usher("sideways"))
 	if l.NeverValid || l.Settings.ProxyProtocol.Mode != Strict || len(problems) != 1 {
@@ -231,10 +231,10 @@ func TestResolve(t *testing.T) {
 		want   Mode
 		known  bool
 	}{
-		"nobody says anything":                     {[]Layer{nothing, nothing, nothing}, Auto, true},
+		"no layer sets anything":                   {[]Layer{nothing, nothing, nothing}, Auto, true},
 		"the default alone":                        {[]Layer{mode(Strict), nothing, nothing}, Strict, true},
 		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
-		"the operator wins over both":              {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
+		"the config file for the gateway wins":     {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
 		"a listener wins over all general ones":    {[]Layer{of(80, strict), mode(Off), mode(Permissive)}, Strict, true},
 		"a later listener wins over an earlier":    {[]Layer{of(80, strict), of(80, Listener{ProxyProtocol: ProxyProtocol{Mode: Off}}), nothing}, Off, true},
 		"another listener does not count":          {[]Layer{of(81, strict), mode(Permissive)}, Permissive, true},

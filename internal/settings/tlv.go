@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// TLV is a piece of information that a load balancer adds to a PROXY header of version
-// 2. The access log gets it, and the service if it has a Header.
+// TLV is a piece of information that a load balancer adds to a PROXY header (version 2). The access log gets it, and
+// the service if it has a Header.
 type TLV struct {
 	Type   uint8
 	Name   string // the key in the access log
 	Header string // the request header with the value; empty or NoHeader: none
 }
 
-// NoHeader means that a TLV has no header. It is a word because Consul's merge would
-// replace an empty value by that of another layer.
+// NoHeader means that a TLV has no header. It is a word because Consul's merge would replace an empty value by that
+// of another layer.
 const NoHeader = "none"
 
 // KnownTLV is a type of TLV whose meaning a specification defines.
@@ -39,8 +39,8 @@ const (
 	TLVGCPLink                      // a 64-bit number, big endian
 )
 
-// KnownTLVs are the types that have names, sorted by type. The PROXY protocol itself
-// defines those below 0x20 (chapter 2.2 of its specification).
+// KnownTLVs are the types that have names, sorted by type. The PROXY protocol itself defines those below 0x20
+// (chapter 2.2 of its specification).
 var KnownTLVs = []KnownTLV{
 	{0x01, "alpn", "alpn", TLVText, "the protocol that the client's TLS handshake with the load balancer chose, such as h2"},
 	{0x02, "authority", "proxy_authority", TLVText, "the host name that the client asked the load balancer for (SNI)"},

@@ -10,17 +10,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// valueType says which values a setting accepts, and decodes them: words, which stand
-// for fixed values, and other values.
+// valueType says which values a setting accepts, and decodes them: words, which stand for fixed values, and other
+// values.
 type valueType[T any] struct {
 	words []word[T]
 	other string // describes the other values; empty: there are none
-	// read decodes one of the other values. False means that the value is none of
-	// those; problems inside the value are reported to the decoder.
+	// read decodes one of the other values. False means that the value is none of those; problems inside the value
+	// are reported to the decoder.
 	read func(d *decoder, where string, raw any) (T, bool)
 }
 
@@ -46,16 +47,14 @@ func (t valueType[T]) accepts() string {
 	return quoted(t.texts(), ", ") + " or " + t.other
 }
 
-func (t valueType[T]) texts() []string {
-	texts := make([]string, len(t.words))
-	for i, w := range t.words {
-		texts[i] = w.text
+func (t valueType[T]) texts() (texts []string) {
+	for _, w := range t.words {
+		texts = append(texts, w.text)
 	}
 	return texts
 }
 
-// decode decodes a value and reports whether it is allowed. If it is not, the decoder
-// has a problem.
+// decode decodes a value and reports whether it is allowed. If it is not, the decoder has a problem.
 func (t valueType[T]) decode(d *decoder, where string, raw any) (T, bool) {
 	raw = single(raw)
 	value, ok := t.decodeAllowed(d, where, raw)
@@ -80,15 +79,14 @@ func wordFor(raw any) string {
 }
 
 // decodeAllowed is decode without the problem.
-func (t valueType[T]) decodeAllowed(d *decoder, where string, raw any) (T, bool) {
+func (t valueType[T]) decodeAllowed(d *decoder, where string, raw any) (value T, ok bool) {
 	for _, w := range t.words {
 		if raw == any(w.text) {
 			return w.value, true
 		}
 	}
 	if t.read == nil {
-		var none T
-		return none, false
+		return value, false
 	}
 	return t.read(d, where, raw)
 }
@@ -102,8 +100,7 @@ func oneOf[S ~string](allowed ...S) valueType[S] {
 	return t
 }
 
-// yesNo accepts two words and no booleans: Consul's merge of proxy-defaults into a
-// registration loses false.
+// yesNo accepts two words and no booleans: Consul's merge of proxy-defaults into a registration loses false.
 var yesNo = oneOf(Yes, No)
 
 // number accepts the whole numbers of a range.
@@ -125,6 +122,16 @@ func text(pattern *regexp.Regexp, description string) valueType[string] {
 		s, ok := raw.(string)
 		return s, ok && pattern.MatchString(s)
 	}}
+}
+
+// duration accepts time spans.
+var duration = valueType[time.Duration]{
+	other: `a time span such as "250ms" or "2s", up to "24h"`,
+	read: func(_ *decoder, _ string, raw any) (time.Duration, bool) {
+		s, ok := raw.(string)
+		d, err := time.ParseDuration(s)
+		return d, ok && err == nil && d >= time.Millisecond && d <= 24*time.Hour
+	},
 }
 
 // listOf accepts lists of at least one item, in any order.
@@ -157,30 +164,41 @@ func setOf[T comparable](item valueType[T], compare func(a, b T) int, descriptio
 	return t
 }
 
-// names accepts a word, which stands for an empty list, or a list of names that match a
-// pattern. The word is not one of the names.
-func names(none string, pattern *regexp.Regexp, description string) valueType[[]string] {
-	name := valueType[string]{other: fmt.Sprintf("%s, or %q alone", description, none), read: func(_ *decoder, _ string, raw any) (string, bool) {
-		s, ok := raw.(string)
-		return s, ok && s != none && pattern.MatchString(s)
-	}}
-	return setOf(name, cmp.Compare, "a list of "+description).or(none, []string{})
+// setOr is setOf that also accepts a word for a fixed list. In a list, the word is not allowed.
+func setOr[T comparable](word string, meaning []T, item valueType[T], compare func(a, b T) int) valueType[[]T] {
+	read := item.read
+	item.read = func(d *decoder, where string, raw any) (value T, ok bool) {
+		if raw == any(word) {
+			list := where[:strings.LastIndexByte(where, '[')]
+			key := list[strings.LastIndexByte(list, '.')+1:]
+			d.problem(where, fmt.Sprintf("%q cannot stand in a list; write %s = %[1]q, or %[3]s", word, key, item.other))
+			return value, true
+		}
+		return read(d, where, raw)
+	}
+	return setOf(item, compare, "a list of "+item.other).or(word, meaning)
 }
+
+// names accepts a word, which stands for an empty list, or a list of names that match a pattern.
+func names(none string, pattern *regexp.Regexp, description string) valueType[[]string] {
+	return setOr(none, []string{}, text(pattern, description), cmp.Compare)
+}
+
+var headerNames = names("none", headerName, "names of headers in lower case")
 
 // objectOf accepts objects with some keys.
 func objectOf[T any](description string, build func(o object) T, keys ...string) valueType[T] {
-	return valueType[T]{other: description, read: func(d *decoder, where string, raw any) (T, bool) {
-		if _, ok := raw.(map[string]any); !ok {
-			var none T
-			return none, false
+	return valueType[T]{other: description, read: func(d *decoder, where string, raw any) (value T, ok bool) {
+		if _, ok = raw.(map[string]any); ok {
+			value = build(d.object(where, raw, keys...))
 		}
-		return build(d.object(where, raw, keys...)), true
+		return value, ok
 	}}
 }
 
 // networks accepts the word any, or a list of networks and addresses.
-var networks = setOf(valueType[netip.Prefix]{
-	other: networkExamples + `, or "any" alone`,
+var networks = setOr("any", AnyNetwork, valueType[netip.Prefix]{
+	other: `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`,
 	read: func(d *decoder, where string, raw any) (netip.Prefix, bool) {
 		s, _ := raw.(string)
 		p, ok := parsePrefix(s)
@@ -189,12 +207,10 @@ var networks = setOf(valueType[netip.Prefix]{
 		}
 		return p, ok
 	},
-}, netip.Prefix.Compare, "a list of "+networkExamples).or("any", AnyNetwork)
+}, netip.Prefix.Compare)
 
-const networkExamples = `networks and addresses such as "10.0.0.0/8", "192.0.2.7" and "2001:db8::/32"`
-
-// parsePrefix parses a network or an address. An IPv4 network that is mapped into IPv6
-// becomes the IPv4 network, as Envoy has addresses of sockets for both.
+// parsePrefix parses a network or an address. An IPv4 network that is mapped into IPv6 becomes the IPv4 network, as
+// Envoy has addresses of sockets for both.
 func parsePrefix(s string) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
@@ -205,14 +221,10 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), true
 	}
-	const mapped = 128 - 32
 	if p.Addr().Is4In6() {
-		if p.Bits() < mapped {
-			return netip.Prefix{}, false
-		}
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
-	return p, true
+	return p, p.IsValid() // a mapped network of less than 96 bits is not
 }
 
 // forwardedProto accepts a word, or an object with ports.
@@ -239,8 +251,8 @@ func single(raw any) any {
 	return raw
 }
 
-// elements returns the elements of a list. Any other value is a list of itself, since
-// Consul's HCL decoder makes a list of one its element; nil is an empty list.
+// elements returns the elements of a list. Any other value is a list of itself, since Consul's HCL decoder makes a
+// list of one its element; nil is an empty list.
 func elements(raw any) []any {
 	switch v := raw.(type) {
 	case nil:
@@ -257,8 +269,8 @@ func elements(raw any) []any {
 	return []any{raw}
 }
 
-// wholeNumber returns a whole number. Decoders of HCL and JSON return it in several
-// types, and it may be written as a text, in decimal or as 0xEA.
+// wholeNumber returns a whole number. Decoders of HCL and JSON return it in several types, and it may be written as
+// a text, in decimal or as 0xEA.
 func wholeNumber(raw any) (int, bool) {
 	switch v := raw.(type) {
 	case int:

@@ -75,7 +75,7 @@ func page() string {
 	b.WriteString(head)
 	for _, group := range settings.Groups {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| key | accepts | default | meaning |\n|---|---|---|---|\n", group.Key, group.Meaning)
-		for _, s := range group.Settings() {
+		for _, s := range group.Settings {
 			fmt.Fprintf(&b, "| `%s` | %s | `%s` | %s |\n", s.Key, s.Accepts, s.Default, s.Meaning)
 		}
 	}
