@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -16,14 +17,14 @@ const (
 	greeting = "hello world"                  // the body of every response of the service
 )
 
-// service is the lab's HTTP service. It reports the headers of each request.
+// service is the lab's HTTP service.
 type service struct {
-	// requests holds the headers of one request, from before its response. The
-	// next request waits until they were read.
-	requests chan http.Header
+	// requests holds the X-Forwarded-For of one request, from before its response. The next request waits until it was
+	// read.
+	requests chan string
 }
 
-func newService() *service { return &service{requests: make(chan http.Header, 1)} }
+func newService() *service { return &service{requests: make(chan string, 1)} }
 
 // run serves on ln until ctx ends. It closes ln.
 func (s *service) run(ctx context.Context, ln net.Listener) error {
@@ -37,20 +38,23 @@ func (s *service) run(ctx context.Context, ln net.Listener) error {
 
 // ServeHTTP responds with the greeting.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	received := noForwardedFor
+	if values := r.Header.Values("X-Forwarded-For"); len(values) > 0 {
+		received = "x-forwarded-for: " + strings.Join(values, ", ")
+	}
 	select {
-	case s.requests <- r.Header.Clone():
+	case s.requests <- received:
 		_, _ = io.WriteString(w, greeting) // fails if the client is gone
 	case <-r.Context().Done():
 	}
 }
 
-// get is the client: it makes one request to addr, on a connection of its own
-// from clientIP, and returns the status and the body of the response.
+// get is the client: it makes one request to addr, on a connection of its own from clientIP, and returns the status
+// of the response, and the body of a good one.
 //
-// It does not use http.Client. That takes a response that comes before the end
-// of the request for an error and sends the request again. A gateway that gets
-// a PROXY header in mode off responds that early.
-func get(ctx context.Context, addr string) (status int, body string, err error) {
+// It does not use http.Client. That takes a response that comes before the end of the request for an error and sends
+// the request again. A gateway that gets a PROXY header in mode off responds that early.
+func get(ctx context.Context, addr string) (response string, err error) {
 	defer func() {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -61,24 +65,27 @@ func get(ctx context.Context, addr string) (status int, body string, err error) 
 	}()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/", http.NoBody)
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
 	req.Close = true
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientIP)}}
-	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	conn, err := dial(ctx, clientIP, addr)
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if err := req.Write(conn); err != nil {
-		return 0, "", err
+		return "", err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
 	if err != nil {
-		return 0, "", err
+		return "", err
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text), err
+	body, err := io.ReadAll(resp.Body)
+	response = fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	if resp.StatusCode == http.StatusOK {
+		response += fmt.Sprintf(" %q", body)
+	}
+	return response, err
 }
