@@ -13,8 +13,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// content is what a good directory results in: immutable, built whole from the config and, for what did not
-// change, the content before it.
+// content is what a good directory results in: immutable, built whole from the config and, for what did not change,
+// the content before it.
 type content struct {
 	datacenter string
 	gateways   map[string]*gateway.Snapshot // by name; also those without an entry any more
@@ -37,8 +37,7 @@ type builder struct {
 	config *config
 	before *content // empty at the start
 
-	defaultsProblems []problem.Problem            // of proxy-defaults' settings
-	instanceProblems map[string][]problem.Problem // of instances' settings, by gateway
+	layerProblems map[string][]problem.Problem // of Usher's settings, by gateway; "" has those of proxy-defaults
 }
 
 // build makes the content of c, which has no problems. Parts that are as they were in before keep their pointers.
@@ -51,9 +50,9 @@ func build(c *config, before *content) *content {
 			endpoints:  map[string]*gateway.Endpoints{},
 			instances:  map[string]settings.Layer{},
 		},
-		config:           c,
-		before:           before,
-		instanceProblems: map[string][]problem.Problem{},
+		config:        c,
+		before:        before,
+		layerProblems: map[string][]problem.Problem{},
 	}
 	b.layers()
 	b.services()
@@ -61,7 +60,8 @@ func build(c *config, before *content) *content {
 		b.current = append(b.current, gateway.ID{Name: name})
 		b.gateways[name] = b.snapshot(name)
 	}
-	// A gateway whose entry is gone has no listeners any more, which an Envoy learns only while the gateway is known.
+	// A gateway whose entry is gone has no listeners any more, which an Envoy learns only while the gateway is
+	// known.
 	for name := range before.gateways {
 		if b.gateways[name] == nil {
 			b.gateways[name] = b.snapshot(name)
@@ -70,26 +70,19 @@ func build(c *config, before *content) *content {
 	return b.content
 }
 
-// proxyDefaults returns what proxy-defaults holds, or an empty one.
-func (c *config) proxyDefaults() *proxyDefaults {
-	if len(c.proxies) == 0 {
-		return &proxyDefaults{}
-	}
-	return &c.proxies[0].spec
-}
-
 // layers decodes Usher's settings.
 func (b *builder) layers() {
-	b.defaults, b.defaultsProblems = b.config.proxyDefaults().proxyConfig.layer(b.before.defaults)
-	b.problems = append(b.problems, b.defaultsProblems...)
-	for _, def := range b.config.definitions {
-		if def.Kind != kindIngressGateway {
-			continue
-		}
-		layer, problems := def.proxyConfig.layer(b.before.instances[def.ID])
-		b.instances[def.ID] = layer
-		b.instanceProblems[def.Name] = append(b.instanceProblems[def.Name], problems...)
+	layer := func(gateway string, p proxyConfig, before settings.Layer) settings.Layer {
+		after, problems := p.layer(before)
+		b.layerProblems[gateway] = append(b.layerProblems[gateway], problems...)
 		b.problems = append(b.problems, problems...)
+		return after
+	}
+	b.defaults = layer("", b.config.proxyDefaults().spec.proxyConfig, b.before.defaults)
+	for _, def := range b.config.definitions {
+		if def.spec.Kind == kindIngressGateway {
+			b.instances[def.name] = layer(def.spec.Name, def.spec.proxyConfig, b.before.instances[def.name])
+		}
 	}
 }
 
@@ -105,8 +98,8 @@ func (b *builder) services() {
 	}
 	delete(endpoints, wildcard)
 	for _, def := range b.config.definitions {
-		if def.Kind == "" {
-			endpoints[def.Name] = append(endpoints[def.Name], def.endpoint(b.datacenter))
+		if def.spec.Kind == "" {
+			endpoints[def.spec.Name] = append(endpoints[def.spec.Name], def.spec.endpoint(b.datacenter))
 		}
 	}
 	for name, list := range endpoints {
@@ -128,8 +121,8 @@ func keep[T any](before, now *T) *T {
 	return now
 }
 
-// trustDomain stands where a mesh has its own in the names of clusters. It ends in "consul", because the stat tags of
-// Consul's bootstraps match that.
+// trustDomain stands where a mesh has its own in the names of clusters. It ends in "consul", because the stat tags
+// of Consul's bootstraps match that.
 const trustDomain = "files.consul"
 
 // connectTimeout is Consul's default for connections to instances.
@@ -167,15 +160,12 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 		Plain:         true,
 		ProxyDefaults: b.defaults,
 		Instances:     b.gatewayInstances(name, before.Instances),
-		Problems:      slices.Concat(b.defaultsProblems, b.instanceProblems[name]),
+		Problems:      slices.Concat(b.layerProblems[""], b.layerProblems[name]),
 	}
-	for _, e := range b.config.gateways {
-		if e.name == name {
-			s.Entry = keep(before.Entry, &gateway.Entry{
-				Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners,
-			})
-			b.addServices(s, e)
-		}
+	if e := named(b.config.gateways, name); e.name != "" {
+		entry := &gateway.Entry{Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners}
+		s.Entry = keep(before.Entry, entry)
+		b.addServices(s, e)
 	}
 	return keep(before, s)
 }
@@ -185,23 +175,19 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*gateway.Instance {
 	var out []*gateway.Instance
 	for _, def := range b.config.definitions {
-		if def.Kind == kindIngressGateway && def.Name == name {
+		if d := def.spec; d.Kind == kindIngressGateway && d.Name == name {
 			out = append(out, &gateway.Instance{
-				ServiceID:       def.ID,
-				Address:         def.Address,
-				Port:            def.Port,
-				TaggedAddresses: def.TaggedAddresses,
-				Config:          b.proxyConfig(name, &def.proxyConfig),
-				Registration:    b.instances[def.ID],
+				ServiceID: def.name, Address: d.Address, Port: d.Port, TaggedAddresses: d.TaggedAddresses,
+				Config: b.proxyConfig(name, d.proxyConfig), Registration: b.instances[def.name],
 			})
 		}
 	}
 	if len(out) == 0 {
-		out = append(out, &gateway.Instance{ServiceID: name, Config: b.proxyConfig(name, &proxyConfig{})})
+		out = append(out, &gateway.Instance{ServiceID: name, Config: b.proxyConfig(name, proxyConfig{})})
 	}
 	slices.SortFunc(out, func(x, y *gateway.Instance) int { return cmp.Compare(x.ServiceID, y.ServiceID) })
 	for i, in := range out {
-		in.AccessLogs = b.config.proxyDefaults().AccessLogs
+		in.AccessLogs = b.config.proxyDefaults().spec.AccessLogs
 		for _, old := range before {
 			if old.ServiceID == in.ServiceID {
 				out[i] = keep(old, in)
@@ -213,16 +199,12 @@ func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*g
 
 // proxyConfig merges what configures a gateway's Envoy: proxy-defaults, the gateway's service-defaults, its own
 // registration. As in Consul's merge, 0 and false never win.
-func (b *builder) proxyConfig(name string, registration *proxyConfig) gateway.ProxyConfig {
-	c, own := b.config.proxyDefaults().proxyConfig.model(), registration.model()
-	for _, e := range b.config.services {
-		if e.name == name {
-			c.MaxRequestHeadersKB = cmp.Or(e.spec.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
-		}
-	}
+func (b *builder) proxyConfig(name string, registration proxyConfig) gateway.ProxyConfig {
+	c, own := b.config.proxyDefaults().spec.proxyConfig.model(), registration.model()
 	c.NoDefaultBind = c.NoDefaultBind || own.NoDefaultBind
 	c.BindTaggedAddresses = c.BindTaggedAddresses || own.BindTaggedAddresses
-	c.MaxRequestHeadersKB = cmp.Or(own.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
+	ofService := named(b.config.services, name).spec.MaxRequestHeadersKB
+	c.MaxRequestHeadersKB = cmp.Or(own.MaxRequestHeadersKB, ofService, c.MaxRequestHeadersKB)
 	if own.FetchTimeout != nil && (*own.FetchTimeout != 0 || c.FetchTimeout == nil) {
 		c.FetchTimeout = own.FetchTimeout
 	}
@@ -235,8 +217,8 @@ func (b *builder) proxyConfig(name string, registration *proxyConfig) gateway.Pr
 	return c
 }
 
-// addServices fills in the snapshot's services, chains and endpoints, and the problems of services that are not routed
-// or not defined.
+// addServices fills in the snapshot's services, chains and endpoints, and the problems of services that are not
+// routed or not defined.
 func (b *builder) addServices(s *gateway.Snapshot, e *entry[ingressGateway]) {
 	for i, l := range e.spec.Listeners {
 		for k, named := range l.Services {
@@ -278,8 +260,7 @@ func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at st
 	name := service.Service.Name
 	if deniedAt := b.config.denied(s.ID.Name, name); deniedAt != "" {
 		addProblem(s, at, "service %q is not routed, because its intentions deny the gateway %q (%s); "+
-			"allow it there, or remove the service from the listener",
-			name, s.ID.Name, deniedAt)
+			"allow it there, or remove the service from the listener", name, s.ID.Name, deniedAt)
 		return
 	}
 	s.Services = append(s.Services, service)

@@ -40,8 +40,8 @@ type File struct {
 	content settings.File
 }
 
-// Open reads the file at path for the first time. Every problem in it is an error then, because there is no last good
-// content that could stay in use.
+// Open reads the file at path for the first time. Every problem in it is an error then, because there is no last
+// good content that could stay in use.
 func Open(path string, log *slog.Logger) (*File, error) {
 	f := &File{path: path, log: log, reload: filewatch.NewTrigger()}
 	text, err := filewatch.ReadFile(path)
@@ -62,9 +62,9 @@ func (f *File) Content() settings.File { return f.content }
 // Reload makes Run read the file at once, as it does after a change.
 func (f *File) Reload() { f.reload.Fire() }
 
-// Run watches the file until ctx ends and calls put with every new content. After a bad change, what it concerns keeps
-// its last good content, and the new content has the problems. The file may be written in place or replaced as a whole,
-// as editors and Kubernetes do, and may be missing for a while.
+// Run watches the file until ctx ends and calls put with every new content. After a bad change, what it concerns
+// keeps its last good content, and the new content has the problems. The file may be written in place or replaced as
+// a whole, as editors and Kubernetes do, and may be missing for a while.
 func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 	read := func(final bool) bool {
 		text, err := filewatch.ReadFile(f.path)

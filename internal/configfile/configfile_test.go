@@ -2,7 +2,6 @@ package configfile
 
 import (
 	"context"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -51,7 +50,7 @@ func badFiles() []badFile {
 		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway.edge.usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
 		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: this key belongs inside usher; write gateway "edge" { usher { … } }`},
 		{"a setting beside usher", "usher {}\naccess_log {}\n", `usher.hcl:2: access_log: this key belongs inside usher; write usher { … }`},
-		{"unknown key of a gateway", "gateway \"edge\" {\n  userh {}\n}\n", `usher.hcl:2: gateway.edge.userh: this key is unknown (did you mean "usher"?); remove it, or use usher`},
+		{"unknown key of a gateway", "gateway \"edge\" {\n  ushr {}\n}\n", `usher.hcl:2: gateway.edge.ushr: this key is unknown (did you mean "usher"?); remove it, or use usher`},
 		{"unknown block", "gateways {}\n", `usher.hcl:1: gateways: this key is unknown (did you mean "gateway"?); remove it, or use gateway, usher`},
 		{"no name", "gateway {}\n", `usher.hcl:1: gateway: this block needs the name of one gateway: gateway "<name>" { usher { … } }`},
 		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a" is already in line 1; merge the two blocks`},
@@ -79,7 +78,7 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
-	for _, err := range []error{fs.ErrPermission, fs.ErrNotExist, syscall.EISDIR} {
+	for _, err := range []error{syscall.EACCES, syscall.ENOENT, syscall.EISDIR} {
 		f.update(nil, err)
 		lines = append(lines, f.content.Problems[0].String())
 	}

@@ -16,8 +16,8 @@ import (
 // maxOpen bounds the brackets and braces of a text. The library recurses, and a stack overflow ends the process.
 const maxOpen = 50_000
 
-// Label is the HeadComment of the object that a label makes of a block: `gateway "a" {}` is read as
-// gateway { a {} }.
+// Label is the HeadComment of the object that a label makes of a block: `gateway "a" {}` is read as gateway { a {}
+// }.
 const Label = "label"
 
 // parseHCL reads HCL 1. Blocks of one name become a list; a single one stays an object. The library panics on some
@@ -29,7 +29,7 @@ func parseHCL(text []byte) (root *yaml.Node, err error) {
 		}
 	}()
 	if n := bytes.Count(text, []byte("{")) + bytes.Count(text, []byte("[")); n > maxOpen {
-		return nil, errorAt(1, "the file has %d brackets, and %d are taken; split it", n, maxOpen)
+		return nil, errorAt(1, "the file has %d brackets; the limit is %d; check the file for generated or repeated content", n, maxOpen)
 	}
 	file, err := parser.ParseDontErrorOnDuplicateKeys(text)
 	if err != nil {
