@@ -18,7 +18,7 @@ import (
 type content struct {
 	datacenter string
 	gateways   map[string]*gateway.Snapshot // by name; also those without an entry any more
-	current    []gateway.ID                 // those with an entry or a definition, sorted
+	names      []string                     // of the gateways with an entry or a definition, sorted
 
 	chains    map[gateway.ServiceName]*gateway.Chain
 	endpoints map[string]*gateway.Endpoints // by target ID
@@ -42,27 +42,16 @@ type builder struct {
 
 // build makes the content of c, which has no problems. Parts that are as they were in before keep their pointers.
 func build(c *config, before *content) *content {
-	b := builder{
-		content: &content{
-			datacenter: before.datacenter,
-			gateways:   map[string]*gateway.Snapshot{},
-			chains:     map[gateway.ServiceName]*gateway.Chain{},
-			endpoints:  map[string]*gateway.Endpoints{},
-			instances:  map[string]settings.Layer{},
-		},
-		config:        c,
-		before:        before,
-		layerProblems: map[string][]problem.Problem{},
-	}
+	b := builder{config: c, before: before, layerProblems: map[string][]problem.Problem{}, content: &content{
+		datacenter: before.datacenter, gateways: map[string]*gateway.Snapshot{}, names: c.gatewayNames(),
+		chains: map[gateway.ServiceName]*gateway.Chain{}, endpoints: map[string]*gateway.Endpoints{},
+		instances: map[string]settings.Layer{},
+	}}
 	b.layers()
 	b.services()
-	for _, name := range c.gatewayNames() {
-		b.current = append(b.current, gateway.ID{Name: name})
-		b.gateways[name] = b.snapshot(name)
-	}
 	// A gateway whose entry is gone has no listeners any more, which an Envoy learns only while the gateway is
 	// known.
-	for name := range before.gateways {
+	for _, name := range slices.AppendSeq(slices.Clone(b.names), maps.Keys(before.gateways)) {
 		if b.gateways[name] == nil {
 			b.gateways[name] = b.snapshot(name)
 		}
@@ -72,9 +61,9 @@ func build(c *config, before *content) *content {
 
 // layers decodes Usher's settings.
 func (b *builder) layers() {
-	layer := func(gateway string, p proxyConfig, before settings.Layer) settings.Layer {
+	layer := func(gatewayName string, p proxyConfig, before settings.Layer) settings.Layer {
 		after, problems := p.layer(before)
-		b.layerProblems[gateway] = append(b.layerProblems[gateway], problems...)
+		b.layerProblems[gatewayName] = append(b.layerProblems[gatewayName], problems...)
 		b.problems = append(b.problems, problems...)
 		return after
 	}
@@ -154,13 +143,9 @@ func defaultChain(service, datacenter, protocol string) *gateway.Chain {
 func (b *builder) snapshot(name string) *gateway.Snapshot {
 	before := cmp.Or(b.before.gateways[name], &gateway.Snapshot{})
 	s := &gateway.Snapshot{
-		ID:            gateway.ID{Name: name},
-		Datacenter:    b.datacenter,
-		Chains:        map[gateway.ServiceName]*gateway.Chain{},
-		Plain:         true,
-		ProxyDefaults: b.defaults,
-		Instances:     b.gatewayInstances(name, before.Instances),
-		Problems:      slices.Concat(b.layerProblems[""], b.layerProblems[name]),
+		ID: gateway.ID{Name: name}, Datacenter: b.datacenter, Plain: true, Chains: map[gateway.ServiceName]*gateway.Chain{},
+		ProxyDefaults: b.defaults, Instances: b.gatewayInstances(name, before.Instances),
+		Problems: slices.Concat(b.layerProblems[""], b.layerProblems[name]),
 	}
 	if e := named(b.config.gateways, name); e.name != "" {
 		entry := &gateway.Entry{Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners}
@@ -221,18 +206,17 @@ func (b *builder) proxyConfig(name string, registration proxyConfig) gateway.Pro
 // routed or not defined.
 func (b *builder) addServices(s *gateway.Snapshot, e *entry[ingressGateway]) {
 	for i, l := range e.spec.Listeners {
-		for k, named := range l.Services {
-			at := e.at("Listeners", i, "Services", k, "Name")
-			if named.Name == wildcard {
+		for k, listed := range l.Services {
+			name, at := listed.Name, e.at("Listeners", i, "Services", k, "Name")
+			if name == wildcard {
 				b.addWildcard(s, l, at)
 				continue
 			}
-			if !b.isDefined(named.Name) {
-				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file",
-					named.Name, named.Name)
+			if !b.isDefined(name) {
+				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file", name, name)
 			}
-			service := gateway.ServiceName{Name: named.Name}
-			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, Hosts: named.Hosts}, at)
+			service := gateway.ServiceName{Name: name}
+			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, Hosts: listed.Hosts}, at)
 		}
 	}
 	slices.SortFunc(s.Services, func(x, y gateway.Service) int {

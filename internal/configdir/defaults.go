@@ -57,9 +57,6 @@ func (p proxyConfig) model() gateway.ProxyConfig {
 
 // layer returns the layer before with the settings under the key usher.
 func (p proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
-	if p.Usher == nil {
-		return before.Update("", nil)
-	}
 	after, problems := before.Update("", configtree.Plain(p.Usher))
 	configtree.AtLines(p.file, p.root, "", problems)
 	return after, problems

@@ -35,9 +35,9 @@
 package configdir
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -79,21 +79,15 @@ type view struct {
 
 // NewSource returns a source of the files in dir. It reads nothing yet.
 func NewSource(dir string, o Options) *Source {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Datacenter == "" {
-		o.Datacenter = "dc1"
-	}
 	if o.Report == nil {
 		o.Report = func([]problem.Problem) {}
 	}
 	return &Source{
 		dir:    filepath.Clean(dir),
-		logger: o.Logger,
+		logger: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)),
 		report: o.Report,
 		reload: filewatch.NewTrigger(),
-		view:   view{content: &content{datacenter: o.Datacenter}, next: make(chan struct{})},
+		view:   view{content: &content{datacenter: cmp.Or(o.Datacenter, "dc1")}, next: make(chan struct{})},
 	}
 }
 
@@ -149,7 +143,7 @@ func (s *Source) update(final bool) bool {
 	if v.loaded && len(v.problems) == 0 && reflect.DeepEqual(next, v.content) {
 		return true
 	}
-	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.current))
+	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
 	s.show(view{content: next, loaded: true})
 	return true
 }
@@ -212,15 +206,9 @@ func (v view) snapshot(id gateway.ID, dir string) *gateway.Snapshot {
 	if known := v.content.gateways[id.Name]; known != nil && isDefault {
 		s = *known
 	} else {
-		var names []string
-		for _, other := range v.content.current {
-			names = append(names, other.Name)
-		}
-		s = gateway.Snapshot{Datacenter: v.content.datacenter, Plain: true, Problems: []problem.Problem{{
-			Where: dir,
-			What: fmt.Sprintf("there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
-				id.String(), problem.DidYouMean(id.Name, names)),
-		}}}
+		s = gateway.Snapshot{Datacenter: v.content.datacenter, Plain: true}
+		addProblem(&s, dir, "there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
+			id.String(), problem.DidYouMean(id.Name, v.content.names))
 	}
 	s.ID = id
 	s.Problems = slices.Concat(s.Problems, v.problems)
@@ -244,5 +232,9 @@ func (s *Source) Warning() string { return "" }
 
 // Gateways returns the gateways that an ingress-gateway config entry or a service definition names, sorted.
 func (s *Source) Gateways() []gateway.ID {
-	return slices.Clone(s.current().content.current)
+	var ids []gateway.ID
+	for _, name := range s.current().content.names {
+		ids = append(ids, gateway.ID{Name: name})
+	}
+	return ids
 }

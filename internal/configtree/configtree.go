@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"math"
 	"path/filepath"
@@ -64,18 +65,26 @@ func Parse(file string, text []byte) (*yaml.Node, *problem.Problem) {
 
 // ParseYAML reads the documents of a YAML file. It leaves out the empty ones.
 func ParseYAML(file string, text []byte) ([]*yaml.Node, *problem.Problem) {
-	docs, err := parseYAML(text)
+	dec := yaml.NewDecoder(bytes.NewReader(text))
 	n := normalizer{file: file}
-	var out []*yaml.Node
-	for _, doc := range docs {
-		if err == nil {
-			err = n.node(doc, 0)
+	var docs []*yaml.Node
+	for {
+		var doc yaml.Node
+		err := dec.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			return docs, nil
 		}
-		if doc.Tag != Null {
-			out = append(out, doc)
+		if err != nil {
+			return nil, problemOf(file, yamlError(text, err))
+		}
+		root := doc.Content[0]
+		if err := n.node(root, 0); err != nil {
+			return nil, problemOf(file, err)
+		}
+		if root.Tag != Null {
+			docs = append(docs, root)
 		}
 	}
-	return out, problemOf(file, err)
 }
 
 func problemOf(file string, err error) *problem.Problem {
@@ -172,11 +181,11 @@ func scalar(line int, value any) *yaml.Node {
 // At returns a place as "file:line".
 func At(file string, line int) string { return fmt.Sprintf("%s:%d", file, line) }
 
-// SameName reports whether two names differ in nothing but capitals and underscores, as Consul's spellings of a key
+// sameName reports whether two names differ in nothing but capitals and underscores, as Consul's spellings of a key
 // do: MaxConnections, max_connections and maxConnections.
-func SameName(a, b string) bool { return normalName(a) == normalName(b) }
-
-func normalName(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", "")) }
+func sameName(a, b string) bool {
+	return strings.EqualFold(strings.ReplaceAll(a, "_", ""), strings.ReplaceAll(b, "_", ""))
+}
 
 // Members returns the keys and values of an object, in the order of the file. Other nodes and nil have none.
 func Members(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
@@ -200,10 +209,10 @@ func values(n *yaml.Node) iter.Seq[*yaml.Node] {
 	}
 }
 
-// Get returns the key and the value of the member of an object that has the name (see SameName), or nil.
+// Get returns the key and the value of the member of an object that has the name in any of its spellings, or nil.
 func Get(n *yaml.Node, name string) (key, value *yaml.Node) {
 	for key, value := range Members(n) {
-		if SameName(key.Value, name) {
+		if sameName(key.Value, name) {
 			return key, value
 		}
 	}

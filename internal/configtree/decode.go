@@ -135,7 +135,7 @@ func (d *Decoder) isName(key, name string) bool {
 	if d.Strict {
 		return key == camel(name)
 	}
-	return SameName(key, name)
+	return sameName(key, name)
 }
 
 func (d *Decoder) unknown(key *yaml.Node, path string, fields []field) {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -164,9 +165,13 @@ type listenersDump struct {
 // listener reports whether Envoy's workers use the listener on a port, or are about to, and whether that reads PROXY
 // protocol headers. If Envoy rejected a configuration, the error is an errRejected.
 func (e *envoy) listener(ctx context.Context, port int) (active, proxyProtocol bool, err error) {
-	var dump listenersDump
-	if err := e.getJSON(ctx, "/config_dump?resource=dynamic_listeners", &dump); err != nil {
+	text, err := e.get(ctx, "/config_dump?resource=dynamic_listeners")
+	if err != nil {
 		return false, false, err
+	}
+	var dump listenersDump
+	if err := json.Unmarshal(text, &dump); err != nil {
+		return false, false, fmt.Errorf("envoy's listeners: %w", err)
 	}
 	for _, c := range dump.Configs {
 		if c.Error.Details != "" {
@@ -185,26 +190,16 @@ func (e *envoy) listener(ctx context.Context, port int) (active, proxyProtocol b
 // listenersCreated returns how many listeners the workers have started since Envoy started, new versions of one
 // listener included.
 func (e *envoy) listenersCreated(ctx context.Context) (int, error) {
-	var response struct{ Stats []struct{ Value int } }
-	err := e.getJSON(ctx, "/stats?format=json&filter=^listener_manager.listener_create_success$", &response)
-	if err == nil && len(response.Stats) != 1 {
-		err = fmt.Errorf("envoy has %d listener statistics, expected 1", len(response.Stats))
-	}
+	text, err := e.get(ctx, "/stats?filter=^listener_manager.listener_create_success$")
 	if err != nil {
 		return 0, err
 	}
-	return response.Stats[0].Value, nil
-}
-
-func (e *envoy) getJSON(ctx context.Context, path string, to any) error {
-	text, err := e.get(ctx, path)
+	_, value, _ := strings.Cut(string(text), ": ")
+	created, err := strconv.Atoi(strings.TrimSpace(value))
 	if err != nil {
-		return err
+		return 0, fmt.Errorf("envoy's count of listeners: %w", err)
 	}
-	if err := json.Unmarshal(text, to); err != nil {
-		return fmt.Errorf("envoy's %s: %w", path, err)
-	}
-	return nil
+	return created, nil
 }
 
 // get returns the body of a response of Envoy's admin interface

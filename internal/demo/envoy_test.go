@@ -128,11 +128,11 @@ func TestTheErrorOfAnEnvoyThatIsNotReadyHasItsState(t *testing.T) {
 }
 
 func TestTheListenersThatWorkersStartedAreCounted(t *testing.T) {
-	e := envoyWithAdmin(t, http.StatusOK, `{"stats":[{"name":"listener_manager.listener_create_success","value":3}]}`)
+	e := envoyWithAdmin(t, http.StatusOK, "listener_manager.listener_create_success: 3\n")
 	if n, err := e.listenersCreated(t.Context()); n != 3 || err != nil {
 		t.Errorf("got %d, error %v; want 3", n, err)
 	}
-	e = envoyWithAdmin(t, http.StatusOK, `{"stats":[]}`)
+	e = envoyWithAdmin(t, http.StatusOK, "")
 	if _, err := e.listenersCreated(t.Context()); err == nil {
 		t.Error("a missing statistic is no error")
 	}

@@ -146,7 +146,8 @@ func (l *lab) runStory(ctx context.Context, o Options) error {
 	if err := l.waitForListener(ctx, "the gateway's listener", modeUnset, 0); err != nil {
 		return err
 	}
-	printTopology(o.Out, l.gatewayAddr())
+	fmt.Fprintf(o.Out, "client %s --> load balancer %s --> gateway (Envoy) %s --> service static-server\n", clientIP, balancerIP, l.gatewayAddr())
+	fmt.Fprintf(o.Out, "The client requests http://%s/ three times.\n", host)
 	if err := runScenes(ctx, l, o.Out); err != nil {
 		return err
 	}

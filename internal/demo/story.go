@@ -52,11 +52,6 @@ var scenes = []scene{{
 	want:   result{okResponse, logEntry{Remote: clientIP, Direct: balancerIP, Code: 200}, "x-forwarded-for: " + clientIP},
 }}
 
-func printTopology(out io.Writer, gatewayAddr string) {
-	fmt.Fprintf(out, "client %s --> load balancer %s --> gateway (Envoy) %s --> service static-server\n", clientIP, balancerIP, gatewayAddr)
-	fmt.Fprintf(out, "The client requests http://%s/ three times.\n", host)
-}
-
 // runScenes makes the requests and prints their results. It returns an error at the first result that is not the
 // expected one.
 func runScenes(ctx context.Context, g gateway, out io.Writer) error {
