@@ -119,7 +119,10 @@ func (s *Source) read(v view) (*content, Problems) {
 // Run watches the directory until ctx ends, and then returns nil. A bad change is reported and is in the snapshots'
 // problems, and the last good content stays.
 func (s *Source) Run(ctx context.Context) error {
-	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: s.broken, Logger: s.logger, Again: s.reload}).Run(ctx)
+	broken := func(err error) {
+		s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content stays in use"}})
+	}
+	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: broken, Logger: s.logger, Again: s.reload}).Run(ctx)
 	return nil
 }
 
@@ -140,17 +143,11 @@ func (s *Source) update(final bool) bool {
 	if len(v.problems) > 0 || !slices.Equal(next.problems, v.content.problems) {
 		s.report(next.problems)
 	}
-	if v.loaded && len(v.problems) == 0 && reflect.DeepEqual(next, v.content) {
-		return true
+	if !v.loaded || len(v.problems) > 0 || !reflect.DeepEqual(next, v.content) {
+		s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
+		s.show(view{content: next, loaded: true})
 	}
-	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
-	s.show(view{content: next, loaded: true})
 	return true
-}
-
-// broken reports a panic while the directory was read.
-func (s *Source) broken(err error) {
-	s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content of the files stays in use"}})
 }
 
 // keep shows the problems, and keeps the last good content of the files.
