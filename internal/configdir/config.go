@@ -57,14 +57,16 @@ func readConfig(dir string) *config {
 		c.unreadable(dir, err)
 		return c
 	}
-	files := 0
+	listed = slices.DeleteFunc(listed, func(f os.DirEntry) bool { return !isConfigFile(f.Name()) })
 	for _, f := range listed {
-		if isConfigFile(f.Name()) {
-			c.readFile(filepath.Join(dir, f.Name()))
-			files++
+		path := filepath.Join(dir, f.Name())
+		if text, err := filewatch.ReadFile(path); err != nil {
+			c.unreadable(path, err)
+		} else {
+			c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
 		}
 	}
-	if files == 0 {
+	if len(listed) == 0 {
 		c.add(dir, "there is no file with the extension "+strings.Join(extensions, ", ")+" in it; "+
 			"write config entries and service definitions there")
 	}
@@ -80,15 +82,6 @@ func (c *config) add(where, what string) {
 
 func (c *config) unreadable(path string, err error) {
 	c.add(path, filewatch.Unreadable(err, "correct it, or remove it"))
-}
-
-func (c *config) readFile(path string) {
-	text, err := filewatch.ReadFile(path)
-	if err != nil {
-		c.unreadable(path, err)
-		return
-	}
-	c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
 }
 
 // text reads the documents of a file.

@@ -118,9 +118,7 @@ func named[T any](entries []*entry[T], name string) *entry[T] {
 func (e *entry[T]) position() string { return configtree.At(e.decoder.File, e.line) }
 
 // addAtName adds a problem at the entry's name.
-func (e *entry[T]) addAtName(format string, args ...any) {
-	e.decoder.Add(e.line, "", format, args...)
-}
+func (e *entry[T]) addAtName(format string, args ...any) { e.decoder.Add(e.line, "", format, args...) }
 
 // add adds a problem at the end of steps into the entry's own fields.
 func (e *entry[T]) add(at []any, format string, args ...any) {

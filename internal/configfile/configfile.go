@@ -131,7 +131,7 @@ func (f *File) setText(text []byte) {
 		} else {
 			f.content.Gateways[b.gateway], problems = before.Gateways[b.gateway].Update("", configtree.Plain(b.usher))
 		}
-		configtree.AtLines(f.path, b.parent, b.path(), problems)
+		configtree.AtLines(f.path, b.parent, b.path, problems)
 		f.content.Problems = append(f.content.Problems, problems...)
 	}
 }
@@ -140,15 +140,8 @@ func (f *File) setText(text []byte) {
 type block struct {
 	gateway string     // empty: of all gateways
 	parent  *yaml.Node // the object with the key usher
+	path    string     // of parent
 	usher   *yaml.Node // the value of the key; may be nil
-}
-
-// path returns the path of the block's parent.
-func (b block) path() string {
-	if b.gateway == "" {
-		return ""
-	}
-	return "gateway." + b.gateway
 }
 
 // The blocks of a file, in messages.
@@ -223,10 +216,10 @@ func (p *parser) gateways(n *yaml.Node) {
 			p.Add(name.Line, "gateway", noName)
 			continue
 		}
-		b := block{gateway: name.Value, parent: configtree.Single(value)}
+		b := block{gateway: name.Value, parent: configtree.Single(value), path: "gateway." + name.Value}
 		title := fmt.Sprintf("gateway %q", b.gateway)
 		var body struct{ Usher *yaml.Node }
-		p.object(b.parent, b.path(), title+" { "+allForm+" }", &body)
+		p.object(b.parent, b.path, title+" { "+allForm+" }", &body)
 		b.usher = body.Usher
 		p.add(name.Line, title, b)
 	}

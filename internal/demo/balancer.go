@@ -2,7 +2,6 @@ package demo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +9,7 @@ import (
 	"sync"
 
 	proxyproto "github.com/pires/go-proxyproto"
+	"golang.org/x/sync/errgroup"
 )
 
 // balancer relays TCP connections as a network load balancer with IP targets does: the target sees balancerIP, not
@@ -52,12 +52,11 @@ func (b *balancer) relay(ctx context.Context, client net.Conn) error {
 		return err
 	}
 	defer target.Close()
-	abort := func() {
+	directions, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, func() {
 		client.Close()
 		target.Close()
-	}
-	defer context.AfterFunc(ctx, abort)()
-
+	})()
 	if b.header {
 		h := proxyproto.HeaderProxyFromAddrs(2, client.RemoteAddr(), client.LocalAddr())
 		if _, err := h.WriteTo(target); err != nil {
@@ -66,21 +65,14 @@ func (b *balancer) relay(ctx context.Context, client net.Conn) error {
 	}
 	// An end of one direction is passed on, and the other one goes on.
 	forward := func(to, from net.Conn) error {
-		_, err := io.Copy(to, from)
-		if err == nil {
-			err = to.(*net.TCPConn).CloseWrite()
+		if _, err := io.Copy(to, from); err != nil {
+			return err
 		}
-		if err != nil {
-			abort()
-		}
-		return err
+		return to.(*net.TCPConn).CloseWrite()
 	}
-	var errs [2]error
-	var both sync.WaitGroup
-	both.Go(func() { errs[0] = forward(target, client) })
-	both.Go(func() { errs[1] = forward(client, target) })
-	both.Wait()
-	return errors.Join(errs[:]...)
+	directions.Go(func() error { return forward(target, client) })
+	directions.Go(func() error { return forward(client, target) })
+	return directions.Wait()
 }
 
 // dial connects to an address from a local IP address.
