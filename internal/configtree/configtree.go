@@ -6,7 +6,6 @@ package configtree
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -37,9 +36,10 @@ const (
 	String = "!!str"
 )
 
-// syntaxError is the reason why a text cannot be read, and its line, which starts at 1.
+// syntaxError is the reason why a text cannot be read.
 type syntaxError struct {
-	line int
+	line int    // starts at 1
+	key  string // may be empty
 	what string
 }
 
@@ -92,7 +92,9 @@ func problemOf(file string, err error) *problem.Problem {
 	if !ok {
 		return nil
 	}
-	return &problem.Problem{Where: At(file, bad.line), What: OneLine(bad.what)}
+	d := Decoder{File: file}
+	d.Add(bad.line, bad.key, "%s", OneLine(bad.what))
+	return &d.Problems[0]
 }
 
 // normalizer brings trees into the form that the package promises.
@@ -134,8 +136,8 @@ func (r *normalizer) keys(n *yaml.Node) error {
 			return errorAt(key.Line, "merge keys (<<) and keys that are not text are not supported; copy the keys here")
 		}
 		if earlier, twice := lines[key.Value]; twice {
-			name := cmp.Or(key.Value, `""`)
-			return errorAt(key.Line, "%s: this key is already given at %s; remove one of the two", name, At(r.file, earlier))
+			what := fmt.Sprintf("this key is already given at %s; remove one of the two", At(r.file, earlier))
+			return &syntaxError{key.Line, key.Value, what}
 		}
 		lines[key.Value] = key.Line
 		key.Tag = String
