@@ -68,7 +68,7 @@ func (l *lab) run(ctx context.Context, o Options) error {
 	}
 	plain := &balancer{target: l.gatewayAddr(), logger: o.Logger}
 	proxy := &balancer{target: l.gatewayAddr(), logger: o.Logger, header: true}
-	add(func(ctx context.Context) error { return l.service.run(ctx, l.ports.service) })
+	add(func(ctx context.Context) error { return runService(ctx, l.ports.service, l.requests) })
 	add(func(ctx context.Context) error { return plain.run(ctx, l.ports.plain) })
 	add(func(ctx context.Context) error { return proxy.run(ctx, l.ports.proxy) })
 	add(func(ctx context.Context) error { return serve(ctx, o.Serve, l.configDir, l.ports.xdsAddr) })

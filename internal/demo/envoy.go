@@ -36,11 +36,8 @@ type envoy struct {
 // newEnvoy writes the bootstrap of an Envoy that gets its configuration from xdsAddr.
 func newEnvoy(binary, dir, xdsAddr string, logger *slog.Logger) (*envoy, error) {
 	e := &envoy{
-		binary:        binary,
-		bootstrapFile: filepath.Join(dir, "bootstrap.json"),
-		adminFile:     filepath.Join(dir, "admin-address"),
-		logger:        logger,
-		accessLog:     make(chan string),
+		binary: binary, bootstrapFile: filepath.Join(dir, "bootstrap.json"), adminFile: filepath.Join(dir, "admin-address"),
+		logger: logger, accessLog: make(chan string),
 	}
 	var config bytes.Buffer
 	err := bootstrap.Write(&config, bootstrap.Options{Gateway: gatewayName, XDSAddr: xdsAddr, AdminAddr: "127.0.0.1:0"})

@@ -72,19 +72,19 @@ type lab struct {
 	dir       string // for the files that the demo writes
 	configDir string // below dir: what Usher reads
 	ports     *ports
-	service   *service
+	requests  chan string // what the service got; the next request waits until it was read
 	envoy     *envoy
 }
 
 // newLab writes the initial configuration below dir.
 func newLab(dir string, p *ports) (*lab, error) {
-	l := &lab{dir: dir, configDir: filepath.Join(dir, "config"), ports: p, service: newService()}
+	l := &lab{dir: dir, configDir: filepath.Join(dir, "config"), ports: p, requests: make(chan string, 1)}
 	if err := os.Mkdir(l.configDir, 0o755); err != nil {
 		return nil, fmt.Errorf("directory for the demo's config entries: %w", err)
 	}
 	return l, errors.Join(l.writeConfig("services.hcl", map[string]any{
 		"GatewayAddress": gatewayIP, "ServiceAddress": serviceIP, "ServicePort": portOf(p.service),
-	}), l.writeResources(modeUnset))
+	}), l.writeResources(""))
 }
 
 // configFiles are the lab's configuration as files of Usher's file mode.
@@ -94,12 +94,8 @@ var configFiles embed.FS
 
 var configTemplates = template.Must(template.ParseFS(configFiles, "config/*"))
 
-// The values that the lab gives usher.proxy_protocol.mode in proxy-defaults: none, as in the lab's own files, and
-// strict.
-const (
-	modeUnset  = ""
-	modeStrict = "strict"
-)
+// modeStrict is the value that the lab gives usher.proxy_protocol.mode in proxy-defaults. At first it is not set.
+const modeStrict = "strict"
 
 // resourcesFile is the file that holds the lab's custom resources.
 const resourcesFile = "custom-resources.yaml"
@@ -143,7 +139,7 @@ func (l *lab) runStory(ctx context.Context, o Options) error {
 	if err := waitFor(ctx, "the gateway's first configuration", l.envoy.ready); err != nil {
 		return err
 	}
-	if err := l.waitForListener(ctx, "the gateway's listener", modeUnset, 0); err != nil {
+	if err := l.waitForListener(ctx, "the gateway's listener", "", 0); err != nil {
 		return err
 	}
 	fmt.Fprintf(o.Out, "client %s --> load balancer %s --> gateway (Envoy) %s --> service static-server\n", clientIP, balancerIP, l.gatewayAddr())
@@ -192,8 +188,8 @@ func (l *lab) request(ctx context.Context, header bool) (got result, err error) 
 	if got.response, err = get(ctx, l.balancerAddr(header)); err != nil {
 		return result{}, err
 	}
-	// The service reports a request before it responds, and Envoy writes its log line after it has passed the response
-	// on. So the log line comes last.
+	// The service reports a request before it responds, and Envoy writes its log line after it has passed the
+	// response on. So the log line comes last.
 	select {
 	case line := <-l.envoy.accessLog:
 		got.log, err = parseLogEntry(line)
@@ -201,7 +197,7 @@ func (l *lab) request(ctx context.Context, header bool) (got result, err error) 
 		err = context.Cause(ctx)
 	}
 	select {
-	case got.service = <-l.service.requests:
+	case got.service = <-l.requests:
 	default:
 		got.service = notReached
 	}
@@ -232,7 +228,7 @@ func (l *lab) printTraffic(ctx context.Context, out io.Writer) error {
 			return nil
 		case line := <-l.envoy.accessLog:
 			fmt.Fprintf(out, "access log   %s\n", line)
-		case received := <-l.service.requests:
+		case received := <-l.requests:
 			fmt.Fprintf(out, "service got  %s\n", received)
 		}
 	}

@@ -17,36 +17,26 @@ const (
 	greeting = "hello world"                  // the body of every response of the service
 )
 
-// service is the lab's HTTP service.
-type service struct {
-	// requests holds the X-Forwarded-For of one request, from before its response. The next request waits until it was
-	// read.
-	requests chan string
-}
-
-func newService() *service { return &service{requests: make(chan string, 1)} }
-
-// run serves on ln until ctx ends. It closes ln.
-func (s *service) run(ctx context.Context, ln net.Listener) error {
-	server := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
+// runService runs the lab's HTTP service on ln until ctx ends. It closes ln. requests receives the X-Forwarded-For of
+// each request before the response.
+func runService(ctx context.Context, ln net.Listener, requests chan<- string) error {
+	greet := func(w http.ResponseWriter, r *http.Request) {
+		received := noForwardedFor
+		if values := r.Header.Values("X-Forwarded-For"); len(values) > 0 {
+			received = "x-forwarded-for: " + strings.Join(values, ", ")
+		}
+		select {
+		case requests <- received:
+			_, _ = io.WriteString(w, greeting) // fails if the client is gone
+		case <-r.Context().Done():
+		}
+	}
+	server := &http.Server{Handler: http.HandlerFunc(greet), ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("service on %s: %w", ln.Addr(), err)
 	}
 	return nil
-}
-
-// ServeHTTP responds with the greeting.
-func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	received := noForwardedFor
-	if values := r.Header.Values("X-Forwarded-For"); len(values) > 0 {
-		received = "x-forwarded-for: " + strings.Join(values, ", ")
-	}
-	select {
-	case s.requests <- received:
-		_, _ = io.WriteString(w, greeting) // fails if the client is gone
-	case <-r.Context().Done():
-	}
 }
 
 // get is the client: it makes one request to addr, on a connection of its own from clientIP, and returns the status
