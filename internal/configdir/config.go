@@ -2,7 +2,6 @@ package configdir
 
 import (
 	"bytes"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -123,9 +122,7 @@ func (c *config) document(d *configtree.Decoder, root *yaml.Node) {
 	case has("apiVersion"):
 		c.resource(d, root)
 	case has("Kind"):
-		if !c.entry(d, configtree.Text(root, "Kind"), root) {
-			refuseKind(d, root, slices.Sorted(maps.Values(kinds)))
-		}
+		c.entry(d, root)
 	case has("service") || has("services"):
 		c.definitionsFile(d, root)
 	case has("usher") || has("gateway"):

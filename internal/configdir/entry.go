@@ -1,8 +1,6 @@
 package configdir
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -11,20 +9,26 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// The kinds of config entries that file mode reads.
-const (
-	kindIngressGateway = "ingress-gateway"
-	kindProxyDefaults  = "proxy-defaults"
-	kindDefaults       = "service-defaults"
-	kindIntentions     = "service-intentions"
-)
+// kindIngressGateway is the kind of a gateway's config entry and of its instances' definitions.
+const kindIngressGateway = "ingress-gateway"
 
-// kinds maps the kinds of Consul's custom resources to those of its config entries.
-var kinds = map[string]string{
-	"IngressGateway":    kindIngressGateway,
-	"ProxyDefaults":     kindProxyDefaults,
-	"ServiceDefaults":   kindDefaults,
-	"ServiceIntentions": kindIntentions,
+// kinds are the kinds of config entries that file mode reads, and what they are called as custom resources.
+var kinds = []struct {
+	entry, resource string
+	read            func(*config, *configtree.Decoder, *yaml.Node)
+}{
+	{kindIngressGateway, "IngressGateway", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.gateways = appendEntry(c.gateways, d, root, checkIngress)
+	}},
+	{"proxy-defaults", "ProxyDefaults", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.proxies = appendEntry(c.proxies, d, root, checkProxyDefaults)
+	}},
+	{"service-defaults", "ServiceDefaults", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.services = appendEntry(c.services, d, root, checkServiceDefaults)
+	}},
+	{"service-intentions", "ServiceIntentions", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.intentions = appendEntry(c.intentions, d, root, checkIntentions)
+	}},
 }
 
 // customAPI is the apiVersion of Consul's custom resources.
@@ -152,22 +156,23 @@ func (e *entry[T]) steps(steps []any) []any {
 // steps joins what leads to a field (see configtree.Locate).
 func steps(s ...any) []any { return s }
 
-// entry reads a config entry, as `consul config write` takes it or as a custom resource. It reports whether file
-// mode reads the kind.
-func (c *config) entry(d *configtree.Decoder, kind string, root *yaml.Node) bool {
-	switch kind {
-	case kindIngressGateway:
-		c.gateways = appendEntry(c.gateways, d, root, checkIngress)
-	case kindProxyDefaults:
-		c.proxies = appendEntry(c.proxies, d, root, checkProxyDefaults)
-	case kindDefaults:
-		c.services = appendEntry(c.services, d, root, checkServiceDefaults)
-	case kindIntentions:
-		c.intentions = appendEntry(c.intentions, d, root, checkIntentions)
-	default:
-		return false
+// entry reads a config entry, as `consul config write` takes it or as a custom resource.
+func (c *config) entry(d *configtree.Decoder, root *yaml.Node) {
+	key, _ := configtree.Get(root, "kind")
+	kind := configtree.Text(root, "kind")
+	var names []string
+	for _, k := range kinds {
+		name := k.entry
+		if d.Strict {
+			name = k.resource
+		}
+		if name == kind {
+			k.read(c, d, root)
+			return
+		}
+		names = append(names, name)
 	}
-	return true
+	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", kind, strings.Join(names, ", "))
 }
 
 // appendEntry appends the entry in root, unless it has a problem or the name of an earlier one.
@@ -235,21 +240,14 @@ func (c *config) resource(d *configtree.Decoder, root *yaml.Node) {
 	version, value := configtree.Get(root, "apiVersion")
 	kind, _ := configtree.Get(root, "kind")
 	d.Strict = true
-	switch known := kinds[configtree.Text(root, "kind")]; {
+	switch {
 	case configtree.Text(root, "apiVersion") != customAPI:
 		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, "+
 			"and define services in HCL or JSON: service { name, address, port }",
 			configtree.Describe(value), customAPI)
 	case kind == nil:
 		d.Add(root.Line, "", "this resource has no kind; add one")
-	case !c.entry(d, known, root):
-		refuseKind(d, root, slices.Sorted(maps.Keys(kinds)))
+	default:
+		c.entry(d, root)
 	}
-}
-
-// refuseKind adds the problem of a kind that file mode does not read.
-func refuseKind(d *configtree.Decoder, root *yaml.Node, read []string) {
-	key, _ := configtree.Get(root, "kind")
-	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry",
-		configtree.Text(root, "kind"), strings.Join(read, ", "))
 }

@@ -4,10 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
@@ -133,7 +133,7 @@ func fieldsOf(structs []any) []field {
 // isName reports whether a key is a spelling of a field's name.
 func (d *Decoder) isName(key, name string) bool {
 	if d.Strict {
-		return key == camel(name)
+		return sameName(key, name) && key == camel(name)
 	}
 	return sameName(key, name)
 }
@@ -272,18 +272,10 @@ func (d *Decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
 // snake returns a field's name as Consul's HCL spells it: max_connections. A word begins at a digit or a capital
 // after a small letter, and at the last capital of a row that small letters follow.
 func snake(name string) string {
-	var b strings.Builder
-	runes := []rune(name)
-	for i, r := range runes {
-		afterSmall := i > 0 && unicode.IsLower(runes[i-1])
-		lastCapital := i > 0 && unicode.IsUpper(runes[i-1]) && i+1 < len(runes) && unicode.IsLower(runes[i+1])
-		if afterSmall && (unicode.IsUpper(r) || unicode.IsDigit(r)) || lastCapital && unicode.IsUpper(r) {
-			b.WriteByte('_')
-		}
-		b.WriteRune(unicode.ToLower(r))
-	}
-	return b.String()
+	return strings.ToLower(wordBreak.ReplaceAllString(name, "${1}${3}_${2}${4}"))
 }
+
+var wordBreak = regexp.MustCompile(`([a-z])([A-Z0-9])|([A-Z])([A-Z][a-z])`)
 
 // camel returns a field's name as Consul's custom resources spell it: maxConnections, tlsMinVersion.
 func camel(name string) string {

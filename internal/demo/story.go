@@ -33,11 +33,11 @@ type gateway interface {
 type scene struct {
 	title  string
 	header bool   // the balancer sends a PROXY header
-	strict bool   // the gateway's mode is strict
+	strict bool   // the gateway's mode changes to strict before
 	want   result // with addresses that have no port
 }
 
-// scenes are the lab's three requests. The mode changes to strict and never back.
+// scenes are the lab's three requests.
 var scenes = []scene{{
 	title: "mode off, the balancer sends no PROXY header",
 	want:  result{okResponse, logEntry{Remote: balancerIP, Code: 200}, noForwardedFor},
@@ -55,14 +55,12 @@ var scenes = []scene{{
 // runScenes makes the requests and prints their results. It returns an error at the first result that is not the
 // expected one.
 func runScenes(ctx context.Context, g gateway, out io.Writer) error {
-	strict := false
 	for i, s := range scenes {
-		if s.strict && !strict {
+		if s.strict {
 			took, err := g.setStrict(ctx)
 			if err != nil {
 				return err
 			}
-			strict = true
 			fmt.Fprintf(out, "\nSet usher.proxy_protocol.mode = %q in proxy-defaults: Envoy applied it after %d ms, without a restart.\n",
 				modeStrict, took.Milliseconds())
 		}
