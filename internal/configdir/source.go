@@ -60,10 +60,9 @@ type Options struct {
 // Source publishes the snapshots of the gateways in a directory. Load reads it, Run watches it, and any number of
 // Watch calls deliver the snapshots.
 type Source struct {
-	dir    string
-	logger *slog.Logger
-	report func([]problem.Problem)
-	reload filewatch.Trigger
+	dir     string
+	options Options
+	reload  filewatch.Trigger
 
 	mu   sync.Mutex
 	view view
@@ -82,12 +81,11 @@ func NewSource(dir string, o Options) *Source {
 	if o.Report == nil {
 		o.Report = func([]problem.Problem) {}
 	}
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
+	empty := &content{datacenter: cmp.Or(o.Datacenter, "dc1")}
 	return &Source{
-		dir:    filepath.Clean(dir),
-		logger: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)),
-		report: o.Report,
-		reload: filewatch.NewTrigger(),
-		view:   view{content: &content{datacenter: cmp.Or(o.Datacenter, "dc1")}, next: make(chan struct{})},
+		dir: filepath.Clean(dir), options: o, reload: filewatch.NewTrigger(),
+		view: view{content: empty, next: make(chan struct{})},
 	}
 }
 
@@ -122,7 +120,7 @@ func (s *Source) Run(ctx context.Context) error {
 	broken := func(err error) {
 		s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content stays in use"}})
 	}
-	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: broken, Logger: s.logger, Again: s.reload}).Run(ctx)
+	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: broken, Logger: s.options.Logger, Again: s.reload}).Run(ctx)
 	return nil
 }
 
@@ -141,10 +139,10 @@ func (s *Source) update(final bool) bool {
 		return false
 	}
 	if len(v.problems) > 0 || !slices.Equal(next.problems, v.content.problems) {
-		s.report(next.problems)
+		s.options.Report(next.problems)
 	}
 	if !v.loaded || len(v.problems) > 0 || !reflect.DeepEqual(next, v.content) {
-		s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
+		s.options.Logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
 		s.show(view{content: next, loaded: true})
 	}
 	return true
@@ -154,7 +152,7 @@ func (s *Source) update(final bool) bool {
 func (s *Source) keep(problems Problems) {
 	v := s.current()
 	if !slices.Equal(problems, v.problems) {
-		s.report(problems)
+		s.options.Report(problems)
 		s.show(view{content: v.content, loaded: v.loaded, problems: problems})
 	}
 }

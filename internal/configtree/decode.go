@@ -270,7 +270,7 @@ func (d *Decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
 }
 
 // snake returns a field's name as Consul's HCL spells it: max_connections. A word begins at a digit or a capital
-// after a small letter, and at the last capital of a row that small letters follow.
+// after a small letter, and at the last capital of a row that small letters follow. No field has a word of one letter.
 func snake(name string) string {
 	return strings.ToLower(wordBreak.ReplaceAllString(name, "${1}${3}_${2}${4}"))
 }
