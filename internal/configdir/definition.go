@@ -144,6 +144,7 @@ func checkGateway(e *entry[definition]) {
 // endpoint returns the definition as an instance to connect to.
 func (def *definition) endpoint(datacenter string) gateway.Endpoint {
 	return gateway.Endpoint{
-		NodeDatacenter: datacenter, Address: def.Address, Port: def.Port, TaggedAddresses: def.TaggedAddresses, Weights: def.Weights,
+		NodeDatacenter: datacenter, Address: def.Address, Port: def.Port,
+		TaggedAddresses: def.TaggedAddresses, Weights: def.Weights,
 	}
 }

@@ -49,7 +49,10 @@ func listen(ctx context.Context) (*ports, error) {
 		sockets = append(sockets, socket)
 	}
 	closeAll(sockets[3:]) // others bind these, and the client needs the address only
-	p := &ports{service: sockets[0], plain: sockets[1], proxy: sockets[2], xdsAddr: sockets[3].Addr().String(), gateway: portOf(sockets[4])}
+	p := &ports{
+		service: sockets[0], plain: sockets[1], proxy: sockets[2],
+		xdsAddr: sockets[3].Addr().String(), gateway: portOf(sockets[4]),
+	}
 	if socket, err := config.Listen(ctx, "tcp", net.JoinHostPort(gatewayIP, strconv.Itoa(gatewayPort))); err == nil {
 		socket.Close()
 		p.gateway = gatewayPort
