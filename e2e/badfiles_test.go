@@ -54,7 +54,7 @@ func TestBadConfigFile(t *testing.T) {
 		l.wantStrict(t)
 		trouble.WantFixed(t, func() { write(good) })
 	}
-	line := `msg=problem ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use")
+	line := `msg=problem ` + lab.LoggedProblem(file, "cannot be read: no such file or directory; put it back; the last good content stays in use")
 	trouble := l.Usher.WantProblem(t, line, func() { os.Remove(file) })
 	l.wantStrict(t)
 	trouble.WantFixed(t, func() { write(good) })

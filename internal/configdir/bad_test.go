@@ -58,7 +58,7 @@ func badSyntax(t *testing.T) []bad {
 		}},
 		{"YAML", yml("a: b", " c: d"), []string{"DIR/a.yaml:2: this is not YAML: mapping values are not allowed in this context; correct it"}},
 		{"YAML key twice", yml("a: 1", "b: 2", "a: 3"), []string{"DIR/a.yaml:3: a: this key is already given at DIR/a.yaml:1; remove one of the two"}},
-		{"YAML merge", yml("a: &a {b: 1}", "c:", "  <<: *a"), []string{"DIR/a.yaml:3: <<: only plain keys are read; write the keys out"}},
+		{"YAML merge", yml("a: &a {b: 1}", "c:", "  <<: *a"), []string{"DIR/a.yaml:3: merge keys (<<) and keys that are not text are not supported; copy the keys here"}},
 		{"HCL", hclFile(`kind = "ingress-gateway"`, `name = "gw"`, `listeners {`), []string{
 			"DIR/a.hcl:3: this is not HCL: the { in this line is not closed; add a }",
 		}},
@@ -180,7 +180,7 @@ func badEntries() []bad {
 			"DIR/a.hcl:3: protocol: \"udp\" is not allowed; use one of tcp, http, http2, grpc",
 		}},
 		{"headers of a service", hclFile(`kind = "service-defaults"`, `name = "web"`, `max_request_headers_kb = 5`), []string{
-			"DIR/a.hcl:3: max_request_headers_kb: file mode supports it for an ingress gateway, and \"web\" is none; remove it",
+			"DIR/a.hcl:3: max_request_headers_kb: in file mode it works for ingress gateways only, and \"web\" is a service; remove it",
 		}},
 		{"proxy-defaults", hclFile(`kind = "proxy-defaults"`, `name = "x"`, `access_logs { type = "file" }`, `mode = "transparent"`), []string{
 			"DIR/a.hcl:4: mode: file mode has no sidecars; remove it",
@@ -241,11 +241,11 @@ func badListeners() []bad {
 			"DIR/a.hcl:7: listeners.services[1].name: the listener's protocol is http, and that of \"b\" is grpc (set at DIR/b.hcl:3); set protocol = \"http\" in its service-defaults entry, or change the listener's",
 		}},
 		{"TLS without certificates", gw(`tls { enabled = true }`, `listeners { port = 80 services { name = "a" } }`, `listeners { port = 81 services { name = "a" } }`), []string{
-			"DIR/a.hcl:3: tls.enabled: file mode has no certificate of the mesh; name one of an SDS server (sds), or remove it",
+			"DIR/a.hcl:3: tls.enabled: in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled",
 		}},
 		{"TLS of a listener", gw(`listeners {`, `  port = 80`, `  tls { enabled = true tls_min_version = "1.2" }`, `  services { name = "a" }`, `}`), []string{
 			"DIR/a.hcl:5: listeners.tls.tls_min_version: \"1.2\" is not allowed; use one of TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2, TLSv1_3",
-			"DIR/a.hcl:5: listeners.tls.enabled: file mode has no certificate of the mesh; name one of an SDS server (sds), or remove it",
+			"DIR/a.hcl:5: listeners.tls.enabled: in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled",
 		}},
 		{"incomplete SDS", gw(`tls { sds { cluster_name = "c" } }`, `listeners { port = 80 services { name = "a" } }`), []string{
 			"DIR/a.hcl:4: listeners.tls.sds.cert_resource: an SDS cluster is given and no certificate; add the certificate's name",
@@ -267,12 +267,12 @@ func badDefinitions() []bad {
 			"DIR/a.hcl:3: address: \"web.example.com\" is not an IP address, and Envoy needs one; use the address that the name resolves to",
 		}},
 		{"no address, no port", hclFile(`service {`, `  name = "web"`, `}`), []string{
-			"DIR/a.hcl:1: address: the address is missing; add an IP address, because file mode has no node that has one",
+			"DIR/a.hcl:1: address: the address is missing; add an IP address (file mode has no Consul node to take it from)",
 			"DIR/a.hcl:1: port: 0 is not a port; use one from 1 to 65535",
 		}},
 		{"checks and sidecar", hclFile(`service {`, `  name = "web"`, `  check { tcp = "x" interval = "1s" }`, `  connect { sidecar_service {} }`, `  token = "s3cret"`, `}`), []string{
 			"DIR/a.hcl:3: service.check: file mode runs no health checks, and every instance counts as passing; remove it",
-			"DIR/a.hcl:4: service.connect.sidecar_service: upstreams are plain in file mode, and it has no sidecars; remove it",
+			"DIR/a.hcl:4: service.connect.sidecar_service: file mode has no sidecars; remove it",
 			"DIR/a.hcl:5: service.token: file mode uses no Consul; remove it",
 		}},
 		{"same ID", hclFile(`service { name = "web" address = "10.0.0.1" port = 1 }`, `service { name = "web" address = "10.0.0.2" port = 1 }`), []string{

@@ -2,9 +2,6 @@ package configdir
 
 import (
 	"bytes"
-	"errors"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +11,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/configtree"
 	"github.com/usherproxy/usher/internal/filewatch"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 )
 
@@ -29,11 +27,6 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// decoder decodes a document.
-type decoder struct{ configtree.Decoder }
-
-func newDecoder(file string) *decoder { return &decoder{configtree.Decoder{File: file}} }
-
 // config is the content of a directory, and what is wrong with it. The directory counts as a whole: if there is a
 // problem, nothing of it is used.
 type config struct {
@@ -41,7 +34,7 @@ type config struct {
 	proxies     []*entry[proxyDefaults] // one at most
 	services    []*entry[serviceDefaults]
 	intentions  []*entry[serviceIntentions]
-	definitions []*definition
+	definitions []*entry[definition] // by service ID
 
 	problems Problems
 }
@@ -49,8 +42,8 @@ type config struct {
 // extensions are those of the files that are read.
 var extensions = []string{".hcl", ".json", ".yaml", ".yml"}
 
-// isConfigFile reports whether Usher reads a file of this name, which then has to be a regular file. It ignores other
-// names, so that the directory may hold notes, editors' copies, and the ..data of a Kubernetes volume.
+// isConfigFile reports whether Usher reads a file of this name, which then has to be a regular file. It ignores
+// other names, so that the directory may hold notes, editors' copies, and the ..data of a Kubernetes volume.
 func isConfigFile(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name))
 }
@@ -63,19 +56,18 @@ func readConfig(dir string) *config {
 		c.unreadable(dir, err)
 		return c
 	}
-	files := 0
+	listed = slices.DeleteFunc(listed, func(f os.DirEntry) bool { return !isConfigFile(f.Name()) })
 	for _, f := range listed {
-		if isConfigFile(f.Name()) {
-			c.readFile(filepath.Join(dir, f.Name()))
-			files++
+		path := filepath.Join(dir, f.Name())
+		if text, err := filewatch.ReadFile(path); err != nil {
+			c.unreadable(path, err)
+		} else {
+			c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
 		}
 	}
-	if files == 0 {
-		c.problems = append(c.problems, problem.Problem{
-			Where: dir,
-			What: "there is no file with the extension " + strings.Join(extensions, ", ") + " in it; " +
-				"write config entries and service definitions there",
-		})
+	if len(listed) == 0 {
+		c.add(dir, "there is no file with the extension "+strings.Join(extensions, ", ")+" in it; "+
+			"write config entries and service definitions there")
 	}
 	if len(c.problems) == 0 {
 		c.check()
@@ -83,21 +75,12 @@ func readConfig(dir string) *config {
 	return c
 }
 
-func (c *config) unreadable(path string, err error) {
-	if cause, ok := errors.AsType[*fs.PathError](err); ok {
-		err = cause.Err
-	}
-	what := "cannot be read: " + err.Error() + "; correct it, or remove it"
-	c.problems = append(c.problems, problem.Problem{Where: path, What: what})
+func (c *config) add(where, what string) {
+	c.problems = append(c.problems, problem.Problem{Where: where, What: what})
 }
 
-func (c *config) readFile(path string) {
-	text, err := filewatch.ReadFile(path)
-	if err != nil {
-		c.unreadable(path, err)
-		return
-	}
-	c.text(path, bytes.TrimPrefix(text, []byte("\ufeff")))
+func (c *config) unreadable(path string, err error) {
+	c.add(path, filewatch.Unreadable(err, "correct it, or remove it"))
 }
 
 // text reads the documents of a file.
@@ -105,9 +88,7 @@ func (c *config) text(path string, text []byte) {
 	// A program that writes a file in place empties it first. An empty file that counted would remove its entries
 	// for a moment, and listeners with them.
 	if len(bytes.TrimSpace(text)) == 0 {
-		d := newDecoder(path)
-		d.Add(1, "", "the file is empty; write an entry, or remove it")
-		c.problems = append(c.problems, d.Problems...)
+		c.add(configtree.At(path, 1), "the file is empty; write an entry, or remove it")
 		return
 	}
 	var docs []*yaml.Node
@@ -125,14 +106,14 @@ func (c *config) text(path string, text []byte) {
 		return
 	}
 	for _, doc := range docs {
-		d := newDecoder(path)
+		d := &configtree.Decoder{File: path}
 		read(d, doc)
 		c.problems = append(c.problems, d.Problems...)
 	}
 }
 
 // document reads one HCL or JSON document.
-func (c *config) document(d *decoder, root *yaml.Node) {
+func (c *config) document(d *configtree.Decoder, root *yaml.Node) {
 	has := func(name string) bool { key, _ := configtree.Get(root, name); return key != nil }
 	switch {
 	case root.Kind != yaml.MappingNode:
@@ -141,14 +122,12 @@ func (c *config) document(d *decoder, root *yaml.Node) {
 	case has("apiVersion"):
 		c.resource(d, root)
 	case has("Kind"):
-		if !c.entry(d, configtree.Text(root, "Kind"), root) {
-			d.refuseKind(root, slices.Sorted(maps.Values(kinds)))
-		}
+		c.entry(d, root)
 	case has("service") || has("services"):
 		c.definitionsFile(d, root)
 	case has("usher") || has("gateway"):
 		d.Add(root.Content[0].Line, "", "these are Usher's settings; give the file with --config, and keep it out of this directory")
-	case d.isHelm(root) || len(root.Content) == 0 && filepath.Ext(d.File) == ".hcl": // only comments
+	case isHelm(d, root) || len(root.Content) == 0 && filepath.Ext(d.File) == ".hcl": // only comments
 	default:
 		d.Add(root.Line, "", "this is neither a config entry, which has kind and name, "+
 			"nor service definitions (service, services); write one of them, or remove it")
@@ -156,14 +135,14 @@ func (c *config) document(d *decoder, root *yaml.Node) {
 }
 
 // yamlDocument reads one YAML document. Consul writes custom resources in YAML, and nothing else.
-func (c *config) yamlDocument(d *decoder, root *yaml.Node) {
+func (c *config) yamlDocument(d *configtree.Decoder, root *yaml.Node) {
 	version, _ := configtree.Get(root, "apiVersion")
 	switch {
 	case version != nil && configtree.Text(root, "kind") == "List":
 		c.resourceList(d, root)
 	case version != nil:
 		c.resource(d, root)
-	case d.isHelm(root):
+	case isHelm(d, root):
 	default:
 		d.Add(root.Line, "", "this document has no apiVersion and kind; in YAML write custom resources (%s), "+
 			"other entries and service definitions as HCL or JSON", customAPI)
@@ -171,7 +150,7 @@ func (c *config) yamlDocument(d *decoder, root *yaml.Node) {
 }
 
 // resourceList reads what `kubectl get -o yaml` prints.
-func (c *config) resourceList(d *decoder, root *yaml.Node) {
+func (c *config) resourceList(d *configtree.Decoder, root *yaml.Node) {
 	var l struct {
 		APIVersion, Kind, Metadata configtree.Ignored
 		Items                      []*yaml.Node
@@ -180,7 +159,7 @@ func (c *config) resourceList(d *decoder, root *yaml.Node) {
 	d.Object(root, "", &l)
 	for _, item := range l.Items {
 		if item != nil { // null is like an empty document
-			one := newDecoder(d.File)
+			one := &configtree.Decoder{File: d.File}
 			c.yamlDocument(one, item)
 			d.Problems = append(d.Problems, one.Problems...)
 		}
@@ -188,7 +167,7 @@ func (c *config) resourceList(d *decoder, root *yaml.Node) {
 }
 
 // isHelm reports values of Consul's Helm chart, which lie beside the custom resources in many repositories.
-func (d *decoder) isHelm(root *yaml.Node) bool {
+func isHelm(d *configtree.Decoder, root *yaml.Node) bool {
 	for _, name := range []string{"global", "ingressGateways", "connectInject", "meshGateway"} {
 		if key, _ := configtree.Get(root, name); key != nil && key.Value == name {
 			d.Add(root.Line, "", "these look like values for Consul's Helm chart, not config entries; "+
@@ -203,7 +182,7 @@ func (d *decoder) isHelm(root *yaml.Node) bool {
 func (c *config) check() {
 	for _, e := range c.services {
 		if e.spec.MaxRequestHeadersKB != 0 && !slices.Contains(c.gatewayNames(), e.name) {
-			e.add(steps("MaxRequestHeadersKB"), "file mode supports it for an ingress gateway, and %q is none; remove it", e.name)
+			e.add(steps("MaxRequestHeadersKB"), "in file mode it works for ingress gateways only, and %q is a service; remove it", e.name)
 			c.problems = append(c.problems, e.decoder.Problems...)
 		}
 	}
@@ -218,7 +197,7 @@ func (c *config) checkProtocols(e *entry[ingressGateway]) {
 	for i, l := range e.spec.Listeners {
 		for k, s := range l.Services {
 			protocol, setAt := c.protocol(s.Name)
-			if l.Protocol == "tcp" || s.Name == wildcard || protocol == l.Protocol {
+			if l.Protocol == gateway.ProtocolTCP || s.Name == wildcard || protocol == l.Protocol {
 				continue
 			}
 			e.add(steps("Listeners", i, "Services", k, "Name"),
@@ -231,18 +210,17 @@ func (c *config) checkProtocols(e *entry[ingressGateway]) {
 // protocol returns the protocol of a service and where it is set: in its service-defaults, else in proxy-defaults,
 // else it is tcp.
 func (c *config) protocol(service string) (protocol, setAt string) {
-	for _, e := range c.services {
-		if e.name == service && e.spec.Protocol != "" {
-			return e.spec.Protocol, "set at " + e.at("Protocol")
-		}
+	if e := named(c.services, service); e.spec.Protocol != "" {
+		return e.spec.Protocol, "set at " + e.at("Protocol")
 	}
-	for _, e := range c.proxies {
-		if e.spec.proxyConfig.Protocol != "" {
-			return protocolOf(e.spec.proxyConfig.Protocol), "set at " + e.at("Config", "protocol")
-		}
+	if e := c.proxyDefaults(); e.spec.proxyConfig.Protocol != "" {
+		return gateway.NormalProtocol(e.spec.proxyConfig.Protocol), "set at " + e.at("Config", "protocol")
 	}
-	return protocols[0], "the default"
+	return gateway.ProtocolTCP, "the default"
 }
+
+// proxyDefaults returns the proxy-defaults entry, or an empty one.
+func (c *config) proxyDefaults() *entry[proxyDefaults] { return named(c.proxies, "global") }
 
 // gatewayNames returns the names of the ingress gateways that an entry or a definition names, sorted.
 func (c *config) gatewayNames() []string {
@@ -251,8 +229,8 @@ func (c *config) gatewayNames() []string {
 		names = append(names, e.name)
 	}
 	for _, def := range c.definitions {
-		if def.Kind == kindIngressGateway {
-			names = append(names, def.Name)
+		if def.spec.Kind == kindIngressGateway {
+			names = append(names, def.spec.Name)
 		}
 	}
 	slices.Sort(names)

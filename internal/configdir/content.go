@@ -13,12 +13,12 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// content is what a good directory results in: immutable, built whole from the config and, for what did not
-// change, the content before it.
+// content is what a good directory results in: immutable, built whole from the config and, for what did not change,
+// the content before it.
 type content struct {
 	datacenter string
 	gateways   map[string]*gateway.Snapshot // by name; also those without an entry any more
-	current    []gateway.ID                 // those with an entry or a definition, sorted
+	names      []string                     // of the gateways with an entry or a definition, sorted
 
 	chains    map[gateway.ServiceName]*gateway.Chain
 	endpoints map[string]*gateway.Endpoints // by target ID
@@ -37,32 +37,21 @@ type builder struct {
 	config *config
 	before *content // empty at the start
 
-	defaultsProblems []problem.Problem            // of proxy-defaults' settings
-	instanceProblems map[string][]problem.Problem // of instances' settings, by gateway
+	layerProblems map[string][]problem.Problem // of Usher's settings, by gateway; "" has those of proxy-defaults
 }
 
 // build makes the content of c, which has no problems. Parts that are as they were in before keep their pointers.
 func build(c *config, before *content) *content {
-	b := builder{
-		content: &content{
-			datacenter: before.datacenter,
-			gateways:   map[string]*gateway.Snapshot{},
-			chains:     map[gateway.ServiceName]*gateway.Chain{},
-			endpoints:  map[string]*gateway.Endpoints{},
-			instances:  map[string]settings.Layer{},
-		},
-		config:           c,
-		before:           before,
-		instanceProblems: map[string][]problem.Problem{},
-	}
+	b := builder{config: c, before: before, layerProblems: map[string][]problem.Problem{}, content: &content{
+		datacenter: before.datacenter, gateways: map[string]*gateway.Snapshot{}, names: c.gatewayNames(),
+		chains: map[gateway.ServiceName]*gateway.Chain{}, endpoints: map[string]*gateway.Endpoints{},
+		instances: map[string]settings.Layer{},
+	}}
 	b.layers()
 	b.services()
-	for _, name := range c.gatewayNames() {
-		b.current = append(b.current, gateway.ID{Name: name})
-		b.gateways[name] = b.snapshot(name)
-	}
-	// A gateway whose entry is gone has no listeners any more, which an Envoy learns only while the gateway is known.
-	for name := range before.gateways {
+	// A gateway whose entry is gone has no listeners any more, which an Envoy learns only while the gateway is
+	// known.
+	for _, name := range slices.AppendSeq(slices.Clone(b.names), maps.Keys(before.gateways)) {
 		if b.gateways[name] == nil {
 			b.gateways[name] = b.snapshot(name)
 		}
@@ -70,26 +59,19 @@ func build(c *config, before *content) *content {
 	return b.content
 }
 
-// proxyDefaults returns what proxy-defaults holds, or an empty one.
-func (c *config) proxyDefaults() *proxyDefaults {
-	if len(c.proxies) == 0 {
-		return &proxyDefaults{}
-	}
-	return &c.proxies[0].spec
-}
-
 // layers decodes Usher's settings.
 func (b *builder) layers() {
-	b.defaults, b.defaultsProblems = b.config.proxyDefaults().proxyConfig.layer(b.before.defaults)
-	b.problems = append(b.problems, b.defaultsProblems...)
-	for _, def := range b.config.definitions {
-		if def.Kind != kindIngressGateway {
-			continue
-		}
-		layer, problems := def.proxyConfig.layer(b.before.instances[def.ID])
-		b.instances[def.ID] = layer
-		b.instanceProblems[def.Name] = append(b.instanceProblems[def.Name], problems...)
+	layer := func(gatewayName string, p proxyConfig, before settings.Layer) settings.Layer {
+		after, problems := p.layer(before)
+		b.layerProblems[gatewayName] = append(b.layerProblems[gatewayName], problems...)
 		b.problems = append(b.problems, problems...)
+		return after
+	}
+	b.defaults = layer("", b.config.proxyDefaults().spec.proxyConfig, b.before.defaults)
+	for _, def := range b.config.definitions {
+		if def.spec.Kind == kindIngressGateway {
+			b.instances[def.name] = layer(def.spec.Name, def.spec.proxyConfig, b.before.instances[def.name])
+		}
 	}
 }
 
@@ -105,8 +87,8 @@ func (b *builder) services() {
 	}
 	delete(endpoints, wildcard)
 	for _, def := range b.config.definitions {
-		if def.Kind == "" {
-			endpoints[def.Name] = append(endpoints[def.Name], def.endpoint(b.datacenter))
+		if def.spec.Kind == "" {
+			endpoints[def.spec.Name] = append(endpoints[def.spec.Name], def.spec.endpoint(b.datacenter))
 		}
 	}
 	for name, list := range endpoints {
@@ -128,8 +110,8 @@ func keep[T any](before, now *T) *T {
 	return now
 }
 
-// trustDomain stands where a mesh has its own in the names of clusters. It ends in "consul", because the stat tags of
-// Consul's bootstraps match that.
+// trustDomain stands where a mesh has its own in the names of clusters. It ends in "consul", because the stat tags
+// of Consul's bootstraps match that.
 const trustDomain = "files.consul"
 
 // connectTimeout is Consul's default for connections to instances.
@@ -161,21 +143,14 @@ func defaultChain(service, datacenter, protocol string) *gateway.Chain {
 func (b *builder) snapshot(name string) *gateway.Snapshot {
 	before := cmp.Or(b.before.gateways[name], &gateway.Snapshot{})
 	s := &gateway.Snapshot{
-		ID:            gateway.ID{Name: name},
-		Datacenter:    b.datacenter,
-		Chains:        map[gateway.ServiceName]*gateway.Chain{},
-		Plain:         true,
-		ProxyDefaults: b.defaults,
-		Instances:     b.gatewayInstances(name, before.Instances),
-		Problems:      slices.Concat(b.defaultsProblems, b.instanceProblems[name]),
+		ID: gateway.ID{Name: name}, Datacenter: b.datacenter, Plain: true, Chains: map[gateway.ServiceName]*gateway.Chain{},
+		ProxyDefaults: b.defaults, Instances: b.gatewayInstances(name, before.Instances),
+		Problems: slices.Concat(b.layerProblems[""], b.layerProblems[name]),
 	}
-	for _, e := range b.config.gateways {
-		if e.name == name {
-			s.Entry = keep(before.Entry, &gateway.Entry{
-				Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners,
-			})
-			b.addServices(s, e)
-		}
+	if e := named(b.config.gateways, name); e.name != "" {
+		entry := &gateway.Entry{Name: name, TLS: e.spec.TLS, Defaults: e.spec.Defaults, Listeners: e.spec.Listeners}
+		s.Entry = keep(before.Entry, entry)
+		b.addServices(s, e)
 	}
 	return keep(before, s)
 }
@@ -185,23 +160,19 @@ func (b *builder) snapshot(name string) *gateway.Snapshot {
 func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*gateway.Instance {
 	var out []*gateway.Instance
 	for _, def := range b.config.definitions {
-		if def.Kind == kindIngressGateway && def.Name == name {
+		if d := def.spec; d.Kind == kindIngressGateway && d.Name == name {
 			out = append(out, &gateway.Instance{
-				ServiceID:       def.ID,
-				Address:         def.Address,
-				Port:            def.Port,
-				TaggedAddresses: def.TaggedAddresses,
-				Config:          b.proxyConfig(name, &def.proxyConfig),
-				Registration:    b.instances[def.ID],
+				ServiceID: def.name, Address: d.Address, Port: d.Port, TaggedAddresses: d.TaggedAddresses,
+				Config: b.proxyConfig(name, d.proxyConfig), Registration: b.instances[def.name],
 			})
 		}
 	}
 	if len(out) == 0 {
-		out = append(out, &gateway.Instance{ServiceID: name, Config: b.proxyConfig(name, &proxyConfig{})})
+		out = append(out, &gateway.Instance{ServiceID: name, Config: b.proxyConfig(name, proxyConfig{})})
 	}
 	slices.SortFunc(out, func(x, y *gateway.Instance) int { return cmp.Compare(x.ServiceID, y.ServiceID) })
 	for i, in := range out {
-		in.AccessLogs = b.config.proxyDefaults().AccessLogs
+		in.AccessLogs = b.config.proxyDefaults().spec.AccessLogs
 		for _, old := range before {
 			if old.ServiceID == in.ServiceID {
 				out[i] = keep(old, in)
@@ -213,16 +184,12 @@ func (b *builder) gatewayInstances(name string, before []*gateway.Instance) []*g
 
 // proxyConfig merges what configures a gateway's Envoy: proxy-defaults, the gateway's service-defaults, its own
 // registration. As in Consul's merge, 0 and false never win.
-func (b *builder) proxyConfig(name string, registration *proxyConfig) gateway.ProxyConfig {
-	c, own := b.config.proxyDefaults().proxyConfig.model(), registration.model()
-	for _, e := range b.config.services {
-		if e.name == name {
-			c.MaxRequestHeadersKB = cmp.Or(e.spec.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
-		}
-	}
+func (b *builder) proxyConfig(name string, registration proxyConfig) gateway.ProxyConfig {
+	c, own := b.config.proxyDefaults().spec.proxyConfig.model(), registration.model()
 	c.NoDefaultBind = c.NoDefaultBind || own.NoDefaultBind
 	c.BindTaggedAddresses = c.BindTaggedAddresses || own.BindTaggedAddresses
-	c.MaxRequestHeadersKB = cmp.Or(own.MaxRequestHeadersKB, c.MaxRequestHeadersKB)
+	ofService := named(b.config.services, name).spec.MaxRequestHeadersKB
+	c.MaxRequestHeadersKB = cmp.Or(own.MaxRequestHeadersKB, ofService, c.MaxRequestHeadersKB)
 	if own.FetchTimeout != nil && (*own.FetchTimeout != 0 || c.FetchTimeout == nil) {
 		c.FetchTimeout = own.FetchTimeout
 	}
@@ -235,22 +202,21 @@ func (b *builder) proxyConfig(name string, registration *proxyConfig) gateway.Pr
 	return c
 }
 
-// addServices fills in the snapshot's services, chains and endpoints, and the problems of services that are not routed
-// or not defined.
+// addServices fills in the snapshot's services, chains and endpoints, and the problems of services that are not
+// routed or not defined.
 func (b *builder) addServices(s *gateway.Snapshot, e *entry[ingressGateway]) {
 	for i, l := range e.spec.Listeners {
-		for k, named := range l.Services {
-			at := e.at("Listeners", i, "Services", k, "Name")
-			if named.Name == wildcard {
+		for k, listed := range l.Services {
+			name, at := listed.Name, e.at("Listeners", i, "Services", k, "Name")
+			if name == wildcard {
 				b.addWildcard(s, l, at)
 				continue
 			}
-			if !b.isDefined(named.Name) {
-				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file",
-					named.Name, named.Name)
+			if !b.isDefined(name) {
+				addProblem(s, at, "service %q has no definition; add service { name = %q, address, port } to a file", name, name)
 			}
-			service := gateway.ServiceName{Name: named.Name}
-			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, Hosts: named.Hosts}, at)
+			service := gateway.ServiceName{Name: name}
+			b.addService(s, gateway.Service{Service: service, Port: l.Port, Protocol: l.Protocol, Hosts: listed.Hosts}, at)
 		}
 	}
 	slices.SortFunc(s.Services, func(x, y gateway.Service) int {
@@ -278,8 +244,7 @@ func (b *builder) addService(s *gateway.Snapshot, service gateway.Service, at st
 	name := service.Service.Name
 	if deniedAt := b.config.denied(s.ID.Name, name); deniedAt != "" {
 		addProblem(s, at, "service %q is not routed, because its intentions deny the gateway %q (%s); "+
-			"allow it there, or remove the service from the listener",
-			name, s.ID.Name, deniedAt)
+			"allow it there, or remove the service from the listener", name, s.ID.Name, deniedAt)
 		return
 	}
 	s.Services = append(s.Services, service)

@@ -38,7 +38,7 @@ type proxyConfig struct {
 }
 
 // model returns the config as a gateway's Envoy has it.
-func (p *proxyConfig) model() gateway.ProxyConfig {
+func (p proxyConfig) model() gateway.ProxyConfig {
 	c := gateway.ProxyConfig{
 		NoDefaultBind:       p.EnvoyGatewayNoDefaultBind || p.EnvoyMeshGatewayNoDefaultBind,
 		BindTaggedAddresses: p.EnvoyGatewayBindTaggedAddresses || p.EnvoyMeshGatewayBindTaggedAddresses,
@@ -56,39 +56,35 @@ func (p *proxyConfig) model() gateway.ProxyConfig {
 }
 
 // layer returns the layer before with the settings under the key usher.
-func (p *proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
-	if p.Usher == nil {
-		return before.Update("", nil)
-	}
+func (p proxyConfig) layer(before settings.Layer) (settings.Layer, []problem.Problem) {
 	after, problems := before.Update("", configtree.Plain(p.Usher))
 	configtree.AtLines(p.file, p.root, "", problems)
 	return after, problems
 }
 
-// proxyConfig decodes the opaque config that steps lead to from root; nil is an empty one. It leaves the value of usher as
+// proxyConfig decodes the opaque config n that steps lead to; nil is an empty one. It leaves the value of usher as
 // it is: a settings.Layer decodes that, and keeps the last good one.
-func (d *decoder) proxyConfig(n, root *yaml.Node, at ...any) proxyConfig {
-	p := proxyConfig{file: d.File, root: configtree.Single(n)}
+func (e *entry[T]) proxyConfig(n *yaml.Node, at ...any) proxyConfig {
+	p := proxyConfig{file: e.decoder.File, root: configtree.Single(n)}
 	if n == nil {
 		return p
 	}
-	_, path := d.Locate(root, at...)
+	_, path := e.decoder.Locate(e.root, e.steps(at)...)
 	// Consul decodes these keys in one way, also in a custom resource.
-	weak := newDecoder(d.File)
+	weak := &configtree.Decoder{File: e.decoder.File}
 	weak.Object(p.root, path, &p)
-	d.Problems = append(d.Problems, weak.Problems...)
-	if len(weak.Problems) > 0 {
-		return p
+	e.decoder.Problems = append(e.decoder.Problems, weak.Problems...)
+	if len(weak.Problems) == 0 {
+		e.checkBind(join(at, "EnvoyGatewayBindAddresses"), p.EnvoyGatewayBindAddresses)
+		e.checkBind(join(at, "EnvoyMeshGatewayBindAddresses"), p.EnvoyMeshGatewayBindAddresses)
 	}
-	d.checkBind(root, join(at, "EnvoyGatewayBindAddresses"), p.EnvoyGatewayBindAddresses)
-	d.checkBind(root, join(at, "EnvoyMeshGatewayBindAddresses"), p.EnvoyMeshGatewayBindAddresses)
 	return p
 }
 
-func (d *decoder) checkBind(root *yaml.Node, at []any, addresses map[string]gateway.Address) {
+func (e *entry[T]) checkBind(at []any, addresses map[string]gateway.Address) {
 	for _, name := range slices.Sorted(maps.Keys(addresses)) {
 		if address := addresses[name].Address; !isIP(address) {
-			d.AddAt(root, join(at, name), "%q is not an IP address to listen on; use one", address)
+			e.add(join(at, name), "%q is not an IP address to listen on; use one", address)
 		}
 	}
 }
@@ -104,7 +100,7 @@ func checkProxyDefaults(e *entry[proxyDefaults]) {
 	if e.name != "global" {
 		e.addAtName("%q is not allowed; the only proxy-defaults entry is called \"global\"", e.name)
 	}
-	e.spec.proxyConfig = e.decoder.proxyConfig(e.spec.Config, e.root, e.steps(steps("Config"))...)
+	e.spec.proxyConfig = e.proxyConfig(e.spec.Config, "Config")
 	e.checkProtocol(steps("Config", "protocol"), e.spec.proxyConfig.Protocol)
 	logs := e.spec.AccessLogs
 	if !slices.Contains([]string{"", "stdout", "stderr", "file"}, logs.Type) {
@@ -130,16 +126,19 @@ func checkServiceDefaults(e *entry[serviceDefaults]) {
 	}
 	e.checkProtocol(steps("Protocol"), e.spec.Protocol)
 	if e.spec.Protocol != "" {
-		e.spec.Protocol = protocolOf(e.spec.Protocol)
+		e.spec.Protocol = gateway.NormalProtocol(e.spec.Protocol)
 	}
 }
 
-// checkProtocol checks the protocol of a listener or a service.
-func (e *entry[T]) checkProtocol(at []any, protocol string) {
-	if !slices.Contains(protocols, protocolOf(protocol)) {
+// checkProtocol reports whether the protocol of a listener or a service is one that Consul knows.
+func (e *entry[T]) checkProtocol(at []any, protocol string) bool {
+	protocols := []string{gateway.ProtocolTCP, gateway.ProtocolHTTP, gateway.ProtocolHTTP2, gateway.ProtocolGRPC}
+	known := slices.Contains(protocols, gateway.NormalProtocol(protocol))
+	if !known {
 		e.add(at, "%q is not allowed%s; use one of %s",
 			protocol, problem.DidYouMean(protocol, protocols), strings.Join(protocols, ", "))
 	}
+	return known
 }
 
 // checkIntentions applies the rules of
@@ -169,22 +168,20 @@ func checkIntentions(e *entry[serviceIntentions]) {
 }
 
 // denied returns the position of the intention that denies a source access to a destination, or "". It decides as
-// Consul does (https://developer.hashicorp.com/consul/docs/secure-mesh/intention#precedence-and-match-order): an exact
-// destination goes before "*", then an exact source before "*". If none matches, access is allowed, as in a Consul
-// without ACLs.
+// Consul does (https://developer.hashicorp.com/consul/docs/secure-mesh/intention#precedence-and-match-order): an
+// exact destination goes before "*", then an exact source before "*". If none matches, access is allowed, as in a
+// Consul without ACLs.
 func (c *config) denied(source, destination string) (position string) {
 	for _, to := range []string{destination, wildcard} {
+		e := named(c.intentions, to)
 		for _, from := range []string{source, wildcard} {
-			for _, e := range c.intentions {
-				for i, s := range e.spec.Sources {
-					switch {
-					case e.name != to || s.Name != from:
-					case s.Action == "deny":
-						return e.at("Sources", i, "Action")
-					default:
-						return ""
-					}
-				}
+			i := slices.IndexFunc(e.spec.Sources, func(s intentionSource) bool { return s.Name == from })
+			switch {
+			case i < 0:
+			case e.spec.Sources[i].Action == "deny":
+				return e.at("Sources", i, "Action")
+			default:
+				return ""
 			}
 		}
 	}

@@ -29,14 +29,13 @@ type definition struct {
 	Ports         configtree.Refused `why:"file mode takes one port for each instance; use port"`
 	Locality      configtree.Refused `why:"file mode has no localities"`
 
-	position    string // of its name
-	proxyConfig proxyConfig
+	proxyConfig proxyConfig // of Proxy, decoded
 }
 
 // connect is a definition's part for a service mesh, which file mode does not have.
 type connect struct {
-	Native         configtree.Refused   `why:"upstreams are plain in file mode"`
-	SidecarService configtree.Forbidden `why:"upstreams are plain in file mode, and it has no sidecars"`
+	Native         configtree.Refused   `why:"file mode has no mesh TLS, so it does not support connect.native"`
+	SidecarService configtree.Forbidden `why:"file mode has no sidecars"`
 }
 
 // proxy is the part of an ingress gateway's definition for its Envoy.
@@ -52,7 +51,7 @@ type proxy struct {
 }
 
 // definitionsFile reads an agent's file of service definitions.
-func (c *config) definitionsFile(d *decoder, root *yaml.Node) {
+func (c *config) definitionsFile(d *configtree.Decoder, root *yaml.Node) {
 	var file struct{ Service, Services *yaml.Node }
 	d.Object(root, "", &file)
 	for _, n := range configtree.Elements(file.Service) {
@@ -64,93 +63,88 @@ func (c *config) definitionsFile(d *decoder, root *yaml.Node) {
 }
 
 // definition reads a service definition. It keeps it unless it has a problem or the ID of an earlier one.
-func (c *config) definition(file *decoder, n *yaml.Node, path string) {
-	d := newDecoder(file.File)
-	defer func() { file.Problems = append(file.Problems, d.Problems...) }()
-	def := &definition{Weights: gateway.Weights{Passing: 1, Warning: 1}}
-	n = configtree.Single(n)
-	d.Object(n, path, def)
-	if len(d.Problems) > 0 {
+func (c *config) definition(file *configtree.Decoder, n *yaml.Node, path string) {
+	e := &entry[definition]{root: configtree.Single(n), decoder: &configtree.Decoder{File: file.File}}
+	defer func() { file.Problems = append(file.Problems, e.decoder.Problems...) }()
+	e.spec.Weights = gateway.Weights{Passing: 1, Warning: 1}
+	e.decoder.Object(e.root, path, &e.spec)
+	if len(e.decoder.Problems) > 0 {
 		return
 	}
-	line, _ := d.Locate(n, "Name")
-	def.position = configtree.At(d.File, line)
-	def.ID = cmp.Or(def.ID, def.Name)
-	d.checkDefinition(n, def)
-	if len(d.Problems) > 0 {
-		return
+	e.name = cmp.Or(e.spec.ID, e.spec.Name)
+	e.line, _ = e.decoder.Locate(e.root, "Name")
+	checkDefinition(e)
+	switch other := named(c.definitions, e.name); {
+	case len(e.decoder.Problems) > 0:
+	case other.root != nil:
+		e.addAtName("service ID %q is already given at %s; give one of the two an id of its own", e.name, other.position())
+	default:
+		c.definitions = append(c.definitions, e)
 	}
-	for _, other := range c.definitions {
-		if other.ID == def.ID {
-			d.Add(line, "", "service ID %q is already given at %s; give one of the two an id of its own", def.ID, other.position)
-			return
-		}
-	}
-	c.definitions = append(c.definitions, def)
 }
 
-func (d *decoder) checkDefinition(n *yaml.Node, def *definition) {
-	d.onlyDefault(n, nil, def.Namespace, def.Partition)
+func checkDefinition(e *entry[definition]) {
+	def := &e.spec
+	e.onlyDefault(nil, def.Namespace, def.Partition)
 	if def.Name == "" || def.Name == wildcard {
-		d.AddAt(n, steps("Name"), "%q is not the name of a service; give it one", def.Name)
+		e.add(steps("Name"), "%q is not the name of a service; give it one", def.Name)
 	}
-	d.checkWeight(n, "Passing", def.Weights.Passing, 1)
-	d.checkWeight(n, "Warning", def.Weights.Warning, 0)
+	checkWeight(e, "Passing", def.Weights.Passing, 1)
+	checkWeight(e, "Warning", def.Weights.Warning, 0)
 	switch def.Kind {
 	case "":
-		d.checkService(n, def)
+		checkService(e)
 	case kindIngressGateway:
-		d.checkGateway(n, def)
+		checkGateway(e)
 	default:
-		d.AddAt(n, steps("Kind"), "%q is not supported in file mode, which reads plain services and %s; remove the definition",
+		e.add(steps("Kind"), "%q is not supported in file mode, which reads plain services and %s; remove the definition",
 			def.Kind, kindIngressGateway)
 	}
 }
 
-func (d *decoder) checkWeight(n *yaml.Node, name string, weight, lowest int) {
+func checkWeight(e *entry[definition], name string, weight, lowest int) {
 	if weight < lowest || weight > 65535 {
-		d.AddAt(n, steps("Weights", name), "%d is not a weight; use %d to 65535", weight, lowest)
+		e.add(steps("Weights", name), "%d is not a weight; use %d to 65535", weight, lowest)
 	}
 }
 
 // checkService checks an instance of a plain service.
-func (d *decoder) checkService(n *yaml.Node, def *definition) {
+func checkService(e *entry[definition]) {
+	address, port := e.spec.Address, e.spec.Port
 	switch {
-	case def.Address == "":
-		d.AddAt(n, steps("Address"), "the address is missing; add an IP address, because file mode has no node that has one")
-	case !isIP(def.Address):
-		d.AddAt(n, steps("Address"), "%q is not an IP address, and Envoy needs one; use the address that the name resolves to", def.Address)
-	case netip.MustParseAddr(def.Address).IsUnspecified():
-		d.AddAt(n, steps("Address"), "%s is not an address to connect to; use the service's own", def.Address)
+	case address == "":
+		e.add(steps("Address"), "the address is missing; add an IP address (file mode has no Consul node to take it from)")
+	case !isIP(address):
+		e.add(steps("Address"), "%q is not an IP address, and Envoy needs one; use the address that the name resolves to", address)
+	case netip.MustParseAddr(address).IsUnspecified():
+		e.add(steps("Address"), "%s is not an address to connect to; use the service's own", address)
 	}
-	if def.Port < 1 || def.Port > 65535 {
-		d.AddAt(n, steps("Port"), "%d is not a port; use one from 1 to 65535", def.Port)
+	if port < 1 || port > 65535 {
+		e.add(steps("Port"), "%d is not a port; use one from 1 to 65535", port)
 	}
-	if def.Proxy != nil {
-		d.AddAt(n, steps("Proxy"), "a plain service has no proxy in file mode; remove it")
+	if e.spec.Proxy != nil {
+		e.add(steps("Proxy"), "a plain service has no proxy in file mode; remove it")
 	}
 }
 
 // checkGateway checks an instance of an ingress gateway, and decodes its proxy.config.
-func (d *decoder) checkGateway(n *yaml.Node, def *definition) {
+func checkGateway(e *entry[definition]) {
+	def := &e.spec
 	if def.Address != "" && !isIP(def.Address) {
-		d.AddAt(n, steps("Address"), "%q is not an IP address to listen on; use one, or none for all addresses", def.Address)
+		e.add(steps("Address"), "%q is not an IP address to listen on; use one, or none for all addresses", def.Address)
 	}
 	if def.Port < 0 || def.Port > 65535 {
-		d.AddAt(n, steps("Port"), "%d is not a port; use one up to 65535", def.Port)
+		e.add(steps("Port"), "%d is not a port; use one up to 65535", def.Port)
 	}
 	if def.Proxy != nil {
-		def.proxyConfig = d.proxyConfig(def.Proxy.Config, n, "Proxy", "Config")
+		def.proxyConfig = e.proxyConfig(def.Proxy.Config, "Proxy", "Config")
 	}
 }
 
 // endpoint returns the definition as an instance to connect to.
 func (def *definition) endpoint(datacenter string) gateway.Endpoint {
 	return gateway.Endpoint{
-		NodeDatacenter:  datacenter,
-		Address:         def.Address,
-		Port:            def.Port,
-		TaggedAddresses: def.TaggedAddresses,
-		Weights:         def.Weights,
+		NodeDatacenter: datacenter, Address: def.Address, Port: def.Port,
+		TaggedAddresses: def.TaggedAddresses, Weights: def.Weights,
 	}
 }

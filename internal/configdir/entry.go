@@ -1,8 +1,6 @@
 package configdir
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -11,20 +9,26 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// The kinds of config entries that file mode reads.
-const (
-	kindIngressGateway = "ingress-gateway"
-	kindProxyDefaults  = "proxy-defaults"
-	kindDefaults       = "service-defaults"
-	kindIntentions     = "service-intentions"
-)
+// kindIngressGateway is the kind of a gateway's config entry and of its instances' definitions.
+const kindIngressGateway = "ingress-gateway"
 
-// kinds maps the kinds of Consul's custom resources to those of its config entries.
-var kinds = map[string]string{
-	"IngressGateway":    kindIngressGateway,
-	"ProxyDefaults":     kindProxyDefaults,
-	"ServiceDefaults":   kindDefaults,
-	"ServiceIntentions": kindIntentions,
+// kinds are the kinds of config entries that file mode reads, and what they are called as custom resources.
+var kinds = []struct {
+	entry, resource string
+	read            func(*config, *configtree.Decoder, *yaml.Node)
+}{
+	{kindIngressGateway, "IngressGateway", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.gateways = appendEntry(c.gateways, d, root, checkIngress)
+	}},
+	{"proxy-defaults", "ProxyDefaults", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.proxies = appendEntry(c.proxies, d, root, checkProxyDefaults)
+	}},
+	{"service-defaults", "ServiceDefaults", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.services = appendEntry(c.services, d, root, checkServiceDefaults)
+	}},
+	{"service-intentions", "ServiceIntentions", func(c *config, d *configtree.Decoder, root *yaml.Node) {
+		c.intentions = appendEntry(c.intentions, d, root, checkIntentions)
+	}},
 }
 
 // customAPI is the apiVersion of Consul's custom resources.
@@ -55,7 +59,7 @@ type proxyDefaults struct {
 	proxyConfig proxyConfig // Config, decoded
 
 	Mode, TransparentProxy, Expose configtree.Refused `why:"file mode has no sidecars"`
-	MutualTLSMode                  configtree.Refused `why:"upstreams are plain in file mode"`
+	MutualTLSMode                  configtree.Refused `why:"file mode has no mesh TLS"`
 	MeshGateway                    configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
 	EnvoyExtensions                configtree.Refused `why:"Consul applies no Envoy extension to an ingress gateway"`
 	FailoverPolicy                 configtree.Refused `why:"file mode has no failover"`
@@ -71,7 +75,7 @@ type serviceDefaults struct {
 	Mode, TransparentProxy, Expose, RateLimits, EnvoyExtensions configtree.Refused `why:"file mode has no sidecars"`
 	MaxInboundConnections, BalanceInboundConnections            configtree.Refused `why:"file mode has no sidecars"`
 	LocalConnectTimeoutMs, LocalRequestTimeoutMs                configtree.Refused `why:"file mode has no sidecars"`
-	MutualTLSMode, ExternalSNI                                  configtree.Refused `why:"upstreams are plain in file mode"`
+	MutualTLSMode, ExternalSNI                                  configtree.Refused `why:"file mode has no mesh TLS"`
 	MeshGateway                                                 configtree.Refused `why:"file mode has one datacenter and no mesh gateways"`
 	UpstreamConfig                                              configtree.Refused `why:"Consul applies it to no ingress gateway; remove it, and set limits in the ingress-gateway entry"`
 	Destination                                                 configtree.Refused `why:"file mode has no terminating gateways; remove it, and define the service with its addresses"`
@@ -95,23 +99,35 @@ type intentionSource struct {
 	Precedence, Description, LegacyCreateTime, LegacyUpdateTime configtree.Ignored
 }
 
-// entry is one config entry with its position.
+// entry is one config entry or service definition with its position.
 type entry[T any] struct {
-	name    string
-	line    int // of the name
+	name    string // of a definition: its service ID
+	line    int    // of the name
 	root    *yaml.Node
-	decoder *decoder // of the document
+	decoder *configtree.Decoder // of the document
 	spec    T
 }
 
-// addAtName adds a problem at the entry's name.
-func (e *entry[T]) addAtName(format string, args ...any) {
-	e.decoder.Add(e.line, "", format, args...)
+// named returns the entry with a name, or an empty one.
+func named[T any](entries []*entry[T], name string) *entry[T] {
+	for _, e := range entries {
+		if e.name == name {
+			return e
+		}
+	}
+	return &entry[T]{}
 }
 
+// position returns the position of the entry's name.
+func (e *entry[T]) position() string { return configtree.At(e.decoder.File, e.line) }
+
+// addAtName adds a problem at the entry's name.
+func (e *entry[T]) addAtName(format string, args ...any) { e.decoder.Add(e.line, "", format, args...) }
+
 // add adds a problem at the end of steps into the entry's own fields.
-func (e *entry[T]) add(steps []any, format string, args ...any) {
-	e.decoder.AddAt(e.root, e.steps(steps), format, args...)
+func (e *entry[T]) add(at []any, format string, args ...any) {
+	line, path := e.decoder.Locate(e.root, e.steps(at)...)
+	e.decoder.Add(line, path, format, args...)
 }
 
 // at returns the position of the end of steps into the entry's own fields.
@@ -120,9 +136,13 @@ func (e *entry[T]) at(steps ...any) string {
 	return configtree.At(e.decoder.File, line)
 }
 
-// onlyDefault is decoder.onlyDefault for the end of steps into the entry's own fields.
-func (e *entry[T]) onlyDefault(steps []any, namespace, partition string) {
-	e.decoder.onlyDefault(e.root, e.steps(steps), namespace, partition)
+// onlyDefault refuses the namespaces and partitions of Consul Enterprise other than the default ones.
+func (e *entry[T]) onlyDefault(at []any, namespace, partition string) {
+	for _, v := range []struct{ name, value string }{{"Namespace", namespace}, {"Partition", partition}} {
+		if gateway.OmitDefault(v.value) != "" {
+			e.add(join(at, v.name), "%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
+		}
+	}
 }
 
 // steps returns steps from the root of the document.
@@ -136,116 +156,98 @@ func (e *entry[T]) steps(steps []any) []any {
 // steps joins what leads to a field (see configtree.Locate).
 func steps(s ...any) []any { return s }
 
-// entry reads a config entry, as `consul config write` takes it or as a custom resource. It reports whether file mode
-// reads the kind.
-func (c *config) entry(d *decoder, kind string, root *yaml.Node) bool {
-	switch kind {
-	case kindIngressGateway:
-		c.gateways = appendEntry(c.gateways, d, root, checkIngress)
-	case kindProxyDefaults:
-		c.proxies = appendEntry(c.proxies, d, root, checkProxyDefaults)
-	case kindDefaults:
-		c.services = appendEntry(c.services, d, root, checkServiceDefaults)
-	case kindIntentions:
-		c.intentions = appendEntry(c.intentions, d, root, checkIntentions)
-	default:
-		return false
+// entry reads a config entry, as `consul config write` takes it or as a custom resource.
+func (c *config) entry(d *configtree.Decoder, root *yaml.Node) {
+	key, _ := configtree.Get(root, "kind")
+	kind := configtree.Text(root, "kind")
+	var names []string
+	for _, k := range kinds {
+		name := k.entry
+		if d.Strict {
+			name = k.resource
+		}
+		if name == kind {
+			k.read(c, d, root)
+			return
+		}
+		names = append(names, name)
 	}
-	return true
+	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry", kind, strings.Join(names, ", "))
 }
 
 // appendEntry appends the entry in root, unless it has a problem or the name of an earlier one.
-func appendEntry[T any](earlier []*entry[T], d *decoder, root *yaml.Node, check func(*entry[T])) []*entry[T] {
+func appendEntry[T any](earlier []*entry[T], d *configtree.Decoder, root *yaml.Node, check func(*entry[T])) []*entry[T] {
 	e := &entry[T]{root: root, decoder: d}
-	read := d.configEntry
 	if d.Strict {
-		read = d.customResource
+		e.readCustomResource()
+	} else {
+		e.readConfigEntry()
 	}
-	e.name, e.line = read(root, &e.spec)
-	if len(d.Problems) > 0 {
-		return earlier
-	}
-	if e.name == "" {
+	switch other := named(earlier, e.name); {
+	case len(d.Problems) > 0:
+	case e.name == "":
 		e.addAtName("this entry has no name; give it one")
-		return earlier
+	case other.root != nil:
+		e.addAtName("%q is already given at %s; remove one of the two", e.name, other.position())
+	default:
+		check(e)
+		return append(earlier, e)
 	}
-	for _, other := range earlier {
-		if other.name == e.name {
-			e.addAtName("%q is already given at %s; remove one of the two", e.name, configtree.At(other.decoder.File, other.line))
-			return earlier
-		}
-	}
-	check(e)
-	return append(earlier, e)
+	return earlier
 }
 
-// configEntry decodes a config entry into spec. It returns its name, and the name's line.
-func (d *decoder) configEntry(root *yaml.Node, spec any) (name string, line int) {
+// readConfigEntry decodes an entry as `consul config write` takes it.
+func (e *entry[T]) readConfigEntry() {
 	var h head
-	d.Object(root, "", &h, spec)
-	d.onlyDefault(root, nil, h.Namespace, h.Partition)
-	line, _ = d.Locate(root, "Name")
-	return h.Name, line
+	e.decoder.Object(e.root, "", &h, &e.spec)
+	e.onlyDefault(nil, h.Namespace, h.Partition)
+	e.name = h.Name
+	e.line, _ = e.decoder.Locate(e.root, "Name")
 }
 
-// customResource decodes a custom resource as configEntry does a config entry.
-func (d *decoder) customResource(root *yaml.Node, spec any) (name string, line int) {
+// readCustomResource decodes an entry as Kubernetes has it.
+func (e *entry[T]) readCustomResource() {
+	d := e.decoder
 	var r struct {
 		APIVersion, Kind string
 		Metadata, Spec   *yaml.Node
 
 		Status configtree.Ignored
 	}
-	d.Object(root, "", &r)
+	d.Object(e.root, "", &r)
 	if r.Spec == nil {
-		d.Add(root.Line, "spec", "this resource has no spec; add one")
-		return "", root.Line
+		d.Add(e.root.Line, "spec", "this resource has no spec; add one")
+		return
 	}
-	if _, ok := spec.(*serviceIntentions); !ok {
-		d.Object(r.Spec, "spec", spec)
-		line, _ = d.Locate(root, "metadata", "name")
-		return configtree.Text(r.Metadata, "name"), line
+	if _, ok := any(&e.spec).(*serviceIntentions); !ok {
+		d.Object(r.Spec, "spec", &e.spec)
+		e.name = configtree.Text(r.Metadata, "name")
+		e.line, _ = d.Locate(e.root, "metadata", "name")
+		return
 	}
 	// The entry has the name of its destination, and not that of the resource.
-	var named struct {
+	var own struct {
 		Destination struct{ Name, Namespace, Partition string }
 	}
-	d.Object(r.Spec, "spec", &named, spec)
-	d.onlyDefault(root, steps("spec", "Destination"), named.Destination.Namespace, named.Destination.Partition)
-	line, _ = d.Locate(root, "spec", "Destination", "Name")
-	return named.Destination.Name, line
+	d.Object(r.Spec, "spec", &own, &e.spec)
+	e.onlyDefault(steps("Destination"), own.Destination.Namespace, own.Destination.Partition)
+	e.name = own.Destination.Name
+	e.line, _ = d.Locate(e.root, "spec", "Destination", "Name")
 }
 
 // resource reads a config entry that is written as a custom resource.
-func (c *config) resource(d *decoder, root *yaml.Node) {
+func (c *config) resource(d *configtree.Decoder, root *yaml.Node) {
 	version, value := configtree.Get(root, "apiVersion")
 	kind, _ := configtree.Get(root, "kind")
 	d.Strict = true
-	switch known := kinds[configtree.Text(root, "kind")]; {
+	switch {
 	case configtree.Text(root, "apiVersion") != customAPI:
 		d.Add(version.Line, "apiVersion", "%s is not read in file mode; use %s resources, "+
 			"and define services in HCL or JSON: service { name, address, port }",
 			configtree.Describe(value), customAPI)
 	case kind == nil:
 		d.Add(root.Line, "", "this resource has no kind; add one")
-	case !c.entry(d, known, root):
-		d.refuseKind(root, slices.Sorted(maps.Keys(kinds)))
-	}
-}
-
-// refuseKind adds the problem of a kind that file mode does not read.
-func (d *decoder) refuseKind(root *yaml.Node, read []string) {
-	key, _ := configtree.Get(root, "kind")
-	d.Add(key.Line, key.Value, "%q is not supported in file mode, which reads %s; remove the entry",
-		configtree.Text(root, "kind"), strings.Join(read, ", "))
-}
-
-// onlyDefault refuses the namespaces and partitions of Consul Enterprise other than the default ones.
-func (d *decoder) onlyDefault(n *yaml.Node, steps []any, namespace, partition string) {
-	for _, v := range []struct{ name, value string }{{"Namespace", namespace}, {"Partition", partition}} {
-		if gateway.OmitDefault(v.value) != "" {
-			d.AddAt(n, join(steps, v.name),
-				"%q is not supported: file mode has no namespaces and partitions; remove it", v.value)
-		}
+	default:
+		c.entry(d, root)
 	}
 }

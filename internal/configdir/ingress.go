@@ -9,12 +9,6 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// protocols are those of listeners and services; "" is the first.
-var protocols = []string{"tcp", "http", "http2", "grpc"}
-
-// protocolOf returns Consul's normal form of a protocol.
-func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, protocols[0])) }
-
 // wildcard is the name of all services.
 const wildcard = "*"
 
@@ -44,11 +38,10 @@ func (c ingressCheck) listener(l *gateway.Listener, at []any) {
 	if l.Port < 1 || l.Port > 65535 {
 		c.add(join(at, "Port"), "%d is not a port; use one from 1 to 65535", l.Port)
 	}
-	c.checkProtocol(join(at, "Protocol"), l.Protocol)
-	l.Protocol = protocolOf(l.Protocol)
-	if !slices.Contains(protocols, l.Protocol) {
+	if !c.checkProtocol(join(at, "Protocol"), l.Protocol) {
 		return
 	}
+	l.Protocol = gateway.NormalProtocol(l.Protocol)
 	if l.TLS != nil {
 		c.tls(l.TLS, join(at, "TLS"))
 	}
@@ -56,7 +49,7 @@ func (c ingressCheck) listener(l *gateway.Listener, at []any) {
 	switch {
 	case len(l.Services) == 0:
 		c.add(join(at, "Services"), "this listener has no service; add one")
-	case l.Protocol == "tcp" && len(l.Services) > 1:
+	case l.Protocol == gateway.ProtocolTCP && len(l.Services) > 1:
 		c.add(join(at, "Services", 1, "Name"), "a tcp listener takes one service; give each service a listener of its own")
 	}
 	names, hosts := map[string]string{}, map[string]string{}
@@ -84,7 +77,7 @@ func (c ingressCheck) service(l *gateway.Listener, s *gateway.ListenerService, a
 	c.onlyDefault(at, s.Namespace, s.Partition)
 	s.Namespace, s.Partition = "", ""
 	c.limits(&s.Limits, at)
-	tcp := l.Protocol == "tcp"
+	tcp := l.Protocol == gateway.ProtocolTCP
 	switch {
 	case s.Name == "":
 		c.add(join(at, "Name"), "this service has no name; give it one")
@@ -95,21 +88,20 @@ func (c ingressCheck) service(l *gateway.Listener, s *gateway.ListenerService, a
 	case tcp && len(s.Hosts) > 0:
 		c.add(join(at, "Hosts"), "a tcp listener takes no hosts; remove them, or use protocol http")
 	}
-	for _, headers := range []struct {
-		name string
-		mods *gateway.HeaderModifiers
-	}{{"RequestHeaders", s.RequestHeaders}, {"ResponseHeaders", s.ResponseHeaders}} {
-		if m := headers.mods; tcp && m != nil && len(m.Add)+len(m.Set)+len(m.Remove) > 0 {
-			c.add(join(at, headers.name), "a tcp listener has no headers; remove them, or use protocol http")
+	headers := func(name string, m *gateway.HeaderModifiers) {
+		if tcp && m != nil && len(m.Add)+len(m.Set)+len(m.Remove) > 0 {
+			c.add(join(at, name), "a tcp listener has no headers; remove them, or use protocol http")
 		}
 	}
+	headers("RequestHeaders", s.RequestHeaders)
+	headers("ResponseHeaders", s.ResponseHeaders)
 	if s.TLS != nil && s.TLS.SDS != nil && s.TLS.SDS.CertResource != "" {
 		c.serviceCertificate(l, s, join(at, "TLS", "SDS"))
 	}
 }
 
-// host applies Consul's rules for hosts: a DNS name, with or without a port, "*" for the leftmost label, and "*" alone
-// where the gateway has no TLS.
+// host applies Consul's rules for hosts: a DNS name, with or without a port, "*" for the leftmost label, and "*"
+// alone where the gateway has no TLS.
 func (c ingressCheck) host(host string, at []any) {
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {
@@ -140,20 +132,18 @@ func isDomain(name string) bool {
 	return true
 }
 
-// limits checks percentages, which Envoy would refuse.
+// limits checks percentages, of which Envoy would reject those over 100.
 func (c ingressCheck) limits(l *gateway.Limits, at []any) {
 	if l == nil || l.PassiveHealthCheck == nil {
 		return
 	}
-	check := l.PassiveHealthCheck
-	for _, p := range []struct {
-		name  string
-		value *uint32
-	}{{"EnforcingConsecutive5xx", check.EnforcingConsecutive5xx}, {"MaxEjectionPercent", check.MaxEjectionPercent}} {
-		if p.value != nil && *p.value > 100 {
-			c.add(join(at, "PassiveHealthCheck", p.name), "%d is not a percentage; use 0 to 100", *p.value)
+	percentage := func(name string, value *uint32) {
+		if value != nil && *value > 100 {
+			c.add(join(at, "PassiveHealthCheck", name), "%d is not a percentage; use 0 to 100", *value)
 		}
 	}
+	percentage("EnforcingConsecutive5xx", l.PassiveHealthCheck.EnforcingConsecutive5xx)
+	percentage("MaxEjectionPercent", l.PassiveHealthCheck.MaxEjectionPercent)
 }
 
 // tlsVersions are Consul's names of the TLS versions, from the oldest to the newest.
@@ -182,8 +172,9 @@ func (c ingressCheck) tls(t *gateway.TLS, at []any) {
 // certificate refuses a listener that would need a certificate of the mesh, which file mode does not have, and an
 // incomplete reference to an SDS server.
 func (c ingressCheck) certificate(l *gateway.Listener, at []any) {
-	const missing = "file mode has no certificate of the mesh; name one of an SDS server (sds), or remove it"
-	sds := c.sds(l)
+	const missing = "in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled"
+	tls := c.spec.TLS.Override(l.TLS)
+	sds := cmp.Or(tls.SDS, &gateway.SDS{})
 	switch {
 	case sds.ClusterName != "" && sds.CertResource != "":
 	case sds.ClusterName != "":
@@ -199,26 +190,15 @@ func (c ingressCheck) certificate(l *gateway.Listener, at []any) {
 
 const noCluster = "a certificate is given and no SDS cluster; add the cluster's name"
 
-// sds returns the SDS reference of a listener. Each of its fields wins over that of the gateway.
-func (c ingressCheck) sds(l *gateway.Listener) gateway.SDS {
-	var sds gateway.SDS
-	for _, t := range []*gateway.TLS{l.TLS, &c.spec.TLS} {
-		if t != nil && t.SDS != nil {
-			sds.ClusterName = cmp.Or(sds.ClusterName, t.SDS.ClusterName)
-			sds.CertResource = cmp.Or(sds.CertResource, t.SDS.CertResource)
-		}
-	}
-	return sds
-}
-
 // serviceCertificate checks the certificate of one service of a listener, which is chosen by its hosts.
 func (c ingressCheck) serviceCertificate(l *gateway.Listener, s *gateway.ListenerService, at []any) {
+	sds := c.spec.TLS.Override(l.TLS).SDS.Override(s.TLS.SDS)
 	switch {
-	case l.Protocol == "tcp":
+	case l.Protocol == gateway.ProtocolTCP:
 		c.add(at, "a tcp listener takes no certificate per service; give it to the listener")
 	case len(s.Hosts) == 0:
 		c.add(at, "a certificate per service is chosen by its hosts; add hosts to the service")
-	case s.TLS.SDS.ClusterName == "" && c.sds(l).ClusterName == "":
+	case sds.ClusterName == "":
 		c.add(join(at, "ClusterName"), noCluster)
 	}
 }

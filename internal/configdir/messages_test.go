@@ -69,5 +69,5 @@ func TestMessages(t *testing.T) {
 		lines = append(lines, problemsOf(t, write(t, files), name)...)
 	}
 	lines = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, ": usher.") }) // settings' own
-	messages.Check(t, lines, "problem.Problem", "add", "Add", "AddAt", "addAtName", "addProblem")
+	messages.Check(t, lines, "problem.Problem", "add", "Add", "addAtName", "addProblem")
 }

@@ -35,9 +35,9 @@
 package configdir
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -60,10 +60,9 @@ type Options struct {
 // Source publishes the snapshots of the gateways in a directory. Load reads it, Run watches it, and any number of
 // Watch calls deliver the snapshots.
 type Source struct {
-	dir    string
-	logger *slog.Logger
-	report func([]problem.Problem)
-	reload filewatch.Trigger
+	dir     string
+	options Options
+	reload  filewatch.Trigger
 
 	mu   sync.Mutex
 	view view
@@ -79,21 +78,14 @@ type view struct {
 
 // NewSource returns a source of the files in dir. It reads nothing yet.
 func NewSource(dir string, o Options) *Source {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.Datacenter == "" {
-		o.Datacenter = "dc1"
-	}
 	if o.Report == nil {
 		o.Report = func([]problem.Problem) {}
 	}
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
+	empty := &content{datacenter: cmp.Or(o.Datacenter, "dc1")}
 	return &Source{
-		dir:    filepath.Clean(dir),
-		logger: o.Logger,
-		report: o.Report,
-		reload: filewatch.NewTrigger(),
-		view:   view{content: &content{datacenter: o.Datacenter}, next: make(chan struct{})},
+		dir: filepath.Clean(dir), options: o, reload: filewatch.NewTrigger(),
+		view: view{content: empty, next: make(chan struct{})},
 	}
 }
 
@@ -125,7 +117,10 @@ func (s *Source) read(v view) (*content, Problems) {
 // Run watches the directory until ctx ends, and then returns nil. A bad change is reported and is in the snapshots'
 // problems, and the last good content stays.
 func (s *Source) Run(ctx context.Context) error {
-	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: s.broken, Logger: s.logger, Again: s.reload}).Run(ctx)
+	broken := func(err error) {
+		s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content stays in use"}})
+	}
+	filewatch.Dir(s.dir, filewatch.Options{Read: s.update, Broken: broken, Logger: s.options.Logger, Again: s.reload}).Run(ctx)
 	return nil
 }
 
@@ -144,26 +139,20 @@ func (s *Source) update(final bool) bool {
 		return false
 	}
 	if len(v.problems) > 0 || !slices.Equal(next.problems, v.content.problems) {
-		s.report(next.problems)
+		s.options.Report(next.problems)
 	}
-	if v.loaded && len(v.problems) == 0 && reflect.DeepEqual(next, v.content) {
-		return true
+	if !v.loaded || len(v.problems) > 0 || !reflect.DeepEqual(next, v.content) {
+		s.options.Logger.Info("config files read", "dir", s.dir, "gateways", len(next.names))
+		s.show(view{content: next, loaded: true})
 	}
-	s.logger.Info("config files read", "dir", s.dir, "gateways", len(next.current))
-	s.show(view{content: next, loaded: true})
 	return true
-}
-
-// broken reports a panic while the directory was read.
-func (s *Source) broken(err error) {
-	s.keep(Problems{{Where: s.dir, What: err.Error() + "; the last good content of the files stays in use"}})
 }
 
 // keep shows the problems, and keeps the last good content of the files.
 func (s *Source) keep(problems Problems) {
 	v := s.current()
 	if !slices.Equal(problems, v.problems) {
-		s.report(problems)
+		s.options.Report(problems)
 		s.show(view{content: v.content, loaded: v.loaded, problems: problems})
 	}
 }
@@ -212,15 +201,9 @@ func (v view) snapshot(id gateway.ID, dir string) *gateway.Snapshot {
 	if known := v.content.gateways[id.Name]; known != nil && isDefault {
 		s = *known
 	} else {
-		var names []string
-		for _, other := range v.content.current {
-			names = append(names, other.Name)
-		}
-		s = gateway.Snapshot{Datacenter: v.content.datacenter, Plain: true, Problems: []problem.Problem{{
-			Where: dir,
-			What: fmt.Sprintf("there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
-				id.String(), problem.DidYouMean(id.Name, names)),
-		}}}
+		s = gateway.Snapshot{Datacenter: v.content.datacenter, Plain: true}
+		addProblem(&s, dir, "there is no ingress-gateway entry %q%s; add one, or correct the gateway's name in its Envoy's bootstrap",
+			id.String(), problem.DidYouMean(id.Name, v.content.names))
 	}
 	s.ID = id
 	s.Problems = slices.Concat(s.Problems, v.problems)
@@ -244,5 +227,9 @@ func (s *Source) Warning() string { return "" }
 
 // Gateways returns the gateways that an ingress-gateway config entry or a service definition names, sorted.
 func (s *Source) Gateways() []gateway.ID {
-	return slices.Clone(s.current().content.current)
+	var ids []gateway.ID
+	for _, name := range s.current().content.names {
+		ids = append(ids, gateway.ID{Name: name})
+	}
+	return ids
 }

@@ -21,6 +21,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -39,8 +40,8 @@ type File struct {
 	content settings.File
 }
 
-// Open reads the file at path for the first time. Every problem in it is an error then, because there is no last good
-// content that could stay in use.
+// Open reads the file at path for the first time. Every problem in it is an error then, because there is no last
+// good content that could stay in use.
 func Open(path string, log *slog.Logger) (*File, error) {
 	f := &File{path: path, log: log, reload: filewatch.NewTrigger()}
 	text, err := filewatch.ReadFile(path)
@@ -52,10 +53,7 @@ func Open(path string, log *slog.Logger) (*File, error) {
 	for _, p := range f.content.Problems {
 		errs = append(errs, errors.New(p.String()))
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-	return f, nil
+	return f, errors.Join(errs...)
 }
 
 // Content returns the content of the file when it was last read. It must not be called while Run runs.
@@ -64,9 +62,9 @@ func (f *File) Content() settings.File { return f.content }
 // Reload makes Run read the file at once, as it does after a change.
 func (f *File) Reload() { f.reload.Fire() }
 
-// Run watches the file until ctx ends and calls put with every new content. After a bad change, what it concerns keeps
-// its last good content, and the new content has the problems. The file may be written in place or replaced as a whole,
-// as editors and Kubernetes do, and may be missing for a while.
+// Run watches the file until ctx ends and calls put with every new content. After a bad change, what it concerns
+// keeps its last good content, and the new content has the problems. The file may be written in place or replaced as
+// a whole, as editors and Kubernetes do, and may be missing for a while.
 func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 	read := func(final bool) bool {
 		text, err := filewatch.ReadFile(f.path)
@@ -77,7 +75,7 @@ func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 		return whole
 	}
 	broken := func(err error) {
-		if f.keep(err.Error() + "; the last good content of the file stays in use") {
+		if f.keep(err.Error()) {
 			put(f.content)
 		}
 	}
@@ -93,13 +91,12 @@ func (f *File) isWhole(text []byte) bool {
 
 // update sets the file's content to the text or error that was read. It reports whether the content changed.
 func (f *File) update(text []byte, err error) bool {
-	if err != nil {
-		if cause, ok := errors.AsType[*fs.PathError](err); ok {
-			err = cause.Err
-		}
-		return f.keep(fmt.Sprintf("cannot be read: %v; put it back, or correct it; its last good content stays in use", err))
-	}
-	if f.text != nil && slices.Equal(text, f.text) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return f.keep(filewatch.Unreadable(err, "put it back"))
+	case err != nil:
+		return f.keep(filewatch.Unreadable(err, "correct it"))
+	case f.text != nil && slices.Equal(text, f.text):
 		return false
 	}
 	f.setText(text)
@@ -109,13 +106,13 @@ func (f *File) update(text []byte, err error) bool {
 
 // keep sets one problem, and keeps the last good content. It reports whether the problem is new.
 func (f *File) keep(what string) bool {
-	p := problem.Problem{Where: f.path, What: what}
+	p := problem.Problem{Where: f.path, What: what + "; the last good content stays in use"}
 	f.text = nil
-	if slices.Contains(f.content.Problems, p) {
-		return false
+	isNew := !slices.Contains(f.content.Problems, p)
+	if isNew {
+		f.content.Problems = []problem.Problem{p}
 	}
-	f.content.Problems = []problem.Problem{p}
-	return true
+	return isNew
 }
 
 func (f *File) setText(text []byte) {
@@ -129,13 +126,12 @@ func (f *File) setText(text []byte) {
 	f.content = settings.File{Gateways: make(map[string]settings.Layer, len(blocks))}
 	f.content.All, _ = before.All.Update("", nil) // unless there is a block
 	for _, b := range blocks {
-		var problems []problem.Problem
 		if b.gateway == "" {
 			f.content.All, problems = before.All.Update("", configtree.Plain(b.usher))
 		} else {
 			f.content.Gateways[b.gateway], problems = before.Gateways[b.gateway].Update("", configtree.Plain(b.usher))
 		}
-		configtree.AtLines(f.path, b.parent, b.path(), problems)
+		configtree.AtLines(f.path, b.parent, b.path, problems)
 		f.content.Problems = append(f.content.Problems, problems...)
 	}
 }
@@ -144,21 +140,14 @@ func (f *File) setText(text []byte) {
 type block struct {
 	gateway string     // empty: of all gateways
 	parent  *yaml.Node // the object with the key usher
+	path    string     // of parent
 	usher   *yaml.Node // the value of the key; may be nil
-}
-
-// path returns the path of the block's parent.
-func (b block) path() string {
-	if b.gateway == "" {
-		return ""
-	}
-	return "gateway." + b.gateway
 }
 
 // The blocks of a file, in messages.
 const (
+	allForm     = "usher { … }"
 	gatewayForm = `gateway "<name>" { usher { … } }`
-	fileForm    = `usher { … } and ` + gatewayForm
 )
 
 // parser collects the blocks of a file. If there is any problem, the file as a whole is bad.
@@ -175,13 +164,13 @@ func parse(path string, text []byte) ([]block, []problem.Problem) {
 	}
 	p := parser{Decoder: configtree.Decoder{File: path, Strict: true}, lines: map[string]int{}}
 	var file struct{ Usher, Gateway *yaml.Node }
-	p.Object(root, "", &file)
+	p.object(root, "", allForm, &file)
 	for _, n := range configtree.Elements(file.Usher) {
 		if n.HeadComment == configtree.Label {
-			p.Add(n.Line, "usher", "this block takes no name, because it is for all gateways; write usher { … }, or %s", gatewayForm)
+			p.Add(n.Line, "usher", "this block takes no name, because it is for all gateways; write %s, or %s", allForm, gatewayForm)
 			continue
 		}
-		p.add(n.Line, block{parent: root, usher: n})
+		p.add(n.Line, settings.Key, block{parent: root, usher: n})
 	}
 	for _, n := range configtree.Elements(file.Gateway) {
 		p.gateways(n)
@@ -195,15 +184,24 @@ func orYAML(path string, text []byte, bad problem.Problem) problem.Problem {
 	if no != nil || len(docs) != 1 {
 		return bad
 	}
-	for _, name := range []string{settings.Key, "gateway"} {
-		if key, _ := configtree.Get(docs[0], name); key != nil {
-			return problem.Problem{
-				Where: configtree.At(path, key.Line),
-				What:  "this is YAML, and the file has to be HCL or JSON; write " + fileForm,
-			}
-		}
+	usher, _ := configtree.Get(docs[0], settings.Key)
+	gateway, _ := configtree.Get(docs[0], "gateway")
+	if key := cmp.Or(usher, gateway); key != nil {
+		bad.Where = configtree.At(path, key.Line)
+		bad.What = "this is YAML, and the file has to be HCL or JSON; write " + allForm + " and " + gatewayForm
 	}
 	return bad
+}
+
+// object decodes an object with the key usher, as in form. It refuses settings that stand beside that key.
+func (p *parser) object(n *yaml.Node, path, form string, into any) {
+	for key := range configtree.Members(n) {
+		if slices.ContainsFunc(settings.Groups, func(g settings.Group) bool { return g.Key == key.Value }) {
+			p.Add(key.Line, strings.TrimPrefix(path+"."+key.Value, "."), "this key belongs inside usher; write %s", form)
+			return
+		}
+	}
+	p.Object(n, path, into)
 }
 
 // gateways reads gateway "<name>" { usher { … } }, or in JSON {"<name>": {"usher": { … }}} with any number of names.
@@ -218,17 +216,18 @@ func (p *parser) gateways(n *yaml.Node) {
 			p.Add(name.Line, "gateway", noName)
 			continue
 		}
-		b := block{gateway: name.Value, parent: configtree.Single(value)}
+		b := block{gateway: name.Value, parent: configtree.Single(value), path: "gateway." + name.Value}
+		title := fmt.Sprintf("gateway %q", b.gateway)
 		var body struct{ Usher *yaml.Node }
-		p.Object(b.parent, b.path(), &body)
+		p.object(b.parent, b.path, title+" { "+allForm+" }", &body)
 		b.usher = body.Usher
-		p.add(name.Line, b)
+		p.add(name.Line, title, b)
 	}
 }
 
-func (p *parser) add(line int, b block) {
+func (p *parser) add(line int, title string, b block) {
 	if earlier, twice := p.lines[b.gateway]; twice {
-		p.Add(line, cmp.Or(b.path(), settings.Key), "a second block for the same; merge it into the one in line %d", earlier)
+		p.Add(line, "", "%s is already in line %d; merge the two blocks", title, earlier)
 		return
 	}
 	p.lines[b.gateway] = line

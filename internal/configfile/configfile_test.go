@@ -2,12 +2,12 @@ package configfile
 
 import (
 	"context"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,22 +48,24 @@ type badFile struct{ name, text, want string }
 func badFiles() []badFile {
 	return []badFile{
 		{"wrong mode", strings.ReplaceAll(strict, "strict", "on"), `usher.hcl:3: gateway.edge.usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
-		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: this key is unknown; remove it, or use usher`},
+		{"unknown key", "\n\ngateway \"edge\" {\n  proxy_protocol {}\n}\n", `usher.hcl:4: gateway.edge.proxy_protocol: this key belongs inside usher; write gateway "edge" { usher { … } }`},
+		{"a setting beside usher", "usher {}\naccess_log {}\n", `usher.hcl:2: access_log: this key belongs inside usher; write usher { … }`},
+		{"unknown key of a gateway", "gateway \"edge\" {\n  ushr {}\n}\n", `usher.hcl:2: gateway.edge.ushr: this key is unknown (did you mean "usher"?); remove it, or use usher`},
 		{"unknown block", "gateways {}\n", `usher.hcl:1: gateways: this key is unknown (did you mean "gateway"?); remove it, or use gateway, usher`},
 		{"no name", "gateway {}\n", `usher.hcl:1: gateway: this block needs the name of one gateway: gateway "<name>" { usher { … } }`},
-		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway.a: a second block for the same; merge it into the one in line 1`},
+		{"twice", "gateway \"a\" {}\ngateway \"a\" {}\n", `usher.hcl:2: gateway "a" is already in line 1; merge the two blocks`},
 		{"twice, in JSON", `{"usher": {}, "usher": {}}`, `usher.hcl:1: usher: this key is already given at DIR/usher.hcl:1; remove one of the two`},
-		{"twice in a list of JSON", "{\"gateway\": [\n{\"a\": {}},\n{\"a\": {}}]}", `usher.hcl:3: gateway.a: a second block for the same; merge it into the one in line 2`},
+		{"twice in a list of JSON", "{\"gateway\": [\n{\"a\": {}},\n{\"a\": {}}]}", `usher.hcl:3: gateway "a" is already in line 2; merge the two blocks`},
 		{"a list", "[]", `usher.hcl:1: a list is not allowed; use an object`},
 		{"no object", "{\"gateway\":\n {\"a\": 1}}", `usher.hcl:2: gateway.a: 1 is not allowed; use an object`},
 		{"YAML", "# settings\nusher:\n  proxy_protocol: {mode: strict}\n", `usher.hcl:2: this is YAML, and the file has to be HCL or JSON; write usher { … } and gateway "<name>" { usher { … } }`},
-		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: usher: a second block for the same; merge it into the one in line 1`},
+		{"twice for all", "usher {}\nusher {}\n", `usher.hcl:2: usher is already in line 1; merge the two blocks`},
 		{"all, with a name", "usher \"a\" {}\n", `usher.hcl:1: usher: this block takes no name, because it is for all gateways; write usher { … }, or gateway "<name>" { usher { … } }`},
 		{"wrong mode for all", "\nusher {\n  proxy_protocol { mode = \"on\" }\n}\n", `usher.hcl:3: usher.proxy_protocol.mode: "on" is not allowed; use "auto", "off", "permissive" or "strict"`},
 		{"an escape that is too large", "usher {}\ngateway \"\\400\" {}\n", `usher.hcl:2: this is not HCL: "\400" is not understood; correct it`},
 		{"a code point that is too large", "usher {\n  proxy_protocol { mode = \"\\U00110000\" }\n}\n", `usher.hcl:2: this is not HCL: "\U00110000" is not understood; correct it`},
 		{"JSON that is cut off in an escape", `{"usher": "\u12`, `usher.hcl:1: this is not JSON: invalid character ' ' in \u hexadecimal character escape; correct it`},
-		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: the file has 524289 brackets, and 50000 are taken; split it`},
+		{"deeper than a stack", "usher {\n  a = " + strings.Repeat("[", 1<<19), `usher.hcl:1: the file has 524289 brackets; the limit is 50000; check the file for generated or repeated content`},
 		{"not HCL", "gateway \"a\" {\n  usher {\n}\n", `usher.hcl:1: this is not HCL: the { in this line is not closed; add a }`},
 	}
 }
@@ -76,9 +78,11 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
-	f.update(nil, fs.ErrPermission)
-	lines = append(lines, f.content.Problems[0].String())
-	f.keep((&guard.Error{Part: "filewatch", Value: "a bug", At: "x.go:1"}).Error() + "; the last good content of the file stays in use")
+	for _, err := range []error{syscall.EACCES, syscall.ENOENT, syscall.EISDIR} {
+		f.update(nil, err)
+		lines = append(lines, f.content.Problems[0].String())
+	}
+	f.keep((&guard.Error{Part: "filewatch", Value: "a bug", At: "x.go:1"}).Error())
 	lines = append(lines, f.content.Problems[0].String())
 	messages.Check(t, lines, "Add", "keep", "problem.Problem")
 }
@@ -184,7 +188,7 @@ func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 		if diff := cmp.Diff(map[string]settings.Mode{"every gateway": settings.Off, "edge": settings.Strict}, modes(c)); diff != "" {
 			t.Errorf("removed, want the last good content (-want +got):\n%s", diff)
 		}
-		want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back, or correct it; its last good content stays in use"}}
+		want := []problem.Problem{{Where: path, What: "cannot be read: no such file or directory; put it back; the last good content stays in use"}}
 		if diff := cmp.Diff(want, c.Problems); diff != "" {
 			t.Errorf("removed (-want +got):\n%s", diff)
 		}

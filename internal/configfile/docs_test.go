@@ -17,8 +17,8 @@ var (
 	inlineHCL = regexp.MustCompile("`([a-z_]+) = ([^`]+)`")
 )
 
-// TestSettingsInDocumentsAreRead reads every setting that the documents show,
-// whole files and single keys, as an operator would copy them.
+// TestSettingsInDocumentsAreRead reads every setting that the documents show, whole files and single keys, as an
+// operator would copy them.
 func TestSettingsInDocumentsAreRead(t *testing.T) {
 	groups := map[string]string{} // of keys
 	for _, group := range settings.Groups {

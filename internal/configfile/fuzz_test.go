@@ -33,9 +33,8 @@ func examples(t testing.TB) []string {
 	return out
 }
 
-// readAfterGood reads a text after a good one, as Usher does when a watched file
-// changes. It checks that each problem is one line, and that the last good content
-// stays if the file cannot be understood.
+// readAfterGood reads a text after a good one, as Usher does when a watched file changes. It checks that each
+// problem is one line, and that the last good content stays if the file cannot be understood.
 func readAfterGood(t *testing.T, text string) {
 	t.Helper()
 	f := &File{path: "usher.hcl", log: slog.New(slog.DiscardHandler)}
@@ -66,8 +65,7 @@ func TestAFileThatIsCutOffAnywhereKeepsTheLastGood(t *testing.T) {
 	}
 }
 
-// FuzzFile checks that no text of the file makes Usher panic, or lose the last good
-// content.
+// FuzzFile checks that no text of the file makes Usher panic, or lose the last good content.
 func FuzzFile(f *testing.F) {
 	for _, text := range examples(f) {
 		f.Add(text)

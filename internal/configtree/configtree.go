@@ -8,9 +8,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"math"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -34,7 +36,7 @@ const (
 	String = "!!str"
 )
 
-// syntaxError is the reason why a text cannot be read, and its line.
+// syntaxError is the reason why a text cannot be read.
 type syntaxError struct {
 	line int    // starts at 1
 	key  string // may be empty
@@ -63,18 +65,26 @@ func Parse(file string, text []byte) (*yaml.Node, *problem.Problem) {
 
 // ParseYAML reads the documents of a YAML file. It leaves out the empty ones.
 func ParseYAML(file string, text []byte) ([]*yaml.Node, *problem.Problem) {
-	docs, err := parseYAML(text)
+	dec := yaml.NewDecoder(bytes.NewReader(text))
 	n := normalizer{file: file}
-	var out []*yaml.Node
-	for _, doc := range docs {
-		if err == nil {
-			err = n.node(doc, 0)
+	var docs []*yaml.Node
+	for {
+		var doc yaml.Node
+		err := dec.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			return docs, nil
 		}
-		if doc.Tag != Null {
-			out = append(out, doc)
+		if err != nil {
+			return nil, problemOf(file, yamlError(text, err))
+		}
+		root := doc.Content[0]
+		if err := n.node(root, 0); err != nil {
+			return nil, problemOf(file, err)
+		}
+		if root.Tag != Null {
+			docs = append(docs, root)
 		}
 	}
-	return out, problemOf(file, err)
 }
 
 func problemOf(file string, err error) *problem.Problem {
@@ -82,11 +92,9 @@ func problemOf(file string, err error) *problem.Problem {
 	if !ok {
 		return nil
 	}
-	where := At(file, bad.line)
-	if bad.key != "" {
-		where += ": " + OneLine(bad.key)
-	}
-	return &problem.Problem{Where: where, What: OneLine(bad.what)}
+	d := Decoder{File: file}
+	d.Add(bad.line, bad.key, "%s", OneLine(bad.what))
+	return &d.Problems[0]
 }
 
 // normalizer brings trees into the form that the package promises.
@@ -103,21 +111,16 @@ func (r *normalizer) node(n *yaml.Node, depth int) error {
 		return errorAt(n.Line, "the file has more than %d values, those behind aliases counted each time; split it", maxValues)
 	}
 	if depth > maxDepth {
-		return errorAt(n.Line, "objects and lists are more than %d deep in each other; correct it", maxDepth)
+		return errorAt(n.Line, "nested more than %d levels deep; use fewer levels", maxDepth)
 	}
 	if n.Kind == yaml.ScalarNode {
 		return normalizeScalar(n)
 	}
 	n.Tag = ""
-	if n.Kind == yaml.MappingNode {
-		if err := r.keys(n); err != nil {
-			return err
-		}
+	if err := r.keys(n); err != nil {
+		return err
 	}
-	for i, child := range n.Content {
-		if n.Kind == yaml.MappingNode && i%2 == 0 {
-			continue // a key
-		}
+	for child := range values(n) {
 		if err := r.node(child, depth+1); err != nil {
 			return err
 		}
@@ -125,11 +128,12 @@ func (r *normalizer) node(n *yaml.Node, depth int) error {
 	return nil
 }
 
+// keys checks the keys of an object.
 func (r *normalizer) keys(n *yaml.Node) error {
-	lines := make(map[string]int, len(n.Content)/2)
+	lines := map[string]int{}
 	for key := range Members(n) {
 		if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!merge" {
-			return &syntaxError{key.Line, key.Value, "only plain keys are read; write the keys out"}
+			return errorAt(key.Line, "merge keys (<<) and keys that are not text are not supported; copy the keys here")
 		}
 		if earlier, twice := lines[key.Value]; twice {
 			what := fmt.Sprintf("this key is already given at %s; remove one of the two", At(r.file, earlier))
@@ -143,8 +147,7 @@ func (r *normalizer) keys(n *yaml.Node) error {
 
 func normalizeScalar(n *yaml.Node) error {
 	var v any = n.Value
-	switch n.ShortTag() {
-	case Null, Bool, Int, Float:
+	if slices.Contains([]string{Null, Bool, Int, Float}, n.ShortTag()) {
 		if err := n.Decode(&v); err != nil {
 			return errorAt(n.Line, "%q is not understood; put it in quotes if it is text", n.Value)
 		}
@@ -180,16 +183,16 @@ func scalar(line int, value any) *yaml.Node {
 // At returns a place as "file:line".
 func At(file string, line int) string { return fmt.Sprintf("%s:%d", file, line) }
 
-// SameName reports whether two names differ in nothing but capitals and underscores, as Consul's spellings of a key
+// sameName reports whether two names differ in nothing but capitals and underscores, as Consul's spellings of a key
 // do: MaxConnections, max_connections and maxConnections.
-func SameName(a, b string) bool { return normalName(a) == normalName(b) }
+func sameName(a, b string) bool {
+	return strings.EqualFold(strings.ReplaceAll(a, "_", ""), strings.ReplaceAll(b, "_", ""))
+}
 
-func normalName(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", "")) }
-
-// Members returns the keys and values of an object, in the order of the file.
+// Members returns the keys and values of an object, in the order of the file. Other nodes and nil have none.
 func Members(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
 	return func(yield func(key, value *yaml.Node) bool) {
-		for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+		for i := 0; n != nil && n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
 			if !yield(n.Content[i], n.Content[i+1]) {
 				return
 			}
@@ -197,13 +200,21 @@ func Members(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
 	}
 }
 
-// Get returns the key and the value of the member of an object that has the name (see SameName), or nil.
-func Get(n *yaml.Node, name string) (key, value *yaml.Node) {
-	if n == nil {
-		return nil, nil
+// values returns the values of an object or the elements of a list.
+func values(n *yaml.Node) iter.Seq[*yaml.Node] {
+	return func(yield func(*yaml.Node) bool) {
+		for i, child := range n.Content {
+			if (n.Kind != yaml.MappingNode || i%2 == 1) && !yield(child) {
+				return
+			}
+		}
 	}
+}
+
+// Get returns the key and the value of the member of an object that has the name in any of its spellings, or nil.
+func Get(n *yaml.Node, name string) (key, value *yaml.Node) {
 	for key, value := range Members(n) {
-		if SameName(key.Value, name) {
+		if sameName(key.Value, name) {
 			return key, value
 		}
 	}
@@ -218,8 +229,8 @@ func Text(n *yaml.Node, name string) string {
 	return ""
 }
 
-// Single returns the element of a list of one, and every other node as it is. In Consul's HCL and JSON, a list of one
-// may stand for its element.
+// Single returns the element of a list of one, and every other node as it is. In Consul's HCL and JSON, a list of
+// one may stand for its element.
 func Single(n *yaml.Node) *yaml.Node {
 	if n != nil && n.Kind == yaml.SequenceNode && len(n.Content) == 1 {
 		return n.Content[0]
@@ -244,8 +255,8 @@ func IsSet(n *yaml.Node) bool {
 	if n.Kind == yaml.ScalarNode {
 		return n.Tag != Null && n.Value != "" && (n.Tag == String || n.Value != "0" && n.Value != "false")
 	}
-	for i, child := range n.Content {
-		if (n.Kind != yaml.MappingNode || i%2 == 1) && IsSet(child) {
+	for child := range values(n) {
+		if IsSet(child) {
 			return true
 		}
 	}
@@ -262,8 +273,8 @@ func Plain(n *yaml.Node) any {
 	return v
 }
 
-// AtLines completes the Where of problems, which is a path such as "usher.listeners.8080" that starts at parent: it puts
-// the line that the path leads to and the path of parent before it.
+// AtLines completes the Where of problems, which is a path such as "usher.listeners.8080" that starts at parent: it
+// puts the line that the path leads to and the path of parent before it.
 func AtLines(file string, parent *yaml.Node, parentPath string, problems []problem.Problem) {
 	for i, p := range problems {
 		path := strings.TrimPrefix(p.Where, ": ")
@@ -307,11 +318,6 @@ func join(path, name string) string {
 
 // OneLine returns a text as one line of valid UTF-8.
 func OneLine(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(text, "?"))
-	return strings.Join(strings.Fields(text), " ")
+	isSpace := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
+	return strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "?"), isSpace), " ")
 }

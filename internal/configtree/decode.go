@@ -4,18 +4,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Refused is the type of a field that Consul has and Usher does not support. Its value has to be unset. The tag "why" gives
-// the reason and, after a semicolon, what to do other than to remove the field.
+// Refused is the type of a field that Consul has and Usher does not support. Its value has to be unset. The tag
+// "why" gives the reason and, after a semicolon, what to do other than to remove the field.
 type Refused struct{}
 
 // Forbidden is Refused also where it is empty, for a block that has a meaning without content.
@@ -28,9 +28,9 @@ type Ignored struct{}
 // another type.
 type Decoder struct {
 	File string
-	// Strict accepts only names as in Kubernetes resources (maxConnections) and values of the field's type. Otherwise
-	// every spelling that Consul accepts in HCL and JSON is right, a list of one may stand for its element and the
-	// reverse, and a number may be written as a string and the reverse.
+	// Strict accepts only names as in Kubernetes resources (maxConnections) and values of the field's type.
+	// Otherwise every spelling that Consul accepts in HCL and JSON is right, a list of one may stand for its element
+	// and the reverse, and a number may be written as a string and the reverse.
 	Strict   bool
 	Problems []problem.Problem
 }
@@ -47,14 +47,8 @@ func (d *Decoder) Add(line int, path, format string, args ...any) {
 	}
 }
 
-// AddAt adds a problem at the end of steps from n (see Locate).
-func (d *Decoder) AddAt(n *yaml.Node, steps []any, format string, args ...any) {
-	line, path := d.Locate(n, steps...)
-	d.Add(line, path, format, args...)
-}
-
-// Locate follows steps from n: names of members and indexes of lists. It returns the line of what they lead to, or of
-// the last thing that exists on the way, and its path. Names that are not in the file have the file's spelling.
+// Locate follows steps from n: names of members and indexes of lists. It returns the line of what they lead to, or
+// of the last thing that exists on the way, and its path. Names that are not in the file have the file's spelling.
 func (d *Decoder) Locate(n *yaml.Node, steps ...any) (line int, path string) {
 	line = n.Line
 	for _, step := range steps {
@@ -139,9 +133,9 @@ func fieldsOf(structs []any) []field {
 // isName reports whether a key is a spelling of a field's name.
 func (d *Decoder) isName(key, name string) bool {
 	if d.Strict {
-		return key == camel(name)
+		return sameName(key, name) && key == camel(name)
 	}
-	return SameName(key, name)
+	return sameName(key, name)
 }
 
 func (d *Decoder) unknown(key *yaml.Node, path string, fields []field) {
@@ -237,35 +231,35 @@ func (d *Decoder) list(n *yaml.Node, path string, v reflect.Value) {
 func (d *Decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
 	isText, isBool := n.Tag == String, n.Tag == Bool
 	isNumber := n.Kind == yaml.ScalarNode && !isText && !isBool
-	weak := !d.Strict
+	quoted := isText && !d.Strict // a number or boolean may be
 	if duration, ok := reflect.TypeAssert[json.Unmarshaler](v.Addr()); ok {
 		text, err := json.Marshal(Plain(n))
-		if err != nil || !isText && !weak || duration.UnmarshalJSON(text) != nil {
+		if err != nil || !isText && d.Strict || duration.UnmarshalJSON(text) != nil {
 			return `a duration such as "10s"`
 		}
 		return ""
 	}
 	switch v.Kind() {
 	case reflect.String:
-		if !isText && (!weak || !isNumber) {
+		if !isText && (d.Strict || !isNumber) {
 			return "a string in quotes"
 		}
 		v.SetString(n.Value)
 	case reflect.Bool:
 		b, err := strconv.ParseBool(n.Value)
-		if err != nil || !isBool && (!weak || !isText) {
+		if err != nil || !isBool && !quoted {
 			return "true or false"
 		}
 		v.SetBool(b)
 	case reflect.Int, reflect.Int64:
 		i, err := strconv.ParseInt(n.Value, 10, v.Type().Bits())
-		if err != nil || !isNumber && (!weak || !isText) {
+		if err != nil || !isNumber && !quoted {
 			return "a whole number"
 		}
 		v.SetInt(i)
 	case reflect.Uint32:
 		i, err := strconv.ParseUint(n.Value, 10, 32)
-		if err != nil || !isNumber && (!weak || !isText) {
+		if err != nil || !isNumber && !quoted {
 			return "a whole number from 0 to 4294967295"
 		}
 		v.SetUint(i)
@@ -275,21 +269,13 @@ func (d *Decoder) scalar(n *yaml.Node, v reflect.Value) (wanted string) {
 	return ""
 }
 
-// snake returns a field's name as Consul's HCL spells it: max_connections. A word begins at a digit or a capital after
-// a small letter, and at the last capital of a row that small letters follow.
+// snake returns a field's name as Consul's HCL spells it: max_connections. A word begins at a digit or a capital
+// after a small letter, and at the last capital of a row that small letters follow. No field has a word of one letter.
 func snake(name string) string {
-	var b strings.Builder
-	runes := []rune(name)
-	for i, r := range runes {
-		afterSmall := i > 0 && unicode.IsLower(runes[i-1])
-		lastCapital := i > 0 && unicode.IsUpper(runes[i-1]) && i+1 < len(runes) && unicode.IsLower(runes[i+1])
-		if afterSmall && (unicode.IsUpper(r) || unicode.IsDigit(r)) || lastCapital && unicode.IsUpper(r) {
-			b.WriteByte('_')
-		}
-		b.WriteRune(unicode.ToLower(r))
-	}
-	return b.String()
+	return strings.ToLower(wordBreak.ReplaceAllString(name, "${1}${3}_${2}${4}"))
 }
+
+var wordBreak = regexp.MustCompile(`([a-z])([A-Z0-9])|([A-Z])([A-Z][a-z])`)
 
 // camel returns a field's name as Consul's custom resources spell it: maxConnections, tlsMinVersion.
 func camel(name string) string {

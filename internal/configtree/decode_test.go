@@ -115,5 +115,5 @@ func TestMessages(t *testing.T) {
 	for _, tc := range badFields {
 		lines = append(lines, tc.want...)
 	}
-	messages.Check(t, lines, "errorAt", "syntaxError", "Add", "problem.Problem")
+	messages.Check(t, lines, "errorAt", "Add", "problem.Problem")
 }

@@ -16,20 +16,24 @@ import (
 // maxOpen bounds the brackets and braces of a text. The library recurses, and a stack overflow ends the process.
 const maxOpen = 50_000
 
-// Label is the HeadComment of the object that a label makes of a block: `gateway "a" {}` is read as
-// gateway { a {} }.
+// Label is the HeadComment of the object that a label makes of a block: `gateway "a" {}` is read as gateway { a {}
+// }.
 const Label = "label"
 
 // parseHCL reads HCL 1. Blocks of one name become a list; a single one stays an object. The library panics on some
 // texts, for example on files that are not written completely.
 func parseHCL(text []byte) (root *yaml.Node, err error) {
 	defer func() {
-		if cause := recover(); cause != nil {
+		switch cause := recover().(type) {
+		case nil:
+		case *syntaxError: // of hclLiteral
+			err = cause
+		default:
 			err = errorAt(lineOf(text, len(text)), "this is not HCL: %v; correct it", cause)
 		}
 	}()
 	if n := bytes.Count(text, []byte("{")) + bytes.Count(text, []byte("[")); n > maxOpen {
-		return nil, errorAt(1, "the file has %d brackets, and %d are taken; split it", n, maxOpen)
+		return nil, errorAt(1, "the file has %d brackets; the limit is %d; check the file for generated or repeated content", n, maxOpen)
 	}
 	file, err := parser.ParseDontErrorOnDuplicateKeys(text)
 	if err != nil {
@@ -42,7 +46,7 @@ func parseHCL(text []byte) (root *yaml.Node, err error) {
 		}
 		return nil, errorAt(line, "this is not HCL: %v; correct it", err)
 	}
-	return hclObject(1, file.Node.(*ast.ObjectList))
+	return hclObject(1, file.Node.(*ast.ObjectList)), nil
 }
 
 // openBlock returns the line of the last brace that is not closed, or 0.
@@ -69,14 +73,11 @@ func lineOf(text []byte, offset int) int {
 	return 1 + bytes.Count(text[:max(0, min(offset, len(text))-1)], []byte("\n"))
 }
 
-func hclObject(line int, items *ast.ObjectList) (*yaml.Node, error) {
+func hclObject(line int, items *ast.ObjectList) *yaml.Node {
 	n := &yaml.Node{Kind: yaml.MappingNode, Line: line}
 	blocks := map[string]*yaml.Node{}
 	for _, item := range items.Items {
-		key, value, err := hclItem(item)
-		if err != nil {
-			return nil, err
-		}
+		key, value := hclItem(item)
 		earlier := blocks[key.Value]
 		switch isBlock := !item.Assign.IsValid(); {
 		case isBlock && earlier == nil:
@@ -91,27 +92,20 @@ func hclObject(line int, items *ast.ObjectList) (*yaml.Node, error) {
 			*earlier = yaml.Node{Kind: yaml.SequenceNode, Line: first.Line, Content: []*yaml.Node{&first, value}}
 		}
 	}
-	return n, nil
+	return n
 }
 
 // hclItem reads `key value` and `key "label" { … }`.
-func hclItem(item *ast.ObjectItem) (key, value *yaml.Node, err error) {
-	keys := make([]*yaml.Node, len(item.Keys))
-	for i, k := range item.Keys {
-		if keys[i], err = hclLiteral(k.Token); err != nil {
-			return nil, nil, err
-		}
-	}
-	if value, err = hclValue(item.Val); err != nil {
-		return nil, nil, err
-	}
-	for _, label := range slices.Backward(keys[1:]) {
+func hclItem(item *ast.ObjectItem) (key, value *yaml.Node) {
+	value = hclValue(item.Val)
+	for _, k := range slices.Backward(item.Keys[1:]) {
+		label := hclLiteral(k.Token)
 		value = &yaml.Node{Kind: yaml.MappingNode, Line: label.Line, HeadComment: Label, Content: []*yaml.Node{label, value}}
 	}
-	return keys[0], value, nil
+	return hclLiteral(item.Keys[0].Token), value
 }
 
-func hclValue(val ast.Node) (*yaml.Node, error) {
+func hclValue(val ast.Node) *yaml.Node {
 	switch val := val.(type) {
 	case *ast.LiteralType:
 		return hclLiteral(val.Token)
@@ -120,21 +114,18 @@ func hclValue(val ast.Node) (*yaml.Node, error) {
 	}
 	n := &yaml.Node{Kind: yaml.SequenceNode, Line: val.Pos().Line}
 	for _, element := range val.(*ast.ListType).List {
-		item, err := hclValue(element)
-		if err != nil {
-			return nil, err
-		}
-		n.Content = append(n.Content, item)
+		n.Content = append(n.Content, hclValue(element))
 	}
-	return n, nil
+	return n
 }
 
-// hclLiteral reads a key or a value. Token.Value panics if the token has none.
-func hclLiteral(t token.Token) (n *yaml.Node, err error) {
+// hclLiteral reads a key or a value. Token.Value panics if the token has none. hclLiteral then panics with the
+// problem, which parseHCL returns.
+func hclLiteral(t token.Token) *yaml.Node {
 	defer func() {
 		if recover() != nil {
-			err = errorAt(t.Pos.Line, "this is not HCL: %.64s is not understood; correct it", t.Text)
+			panic(errorAt(t.Pos.Line, "this is not HCL: %.64s is not understood; correct it", t.Text))
 		}
 	}()
-	return scalar(t.Pos.Line, t.Value()), nil
+	return scalar(t.Pos.Line, t.Value())
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"regexp"
 	"strconv"
 	"strings"
@@ -69,22 +68,6 @@ func (r *jsonReader) value() (*yaml.Node, error) {
 	}
 	_, err = r.dec.Token()
 	return n, err // never an error: the text is JSON
-}
-
-// parseYAML reads the documents of a YAML file.
-func parseYAML(text []byte) (docs []*yaml.Node, err error) {
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	for {
-		var doc yaml.Node
-		err := dec.Decode(&doc)
-		if errors.Is(err, io.EOF) {
-			return docs, nil
-		}
-		if err != nil {
-			return nil, yamlError(text, err)
-		}
-		docs = append(docs, doc.Content[0])
-	}
 }
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)

@@ -2,7 +2,6 @@ package demo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,61 +9,54 @@ import (
 	"sync"
 
 	proxyproto "github.com/pires/go-proxyproto"
+	"golang.org/x/sync/errgroup"
 )
 
-// balancer relays TCP connections as a network load balancer with IP targets
-// does: the target sees the balancer's address, not the client's.
+// balancer relays TCP connections as a network load balancer with IP targets does: the target sees balancerIP, not
+// the client's address.
 type balancer struct {
-	ip     string // the balancer connects to the target from here
 	target string // host:port
-	// header puts a PROXY protocol v2 header with the client's address in
-	// front of the client's bytes
+	// header puts a PROXY protocol v2 header with the client's address in front of the client's bytes
 	// (https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt).
 	header bool
 	logger *slog.Logger
 }
 
-// run relays connections to ln until ctx ends, and then closes all of them. It
-// closes ln.
+// run relays connections to ln until ctx ends, and then closes all of them. It closes ln.
 func (b *balancer) run(ctx context.Context, ln net.Listener) error {
 	var relays sync.WaitGroup
 	defer relays.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		client, err := ln.Accept()
-		if ctx.Err() != nil {
-			if err == nil {
-				client.Close()
-			}
+		switch {
+		case err == nil:
+			relays.Go(func() {
+				if err := b.relay(ctx, client); err != nil && ctx.Err() == nil {
+					b.logger.Debug("balancer lost a connection", "client", client.RemoteAddr().String(), "error", err)
+				}
+			})
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil {
+		default:
 			return fmt.Errorf("balancer on %s: %w", ln.Addr(), err)
 		}
-		relays.Go(func() {
-			if err := b.relay(ctx, client); err != nil && ctx.Err() == nil {
-				b.logger.Debug("balancer lost a connection", "client", client.RemoteAddr().String(), "error", err)
-			}
-		})
 	}
 }
 
-// relay connects a client with the target until both have sent everything, one
-// of them fails, or ctx ends.
+// relay connects a client with the target until both have sent everything, one of them fails, or ctx ends.
 func (b *balancer) relay(ctx context.Context, client net.Conn) error {
 	defer client.Close()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(b.ip)}}
-	target, err := dialer.DialContext(ctx, "tcp", b.target)
+	target, err := dial(ctx, balancerIP, b.target)
 	if err != nil {
 		return err
 	}
 	defer target.Close()
-	abort := func() {
+	directions, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, func() {
 		client.Close()
 		target.Close()
-	}
-	defer context.AfterFunc(ctx, abort)()
-
+	})()
 	if b.header {
 		h := proxyproto.HeaderProxyFromAddrs(2, client.RemoteAddr(), client.LocalAddr())
 		if _, err := h.WriteTo(target); err != nil {
@@ -73,19 +65,18 @@ func (b *balancer) relay(ctx context.Context, client net.Conn) error {
 	}
 	// An end of one direction is passed on, and the other one goes on.
 	forward := func(to, from net.Conn) error {
-		_, err := io.Copy(to, from)
-		if err == nil {
-			err = to.(*net.TCPConn).CloseWrite()
+		if _, err := io.Copy(to, from); err != nil {
+			return err
 		}
-		if err != nil {
-			abort()
-		}
-		return err
+		return to.(*net.TCPConn).CloseWrite()
 	}
-	var errs [2]error
-	var both sync.WaitGroup
-	both.Go(func() { errs[0] = forward(target, client) })
-	both.Go(func() { errs[1] = forward(client, target) })
-	both.Wait()
-	return errors.Join(errs[:]...)
+	directions.Go(func() error { return forward(target, client) })
+	directions.Go(func() error { return forward(client, target) })
+	return directions.Wait()
+}
+
+// dial connects to an address from a local IP address.
+func dial(ctx context.Context, fromIP, to string) (net.Conn, error) {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(fromIP)}}
+	return dialer.DialContext(ctx, "tcp", to)
 }

@@ -76,7 +76,7 @@ func TestAClientOfABrokenTargetIsDisconnected(t *testing.T) {
 
 func TestTheEndOfTheBalancerEndsItsConnections(t *testing.T) {
 	target, front := openPort(t, "127.0.0.1"), openPort(t, "127.0.0.1")
-	b := &balancer{ip: balancerIP, target: target.Addr().String(), logger: slog.New(slog.DiscardHandler)}
+	b := &balancer{target: target.Addr().String(), logger: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- b.run(ctx, front) }()
@@ -114,10 +114,7 @@ func TestTheHeaderIsTheSpecificationsBytes(t *testing.T) {
 func balance(t *testing.T, header bool) (net.Listener, string) {
 	t.Helper()
 	target := openPort(t, "127.0.0.1")
-	b := &balancer{
-		ip: balancerIP, target: target.Addr().String(),
-		header: header, logger: slog.New(slog.DiscardHandler),
-	}
+	b := &balancer{target: target.Addr().String(), header: header, logger: slog.New(slog.DiscardHandler)}
 	return target, start(t, b.run)
 }
 

@@ -1,7 +1,6 @@
-// Package demo runs the lab on one machine: a client, a load balancer that
-// can send PROXY protocol v2, an Envoy that gets its configuration from Usher,
-// and an HTTP service. Every part has an address of its own on loopback, so
-// that the access log and the service show real addresses:
+// Package demo runs the lab on one machine: a client, a load balancer that can send PROXY protocol v2, an Envoy that
+// gets its configuration from Usher, and an HTTP service. Every part has an address of its own on loopback, so that
+// the access log and the service show real addresses:
 //
 //	client 127.0.0.7 --> balancer 127.0.0.2 --> gateway 127.0.0.1 --> service 127.0.0.1
 //	                                              ^
@@ -22,20 +21,17 @@ import (
 
 // Options say what to run. All but Stay are required.
 type Options struct {
-	Envoy string // the Envoy binary: a path, or a name to look up in PATH
-	// Stay keeps the lab running after the three requests until the context
+	Envoy string    // the Envoy binary: a path, or a name to look up in PATH
+	Stay  bool      // keep the lab running after the three requests until the context ends
+	Out   io.Writer // receives the text for the user
+	// Serve runs Usher on the config files in dir, with its xDS server on xdsAddr (ip:port, plain text), until ctx
 	// ends.
-	Stay bool
-	Out  io.Writer // receives the text for the user
-	// Serve runs Usher on the config files in dir, with its xDS server on
-	// xdsAddr (ip:port, plain text), until ctx ends.
 	Serve  func(ctx context.Context, dir, xdsAddr string) error
 	Logger *slog.Logger
 }
 
-// Run makes the lab's three requests and writes their results to Out. It
-// returns nil when all three gave the expected result, and with Stay when the
-// context ended afterwards; any other error is one line. When it returns,
+// Run makes the lab's three requests and writes their results to Out. It returns nil when all three gave the
+// expected result, and with Stay when the context ended afterwards; any other error is one line. When it returns,
 // everything that it started has ended.
 func Run(ctx context.Context, o Options) error {
 	binary, err := exec.LookPath(o.Envoy)
@@ -63,20 +59,18 @@ func Run(ctx context.Context, o Options) error {
 	return l.run(ctx, o)
 }
 
-// run runs all parts. When the first of them ends, which is the story unless
-// something fails, it ends the others.
+// run runs all parts. When the first of them ends, which is the story unless something fails, it ends the others.
 func (l *lab) run(ctx context.Context, o Options) error {
 	var g run.Group
 	add := func(f func(context.Context) error) {
 		ctx, cancel := context.WithCancel(ctx)
 		g.Add(func() error { return f(ctx) }, func(error) { cancel() })
 	}
-	balancer := func(header bool) *balancer {
-		return &balancer{ip: balancerIP, target: l.gatewayAddr(), header: header, logger: o.Logger}
-	}
-	add(func(ctx context.Context) error { return l.service.run(ctx, l.ports.service) })
-	add(func(ctx context.Context) error { return balancer(false).run(ctx, l.ports.plain) })
-	add(func(ctx context.Context) error { return balancer(true).run(ctx, l.ports.proxy) })
+	plain := &balancer{target: l.gatewayAddr(), logger: o.Logger}
+	proxy := &balancer{target: l.gatewayAddr(), logger: o.Logger, header: true}
+	add(func(ctx context.Context) error { return runService(ctx, l.ports.service, l.requests) })
+	add(func(ctx context.Context) error { return plain.run(ctx, l.ports.plain) })
+	add(func(ctx context.Context) error { return proxy.run(ctx, l.ports.proxy) })
 	add(func(ctx context.Context) error { return serve(ctx, o.Serve, l.configDir, l.ports.xdsAddr) })
 	add(l.envoy.run)
 	var result error

@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -26,25 +26,18 @@ const gatewayName = "ingress-gateway"
 
 // envoy is the lab's gateway: an Envoy process.
 type envoy struct {
-	binary string
-	// bootstrapFile is its configuration. It writes the ip:port of its admin
-	// interface to adminFile.
-	bootstrapFile, adminFile string
-	logger                   *slog.Logger
-	// accessLog receives the lines of the access log. Envoy waits until each is
-	// read.
-	accessLog chan string
+	binary        string
+	bootstrapFile string // its configuration
+	adminFile     string // it writes the ip:port of its admin interface there
+	logger        *slog.Logger
+	accessLog     chan string // the lines of its access log; it waits until each is read
 }
 
-// newEnvoy writes the bootstrap of an Envoy that gets its configuration from
-// xdsAddr.
+// newEnvoy writes the bootstrap of an Envoy that gets its configuration from xdsAddr.
 func newEnvoy(binary, dir, xdsAddr string, logger *slog.Logger) (*envoy, error) {
 	e := &envoy{
-		binary:        binary,
-		bootstrapFile: filepath.Join(dir, "bootstrap.json"),
-		adminFile:     filepath.Join(dir, "admin-address"),
-		logger:        logger,
-		accessLog:     make(chan string),
+		binary: binary, bootstrapFile: filepath.Join(dir, "bootstrap.json"), adminFile: filepath.Join(dir, "admin-address"),
+		logger: logger, accessLog: make(chan string),
 	}
 	var config bytes.Buffer
 	err := bootstrap.Write(&config, bootstrap.Options{Gateway: gatewayName, XDSAddr: xdsAddr, AdminAddr: "127.0.0.1:0"})
@@ -57,17 +50,17 @@ func newEnvoy(binary, dir, xdsAddr string, logger *slog.Logger) (*envoy, error) 
 	return e, nil
 }
 
-// run runs the process until ctx ends, and waits for its end. If it ends
-// earlier, that is an error with the last line that it logged.
+// run runs the process until ctx ends, and waits for its end. If it ends earlier, that is an error with the last
+// line that it logged.
 func (e *envoy) run(ctx context.Context) error {
-	// Linux sends a parent-death signal when the thread that started the child
-	// ends (prctl(2), PR_SET_PDEATHSIG), so that thread has to stay.
+	// Linux sends a parent-death signal when the thread that started the child ends (prctl(2), PR_SET_PDEATHSIG), so
+	// that thread has to stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
 	last := "none"
-	// One worker, so that one count stands for all workers; no shared memory, so
-	// that other Envoys on the machine do not matter.
+	// One worker, so that one count stands for all workers; no shared memory, so that other Envoys on the machine do
+	// not matter.
 	cmd := exec.CommandContext(ctx, e.binary, "--config-path", e.bootstrapFile, "--admin-address-path", e.adminFile,
 		"--concurrency", "1", "--disable-hot-restart", "--file-flush-interval-msec", "20", "--log-level", "warning")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -100,8 +93,7 @@ func noEnvoy(err error) error {
 	return fmt.Errorf("the demo needs an Envoy binary: %w; set its path with --envoy", err)
 }
 
-// lineWriter calls put with each complete line that is written to it. It is for
-// one goroutine.
+// lineWriter calls put with each complete line that is written to it. It is for one goroutine.
 type lineWriter struct {
 	put     func(line string)
 	partial []byte
@@ -120,65 +112,33 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 	}
 }
 
-// logEntry is what the demo reads of an access log line. The addresses are
-// ip:port; "" means that the line does not have the field.
+// logEntry is what the demo reads of an access log line. The addresses are ip:port.
 type logEntry struct {
-	remote string // downstream_remote_address: the client's address, as Envoy sees it
-	direct string // downstream_direct_remote_address: the address that connected to Envoy
-	code   int    // response_code
+	Remote string `json:"downstream_remote_address"`        // the client's address, as Envoy sees it
+	Direct string `json:"downstream_direct_remote_address"` // the address that connected to Envoy; "" if it is not logged
+	Code   int    `json:"response_code"`
 }
 
 // parseLogEntry reads a line in Consul's default JSON format.
 func parseLogEntry(line string) (logEntry, error) {
-	var fields struct {
-		Remote *string `json:"downstream_remote_address"`
-		Direct string  `json:"downstream_direct_remote_address"`
-		Code   *int    `json:"response_code"`
-	}
-	err := json.Unmarshal([]byte(line), &fields)
-	if err == nil && (fields.Remote == nil || fields.Code == nil) {
+	e := logEntry{Code: -1}
+	err := json.Unmarshal([]byte(line), &e)
+	if err == nil && (e.Remote == "" || e.Code < 0) {
 		err = errors.New("no downstream_remote_address or response_code")
 	}
 	if err != nil {
 		return logEntry{}, fmt.Errorf("access log line %q: %w", line, err)
 	}
-	return logEntry{remote: *fields.Remote, direct: fields.Direct, code: *fields.Code}, nil
+	return e, nil
 }
 
-// admin is Envoy's admin interface
-// (https://www.envoyproxy.io/docs/envoy/latest/operations/admin).
-type admin struct {
-	addr string // ip:port
-}
-
-// waitAdmin waits until Envoy has written the address of its admin interface.
-func (e *envoy) waitAdmin(ctx context.Context) (a admin, err error) {
-	err = waitFor(ctx, "the admin address of Envoy", func(context.Context) (bool, error) {
-		text, err := os.ReadFile(e.adminFile)
-		if err != nil {
-			return false, err
-		}
-		a.addr = strings.TrimSpace(string(text))
-		_, _, err = net.SplitHostPort(a.addr)
-		return err == nil, err
-	})
-	return a, err
-}
-
-// ready reports whether Envoy has received its first configuration and serves
-// it. The error has Envoy's state.
-func (a admin) ready(ctx context.Context) (bool, error) {
-	text, err := a.get(ctx, "/ready")
+// ready reports whether Envoy has received its first configuration and serves it. The error has Envoy's state.
+func (e *envoy) ready(ctx context.Context) (bool, error) {
+	text, err := e.get(ctx, "/ready")
 	if state := strings.TrimSpace(string(text)); err != nil && state != "" {
 		err = fmt.Errorf("envoy is in state %s", state)
 	}
 	return err == nil, err
-}
-
-// listenerState is the state of one listener that came from the control plane.
-type listenerState struct {
-	active        bool // the workers use it, or are about to
-	proxyProtocol bool // the active one reads PROXY protocol headers
 }
 
 // listenersDump is the part of /config_dump that the demo reads
@@ -191,65 +151,63 @@ type listenersDump struct {
 					Socket struct {
 						Port int `json:"port_value"`
 					} `json:"socket_address"`
-				} `json:"address"`
+				}
 				Filters []struct{ Name string } `json:"listener_filters"`
-			} `json:"listener"`
+			}
 		} `json:"active_state"`
 		Error struct{ Details string } `json:"error_state"`
-	} `json:"configs"`
+	}
 }
 
-// listener returns the state of the listener on port. If Envoy rejected a
-// configuration, the error is an errRejected.
-func (a admin) listener(ctx context.Context, port int) (s listenerState, err error) {
+// listener reports whether Envoy's workers use the listener on a port, or are about to, and whether that reads PROXY
+// protocol headers. If Envoy rejected a configuration, the error is an errRejected.
+func (e *envoy) listener(ctx context.Context, port int) (active, proxyProtocol bool, err error) {
+	text, err := e.get(ctx, "/config_dump?resource=dynamic_listeners")
+	if err != nil {
+		return false, false, err
+	}
 	var dump listenersDump
-	if err := a.getJSON(ctx, "/config_dump?resource=dynamic_listeners", &dump); err != nil {
-		return s, err
+	if err := json.Unmarshal(text, &dump); err != nil {
+		return false, false, fmt.Errorf("envoy's listeners: %w", err)
 	}
 	for _, c := range dump.Configs {
 		if c.Error.Details != "" {
-			return s, fmt.Errorf("%w: %s", errRejected, c.Error.Details)
+			return false, false, fmt.Errorf("%w: %s", errRejected, c.Error.Details)
 		}
-		if c.Active.Listener.Address.Socket.Port != port {
-			continue
-		}
-		s.active = true
-		for _, f := range c.Active.Listener.Filters {
-			s.proxyProtocol = s.proxyProtocol || f.Name == "envoy.filters.listener.proxy_protocol"
+		if c.Active.Listener.Address.Socket.Port == port {
+			active = true
+			for _, f := range c.Active.Listener.Filters {
+				proxyProtocol = proxyProtocol || f.Name == "envoy.filters.listener.proxy_protocol"
+			}
 		}
 	}
-	return s, nil
+	return active, proxyProtocol, nil
 }
 
-// listenersCreated returns how many listeners the workers have started since
-// Envoy started, new versions of one listener included.
-func (a admin) listenersCreated(ctx context.Context) (int, error) {
-	var answer struct{ Stats []struct{ Value int } }
-	err := a.getJSON(ctx, "/stats?format=json&filter=^listener_manager.listener_create_success$", &answer)
-	if err == nil && len(answer.Stats) != 1 {
-		err = fmt.Errorf("envoy has %d listener statistics, expected 1", len(answer.Stats))
-	}
+// listenersCreated returns how many listeners the workers have started since Envoy started, new versions of one
+// listener included.
+func (e *envoy) listenersCreated(ctx context.Context) (int, error) {
+	text, err := e.get(ctx, "/stats?filter=^listener_manager.listener_create_success$")
 	if err != nil {
 		return 0, err
 	}
-	return answer.Stats[0].Value, nil
-}
-
-func (a admin) getJSON(ctx context.Context, path string, to any) error {
-	text, err := a.get(ctx, path)
+	_, value, _ := strings.Cut(string(text), ": ")
+	created, err := strconv.Atoi(strings.TrimSpace(value))
 	if err != nil {
-		return err
+		return 0, fmt.Errorf("envoy's count of listeners: %w", err)
 	}
-	if err := json.Unmarshal(text, to); err != nil {
-		return fmt.Errorf("envoy's %s: %w", path, err)
-	}
-	return nil
+	return created, nil
 }
 
-// get returns the body of a response. If the status is not 200, it returns the
-// body and an error.
-func (a admin) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.addr+path, http.NoBody)
+// get returns the body of a response of Envoy's admin interface
+// (https://www.envoyproxy.io/docs/envoy/latest/operations/admin). If the status is not 200, there is an error as
+// well.
+func (e *envoy) get(ctx context.Context, path string) ([]byte, error) {
+	addr, err := os.ReadFile(e.adminFile)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+strings.TrimSpace(string(addr))+path, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
@@ -268,15 +226,13 @@ func (a admin) get(ctx context.Context, path string) ([]byte, error) {
 // errRejected ends a wait.
 var errRejected = errors.New("envoy rejected its configuration")
 
-// How long the demo waits for one thing, on a busy machine, and how often it
-// looks.
+// How long the demo waits for one thing, on a busy machine, and how often it looks.
 const (
 	timeout  = 30 * time.Second
 	interval = 10 * time.Millisecond
 )
 
-// waitFor calls check until it returns true. The error says what was waited
-// for, and has the last error of check.
+// waitFor calls check until it returns true. The error says what was waited for, and has the last error of check.
 func waitFor(ctx context.Context, what string, check func(context.Context) (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not there after %s", timeout))
 	defer cancel()

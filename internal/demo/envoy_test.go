@@ -48,16 +48,16 @@ func TestTheEndOfTheContextEndsEnvoyEvenIfItsLogIsNotRead(t *testing.T) {
 }
 
 func TestEnvoyStartsWithTheBootstrapAndAFileForItsAdminAddress(t *testing.T) {
-	e := fakeEnvoy(t, `cat "$2" | tr -d '\n'; echo; echo 127.0.0.1:4711 > "$4"; exec sleep 600`)
+	admin := serveAdmin(t, http.StatusOK, "LIVE\n")
+	e := fakeEnvoy(t, `cat "$2" | tr -d '\n'; echo; echo `+admin+` > "$4"; exec sleep 600`)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- e.run(ctx) }()
 	if line := <-e.accessLog; !strings.Contains(line, `"cluster": "ingress-gateway"`) {
 		t.Errorf("the bootstrap is %s", line)
 	}
-	a, err := e.waitAdmin(ctx)
-	if err != nil || a.addr != "127.0.0.1:4711" {
-		t.Errorf("admin address %q, error %v; want 127.0.0.1:4711", a.addr, err)
+	if err := waitFor(ctx, "the admin interface", e.ready); err != nil {
+		t.Errorf("its admin address is not used: %v", err)
 	}
 	cancel()
 	if err := <-ended; err != nil {
@@ -86,30 +86,29 @@ func TestTheListenerIsFoundByItsPort(t *testing.T) {
 	const proxy = `{"active_state":{"listener":{"address":{"socket_address":{"port_value":8080}},"listener_filters":[{"name":"envoy.filters.listener.proxy_protocol"}]}}}`
 	const warming = `{"warming_state":{"listener":{"address":{"socket_address":{"port_value":8080}}}}}`
 	for name, tc := range map[string]struct {
-		dump string
-		want listenerState
+		dump                  string
+		active, proxyProtocol bool
 	}{
-		"nothing yet": {`{}`, listenerState{}},
-		"another":     {`{"configs":[` + other + `]}`, listenerState{}},
-		"warming":     {`{"configs":[` + warming + `]}`, listenerState{}},
-		"plain":       {`{"configs":[` + other + `,` + plain + `]}`, listenerState{active: true}},
-		"proxy":       {`{"configs":[` + proxy + `]}`, listenerState{active: true, proxyProtocol: true}},
+		"nothing yet": {`{}`, false, false},
+		"another":     {`{"configs":[` + other + `]}`, false, false},
+		"warming":     {`{"configs":[` + warming + `]}`, false, false},
+		"plain":       {`{"configs":[` + other + `,` + plain + `]}`, true, false},
+		"proxy":       {`{"configs":[` + proxy + `]}`, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := adminThatAnswers(t, http.StatusOK, tc.dump)
-			got, err := a.listener(t.Context(), 8080)
-			if err != nil || got != tc.want {
-				t.Errorf("got %+v, error %v; want %+v", got, err, tc.want)
+			active, proxyProtocol, err := envoyWithAdmin(t, http.StatusOK, tc.dump).listener(t.Context(), 8080)
+			if err != nil || active != tc.active || proxyProtocol != tc.proxyProtocol {
+				t.Errorf("got active %t, proxyProtocol %t, error %v; want %t, %t", active, proxyProtocol, err, tc.active, tc.proxyProtocol)
 			}
 		})
 	}
 }
 
 func TestARejectedListenerEndsTheWait(t *testing.T) {
-	a := adminThatAnswers(t, http.StatusOK, `{"configs":[{"error_state":{"details":"no such filter"}}]}`)
+	e := envoyWithAdmin(t, http.StatusOK, `{"configs":[{"error_state":{"details":"no such filter"}}]}`)
 	err := waitFor(t.Context(), "the listener", func(ctx context.Context) (bool, error) {
-		s, err := a.listener(ctx, 8080)
-		return s.active, err
+		active, _, err := e.listener(ctx, 8080)
+		return active, err
 	})
 	const want = "the listener: envoy rejected its configuration: no such filter"
 	if err == nil || err.Error() != want {
@@ -118,23 +117,23 @@ func TestARejectedListenerEndsTheWait(t *testing.T) {
 }
 
 func TestTheErrorOfAnEnvoyThatIsNotReadyHasItsState(t *testing.T) {
-	ready, err := adminThatAnswers(t, http.StatusServiceUnavailable, "INITIALIZING\n").ready(t.Context())
+	ready, err := envoyWithAdmin(t, http.StatusServiceUnavailable, "INITIALIZING\n").ready(t.Context())
 	if ready || err == nil || err.Error() != "envoy is in state INITIALIZING" {
 		t.Errorf("got %t, error %v", ready, err)
 	}
-	ready, err = adminThatAnswers(t, http.StatusOK, "LIVE\n").ready(t.Context())
+	ready, err = envoyWithAdmin(t, http.StatusOK, "LIVE\n").ready(t.Context())
 	if !ready || err != nil {
 		t.Errorf("got %t, error %v; want ready", ready, err)
 	}
 }
 
 func TestTheListenersThatWorkersStartedAreCounted(t *testing.T) {
-	a := adminThatAnswers(t, http.StatusOK, `{"stats":[{"name":"listener_manager.listener_create_success","value":3}]}`)
-	if n, err := a.listenersCreated(t.Context()); n != 3 || err != nil {
+	e := envoyWithAdmin(t, http.StatusOK, "listener_manager.listener_create_success: 3\n")
+	if n, err := e.listenersCreated(t.Context()); n != 3 || err != nil {
 		t.Errorf("got %d, error %v; want 3", n, err)
 	}
-	a = adminThatAnswers(t, http.StatusOK, `{"stats":[]}`)
-	if _, err := a.listenersCreated(t.Context()); err == nil {
+	e = envoyWithAdmin(t, http.StatusOK, "")
+	if _, err := e.listenersCreated(t.Context()); err == nil {
 		t.Error("a missing statistic is no error")
 	}
 }
@@ -162,21 +161,32 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func adminThatAnswers(t *testing.T, status int, text string) admin {
+// envoyWithAdmin is an Envoy that does not run and whose admin interface responds with text.
+func envoyWithAdmin(t *testing.T, status int, text string) *envoy {
+	t.Helper()
+	e := fakeEnvoy(t, "")
+	if err := os.WriteFile(e.adminFile, []byte(serveAdmin(t, status, text)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// serveAdmin runs an admin interface that responds with text, and returns its address.
+func serveAdmin(t *testing.T, status int, text string) string {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
 		_, _ = w.Write([]byte(text))
 	}))
 	t.Cleanup(s.Close)
-	return admin{addr: strings.TrimPrefix(s.URL, "http://")}
+	return strings.TrimPrefix(s.URL, "http://")
 }
 
 func TestAnAccessLogLineIsRead(t *testing.T) {
 	for line, want := range map[string]logEntry{
-		`{"downstream_remote_address":"127.0.0.2:1","response_code":200,"method":"GET"}`:                                       {remote: "127.0.0.2:1", code: 200},
-		`{"downstream_remote_address":"127.0.0.7:1","downstream_direct_remote_address":"127.0.0.2:2","response_code":400}`:     {remote: "127.0.0.7:1", direct: "127.0.0.2:2", code: 400},
-		`{"downstream_direct_remote_address":null,"response_code":0,"downstream_remote_address":"[2001:db8::7]:1","x":[1,{}]}`: {remote: "[2001:db8::7]:1"},
+		`{"downstream_remote_address":"127.0.0.2:1","response_code":200,"method":"GET"}`:                                       {Remote: "127.0.0.2:1", Code: 200},
+		`{"downstream_remote_address":"127.0.0.7:1","downstream_direct_remote_address":"127.0.0.2:2","response_code":400}`:     {Remote: "127.0.0.7:1", Direct: "127.0.0.2:2", Code: 400},
+		`{"downstream_direct_remote_address":null,"response_code":0,"downstream_remote_address":"[2001:db8::7]:1","x":[1,{}]}`: {Remote: "[2001:db8::7]:1"},
 	} {
 		got, err := parseLogEntry(line)
 		if err != nil || got != want {

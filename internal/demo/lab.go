@@ -15,13 +15,14 @@ import (
 	"time"
 )
 
-// The addresses of the parts. On Linux, all of 127.0.0.0/8 belongs to the
-// machine; elsewhere, addresses other than 127.0.0.1 have to be added first.
+// The addresses of the parts. On Linux, all of 127.0.0.0/8 belongs to the machine; elsewhere, addresses other than
+// 127.0.0.1 have to be added first.
 const (
 	clientIP   = "127.0.0.7"
 	balancerIP = "127.0.0.2"
 	gatewayIP  = "127.0.0.1"
 	serviceIP  = "127.0.0.1"
+	xdsIP      = "127.0.0.1"
 )
 
 // gatewayPort is the lab's port. If it is in use, the demo takes another one.
@@ -35,70 +36,58 @@ type ports struct {
 	xdsAddr      string       // Usher binds it
 }
 
-// listen opens every socket before anything runs, so that a missing address is
-// an error at once.
-func listen(ctx context.Context) (_ *ports, err error) {
-	p := &ports{}
+// listen opens a socket at every address before anything runs, so that a missing address is an error at once.
+func listen(ctx context.Context) (*ports, error) {
 	var config net.ListenConfig
-	open := func(ip string, port int) net.Listener {
+	var sockets []net.Listener
+	for _, ip := range []string{serviceIP, balancerIP, balancerIP, xdsIP, gatewayIP, clientIP} {
+		socket, err := config.Listen(ctx, "tcp", net.JoinHostPort(ip, "0"))
 		if err != nil {
-			return nil
+			closeAll(sockets)
+			return nil, fmt.Errorf("the demo needs the loopback addresses %s, %s and %s: %w", gatewayIP, balancerIP, clientIP, err)
 		}
-		var l net.Listener
-		l, err = config.Listen(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
-		return l
+		sockets = append(sockets, socket)
 	}
-	free := func(ip string, port int) int {
-		l := open(ip, port)
-		if l == nil {
-			return 0
-		}
-		defer l.Close()
-		return l.Addr().(*net.TCPAddr).Port
+	closeAll(sockets[3:]) // others bind these, and the client needs the address only
+	p := &ports{
+		service: sockets[0], plain: sockets[1], proxy: sockets[2],
+		xdsAddr: sockets[3].Addr().String(), gateway: portOf(sockets[4]),
 	}
-	p.service, p.plain, p.proxy = open(serviceIP, 0), open(balancerIP, 0), open(balancerIP, 0)
-	free(clientIP, 0) // the client needs the address only
-	p.xdsAddr = net.JoinHostPort("127.0.0.1", strconv.Itoa(free("127.0.0.1", 0)))
-	if err == nil {
-		if p.gateway = free(gatewayIP, gatewayPort); p.gateway == 0 {
-			err = nil
-			p.gateway = free(gatewayIP, 0)
-		}
-	}
-	if err != nil {
-		p.close()
-		return nil, fmt.Errorf("the demo needs the loopback addresses %s, %s and %s: %w", gatewayIP, balancerIP, clientIP, err)
+	if socket, err := config.Listen(ctx, "tcp", net.JoinHostPort(gatewayIP, strconv.Itoa(gatewayPort))); err == nil {
+		socket.Close()
+		p.gateway = gatewayPort
 	}
 	return p, nil
 }
 
-func (p *ports) close() {
-	for _, l := range []net.Listener{p.service, p.plain, p.proxy} {
-		if l != nil {
-			l.Close()
-		}
+func portOf(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
+
+func closeAll(sockets []net.Listener) {
+	for _, s := range sockets {
+		s.Close()
 	}
 }
+
+func (p *ports) close() { closeAll([]net.Listener{p.service, p.plain, p.proxy}) }
 
 // lab holds the parts together and makes requests.
 type lab struct {
 	dir       string // for the files that the demo writes
 	configDir string // below dir: what Usher reads
 	ports     *ports
-	service   *service
+	requests  chan string // what the service got; the next request waits until it was read
 	envoy     *envoy
-	admin     admin // set once Envoy is up
 }
 
 // newLab writes the initial configuration below dir.
 func newLab(dir string, p *ports) (*lab, error) {
-	l := &lab{dir: dir, configDir: filepath.Join(dir, "config"), ports: p, service: newService()}
+	l := &lab{dir: dir, configDir: filepath.Join(dir, "config"), ports: p, requests: make(chan string, 1)}
 	if err := os.Mkdir(l.configDir, 0o755); err != nil {
 		return nil, fmt.Errorf("directory for the demo's config entries: %w", err)
 	}
 	return l, errors.Join(l.writeConfig("services.hcl", map[string]any{
-		"GatewayAddress": gatewayIP, "ServiceAddress": serviceIP, "ServicePort": p.service.Addr().(*net.TCPAddr).Port,
-	}), l.writeResources(modeUnset))
+		"GatewayAddress": gatewayIP, "ServiceAddress": serviceIP, "ServicePort": portOf(p.service),
+	}), l.writeResources(""))
 }
 
 // configFiles are the lab's configuration as files of Usher's file mode.
@@ -108,24 +97,18 @@ var configFiles embed.FS
 
 var configTemplates = template.Must(template.ParseFS(configFiles, "config/*"))
 
-// The values that the lab gives usher.proxy_protocol.mode in proxy-defaults:
-// none, as in the lab's own files, and strict.
-const (
-	modeUnset  = ""
-	modeStrict = "strict"
-)
+// modeStrict is the value that the lab gives usher.proxy_protocol.mode in proxy-defaults. At first it is not set.
+const modeStrict = "strict"
 
 // resourcesFile is the file that holds the lab's custom resources.
 const resourcesFile = "custom-resources.yaml"
 
-// writeResources writes the lab's custom resources to the config directory,
-// with the mode in their proxy-defaults.
+// writeResources writes the lab's custom resources to the config directory, with the mode in their proxy-defaults.
 func (l *lab) writeResources(mode string) error {
 	return l.writeConfig(resourcesFile, map[string]any{"Port": l.ports.gateway, "Mode": mode})
 }
 
-// writeConfig replaces a file of the config directory atomically: a reader
-// gets the old content or the new one.
+// writeConfig replaces a file of the config directory atomically: a reader gets the old content or the new one.
 func (l *lab) writeConfig(name string, data any) error {
 	var text bytes.Buffer
 	next := filepath.Join(l.dir, name+".next")
@@ -144,8 +127,8 @@ func (l *lab) writeConfig(name string, data any) error {
 
 func (l *lab) gatewayAddr() string { return net.JoinHostPort(gatewayIP, strconv.Itoa(l.ports.gateway)) }
 
-// balancerAddr is where the balancer accepts the connections to which it adds a
-// PROXY header, or those to which it adds none.
+// balancerAddr is where the balancer accepts the connections to which it adds a PROXY header, or those to which it
+// adds none.
 func (l *lab) balancerAddr(header bool) string {
 	if header {
 		return l.ports.proxy.Addr().String()
@@ -153,13 +136,17 @@ func (l *lab) balancerAddr(header bool) string {
 	return l.ports.plain.Addr().String()
 }
 
-// runStory waits for the gateway and makes the three requests. With Stay it then
-// prints all further traffic until ctx ends.
+// runStory waits for the gateway and makes the three requests. With Stay it then prints all further traffic until
+// ctx ends.
 func (l *lab) runStory(ctx context.Context, o Options) error {
-	if err := l.waitForGateway(ctx); err != nil {
+	if err := waitFor(ctx, "the gateway's first configuration", l.envoy.ready); err != nil {
 		return err
 	}
-	printTopology(o.Out, l.gatewayAddr())
+	if err := l.waitForListener(ctx, "the gateway's listener", "", 0); err != nil {
+		return err
+	}
+	fmt.Fprintf(o.Out, "client %s --> load balancer %s --> gateway (Envoy) %s --> service static-server\n", clientIP, balancerIP, l.gatewayAddr())
+	fmt.Fprintf(o.Out, "The client requests http://%s/ three times.\n", host)
 	if err := runScenes(ctx, l, o.Out); err != nil {
 		return err
 	}
@@ -170,28 +157,22 @@ func (l *lab) runStory(ctx context.Context, o Options) error {
 	return l.printTraffic(ctx, o.Out)
 }
 
-// waitForGateway waits until Envoy serves the listener that Usher sent.
-func (l *lab) waitForGateway(ctx context.Context) (err error) {
-	if l.admin, err = l.envoy.waitAdmin(ctx); err != nil {
-		return err
-	}
-	if err := waitFor(ctx, "the gateway's first configuration", l.admin.ready); err != nil {
-		return err
-	}
-	return waitFor(ctx, "the gateway's listener", func(ctx context.Context) (bool, error) {
-		s, err := l.admin.listener(ctx, l.ports.gateway)
-		if err != nil || !s.active {
+// waitForListener waits until Envoy's workers use the gateway's listener with the mode, after they had started a
+// number of listeners before.
+func (l *lab) waitForListener(ctx context.Context, what, mode string, before int) error {
+	return waitFor(ctx, what, func(ctx context.Context) (bool, error) {
+		active, proxyProtocol, err := l.envoy.listener(ctx, l.ports.gateway)
+		if err != nil || !active || proxyProtocol != (mode == modeStrict) {
 			return false, err
 		}
-		created, err := l.admin.listenersCreated(ctx)
-		return created > 0, err
+		created, err := l.envoy.listenersCreated(ctx)
+		return created > before, err
 	})
 }
 
-// setStrict sets the mode in the config files and waits until Envoy's workers
-// use it. It returns how long that took.
+// setStrict sets the mode in the config files and waits until Envoy's workers use it. It returns how long that took.
 func (l *lab) setStrict(ctx context.Context) (time.Duration, error) {
-	before, err := l.admin.listenersCreated(ctx)
+	before, err := l.envoy.listenersCreated(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -199,42 +180,31 @@ func (l *lab) setStrict(ctx context.Context) (time.Duration, error) {
 	if err := l.writeResources(modeStrict); err != nil {
 		return 0, err
 	}
-	err = waitFor(ctx, "the new mode in Envoy", func(ctx context.Context) (bool, error) {
-		s, err := l.admin.listener(ctx, l.ports.gateway)
-		if err != nil || !s.proxyProtocol {
-			return false, err
-		}
-		created, err := l.admin.listenersCreated(ctx)
-		return created > before, err
-	})
+	err = l.waitForListener(ctx, "the new mode in Envoy", modeStrict, before)
 	return time.Since(begin), err
 }
 
-// request makes one request through the balancer. It returns what the client,
-// the access log and the service got.
+// request makes one request through the balancer. It returns what the client, the access log and the service got.
 func (l *lab) request(ctx context.Context, header bool) (got result, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no response or no access log line after %s", timeout))
 	defer cancel()
-	if got.status, got.body, err = get(ctx, l.balancerAddr(header)); err != nil {
+	if got.response, err = get(ctx, l.balancerAddr(header)); err != nil {
 		return result{}, err
 	}
-	// The service reports a request before it responds, and Envoy writes its log
-	// line after it has passed the response on. So the log line comes last.
+	// The service reports a request before it responds, and Envoy writes its log line after it has passed the
+	// response on. So the log line comes last.
 	select {
 	case line := <-l.envoy.accessLog:
-		if got.log, err = parseLogEntry(line); err != nil {
-			return result{}, err
-		}
+		got.log, err = parseLogEntry(line)
 	case <-ctx.Done():
-		return result{}, context.Cause(ctx)
+		err = context.Cause(ctx)
 	}
 	select {
-	case h := <-l.service.requests:
-		got.reached = true
-		got.forwardedFor = h.Values("X-Forwarded-For")
+	case got.service = <-l.requests:
 	default:
+		got.service = notReached
 	}
-	return got, nil
+	return got, err
 }
 
 // printInstructions tells the user how to send requests by hand.
@@ -253,8 +223,7 @@ Access log and requests at the service:
 `, curl(true), curl(false), l.configDir)
 }
 
-// printTraffic prints access log lines and requests at the service until ctx
-// ends.
+// printTraffic prints access log lines and requests at the service until ctx ends.
 func (l *lab) printTraffic(ctx context.Context, out io.Writer) error {
 	for {
 		select {
@@ -262,8 +231,8 @@ func (l *lab) printTraffic(ctx context.Context, out io.Writer) error {
 			return nil
 		case line := <-l.envoy.accessLog:
 			fmt.Fprintf(out, "access log   %s\n", line)
-		case h := <-l.service.requests:
-			fmt.Fprintf(out, "service got  %s\n", formatForwardedFor(h.Values("X-Forwarded-For")))
+		case received := <-l.requests:
+			fmt.Fprintf(out, "service got  %s\n", received)
 		}
 	}
 }

@@ -2,8 +2,5 @@ package demo
 
 import "syscall"
 
-// killWithParent makes the kernel kill a child when this process dies before
-// it.
-func killWithParent() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-}
+// killWithParent makes the kernel kill a child when this process dies before it.
+func killWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }

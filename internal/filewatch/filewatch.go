@@ -1,5 +1,5 @@
-// Package filewatch reads files again when their content changes. The files may be written in place, replaced by
-// a rename, reached by symbolic links that are swapped, as in a Kubernetes volume, and missing for a while.
+// Package filewatch reads files again when their content changes. The files may be written in place, replaced by a
+// rename, reached by symbolic links that are swapped, as in a Kubernetes volume, and missing for a while.
 //
 // It compares contents every second and uses no events of the file system. So it sees every change, also on file
 // systems without events, such as NFS, and also when a directory above the files is replaced.
@@ -7,7 +7,6 @@ package filewatch
 
 import (
 	"context"
-	"errors"
 	"hash/maphash"
 	"log/slog"
 	"os"
@@ -35,12 +34,12 @@ const (
 
 // Options are what a Watcher needs beside its paths.
 type Options struct {
-	// Read reads the files and reports whether their content is good. Bad content may belong to a file that is
-	// still being written. If it stays the same for Interval, Read is called once more, with final set: report
-	// problems only then. Calls never overlap.
+	// Read reads the files and reports whether their content is good. Bad content may belong to a file that is still
+	// being written. If it stays the same for Interval, Read is called once more, with final set: report problems only
+	// then. Calls never overlap.
 	Read func(final bool) bool
-	// Broken is called after Read has panicked, which counts as bad content. If Broken is nil, only the log
-	// reports the panic.
+	// Broken is called after Read has panicked, which counts as bad content. If Broken is nil, only the log reports the
+	// panic.
 	Broken func(err error)
 	Logger *slog.Logger
 	// Again makes the Watcher read the files at once, also without a change. It may be nil.
@@ -53,8 +52,7 @@ type Trigger chan struct{}
 // NewTrigger returns a Trigger without a pending request.
 func NewTrigger() Trigger { return make(Trigger, 1) }
 
-// Fire requests a read. It never blocks. If the Watcher does not run yet, the request
-// stays pending until it does.
+// Fire requests a read. It never blocks. If the Watcher does not run yet, the request stays pending until it does.
 func (t Trigger) Fire() {
 	select {
 	case t <- struct{}{}:
@@ -167,17 +165,13 @@ func (w *Watcher) sum() uint64 {
 // read calls Read and reports whether the content is good. After a panic it is not.
 func (w *Watcher) read(final bool) (good bool) {
 	defer w.warnIfSlow()()
-	err := guard.Run(w.options.Logger, "filewatch", func() error {
-		good = w.options.Read(final)
-		return nil
-	})
-	if _, panicked := errors.AsType[*guard.Error](err); panicked && w.options.Broken != nil {
-		_ = guard.Run(w.options.Logger, "filewatch", func() error {
-			w.options.Broken(err)
-			return nil
-		})
+	guarded := func(f func()) error {
+		return guard.Run(w.options.Logger, "filewatch", func() error { f(); return nil })
 	}
-	return good && err == nil
+	if err := guarded(func() { good = w.options.Read(final) }); err != nil && w.options.Broken != nil {
+		_ = guarded(func() { w.options.Broken(err) })
+	}
+	return good
 }
 
 // warnIfSlow logs a warning if the function that it returns is not called soon.
