@@ -21,10 +21,10 @@ import (
 var (
 	// rootsType reads the mesh's root certificates
 	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
-	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeAs(decodeRoots)}
+	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeJSON("root certificates", decodeRoots)}
 	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and renews. It has no DNS names;
 	// see certificate (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
-	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeAs(decodeLeaf)}
+	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeLeaf}
 )
 
 // caRoots are the mesh's root certificates, and which of them signs now.
@@ -33,39 +33,37 @@ type caRoots struct {
 	active string // the ID of the root that signs
 }
 
-func decodeRoots(prev *caRoots, a answer) (*caRoots, error) {
-	var out struct {
-		ActiveRootID string
-		TrustDomain  string
-		Roots        []struct{ RootCert string }
+type rootsBody struct {
+	ActiveRootID string
+	TrustDomain  string
+	Roots        []struct{ RootCert string }
+}
+
+func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
+	if body.TrustDomain == "" || len(body.Roots) == 0 {
+		return nil, errors.New("the mesh has none yet")
 	}
-	if err := json.Unmarshal(a.body, &out); err != nil {
-		return nil, fmt.Errorf("root certificates: %w", err)
-	}
-	if out.TrustDomain == "" || len(out.Roots) == 0 {
-		return nil, errors.New("root certificates: the mesh has none yet")
-	}
-	all := &gateway.Roots{TrustDomain: out.TrustDomain}
-	for _, root := range out.Roots {
+	all := &gateway.Roots{TrustDomain: body.TrustDomain}
+	for _, root := range body.Roots {
 		if root.RootCert == "" {
-			return nil, errors.New("root certificates: one is empty")
+			return nil, errors.New("one is empty")
 		}
 		all.PEMs = append(all.PEMs, root.RootCert)
 	}
 	if prev != nil {
 		all = reuse(prev.all, all)
 	}
-	return &caRoots{all: all, active: out.ActiveRootID}, nil
+	return &caRoots{all: all, active: body.ActiveRootID}, nil
 }
 
-func decodeLeaf(_ *gateway.Leaf, a answer) (*gateway.Leaf, error) {
+func decodeLeaf(_ any, r response) (any, error) {
 	var out struct {
 		CertPEM       string
 		PrivateKeyPEM gateway.Secret
 		ValidBefore   time.Time
 	}
-	if err := json.Unmarshal(a.body, &out); err != nil {
-		// An error of json may quote a part of the answer, which contains a key.
+	if err := json.Unmarshal(r.body, &out); err != nil {
+		// An error of json may quote a part of the body, which contains a key.
 		return nil, errors.New("leaf certificate: the answer is not valid JSON")
 	}
 	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
@@ -81,7 +79,7 @@ type issuedLeaf struct {
 }
 
 // requestCertificate makes a key and has the requested certificate signed. As Consul's agents do, it makes keys on
-// P-256, whatever key the certificate authority has.
+// P-256 whatever key the certificate authority has.
 func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

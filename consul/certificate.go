@@ -18,47 +18,47 @@ import (
 
 // addCertificate adds the certificate for the clients of listeners with TLS. What it contains follows from all other
 // parts, so it waits until these are complete.
-func (c *compilation) addCertificate() {
-	if len(c.missing) > 0 {
+func (b *snapshotBuild) addCertificate() {
+	if len(b.missing) > 0 {
 		return
 	}
-	if !servesTLS(c.snapshot.Entry) || len(c.snapshot.Services) == 0 {
-		c.next.certificate = nil
+	if !servesTLS(b.snapshot.Entry) || len(b.snapshot.Services) == 0 {
+		b.next.certificate = nil
 		return
 	}
 	// An agent that does not return its domain has the default one.
-	domains := []string{cmp.Or(c.agent.domain, "consul.")}
-	if c.agent.altDomain != "" {
-		domains = append(domains, c.agent.altDomain)
+	domains := []string{cmp.Or(b.agent.domain, "consul.")}
+	if b.agent.altDomain != "" {
+		domains = append(domains, b.agent.altDomain)
 	}
-	c.certRequest = &certRequest{
-		uri:         gateway.ServiceName(c.id).SPIFFEID(c.snapshot.Roots.TrustDomain, c.snapshot.Datacenter),
-		names:       dnsNames(c.snapshot.Services, c.snapshot.Datacenter, domains),
-		root:        c.activeRoot,
-		grpcAddress: c.grpcAddress(c.agent),
+	b.certRequest = &certRequest{
+		uri:   gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
+		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
+		root:  b.activeRoot,
+		agent: b.agent,
 	}
-	s := cmp.Or(c.certificate, &certState{})
-	if !s.request.sameCertificate(*c.certRequest) {
-		c.waitFor("the certificate for clients")
+	s := cmp.Or(b.certificate, &certState{})
+	if !s.request.sameCertificate(*b.certRequest) {
+		b.waitFor("the certificate for clients")
 	}
-	c.setCertificate(s)
+	b.setCertificate(s)
 }
 
 // setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients and the mesh see the same one.
-func (c *compilation) setCertificate(s *certState) {
-	where := fmt.Sprintf("certificate of gateway %q for clients", c.id.String())
+func (b *snapshotBuild) setCertificate(s *certState) {
+	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
 	if s.err != nil && s.lasts() {
-		c.addProblem(where, s.err.Error())
+		b.addProblem(where, s.err.Error())
 	}
 	if s.leaf == nil {
 		return
 	}
-	c.snapshot.DownstreamLeaf = s.leaf
-	if c.now.After(s.leaf.ValidBefore) {
-		c.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+	b.snapshot.DownstreamLeaf = s.leaf
+	if b.now.After(s.leaf.ValidBefore) {
+		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
 		return
 	}
-	c.snapshot.Leaf = s.leaf
+	b.snapshot.Leaf = s.leaf
 }
 
 // servesTLS reports whether a listener shows clients a certificate of the mesh. As with Consul, a gateway needs that
@@ -96,19 +96,15 @@ func dnsNames(services []gateway.Service, datacenter string, domains []string) [
 
 // certRequest is the certificate that a gateway needs.
 type certRequest struct {
-	uri         string   // the gateway's SPIFFE ID
-	names       []string // the DNS names, sorted
-	root        string   // the ID of the root that signs now
-	grpcAddress address  // where to have it signed; see signer
+	uri   string   // the gateway's SPIFFE ID
+	names []string // the DNS names, sorted
+	root  string   // the ID of the root that signs now
+	agent agent    // whose gRPC port signs it
 }
 
 // sameCertificate reports whether two requests are for certificates with the same content.
 func (r certRequest) sameCertificate(other certRequest) bool {
 	return r.uri == other.uri && slices.Equal(r.names, other.names)
-}
-
-func (r certRequest) equal(other certRequest) bool {
-	return r.sameCertificate(other) && r.root == other.root && r.grpcAddress == other.grpcAddress
 }
 
 // certState is the result of the attempts to get a certificate.
@@ -122,21 +118,20 @@ type certState struct {
 // lastingFailures is how many failures in a row are a lasting one.
 const lastingFailures = 3
 
-// lasts reports whether the error lasts until somebody corrects its cause.
+// lasts reports whether the error lasts until its cause is corrected.
 func (s *certState) lasts() bool {
 	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }
 
 // certificate keeps one gateway's certificate with DNS names up to date: it makes the keys, has the certificates
-// signed, and renews them in time. Its goroutine owns the renewal. One other goroutine calls setRequest and close.
+// signed, and renews them in time. Its goroutine owns the renewal. One other goroutine puts requests, and calls close.
 type certificate struct {
 	id     gateway.ID
-	sign   func(ctx context.Context, at address, csr string) (string, error)
+	sign   func(ctx context.Context, a agent, csr string) (string, error)
 	client *Client // for its log and metrics
 	notify func()  // called after each change of the state
 
-	request  certRequest // the newest one
-	requests latest.Value[certRequest]
+	requests latest.Value[certRequest] // what is needed from now on
 	state    atomic.Pointer[certState]
 	cancel   context.CancelFunc
 	done     chan struct{} // closed when the goroutine has ended
@@ -161,14 +156,6 @@ func (c *certificate) close() {
 	c.client.metrics.expiries.DeleteLabelValues(c.id.String())
 }
 
-// setRequest sets the certificate that is needed from now on.
-func (c *certificate) setRequest(r certRequest) {
-	if !r.equal(c.request) {
-		c.request = r
-		c.requests.Put(r)
-	}
-}
-
 // current returns the state; nil for a nil certificate.
 func (c *certificate) current() *certState {
 	if c == nil {
@@ -183,20 +170,17 @@ const maxSleep = time.Minute
 
 func (c *certificate) run(ctx context.Context) {
 	var r renewal
-	timer := time.NewTimer(maxSleep)
-	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case request := <-c.requests.C():
 			r.setRequest(request, time.Now())
-		case <-timer.C:
+		case <-time.After(r.sleepTime(time.Now())):
 		}
 		if r.isDue(time.Now()) {
 			c.attempt(ctx, &r)
 		}
-		timer.Reset(r.sleepTime(time.Now()))
 	}
 }
 
@@ -205,7 +189,7 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 	var leaf *issuedLeaf
 	err := guard.Run(c.client.logger, "certificate", func() (err error) {
 		leaf, err = requestCertificate(ctx, r.request, func(ctx context.Context, csr string) (string, error) {
-			return c.sign(ctx, r.request.grpcAddress, csr)
+			return c.sign(ctx, r.request.agent, csr)
 		})
 		return err
 	})

@@ -16,8 +16,8 @@ const (
 	watchdogRetry   = time.Second // the pause while Consul does not answer
 )
 
-// heartbeat is the watchdog's query. Its answer has 2 KiB and needs no right. Any server that knows a leader can answer
-// it.
+// heartbeat is the watchdog's query. Its response has 2 KiB and needs no permission. Any server that knows a leader can
+// answer it.
 var heartbeat = query{queryType: rootsType}
 
 // watchdog checks whether Consul answers at all.
