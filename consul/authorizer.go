@@ -266,9 +266,14 @@ func (a *Authorizer) enter(ctx context.Context, known bool, address string) (lea
 	if !known {
 		return a.newCallers.enter(ctx, address)
 	}
+	return acquire(ctx, a.knownCallers)
+}
+
+// acquire waits for one of a number of places. The caller calls release when it is done.
+func acquire(ctx context.Context, places chan struct{}) (release func(), err error) {
 	select {
-	case a.knownCallers <- struct{}{}:
-		return func() { <-a.knownCallers }, nil
+	case places <- struct{}{}:
+		return sync.OnceFunc(func() { <-places }), nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -295,22 +300,17 @@ func newCallerQueue(all, perAddress int) *callerQueue {
 // enter waits for a place. The caller calls leave when it is done.
 func (q *callerQueue) enter(ctx context.Context, address string) (leave func(), err error) {
 	own := q.join(address)
-	for i, places := range []chan struct{}{own.places, q.all} {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			if i > 0 {
-				<-own.places
-			}
-			q.leave(address, own)
-			return nil, context.Cause(ctx)
+	leave = func() { q.leave(address, own) }
+	for _, places := range []chan struct{}{own.places, q.all} {
+		release, err := acquire(ctx, places)
+		if err != nil {
+			leave()
+			return nil, err
 		}
+		leaveBefore := leave
+		leave = func() { release(); leaveBefore() }
 	}
-	return func() {
-		<-q.all
-		<-own.places
-		q.leave(address, own)
-	}, nil
+	return leave, nil
 }
 
 func (q *callerQueue) join(address string) *addressQueue {

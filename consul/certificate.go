@@ -3,9 +3,16 @@ package consul
 import (
 	"cmp"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,6 +22,137 @@ import (
 	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/internal/latest"
 )
+
+var (
+	// rootsType reads the mesh's root certificates
+	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
+	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeJSON("root certificates", decodeRoots)}
+	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and renews. It has no DNS names;
+	// see certificate (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
+	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeLeaf}
+)
+
+// caRoots are the mesh's root certificates, and which of them signs now.
+type caRoots struct {
+	all    *gateway.Roots
+	active string // the ID of the root that signs
+}
+
+type rootsBody struct {
+	ActiveRootID string
+	TrustDomain  string
+	Roots        []struct{ RootCert string }
+}
+
+func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
+	if body.TrustDomain == "" || len(body.Roots) == 0 {
+		return nil, errors.New("the mesh has none yet")
+	}
+	all := &gateway.Roots{TrustDomain: body.TrustDomain}
+	for _, root := range body.Roots {
+		if root.RootCert == "" {
+			return nil, errors.New("one is empty")
+		}
+		all.PEMs = append(all.PEMs, root.RootCert)
+	}
+	if prev != nil {
+		all = reuse(prev.all, all)
+	}
+	return &caRoots{all: all, active: body.ActiveRootID}, nil
+}
+
+func decodeLeaf(_ any, r response) (any, error) {
+	var out struct {
+		CertPEM       string
+		PrivateKeyPEM gateway.Secret
+		ValidBefore   time.Time
+	}
+	if err := json.Unmarshal(r.body, &out); err != nil {
+		// An error of json may quote a part of the body, which contains a key.
+		return nil, errors.New("leaf certificate: the answer is not valid JSON")
+	}
+	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
+		return nil, errors.New("leaf certificate: the answer lacks the certificate or its key")
+	}
+	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidBefore: out.ValidBefore}, nil
+}
+
+// issuedLeaf is a leaf, and since when it is valid.
+type issuedLeaf struct {
+	*gateway.Leaf
+	validFrom time.Time
+}
+
+// requestCertificate makes a key and has the requested certificate signed. As Consul's agents do, it makes keys on
+// P-256 whatever key the certificate authority has.
+func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := newCSR(w, key)
+	if err != nil {
+		return nil, permanentError{err}
+	}
+	chain, err := sign(ctx, csr)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := verifySigned(chain, w, key)
+	if err != nil {
+		return nil, permanentError{fmt.Errorf("cannot use the certificate that consul signed: %w", err)}
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	names := slices.Clone(cert.DNSNames)
+	slices.Sort(names)
+	return &issuedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
+		CertPEM:     chain,
+		KeyPEM:      gateway.Secret(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
+		ValidBefore: cert.NotAfter,
+		Names:       names,
+	}}, nil
+}
+
+func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
+	uri, err := url.Parse(w.uri)
+	if err != nil {
+		return "", err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
+	if err != nil {
+		return "", fmt.Errorf("the hosts of the ingress-gateway entry are not valid in a certificate: %w", err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
+}
+
+// verifySigned returns the first certificate of a chain if it is the requested one.
+func verifySigned(chain string, w certRequest, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(chain))
+	if block == nil {
+		return nil, errors.New("not PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if !key.PublicKey.Equal(cert.PublicKey) {
+		return nil, errors.New("its key is another one")
+	}
+	if len(cert.URIs) != 1 || cert.URIs[0].String() != w.uri {
+		return nil, fmt.Errorf("its URIs are %v, want %s", cert.URIs, w.uri)
+	}
+	if !cert.NotBefore.Before(cert.NotAfter) {
+		return nil, errors.New("it is valid at no time")
+	}
+	missing := slices.DeleteFunc(slices.Clone(w.names), func(name string) bool { return slices.Contains(cert.DNSNames, name) })
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("the mesh's certificate authority left out %s; allow these names in its role or policy", strings.Join(missing, ", "))
+	}
+	return cert, nil
+}
 
 // addCertificate adds the certificate for the clients of listeners with TLS. What it contains follows from all other
 // parts, so it waits until these are complete.
@@ -128,8 +266,8 @@ func (s *certState) lasts() bool {
 type certificate struct {
 	id     gateway.ID
 	sign   func(ctx context.Context, a agent, csr string) (string, error)
-	client *Client // for its log and metrics
-	notify func()  // called after each change of the state
+	client *Client         // for its log and metrics
+	wake   chan<- struct{} // receives after each change of the state; its capacity is 1
 
 	requests latest.Value[certRequest] // what is needed from now on
 	state    atomic.Pointer[certState]
@@ -176,9 +314,9 @@ func (c *certificate) run(ctx context.Context) {
 			return
 		case request := <-c.requests.C():
 			r.setRequest(request, time.Now())
-		case <-time.After(r.sleepTime(time.Now())):
+		case <-time.After(r.timeLeft(time.Now())):
 		}
-		if r.isDue(time.Now()) {
+		if r.timeLeft(time.Now()) <= 0 {
 			c.attempt(ctx, &r)
 		}
 	}
@@ -214,7 +352,7 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 
 func (c *certificate) setState(s *certState) {
 	c.state.Store(s)
-	c.notify()
+	notify(c.wake)
 }
 
 // jitterTime is the time over which certificates are renewed after a new root, and retried if the certificate authority
@@ -228,10 +366,8 @@ type renewal struct {
 	failures int       // in a row
 }
 
-func (r *renewal) isDue(now time.Time) bool { return !r.due.IsZero() && !now.Before(r.due) }
-
-// sleepTime returns how long to sleep before the next check.
-func (r *renewal) sleepTime(now time.Time) time.Duration {
+// timeLeft returns the time until the certificate is due, maxSleep at most.
+func (r *renewal) timeLeft(now time.Time) time.Duration {
 	if r.due.IsZero() {
 		return maxSleep
 	}
@@ -247,7 +383,7 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 	case !request.sameCertificate(before):
 		r.due, r.failures = now, 0
 	case request.root != before.root:
-		if soon := now.Add(rand.N(jitterTime)); soon.Before(r.due) {
+		if soon := now.Add(mathrand.N(jitterTime)); soon.Before(r.due) {
 			r.due = soon
 		}
 	}
@@ -258,7 +394,7 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
 	lifetime := leaf.ValidBefore.Sub(leaf.validFrom)
 	r.failures = 0
-	r.due = leaf.validFrom.Add(lifetime*6/10 + rand.N(lifetime*3/10+1))
+	r.due = leaf.validFrom.Add(lifetime*6/10 + mathrand.N(lifetime*3/10+1))
 	if least := now.Add(jitterTime); r.due.Before(least) {
 		r.due = least
 	}
@@ -268,7 +404,7 @@ func (r *renewal) failed(err error, now time.Time) {
 	r.failures++
 	pause := backOff(r.failures)
 	if errors.Is(err, errBusy) {
-		pause = rand.N(jitterTime)
+		pause = mathrand.N(jitterTime)
 	}
 	r.due = now.Add(pause)
 }

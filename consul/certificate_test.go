@@ -117,7 +117,7 @@ func (c *fakeCA) times() []time.Time {
 func newTestCertificate(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
 	t.Helper()
 	client := newTestClient(t, Config{Logger: slog.New(log)})
-	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, notify: func() {}}).start()
+	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, wake: make(chan struct{}, 1)}).start()
 	t.Cleanup(c.close)
 	return c
 }
@@ -138,7 +138,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 		}
 		before := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate"))
 		client := newTestClient(t, Config{})
-		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, notify: func() {}}).start()
+		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, wake: make(chan struct{}, 1)}).start()
 		defer c.close()
 		c.requests.Put(requestFor("one", "a.example"))
 		synctest.Wait()

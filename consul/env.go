@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -83,10 +84,7 @@ type environment func(string) string
 func (env environment) httpAddress(flag string) (address, error) {
 	from, s := "--consul-http-addr", flag
 	if s == "" {
-		from, s = api.HTTPAddrEnvName, env(api.HTTPAddrEnvName)
-	}
-	if s == "" {
-		s = defaultHTTPAddr
+		from, s = api.HTTPAddrEnvName, cmp.Or(env(api.HTTPAddrEnvName), defaultHTTPAddr)
 	}
 	a, err := parseAddress(s)
 	if err != nil {
@@ -226,42 +224,33 @@ type ownToken struct {
 	file string // empty: the token does not change
 
 	mu   sync.Mutex
-	last gateway.Secret // the last one that was read
+	last gateway.Secret // the last one that was read; empty: none
 }
 
 // tokens reads CONSUL_HTTP_TOKEN_FILE, or else CONSUL_HTTP_TOKEN.
 func (env environment) tokens() (*ownToken, error) {
 	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
-	if t.file == "" {
-		return t, nil
-	}
-	token, err := readToken(t.file)
-	if err != nil {
+	if err := t.read(); err != nil {
 		return nil, fmt.Errorf("%s: %w", api.HTTPTokenFileEnvName, err)
-	}
-	if token != "" {
-		t.last = token
 	}
 	return t, nil
 }
 
-func readToken(file string) (gateway.Secret, error) {
-	b, err := filewatch.ReadFile(file)
-	if err != nil {
-		return "", err
+// read reads the file, if there is one. While it is missing or empty, as it may be for a moment while it is written, the
+// last token stays in use.
+func (t *ownToken) read() error {
+	if t.file == "" {
+		return nil
 	}
-	return gateway.Secret(strings.TrimSpace(string(b))), nil
+	text, err := filewatch.ReadFile(t.file)
+	t.last = cmp.Or(gateway.Secret(strings.TrimSpace(string(text))), t.last)
+	return err
 }
 
-// current returns the token; empty means none. While the file is missing or empty, as it may be for a moment while it
-// is written, the last token stays in use.
+// current returns the token; empty means none.
 func (t *ownToken) current() gateway.Secret {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.file != "" {
-		if token, err := readToken(t.file); err == nil && token != "" {
-			t.last = token
-		}
-	}
+	_ = t.read() // the last token stays in use
 	return t.last
 }

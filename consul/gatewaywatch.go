@@ -168,7 +168,7 @@ func (w *gatewayWatch) setCertificate(r *certRequest) {
 		w.certificate = nil
 	case r != nil && w.certificate == nil:
 		w.signer.acquire()
-		w.certificate = (&certificate{id: w.id, sign: w.signer.sign, client: w.client, notify: w.subscription.notify}).start()
+		w.certificate = (&certificate{id: w.id, sign: w.signer.sign, client: w.client, wake: w.subscription.wake}).start()
 	}
 	if r != nil {
 		w.certificate.requests.Put(*r)

@@ -150,10 +150,7 @@ func (d *weakDecoder) bool(key string, v any) bool {
 	case float64:
 		return v != 0
 	case string:
-		if v == "" {
-			return false
-		}
-		if b, err := strconv.ParseBool(v); err == nil {
+		if b, err := strconv.ParseBool(cmp.Or(v, "false")); err == nil {
 			return b
 		}
 	}
@@ -175,10 +172,7 @@ func (d *weakDecoder) int(key string, v any) int64 {
 			return int64(v)
 		}
 	case string:
-		if v == "" {
-			return 0
-		}
-		if n, err := strconv.ParseInt(v, 0, 64); err == nil {
+		if n, err := strconv.ParseInt(cmp.Or(v, "0"), 0, 64); err == nil {
 			return n
 		}
 	}

@@ -286,12 +286,9 @@ const (
 // acquire waits until a query may run. After readSlotTime its place is free again, even without release. release may be
 // called more than once.
 func (l readLimiter) acquire(ctx context.Context) (release func(), err error) {
-	select {
-	case l <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	release, err = acquire(ctx, l)
+	if err == nil {
+		time.AfterFunc(readSlotTime, release)
 	}
-	release = sync.OnceFunc(func() { <-l })
-	time.AfterFunc(readSlotTime, release)
-	return release, nil
+	return release, err
 }

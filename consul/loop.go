@@ -25,9 +25,9 @@ func (r queryResult) isEmpty() bool { return r.value == nil && r.err == nil }
 type watchLoop struct {
 	query  func(ctx context.Context, index uint64) (response, error)
 	decode func(prev any, r response) (any, error)
-	// report receives the result of each attempt. notify is true if the value is new, if the query has ceased to fail,
-	// for each of the first maxReportedFailures failures in a row, and if a later failure has another outcome.
-	report        func(r queryResult, notify bool)
+	// report receives the result of each attempt. It is news if the value is new, if the query has ceased to fail, if it
+	// is one of the first maxReportedFailures failures in a row, and if a later failure has another outcome.
+	report        func(r queryResult, news bool)
 	interval      time.Duration // see queryType.interval
 	stateReplaced func()        // called when Consul's state looks as if it was replaced; may be nil
 	refresh       refresh

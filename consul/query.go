@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -94,25 +93,17 @@ func (q query) String() string {
 	if q.name != "" {
 		b.WriteString(":" + q.name)
 	}
-	for key, value := range q.parameters() {
-		if value != gateway.DefaultTenancy {
-			b.WriteString(" " + key + "=" + value)
+	for _, p := range q.parameters() {
+		if p[1] != "" && p[1] != gateway.DefaultTenancy {
+			b.WriteString(" " + p[0] + "=" + p[1])
 		}
 	}
 	return b.String()
 }
 
-// parameters yields the URL parameters that say what the query is about.
-func (q query) parameters() iter.Seq2[string, string] {
-	return func(yield func(key, value string) bool) {
-		for _, p := range [][2]string{
-			{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter},
-		} {
-			if p[1] != "" && !yield(p[0], p[1]) {
-				return
-			}
-		}
-	}
+// parameters returns the URL parameters that say what the query is about. Those with an empty value are not sent.
+func (q query) parameters() [][2]string {
+	return [][2]string{{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter}}
 }
 
 // response is Consul's response to a query.
@@ -141,7 +132,7 @@ const queryTimeout = 30 * time.Second
 // query sends the query. If index is not 0, the query blocks until Consul has a later index, or for about wait.
 //
 // If Consul's streaming backend answers with an empty list, query sends a second query that does not use that backend.
-// The backend also answers so if Usher's token has lost the right to read the service.
+// The backend also answers so if Usher's token has lost the permission to read the service.
 func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (response, error) {
 	r, err := c.queryOnce(ctx, q, index, wait)
 	if err == nil && index > 0 && r.streamed && string(bytes.TrimSpace(r.body)) == "[]" {
@@ -196,8 +187,10 @@ func (c *Client) send(ctx context.Context, client *http.Client, q query, index u
 func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	p := url.Values{}
 	q.namespace, q.partition = c.tenancy(q.namespace, q.partition)
-	for key, value := range q.parameters() {
-		p.Set(key, value)
+	for _, pair := range q.parameters() {
+		if pair[1] != "" {
+			p.Set(pair[0], pair[1])
+		}
 	}
 	for _, key := range q.queryType.params {
 		p.Set(key, "")

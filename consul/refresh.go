@@ -139,7 +139,7 @@ func (m *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) b
 // themselves.
 func (m *watchManager) mayCancel() bool {
 	now := time.Now()
-	if m.client.maxConnections() > 0 && !m.lastCancel.IsZero() && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
+	if m.client.maxConnections() > 0 && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
 		return false
 	}
 	m.lastCancel = now

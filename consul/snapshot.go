@@ -309,11 +309,7 @@ func (b *snapshotBuild) gatewayServices() *gatewayServices {
 	list, r := read[gatewayServices](b, q)
 	switch {
 	case errors.Is(r.err, errAllFiltered):
-		known := gatewayServices{filtered: true}
-		if list != nil {
-			known.services = list.services
-		}
-		return &known
+		return &gatewayServices{services: cmp.Or(list, &gatewayServices{}).services, filtered: true}
 	case list == nil:
 		b.addMissing(q.String(), r.err)
 	}
@@ -414,10 +410,10 @@ func (b *snapshotBuild) addTarget(id string, t *gateway.Target) {
 	if e != nil {
 		b.endpoints[id] = e
 	}
-	if t.Peer == "" || !b.hasRoots(t.Peer) {
-		b.waitOrGoOn(q, r, "instances of", id)
-	} else {
-		// Only the instances in a cluster peer contain the name of their cluster.
+	// The instances in a cluster peer contain the name of their cluster, without which no listener can be built.
+	if t.Peer != "" && b.hasRoots(t.Peer) {
 		b.waitOrHoldBack(q, r, "instances of", id)
+	} else {
+		b.waitOrGoOn(q, r, "instances of", id)
 	}
 }

@@ -72,7 +72,7 @@ func (m *watchManager) startWatch(q query) *watch {
 		})
 		return value, err
 	}
-	l.report = func(r queryResult, notify bool) { m.setResult(w, r, notify) }
+	l.report = func(r queryResult, news bool) { m.setResult(w, r, news) }
 	if !q.queryType.local && !q.queryType.mayStream() {
 		l.stateReplaced = func() { notify(m.stateReplaced) }
 	}
@@ -129,8 +129,8 @@ func (m *watchManager) resultOf(w *watch) queryResult {
 	return w.result
 }
 
-// setResult stores the result of an attempt. With notify, the subscribers get it as an update.
-func (m *watchManager) setResult(w *watch, r queryResult, notify bool) {
+// setResult stores the result of an attempt. If it is news, the subscribers get it as an update.
+func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(w.subscribers) == 0 {
@@ -138,12 +138,12 @@ func (m *watchManager) setResult(w *watch, r queryResult, notify bool) {
 	}
 	m.recordError(w, r.err)
 	w.result = r
-	if !notify {
+	if !news {
 		return
 	}
 	for s := range w.subscribers {
 		s.updates[w.query] = r
-		s.notify()
+		notify(s.wake)
 	}
 }
 
@@ -162,12 +162,11 @@ type failureType struct {
 
 // failureTypeOf returns how a query fails. All failures to reach Consul are one type.
 func failureTypeOf(q query, err error) failureType {
-	switch o := outcomeOf(err); o {
-	case outcomeUnreachable, outcomeOK, outcomeLimited:
+	o := outcomeOf(err)
+	if o == outcomeUnreachable || o == outcomeOK || o == outcomeLimited {
 		return failureType{outcome: o}
-	default:
-		return failureType{queryType: q.queryType.name, outcome: o}
 	}
+	return failureType{queryType: q.queryType.name, outcome: o}
 }
 
 // logFailure logs which type of failure begins and which ends when the error of a query changes from was to is. The
@@ -211,9 +210,6 @@ func (m *watchManager) subscribe() *subscription {
 		results: map[query]queryResult{}, updates: map[query]queryResult{},
 	}
 }
-
-// notify wakes the goroutine that owns the subscription.
-func (s *subscription) notify() { notify(s.wake) }
 
 // lacksResults reports whether a query has no result yet.
 func (s *subscription) lacksResults() bool { return len(s.results) < len(s.watches) }
