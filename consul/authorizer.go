@@ -40,21 +40,16 @@ const (
 type Caller struct {
 	// Token is the caller's token. An empty one stands for the anonymous token (or the default token of Consul's
 	// agent), never for Usher's token.
-	Token string
-	// Address is the caller's address. Callers from one address cannot delay those from another.
-	Address string
-	// Again is true if the caller has the gateway already.
-	Again bool
+	Token   string
+	Address string // callers from one address cannot delay those from another
+	Again   bool   // the caller has the gateway already
 }
 
 // aclCheck is the request of POST /v1/internal/acl/authorize, and with Allow the response.
 type aclCheck struct {
-	Resource  string
-	Access    string
-	Segment   string
-	Namespace string `json:",omitempty"`
-	Partition string `json:",omitempty"`
-	Allow     bool   `json:",omitempty"`
+	Resource, Access, Segment string
+	Namespace, Partition      string `json:",omitempty"`
+	Allow                     bool   `json:",omitempty"`
 }
 
 // How much an Authorizer remembers.

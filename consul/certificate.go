@@ -39,9 +39,8 @@ type caRoots struct {
 }
 
 type rootsBody struct {
-	ActiveRootID string
-	TrustDomain  string
-	Roots        []struct{ RootCert string }
+	ActiveRootID, TrustDomain string
+	Roots                     []struct{ RootCert string }
 }
 
 func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
@@ -245,6 +244,15 @@ func (r certRequest) sameCertificate(other certRequest) bool {
 	return r.uri == other.uri && slices.Equal(r.names, other.names)
 }
 
+const (
+	lastingFailures = 3 // how many failures in a row are a lasting one
+	// maxSleep bounds how long a timer runs: while a machine sleeps, the clock of timers stands still.
+	maxSleep = time.Minute
+	// jitterTime is the time over which certificates are renewed after a new root, and retried if the certificate
+	// authority is busy. It is Consul's own, and gives the authority time for all of them.
+	jitterTime = 30 * time.Second
+)
+
 // certState is the result of the attempts to get a certificate.
 type certState struct {
 	leaf     *gateway.Leaf // the last good one; nil before the first
@@ -252,9 +260,6 @@ type certState struct {
 	err      error         // of the latest attempt; nil if it was good
 	failures int           // failed attempts since the last good one
 }
-
-// lastingFailures is how many failures in a row are a lasting one.
-const lastingFailures = 3
 
 // lasts reports whether the error lasts until its cause is corrected.
 func (s *certState) lasts() bool {
@@ -301,10 +306,6 @@ func (c *certificate) current() *certState {
 	}
 	return c.state.Load()
 }
-
-// maxSleep bounds how long a timer runs. While a machine sleeps, the clock of timers stands still, and the time of day
-// does not.
-const maxSleep = time.Minute
 
 func (c *certificate) run(ctx context.Context) {
 	var r renewal
@@ -354,10 +355,6 @@ func (c *certificate) setState(s *certState) {
 	c.state.Store(s)
 	notify(c.wake)
 }
-
-// jitterTime is the time over which certificates are renewed after a new root, and retried if the certificate authority
-// is busy. It is Consul's own, and gives the authority time for all of them.
-const jitterTime = 30 * time.Second
 
 // renewal says when a certificate is due. The zero value waits for a request.
 type renewal struct {

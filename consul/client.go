@@ -23,13 +23,10 @@ import (
 // Config says how to reach Consul. Empty values come from Consul's own environment variables, with the same meaning as
 // for Consul's CLI (https://developer.hashicorp.com/consul/commands#environment-variables).
 type Config struct {
-	// HTTPAddr and GRPCAddr take host:port, http(s)://… and unix://…; only https:// means TLS.
-	HTTPAddr string
-	GRPCAddr string
-	// Getenv reads the environment; nil means os.Getenv.
-	Getenv  func(string) string
-	Logger  *slog.Logger // nil: nothing is logged
-	Metrics *Metrics     // nil: nothing is counted
+	HTTPAddr, GRPCAddr string              // host:port, http(s)://… or unix://…; only https:// means TLS
+	Getenv             func(string) string // reads the environment; nil: os.Getenv
+	Logger             *slog.Logger        // nil: nothing is logged
+	Metrics            *Metrics            // nil: nothing is counted
 }
 
 // Client sends requests to Consul's HTTP API. Its methods are safe for concurrent use.
@@ -42,7 +39,7 @@ type Client struct {
 	reads        readLimiter  // for non-blocking queries
 	auth         *url.Userinfo
 	tokens       *ownToken
-	namespace    string // for queries without one
+	namespace    string // for queries without one, as partition
 	partition    string
 	grpc         grpcTarget                        // the zero value if the settings do not say
 	grpcAt       func(address) (grpcTarget, error) // the gRPC port at an address

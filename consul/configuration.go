@@ -16,20 +16,16 @@ import (
 // (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It changes with a restart of the agent.
 // The query cannot block.
 var agentType = &queryType{
-	name: "agent", path: "/v1/agent/self",
-	local: true, optional: true, interval: time.Minute,
+	name: "agent", path: "/v1/agent/self", local: true, optional: true, interval: time.Minute,
 	decode: decodeJSON("agent", decodeAgent),
 }
 
-// agent is the part of an agent's configuration that concerns gateways. The zero value is that of an agent that refuses
-// to return it.
+// agent is what gateways need of an agent's configuration; the zero value if the agent refuses to return it.
 type agent struct {
 	// dualStack is true if its bind address is an IPv6 address. Consul before 1.22 neither returns nor uses that.
-	dualStack bool
-	// domain and altDomain are its DNS domains as it writes them, by default with a dot at the end; empty if unknown.
-	domain, altDomain string
-	// grpcPort and grpcTLSPort are its gRPC ports; 0 if there is none, or if unknown.
-	grpcPort, grpcTLSPort int
+	dualStack             bool
+	domain, altDomain     string // its DNS domains, by default with a dot at the end; empty if unknown
+	grpcPort, grpcTLSPort int    // 0 if there is none, or if unknown
 }
 
 type agentBody struct {
@@ -103,15 +99,13 @@ type proxyDefaults struct {
 	problems []problem.Problem
 }
 
-// globalName is the name of the one proxy-defaults entry that Consul allows.
-const globalName = "global"
-
 type proxyDefaultsEntry struct {
 	Name   string
 	Config map[string]any
 }
 
 func decodeProxyDefaults(prev *proxyDefaults, list []*proxyDefaultsEntry, _ response) (*proxyDefaults, error) {
+	const globalName = "global" // the one entry that Consul allows
 	d := &proxyDefaults{}
 	for _, entry := range list {
 		switch entry.Name {

@@ -13,11 +13,9 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// These types read instances with their health
-// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service), and what Envoy needs to
-// connect to those of other datacenters and clusters.
 var (
-	// healthType reads the instances of a mesh service with their sidecars.
+	// healthType reads the instances of a mesh service with their sidecars, and their health
+	// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service).
 	healthType = &queryType{name: "health", path: "/v1/health/connect/", decode: decodeRegistrations(endpointsOf)}
 	// meshGatewayType reads the instances of one mesh gateway.
 	meshGatewayType = &queryType{name: "mesh-gateway", path: "/v1/health/service/", decode: decodeRegistrations(endpointsOf)}
@@ -42,19 +40,14 @@ func healthQuery(t *gateway.Target, local string) query {
 // registration is one instance in a response about health.
 type registration struct {
 	Node struct {
-		Node            string
-		Partition       string
-		Address         string
-		Datacenter      string
-		TaggedAddresses map[string]string
+		Node, Partition, Address, Datacenter string
+		TaggedAddresses                      map[string]string
 	}
 	Service struct {
-		Kind            string
-		ID              string
-		Address         string
-		Port            int
-		TaggedAddresses map[string]gateway.Address
-		Meta            struct {
+		Kind, ID, Address string
+		Port              int
+		TaggedAddresses   map[string]gateway.Address
+		Meta              struct {
 			KubernetesNamespace string `json:"k8s-namespace"`
 			KubernetesService   string `json:"k8s-service-name"`
 		}
@@ -245,7 +238,6 @@ func decodePeering(_ *gateway.Roots, body peeringBody, _ response) (*gateway.Roo
 }
 
 type peeringBody struct {
-	Name           string
-	PeerServerName string
-	PeerCAPems     []string
+	Name, PeerServerName string
+	PeerCAPems           []string
 }

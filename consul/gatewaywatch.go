@@ -41,8 +41,10 @@ func (w *gatewayWatch) run(ctx context.Context) {
 	}
 }
 
-// noDeadline is the time until the next step if there is no deadline.
-const noDeadline = time.Hour
+const (
+	noDeadline   = time.Hour             // the time until the next step if there is no deadline
+	debounceTime = 50 * time.Millisecond // how long first results are collected while others are outstanding
+)
 
 // step takes the updates and returns how long run may wait before the next step. After a panic it keeps the last
 // snapshot and adds a problem to it.
@@ -99,9 +101,6 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 	w.publish(b.snapshot)
 	return b.rebuildAfter
 }
-
-// debounceTime is how long first results are collected while others are outstanding.
-const debounceTime = 50 * time.Millisecond
 
 // build builds a snapshot and subscribes to the queries that it needs. If another gateway has a result for a new one of
 // these already, it builds again.

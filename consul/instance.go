@@ -40,36 +40,28 @@ func ingressInstances(list []*registration) *[]*registration {
 }
 
 // instanceID identifies an instance. Several nodes may have the same service ID.
-type instanceID struct {
-	node, service string
-}
+type instanceID struct{ node, service string }
 
-// mergeTime is how long the settings of an instance may be bad without a problem. After a change of proxy-defaults, the
-// agent needs a moment to merge it into the registration. Until then, the former value looks like the registration's
-// own.
+// mergeTime is how long the settings of an instance may be bad without a problem. The agent merges a change of
+// proxy-defaults into the registration a moment later. Until then, the former value looks like the registration's own.
 const mergeTime = time.Second
 
 // addInstances adds the instances. A registration with bad settings keeps the last good ones.
 func (b *snapshotBuild) addInstances(regs []*registration, d *proxyDefaults) {
-	b.next.settings = map[instanceID]settings.Layer{}
-	before := map[instanceID]*gateway.Instance{}
-	if b.prev.last != nil {
-		for _, in := range b.prev.last.Instances {
-			before[instanceID{in.Node, in.ServiceID}] = in
-		}
-	}
+	b.next.instances = map[instanceID]*gateway.Instance{}
 	for _, r := range regs {
 		id := instanceID{r.Node.Node, r.Service.ID}
 		where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 		in, problems := r.instance(where)
 		b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 		own := settings.StripInherited(r.Service.Proxy.Config[settings.Key], d.config[settings.Key])
-		in.Registration, problems = b.prev.settings[id].Update(where, own)
+		before := b.prev.instances[id]
+		in.Registration, problems = cmp.Or(before, in).Registration.Update(where, own)
 		if len(problems) > 0 && b.deadlineExceeded("bad settings of "+where, mergeTime) {
 			b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 		}
-		b.next.settings[id] = in.Registration
-		b.snapshot.Instances = append(b.snapshot.Instances, reuse(before[id], in))
+		b.next.instances[id] = reuse(before, in)
+		b.snapshot.Instances = append(b.snapshot.Instances, b.next.instances[id])
 	}
 }
 

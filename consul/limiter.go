@@ -31,8 +31,7 @@ const (
 	shortestTurn = 100 * time.Millisecond
 )
 
-// rotationTime is how long it may take until every query has had a turn. It leaves some time of the bound for a busy
-// machine.
+// rotationTime is how long it may take until each query has had a turn. It leaves some of the bound for a busy machine.
 func rotationTime(bound time.Duration) time.Duration { return bound * 8 / 10 }
 
 // maxConnections returns how many connections the client may have open at once; 0 means any number. With TLS, HTTP/2
@@ -59,8 +58,7 @@ func newConnectionLimiter(c *Client, longWait time.Duration) *connectionLimiter 
 // httpsHint is what to do about queries that take turns.
 const httpsHint = "use https:// for Consul to see every change at once"
 
-// logDelay logs that queries take turns, and how late a change may be seen because of that. 0 means that they no longer
-// do.
+// logDelay logs that queries take turns, and how late a change may be seen because of that; 0: they no longer do.
 func (c *Client) logDelay(delay time.Duration) {
 	if delay == 0 {
 		c.logger.Info("every query to consul has its own connection again", "consul", c.Address())

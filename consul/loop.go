@@ -110,9 +110,6 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 	return backOff(l.result.failures)
 }
 
-// maxReportedFailures is after how many failures in a row an equal one is no news for the subscribers.
-const maxReportedFailures = 3
-
 // nextIndex returns the index for the next query. It returns 0 if that must not block.
 //
 // A restored snapshot ends blocking queries at once, with the index that they were sent with, and the content from
@@ -149,10 +146,12 @@ func (l *watchLoop) recordFiltered(r response, same bool) {
 	}
 }
 
-// Back-off after errors: from firstPause doubling up to longestPause.
 const (
+	// Back-off after errors: from firstPause doubling up to longestPause.
 	firstPause   = 100 * time.Millisecond
 	longestPause = 10 * time.Second
+
+	maxReportedFailures = 3 // after so many failures in a row, an equal one is no news for the subscribers
 )
 
 // backOff returns the pause after so many failures in a row. Up to half of it is taken off at random, so that the

@@ -24,14 +24,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
 const (
+	// The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
 	defaultGRPCPort    = 8502
 	defaultGRPCTLSPort = 8503
-)
 
-// signTimeout bounds one signature.
-const signTimeout = 10 * time.Second
+	signTimeout   = 10 * time.Second // of one signature
+	maxSignedSize = 1 << 20          // of the response with the certificate, which usually has a few KiB
+)
 
 // signer asks Consul's certificate authority for signatures (hashicorp.consul.connectca.ConnectCAService, in
 // https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for all gateways over one connection. It
@@ -120,9 +120,6 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	)
 	return s.conn, err
 }
-
-// maxSignedSize bounds the response that contains a certificate. It usually has a few KiB.
-const maxSignedSize = 1 << 20
 
 // reloadingTLS are credentials that read the current TLS settings for each connection. They do not require ALPN, as
 // gRPC's usual ones do: Consul 1.15 does not announce HTTP/2 by ALPN.

@@ -11,7 +11,6 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
 	"github.com/usherproxy/usher/internal/problem"
-	"github.com/usherproxy/usher/internal/settings"
 )
 
 // input is what a snapshot is built from, besides the state.
@@ -28,8 +27,8 @@ type state struct {
 	last       *gateway.Snapshot // the last published one; nil before the first
 	registered bool              // an instance of the gateway was registered once
 	datacenter string            // the local one; empty until it is known
-	// settings are the last good settings in the registrations of the instances.
-	settings map[instanceID]settings.Layer
+	// instances are those of the last build. Each has the last good settings in its registration.
+	instances map[instanceID]*gateway.Instance
 	// since maps each thing that is wrong, or waited for, to the time when that began.
 	since map[string]time.Time
 	// endpointQueries are the queries for endpoints with the IDs of their targets. It is nil unless the last build was

@@ -64,12 +64,13 @@ func (t *transport) retire() {
 	}
 }
 
-// maxIdleConnections bounds the connections that are kept for reuse. Every blocking query that ends returns its
-// connection, and the next one takes it at once. With a small number, many queries would need a new connection.
-const maxIdleConnections = 200
-
-// maxHeader bounds the headers of a response.
-const maxHeader = 64 << 10
+const (
+	// maxIdleConnections bounds the connections that are kept for reuse. Every blocking query that ends returns its
+	// connection, and the next one takes it at once. With a small number, many queries would need a new connection.
+	maxIdleConnections = 200
+	maxHeader          = 64 << 10    // bounds the headers of a response
+	checkInterval      = time.Second // the shortest time between two checks of the TLS files
+)
 
 // newHTTPClient returns a client. Over plain HTTP, where a connection carries one request at a time, it opens at most
 // so many connections. A connection detects within ten seconds that the server's host is gone, even during a blocking
@@ -130,9 +131,6 @@ type tlsFiles struct {
 	config    *tls.Config
 	logged    string // the error that was last logged
 }
-
-// checkInterval is the shortest time between two checks of the files.
-const checkInterval = time.Second
 
 // tlsFiles reads the settings for the first time.
 func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {

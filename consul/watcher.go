@@ -20,17 +20,14 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
-	"github.com/usherproxy/usher/internal/settings"
 )
 
 // WatcherOptions tune a Watcher; the zero value is good.
 type WatcherOptions struct {
 	// Wait is how long a blocking query waits for a change, less up to half of it; 0 means 10 minutes, the most that
-	// Consul allows (https://developer.hashicorp.com/consul/api-docs/features/blocking), and 30 seconds if every query
-	// needs its own connection.
+	// Consul allows, and 30 seconds if every query needs its own connection.
 	Wait time.Duration
-	// HealthTimeout bounds how long a snapshot waits for the first response about the health of a target; 0 means 2
-	// seconds.
+	// HealthTimeout bounds how long a snapshot waits for the first response about a target's health; 0 means 2 seconds.
 	HealthTimeout time.Duration
 	// AnswerTimeout bounds how long a snapshot waits for the first responses that a listener needs. It is also how long
 	// Consul has to refuse a query before the refusal becomes a problem. 0 means 10 seconds.
@@ -46,9 +43,8 @@ type Watcher struct {
 	watchdog *watchdog
 	// readyWatches are the watches that Run has started for Ready; nil while Run does not run.
 	readyWatches atomic.Pointer[[]*watch]
-	// settings has, by gateway.ID, the last good settings of the instances (map[instanceID]settings.Layer) of gateways
-	// that were watched before.
-	settings sync.Map
+	// instances has state.instances of gateways that were watched before, by gateway.ID.
+	instances sync.Map
 }
 
 // NewWatcher returns a Watcher. It sends no query yet.
@@ -64,9 +60,8 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	return &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m)}
 }
 
-// Run runs the shared parts of all gateways until ctx ends. These are two watches, the watchdog, and the refresh of
-// queries that would miss a change. The watches show Ready whether Consul answers Usher's token, and keep the last good
-// proxy-defaults.
+// Run runs what all gateways share until ctx ends: the watchdog, the refresh of queries that would miss a change, and
+// two watches. These show Ready whether Consul answers Usher's token, and keep the last good proxy-defaults.
 func (w *Watcher) Run(ctx context.Context) error {
 	s := w.manager.subscribe()
 	defer s.close()
@@ -117,15 +112,15 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gatewa
 	g := &gatewayWatch{
 		id: id, client: w.client, subscription: w.manager.subscribe(), options: w.options, signer: w.signer, publishSnapshot: publish,
 	}
-	last, _ := w.settings.Load(id)
-	g.state.settings, _ = last.(map[instanceID]settings.Layer)
-	defer func() {
-		g.setCertificate(nil) //nolint:contextcheck // it only stops the certificate
+	last, _ := w.instances.Load(id)
+	g.state.instances, _ = last.(map[instanceID]*gateway.Instance)
+	defer func() { //nolint:contextcheck // the certificate is only stopped
+		g.setCertificate(nil)
 		g.subscription.close()
-		if len(g.state.settings) == 0 {
-			w.settings.Delete(id)
+		if len(g.state.instances) == 0 {
+			w.instances.Delete(id)
 		} else {
-			w.settings.Store(id, g.state.settings)
+			w.instances.Store(id, g.state.instances)
 		}
 	}()
 	g.run(ctx)
@@ -140,16 +135,14 @@ const (
 	watchdogRetry   = time.Second // the pause while Consul does not answer
 )
 
-// heartbeat is the watchdog's query. Its response has 2 KiB and needs no permission. Any server that knows a leader can
-// answer it.
+// heartbeat is the watchdog's query. The response has 2 KiB, needs no permission, and may come from any server.
 var heartbeat = query{queryType: rootsType}
 
 // watchdog checks whether Consul answers at all.
 type watchdog struct {
-	client  *Client
-	manager *watchManager
-	// recovered receives when Consul answers again. Its capacity is 1.
-	recovered chan struct{}
+	client    *Client
+	manager   *watchManager
+	recovered chan struct{} // receives when Consul answers again; its capacity is 1
 	// err points to the reason why Consul does not answer, or to nil. Only the goroutine of run writes it.
 	err atomic.Pointer[error]
 }

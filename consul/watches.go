@@ -19,11 +19,9 @@ type watchManager struct {
 	watches  map[query]*watch
 	failures map[failureType]int // the number of failing watches, by how they fail
 
-	// stateReplaced receives when Consul's state looks as if it was replaced. Its capacity is 1.
-	stateReplaced chan struct{}
+	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
 	filtered      *filteredQueries
-	// lastCancel is when a refresh last cancelled the open queries. Only the goroutine of runRefreshes uses it.
-	lastCancel time.Time
+	lastCancel    time.Time // when a refresh last cancelled the open queries; the goroutine of runRefreshes owns it
 }
 
 // watch is a query that is repeated until the watch ends. The manager's mutex guards the fields below done.
@@ -34,7 +32,7 @@ type watch struct {
 	done    chan struct{} // closed when the goroutine of the watch has ended
 
 	result      queryResult
-	subscribers map[*subscription]struct{}
+	subscribers map[*subscription]bool
 }
 
 func newWatchManager(c *Client, wait time.Duration) *watchManager {
@@ -54,17 +52,15 @@ func (m *watchManager) add(q query, s *subscription) (*watch, queryResult) {
 	if w == nil {
 		w = m.startWatch(q)
 	}
-	w.subscribers[s] = struct{}{}
+	w.subscribers[s] = true
 	return w, w.result
 }
 
 func (m *watchManager) startWatch(q query) *watch {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &watchLoop{interval: q.queryType.interval, filtered: m.filtered, pace: newPace()}
-	w := &watch{
-		query: q, refresh: &l.refresh, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]struct{}{},
-	}
-	l.query = func(ctx context.Context, index uint64) (response, error) { return m.query(ctx, q, index, l.maxWait) }
+	w := &watch{query: q, refresh: &l.refresh, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]bool{}}
+	l.query = func(ctx context.Context, index uint64) (response, error) { return m.query(ctx, l, q, index) }
 	l.decode = func(prev any, r response) (value any, err error) {
 		err = guard.Run(m.client.logger, "consul answer", func() error {
 			value, err = q.queryType.decode(prev, r)
@@ -88,12 +84,10 @@ func (m *watchManager) startWatch(q query) *watch {
 	return w
 }
 
-// query sends the query once a connection is available, and counts the outcome.
-func (m *watchManager) query(
-	ctx context.Context, q query, index uint64, maxWait func(time.Duration) time.Duration,
-) (response, error) {
+// query sends the query of a loop once a connection is available, and counts the outcome.
+func (m *watchManager) query(ctx context.Context, l *watchLoop, q query, index uint64) (response, error) {
 	r, err := m.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (response, error) {
-		return m.client.query(ctx, q, index, maxWait(wait))
+		return m.client.query(ctx, q, index, l.maxWait(wait))
 	})
 	outcome := outcomeOf(err)
 	if ctx.Err() == nil {
