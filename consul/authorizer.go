@@ -127,7 +127,8 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 // ErrDenied if the token lacks that permission, and ErrUnknownToken if Consul does not know the token. It returns
 // another error if Consul does not answer and no remembered result can be used.
 func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) error {
-	if !isPrintable(who.Token) {
+	// Consul's tokens are UUIDs. Other characters cannot be sent in a header.
+	if strings.ContainsFunc(who.Token, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return ErrUnknownToken
 	}
 	key := a.keyOf(who.Token, id)
@@ -345,11 +346,6 @@ func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) err
 	return readACLResponse(body, check)
 }
 
-// isPrintable reports whether the token can be sent in a header. Consul's are UUIDs.
-func isPrintable(token string) bool {
-	return !strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' })
-}
-
 func authorizeError(err error) error {
 	e, ok := errors.AsType[*callError](err)
 	switch {
@@ -364,18 +360,18 @@ func authorizeError(err error) error {
 
 // readACLResponse returns nil if the response allows the check.
 func readACLResponse(body []byte, check aclCheck) error {
-	var answers []aclCheck
-	if err := json.Unmarshal(body, &answers); err != nil {
+	var results []aclCheck
+	if err := json.Unmarshal(body, &results); err != nil {
 		return fmt.Errorf("unreadable answer: %w", err)
 	}
-	if len(answers) != 1 {
-		return fmt.Errorf("%d answers to one check", len(answers))
+	if len(results) != 1 {
+		return fmt.Errorf("%d answers to one check", len(results))
 	}
-	a := answers[0]
-	if a.Resource != check.Resource || a.Access != check.Access || a.Segment != check.Segment {
+	r := results[0]
+	if r.Resource != check.Resource || r.Access != check.Access || r.Segment != check.Segment {
 		return errors.New("the answer is to another check")
 	}
-	if !a.Allow {
+	if !r.Allow {
 		return ErrDenied
 	}
 	return nil

@@ -105,13 +105,11 @@ func requestCertificate(ctx context.Context, w certRequest, sign func(context.Co
 	if err != nil {
 		return nil, err
 	}
-	names := slices.Clone(cert.DNSNames)
-	slices.Sort(names)
 	return &issuedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
 		CertPEM:     chain,
 		KeyPEM:      gateway.Secret(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
 		ValidBefore: cert.NotAfter,
-		Names:       names,
+		Names:       slices.Sorted(slices.Values(cert.DNSNames)),
 	}}, nil
 }
 
@@ -336,23 +334,21 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 		return
 	}
 	c.client.metrics.countSignature(err)
+	next := &certState{leaf: c.current().leaf, request: r.request, err: err}
 	if err != nil {
 		r.failed(err, time.Now())
+		next.failures = r.failures
 		if r.failures == 1 {
 			c.client.logger.Warn("cannot get a certificate for clients signed; keeping the last one", "gateway", c.id.String(), "error", err)
 		}
-		c.setState(&certState{leaf: c.current().leaf, request: r.request, err: err, failures: r.failures})
-		return
+	} else {
+		r.succeeded(leaf, time.Now())
+		next.leaf = leaf.Leaf
+		c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
+		c.client.logger.Info("certificate for clients signed",
+			"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
 	}
-	r.succeeded(leaf, time.Now())
-	c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
-	c.client.logger.Info("certificate for clients signed",
-		"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
-	c.setState(&certState{leaf: leaf.Leaf, request: r.request})
-}
-
-func (c *certificate) setState(s *certState) {
-	c.state.Store(s)
+	c.state.Store(next)
 	notify(c.wake)
 }
 

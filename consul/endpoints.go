@@ -152,7 +152,7 @@ func (b *snapshotBuild) addMeshGateways(chain *gateway.Chain, t *gateway.Target)
 }
 
 // addMeshGatewaysOf joins two queries: which services are mesh gateways, and where the instances of each are. It adds
-// nothing until it has all answers, because a part of the mesh gateways would be a wrong result.
+// nothing until it has all of them, because a part of the mesh gateways would be a wrong result.
 func (b *snapshotBuild) addMeshGatewaysOf(datacenter, partition string) {
 	key := gateway.MeshGatewayKey(datacenter, partition)
 	if b.snapshot.MeshGateways[key] != nil {
@@ -216,14 +216,8 @@ func (b *snapshotBuild) addPeer(t *gateway.Target) {
 	b.snapshot.Peers[t.Peer] = roots
 }
 
-// noRoots is the value for a peer that has sent no root certificates.
+// noRoots is the value for a peering that does not exist.
 var noRoots = &gateway.Roots{}
-
-// hasRoots reports whether the root certificates of a cluster peer are known.
-func (b *snapshotBuild) hasRoots(peer string) bool {
-	roots := b.snapshot.Peers[peer]
-	return roots != nil && len(roots.PEMs) > 0
-}
 
 // decodePeering returns the peer's root certificates. Consul's servers write the latest ones of the peer into the
 // peering, in the same transaction as the trust bundle for Consul's own proxies. Before the peer has sent any, there

@@ -11,13 +11,13 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// manualWatch is a source whose results the test sets. Its queries are never answered.
+// manualWatch is a gatewayWatch whose results the test sets. Its queries are never answered.
 type manualWatch struct {
 	*gatewayWatch
 	snapshots []*gateway.Snapshot
 }
 
-// newManualWatch returns a source with all results for a gateway with n services.
+// newManualWatch returns a gatewayWatch with all results for a gateway with n services.
 func newManualWatch(t testing.TB, n int) *manualWatch {
 	t.Helper()
 	client, err := NewClient(Config{HTTPAddr: "https://127.0.0.1:1", Getenv: func(string) string { return "" }})
@@ -100,24 +100,24 @@ func instanceAt(port int) *gateway.Endpoints {
 	return &gateway.Endpoints{Endpoints: []gateway.Endpoint{{Address: "10.0.0.1", Port: port}}}
 }
 
-// A change of instances is published without compiling everything, and the result is
-// the same as that of compiling everything.
+// A change of instances is published without building everything, and the result is
+// the same as that of building everything.
 func TestChangedInstancesArePublishedAlone(t *testing.T) {
 	s := newManualWatch(t, 5)
 	news := instanceAt(1)
 	s.update(s.health(3), queryResult{value: news})
 	updates, _ := s.subscription.takeUpdates()
 	if next := s.patchEndpoints(updates); next == nil || next.Endpoints.Get(service(3).Name) != news {
-		t.Fatal("the instances of a service changed, and everything is compiled")
+		t.Fatal("the instances of a service changed, and everything is built")
 	}
 	s.update(s.health(3), queryResult{value: news})
 	s.step(time.Now())
 	last := s.snapshots[len(s.snapshots)-1]
 	everything := s.state
 	everything.last = nil
-	compiled := buildSnapshot(input{id: s.id, now: time.Now(), results: s.subscription.results}, everything).snapshot
-	if diff := cmp.Diff(compiled, last, snapshots); diff != "" {
-		t.Errorf("compiled -, published +:\n%s", diff)
+	built := buildSnapshot(input{id: s.id, now: time.Now(), results: s.subscription.results}, everything).snapshot
+	if diff := cmp.Diff(built, last, snapshots); diff != "" {
+		t.Errorf("built -, published +:\n%s", diff)
 	}
 	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
 		t.Error("the snapshot before was modified")
@@ -137,7 +137,7 @@ func TestInstancesThatAreThereAlreadyAreNotPublished(t *testing.T) {
 	}
 }
 
-func TestOtherChangesCompileEverything(t *testing.T) {
+func TestOtherChangesBuildEverything(t *testing.T) {
 	for name, change := range map[string]func(s *manualWatch){
 		"a chain": func(s *manualWatch) {
 			s.update(serviceQuery(chainType, service(1)), queryResult{value: chain(service(1).Name)})
@@ -166,8 +166,8 @@ func TestOtherChangesCompileEverything(t *testing.T) {
 	}
 }
 
-// While first answers of a gateway are outstanding, the source waits for more of them.
-// It compiles at once after the last one, and after any other update.
+// While first answers of a gateway are outstanding, the gatewayWatch waits for more of them.
+// It builds at once after the last one, and after any other update.
 func TestFirstAnswersAreDebounced(t *testing.T) {
 	s := newManualWatch(t, 3)
 	more := &gatewayServices{services: slices.Clone(s.state.last.Services)}
@@ -185,7 +185,7 @@ func TestFirstAnswersAreDebounced(t *testing.T) {
 		query    query
 		value    any
 		after    time.Duration
-		compiled bool
+		built bool
 	}{
 		{"one chain of three", serviceQuery(chainType, service(10)), chain(service(10).Name), time.Millisecond, false},
 		{"instances that are not the first", s.health(1), instanceAt(1), time.Millisecond, true},
@@ -198,16 +198,16 @@ func TestFirstAnswersAreDebounced(t *testing.T) {
 		before := s.builtAt
 		s.update(step.query, queryResult{value: step.value})
 		again := s.step(now)
-		if compiled := s.builtAt != before; compiled != step.compiled {
-			t.Errorf("%s: everything was compiled: %v, want %v", step.what, compiled, step.compiled)
+		if built := s.builtAt != before; built != step.built {
+			t.Errorf("%s: everything was built: %v, want %v", step.what, built, step.built)
 		}
-		if !step.compiled && again > debounceTime {
-			t.Errorf("%s: compiled after %s at the latest", step.what, again)
+		if !step.built && again > debounceTime {
+			t.Errorf("%s: built after %s at the latest", step.what, again)
 		}
 	}
 }
 
-// BenchmarkChange is what a source does with a change: of the instances of one
+// BenchmarkChange is what a gatewayWatch does with a change: of the instances of one
 // service, and of one chain.
 func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{100, 1000, 5000} {

@@ -20,16 +20,12 @@ import (
 
 // queryType is an API endpoint of Consul that Usher reads from.
 type queryType struct {
-	name string // in logs and metrics
-	path string // without the query's name
-	// params are sent in addition to those of the query.
-	params []string
-	// local is true if the agent answers from its own cache or configuration.
-	local bool
-	// optional is true if Usher can do without the response. If Consul refuses it, the response is empty.
-	optional bool
-	// interval is how often Usher sends a query that cannot block; 0 means several times a second.
-	interval time.Duration
+	name     string        // in logs and metrics
+	path     string        // without the query's name
+	params   []string      // sent in addition to those of the query
+	local    bool          // the agent answers from its own cache or configuration
+	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
+	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
 	// decode returns the value of a response, a pointer. prev is the value before, nil at first. Parts that did not
 	// change keep their pointers.
 	decode func(prev any, r response) (any, error)

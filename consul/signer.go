@@ -55,8 +55,7 @@ func (s *signer) acquire() {
 func (s *signer) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.users--
-	if s.users == 0 {
+	if s.users--; s.users == 0 {
 		s.close()
 	}
 }

@@ -334,18 +334,16 @@ func (b *snapshotBuild) addGatewayServices(list *gatewayServices) {
 		b.addChain(s.Service)
 		b.snapshot.Services = append(b.snapshot.Services, s)
 	}
-	if hidden := b.missingServices(all, list.filtered); len(hidden) > 0 {
-		b.snapshot.Services = append(b.snapshot.Services, hidden...)
+	if missing := b.missingServices(all, list.filtered); len(missing) > 0 {
+		b.snapshot.Services = append(b.snapshot.Services, missing...)
 		slices.SortFunc(b.snapshot.Services, compareServices)
 	}
 }
 
 // missingServices handles services that are in the entry and not in listed. For the answer timeout, the list counts as
-// incomplete. After that, Usher accepts that it has no such service, unless Consul's ACLs filter the list. In that case
-// missingServices returns the service. It has no chain, so that its port is held back.
-//
-// It returns a wildcard only if no service of its port is visible. Usher cannot know which services the wildcard
-// matches, and Consul shows a token only the services that it may read.
+// incomplete. After that, Usher accepts that there is no such service, unless Consul's ACLs filter the list. In that
+// case missingServices returns the service. It has no chain, so its port is held back. It returns a wildcard only if no
+// service of its port is visible, because Usher cannot know which services the wildcard matches.
 func (b *snapshotBuild) missingServices(listed []gateway.Service, filtered bool) []gateway.Service {
 	if b.snapshot.Entry == nil {
 		return nil
@@ -371,8 +369,7 @@ func (b *snapshotBuild) missingServices(listed []gateway.Service, filtered bool)
 	return out
 }
 
-// addChain adds the chain of a service. The snapshot waits for a chain that was never read. After the answer timeout it
-// goes on without it, and the ports of the service are held back.
+// addChain adds the chain of a service. Without it, the ports of the service are held back.
 func (b *snapshotBuild) addChain(service gateway.ServiceName) {
 	if b.snapshot.Chains[service] != nil {
 		return
@@ -409,8 +406,9 @@ func (b *snapshotBuild) addTarget(id string, t *gateway.Target) {
 	if e != nil {
 		b.endpoints[id] = e
 	}
-	// The instances in a cluster peer contain the name of their cluster, without which no listener can be built.
-	if t.Peer != "" && b.hasRoots(t.Peer) {
+	// The instances in a cluster peer contain the name of their cluster, without which no listener can be built. A target
+	// of this cluster has no roots in Peers.
+	if roots := b.snapshot.Peers[t.Peer]; roots != nil && len(roots.PEMs) > 0 {
 		b.waitOrHoldBack(q, r, "instances of", id)
 	} else {
 		b.waitOrGoOn(q, r, "instances of", id)

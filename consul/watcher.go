@@ -76,10 +76,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil if Consul answers, and otherwise the reason why not. It does not say whether Usher has something to
-// serve: Usher keeps the last good responses while Consul is away. The watchdog detects within ten seconds that Consul
-// does not answer. The query for the mesh's roots needs no permission. The query for proxy-defaults shows whether Consul
-// knows Usher's token.
+// Ready returns nil if Consul answers, and otherwise the reason why not, within ten seconds. It does not say whether
+// Usher has something to serve: Usher keeps the last good responses while Consul is away. The query for the mesh's roots
+// needs no permission. The query for proxy-defaults shows whether Consul knows Usher's token.
 func (w *Watcher) Ready() error {
 	watches := w.readyWatches.Load()
 	if watches == nil {
