@@ -181,10 +181,10 @@ func TestFirstAnswersAreDebounced(t *testing.T) {
 	s.update(query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, queryResult{value: more})
 	s.step(now) // asks for three chains
 	for _, step := range []struct {
-		what     string
-		query    query
-		value    any
-		after    time.Duration
+		what  string
+		query query
+		value any
+		after time.Duration
 		built bool
 	}{
 		{"one chain of three", serviceQuery(chainType, service(10)), chain(service(10).Name), time.Millisecond, false},
