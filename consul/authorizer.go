@@ -5,8 +5,11 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,10 +19,42 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
+// The results of an ACL check other than that the token may use the gateway.
+var (
+	// ErrDenied means that the token lacks the permission.
+	ErrDenied = errors.New("the token does not have service:write on the gateway")
+	// ErrUnknownToken means that the token does not exist, or no longer.
+	ErrUnknownToken = errors.New("consul does not know the token")
+	// errACLsOff means that Consul checks no tokens: any token may use any gateway.
+	errACLsOff = errors.New("consul's ACLs are off")
+)
+
+// How long one ACL check may take after its time in the queue, which is authorizeTimeout at most. authorizeAgainTimeout
+// applies if Consul has allowed the same before.
+const (
+	authorizeTimeout      = 10 * time.Second
+	authorizeAgainTimeout = 2 * time.Second
+)
+
+// Caller is an Envoy that wants to use a gateway.
+type Caller struct {
+	// Token is the caller's token. An empty one stands for the anonymous token (or the default token of Consul's
+	// agent), never for Usher's token.
+	Token   string
+	Address string // callers from one address cannot delay those from another
+	Again   bool   // the caller has the gateway already
+}
+
+// aclCheck is the request of POST /v1/internal/acl/authorize, and with Allow the response.
+type aclCheck struct {
+	Resource, Access, Segment string
+	Namespace, Partition      string `json:",omitempty"`
+	Allow                     bool   `json:",omitempty"`
+}
+
 // How much an Authorizer remembers.
 const (
-	// refusalTime is how long Usher remembers a refusal.
-	refusalTime = 10 * time.Second
+	refusalTime = 10 * time.Second // how long it remembers a refusal
 	maxRefusals = 4096
 	maxAllowed  = 65_536
 )
@@ -33,16 +68,17 @@ const (
 	checksFactorTLS           = 8
 )
 
-// errTooManyChecks means that an ACL check waited in the queue for too long. It says nothing about Consul.
-var errTooManyChecks = errors.New("too many ACL checks wait for consul")
-
-// errCallerGone means that the caller has gone whose check others share.
-var errCallerGone = errors.New("the caller has gone")
+var (
+	// errTooManyChecks means that an ACL check waited in the queue for too long. It says nothing about Consul.
+	errTooManyChecks = errors.New("too many ACL checks wait for consul")
+	// errCallerGone means that the caller has gone whose check others share.
+	errCallerGone = errors.New("the caller has gone")
+)
 
 // Authorizer checks with Consul's ACLs whether a caller may use a gateway. It remembers a refusal for some seconds, so
-// that a caller that tries again costs no second check. It remembers that Consul allowed a caller for the time for
-// which it may use that while Consul does not answer. It stores keyed hashes of the tokens, never the tokens. Its
-// methods are safe for concurrent use. Use NewAuthorizer.
+// that a caller that tries again costs no second check. It remembers that Consul allowed a caller, for use while Consul
+// does not answer. It stores keyed hashes of the tokens, never the tokens. Its methods are safe for concurrent use. Use
+// NewAuthorizer.
 type Authorizer struct {
 	client       *Client
 	staleIfError time.Duration
@@ -53,10 +89,10 @@ type Authorizer struct {
 	newCallers   *callerQueue
 	knownCallers chan struct{}
 
-	mu             sync.Mutex
-	aclsOffAt      time.Time // when Consul last answered that its ACLs are off
-	usesOldAnswers bool      // the last check had no answer, and a remembered one was used
-	loggedAt       time.Time // when that was last logged
+	mu        sync.Mutex
+	aclsOffAt time.Time // when Consul last answered that its ACLs are off
+	usesStale bool      // the last check had no result, and a remembered one was used
+	loggedAt  time.Time // when that was last logged
 }
 
 // aclKey is a keyed hash of a token and a gateway.
@@ -88,10 +124,11 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 }
 
 // Authorize returns nil if the caller's token has service:write on the gateway, or if ACLs are off. It returns
-// ErrDenied if the token lacks that right, and ErrUnknownToken if Consul does not know the token. It returns another
-// error if Consul does not answer and no remembered answer can be used.
+// ErrDenied if the token lacks that permission, and ErrUnknownToken if Consul does not know the token. It returns
+// another error if Consul does not answer and no remembered result can be used.
 func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) error {
-	if !isPrintable(who.Token) {
+	// Consul's tokens are UUIDs. Other characters cannot be sent in a header.
+	if strings.ContainsFunc(who.Token, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return ErrUnknownToken
 	}
 	key := a.keyOf(who.Token, id)
@@ -110,7 +147,7 @@ func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) e
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case a.wasAllowed(key) && !errors.Is(err, errTooManyChecks):
-		a.useOldAnswer(err)
+		a.useStale(err)
 		return nil
 	}
 	a.count("failed")
@@ -142,8 +179,8 @@ func (a *Authorizer) allow(key aclKey, off bool) {
 		a.aclsOffAt = time.Time{}
 		a.allowed.Add(key, time.Now())
 	}
-	if a.usesOldAnswers {
-		a.usesOldAnswers = false
+	if a.usesStale {
+		a.usesStale = false
 		a.client.logger.Info("consul answers ACL checks again", "consul", a.client.Address())
 	}
 }
@@ -168,26 +205,26 @@ func (a *Authorizer) wasAllowed(key aclKey) bool {
 	return !at.IsZero() && time.Since(at) < a.staleIfError
 }
 
-// useOldAnswer logs that remembered answers are used: once for an outage, and at most once a minute.
-func (a *Authorizer) useOldAnswer(err error) {
+// useStale logs that remembered results are used: once for an outage, and at most once a minute.
+func (a *Authorizer) useStale(err error) {
 	a.count("stale")
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.usesOldAnswers && time.Since(a.loggedAt) > time.Minute {
-		a.usesOldAnswers, a.loggedAt = true, time.Now()
+	if !a.usesStale && time.Since(a.loggedAt) > time.Minute {
+		a.usesStale, a.loggedAt = true, time.Now()
 		a.client.logger.Warn("consul does not answer ACL checks; Envoys that it allowed before may still connect, others may not",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
 }
 
-// checkOnce checks with Consul. Equal checks that run at the same time share one answer.
+// checkOnce checks with Consul. Equal checks that run at the same time share one result.
 func (a *Authorizer) checkOnce(ctx context.Context, key aclKey, who Caller, id gateway.ID) error {
 	known, timeout := who.Again || a.wasAllowed(key), authorizeTimeout
 	if a.wasAllowed(key) {
 		timeout = authorizeAgainTimeout
 	}
 	for {
-		answer := a.running.DoChan(string(key[:]), func() (any, error) {
+		result := a.running.DoChan(string(key[:]), func() (any, error) {
 			err := a.check(ctx, known, timeout, who, id)
 			if ctx.Err() != nil {
 				err = errCallerGone
@@ -197,7 +234,7 @@ func (a *Authorizer) checkOnce(ctx context.Context, key aclKey, who Caller, id g
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case r := <-answer:
+		case r := <-result:
 			if errors.Is(r.Err, errCallerGone) && ctx.Err() == nil {
 				continue
 			}
@@ -208,9 +245,9 @@ func (a *Authorizer) checkOnce(ctx context.Context, key aclKey, who Caller, id g
 
 // check waits in the queue and then checks with Consul. The timeout begins after the queue.
 func (a *Authorizer) check(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
-	turn, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooManyChecks)
+	queued, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooManyChecks)
 	defer cancel()
-	leave, err := a.enter(turn, known, who.Address)
+	leave, err := a.enter(queued, known, who.Address)
 	if err != nil {
 		return err
 	}
@@ -225,9 +262,14 @@ func (a *Authorizer) enter(ctx context.Context, known bool, address string) (lea
 	if !known {
 		return a.newCallers.enter(ctx, address)
 	}
+	return acquire(ctx, a.knownCallers)
+}
+
+// acquire waits for one of a number of places. The caller calls release when it is done.
+func acquire(ctx context.Context, places chan struct{}) (release func(), err error) {
 	select {
-	case a.knownCallers <- struct{}{}:
-		return func() { <-a.knownCallers }, nil
+	case places <- struct{}{}:
+		return sync.OnceFunc(func() { <-places }), nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -254,22 +296,17 @@ func newCallerQueue(all, perAddress int) *callerQueue {
 // enter waits for a place. The caller calls leave when it is done.
 func (q *callerQueue) enter(ctx context.Context, address string) (leave func(), err error) {
 	own := q.join(address)
-	for i, places := range []chan struct{}{own.places, q.all} {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			if i > 0 {
-				<-own.places
-			}
-			q.leave(address, own)
-			return nil, context.Cause(ctx)
+	leave = func() { q.leave(address, own) }
+	for _, places := range []chan struct{}{own.places, q.all} {
+		release, err := acquire(ctx, places)
+		if err != nil {
+			leave()
+			return nil, err
 		}
+		leaveBefore := leave
+		leave = func() { release(); leaveBefore() }
 	}
-	return func() {
-		<-q.all
-		<-own.places
-		q.leave(address, own)
-	}, nil
+	return leave, nil
 }
 
 func (q *callerQueue) join(address string) *addressQueue {
@@ -290,4 +327,52 @@ func (q *callerQueue) leave(address string, own *addressQueue) {
 	if own.users--; own.users == 0 {
 		delete(q.addresses, address)
 	}
+}
+
+// authorize checks with Consul whether the token has service:write on the gateway, as Consul's own xDS does.
+func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
+	check := aclCheck{Resource: "service", Access: "write", Segment: id.Name}
+	check.Namespace, check.Partition = c.tenancy(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
+	body, err := json.Marshal([]aclCheck{check})
+	if err != nil {
+		return err
+	}
+	_, body, err = c.do(ctx, call{
+		client: c.aclHTTP, method: http.MethodPost, path: "/v1/internal/acl/authorize", token: gateway.Secret(token), body: body,
+	})
+	if err != nil {
+		return authorizeError(err)
+	}
+	return readACLResponse(body, check)
+}
+
+func authorizeError(err error) error {
+	e, ok := errors.AsType[*callError](err)
+	switch {
+	case !ok:
+	case e.status == http.StatusUnauthorized && strings.Contains(e.text, "ACL support disabled"):
+		return errACLsOff
+	case e.status == http.StatusForbidden && strings.Contains(e.text, "ACL not found"):
+		return ErrUnknownToken
+	}
+	return err
+}
+
+// readACLResponse returns nil if the response allows the check.
+func readACLResponse(body []byte, check aclCheck) error {
+	var results []aclCheck
+	if err := json.Unmarshal(body, &results); err != nil {
+		return fmt.Errorf("unreadable answer: %w", err)
+	}
+	if len(results) != 1 {
+		return fmt.Errorf("%d answers to one check", len(results))
+	}
+	r := results[0]
+	if r.Resource != check.Resource || r.Access != check.Access || r.Segment != check.Segment {
+		return errors.New("the answer is to another check")
+	}
+	if !r.Allow {
+		return ErrDenied
+	}
+	return nil
 }

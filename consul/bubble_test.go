@@ -214,6 +214,6 @@ func subscribeAlso(s *subscription, queries ...query) {
 }
 
 // resultOf returns the current result of a query of the subscription.
-func resultOf(s *subscription, q query) watchResult { return s.manager.resultOf(s.watches[q]) }
+func resultOf(s *subscription, q query) queryResult { return s.manager.resultOf(s.watches[q]) }
 
-func mustEndpoints(f watchResult) []gateway.Endpoint { return f.value.(*gateway.Endpoints).Endpoints }
+func mustEndpoints(f queryResult) []gateway.Endpoint { return f.value.(*gateway.Endpoints).Endpoints }

@@ -3,9 +3,16 @@ package consul
 import (
 	"cmp"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -16,49 +23,177 @@ import (
 	"github.com/usherproxy/usher/internal/latest"
 )
 
+var (
+	// rootsType reads the mesh's root certificates
+	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
+	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeJSON("root certificates", decodeRoots)}
+	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and renews. It has no DNS names;
+	// see certificate (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
+	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeLeaf}
+)
+
+// caRoots are the mesh's root certificates, and which of them signs now.
+type caRoots struct {
+	all    *gateway.Roots
+	active string // the ID of the root that signs
+}
+
+type rootsBody struct {
+	ActiveRootID, TrustDomain string
+	Roots                     []struct{ RootCert string }
+}
+
+func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
+	if body.TrustDomain == "" || len(body.Roots) == 0 {
+		return nil, errors.New("the mesh has none yet")
+	}
+	all := &gateway.Roots{TrustDomain: body.TrustDomain}
+	for _, root := range body.Roots {
+		if root.RootCert == "" {
+			return nil, errors.New("one is empty")
+		}
+		all.PEMs = append(all.PEMs, root.RootCert)
+	}
+	if prev != nil {
+		all = reuse(prev.all, all)
+	}
+	return &caRoots{all: all, active: body.ActiveRootID}, nil
+}
+
+func decodeLeaf(_ any, r response) (any, error) {
+	var out struct {
+		CertPEM       string
+		PrivateKeyPEM gateway.Secret
+		ValidBefore   time.Time
+	}
+	if err := json.Unmarshal(r.body, &out); err != nil {
+		// An error of json may quote a part of the body, which contains a key.
+		return nil, errors.New("leaf certificate: the answer is not valid JSON")
+	}
+	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
+		return nil, errors.New("leaf certificate: the answer lacks the certificate or its key")
+	}
+	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidBefore: out.ValidBefore}, nil
+}
+
+// issuedLeaf is a leaf, and since when it is valid.
+type issuedLeaf struct {
+	*gateway.Leaf
+	validFrom time.Time
+}
+
+// requestCertificate makes a key and has the requested certificate signed. As Consul's agents do, it makes keys on
+// P-256 whatever key the certificate authority has.
+func requestCertificate(ctx context.Context, w certRequest, sign func(context.Context, string) (string, error)) (*issuedLeaf, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := newCSR(w, key)
+	if err != nil {
+		return nil, permanentError{err}
+	}
+	chain, err := sign(ctx, csr)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := verifySigned(chain, w, key)
+	if err != nil {
+		return nil, permanentError{fmt.Errorf("cannot use the certificate that consul signed: %w", err)}
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return &issuedLeaf{validFrom: cert.NotBefore, Leaf: &gateway.Leaf{
+		CertPEM:     chain,
+		KeyPEM:      gateway.Secret(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})),
+		ValidBefore: cert.NotAfter,
+		Names:       slices.Sorted(slices.Values(cert.DNSNames)),
+	}}, nil
+}
+
+func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
+	uri, err := url.Parse(w.uri)
+	if err != nil {
+		return "", err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
+	if err != nil {
+		return "", fmt.Errorf("the hosts of the ingress-gateway entry are not valid in a certificate: %w", err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
+}
+
+// verifySigned returns the first certificate of a chain if it is the requested one.
+func verifySigned(chain string, w certRequest, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(chain))
+	if block == nil {
+		return nil, errors.New("not PEM")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if !key.PublicKey.Equal(cert.PublicKey) {
+		return nil, errors.New("its key is another one")
+	}
+	if len(cert.URIs) != 1 || cert.URIs[0].String() != w.uri {
+		return nil, fmt.Errorf("its URIs are %v, want %s", cert.URIs, w.uri)
+	}
+	if !cert.NotBefore.Before(cert.NotAfter) {
+		return nil, errors.New("it is valid at no time")
+	}
+	missing := slices.DeleteFunc(slices.Clone(w.names), func(name string) bool { return slices.Contains(cert.DNSNames, name) })
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("the mesh's certificate authority left out %s; allow these names in its role or policy", strings.Join(missing, ", "))
+	}
+	return cert, nil
+}
+
 // addCertificate adds the certificate for the clients of listeners with TLS. What it contains follows from all other
 // parts, so it waits until these are complete.
-func (c *compilation) addCertificate() {
-	if len(c.missing) > 0 {
+func (b *snapshotBuild) addCertificate() {
+	if len(b.missing) > 0 {
 		return
 	}
-	if !servesTLS(c.snapshot.Entry) || len(c.snapshot.Services) == 0 {
-		c.next.certificate = nil
+	if !servesTLS(b.snapshot.Entry) || len(b.snapshot.Services) == 0 {
+		b.next.certificate = nil
 		return
 	}
 	// An agent that does not return its domain has the default one.
-	domains := []string{cmp.Or(c.agent.domain, "consul.")}
-	if c.agent.altDomain != "" {
-		domains = append(domains, c.agent.altDomain)
+	domains := []string{cmp.Or(b.agent.domain, "consul.")}
+	if b.agent.altDomain != "" {
+		domains = append(domains, b.agent.altDomain)
 	}
-	c.certRequest = &certRequest{
-		uri:         gateway.ServiceName(c.id).SPIFFEID(c.snapshot.Roots.TrustDomain, c.snapshot.Datacenter),
-		names:       dnsNames(c.snapshot.Services, c.snapshot.Datacenter, domains),
-		root:        c.activeRoot,
-		grpcAddress: c.grpcAddress(c.agent),
+	b.certRequest = &certRequest{
+		uri:   gateway.ServiceName(b.id).SPIFFEID(b.snapshot.Roots.TrustDomain, b.snapshot.Datacenter),
+		names: dnsNames(b.snapshot.Services, b.snapshot.Datacenter, domains),
+		root:  b.activeRoot,
+		agent: b.agent,
 	}
-	s := cmp.Or(c.certificate, &certState{})
-	if !s.request.sameCertificate(*c.certRequest) {
-		c.waitFor("the certificate for clients")
+	s := cmp.Or(b.certificate, &certState{})
+	if !s.request.sameCertificate(*b.certRequest) {
+		b.waitFor("the certificate for clients")
 	}
-	c.setCertificate(s)
+	b.setCertificate(s)
 }
 
 // setCertificate adds a certificate to the snapshot. As with Consul's own xDS, clients and the mesh see the same one.
-func (c *compilation) setCertificate(s *certState) {
-	where := fmt.Sprintf("certificate of gateway %q for clients", c.id.String())
+func (b *snapshotBuild) setCertificate(s *certState) {
+	where := fmt.Sprintf("certificate of gateway %q for clients", b.id.String())
 	if s.err != nil && s.lasts() {
-		c.addProblem(where, s.err.Error())
+		b.addProblem(where, s.err.Error())
 	}
 	if s.leaf == nil {
 		return
 	}
-	c.snapshot.DownstreamLeaf = s.leaf
-	if c.now.After(s.leaf.ValidBefore) {
-		c.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+	b.snapshot.DownstreamLeaf = s.leaf
+	if b.now.After(s.leaf.ValidBefore) {
+		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
 		return
 	}
-	c.snapshot.Leaf = s.leaf
+	b.snapshot.Leaf = s.leaf
 }
 
 // servesTLS reports whether a listener shows clients a certificate of the mesh. As with Consul, a gateway needs that
@@ -96,10 +231,10 @@ func dnsNames(services []gateway.Service, datacenter string, domains []string) [
 
 // certRequest is the certificate that a gateway needs.
 type certRequest struct {
-	uri         string   // the gateway's SPIFFE ID
-	names       []string // the DNS names, sorted
-	root        string   // the ID of the root that signs now
-	grpcAddress address  // where to have it signed; see signer
+	uri   string   // the gateway's SPIFFE ID
+	names []string // the DNS names, sorted
+	root  string   // the ID of the root that signs now
+	agent agent    // whose gRPC port signs it
 }
 
 // sameCertificate reports whether two requests are for certificates with the same content.
@@ -107,9 +242,14 @@ func (r certRequest) sameCertificate(other certRequest) bool {
 	return r.uri == other.uri && slices.Equal(r.names, other.names)
 }
 
-func (r certRequest) equal(other certRequest) bool {
-	return r.sameCertificate(other) && r.root == other.root && r.grpcAddress == other.grpcAddress
-}
+const (
+	lastingFailures = 3 // how many failures in a row are a lasting one
+	// maxSleep bounds how long a timer runs: while a machine sleeps, the clock of timers stands still.
+	maxSleep = time.Minute
+	// jitterTime is the time over which certificates are renewed after a new root, and retried if the certificate
+	// authority is busy. It is Consul's own, and gives the authority time for all of them.
+	jitterTime = 30 * time.Second
+)
 
 // certState is the result of the attempts to get a certificate.
 type certState struct {
@@ -119,24 +259,20 @@ type certState struct {
 	failures int           // failed attempts since the last good one
 }
 
-// lastingFailures is how many failures in a row are a lasting one.
-const lastingFailures = 3
-
-// lasts reports whether the error lasts until somebody corrects its cause.
+// lasts reports whether the error lasts until its cause is corrected.
 func (s *certState) lasts() bool {
 	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }
 
 // certificate keeps one gateway's certificate with DNS names up to date: it makes the keys, has the certificates
-// signed, and renews them in time. Its goroutine owns the renewal. One other goroutine calls setRequest and close.
+// signed, and renews them in time. Its goroutine owns the renewal. One other goroutine puts requests, and calls close.
 type certificate struct {
 	id     gateway.ID
-	sign   func(ctx context.Context, at address, csr string) (string, error)
-	client *Client // for its log and metrics
-	notify func()  // called after each change of the state
+	sign   func(ctx context.Context, a agent, csr string) (string, error)
+	client *Client         // for its log and metrics
+	wake   chan<- struct{} // receives after each change of the state; its capacity is 1
 
-	request  certRequest // the newest one
-	requests latest.Value[certRequest]
+	requests latest.Value[certRequest] // what is needed from now on
 	state    atomic.Pointer[certState]
 	cancel   context.CancelFunc
 	done     chan struct{} // closed when the goroutine has ended
@@ -161,14 +297,6 @@ func (c *certificate) close() {
 	c.client.metrics.expiries.DeleteLabelValues(c.id.String())
 }
 
-// setRequest sets the certificate that is needed from now on.
-func (c *certificate) setRequest(r certRequest) {
-	if !r.equal(c.request) {
-		c.request = r
-		c.requests.Put(r)
-	}
-}
-
 // current returns the state; nil for a nil certificate.
 func (c *certificate) current() *certState {
 	if c == nil {
@@ -177,26 +305,19 @@ func (c *certificate) current() *certState {
 	return c.state.Load()
 }
 
-// maxSleep bounds how long a timer runs. While a machine sleeps, the clock of timers stands still, and the time of day
-// does not.
-const maxSleep = time.Minute
-
 func (c *certificate) run(ctx context.Context) {
 	var r renewal
-	timer := time.NewTimer(maxSleep)
-	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case request := <-c.requests.C():
 			r.setRequest(request, time.Now())
-		case <-timer.C:
+		case <-time.After(r.timeLeft(time.Now())):
 		}
-		if r.isDue(time.Now()) {
+		if r.timeLeft(time.Now()) <= 0 {
 			c.attempt(ctx, &r)
 		}
-		timer.Reset(r.sleepTime(time.Now()))
 	}
 }
 
@@ -205,7 +326,7 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 	var leaf *issuedLeaf
 	err := guard.Run(c.client.logger, "certificate", func() (err error) {
 		leaf, err = requestCertificate(ctx, r.request, func(ctx context.Context, csr string) (string, error) {
-			return c.sign(ctx, r.request.grpcAddress, csr)
+			return c.sign(ctx, r.request.agent, csr)
 		})
 		return err
 	})
@@ -213,29 +334,23 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 		return
 	}
 	c.client.metrics.countSignature(err)
+	next := &certState{leaf: c.current().leaf, request: r.request, err: err}
 	if err != nil {
 		r.failed(err, time.Now())
+		next.failures = r.failures
 		if r.failures == 1 {
 			c.client.logger.Warn("cannot get a certificate for clients signed; keeping the last one", "gateway", c.id.String(), "error", err)
 		}
-		c.setState(&certState{leaf: c.current().leaf, request: r.request, err: err, failures: r.failures})
-		return
+	} else {
+		r.succeeded(leaf, time.Now())
+		next.leaf = leaf.Leaf
+		c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
+		c.client.logger.Info("certificate for clients signed",
+			"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
 	}
-	r.succeeded(leaf, time.Now())
-	c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
-	c.client.logger.Info("certificate for clients signed",
-		"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
-	c.setState(&certState{leaf: leaf.Leaf, request: r.request})
+	c.state.Store(next)
+	notify(c.wake)
 }
-
-func (c *certificate) setState(s *certState) {
-	c.state.Store(s)
-	c.notify()
-}
-
-// jitterTime is the time over which certificates are renewed after a new root, and retried if the certificate authority
-// is busy. It is Consul's own, and gives the authority time for all of them.
-const jitterTime = 30 * time.Second
 
 // renewal says when a certificate is due. The zero value waits for a request.
 type renewal struct {
@@ -244,10 +359,8 @@ type renewal struct {
 	failures int       // in a row
 }
 
-func (r *renewal) isDue(now time.Time) bool { return !r.due.IsZero() && !now.Before(r.due) }
-
-// sleepTime returns how long to sleep before the next check.
-func (r *renewal) sleepTime(now time.Time) time.Duration {
+// timeLeft returns the time until the certificate is due, maxSleep at most.
+func (r *renewal) timeLeft(now time.Time) time.Duration {
 	if r.due.IsZero() {
 		return maxSleep
 	}
@@ -263,7 +376,7 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 	case !request.sameCertificate(before):
 		r.due, r.failures = now, 0
 	case request.root != before.root:
-		if soon := now.Add(rand.N(jitterTime)); soon.Before(r.due) {
+		if soon := now.Add(mathrand.N(jitterTime)); soon.Before(r.due) {
 			r.due = soon
 		}
 	}
@@ -274,7 +387,7 @@ func (r *renewal) setRequest(request certRequest, now time.Time) {
 func (r *renewal) succeeded(leaf *issuedLeaf, now time.Time) {
 	lifetime := leaf.ValidBefore.Sub(leaf.validFrom)
 	r.failures = 0
-	r.due = leaf.validFrom.Add(lifetime*6/10 + rand.N(lifetime*3/10+1))
+	r.due = leaf.validFrom.Add(lifetime*6/10 + mathrand.N(lifetime*3/10+1))
 	if least := now.Add(jitterTime); r.due.Before(least) {
 		r.due = least
 	}
@@ -284,7 +397,7 @@ func (r *renewal) failed(err error, now time.Time) {
 	r.failures++
 	pause := backOff(r.failures)
 	if errors.Is(err, errBusy) {
-		pause = rand.N(jitterTime)
+		pause = mathrand.N(jitterTime)
 	}
 	r.due = now.Add(pause)
 }

@@ -62,7 +62,7 @@ func newFakeCA(t *testing.T) *fakeCA {
 	return &fakeCA{key: key, cert: cert, ttl: 72 * time.Hour}
 }
 
-func (c *fakeCA) sign(_ context.Context, _ address, csr string) (string, error) {
+func (c *fakeCA) sign(_ context.Context, _ agent, csr string) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked = append(c.asked, time.Now())
@@ -117,7 +117,7 @@ func (c *fakeCA) times() []time.Time {
 func newTestCertificate(t *testing.T, ca *fakeCA, log slog.Handler) *certificate {
 	t.Helper()
 	client := newTestClient(t, Config{Logger: slog.New(log)})
-	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, notify: func() {}}).start()
+	c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: ca.sign, client: client, wake: make(chan struct{}, 1)}).start()
 	t.Cleanup(c.close)
 	return c
 }
@@ -130,24 +130,24 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		var broken atomic.Bool
-		sign := func(ctx context.Context, at address, csr string) (string, error) {
+		sign := func(ctx context.Context, a agent, csr string) (string, error) {
 			if broken.Load() {
 				panic("a bug")
 			}
-			return ca.sign(ctx, at, csr)
+			return ca.sign(ctx, a, csr)
 		}
 		before := testutil.ToFloat64(guard.Panics.WithLabelValues("certificate"))
 		client := newTestClient(t, Config{})
-		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, notify: func() {}}).start()
+		c := (&certificate{id: gateway.ID{Name: "gateway"}, sign: sign, client: client, wake: make(chan struct{}, 1)}).start()
 		defer c.close()
-		c.setRequest(requestFor("one", "a.example"))
+		c.requests.Put(requestFor("one", "a.example"))
 		synctest.Wait()
 		good := c.current().leaf
 		if good == nil {
 			t.Fatalf("no certificate: %v", c.current().err)
 		}
 		broken.Store(true)
-		c.setRequest(requestFor("one", "b.example"))
+		c.requests.Put(requestFor("one", "b.example"))
 		synctest.Wait()
 		if s := c.current(); s.leaf != good || s.err == nil || !strings.HasPrefix(s.err.Error(), "bug in Usher: panic in certificate at ") {
 			t.Errorf("the certificate is %v with the error %v, want the last good one and one that says what happened", s.leaf, s.err)
@@ -167,7 +167,7 @@ func TestAPanicWhileACertificateIsSignedIsTriedAgain(t *testing.T) {
 func TestCertificateHasTheRequestedContent(t *testing.T) {
 	ca := newFakeCA(t)
 	w := requestFor("one", "*.ingress.consul", "*.ingress.consul.", "www.example.com")
-	leaf, err := requestCertificate(t.Context(), w, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
+	leaf, err := requestCertificate(t.Context(), w, func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, agent{}, csr) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,7 @@ func TestCertificateHasTheRequestedContent(t *testing.T) {
 func TestCertificateWithoutItsNamesIsNotUsed(t *testing.T) {
 	ca := newFakeCA(t)
 	ca.drop = true
-	_, err := requestCertificate(t.Context(), requestFor("one", "a.example"), func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) })
+	_, err := requestCertificate(t.Context(), requestFor("one", "a.example"), func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, agent{}, csr) })
 	if !errors.As(err, new(permanentError)) || !strings.Contains(err.Error(), "left out a.example") {
 		t.Errorf("got %v", err)
 	}
@@ -204,7 +204,7 @@ func TestCertificateIsRenewedBetween60And90PercentOfItsLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		c := newTestCertificate(t, ca, slog.DiscardHandler)
-		c.setRequest(requestFor("one", "a.example"))
+		c.requests.Put(requestFor("one", "a.example"))
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
 		spans := map[time.Duration]bool{}
@@ -230,8 +230,8 @@ func TestCertificateForOtherNamesIsSignedAtOnce(t *testing.T) {
 		ca := newFakeCA(t)
 		c := newTestCertificate(t, ca, slog.DiscardHandler)
 		for i, w := range []certRequest{requestFor("one", "a.example"), requestFor("one", "a.example", "b.example"), requestFor("one", "b.example")} {
-			c.setRequest(w)
-			c.setRequest(w)
+			c.requests.Put(w)
+			c.requests.Put(w)
 			synctest.Wait()
 			if signed, _ := ca.count(); signed != i+1 {
 				t.Fatalf("%d certificates after %d requests", signed, i+1)
@@ -249,11 +249,11 @@ func TestCertificateIsSignedSoonAfterARotation(t *testing.T) {
 		certificates := make([]*certificate, 50)
 		for i := range certificates {
 			certificates[i] = newTestCertificate(t, ca, slog.DiscardHandler)
-			certificates[i].setRequest(requestFor("one", "a.example"))
+			certificates[i].requests.Put(requestFor("one", "a.example"))
 		}
 		synctest.Wait()
 		for _, c := range certificates {
-			c.setRequest(requestFor("two", "a.example"))
+			c.requests.Put(requestFor("two", "a.example"))
 		}
 		const slice = jitterTime / 10
 		var most int
@@ -283,7 +283,7 @@ func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca, log := newFakeCA(t), &logRecorder{}
 		c := newTestCertificate(t, ca, log)
-		c.setRequest(requestFor("one", "a.example"))
+		c.requests.Put(requestFor("one", "a.example"))
 		synctest.Wait()
 		first := c.current().leaf
 		ca.fail(errors.New("connection refused"))
@@ -317,7 +317,7 @@ func TestBusyAuthorityIsAskedOnceInAWhile(t *testing.T) {
 		ca.fail(errBusy)
 		const n = 40
 		for range n {
-			newTestCertificate(t, ca, slog.DiscardHandler).setRequest(requestFor("one", "a.example"))
+			newTestCertificate(t, ca, slog.DiscardHandler).requests.Put(requestFor("one", "a.example"))
 		}
 		time.Sleep(10 * jitterTime)
 		synctest.Wait()
@@ -339,13 +339,13 @@ func TestRefusalLasts(t *testing.T) {
 		ca := newFakeCA(t)
 		ca.fail(permanentError{errors.New("no")})
 		c := newTestCertificate(t, ca, slog.DiscardHandler)
-		c.setRequest(requestFor("one", "a.example"))
+		c.requests.Put(requestFor("one", "a.example"))
 		synctest.Wait()
 		if got := c.current(); got.leaf != nil || got.failures != 1 || !got.lasts() {
 			t.Errorf("after one refusal: %+v", got)
 		}
 		ca.fail(errors.New("gone"))
-		c.setRequest(requestFor("one", "b.example"))
+		c.requests.Put(requestFor("one", "b.example"))
 		synctest.Wait()
 		if got := c.current(); got.failures != 1 || got.lasts() {
 			t.Errorf("after one failure: %+v", got)
@@ -357,7 +357,7 @@ func TestCertificateThatIsOldFromTheStartIsNotAskedForAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newFakeCA(t)
 		ca.ttl = time.Second
-		newTestCertificate(t, ca, slog.DiscardHandler).setRequest(requestFor("one", "a.example"))
+		newTestCertificate(t, ca, slog.DiscardHandler).requests.Put(requestFor("one", "a.example"))
 		time.Sleep(time.Hour)
 		if signed, _ := ca.count(); signed > int(time.Hour/jitterTime)+1 {
 			t.Errorf("%d certificates in an hour", signed)
@@ -395,7 +395,7 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 		{forClients.ValidBefore.Add(-time.Second), forClients, 0},
 		{forClients.ValidBefore.Add(time.Second), towardsMesh, 1},
 	} {
-		b := newCompilation(input{now: tc.now}, state{})
+		b := newSnapshotBuild(input{now: tc.now}, state{})
 		b.snapshot.Leaf = towardsMesh
 		b.setCertificate(&certState{leaf: forClients})
 		if b.snapshot.DownstreamLeaf != forClients || b.snapshot.Leaf != tc.leaf || len(b.snapshot.Problems) != tc.problems {
@@ -407,16 +407,16 @@ func TestExpiredCertificateIsShownToClientsOnly(t *testing.T) {
 func TestNewCertificateIsNotMissedForNewInstances(t *testing.T) {
 	c := newTestCertificate(t, newFakeCA(t), slog.DiscardHandler)
 	q := query{queryType: healthType, name: "web"}
-	s := &source{certificate: c, state: state{
+	w := &gatewayWatch{certificate: c, state: state{
 		last:            &gateway.Snapshot{Endpoints: ordered.From(map[string]*gateway.Endpoints{"web": {}})},
 		endpointQueries: map[query][]string{q: {"web"}},
 	}}
-	news := map[query]watchResult{q: {value: &gateway.Endpoints{}}}
-	if s.patchEndpoints(news) != nil {
+	news := map[query]queryResult{q: {value: &gateway.Endpoints{}}}
+	if w.patchEndpoints(news) != nil {
 		t.Error("a new certificate is not in the snapshot")
 	}
-	s.state.certificate = c.current()
-	if s.patchEndpoints(news) == nil {
+	w.state.certificate = c.current()
+	if w.patchEndpoints(news) == nil {
 		t.Error("instances are not handed on alone beside a certificate that is known")
 	}
 }

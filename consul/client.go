@@ -23,13 +23,10 @@ import (
 // Config says how to reach Consul. Empty values come from Consul's own environment variables, with the same meaning as
 // for Consul's CLI (https://developer.hashicorp.com/consul/commands#environment-variables).
 type Config struct {
-	// HTTPAddr and GRPCAddr take host:port, http(s)://… and unix://…; only https:// means TLS.
-	HTTPAddr string
-	GRPCAddr string
-	// Getenv reads the environment; nil means os.Getenv.
-	Getenv  func(string) string
-	Logger  *slog.Logger // nil: nothing is logged
-	Metrics *Metrics     // nil: nothing is counted
+	HTTPAddr, GRPCAddr string              // host:port, http(s)://… or unix://…; only https:// means TLS
+	Getenv             func(string) string // reads the environment; nil: os.Getenv
+	Logger             *slog.Logger        // nil: nothing is logged
+	Metrics            *Metrics            // nil: nothing is counted
 }
 
 // Client sends requests to Consul's HTTP API. Its methods are safe for concurrent use.
@@ -38,14 +35,14 @@ type Client struct {
 	watchHTTP    *http.Client // for watches
 	aclHTTP      *http.Client // for ACL checks of Envoys' tokens
 	watchdogHTTP *http.Client // for the watchdog; it shares no connection
-	reading      atomic.Int64 // buffer sizes of the answers that are being read
+	reading      atomic.Int64 // buffer sizes of the responses that are being read
 	reads        readLimiter  // for non-blocking queries
 	auth         *url.Userinfo
 	tokens       *ownToken
-	namespace    string // for queries without one
+	namespace    string // for queries without one, as partition
 	partition    string
-	grpc         GRPC                        // how to reach the gRPC port; empty if the settings do not say
-	grpcAt       func(address) (GRPC, error) // returns how to reach the gRPC port at an address
+	grpc         grpcTarget                        // the zero value if the settings do not say
+	grpcAt       func(address) (grpcTarget, error) // the gRPC port at an address
 	logger       *slog.Logger
 	metrics      *Metrics
 }
@@ -78,16 +75,16 @@ func NewClient(c Config) (*Client, error) {
 	}
 	return &Client{
 		address:      a,
-		watchHTTP:    newHTTPClient(a, files, plainReserved+plainShared),
-		aclHTTP:      newHTTPClient(a, files, plainAuthorizations),
-		watchdogHTTP: withoutSharing(newHTTPClient(a, files, plainWatchdog)),
+		watchHTTP:    newHTTPClient(a, files, plainReserved+plainShared, true),
+		aclHTTP:      newHTTPClient(a, files, plainAuthorizations, true),
+		watchdogHTTP: newHTTPClient(a, files, plainWatchdog, false),
 		reads:        make(readLimiter, maxConcurrentReads),
 		auth:         env.auth(),
 		tokens:       tokens,
 		namespace:    env(api.HTTPNamespaceEnvName),
 		partition:    env(api.HTTPPartitionEnvName),
 		grpc:         grpc,
-		grpcAt:       func(a address) (GRPC, error) { return env.grpcTo(a, logger) },
+		grpcAt:       func(a address) (grpcTarget, error) { return env.grpcTo(a, logger) },
 		logger:       logger,
 		metrics:      cmp.Or(c.Metrics, NewMetrics(nil)),
 	}, nil
@@ -95,15 +92,6 @@ func NewClient(c Config) (*Client, error) {
 
 // Address returns the address of Consul's HTTP API for messages.
 func (c *Client) Address() string { return c.address.String() }
-
-// renewConnections makes all later requests use new connections.
-func (c *Client) renewConnections() {
-	for _, client := range []*http.Client{c.watchHTTP, c.aclHTTP} {
-		if t, ok := client.Transport.(*transport); ok {
-			t.renew()
-		}
-	}
-}
 
 // call is one HTTP request to Consul.
 type call struct {
@@ -113,49 +101,39 @@ type call struct {
 	params url.Values
 	token  gateway.Secret // empty: none is sent
 	body   []byte
-	client *http.Client // nil: that for watches
+	client *http.Client
 }
 
-// response is Consul's answer with status 200.
-type response struct {
-	header http.Header
-	body   []byte
-}
-
-// do sends the request. Every error but the context's own is a *callError.
-func (c *Client) do(ctx context.Context, in call) (response, error) {
-	req, err := c.request(ctx, in)
-	if err != nil {
-		return response{}, &callError{outcome: outcomeFailed, err: err}
-	}
-	// A blocking query may wait long for the first byte of its answer. The rest has to follow within queryTimeout.
+// do sends the request. It returns the header and the body of a response with status 200.
+func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
+	// A blocking query may wait long for the first byte of its response. The rest has to follow within queryTimeout.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	res, err := cmp.Or(in.client, c.watchHTTP).Do(req.WithContext(ctx))
+	req, err := c.request(ctx, in)
 	if err != nil {
-		return response{}, unreachableError(ctx, err)
+		return nil, nil, err
+	}
+	res, err := in.client.Do(req)
+	if err != nil {
+		return nil, nil, unreachableError(ctx, err)
 	}
 	defer res.Body.Close()
 	late := time.AfterFunc(queryTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s", queryTimeout)) })
 	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
-		return response{}, statusError(res, in.token)
+		return nil, nil, statusError(res, in.token)
 	}
 	body, err := c.readAll(res.Body)
-	if errors.Is(err, errTooLarge) || errors.Is(err, errTooMuch) {
-		return response{}, &callError{outcome: outcomeFailed, err: err}
+	if err != nil && !errors.Is(err, errTooLarge) && !errors.Is(err, errTooMuch) {
+		err = unreachableError(ctx, err)
 	}
-	if err != nil {
-		return response{}, unreachableError(ctx, err)
-	}
-	return response{header: res.Header, body: body}, nil
+	return res.Header, body, err
 }
 
-// Bounds on the size of answers. The largest answers of Consul are about gateways with thousands of services, and have
-// a few MiB.
+// Bounds on the size of one response, and of all responses that are being read. The largest responses of Consul are
+// about gateways with thousands of services, and have a few MiB.
 const (
-	maxBody = 64 << 20
-	// maxReading bounds the sum of all answers that are being read.
+	maxBody    = 64 << 20
 	maxReading = 2 * maxBody
 )
 
@@ -227,14 +205,14 @@ type outcome string
 
 const (
 	outcomeOK          outcome = "ok"
-	outcomeUnreachable outcome = "unreachable" // no answer, or from a server that has no leader
-	outcomeDenied      outcome = "denied"      // Consul's ACLs refuse Usher's token
+	outcomeUnreachable outcome = "unreachable" // no response, or from a server that has no leader
+	outcomeDenied      outcome = "denied"      // Consul's ACLs deny it to Usher's token
 	outcomeMissing     outcome = "missing"     // Consul does not know the path
 	outcomeLimited     outcome = "limited"     // Consul takes no more connections or requests
-	outcomeFailed      outcome = "failed"      // every other answer
+	outcomeFailed      outcome = "failed"      // every other response
 )
 
-// callError says why Consul gave no usable answer.
+// callError says why Consul gave no usable response.
 type callError struct {
 	outcome outcome
 	status  int    // the HTTP status; 0 if there is none
@@ -248,11 +226,10 @@ func (e *callError) Unwrap() error { return e.err }
 
 // outcomeOf returns the outcome of a call with this error.
 func outcomeOf(err error) outcome {
-	var e *callError
-	switch {
-	case err == nil:
+	if err == nil {
 		return outcomeOK
-	case errors.As(err, &e):
+	}
+	if e, ok := errors.AsType[*callError](err); ok {
 		return e.outcome
 	}
 	return outcomeFailed
@@ -269,15 +246,11 @@ func unreachableError(ctx context.Context, err error) error {
 	return &callError{outcome: outcomeUnreachable, err: err}
 }
 
-// statusError returns the error for an answer with another status than 200. It leaves out a text that contains the
-// token.
+// statusError returns the error for a response with another status than 200.
 func statusError(res *http.Response, token gateway.Secret) error {
 	text, _ := io.ReadAll(io.LimitReader(res.Body, int64(maxQuoted+len(token))))
-	what := quote(string(text))
-	if token != "" && bytes.Contains(text, []byte(token)) {
-		what = "the answer is not shown"
-	}
-	e := &callError{status: res.StatusCode, text: string(text), err: fmt.Errorf("consul answered %d: %s", res.StatusCode, what)}
+	err := fmt.Errorf("consul answered %d: %s", res.StatusCode, quote(string(text), string(token)))
+	e := &callError{status: res.StatusCode, text: string(text), outcome: outcomeFailed, err: err}
 	switch res.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.outcome = outcomeDenied
@@ -285,9 +258,7 @@ func statusError(res *http.Response, token gateway.Secret) error {
 		e.outcome = outcomeMissing
 	case http.StatusTooManyRequests:
 		e.outcome = outcomeLimited
-		e.err = fmt.Errorf("%w; use https:// for Consul, or raise limits.http_max_conns_per_client of its agent", e.err)
-	default:
-		e.outcome = outcomeFailed
+		e.err = fmt.Errorf("%w; use https:// for Consul, or raise limits.http_max_conns_per_client of its agent", err)
 	}
 	return e
 }
@@ -295,7 +266,10 @@ func statusError(res *http.Response, token gateway.Secret) error {
 // maxQuoted is how many bytes of Consul's text an error repeats.
 const maxQuoted = 400
 
-// quote returns the beginning of Consul's text as one line.
-func quote(text string) string {
+// quote returns the beginning of Consul's text as one line. It leaves out a text that contains the token.
+func quote(text, token string) string {
+	if token != "" && strings.Contains(text, token) {
+		return "the answer is not shown"
+	}
 	return strings.ToValidUTF8(strings.Join(strings.Fields(text[:min(len(text), maxQuoted)]), " "), "")
 }

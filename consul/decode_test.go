@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // goodAnswers has an answer of Consul for every query type, with each list and map that a
@@ -64,7 +66,7 @@ var emptyAnswers = map[string][]*queryType{
 // good answer.
 func TestNoAnswerIsTakenForConsuls(t *testing.T) {
 	for k, good := range goodAnswers {
-		prev, err := k.decode(nil, answer{body: []byte(good)})
+		prev, err := k.decode(nil, response{body: []byte(good)})
 		if err != nil {
 			t.Fatalf("%s: %v", k.name, err)
 		}
@@ -74,7 +76,7 @@ func TestNoAnswerIsTakenForConsuls(t *testing.T) {
 				taken = taken || a == k
 			}
 			for _, before := range []any{nil, prev} {
-				if _, err := k.decode(before, answer{body: []byte(body)}); (err == nil) != taken {
+				if _, err := k.decode(before, response{body: []byte(body)}); (err == nil) != taken {
 					t.Errorf("%s: %.30q: %v; want an error: %v", k.name, body, err, !taken)
 				}
 			}
@@ -86,14 +88,14 @@ func TestNoAnswerIsTakenForConsuls(t *testing.T) {
 // makes the code that uses it panic.
 func TestDamagedAnswersAreNoPanic(t *testing.T) {
 	for k, good := range goodAnswers {
-		prev, err := k.decode(nil, answer{body: []byte(good)})
+		prev, err := k.decode(nil, response{body: []byte(good)})
 		if err != nil {
 			t.Fatalf("%s: %v", k.name, err)
 		}
 		for i := range len(good) {
-			_, _ = k.decode(prev, answer{body: []byte(good[:i])})
+			_, _ = k.decode(prev, response{body: []byte(good[:i])})
 		}
-		s := newManualSource(t, 2)
+		s := newManualWatch(t, 2)
 		var tree any
 		if err := json.Unmarshal([]byte(good), &tree); err != nil {
 			t.Fatal(err)
@@ -104,7 +106,7 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				value, err := k.decode(prev, answer{body: body})
+				value, err := k.decode(prev, response{body: body})
 				if err != nil {
 					continue
 				}
@@ -123,10 +125,10 @@ func TestDamagedAnswersAreNoPanic(t *testing.T) {
 }
 
 // updateType gives all queries of a type the same answer.
-func (s *manualSource) updateType(k *queryType, value any) {
+func (s *manualWatch) updateType(k *queryType, value any) {
 	for q := range s.subscription.watches {
 		if q.queryType == k {
-			s.update(q, watchResult{value: value})
+			s.update(q, queryResult{value: value})
 		}
 	}
 }
@@ -167,11 +169,11 @@ func damagedCopies(tree, by any) iter.Seq[any] {
 func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 	c := newFakeConsul(t)
 	c.set("/v1/odd/", reply{body: "good"})
-	odd := &queryType{name: "odd", path: "/v1/odd/", decode: func(_ any, a answer) (any, error) {
-		if string(a.body) == "bad" {
+	odd := &queryType{name: "odd", path: "/v1/odd/", decode: func(_ any, r response) (any, error) {
+		if string(r.body) == "bad" {
 			panic("odd")
 		}
-		return string(a.body), nil
+		return string(r.body), nil
 	}}
 	w := c.watcher(t)
 	l := w.manager.subscribe()
@@ -191,12 +193,12 @@ func TestAPanicInADecoderIsAFailedAttempt(t *testing.T) {
 // After a panic while a snapshot is made, the last one stays, with a problem. The
 // problem ends with the next good snapshot.
 func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
-	s := newManualSource(t, 2)
+	s := newManualWatch(t, 2)
 	before := s.state.last
 	broken := chain(service(1).Name)
 	broken.Targets["none"] = nil
 	for range 2 {
-		s.update(chainQuery(service(1)), watchResult{value: broken})
+		s.update(serviceQuery(chainType, service(1)), queryResult{value: broken})
 		s.step(time.Now())
 	}
 	if n := len(s.snapshots); n != 2 {
@@ -209,7 +211,7 @@ func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 	if last.Entry != before.Entry || len(last.Chains) != len(before.Chains) || last.Endpoints != before.Endpoints {
 		t.Error("it is not the last good snapshot")
 	}
-	s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)})
+	s.update(serviceQuery(chainType, service(1)), queryResult{value: chain(service(1).Name)})
 	s.step(time.Now())
 	if last := s.snapshots[len(s.snapshots)-1]; len(last.Problems) > 0 {
 		t.Errorf("the problem stays: %v", last.Problems)
@@ -217,7 +219,7 @@ func TestAPanicInABuildKeepsTheLastSnapshot(t *testing.T) {
 }
 
 // healthAnswer is the answer of Consul 1.22.0 for a service with n instances.
-func healthAnswer(n int) answer {
+func healthAnswer(n int) response {
 	var b bytes.Buffer
 	for i := range n {
 		fmt.Fprintf(&b, `,{"Node":{"ID":"","Node":"node-%[1]d","Address":"10.0.0.%[1]d","Datacenter":"dc1","TaggedAddresses":null,"Meta":null,"CreateIndex":20,"ModifyIndex":20},
@@ -229,7 +231,7 @@ func healthAnswer(n int) answer {
 "Output":"TCP connect 10.1.0.%[1]d:21000: Success","ServiceID":"web-%[1]d-sidecar-proxy","ServiceName":"web-sidecar-proxy","ServiceTags":[],"Type":"tcp","Interval":"10s",
 "Timeout":"","ExposedPort":0,"Definition":{},"PeerName":"","CreateIndex":20,"ModifyIndex":20}]}`, i+1)
 	}
-	return answer{body: append(append([]byte("["), bytes.TrimPrefix(b.Bytes(), []byte(","))...), ']'), index: 20}
+	return response{body: append(append([]byte("["), bytes.TrimPrefix(b.Bytes(), []byte(","))...), ']'), index: 20}
 }
 
 // BenchmarkDecode measures an answer about a service with new content, and one with
@@ -240,14 +242,14 @@ func BenchmarkDecode(b *testing.B) {
 		b.Run(fmt.Sprintf("new/instances=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				e, err := decodeEndpoints(nil, a)
-				if err != nil || len(e.Endpoints) != n {
+				e, err := healthType.decode(nil, a)
+				if err != nil || len(e.(*gateway.Endpoints).Endpoints) != n {
 					b.Fatal(err, e)
 				}
 			}
 		})
 		b.Run(fmt.Sprintf("same/instances=%d", n), func(b *testing.B) {
-			l := &watchLoop{decode: healthType.decode, update: func(watchResult, bool) {}, filtered: &filteredAnswers{}}
+			l := &watchLoop{decode: healthType.decode, report: func(queryResult, bool) {}, filtered: &filteredQueries{}, pace: newPace()}
 			l.handle(a, nil)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func parseHost(scheme, rest, whole string) (address, error) {
 		return address{}, errors.New("the host is missing; write host:port")
 	case u.RawQuery != "" || u.Fragment != "":
 		return address{}, errors.New("unexpected ? or #; the address must end after the host, port and path")
-	case isNumber(u.Host):
+	case strings.Trim(u.Host, "0123456789") == "":
 		return address{}, fmt.Errorf("%q is a port alone; write localhost:%s", whole, u.Host)
 	case strings.HasSuffix(u.Host, ":"):
 		return address{}, errors.New("the port is missing after the colon")
@@ -70,11 +71,6 @@ func parseHost(scheme, rest, whole string) (address, error) {
 		}
 	}
 	return address{scheme: scheme, host: u.Host, path: strings.TrimRight(u.Path, "/")}, nil
-}
-
-func isNumber(s string) bool {
-	_, err := strconv.ParseUint(s, 10, 64)
-	return err == nil
 }
 
 // String returns the address for messages.
@@ -88,10 +84,7 @@ type environment func(string) string
 func (env environment) httpAddress(flag string) (address, error) {
 	from, s := "--consul-http-addr", flag
 	if s == "" {
-		from, s = api.HTTPAddrEnvName, env(api.HTTPAddrEnvName)
-	}
-	if s == "" {
-		s = defaultHTTPAddr
+		from, s = api.HTTPAddrEnvName, cmp.Or(env(api.HTTPAddrEnvName), defaultHTTPAddr)
 	}
 	a, err := parseAddress(s)
 	if err != nil {
@@ -157,31 +150,29 @@ func (env environment) bool(name string, unset bool) (bool, error) {
 	return b, nil
 }
 
-// GRPC says how to reach Consul's gRPC port. The zero value means that no address was given.
-type GRPC struct {
-	// Target is what a gRPC client dials: dns:///host:port or unix:///path.
-	Target string
-	// TLS returns the settings for a new connection. It is nil for plaintext.
-	TLS func() *tls.Config
+// grpcTarget says how to reach Consul's gRPC port. The zero value means that no address was given.
+type grpcTarget struct {
+	name string             // what a gRPC client dials: dns:///host:port or unix:///path
+	tls  func() *tls.Config // returns the settings for a new connection; nil: plaintext
 }
 
 // grpc returns how to reach the gRPC port at the address of the flag, or else of CONSUL_GRPC_ADDR. Its certificate
 // authorities are those of CONSUL_GRPC_CACERT and CONSUL_GRPC_CAPATH, or else those of the HTTP API. All other TLS
 // settings are those of the HTTP API.
-func (env environment) grpc(flag string, logger *slog.Logger) (GRPC, error) {
+func (env environment) grpc(flag string, logger *slog.Logger) (grpcTarget, error) {
 	from, s := "--consul-grpc-addr", flag
 	if s == "" {
 		from, s = api.GRPCAddrEnvName, env(api.GRPCAddrEnvName)
 	}
 	if s == "" {
-		return GRPC{}, nil
+		return grpcTarget{}, nil
 	}
 	a, err := parseAddress(s)
 	if err == nil && a.scheme != "unix" {
 		err = grpcHost(a)
 	}
 	if err != nil {
-		return GRPC{}, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
+		return grpcTarget{}, fmt.Errorf("%s %q: %w", from, withoutUser(s), err)
 	}
 	return env.grpcTo(a, logger)
 }
@@ -196,18 +187,18 @@ func grpcHost(a address) error {
 	return nil
 }
 
-func (env environment) grpcTo(a address, logger *slog.Logger) (GRPC, error) {
+func (env environment) grpcTo(a address, logger *slog.Logger) (grpcTarget, error) {
 	switch a.scheme {
 	case "unix":
-		return GRPC{Target: "unix:" + a.path}, nil
+		return grpcTarget{name: "unix:" + a.path}, nil
 	case "http":
-		return GRPC{Target: "dns:///" + a.host}, nil
+		return grpcTarget{name: "dns:///" + a.host}, nil
 	}
 	files, err := env.grpcEnvironment().tlsFiles(logger)
 	if err != nil {
-		return GRPC{}, err
+		return grpcTarget{}, err
 	}
-	return GRPC{Target: "dns:///" + a.host, TLS: files.current}, nil
+	return grpcTarget{name: "dns:///" + a.host, tls: files.current}, nil
 }
 
 // grpcEnvironment returns an environment with the certificate authorities of the gRPC port as those of the HTTP API.
@@ -233,42 +224,33 @@ type ownToken struct {
 	file string // empty: the token does not change
 
 	mu   sync.Mutex
-	last gateway.Secret // the last one that was read
+	last gateway.Secret // the last one that was read; empty: none
 }
 
 // tokens reads CONSUL_HTTP_TOKEN_FILE, or else CONSUL_HTTP_TOKEN.
 func (env environment) tokens() (*ownToken, error) {
 	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
-	if t.file == "" {
-		return t, nil
-	}
-	token, err := readToken(t.file)
-	if err != nil {
+	if err := t.read(); err != nil {
 		return nil, fmt.Errorf("%s: %w", api.HTTPTokenFileEnvName, err)
-	}
-	if token != "" {
-		t.last = token
 	}
 	return t, nil
 }
 
-func readToken(file string) (gateway.Secret, error) {
-	b, err := filewatch.ReadFile(file)
-	if err != nil {
-		return "", err
+// read reads the file, if there is one. While it is missing or empty, as it may be for a moment while it is written, the
+// last token stays in use.
+func (t *ownToken) read() error {
+	if t.file == "" {
+		return nil
 	}
-	return gateway.Secret(strings.TrimSpace(string(b))), nil
+	text, err := filewatch.ReadFile(t.file)
+	t.last = cmp.Or(gateway.Secret(strings.TrimSpace(string(text))), t.last)
+	return err
 }
 
-// current returns the token; empty means none. While the file is missing or empty, as it may be for a moment while it
-// is written, the last token stays in use.
+// current returns the token; empty means none.
 func (t *ownToken) current() gateway.Secret {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.file != "" {
-		if token, err := readToken(t.file); err == nil && token != "" {
-			t.last = token
-		}
-	}
+	_ = t.read() // the last token stays in use
 	return t.last
 }

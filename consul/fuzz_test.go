@@ -48,20 +48,20 @@ func FuzzAnswer(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, which uint, first, second string, filtered bool) {
 		k := queryTypes[which%uint(len(queryTypes))]
-		before, err := k.decode(nil, answer{body: []byte(first), index: 1, filtered: filtered})
+		before, err := k.decode(nil, response{body: []byte(first), index: 1, filtered: filtered})
 		if err != nil {
 			before = nil
 		}
-		after, err := k.decode(before, answer{body: []byte(second), index: 2})
+		after, err := k.decode(before, response{body: []byte(second), index: 2})
 		if err != nil {
 			return
 		}
-		again, err := k.decode(after, answer{body: []byte(second), index: 3})
+		again, err := k.decode(after, response{body: []byte(second), index: 3})
 		if err != nil || !reflect.DeepEqual(again, after) {
 			t.Errorf("%s: %q says %+v, and then %+v with the error %v", k.name, second, after, again, err)
 		}
-		if regs, ok := after.(*registrations); ok {
-			newCompilation(input{}, state{}).addInstances(regs, &proxyDefaults{})
+		if regs, ok := after.(*[]*registration); ok {
+			newSnapshotBuild(input{}, state{}).addInstances(*regs, &proxyDefaults{})
 		}
 		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
 			t.Errorf("%q gives a chain without a start", second)

@@ -19,71 +19,49 @@ import (
 // instancesType reads the registered instances of a gateway, healthy or not, with proxy-defaults and service-defaults
 // merged in. The query also returns after changes of those.
 var instancesType = &queryType{
-	name:   "instances",
-	path:   "/v1/health/service/",
-	params: []string{"merge-central-config"},
-	decode: decodeAs(decodeInstances),
+	name: "instances", path: "/v1/health/service/", params: []string{"merge-central-config"},
+	decode: decodeRegistrations(ingressInstances),
 }
 
 // ingressGatewayKind is the kind that ingress gateways are registered with.
 const ingressGatewayKind = "ingress-gateway"
 
-// registrations are the instances of a gateway, sorted by node and ID.
-type registrations struct {
-	list []*registration
-}
-
-// decodeInstances leaves out the checks, whose outputs change all the time. Usher also serves an instance that fails
-// them.
-func decodeInstances(_ *registrations, a answer) (*registrations, error) {
-	list, err := decodeRegistrations(a)
-	if err != nil {
-		return nil, err
-	}
-	out := &registrations{}
+// ingressInstances returns the instances of an ingress gateway, sorted by node and ID. It leaves out their checks, whose
+// outputs change all the time. Usher also serves an instance that fails them.
+func ingressInstances(list []*registration) *[]*registration {
+	list = slices.DeleteFunc(list, func(r *registration) bool { return r.Service.Kind != ingressGatewayKind })
 	for _, r := range list {
-		if r.Service.Kind == ingressGatewayKind {
-			r.Checks = nil
-			out.list = append(out.list, r)
-		}
+		r.Checks = nil
 	}
-	slices.SortFunc(out.list, func(a, b *registration) int {
+	slices.SortFunc(list, func(a, b *registration) int {
 		return cmp.Or(cmp.Compare(a.Node.Node, b.Node.Node), cmp.Compare(a.Service.ID, b.Service.ID))
 	})
-	return out, nil
+	return &list
 }
 
 // instanceID identifies an instance. Several nodes may have the same service ID.
-type instanceID struct {
-	node, service string
-}
+type instanceID struct{ node, service string }
 
-// mergeTime is how long the settings of an instance may be bad without a problem. After a change of proxy-defaults, the
-// agent needs a moment to merge it into the registration. Until then, the former value looks like the registration's
-// own.
+// mergeTime is how long the settings of an instance may be bad without a problem. The agent merges a change of
+// proxy-defaults into the registration a moment later. Until then, the former value looks like the registration's own.
 const mergeTime = time.Second
 
 // addInstances adds the instances. A registration with bad settings keeps the last good ones.
-func (c *compilation) addInstances(regs *registrations, d *proxyDefaults) {
-	c.next.settings = map[instanceID]settings.Layer{}
-	before := map[instanceID]*gateway.Instance{}
-	if c.prev.last != nil {
-		for _, in := range c.prev.last.Instances {
-			before[instanceID{in.Node, in.ServiceID}] = in
-		}
-	}
-	for _, r := range regs.list {
+func (b *snapshotBuild) addInstances(regs []*registration, d *proxyDefaults) {
+	b.next.instances = map[instanceID]*gateway.Instance{}
+	for _, r := range regs {
 		id := instanceID{r.Node.Node, r.Service.ID}
 		where := fmt.Sprintf("service %q on node %q", r.Service.ID, r.Node.Node)
 		in, problems := r.instance(where)
-		c.snapshot.Problems = append(c.snapshot.Problems, problems...)
+		b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 		own := settings.StripInherited(r.Service.Proxy.Config[settings.Key], d.config[settings.Key])
-		in.Registration, problems = c.prev.settings[id].Update(where, own)
-		if len(problems) > 0 && c.lasted("bad settings of "+where, mergeTime) {
-			c.snapshot.Problems = append(c.snapshot.Problems, problems...)
+		before := b.prev.instances[id]
+		in.Registration, problems = cmp.Or(before, in).Registration.Update(where, own)
+		if len(problems) > 0 && b.deadlineExceeded("bad settings of "+where, mergeTime) {
+			b.snapshot.Problems = append(b.snapshot.Problems, problems...)
 		}
-		c.next.settings[id] = in.Registration
-		c.snapshot.Instances = append(c.snapshot.Instances, reuse(before[id], in))
+		b.next.instances[id] = reuse(before, in)
+		b.snapshot.Instances = append(b.snapshot.Instances, b.next.instances[id])
 	}
 }
 
@@ -124,7 +102,8 @@ func proxyConfig(where string, config map[string]any) (gateway.ProxyConfig, []pr
 		case "max_request_headers_kb":
 			c.MaxRequestHeadersKB = uint32(min(max(0, d.int(key, v)), math.MaxUint32))
 		case "xds_fetch_timeout_ms":
-			if ms := d.int(key, v); v != nil && ms >= 0 && d.ok {
+			before := len(d.problems)
+			if ms := d.int(key, v); v != nil && ms >= 0 && len(d.problems) == before {
 				timeout := time.Duration(ms) * time.Millisecond
 				c.FetchTimeout = &timeout
 			}
@@ -152,11 +131,9 @@ func currentKey(key string, config map[string]any) string {
 type weakDecoder struct {
 	where    string
 	problems []problem.Problem
-	ok       bool // the last conversion was possible
 }
 
 func (d *weakDecoder) bool(key string, v any) bool {
-	d.ok = true
 	switch v := unwrapSingle(v).(type) {
 	case nil:
 		return false
@@ -165,10 +142,7 @@ func (d *weakDecoder) bool(key string, v any) bool {
 	case float64:
 		return v != 0
 	case string:
-		if v == "" {
-			return false
-		}
-		if b, err := strconv.ParseBool(v); err == nil {
+		if b, err := strconv.ParseBool(cmp.Or(v, "false")); err == nil {
 			return b
 		}
 	}
@@ -177,7 +151,6 @@ func (d *weakDecoder) bool(key string, v any) bool {
 }
 
 func (d *weakDecoder) int(key string, v any) int64 {
-	d.ok = true
 	switch v := unwrapSingle(v).(type) {
 	case nil:
 		return 0
@@ -191,10 +164,7 @@ func (d *weakDecoder) int(key string, v any) int64 {
 			return int64(v)
 		}
 	case string:
-		if v == "" {
-			return 0
-		}
-		if n, err := strconv.ParseInt(v, 0, 64); err == nil {
+		if n, err := strconv.ParseInt(cmp.Or(v, "0"), 0, 64); err == nil {
 			return n
 		}
 	}
@@ -204,7 +174,6 @@ func (d *weakDecoder) int(key string, v any) int64 {
 
 // addresses converts {name: {Address, Port}}.
 func (d *weakDecoder) addresses(key string, v any) map[string]gateway.Address {
-	d.ok = true
 	m, ok := unwrapSingle(v).(map[string]any)
 	if v == nil || ok && len(m) == 0 {
 		return nil
@@ -245,7 +214,6 @@ func (d *weakDecoder) address(key string, fields map[string]any) gateway.Address
 }
 
 func (d *weakDecoder) addProblem(key string, v any, want string) {
-	d.ok = false
 	text, err := json.Marshal(v)
 	if err != nil || len(text) > 64 {
 		text = fmt.Appendf(nil, "a value of type %T", v)

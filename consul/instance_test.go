@@ -12,9 +12,9 @@ import (
 )
 
 // gatewayWith returns a registration with a mode in its merged Proxy.Config.
-func gatewayWith(t *testing.T, mode string) *registrations {
+func gatewayWith(t *testing.T, mode string) []*registration {
 	t.Helper()
-	regs, err := decodeInstances(nil, answer{body: []byte(`[{
+	regs, err := instancesType.decode(nil, response{body: []byte(`[{
 		"Node": {"Node": "n", "Datacenter": "dc1"},
 		"Service": {"ID": "edge", "Service": "edge", "Kind": "ingress-gateway",
 			"Proxy": {"Config": {"usher": {"proxy_protocol": {"mode": "` + mode + `"}}}}}
@@ -22,7 +22,7 @@ func gatewayWith(t *testing.T, mode string) *registrations {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return regs
+	return *regs.(*[]*registration)
 }
 
 // defaultsWith returns a proxy-defaults entry with a mode.
@@ -32,11 +32,11 @@ func defaultsWith(mode string) *proxyDefaults {
 	}}
 }
 
-// compileInstances compiles instances alone.
-func compileInstances(prev state, now time.Time, regs *registrations, d *proxyDefaults) *compilation {
-	c := newCompilation(input{now: now}, prev)
-	c.addInstances(regs, d)
-	return c
+// buildInstances builds instances alone.
+func buildInstances(prev state, now time.Time, regs []*registration, d *proxyDefaults) *snapshotBuild {
+	b := newSnapshotBuild(input{now: now}, prev)
+	b.addInstances(regs, d)
+	return b
 }
 
 func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
@@ -49,24 +49,24 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 		problems     int
 		again        time.Duration
 	}{
-		{"both good", "strict", "strict", 0, 0, noDelay},
+		{"both good", "strict", "strict", 0, 0, noDeadline},
 		{"merged before proxy-defaults is read", "stict", "strict", 0, 0, mergeTime},
-		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, noDelay},
+		{"both bad", "stict", "stict", 10 * time.Millisecond, 0, noDeadline},
 		{"corrected, not merged yet", "stict", "strict", time.Minute, 0, mergeTime},
 		{"still not", "stict", "strict", time.Minute + 300*time.Millisecond, 0, mergeTime - 300*time.Millisecond},
-		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, noDelay},
+		{"merged", "strict", "strict", time.Minute + 500*time.Millisecond, 0, noDeadline},
 		{"the registration's own", "stict", "strict", time.Hour, 0, mergeTime},
-		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, noDelay},
-		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, noDelay},
-		{"corrected", "off", "strict", time.Hour + 3*mergeTime, 0, noDelay},
+		{"for longer", "stict", "strict", time.Hour + mergeTime, 1, noDeadline},
+		{"another one", "off!", "strict", time.Hour + 2*mergeTime, 1, noDeadline},
+		{"corrected", "off", "strict", time.Hour + 3*mergeTime, 0, noDeadline},
 	} {
 		now := start.Add(step.after)
-		c := compileInstances(s, now, gatewayWith(t, step.merged), defaultsWith(step.said))
-		s = c.next
-		if problems := c.snapshot.Problems; len(problems) != step.problems {
+		b := buildInstances(s, now, gatewayWith(t, step.merged), defaultsWith(step.said))
+		s = b.next
+		if problems := b.snapshot.Problems; len(problems) != step.problems {
 			t.Errorf("%s: problems %v, want %d", step.name, problems, step.problems)
 		}
-		if diff := cmp.Diff(step.again, c.delay); diff != "" {
+		if diff := cmp.Diff(step.again, b.rebuildAfter); diff != "" {
 			t.Errorf("%s: look again (-want +got):\n%s", step.name, diff)
 		}
 	}
@@ -74,12 +74,12 @@ func TestABadValueThatIsMergedLateIsTheProxyDefaultsAlone(t *testing.T) {
 
 func TestBadSettingsOfAnInstanceKeepItsLastGoodOnes(t *testing.T) {
 	now := time.Now()
-	before := compileInstances(state{}, now, gatewayWith(t, "strict"), defaultsWith("off"))
-	in := compileInstances(before.next, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
+	before := buildInstances(state{}, now, gatewayWith(t, "strict"), defaultsWith("off"))
+	in := buildInstances(before.next, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
 	if got := in[0].Registration; got.NeverValid || got.Settings.ProxyProtocol.Mode != settings.Strict {
 		t.Errorf("own settings are %+v, want the last good ones", got)
 	}
-	in = compileInstances(state{}, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
+	in = buildInstances(state{}, now, gatewayWith(t, "stict"), defaultsWith("off")).snapshot.Instances
 	if !in[0].Registration.NeverValid {
 		t.Errorf("own settings are %+v, want unknown ones", in[0].Registration)
 	}
@@ -91,11 +91,11 @@ func TestTheServiceInFrontOfAnInstance(t *testing.T) {
 		`{"k8s-namespace": "consul"}`: {},
 		`null`:                        {},
 	} {
-		regs, err := decodeInstances(nil, answer{body: []byte(`[{"Node": {"Node": "n"}, "Service": {"ID": "edge", "Kind": "ingress-gateway", "Meta": ` + meta + `}}]`)})
+		regs, err := instancesType.decode(nil, response{body: []byte(`[{"Node": {"Node": "n"}, "Service": {"ID": "edge", "Kind": "ingress-gateway", "Meta": ` + meta + `}}]`)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if in, _ := regs.list[0].instance("here"); in.Kubernetes != want {
+		if in, _ := (*regs.(*[]*registration))[0].instance("here"); in.Kubernetes != want {
 			t.Errorf("%s: %+v, want %+v", meta, in.Kubernetes, want)
 		}
 	}

@@ -25,14 +25,14 @@ const (
 )
 
 const (
-	// delayBound is how late a change is seen, at most, while queries take turns.
-	delayBound = 5 * time.Second
-	// shortestTurn bounds the load on Consul. If delayBound needs shorter turns than that, it does not hold.
+	// maxStaleness is how late a change is seen, at most, while queries take turns.
+	maxStaleness = 5 * time.Second
+	// shortestTurn bounds the load on Consul. If maxStaleness needs shorter turns than that, it does not hold.
 	shortestTurn = 100 * time.Millisecond
 )
 
-// roundTime is how long a round of turns may take. It leaves some time of the bound for a busy machine.
-func roundTime(bound time.Duration) time.Duration { return bound * 8 / 10 }
+// rotationTime is how long it may take until each query has had a turn. It leaves some of the bound for a busy machine.
+func rotationTime(bound time.Duration) time.Duration { return bound * 8 / 10 }
 
 // maxConnections returns how many connections the client may have open at once; 0 means any number. With TLS, HTTP/2
 // sends all queries over a few connections. Consul does not limit those of a unix socket.
@@ -58,8 +58,7 @@ func newConnectionLimiter(c *Client, longWait time.Duration) *connectionLimiter 
 // httpsHint is what to do about queries that take turns.
 const httpsHint = "use https:// for Consul to see every change at once"
 
-// logDelay logs that queries take turns, and how late a change may be seen because of that. 0 means that they no longer
-// do.
+// logDelay logs that queries take turns, and how late a change may be seen because of that; 0: they no longer do.
 func (c *Client) logDelay(delay time.Duration) {
 	if delay == 0 {
 		c.logger.Info("every query to consul has its own connection again", "consul", c.Address())
@@ -82,12 +81,12 @@ type connectionLimiter struct {
 	onDelay   func(time.Duration) // called when delay changes
 	onSharing func(int)           // called with the number of queries that take turns
 
-	mu        sync.Mutex
-	users     int           // queries that use the shared connections
-	delay     time.Duration // how late a change may be seen because of turns; 0: there are none
-	overshoot time.Duration // how much longer than its wait a turn takes, on average
-	waiters   list.List     // of *waiter
-	longPolls list.List     // of context.CancelCauseFunc: open queries that wait for longWait
+	mu          sync.Mutex
+	users       int           // queries that use the shared connections
+	delay       time.Duration // how late a change may be seen because of turns; 0: there are none
+	waitOverrun time.Duration // how much longer than its wait a turn takes, on average
+	waiters     list.List     // of *waiter
+	blocking    list.List     // of context.CancelCauseFunc: open queries that wait for longWait
 }
 
 // pool is a number of connections.
@@ -101,10 +100,7 @@ type waiter struct {
 	granted chan *pool // receives the pool of its connection; of capacity 1
 }
 
-// join adds a query to the users of the shared connections, leave removes it.
-func (l *connectionLimiter) join()  { l.addUsers(1) }
-func (l *connectionLimiter) leave() { l.addUsers(-1) }
-
+// addUsers adds n queries to the users of the shared connections, or removes them if n is negative.
 func (l *connectionLimiter) addUsers(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,7 +109,7 @@ func (l *connectionLimiter) addUsers(n int) {
 	// One query more and one less must not end all turns and begin them again: each query that is preempted costs a
 	// connection that the agent keeps for a while.
 	if delay == 0 && l.delay > 0 && l.users > l.shared.size*9/10 {
-		delay = delayBound
+		delay = maxStaleness
 	}
 	if delay != l.delay {
 		l.onDelay(delay)
@@ -126,14 +122,14 @@ func (l *connectionLimiter) addUsers(n int) {
 	l.onSharing(sharing)
 }
 
-// maxDelay returns how late a change may be seen: 0, or delayBound or a doubling of it.
+// maxDelay returns how late a change may be seen: 0, or maxStaleness or a doubling of it.
 func (l *connectionLimiter) maxDelay() time.Duration {
 	if l.shared.size == 0 || l.users <= l.shared.size {
 		return 0
 	}
-	round := shortestTurn * time.Duration(l.users+l.shared.size) / time.Duration(l.shared.size)
-	delay := delayBound
-	for roundTime(delay) < round {
+	rotation := shortestTurn * time.Duration(l.users+l.shared.size) / time.Duration(l.shared.size)
+	delay := maxStaleness
+	for rotationTime(delay) < rotation {
 		delay *= 2
 	}
 	return delay
@@ -153,29 +149,29 @@ func (l *connectionLimiter) warning() string {
 // do calls send when a connection is free, with the time that the query may wait for a change. A first read does not
 // wait for a change, and so for no turn of others.
 func (l *connectionLimiter) do(
-	ctx context.Context, first bool, send func(context.Context, time.Duration) (answer, error),
-) (answer, error) {
+	ctx context.Context, first bool, send func(context.Context, time.Duration) (response, error),
+) (response, error) {
 	for {
 		p, err := l.acquire(ctx, first)
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		turn, cancel := context.WithCancelCause(ctx)
 		wait, end := l.begin(first, cancel)
 		began := time.Now()
-		a, err := send(turn, wait)
-		l.recordOvershoot(wait, time.Since(began))
+		r, err := send(turn, wait)
+		l.recordOverrun(wait, time.Since(began))
 		preempted := errors.Is(context.Cause(turn), errPreempted)
 		cancel(nil)
 		end()
 		l.release(p)
 		if err == nil || !preempted {
-			return a, err
+			return r, err
 		}
 	}
 }
 
-// acquire waits for a connection. A query that has to wait preempts the long poll that has been open for longest.
+// acquire waits for a connection. A query that has to wait preempts the blocking one that has been open for longest.
 func (l *connectionLimiter) acquire(ctx context.Context, first bool) (*pool, error) {
 	l.mu.Lock()
 	if p := l.freePool(first); p != nil {
@@ -185,8 +181,8 @@ func (l *connectionLimiter) acquire(ctx context.Context, first bool) (*pool, err
 	}
 	w := &waiter{first: first, granted: make(chan *pool, 1)}
 	place := l.waiters.PushBack(w)
-	if oldest := l.longPolls.Front(); oldest != nil {
-		l.longPolls.Remove(oldest)
+	if oldest := l.blocking.Front(); oldest != nil {
+		l.blocking.Remove(oldest)
 		oldest.Value.(context.CancelCauseFunc)(errPreempted)
 	}
 	l.mu.Unlock()
@@ -234,7 +230,7 @@ func (l *connectionLimiter) release(p *pool) {
 	}
 }
 
-// begin returns how long a query may wait. A long poll can be preempted by cancel, until end is called.
+// begin returns how long a query may wait. One that takes no turns can be preempted by cancel, until end is called.
 func (l *connectionLimiter) begin(first bool, cancel context.CancelCauseFunc) (wait time.Duration, end func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -244,33 +240,33 @@ func (l *connectionLimiter) begin(first bool, cancel context.CancelCauseFunc) (w
 	case l.delay > 0:
 		return l.turnTime(), func() {}
 	}
-	place := l.longPolls.PushBack(cancel)
+	place := l.blocking.PushBack(cancel)
 	// Queries that began together would otherwise end together, again and again.
 	return l.longWait - rand.N(l.longWait/2), func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.longPolls.Remove(place)
+		l.blocking.Remove(place)
 	}
 }
 
 // turnTime returns how long a query that begins now may hold its connection. While the number of queries stays the
 // same, all turns are equal. If it grows, a new query may also have to wait for turns that began when there were fewer.
 func (l *connectionLimiter) turnTime() time.Duration {
-	round, connections, users := roundTime(delayBound), time.Duration(l.shared.size), time.Duration(l.users)
-	turn := min(round*connections/(users+connections), delayBound-round)
-	return min(max(turn-l.overshoot, shortestTurn), l.longWait)
+	rotation, connections, users := rotationTime(maxStaleness), time.Duration(l.shared.size), time.Duration(l.users)
+	turn := min(rotation*connections/(users+connections), maxStaleness-rotation)
+	return min(max(turn-l.waitOverrun, shortestTurn), l.longWait)
 }
 
-// recordOvershoot records how much longer than its wait a turn took: Consul adds up to a sixteenth, and it and the
-// machine may be slow. A query that was answered before its wait was over shows nothing.
-func (l *connectionLimiter) recordOvershoot(wait, took time.Duration) {
+// recordOverrun records how much longer than its wait a turn took: Consul adds up to a sixteenth, and it and the machine
+// may be slow. A query that was answered before its wait was over shows nothing.
+func (l *connectionLimiter) recordOverrun(wait, took time.Duration) {
 	const turns = 32 // that the average is over
-	if took < wait || wait > delayBound {
+	if took < wait || wait > maxStaleness {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.overshoot += (took - wait - l.overshoot) / turns
+	l.waitOverrun += (took - wait - l.waitOverrun) / turns
 }
 
 // readLimiter bounds how many queries that do not block run at a time. A gateway with thousands of services sends
@@ -280,7 +276,7 @@ type readLimiter chan struct{}
 
 const (
 	maxConcurrentReads = 16
-	// readSlotTime is after how long a query no longer counts: it most likely waits for something else than Consul's
+	// readSlotTime is after how long a query no longer counts: it most likely waits for something other than Consul's
 	// agent, such as another datacenter.
 	readSlotTime = 100 * time.Millisecond
 )
@@ -288,15 +284,9 @@ const (
 // acquire waits until a query may run. After readSlotTime its place is free again, even without release. release may be
 // called more than once.
 func (l readLimiter) acquire(ctx context.Context) (release func(), err error) {
-	select {
-	case l <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	release, err = acquire(ctx, l)
+	if err == nil {
+		time.AfterFunc(readSlotTime, release)
 	}
-	once := sync.OnceFunc(func() { <-l })
-	timer := time.AfterFunc(readSlotTime, once)
-	return func() {
-		timer.Stop()
-		once()
-	}, nil
+	return release, err
 }

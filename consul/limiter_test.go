@@ -53,12 +53,12 @@ func newSlowPollers(t *testing.T, slots, queries int, slow time.Duration) (*poll
 }
 
 func (c *pollers) add(ctx context.Context, i int) {
-	c.budget.join()
+	c.budget.addUsers(1)
 	c.wait.Go(func() {
-		defer c.budget.leave()
+		defer c.budget.addUsers(-1)
 		for first := true; ctx.Err() == nil; first = false {
 			begin := time.Now()
-			_, _ = c.budget.do(ctx, first, func(ctx context.Context, wait time.Duration) (answer, error) {
+			_, _ = c.budget.do(ctx, first, func(ctx context.Context, wait time.Duration) (response, error) {
 				if first {
 					wait = readTime
 				}
@@ -68,9 +68,9 @@ func (c *pollers) add(ctx context.Context, i int) {
 				defer timer.Stop()
 				select {
 				case <-ctx.Done():
-					return answer{}, ctx.Err()
+					return response{}, ctx.Err()
 				case <-timer.C:
-					return answer{}, nil
+					return response{}, nil
 				}
 			})
 		}
@@ -159,8 +159,8 @@ func TestQueriesThatDoNotFitTakeTurns(t *testing.T) {
 			if c.maxOpen > 176 {
 				t.Errorf("%d queries were open at once, want at most 176", c.maxOpen)
 			}
-			c.wantMaxGap(t, queries, delayBound)
-			if len(c.delays) != 2 || c.delays[0] != delayBound || c.delays[1] != 0 {
+			c.wantMaxGap(t, queries, maxStaleness)
+			if len(c.delays) != 2 || c.delays[0] != maxStaleness || c.delays[1] != 0 {
 				t.Errorf("delays %v, want one for turns and one for their end", c.delays)
 			}
 		})
@@ -173,7 +173,7 @@ func TestSlowAnswersAreReckonedWith(t *testing.T) {
 		c, _ := newSlowPollers(t, 80, 500, 500*time.Millisecond)
 		time.Sleep(time.Minute)
 		c.stop()
-		c.wantMaxGap(t, 500, delayBound)
+		c.wantMaxGap(t, 500, maxStaleness)
 	})
 }
 
@@ -224,7 +224,7 @@ func TestACrowdThatGrowsIsStillSeenInTime(t *testing.T) {
 				t.Fatalf("the first read of number %d waited for %v behind those that take turns", i, waited)
 			}
 		}
-		c.wantMaxGap(t, many, delayBound)
+		c.wantMaxGap(t, many, maxStaleness)
 	})
 }
 
@@ -242,7 +242,7 @@ func TestALateQueryPreemptsALongPoll(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		c.stop()
-		if c.maxOpen > 3 || c.maxGap[3] > delayBound {
+		if c.maxOpen > 3 || c.maxGap[3] > maxStaleness {
 			t.Errorf("%d open at once, the late one unasked for %v", c.maxOpen, c.maxGap[3])
 		}
 	})

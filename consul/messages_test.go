@@ -109,17 +109,17 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 		{peeringType, "x"},
 		{peeringType, "{}"},
 	} {
-		_, err := test.queryType.decode(nil, answer{body: []byte(test.body)})
+		_, err := test.queryType.decode(nil, response{body: []byte(test.body)})
 		lines = append(lines, textOf(t, err))
 	}
 	check := aclCheck{Resource: "service", Access: "write", Segment: "edge"}
 	for _, body := range []string{"x", "[]", `[{"Resource": "key"}]`, `[{"Resource": "service", "Access": "write", "Segment": "edge"}]`} {
-		lines = append(lines, textOf(t, readACLAnswer([]byte(body), check)))
+		lines = append(lines, textOf(t, readACLResponse([]byte(body), check)))
 	}
 	for code, text := range map[int]string{401: "ACL support disabled", 403: "ACL not found"} {
 		lines = append(lines, textOf(t, authorizeError(&callError{status: code, text: text})))
 	}
-	for _, err := range []error{errNoLeader, errHidden, errTooLarge, errTooMuch, errTooManyChecks, errCallerGone, errPreempted, errRefresh} {
+	for _, err := range []error{errNoLeader, errAllFiltered, errTooLarge, errTooMuch, errTooManyChecks, errCallerGone, errPreempted, errRefresh} {
 		lines = append(lines, err.Error())
 	}
 	return lines
@@ -127,7 +127,7 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 
 func messagesOfSnapshots(t *testing.T) (lines []string) {
 	t.Helper()
-	s := newManualSource(t, 2)
+	s := newManualWatch(t, 2)
 	far := chain(service(1).Name)
 	far.Targets["far"] = &gateway.Target{ID: "far", Service: "far", Datacenter: "dc2"}
 	far.Targets["far"].MeshGateway.Mode = "remote"
@@ -137,35 +137,35 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 	names.filter, names.datacenter = `ServiceKind == "mesh-gateway"`, "dc2"
 	peering := query{queryType: peeringType, name: "east", partition: gateway.DefaultTenancy}
 	services := query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
-	for _, changed := range []map[query]watchResult{
-		{chainQuery(service(1)): {}},
-		{chainQuery(service(1)): {err: refused}},
-		{chainQuery(service(1)): {value: chain(service(1).Name), err: refused}},
+	for _, changed := range []map[query]queryResult{
+		{serviceQuery(chainType, service(1)): {}},
+		{serviceQuery(chainType, service(1)): {err: refused}},
+		{serviceQuery(chainType, service(1)): {value: chain(service(1).Name), err: refused}},
 		{s.health(1): {value: instanceAt(1), err: refused}},
-		{services: {err: errHidden}},
-		{chainQuery(service(1)): {value: far}, names: {err: refused}, peering: {}},
-		{chainQuery(service(1)): {value: far}, peering: {err: &callError{outcome: outcomeMissing, err: refused}}},
-		{chainQuery(service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused}},
+		{services: {err: errAllFiltered}},
+		{serviceQuery(chainType, service(1)): {value: far}, names: {err: refused}, peering: {}},
+		{serviceQuery(chainType, service(1)): {value: far}, peering: {err: &callError{outcome: outcomeMissing, err: refused}}},
+		{serviceQuery(chainType, service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused}},
 	} {
 		results := maps.Clone(s.subscription.results)
 		maps.Copy(results, changed)
 		now, prev := time.Now(), s.state
 		prev.last = nil // nothing is known from before
-		in := input{id: s.id, now: now, results: results, healthTimeout: time.Second, answerTimeout: time.Second}
+		in := input{id: s.id, now: now, results: results, options: WatcherOptions{HealthTimeout: time.Second, AnswerTimeout: time.Second}}
 		in.now = now.Add(time.Minute)
-		for _, p := range compile(in, compile(input{
-			id: s.id, now: now, results: results, healthTimeout: time.Second, answerTimeout: time.Second,
+		for _, p := range buildSnapshot(in, buildSnapshot(input{
+			id: s.id, now: now, results: results, options: WatcherOptions{HealthTimeout: time.Second, AnswerTimeout: time.Second},
 		}, prev).next).snapshot.Problems {
 			lines = append(lines, p.String())
 		}
 	}
-	c := newCompilation(input{id: s.id, now: time.Now()}, state{})
+	c := newSnapshotBuild(input{id: s.id, now: time.Now()}, state{})
 	c.setCertificate(&certState{failures: lastingFailures, err: errBusy, leaf: &gateway.Leaf{}})
 	for _, p := range c.snapshot.Problems {
 		lines = append(lines, p.String())
 	}
 	far.Targets["none"] = nil
-	s.update(chainQuery(service(1)), watchResult{value: far})
+	s.update(serviceQuery(chainType, service(1)), queryResult{value: far})
 	s.step(time.Now())
 	panicked, _, _ := strings.Cut(s.state.last.Problems[0].String(), " at ") // what follows is a line of code
 	return append(lines, panicked)
@@ -179,7 +179,7 @@ func messagesOfCertificates(t *testing.T) (lines []string) {
 		lines = append(lines, signError(status.Error(code, "text"), "dns:///10.0.0.1:8502", "token").Error())
 	}
 	ca := newFakeCA(t)
-	sign := func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, address{}, csr) }
+	sign := func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, agent{}, csr) }
 	request := requestFor("one", "a.example")
 	good, err := requestCertificate(t.Context(), request, sign)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // Metrics count the queries to Consul and what becomes of them.
@@ -21,36 +22,31 @@ type Metrics struct {
 
 // NewMetrics returns metrics, and registers them with r unless r is nil.
 func NewMetrics(r prometheus.Registerer) *Metrics {
+	f := promauto.With(r)
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		return f.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	}
-	sharing := gauge("usher_consul_queries_sharing_connections", "Blocking queries that take turns because plain HTTP allows too few connections. "+
-		"0 if each has its own. Above 0, changes are seen late: use https:// for Consul.")
-	up := gauge("usher_consul_up", "1 if Consul answers a small query that Usher sends every few seconds, else 0. /readyz has the reason.")
-	snapshots := counter("usher_consul_snapshots_total", "Snapshots of gateways that were published.")
-	m := &Metrics{
+	return &Metrics{
+		sharing: gauge("usher_consul_queries_sharing_connections", "Blocking queries that take turns because plain HTTP allows too few connections. "+
+			"0 if each has its own. Above 0, changes are seen late: use https:// for Consul.").WithLabelValues(),
+		up: gauge("usher_consul_up",
+			"1 if Consul answers a small query that Usher sends every few seconds, else 0. /readyz has the reason.").WithLabelValues(),
+		snapshots: counter("usher_consul_snapshots_total", "Snapshots of gateways that were published.").WithLabelValues(),
 		queries: counter("usher_consul_queries_total",
 			"Answers to queries, by type of query and outcome: ok, unreachable, denied, missing, limited or failed.", "kind", "outcome"),
 		watches: gauge("usher_consul_watches", "Queries that are being watched, by type of query.", "kind"),
 		failing: gauge("usher_consul_watches_failing",
 			"Watched queries whose latest attempt failed, by type of query. Usher uses their last good answers.", "kind"),
-		sharing: sharing.WithLabelValues(),
-		up:      up.WithLabelValues(),
 		authorizations: counter("usher_consul_authorizations_total",
 			"Checks with Consul's ACLs whether an Envoy's token may use a gateway, by outcome: allowed, denied, remembered, stale or failed.", "outcome"),
-		snapshots: snapshots.WithLabelValues(),
 		signatures: counter("usher_consul_signatures_total",
 			"Certificates for clients that Consul was asked to sign, by outcome: ok, busy, refused or failed.", "outcome"),
 		expiries: gauge("usher_consul_certificate_expiry_timestamp_seconds",
 			"When a gateway's certificate for clients expires, in seconds since 1970.", "gateway"),
 	}
-	if r != nil {
-		r.MustRegister(m.queries, m.watches, m.failing, sharing, up, m.authorizations, snapshots, m.signatures, m.expiries)
-	}
-	return m
 }
 
 func (m *Metrics) countSignature(err error) {

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,31 +20,51 @@ import (
 
 // queryType is an API endpoint of Consul that Usher reads from.
 type queryType struct {
-	name string // in logs and metrics
-	path string // without the query's name
-	// params are sent in addition to those of the query.
-	params []string
-	// local is true if the agent answers from its own cache or configuration.
-	local bool
-	// optional is true if Usher can do without the answer. If Consul refuses it, the answer is empty.
-	optional bool
-	// interval is how often Usher sends a query that cannot block; 0 means several times a second.
-	interval time.Duration
-	// decode returns the value of an answer. prev is the value before, nil at first. Parts that did not change keep
-	// their pointers.
-	decode func(prev any, a answer) (any, error)
+	name     string        // in logs and metrics
+	path     string        // without the query's name
+	params   []string      // sent in addition to those of the query
+	local    bool          // the agent answers from its own cache or configuration
+	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
+	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
+	// decode returns the value of a response, a pointer. prev is the value before, nil at first. Parts that did not
+	// change keep their pointers.
+	decode func(prev any, r response) (any, error)
 }
 
-// decodeAs adapts a typed decode function for queryType.decode.
-func decodeAs[T any](f func(prev *T, a answer) (*T, error)) func(any, answer) (any, error) {
-	return func(prev any, a answer) (any, error) {
-		p, _ := prev.(*T)
-		v, err := f(p, a)
-		if err != nil {
-			return nil, err
+// decodeJSON returns a queryType.decode that decodes the body for f, which makes the value. what begins the errors.
+func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response) (*V, error)) func(any, response) (any, error) {
+	return func(prev any, r response) (any, error) {
+		var body Body
+		var v *V
+		err := json.Unmarshal(r.body, &body)
+		if err == nil {
+			before, _ := prev.(*V)
+			v, err = f(before, body, r)
 		}
-		return v, nil
+		if err != nil && !errors.Is(err, errAllFiltered) {
+			err = fmt.Errorf("%s: %w", what, err)
+		}
+		return v, err
 	}
+}
+
+// decodeList is decodeJSON for a list. Consul writes null neither for a list nor as an element, so a response with null
+// is not Consul's.
+func decodeList[Item, V any](what string, f func(prev *V, list []*Item, r response) (*V, error)) func(any, response) (any, error) {
+	return decodeJSON(what, func(prev *V, list []*Item, r response) (*V, error) {
+		if list == nil || slices.Contains(list, nil) {
+			return nil, errors.New("unexpected null in the answer")
+		}
+		return f(prev, list, r)
+	})
+}
+
+// reuse returns prev if it equals next, so that parts that did not change keep their pointers.
+func reuse[T any](prev, next *T) *T {
+	if prev != nil && reflect.DeepEqual(prev, next) {
+		return prev
+	}
+	return next
 }
 
 // mayStream reports whether Consul answers blocking queries of this type from its streaming backend. That backend does
@@ -66,9 +89,7 @@ func (q query) String() string {
 	if q.name != "" {
 		b.WriteString(":" + q.name)
 	}
-	for _, p := range [][2]string{
-		{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter},
-	} {
+	for _, p := range q.parameters() {
 		if p[1] != "" && p[1] != gateway.DefaultTenancy {
 			b.WriteString(" " + p[0] + "=" + p[1])
 		}
@@ -76,8 +97,13 @@ func (q query) String() string {
 	return b.String()
 }
 
-// answer is Consul's answer to a query.
-type answer struct {
+// parameters returns the URL parameters that say what the query is about. Those with an empty value are not sent.
+func (q query) parameters() [][2]string {
+	return [][2]string{{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter}}
+}
+
+// response is Consul's response to a query.
+type response struct {
 	body     []byte
 	index    uint64 // 0: there is none
 	streamed bool   // it is from the streaming backend, which answers blocking health queries
@@ -90,8 +116,8 @@ type answer struct {
 // to a health query that its ACLs refuse.
 var errNoLeader = errors.New("the consul server has no leader, or its ACLs refuse the answer to Usher's token")
 
-// errHidden means that a list is empty because of ACLs.
-var errHidden = &callError{
+// errAllFiltered means that a list is empty because of ACLs.
+var errAllFiltered = &callError{
 	outcome: outcomeDenied,
 	err:     errors.New("consul's ACLs hide the whole answer; give Usher's token service:read and node:read"),
 }
@@ -102,23 +128,23 @@ const queryTimeout = 30 * time.Second
 // query sends the query. If index is not 0, the query blocks until Consul has a later index, or for about wait.
 //
 // If Consul's streaming backend answers with an empty list, query sends a second query that does not use that backend.
-// The backend also answers so if Usher's token has lost the right to read the service.
-func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
-	a, err := c.queryOnce(ctx, q, index, wait)
-	if err == nil && index > 0 && a.streamed && string(bytes.TrimSpace(a.body)) == "[]" {
+// The backend also answers so if Usher's token has lost the permission to read the service.
+func (c *Client) query(ctx context.Context, q query, index uint64, wait time.Duration) (response, error) {
+	r, err := c.queryOnce(ctx, q, index, wait)
+	if err == nil && index > 0 && r.streamed && string(bytes.TrimSpace(r.body)) == "[]" {
 		return c.queryOnce(ctx, q, 0, wait)
 	}
-	return a, err
+	return r, err
 }
 
-func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time.Duration) (answer, error) {
+func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time.Duration) (response, error) {
 	timeout := queryTimeout
 	if index > 0 {
 		timeout += wait + wait/16 // Consul adds up to a sixteenth
 	} else {
 		release, err := c.reads.acquire(ctx)
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		defer release()
 	}
@@ -128,49 +154,40 @@ func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time
 }
 
 // send sends the query with one of the client's HTTP clients.
-func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (answer, error) {
+func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
 	begin := time.Now()
-	res, err := c.do(ctx, call{
-		client: client,
-		method: http.MethodGet,
-		path:   q.queryType.path,
-		name:   q.name,
-		params: c.params(q, index, wait),
-		token:  c.tokens.current(),
+	header, body, err := c.do(ctx, call{
+		client: client, method: http.MethodGet, path: q.queryType.path, name: q.name,
+		params: c.params(q, index, wait), token: c.tokens.current(),
 	})
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
-	streamed := res.header.Get("X-Consul-Query-Backend") == "streaming"
+	streamed := header.Get("X-Consul-Query-Backend") == "streaming"
 	// The streaming backend never sets X-Consul-Knownleader to true.
-	if res.header.Get("X-Consul-Knownleader") == "false" && !streamed {
-		return answer{}, &callError{outcome: outcomeUnreachable, err: errNoLeader}
+	if header.Get("X-Consul-Knownleader") == "false" && !streamed {
+		return response{}, &callError{outcome: outcomeUnreachable, err: errNoLeader}
 	}
-	n, _ := strconv.ParseUint(res.header.Get("X-Consul-Index"), 10, 64)
-	return answer{
-		body:     res.body,
+	n, _ := strconv.ParseUint(header.Get("X-Consul-Index"), 10, 64)
+	return response{
+		body:     body,
 		index:    n,
 		streamed: streamed,
-		filtered: res.header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
+		filtered: header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
 		early:    index > 0 && n == index && time.Since(begin) < wait*9/10,
 	}, nil
 }
 
-// params returns the query's parameters. Any server may answer (stale), as for Consul's own proxies. Otherwise the
-// leader would have to answer every watch.
+// params returns all URL parameters. Any server may answer (stale), as for Consul's own proxies. Otherwise the leader
+// would have to answer every watch.
 func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	p := url.Values{}
-	set := func(key, value string) {
-		if value != "" {
-			p.Set(key, value)
+	q.namespace, q.partition = c.tenancy(q.namespace, q.partition)
+	for _, pair := range q.parameters() {
+		if pair[1] != "" {
+			p.Set(pair[0], pair[1])
 		}
 	}
-	namespace, partition := c.tenancy(q.namespace, q.partition)
-	set("ns", namespace)
-	set("partition", partition)
-	set("dc", q.datacenter)
-	set("peer", q.peer)
-	set("filter", q.filter)
 	for _, key := range q.queryType.params {
 		p.Set(key, "")
 	}

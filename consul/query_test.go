@@ -46,15 +46,15 @@ func runLoop(t *testing.T, steps ...step) (questions []sentQuery, events []event
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &loopScript{steps: steps}
 		l := &watchLoop{
-			filtered: &filteredAnswers{},
-			decode: decodeAs(func(_ *string, a answer) (*string, error) {
-				if a.body == nil {
+			filtered: &filteredQueries{}, pace: newPace(),
+			decode: func(_ any, r response) (any, error) {
+				if r.body == nil {
 					return nil, errors.New("unreadable")
 				}
-				v := strings.TrimSpace(string(a.body))
+				v := strings.TrimSpace(string(r.body))
 				return &v, nil
-			}),
-			update: func(f watchResult, changed bool) {
+			},
+			report: func(f queryResult, changed bool) {
 				if v, _ := f.value.(*string); changed && v != nil {
 					events = append(events, event{*v, f.err != nil})
 				} else if changed {
@@ -63,17 +63,17 @@ func runLoop(t *testing.T, steps ...step) (questions []sentQuery, events []event
 			},
 		}
 		last := time.Now()
-		l.query = func(ctx context.Context, index uint64) (answer, error) {
+		l.query = func(ctx context.Context, index uint64) (response, error) {
 			s.queries = append(s.queries, sentQuery{index, time.Since(last)})
 			if len(s.steps) == 0 {
 				cancel()
-				return answer{}, ctx.Err()
+				return response{}, ctx.Err()
 			}
 			now := s.steps[0]
 			s.steps = s.steps[1:]
 			time.Sleep(now.after)
 			last = time.Now()
-			a := answer{index: now.index}
+			a := response{index: now.index}
 			if now.body != "" {
 				a.body = []byte(now.body)
 			}
@@ -119,24 +119,24 @@ func TestAnIndexThatWentBackIsForgotten(t *testing.T) {
 func TestWhatLooksLikeAnotherState(t *testing.T) {
 	for what, test := range map[string]struct {
 		index     uint64 // of the query
-		answer    answer
+		answer    response
 		same      bool
 		recovered bool
 		next      uint64
 		replaced  bool
 	}{
-		"the wait is over":                         {index: 9, answer: answer{index: 9}, same: true, next: 9},
-		"a change":                                 {index: 9, answer: answer{index: 10}, next: 10},
-		"the same before the wait is over":         {index: 9, answer: answer{index: 9, early: true}, same: true, replaced: true},
-		"a lower index after the wait":             {index: 9, answer: answer{index: 5}, replaced: true},
-		"other content with the same index":        {index: 9, answer: answer{index: 9}},
-		"a server that is behind":                  {answer: answer{index: 8}, same: true, next: 8},
-		"a lower index after an outage":            {answer: answer{index: 8}, same: true, recovered: true, next: 8, replaced: true},
-		"no index":                                 {answer: answer{}, same: true},
-		"the first answer has the index of before": {answer: answer{index: 9}, same: true, next: 9},
+		"the wait is over":                         {index: 9, answer: response{index: 9}, same: true, next: 9},
+		"a change":                                 {index: 9, answer: response{index: 10}, next: 10},
+		"the same before the wait is over":         {index: 9, answer: response{index: 9, early: true}, same: true, replaced: true},
+		"a lower index after the wait":             {index: 9, answer: response{index: 5}, replaced: true},
+		"other content with the same index":        {index: 9, answer: response{index: 9}},
+		"a server that is behind":                  {answer: response{index: 8}, same: true, next: 8},
+		"a lower index after an outage":            {answer: response{index: 8}, same: true, recovered: true, next: 8, replaced: true},
+		"no index":                                 {answer: response{}, same: true},
+		"the first answer has the index of before": {answer: response{index: 9}, same: true, next: 9},
 	} {
 		replaced := false
-		l := &watchLoop{index: test.index, lastIndex: 9, filtered: &filteredAnswers{}, stateReplaced: func() { replaced = true }}
+		l := &watchLoop{index: test.index, lastIndex: 9, filtered: &filteredQueries{}, pace: newPace(), stateReplaced: func() { replaced = true }}
 		if next := l.nextIndex(test.answer, test.same, test.recovered); next != test.next || replaced != test.replaced {
 			t.Errorf("%s: asked with %d next, another state: %v; want %d, %v", what, next, replaced, test.next, test.replaced)
 		}
@@ -224,9 +224,9 @@ func TestAPauseEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := &watchLoop{
-			filtered: &filteredAnswers{},
-			query:    func(context.Context, uint64) (answer, error) { return answer{}, errors.New("refused") },
-			update:   func(watchResult, bool) {},
+			filtered: &filteredQueries{}, pace: newPace(),
+			query:  func(context.Context, uint64) (response, error) { return response{}, errors.New("refused") },
+			report: func(queryResult, bool) {},
 		}
 		done := make(chan struct{})
 		go func() { defer close(done); l.run(ctx) }()

@@ -10,33 +10,36 @@ import (
 	"time"
 )
 
-// refresh makes the loop of a watch send a non-blocking query. The zero value is ready. The loop calls begin, answered
-// and end; any goroutine may call the other methods.
+// refresh makes the loop of a watch send a non-blocking query. The zero value is ready. The loop calls begin and record;
+// any goroutine may call the other methods.
 type refresh struct {
 	mu     sync.Mutex
 	due    bool
-	cancel context.CancelCauseFunc // cancels the current turn; nil between two turns
-	// began is when the current turn began. lastRead is when the last turn began whose non-blocking query was answered.
+	cancel context.CancelCauseFunc // cancels the latest cycle; nil before the first
+	// began is when the latest cycle began. lastRead is when the last one began whose non-blocking query was answered.
 	began, lastRead time.Time
-	filtered        bool // Consul's ACLs filtered the last answer
+	filtered        bool // Consul's ACLs filtered the last response
 }
 
-// errRefresh is the cause when a refresh cancels a turn. It is not a failure.
+// errRefresh is the cause when a refresh cancels a cycle. It is not a failure.
 var errRefresh = errors.New("a non-blocking query takes its place")
 
-// begin returns the context of one turn of the loop: a query and the pause after it. It reports whether a refresh was
-// requested since the last turn began.
-func (r *refresh) begin(ctx context.Context) (turn context.Context, due bool) {
+// begin ends the cycle before, and returns the context of a cycle of the loop: a query and the pause after it. It
+// reports whether a refresh was requested since the cycle before began.
+func (r *refresh) begin(ctx context.Context) (cycle context.Context, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.cancel != nil {
+		r.cancel(nil)
+	}
 	due, r.due = r.due, false
-	turn, r.cancel = context.WithCancelCause(ctx)
+	cycle, r.cancel = context.WithCancelCause(ctx)
 	r.began = time.Now()
-	return turn, due
+	return cycle, due
 }
 
-// answered records an answer: whether its query was a good non-blocking one, and whether Consul's ACLs filtered it.
-func (r *refresh) answered(read, filtered bool) {
+// record records a response: whether its query was a good non-blocking one, and whether Consul's ACLs filtered it.
+func (r *refresh) record(read, filtered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if read {
@@ -45,14 +48,7 @@ func (r *refresh) answered(read, filtered bool) {
 	r.filtered = filtered
 }
 
-func (r *refresh) end() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cancel(nil)
-	r.cancel = nil
-}
-
-// request makes the loop's next query non-blocking. If now is true, it also cancels the current turn, so that the next
+// request makes the loop's next query non-blocking. If now is true, it also cancels the current cycle, so that the next
 // query follows at once.
 func (r *refresh) request(now bool) {
 	r.mu.Lock()
@@ -64,7 +60,7 @@ func (r *refresh) request(now bool) {
 }
 
 // last returns when the latest non-blocking query was sent that was answered, and whether Consul's ACLs filtered the
-// last answer.
+// last response.
 func (r *refresh) last() (read time.Time, filtered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,10 +78,10 @@ const (
 )
 
 // runRefreshes refreshes queries until ctx ends, in the cases in which a blocking query does not return after a change:
-// Consul's state was replaced, one of many filtered answers shows more, or Consul answers again after an outage.
+// Consul's state was replaced, one of many filtered responses shows more, or Consul answers again after an outage.
 func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct{}) {
 	replaced, secondTime := m.stateReplaced, (<-chan time.Time)(nil)
-	var filteredAt time.Time // when the filtered answers were last refreshed
+	var filteredAt time.Time // when the filtered queries were last refreshed
 	for {
 		select {
 		case <-ctx.Done():
@@ -108,7 +104,8 @@ func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct
 			}
 		case <-recovered:
 			// The connections may be dead, and the state may have been replaced.
-			m.client.renewConnections()
+			m.client.watchHTTP.CloseIdleConnections()
+			m.client.aclHTTP.CloseIdleConnections()
 			m.refreshWatches(ctx, func(*watch) bool { return true })
 		}
 	}
@@ -142,46 +139,50 @@ func (m *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) b
 // themselves.
 func (m *watchManager) mayCancel() bool {
 	now := time.Now()
-	if m.client.maxConnections() > 0 && !m.lastCancel.IsZero() && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
+	if m.client.maxConnections() > 0 && now.Sub(m.lastCancel) < plainWait+plainWait/8 {
 		return false
 	}
 	m.lastCancel = now
 	return true
 }
 
-// When Usher's token gets a right back, no index changes, and no blocking query returns. So Usher sends a non-blocking
-// query filteredTime after an answer that Consul's ACLs filtered. If more than maxFilteredQueries queries have filtered
-// answers, this time grows with their number, so that the load on Consul does not. The first of them that shows more
-// than before then refreshes all the others.
+// When Usher's token gets a permission back, no index changes, and no blocking query returns. So Usher sends a
+// non-blocking query filteredTime after a response that Consul's ACLs filtered. If there are more than maxFilteredQueries
+// such queries, this time grows with their number, so that the load on Consul does not. The first of them that shows
+// more than before then refreshes all the others.
 const (
 	filteredTime       = 10 * time.Second
 	maxFilteredQueries = 1000
 )
 
-// filteredAnswers counts the queries whose last answer Consul's ACLs filtered.
-type filteredAnswers struct {
+// filteredQueries counts the queries whose last response Consul's ACLs filtered.
+type filteredQueries struct {
 	queries atomic.Int64
 	// more receives when one of many such queries shows more than before. Its capacity is 1.
 	more chan struct{}
 }
 
-// pause returns how long a filtered answer is used before it is read again.
-func (f *filteredAnswers) pause() time.Duration {
+// pause returns how long a filtered response is used before it is read again.
+func (f *filteredQueries) pause() time.Duration {
 	return max(filteredTime, filteredTime*time.Duration(f.queries.Load())/maxFilteredQueries)
 }
 
-// count records whether the answer of one query was filtered, and is now.
-func (f *filteredAnswers) count(was, is bool) {
+// count records whether the response to one query was filtered, and is now.
+func (f *filteredQueries) count(was, is bool) { f.queries.Add(difference(was, is)) }
+
+// difference returns 1 if something begins, -1 if it ends, and 0 if it stays as it was.
+func difference(was, is bool) int64 {
 	switch {
 	case is && !was:
-		f.queries.Add(1)
+		return 1
 	case was && !is:
-		f.queries.Add(-1)
+		return -1
 	}
+	return 0
 }
 
 // showsMore records that a query shows more than before.
-func (f *filteredAnswers) showsMore() {
+func (f *filteredQueries) showsMore() {
 	if f.queries.Load() > maxFilteredQueries {
 		notify(f.more)
 	}

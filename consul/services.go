@@ -2,7 +2,6 @@ package consul
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,37 +13,33 @@ import (
 var (
 	// servicesType reads the services of a gateway, with wildcards expanded
 	// (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
-	servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeAs(decodeServices)}
+	servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeJSON("gateway services", decodeServices)}
 	// chainType reads a compiled discovery chain (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
-	chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeAs(decodeChain)}
+	chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeJSON("discovery chain", decodeChain)}
 )
 
 // gatewayServices are the services of a gateway.
 type gatewayServices struct {
 	services []gateway.Service
-	hidden   bool // Consul's ACLs left services out
+	filtered bool // Consul's ACLs left services out
 }
 
-func decodeServices(_ *gatewayServices, a answer) (*gatewayServices, error) {
-	var list []gateway.Service
-	if err := json.Unmarshal(a.body, &list); err != nil {
-		return nil, fmt.Errorf("gateway services: %w", err)
-	}
+func decodeServices(_ *gatewayServices, list []gateway.Service, r response) (*gatewayServices, error) {
 	if list == nil {
-		return nil, errors.New("gateway services: the answer is null")
+		return nil, errors.New("the answer is null")
 	}
-	if len(list) == 0 && a.filtered {
-		return nil, errHidden
+	if len(list) == 0 && r.filtered {
+		return nil, errAllFiltered
 	}
 	for i := range list {
 		if list[i].Service.Name == "" {
-			return nil, errors.New("gateway services: one has no name")
+			return nil, errors.New("one has no name")
 		}
 		list[i].Service = list[i].Service.OmitDefaults()
 		list[i].Protocol = strings.ToLower(list[i].Protocol)
 	}
 	slices.SortFunc(list, compareServices)
-	return &gatewayServices{services: list, hidden: a.filtered}, nil
+	return &gatewayServices{services: list, filtered: r.filtered}, nil
 }
 
 // compareServices orders the services of a gateway. Only equal ones have the same place.
@@ -57,11 +52,11 @@ func compareServices(a, b gateway.Service) int {
 	)
 }
 
-// withHidden returns the services, and those of the last snapshot that ACLs hide from Usher's token since then. It
-// recognizes these by the config entry, which still names them, and by their known chains. It leaves out the services
-// of a wildcard, because these may not exist any more.
-func (l *gatewayServices) withHidden(last *gateway.Snapshot, inEntry listenerServices) []gateway.Service {
-	if !l.hidden || last == nil {
+// withFiltered returns the services, and those of the last snapshot that ACLs have filtered since then. It recognizes
+// these by the config entry, which still names them, and by their known chains. It leaves out the services of a
+// wildcard, because these may not exist any more.
+func (l *gatewayServices) withFiltered(last *gateway.Snapshot, inEntry listenerServices) []gateway.Service {
+	if !l.filtered || last == nil {
 		return l.services
 	}
 	all := slices.Clone(l.services)
@@ -146,29 +141,20 @@ func (l listenerServices) has(s gateway.Service) bool {
 // protocolOf returns the protocol of a listener in lower case; "" means tcp.
 func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, "tcp")) }
 
-func chainQuery(service gateway.ServiceName) query {
-	service = service.OrDefaults()
-	return query{queryType: chainType, name: service.Name, namespace: service.Namespace, partition: service.Partition}
-}
-
 // decodeChain keeps the pointers of targets that did not change.
-func decodeChain(prev *gateway.Chain, a answer) (*gateway.Chain, error) {
-	var out struct{ Chain *gateway.Chain }
-	if err := json.Unmarshal(a.body, &out); err != nil {
-		return nil, fmt.Errorf("discovery chain: %w", err)
-	}
-	c := out.Chain
+func decodeChain(prev *gateway.Chain, body struct{ Chain *gateway.Chain }, _ response) (*gateway.Chain, error) {
+	c := body.Chain
 	if c == nil || c.Nodes[c.StartNode] == nil {
-		return nil, errors.New("discovery chain: the answer has no start node")
+		return nil, errors.New("the answer has no start node")
 	}
 	for name, n := range c.Nodes {
 		if n == nil || slices.Contains(n.Routes, nil) || slices.Contains(n.Splits, nil) {
-			return nil, fmt.Errorf("discovery chain: a part of the node %q is null", name)
+			return nil, fmt.Errorf("a part of the node %q is null", name)
 		}
 	}
 	for id, t := range c.Targets {
 		if t == nil {
-			return nil, fmt.Errorf("discovery chain: the target %q is null", id)
+			return nil, fmt.Errorf("the target %q is null", id)
 		}
 		if prev != nil {
 			c.Targets[id] = reuse(prev.Targets[id], t)

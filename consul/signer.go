@@ -24,14 +24,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
 const (
+	// The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
 	defaultGRPCPort    = 8502
 	defaultGRPCTLSPort = 8503
-)
 
-// signTimeout bounds one signature.
-const signTimeout = 10 * time.Second
+	signTimeout   = 10 * time.Second // of one signature
+	maxSignedSize = 1 << 20          // of the response with the certificate, which usually has a few KiB
+)
 
 // signer asks Consul's certificate authority for signatures (hashicorp.consul.connectca.ConnectCAService, in
 // https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for all gateways over one connection. It
@@ -55,8 +55,7 @@ func (s *signer) acquire() {
 func (s *signer) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.users--
-	if s.users == 0 {
+	if s.users--; s.users == 0 {
 		s.close()
 	}
 }
@@ -69,10 +68,10 @@ func (s *signer) close() {
 	}
 }
 
-// sign returns the certificate for a request in PEM, with the intermediate ones. at is the address of the gRPC port if
-// the client's settings have none.
-func (s *signer) sign(ctx context.Context, at address, csr string) (string, error) {
-	conn, err := s.connection(at)
+// sign returns the certificate for a request in PEM, with the intermediate ones. a is the agent that signs, if the
+// client's settings have no address.
+func (s *signer) sign(ctx context.Context, a agent, csr string) (string, error) {
+	conn, err := s.connection(s.client.grpcAddress(a))
 	if err != nil {
 		return "", err
 	}
@@ -82,11 +81,11 @@ func (s *signer) sign(ctx context.Context, at address, csr string) (string, erro
 	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", token)
 	}
-	answer, err := pbconnectca.NewConnectCAServiceClient(conn).Sign(ctx, &pbconnectca.SignRequest{Csr: csr})
+	res, err := pbconnectca.NewConnectCAServiceClient(conn).Sign(ctx, &pbconnectca.SignRequest{Csr: csr})
 	if err != nil {
 		return "", signError(err, conn.Target(), token)
 	}
-	return answer.CertPem, nil
+	return res.CertPem, nil
 }
 
 // connection returns the connection. The first call opens it.
@@ -97,20 +96,20 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 		return s.conn, nil
 	}
 	s.close()
-	place, err := s.client.grpc, error(nil)
-	if place.Target == "" {
-		place, err = s.client.grpcAt(at)
+	target, err := s.client.grpc, error(nil)
+	if target.name == "" {
+		target, err = s.client.grpcAt(at)
 	}
 	if err != nil {
 		return nil, err
 	}
 	creds := insecure.NewCredentials()
-	if place.TLS != nil {
-		creds = reloadingTLS{alpnDisabled(place.TLS()), place.TLS}
+	if target.tls != nil {
+		creds = reloadingTLS{experimental.NewTLSWithALPNDisabled(target.tls()), target.tls}
 	}
 	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
 	s.address = at
-	s.conn, err = grpc.NewClient(place.Target,
+	s.conn, err = grpc.NewClient(target.name,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent("usher"),
 		grpc.WithDisableServiceConfig(),
@@ -121,10 +120,8 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	return s.conn, err
 }
 
-// maxSignedSize bounds the answer that contains a certificate. It usually has a few KiB.
-const maxSignedSize = 1 << 20
-
-// reloadingTLS are credentials that read the current TLS settings for each connection.
+// reloadingTLS are credentials that read the current TLS settings for each connection. They do not require ALPN, as
+// gRPC's usual ones do: Consul 1.15 does not announce HTTP/2 by ALPN.
 type reloadingTLS struct {
 	credentials.TransportCredentials
 	config func() *tls.Config
@@ -132,7 +129,7 @@ type reloadingTLS struct {
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (l reloadingTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return alpnDisabled(l.config()).ClientHandshake(ctx, authority, conn)
+	return experimental.NewTLSWithALPNDisabled(l.config()).ClientHandshake(ctx, authority, conn)
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -140,13 +137,7 @@ func (l reloadingTLS) Clone() credentials.TransportCredentials {
 	return reloadingTLS{l.TransportCredentials.Clone(), l.config}
 }
 
-// alpnDisabled returns credentials that do not require ALPN. Consul 1.15 does not announce HTTP/2 by ALPN, and gRPC's
-// usual credentials require that.
-func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
-	return experimental.NewTLSWithALPNDisabled(config)
-}
-
-// permanentError is an error that does not end by itself, so that somebody has to correct its cause.
+// permanentError is an error that does not end by itself: its cause has to be corrected.
 type permanentError struct{ error }
 
 func (e permanentError) Unwrap() error { return e.error }
@@ -154,14 +145,10 @@ func (e permanentError) Unwrap() error { return e.error }
 // errBusy means that the certificate authority signs no more at the moment.
 var errBusy = errors.New("consul's certificate authority has too many requests (csr_max_per_second)")
 
-// signError returns what is wrong and what to do. It leaves out a text that contains the token.
+// signError returns what is wrong and what to do.
 func signError(err error, target, token string) error {
 	target = strings.TrimPrefix(target, "dns:///")
-	code, said := status.Code(err), status.Convert(err).Message()
-	text := quote(said)
-	if token != "" && strings.Contains(said, token) {
-		text = "the answer is not shown"
-	}
+	code, text := status.Code(err), quote(status.Convert(err).Message(), token)
 	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if the port has another address, set --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)
 	switch code {
 	case codes.ResourceExhausted:

@@ -30,7 +30,7 @@ type fakeConnectCA struct {
 func (s *fakeConnectCA) Sign(ctx context.Context, in *pbconnectca.SignRequest) (*pbconnectca.SignResponse, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	s.tokens <- md.Get("x-consul-token")
-	cert, err := s.ca.sign(ctx, address{}, in.Csr)
+	cert, err := s.ca.sign(ctx, agent{}, in.Csr)
 	if err != nil {
 		return nil, err
 	}

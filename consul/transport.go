@@ -39,53 +39,51 @@ func (t *transport) active() *http.Transport {
 	config := t.files.current()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.current == nil || config != t.config {
-		t.closeIdle()
+	if config != t.config {
+		t.retire()
+	}
+	if t.current == nil {
 		t.config, t.current = config, t.build(config)
 	}
 	return t.current
 }
 
-// renew makes new requests use new connections. After a network failure the old ones may be dead, which the transport
-// cannot detect.
-func (t *transport) renew() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.closeIdle()
-	t.current = nil
-}
-
-// closeIdle closes the idle connections. Those in use are closed after their requests. The caller holds mu.
-func (t *transport) closeIdle() {
-	if t.current != nil {
-		t.current.CloseIdleConnections()
-	}
-}
-
-// CloseIdleConnections implements the method that http.Client looks for.
+// CloseIdleConnections makes new requests use new connections; http.Client calls it. After a network failure the old
+// connections may be dead, which the transport cannot detect.
 func (t *transport) CloseIdleConnections() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.closeIdle()
+	t.retire()
 }
 
-// maxIdleConnections bounds the connections that are kept for reuse. Every blocking query that ends returns its
-// connection, and the next one takes it at once. With a small number, many queries would need a new connection.
-const maxIdleConnections = 200
+// retire closes the idle connections, and each of the others after its requests. The caller holds mu.
+func (t *transport) retire() {
+	if t.current != nil {
+		t.current.CloseIdleConnections()
+		t.current = nil
+	}
+}
 
-// maxHeader bounds the headers of an answer.
-const maxHeader = 64 << 10
+const (
+	// maxIdleConnections bounds the connections that are kept for reuse. Every blocking query that ends returns its
+	// connection, and the next one takes it at once. With a small number, many queries would need a new connection.
+	maxIdleConnections = 200
+	maxHeader          = 64 << 10    // bounds the headers of a response
+	checkInterval      = time.Second // the shortest time between two checks of the TLS files
+)
 
 // newHTTPClient returns a client. Over plain HTTP, where a connection carries one request at a time, it opens at most
 // so many connections. A connection detects within ten seconds that the server's host is gone, even during a blocking
-// query of minutes. Over HTTP/2 it detects within half a minute that the server is frozen.
-func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
+// query of minutes. Over HTTP/2 it detects within half a minute that the server is frozen. Without http2, no two requests
+// share a connection at the same time. A request without a response then closes its connection.
+func newHTTPClient(a address, files *tlsFiles, connections int, http2 bool) *http.Client {
 	dialer := &net.Dialer{
-		Timeout: 10 * time.Second,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 2,
-		},
+		Timeout:         10 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 2},
 	}
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(http2) // one connection carries many blocking queries; Consul speaks it over TLS only
 	build := func(config *tls.Config) *http.Transport {
 		t := &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
@@ -97,9 +95,8 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 			IdleConnTimeout:        90 * time.Second,
 			ExpectContinueTimeout:  time.Second,
 			MaxResponseHeaderBytes: maxHeader,
-			// One connection carries many blocking queries over HTTP/2; Consul speaks it over TLS only.
-			ForceAttemptHTTP2: true,
-			HTTP2:             &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+			Protocols:              protocols,
+			HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		}
 		if a.scheme == "http" {
 			// Without this bound the transport opens a new connection whenever none is idle, and keeps them all.
@@ -120,21 +117,6 @@ func newHTTPClient(a address, files *tlsFiles, connections int) *http.Client {
 	}
 }
 
-// withoutSharing changes the client so that no two requests share a connection at the same time. A request without an
-// answer then closes its connection.
-func withoutSharing(c *http.Client) *http.Client {
-	t := c.Transport.(*transport)
-	build := t.build
-	t.build = func(config *tls.Config) *http.Transport {
-		own := build(config)
-		own.ForceAttemptHTTP2, own.HTTP2 = false, nil
-		own.Protocols = new(http.Protocols)
-		own.Protocols.SetHTTP1(true)
-		return own
-	}
-	return c
-}
-
 // tlsFiles holds the TLS settings for one of Consul's ports. It checks the files whenever a connection needs the
 // settings, but at most once in checkInterval. While a file is missing, half written or bad, it keeps the last good
 // settings.
@@ -149,9 +131,6 @@ type tlsFiles struct {
 	config    *tls.Config
 	logged    string // the error that was last logged
 }
-
-// checkInterval is the shortest time between two checks of the files.
-const checkInterval = time.Second
 
 // tlsFiles reads the settings for the first time.
 func (env environment) tlsFiles(logger *slog.Logger) (*tlsFiles, error) {

@@ -172,7 +172,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 	}
 
 	serve.Store(second.serverOf(t))
-	c.renewConnections()
+	c.watchHTTP.CloseIdleConnections()
 	if err := askMesh(t, c); err == nil || !strings.Contains(err.Error(), "authority") {
 		t.Errorf("%v, want that the server's new authority is not known", err)
 	}
@@ -192,7 +192,7 @@ func TestTheFilesForTLSAreFollowed(t *testing.T) {
 // lookAgain makes the next request use a new connection, for which Usher checks the
 // files.
 func recheckFiles(c *Client) {
-	c.renewConnections()
+	c.watchHTTP.CloseIdleConnections()
 	files := c.watchHTTP.Transport.(*transport).files
 	files.mu.Lock()
 	defer files.mu.Unlock()
@@ -210,7 +210,7 @@ func TestTheFilesOfTheGRPCPortAreFollowed(t *testing.T) {
 	defer s.release()
 	sign := func() error {
 		_, err := requestCertificate(t.Context(), certRequest{uri: "spiffe://x"}, func(ctx context.Context, csr string) (string, error) {
-			return s.sign(ctx, address{}, csr)
+			return s.sign(ctx, agent{}, csr)
 		})
 		return err
 	}

@@ -1,16 +1,17 @@
-// Package consul watches Consul's HTTP API and turns its answers into snapshots of ingress gateways.
+// Package consul watches Consul's HTTP API and turns its responses into snapshots of ingress gateways.
 //
 //	Client        sends one request: a read, or an ACL check
 //	watchManager  runs one watch (a repeated blocking query) for each query that is needed
-//	source        publishes the snapshots of one gateway
-//	Watcher       has one watchManager, and one source for each Watch
+//	gatewayWatch  publishes the snapshots of one gateway
+//	Watcher       has one watchManager, and one gatewayWatch for each Watch
 //
-// A snapshot is a pure function (compile) of the results of the queries and of the state that the last compilation
-// returned. A compilation names the queries that it needs, and the source then watches exactly these. So a service that
+// A snapshot is a pure function (buildSnapshot) of the results of the queries and of the state that the last build
+// returned. A build names the queries that it needs, and the gatewayWatch then watches exactly these. So a service that
 // goes away needs no special handling: the next snapshot does not have it.
 package consul
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,66 +20,55 @@ import (
 	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
-	"github.com/usherproxy/usher/internal/settings"
 )
 
 // WatcherOptions tune a Watcher; the zero value is good.
 type WatcherOptions struct {
 	// Wait is how long a blocking query waits for a change, less up to half of it; 0 means 10 minutes, the most that
-	// Consul allows (https://developer.hashicorp.com/consul/api-docs/features/blocking), and 30 seconds if every query
-	// needs its own connection.
+	// Consul allows, and 30 seconds if every query needs its own connection.
 	Wait time.Duration
-	// HealthTimeout bounds how long a snapshot waits for the first answer about the health of a target; 0 means 2
-	// seconds.
+	// HealthTimeout bounds how long a snapshot waits for the first response about a target's health; 0 means 2 seconds.
 	HealthTimeout time.Duration
-	// AnswerTimeout bounds how long a snapshot waits for the first answers that a listener needs. It is also how long
-	// Consul has to refuse an answer before the refusal becomes a problem. 0 means 10 seconds.
+	// AnswerTimeout bounds how long a snapshot waits for the first responses that a listener needs. It is also how long
+	// Consul has to refuse a query before the refusal becomes a problem. 0 means 10 seconds.
 	AnswerTimeout time.Duration
 }
 
-// Watcher makes snapshots of gateways from Consul's answers. Gateways share the watches that they have in common.
+// Watcher makes snapshots of gateways from Consul's responses. Gateways share the watches that they have in common.
 type Watcher struct {
 	client   *Client
 	options  WatcherOptions
 	manager  *watchManager
 	signer   *signer
 	watchdog *watchdog
-	// health are the watches that Run has started for Ready; nil while Run does not run.
-	health atomic.Pointer[[]*watch]
-	// settings has, by gateway.ID, the last good settings of the instances (map[instanceID]settings.Layer) of gateways
-	// that were watched before.
-	settings sync.Map
+	// readyWatches are the watches that Run has started for Ready; nil while Run does not run.
+	readyWatches atomic.Pointer[[]*watch]
+	// instances has state.instances of gateways that were watched before, by gateway.ID.
+	instances sync.Map
 }
 
 // NewWatcher returns a Watcher. It sends no query yet.
 func NewWatcher(c *Client, o WatcherOptions) *Watcher {
-	if o.Wait <= 0 {
-		o.Wait = 10 * time.Minute
-		if c.maxConnections() > 0 {
-			o.Wait = plainWait
-		}
+	wait := 10 * time.Minute
+	if c.maxConnections() > 0 {
+		wait = plainWait
 	}
-	if o.HealthTimeout <= 0 {
-		o.HealthTimeout = 2 * time.Second
-	}
-	if o.AnswerTimeout <= 0 {
-		o.AnswerTimeout = 10 * time.Second
-	}
+	o.Wait = cmp.Or(o.Wait, wait)
+	o.HealthTimeout = cmp.Or(o.HealthTimeout, 2*time.Second)
+	o.AnswerTimeout = cmp.Or(o.AnswerTimeout, 10*time.Second)
 	m := newWatchManager(c, o.Wait)
 	return &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m)}
 }
 
-// Run runs the shared parts of all gateways until ctx ends. These are two watches, the watchdog, and the refresh of
-// queries that would miss a change. The watches show Ready whether Consul answers Usher's token, and keep the last good
-// proxy-defaults.
+// Run runs what all gateways share until ctx ends: the watchdog, the refresh of queries that would miss a change, and
+// two watches. These show Ready whether Consul answers Usher's token, and keep the last good proxy-defaults.
 func (w *Watcher) Run(ctx context.Context) error {
 	s := w.manager.subscribe()
 	defer s.close()
 	roots, defaults := query{queryType: rootsType}, partitionQuery(proxyDefaultsType, w.client.partition)
 	s.set(map[query]bool{roots: true, defaults: true}, []query{roots, defaults}) //nolint:contextcheck // a shared watch outlives its first subscriber
-	health := []*watch{s.watches[roots], s.watches[defaults]}
-	w.health.Store(&health)
-	defer w.health.Store(nil)
+	w.readyWatches.Store(&[]*watch{s.watches[roots], s.watches[defaults]})
+	defer w.readyWatches.Store(nil)
 	var parts sync.WaitGroup
 	parts.Go(func() { w.watchdog.run(ctx) })
 	parts.Go(func() { w.manager.runRefreshes(ctx, w.watchdog.recovered) })
@@ -86,25 +76,21 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil if Consul answers, and otherwise the reason why not. It does not say whether Usher has something to
-// serve: Usher keeps the last good answers while Consul is away. The watchdog detects within ten seconds that Consul
-// does not answer. The query for the mesh's roots needs no right. The query for proxy-defaults shows whether Consul
-// knows Usher's token.
+// Ready returns nil if Consul answers, and otherwise the reason why not, within ten seconds. It does not say whether
+// Usher has something to serve: Usher keeps the last good responses while Consul is away. The query for the mesh's roots
+// needs no permission. The query for proxy-defaults shows whether Consul knows Usher's token.
 func (w *Watcher) Ready() error {
-	health := w.health.Load()
-	if health == nil {
+	watches := w.readyWatches.Load()
+	if watches == nil {
 		return errors.New("consul is not being watched")
 	}
 	err := w.watchdog.failure()
-	for _, watch := range *health {
+	for _, watch := range *watches {
 		r := w.manager.resultOf(watch)
-		switch {
-		case err != nil:
-		case r.isEmpty():
-			err = errNoAnswerYet
-		default:
-			err = r.err
+		if r.isEmpty() {
+			r.err = errNoAnswerYet
 		}
+		err = cmp.Or(err, r.err)
 	}
 	if err != nil {
 		return fmt.Errorf("consul at %s: %w", w.client.Address(), err)
@@ -122,22 +108,100 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gatewa
 	if id.Name == "" {
 		return errors.New("the gateway has no name")
 	}
-	s := &source{
-		id: id, client: w.client, subscription: w.manager.subscribe(), signer: w.signer, publishSnapshot: publish,
-		healthTimeout: w.options.HealthTimeout, answerTimeout: w.options.AnswerTimeout,
+	g := &gatewayWatch{
+		id: id, client: w.client, subscription: w.manager.subscribe(), options: w.options, signer: w.signer, publishSnapshot: publish,
 	}
-	if last, ok := w.settings.Load(id); ok {
-		s.state.settings, _ = last.(map[instanceID]settings.Layer)
-	}
-	defer func() {
-		s.stopCertificate()
-		s.subscription.close()
-		if len(s.state.settings) == 0 {
-			w.settings.Delete(id)
+	last, _ := w.instances.Load(id)
+	g.state.instances, _ = last.(map[instanceID]*gateway.Instance)
+	defer func() { //nolint:contextcheck // the certificate is only stopped
+		g.setCertificate(nil)
+		g.subscription.close()
+		if len(g.state.instances) == 0 {
+			w.instances.Delete(id)
 		} else {
-			w.settings.Store(id, s.state.settings)
+			w.instances.Store(id, g.state.instances)
 		}
 	}()
-	s.run(ctx)
+	g.run(ctx)
 	return nil
+}
+
+// A blocking query to a dead Consul looks like one that waits for a change. So the watchdog sends a small non-blocking
+// query every few seconds, over a separate connection. It detects an outage within watchdogPause plus watchdogTimeout.
+const (
+	watchdogPause   = 4 * time.Second
+	watchdogTimeout = 5 * time.Second
+	watchdogRetry   = time.Second // the pause while Consul does not answer
+)
+
+// heartbeat is the watchdog's query. The response has 2 KiB, needs no permission, and may come from any server.
+var heartbeat = query{queryType: rootsType}
+
+// watchdog checks whether Consul answers at all.
+type watchdog struct {
+	client    *Client
+	manager   *watchManager
+	recovered chan struct{} // receives when Consul answers again; its capacity is 1
+	// err points to the reason why Consul does not answer, or to nil. Only the goroutine of run writes it.
+	err atomic.Pointer[error]
+}
+
+var errNoAnswerYet = errors.New("no answer yet")
+
+func newWatchdog(c *Client, m *watchManager) *watchdog {
+	d := &watchdog{client: c, manager: m, recovered: make(chan struct{}, 1)}
+	d.err.Store(&errNoAnswerYet)
+	return d
+}
+
+// failure returns why Consul does not answer, or nil if it does.
+func (d *watchdog) failure() error { return *d.err.Load() }
+
+// run sends the queries until ctx ends.
+func (d *watchdog) run(ctx context.Context) {
+	defer d.client.watchdogHTTP.CloseIdleConnections()
+	for ctx.Err() == nil {
+		err := d.query(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		d.record(err)
+		pause := watchdogPause
+		if err != nil {
+			pause = watchdogRetry
+		}
+		sleep(ctx, pause)
+	}
+}
+
+func (d *watchdog) query(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, fmt.Errorf("no answer within %s", watchdogTimeout))
+	defer cancel()
+	_, err := d.client.send(ctx, d.client.watchdogHTTP, heartbeat, 0, 0)
+	return err
+}
+
+func (d *watchdog) record(err error) {
+	was := d.failure()
+	d.err.Store(&err)
+	d.client.metrics.up.Set(0)
+	if err == nil {
+		d.client.metrics.up.Set(1)
+	}
+	if was == errNoAnswerYet { //nolint:errorlint // it is never wrapped
+		was = nil
+	} else if was != nil && err == nil {
+		notify(d.recovered)
+	}
+	d.manager.mu.Lock()
+	defer d.manager.mu.Unlock()
+	d.manager.logFailure(heartbeat, was, err)
+}
+
+// notify sends on a channel of capacity 1. It never blocks.
+func notify(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // a notification is pending already
+	}
 }

@@ -19,11 +19,9 @@ type watchManager struct {
 	watches  map[query]*watch
 	failures map[failureType]int // the number of failing watches, by how they fail
 
-	// stateReplaced receives when Consul's state looks as if it was replaced. Its capacity is 1.
-	stateReplaced chan struct{}
-	filtered      *filteredAnswers
-	// lastCancel is when a refresh last cancelled the open queries. Only the goroutine of runRefreshes uses it.
-	lastCancel time.Time
+	stateReplaced chan struct{} // receives when Consul's state looks as if it was replaced; its capacity is 1
+	filtered      *filteredQueries
+	lastCancel    time.Time // when a refresh last cancelled the open queries; the goroutine of runRefreshes owns it
 }
 
 // watch is a query that is repeated until the watch ends. The manager's mutex guards the fields below done.
@@ -33,76 +31,72 @@ type watch struct {
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when the goroutine of the watch has ended
 
-	result      watchResult
-	subscribers map[*subscription]struct{}
+	result      queryResult
+	subscribers map[*subscription]bool
 }
 
 func newWatchManager(c *Client, wait time.Duration) *watchManager {
 	return &watchManager{
 		client: c, limiter: newConnectionLimiter(c, wait),
 		watches: map[query]*watch{}, failures: map[failureType]int{},
-		stateReplaced: make(chan struct{}, 1), filtered: &filteredAnswers{more: make(chan struct{}, 1)},
+		stateReplaced: make(chan struct{}, 1), filtered: &filteredQueries{more: make(chan struct{}, 1)},
 	}
 }
 
 // add adds a subscriber to the watch of a query, and starts the watch if there is none. It also returns the current
 // result.
-func (m *watchManager) add(q query, s *subscription) (*watch, watchResult) {
+func (m *watchManager) add(q query, s *subscription) (*watch, queryResult) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w := m.watches[q]
 	if w == nil {
 		w = m.startWatch(q)
 	}
-	w.subscribers[s] = struct{}{}
+	w.subscribers[s] = true
 	return w, w.result
 }
 
 func (m *watchManager) startWatch(q query) *watch {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &watchLoop{interval: q.queryType.interval, filtered: m.filtered}
-	w := &watch{
-		query: q, refresh: &l.refresh, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]struct{}{},
-	}
-	l.query = func(ctx context.Context, index uint64) (answer, error) { return m.query(ctx, q, index, l.maxWait) }
-	l.decode = func(prev any, a answer) (value any, err error) {
+	l := &watchLoop{interval: q.queryType.interval, filtered: m.filtered, pace: newPace()}
+	w := &watch{query: q, refresh: &l.refresh, cancel: cancel, done: make(chan struct{}), subscribers: map[*subscription]bool{}}
+	l.query = func(ctx context.Context, index uint64) (response, error) { return m.query(ctx, l, q, index) }
+	l.decode = func(prev any, r response) (value any, err error) {
 		err = guard.Run(m.client.logger, "consul answer", func() error {
-			value, err = q.queryType.decode(prev, a)
+			value, err = q.queryType.decode(prev, r)
 			return err
 		})
 		return value, err
 	}
-	l.update = func(r watchResult, changed bool) { m.update(w, r, changed) }
+	l.report = func(r queryResult, news bool) { m.setResult(w, r, news) }
 	if !q.queryType.local && !q.queryType.mayStream() {
 		l.stateReplaced = func() { notify(m.stateReplaced) }
 	}
 	m.watches[q] = w
 	m.client.metrics.watches.WithLabelValues(q.queryType.name).Inc()
 	m.client.logger.Debug("watch started", "query", q.String())
-	m.limiter.join()
+	m.limiter.addUsers(1)
 	go func() {
 		defer close(w.done)
-		defer m.limiter.leave()
+		defer m.limiter.addUsers(-1)
 		l.run(ctx)
 	}()
 	return w
 }
 
-// query sends the query once a connection is available, and counts the outcome.
-func (m *watchManager) query(
-	ctx context.Context, q query, index uint64, maxWait func(time.Duration) time.Duration,
-) (answer, error) {
-	a, err := m.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (answer, error) {
-		return m.client.query(ctx, q, index, maxWait(wait))
+// query sends the query of a loop once a connection is available, and counts the outcome.
+func (m *watchManager) query(ctx context.Context, l *watchLoop, q query, index uint64) (response, error) {
+	r, err := m.limiter.do(ctx, index == 0, func(ctx context.Context, wait time.Duration) (response, error) {
+		return m.client.query(ctx, q, index, l.maxWait(wait))
 	})
 	outcome := outcomeOf(err)
 	if ctx.Err() == nil {
 		m.client.metrics.queries.WithLabelValues(q.queryType.name, string(outcome)).Inc()
 	}
 	if q.queryType.optional && (outcome == outcomeDenied || outcome == outcomeMissing) {
-		return answer{body: []byte("{}"), refused: true}, nil
+		return response{body: []byte("{}"), refused: true}, nil
 	}
-	return a, err
+	return r, err
 }
 
 // remove removes a subscriber. If it was the last one, remove cancels the watch, and reports true: w.done closes soon.
@@ -116,7 +110,6 @@ func (m *watchManager) remove(w *watch, s *subscription) (cancelled bool) {
 	}
 	delete(m.watches, w.query)
 	m.recordError(w, nil)
-	w.result.err = nil
 	m.client.metrics.watches.WithLabelValues(w.query.queryType.name).Dec()
 	m.client.logger.Debug("watch stopped", "query", w.query.String())
 	w.cancel()
@@ -124,14 +117,14 @@ func (m *watchManager) remove(w *watch, s *subscription) (cancelled bool) {
 }
 
 // resultOf returns the current result of a watch.
-func (m *watchManager) resultOf(w *watch) watchResult {
+func (m *watchManager) resultOf(w *watch) queryResult {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return w.result
 }
 
-// update stores a new result, and notifies the subscribers if it changed.
-func (m *watchManager) update(w *watch, r watchResult, changed bool) {
+// setResult stores the result of an attempt. If it is news, the subscribers get it as an update.
+func (m *watchManager) setResult(w *watch, r queryResult, news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(w.subscribers) == 0 {
@@ -139,24 +132,18 @@ func (m *watchManager) update(w *watch, r watchResult, changed bool) {
 	}
 	m.recordError(w, r.err)
 	w.result = r
-	if !changed {
+	if !news {
 		return
 	}
 	for s := range w.subscribers {
 		s.updates[w.query] = r
-		s.notify()
+		notify(s.wake)
 	}
 }
 
 // recordError counts and logs the change of the watch's error to err. The caller holds mu.
 func (m *watchManager) recordError(w *watch, err error) {
-	failing := m.client.metrics.failing.WithLabelValues(w.query.queryType.name)
-	switch was, is := w.result.err != nil, err != nil; {
-	case is && !was:
-		failing.Inc()
-	case was && !is:
-		failing.Dec()
-	}
+	m.client.metrics.failing.WithLabelValues(w.query.queryType.name).Add(float64(difference(w.result.err != nil, err != nil)))
 	m.logFailure(w.query, w.result.err, err)
 }
 
@@ -169,12 +156,11 @@ type failureType struct {
 
 // failureTypeOf returns how a query fails. All failures to reach Consul are one type.
 func failureTypeOf(q query, err error) failureType {
-	switch o := outcomeOf(err); o {
-	case outcomeUnreachable, outcomeOK, outcomeLimited:
+	o := outcomeOf(err)
+	if o == outcomeUnreachable || o == outcomeOK || o == outcomeLimited {
 		return failureType{outcome: o}
-	default:
-		return failureType{queryType: q.queryType.name, outcome: o}
 	}
+	return failureType{queryType: q.queryType.name, outcome: o}
 }
 
 // logFailure logs which type of failure begins and which ends when the error of a query changes from was to is. The
@@ -208,48 +194,37 @@ type subscription struct {
 	manager *watchManager
 	wake    chan struct{} // receives when there are updates; its capacity is 1
 	watches map[query]*watch
-	// results has the results of the watches, as of the last takeUpdates. Queries that were never answered are in
-	// unanswered instead.
-	results    map[query]watchResult
-	unanswered map[query]bool
-
-	updates map[query]watchResult // since the last takeUpdates; the manager's mutex guards it
+	results map[query]queryResult // of the watches that have one, as of the last takeUpdates
+	updates map[query]queryResult // since the last takeUpdates; the manager's mutex guards it
 }
 
 func (m *watchManager) subscribe() *subscription {
 	return &subscription{
 		manager: m, wake: make(chan struct{}, 1), watches: map[query]*watch{},
-		results: map[query]watchResult{}, unanswered: map[query]bool{}, updates: map[query]watchResult{},
+		results: map[query]queryResult{}, updates: map[query]queryResult{},
 	}
 }
 
-// notify wakes the goroutine that owns the subscription.
-func (s *subscription) notify() { notify(s.wake) }
+// lacksResults reports whether a query has no result yet.
+func (s *subscription) lacksResults() bool { return len(s.results) < len(s.watches) }
 
 // set makes the subscription one to exactly these queries. unanswered are those without a result, which may be new. set
 // waits for the watches that end. It reports whether a new query has a result already.
 func (s *subscription) set(queries map[query]bool, unanswered []query) (newResults bool) {
 	for _, q := range unanswered {
-		newResults = s.add(q) || newResults
+		if s.watches[q] != nil {
+			continue
+		}
+		w, r := s.manager.add(q, s)
+		s.watches[q] = w
+		if !r.isEmpty() {
+			s.results[q], newResults = r, true
+		}
 	}
 	if len(s.watches) > len(queries) {
 		s.removeExcept(queries)
 	}
 	return newResults
-}
-
-func (s *subscription) add(q query) (hasResult bool) {
-	if s.watches[q] != nil {
-		return false
-	}
-	w, r := s.manager.add(q, s)
-	s.watches[q] = w
-	if r.isEmpty() {
-		s.unanswered[q] = true
-		return false
-	}
-	s.results[q] = r
-	return true
 }
 
 func (s *subscription) removeExcept(queries map[query]bool) {
@@ -260,7 +235,6 @@ func (s *subscription) removeExcept(queries map[query]bool) {
 		}
 		delete(s.watches, q)
 		delete(s.results, q)
-		delete(s.unanswered, q)
 		if s.manager.remove(w, s) {
 			cancelled = append(cancelled, w)
 		}
@@ -270,16 +244,15 @@ func (s *subscription) removeExcept(queries map[query]bool) {
 	}
 }
 
-// takeUpdates moves the updates to the results. It returns them, and whether all of them are first answers.
-func (s *subscription) takeUpdates() (updates map[query]watchResult, onlyFirst bool) {
+// takeUpdates moves the updates to the results. It returns them, and whether all of them are the first of their query.
+func (s *subscription) takeUpdates() (updates map[query]queryResult, onlyFirst bool) {
 	s.manager.mu.Lock()
 	updates = s.updates
-	s.updates = map[query]watchResult{}
+	s.updates = map[query]queryResult{}
 	s.manager.mu.Unlock()
 	onlyFirst = true
 	for q := range updates {
-		onlyFirst = onlyFirst && s.unanswered[q]
-		delete(s.unanswered, q)
+		onlyFirst = onlyFirst && s.results[q].isEmpty()
 	}
 	maps.Copy(s.results, updates)
 	return updates, onlyFirst

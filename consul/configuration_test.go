@@ -17,7 +17,7 @@ func TestAgent(t *testing.T) {
 		`{"Config": {}, "DebugConfig": {"DNSDomain": "mesh."}}`:            {domain: "mesh."}, // Consul 1.15
 		`{"Config": {}, "xDS": {"Ports": {"Plaintext": 8502, "TLS": -1}}}`: {grpcPort: 8502},
 	} {
-		got, err := decodeAgent(nil, answer{body: []byte(body)})
+		got, err := agentType.decode(nil, response{body: []byte(body)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +38,7 @@ func TestAgentWithAnIPv6Address(t *testing.T) {
 // A token that loses agent:read moves no listener.
 func TestAgentThatNoLongerTells(t *testing.T) {
 	before := &agent{dualStack: true, domain: "consul."}
-	got, err := decodeAgent(before, answer{body: []byte("{}"), refused: true})
+	got, err := agentType.decode(before, response{body: []byte("{}"), refused: true})
 	if err != nil || got != before {
 		t.Errorf("got %+v, %v; want the value before", got, err)
 	}

@@ -11,23 +11,23 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// manualSource is a source whose results the test sets. Its queries are never answered.
-type manualSource struct {
-	*source
+// manualWatch is a gatewayWatch whose results the test sets. Its queries are never answered.
+type manualWatch struct {
+	*gatewayWatch
 	snapshots []*gateway.Snapshot
 }
 
-// newManualSource returns a source with all results for a gateway with n services.
-func newManualSource(t testing.TB, n int) *manualSource {
+// newManualWatch returns a gatewayWatch with all results for a gateway with n services.
+func newManualWatch(t testing.TB, n int) *manualWatch {
 	t.Helper()
 	client, err := NewClient(Config{HTTPAddr: "https://127.0.0.1:1", Getenv: func(string) string { return "" }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	client.watchHTTP.Transport = silent{}
-	s := &manualSource{}
-	s.source = &source{
-		id: gateway.ID{Name: "edge"}, client: client, subscription: newWatchManager(client, time.Minute).subscribe(), healthTimeout: time.Minute, answerTimeout: time.Minute,
+	s := &manualWatch{}
+	s.gatewayWatch = &gatewayWatch{
+		id: gateway.ID{Name: "edge"}, client: client, subscription: newWatchManager(client, time.Minute).subscribe(), options: WatcherOptions{HealthTimeout: time.Minute, AnswerTimeout: time.Minute},
 		publishSnapshot: func(next *gateway.Snapshot) { s.snapshots = append(s.snapshots, next) },
 	}
 	t.Cleanup(s.subscription.close)
@@ -49,7 +49,7 @@ func newManualSource(t testing.TB, n int) *manualSource {
 		proxyDefaultsType: &proxyDefaults{},
 		entriesType:       &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge", Listeners: []gateway.Listener{listener}}}},
 		servicesType:      all,
-		instancesType:     &registrations{list: []*registration{reg}},
+		instancesType:     &[]*registration{reg},
 	}
 	// Each step needs the queries that follow from the results before.
 	known := map[query]bool{}
@@ -67,7 +67,7 @@ func newManualSource(t testing.TB, n int) *manualSource {
 			case healthType:
 				value = &gateway.Endpoints{}
 			}
-			s.update(q, watchResult{value: value})
+			s.update(q, queryResult{value: value})
 		}
 	}
 	s.step(time.Now())
@@ -87,12 +87,12 @@ func chain(service string) *gateway.Chain {
 	}}
 }
 
-func (s *manualSource) update(q query, f watchResult) {
-	s.subscription.manager.update(s.subscription.watches[q], f, true)
+func (s *manualWatch) update(q query, f queryResult) {
+	s.subscription.manager.setResult(s.subscription.watches[q], f, true)
 }
 
 // health is the query for the instances of the ith service.
-func (s *manualSource) health(i int) query {
+func (s *manualWatch) health(i int) query {
 	return healthQuery(chain(service(i).Name).Targets[service(i).Name], "dc1")
 }
 
@@ -100,24 +100,24 @@ func instanceAt(port int) *gateway.Endpoints {
 	return &gateway.Endpoints{Endpoints: []gateway.Endpoint{{Address: "10.0.0.1", Port: port}}}
 }
 
-// A change of instances is published without compiling everything, and the result is
-// the same as that of compiling everything.
+// A change of instances is published without building everything, and the result is
+// the same as that of building everything.
 func TestChangedInstancesArePublishedAlone(t *testing.T) {
-	s := newManualSource(t, 5)
+	s := newManualWatch(t, 5)
 	news := instanceAt(1)
-	s.update(s.health(3), watchResult{value: news})
+	s.update(s.health(3), queryResult{value: news})
 	updates, _ := s.subscription.takeUpdates()
 	if next := s.patchEndpoints(updates); next == nil || next.Endpoints.Get(service(3).Name) != news {
-		t.Fatal("the instances of a service changed, and everything is compiled")
+		t.Fatal("the instances of a service changed, and everything is built")
 	}
-	s.update(s.health(3), watchResult{value: news})
+	s.update(s.health(3), queryResult{value: news})
 	s.step(time.Now())
 	last := s.snapshots[len(s.snapshots)-1]
 	everything := s.state
 	everything.last = nil
-	compiled := compile(input{id: s.id, now: time.Now(), results: s.subscription.results}, everything).snapshot
-	if diff := cmp.Diff(compiled, last, snapshots); diff != "" {
-		t.Errorf("compiled -, published +:\n%s", diff)
+	built := buildSnapshot(input{id: s.id, now: time.Now(), results: s.subscription.results}, everything).snapshot
+	if diff := cmp.Diff(built, last, snapshots); diff != "" {
+		t.Errorf("built -, published +:\n%s", diff)
 	}
 	if first := s.snapshots[0]; first.Endpoints.Get(service(3).Name) == news {
 		t.Error("the snapshot before was modified")
@@ -126,10 +126,10 @@ func TestChangedInstancesArePublishedAlone(t *testing.T) {
 
 // An update that is in the snapshot already is not published again.
 func TestInstancesThatAreThereAlreadyAreNotPublished(t *testing.T) {
-	s := newManualSource(t, 3)
+	s := newManualWatch(t, 3)
 	news := instanceAt(1)
 	for range 2 {
-		s.update(s.health(1), watchResult{value: news})
+		s.update(s.health(1), queryResult{value: news})
 		s.step(time.Now())
 	}
 	if len(s.snapshots) != 2 {
@@ -137,24 +137,26 @@ func TestInstancesThatAreThereAlreadyAreNotPublished(t *testing.T) {
 	}
 }
 
-func TestOtherChangesCompileEverything(t *testing.T) {
-	for name, change := range map[string]func(s *manualSource){
-		"a chain": func(s *manualSource) { s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)}) },
-		"instances that are refused": func(s *manualSource) {
-			s.update(s.health(1), watchResult{value: instanceAt(1), err: errHidden, failures: 3})
+func TestOtherChangesBuildEverything(t *testing.T) {
+	for name, change := range map[string]func(s *manualWatch){
+		"a chain": func(s *manualWatch) {
+			s.update(serviceQuery(chainType, service(1)), queryResult{value: chain(service(1).Name)})
 		},
-		"instances, and a chain": func(s *manualSource) {
-			s.update(s.health(1), watchResult{value: instanceAt(1)})
-			s.update(chainQuery(service(1)), watchResult{value: chain(service(1).Name)})
+		"instances that are refused": func(s *manualWatch) {
+			s.update(s.health(1), queryResult{value: instanceAt(1), err: errAllFiltered, failures: 3})
 		},
-		"instances after some refusal": func(s *manualSource) {
-			s.update(s.health(1), watchResult{err: errHidden, failures: 3})
+		"instances, and a chain": func(s *manualWatch) {
+			s.update(s.health(1), queryResult{value: instanceAt(1)})
+			s.update(serviceQuery(chainType, service(1)), queryResult{value: chain(service(1).Name)})
+		},
+		"instances after some refusal": func(s *manualWatch) {
+			s.update(s.health(1), queryResult{err: errAllFiltered, failures: 3})
 			s.step(time.Now())
-			s.update(s.health(1), watchResult{value: instanceAt(1)})
+			s.update(s.health(1), queryResult{value: instanceAt(1)})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newManualSource(t, 3)
+			s := newManualWatch(t, 3)
 			change(s)
 			updates, _ := s.subscription.takeUpdates()
 			if s.patchEndpoints(updates) != nil {
@@ -164,10 +166,10 @@ func TestOtherChangesCompileEverything(t *testing.T) {
 	}
 }
 
-// While first answers of a gateway are outstanding, the source waits for more of them.
-// It compiles at once after the last one, and after any other update.
+// While first answers of a gateway are outstanding, the gatewayWatch waits for more of them.
+// It builds at once after the last one, and after any other update.
 func TestFirstAnswersAreDebounced(t *testing.T) {
-	s := newManualSource(t, 3)
+	s := newManualWatch(t, 3)
 	more := &gatewayServices{services: slices.Clone(s.state.last.Services)}
 	for i := range 3 {
 		more.services = append(more.services, gateway.Service{Service: service(10 + i), Port: 8080, Protocol: "http"})
@@ -175,51 +177,51 @@ func TestFirstAnswersAreDebounced(t *testing.T) {
 	listeners := []gateway.Listener{{Port: 8080, Protocol: "http", Services: []gateway.ListenerService{{Name: "*"}}}}
 	wildcard := &entries{byName: map[string]*gateway.Entry{"edge": {Name: "edge", Listeners: listeners}}}
 	now := time.Now()
-	s.update(query{queryType: entriesType, namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, watchResult{value: wildcard})
-	s.update(query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, watchResult{value: more})
+	s.update(query{queryType: entriesType, namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, queryResult{value: wildcard})
+	s.update(query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}, queryResult{value: more})
 	s.step(now) // asks for three chains
 	for _, step := range []struct {
-		what     string
-		query    query
-		value    any
-		after    time.Duration
-		compiled bool
+		what  string
+		query query
+		value any
+		after time.Duration
+		built bool
 	}{
-		{"one chain of three", chainQuery(service(10)), chain(service(10).Name), time.Millisecond, false},
+		{"one chain of three", serviceQuery(chainType, service(10)), chain(service(10).Name), time.Millisecond, false},
 		{"instances that are not the first", s.health(1), instanceAt(1), time.Millisecond, true},
-		{"another chain", chainQuery(service(11)), chain(service(11).Name), time.Millisecond, false},
+		{"another chain", serviceQuery(chainType, service(11)), chain(service(11).Name), time.Millisecond, false},
 		{"the instances behind the first chain", s.health(10), instanceAt(1), time.Millisecond, false},
-		{"the last one", chainQuery(service(12)), chain(service(12).Name), time.Millisecond, true},
+		{"the last one", serviceQuery(chainType, service(12)), chain(service(12).Name), time.Millisecond, true},
 		{"instances, much later", s.health(11), instanceAt(1), debounceTime, true},
 	} {
 		now = now.Add(step.after)
-		before := s.compiledAt
-		s.update(step.query, watchResult{value: step.value})
+		before := s.builtAt
+		s.update(step.query, queryResult{value: step.value})
 		again := s.step(now)
-		if compiled := s.compiledAt != before; compiled != step.compiled {
-			t.Errorf("%s: everything was compiled: %v, want %v", step.what, compiled, step.compiled)
+		if built := s.builtAt != before; built != step.built {
+			t.Errorf("%s: everything was built: %v, want %v", step.what, built, step.built)
 		}
-		if !step.compiled && again > debounceTime {
-			t.Errorf("%s: compiled after %s at the latest", step.what, again)
+		if !step.built && again > debounceTime {
+			t.Errorf("%s: built after %s at the latest", step.what, again)
 		}
 	}
 }
 
-// BenchmarkChange is what a source does with a change: of the instances of one
+// BenchmarkChange is what a gatewayWatch does with a change: of the instances of one
 // service, and of one chain.
 func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{100, 1000, 5000} {
 		b.Run(fmt.Sprintf("instances/services=%d", n), func(b *testing.B) {
-			s := newManualSource(b, n)
+			s := newManualWatch(b, n)
 			for i := 0; b.Loop(); i++ {
-				s.update(s.health(7), watchResult{value: instanceAt(i)})
+				s.update(s.health(7), queryResult{value: instanceAt(i)})
 				s.step(time.Now())
 			}
 		})
 		b.Run(fmt.Sprintf("chain/services=%d", n), func(b *testing.B) {
-			s := newManualSource(b, n)
+			s := newManualWatch(b, n)
 			for b.Loop() {
-				s.update(chainQuery(service(7)), watchResult{value: chain(service(7).Name)})
+				s.update(serviceQuery(chainType, service(7)), queryResult{value: chain(service(7).Name)})
 				s.step(time.Now())
 			}
 		})

@@ -1,0 +1,120 @@
+package consul
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/settings"
+)
+
+// agentType reads the agent's configuration, with a token that has agent:read
+// (https://developer.hashicorp.com/consul/api-docs/agent#read-configuration). It changes with a restart of the agent.
+// The query cannot block.
+var agentType = &queryType{
+	name: "agent", path: "/v1/agent/self", local: true, optional: true, interval: time.Minute,
+	decode: decodeJSON("agent", decodeAgent),
+}
+
+// agent is what gateways need of an agent's configuration; the zero value if the agent refuses to return it.
+type agent struct {
+	// dualStack is true if its bind address is an IPv6 address. Consul before 1.22 neither returns nor uses that.
+	dualStack             bool
+	domain, altDomain     string // its DNS domains, by default with a dot at the end; empty if unknown
+	grpcPort, grpcTLSPort int    // 0 if there is none, or if unknown
+}
+
+type agentBody struct {
+	Config      *struct{ BindAddr string }
+	DebugConfig struct{ DNSDomain, DNSAltDomain string }
+	XDS         struct {
+		Ports struct{ Plaintext, TLS int }
+	}
+}
+
+// decodeAgent keeps the last value if the agent no longer returns it.
+func decodeAgent(prev *agent, body agentBody, r response) (*agent, error) {
+	if r.refused {
+		return cmp.Or(prev, &agent{}), nil
+	}
+	if body.Config == nil {
+		return nil, errors.New("the answer has no configuration")
+	}
+	ip, err := netip.ParseAddr(body.Config.BindAddr)
+	return &agent{
+		dualStack:   err == nil && !ip.Unmap().Is4(),
+		domain:      body.DebugConfig.DNSDomain,
+		altDomain:   body.DebugConfig.DNSAltDomain,
+		grpcPort:    max(0, body.XDS.Ports.Plaintext),
+		grpcTLSPort: max(0, body.XDS.Ports.TLS),
+	}, nil
+}
+
+// These types read config entries as lists. For a single entry that does not exist, Consul answers 404, and a query
+// cannot block on that (https://developer.hashicorp.com/consul/api-docs/config#list-configurations).
+var (
+	entriesType       = &queryType{name: "ingress-gateway", path: "/v1/config/ingress-gateway", decode: decodeList("ingress-gateway entries", decodeEntries)}
+	meshType          = &queryType{name: "mesh", path: "/v1/config/mesh", decode: decodeList("mesh entry", decodeMesh)}
+	proxyDefaultsType = &queryType{name: "proxy-defaults", path: "/v1/config/proxy-defaults", decode: decodeList("proxy-defaults entry", decodeProxyDefaults)}
+)
+
+// entries are the ingress-gateway entries by name.
+type entries struct {
+	byName   map[string]*gateway.Entry
+	filtered bool // Consul's ACLs left entries out
+}
+
+func decodeEntries(prev *entries, list []*gateway.Entry, r response) (*entries, error) {
+	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), filtered: r.filtered}
+	for _, entry := range list {
+		if entry.Name == "" {
+			return nil, errors.New("one has no name")
+		}
+		if prev != nil {
+			entry = reuse(prev.byName[entry.Name], entry)
+		}
+		e.byName[entry.Name] = entry
+	}
+	return e, nil
+}
+
+// mesh holds the mesh entry; nil if there is none.
+type mesh struct{ entry *gateway.Mesh }
+
+func decodeMesh(_ *mesh, list []*gateway.Mesh, _ response) (*mesh, error) {
+	if len(list) == 0 {
+		return &mesh{}, nil
+	}
+	return &mesh{list[0]}, nil
+}
+
+// proxyDefaults is the content of proxy-defaults: its opaque config, and the last good settings of Usher in it.
+type proxyDefaults struct {
+	config   map[string]any
+	layer    settings.Layer
+	problems []problem.Problem
+}
+
+type proxyDefaultsEntry struct {
+	Name   string
+	Config map[string]any
+}
+
+func decodeProxyDefaults(prev *proxyDefaults, list []*proxyDefaultsEntry, _ response) (*proxyDefaults, error) {
+	const globalName = "global" // the one entry that Consul allows
+	d := &proxyDefaults{}
+	for _, entry := range list {
+		switch entry.Name {
+		case globalName:
+			d.config = entry.Config
+		case "":
+			return nil, errors.New("it has no name")
+		}
+	}
+	d.layer, d.problems = cmp.Or(prev, d).layer.Update(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])
+	return d, nil
+}

@@ -1,0 +1,175 @@
+package consul
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/guard"
+	"github.com/usherproxy/usher/internal/problem"
+)
+
+// gatewayWatch publishes the snapshots of one gateway. It belongs to the goroutine of one Watch. If nothing but endpoints
+// has changed, it puts these into the last snapshot. After any other change it builds a snapshot from all results and
+// its state. Then it subscribes to the queries that the snapshot needs, and starts or stops the certificate for clients.
+type gatewayWatch struct {
+	id              gateway.ID
+	client          *Client
+	subscription    *subscription
+	options         WatcherOptions
+	signer          *signer
+	publishSnapshot func(*gateway.Snapshot)
+
+	state       state
+	builtAt     time.Time
+	certificate *certificate // the one for clients; nil if the gateway needs none
+	logged      string       // what the log last named as missing
+}
+
+// run makes a step whenever a result changes, and when a deadline passes.
+func (w *gatewayWatch) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := w.step(time.Now()) //nolint:contextcheck // a shared watch outlives its first subscriber
+		select {
+		case <-ctx.Done():
+		case <-w.subscription.wake:
+		case <-time.After(wait):
+		}
+	}
+}
+
+const (
+	noDeadline   = time.Hour             // the time until the next step if there is no deadline
+	debounceTime = 50 * time.Millisecond // how long first results are collected while others are outstanding
+)
+
+// step takes the updates and returns how long run may wait before the next step. After a panic it keeps the last
+// snapshot and adds a problem to it.
+func (w *gatewayWatch) step(now time.Time) (wait time.Duration) {
+	err := guard.Run(w.client.logger, "consul snapshot", func() error {
+		wait = w.apply(now)
+		return nil
+	})
+	if err == nil {
+		return wait
+	}
+	w.state.endpointQueries = nil
+	panicked := problem.Problem{
+		Where: fmt.Sprintf("gateway %q", w.id.String()),
+		What:  "the last good configuration stays in use: " + err.Error(),
+	}
+	if last := w.state.last; last != nil && !slices.Contains(last.Problems, panicked) {
+		next := *last
+		next.Problems = append(slices.Clone(last.Problems), panicked)
+		w.publish(&next)
+	}
+	return noDeadline
+}
+
+// apply publishes a snapshot if the updates make a new one that is complete.
+func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
+	updates, onlyFirst := w.subscription.takeUpdates()
+	if next := w.patchEndpoints(updates); next != nil {
+		w.publish(next)
+		return noDeadline
+	}
+	// A gateway begins with a first result for each of its services, and a build takes the longer the more services
+	// there are. So wait for more of them.
+	if onlyFirst && len(updates) > 0 && w.subscription.lacksResults() {
+		if left := debounceTime - now.Sub(w.builtAt); left > 0 {
+			return left
+		}
+	}
+	w.builtAt = now
+	b := w.build(now)
+	w.state = b.next
+	if len(b.missing) > 0 {
+		w.logMissing(b)
+		return b.rebuildAfter
+	}
+	w.setCertificate(b.certRequest)
+	if b.waits {
+		return b.rebuildAfter
+	}
+	if w.logged != "" {
+		w.logged = ""
+		w.client.logger.Info("the snapshot is complete again", "gateway", w.id.String())
+	}
+	w.publish(b.snapshot)
+	return b.rebuildAfter
+}
+
+// build builds a snapshot and subscribes to the queries that it needs. If another gateway has a result for a new one of
+// these already, it builds again.
+func (w *gatewayWatch) build(now time.Time) *snapshotBuild {
+	in := input{
+		id: w.id, now: now, results: w.subscription.results, certificate: w.certificate.current(), options: w.options,
+	}
+	for {
+		b := buildSnapshot(in, w.state)
+		if !w.subscription.set(b.queries, b.unanswered) {
+			return b
+		}
+	}
+}
+
+// publish publishes a snapshot unless it is the last one.
+func (w *gatewayWatch) publish(next *gateway.Snapshot) {
+	if next == w.state.last {
+		return
+	}
+	w.state.last = next
+	w.client.metrics.snapshots.Inc()
+	w.publishSnapshot(next)
+}
+
+// patchEndpoints returns the last snapshot with other endpoints, if nothing else has changed, else nil. This is the
+// most frequent change, and takes the same time for a gateway with few and with thousands of services.
+func (w *gatewayWatch) patchEndpoints(updates map[query]queryResult) *gateway.Snapshot {
+	if w.state.endpointQueries == nil || len(updates) == 0 || w.certificate.current() != w.state.certificate {
+		return nil
+	}
+	next := *w.state.last
+	for q, r := range updates {
+		e, _ := r.value.(*gateway.Endpoints)
+		targets := w.state.endpointQueries[q]
+		if e == nil || r.err != nil || len(targets) == 0 {
+			return nil
+		}
+		for _, id := range targets {
+			next.Endpoints = next.Endpoints.With(id, e)
+		}
+	}
+	if next.Endpoints == w.state.last.Endpoints {
+		return w.state.last
+	}
+	return &next
+}
+
+// logMissing logs what a snapshot lacks, if something has been missing for a while.
+func (w *gatewayWatch) logMissing(b *snapshotBuild) {
+	missing := strings.Join(b.missing, "; ")
+	if b.incompleteLong && missing != w.logged {
+		w.logged = missing
+		w.client.logger.Warn("cannot build a complete snapshot; keeping the last one", "gateway", w.id.String(), "missing", missing)
+	}
+}
+
+// setCertificate starts, changes or stops the certificate for clients; nil means none.
+func (w *gatewayWatch) setCertificate(r *certRequest) {
+	switch {
+	case r == nil && w.certificate != nil:
+		w.certificate.close()
+		w.signer.release()
+		w.certificate = nil
+	case r != nil && w.certificate == nil:
+		w.signer.acquire()
+		w.certificate = (&certificate{id: w.id, sign: w.signer.sign, client: w.client, wake: w.subscription.wake}).start()
+	}
+	if r != nil {
+		w.certificate.requests.Put(*r)
+	}
+}
