@@ -12,8 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// assignments are the load assignments of clusters, by the clusters' names. They are
-// immutable.
+// assignments are the load assignments of clusters, by the clusters' names. They are immutable.
 type assignments struct {
 	all        ordered.Map[*assignment]
 	endpoints  ordered.Map[*endpointv3.ClusterLoadAssignment] // those that are known
@@ -65,8 +64,7 @@ func (t targetClusters) changedBetween(before, now *gateway.Snapshot) iter.Seq[t
 	}
 }
 
-// newAssignments makes the assignments of all clusters. One whose key is the same as in
-// last is not made again.
+// newAssignments makes the assignments of all clusters. One whose key is the same as in last is not made again.
 func newAssignments(s *gateway.Snapshot, clusters []targetCluster, last assignments) assignments {
 	all := make([]*assignment, len(clusters))
 	var known []*endpointv3.ClusterLoadAssignment
@@ -88,8 +86,8 @@ func newAssignments(s *gateway.Snapshot, clusters []targetCluster, last assignme
 	}
 }
 
-// update returns the assignments of a newer snapshot in which the clusters are the same
-// and some of them have other instances.
+// update returns the assignments of a newer snapshot in which the clusters are the same and some of them have other
+// instances.
 func (a assignments) update(s *gateway.Snapshot, changed iter.Seq[targetCluster]) assignments {
 	for c := range changed {
 		now := a.build(assignmentKeyOf(s, c))

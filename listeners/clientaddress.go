@@ -25,9 +25,8 @@ const (
 	protoHeader = "x-forwarded-proto"
 )
 
-// addressing is where an HTTP connection manager takes the client's address from, and
-// what it sends to services about the client. The zero value is Consul's: headers of
-// the client are trusted and passed on.
+// addressing is where an HTTP connection manager takes the client's address from, and what it sends to services
+// about the client. The zero value is Consul's: headers of the client are trusted and passed on.
 type addressing struct {
 	on      bool
 	from    downstreams
@@ -51,8 +50,8 @@ func addressingOf(l listenerParams, from downstreams, tls bool) addressing {
 	return a
 }
 
-// apply makes a connection manager take the client's address from the connection, where
-// the PROXY filter has put it, and not from X-Forwarded-For, which any client can write.
+// apply makes a connection manager take the client's address from the connection, where the PROXY filter has put it,
+// and not from X-Forwarded-For, which any client can write.
 //
 // The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
@@ -81,12 +80,11 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	return mutateEarly(hcm, headers)
 }
 
-// xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before
-// Envoy reads them.
+// xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before Envoy reads them.
 //
-// Envoy appends the address of the connection to X-Forwarded-For, and trusts
-// X-Forwarded-Proto if there is a trusted hop. Where the settings ask for something
-// else, the address is written here, and Envoy takes it for that of one trusted hop.
+// Envoy appends the address of the connection to X-Forwarded-For, and trusts X-Forwarded-Proto if there is a trusted
+// hop. Where the settings ask for something else, the address is written here, and Envoy takes it for that of one
+// trusted hop.
 func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
 	if a.from == untrustedDownstreams {
 		trustLastXFF(hcm)
@@ -114,8 +112,7 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	return append(changes, appendHeader(xffHeader, clientOperator))
 }
 
-// proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on
-// any port.
+// proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
 func (a addressing) proto() settings.ForwardedProtoType {
 	switch by := a.policy.ForwardedProto.Type; {
 	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
@@ -127,8 +124,8 @@ func (a addressing) proto() settings.ForwardedProtoType {
 	}
 }
 
-// byPort is the operator that shows https on the given ports. With PROXY protocol the
-// port is that of the load balancer.
+// byPort is the operator that shows https on the given ports. With PROXY protocol the port is that of the load
+// balancer.
 func byPort(ports []uint32) string {
 	list := make([]string, len(ports))
 	for i, p := range ports {

@@ -73,8 +73,8 @@ func (resources *portResources) addGroup(env environment, p port, g targetGroup,
 	return nil
 }
 
-// clusterCache holds the clusters of these shared resources and of the last ones: a
-// cluster whose key is the same is not made again.
+// clusterCache holds the clusters of these shared resources and of the last ones: a cluster whose key is the same is
+// not made again.
 type clusterCache struct {
 	previous, current map[clusterKey]*clusterv3.Cluster
 }
@@ -133,8 +133,7 @@ func clusterKeyOf(env environment, p port, g targetGroup, t targetCluster, limit
 	return k
 }
 
-// meshCluster makes the cluster of a target's instances, which come by EDS
-// under the same name.
+// meshCluster makes the cluster of a target's instances, which come by EDS under the same name.
 func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 	c := &clusterv3.Cluster{
 		Name:                 k.name,
@@ -167,8 +166,8 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// meshSocket makes the mutual TLS to a target's sidecars: the gateway's
-// certificate, and the target's identity as the only one that is accepted.
+// meshSocket makes the mutual TLS to a target's sidecars: the gateway's certificate, and the target's identity as
+// the only one that is accepted.
 func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 	var outgoing gateway.TLSParameters
 	if k.outgoing != nil {
@@ -224,9 +223,8 @@ func (m meshIdentity) sanMatchers() []*tlsv3.SubjectAltNameMatcher {
 	return matchers
 }
 
-// aggregateCluster makes the cluster that tries the clusters of a group in order. Those
-// have the limits, because Envoy counts nothing on an aggregate. Its outlier detection
-// is as Consul writes it.
+// aggregateCluster makes the cluster that tries the clusters of a group in order. Those have the limits, because
+// Envoy counts nothing on an aggregate. Its outlier detection is as Consul writes it.
 func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
 	names := make([]string, len(g.targets))
 	for i, t := range g.targets {
@@ -250,8 +248,8 @@ func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// emptyCluster makes a cluster without instances: a request there is answered 503, or
-// goes on to the next cluster of a failover.
+// emptyCluster makes a cluster without instances: a request there is answered 503, or goes on to the next cluster of
+// a failover.
 func emptyCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:                 name,

@@ -1,16 +1,14 @@
-// Package listeners compiles what is known of an ingress gateway into the resources
-// that one of its Envoys gets:
+// Package listeners compiles what is known of an ingress gateway into the resources that one of its Envoys gets:
 //
 //	gateway.Snapshot + gateway.Instance + gateway.EnvoyVersion ──Compiler.Compile──> Resources
 //
-// In Envoy's graph everything of a gateway hangs off its listeners, so one package
-// makes all types. The output follows Consul's own xDS for ingress gateways, name by
-// name, so that dashboards, alerts and access logs keep their meaning; PROXY protocol
-// is added.
+// In Envoy's graph everything of a gateway hangs off its listeners, so one package makes all types. The output
+// follows Consul's own xDS for ingress gateways, name by name, so that dashboards, alerts and access logs keep their
+// meaning; PROXY protocol is added.
 //
-// There is no clock, no context and no logger here. What does not depend on the
-// instance is the same bytes for every instance. A function that makes such a part
-// gets all that the part depends on as one argument, a "key", and nothing else.
+// There is no clock, no context and no logger here. What does not depend on the instance is the same bytes for every
+// instance. A function that makes such a part gets all that the part depends on as one argument, a "key", and
+// nothing else.
 package listeners
 
 import (
@@ -40,23 +38,21 @@ type Resources struct {
 	Secrets      ordered.Map[*tlsv3.Secret]
 	TokenBuckets ordered.Map[*typev3.TokenBucket] // of access logs
 
-	// HeldBackListeners names, in order, the listeners that the gateway should have
-	// and that could not be built. Envoy must keep the last good ones, and with them
-	// the routes, clusters, endpoints and secrets that those use, even where the maps
-	// above no longer have them.
+	// HeldBackListeners names, in order, the listeners that the gateway should have and that could not be built.
+	// Envoy must keep the last good ones, and with them the routes, clusters, endpoints and secrets that those use,
+	// even where the maps above no longer have them.
 	HeldBackListeners []string
-	// HeldBackEndpoints names, in order, the load assignments of Clusters whose
-	// instances are not known. Envoy must keep the last good ones.
+	// HeldBackEndpoints names, in order, the load assignments of Clusters whose instances are not known. Envoy must
+	// keep the last good ones.
 	HeldBackEndpoints []string
 	// Problems are what an operator has to correct, besides the snapshot's own.
 	Problems []problem.Problem
 }
 
-// Compiler compiles the snapshots of one gateway, one after the other, and makes only
-// what a change has touched: a part that did not change is the same message as before,
-// and a type of which nothing changed is the same map. For that, what did not change
-// in a snapshot must have kept its pointer. The zero value is ready. A Compiler
-// belongs to one goroutine.
+// Compiler compiles the snapshots of one gateway, one after the other, and makes only what a change has touched: a
+// part that did not change is the same message as before, and a type of which nothing changed is the same map. For
+// that, what did not change in a snapshot must have kept its pointer. The zero value is ready. A Compiler belongs to
+// one goroutine.
 type Compiler struct {
 	snapshot *gateway.Snapshot // the one compiled last
 
@@ -65,10 +61,9 @@ type Compiler struct {
 	instances, previousInstances map[instanceKey]*instanceListeners
 }
 
-// Compile returns the resources for an Envoy of release e that runs as the instance in
-// of the gateway s. It is pure: whatever was compiled before, the same input gives the
-// same bytes, and neither s nor in is modified. A listener that cannot be built as its
-// settings say is held back, and never built without them.
+// Compile returns the resources for an Envoy of release e that runs as the instance in of the gateway s. It is pure:
+// whatever was compiled before, the same input gives the same bytes, and neither s nor in is modified. A listener
+// that cannot be built as its settings say is held back, and never built without them.
 func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
 	if s != c.snapshot {
 		c.snapshot = s
@@ -100,8 +95,8 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 	}
 }
 
-// problemsOf returns each problem once. Names in them come from outside and may
-// hold anything; a problem is one line.
+// problemsOf returns each problem once. Names in them come from outside and may hold anything; a problem is one
+// line.
 func problemsOf(lists ...[]problem.Problem) []problem.Problem {
 	var out []problem.Problem
 	seen := map[problem.Problem]bool{}

@@ -10,12 +10,11 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// domainsOf returns the domains of each service's virtual host: its hosts, or else
-// <service>.ingress.*; then each of them with the listener's port, which clients write
-// into the Host header unless it is the scheme's default.
+// domainsOf returns the domains of each service's virtual host: its hosts, or else <service>.ingress.*; then each of
+// them with the listener's port, which clients write into the Host header unless it is the scheme's default.
 //
-// Envoy rejects a route configuration that has a domain twice. A host with a port that
-// a service names wins over one that another service would get by this rule.
+// Envoy rejects a route configuration that has a domain twice. A host with a port that a service names wins over one
+// that another service would get by this rule.
 func domainsOf(p port) ([][]string, error) {
 	owner := map[string]int{}
 	key := func(s portService, domain string) string {

@@ -37,8 +37,8 @@ func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 		instances:   s.Endpoints.Get(c.target.ID),
 	}
 	if c.target.Peer != "" {
-		// What a peer exports is as it says, and behind its mesh gateways, whose
-		// datacenter may be called like the local one.
+		// What a peer exports is as it says, and behind its mesh gateways, whose datacenter may be called like the
+		// local one.
 		k.locality, k.onlyPassing = "", false
 		return k
 	}
@@ -55,11 +55,9 @@ func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 	return k
 }
 
-// loadAssignment returns the instances of a cluster: the target's own, or the mesh
-// gateways in front of them, which then have the health of the target. It is nil while
-// they are not known. It is empty if there are none: only then can Envoy finish its
-// start. An instance that Envoy would reject, with all others, is left out and is a
-// problem.
+// loadAssignment returns the instances of a cluster: the target's own, or the mesh gateways in front of them, which
+// then have the health of the target. It is nil while they are not known. It is empty if there are none: only then
+// can Envoy finish its start. An instance that Envoy would reject, with all others, is left out and is a problem.
 func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []problem.Problem) {
 	if k.instances == nil || k.viaMeshGateways && k.meshGateways == nil {
 		return nil, nil
@@ -98,8 +96,8 @@ func lbEndpoint(a *corev3.Address, health corev3.HealthStatus, weight uint32) *e
 	}
 }
 
-// bestAddress returns where an instance is reached from its own datacenter and
-// partition, or with remote from others, in Consul's order.
+// bestAddress returns where an instance is reached from its own datacenter and partition, or with remote from
+// others, in Consul's order.
 func bestAddress(ep *gateway.Endpoint, remote bool) (address string, port int) {
 	address, port = ep.Address, ep.Port
 	if a, ok := ep.TaggedAddresses[wan]; remote && ok {
@@ -128,8 +126,8 @@ func reachable(address string, port int) error {
 	return nil
 }
 
-// healthAndWeight translates an instance's status. To Consul a weight of 0 means no
-// traffic. Envoy has no such weight, so the instance is unhealthy.
+// healthAndWeight translates an instance's status. To Consul a weight of 0 means no traffic. Envoy has no such
+// weight, so the instance is unhealthy.
 func healthAndWeight(ep *gateway.Endpoint, onlyPassing bool) (corev3.HealthStatus, uint32) {
 	health := corev3.HealthStatus_HEALTHY
 	if ep.Status == gateway.Critical || onlyPassing && ep.Status != gateway.Passing {

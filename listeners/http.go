@@ -20,8 +20,8 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// httpChains makes the filter chains of an http, http2 or grpc listener: one for each
-// service with its own certificate, chosen by server name, and one for all others.
+// httpChains makes the filter chains of an http, http2 or grpc listener: one for each service with its own
+// certificate, chosen by server name, and one for all others.
 func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
@@ -92,8 +92,7 @@ func httpChain(l listenerParams, from downstreams, route string,
 	}, nil
 }
 
-// routeName names the route configuration of a port, or that of the service svc if it
-// has its own certificate.
+// routeName names the route configuration of a port, or that of the service svc if it has its own certificate.
 func routeName(p port, svc *gateway.ListenerService) string {
 	name := strconv.Itoa(p.number)
 	if svc == nil || !hasOwnCertificate(svc) {

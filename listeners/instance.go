@@ -35,11 +35,10 @@ func fetchTimeoutOf(in *gateway.Instance) envoy.FetchTimeout {
 	return envoy.FetchTimeout{}
 }
 
-// bindAddresses returns the addresses that every listener of an instance binds, sorted
-// and without duplicates: the instance's own unless it says not to, its tagged ones if
-// it says so, and the ones that it lists
-// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options).
-// Their ports are not those of the gateway's listeners and have no meaning.
+// bindAddresses returns the addresses that every listener of an instance binds, sorted and without duplicates: the
+// instance's own unless it says not to, its tagged ones if it says so, and the ones that it lists
+// (https://developer.hashicorp.com/consul/docs/reference/proxy/envoy#gateway-options). Their ports are not those of
+// the gateway's listeners and have no meaning.
 func bindAddresses(in *gateway.Instance, dualStack bool) []string {
 	all, loopback := "0.0.0.0", "127.0.0.1"
 	if dualStack {
@@ -61,8 +60,7 @@ func bindAddresses(in *gateway.Instance, dualStack bool) []string {
 	return slices.Compact(addresses)
 }
 
-// checkBindAddress returns why a listener cannot bind an address. Envoy resolves no
-// names for a listener.
+// checkBindAddress returns why a listener cannot bind an address. Envoy resolves no names for a listener.
 func checkBindAddress(address string) error {
 	if _, err := netip.ParseAddr(address); err != nil {
 		return fmt.Errorf("address %q of the gateway's registration is not an IP address; "+
@@ -71,8 +69,8 @@ func checkBindAddress(address string) error {
 	return nil
 }
 
-// listenerName returns Consul's name of a port's listener on an address. The address is
-// part of it because Envoy cannot give a listener another address.
+// listenerName returns Consul's name of a port's listener on an address. The address is part of it because Envoy
+// cannot give a listener another address.
 func listenerName(p port, address string) string {
 	head := p.protocol
 	if !p.http() && len(p.services) > 0 {
@@ -81,8 +79,8 @@ func listenerName(p port, address string) string {
 	return head + ":" + net.JoinHostPort(address, strconv.Itoa(p.number))
 }
 
-// listenerNames returns the names of a port's listeners: one for each address, and
-// that of the loopback listener which a tcp port may have.
+// listenerNames returns the names of a port's listeners: one for each address, and that of the loopback listener
+// which a tcp port may have.
 func listenerNames(in instance, p port) []string {
 	var names []string
 	for _, a := range in.addresses {

@@ -67,8 +67,8 @@ func (l *instanceListeners) update(shared *sharedResources, in *gateway.Instance
 	return now
 }
 
-// addPort adds the listeners of one port, or holds them back. What several listeners
-// need together is added with all of them or not at all.
+// addPort adds the listeners of one port, or holds them back. What several listeners need together is added with all
+// of them or not at all.
 func (l *instanceListeners) addPort(env environment, inst instance, p compiledPort) {
 	built, err := buildPort(env, inst, p)
 	if err != nil {
@@ -131,9 +131,8 @@ func buildPort(env environment, inst instance, p compiledPort) (portListeners, e
 	return built, nil
 }
 
-// unknownPorts are the problems of settings for listeners that the gateway does not
-// have. A mistyped port leaves the intended listener without its settings. The layers
-// of all gateways may name the ports of another one.
+// unknownPorts are the problems of settings for listeners that the gateway does not have. A mistyped port leaves the
+// intended listener without its settings. The layers of all gateways may name the ports of another one.
 func unknownPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 	if s.Entry == nil {
 		return nil

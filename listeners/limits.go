@@ -11,8 +11,8 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// limits are those of a service's clusters: the gateway's defaults, overridden by the
-// service's own. The zero value limits nothing.
+// limits are those of a service's clusters: the gateway's defaults, overridden by the service's own. The zero value
+// limits nothing.
 type limits struct {
 	connections, pending, requests uint32 // 0: not set
 
@@ -34,8 +34,8 @@ func limitsOf(defaults *gateway.Limits, svc *gateway.ListenerService) limits {
 	return l
 }
 
-// apply replaces limits with those that are set in over. Consul writes 0 for a limit that
-// is not set, so a service cannot lift a default.
+// apply replaces limits with those that are set in over. Consul writes 0 for a limit that is not set, so a service
+// cannot lift a default.
 func (l *limits) apply(over *gateway.Limits) {
 	apply(&l.connections, over.MaxConnections)
 	apply(&l.pending, over.MaxPendingRequests)
@@ -74,8 +74,7 @@ func (l limits) thresholds() []*clusterv3.CircuitBreakers_Thresholds {
 	}}
 }
 
-// outlierDetection is there even without any setting: Envoy then ejects by its
-// own defaults, as it does with Consul.
+// outlierDetection is there even without any setting: Envoy then ejects by its own defaults, as it does with Consul.
 func (l limits) outlierDetection() *clusterv3.OutlierDetection {
 	o := &clusterv3.OutlierDetection{
 		Consecutive_5Xx:          unlessZero(l.failures),

@@ -45,8 +45,8 @@ func listenerOf(l listenerParams, address string) (*listenerv3.Listener, error) 
 	return out, envoy.Validate(out)
 }
 
-// filterChains makes the chains of a listener. Envoy matches the server name first and
-// the downstream's address then, so all downstreams have the chains of every name.
+// filterChains makes the chains of a listener. Envoy matches the server name first and the downstream's address
+// then, so all downstreams have the chains of every name.
 func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 	chainsFor := tcpChains
 	if l.port.http() {
@@ -68,8 +68,7 @@ func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 	return all, nil
 }
 
-// restrict makes a chain accept downstreams of some networks only, whatever their PROXY
-// headers say.
+// restrict makes a chain accept downstreams of some networks only, whatever their PROXY headers say.
 func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 	if chain.FilterChainMatch == nil {
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{}
@@ -83,8 +82,8 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 	}
 }
 
-// chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected
-// connection by the missing name. Consul's own chains have none.
+// chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected connection by the missing
+// name. Consul's own chains have none.
 func (l *listenerParams) chainName(name string, from downstreams) string {
 	if !l.policy.ProxyProtocol.Enabled() {
 		return ""
@@ -100,9 +99,9 @@ type listenerFilterKey struct {
 	envoy        envoy.Capabilities
 }
 
-// listenerFilters returns the listener filters in the order they run. The PROXY header is
-// the first thing on the wire, before the client's TLS handshake, so its filter comes
-// first: after tls_inspector it would never see a header.
+// listenerFilters returns the listener filters in the order they run. The PROXY header is the first thing on the
+// wire, before the client's TLS handshake, so its filter comes first: after tls_inspector it would never see a
+// header.
 func listenerFilters(k listenerFilterKey) ([]*listenerv3.ListenerFilter, error) {
 	var filters []*listenerv3.ListenerFilter
 	proxy, err := proxyProtocolFilter(k)
@@ -146,12 +145,11 @@ func networkFilter(name string, config envoy.Message) (*listenerv3.Filter, error
 
 const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 
-// proxyProtocolFilter returns the listener filter that reads PROXY headers, or nil
-// when the mode is off
+// proxyProtocolFilter returns the listener filter that reads PROXY headers, or nil when the mode is off
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/listeners/listener_filters/proxy_protocol).
 //
-// A listener with this filter never sets continue_on_listener_filters_timeout: it would
-// make a strict listener serve a client that sends no header until the timeout.
+// A listener with this filter never sets continue_on_listener_filters_timeout: it would make a strict listener serve
+// a client that sends no header until the timeout.
 func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error) {
 	config := &proxyv3.ProxyProtocol{
 		DisallowedVersions: disallowed(k.policy.Versions),

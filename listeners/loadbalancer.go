@@ -22,8 +22,7 @@ const (
 	maglev       = "maglev"
 )
 
-// setLoadBalancing sets how a cluster spreads requests. Nil and an empty policy leave
-// Envoy's default, round robin.
+// setLoadBalancing sets how a cluster spreads requests. Nil and an empty policy leave Envoy's default, round robin.
 func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	if lb == nil {
 		return nil
@@ -57,8 +56,7 @@ func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	return nil
 }
 
-// setHashPolicies sets what of a request decides on its instance, for the policies that
-// hash.
+// setHashPolicies sets what of a request decides on its instance, for the policies that hash.
 func setHashPolicies(a *routev3.RouteAction, lb *gateway.LoadBalancer) error {
 	if lb == nil || lb.Policy != ringHash && lb.Policy != maglev {
 		return nil
@@ -98,8 +96,8 @@ func hashPolicy(p gateway.HashPolicy) (*routev3.RouteAction_HashPolicy, error) {
 	return out, nil
 }
 
-// hashCookie returns the cookie to hash. Envoy makes one where the client sends
-// none if it has a lifetime; 0 means for the session.
+// hashCookie returns the cookie to hash. Envoy makes one where the client sends none if it has a lifetime; 0 means
+// for the session.
 func hashCookie(p gateway.HashPolicy) *routev3.RouteAction_HashPolicy_Cookie {
 	out := &routev3.RouteAction_HashPolicy_Cookie{Name: p.FieldValue}
 	if c := p.CookieConfig; c != nil {

@@ -17,15 +17,14 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// loopback is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the
-// header of a cluster outside the cluster's TLS, where a sidecar rejects it. So the
-// listener's connections go through a second listener of the same Envoy, on loopback:
+// loopback is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the header of a cluster outside
+// the cluster's TLS, where a sidecar rejects it. So the listener's connections go through a second listener of the
+// same Envoy, on loopback:
 //
 //	listener --cluster that writes the header--> loopback listener, 127.… --cluster of the mesh, mTLS--> sidecar
 //
-// Envoy's internal listeners need an extension in the bootstrap that Consul's
-// bootstraps do not have. A Unix socket cannot be shared by two Envoys, and a new
-// Envoy shares the ports of the one that it replaces.
+// Envoy's internal listeners need an extension in the bootstrap that Consul's bootstraps do not have. A Unix socket
+// cannot be shared by two Envoys, and a new Envoy shares the ports of the one that it replaces.
 type loopback struct {
 	listener *listenerv3.Listener
 	cluster  *clusterv3.Cluster
@@ -39,8 +38,8 @@ func (l *listenerParams) usesLoopback() bool {
 // loopbackName names the loopback listener of a port and the cluster in front of it.
 func loopbackName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
 
-// loopbackAddress is the listener's own port on a loopback address of this instance,
-// because several may run on one machine. This part of 127.0.0.0/8 is otherwise unused.
+// loopbackAddress is the listener's own port on a loopback address of this instance, because several may run on one
+// machine. This part of 127.0.0.0/8 is otherwise unused.
 func loopbackAddress(l listenerParams) *corev3.Address {
 	in := l.instance.registered
 	hash := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
@@ -114,9 +113,8 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 // blackholeCluster does not exist: Envoy closes connections to it.
 const blackholeCluster = "usher-nowhere"
 
-// loopbackDestination leads to the loopback listener. Envoy copies the connection's own
-// header into the new one, whoever sent it. So the connection of an untrusted
-// downstream goes there only if it claims its real address.
+// loopbackDestination leads to the loopback listener. Envoy copies the connection's own header into the new one,
+// whoever sent it. So the connection of an untrusted downstream goes there only if it claims its real address.
 func loopbackDestination(l listenerParams, from downstreams) (destination, error) {
 	if from != untrustedDownstreams {
 		return destination{cluster: loopbackName(l.port)}, nil

@@ -19,9 +19,8 @@ func matchAll() *routev3.RouteMatch {
 }
 
 // routeMatch translates which requests a route takes
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router#routes-match).
-// A condition that is not understood is an error: without it the route would
-// take requests that are meant for others.
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router#routes-match). A condition that
+// is not understood is an error: without it the route would take requests that are meant for others.
 func routeMatch(can envoy.Capabilities, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
 	out := matchAll()
 	if m == nil || m.HTTP == nil {

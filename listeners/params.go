@@ -12,8 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// listenerParams is everything that the listeners of a port of one instance depend
-// on, apart from their addresses.
+// listenerParams is everything that the listeners of a port of one instance depend on, apart from their addresses.
 type listenerParams struct {
 	env      environment
 	instance instance
@@ -22,8 +21,8 @@ type listenerParams struct {
 	logs     accesslog.Logs
 }
 
-// errUnknown means that a part of a listener's input is not known. It is no problem by
-// itself: another one reports that part, bad settings or an answer that cannot be read.
+// errUnknown means that a part of a listener's input is not known. It is no problem by itself: another one reports
+// that part, bad settings or an answer that cannot be read.
 var errUnknown = errors.New("unknown")
 
 func newListenerParams(env environment, in instance, p port) (listenerParams, []problem.Problem, error) {
@@ -72,17 +71,16 @@ func (l *listenerParams) hasTLS() bool {
 	return settings.Enabled || settings.SDS != nil
 }
 
-// matchesServerName reports whether a service has its own certificate: the client's
-// server name then chooses the filter chain.
+// matchesServerName reports whether a service has its own certificate: the client's server name then chooses the
+// filter chain.
 func (l *listenerParams) matchesServerName() bool {
 	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool {
 		return hasOwnCertificate(&s)
 	})
 }
 
-// needsTLSInspector reports whether Envoy reads the server name before the TLS
-// handshake. Otherwise it does not know the name. Filter chains may need it, as with
-// Consul, and log formats or expressions may show it.
+// needsTLSInspector reports whether Envoy reads the server name before the TLS handshake. Otherwise it does not know
+// the name. Filter chains may need it, as with Consul, and log formats or expressions may show it.
 func (l *listenerParams) needsTLSInspector() bool {
 	return l.matchesServerName() ||
 		l.hasTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
@@ -96,8 +94,8 @@ func (l *listenerParams) tlvs() []settings.TLV {
 	return l.policy.ProxyProtocol.TLVs
 }
 
-// unreadableTLVs are the problems of TLVs that this Envoy is too old to read. They
-// protect nothing, so the listener serves without them.
+// unreadableTLVs are the problems of TLVs that this Envoy is too old to read. They protect nothing, so the listener
+// serves without them.
 func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
@@ -144,8 +142,8 @@ const (
 	untrustedDownstreams             // all others: their PROXY headers do not count
 )
 
-// servedDownstreams returns the downstreams that a listener serves, each with its own
-// filter chains. Connections without a chain are closed.
+// servedDownstreams returns the downstreams that a listener serves, each with its own filter chains. Connections
+// without a chain are closed.
 func (l *listenerParams) servedDownstreams() []downstreams {
 	switch p := l.policy.ProxyProtocol; {
 	case !p.Enabled() || p.TrustsAll():
@@ -168,8 +166,8 @@ func (d downstreams) suffix() string {
 // canRead reports whether Envoy can read a TLV.
 func canRead(can envoy.Capabilities, tlv settings.TLV) bool { return can.BinaryTLVs || !isNumber(tlv) }
 
-// checkSupport returns an error for a setting that this Envoy is too old for and that
-// cannot be left out: the listener would trust or accept more than it must.
+// checkSupport returns an error for a setting that this Envoy is too old for and that cannot be left out: the
+// listener would trust or accept more than it must.
 func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	proxy := p.ProxyProtocol
 	hasUntrusted := proxy.Enabled() && !proxy.TrustsAll()

@@ -13,8 +13,8 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// port is what the gateway serves on one port: a listener of its entry, and the
-// services of gateway-services that belong to it, at least one.
+// port is what the gateway serves on one port: a listener of its entry, and the services of gateway-services that
+// belong to it, at least one.
 type port struct {
 	gateway  gateway.ID
 	number   int
@@ -39,8 +39,8 @@ type portResources struct {
 	problems []problem.Problem
 }
 
-// portsOf returns the ports that have a service, in ascending order. As with Consul, a
-// listener without any is left out.
+// portsOf returns the ports that have a service, in ascending order. As with Consul, a listener without any is left
+// out.
 func portsOf(s *gateway.Snapshot) []port {
 	if s.Entry == nil {
 		return nil
@@ -78,8 +78,8 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	return p
 }
 
-// serviceSettings returns the listener's settings for services by name; "*" is the
-// name of a wildcard. Of two for one name the first counts.
+// serviceSettings returns the listener's settings for services by name; "*" is the name of a wildcard. Of two for
+// one name the first counts.
 func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
 	byName := map[gateway.ServiceName]*gateway.ListenerService{}
 	for i := range l.Services {
@@ -92,8 +92,8 @@ func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.Liste
 	return byName
 }
 
-// settingsFor returns the listener's settings for a service: those under its own name,
-// or else those of the wildcard in the same namespace.
+// settingsFor returns the listener's settings for a service: those under its own name, or else those of the wildcard
+// in the same namespace.
 func (p *port) settingsFor(name gateway.ServiceName) *gateway.ListenerService {
 	name = name.OrDefaults()
 	if c := p.settings[name]; c != nil {
@@ -135,9 +135,9 @@ func (p *port) check() error {
 	return nil
 }
 
-// isKnown reports whether all input of the service's routes and clusters is known. This
-// is its chain and, for each target in a cluster peer, the peer's certificates. If the
-// peer has certificates, the target's instances belong to it, too.
+// isKnown reports whether all input of the service's routes and clusters is known. This is its chain and, for each
+// target in a cluster peer, the peer's certificates. If the peer has certificates, the target's instances belong to
+// it, too.
 func (r portService) isKnown(s *gateway.Snapshot) bool {
 	if r.chain == nil {
 		return false
@@ -153,9 +153,9 @@ func (r portService) isKnown(s *gateway.Snapshot) bool {
 	return true
 }
 
-// compilePort makes what the instances share of a port. If a service is not known, it
-// makes no routes and returns errUnknown. It still makes the clusters and load
-// assignments of the other services, for an Envoy that has the port already.
+// compilePort makes what the instances share of a port. If a service is not known, it makes no routes and returns
+// errUnknown. It still makes the clusters and load assignments of the other services, for an Envoy that has the port
+// already.
 func compilePort(env environment, p port, cache clusterCache) (portResources, error) {
 	if err := p.check(); err != nil {
 		return portResources{}, err
@@ -207,8 +207,8 @@ func (p *port) routedServices() []portService {
 	return p.services[:1]
 }
 
-// displayName returns the name that Consul uses in names of routes and virtual
-// hosts: the service alone in the default namespace and partition.
+// displayName returns the name that Consul uses in names of routes and virtual hosts: the service alone in the
+// default namespace and partition.
 func displayName(n gateway.ServiceName) string {
 	if n.SameTenancy(gateway.ServiceName{}) {
 		return n.Name

@@ -19,9 +19,8 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// routesOf makes the route configurations of an http, http2 or grpc port: one named after
-// the port, and one for each service with its own certificate. One without services is
-// left out.
+// routesOf makes the route configurations of an http, http2 or grpc port: one named after the port, and one for each
+// service with its own certificate. One without services is left out.
 func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 	domains, err := domainsOf(p)
 	if err != nil {
@@ -58,8 +57,7 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 	return configs, nil
 }
 
-// virtualHost makes the virtual host of a service, with the header modifiers of the
-// gateway's entry.
+// virtualHost makes the virtual host of a service, with the header modifiers of the gateway's entry.
 func virtualHost(env environment, s portService, domains []string) (*routev3.VirtualHost, error) {
 	routes, err := chainRoutes(env, s.chain)
 	if err != nil {
@@ -108,8 +106,8 @@ func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
 }
 
 // chainRoute makes one route of a service-router
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router).
-// It is nil where nodeAction's is.
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router). It is nil where nodeAction's
+// is.
 func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*routev3.Route, error) {
 	if cr == nil {
 		return nil, errors.New("it is empty")
@@ -149,8 +147,8 @@ func applyDestination(can envoy.Capabilities, route *routev3.Route, dest *gatewa
 	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = response.add, response.remove
 }
 
-// nodeAction sends requests to what a resolver or a splitter leads to. It is nil, without
-// an error, if those are only cluster peers whose root certificates are not known.
+// nodeAction sends requests to what a resolver or a splitter leads to. It is nil, without an error, if those are
+// only cluster peers whose root certificates are not known.
 func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.RouteAction, error) {
 	action := &routev3.RouteAction{}
 	switch node.Type {
@@ -175,9 +173,8 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 	return action, nil
 }
 
-// weightedClusters makes the splits of a service-splitter. Its weights are percents with
-// two decimals; Envoy's are integers. Splits to cluster peers whose root certificates
-// are not known are left out; it is nil if those are all.
+// weightedClusters makes the splits of a service-splitter. Its weights are percents with two decimals; Envoy's are
+// integers. Splits to cluster peers whose root certificates are not known are left out; it is nil if those are all.
 func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
 	var total uint64
@@ -217,8 +214,7 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 	return out, nil
 }
 
-// timeout translates Consul's timeout: 0 leaves Envoy's default, and a negative one means
-// none, which is Envoy's 0.
+// timeout translates Consul's timeout: 0 leaves Envoy's default, and a negative one means none, which is Envoy's 0.
 func timeout(d gateway.Duration) *durationpb.Duration {
 	switch {
 	case d > 0:
@@ -229,8 +225,7 @@ func timeout(d gateway.Duration) *durationpb.Duration {
 	return nil
 }
 
-// retryPolicy returns the retries of a router's destination, or nil if it has
-// no setting for them.
+// retryPolicy returns the retries of a router's destination, or nil if it has no setting for them.
 func retryPolicy(d *gateway.RouteDestination) *routev3.RetryPolicy {
 	if d.NumRetries == 0 && !d.RetryOnConnectFailure && len(d.RetryOn) == 0 && len(d.RetryOnStatusCodes) == 0 {
 		return nil
@@ -255,8 +250,7 @@ type headerChange struct {
 	remove []string
 }
 
-// headerChanges translates header modifiers: what is added comes before what is
-// set, each in the order of the names.
+// headerChanges translates header modifiers: what is added comes before what is set, each in the order of the names.
 func headerChanges(can envoy.Capabilities, m *gateway.HeaderModifiers) headerChange {
 	if m == nil {
 		return headerChange{}

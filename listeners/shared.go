@@ -26,8 +26,7 @@ type environment struct {
 	snapshot *gateway.Snapshot
 }
 
-// sharedResources are what the instances of a gateway share: everything but the
-// listeners. They are immutable.
+// sharedResources are what the instances of a gateway share: everything but the listeners. They are immutable.
 type sharedResources struct {
 	env         environment
 	ports       []compiledPort // in ascending order
@@ -65,8 +64,8 @@ func (last *sharedResources) update(env environment) *sharedResources {
 	return now
 }
 
-// unchanged reports whether nothing but load assignments differs in a newer snapshot.
-// It compares pointers: false may be wrong.
+// unchanged reports whether nothing but load assignments differs in a newer snapshot. It compares pointers: false
+// may be wrong.
 func (last *sharedResources) unchanged(s *gateway.Snapshot) bool {
 	old := last.env.snapshot
 	for _, id := range last.peerTargets { // their instances name and verify their clusters
@@ -102,9 +101,8 @@ func samePointer[T any](a, b T) bool {
 	return x.Pointer() == y.Pointer() && x.Len() == y.Len()
 }
 
-// newShared makes shared resources. Where two have the same name the first one counts,
-// and ports come in ascending order: a cluster of two listeners has the settings of
-// the listener with the lowest port.
+// newShared makes shared resources. Where two have the same name the first one counts, and ports come in ascending
+// order: a cluster of two listeners has the settings of the listener with the lowest port.
 func newShared(env environment, cache clusterCache) *sharedResources {
 	s := &sharedResources{
 		env:          env,

@@ -12,11 +12,11 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// targetGroup is what one resolver of a chain leads to: a cluster, or with failover an
-// aggregate of clusters that are tried in order.
+// targetGroup is what one resolver of a chain leads to: a cluster, or with failover an aggregate of clusters that
+// are tried in order.
 type targetGroup struct {
-	// clusterName is what routes and tcp listeners name. It is empty if the group leads
-	// to a cluster peer whose root certificates are not known.
+	// clusterName is what routes and tcp listeners name. It is empty if the group leads to a cluster peer whose root
+	// certificates are not known.
 	clusterName     string
 	node            *gateway.ChainNode
 	failover        bool
@@ -28,8 +28,7 @@ type targetGroup struct {
 type targetCluster struct {
 	name   string
 	target *gateway.Target
-	// fromPartition is the partition of the service that leads here: Consul compares
-	// other partitions with it.
+	// fromPartition is the partition of the service that leads here: Consul compares other partitions with it.
 	fromPartition string
 	peer          *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
 }
@@ -88,9 +87,8 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	return g, nil
 }
 
-// add adds a cluster, unless its target is in a cluster peer and cannot be verified: it
-// has no root certificates or no instances. As with Consul, these do not count in
-// the names of the others.
+// add adds a cluster, unless its target is in a cluster peer and cannot be verified: it has no root certificates or
+// no instances. As with Consul, these do not count in the names of the others.
 func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 	t.name = g.clusterName
 	if g.failover {
@@ -108,9 +106,8 @@ func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 	g.targets = append(g.targets, t)
 }
 
-// clusterName returns the name of a target's cluster: the chain's name for it,
-// and for a target in a cluster peer one that ends in the peer's trust domain.
-// It is empty while the peer's root certificates are not known.
+// clusterName returns the name of a target's cluster: the chain's name for it, and for a target in a cluster peer
+// one that ends in the peer's trust domain. It is empty while the peer's root certificates are not known.
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	switch {
 	case t == nil:
@@ -139,8 +136,8 @@ func peerRoots(s *gateway.Snapshot, peer string) *gateway.Roots {
 	return nil
 }
 
-// peerMeta returns how to reach and verify the instances of a target in a cluster peer,
-// which is the same for all of them. It is nil if there are none.
+// peerMeta returns how to reach and verify the instances of a target in a cluster peer, which is the same for all of
+// them. It is nil if there are none.
 func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	if e == nil {
 		return nil
@@ -153,8 +150,7 @@ func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	return nil
 }
 
-// trustDomainOf reads the trust domain of a cluster peer from the identities of its
-// instances; "" if there is none.
+// trustDomainOf reads the trust domain of a cluster peer from the identities of its instances; "" if there is none.
 func trustDomainOf(p *gateway.PeerMeta) string {
 	if p == nil {
 		return ""

@@ -14,8 +14,8 @@ import (
 	"github.com/usherproxy/usher/internal/envoy"
 )
 
-// tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads
-// to the one service that such a listener has.
+// tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads to the one service that such
+// a listener has.
 func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	socket, err := listenerSocket(l.env, l.port)
 	if err != nil {
@@ -46,9 +46,9 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 	return []*listenerv3.FilterChain{chain}, nil
 }
 
-// tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's
-// bootstraps read the service's name and datacenter out of Consul's own name, so the
-// name for untrusted downstreams is another one, as on http listeners.
+// tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's bootstraps read the service's
+// name and datacenter out of Consul's own name, so the name for untrusted downstreams is another one, as on http
+// listeners.
 func tcpStatPrefix(l listenerParams, from downstreams) string {
 	if from == untrustedDownstreams {
 		return "ingress_upstream_" + strconv.Itoa(l.port.number) + from.suffix()
@@ -73,8 +73,8 @@ func tcpDestination(l listenerParams, from downstreams) (destination, error) {
 	return destination{cluster: cluster}, err
 }
 
-// tcpCluster names the cluster that connections go to. A tcp service has no
-// requests to route or split, so its chain begins with a resolver.
+// tcpCluster names the cluster that connections go to. A tcp service has no requests to route or split, so its chain
+// begins with a resolver.
 func tcpCluster(env environment, s portService) (string, error) {
 	start := s.chain.Nodes[s.chain.StartNode]
 	g, err := targetGroupOf(env.snapshot, s.chain, start)
@@ -103,8 +103,7 @@ func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
 	})
 }
 
-// directAddressFilters store the downstream's address if a log recognizes health checks
-// by it.
+// directAddressFilters store the downstream's address if a log recognizes health checks by it.
 func directAddressFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
 	if from == untrustedDownstreams || !l.logs.NeedsDirectAddress {
 		return nil, nil

@@ -1,10 +1,9 @@
-// Package accesslog makes the access logs of a listener: where they go (a sink, with a
-// cluster for each collector), how a log entry is written (a format), and which log
-// entries there are (a filter). It checks all that an operator has written against
-// what the release of Envoy knows, so that a mistake is a problem and no NACK.
+// Package accesslog makes the access logs of a listener: where they go (a sink, with a cluster for each collector),
+// how a log entry is written (a format), and which log entries there are (a filter). It checks all that an operator
+// has written against what the release of Envoy knows, so that a mistake is a problem and no NACK.
 //
-// Each row of the table of operators says what a log entry may show of it: redact.go
-// hides what an untrusted downstream claims, and what the settings keep out of logs.
+// Each row of the table of operators says what a log entry may show of it: redact.go hides what an untrusted
+// downstream claims, and what the settings keep out of logs.
 package accesslog
 
 import (
@@ -54,8 +53,7 @@ type Logs struct {
 	TokenBuckets map[string]*typev3.TokenBucket
 }
 
-// For returns the logs of the filter chains for untrusted downstreams, or of those
-// for all others.
+// For returns the logs of the filter chains for untrusted downstreams, or of those for all others.
 func (l Logs) For(untrusted bool) []*accesslogv3.AccessLog {
 	if untrusted {
 		return l.UntrustedChains
@@ -91,8 +89,8 @@ var (
 	usherNames  = loggerNames{"Usher Filter Log", "Usher Listener Log", "Usher Listener Log"}
 )
 
-// Build makes the access logs. A sink that cannot be built as it is configured is a
-// problem and is left out. As with Consul, the listener serves without it.
+// Build makes the access logs. A sink that cannot be built as it is configured is a problem and is left out. As with
+// Consul, the listener serves without it.
 func Build(p Params) (Logs, []problem.Problem) {
 	var all Logs
 	var problems []problem.Problem

@@ -24,8 +24,7 @@ type collectorKey struct {
 	tls     *settings.CollectorTLS
 }
 
-// name names the cluster: listeners with the same collector share one. The names of
-// Consul's clusters have no colon.
+// name names the cluster: listeners with the same collector share one. The names of Consul's clusters have no colon.
 func (k collectorKey) name() string {
 	name := "usher-collector:" + net.JoinHostPort(k.address.Host, strconv.Itoa(k.address.Port))
 	if k.tls != nil {
@@ -64,8 +63,7 @@ func collectorCluster(k collectorKey) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// collectorSocket makes the TLS to a collector: Envoy verifies the collector's name or
-// address in its certificate.
+// collectorSocket makes the TLS to a collector: Envoy verifies the collector's name or address in its certificate.
 func collectorSocket(k collectorKey) (*corev3.TransportSocket, error) {
 	name, sanType := k.tls.SNI, tlsv3.SubjectAltNameMatcher_DNS
 	if name == "" {

@@ -20,9 +20,8 @@ var attributes = []string{
 	"filter_state", "upstream_filter_state", "xds",
 }
 
-// functions are those that Envoy's expressions have, with the numbers of their
-// arguments: of text.f(x) two. Envoy has no loops, and no functions for texts
-// beside these unless its bootstrap says so.
+// functions are those that Envoy's expressions have, with the numbers of their arguments: of text.f(x) two. Envoy
+// has no loops, and no functions for texts beside these unless its bootstrap says so.
 var functions = map[string][]int{
 	"matches": {2}, "contains": {2}, "startsWith": {2}, "endsWith": {2}, "size": {1},
 	"int": {1}, "bytes": {1}, "timestamp": {1}, "duration": {1}, "type": {1},
@@ -42,8 +41,7 @@ var expressionParser = func() *parser.Parser {
 	return p
 }()
 
-// checkExpression returns why Envoy would reject a listener with an expression of
-// CEL.
+// checkExpression returns why Envoy would reject a listener with an expression of CEL.
 func checkExpression(text string) error {
 	tree, problems := expressionParser.Parse(common.NewTextSource(text))
 	if errs := problems.GetErrors(); len(errs) > 0 {
@@ -104,9 +102,8 @@ func patternOf(name string, call ast.CallExpr) (string, bool) {
 	return pattern, ok
 }
 
-// checkPattern returns why Envoy would reject a regular expression: its library
-// accepts programs of 100 steps, which are counted here with a margin.
-// https://github.com/google/re2 has the syntax that Go has, too.
+// checkPattern returns why Envoy would reject a regular expression: its library accepts programs of 100 steps, which
+// are counted here with a margin. https://github.com/google/re2 has the syntax that Go has, too.
 func checkPattern(pattern string) error {
 	tree, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {

@@ -72,16 +72,16 @@ func (p Params) sampled() logFilter {
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(p.Settings.SamplePerMille)))
 }
 
-// omitsHealthChecks reports whether the health checks of a load balancer are left out.
-// This needs envoy.DirectAddressState.
+// omitsHealthChecks reports whether the health checks of a load balancer are left out. This needs
+// envoy.DirectAddressState.
 func (p Params) omitsHealthChecks(untrusted bool) bool {
 	omit := p.Settings.HealthChecks == settings.HealthChecksOmit ||
 		p.Settings.HealthChecks == settings.HealthChecksDefault && p.ProxyProtocol
 	return omit && !p.HTTP && !untrusted && p.Envoy.Expressions
 }
 
-// noHealthCheck selects all connections but those that name no client and send
-// nothing. A header with the command LOCAL leaves the downstream's address as it is.
+// noHealthCheck selects all connections but those that name no client and send nothing. A header with the command
+// LOCAL leaves the downstream's address as it is.
 func (p Params) noHealthCheck(untrusted bool) (logFilter, error) {
 	if !p.omitsHealthChecks(untrusted) {
 		return nil, nil
@@ -125,8 +125,7 @@ func withHeader(h settings.HeaderFilter) logFilter {
 	}}
 }
 
-// chance selects some of a thousand, whatever the request's id, which the client can
-// choose.
+// chance selects some of a thousand, whatever the request's id, which the client can choose.
 func chance(setting string, perMille int) logFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_RuntimeFilter{
 		RuntimeFilter: &accesslogv3.RuntimeFilter{

@@ -66,8 +66,7 @@ func eachText(v *structpb.Value, change func(string) string) {
 	}
 }
 
-// rejected returns the format of log entries of connections that were rejected for a
-// reason.
+// rejected returns the format of log entries of connections that were rejected for a reason.
 func (f logFormat) rejected(reason string) logFormat {
 	f.reason = reason
 	switch f.from {
@@ -167,8 +166,8 @@ var consulFields = strings.Fields(`
 	upstream_service_time upstream_transport_failure_reason user_agent x_forwarded_for
 `)
 
-// fieldOperators are the operators of fields, Consul's and those of settings.LogFieldNames.
-// A field that is not here has the operator of its name, such as %START_TIME%.
+// fieldOperators are the operators of fields, Consul's and those of settings.LogFieldNames. A field that is not here
+// has the operator of its name, such as %START_TIME%.
 var fieldOperators = map[string]string{
 	"attempts":                   "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 	"authority":                  "%REQ(:AUTHORITY)%",
@@ -217,8 +216,8 @@ func (p Params) fields(names []string) map[string]any {
 	return fields
 }
 
-// consulObject returns Consul's default format. If headers name the client, it also has
-// the address of the downstream.
+// consulObject returns Consul's default format. If headers name the client, it also has the address of the
+// downstream.
 func (p Params) consulObject() map[string]any {
 	fields := p.fields(consulFields)
 	if p.ClientAddressKnown {

@@ -28,8 +28,8 @@ func (o operator) String() string {
 	return "%" + o.name + params + o.length + "%"
 }
 
-// operatorPattern reads as Envoy does: the parameters end at the first ")" after which
-// the rest of an operator follows.
+// operatorPattern reads as Envoy does: the parameters end at the first ")" after which the rest of an operator
+// follows.
 var operatorPattern = regexp.MustCompile(`%%|%([A-Z0-9_]+)(\((?s:(.*?))\))?(:[0-9]+)?%`)
 
 // replaceOperators returns the text with every operator replaced.
@@ -51,8 +51,8 @@ func parseOperator(text string) operator {
 	return operator{name: m[1], hasParams: m[2] != "", params: m[3], length: m[4]}
 }
 
-// check returns why Envoy would reject a listener with this format, or why it cannot be
-// redacted. Presets are not checked here: a test tries them for every release.
+// check returns why Envoy would reject a listener with this format, or why it cannot be redacted. Presets are not
+// checked here: a test tries them for every release.
 func (p Params) check(f logFormat) error {
 	if p.Settings.Redacts() && !p.Envoy.Expressions {
 		return envoy.Requires("access_log", "to redact, expressions are needed", "1.32", "redact nothing")

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// operatorRow is what Envoy's releases take of an operator, and what a log entry may
-// show of it. A column that a row leaves out shows nothing.
+// operatorRow is what Envoy's releases take of an operator, and what a log entry may show of it. A column that a row
+// leaves out shows nothing.
 type operatorRow struct {
 	since     uint32     // the minor release that has it
 	takes     *parameter // nil: none
@@ -46,8 +46,8 @@ var (
 
 const headerPattern = `^[^?\s]+(\?[^?\s]*)?$`
 
-// plainOperators take no parameter and show nothing that a downstream can claim or
-// that the settings can redact. The key is the minor release that has them.
+// plainOperators take no parameter and show nothing that a downstream can claim or that the settings can redact. The
+// key is the minor release that has them.
 var plainOperators = map[uint32]string{
 	22: `
 		BYTES_RECEIVED BYTES_SENT CONNECTION_ID CONNECTION_TERMINATION_DETAILS DOWNSTREAM_HEADER_BYTES_RECEIVED
@@ -96,9 +96,9 @@ var plainOperators = map[uint32]string{
 }
 
 // operators are those of Envoy's log formats
-// (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
-// The releases from 1.36 on were tried with every one of them. For older releases
-// docs/access-logs.md says where the numbers come from.
+// (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter). The releases from
+// 1.36 on were tried with every one of them. For older releases docs/access-logs.md says where the numbers come
+// from.
 var operators = func() map[string]operatorRow {
 	all := map[string]operatorRow{
 		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS":               {since: 36, untrusted: shown, redacted: asIs},

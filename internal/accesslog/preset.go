@@ -12,9 +12,9 @@ import (
 // (https://www.elastic.co/docs/reference/ecs/ecs-field-reference).
 const ecsVersion = "9.4.0"
 
-// ecsFormat is JSON by the Elastic Common Schema. Values without a field of the schema
-// are labels. To the schema, the source of a connection through a load balancer is the
-// client, and the balancer's address is the translated one.
+// ecsFormat is JSON by the Elastic Common Schema. Values without a field of the schema are labels. To the schema,
+// the source of a connection through a load balancer is the client, and the balancer's address is the translated
+// one.
 func (p Params) ecsFormat() (logFormat, error) {
 	if !p.Envoy.Expressions {
 		return logFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
@@ -95,12 +95,10 @@ func (p Params) ecsFormat() (logFormat, error) {
 // (https://httpd.apache.org/docs/2.4/logs.html#combined).
 const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(%d/%b/%Y:%H:%M:%S %z)%] "
 
-// originalPath is the header in which Envoy keeps the path of a request that a route
-// rewrites.
+// originalPath is the header in which Envoy keeps the path of a request that a route rewrites.
 const originalPath = "x-envoy-original-path"
 
-// combinedFormat is Apache's combined log format. A connection of a tcp listener
-// has no request, and no status.
+// combinedFormat is Apache's combined log format. A connection of a tcp listener has no request, and no status.
 func (p Params) combinedFormat() (logFormat, error) {
 	if !p.HTTP {
 		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
@@ -118,14 +116,12 @@ func (p Params) combinedFormat() (logFormat, error) {
 		`"`), nil
 }
 
-// combinedRejected is the line of a rejected connection. The reason is at the place of
-// the User-Agent.
+// combinedRejected is the line of a rejected connection. The reason is at the place of the User-Agent.
 func combinedRejected(reason string) string {
 	return combinedHead + `"-" 000 0 "-" "rejected: ` + reason + "\"\n"
 }
 
-// unquoted cuts off a text before the first quote or control character, and before any
-// of some more characters.
+// unquoted cuts off a text before the first quote or control character, and before any of some more characters.
 func unquoted(value, more string) string {
 	return fmt.Sprintf(`re.extract(%s, r'^([^\x00-\x1f"\\\x7f%s]*)', r'\1')`, value, more)
 }

@@ -32,9 +32,8 @@ var (
 // nothing is what Envoy writes where an operator has no value.
 const nothing = "-"
 
-// withoutClaims returns the format for untrusted downstreams. It never shows what a
-// PROXY header claims: it has the connection's own addresses instead, and nothing
-// where there is no such counterpart.
+// withoutClaims returns the format for untrusted downstreams. It never shows what a PROXY header claims: it has the
+// connection's own addresses instead, and nothing where there is no such counterpart.
 func withoutClaims(f logFormat, can envoy.Capabilities) logFormat {
 	return f.each(func(text string) string { return hideClaims(text, can) })
 }
@@ -48,8 +47,7 @@ func hideClaims(text string, can envoy.Capabilities) string {
 	})
 }
 
-// withoutClaim returns the operator that shows no claim, and false if there is none.
-// An unknown operator has none.
+// withoutClaim returns the operator that shows no claim, and false if there is none. An unknown operator has none.
 func (o operator) withoutClaim(can envoy.Capabilities) (operator, bool) {
 	if proxyMetadata.MatchString(o.params) {
 		return o, false
@@ -68,8 +66,8 @@ func (o operator) withoutClaim(can envoy.Capabilities) (operator, bool) {
 	return o, false
 }
 
-// listWithoutClaims changes the operators of COALESCE. Each is a text, or an object
-// with a command and its parameter.
+// listWithoutClaims changes the operators of COALESCE. Each is a text, or an object with a command and its
+// parameter.
 func (o operator) listWithoutClaims(can envoy.Capabilities) (operator, bool) {
 	var params struct{ Operators []json.RawMessage }
 	if err := json.Unmarshal([]byte(o.params), &params); err != nil || len(params.Operators) == 0 {
@@ -108,8 +106,8 @@ type redaction func(p Params, o operator, e logEntry) string
 // redactedText stands for what is not logged.
 const redactedText = "[redacted]"
 
-// addressHeaders are the request headers that carry the addresses of clients. An
-// address in them cannot be truncated.
+// addressHeaders are the request headers that carry the addresses of clients. An address in them cannot be
+// truncated.
 var addressHeaders = []string{
 	"x-forwarded-for", "x-envoy-external-address", "forwarded", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip",
 }
@@ -160,8 +158,7 @@ func query(p Params, o operator, _ logEntry) string {
 	return o.String()
 }
 
-// headers returns what is logged of a header, or of the second one that counts where
-// the first is missing.
+// headers returns what is logged of a header, or of the second one that counts where the first is missing.
 func headers(p Params, o operator, _ logEntry) string {
 	first, second, _ := strings.Cut(o.params, "?")
 	if p.redactsHeader(first) {
@@ -190,8 +187,8 @@ func (p Params) redactsHeader(name string) bool {
 		len(p.Settings.RedactCookies) > 0 && name == "set-cookie"
 }
 
-// cookiesWithout is the expression of the request's cookies. It shows none of them if
-// one with such a name may be there: an expression cannot cut it out.
+// cookiesWithout is the expression of the request's cookies. It shows none of them if one with such a name may be
+// there: an expression cannot cut it out.
 func cookiesWithout(names []string) string {
 	found := make([]string, len(names))
 	for i, name := range names {
@@ -208,9 +205,8 @@ func clientAddress(p Params, o operator, _ logEntry) string {
 	return o.String()
 }
 
-// directAddress returns the address of the downstream. A load balancer is shown as it
-// is. A downstream that may be a client is shown as its network, or not at all, since
-// expressions cannot read this address.
+// directAddress returns the address of the downstream. A load balancer is shown as it is. A downstream that may be a
+// client is shown as its network, or not at all, since expressions cannot read this address.
 func directAddress(p Params, o operator, e logEntry) string {
 	balancer := p.Strict || p.HasUntrusted && !e.untrusted
 	switch {
@@ -222,8 +218,8 @@ func directAddress(p Params, o operator, e logEntry) string {
 	return nothing
 }
 
-// network is the expression of the network of an address with a port: /24, or /48 of
-// IPv6, where Envoy writes one run of zeros as "::".
+// network is the expression of the network of an address with a port: /24, or /48 of IPv6, where Envoy writes one
+// run of zeros as "::".
 func network(address string) string {
 	extract := func(pattern, rewrite string) string {
 		return fmt.Sprintf(`re.extract(%s, r'%s', r'%s')`, address, pattern, rewrite)

@@ -73,8 +73,8 @@ func (f logFormat) formatters() ([]*corev3.TypedExtensionConfig, error) {
 	return []*corev3.TypedExtensionConfig{{Name: "envoy.formatter.req_without_query", TypedConfig: config}}, nil
 }
 
-// commonConfig names a collector. Batches are Envoy's default, a second or 16 KiB. Envoy
-// drops a batch that the collector does not take: traffic never waits.
+// commonConfig names a collector. Batches are Envoy's default, a second or 16 KiB. Envoy drops a batch that the
+// collector does not take: traffic never waits.
 func (p Params) commonConfig(s sink) *grpclogv3.CommonGrpcAccessLogConfig {
 	return &grpclogv3.CommonGrpcAccessLogConfig{
 		LogName: p.Gateway.String(),

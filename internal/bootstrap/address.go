@@ -45,8 +45,8 @@ func parseServer(addr string) (address, error) {
 		addr, scheme)
 }
 
-// parseIPPort reads ip:port; what names the address in errors. The host localhost
-// means 127.0.0.1, because Envoy does not resolve names here.
+// parseIPPort reads ip:port; what names the address in errors. The host localhost means 127.0.0.1, because Envoy
+// does not resolve names here.
 func parseIPPort(what, addr string) (address, error) {
 	a, err := parseHostPort(what, addr)
 	if a.Host == "localhost" {
@@ -78,8 +78,8 @@ func parseHostPort(what, addr string) (address, error) {
 	return address{Host: host, Port: uint16(port)}, nil
 }
 
-// checkCertificates returns why text is not a list of PEM certificates. A key among
-// them is an error: everybody who reads the bootstrap would have it.
+// checkCertificates returns why text is not a list of PEM certificates. A key among them is an error: everybody who
+// reads the bootstrap would have it.
 func checkCertificates(text string) error {
 	rest := []byte(text)
 	for n := 0; ; n++ {

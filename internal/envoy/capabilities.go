@@ -6,10 +6,9 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// Capabilities are what a release of Envoy can do. Envoy drops an unknown field of a
-// dynamic resource and reports success, so a field that matters has to be left out,
-// or replaced, before it is sent. Releases with equal capabilities get equal bytes.
-// The zero value is Envoy 1.22, the oldest release that Consul 1.15 supports.
+// Capabilities are what a release of Envoy can do. Envoy drops an unknown field of a dynamic resource and reports
+// success, so a field that matters has to be left out, or replaced, before it is sent. Releases with equal
+// capabilities get equal bytes. The zero value is Envoy 1.22, the oldest release that Consul 1.15 supports.
 type Capabilities struct {
 	// OptionalProxyHeader: ProxyProtocol.allow_requests_without_proxy_protocol.
 	OptionalProxyHeader bool
@@ -21,15 +20,15 @@ type Capabilities struct {
 	DefaultRegexEngine bool
 	// EarlyHeaderMutation: HttpConnectionManager.early_header_mutation_extensions.
 	EarlyHeaderMutation bool
-	// SurvivesLocal: a PROXY header with the command LOCAL does not crash an Envoy
-	// whose cluster sends PROXY headers (CVE-2024-23327).
+	// SurvivesLocal: a PROXY header with the command LOCAL does not crash an Envoy whose cluster sends PROXY headers
+	// (CVE-2024-23327).
 	SurvivesLocal bool
 	// DisallowedProxyVersions: ProxyProtocol.disallowed_versions.
 	DisallowedProxyVersions bool
 	// ProxyStatPrefix: ProxyProtocol.stat_prefix.
 	ProxyStatPrefix bool
-	// Expressions: the network filter set_filter_state with skip_if_empty, the log
-	// operator CEL and the access log filter of the same language.
+	// Expressions: the network filter set_filter_state with skip_if_empty, the log operator CEL and the access log
+	// filter of the same language.
 	Expressions bool
 	// BinaryTLVs: ProxyProtocol.KeyValuePair.value_string_encoding.
 	BinaryTLVs bool
@@ -37,14 +36,14 @@ type Capabilities struct {
 	AddressMasks bool
 	// LogRateLimit: a token bucket can limit a log.
 	LogRateLimit bool
-	// LogOperators is the minor release whose log operators the Envoy has. Releases
-	// with the same operators have the same number.
+	// LogOperators is the minor release whose log operators the Envoy has. Releases with the same operators have the
+	// same number.
 	LogOperators uint32
 }
 
 // CapabilitiesOf returns what a release can do, by Envoy's version history
-// (https://www.envoyproxy.io/docs/envoy/latest/version_history/version_history)
-// and by trials; docs/access-logs.md says which releases were tried.
+// (https://www.envoyproxy.io/docs/envoy/latest/version_history/version_history) and by trials; docs/access-logs.md
+// says which releases were tried.
 func CapabilitiesOf(v gateway.EnvoyVersion) Capabilities {
 	return Capabilities{
 		OptionalProxyHeader: v.AtLeast(1, 23),
@@ -76,8 +75,8 @@ func newest(v gateway.EnvoyVersion, minors ...uint32) uint32 {
 	return newest
 }
 
-// survivesLocal reports whether a release has the fix of CVE-2024-23327, which came
-// with 1.26.7, 1.27.3, 1.28.1 and 1.29.1.
+// survivesLocal reports whether a release has the fix of CVE-2024-23327, which came with 1.26.7, 1.27.3, 1.28.1 and
+// 1.29.1.
 func survivesLocal(v gateway.EnvoyVersion) bool {
 	if v.AtLeast(1, 30) {
 		return true
@@ -86,8 +85,8 @@ func survivesLocal(v gateway.EnvoyVersion) bool {
 	return fixed && v.Patch >= patch
 }
 
-// Requires is the error of a setting that needs a newer Envoy: why this one cannot do
-// it, the release that can, and what to use instead.
+// Requires is the error of a setting that needs a newer Envoy: why this one cannot do it, the release that can, and
+// what to use instead.
 func Requires(setting, why, release, instead string) error {
 	return fmt.Errorf("usher.%s: %s; this needs Envoy %s or later: upgrade Envoy, or %s", setting, why, release, instead)
 }

@@ -5,8 +5,8 @@ import (
 	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 )
 
-// DirectAddressState is the filter state with the address and port that Envoy is
-// connected with, whatever a PROXY header says.
+// DirectAddressState is the filter state with the address and port that Envoy is connected with, whatever a PROXY
+// header says.
 const DirectAddressState = "usher.peer"
 
 // TLVState is the filter state with the text of the TLV of this name.
@@ -19,8 +19,7 @@ func TLVOperator(name string) string { return "%FILTER_STATE(" + TLVState(name) 
 // (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
 func CEL(expression string) string { return "%CEL(" + expression + ")%" }
 
-// StateValue sets the filter state key to the text of a format. An empty text sets
-// nothing.
+// StateValue sets the filter state key to the text of a format. An empty text sets nothing.
 func StateValue(key, factory, format string) *statev3.FilterStateValue {
 	return &statev3.FilterStateValue{
 		Key:         &statev3.FilterStateValue_ObjectKey{ObjectKey: key},

@@ -1,5 +1,5 @@
-// Package envoy holds what several packages need to write Envoy's configuration: its
-// protobuf messages, and what each release can do.
+// Package envoy holds what several packages need to write Envoy's configuration: its protobuf messages, and what
+// each release can do.
 package envoy
 
 import (
@@ -21,8 +21,8 @@ type Message interface {
 	ValidateAll() error
 }
 
-// Pack wraps m into an Any whose bytes depend on m alone. It returns an error for a
-// message that Envoy would reject: no validator looks into an Any later.
+// Pack wraps m into an Any whose bytes depend on m alone. It returns an error for a message that Envoy would reject:
+// no validator looks into an Any later.
 func Pack(m Message) (*anypb.Any, error) {
 	if err := Validate(m); err != nil {
 		return nil, err
@@ -42,19 +42,17 @@ func Validate(m Message) error {
 	return nil
 }
 
-// ConnectTimeout is how long Envoy waits for a connection to an instance. It is
-// Consul's default.
+// ConnectTimeout is how long Envoy waits for a connection to an instance. It is Consul's default.
 const ConnectTimeout = 5 * time.Second
 
-// FetchTimeout is how long Envoy waits for a resource that another one refers
-// to. The zero value leaves Envoy's default.
+// FetchTimeout is how long Envoy waits for a resource that another one refers to. The zero value leaves Envoy's
+// default.
 type FetchTimeout struct {
 	IsSet    bool
 	Duration time.Duration
 }
 
-// OverADS is the source of a resource that comes over the same stream as the
-// resource with the reference.
+// OverADS is the source of a resource that comes over the same stream as the resource with the reference.
 func OverADS(t FetchTimeout) *corev3.ConfigSource {
 	source := &corev3.ConfigSource{
 		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
@@ -117,9 +115,8 @@ func Inline(text string) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}}
 }
 
-// StatName makes a name one segment of a statistic's name. Envoy separates the
-// segments by dots, and reads the prefix of the PROXY filter's statistics from the
-// one segment after proxy_proto.
+// StatName makes a name one segment of a statistic's name. Envoy separates the segments by dots, and reads the
+// prefix of the PROXY filter's statistics from the one segment after proxy_proto.
 func StatName(name string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
