@@ -14,13 +14,11 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// The addresses that headers are made of.
+// The operators of addresses, and the headers that these are written to.
 const (
 	clientOperator     = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
 	downstreamOperator = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // of the downstream
-)
 
-const (
 	xffHeader   = "x-forwarded-for"
 	protoHeader = "x-forwarded-proto"
 )
@@ -28,20 +26,16 @@ const (
 // addressing is where an HTTP connection manager takes the client's address from, and what it sends to services
 // about the client. The zero value is Consul's: headers of the client are trusted and passed on.
 type addressing struct {
-	on      bool
-	from    downstreams
-	policy  settings.ClientAddress
-	tls     bool           // the connection has TLS
-	headers []settings.TLV // those that services get in a header
+	on       bool
+	from     downstreams
+	settings settings.ClientAddress
+	tls      bool           // the connection has TLS
+	headers  []settings.TLV // those that services get in a header
 }
 
 func addressingOf(l listenerParams, from downstreams, tls bool) addressing {
-	a := addressing{
-		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
-		from:   from,
-		policy: l.policy.ClientAddress,
-		tls:    tls,
-	}
+	on := l.settings.ProxyProtocol.Enabled() || l.settings.ClientAddress.IsCustom()
+	a := addressing{on: on, from: from, settings: l.settings.ClientAddress, tls: tls}
 	for _, tlv := range l.tlvs() {
 		if tlv.Header != "" && tlv.Header != settings.NoHeader {
 			a.headers = append(a.headers, tlv)
@@ -69,7 +63,7 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
-	hcm.XffNumTrustedHops = a.policy.TrustedHops.Uint32()
+	hcm.XffNumTrustedHops = a.settings.TrustedHops.Uint32()
 	headers := a.xff(hcm)
 	for _, tlv := range a.headers {
 		headers = append(headers, removeHeader(tlv.Header))
@@ -90,7 +84,7 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 		trustLastXFF(hcm)
 		return []*mutationv3.HeaderMutation{setHeader(xffHeader, downstreamOperator), removeHeader(protoHeader)}
 	}
-	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
+	overwrite, hops := a.settings.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
 	switch by := a.proto(); {
 	case by == settings.ForwardedProtoConnection && hops > 0:
@@ -100,7 +94,7 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	case by == settings.ForwardedProtoConnection:
 		return nil
 	case by == settings.ForwardedProtoPorts:
-		changes = append(changes, setHeader(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
+		changes = append(changes, setHeader(protoHeader, byPort(a.settings.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
 		return changes
@@ -114,8 +108,8 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 
 // proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
 func (a addressing) proto() settings.ForwardedProtoType {
-	switch by := a.policy.ForwardedProto.Type; {
-	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
+	switch by := a.settings.ForwardedProto.Type; {
+	case by == settings.ForwardedProtoDefault && a.settings.TrustedHops.Uint32() > 0:
 		return settings.ForwardedProtoTrust
 	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && a.tls:
 		return settings.ForwardedProtoConnection
@@ -136,8 +130,7 @@ func byPort(ports []uint32) string {
 
 // trustLastXFF makes Envoy take the last address of X-Forwarded-For for the client.
 func trustLastXFF(hcm *hcmv3.HttpConnectionManager) {
-	hcm.XffNumTrustedHops = 1
-	hcm.SkipXffAppend = true
+	hcm.XffNumTrustedHops, hcm.SkipXffAppend = 1, true
 }
 
 func setHeader(header, value string) *mutationv3.HeaderMutation {
@@ -165,13 +158,8 @@ func mutateEarly(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderM
 	if len(changes) == 0 {
 		return nil
 	}
-	config, err := envoy.Pack(&earlyv3.HeaderMutation{Mutations: changes})
-	if err != nil {
-		return err
-	}
-	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{{
-		Name:        "envoy.http.early_header_mutation.header_mutation",
-		TypedConfig: config,
-	}}
-	return nil
+	extension, err := envoy.Extension(&corev3.TypedExtensionConfig{}, "envoy.http.early_header_mutation.header_mutation",
+		&earlyv3.HeaderMutation{Mutations: changes})
+	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{extension}
+	return err
 }

@@ -6,9 +6,10 @@
 // follows Consul's own xDS for ingress gateways, name by name, so that dashboards, alerts and access logs keep their
 // meaning; PROXY protocol is added.
 //
-// There is no clock, no context and no logger here. What does not depend on the instance is the same bytes for every
-// instance. A function that makes such a part gets all that the part depends on as one argument, a "key", and
-// nothing else.
+// There is no clock, no context and no logger here. What does not depend on the instance is the same message for every
+// instance. A cached part has a key with everything that the part depends on.
+//
+// In this package, a listener of the config entry is a port, because Envoy has a listener for each of its addresses.
 package listeners
 
 import (
@@ -49,14 +50,14 @@ type Resources struct {
 	Problems []problem.Problem
 }
 
-// Compiler compiles the snapshots of one gateway, one after the other, and makes only what a change has touched: a
-// part that did not change is the same message as before, and a type of which nothing changed is the same map. For
-// that, what did not change in a snapshot must have kept its pointer. The zero value is ready. A Compiler belongs to
-// one goroutine.
+// Compiler compiles the snapshots of one gateway, one after the other. While only instances change, it makes only their
+// load assignments again. After any other change, it keeps the clusters and load assignments with the same keys, and
+// makes everything else again. For that, what did not change in a snapshot must have kept its pointer. The zero value
+// is ready. A Compiler belongs to one goroutine.
 type Compiler struct {
-	snapshot *gateway.Snapshot // the one compiled last
+	snapshot *gateway.Snapshot // the latest
 
-	// What was asked for of that snapshot, and of the one before.
+	// What was compiled of that snapshot and of the previous one.
 	shared, previousShared       map[sharedKey]*sharedResources
 	instances, previousInstances map[instanceKey]*instanceListeners
 }
@@ -73,15 +74,16 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 	key := sharedKey{envoy: envoy.CapabilitiesOf(e), fetch: fetchTimeoutOf(in)}
 	shared := c.shared[key]
 	if shared == nil {
-		shared = c.previousShared[key].update(environment{sharedKey: key, snapshot: s})
+		shared = sharedResourcesOf(compileInput{key, s}, c.previousShared[key])
 		c.shared[key] = shared
 	}
 	own := instanceKey{node: in.Node, serviceID: in.ServiceID, shared: key}
 	listeners := c.instances[own]
 	if listeners == nil {
-		listeners = c.previousInstances[own].update(shared, in)
+		listeners = listenersOf(shared, in, c.previousInstances[own])
 		c.instances[own] = listeners
 	}
+	heldBackEndpoints, unreachable := shared.assignments.report()
 	return &Resources{
 		Listeners:         listeners.listeners,
 		Routes:            shared.routes,
@@ -90,24 +92,23 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		Secrets:           shared.secrets,
 		TokenBuckets:      listeners.buckets,
 		HeldBackListeners: listeners.heldBack,
-		HeldBackEndpoints: shared.assignments.heldBack(),
-		Problems:          problemsOf(listeners.problems, shared.problems, shared.assignments.problems()),
+		HeldBackEndpoints: heldBackEndpoints,
+		Problems:          problemsOf(listeners.problems, shared.problems, unreachable),
 	}
 }
 
-// problemsOf returns each problem once. Names in them come from outside and may hold anything; a problem is one
-// line.
+// problemsOf returns each problem once. Names in them come from outside and may hold anything; a problem is one line.
 func problemsOf(lists ...[]problem.Problem) []problem.Problem {
-	var out []problem.Problem
+	var all []problem.Problem
 	seen := map[problem.Problem]bool{}
 	for _, p := range slices.Concat(lists...) {
 		p = problem.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
 		if !seen[p] {
 			seen[p] = true
-			out = append(out, p)
+			all = append(all, p)
 		}
 	}
-	return out
+	return all
 }
 
 func oneLine(s string) string {

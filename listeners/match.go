@@ -46,9 +46,9 @@ func routeMatch(can envoy.Capabilities, m *gateway.RouteMatch) (*routev3.RouteMa
 		out.Headers = append(out.Headers, matcher)
 	}
 	if len(h.Methods) > 0 {
+		methods := matchRegex(can, strings.Join(h.Methods, "|"))
 		out.Headers = append(out.Headers, &routev3.HeaderMatcher{
-			Name:                 ":method",
-			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: matchRegex(can, strings.Join(h.Methods, "|"))},
+			Name: ":method", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: methods},
 		})
 	}
 	for _, param := range h.QueryParam {
@@ -66,7 +66,7 @@ func headerMatch(can envoy.Capabilities, h gateway.HeaderMatch) (*routev3.Header
 	var pattern *matcherv3.StringMatcher
 	switch {
 	case h.Exact != "":
-		pattern = matchExactly(h.Exact)
+		pattern = envoy.Exactly(h.Exact)
 	case h.Regex != "":
 		pattern = matchRegex(can, h.Regex)
 	case h.Prefix != "":
@@ -87,7 +87,7 @@ func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryPar
 	out := &routev3.QueryParameterMatcher{Name: q.Name}
 	switch {
 	case q.Exact != "":
-		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: matchExactly(q.Exact)}
+		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: envoy.Exactly(q.Exact)}
 	case q.Regex != "":
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: matchRegex(can, q.Regex)}
 	case q.Present:
@@ -96,10 +96,6 @@ func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryPar
 		return nil, errors.New("it has no condition that is known; use Exact, Regex or Present")
 	}
 	return out, nil
-}
-
-func matchExactly(s string) *matcherv3.StringMatcher {
-	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: s}}
 }
 
 func matchRegex(can envoy.Capabilities, pattern string) *matcherv3.StringMatcher {

@@ -31,7 +31,7 @@ func TestMessages(t *testing.T) {
 	for _, m := range mistakes(t) {
 		add(compile(m, m.Instances[0], gateway.EnvoyVersion{}))
 	}
-	_, err := proxyProtocolFilter(listenerFilterKey{policy: settings.ProxyProtocol{Mode: "loose"}, envoy: envoy.Capabilities{}})
+	_, err := proxyProtocolFilter(settings.ProxyProtocol{Mode: "loose"}, "", envoy.Capabilities{})
 	messages.Check(t, append(all, err.Error()), "fmt.Errorf", "errors.New", "problem.Problem", "envoy.Requires")
 }
 

@@ -14,10 +14,10 @@ import (
 
 // listenerParams is everything that the listeners of a port of one instance depend on, apart from their addresses.
 type listenerParams struct {
-	env      environment
+	input    compileInput
 	instance instance
 	port     port
-	policy   settings.Listener
+	settings settings.Listener
 	logs     accesslog.Logs
 }
 
@@ -25,32 +25,31 @@ type listenerParams struct {
 // that part, bad settings or an answer that cannot be read.
 var errUnknown = errors.New("unknown")
 
-func newListenerParams(env environment, in instance, p port) (listenerParams, []problem.Problem, error) {
-	policy, known := env.snapshot.ListenerSettings(in.registered, p.number)
+func newListenerParams(input compileInput, in instance, p port) (listenerParams, []problem.Problem, error) {
+	resolved, known := input.snapshot.ListenerSettings(in.registered, p.number)
 	if !known {
 		return listenerParams{}, nil, errUnknown
 	}
-	l := listenerParams{env: env, instance: in, port: p, policy: policy}
+	l := listenerParams{input: input, instance: in, port: p, settings: resolved}
 	if err := l.check(); err != nil {
 		return listenerParams{}, nil, err
 	}
-	logs, problems := accesslog.Build(l.accessLog())
-	l.logs = logs
+	var problems []problem.Problem
+	l.logs, problems = accesslog.Build(l.accessLog())
 	return l, append(problems, l.unreadableTLVs()...), nil
 }
 
 // check returns why no listener can do what the settings ask for.
 func (l *listenerParams) check() error {
-	if err := l.policy.Check(l.properties()); err != nil {
+	if err := l.settings.Check(l.properties()); err != nil {
 		return err
 	}
-	if err := checkSupport(l.env.envoy, l.policy, !l.port.http()); err != nil {
+	if err := checkSupport(l.input.envoy, l.settings, !l.port.http()); err != nil {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
 		if accesslog.ReservedField(tlv.Name) {
-			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name",
-				tlv.Name)
+			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name", tlv.Name)
 		}
 	}
 	return nil
@@ -58,7 +57,7 @@ func (l *listenerParams) check() error {
 
 // properties are what the settings have to agree with.
 func (l *listenerParams) properties() settings.ListenerProperties {
-	balancer := l.env.snapshot.BalancerOf(l.instance.registered)
+	balancer := l.input.snapshot.BalancerOf(l.instance.registered)
 	return settings.ListenerProperties{
 		TCP: !l.port.http(), TLS: l.hasTLS(),
 		PreservesClientIP: balancer.PreservesClientIP, BalancerVersion: balancer.ForPort(l.port.number).ProxyVersion,
@@ -67,8 +66,8 @@ func (l *listenerParams) properties() settings.ListenerProperties {
 
 // hasTLS reports whether clients begin with a TLS handshake.
 func (l *listenerParams) hasTLS() bool {
-	settings := l.env.snapshot.Entry.TLS.Override(l.port.listener.TLS)
-	return settings.Enabled || settings.SDS != nil
+	tls := l.input.snapshot.Entry.TLS.Override(l.port.listener.TLS)
+	return tls.Enabled || tls.SDS != nil
 }
 
 // matchesServerName reports whether a service has its own certificate: the client's server name then chooses the
@@ -83,15 +82,15 @@ func (l *listenerParams) matchesServerName() bool {
 // the name. Filter chains may need it, as with Consul, and log formats or expressions may show it.
 func (l *listenerParams) needsTLSInspector() bool {
 	return l.matchesServerName() ||
-		l.hasTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
+		l.hasTLS() && l.settings.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
 // tlvs returns the TLVs to pass on. Without PROXY protocol there are none.
 func (l *listenerParams) tlvs() []settings.TLV {
-	if !l.policy.ProxyProtocol.Enabled() {
+	if !l.settings.ProxyProtocol.Enabled() {
 		return nil
 	}
-	return l.policy.ProxyProtocol.TLVs
+	return l.settings.ProxyProtocol.TLVs
 }
 
 // unreadableTLVs are the problems of TLVs that this Envoy is too old to read. They protect nothing, so the listener
@@ -99,7 +98,7 @@ func (l *listenerParams) tlvs() []settings.TLV {
 func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
-		if !canRead(l.env.envoy, tlv) {
+		if !canRead(l.input.envoy, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
@@ -111,21 +110,16 @@ func (l *listenerParams) unreadableTLVs() []problem.Problem {
 
 // accessLog is what the access logs depend on.
 func (l *listenerParams) accessLog() accesslog.Params {
-	proxy := l.policy.ProxyProtocol
+	proxy := l.settings.ProxyProtocol
 	p := accesslog.Params{
-		Consul:             l.instance.registered.AccessLogs,
-		Settings:           l.policy.AccessLog,
-		Gateway:            l.port.gateway,
-		Where:              l.port.where(),
-		Envoy:              l.env.envoy,
-		HTTP:               l.port.http(),
-		TLS:                l.hasTLS(),
-		MatchesSNI:         l.matchesServerName(),
-		TLSInspector:       l.needsTLSInspector(),
-		ProxyProtocol:      proxy.Enabled(),
-		Strict:             proxy.Mode == settings.Strict,
-		HasUntrusted:       proxy.Enabled() && !proxy.TrustsAll(),
-		ClientAddressKnown: proxy.Enabled() || l.policy.ClientAddress.IsCustom(),
+		Consul:   l.instance.registered.AccessLogs,
+		Settings: l.settings.AccessLog,
+		Gateway:  l.port.gateway,
+		Where:    l.port.where(),
+		Envoy:    l.input.envoy,
+		HTTP:     l.port.http(), TLS: l.hasTLS(), MatchesSNI: l.matchesServerName(), TLSInspector: l.needsTLSInspector(),
+		ProxyProtocol: proxy.Enabled(), Strict: proxy.Mode == settings.Strict, HasUntrusted: hasUntrusted(proxy),
+		ClientAddressKnown: proxy.Enabled() || l.settings.ClientAddress.IsCustom(),
 	}
 	for _, tlv := range l.tlvs() {
 		p.TLVs = append(p.TLVs, tlv.Name)
@@ -145,10 +139,10 @@ const (
 // servedDownstreams returns the downstreams that a listener serves, each with its own filter chains. Connections
 // without a chain are closed.
 func (l *listenerParams) servedDownstreams() []downstreams {
-	switch p := l.policy.ProxyProtocol; {
-	case !p.Enabled() || p.TrustsAll():
+	switch proxy := l.settings.ProxyProtocol; {
+	case !hasUntrusted(proxy):
 		return []downstreams{allDownstreams}
-	case p.Mode == settings.Strict:
+	case proxy.Mode == settings.Strict:
 		return []downstreams{trustedDownstreams}
 	default:
 		return []downstreams{trustedDownstreams, untrustedDownstreams}
@@ -166,11 +160,13 @@ func (d downstreams) suffix() string {
 // canRead reports whether Envoy can read a TLV.
 func canRead(can envoy.Capabilities, tlv settings.TLV) bool { return can.BinaryTLVs || !isNumber(tlv) }
 
+// hasUntrusted reports whether the PROXY headers of some downstreams do not count.
+func hasUntrusted(proxy settings.ProxyProtocol) bool { return proxy.Enabled() && !proxy.TrustsAll() }
+
 // checkSupport returns an error for a setting that this Envoy is too old for and that cannot be left out: the
 // listener would trust or accept more than it must.
 func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	proxy := p.ProxyProtocol
-	hasUntrusted := proxy.Enabled() && !proxy.TrustsAll()
 	readsTLVs := proxy.Enabled() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
 	byPort := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts
@@ -181,18 +177,16 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
 		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
-		return envoy.Requires("proxy_protocol.upstream",
-			"a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
+		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
-	case upstream && hasUntrusted && !can.Expressions:
-		return envoy.Requires("proxy_protocol.upstream",
-			"this Envoy would send the service what an untrusted downstream claims",
+	case upstream && hasUntrusted(proxy) && !can.Expressions:
+		return envoy.Requires("proxy_protocol.upstream", "this Envoy would send the service what an untrusted downstream claims",
 			"1.32", `use trusted_cidrs "any"`)
 	case readsTLVs && !can.Expressions:
 		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
 		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot read the port", "1.32", `use "connection"`)
-	case !tcp && !can.EarlyHeaderMutation && (hasUntrusted || rewrites(p.ClientAddress)):
+	case !tcp && !can.EarlyHeaderMutation && (hasUntrusted(proxy) || rewrites(p.ClientAddress)):
 		return envoy.Requires("client_address", "this Envoy cannot change request headers before it reads them",
 			"1.25", `use the default values and trusted_cidrs "any"`)
 	}

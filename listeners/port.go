@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -20,8 +21,9 @@ type port struct {
 	number   int
 	protocol string
 	listener *gateway.Listener // nil: the entry has none on this port
-	settings map[gateway.ServiceName]*gateway.ListenerService
 	services []portService
+	// entryServices are the listener's settings for services by name; "*" is the name of a wildcard.
+	entryServices map[gateway.ServiceName]*gateway.ListenerService
 }
 
 // portService is one service of a port.
@@ -52,17 +54,12 @@ func portsOf(s *gateway.Snapshot) []port {
 			p = newPort(s, svc)
 			byNumber[svc.Port] = p
 		}
-		p.services = append(p.services, portService{
-			service:  svc,
-			settings: p.settingsFor(svc.Service),
-			chain:    s.Chains[svc.Service],
-		})
+		p.services = append(p.services, portService{svc, p.settingsFor(svc.Service), s.Chains[svc.Service]})
 	}
-	ports := make([]port, 0, len(byNumber))
-	for _, p := range byNumber {
-		ports = append(ports, *p)
+	var ports []port
+	for _, number := range slices.Sorted(maps.Keys(byNumber)) {
+		ports = append(ports, *byNumber[number])
 	}
-	slices.SortFunc(ports, func(a, b port) int { return cmp.Compare(a.number, b.number) })
 	return ports
 }
 
@@ -70,7 +67,7 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	p := &port{gateway: s.ID, number: svc.Port, protocol: svc.Protocol}
 	for i := range s.Entry.Listeners {
 		if l := &s.Entry.Listeners[i]; l.Port == svc.Port {
-			p.listener, p.protocol, p.settings = l, l.Protocol, serviceSettings(l)
+			p.listener, p.protocol, p.entryServices = l, l.Protocol, entryServicesOf(l)
 			break
 		}
 	}
@@ -78,9 +75,8 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	return p
 }
 
-// serviceSettings returns the listener's settings for services by name; "*" is the name of a wildcard. Of two for
-// one name the first counts.
-func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
+// entryServicesOf returns the listener's settings for services by name. Of two for one name the first counts.
+func entryServicesOf(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
 	byName := map[gateway.ServiceName]*gateway.ListenerService{}
 	for i := range l.Services {
 		c := &l.Services[i]
@@ -96,11 +92,8 @@ func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.Liste
 // in the same namespace.
 func (p *port) settingsFor(name gateway.ServiceName) *gateway.ListenerService {
 	name = name.OrDefaults()
-	if c := p.settings[name]; c != nil {
-		return c
-	}
-	name.Name = "*"
-	return p.settings[name]
+	wildcard := gateway.ServiceName{Name: "*", Namespace: name.Namespace, Partition: name.Partition}
+	return cmp.Or(p.entryServices[name], p.entryServices[wildcard])
 }
 
 // http reports whether the protocol has requests.
@@ -156,27 +149,27 @@ func (r portService) isKnown(s *gateway.Snapshot) bool {
 // compilePort makes what the instances share of a port. If a service is not known, it makes no routes and returns
 // errUnknown. It still makes the clusters and load assignments of the other services, for an Envoy that has the port
 // already.
-func compilePort(env environment, p port, cache clusterCache) (portResources, error) {
+func compilePort(input compileInput, p port, cache clusterCache) (portResources, error) {
 	if err := p.check(); err != nil {
 		return portResources{}, err
 	}
-	if err := meshKnown(env.snapshot); err != nil {
+	if err := meshKnown(input.snapshot); err != nil {
 		return portResources{}, err
 	}
 	var resources portResources
-	allKnown := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(env.snapshot) })
+	allKnown := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(input.snapshot) })
 	if p.http() && allKnown {
-		routes, err := routesOf(env, p)
+		routes, err := routesOf(input, p)
 		if err != nil {
 			return portResources{}, err
 		}
 		resources.routes = routes
 	}
 	for _, r := range p.routedServices() {
-		if !r.isKnown(env.snapshot) {
+		if !r.isKnown(input.snapshot) {
 			continue
 		}
-		if err := resources.addClusters(env, p, r, cache); err != nil {
+		if err := resources.addClusters(input, p, r, cache); err != nil {
 			return portResources{}, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
 	}

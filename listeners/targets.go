@@ -56,8 +56,7 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 		return targetGroup{}, errors.New("its discovery chain lacks a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
-		return targetGroup{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed",
-			node.Type)
+		return targetGroup{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed", node.Type)
 	}
 	primary := c.Targets[node.Resolver.Target]
 	name, err := clusterName(s, primary)

@@ -17,7 +17,7 @@ import (
 // tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads to the one service that such
 // a listener has.
 func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
-	socket, err := listenerSocket(l.env, l.port)
+	socket, err := listenerSocket(l.input, l.port)
 	if err != nil {
 		return nil, err
 	}
@@ -33,8 +33,7 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 	if err != nil {
 		return nil, err
 	}
-	logs := l.logs.For(from == untrustedDownstreams)
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, from), logs: logs})
+	proxy, err := tcpProxy(to.cluster, tcpStatPrefix(l, from), l.logs.For(from == untrustedDownstreams))
 	if err != nil {
 		return nil, err
 	}
@@ -69,37 +68,27 @@ func tcpDestination(l listenerParams, from downstreams) (destination, error) {
 	if l.usesLoopback() {
 		return loopbackDestination(l, from)
 	}
-	cluster, err := tcpCluster(l.env, l.port.services[0])
+	cluster, err := tcpCluster(l.input, l.port.services[0])
 	return destination{cluster: cluster}, err
 }
 
 // tcpCluster names the cluster that connections go to. A tcp service has no requests to route or split, so its chain
 // begins with a resolver.
-func tcpCluster(env environment, s portService) (string, error) {
+func tcpCluster(input compileInput, s portService) (string, error) {
 	start := s.chain.Nodes[s.chain.StartNode]
-	g, err := targetGroupOf(env.snapshot, s.chain, start)
+	g, err := targetGroupOf(input.snapshot, s.chain, start)
 	if err != nil {
 		return "", fmt.Errorf("service %s: a tcp listener leads to one cluster: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service,
-			g.unresolvedPeers[0])
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])
 	}
 	return g.clusterName, nil
 }
 
-// tcpKey is everything that the proxy of a tcp listener depends on.
-type tcpKey struct {
-	cluster string
-	stats   string
-	logs    []*accesslogv3.AccessLog
-}
-
-func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
+func tcpProxy(cluster, stats string, logs []*accesslogv3.AccessLog) (*listenerv3.Filter, error) {
 	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
-		StatPrefix:       k.stats,
-		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: k.cluster},
-		AccessLog:        k.logs,
+		StatPrefix: stats, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
 	})
 }
 

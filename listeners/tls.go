@@ -20,28 +20,26 @@ import (
 // listenerSocket returns the TLS of a listener, or nil for plain text. A certificate from an SDS server wins over
 // the gateway's own. Both can be set at the gateway or at the listener, and a listener cannot switch off the
 // gateway's (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#tls).
-func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
-	settings := env.snapshot.Entry.TLS.Override(p.listener.TLS)
-	sds := settings.SDS
+func listenerSocket(input compileInput, p port) (*corev3.TransportSocket, error) {
+	tls := input.snapshot.Entry.TLS.Override(p.listener.TLS)
+	sds := tls.SDS
 	switch {
 	case sds != nil && (sds.ClusterName == "") != (sds.CertResource == ""):
 		return nil, errors.New("TLS.SDS needs both ClusterName and CertResource; set the missing one at the gateway or at the listener")
 	case sds != nil && sds.ClusterName != "":
-	case !settings.Enabled:
+	case !tls.Enabled:
 		return nil, nil
-	case env.snapshot.Plain:
+	case input.snapshot.Plain:
 		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is no mesh; " +
 			"use TLS.SDS, or remove TLS.Enabled")
 	default:
-		if err := p.checkNames(env.snapshot.DownstreamLeaf); err != nil {
+		if err := p.checkNames(input.snapshot.DownstreamLeaf); err != nil {
 			return nil, err
 		}
 		sds = nil
 	}
 	params, err := tlsParameters(gateway.TLSParameters{
-		TLSMinVersion: settings.TLSMinVersion,
-		TLSMaxVersion: settings.TLSMaxVersion,
-		CipherSuites:  settings.CipherSuites,
+		TLSMinVersion: tls.TLSMinVersion, TLSMaxVersion: tls.TLSMaxVersion, CipherSuites: tls.CipherSuites,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
@@ -103,8 +101,8 @@ func hasOwnCertificate(svc *gateway.ListenerService) bool {
 // serviceSocket returns the TLS of a service with its own certificate. As with Consul, the versions and ciphers of
 // the gateway and the listener do not apply to it. Consul accepts such a service without a ClusterName and sends
 // Envoy an empty one, which it rejects; here the listener's or the gateway's counts.
-func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
-	sds := env.snapshot.Entry.TLS.Override(p.listener.TLS).SDS.Override(svc.TLS.SDS)
+func serviceSocket(input compileInput, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
+	sds := input.snapshot.Entry.TLS.Override(p.listener.TLS).SDS.Override(svc.TLS.SDS)
 	if sds == nil || sds.ClusterName == "" {
 		return nil, errors.New("TLS.SDS needs a ClusterName; set it at the service, the listener or the gateway")
 	}
@@ -116,7 +114,7 @@ func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*core
 }
 
 func downstreamSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
-	return envoy.TLSSocket(&tlsv3.DownstreamTlsContext{
+	return envoy.TransportSocket("tls", &tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(false),
 	})
@@ -124,12 +122,8 @@ func downstreamSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, 
 
 // externalSecret refers to a certificate on an SDS server whose cluster is in Envoy's bootstrap.
 func externalSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
-	server := &corev3.GrpcService{
-		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: sds.ClusterName},
-		},
-		Timeout: durationpb.New(5 * time.Second),
-	}
+	server := envoy.GRPCService(sds.ClusterName)
+	server.Timeout = durationpb.New(5 * time.Second)
 	return []*tlsv3.SdsSecretConfig{{
 		Name: sds.CertResource,
 		SdsConfig: &corev3.ConfigSource{

@@ -44,7 +44,7 @@ func isNumber(tlv settings.TLV) bool {
 func tlvFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
-		if from != untrustedDownstreams && canRead(l.env.envoy, tlv) {
+		if from != untrustedDownstreams && canRead(l.input.envoy, tlv) {
 			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvExpression(tlv))))
 		}
 	}
@@ -56,10 +56,7 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 		return nil, nil
 	}
 	filter, err := networkFilter("envoy.filters.network.set_filter_state", &networkstatev3.Config{OnNewConnection: values})
-	if err != nil {
-		return nil, err
-	}
-	return []*listenerv3.Filter{filter}, nil
+	return []*listenerv3.Filter{filter}, err
 }
 
 // tlvExpression is the expression of a TLV's decoded value. It is empty if the header has none or one of another
@@ -67,8 +64,7 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 func tlvExpression(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
-	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata,
-		proxyProtocolName)
+	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
 	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
 		return present + azureLink(value)

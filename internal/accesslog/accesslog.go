@@ -185,16 +185,16 @@ func (p Params) addSink(all *Logs, s sink) error {
 	if err != nil {
 		return err
 	}
-	limit, err := p.limitOf(s)
+	limit, buckets, err := p.rateLimit(s)
 	if err != nil {
 		return err
 	}
-	rejections, err := p.rejections(s, limit.filter)
+	rejections, err := p.rejections(s, limit)
 	if err != nil {
 		return err
 	}
 	if len(rejections) > 0 {
-		logs.TokenBuckets = limit.buckets
+		logs.TokenBuckets = buckets
 	}
 	for i, e := range slices.Concat(entries, rejections) {
 		log, err := p.logger(s, e)
@@ -210,7 +210,7 @@ func (p Params) addSink(all *Logs, s sink) error {
 		}
 	}
 	if s.Address.Port != 0 {
-		collector, err := collectorCluster(collectorKey{address: s.Address, tls: s.TLS})
+		collector, err := collectorCluster(s.Sink)
 		if err != nil {
 			return err
 		}
@@ -245,9 +245,5 @@ func (p Params) logger(s sink, e logEntry) (*accesslogv3.AccessLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &accesslogv3.AccessLog{
-		Name:       e.name,
-		Filter:     e.filter,
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: config},
-	}, nil
+	return envoy.Extension(&accesslogv3.AccessLog{Filter: e.filter}, e.name, config)
 }

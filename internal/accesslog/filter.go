@@ -7,7 +7,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
-	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/usherproxy/usher/internal/envoy"
@@ -32,21 +31,22 @@ func (p Params) entryFilter(untrusted bool) (logFilter, error) {
 // selected selects log entries that meet any of the conditions in the settings.
 func (p Params) selected() (logFilter, error) {
 	s := p.Settings
-	var any []logFilter
+	var conditions []logFilter
 	if s.StatusAtLeast != settings.AnyStatus {
-		any = append(any, statusAtLeast(s.StatusAtLeast))
+		conditions = append(conditions, statusAtLeast(s.StatusAtLeast))
 	}
 	if s.DurationAtLeast != settings.AnyDuration {
-		any = append(any, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
-			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least",
-				uint32(s.DurationAtLeast.Milliseconds()))},
+		conditions = append(conditions, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
+			DurationFilter: &accesslogv3.DurationFilter{
+				Comparison: atLeast("duration_at_least", uint32(s.DurationAtLeast.Milliseconds())),
+			},
 		}})
 	}
 	if len(s.ResponseFlags) > 0 {
-		any = append(any, flagged(s.ResponseFlags...))
+		conditions = append(conditions, flagged(s.ResponseFlags...))
 	}
 	if s.RequestHeader.Name != settings.AnyHeader {
-		any = append(any, withHeader(s.RequestHeader))
+		conditions = append(conditions, withHeader(s.RequestHeader))
 	}
 	if s.Expression != settings.AnyExpression {
 		if !p.Envoy.Expressions {
@@ -59,9 +59,9 @@ func (p Params) selected() (logFilter, error) {
 		if err != nil {
 			return nil, err
 		}
-		any = append(any, matches)
+		conditions = append(conditions, matches)
 	}
-	return anyOf(any...), nil
+	return anyOf(conditions...), nil
 }
 
 // sampled selects a random share, and every error.
@@ -116,9 +116,7 @@ func flagged(flags ...string) logFilter {
 func withHeader(h settings.HeaderFilter) logFilter {
 	matcher := &routev3.HeaderMatcher{Name: h.Name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
 	if h.Value != "" {
-		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{
-			StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: h.Value}},
-		}
+		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{StringMatch: envoy.Exactly(h.Value)}
 	}
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
 		HeaderFilter: &accesslogv3.HeaderFilter{Header: matcher},
@@ -145,16 +143,10 @@ func expressionFilter(expression string) (logFilter, error) {
 }
 
 func extensionFilter(name string, m envoy.Message) (logFilter, error) {
-	config, err := envoy.Pack(m)
-	if err != nil {
-		return nil, err
-	}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
-		ExtensionFilter: &accesslogv3.ExtensionFilter{
-			Name:       "envoy.access_loggers.extension_filters." + name,
-			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: config},
-		},
-	}}, nil
+	extension, err := envoy.Extension(&accesslogv3.ExtensionFilter{}, "envoy.access_loggers.extension_filters."+name, m)
+	return &accesslogv3.AccessLogFilter{
+		FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: extension},
+	}, err
 }
 
 // allOf selects what all filters do; those that are nil select everything.

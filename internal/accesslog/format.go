@@ -40,16 +40,6 @@ func (f logFormat) each(change func(string) string) logFormat {
 	return f
 }
 
-// any reports whether any text in the format meets a condition.
-func (f logFormat) any(is func(string) bool) bool {
-	found := false
-	f.each(func(text string) string {
-		found = found || is(text)
-		return text
-	})
-	return found
-}
-
 // eachText changes the texts in a value.
 func eachText(v *structpb.Value, change func(string) string) {
 	switch v := v.Kind.(type) {
@@ -97,7 +87,7 @@ func (p Params) formatOf(f settings.LogFormat) (logFormat, error) {
 	var err error
 	switch f.Type {
 	case settings.FormatText:
-		out = textFormat(f.Text)
+		out = lineFormat(f.Text)
 	case settings.FormatJSON:
 		out, err = objectFormat(f.JSON)
 	case settings.FormatFields:
@@ -110,45 +100,33 @@ func (p Params) formatOf(f settings.LogFormat) (logFormat, error) {
 		f.Type = settings.FormatConsul
 		out, err = objectFormat(p.consulObject())
 	}
-	if err != nil {
-		return logFormat{}, err
-	}
 	out.from = f.Type
-	return out, p.check(out)
+	if err == nil {
+		err = p.check(out)
+	}
+	return out, err
 }
 
 // consulFormat makes the format of proxy-defaults.
 func (p Params) consulFormat() (logFormat, error) {
-	var out logFormat
-	var err error
-	switch {
-	case p.Consul.JSONFormat != "":
-		out, err = jsonFormat(p.Consul.JSONFormat)
-	case p.Consul.TextFormat != "":
-		out = textFormat(p.Consul.TextFormat)
-	default:
+	if p.Consul.JSONFormat == "" && p.Consul.TextFormat == "" {
 		return p.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
-	if err != nil {
-		return logFormat{}, err
+	out := lineFormat(p.Consul.TextFormat)
+	if p.Consul.JSONFormat != "" {
+		var object map[string]any
+		err := json.Unmarshal([]byte(p.Consul.JSONFormat), &object)
+		if err != nil {
+			return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
+		}
+		if out, err = objectFormat(object); err != nil {
+			return logFormat{}, err
+		}
 	}
 	return out, p.check(out)
 }
 
-func textFormat(text string) logFormat {
-	if !strings.HasSuffix(text, "\n") {
-		text += "\n"
-	}
-	return logFormat{text: text}
-}
-
-func jsonFormat(text string) (logFormat, error) {
-	var object map[string]any
-	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
-	}
-	return objectFormat(object)
-}
+func lineFormat(text string) logFormat { return logFormat{text: strings.TrimSuffix(text, "\n") + "\n"} }
 
 func objectFormat(object map[string]any) (logFormat, error) {
 	fields, err := structpb.NewStruct(object)

@@ -1,9 +1,11 @@
 package accesslog
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -72,9 +74,7 @@ func (p Params) check(f logFormat) error {
 func checkText(can envoy.Capabilities, text string) error {
 	var problem error
 	rest := replaceOperators(text, func(o operator) string {
-		if err := o.check(can.LogOperators); err != nil && problem == nil {
-			problem = err
-		}
+		problem = cmp.Or(problem, o.check(can.LogOperators))
 		return ""
 	})
 	if problem != nil {
@@ -103,8 +103,7 @@ func (o operator) check(release uint32) error {
 	case o.hasParams && row.takes == nil:
 		return fmt.Errorf("%s: the operator takes no parameter; use %%%s%%", o, o.name)
 	case o.hasParams && takes.since > release:
-		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o,
-			takes.since)
+		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, takes.since)
 	case o.length != "" && row.length == 0:
 		return fmt.Errorf("%s: the operator takes no length; leave %q out", o, o.length)
 	case o.length != "" && row.length > release:
@@ -127,16 +126,14 @@ func (o operator) check(release uint32) error {
 
 // similar offers the operators that begin or end alike.
 func similar(name string) string {
-	var close []string
-	for known := range operators {
-		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) ||
-			strings.HasPrefix(name, known) && len(known) > 3 {
-			close = append(close, "%"+known+"%")
+	var near []string
+	for _, known := range slices.Sorted(maps.Keys(operators)) {
+		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) || strings.HasPrefix(name, known) && len(known) > 3 {
+			near = append(near, "%"+known+"%")
 		}
 	}
-	if len(close) == 0 {
+	if len(near) == 0 {
 		return ""
 	}
-	slices.Sort(close)
-	return "; did you mean " + strings.Join(close[:min(3, len(close))], ", ")
+	return "; did you mean " + strings.Join(near[:min(3, len(near))], ", ")
 }

@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// operatorRow is what Envoy's releases take of an operator, and what a log entry may show of it. A column that a row
-// leaves out shows nothing.
+// operatorRow is what Envoy's releases take of an operator, and what a log entry may show of it. Without the last two
+// columns, an operator shows an untrusted downstream's value nowhere, and nobody's where the settings redact anything.
 type operatorRow struct {
-	since     uint32     // the minor release that has it
-	takes     *parameter // nil: none
-	length    uint32     // the minor release that takes a length; 0: none does
-	untrusted claim      // what an untrusted downstream can forge of it
-	redacted  redaction  // what the settings can keep out of it; nil: all of it
+	since      uint32     // the minor release that has it
+	takes      *parameter // nil: none
+	length     uint32     // the minor release that takes a length; 0: none does
+	proxyClaim proxyClaim // whether it can show what a PROXY header claims
+	redacted   redaction  // what is logged of it if the settings redact anything; nil: nothing
 }
 
 // parameter is what an operator takes in parentheses.
@@ -29,19 +29,19 @@ func optional(pattern string, since uint32) *parameter {
 }
 
 var (
-	text           = &parameter{}
-	optionalText   = &parameter{optional: true}
-	header         = form(headerPattern)
-	optionalHeader = optional(headerPattern, 0)
-	mask           = optional(`^([0-9]|[12][0-9]|3[0-2])$`, 38)
-	status         = optional(`^(CAMEL_STRING|SNAKE_STRING|NUMBER)$`, 0)
-	timespan       = form(`^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+:(ms|us|ns)$`)
-	pathForm       = optional(`^(WQ|NQ)(:(ORIG|PATH|ORIG_OR_PATH))?$`, 0)
-	queryForm      = optional(`^(ORIG|DECODED)$`, 0)
-	serverName     = optional(`^(SNI_ONLY|SNI_FIRST|HOST_FIRST)(:(ORIG|HOST|ORIG_OR_HOST))?$`, 37)
-	details        = optional(`^ALLOW_WHITESPACES$`, 0)
-	state          = form(`^[^:]+(:(PLAIN|TYPED|FIELD:[^:]+))?$`)
-	metadata       = form(`^(DYNAMIC|CLUSTER|ROUTE|UPSTREAM_HOST|LISTENER|LISTENER_FILTER_CHAIN|VIRTUAL_HOST)(:.+)?$`)
+	textParam           = &parameter{}
+	optionalTextParam   = &parameter{optional: true}
+	headerParam         = form(headerPattern)
+	optionalHeaderParam = optional(headerPattern, 0)
+	maskParam           = optional(`^([0-9]|[12][0-9]|3[0-2])$`, 38)
+	statusParam         = optional(`^(CAMEL_STRING|SNAKE_STRING|NUMBER)$`, 0)
+	timespanParam       = form(`^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+:(ms|us|ns)$`)
+	pathParam           = optional(`^(WQ|NQ)(:(ORIG|PATH|ORIG_OR_PATH))?$`, 0)
+	queryParam          = optional(`^(ORIG|DECODED)$`, 0)
+	serverNameParam     = optional(`^(SNI_ONLY|SNI_FIRST|HOST_FIRST)(:(ORIG|HOST|ORIG_OR_HOST))?$`, 37)
+	detailsParam        = optional(`^ALLOW_WHITESPACES$`, 0)
+	stateParam          = form(`^[^:]+(:(PLAIN|TYPED|FIELD:[^:]+))?$`)
+	metadataParam       = form(`^(DYNAMIC|CLUSTER|ROUTE|UPSTREAM_HOST|LISTENER|LISTENER_FILTER_CHAIN|VIRTUAL_HOST)(:.+)?$`)
 )
 
 const headerPattern = `^[^?\s]+(\?[^?\s]*)?$`
@@ -101,59 +101,59 @@ var plainOperators = map[uint32]string{
 // from.
 var operators = func() map[string]operatorRow {
 	all := map[string]operatorRow{
-		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS":               {since: 36, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID":   {since: 37, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT":  {since: 36, takes: mask, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_LOCAL_PORT":                  {since: 36, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS":              {since: 22, untrusted: shown, redacted: directAddress},
-		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": {since: 22, takes: mask, untrusted: shown, redacted: directAddress},
-		"DOWNSTREAM_DIRECT_REMOTE_PORT":                 {since: 22, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_LOCAL_ADDRESS":                      {since: 22, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID":          {since: 37, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         {since: 22, takes: mask, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_LOCAL_PORT":                         {since: 22, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_REMOTE_ADDRESS":                     {since: 22, untrusted: direct, redacted: clientAddress},
-		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":        {since: 22, takes: mask, untrusted: direct, redacted: clientAddress},
-		"DOWNSTREAM_REMOTE_PORT":                        {since: 22, untrusted: direct, redacted: asIs},
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS":               {since: 36, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID":   {since: 37, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT":  {since: 36, takes: maskParam, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_DIRECT_LOCAL_PORT":                  {since: 36, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS":              {since: 22, proxyClaim: claimNone, redacted: redactDirectAddress},
+		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": {since: 22, takes: maskParam, proxyClaim: claimNone, redacted: redactDirectAddress},
+		"DOWNSTREAM_DIRECT_REMOTE_PORT":                 {since: 22, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_LOCAL_ADDRESS":                      {since: 22, proxyClaim: claimUseDirect, redacted: unredacted},
+		"DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID":          {since: 37, proxyClaim: claimUseDirect, redacted: unredacted},
+		"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         {since: 22, takes: maskParam, proxyClaim: claimUseDirect, redacted: unredacted},
+		"DOWNSTREAM_LOCAL_PORT":                         {since: 22, proxyClaim: claimUseDirect, redacted: unredacted},
+		"DOWNSTREAM_REMOTE_ADDRESS":                     {since: 22, proxyClaim: claimUseDirect, redacted: redactClientAddress},
+		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":        {since: 22, takes: maskParam, proxyClaim: claimUseDirect, redacted: redactClientAddress},
+		"DOWNSTREAM_REMOTE_PORT":                        {since: 22, proxyClaim: claimUseDirect, redacted: unredacted},
 
-		"PATH":              {since: 36, takes: pathForm, length: 36, untrusted: shown, redacted: path},
-		"QUERY_PARAM":       {since: 36, takes: text, length: 36, untrusted: shown, redacted: query},
-		"QUERY_PARAMS":      {since: 38, takes: queryForm, length: 38, untrusted: shown, redacted: query},
-		"REQ":               {since: 22, takes: header, length: 22, untrusted: shown, redacted: headers},
-		"REQUEST_HEADER":    {since: 37, takes: header, length: 37, untrusted: shown, redacted: headers},
-		"REQ_WITHOUT_QUERY": {since: 22, takes: optionalHeader, length: 22, untrusted: shown, redacted: headers},
-		"RESP":              {since: 22, takes: header, length: 22, untrusted: shown, redacted: headers},
-		"RESPONSE_HEADER":   {since: 37, takes: header, length: 37, untrusted: shown, redacted: headers},
-		"RESPONSE_TRAILER":  {since: 37, takes: header, length: 37, untrusted: shown, redacted: headers},
-		"TRAILER":           {since: 22, takes: header, length: 22, untrusted: shown, redacted: headers},
+		"PATH":              {since: 36, takes: pathParam, length: 36, proxyClaim: claimNone, redacted: redactPath},
+		"QUERY_PARAM":       {since: 36, takes: textParam, length: 36, proxyClaim: claimNone, redacted: redactQuery},
+		"QUERY_PARAMS":      {since: 38, takes: queryParam, length: 38, proxyClaim: claimNone, redacted: redactQuery},
+		"REQ":               {since: 22, takes: headerParam, length: 22, proxyClaim: claimNone, redacted: redactHeader},
+		"REQUEST_HEADER":    {since: 37, takes: headerParam, length: 37, proxyClaim: claimNone, redacted: redactHeader},
+		"REQ_WITHOUT_QUERY": {since: 22, takes: optionalHeaderParam, length: 22, proxyClaim: claimNone, redacted: redactHeader},
+		"RESP":              {since: 22, takes: headerParam, length: 22, proxyClaim: claimNone, redacted: redactHeader},
+		"RESPONSE_HEADER":   {since: 37, takes: headerParam, length: 37, proxyClaim: claimNone, redacted: redactHeader},
+		"RESPONSE_TRAILER":  {since: 37, takes: headerParam, length: 37, proxyClaim: claimNone, redacted: redactHeader},
+		"TRAILER":           {since: 22, takes: headerParam, length: 22, proxyClaim: claimNone, redacted: redactHeader},
 
-		"CEL":                                  {since: 32, takes: text, length: 32, untrusted: expression, redacted: asIs},
-		"CLUSTER_METADATA":                     {since: 22, takes: text, untrusted: shown, redacted: asIs},
-		"COALESCE":                             {since: 37, takes: text, length: 37, untrusted: list, redacted: asIs},
-		"DYNAMIC_METADATA":                     {since: 22, takes: text, length: 37, untrusted: shown, redacted: asIs},
-		"FILTER_STATE":                         {since: 22, takes: state, length: 22, untrusted: shown, redacted: asIs},
-		"METADATA":                             {since: 32, takes: metadata, length: 32, untrusted: shown, redacted: asIs},
-		"UPSTREAM_FILTER_STATE":                {since: 32, takes: state, length: 32, untrusted: shown, redacted: asIs},
-		"UPSTREAM_METADATA":                    {since: 32, takes: text, untrusted: shown, redacted: asIs},
-		"COMMON_DURATION":                      {since: 32, takes: timespan, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_PEER_CERT_V_END":           {since: 22, takes: optionalText, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_PEER_CERT_V_START":         {since: 22, takes: optionalText, untrusted: shown, redacted: asIs},
-		"EMIT_TIME":                            {since: 32, takes: optionalText, untrusted: shown, redacted: asIs},
-		"EMIT_TIME_LOCAL":                      {since: 36, takes: optionalText, untrusted: shown, redacted: asIs},
-		"ENVIRONMENT":                          {since: 32, takes: text, length: 32, untrusted: shown, redacted: asIs},
-		"GRPC_STATUS":                          {since: 22, takes: status, untrusted: shown, redacted: asIs},
-		"REQUESTED_SERVER_NAME":                {since: 22, takes: serverName, untrusted: shown, redacted: asIs},
-		"RESPONSE_CODE_DETAILS":                {since: 22, takes: details, untrusted: shown, redacted: asIs},
-		"START_TIME":                           {since: 22, takes: optionalText, untrusted: shown, redacted: asIs},
-		"START_TIME_LOCAL":                     {since: 36, takes: optionalText, untrusted: shown, redacted: asIs},
-		"UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":  {since: 32, takes: mask, untrusted: shown, redacted: asIs},
-		"UPSTREAM_PEER_CERT_V_END":             {since: 32, takes: optionalText, untrusted: shown, redacted: asIs},
-		"UPSTREAM_PEER_CERT_V_START":           {since: 32, takes: optionalText, untrusted: shown, redacted: asIs},
-		"UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": {since: 32, takes: mask, untrusted: shown, redacted: asIs},
+		"CEL":                                  {since: 32, takes: textParam, length: 32, proxyClaim: claimIfExpression, redacted: unredacted},
+		"CLUSTER_METADATA":                     {since: 22, takes: textParam, proxyClaim: claimNone, redacted: unredacted},
+		"COALESCE":                             {since: 37, takes: textParam, length: 37, proxyClaim: claimIfListed, redacted: unredacted},
+		"DYNAMIC_METADATA":                     {since: 22, takes: textParam, length: 37, proxyClaim: claimNone, redacted: unredacted},
+		"FILTER_STATE":                         {since: 22, takes: stateParam, length: 22, proxyClaim: claimNone, redacted: unredacted},
+		"METADATA":                             {since: 32, takes: metadataParam, length: 32, proxyClaim: claimNone, redacted: unredacted},
+		"UPSTREAM_FILTER_STATE":                {since: 32, takes: stateParam, length: 32, proxyClaim: claimNone, redacted: unredacted},
+		"UPSTREAM_METADATA":                    {since: 32, takes: textParam, proxyClaim: claimNone, redacted: unredacted},
+		"COMMON_DURATION":                      {since: 32, takes: timespanParam, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_PEER_CERT_V_END":           {since: 22, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"DOWNSTREAM_PEER_CERT_V_START":         {since: 22, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"EMIT_TIME":                            {since: 32, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"EMIT_TIME_LOCAL":                      {since: 36, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"ENVIRONMENT":                          {since: 32, takes: textParam, length: 32, proxyClaim: claimNone, redacted: unredacted},
+		"GRPC_STATUS":                          {since: 22, takes: statusParam, proxyClaim: claimNone, redacted: unredacted},
+		"REQUESTED_SERVER_NAME":                {since: 22, takes: serverNameParam, proxyClaim: claimNone, redacted: unredacted},
+		"RESPONSE_CODE_DETAILS":                {since: 22, takes: detailsParam, proxyClaim: claimNone, redacted: unredacted},
+		"START_TIME":                           {since: 22, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"START_TIME_LOCAL":                     {since: 36, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":  {since: 32, takes: maskParam, proxyClaim: claimNone, redacted: unredacted},
+		"UPSTREAM_PEER_CERT_V_END":             {since: 32, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"UPSTREAM_PEER_CERT_V_START":           {since: 32, takes: optionalTextParam, proxyClaim: claimNone, redacted: unredacted},
+		"UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": {since: 32, takes: maskParam, proxyClaim: claimNone, redacted: unredacted},
 	}
 	for since, names := range plainOperators {
 		for name := range strings.FieldsSeq(names) {
-			all[name] = operatorRow{since: since, untrusted: shown, redacted: asIs}
+			all[name] = operatorRow{since: since, proxyClaim: claimNone, redacted: unredacted}
 		}
 	}
 	return all

@@ -101,7 +101,7 @@ const originalPath = "x-envoy-original-path"
 // combinedFormat is Apache's combined log format. A connection of a tcp listener has no request, and no status.
 func (p Params) combinedFormat() (logFormat, error) {
 	if !p.HTTP {
-		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
+		return lineFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
 	if !p.Envoy.Expressions {
 		return logFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
@@ -109,9 +109,9 @@ func (p Params) combinedFormat() (logFormat, error) {
 	path := redactedText
 	if !p.redactsHeader(originalPath) {
 		path = envoy.CEL(fmt.Sprintf(`'%s' in request.headers ? %s : %s`, originalPath,
-			p.unquoted("request.headers['"+originalPath+"']"), p.unquoted("request.path")))
+			p.unquotedURL("request.headers['"+originalPath+"']"), p.unquotedURL("request.path")))
 	}
-	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + path +
+	return lineFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + path +
 		` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` + p.quotedHeader("referer") + `" "` + p.quotedHeader("user-agent") +
 		`"`), nil
 }
@@ -126,8 +126,8 @@ func unquoted(value, more string) string {
 	return fmt.Sprintf(`re.extract(%s, r'^([^\x00-\x1f"\\\x7f%s]*)', r'\1')`, value, more)
 }
 
-// unquoted is a path inside quotes, with its query string if that is logged.
-func (p Params) unquoted(value string) string {
+// unquotedURL is a path inside quotes, with its query string if that is logged.
+func (p Params) unquotedURL(value string) string {
 	if p.Settings.RedactQuery == settings.Yes {
 		return unquoted(value, "?")
 	}
@@ -141,7 +141,7 @@ func (p Params) quotedHeader(name string) string {
 	}
 	value := fmt.Sprintf("request.headers['%s']", name)
 	if name == "referer" {
-		value = p.unquoted(value)
+		value = p.unquotedURL(value)
 	} else {
 		value = unquoted(value, "")
 	}

@@ -94,40 +94,31 @@ func (p Params) noHeaderReason() string {
 	return reason
 }
 
-// rateLimit selects so many log entries a second. It comes last in a filter, because every log entry that it is
-// asked about counts. The zero value selects all.
+// rateLimit selects so many log entries of rejected connections in a sink a second, with a token bucket. All listeners
+// of an Envoy with the same sink share the limit. An Envoy that is too old has none. The filter comes last, because every
+// log entry that it is asked about counts.
 //
 // A listener waits forever for its token bucket, whatever the timeout of the source (tried on 1.40): a listener must
 // never be sent without the bucket that it names.
-type rateLimit struct {
-	filter  logFilter
-	buckets map[string]*typev3.TokenBucket
-}
-
-// limitOf limits the log entries of rejected connections in a sink. All listeners of an Envoy with the same sink
-// share the limit. An Envoy that is too old has none.
-func (p Params) limitOf(s sink) (rateLimit, error) {
+func (p Params) rateLimit(s sink) (logFilter, map[string]*typev3.TokenBucket, error) {
 	n := p.Settings.RejectedPerSecond
 	if n == settings.NoRateLimit || !p.logsReasons() || !p.Envoy.LogRateLimit {
-		return rateLimit{}, nil
+		return nil, nil, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.destination())
 	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{
-		DynamicConfig: &processratelimitv3.DynamicTokenBucket{
-			ResourceName: name,
-			ConfigSource: envoy.OverADS(envoy.FetchTimeout{}),
-		},
+		DynamicConfig: &processratelimitv3.DynamicTokenBucket{ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{})},
 	})
-	return rateLimit{filter: filter, buckets: map[string]*typev3.TokenBucket{name: {
+	return filter, map[string]*typev3.TokenBucket{name: {
 		MaxTokens: uint32(n), TokensPerFill: wrapperspb.UInt32(uint32(n)), FillInterval: durationpb.New(time.Second),
-	}}}, err
+	}}, err
 }
 
 // destination names the place that log entries go to.
 func (s sink) destination() string {
 	switch {
 	case s.Address.Port != 0:
-		return collectorKey{address: s.Address, tls: s.TLS}.name()
+		return collectorName(s.Sink)
 	case s.Path != "":
 		return s.Path
 	}
