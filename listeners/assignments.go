@@ -131,7 +131,7 @@ type assignmentKey struct {
 	cluster         string
 	locality        string // the gateway.Locality that addresses are seen from; "": none
 	onlyPassing     bool
-	instances       *gateway.Endpoints // of the target; nil: not answered yet
+	endpoints       *gateway.Endpoints // of the target; nil: not answered yet
 	viaMeshGateways bool               // by way of mesh gateways
 	meshGateways    *gateway.Endpoints // the mesh gateways; nil: not answered yet
 }
@@ -141,7 +141,7 @@ func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 		cluster:     c.name,
 		locality:    gateway.MeshGatewayKey(s.Datacenter, c.fromPartition),
 		onlyPassing: c.target.Subset.OnlyPassing,
-		instances:   s.Endpoints.Get(c.target.ID),
+		endpoints:   s.Endpoints.Get(c.target.ID),
 	}
 	if c.target.Peer != "" {
 		// What a peer exports is as it says, and behind its mesh gateways, whose datacenter may be called like the
@@ -166,17 +166,17 @@ func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 // then have the health of the target. It is nil while they are not known. It is empty if there are none: only then
 // can Envoy finish its start. An instance that Envoy would reject, with all others, is left out and is a problem.
 func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []problem.Problem) {
-	if k.instances == nil || k.viaMeshGateways && k.meshGateways == nil {
+	if k.endpoints == nil || k.viaMeshGateways && k.meshGateways == nil {
 		return nil, nil
 	}
-	instances, shared := k.instances.Endpoints, corev3.HealthStatus_UNKNOWN
+	endpoints, shared := k.endpoints.Endpoints, corev3.HealthStatus_UNKNOWN
 	if k.viaMeshGateways {
-		instances, shared = k.meshGateways.Endpoints, overallHealth(k.instances, k.onlyPassing)
+		endpoints, shared = k.meshGateways.Endpoints, overallHealth(k.endpoints, k.onlyPassing)
 	}
 	var problems []problem.Problem
 	group := &endpointv3.LocalityLbEndpoints{}
-	for i := range instances {
-		ep := &instances[i]
+	for i := range endpoints {
+		ep := &endpoints[i]
 		remote := ep.NodeDatacenter != "" && gateway.MeshGatewayKey(ep.NodeDatacenter, ep.NodePartition) != k.locality
 		address, port := bestAddress(ep, remote)
 		if err := reachable(address, port); err != nil {

@@ -71,7 +71,15 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
-	return mutateEarly(hcm, headers)
+	if len(headers) == 0 {
+		return nil
+	}
+	// Envoy makes these changes before it reads the headers
+	// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
+	extension, err := envoy.Extension(&corev3.TypedExtensionConfig{}, "envoy.http.early_header_mutation.header_mutation",
+		&earlyv3.HeaderMutation{Mutations: headers})
+	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{extension}
+	return err
 }
 
 // xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before Envoy reads them.
@@ -103,7 +111,7 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	if overwrite {
 		return append(changes, setHeader(xffHeader, clientOperator))
 	}
-	return append(changes, appendHeader(xffHeader, clientOperator))
+	return append(changes, changeHeader(xffHeader, clientOperator, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD))
 }
 
 // proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
@@ -137,10 +145,6 @@ func setHeader(header, value string) *mutationv3.HeaderMutation {
 	return changeHeader(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 }
 
-func appendHeader(header, value string) *mutationv3.HeaderMutation {
-	return changeHeader(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
-}
-
 func changeHeader(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: header, Value: value},
@@ -150,16 +154,4 @@ func changeHeader(header, value string, action corev3.HeaderValueOption_HeaderAp
 
 func removeHeader(header string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
-}
-
-// mutateEarly changes the request's headers before Envoy reads them
-// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
-func mutateEarly(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
-	if len(changes) == 0 {
-		return nil
-	}
-	extension, err := envoy.Extension(&corev3.TypedExtensionConfig{}, "envoy.http.early_header_mutation.header_mutation",
-		&earlyv3.HeaderMutation{Mutations: changes})
-	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{extension}
-	return err
 }

@@ -25,7 +25,7 @@ func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, 
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
-		if !hasOwnCertificate(svc) {
+		if !hasOwnCertificate(*svc) {
 			continue
 		}
 		chain, err := serviceChain(l, from, svc)
@@ -78,7 +78,7 @@ func httpChain(l listenerParams, from downstreams, route string, socket *corev3.
 // routeName names the route configuration of a port, or that of the service svc if it has its own certificate.
 func routeName(p port, svc *gateway.ListenerService) string {
 	name := strconv.Itoa(p.number)
-	if svc == nil || !hasOwnCertificate(svc) {
+	if svc == nil || !hasOwnCertificate(*svc) {
 		return name
 	}
 	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})

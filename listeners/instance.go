@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"reflect"
 	"slices"
 	"strconv"
@@ -183,15 +182,6 @@ func bindAddresses(in *gateway.Instance, dualStack bool) []string {
 	}
 	slices.Sort(addresses)
 	return slices.Compact(addresses)
-}
-
-// checkBindAddress returns why a listener cannot bind an address. Envoy resolves no names for a listener.
-func checkBindAddress(address string) error {
-	if _, err := netip.ParseAddr(address); err != nil {
-		return fmt.Errorf("address %q of the gateway's registration is not an IP address; "+
-			"register the gateway with one, or set envoy_gateway_no_default_bind and envoy_gateway_bind_addresses", address)
-	}
-	return nil
 }
 
 // listenerName returns Consul's name of a port's listener on an address. The address is part of it because Envoy

@@ -17,8 +17,9 @@ import (
 
 // listenerOf makes the listener on one address.
 func listenerOf(l listenerParams, address string) (*listenerv3.Listener, error) {
-	if err := checkBindAddress(address); err != nil {
-		return nil, err
+	if _, err := netip.ParseAddr(address); err != nil { // Envoy resolves no names for a listener
+		return nil, fmt.Errorf("address %q of the gateway's registration is not an IP address; "+
+			"register the gateway with one, or set envoy_gateway_no_default_bind and envoy_gateway_bind_addresses", address)
 	}
 	chains, err := filterChains(l)
 	if err != nil {

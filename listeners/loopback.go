@@ -104,9 +104,9 @@ const blackholeCluster = "usher-nowhere"
 
 // loopbackDestination leads to the loopback listener. Envoy copies the connection's own header into the new one,
 // whoever sent it. So the connection of an untrusted downstream goes there only if it claims its real address.
-func loopbackDestination(l listenerParams, from downstreams) (destination, error) {
+func loopbackDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if from != untrustedDownstreams {
-		return destination{cluster: loopbackName(l.port)}, nil
+		return loopbackName(l.port), nil, nil
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{
 		envoy.StoreDirectAddress(),
@@ -114,5 +114,5 @@ func loopbackDestination(l listenerParams, from downstreams) (destination, error
 			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState,
 				loopbackName(l.port), blackholeCluster))),
 	})
-	return destination{cluster: blackholeCluster, filters: filters}, err
+	return blackholeCluster, filters, err
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/envoy"
-	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
@@ -73,9 +72,7 @@ func (l *listenerParams) hasTLS() bool {
 // matchesServerName reports whether a service has its own certificate: the client's server name then chooses the
 // filter chain.
 func (l *listenerParams) matchesServerName() bool {
-	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool {
-		return hasOwnCertificate(&s)
-	})
+	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, hasOwnCertificate)
 }
 
 // needsTLSInspector reports whether Envoy reads the server name before the TLS handshake. Otherwise it does not know

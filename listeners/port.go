@@ -112,8 +112,7 @@ func (p *port) check() error {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("the catalog has services for this port, but the config entry has no such listener; " +
-			"it is held back until both agree")
+		return errors.New("the catalog has services for this port, but the config entry has no such listener; it is held back until both agree")
 	case p.protocol != gateway.ProtocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
@@ -165,7 +164,11 @@ func compilePort(input compileInput, p port, cache clusterCache) (portResources,
 		}
 		resources.routes = routes
 	}
-	for _, r := range p.routedServices() {
+	routed := p.services
+	if !p.http() {
+		routed = routed[:1] // a tcp listener has one service
+	}
+	for _, r := range routed {
 		if !r.isKnown(input.snapshot) {
 			continue
 		}
@@ -190,14 +193,6 @@ func meshKnown(s *gateway.Snapshot) error {
 		return errors.New("the gateway's certificate is not known")
 	}
 	return nil
-}
-
-// routedServices returns the services that the port sends traffic to.
-func (p *port) routedServices() []portService {
-	if p.http() {
-		return p.services
-	}
-	return p.services[:1]
 }
 
 // displayName returns the name that Consul uses in names of routes and virtual hosts: the service alone in the

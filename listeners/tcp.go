@@ -29,17 +29,17 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 	if err != nil {
 		return nil, err
 	}
-	to, err := tcpDestination(l, from)
+	cluster, clusterFilters, err := tcpDestination(l, from)
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(to.cluster, tcpStatPrefix(l, from), l.logs.For(from == untrustedDownstreams))
+	proxy, err := tcpProxy(cluster, tcpStatPrefix(l, from), l.logs.For(from == untrustedDownstreams))
 	if err != nil {
 		return nil, err
 	}
 	chain := &listenerv3.FilterChain{
 		Name:            l.chainName(strconv.Itoa(l.port.number), from),
-		Filters:         slices.Concat(filters, directAddress, to.filters, []*listenerv3.Filter{proxy}),
+		Filters:         slices.Concat(filters, directAddress, clusterFilters, []*listenerv3.Filter{proxy}),
 		TransportSocket: socket,
 	}
 	return []*listenerv3.FilterChain{chain}, nil
@@ -57,19 +57,14 @@ func tcpStatPrefix(l listenerParams, from downstreams) string {
 	return strings.ReplaceAll(name, ":", "_")
 }
 
-// destination is where a tcp listener's connections go.
-type destination struct {
-	cluster string
-	filters []*listenerv3.Filter // that come first
-}
-
-// tcpDestination leads to the service, or to the loopback listener on the way to it.
-func tcpDestination(l listenerParams, from downstreams) (destination, error) {
+// tcpDestination returns the cluster that a tcp listener's connections go to, of the service or of the loopback listener
+// on the way to it, and the filters that choose it.
+func tcpDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if l.usesLoopback() {
 		return loopbackDestination(l, from)
 	}
 	cluster, err := tcpCluster(l.input, l.port.services[0])
-	return destination{cluster: cluster}, err
+	return cluster, nil, err
 }
 
 // tcpCluster names the cluster that connections go to. A tcp service has no requests to route or split, so its chain

@@ -63,7 +63,7 @@ func (p *port) checkNames(serving *gateway.Leaf) error {
 		return errors.New("there is no certificate with DNS names yet")
 	}
 	for _, r := range p.services {
-		if hasOwnCertificate(r.settings) {
+		if hasOwnCertificate(*r.settings) {
 			continue
 		}
 		if name := missingName(r.service, serving.Names); name != "" {
@@ -94,7 +94,7 @@ func missingName(s gateway.Service, names []string) string {
 }
 
 // hasOwnCertificate reports whether a service has its own certificate.
-func hasOwnCertificate(svc *gateway.ListenerService) bool {
+func hasOwnCertificate(svc gateway.ListenerService) bool {
 	return svc.TLS != nil && svc.TLS.SDS != nil && svc.TLS.SDS.CertResource != ""
 }
 

@@ -61,18 +61,6 @@ func (l Logs) For(untrusted bool) []*accesslogv3.AccessLog {
 	return l.FilterChains
 }
 
-// add adds the logs to another sink.
-func (l *Logs) add(other Logs) {
-	l.Listener = append(l.Listener, other.Listener...)
-	l.FilterChains = append(l.FilterChains, other.FilterChains...)
-	l.UntrustedChains = append(l.UntrustedChains, other.UntrustedChains...)
-	l.Collectors = append(l.Collectors, other.Collectors...)
-	if l.TokenBuckets == nil {
-		l.TokenBuckets = map[string]*typev3.TokenBucket{}
-	}
-	maps.Copy(l.TokenBuckets, other.TokenBuckets)
-}
-
 // sink is where log entries go, and how they are written there.
 type sink struct {
 	settings.Sink
@@ -92,7 +80,7 @@ var (
 // Build makes the access logs. A sink that cannot be built as it is configured is a problem and is left out. As with
 // Consul, the listener serves without it.
 func Build(p Params) (Logs, []problem.Problem) {
-	var all Logs
+	all := Logs{TokenBuckets: map[string]*typev3.TokenBucket{}}
 	var problems []problem.Problem
 	add := func(where, scope string, s sink, err error) {
 		if err == nil {
@@ -117,7 +105,7 @@ func Build(p Params) (Logs, []problem.Problem) {
 			add(p.consulWhere(), "", s, err)
 		}
 	}
-	all.NeedsDirectAddress = len(all.FilterChains) > 0 && p.omitsHealthChecks(false)
+	all.NeedsDirectAddress = len(all.FilterChains) > 0 && p.omitsHealthChecks()
 	return all, problems
 }
 
@@ -178,9 +166,9 @@ type logEntry struct {
 	untrusted bool // of untrusted downstreams
 }
 
-// addSink adds the logs to a sink.
+// addSink adds the logs to a sink. With an error, it adds nothing.
 func (p Params) addSink(all *Logs, s sink) error {
-	logs := Logs{}
+	logs := *all
 	entries, err := p.chainEntries(s)
 	if err != nil {
 		return err
@@ -192,9 +180,6 @@ func (p Params) addSink(all *Logs, s sink) error {
 	rejections, err := p.rejections(s, limit)
 	if err != nil {
 		return err
-	}
-	if len(rejections) > 0 {
-		logs.TokenBuckets = buckets
 	}
 	for i, e := range slices.Concat(entries, rejections) {
 		log, err := p.logger(s, e)
@@ -214,26 +199,31 @@ func (p Params) addSink(all *Logs, s sink) error {
 		if err != nil {
 			return err
 		}
-		logs.Collectors = []*clusterv3.Cluster{collector}
+		logs.Collectors = append(logs.Collectors, collector)
 	}
-	all.add(logs)
+	*all = logs
+	if len(rejections) > 0 {
+		maps.Copy(all.TokenBuckets, buckets)
+	}
 	return nil
 }
 
 // chainEntries are the log entries of filter chains.
 func (p Params) chainEntries(s sink) ([]logEntry, error) {
-	filter, err := p.entryFilter(false)
+	selected, err := p.selected()
 	if err != nil {
 		return nil, err
 	}
-	entries := []logEntry{{name: s.names.filterChain, format: s.format, http: p.HTTP, filter: filter}}
+	noHealthCheck, err := p.noHealthCheck()
+	if err != nil {
+		return nil, err
+	}
+	e := logEntry{name: s.names.filterChain, http: p.HTTP}
+	e.format, e.filter = s.format, allOf(selected, p.sampled(), noHealthCheck)
+	entries := []logEntry{e}
 	if p.HasUntrusted {
-		if filter, err = p.entryFilter(true); err != nil {
-			return nil, err
-		}
-		entries = append(entries, logEntry{
-			name: s.names.filterChain, format: withoutClaims(s.format, p.Envoy), http: p.HTTP, filter: filter, untrusted: true,
-		})
+		e.format, e.filter, e.untrusted = withoutClaims(s.format, p.Envoy), allOf(selected, p.sampled()), true
+		entries = append(entries, e)
 	}
 	return entries, nil
 }

@@ -45,8 +45,8 @@ var expressionParser = func() *parser.Parser {
 func checkExpression(text string) error {
 	tree, problems := expressionParser.Parse(common.NewTextSource(text))
 	if errs := problems.GetErrors(); len(errs) > 0 {
-		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, errs[0].Location.Column()+1,
-			errs[0].Message)
+		first := errs[0]
+		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, first.Location.Column()+1, first.Message)
 	}
 	var problem error
 	report := func(format string, args ...any) {

@@ -15,19 +15,6 @@ import (
 
 type logFilter = *accesslogv3.AccessLogFilter
 
-// entryFilter selects the log entries of filter chains; nil selects all of them.
-func (p Params) entryFilter(untrusted bool) (logFilter, error) {
-	selected, err := p.selected()
-	if err != nil {
-		return nil, err
-	}
-	checks, err := p.noHealthCheck(untrusted)
-	if err != nil {
-		return nil, err
-	}
-	return allOf(selected, p.sampled(), checks), nil
-}
-
 // selected selects log entries that meet any of the conditions in the settings.
 func (p Params) selected() (logFilter, error) {
 	s := p.Settings
@@ -74,16 +61,16 @@ func (p Params) sampled() logFilter {
 
 // omitsHealthChecks reports whether the health checks of a load balancer are left out. This needs
 // envoy.DirectAddressState.
-func (p Params) omitsHealthChecks(untrusted bool) bool {
+func (p Params) omitsHealthChecks() bool {
 	omit := p.Settings.HealthChecks == settings.HealthChecksOmit ||
 		p.Settings.HealthChecks == settings.HealthChecksDefault && p.ProxyProtocol
-	return omit && !p.HTTP && !untrusted && p.Envoy.Expressions
+	return omit && !p.HTTP && p.Envoy.Expressions
 }
 
 // noHealthCheck selects all connections but those that name no client and send nothing. A header with the command
 // LOCAL leaves the downstream's address as it is.
-func (p Params) noHealthCheck(untrusted bool) (logFilter, error) {
-	if !p.omitsHealthChecks(untrusted) {
+func (p Params) noHealthCheck() (logFilter, error) {
+	if !p.omitsHealthChecks() {
 		return nil, nil
 	}
 	const state = "filter_state['" + envoy.DirectAddressState + "']"
