@@ -144,8 +144,7 @@ func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 		endpoints:   s.Endpoints.Get(c.target.ID),
 	}
 	if c.target.Peer != "" {
-		// What a peer exports is as it says, and behind its mesh gateways, whose datacenter may be called like the
-		// local one.
+		// A peer's endpoints are its mesh gateways. Their datacenter may have the name of the local one.
 		k.locality, k.onlyPassing = "", false
 		return k
 	}
@@ -162,9 +161,10 @@ func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
 	return k
 }
 
-// loadAssignment returns the instances of a cluster: the target's own, or the mesh gateways in front of them, which
+// loadAssignment returns the endpoints of a cluster: the target's own, or the mesh gateways in front of them, which
 // then have the health of the target. It is nil while they are not known. It is empty if there are none: only then
-// can Envoy finish its start. An instance that Envoy would reject, with all others, is left out and is a problem.
+// can Envoy finish its start. Envoy would reject all endpoints for an invalid one, so that one is left out and is a
+// problem.
 func loadAssignment(k assignmentKey) (*endpointv3.ClusterLoadAssignment, []problem.Problem) {
 	if k.endpoints == nil || k.viaMeshGateways && k.meshGateways == nil {
 		return nil, nil

@@ -64,8 +64,8 @@ func (resources *portResources) addGroup(input compileInput, p port, g targetGro
 	return nil
 }
 
-// clusterCache holds the clusters of these shared resources and of the previous ones: a cluster whose key is the same
-// is not made again.
+// clusterCache holds the clusters of these shared resources and of the previous ones: a cluster whose key is the
+// same is not made again.
 type clusterCache struct {
 	previous, current map[clusterKey]*clusterv3.Cluster
 }

@@ -6,10 +6,11 @@
 // follows Consul's own xDS for ingress gateways, name by name, so that dashboards, alerts and access logs keep their
 // meaning; PROXY protocol is added.
 //
-// There is no clock, no context and no logger here. What does not depend on the instance is the same message for every
-// instance. A cached part has a key with everything that the part depends on.
+// There is no clock, no context and no logger here. What does not depend on the instance is the same message for
+// every instance. A cached part has a key with everything that the part depends on.
 //
-// In this package, a listener of the config entry is a port, because Envoy has a listener for each of its addresses.
+// A listener of the config entry is a "port" here. A "listener" is one of Envoy, which has one for each address of a
+// port.
 package listeners
 
 import (
@@ -50,10 +51,10 @@ type Resources struct {
 	Problems []problem.Problem
 }
 
-// Compiler compiles the snapshots of one gateway, one after the other. While only instances change, it makes only their
-// load assignments again. After any other change, it keeps the clusters and load assignments with the same keys, and
-// makes everything else again. For that, what did not change in a snapshot must have kept its pointer. The zero value
-// is ready. A Compiler belongs to one goroutine.
+// Compiler compiles the snapshots of one gateway, one after the other. While only instances change, it makes only
+// their load assignments again. After any other change, it keeps the clusters and load assignments with the same
+// keys, and makes everything else again. For that, what did not change in a snapshot must have kept its pointer. The
+// zero value is ready. A Compiler belongs to one goroutine.
 type Compiler struct {
 	snapshot *gateway.Snapshot // the latest
 
@@ -97,7 +98,8 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 	}
 }
 
-// problemsOf returns each problem once. Names in them come from outside and may hold anything; a problem is one line.
+// problemsOf returns each problem once. Names in them come from outside and may hold anything; a problem is one
+// line.
 func problemsOf(lists ...[]problem.Problem) []problem.Problem {
 	var all []problem.Problem
 	seen := map[problem.Problem]bool{}

@@ -12,7 +12,8 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// limits are those of a service's clusters: the gateway's defaults, overridden by the service's own. A zero is not set.
+// limits are those of a service's clusters: the gateway's defaults, overridden by the service's own. A zero is not
+// set.
 type limits struct {
 	connections, pending, requests uint32
 

@@ -122,8 +122,8 @@ const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 // proxyProtocolFilter returns the listener filter that reads PROXY headers
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/listeners/listener_filters/proxy_protocol).
 //
-// A listener with this filter never sets continue_on_listener_filters_timeout: it would make a strict listener serve a
-// client that sends no header until the timeout.
+// A listener with this filter never sets continue_on_listener_filters_timeout: it would make a strict listener serve
+// a client that sends no header until the timeout.
 func proxyProtocolFilter(proxy settings.ProxyProtocol, listener string, can envoy.Capabilities) (*listenerv3.ListenerFilter, error) {
 	if proxy.Mode != settings.Strict && proxy.Mode != settings.Permissive {
 		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", proxy.Mode)

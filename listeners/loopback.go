@@ -17,15 +17,15 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// A loopback listener is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the header of a cluster outside
-// the cluster's TLS, where a sidecar rejects it. So the listener's connections go through a second listener of the
-// same Envoy, on loopback:
+// A loopback listener is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the header of a
+// cluster outside the cluster's TLS, where a sidecar rejects it. So the listener's connections go through a second
+// listener of the same Envoy, on loopback:
 //
 //	listener --cluster that writes the header--> loopback listener, 127.… --cluster of the mesh, mTLS--> sidecar
 //
 // Envoy's internal listeners need an extension in the bootstrap that Consul's bootstraps do not have. A Unix socket
-// cannot be shared by two Envoys, and a new Envoy shares the ports of the one that it replaces.
-// usesLoopback reports whether the port's connections go through a loopback listener.
+// cannot be shared by two Envoys, and a new Envoy shares the ports of the one that it replaces. usesLoopback reports
+// whether the port's connections go through a loopback listener.
 func (l *listenerParams) usesLoopback() bool {
 	return !l.port.http() && l.settings.ProxyProtocol.Upstream != settings.UpstreamNone
 }

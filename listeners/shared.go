@@ -64,8 +64,8 @@ func sharedResourcesOf(input compileInput, previous *sharedResources) *sharedRes
 	return s
 }
 
-// onlyAssignmentsDiffer reports whether nothing but load assignments differs in a newer snapshot. It compares pointers:
-// false may be wrong.
+// onlyAssignmentsDiffer reports whether nothing but load assignments differs in a newer snapshot. It compares
+// pointers: false may be wrong.
 func (s *sharedResources) onlyAssignmentsDiffer(now *gateway.Snapshot) bool {
 	before := s.input.snapshot
 	for _, id := range s.peerTargets { // their instances name and verify their clusters

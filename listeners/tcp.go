@@ -57,8 +57,8 @@ func tcpStatPrefix(l listenerParams, from downstreams) string {
 	return strings.ReplaceAll(name, ":", "_")
 }
 
-// tcpDestination returns the cluster that a tcp listener's connections go to, of the service or of the loopback listener
-// on the way to it, and the filters that choose it.
+// tcpDestination returns the cluster that a tcp listener's connections go to, of the service or of the loopback
+// listener on the way to it, and the filters that choose it.
 func tcpDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if l.usesLoopback() {
 		return loopbackDestination(l, from)

@@ -11,8 +11,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// proxyClaim is whether an operator can show what a PROXY header claims. What request headers claim is handled before,
-// in listeners/clientaddress.go.
+// proxyClaim is whether an operator can show what a PROXY header claims. What request headers claim is handled
+// before, in listeners/clientaddress.go.
 type proxyClaim uint8
 
 const (
@@ -206,8 +206,8 @@ func redactClientAddress(p Params, o operator, _ logEntry) string {
 	return o.String()
 }
 
-// redactDirectAddress returns the address of the downstream. A load balancer is shown as it is. A downstream that may be a
-// client is shown as its network, or not at all, since expressions cannot read this address.
+// redactDirectAddress returns the address of the downstream. A load balancer is shown as it is. A downstream that
+// may be a client is shown as its network, or not at all, since expressions cannot read this address.
 func redactDirectAddress(p Params, o operator, e logEntry) string {
 	balancer := p.Strict || p.HasUntrusted && !e.untrusted
 	switch {

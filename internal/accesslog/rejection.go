@@ -94,9 +94,9 @@ func (p Params) noHeaderReason() string {
 	return reason
 }
 
-// rateLimit selects so many log entries of rejected connections in a sink a second, with a token bucket. All listeners
-// of an Envoy with the same sink share the limit. An Envoy that is too old has none. The filter comes last, because every
-// log entry that it is asked about counts.
+// rateLimit selects so many log entries of rejected connections in a sink a second, with a token bucket. All
+// listeners of an Envoy with the same sink share the limit. An Envoy that is too old has none. The filter comes
+// last, because every log entry that it is asked about counts.
 //
 // A listener waits forever for its token bucket, whatever the timeout of the source (tried on 1.40): a listener must
 // never be sent without the bucket that it names.

@@ -78,8 +78,8 @@ func parseHostPort(what, addr string) (address, error) {
 	return address{Host: host, Port: uint16(port)}, nil
 }
 
-// checkCertificates returns why text is not a list of PEM certificates. A key among them is an error: everybody who
-// reads the bootstrap would have it.
+// checkCertificates returns why text is not a list of PEM certificates. A key among them is an error: whatever reads
+// the bootstrap would have it.
 func checkCertificates(text string) error {
 	rest := []byte(text)
 	for n := 0; ; n++ {

@@ -88,8 +88,8 @@ func Endpoint(address *corev3.Address) *endpointv3.LbEndpoint {
 	return &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: endpoint}}
 }
 
-// Extension sets the fields name and typed_config of a message that names an extension, such as a filter or a transport
-// socket, and returns the message.
+// Extension sets the fields name and typed_config of a message that names an extension, such as a filter or a
+// transport socket, and returns the message.
 func Extension[M proto.Message](message M, name string, config Message) (M, error) {
 	packed, err := Pack(config)
 	if err != nil {
