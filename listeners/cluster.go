@@ -18,7 +18,7 @@ import (
 )
 
 // addClusters adds the clusters and load assignments of a service.
-func (resources *portResources) addClusters(input compileInput, p port, s portService, cache clusterCache) error {
+func (r *portResources) addClusters(input compileInput, p port, s portService, cache clusterCache) error {
 	groups, err := targetGroupsOf(input.snapshot, s.chain)
 	if err != nil {
 		return err
@@ -26,14 +26,14 @@ func (resources *portResources) addClusters(input compileInput, p port, s portSe
 	limits := limitsOf(input.snapshot.Entry.Defaults, s.settings.Limits)
 	for _, g := range groups {
 		for _, peer := range g.unresolvedPeers {
-			resources.problems = append(resources.problems, problem.Problem{
+			r.problems = append(r.problems, problem.Problem{
 				Where: "cluster peer " + peer,
 				What: "its root certificates are not known, and no traffic is sent to it; " +
 					"establish the peering, and give Usher's token peering:read",
 			})
 		}
 		if g.clusterName != "" {
-			if err := resources.addGroup(input, p, g, limits, cache); err != nil {
+			if err := r.addGroup(input, p, g, limits, cache); err != nil {
 				return err
 			}
 		}
@@ -42,24 +42,24 @@ func (resources *portResources) addClusters(input compileInput, p port, s portSe
 }
 
 // addGroup adds the clusters of what a resolver leads to.
-func (resources *portResources) addGroup(input compileInput, p port, g targetGroup, limits limits, cache clusterCache) error {
+func (r *portResources) addGroup(input compileInput, p port, g targetGroup, limits limits, cache clusterCache) error {
 	switch {
 	case len(g.targets) == 0:
-		resources.clusters = append(resources.clusters, emptyCluster(g.clusterName))
+		r.clusters = append(r.clusters, emptyCluster(g.clusterName))
 	case g.failover:
 		aggregate, err := aggregateCluster(g, limits)
 		if err != nil {
 			return err
 		}
-		resources.clusters = append(resources.clusters, aggregate)
+		r.clusters = append(r.clusters, aggregate)
 	}
 	for _, t := range g.targets {
 		cluster, err := cache.cluster(clusterKeyOf(input, p, g, t, limits))
 		if err != nil {
 			return fmt.Errorf("cluster %s: %w", t.name, err)
 		}
-		resources.clusters = append(resources.clusters, cluster)
-		resources.targets = append(resources.targets, t)
+		r.clusters = append(r.clusters, cluster)
+		r.targets = append(r.targets, t)
 	}
 	return nil
 }

@@ -62,7 +62,8 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 	return chain, nil
 }
 
-func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket) (*listenerv3.FilterChain, error) {
+func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket,
+) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err

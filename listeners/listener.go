@@ -93,7 +93,7 @@ func (l *listenerParams) chainName(name string, from downstreams) string {
 func listenerFilters(l listenerParams, listener string) ([]*listenerv3.ListenerFilter, error) {
 	var filters []*listenerv3.ListenerFilter
 	if l.settings.ProxyProtocol.Enabled() {
-		proxy, err := proxyProtocolFilter(l.settings.ProxyProtocol, listener, l.input.envoy)
+		proxy, err := proxyProtocolFilter(l, listener)
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +124,8 @@ const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 //
 // A listener with this filter never sets continue_on_listener_filters_timeout: it would make a strict listener serve
 // a client that sends no header until the timeout.
-func proxyProtocolFilter(proxy settings.ProxyProtocol, listener string, can envoy.Capabilities) (*listenerv3.ListenerFilter, error) {
+func proxyProtocolFilter(l listenerParams, listener string) (*listenerv3.ListenerFilter, error) {
+	proxy, can := l.settings.ProxyProtocol, l.input.envoy
 	if proxy.Mode != settings.Strict && proxy.Mode != settings.Permissive {
 		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", proxy.Mode)
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/golden"
@@ -31,7 +30,7 @@ func TestMessages(t *testing.T) {
 	for _, m := range mistakes(t) {
 		add(compile(m, m.Instances[0], gateway.EnvoyVersion{}))
 	}
-	_, err := proxyProtocolFilter(settings.ProxyProtocol{Mode: "loose"}, "", envoy.Capabilities{})
+	_, err := proxyProtocolFilter(listenerParams{settings: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: "loose"}}}, "")
 	messages.Check(t, append(all, err.Error()), "fmt.Errorf", "errors.New", "problem.Problem", "envoy.Requires")
 }
 

@@ -106,9 +106,8 @@ func (p Params) rateLimit(s sink) (logFilter, map[string]*typev3.TokenBucket, er
 		return nil, nil, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.destination())
-	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{
-		DynamicConfig: &processratelimitv3.DynamicTokenBucket{ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{})},
-	})
+	reference := &processratelimitv3.DynamicTokenBucket{ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{})}
+	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{DynamicConfig: reference})
 	return filter, map[string]*typev3.TokenBucket{name: {
 		MaxTokens: uint32(n), TokensPerFill: wrapperspb.UInt32(uint32(n)), FillInterval: durationpb.New(time.Second),
 	}}, err
