@@ -30,7 +30,7 @@ func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	}
 	policy, known := lbPolicies[lb.Policy]
 	if !known {
-		return fmt.Errorf("load balancing policy %q is not supported", lb.Policy)
+		return fmt.Errorf("load balancing policy %q is not supported; use least_request, maglev, random, ring_hash or round_robin", lb.Policy)
 	}
 	c.LbPolicy = policy
 	if config := lb.LeastRequestConfig; policy == clusterv3.Cluster_LEAST_REQUEST && config != nil {

@@ -77,7 +77,7 @@ func headerMatch(can envoy.Capabilities, h gateway.HeaderMatch) (*routev3.Header
 		out.HeaderMatchSpecifier = &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}
 		return out, nil
 	default:
-		return nil, errors.New("it has no condition that is known; use Exact, Regex, Prefix, Suffix or Present")
+		return nil, errors.New("it has no match type that Usher knows; use Exact, Regex, Prefix, Suffix or Present")
 	}
 	out.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{StringMatch: pattern}
 	return out, nil
@@ -93,7 +93,7 @@ func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryPar
 	case q.Present:
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_PresentMatch{PresentMatch: true}
 	default:
-		return nil, errors.New("it has no condition that is known; use Exact, Regex or Present")
+		return nil, errors.New("it has no match type that Usher knows; use Exact, Regex or Present")
 	}
 	return out, nil
 }

@@ -177,22 +177,29 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
 	case upstream && hasUntrusted(proxy) && !can.Expressions:
-		return envoy.Requires("proxy_protocol.upstream", "this Envoy would send the service what an untrusted downstream claims",
-			"1.32", `use trusted_cidrs "any"`)
+		return envoy.Requires("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
+			"so the service would believe them", "1.32", `use upstream "none"`)
 	case readsTLVs && !can.Expressions:
 		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
-		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot read the port", "1.32", `use "connection"`)
-	case !tcp && !can.EarlyHeaderMutation && (hasUntrusted(proxy) || rewrites(p.ClientAddress)):
-		return envoy.Requires("client_address", "this Envoy cannot change request headers before it reads them",
-			"1.25", `use the default values and trusted_cidrs "any"`)
+		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot compare the port that the client connected to", "1.32", `use "connection"`)
+	case tcp || can.EarlyHeaderMutation:
+		return nil
+	case hasUntrusted(proxy):
+		return envoy.Requires("proxy_protocol.trusted_cidrs", "this Envoy reads X-Forwarded-For before Usher can remove what "+
+			"addresses outside trusted_cidrs wrote there", "1.25", `use mode "off"`)
+	case p.ClientAddress.XFF == settings.XFFOverwrite:
+		return envoy.Requires("client_address.xff", "this Envoy reads X-Forwarded-For before Usher can replace it",
+			"1.25", `remove "overwrite"`)
+	case rewritesProto(p.ClientAddress):
+		return envoy.Requires("client_address.forwarded_proto", "this Envoy reads X-Forwarded-Proto before Usher can change it",
+			"1.25", "remove the setting")
 	}
 	return nil
 }
 
-// rewrites reports whether headers have to be changed before Envoy reads them.
-func rewrites(c settings.ClientAddress) bool {
+// rewritesProto reports whether X-Forwarded-Proto has to be changed before Envoy reads it.
+func rewritesProto(c settings.ClientAddress) bool {
 	hops, by := c.TrustedHops.Uint32() > 0, c.ForwardedProto.Type
-	return c.XFF == settings.XFFOverwrite || by == settings.ForwardedProtoTrust && !hops ||
-		by == settings.ForwardedProtoConnection && hops
+	return by == settings.ForwardedProtoTrust && !hops || by == settings.ForwardedProtoConnection && hops
 }

@@ -112,7 +112,8 @@ func (p *port) check() error {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("the catalog has services for this port, but the config entry has no such listener; it is held back until both agree")
+		return errors.New("Consul's catalog lists services on this port, but the ingress-gateway entry has no listener there; " +
+			"add the listener to the entry, or write the entry again (consul config write)")
 	case p.protocol != gateway.ProtocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
@@ -121,7 +122,8 @@ func (p *port) check() error {
 		case r.service.Service.Name == "":
 			return errors.New("a service has no name")
 		case r.settings == nil:
-			return fmt.Errorf("the listener does not name service %s; it is held back until the config entry and the catalog agree", r.service.Service)
+			return fmt.Errorf("Consul's catalog lists service %s for this listener, but the ingress-gateway entry does not; Usher holds "+
+				"the listener back until they agree; if this lasts, write the entry again (consul config write)", r.service.Service)
 		}
 	}
 	return nil
@@ -188,9 +190,11 @@ func meshKnown(s *gateway.Snapshot) error {
 	case s.Plain:
 		return nil
 	case s.Roots == nil || s.Roots.TrustDomain == "" || len(s.Roots.PEMs) == 0:
-		return errors.New("the root certificates of the service mesh are not known")
+		return errors.New("Usher has no root certificates of the mesh from Consul yet; " +
+			"check usher_consul_watches_failing and the rights of Usher's token")
 	case s.Leaf == nil:
-		return errors.New("the gateway's certificate is not known")
+		return errors.New("Usher has no certificate of the gateway from Consul yet; " +
+			"check usher_consul_watches_failing and the rights of Usher's token")
 	}
 	return nil
 }

@@ -132,7 +132,7 @@ func virtualHost(input compileInput, s portService, domains []string) (*routev3.
 func chainRoutes(input compileInput, c *gateway.Chain) ([]*routev3.Route, error) {
 	start := c.Nodes[c.StartNode]
 	if start == nil {
-		return nil, errors.New("its discovery chain lacks its first node")
+		return nil, incomplete(c, fmt.Sprintf("node %q", c.StartNode))
 	}
 	if start.Type != gateway.NodeRouter {
 		action, err := nodeAction(input, c, start)
@@ -162,11 +162,11 @@ func chainRoutes(input compileInput, c *gateway.Chain) ([]*routev3.Route, error)
 // is.
 func chainRoute(input compileInput, c *gateway.Chain, cr *gateway.ChainRoute) (*routev3.Route, error) {
 	if cr == nil {
-		return nil, errors.New("it is empty")
+		return nil, errors.New("it has neither a match nor a destination; complete it, or remove it")
 	}
 	next := c.Nodes[cr.NextNode]
 	if next == nil || next.Type == gateway.NodeRouter {
-		return nil, fmt.Errorf("its discovery chain lacks node %q", cr.NextNode)
+		return nil, incomplete(c, fmt.Sprintf("node %q", cr.NextNode))
 	}
 	action, err := nodeAction(input, c, next)
 	if action == nil {
@@ -214,7 +214,7 @@ func nodeAction(input compileInput, c *gateway.Chain, node *gateway.ChainNode) (
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	default:
-		return nil, fmt.Errorf("its discovery chain has a node of type %q, which is not supported", node.Type)
+		return nil, fmt.Errorf("Consul's discovery chain has a node of type %q, which Usher does not know; please report it", node.Type)
 	}
 	if err := setHashPolicies(action, node.LoadBalancer); err != nil {
 		return nil, err
@@ -229,7 +229,7 @@ func weightedClusters(input compileInput, c *gateway.Chain, node *gateway.ChainN
 	var total uint64
 	for _, s := range node.Splits {
 		if s == nil {
-			return nil, errors.New("its service-splitter has an empty split")
+			return nil, errors.New("its service-splitter has an empty split; remove it")
 		}
 		g, err := targetGroupOf(input.snapshot, c, c.Nodes[s.NextNode])
 		if err != nil {
@@ -254,7 +254,7 @@ func weightedClusters(input compileInput, c *gateway.Chain, node *gateway.ChainN
 		return nil, nil
 	}
 	if total == 0 || total > math.MaxUint32 {
-		return nil, errors.New("the weights of its service-splitter do not sum up to 100")
+		return nil, fmt.Errorf("the weights of its service-splitter add up to %v; make them add up to 100", float64(total)/100)
 	}
 	if !input.envoy.SumsWeights {
 		out.TotalWeight = wrapperspb.UInt32(uint32(total)) //nolint:staticcheck // for the Envoys that need it

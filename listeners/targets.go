@@ -50,15 +50,25 @@ func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error
 	return groups, nil
 }
 
+// incomplete is the error of a discovery chain that refers to something that it does not have.
+func incomplete(c *gateway.Chain, missing string) error {
+	return fmt.Errorf("Consul's discovery chain refers to %s, which it does not have; "+
+		"compare with GET /v1/discovery-chain/%s, and report it if that has it", missing, c.ServiceName)
+}
+
 // targetGroupOf returns the group of a resolver node.
 func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (targetGroup, error) {
 	if node == nil {
-		return targetGroup{}, errors.New("its discovery chain lacks a node")
+		return targetGroup{}, incomplete(c, "a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
-		return targetGroup{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed", node.Type)
+		return targetGroup{}, fmt.Errorf("Consul's discovery chain has a node of type %q where a resolver is needed; "+
+			"check the service-router, service-splitter and service-resolver of %s", node.Type, c.ServiceName)
 	}
 	primary := c.Targets[node.Resolver.Target]
+	if primary == nil {
+		return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", node.Resolver.Target))
+	}
 	name, err := clusterName(s, primary)
 	if err != nil {
 		return targetGroup{}, fmt.Errorf("target %q: %w", node.Resolver.Target, err)
@@ -79,7 +89,7 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
-			return targetGroup{}, fmt.Errorf("its discovery chain lacks target %q", id)
+			return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", id))
 		}
 		g.add(s, targetCluster{target: target, fromPartition: c.Partition})
 	}
@@ -109,10 +119,8 @@ func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 // one that ends in the peer's trust domain. It is empty while the peer's root certificates are not known.
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	switch {
-	case t == nil:
-		return "", errors.New("its discovery chain does not have it")
 	case t.Peer == "" && t.Name == "":
-		return "", errors.New("it has no name")
+		return "", errors.New("Consul's discovery chain has no name for it")
 	case t.Peer == "":
 		return t.Name, nil
 	}

@@ -12,6 +12,7 @@ import (
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
 	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads to the one service that such
@@ -71,9 +72,13 @@ func tcpDestination(l listenerParams, from downstreams) (string, []*listenerv3.F
 // begins with a resolver.
 func tcpCluster(input compileInput, s portService) (string, error) {
 	start := s.chain.Nodes[s.chain.StartNode]
+	if start != nil && start.Type != gateway.NodeResolver {
+		return "", fmt.Errorf("service %s: a tcp listener can reach only one service; "+
+			"remove the service-router and the service-splitter of the service, or use protocol http", s.service.Service)
+	}
 	g, err := targetGroupOf(input.snapshot, s.chain, start)
 	if err != nil {
-		return "", fmt.Errorf("service %s: a tcp listener leads to one cluster: %w", s.service.Service, err)
+		return "", fmt.Errorf("service %s: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
 		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])

@@ -7,6 +7,7 @@
 package accesslog
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -126,6 +127,9 @@ func (p Params) consulSink() (sink, error) {
 	case "stderr":
 		s.Type = settings.SinkStderr
 	case "file":
+		if p.Consul.Path == "" {
+			return sink{}, errors.New(`Type "file" needs a Path; add it`)
+		}
 		s.Type, s.Path = settings.SinkFile, p.Consul.Path
 	default:
 		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", p.Consul.Type)
@@ -144,7 +148,7 @@ func (p Params) customSink(custom settings.Sink) (sink, error) {
 	s := sink{Sink: custom, names: usherNames}
 	if custom.Type == settings.SinkGRPC {
 		if p.Settings.Redacts() {
-			return sink{}, fmt.Errorf(`type %q sends Envoy's own log entries, which cannot be redacted; use type %q, or redact nothing`, custom.Type, settings.SinkOTLP)
+			return sink{}, fmt.Errorf(`type %q cannot be redacted; use type %q, or remove the redact settings`, custom.Type, settings.SinkOTLP)
 		}
 		return s, nil
 	}

@@ -46,6 +46,9 @@ func checkExpression(text string) error {
 	tree, problems := expressionParser.Parse(common.NewTextSource(text))
 	if errs := problems.GetErrors(); len(errs) > 0 {
 		first := errs[0]
+		if strings.Contains(first.Message, "input '<EOF>'") {
+			return fmt.Errorf("the expression %q ends too early (character %d); complete it", text, first.Location.Column()+1)
+		}
 		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, first.Location.Column()+1, first.Message)
 	}
 	var problem error
@@ -79,10 +82,10 @@ func checkExpression(text string) error {
 			name := e.AsIdent()
 			types := []string{"int", "uint", "double", "string", "bytes", "bool"}
 			if !namespaces[e.ID()] && !slices.Contains(attributes, name) && !slices.Contains(types, name) {
-				report("there is no attribute %q; they begin with %s", name, strings.Join(attributes, ", "))
+				report("there is no attribute %q; attributes begin with %s; use one such as request.path", name, strings.Join(attributes, ", "))
 			}
 		case ast.ComprehensionKind, ast.StructKind:
-			report("Envoy's expressions have no loops and no messages")
+			report("Envoy cannot create objects or run macros; compare attributes such as request.path")
 		}
 	}))
 	return problem

@@ -1,6 +1,7 @@
 package accesslog
 
 import (
+	"errors"
 	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -37,7 +38,7 @@ func (p Params) selected() (logFilter, error) {
 	}
 	if s.Expression != settings.AnyExpression {
 		if !p.Envoy.Expressions {
-			return nil, envoy.Requires("access_log.expression", "this Envoy has no expressions", "1.32", `use "any"`)
+			return nil, errors.New(`usher.access_log.expression uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "any"`)
 		}
 		if err := checkExpression(s.Expression); err != nil {
 			return nil, err

@@ -117,7 +117,7 @@ func (p Params) consulFormat() (logFormat, error) {
 		var object map[string]any
 		err := json.Unmarshal([]byte(p.Consul.JSONFormat), &object)
 		if err != nil {
-			return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
+			return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w; correct it", err)
 		}
 		if out, err = objectFormat(object); err != nil {
 			return logFormat{}, err

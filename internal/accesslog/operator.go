@@ -57,7 +57,7 @@ func parseOperator(text string) operator {
 // checked here: a test tries them for every release.
 func (p Params) check(f logFormat) error {
 	if p.Settings.Redacts() && !p.Envoy.Expressions {
-		return envoy.Requires("access_log", "to redact, expressions are needed", "1.32", "redact nothing")
+		return errors.New("the redact settings of usher.access_log use CEL, which needs Envoy 1.32 or later; upgrade Envoy, or remove them")
 	}
 	if !f.custom() {
 		return nil
@@ -109,7 +109,7 @@ func (o operator) check(release uint32) error {
 	case o.length != "" && row.length > release:
 		return fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, row.length)
 	case len(o.length) > 6:
-		return fmt.Errorf("%s: the length is too large", o)
+		return fmt.Errorf("%s: the length is too large; use one up to 99999", o)
 	case strings.ContainsAny(o.params, "\x00\r\n"):
 		return fmt.Errorf("%s: the parameter has a line break; remove it", o)
 	case !o.hasParams:
@@ -117,7 +117,7 @@ func (o operator) check(release uint32) error {
 	case o.name == "CEL":
 		return checkExpression(o.params)
 	case o.name == "COALESCE" && !json.Valid([]byte(o.params)):
-		return fmt.Errorf("%s: the parameter is not JSON", o)
+		return fmt.Errorf("%s: the parameter is not JSON; write %%COALESCE({\"operators\": […]})%%", o)
 	case takes.forms != nil && !takes.forms.MatchString(o.params):
 		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, strings.Trim(takes.forms.String(), "^$"))
 	}
@@ -133,7 +133,7 @@ func similar(name string) string {
 		}
 	}
 	if len(near) == 0 {
-		return ""
+		return "; see Envoy's list of command operators, or remove it"
 	}
-	return "; did you mean " + strings.Join(near[:min(3, len(near))], ", ")
+	return "; did you mean " + strings.Join(near[:min(3, len(near))], " or ")
 }

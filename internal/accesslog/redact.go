@@ -121,7 +121,7 @@ func (p Params) checkRedaction(text string) error {
 	var problem error
 	replaceOperators(text, func(o operator) string {
 		if problem == nil && (o.name == "CEL" || o.name == "COALESCE") {
-			problem = fmt.Errorf("%s: nothing can be redacted in what this operator shows; leave it out, or redact nothing", o)
+			problem = fmt.Errorf("%s could show values that you redact; use %%REQ(…)%% or another operator, or remove the redact settings", o)
 		}
 		return ""
 	})
