@@ -23,39 +23,19 @@ const (
 	protoHeader = "x-forwarded-proto"
 )
 
-// addressing is where an HTTP connection manager takes the client's address from, and what it sends to services
-// about the client. The zero value is Consul's: headers of the client are trusted and passed on.
-type addressing struct {
-	on       bool
-	from     downstreams
-	settings settings.ClientAddress
-	tls      bool           // the connection has TLS
-	headers  []settings.TLV // those that services get in a header
-}
-
-func addressingOf(l listenerParams, from downstreams, tls bool) addressing {
-	on := l.settings.ProxyProtocol.Enabled() || l.settings.ClientAddress.IsCustom()
-	a := addressing{on: on, from: from, settings: l.settings.ClientAddress, tls: tls}
-	for _, tlv := range l.tlvs() {
-		if tlv.Header != "" && tlv.Header != settings.NoHeader {
-			a.headers = append(a.headers, tlv)
-		}
-	}
-	return a
-}
-
-// apply makes a connection manager take the client's address from the connection, where the PROXY filter has put it,
-// and not from X-Forwarded-For, which any client can write.
+// setClientAddress makes a connection manager take the client's address from the connection, where the PROXY filter has
+// put it, and not from X-Forwarded-For, which any client can write. It also sets what services get about the client.
+// With Consul's settings it does nothing: headers of the client are trusted and passed on.
 //
 // The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
-//   - internal_address_config: no address counts as internal. Behind an internal load
-//     balancer every client has a private address, and Envoy would trust its x-envoy-*
-//     headers, which change timeouts and retries (CVE-2024-45806). To Envoy an empty
-//     list means the private networks. So the list has the one address that no client
-//     can have and that the PROXY filter rejects as a source.
-func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
-	if !a.on {
+//   - internal_address_config: no address counts as internal. Behind an internal load balancer every client has a
+//     private address, and Envoy would trust its x-envoy-* headers, which change timeouts and retries
+//     (CVE-2024-45806). To Envoy an empty list means the private networks. So the list has the one address that no
+//     client can have and that the PROXY filter rejects as a source.
+func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from downstreams, tls bool) error {
+	client := l.settings.ClientAddress
+	if !l.settings.ProxyProtocol.Enabled() && !client.IsCustom() {
 		return nil
 	}
 	hcm.UseRemoteAddress = wrapperspb.Bool(true)
@@ -63,11 +43,14 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
-	hcm.XffNumTrustedHops = a.settings.TrustedHops.Uint32()
-	headers := a.xff(hcm)
-	for _, tlv := range a.headers {
+	hcm.XffNumTrustedHops = client.TrustedHops.Uint32()
+	headers := setXFF(hcm, client, from, tls)
+	for _, tlv := range l.tlvs() {
+		if tlv.Header == "" || tlv.Header == settings.NoHeader {
+			continue
+		}
 		headers = append(headers, removeHeader(tlv.Header))
-		if a.from != untrustedDownstreams {
+		if from != untrustedDownstreams {
 			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
@@ -82,19 +65,20 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	return err
 }
 
-// xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before Envoy reads them.
+// setXFF returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before Envoy reads them.
 //
 // Envoy appends the address of the connection to X-Forwarded-For, and trusts X-Forwarded-Proto if there is a trusted
 // hop. Where the settings ask for something else, the address is written here, and Envoy takes it for that of one
 // trusted hop.
-func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
-	if a.from == untrustedDownstreams {
+func setXFF(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from downstreams, tls bool,
+) []*mutationv3.HeaderMutation {
+	if from == untrustedDownstreams {
 		trustLastXFF(hcm)
 		return []*mutationv3.HeaderMutation{setHeader(xffHeader, downstreamOperator), removeHeader(protoHeader)}
 	}
-	overwrite, hops := a.settings.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
+	overwrite, hops := client.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
-	switch by := a.proto(); {
+	switch by := protoType(client, tls); {
 	case by == settings.ForwardedProtoConnection && hops > 0:
 		return append(changes, removeHeader(protoHeader))
 	case by == settings.ForwardedProtoConnection && overwrite:
@@ -102,7 +86,7 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	case by == settings.ForwardedProtoConnection:
 		return nil
 	case by == settings.ForwardedProtoPorts:
-		changes = append(changes, setHeader(protoHeader, byPort(a.settings.ForwardedProto.HTTPSPorts)))
+		changes = append(changes, setHeader(protoHeader, byPort(client.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
 		return changes
@@ -114,12 +98,12 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	return append(changes, changeHeader(xffHeader, clientOperator, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD))
 }
 
-// proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
-func (a addressing) proto() settings.ForwardedProtoType {
-	switch by := a.settings.ForwardedProto.Type; {
-	case by == settings.ForwardedProtoDefault && a.settings.TrustedHops.Uint32() > 0:
+// protoType returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
+func protoType(client settings.ClientAddress, tls bool) settings.ForwardedProtoType {
+	switch by := client.ForwardedProto.Type; {
+	case by == settings.ForwardedProtoDefault && client.TrustedHops.Uint32() > 0:
 		return settings.ForwardedProtoTrust
-	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && a.tls:
+	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && tls:
 		return settings.ForwardedProtoConnection
 	default:
 		return by

@@ -108,7 +108,7 @@ func connectionManager(l listenerParams, from downstreams, route string, tls boo
 	if l.port.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
-	if err := addressingOf(l, from, tls).apply(hcm); err != nil {
+	if err := l.setClientAddress(hcm, from, tls); err != nil {
 		return nil, err
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)

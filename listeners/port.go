@@ -112,7 +112,7 @@ func (p *port) check() error {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("Consul's catalog lists services on this port, but the ingress-gateway entry has no listener there; " +
+		return errors.New("the catalog lists services on this port, but the ingress-gateway entry has no listener there; " +
 			"add the listener to the entry, or write the entry again (consul config write)")
 	case p.protocol != gateway.ProtocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
@@ -122,7 +122,7 @@ func (p *port) check() error {
 		case r.service.Service.Name == "":
 			return errors.New("a service has no name")
 		case r.settings == nil:
-			return fmt.Errorf("Consul's catalog lists service %s for this listener, but the ingress-gateway entry does not; Usher holds "+
+			return fmt.Errorf("the catalog lists service %s for this listener, but the ingress-gateway entry does not; Usher holds "+
 				"the listener back until they agree; if this lasts, write the entry again (consul config write)", r.service.Service)
 		}
 	}
@@ -190,10 +190,10 @@ func meshKnown(s *gateway.Snapshot) error {
 	case s.Plain:
 		return nil
 	case s.Roots == nil || s.Roots.TrustDomain == "" || len(s.Roots.PEMs) == 0:
-		return errors.New("Usher has no root certificates of the mesh from Consul yet; " +
+		return errors.New("there are no root certificates of the mesh from Consul yet; " +
 			"check usher_consul_watches_failing and the rights of Usher's token")
 	case s.Leaf == nil:
-		return errors.New("Usher has no certificate of the gateway from Consul yet; " +
+		return errors.New("there is no certificate of the gateway from Consul yet; " +
 			"check usher_consul_watches_failing and the rights of Usher's token")
 	}
 	return nil

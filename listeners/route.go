@@ -214,7 +214,7 @@ func nodeAction(input compileInput, c *gateway.Chain, node *gateway.ChainNode) (
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	default:
-		return nil, fmt.Errorf("Consul's discovery chain has a node of type %q, which Usher does not know; please report it", node.Type)
+		return nil, fmt.Errorf("the discovery chain has a node of type %q, which Usher does not know; please report it", node.Type)
 	}
 	if err := setHashPolicies(action, node.LoadBalancer); err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error
 
 // incomplete is the error of a discovery chain that refers to something that it does not have.
 func incomplete(c *gateway.Chain, missing string) error {
-	return fmt.Errorf("Consul's discovery chain refers to %s, which it does not have; "+
+	return fmt.Errorf("the discovery chain refers to %s, which it does not have; "+
 		"compare with GET /v1/discovery-chain/%s, and report it if that has it", missing, c.ServiceName)
 }
 
@@ -62,7 +62,7 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 		return targetGroup{}, incomplete(c, "a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
-		return targetGroup{}, fmt.Errorf("Consul's discovery chain has a node of type %q where a resolver is needed; "+
+		return targetGroup{}, fmt.Errorf("the discovery chain has a node of type %q where a resolver is needed; "+
 			"check the service-router, service-splitter and service-resolver of %s", node.Type, c.ServiceName)
 	}
 	primary := c.Targets[node.Resolver.Target]
@@ -120,7 +120,7 @@ func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	switch {
 	case t.Peer == "" && t.Name == "":
-		return "", errors.New("Consul's discovery chain has no name for it")
+		return "", errors.New("the discovery chain has no name for it")
 	case t.Peer == "":
 		return t.Name, nil
 	}

@@ -60,7 +60,7 @@ func listenerSocket(input compileInput, p port) (*corev3.TransportSocket, error)
 // would reject it.
 func (p *port) checkNames(serving *gateway.Leaf) error {
 	if serving == nil {
-		return errors.New("Consul has not signed a certificate for clients yet; " +
+		return errors.New("there is no certificate for clients yet; " +
 			"check Consul's gRPC port and the warnings in Usher's log")
 	}
 	for _, r := range p.services {

@@ -128,7 +128,7 @@ func (p Params) consulSink() (sink, error) {
 		s.Type = settings.SinkStderr
 	case "file":
 		if p.Consul.Path == "" {
-			return sink{}, errors.New(`Type "file" needs a Path; add it`)
+			return sink{}, errors.New(`type "file" needs a Path; add it`)
 		}
 		s.Type, s.Path = settings.SinkFile, p.Consul.Path
 	default:
