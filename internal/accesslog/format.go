@@ -24,11 +24,6 @@ type logFormat struct {
 	reason string                 // why the connection was rejected
 }
 
-// custom reports whether the format is written with operators, and no preset.
-func (f logFormat) custom() bool {
-	return f.from == "" || f.from == settings.FormatText || f.from == settings.FormatJSON
-}
-
 // each returns the format with every text in it changed.
 func (f logFormat) each(change func(string) string) logFormat {
 	if f.fields == nil {
@@ -98,7 +93,11 @@ func (p Params) formatOf(f settings.LogFormat) (logFormat, error) {
 		out, err = p.combinedFormat()
 	default:
 		f.Type = settings.FormatConsul
-		out, err = objectFormat(p.consulObject())
+		fields := p.fields(consulFields)
+		if p.ClientAddressKnown { // then the address of the downstream is another one
+			fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
+		}
+		out, err = objectFormat(fields)
 	}
 	out.from = f.Type
 	if err == nil {
@@ -190,16 +189,6 @@ func (p Params) fields(names []string) map[string]any {
 	}
 	for _, tlv := range p.TLVs {
 		fields[tlv] = envoy.TLVOperator(tlv)
-	}
-	return fields
-}
-
-// consulObject returns Consul's default format. If headers name the client, it also has the address of the
-// downstream.
-func (p Params) consulObject() map[string]any {
-	fields := p.fields(consulFields)
-	if p.ClientAddressKnown {
-		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
 	}
 	return fields
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // operator is one use of one of Envoy's operators in a format: %NAME(params):3%
@@ -59,7 +60,7 @@ func (p Params) check(f logFormat) error {
 	if p.Settings.Redacts() && !p.Envoy.Expressions {
 		return errors.New("the redact settings of usher.access_log use CEL, which needs Envoy 1.32 or later; upgrade Envoy, or remove them")
 	}
-	if !f.custom() {
+	if f.from != "" && f.from != settings.FormatText && f.from != settings.FormatJSON {
 		return nil
 	}
 	var all []error
