@@ -57,7 +57,7 @@ func TestUsherRestartsWithoutSigning(t *testing.T) {
 	s.Usher.Stop(t)
 	s.startUsher(t, "--consul-grpc-addr", "http://"+s.Control.Addr(1))
 	s.Usher.WaitOutput(t, "consul's gRPC port at "+s.Control.Addr(1))
-	s.Usher.WaitOutput(t, "there is no certificate with DNS names yet")
+	s.Usher.WaitOutput(t, "there is no certificate for clients yet")
 	s.entry.Listeners[1].Services[0].Hosts = []string{"later.example.com"}
 	s.write(t)
 	lab.WaitStatus(t, lab.Request{From: s.Client, To: s.Gateway.Addr(8081), Host: "later.example.com"}, http.StatusOK)

@@ -14,55 +14,28 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// The addresses that headers are made of.
+// The operators of addresses, and the headers that these are written to.
 const (
 	clientOperator     = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"        // as the connection has it, after a PROXY header
 	downstreamOperator = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%" // of the downstream
-)
 
-const (
 	xffHeader   = "x-forwarded-for"
 	protoHeader = "x-forwarded-proto"
 )
 
-// addressing is where an HTTP connection manager takes the client's address from, and
-// what it sends to services about the client. The zero value is Consul's: headers of
-// the client are trusted and passed on.
-type addressing struct {
-	on      bool
-	from    downstreams
-	policy  settings.ClientAddress
-	tls     bool           // the connection has TLS
-	headers []settings.TLV // those that services get in a header
-}
-
-func addressingOf(l listenerParams, from downstreams, tls bool) addressing {
-	a := addressing{
-		on:     l.policy.ProxyProtocol.Enabled() || l.policy.ClientAddress.IsCustom(),
-		from:   from,
-		policy: l.policy.ClientAddress,
-		tls:    tls,
-	}
-	for _, tlv := range l.tlvs() {
-		if tlv.Header != "" && tlv.Header != settings.NoHeader {
-			a.headers = append(a.headers, tlv)
-		}
-	}
-	return a
-}
-
-// apply makes a connection manager take the client's address from the connection, where
-// the PROXY filter has put it, and not from X-Forwarded-For, which any client can write.
+// setClientAddress makes a connection manager take the client's address from the connection, where the PROXY filter has
+// put it, and not from X-Forwarded-For, which any client can write. It also sets what services get about the client.
+// With Consul's settings it does nothing: headers of the client are trusted and passed on.
 //
 // The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
-//   - internal_address_config: no address counts as internal. Behind an internal load
-//     balancer every client has a private address, and Envoy would trust its x-envoy-*
-//     headers, which change timeouts and retries (CVE-2024-45806). To Envoy an empty
-//     list means the private networks. So the list has the one address that no client
-//     can have and that the PROXY filter rejects as a source.
-func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
-	if !a.on {
+//   - internal_address_config: no address counts as internal. Behind an internal load balancer every client has a
+//     private address, and Envoy would trust its x-envoy-* headers, which change timeouts and retries
+//     (CVE-2024-45806). To Envoy an empty list means the private networks. So the list has the one address that no
+//     client can have and that the PROXY filter rejects as a source.
+func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from downstreams, tls bool) error {
+	client := l.settings.ClientAddress
+	if !l.settings.ProxyProtocol.Enabled() && !client.IsCustom() {
 		return nil
 	}
 	hcm.UseRemoteAddress = wrapperspb.Bool(true)
@@ -70,31 +43,42 @@ func (a addressing) apply(hcm *hcmv3.HttpConnectionManager) error {
 	hcm.InternalAddressConfig = &hcmv3.HttpConnectionManager_InternalAddressConfig{
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
-	hcm.XffNumTrustedHops = a.policy.TrustedHops.Uint32()
-	headers := a.xff(hcm)
-	for _, tlv := range a.headers {
+	hcm.XffNumTrustedHops = client.TrustedHops.Uint32()
+	headers := setXFF(hcm, client, from, tls)
+	for _, tlv := range l.tlvs() {
+		if tlv.Header == "" || tlv.Header == settings.NoHeader {
+			continue
+		}
 		headers = append(headers, removeHeader(tlv.Header))
-		if a.from != untrustedDownstreams {
+		if from != untrustedDownstreams {
 			headers = append(headers, setHeader(tlv.Header, envoy.TLVOperator(tlv.Name)))
 		}
 	}
-	return mutateEarly(hcm, headers)
+	if len(headers) == 0 {
+		return nil
+	}
+	// Envoy makes these changes before it reads the headers
+	// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
+	extension, err := envoy.Extension(&corev3.TypedExtensionConfig{}, "envoy.http.early_header_mutation.header_mutation",
+		&earlyv3.HeaderMutation{Mutations: headers})
+	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{extension}
+	return err
 }
 
-// xff returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before
-// Envoy reads them.
+// setXFF returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before Envoy reads them.
 //
-// Envoy appends the address of the connection to X-Forwarded-For, and trusts
-// X-Forwarded-Proto if there is a trusted hop. Where the settings ask for something
-// else, the address is written here, and Envoy takes it for that of one trusted hop.
-func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMutation {
-	if a.from == untrustedDownstreams {
+// Envoy appends the address of the connection to X-Forwarded-For, and trusts X-Forwarded-Proto if there is a trusted
+// hop. Where the settings ask for something else, the address is written here, and Envoy takes it for that of one
+// trusted hop.
+func setXFF(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from downstreams, tls bool,
+) []*mutationv3.HeaderMutation {
+	if from == untrustedDownstreams {
 		trustLastXFF(hcm)
 		return []*mutationv3.HeaderMutation{setHeader(xffHeader, downstreamOperator), removeHeader(protoHeader)}
 	}
-	overwrite, hops := a.policy.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
+	overwrite, hops := client.XFF == settings.XFFOverwrite, hcm.XffNumTrustedHops
 	var changes []*mutationv3.HeaderMutation
-	switch by := a.proto(); {
+	switch by := protoType(client, tls); {
 	case by == settings.ForwardedProtoConnection && hops > 0:
 		return append(changes, removeHeader(protoHeader))
 	case by == settings.ForwardedProtoConnection && overwrite:
@@ -102,7 +86,7 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	case by == settings.ForwardedProtoConnection:
 		return nil
 	case by == settings.ForwardedProtoPorts:
-		changes = append(changes, setHeader(protoHeader, byPort(a.policy.ForwardedProto.HTTPSPorts)))
+		changes = append(changes, setHeader(protoHeader, byPort(client.ForwardedProto.HTTPSPorts)))
 	}
 	if hops > 0 {
 		return changes
@@ -111,24 +95,23 @@ func (a addressing) xff(hcm *hcmv3.HttpConnectionManager) []*mutationv3.HeaderMu
 	if overwrite {
 		return append(changes, setHeader(xffHeader, clientOperator))
 	}
-	return append(changes, appendHeader(xffHeader, clientOperator))
+	return append(changes, changeHeader(xffHeader, clientOperator, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD))
 }
 
-// proto returns what X-Forwarded-Proto depends on. A connection with TLS is https on
-// any port.
-func (a addressing) proto() settings.ForwardedProtoType {
-	switch by := a.policy.ForwardedProto.Type; {
-	case by == settings.ForwardedProtoDefault && a.policy.TrustedHops.Uint32() > 0:
+// protoType returns what X-Forwarded-Proto depends on. A connection with TLS is https on any port.
+func protoType(client settings.ClientAddress, tls bool) settings.ForwardedProtoType {
+	switch by := client.ForwardedProto.Type; {
+	case by == settings.ForwardedProtoDefault && client.TrustedHops.Uint32() > 0:
 		return settings.ForwardedProtoTrust
-	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && a.tls:
+	case by == settings.ForwardedProtoDefault, by == settings.ForwardedProtoPorts && tls:
 		return settings.ForwardedProtoConnection
 	default:
 		return by
 	}
 }
 
-// byPort is the operator that shows https on the given ports. With PROXY protocol the
-// port is that of the load balancer.
+// byPort is the operator that shows https on the given ports. With PROXY protocol the port is that of the load
+// balancer.
 func byPort(ports []uint32) string {
 	list := make([]string, len(ports))
 	for i, p := range ports {
@@ -139,16 +122,11 @@ func byPort(ports []uint32) string {
 
 // trustLastXFF makes Envoy take the last address of X-Forwarded-For for the client.
 func trustLastXFF(hcm *hcmv3.HttpConnectionManager) {
-	hcm.XffNumTrustedHops = 1
-	hcm.SkipXffAppend = true
+	hcm.XffNumTrustedHops, hcm.SkipXffAppend = 1, true
 }
 
 func setHeader(header, value string) *mutationv3.HeaderMutation {
 	return changeHeader(header, value, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
-}
-
-func appendHeader(header, value string) *mutationv3.HeaderMutation {
-	return changeHeader(header, value, corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
 }
 
 func changeHeader(header, value string, action corev3.HeaderValueOption_HeaderAppendAction) *mutationv3.HeaderMutation {
@@ -160,21 +138,4 @@ func changeHeader(header, value string, action corev3.HeaderValueOption_HeaderAp
 
 func removeHeader(header string) *mutationv3.HeaderMutation {
 	return &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: header}}
-}
-
-// mutateEarly changes the request's headers before Envoy reads them
-// (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers).
-func mutateEarly(hcm *hcmv3.HttpConnectionManager, changes []*mutationv3.HeaderMutation) error {
-	if len(changes) == 0 {
-		return nil
-	}
-	config, err := envoy.Pack(&earlyv3.HeaderMutation{Mutations: changes})
-	if err != nil {
-		return err
-	}
-	hcm.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{{
-		Name:        "envoy.http.early_header_mutation.header_mutation",
-		TypedConfig: config,
-	}}
-	return nil
 }

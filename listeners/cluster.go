@@ -9,7 +9,6 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -19,62 +18,54 @@ import (
 )
 
 // addClusters adds the clusters and load assignments of a service.
-func (resources *portResources) addClusters(env environment, p port, s portService, cache clusterCache) error {
-	groups, err := targetGroupsOf(env.snapshot, s.chain)
+func (r *portResources) addClusters(input compileInput, p port, s portService, cache clusterCache) error {
+	groups, err := targetGroupsOf(input.snapshot, s.chain)
 	if err != nil {
 		return err
 	}
-	limits := limitsOf(env.snapshot.Entry.Defaults, s.settings)
+	limits := limitsOf(input.snapshot.Entry.Defaults, s.settings.Limits)
 	for _, g := range groups {
 		for _, peer := range g.unresolvedPeers {
-			resources.problems = append(resources.problems, unresolvedPeer(peer))
+			r.problems = append(r.problems, problem.Problem{
+				Where: "cluster peer " + peer,
+				What: "its root certificates are not known, and no traffic is sent to it; " +
+					"establish the peering, and give Usher's token peering:read",
+			})
 		}
-		if g.clusterName == "" {
-			continue
-		}
-		if err := resources.addGroup(env, p, g, limits, cache); err != nil {
-			return err
+		if g.clusterName != "" {
+			if err := r.addGroup(input, p, g, limits, cache); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// unresolvedPeer is the problem of a cluster peer that nothing is sent to.
-func unresolvedPeer(name string) problem.Problem {
-	return problem.Problem{
-		Where: "cluster peer " + name,
-		What: "its root certificates are not known, and no traffic is sent to it; " +
-			"establish the peering, and give Usher's token peering:read",
-	}
-}
-
 // addGroup adds the clusters of what a resolver leads to.
-func (resources *portResources) addGroup(env environment, p port, g targetGroup, limits limits,
-	cache clusterCache,
-) error {
+func (r *portResources) addGroup(input compileInput, p port, g targetGroup, limits limits, cache clusterCache) error {
 	switch {
 	case len(g.targets) == 0:
-		resources.clusters = append(resources.clusters, emptyCluster(g.clusterName))
+		r.clusters = append(r.clusters, emptyCluster(g.clusterName))
 	case g.failover:
 		aggregate, err := aggregateCluster(g, limits)
 		if err != nil {
 			return err
 		}
-		resources.clusters = append(resources.clusters, aggregate)
+		r.clusters = append(r.clusters, aggregate)
 	}
 	for _, t := range g.targets {
-		cluster, err := cache.cluster(clusterKeyOf(env, p, g, t, limits))
+		cluster, err := cache.cluster(clusterKeyOf(input, p, g, t, limits))
 		if err != nil {
 			return fmt.Errorf("cluster %s: %w", t.name, err)
 		}
-		resources.clusters = append(resources.clusters, cluster)
-		resources.targets = append(resources.targets, t)
+		r.clusters = append(r.clusters, cluster)
+		r.targets = append(r.targets, t)
 	}
 	return nil
 }
 
-// clusterCache holds the clusters of these shared resources and of the last ones: a
-// cluster whose key is the same is not made again.
+// clusterCache holds the clusters of these shared resources and of the previous ones: a cluster whose key is the
+// same is not made again.
 type clusterCache struct {
 	previous, current map[clusterKey]*clusterv3.Cluster
 }
@@ -112,29 +103,23 @@ type clusterKey struct {
 	outgoing     *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
 }
 
-func clusterKeyOf(env environment, p port, g targetGroup, t targetCluster, limits limits) clusterKey {
+func clusterKeyOf(input compileInput, p port, g targetGroup, t targetCluster, limits limits) clusterKey {
 	k := clusterKey{
-		name:         t.name,
-		target:       t.target,
-		peer:         t.peer,
-		resolver:     g.node.Resolver,
-		loadBalancer: g.node.LoadBalancer,
-		http2:        p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC,
-		limits:       limits,
-		fetch:        env.fetch,
-		plain:        env.snapshot.Plain,
+		name: t.name, target: t.target, peer: t.peer,
+		resolver: g.node.Resolver, loadBalancer: g.node.LoadBalancer,
+		http2:  p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC,
+		limits: limits, fetch: input.fetch, plain: input.snapshot.Plain,
 	}
-	if roots := env.snapshot.Roots; roots != nil {
+	if roots := input.snapshot.Roots; roots != nil {
 		k.trustDomain = roots.TrustDomain
 	}
-	if m := env.snapshot.Mesh; m != nil && m.TLS != nil {
+	if m := input.snapshot.Mesh; m != nil && m.TLS != nil {
 		k.outgoing = m.TLS.Outgoing
 	}
 	return k
 }
 
-// meshCluster makes the cluster of a target's instances, which come by EDS
-// under the same name.
+// meshCluster makes the cluster of a target's instances, which come by EDS under the same name.
 func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 	c := &clusterv3.Cluster{
 		Name:                 k.name,
@@ -150,25 +135,22 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 	if err := setLoadBalancing(c, k.loadBalancer); err != nil {
 		return nil, err
 	}
+	var err error
 	if k.http2 {
-		options, err := envoy.HTTP2Options()
-		if err != nil {
+		if c.TypedExtensionProtocolOptions, err = envoy.HTTP2Options(); err != nil {
 			return nil, err
 		}
-		c.TypedExtensionProtocolOptions = options
 	}
 	if !k.plain {
-		socket, err := meshSocket(k)
-		if err != nil {
+		if c.TransportSocket, err = meshSocket(k); err != nil {
 			return nil, err
 		}
-		c.TransportSocket = socket
 	}
 	return c, envoy.Validate(c)
 }
 
-// meshSocket makes the mutual TLS to a target's sidecars: the gateway's
-// certificate, and the target's identity as the only one that is accepted.
+// meshSocket makes the mutual TLS to a target's sidecars: the gateway's certificate, and the target's identity as
+// the only one that is accepted.
 func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 	var outgoing gateway.TLSParameters
 	if k.outgoing != nil {
@@ -179,79 +161,57 @@ func meshSocket(k clusterKey) (*corev3.TransportSocket, error) {
 		return nil, fmt.Errorf("config entry mesh: TLS.Outgoing: %w", err)
 	}
 	service := gateway.ServiceName{Name: k.target.Service, Namespace: k.target.Namespace, Partition: k.target.Partition}
-	upstream := meshIdentity{
-		roots: RootsSecret, sni: k.target.SNI,
-		identities: []string{service.SPIFFEID(k.trustDomain, k.target.Datacenter)},
-	}
+	roots, sni, identities := RootsSecret, k.target.SNI, []string{service.SPIFFEID(k.trustDomain, k.target.Datacenter)}
 	if k.peer != nil {
-		upstream = meshIdentity{roots: PeerSecret(k.target.Peer), identities: k.peer.SpiffeID}
+		roots, sni, identities = PeerSecret(k.target.Peer), "", k.peer.SpiffeID
 		if len(k.peer.SNI) > 0 {
-			upstream.sni = k.peer.SNI[0]
+			sni = k.peer.SNI[0]
 		}
 	}
-	return envoy.TLSSocket(&tlsv3.UpstreamTlsContext{
-		Sni: upstream.sni,
+	var names []*tlsv3.SubjectAltNameMatcher
+	for _, id := range identities {
+		names = append(names, &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: envoy.Exactly(id)})
+	}
+	return envoy.TransportSocket("tls", &tlsv3.UpstreamTlsContext{
+		Sni: sni,
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams:                      params,
 			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secretOverADS(LeafSecret)},
 			ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
-					DefaultValidationContext: &tlsv3.CertificateValidationContext{
-						MatchTypedSubjectAltNames: upstream.sanMatchers(),
-					},
-					ValidationContextSdsSecretConfig: secretOverADS(upstream.roots),
+					DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: names},
+					ValidationContextSdsSecretConfig: secretOverADS(roots),
 				},
 			},
 		},
 	})
 }
 
-// meshIdentity is how the other end of a connection is named and verified.
-type meshIdentity struct {
-	roots      string // the secret with the root certificates
-	sni        string
-	identities []string // those that are accepted, at least one
-}
-
-func (m meshIdentity) sanMatchers() []*tlsv3.SubjectAltNameMatcher {
-	matchers := make([]*tlsv3.SubjectAltNameMatcher, len(m.identities))
-	for i, id := range m.identities {
-		matchers[i] = &tlsv3.SubjectAltNameMatcher{
-			SanType: tlsv3.SubjectAltNameMatcher_URI,
-			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: id}},
-		}
-	}
-	return matchers
-}
-
-// aggregateCluster makes the cluster that tries the clusters of a group in order. Those
-// have the limits, because Envoy counts nothing on an aggregate. Its outlier detection
-// is as Consul writes it.
+// aggregateCluster makes the cluster that tries the clusters of a group in order. Those have the limits, because
+// Envoy counts nothing on an aggregate. Its outlier detection is as Consul writes it.
 func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
 	names := make([]string, len(g.targets))
 	for i, t := range g.targets {
 		names[i] = t.name
 	}
-	config, err := envoy.Pack(&aggregatev3.ClusterConfig{Clusters: names})
+	aggregate, err := envoy.Extension(&clusterv3.Cluster_CustomClusterType{}, "envoy.clusters.aggregate",
+		&aggregatev3.ClusterConfig{Clusters: names})
 	if err != nil {
 		return nil, err
 	}
 	c := &clusterv3.Cluster{
-		Name:           g.clusterName,
-		AltStatName:    g.clusterName,
-		ConnectTimeout: connectTimeoutOf(g.node.Resolver),
-		LbPolicy:       clusterv3.Cluster_CLUSTER_PROVIDED,
-		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
-			Name:        "envoy.clusters.aggregate",
-			TypedConfig: config,
-		}},
-		OutlierDetection: l.outlierDetection(),
+		Name:                 g.clusterName,
+		AltStatName:          g.clusterName,
+		ConnectTimeout:       connectTimeoutOf(g.node.Resolver),
+		LbPolicy:             clusterv3.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: aggregate},
+		OutlierDetection:     l.outlierDetection(),
 	}
 	return c, envoy.Validate(c)
 }
 
-// emptyCluster makes a cluster without instances: a request there is answered 503, or
-// goes on to the next cluster of a failover.
+// emptyCluster makes a cluster without instances: a request there is answered 503, or goes on to the next cluster of
+// a failover.
 func emptyCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:                 name,

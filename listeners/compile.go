@@ -1,16 +1,16 @@
-// Package listeners compiles what is known of an ingress gateway into the resources
-// that one of its Envoys gets:
+// Package listeners compiles what is known of an ingress gateway into the resources that one of its Envoys gets:
 //
 //	gateway.Snapshot + gateway.Instance + gateway.EnvoyVersion ──Compiler.Compile──> Resources
 //
-// In Envoy's graph everything of a gateway hangs off its listeners, so one package
-// makes all types. The output follows Consul's own xDS for ingress gateways, name by
-// name, so that dashboards, alerts and access logs keep their meaning; PROXY protocol
-// is added.
+// In Envoy's graph everything of a gateway hangs off its listeners, so one package makes all types. The output
+// follows Consul's own xDS for ingress gateways, name by name, so that dashboards, alerts and access logs keep their
+// meaning; PROXY protocol is added.
 //
-// There is no clock, no context and no logger here. What does not depend on the
-// instance is the same bytes for every instance. A function that makes such a part
-// gets all that the part depends on as one argument, a "key", and nothing else.
+// There is no clock, no context and no logger here. What does not depend on the instance is the same message for
+// every instance. A cached part has a key with everything that the part depends on.
+//
+// A listener of the config entry is a "port" here. A "listener" is one of Envoy, which has one for each address of a
+// port.
 package listeners
 
 import (
@@ -40,35 +40,32 @@ type Resources struct {
 	Secrets      ordered.Map[*tlsv3.Secret]
 	TokenBuckets ordered.Map[*typev3.TokenBucket] // of access logs
 
-	// HeldBackListeners names, in order, the listeners that the gateway should have
-	// and that could not be built. Envoy must keep the last good ones, and with them
-	// the routes, clusters, endpoints and secrets that those use, even where the maps
-	// above no longer have them.
+	// HeldBackListeners names, in order, the listeners that the gateway should have and that could not be built.
+	// Envoy must keep the last good ones, and with them the routes, clusters, endpoints and secrets that those use,
+	// even where the maps above no longer have them.
 	HeldBackListeners []string
-	// HeldBackEndpoints names, in order, the load assignments of Clusters whose
-	// instances are not known. Envoy must keep the last good ones.
+	// HeldBackEndpoints names, in order, the load assignments of Clusters whose instances are not known. Envoy must
+	// keep the last good ones.
 	HeldBackEndpoints []string
 	// Problems are what an operator has to correct, besides the snapshot's own.
 	Problems []problem.Problem
 }
 
-// Compiler compiles the snapshots of one gateway, one after the other, and makes only
-// what a change has touched: a part that did not change is the same message as before,
-// and a type of which nothing changed is the same map. For that, what did not change
-// in a snapshot must have kept its pointer. The zero value is ready. A Compiler
-// belongs to one goroutine.
+// Compiler compiles the snapshots of one gateway, one after the other. While only instances change, it makes only
+// their load assignments again. After any other change, it keeps the clusters and load assignments with the same
+// keys, and makes everything else again. For that, what did not change in a snapshot must have kept its pointer. The
+// zero value is ready. A Compiler belongs to one goroutine.
 type Compiler struct {
-	snapshot *gateway.Snapshot // the one compiled last
+	snapshot *gateway.Snapshot // the latest
 
-	// What was asked for of that snapshot, and of the one before.
+	// What was compiled of that snapshot and of the previous one.
 	shared, previousShared       map[sharedKey]*sharedResources
 	instances, previousInstances map[instanceKey]*instanceListeners
 }
 
-// Compile returns the resources for an Envoy of release e that runs as the instance in
-// of the gateway s. It is pure: whatever was compiled before, the same input gives the
-// same bytes, and neither s nor in is modified. A listener that cannot be built as its
-// settings say is held back, and never built without them.
+// Compile returns the resources for an Envoy of release e that runs as the instance in of the gateway s. It is pure:
+// whatever was compiled before, the same input gives the same bytes, and neither s nor in is modified. A listener
+// that cannot be built as its settings say is held back, and never built without them.
 func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
 	if s != c.snapshot {
 		c.snapshot = s
@@ -78,15 +75,16 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 	key := sharedKey{envoy: envoy.CapabilitiesOf(e), fetch: fetchTimeoutOf(in)}
 	shared := c.shared[key]
 	if shared == nil {
-		shared = c.previousShared[key].update(environment{sharedKey: key, snapshot: s})
+		shared = sharedResourcesOf(compileInput{key, s}, c.previousShared[key])
 		c.shared[key] = shared
 	}
 	own := instanceKey{node: in.Node, serviceID: in.ServiceID, shared: key}
 	listeners := c.instances[own]
 	if listeners == nil {
-		listeners = c.previousInstances[own].update(shared, in)
+		listeners = listenersOf(shared, in, c.previousInstances[own])
 		c.instances[own] = listeners
 	}
+	heldBackEndpoints, unreachable := shared.assignments.report()
 	return &Resources{
 		Listeners:         listeners.listeners,
 		Routes:            shared.routes,
@@ -95,24 +93,24 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		Secrets:           shared.secrets,
 		TokenBuckets:      listeners.buckets,
 		HeldBackListeners: listeners.heldBack,
-		HeldBackEndpoints: shared.assignments.heldBack(),
-		Problems:          problemsOf(listeners.problems, shared.problems, shared.assignments.problems()),
+		HeldBackEndpoints: heldBackEndpoints,
+		Problems:          problemsOf(listeners.problems, shared.problems, unreachable),
 	}
 }
 
-// problemsOf returns each problem once. Names in them come from outside and may
-// hold anything; a problem is one line.
+// problemsOf returns each problem once. Names in them come from outside and may hold anything; a problem is one
+// line.
 func problemsOf(lists ...[]problem.Problem) []problem.Problem {
-	var out []problem.Problem
+	var all []problem.Problem
 	seen := map[problem.Problem]bool{}
 	for _, p := range slices.Concat(lists...) {
 		p = problem.Problem{Where: oneLine(p.Where), What: oneLine(p.What)}
 		if !seen[p] {
 			seen[p] = true
-			out = append(out, p)
+			all = append(all, p)
 		}
 	}
-	return out
+	return all
 }
 
 func oneLine(s string) string {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/ordered"
+	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/golden"
 	"github.com/usherproxy/usher/internal/testing/orderedcmp"
 )
@@ -252,5 +253,22 @@ func TestPeersNameTheirClusters(t *testing.T) {
 	c.Compile(&before, s.Instances[0], gateway.EnvoyVersion{})
 	if diff := cmp.Diff(compile(s, s.Instances[0], gateway.EnvoyVersion{}), c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}), resourcesEqual); diff != "" {
 		t.Errorf("as Compile -, the Compiler +:\n%s", diff)
+	}
+}
+
+// A listener without a service makes no port, and corrects a setting for its port nevertheless.
+func TestNewListenerWithoutServicesCorrectsASetting(t *testing.T) {
+	s := oneService("http")
+	s.Services = nil
+	s.FileGateway.Settings.Listeners = map[int]settings.Listener{9999: {}}
+	var c Compiler
+	if r := c.Compile(s, s.Instances[0], gateway.EnvoyVersion{}); len(r.Problems) != 1 {
+		t.Fatalf("a setting for another port: problems %q, want one", r.Problems)
+	}
+	next, entry := *s, *s.Entry
+	entry.Listeners = append(slices.Clone(entry.Listeners), gateway.Listener{Port: 9999})
+	next.Entry = &entry
+	if r := c.Compile(&next, s.Instances[0], gateway.EnvoyVersion{}); len(r.Problems) != 0 {
+		t.Errorf("the listener is there: problems %q", r.Problems)
 	}
 }

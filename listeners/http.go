@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	grpcbridgev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/grpc_http1_bridge/v3"
@@ -20,13 +19,13 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// httpChains makes the filter chains of an http, http2 or grpc listener: one for each
-// service with its own certificate, chosen by server name, and one for all others.
+// httpChains makes the filter chains of an http, http2 or grpc listener: one for each service with its own
+// certificate, chosen by server name, and one for all others.
 func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
-		if !hasOwnCertificate(svc) {
+		if !hasOwnCertificate(*svc) {
 			continue
 		}
 		chain, err := serviceChain(l, from, svc)
@@ -38,16 +37,12 @@ func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, 
 	if len(chains) >= len(l.port.services) {
 		return chains, nil
 	}
-	socket, err := listenerSocket(l.env, l.port)
+	socket, err := listenerSocket(l.input, l.port)
 	if err != nil {
 		return nil, err
 	}
 	chain, err := httpChain(l, from, routeName(l.port, nil), socket)
-	if err != nil {
-		return nil, err
-	}
-	chains = append(chains, chain)
-	return chains, nil
+	return append(chains, chain), err
 }
 
 // serviceChain makes the chain of a service with its own certificate.
@@ -55,7 +50,7 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 	if len(svc.Hosts) == 0 {
 		return nil, errors.New("a service with its own certificate is chosen by Hosts; add them")
 	}
-	socket, err := serviceSocket(l.env, l.port, svc)
+	socket, err := serviceSocket(l.input, l.port, svc)
 	if err != nil {
 		return nil, err
 	}
@@ -67,79 +62,53 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 	return chain, nil
 }
 
-func httpChain(l listenerParams, from downstreams, route string,
-	socket *corev3.TransportSocket,
+func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket,
 ) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, from)
 	if err != nil {
 		return nil, err
 	}
-	manager, err := connectionManager(connectionManagerKey{
-		protocol:     l.port.protocol,
-		route:        route,
-		fetch:        l.env.fetch,
-		maxHeadersKB: l.instance.maxHeadersKB,
-		client:       addressingOf(l, from, socket != nil),
-		logs:         l.logs.For(from == untrustedDownstreams),
-	})
+	manager, err := connectionManager(l, from, route, socket != nil)
 	if err != nil {
 		return nil, err
 	}
-	return &listenerv3.FilterChain{
-		Name:            l.chainName(route, from),
-		Filters:         append(filters, manager),
-		TransportSocket: socket,
-	}, nil
+	filters = append(filters, manager)
+	return &listenerv3.FilterChain{Name: l.chainName(route, from), Filters: filters, TransportSocket: socket}, nil
 }
 
-// routeName names the route configuration of a port, or that of the service svc if it
-// has its own certificate.
+// routeName names the route configuration of a port, or that of the service svc if it has its own certificate.
 func routeName(p port, svc *gateway.ListenerService) string {
 	name := strconv.Itoa(p.number)
-	if svc == nil || !hasOwnCertificate(svc) {
+	if svc == nil || !hasOwnCertificate(*svc) {
 		return name
 	}
-	return name + "_" + displayName(gateway.ServiceName{
-		Name: svc.Name, Namespace: svc.Namespace,
-		Partition: svc.Partition,
-	})
+	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
 }
 
-// connectionManagerKey is everything that an HTTP connection manager depends on.
-type connectionManagerKey struct {
-	protocol     string
-	route        string
-	fetch        envoy.FetchTimeout
-	maxHeadersKB uint32
-	client       addressing
-	logs         []*accesslogv3.AccessLog
-}
-
-func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
-	filters, err := httpFilters(k.protocol)
+func connectionManager(l listenerParams, from downstreams, route string, tls bool) (*listenerv3.Filter, error) {
+	filters, err := httpFilters(l.port.protocol)
 	if err != nil {
 		return nil, err
 	}
 	hcm := &hcmv3.HttpConnectionManager{
-		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(k.route, ":", "_") + k.client.from.suffix(),
+		StatPrefix: "ingress_upstream_" + strings.ReplaceAll(route, ":", "_") + from.suffix(),
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			RouteConfigName: k.route,
-			ConfigSource:    envoy.OverADS(k.fetch),
+			RouteConfigName: route,
+			ConfigSource:    envoy.OverADS(l.input.fetch),
 		}},
 		HttpFilters: filters,
 		// No trace begins here. One that the client began goes on.
 		Tracing:        &hcmv3.HttpConnectionManager_Tracing{RandomSampling: &typev3.Percent{}},
 		UpgradeConfigs: []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		AccessLog:      k.logs,
+		AccessLog:      l.logs.For(from == untrustedDownstreams),
+
+		MaxRequestHeadersKb: unlessZero(l.instance.registered.Config.MaxRequestHeadersKB), // by default Envoy's
 	}
-	if k.protocol != gateway.ProtocolHTTP {
+	if l.port.protocol != gateway.ProtocolHTTP {
 		hcm.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{}
 	}
-	if k.maxHeadersKB > 0 {
-		hcm.MaxRequestHeadersKb = wrapperspb.UInt32(k.maxHeadersKB)
-	}
-	if err := k.client.apply(hcm); err != nil {
+	if err := l.setClientAddress(hcm, from, tls); err != nil {
 		return nil, err
 	}
 	return networkFilter("envoy.filters.network.http_connection_manager", hcm)
@@ -147,33 +116,17 @@ func connectionManager(k connectionManagerKey) (*listenerv3.Filter, error) {
 
 // httpFilters returns the HTTP filters in the order they run.
 func httpFilters(protocol string) ([]*hcmv3.HttpFilter, error) {
-	type named struct {
-		name   string
-		config envoy.Message
-	}
-	var wanted []named
-	if protocol == gateway.ProtocolGRPC {
-		stats := &grpcstatsv3.FilterConfig{PerMethodStatSpecifier: &grpcstatsv3.FilterConfig_StatsForAllMethods{
-			StatsForAllMethods: wrapperspb.Bool(true),
-		}}
-		wanted = append(
-			wanted,
-			named{"envoy.filters.http.grpc_stats", stats},
-			named{"envoy.filters.http.grpc_http1_bridge", &grpcbridgev3.Config{}},
-		)
-	}
-	wanted = append(wanted, named{"envoy.filters.http.router", &routerv3.Router{}})
-
 	var filters []*hcmv3.HttpFilter
-	for _, w := range wanted {
-		config, err := envoy.Pack(w.config)
-		if err != nil {
-			return nil, err
-		}
-		filters = append(filters, &hcmv3.HttpFilter{
-			Name:       w.name,
-			ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config},
-		})
+	var problems []error
+	add := func(name string, config envoy.Message) {
+		filter, err := envoy.Extension(&hcmv3.HttpFilter{}, "envoy.filters.http."+name, config)
+		filters, problems = append(filters, filter), append(problems, err)
 	}
-	return filters, nil
+	if protocol == gateway.ProtocolGRPC {
+		forAll := &grpcstatsv3.FilterConfig_StatsForAllMethods{StatsForAllMethods: wrapperspb.Bool(true)}
+		add("grpc_stats", &grpcstatsv3.FilterConfig{PerMethodStatSpecifier: forAll})
+		add("grpc_http1_bridge", &grpcbridgev3.Config{})
+	}
+	add("router", &routerv3.Router{})
+	return filters, errors.Join(problems...)
 }

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"cmp"
 	"math"
 	"time"
 
@@ -11,56 +12,47 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// limits are those of a service's clusters: the gateway's defaults, overridden by the
-// service's own. The zero value limits nothing.
+// limits are those of a service's clusters: the gateway's defaults, overridden by the service's own. A zero is not
+// set.
 type limits struct {
-	connections, pending, requests uint32 // 0: not set
+	connections, pending, requests uint32
 
-	interval     gateway.Duration // 0: not set
-	failures     uint32           // 0: not set
-	enforcing    uint32           // 0: not set
-	maxEjection  *uint32
-	baseEjection *gateway.Duration
+	interval            gateway.Duration
+	failures, enforcing uint32
+	maxEjection         *uint32
+	baseEjection        *gateway.Duration
 }
 
-func limitsOf(defaults *gateway.Limits, svc *gateway.ListenerService) limits {
+// limitsOf returns the limits of a service. Consul writes 0 for a limit that is not set, so a service cannot lift a
+// default.
+func limitsOf(defaults *gateway.Limits, service gateway.Limits) limits {
 	var l limits
 	if defaults != nil {
-		l.apply(defaults)
+		l.override(*defaults)
 	}
-	if svc != nil {
-		l.apply(&svc.Limits)
-	}
+	l.override(service)
 	return l
 }
 
-// apply replaces limits with those that are set in over. Consul writes 0 for a limit that
-// is not set, so a service cannot lift a default.
-func (l *limits) apply(over *gateway.Limits) {
-	apply(&l.connections, over.MaxConnections)
-	apply(&l.pending, over.MaxPendingRequests)
-	apply(&l.requests, over.MaxConcurrentRequests)
-	check := over.PassiveHealthCheck
-	if check == nil {
-		return
-	}
-	if check.Interval != 0 {
-		l.interval = check.Interval
-	}
-	apply(&l.failures, &check.MaxFailures)
-	apply(&l.enforcing, check.EnforcingConsecutive5xx)
-	if check.MaxEjectionPercent != nil {
-		l.maxEjection = check.MaxEjectionPercent
-	}
-	if check.BaseEjectionTime != nil {
-		l.baseEjection = check.BaseEjectionTime
+// override replaces the limits that are set in other.
+func (l *limits) override(other gateway.Limits) {
+	l.connections = cmp.Or(orZero(other.MaxConnections), l.connections)
+	l.pending = cmp.Or(orZero(other.MaxPendingRequests), l.pending)
+	l.requests = cmp.Or(orZero(other.MaxConcurrentRequests), l.requests)
+	if check := other.PassiveHealthCheck; check != nil {
+		l.interval = cmp.Or(check.Interval, l.interval)
+		l.failures = cmp.Or(check.MaxFailures, l.failures)
+		l.enforcing = cmp.Or(orZero(check.EnforcingConsecutive5xx), l.enforcing)
+		l.maxEjection = cmp.Or(check.MaxEjectionPercent, l.maxEjection)
+		l.baseEjection = cmp.Or(check.BaseEjectionTime, l.baseEjection)
 	}
 }
 
-func apply(limit, over *uint32) {
-	if over != nil && *over != 0 {
-		*limit = *over
+func orZero(n *uint32) uint32 {
+	if n == nil {
+		return 0
 	}
+	return *n
 }
 
 func (l limits) thresholds() []*clusterv3.CircuitBreakers_Thresholds {
@@ -74,8 +66,7 @@ func (l limits) thresholds() []*clusterv3.CircuitBreakers_Thresholds {
 	}}
 }
 
-// outlierDetection is there even without any setting: Envoy then ejects by its
-// own defaults, as it does with Consul.
+// outlierDetection is there even without any setting: Envoy then ejects by its own defaults, as it does with Consul.
 func (l limits) outlierDetection() *clusterv3.OutlierDetection {
 	o := &clusterv3.OutlierDetection{
 		Consecutive_5Xx:          unlessZero(l.failures),

@@ -17,20 +17,16 @@ import (
 
 // listenerOf makes the listener on one address.
 func listenerOf(l listenerParams, address string) (*listenerv3.Listener, error) {
-	if err := checkBindAddress(address); err != nil {
-		return nil, err
+	if _, err := netip.ParseAddr(address); err != nil { // Envoy resolves no names for a listener
+		return nil, fmt.Errorf("address %q of the gateway's registration is not an IP address; "+
+			"register the gateway with one, or set envoy_gateway_no_default_bind and envoy_gateway_bind_addresses", address)
 	}
 	chains, err := filterChains(l)
 	if err != nil {
 		return nil, err
 	}
 	name := listenerName(l.port, address)
-	filters, err := listenerFilters(listenerFilterKey{
-		listener:     name,
-		policy:       l.policy.ProxyProtocol,
-		tlsInspector: l.needsTLSInspector(),
-		envoy:        l.env.envoy,
-	})
+	filters, err := listenerFilters(l, name)
 	if err != nil {
 		return nil, err
 	}
@@ -45,8 +41,8 @@ func listenerOf(l listenerParams, address string) (*listenerv3.Listener, error) 
 	return out, envoy.Validate(out)
 }
 
-// filterChains makes the chains of a listener. Envoy matches the server name first and
-// the downstream's address then, so all downstreams have the chains of every name.
+// filterChains makes the chains of a listener. Envoy matches the server name first and the downstream's address
+// then, so all downstreams have the chains of every name.
 func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 	chainsFor := tcpChains
 	if l.port.http() {
@@ -60,7 +56,7 @@ func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 		}
 		if from == trustedDownstreams {
 			for _, chain := range chains {
-				restrict(chain, l.policy.ProxyProtocol.TrustedCIDRs)
+				restrict(chain, l.settings.ProxyProtocol.TrustedCIDRs)
 			}
 		}
 		all = append(all, chains...)
@@ -68,8 +64,7 @@ func filterChains(l listenerParams) ([]*listenerv3.FilterChain, error) {
 	return all, nil
 }
 
-// restrict makes a chain accept downstreams of some networks only, whatever their PROXY
-// headers say.
+// restrict makes a chain accept downstreams of some networks only, whatever their PROXY headers say.
 func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 	if chain.FilterChainMatch == nil {
 		chain.FilterChainMatch = &listenerv3.FilterChainMatch{}
@@ -83,36 +78,28 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 	}
 }
 
-// chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected
-// connection by the missing name. Consul's own chains have none.
+// chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected connection by the missing
+// name. Consul's own chains have none.
 func (l *listenerParams) chainName(name string, from downstreams) string {
-	if !l.policy.ProxyProtocol.Enabled() {
+	if !l.settings.ProxyProtocol.Enabled() {
 		return ""
 	}
 	return name + from.suffix()
 }
 
-// listenerFilterKey is everything that a listener's filters depend on.
-type listenerFilterKey struct {
-	listener     string // its name
-	policy       settings.ProxyProtocol
-	tlsInspector bool
-	envoy        envoy.Capabilities
-}
-
-// listenerFilters returns the listener filters in the order they run. The PROXY header is
-// the first thing on the wire, before the client's TLS handshake, so its filter comes
-// first: after tls_inspector it would never see a header.
-func listenerFilters(k listenerFilterKey) ([]*listenerv3.ListenerFilter, error) {
+// listenerFilters returns the listener filters in the order they run. The PROXY header is the first thing on the
+// wire, before the client's TLS handshake, so its filter comes first: after tls_inspector it would never see a
+// header.
+func listenerFilters(l listenerParams, listener string) ([]*listenerv3.ListenerFilter, error) {
 	var filters []*listenerv3.ListenerFilter
-	proxy, err := proxyProtocolFilter(k)
-	if err != nil {
-		return nil, err
-	}
-	if proxy != nil {
+	if l.settings.ProxyProtocol.Enabled() {
+		proxy, err := proxyProtocolFilter(l, listener)
+		if err != nil {
+			return nil, err
+		}
 		filters = append(filters, proxy)
 	}
-	if k.tlsInspector {
+	if l.needsTLSInspector() {
 		inspector, err := listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspectorv3.TlsInspector{})
 		if err != nil {
 			return nil, err
@@ -123,71 +110,36 @@ func listenerFilters(k listenerFilterKey) ([]*listenerv3.ListenerFilter, error) 
 }
 
 func listenerFilter(name string, config envoy.Message) (*listenerv3.ListenerFilter, error) {
-	packed, err := envoy.Pack(config)
-	if err != nil {
-		return nil, err
-	}
-	return &listenerv3.ListenerFilter{
-		Name:       name,
-		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: packed},
-	}, nil
+	return envoy.Extension(&listenerv3.ListenerFilter{}, name, config)
 }
 
 func networkFilter(name string, config envoy.Message) (*listenerv3.Filter, error) {
-	packed, err := envoy.Pack(config)
-	if err != nil {
-		return nil, err
-	}
-	return &listenerv3.Filter{
-		Name:       name,
-		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed},
-	}, nil
+	return envoy.Extension(&listenerv3.Filter{}, name, config)
 }
 
 const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 
-// proxyProtocolFilter returns the listener filter that reads PROXY headers, or nil
-// when the mode is off
+// proxyProtocolFilter returns the listener filter that reads PROXY headers
 // (https://www.envoyproxy.io/docs/envoy/latest/configuration/listeners/listener_filters/proxy_protocol).
 //
-// A listener with this filter never sets continue_on_listener_filters_timeout: it would
-// make a strict listener serve a client that sends no header until the timeout.
-func proxyProtocolFilter(k listenerFilterKey) (*listenerv3.ListenerFilter, error) {
+// A listener with this filter never sets continue_on_listener_filters_timeout: it would make a strict listener serve
+// a client that sends no header until the timeout.
+func proxyProtocolFilter(l listenerParams, listener string) (*listenerv3.ListenerFilter, error) {
+	proxy, can := l.settings.ProxyProtocol, l.input.envoy
+	if proxy.Mode != settings.Strict && proxy.Mode != settings.Permissive {
+		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", proxy.Mode)
+	}
 	config := &proxyv3.ProxyProtocol{
-		DisallowedVersions: disallowed(k.policy.Versions),
-		Rules:              tlvRules(k.policy.TLVs, k.envoy),
+		Rules: tlvRules(proxy.TLVs, can), AllowRequestsWithoutProxyProtocol: proxy.Mode == settings.Permissive,
 	}
-	switch k.policy.Mode {
-	case settings.Off:
-		return nil, nil
-	case settings.Strict:
-	case settings.Permissive:
-		config.AllowRequestsWithoutProxyProtocol = true
-	default:
-		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", k.policy.Mode)
+	if !slices.Contains(proxy.Versions, settings.V1) {
+		config.DisallowedVersions = append(config.DisallowedVersions, corev3.ProxyProtocolConfig_V1)
 	}
-	if k.envoy.ProxyStatPrefix {
-		config.StatPrefix = envoy.StatName(k.listener)
+	if !slices.Contains(proxy.Versions, settings.V2) {
+		config.DisallowedVersions = append(config.DisallowedVersions, corev3.ProxyProtocolConfig_V2)
+	}
+	if can.ProxyStatPrefix {
+		config.StatPrefix = envoy.StatName(listener)
 	}
 	return listenerFilter(proxyProtocolName, config)
-}
-
-// proxyVersions are the versions as Envoy has them.
-var proxyVersions = []struct {
-	version settings.Version
-	proto   corev3.ProxyProtocolConfig_Version
-}{
-	{settings.V1, corev3.ProxyProtocolConfig_V1},
-	{settings.V2, corev3.ProxyProtocolConfig_V2},
-}
-
-// disallowed returns the versions that are not among the allowed ones.
-func disallowed(allowed []settings.Version) []corev3.ProxyProtocolConfig_Version {
-	var out []corev3.ProxyProtocolConfig_Version
-	for _, v := range proxyVersions {
-		if !slices.Contains(allowed, v.version) {
-			out = append(out, v.proto)
-		}
-	}
-	return out
 }

@@ -17,52 +17,47 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// loopback is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the
-// header of a cluster outside the cluster's TLS, where a sidecar rejects it. So the
-// listener's connections go through a second listener of the same Envoy, on loopback:
+// A loopback listener is how a tcp service behind a sidecar gets a PROXY header. Envoy writes the header of a
+// cluster outside the cluster's TLS, where a sidecar rejects it. So the listener's connections go through a second
+// listener of the same Envoy, on loopback:
 //
 //	listener --cluster that writes the header--> loopback listener, 127.… --cluster of the mesh, mTLS--> sidecar
 //
-// Envoy's internal listeners need an extension in the bootstrap that Consul's
-// bootstraps do not have. A Unix socket cannot be shared by two Envoys, and a new
-// Envoy shares the ports of the one that it replaces.
-type loopback struct {
-	listener *listenerv3.Listener
-	cluster  *clusterv3.Cluster
-}
-
-// usesLoopback reports whether the port's connections go through a loopback listener.
+// Envoy's internal listeners need an extension in the bootstrap that Consul's bootstraps do not have. A Unix socket
+// cannot be shared by two Envoys, and a new Envoy shares the ports of the one that it replaces. usesLoopback reports
+// whether the port's connections go through a loopback listener.
 func (l *listenerParams) usesLoopback() bool {
-	return !l.port.http() && l.policy.ProxyProtocol.Upstream != settings.UpstreamNone
+	return !l.port.http() && l.settings.ProxyProtocol.Upstream != settings.UpstreamNone
 }
 
 // loopbackName names the loopback listener of a port and the cluster in front of it.
 func loopbackName(p port) string { return "usher-relay:" + strconv.Itoa(p.number) }
 
-// loopbackAddress is the listener's own port on a loopback address of this instance,
-// because several may run on one machine. This part of 127.0.0.0/8 is otherwise unused.
+// loopbackAddress is the listener's own port on a loopback address of this instance, because several may run on one
+// machine. This part of 127.0.0.0/8 is otherwise unused.
 func loopbackAddress(l listenerParams) *corev3.Address {
 	in := l.instance.registered
 	hash := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", l.port.gateway, in.Node, in.ServiceID))
 	return envoy.SocketAddress(fmt.Sprintf("127.%d.%d.%d", 64+hash[0]%128, hash[1], 1+hash[2]%254), l.port.number)
 }
 
-func newLoopback(l listenerParams) (loopback, error) {
+// newLoopback makes the loopback listener and the cluster that leads to it.
+func newLoopback(l listenerParams) (*listenerv3.Listener, *clusterv3.Cluster, error) {
 	listener, err := loopbackListener(l)
 	if err != nil {
-		return loopback{}, err
+		return nil, nil, err
 	}
 	cluster, err := loopbackCluster(l)
-	return loopback{listener: listener, cluster: cluster}, err
+	return listener, cluster, err
 }
 
 // loopbackListener passes connections with the header in front on to the service.
 func loopbackListener(l listenerParams) (*listenerv3.Listener, error) {
-	cluster, err := tcpCluster(l.env, l.port.services[0])
+	cluster, err := tcpCluster(l.input, l.port.services[0])
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := tcpProxy(tcpKey{cluster: cluster, stats: envoy.StatName(loopbackName(l.port))})
+	proxy, err := tcpProxy(cluster, envoy.StatName(loopbackName(l.port)), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -77,21 +72,18 @@ func loopbackListener(l listenerParams) (*listenerv3.Listener, error) {
 
 // loopbackCluster leads to the loopback listener and writes the header.
 func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
-	plain, err := envoy.Pack(&rawv3.RawBuffer{})
+	plain, err := envoy.TransportSocket("envoy.transport_sockets.raw_buffer", &rawv3.RawBuffer{})
 	if err != nil {
 		return nil, err
 	}
 	version := corev3.ProxyProtocolConfig_V1
-	if l.policy.ProxyProtocol.Upstream == settings.UpstreamV2 {
+	if l.settings.ProxyProtocol.Upstream == settings.UpstreamV2 {
 		version = corev3.ProxyProtocolConfig_V2
 	}
-	socket, err := envoy.Pack(&upstreamproxyv3.ProxyProtocolUpstreamTransport{
-		Config: &corev3.ProxyProtocolConfig{Version: version},
-		TransportSocket: &corev3.TransportSocket{
-			Name:       "envoy.transport_sockets.raw_buffer",
-			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: plain},
-		},
-	})
+	socket, err := envoy.TransportSocket("envoy.transport_sockets.upstream_proxy_protocol",
+		&upstreamproxyv3.ProxyProtocolUpstreamTransport{
+			Config: &corev3.ProxyProtocolConfig{Version: version}, TransportSocket: plain,
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -101,12 +93,8 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 		ConnectTimeout:       durationpb.New(envoy.ConnectTimeout),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		LoadAssignment:       envoy.SingleEndpoint(name, loopbackAddress(l)),
-		// The limits of connections are those of the service's own cluster.
-		CircuitBreakers: unlimited(),
-		TransportSocket: &corev3.TransportSocket{
-			Name:       "envoy.transport_sockets.upstream_proxy_protocol",
-			ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: socket},
-		},
+		CircuitBreakers:      unlimited(), // The service's own cluster has the limits.
+		TransportSocket:      socket,
 	}
 	return c, envoy.Validate(c)
 }
@@ -114,12 +102,11 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 // blackholeCluster does not exist: Envoy closes connections to it.
 const blackholeCluster = "usher-nowhere"
 
-// loopbackDestination leads to the loopback listener. Envoy copies the connection's own
-// header into the new one, whoever sent it. So the connection of an untrusted
-// downstream goes there only if it claims its real address.
-func loopbackDestination(l listenerParams, from downstreams) (destination, error) {
+// loopbackDestination leads to the loopback listener. Envoy copies the connection's own header into the new one,
+// whoever sent it. So the connection of an untrusted downstream goes there only if it claims its real address.
+func loopbackDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if from != untrustedDownstreams {
-		return destination{cluster: loopbackName(l.port)}, nil
+		return loopbackName(l.port), nil, nil
 	}
 	filters, err := stateFilters([]*statev3.FilterStateValue{
 		envoy.StoreDirectAddress(),
@@ -127,5 +114,5 @@ func loopbackDestination(l listenerParams, from downstreams) (destination, error
 			envoy.CEL(fmt.Sprintf("bytes(source.address) == filter_state['%s'] ? '%s' : '%s'", envoy.DirectAddressState,
 				loopbackName(l.port), blackholeCluster))),
 	})
-	return destination{cluster: blackholeCluster, filters: filters}, err
+	return blackholeCluster, filters, err
 }

@@ -19,9 +19,8 @@ func matchAll() *routev3.RouteMatch {
 }
 
 // routeMatch translates which requests a route takes
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router#routes-match).
-// A condition that is not understood is an error: without it the route would
-// take requests that are meant for others.
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router#routes-match). A condition that
+// is not understood is an error: without it the route would take requests that are meant for others.
 func routeMatch(can envoy.Capabilities, m *gateway.RouteMatch) (*routev3.RouteMatch, error) {
 	out := matchAll()
 	if m == nil || m.HTTP == nil {
@@ -47,9 +46,9 @@ func routeMatch(can envoy.Capabilities, m *gateway.RouteMatch) (*routev3.RouteMa
 		out.Headers = append(out.Headers, matcher)
 	}
 	if len(h.Methods) > 0 {
+		methods := matchRegex(can, strings.Join(h.Methods, "|"))
 		out.Headers = append(out.Headers, &routev3.HeaderMatcher{
-			Name:                 ":method",
-			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: matchRegex(can, strings.Join(h.Methods, "|"))},
+			Name: ":method", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: methods},
 		})
 	}
 	for _, param := range h.QueryParam {
@@ -67,7 +66,7 @@ func headerMatch(can envoy.Capabilities, h gateway.HeaderMatch) (*routev3.Header
 	var pattern *matcherv3.StringMatcher
 	switch {
 	case h.Exact != "":
-		pattern = matchExactly(h.Exact)
+		pattern = envoy.Exactly(h.Exact)
 	case h.Regex != "":
 		pattern = matchRegex(can, h.Regex)
 	case h.Prefix != "":
@@ -78,7 +77,7 @@ func headerMatch(can envoy.Capabilities, h gateway.HeaderMatch) (*routev3.Header
 		out.HeaderMatchSpecifier = &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}
 		return out, nil
 	default:
-		return nil, errors.New("it has no condition that is known; use Exact, Regex, Prefix, Suffix or Present")
+		return nil, errors.New("it has no match type that Usher knows; use Exact, Regex, Prefix, Suffix or Present")
 	}
 	out.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{StringMatch: pattern}
 	return out, nil
@@ -88,19 +87,15 @@ func queryMatch(can envoy.Capabilities, q gateway.QueryMatch) (*routev3.QueryPar
 	out := &routev3.QueryParameterMatcher{Name: q.Name}
 	switch {
 	case q.Exact != "":
-		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: matchExactly(q.Exact)}
+		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: envoy.Exactly(q.Exact)}
 	case q.Regex != "":
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_StringMatch{StringMatch: matchRegex(can, q.Regex)}
 	case q.Present:
 		out.QueryParameterMatchSpecifier = &routev3.QueryParameterMatcher_PresentMatch{PresentMatch: true}
 	default:
-		return nil, errors.New("it has no condition that is known; use Exact, Regex or Present")
+		return nil, errors.New("it has no match type that Usher knows; use Exact, Regex or Present")
 	}
 	return out, nil
-}
-
-func matchExactly(s string) *matcherv3.StringMatcher {
-	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: s}}
 }
 
 func matchRegex(can envoy.Capabilities, pattern string) *matcherv3.StringMatcher {

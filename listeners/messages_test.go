@@ -2,9 +2,9 @@ package listeners
 
 import (
 	"encoding/json"
+	"net/netip"
 	"testing"
 
-	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
 	"github.com/usherproxy/usher/internal/testing/golden"
@@ -31,7 +31,15 @@ func TestMessages(t *testing.T) {
 	for _, m := range mistakes(t) {
 		add(compile(m, m.Instances[0], gateway.EnvoyVersion{}))
 	}
-	_, err := proxyProtocolFilter(listenerFilterKey{policy: settings.ProxyProtocol{Mode: "loose"}, envoy: envoy.Capabilities{}})
+	forged := oneService("http")
+	if err := json.Unmarshal([]byte(`{"StartNode": "r", "Nodes": {`+ok), forged.Chains[forged.Services[0].Service]); err != nil {
+		t.Fatal(err)
+	}
+	forged.FileGateway.Settings.ProxyProtocol = settings.ProxyProtocol{
+		Mode: settings.Strict, TrustedCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+	}
+	add(compile(forged, forged.Instances[0], gateway.EnvoyVersion{Major: 1, Minor: 24}))
+	_, err := proxyProtocolFilter(listenerParams{settings: settings.Listener{ProxyProtocol: settings.ProxyProtocol{Mode: "loose"}}}, "")
 	messages.Check(t, append(all, err.Error()), "fmt.Errorf", "errors.New", "problem.Problem", "envoy.Requires")
 }
 

@@ -7,51 +7,48 @@ import (
 
 	"github.com/usherproxy/usher/internal/accesslog"
 	"github.com/usherproxy/usher/internal/envoy"
-	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/problem"
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// listenerParams is everything that the listeners of a port of one instance depend
-// on, apart from their addresses.
+// listenerParams is everything that the listeners of a port of one instance depend on, apart from their addresses.
 type listenerParams struct {
-	env      environment
+	input    compileInput
 	instance instance
 	port     port
-	policy   settings.Listener
+	settings settings.Listener
 	logs     accesslog.Logs
 }
 
-// errUnknown means that a part of a listener's input is not known. It is no problem by
-// itself: another one reports that part, bad settings or an answer that cannot be read.
+// errUnknown means that a part of a listener's input is not known. It is no problem by itself: another one reports
+// that part, bad settings or an answer that cannot be read.
 var errUnknown = errors.New("unknown")
 
-func newListenerParams(env environment, in instance, p port) (listenerParams, []problem.Problem, error) {
-	policy, known := env.snapshot.ListenerSettings(in.registered, p.number)
+func newListenerParams(input compileInput, in instance, p port) (listenerParams, []problem.Problem, error) {
+	resolved, known := input.snapshot.ListenerSettings(in.registered, p.number)
 	if !known {
 		return listenerParams{}, nil, errUnknown
 	}
-	l := listenerParams{env: env, instance: in, port: p, policy: policy}
+	l := listenerParams{input: input, instance: in, port: p, settings: resolved}
 	if err := l.check(); err != nil {
 		return listenerParams{}, nil, err
 	}
-	logs, problems := accesslog.Build(l.accessLog())
-	l.logs = logs
+	var problems []problem.Problem
+	l.logs, problems = accesslog.Build(l.accessLog())
 	return l, append(problems, l.unreadableTLVs()...), nil
 }
 
 // check returns why no listener can do what the settings ask for.
 func (l *listenerParams) check() error {
-	if err := l.policy.Check(l.properties()); err != nil {
+	if err := l.settings.Check(l.properties()); err != nil {
 		return err
 	}
-	if err := checkSupport(l.env.envoy, l.policy, !l.port.http()); err != nil {
+	if err := checkSupport(l.input.envoy, l.settings, !l.port.http()); err != nil {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
 		if accesslog.ReservedField(tlv.Name) {
-			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name",
-				tlv.Name)
+			return fmt.Errorf("usher.proxy_protocol.tlvs: %q is the name of another field of the access log; use another name", tlv.Name)
 		}
 	}
 	return nil
@@ -59,7 +56,7 @@ func (l *listenerParams) check() error {
 
 // properties are what the settings have to agree with.
 func (l *listenerParams) properties() settings.ListenerProperties {
-	balancer := l.env.snapshot.BalancerOf(l.instance.registered)
+	balancer := l.input.snapshot.BalancerOf(l.instance.registered)
 	return settings.ListenerProperties{
 		TCP: !l.port.http(), TLS: l.hasTLS(),
 		PreservesClientIP: balancer.PreservesClientIP, BalancerVersion: balancer.ForPort(l.port.number).ProxyVersion,
@@ -68,40 +65,37 @@ func (l *listenerParams) properties() settings.ListenerProperties {
 
 // hasTLS reports whether clients begin with a TLS handshake.
 func (l *listenerParams) hasTLS() bool {
-	settings := l.env.snapshot.Entry.TLS.Override(l.port.listener.TLS)
-	return settings.Enabled || settings.SDS != nil
+	tls := l.input.snapshot.Entry.TLS.Override(l.port.listener.TLS)
+	return tls.Enabled || tls.SDS != nil
 }
 
-// matchesServerName reports whether a service has its own certificate: the client's
-// server name then chooses the filter chain.
+// matchesServerName reports whether a service has its own certificate: the client's server name then chooses the
+// filter chain.
 func (l *listenerParams) matchesServerName() bool {
-	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, func(s gateway.ListenerService) bool {
-		return hasOwnCertificate(&s)
-	})
+	return l.port.http() && slices.ContainsFunc(l.port.listener.Services, hasOwnCertificate)
 }
 
-// needsTLSInspector reports whether Envoy reads the server name before the TLS
-// handshake. Otherwise it does not know the name. Filter chains may need it, as with
-// Consul, and log formats or expressions may show it.
+// needsTLSInspector reports whether Envoy reads the server name before the TLS handshake. Otherwise it does not know
+// the name. Filter chains may need it, as with Consul, and log formats or expressions may show it.
 func (l *listenerParams) needsTLSInspector() bool {
 	return l.matchesServerName() ||
-		l.hasTLS() && l.policy.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
+		l.hasTLS() && l.settings.AccessLog.References("requested_server_name", "REQUESTED_SERVER_NAME", "requested_server_name")
 }
 
 // tlvs returns the TLVs to pass on. Without PROXY protocol there are none.
 func (l *listenerParams) tlvs() []settings.TLV {
-	if !l.policy.ProxyProtocol.Enabled() {
+	if !l.settings.ProxyProtocol.Enabled() {
 		return nil
 	}
-	return l.policy.ProxyProtocol.TLVs
+	return l.settings.ProxyProtocol.TLVs
 }
 
-// unreadableTLVs are the problems of TLVs that this Envoy is too old to read. They
-// protect nothing, so the listener serves without them.
+// unreadableTLVs are the problems of TLVs that this Envoy is too old to read. They protect nothing, so the listener
+// serves without them.
 func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
-		if !canRead(l.env.envoy, tlv) {
+		if !canRead(l.input.envoy, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
@@ -113,21 +107,16 @@ func (l *listenerParams) unreadableTLVs() []problem.Problem {
 
 // accessLog is what the access logs depend on.
 func (l *listenerParams) accessLog() accesslog.Params {
-	proxy := l.policy.ProxyProtocol
+	proxy := l.settings.ProxyProtocol
 	p := accesslog.Params{
-		Consul:             l.instance.registered.AccessLogs,
-		Settings:           l.policy.AccessLog,
-		Gateway:            l.port.gateway,
-		Where:              l.port.where(),
-		Envoy:              l.env.envoy,
-		HTTP:               l.port.http(),
-		TLS:                l.hasTLS(),
-		MatchesSNI:         l.matchesServerName(),
-		TLSInspector:       l.needsTLSInspector(),
-		ProxyProtocol:      proxy.Enabled(),
-		Strict:             proxy.Mode == settings.Strict,
-		HasUntrusted:       proxy.Enabled() && !proxy.TrustsAll(),
-		ClientAddressKnown: proxy.Enabled() || l.policy.ClientAddress.IsCustom(),
+		Consul:   l.instance.registered.AccessLogs,
+		Settings: l.settings.AccessLog,
+		Gateway:  l.port.gateway,
+		Where:    l.port.where(),
+		Envoy:    l.input.envoy,
+		HTTP:     l.port.http(), TLS: l.hasTLS(), MatchesSNI: l.matchesServerName(), TLSInspector: l.needsTLSInspector(),
+		ProxyProtocol: proxy.Enabled(), Strict: proxy.Mode == settings.Strict, HasUntrusted: hasUntrusted(proxy),
+		ClientAddressKnown: proxy.Enabled() || l.settings.ClientAddress.IsCustom(),
 	}
 	for _, tlv := range l.tlvs() {
 		p.TLVs = append(p.TLVs, tlv.Name)
@@ -144,13 +133,13 @@ const (
 	untrustedDownstreams             // all others: their PROXY headers do not count
 )
 
-// servedDownstreams returns the downstreams that a listener serves, each with its own
-// filter chains. Connections without a chain are closed.
+// servedDownstreams returns the downstreams that a listener serves, each with its own filter chains. Connections
+// without a chain are closed.
 func (l *listenerParams) servedDownstreams() []downstreams {
-	switch p := l.policy.ProxyProtocol; {
-	case !p.Enabled() || p.TrustsAll():
+	switch proxy := l.settings.ProxyProtocol; {
+	case !hasUntrusted(proxy):
 		return []downstreams{allDownstreams}
-	case p.Mode == settings.Strict:
+	case proxy.Mode == settings.Strict:
 		return []downstreams{trustedDownstreams}
 	default:
 		return []downstreams{trustedDownstreams, untrustedDownstreams}
@@ -168,11 +157,13 @@ func (d downstreams) suffix() string {
 // canRead reports whether Envoy can read a TLV.
 func canRead(can envoy.Capabilities, tlv settings.TLV) bool { return can.BinaryTLVs || !isNumber(tlv) }
 
-// checkSupport returns an error for a setting that this Envoy is too old for and that
-// cannot be left out: the listener would trust or accept more than it must.
+// hasUntrusted reports whether the PROXY headers of some downstreams do not count.
+func hasUntrusted(proxy settings.ProxyProtocol) bool { return proxy.Enabled() && !proxy.TrustsAll() }
+
+// checkSupport returns an error for a setting that this Envoy is too old for and that cannot be left out: the
+// listener would trust or accept more than it must.
 func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	proxy := p.ProxyProtocol
-	hasUntrusted := proxy.Enabled() && !proxy.TrustsAll()
 	readsTLVs := proxy.Enabled() && len(proxy.TLVs) > 0
 	upstream := tcp && proxy.Upstream != settings.UpstreamNone
 	byPort := !tcp && p.ClientAddress.ForwardedProto.Type == settings.ForwardedProtoPorts
@@ -183,27 +174,32 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
 		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
-		return envoy.Requires("proxy_protocol.upstream",
-			"a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
+		return envoy.Requires("proxy_protocol.upstream", "a health check with the command LOCAL crashes this Envoy (CVE-2024-23327)",
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
-	case upstream && hasUntrusted && !can.Expressions:
-		return envoy.Requires("proxy_protocol.upstream",
-			"this Envoy would send the service what an untrusted downstream claims",
-			"1.32", `use trusted_cidrs "any"`)
+	case upstream && hasUntrusted(proxy) && !can.Expressions:
+		return envoy.Requires("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
+			"so the service would believe them", "1.32", `use upstream "none"`)
 	case readsTLVs && !can.Expressions:
 		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
-		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot read the port", "1.32", `use "connection"`)
-	case !tcp && !can.EarlyHeaderMutation && (hasUntrusted || rewrites(p.ClientAddress)):
-		return envoy.Requires("client_address", "this Envoy cannot change request headers before it reads them",
-			"1.25", `use the default values and trusted_cidrs "any"`)
+		return envoy.Requires("client_address.forwarded_proto", "this Envoy cannot compare the port that the client connected to", "1.32", `use "connection"`)
+	case tcp || can.EarlyHeaderMutation:
+		return nil
+	case hasUntrusted(proxy):
+		return envoy.Requires("proxy_protocol.trusted_cidrs", "this Envoy reads X-Forwarded-For before Usher can remove what "+
+			"addresses outside trusted_cidrs wrote there", "1.25", `use mode "off"`)
+	case p.ClientAddress.XFF == settings.XFFOverwrite:
+		return envoy.Requires("client_address.xff", "this Envoy reads X-Forwarded-For before Usher can replace it",
+			"1.25", `remove "overwrite"`)
+	case rewritesProto(p.ClientAddress):
+		return envoy.Requires("client_address.forwarded_proto", "this Envoy reads X-Forwarded-Proto before Usher can change it",
+			"1.25", "remove the setting")
 	}
 	return nil
 }
 
-// rewrites reports whether headers have to be changed before Envoy reads them.
-func rewrites(c settings.ClientAddress) bool {
+// rewritesProto reports whether X-Forwarded-Proto has to be changed before Envoy reads it.
+func rewritesProto(c settings.ClientAddress) bool {
 	hops, by := c.TrustedHops.Uint32() > 0, c.ForwardedProto.Type
-	return c.XFF == settings.XFFOverwrite || by == settings.ForwardedProtoTrust && !hops ||
-		by == settings.ForwardedProtoConnection && hops
+	return by == settings.ForwardedProtoTrust && !hops || by == settings.ForwardedProtoConnection && hops
 }

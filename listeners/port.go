@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -13,15 +14,16 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// port is what the gateway serves on one port: a listener of its entry, and the
-// services of gateway-services that belong to it, at least one.
+// port is what the gateway serves on one port: a listener of its entry, and the services of gateway-services that
+// belong to it, at least one.
 type port struct {
 	gateway  gateway.ID
 	number   int
 	protocol string
 	listener *gateway.Listener // nil: the entry has none on this port
-	settings map[gateway.ServiceName]*gateway.ListenerService
 	services []portService
+	// entryServices are the listener's settings for services by name; "*" is the name of a wildcard.
+	entryServices map[gateway.ServiceName]*gateway.ListenerService
 }
 
 // portService is one service of a port.
@@ -39,8 +41,8 @@ type portResources struct {
 	problems []problem.Problem
 }
 
-// portsOf returns the ports that have a service, in ascending order. As with Consul, a
-// listener without any is left out.
+// portsOf returns the ports that have a service, in ascending order. As with Consul, a listener without any is left
+// out.
 func portsOf(s *gateway.Snapshot) []port {
 	if s.Entry == nil {
 		return nil
@@ -52,17 +54,12 @@ func portsOf(s *gateway.Snapshot) []port {
 			p = newPort(s, svc)
 			byNumber[svc.Port] = p
 		}
-		p.services = append(p.services, portService{
-			service:  svc,
-			settings: p.settingsFor(svc.Service),
-			chain:    s.Chains[svc.Service],
-		})
+		p.services = append(p.services, portService{svc, p.settingsFor(svc.Service), s.Chains[svc.Service]})
 	}
-	ports := make([]port, 0, len(byNumber))
-	for _, p := range byNumber {
-		ports = append(ports, *p)
+	var ports []port
+	for _, number := range slices.Sorted(maps.Keys(byNumber)) {
+		ports = append(ports, *byNumber[number])
 	}
-	slices.SortFunc(ports, func(a, b port) int { return cmp.Compare(a.number, b.number) })
 	return ports
 }
 
@@ -70,7 +67,7 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	p := &port{gateway: s.ID, number: svc.Port, protocol: svc.Protocol}
 	for i := range s.Entry.Listeners {
 		if l := &s.Entry.Listeners[i]; l.Port == svc.Port {
-			p.listener, p.protocol, p.settings = l, l.Protocol, serviceSettings(l)
+			p.listener, p.protocol, p.entryServices = l, l.Protocol, entryServicesOf(l)
 			break
 		}
 	}
@@ -78,9 +75,8 @@ func newPort(s *gateway.Snapshot, svc gateway.Service) *port {
 	return p
 }
 
-// serviceSettings returns the listener's settings for services by name; "*" is the
-// name of a wildcard. Of two for one name the first counts.
-func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
+// entryServicesOf returns the listener's settings for services by name. Of two for one name the first counts.
+func entryServicesOf(l *gateway.Listener) map[gateway.ServiceName]*gateway.ListenerService {
 	byName := map[gateway.ServiceName]*gateway.ListenerService{}
 	for i := range l.Services {
 		c := &l.Services[i]
@@ -92,15 +88,12 @@ func serviceSettings(l *gateway.Listener) map[gateway.ServiceName]*gateway.Liste
 	return byName
 }
 
-// settingsFor returns the listener's settings for a service: those under its own name,
-// or else those of the wildcard in the same namespace.
+// settingsFor returns the listener's settings for a service: those under its own name, or else those of the wildcard
+// in the same namespace.
 func (p *port) settingsFor(name gateway.ServiceName) *gateway.ListenerService {
 	name = name.OrDefaults()
-	if c := p.settings[name]; c != nil {
-		return c
-	}
-	name.Name = "*"
-	return p.settings[name]
+	wildcard := gateway.ServiceName{Name: "*", Namespace: name.Namespace, Partition: name.Partition}
+	return cmp.Or(p.entryServices[name], p.entryServices[wildcard])
 }
 
 // http reports whether the protocol has requests.
@@ -119,8 +112,8 @@ func (p *port) check() error {
 	case p.number < 1 || p.number > 65535:
 		return errors.New("the port is out of range; use 1 to 65535")
 	case p.listener == nil:
-		return errors.New("the catalog has services for this port, but the config entry has no such listener; " +
-			"it is held back until both agree")
+		return errors.New("the catalog lists services on this port, but the ingress-gateway entry has no listener there; " +
+			"add the listener to the entry, or write the entry again (consul config write)")
 	case p.protocol != gateway.ProtocolTCP && !p.http():
 		return fmt.Errorf("protocol %q is not allowed; use tcp, http, http2 or grpc", p.protocol)
 	}
@@ -129,15 +122,16 @@ func (p *port) check() error {
 		case r.service.Service.Name == "":
 			return errors.New("a service has no name")
 		case r.settings == nil:
-			return fmt.Errorf("the listener does not name service %s; it is held back until the config entry and the catalog agree", r.service.Service)
+			return fmt.Errorf("the catalog lists service %s for this listener, but the ingress-gateway entry does not; Usher holds "+
+				"the listener back until they agree; if this lasts, write the entry again (consul config write)", r.service.Service)
 		}
 	}
 	return nil
 }
 
-// isKnown reports whether all input of the service's routes and clusters is known. This
-// is its chain and, for each target in a cluster peer, the peer's certificates. If the
-// peer has certificates, the target's instances belong to it, too.
+// isKnown reports whether all input of the service's routes and clusters is known. This is its chain and, for each
+// target in a cluster peer, the peer's certificates. If the peer has certificates, the target's instances belong to
+// it, too.
 func (r portService) isKnown(s *gateway.Snapshot) bool {
 	if r.chain == nil {
 		return false
@@ -153,30 +147,34 @@ func (r portService) isKnown(s *gateway.Snapshot) bool {
 	return true
 }
 
-// compilePort makes what the instances share of a port. If a service is not known, it
-// makes no routes and returns errUnknown. It still makes the clusters and load
-// assignments of the other services, for an Envoy that has the port already.
-func compilePort(env environment, p port, cache clusterCache) (portResources, error) {
+// compilePort makes what the instances share of a port. If a service is not known, it makes no routes and returns
+// errUnknown. It still makes the clusters and load assignments of the other services, for an Envoy that has the port
+// already.
+func compilePort(input compileInput, p port, cache clusterCache) (portResources, error) {
 	if err := p.check(); err != nil {
 		return portResources{}, err
 	}
-	if err := meshKnown(env.snapshot); err != nil {
+	if err := meshKnown(input.snapshot); err != nil {
 		return portResources{}, err
 	}
 	var resources portResources
-	allKnown := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(env.snapshot) })
+	allKnown := !slices.ContainsFunc(p.services, func(r portService) bool { return !r.isKnown(input.snapshot) })
 	if p.http() && allKnown {
-		routes, err := routesOf(env, p)
+		routes, err := routesOf(input, p)
 		if err != nil {
 			return portResources{}, err
 		}
 		resources.routes = routes
 	}
-	for _, r := range p.routedServices() {
-		if !r.isKnown(env.snapshot) {
+	routed := p.services
+	if !p.http() {
+		routed = routed[:1] // a tcp listener has one service
+	}
+	for _, r := range routed {
+		if !r.isKnown(input.snapshot) {
 			continue
 		}
-		if err := resources.addClusters(env, p, r, cache); err != nil {
+		if err := resources.addClusters(input, p, r, cache); err != nil {
 			return portResources{}, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
 	}
@@ -192,23 +190,17 @@ func meshKnown(s *gateway.Snapshot) error {
 	case s.Plain:
 		return nil
 	case s.Roots == nil || s.Roots.TrustDomain == "" || len(s.Roots.PEMs) == 0:
-		return errors.New("the root certificates of the service mesh are not known")
+		return errors.New("there are no root certificates of the mesh from Consul yet; " +
+			"check usher_consul_watches_failing and the rights of Usher's token")
 	case s.Leaf == nil:
-		return errors.New("the gateway's certificate is not known")
+		return errors.New("there is no certificate of the gateway from Consul yet; " +
+			"check usher_consul_watches_failing and the rights of Usher's token")
 	}
 	return nil
 }
 
-// routedServices returns the services that the port sends traffic to.
-func (p *port) routedServices() []portService {
-	if p.http() {
-		return p.services
-	}
-	return p.services[:1]
-}
-
-// displayName returns the name that Consul uses in names of routes and virtual
-// hosts: the service alone in the default namespace and partition.
+// displayName returns the name that Consul uses in names of routes and virtual hosts: the service alone in the
+// default namespace and partition.
 func displayName(n gateway.ServiceName) string {
 	if n.SameTenancy(gateway.ServiceName{}) {
 		return n.Name

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,10 +21,9 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// routesOf makes the route configurations of an http, http2 or grpc port: one named after
-// the port, and one for each service with its own certificate. One without services is
-// left out.
-func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
+// routesOf makes the route configurations of an http, http2 or grpc port: one named after the port, and one for each
+// service with its own certificate. One without services is left out.
+func routesOf(input compileInput, p port) ([]*routev3.RouteConfiguration, error) {
 	domains, err := domainsOf(p)
 	if err != nil {
 		return nil, err
@@ -32,7 +33,7 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 		if len(domains[i]) == 0 {
 			continue
 		}
-		host, err := virtualHost(env, r, domains[i])
+		host, err := virtualHost(input, r, domains[i])
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", r.service.Service, err)
 		}
@@ -40,7 +41,7 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 		config := byName[name]
 		if config == nil {
 			config = &routev3.RouteConfiguration{Name: name}
-			if m := env.snapshot.Mesh; m != nil && m.ValidateClusters {
+			if m := input.snapshot.Mesh; m != nil && m.ValidateClusters {
 				config.ValidateClusters = wrapperspb.Bool(true)
 			}
 			byName[name] = config
@@ -58,34 +59,83 @@ func routesOf(env environment, p port) ([]*routev3.RouteConfiguration, error) {
 	return configs, nil
 }
 
-// virtualHost makes the virtual host of a service, with the header modifiers of the
-// gateway's entry.
-func virtualHost(env environment, s portService, domains []string) (*routev3.VirtualHost, error) {
-	routes, err := chainRoutes(env, s.chain)
+// domainsOf returns the domains of each service's virtual host: its hosts, or else <service>.ingress.*; then each of
+// them with the listener's port, which clients write into the Host header unless it is the scheme's default.
+//
+// Envoy rejects a route configuration that has a domain twice. A host with a port that a service names wins over one
+// that another service would get by this rule.
+func domainsOf(p port) ([][]string, error) {
+	owner := map[string]int{}
+	key := func(s portService, domain string) string {
+		return routeName(p, s.settings) + " " + strings.ToLower(domain)
+	}
+	domains := make([][]string, len(p.services))
+	for i, s := range p.services {
+		for _, h := range hostsOf(s) {
+			if first, taken := owner[key(s, h)]; taken {
+				if first == i {
+					continue
+				}
+				return nil, fmt.Errorf("services %s and %s both have the host %q; remove it from one of them",
+					p.services[first].service.Service, s.service.Service, h)
+			}
+			owner[key(s, h)] = i
+			domains[i] = append(domains[i], h)
+		}
+	}
+	for i, s := range p.services {
+		for _, h := range domains[i] {
+			withPort := net.JoinHostPort(h, strconv.Itoa(p.number))
+			if _, taken := owner[key(s, withPort)]; taken || !portless(h) {
+				continue
+			}
+			owner[key(s, withPort)] = i
+			domains[i] = append(domains[i], withPort)
+		}
+	}
+	return domains, nil
+}
+
+// hostsOf returns the hosts of a service, by default the one that Consul's DNS has for it
+// (https://developer.hashicorp.com/consul/docs/reference/dns).
+func hostsOf(s portService) []string {
+	name := s.service.Service
+	if len(s.service.Hosts) > 0 {
+		return s.service.Hosts
+	}
+	if gateway.OmitDefault(name.Namespace) != "" {
+		return []string{name.Name + ".ingress." + name.Namespace + ".*"}
+	}
+	return []string{name.Name + ".ingress.*"}
+}
+
+// portless reports whether a port can be added to a host.
+func portless(host string) bool {
+	_, _, err := net.SplitHostPort(host)
+	var addr *net.AddrError
+	return errors.As(err, &addr) && addr.Err == "missing port in address"
+}
+
+// virtualHost makes the virtual host of a service, with the header modifiers of the gateway's entry.
+func virtualHost(input compileInput, s portService, domains []string) (*routev3.VirtualHost, error) {
+	routes, err := chainRoutes(input, s.chain)
 	if err != nil {
 		return nil, err
 	}
-	request := headerChanges(env.envoy, s.settings.RequestHeaders)
-	response := headerChanges(env.envoy, s.settings.ResponseHeaders)
-	return &routev3.VirtualHost{
-		Name:                    displayName(s.service.Service),
-		Domains:                 domains,
-		Routes:                  routes,
-		RequestHeadersToAdd:     request.add,
-		RequestHeadersToRemove:  request.remove,
-		ResponseHeadersToAdd:    response.add,
-		ResponseHeadersToRemove: response.remove,
-	}, nil
+	host := &routev3.VirtualHost{Name: displayName(s.service.Service), Domains: domains, Routes: routes}
+	host.RequestHeadersToAdd, host.RequestHeadersToRemove = headerChanges(input.envoy, s.settings.RequestHeaders)
+	host.ResponseHeadersToAdd, host.ResponseHeadersToRemove = headerChanges(input.envoy, s.settings.ResponseHeaders)
+	return host, nil
 }
 
 // chainRoutes makes the routes of a chain in the order they are tried.
-func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
+func chainRoutes(input compileInput, c *gateway.Chain) ([]*routev3.Route, error) {
 	start := c.Nodes[c.StartNode]
 	if start == nil {
-		return nil, errors.New("its discovery chain lacks its first node")
+		return nil, incomplete(c, fmt.Sprintf("node %q", c.StartNode))
 	}
 	if start.Type != gateway.NodeRouter {
-		action, err := nodeAction(env, c, start)
+		action, err := nodeAction(input, c, start)
 		if action == nil {
 			return nil, err
 		}
@@ -96,7 +146,7 @@ func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
 	}
 	var routes []*routev3.Route
 	for i, cr := range start.Routes {
-		route, err := chainRoute(env, c, cr)
+		route, err := chainRoute(input, c, cr)
 		if err != nil {
 			return nil, fmt.Errorf("route %d of its service-router: %w", i+1, err)
 		}
@@ -108,17 +158,17 @@ func chainRoutes(env environment, c *gateway.Chain) ([]*routev3.Route, error) {
 }
 
 // chainRoute makes one route of a service-router
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router).
-// It is nil where nodeAction's is.
-func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*routev3.Route, error) {
+// (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-router). It is nil where nodeAction's
+// is.
+func chainRoute(input compileInput, c *gateway.Chain, cr *gateway.ChainRoute) (*routev3.Route, error) {
 	if cr == nil {
-		return nil, errors.New("it is empty")
+		return nil, errors.New("it has neither a match nor a destination; complete it, or remove it")
 	}
 	next := c.Nodes[cr.NextNode]
 	if next == nil || next.Type == gateway.NodeRouter {
-		return nil, fmt.Errorf("its discovery chain lacks node %q", cr.NextNode)
+		return nil, incomplete(c, fmt.Sprintf("node %q", cr.NextNode))
 	}
-	action, err := nodeAction(env, c, next)
+	action, err := nodeAction(input, c, next)
 	if action == nil {
 		return nil, err
 	}
@@ -126,11 +176,11 @@ func chainRoute(env environment, c *gateway.Chain, cr *gateway.ChainRoute) (*rou
 	if cr.Definition == nil {
 		return route, nil
 	}
-	if route.Match, err = routeMatch(env.envoy, cr.Definition.Match); err != nil {
+	if route.Match, err = routeMatch(input.envoy, cr.Definition.Match); err != nil {
 		return nil, err
 	}
 	if d := cr.Definition.Destination; d != nil {
-		applyDestination(env.envoy, route, d)
+		applyDestination(input.envoy, route, d)
 	}
 	return route, nil
 }
@@ -142,32 +192,29 @@ func applyDestination(can envoy.Capabilities, route *routev3.Route, dest *gatewa
 	action.Timeout = timeout(dest.RequestTimeout)
 	action.IdleTimeout = timeout(dest.IdleTimeout)
 	action.RetryPolicy = retryPolicy(dest)
-
-	request := headerChanges(can, dest.RequestHeaders)
-	response := headerChanges(can, dest.ResponseHeaders)
-	route.RequestHeadersToAdd, route.RequestHeadersToRemove = request.add, request.remove
-	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = response.add, response.remove
+	route.RequestHeadersToAdd, route.RequestHeadersToRemove = headerChanges(can, dest.RequestHeaders)
+	route.ResponseHeadersToAdd, route.ResponseHeadersToRemove = headerChanges(can, dest.ResponseHeaders)
 }
 
-// nodeAction sends requests to what a resolver or a splitter leads to. It is nil, without
-// an error, if those are only cluster peers whose root certificates are not known.
-func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.RouteAction, error) {
+// nodeAction sends requests to what a resolver or a splitter leads to. It is nil, without an error, if those are
+// only cluster peers whose root certificates are not known.
+func nodeAction(input compileInput, c *gateway.Chain, node *gateway.ChainNode) (*routev3.RouteAction, error) {
 	action := &routev3.RouteAction{}
 	switch node.Type {
 	case gateway.NodeResolver:
-		g, err := targetGroupOf(env.snapshot, c, node)
+		g, err := targetGroupOf(input.snapshot, c, node)
 		if err != nil || g.clusterName == "" {
 			return nil, err
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: g.clusterName}
 	case gateway.NodeSplitter:
-		weighted, err := weightedClusters(env, c, node)
+		weighted, err := weightedClusters(input, c, node)
 		if err != nil || weighted == nil {
 			return nil, err
 		}
 		action.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: weighted}
 	default:
-		return nil, fmt.Errorf("its discovery chain has a node of type %q, which is not supported", node.Type)
+		return nil, fmt.Errorf("the discovery chain has a node of type %q, which Usher does not know; please report it", node.Type)
 	}
 	if err := setHashPolicies(action, node.LoadBalancer); err != nil {
 		return nil, err
@@ -175,17 +222,16 @@ func nodeAction(env environment, c *gateway.Chain, node *gateway.ChainNode) (*ro
 	return action, nil
 }
 
-// weightedClusters makes the splits of a service-splitter. Its weights are percents with
-// two decimals; Envoy's are integers. Splits to cluster peers whose root certificates
-// are not known are left out; it is nil if those are all.
-func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode) (*routev3.WeightedCluster, error) {
+// weightedClusters makes the splits of a service-splitter. Its weights are percents with two decimals; Envoy's are
+// integers. Splits to cluster peers whose root certificates are not known are left out; it is nil if those are all.
+func weightedClusters(input compileInput, c *gateway.Chain, node *gateway.ChainNode) (*routev3.WeightedCluster, error) {
 	out := &routev3.WeightedCluster{}
 	var total uint64
 	for _, s := range node.Splits {
 		if s == nil {
-			return nil, errors.New("its service-splitter has an empty split")
+			return nil, errors.New("its service-splitter has an empty split; remove it")
 		}
-		g, err := targetGroupOf(env.snapshot, c, c.Nodes[s.NextNode])
+		g, err := targetGroupOf(input.snapshot, c, c.Nodes[s.NextNode])
 		if err != nil {
 			return nil, err
 		}
@@ -198,9 +244,8 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		}
 		split := &routev3.WeightedCluster_ClusterWeight{Name: g.clusterName, Weight: wrapperspb.UInt32(uint32(weight))}
 		if d := s.Definition; d != nil {
-			request, response := headerChanges(env.envoy, d.RequestHeaders), headerChanges(env.envoy, d.ResponseHeaders)
-			split.RequestHeadersToAdd, split.RequestHeadersToRemove = request.add, request.remove
-			split.ResponseHeadersToAdd, split.ResponseHeadersToRemove = response.add, response.remove
+			split.RequestHeadersToAdd, split.RequestHeadersToRemove = headerChanges(input.envoy, d.RequestHeaders)
+			split.ResponseHeadersToAdd, split.ResponseHeadersToRemove = headerChanges(input.envoy, d.ResponseHeaders)
 		}
 		total += uint64(split.Weight.Value)
 		out.Clusters = append(out.Clusters, split)
@@ -209,28 +254,23 @@ func weightedClusters(env environment, c *gateway.Chain, node *gateway.ChainNode
 		return nil, nil
 	}
 	if total == 0 || total > math.MaxUint32 {
-		return nil, errors.New("the weights of its service-splitter do not sum up to 100")
+		return nil, fmt.Errorf("the weights of its service-splitter add up to %v; make them add up to 100", float64(total)/100)
 	}
-	if !env.envoy.SumsWeights {
+	if !input.envoy.SumsWeights {
 		out.TotalWeight = wrapperspb.UInt32(uint32(total)) //nolint:staticcheck // for the Envoys that need it
 	}
 	return out, nil
 }
 
-// timeout translates Consul's timeout: 0 leaves Envoy's default, and a negative one means
-// none, which is Envoy's 0.
+// timeout translates Consul's timeout: 0 leaves Envoy's default, and a negative one means none, which is Envoy's 0.
 func timeout(d gateway.Duration) *durationpb.Duration {
-	switch {
-	case d > 0:
-		return durationpb.New(time.Duration(d))
-	case d < 0:
-		return durationpb.New(0)
+	if d == 0 {
+		return nil
 	}
-	return nil
+	return durationpb.New(time.Duration(max(d, 0)))
 }
 
-// retryPolicy returns the retries of a router's destination, or nil if it has
-// no setting for them.
+// retryPolicy returns the retries of a router's destination, or nil if it has no setting for them.
 func retryPolicy(d *gateway.RouteDestination) *routev3.RetryPolicy {
 	if d.NumRetries == 0 && !d.RetryOnConnectFailure && len(d.RetryOn) == 0 && len(d.RetryOnStatusCodes) == 0 {
 		return nil
@@ -249,37 +289,26 @@ func retryPolicy(d *gateway.RouteDestination) *routev3.RetryPolicy {
 	}
 }
 
-// headerChange is a change of the headers of requests or responses.
-type headerChange struct {
-	add    []*corev3.HeaderValueOption
-	remove []string
-}
-
-// headerChanges translates header modifiers: what is added comes before what is
-// set, each in the order of the names.
-func headerChanges(can envoy.Capabilities, m *gateway.HeaderModifiers) headerChange {
+// headerChanges translates header modifiers: what is added comes before what is set, each in the order of the names.
+func headerChanges(can envoy.Capabilities, m *gateway.HeaderModifiers) (add []*corev3.HeaderValueOption, remove []string) {
 	if m == nil {
-		return headerChange{}
+		return nil, nil
 	}
-	change := headerChange{remove: m.Remove}
 	for _, name := range slices.Sorted(maps.Keys(m.Add)) {
-		change.add = append(change.add, headerOption(can, name, m.Add[name], false))
+		add = append(add, headerOption(can, name, m.Add[name], false))
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.Set)) {
-		change.add = append(change.add, headerOption(can, name, m.Set[name], true))
+		add = append(add, headerOption(can, name, m.Set[name], true))
 	}
-	return change
+	return add, m.Remove
 }
 
 func headerOption(can envoy.Capabilities, name, value string, overwrite bool) *corev3.HeaderValueOption {
 	out := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: name, Value: value}}
-	switch {
-	case !overwrite:
-	case can.AppendAction:
+	if overwrite && can.AppendAction {
 		out.AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-	default:
-		//nolint:staticcheck // Envoy before 1.24 knows no other way to overwrite.
-		out.Append = wrapperspb.Bool(false)
+	} else if overwrite {
+		out.Append = wrapperspb.Bool(false) //nolint:staticcheck // Envoy before 1.24 knows no other way to overwrite.
 	}
 	return out
 }

@@ -20,16 +20,15 @@ type sharedKey struct {
 	fetch envoy.FetchTimeout
 }
 
-// environment is what all parts of a compile may depend on.
-type environment struct {
+// compileInput is what all shared resources depend on.
+type compileInput struct {
 	sharedKey
 	snapshot *gateway.Snapshot
 }
 
-// sharedResources are what the instances of a gateway share: everything but the
-// listeners. They are immutable.
+// sharedResources are what the instances of a gateway share: everything but the listeners. They are immutable.
 type sharedResources struct {
-	env         environment
+	input       compileInput
 	ports       []compiledPort // in ascending order
 	routes      ordered.Map[*routev3.RouteConfiguration]
 	clusters    ordered.Map[*clusterv3.Cluster]
@@ -48,36 +47,36 @@ type compiledPort struct {
 	err error
 }
 
-// update returns the shared resources of a newer snapshot. The first have no last ones.
-func (last *sharedResources) update(env environment) *sharedResources {
-	if last == nil {
-		last = &sharedResources{}
-	} else if last.unchanged(env.snapshot) {
-		now := *last
-		now.env = env
-		now.assignments = last.assignments.update(env.snapshot, last.targets.changedBetween(last.env.snapshot, env.snapshot))
-		return &now
+// sharedResourcesOf returns the shared resources for an input. Previous are those of the snapshot before, or nil.
+func sharedResourcesOf(input compileInput, previous *sharedResources) *sharedResources {
+	if previous == nil {
+		previous = &sharedResources{}
+	} else if previous.onlyAssignmentsDiffer(input.snapshot) {
+		s := *previous
+		s.input = input
+		changed := previous.targets.changedBetween(previous.input.snapshot, input.snapshot)
+		s.assignments = previous.assignments.update(input.snapshot, changed)
+		return &s
 	}
-	now := newShared(env, last.clusterCache.next())
-	now.routes, now.clusters = now.routes.OrSame(last.routes), now.clusters.OrSame(last.clusters)
-	now.secrets = now.secrets.OrSame(last.secrets)
-	now.assignments = newAssignments(env.snapshot, now.targets.all, last.assignments)
-	return now
+	s := newShared(input, previous.clusterCache.next())
+	s.clusters = s.clusters.OrSame(previous.clusters)
+	s.assignments = newAssignments(input.snapshot, s.targets.all, previous.assignments)
+	return s
 }
 
-// unchanged reports whether nothing but load assignments differs in a newer snapshot.
-// It compares pointers: false may be wrong.
-func (last *sharedResources) unchanged(s *gateway.Snapshot) bool {
-	old := last.env.snapshot
-	for _, id := range last.peerTargets { // their instances name and verify their clusters
-		if s.Endpoints.Get(id) != old.Endpoints.Get(id) {
+// onlyAssignmentsDiffer reports whether nothing but load assignments differs in a newer snapshot. It compares
+// pointers: false may be wrong.
+func (s *sharedResources) onlyAssignmentsDiffer(now *gateway.Snapshot) bool {
+	before := s.input.snapshot
+	for _, id := range s.peerTargets { // their instances name and verify their clusters
+		if now.Endpoints.Get(id) != before.Endpoints.Get(id) {
 			return false
 		}
 	}
-	return old.ID == s.ID && old.Datacenter == s.Datacenter && old.DualStack == s.DualStack && old.Plain == s.Plain &&
-		old.Entry == s.Entry && old.Mesh == s.Mesh && old.Roots == s.Roots &&
-		old.Leaf == s.Leaf && old.DownstreamLeaf == s.DownstreamLeaf &&
-		samePointer(old.Services, s.Services) && samePointer(old.Chains, s.Chains) && maps.Equal(old.Peers, s.Peers)
+	return before.ID == now.ID && before.Datacenter == now.Datacenter && before.DualStack == now.DualStack &&
+		before.Plain == now.Plain && before.Entry == now.Entry && before.Mesh == now.Mesh && before.Roots == now.Roots &&
+		before.Leaf == now.Leaf && before.DownstreamLeaf == now.DownstreamLeaf && maps.Equal(before.Peers, now.Peers) &&
+		samePointer(before.Services, now.Services) && samePointer(before.Chains, now.Chains)
 }
 
 // peerTargetsOf returns the IDs of all targets in cluster peers.
@@ -102,19 +101,18 @@ func samePointer[T any](a, b T) bool {
 	return x.Pointer() == y.Pointer() && x.Len() == y.Len()
 }
 
-// newShared makes shared resources. Where two have the same name the first one counts,
-// and ports come in ascending order: a cluster of two listeners has the settings of
-// the listener with the lowest port.
-func newShared(env environment, cache clusterCache) *sharedResources {
+// newShared makes shared resources. Where two have the same name the first one counts, and ports come in ascending
+// order: a cluster of two listeners has the settings of the listener with the lowest port.
+func newShared(input compileInput, cache clusterCache) *sharedResources {
 	s := &sharedResources{
-		env:          env,
-		secrets:      ordered.By(secretsOf(env.snapshot), (*tlsv3.Secret).GetName),
-		peerTargets:  peerTargetsOf(env.snapshot),
+		input:        input,
+		secrets:      ordered.By(secretsOf(input.snapshot), (*tlsv3.Secret).GetName),
+		peerTargets:  peerTargetsOf(input.snapshot),
 		clusterCache: cache,
 	}
 	var all portResources
-	for _, p := range portsOf(env.snapshot) {
-		resources, err := compilePort(env, p, cache)
+	for _, p := range portsOf(input.snapshot) {
+		resources, err := compilePort(input, p, cache)
 		s.ports = append(s.ports, compiledPort{p, err})
 		all.routes = append(all.routes, resources.routes...)
 		all.clusters = append(all.clusters, resources.clusters...)

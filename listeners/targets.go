@@ -12,11 +12,11 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// targetGroup is what one resolver of a chain leads to: a cluster, or with failover an
-// aggregate of clusters that are tried in order.
+// targetGroup is what one resolver of a chain leads to: a cluster, or with failover an aggregate of clusters that
+// are tried in order.
 type targetGroup struct {
-	// clusterName is what routes and tcp listeners name. It is empty if the group leads
-	// to a cluster peer whose root certificates are not known.
+	// clusterName is what routes and tcp listeners name. It is empty if the group leads to a cluster peer whose root
+	// certificates are not known.
 	clusterName     string
 	node            *gateway.ChainNode
 	failover        bool
@@ -28,8 +28,7 @@ type targetGroup struct {
 type targetCluster struct {
 	name   string
 	target *gateway.Target
-	// fromPartition is the partition of the service that leads here: Consul compares
-	// other partitions with it.
+	// fromPartition is the partition of the service that leads here: Consul compares other partitions with it.
 	fromPartition string
 	peer          *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
 }
@@ -51,16 +50,25 @@ func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error
 	return groups, nil
 }
 
+// incomplete is the error of a discovery chain that refers to something that it does not have.
+func incomplete(c *gateway.Chain, missing string) error {
+	return fmt.Errorf("the discovery chain refers to %s, which it does not have; "+
+		"compare with GET /v1/discovery-chain/%s, and report it if that has it", missing, c.ServiceName)
+}
+
 // targetGroupOf returns the group of a resolver node.
 func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (targetGroup, error) {
 	if node == nil {
-		return targetGroup{}, errors.New("its discovery chain lacks a node")
+		return targetGroup{}, incomplete(c, "a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
-		return targetGroup{}, fmt.Errorf("a node of type %q of its discovery chain stands where a resolver is needed",
-			node.Type)
+		return targetGroup{}, fmt.Errorf("the discovery chain has a node of type %q where a resolver is needed; "+
+			"check the service-router, service-splitter and service-resolver of %s", node.Type, c.ServiceName)
 	}
 	primary := c.Targets[node.Resolver.Target]
+	if primary == nil {
+		return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", node.Resolver.Target))
+	}
 	name, err := clusterName(s, primary)
 	if err != nil {
 		return targetGroup{}, fmt.Errorf("target %q: %w", node.Resolver.Target, err)
@@ -81,16 +89,15 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
-			return targetGroup{}, fmt.Errorf("its discovery chain lacks target %q", id)
+			return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", id))
 		}
 		g.add(s, targetCluster{target: target, fromPartition: c.Partition})
 	}
 	return g, nil
 }
 
-// add adds a cluster, unless its target is in a cluster peer and cannot be verified: it
-// has no root certificates or no instances. As with Consul, these do not count in
-// the names of the others.
+// add adds a cluster, unless its target is in a cluster peer and cannot be verified: it has no root certificates or
+// no instances. As with Consul, these do not count in the names of the others.
 func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 	t.name = g.clusterName
 	if g.failover {
@@ -108,15 +115,12 @@ func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 	g.targets = append(g.targets, t)
 }
 
-// clusterName returns the name of a target's cluster: the chain's name for it,
-// and for a target in a cluster peer one that ends in the peer's trust domain.
-// It is empty while the peer's root certificates are not known.
+// clusterName returns the name of a target's cluster: the chain's name for it, and for a target in a cluster peer
+// one that ends in the peer's trust domain. It is empty while the peer's root certificates are not known.
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	switch {
-	case t == nil:
-		return "", errors.New("its discovery chain does not have it")
 	case t.Peer == "" && t.Name == "":
-		return "", errors.New("it has no name")
+		return "", errors.New("the discovery chain has no name for it")
 	case t.Peer == "":
 		return t.Name, nil
 	}
@@ -139,8 +143,8 @@ func peerRoots(s *gateway.Snapshot, peer string) *gateway.Roots {
 	return nil
 }
 
-// peerMeta returns how to reach and verify the instances of a target in a cluster peer,
-// which is the same for all of them. It is nil if there are none.
+// peerMeta returns how to reach and verify the instances of a target in a cluster peer, which is the same for all of
+// them. It is nil if there are none.
 func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	if e == nil {
 		return nil
@@ -153,8 +157,7 @@ func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	return nil
 }
 
-// trustDomainOf reads the trust domain of a cluster peer from the identities of its
-// instances; "" if there is none.
+// trustDomainOf reads the trust domain of a cluster peer from the identities of its instances; "" if there is none.
 func trustDomainOf(p *gateway.PeerMeta) string {
 	if p == nil {
 		return ""

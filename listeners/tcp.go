@@ -12,12 +12,13 @@ import (
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
 	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads
-// to the one service that such a listener has.
+// tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads to the one service that such
+// a listener has.
 func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
-	socket, err := listenerSocket(l.env, l.port)
+	socket, err := listenerSocket(l.input, l.port)
 	if err != nil {
 		return nil, err
 	}
@@ -29,26 +30,25 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 	if err != nil {
 		return nil, err
 	}
-	to, err := tcpDestination(l, from)
+	cluster, clusterFilters, err := tcpDestination(l, from)
 	if err != nil {
 		return nil, err
 	}
-	logs := l.logs.For(from == untrustedDownstreams)
-	proxy, err := tcpProxy(tcpKey{cluster: to.cluster, stats: tcpStatPrefix(l, from), logs: logs})
+	proxy, err := tcpProxy(cluster, tcpStatPrefix(l, from), l.logs.For(from == untrustedDownstreams))
 	if err != nil {
 		return nil, err
 	}
 	chain := &listenerv3.FilterChain{
 		Name:            l.chainName(strconv.Itoa(l.port.number), from),
-		Filters:         slices.Concat(filters, directAddress, to.filters, []*listenerv3.Filter{proxy}),
+		Filters:         slices.Concat(filters, directAddress, clusterFilters, []*listenerv3.Filter{proxy}),
 		TransportSocket: socket,
 	}
 	return []*listenerv3.FilterChain{chain}, nil
 }
 
-// tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's
-// bootstraps read the service's name and datacenter out of Consul's own name, so the
-// name for untrusted downstreams is another one, as on http listeners.
+// tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's bootstraps read the service's
+// name and datacenter out of Consul's own name, so the name for untrusted downstreams is another one, as on http
+// listeners.
 func tcpStatPrefix(l listenerParams, from downstreams) string {
 	if from == untrustedDownstreams {
 		return "ingress_upstream_" + strconv.Itoa(l.port.number) + from.suffix()
@@ -58,53 +58,41 @@ func tcpStatPrefix(l listenerParams, from downstreams) string {
 	return strings.ReplaceAll(name, ":", "_")
 }
 
-// destination is where a tcp listener's connections go.
-type destination struct {
-	cluster string
-	filters []*listenerv3.Filter // that come first
-}
-
-// tcpDestination leads to the service, or to the loopback listener on the way to it.
-func tcpDestination(l listenerParams, from downstreams) (destination, error) {
+// tcpDestination returns the cluster that a tcp listener's connections go to, of the service or of the loopback
+// listener on the way to it, and the filters that choose it.
+func tcpDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
 	if l.usesLoopback() {
 		return loopbackDestination(l, from)
 	}
-	cluster, err := tcpCluster(l.env, l.port.services[0])
-	return destination{cluster: cluster}, err
+	cluster, err := tcpCluster(l.input, l.port.services[0])
+	return cluster, nil, err
 }
 
-// tcpCluster names the cluster that connections go to. A tcp service has no
-// requests to route or split, so its chain begins with a resolver.
-func tcpCluster(env environment, s portService) (string, error) {
+// tcpCluster names the cluster that connections go to. A tcp service has no requests to route or split, so its chain
+// begins with a resolver.
+func tcpCluster(input compileInput, s portService) (string, error) {
 	start := s.chain.Nodes[s.chain.StartNode]
-	g, err := targetGroupOf(env.snapshot, s.chain, start)
+	if start != nil && start.Type != gateway.NodeResolver {
+		return "", fmt.Errorf("service %s: a tcp listener can reach only one service; "+
+			"remove the service-router and the service-splitter of the service, or use protocol http", s.service.Service)
+	}
+	g, err := targetGroupOf(input.snapshot, s.chain, start)
 	if err != nil {
-		return "", fmt.Errorf("service %s: a tcp listener leads to one cluster: %w", s.service.Service, err)
+		return "", fmt.Errorf("service %s: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service,
-			g.unresolvedPeers[0])
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])
 	}
 	return g.clusterName, nil
 }
 
-// tcpKey is everything that the proxy of a tcp listener depends on.
-type tcpKey struct {
-	cluster string
-	stats   string
-	logs    []*accesslogv3.AccessLog
-}
-
-func tcpProxy(k tcpKey) (*listenerv3.Filter, error) {
+func tcpProxy(cluster, stats string, logs []*accesslogv3.AccessLog) (*listenerv3.Filter, error) {
 	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
-		StatPrefix:       k.stats,
-		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: k.cluster},
-		AccessLog:        k.logs,
+		StatPrefix: stats, ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
 	})
 }
 
-// directAddressFilters store the downstream's address if a log recognizes health checks
-// by it.
+// directAddressFilters store the downstream's address if a log recognizes health checks by it.
 func directAddressFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
 	if from == untrustedDownstreams || !l.logs.NeedsDirectAddress {
 		return nil, nil

@@ -17,32 +17,29 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// listenerSocket returns the TLS of a listener, or nil for plain text. A certificate from
-// an SDS server wins over the gateway's own. Both can be set at the gateway or at the
-// listener, and a listener cannot switch off the gateway's
-// (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#tls).
-func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
-	settings := env.snapshot.Entry.TLS.Override(p.listener.TLS)
-	sds := settings.SDS
+// listenerSocket returns the TLS of a listener, or nil for plain text. A certificate from an SDS server wins over
+// the gateway's own. Both can be set at the gateway or at the listener, and a listener cannot switch off the
+// gateway's (https://developer.hashicorp.com/consul/docs/reference/config-entry/ingress-gateway#tls).
+func listenerSocket(input compileInput, p port) (*corev3.TransportSocket, error) {
+	tls := input.snapshot.Entry.TLS.Override(p.listener.TLS)
+	sds := tls.SDS
 	switch {
 	case sds != nil && (sds.ClusterName == "") != (sds.CertResource == ""):
 		return nil, errors.New("TLS.SDS needs both ClusterName and CertResource; set the missing one at the gateway or at the listener")
 	case sds != nil && sds.ClusterName != "":
-	case !settings.Enabled:
+	case !tls.Enabled:
 		return nil, nil
-	case env.snapshot.Plain:
+	case input.snapshot.Plain:
 		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is no mesh; " +
 			"use TLS.SDS, or remove TLS.Enabled")
 	default:
-		if err := p.checkNames(env.snapshot.DownstreamLeaf); err != nil {
+		if err := p.checkNames(input.snapshot.DownstreamLeaf); err != nil {
 			return nil, err
 		}
 		sds = nil
 	}
 	params, err := tlsParameters(gateway.TLSParameters{
-		TLSMinVersion: settings.TLSMinVersion,
-		TLSMaxVersion: settings.TLSMaxVersion,
-		CipherSuites:  settings.CipherSuites,
+		TLSMinVersion: tls.TLSMinVersion, TLSMaxVersion: tls.TLSMaxVersion, CipherSuites: tls.CipherSuites,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
@@ -59,14 +56,15 @@ func listenerSocket(env environment, p port) (*corev3.TransportSocket, error) {
 	return downstreamSocket(common)
 }
 
-// checkNames returns an error for a name of the port's services that the certificate
-// for clients lacks: clients would reject it.
+// checkNames returns an error for a name of the port's services that the certificate for clients lacks: clients
+// would reject it.
 func (p *port) checkNames(serving *gateway.Leaf) error {
 	if serving == nil {
-		return errors.New("there is no certificate with DNS names yet")
+		return errors.New("there is no certificate for clients yet; " +
+			"check Consul's gRPC port and the warnings in Usher's log")
 	}
 	for _, r := range p.services {
-		if hasOwnCertificate(r.settings) {
+		if hasOwnCertificate(*r.settings) {
 			continue
 		}
 		if name := missingName(r.service, serving.Names); name != "" {
@@ -76,8 +74,8 @@ func (p *port) checkNames(serving *gateway.Leaf) error {
 	return nil
 }
 
-// missingName returns a name of a service that is not in a certificate; "" if there is
-// none. A service without hosts has names in Consul's DNS domains.
+// missingName returns a name of a service that is not in a certificate; "" if there is none. A service without hosts
+// has names in Consul's DNS domains.
 func missingName(s gateway.Service, names []string) string {
 	if len(s.Hosts) == 0 {
 		ingress := "*.ingress."
@@ -97,16 +95,15 @@ func missingName(s gateway.Service, names []string) string {
 }
 
 // hasOwnCertificate reports whether a service has its own certificate.
-func hasOwnCertificate(svc *gateway.ListenerService) bool {
+func hasOwnCertificate(svc gateway.ListenerService) bool {
 	return svc.TLS != nil && svc.TLS.SDS != nil && svc.TLS.SDS.CertResource != ""
 }
 
-// serviceSocket returns the TLS of a service with its own certificate. As with Consul,
-// the versions and ciphers of the gateway and the listener do not apply to it. Consul
-// accepts such a service without a ClusterName and sends Envoy an empty one, which it
-// rejects; here the listener's or the gateway's counts.
-func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
-	sds := env.snapshot.Entry.TLS.Override(p.listener.TLS).SDS.Override(svc.TLS.SDS)
+// serviceSocket returns the TLS of a service with its own certificate. As with Consul, the versions and ciphers of
+// the gateway and the listener do not apply to it. Consul accepts such a service without a ClusterName and sends
+// Envoy an empty one, which it rejects; here the listener's or the gateway's counts.
+func serviceSocket(input compileInput, p port, svc *gateway.ListenerService) (*corev3.TransportSocket, error) {
+	sds := input.snapshot.Entry.TLS.Override(p.listener.TLS).SDS.Override(svc.TLS.SDS)
 	if sds == nil || sds.ClusterName == "" {
 		return nil, errors.New("TLS.SDS needs a ClusterName; set it at the service, the listener or the gateway")
 	}
@@ -118,21 +115,16 @@ func serviceSocket(env environment, p port, svc *gateway.ListenerService) (*core
 }
 
 func downstreamSocket(common *tlsv3.CommonTlsContext) (*corev3.TransportSocket, error) {
-	return envoy.TLSSocket(&tlsv3.DownstreamTlsContext{
+	return envoy.TransportSocket("tls", &tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(false),
 	})
 }
 
-// externalSecret refers to a certificate on an SDS server whose cluster is in Envoy's
-// bootstrap.
+// externalSecret refers to a certificate on an SDS server whose cluster is in Envoy's bootstrap.
 func externalSecret(sds gateway.SDS) []*tlsv3.SdsSecretConfig {
-	server := &corev3.GrpcService{
-		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
-			EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: sds.ClusterName},
-		},
-		Timeout: durationpb.New(5 * time.Second),
-	}
+	server := envoy.GRPCService(sds.ClusterName)
+	server.Timeout = durationpb.New(5 * time.Second)
 	return []*tlsv3.SdsSecretConfig{{
 		Name: sds.CertResource,
 		SdsConfig: &corev3.ConfigSource{
@@ -156,8 +148,7 @@ func alpn(protocol string) []string {
 	return nil
 }
 
-// cipherSuites are Envoy's names of the cipher suites, by their IANA names,
-// which Consul takes.
+// cipherSuites are Envoy's names of the cipher suites, by their IANA names, which Consul takes.
 var cipherSuites = map[string]string{
 	"TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA":          "ECDHE-ECDSA-AES128-SHA",
 	"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256":       "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -175,8 +166,8 @@ var cipherSuites = map[string]string{
 	"TLS_RSA_WITH_AES_256_GCM_SHA384":               "AES256-GCM-SHA384",
 }
 
-// tlsParameters translates versions and ciphers. An unknown word is an error: without it
-// the listener would accept what it must not.
+// tlsParameters translates versions and ciphers. An unknown word is an error: without it the listener would accept
+// what it must not.
 func tlsParameters(p gateway.TLSParameters) (*tlsv3.TlsParameters, error) {
 	minimum, err := tlsVersion("TLSMinVersion", p.TLSMinVersion)
 	if err != nil {
@@ -209,9 +200,8 @@ func tlsVersion(setting, name string) (tlsv3.TlsParameters_TlsProtocol, error) {
 	return tlsv3.TlsParameters_TlsProtocol(version), nil
 }
 
-// The names of the secrets, the same for every gateway: an Envoy gets only those of its
-// own. Clusters and listeners refer to them, so a rotated certificate is one small
-// resource.
+// The names of the secrets, the same for every gateway: an Envoy gets only those of its own. Clusters and listeners
+// refer to them, so a rotated certificate is one small resource.
 const (
 	LeafSecret    = "usher/leaf"    // the gateway's certificate and key towards the mesh
 	ServingSecret = "usher/serving" // those for clients

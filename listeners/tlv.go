@@ -13,13 +13,12 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// The PROXY filter stores a TLV in the connection's metadata, which the log of an HTTP
-// connection manager cannot read. A network filter decodes it from there into filter
-// state, which logs and headers can read. Only clean text gets there, so no TLV can
-// break a log line or a request.
+// The PROXY filter stores a TLV in the connection's metadata, which the log of an HTTP connection manager cannot
+// read. A network filter decodes it from there into filter state, which logs and headers can read. Only clean text
+// gets there, so no TLV can break a log line or a request.
 
-// tlvRules makes the PROXY filter store the TLVs. A number is stored in base64, because
-// Envoy makes text of the metadata.
+// tlvRules makes the PROXY filter store the TLVs. A number is stored in base64, because Envoy makes text of the
+// metadata.
 func tlvRules(tlvs []settings.TLV, can envoy.Capabilities) []*proxyv3.ProxyProtocol_Rule {
 	var rules []*proxyv3.ProxyProtocol_Rule
 	for _, tlv := range tlvs {
@@ -40,12 +39,12 @@ func isNumber(tlv settings.TLV) bool {
 	return tlv.Encoding() == settings.TLVAzureLink || tlv.Encoding() == settings.TLVGCPLink
 }
 
-// tlvFilters returns the network filters that decode the TLVs of a chain's connections.
-// Those of untrusted downstreams are not decoded.
+// tlvFilters returns the network filters that decode the TLVs of a chain's connections. Those of untrusted
+// downstreams are not decoded.
 func tlvFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
 	var values []*statev3.FilterStateValue
 	for _, tlv := range l.tlvs() {
-		if from != untrustedDownstreams && canRead(l.env.envoy, tlv) {
+		if from != untrustedDownstreams && canRead(l.input.envoy, tlv) {
 			values = append(values, envoy.StateValue(envoy.TLVState(tlv.Name), "envoy.string", envoy.CEL(tlvExpression(tlv))))
 		}
 	}
@@ -57,19 +56,15 @@ func stateFilters(values []*statev3.FilterStateValue) ([]*listenerv3.Filter, err
 		return nil, nil
 	}
 	filter, err := networkFilter("envoy.filters.network.set_filter_state", &networkstatev3.Config{OnNewConnection: values})
-	if err != nil {
-		return nil, err
-	}
-	return []*listenerv3.Filter{filter}, nil
+	return []*listenerv3.Filter{filter}, err
 }
 
-// tlvExpression is the expression of a TLV's decoded value. It is empty if the header has
-// none or one of another form. An expression that fails would be "-".
+// tlvExpression is the expression of a TLV's decoded value. It is empty if the header has none or one of another
+// form. An expression that fails would be "-".
 func tlvExpression(tlv settings.TLV) string {
 	metadata := "metadata.filter_metadata"
 	value := fmt.Sprintf("%s['%s']['%s']", metadata, proxyProtocolName, tlv.Name)
-	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata,
-		proxyProtocolName)
+	present := fmt.Sprintf("'%s' in %s && '%s' in %s['%s']", proxyProtocolName, metadata, tlv.Name, metadata, proxyProtocolName)
 	switch tlv.Encoding() {
 	case settings.TLVAzureLink:
 		return present + azureLink(value)
@@ -86,8 +81,8 @@ func textMatching(value, pattern string) string {
 	return fmt.Sprintf(` && %s.matches(r'%s') ? re.extract(%s, r'%s', r'\1') : ''`, value, pattern, value, pattern)
 }
 
-// azureLink decodes, from base64, a byte 1 and a little-endian number of 32 bits. Of the
-// seven digits of six bits each, the second begins with the last two bits of the byte 1.
+// azureLink decodes, from base64, a byte 1 and a little-endian number of 32 bits. Of the seven digits of six bits
+// each, the second begins with the last two bits of the byte 1.
 func azureLink(value string) string {
 	d := func(i int) string { return base64Digit(value, i) }
 	bytes := []string{
@@ -100,8 +95,8 @@ func azureLink(value string) string {
 	return fmt.Sprintf(` && size(%s) == 8 && %s.matches(r'^A[Q-Za-f][A-Za-z0-9+/]+=$') ? %s : ''`, value, value, number)
 }
 
-// gcpLink decodes, from base64, a big-endian number of 64 bits: ten digits of six bits,
-// and four bits of the eleventh.
+// gcpLink decodes, from base64, a big-endian number of 64 bits: ten digits of six bits, and four bits of the
+// eleventh.
 func gcpLink(value string) string {
 	number := base64Digit(value, 0)
 	for i := 1; i < 10; i++ {

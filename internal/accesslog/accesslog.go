@@ -1,13 +1,13 @@
-// Package accesslog makes the access logs of a listener: where they go (a sink, with a
-// cluster for each collector), how a log entry is written (a format), and which log
-// entries there are (a filter). It checks all that an operator has written against
-// what the release of Envoy knows, so that a mistake is a problem and no NACK.
+// Package accesslog makes the access logs of a listener: where they go (a sink, with a cluster for each collector),
+// how a log entry is written (a format), and which log entries there are (a filter). It checks all that an operator
+// has written against what the release of Envoy knows, so that a mistake is a problem and no NACK.
 //
-// Each row of the table of operators says what a log entry may show of it: redact.go
-// hides what an untrusted downstream claims, and what the settings keep out of logs.
+// Each row of the table of operators says what a log entry may show of it: redact.go hides what an untrusted
+// downstream claims, and what the settings keep out of logs.
 package accesslog
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -54,25 +54,12 @@ type Logs struct {
 	TokenBuckets map[string]*typev3.TokenBucket
 }
 
-// For returns the logs of the filter chains for untrusted downstreams, or of those
-// for all others.
+// For returns the logs of the filter chains for untrusted downstreams, or of those for all others.
 func (l Logs) For(untrusted bool) []*accesslogv3.AccessLog {
 	if untrusted {
 		return l.UntrustedChains
 	}
 	return l.FilterChains
-}
-
-// add adds the logs to another sink.
-func (l *Logs) add(other Logs) {
-	l.Listener = append(l.Listener, other.Listener...)
-	l.FilterChains = append(l.FilterChains, other.FilterChains...)
-	l.UntrustedChains = append(l.UntrustedChains, other.UntrustedChains...)
-	l.Collectors = append(l.Collectors, other.Collectors...)
-	if l.TokenBuckets == nil {
-		l.TokenBuckets = map[string]*typev3.TokenBucket{}
-	}
-	maps.Copy(l.TokenBuckets, other.TokenBuckets)
 }
 
 // sink is where log entries go, and how they are written there.
@@ -91,10 +78,10 @@ var (
 	usherNames  = loggerNames{"Usher Filter Log", "Usher Listener Log", "Usher Listener Log"}
 )
 
-// Build makes the access logs. A sink that cannot be built as it is configured is a
-// problem and is left out. As with Consul, the listener serves without it.
+// Build makes the access logs. A sink that cannot be built as it is configured is a problem and is left out. As with
+// Consul, the listener serves without it.
 func Build(p Params) (Logs, []problem.Problem) {
-	var all Logs
+	all := Logs{TokenBuckets: map[string]*typev3.TokenBucket{}}
 	var problems []problem.Problem
 	add := func(where, scope string, s sink, err error) {
 		if err == nil {
@@ -119,7 +106,7 @@ func Build(p Params) (Logs, []problem.Problem) {
 			add(p.consulWhere(), "", s, err)
 		}
 	}
-	all.NeedsDirectAddress = len(all.FilterChains) > 0 && p.omitsHealthChecks(false)
+	all.NeedsDirectAddress = len(all.FilterChains) > 0 && p.omitsHealthChecks()
 	return all, problems
 }
 
@@ -140,6 +127,9 @@ func (p Params) consulSink() (sink, error) {
 	case "stderr":
 		s.Type = settings.SinkStderr
 	case "file":
+		if p.Consul.Path == "" {
+			return sink{}, errors.New(`type "file" needs a Path; add it`)
+		}
 		s.Type, s.Path = settings.SinkFile, p.Consul.Path
 	default:
 		return sink{}, fmt.Errorf("type %q is not allowed; use stdout, stderr or file", p.Consul.Type)
@@ -158,7 +148,7 @@ func (p Params) customSink(custom settings.Sink) (sink, error) {
 	s := sink{Sink: custom, names: usherNames}
 	if custom.Type == settings.SinkGRPC {
 		if p.Settings.Redacts() {
-			return sink{}, fmt.Errorf(`type %q sends Envoy's own log entries, which cannot be redacted; use type %q, or redact nothing`, custom.Type, settings.SinkOTLP)
+			return sink{}, fmt.Errorf(`type %q cannot be redacted; use type %q, or remove the redact settings`, custom.Type, settings.SinkOTLP)
 		}
 		return s, nil
 	}
@@ -180,23 +170,20 @@ type logEntry struct {
 	untrusted bool // of untrusted downstreams
 }
 
-// addSink adds the logs to a sink.
+// addSink adds the logs to a sink. With an error, it adds nothing.
 func (p Params) addSink(all *Logs, s sink) error {
-	logs := Logs{}
+	logs := *all
 	entries, err := p.chainEntries(s)
 	if err != nil {
 		return err
 	}
-	limit, err := p.limitOf(s)
+	limit, buckets, err := p.rateLimit(s)
 	if err != nil {
 		return err
 	}
-	rejections, err := p.rejections(s, limit.filter)
+	rejections, err := p.rejections(s, limit)
 	if err != nil {
 		return err
-	}
-	if len(rejections) > 0 {
-		logs.TokenBuckets = limit.buckets
 	}
 	for i, e := range slices.Concat(entries, rejections) {
 		log, err := p.logger(s, e)
@@ -212,30 +199,35 @@ func (p Params) addSink(all *Logs, s sink) error {
 		}
 	}
 	if s.Address.Port != 0 {
-		collector, err := collectorCluster(collectorKey{address: s.Address, tls: s.TLS})
+		collector, err := collectorCluster(s.Sink)
 		if err != nil {
 			return err
 		}
-		logs.Collectors = []*clusterv3.Cluster{collector}
+		logs.Collectors = append(logs.Collectors, collector)
 	}
-	all.add(logs)
+	*all = logs
+	if len(rejections) > 0 {
+		maps.Copy(all.TokenBuckets, buckets)
+	}
 	return nil
 }
 
 // chainEntries are the log entries of filter chains.
 func (p Params) chainEntries(s sink) ([]logEntry, error) {
-	filter, err := p.entryFilter(false)
+	selected, err := p.selected()
 	if err != nil {
 		return nil, err
 	}
-	entries := []logEntry{{name: s.names.filterChain, format: s.format, http: p.HTTP, filter: filter}}
+	noHealthCheck, err := p.noHealthCheck()
+	if err != nil {
+		return nil, err
+	}
+	e := logEntry{name: s.names.filterChain, http: p.HTTP}
+	e.format, e.filter = s.format, allOf(selected, p.sampled(), noHealthCheck)
+	entries := []logEntry{e}
 	if p.HasUntrusted {
-		if filter, err = p.entryFilter(true); err != nil {
-			return nil, err
-		}
-		entries = append(entries, logEntry{
-			name: s.names.filterChain, format: withoutClaims(s.format, p.Envoy), http: p.HTTP, filter: filter, untrusted: true,
-		})
+		e.format, e.filter, e.untrusted = withoutClaims(s.format, p.Envoy), allOf(selected, p.sampled()), true
+		entries = append(entries, e)
 	}
 	return entries, nil
 }
@@ -247,9 +239,5 @@ func (p Params) logger(s sink, e logEntry) (*accesslogv3.AccessLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &accesslogv3.AccessLog{
-		Name:       e.name,
-		Filter:     e.filter,
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: config},
-	}, nil
+	return envoy.Extension(&accesslogv3.AccessLog{Filter: e.filter}, e.name, config)
 }

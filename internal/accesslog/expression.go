@@ -20,9 +20,8 @@ var attributes = []string{
 	"filter_state", "upstream_filter_state", "xds",
 }
 
-// functions are those that Envoy's expressions have, with the numbers of their
-// arguments: of text.f(x) two. Envoy has no loops, and no functions for texts
-// beside these unless its bootstrap says so.
+// functions are those that Envoy's expressions have, with the numbers of their arguments: of text.f(x) two. Envoy
+// has no loops, and no functions for texts beside these unless its bootstrap says so.
 var functions = map[string][]int{
 	"matches": {2}, "contains": {2}, "startsWith": {2}, "endsWith": {2}, "size": {1},
 	"int": {1}, "bytes": {1}, "timestamp": {1}, "duration": {1}, "type": {1},
@@ -42,13 +41,15 @@ var expressionParser = func() *parser.Parser {
 	return p
 }()
 
-// checkExpression returns why Envoy would reject a listener with an expression of
-// CEL.
+// checkExpression returns why Envoy would reject a listener with an expression of CEL.
 func checkExpression(text string) error {
 	tree, problems := expressionParser.Parse(common.NewTextSource(text))
 	if errs := problems.GetErrors(); len(errs) > 0 {
-		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, errs[0].Location.Column()+1,
-			errs[0].Message)
+		first := errs[0]
+		if strings.Contains(first.Message, "input '<EOF>'") {
+			return fmt.Errorf("the expression %q ends too early (character %d); complete it", text, first.Location.Column()+1)
+		}
+		return fmt.Errorf("the expression %q cannot be understood at character %d: %s", text, first.Location.Column()+1, first.Message)
 	}
 	var problem error
 	report := func(format string, args ...any) {
@@ -81,10 +82,10 @@ func checkExpression(text string) error {
 			name := e.AsIdent()
 			types := []string{"int", "uint", "double", "string", "bytes", "bool"}
 			if !namespaces[e.ID()] && !slices.Contains(attributes, name) && !slices.Contains(types, name) {
-				report("there is no attribute %q; they begin with %s", name, strings.Join(attributes, ", "))
+				report("there is no attribute %q; attributes begin with %s; use one such as request.path", name, strings.Join(attributes, ", "))
 			}
 		case ast.ComprehensionKind, ast.StructKind:
-			report("Envoy's expressions have no loops and no messages")
+			report("Envoy cannot create objects or run macros; compare attributes such as request.path")
 		}
 	}))
 	return problem
@@ -104,9 +105,8 @@ func patternOf(name string, call ast.CallExpr) (string, bool) {
 	return pattern, ok
 }
 
-// checkPattern returns why Envoy would reject a regular expression: its library
-// accepts programs of 100 steps, which are counted here with a margin.
-// https://github.com/google/re2 has the syntax that Go has, too.
+// checkPattern returns why Envoy would reject a regular expression: its library accepts programs of 100 steps, which
+// are counted here with a margin. https://github.com/google/re2 has the syntax that Go has, too.
 func checkPattern(pattern string) error {
 	tree, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {

@@ -1,13 +1,13 @@
 package accesslog
 
 import (
+	"errors"
 	"slices"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
-	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
 	"github.com/usherproxy/usher/internal/envoy"
@@ -16,41 +16,29 @@ import (
 
 type logFilter = *accesslogv3.AccessLogFilter
 
-// entryFilter selects the log entries of filter chains; nil selects all of them.
-func (p Params) entryFilter(untrusted bool) (logFilter, error) {
-	selected, err := p.selected()
-	if err != nil {
-		return nil, err
-	}
-	checks, err := p.noHealthCheck(untrusted)
-	if err != nil {
-		return nil, err
-	}
-	return allOf(selected, p.sampled(), checks), nil
-}
-
 // selected selects log entries that meet any of the conditions in the settings.
 func (p Params) selected() (logFilter, error) {
 	s := p.Settings
-	var any []logFilter
+	var conditions []logFilter
 	if s.StatusAtLeast != settings.AnyStatus {
-		any = append(any, statusAtLeast(s.StatusAtLeast))
+		conditions = append(conditions, statusAtLeast(s.StatusAtLeast))
 	}
 	if s.DurationAtLeast != settings.AnyDuration {
-		any = append(any, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
-			DurationFilter: &accesslogv3.DurationFilter{Comparison: atLeast("duration_at_least",
-				uint32(s.DurationAtLeast.Milliseconds()))},
+		conditions = append(conditions, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_DurationFilter{
+			DurationFilter: &accesslogv3.DurationFilter{
+				Comparison: atLeast("duration_at_least", uint32(s.DurationAtLeast.Milliseconds())),
+			},
 		}})
 	}
 	if len(s.ResponseFlags) > 0 {
-		any = append(any, flagged(s.ResponseFlags...))
+		conditions = append(conditions, flagged(s.ResponseFlags...))
 	}
 	if s.RequestHeader.Name != settings.AnyHeader {
-		any = append(any, withHeader(s.RequestHeader))
+		conditions = append(conditions, withHeader(s.RequestHeader))
 	}
 	if s.Expression != settings.AnyExpression {
 		if !p.Envoy.Expressions {
-			return nil, envoy.Requires("access_log.expression", "this Envoy has no expressions", "1.32", `use "any"`)
+			return nil, errors.New(`usher.access_log.expression uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "any"`)
 		}
 		if err := checkExpression(s.Expression); err != nil {
 			return nil, err
@@ -59,9 +47,9 @@ func (p Params) selected() (logFilter, error) {
 		if err != nil {
 			return nil, err
 		}
-		any = append(any, matches)
+		conditions = append(conditions, matches)
 	}
-	return anyOf(any...), nil
+	return anyOf(conditions...), nil
 }
 
 // sampled selects a random share, and every error.
@@ -72,18 +60,18 @@ func (p Params) sampled() logFilter {
 	return anyOf(statusAtLeast(500), flagged(), chance("sample_per_mille", int(p.Settings.SamplePerMille)))
 }
 
-// omitsHealthChecks reports whether the health checks of a load balancer are left out.
-// This needs envoy.DirectAddressState.
-func (p Params) omitsHealthChecks(untrusted bool) bool {
+// omitsHealthChecks reports whether the health checks of a load balancer are left out. This needs
+// envoy.DirectAddressState.
+func (p Params) omitsHealthChecks() bool {
 	omit := p.Settings.HealthChecks == settings.HealthChecksOmit ||
 		p.Settings.HealthChecks == settings.HealthChecksDefault && p.ProxyProtocol
-	return omit && !p.HTTP && !untrusted && p.Envoy.Expressions
+	return omit && !p.HTTP && p.Envoy.Expressions
 }
 
-// noHealthCheck selects all connections but those that name no client and send
-// nothing. A header with the command LOCAL leaves the downstream's address as it is.
-func (p Params) noHealthCheck(untrusted bool) (logFilter, error) {
-	if !p.omitsHealthChecks(untrusted) {
+// noHealthCheck selects all connections but those that name no client and send nothing. A header with the command
+// LOCAL leaves the downstream's address as it is.
+func (p Params) noHealthCheck() (logFilter, error) {
+	if !p.omitsHealthChecks() {
 		return nil, nil
 	}
 	const state = "filter_state['" + envoy.DirectAddressState + "']"
@@ -116,17 +104,14 @@ func flagged(flags ...string) logFilter {
 func withHeader(h settings.HeaderFilter) logFilter {
 	matcher := &routev3.HeaderMatcher{Name: h.Name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
 	if h.Value != "" {
-		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{
-			StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: h.Value}},
-		}
+		matcher.HeaderMatchSpecifier = &routev3.HeaderMatcher_StringMatch{StringMatch: envoy.Exactly(h.Value)}
 	}
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
 		HeaderFilter: &accesslogv3.HeaderFilter{Header: matcher},
 	}}
 }
 
-// chance selects some of a thousand, whatever the request's id, which the client can
-// choose.
+// chance selects some of a thousand, whatever the request's id, which the client can choose.
 func chance(setting string, perMille int) logFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_RuntimeFilter{
 		RuntimeFilter: &accesslogv3.RuntimeFilter{
@@ -146,16 +131,10 @@ func expressionFilter(expression string) (logFilter, error) {
 }
 
 func extensionFilter(name string, m envoy.Message) (logFilter, error) {
-	config, err := envoy.Pack(m)
-	if err != nil {
-		return nil, err
-	}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
-		ExtensionFilter: &accesslogv3.ExtensionFilter{
-			Name:       "envoy.access_loggers.extension_filters." + name,
-			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: config},
-		},
-	}}, nil
+	extension, err := envoy.Extension(&accesslogv3.ExtensionFilter{}, "envoy.access_loggers.extension_filters."+name, m)
+	return &accesslogv3.AccessLogFilter{
+		FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{ExtensionFilter: extension},
+	}, err
 }
 
 // allOf selects what all filters do; those that are nil select everything.

@@ -24,11 +24,6 @@ type logFormat struct {
 	reason string                 // why the connection was rejected
 }
 
-// custom reports whether the format is written with operators, and no preset.
-func (f logFormat) custom() bool {
-	return f.from == "" || f.from == settings.FormatText || f.from == settings.FormatJSON
-}
-
 // each returns the format with every text in it changed.
 func (f logFormat) each(change func(string) string) logFormat {
 	if f.fields == nil {
@@ -38,16 +33,6 @@ func (f logFormat) each(change func(string) string) logFormat {
 	f.fields = proto.CloneOf(f.fields)
 	eachText(structpb.NewStructValue(f.fields), change)
 	return f
-}
-
-// any reports whether any text in the format meets a condition.
-func (f logFormat) any(is func(string) bool) bool {
-	found := false
-	f.each(func(text string) string {
-		found = found || is(text)
-		return text
-	})
-	return found
 }
 
 // eachText changes the texts in a value.
@@ -66,8 +51,7 @@ func eachText(v *structpb.Value, change func(string) string) {
 	}
 }
 
-// rejected returns the format of log entries of connections that were rejected for a
-// reason.
+// rejected returns the format of log entries of connections that were rejected for a reason.
 func (f logFormat) rejected(reason string) logFormat {
 	f.reason = reason
 	switch f.from {
@@ -98,7 +82,7 @@ func (p Params) formatOf(f settings.LogFormat) (logFormat, error) {
 	var err error
 	switch f.Type {
 	case settings.FormatText:
-		out = textFormat(f.Text)
+		out = lineFormat(f.Text)
 	case settings.FormatJSON:
 		out, err = objectFormat(f.JSON)
 	case settings.FormatFields:
@@ -109,47 +93,39 @@ func (p Params) formatOf(f settings.LogFormat) (logFormat, error) {
 		out, err = p.combinedFormat()
 	default:
 		f.Type = settings.FormatConsul
-		out, err = objectFormat(p.consulObject())
-	}
-	if err != nil {
-		return logFormat{}, err
+		fields := p.fields(consulFields)
+		if p.ClientAddressKnown { // then the address of the downstream is another one
+			fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
+		}
+		out, err = objectFormat(fields)
 	}
 	out.from = f.Type
-	return out, p.check(out)
+	if err == nil {
+		err = p.check(out)
+	}
+	return out, err
 }
 
 // consulFormat makes the format of proxy-defaults.
 func (p Params) consulFormat() (logFormat, error) {
-	var out logFormat
-	var err error
-	switch {
-	case p.Consul.JSONFormat != "":
-		out, err = jsonFormat(p.Consul.JSONFormat)
-	case p.Consul.TextFormat != "":
-		out = textFormat(p.Consul.TextFormat)
-	default:
+	if p.Consul.JSONFormat == "" && p.Consul.TextFormat == "" {
 		return p.formatOf(settings.LogFormat{Type: settings.FormatConsul})
 	}
-	if err != nil {
-		return logFormat{}, err
+	out := lineFormat(p.Consul.TextFormat)
+	if p.Consul.JSONFormat != "" {
+		var object map[string]any
+		err := json.Unmarshal([]byte(p.Consul.JSONFormat), &object)
+		if err != nil {
+			return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w; correct it", err)
+		}
+		if out, err = objectFormat(object); err != nil {
+			return logFormat{}, err
+		}
 	}
 	return out, p.check(out)
 }
 
-func textFormat(text string) logFormat {
-	if !strings.HasSuffix(text, "\n") {
-		text += "\n"
-	}
-	return logFormat{text: text}
-}
-
-func jsonFormat(text string) (logFormat, error) {
-	var object map[string]any
-	if err := json.Unmarshal([]byte(text), &object); err != nil {
-		return logFormat{}, fmt.Errorf("JSONFormat is not a JSON object: %w", err)
-	}
-	return objectFormat(object)
-}
+func lineFormat(text string) logFormat { return logFormat{text: strings.TrimSuffix(text, "\n") + "\n"} }
 
 func objectFormat(object map[string]any) (logFormat, error) {
 	fields, err := structpb.NewStruct(object)
@@ -167,8 +143,8 @@ var consulFields = strings.Fields(`
 	upstream_service_time upstream_transport_failure_reason user_agent x_forwarded_for
 `)
 
-// fieldOperators are the operators of fields, Consul's and those of settings.LogFieldNames.
-// A field that is not here has the operator of its name, such as %START_TIME%.
+// fieldOperators are the operators of fields, Consul's and those of settings.LogFieldNames. A field that is not here
+// has the operator of its name, such as %START_TIME%.
 var fieldOperators = map[string]string{
 	"attempts":                   "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 	"authority":                  "%REQ(:AUTHORITY)%",
@@ -213,16 +189,6 @@ func (p Params) fields(names []string) map[string]any {
 	}
 	for _, tlv := range p.TLVs {
 		fields[tlv] = envoy.TLVOperator(tlv)
-	}
-	return fields
-}
-
-// consulObject returns Consul's default format. If headers name the client, it also has
-// the address of the downstream.
-func (p Params) consulObject() map[string]any {
-	fields := p.fields(consulFields)
-	if p.ClientAddressKnown {
-		fields[directAddressField] = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"
 	}
 	return fields
 }

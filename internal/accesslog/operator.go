@@ -1,14 +1,17 @@
 package accesslog
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/usherproxy/usher/internal/envoy"
+	"github.com/usherproxy/usher/internal/settings"
 )
 
 // operator is one use of one of Envoy's operators in a format: %NAME(params):3%
@@ -28,8 +31,8 @@ func (o operator) String() string {
 	return "%" + o.name + params + o.length + "%"
 }
 
-// operatorPattern reads as Envoy does: the parameters end at the first ")" after which
-// the rest of an operator follows.
+// operatorPattern reads as Envoy does: the parameters end at the first ")" after which the rest of an operator
+// follows.
 var operatorPattern = regexp.MustCompile(`%%|%([A-Z0-9_]+)(\((?s:(.*?))\))?(:[0-9]+)?%`)
 
 // replaceOperators returns the text with every operator replaced.
@@ -51,13 +54,13 @@ func parseOperator(text string) operator {
 	return operator{name: m[1], hasParams: m[2] != "", params: m[3], length: m[4]}
 }
 
-// check returns why Envoy would reject a listener with this format, or why it cannot be
-// redacted. Presets are not checked here: a test tries them for every release.
+// check returns why Envoy would reject a listener with this format, or why it cannot be redacted. Presets are not
+// checked here: a test tries them for every release.
 func (p Params) check(f logFormat) error {
 	if p.Settings.Redacts() && !p.Envoy.Expressions {
-		return envoy.Requires("access_log", "to redact, expressions are needed", "1.32", "redact nothing")
+		return errors.New("the redact settings of usher.access_log use CEL, which needs Envoy 1.32 or later; upgrade Envoy, or remove them")
 	}
-	if !f.custom() {
+	if f.from != "" && f.from != settings.FormatText && f.from != settings.FormatJSON {
 		return nil
 	}
 	var all []error
@@ -72,9 +75,7 @@ func (p Params) check(f logFormat) error {
 func checkText(can envoy.Capabilities, text string) error {
 	var problem error
 	rest := replaceOperators(text, func(o operator) string {
-		if err := o.check(can.LogOperators); err != nil && problem == nil {
-			problem = err
-		}
+		problem = cmp.Or(problem, o.check(can.LogOperators))
 		return ""
 	})
 	if problem != nil {
@@ -103,14 +104,13 @@ func (o operator) check(release uint32) error {
 	case o.hasParams && row.takes == nil:
 		return fmt.Errorf("%s: the operator takes no parameter; use %%%s%%", o, o.name)
 	case o.hasParams && takes.since > release:
-		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o,
-			takes.since)
+		return fmt.Errorf("%s: the operator takes a parameter from Envoy 1.%d on; upgrade Envoy, or leave it out", o, takes.since)
 	case o.length != "" && row.length == 0:
 		return fmt.Errorf("%s: the operator takes no length; leave %q out", o, o.length)
 	case o.length != "" && row.length > release:
 		return fmt.Errorf("%s: the operator takes a length from Envoy 1.%d on; upgrade Envoy, or leave it out", o, row.length)
 	case len(o.length) > 6:
-		return fmt.Errorf("%s: the length is too large", o)
+		return fmt.Errorf("%s: the length is too large; use one up to 99999", o)
 	case strings.ContainsAny(o.params, "\x00\r\n"):
 		return fmt.Errorf("%s: the parameter has a line break; remove it", o)
 	case !o.hasParams:
@@ -118,7 +118,7 @@ func (o operator) check(release uint32) error {
 	case o.name == "CEL":
 		return checkExpression(o.params)
 	case o.name == "COALESCE" && !json.Valid([]byte(o.params)):
-		return fmt.Errorf("%s: the parameter is not JSON", o)
+		return fmt.Errorf("%s: the parameter is not JSON; write %%COALESCE({\"operators\": […]})%%", o)
 	case takes.forms != nil && !takes.forms.MatchString(o.params):
 		return fmt.Errorf("%s: Envoy does not know the parameter; it takes %s", o, strings.Trim(takes.forms.String(), "^$"))
 	}
@@ -127,16 +127,14 @@ func (o operator) check(release uint32) error {
 
 // similar offers the operators that begin or end alike.
 func similar(name string) string {
-	var close []string
-	for known := range operators {
-		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) ||
-			strings.HasPrefix(name, known) && len(known) > 3 {
-			close = append(close, "%"+known+"%")
+	var near []string
+	for _, known := range slices.Sorted(maps.Keys(operators)) {
+		if strings.HasPrefix(known, name) || strings.HasSuffix(known, name) || strings.HasPrefix(name, known) && len(known) > 3 {
+			near = append(near, "%"+known+"%")
 		}
 	}
-	if len(close) == 0 {
-		return ""
+	if len(near) == 0 {
+		return "; see Envoy's list of command operators, or remove it"
 	}
-	slices.Sort(close)
-	return "; did you mean " + strings.Join(close[:min(3, len(close))], ", ")
+	return "; did you mean " + strings.Join(near[:min(3, len(near))], " or ")
 }

@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// operatorRow is what Envoy's releases take of an operator, and what a log entry may
-// show of it. A column that a row leaves out shows nothing.
+// operatorRow is what Envoy's releases take of an operator, and what a log entry may show of it. An operator without
+// the last two columns is left out of logs of untrusted downstreams, and of all logs that redact anything.
 type operatorRow struct {
-	since     uint32     // the minor release that has it
-	takes     *parameter // nil: none
-	length    uint32     // the minor release that takes a length; 0: none does
-	untrusted claim      // what an untrusted downstream can forge of it
-	redacted  redaction  // what the settings can keep out of it; nil: all of it
+	since      uint32     // the minor release that has it
+	takes      *parameter // nil: none
+	length     uint32     // the minor release that takes a length; 0: none does
+	proxyClaim proxyClaim // whether it can show what a PROXY header claims
+	redacted   redaction  // what is logged of it if the settings redact anything; nil: nothing
 }
 
 // parameter is what an operator takes in parentheses.
@@ -29,25 +29,25 @@ func optional(pattern string, since uint32) *parameter {
 }
 
 var (
-	text           = &parameter{}
-	optionalText   = &parameter{optional: true}
-	header         = form(headerPattern)
-	optionalHeader = optional(headerPattern, 0)
-	mask           = optional(`^([0-9]|[12][0-9]|3[0-2])$`, 38)
-	status         = optional(`^(CAMEL_STRING|SNAKE_STRING|NUMBER)$`, 0)
-	timespan       = form(`^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+:(ms|us|ns)$`)
-	pathForm       = optional(`^(WQ|NQ)(:(ORIG|PATH|ORIG_OR_PATH))?$`, 0)
-	queryForm      = optional(`^(ORIG|DECODED)$`, 0)
-	serverName     = optional(`^(SNI_ONLY|SNI_FIRST|HOST_FIRST)(:(ORIG|HOST|ORIG_OR_HOST))?$`, 37)
-	details        = optional(`^ALLOW_WHITESPACES$`, 0)
-	state          = form(`^[^:]+(:(PLAIN|TYPED|FIELD:[^:]+))?$`)
-	metadata       = form(`^(DYNAMIC|CLUSTER|ROUTE|UPSTREAM_HOST|LISTENER|LISTENER_FILTER_CHAIN|VIRTUAL_HOST)(:.+)?$`)
+	textParam           = &parameter{}
+	optionalTextParam   = &parameter{optional: true}
+	headerParam         = form(headerPattern)
+	optionalHeaderParam = optional(headerPattern, 0)
+	maskParam           = optional(`^([0-9]|[12][0-9]|3[0-2])$`, 38)
+	statusParam         = optional(`^(CAMEL_STRING|SNAKE_STRING|NUMBER)$`, 0)
+	timespanParam       = form(`^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+:(ms|us|ns)$`)
+	pathParam           = optional(`^(WQ|NQ)(:(ORIG|PATH|ORIG_OR_PATH))?$`, 0)
+	queryParam          = optional(`^(ORIG|DECODED)$`, 0)
+	serverNameParam     = optional(`^(SNI_ONLY|SNI_FIRST|HOST_FIRST)(:(ORIG|HOST|ORIG_OR_HOST))?$`, 37)
+	detailsParam        = optional(`^ALLOW_WHITESPACES$`, 0)
+	stateParam          = form(`^[^:]+(:(PLAIN|TYPED|FIELD:[^:]+))?$`)
+	metadataParam       = form(`^(DYNAMIC|CLUSTER|ROUTE|UPSTREAM_HOST|LISTENER|LISTENER_FILTER_CHAIN|VIRTUAL_HOST)(:.+)?$`)
 )
 
 const headerPattern = `^[^?\s]+(\?[^?\s]*)?$`
 
-// plainOperators take no parameter and show nothing that a downstream can claim or
-// that the settings can redact. The key is the minor release that has them.
+// plainOperators take no parameter and show nothing that a downstream can claim or that the settings can redact. The
+// key is the minor release that has them.
 var plainOperators = map[uint32]string{
 	22: `
 		BYTES_RECEIVED BYTES_SENT CONNECTION_ID CONNECTION_TERMINATION_DETAILS DOWNSTREAM_HEADER_BYTES_RECEIVED
@@ -78,82 +78,76 @@ var plainOperators = map[uint32]string{
 		UPSTREAM_LOCAL_DNS_SAN UPSTREAM_LOCAL_IP_SAN UPSTREAM_LOCAL_URI_SAN UPSTREAM_PEER_DNS_SAN UPSTREAM_PEER_IP_SAN
 		UPSTREAM_PEER_URI_SAN
 	`,
-	37: `
-		UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID
-	`,
+	37: "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID",
 	38: `
 		DOWNSTREAM_DETECTED_CLOSE_TYPE DOWNSTREAM_LOCAL_CLOSE_REASON DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256
 		DOWNSTREAM_PEER_ISSUER_SERIAL SPAN_ID UPSTREAM_CONNECTION_IDS_ATTEMPTED UPSTREAM_DETECTED_CLOSE_TYPE
 		UPSTREAM_HOSTS_ATTEMPTED UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT UPSTREAM_HOST_NAMES_ATTEMPTED
 		UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT UPSTREAM_LOCAL_CLOSE_REASON
 	`,
-	39: `
-		DOWNSTREAM_TLS_GROUP UPSTREAM_SERVER_NAME UPSTREAM_TLS_GROUP
-	`,
-	40: `
-		DOWNSTREAM_CX_RTT
-	`,
+	39: "DOWNSTREAM_TLS_GROUP UPSTREAM_SERVER_NAME UPSTREAM_TLS_GROUP",
+	40: "DOWNSTREAM_CX_RTT",
 }
 
 // operators are those of Envoy's log formats
-// (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter).
-// The releases from 1.36 on were tried with every one of them. For older releases
-// docs/access-logs.md says where the numbers come from.
+// (https://www.envoyproxy.io/docs/envoy/latest/configuration/advanced/substitution_formatter). The releases from
+// 1.36 on were tried with every one of them. For older releases docs/access-logs.md says where the numbers come
+// from.
 var operators = func() map[string]operatorRow {
-	all := map[string]operatorRow{
-		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS":               {since: 36, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID":   {since: 37, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT":  {since: 36, takes: mask, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_LOCAL_PORT":                  {since: 36, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS":              {since: 22, untrusted: shown, redacted: directAddress},
-		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": {since: 22, takes: mask, untrusted: shown, redacted: directAddress},
-		"DOWNSTREAM_DIRECT_REMOTE_PORT":                 {since: 22, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_LOCAL_ADDRESS":                      {since: 22, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID":          {since: 37, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         {since: 22, takes: mask, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_LOCAL_PORT":                         {since: 22, untrusted: direct, redacted: asIs},
-		"DOWNSTREAM_REMOTE_ADDRESS":                     {since: 22, untrusted: direct, redacted: clientAddress},
-		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":        {since: 22, takes: mask, untrusted: direct, redacted: clientAddress},
-		"DOWNSTREAM_REMOTE_PORT":                        {since: 22, untrusted: direct, redacted: asIs},
+	all := map[string]operatorRow{ // since, takes, length, proxyClaim, redacted
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS":               {36, nil, 0, claimNone, unredacted},
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID":   {37, nil, 0, claimNone, unredacted},
+		"DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT":  {36, maskParam, 0, claimNone, unredacted},
+		"DOWNSTREAM_DIRECT_LOCAL_PORT":                  {36, nil, 0, claimNone, unredacted},
+		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS":              {22, nil, 0, claimNone, redactDirectAddress},
+		"DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT": {22, maskParam, 0, claimNone, redactDirectAddress},
+		"DOWNSTREAM_DIRECT_REMOTE_PORT":                 {22, nil, 0, claimNone, unredacted},
+		"DOWNSTREAM_LOCAL_ADDRESS":                      {22, nil, 0, claimUseDirect, unredacted},
+		"DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID":          {37, nil, 0, claimUseDirect, unredacted},
+		"DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":         {22, maskParam, 0, claimUseDirect, unredacted},
+		"DOWNSTREAM_LOCAL_PORT":                         {22, nil, 0, claimUseDirect, unredacted},
+		"DOWNSTREAM_REMOTE_ADDRESS":                     {22, nil, 0, claimUseDirect, redactClientAddress},
+		"DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":        {22, maskParam, 0, claimUseDirect, redactClientAddress},
+		"DOWNSTREAM_REMOTE_PORT":                        {22, nil, 0, claimUseDirect, unredacted},
 
-		"PATH":              {since: 36, takes: pathForm, length: 36, untrusted: shown, redacted: path},
-		"QUERY_PARAM":       {since: 36, takes: text, length: 36, untrusted: shown, redacted: query},
-		"QUERY_PARAMS":      {since: 38, takes: queryForm, length: 38, untrusted: shown, redacted: query},
-		"REQ":               {since: 22, takes: header, length: 22, untrusted: shown, redacted: headers},
-		"REQUEST_HEADER":    {since: 37, takes: header, length: 37, untrusted: shown, redacted: headers},
-		"REQ_WITHOUT_QUERY": {since: 22, takes: optionalHeader, length: 22, untrusted: shown, redacted: headers},
-		"RESP":              {since: 22, takes: header, length: 22, untrusted: shown, redacted: headers},
-		"RESPONSE_HEADER":   {since: 37, takes: header, length: 37, untrusted: shown, redacted: headers},
-		"RESPONSE_TRAILER":  {since: 37, takes: header, length: 37, untrusted: shown, redacted: headers},
-		"TRAILER":           {since: 22, takes: header, length: 22, untrusted: shown, redacted: headers},
+		"PATH":              {36, pathParam, 36, claimNone, redactPath},
+		"QUERY_PARAM":       {36, textParam, 36, claimNone, redactQuery},
+		"QUERY_PARAMS":      {38, queryParam, 38, claimNone, redactQuery},
+		"REQ":               {22, headerParam, 22, claimNone, redactHeader},
+		"REQUEST_HEADER":    {37, headerParam, 37, claimNone, redactHeader},
+		"REQ_WITHOUT_QUERY": {22, optionalHeaderParam, 22, claimNone, redactHeader},
+		"RESP":              {22, headerParam, 22, claimNone, redactHeader},
+		"RESPONSE_HEADER":   {37, headerParam, 37, claimNone, redactHeader},
+		"RESPONSE_TRAILER":  {37, headerParam, 37, claimNone, redactHeader},
+		"TRAILER":           {22, headerParam, 22, claimNone, redactHeader},
 
-		"CEL":                                  {since: 32, takes: text, length: 32, untrusted: expression, redacted: asIs},
-		"CLUSTER_METADATA":                     {since: 22, takes: text, untrusted: shown, redacted: asIs},
-		"COALESCE":                             {since: 37, takes: text, length: 37, untrusted: list, redacted: asIs},
-		"DYNAMIC_METADATA":                     {since: 22, takes: text, length: 37, untrusted: shown, redacted: asIs},
-		"FILTER_STATE":                         {since: 22, takes: state, length: 22, untrusted: shown, redacted: asIs},
-		"METADATA":                             {since: 32, takes: metadata, length: 32, untrusted: shown, redacted: asIs},
-		"UPSTREAM_FILTER_STATE":                {since: 32, takes: state, length: 32, untrusted: shown, redacted: asIs},
-		"UPSTREAM_METADATA":                    {since: 32, takes: text, untrusted: shown, redacted: asIs},
-		"COMMON_DURATION":                      {since: 32, takes: timespan, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_PEER_CERT_V_END":           {since: 22, takes: optionalText, untrusted: shown, redacted: asIs},
-		"DOWNSTREAM_PEER_CERT_V_START":         {since: 22, takes: optionalText, untrusted: shown, redacted: asIs},
-		"EMIT_TIME":                            {since: 32, takes: optionalText, untrusted: shown, redacted: asIs},
-		"EMIT_TIME_LOCAL":                      {since: 36, takes: optionalText, untrusted: shown, redacted: asIs},
-		"ENVIRONMENT":                          {since: 32, takes: text, length: 32, untrusted: shown, redacted: asIs},
-		"GRPC_STATUS":                          {since: 22, takes: status, untrusted: shown, redacted: asIs},
-		"REQUESTED_SERVER_NAME":                {since: 22, takes: serverName, untrusted: shown, redacted: asIs},
-		"RESPONSE_CODE_DETAILS":                {since: 22, takes: details, untrusted: shown, redacted: asIs},
-		"START_TIME":                           {since: 22, takes: optionalText, untrusted: shown, redacted: asIs},
-		"START_TIME_LOCAL":                     {since: 36, takes: optionalText, untrusted: shown, redacted: asIs},
-		"UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":  {since: 32, takes: mask, untrusted: shown, redacted: asIs},
-		"UPSTREAM_PEER_CERT_V_END":             {since: 32, takes: optionalText, untrusted: shown, redacted: asIs},
-		"UPSTREAM_PEER_CERT_V_START":           {since: 32, takes: optionalText, untrusted: shown, redacted: asIs},
-		"UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": {since: 32, takes: mask, untrusted: shown, redacted: asIs},
+		"CEL":                                  {32, textParam, 32, claimIfExpression, unredacted},
+		"CLUSTER_METADATA":                     {22, textParam, 0, claimNone, unredacted},
+		"COALESCE":                             {37, textParam, 37, claimIfListed, unredacted},
+		"DYNAMIC_METADATA":                     {22, textParam, 37, claimNone, unredacted},
+		"FILTER_STATE":                         {22, stateParam, 22, claimNone, unredacted},
+		"METADATA":                             {32, metadataParam, 32, claimNone, unredacted},
+		"UPSTREAM_FILTER_STATE":                {32, stateParam, 32, claimNone, unredacted},
+		"UPSTREAM_METADATA":                    {32, textParam, 0, claimNone, unredacted},
+		"COMMON_DURATION":                      {32, timespanParam, 0, claimNone, unredacted},
+		"DOWNSTREAM_PEER_CERT_V_END":           {22, optionalTextParam, 0, claimNone, unredacted},
+		"DOWNSTREAM_PEER_CERT_V_START":         {22, optionalTextParam, 0, claimNone, unredacted},
+		"EMIT_TIME":                            {32, optionalTextParam, 0, claimNone, unredacted},
+		"EMIT_TIME_LOCAL":                      {36, optionalTextParam, 0, claimNone, unredacted},
+		"ENVIRONMENT":                          {32, textParam, 32, claimNone, unredacted},
+		"GRPC_STATUS":                          {22, statusParam, 0, claimNone, unredacted},
+		"REQUESTED_SERVER_NAME":                {22, serverNameParam, 0, claimNone, unredacted},
+		"RESPONSE_CODE_DETAILS":                {22, detailsParam, 0, claimNone, unredacted},
+		"START_TIME":                           {22, optionalTextParam, 0, claimNone, unredacted},
+		"START_TIME_LOCAL":                     {36, optionalTextParam, 0, claimNone, unredacted},
+		"UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT":  {32, maskParam, 0, claimNone, unredacted},
+		"UPSTREAM_PEER_CERT_V_END":             {32, optionalTextParam, 0, claimNone, unredacted},
+		"UPSTREAM_PEER_CERT_V_START":           {32, optionalTextParam, 0, claimNone, unredacted},
+		"UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT": {32, maskParam, 0, claimNone, unredacted},
 	}
 	for since, names := range plainOperators {
 		for name := range strings.FieldsSeq(names) {
-			all[name] = operatorRow{since: since, untrusted: shown, redacted: asIs}
+			all[name] = operatorRow{since, nil, 0, claimNone, unredacted}
 		}
 	}
 	return all

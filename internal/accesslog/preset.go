@@ -1,6 +1,7 @@
 package accesslog
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 
@@ -12,12 +13,12 @@ import (
 // (https://www.elastic.co/docs/reference/ecs/ecs-field-reference).
 const ecsVersion = "9.4.0"
 
-// ecsFormat is JSON by the Elastic Common Schema. Values without a field of the schema
-// are labels. To the schema, the source of a connection through a load balancer is the
-// client, and the balancer's address is the translated one.
+// ecsFormat is JSON by the Elastic Common Schema. Values without a field of the schema are labels. To the schema,
+// the source of a connection through a load balancer is the client, and the balancer's address is the translated
+// one.
 func (p Params) ecsFormat() (logFormat, error) {
 	if !p.Envoy.Expressions {
-		return logFormat{}, envoy.Requires("access_log.format", `"ecs" needs expressions`, "1.32", `use "consul"`)
+		return logFormat{}, errors.New(`format "ecs" uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "consul"`)
 	}
 	type object = map[string]any
 	const address = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
@@ -95,43 +96,39 @@ func (p Params) ecsFormat() (logFormat, error) {
 // (https://httpd.apache.org/docs/2.4/logs.html#combined).
 const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(%d/%b/%Y:%H:%M:%S %z)%] "
 
-// originalPath is the header in which Envoy keeps the path of a request that a route
-// rewrites.
+// originalPath is the header in which Envoy keeps the path of a request that a route rewrites.
 const originalPath = "x-envoy-original-path"
 
-// combinedFormat is Apache's combined log format. A connection of a tcp listener
-// has no request, and no status.
+// combinedFormat is Apache's combined log format. A connection of a tcp listener has no request, and no status.
 func (p Params) combinedFormat() (logFormat, error) {
 	if !p.HTTP {
-		return textFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
+		return lineFormat(combinedHead + `"-" 000 %BYTES_SENT% "-" "-"`), nil
 	}
 	if !p.Envoy.Expressions {
-		return logFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
+		return logFormat{}, errors.New(`format "combined" uses CEL, which needs Envoy 1.32 or later; upgrade Envoy, or use "consul"`)
 	}
 	path := redactedText
 	if !p.redactsHeader(originalPath) {
 		path = envoy.CEL(fmt.Sprintf(`'%s' in request.headers ? %s : %s`, originalPath,
-			p.unquoted("request.headers['"+originalPath+"']"), p.unquoted("request.path")))
+			p.unquotedURL("request.headers['"+originalPath+"']"), p.unquotedURL("request.path")))
 	}
-	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + path +
+	return lineFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + path +
 		` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` + p.quotedHeader("referer") + `" "` + p.quotedHeader("user-agent") +
 		`"`), nil
 }
 
-// combinedRejected is the line of a rejected connection. The reason is at the place of
-// the User-Agent.
+// combinedRejected is the line of a rejected connection. The reason is at the place of the User-Agent.
 func combinedRejected(reason string) string {
 	return combinedHead + `"-" 000 0 "-" "rejected: ` + reason + "\"\n"
 }
 
-// unquoted cuts off a text before the first quote or control character, and before any
-// of some more characters.
+// unquoted cuts off a text before the first quote or control character, and before any of some more characters.
 func unquoted(value, more string) string {
 	return fmt.Sprintf(`re.extract(%s, r'^([^\x00-\x1f"\\\x7f%s]*)', r'\1')`, value, more)
 }
 
-// unquoted is a path inside quotes, with its query string if that is logged.
-func (p Params) unquoted(value string) string {
+// unquotedURL is a path inside quotes, with its query string if that is logged.
+func (p Params) unquotedURL(value string) string {
 	if p.Settings.RedactQuery == settings.Yes {
 		return unquoted(value, "?")
 	}
@@ -145,7 +142,7 @@ func (p Params) quotedHeader(name string) string {
 	}
 	value := fmt.Sprintf("request.headers['%s']", name)
 	if name == "referer" {
-		value = p.unquoted(value)
+		value = p.unquotedURL(value)
 	} else {
 		value = unquoted(value, "")
 	}

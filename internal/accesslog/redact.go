@@ -11,30 +11,30 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// claim reports whether an operator shows what a PROXY header claims.
-type claim uint8
+// proxyClaim is whether an operator can show what a PROXY header claims. What request headers claim is handled
+// before, in listeners/clientaddress.go.
+type proxyClaim uint8
 
 const (
-	hidden     claim = iota // it may
-	shown                   // it does not
-	direct                  // it does, and the operator DOWNSTREAM_DIRECT_… shows the connection's own
-	expression              // it does if the expression reads the addresses of the connection
-	list                    // it does if one of the operators in its parameter does
+	claimUnknown      proxyClaim = iota // it may
+	claimNone                           // it cannot
+	claimUseDirect                      // it can; the operator DOWNSTREAM_DIRECT_… shows the connection's own
+	claimIfExpression                   // it can if the expression reads the addresses of the connection
+	claimIfListed                       // it can if one of the operators in its parameter can
 )
 
 var (
-	// proxyMetadata is how every parameter begins that reads what the PROXY filter has stored.
+	// proxyMetadata occurs in every parameter that reads what the PROXY filter has stored.
 	proxyMetadata = regexp.MustCompile(`proxy_protocol`)
-	addresses     = regexp.MustCompile(`\b(source|destination)\b`)
+	addressWord   = regexp.MustCompile(`\b(source|destination)\b`)
 	operatorName  = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
 )
 
-// nothing is what Envoy writes where an operator has no value.
-const nothing = "-"
+// noValue is what Envoy writes where an operator has no value.
+const noValue = "-"
 
-// withoutClaims returns the format for untrusted downstreams. It never shows what a
-// PROXY header claims: it has the connection's own addresses instead, and nothing
-// where there is no such counterpart.
+// withoutClaims returns the format for untrusted downstreams. It never shows what a PROXY header claims: it has the
+// connection's own addresses instead, and nothing where there is no such counterpart.
 func withoutClaims(f logFormat, can envoy.Capabilities) logFormat {
 	return f.each(func(text string) string { return hideClaims(text, can) })
 }
@@ -44,32 +44,31 @@ func hideClaims(text string, can envoy.Capabilities) string {
 		if replacement, ok := o.withoutClaim(can); ok {
 			return replacement.String()
 		}
-		return nothing
+		return noValue
 	})
 }
 
-// withoutClaim returns the operator that shows no claim, and false if there is none.
-// An unknown operator has none.
+// withoutClaim returns the operator that shows no claim, and false if there is none. An unknown operator has none.
 func (o operator) withoutClaim(can envoy.Capabilities) (operator, bool) {
 	if proxyMetadata.MatchString(o.params) {
 		return o, false
 	}
-	switch operators[o.name].untrusted {
-	case shown:
+	switch operators[o.name].proxyClaim {
+	case claimNone:
 		return o, true
-	case direct:
+	case claimUseDirect:
 		o.name = strings.Replace(o.name, "DOWNSTREAM_", "DOWNSTREAM_DIRECT_", 1)
 		return o, operators[o.name].since <= can.LogOperators
-	case expression:
-		return o, !addresses.MatchString(o.params)
-	case list:
+	case claimIfExpression:
+		return o, !addressWord.MatchString(o.params)
+	case claimIfListed:
 		return o.listWithoutClaims(can)
 	}
 	return o, false
 }
 
-// listWithoutClaims changes the operators of COALESCE. Each is a text, or an object
-// with a command and its parameter.
+// listWithoutClaims changes the operators of COALESCE. Each is a text, or an object with a command and its
+// parameter.
 func (o operator) listWithoutClaims(can envoy.Capabilities) (operator, bool) {
 	var params struct{ Operators []json.RawMessage }
 	if err := json.Unmarshal([]byte(o.params), &params); err != nil || len(params.Operators) == 0 {
@@ -88,7 +87,7 @@ func (o operator) listWithoutClaims(can envoy.Capabilities) (operator, bool) {
 		}
 		inner := parseOperator("%" + object.Command + "%")
 		safe, ok := inner.withoutClaim(can)
-		if !ok || operators[inner.name].untrusted == list {
+		if !ok || operators[inner.name].proxyClaim == claimIfListed {
 			return o, false
 		}
 		renamed[inner.name] = safe.name
@@ -108,8 +107,8 @@ type redaction func(p Params, o operator, e logEntry) string
 // redactedText stands for what is not logged.
 const redactedText = "[redacted]"
 
-// addressHeaders are the request headers that carry the addresses of clients. An
-// address in them cannot be truncated.
+// addressHeaders are the request headers that carry the addresses of clients. An address in them cannot be
+// truncated.
 var addressHeaders = []string{
 	"x-forwarded-for", "x-envoy-external-address", "forwarded", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip",
 }
@@ -122,7 +121,7 @@ func (p Params) checkRedaction(text string) error {
 	var problem error
 	replaceOperators(text, func(o operator) string {
 		if problem == nil && (o.name == "CEL" || o.name == "COALESCE") {
-			problem = fmt.Errorf("%s: nothing can be redacted in what this operator shows; leave it out, or redact nothing", o)
+			problem = fmt.Errorf("%s could show values that you redact; use %%REQ(…)%% or another operator, or remove the redact settings", o)
 		}
 		return ""
 	})
@@ -144,25 +143,24 @@ func (p Params) redacted(e logEntry) logFormat {
 	})
 }
 
-func asIs(_ Params, o operator, _ logEntry) string { return o.String() }
+func unredacted(_ Params, o operator, _ logEntry) string { return o.String() }
 
-func path(p Params, o operator, _ logEntry) string {
+func redactPath(p Params, o operator, _ logEntry) string {
 	if p.Settings.RedactQuery == settings.Yes {
 		return "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%"
 	}
 	return o.String()
 }
 
-func query(p Params, o operator, _ logEntry) string {
+func redactQuery(p Params, o operator, _ logEntry) string {
 	if p.Settings.RedactQuery == settings.Yes {
 		return redactedText
 	}
 	return o.String()
 }
 
-// headers returns what is logged of a header, or of the second one that counts where
-// the first is missing.
-func headers(p Params, o operator, _ logEntry) string {
+// redactHeader returns what is logged of a header, or of the second one that counts where the first is missing.
+func redactHeader(p Params, o operator, _ logEntry) string {
 	first, second, _ := strings.Cut(o.params, "?")
 	if p.redactsHeader(first) {
 		return redactedText
@@ -190,8 +188,8 @@ func (p Params) redactsHeader(name string) bool {
 		len(p.Settings.RedactCookies) > 0 && name == "set-cookie"
 }
 
-// cookiesWithout is the expression of the request's cookies. It shows none of them if
-// one with such a name may be there: an expression cannot cut it out.
+// cookiesWithout is the expression of the request's cookies. It shows none of them if one with such a name may be
+// there: an expression cannot cut it out.
 func cookiesWithout(names []string) string {
 	found := make([]string, len(names))
 	for i, name := range names {
@@ -200,18 +198,17 @@ func cookiesWithout(names []string) string {
 	return fmt.Sprintf("%s ? '%s' : request.headers['cookie']", strings.Join(found, " || "), redactedText)
 }
 
-// clientAddress returns the network in place of the client's address.
-func clientAddress(p Params, o operator, _ logEntry) string {
+// redactClientAddress returns the network in place of the client's address.
+func redactClientAddress(p Params, o operator, _ logEntry) string {
 	if p.Settings.ClientAddress == settings.ClientTruncated {
-		return envoy.CEL(network("source.address"))
+		return envoy.CEL(networkOf("source.address"))
 	}
 	return o.String()
 }
 
-// directAddress returns the address of the downstream. A load balancer is shown as it
-// is. A downstream that may be a client is shown as its network, or not at all, since
-// expressions cannot read this address.
-func directAddress(p Params, o operator, e logEntry) string {
+// redactDirectAddress returns the address of the downstream. A load balancer is shown as it is. A downstream that
+// may be a client is shown as its network, or not at all, since expressions cannot read this address.
+func redactDirectAddress(p Params, o operator, e logEntry) string {
 	balancer := p.Strict || p.HasUntrusted && !e.untrusted
 	switch {
 	case p.Settings.ClientAddress != settings.ClientTruncated, balancer && e.format.reason == "":
@@ -219,12 +216,12 @@ func directAddress(p Params, o operator, e logEntry) string {
 	case p.Envoy.AddressMasks:
 		return "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%"
 	}
-	return nothing
+	return noValue
 }
 
-// network is the expression of the network of an address with a port: /24, or /48 of
-// IPv6, where Envoy writes one run of zeros as "::".
-func network(address string) string {
+// networkOf is the expression of the network of an address with a port: /24, or /48 of IPv6, where Envoy writes one
+// run of zeros as "::".
+func networkOf(address string) string {
 	extract := func(pattern, rewrite string) string {
 		return fmt.Sprintf(`re.extract(%s, r'%s', r'%s')`, address, pattern, rewrite)
 	}

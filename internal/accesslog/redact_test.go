@@ -51,7 +51,7 @@ func TestAnOperatorWithoutARowIsHidden(t *testing.T) {
 		}
 	}
 	p := Params{Settings: settings.AccessLog{RedactQuery: settings.Yes}, Envoy: newest}
-	format := p.redacted(logEntry{format: textFormat("%DOWNSTREAM_CLAIMED_ADDRESS% %PROTOCOL%")})
+	format := p.redacted(logEntry{format: lineFormat("%DOWNSTREAM_CLAIMED_ADDRESS% %PROTOCOL%")})
 	if want := "[redacted] %PROTOCOL%\n"; format.text != want {
 		t.Errorf("redacted: %q, want %q", format.text, want)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// rejections are the log entries of connections that end before they can send a
-// request, each with its reason. Envoy has flags and statistics for them, but no words.
+// rejections are the log entries of connections that end before they can send a request, each with its reason. Envoy
+// has flags and statistics for them, but no words.
 func (p Params) rejections(s sink, limit logFilter) ([]logEntry, error) {
 	share := p.Settings.Rejected
 	if share == settings.SampleNone || share == settings.SampleDefault && s.byConsul && p.Consul.DisableListenerLogs {
@@ -60,8 +60,8 @@ func (p Params) rejections(s sink, limit logFilter) ([]logEntry, error) {
 // tlsFailure is Envoy's reason why a TLS handshake failed.
 const tlsFailure = "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"
 
-// logsReasons reports whether rejected connections are logged with their reasons. They
-// are not if the log is Consul's alone.
+// logsReasons reports whether rejected connections are logged with their reasons. They are not if the log is
+// Consul's alone.
 func (p Params) logsReasons() bool {
 	return p.ProxyProtocol || p.Settings.IsCustom() || p.Settings.Rejected != settings.SampleDefault
 }
@@ -81,8 +81,8 @@ func (p Params) noChainReason() string {
 	return strings.Join(reasons, ", or ")
 }
 
-// noHeaderReason is why the PROXY filter, or the client itself, ends a connection before
-// a filter chain is found. Envoy's log does not distinguish these.
+// noHeaderReason is why the PROXY filter, or the client itself, ends a connection before a filter chain is found.
+// Envoy's log does not distinguish these.
 func (p Params) noHeaderReason() string {
 	reason := "the PROXY header is broken, or the client has sent nothing"
 	if p.Strict {
@@ -94,40 +94,30 @@ func (p Params) noHeaderReason() string {
 	return reason
 }
 
-// rateLimit selects so many log entries a second. It comes last in a filter, because
-// every log entry that it is asked about counts. The zero value selects all.
+// rateLimit selects so many log entries of rejected connections in a sink a second, with a token bucket. All
+// listeners of an Envoy with the same sink share the limit. An Envoy that is too old has none. The filter comes
+// last, because every log entry that it is asked about counts.
 //
-// A listener waits forever for its token bucket, whatever the timeout of the source
-// (tried on 1.40): a listener must never be sent without the bucket that it names.
-type rateLimit struct {
-	filter  logFilter
-	buckets map[string]*typev3.TokenBucket
-}
-
-// limitOf limits the log entries of rejected connections in a sink. All listeners of an
-// Envoy with the same sink share the limit. An Envoy that is too old has none.
-func (p Params) limitOf(s sink) (rateLimit, error) {
+// A listener waits forever for its token bucket, whatever the timeout of the source (tried on 1.40): a listener must
+// never be sent without the bucket that it names.
+func (p Params) rateLimit(s sink) (logFilter, map[string]*typev3.TokenBucket, error) {
 	n := p.Settings.RejectedPerSecond
 	if n == settings.NoRateLimit || !p.logsReasons() || !p.Envoy.LogRateLimit {
-		return rateLimit{}, nil
+		return nil, nil, nil
 	}
 	name := fmt.Sprintf("usher-rejected-%d:%s", n, s.destination())
-	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{
-		DynamicConfig: &processratelimitv3.DynamicTokenBucket{
-			ResourceName: name,
-			ConfigSource: envoy.OverADS(envoy.FetchTimeout{}),
-		},
-	})
-	return rateLimit{filter: filter, buckets: map[string]*typev3.TokenBucket{name: {
+	reference := &processratelimitv3.DynamicTokenBucket{ResourceName: name, ConfigSource: envoy.OverADS(envoy.FetchTimeout{})}
+	filter, err := extensionFilter("process_ratelimit", &processratelimitv3.ProcessRateLimitFilter{DynamicConfig: reference})
+	return filter, map[string]*typev3.TokenBucket{name: {
 		MaxTokens: uint32(n), TokensPerFill: wrapperspb.UInt32(uint32(n)), FillInterval: durationpb.New(time.Second),
-	}}}, err
+	}}, err
 }
 
 // destination names the place that log entries go to.
 func (s sink) destination() string {
 	switch {
 	case s.Address.Port != 0:
-		return collectorKey{address: s.Address, tls: s.TLS}.name()
+		return collectorName(s.Sink)
 	case s.Path != "":
 		return s.Path
 	}

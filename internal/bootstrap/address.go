@@ -45,16 +45,15 @@ func parseServer(addr string) (address, error) {
 		addr, scheme)
 }
 
-// parseIPPort reads ip:port; what names the address in errors. The host localhost
-// means 127.0.0.1, because Envoy does not resolve names here.
+// parseIPPort reads ip:port; what names the address in errors. The host localhost means 127.0.0.1, because Envoy
+// does not resolve names here.
 func parseIPPort(what, addr string) (address, error) {
 	a, err := parseHostPort(what, addr)
 	if a.Host == "localhost" {
 		a.Host = "127.0.0.1"
 	}
 	if err == nil && net.ParseIP(a.Host) == nil {
-		err = fmt.Errorf("%s address %q: %q is not an IP address; use ip:port, such as 127.0.0.1:%d", what, addr, a.Host,
-			a.Port)
+		err = fmt.Errorf("%s address %q: %q is not an IP address; use ip:port, such as 127.0.0.1:%d", what, addr, a.Host, a.Port)
 	}
 	return a, err
 }
@@ -78,24 +77,21 @@ func parseHostPort(what, addr string) (address, error) {
 	return address{Host: host, Port: uint16(port)}, nil
 }
 
-// checkCertificates returns why text is not a list of PEM certificates. A key among
-// them is an error: everybody who reads the bootstrap would have it.
+// checkCertificates returns why text is not a list of PEM certificates. A key among them is an error: whatever reads
+// the bootstrap would have it.
 func checkCertificates(text string) error {
-	rest := []byte(text)
-	for n := 0; ; n++ {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil && n > 0 {
-			return nil
-		}
-		if block == nil {
-			return errors.New("there is none in PEM; an https address needs one")
-		}
+	n := 0
+	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
+		n++
 		if block.Type != "CERTIFICATE" {
-			return fmt.Errorf("PEM block %d is a %s; give certificates only", n+1, block.Type)
+			return fmt.Errorf("PEM block %d is a %s; give certificates only", n, block.Type)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return fmt.Errorf("PEM block %d: %w", n+1, err)
+			return fmt.Errorf("PEM block %d: %w", n, err)
 		}
 	}
+	if n == 0 {
+		return errors.New("there is none in PEM; an https address needs one")
+	}
+	return nil
 }

@@ -1,10 +1,9 @@
-// Package bootstrap makes the configuration that an Envoy starts with to become an
-// instance of an ingress gateway: who it is, and where Usher is. Everything else
-// Envoy gets from Usher.
+// Package bootstrap makes the configuration that an Envoy starts with to become an instance of an ingress gateway:
+// who it is, and where Usher is. Everything else Envoy gets from Usher.
 //
 // bootstrap.yaml has every name as Consul's own bootstraps have it
-// (https://developer.hashicorp.com/consul/commands/connect/envoy), so that
-// dashboards and scripts that read Envoy's admin interface go on to work.
+// (https://developer.hashicorp.com/consul/commands/connect/envoy), so that dashboards and scripts that read Envoy's
+// admin interface go on to work.
 package bootstrap
 
 import (
@@ -33,8 +32,7 @@ import (
 // DefaultAdminAddr is where Envoy's admin interface listens by default, as with Consul.
 const DefaultAdminAddr = "127.0.0.1:19000"
 
-// Options say for whom a bootstrap is. Gateway and XDSAddr are needed; every
-// other zero value is a default.
+// Options say for whom a bootstrap is. Gateway and XDSAddr are needed; every other zero value is a default.
 type Options struct {
 	Gateway   string // the gateway's service name in Consul
 	ServiceID string // of this instance; "" means Gateway
@@ -42,25 +40,22 @@ type Options struct {
 	Namespace string // "" means default
 	Partition string // "" means default
 
-	// XDSAddr is where Usher listens: host:port or http://host:port (plain text),
-	// https://host:port, or unix://path.
+	// XDSAddr is where Usher listens: host:port or http://host:port (plain text), https://host:port, or unix://path.
 	XDSAddr string
-	// CACert holds the certificates, in PEM, that Usher's own is verified
-	// with. An https address needs it and no other address takes it.
+	// CACert holds the certificates, in PEM, that Usher's own is verified with. An https address needs it and no
+	// other address takes it.
 	CACert string
-	// ServerName is the DNS name or IP address that Usher's certificate must
-	// be for; "" means the host in XDSAddr. For https only.
+	// ServerName is the DNS name or IP address that Usher's certificate must be for; "" means the host in XDSAddr.
+	// For https only.
 	ServerName string
-	// Token is the ACL token that Envoy shows to Usher; "" sends none. The
-	// bootstrap holds it in clear.
+	// Token is the ACL token that Envoy shows to Usher; "" sends none. The bootstrap holds it in clear.
 	Token gateway.Secret
 
 	AdminAddr string // ip:port of Envoy's admin interface; "" means DefaultAdminAddr
-	// ReadyAddr is the ip:port of a listener that answers /ready as the admin
-	// interface does, for Consul's health check; "" means no such listener.
+	// ReadyAddr is the ip:port of a listener that answers /ready as the admin interface does, for Consul's health
+	// check; "" means no such listener.
 	ReadyAddr string
-	// SotW asks for the state-of-the-world form of ADS in place of the
-	// incremental one.
+	// SotW asks for the state-of-the-world form of ADS in place of the incremental one.
 	SotW bool
 }
 
@@ -74,8 +69,7 @@ func toJSON(text string) (string, error) {
 	return string(out), err
 }
 
-// Write writes the bootstrap as JSON: the same options give the same bytes.
-// The error says which option is wrong.
+// Write writes the bootstrap as JSON: the same options give the same bytes. The error says which option is wrong.
 func Write(w io.Writer, o Options) error {
 	p, err := parametersOf(o)
 	if err != nil {

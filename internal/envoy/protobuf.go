@@ -1,5 +1,5 @@
-// Package envoy holds what several packages need to write Envoy's configuration: its
-// protobuf messages, and what each release can do.
+// Package envoy holds what several packages need to write Envoy's configuration: its protobuf messages, and what
+// each release can do.
 package envoy
 
 import (
@@ -9,8 +9,11 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	statev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -21,17 +24,17 @@ type Message interface {
 	ValidateAll() error
 }
 
-// Pack wraps m into an Any whose bytes depend on m alone. It returns an error for a
-// message that Envoy would reject: no validator looks into an Any later.
+// Pack wraps m into an Any whose bytes depend on m alone. It returns an error for a message that Envoy would reject:
+// no validator looks into an Any later.
 func Pack(m Message) (*anypb.Any, error) {
 	if err := Validate(m); err != nil {
 		return nil, err
 	}
-	a := &anypb.Any{}
-	if err := anypb.MarshalFrom(a, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+	packed := &anypb.Any{}
+	if err := anypb.MarshalFrom(packed, m, proto.MarshalOptions{Deterministic: true}); err != nil {
 		return nil, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
 	}
-	return a, nil
+	return packed, nil
 }
 
 // Validate returns why Envoy would reject m.
@@ -42,19 +45,17 @@ func Validate(m Message) error {
 	return nil
 }
 
-// ConnectTimeout is how long Envoy waits for a connection to an instance. It is
-// Consul's default.
+// ConnectTimeout is how long Envoy waits for a connection to an instance. It is Consul's default.
 const ConnectTimeout = 5 * time.Second
 
-// FetchTimeout is how long Envoy waits for a resource that another one refers
-// to. The zero value leaves Envoy's default.
+// FetchTimeout is how long Envoy waits for a resource that another one refers to. The zero value leaves Envoy's
+// default.
 type FetchTimeout struct {
 	IsSet    bool
 	Duration time.Duration
 }
 
-// OverADS is the source of a resource that comes over the same stream as the
-// resource with the reference.
+// OverADS is the source of a resource that comes over the same stream as the resource with the reference.
 func OverADS(t FetchTimeout) *corev3.ConfigSource {
 	source := &corev3.ConfigSource{
 		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
@@ -76,23 +77,42 @@ func SocketAddress(address string, port int) *corev3.Address {
 
 // SingleEndpoint is the load assignment of a cluster with one fixed address.
 func SingleEndpoint(cluster string, address *corev3.Address) *endpointv3.ClusterLoadAssignment {
-	return &endpointv3.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpointv3.LocalityLbEndpoints{{
-		LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{
-			Endpoint: &endpointv3.Endpoint{Address: address},
-		}}},
-	}}}
+	return &endpointv3.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpointv3.LocalityLbEndpoints{
+		{LbEndpoints: []*endpointv3.LbEndpoint{Endpoint(address)}},
+	}}
 }
 
-// TLSSocket is Envoy's TLS with the given context.
-func TLSSocket(context Message) (*corev3.TransportSocket, error) {
-	config, err := Pack(context)
+// Endpoint is an instance in a load assignment.
+func Endpoint(address *corev3.Address) *endpointv3.LbEndpoint {
+	endpoint := &endpointv3.Endpoint{Address: address}
+	return &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: endpoint}}
+}
+
+// Extension sets the fields name and typed_config of a message that names an extension, such as a filter or a
+// transport socket, and returns the message.
+func Extension[M proto.Message](message M, name string, config Message) (M, error) {
+	packed, err := Pack(config)
 	if err != nil {
-		return nil, err
+		var none M
+		return none, err
 	}
-	return &corev3.TransportSocket{
-		Name:       "tls",
-		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: config},
-	}, nil
+	reflected := message.ProtoReflect()
+	fields := reflected.Descriptor().Fields()
+	reflected.Set(fields.ByName("name"), protoreflect.ValueOfString(name))
+	reflected.Set(fields.ByName("typed_config"), protoreflect.ValueOfMessage(packed.ProtoReflect()))
+	return message, nil
+}
+
+// TransportSocket is the transport socket of a name, such as tls.
+func TransportSocket(name string, config Message) (*corev3.TransportSocket, error) {
+	return Extension(&corev3.TransportSocket{}, name, config)
+}
+
+// GRPCService is a gRPC service whose cluster Envoy has.
+func GRPCService(cluster string) *corev3.GrpcService {
+	return &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{
+		EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster},
+	}}
 }
 
 // HTTP2Options makes a cluster speak HTTP/2 to its instances.
@@ -112,14 +132,18 @@ func HTTP2Options() (map[string]*anypb.Any, error) {
 	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}, nil
 }
 
+// Exactly matches one text.
+func Exactly(text string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: text}}
+}
+
 // Inline is text that stands in the message itself.
 func Inline(text string) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: text}}
 }
 
-// StatName makes a name one segment of a statistic's name. Envoy separates the
-// segments by dots, and reads the prefix of the PROXY filter's statistics from the
-// one segment after proxy_proto.
+// StatName makes a name one segment of a statistic's name. Envoy separates the segments by dots, and reads the
+// prefix of the PROXY filter's statistics from the one segment after proxy_proto.
 func StatName(name string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -128,4 +152,35 @@ func StatName(name string) string {
 		}
 		return '_'
 	}, name)
+}
+
+// DirectAddressState is the filter state with the address and port that Envoy is connected with, whatever a PROXY
+// header says.
+const DirectAddressState = "usher.peer"
+
+// TLVState is the filter state with the text of the TLV of this name.
+func TLVState(name string) string { return "usher.tlv." + name }
+
+// TLVOperator is the operator that formats show a TLV with.
+func TLVOperator(name string) string { return "%FILTER_STATE(" + TLVState(name) + ":PLAIN)%" }
+
+// CEL is the operator of an expression
+// (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
+func CEL(expression string) string { return "%CEL(" + expression + ")%" }
+
+// StateValue sets the filter state key to the text of a format. An empty text sets nothing.
+func StateValue(key, factory, format string) *statev3.FilterStateValue {
+	return &statev3.FilterStateValue{
+		Key:         &statev3.FilterStateValue_ObjectKey{ObjectKey: key},
+		FactoryKey:  factory,
+		SkipIfEmpty: true,
+		Value: &statev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: Inline(format)},
+		}},
+	}
+}
+
+// StoreDirectAddress sets DirectAddressState.
+func StoreDirectAddress() *statev3.FilterStateValue {
+	return StateValue(DirectAddressState, "envoy.string", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%")
 }

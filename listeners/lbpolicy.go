@@ -12,55 +12,44 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 )
 
-// The load balancing policies of a service-resolver
+// lbPolicies are the load balancing policies of a service-resolver
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry/service-resolver#loadbalancer-policy).
-const (
-	leastRequest = "least_request"
-	roundRobin   = "round_robin"
-	random       = "random"
-	ringHash     = "ring_hash"
-	maglev       = "maglev"
-)
+var lbPolicies = map[string]clusterv3.Cluster_LbPolicy{
+	"":              clusterv3.Cluster_ROUND_ROBIN, // Envoy's default
+	"round_robin":   clusterv3.Cluster_ROUND_ROBIN,
+	"random":        clusterv3.Cluster_RANDOM,
+	"maglev":        clusterv3.Cluster_MAGLEV,
+	"least_request": clusterv3.Cluster_LEAST_REQUEST,
+	"ring_hash":     clusterv3.Cluster_RING_HASH,
+}
 
-// setLoadBalancing sets how a cluster spreads requests. Nil and an empty policy leave
-// Envoy's default, round robin.
+// setLoadBalancing sets how a cluster spreads requests. Nil leaves Envoy's default.
 func setLoadBalancing(c *clusterv3.Cluster, lb *gateway.LoadBalancer) error {
 	if lb == nil {
 		return nil
 	}
-	switch lb.Policy {
-	case "":
-	case roundRobin:
-		c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
-	case random:
-		c.LbPolicy = clusterv3.Cluster_RANDOM
-	case maglev:
-		c.LbPolicy = clusterv3.Cluster_MAGLEV
-	case leastRequest:
-		c.LbPolicy = clusterv3.Cluster_LEAST_REQUEST
-		if config := lb.LeastRequestConfig; config != nil {
-			c.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{
-				ChoiceCount: wrapperspb.UInt32(config.ChoiceCount),
-			}}
-		}
-	case ringHash:
-		c.LbPolicy = clusterv3.Cluster_RING_HASH
-		if config := lb.RingHashConfig; config != nil {
-			c.LbConfig = &clusterv3.Cluster_RingHashLbConfig_{RingHashLbConfig: &clusterv3.Cluster_RingHashLbConfig{
-				MinimumRingSize: wrapperspb.UInt64(config.MinimumRingSize),
-				MaximumRingSize: wrapperspb.UInt64(config.MaximumRingSize),
-			}}
-		}
-	default:
-		return fmt.Errorf("load balancing policy %q is not supported", lb.Policy)
+	policy, known := lbPolicies[lb.Policy]
+	if !known {
+		return fmt.Errorf("load balancing policy %q is not supported; use least_request, maglev, random, ring_hash or round_robin", lb.Policy)
+	}
+	c.LbPolicy = policy
+	if config := lb.LeastRequestConfig; policy == clusterv3.Cluster_LEAST_REQUEST && config != nil {
+		c.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{
+			ChoiceCount: wrapperspb.UInt32(config.ChoiceCount),
+		}}
+	}
+	if config := lb.RingHashConfig; policy == clusterv3.Cluster_RING_HASH && config != nil {
+		c.LbConfig = &clusterv3.Cluster_RingHashLbConfig_{RingHashLbConfig: &clusterv3.Cluster_RingHashLbConfig{
+			MinimumRingSize: wrapperspb.UInt64(config.MinimumRingSize),
+			MaximumRingSize: wrapperspb.UInt64(config.MaximumRingSize),
+		}}
 	}
 	return nil
 }
 
-// setHashPolicies sets what of a request decides on its instance, for the policies that
-// hash.
+// setHashPolicies sets what of a request decides on its instance, for the policies that hash.
 func setHashPolicies(a *routev3.RouteAction, lb *gateway.LoadBalancer) error {
-	if lb == nil || lb.Policy != ringHash && lb.Policy != maglev {
+	if lb == nil || lb.Policy != "ring_hash" && lb.Policy != "maglev" {
 		return nil
 	}
 	for _, p := range lb.HashPolicies {
@@ -75,20 +64,18 @@ func setHashPolicies(a *routev3.RouteAction, lb *gateway.LoadBalancer) error {
 
 func hashPolicy(p gateway.HashPolicy) (*routev3.RouteAction_HashPolicy, error) {
 	out := &routev3.RouteAction_HashPolicy{Terminal: p.Terminal}
-	if p.SourceIP {
+	switch {
+	case p.SourceIP:
 		out.PolicySpecifier = &routev3.RouteAction_HashPolicy_ConnectionProperties_{
 			ConnectionProperties: &routev3.RouteAction_HashPolicy_ConnectionProperties{SourceIp: true},
 		}
-		return out, nil
-	}
-	switch p.Field {
-	case "header":
+	case p.Field == "header":
 		out.PolicySpecifier = &routev3.RouteAction_HashPolicy_Header_{
 			Header: &routev3.RouteAction_HashPolicy_Header{HeaderName: p.FieldValue},
 		}
-	case "cookie":
+	case p.Field == "cookie":
 		out.PolicySpecifier = &routev3.RouteAction_HashPolicy_Cookie_{Cookie: hashCookie(p)}
-	case "query_parameter":
+	case p.Field == "query_parameter":
 		out.PolicySpecifier = &routev3.RouteAction_HashPolicy_QueryParameter_{
 			QueryParameter: &routev3.RouteAction_HashPolicy_QueryParameter{Name: p.FieldValue},
 		}
@@ -98,8 +85,8 @@ func hashPolicy(p gateway.HashPolicy) (*routev3.RouteAction_HashPolicy, error) {
 	return out, nil
 }
 
-// hashCookie returns the cookie to hash. Envoy makes one where the client sends
-// none if it has a lifetime; 0 means for the session.
+// hashCookie returns the cookie to hash. Envoy makes one where the client sends none if it has a lifetime; 0 means
+// for the session.
 func hashCookie(p gateway.HashPolicy) *routev3.RouteAction_HashPolicy_Cookie {
 	out := &routev3.RouteAction_HashPolicy_Cookie{Name: p.FieldValue}
 	if c := p.CookieConfig; c != nil {
