@@ -1,12 +1,14 @@
 // Package filewatch reads files again when their content changes. The files may be written in place, replaced by a
 // rename, reached by symbolic links that are swapped, as in a Kubernetes volume, and missing for a while.
 //
-// It compares contents every second and uses no events of the file system. So it sees every change, also on file
-// systems without events, such as NFS, and also when a directory above the files is replaced.
+// It compares sizes and times ten times a second, contents every second, and uses no events of the file system. So it
+// sees every change, also on file systems without events, such as NFS, and also when a directory above the files is
+// replaced.
 package filewatch
 
 import (
 	"context"
+	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"os"
@@ -17,8 +19,11 @@ import (
 )
 
 const (
-	// Interval is the time between two comparisons, and the time after which unchanged bad content is final.
+	// Interval is the time between two comparisons of contents, and the time after which unchanged bad content is
+	// final.
 	Interval = time.Second
+	// statInterval is the time between two comparisons of sizes and times. These find most changes.
+	statInterval = Interval / 10
 	// Settle is how long changed files must stay the same before they are read: a writer may not be done.
 	Settle = 10 * time.Millisecond
 	// settleLimit is how long files that change all the time delay the read.
@@ -103,21 +108,23 @@ func (w *Watcher) Run(ctx context.Context) {
 }
 
 func (w *Watcher) watch(ctx context.Context) {
-	sum, changed := w.sum(), time.Now()
+	stats, sum, changed := w.stats(), w.sum(), time.Now()
 	good, final := w.read(false), false
-	for {
-		requested, pause := false, Interval
-		if !good && !final {
-			pause /= 10 // do not take two unfinished writes for unchanged content
-		}
+	for n := 1; ; n++ {
+		requested := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.options.Again:
 			requested = true
-		case <-time.After(pause):
+		case <-time.After(statInterval):
 		}
-		before := sum
+		last, before := stats, sum
+		stats = w.stats()
+		// Bad content is compared each time: two unfinished writes are not one unchanged content.
+		if stats == last && !requested && (good || final) && n%int(Interval/statInterval) != 0 {
+			continue
+		}
 		sum = w.settled(ctx, before)
 		switch {
 		case ctx.Err() != nil:
@@ -149,15 +156,33 @@ func (w *Watcher) settled(ctx context.Context, before uint64) uint64 {
 // sum returns a checksum of the files' names and contents. Where a file cannot be read, the reason stands for its
 // content.
 func (w *Watcher) sum() uint64 {
+	return w.hash(func(path string) (string, error) {
+		text, err := ReadFile(path)
+		return string(text), err
+	})
+}
+
+// stats returns a checksum of the files' names, sizes and times of modification.
+func (w *Watcher) stats() uint64 {
+	return w.hash(func(path string) (string, error) {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprint(info.Size(), info.ModTime().UnixNano()), nil
+	})
+}
+
+func (w *Watcher) hash(of func(path string) (string, error)) uint64 {
 	defer w.warnIfSlow()()
 	var h maphash.Hash
 	h.SetSeed(w.seed)
 	for _, path := range w.list() {
-		text, err := ReadFile(path)
+		text, err := of(path)
 		if err != nil {
-			text = []byte(err.Error())
+			text = err.Error()
 		}
-		maphash.WriteComparable(&h, [2]string{path, string(text)})
+		maphash.WriteComparable(&h, [2]string{path, text})
 	}
 	return h.Sum64()
 }

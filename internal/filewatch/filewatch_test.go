@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -273,6 +274,25 @@ func TestBadContentIsFinalOnceItStays(t *testing.T) {
 		replace(t, path, "good again")
 		if got := r.next(); got.text != "good again" {
 			t.Errorf("final bad content was read again as %+v", got)
+		}
+	})
+}
+
+// Contents are compared once each Interval, but a change of the size is seen earlier.
+func TestMostChangesAreReadSoon(t *testing.T) {
+	bothWays(t, func(t *testing.T, w way) {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, "good")
+		r := w.watch(t, path)
+		r.until("good")
+		for i := range 20 {
+			time.Sleep(time.Duration(i) * filewatch.Interval / 20) // of the bubble
+			start, text := time.Now(), "good"+strings.Repeat(" again", i+1)
+			write(t, path, text)
+			r.until(text)
+			if took := time.Since(start); took > filewatch.Interval/5 {
+				t.Errorf("read after %v, want at most %v", took, filewatch.Interval/5)
+			}
 		}
 	})
 }
