@@ -1,6 +1,8 @@
 package xds_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -467,10 +469,10 @@ func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
 		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
 		raw := r.raw()
 		node := frameOf(t, "a")
-		for range 5 {
-			if err := raw.Send(1, len(node), node); err != nil {
-				t.Fatal(err)
-			}
+		message := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(node))), node...)
+		// In one DATA frame, so that all five arrive while the stream is open.
+		if err := raw.Send(1, len(node), append(node, bytes.Repeat(message, 4)...)); err != nil {
+			t.Fatal(err)
 		}
 		synctest.Wait()
 		if held := r.count("usher_xds_request_bytes", ""); held != 0 {
