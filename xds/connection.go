@@ -34,17 +34,11 @@ const frameCost = 64
 // cost is the memory that the requests take which are not handled yet.
 func (c *connection) cost() int { return c.requestBytes + frameCost*c.frames }
 
-// evictedBefore reports whether c's requests are dropped before those of other.
-func (c *connection) evictedBefore(other *connection) bool {
-	if pending := c.pending != nil; pending != (other.pending != nil) {
-		return pending
-	}
-	return c.cost() > other.cost()
-}
-
 // Close implements net.Conn.
 func (c *connection) Close() error {
-	c.admission.removeConnection(c)
+	c.admission.mu.Lock()
+	c.admission.dropConnection(c)
+	c.admission.unlock()
 	return c.Conn.Close()
 }
 
@@ -87,7 +81,8 @@ func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credential
 		return nil, nil, err
 	}
 	conn := raw.(*connection)
-	return &countedConn{Conn: decrypted, conn: conn}, authInfo{info, conn}, nil
+	counter := dataCounter{rest: len(http2.ClientPreface)}
+	return &countedConn{Conn: decrypted, conn: conn, counter: counter}, authInfo{info, conn}, nil
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -106,16 +101,15 @@ type countedConn struct {
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if data, frames := c.counter.count(p[:n]); frames > 0 || data > 0 {
-		c.conn.admission.addRequestBytes(c.conn, data, frames)
+		c.conn.admission.countRequestBytes(c.conn, data, frames)
 	}
 	return n, err
 }
 
 // dataCounter counts the bytes in the DATA frames of an HTTP/2 client
-// (https://www.rfc-editor.org/rfc/rfc9113#section-4.1). gRPC buffers them until a
-// message is complete, and has no hook for that.
+// (https://www.rfc-editor.org/rfc/rfc9113#section-4.1). gRPC buffers them until a message is complete, and has no hook
+// for that.
 type dataCounter struct {
-	begun       bool
 	rest        int  // bytes until the next frame's header
 	isData      bool // they are data
 	header      [9]byte
@@ -124,9 +118,6 @@ type dataCounter struct {
 
 // count returns how many of the next bytes are data, and how many DATA frames begin in them.
 func (d *dataCounter) count(p []byte) (data, frames int) {
-	if !d.begun {
-		d.begun, d.rest = true, len(http2.ClientPreface)
-	}
 	for len(p) > 0 {
 		if d.rest == 0 {
 			n := copy(d.header[d.headerBytes:], p)

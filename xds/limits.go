@@ -8,18 +8,18 @@ import (
 // Limits bound what callers may use. The server applies them before it decodes, logs or asks the Authorizer
 // anything. Zero means the value of DefaultLimits.
 //
-// A peer is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix sockets together. A stream is
-// pending until it is authorised. A connection is pending while none of its streams is authorised. When a limit is
-// reached, the newest evicts a pending one, so that callers cannot block others by holding connections or streams:
-// the oldest stream, first among those whose token was not authorised in the last ten minutes; or the oldest
-// connection of the peer that has most pending ones. When nothing is pending, the newest is refused.
+// A caller, the peer in the limits' names, is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix
+// sockets together. A stream is pending until it is authorized. A connection is pending while none of its streams is
+// authorized. When a limit is reached, the newest evicts a pending one, so that callers cannot block others by holding
+// connections or streams: the oldest stream, first among those whose token was not authorized in the last ten minutes;
+// or the oldest connection of the caller that has most pending ones. When nothing is pending, the newest is refused.
 type Limits struct {
-	// Connections bounds the open connections, and ConnectionsPerPeer those of one peer.
+	// Connections bounds the open connections, and ConnectionsPerPeer those of one caller.
 	Connections, ConnectionsPerPeer int
-	// Streams bounds the open streams, and StreamsPerPeer those of one peer.
+	// Streams bounds the open streams, and StreamsPerPeer those of one caller.
 	Streams, StreamsPerPeer int
-	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of one peer. A burst may have ten
-	// times as many. Streams with a token that was authorised in the last ten minutes do not count.
+	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of one caller. A burst may have ten
+	// times as many. Streams with a token that was authorized in the last ten minutes do not count.
 	StreamRate, StreamRatePerPeer int
 }
 
@@ -82,8 +82,8 @@ const (
 	maxRefusalLines = 10
 )
 
-// refusalLog limits the log lines about one caller: one at once, and then one per minute that has the number of
-// refusals since the last.
+// refusalLog limits the log lines about one caller: one at once, and then one per minute with the number of refusals
+// since the last.
 type refusalLog struct {
 	written time.Time
 	count   int // since then
@@ -105,7 +105,7 @@ func (a *admission) reportLimit(c *connection, limit string, token Token, reason
 	a.countLimit(c, limit, reason, token)
 }
 
-// reportRefusal logs a refusal. A denial counts against the caller.
+// reportRefusal logs a stream that is refused or denied. A denial counts against the caller.
 func (a *admission) reportRefusal(c *connection, token Token, reason string, denied bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

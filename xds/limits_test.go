@@ -200,7 +200,7 @@ func TestSilentStreamsEnd(t *testing.T) {
 	})
 }
 
-// A connection without an authorised stream is closed, whatever else is sent on it.
+// A connection without an authorized stream is closed, whatever else is sent on it.
 func TestPendingConnectionsEnd(t *testing.T) {
 	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
 	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
@@ -304,7 +304,7 @@ func TestSilentStreamsOfKnownTokensAreEvicted(t *testing.T) {
 	})
 }
 
-// The rate of one caller's streams is bounded, but not that of streams with a token that was authorised lately.
+// The rate of one caller's streams is bounded, but not that of streams with a token that was authorized lately.
 func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {

@@ -3,50 +3,51 @@ package xds
 import (
 	"regexp"
 	"time"
+
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 )
 
 // nackState is what is known of an Envoy's NACKs of one type.
 type nackState struct {
 	inARow      int
 	lastAcked   string // a nonce
-	pausedUntil time.Time
+	backoffEnd  time.Time
 	clearReport func()
 }
 
-// How long a type waits after several NACKs in a row. Without a pause, an Envoy that rejects and asks again at once
+// How long a type waits after several NACKs in a row. Without a backoff, an Envoy that rejects and asks again at once
 // would be answered without end.
 const (
-	firstPause   = time.Second
-	longestPause = 30 * time.Second
-	// freeNacks is how many in a row cause no pause.
+	firstBackoff   = time.Second
+	longestBackoff = 30 * time.Second
+	// freeNacks is how many in a row cause no backoff.
 	freeNacks = 2
 )
 
-// recordAck counts, logs and reports how Envoy answered a response.
-func (s *session) recordAck(t Type, a ackResult) {
+// recordAnswer counts, logs and reports how Envoy answered a response: with an ACK, if there is no rejection.
+func (s *session) recordAnswer(t Type, answered *response, rejection *statuspb.Status) {
 	n := &s.nacks[t]
-	if a.errorDetail == nil {
+	if rejection == nil {
 		s.options.Metrics.acks.WithLabelValues(t.String()).Inc()
-		s.log.Debug("acknowledged", "type", t, "nonce", a.response.nonce)
-		n.lastAcked = a.response.nonce
+		s.log.Debug("acknowledged", "type", t, "nonce", answered.nonce)
+		n.lastAcked = answered.nonce
 		if n.inARow > 0 {
 			s.log.Info("envoy accepts updates again", "type", t, "nonce", n.lastAcked)
-			n.inARow = 0
 			n.clearReport()
-			n.clearReport = nil
+			n.inARow, n.clearReport = 0, nil
 		}
 		return
 	}
 	s.options.Metrics.nacks.WithLabelValues(t.String()).Inc()
 	r := Rejection{
-		Version: a.response.version(), Nonce: a.response.nonce, AcceptedNonce: n.lastAcked,
-		Resources: a.response.names(), Message: redact(a.errorDetail.GetMessage()),
+		Version: versionOf(answered.resources), Nonce: answered.nonce, AcceptedNonce: n.lastAcked,
+		Resources: answered.names(), Message: redact(rejection.GetMessage()),
 	}
 	s.log.Error("envoy rejected an update", "type", t, "version", r.Version, "nonce", r.Nonce,
 		"accepted_nonce", r.AcceptedNonce, "resources", r.Resources, "error", r.Message)
 	n.inARow++
 	s.reportRejection(t, r)
-	s.pause(t)
+	s.backOff(t)
 }
 
 // reportRejection replaces the report of the type's previous rejection.
@@ -70,37 +71,34 @@ func (s *session) clearRejections() {
 	}
 }
 
-// pause stops sending a type that was rejected several times in a row. Each pause is twice as long as the last.
-func (s *session) pause(t Type) {
-	pauses := s.nacks[t].inARow - freeNacks
-	if pauses <= 0 {
+// backOff stops sending a type that was rejected several times in a row. Each backoff is twice as long as the last.
+func (s *session) backOff(t Type) {
+	doublings := s.nacks[t].inARow - freeNacks - 1
+	if doublings < 0 {
 		return
 	}
-	pause := longestPause
-	if pauses < 6 {
-		pause = firstPause << (pauses - 1)
-	}
-	s.state.types[t].paused = true
-	s.nacks[t].pausedUntil = time.Now().Add(pause)
-	s.resumePaused()
+	backoff := min(firstBackoff<<min(doublings, 5), longestBackoff)
+	s.state.types[t].backingOff = true
+	s.nacks[t].backoffEnd = time.Now().Add(backoff)
+	s.endBackoffs()
 }
 
-// resumePaused resumes the types whose pause is over, and sets the timer for the next one.
-func (s *session) resumePaused() {
-	s.resumeTimer = nil
+// endBackoffs resumes the types whose backoff is over, and sets the timer for the next one.
+func (s *session) endBackoffs() {
+	s.backoffTimer = nil
 	var next time.Time
 	for t := range s.nacks {
-		switch until := &s.nacks[t].pausedUntil; {
+		switch until := &s.nacks[t].backoffEnd; {
 		case until.IsZero():
 		case time.Until(*until) <= 0:
 			*until = time.Time{}
-			s.state.types[t].paused = false
+			s.state.types[t].backingOff = false
 		case next.IsZero() || until.Before(next):
 			next = *until
 		}
 	}
 	if !next.IsZero() {
-		s.resumeTimer = time.After(time.Until(next))
+		s.backoffTimer = time.After(time.Until(next))
 	}
 }
 

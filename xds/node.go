@@ -34,7 +34,7 @@ type Node struct {
 	UserAgent string
 	// Major, Minor and Patch are Envoy's release; all zero if unknown.
 	Major, Minor, Patch uint32
-	// Peer is the client address; zero for a unix socket.
+	// Peer is the caller's Address.
 	Peer netip.Addr
 }
 
@@ -42,13 +42,12 @@ type Node struct {
 type Caller struct {
 	// Token is the token in the stream's metadata, or empty.
 	Token Token
-	// Peer is the client address.
-	Peer net.Addr
-	// Network is what Limits count as one peer.
+	// Address is the client address; zero for a unix socket. Network is what Limits count as one caller.
+	Address netip.Addr
 	Network netip.Prefix
 	// TLS is nil for a connection in plain text.
 	TLS *tls.ConnectionState
-	// Again is true if the stream was authorised before.
+	// Again is true if the stream was authorized before.
 	Again bool
 }
 
@@ -76,7 +75,7 @@ func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 // MarshalText never returns the token.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// The most that a stream may have before it is authorised.
+// The most that a stream may have before it is authorized.
 const (
 	maxHeaders = 16 << 10 // bytes, decoded
 	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, those of a login may be longer
@@ -89,7 +88,8 @@ const (
 func callerOf(ctx context.Context) (Caller, *connection, error) {
 	p, _ := peer.FromContext(ctx)
 	auth := p.AuthInfo.(authInfo) // from countingCredentials
-	c := Caller{Peer: p.Addr, Network: networkOf(clientAddr(p.Addr))}
+	address := clientAddr(p.Addr)
+	c := Caller{Address: address, Network: networkOf(address)}
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}
@@ -135,12 +135,12 @@ const (
 
 // node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
 // Its errors may be sent to the caller: they do not repeat what they refuse.
-func (p protocol) node(f frame, keys []string, from net.Addr) (Node, error) {
-	encoded, err := wire.Field(f, p.fields.node)
+func (p protocol) node(raw rawRequest, keys []string, caller netip.Addr) (Node, error) {
+	encoded, err := wire.Field(raw, p.fields.node)
 	if err != nil {
 		return Node{}, err
 	}
-	n := Node{Metadata: map[string]string{}, Peer: clientAddr(from)}
+	n := Node{Metadata: map[string]string{}, Peer: caller}
 	err = wire.Fields(encoded, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case nodeID:

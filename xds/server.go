@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
@@ -30,7 +31,7 @@ type ResourceSource interface {
 type Authorizer interface {
 	// Authorize returns nil if the caller may. A gRPC status error with PermissionDenied, Unauthenticated or
 	// InvalidArgument (the node belongs to no gateway) denies. Any other error means that there is no answer. Every
-	// error ends the stream, even if the stream was authorised before.
+	// error ends the stream, even if the stream was authorized before.
 	Authorize(ctx context.Context, c Caller, n Node) error
 }
 
@@ -106,7 +107,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 	const window = 64 << 10 // bytes of a stream that a client may send ahead
 	return []grpc.ServerOption{
 		grpc.Creds(countingCredentials{creds}),
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.WaitForHandlers(true),
 		grpc.MaxConcurrentStreams(2048),
@@ -116,14 +117,8 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 		grpc.StaticConnWindowSize(16 * window),
 		// Requests are small. A large buffer would only make connections expensive.
 		grpc.ReadBufferSize(8 << 10),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
-			MinTime:             15 * time.Second,
-			PermitWithoutStream: true,
-		}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time:    30 * time.Second,
-			Timeout: 20 * time.Second,
-		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 	}
 }
 

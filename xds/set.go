@@ -39,7 +39,7 @@ var collectionIDs atomic.Uint64
 // collection.
 type Collection struct {
 	resources ordered.Map[*Resource]
-	heldBack  map[string]struct{}
+	heldBack  map[string]bool
 	id        uint64
 
 	mu sync.Mutex
@@ -77,13 +77,9 @@ func (c *Collection) Next(changed []*Resource, removed, heldBack []string) *Coll
 	return next
 }
 
-// isHeldBack reports whether a resource is held back.
-func (c *Collection) isHeldBack(name string) bool {
-	if c == nil {
-		return false
-	}
-	_, heldBack := c.heldBack[name]
-	return heldBack
+// exists reports whether there is a resource, which may be held back. Nil is an empty collection.
+func (c *Collection) exists(name string) bool {
+	return c.Get(name) != nil || c != nil && c.heldBack[name]
 }
 
 // Get returns a resource, or nil.
@@ -141,20 +137,20 @@ func difference(old, current *Collection) []string {
 
 // released returns the names that are no longer held back. They count as changed: only now it is known whether they
 // still exist.
-func released(before, now map[string]struct{}) []string {
+func released(before, now map[string]bool) []string {
 	var names []string
 	for name := range before {
-		if _, still := now[name]; !still {
+		if !now[name] {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-func nameSet(names []string) map[string]struct{} {
-	set := make(map[string]struct{}, len(names))
+func nameSet(names []string) map[string]bool {
+	set := make(map[string]bool, len(names))
 	for _, name := range names {
-		set[name] = struct{}{}
+		set[name] = true
 	}
 	return set
 }

@@ -3,11 +3,10 @@ package xds
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
-
-	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 )
 
 // typeState is the part of a streamState for one type: Envoy's subscription, what it was sent, and what may have
@@ -28,16 +27,17 @@ type typeState struct {
 	incomplete bool
 	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their
 	// version.
-	resendOnSubscribe map[string]struct{}
+	resendOnSubscribe map[string]bool
 
-	responded bool      // something was sent
-	lastNonce string    // of the latest response
-	inflight  *response // the one that awaits its ACK
-	nacked    bool      // the latest answer was a NACK
-	paused    bool      // nothing is sent after several NACKs
+	responded   bool      // something was sent
+	lastNonce   string    // of the latest response
+	awaitingACK *response // the latest response, until Envoy answers it
+	nacked      bool      // the latest answer was a NACK
+	backingOff  bool      // nothing is sent after several NACKs
 }
 
-// response is a response.
+// response is a response. It awaits its ACK as soon as it is made: first among those that are pending in the
+// streamState, then while the session writes it, then on its way to Envoy and back.
 type response struct {
 	typ   Type
 	nonce string
@@ -47,25 +47,17 @@ type response struct {
 	removals []string
 }
 
-// ackResult is how a request answers a response.
-type ackResult struct {
-	response    *response        // nil: the request answers none
-	errorDetail *statuspb.Status // nil: it is an ACK
-}
-
 // wildcardName subscribes to all resources of a type.
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
 const wildcardName = "*"
 
-// handleRequest updates the state. It sends nothing.
-func (t *typeState) handleRequest(r request) ackResult {
+// handleRequest updates the state. It returns the response that the request answers, or nil.
+func (t *typeState) handleRequest(r request) (answered *response) {
 	if t.sotw && t.lastNonce != "" && r.nonce != t.lastNonce {
-		return ackResult{} // the answer to the latest response will repeat it all
+		return nil // the answer to the latest response will repeat it all
 	}
-	var ack ackResult
-	if t.inflight != nil && r.nonce == t.inflight.nonce {
-		ack = ackResult{t.inflight, r.errorDetail}
-		t.inflight, t.nacked = nil, r.errorDetail != nil
+	if t.awaitingACK != nil && r.nonce == t.awaitingACK.nonce {
+		answered, t.awaitingACK, t.nacked = t.awaitingACK, nil, r.errorDetail != nil
 	}
 	first := !t.started
 	if first {
@@ -76,7 +68,7 @@ func (t *typeState) handleRequest(r request) ackResult {
 		r.subscribe, r.unsubscribe = t.compareNames(r.subscribe)
 	}
 	t.changeSubscription(r, first)
-	return ack
+	return answered
 }
 
 // start takes over what Envoy has from an earlier stream, except for resendOnSubscribe. For listeners and clusters,
@@ -101,11 +93,10 @@ func (t *typeState) compareNames(names []string) (subscribe, unsubscribe []strin
 		return nil, nil
 	}
 	wanted := nameSet(names)
-	_, all := wanted[wildcardName]
+	t.setWildcard(wanted[wildcardName])
 	delete(wanted, wildcardName)
-	t.setWildcard(all)
 	for name := range t.names(t.baseline) {
-		if _, ok := wanted[name]; !ok && t.get(name).named {
+		if !wanted[name] && t.get(name).named {
 			unsubscribe = append(unsubscribe, name)
 		}
 	}
@@ -154,9 +145,9 @@ func (t *typeState) changeSubscription(r request, first bool) {
 func (t *typeState) invalidate(name string) {
 	if !t.started {
 		if t.resendOnSubscribe == nil {
-			t.resendOnSubscribe = map[string]struct{}{}
+			t.resendOnSubscribe = map[string]bool{}
 		}
-		t.resendOnSubscribe[name] = struct{}{}
+		t.resendOnSubscribe[name] = true
 		return
 	}
 	e := t.get(name)
@@ -165,15 +156,6 @@ func (t *typeState) invalidate(name string) {
 	}
 	e.sent, e.dirty, e.version = true, true, ""
 	t.put(name, e)
-}
-
-// invalidateChildren invalidates the children of resources.
-func (t *typeState) invalidateChildren(parents []*Resource) {
-	for _, p := range parents {
-		for _, name := range p.children {
-			t.invalidate(name)
-		}
-	}
 }
 
 // setCollection marks what differs between the previous collection and a new one.
@@ -188,7 +170,7 @@ func (t *typeState) setCollection(current *Collection) {
 	}
 }
 
-// resume recognises an Envoy that was sent exactly this full state on an earlier stream. It is sent nothing.
+// resume recognizes an Envoy that was sent exactly this full state on an earlier stream. It is sent nothing.
 func (t *typeState) resume() {
 	if !t.fullState() || t.responded || t.versionInfo == "" || t.incomplete {
 		return
@@ -211,18 +193,9 @@ func (t *typeState) resume() {
 // fullState reports whether a response lists all resources, see Type.isFullState.
 func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
-// sendsRemovals reports whether the server tells Envoy about removed resources. It does for a wildcard. For a name that
-// Envoy subscribes to it does not, as in Consul: the resource that refers to the name changes or is removed instead.
-func (t *typeState) sendsRemovals() bool {
-	if t.sotw {
-		return t.typ.isFullState()
-	}
-	return t.wildcard
-}
-
 // canSend reports whether a response may be sent.
 func (t *typeState) canSend() bool {
-	return t.started && t.baseline != nil && t.inflight == nil && !t.paused && !t.blocked()
+	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.blocked()
 }
 
 // blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
@@ -240,8 +213,11 @@ func (t *typeState) hasChanges() bool {
 	return t.canSend() && (t.dirty > 0 || t.needsFirstResponse())
 }
 
-// changes returns how what Envoy has differs from what it is to have, sorted by name. It clears dirty where nothing
-// differs.
+// changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing differs, or Envoy
+// is not told, it clears dirty.
+//
+// Removals are for a wildcard. A name that Envoy subscribes to itself is not removed, as in Consul: the resource that
+// refers to the name changes or is removed instead.
 func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil
@@ -254,10 +230,10 @@ func (t *typeState) changes() (upserts []*Resource, removals []string) {
 		switch {
 		case r != nil && t.subscribed(name) && e.version != r.Version():
 			upserts = append(upserts, r)
-		case r != nil || t.baseline.isHeldBack(name) || !e.sent:
+		case t.baseline.exists(name) || !e.sent:
 			e.dirty = false
 			t.put(name, e)
-		case t.sendsRemovals():
+		case t.fullState() || !t.sotw && t.wildcard:
 			removals = append(removals, name)
 		default:
 			t.markRemoved(name)
@@ -272,7 +248,7 @@ func (t *typeState) changes() (upserts []*Resource, removals []string) {
 // before they have any endpoints. They stay dirty, and follow after the ACK of these clusters. A first full state
 // has to list all.
 func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
-	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, func(r *Resource) bool { return len(r.targets) > 0 }) {
+	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, func(r *Resource) bool { return len(r.members) > 0 }) {
 		return upserts
 	}
 	added := map[string]bool{}
@@ -280,8 +256,39 @@ func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
 		added[r.Name()] = !t.get(r.Name()).sent
 	}
 	return slices.DeleteFunc(upserts, func(r *Resource) bool {
-		return slices.ContainsFunc(r.targets, func(target string) bool { return added[target] })
+		return slices.ContainsFunc(r.members, func(name string) bool { return added[name] })
 	})
+}
+
+// The most names without a resource to which an Envoy may subscribe, or that it may say it has, per type.
+const (
+	maxUnknownNames     = 10_000
+	maxUnknownNameBytes = 1 << 20
+	// Until the set is known, no name is.
+	maxUncheckedNames     = maxRequestNames
+	maxUncheckedNameBytes = 8 << 20
+)
+
+// checkNameLimits returns an error if Envoy uses too many names without a resource. One that is held back counts as
+// known. Call it after push, which looks for the resources.
+func (t *typeState) checkNameLimits() error {
+	if len(t.overrides) <= maxUnknownNames/10 {
+		return nil
+	}
+	maxNames, maxBytes := maxUnknownNames, maxUnknownNameBytes
+	if t.baseline == nil {
+		maxNames, maxBytes = maxUncheckedNames, maxUncheckedNameBytes
+	}
+	var names, bytes int
+	for name := range t.overrides {
+		if !t.baseline.exists(name) {
+			names, bytes = names+1, bytes+len(name)
+		}
+	}
+	if names > maxNames || bytes > maxBytes {
+		return fmt.Errorf("too many unknown names of type %s: %d (%d bytes); the limit is %d (%d bytes)", t.typ, names, bytes, maxNames, maxBytes)
+	}
+	return nil
 }
 
 // hasHeldBack reports whether Envoy has a resource that is held back, and so needs what the resource refers to.
@@ -309,7 +316,7 @@ func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []st
 	if t.fullState() {
 		r.resources = t.sentResources()
 	}
-	t.responded, t.lastNonce, t.inflight = true, nonce, r
+	t.responded, t.lastNonce, t.awaitingACK = true, nonce, r
 	return r
 }
 
@@ -333,9 +340,6 @@ func (r *response) size() int {
 	}
 	return n
 }
-
-// version identifies the content.
-func (r *response) version() string { return versionOf(r.resources) }
 
 // versionOf returns the hash of names and versions.
 func versionOf(list []*Resource) string {
