@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -37,7 +38,7 @@ type admission struct {
 	knownTokens    map[uint64]*knownToken
 }
 
-// callerState is what is known of one client address.
+// callerState is what is known of one caller.
 type callerState struct {
 	connections    int
 	pendingConns   list.List // of *connection, oldest first
@@ -54,10 +55,8 @@ type pendingStreams struct{ unknown, known list.List }
 
 // oldest returns the stream to evict first, or nil.
 func (p *pendingStreams) oldest() *admittedStream {
-	for _, l := range []*list.List{&p.unknown, &p.known} {
-		if e := l.Front(); e != nil {
-			return e.Value.(*admittedStream)
-		}
+	if e := cmp.Or(p.unknown.Front(), p.known.Front()); e != nil {
+		return e.Value.(*admittedStream)
 	}
 	return nil
 }
@@ -142,7 +141,7 @@ func networkOf(a netip.Addr) netip.Prefix {
 	return network
 }
 
-// caller returns the state of a client address. The caller holds mu.
+// caller returns the state of a caller. mu is locked.
 func (a *admission) caller(network netip.Prefix) *callerState {
 	c := a.callers[network]
 	if c == nil {
@@ -159,7 +158,10 @@ func (a *admission) caller(network netip.Prefix) *callerState {
 func (a *admission) addConnection(c *connection) bool {
 	a.mu.Lock()
 	defer a.unlock()
-	c.caller = a.caller(networkOf(clientAddr(c.RemoteAddr())))
+	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		c.address = tcp.AddrPort().Addr().Unmap()
+	}
+	c.caller = a.caller(networkOf(c.address))
 	c.closed = a.closed ||
 		c.caller.connections >= a.limits.ConnectionsPerPeer && !a.evictOldest(c, "connections_per_peer", c.caller) ||
 		len(a.connections) >= a.limits.Connections && !a.evictOldest(c, "connections", a.mostPending(c.caller))
@@ -172,7 +174,7 @@ func (a *admission) addConnection(c *connection) bool {
 	return true
 }
 
-// mostPending returns the caller with most pending connections; the given one if none has more. The caller holds mu.
+// mostPending returns the caller with most pending connections; the given one if none has more. mu is locked.
 func (a *admission) mostPending(most *callerState) *callerState {
 	for _, other := range a.callers {
 		if other.pendingConns.Len() > most.pendingConns.Len() {
@@ -183,7 +185,7 @@ func (a *admission) mostPending(most *callerState) *callerState {
 }
 
 // evictOldest evicts the oldest pending connection of a caller because c has reached a limit. It returns false if there
-// is none. The caller holds mu.
+// is none. mu is locked.
 func (a *admission) evictOldest(c *connection, limit string, from *callerState) bool {
 	a.countLimit(c, limit, "too many connections", "")
 	oldest := from.pendingConns.Front()
@@ -193,20 +195,20 @@ func (a *admission) evictOldest(c *connection, limit string, from *callerState) 
 	return oldest != nil
 }
 
-// evict removes a connection, which unlock closes. The caller holds mu.
+// evict removes a connection, which unlock closes. mu is locked.
 func (a *admission) evict(c *connection) {
 	a.dropConnection(c)
 	a.evicted = append(a.evicted, c)
 }
 
-// setPending marks a connection as pending. The caller holds mu.
+// setPending marks a connection as pending. mu is locked.
 func (a *admission) setPending(c *connection) {
 	c.pending = c.caller.pendingConns.PushBack(c)
 	a.pendingConns++
 	c.expiry = time.AfterFunc(pendingTime, func() { a.expire(c) })
 }
 
-// clearPending is the inverse of setPending. The caller holds mu.
+// clearPending is the inverse of setPending. mu is locked.
 func (a *admission) clearPending(c *connection) {
 	if c.pending == nil {
 		return
@@ -230,7 +232,7 @@ func (a *admission) expire(c *connection) {
 	a.evict(c)
 }
 
-// dropConnection removes a connection that is closed. The caller holds mu.
+// dropConnection removes a connection that is closed. mu is locked.
 func (a *admission) dropConnection(c *connection) {
 	if c.closed {
 		return
@@ -263,7 +265,7 @@ func (a *admission) countRequestBytes(c *connection, bytes, frames int) {
 	}
 }
 
-// adjustRequestBytes adds to a connection's request bytes. The caller holds mu.
+// adjustRequestBytes adds to a connection's request bytes. mu is locked.
 func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	before := c.cost()
 	c.requestBytes = max(0, c.requestBytes+bytes)
@@ -276,7 +278,7 @@ func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	a.requestBytes += change
 }
 
-// largestRequest returns the connection to evict for its requests. One of them has some. The caller holds mu.
+// largestRequest returns the connection to evict for its requests. One of them has some. mu is locked.
 func (a *admission) largestRequest() *connection {
 	pendingCost := func(c *connection) int {
 		if c.pending == nil {
@@ -321,7 +323,7 @@ func (a *admission) openStream(c *connection, token Token, end func(error)) (*ad
 }
 
 // makeRoom evicts a pending stream for each limit that is reached. It returns an error if there is none, or if the
-// limit is a rate. The caller holds mu.
+// limit is a rate. mu is locked.
 func (a *admission) makeRoom(s *admittedStream, token Token) error {
 	caller := s.conn.caller
 	all, own := &a.pendingStreams, &caller.pendingStreams
@@ -360,7 +362,7 @@ func (a *admission) openStreams() int {
 	return len(a.streams)
 }
 
-// remove ends the stream's count against the limits. The caller holds mu.
+// remove ends the stream's count against the limits. mu is locked.
 func (s *admittedStream) remove() {
 	s.clearPending()
 	a := s.admission
@@ -371,7 +373,7 @@ func (s *admittedStream) remove() {
 	}
 }
 
-// clearPending removes the stream from the pending ones. The caller holds mu.
+// clearPending removes the stream from the pending ones. mu is locked.
 func (s *admittedStream) clearPending() {
 	if s.element == nil {
 		return
@@ -425,7 +427,7 @@ func (s *admittedStream) close() {
 	}
 }
 
-// isKnown reports whether a token was authorized lately. The caller holds mu.
+// isKnown reports whether a token was authorized lately. mu is locked.
 func (a *admission) isKnown(token uint64) bool {
 	k := a.knownTokens[token]
 	return k != nil && (k.streams > 0 || time.Now().Before(k.until))

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -15,6 +16,7 @@ type connection struct {
 	net.Conn
 	admission *admission
 
+	address      netip.Addr // the client's; zero for a unix socket
 	caller       *callerState
 	closed       bool
 	streams      int           // open ones
@@ -40,6 +42,14 @@ func (c *connection) Close() error {
 	c.admission.dropConnection(c)
 	c.admission.unlock()
 	return c.Conn.Close()
+}
+
+// describeAddress returns the client's address for a log.
+func (c *connection) describeAddress() string {
+	if c.address.IsValid() {
+		return c.address.String()
+	}
+	return "unix socket"
 }
 
 // listener admits connections.

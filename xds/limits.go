@@ -92,7 +92,7 @@ type refusalLog struct {
 	token           Token
 }
 
-// countLimit counts a limit that was reached, and logs it. The caller holds mu.
+// countLimit counts a limit that was reached, and logs it. mu is locked.
 func (a *admission) countLimit(c *connection, limit, reason string, token Token) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
 	a.logRefusal(c, token, reason+" (limit "+limit+")")
@@ -115,11 +115,11 @@ func (a *admission) reportRefusal(c *connection, token Token, reason string, den
 	a.logRefusal(c, token, reason)
 }
 
-// logRefusal logs now or within a minute. The caller holds mu.
+// logRefusal logs now or within a minute. mu is locked.
 func (a *admission) logRefusal(c *connection, token Token, reason string) {
 	r := &c.caller.refusals
 	r.count++
-	r.address, r.token, r.reason = addressOf(c), token, reason
+	r.address, r.token, r.reason = c.describeAddress(), token, reason
 	wait := refusalLogTime - time.Since(r.written)
 	switch {
 	case wait <= 0:

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -88,8 +87,7 @@ const (
 func callerOf(ctx context.Context) (Caller, *connection, error) {
 	p, _ := peer.FromContext(ctx)
 	auth := p.AuthInfo.(authInfo) // from countingCredentials
-	address := clientAddr(p.Addr)
-	c := Caller{Address: address, Network: networkOf(address)}
+	c := Caller{Address: auth.conn.address, Network: networkOf(auth.conn.address)}
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}
@@ -100,22 +98,6 @@ func callerOf(ctx context.Context) (Caller, *connection, error) {
 		return c, auth.conn, status.Errorf(codes.Unauthenticated, "the metadata %s has more than %d bytes", tokenKey, maxToken)
 	}
 	return c, auth.conn, nil
-}
-
-// clientAddr returns the IP address of a client; the zero Addr for a unix socket.
-func clientAddr(a net.Addr) netip.Addr {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
-}
-
-// addressOf returns the client address for a log.
-func addressOf(c *connection) string {
-	if a := clientAddr(c.RemoteAddr()); a.IsValid() {
-		return a.String()
-	}
-	return "unix socket"
 }
 
 // The numbers of fields in envoy.config.core.v3.Node, and in the messages in it.

@@ -2,7 +2,6 @@ package xds
 
 import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -62,20 +61,14 @@ func (p protocol) encode(r *response) message {
 // forty times as large.
 type rawRequest []byte
 
-// codec passes messages and raw requests as they are. Everything else is protobuf.
-type codec struct{ encoding.CodecV2 }
+// codec passes messages and raw requests as they are.
+type codec struct{}
 
-func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if m, ok := v.(message); ok {
-		return mem.BufferSlice(m), nil
-	}
-	return c.CodecV2.Marshal(v)
-}
+func (codec) Name() string { return "proto" }
 
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	if r, ok := v.(*rawRequest); ok {
-		*r = data.Materialize()
-		return nil
-	}
-	return c.CodecV2.Unmarshal(data, v)
+func (codec) Marshal(v any) (mem.BufferSlice, error) { return mem.BufferSlice(v.(message)), nil }
+
+func (codec) Unmarshal(data mem.BufferSlice, v any) error {
+	*v.(*rawRequest) = data.Materialize()
+	return nil
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,7 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
@@ -107,7 +107,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 	const window = 64 << 10 // bytes of a stream that a client may send ahead
 	return []grpc.ServerOption{
 		grpc.Creds(countingCredentials{creds}),
-		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
+		grpc.ForceServerCodecV2(codec{}),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.WaitForHandlers(true),
 		grpc.MaxConcurrentStreams(2048),
@@ -147,42 +147,38 @@ var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; c
 // When all streams or ctx have ended, it stops the server as Stop does. Call it once.
 func (s *Server) Drain(ctx context.Context, over time.Duration) {
 	streams := s.admission.shutDown()
-	stopped := make(chan struct{})
+	ctx, stopped := context.WithCancel(ctx)
+	var graceful sync.WaitGroup
 	// Each connection gets a GOAWAY. Envoy then opens its next stream on a new connection, which leads to another
 	// Usher.
-	go func() {
-		defer close(stopped)
+	graceful.Go(func() {
+		defer stopped()
 		s.grpc.GracefulStop()
-	}()
-	endStreams(ctx, streams, stopped, over)
-	select {
-	case <-stopped:
-	case <-ctx.Done():
-	}
+	})
+	endStreams(ctx, streams, over)
+	<-ctx.Done()
 	s.Stop()
-	<-stopped
+	graceful.Wait()
 }
 
 // minSpread is the number of streams from which on a drain uses all of its time. The time is there to spread many
 // reconnects; fewer streams end sooner.
 const minSpread = 50
 
-// endStreams ends streams one after the other, until none is left.
-func endStreams(ctx context.Context, streams []*admittedStream, stopped <-chan struct{}, over time.Duration) {
+// endStreams ends streams one after the other, until none is left or ctx ends.
+func endStreams(ctx context.Context, streams []*admittedStream, over time.Duration) {
 	gap := over / time.Duration(max(len(streams), minSpread))
 	begin := time.Now()
-	for i, p := range streams {
+	for i, stream := range streams {
 		if i > 0 && gap > 0 {
 			due := begin.Add(time.Duration(i-1)*gap + rand.N(gap))
 			select {
 			case <-time.After(time.Until(due)):
-			case <-stopped:
-				return
 			case <-ctx.Done():
 				return
 			}
 		}
-		p.end(errShuttingDown)
+		stream.end(errShuttingDown)
 	}
 }
 
@@ -204,20 +200,17 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 		s.admission.reportRefusal(conn, caller.Token, status.Convert(err).Message(), true)
 		return err
 	}
-	e := newSession(stream, p, caller, conn, s)
-	if e.admitted, err = s.admission.openStream(conn, caller.Token, e.end); err != nil {
+	session := newSession(stream, p, caller, conn, s)
+	if session.admitted, err = s.admission.openStream(conn, caller.Token, session.end); err != nil {
 		return err
 	}
-	defer e.admitted.close()
+	defer session.admitted.close()
 	streams := s.options.Metrics.streams.WithLabelValues(p.name)
 	streams.Inc()
 	defer streams.Dec()
-	err = recoverPanic(e.log, e.run)
-	e.close()
-	if reason := e.endReason(); reason != nil {
-		return reason
-	}
-	return err
+	err = recoverPanic(session.log, session.run)
+	session.close()
+	return cmp.Or(session.endReason(), err)
 }
 
 // statusOf returns err as a status. An error without a status becomes Unavailable, and Envoy connects again.

@@ -33,7 +33,8 @@ type session struct {
 	conn      *connection
 	admitted  *admittedStream
 	ctx       context.Context // of the stream
-	cancel    context.CancelCauseFunc
+	// end ends the session with a status. Any goroutine may call it.
+	end context.CancelCauseFunc
 	// workers end with ctx. background are the goroutines that only the end of the stream's handler ends.
 	workers    sync.WaitGroup
 	background *sync.WaitGroup
@@ -76,18 +77,15 @@ type authorization struct {
 }
 
 func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
-	ctx, cancel := context.WithCancelCause(stream.Context())
+	ctx, end := context.WithCancelCause(stream.Context())
 	return &session{
 		options: &s.options, admission: s.admission, background: &s.background,
-		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, cancel: cancel, log: s.options.Logger,
+		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, end: end, log: s.options.Logger,
 		requests: make(chan rawRequest), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1),
 		sets: latest.New[*Set](), state: newStreamState(p.sotw),
 		timeout: time.NewTimer(firstRequestTime), authorization: authorization{authResults: make(chan error, 1)},
 	}
 }
-
-// end ends the session with a status. Any goroutine may call it.
-func (s *session) end(reason error) { s.cancel(reason) }
 
 // run handles one event at a time until the stream ends. While a message is being written or must not be, it makes
 // no response: the next one has the newest set.
@@ -306,7 +304,7 @@ func (s *session) authorize(raw rawRequest) error {
 		return s.deny(err)
 	}
 	s.admitted.markAuthorized()
-	s.log = s.log.With("envoy", node.ID, "address", addressOf(s.conn))
+	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
 	s.node = &node
 	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
 	s.start(&s.workers, s.watchSource)
@@ -404,7 +402,7 @@ func (s *session) hasUnread() bool { return s.sending || s.state.awaitsACK() }
 // close ends the session and waits for its workers. If the caller is no longer authorized or does not read, it
 // closes the connection, so that the caller does not get what gRPC has not written yet.
 func (s *session) close() {
-	s.cancel(nil)
+	s.end(nil)
 	s.workers.Wait()
 	if s.node == nil {
 		return

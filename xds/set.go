@@ -35,8 +35,8 @@ func (s *Set) hasHeldBack(t Type) bool {
 // collectionIDs numbers the collections of this process, from 1.
 var collectionIDs atomic.Uint64
 
-// Collection has all resources of one type. It is immutable and shared by sets. Get and All treat nil as an empty
-// collection.
+// Collection has all resources of one type. It is immutable and shared by sets. Get, Len and All treat nil as an
+// empty collection.
 type Collection struct {
 	resources ordered.Map[*Resource]
 	heldBack  map[string]bool
@@ -82,24 +82,22 @@ func (c *Collection) exists(name string) bool {
 	return c.Get(name) != nil || c != nil && c.heldBack[name]
 }
 
-// Get returns a resource, or nil.
-func (c *Collection) Get(name string) *Resource {
+// items returns the resources; none for nil.
+func (c *Collection) items() ordered.Map[*Resource] {
 	if c == nil {
-		return nil
+		return ordered.Map[*Resource]{}
 	}
-	return c.resources.Get(name)
+	return c.resources
 }
+
+// Get returns a resource, or nil.
+func (c *Collection) Get(name string) *Resource { return c.items().Get(name) }
 
 // Len is the number of resources.
-func (c *Collection) Len() int { return c.resources.Len() }
+func (c *Collection) Len() int { return c.items().Len() }
 
 // All returns the resources by their names, in order.
-func (c *Collection) All() iter.Seq2[string, *Resource] {
-	if c == nil {
-		c = &Collection{}
-	}
-	return c.resources.All()
-}
+func (c *Collection) All() iter.Seq2[string, *Resource] { return c.items().All() }
 
 // HeldBack returns the names that are held back, in order.
 func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.heldBack)) }
