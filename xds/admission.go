@@ -88,7 +88,9 @@ type admittedStream struct {
 
 func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 	l = l.withDefaults()
-	m.setLimits(l)
+	for name, value := range limitValues(l) {
+		m.limits.WithLabelValues(name).Set(value)
+	}
 	return &admission{
 		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), logLimiter: limiter(maxRefusalLines),
 		callers:     map[netip.Prefix]*callerState{},

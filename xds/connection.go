@@ -36,7 +36,6 @@ const frameCost = 64
 // cost is the memory that the requests take which are not handled yet.
 func (c *connection) cost() int { return c.requestBytes + frameCost*c.frames }
 
-// Close implements net.Conn.
 func (c *connection) Close() error {
 	c.admission.mu.Lock()
 	c.admission.dropConnection(c)
@@ -52,13 +51,12 @@ func (c *connection) describeAddress() string {
 	return "unix socket"
 }
 
-// listener admits connections.
+// listener admits connections, and closes those that are over a limit.
 type listener struct {
 	net.Listener
 	admission *admission
 }
 
-// Accept implements net.Listener. It closes the connections that are over a limit.
 func (l listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -84,7 +82,6 @@ type countingCredentials struct {
 	credentials.TransportCredentials
 }
 
-// ServerHandshake implements credentials.TransportCredentials.
 func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	decrypted, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
@@ -95,7 +92,6 @@ func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credential
 	return &countedConn{Conn: decrypted, conn: conn, counter: counter}, authInfo{info, conn}, nil
 }
 
-// Clone implements credentials.TransportCredentials.
 func (c countingCredentials) Clone() credentials.TransportCredentials {
 	return countingCredentials{c.TransportCredentials.Clone()}
 }
@@ -107,7 +103,6 @@ type countedConn struct {
 	counter dataCounter
 }
 
-// Read implements net.Conn.
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if data, frames := c.counter.count(p[:n]); frames > 0 || data > 0 {

@@ -83,13 +83,6 @@ func (m *Metrics) countDenial(err error) (denied bool) {
 	return code != codes.Unavailable
 }
 
-// setLimits shows the limits.
-func (m *Metrics) setLimits(l Limits) {
-	for name, value := range limitValues(l) {
-		m.limits.WithLabelValues(name).Set(value)
-	}
-}
-
 // limitValues returns the limits by their labels.
 func limitValues(l Limits) map[string]float64 {
 	return map[string]float64{

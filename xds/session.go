@@ -254,7 +254,9 @@ func (s *session) sendNext() {
 	}
 	t := r.typ.String()
 	s.options.Metrics.responses.WithLabelValues(t).Inc()
-	s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
+	for _, c := range r.resources {
+		s.options.Metrics.bytes.WithLabelValues(t).Add(float64(c.Size()))
+	}
 	s.log.Debug("sending", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
 	s.sending = true
 	if s.unansweredSince.IsZero() {

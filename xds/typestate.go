@@ -165,29 +165,16 @@ func (t *typeState) setCollection(current *Collection) {
 	}
 	first := t.baseline == nil
 	t.rebase(current)
-	if first {
-		t.resume()
-	}
-}
-
-// resume recognizes an Envoy that was sent exactly this full state on an earlier stream. It is sent nothing.
-func (t *typeState) resume() {
-	if !t.fullState() || t.responded || t.versionInfo == "" || t.incomplete {
+	if !first || !t.fullState() || t.versionInfo == "" || t.incomplete {
 		return
 	}
-	var list []*Resource
-	for name, r := range t.baseline.All() {
-		if t.subscribed(name) {
-			list = append(list, r)
+	// An Envoy that was sent exactly this full state on an earlier stream is sent nothing.
+	if all, _ := t.changes(); versionOf(all) == t.versionInfo {
+		for _, r := range all {
+			t.markSent(r)
 		}
+		t.responded = true
 	}
-	if versionOf(list) != t.versionInfo {
-		return
-	}
-	for _, r := range list {
-		t.markSent(r)
-	}
-	t.responded = true
 }
 
 // fullState reports whether a response lists all resources, see Type.isFullState.
@@ -324,21 +311,12 @@ func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []st
 func (t *typeState) sentResources() []*Resource {
 	var list []*Resource
 	for name := range t.names(t.baseline) {
-		if e := t.get(name); e.sent && e.resource != nil {
-			list = append(list, e.resource)
+		if r := t.get(name).resource; r != nil {
+			list = append(list, r)
 		}
 	}
 	sortByName(list)
 	return list
-}
-
-// size is the number of bytes of the resources.
-func (r *response) size() int {
-	n := 0
-	for _, c := range r.resources {
-		n += c.Size()
-	}
-	return n
 }
 
 // versionOf returns the hash of names and versions.

@@ -68,13 +68,16 @@ func By[V comparable](values []V, key func(V) string) Map[V] {
 	return From(m)
 }
 
-// Len returns the number of items.
-func (m Map[V]) Len() int {
+// version returns the root; an empty one for the zero Map.
+func (m Map[V]) version() root[V] {
 	if m.root == nil {
-		return 0
+		return root[V]{}
 	}
-	return m.root.size
+	return *m.root
 }
+
+// Len returns the number of items.
+func (m Map[V]) Len() int { return m.version().size }
 
 // Get returns the value of a key, or the zero value.
 func (m Map[V]) Get(key string) (value V) {
@@ -86,15 +89,16 @@ func (m Map[V]) Get(key string) (value V) {
 
 // find returns the block and the index at which a key is or would be.
 func (m Map[V]) find(key string) (b, i int, found bool) {
-	if m.root == nil {
+	blocks := m.version().blocks
+	if len(blocks) == 0 {
 		return 0, 0, false
 	}
-	b, found = slices.BinarySearchFunc(m.root.blocks, key, func(b *block[V], key string) int { return cmp.Compare((*b)[0].key, key) })
+	b, found = slices.BinarySearchFunc(blocks, key, func(b *block[V], key string) int { return cmp.Compare((*b)[0].key, key) })
 	if found {
 		return b, 0, true
 	}
 	b = max(b-1, 0)
-	i, found = slices.BinarySearchFunc(*m.root.blocks[b], key, func(e item[V], key string) int { return cmp.Compare(e.key, key) })
+	i, found = slices.BinarySearchFunc(*blocks[b], key, func(e item[V], key string) int { return cmp.Compare(e.key, key) })
 	return b, i, found
 }
 
@@ -218,12 +222,7 @@ type cursor[V comparable] struct {
 	i      int         // in the current block
 }
 
-func (m Map[V]) cursor() cursor[V] {
-	if m.root == nil {
-		return cursor[V]{}
-	}
-	return cursor[V]{blocks: m.root.blocks}
-}
+func (m Map[V]) cursor() cursor[V] { return cursor[V]{blocks: m.version().blocks} }
 
 func (c cursor[V]) done() bool { return len(c.blocks) == 0 }
 
