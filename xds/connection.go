@@ -124,23 +124,22 @@ type dataCounter struct {
 // count returns how many of the next bytes are data, and how many DATA frames begin in them.
 func (d *dataCounter) count(p []byte) (data, frames int) {
 	for len(p) > 0 {
-		if d.rest == 0 {
-			n := copy(d.header[d.headerBytes:], p)
-			p, d.headerBytes = p[n:], d.headerBytes+n
-			if d.headerBytes == len(d.header) {
-				d.rest = int(binary.BigEndian.Uint32(d.header[:4]) >> 8)
-				d.isData = http2.FrameType(d.header[3]) == http2.FrameData
-				d.headerBytes = 0
-				if d.isData {
-					frames++
-				}
+		if d.rest > 0 {
+			n := min(d.rest, len(p))
+			p, d.rest = p[n:], d.rest-n
+			if d.isData {
+				data += n
 			}
 			continue
 		}
-		n := min(d.rest, len(p))
-		p, d.rest = p[n:], d.rest-n
-		if d.isData {
-			data += n
+		n := copy(d.header[d.headerBytes:], p)
+		p, d.headerBytes = p[n:], d.headerBytes+n
+		if d.headerBytes < len(d.header) {
+			break
+		}
+		d.headerBytes, d.rest = 0, int(binary.BigEndian.Uint32(d.header[:4])>>8)
+		if d.isData = http2.FrameType(d.header[3]) == http2.FrameData; d.isData {
+			frames++
 		}
 	}
 	return data, frames

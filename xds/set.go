@@ -5,7 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
+	"weak"
 
 	"github.com/usherproxy/usher/internal/ordered"
 )
@@ -32,47 +32,37 @@ func (s *Set) hasHeldBack(t Type) bool {
 	return c != nil && len(c.heldBack) > 0
 }
 
-// collectionIDs numbers the collections of this process, from 1.
-var collectionIDs atomic.Uint64
-
 // Collection has all resources of one type. It is immutable and shared by sets. Get, Len and All treat nil as an
 // empty collection.
 type Collection struct {
 	resources ordered.Map[*Resource]
 	heldBack  map[string]bool
-	id        uint64
 
 	mu sync.Mutex
-	// changed are the names that differ from the collection with the id changedFrom. A pointer instead of the id
-	// would keep old collections alive.
-	changedFrom uint64
+	// changed are the names that differ from the collection changedFrom. A strong pointer would keep old collections
+	// alive.
+	changedFrom weak.Pointer[Collection]
 	changed     []string
 }
 
 // NewCollection returns a collection of resources by their names. A resource that is held back exists but cannot be
 // built: an Envoy that has it keeps it, and another one does not get it. Do not modify the arguments afterwards.
 func NewCollection(resources map[string]*Resource, heldBack []string) *Collection {
-	return &Collection{resources: ordered.From(resources), heldBack: nameSet(heldBack), id: collectionIDs.Add(1)}
+	return &Collection{resources: ordered.From(resources), heldBack: nameSet(heldBack)}
 }
 
 // Next returns c with other or more resources, without the removed ones, and with other names held back; c itself if
 // nothing changes. It costs what changes.
 func (c *Collection) Next(changed []*Resource, removed, heldBack []string) *Collection {
-	names := nameSet(heldBack)
-	if len(changed)+len(removed) == 0 && maps.Equal(names, c.heldBack) {
+	next := &Collection{resources: c.resources, heldBack: nameSet(heldBack)}
+	if len(changed)+len(removed) == 0 && maps.Equal(next.heldBack, c.heldBack) {
 		return c
-	}
-	next := &Collection{
-		resources: c.resources, heldBack: names, id: collectionIDs.Add(1),
-		changedFrom: c.id, changed: released(c.heldBack, names),
 	}
 	for _, r := range changed {
 		next.resources = next.resources.With(r.Name(), r)
-		next.changed = append(next.changed, r.Name())
 	}
 	for _, name := range removed {
 		next.resources = next.resources.Without(name)
-		next.changed = append(next.changed, name)
 	}
 	return next
 }
@@ -108,16 +98,15 @@ func (c *Collection) Equal(other *Collection) bool {
 		maps.Equal(c.heldBack, other.heldBack) && len(difference(other, c)) == 0
 }
 
-// changedSince returns the names that differ from old. All sessions that had old share the result. It is known if c
-// was made from old.
+// changedSince returns the names that differ from old. All sessions that had old share the result.
 func (c *Collection) changedSince(old *Collection) []string {
 	if c == old {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.changedFrom != old.id {
-		c.changedFrom, c.changed = old.id, difference(old, c)
+	if from := weak.Make(old); c.changedFrom != from {
+		c.changedFrom, c.changed = from, difference(old, c)
 	}
 	return c.changed
 }
