@@ -2,8 +2,8 @@ package xds
 
 import (
 	"crypto/rand"
-	"fmt"
 	"slices"
+	"strconv"
 )
 
 // streamState decides what is sent to one Envoy, and when. It has no goroutines and no locks; its owner calls one
@@ -102,7 +102,7 @@ func (s *streamState) respond(typ Type, withRemovals bool) {
 	}
 	s.responseCount++
 	// It cannot be guessed, so that an ACK proves that the response was read.
-	nonce := fmt.Sprintf("%d-%.13s", s.responseCount, rand.Text())
+	nonce := strconv.FormatUint(s.responseCount, 10) + "-" + rand.Text()[:13]
 	s.pending = append(s.pending, t.newResponse(nonce, upserts, removals))
 	for _, parent := range upserts {
 		for _, name := range parent.children {
