@@ -8,33 +8,23 @@ import (
 // clientState is, for every name of a type, whether Envoy subscribes to it and what Envoy was sent.
 //
 // It stores only how that differs from a collection, which is nothing for an Envoy that is up to date. So it takes
-// next to no memory, however many resources Envoy has. go-control-plane's stream servers keep two maps with all
-// names for each Envoy; BenchmarkMemoryOfAnEnvoy shows the difference.
+// next to no memory, however many resources Envoy has; see BenchmarkMemoryOfAnEnvoy.
 type clientState struct {
-	// baseline is the collection to compare with. Nil is an empty one.
-	baseline *Collection
-	// wildcard is true while Envoy subscribes to all resources.
-	wildcard bool
+	baseline *Collection // to compare with; nil is an empty one
+	wildcard bool        // Envoy subscribes to all resources
 	// overrides are the states that are not the default. It is nil if there are none, because an empty map keeps its
 	// memory.
 	overrides map[string]nameState
-	// dirty is how many of them are dirty.
-	dirty int
+	dirty     int // how many of them are dirty
 }
 
-// nameState is the state of a name. The zero value means that Envoy does not subscribe to the name and does not have
-// it.
+// nameState is the state of a name. Zero: Envoy does not subscribe to it and does not have it.
 type nameState struct {
-	// named is true if Envoy subscribes to the name itself.
-	named bool
-	// sent is true if Envoy was sent the resource, whether it has acknowledged it or not, or if invalidate says so.
-	sent bool
-	// dirty is true while what Envoy has may differ from what it is to have.
-	dirty bool
-	// version is what Envoy has. If it is empty, the resource is sent in any case.
-	version string
-	// resource is nil if it was not sent on this stream.
-	resource *Resource
+	named    bool      // Envoy subscribes to the name itself
+	sent     bool      // Envoy was sent the resource, acknowledged or not, or invalidate says so
+	dirty    bool      // what Envoy has may differ from what it is to have
+	version  string    // what Envoy has; if it is empty, the resource is sent in any case
+	resource *Resource // nil: it was not sent on this stream
 }
 
 // defaultState is the state of a name without an override: Envoy has what the baseline has.

@@ -25,29 +25,20 @@ import (
 
 // Node is how an Envoy describes itself in the first request of its stream.
 type Node struct {
-	// ID and Cluster are --service-node and --service-cluster.
-	ID, Cluster string
-	// Metadata has the string values of the node's metadata for Options.MetadataKeys.
-	Metadata map[string]string
-	// UserAgent is "envoy" for an Envoy.
-	UserAgent string
-	// Major, Minor and Patch are Envoy's release; all zero if unknown.
-	Major, Minor, Patch uint32
-	// Peer is the caller's Address.
-	Peer netip.Addr
+	ID, Cluster         string            // --service-node and --service-cluster
+	Metadata            map[string]string // the strings for Options.MetadataKeys
+	UserAgent           string            // "envoy" for an Envoy
+	Major, Minor, Patch uint32            // Envoy's release; all zero if unknown
+	Peer                netip.Addr        // the caller's Address
 }
 
 // Caller opens a stream.
 type Caller struct {
-	// Token is the token in the stream's metadata, or empty.
-	Token Token
-	// Address is the client address; zero for a unix socket. Network is what Limits count as one caller.
-	Address netip.Addr
-	Network netip.Prefix
-	// TLS is nil for a connection in plain text.
-	TLS *tls.ConnectionState
-	// Again is true if the stream was authorized before.
-	Again bool
+	Token   Token                // in the stream's metadata, or empty
+	Address netip.Addr           // the client's; zero for a unix socket
+	Network netip.Prefix         // what Limits count as one caller
+	TLS     *tls.ConnectionState // nil for plain text
+	Again   bool                 // the stream was authorized before
 }
 
 // Token is a secret that the Authorizer checks. Formatting it shows only whether there is one; convert it to a

@@ -28,10 +28,8 @@ type request struct {
 	// state-of-the-world Envoy has.
 	initialVersions map[string]string
 	versionInfo     string
-	// nonce is that of the response which the request answers, or empty.
-	nonce string
-	// errorDetail is not nil in a NACK.
-	errorDetail *statuspb.Status
+	nonce           string           // of the response that the request answers, or empty
+	errorDetail     *statuspb.Status // not nil in a NACK
 }
 
 // decode decodes a request. Its errors may be sent to the caller.

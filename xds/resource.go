@@ -69,14 +69,11 @@ func (t Type) isFullState() bool { return t == Cluster || t == Listener }
 type Resource struct {
 	name, version string
 	size          int
-	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse with this resource, and sotwItem that of
-	// a DiscoveryResponse.
+	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse, and sotwItem that of a DiscoveryResponse.
 	deltaItem, sotwItem mem.Buffer
-	// children are the resources of the type's child type that this one names: load assignments of a cluster, route
-	// configurations of a listener.
+	// children are the resources of the child type that this one names, such as the load assignment of a cluster.
 	children []string
-	// members are the clusters of an aggregate cluster.
-	members []string
+	members  []string // the clusters of an aggregate cluster
 }
 
 // NewResource validates a message by Envoy's own rules and encodes it. Equal messages get equal versions, in every

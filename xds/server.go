@@ -47,29 +47,23 @@ type Rejection struct {
 	// Version and Nonce are those of the response. AcceptedNonce is the nonce of the last response of the type that
 	// the Envoy accepted on this stream, or empty.
 	Version, Nonce, AcceptedNonce string
-	// Resources are the first few names in the response.
-	Resources []string
-	// Message is Envoy's error, shortened and without private keys.
-	Message string
+	Resources                     []string // the first few names in the response
+	Message                       string   // Envoy's error, shortened and without private keys
 }
 
 // Options are the parts of a server. Source, Authorizer and Logger are required.
 type Options struct {
-	Source     ResourceSource
-	Authorizer Authorizer
-	Logger     *slog.Logger
-	// Credentials are the server's TLS credentials. Nil means plain text.
-	Credentials credentials.TransportCredentials
-	// Rejections and Metrics may be nil.
-	Rejections Rejections
-	Metrics    *Metrics
+	Source      ResourceSource
+	Authorizer  Authorizer
+	Logger      *slog.Logger
+	Credentials credentials.TransportCredentials // nil means plain text
+	Rejections  Rejections                       // may be nil
+	Metrics     *Metrics                         // may be nil
 	// Reauthorize is how long an answer of the Authorizer is valid. A stream whose answer has expired ends, or is
 	// sent nothing. Zero means 30 s.
-	Reauthorize time.Duration
-	// MetadataKeys are the keys of the node's metadata that Source and Authorizer read.
-	MetadataKeys []string
-	// Limits bound what callers may use.
-	Limits Limits
+	Reauthorize  time.Duration
+	MetadataKeys []string // of the node's metadata that Source and Authorizer read
+	Limits       Limits   // of what callers may use
 }
 
 // Server serves the AggregatedDiscoveryService.
@@ -78,8 +72,7 @@ type Server struct {
 	options   Options
 	admission *admission
 	grpc      *grpc.Server
-	// background are the goroutines that outlive the stream's handler: gRPC releases them when the handler has
-	// returned.
+	// background are the goroutines that outlive their stream's handler: gRPC releases them when it has returned.
 	background sync.WaitGroup
 }
 

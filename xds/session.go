@@ -32,9 +32,8 @@ type session struct {
 	caller    Caller
 	conn      *connection
 	admitted  *admittedStream
-	ctx       context.Context // of the stream
-	// end ends the session with a status. Any goroutine may call it.
-	end context.CancelCauseFunc
+	ctx       context.Context         // of the stream
+	end       context.CancelCauseFunc // ends the session with a status; any goroutine may call it
 	// workers end with ctx. background are the goroutines that only the end of the stream's handler ends.
 	workers    sync.WaitGroup
 	background *sync.WaitGroup
@@ -51,15 +50,11 @@ type session struct {
 
 	state   *streamState
 	sending bool // a message is being written
-	// unansweredSince is when Envoy answered a response last, or was sent one while it had answered all. It is zero
-	// while it has answered all.
+	// unansweredSince is when Envoy answered a response last, or was sent one; zero while it has answered all.
 	unansweredSince time.Time
-	// timeout bounds the time to the first request, and the time that the caller may take to read a response.
-	timeout *time.Timer
-	// ackTimer fires when something has waited for Envoy for too long. It is nil while nothing waits.
-	ackTimer <-chan time.Time
-	// mustCutOff is true when Envoy must not get what it has not read yet.
-	mustCutOff bool
+	timeout         *time.Timer      // bounds the time to the first request, and to the reading of a response
+	ackTimer        <-chan time.Time // fires when something has waited for Envoy for too long; nil while nothing waits
+	mustCutOff      bool             // Envoy must not get what it has not read yet
 	authorization
 	nacks        [NumTypes]nackState
 	backoffTimer <-chan time.Time // fires when the next backoff is over
@@ -68,8 +63,7 @@ type session struct {
 // authorization is the state of the Authorizer's latest answer.
 type authorization struct {
 	authResults chan error // the next answer
-	// timer fires when the Authorizer is to be asked again, and then, while it is being asked, when the latest
-	// answer expires.
+	// timer fires when the Authorizer is to be asked again, and while it is asked, when the latest answer expires.
 	timer   <-chan time.Time
 	asking  bool
 	expired bool          // nothing is sent

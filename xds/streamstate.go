@@ -14,26 +14,20 @@ import (
 //   - Each type has one response at a time, until Envoy has answered it.
 //   - Secrets, clusters and endpoints are sent as soon as they change. They never wait for each other: Envoy
 //     acknowledges a cluster only when the cluster's endpoints and secrets have arrived.
-//   - An aggregate cluster waits until Envoy has acknowledged the new clusters that it refers to: they have no
-//     endpoints before.
-//   - Listeners and routes wait until Envoy has acknowledged those, and has subscribed to the endpoints of the
-//     clusters that it was sent.
-//   - Clusters, endpoints, secrets and token buckets are removed last, when no listener and no route of Envoy may
-//     need them.
+//   - An aggregate cluster waits for the ACK of its new members: they have no endpoints before.
+//   - Listeners and routes wait for the ACK of those, and until Envoy subscribes to the endpoints of new clusters.
+//   - Clusters, endpoints, secrets and token buckets are removed last, when no listener and no route may need them.
 //   - A cluster's endpoints are sent again after the cluster, and a listener's routes after the listener: Envoy
 //     waits for them again.
 //   - A rejected update is not sent again until it changes.
 type streamState struct {
 	set   *Set // nil: not known yet
 	types [NumTypes]typeState
-	// awaitingEDS are the load assignments to which Envoy has to subscribe, because it was sent their clusters, and
-	// has not yet.
-	awaitingEDS []string
-	// pending are the next responses, in order.
-	pending       []*response
+	// awaitingEDS are the load assignments whose clusters Envoy was sent, and to which it has not subscribed yet.
+	awaitingEDS   []string
+	pending       []*response // the next ones, in order
 	responseCount uint64
-	// ackTimedOut is true during a push that does not wait.
-	ackTimedOut bool
+	ackTimedOut   bool // during a push that does not wait
 }
 
 func newStreamState(sotw bool) *streamState {

@@ -16,17 +16,13 @@ type typeState struct {
 	sotw bool // the protocol is the state of the world
 
 	clientState
-	// started is true after the first request.
-	started bool
-	// legacyWildcard is true while a request without names subscribes to all.
-	legacyWildcard bool
-	// versionInfo is the version from an earlier stream that a state-of-the-world Envoy had in its first request.
-	versionInfo string
+	started        bool   // there was a request
+	legacyWildcard bool   // a request without names subscribes to all
+	versionInfo    string // from an earlier stream, in the first request of a state-of-the-world Envoy
 	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
 	// held back. With a listener, what it refers to may be missing.
 	incomplete bool
-	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their
-	// version.
+	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their version.
 	resendOnSubscribe map[string]bool
 
 	responded   bool      // something was sent
@@ -196,9 +192,7 @@ func (t *typeState) blocked() bool {
 func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcard }
 
 // hasChanges reports whether there may be something to send, and nothing in flight.
-func (t *typeState) hasChanges() bool {
-	return t.canSend() && (t.dirty > 0 || t.needsFirstResponse())
-}
+func (t *typeState) hasChanges() bool { return t.canSend() && (t.dirty > 0 || t.needsFirstResponse()) }
 
 // changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing differs, or Envoy
 // is not told, it clears dirty.
