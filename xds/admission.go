@@ -93,11 +93,8 @@ func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 	}
 	return &admission{
 		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), logLimiter: limiter(maxRefusalLines),
-		callers:     map[netip.Prefix]*callerState{},
-		connections: map[*connection]struct{}{},
-		streams:     map[*admittedStream]struct{}{},
-		rate:        limiter(l.StreamRate),
-		knownTokens: map[uint64]*knownToken{},
+		callers: map[netip.Prefix]*callerState{}, connections: map[*connection]struct{}{},
+		streams: map[*admittedStream]struct{}{}, rate: limiter(l.StreamRate), knownTokens: map[uint64]*knownToken{},
 	}
 }
 
@@ -132,8 +129,7 @@ func (a *admission) shutDown() []*admittedStream {
 	return slices.Collect(maps.Keys(a.streams))
 }
 
-// networkOf returns what counts as one caller: an IPv4 address, the /64 network of an IPv6 address, or the zero
-// Prefix for all unix sockets.
+// networkOf returns what counts as one caller: an IPv4 address, the /64 of an IPv6 address, or zero for unix sockets.
 func networkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
@@ -186,8 +182,8 @@ func (a *admission) mostPending(most *callerState) *callerState {
 	return most
 }
 
-// evictOldest evicts the oldest pending connection of a caller because c has reached a limit. It returns false if there
-// is none. mu is locked.
+// evictOldest makes room for c: it evicts the oldest pending connection of a caller. It reports whether there is one.
+// mu is locked.
 func (a *admission) evictOldest(c *connection, limit string, from *callerState) bool {
 	a.countLimit(c, limit, "too many connections", "")
 	oldest := from.pendingConns.Front()

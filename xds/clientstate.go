@@ -12,8 +12,7 @@ import (
 type clientState struct {
 	baseline *Collection // to compare with; nil is an empty one
 	wildcard bool        // Envoy subscribes to all resources
-	// overrides are the states that are not the default. It is nil if there are none, because an empty map keeps its
-	// memory.
+	// overrides are the states that are not the default; nil if there are none, because an empty map keeps its memory.
 	overrides map[string]nameState
 	dirty     int // how many of them are dirty
 }
@@ -88,9 +87,7 @@ func (s *clientState) markSent(r *Resource) {
 	s.put(r.Name(), nameState{named: s.get(r.Name()).named, sent: true, version: r.Version(), resource: r})
 }
 
-func (s *clientState) markRemoved(name string) {
-	s.put(name, nameState{named: s.get(name).named})
-}
+func (s *clientState) markRemoved(name string) { s.put(name, nameState{named: s.get(name).named}) }
 
 // rebase replaces the baseline and marks the names that differ as dirty. It costs what has changed.
 func (s *clientState) rebase(to *Collection) {

@@ -5,7 +5,7 @@
 //	                                  ^   ^                  |
 //	Authorizer ------allowed?---------+   +<-- requests -----+
 //
-// A Set has every resource once, already encoded. All Envoys share its memory. A session serves one stream. It joins two
+// A Set has every resource once, already encoded. All Envoys share its memory. A session serves one stream, with two
 // parts:
 //
 //   - protocol decodes requests and encodes responses: delta or state of the world.

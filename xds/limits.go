@@ -8,7 +8,7 @@ import (
 // Limits bound what callers may use. The server applies them before it decodes, logs or asks the Authorizer
 // anything. Zero means the value of DefaultLimits.
 //
-// A caller, the peer in the limits' names, is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix
+// A caller (peer, in the limits' names) is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix
 // sockets together. A stream is pending until it is authorized. A connection is pending while none of its streams is
 // authorized. When a limit is reached, the newest evicts a pending one, so that callers cannot block others by holding
 // connections or streams: the oldest stream, first among those whose token was not authorized in the last ten minutes;
@@ -43,47 +43,38 @@ func (l Limits) withDefaults() Limits {
 
 // The limits without an option.
 const (
-	// rateBurst is how many seconds' worth of streams may come at once.
-	rateBurst = 10
+	rateBurst       = 10       // how many seconds' worth of streams may come at once
+	maxRequestBytes = 64 << 20 // of all connections' requests that have arrived and are not handled yet
+	// maxPendingRequest bounds them for one pending connection: one of the largest requests, and parts of others.
+	maxPendingRequest = maxRequest + 1<<20
+
 	// maxPendingStreams bounds the pending streams, and maxPendingStreamsPerPeer those of one caller.
 	maxPendingStreams        = 2048
 	maxPendingStreamsPerPeer = 1024
-	// maxRequestBytes bounds the requests of all connections that have arrived and are not handled yet.
-	maxRequestBytes = 64 << 20
-	// maxPendingRequest bounds the same for one pending connection: one of the largest requests, and parts of
-	// others.
-	maxPendingRequest = maxRequest + 1<<20
-	// maxRefused is how many streams of a pending connection are refused before the connection is closed.
-	maxRefused = 100
+
+	maxRefused = 100 // streams on a pending connection, before it is closed
 	// maxDeniedRate is how many streams of one caller may be denied per second, and maxDenied how many at once.
 	// Further streams are refused without asking the Authorizer, because each question costs Consul as well.
 	maxDeniedRate = 10
 	maxDenied     = 100
-	// handshakeTime bounds the TLS and HTTP/2 handshakes.
-	handshakeTime = 10 * time.Second
-	// firstRequestTime bounds the time from a stream's start to its first request.
-	firstRequestTime = 10 * time.Second
-	// pendingTime is how long a connection may be pending: time for the handshakes, a first request, and the
-	// Authorizer's answer.
-	pendingTime = 30 * time.Second
+
+	handshakeTime    = 10 * time.Second // for the TLS and HTTP/2 handshakes
+	firstRequestTime = 10 * time.Second // from a stream's start
+	pendingTime      = 30 * time.Second // of a connection: handshakes, a first request, and the Authorizer's answer
 	// sendTime is how long Envoy may take to read a response, and answerTime how long it may leave all responses
 	// unanswered. An Envoy with a thousand clusters can be busy for a minute and a half.
 	sendTime   = 2 * time.Minute
 	answerTime = 5 * time.Minute
-	// knownTime is how long a token is known after its last stream has ended.
-	knownTime = 10 * time.Minute
-	// maxKnownTokens bounds the known tokens.
+
+	knownTime      = 10 * time.Minute // for which a token is known after its last stream has ended
 	maxKnownTokens = 10_000
-	// maxIdleCallers bounds the callers without connections whose rates are kept.
-	maxIdleCallers = 1000
-	// refusalLogTime is the time between two log lines about one caller's refusals, and maxRefusalLines bounds the
-	// lines of all callers per second.
-	refusalLogTime  = time.Minute
-	maxRefusalLines = 10
+	maxIdleCallers = 1000 // without connections, whose rates are kept
+
+	refusalLogTime  = time.Minute // between two log lines about one caller's refusals
+	maxRefusalLines = 10          // of all callers, per second
 )
 
-// refusalLog limits the log lines about one caller: one at once, and then one per minute with the number of refusals
-// since the last.
+// refusalLog limits the log lines about one caller: one at once, then one per minute with the number of refusals.
 type refusalLog struct {
 	written time.Time
 	count   int // since then

@@ -78,35 +78,30 @@ func (s *session) backOff(t Type) {
 		return
 	}
 	backoff := min(firstBackoff<<min(doublings, 5), longestBackoff)
-	s.state.types[t].backingOff = true
 	s.nacks[t].backoffEnd = time.Now().Add(backoff)
-	s.endBackoffs()
+	s.updateBackoffs()
 }
 
-// endBackoffs resumes the types whose backoff is over, and sets the timer for the next one.
-func (s *session) endBackoffs() {
-	s.backoffTimer = nil
-	var next time.Time
+// updateBackoffs resumes the types whose backoff is over, and sets the timer for the next end.
+func (s *session) updateBackoffs() {
+	var next time.Duration
 	for t := range s.nacks {
-		switch until := &s.nacks[t].backoffEnd; {
-		case until.IsZero():
-		case time.Until(*until) <= 0:
-			*until = time.Time{}
-			s.state.types[t].backingOff = false
-		case next.IsZero() || until.Before(next):
-			next = *until
+		wait := time.Until(s.nacks[t].backoffEnd)
+		s.state.types[t].backingOff = wait > 0
+		if wait > 0 && (next == 0 || wait < next) {
+			next = wait
 		}
 	}
-	if !next.IsZero() {
-		s.backoffTimer = time.After(time.Until(next))
+	s.backoffTimer = nil
+	if next > 0 {
+		s.backoffTimer = time.After(next)
 	}
 }
 
 // privateKey matches a private key in PEM, complete or cut off, in a text that may have \n for its line ends.
 var privateKey = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)`)
 
-// redact makes a message of Envoy fit for a log. Envoy may quote the resource that it rejects, and a cluster may
-// have its private key inline.
+// redact makes a message of Envoy fit for a log: it may quote a cluster, which may have its private key inline.
 func redact(message string) string {
 	const longest = 2048 // bytes; Envoy quotes without limit
 	message = privateKey.ReplaceAllString(message, "(private key)")

@@ -116,9 +116,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 }
 
 // Serve serves the connections of l until Stop is called, and closes l.
-func (s *Server) Serve(l net.Listener) error {
-	return s.grpc.Serve(listener{l, s.admission})
-}
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(listener{l, s.admission}) }
 
 // Stop ends all streams and connections. It returns when everything that they started has ended.
 func (s *Server) Stop() {
@@ -131,8 +129,7 @@ func (s *Server) Stop() {
 // Streams returns how many streams are open.
 func (s *Server) Streams() int { return s.admission.openStreams() }
 
-// errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy connects again, to another
-// Usher if there is one.
+// errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy then connects again.
 var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")
 
 // Drain ends Serve. It takes no more connections and ends the open streams with Unavailable: the first at once, the

@@ -109,7 +109,7 @@ func (s *session) run() error {
 			s.ackTimer = nil
 			s.state.pushUnordered()
 		case <-backoffTimer:
-			s.endBackoffs()
+			s.updateBackoffs()
 			s.push()
 		case err = <-s.written:
 			s.sending = false

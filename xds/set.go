@@ -16,12 +16,9 @@ type Set struct {
 }
 
 // NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
-// yet: nothing is sent for it, not even an empty response.
-//
-// If a type has not changed, pass the previous set's collection, so that sessions can skip it.
-func NewSet(collections [NumTypes]*Collection) *Set {
-	return &Set{collections: collections}
-}
+// yet: nothing is sent for it, not even an empty response. If a type has not changed, pass the previous set's
+// collection, so that sessions can skip it.
+func NewSet(collections [NumTypes]*Collection) *Set { return &Set{collections: collections} }
 
 // Collection returns the resources of a type; nil if they are not known yet.
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
@@ -32,15 +29,13 @@ func (s *Set) hasHeldBack(t Type) bool {
 	return c != nil && len(c.heldBack) > 0
 }
 
-// Collection has all resources of one type. It is immutable and shared by sets. Get, Len and All treat nil as an
-// empty collection.
+// Collection has all resources of one type. It is immutable and shared by sets. For Get, Len and All, nil is empty.
 type Collection struct {
 	resources ordered.Map[*Resource]
 	heldBack  map[string]bool
 
 	mu sync.Mutex
-	// changed are the names that differ from the collection changedFrom. A strong pointer would keep old collections
-	// alive.
+	// changed are the names that differ from changedFrom. A strong pointer would keep old collections alive.
 	changedFrom weak.Pointer[Collection]
 	changed     []string
 }
@@ -122,8 +117,7 @@ func difference(old, current *Collection) []string {
 	return names
 }
 
-// released returns the names that are no longer held back. They count as changed: only now it is known whether they
-// still exist.
+// released returns the names that are no longer held back: only now it is known whether they still exist.
 func released(before, now map[string]bool) []string {
 	var names []string
 	for name := range before {

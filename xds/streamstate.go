@@ -142,8 +142,7 @@ func (s *streamState) listenersBlocked() bool {
 		slices.ContainsFunc(dependencies, func(t Type) bool { return s.types[t].awaitingACK != nil }))
 }
 
-// listenersAcked reports whether Envoy has acknowledged all listeners and routes, so that it needs nothing that is
-// to be removed.
+// listenersAcked reports whether Envoy has acknowledged all listeners and routes, and so needs nothing that is removed.
 func (s *streamState) listenersAcked() bool {
 	if !s.types[Listener].started && !s.ackTimedOut {
 		return false

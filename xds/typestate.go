@@ -194,11 +194,9 @@ func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcar
 // hasChanges reports whether there may be something to send, and nothing in flight.
 func (t *typeState) hasChanges() bool { return t.canSend() && (t.dirty > 0 || t.needsFirstResponse()) }
 
-// changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing differs, or Envoy
-// is not told, it clears dirty.
-//
-// Removals are for a wildcard. A name that Envoy subscribes to itself is not removed, as in Consul: the resource that
-// refers to the name changes or is removed instead.
+// changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing is to be sent, it
+// clears dirty. Removals are for a wildcard. A name that Envoy subscribes to itself is not removed, as in Consul: the
+// resource that refers to the name changes or is removed instead.
 func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil

@@ -94,10 +94,9 @@ func (m Map[V]) find(key string) (b, i int, found bool) {
 		return 0, 0, false
 	}
 	b, found = slices.BinarySearchFunc(blocks, key, func(b *block[V], key string) int { return cmp.Compare((*b)[0].key, key) })
-	if found {
-		return b, 0, true
+	if !found {
+		b = max(b-1, 0)
 	}
-	b = max(b-1, 0)
 	i, found = slices.BinarySearchFunc(*blocks[b], key, func(e item[V], key string) int { return cmp.Compare(e.key, key) })
 	return b, i, found
 }
@@ -115,16 +114,12 @@ func (m Map[V]) All() iter.Seq2[string, V] {
 
 // Keys returns the keys in order.
 func (m Map[V]) Keys() iter.Seq[string] {
-	return func(yield func(string) bool) {
-		m.All()(func(key string, _ V) bool { return yield(key) })
-	}
+	return func(yield func(string) bool) { m.All()(func(key string, _ V) bool { return yield(key) }) }
 }
 
 // Values returns the values in the order of their keys.
 func (m Map[V]) Values() iter.Seq[V] {
-	return func(yield func(V) bool) {
-		m.All()(func(_ string, v V) bool { return yield(v) })
-	}
+	return func(yield func(V) bool) { m.All()(func(_ string, v V) bool { return yield(v) }) }
 }
 
 // With returns a Map in which key has the value; m itself if it has it already.
