@@ -3,7 +3,6 @@ package accesslog
 import (
 	"fmt"
 	"maps"
-	"slices"
 
 	"github.com/usherproxy/usher/internal/envoy"
 	"github.com/usherproxy/usher/internal/settings"
@@ -96,6 +95,10 @@ func (p Params) ecsFormat() (logFormat, error) {
 // (https://httpd.apache.org/docs/2.4/logs.html#combined).
 const combinedHead = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% - - [%START_TIME(%d/%b/%Y:%H:%M:%S %z)%] "
 
+// originalPath is the header in which Envoy keeps the path of a request that a route
+// rewrites.
+const originalPath = "x-envoy-original-path"
+
 // combinedFormat is Apache's combined log format. A connection of a tcp listener
 // has no request, and no status.
 func (p Params) combinedFormat() (logFormat, error) {
@@ -105,9 +108,12 @@ func (p Params) combinedFormat() (logFormat, error) {
 	if !p.Envoy.Expressions {
 		return logFormat{}, envoy.Requires("access_log.format", `"combined" needs expressions`, "1.32", `use "consul"`)
 	}
-	path := fmt.Sprintf(`'x-envoy-original-path' in request.headers ? %s : %s`,
-		p.unquoted("request.headers['x-envoy-original-path']"), p.unquoted("request.path"))
-	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + envoy.CEL(path) +
+	path := redactedText
+	if !p.redactsHeader(originalPath) {
+		path = envoy.CEL(fmt.Sprintf(`'%s' in request.headers ? %s : %s`, originalPath,
+			p.unquoted("request.headers['"+originalPath+"']"), p.unquoted("request.path")))
+	}
+	return textFormat(combinedHead + `"` + envoy.CEL(unquoted("request.method", "")) + " " + path +
 		` %PROTOCOL%" %RESPONSE_CODE% %BYTES_SENT% "` + p.quotedHeader("referer") + `" "` + p.quotedHeader("user-agent") +
 		`"`), nil
 }
@@ -134,7 +140,7 @@ func (p Params) unquoted(value string) string {
 
 // quotedHeader is a request header inside quotes.
 func (p Params) quotedHeader(name string) string {
-	if slices.Contains(p.Settings.RedactHeaders, name) {
+	if p.redactsHeader(name) {
 		return redactedText
 	}
 	value := fmt.Sprintf("request.headers['%s']", name)

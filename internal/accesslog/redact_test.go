@@ -1,6 +1,7 @@
 package accesslog
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/envoy"
@@ -53,5 +54,23 @@ func TestAnOperatorWithoutARowIsHidden(t *testing.T) {
 	format := p.redacted(logEntry{format: textFormat("%DOWNSTREAM_CLAIMED_ADDRESS% %PROTOCOL%")})
 	if want := "[redacted] %PROTOCOL%\n"; format.text != want {
 		t.Errorf("redacted: %q, want %q", format.text, want)
+	}
+}
+
+// The preset reads headers in expressions, in which nothing can be redacted afterwards.
+func TestTheCombinedPresetShowsNoRedactedHeader(t *testing.T) {
+	for _, name := range []string{"referer", "user-agent", "x-envoy-original-path"} {
+		p := Params{
+			HTTP: true, Envoy: envoy.CapabilitiesOf(gateway.EnvoyVersion{}),
+			Settings: settings.AccessLog{RedactHeaders: []string{name}},
+		}
+		format, err := p.combinedFormat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := p.redacted(logEntry{format: format}).text
+		if strings.Contains(text, name) || !strings.Contains(text, redactedText) {
+			t.Errorf("with %s redacted, the format is %s", name, text)
+		}
 	}
 }
