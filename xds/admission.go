@@ -353,13 +353,6 @@ func (a *admission) makeRoom(s *admittedStream, token Token) error {
 	return nil
 }
 
-// openStreams returns how many streams are open.
-func (a *admission) openStreams() int {
-	a.mu.Lock()
-	defer a.unlock()
-	return len(a.streams)
-}
-
 // remove ends the stream's count against the limits. mu is locked.
 func (s *admittedStream) remove() {
 	s.clearPending()

@@ -36,26 +36,26 @@ func (s *clientState) defaultState(name string) nameState {
 }
 
 func (s *clientState) get(name string) nameState {
-	if e, ok := s.overrides[name]; ok {
-		return e
+	if n, ok := s.overrides[name]; ok {
+		return n
 	}
 	return s.defaultState(name)
 }
 
-func (s *clientState) put(name string, e nameState) {
+func (s *clientState) put(name string, n nameState) {
 	if s.overrides[name].dirty {
 		s.dirty--
 	}
-	if e.dirty {
+	if n.dirty {
 		s.dirty++
 	}
 	unchanged := s.defaultState(name)
-	unchanged.resource = e.resource // equal versions are equal bytes
-	if e != unchanged {
+	unchanged.resource = n.resource // equal versions are equal bytes
+	if n != unchanged {
 		if s.overrides == nil {
 			s.overrides = map[string]nameState{}
 		}
-		s.overrides[name] = e
+		s.overrides[name] = n
 		return
 	}
 	delete(s.overrides, name)
@@ -117,8 +117,8 @@ func (s *clientState) setWildcard(on bool) {
 	before := *s
 	*s = clientState{wildcard: on}
 	for name := range before.names(before.baseline) {
-		if e := before.get(name); on || e.named {
-			s.put(name, e)
+		if n := before.get(name); on || n.named {
+			s.put(name, n)
 		}
 	}
 }

@@ -20,8 +20,7 @@ type nackState struct {
 const (
 	firstBackoff   = time.Second
 	longestBackoff = 30 * time.Second
-	// freeNacks is how many in a row cause no backoff.
-	freeNacks = 2
+	freeNacks      = 2 // in a row, without a backoff
 )
 
 // recordAnswer counts, logs and reports how Envoy answered a response: with an ACK, if there is no rejection.
@@ -59,15 +58,6 @@ func (s *session) reportRejection(t Type, r Rejection) {
 	}
 	if before != nil {
 		before()
-	}
-}
-
-// clearRejections clears all reports when the stream has ended.
-func (s *session) clearRejections() {
-	for _, n := range s.nacks {
-		if n.clearReport != nil {
-			n.clearReport()
-		}
 	}
 }
 

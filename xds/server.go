@@ -127,7 +127,11 @@ func (s *Server) Stop() {
 }
 
 // Streams returns how many streams are open.
-func (s *Server) Streams() int { return s.admission.openStreams() }
+func (s *Server) Streams() int {
+	s.admission.mu.Lock()
+	defer s.admission.mu.Unlock()
+	return len(s.admission.streams)
+}
 
 // errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy then connects again.
 var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")

@@ -55,19 +55,15 @@ type session struct {
 	timeout         *time.Timer      // bounds the time to the first request, and to the reading of a response
 	ackTimer        <-chan time.Time // fires when something has waited for Envoy for too long; nil while nothing waits
 	mustCutOff      bool             // Envoy must not get what it has not read yet
-	authorization
-	nacks        [NumTypes]nackState
-	backoffTimer <-chan time.Time // fires when the next backoff is over
-}
+	nacks           [NumTypes]nackState
+	backoffTimer    <-chan time.Time // fires when the next backoff is over
 
-// authorization is the state of the Authorizer's latest answer.
-type authorization struct {
-	authResults chan error // the next answer
-	// timer fires when the Authorizer is to be asked again, and while it is asked, when the latest answer expires.
-	timer   <-chan time.Time
-	asking  bool
-	expired bool          // nothing is sent
-	grace   time.Duration // from asking to expiry
+	authResults chan error // the Authorizer's next answer
+	// authTimer fires when the Authorizer is to be asked again, and while it is asked, when its latest answer expires.
+	authTimer <-chan time.Time
+	asking    bool
+	expired   bool          // nothing is sent
+	grace     time.Duration // from asking to expiry
 }
 
 func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
@@ -77,7 +73,7 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, end: end, log: s.options.Logger,
 		requests: make(chan rawRequest), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1),
 		sets: latest.New[*Set](), state: newStreamState(p.sotw),
-		timeout: time.NewTimer(firstRequestTime), authorization: authorization{authResults: make(chan error, 1)},
+		timeout: time.NewTimer(firstRequestTime), authResults: make(chan error, 1),
 	}
 }
 
@@ -116,7 +112,7 @@ func (s *session) run() error {
 			s.timeout.Stop()
 		case <-s.timeout.C:
 			err = s.handleTimeout()
-		case <-s.timer:
+		case <-s.authTimer:
 			err = s.reauthorize()
 		case err = <-s.authResults:
 			err = s.handleAuthResult(err)
@@ -304,7 +300,7 @@ func (s *session) authorize(raw rawRequest) error {
 	s.node = &node
 	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
 	s.start(&s.workers, s.watchSource)
-	s.renew(s.options.Reauthorize)
+	s.renewAuthorization()
 	return nil
 }
 
@@ -343,12 +339,13 @@ func (s *session) watchSource() error {
 // minGrace is how long the Authorizer may take at least. An interval of seconds would leave it too little time.
 const minGrace = 3 * time.Second
 
-// renew starts the interval for which an answer of the Authorizer is valid. The Authorizer is asked again before its
+// renewAuthorization starts the interval for which an answer of the Authorizer is valid. It is asked again before the
 // end, at a random time, so that streams that began together do not ask together.
-func (a *authorization) renew(interval time.Duration) {
+func (s *session) renewAuthorization() {
+	interval := s.options.Reauthorize
 	ask := interval*7/10 + rand.N(interval/10+1)
-	a.asking, a.expired, a.grace = false, false, max(interval-ask, minGrace)
-	a.timer = time.After(ask)
+	s.asking, s.expired, s.grace = false, false, max(interval-ask, minGrace)
+	s.authTimer = time.After(ask)
 }
 
 // reauthorize asks the Authorizer again. If the latest answer expires meanwhile, nothing more is sent, and a
@@ -359,7 +356,7 @@ func (s *session) reauthorize() error {
 	}
 	if !s.asking {
 		s.asking = true
-		s.timer = time.After(s.grace)
+		s.authTimer = time.After(s.grace)
 		s.start(&s.workers, func() error {
 			caller := s.caller
 			caller.Again = true
@@ -388,7 +385,7 @@ func (s *session) handleAuthResult(err error) error {
 		s.mustCutOff = true
 		return s.deny(err)
 	}
-	s.renew(s.options.Reauthorize)
+	s.renewAuthorization()
 	return nil
 }
 
@@ -406,7 +403,11 @@ func (s *session) close() {
 	if s.mustCutOff && s.hasUnread() {
 		_ = s.conn.Close()
 	}
-	s.clearRejections()
+	for _, n := range s.nacks {
+		if n.clearReport != nil {
+			n.clearReport()
+		}
+	}
 	s.log.Info("envoy disconnected")
 }
 

@@ -113,9 +113,9 @@ func (t *typeState) changeSubscription(r request, first bool) {
 			t.setWildcard(true)
 			continue
 		}
-		e := t.get(name)
-		e.named, e.dirty = true, e.dirty || t.sotw
-		t.put(name, e)
+		n := t.get(name)
+		n.named, n.dirty = true, n.dirty || t.sotw
+		t.put(name, n)
 		if !t.sotw && !first {
 			t.invalidate(name)
 		}
@@ -127,9 +127,9 @@ func (t *typeState) changeSubscription(r request, first bool) {
 		case !t.wildcard:
 			t.put(name, nameState{})
 		default:
-			e := t.get(name)
-			e.named = false
-			t.put(name, e)
+			n := t.get(name)
+			n.named = false
+			t.put(name, n)
 			if !t.sotw {
 				t.invalidate(name)
 			}
@@ -146,12 +146,12 @@ func (t *typeState) invalidate(name string) {
 		t.resendOnSubscribe[name] = true
 		return
 	}
-	e := t.get(name)
-	if !e.sent && !t.subscribed(name) {
+	n := t.get(name)
+	if !n.sent && !t.subscribed(name) {
 		return // a later subscription sends it
 	}
-	e.sent, e.dirty, e.version = true, true, ""
-	t.put(name, e)
+	n.sent, n.dirty, n.version = true, true, ""
+	t.put(name, n)
 }
 
 // setCollection marks what differs between the previous collection and a new one.
@@ -201,17 +201,17 @@ func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil
 	}
-	for name, e := range t.overrides {
-		if !e.dirty {
+	for name, n := range t.overrides {
+		if !n.dirty {
 			continue
 		}
 		r := t.baseline.Get(name)
 		switch {
-		case r != nil && t.subscribed(name) && e.version != r.Version():
+		case r != nil && t.subscribed(name) && n.version != r.Version():
 			upserts = append(upserts, r)
-		case t.baseline.exists(name) || !e.sent:
-			e.dirty = false
-			t.put(name, e)
+		case t.baseline.exists(name) || !n.sent:
+			n.dirty = false
+			t.put(name, n)
 		case t.fullState() || !t.sotw && t.wildcard:
 			removals = append(removals, name)
 		default:
