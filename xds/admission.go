@@ -76,11 +76,10 @@ type knownToken struct {
 
 // admittedStream is a stream that counts against the limits.
 type admittedStream struct {
-	admission *admission
-	conn      *connection
-	token     uint64      // a hash
-	known     bool        // the token was authorized lately
-	end       func(error) // ends the stream without blocking
+	conn  *connection
+	token uint64      // a hash
+	known bool        // the token was authorized lately
+	end   func(error) // ends the stream without blocking
 
 	authorized             bool
 	element, callerElement *list.Element // in the pending streams; nil: not pending
@@ -300,7 +299,7 @@ func (a *admission) openStream(c *connection, token Token, end func(error)) (*ad
 	}
 	c.used = true
 	hash := maphash.String(a.seed, string(token))
-	s := &admittedStream{admission: a, conn: c, token: hash, known: a.isKnown(hash), end: end}
+	s := &admittedStream{conn: c, token: hash, known: a.isKnown(hash), end: end}
 	if err := a.makeRoom(s, token); err != nil {
 		c.refused++
 		if c.pending != nil && c.refused >= maxRefused {
@@ -356,7 +355,7 @@ func (a *admission) makeRoom(s *admittedStream, token Token) error {
 // remove ends the stream's count against the limits. mu is locked.
 func (s *admittedStream) remove() {
 	s.clearPending()
-	a := s.admission
+	a := s.conn.admission
 	if _, open := a.streams[s]; open {
 		delete(a.streams, s)
 		s.conn.streams--
@@ -369,14 +368,14 @@ func (s *admittedStream) clearPending() {
 	if s.element == nil {
 		return
 	}
-	s.admission.pendingStreams.of(s.known).Remove(s.element)
+	s.conn.admission.pendingStreams.of(s.known).Remove(s.element)
 	s.conn.caller.pendingStreams.of(s.known).Remove(s.callerElement)
 	s.element, s.callerElement = nil, nil
 }
 
 // markAuthorized marks the stream, its token and its connection as authorized.
 func (s *admittedStream) markAuthorized() {
-	a := s.admission
+	a := s.conn.admission
 	a.mu.Lock()
 	defer a.unlock()
 	s.authorized = true
@@ -398,7 +397,7 @@ func (s *admittedStream) markAuthorized() {
 
 // close removes a stream that has ended.
 func (s *admittedStream) close() {
-	a := s.admission
+	a := s.conn.admission
 	a.mu.Lock()
 	defer a.unlock()
 	s.remove()
