@@ -70,7 +70,7 @@ func TestAuthorizerFailsWhileTheStreamIsOpen(t *testing.T) {
 		time.Sleep(95 * time.Second) // of the bubble's time
 		e.ExpectNone()
 		if got := len(r.authorizer.calls()); got < 4 || got > 6 {
-			t.Errorf("authorised %d times in 95 s, want at the start and at least every 30 s", got)
+			t.Errorf("authorized %d times in 95 s, want at the start and at least every 30 s", got)
 		}
 		r.authorizer.setAnswer(errors.New("connection refused"))
 		time.Sleep(30 * time.Second)

@@ -1,10 +1,12 @@
 package xds
 
 import (
+	"cmp"
 	"container/list"
 	"hash/maphash"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -36,7 +38,7 @@ type admission struct {
 	knownTokens    map[uint64]*knownToken
 }
 
-// callerState is what is known of one client address.
+// callerState is what is known of one caller.
 type callerState struct {
 	connections    int
 	pendingConns   list.List // of *connection, oldest first
@@ -53,10 +55,8 @@ type pendingStreams struct{ unknown, known list.List }
 
 // oldest returns the stream to evict first, or nil.
 func (p *pendingStreams) oldest() *admittedStream {
-	for _, l := range []*list.List{&p.unknown, &p.known} {
-		if e := l.Front(); e != nil {
-			return e.Value.(*admittedStream)
-		}
+	if e := cmp.Or(p.unknown.Front(), p.known.Front()); e != nil {
+		return e.Value.(*admittedStream)
 	}
 	return nil
 }
@@ -68,7 +68,7 @@ func (p *pendingStreams) of(known bool) *list.List {
 	return &p.unknown
 }
 
-// knownToken is a token that was authorised.
+// knownToken is a token that was authorized.
 type knownToken struct {
 	streams int       // open ones
 	until   time.Time // when it may be forgotten, if no stream is open
@@ -76,11 +76,10 @@ type knownToken struct {
 
 // admittedStream is a stream that counts against the limits.
 type admittedStream struct {
-	admission *admission
-	conn      *connection
-	token     uint64      // a hash
-	known     bool        // the token was authorised lately
-	end       func(error) // ends the stream without blocking
+	conn  *connection
+	token uint64      // a hash
+	known bool        // the token was authorized lately
+	end   func(error) // ends the stream without blocking
 
 	authorized             bool
 	element, callerElement *list.Element // in the pending streams; nil: not pending
@@ -88,14 +87,13 @@ type admittedStream struct {
 
 func newAdmission(l Limits, m *Metrics, log *slog.Logger) *admission {
 	l = l.withDefaults()
-	m.setLimits(l)
+	for name, value := range limitValues(l) {
+		m.limits.WithLabelValues(name).Set(value)
+	}
 	return &admission{
 		limits: l, metrics: m, log: log, seed: maphash.MakeSeed(), logLimiter: limiter(maxRefusalLines),
-		callers:     map[netip.Prefix]*callerState{},
-		connections: map[*connection]struct{}{},
-		streams:     map[*admittedStream]struct{}{},
-		rate:        limiter(l.StreamRate),
-		knownTokens: map[uint64]*knownToken{},
+		callers: map[netip.Prefix]*callerState{}, connections: map[*connection]struct{}{},
+		streams: map[*admittedStream]struct{}{}, rate: limiter(l.StreamRate), knownTokens: map[uint64]*knownToken{},
 	}
 }
 
@@ -103,8 +101,12 @@ func limiter(perSecond int) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(perSecond), rateBurst*perSecond)
 }
 
-// unlock releases mu and closes the evicted connections. Close needs mu.
+// unlock updates the gauges, releases mu and closes the evicted connections. Close needs mu.
 func (a *admission) unlock() {
+	a.metrics.connections.WithLabelValues("pending").Set(float64(a.pendingConns))
+	a.metrics.connections.WithLabelValues("authorized").Set(float64(len(a.connections) - a.pendingConns))
+	a.metrics.pendingStreams.Set(float64(a.pendingStreams.unknown.Len()))
+	a.metrics.requestBytes.Set(float64(a.requestBytes))
 	evicted := a.evicted
 	a.evicted = nil
 	a.mu.Unlock()
@@ -126,8 +128,7 @@ func (a *admission) shutDown() []*admittedStream {
 	return slices.Collect(maps.Keys(a.streams))
 }
 
-// networkOf returns what counts as one caller: an IPv4 address, the /64 network of an IPv6 address, or the zero
-// Prefix for all unix sockets.
+// networkOf returns what counts as one caller: an IPv4 address, the /64 of an IPv6 address, or zero for unix sockets.
 func networkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
@@ -137,24 +138,27 @@ func networkOf(a netip.Addr) netip.Prefix {
 	return network
 }
 
-// caller returns the state of a client address. The caller holds mu.
+// caller returns the state of a caller. mu is locked.
 func (a *admission) caller(network netip.Prefix) *callerState {
-	p := a.callers[network]
-	if p == nil {
+	c := a.callers[network]
+	if c == nil {
 		if len(a.callers) >= a.limits.Connections+maxIdleCallers {
-			maps.DeleteFunc(a.callers, func(_ netip.Prefix, p *callerState) bool { return p.connections == 0 && p.streams == 0 })
+			maps.DeleteFunc(a.callers, func(_ netip.Prefix, c *callerState) bool { return c.connections == 0 && c.streams == 0 })
 		}
-		p = &callerState{rate: limiter(a.limits.StreamRatePerPeer), denied: rate.NewLimiter(maxDeniedRate, maxDenied)}
-		a.callers[network] = p
+		c = &callerState{rate: limiter(a.limits.StreamRatePerPeer), denied: rate.NewLimiter(maxDeniedRate, maxDenied)}
+		a.callers[network] = c
 	}
-	return p
+	return c
 }
 
 // addConnection admits a connection, unless a limit is reached and none is pending.
 func (a *admission) addConnection(c *connection) bool {
 	a.mu.Lock()
 	defer a.unlock()
-	c.caller = a.caller(networkOf(clientAddr(c.RemoteAddr())))
+	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		c.address = tcp.AddrPort().Addr().Unmap()
+	}
+	c.caller = a.caller(networkOf(c.address))
 	c.closed = a.closed ||
 		c.caller.connections >= a.limits.ConnectionsPerPeer && !a.evictOldest(c, "connections_per_peer", c.caller) ||
 		len(a.connections) >= a.limits.Connections && !a.evictOldest(c, "connections", a.mostPending(c.caller))
@@ -167,42 +171,41 @@ func (a *admission) addConnection(c *connection) bool {
 	return true
 }
 
-// mostPending returns the caller with most pending connections; p if none has more. The caller holds mu.
-func (a *admission) mostPending(p *callerState) *callerState {
+// mostPending returns the caller with most pending connections; the given one if none has more. mu is locked.
+func (a *admission) mostPending(most *callerState) *callerState {
 	for _, other := range a.callers {
-		if other.pendingConns.Len() > p.pendingConns.Len() {
-			p = other
+		if other.pendingConns.Len() > most.pendingConns.Len() {
+			most = other
 		}
 	}
-	return p
+	return most
 }
 
-// evictOldest evicts the oldest pending connection of p because c has reached a limit. It returns false if there is
-// none. The caller holds mu.
-func (a *admission) evictOldest(c *connection, limit string, p *callerState) bool {
+// evictOldest makes room for c: it evicts the oldest pending connection of a caller. It reports whether there is one.
+// mu is locked.
+func (a *admission) evictOldest(c *connection, limit string, from *callerState) bool {
 	a.countLimit(c, limit, "too many connections", "")
-	oldest := p.pendingConns.Front()
+	oldest := from.pendingConns.Front()
 	if oldest != nil {
 		a.evict(oldest.Value.(*connection))
 	}
 	return oldest != nil
 }
 
-// evict removes a connection, which unlock closes. The caller holds mu.
+// evict removes a connection, which unlock closes. mu is locked.
 func (a *admission) evict(c *connection) {
 	a.dropConnection(c)
 	a.evicted = append(a.evicted, c)
 }
 
-// setPending marks a connection as pending. The caller holds mu.
+// setPending marks a connection as pending. mu is locked.
 func (a *admission) setPending(c *connection) {
 	c.pending = c.caller.pendingConns.PushBack(c)
 	a.pendingConns++
 	c.expiry = time.AfterFunc(pendingTime, func() { a.expire(c) })
-	a.updateGauges()
 }
 
-// clearPending is the inverse of setPending. The caller holds mu.
+// clearPending is the inverse of setPending. mu is locked.
 func (a *admission) clearPending(c *connection) {
 	if c.pending == nil {
 		return
@@ -211,7 +214,6 @@ func (a *admission) clearPending(c *connection) {
 	a.pendingConns--
 	c.pending, c.extended = nil, false
 	c.expiry.Stop()
-	a.updateGauges()
 }
 
 // expire closes a connection that has been pending for too long.
@@ -227,14 +229,7 @@ func (a *admission) expire(c *connection) {
 	a.evict(c)
 }
 
-// removeConnection removes a connection that is closed.
-func (a *admission) removeConnection(c *connection) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.dropConnection(c)
-}
-
-// dropConnection is removeConnection for a caller that holds mu.
+// dropConnection removes a connection that is closed. mu is locked.
 func (a *admission) dropConnection(c *connection) {
 	if c.closed {
 		return
@@ -244,12 +239,11 @@ func (a *admission) dropConnection(c *connection) {
 	c.caller.connections--
 	a.adjustRequestBytes(c, -c.requestBytes, 0)
 	a.clearPending(c)
-	a.updateGauges()
 }
 
-// addRequestBytes counts the bytes of requests that have arrived. Over the limit, it evicts connections of the
-// caller that has most bytes, pending ones first.
-func (a *admission) addRequestBytes(c *connection, bytes, frames int) {
+// countRequestBytes counts the bytes of requests that have arrived; those that are handled, as a negative number. Over
+// the limit, it evicts connections of the caller that has most bytes, pending ones first.
+func (a *admission) countRequestBytes(c *connection, bytes, frames int) {
 	a.mu.Lock()
 	defer a.unlock()
 	if c.closed {
@@ -268,16 +262,7 @@ func (a *admission) addRequestBytes(c *connection, bytes, frames int) {
 	}
 }
 
-// releaseRequestBytes is the inverse of addRequestBytes.
-func (a *admission) releaseRequestBytes(c *connection, bytes int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !c.closed {
-		a.adjustRequestBytes(c, -bytes, 0)
-	}
-}
-
-// adjustRequestBytes adds to a connection's request bytes; negative numbers subtract. The caller holds mu.
+// adjustRequestBytes adds to a connection's request bytes. mu is locked.
 func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	before := c.cost()
 	c.requestBytes = max(0, c.requestBytes+bytes)
@@ -288,22 +273,20 @@ func (a *admission) adjustRequestBytes(c *connection, bytes, frames int) {
 	change := c.cost() - before
 	c.caller.requestBytes += change
 	a.requestBytes += change
-	a.metrics.requestBytes.Set(float64(a.requestBytes))
 }
 
-// largestRequest returns the connection to evict for its requests. One of them has some. The caller holds mu.
+// largestRequest returns the connection to evict for its requests. One of them has some. mu is locked.
 func (a *admission) largestRequest() *connection {
-	var largest *connection
-	for c := range a.connections {
-		switch {
-		case c.cost() == 0:
-		case largest == nil, c.caller.requestBytes > largest.caller.requestBytes:
-			largest = c
-		case c.caller == largest.caller && c.evictedBefore(largest):
-			largest = c
+	pendingCost := func(c *connection) int {
+		if c.pending == nil {
+			return 0
 		}
+		return c.cost()
 	}
-	return largest
+	return slices.MaxFunc(slices.Collect(maps.Keys(a.connections)), func(x, y *connection) int {
+		return cmp.Or(cmp.Compare(x.caller.requestBytes, y.caller.requestBytes),
+			cmp.Compare(pendingCost(x), pendingCost(y)), cmp.Compare(x.cost(), y.cost()))
+	})
 }
 
 // openStream admits a stream. end is called to evict it. An error is a status. A pending connection on which too
@@ -316,49 +299,48 @@ func (a *admission) openStream(c *connection, token Token, end func(error)) (*ad
 	}
 	c.used = true
 	hash := maphash.String(a.seed, string(token))
-	p := &admittedStream{admission: a, conn: c, token: hash, known: a.isKnown(hash), end: end}
-	if err := a.makeRoom(p, token); err != nil {
+	s := &admittedStream{conn: c, token: hash, known: a.isKnown(hash), end: end}
+	if err := a.makeRoom(s, token); err != nil {
 		c.refused++
 		if c.pending != nil && c.refused >= maxRefused {
 			a.evict(c)
 		}
 		return nil, err
 	}
-	a.streams[p] = struct{}{}
+	a.streams[s] = struct{}{}
 	c.streams++
 	c.caller.streams++
-	p.element = a.pendingStreams.of(p.known).PushBack(p)
-	p.callerElement = c.caller.pendingStreams.of(p.known).PushBack(p)
-	a.updateGauges()
+	s.element = a.pendingStreams.of(s.known).PushBack(s)
+	s.callerElement = c.caller.pendingStreams.of(s.known).PushBack(s)
 	if c.pending != nil && !c.extended {
 		c.extended = true
 		c.expiry.Reset(pendingTime)
 	}
-	return p, nil
+	return s, nil
 }
 
 // makeRoom evicts a pending stream for each limit that is reached. It returns an error if there is none, or if the
-// limit is a rate. The caller holds mu.
-func (a *admission) makeRoom(p *admittedStream, token Token) error {
-	caller := p.conn.caller
+// limit is a rate. mu is locked.
+func (a *admission) makeRoom(s *admittedStream, token Token) error {
+	caller := s.conn.caller
 	all, own := &a.pendingStreams, &caller.pendingStreams
 	for _, limit := range []struct {
 		name    string
 		reached func() bool
 		pending *pendingStreams
 	}{
-		{"stream_rate_per_peer", func() bool { return !p.known && !caller.rate.Allow() }, nil},
-		{"denied_rate_per_peer", func() bool { return !p.known && caller.denied.Tokens() < 1 }, nil},
-		{"stream_rate", func() bool { return !p.known && !a.rate.Allow() }, nil},
+		{"stream_rate_per_peer", func() bool { return !s.known && !caller.rate.Allow() }, nil},
+		{"denied_rate_per_peer", func() bool { return !s.known && caller.denied.Tokens() < 1 }, nil},
+		{"stream_rate", func() bool { return !s.known && !a.rate.Allow() }, nil},
 		{"streams_per_peer", func() bool { return caller.streams >= a.limits.StreamsPerPeer }, own},
 		{"streams", func() bool { return len(a.streams) >= a.limits.Streams }, all},
-		{"pending_streams_per_peer", func() bool { return !p.known && own.unknown.Len() >= maxPendingStreamsPerPeer }, own},
-		{"pending_streams", func() bool { return !p.known && all.unknown.Len() >= maxPendingStreams }, all},
+		{"pending_streams_per_peer", func() bool { return !s.known && own.unknown.Len() >= maxPendingStreamsPerPeer }, own},
+		{"pending_streams", func() bool { return !s.known && all.unknown.Len() >= maxPendingStreams }, all},
 	} {
 		if !limit.reached() {
 			continue
 		}
-		a.countLimit(p.conn, limit.name, "too many streams", token)
+		a.countLimit(s.conn, limit.name, "too many streams", token)
 		err := status.Errorf(codes.ResourceExhausted, "usher takes no more streams for now (limit %s); try again later", limit.name)
 		if limit.pending == nil || limit.pending.oldest() == nil {
 			return err
@@ -370,88 +352,73 @@ func (a *admission) makeRoom(p *admittedStream, token Token) error {
 	return nil
 }
 
-// openStreams returns how many streams are open.
-func (a *admission) openStreams() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.streams)
-}
-
-// remove ends the stream's count against the limits. The caller holds mu.
-func (p *admittedStream) remove() {
-	p.clearPending()
-	a := p.admission
-	if _, open := a.streams[p]; open {
-		delete(a.streams, p)
-		p.conn.streams--
-		p.conn.caller.streams--
+// remove ends the stream's count against the limits. mu is locked.
+func (s *admittedStream) remove() {
+	s.clearPending()
+	a := s.conn.admission
+	if _, open := a.streams[s]; open {
+		delete(a.streams, s)
+		s.conn.streams--
+		s.conn.caller.streams--
 	}
 }
 
-// clearPending removes the stream from the pending ones. The caller holds mu.
-func (p *admittedStream) clearPending() {
-	if p.element == nil {
+// clearPending removes the stream from the pending ones. mu is locked.
+func (s *admittedStream) clearPending() {
+	if s.element == nil {
 		return
 	}
-	p.admission.pendingStreams.of(p.known).Remove(p.element)
-	p.conn.caller.pendingStreams.of(p.known).Remove(p.callerElement)
-	p.element, p.callerElement = nil, nil
-	p.admission.updateGauges()
+	s.conn.admission.pendingStreams.of(s.known).Remove(s.element)
+	s.conn.caller.pendingStreams.of(s.known).Remove(s.callerElement)
+	s.element, s.callerElement = nil, nil
 }
 
-// markAuthorized marks the stream, its token and its connection as authorised.
-func (p *admittedStream) markAuthorized() {
-	a := p.admission
+// markAuthorized marks the stream, its token and its connection as authorized.
+func (s *admittedStream) markAuthorized() {
+	a := s.conn.admission
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	p.authorized = true
-	p.clearPending()
-	k := a.knownTokens[p.token]
+	defer a.unlock()
+	s.authorized = true
+	s.clearPending()
+	k := a.knownTokens[s.token]
 	if k == nil {
 		if len(a.knownTokens) >= maxKnownTokens {
 			maps.DeleteFunc(a.knownTokens, func(_ uint64, k *knownToken) bool { return k.streams == 0 })
 		}
 		k = &knownToken{}
-		a.knownTokens[p.token] = k
+		a.knownTokens[s.token] = k
 	}
 	k.streams++
-	p.conn.authorized++
-	if !p.conn.closed {
-		a.clearPending(p.conn)
+	s.conn.authorized++
+	if !s.conn.closed {
+		a.clearPending(s.conn)
 	}
 }
 
 // close removes a stream that has ended.
-func (p *admittedStream) close() {
-	a := p.admission
+func (s *admittedStream) close() {
+	a := s.conn.admission
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	p.remove()
-	if c := p.conn; c.streams == 0 && !c.closed {
+	defer a.unlock()
+	s.remove()
+	if c := s.conn; c.streams == 0 && !c.closed {
 		a.adjustRequestBytes(c, -c.requestBytes, 0) // ended streams leave requests that are never read
 	}
-	if !p.authorized {
+	if !s.authorized {
 		return
 	}
-	if k := a.knownTokens[p.token]; k != nil {
+	if k := a.knownTokens[s.token]; k != nil {
 		k.streams--
 		k.until = time.Now().Add(knownTime)
 	}
-	p.conn.authorized--
-	if p.conn.authorized == 0 && !p.conn.closed {
-		a.setPending(p.conn)
+	s.conn.authorized--
+	if s.conn.authorized == 0 && !s.conn.closed {
+		a.setPending(s.conn)
 	}
 }
 
-// isKnown reports whether a token was authorised lately. The caller holds mu.
+// isKnown reports whether a token was authorized lately. mu is locked.
 func (a *admission) isKnown(token uint64) bool {
 	k := a.knownTokens[token]
 	return k != nil && (k.streams > 0 || time.Now().Before(k.until))
-}
-
-// updateGauges sets the gauges of connections and streams. The caller holds mu.
-func (a *admission) updateGauges() {
-	a.metrics.connections.WithLabelValues("pending").Set(float64(a.pendingConns))
-	a.metrics.connections.WithLabelValues("authorized").Set(float64(len(a.connections) - a.pendingConns))
-	a.metrics.pendingStreams.Set(float64(a.pendingStreams.unknown.Len()))
 }

@@ -81,9 +81,9 @@ func TestIPv6CallersAreNetworks(t *testing.T) {
 func TestCallerWithMostRequestBytesIsEvicted(t *testing.T) {
 	a := newTestAdmission(Limits{})
 	honest := connectFrom(t, a, "192.0.2.1")
-	a.addRequestBytes(honest, 2<<20, 100)
+	a.countRequestBytes(honest, 2<<20, 100)
 	for range 40 {
-		a.addRequestBytes(connectFrom(t, a, "192.0.2.66"), 4<<20, 100)
+		a.countRequestBytes(connectFrom(t, a, "192.0.2.66"), 4<<20, 100)
 	}
 	if honest.closed {
 		t.Error("the request that has waited longest was cut off, although its caller has no other")

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -15,6 +16,7 @@ type connection struct {
 	net.Conn
 	admission *admission
 
+	address      netip.Addr // the client's; zero for a unix socket
 	caller       *callerState
 	closed       bool
 	streams      int           // open ones
@@ -34,27 +36,27 @@ const frameCost = 64
 // cost is the memory that the requests take which are not handled yet.
 func (c *connection) cost() int { return c.requestBytes + frameCost*c.frames }
 
-// evictedBefore reports whether c's requests are dropped before those of other.
-func (c *connection) evictedBefore(other *connection) bool {
-	if pending := c.pending != nil; pending != (other.pending != nil) {
-		return pending
-	}
-	return c.cost() > other.cost()
-}
-
-// Close implements net.Conn.
 func (c *connection) Close() error {
-	c.admission.removeConnection(c)
+	c.admission.mu.Lock()
+	c.admission.dropConnection(c)
+	c.admission.unlock()
 	return c.Conn.Close()
 }
 
-// listener admits connections.
+// describeAddress returns the client's address for a log.
+func (c *connection) describeAddress() string {
+	if c.address.IsValid() {
+		return c.address.String()
+	}
+	return "unix socket"
+}
+
+// listener admits connections, and closes those that are over a limit.
 type listener struct {
 	net.Listener
 	admission *admission
 }
 
-// Accept implements net.Listener. It closes the connections that are over a limit.
 func (l listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -80,17 +82,16 @@ type countingCredentials struct {
 	credentials.TransportCredentials
 }
 
-// ServerHandshake implements credentials.TransportCredentials.
 func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	decrypted, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
 	}
 	conn := raw.(*connection)
-	return &countedConn{Conn: decrypted, conn: conn}, authInfo{info, conn}, nil
+	counter := dataCounter{rest: len(http2.ClientPreface)}
+	return &countedConn{Conn: decrypted, conn: conn, counter: counter}, authInfo{info, conn}, nil
 }
 
-// Clone implements credentials.TransportCredentials.
 func (c countingCredentials) Clone() credentials.TransportCredentials {
 	return countingCredentials{c.TransportCredentials.Clone()}
 }
@@ -102,20 +103,18 @@ type countedConn struct {
 	counter dataCounter
 }
 
-// Read implements net.Conn.
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if data, frames := c.counter.count(p[:n]); frames > 0 || data > 0 {
-		c.conn.admission.addRequestBytes(c.conn, data, frames)
+		c.conn.admission.countRequestBytes(c.conn, data, frames)
 	}
 	return n, err
 }
 
 // dataCounter counts the bytes in the DATA frames of an HTTP/2 client
-// (https://www.rfc-editor.org/rfc/rfc9113#section-4.1). gRPC buffers them until a
-// message is complete, and has no hook for that.
+// (https://www.rfc-editor.org/rfc/rfc9113#section-4.1). gRPC buffers them until a message is complete, and has no hook
+// for that.
 type dataCounter struct {
-	begun       bool
 	rest        int  // bytes until the next frame's header
 	isData      bool // they are data
 	header      [9]byte
@@ -124,27 +123,23 @@ type dataCounter struct {
 
 // count returns how many of the next bytes are data, and how many DATA frames begin in them.
 func (d *dataCounter) count(p []byte) (data, frames int) {
-	if !d.begun {
-		d.begun, d.rest = true, len(http2.ClientPreface)
-	}
 	for len(p) > 0 {
-		if d.rest == 0 {
-			n := copy(d.header[d.headerBytes:], p)
-			p, d.headerBytes = p[n:], d.headerBytes+n
-			if d.headerBytes == len(d.header) {
-				d.rest = int(binary.BigEndian.Uint32(d.header[:4]) >> 8)
-				d.isData = http2.FrameType(d.header[3]) == http2.FrameData
-				d.headerBytes = 0
-				if d.isData {
-					frames++
-				}
+		if d.rest > 0 {
+			n := min(d.rest, len(p))
+			p, d.rest = p[n:], d.rest-n
+			if d.isData {
+				data += n
 			}
 			continue
 		}
-		n := min(d.rest, len(p))
-		p, d.rest = p[n:], d.rest-n
-		if d.isData {
-			data += n
+		n := copy(d.header[d.headerBytes:], p)
+		p, d.headerBytes = p[n:], d.headerBytes+n
+		if d.headerBytes < len(d.header) {
+			break
+		}
+		d.headerBytes, d.rest = 0, int(binary.BigEndian.Uint32(d.header[:4])>>8)
+		if d.isData = http2.FrameType(d.header[3]) == http2.FrameData; d.isData {
+			frames++
 		}
 	}
 	return data, frames

@@ -5,13 +5,12 @@
 //	                                  ^   ^                  |
 //	Authorizer ------allowed?---------+   +<-- requests -----+
 //
-// A Set has every resource once, already encoded. All Envoys share its memory. A session serves one stream, in one
-// goroutine. It joins two parts:
+// A Set has every resource once, already encoded. All Envoys share its memory. A session serves one stream, with two
+// parts:
 //
 //   - protocol decodes requests and encodes responses: delta or state of the world.
 //   - streamState decides what is sent and when, without goroutines and locks. It stores only how Envoy's resources
-//     differ from the set.
+//     differ from the set. Its push order is Consul's.
 //
-// The push order is Consul's: secrets, token buckets, clusters and endpoints; then listeners and routes, once Envoy
-// has acknowledged those; removals last. See https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol.
+// See https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol.
 package xds

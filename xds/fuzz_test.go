@@ -95,7 +95,7 @@ func (raw) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// openSource has one set for every node, and authorises every caller.
+// openSource has one set for every node, and authorizes every caller.
 type openSource struct{ set *xds.Set }
 
 func (s openSource) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) error {

@@ -12,8 +12,7 @@ import (
 	"github.com/usherproxy/usher/internal/filewatch"
 )
 
-// KeyPair is a server's certificate and key. Run reads them again when their files change; new connections use the
-// new ones.
+// KeyPair is a server's certificate and key. Run reads them again when their files change, for new connections.
 type KeyPair struct {
 	certFile, keyFile string
 	log               *slog.Logger

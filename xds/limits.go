@@ -8,18 +8,18 @@ import (
 // Limits bound what callers may use. The server applies them before it decodes, logs or asks the Authorizer
 // anything. Zero means the value of DefaultLimits.
 //
-// A peer is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix sockets together. A stream is
-// pending until it is authorised. A connection is pending while none of its streams is authorised. When a limit is
-// reached, the newest evicts a pending one, so that callers cannot block others by holding connections or streams:
-// the oldest stream, first among those whose token was not authorised in the last ten minutes; or the oldest
-// connection of the peer that has most pending ones. When nothing is pending, the newest is refused.
+// A caller (peer, in the limits' names) is a client address: an IPv4 address, an IPv6 network of 64 bits, or all unix
+// sockets together. A stream is pending until it is authorized. A connection is pending while none of its streams is
+// authorized. When a limit is reached, the newest evicts a pending one, so that callers cannot block others by holding
+// connections or streams: the oldest stream, first among those whose token was not authorized in the last ten minutes;
+// or the oldest connection of the caller that has most pending ones. When nothing is pending, the newest is refused.
 type Limits struct {
-	// Connections bounds the open connections, and ConnectionsPerPeer those of one peer.
+	// Connections bounds the open connections, and ConnectionsPerPeer those of one caller.
 	Connections, ConnectionsPerPeer int
-	// Streams bounds the open streams, and StreamsPerPeer those of one peer.
+	// Streams bounds the open streams, and StreamsPerPeer those of one caller.
 	Streams, StreamsPerPeer int
-	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of one peer. A burst may have ten
-	// times as many. Streams with a token that was authorised in the last ten minutes do not count.
+	// StreamRate bounds the new streams per second, and StreamRatePerPeer those of one caller. A burst may have ten
+	// times as many. Streams with a token that was authorized in the last ten minutes do not count.
 	StreamRate, StreamRatePerPeer int
 }
 
@@ -43,47 +43,38 @@ func (l Limits) withDefaults() Limits {
 
 // The limits without an option.
 const (
-	// rateBurst is how many seconds' worth of streams may come at once.
-	rateBurst = 10
+	rateBurst       = 10       // how many seconds' worth of streams may come at once
+	maxRequestBytes = 64 << 20 // of all connections' requests that have arrived and are not handled yet
+	// maxPendingRequest bounds them for one pending connection: one of the largest requests, and parts of others.
+	maxPendingRequest = maxRequest + 1<<20
+
 	// maxPendingStreams bounds the pending streams, and maxPendingStreamsPerPeer those of one caller.
 	maxPendingStreams        = 2048
 	maxPendingStreamsPerPeer = 1024
-	// maxRequestBytes bounds the requests of all connections that have arrived and are not handled yet.
-	maxRequestBytes = 64 << 20
-	// maxPendingRequest bounds the same for one pending connection: one of the largest requests, and parts of
-	// others.
-	maxPendingRequest = maxRequest + 1<<20
-	// maxRefused is how many streams of a pending connection are refused before the connection is closed.
-	maxRefused = 100
+
+	maxRefused = 100 // streams on a pending connection, before it is closed
 	// maxDeniedRate is how many streams of one caller may be denied per second, and maxDenied how many at once.
 	// Further streams are refused without asking the Authorizer, because each question costs Consul as well.
 	maxDeniedRate = 10
 	maxDenied     = 100
-	// handshakeTime bounds the TLS and HTTP/2 handshakes.
-	handshakeTime = 10 * time.Second
-	// firstRequestTime bounds the time from a stream's start to its first request.
-	firstRequestTime = 10 * time.Second
-	// pendingTime is how long a connection may be pending: time for the handshakes, a first request, and the
-	// Authorizer's answer.
-	pendingTime = 30 * time.Second
+
+	handshakeTime    = 10 * time.Second // for the TLS and HTTP/2 handshakes
+	firstRequestTime = 10 * time.Second // from a stream's start
+	pendingTime      = 30 * time.Second // of a connection: handshakes, a first request, and the Authorizer's answer
 	// sendTime is how long Envoy may take to read a response, and answerTime how long it may leave all responses
 	// unanswered. An Envoy with a thousand clusters can be busy for a minute and a half.
 	sendTime   = 2 * time.Minute
 	answerTime = 5 * time.Minute
-	// knownTime is how long a token is known after its last stream has ended.
-	knownTime = 10 * time.Minute
-	// maxKnownTokens bounds the known tokens.
+
+	knownTime      = 10 * time.Minute // for which a token is known after its last stream has ended
 	maxKnownTokens = 10_000
-	// maxIdleCallers bounds the callers without connections whose rates are kept.
-	maxIdleCallers = 1000
-	// refusalLogTime is the time between two log lines about one caller's refusals, and maxRefusalLines bounds the
-	// lines of all callers per second.
-	refusalLogTime  = time.Minute
-	maxRefusalLines = 10
+	maxIdleCallers = 1000 // without connections, whose rates are kept
+
+	refusalLogTime  = time.Minute // between two log lines about one caller's refusals
+	maxRefusalLines = 10          // of all callers, per second
 )
 
-// refusalLog limits the log lines about one caller: one at once, and then one per minute that has the number of
-// refusals since the last.
+// refusalLog limits the log lines about one caller: one at once, then one per minute with the number of refusals.
 type refusalLog struct {
 	written time.Time
 	count   int // since then
@@ -92,7 +83,7 @@ type refusalLog struct {
 	token           Token
 }
 
-// countLimit counts a limit that was reached, and logs it. The caller holds mu.
+// countLimit counts a limit that was reached, and logs it. mu is locked.
 func (a *admission) countLimit(c *connection, limit, reason string, token Token) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
 	a.logRefusal(c, token, reason+" (limit "+limit+")")
@@ -105,7 +96,7 @@ func (a *admission) reportLimit(c *connection, limit string, token Token, reason
 	a.countLimit(c, limit, reason, token)
 }
 
-// reportRefusal logs a refusal. A denial counts against the caller.
+// reportRefusal logs a stream that is refused or denied. A denial counts against the caller.
 func (a *admission) reportRefusal(c *connection, token Token, reason string, denied bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -115,11 +106,11 @@ func (a *admission) reportRefusal(c *connection, token Token, reason string, den
 	a.logRefusal(c, token, reason)
 }
 
-// logRefusal logs now or within a minute. The caller holds mu.
+// logRefusal logs now or within a minute. mu is locked.
 func (a *admission) logRefusal(c *connection, token Token, reason string) {
 	r := &c.caller.refusals
 	r.count++
-	r.address, r.token, r.reason = addressOf(c), token, reason
+	r.address, r.token, r.reason = c.describeAddress(), token, reason
 	wait := refusalLogTime - time.Since(r.written)
 	switch {
 	case wait <= 0:

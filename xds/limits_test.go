@@ -1,6 +1,8 @@
 package xds_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -200,7 +202,7 @@ func TestSilentStreamsEnd(t *testing.T) {
 	})
 }
 
-// A connection without an authorised stream is closed, whatever else is sent on it.
+// A connection without an authorized stream is closed, whatever else is sent on it.
 func TestPendingConnectionsEnd(t *testing.T) {
 	hello := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // with empty settings
 	for name, first := range map[string]string{"silent": "", "half a preface": "PRI * HT", "no stream": hello} {
@@ -304,7 +306,7 @@ func TestSilentStreamsOfKnownTokensAreEvicted(t *testing.T) {
 	})
 }
 
-// The rate of one caller's streams is bounded, but not that of streams with a token that was authorised lately.
+// The rate of one caller's streams is bounded, but not that of streams with a token that was authorized lately.
 func TestTheRateOfStreamsIsBounded(t *testing.T) {
 	for name, limits := range map[string]xds.Limits{"stream_rate": {StreamRate: 1}, "stream_rate_per_peer": {StreamRatePerPeer: 1}} {
 		t.Run(name, func(t *testing.T) {
@@ -467,10 +469,10 @@ func TestBytesOfEndedStreamsAreGivenBack(t *testing.T) {
 		r.authorizer.setAnswer(status.Error(codes.PermissionDenied, "no"))
 		raw := r.raw()
 		node := frameOf(t, "a")
-		for range 5 {
-			if err := raw.Send(1, len(node), node); err != nil {
-				t.Fatal(err)
-			}
+		message := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(node))), node...)
+		// In one DATA frame, so that all five arrive while the stream is open.
+		if err := raw.Send(1, len(node), append(node, bytes.Repeat(message, 4)...)); err != nil {
+			t.Fatal(err)
 		}
 		synctest.Wait()
 		if held := r.count("usher_xds_request_bytes", ""); held != 0 {

@@ -12,16 +12,12 @@ import (
 
 // Metrics counts what a server does. No label depends on who connects.
 type Metrics struct {
-	streams                               *prometheus.GaugeVec
-	responses, acks, nacks, bytes, denied *prometheus.CounterVec
-	connections                           *prometheus.GaugeVec
-	pendingStreams, requestBytes          prometheus.Gauge
-	limited                               *prometheus.CounterVec
-	limits                                *prometheus.GaugeVec
+	responses, acks, nacks, bytes, denied, limited *prometheus.CounterVec
+	streams, connections, limits                   *prometheus.GaugeVec
+	pendingStreams, requestBytes                   prometheus.Gauge
 }
 
-// NewMetrics makes the metrics and registers them, unless r is nil. Every series exists from the start, with the
-// value zero.
+// NewMetrics registers the metrics, unless r is nil. Every series exists from the start, with the value zero.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	f := promauto.With(r)
 	gauge := func(name, help, label string, values ...string) *prometheus.GaugeVec {
@@ -63,8 +59,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 }
 
-// denialReasons are the labels of the status codes with which an Authorizer ends a stream. Unavailable stands for
-// all others.
+// denialReasons are the labels of the status codes that end a stream. Unavailable stands for all others.
 var denialReasons = map[codes.Code]string{
 	codes.PermissionDenied: "permission_denied",
 	codes.Unauthenticated:  "unauthenticated",
@@ -72,8 +67,7 @@ var denialReasons = map[codes.Code]string{
 	codes.Unavailable:      "unavailable",
 }
 
-// countDenial counts a stream that an Authorizer's error ends. It reports whether the error denies, so that asking
-// again is no use.
+// countDenial counts a stream that an Authorizer's error ends. It reports whether asking again is no use.
 func (m *Metrics) countDenial(err error) (denied bool) {
 	code := status.Code(err)
 	if denialReasons[code] == "" {
@@ -81,13 +75,6 @@ func (m *Metrics) countDenial(err error) (denied bool) {
 	}
 	m.denied.WithLabelValues(denialReasons[code]).Inc()
 	return code != codes.Unavailable
-}
-
-// setLimits shows the limits.
-func (m *Metrics) setLimits(l Limits) {
-	for name, value := range limitValues(l) {
-		m.limits.WithLabelValues(name).Set(value)
-	}
 }
 
 // limitValues returns the limits by their labels.

@@ -3,50 +3,50 @@ package xds
 import (
 	"regexp"
 	"time"
+
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 )
 
 // nackState is what is known of an Envoy's NACKs of one type.
 type nackState struct {
 	inARow      int
 	lastAcked   string // a nonce
-	pausedUntil time.Time
+	backoffEnd  time.Time
 	clearReport func()
 }
 
-// How long a type waits after several NACKs in a row. Without a pause, an Envoy that rejects and asks again at once
+// How long a type waits after several NACKs in a row. Without a backoff, an Envoy that rejects and asks again at once
 // would be answered without end.
 const (
-	firstPause   = time.Second
-	longestPause = 30 * time.Second
-	// freeNacks is how many in a row cause no pause.
-	freeNacks = 2
+	firstBackoff   = time.Second
+	longestBackoff = 30 * time.Second
+	freeNacks      = 2 // in a row, without a backoff
 )
 
-// recordAck counts, logs and reports how Envoy answered a response.
-func (s *session) recordAck(t Type, a ackResult) {
+// recordAnswer counts, logs and reports how Envoy answered a response: with an ACK, if there is no rejection.
+func (s *session) recordAnswer(t Type, answered *response, rejection *statuspb.Status) {
 	n := &s.nacks[t]
-	if a.errorDetail == nil {
+	if rejection == nil {
 		s.options.Metrics.acks.WithLabelValues(t.String()).Inc()
-		s.log.Debug("acknowledged", "type", t, "nonce", a.response.nonce)
-		n.lastAcked = a.response.nonce
+		s.log.Debug("acknowledged", "type", t, "nonce", answered.nonce)
+		n.lastAcked = answered.nonce
 		if n.inARow > 0 {
 			s.log.Info("envoy accepts updates again", "type", t, "nonce", n.lastAcked)
-			n.inARow = 0
 			n.clearReport()
-			n.clearReport = nil
+			n.inARow, n.clearReport = 0, nil
 		}
 		return
 	}
 	s.options.Metrics.nacks.WithLabelValues(t.String()).Inc()
 	r := Rejection{
-		Version: a.response.version(), Nonce: a.response.nonce, AcceptedNonce: n.lastAcked,
-		Resources: a.response.names(), Message: redact(a.errorDetail.GetMessage()),
+		Version: versionOf(answered.resources), Nonce: answered.nonce, AcceptedNonce: n.lastAcked,
+		Resources: answered.names(), Message: redact(rejection.GetMessage()),
 	}
 	s.log.Error("envoy rejected an update", "type", t, "version", r.Version, "nonce", r.Nonce,
 		"accepted_nonce", r.AcceptedNonce, "resources", r.Resources, "error", r.Message)
 	n.inARow++
 	s.reportRejection(t, r)
-	s.pause(t)
+	s.backOff(t)
 }
 
 // reportRejection replaces the report of the type's previous rejection.
@@ -61,54 +61,37 @@ func (s *session) reportRejection(t Type, r Rejection) {
 	}
 }
 
-// clearRejections clears all reports when the stream has ended.
-func (s *session) clearRejections() {
-	for _, n := range s.nacks {
-		if n.clearReport != nil {
-			n.clearReport()
-		}
-	}
-}
-
-// pause stops sending a type that was rejected several times in a row. Each pause is twice as long as the last.
-func (s *session) pause(t Type) {
-	pauses := s.nacks[t].inARow - freeNacks
-	if pauses <= 0 {
+// backOff stops sending a type that was rejected several times in a row. Each backoff is twice as long as the last.
+func (s *session) backOff(t Type) {
+	doublings := s.nacks[t].inARow - freeNacks - 1
+	if doublings < 0 {
 		return
 	}
-	pause := longestPause
-	if pauses < 6 {
-		pause = firstPause << (pauses - 1)
-	}
-	s.state.types[t].paused = true
-	s.nacks[t].pausedUntil = time.Now().Add(pause)
-	s.resumePaused()
+	backoff := min(firstBackoff<<min(doublings, 5), longestBackoff)
+	s.nacks[t].backoffEnd = time.Now().Add(backoff)
+	s.updateBackoffs()
 }
 
-// resumePaused resumes the types whose pause is over, and sets the timer for the next one.
-func (s *session) resumePaused() {
-	s.resumeTimer = nil
-	var next time.Time
+// updateBackoffs resumes the types whose backoff is over, and sets the timer for the next end.
+func (s *session) updateBackoffs() {
+	var next time.Duration
 	for t := range s.nacks {
-		switch until := &s.nacks[t].pausedUntil; {
-		case until.IsZero():
-		case time.Until(*until) <= 0:
-			*until = time.Time{}
-			s.state.types[t].paused = false
-		case next.IsZero() || until.Before(next):
-			next = *until
+		wait := time.Until(s.nacks[t].backoffEnd)
+		s.state.types[t].backingOff = wait > 0
+		if wait > 0 && (next == 0 || wait < next) {
+			next = wait
 		}
 	}
-	if !next.IsZero() {
-		s.resumeTimer = time.After(time.Until(next))
+	s.backoffTimer = nil
+	if next > 0 {
+		s.backoffTimer = time.After(next)
 	}
 }
 
 // privateKey matches a private key in PEM, complete or cut off, in a text that may have \n for its line ends.
 var privateKey = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)`)
 
-// redact makes a message of Envoy fit for a log. Envoy may quote the resource that it rejects, and a cluster may
-// have its private key inline.
+// redact makes a message of Envoy fit for a log: it may quote a cluster, which may have its private key inline.
 func redact(message string) string {
 	const longest = 2048 // bytes; Envoy quotes without limit
 	message = privateKey.ReplaceAllString(message, "(private key)")

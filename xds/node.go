@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,30 +25,20 @@ import (
 
 // Node is how an Envoy describes itself in the first request of its stream.
 type Node struct {
-	// ID and Cluster are --service-node and --service-cluster.
-	ID, Cluster string
-	// Metadata has the string values of the node's metadata for Options.MetadataKeys.
-	Metadata map[string]string
-	// UserAgent is "envoy" for an Envoy.
-	UserAgent string
-	// Major, Minor and Patch are Envoy's release; all zero if unknown.
-	Major, Minor, Patch uint32
-	// Peer is the client address; zero for a unix socket.
-	Peer netip.Addr
+	ID, Cluster         string            // --service-node and --service-cluster
+	Metadata            map[string]string // the strings for Options.MetadataKeys
+	UserAgent           string            // "envoy" for an Envoy
+	Major, Minor, Patch uint32            // Envoy's release; all zero if unknown
+	Peer                netip.Addr        // the caller's Address
 }
 
 // Caller opens a stream.
 type Caller struct {
-	// Token is the token in the stream's metadata, or empty.
-	Token Token
-	// Peer is the client address.
-	Peer net.Addr
-	// Network is what Limits count as one peer.
-	Network netip.Prefix
-	// TLS is nil for a connection in plain text.
-	TLS *tls.ConnectionState
-	// Again is true if the stream was authorised before.
-	Again bool
+	Token   Token                // in the stream's metadata, or empty
+	Address netip.Addr           // the client's; zero for a unix socket
+	Network netip.Prefix         // what Limits count as one caller
+	TLS     *tls.ConnectionState // nil for plain text
+	Again   bool                 // the stream was authorized before
 }
 
 // Token is a secret that the Authorizer checks. Formatting it shows only whether there is one; convert it to a
@@ -76,7 +65,7 @@ func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 // MarshalText never returns the token.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// The most that a stream may have before it is authorised.
+// The most that a stream may have before it is authorized.
 const (
 	maxHeaders = 16 << 10 // bytes, decoded
 	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, those of a login may be longer
@@ -89,7 +78,7 @@ const (
 func callerOf(ctx context.Context) (Caller, *connection, error) {
 	p, _ := peer.FromContext(ctx)
 	auth := p.AuthInfo.(authInfo) // from countingCredentials
-	c := Caller{Peer: p.Addr, Network: networkOf(clientAddr(p.Addr))}
+	c := Caller{Address: auth.conn.address, Network: networkOf(auth.conn.address)}
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}
@@ -100,22 +89,6 @@ func callerOf(ctx context.Context) (Caller, *connection, error) {
 		return c, auth.conn, status.Errorf(codes.Unauthenticated, "the metadata %s has more than %d bytes", tokenKey, maxToken)
 	}
 	return c, auth.conn, nil
-}
-
-// clientAddr returns the IP address of a client; the zero Addr for a unix socket.
-func clientAddr(a net.Addr) netip.Addr {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
-}
-
-// addressOf returns the client address for a log.
-func addressOf(c *connection) string {
-	if a := clientAddr(c.RemoteAddr()); a.IsValid() {
-		return a.String()
-	}
-	return "unix socket"
 }
 
 // The numbers of fields in envoy.config.core.v3.Node, and in the messages in it.
@@ -135,12 +108,12 @@ const (
 
 // node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
 // Its errors may be sent to the caller: they do not repeat what they refuse.
-func (p protocol) node(f frame, keys []string, from net.Addr) (Node, error) {
-	encoded, err := wire.Field(f, p.fields.node)
+func (p protocol) node(raw rawRequest, keys []string, caller netip.Addr) (Node, error) {
+	encoded, err := wire.Field(raw, p.fields.node)
 	if err != nil {
 		return Node{}, err
 	}
-	n := Node{Metadata: map[string]string{}, Peer: clientAddr(from)}
+	n := Node{Metadata: map[string]string{}, Peer: caller}
 	err = wire.Fields(encoded, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case nodeID:

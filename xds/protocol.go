@@ -2,19 +2,16 @@ package xds
 
 import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
-// protocol is a variant of the discovery protocol: how its requests and responses are encoded. streamState handles
-// them.
+// protocol is a variant of the discovery protocol. streamState handles its requests and responses.
 type protocol struct {
 	name   string
 	sotw   bool
 	fields requestFields
-	encode func(*response) message
 }
 
 // requestFields are the numbers of a request's fields in envoy.service.discovery.v3. A field that the request does
@@ -27,38 +24,32 @@ type requestFields struct {
 }
 
 var (
-	delta = protocol{ // DeltaDiscoveryRequest
-		name: "delta", encode: encodeDelta,
-		fields: requestFields{node: 1, typeURL: 2, subscribe: 3, unsubscribe: 4, initialVersions: 5, nonce: 6, errorDetail: 7},
-	}
-	stateOfTheWorld = protocol{ // DiscoveryRequest
-		name: "sotw", sotw: true, encode: encodeSotW,
-		fields: requestFields{versionInfo: 1, node: 2, subscribe: 3, typeURL: 4, nonce: 5, errorDetail: 6},
-	}
+	delta = protocol{name: "delta", fields: requestFields{ // of a DeltaDiscoveryRequest
+		node: 1, typeURL: 2, subscribe: 3, unsubscribe: 4, initialVersions: 5, nonce: 6, errorDetail: 7,
+	}}
+	stateOfTheWorld = protocol{name: "sotw", sotw: true, fields: requestFields{ // of a DiscoveryRequest
+		versionInfo: 1, node: 2, subscribe: 3, typeURL: 4, nonce: 5, errorDetail: 6,
+	}}
 )
 
 // message is an encoded response: encoded messages with some of its fields each, one after the other. A resource's
 // part is shared by all Envoys that get the resource.
 type message mem.BufferSlice
 
-func encodeDelta(r *response) message {
+func (p protocol) encode(r *response) message {
 	m := make(message, 0, len(r.resources)+1)
-	for _, c := range r.resources {
-		m = append(m, c.deltaItem)
+	var rest proto.Message
+	if p.sotw {
+		for _, c := range r.resources {
+			m = append(m, c.sotwItem)
+		}
+		rest = &discoveryv3.DiscoveryResponse{TypeUrl: r.typ.URL(), Nonce: r.nonce, VersionInfo: versionOf(r.resources)}
+	} else {
+		for _, c := range r.resources {
+			m = append(m, c.deltaItem)
+		}
+		rest = &discoveryv3.DeltaDiscoveryResponse{TypeUrl: r.typ.URL(), Nonce: r.nonce, RemovedResources: r.removals}
 	}
-	return m.with(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: r.typ.URL(), Nonce: r.nonce, RemovedResources: r.removals})
-}
-
-func encodeSotW(r *response) message {
-	m := make(message, 0, len(r.resources)+1)
-	for _, c := range r.resources {
-		m = append(m, c.sotwItem)
-	}
-	return m.with(&discoveryv3.DiscoveryResponse{TypeUrl: r.typ.URL(), Nonce: r.nonce, VersionInfo: r.version()})
-}
-
-// with adds the fields besides the resources.
-func (m message) with(rest proto.Message) message {
 	encoded, err := proto.Marshal(rest)
 	if err != nil {
 		panic(err) // a string is not UTF-8; requests with such names are refused
@@ -66,26 +57,18 @@ func (m message) with(rest proto.Message) message {
 	return append(m, mem.SliceBuffer(encoded))
 }
 
-// frame is an encoded request. It is decoded field by field, when its caller is known: a decoded message can be
+// rawRequest is an encoded request. It is decoded field by field, when its caller is known: a decoded message can be
 // forty times as large.
-type frame []byte
+type rawRequest []byte
 
-// codec passes messages and frames as they are. Everything else is protobuf.
-type codec struct{ encoding.CodecV2 }
+// codec passes messages and raw requests as they are.
+type codec struct{}
 
-func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
+func (codec) Name() string { return "proto" }
 
-func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if m, ok := v.(message); ok {
-		return mem.BufferSlice(m), nil
-	}
-	return c.CodecV2.Marshal(v)
-}
+func (codec) Marshal(v any) (mem.BufferSlice, error) { return mem.BufferSlice(v.(message)), nil }
 
-func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	if f, ok := v.(*frame); ok {
-		*f = data.Materialize()
-		return nil
-	}
-	return c.CodecV2.Unmarshal(data, v)
+func (codec) Unmarshal(data mem.BufferSlice, v any) error {
+	*v.(*rawRequest) = data.Materialize()
+	return nil
 }

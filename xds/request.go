@@ -22,25 +22,20 @@ const (
 type request struct {
 	typeURL string
 	// subscribe are the names that a delta Envoy adds to its subscription, and all names in that of a
-	// state-of-the-world Envoy.
-	subscribe []string
-	// unsubscribe are the names that a delta Envoy removes.
-	unsubscribe []string
+	// state-of-the-world Envoy. unsubscribe are the names that a delta Envoy removes.
+	subscribe, unsubscribe []string
 	// initialVersions are what a delta Envoy has from an earlier stream, by name; versionInfo is what a
 	// state-of-the-world Envoy has.
 	initialVersions map[string]string
 	versionInfo     string
-	// nonce is that of the response which the request answers, or empty.
-	nonce string
-	// errorDetail is not nil in a NACK.
-	errorDetail *statuspb.Status
+	nonce           string           // of the response that the request answers, or empty
+	errorDetail     *statuspb.Status // not nil in a NACK
 }
 
 // decode decodes a request. Its errors may be sent to the caller.
-func (p protocol) decode(f frame) (request, error) {
+func (p protocol) decode(raw rawRequest) (request, error) {
 	var r request
-	var names int
-	err := wire.Fields(f, func(number protowire.Number, value []byte) (err error) {
+	err := wire.Fields(raw, func(number protowire.Number, value []byte) (err error) {
 		switch number {
 		case p.fields.typeURL:
 			r.typeURL, err = decodeText(value)
@@ -51,11 +46,14 @@ func (p protocol) decode(f frame) (request, error) {
 		case p.fields.errorDetail:
 			r.errorDetail, err = decodeErrorDetail(value)
 		case p.fields.subscribe:
-			err = appendName(&r.subscribe, value, &names)
+			r.subscribe, err = appendText(r.subscribe, value)
 		case p.fields.unsubscribe:
-			err = appendName(&r.unsubscribe, value, &names)
+			r.unsubscribe, err = appendText(r.unsubscribe, value)
 		case p.fields.initialVersions:
-			err = r.addVersion(value, &names)
+			err = r.addVersion(value)
+		}
+		if len(r.subscribe)+len(r.unsubscribe)+len(r.initialVersions) > maxRequestNames {
+			return fmt.Errorf("it has more than %d resource names", maxRequestNames)
 		}
 		return err
 	})
@@ -69,34 +67,29 @@ func decodeErrorDetail(encoded []byte) (*statuspb.Status, error) {
 }
 
 // addVersion decodes an item of the map initial_resource_versions.
-func (r *request) addVersion(item []byte, names *int) error {
-	key, err := wire.Field(item, mapKey)
-	if err != nil || key == nil {
-		return err
-	}
-	var name []string
-	if err := appendName(&name, key, names); err != nil {
-		return err
-	}
-	value, err := wire.Field(item, mapValue)
+func (r *request) addVersion(item []byte) error {
+	name, err := textField(item, mapKey)
 	if err != nil {
 		return err
 	}
 	if r.initialVersions == nil {
 		r.initialVersions = map[string]string{}
 	}
-	r.initialVersions[name[0]], err = decodeText(value)
+	r.initialVersions[name], err = textField(item, mapValue)
 	return err
 }
 
-// appendName decodes a name. count is how many names the request has so far.
-func appendName(names *[]string, value []byte, count *int) error {
-	if *count++; *count > maxRequestNames {
-		return fmt.Errorf("it has more than %d resource names", maxRequestNames)
+func textField(message []byte, number protowire.Number) (string, error) {
+	value, err := wire.Field(message, number)
+	if err != nil {
+		return "", err
 	}
-	name, err := decodeText(value)
-	*names = append(*names, name)
-	return err
+	return decodeText(value)
+}
+
+func appendText(texts []string, value []byte) ([]string, error) {
+	text, err := decodeText(value)
+	return append(texts, text), err
 }
 
 // decodeText decodes a name or a version.

@@ -3,6 +3,7 @@ package xds
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"slices"
 	"testing"
@@ -17,14 +18,14 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
-// Before the caller is authorised, a request takes little memory, whatever is in it. Decoding it takes a few times its
+// Before the caller is authorized, a request takes little memory, whatever is in it. Decoding it takes a few times its
 // size.
 func TestARequestCostsAFewTimesItsSize(t *testing.T) {
 	const size = 3 << 20
 	many := func(element []byte) []byte { return bytes.Repeat(element, size/len(element)) }
 	for name, c := range map[string]struct {
 		protocol protocol
-		frame    frame
+		raw      rawRequest
 	}{
 		"empty values in the node's metadata": {delta, nested(many([]byte("\x32\x00")), 1, 3, 1, 2, 6)}, // node, metadata, fields, value, list
 		"empty fields of the metadata":        {delta, nested(many([]byte("\x0a\x00")), 1, 3)},
@@ -41,12 +42,12 @@ func TestARequestCostsAFewTimesItsSize(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := allocated(func() {
-				_, _ = c.protocol.node(c.frame, []string{"namespace"}, nil)
+				_, _ = c.protocol.node(c.raw, []string{"namespace"}, netip.Addr{})
 			})
 			if before > size/100 {
-				t.Errorf("%d bytes are allocated before the caller is authorised, for a request of %d", before, size)
+				t.Errorf("%d bytes are allocated before the caller is authorized, for a request of %d", before, size)
 			}
-			after := allocated(func() { _, _ = c.protocol.decode(c.frame) })
+			after := allocated(func() { _, _ = c.protocol.decode(c.raw) })
 			if after > 3*size {
 				t.Errorf("%d bytes are allocated afterwards, for a request of %d", after, size)
 			}
@@ -116,7 +117,7 @@ func TestRequestsAreDecodedCompletely(t *testing.T) {
 			if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(request{}), protocmp.Transform()); diff != "" {
 				t.Errorf("wanted -, read +:\n%s", diff)
 			}
-			n, err := c.protocol.node(encoded, []string{"namespace"}, nil)
+			n, err := c.protocol.node(encoded, []string{"namespace"}, netip.Addr{})
 			if want := (Node{ID: "a", Cluster: "b", Metadata: map[string]string{"namespace": "n"}}); err != nil || fmt.Sprint(n) != fmt.Sprint(want) {
 				t.Errorf("read the node %v, %v; want %v", n, err, want)
 			}
@@ -152,7 +153,7 @@ func FuzzRequest(f *testing.F) {
 				c.handleRequest(Cluster, r)
 				c.push()
 			}
-			_, _ = p.node(data, []string{"namespace"}, nil)
+			_, _ = p.node(data, []string{"namespace"}, netip.Addr{})
 		}
 	})
 }

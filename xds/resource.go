@@ -2,14 +2,14 @@ package xds
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/mem"
@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Type is a resource type. The values are in push order: a resource comes after those that it refers to.
+// Type is a resource type. The values are in push order.
 type Type uint8
 
 // The types that are served.
@@ -29,24 +29,22 @@ const (
 	Endpoint
 	Listener
 	Route
+	// NumTypes is the number of types. Every Type is less than it.
+	NumTypes = iota
 )
 
-// NumTypes is the number of types. Every Type is less than it.
-const NumTypes = 6
+var (
+	// dependencies are the types that listeners and routes refer to, in push order. In removalOrder, a resource goes
+	// before those that it refers to.
+	dependencies = []Type{Secret, TokenBucket, Cluster, Endpoint}
+	removalOrder = []Type{Cluster, Endpoint, Secret, TokenBucket}
 
-// dependencies are the types that listeners and routes refer to, in push order.
-var dependencies = []Type{Secret, TokenBucket, Cluster, Endpoint}
-
-var typeURLs = [NumTypes]string{
-	Secret:      resource.SecretType,
-	TokenBucket: "type.googleapis.com/envoy.type.v3.TokenBucket",
-	Cluster:     resource.ClusterType,
-	Endpoint:    resource.EndpointType,
-	Listener:    resource.ListenerType,
-	Route:       resource.RouteType,
-}
-
-var typeNames = [NumTypes]string{"secret", "token_bucket", "cluster", "endpoint", "listener", "route"}
+	typeURLs = [NumTypes]string{
+		resource.SecretType, "type.googleapis.com/envoy.type.v3.TokenBucket", resource.ClusterType,
+		resource.EndpointType, resource.ListenerType, resource.RouteType,
+	}
+	typeNames = [NumTypes]string{"secret", "token_bucket", "cluster", "endpoint", "listener", "route"}
+)
 
 // URL is the type_url of requests and responses.
 func (t Type) URL() string { return typeURLs[t] }
@@ -71,14 +69,11 @@ func (t Type) isFullState() bool { return t == Cluster || t == Listener }
 type Resource struct {
 	name, version string
 	size          int
-	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse with this resource, and sotwItem that of
-	// a DiscoveryResponse.
+	// deltaItem is the encoded field resources of a DeltaDiscoveryResponse, and sotwItem that of a DiscoveryResponse.
 	deltaItem, sotwItem mem.Buffer
-	// children are the resources of the type's child type that this one names: load assignments of a cluster, route
-	// configurations of a listener.
+	// children are the resources of the child type that this one names, such as the load assignment of a cluster.
 	children []string
-	// targets are the clusters to which an aggregate cluster sends.
-	targets []string
+	members  []string // the clusters of an aggregate cluster
 }
 
 // NewResource validates a message by Envoy's own rules and encodes it. Equal messages get equal versions, in every
@@ -90,27 +85,28 @@ func NewResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if url := "type.googleapis.com/" + string(proto.MessageName(m)); url != t.URL() {
 		return nil, fmt.Errorf("%s %q is a %s", t, name, proto.MessageName(m))
 	}
-	if v, ok := m.(interface{ ValidateAll() error }); ok {
-		if err := v.ValidateAll(); err != nil {
-			return nil, fmt.Errorf("%s %q: %w", t, name, err)
-		}
-	}
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("%s %q: %w", t, name, err)
-	}
-	r := &Resource{name: name, version: cache.HashResource(value), size: len(value), children: childrenOf(m), targets: targetsOf(m)}
-	if err := r.encode(t, value); err != nil {
+	r := &Resource{name: name, children: childrenOf(t, m), members: membersOf(m)}
+	if err := r.encode(t, m); err != nil {
 		return nil, fmt.Errorf("%s %q: %w", t, name, err)
 	}
 	return r, nil
 }
 
-// encode sets deltaItem and sotwItem. The field of the Any has the number 2 in Resource and in DiscoveryResponse, so
-// that sotwItem is a part of deltaItem and needs no memory. A message without a name field is wrapped, as Envoy
-// allows
-// (https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/discovery/v3/discovery.proto#service-discovery-v3-discoveryresponse).
-func (r *Resource) encode(t Type, value []byte) error {
+// encode validates m and sets what depends on its bytes. The field of the Any has the number 2 in Resource and in
+// DiscoveryResponse, so that sotwItem is a part of deltaItem and needs no memory. A message without a name field is
+// wrapped, as Envoy allows:
+// https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/discovery/v3/discovery.proto#service-discovery-v3-discoveryresponse
+func (r *Resource) encode(t Type, m proto.Message) error {
+	if v, ok := m.(interface{ ValidateAll() error }); ok {
+		if err := v.ValidateAll(); err != nil {
+			return err
+		}
+	}
+	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	r.version, r.size = cache.HashResource(value), len(value)
 	body := &anypb.Any{TypeUrl: t.URL(), Value: value}
 	item := &discoveryv3.Resource{Name: r.name, Version: r.version, Resource: body}
 	delta, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{Resources: []*discoveryv3.Resource{item}})
@@ -139,37 +135,18 @@ func (r *Resource) Version() string { return r.version }
 // Size is the number of encoded bytes, without the envelope.
 func (r *Resource) Size() int { return r.size }
 
-// childrenOf returns the names that Envoy will subscribe to once it has m.
-func childrenOf(m proto.Message) []string {
-	switch m := m.(type) {
-	case *clusterv3.Cluster:
-		if m.GetType() != clusterv3.Cluster_EDS {
-			return nil
-		}
-		return []string{cmp.Or(m.GetEdsClusterConfig().GetServiceName(), m.GetName())}
-	case *listenerv3.Listener:
-		return routesOf(m)
-	default:
+// childrenOf returns the names of the child type to which Envoy will subscribe once it has m.
+func childrenOf(t Type, m proto.Message) []string {
+	child, ok := childTypes[t]
+	if !ok {
 		return nil
 	}
+	references := cache.GetResourceReferences(map[string]types.ResourceWithTTL{"": {Resource: m}})
+	return slices.Sorted(maps.Keys(references[child.URL()]))
 }
 
-func routesOf(l *listenerv3.Listener) []string {
-	var names []string
-	for _, chain := range append(slices.Clone(l.GetFilterChains()), l.GetDefaultFilterChain()) {
-		for _, filter := range chain.GetFilters() {
-			manager := resource.GetHTTPConnectionManager(filter) // nil for another filter
-			if name := manager.GetRds().GetRouteConfigName(); name != "" {
-				names = append(names, name)
-			}
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-// targetsOf returns the clusters of an aggregate cluster; nil for another resource.
-func targetsOf(m proto.Message) []string {
+// membersOf returns the clusters of an aggregate cluster; nil for another resource.
+func membersOf(m proto.Message) []string {
 	c, ok := m.(*clusterv3.Cluster)
 	if !ok {
 		return nil

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -30,7 +31,7 @@ type ResourceSource interface {
 type Authorizer interface {
 	// Authorize returns nil if the caller may. A gRPC status error with PermissionDenied, Unauthenticated or
 	// InvalidArgument (the node belongs to no gateway) denies. Any other error means that there is no answer. Every
-	// error ends the stream, even if the stream was authorised before.
+	// error ends the stream, even if the stream was authorized before.
 	Authorize(ctx context.Context, c Caller, n Node) error
 }
 
@@ -46,29 +47,23 @@ type Rejection struct {
 	// Version and Nonce are those of the response. AcceptedNonce is the nonce of the last response of the type that
 	// the Envoy accepted on this stream, or empty.
 	Version, Nonce, AcceptedNonce string
-	// Resources are the first few names in the response.
-	Resources []string
-	// Message is Envoy's error, shortened and without private keys.
-	Message string
+	Resources                     []string // the first few names in the response
+	Message                       string   // Envoy's error, shortened and without private keys
 }
 
 // Options are the parts of a server. Source, Authorizer and Logger are required.
 type Options struct {
-	Source     ResourceSource
-	Authorizer Authorizer
-	Logger     *slog.Logger
-	// Credentials are the server's TLS credentials. Nil means plain text.
-	Credentials credentials.TransportCredentials
-	// Rejections and Metrics may be nil.
-	Rejections Rejections
-	Metrics    *Metrics
+	Source      ResourceSource
+	Authorizer  Authorizer
+	Logger      *slog.Logger
+	Credentials credentials.TransportCredentials // nil means plain text
+	Rejections  Rejections                       // may be nil
+	Metrics     *Metrics                         // may be nil
 	// Reauthorize is how long an answer of the Authorizer is valid. A stream whose answer has expired ends, or is
 	// sent nothing. Zero means 30 s.
-	Reauthorize time.Duration
-	// MetadataKeys are the keys of the node's metadata that Source and Authorizer read.
-	MetadataKeys []string
-	// Limits bound what callers may use.
-	Limits Limits
+	Reauthorize  time.Duration
+	MetadataKeys []string // of the node's metadata that Source and Authorizer read
+	Limits       Limits   // of what callers may use
 }
 
 // Server serves the AggregatedDiscoveryService.
@@ -77,8 +72,7 @@ type Server struct {
 	options   Options
 	admission *admission
 	grpc      *grpc.Server
-	// background are the goroutines that outlive the stream's handler: gRPC releases them when the handler has
-	// returned.
+	// background are the goroutines that outlive their stream's handler: gRPC releases them when it has returned.
 	background sync.WaitGroup
 }
 
@@ -106,7 +100,7 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 	const window = 64 << 10 // bytes of a stream that a client may send ahead
 	return []grpc.ServerOption{
 		grpc.Creds(countingCredentials{creds}),
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(codec{}),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.WaitForHandlers(true),
 		grpc.MaxConcurrentStreams(2048),
@@ -116,21 +110,13 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 		grpc.StaticConnWindowSize(16 * window),
 		// Requests are small. A large buffer would only make connections expensive.
 		grpc.ReadBufferSize(8 << 10),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
-			MinTime:             15 * time.Second,
-			PermitWithoutStream: true,
-		}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time:    30 * time.Second,
-			Timeout: 20 * time.Second,
-		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 	}
 }
 
 // Serve serves the connections of l until Stop is called, and closes l.
-func (s *Server) Serve(l net.Listener) error {
-	return s.grpc.Serve(listener{l, s.admission})
-}
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(listener{l, s.admission}) }
 
 // Stop ends all streams and connections. It returns when everything that they started has ended.
 func (s *Server) Stop() {
@@ -141,10 +127,13 @@ func (s *Server) Stop() {
 }
 
 // Streams returns how many streams are open.
-func (s *Server) Streams() int { return s.admission.openStreams() }
+func (s *Server) Streams() int {
+	s.admission.mu.Lock()
+	defer s.admission.mu.Unlock()
+	return len(s.admission.streams)
+}
 
-// errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy connects again, to another
-// Usher if there is one.
+// errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy then connects again.
 var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")
 
 // Drain ends Serve. It takes no more connections and ends the open streams with Unavailable: the first at once, the
@@ -152,42 +141,38 @@ var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; c
 // When all streams or ctx have ended, it stops the server as Stop does. Call it once.
 func (s *Server) Drain(ctx context.Context, over time.Duration) {
 	streams := s.admission.shutDown()
-	stopped := make(chan struct{})
+	ctx, stopped := context.WithCancel(ctx)
+	var graceful sync.WaitGroup
 	// Each connection gets a GOAWAY. Envoy then opens its next stream on a new connection, which leads to another
 	// Usher.
-	go func() {
-		defer close(stopped)
+	graceful.Go(func() {
+		defer stopped()
 		s.grpc.GracefulStop()
-	}()
-	endStreams(ctx, streams, stopped, over)
-	select {
-	case <-stopped:
-	case <-ctx.Done():
-	}
+	})
+	endStreams(ctx, streams, over)
+	<-ctx.Done()
 	s.Stop()
-	<-stopped
+	graceful.Wait()
 }
 
 // minSpread is the number of streams from which on a drain uses all of its time. The time is there to spread many
 // reconnects; fewer streams end sooner.
 const minSpread = 50
 
-// endStreams ends streams one after the other, until none is left.
-func endStreams(ctx context.Context, streams []*admittedStream, stopped <-chan struct{}, over time.Duration) {
+// endStreams ends streams one after the other, until none is left or ctx ends.
+func endStreams(ctx context.Context, streams []*admittedStream, over time.Duration) {
 	gap := over / time.Duration(max(len(streams), minSpread))
 	begin := time.Now()
-	for i, p := range streams {
+	for i, stream := range streams {
 		if i > 0 && gap > 0 {
 			due := begin.Add(time.Duration(i-1)*gap + rand.N(gap))
 			select {
 			case <-time.After(time.Until(due)):
-			case <-stopped:
-				return
 			case <-ctx.Done():
 				return
 			}
 		}
-		p.end(errShuttingDown)
+		stream.end(errShuttingDown)
 	}
 }
 
@@ -209,20 +194,17 @@ func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 		s.admission.reportRefusal(conn, caller.Token, status.Convert(err).Message(), true)
 		return err
 	}
-	e := newSession(stream, p, caller, conn, s)
-	if e.admitted, err = s.admission.openStream(conn, caller.Token, e.end); err != nil {
+	session := newSession(stream, p, caller, conn, s)
+	if session.admitted, err = s.admission.openStream(conn, caller.Token, session.end); err != nil {
 		return err
 	}
-	defer e.admitted.close()
+	defer session.admitted.close()
 	streams := s.options.Metrics.streams.WithLabelValues(p.name)
 	streams.Inc()
 	defer streams.Dec()
-	err = recoverPanic(e.log, e.run)
-	e.close()
-	if reason := e.endReason(); reason != nil {
-		return reason
-	}
-	return err
+	err = recoverPanic(session.log, session.run)
+	session.close()
+	return cmp.Or(session.endReason(), err)
 }
 
 // statusOf returns err as a status. An error without a status becomes Unavailable, and Envoy connects again.

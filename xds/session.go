@@ -17,8 +17,9 @@ import (
 	"github.com/usherproxy/usher/internal/latest"
 )
 
-// ackTimeout is how long listeners, routes and removals wait for Envoy at most. It is a little more than the 15 s
-// after which Envoy itself stops waiting for endpoints (initial_fetch_timeout).
+// ackTimeout is how long listeners and routes wait for Envoy at most, and removals for its first request for listeners.
+// (Removals wait for the ACK of listeners and routes without a limit.) It is a little more than the 15 s after which
+// Envoy itself stops waiting for endpoints (initial_fetch_timeout).
 const ackTimeout = 20 * time.Second
 
 // session is one stream: its caller, its node, and its state. The goroutine of run owns it. Other goroutines read
@@ -31,8 +32,8 @@ type session struct {
 	caller    Caller
 	conn      *connection
 	admitted  *admittedStream
-	ctx       context.Context // of the stream
-	cancel    context.CancelCauseFunc
+	ctx       context.Context         // of the stream
+	end       context.CancelCauseFunc // ends the session with a status; any goroutine may call it
 	// workers end with ctx. background are the goroutines that only the end of the stream's handler ends.
 	workers    sync.WaitGroup
 	background *sync.WaitGroup
@@ -41,55 +42,40 @@ type session struct {
 	node *Node
 	log  *slog.Logger
 
-	requests chan frame
+	requests chan rawRequest
 	readDone chan error // how reading has ended
 	outgoing chan message
 	written  chan error         // the result of writing a message
 	sets     latest.Value[*Set] // from the source
 
-	state *streamState
-	// unsent are the next responses. sending is true while a message is being written.
-	unsent  []*response
-	sending bool
-	// lastAnswer is when Envoy answered a response last, or was sent one while it had answered all. awaitingAnswer
-	// is true while it has not answered all.
-	lastAnswer     time.Time
-	awaitingAnswer bool
-	// timeout bounds the time to the first request, and the time that the caller may take to read a response.
-	timeout *time.Timer
-	// ackTimer fires when something has waited for Envoy for too long. It is nil while nothing waits.
-	ackTimer <-chan time.Time
-	// mustCutOff is true when Envoy must not get what it has not read yet.
-	mustCutOff bool
-	authorization
-	nacks       [NumTypes]nackState
-	resumeTimer <-chan time.Time // fires when the next pause is over
-}
+	state   *streamState
+	sending bool // a message is being written
+	// unansweredSince is when Envoy answered a response last, or was sent one; zero while it has answered all.
+	unansweredSince time.Time
+	timeout         *time.Timer      // bounds the time to the first request, and to the reading of a response
+	ackTimer        <-chan time.Time // fires when something has waited for Envoy for too long; nil while nothing waits
+	mustCutOff      bool             // Envoy must not get what it has not read yet
+	nacks           [NumTypes]nackState
+	backoffTimer    <-chan time.Time // fires when the next backoff is over
 
-// authorization is the state of the Authorizer's latest answer.
-type authorization struct {
-	answers chan error
-	// timer fires when the Authorizer is to be asked again, and then, while it is being asked, when the latest
-	// answer expires.
-	timer   <-chan time.Time
-	asking  bool
-	expired bool          // nothing is sent
-	grace   time.Duration // from asking to expiry
+	authResults chan error // the Authorizer's next answer
+	// authTimer fires when the Authorizer is to be asked again, and while it is asked, when its latest answer expires.
+	authTimer <-chan time.Time
+	asking    bool
+	expired   bool          // nothing is sent
+	grace     time.Duration // from asking to expiry
 }
 
 func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
-	ctx, cancel := context.WithCancelCause(stream.Context())
+	ctx, end := context.WithCancelCause(stream.Context())
 	return &session{
 		options: &s.options, admission: s.admission, background: &s.background,
-		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, cancel: cancel, log: s.options.Logger,
-		requests: make(chan frame), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1),
+		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, end: end, log: s.options.Logger,
+		requests: make(chan rawRequest), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1),
 		sets: latest.New[*Set](), state: newStreamState(p.sotw),
-		timeout: time.NewTimer(firstRequestTime), authorization: authorization{answers: make(chan error, 1)},
+		timeout: time.NewTimer(firstRequestTime), authResults: make(chan error, 1),
 	}
 }
-
-// end ends the session with a status. Any goroutine may call it.
-func (s *session) end(reason error) { s.cancel(reason) }
 
 // run handles one event at a time until the stream ends. While a message is being written or must not be, it makes
 // no response: the next one has the newest set.
@@ -97,9 +83,9 @@ func (s *session) run() error {
 	s.start(s.background, s.read)
 	s.start(s.background, s.write)
 	for {
-		requests, sets, ackTimer, resumeTimer := s.requests, s.sets.C(), s.ackTimer, s.resumeTimer
-		if s.sending || s.expired || len(s.unsent) > 0 {
-			requests, sets, ackTimer, resumeTimer = nil, nil, nil, nil
+		requests, sets, ackTimer, backoffTimer := s.requests, s.sets.C(), s.ackTimer, s.backoffTimer
+		if s.sending || s.expired {
+			requests, sets, ackTimer, backoffTimer = nil, nil, nil, nil
 		}
 		var err error
 		select {
@@ -110,26 +96,26 @@ func (s *session) run() error {
 				return nil // Envoy has closed the stream
 			}
 			return err
-		case f := <-requests:
-			err = s.handleRequest(f)
+		case raw := <-requests:
+			err = s.handleRequest(raw)
 		case s.state.set = <-sets:
 			s.push()
 		case <-ackTimer:
 			s.log.Warn("envoy has not acknowledged its clusters in time; the rest of the update is sent anyway")
 			s.ackTimer = nil
 			s.state.pushUnordered()
-		case <-resumeTimer:
-			s.resumePaused()
+		case <-backoffTimer:
+			s.updateBackoffs()
 			s.push()
 		case err = <-s.written:
 			s.sending = false
 			s.timeout.Stop()
 		case <-s.timeout.C:
 			err = s.handleTimeout()
-		case <-s.timer:
+		case <-s.authTimer:
 			err = s.reauthorize()
-		case err = <-s.answers:
-			err = s.handleAnswer(err)
+		case err = <-s.authResults:
+			err = s.handleAuthResult(err)
 		}
 		if err != nil {
 			return err
@@ -170,8 +156,8 @@ func recoverPanic(log *slog.Logger, f func() error) error {
 // read passes requests to run. Only the end of the stream's handler ends it.
 func (s *session) read() error {
 	for {
-		var f frame
-		if err := s.stream.RecvMsg(&f); err != nil {
+		var raw rawRequest
+		if err := s.stream.RecvMsg(&raw); err != nil {
 			if status.Code(err) == codes.ResourceExhausted { // it is too large
 				s.admission.reportLimit(s.conn, "request_size", s.caller.Token, status.Convert(err).Message())
 			}
@@ -179,18 +165,18 @@ func (s *session) read() error {
 			return nil
 		}
 		select {
-		case s.requests <- f:
+		case s.requests <- raw:
 		case <-s.ctx.Done():
-			s.releaseRequest(f)
+			s.releaseRequest(raw)
 			return nil
 		}
 	}
 }
 
 // releaseRequest ends the request's count against the limits.
-func (s *session) releaseRequest(f frame) {
+func (s *session) releaseRequest(raw rawRequest) {
 	const prefix = 5 // bytes that gRPC puts before each message
-	s.admission.releaseRequestBytes(s.conn, len(f)+prefix)
+	s.admission.countRequestBytes(s.conn, -len(raw)-prefix, 0)
 }
 
 // write writes messages. If Envoy does not read one, only the end of the stream's handler ends it.
@@ -206,14 +192,14 @@ func (s *session) write() error {
 }
 
 // handleRequest handles a request. The first one must have a node.
-func (s *session) handleRequest(f frame) error {
-	defer s.releaseRequest(f)
+func (s *session) handleRequest(raw rawRequest) error {
+	defer s.releaseRequest(raw)
 	if s.node == nil {
-		if err := s.authorize(f); err != nil {
+		if err := s.authorize(raw); err != nil {
 			return err
 		}
 	}
-	r, err := s.protocol.decode(f)
+	r, err := s.protocol.decode(raw)
 	if err == nil && r.typeURL == "" {
 		err = errors.New("it has no type_url")
 	}
@@ -225,12 +211,15 @@ func (s *session) handleRequest(f frame) error {
 		s.log.Debug("request for an unknown type", "type", r.typeURL)
 		return nil
 	}
-	if ack := s.state.handleRequest(t, r); ack.response != nil {
-		s.awaitingAnswer, s.lastAnswer = s.state.awaitsACK(), time.Now()
-		s.recordAck(t, ack)
+	if answered := s.state.handleRequest(t, r); answered != nil {
+		s.unansweredSince = time.Time{}
+		if s.state.awaitsACK() {
+			s.unansweredSince = time.Now()
+		}
+		s.recordAnswer(t, answered, r.errorDetail)
 	}
 	s.push()
-	if err := s.state.checkNameLimits(t); err != nil {
+	if err := s.state.types[t].checkNameLimits(); err != nil {
 		s.admission.reportLimit(s.conn, "names", s.caller.Token, err.Error())
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
@@ -246,19 +235,22 @@ func (s *session) refuseRequest(err error) error {
 
 // sendNext passes the next response to write, unless one is being written.
 func (s *session) sendNext() {
-	s.unsent = append(s.unsent, s.state.takePending()...)
-	if s.sending || s.expired || len(s.unsent) == 0 {
+	if s.sending || s.expired {
 		return
 	}
-	r := s.unsent[0]
-	s.unsent = s.unsent[1:]
+	r := s.state.next()
+	if r == nil {
+		return
+	}
 	t := r.typ.String()
 	s.options.Metrics.responses.WithLabelValues(t).Inc()
-	s.options.Metrics.bytes.WithLabelValues(t).Add(float64(r.size()))
+	for _, c := range r.resources {
+		s.options.Metrics.bytes.WithLabelValues(t).Add(float64(c.Size()))
+	}
 	s.log.Debug("sending", "type", t, "nonce", r.nonce, "resources", len(r.resources), "removed", len(r.removals))
 	s.sending = true
-	if !s.awaitingAnswer {
-		s.awaitingAnswer, s.lastAnswer = true, time.Now()
+	if s.unansweredSince.IsZero() {
+		s.unansweredSince = time.Now()
 	}
 	s.timeout.Reset(sendTime)
 	select {
@@ -290,10 +282,10 @@ func (s *session) endUnread(limit, reason string) error {
 	return status.Error(codes.DeadlineExceeded, reason)
 }
 
-// authorize authorises the caller for the node of the first request, and then watches the source.
-func (s *session) authorize(f frame) error {
+// authorize authorizes the caller for the node of the first request, and then watches the source.
+func (s *session) authorize(raw rawRequest) error {
 	s.timeout.Stop()
-	node, err := s.protocol.node(f, s.options.MetadataKeys, s.caller.Peer)
+	node, err := s.protocol.node(raw, s.options.MetadataKeys, s.caller.Address)
 	if err == nil && node.ID == "" {
 		err = errors.New("the stream's first request has no node.id; set it in Envoy's bootstrap or with --service-node")
 	}
@@ -304,11 +296,11 @@ func (s *session) authorize(f frame) error {
 		return s.deny(err)
 	}
 	s.admitted.markAuthorized()
-	s.log = s.log.With("envoy", node.ID, "address", addressOf(s.conn))
+	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
 	s.node = &node
 	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
 	s.start(&s.workers, s.watchSource)
-	s.renew(s.options.Reauthorize)
+	s.renewAuthorization()
 	return nil
 }
 
@@ -347,34 +339,35 @@ func (s *session) watchSource() error {
 // minGrace is how long the Authorizer may take at least. An interval of seconds would leave it too little time.
 const minGrace = 3 * time.Second
 
-// renew starts the interval for which an answer of the Authorizer is valid. The Authorizer is asked again before its
+// renewAuthorization starts the interval for which an answer of the Authorizer is valid. It is asked again before the
 // end, at a random time, so that streams that began together do not ask together.
-func (a *authorization) renew(interval time.Duration) {
+func (s *session) renewAuthorization() {
+	interval := s.options.Reauthorize
 	ask := interval*7/10 + rand.N(interval/10+1)
-	a.asking, a.expired, a.grace = false, false, max(interval-ask, minGrace)
-	a.timer = time.After(ask)
+	s.asking, s.expired, s.grace = false, false, max(interval-ask, minGrace)
+	s.authTimer = time.After(ask)
 }
 
 // reauthorize asks the Authorizer again. If the latest answer expires meanwhile, nothing more is sent, and a
 // connection with unread responses is closed.
 func (s *session) reauthorize() error {
-	if s.awaitingAnswer && time.Since(s.lastAnswer) > answerTime {
+	if !s.unansweredSince.IsZero() && time.Since(s.unansweredSince) > answerTime {
 		return s.endUnread("answer_time", "envoy has answered no response for "+answerTime.String())
 	}
 	if !s.asking {
 		s.asking = true
-		s.timer = time.After(s.grace)
+		s.authTimer = time.After(s.grace)
 		s.start(&s.workers, func() error {
 			caller := s.caller
 			caller.Again = true
-			s.answers <- s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
+			s.authResults <- s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
 			return nil
 		})
 		return nil
 	}
 	select {
-	case err := <-s.answers: // at the same moment
-		return s.handleAnswer(err)
+	case err := <-s.authResults: // at the same moment
+		return s.handleAuthResult(err)
 	default:
 	}
 	s.expired = true
@@ -386,23 +379,23 @@ func (s *session) reauthorize() error {
 	return errNotChecked
 }
 
-// handleAnswer handles the Authorizer's answer about an authorised stream.
-func (s *session) handleAnswer(err error) error {
+// handleAuthResult handles the Authorizer's answer about an authorized stream.
+func (s *session) handleAuthResult(err error) error {
 	if err != nil {
 		s.mustCutOff = true
 		return s.deny(err)
 	}
-	s.renew(s.options.Reauthorize)
+	s.renewAuthorization()
 	return nil
 }
 
 // hasUnread reports whether Envoy may not have read all responses.
 func (s *session) hasUnread() bool { return s.sending || s.state.awaitsACK() }
 
-// close ends the session and waits for its workers. If the caller is no longer authorised or does not read, it
+// close ends the session and waits for its workers. If the caller is no longer authorized or does not read, it
 // closes the connection, so that the caller does not get what gRPC has not written yet.
 func (s *session) close() {
-	s.cancel(nil)
+	s.end(nil)
 	s.workers.Wait()
 	if s.node == nil {
 		return
@@ -410,7 +403,11 @@ func (s *session) close() {
 	if s.mustCutOff && s.hasUnread() {
 		_ = s.conn.Close()
 	}
-	s.clearRejections()
+	for _, n := range s.nacks {
+		if n.clearReport != nil {
+			n.clearReport()
+		}
+	}
 	s.log.Info("envoy disconnected")
 }
 

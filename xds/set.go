@@ -5,7 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
+	"weak"
 
 	"github.com/usherproxy/usher/internal/ordered"
 )
@@ -16,12 +16,9 @@ type Set struct {
 }
 
 // NewSet returns a set of collections by their Type. A nil collection means that the type's resources are not known
-// yet: nothing is sent for it, not even an empty response.
-//
-// If a type has not changed, pass the previous set's collection, so that sessions can skip it.
-func NewSet(collections [NumTypes]*Collection) *Set {
-	return &Set{collections: collections}
-}
+// yet: nothing is sent for it, not even an empty response. If a type has not changed, pass the previous set's
+// collection, so that sessions can skip it.
+func NewSet(collections [NumTypes]*Collection) *Set { return &Set{collections: collections} }
 
 // Collection returns the resources of a type; nil if they are not known yet.
 func (s *Set) Collection(t Type) *Collection { return s.collections[t] }
@@ -32,78 +29,60 @@ func (s *Set) hasHeldBack(t Type) bool {
 	return c != nil && len(c.heldBack) > 0
 }
 
-// collectionIDs numbers the collections of this process, from 1.
-var collectionIDs atomic.Uint64
-
-// Collection has all resources of one type. It is immutable and shared by sets. Get and All treat nil as an empty
-// collection.
+// Collection has all resources of one type. It is immutable and shared by sets. For Get, Len and All, nil is empty.
 type Collection struct {
 	resources ordered.Map[*Resource]
-	heldBack  map[string]struct{}
-	id        uint64
+	heldBack  map[string]bool
 
 	mu sync.Mutex
-	// changed are the names that differ from the collection with the id changedFrom. A pointer instead of the id
-	// would keep old collections alive.
-	changedFrom uint64
+	// changed are the names that differ from changedFrom. A strong pointer would keep old collections alive.
+	changedFrom weak.Pointer[Collection]
 	changed     []string
 }
 
 // NewCollection returns a collection of resources by their names. A resource that is held back exists but cannot be
 // built: an Envoy that has it keeps it, and another one does not get it. Do not modify the arguments afterwards.
 func NewCollection(resources map[string]*Resource, heldBack []string) *Collection {
-	return &Collection{resources: ordered.From(resources), heldBack: nameSet(heldBack), id: collectionIDs.Add(1)}
+	return &Collection{resources: ordered.From(resources), heldBack: nameSet(heldBack)}
 }
 
 // Next returns c with other or more resources, without the removed ones, and with other names held back; c itself if
 // nothing changes. It costs what changes.
 func (c *Collection) Next(changed []*Resource, removed, heldBack []string) *Collection {
-	names := nameSet(heldBack)
-	if len(changed)+len(removed) == 0 && maps.Equal(names, c.heldBack) {
+	next := &Collection{resources: c.resources, heldBack: nameSet(heldBack)}
+	if len(changed)+len(removed) == 0 && maps.Equal(next.heldBack, c.heldBack) {
 		return c
-	}
-	next := &Collection{
-		resources: c.resources, heldBack: names, id: collectionIDs.Add(1),
-		changedFrom: c.id, changed: released(c.heldBack, names),
 	}
 	for _, r := range changed {
 		next.resources = next.resources.With(r.Name(), r)
-		next.changed = append(next.changed, r.Name())
 	}
 	for _, name := range removed {
 		next.resources = next.resources.Without(name)
-		next.changed = append(next.changed, name)
 	}
 	return next
 }
 
-// isHeldBack reports whether a resource is held back.
-func (c *Collection) isHeldBack(name string) bool {
+// exists reports whether there is a resource, which may be held back. Nil is an empty collection.
+func (c *Collection) exists(name string) bool {
+	return c.Get(name) != nil || c != nil && c.heldBack[name]
+}
+
+// items returns the resources; none for nil.
+func (c *Collection) items() ordered.Map[*Resource] {
 	if c == nil {
-		return false
+		return ordered.Map[*Resource]{}
 	}
-	_, heldBack := c.heldBack[name]
-	return heldBack
+	return c.resources
 }
 
 // Get returns a resource, or nil.
-func (c *Collection) Get(name string) *Resource {
-	if c == nil {
-		return nil
-	}
-	return c.resources.Get(name)
-}
+func (c *Collection) Get(name string) *Resource { return c.items().Get(name) }
 
 // Len is the number of resources.
-func (c *Collection) Len() int { return c.resources.Len() }
+func (c *Collection) Len() int { return c.items().Len() }
 
 // All returns the resources by their names, in order.
-func (c *Collection) All() iter.Seq2[string, *Resource] {
-	if c == nil {
-		c = &Collection{}
-	}
-	return c.resources.All()
-}
+func (c *Collection) All() iter.Seq2[string, *Resource] { return c.items().All() }
 
 // HeldBack returns the names that are held back, in order.
 func (c *Collection) HeldBack() []string { return slices.Sorted(maps.Keys(c.heldBack)) }
@@ -114,16 +93,15 @@ func (c *Collection) Equal(other *Collection) bool {
 		maps.Equal(c.heldBack, other.heldBack) && len(difference(other, c)) == 0
 }
 
-// changedSince returns the names that differ from old. All sessions that had old share the result. It is known if c
-// was made from old.
+// changedSince returns the names that differ from old. All sessions that had old share the result.
 func (c *Collection) changedSince(old *Collection) []string {
 	if c == old {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.changedFrom != old.id {
-		c.changedFrom, c.changed = old.id, difference(old, c)
+	if from := weak.Make(old); c.changedFrom != from {
+		c.changedFrom, c.changed = from, difference(old, c)
 	}
 	return c.changed
 }
@@ -139,22 +117,21 @@ func difference(old, current *Collection) []string {
 	return names
 }
 
-// released returns the names that are no longer held back. They count as changed: only now it is known whether they
-// still exist.
-func released(before, now map[string]struct{}) []string {
+// released returns the names that are no longer held back: only now it is known whether they still exist.
+func released(before, now map[string]bool) []string {
 	var names []string
 	for name := range before {
-		if _, still := now[name]; !still {
+		if !now[name] {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-func nameSet(names []string) map[string]struct{} {
-	set := make(map[string]struct{}, len(names))
+func nameSet(names []string) map[string]bool {
+	set := make(map[string]bool, len(names))
 	for _, name := range names {
-		set[name] = struct{}{}
+		set[name] = true
 	}
 	return set
 }

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"crypto/rand"
-	"fmt"
 	"slices"
 	"strconv"
 )
@@ -15,82 +14,75 @@ import (
 //   - Each type has one response at a time, until Envoy has answered it.
 //   - Secrets, clusters and endpoints are sent as soon as they change. They never wait for each other: Envoy
 //     acknowledges a cluster only when the cluster's endpoints and secrets have arrived.
-//   - An aggregate cluster waits until Envoy has acknowledged the new clusters that it refers to: they have no
-//     endpoints before.
-//   - Listeners and routes wait until Envoy has acknowledged those, and has subscribed to the endpoints of the
-//     clusters that it was sent.
-//   - Clusters, endpoints, secrets and token buckets are removed last, when no listener and no route of Envoy may
-//     need them.
+//   - An aggregate cluster waits for the ACK of its new members: they have no endpoints before.
+//   - Listeners and routes wait for the ACK of those, and until Envoy subscribes to the endpoints of new clusters.
+//   - Clusters, endpoints, secrets and token buckets are removed last, when no listener and no route may need them.
 //   - A cluster's endpoints are sent again after the cluster, and a listener's routes after the listener: Envoy
 //     waits for them again.
 //   - A rejected update is not sent again until it changes.
 type streamState struct {
 	set   *Set // nil: not known yet
 	types [NumTypes]typeState
-	// awaitingEDS are the load assignments to which Envoy has to subscribe, because it was sent their clusters, and
-	// has not yet.
-	awaitingEDS []string
-	// pending are the next responses, in order.
-	pending       []*response
+	// awaitingEDS are the load assignments whose clusters Envoy was sent, and to which it has not subscribed yet.
+	awaitingEDS   []string
+	pending       []*response // the next ones, in order
 	responseCount uint64
-	// ackTimedOut is true during a push that does not wait.
-	ackTimedOut bool
+	ackTimedOut   bool // during a push that does not wait
 }
 
 func newStreamState(sotw bool) *streamState {
-	c := &streamState{}
-	for t := range c.types {
-		c.types[t] = typeState{typ: Type(t), sotw: sotw}
+	s := &streamState{}
+	for t := range s.types {
+		s.types[t] = typeState{typ: Type(t), sotw: sotw}
 	}
-	return c
+	return s
 }
 
-// handleRequest updates the state of a type. It sends nothing.
-func (c *streamState) handleRequest(t Type, r request) ackResult {
-	ack := c.types[t].handleRequest(r)
-	if t == Cluster && ack.errorDetail != nil {
-		c.awaitingEDS = nil
+// handleRequest updates the state of a type. It returns the response that the request answers, or nil.
+func (s *streamState) handleRequest(t Type, r request) (answered *response) {
+	answered = s.types[t].handleRequest(r)
+	if t == Cluster && answered != nil && r.errorDetail != nil {
+		s.awaitingEDS = nil
 	}
-	c.pruneAwaitingEDS()
-	return ack
+	return answered
 }
 
 // push makes the responses that can be sent now. It returns true if others wait for Envoy.
-func (c *streamState) push() (waits bool) {
-	if c.set == nil {
+func (s *streamState) push() (waits bool) {
+	if s.set == nil {
 		return false
 	}
-	for t := range c.types {
-		c.types[t].incomplete = c.set.hasHeldBack(Listener) || c.set.hasHeldBack(Type(t))
-		c.types[t].setCollection(c.set.collections[t])
+	for t := range s.types {
+		s.types[t].incomplete = s.set.hasHeldBack(Listener) || s.set.hasHeldBack(Type(t))
+		s.types[t].setCollection(s.set.collections[t])
 	}
-	c.pruneAwaitingEDS()
 	for _, t := range dependencies {
-		c.respond(t, false)
+		s.respond(t, false)
 	}
-	if !c.listenersBlocked() {
-		c.respond(Listener, true)
-		c.respond(Route, true)
-		if c.listenersAcked() {
-			for _, t := range []Type{Cluster, Endpoint, Secret, TokenBucket} {
-				c.respond(t, true)
+	s.pruneAwaitingEDS()
+	if !s.listenersBlocked() {
+		s.respond(Listener, true)
+		s.respond(Route, true)
+		if s.listenersAcked() {
+			for _, t := range removalOrder {
+				s.respond(t, true)
 			}
 		}
 	}
-	return c.waitsForEnvoy()
+	return s.waitsForEnvoy()
 }
 
 // pushUnordered is push after ackTimeout: it sends everything instead of waiting.
-func (c *streamState) pushUnordered() {
-	c.awaitingEDS = nil
-	c.ackTimedOut = true
-	c.push()
-	c.ackTimedOut = false
+func (s *streamState) pushUnordered() {
+	s.awaitingEDS = nil
+	s.ackTimedOut = true
+	s.push()
+	s.ackTimedOut = false
 }
 
 // respond makes a response with the changes of a type, if there are any.
-func (c *streamState) respond(typ Type, withRemovals bool) {
-	t := &c.types[typ]
+func (s *streamState) respond(typ Type, withRemovals bool) {
+	t := &s.types[typ]
 	if !t.canSend() {
 		return
 	}
@@ -102,85 +94,62 @@ func (c *streamState) respond(typ Type, withRemovals bool) {
 	if len(upserts)+len(removals) == 0 && !t.needsFirstResponse() {
 		return
 	}
-	c.responseCount++
-	// The nonce cannot be guessed, so that an ACK proves that the response was read.
-	nonce := strconv.FormatUint(c.responseCount, 10) + "-" + rand.Text()[:13]
-	c.pending = append(c.pending, t.newResponse(nonce, upserts, removals))
-	if child, ok := childTypes[typ]; ok {
-		c.types[child].invalidateChildren(upserts)
-	}
-	if typ == Cluster {
-		for _, cluster := range upserts {
-			c.awaitingEDS = append(c.awaitingEDS, cluster.children...)
+	s.responseCount++
+	// It cannot be guessed, so that an ACK proves that the response was read.
+	nonce := strconv.FormatUint(s.responseCount, 10) + "-" + rand.Text()[:13]
+	s.pending = append(s.pending, t.newResponse(nonce, upserts, removals))
+	for _, parent := range upserts {
+		for _, name := range parent.children {
+			s.types[childTypes[typ]].invalidate(name)
 		}
-		c.pruneAwaitingEDS()
+		if typ == Cluster {
+			s.awaitingEDS = append(s.awaitingEDS, parent.children...)
+		}
 	}
 }
 
-// takePending returns the next responses, once.
-func (c *streamState) takePending() []*response {
-	out := c.pending
-	c.pending = nil
-	return out
+// next removes the next response from those that are pending, and returns it; nil if there is none.
+func (s *streamState) next() *response {
+	if len(s.pending) == 0 {
+		return nil
+	}
+	r := s.pending[0]
+	if s.pending = s.pending[1:]; len(s.pending) == 0 {
+		s.pending = nil // frees its memory
+	}
+	return r
 }
 
 // awaitsACK reports whether a response awaits its ACK.
-func (c *streamState) awaitsACK() bool {
-	return slices.ContainsFunc(c.types[:], func(t typeState) bool { return t.inflight != nil })
-}
-
-// The most names without a resource to which an Envoy may subscribe, or that it may say it has, per type.
-const (
-	maxUnknownNames     = 10_000
-	maxUnknownNameBytes = 1 << 20
-	// Until the set is known, no name is.
-	maxUncheckedNames     = maxRequestNames
-	maxUncheckedNameBytes = 8 << 20
-)
-
-// checkNameLimits returns an error if Envoy uses too many names of a type without a resource. Call it after push,
-// which looks for the resources.
-func (c *streamState) checkNameLimits(t Type) error {
-	maxNames, maxBytes := maxUnknownNames, maxUnknownNameBytes
-	if c.types[t].baseline == nil {
-		maxNames, maxBytes = maxUncheckedNames, maxUncheckedNameBytes
-	}
-	names, bytes := c.types[t].unknownNames()
-	if names > maxNames || bytes > maxBytes {
-		return fmt.Errorf("too many unknown names of type %s: %d (%d bytes); the limit is %d (%d bytes)", t, names, bytes, maxNames, maxBytes)
-	}
-	return nil
+func (s *streamState) awaitsACK() bool {
+	return slices.ContainsFunc(s.types[:], func(t typeState) bool { return t.awaitingACK != nil })
 }
 
 // pruneAwaitingEDS removes the load assignments to which Envoy has subscribed, and those that do not exist.
-func (c *streamState) pruneAwaitingEDS() {
-	if len(c.awaitingEDS) == 0 || c.set == nil {
-		return
-	}
-	endpoints, t := c.set.collections[Endpoint], &c.types[Endpoint]
-	c.awaitingEDS = slices.DeleteFunc(c.awaitingEDS, func(name string) bool {
+func (s *streamState) pruneAwaitingEDS() {
+	endpoints, t := s.set.collections[Endpoint], &s.types[Endpoint]
+	s.awaitingEDS = slices.DeleteFunc(s.awaitingEDS, func(name string) bool {
 		return endpoints.Get(name) == nil || t.started && t.subscribed(name)
 	})
-	if len(c.awaitingEDS) == 0 {
-		c.awaitingEDS = nil // frees its memory
+	if len(s.awaitingEDS) == 0 {
+		s.awaitingEDS = nil // frees its memory
 	}
 }
 
 // listenersBlocked reports whether listeners and routes have to wait.
-func (c *streamState) listenersBlocked() bool {
-	return !c.ackTimedOut && (len(c.awaitingEDS) > 0 ||
-		slices.ContainsFunc(dependencies, func(t Type) bool { return c.types[t].inflight != nil }))
+func (s *streamState) listenersBlocked() bool {
+	return !s.ackTimedOut && (len(s.awaitingEDS) > 0 ||
+		slices.ContainsFunc(dependencies, func(t Type) bool { return s.types[t].awaitingACK != nil }))
 }
 
-// listenersAcked reports whether Envoy has acknowledged all listeners and routes, so that it needs nothing that is
-// to be removed.
-func (c *streamState) listenersAcked() bool {
-	if !c.types[Listener].started && !c.ackTimedOut {
+// listenersAcked reports whether Envoy has acknowledged all listeners and routes, and so needs nothing that is removed.
+func (s *streamState) listenersAcked() bool {
+	if !s.types[Listener].started && !s.ackTimedOut {
 		return false
 	}
 	for _, typ := range []Type{Listener, Route} {
-		t := &c.types[typ]
-		if t.inflight != nil || t.nacked || t.started && t.dirty > 0 || t.hasHeldBack() {
+		t := &s.types[typ]
+		if t.awaitingACK != nil || t.nacked || t.started && t.dirty > 0 || t.hasHeldBack() {
 			return false
 		}
 	}
@@ -188,9 +157,9 @@ func (c *streamState) listenersAcked() bool {
 }
 
 // waitsForEnvoy reports whether a change waits for an ACK or a request.
-func (c *streamState) waitsForEnvoy() bool {
-	if c.listenersBlocked() {
-		return c.types[Listener].hasChanges() || c.types[Route].hasChanges()
+func (s *streamState) waitsForEnvoy() bool {
+	if s.listenersBlocked() {
+		return s.types[Listener].hasChanges() || s.types[Route].hasChanges()
 	}
-	return !c.types[Listener].started && slices.ContainsFunc(dependencies, func(t Type) bool { return c.types[t].hasChanges() })
+	return !s.types[Listener].started && slices.ContainsFunc(dependencies, func(t Type) bool { return s.types[t].hasChanges() })
 }

@@ -84,14 +84,14 @@ func (m *fakeClient) push() {
 // unacknowledged reports for which types a response awaits its ACK.
 func (m *fakeClient) unacknowledged() (types [NumTypes]bool) {
 	for t := range types {
-		types[t] = m.state.types[t].inflight != nil
+		types[t] = m.state.types[t].awaitingACK != nil
 	}
 	return types
 }
 
 // transmit sends the pending responses, and checks their order.
 func (m *fakeClient) transmit(inflight [NumTypes]bool) {
-	for _, r := range m.state.takePending() {
+	for r := m.state.next(); r != nil; r = m.state.next() {
 		if !m.ackTimedOut && r.typ >= Listener && (inflight[Secret] || inflight[Cluster] || inflight[Endpoint]) {
 			m.t.Errorf("%s %v sent while their dependencies are not acknowledged", r.typ, r.names())
 		}

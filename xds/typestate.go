@@ -3,11 +3,10 @@ package xds
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
-
-	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 )
 
 // typeState is the part of a streamState for one type: Envoy's subscription, what it was sent, and what may have
@@ -17,27 +16,24 @@ type typeState struct {
 	sotw bool // the protocol is the state of the world
 
 	clientState
-	// started is true after the first request.
-	started bool
-	// legacyWildcard is true while a request without names subscribes to all.
-	legacyWildcard bool
-	// versionInfo is the version from an earlier stream that a state-of-the-world Envoy had in its first request.
-	versionInfo string
+	started        bool   // there was a request
+	legacyWildcard bool   // a request without names subscribes to all
+	versionInfo    string // from an earlier stream, in the first request of a state-of-the-world Envoy
 	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
 	// held back. With a listener, what it refers to may be missing.
 	incomplete bool
-	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their
-	// version.
-	resendOnSubscribe map[string]struct{}
+	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their version.
+	resendOnSubscribe map[string]bool
 
-	responded bool      // something was sent
-	lastNonce string    // of the latest response
-	inflight  *response // the one that awaits its ACK
-	nacked    bool      // the latest answer was a NACK
-	paused    bool      // nothing is sent after several NACKs
+	responded   bool      // something was sent
+	lastNonce   string    // of the latest response
+	awaitingACK *response // the latest response, until Envoy answers it
+	nacked      bool      // the latest answer was a NACK
+	backingOff  bool      // nothing is sent after several NACKs
 }
 
-// response is a response.
+// response is a response. It awaits its ACK as soon as it is made: first among those that are pending in the
+// streamState, then while the session writes it, then on its way to Envoy and back.
 type response struct {
 	typ   Type
 	nonce string
@@ -47,25 +43,17 @@ type response struct {
 	removals []string
 }
 
-// ackResult is how a request answers a response.
-type ackResult struct {
-	response    *response        // nil: the request answers none
-	errorDetail *statuspb.Status // nil: it is an ACK
-}
-
 // wildcardName subscribes to all resources of a type.
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return
 const wildcardName = "*"
 
-// handleRequest updates the state. It sends nothing.
-func (t *typeState) handleRequest(r request) ackResult {
+// handleRequest updates the state. It returns the response that the request answers, or nil.
+func (t *typeState) handleRequest(r request) (answered *response) {
 	if t.sotw && t.lastNonce != "" && r.nonce != t.lastNonce {
-		return ackResult{} // the answer to the latest response will repeat it all
+		return nil // the answer to the latest response will repeat it all
 	}
-	var ack ackResult
-	if t.inflight != nil && r.nonce == t.inflight.nonce {
-		ack = ackResult{t.inflight, r.errorDetail}
-		t.inflight, t.nacked = nil, r.errorDetail != nil
+	if t.awaitingACK != nil && r.nonce == t.awaitingACK.nonce {
+		answered, t.awaitingACK, t.nacked = t.awaitingACK, nil, r.errorDetail != nil
 	}
 	first := !t.started
 	if first {
@@ -76,7 +64,7 @@ func (t *typeState) handleRequest(r request) ackResult {
 		r.subscribe, r.unsubscribe = t.compareNames(r.subscribe)
 	}
 	t.changeSubscription(r, first)
-	return ack
+	return answered
 }
 
 // start takes over what Envoy has from an earlier stream, except for resendOnSubscribe. For listeners and clusters,
@@ -101,11 +89,10 @@ func (t *typeState) compareNames(names []string) (subscribe, unsubscribe []strin
 		return nil, nil
 	}
 	wanted := nameSet(names)
-	_, all := wanted[wildcardName]
+	t.setWildcard(wanted[wildcardName])
 	delete(wanted, wildcardName)
-	t.setWildcard(all)
 	for name := range t.names(t.baseline) {
-		if _, ok := wanted[name]; !ok && t.get(name).named {
+		if !wanted[name] && t.get(name).named {
 			unsubscribe = append(unsubscribe, name)
 		}
 	}
@@ -126,9 +113,9 @@ func (t *typeState) changeSubscription(r request, first bool) {
 			t.setWildcard(true)
 			continue
 		}
-		e := t.get(name)
-		e.named, e.dirty = true, e.dirty || t.sotw
-		t.put(name, e)
+		n := t.get(name)
+		n.named, n.dirty = true, n.dirty || t.sotw
+		t.put(name, n)
 		if !t.sotw && !first {
 			t.invalidate(name)
 		}
@@ -140,9 +127,9 @@ func (t *typeState) changeSubscription(r request, first bool) {
 		case !t.wildcard:
 			t.put(name, nameState{})
 		default:
-			e := t.get(name)
-			e.named = false
-			t.put(name, e)
+			n := t.get(name)
+			n.named = false
+			t.put(name, n)
 			if !t.sotw {
 				t.invalidate(name)
 			}
@@ -154,26 +141,17 @@ func (t *typeState) changeSubscription(r request, first bool) {
 func (t *typeState) invalidate(name string) {
 	if !t.started {
 		if t.resendOnSubscribe == nil {
-			t.resendOnSubscribe = map[string]struct{}{}
+			t.resendOnSubscribe = map[string]bool{}
 		}
-		t.resendOnSubscribe[name] = struct{}{}
+		t.resendOnSubscribe[name] = true
 		return
 	}
-	e := t.get(name)
-	if !e.sent && !t.subscribed(name) {
+	n := t.get(name)
+	if !n.sent && !t.subscribed(name) {
 		return // a later subscription sends it
 	}
-	e.sent, e.dirty, e.version = true, true, ""
-	t.put(name, e)
-}
-
-// invalidateChildren invalidates the children of resources.
-func (t *typeState) invalidateChildren(parents []*Resource) {
-	for _, p := range parents {
-		for _, name := range p.children {
-			t.invalidate(name)
-		}
-	}
+	n.sent, n.dirty, n.version = true, true, ""
+	t.put(name, n)
 }
 
 // setCollection marks what differs between the previous collection and a new one.
@@ -183,46 +161,24 @@ func (t *typeState) setCollection(current *Collection) {
 	}
 	first := t.baseline == nil
 	t.rebase(current)
-	if first {
-		t.resume()
-	}
-}
-
-// resume recognises an Envoy that was sent exactly this full state on an earlier stream. It is sent nothing.
-func (t *typeState) resume() {
-	if !t.fullState() || t.responded || t.versionInfo == "" || t.incomplete {
+	if !first || !t.fullState() || t.versionInfo == "" || t.incomplete {
 		return
 	}
-	var list []*Resource
-	for name, r := range t.baseline.All() {
-		if t.subscribed(name) {
-			list = append(list, r)
+	// An Envoy that was sent exactly this full state on an earlier stream is sent nothing.
+	if all, _ := t.changes(); versionOf(all) == t.versionInfo {
+		for _, r := range all {
+			t.markSent(r)
 		}
+		t.responded = true
 	}
-	if versionOf(list) != t.versionInfo {
-		return
-	}
-	for _, r := range list {
-		t.markSent(r)
-	}
-	t.responded = true
 }
 
 // fullState reports whether a response lists all resources, see Type.isFullState.
 func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
-// sendsRemovals reports whether the server tells Envoy about removed resources. It does for a wildcard. For a name that
-// Envoy subscribes to it does not, as in Consul: the resource that refers to the name changes or is removed instead.
-func (t *typeState) sendsRemovals() bool {
-	if t.sotw {
-		return t.typ.isFullState()
-	}
-	return t.wildcard
-}
-
 // canSend reports whether a response may be sent.
 func (t *typeState) canSend() bool {
-	return t.started && t.baseline != nil && t.inflight == nil && !t.paused && !t.blocked()
+	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.blocked()
 }
 
 // blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
@@ -236,28 +192,27 @@ func (t *typeState) blocked() bool {
 func (t *typeState) needsFirstResponse() bool { return !t.responded && t.wildcard }
 
 // hasChanges reports whether there may be something to send, and nothing in flight.
-func (t *typeState) hasChanges() bool {
-	return t.canSend() && (t.dirty > 0 || t.needsFirstResponse())
-}
+func (t *typeState) hasChanges() bool { return t.canSend() && (t.dirty > 0 || t.needsFirstResponse()) }
 
-// changes returns how what Envoy has differs from what it is to have, sorted by name. It clears dirty where nothing
-// differs.
+// changes returns how what Envoy has differs from what it is to have, sorted by name. Where nothing is to be sent, it
+// clears dirty. Removals are for a wildcard. A name that Envoy subscribes to itself is not removed, as in Consul: the
+// resource that refers to the name changes or is removed instead.
 func (t *typeState) changes() (upserts []*Resource, removals []string) {
 	if t.dirty == 0 {
 		return nil, nil
 	}
-	for name, e := range t.overrides {
-		if !e.dirty {
+	for name, n := range t.overrides {
+		if !n.dirty {
 			continue
 		}
 		r := t.baseline.Get(name)
 		switch {
-		case r != nil && t.subscribed(name) && e.version != r.Version():
+		case r != nil && t.subscribed(name) && n.version != r.Version():
 			upserts = append(upserts, r)
-		case r != nil || t.baseline.isHeldBack(name) || !e.sent:
-			e.dirty = false
-			t.put(name, e)
-		case t.sendsRemovals():
+		case t.baseline.exists(name) || !n.sent:
+			n.dirty = false
+			t.put(name, n)
+		case t.fullState() || !t.sotw && t.wildcard:
 			removals = append(removals, name)
 		default:
 			t.markRemoved(name)
@@ -272,7 +227,7 @@ func (t *typeState) changes() (upserts []*Resource, removals []string) {
 // before they have any endpoints. They stay dirty, and follow after the ACK of these clusters. A first full state
 // has to list all.
 func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
-	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, func(r *Resource) bool { return len(r.targets) > 0 }) {
+	if t.fullState() && !t.responded || !slices.ContainsFunc(upserts, func(r *Resource) bool { return len(r.members) > 0 }) {
 		return upserts
 	}
 	added := map[string]bool{}
@@ -280,8 +235,39 @@ func (t *typeState) deferAggregates(upserts []*Resource) []*Resource {
 		added[r.Name()] = !t.get(r.Name()).sent
 	}
 	return slices.DeleteFunc(upserts, func(r *Resource) bool {
-		return slices.ContainsFunc(r.targets, func(target string) bool { return added[target] })
+		return slices.ContainsFunc(r.members, func(name string) bool { return added[name] })
 	})
+}
+
+// The most names without a resource to which an Envoy may subscribe, or that it may say it has, per type.
+const (
+	maxUnknownNames     = 10_000
+	maxUnknownNameBytes = 1 << 20
+	// Until the set is known, no name is.
+	maxUncheckedNames     = maxRequestNames
+	maxUncheckedNameBytes = 8 << 20
+)
+
+// checkNameLimits returns an error if Envoy uses too many names without a resource. One that is held back counts as
+// known. Call it after push, which looks for the resources.
+func (t *typeState) checkNameLimits() error {
+	if len(t.overrides) <= maxUnknownNames/10 {
+		return nil
+	}
+	maxNames, maxBytes := maxUnknownNames, maxUnknownNameBytes
+	if t.baseline == nil {
+		maxNames, maxBytes = maxUncheckedNames, maxUncheckedNameBytes
+	}
+	var names, bytes int
+	for name := range t.overrides {
+		if !t.baseline.exists(name) {
+			names, bytes = names+1, bytes+len(name)
+		}
+	}
+	if names > maxNames || bytes > maxBytes {
+		return fmt.Errorf("too many unknown names of type %s: %d (%d bytes); the limit is %d (%d bytes)", t.typ, names, bytes, maxNames, maxBytes)
+	}
+	return nil
 }
 
 // hasHeldBack reports whether Envoy has a resource that is held back, and so needs what the resource refers to.
@@ -309,7 +295,7 @@ func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []st
 	if t.fullState() {
 		r.resources = t.sentResources()
 	}
-	t.responded, t.lastNonce, t.inflight = true, nonce, r
+	t.responded, t.lastNonce, t.awaitingACK = true, nonce, r
 	return r
 }
 
@@ -317,25 +303,13 @@ func (t *typeState) newResponse(nonce string, upserts []*Resource, removals []st
 func (t *typeState) sentResources() []*Resource {
 	var list []*Resource
 	for name := range t.names(t.baseline) {
-		if e := t.get(name); e.sent && e.resource != nil {
-			list = append(list, e.resource)
+		if r := t.get(name).resource; r != nil {
+			list = append(list, r)
 		}
 	}
 	sortByName(list)
 	return list
 }
-
-// size is the number of bytes of the resources.
-func (r *response) size() int {
-	n := 0
-	for _, c := range r.resources {
-		n += c.Size()
-	}
-	return n
-}
-
-// version identifies the content.
-func (r *response) version() string { return versionOf(r.resources) }
 
 // versionOf returns the hash of names and versions.
 func versionOf(list []*Resource) string {

@@ -32,8 +32,8 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("bug in Usher: panic in %s at %s: %s; please report it with the stack from the log", e.Part, e.At, value)
 }
 
-// Run calls f and returns its error. If f panics, Run logs the stack, counts the panic, and returns an *Error. part names
-// the part of Usher in the log and the metric; it must be a constant.
+// Run calls f and returns its error. If f panics, Run logs the stack, counts the panic, and returns an *Error. part is
+// the part of Usher for the log and the metric; it must be a constant.
 func Run(log *slog.Logger, part string, f func() error) (err error) {
 	defer func() {
 		if value := recover(); value != nil {

@@ -68,42 +68,44 @@ func By[V comparable](values []V, key func(V) string) Map[V] {
 	return From(m)
 }
 
-// Len returns the number of items.
-func (m Map[V]) Len() int {
+// version returns the root; an empty one for the zero Map.
+func (m Map[V]) version() root[V] {
 	if m.root == nil {
-		return 0
+		return root[V]{}
 	}
-	return m.root.size
+	return *m.root
 }
 
+// Len returns the number of items.
+func (m Map[V]) Len() int { return m.version().size }
+
 // Get returns the value of a key, or the zero value.
-func (m Map[V]) Get(key string) V {
+func (m Map[V]) Get(key string) (value V) {
 	if b, i, found := m.find(key); found {
-		return (*m.root.blocks[b])[i].value
+		value = (*m.root.blocks[b])[i].value
 	}
-	var none V
-	return none
+	return value
 }
 
 // find returns the block and the index at which a key is or would be.
 func (m Map[V]) find(key string) (b, i int, found bool) {
-	if m.root == nil {
+	blocks := m.version().blocks
+	if len(blocks) == 0 {
 		return 0, 0, false
 	}
-	b, found = slices.BinarySearchFunc(m.root.blocks, key, func(b *block[V], key string) int { return cmp.Compare((*b)[0].key, key) })
-	if found {
-		return b, 0, true
+	b, found = slices.BinarySearchFunc(blocks, key, func(b *block[V], key string) int { return cmp.Compare((*b)[0].key, key) })
+	if !found {
+		b = max(b-1, 0)
 	}
-	b = max(b-1, 0)
-	i, found = slices.BinarySearchFunc(*m.root.blocks[b], key, func(e item[V], key string) int { return cmp.Compare(e.key, key) })
+	i, found = slices.BinarySearchFunc(*blocks[b], key, func(e item[V], key string) int { return cmp.Compare(e.key, key) })
 	return b, i, found
 }
 
 // All returns the items in the order of their keys.
 func (m Map[V]) All() iter.Seq2[string, V] {
 	return func(yield func(string, V) bool) {
-		for c := m.cursor(); !c.done(); c.next() {
-			if e := c.item(); !yield(e.key, e.value) {
+		for c := m.cursor(); !c.done(); {
+			if e := c.take(); !yield(e.key, e.value) {
 				return
 			}
 		}
@@ -112,16 +114,12 @@ func (m Map[V]) All() iter.Seq2[string, V] {
 
 // Keys returns the keys in order.
 func (m Map[V]) Keys() iter.Seq[string] {
-	return func(yield func(string) bool) {
-		m.All()(func(key string, _ V) bool { return yield(key) })
-	}
+	return func(yield func(string) bool) { m.All()(func(key string, _ V) bool { return yield(key) }) }
 }
 
 // Values returns the values in the order of their keys.
 func (m Map[V]) Values() iter.Seq[V] {
-	return func(yield func(V) bool) {
-		m.All()(func(_ string, v V) bool { return yield(v) })
-	}
+	return func(yield func(V) bool) { m.All()(func(_ string, v V) bool { return yield(v) }) }
 }
 
 // With returns a Map in which key has the value; m itself if it has it already.
@@ -159,16 +157,15 @@ func (m Map[V]) replaceBlock(at int, b block[V]) Map[V] {
 	if size == 0 {
 		return Map[V]{}
 	}
-	next := make([]*block[V], 0, len(old.blocks)+1)
-	next = append(next, old.blocks[:at]...)
-	if len(b) > maxBlock {
+	parts := []*block[V]{&b}
+	switch {
+	case len(b) == 0:
+		parts = nil
+	case len(b) > maxBlock:
 		left, right := b[:maxBlock/2:maxBlock/2], b[maxBlock/2:]
-		next = append(next, &left, &right)
-	} else if len(b) > 0 {
-		next = append(next, &b)
+		parts = []*block[V]{&left, &right}
 	}
-	next = append(next, old.blocks[at+1:]...)
-	return Map[V]{&root[V]{blocks: next, size: size}}
+	return Map[V]{&root[V]{blocks: slices.Concat(old.blocks[:at], parts, old.blocks[at+1:]), size: size}}
 }
 
 // ChangedSince returns the keys, in order, whose values in m and old differ, and those that only one of the two has.
@@ -180,22 +177,15 @@ func (m Map[V]) ChangedSince(old Map[V]) iter.Seq[string] {
 			if before.skipShared(&now) {
 				continue
 			}
-			changed := true
-			var key string
-			switch order := before.compare(now); {
-			case order < 0:
-				key = before.item().key
-				before.next()
-			case order > 0:
-				key = now.item().key
-				now.next()
-			default:
-				key = now.item().key
-				changed = before.item() != now.item()
-				before.next()
-				now.next()
+			var was, is item[V] // zero: there is none
+			order := before.compare(now)
+			if order <= 0 {
+				was = before.take()
 			}
-			if changed && !yield(key) {
+			if order >= 0 {
+				is = now.take()
+			}
+			if was != is && !yield(cmp.Or(is.key, was.key)) {
 				return
 			}
 		}
@@ -227,22 +217,18 @@ type cursor[V comparable] struct {
 	i      int         // in the current block
 }
 
-func (m Map[V]) cursor() cursor[V] {
-	if m.root == nil {
-		return cursor[V]{}
-	}
-	return cursor[V]{blocks: m.root.blocks}
-}
+func (m Map[V]) cursor() cursor[V] { return cursor[V]{blocks: m.version().blocks} }
 
 func (c cursor[V]) done() bool { return len(c.blocks) == 0 }
 
-func (c cursor[V]) item() item[V] { return (*c.blocks[0])[c.i] }
-
-func (c *cursor[V]) next() {
+// take returns the item at the cursor, and moves to the next one.
+func (c *cursor[V]) take() item[V] {
+	taken := (*c.blocks[0])[c.i]
 	c.i++
 	if c.i == len(*c.blocks[0]) {
 		*c = cursor[V]{blocks: c.blocks[1:]}
 	}
+	return taken
 }
 
 // skipShared moves both cursors to the next block if they are in the same block. Since both follow the order of the
@@ -251,8 +237,7 @@ func (c *cursor[V]) skipShared(other *cursor[V]) bool {
 	if c.done() || other.done() || c.blocks[0] != other.blocks[0] {
 		return false
 	}
-	c.blocks, other.blocks = c.blocks[1:], other.blocks[1:]
-	c.i, other.i = 0, 0
+	*c, *other = cursor[V]{blocks: c.blocks[1:]}, cursor[V]{blocks: other.blocks[1:]}
 	return true
 }
 
@@ -264,5 +249,5 @@ func (c cursor[V]) compare(other cursor[V]) int {
 	case other.done():
 		return -1
 	}
-	return cmp.Compare(c.item().key, other.item().key)
+	return cmp.Compare((*c.blocks[0])[c.i].key, (*other.blocks[0])[other.i].key)
 }

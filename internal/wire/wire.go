@@ -1,5 +1,4 @@
-// Package wire reads single fields of an encoded protobuf message. The others are
-// not decoded and take no memory.
+// Package wire reads single fields of an encoded protobuf message. The others are not decoded and take no memory.
 package wire
 
 import (
@@ -11,9 +10,8 @@ import (
 // ErrInvalid is the error for bytes that are not an encoded message.
 var ErrInvalid = errors.New("it is not a valid protobuf message")
 
-// Fields calls visit with each field of a message that has bytes as its value
-// (strings, bytes, messages, items of maps), in the message's order. It skips other
-// fields. value is a part of data. Fields returns the first error of visit, or
+// Fields calls visit with each field of a message that has bytes as its value (strings, bytes, messages, items of maps),
+// in the message's order. It skips other fields. value is a part of data. Fields returns the first error of visit, or
 // ErrInvalid.
 func Fields(data []byte, visit func(number protowire.Number, value []byte) error) error {
 	for len(data) > 0 {
@@ -36,8 +34,8 @@ func Fields(data []byte, visit func(number protowire.Number, value []byte) error
 	return nil
 }
 
-// Field returns the value of the last field with a number, or nil. With more numbers
-// it returns that field of the message in the field, and so on.
+// Field returns the value of the last field with a number, or nil. With more numbers it returns that field of the
+// message in the field, and so on.
 func Field(data []byte, numbers ...protowire.Number) ([]byte, error) {
 	for _, wanted := range numbers {
 		var last []byte
