@@ -24,7 +24,7 @@ func (r queryResult) isEmpty() bool { return r.value == nil && r.err == nil }
 // (https://developer.hashicorp.com/consul/api-docs/features/blocking).
 type watchLoop struct {
 	query  func(ctx context.Context, index uint64) (response, error)
-	decode func(prev any, r response) (any, error)
+	decode decodeFunc
 	// report receives the result of each attempt. It is news if the value is new, if the query has ceased to fail, if it
 	// is one of the first maxReportedFailures failures in a row, and if a later failure has another outcome.
 	report        func(r queryResult, news bool)

@@ -33,7 +33,7 @@ const (
 	maxSignedSize = 1 << 20          // of the response with the certificate, which usually has a few KiB
 )
 
-// signer asks Consul's certificate authority for signatures (hashicorp.consul.connectca.ConnectCAService, in
+// signer has Consul sign certificates (hashicorp.consul.connectca.ConnectCAService, in
 // https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for all gateways over one connection. It
 // closes the connection after the last release.
 type signer struct {
