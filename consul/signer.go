@@ -41,7 +41,7 @@ type signer struct {
 
 	mu      sync.Mutex
 	users   int
-	address address // where conn leads; the zero value if the client's settings say it
+	address address // of the agent that conn was opened for; conn leads there unless the client's settings say where
 	conn    *grpc.ClientConn
 }
 
