@@ -75,10 +75,9 @@ var (
 	errCallerGone = errors.New("the caller has gone")
 )
 
-// Authorizer checks with Consul's ACLs whether a caller may use a gateway. It remembers a refusal for some seconds, so
-// that a caller that tries again costs no second check. It remembers that Consul allowed a caller, for use while Consul
-// does not answer. It stores keyed hashes of the tokens, never the tokens. Its methods are safe for concurrent use. Use
-// NewAuthorizer.
+// Authorizer checks with Consul's ACLs whether a caller may use a gateway. It remembers a refusal for some seconds, and
+// an allowed caller for use while Consul does not answer. It stores keyed hashes of the tokens, never the tokens. Its
+// methods are safe for concurrent use. Use NewAuthorizer.
 type Authorizer struct {
 	client       *Client
 	staleIfError time.Duration

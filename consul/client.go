@@ -130,11 +130,10 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 	return res.Header, body, err
 }
 
-// Bounds on the size of one response, and of all responses that are being read. The largest responses of Consul are
-// about gateways with thousands of services, and have a few MiB.
+// The largest responses of Consul are about gateways with thousands of services, and have a few MiB.
 const (
-	maxBody    = 64 << 20
-	maxReading = 2 * maxBody
+	maxBody    = 64 << 20    // of one response
+	maxReading = 2 * maxBody // of all responses that are being read
 )
 
 var (
@@ -221,7 +220,6 @@ type callError struct {
 }
 
 func (e *callError) Error() string { return e.err.Error() }
-
 func (e *callError) Unwrap() error { return e.err }
 
 // outcomeOf returns the outcome of a call with this error.

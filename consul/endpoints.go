@@ -62,7 +62,7 @@ type registration struct {
 }
 
 // decodeRegistrations is decodeList for a list of instances.
-func decodeRegistrations[V any](makeValue func([]*registration) *V) func(any, response) (any, error) {
+func decodeRegistrations[V any](makeValue func([]*registration) *V) decodeFunc {
 	return decodeList("instances", func(_ *V, list []*registration, r response) (*V, error) {
 		if len(list) == 0 && r.filtered {
 			return nil, errAllFiltered

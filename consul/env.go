@@ -204,22 +204,19 @@ func (env environment) grpcTo(a address, logger *slog.Logger) (grpcTarget, error
 // grpcEnvironment returns an environment with the certificate authorities of the gRPC port as those of the HTTP API.
 func (env environment) grpcEnvironment() environment {
 	file, path := env(api.GRPCCAFileEnvName), env(api.GRPCCAPathEnvName)
-	if file == "" && path == "" {
-		return env
-	}
 	return func(name string) string {
-		switch name {
-		case api.HTTPCAFile:
+		switch {
+		case file == "" && path == "":
+		case name == api.HTTPCAFile:
 			return file
-		case api.HTTPCAPath:
+		case name == api.HTTPCAPath:
 			return path
 		}
 		return env(name)
 	}
 }
 
-// ownToken returns Usher's ACL token. It reads a token file again for every request, so that a rotated token is used at
-// once.
+// ownToken is Usher's ACL token. It reads a token file again for every request, to use a rotated token at once.
 type ownToken struct {
 	file string // empty: the token does not change
 

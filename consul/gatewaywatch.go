@@ -105,9 +105,8 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 // build builds a snapshot and subscribes to the queries that it needs. If another gateway has a result for a new one of
 // these already, it builds again.
 func (w *gatewayWatch) build(now time.Time) *snapshotBuild {
-	in := input{
-		id: w.id, now: now, results: w.subscription.results, certificate: w.certificate.current(), options: w.options,
-	}
+	results, certificate := w.subscription.results, w.certificate.current()
+	in := input{id: w.id, now: now, results: results, certificate: certificate, options: w.options}
 	for {
 		b := buildSnapshot(in, w.state)
 		if !w.subscription.set(b.queries, b.unanswered) {

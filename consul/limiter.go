@@ -271,7 +271,7 @@ func (l *connectionLimiter) recordOverrun(wait, took time.Duration) {
 
 // readLimiter bounds how many queries that do not block run at a time. A gateway with thousands of services sends
 // thousands of them when its watch begins. HTTP/2 carries hundreds of them on a connection. But while there is none
-// yet, Go's client dials one for every query that waits, and the handshakes take longer than all the answers.
+// yet, Go's client dials one for every query that waits, and the handshakes take longer than all the responses.
 type readLimiter chan struct{}
 
 const (
@@ -281,8 +281,7 @@ const (
 	readSlotTime = 100 * time.Millisecond
 )
 
-// acquire waits until a query may run. After readSlotTime its place is free again, even without release. release may be
-// called more than once.
+// acquire waits until a query may run. After readSlotTime its place is free again, even without release.
 func (l readLimiter) acquire(ctx context.Context) (release func(), err error) {
 	release, err = acquire(ctx, l)
 	if err == nil {

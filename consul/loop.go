@@ -24,9 +24,9 @@ func (r queryResult) isEmpty() bool { return r.value == nil && r.err == nil }
 // (https://developer.hashicorp.com/consul/api-docs/features/blocking).
 type watchLoop struct {
 	query  func(ctx context.Context, index uint64) (response, error)
-	decode func(prev any, r response) (any, error)
+	decode decodeFunc
 	// report receives the result of each attempt. It is news if the value is new, if the query has ceased to fail, if it
-	// is one of the first maxReportedFailures failures in a row, and if a later failure has another outcome.
+	// is one of the first maxReportedFailures failures in a row, or if it fails with another outcome than before.
 	report        func(r queryResult, news bool)
 	interval      time.Duration // see queryType.interval
 	stateReplaced func()        // called when Consul's state looks as if it was replaced; may be nil

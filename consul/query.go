@@ -26,13 +26,15 @@ type queryType struct {
 	local    bool          // the agent answers from its own cache or configuration
 	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
 	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
-	// decode returns the value of a response, a pointer. prev is the value before, nil at first. Parts that did not
-	// change keep their pointers.
-	decode func(prev any, r response) (any, error)
+	decode   decodeFunc
 }
 
-// decodeJSON returns a queryType.decode that decodes the body for f, which makes the value. what begins the errors.
-func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response) (*V, error)) func(any, response) (any, error) {
+// decodeFunc returns the value of a response, a pointer. prev is the value before, nil at first. Parts that did not
+// change keep their pointers.
+type decodeFunc func(prev any, r response) (any, error)
+
+// decodeJSON returns a decodeFunc that decodes the body for f, which makes the value. what begins the errors.
+func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response) (*V, error)) decodeFunc {
 	return func(prev any, r response) (any, error) {
 		var body Body
 		var v *V
@@ -50,7 +52,7 @@ func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response)
 
 // decodeList is decodeJSON for a list. Consul writes null neither for a list nor as an element, so a response with null
 // is not Consul's.
-func decodeList[Item, V any](what string, f func(prev *V, list []*Item, r response) (*V, error)) func(any, response) (any, error) {
+func decodeList[Item, V any](what string, f func(prev *V, list []*Item, r response) (*V, error)) decodeFunc {
 	return decodeJSON(what, func(prev *V, list []*Item, r response) (*V, error) {
 		if list == nil || slices.Contains(list, nil) {
 			return nil, errors.New("unexpected null in the answer")

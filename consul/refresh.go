@@ -135,8 +135,7 @@ func (m *watchManager) refreshWatches(ctx context.Context, chosen func(*watch) b
 }
 
 // mayCancel reports whether a refresh may cancel the open queries. Over plain HTTP, the agent keeps the connection of a
-// cancelled query until its wait ends. So it may not happen twice in that time: then the open queries end by
-// themselves.
+// cancelled query until its wait ends. So that may not happen twice before the open queries end by themselves.
 func (m *watchManager) mayCancel() bool {
 	now := time.Now()
 	if m.client.maxConnections() > 0 && now.Sub(m.lastCancel) < plainWait+plainWait/8 {

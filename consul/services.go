@@ -52,9 +52,8 @@ func compareServices(a, b gateway.Service) int {
 	)
 }
 
-// withFiltered returns the services, and those of the last snapshot that ACLs have filtered since then. It recognizes
-// these by the config entry, which still names them, and by their known chains. It leaves out the services of a
-// wildcard, because these may not exist any more.
+// withFiltered returns the services, and those of the last snapshot that ACLs have filtered since then: those that the
+// config entry still names, and whose chains are known. The services of a wildcard may not exist any more.
 func (l *gatewayServices) withFiltered(last *gateway.Snapshot, inEntry listenerServices) []gateway.Service {
 	if !l.filtered || last == nil {
 		return l.services

@@ -33,7 +33,7 @@ const (
 	maxSignedSize = 1 << 20          // of the response with the certificate, which usually has a few KiB
 )
 
-// signer asks Consul's certificate authority for signatures (hashicorp.consul.connectca.ConnectCAService, in
+// signer has Consul sign certificates (hashicorp.consul.connectca.ConnectCAService, in
 // https://github.com/hashicorp/consul/tree/main/proto-public/pbconnectca), for all gateways over one connection. It
 // closes the connection after the last release.
 type signer struct {
@@ -41,7 +41,7 @@ type signer struct {
 
 	mu      sync.Mutex
 	users   int
-	address address // where conn leads; the zero value if the client's settings say it
+	address address // of the agent that conn was opened for; conn leads there unless the client's settings say where
 	conn    *grpc.ClientConn
 }
 

@@ -191,8 +191,8 @@ func (b *snapshotBuild) waitOrGoOn(q query, r queryResult, what, name string) {
 	}
 }
 
-// waitOrHoldBack makes the first good response to a query part of what is missing. After the answer timeout it adds the
-// problem that listeners are held back.
+// waitOrHoldBack counts a query without a good response as missing until the answer timeout, and then as a problem:
+// listeners are held back.
 func (b *snapshotBuild) waitOrHoldBack(q query, r queryResult, what, name string) {
 	switch {
 	case r.value != nil:

@@ -117,9 +117,8 @@ func newHTTPClient(a address, files *tlsFiles, connections int, http2 bool) *htt
 	}
 }
 
-// tlsFiles holds the TLS settings for one of Consul's ports. It checks the files whenever a connection needs the
-// settings, but at most once in checkInterval. While a file is missing, half written or bad, it keeps the last good
-// settings.
+// tlsFiles holds the TLS settings for one of Consul's ports. It checks the files when a connection needs the settings,
+// once in checkInterval at most. While a file is missing, half written or bad, it keeps the last good settings.
 type tlsFiles struct {
 	env    environment
 	paths  []string // the files, and the CA directory

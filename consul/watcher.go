@@ -109,7 +109,8 @@ func (w *Watcher) Watch(ctx context.Context, id gateway.ID, publish func(*gatewa
 		return errors.New("the gateway has no name")
 	}
 	g := &gatewayWatch{
-		id: id, client: w.client, subscription: w.manager.subscribe(), options: w.options, signer: w.signer, publishSnapshot: publish,
+		id: id, client: w.client, signer: w.signer, options: w.options,
+		subscription: w.manager.subscribe(), publishSnapshot: publish,
 	}
 	last, _ := w.instances.Load(id)
 	g.state.instances, _ = last.(map[instanceID]*gateway.Instance)
