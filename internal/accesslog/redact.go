@@ -24,10 +24,8 @@ const (
 )
 
 var (
-	// proxyMetadata occurs in every parameter that reads what the PROXY filter has stored.
-	proxyMetadata = regexp.MustCompile(`proxy_protocol`)
-	addressWord   = regexp.MustCompile(`\b(source|destination)\b`)
-	operatorName  = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
+	addressWord  = regexp.MustCompile(`\b(source|destination)\b`)
+	operatorName = regexp.MustCompile(`\b[A-Z][A-Z0-9_]+\b`)
 )
 
 // noValue is what Envoy writes where an operator has no value.
@@ -50,7 +48,7 @@ func hideClaims(text string, can envoy.Capabilities) string {
 
 // withoutClaim returns the operator that shows no claim, and false if there is none. An unknown operator has none.
 func (o operator) withoutClaim(can envoy.Capabilities) (operator, bool) {
-	if proxyMetadata.MatchString(o.params) {
+	if strings.Contains(o.params, "proxy_protocol") { // it reads what the PROXY filter has stored
 		return o, false
 	}
 	switch operators[o.name].proxyClaim {
