@@ -175,6 +175,9 @@ func newPace() *rate.Limiter { return rate.NewLimiter(rate.Every(paceInterval), 
 
 // sleep waits for d, or until ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):
