@@ -122,7 +122,7 @@ type certState struct {
 // lastingFailures is how many failures in a row are a lasting one.
 const lastingFailures = 3
 
-// lasts reports whether the error lasts until somebody corrects its cause.
+// lasts reports whether the error lasts until an administrator corrects its cause.
 func (s *certState) lasts() bool {
 	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }

@@ -146,7 +146,7 @@ func alpnDisabled(config *tls.Config) credentials.TransportCredentials {
 	return experimental.NewTLSWithALPNDisabled(config)
 }
 
-// permanentError is an error that does not end by itself, so that somebody has to correct its cause.
+// permanentError is an error that does not end by itself: an administrator has to correct its cause.
 type permanentError struct{ error }
 
 func (e permanentError) Unwrap() error { return e.error }

@@ -115,7 +115,7 @@ func loopbackCluster(l listenerParams) (*clusterv3.Cluster, error) {
 const blackholeCluster = "usher-nowhere"
 
 // loopbackDestination leads to the loopback listener. Envoy copies the connection's own
-// header into the new one, whoever sent it. So the connection of an untrusted
+// header into the new one, whichever host sent it. So the connection of an untrusted
 // downstream goes there only if it claims its real address.
 func loopbackDestination(l listenerParams, from downstreams) (destination, error) {
 	if from != untrustedDownstreams {

@@ -44,7 +44,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// get is the client: it makes one request to addr, on a connection of its own
+// get is the client: it makes one request to addr, on a new connection
 // from clientIP, and returns the status and the body of the response.
 //
 // It does not use http.Client. That takes a response that comes before the end

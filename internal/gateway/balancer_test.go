@@ -25,14 +25,14 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 		service   string
 		balancers map[KubernetesService]*Balancer
 		port      int
-		want      settings.Mode // "": nobody knows
+		want      settings.Mode // "": unknown
 	}{
 		"outside Kubernetes":                   {"edge", nil, 80, settings.Off},
 		"an instance that is not in it":        {"", told, 80, settings.Off},
 		"its listener":                         {"edge", told, 80, settings.Strict},
 		"another listener":                     {"edge", told, 81, settings.Off},
-		"a listener of which nobody knows":     {"half", told, 80, ""},
-		"beside one of which nobody knows":     {"half", told, 81, settings.Permissive},
+		"an unknown listener":                  {"half", told, 80, ""},
+		"beside an unknown one":                {"half", told, 81, settings.Permissive},
 		"a Service of which nothing was heard": {"other", told, 80, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 func TestABalancerIsFollowedWhereAListenerIsAuto(t *testing.T) {
 	s, in := behind("edge", nil)
 	if !s.HasAutoListener(in) {
-		t.Error("nobody says anything: not followed")
+		t.Error("no layer sets the mode: it has no auto listener")
 	}
 	s.FileGateway.Settings.ProxyProtocol.Mode = settings.Off
 	if s.HasAutoListener(in) {
