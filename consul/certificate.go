@@ -259,7 +259,7 @@ type certState struct {
 	failures int           // failed attempts since the last good one
 }
 
-// lasts reports whether the error lasts until its cause is corrected.
+// lasts reports whether the error lasts until an administrator corrects its cause.
 func (s *certState) lasts() bool {
 	return s.failures >= lastingFailures || errors.As(s.err, new(permanentError))
 }

@@ -137,7 +137,7 @@ func (l reloadingTLS) Clone() credentials.TransportCredentials {
 	return reloadingTLS{l.TransportCredentials.Clone(), l.config}
 }
 
-// permanentError is an error that does not end by itself: its cause has to be corrected.
+// permanentError is an error that does not end by itself: an administrator has to correct its cause.
 type permanentError struct{ error }
 
 func (e permanentError) Unwrap() error { return e.error }

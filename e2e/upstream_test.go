@@ -50,7 +50,7 @@ func TestUpstreamHeader(t *testing.T) {
 	}
 }
 
-// trySettings has a downstream connect with and without a header of its own, over
+// trySettings has a downstream connect with and without its own header, over
 // IPv4 and IPv6. One that is not believed is closed if it names a client: Envoy
 // would send the service.
 func trySettings(t *testing.T, l *lab.TrustLab, apache *lab.Apache, p lab.Probe) {

@@ -70,7 +70,7 @@ func startScriptSuiteOn(t *testing.T, consul *consulServer, usherArgs ...string)
 	return &scriptSuite{consul: consul, trustDomain: roots.TrustDomain, usherArgs: usherArgs}
 }
 
-// run plays a rule on both sides, with an Usher of its own.
+// run plays a rule on both sides, with a separate Usher.
 func (st *scriptSuite) run(t *testing.T, r rule) {
 	for _, side := range []string{consulSide, usherSide} {
 		t.Run(side, func(t *testing.T) {

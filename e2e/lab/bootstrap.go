@@ -51,7 +51,7 @@ func bootstrap(t *testing.T, o BootstrapOptions) string {
 	return end.Stdout
 }
 
-// NewIsolatedHost is a host of its own without a network: loopback only.
+// NewIsolatedHost returns a host without a network: loopback only.
 func NewIsolatedHost(t *testing.T) *Host {
 	t.Helper()
 	h := &Host{Namespace: newNamespace(t), Name: "machine"}

@@ -149,7 +149,7 @@ func (l *Load) newConnections(ctx context.Context) {
 	})
 }
 
-// next is the next request, with a path of its own.
+// next returns the next request, with a unique path.
 func (l *Load) next() Request {
 	c := l.Target
 	c.Path = fmt.Sprint(LoadPrefix, l.Paths.Add(1))

@@ -32,7 +32,7 @@ const PollPath = "/wait"
 // RequestTimeout is the longest that a client waits for its answer.
 const RequestTimeout = 5 * time.Second
 
-// Request is one HTTP request on a connection of its own.
+// Request is one HTTP request on a new connection.
 type Request struct {
 	From   *Host
 	To     string // address:port

@@ -27,7 +27,7 @@ type XDSPort struct {
 	TLS     credentials.TransportCredentials // nil for plain text
 }
 
-// Dial makes a connection of its own, which opens with its first stream.
+// Dial makes a new connection, which opens with its first stream.
 func (p XDSPort) Dial(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	p.Network, p.Address = cmp.Or(p.Network, "tcp"), cmp.Or(p.Address, "127.0.0.1:18000")

@@ -74,3 +74,36 @@ func TestTheCombinedPresetShowsNoRedactedHeader(t *testing.T) {
 		}
 	}
 }
+
+// What each row of the table keeps out, with everything redacted that settings can redact.
+func TestARowKeepsOutWhatIsRedacted(t *testing.T) {
+	network := envoy.CEL(networkOf("source.address"))
+	p := Params{
+		HTTP: true, Envoy: envoy.CapabilitiesOf(gateway.EnvoyVersion{}),
+		Settings: settings.AccessLog{
+			RedactQuery: settings.Yes, RedactHeaders: []string{"x-secret"}, RedactCookies: []string{"session"},
+			ClientAddress: settings.ClientTruncated,
+		},
+	}
+	for text, want := range map[string]string{
+		"%DOWNSTREAM_REMOTE_ADDRESS%":                     network,
+		"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%":        network,
+		"%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%":              "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%",
+		"%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT(24)%",
+		"%REQ(X-FORWARDED-FOR)%":                          "[redacted]",
+		"%REQ(X-SECRET)%":                                 "[redacted]",
+		"%RESP(X-SECRET)%":                                "[redacted]",
+		"%TRAILER(X-SECRET)%":                             "[redacted]",
+		"%RESP(SET-COOKIE)%":                              "[redacted]",
+		"%REQ(COOKIE)%":                                   envoy.CEL(cookiesWithout([]string{"session"})),
+		"%REQ(:PATH)%":                                    "%REQ_WITHOUT_QUERY(:PATH)%",
+		"%PATH(WQ)%":                                      "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+		"%QUERY_PARAM(a)%":                                "[redacted]",
+		"%QUERY_PARAMS%":                                  "[redacted]",
+	} {
+		format := p.redacted(logEntry{format: lineFormat(text)})
+		if format.text != want+"\n" {
+			t.Errorf("%s is logged as %s, want %s", text, format.text, want)
+		}
+	}
+}

@@ -111,6 +111,18 @@ func TestAMissingFileIsRefusedAtStart(t *testing.T) {
 	}
 }
 
+// openStrict opens a file that has the settings strict.
+func openStrict(t *testing.T) (path string, f *File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "usher.hcl")
+	write(t, path, strict)
+	f, err := Open(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, f
+}
+
 // run runs the file and returns the contents that it puts.
 func run(t *testing.T, f *File) <-chan settings.File {
 	t.Helper()
@@ -147,12 +159,7 @@ func modes(c settings.File) map[string]settings.Mode {
 
 func TestChangesAreFollowedAndABadOneKeepsTheLastGood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "usher.hcl")
-		write(t, path, strict)
-		f, err := Open(path, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, f := openStrict(t)
 		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(f.Content())); diff != "" {
 			t.Fatalf("at start (-want +got):\n%s", diff)
 		}
@@ -246,12 +253,7 @@ usher {
 
 func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "usher.hcl")
-		write(t, path, strict)
-		f, err := Open(path, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, f := openStrict(t)
 		contents := run(t, f)
 		permissive := strings.ReplaceAll(strict, "strict", "permissive")
 		for i := range time.Duration(20) { // as slow writers do, while time passes in the bubble
@@ -271,12 +273,7 @@ func TestAFileThatIsWrittenInPlaceIsReadWhole(t *testing.T) {
 
 func TestAFileThatStaysEmptyHasNoSettings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "usher.hcl")
-		write(t, path, strict)
-		f, err := Open(path, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, f := openStrict(t)
 		contents := run(t, f)
 		inPlace(t, path, 0)
 		if c := <-contents; len(c.Gateways) != 0 || len(c.Problems) != 0 {
@@ -305,12 +302,7 @@ func inPlace(t *testing.T, path string, pause time.Duration, text ...string) {
 
 func TestReloadReadsTheFileAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "usher.hcl")
-		write(t, path, strict)
-		f, err := Open(path, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, f := openStrict(t)
 		contents := run(t, f)
 		synctest.Wait()
 		start := time.Now()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,12 +28,7 @@ func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
 		}},
 	} {
 		test := func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "usher.hcl")
-			write(t, path, strict)
-			f, err := Open(path, slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
+			path, f := openStrict(t)
 			contents := run(t, f)
 			if err := tc.put(path + ".new"); err != nil {
 				t.Fatal(err)
@@ -63,12 +57,7 @@ func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
 
 func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "usher.hcl")
-		write(t, path, strict)
-		f, err := Open(path, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, f := openStrict(t)
 		contents, ended := make(chan settings.File), make(chan error, 1)
 		ctx, cancel := context.WithCancel(context.Background())
 		panicked := false

@@ -52,7 +52,7 @@ func TestAutoIsWhatTheBalancerWasTold(t *testing.T) {
 func TestABalancerIsFollowedWhereAListenerIsAuto(t *testing.T) {
 	s, in := behind("edge", nil)
 	if !s.HasAutoListener(in) {
-		t.Error("without settings: not followed")
+		t.Error("no layer sets the mode: it has no auto listener")
 	}
 	s.FileGateway.Settings.ProxyProtocol.Mode = settings.Off
 	if s.HasAutoListener(in) {

@@ -231,7 +231,7 @@ func TestResolve(t *testing.T) {
 		want   Mode
 		known  bool
 	}{
-		"no layer sets anything":                   {[]Layer{nothing, nothing, nothing}, Auto, true},
+		"no layer says anything":                   {[]Layer{nothing, nothing, nothing}, Auto, true},
 		"the default alone":                        {[]Layer{mode(Strict), nothing, nothing}, Strict, true},
 		"the gateway wins over the default":        {[]Layer{mode(Strict), mode(Off), nothing}, Off, true},
 		"the config file for the gateway wins":     {[]Layer{mode(Strict), mode(Off), mode(Permissive)}, Permissive, true},
@@ -294,7 +294,7 @@ func TestConflictsAreRefused(t *testing.T) {
 		"server speaks first, no PROXY headers": {off, tcp, ""},
 		"the version that is sent":              {v2Strict, ListenerProperties{BalancerVersion: V2}, ""},
 		"another version is sent":               {v2Strict, ListenerProperties{BalancerVersion: V1}, "versions"},
-		"nobody looks for what is sent":         {policy(pp(obj{"mode": "off", "versions": "v2"})), ListenerProperties{BalancerVersion: V1}, ""},
+		"the header is not looked for":          {policy(pp(obj{"mode": "off", "versions": "v2"})), ListenerProperties{BalancerVersion: V1}, ""},
 		"clients' addresses and a list":         {listed, ListenerProperties{PreservesClientIP: true}, "trusted_cidrs"},
 		"the balancer's address and a list":     {listed, ListenerProperties{}, ""},
 		"clients' addresses and no list":        {policy(pp(obj{"mode": "strict"})), ListenerProperties{PreservesClientIP: true}, ""},
