@@ -70,9 +70,9 @@ const (
 
 var (
 	// errTooManyChecks means that an ACL check waited in the queue for too long. It says nothing about Consul.
-	errTooManyChecks = errors.New("too many ACL checks wait for consul")
+	errTooManyChecks = errors.New("too many ACL checks wait for consul; Envoy connects again; check Consul's load if this lasts")
 	// errCallerGone means that the caller has gone whose check others share.
-	errCallerGone = errors.New("the caller has gone")
+	errCallerGone = interruption("the caller has gone")
 )
 
 // Authorizer checks with Consul's ACLs whether a caller may use a gateway. It remembers a refusal for some seconds, and
@@ -211,7 +211,7 @@ func (a *Authorizer) useStale(err error) {
 	defer a.mu.Unlock()
 	if !a.usesStale && time.Since(a.loggedAt) > time.Minute {
 		a.usesStale, a.loggedAt = true, time.Now()
-		a.client.logger.Warn("consul does not answer ACL checks; Envoys that it allowed before may still connect, others may not",
+		a.client.logger.Warn("consul does not answer ACL checks; Envoys that it allowed before may still connect, others are refused",
 			"consul", a.client.Address(), "at_most", a.staleIfError, "error", err)
 	}
 }
@@ -251,7 +251,7 @@ func (a *Authorizer) check(ctx context.Context, known bool, timeout time.Duratio
 		return err
 	}
 	defer leave()
-	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
+	ctx, stop := context.WithTimeoutCause(ctx, timeout, noAnswer(timeout))
 	defer stop()
 	return a.client.authorize(ctx, who.Token, id)
 }
@@ -351,24 +351,28 @@ func authorizeError(err error) error {
 	case !ok:
 	case e.status == http.StatusUnauthorized && strings.Contains(e.text, "ACL support disabled"):
 		return errACLsOff
-	case e.status == http.StatusForbidden && strings.Contains(e.text, "ACL not found"):
+	case isUnknownToken(e):
 		return ErrUnknownToken
 	}
 	return err
+}
+
+func isUnknownToken(e *callError) bool {
+	return e.status == http.StatusForbidden && strings.Contains(e.text, "ACL not found")
 }
 
 // readACLResponse returns nil if the response allows the check.
 func readACLResponse(body []byte, check aclCheck) error {
 	var results []aclCheck
 	if err := json.Unmarshal(body, &results); err != nil {
-		return fmt.Errorf("unreadable answer: %w", err)
+		return unexpected(err.Error())
 	}
 	if len(results) != 1 {
-		return fmt.Errorf("%d answers to one check", len(results))
+		return unexpected(fmt.Sprintf("it has %d results for one check", len(results)))
 	}
 	r := results[0]
 	if r.Resource != check.Resource || r.Access != check.Access || r.Segment != check.Segment {
-		return errors.New("the answer is to another check")
+		return unexpected("it has the result of another check")
 	}
 	if !r.Allow {
 		return ErrDenied

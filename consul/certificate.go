@@ -29,7 +29,7 @@ var (
 	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeJSON("root certificates", decodeRoots)}
 	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and renews. It has no DNS names;
 	// see certificate (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
-	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, decode: decodeLeaf}
+	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, needs: "service:write on the gateway", decode: decodeLeaf}
 )
 
 // caRoots are the mesh's root certificates, and which of them signs now.
@@ -45,12 +45,12 @@ type rootsBody struct {
 
 func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
 	if body.TrustDomain == "" || len(body.Roots) == 0 {
-		return nil, errors.New("the mesh has none yet")
+		return nil, errors.New("Consul has none yet; enable connect in the configuration of Consul's servers")
 	}
 	all := &gateway.Roots{TrustDomain: body.TrustDomain}
 	for _, root := range body.Roots {
 		if root.RootCert == "" {
-			return nil, errors.New("one is empty")
+			return nil, unexpected("a certificate is empty")
 		}
 		all.PEMs = append(all.PEMs, root.RootCert)
 	}
@@ -68,10 +68,10 @@ func decodeLeaf(_ any, r response) (any, error) {
 	}
 	if err := json.Unmarshal(r.body, &out); err != nil {
 		// An error of json may quote a part of the body, which contains a key.
-		return nil, errors.New("leaf certificate: the answer is not valid JSON")
+		return nil, fmt.Errorf("leaf certificate: %w", unexpected("it is not valid JSON"))
 	}
 	if out.CertPEM == "" || out.PrivateKeyPEM == "" {
-		return nil, errors.New("leaf certificate: the answer lacks the certificate or its key")
+		return nil, fmt.Errorf("leaf certificate: %w", unexpected("it lacks the certificate or its key"))
 	}
 	return &gateway.Leaf{CertPEM: out.CertPEM, KeyPEM: out.PrivateKeyPEM, ValidBefore: out.ValidBefore}, nil
 }
@@ -120,29 +120,32 @@ func newCSR(w certRequest, key *ecdsa.PrivateKey) (string, error) {
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{uri}, DNSNames: w.names}, key)
 	if err != nil {
-		return "", fmt.Errorf("the hosts of the ingress-gateway entry are not valid in a certificate: %w", err)
+		return "", fmt.Errorf("a host of the ingress-gateway entry cannot be in a certificate: %w; write it in ASCII (punycode: xn--…)", err)
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})), nil
 }
+
+// checkCA is what to do about a certificate that Consul should not have signed so.
+const checkCA = "check Consul's CA configuration (consul connect ca get-config)"
 
 // verifySigned returns the first certificate of a chain if it is the requested one.
 func verifySigned(chain string, w certRequest, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
 	block, _ := pem.Decode([]byte(chain))
 	if block == nil {
-		return nil, errors.New("not PEM")
+		return nil, errors.New("it is not in PEM; " + checkCA)
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
 		return nil, err
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, errors.New("its key is another one")
+		return nil, errors.New("it is for another key; " + checkCA)
 	}
 	if len(cert.URIs) != 1 || cert.URIs[0].String() != w.uri {
-		return nil, fmt.Errorf("its URIs are %v, want %s", cert.URIs, w.uri)
+		return nil, fmt.Errorf("it is for %v instead of %s; %s", cert.URIs, w.uri, checkCA)
 	}
 	if !cert.NotBefore.Before(cert.NotAfter) {
-		return nil, errors.New("it is valid at no time")
+		return nil, errors.New("it expires before it begins to be valid; " + checkCA)
 	}
 	missing := slices.DeleteFunc(slices.Clone(w.names), func(name string) bool { return slices.Contains(cert.DNSNames, name) })
 	if len(missing) > 0 {
@@ -190,7 +193,8 @@ func (b *snapshotBuild) setCertificate(s *certState) {
 	}
 	b.snapshot.DownstreamLeaf = s.leaf
 	if b.now.After(s.leaf.ValidBefore) {
-		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+", and clients refuse it")
+		b.addProblem(where, "it expired at "+s.leaf.ValidBefore.UTC().Format(time.RFC3339)+
+			", so clients refuse it; Consul must sign a new one: check Consul's gRPC port, and Usher's token for service:write on the gateway")
 		return
 	}
 	b.snapshot.Leaf = s.leaf
@@ -339,14 +343,14 @@ func (c *certificate) attempt(ctx context.Context, r *renewal) {
 		r.failed(err, time.Now())
 		next.failures = r.failures
 		if r.failures == 1 {
-			c.client.logger.Warn("cannot get a certificate for clients signed; keeping the last one", "gateway", c.id.String(), "error", err)
+			c.client.logger.Warn("consul did not sign the certificate for clients; Usher tries again, and the last one stays in use", "gateway", c.id.String(), "error", err)
 		}
 	} else {
 		r.succeeded(leaf, time.Now())
 		next.leaf = leaf.Leaf
 		c.client.metrics.expiries.WithLabelValues(c.id.String()).Set(float64(leaf.ValidBefore.Unix()))
 		c.client.logger.Info("certificate for clients signed",
-			"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "again_at", r.due)
+			"gateway", c.id.String(), "names", leaf.Names, "valid_before", leaf.ValidBefore, "next_renewal", r.due)
 	}
 	c.state.Store(next)
 	notify(c.wake)

@@ -293,7 +293,7 @@ func TestCertificateOutlivesAnAuthorityThatIsGone(t *testing.T) {
 		if got.leaf != first || got.err == nil || !got.lasts() {
 			t.Errorf("while it is gone: %v, kept: %v", got.err, got.leaf == first)
 		}
-		if n := strings.Count(strings.Join(log.take(), "\n"), "cannot get a certificate for clients"); n != 1 {
+		if n := strings.Count(strings.Join(log.take(), "\n"), "consul did not sign the certificate for clients"); n != 1 {
 			t.Errorf("the log says so %d times", n)
 		}
 		asked := ca.times()

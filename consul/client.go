@@ -138,7 +138,7 @@ const (
 
 var (
 	errTooLarge = fmt.Errorf("the answer is larger than %d MiB; check that this is the address of Consul's HTTP API", maxBody>>20)
-	errTooMuch  = fmt.Errorf("all answers that are being read are larger than %d MiB together", maxReading>>20)
+	errTooMuch  = fmt.Errorf("Usher is reading other answers of %d MiB together; it reads this one later; if this lasts, share the gateways among more Ushers", maxReading>>20)
 )
 
 // readAll reads a body to its end.

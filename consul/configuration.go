@@ -2,7 +2,6 @@ package consul
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -42,7 +41,7 @@ func decodeAgent(prev *agent, body agentBody, r response) (*agent, error) {
 		return cmp.Or(prev, &agent{}), nil
 	}
 	if body.Config == nil {
-		return nil, errors.New("the answer has no configuration")
+		return nil, unexpected("it has no configuration")
 	}
 	ip, err := netip.ParseAddr(body.Config.BindAddr)
 	return &agent{
@@ -57,7 +56,7 @@ func decodeAgent(prev *agent, body agentBody, r response) (*agent, error) {
 // These types read config entries as lists. For a single entry that does not exist, Consul answers 404, and a query
 // cannot block on that (https://developer.hashicorp.com/consul/api-docs/config#list-configurations).
 var (
-	entriesType       = &queryType{name: "ingress-gateway", path: "/v1/config/ingress-gateway", decode: decodeList("ingress-gateway entries", decodeEntries)}
+	entriesType       = &queryType{name: "ingress-gateway", path: "/v1/config/ingress-gateway", needs: "service:read on its gateways", decode: decodeList("ingress-gateway entries", decodeEntries)}
 	meshType          = &queryType{name: "mesh", path: "/v1/config/mesh", decode: decodeList("mesh entry", decodeMesh)}
 	proxyDefaultsType = &queryType{name: "proxy-defaults", path: "/v1/config/proxy-defaults", decode: decodeList("proxy-defaults entry", decodeProxyDefaults)}
 )
@@ -72,7 +71,7 @@ func decodeEntries(prev *entries, list []*gateway.Entry, r response) (*entries, 
 	e := &entries{byName: make(map[string]*gateway.Entry, len(list)), filtered: r.filtered}
 	for _, entry := range list {
 		if entry.Name == "" {
-			return nil, errors.New("one has no name")
+			return nil, unexpected("an entry has no name")
 		}
 		if prev != nil {
 			entry = reuse(prev.byName[entry.Name], entry)
@@ -112,7 +111,7 @@ func decodeProxyDefaults(prev *proxyDefaults, list []*proxyDefaultsEntry, _ resp
 		case globalName:
 			d.config = entry.Config
 		case "":
-			return nil, errors.New("it has no name")
+			return nil, unexpected("the entry has no name")
 		}
 	}
 	d.layer, d.problems = cmp.Or(prev, d).layer.Update(fmt.Sprintf("proxy-defaults %q", globalName), d.config[settings.Key])

@@ -3,7 +3,6 @@ package consul
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,14 +15,14 @@ import (
 var (
 	// healthType reads the instances of a mesh service with their sidecars, and their health
 	// (https://developer.hashicorp.com/consul/api-docs/health#list-service-instances-for-service).
-	healthType = &queryType{name: "health", path: "/v1/health/connect/", decode: decodeRegistrations(endpointsOf)}
+	healthType = &queryType{name: "health", path: "/v1/health/connect/", needs: "service:read on the service and node:read", decode: decodeRegistrations(endpointsOf)}
 	// meshGatewayType reads the instances of one mesh gateway.
-	meshGatewayType = &queryType{name: "mesh-gateway", path: "/v1/health/service/", decode: decodeRegistrations(endpointsOf)}
+	meshGatewayType = &queryType{name: "mesh-gateway", path: "/v1/health/service/", needs: "service:read on the mesh gateways and node:read", decode: decodeRegistrations(endpointsOf)}
 	// meshGatewayNamesType reads the names of a datacenter's mesh gateways.
-	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", decode: decodeJSON("services", decodeNames)}
+	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", needs: "service:read on the mesh gateways", decode: decodeJSON("services", decodeNames)}
 	// peeringType reads the state of a cluster peering
 	// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection). Such a query cannot block.
-	peeringType = &queryType{name: "peering", path: "/v1/peering/", interval: 5 * time.Second, decode: decodeJSON("peering", decodePeering)}
+	peeringType = &queryType{name: "peering", path: "/v1/peering/", needs: "peering:read", interval: 5 * time.Second, decode: decodeJSON("peering", decodePeering)}
 )
 
 // healthQuery returns the query for the instances of a target. It leaves out the local datacenter, so that equal
@@ -68,7 +67,7 @@ func decodeRegistrations[V any](makeValue func([]*registration) *V) decodeFunc {
 			return nil, errAllFiltered
 		}
 		if slices.ContainsFunc(list, func(r *registration) bool { return r.Node.Node == "" && r.Node.Address == "" }) {
-			return nil, errors.New("one has no node")
+			return nil, unexpected("an instance has no node")
 		}
 		return makeValue(list), nil
 	})
@@ -128,7 +127,7 @@ func sortEndpoints(list []gateway.Endpoint) {
 // decodeNames returns the names of services, sorted.
 func decodeNames(_ *[]string, tags map[string]json.RawMessage, r response) (*[]string, error) {
 	if tags == nil {
-		return nil, errors.New("the answer is null")
+		return nil, unexpected("it is null")
 	}
 	if len(tags) == 0 && r.filtered {
 		return nil, errAllFiltered
@@ -202,7 +201,8 @@ func (b *snapshotBuild) addPeer(t *gateway.Target) {
 	roots, r := read[gateway.Roots](b, q)
 	if roots == nil && outcomeOf(r.err) == outcomeMissing && b.deadlineExceeded(q.String(), b.options.AnswerTimeout) {
 		// Consul has no such peering, so Usher serves nothing of that peer.
-		b.addProblem(fmt.Sprintf("cluster peer %q", t.Peer), r.err.Error())
+		b.addProblem(fmt.Sprintf("cluster peer %q", t.Peer),
+			fmt.Sprintf("Consul has no such peering (%v), so its services get no traffic; establish the peering, or remove the peer from the service-resolver", r.err))
 		roots = noRoots
 	} else {
 		b.waitOrHoldBack(q, r, "cluster peer", t.Peer)
@@ -225,7 +225,7 @@ var noRoots = &gateway.Roots{}
 // "server.dc2.peering.<trust domain>".
 func decodePeering(_ *gateway.Roots, body peeringBody, _ response) (*gateway.Roots, error) {
 	if body.Name == "" || slices.Contains(body.PeerCAPems, "") {
-		return nil, errors.New("the answer lacks the name or a certificate")
+		return nil, unexpected("it lacks the name or a certificate")
 	}
 	_, domain, _ := strings.Cut(body.PeerServerName, ".peering.")
 	return &gateway.Roots{TrustDomain: domain, PEMs: body.PeerCAPems}, nil

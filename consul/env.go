@@ -145,7 +145,7 @@ func (env environment) bool(name string, unset bool) (bool, error) {
 	}
 	b, err := strconv.ParseBool(s)
 	if err != nil {
-		return false, fmt.Errorf("%s %q: want true or false", name, s)
+		return false, fmt.Errorf("%s %q: use true or false", name, s)
 	}
 	return b, nil
 }
@@ -179,7 +179,7 @@ func (env environment) grpc(flag string, logger *slog.Logger) (grpcTarget, error
 
 func grpcHost(a address) error {
 	if a.path != "" {
-		return fmt.Errorf("a gRPC address has no path %q", a.path)
+		return fmt.Errorf("a gRPC address has no path; leave %q out", a.path)
 	}
 	if _, _, err := net.SplitHostPort(a.host); err != nil {
 		return fmt.Errorf("the port is missing; write %s:8502", a.host)

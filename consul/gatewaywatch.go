@@ -96,7 +96,7 @@ func (w *gatewayWatch) apply(now time.Time) (wait time.Duration) {
 	}
 	if w.logged != "" {
 		w.logged = ""
-		w.client.logger.Info("the snapshot is complete again", "gateway", w.id.String())
+		w.client.logger.Info("the gateway's configuration in consul is complete again", "gateway", w.id.String())
 	}
 	w.publish(b.snapshot)
 	return b.rebuildAfter
@@ -153,7 +153,7 @@ func (w *gatewayWatch) logMissing(b *snapshotBuild) {
 	missing := strings.Join(b.missing, "; ")
 	if b.incompleteLong && missing != w.logged {
 		w.logged = missing
-		w.client.logger.Warn("cannot build a complete snapshot; keeping the last one", "gateway", w.id.String(), "missing", missing)
+		w.client.logger.Warn("the gateway's configuration in consul is incomplete; Envoys keep what they have", "gateway", w.id.String(), "missing", missing)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 // merged in. The query also returns after changes of those.
 var instancesType = &queryType{
 	name: "instances", path: "/v1/health/service/", params: []string{"merge-central-config"},
+	needs:  "service:read on the gateway and node:read",
 	decode: decodeRegistrations(ingressInstances),
 }
 
@@ -220,7 +221,7 @@ func (d *weakDecoder) addProblem(key string, v any, want string) {
 	}
 	d.problems = append(d.problems, problem.Problem{
 		Where: d.where + ": " + key,
-		What:  fmt.Sprintf("%s is not %s; Usher ignores it", text, want),
+		What:  fmt.Sprintf("%s is not %s; correct it; until then Usher ignores it", text, want),
 	})
 }
 

@@ -69,7 +69,7 @@ func (c *Client) logDelay(delay time.Duration) {
 }
 
 // errPreempted cancels a query whose connection another one needs. It is not a failure.
-var errPreempted = errors.New("another query needs the connection")
+var errPreempted = interruption("another query needs the connection")
 
 // connectionLimiter shares a number of connections among more queries. As long as there are enough, every query keeps
 // its own and waits for a change for longWait. If not, the queries take turns in the order in which they come, so that

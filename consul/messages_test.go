@@ -26,7 +26,7 @@ func TestMessages(t *testing.T) {
 	lines = append(lines, messagesOfSnapshots(t)...)
 	lines = append(lines, messagesOfCertificates(t)...)
 	lines = append(lines, messagesOfRequests(t)...)
-	messages.Check(t, lines, "fmt.Errorf", "errors.New", "problem.Problem", "addProblem")
+	messages.Check(t, lines, "fmt.Errorf", "errors.New", "unexpected", "problem.Problem", "addProblem")
 }
 
 func messagesOfSettings(t *testing.T) (lines []string) {
@@ -119,7 +119,7 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 	for code, text := range map[int]string{401: "ACL support disabled", 403: "ACL not found"} {
 		lines = append(lines, textOf(t, authorizeError(&callError{status: code, text: text})))
 	}
-	for _, err := range []error{errNoLeader, errAllFiltered, errTooLarge, errTooMuch, errTooManyChecks, errCallerGone, errPreempted, errRefresh} {
+	for _, err := range []error{errNoLeader, errAllFiltered, errTooLarge, errTooMuch, errTooManyChecks} {
 		lines = append(lines, err.Error())
 	}
 	return lines
@@ -132,20 +132,23 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 	far.Targets["far"] = &gateway.Target{ID: "far", Service: "far", Datacenter: "dc2"}
 	far.Targets["far"].MeshGateway.Mode = "remote"
 	far.Targets["peer"] = &gateway.Target{ID: "peer", Service: "far", Peer: "east"}
-	refused := &callError{outcome: outcomeDenied, err: errors.New("consul answered 403: Permission denied")}
+	refused := func(q query) error {
+		return q.withRemedy(&callError{outcome: outcomeDenied, err: errors.New("consul answered 403: Permission denied")})
+	}
+	missing := &callError{outcome: outcomeMissing, err: errors.New("consul answered 404: Peering not found for \"east\"")}
 	names := partitionQuery(meshGatewayNamesType, "")
 	names.filter, names.datacenter = `ServiceKind == "mesh-gateway"`, "dc2"
 	peering := query{queryType: peeringType, name: "east", partition: gateway.DefaultTenancy}
 	services := query{queryType: servicesType, name: "edge", namespace: gateway.DefaultTenancy, partition: gateway.DefaultTenancy}
 	for _, changed := range []map[query]queryResult{
 		{serviceQuery(chainType, service(1)): {}},
-		{serviceQuery(chainType, service(1)): {err: refused}},
-		{serviceQuery(chainType, service(1)): {value: chain(service(1).Name), err: refused}},
-		{s.health(1): {value: instanceAt(1), err: refused}},
+		{serviceQuery(chainType, service(1)): {err: refused(serviceQuery(chainType, service(1)))}},
+		{serviceQuery(chainType, service(1)): {value: chain(service(1).Name), err: refused(serviceQuery(chainType, service(1)))}},
+		{s.health(1): {value: instanceAt(1), err: refused(s.health(1))}},
 		{services: {err: errAllFiltered}},
-		{serviceQuery(chainType, service(1)): {value: far}, names: {err: refused}, peering: {}},
-		{serviceQuery(chainType, service(1)): {value: far}, peering: {err: &callError{outcome: outcomeMissing, err: refused}}},
-		{serviceQuery(chainType, service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused}},
+		{serviceQuery(chainType, service(1)): {value: far}, names: {err: refused(names)}, peering: {}},
+		{serviceQuery(chainType, service(1)): {value: far}, peering: {err: missing}},
+		{serviceQuery(chainType, service(1)): {value: far}, peering: {value: &gateway.Roots{PEMs: []string{"pem"}}, err: refused(peering)}},
 	} {
 		results := maps.Clone(s.subscription.results)
 		maps.Copy(results, changed)
@@ -160,7 +163,7 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 		}
 	}
 	c := newSnapshotBuild(input{id: s.id, now: time.Now()}, state{})
-	c.setCertificate(&certState{failures: lastingFailures, err: errBusy, leaf: &gateway.Leaf{}})
+	c.setCertificate(&certState{failures: lastingFailures, err: errBusy, leaf: &gateway.Leaf{ValidBefore: time.Date(2026, 1, 31, 8, 30, 0, 0, time.UTC)}})
 	for _, p := range c.snapshot.Problems {
 		lines = append(lines, p.String())
 	}
@@ -173,10 +176,15 @@ func messagesOfSnapshots(t *testing.T) (lines []string) {
 
 func messagesOfCertificates(t *testing.T) (lines []string) {
 	t.Helper()
-	for _, code := range []codes.Code{
-		codes.ResourceExhausted, codes.Unavailable, codes.Unimplemented, codes.PermissionDenied, codes.Unauthenticated, codes.Internal,
+	for code, text := range map[codes.Code]string{
+		codes.ResourceExhausted: "Operation rate limited",
+		codes.Unavailable:       "connection refused",
+		codes.Unimplemented:     "unknown service hashicorp.consul.connectca.ConnectCAService",
+		codes.PermissionDenied:  "Permission denied",
+		codes.Unauthenticated:   "ACL not found",
+		codes.Internal:          "no connect CA roots",
 	} {
-		lines = append(lines, signError(status.Error(code, "text"), "dns:///10.0.0.1:8502", "token").Error())
+		lines = append(lines, signError(status.Error(code, text), "dns:///10.0.0.1:8502", "token").Error())
 	}
 	ca := newFakeCA(t)
 	sign := func(ctx context.Context, csr string) (string, error) { return ca.sign(ctx, agent{}, csr) }
@@ -210,7 +218,7 @@ func messagesOfCertificates(t *testing.T) (lines []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	csr, err := newCSR(certRequest{uri: "spiffe://other"}, key)
+	csr, err := newCSR(certRequest{uri: "spiffe://td.consul/ns/default/dc/dc1/svc/other"}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,8 +233,11 @@ func messagesOfCertificates(t *testing.T) (lines []string) {
 // messagesOfRequests are those of requests without a usable answer.
 func messagesOfRequests(t *testing.T) (lines []string) {
 	t.Helper()
-	for _, code := range []int{http.StatusForbidden, http.StatusTooManyRequests} {
-		lines = append(lines, textOf(t, askMesh(t, clientOf(t, refuse(code, "text")))))
+	for code, text := range map[int]string{
+		http.StatusForbidden:       "ACL not found",
+		http.StatusTooManyRequests: "Your IP is issuing too many concurrent connections, please rate limit your calls",
+	} {
+		lines = append(lines, textOf(t, askMesh(t, clientOf(t, refuse(code, text)))))
 	}
 	w := newFakeConsul(t).watcher(t)
 	lines = append(lines, textOf(t, w.Ready()), textOf(t, w.Watch(t.Context(), gateway.ID{}, nil)), errNoAnswerYet.Error())

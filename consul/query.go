@@ -26,6 +26,7 @@ type queryType struct {
 	local    bool          // the agent answers from its own cache or configuration
 	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
 	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
+	needs    string        // the permission that Usher's token needs; empty: none
 	decode   decodeFunc
 }
 
@@ -39,7 +40,9 @@ func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response)
 		var body Body
 		var v *V
 		err := json.Unmarshal(r.body, &body)
-		if err == nil {
+		if err != nil {
+			err = unexpected(err.Error())
+		} else {
 			before, _ := prev.(*V)
 			v, err = f(before, body, r)
 		}
@@ -50,12 +53,17 @@ func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response)
 	}
 }
 
+// unexpected returns the error for a response that Consul does not write. what says so with "it".
+func unexpected(what string) error {
+	return fmt.Errorf("unexpected answer: %s; check that this is the address of Consul's HTTP API", what)
+}
+
 // decodeList is decodeJSON for a list. Consul writes null neither for a list nor as an element, so a response with null
 // is not Consul's.
 func decodeList[Item, V any](what string, f func(prev *V, list []*Item, r response) (*V, error)) decodeFunc {
 	return decodeJSON(what, func(prev *V, list []*Item, r response) (*V, error) {
 		if list == nil || slices.Contains(list, nil) {
-			return nil, errors.New("unexpected null in the answer")
+			return nil, unexpected("it has null where a list or an element belongs")
 		}
 		return f(prev, list, r)
 	})
@@ -99,6 +107,19 @@ func (q query) String() string {
 	return b.String()
 }
 
+// withRemedy adds to the error of a denied query what the token needs.
+func (q query) withRemedy(err error) error {
+	e, ok := errors.AsType[*callError](err)
+	switch {
+	case !ok || e.outcome != outcomeDenied:
+	case isUnknownToken(e):
+		e.err = fmt.Errorf("%w: Consul does not know Usher's token; give Usher one that it knows", e.err)
+	case q.queryType.needs != "":
+		e.err = fmt.Errorf("%w; give Usher's token %s", e.err, q.queryType.needs)
+	}
+	return err
+}
+
 // parameters returns the URL parameters that say what the query is about. Those with an empty value are not sent.
 func (q query) parameters() [][2]string {
 	return [][2]string{{"ns", q.namespace}, {"partition", q.partition}, {"dc", q.datacenter}, {"peer", q.peer}, {"filter", q.filter}}
@@ -116,7 +137,8 @@ type response struct {
 
 // errNoLeader means that a server knows no leader, so that its state may be empty or old. Consul 1.15 also answers so
 // to a health query that its ACLs refuse.
-var errNoLeader = errors.New("the consul server has no leader, or its ACLs refuse the answer to Usher's token")
+var errNoLeader = errors.New("the consul server has no leader, or its ACLs refuse the answer to Usher's token; " +
+	"check \"consul operator raft list-peers\", then the token's permissions")
 
 // errAllFiltered means that a list is empty because of ACLs.
 var errAllFiltered = &callError{
@@ -150,9 +172,14 @@ func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time
 		}
 		defer release()
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s", timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, noAnswer(timeout))
 	defer cancel()
 	return c.send(ctx, c.watchHTTP, q, index, wait)
+}
+
+// noAnswer returns the error for a call without a response within the timeout.
+func noAnswer(timeout time.Duration) error {
+	return fmt.Errorf("no answer within %s; check that Consul runs at this address", timeout)
 }
 
 // send sends the query with one of the client's HTTP clients.
@@ -163,7 +190,7 @@ func (c *Client) send(ctx context.Context, client *http.Client, q query, index u
 		params: c.params(q, index, wait), token: c.tokens.current(),
 	})
 	if err != nil {
-		return response{}, err
+		return response{}, q.withRemedy(err)
 	}
 	streamed := header.Get("X-Consul-Query-Backend") == "streaming"
 	// The streaming backend never sets X-Consul-Knownleader to true.

@@ -2,7 +2,6 @@ package consul
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -22,7 +21,12 @@ type refresh struct {
 }
 
 // errRefresh is the cause when a refresh cancels a cycle. It is not a failure.
-var errRefresh = errors.New("a non-blocking query takes its place")
+// interruption is an error by which goroutines of this package interrupt each other. Nobody else sees it.
+type interruption string
+
+func (e interruption) Error() string { return string(e) }
+
+var errRefresh = interruption("a non-blocking query takes its place")
 
 // begin ends the cycle before, and returns the context of a cycle of the loop: a query and the pause after it. It
 // reports whether a refresh was requested since the cycle before began.

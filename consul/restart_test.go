@@ -76,7 +76,9 @@ func TestAFaultAtARestartTakesNothingAway(t *testing.T) {
 				c.set(path, answer)
 				log := &logRecorder{}
 				again := start(t, c.watcherWithTimeout(t, 50*time.Millisecond, log), "gateway")
-				until(t, func() bool { return len(again.snapshots) > 0 || log.has("WARN cannot build a complete snapshot") })
+				until(t, func() bool {
+					return len(again.snapshots) > 0 || log.has("WARN the gateway's configuration in consul is incomplete")
+				})
 				again.stop()
 				close(again.snapshots)
 				for s := range again.snapshots {
@@ -192,7 +194,7 @@ func TestRowsThatAreMissing(t *testing.T) {
 				if len(s.Services) == 2 || len(s.Problems) > 0 {
 					t.Errorf("services %v, problems %v; want what Consul says", s.Services, s.Problems)
 				}
-				if !log.has("WARN cannot build a complete snapshot") {
+				if !log.has("WARN the gateway's configuration in consul is incomplete") {
 					t.Error("the log does not say what is missing")
 				}
 			})

@@ -2,7 +2,6 @@ package consul
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,9 +12,9 @@ import (
 var (
 	// servicesType reads the services of a gateway, with wildcards expanded
 	// (https://developer.hashicorp.com/consul/api-docs/catalog#list-services-for-gateway).
-	servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", decode: decodeJSON("gateway services", decodeServices)}
+	servicesType = &queryType{name: "gateway-services", path: "/v1/catalog/gateway-services/", needs: "service:read on the gateway", decode: decodeJSON("gateway services", decodeServices)}
 	// chainType reads a compiled discovery chain (https://developer.hashicorp.com/consul/api-docs/discovery-chain).
-	chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", decode: decodeJSON("discovery chain", decodeChain)}
+	chainType = &queryType{name: "discovery-chain", path: "/v1/discovery-chain/", needs: "service:read on the service", decode: decodeJSON("discovery chain", decodeChain)}
 )
 
 // gatewayServices are the services of a gateway.
@@ -26,14 +25,14 @@ type gatewayServices struct {
 
 func decodeServices(_ *gatewayServices, list []gateway.Service, r response) (*gatewayServices, error) {
 	if list == nil {
-		return nil, errors.New("the answer is null")
+		return nil, unexpected("it is null")
 	}
 	if len(list) == 0 && r.filtered {
 		return nil, errAllFiltered
 	}
 	for i := range list {
 		if list[i].Service.Name == "" {
-			return nil, errors.New("one has no name")
+			return nil, unexpected("a service has no name")
 		}
 		list[i].Service = list[i].Service.OmitDefaults()
 		list[i].Protocol = strings.ToLower(list[i].Protocol)
@@ -144,16 +143,16 @@ func protocolOf(s string) string { return strings.ToLower(cmp.Or(s, "tcp")) }
 func decodeChain(prev *gateway.Chain, body struct{ Chain *gateway.Chain }, _ response) (*gateway.Chain, error) {
 	c := body.Chain
 	if c == nil || c.Nodes[c.StartNode] == nil {
-		return nil, errors.New("the answer has no start node")
+		return nil, unexpected("it has no start node")
 	}
 	for name, n := range c.Nodes {
 		if n == nil || slices.Contains(n.Routes, nil) || slices.Contains(n.Splits, nil) {
-			return nil, fmt.Errorf("a part of the node %q is null", name)
+			return nil, unexpected(fmt.Sprintf("a part of the node %q is null", name))
 		}
 	}
 	for id, t := range c.Targets {
 		if t == nil {
-			return nil, fmt.Errorf("the target %q is null", id)
+			return nil, unexpected(fmt.Sprintf("the target %q is null", id))
 		}
 		if prev != nil {
 			c.Targets[id] = reuse(prev.Targets[id], t)

@@ -143,7 +143,7 @@ type permanentError struct{ error }
 func (e permanentError) Unwrap() error { return e.error }
 
 // errBusy means that the certificate authority signs no more at the moment.
-var errBusy = errors.New("consul's certificate authority has too many requests (csr_max_per_second)")
+var errBusy = errors.New("consul's certificate authority has signed too many certificates (csr_max_per_second); Usher tries again; raise the limit if this lasts")
 
 // signError returns what is wrong and what to do.
 func signError(err error, target, token string) error {
@@ -152,7 +152,7 @@ func signError(err error, target, token string) error {
 	elsewhere := fmt.Sprintf("consul's gRPC port at %s: %s; if the port has another address, set --consul-grpc-addr or %s", target, text, api.GRPCAddrEnvName)
 	switch code {
 	case codes.ResourceExhausted:
-		return fmt.Errorf("%w: %s", errBusy, text)
+		return fmt.Errorf("%w (%s)", errBusy, text)
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return errors.New(elsewhere)
 	case codes.Unimplemented:

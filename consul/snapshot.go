@@ -221,10 +221,11 @@ func heldBack(q query, r queryResult) string {
 	if r.err != nil {
 		why = r.err.Error()
 	}
+	held := "the listeners that need it are held back: running Envoys keep theirs, new ones start without"
 	if outcomeOf(r.err) == outcomeDenied {
-		remedy = "give Usher's token the right to read it"
+		return held + ", because " + why
 	}
-	return why + "; the listeners that need it are held back: running Envoys keep theirs, new ones start without; " + remedy
+	return why + "; " + held + "; " + remedy
 }
 
 // queryFor returns the query of a type about the gateway itself.

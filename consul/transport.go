@@ -195,7 +195,7 @@ func (f *tlsFiles) fingerprint() (stamp [sha256.Size]byte, err error) {
 				return nil
 			}
 			if !info.IsDir() && (!info.Mode().IsRegular() || info.Size() > filewatch.MaxSize) {
-				err = fmt.Errorf("%s: not a regular file of at most %d bytes", path, filewatch.MaxSize)
+				err = fmt.Errorf("%s is not a regular file of at most %d KiB; name a file with certificates or a key in PEM", path, filewatch.MaxSize>>10)
 			}
 			fmt.Fprintf(hash, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 			return nil

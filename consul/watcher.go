@@ -176,7 +176,7 @@ func (d *watchdog) run(ctx context.Context) {
 }
 
 func (d *watchdog) query(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, fmt.Errorf("no answer within %s", watchdogTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, watchdogTimeout, noAnswer(watchdogTimeout))
 	defer cancel()
 	_, err := d.client.send(ctx, d.client.watchdogHTTP, heartbeat, 0, 0)
 	return err

@@ -183,7 +183,7 @@ func (m *watchManager) logFailure(q query, was, is error) {
 		m.failures[before]--
 		if m.failures[before] == 0 {
 			delete(m.failures, before)
-			m.client.logger.Info("reading from consul no longer fails this way",
+			m.client.logger.Info("consul answers such queries again",
 				"consul", m.client.Address(), "query", q.String(), "outcome", string(before.outcome))
 		}
 	}

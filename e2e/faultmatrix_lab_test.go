@@ -191,7 +191,7 @@ func (u *faultUsher) waitStream(t *testing.T) {
 func (u *faultUsher) waitDecided(t *testing.T, patient bool) {
 	t.Helper()
 	testprocess.Eventually(t, "usher has decided", testprocess.StartDeadline, func() error {
-		if !patient && strings.Contains(u.Output(t), "cannot build a complete snapshot") || u.sum(t, "usher_consul_snapshots_total") >= 1 {
+		if !patient && strings.Contains(u.Output(t), "the gateway's configuration in consul is incomplete") || u.sum(t, "usher_consul_snapshots_total") >= 1 {
 			return nil
 		}
 		time.Sleep(metricsInterval)

@@ -96,7 +96,7 @@ func (s *policyStory) wantTooLittle(t *testing.T, rules string) {
 	u := s.start(t, rules)
 	defer u.Stop(t)
 	lab.SubscribeToAll(lab.ConnectFakeEnvoy(t, lab.XDSPort{From: s.Gateway}.Dial(t), fakeenvoy.Delta, s.token))
-	const line = "cannot build a complete snapshot; keeping the last one"
+	const line = "the gateway's configuration in consul is incomplete; Envoys keep what they have"
 	u.WaitOutput(t, line)
 	for text := range strings.Lines(u.Output(t)) {
 		if strings.Contains(text, line) {

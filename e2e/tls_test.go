@@ -132,7 +132,7 @@ func (s *tlsLab) wantReplacedPairUsed(t *testing.T) {
 // then something that is no certificate. Each is logged once.
 func (s *tlsLab) wantBrokenPairIgnored(t *testing.T) {
 	t.Helper()
-	const line = "the new TLS certificate cannot be used, the old one stays"
+	const line = "cannot use the new TLS certificate; the old one stays"
 	cert, _ := s.newPair(t)
 	_, key := s.newPair(t)
 	s.files.replace(t, cert, key)

@@ -224,7 +224,7 @@ func (a *admission) expire(c *connection) {
 		return
 	}
 	if !c.used {
-		a.countLimit(c, "pending_time", "the connection has opened no stream in time", "")
+		a.countLimit(c, "pending_time", "no stream was authorized on the connection in time; check that this address is an Envoy", "")
 	}
 	a.evict(c)
 }
@@ -251,7 +251,7 @@ func (a *admission) countRequestBytes(c *connection, bytes, frames int) {
 	}
 	a.adjustRequestBytes(c, bytes, frames)
 	evict := func(old *connection) {
-		a.countLimit(old, "request_bytes", "its incomplete and unhandled requests are too large", "")
+		a.countLimit(old, "request_bytes", "requests that Usher has not read or handled yet are too large together", "")
 		a.evict(old)
 	}
 	if c.pending != nil && c.cost() > maxPendingRequest {

@@ -53,7 +53,7 @@ func (k *KeyPair) Run(ctx context.Context) error {
 			}
 		case final && err.Error() != logged:
 			logged = err.Error()
-			k.log.Error("the new TLS certificate cannot be used, the old one stays in use", "error", err)
+			k.log.Error("cannot use the new TLS certificate; the old one stays in use", "error", err)
 		}
 		return err == nil
 	}

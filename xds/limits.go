@@ -86,7 +86,7 @@ type refusalLog struct {
 // countLimit counts a limit that was reached, and logs it. mu is locked.
 func (a *admission) countLimit(c *connection, limit, reason string, token Token) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
-	a.logRefusal(c, token, reason+" (limit "+limit+")")
+	a.logRefusal(c, token, reason+" (limit "+limit+"; SECURITY.md lists the limits)")
 }
 
 // reportLimit is countLimit with its own lock.

@@ -80,10 +80,10 @@ type Resource struct {
 // process. The name is that in the message, if its type has one.
 func NewResource(t Type, name string, m proto.Message) (*Resource, error) {
 	if name == "" {
-		return nil, fmt.Errorf("%s without a name", t)
+		return nil, fmt.Errorf("%s without a name: a bug in Usher; please report it", t)
 	}
 	if url := "type.googleapis.com/" + string(proto.MessageName(m)); url != t.URL() {
-		return nil, fmt.Errorf("%s %q is a %s", t, name, proto.MessageName(m))
+		return nil, fmt.Errorf("%s %q is a %s: a bug in Usher; please report it", t, name, proto.MessageName(m))
 	}
 	r := &Resource{name: name, children: childrenOf(t, m), members: membersOf(m)}
 	if err := r.encode(t, m); err != nil {

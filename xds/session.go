@@ -101,7 +101,7 @@ func (s *session) run() error {
 		case s.state.set = <-sets:
 			s.push()
 		case <-ackTimer:
-			s.log.Warn("envoy has not acknowledged its clusters in time; the rest of the update is sent anyway")
+			s.log.Warn("envoy has not acknowledged its clusters in time; sending listeners and routes anyway, and requests may fail for a moment")
 			s.ackTimer = nil
 			s.state.pushUnordered()
 		case <-backoffTimer:
@@ -201,7 +201,7 @@ func (s *session) handleRequest(raw rawRequest) error {
 	}
 	r, err := s.protocol.decode(raw)
 	if err == nil && r.typeURL == "" {
-		err = errors.New("it has no type_url")
+		err = errors.New("it has no type_url; check that this address is an Envoy")
 	}
 	if err != nil {
 		return s.refuseRequest(err)
@@ -268,17 +268,17 @@ func (s *session) handleTimeout() error {
 	default:
 	}
 	if s.node == nil {
-		reason := "no request within " + firstRequestTime.String() + " of the stream's start"
+		reason := "no request within " + firstRequestTime.String() + " of the stream's start; check that this address is an Envoy"
 		s.admission.reportLimit(s.conn, "first_request_time", s.caller.Token, reason)
 		return status.Error(codes.DeadlineExceeded, reason)
 	}
-	return s.endUnread("send_time", "envoy has not read a response for "+sendTime.String())
+	return s.endUnread("send_time", "envoy has not read a response for "+sendTime.String()+"; check whether it is overloaded")
 }
 
 func (s *session) endUnread(limit, reason string) error {
 	s.mustCutOff = true
 	s.options.Metrics.limited.WithLabelValues(limit).Inc()
-	s.log.Warn("stream ended: envoy does not read its responses", "limit", limit, "error", reason)
+	s.log.Warn("stream ended: envoy is too slow", "limit", limit, "error", reason)
 	return status.Error(codes.DeadlineExceeded, reason)
 }
 
@@ -298,7 +298,7 @@ func (s *session) authorize(raw rawRequest) error {
 	s.admitted.markAuthorized()
 	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
 	s.node = &node
-	s.log.Info("envoy connected", "cluster", node.Cluster, "sotw", s.protocol.sotw)
+	s.log.Info("envoy connected", "cluster", node.Cluster, "protocol", s.protocol.name)
 	s.start(&s.workers, s.watchSource)
 	s.renewAuthorization()
 	return nil
@@ -317,7 +317,7 @@ func (s *session) deny(err error) error {
 	return statusOf(err)
 }
 
-var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now; connect again later")
+var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now, see its log; connect again later")
 
 // watchSource watches the source until the session ends.
 func (s *session) watchSource() error {
@@ -326,7 +326,7 @@ func (s *session) watchSource() error {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("the watch of the configuration has ended")
+		err = errors.New("usher stopped watching the gateway's configuration; connect again")
 	}
 	level := slog.LevelWarn
 	if status.Code(err) == codes.Unavailable {
@@ -352,7 +352,7 @@ func (s *session) renewAuthorization() {
 // connection with unread responses is closed.
 func (s *session) reauthorize() error {
 	if !s.unansweredSince.IsZero() && time.Since(s.unansweredSince) > answerTime {
-		return s.endUnread("answer_time", "envoy has answered no response for "+answerTime.String())
+		return s.endUnread("answer_time", "envoy has answered no response for "+answerTime.String()+"; check whether it is overloaded")
 	}
 	if !s.asking {
 		s.asking = true
@@ -375,7 +375,7 @@ func (s *session) reauthorize() error {
 		return nil
 	}
 	s.mustCutOff = true
-	s.log.Warn("stream ended: the token could not be checked again in time, and envoy has unread responses")
+	s.log.Warn("stream ended: consul did not check the token again in time, and envoy has unread responses; check usher_consul_up")
 	return errNotChecked
 }
 

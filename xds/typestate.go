@@ -265,7 +265,7 @@ func (t *typeState) checkNameLimits() error {
 		}
 	}
 	if names > maxNames || bytes > maxBytes {
-		return fmt.Errorf("too many unknown names of type %s: %d (%d bytes); the limit is %d (%d bytes)", t.typ, names, bytes, maxNames, maxBytes)
+		return fmt.Errorf("envoy asks for %d resources of type %s that do not exist (%d bytes of names); the limit is %d (%d bytes); check its bootstrap, and which program uses this token", names, t.typ, bytes, maxNames, maxBytes)
 	}
 	return nil
 }

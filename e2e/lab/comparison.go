@@ -12,7 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,10 +48,11 @@ type appliedChange struct {
 // LoadedGateway is a gateway under load.
 type LoadedGateway struct {
 	*Envoy
-	Load *Load
-	// serverErrors counts answers of 500 or more to the test's own requests.
-	serverErrors atomic.Int64
-	logStart     int64 // size of the access log before the change
+	Load     *Load
+	logStart int64 // size of the access log before the change
+
+	mu           sync.Mutex
+	serverErrors []string // the test's own requests that were answered 500 or more
 }
 
 // Change is one change in Consul and how to see it at an Envoy.
@@ -205,7 +206,10 @@ func (g *LoadedGateway) Request(c Request) (Response, error) {
 	c.From = g.Load.Target.From
 	got, err := c.Do(context.Background())
 	if err == nil && got.Status >= http.StatusInternalServerError {
-		g.serverErrors.Add(1)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.serverErrors = append(g.serverErrors, fmt.Sprintf("%s%s: %d %s, answered %d ms after the start of the load",
+			c.Host, c.Path, got.Status, got.Body, time.Since(g.Load.Started).Milliseconds()))
 	}
 	return got, err
 }
@@ -277,8 +281,8 @@ func (l *Comparison) WantNoFailures(t *testing.T) {
 		if g.Load.sent == 0 {
 			t.Errorf("load on %s: nothing was sent", g.Name)
 		}
-		if n := g.serverErrors.Load(); n > 0 && g != l.OnConsul {
-			t.Errorf("%d of the test's own requests to %s were answered 500 or more", n, g.Name)
+		if len(g.serverErrors) > 0 && g != l.OnConsul {
+			t.Errorf("%s: of the test's own requests, these were answered 500 or more:\n%s", g.Name, strings.Join(g.serverErrors, "\n"))
 		}
 		l.wantNoLostRequest(t, g)
 	}

@@ -207,7 +207,7 @@ func badListeners() []bad {
 	}
 	return []bad{
 		{"port twice", gw(`listeners { port = 80 services { name = "a" } }`, `listeners { port = 80 services { name = "b" } }`), []string{
-			"DIR/a.hcl:4: listeners[1].port: port 80 is already given at DIR/a.hcl:3; give every listener its own",
+			"DIR/a.hcl:4: listeners[1].port: port 80 is already given at DIR/a.hcl:3; give every listener another port",
 		}},
 		{"no port", gw(`listeners { services { name = "a" } }`), []string{"DIR/a.hcl:3: listeners.port: 0 is not a port; use one from 1 to 65535"}},
 		{"protocol", gw(`listeners {`, `  port = 80`, `  protocol = "htp"`, `}`), []string{
@@ -215,7 +215,7 @@ func badListeners() []bad {
 		}},
 		{"no service", gw(`listeners { port = 80 }`), []string{"DIR/a.hcl:3: listeners.services: this listener has no service; add one"}},
 		{"two tcp services", gw(`listeners {`, `  port = 80`, `  services { name = "a" }`, `  services { name = "b" }`, `}`), []string{
-			"DIR/a.hcl:6: listeners.services[1].name: a tcp listener takes one service; give each service a listener of its own",
+			"DIR/a.hcl:6: listeners.services[1].name: a tcp listener takes one service; add one listener for each service",
 		}},
 		{"tcp wildcard", gw(`listeners { port = 80 services { name = "*" } }`), []string{
 			"DIR/a.hcl:3: listeners.services.name: a tcp listener takes one service and not \"*\"; name it, or use protocol http",
@@ -228,8 +228,8 @@ func badListeners() []bad {
 			"DIR/a.hcl:3: listeners.services.hosts: \"*\" takes no hosts; name the service that has them",
 		}},
 		{"service and host twice", gw(`listeners { port = 80 protocol = "http"`, `  services { name = "a" hosts = ["a.b"] }`, `  services { name = "a" hosts = ["a.b", "x.*.y", "a b"] }`, `}`), []string{
-			"DIR/a.hcl:5: listeners.services[1].name: service \"a\" is already given at DIR/a.hcl:4; a listener takes it once",
-			"DIR/a.hcl:5: listeners.services[1].hosts[0]: host \"a.b\" is already given at DIR/a.hcl:4; a listener takes it once",
+			"DIR/a.hcl:5: listeners.services[1].name: service \"a\" is already given at DIR/a.hcl:4; a listener can have it only once",
+			"DIR/a.hcl:5: listeners.services[1].hosts[0]: host \"a.b\" is already given at DIR/a.hcl:4; a listener can have it only once",
 			"DIR/a.hcl:5: listeners.services[1].hosts[1]: \"x.*.y\" is not allowed; \"*\" stands only for the leftmost label, as in \"*.example.com\"",
 			"DIR/a.hcl:5: listeners.services[1].hosts[2]: \"a b\" is not a host name; use one such as \"www.example.com\"",
 		}},
@@ -276,7 +276,7 @@ func badDefinitions() []bad {
 			"DIR/a.hcl:5: service.token: file mode uses no Consul; remove it",
 		}},
 		{"same ID", hclFile(`service { name = "web" address = "10.0.0.1" port = 1 }`, `service { name = "web" address = "10.0.0.2" port = 1 }`), []string{
-			"DIR/a.hcl:2: service ID \"web\" is already given at DIR/a.hcl:1; give one of the two an id of its own",
+			"DIR/a.hcl:2: service ID \"web\" is already given at DIR/a.hcl:1; give one of the two another id",
 		}},
 		{"kind", hclFile(`service { name = "web" kind = "connect-proxy" }`), []string{
 			"DIR/a.hcl:1: kind: \"connect-proxy\" is not supported in file mode, which reads plain services and ingress-gateway; remove the definition",

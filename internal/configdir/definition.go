@@ -77,7 +77,7 @@ func (c *config) definition(file *configtree.Decoder, n *yaml.Node, path string)
 	switch other := named(c.definitions, e.name); {
 	case len(e.decoder.Problems) > 0:
 	case other.root != nil:
-		e.addAtName("service ID %q is already given at %s; give one of the two an id of its own", e.name, other.position())
+		e.addAtName("service ID %q is already given at %s; give one of the two another id", e.name, other.position())
 	default:
 		c.definitions = append(c.definitions, e)
 	}

@@ -22,7 +22,7 @@ func checkIngress(e *entry[ingressGateway]) {
 	for n := range e.spec.Listeners {
 		l, at := &e.spec.Listeners[n], steps("Listeners", n)
 		if earlier, twice := ports[l.Port]; twice {
-			e.add(join(at, "Port"), "port %d is already given at %s; give every listener its own", l.Port, earlier)
+			e.add(join(at, "Port"), "port %d is already given at %s; give every listener another port", l.Port, earlier)
 		}
 		ports[l.Port] = e.at(join(at, "Port")...)
 		c.listener(l, at)
@@ -50,7 +50,7 @@ func (c ingressCheck) listener(l *gateway.Listener, at []any) {
 	case len(l.Services) == 0:
 		c.add(join(at, "Services"), "this listener has no service; add one")
 	case l.Protocol == gateway.ProtocolTCP && len(l.Services) > 1:
-		c.add(join(at, "Services", 1, "Name"), "a tcp listener takes one service; give each service a listener of its own")
+		c.add(join(at, "Services", 1, "Name"), "a tcp listener takes one service; add one listener for each service")
 	}
 	names, hosts := map[string]string{}, map[string]string{}
 	for k := range l.Services {
@@ -67,7 +67,7 @@ func (c ingressCheck) listener(l *gateway.Listener, at []any) {
 // once refuses a second use of a value within a listener.
 func (c ingressCheck) once(positions map[string]string, value string, at []any, what string) {
 	if earlier, twice := positions[value]; twice {
-		c.add(at, "%s %q is already given at %s; a listener takes it once", what, value, earlier)
+		c.add(at, "%s %q is already given at %s; a listener can have it only once", what, value, earlier)
 		return
 	}
 	positions[value] = c.at(at...)

@@ -187,7 +187,7 @@ func TestBadChangeKeepsTheLastGoodContent(t *testing.T) {
 		for _, tc := range []struct{ text, want string }{
 			{"", "gw.hcl:1: the file is empty; write an entry, or remove it"},
 			{gw(81)[:28], `gw.hcl:2: this is not HCL: key 'nam' expected start of object ('{') or assignment ('='); correct it`},
-			{gw(80, 80), "gw.hcl:4: listeners[1].port: port 80 is already given at DIR/gw.hcl:3; give every listener its own"},
+			{gw(80, 80), "gw.hcl:4: listeners[1].port: port 80 is already given at DIR/gw.hcl:3; give every listener another port"},
 		} {
 			f.write("gw.hcl", tc.text)
 			want := "DIR/" + tc.want

@@ -40,7 +40,7 @@ func TestMessages(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &raw); err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
-		_, problems := Decode("here", raw)
+		_, problems := Decode(`gateway "edge"`, raw)
 		if len(problems) == 0 {
 			t.Errorf("no problem: %s", text)
 		}
