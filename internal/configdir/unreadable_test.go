@@ -16,36 +16,24 @@ import (
 )
 
 func TestAFileThatIsNotRegularKeepsTheLastGoodContent(t *testing.T) {
-	for _, tc := range []struct {
-		name, want string
-		put        func(path string) error
-	}{
-		{"a FIFO", "it is not a regular file", func(path string) error { return syscall.Mkfifo(path, 0o600) }},
-		{"a directory", "is a directory", func(path string) error { return os.Symlink("/", path) }},
-		{"a device", "it is not a regular file", func(path string) error { return os.Symlink("/dev/zero", path) }},
-		{"a huge file", "it has more than 1048576 bytes", func(path string) error {
-			return os.WriteFile(path, []byte(gw(80)+strings.Repeat("\n", 1<<20)), 0o600)
-		}},
-	} {
-		test := func(t *testing.T) {
-			f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
-			good := f.until(listening(80))
-			path := filepath.Join(f.dir, "gw.hcl")
-			must(t, tc.put(filepath.Join(f.dir, ".new")))
-			must(t, os.Rename(filepath.Join(f.dir, ".new"), path))
-			want := path + ": cannot be read: " + tc.want + "; correct it, or remove it"
-			bad := f.until(want, func(s *gateway.Snapshot) bool { return len(s.Problems) == 1 && s.Problems[0].String() == want })
-			if bad.Entry != good.Entry || !cmp.Equal(portsOf(bad), []int{80}) {
-				t.Error("the entry changed")
-			}
-			if err := NewSource(f.dir, Options{}).Load(); err == nil || err.Error() != want {
-				t.Errorf("at the start: %v, want %s", err, want)
-			}
-			f.write("gw.hcl", gw(80))
-			f.until(listening(80))
+	const notRegular = "it is not a regular file"
+	synctest.Test(t, func(t *testing.T) {
+		f := watchDir(t, write(t, tree{"gw.hcl": gw(80), "web.hcl": staticServer}))
+		good := f.until(listening(80))
+		path := filepath.Join(f.dir, "gw.hcl")
+		must(t, syscall.Mkfifo(filepath.Join(f.dir, ".new"), 0o600))
+		must(t, os.Rename(filepath.Join(f.dir, ".new"), path))
+		want := path + ": cannot be read: " + notRegular + "; correct it, or remove it"
+		bad := f.until(want, func(s *gateway.Snapshot) bool { return len(s.Problems) == 1 && s.Problems[0].String() == want })
+		if bad.Entry != good.Entry || !cmp.Equal(portsOf(bad), []int{80}) {
+			t.Error("the entry changed")
 		}
-		t.Run(tc.name, func(t *testing.T) { synctest.Test(t, test) })
-	}
+		if err := NewSource(f.dir, Options{}).Load(); err == nil || err.Error() != want {
+			t.Errorf("at the start: %v, want %s", err, want)
+		}
+		f.write("gw.hcl", gw(80))
+		f.until(listening(80))
+	})
 }
 
 func TestAPanicKeepsTheLastGoodContentAndIsAProblem(t *testing.T) {

@@ -16,43 +16,31 @@ import (
 )
 
 func TestAFileThatIsNotRegularKeepsTheLastGood(t *testing.T) {
-	for _, tc := range []struct {
-		name, want string
-		put        func(path string) error
-	}{
-		{"a FIFO", "it is not a regular file", func(path string) error { return syscall.Mkfifo(path, 0o600) }},
-		{"a directory", "is a directory", func(path string) error { return os.Symlink("/", path) }},
-		{"a device", "it is not a regular file", func(path string) error { return os.Symlink("/dev/zero", path) }},
-		{"a huge file", "it has more than 1048576 bytes", func(path string) error {
-			return os.WriteFile(path, []byte(strings.Repeat("\n", 1<<20+1)), 0o600)
-		}},
-	} {
-		test := func(t *testing.T) {
-			path, f := openStrict(t)
-			contents := run(t, f)
-			if err := tc.put(path + ".new"); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Rename(path+".new", path); err != nil {
-				t.Fatal(err)
-			}
-			want := problem.Problem{Where: path, What: "cannot be read: " + tc.want + "; correct it; the last good content stays in use"}
-			c := <-contents
-			if diff := cmp.Diff([]problem.Problem{want}, c.Problems); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-			if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
-				t.Errorf("want the last good content (-want +got):\n%s", diff)
-			}
-			if _, err := Open(path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("at the start: %v, want an error of one line with %q", err, tc.want)
-			}
-			write(t, path, strict)
-			for c := <-contents; len(c.Problems) > 0; c = <-contents {
-			}
+	const notRegular = "it is not a regular file"
+	synctest.Test(t, func(t *testing.T) {
+		path, f := openStrict(t)
+		contents := run(t, f)
+		if err := syscall.Mkfifo(path+".new", 0o600); err != nil {
+			t.Fatal(err)
 		}
-		t.Run(tc.name, func(t *testing.T) { synctest.Test(t, test) })
-	}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+		want := problem.Problem{Where: path, What: "cannot be read: " + notRegular + "; correct it; the last good content stays in use"}
+		c := <-contents
+		if diff := cmp.Diff([]problem.Problem{want}, c.Problems); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(map[string]settings.Mode{"edge": settings.Strict}, modes(c)); diff != "" {
+			t.Errorf("want the last good content (-want +got):\n%s", diff)
+		}
+		if _, err := Open(path, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), notRegular) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("at the start: %v, want an error of one line with %q", err, notRegular)
+		}
+		write(t, path, strict)
+		for c := <-contents; len(c.Problems) > 0; c = <-contents {
+		}
+	})
 }
 
 func TestAPanicKeepsTheLastGoodAndIsAProblem(t *testing.T) {
