@@ -51,7 +51,7 @@ var Conflicts = []Conflict{
 	},
 	{
 		Doc: "`server_speaks_first = \"yes\"` with `mode = \"permissive\"` or `\"strict\"`, on a tcp listener without TLS",
-		Reason: `usher.proxy_protocol.server_speaks_first: Envoy would wait for the first bytes of the client, and the client for those of the service; ` +
+		Reason: `usher.proxy_protocol.server_speaks_first: Envoy would wait for the client, and the client would wait for the service; ` +
 			`use mode "off", or, if your load balancer sends the PROXY header as soon as it connects, server_speaks_first "no" and mode "strict"`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return p.TCP && !p.TLS && l.ProxyProtocol.ServerSpeaksFirst == Yes && l.ProxyProtocol.Mode != Off

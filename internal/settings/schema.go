@@ -77,7 +77,7 @@ var proxyProtocolSettings = []Setting{
 			"and the service has to expect it. It does not concern http listeners, whose services get X-Forwarded-For."),
 	setting("server_speaks_first", "no", yesNo, func(l *Listener) *YesNo { return &l.ProxyProtocol.ServerSpeaksFirst },
 		"Set `yes` if the service of a tcp listener sends the first bytes (SMTP, MySQL, SSH, FTP). PROXY protocol is then refused on the listener: "+
-			"Envoy would wait for the first bytes of the client, and the client for those of the service."),
+			"Envoy would wait for the client, and the client would wait for the service."),
 }
 
 var clientAddressSettings = []Setting{
@@ -114,7 +114,7 @@ var accessLogSettings = []Setting{
 	setting("status_at_least", "any", number(100, 599).or("any", AnyStatus),
 		func(l *Listener) *int { return &l.AccessLog.StatusAtLeast },
 		"Logs requests that were answered with this status or a higher one. "+
-			"If several of this setting and the next four are set, it is enough that one of them matches."),
+			"If you set several of the settings from this one to `expression`, an entry that matches one of them is logged."),
 	setting("duration_at_least", "any", duration.or("any", AnyDuration),
 		func(l *Listener) *time.Duration { return &l.AccessLog.DurationAtLeast },
 		"Logs requests and connections that took at least this long."),
