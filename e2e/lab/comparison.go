@@ -52,7 +52,13 @@ type LoadedGateway struct {
 	logStart int64 // size of the access log before the change
 
 	mu           sync.Mutex
-	serverErrors []string // the test's own requests that were answered 500 or more
+	serverErrors []serverError
+}
+
+// serverError is one of the test's own requests that was answered 500 or more.
+type serverError struct {
+	at   time.Time // of the answer
+	text string
 }
 
 // Change is one change in Consul and how to see it at an Envoy.
@@ -208,8 +214,8 @@ func (g *LoadedGateway) Request(c Request) (Response, error) {
 	if err == nil && got.Status >= http.StatusInternalServerError {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.serverErrors = append(g.serverErrors, fmt.Sprintf("%s%s: %d %s, answered %d ms after the start of the load",
-			c.Host, c.Path, got.Status, got.Body, time.Since(g.Load.Started).Milliseconds()))
+		text := fmt.Sprintf("%s%s: %d %s", c.Host, c.Path, got.Status, got.Body)
+		g.serverErrors = append(g.serverErrors, serverError{time.Now(), text})
 	}
 	return got, err
 }
@@ -281,10 +287,19 @@ func (l *Comparison) WantNoFailures(t *testing.T) {
 		if g.Load.sent == 0 {
 			t.Errorf("load on %s: nothing was sent", g.Name)
 		}
-		if len(g.serverErrors) > 0 && g != l.OnConsul {
-			t.Errorf("%s: of the test's own requests, these were answered 500 or more:\n%s", g.Name, strings.Join(g.serverErrors, "\n"))
-		}
+		l.wantNoServerError(t, g)
 		l.wantNoLostRequest(t, g)
+	}
+}
+
+// wantNoServerError wants no answer of 500 or more to the test's own requests, with the
+// exceptions of wantNoLostRequest.
+func (l *Comparison) wantNoServerError(t *testing.T, g *LoadedGateway) {
+	t.Helper()
+	for _, e := range g.serverErrors {
+		if m := l.lastChangeBefore(g.Load, e.at); g != l.OnConsul && m.outage == "" {
+			t.Errorf("own request to %s: %s, answered %d ms after %q", g.Name, e.text, e.at.Sub(m.at).Milliseconds(), m.name)
+		}
 	}
 }
 
@@ -295,12 +310,12 @@ func (l *Comparison) wantNoLostRequest(t *testing.T, g *LoadedGateway) {
 	reasons := g.failureReasons(t)
 	lost := map[string]int{}
 	for _, f := range g.Load.Failures {
-		m := l.lastChangeBefore(g.Load, f)
+		ended := g.Load.endOf(f)
+		m := l.lastChangeBefore(g.Load, ended)
 		f.Cause = strings.TrimSpace(f.Cause + " " + reasons[f.Path])
 		lost[fmt.Sprintf("%s after %q: %s", f.connection(), m.name, f.Cause)]++
 		if g != l.OnConsul && m.outage == "" {
-			ended := g.Load.Started.Add(f.After + f.Took).Sub(m.at)
-			t.Errorf("load on %s: %v, answered %d ms after %q", g.Name, f, ended.Milliseconds(), m.name)
+			t.Errorf("load on %s: %v, answered %d ms after %q", g.Name, f, ended.Sub(m.at).Milliseconds(), m.name)
 		}
 	}
 	for _, what := range slices.Sorted(maps.Keys(lost)) {
@@ -311,9 +326,8 @@ func (l *Comparison) wantNoLostRequest(t *testing.T, g *LoadedGateway) {
 		len(g.Load.Failures))
 }
 
-// lastChangeBefore is the last change before the request's end.
-func (l *Comparison) lastChangeBefore(load *Load, f LoadFailure) appliedChange {
-	end := load.Started.Add(f.After + f.Took)
+// lastChangeBefore is the last change before a time.
+func (l *Comparison) lastChangeBefore(load *Load, end time.Time) appliedChange {
 	last := appliedChange{name: "the start", at: load.Started}
 	for _, m := range l.applied {
 		if m.at.Before(end) {

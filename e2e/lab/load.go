@@ -58,6 +58,9 @@ type LoadFailure struct {
 	Cause string
 }
 
+// endOf returns when a failed request ended.
+func (l *Load) endOf(f LoadFailure) time.Time { return l.Started.Add(f.After + f.Took) }
+
 func (f LoadFailure) String() string {
 	return fmt.Sprintf("%8.3fs %s: %s", f.After.Seconds(), f.connection(), f.Cause)
 }

@@ -60,7 +60,7 @@ func (l *Comparison) outageFailures(t *testing.T, g *LoadedGateway) map[string]m
 	reasons := g.failureReasons(t)
 	counts := map[string]map[string]int{}
 	for _, f := range g.Load.Failures {
-		outage := l.lastChangeBefore(g.Load, f).outage
+		outage := l.lastChangeBefore(g.Load, g.Load.endOf(f)).outage
 		if outage == "" {
 			continue
 		}
