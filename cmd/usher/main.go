@@ -47,10 +47,17 @@ func rootCommand() *cobra.Command {
 		Short: "An Envoy control plane for Consul ingress gateways, with PROXY protocol.",
 		Long: "Usher serves the same resources as Consul's own xDS serves an ingress gateway, plus the proxy_protocol\n" +
 			"listener filter, a client address that clients cannot forge, and better access logs.",
+		Version:       thisBuild().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), bootstrapCommand(), demoCommand())
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.AddCommand(
+		serveCommand(),
+		bootstrapCommand(),
+		demoCommand(),
+		versionCommand(),
+	)
 	return root
 }
 

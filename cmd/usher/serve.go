@@ -20,7 +20,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	// 1. Errors in the flags come before anything starts.
 	metrics := prometheus.NewRegistry()
 	process := collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})
-	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics)
+	metrics.MustRegister(collectors.NewGoCollector(), process, guard.Panics, thisBuild().metric())
 	log, flush, err := o.logger(metrics)
 	if err != nil {
 		return err
@@ -90,7 +90,8 @@ func serve(ctx context.Context, o serveOptions) error {
 		parts = append(parts, transport.Run)
 		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
-	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
+	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil,
+		"version", thisBuild().Version)
 	g := groupOf(ctx, parts)
 	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
 	g.Add(admin.run, func(error) { admin.stop() })

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"encoding/json"
+	"runtime"
+	"runtime/debug"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func TestVersionNamesTheBuild(t *testing.T) {
+	commit := func(modified string) []debug.BuildSetting {
+		return []debug.BuildSetting{{Key: "vcs.modified", Value: modified}, {Key: "vcs.revision", Value: "535060f"}}
+	}
+	for _, tc := range []struct {
+		name, main, set string
+		settings        []debug.BuildSetting
+		want            string
+	}{
+		{"in a checkout with a tag", "v1.2.3", "", commit("false"), "usher v1.2.3 (535060f, "},
+		{"in a checkout with changes", "v1.2.4-0.20261129+dirty", "", commit("true"), "usher v1.2.4-0.20261129+dirty (535060f-dirty, "},
+		{"by go install", "v1.2.3", "", nil, "usher v1.2.3 (unknown commit, "},
+		{"from an archive of the source", "(devel)", "", nil, "usher devel (unknown commit, "},
+		{"by a test", "", "", nil, "usher devel (unknown commit, "},
+		{"by a packager", "(devel)", "v1.2.3-1", nil, "usher v1.2.3-1 (unknown commit, "},
+		{"by a packager in a checkout", "v1.2.2", "v1.2.3-1", commit("false"), "usher v1.2.3-1 (535060f, "},
+	} {
+		got := buildOf(&debug.BuildInfo{Main: debug.Module{Version: tc.main}, Settings: tc.settings}, tc.set).String()
+		if want := tc.want + runtime.Version() + ", " + runtime.GOOS + "/" + runtime.GOARCH + ")"; got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tc.name, got, want)
+		}
+	}
+}
+
+func TestVersionIsPrintedAsLineAndAsJSON(t *testing.T) {
+	for _, args := range [][]string{{"version"}, {"--version"}} {
+		if out, err := execute(t, args...); err != nil || out != thisBuild().String()+"\n" {
+			t.Errorf("usher %v: got %q, %v, want %q", args, out, err, thisBuild())
+		}
+	}
+	out, err := execute(t, "version", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got build
+	if err := json.Unmarshal([]byte(out), &got); err != nil || got != thisBuild() {
+		t.Errorf("got %q (%v), want %+v", out, err, thisBuild())
+	}
+}
+
+func TestBuildIsAMetric(t *testing.T) {
+	b := build{Version: "v1.2.3", Commit: "535060f", GoVersion: "go1.26.8"}
+	if problems, err := testutil.CollectAndLint(b.metric()); err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	if got := testutil.ToFloat64(b.metric()); got != 1 {
+		t.Errorf("got %v, want 1", got)
+	}
+}
