@@ -33,8 +33,8 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/usher
-	go build -trimpath -buildvcs=false -o bin/usher ./cmd/usher
+build: ## Build bin/usher (VERSION=v1.2.3 where there is no git)
+	CGO_ENABLED=0 go build -trimpath $(if $(VERSION),-ldflags '-X main.version=$(VERSION)') -o bin/usher ./cmd/usher
 
 .PHONY: test
 test: race e2e ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache and Kubernetes
