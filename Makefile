@@ -16,7 +16,7 @@ BENCHSTAT := .tools/benchstat/pin
 
 # A command or file, and the Debian package that has it.
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
-	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps goaccess=goaccess etcd=etcd-server
+	apache2=apache2-bin ip=iproute2 curl=curl sysctl=procps goaccess=goaccess etcd=etcd-server ctr=containerd
 
 E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
@@ -36,8 +36,18 @@ help: ## List the commands
 build: ## Build bin/usher (VERSION=v1.2.3 where there is no git)
 	CGO_ENABLED=0 go build -trimpath $(if $(VERSION),-ldflags '-X main.version=$(VERSION)') -o bin/usher ./cmd/usher
 
+.PHONY: image
+image: ## Build the container image, its archive and SBOMs into dist/ (IMAGE=NAME:TAG VERSION=v1.2.3)
+	go -C tools/image run . build -source ../.. -out ../../dist -image '$(IMAGE)' -version '$(VERSION)'
+
+.PHONY: push
+push: ## Build the image and push it with its SBOMs (IMAGE=REGISTRY/NAME:TAG)
+	@[[ -n '$(IMAGE)' ]] || { echo 'no name to push to; use make push IMAGE=REGISTRY/NAME:TAG' >&2; exit 1; }
+	$(MAKE) image
+	go -C tools/image run . push -out ../../dist -image '$(IMAGE)'
+
 .PHONY: test
-test: race e2e ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache and Kubernetes
+test: race e2e image-test ## Run every test, with real Consul, Envoy, HAProxy, nginx, Apache and Kubernetes
 
 .PHONY: unit
 unit: ## Run the tests that need neither network nor real parts
@@ -46,6 +56,10 @@ unit: ## Run the tests that need neither network nor real parts
 .PHONY: race
 race: debian ## Run the same tests under the race detector
 	go test -race ./...
+
+.PHONY: image-test
+image-test: debian ## Build the image twice and compare it, run it, import it into containerd, and push it
+	go -C tools/image test -count=1 ./...
 
 .PHONY: e2e
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
@@ -95,6 +109,7 @@ demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
 .PHONY: lint
 lint: $(LINT) ## Run the linters
 	.tools/golangci-lint/golangci-lint run ./...
+	cd tools/image && ../../.tools/golangci-lint/golangci-lint run ./...
 
 .PHONY: fmt
 fmt: $(LINT) ## Format the code
@@ -108,6 +123,7 @@ generate: ## Rewrite generated files
 check: build lint race ## Build, vet, lint, race, and demand that generated files are committed
 	go vet ./...
 	go vet -tags e2e ./...
+	go -C tools/image vet ./...
 	tools/clean-after make generate
 
 .PHONY: tools
@@ -130,4 +146,4 @@ debian:
 
 .PHONY: clean
 clean: ## Remove what was built, except the parts in .tools/
-	rm -rf bin
+	rm -rf bin dist
