@@ -29,7 +29,7 @@ type gatewayWatch struct {
 	logged      string       // what the log last named as missing
 }
 
-// run makes a step whenever a result changes, and when a deadline passes.
+// run calls step whenever a result changes, and when a deadline passes.
 func (w *gatewayWatch) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := w.step(time.Now()) //nolint:contextcheck // a shared watch outlives its first subscriber
@@ -59,7 +59,7 @@ func (w *gatewayWatch) step(now time.Time) (wait time.Duration) {
 	w.state.endpointQueries = nil
 	panicked := problem.Problem{
 		Where: fmt.Sprintf("gateway %q", w.id.String()),
-		What:  "the last good configuration stays in use: " + err.Error(),
+		What:  "the last good configuration stays in use; please report this: " + err.Error(),
 	}
 	if last := w.state.last; last != nil && !slices.Contains(last.Problems, panicked) {
 		next := *last

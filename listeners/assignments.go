@@ -34,7 +34,7 @@ type assignment struct {
 
 func (a *assignment) isIncomplete() bool { return a.message == nil || len(a.problems) > 0 }
 
-// targetClusters are clusters with instances behind them, no two of one name.
+// targetClusters are clusters with endpoints, no two of one name.
 type targetClusters struct {
 	all        []targetCluster
 	byTargetID map[string][]targetCluster
@@ -54,7 +54,7 @@ func targetClustersOf(list []targetCluster) targetClusters {
 	return out
 }
 
-// changedBetween returns the clusters whose instances differ between two snapshots.
+// changedBetween returns the clusters whose endpoints differ between two snapshots.
 func (t targetClusters) changedBetween(before, now *gateway.Snapshot) iter.Seq[targetCluster] {
 	if !maps.Equal(before.MeshGateways, now.MeshGateways) {
 		return slices.Values(t.all)

@@ -127,7 +127,7 @@ const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 func proxyProtocolFilter(l listenerParams, listener string) (*listenerv3.ListenerFilter, error) {
 	proxy, can := l.settings.ProxyProtocol, l.input.envoy
 	if proxy.Mode != settings.Strict && proxy.Mode != settings.Permissive {
-		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", proxy.Mode)
+		return nil, fmt.Errorf("PROXY protocol mode %q: a bug in Usher; please report it", proxy.Mode)
 	}
 	config := &proxyv3.ProxyProtocol{
 		Rules: tlvRules(proxy.TLVs, can), AllowRequestsWithoutProxyProtocol: proxy.Mode == settings.Permissive,

@@ -170,7 +170,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	switch {
 	case proxy.Mode == settings.Permissive && !can.OptionalProxyHeader:
 		return envoy.Requires("proxy_protocol.mode", `this Envoy would reject connections without a PROXY header in the mode "permissive"`,
-			"1.23", `use "strict" or "off"`)
+			"1.23", `use "strict" if all connections have a header, or "off" if none has`)
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
 		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
@@ -178,7 +178,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
 	case upstream && hasUntrusted(proxy) && !can.Expressions:
 		return envoy.Requires("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
-			"so the service would believe them", "1.32", `use upstream "none"`)
+			"so the service would believe them", "1.32", `use upstream "none" and disable PROXY protocol in the service`)
 	case readsTLVs && !can.Expressions:
 		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
@@ -187,7 +187,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 		return nil
 	case hasUntrusted(proxy):
 		return envoy.Requires("proxy_protocol.trusted_cidrs", "this Envoy reads X-Forwarded-For before Usher can remove what "+
-			"addresses outside trusted_cidrs wrote there", "1.25", `use mode "off"`)
+			"addresses outside trusted_cidrs wrote there", "1.25", `disable the headers at the load balancer and use mode "off"`)
 	case p.ClientAddress.XFF == settings.XFFOverwrite:
 		return envoy.Requires("client_address.xff", "this Envoy reads X-Forwarded-For before Usher can replace it",
 			"1.25", `remove "overwrite"`)

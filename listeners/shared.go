@@ -14,7 +14,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// sharedKey is everything that shared resources depend on beside their snapshot.
+// sharedKey is everything that shared resources depend on besides their snapshot.
 type sharedKey struct {
 	envoy envoy.Capabilities
 	fetch envoy.FetchTimeout
@@ -68,7 +68,7 @@ func sharedResourcesOf(input compileInput, previous *sharedResources) *sharedRes
 // pointers: false may be wrong.
 func (s *sharedResources) onlyAssignmentsDiffer(now *gateway.Snapshot) bool {
 	before := s.input.snapshot
-	for _, id := range s.peerTargets { // their instances name and verify their clusters
+	for _, id := range s.peerTargets { // their endpoints name and verify their clusters
 		if now.Endpoints.Get(id) != before.Endpoints.Get(id) {
 			return false
 		}

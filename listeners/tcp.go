@@ -81,7 +81,7 @@ func tcpCluster(input compileInput, s portService) (string, error) {
 		return "", fmt.Errorf("service %s: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known; establish the peering, and give Usher's token peering:read", s.service.Service, g.unresolvedPeers[0])
 	}
 	return g.clusterName, nil
 }

@@ -77,8 +77,8 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 	}
 }
 
-// run handles one event at a time until the stream ends. While a message is being written or must not be, it makes
-// no response: the next one has the newest set.
+// run handles one event at a time until the stream ends. While a message is being written or must not be, it takes
+// no set, so that the next one is the newest.
 func (s *session) run() error {
 	s.start(s.background, s.read)
 	s.start(s.background, s.write)
@@ -201,7 +201,7 @@ func (s *session) handleRequest(raw rawRequest) error {
 	}
 	r, err := s.protocol.decode(raw)
 	if err == nil && r.typeURL == "" {
-		err = errors.New("it has no type_url; check that this address is an Envoy")
+		err = errors.New("it has no type_url; check that the caller is an Envoy")
 	}
 	if err != nil {
 		return s.refuseRequest(err)
@@ -268,7 +268,7 @@ func (s *session) handleTimeout() error {
 	default:
 	}
 	if s.node == nil {
-		reason := "no request within " + firstRequestTime.String() + " of the stream's start; check that this address is an Envoy"
+		reason := "no request within " + firstRequestTime.String() + " of the stream's start; check that the caller is an Envoy"
 		s.admission.reportLimit(s.conn, "first_request_time", s.caller.Token, reason)
 		return status.Error(codes.DeadlineExceeded, reason)
 	}
@@ -317,7 +317,7 @@ func (s *session) deny(err error) error {
 	return statusOf(err)
 }
 
-var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now, see its log; connect again later")
+var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now, see its log; Envoy connects again by itself")
 
 // watchSource watches the source until the session ends.
 func (s *session) watchSource() error {
@@ -326,7 +326,7 @@ func (s *session) watchSource() error {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("usher stopped watching the gateway's configuration; connect again")
+		err = errors.New("usher stopped watching the gateway's configuration; Envoy connects again by itself")
 	}
 	level := slog.LevelWarn
 	if status.Code(err) == codes.Unavailable {

@@ -137,7 +137,7 @@ func (t *typeState) changeSubscription(r request, first bool) {
 	}
 }
 
-// invalidate has a name sent again if Envoy subscribes to it now or later, even if it has the current version.
+// invalidate makes a name be sent again if Envoy subscribes to it now or later, even if it has the current version.
 func (t *typeState) invalidate(name string) {
 	if !t.started {
 		if t.resendOnSubscribe == nil {

@@ -37,7 +37,7 @@ const (
 	stopTimeout = time.Second // how long Run waits for the call after ctx has ended
 )
 
-// Options are what a Watcher needs beside its paths.
+// Options are what a Watcher needs besides its paths.
 type Options struct {
 	// Read reads the files and reports whether their content is good. Bad content may belong to a file that is still
 	// being written. If it stays the same for Interval, Read is called once more, with final set: report problems only

@@ -155,8 +155,8 @@ func (r *reconciler) readEvent() *serviceIntent {
 		r.problems = r.unknown(explainError(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
 		return nil
 	case r.event.service == nil:
-		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but Kubernetes has none; " +
-			"create it, or set Usher's proxy_protocol.mode")
+		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but this Kubernetes cluster has none; " +
+			"check that Usher reads the gateway's cluster (--kubeconfig); else create the Service, or set Usher's proxy_protocol.mode")
 		return nil
 	}
 	intent := readIntent(r.event.service)
