@@ -151,7 +151,7 @@ func (w *gatewayWatch) patchEndpoints(updates map[query]queryResult) *gateway.Sn
 // logMissing logs what a snapshot lacks, if something has been missing for a while.
 func (w *gatewayWatch) logMissing(b *snapshotBuild) {
 	missing := strings.Join(b.missing, "; ")
-	if b.incompleteLong && missing != w.logged {
+	if b.missingForLong && missing != w.logged {
 		w.logged = missing
 		w.client.logger.Warn("the gateway's configuration in consul is incomplete; Envoys keep what they have", "gateway", w.id.String(), "missing", missing)
 	}

@@ -34,7 +34,7 @@ const (
 //     private address, and Envoy would trust its x-envoy-* headers, which change timeouts and retries
 //     (CVE-2024-45806). To Envoy an empty list means the private networks. So the list has the one address that no
 //     client can have and that the PROXY filter rejects as a source.
-func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from downstreams, tls bool) error {
+func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from trustClass, tls bool) error {
 	client := l.settings.ClientAddress
 	if !l.settings.ProxyProtocol.Enabled() && !client.IsCustom() {
 		return nil
@@ -72,7 +72,7 @@ func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from
 // Envoy appends the address of the connection to X-Forwarded-For, and trusts X-Forwarded-Proto if there is a trusted
 // hop. Where the settings ask for something else, the address is written here, and Envoy takes it for that of one
 // trusted hop.
-func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from downstreams, tls bool,
+func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from trustClass, tls bool,
 ) []*mutationv3.HeaderMutation {
 	if from == untrustedDownstreams {
 		trustLastXFF(hcm)

@@ -103,12 +103,12 @@ type clusterKey struct {
 	outgoing     *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
 }
 
-func clusterKeyOf(input compileInput, p port, g targetGroup, t targetCluster, limits limits) clusterKey {
+func clusterKeyOf(input compileInput, p port, g targetGroup, t edsCluster, limits limits) clusterKey {
 	k := clusterKey{
 		name: t.name, target: t.target, peer: t.peer,
 		resolver: g.node.Resolver, loadBalancer: g.node.LoadBalancer,
 		http2:  p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC,
-		limits: limits, fetch: input.fetch, plain: input.snapshot.Plain,
+		limits: limits, fetch: input.fetchTimeout, plain: input.snapshot.Plain,
 	}
 	if roots := input.snapshot.Roots; roots != nil {
 		k.trustDomain = roots.TrustDomain

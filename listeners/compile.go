@@ -73,7 +73,7 @@ func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.
 		c.shared, c.previousShared = map[sharedKey]*sharedResources{}, c.shared
 		c.instances, c.previousInstances = map[instanceKey]*instanceListeners{}, c.instances
 	}
-	key := sharedKey{envoy: envoy.CapabilitiesOf(e), fetch: fetchTimeoutOf(in)}
+	key := sharedKey{capabilities: envoy.CapabilitiesOf(e), fetchTimeout: fetchTimeoutOf(in)}
 	shared := c.shared[key]
 	if shared == nil {
 		shared = sharedResourcesOf(compileInput{key, s}, c.previousShared[key])

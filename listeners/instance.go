@@ -8,8 +8,8 @@ import (
 	"net"
 	"reflect"
 	"slices"
-	"strings"
 	"strconv"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"

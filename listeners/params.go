@@ -43,7 +43,7 @@ func (l *listenerParams) check() error {
 	if err := l.settings.Check(l.properties()); err != nil {
 		return err
 	}
-	if err := checkSupport(l.input.envoy, l.settings, !l.port.http()); err != nil {
+	if err := checkSupport(l.input.capabilities, l.settings, !l.port.http()); err != nil {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
@@ -95,7 +95,7 @@ func (l *listenerParams) tlvs() []settings.TLV {
 func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
-		if !canRead(l.input.envoy, tlv) {
+		if !canRead(l.input.capabilities, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
@@ -113,7 +113,7 @@ func (l *listenerParams) accessLog() accesslog.Params {
 		Settings: l.settings.AccessLog,
 		Gateway:  l.port.gateway,
 		Where:    l.port.where(),
-		Envoy:    l.input.envoy,
+		Envoy:    l.input.capabilities,
 		HTTP:     l.port.http(), TLS: l.hasTLS(), MatchesSNI: l.matchesServerName(), TLSInspector: l.needsTLSInspector(),
 		ProxyProtocol: proxy.Enabled(), Strict: proxy.Mode == settings.Strict, HasUntrusted: hasUntrusted(proxy),
 		ClientAddressKnown: proxy.Enabled() || l.settings.ClientAddress.IsCustom(),
@@ -125,29 +125,29 @@ func (l *listenerParams) accessLog() accesslog.Params {
 }
 
 // downstreams are the downstreams of a listener that a filter chain is for.
-type downstreams uint8
+type trustClass uint8
 
 const (
-	allDownstreams       downstreams = iota
-	trustedDownstreams               // those in trusted_cidrs
-	untrustedDownstreams             // all others: their PROXY headers do not count
+	allDownstreams       trustClass = iota
+	trustedDownstreams              // those in trusted_cidrs
+	untrustedDownstreams            // all others: their PROXY headers do not count
 )
 
 // servedDownstreams returns the downstreams that a listener serves, each with its own filter chains. Connections
 // without a chain are closed.
-func (l *listenerParams) servedDownstreams() []downstreams {
+func (l *listenerParams) servedDownstreams() []trustClass {
 	switch proxy := l.settings.ProxyProtocol; {
 	case !hasUntrusted(proxy):
-		return []downstreams{allDownstreams}
+		return []trustClass{allDownstreams}
 	case proxy.Mode == settings.Strict:
-		return []downstreams{trustedDownstreams}
+		return []trustClass{trustedDownstreams}
 	default:
-		return []downstreams{trustedDownstreams, untrustedDownstreams}
+		return []trustClass{trustedDownstreams, untrustedDownstreams}
 	}
 }
 
 // suffix makes the names of what is for untrusted downstreams different.
-func (d downstreams) suffix() string {
+func (d trustClass) suffix() string {
 	if d == untrustedDownstreams {
 		return "_untrusted"
 	}

@@ -37,7 +37,7 @@ type portService struct {
 type portResources struct {
 	routes   []*routev3.RouteConfiguration
 	clusters []*clusterv3.Cluster
-	targets  []targetCluster // those whose endpoints come in a load assignment
+	targets  []edsCluster // those whose endpoints come in a load assignment
 	problems []problem.Problem
 }
 

@@ -16,8 +16,8 @@ import (
 
 // sharedKey is everything that shared resources depend on besides their snapshot.
 type sharedKey struct {
-	envoy envoy.Capabilities
-	fetch envoy.FetchTimeout
+	capabilities envoy.Capabilities
+	fetchTimeout envoy.FetchTimeout
 }
 
 // compileInput is what all shared resources depend on.
@@ -33,8 +33,8 @@ type sharedResources struct {
 	routes      ordered.Map[*routev3.RouteConfiguration]
 	clusters    ordered.Map[*clusterv3.Cluster]
 	secrets     ordered.Map[*tlsv3.Secret]
-	targets     targetClusters // one for each load assignment
-	peerTargets []string       // the IDs of targets in cluster peers
+	targets     edsClusters // one for each load assignment
+	peerTargets []string    // the IDs of targets in cluster peers
 	problems    []problem.Problem
 
 	clusterCache clusterCache

@@ -20,12 +20,12 @@ type targetGroup struct {
 	clusterName     string
 	node            *gateway.ChainNode
 	failover        bool
-	targets         []targetCluster // may be none: a cluster peer may export no instance
-	unresolvedPeers []string        // the cluster peers that are left out
+	targets         []edsCluster // may be none: a cluster peer may export no instance
+	unresolvedPeers []string     // the cluster peers that are left out
 }
 
 // targetCluster is one cluster with endpoints.
-type targetCluster struct {
+type edsCluster struct {
 	name   string
 	target *gateway.Target
 	// fromPartition is the partition of the service that leads here: Consul compares other partitions with it.
@@ -51,7 +51,7 @@ func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error
 }
 
 // incomplete is the error of a discovery chain that refers to something that it does not have.
-func incomplete(c *gateway.Chain, missing string) error {
+func missingInChain(c *gateway.Chain, missing string) error {
 	return fmt.Errorf("the discovery chain refers to %s, and does not contain it; "+
 		"look at GET /v1/discovery-chain/%s: if it is there, report a bug in Usher, else one in Consul", missing, c.ServiceName)
 }
@@ -59,7 +59,7 @@ func incomplete(c *gateway.Chain, missing string) error {
 // targetGroupOf returns the group of a resolver node.
 func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (targetGroup, error) {
 	if node == nil {
-		return targetGroup{}, incomplete(c, "a node")
+		return targetGroup{}, missingInChain(c, "a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
 		return targetGroup{}, fmt.Errorf("the discovery chain has a node of type %q where a resolver is needed; "+
@@ -67,7 +67,7 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	}
 	primary := c.Targets[node.Resolver.Target]
 	if primary == nil {
-		return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", node.Resolver.Target))
+		return targetGroup{}, missingInChain(c, fmt.Sprintf("target %q", node.Resolver.Target))
 	}
 	name, err := clusterName(s, primary)
 	if err != nil {
@@ -89,16 +89,16 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
-			return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", id))
+			return targetGroup{}, missingInChain(c, fmt.Sprintf("target %q", id))
 		}
-		g.add(s, targetCluster{target: target, fromPartition: c.Partition})
+		g.add(s, edsCluster{target: target, fromPartition: c.Partition})
 	}
 	return g, nil
 }
 
 // add adds a cluster, unless its target is in a cluster peer and cannot be verified: it has no root certificates or
 // no endpoints. As with Consul, these do not count in the names of the others.
-func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
+func (g *targetGroup) add(s *gateway.Snapshot, t edsCluster) {
 	t.name = g.clusterName
 	if g.failover {
 		t.name = fmt.Sprintf("failover-target~%d~%s", len(g.targets), g.clusterName)

@@ -60,10 +60,10 @@ type session struct {
 
 	authResults chan error // the Authorizer's next answer
 	// authTimer fires when the Authorizer is to be asked again, and while it is asked, when its latest answer expires.
-	authTimer <-chan time.Time
-	asking    bool
-	expired   bool          // nothing is sent
-	grace     time.Duration // from asking to expiry
+	authTimer     <-chan time.Time
+	asking        bool
+	expired       bool          // nothing is sent
+	renewalWindow time.Duration // from asking to expiry
 }
 
 func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
@@ -337,14 +337,14 @@ func (s *session) watchSource() error {
 }
 
 // minGrace is how long the Authorizer may take at least. An interval of seconds would leave it too little time.
-const minGrace = 3 * time.Second
+const minRenewalWindow = 3 * time.Second
 
 // renewAuthorization starts the interval for which an answer of the Authorizer is valid. It is asked again before the
 // end, at a random time, so that streams that began together do not ask together.
 func (s *session) renewAuthorization() {
 	interval := s.options.Reauthorize
 	ask := interval*7/10 + rand.N(interval/10+1)
-	s.asking, s.expired, s.grace = false, false, max(interval-ask, minGrace)
+	s.asking, s.expired, s.renewalWindow = false, false, max(interval-ask, minRenewalWindow)
 	s.authTimer = time.After(ask)
 }
 
@@ -356,7 +356,7 @@ func (s *session) reauthorize() error {
 	}
 	if !s.asking {
 		s.asking = true
-		s.authTimer = time.After(s.grace)
+		s.authTimer = time.After(s.renewalWindow)
 		s.start(&s.workers, func() error {
 			caller := s.caller
 			caller.Again = true

@@ -56,7 +56,7 @@ func (o serveOptions) newSource(
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.
 type balancerSource interface {
-	controlplane.Balancers
+	controlplane.BalancerSource
 	warner
 }
 

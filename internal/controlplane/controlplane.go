@@ -43,7 +43,7 @@ var MetadataKeys = []string{"node_name", "namespace", "partition"}
 // Options are the parts and settings of a Plane. All but Balancers, MaxGateways and Linger are required.
 type Options struct {
 	Source      Source
-	Balancers   Balancers // nil outside Kubernetes
+	Balancers   BalancerSource // nil outside Kubernetes
 	Logger      *slog.Logger
 	Metrics     *Metrics
 	Problems    *Problems

@@ -23,7 +23,7 @@ const (
 	// final.
 	Interval = time.Second
 	// statInterval is the time between two comparisons of sizes and times. These find most changes.
-	statInterval = Interval / 10
+	statInterval = Interval / 4
 	// Settle is how long changed files must stay the same before they are read: a writer may not be done.
 	Settle = 10 * time.Millisecond
 	// settleLimit is how long files that change all the time delay the read.
