@@ -118,7 +118,9 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 		return nil, nil, unreachableError(ctx, err)
 	}
 	defer res.Body.Close()
-	late := time.AfterFunc(queryTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s; check Consul's load and the network", queryTimeout)) })
+	late := time.AfterFunc(queryTimeout, func() {
+		cancel(fmt.Errorf("the answer is not complete after %s; check Consul's load and the network", queryTimeout))
+	})
 	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
 		return nil, nil, statusError(res, in.token)
@@ -138,7 +140,7 @@ const (
 
 var (
 	errTooLarge = fmt.Errorf("the answer is larger than %d MiB; check the address; if it is right, the gateway has too many services: split it", maxBody>>20)
-	errTooMuch  = fmt.Errorf("Usher is reading %d MiB of other answers and reads this one later; if this lasts, run a second Usher for some of the gateways", maxReading>>20)
+	errTooMuch  = fmt.Errorf("other answers of %d MiB are being read, and this one is read later; if this lasts, run a second Usher for some of the gateways", maxReading>>20)
 )
 
 // readAll reads a body to its end.

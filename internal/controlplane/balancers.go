@@ -15,7 +15,7 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Balancers watches the settings of load balancers. Watch calls put with what follows for the listeners behind a
+// BalancerSource watches the settings of load balancers. Watch calls put with what follows for the listeners behind a
 // Service, after each change, until ctx ends; put never blocks.
 type BalancerSource interface {
 	Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer))
