@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,24 +153,14 @@ func TestImageRunsAloneAndWithoutRoot(t *testing.T) {
 	}
 }
 
-// extract writes the files of an image below a directory, which any user may enter.
+// extract writes the files of an image below a directory, which becomes a root that any user may enter.
 func extract(t *testing.T, image v1.Image, root string) {
 	t.Helper()
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	found := entries(t, image)
-	for dir := root; dir != filepath.Dir(os.TempDir()) && dir != "/"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			break // above what the test made
-		}
-		if dir == os.TempDir() {
-			break
-		}
-	}
-	paths := make([]string, 0, len(found))
-	for path := range found {
-		paths = append(paths, path)
-	}
-	slices.Sort(paths)
-	for _, path := range paths {
+	for _, path := range slices.Sorted(maps.Keys(found)) {
 		e, target := found[path], filepath.Join(root, path)
 		var err error
 		if e.Typeflag == tar.TypeDir {
