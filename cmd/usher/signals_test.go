@@ -119,7 +119,13 @@ func (s *testServe) connect() *fakeenvoy.Envoy {
 
 func (s *testServe) readyz() string {
 	s.t.Helper()
-	response, err := http.Get("http://" + s.admin + "/readyz")
+	return s.get("/readyz")
+}
+
+// get returns the status and the body of a page of the admin port.
+func (s *testServe) get(path string) string {
+	s.t.Helper()
+	response, err := http.Get("http://" + s.admin + path)
 	if err != nil {
 		s.t.Fatal(err)
 	}

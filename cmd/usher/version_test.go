@@ -2,8 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"regexp"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -49,12 +52,14 @@ func TestVersionIsPrintedAsLineAndAsJSON(t *testing.T) {
 	}
 }
 
-func TestBuildIsAMetric(t *testing.T) {
-	b := build{Version: "v1.2.3", Commit: "535060f", GoVersion: "go1.26.8"}
+func TestBuildIsInTheMetricsAndTheLog(t *testing.T) {
+	s, b := startServe(t, 0), thisBuild()
+	s.waitLog("msg=serving .*version=" + regexp.QuoteMeta(b.Version))
+	want := fmt.Sprintf("\nusher_build_info{goversion=%q,revision=%q,version=%q} 1\n", b.GoVersion, b.Commit, b.Version)
+	if got := s.get("/metrics"); !strings.Contains(got, want) {
+		t.Errorf("/metrics has no %s", want)
+	}
 	if problems, err := testutil.CollectAndLint(b.metric()); err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
-	}
-	if got := testutil.ToFloat64(b.metric()); got != 1 {
-		t.Errorf("got %v, want 1", got)
 	}
 }
