@@ -32,7 +32,7 @@ func cases(t *testing.T) map[string]bootstrap.Options {
 			Namespace: "team", Partition: "east",
 			XDSAddr: "https://usher.example.com:18000", CACert: ca, ServerName: "usher.internal",
 			Token: "c0ffee00-0000-0000-0000-000000000000", AdminAddr: "localhost:19001",
-			ReadyAddr: "192.0.2.1:8443", SotW: true,
+			ReadyAddr: "192.0.2.1:8443", SotW: true, Datacenter: "dc1", OmitDeprecatedTags: true, EagerStats: true,
 		},
 		"https-dns":   {Gateway: "ingress-gateway", XDSAddr: "https://usher.example.com:18000", CACert: ca},
 		"https-ip":    {Gateway: "ingress-gateway", XDSAddr: "https://[2001:db8::1]:18000", CACert: ca},
@@ -139,6 +139,18 @@ func TestABadOptionIsOneClearError(t *testing.T) {
 			all = append(all, err.Error())
 			if strings.Contains(err.Error(), "\n") || out.Len() > 0 {
 				t.Errorf("want one line and no output; error %q, output %q", err, out.String())
+			}
+		})
+	}
+	for name, tc := range badDataplaneOptions(ca) {
+		t.Run("for consul-dataplane, "+name, func(t *testing.T) {
+			text, err := bootstrap.DataplaneTemplate(tc.o)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("got error %v, want one with %q", err, tc.want)
+			}
+			all = append(all, err.Error())
+			if strings.Contains(err.Error(), "\n") || text != "" {
+				t.Errorf("want one line and no template; error %q, template %q", err, text)
 			}
 		})
 	}
