@@ -3,11 +3,7 @@
 package charts
 
 import (
-	"encoding/json"
-	"fmt"
-	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,8 +19,10 @@ const authMethod = "consul-k8s-component-auth-method"
 // TestACLSetupGivesUsherItsRole runs the Job of consul.aclSetup with a real Consul and its auth method at a real API
 // server: Usher's service account can log in then, and gets the policy for its gateways. Another account cannot.
 func TestACLSetupGivesUsherItsRole(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
-	consul, management := startConsul(t)
+	server := startConsul(t, false)
+	consul := server.client
 	createAuthMethod(t, c, consul)
 	for _, account := range []string{"usher", "other"} {
 		c.create(t, serviceAccount(account))
@@ -38,7 +36,7 @@ func TestACLSetupGivesUsherItsRole(t *testing.T) {
 		t.Fatal("Usher can log in without the Job")
 	}
 
-	runJob(t, setupJob(t, management.Address), management)
+	runJob(t, setupJob(t, server.http), server)
 	token, err := login(usher)
 	if err != nil {
 		t.Fatalf("Usher cannot log in after the Job: %v", err)
@@ -49,11 +47,11 @@ func TestACLSetupGivesUsherItsRole(t *testing.T) {
 	wantPermissions(t, consul, token.SecretID, map[string]bool{"ingress-gateway": true, "second": false, "web": false})
 
 	// It can run again: with other values, it changes what it has created before.
-	runJob(t, setupJob(t, management.Address), management)
-	second := setupJob(t, management.Address, "--set", "gateways[0].name=ingress-gateway,gateways[1].name=second")
-	runJob(t, second, management)
+	runJob(t, setupJob(t, server.http), server)
+	second := setupJob(t, server.http, "--set", "gateways[0].name=ingress-gateway,gateways[1].name=second")
+	runJob(t, second, server)
 	wantPermissions(t, consul, token.SecretID, map[string]bool{"ingress-gateway": true, "second": true, "web": false})
-	runJob(t, setupJob(t, management.Address, "--set", "serviceAccount.name=other"), management)
+	runJob(t, setupJob(t, server.http, "--set", "serviceAccount.name=other"), server)
 	if _, err := login(usher); err == nil {
 		t.Error("the service account of before can still log in")
 	}
@@ -61,59 +59,6 @@ func TestACLSetupGivesUsherItsRole(t *testing.T) {
 	if err != nil || len(rules) != 1 {
 		t.Errorf("%d binding rules (%v), want 1", len(rules), err)
 	}
-}
-
-// management is how the Job reaches Consul.
-type management struct {
-	Address   string
-	TokenFile string
-}
-
-// startConsul starts a Consul with ACLs, and returns a client with the token that may do everything.
-func startConsul(t *testing.T) (*api.Client, management) {
-	t.Helper()
-	const token = "11111111-2222-3333-4444-555555555555"
-	port := func() int {
-		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return l.Addr().(*net.TCPAddr).Port
-	}
-	http := port()
-	config, err := json.Marshal(map[string]any{
-		"acl": map[string]any{"enabled": true, "default_policy": "deny", "tokens": map[string]any{"initial_management": token, "agent": token}},
-		"ports": map[string]any{
-			"http": http, "server": port(), "serf_lan": port(), "serf_wan": port(), "grpc": -1, "grpc_tls": -1, "dns": -1,
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := testprocess.NewDir(t)
-	m := management{Address: fmt.Sprint("127.0.0.1:", http), TokenFile: filepath.Join(dir, "token")}
-	for file, content := range map[string][]byte{m.TokenFile: []byte(token + "\n"), filepath.Join(dir, "config.json"): config} {
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	process := testprocess.Start(t, testprocess.Command{
-		Name: "consul", Path: testprocess.Tool(t, "consul-1.22.0", "consul"),
-		Args: []string{"agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-config-file", filepath.Join(dir, "config.json")},
-	})
-	client, err := api.NewClient(&api.Config{Address: m.Address, Token: token})
-	if err != nil {
-		t.Fatal(err)
-	}
-	testprocess.Eventually(t, "Consul has a leader and its tokens", testprocess.StartDeadline, func() error {
-		if err := process.Alive(); err != nil {
-			return testprocess.Permanent(err)
-		}
-		_, _, err := client.ACL().TokenReadSelf(nil)
-		return err
-	})
-	return client, m
 }
 
 // createAuthMethod creates the auth method that the Consul chart makes for its components. Consul reviews tokens as the
@@ -165,7 +110,7 @@ func setupContainer(t *testing.T, rendered []object) map[string]any {
 }
 
 // runJob runs the container as the kubelet would, with Consul's command on its path.
-func runJob(t *testing.T, container map[string]any, m management) {
+func runJob(t *testing.T, container map[string]any, server *consulServer) {
 	t.Helper()
 	var command []string
 	for _, part := range append(container["command"].([]any), container["args"].([]any)...) {
@@ -175,7 +120,7 @@ func runJob(t *testing.T, container map[string]any, m management) {
 	for _, variable := range container["env"].([]any) {
 		name, value := variable.(map[string]any)["name"].(string), variable.(map[string]any)["value"].(string)
 		if name == "CONSUL_HTTP_TOKEN_FILE" {
-			value = strings.Replace(value, "/etc/usher/acl-token/token", m.TokenFile, 1)
+			value = strings.Replace(value, "/etc/usher/acl-token/token", server.tokenFile, 1)
 		}
 		env = append(env, name+"="+value)
 	}

@@ -19,6 +19,7 @@ import (
 // TestAPIServerAcceptsTheChart has a real API server check every object of every values file, with unknown fields
 // refused, and its admission check the pods: the namespace is restricted.
 func TestAPIServerAcceptsTheChart(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	for _, account := range []string{"default", "usher", "edge", "edge-usher"} { // what the pods need
 		c.create(t, serviceAccount(account))
@@ -77,6 +78,7 @@ func podOf(o object) object {
 // TestInstallUpgradeUninstall does with the real Helm what an administrator does: install, upgrade with other values, go
 // back, uninstall. The CA and the record of grace periods stay, and after the end nothing is left.
 func TestInstallUpgradeUninstall(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	before := c.all(t)
 	lab := absolute(t, "testdata/lab.in.yaml")
@@ -178,8 +180,9 @@ func wantRights(t *testing.T, c *cluster) {
 
 // TestTokenReviewNeedsItsRight checks that the ClusterRole gives the right that --token-review needs.
 func TestTokenReviewNeedsItsRight(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
-	c.helm(t, "install", release, absolute(t, "usher"), "--set", "tokenReview.enabled=true")
+	c.helm(t, "install", release, absolute(t, "usher"), "--set", "tokenReview.enabled=true,global.acls.manageSystemACLs=true")
 	usher := connect(t, c.server.Kubeconfig(t, apiserver.Usher))
 	review := map[string]any{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": map[string]any{"token": "x"}}
 	answer := usher.want(t, http.StatusCreated, http.MethodPost, "/apis/authentication.k8s.io/v1/tokenreviews", review)
@@ -191,6 +194,7 @@ func TestTokenReviewNeedsItsRight(t *testing.T) {
 // TestConsulsCASigns checks xds.tls.mode=consul-ca: the certificate is from the CA in the Secrets of the Consul chart,
 // stays across upgrades, and follows the CA.
 func TestConsulsCASigns(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	upgrade := func() object {
 		c.helm(t, "upgrade", "--install", release, absolute(t, "usher"), "--set", "global.tls.enabled=true,xds.tls.mode=consul-ca")

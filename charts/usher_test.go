@@ -143,6 +143,11 @@ func TestMistakesInValues(t *testing.T) {
 			"xds.tls.mode=consul-ca: Helm found no tls.crt in the Secret consul/consul-consul-ca-cert, or no tls.key in the Secret consul/consul-consul-ca-key; " +
 				"install Consul first, and let Helm talk to the cluster (helm template does not), or use another mode",
 		},
+		{
+			[]string{"tokenReview.enabled=true"},
+			"tokenReview.enabled: Envoys send no service account tokens, because global.acls.manageSystemACLs is off or consul.envoyLogin.authMethod is none; " +
+				"set consul.envoyLogin.authMethod, or turn tokenReview off",
+		},
 		{[]string{"consul.aclSetup.enabled=true"}, "consul.aclSetup.enabled: Usher does not log in"},
 		{
 			[]string{acls, "consul.aclSetup.enabled=true"},

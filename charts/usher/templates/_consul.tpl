@@ -23,6 +23,9 @@ say, and what the chart's own values replace. Values of the Consul chart can hav
 {{- $_ := set $facts "acls" (dig "global" "acls" "manageSystemACLs" false $v | default false) -}}
 {{- $_ := set $facts "login" (include "usher.loginMethod" (list . $facts)) -}}
 {{- $_ := set $facts "envoyLogin" (include "usher.envoyLoginMethod" (list . $facts)) -}}
+{{- if and .Values.tokenReview.enabled (not $facts.envoyLogin) -}}
+{{- fail "tokenReview.enabled: Envoys send no service account tokens, because global.acls.manageSystemACLs is off or consul.envoyLogin.authMethod is none; set consul.envoyLogin.authMethod, or turn tokenReview off" -}}
+{{- end -}}
 {{- $_ := set $facts "gateways" (include "usher.gateways" (list . $facts) | fromYamlArray) -}}
 {{- toYaml $facts -}}
 {{- end -}}
@@ -221,6 +224,9 @@ namespace_prefix "" {
 agent_prefix "" {
   policy = "read"
 }
+{{- end -}}
+{{- if dig "global" "peering" "enabled" false $v }}
+peering = "read"
 {{- end -}}
 {{- end -}}
 
