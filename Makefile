@@ -13,6 +13,7 @@ ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
+HELM   := .tools/helm-3.22.0/pin
 
 # A command or file, and the Debian package that has it.
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
@@ -64,7 +65,7 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 .PHONY: e2e
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
-	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer
+	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./charts
 
 .PHONY: smoke
 smoke: tools build ## Run the most telling tests on real parts, in under five minutes
@@ -127,7 +128,7 @@ check: build lint race ## Build, vet, lint, race, and demand that generated file
 	tools/clean-after make generate
 
 .PHONY: tools
-tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) ## Get the real parts into .tools/
+tools: debian $(CONSUL) $(ENVOYS) $(KUBERNETES) $(HELM) ## Get the real parts into .tools/
 
 .PHONY: debian
 debian:
@@ -136,6 +137,7 @@ debian:
 .tools/consul-1.22.0/pin: tools/consul-1.22/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod

@@ -40,6 +40,7 @@ var allowed = map[string][]string{
 	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
+	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
 		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/controlplane", "internal/demo",
@@ -47,6 +48,7 @@ var allowed = map[string][]string{
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},
+	"tools/chart-doc":     {},
 	"tools/messages-doc":  {},
 	"tools/measure":       {},
 	"e2e":                 {"e2e/lab", "internal/testing/apiserver", "internal/testing/fakeenvoy", "internal/testing/testprocess"},

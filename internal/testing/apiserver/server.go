@@ -78,7 +78,7 @@ func Start(t *testing.T, o Options) *Server {
 	_, port, _ := net.SplitHostPort(s.address)
 	s.args = []string{
 		"--etcd-servers", etcd, "--bind-address", o.IP, "--secure-port", port, "--cert-dir", s.dir,
-		"--authorization-mode", "RBAC", "--token-auth-file", s.dir + "/tokens", "--service-cluster-ip-range", "10.0.0.0/16",
+		"--authorization-mode", "RBAC", "--token-auth-file", s.dir + "/tokens", "--service-cluster-ip-range", "10.0.0.0/16,fd00:10::/108",
 		"--service-account-issuer", "lab", "--service-account-key-file", key, "--service-account-signing-key-file", key,
 	}
 	s.Resume(t)

@@ -1,0 +1,110 @@
+{{- /* The flags of usher serve, as YAML. (list . facts) */ -}}
+{{- define "usher.args" -}}
+{{- $root := index . 0 -}}
+{{- $facts := index . 1 -}}
+{{- $values := $root.Values -}}
+{{- $v := $values.AsMap -}}
+{{- $level := $values.log.level | default (dig "global" "logLevel" "" $v) | default "info" -}}
+{{- $level = get (dict "trace" "debug" "warning" "warn" "err" "error") $level | default $level -}}
+{{- $json := dig "global" "logJSON" false $v -}}
+- serve
+- --xds-addr=:18000
+- --admin-addr=:18001
+- --consul-grpc-addr={{ $facts.grpc }}
+{{- if include "usher.xdsSecret" $root }}
+- --tls-cert=/etc/usher/xds-tls/tls.crt
+- --tls-key=/etc/usher/xds-tls/tls.key
+{{- else }}
+- --insecure-plaintext
+{{- end }}
+{{- with $facts.login }}
+- --login-auth-method={{ . }}
+{{- end }}
+{{- with $facts.envoyLogin }}
+- --envoy-login-auth-method={{ . }}
+{{- end }}
+{{- if $values.tokenReview.enabled }}
+- --token-review
+{{- end }}
+{{- if $values.balancerRecord.enabled }}
+- --balancer-record={{ $root.Release.Namespace }}/{{ include "usher.name" $root }}-balancers
+{{- end }}
+{{- with $values.balancerGrace }}
+- --balancer-grace={{ . }}
+{{- end }}
+{{- if $values.settings }}
+- --config=/etc/usher/config/usher.json
+{{- end }}
+- --drain-time={{ int $values.drainTimeSeconds }}s
+- --log-level={{ $level }}
+- --log-format={{ $values.log.format | default (ternary "json" "text" (not (not $json))) }}
+{{- range $values.extraArgs }}
+- {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- /* The volumes that Usher reads, each at /etc/usher/<name>, as YAML. (list . facts) */ -}}
+{{- define "usher.volumes" -}}
+{{- $root := index . 0 -}}
+{{- $facts := index . 1 -}}
+{{- $name := include "usher.name" $root -}}
+{{- $volumes := list -}}
+{{- with include "usher.xdsSecret" $root -}}
+{{- $items := list (dict "key" "tls.crt" "path" "tls.crt") (dict "key" "tls.key" "path" "tls.key") -}}
+{{- $volumes = append $volumes (dict "name" "xds-tls" "secret" (dict "secretName" . "defaultMode" 288 "items" $items)) -}}
+{{- end -}}
+{{- if $facts.ca -}}
+{{- $volumes = concat $volumes (include "usher.consulCAVolume" (list $root $facts) | fromYamlArray) -}}
+{{- end -}}
+{{- with $root.Values.consul.token.secretName -}}
+{{- $items := list (dict "key" $root.Values.consul.token.secretKey "path" "token") -}}
+{{- $volumes = append $volumes (dict "name" "consul-token" "secret" (dict "secretName" . "defaultMode" 288 "items" $items)) -}}
+{{- end -}}
+{{- if $root.Values.settings -}}
+{{- $volumes = append $volumes (dict "name" "config" "configMap" (dict "name" (printf "%s-config" $name))) -}}
+{{- end -}}
+{{- toYaml $volumes -}}
+{{- end -}}
+
+{{- /* Their mounts, as YAML. (list . facts) */ -}}
+{{- define "usher.volumeMounts" -}}
+{{- $mounts := list -}}
+{{- range include "usher.volumes" . | fromYamlArray -}}
+{{- $mounts = append $mounts (dict "name" .name "mountPath" (printf "/etc/usher/%s" .name) "readOnly" true) -}}
+{{- end -}}
+{{- toYaml $mounts -}}
+{{- end -}}
+
+{{- /* Annotations of the pods, as YAML. */ -}}
+{{- define "usher.podAnnotations" -}}
+{{- $annotations := dict "consul.hashicorp.com/connect-inject" "false" "consul.hashicorp.com/mesh-inject" "false" -}}
+{{- $scrape := .Values.metrics.scrapeAnnotations | toString -}}
+{{- if not $scrape -}}
+{{- $scrape = dig "global" "metrics" "enabled" false .Values.AsMap | toString -}}
+{{- end -}}
+{{- if eq $scrape "true" -}}
+{{- $_ := mustMerge $annotations (dict "prometheus.io/scrape" "true" "prometheus.io/port" "18001" "prometheus.io/path" "/metrics") -}}
+{{- end -}}
+{{- toYaml (mustMerge (deepCopy .Values.podAnnotations) $annotations) -}}
+{{- end -}}
+
+{{- /* The flags of usher helm-values that lead gateways to this release. (list . facts) */ -}}
+{{- define "usher.helmValuesFlags" -}}
+{{- $root := index . 0 -}}
+{{- $facts := index . 1 -}}
+{{- $mode := $root.Values.xds.tls.mode -}}
+{{- $name := include "usher.name" $root -}}
+--release {{ $root.Values.consul.release }} -n {{ $facts.namespace }}
+{{- if eq $mode "none" }} --xds-addr {{ $name }}.{{ $root.Release.Namespace }}.svc:18000
+{{- else if or (ne $name "usher") (ne $root.Release.Namespace $facts.namespace) }} --usher-service {{ $root.Release.Namespace }}/{{ $name }}
+{{- end }}
+{{- /* Usher serves some gateways of the Consul chart only. */ -}}
+{{- if $root.Values.gateways -}}
+{{- $names := list -}}
+{{- range dig "ingressGateways" "gateways" list $root.Values.AsMap }}{{ $names = append $names .name }}{{ end -}}
+{{- range $facts.gateways -}}
+{{- if has .name $names }} --gateway {{ .name }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (has $mode (list "none" "consul-ca")) }} --ca-file usher-ca.pem{{ end -}}
+{{- end -}}
