@@ -13,11 +13,16 @@ import (
 type annotations struct {
 	lines   []string
 	entries []annotation
-	// conditional is true if lines of the text are actions of the template, such as {{ if }}. What they do to the lines
-	// around them is known to Helm only.
-	conditional bool
-	// generated is true if such a line writes annotations that only Helm knows, such as {{ include }}.
+	// generated is true if the template writes lines that only Helm knows, such as {{ include }}.
 	generated bool
+}
+
+// annotation is one annotation in the lines [from, to).
+type annotation struct {
+	key, value string
+	from, to   int
+	// templated is true if an action of the template is in it, or decides whether it is there.
+	templated bool
 }
 
 // textError is why a text of annotations cannot be read; line is in the text and starts at 1.
@@ -26,41 +31,12 @@ type textError struct {
 	what string
 }
 
-// annotation is one annotation in the lines [from, to).
-type annotation struct {
-	key, value string
-	from, to   int
-	templated  bool // an action of the template is in it
-}
-
-// action matches an action of a template. A string in it may contain its end.
-var action = regexp.MustCompile("(?s)\\{\\{(?:\"(?:[^\"\\\\]|\\\\.)*\"|`[^`]*`|[^\"`])*?\\}\\}")
-
-// mark stands for an action while the text is read as YAML. Nobody writes this character in an annotation.
-const mark = "\uE000"
-
-// control matches an action that writes nothing by itself.
-var control = regexp.MustCompile(`^\{\{-?\s*(if|else|end|with|range|define|block|break|continue|/\*|\$\w+\s*:?=)`)
-
 // readAnnotations reads the text of a value.
 func readAnnotations(text string) (*annotations, *textError) {
-	a := &annotations{lines: splitLines(text)}
-	masked := splitLines(action.ReplaceAllStringFunc(text, func(action string) string {
-		return mark + strings.Repeat("\n", strings.Count(action, "\n"))
-	}))
-	for _, line := range a.lines {
-		if first := action.FindString(line); first != "" && strings.HasPrefix(strings.TrimSpace(line), first) {
-			a.generated = a.generated || !control.MatchString(first)
-		}
-	}
-	for i, line := range masked {
-		if strings.Trim(line, mark+" \t") == "" && strings.Contains(line, mark) {
-			a.conditional = true
-			masked[i] = ""
-		}
-	}
+	masked := maskActions(text)
+	a := &annotations{lines: splitLines(text), generated: masked.generated}
 	var doc yaml.Node
-	if err := yaml.Unmarshal([]byte(strings.Join(masked, "\n")), &doc); err != nil {
+	if err := yaml.Unmarshal([]byte(strings.Join(masked.lines, "\n")), &doc); err != nil {
 		line, what := splitYAMLError(err)
 		return nil, &textError{line, "this is not YAML: " + what}
 	}
@@ -72,17 +48,16 @@ func readAnnotations(text string) (*annotations, *textError) {
 		return nil, &textError{root.Line, `the chart needs lines of the form "key: value", without indentation`}
 	}
 	for key, value := range configtree.Members(root) {
-		templated := strings.Contains(key.Value+value.Value, mark) || value.Kind != yaml.ScalarNode
-		a.entries = append(a.entries, annotation{
-			key: key.Value, value: value.Value, from: key.Line - 1, to: len(masked), templated: templated,
-		})
+		from := key.Line - 1
+		templated := strings.ContainsAny(key.Value+value.Value, marks) || value.Kind != yaml.ScalarNode || masked.depths[from] > 0
+		a.entries = append(a.entries, annotation{key.Value, value.Value, from, len(masked.lines), templated})
 	}
 	for i := range a.entries {
 		e := &a.entries[i]
 		if i+1 < len(a.entries) {
 			e.to = a.entries[i+1].from
 		}
-		for e.to > e.from+1 && isBetween(masked[e.to-1]) {
+		for e.to > e.from+1 && isBetween(masked.lines[e.to-1]) {
 			e.to--
 		}
 	}
@@ -100,6 +75,83 @@ func splitLines(text string) []string {
 		return nil
 	}
 	return strings.Split(text, "\n")
+}
+
+var (
+	// action matches an action of a template. A string in it may contain its end.
+	action = regexp.MustCompile("(?s)\\{\\{(?:\"(?:[^\"\\\\]|\\\\.)*\"|`[^`]*`|[^\"`])*?\\}\\}")
+	// keyword is the first word of an action.
+	keyword = regexp.MustCompile(`^\{\{-?\s*(\w+|/\*|\$\w+\s*:?=|"\\n")`)
+)
+
+// These stand for actions while the text is read as YAML. Nobody writes these characters in an annotation.
+const (
+	mark        = "\uE000" // for one that writes something
+	controlMark = "\uE001" // for another one
+	marks       = mark + controlMark
+)
+
+// maskedText is a text of which the actions are masked, so that it can be read as YAML.
+type maskedText struct {
+	lines     []string // those with nothing but actions are empty
+	depths    []int    // how many blocks such as {{ if }} are open where the line begins
+	generated bool
+}
+
+// maskActions masks the actions of a template.
+func maskActions(text string) maskedText {
+	var m maskedText
+	opened := map[int]int{} // by line, how many blocks its actions open
+	line, end := 0, 0
+	for _, at := range action.FindAllStringIndex(text, -1) {
+		line += strings.Count(text[end:at[0]], "\n")
+		found := text[at[0]:at[1]]
+		opened[line] += opens(found)
+		line += strings.Count(found, "\n")
+		end = at[1]
+	}
+	masked := action.ReplaceAllStringFunc(text, func(action string) string {
+		as := mark
+		if isControl(action) {
+			as = controlMark
+		}
+		return as + strings.Repeat("\n", strings.Count(action, "\n"))
+	})
+	depth := 0
+	for i, line := range strings.Split(strings.TrimRight(masked, "\n"), "\n") {
+		m.depths = append(m.depths, depth)
+		depth += opened[i]
+		if strings.Trim(line, marks+" \t") == "" {
+			m.generated = m.generated || strings.Contains(line, mark)
+			line = ""
+		}
+		m.lines = append(m.lines, line)
+	}
+	return m
+}
+
+// opens returns how many blocks an action opens; -1 if it ends one.
+func opens(action string) int {
+	switch keywordOf(action) {
+	case "if", "range", "with", "block", "define":
+		return 1
+	case "end":
+		return -1
+	}
+	return 0
+}
+
+// isControl reports whether an action writes no annotation by itself.
+func isControl(action string) bool {
+	word := keywordOf(action)
+	return opens(action) != 0 || word == "else" || word == "/*" || word == `"\n"` || strings.HasPrefix(word, "$")
+}
+
+func keywordOf(action string) string {
+	if found := keyword.FindStringSubmatch(action); found != nil {
+		return found[1]
+	}
+	return ""
 }
 
 // get returns the annotation with the key, or nil.
@@ -130,11 +182,10 @@ func (a *annotations) with(key, value string) string {
 		return strings.Join(lines, "\n") + "\n"
 	}
 	text := strings.Join(a.lines, "\n")
-	switch {
-	case text == "":
-	case strings.HasSuffix(strings.TrimRight(text, " \t"), "-}}"):
-		text += `{{ "\n" }}` // -}} would remove a plain line end
-	default:
+	if strings.HasSuffix(strings.TrimRight(text, " \t\n"), "-}}") {
+		text += `{{ "\n" }}` // -}} removes the line end that follows
+	}
+	if text != "" {
 		text += "\n"
 	}
 	return text + line + "\n"

@@ -59,6 +59,7 @@ var badValues = []struct {
 	{"a bootstrap of somebody else", annotated(Annotation + ": '" + foreign + "'"), nil, "v.yaml:3: ingressGateways.defaults.annotations: " + Annotation + " has a bootstrap of its own (envoy_bootstrap_json_tpl), which Usher would replace; remove that key, or leave this gateway out"},
 	{"the annotation is a template", annotated(Annotation + ": '{{ .Values.x }}'"), nil, "v.yaml:3: ingressGateways.defaults.annotations: " + Annotation + " depends on Helm's template actions, and Usher cannot add the bootstrap to it; write it without {{ }}"},
 	{"the annotation under a condition", annotated("{{ if .Values.x }}\n      " + Annotation + ": '{}'\n      {{ end }}"), nil, "v.yaml:3: ingressGateways.defaults.annotations: " + Annotation + " depends on Helm's template actions, and Usher cannot add the bootstrap to it; write it without {{ }}"},
+	{"annotations that end", annotated("a: b\n      ..."), nil, "v.yaml:3: ingressGateways.defaults.annotations: Usher cannot add an annotation to this text; write one line \"key: value\" for each annotation"},
 	{"the annotation twice in a text", annotated(Annotation + ": '{}'\n      " + Annotation + ": '{}'"), nil, "v.yaml:3: ingressGateways.defaults.annotations: " + Annotation + " is here twice; remove one of the two"},
 	{
 		"the annotation in the defaults, and one gateway", annotated(Annotation+": '"+ours+"'") + "\n  gateways: [{name: a}, {name: b}]",
@@ -120,43 +121,44 @@ func TestTheLabsFileWithTABsIsAnError(t *testing.T) {
 	}
 }
 
-// charts are versions of the chart, from the flag or from an image, with the error for those that are too old.
-var charts = []struct{ flag, image, want string }{
+// chartVersions are versions from the flag and from images, with the error for those that are too old.
+var chartVersions = []struct{ flag, values, want string }{
 	{"", "", ""},
 	{"1.1.8", "", ""},
 	{"v1.1.18", "", ""},
 	{"1.2.4", "", ""},
 	{"1.3.1", "", ""},
 	{"1.4.0", "", ""},
-	{"1.9.11", "hashicorp/consul-k8s-control-plane:1.1.0", ""},
 	{"2.0.3", "", ""},
 	{"4.0", "", ""},
-	{"", "mirror:5000/consul-k8s-control-plane", ""},
-	{"", "mirror:5000/consul-k8s-control-plane:latest", ""},
+	{"", "global: {imageK8S: 'mirror:5000/consul-k8s-control-plane'}", ""},
+	{"", "global: {imageK8S: 'mirror:5000/consul-k8s-control-plane:latest'}", ""},
+	{"1.1.0", "global: {imageK8S: 'hashicorp/consul-k8s-control-plane:1.1.18'}", ""}, // the controller decides
+	{"1.3.0", "{global: {imageK8S: 'a:1.3.0'}, connectInject: {image: 'a:1.3.1'}}", ""},
 	{"new", "", "--chart-version new: it is not a version; use one such as 1.9.11"},
-	{"0.49.5", "", "--chart-version 0.49.5: gateways of chart 0.49.5 have no consul-dataplane; upgrade the chart to 1.1.8 or later"},
+	{"0.49.5", "", "--chart-version 0.49.5: gateways of consul-k8s 0.49.5 have no consul-dataplane; upgrade the chart to 1.1.8 or later"},
 	{"1.0.11", "", tooOld("--chart-version 1.0.11", "1.0.11", "1.1.8")},
 	{"1.1.7", "", tooOld("--chart-version 1.1.7", "1.1.7", "1.1.8")},
 	{"1.2.3", "", tooOld("--chart-version 1.2.3", "1.2.3", "1.2.4")},
 	{"1.3.0", "", tooOld("--chart-version 1.3.0", "1.3.0", "1.3.1")},
-	{"", "hashicorp/consul-k8s-control-plane:1.3.0-ubi@sha256:00", tooOld("v.yaml:1: global.imageK8S", "1.3.0", "1.3.1")},
+	{"", "global: {imageK8S: 'hashicorp/consul-k8s-control-plane:1.3.0-ubi@sha256:00'}", tooOld("v.yaml:1: global.imageK8S", "1.3.0", "1.3.1")},
+	{"1.9.11", "connectInject: {image: 'hashicorp/consul-k8s-control-plane:1.2.0'}", tooOld("v.yaml:1: connectInject.image", "1.2.0", "1.2.4")},
 }
 
-func tooOld(where, chart, first string) string {
-	return where + ": gateways of chart " + chart + " do not read the annotation proxy-config-map, which came with " + first +
-		"; upgrade the chart, or lead consul-dataplane to Usher's gRPC front, " +
+func tooOld(where, version, first string) string {
+	return where + ": consul-k8s " + version + " does not read the annotation proxy-config-map of gateways, which came with " + first +
+		"; upgrade it, or lead consul-dataplane to Usher's gRPC front, " +
 		"or put the bootstrap into the ProxyDefaults resource (spec.config.envoy_bootstrap_json_tpl), where it is for all proxies"
 }
 
-func TestAChartThatIsTooOldIsAnErrorThatNamesTheOtherRoutes(t *testing.T) {
-	for _, tc := range charts {
-		values := "global: {imageK8S: " + tc.image + "}"
+func TestAConsulK8sThatIsTooOldIsAnErrorThatNamesTheOtherRoutes(t *testing.T) {
+	for _, tc := range chartVersions {
 		got := ""
-		if err := parse(t, File{"v.yaml", []byte(values)}).CheckChart(tc.flag); err != nil {
+		if err := parse(t, File{"v.yaml", []byte(tc.values)}).CheckChart(tc.flag); err != nil {
 			got = err.Error()
 		}
 		if got != tc.want {
-			t.Errorf("chart %q, image %q\ngot  %s\nwant %s", tc.flag, tc.image, got, tc.want)
+			t.Errorf("chart %q, values %s\ngot  %s\nwant %s", tc.flag, tc.values, got, tc.want)
 		}
 	}
 }
@@ -167,7 +169,7 @@ func TestMessages(t *testing.T) {
 	for _, tc := range badValues {
 		lines = append(lines, strings.Split(tc.want, "\n")[0])
 	}
-	for _, tc := range charts {
+	for _, tc := range chartVersions {
 		if tc.want != "" {
 			lines = append(lines, tc.want)
 		}

@@ -55,28 +55,42 @@ func (n *notices) documents() {
 	}
 }
 
-// chartNotices reports a chart that Usher is not tested with, and a Consul that does not go with the chart.
+// chartNotices reports versions that Usher is not made for, and a Consul that does not go with the chart.
 func (n *notices) chartNotices() {
 	if n.chart.known && n.chart.Major() > newest.Major() {
 		n.add(n.chart.from, "Usher is tested with charts up to %s, and this is %s; run usher helm-values --check after the upgrade",
 			newest, n.chart)
 	}
-	const path = "global.image"
-	_, tag := splitImage(n.values.text(path, ""))
-	consul, err := version.ParseGeneric(tag)
-	if err != nil {
-		return
+	const dataplanePath = "global.imageConsulDataplane"
+	if dataplane := n.values.imageVersion(dataplanePath); dataplane.known && dataplane.LessThan(firstDataplane) {
+		n.add(dataplane.from, "consul-dataplane %s starts an Envoy before 1.25, which ends if it does not know a field of the bootstrap; use %s or later",
+			dataplane, firstDataplane)
 	}
-	charts := chartsOfConsul(minor(consul))
-	switch pair, known := consulOfChart[minor(n.chart.Version)]; {
-	case !n.chart.known && len(charts) > 0 && charts[len(charts)-1] != minor(newest):
-		n.add(n.values.where(path), "Consul %s goes with the charts %s.x, and Helm installs the newest chart without --version; "+
-			"name the chart in use with --chart-version", minor(consul), strings.Join(charts, ".x and "))
-	case n.chart.known && known && minor(consul) != pair[0]:
-		n.add(n.values.where(path), "Consul %s does not go with chart %s, which supports Consul %s; "+
-			"remove the key to use the chart's own image", minor(consul), n.chart, pair[0])
+	if consul := n.values.imageVersion("global.image"); consul.known {
+		n.pair(consul)
 	}
 }
+
+// pair reports a Consul that does not go with the chart.
+func (n *notices) pair(consul chartVersion) {
+	has := minor(consul.Version)
+	charts := chartsOfConsul(has)
+	switch wants := consulOfChart[minor(n.chart.Version)]; {
+	case has == wants || wants == "":
+	case !n.chart.known && charts != "":
+		n.add(consul.from, "Consul %s goes with chart %s, and Helm installs the newest chart without --version; "+
+			"name the chart in use with --chart-version", has, charts)
+	case n.chart.known:
+		remedy := "use an image of Consul " + wants
+		if charts != "" {
+			remedy += ", or chart " + charts
+		}
+		n.add(consul.from, "Consul %s does not go with chart %s; %s", has, n.chart, remedy)
+	}
+}
+
+// firstDataplane is the first consul-dataplane whose Envoy knows every field of the bootstrap.
+var firstDataplane = version.MustParseGeneric("1.1.0")
 
 // keys reports the members of an object that no chart reads. The path in knownKeys has no indexes of lists.
 func (n *notices) keys(object *yaml.Node, path, shown string) {

@@ -211,7 +211,8 @@ func (b *overrideBuilder) defaultsObject() (*yaml.Node, error) {
 	for _, g := range b.gateways {
 		b.add(g, config)
 	}
-	return object("defaults", object("annotations", literal(b.defaults.with(Annotation, config)))), nil
+	text, err := b.annotationsWith(b.defaults, config)
+	return object("defaults", object("annotations", text)), err
 }
 
 // list returns the whole list of gateways, in which the chosen ones have the annotation.
@@ -229,8 +230,11 @@ func (b *overrideBuilder) list() (*yaml.Node, error) {
 			return nil, err
 		}
 		b.add(g, config)
+		text, err := b.annotationsWith(g.annotationValue, config)
+		if err != nil {
+			return nil, err
+		}
 		item.Content = slices.Clone(item.Content)
-		text := literal(g.with(Annotation, config))
 		if at := indexOf(&item, "annotations"); at >= 0 {
 			item.Content[at] = text
 		} else {
@@ -252,10 +256,15 @@ func (b *overrideBuilder) add(g gatewayAnnotations, config string) {
 	b.overrides = append(b.overrides, c)
 }
 
-func literal(text string) *yaml.Node {
-	n := scalar(text)
+// annotationsWith returns the text of the annotations with the new one.
+func (b *overrideBuilder) annotationsWith(a annotationValue, config string) (*yaml.Node, error) {
+	n := scalar(a.with(Annotation, config))
 	n.Style = yaml.LiteralStyle
-	return n
+	again, bad := readAnnotations(n.Value)
+	if bad != nil || again.count(Annotation) != 1 || again.get(Annotation).value != config {
+		return nil, b.values.errorAt(a.value, "%s: Usher cannot add an annotation to this text; write one line \"key: value\" for each annotation", a.path)
+	}
+	return n, nil
 }
 
 // config returns the new value of the annotation: what it has now, and the bootstrap.
@@ -266,7 +275,7 @@ func (b *overrideBuilder) config(a annotationValue) (string, error) {
 		refuse := func(format string, args ...any) (string, error) {
 			return "", b.values.errorAt(a.value, "%s: %s", a.path, Annotation+" "+fmt.Sprintf(format, args...))
 		}
-		if existing.templated || a.conditional {
+		if existing.templated {
 			return refuse("depends on Helm's template actions, and Usher cannot add the bootstrap to it; write it without {{ }}")
 		}
 		if err := decodeConfig(existing.value, &members); err != nil {

@@ -92,9 +92,10 @@ func (p *parser) expandMembers(n, out *yaml.Node, depth int) error {
 			continue
 		}
 		k, err := p.expand(key, depth+1)
-		switch earlier, _ := member(out, k.Value); {
-		case err != nil:
+		if err != nil {
 			return err
+		}
+		switch earlier, _ := member(out, k.Value); {
 		case k.Kind != yaml.ScalarNode:
 			return p.errorAt(key.Line, "a key that is not text is not allowed; remove it")
 		case earlier != nil:
@@ -175,8 +176,8 @@ func counted(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// opens matches a line after which YAML expects a deeper one.
-var opens = regexp.MustCompile(`(:|[|>][-+0-9]*)\s*(#.*)?$`)
+// opensBlock matches a line after which YAML expects a deeper one.
+var opensBlock = regexp.MustCompile(`(:|[|>][-+0-9]*)\s*(#.*)?$`)
 
 // expectedIndent returns how many spaces a line should begin with, going by the line before it that has content; like
 // is that line if it begins with the same number.
@@ -195,7 +196,7 @@ func expectedIndent(lines []string, line int) (spaces, like int) {
 		case startsItem(text):
 			spaces += 2
 		}
-		if opens.MatchString(text) {
+		if opensBlock.MatchString(text) {
 			return spaces + 2, 0
 		}
 		if spaces == len(indent) {

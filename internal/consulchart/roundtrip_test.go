@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
+	"github.com/usherproxy/usher/internal/bootstrap"
 	"github.com/usherproxy/usher/internal/testing/golden"
 )
 
@@ -20,37 +21,56 @@ const nasty = "{{- /* a comment */ -}}\n{\"id\": \"{{ .ProxyID }}\", \"quotes\":
 	"\t\"yaml\": \": # - ! & * | >\"{{ with .StaticListenersJSON }}, \"listeners\": [{{ . }}]{{ end }}}}"
 
 // dataplane are variables as consul-dataplane has them for its template.
-var dataplane = map[string]string{
+var dataplane = map[string]any{
 	"ProxyID": "consul-ingress-gateway-7d9-x", "ProxyCluster": "ingress-gateway", "StaticListenersJSON": `{"name": "ready"}`,
+	"NodeName": "node-1-virtual", "Namespace": "", "Partition": "", "AdminBindAddress": "127.0.0.1", "AdminBindPort": "19000",
+	"AdminAccessLogConfig": []string{`{"name": "a"}`, `{"name": "b"}`}, "StaticClustersJSON": `{"name": "self_admin"}`,
+	"StaticSecretsJSON": "", "StatsSinksJSON": "", "StatsConfigJSON": "", "TracingConfigJSON": "", "StatsFlushInterval": "5s",
+}
+
+// ushers is the template that Usher makes.
+func ushers(t *testing.T) string {
+	t.Helper()
+	text, err := bootstrap.DataplaneTemplate(bootstrap.DataplaneOptions{
+		XDSAddr: "https://usher.consul.svc:18000", CAFile: "/consul/tls/ca/tls.crt", TokenFile: TokenFile,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 // TestTheTemplateComesBackFromThePods reads the override as Helm, the chart, Kubernetes, consul-k8s and consul-dataplane
 // do, for every case of testdata, and demands that the bootstrap is the one that the template makes.
 func TestTheTemplateComesBackFromThePods(t *testing.T) {
 	for _, name := range golden.Cases(t, "testdata") {
-		t.Run(name, func(t *testing.T) {
-			c, files := readCase(t, golden.Input(t, "testdata", name))
-			o, err := parse(t, files...).Override(OverrideOptions{Template: nasty, Gateways: c.Gateways})
-			if err != nil {
-				t.Fatal(err)
-			}
-			before := podAnnotations(t, mergedByHelm(t, files...))
-			after := podAnnotations(t, mergedByHelm(t, append(files, File{Name: "override", Text: []byte(o.Text)})...))
-			for _, g := range o.Gateways {
-				if got := after[g.Gateway][Annotation]; got != g.Config {
-					t.Errorf("gateway %s: the pod's annotation is\n%s\nwant\n%s", g.Gateway, got, g.Config)
-				}
-				if got, want := startedWith(t, after[g.Gateway][Annotation]), execute(t, nasty); got != want {
-					t.Errorf("gateway %s: Envoy's bootstrap differs (-want +got)\n%s", g.Gateway, cmp.Diff(want, got))
-				}
-				keeps(t, before[g.Gateway], after[g.Gateway])
-				delete(after, g.Gateway)
-				delete(before, g.Gateway)
-			}
-			if diff := cmp.Diff(before, after); diff != "" {
-				t.Errorf("the annotations of other gateways change (-before +after)\n%s", diff)
-			}
-		})
+		t.Run(name, func(t *testing.T) { comesBack(t, name, ushers(t)) })
+		t.Run(name+", nasty", func(t *testing.T) { comesBack(t, name, nasty) })
+	}
+}
+
+func comesBack(t *testing.T, name, template string) {
+	t.Helper()
+	c, files := readCase(t, golden.Input(t, "testdata", name))
+	o, err := parse(t, files...).Override(OverrideOptions{Template: template, Gateways: c.Gateways})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := podAnnotations(t, mergedByHelm(t, files...))
+	after := podAnnotations(t, mergedByHelm(t, append(files, File{Name: "override", Text: []byte(o.Text)})...))
+	for _, g := range o.Gateways {
+		if got := after[g.Gateway][Annotation]; got != g.Config {
+			t.Errorf("gateway %s: the pod's annotation is\n%s\nwant\n%s", g.Gateway, got, g.Config)
+		}
+		if got, want := startedWith(t, after[g.Gateway][Annotation]), execute(t, template); got != want {
+			t.Errorf("gateway %s: Envoy's bootstrap differs (-want +got)\n%s", g.Gateway, cmp.Diff(want, got))
+		}
+		keeps(t, before[g.Gateway], after[g.Gateway])
+		delete(after, g.Gateway)
+		delete(before, g.Gateway)
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the annotations of other gateways change (-before +after)\n%s", diff)
 	}
 }
 
