@@ -81,7 +81,7 @@ const envoysPath = "/envoys"
 type connectedEnvoy struct {
 	Gateway   string `json:"gateway"`
 	ServiceID string `json:"service_id"`
-	Address   string `json:"address"`
+	Address   string `json:"address"` // empty for a unix socket
 	Version   string `json:"version"` // of Envoy
 }
 
@@ -91,10 +91,11 @@ func (a *admin) addEnvoys(nodes func() []xds.Node) {
 		envoys := []connectedEnvoy{}
 		for _, n := range nodes() {
 			id, _ := controlplane.GatewayOf(n) // the authorizer has refused a node without a name
-			envoys = append(envoys, connectedEnvoy{
-				Gateway: id.String(), ServiceID: n.ID, Address: n.Peer.String(),
-				Version: fmt.Sprintf("%d.%d.%d", n.Major, n.Minor, n.Patch),
-			})
+			e := connectedEnvoy{Gateway: id.String(), ServiceID: n.ID, Version: fmt.Sprintf("%d.%d.%d", n.Major, n.Minor, n.Patch)}
+			if n.Peer.IsValid() {
+				e.Address = n.Peer.String()
+			}
+			envoys = append(envoys, e)
 		}
 		slices.SortFunc(envoys, func(x, y connectedEnvoy) int {
 			return cmp.Or(cmp.Compare(x.Gateway, y.Gateway), cmp.Compare(x.ServiceID, y.ServiceID), cmp.Compare(x.Address, y.Address))
