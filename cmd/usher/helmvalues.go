@@ -40,16 +40,29 @@ func helmValuesCommand() *cobra.Command {
 			"The same helm upgrade without the second -f takes the gateways back. What you should know about your values is\n" +
 			"printed to stderr. Values that are only in the cluster come from \"helm get values consul -n consul | usher\n" +
 			"helm-values -f -\".",
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error { return o.stopHelm(cmd, cobra.NoArgs(cmd, args)) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("send-token") {
-				return o.run(cmd, nil)
+				return o.stopHelm(cmd, o.run(cmd, nil))
 			}
-			return o.run(cmd, &o.sendToken)
+			return o.stopHelm(cmd, o.run(cmd, &o.sendToken))
 		},
 	}
+	cmd.SetFlagErrorFunc(o.stopHelm)
 	o.register(cmd)
 	return cmd
+}
+
+// noValues is what stdout gets instead of values. Helm refuses a list, but takes an empty file, and would go on without
+// the override: that is an upgrade which takes the gateways back to Consul's own xDS.
+const noValues = `- "usher helm-values has failed, and its error is on stderr; this is a list, so that helm does not go on without the values"`
+
+// stopHelm prints noValues if there is an error, which it returns.
+func (o *helmValuesOptions) stopHelm(cmd *cobra.Command, err error) error {
+	if err != nil && !o.check {
+		fmt.Fprintln(cmd.OutOrStdout(), noValues)
+	}
+	return err
 }
 
 // register adds all flags of usher helm-values.
@@ -74,7 +87,6 @@ func (o *helmValuesOptions) register(cmd *cobra.Command) {
 	f.BoolVar(&o.check, "check", false, "Compare what runs in the cluster with what helm-values would print, and print the differences. "+
 		"The exit status is 1 if there are any.")
 	o.checkOptions.register(f)
-	_ = cmd.MarkFlagRequired("values")
 }
 
 // run prints the override, or what differs from it. sendToken is nil if the values decide.
@@ -128,6 +140,9 @@ func (o *helmValuesOptions) print(w io.Writer, override *consulchart.Override, x
 
 // readValues reads and merges the files.
 func readValues(paths []string, stdin io.Reader) (*consulchart.Values, error) {
+	if len(paths) == 0 {
+		return nil, errors.New("--values: the values of the Consul chart are needed; give the files of your helm upgrade with -f")
+	}
 	var files []consulchart.File
 	if n := slices.Index(paths, "-"); n >= 0 && slices.Contains(paths[n+1:], "-") {
 		return nil, errors.New("--values -: stdin can be read only once; give - once")

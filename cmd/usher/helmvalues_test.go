@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 )
 
 // chartValues are files of values of the Consul chart: the lab's, and others.
@@ -106,14 +108,22 @@ func TestHelmValuesTakesItsOwnOverride(t *testing.T) {
 	}
 }
 
-func TestHelmValuesPrintsNothingForBadValues(t *testing.T) {
-	stdout, stderr, err := helmValues(t, "", "-f", chartValues+"tab.yaml")
-	if stdout != "" || stderr != "" {
-		t.Errorf("stdout %q, stderr %q, want nothing", stdout, stderr)
-	}
-	want := "tab.yaml:11:1: the indentation of this line has 2 TABs, and YAML indents with spaces only; begin it with 8 spaces, as line 10 does\n"
-	if err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("the error is %v", err)
+func TestHelmValuesStopsHelmAfterAnError(t *testing.T) {
+	for args, want := range map[string]string{
+		"-f " + chartValues + "tab.yaml":                       "tab.yaml:11:1: the indentation of this line has 2 TABs, and YAML indents with spaces only; begin it with 8 spaces, as line 10 does\n",
+		"-f " + chartValues + "lab.yaml --gateway edge":        "--gateway edge: the values have no such gateway; use ingress-gateway",
+		"-f " + chartValues + "lab.yaml --chart-version 1.1.0": "--chart-version 1.1.0: consul-k8s 1.1.0 does not read the annotation",
+		"-f " + chartValues + "lab.yaml more":                  "unknown command",
+		"-f " + chartValues + "lab.yaml --gatway a":            "unknown flag: --gatway",
+		"": "--values: the values of the Consul chart are needed",
+	} {
+		stdout, stderr, err := helmValues(t, "", strings.Fields(args)...)
+		if err == nil || !strings.Contains(err.Error(), want) || stderr != "" {
+			t.Errorf("%s: the error is %v, want %s; stderr is %q", args, err, want, stderr)
+		}
+		if err := yaml.Unmarshal([]byte(stdout), &map[string]any{}); err == nil || strings.Count(stdout, "\n") != 1 {
+			t.Errorf("%s: Helm would go on with\n%s", args, stdout)
+		}
 	}
 }
 
