@@ -82,6 +82,7 @@ type admittedStream struct {
 	end   func(error) // ends the stream without blocking
 
 	authorized             bool
+	node                   *Node         // of an authorized stream
 	element, callerElement *list.Element // in the pending streams; nil: not pending
 }
 
@@ -374,11 +375,11 @@ func (s *admittedStream) clearPending() {
 }
 
 // markAuthorized marks the stream, its token and its connection as authorized.
-func (s *admittedStream) markAuthorized() {
+func (s *admittedStream) markAuthorized(node *Node) {
 	a := s.conn.admission
 	a.mu.Lock()
 	defer a.unlock()
-	s.authorized = true
+	s.authorized, s.node = true, node
 	s.clearPending()
 	k := a.knownTokens[s.token]
 	if k == nil {

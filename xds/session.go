@@ -295,9 +295,9 @@ func (s *session) authorize(raw rawRequest) error {
 	if err := s.options.Authorizer.Authorize(s.ctx, s.caller, node); err != nil {
 		return s.deny(err)
 	}
-	s.admitted.markAuthorized()
-	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
 	s.node = &node
+	s.admitted.markAuthorized(s.node)
+	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
 	s.log.Info("envoy connected", "cluster", node.Cluster, "protocol", s.protocol.name)
 	s.start(&s.workers, s.watchSource)
 	s.renewAuthorization()

@@ -66,7 +66,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Address of Consul's gRPC API, which signs the certificates for TLS listeners. It has the same forms. "+
 			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
 	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Address that Envoys connect to: host:port or unix:///path.")
-	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz and /metrics.")
+	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz, /metrics and /envoys.")
 	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
 	f.StringVar(&o.configDir, "config-dir", "",
 		"Directory with config entries and service definitions, instead of Consul. "+

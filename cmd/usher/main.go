@@ -55,6 +55,7 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(
 		serveCommand(),
 		bootstrapCommand(),
+		helmValuesCommand(),
 		demoCommand(),
 		versionCommand(),
 	)

@@ -13,6 +13,7 @@ import (
 var sections = []struct{ dir, title, about string }{
 	{"cmd/usher", "The command line", "`usher` prints most of these and exits. Envoys get those about `x-consul-token`."},
 	{"internal/bootstrap", "Bootstraps", "What is wrong with an option of `usher bootstrap`."},
+	{"internal/consulchart", "Values of the Consul chart", "What `usher helm-values` refuses in values, what it prints as a notice, and what `--check` finds in a cluster."},
 	{"internal/configfile", "The config file", "What is wrong in the file that `--config` names."},
 	{"internal/settings", "Settings", "What is wrong under the key `usher`, wherever it is written."},
 	{"internal/configtree", "Files", "What is wrong in the syntax of a file: HCL, JSON or YAML."},
