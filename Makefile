@@ -13,6 +13,7 @@ ENVOYS := $(ENVOY) .tools/envoy-1.36.2/pin
 KUBERNETES := .tools/kubernetes-1.34.0/pin
 LINT   := .tools/golangci-lint/pin
 BENCHSTAT := .tools/benchstat/pin
+HELM   := .tools/helm-3.22.0/pin
 
 # A command or file, and the Debian package that has it.
 DEBIAN := gcc=gcc /usr/include/stdlib.h=libc6-dev haproxy=haproxy nginx=nginx-core /usr/lib/nginx/modules/ngx_stream_module.so=libnginx-mod-stream \
@@ -23,6 +24,8 @@ E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB.
 E2E_PARALLEL ?= 3
 FUZZ_TIME   ?= 60s
+# The directory with Consul's charts and the sources of their programs.
+CONSUL_K8S  ?= $(wildcard ../shared/consul-k8s)
 
 # The lab, the modes of PROXY protocol under load, Kubernetes, and the written
 # cases of conformance.
@@ -51,6 +54,13 @@ race: debian ## Run the same tests under the race detector
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
 	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer
+
+.PHONY: kubernetes
+kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
+	@[[ -d "$(CONSUL_K8S)" ]] || { echo "CONSUL_K8S=DIR is missing: DIR has charts, control-plane, consul-dataplane and version of consul-k8s" >&2; exit 1; }
+	tools/consul-k8s "$(CONSUL_K8S)"
+	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
+		go test -tags e2e,kubernetes -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./...
 
 .PHONY: smoke
 smoke: tools build ## Run the most telling tests on real parts, in under five minutes
@@ -120,6 +130,7 @@ debian:
 .tools/consul-1.22.0/pin: tools/consul-1.22/go.mod
 .tools/consul-1.15.1/pin: tools/consul-1.15/go.mod
 .tools/kubernetes-1.34.0/pin: tools/kubernetes-1.34/go.mod
+.tools/helm-3.22.0/pin: tools/helm/go.mod
 .tools/envoy-1.40.0/pin: tools/envoy-1.40/requirements.txt
 .tools/envoy-1.36.2/pin: tools/envoy-1.36/requirements.txt
 .tools/golangci-lint/pin: tools/lint/go.mod

@@ -1,0 +1,89 @@
+//go:build kubernetes
+
+package cluster
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// image is what a container image brings: programs, which are built from source
+// or fetched by `make kubernetes`, and the command to start.
+type image struct {
+	programs   map[string]string // name in binDirectory: path on this machine
+	entrypoint []string
+}
+
+// images are the images that the cluster can pull, by name or by name:tag.
+func images(t *testing.T, dir string, o Options) map[string]image {
+	t.Helper()
+	entrypoint := filepath.Join(dir, "docker-entrypoint.sh")
+	if err := os.WriteFile(entrypoint, []byte("#!/bin/sh\nexec \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A missing program fails the pod that needs it.
+	tool := func(path ...string) string { return filepath.Join(append([]string{os.Getenv("USHER_TOOLS")}, path...)...) }
+	return map[string]image{
+		"hashicorp/consul": {
+			programs: map[string]string{
+				"consul": tool("consul-"+o.Consul, "consul"), "docker-entrypoint.sh": entrypoint,
+			},
+			entrypoint: []string{"docker-entrypoint.sh"},
+		},
+		"hashicorp/consul-k8s-control-plane": {
+			programs: map[string]string{
+				"consul-k8s-control-plane": tool("consul-k8s", "consul-k8s-control-plane"),
+			},
+		},
+		"hashicorp/consul-dataplane": {
+			programs:   map[string]string{"consul-dataplane": tool("consul-k8s", "consul-dataplane"), "envoy": tool("envoy-"+o.Envoy, "envoy")},
+			entrypoint: []string{"consul-dataplane"},
+		},
+		"hashicorp/http-echo": {
+			programs:   map[string]string{httpEcho: executable},
+			entrypoint: []string{httpEcho},
+		},
+		"usherproxy/usher": {
+			programs:   map[string]string{"usher": os.Getenv("USHER_BIN")},
+			entrypoint: []string{"usher"},
+		},
+	}
+}
+
+// image is the image of a reference, whatever its registry and tag.
+func (c *Cluster) image(reference string) (image, error) {
+	name, _, _ := strings.Cut(path.Base(reference), ":")
+	name = path.Base(path.Dir(reference)) + "/" + name
+	i, known := c.images[name]
+	if !known {
+		return image{}, fmt.Errorf("ErrImagePull: this cluster has no image %s (%s)", name, reference)
+	}
+	return i, nil
+}
+
+func (i image) mounts() []mount {
+	var mounts []mount
+	for name, source := range i.programs {
+		mounts = append(mounts, mount{Source: source, Target: path.Join(binDirectory, name), ReadOnly: true})
+	}
+	return mounts
+}
+
+// command is the container's command, or the image's.
+func (i image) command(spec corev1.Container) []string {
+	if len(spec.Command) > 0 {
+		return slices.Clone(spec.Command)
+	}
+	return slices.Clone(i.entrypoint)
+}
