@@ -39,6 +39,7 @@ type consulRelease struct {
 	chart    string // directory
 	balancer *cluster.Balancer
 	service  *cluster.Pod
+	token    string // of the gateway's Envoys at Usher; "" until the first is made
 }
 
 // installConsul starts a cluster and does what the lab's user does in it.
@@ -47,6 +48,8 @@ func installConsul(t *testing.T, chart string, o cluster.Options) *consulRelease
 	r := &consulRelease{Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart)}
 	r.CreateNamespace(t, namespace)
 	r.helm(t, "install", "")
+	// Pods that are made before it is ready would have no sidecar.
+	r.WaitRolledOut(t, namespace, prefix+"-connect-injector")
 	r.balancer = r.Balancer(t, namespace, gatewayObjects)
 	for _, manifest := range []string{"custom-resources.yaml", "static-server.yaml"} {
 		r.Apply(t, "default", testprocess.ReadFile(t, filepath.Join("testdata", "lab", manifest)))

@@ -272,13 +272,9 @@ func (b *Balancer) followAnnotation(ctx context.Context, service corev1.Service)
 		return nil
 	case b.pending.IsZero():
 		b.pending = time.Now().Add(b.cluster.options.CloudDelay)
-	}
-	if wait := time.Until(b.pending); wait > 0 {
-		time.AfterFunc(wait, func() {
-			if ctx.Err() == nil {
-				_ = b.cluster.reconcileBalancers(ctx) // an error comes again with the next event
-			}
-		})
+		b.cluster.work.Go(func() { b.lookAgain(ctx) })
+		return nil
+	case time.Now().Before(b.pending):
 		return nil
 	}
 	old := b.header
@@ -296,6 +292,18 @@ func (b *Balancer) followAnnotation(ctx context.Context, service corev1.Service)
 	}
 	b.cluster.logf("the load balancer of %s sends the header %q", service.Name, wanted)
 	return nil
+}
+
+// lookAgain looks at the annotation after the time that the cloud takes.
+func (b *Balancer) lookAgain(ctx context.Context) {
+	select {
+	case <-time.After(b.cluster.options.CloudDelay):
+	case <-ctx.Done():
+		return
+	}
+	if err := b.cluster.reconcileBalancers(ctx); err != nil && ctx.Err() == nil {
+		b.cluster.logf("load balancers: %v", err)
+	}
 }
 
 // WaitHeader waits until new connections begin with the header.

@@ -3,10 +3,19 @@
 package cluster
 
 import (
+	"bytes"
+	"context"
+	"os/exec"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
+
+// helmDeadline is the longest that a helm command may take. It waits for the
+// chart's hooks.
+const helmDeadline = 4 * time.Minute
 
 // Helm runs the real Helm with the arguments, with stdin for "-f -". It runs the
 // chart's hooks, and waits for them, as for a user.
@@ -23,8 +32,16 @@ func (c *Cluster) Helm(t *testing.T, stdin string, args ...string) string {
 // TryHelm is Helm for a command that may fail.
 func (c *Cluster) TryHelm(t *testing.T, stdin string, args ...string) (string, error) {
 	t.Helper()
-	return testprocess.RunOutput(t, testprocess.Command{
-		Name: "helm", Path: testprocess.Tool(t, "helm-3.22.0", "helm"), Args: args, Host: c.Control,
-		Env: []string{"KUBECONFIG=" + c.kubeconfig(t)},
-	}, stdin)
+	ctx, cancel := context.WithTimeout(t.Context(), helmDeadline)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, testprocess.Tool(t, "helm-3.22.0", "helm"), args...)
+	cmd.Env = []string{"HOME=" + c.dir, "KUBECONFIG=" + c.kubeconfig(t)}
+	cmd.Stdin = strings.NewReader(stdin)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := c.Control.Do(cmd.Start); err != nil {
+		return "", err
+	}
+	err := cmd.Wait()
+	return output.String(), err
 }

@@ -21,19 +21,45 @@ type image struct {
 	entrypoint []string
 }
 
-// images are the images that the cluster can pull, by name or by name:tag.
+// Scripts in images. The control plane of chart 2.0 cannot be had: that of 1.9
+// runs, without the flags that it does not know.
+const (
+	consulEntrypoint = `#!/bin/sh
+exec "$@"
+`
+	olderControlPlane = `#!/bin/sh
+for argument; do
+	shift
+	case $argument in
+	-enable-gateway-scaling=* | -enabe-tcp-route=*) ;;
+	*) set -- "$@" "$argument" ;;
+	esac
+done
+exec consul-k8s-control-plane-1.9 "$@"
+`
+)
+
+// images are the images that the cluster can pull, by name:tag, or by name for all
+// other tags.
 func images(t *testing.T, dir string, o Options) map[string]image {
 	t.Helper()
-	entrypoint := filepath.Join(dir, "docker-entrypoint.sh")
-	if err := os.WriteFile(entrypoint, []byte("#!/bin/sh\nexec \"$@\"\n"), 0o755); err != nil {
-		t.Fatal(err)
+	script := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return file
 	}
+	entrypoint := script("docker-entrypoint.sh", consulEntrypoint)
 	executable, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A missing program fails the pod that needs it.
-	tool := func(path ...string) string { return filepath.Join(append([]string{os.Getenv("USHER_TOOLS")}, path...)...) }
+	tool := func(path ...string) string {
+		return filepath.Join(append([]string{os.Getenv("USHER_TOOLS")}, path...)...)
+	}
+	controlPlane := tool("consul-k8s", "consul-k8s-control-plane")
 	return map[string]image{
 		"hashicorp/consul": {
 			programs: map[string]string{
@@ -42,8 +68,11 @@ func images(t *testing.T, dir string, o Options) map[string]image {
 			entrypoint: []string{"docker-entrypoint.sh"},
 		},
 		"hashicorp/consul-k8s-control-plane": {
+			programs: map[string]string{"consul-k8s-control-plane": controlPlane},
+		},
+		"hashicorp/consul-k8s-control-plane:2.0.3": {
 			programs: map[string]string{
-				"consul-k8s-control-plane": tool("consul-k8s", "consul-k8s-control-plane"),
+				"consul-k8s-control-plane": script("older-control-plane", olderControlPlane), "consul-k8s-control-plane-1.9": controlPlane,
 			},
 		},
 		"hashicorp/consul-dataplane": {
@@ -61,15 +90,16 @@ func images(t *testing.T, dir string, o Options) map[string]image {
 	}
 }
 
-// image is the image of a reference, whatever its registry and tag.
+// image is the image of a reference, whatever its registry.
 func (c *Cluster) image(reference string) (image, error) {
-	name, _, _ := strings.Cut(path.Base(reference), ":")
-	name = path.Base(path.Dir(reference)) + "/" + name
-	i, known := c.images[name]
-	if !known {
-		return image{}, fmt.Errorf("ErrImagePull: this cluster has no image %s (%s)", name, reference)
+	tagged := path.Base(path.Dir(reference)) + "/" + path.Base(reference)
+	name, _, _ := strings.Cut(tagged, ":")
+	for _, key := range []string{tagged, name} {
+		if i, known := c.images[key]; known {
+			return i, nil
+		}
 	}
-	return i, nil
+	return image{}, fmt.Errorf("ErrImagePull: this cluster has no image %s (%s)", name, reference)
 }
 
 func (i image) mounts() []mount {

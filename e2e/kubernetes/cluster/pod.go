@@ -46,7 +46,7 @@ type Pod struct {
 
 func newPod(ctx context.Context, c *Cluster, object *corev1.Pod) *Pod {
 	p := &Pod{
-		cluster: c, object: object, ctx: ctx, tokens: map[string][]byte{}, phase: corev1.PodPending,
+		Host: c.addPodHost(), cluster: c, object: object, ctx: ctx, tokens: map[string][]byte{}, phase: corev1.PodPending,
 		dir:      filepath.Join(c.dir, "pods", string(object.UID)),
 		deletion: make(chan struct{}), changed: make(chan struct{}, 1), rotate: make(chan struct{}, 1),
 		probed: make(chan probeResult), exited: make(chan *container), done: make(chan struct{}),
@@ -62,20 +62,13 @@ func newPod(ctx context.Context, c *Cluster, object *corev1.Pod) *Pod {
 
 func (p *Pod) name() string      { return p.object.Name }
 func (p *Pod) namespace() string { return p.object.Namespace }
-
-func (p *Pod) ip() string {
-	if p.Host == nil {
-		return ""
-	}
-	return p.Host.IP.String()
-}
+func (p *Pod) ip() string        { return p.Host.IP.String() }
 
 // run is the pod's life.
 func (p *Pod) run() {
 	defer close(p.done)
 	ctx, stopProbes := context.WithCancel(p.ctx)
 	defer stopProbes()
-	p.Host = p.cluster.addPodHost()
 	p.report()
 	if p.waitVolumes() && p.runInits() && p.startContainers(ctx) {
 		p.watch()
@@ -113,6 +106,7 @@ func (p *Pod) waitVolumes() bool {
 	for !p.over() {
 		err := p.mountVolumes()
 		if err == nil {
+			p.message = ""
 			return true
 		}
 		p.wait(err.Error())
@@ -321,7 +315,7 @@ func (p *Pod) report() {
 	if p.ctx.Err() != nil {
 		return
 	}
-	patch, err := json.Marshal(map[string]any{"status": p.status()})
+	patch, err := json.Marshal(map[string]any{"status": statusPatch{p.status(), p.message}})
 	if err != nil {
 		p.cluster.logf("the status of the pod %s: %v", p.name(), err)
 		return
@@ -333,9 +327,16 @@ func (p *Pod) report() {
 	}
 }
 
+// statusPatch is a status with a message that can be taken back.
+type statusPatch struct {
+	corev1.PodStatus
+
+	Message string `json:"message"`
+}
+
 func (p *Pod) status() corev1.PodStatus {
 	status := corev1.PodStatus{
-		Phase: p.phase, Message: p.message, HostIP: nodeIP, HostIPs: []corev1.HostIP{{IP: nodeIP}},
+		Phase: p.phase, HostIP: nodeIP, HostIPs: []corev1.HostIP{{IP: nodeIP}},
 		PodIP: p.ip(), PodIPs: []corev1.PodIP{{IP: p.ip()}}, StartTime: &p.object.CreationTimestamp,
 	}
 	initialized, ready := true, p.phase == corev1.PodRunning
