@@ -47,6 +47,9 @@ func installConsul(t *testing.T, chart string, o cluster.Options) *consulRelease
 	t.Helper()
 	r := &consulRelease{Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart)}
 	r.CreateNamespace(t, namespace)
+	if chart == chartOld {
+		r.addNewerKinds(t)
+	}
 	r.helm(t, "install", "")
 	// Pods that are made before it is ready would have no sidecar.
 	r.WaitRolledOut(t, namespace, prefix+"-connect-injector")
