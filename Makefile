@@ -24,6 +24,8 @@ E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB.
 E2E_PARALLEL ?= 3
 FUZZ_TIME   ?= 60s
+# The directory with Consul's charts and the sources of their programs.
+CONSUL_K8S  ?= $(wildcard ../shared/consul-k8s)
 
 # The lab, the modes of PROXY protocol under load, Kubernetes, and the written
 # cases of conformance.
@@ -66,6 +68,13 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
 	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./cmd/usher ./charts
+
+.PHONY: kubernetes
+kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
+	@[[ -d "$(CONSUL_K8S)" ]] || { echo "CONSUL_K8S=DIR is missing: DIR has charts, control-plane, consul-dataplane and version of consul-k8s" >&2; exit 1; }
+	tools/consul-k8s "$(CONSUL_K8S)"
+	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
+		go test -tags e2e,kubernetes -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./...
 
 .PHONY: smoke
 smoke: tools build ## Run the most telling tests on real parts, in under five minutes
@@ -111,6 +120,7 @@ demo: build $(ENVOY) ## Run the lab in one process, on a real Envoy
 lint: $(LINT) ## Run the linters
 	.tools/golangci-lint/golangci-lint run ./...
 	cd tools/image && ../../.tools/golangci-lint/golangci-lint run ./...
+	cd e2e/kubernetes && ../../.tools/golangci-lint/golangci-lint run --build-tags e2e,kubernetes ./...
 
 .PHONY: fmt
 fmt: $(LINT) ## Format the code
@@ -125,6 +135,7 @@ check: build lint race ## Build, vet, lint, race, and demand that generated file
 	go vet ./...
 	go vet -tags e2e ./...
 	go -C tools/image vet ./...
+	cd e2e/kubernetes && go vet -tags e2e,kubernetes ./...
 	tools/clean-after make generate
 
 .PHONY: tools

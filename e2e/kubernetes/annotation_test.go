@@ -1,0 +1,51 @@
+//go:build kubernetes
+
+package kubernetes
+
+import (
+	"testing"
+
+	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
+	"github.com/usherproxy/usher/e2e/lab"
+)
+
+const (
+	ppv2Values = "testdata/lab/consul-values-ppv2.yaml"
+	loadRate   = 300 // requests a second
+)
+
+// TestGatewayIsPutUnderUsherAndBack is the lab with Usher, by values of the Consul
+// chart alone. With the mode strict, the load balancer's headers give the log and
+// the service the client's address, and connections without a header are closed.
+// With the mode auto, the listener follows the annotation of the Service. One
+// helm upgrade without the override leads back to Consul's own.
+func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
+	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew})
+	r.installUsher(t)
+
+	r.upgrade(t, r.override(t, `{"proxy_protocol": {"mode": "strict"}}`), ppv2Values)
+	gateway := r.gateway(t)
+	r.balancer.WaitHeader(t, lab.SendV2)
+	r.wantClientAddress(t)
+	r.WaitMode(t, gateway.Host, "strict")
+
+	r.upgrade(t, r.override(t, ""), ppv2Values)
+	gateway = r.gateway(t)
+	r.wantClientAddress(t)
+	r.WaitMode(t, gateway.Host, "strict")
+	r.upgrade(t, r.override(t, "")) // the annotation goes
+	r.balancer.WaitHeader(t, lab.SendNone)
+	r.WaitMode(t, gateway.Host, "off")
+	r.wantBalancerAddress(t)
+	r.upgrade(t, r.override(t, ""), ppv2Values)
+	r.balancer.WaitHeader(t, lab.SendV2)
+	r.WaitMode(t, gateway.Host, "strict")
+	r.wantClientAddress(t)
+	if now := r.gateway(t).Name(); now != gateway.Name() {
+		t.Errorf("the annotation of the Service replaced the gateway's pod %s by %s", gateway.Name(), now)
+	}
+
+	r.upgrade(t, "") // Consul's own, without headers
+	r.balancer.WaitHeader(t, lab.SendNone)
+	r.wantBalancerAddress(t)
+}
