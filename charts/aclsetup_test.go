@@ -28,6 +28,7 @@ func TestACLSetupGivesUsherItsRole(t *testing.T) {
 		c.create(t, serviceAccount(account))
 	}
 	usher := serviceAccountToken(t, c, "usher")
+	files := strings.NewReplacer("/etc/usher/acl-token/token", server.tokenFile)
 	login := func(bearer string) (*api.ACLToken, error) {
 		token, _, err := consul.ACL().Login(&api.ACLLoginParams{AuthMethod: authMethod, BearerToken: bearer}, nil)
 		return token, err
@@ -36,7 +37,7 @@ func TestACLSetupGivesUsherItsRole(t *testing.T) {
 		t.Fatal("Usher can log in without the Job")
 	}
 
-	runJob(t, setupJob(t, server.http), server)
+	runJob(t, setupJob(t, server.http), files)
 	token, err := login(usher)
 	if err != nil {
 		t.Fatalf("Usher cannot log in after the Job: %v", err)
@@ -47,11 +48,11 @@ func TestACLSetupGivesUsherItsRole(t *testing.T) {
 	wantPermissions(t, consul, token.SecretID, map[string]bool{"ingress-gateway": true, "second": false, "web": false})
 
 	// It can run again: with other values, it changes what it has created before.
-	runJob(t, setupJob(t, server.http), server)
+	runJob(t, setupJob(t, server.http), files)
 	second := setupJob(t, server.http, "--set", "gateways[0].name=ingress-gateway,gateways[1].name=second")
-	runJob(t, second, server)
+	runJob(t, second, files)
 	wantPermissions(t, consul, token.SecretID, map[string]bool{"ingress-gateway": true, "second": true, "web": false})
-	runJob(t, setupJob(t, server.http, "--set", "serviceAccount.name=other"), server)
+	runJob(t, setupJob(t, server.http, "--set", "serviceAccount.name=other"), files)
 	if _, err := login(usher); err == nil {
 		t.Error("the service account of before can still log in")
 	}
@@ -109,8 +110,8 @@ func setupContainer(t *testing.T, rendered []object) map[string]any {
 	return nil
 }
 
-// runJob runs the container as the kubelet would, with Consul's command on its path.
-func runJob(t *testing.T, container map[string]any, server *consulServer) {
+// runJob runs the container as the kubelet would, with Consul's command on its path, and with files elsewhere.
+func runJob(t *testing.T, container map[string]any, files *strings.Replacer) {
 	t.Helper()
 	var command []string
 	for _, part := range append(container["command"].([]any), container["args"].([]any)...) {
@@ -118,11 +119,8 @@ func runJob(t *testing.T, container map[string]any, server *consulServer) {
 	}
 	env := []string{"PATH=" + filepath.Dir(testprocess.Tool(t, "consul-1.22.0", "consul"))}
 	for _, variable := range container["env"].([]any) {
-		name, value := variable.(map[string]any)["name"].(string), variable.(map[string]any)["value"].(string)
-		if name == "CONSUL_HTTP_TOKEN_FILE" {
-			value = strings.Replace(value, "/etc/usher/acl-token/token", server.tokenFile, 1)
-		}
-		env = append(env, name+"="+value)
+		variable := variable.(map[string]any)
+		env = append(env, variable["name"].(string)+"="+files.Replace(variable["value"].(string)))
 	}
 	out, err := testprocess.RunOutput(t, testprocess.Command{Name: "acl-setup", Path: command[0], Args: command[1:], Env: env}, "")
 	if err != nil {

@@ -75,9 +75,9 @@ func getReady(t *testing.T, admin string) error {
 	return err
 }
 
-// startPod starts Usher as the container of a pod of the Deployment, with other addresses. A process outside of the
-// cluster finds the API server in a kubeconfig.
-func (c *cluster) startPod(t *testing.T, deployment object, addresses *strings.Replacer) *testprocess.Process {
+// startPod starts Usher as the container of a pod of the Deployment, with other addresses and more flags. A
+// process outside of the cluster finds the API server in a kubeconfig.
+func (c *cluster) startPod(t *testing.T, deployment object, addresses *strings.Replacer, more ...string) *testprocess.Process {
 	t.Helper()
 	dir := c.mountVolumes(t, deployment)
 	etc := strings.NewReplacer("/etc/usher/", dir+"/")
@@ -85,7 +85,7 @@ func (c *cluster) startPod(t *testing.T, deployment object, addresses *strings.R
 	for _, arg := range containerArgs(deployment) {
 		args = append(args, etc.Replace(addresses.Replace(arg)))
 	}
-	args = append(args, "--kubeconfig="+c.server.Kubeconfig(t, apiserver.Usher))
+	args = append(append(args, more...), "--kubeconfig="+c.server.Kubeconfig(t, apiserver.Usher))
 	var env []string
 	container := deployment.at("spec", "template", "spec", "containers").([]any)[0].(map[string]any)
 	for _, variable := range container["env"].([]any) {
