@@ -65,7 +65,7 @@ conformance-long: ## The same with 5000 other random cases
 	$(MAKE) conformance E2E_FLAGS="-timeout 2h -seed 0 -random 5000 $(E2E_FLAGS)"
 
 .PHONY: bench
-bench: $(CONSUL) build ## Measure beside Consul's own xDS (BENCH_FLAGS="-quick" for a minute, -h lists all)
+bench: $(CONSUL) $(ENVOY) build ## Measure beside Consul's own xDS (BENCH_FLAGS="-quick" for a minute, -h lists all)
 	go run -tags e2e ./e2e/bench $(BENCH_FLAGS)
 
 .PHONY: benchmarks

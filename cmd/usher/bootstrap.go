@@ -43,6 +43,8 @@ func bootstrapCommand() *cobra.Command {
 		"Required if instances on several nodes have the same service ID and their addresses do not differ.")
 	f.StringVar(&o.Namespace, "namespace", "", "Namespace of the gateway (Consul Enterprise).")
 	f.StringVar(&o.Partition, "partition", "", "Partition of the gateway (Consul Enterprise).")
+	f.StringVar(&o.Datacenter, "datacenter", "", "Datacenter of the gateway, for the label consul_source_datacenter of its metrics. "+
+		"Default: no such label.")
 	f.StringVar(&o.XDSAddr, "xds-addr", "127.0.0.1:18000",
 		"Address of Usher's xDS server: host:port, https://host:port or unix:///path.")
 	f.StringVar(&caFile, "ca-file", "", "PEM file with the CA certificates that verify Usher's certificate; for https.")
@@ -51,6 +53,10 @@ func bootstrapCommand() *cobra.Command {
 		"Default: CONSUL_HTTP_TOKEN_FILE, else the token in CONSUL_HTTP_TOKEN.")
 	f.StringVar(&o.AdminAddr, "admin-addr", bootstrap.DefaultAdminAddr, "Address of Envoy's admin interface.")
 	f.StringVar(&o.ReadyAddr, "ready-addr", "", "Address of a listener that answers /ready, for health checks. Default: no such listener.")
+	f.BoolVar(&o.OmitDeprecatedTags, "omit-deprecated-tags", false, "Leave out the labels of metrics that have names from before Consul 1.9, "+
+		"such as consul_service beside consul_destination_service. Envoy starts faster without them.")
+	f.BoolVar(&o.EagerStats, "eager-stats", false, "Create the metrics of requests to a service with the service. "+
+		"Otherwise, Envoy starts faster and creates them with the first request, which needs Envoy 1.27 or later.")
 	f.BoolVar(&o.SotW, "state-of-the-world", false, "Use the state-of-the-world protocol instead of the incremental one.")
 	_ = cmd.MarkFlagRequired("gateway")
 	return cmd

@@ -86,11 +86,15 @@ func (c *catalog) writeEndpoint(ctx context.Context, i int) error {
 
 // writeInstance registers an instance of the gateway.
 func (c *catalog) writeInstance(ctx context.Context, i int) error {
+	return c.writeAddress(ctx, instanceID(i), fmt.Sprintf("10.255.%d.%d", 1+i/250, 1+i%250))
+}
+
+// writeAddress registers an instance of the gateway that binds the address.
+func (c *catalog) writeAddress(ctx context.Context, id, address string) error {
 	return c.consul.put(ctx, "/v1/catalog/register", map[string]any{
 		"Node": gatewayNode, "Address": "10.255.0.1",
 		"Service": map[string]any{
-			"Kind": "ingress-gateway", "ID": instanceID(i), "Service": gatewayName,
-			"Address": fmt.Sprintf("10.255.%d.%d", 1+i/250, 1+i%250), "Port": 8443,
+			"Kind": "ingress-gateway", "ID": id, "Service": gatewayName, "Address": address, "Port": 8443,
 		},
 	})
 }

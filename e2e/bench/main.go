@@ -27,6 +27,7 @@ type options struct {
 	small, large           int
 	idle                   time.Duration
 	rotation, cold, plain  bool
+	start, startOnly       bool
 	usherBin, tools        string
 	jsonTo, markdownTo     string
 }
@@ -46,6 +47,8 @@ func parseFlags() (options, error) {
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long CPU is measured while nothing changes; the bar is for a minute")
 	flag.BoolVar(&o.rotation, "rotation", true, "rotate the mesh's root, which takes up to half a minute a round")
 	flag.BoolVar(&o.cold, "cold", true, "measure cold starts")
+	flag.BoolVar(&o.start, "start", true, "measure the start of real Envoys, which takes two minutes with Consul's bootstrap")
+	flag.BoolVar(&o.startOnly, "start-only", false, "measure the start of real Envoys and nothing else")
 	flag.BoolVar(&o.plain, "plain", false, "reach Consul over plain HTTP instead of HTTPS")
 	flag.StringVar(&o.usherBin, "usher", cmp.Or(os.Getenv("USHER_BIN"), "bin/usher"), "Usher's binary")
 	flag.StringVar(&o.tools, "tools", cmp.Or(os.Getenv("USHER_TOOLS"), ".tools"), "where the real parts are")
@@ -55,7 +58,7 @@ func parseFlags() (options, error) {
 	if *quick {
 		err := flag.CommandLine.Parse(append([]string{
 			"-services=100", "-envoys=4", "-changes=20", "-beside=5", "-rounds=1", "-crowd=50", "-small=20", "-large=200",
-			"-idle=2s", "-rotation=false",
+			"-idle=2s", "-rotation=false", "-start=false",
 		}, os.Args[1:]...))
 		if err != nil {
 			return o, err
@@ -99,6 +102,7 @@ func (o options) check() error {
 	}
 	for path, cure := range map[string]string{
 		o.usherBin: "make build", filepath.Join(o.tools, "consul-"+consulVersion, "consul"): "make tools",
+		filepath.Join(o.tools, "envoy-"+envoyVersion, "envoy"): "make tools",
 	} {
 		if _, err := os.Stat(path); err != nil {
 			return fmt.Errorf("%w: run %q", err, cure)
@@ -183,6 +187,12 @@ func (b *bench) publish(m machine) error {
 
 // sections measures one thing after the other. The catalog only grows.
 func (b *bench) sections(ctx context.Context) error {
+	if b.startOnly {
+		if err := b.catalog.grow(ctx, b.services, 1); err != nil {
+			return err
+		}
+		return b.repeat("Envoy's start", func() error { return b.envoyStart(ctx) })
+	}
 	if b.small > 0 {
 		if err := b.growth(ctx, b.small); err != nil {
 			return fmt.Errorf("growth: %w", err)
@@ -207,6 +217,11 @@ func (b *bench) sections(ctx context.Context) error {
 	if b.cold {
 		if err := b.repeat("cold start", func() error { return b.coldStart(ctx) }); err != nil {
 			return err
+		}
+	}
+	if b.start {
+		if err := b.envoyStart(ctx); err != nil {
+			return fmt.Errorf("Envoy's start: %w", err)
 		}
 	}
 	if b.small > 0 {

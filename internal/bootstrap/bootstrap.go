@@ -39,6 +39,8 @@ type Options struct {
 	NodeName  string // of the Consul node it is registered on; "" leaves it to Usher to find
 	Namespace string // "" means default
 	Partition string // "" means default
+	// Datacenter is the gateway's, for the label consul.source.datacenter of statistics; "" means no such label.
+	Datacenter string
 
 	// XDSAddr is where Usher listens: host:port or http://host:port (plain text), https://host:port, or unix://path.
 	XDSAddr string
@@ -55,6 +57,12 @@ type Options struct {
 	// ReadyAddr is the ip:port of a listener that answers /ready as the admin interface does, for Consul's health
 	// check; "" means no such listener.
 	ReadyAddr string
+	// OmitDeprecatedTags leaves out the labels of statistics that have names from before Consul 1.9, such as
+	// consul.service. Envoy starts faster without them.
+	OmitDeprecatedTags bool
+	// EagerStats has Envoy create the statistics of requests to a service with the service, and not with the first
+	// request. An Envoy before 1.27 can do nothing else, and does not accept a bootstrap that asks it to.
+	EagerStats bool
 	// SotW asks for the state-of-the-world form of ADS in place of the incremental one.
 	SotW bool
 }
@@ -90,6 +98,7 @@ type parameters struct {
 	XDS, Admin address
 	Ready      *address
 	ServerIsIP bool
+	StatsTags  string // JSON
 }
 
 func parametersOf(o Options) (parameters, error) {
@@ -101,6 +110,9 @@ func parametersOf(o Options) (parameters, error) {
 		return p, errors.New("the ACL token has a character that no token has; give the secret ID alone, without a line end")
 	}
 	var err error
+	if p.StatsTags, err = p.statsTags(); err != nil {
+		return p, err
+	}
 	if p.XDS, err = parseServer(o.XDSAddr); err != nil {
 		return p, err
 	}

@@ -32,7 +32,7 @@ func cases(t *testing.T) map[string]bootstrap.Options {
 			Namespace: "team", Partition: "east",
 			XDSAddr: "https://usher.example.com:18000", CACert: ca, ServerName: "usher.internal",
 			Token: "c0ffee00-0000-0000-0000-000000000000", AdminAddr: "localhost:19001",
-			ReadyAddr: "192.0.2.1:8443", SotW: true,
+			ReadyAddr: "192.0.2.1:8443", SotW: true, Datacenter: "dc1", OmitDeprecatedTags: true, EagerStats: true,
 		},
 		"https-dns":   {Gateway: "ingress-gateway", XDSAddr: "https://usher.example.com:18000", CACert: ca},
 		"https-ip":    {Gateway: "ingress-gateway", XDSAddr: "https://[2001:db8::1]:18000", CACert: ca},

@@ -24,6 +24,9 @@ type DataplaneOptions struct {
 	CAFile     string // or the path of such a file in the gateway's pod
 	ServerName string // that Usher's certificate must be for; "" means the host in XDSAddr
 	TokenFile  string // of the service account token that Envoy sends as bearer token; "" sends none
+	// DeferStats has Envoy create the statistics of requests to a service with the first request, so that it starts
+	// faster. It needs Envoy 1.27, which is in consul-dataplane 1.3 and later.
+	DeferStats bool
 }
 
 //go:embed dataplane.tmpl
@@ -43,8 +46,8 @@ func toInertJSON(text string) (string, error) {
 // everything else is as consul-dataplane's own template has it: admin interface, node, ready listener, Prometheus
 // listener, sinks, tracing.
 //
-// The template is right for Envoy 1.25, which charts 1.1 of Consul start, and for later releases: an Envoy that finds
-// an unknown field in its bootstrap ends. The text is public, because the catalog has it, and holds no secret.
+// Without DeferStats, the template is right for Envoy 1.25 and later, and so for each release of consul-dataplane that
+// gets it: an Envoy that finds an unknown field in its bootstrap ends. The text is public, because the catalog has it, and holds no secret.
 //
 // The same options give the same text. The error says which option is wrong.
 func DataplaneTemplate(o DataplaneOptions) (string, error) {
@@ -76,6 +79,9 @@ type dataplaneParameters struct {
 	DataplaneOptions
 	XDS    address
 	Target string // of gRPC
+	// FirstTags and LastTag are the labels of statistics, as JSON objects with commas between them. LastTag takes the
+	// place of Consul's rules, so that the list needs no comma more or less.
+	FirstTags, LastTag string
 }
 
 func dataplaneParametersOf(o DataplaneOptions) (dataplaneParameters, error) {
@@ -99,6 +105,14 @@ func dataplaneParametersOf(o DataplaneOptions) (dataplaneParameters, error) {
 	}
 	if o.TokenFile != "" && !path.IsAbs(o.TokenFile) {
 		return p, fmt.Errorf("token file %q: the path is not absolute; use the path in the gateway's pod", o.TokenFile)
+	}
+	tags := append(destinationTags("{{$.Datacenter}}", false), upstreamTags...)
+	last := len(tags) - 1
+	if p.FirstTags, err = toJSONObjects(tags[:last]); err != nil {
+		return p, err
+	}
+	if p.LastTag, err = toJSONObjects(tags[last:]); err != nil {
+		return p, err
 	}
 	p.Target = "dns:///" + net.JoinHostPort(p.XDS.Host, strconv.Itoa(int(p.XDS.Port)))
 	return p, nil
@@ -127,6 +141,7 @@ type dataplaneVariables struct {
 	AdminBindAddress, AdminBindPort         string
 	ProxyID, ProxyCluster                   string
 	NodeName, Namespace, Partition          string
+	Datacenter                              string
 	StaticClustersJSON, StaticListenersJSON string // objects with commas between them
 	StaticSecretsJSON, StatsSinksJSON       string // the same
 	StatsConfigJSON, TracingConfigJSON      string
@@ -149,11 +164,17 @@ func (v dataplaneVariables) fill(text string) ([]byte, error) {
 	return indented.Bytes(), nil
 }
 
+// sampleStatsConfig is of the form that consul-dataplane gives to the labels of statistics.
+const sampleStatsConfig = "{\n\t\t\t\"stats_tags\": [\n\t\t\t\t" +
+	`{"regex":"^cluster\\.(a)","tag_name":"a"},` + "\n" + `{"regex":"^cluster\\.(b)","tag_name":"b"},` + "\n" +
+	`{"tag_name": "local_cluster", "fixed_value": "ingress-gateway"}` + "\n\t\t\t]}"
+
 // validateDataplane returns why Envoy would refuse the bootstrap of a gateway without further settings.
 func validateDataplane(text string) error {
 	filled, err := dataplaneVariables{
 		AdminBindAddress: "127.0.0.1", AdminBindPort: "19000",
-		ProxyID: "ingress-gateway-0", ProxyCluster: "ingress-gateway", NodeName: "node-virtual",
+		ProxyID: "ingress-gateway-0", ProxyCluster: "ingress-gateway", NodeName: "node-virtual", Datacenter: "dc1",
+		StatsConfigJSON: sampleStatsConfig,
 	}.fill(text)
 	if err != nil {
 		return err

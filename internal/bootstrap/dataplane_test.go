@@ -29,7 +29,7 @@ func dataplaneCases(t *testing.T) map[string]bootstrap.DataplaneOptions {
 	ca := readFile(t, "testdata/ca.pem")
 	const service = "https://usher.consul.svc:18000"
 	return map[string]bootstrap.DataplaneOptions{
-		"everything": {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile},
+		"everything": {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile, DeferStats: true},
 		"ca-file":    {XDSAddr: service, CAFile: "/consul/tls/ca/tls.crt", TokenFile: tokenFile},
 		"no-token":   {XDSAddr: service, CACert: ca},
 		"plain":      {XDSAddr: "usher.consul.svc:18000"},
