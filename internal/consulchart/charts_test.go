@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/usherproxy/usher/internal/testing/golden"
@@ -37,6 +38,41 @@ func TestTheRealChartsGiveThePodsTheBootstrap(t *testing.T) {
 				prefix := parse(t, files...).Prefix("consul")
 				helmGivesThePodsTheBootstrap(t, chart, c, files, func(gateway string) string { return prefix + "-" + gateway })
 			})
+		}
+	}
+}
+
+// TestTheRealChartsKnowTheirKeys holds the tables of keys to the values that the charts come with.
+func TestTheRealChartsKnowTheirKeys(t *testing.T) {
+	unread := map[string]bool{} // keys of the tables that no chart has
+	for path, keys := range knownKeys {
+		for _, key := range keys {
+			unread[join(path, key)] = path != gatewaysPath && !strings.HasPrefix(path, gatewaysPath+".")
+		}
+	}
+	delete(unread, "fullnameOverride") // helpers read these, and the values do not have them
+	delete(unread, "nameOverride")
+	for _, chart := range chartsOf(t) {
+		text, err := os.ReadFile(filepath.Join(chart, "values.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		version := filepath.Base(filepath.Dir(chart))
+		v := parse(t, File{version, text})
+		for _, notice := range noticesOf(t, v, version) {
+			if strings.Contains(notice, "this key") {
+				t.Error(notice)
+			}
+		}
+		for path := range unread {
+			if key, _ := v.find(path); key != nil {
+				unread[path] = false
+			}
+		}
+	}
+	for path, is := range unread {
+		if is {
+			t.Errorf("no chart has the key %s", path)
 		}
 	}
 }
