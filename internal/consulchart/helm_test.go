@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -70,9 +71,9 @@ func rendered(t *testing.T, chart string, files []File) map[string]map[string]st
 		t.Fatalf("helm %v: %v\n%s", args, err, stderr.String())
 	}
 	pods := map[string]map[string]string{}
-	for _, document := range bytes.Split(stdout.Bytes(), []byte("\n---")) {
+	for document := range bytes.SplitSeq(stdout.Bytes(), []byte("\n---")) {
 		var d appsv1.Deployment
-		if err := yaml.UnmarshalStrict(append(document, '\n'), &d); err != nil {
+		if err := yaml.UnmarshalStrict(slices.Concat(document, []byte("\n")), &d); err != nil {
 			t.Fatalf("%v in\n%s", err, document)
 		}
 		if d.Name != "" {
