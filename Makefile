@@ -67,7 +67,7 @@ image-test: debian ## Build the image twice and compare it, run it, import it in
 .PHONY: e2e
 e2e: tools build ## Run the stories on real parts (E2E_FLAGS="-v -run NAME")
 	go test -tags e2e -count=1 -p 1 -parallel $(E2E_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./e2e/...
-	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./cmd/usher ./charts
+	go test -tags e2e -count=1 -p 1 -timeout $(E2E_TIMEOUT) $(filter-out -v,$(E2E_FLAGS)) ./internal/bootstrap ./listeners ./internal/loadbalancer ./internal/consulchart ./cmd/usher ./charts
 
 .PHONY: kubernetes
 kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CONSUL_K8S=DIR, E2E_FLAGS="-v -run NAME")
@@ -75,6 +75,7 @@ kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CON
 	tools/consul-k8s "$(CONSUL_K8S)"
 	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
 		go test -tags e2e,kubernetes -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./...
+	CONSUL_K8S="$(abspath $(CONSUL_K8S))" go test -tags e2e,kubernetes -count=1 -run TestConsulChartAgrees ./charts
 
 .PHONY: smoke
 smoke: tools build ## Run the most telling tests on real parts, in under five minutes

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -34,12 +35,13 @@ Name = "split"
 Protocol = "http"`,
 	`Kind = "service-resolver"
 Name = "split"
+DefaultSubset = "v1"
 Subsets = { v1 = { Filter = "Service.Meta.version == v1" }, v2 = { Filter = "Service.Meta.version == v2" } }
 Failover = { v1 = { ServiceSubset = "v2" } }
 ConnectTimeout = "1s"`,
-	`Kind = "service-splitter"
+	`Kind = "service-router"
 Name = "split"
-Splits = [{ Weight = 50, ServiceSubset = "v1" }, { Weight = 50, ServiceSubset = "v2" }]`,
+Routes = [{ Match { HTTP { PathPrefix = "/v2" } }, Destination { ServiceSubset = "v2" } }]`,
 }
 
 // TestMetricsAreThoseOfConsulsBootstrap starts Envoys with Consul's bootstrap and with each of Usher's, one after the
@@ -78,7 +80,7 @@ func isDeferred(metric, value string) bool {
 // isOfADS reports whether a metric may differ because the template has gRPC's own client for the stream to Usher, which
 // can send a token from a file. That client is no cluster of Envoy.
 func isOfADS(metric, _ string) bool {
-	return strings.Contains(metric, `envoy_cluster_name="local_agent"`) || strings.HasPrefix(metric, "envoy_grpc_usher_")
+	return strings.Contains(metric, `envoy_cluster_name="local_agent"`) || strings.Contains(metric, `envoy_google_grpc_client_prefix="usher"`)
 }
 
 // statisticsLab is a lab whose gateway has statistics of all forms.
@@ -138,11 +140,23 @@ func (l statisticsLab) metrics(t *testing.T, e *lab.Envoy) map[string]string {
 	defer e.Stop(t)
 	e.WaitListener(t, 8080)
 	e.WaitListener(t, 9000)
-	for host, want := range map[string]int{
-		lab.ServiceHost: http.StatusOK, "split.ingress.consul": http.StatusServiceUnavailable, "other.example.com": http.StatusNotFound,
+	testprocess.Eventually(t, e.Name+" has started its workers", testprocess.StartDeadline, func() error {
+		if e.Stat(t, "listener_manager.workers_started") == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for _, r := range []struct {
+		host, path string
+		want       int
+	}{
+		{lab.ServiceHost, "/", http.StatusOK},
+		{"split.ingress.consul", "/", http.StatusServiceUnavailable},
+		{"split.ingress.consul", "/v2", http.StatusServiceUnavailable},
+		{"other.example.com", "/", http.StatusNotFound},
 	} {
-		if got := (lab.Request{From: l.Client, To: l.Gateway.Addr(8080), Path: "/", Host: host}).MustDo(t); got.Status != want {
-			t.Errorf("%s is answered %d, want %d", host, got.Status, want)
+		if got := (lab.Request{From: l.Client, To: l.Gateway.Addr(8080), Path: r.path, Host: r.host}).MustDo(t); got.Status != r.want {
+			t.Errorf("%s%s is answered %d, want %d", r.host, r.path, got.Status, r.want)
 		}
 	}
 	if _, _, err := (lab.TCPExchange{From: l.Client, To: l.Gateway.Addr(9000)}).Do(t.Context()); err == nil {
@@ -265,6 +279,9 @@ func statisticsOfGateways() []string {
 		"cluster_manager", "server", "listener_manager")
 	for i, name := range all {
 		all[i] = name + ".upstream_rq_total"
+		if strings.HasPrefix(name, "tcp.") {
+			continue // what follows the listener has no dot
+		}
 		all = append(all, name+".ssl.ciphers.TLS_AES_128_GCM_SHA256", name+".external.upstream_rq_200", name+".circuit_breakers.default.cx_open")
 	}
 	return all

@@ -3,15 +3,11 @@
 package consulchart
 
 import (
-	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
-
-	appsv1 "k8s.io/api/apps/v1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/usherproxy/usher/internal/testing/golden"
 )
@@ -30,18 +26,6 @@ func chartsOf(t *testing.T) []string {
 	return charts
 }
 
-// helmBinary returns the Helm of make tools.
-func helmBinary(t *testing.T) string {
-	t.Helper()
-	found, err := filepath.Glob("../../.tools/helm-*/helm")
-	if err != nil || len(found) == 0 {
-		t.Fatalf("no .tools/helm-*/helm; run make tools: %v", err)
-	}
-	return found[len(found)-1]
-}
-
-// TestTheRealChartsGiveThePodsTheBootstrap renders each chart with real Helm, and reads the Deployments as the endpoints
-// controller and consul-dataplane do.
 func TestTheRealChartsGiveThePodsTheBootstrap(t *testing.T) {
 	refused := []string{"notices", "umbrella"} // the charts make no gateways of these values
 	for _, chart := range chartsOf(t) {
@@ -51,58 +35,44 @@ func TestTheRealChartsGiveThePodsTheBootstrap(t *testing.T) {
 			}
 			t.Run(filepath.Base(filepath.Dir(chart))+"/"+name, func(t *testing.T) {
 				c, files := readCase(t, golden.Input(t, "testdata", name))
-				values := parse(t, files...)
-				o, err := values.Override(OverrideOptions{Template: nasty, Gateways: c.Gateways})
-				if err != nil {
-					t.Fatal(err)
-				}
-				before := rendered(t, chart, files)
-				after := rendered(t, chart, append(files, File{Name: "override.yaml", Text: []byte(o.Text)}))
-				for _, g := range o.Gateways {
-					deployment := values.Prefix("consul") + "-" + g.Gateway
-					if got := after[deployment][Annotation]; got != g.Config {
-						t.Errorf("%s: the pod's annotation is\n%s\nwant\n%s", deployment, got, g.Config)
-					}
-					if got, want := startedWith(t, after[deployment][Annotation]), execute(t, nasty); got != want {
-						t.Errorf("%s: Envoy's bootstrap is\n%s\nwant\n%s", deployment, got, want)
-					}
-					keeps(t, before[deployment], after[deployment])
-				}
+				prefix := parse(t, files...).Prefix("consul")
+				helmGivesThePodsTheBootstrap(t, chart, c, files, func(gateway string) string { return prefix + "-" + gateway })
 			})
 		}
 	}
 }
 
-// rendered returns the annotations of the pods of each Deployment of ingress gateways.
-func rendered(t *testing.T, chart string, files []File) map[string]map[string]string {
-	t.Helper()
-	args := []string{
-		"template", "consul", chart, "--namespace", "consul", "--kube-version", "1.34.0",
-		"--show-only", "templates/ingress-gateways-deployment.yaml",
+// TestTheRealChartsKnowTheirKeys holds the tables of keys to the values that the charts come with.
+func TestTheRealChartsKnowTheirKeys(t *testing.T) {
+	unread := map[string]bool{} // keys of the tables that no chart has
+	for path, keys := range knownKeys {
+		for _, key := range keys {
+			unread[join(path, key)] = path != gatewaysPath && !strings.HasPrefix(path, gatewaysPath+".")
+		}
 	}
-	dir := t.TempDir()
-	for _, f := range files {
-		path := filepath.Join(dir, f.Name)
-		if err := os.WriteFile(path, f.Text, 0o600); err != nil {
+	delete(unread, "fullnameOverride") // helpers read these, and the values do not have them
+	delete(unread, "nameOverride")
+	for _, chart := range chartsOf(t) {
+		text, err := os.ReadFile(filepath.Join(chart, "values.yaml"))
+		if err != nil {
 			t.Fatal(err)
 		}
-		args = append(args, "-f", path)
-	}
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), helmBinary(t), args...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("helm %v: %v\n%s", args, err, stderr.String())
-	}
-	pods := map[string]map[string]string{}
-	for _, document := range bytes.Split(stdout.Bytes(), []byte("\n---")) {
-		var d appsv1.Deployment
-		if err := yaml.UnmarshalStrict(document, &d); err != nil {
-			t.Fatalf("%v in\n%s", err, document)
+		version := filepath.Base(filepath.Dir(chart))
+		v := parse(t, File{version, text})
+		for _, notice := range noticesOf(t, v, version) {
+			if strings.Contains(notice, "this key") {
+				t.Error(notice)
+			}
 		}
-		if d.Name != "" {
-			pods[d.Name] = d.Spec.Template.Annotations
+		for path := range unread {
+			if key, _ := v.find(path); key != nil {
+				unread[path] = false
+			}
 		}
 	}
-	return pods
+	for path, is := range unread {
+		if is {
+			t.Errorf("no chart has the key %s", path)
+		}
+	}
 }
