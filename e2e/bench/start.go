@@ -41,6 +41,9 @@ func (b *bench) envoyStart(ctx context.Context) error {
 			return err
 		}
 	}
+	if _, err := b.output(ctx, b.envoyBinary(), "--version"); err != nil { // so that the first one is not read from disk
+		return err
+	}
 	bootstraps := []struct {
 		of   string
 		make func(context.Context) ([]byte, error)

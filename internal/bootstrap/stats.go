@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"encoding/json"
 	"regexp"
 	"strings"
@@ -42,45 +43,42 @@ func longSegment(c string) string {
 // datacenter is an expression for the one that is most likely in the names, or "".
 func clusterTags(datacenter string) map[string]string {
 	expand := strings.NewReplacer(
-		`<hash>`, `(?:[^.]+~)??`,
 		`<first>`, longSegment(`[^.]`), // with the hash
 		`<service>`, longSegment(`[^.~]`),
 		`<segment>`, segment,
-		`<namespace>`, `(?:default|[^.]+)`,
-		`<datacenter>`, alternative(datacenter),
+		`<namespace>`, `default`, // the likely one
+		`<datacenter>`, cmp.Or(datacenter, segment),
 		`<type>`, `internal|external|internal-v1`,
-		// What follows the datacenter or peer, or where there is a partition before it, the partition. Of the trust
-		// domain, the first hyphen tells enough.
+		// What follows the datacenter or peer, or where there is a partition before it, the partition.
 		`<end>`, `(?:internal|external|[^.]+\.internal-v1|[^.]+\.external)\.........-`,
 		`<uuid>`, strings.Repeat(`.`, 36),
 	).Replace
+	// Most clusters are in the default namespace and the gateway's datacenter. The first hyphen of the trust domain
+	// tells a cluster of Consul from one whose name has an "internal", too.
+	const likely = `\.<namespace>\.<datacenter>\.internal\.........-`
 	tags := map[string]string{
-		"custom_hash": `(?:([^.]+)~)??<service>\.<namespace>\.(?:<datacenter>\.)+?(?:<type>)\.........-`,
-		"service_subset": `(?:<hash><service>\.<namespace>\.<datacenter>\.<end>` +
-			`|<hash>([^.~]+)\.<segment>\.<segment>\.<segment>\.<end>)`,
-		"service":      `(?:<hash>(<service>)\.)+?<namespace>\.<datacenter>\.<end>`,
-		"namespace":    `<first>\.(?:(<namespace>)\.)+?<datacenter>\.<end>`,
-		"partition":    `<first>\.(?:<namespace>\.)+?(?:<datacenter>\.internal|(<segment>)\.<segment>\.internal-v1)\.........-`,
-		"datacenter":   `<first>\.(?:<namespace>\.)+?(<datacenter>)\.(?:internal|internal-v1)\.........-`,
-		"peer":         `<first>\.(?:<namespace>\.)+?(?:<datacenter>\.internal[-.]|(<segment>)\.external\.........-)`,
-		"routing_type": `<first>\.<namespace>\.(?:<datacenter>\.)+?(<type>)\.........-`,
-		"trust_domain": `<first>\.<namespace>\.(?:<datacenter>\.)+?(?:<type>)\.(<uuid>)\.consul\.`,
-		"target":       `(<first>\.<namespace>(?:\.<datacenter>)+?)\.(?:<type>)\.........-`,
+		"custom_hash": `(?:<service>` + likely +
+			`|(?:([^.]+)~)??<service>\.<segment>\.(?:<segment>\.)+?(?:<type>)\.........-)`,
+		"service_subset": `(?:<service>` + likely +
+			`|(?:[^.]+~)?[^.~]+\.<segment>\.<segment>\.<end>` +
+			`|(?:[^.]+~)?([^.~]+)\.<segment>\.<segment>\.<segment>\.<end>)`,
+		"service":   `(?:[^.~]+[~.])*?(<service>)\.(?:<namespace>\.<datacenter>|<segment>\.<segment>)\.<end>`,
+		"namespace": `<first>\.(?:<segment>\.)*?(<namespace>|<segment>)\.(?:<datacenter>|<segment>)\.<end>`,
+		"partition": `(?:<first>` + likely +
+			`|<first>\.(?:<segment>\.)+?(?:<segment>\.internal|(<segment>)\.<segment>\.internal-v1)\.........-)`,
+		"datacenter": `<first>\.(?:<namespace>\.|(?:<segment>\.){1,3}?)(<datacenter>|<segment>)\.(?:internal|internal-v1)\.........-`,
+		"peer": `(?:<first>` + likely +
+			`|<first>\.(?:<segment>\.)+?(?:<segment>\.internal[-.]|(<segment>)\.external\.........-))`,
+		"routing_type": `<first>\.(?:<namespace>\.<datacenter>\.|(?:<segment>\.){2,4}?)(<type>)\.........-`,
+		"trust_domain": `<first>\.(?:<namespace>\.<datacenter>\.internal\.|(?:<segment>\.){2,4}?(?:<type>)\.)(<uuid>)\.consul\.`,
+		"target":       `(<first>\.(?:<namespace>\.<datacenter>|<segment>(?:\.<segment>){1,3}?))\.(?:<type>)\.........-`,
 		// This one removes the cluster from the metric's name.
-		"full_target": `((<first>\.<namespace>\.(?:<datacenter>\.)+?(?:<type>)\.<uuid>)\.consul\.)`,
+		"full_target": `((<first>\.(?:<namespace>\.<datacenter>\.internal\.|(?:<segment>\.){2,4}?(?:<type>)\.)<uuid>)\.consul\.)`,
 	}
 	for name, regex := range tags {
 		tags[name] = `^cluster\.` + expand(regex)
 	}
 	return tags
-}
-
-// alternative is a segment that is likely the given text.
-func alternative(likely string) string {
-	if likely == "" {
-		return segment
-	}
-	return `(?:` + likely + `|` + segment + `)`
 }
 
 // destinationLabels are the labels of a cluster's statistics, in the order of Consul's bootstraps.
