@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"internal/configdir":           {"internal/configtree", "internal/gateway", "internal/problem", "internal/settings", "internal/filewatch"},
 	"internal/configfile":          {"internal/configtree", "internal/problem", "internal/settings", "internal/filewatch"},
 	"internal/configtree":          {"internal/problem"},
+	"internal/consulchart":         {"internal/configtree", "internal/problem"},
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
 	"internal/bootstrap":           {"internal/gateway"},
@@ -42,7 +43,7 @@ var allowed = map[string][]string{
 	"internal/testing/testprocess": {},
 	"cmd/usher": {
 		"consul", "xds",
-		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/controlplane", "internal/demo",
+		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/demo",
 		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings",
 	},
 	"tools/settings-doc":  {"internal/settings"},

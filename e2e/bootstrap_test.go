@@ -58,6 +58,10 @@ func wantOneStream(t *testing.T, u *lab.Usher, protocol string) {
 			t.Errorf("usher's metrics do not have %s", want)
 		}
 	}
+	envoys, err := u.Admin("/envoys")
+	if err != nil || strings.Count(envoys, `"gateway":"ingress-gateway","service_id":"ingress-gateway"`) != 1 {
+		t.Errorf("usher's /envoys is %s (%v), want the one Envoy", envoys, err)
+	}
 }
 
 // wantUsherReady wants the ready listener to answer /ready, and nothing else of the

@@ -133,8 +133,21 @@ func (s *Server) Streams() int {
 	return len(s.admission.streams)
 }
 
+// Nodes returns the nodes of the streams that are open and authorized, in no order.
+func (s *Server) Nodes() []Node {
+	s.admission.mu.Lock()
+	defer s.admission.mu.Unlock()
+	var nodes []Node
+	for stream := range s.admission.streams {
+		if stream.node != nil {
+			nodes = append(nodes, *stream.node)
+		}
+	}
+	return nodes
+}
+
 // errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy then connects again.
-var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")
+var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; Envoy connects again by itself")
 
 // Drain ends Serve. It takes no more connections and ends the open streams with Unavailable: the first at once, the
 // others spread over the given time, so that Envoys do not all connect to the remaining Ushers at the same moment.

@@ -64,8 +64,14 @@ func TestEnvoyDisconnects(t *testing.T) {
 		if got := r.count("usher_xds_streams", string(r.protocol)); got != 1 {
 			t.Errorf("%v streams, want 1", got)
 		}
+		if nodes := r.server.Nodes(); len(nodes) != 1 || nodes[0].ID == "" || nodes[0].Cluster == "" {
+			t.Errorf("connected nodes: %v, want the Envoy's", nodes)
+		}
 		e.Disconnect()
 		synctest.Wait()
+		if nodes := r.server.Nodes(); len(nodes) != 0 {
+			t.Errorf("connected nodes: %v, want none", nodes)
+		}
 		if got := r.count("usher_xds_streams", string(r.protocol)); got != 0 {
 			t.Errorf("%v streams are left", got)
 		}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,11 +15,15 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/usherproxy/usher/internal/controlplane"
+	"github.com/usherproxy/usher/xds"
 )
 
-// admin serves /healthz, /readyz and /metrics.
+// admin serves /healthz, /readyz, /metrics and, after addEnvoys, envoysPath.
 type admin struct {
 	listener net.Listener
+	mux      *http.ServeMux
 	server   *http.Server
 }
 
@@ -29,7 +35,7 @@ type readinessChecker interface {
 
 // warner has warnings although Usher is ready.
 type warner interface {
-	Warning() string // what an operator can correct or has to wait for; "" if there is nothing
+	Warning() string // what an administrator can correct or has to wait for; "" if there is nothing
 }
 
 // newAdmin binds addr.
@@ -41,7 +47,7 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 	}
 	if !isLocal(addr) {
 		log.Warn("admin port is reachable beyond loopback", "admin", addr,
-			"hint", "/metrics contains the names of gateways; let only probes and Prometheus reach the port")
+			"hint", "/metrics and /envoys contain the names of gateways; let only probes and Prometheus reach the port")
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -56,7 +62,7 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	return &admin{listener: l, server: &http.Server{
+	return &admin{listener: l, mux: mux, server: &http.Server{
 		Handler:           noSniff(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -66,6 +72,37 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 		ErrorLog:          slog.NewLogLogger(log.With("part", "admin").Handler(), slog.LevelWarn),
 		ConnState:         (&connLimiter{limit: maxAdminConnections}).track,
 	}}, nil
+}
+
+// envoysPath lists the Envoys that have an open and authorized stream, as JSON.
+const envoysPath = "/envoys"
+
+// connectedEnvoy is an item of the list at envoysPath.
+type connectedEnvoy struct {
+	Gateway   string `json:"gateway"`
+	ServiceID string `json:"service_id"`
+	Address   string `json:"address"` // empty for a unix socket
+	Version   string `json:"version"` // of Envoy
+}
+
+// addEnvoys adds envoysPath. Call it before run.
+func (a *admin) addEnvoys(nodes func() []xds.Node) {
+	a.mux.HandleFunc("GET "+envoysPath, func(w http.ResponseWriter, _ *http.Request) {
+		envoys := []connectedEnvoy{}
+		for _, n := range nodes() {
+			id, _ := controlplane.GatewayOf(n) // the authorizer has refused a node without a name
+			e := connectedEnvoy{Gateway: id.String(), ServiceID: n.ID, Version: fmt.Sprintf("%d.%d.%d", n.Major, n.Minor, n.Patch)}
+			if n.Peer.IsValid() {
+				e.Address = n.Peer.String()
+			}
+			envoys = append(envoys, e)
+		}
+		slices.SortFunc(envoys, func(x, y connectedEnvoy) int {
+			return cmp.Or(cmp.Compare(x.Gateway, y.Gateway), cmp.Compare(x.ServiceID, y.ServiceID), cmp.Compare(x.Address, y.Address))
+		})
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(envoys)
+	})
 }
 
 // noSniff stops browsers from interpreting an answer as anything but text.

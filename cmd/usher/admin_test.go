@@ -2,15 +2,20 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/usherproxy/usher/xds"
 )
 
 // startAdmin serves the admin port until the test ends.
@@ -158,5 +163,33 @@ func TestAdminPortBeyondLoopbackIsLogged(t *testing.T) {
 	defer a.stop()
 	if got := log.String(); !strings.Contains(got, "level=WARN") || !strings.Contains(got, "reachable beyond loopback") || strings.Count(got, "\n") != 1 {
 		t.Errorf("logged %q, want one line", got)
+	}
+}
+
+func TestAdminPortListsTheConnectedEnvoys(t *testing.T) {
+	a, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &fakeChecker{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.stop()
+	var nodes []xds.Node
+	a.addEnvoys(func() []xds.Node { return nodes })
+	list := func() string {
+		var answer httptest.ResponseRecorder
+		answer.Body = new(bytes.Buffer)
+		a.server.Handler.ServeHTTP(&answer, httptest.NewRequest(http.MethodGet, envoysPath, nil))
+		return answer.Body.String()
+	}
+	if got := list(); got != "[]\n" {
+		t.Errorf("without Envoys: %s", got)
+	}
+	nodes = []xds.Node{
+		{ID: "edge-2", Cluster: "edge", Peer: netip.MustParseAddr("10.0.0.2"), Major: 1, Minor: 36, Patch: 2},
+		{ID: "edge-1", Cluster: "edge", Metadata: map[string]string{"namespace": "team"}}, // over a unix socket
+	}
+	want := `[{"gateway":"default/team/edge","service_id":"edge-1","address":"","version":"0.0.0"},` +
+		`{"gateway":"edge","service_id":"edge-2","address":"10.0.0.2","version":"1.36.2"}]` + "\n"
+	if got := list(); got != want {
+		t.Errorf("got  %swant %s", got, want)
 	}
 }

@@ -50,7 +50,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), bootstrapCommand(), demoCommand())
+	root.AddCommand(serveCommand(), bootstrapCommand(), helmValuesCommand(), demoCommand())
 	return root
 }
 

@@ -19,6 +19,45 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
+// helmValuesErrors returns every error of usher helm-values that this package makes.
+func helmValuesErrors(t *testing.T) []error {
+	t.Helper()
+	dir := t.TempDir()
+	lab := "-f " + chartValues + "lab.yaml "
+	t.Setenv("KUBECONFIG", dir+"/none")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	var errs []error
+	run := func(args ...string) {
+		t.Helper()
+		_, _, err := helmValues(t, "", args...)
+		if err == nil {
+			t.Fatalf("no error for %q", args)
+		}
+		text := strings.ReplaceAll(err.Error(), dir, "DIR")
+		errs = append(errs, errors.New(regexp.MustCompile(`127\.0\.0\.1:[0-9]+`).ReplaceAllString(text, "ADDRESS")))
+	}
+	for _, args := range []string{
+		"", "-f " + dir + "/none", "-f - -f -", lab + "--usher-service a/b/c", lab + "--ca-file a --ca-path-in-pod /b", lab + "--ca-file " + dir + "/none",
+		"-f " + chartValues + "enterprise.yaml", lab + "--check", lab + "--check --kubeconfig " + dir + "/none",
+	} {
+		run(strings.Fields(args)...)
+	}
+	for path, answer := range map[string]string{
+		deploymentPath: "{", podsPath: "{", catalogPath: "{", envoysPath: "{", "other": "",
+	} {
+		c := newChecked(t)
+		c.useUsher(t)
+		c.answers[path] = answer
+		if path == "other" {
+			delete(c.answers, envoysPath)
+		}
+		run(c.flags(t)...)
+	}
+	c := newChecked(t)
+	run(c.flags(t)[:7]...) // it has no Deployment
+	return errs
+}
+
 // TestMessages provokes every error of this package.
 func TestMessages(t *testing.T) {
 	dir := t.TempDir()
@@ -70,5 +109,8 @@ func TestMessages(t *testing.T) {
 	lines = append(lines, "admin server: …")
 	add(refusal(consul.ErrUnknownToken, gateway.ID{Name: "edge"}))
 	add(refusal(consul.ErrDenied, gateway.ID{Name: "edge"}))
+	for _, err := range helmValuesErrors(t) {
+		add(err)
+	}
 	messages.Check(t, lines, "errors.New", "fmt.Errorf", "status.Errorf")
 }

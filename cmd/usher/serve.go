@@ -74,6 +74,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	defer admin.stop()
+	admin.addEnvoys(server.Nodes)
 
 	// 5. Everything runs until the first part returns.
 	handler := &signalHandler{log: log, signals: o.signals, ready: ready, server: server, drainTime: o.drainTime}

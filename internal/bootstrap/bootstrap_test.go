@@ -142,6 +142,18 @@ func TestABadOptionIsOneClearError(t *testing.T) {
 			}
 		})
 	}
+	for name, tc := range badDataplaneOptions(ca) {
+		t.Run("for consul-dataplane, "+name, func(t *testing.T) {
+			text, err := bootstrap.DataplaneTemplate(tc.o)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("got error %v, want one with %q", err, tc.want)
+			}
+			all = append(all, err.Error())
+			if strings.Contains(err.Error(), "\n") || text != "" {
+				t.Errorf("want one line and no template; error %q, template %q", err, text)
+			}
+		})
+	}
 	messages.Check(t, all, "fmt.Errorf", "errors.New", "bad")
 }
 

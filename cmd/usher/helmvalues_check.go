@@ -1,0 +1,261 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/usherproxy/usher/consul"
+	"github.com/usherproxy/usher/internal/consulchart"
+	"github.com/usherproxy/usher/internal/gateway"
+	"github.com/usherproxy/usher/internal/problem"
+)
+
+// checkOptions say what usher helm-values --check asks.
+type checkOptions struct {
+	kubeconfig, kubeContext string
+	consulHTTPAddr          string
+	adminAddrs              []string
+}
+
+func (o *checkOptions) register(f *pflag.FlagSet) {
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "Kubeconfig of the cluster that --check asks. "+
+		"Default: KUBECONFIG, else ~/.kube/config, else the cluster that Usher runs in.")
+	f.StringVar(&o.kubeContext, "kube-context", "", "Context in the kubeconfig. Default: the current one.")
+	f.StringVar(&o.consulHTTPAddr, "consul-http-addr", "", "Address of Consul's HTTP API, where --check then looks for the registrations. "+
+		"Default: CONSUL_HTTP_ADDR, else --check does not ask Consul.")
+	f.StringArrayVar(&o.adminAddrs, "usher-admin-addr", nil, "Address host:port of Usher's admin port, where --check then looks for the "+
+		"Envoys. Give it once for each replica. Default: --check does not ask Usher.")
+}
+
+// checkTime limits a whole check.
+const checkTime = time.Minute
+
+// target is where the chart's objects are.
+type target struct{ namespace, prefix string }
+
+// deployment returns the name of a gateway's Deployment.
+func (t target) deployment(gatewayName string) string { return t.prefix + "-" + gatewayName }
+
+// run prints what differs from the override. The error says that something does.
+func (o *checkOptions) run(cmd *cobra.Command, t target, override *consulchart.Override) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), checkTime)
+	defer cancel()
+	c, err := o.newChecker(t)
+	if err != nil {
+		return err
+	}
+	connected, err := o.envoys(ctx)
+	if err != nil {
+		return err
+	}
+	differ := false
+	for _, g := range override.Gateways {
+		running, found, err := c.running(ctx, g)
+		if err != nil {
+			return err
+		}
+		running.Connected = connected
+		differences := []problem.Problem{found}
+		if found == (problem.Problem{}) {
+			differences = g.Compare(running)
+		}
+		for _, d := range differences {
+			fmt.Fprintln(cmd.OutOrStdout(), d)
+		}
+		if differ = differ || len(differences) > 0; len(differences) == 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "all %d pods of gateway %q use Usher\n", len(running.Pods), g.Gateway)
+		}
+	}
+	for _, unasked := range o.unasked(c) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "notice:", unasked)
+	}
+	if differ {
+		return errors.New("--check: what runs differs from what helm-values prints; see the lines above")
+	}
+	return nil
+}
+
+// unasked says what the check did not look at.
+func (o *checkOptions) unasked(c *checker) []string {
+	var notices []string
+	if c.consul == nil {
+		notices = append(notices, "the registrations in Consul were not checked; set --consul-http-addr or CONSUL_HTTP_ADDR")
+	}
+	if len(o.adminAddrs) == 0 {
+		notices = append(notices, "whether the Envoys are connected to Usher was not checked; set --usher-admin-addr")
+	}
+	return notices
+}
+
+// checker reads what runs.
+type checker struct {
+	target     target
+	kubernetes rest.Interface
+	consul     *consul.Client // nil: do not ask it
+}
+
+func (o *checkOptions) newChecker(t target) (*checker, error) {
+	c := &checker{target: t}
+	var err error
+	if c.kubernetes, err = o.connectKubernetes(); err != nil {
+		return nil, err
+	}
+	if o.consulHTTPAddr == "" && os.Getenv(api.HTTPAddrEnvName) == "" {
+		return c, nil
+	}
+	c.consul, err = consul.NewClient(consul.Config{HTTPAddr: o.consulHTTPAddr})
+	return c, err
+}
+
+// connectKubernetes returns a client of the cluster that kubectl would use.
+func (o *checkOptions) connectKubernetes() (rest.Interface, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = o.kubeconfig
+	overrides := &clientcmd.ConfigOverrides{CurrentContext: o.kubeContext}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, errors.New("--kubeconfig: there is no kubeconfig, and Usher does not run in Kubernetes; " +
+			"set it to the file that kubectl uses")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	config.APIPath = "/api"
+	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+	config.ContentType = runtime.ContentTypeJSON
+	config.UserAgent = "usher"
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	return client, nil
+}
+
+// running returns what runs of a gateway. Without a Deployment it returns that as a difference.
+func (c *checker) running(ctx context.Context, g consulchart.GatewayConfig) (consulchart.Running, problem.Problem, error) {
+	name := c.target.deployment(g.Gateway)
+	r := consulchart.Running{Deployment: c.target.namespace + "/" + name}
+	var deployment appsv1.Deployment
+	err := c.get(ctx, "/apis/apps/v1/namespaces/"+c.target.namespace+"/deployments/"+name, "", &deployment)
+	if apierrors.IsNotFound(err) {
+		return r, problem.Problem{
+			Where: fmt.Sprintf("gateway %q: Deployment %s", g.Gateway, r.Deployment),
+			What:  "it does not exist; check --namespace and --release, and whether the chart is installed with these values",
+		}, nil
+	}
+	if err != nil {
+		return r, problem.Problem{}, fmt.Errorf("deployment %s: %w", r.Deployment, err)
+	}
+	r.Template = deployment.Spec.Template.Annotations
+	var pods corev1.PodList
+	selector := metav1.FormatLabelSelector(deployment.Spec.Selector)
+	if err := c.get(ctx, "/api/v1/namespaces/"+c.target.namespace+"/pods", selector, &pods); err != nil {
+		return r, problem.Problem{}, fmt.Errorf("pods of deployment %s: %w", r.Deployment, err)
+	}
+	for _, pod := range pods.Items {
+		over := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		if pod.DeletionTimestamp == nil && !over {
+			r.Pods = append(r.Pods, consulchart.RunningPod{Name: pod.Name, Annotations: pod.Annotations, Waiting: waitingFor(&pod)})
+		}
+	}
+	slices.SortFunc(r.Pods, func(a, b consulchart.RunningPod) int { return cmp.Compare(a.Name, b.Name) })
+	if c.consul != nil {
+		id := gateway.ID{Name: g.Gateway, Namespace: gateway.OmitDefault(g.Namespace), Partition: gateway.OmitDefault(g.Partition)}
+		if r.Registered, err = c.consul.ProxyConfigs(ctx, id); err != nil {
+			return r, problem.Problem{}, fmt.Errorf("gateway %q in Consul at %s: %w", g.Gateway, c.consul.Address(), err)
+		}
+	}
+	return r, problem.Problem{}, nil
+}
+
+// get reads an object. The selector is for lists.
+func (c *checker) get(ctx context.Context, path, selector string, into any) error {
+	request := c.kubernetes.Get().AbsPath(path)
+	if selector != "" {
+		request.Param("labelSelector", selector)
+	}
+	text, err := request.Do(ctx).Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, into)
+}
+
+// waitingFor returns why a pod is not ready; "" if it is.
+func waitingFor(pod *corev1.Pod) string {
+	why := ""
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return ""
+		}
+		if c.Status != corev1.ConditionTrue && why == "" {
+			why = cmp.Or(c.Message, c.Reason)
+		}
+	}
+	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		if waiting := s.State.Waiting; waiting != nil && waiting.Reason != "PodInitializing" {
+			return strings.TrimSuffix(fmt.Sprintf("container %s: %s: %s", s.Name, waiting.Reason, waiting.Message), ": ")
+		}
+	}
+	return cmp.Or(why, "the kubelet has not reported it yet")
+}
+
+// envoys returns the service IDs of the Envoys that have a stream to one of the Ushers; nil without addresses.
+func (o *checkOptions) envoys(ctx context.Context) (map[string]bool, error) {
+	if len(o.adminAddrs) == 0 {
+		return nil, nil
+	}
+	connected := map[string]bool{}
+	for _, addr := range o.adminAddrs {
+		envoys, err := envoysOf(ctx, addr)
+		if err != nil {
+			return nil, fmt.Errorf("--usher-admin-addr %s: %w", addr, err)
+		}
+		for _, e := range envoys {
+			connected[e.ServiceID] = true
+		}
+	}
+	return connected, nil
+}
+
+// envoysOf asks one Usher.
+func envoysOf(ctx context.Context, addr string) ([]connectedEnvoy, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+envoysPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the answer to %s is %s; check that this is the admin port of an Usher of this release", envoysPath, res.Status)
+	}
+	var envoys []connectedEnvoy
+	if err := json.NewDecoder(res.Body).Decode(&envoys); err != nil {
+		return nil, fmt.Errorf("the answer to %s is not Usher's: %w", envoysPath, err)
+	}
+	return envoys, nil
+}

@@ -1,0 +1,184 @@
+package bootstrap
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path"
+	"strconv"
+	"strings"
+	"text/template"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	grpc_credentialv3 "github.com/envoyproxy/go-control-plane/envoy/config/grpc_credential/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// DataplaneOptions say where Usher is, for the Envoys that consul-dataplane starts.
+type DataplaneOptions struct {
+	XDSAddr    string // host:port (plain text) or https://host:port of Usher, as the gateway's pods reach it
+	CACert     string // PEM that Usher's certificate is verified with; https only; this or CAFile
+	CAFile     string // or the path of such a file in the gateway's pod
+	ServerName string // that Usher's certificate must be for; "" means the host in XDSAddr
+	TokenFile  string // of the service account token that Envoy sends as bearer token; "" sends none
+}
+
+//go:embed dataplane.tmpl
+var dataplaneSource string
+
+var dataplaneSourceTemplate = template.Must(template.New("dataplane.tmpl").Delims("[[", "]]").
+	Funcs(template.FuncMap{"json": toInertJSON}).Parse(dataplaneSource))
+
+// toInertJSON returns text as JSON in which consul-dataplane finds no action to fill in.
+func toInertJSON(text string) (string, error) {
+	out, err := toJSON(text)
+	return strings.ReplaceAll(out, "{", `\u007b`), err
+}
+
+// DataplaneTemplate returns the template of the bootstrap that consul-dataplane gives its Envoy, for the key
+// envoy_bootstrap_json_tpl of a gateway's Proxy.Config. Envoy gets its listeners and clusters from Usher, and
+// everything else is as consul-dataplane's own template has it: admin interface, node, ready listener, Prometheus
+// listener, sinks, tracing.
+//
+// The template is right for Envoy 1.25, which charts 1.1 of Consul start, and for later releases: an Envoy that finds
+// an unknown field in its bootstrap ends. The text is public, because the catalog has it, and holds no secret.
+//
+// The same options give the same text. The error says which option is wrong.
+func DataplaneTemplate(o DataplaneOptions) (string, error) {
+	p, err := dataplaneParametersOf(o)
+	if err != nil {
+		return "", err
+	}
+	var text bytes.Buffer
+	if err := dataplaneSourceTemplate.Execute(&text, p); err != nil {
+		return "", err
+	}
+	out := joinLines(text.String())
+	return out, validateDataplane(out)
+}
+
+// joinLines puts a space in the place of line ends and the white space around them.
+func joinLines(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, " ")
+}
+
+// dataplaneParameters are what dataplane.tmpl gets.
+type dataplaneParameters struct {
+	DataplaneOptions
+	XDS    address
+	Target string // of gRPC
+}
+
+func dataplaneParametersOf(o DataplaneOptions) (dataplaneParameters, error) {
+	p := dataplaneParameters{DataplaneOptions: o}
+	var err error
+	if p.XDS, err = parseServer(o.XDSAddr); err != nil {
+		return p, err
+	}
+	switch {
+	case p.XDS.Path != "":
+		return p, fmt.Errorf("xDS address %q: the gateway's pod does not have Usher's socket; use https://host:port", o.XDSAddr)
+	case p.XDS.TLS:
+		err = o.checkCA()
+	case o.CACert != "" || o.CAFile != "" || o.ServerName != "":
+		err = fmt.Errorf("xDS address %q: a CA certificate or server name is given, but the address has no TLS; use https://host:port", o.XDSAddr)
+	case o.TokenFile != "":
+		err = fmt.Errorf("xDS address %q: gRPC sends the token in %s over TLS only; use https://host:port, or send no token", o.XDSAddr, o.TokenFile)
+	}
+	if err != nil {
+		return p, err
+	}
+	if o.TokenFile != "" && !path.IsAbs(o.TokenFile) {
+		return p, fmt.Errorf("token file %q: the path is not absolute; use the path in the gateway's pod", o.TokenFile)
+	}
+	p.Target = "dns:///" + net.JoinHostPort(p.XDS.Host, strconv.Itoa(int(p.XDS.Port)))
+	return p, nil
+}
+
+// checkCA returns what is wrong with the certificates that an https address needs.
+func (o DataplaneOptions) checkCA() error {
+	var err error
+	switch {
+	case o.CACert != "" && o.CAFile != "":
+		err = errors.New("certificates and a file are given; give one of them")
+	case o.CAFile == "":
+		err = checkCertificates(o.CACert)
+	case !path.IsAbs(o.CAFile):
+		err = fmt.Errorf("the path %q is not absolute; use the path in the gateway's pod", o.CAFile)
+	}
+	if err != nil {
+		return fmt.Errorf("CA certificate for %s: %w", o.XDSAddr, err)
+	}
+	return nil
+}
+
+// dataplaneVariables are the variables that consul-dataplane fills in, as far as the template has them.
+type dataplaneVariables struct {
+	AdminAccessLogConfig                    []string // each a JSON object
+	AdminBindAddress, AdminBindPort         string
+	ProxyID, ProxyCluster                   string
+	NodeName, Namespace, Partition          string
+	StaticClustersJSON, StaticListenersJSON string // objects with commas between them
+	StaticSecretsJSON, StatsSinksJSON       string // the same
+	StatsConfigJSON, TracingConfigJSON      string
+	StatsFlushInterval                      string
+}
+
+// fill does what consul-dataplane does with the template.
+func (v dataplaneVariables) fill(text string) ([]byte, error) {
+	t, err := template.New("bootstrap").Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var out, indented bytes.Buffer
+	if err := t.Execute(&out, v); err != nil {
+		return nil, err
+	}
+	if err := json.Indent(&indented, out.Bytes(), "", "  "); err != nil {
+		return nil, err
+	}
+	return indented.Bytes(), nil
+}
+
+// validateDataplane returns why Envoy would refuse the bootstrap of a gateway without further settings.
+func validateDataplane(text string) error {
+	filled, err := dataplaneVariables{
+		AdminBindAddress: "127.0.0.1", AdminBindPort: "19000",
+		ProxyID: "ingress-gateway-0", ProxyCluster: "ingress-gateway", NodeName: "node-virtual",
+	}.fill(text)
+	if err != nil {
+		return err
+	}
+	return validateFilled(filled)
+}
+
+func validateFilled(filled []byte) error {
+	var b bootstrapv3.Bootstrap
+	if err := protojson.Unmarshal(filled, &b); err != nil {
+		return err
+	}
+	if err := b.ValidateAll(); err != nil {
+		return err
+	}
+	for _, s := range b.GetDynamicResources().GetAdsConfig().GetGrpcServices() {
+		for _, c := range s.GetGoogleGrpc().GetCallCredentials() {
+			var config grpc_credentialv3.FileBasedMetadataConfig
+			if err := c.GetFromPlugin().GetTypedConfig().UnmarshalTo(&config); err != nil {
+				return err
+			}
+			if err := config.ValidateAll(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

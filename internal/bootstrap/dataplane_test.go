@@ -1,0 +1,220 @@
+package bootstrap_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"text/template"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/usherproxy/usher/internal/bootstrap"
+	"github.com/usherproxy/usher/internal/testing/golden"
+)
+
+const tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+// dataplaneCases are the templates with a golden file testdata/dataplane/<name>.json each, which has the template
+// as it is after consul-dataplane has filled it in for a gateway with all settings that it has.
+func dataplaneCases(t *testing.T) map[string]bootstrap.DataplaneOptions {
+	ca := readFile(t, "testdata/ca.pem")
+	const service = "https://usher.consul.svc:18000"
+	return map[string]bootstrap.DataplaneOptions{
+		"everything": {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile},
+		"ca-file":    {XDSAddr: service, CAFile: "/consul/tls/ca/tls.crt", TokenFile: tokenFile},
+		"no-token":   {XDSAddr: service, CACert: ca},
+		"plain":      {XDSAddr: "usher.consul.svc:18000"},
+		"ipv6":       {XDSAddr: "https://[2001:db8::1]:18000", CACert: ca, TokenFile: tokenFile},
+	}
+}
+
+// badDataplaneOptions are options that are refused, and what the error says.
+func badDataplaneOptions(ca string) map[string]struct {
+	o    bootstrap.DataplaneOptions
+	want string
+} {
+	const service = "https://usher.consul.svc:18000"
+	return map[string]struct {
+		o    bootstrap.DataplaneOptions
+		want string
+	}{
+		"no address":    {bootstrap.DataplaneOptions{}, "missing port in address"},
+		"a Unix socket": {bootstrap.DataplaneOptions{XDSAddr: "unix:///run/usher.sock"}, "does not have Usher's socket"},
+		"https without CA": {
+			bootstrap.DataplaneOptions{XDSAddr: service}, "CA certificate for " + service + ": there is none in PEM",
+		},
+		"two CAs": {
+			bootstrap.DataplaneOptions{XDSAddr: service, CACert: ca, CAFile: "/consul/tls/ca/tls.crt"}, "give one of them",
+		},
+		"a CA file that is not found": {
+			bootstrap.DataplaneOptions{XDSAddr: service, CAFile: "tls.crt"}, `the path "tls.crt" is not absolute`,
+		},
+		"a key as CA": {
+			bootstrap.DataplaneOptions{XDSAddr: service, CACert: "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"},
+			"PEM block 1 is a PRIVATE KEY",
+		},
+		"a CA without https":   {bootstrap.DataplaneOptions{XDSAddr: "usher:18000", CACert: ca}, "the address has no TLS"},
+		"a name without https": {bootstrap.DataplaneOptions{XDSAddr: "usher:18000", ServerName: "usher"}, "the address has no TLS"},
+		"a token without https": {
+			bootstrap.DataplaneOptions{XDSAddr: "usher:18000", TokenFile: tokenFile}, "gRPC sends the token in " + tokenFile + " over TLS only",
+		},
+		"a token file that is not found": {
+			bootstrap.DataplaneOptions{XDSAddr: service, CACert: ca, TokenFile: "token"}, `token file "token": the path is not absolute`,
+		},
+	}
+}
+
+// variables are what consul-dataplane fills in.
+type variables struct {
+	AdminAccessLogConfig                                       []string
+	AdminAccessLogPath, AdminBindAddress, AdminBindPort        string
+	ProxyID, ProxyCluster, ProxySourceService                  string
+	NodeName, Namespace, Partition, Datacenter                 string
+	StaticClustersJSON, StaticListenersJSON, StaticSecretsJSON string
+	StatsSinksJSON, StatsConfigJSON, StatsFlushInterval        string
+	TracingConfigJSON, LocalAgentClusterName, AgentAddress     string
+	AgentPort, AgentSocket, Token, AgentCAPEM                  string
+	AgentTLS                                                   bool
+	PrometheusBackendPort, PrometheusScrapePath                string
+	PrometheusCAFile, PrometheusCAPath                         string
+	PrometheusCertFile, PrometheusKeyFile                      string
+}
+
+// ofPlainGateway are the variables of a gateway without further settings.
+func ofPlainGateway() variables {
+	return variables{
+		AdminAccessLogPath: "/dev/null", AdminBindAddress: "127.0.0.1", AdminBindPort: "19000",
+		ProxyID: "consul-ingress-gateway-5d8c7-x2z4q", ProxyCluster: "ingress-gateway", ProxySourceService: "ingress-gateway",
+		NodeName: "node-1-virtual", Datacenter: "dc1", LocalAgentClusterName: "consul-dataplane",
+		AgentAddress: "127.0.0.1", AgentPort: "40123",
+	}
+}
+
+// ofFullGateway are the variables of a gateway that has them all.
+func ofFullGateway() variables {
+	v := ofPlainGateway()
+	v.Namespace, v.Partition = "team", "east"
+	v.AdminAccessLogConfig = []string{
+		`{"name": "envoy.access_loggers.file", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"}}`,
+		`{"name": "envoy.access_loggers.stderr", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog"}}`,
+	}
+	v.StaticClustersJSON = `{"name": "self_admin", "type": "STATIC", "connect_timeout": "5s"}, {"name": "zipkin", "type": "STRICT_DNS", "connect_timeout": "5s"}`
+	v.StaticListenersJSON = `{"name": "envoy_ready_listener", "address": {"socket_address": {"address": "10.0.0.7", "port_value": 21000}}, ` +
+		`"filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "ready", "cluster": "self_admin"}}]}]}`
+	v.StaticSecretsJSON = `{"name": "prometheus_cert", "tlsCertificate": {"certificateChain": {"filename": "/tls/cert.pem"}, "privateKey": {"filename": "/tls/key.pem"}}}`
+	v.StatsSinksJSON = `{"name": "envoy.stat_sinks.statsd", "typedConfig": {"@type": "type.googleapis.com/envoy.config.metrics.v3.StatsdSink", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 8125}}}}`
+	v.StatsConfigJSON = `{"stats_tags": [{"tag_name": "env", "fixed_value": "prod"}], "use_all_default_tags": true}`
+	v.StatsFlushInterval = "10s"
+	v.TracingConfigJSON = `{"http": {"name": "envoy.tracers.zipkin", "typedConfig": {"@type": "type.googleapis.com/envoy.config.trace.v3.ZipkinConfig", "collector_cluster": "zipkin", "collector_endpoint_version": "HTTP_JSON", "collector_endpoint": "/api/v2/spans"}}}`
+	return v
+}
+
+// fill does what consul-dataplane does with a template. Envoy would end if it could not decode the outcome.
+func (v variables) fill(t *testing.T, text string) (string, *bootstrapv3.Bootstrap) {
+	t.Helper()
+	tpl, err := template.New("bootstrap").Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var filled, indented bytes.Buffer
+	if err := tpl.Execute(&filled, v); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Indent(&indented, filled.Bytes(), "", "  "); err != nil {
+		t.Fatalf("%v in:\n%s", err, filled.String())
+	}
+	indented.WriteByte('\n')
+	var b bootstrapv3.Bootstrap
+	if err := protojson.Unmarshal(indented.Bytes(), &b); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ValidateAll(); err != nil {
+		t.Error(err)
+	}
+	return indented.String(), &b
+}
+
+func dataplaneTemplate(t *testing.T, o bootstrap.DataplaneOptions) string {
+	t.Helper()
+	text, err := bootstrap.DataplaneTemplate(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func TestFilledTemplatesMatchTheirGoldenFiles(t *testing.T) {
+	all := dataplaneCases(t)
+	for name, o := range all {
+		t.Run(name, func(t *testing.T) {
+			got, _ := ofFullGateway().fill(t, dataplaneTemplate(t, o))
+			file := filepath.Join("testdata", "dataplane", name+".json")
+			if golden.Updating() {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(readFile(t, file), got); diff != "" {
+				t.Errorf("filled in, it differs from %s (-want +got); -update rewrites it:\n%s", file, diff)
+			}
+		})
+	}
+	files, err := filepath.Glob("testdata/dataplane/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if _, ok := all[strings.TrimSuffix(filepath.Base(file), ".json")]; !ok {
+			t.Errorf("%s belongs to no case; remove it", file)
+		}
+	}
+}
+
+func TestATemplateWorksForAGatewayWithoutSettings(t *testing.T) {
+	for name, o := range dataplaneCases(t) {
+		t.Run(name, func(t *testing.T) {
+			_, b := ofPlainGateway().fill(t, dataplaneTemplate(t, o))
+			if got := b.GetNode().GetMetadata().AsMap(); cmp.Diff(map[string]any{
+				"node_name": "node-1-virtual", "namespace": "default", "partition": "default",
+			}, got) != "" {
+				t.Errorf("the node's metadata is %v", got)
+			}
+			if len(b.GetAdmin().GetAccessLog()) != 0 || len(b.GetStatsSinks()) != 0 || b.GetStatsConfig() != nil {
+				t.Errorf("the bootstrap has settings that the gateway does not have: %v", b)
+			}
+		})
+	}
+}
+
+func TestATemplateIsOneLineAndTheSameEachTime(t *testing.T) {
+	for name, o := range dataplaneCases(t) {
+		text := dataplaneTemplate(t, o)
+		if strings.Contains(text, "\n") {
+			t.Errorf("%s: the template has a line end", name)
+		}
+		for range 10 {
+			if diff := cmp.Diff(text, dataplaneTemplate(t, o)); diff != "" {
+				t.Fatalf("%s: two templates differ:\n%s", name, diff)
+			}
+		}
+	}
+}
+
+func TestAnOptionCannotHoldAnAction(t *testing.T) {
+	const name = "{{.Token}}"
+	o := bootstrap.DataplaneOptions{XDSAddr: "https://usher:18000", CACert: readFile(t, "testdata/ca.pem"), ServerName: name}
+	_, b := ofPlainGateway().fill(t, dataplaneTemplate(t, o))
+	args := b.GetDynamicResources().GetAdsConfig().GetGrpcServices()[0].GetGoogleGrpc().GetChannelArgs().GetArgs()
+	if got := args["grpc.ssl_target_name_override"].GetStringValue(); got != name {
+		t.Errorf("the server name is %q, want %q as it was given", got, name)
+	}
+}
