@@ -20,32 +20,53 @@ const (
 // With the mode auto, the listener follows the annotation of the Service. One
 // helm upgrade without the override leads back to Consul's own.
 func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
-	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew})
-	r.installUsher(t)
+	for _, with := range []struct{ chart, envoy string }{
+		{chartNow, lab.EnvoyNew},
+		{chartNext, lab.EnvoyOld},
+		{chartOld, lab.EnvoyOld},
+	} {
+		t.Run(with.chart+", Envoy "+with.envoy, func(t *testing.T) {
+			r := installConsul(t, with.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: with.envoy})
+			r.installUsher(t)
+			r.testStrict(t)
+			r.testAuto(t)
+			r.upgrade(t, "")
+			r.balancer.WaitHeader(t, lab.SendNone)
+			r.wantBalancerAddress(t)
+		})
+	}
+}
 
+// testStrict puts the gateway under Usher with the mode strict.
+func (r *consulRelease) testStrict(t *testing.T) {
+	t.Helper()
 	r.upgrade(t, r.override(t, `{"proxy_protocol": {"mode": "strict"}}`), ppv2Values)
 	gateway := r.gateway(t)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.wantClientAddress(t)
 	r.WaitMode(t, gateway.Host, "strict")
+}
 
-	r.upgrade(t, r.override(t, ""), ppv2Values)
-	gateway = r.gateway(t)
+// testAuto puts the gateway under Usher with the mode auto, and takes the
+// annotation of its Service away and back.
+func (r *consulRelease) testAuto(t *testing.T) {
+	t.Helper()
+	override := r.override(t, "")
+	r.upgrade(t, override, ppv2Values)
+	gateway := r.gateway(t)
 	r.wantClientAddress(t)
 	r.WaitMode(t, gateway.Host, "strict")
-	r.upgrade(t, r.override(t, "")) // the annotation goes
+
+	r.upgrade(t, override)
 	r.balancer.WaitHeader(t, lab.SendNone)
 	r.WaitMode(t, gateway.Host, "off")
 	r.wantBalancerAddress(t)
-	r.upgrade(t, r.override(t, ""), ppv2Values)
+
+	r.upgrade(t, override, ppv2Values)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.WaitMode(t, gateway.Host, "strict")
 	r.wantClientAddress(t)
 	if now := r.gateway(t).Name(); now != gateway.Name() {
 		t.Errorf("the annotation of the Service replaced the gateway's pod %s by %s", gateway.Name(), now)
 	}
-
-	r.upgrade(t, "") // Consul's own, without headers
-	r.balancer.WaitHeader(t, lab.SendNone)
-	r.wantBalancerAddress(t)
 }

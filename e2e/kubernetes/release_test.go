@@ -115,12 +115,24 @@ func (r *consulRelease) request(path string) lab.Request {
 func (r *consulRelease) wantHello(t *testing.T) (path string, entry lab.LogEntry) {
 	t.Helper()
 	path = lab.NewPath()
+	gateway := r.gateway(t)
 	lab.WaitStatus(t, r.request("/"), http.StatusOK)
 	got := r.request(path).MustDo(t)
 	if got.Status != http.StatusOK || got.Body != "\"hello world\"\n" {
 		t.Fatalf("the client got %d %q, want 200 and the service's text", got.Status, got.Body)
 	}
-	return path, r.gateway(t).AccessLog(gatewayName).WaitRequest(t, path)
+	r.fillLog(t)
+	return path, gateway.AccessLog(gatewayName).WaitRequest(t, path)
+}
+
+// fillLog makes as many requests as Envoy keeps log entries before it writes them.
+// Else it would write them after ten seconds.
+func (r *consulRelease) fillLog(t *testing.T) {
+	t.Helper()
+	const envoyBuffer, entry = 64 << 10, 300 // bytes; entries are longer
+	for range envoyBuffer / entry {
+		r.request(lab.PollPath).MustDo(t)
+	}
 }
 
 // wantBalancerAddress is lab 1: an answer, and the balancer's address in the log.

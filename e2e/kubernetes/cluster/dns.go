@@ -44,7 +44,7 @@ func (c *Cluster) reconcileNames(ctx context.Context) error {
 
 // hostsLine has the names of a Service, and the name that the pod of a
 // StatefulSet has below it.
-func hostsLine(e corev1.Endpoints, address corev1.EndpointAddress) string {
+func hostsLine(e corev1.Endpoints, address corev1.EndpointAddress) string { //nolint:staticcheck // as Consul's controllers, which read Endpoints
 	service := e.Name + "." + e.Namespace
 	names := []string{service + ".svc", service, service + ".svc.cluster.local"}
 	if address.TargetRef != nil {

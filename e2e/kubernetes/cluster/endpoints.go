@@ -57,6 +57,7 @@ func selectedBy(service corev1.Service, pods []corev1.Pod) []corev1.Pod {
 // writeEndpoints leaves out pods that are being deleted, at once: load balancers
 // send them nothing new while they still run.
 func (c *Cluster) writeEndpoints(ctx context.Context, service corev1.Service, pods []corev1.Pod) error {
+	//nolint:staticcheck // Consul's controllers read Endpoints, deprecated or not
 	wanted := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{
 		Name: service.Name, Namespace: service.Namespace, Labels: service.Labels,
 	}}
@@ -64,7 +65,7 @@ func (c *Cluster) writeEndpoints(ctx context.Context, service corev1.Service, po
 		if p.DeletionTimestamp != nil {
 			continue
 		}
-		subset := corev1.EndpointSubset{}
+		subset := corev1.EndpointSubset{} //nolint:staticcheck // the same
 		for _, port := range service.Spec.Ports {
 			if number := targetPort(port, p); number != 0 {
 				subset.Ports = append(subset.Ports, corev1.EndpointPort{Name: port.Name, Port: number, Protocol: port.Protocol})

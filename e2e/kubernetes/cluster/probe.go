@@ -66,7 +66,10 @@ func (p *Pod) probeUntilSuccess(ctx context.Context, c *container, probe *corev1
 func (p *Pod) probeReadiness(ctx context.Context, c *container, probe *corev1.Probe) {
 	for p.probeUntilSuccess(ctx, c, probe) {
 		p.sendProbe(ctx, probeResult{container: c, ready: true})
-		p.probeUntilFailure(ctx, c, probe)
+		err := p.probeUntilFailure(ctx, c, probe)
+		if ctx.Err() == nil {
+			p.cluster.logf("pod %s: %s is not ready any more: %v", p.name(), c.spec.Name, err)
+		}
 		p.sendProbe(ctx, probeResult{container: c})
 	}
 }

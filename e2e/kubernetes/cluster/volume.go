@@ -5,6 +5,7 @@ package cluster
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -95,9 +96,7 @@ func (p *Pod) projectedFiles(sources []corev1.VolumeProjection) (map[string][]by
 		if err != nil {
 			return nil, err
 		}
-		for path, content := range files {
-			all[path] = content
-		}
+		maps.Copy(all, files)
 	}
 	return all, nil
 }
@@ -125,9 +124,7 @@ func (p *Pod) configMapFiles(name string, items []corev1.KeyToPath, optional *bo
 	for key, text := range config.Data {
 		data[key] = []byte(text)
 	}
-	for key, content := range config.BinaryData {
-		data[key] = content
-	}
+	maps.Copy(data, config.BinaryData)
 	return selected(data, items)
 }
 

@@ -17,8 +17,8 @@ import (
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// WaitRolledOut waits until a Deployment has only ready pods of its template, as
-// "kubectl rollout status" does, and returns them.
+// WaitRolledOut waits until a Deployment has only ready pods of its template, and
+// nothing is left of others. It returns the pods.
 func (c *Cluster) WaitRolledOut(t *testing.T, namespace, deployment string) []*Pod {
 	t.Helper()
 	var selector string
@@ -28,8 +28,8 @@ func (c *Cluster) WaitRolledOut(t *testing.T, namespace, deployment string) []*P
 			return err
 		}
 		selector = metav1.FormatLabelSelector(d.Spec.Selector)
-		if err := rolledOut(d); err != nil {
-			return errors.Join(err, c.failedPod(t, namespace, selector))
+		if err := errors.Join(rolledOut(d), c.podsAre(t, namespace, selector, *d.Spec.Replicas)); err != nil {
+			return err
 		}
 		selector += "," + hashLabel + "=" + templateHash(d.Spec.Template)
 		return nil
@@ -46,12 +46,16 @@ func rolledOut(d *appsv1.Deployment) error {
 	return nil
 }
 
-// failedPod says that a pod has failed: no longer wait changes that.
-func (c *Cluster) failedPod(t *testing.T, namespace, selector string) error {
+// podsAre wants a number of pods, those included that still end. A pod that has
+// failed is a permanent error: no longer wait changes that.
+func (c *Cluster) podsAre(t *testing.T, namespace, selector string, wanted int32) error {
 	t.Helper()
 	pods, err := c.API.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return err
+	}
+	if len(pods.Items) != int(wanted) {
+		err = fmt.Errorf("there are %d pods, want %d", len(pods.Items), wanted)
 	}
 	for _, p := range pods.Items {
 		if p.Status.Phase == corev1.PodFailed && p.DeletionTimestamp == nil {
