@@ -76,6 +76,7 @@ kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CON
 	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
 		go test -tags e2e,kubernetes -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./...
 	CONSUL_K8S="$(abspath $(CONSUL_K8S))" go test -tags e2e,kubernetes -count=1 -run TestConsulChartAgrees ./charts
+	CONSUL_K8S="$(abspath $(CONSUL_K8S))" go test -tags kubernetes -count=1 ./internal/consulchart
 
 .PHONY: smoke
 smoke: tools build ## Run the most telling tests on real parts, in under five minutes
