@@ -5,6 +5,7 @@ package e2e
 import (
 	"crypto/tls"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,14 +68,53 @@ func TestTheTemplateSendsTheTokenInTheFile(t *testing.T) {
 	})
 }
 
+// TestTheTemplateKeepsTheGatewaysSettings has settings of the gateway's own for its bootstrap.
+func TestTheTemplateKeepsTheGatewaysSettings(t *testing.T) {
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		l := newStatisticsLab(t, envoy)
+		settings := fmt.Sprintf(`envoy_prometheus_bind_addr = %q
+envoy_stats_tags = ["team=shop", "local_cluster=ours"]
+envoy_stats_flush_interval = "7s"
+envoy_extra_static_clusters_json = %q`, l.Gateway.Addr(9102), `{"name": "zipkin", "type": "STATIC", "connect_timeout": "5s"}`)
+		gateway := startTemplate(t, l.Network, l.Consul, envoy, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr, DeferStats: true}, settings)
+		gateway.WaitListener(t, 8080)
+		scrape := lab.Request{From: l.Balancer, To: l.Gateway.Addr(9102), Path: "/metrics"}
+		var body string
+		testprocess.Eventually(t, "the Prometheus listener answers", testprocess.StartDeadline, func() error {
+			got, err := scrape.Do(t.Context())
+			if err == nil && got.Status != http.StatusOK {
+				err = fmt.Errorf("status %d", got.Status)
+			}
+			body = got.Body
+			return err
+		})
+		for _, want := range []string{
+			`envoy_cluster_name="zipkin"`, `team="shop"`, `local_cluster="ours"`, `consul_source_datacenter="dc1"`,
+			`consul_destination_service="static-server"`,
+		} {
+			if !strings.Contains(body, want) {
+				t.Errorf("no metric has %s", want)
+			}
+		}
+		if strings.Contains(body, `local_cluster="ingress-gateway"`) {
+			t.Error("the label of the gateway's own is there twice")
+		}
+		config, err := gateway.Admin("/config_dump?mask=bootstrap.stats_flush_interval")
+		if err != nil || !strings.Contains(config, `"7s"`) {
+			t.Errorf("the bootstrap is without the flush interval: %s (%v)", config, err)
+		}
+	})
+}
+
 // startTemplate starts an Envoy with a template. `consul connect envoy` fills it in with the code of consul-dataplane.
-func startTemplate(t *testing.T, l *lab.Network, consul *lab.Consul, envoy string, o bootstrap.DataplaneOptions) *lab.Envoy {
+func startTemplate(t *testing.T, l *lab.Network, consul *lab.Consul, envoy string, o bootstrap.DataplaneOptions, settings ...string) *lab.Envoy {
 	t.Helper()
 	text, err := bootstrap.DataplaneTemplate(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	registerDefinition(t, consul, gatewayDefinition(l.Gateway, fmt.Sprintf("envoy_bootstrap_json_tpl = %q", text)))
+	settings = append(settings, fmt.Sprintf("envoy_bootstrap_json_tpl = %q", text))
+	registerDefinition(t, consul, gatewayDefinition(l.Gateway, settings...))
 	return lab.StartEnvoy(t, lab.EnvoyOptions{
 		Name: "ingress-gateway with the template", Host: l.Gateway, Consul: consul, Envoy: envoy, AdminPort: 19000,
 		Args: []string{"-gateway=ingress", "-proxy-id", "ingress-gateway"},
