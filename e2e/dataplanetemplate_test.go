@@ -41,7 +41,7 @@ func TestTheTemplateSendsTheTokenInTheFile(t *testing.T) {
 			XDSAddr: "https://" + l.Control.Addr(18000), CACert: ca.PEM(), ServerName: templateServerName, TokenFile: token,
 		}
 		t.Run("rotation", func(t *testing.T) {
-			gateway := startTemplate(t, l, consul, envoy, o)
+			gateway := startTemplate(t, l, consul, envoy, templateSetting(t, o))
 			server.wantToken(t, "the-first-token")
 			replaceFile(t, token, "the-second-token")
 			server.end <- struct{}{}
@@ -52,7 +52,7 @@ func TestTheTemplateSendsTheTokenInTheFile(t *testing.T) {
 		t.Run("CA in a file", func(t *testing.T) {
 			o := o
 			o.CACert, o.CAFile = "", lab.WriteFile(t, dir, "ca.pem", ca.PEM())
-			gateway := startTemplate(t, l, consul, envoy, o)
+			gateway := startTemplate(t, l, consul, envoy, templateSetting(t, o))
 			server.wantToken(t, "the-second-token")
 			gateway.Stop(t)
 			server.end <- struct{}{}
@@ -60,7 +60,7 @@ func TestTheTemplateSendsTheTokenInTheFile(t *testing.T) {
 		t.Run("another name", func(t *testing.T) {
 			o := o
 			o.ServerName = "other.consul.svc"
-			gateway := startTemplate(t, l, consul, envoy, o)
+			gateway := startTemplate(t, l, consul, envoy, templateSetting(t, o))
 			gateway.WaitOutput(t, "gRPC config stream to dns:///")
 			gateway.Stop(t)
 			server.wantNoStream(t)
@@ -76,7 +76,8 @@ func TestTheTemplateKeepsTheGatewaysSettings(t *testing.T) {
 envoy_stats_tags = ["team=shop", "local_cluster=ours"]
 envoy_stats_flush_interval = "7s"
 envoy_extra_static_clusters_json = %q`, l.Gateway.Addr(9102), `{"name": "zipkin", "type": "STATIC", "connect_timeout": "5s"}`)
-		gateway := startTemplate(t, l.Network, l.Consul, envoy, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr, DeferStats: true}, settings)
+		gateway := startTemplate(t, l.Network, l.Consul, envoy, settings,
+			templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr, DeferStats: true}))
 		gateway.WaitListener(t, 8080)
 		scrape := lab.Request{From: l.Balancer, To: l.Gateway.Addr(9102), Path: "/metrics"}
 		var body string
@@ -106,19 +107,24 @@ envoy_extra_static_clusters_json = %q`, l.Gateway.Addr(9102), `{"name": "zipkin"
 	})
 }
 
-// startTemplate starts an Envoy with a template. `consul connect envoy` fills it in with the code of consul-dataplane.
-func startTemplate(t *testing.T, l *lab.Network, consul *lab.Consul, envoy string, o bootstrap.DataplaneOptions, settings ...string) *lab.Envoy {
+// startTemplate starts an Envoy whose gateway has the settings, a template among them. `consul connect envoy` fills it in with the code of consul-dataplane.
+func startTemplate(t *testing.T, l *lab.Network, consul *lab.Consul, envoy string, settings ...string) *lab.Envoy {
 	t.Helper()
-	text, err := bootstrap.DataplaneTemplate(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	settings = append(settings, fmt.Sprintf("envoy_bootstrap_json_tpl = %q", text))
 	registerDefinition(t, consul, gatewayDefinition(l.Gateway, settings...))
 	return lab.StartEnvoy(t, lab.EnvoyOptions{
 		Name: "ingress-gateway with the template", Host: l.Gateway, Consul: consul, Envoy: envoy, AdminPort: 19000,
 		Args: []string{"-gateway=ingress", "-proxy-id", "ingress-gateway"},
 	})
+}
+
+// templateSetting is the setting of a gateway that has a template.
+func templateSetting(t *testing.T, o bootstrap.DataplaneOptions) string {
+	t.Helper()
+	text, err := bootstrap.DataplaneTemplate(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("envoy_bootstrap_json_tpl = %q", text)
 }
 
 // replaceFile replaces a file as the kubelet does: by another one in its place.
