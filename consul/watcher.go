@@ -82,7 +82,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) Ready() error {
 	watches := w.readyWatches.Load()
 	if watches == nil {
-		return errors.New("consul is not being watched")
+		return errors.New("consul is not being watched yet; report it if this lasts")
 	}
 	err := w.watchdog.failure()
 	for _, watch := range *watches {

@@ -107,7 +107,8 @@ envoy_extra_static_clusters_json = %q`, l.Gateway.Addr(9102), `{"name": "zipkin"
 	})
 }
 
-// startTemplate starts an Envoy whose gateway has the settings, a template among them. `consul connect envoy` fills it in with the code of consul-dataplane.
+// startTemplate starts an Envoy whose gateway has the settings, a template among them. `consul connect envoy` fills it
+// in with the code of consul-dataplane.
 func startTemplate(t *testing.T, l *lab.Network, consul *lab.Consul, envoy string, settings ...string) *lab.Envoy {
 	t.Helper()
 	registerDefinition(t, consul, gatewayDefinition(l.Gateway, settings...))

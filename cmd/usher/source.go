@@ -42,7 +42,7 @@ func (o serveOptions) newSource(
 		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, o.staleIfError)}, nil
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
-		return nil, nil, errors.New("--config-dir: Usher then does not use Consul; remove --consul-http-addr and --consul-grpc-addr")
+		return nil, nil, errors.New("--config-dir: Usher reads files instead of Consul; remove --consul-http-addr and --consul-grpc-addr, or --config-dir")
 	}
 	dir := configdir.NewSource(o.configDir, configdir.Options{
 		Logger: log,
@@ -56,7 +56,7 @@ func (o serveOptions) newSource(
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.
 type balancerSource interface {
-	controlplane.Balancers
+	controlplane.BalancerSource
 	warner
 }
 
