@@ -5,7 +5,6 @@ package e2e
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"regexp"
@@ -120,11 +119,8 @@ func (l statisticsLab) startUshers(t *testing.T, args ...string) *lab.Envoy {
 // same code.
 func (l statisticsLab) startFromTemplate(t *testing.T) *lab.Envoy {
 	t.Helper()
-	text, err := bootstrap.DataplaneTemplate(bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr})
-	if err != nil {
-		t.Fatal(err)
-	}
-	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway, fmt.Sprintf("envoy_bootstrap_json_tpl = %q", text)))
+	template := templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr})
+	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway, template))
 	return lab.StartEnvoy(t, lab.EnvoyOptions{
 		Name: "ingress-gateway with the template", Host: l.Gateway, Consul: l.Consul, Envoy: l.envoy, AdminPort: 19000,
 		Args: []string{

@@ -221,7 +221,7 @@ func (b *bench) sections(ctx context.Context) error {
 	}
 	if b.start {
 		if err := b.envoyStart(ctx); err != nil {
-			return fmt.Errorf("Envoy's start: %w", err)
+			return fmt.Errorf("start of Envoy: %w", err)
 		}
 	}
 	if b.small > 0 {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -94,7 +95,7 @@ func (b *bench) output(ctx context.Context, name string, args ...string) ([]byte
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.consul.dir, "CONSUL_HTTP_ADDR=" + b.consul.url, "CONSUL_CACERT=" + b.consul.caFile}
 	out, err := cmd.Output()
-	if ended, ok := err.(*exec.ExitError); ok {
+	if ended := (*exec.ExitError)(nil); errors.As(err, &ended) {
 		err = fmt.Errorf("%w: %s", err, ended.Stderr)
 	}
 	return out, err

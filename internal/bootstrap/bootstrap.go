@@ -1,5 +1,6 @@
 // Package bootstrap makes the configuration that an Envoy starts with to become an instance of an ingress gateway:
-// who it is, and where Usher is. Everything else Envoy gets from Usher.
+// who it is, and where Usher is. Everything else Envoy gets from Usher. It also makes the template from which
+// consul-dataplane makes that configuration.
 //
 // bootstrap.yaml has every name as Consul's own bootstraps have it
 // (https://developer.hashicorp.com/consul/commands/connect/envoy), so that dashboards and scripts that read Envoy's

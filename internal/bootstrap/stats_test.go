@@ -247,11 +247,13 @@ func TestATemplateReplacesConsulsRules(t *testing.T) {
 	}{
 		"no tags": {
 			begin + rules + ",\n" + tag("local_cluster", "ingress-gateway") + ",\n" + tag("consul.source.datacenter", "dc1") + end,
-			map[string]string{"local_cluster": "ingress-gateway", "consul.source.datacenter": "dc1"}, true,
+			map[string]string{"local_cluster": "ingress-gateway", "consul.source.datacenter": "dc1"},
+			true,
 		},
 		"tags of the gateway's": {
 			begin + tag("env", "prod") + ",\n" + tag("tëam", `{\"regex\"`) + ",\n" + rules + ",\n" + tag("local_cluster", "ingress-gateway") + end,
-			map[string]string{"env": "prod", "tëam": `{"regex"`, "local_cluster": "ingress-gateway"}, true,
+			map[string]string{"env": "prod", "tëam": `{"regex"`, "local_cluster": "ingress-gateway"},
+			true,
 		},
 		"all tags are the gateway's": {
 			begin + tag("env", "prod") + ",\n" + rules + end, map[string]string{"env": "prod"}, true,
