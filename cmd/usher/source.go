@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
@@ -92,13 +93,13 @@ func parseRecord(text string) (types.NamespacedName, error) {
 type consulAuthorizer struct{ consul *consul.Authorizer }
 
 // Authorize implements xds.Authorizer.
-func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) error {
+func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) (time.Time, error) {
 	id, err := controlplane.GatewayOf(n)
 	if err != nil {
-		return err
+		return time.Time{}, err
 	}
-	err = a.consul.Authorize(ctx, consul.Caller{Token: string(c.Token), Address: c.Network.String(), Again: c.Again}, id)
-	return refusal(err, id)
+	err = a.consul.Authorize(ctx, consul.Caller{Token: string(c.Credential.Token), Address: c.Network.String(), Again: c.Again}, id)
+	return time.Time{}, refusal(err, id)
 }
 
 // refusal returns the gRPC status for an error of the authorizer.
@@ -117,7 +118,9 @@ func refusal(err error, id gateway.ID) error {
 type allowAll struct{}
 
 // Authorize implements xds.Authorizer.
-func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, error) {
+	return time.Time{}, nil
+}
 
 // transport returns the certificate of the xDS server; nil for plain text.
 func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
