@@ -126,7 +126,7 @@ func TestSnapshotHasTheCertificateForClients(t *testing.T) {
 
 func TestSignError(t *testing.T) {
 	for code, want := range map[codes.Code]string{
-		codes.ResourceExhausted: "too many requests",
+		codes.ResourceExhausted: "csr_max_per_second",
 		codes.Unavailable:       "consul's gRPC port at 10.0.0.1:8502: text; if the port has another address, set --consul-grpc-addr or CONSUL_GRPC_ADDR",
 		codes.Unimplemented:     "if the port has another address",
 		codes.PermissionDenied:  "give it service:write on the gateway",

@@ -229,7 +229,7 @@ func TestATargetThatIsRefusedHoldsNothingUp(t *testing.T) {
 	if s.Endpoints.Get("web") == nil || s.Endpoints.Get("secret") != nil {
 		t.Errorf("endpoints %v, want those of web alone", s.Endpoints)
 	}
-	if p := s.Problems[0].String(); p != `instances of "secret": consul answered 403: Permission denied` {
+	if p := s.Problems[0].String(); p != `instances of "secret": consul answered 403: Permission denied; give Usher's token service:read on the service and node:read` {
 		t.Errorf("problem %q", p)
 	}
 	c.set("/v1/health/connect/secret", sidecar(1, "passing"))

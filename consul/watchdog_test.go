@@ -49,7 +49,7 @@ func TestAFrozenConsulIsNoticedWithinSeconds(t *testing.T) {
 		}
 		lines := 0
 		for _, line := range log.take() {
-			if strings.HasPrefix(line, "WARN cannot read from consul") || strings.HasPrefix(line, "INFO reading from consul") {
+			if strings.HasPrefix(line, "WARN cannot read from consul") || strings.HasPrefix(line, "INFO consul answers such queries again") {
 				lines++
 			}
 		}
