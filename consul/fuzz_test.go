@@ -3,6 +3,7 @@ package consul
 import (
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
 )
@@ -65,6 +66,25 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
 			t.Errorf("%q gives a chain without a start", second)
+		}
+	})
+}
+
+// FuzzBearerToken checks that no bearer token makes Usher panic, and that none is taken for one that never expires unless
+// it says so.
+func FuzzBearerToken(f *testing.F) {
+	for _, claims := range []string{`{"exp":1700000000}`, `{"exp":1e999}`, `{"exp":-1}`, `{"exp":"x"}`, `{"kubernetes.io":null}`, `{"kubernetes.io":{"namespace":"consul","pod":{"name":"edge-1"}}}`, "[]", ""} {
+		f.Add(jwt(1, claims))
+	}
+	f.Add("a.b.c")
+	f.Add("..")
+	f.Fuzz(func(t *testing.T, token string) {
+		c, err := parseClaims(token)
+		if err != nil && (c.pod() != "" || !c.expiry().IsZero()) {
+			t.Errorf("%q has no claims, and yet %v", token, c)
+		}
+		if e := c.expiry(); c.Expiry < 0 && e.After(time.Unix(0, 0)) {
+			t.Errorf("%q expires at %v", token, e)
 		}
 	})
 }

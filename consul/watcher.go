@@ -57,7 +57,9 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	o.HealthTimeout = cmp.Or(o.HealthTimeout, 2*time.Second)
 	o.AnswerTimeout = cmp.Or(o.AnswerTimeout, 10*time.Second)
 	m := newWatchManager(c, o.Wait)
-	return &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m)}
+	return &Watcher{
+		client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m),
+	}
 }
 
 // Run runs what all gateways share until ctx ends: the watchdog, the refresh of queries that would miss a change, and
@@ -70,6 +72,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	w.readyWatches.Store(&[]*watch{s.watches[roots], s.watches[defaults]})
 	defer w.readyWatches.Store(nil)
 	var parts sync.WaitGroup
+	if login := w.client.tokens.login; login != nil {
+		parts.Go(func() { login.run(ctx, w.client, func() { notify(w.watchdog.recovered) }) })
+	}
 	parts.Go(func() { w.watchdog.run(ctx) })
 	parts.Go(func() { w.manager.runRefreshes(ctx, w.watchdog.recovered) })
 	parts.Wait()
@@ -85,6 +90,9 @@ func (w *Watcher) Ready() error {
 		return errors.New("consul is not being watched")
 	}
 	err := w.watchdog.failure()
+	if login := w.client.tokens.login; err == nil && login != nil {
+		err = login.failure()
+	}
 	for _, watch := range *watches {
 		r := w.manager.resultOf(watch)
 		if r.isEmpty() {
@@ -98,8 +106,10 @@ func (w *Watcher) Ready() error {
 	return nil
 }
 
-// Warning returns in one line what could be improved although Consul answers; "" if there is nothing.
-func (w *Watcher) Warning() string { return w.manager.limiter.warning() }
+// Warning returns, in lines, what could be improved although Consul answers; "" if there is nothing.
+func (w *Watcher) Warning() string {
+	return w.manager.limiter.warning()
+}
 
 // Watch calls publish with a snapshot of the gateway as soon as all of it is known, and with a new one whenever
 // something changes. publish must not block. Watch returns nil when ctx has ended, and only then. Watch a gateway only

@@ -40,7 +40,7 @@ func (o serveOptions) newSource(
 		if err != nil {
 			return nil, nil, err
 		}
-		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, o.staleIfError)}, nil
+		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, consul.AuthorizerOptions{StaleIfError: o.staleIfError})}, nil
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
 		return nil, nil, errors.New("--config-dir: Usher then does not use Consul; remove --consul-http-addr and --consul-grpc-addr")
