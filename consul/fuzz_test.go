@@ -11,7 +11,7 @@ import (
 // queryTypes are all query types.
 var queryTypes = []*queryType{
 	agentType, chainType, proxyDefaultsType, entriesType, healthType, instancesType, leafType, meshGatewayType, meshGatewayNamesType, meshType,
-	peeringType, rootsType, servicesType,
+	peeringType, rootsType, servicesType, podType,
 }
 
 // answers are answers of Consul for each query type, and some that it never sends.
@@ -28,6 +28,7 @@ var answers = map[*queryType][]string{
 	meshType:          {`[{"Kind": "mesh", "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_2", "CipherSuites": [null]}}}]`, `[null]`},
 	peeringType:       {`{"PeerServerName": "server.dc2.peering.x", "PeerCAPems": [null, "a"]}`},
 	rootsType:         {`{"ActiveRootID": "a", "TrustDomain": "x", "Roots": [{"ID": "a", "RootCert": "b"}, null]}`},
+	podType:           {`[{"ServiceID": "edge-1", "ServiceMeta": {"k8s-namespace": "consul", "pod-uid": null}}]`},
 	servicesType:      {`[{"Service": {"Name": "web", "Namespace": "default"}, "Port": 80, "Protocol": "HTTP", "Hosts": [null]}]`},
 	meshGatewayNamesType: {
 		`{"mesh-gateway": null, "other": []}`,

@@ -113,6 +113,7 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 		{meshGatewayNamesType, "null"},
 		{peeringType, "x"},
 		{peeringType, "{}"},
+		{podType, "[{}]"},
 	} {
 		_, err := test.queryType.decode(nil, response{body: []byte(test.body)})
 		lines = append(lines, textOf(t, err))

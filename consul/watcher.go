@@ -15,6 +15,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +43,8 @@ type Watcher struct {
 	manager  *watchManager
 	signer   *signer
 	watchdog *watchdog
+	// permissions are what Usher's token may do.
+	permissions *permissionChecker
 	// readyWatches are the watches that Run has started for Ready; nil while Run does not run.
 	readyWatches atomic.Pointer[[]*watch]
 	// instances has state.instances of gateways that were watched before, by gateway.ID.
@@ -59,6 +63,7 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	m := newWatchManager(c, o.Wait)
 	return &Watcher{
 		client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m),
+		permissions: &permissionChecker{client: c},
 	}
 }
 
@@ -75,6 +80,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	if login := w.client.tokens.login; login != nil {
 		parts.Go(func() { login.run(ctx, w.client, func() { notify(w.watchdog.recovered) }) })
 	}
+	parts.Go(func() { w.permissions.run(ctx) })
 	parts.Go(func() { w.watchdog.run(ctx) })
 	parts.Go(func() { w.manager.runRefreshes(ctx, w.watchdog.recovered) })
 	parts.Wait()
@@ -108,7 +114,8 @@ func (w *Watcher) Ready() error {
 
 // Warning returns, in lines, what could be improved although Consul answers; "" if there is nothing.
 func (w *Watcher) Warning() string {
-	return w.manager.limiter.warning()
+	warnings := []string{w.manager.limiter.warning(), w.permissions.warning()}
+	return strings.Join(slices.DeleteFunc(warnings, func(s string) bool { return s == "" }), "\n")
 }
 
 // Watch calls publish with a snapshot of the gateway as soon as all of it is known, and with a new one whenever
