@@ -24,6 +24,7 @@ var allowed = map[string][]string{
 	"internal/configfile":          {"internal/configtree", "internal/problem", "internal/settings", "internal/filewatch"},
 	"internal/configtree":          {"internal/problem"},
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
+	"internal/tokenreview":         {},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
