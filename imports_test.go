@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 	"cmd/usher": {
 		"consul", "xds",
 		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/controlplane", "internal/demo",
-		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings",
+		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings", "internal/tokenreview",
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},

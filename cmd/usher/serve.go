@@ -90,6 +90,10 @@ func serve(ctx context.Context, o serveOptions) error {
 		parts = append(parts, transport.Run)
 		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
+	if a, ok := authorizer.(consulAuthorizer); ok {
+		parts = append(parts, a.consul.Run)
+		defer a.close() // after everything that uses the logins
+	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
 	g := groupOf(ctx, parts)
 	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })

@@ -19,6 +19,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/tokenreview"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -34,13 +35,7 @@ func (o serveOptions) newSource(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
 ) (configSource, xds.Authorizer, error) {
 	if o.configDir == "" {
-		client, err := consul.NewClient(consul.Config{
-			HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, Logger: log, Metrics: consul.NewMetrics(metrics),
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, consul.AuthorizerOptions{StaleIfError: o.staleIfError})}, nil
+		return o.newConsulSource(log, metrics)
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
 		return nil, nil, errors.New("--config-dir: Usher then does not use Consul; remove --consul-http-addr and --consul-grpc-addr")
@@ -53,6 +48,33 @@ func (o serveOptions) newSource(
 		return nil, nil, err
 	}
 	return dir, allowAll{}, nil
+}
+
+// newConsulSource returns the source and the authorizer that use Consul.
+func (o serveOptions) newConsulSource(log *slog.Logger, metrics prometheus.Registerer) (configSource, xds.Authorizer, error) {
+	client, err := consul.NewClient(consul.Config{
+		HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
+		Logger: log, Metrics: consul.NewMetrics(metrics),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	authorizer := consulAuthorizer{
+		client: client,
+		consul: consul.NewAuthorizer(client, consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}),
+	}
+	if o.tokenReview {
+		kubernetes, err := loadbalancer.ConnectUnlimited(o.kubeconfig)
+		if errors.Is(err, loadbalancer.ErrNotInCluster) {
+			return nil, nil, errors.New("--token-review: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("--token-review: %w", err)
+		}
+		reviewer := tokenreview.New(tokenreview.Options{Client: kubernetes, Logger: log, StaleIfError: o.staleIfError})
+		authorizer.pods = newPodCheck(reviewer, client)
+	}
+	return consul.NewWatcher(client, consul.WatcherOptions{}), authorizer, nil
 }
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.
@@ -89,22 +111,54 @@ func parseRecord(text string) (types.NamespacedName, error) {
 }
 
 // consulAuthorizer asks Consul: the caller's token needs service:write on the gateway. It refuses with the codes of
-// Consul's own xDS.
-type consulAuthorizer struct{ consul *consul.Authorizer }
+// Consul's own xDS. With pods, a bearer token also has to be the one of the Envoy's pod.
+type consulAuthorizer struct {
+	consul *consul.Authorizer
+	pods   *podCheck // may be nil
+	client *consul.Client
+}
+
+// close ends all logins at Consul, Usher's own last.
+func (a consulAuthorizer) close() {
+	a.consul.Close()
+	a.client.LogOut()
+}
 
 // Authorize implements xds.Authorizer.
-func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) (time.Time, error) {
+func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) (expiry time.Time, err error) {
 	id, err := controlplane.GatewayOf(n)
 	if err != nil {
 		return time.Time{}, err
 	}
-	err = a.consul.Authorize(ctx, consul.Caller{Token: string(c.Credential.Token), Address: c.Network.String(), Again: c.Again}, id)
-	return time.Time{}, refusal(err, id)
+	token, bearer := string(c.Credential.Token), string(c.Credential.Bearer)
+	err = a.consul.Authorize(ctx, consul.Caller{Token: token, Bearer: bearer, Address: c.Network.String(), Again: c.Again}, id)
+	if err == nil && bearer != "" && a.pods != nil {
+		err = a.pods.authorize(ctx, bearer, id, n.ID)
+	}
+	if err != nil {
+		return time.Time{}, refusal(err, id, c.Credential)
+	}
+	return consul.BearerExpiry(bearer), nil
 }
 
-// refusal returns the gRPC status for an error of the authorizer.
-func refusal(err error, id gateway.ID) error {
+// refusal returns the gRPC status for an error of the authorizer. Any other error is no answer.
+func refusal(err error, id gateway.ID, of xds.Credential) error {
+	const bearer = "the stream's bearer token"
 	switch {
+	case errors.Is(err, consul.ErrBearerUnused):
+		return status.Error(codes.Unauthenticated,
+			bearer+" is of no use here: usher serve runs without --envoy-login-auth-method; set the flag, or send x-consul-token")
+	case errors.Is(err, consul.ErrBearerInvalid):
+		return status.Error(codes.Unauthenticated, bearer+" is no JWT; send the token of the pod's service account")
+	case errors.Is(err, consul.ErrBearerExpired):
+		return status.Error(codes.Unauthenticated, bearer+" has expired; send a new one, and compare the clocks if it is new")
+	case errors.Is(err, consul.ErrLoginRefused):
+		return status.Errorf(codes.Unauthenticated,
+			bearer+": %v; send the token of a service account that has a binding rule for the gateway %q", err, id)
+	case errors.Is(err, tokenreview.ErrRefused), errors.Is(err, errOtherPod):
+		return status.Errorf(codes.PermissionDenied, bearer+" is not the one of the Envoy's pod: %v", err)
+	case errors.Is(err, consul.ErrDenied) && of.Bearer != "":
+		return status.Errorf(codes.PermissionDenied, "the service account of "+bearer+" needs service:write on the gateway %q", id)
 	case errors.Is(err, consul.ErrUnknownToken):
 		return status.Errorf(codes.Unauthenticated,
 			"consul does not know the stream's x-consul-token; use a token with service:write on the gateway %q", id)
