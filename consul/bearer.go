@@ -262,7 +262,7 @@ func (l *bearerLogins) logIn(queue context.Context, a *loginAttempt, bearer gate
 	}
 	defer release()
 	close(a.started)
-	in, err := l.client.logIn(l.attemptsCtx, l.authMethod, bearer, envoyComponent)
+	in, err := l.client.logIn(l.attemptsCtx, l.authMethod, bearer, envoyComponent) //nolint:contextcheck // only close cancels it
 	l.client.metrics.countLogin(envoyComponent, err)
 	return in, err
 }

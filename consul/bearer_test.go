@@ -2,10 +2,7 @@ package consul
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -22,117 +19,6 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 )
-
-// loginConsul is a Consul with an auth method. It lets the bearer tokens in accounts log in.
-type loginConsul struct {
-	mu       sync.Mutex
-	accounts map[string]string // bearer tokens by the gateway that their logins may use
-	tokens   map[string]string // tokens of logins, by the gateway that they may use
-	expiry   time.Duration     // of the tokens; 0: none
-	requests []loginRequest
-	checks   int
-	logouts  int
-	silent   bool // it does not answer
-	status   int  // of all answers, with text; 0: as it should be
-	text     string
-	hold     chan struct{} // logins wait until it is closed; nil: they do not
-	behind   int           // so many checks of a new token say that it is not known
-}
-
-func newLoginConsul(accounts map[string]string) *loginConsul {
-	return &loginConsul{accounts: accounts, tokens: map[string]string{}}
-}
-
-func (c *loginConsul) set(change func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	change()
-}
-
-// RoundTrip implements http.RoundTripper.
-func (c *loginConsul) RoundTrip(r *http.Request) (*http.Response, error) {
-	body, _ := io.ReadAll(r.Body)
-	c.mu.Lock()
-	hold := c.hold
-	c.mu.Unlock()
-	if r.URL.Path == "/v1/acl/login" && hold != nil {
-		select {
-		case <-hold:
-		case <-r.Context().Done():
-		}
-	}
-	c.mu.Lock()
-	silent, status, text := c.silent, c.status, c.text
-	c.mu.Unlock()
-	if silent {
-		<-r.Context().Done()
-	}
-	if err := r.Context().Err(); err != nil {
-		return nil, err
-	}
-	if status == 0 {
-		status, text = c.answer(r, body)
-	}
-	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(text)), Request: r}, nil
-}
-
-func (c *loginConsul) answer(r *http.Request, body []byte) (status int, text string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	token := r.Header.Get("X-Consul-Token")
-	switch r.URL.Path {
-	case "/v1/acl/login":
-		var request loginRequest
-		if err := json.Unmarshal(body, &request); err != nil || token != "" {
-			return http.StatusBadRequest, "not a login"
-		}
-		c.requests = append(c.requests, request)
-		may, ok := c.accounts[request.BearerToken]
-		if !ok {
-			return http.StatusForbidden, "Permission denied"
-		}
-		secret := fmt.Sprint("login-", len(c.requests))
-		c.tokens[secret] = may
-		answer := map[string]any{"AccessorID": "accessor of " + secret, "SecretID": secret}
-		if c.expiry > 0 {
-			answer["ExpirationTime"] = time.Now().Add(c.expiry)
-		}
-		text, _ := json.Marshal(answer)
-		return http.StatusOK, string(text)
-	case "/v1/acl/logout":
-		if _, ok := c.tokens[token]; !ok {
-			return http.StatusForbidden, "ACL not found"
-		}
-		c.logouts++
-		delete(c.tokens, token)
-		return http.StatusOK, "true"
-	}
-	c.checks++
-	may, ok := c.tokens[token]
-	if !ok || c.behind > 0 {
-		c.behind--
-		return http.StatusForbidden, "ACL not found"
-	}
-	return http.StatusOK, fmt.Sprintf(`[{"Resource":"service","Segment":"gateway","Access":"write","Allow":%t}]`, may == "gateway")
-}
-
-// counts returns the numbers of logins and logouts so far, and of the tokens that are left.
-func (c *loginConsul) counts() [3]int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return [3]int{len(c.requests), c.logouts, len(c.tokens)}
-}
-
-// jwt returns a bearer token with the claims, and a number that makes it different from others.
-func jwt(n int, claims string) string {
-	encode := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
-	return encode(`{"alg":"RS256"}`) + "." + encode(claims) + "." + encode(fmt.Sprint("signature ", n))
-}
-
-// podJWT returns a bearer token of the pod consul/edge-1 that expires in an hour.
-func podJWT(n int) string {
-	return jwt(n, fmt.Sprintf(`{"exp":%d,"kubernetes.io":{"namespace":"consul","pod":{"name":"edge-1","uid":"u"}}}`, time.Now().Add(time.Hour).Unix()))
-}
 
 // runLogins runs an authorizer with a fake Consul in a bubble until the scenario ends. It closes it, unless the scenario has.
 func runLogins(t *testing.T, consul *loginConsul, scenario func(t *testing.T, a *Authorizer)) (log string) {
@@ -193,13 +79,6 @@ func (s *bearerStream) end() {
 	synctest.Wait()
 }
 
-func wantCounts(t *testing.T, c *loginConsul, when string, logins, logouts, left int) {
-	t.Helper()
-	if diff := cmp.Diff([3]int{logins, logouts, left}, c.counts()); diff != "" {
-		t.Errorf("%s: logins, logouts and what is left of them (-want +got):\n%s", when, diff)
-	}
-}
-
 // remembered returns how many bearer tokens the authorizer remembers.
 func (a *Authorizer) remembered() int {
 	a.bearers.mu.Lock()
@@ -254,17 +133,17 @@ func TestOneLoginForManyStreamsAndChecks(t *testing.T) {
 				}
 			}
 		}
-		wantCounts(t, c, "50 streams for ten minutes", 1, 0, 1)
+		c.want(t, "50 streams for ten minutes", counts{1, 0, 1})
 		for _, s := range streams[1:] {
 			s.end()
 		}
 		time.Sleep(time.Minute)
-		wantCounts(t, c, "one stream is left", 1, 0, 1)
+		c.want(t, "one stream is left", counts{1, 0, 1})
 		streams[0].end()
 		time.Sleep(loginLinger - time.Second)
-		wantCounts(t, c, "shortly after the last stream", 1, 0, 1)
+		c.want(t, "shortly after the last stream", counts{1, 0, 1})
 		time.Sleep(3 * time.Second)
-		wantCounts(t, c, "after the last stream", 1, 1, 0)
+		c.want(t, "after the last stream", counts{1, 1, 0})
 		if n := a.remembered(); n != 0 {
 			t.Errorf("%d bearer tokens are remembered", n)
 		}
@@ -287,9 +166,9 @@ func TestAnEnvoyThatConnectsAgainNeedsNoNewLogin(t *testing.T) {
 			mustOpen(t, a, bearer).end()
 			time.Sleep(loginLinger - 2*time.Second)
 		}
-		wantCounts(t, c, "ten streams in turn", 1, 0, 1)
+		c.want(t, "ten streams in turn", counts{1, 0, 1})
 	})
-	wantCounts(t, c, "at the end", 1, 1, 0)
+	c.want(t, "at the end", counts{1, 1, 0})
 }
 
 func TestALostLoginIsMadeAgainOnce(t *testing.T) {
@@ -302,7 +181,7 @@ func TestALostLoginIsMadeAgainOnce(t *testing.T) {
 		if err := s.check(); err != nil {
 			t.Errorf("after the token was deleted in Consul: %v", err)
 		}
-		wantCounts(t, c, "after the token was deleted in Consul", 2, 0, 1)
+		c.want(t, "after the token was deleted in Consul", counts{2, 0, 1})
 		c.set(func() { clear(c.tokens); clear(c.accounts) })
 		if err := s.check(); !errors.Is(err, ErrLoginRefused) {
 			t.Errorf("after the binding rule was deleted, too: %v", err)
@@ -324,7 +203,7 @@ func TestANewTokenThatAServerDoesNotKnowYetIsWaitedFor(t *testing.T) {
 		bearer := podJWT(1)
 		c.accounts[bearer], c.behind = "gateway", 3
 		mustOpen(t, a, bearer).end()
-		wantCounts(t, c, "with a server that is behind", 1, 0, 1)
+		c.want(t, "with a server that is behind", counts{1, 0, 1})
 		c.set(func() { c.behind = 1000 })
 		s, err := open(t, a, podJWT(2))
 		if !errors.Is(err, ErrLoginRefused) {
@@ -357,14 +236,14 @@ func TestABearerTokenIsNotUsedBeyondItsExpiry(t *testing.T) {
 		}
 		c.set(func() { c.silent = false })
 		time.Sleep(2*loginTimeout + logoutRetry)
-		wantCounts(t, c, "after it has expired, with the stream open", 1, 1, 0)
+		c.want(t, "after it has expired, with the stream open", counts{1, 1, 0})
 		late, err := open(t, a, bearer)
 		if !errors.Is(err, ErrBearerExpired) {
 			t.Errorf("a new stream: %v", err)
 		}
 		late.end()
 		s.end()
-		wantCounts(t, c, "a new stream", 1, 1, 0)
+		c.want(t, "a new stream", counts{1, 1, 0})
 	})
 }
 
@@ -392,7 +271,7 @@ func TestWhatIsNoUsableBearerTokenReachesNoConsul(t *testing.T) {
 			t.Errorf("%d of them are remembered", n)
 		}
 	})
-	wantCounts(t, c, "none of them", 0, 0, 0)
+	c.want(t, "none of them", counts{0, 0, 0})
 	if e := BearerExpiry(jwt(1, `{"exp":1e300}`)); !e.IsZero() {
 		t.Errorf("a token for ever expires at %v", e)
 	}
@@ -437,7 +316,7 @@ func TestMadeUpBearerTokensCauseBoundedLogins(t *testing.T) {
 		}
 		close(c.hold)
 		synctest.Wait()
-		if n := c.counts()[0]; n != checksFactorTLS*newCallerChecksPerAddress {
+		if n := c.counts().Logins; n != checksFactorTLS*newCallerChecksPerAddress {
 			t.Errorf("%d logins", n)
 		}
 		time.Sleep(2 * time.Second)
@@ -446,7 +325,7 @@ func TestMadeUpBearerTokensCauseBoundedLogins(t *testing.T) {
 		}
 		// A refusal is remembered.
 		bearer := podJWT(1000)
-		before := c.counts()[0]
+		before := c.counts().Logins
 		for range 10 {
 			s, err := open(t, a, bearer)
 			if !errors.Is(err, ErrLoginRefused) {
@@ -454,7 +333,7 @@ func TestMadeUpBearerTokensCauseBoundedLogins(t *testing.T) {
 			}
 			s.end()
 		}
-		if n := c.counts()[0] - before; n != 1 {
+		if n := c.counts().Logins - before; n != 1 {
 			t.Errorf("%d logins for ten streams with one token", n)
 		}
 	})
@@ -478,7 +357,7 @@ func TestALoginThatNobodyWaitsForIsEnded(t *testing.T) {
 		}
 		close(c.hold)
 		time.Sleep(2 * time.Second)
-		wantCounts(t, c, "after the answer", 1, 1, 0)
+		c.want(t, "after the answer", counts{1, 1, 0})
 	})
 }
 
@@ -494,7 +373,7 @@ func TestALoginThatIsNoUseEndsWithItsStream(t *testing.T) {
 		}
 		s.end()
 		time.Sleep(time.Second)
-		wantCounts(t, c, "after the stream", 1, 1, 0)
+		c.want(t, "after the stream", counts{1, 1, 0})
 	})
 }
 
@@ -557,7 +436,7 @@ func TestAtTheEndNoLoginIsLeft(t *testing.T) {
 		synctest.Wait()
 		time.AfterFunc(time.Second, func() { close(c.hold) })
 	})
-	wantCounts(t, c, "at the end", 101, 101, 0)
+	c.want(t, "at the end", counts{101, 101, 0})
 	if strings.Contains(log, "level=WARN") {
 		t.Errorf("the log:\n%s", log)
 	}

@@ -75,12 +75,12 @@ func TestUsherLogsInAndOut(t *testing.T) {
 			t.Errorf("token %q, %v; %d changes", token, err, l.changes.Load())
 		}
 		time.Sleep(24 * time.Hour)
-		wantCounts(t, c, "after a day", 1, 0, 1)
+		c.want(t, "after a day", counts{1, 0, 1})
 		if c.requests[0].Meta["component"] != "usher" || c.requests[0].AuthMethod != "components" {
 			t.Errorf("login %v", c.requests[0])
 		}
 	})
-	wantCounts(t, c, "at the end", 1, 1, 0)
+	c.want(t, "at the end", counts{1, 1, 0})
 }
 
 func TestUsherLogsInAgainBeforeItsLoginExpires(t *testing.T) {
@@ -91,12 +91,12 @@ func TestUsherLogsInAgainBeforeItsLoginExpires(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		l.write(t, "second")
 		time.Sleep(40 * time.Minute)
-		wantCounts(t, c, "early", 1, 0, 1)
+		c.want(t, "early", counts{1, 0, 1})
 		time.Sleep(9 * time.Minute)
 		if token, err := l.token(); token != "login-2" || err != nil || l.changes.Load() != 2 {
 			t.Errorf("token %q, %v; %d changes", token, err, l.changes.Load())
 		}
-		wantCounts(t, c, "before it expires", 2, 1, 1)
+		c.want(t, "before it expires", counts{2, 1, 1})
 		if b := c.requests[1].BearerToken; b != "second" {
 			t.Errorf("the second login has the bearer token %q, want the one that the file has now", b)
 		}
@@ -132,7 +132,7 @@ func TestUsherLogsInAgainWhenConsulNoLongerKnowsItsToken(t *testing.T) {
 		// Late answers about the token before it change nothing.
 		l.client.tokens.reportUnknown("login-1")
 		time.Sleep(time.Minute)
-		wantCounts(t, c, "after late answers", 2, 0, 1)
+		c.want(t, "after late answers", counts{2, 0, 1})
 		// Nor do servers that do not know a new token yet.
 		c.set(func() { clear(c.tokens) })
 		l.client.tokens.reportUnknown("login-2")
@@ -145,7 +145,7 @@ func TestUsherLogsInAgainWhenConsulNoLongerKnowsItsToken(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		if n := c.counts()[0]; n != 3 {
+		if n := c.counts().Logins; n != 3 {
 			t.Errorf("%d logins, want 3", n)
 		}
 	})

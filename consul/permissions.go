@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -81,21 +80,21 @@ func (p *permissionChecker) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case errors.Is(err, errACLsOff):
-			p.record(nil)
+			p.record(ctx, nil)
 		case err != nil: // the watches report why Consul does not answer
 			pause = permissionRetry
 			if p.client.tokens.login != nil && p.client.tokens.login.failure() != nil {
 				pause = time.Second
 			}
 		default:
-			p.record(missing)
+			p.record(ctx, missing)
 		}
 		sleep(ctx, pause)
 	}
 }
 
 // record logs what is missing and was not missing before.
-func (p *permissionChecker) record(missing []permission) {
+func (p *permissionChecker) record(ctx context.Context, missing []permission) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.missing
@@ -105,11 +104,13 @@ func (p *permissionChecker) record(missing []permission) {
 		if was, ok := before[m.name]; ok && was.optional == m.optional {
 			continue
 		}
-		level, text := slog.LevelWarn, "usher's token lacks a permission; add it to the token's policy (docs/usher-policy.hcl)"
 		if m.optional {
-			level, text = slog.LevelInfo, "usher's token lacks a permission that not every installation needs (docs/usher-policy.hcl)"
+			p.client.logger.InfoContext(ctx, "usher's token lacks a permission that not every installation needs (docs/usher-policy.hcl)",
+				"permission", m.name, "without_it", m.without)
+			continue
 		}
-		p.client.logger.Log(context.Background(), level, text, "permission", m.name, "without_it", m.without)
+		p.client.logger.WarnContext(ctx, "usher's token lacks a permission; add it to the token's policy (docs/usher-policy.hcl)",
+			"permission", m.name, "without_it", m.without)
 	}
 }
 

@@ -92,7 +92,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	if a, ok := authorizer.(consulAuthorizer); ok {
 		parts = append(parts, a.consul.Run)
-		defer a.close() // after everything that uses the logins
+		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
 	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil)
 	g := groupOf(ctx, parts)
