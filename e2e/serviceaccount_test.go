@@ -161,16 +161,19 @@ func (s *accountsLab) wantOthersRefused(t *testing.T, protocol fakeenvoy.Protoco
 		{"no JWT", fakeenvoy.Options{Bearer: unknownToken}, codes.Unauthenticated, "is no JWT"},
 		{"an account without a binding rule", fakeenvoy.Options{Bearer: s.token(t, unboundAccount, apiserver.TokenOptions{})}, codes.Unauthenticated, bound},
 		{
-			"another gateway's account", fakeenvoy.Options{Bearer: s.token(t, otherGatewayAccount, apiserver.TokenOptions{})},
+			"another gateway's account",
+			fakeenvoy.Options{Bearer: s.token(t, otherGatewayAccount, apiserver.TokenOptions{})},
 			codes.PermissionDenied, `the service account of the stream's bearer token needs service:write on the gateway "ingress-gateway"`,
 		},
 		{
-			"another audience", fakeenvoy.Options{Bearer: s.token(t, lab.GatewayAccount, apiserver.TokenOptions{Pod: gatewayPod, Audiences: []string{"usher"}})},
+			"another audience",
+			fakeenvoy.Options{Bearer: s.token(t, lab.GatewayAccount, apiserver.TokenOptions{Pod: gatewayPod, Audiences: []string{"usher"}})},
 			codes.Unauthenticated, "invalid for the target audiences",
 		},
 		{"a deleted pod's", fakeenvoy.Options{Bearer: ofDeleted}, codes.Unauthenticated, "service account token has been invalidated"},
 		{
-			"another gateway is asked for", fakeenvoy.Options{Bearer: s.podToken(t), Node: &corev3.Node{Id: gatewayPod, Cluster: "other-gateway"}},
+			"another gateway is asked for",
+			fakeenvoy.Options{Bearer: s.podToken(t), Node: &corev3.Node{Id: gatewayPod, Cluster: "other-gateway"}},
 			codes.PermissionDenied, `needs service:write on the gateway "other-gateway"`,
 		},
 		{"two credentials", fakeenvoy.Options{Bearer: s.podToken(t), Token: lab.ManagementToken}, codes.Unauthenticated, "send only one of them"},
