@@ -181,6 +181,8 @@ func (l *ownLogin) logIn(ctx context.Context, c *Client) (login, error) {
 	switch {
 	case errors.Is(err, errACLsOff):
 		return login{}, fmt.Errorf("--login-auth-method %s: Consul's ACLs are off; leave the flag out", l.authMethod)
+	case errors.Is(err, ErrLoginRefused) && isInvalidInKubernetes(err.Error()):
+		return login{}, fmt.Errorf("%w; --login-bearer-token-file %s has to hold a valid token of Usher's service account", err, l.file)
 	case errors.Is(err, ErrLoginRefused):
 		return login{}, fmt.Errorf("%w; give the auth method a binding rule for Usher's service account", err)
 	}
