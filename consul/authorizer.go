@@ -73,7 +73,7 @@ const (
 var (
 	// errTooManyChecks means that an ACL check waited in the queue for too long. It says nothing about Consul.
 	errTooManyChecks = errors.New("too many ACL checks wait for consul; Envoy connects again; check Consul's load if this lasts")
-	// errCallerGone means that the caller has gone whose check others share.
+	// errCallerGone means that the caller is gone whose context a shared check had.
 	errCallerGone = interruption("the caller has gone")
 )
 

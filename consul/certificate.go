@@ -45,7 +45,7 @@ type rootsBody struct {
 
 func decodeRoots(prev *caRoots, body rootsBody, _ response) (*caRoots, error) {
 	if body.TrustDomain == "" || len(body.Roots) == 0 {
-		return nil, errors.New("Consul has none yet; enable connect in the configuration of Consul's servers")
+		return nil, errors.New("the mesh has none yet; enable connect in the configuration of Consul's servers")
 	}
 	all := &gateway.Roots{TrustDomain: body.TrustDomain}
 	for _, root := range body.Roots {

@@ -123,7 +123,9 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 		return nil, nil, unreachableError(ctx, err)
 	}
 	defer res.Body.Close()
-	late := time.AfterFunc(queryTimeout, func() { cancel(fmt.Errorf("the answer is not complete after %s", queryTimeout)) })
+	late := time.AfterFunc(queryTimeout, func() {
+		cancel(fmt.Errorf("the answer is not complete after %s; check Consul's load and the network", queryTimeout))
+	})
 	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
 		return nil, nil, statusError(res, cmp.Or(in.secret, in.token))
@@ -142,8 +144,8 @@ const (
 )
 
 var (
-	errTooLarge = fmt.Errorf("the answer is larger than %d MiB; check that this is the address of Consul's HTTP API", maxBody>>20)
-	errTooMuch  = fmt.Errorf("Usher is reading other answers of %d MiB together; it reads this one later; if this lasts, share the gateways among more Ushers", maxReading>>20)
+	errTooLarge = fmt.Errorf("the answer is larger than %d MiB; check the address; if it is right, the gateway has too many services: split it", maxBody>>20)
+	errTooMuch  = fmt.Errorf("other answers of %d MiB are being read, and this one is read later; if this lasts, run a second Usher for some of the gateways", maxReading>>20)
 )
 
 // readAll reads a body to its end.

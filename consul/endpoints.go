@@ -19,7 +19,7 @@ var (
 	// meshGatewayType reads the instances of one mesh gateway.
 	meshGatewayType = &queryType{name: "mesh-gateway", path: "/v1/health/service/", needs: "service:read on the mesh gateways and node:read", decode: decodeRegistrations(endpointsOf)}
 	// meshGatewayNamesType reads the names of a datacenter's mesh gateways.
-	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", needs: "service:read on the mesh gateways", decode: decodeJSON("services", decodeNames)}
+	meshGatewayNamesType = &queryType{name: "mesh-gateways", path: "/v1/catalog/services", needs: "service:read on the mesh gateways and node:read", decode: decodeJSON("services", decodeNames)}
 	// peeringType reads the state of a cluster peering
 	// (https://developer.hashicorp.com/consul/api-docs/peering#read-a-peering-connection). Such a query cannot block.
 	peeringType = &queryType{name: "peering", path: "/v1/peering/", needs: "peering:read", interval: 5 * time.Second, decode: decodeJSON("peering", decodePeering)}

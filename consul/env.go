@@ -59,7 +59,7 @@ func parseHost(scheme, rest, whole string) (address, error) {
 	case strings.Trim(u.Host, "0123456789") == "":
 		return address{}, fmt.Errorf("%q is a port alone; write localhost:%s", whole, u.Host)
 	case strings.HasSuffix(u.Host, ":"):
-		return address{}, errors.New("the port is missing after the colon")
+		return address{}, errors.New("the port is missing after the colon; write consul:8500")
 	}
 	if p := u.Port(); p != "" {
 		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {

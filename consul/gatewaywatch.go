@@ -29,7 +29,7 @@ type gatewayWatch struct {
 	logged      string       // what the log last named as missing
 }
 
-// run makes a step whenever a result changes, and when a deadline passes.
+// run calls step whenever a result changes, and when a deadline passes.
 func (w *gatewayWatch) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := w.step(time.Now()) //nolint:contextcheck // a shared watch outlives its first subscriber
@@ -59,7 +59,7 @@ func (w *gatewayWatch) step(now time.Time) (wait time.Duration) {
 	w.state.endpointQueries = nil
 	panicked := problem.Problem{
 		Where: fmt.Sprintf("gateway %q", w.id.String()),
-		What:  "the last good configuration stays in use: " + err.Error(),
+		What:  "the last good configuration stays in use; please report this: " + err.Error(),
 	}
 	if last := w.state.last; last != nil && !slices.Contains(last.Problems, panicked) {
 		next := *last
@@ -151,7 +151,7 @@ func (w *gatewayWatch) patchEndpoints(updates map[query]queryResult) *gateway.Sn
 // logMissing logs what a snapshot lacks, if something has been missing for a while.
 func (w *gatewayWatch) logMissing(b *snapshotBuild) {
 	missing := strings.Join(b.missing, "; ")
-	if b.incompleteLong && missing != w.logged {
+	if b.missingForLong && missing != w.logged {
 		w.logged = missing
 		w.client.logger.Warn("the gateway's configuration in consul is incomplete; Envoys keep what they have", "gateway", w.id.String(), "missing", missing)
 	}

@@ -220,7 +220,7 @@ func (d *weakDecoder) addProblem(key string, v any, want string) {
 		text = fmt.Appendf(nil, "a value of type %T", v)
 	}
 	d.problems = append(d.problems, problem.Problem{
-		Where: d.where + ": " + key,
+		Where: d.where + ": Proxy.Config." + key,
 		What:  fmt.Sprintf("%s is not %s; correct it; until then Usher ignores it", text, want),
 	})
 }

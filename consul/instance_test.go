@@ -172,12 +172,12 @@ func TestAProxyConfigThatCannotBeDecodedIsAProblem(t *testing.T) {
 		lines = append(lines, p.String())
 	}
 	want := []string{
-		`here: envoy_gateway_bind_addresses.a: "10.0.0.1" is not an object with address and port; correct it; until then Usher ignores it`,
-		`here: envoy_gateway_bind_addresses.b.port: "http" is not a whole number; correct it; until then Usher ignores it`,
-		`here: envoy_gateway_bind_tagged_addresses: [true,false] is not true or false; correct it; until then Usher ignores it`,
-		`here: envoy_gateway_no_default_bind: "perhaps" is not true or false; correct it; until then Usher ignores it`,
-		`here: max_request_headers_kb: 1.5 is not a whole number; correct it; until then Usher ignores it`,
-		`here: xds_fetch_timeout_ms: "soon" is not a whole number; correct it; until then Usher ignores it`,
+		`here: Proxy.Config.envoy_gateway_bind_addresses.a: "10.0.0.1" is not an object with address and port; correct it; until then Usher ignores it`,
+		`here: Proxy.Config.envoy_gateway_bind_addresses.b.port: "http" is not a whole number; correct it; until then Usher ignores it`,
+		`here: Proxy.Config.envoy_gateway_bind_tagged_addresses: [true,false] is not true or false; correct it; until then Usher ignores it`,
+		`here: Proxy.Config.envoy_gateway_no_default_bind: "perhaps" is not true or false; correct it; until then Usher ignores it`,
+		`here: Proxy.Config.max_request_headers_kb: 1.5 is not a whole number; correct it; until then Usher ignores it`,
+		`here: Proxy.Config.xds_fetch_timeout_ms: "soon" is not a whole number; correct it; until then Usher ignores it`,
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

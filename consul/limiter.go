@@ -18,7 +18,7 @@ import (
 const (
 	plainConnections    = 90
 	plainReserved       = 8 // for queries that do not block
-	plainAuthorizations = 8 // for ACL checks of Envoys' tokens, which so never delay the watches
+	plainAuthorizations = 8 // for ACL checks of Envoys' tokens, so that they never delay the watches
 	plainWatchdog       = 1
 	plainShared         = plainConnections - plainReserved - plainAuthorizations - plainWatchdog // for queries that block
 	plainWait           = 30 * time.Second
@@ -77,7 +77,7 @@ var errPreempted = interruption("another query needs the connection")
 type connectionLimiter struct {
 	shared    pool                // for queries that block; of size 0: any number
 	reserved  pool                // for first reads, which do not block
-	longWait  time.Duration       // how long a query waits that does not take turns
+	longWait  time.Duration       // how long a query waits if none takes turns
 	onDelay   func(time.Duration) // called when delay changes
 	onSharing func(int)           // called with the number of queries that take turns
 

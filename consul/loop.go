@@ -112,7 +112,7 @@ func (l *watchLoop) handleError(err error) (pause time.Duration) {
 
 // nextIndex returns the index for the next query. It returns 0 if that must not block.
 //
-// A restored snapshot ends blocking queries at once, with the index that they were sent with, and the content from
+// A restored Consul snapshot ends blocking queries at once, with the index that they were sent with, and the content from
 // before. The new state may take a long time to reach that index. If the index is the same and the content is not, the
 // permissions of Usher's token have changed.
 func (l *watchLoop) nextIndex(r response, same, recovered bool) uint64 {

@@ -32,18 +32,20 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		return f.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	}
 	return &Metrics{
-		sharing: gauge("usher_consul_queries_sharing_connections", "Blocking queries that take turns because plain HTTP allows too few connections. "+
-			"0 if each has its own. Above 0, changes are seen late: use https:// for Consul.").WithLabelValues(),
+		sharing: gauge("usher_consul_queries_sharing_connections", "Blocking queries that have no connection of their own, because plain HTTP allows too few. "+
+			"Above 0, changes arrive up to five seconds late: use https:// for Consul.").WithLabelValues(),
 		up: gauge("usher_consul_up",
 			"1 if Consul answers a small query that Usher sends every few seconds, else 0. /readyz has the reason.").WithLabelValues(),
-		snapshots: counter("usher_consul_snapshots_total", "Snapshots of gateways that were published.").WithLabelValues(),
+		snapshots: counter("usher_consul_snapshots_total", "How often the configuration of a gateway has changed in Consul.").WithLabelValues(),
 		queries: counter("usher_consul_queries_total",
-			"Answers to queries, by type of query and outcome: ok, unreachable, denied, missing, limited or failed.", "kind", "outcome"),
+			"Answers to queries, by type of query and outcome: ok, unreachable, denied (by ACLs), missing (404), "+
+				"limited (too many connections or requests) or failed.", "kind", "outcome"),
 		watches: gauge("usher_consul_watches", "Queries that are being watched, by type of query.", "kind"),
 		failing: gauge("usher_consul_watches_failing",
-			"Watched queries whose latest attempt failed, by type of query. Usher uses their last good answers.", "kind"),
+			"Watched queries whose latest attempt failed, by type of query. Usher uses their last good answers, and holds back what it has never read.", "kind"),
 		authorizations: counter("usher_consul_authorizations_total",
-			"Checks with Consul's ACLs whether an Envoy's token may use a gateway, by outcome: allowed, denied, remembered, stale or failed.", "outcome"),
+			"Checks with Consul's ACLs whether an Envoy's token may use a gateway, by outcome: allowed, denied, "+
+				"remembered (denied a moment ago), stale (Consul did not answer, and had allowed it before) or failed.", "outcome"),
 		signatures: counter("usher_consul_signatures_total",
 			"Certificates for clients that Consul was asked to sign, by outcome: ok, busy, refused or failed.", "outcome"),
 		logins: counter("usher_consul_logins_total",

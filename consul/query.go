@@ -56,7 +56,8 @@ func decodeJSON[Body, V any](what string, f func(prev *V, body Body, r response)
 
 // unexpected returns the error for a response that Consul does not write. what says so with "it".
 func unexpected(what string) error {
-	return fmt.Errorf("unexpected answer: %s; check that this is the address of Consul's HTTP API", what)
+	return fmt.Errorf("unexpected answer: %s; check the address of Consul's HTTP API and the proxies in front of it; "+
+		"if they are right, report the answer", what)
 }
 
 // decodeList is decodeJSON for a list. Consul writes null neither for a list nor as an element, so a response with null
@@ -79,7 +80,7 @@ func reuse[T any](prev, next *T) *T {
 }
 
 // mayStream reports whether Consul answers blocking queries of this type from its streaming backend. That backend does
-// not end them when a snapshot is restored, and does not report filtering by ACLs.
+// not end them when a Consul snapshot is restored, and does not report filtering by ACLs.
 func (t *queryType) mayStream() bool { return strings.HasPrefix(t.path, "/v1/health/") }
 
 // query is one query to Consul. Equal queries share one watch.

@@ -15,21 +15,21 @@ type refresh struct {
 	mu     sync.Mutex
 	due    bool
 	cancel context.CancelCauseFunc // cancels the latest cycle; nil before the first
-	// began is when the latest cycle began. lastRead is when the last one began whose non-blocking query was answered.
+	// began is the start of the latest cycle, and lastRead that of the latest one with an answered non-blocking query.
 	began, lastRead time.Time
 	filtered        bool // Consul's ACLs filtered the last response
 }
 
-// errRefresh is the cause when a refresh cancels a cycle. It is not a failure.
 // interruption is an error by which goroutines of this package interrupt each other. Nobody else sees it.
 type interruption string
 
 func (e interruption) Error() string { return string(e) }
 
+// errRefresh is the cause when a refresh cancels a cycle. It is not a failure.
 var errRefresh = interruption("a non-blocking query takes its place")
 
-// begin ends the cycle before, and returns the context of a cycle of the loop: a query and the pause after it. It
-// reports whether a refresh was requested since the cycle before began.
+// begin ends the last cycle, starts one, and returns its context. A cycle is a query and the pause after it. It
+// reports whether a refresh was requested since the last cycle began.
 func (r *refresh) begin(ctx context.Context) (cycle context.Context, due bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -63,8 +63,8 @@ func (r *refresh) request(now bool) {
 	}
 }
 
-// last returns when the latest non-blocking query was sent that was answered, and whether Consul's ACLs filtered the
-// last response.
+// last returns when the latest answered non-blocking query was sent, and whether Consul's ACLs filtered the last
+// response.
 func (r *refresh) last() (read time.Time, filtered bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,7 +72,7 @@ func (r *refresh) last() (read time.Time, filtered bool) {
 }
 
 // Usher spreads the non-blocking queries of a refresh over refreshSpread, so that thousands of them do not reach Consul
-// at once. After a restored snapshot it waits replicationTime first: by then the other servers most likely have the
+// at once. After a restored Consul snapshot it waits replicationTime first: by then the other servers most likely have the
 // snapshot. restoreTime later the agent's own copy has it, too, and Usher refreshes the queries of the streaming
 // backend once more.
 const (
@@ -116,9 +116,9 @@ func (m *watchManager) runRefreshes(ctx context.Context, recovered <-chan struct
 }
 
 // refreshAfterRestore refreshes the queries that have sent no non-blocking query since the restore. Most have, because
-// a restored snapshot ends blocking queries. It does not end those of the streaming backend.
+// a restored Consul snapshot ends blocking queries. It does not end those of the streaming backend.
 func (m *watchManager) refreshAfterRestore(ctx context.Context, restored time.Time) {
-	m.client.logger.Info("a snapshot seems to have been restored in consul; reading everything again", "consul", m.client.Address())
+	m.client.logger.Info("a consul snapshot seems to have been restored; reading everything again", "consul", m.client.Address())
 	sleep(ctx, replicationTime)
 	m.refreshWatches(ctx, func(w *watch) bool { read, _ := w.refresh.last(); return !read.After(restored) })
 }

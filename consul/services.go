@@ -53,7 +53,7 @@ func compareServices(a, b gateway.Service) int {
 
 // withFiltered returns the services, and those of the last snapshot that ACLs have filtered since then: those that the
 // config entry still names, and whose chains are known. The services of a wildcard may not exist any more.
-func (l *gatewayServices) withFiltered(last *gateway.Snapshot, inEntry listenerServices) []gateway.Service {
+func (l *gatewayServices) withHidden(last *gateway.Snapshot, inEntry entryServiceSet) []gateway.Service {
 	if !l.filtered || last == nil {
 		return l.services
 	}
@@ -100,16 +100,16 @@ func containsService(list []gateway.Service, s gateway.Service) bool {
 }
 
 // listenerServices is the set of the services on the listeners of a config entry. A wildcard has the name "*".
-type listenerServices map[listenerService]bool
+type entryServiceSet map[entryServiceKey]bool
 
-type listenerService struct {
+type entryServiceKey struct {
 	port     int
 	protocol string
 	service  gateway.ServiceName
 }
 
-func listenerServicesOf(e *gateway.Entry) listenerServices {
-	out := listenerServices{}
+func listenerServicesOf(e *gateway.Entry) entryServiceSet {
+	out := entryServiceSet{}
 	if e == nil {
 		return out
 	}
@@ -119,7 +119,7 @@ func listenerServicesOf(e *gateway.Entry) listenerServices {
 			if s.FromWildcard {
 				s.Service = gateway.ServiceName{Name: "*"}
 			}
-			out[listenerService{s.Port, s.Protocol, s.Service}] = true
+			out[entryServiceKey{s.Port, s.Protocol, s.Service}] = true
 		}
 	}
 	return out
@@ -127,9 +127,9 @@ func listenerServicesOf(e *gateway.Entry) listenerServices {
 
 // has reports whether the config entry has the service on its port. A service without a namespace in the entry may be
 // in the namespace of the gateway.
-func (l listenerServices) has(s gateway.Service) bool {
+func (l entryServiceSet) has(s gateway.Service) bool {
 	for _, name := range []gateway.ServiceName{s.Service, {Name: s.Service.Name}, {Name: "*"}} {
-		if l[listenerService{s.Port, protocolOf(s.Protocol), name}] {
+		if l[entryServiceKey{s.Port, protocolOf(s.Protocol), name}] {
 			return true
 		}
 	}

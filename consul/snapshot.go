@@ -49,7 +49,7 @@ type snapshotBuild struct {
 	// missing are the results without which there is no snapshot, and disagreements between results that arrive at
 	// different times.
 	missing        []string
-	incompleteLong bool // something has been missing for the health timeout
+	missingForLong bool // something has been missing for the health timeout
 	// waits is true while the snapshot waits for the first response about the health of a target, or for the
 	// certificate.
 	waits        bool
@@ -60,7 +60,7 @@ type snapshotBuild struct {
 	agent      agent
 	activeRoot string // the ID of the root that signs certificates
 	entryKnown bool   // snapshot.Entry is from Consul
-	complete   bool   // no query for endpoints has failed, and no target waits
+	patchable  bool   // no query for endpoints has failed, and no target waits
 }
 
 // buildSnapshot makes a snapshot of a gateway. It modifies nothing, and starts nothing. It names all the queries that
@@ -83,8 +83,8 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 		return cmp.Or(cmp.Compare(a.Where, b.Where), cmp.Compare(a.What, b.What))
 	})
 	b.snapshot.Problems = slices.Compact(b.snapshot.Problems)
-	b.incompleteLong = len(b.missing) > 0 && b.deadlineExceeded("an incomplete snapshot", b.options.HealthTimeout)
-	if len(b.missing) > 0 || !b.complete || b.rebuildAfter < noDeadline {
+	b.missingForLong = len(b.missing) > 0 && b.deadlineExceeded("an incomplete snapshot", b.options.HealthTimeout)
+	if len(b.missing) > 0 || !b.patchable || b.rebuildAfter < noDeadline {
 		b.next.endpointQueries = nil
 	}
 	b.snapshot = reuseSnapshot(prev.last, b.snapshot)
@@ -94,7 +94,7 @@ func buildSnapshot(in input, prev state) *snapshotBuild {
 func newSnapshotBuild(in input, prev state) *snapshotBuild {
 	n := len(prev.endpointQueries)
 	b := &snapshotBuild{
-		input: in, prev: prev, next: prev, complete: true, rebuildAfter: noDeadline,
+		input: in, prev: prev, next: prev, patchable: true, rebuildAfter: noDeadline,
 		queries:   make(map[query]bool, len(in.results)),
 		snapshot:  &gateway.Snapshot{ID: in.id, Chains: make(map[gateway.ServiceName]*gateway.Chain, n)},
 		endpoints: make(map[string]*gateway.Endpoints, n),
@@ -176,7 +176,7 @@ func (b *snapshotBuild) deadlineExceeded(what string, limit time.Duration) bool 
 // its routes would lead to a cluster that Envoy cannot use yet. But a target without a response must not delay
 // everything else.
 func (b *snapshotBuild) waitFor(what string) {
-	b.complete = false
+	b.patchable = false
 	if !b.deadlineExceeded("the wait for "+what, b.options.HealthTimeout) {
 		b.waits = true
 	}
@@ -246,7 +246,7 @@ func partitionQuery(t *queryType, partition string) query {
 
 // addServices adds what only a gateway with instances needs.
 func (b *snapshotBuild) addServices() {
-	list := b.gatewayServices()
+	list := b.readGatewayServices()
 	// A gateway without services needs no certificate.
 	if list != nil && (len(list.services) > 0 || list.filtered) {
 		b.snapshot.Leaf = require[gateway.Leaf](b, b.queryFor(leafType))
@@ -304,7 +304,7 @@ func (b *snapshotBuild) addEntry() {
 }
 
 // gatewayServices reads the services of the gateway. If Consul's ACLs hide all of them, it returns the last known ones.
-func (b *snapshotBuild) gatewayServices() *gatewayServices {
+func (b *snapshotBuild) readGatewayServices() *gatewayServices {
 	q := b.queryFor(servicesType)
 	list, r := read[gatewayServices](b, q)
 	switch {
@@ -326,7 +326,7 @@ func (b *snapshotBuild) addGatewayServices(list *gatewayServices) {
 			"consul's ACLs hide some of them; give Usher's token service:read on all services of the gateway")
 	}
 	inEntry := listenerServicesOf(b.snapshot.Entry)
-	all := list.withFiltered(b.prev.last, inEntry)
+	all := list.withHidden(b.prev.last, inEntry)
 	for _, s := range all {
 		if b.entryKnown && !inEntry.has(s) {
 			b.addMissing(fmt.Sprintf("a listener for %s on port %d in the ingress-gateway entry", s.Service, s.Port), nil)
@@ -403,7 +403,7 @@ func (b *snapshotBuild) addTarget(id string, t *gateway.Target) {
 	q := healthQuery(t, b.next.datacenter)
 	e, r := read[gateway.Endpoints](b, q)
 	b.next.endpointQueries[q] = append(b.next.endpointQueries[q], id)
-	b.complete = b.complete && r.err == nil
+	b.patchable = b.patchable && r.err == nil
 	if e != nil {
 		b.endpoints[id] = e
 	}

@@ -93,7 +93,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) Ready() error {
 	watches := w.readyWatches.Load()
 	if watches == nil {
-		return errors.New("consul is not being watched")
+		return errors.New("consul is not being watched yet; report it if this lasts")
 	}
 	err := w.watchdog.failure()
 	if login := w.client.tokens.login; err == nil && login != nil {

@@ -201,7 +201,7 @@ func TestSIGTERMDrains(t *testing.T) {
 		t.Errorf("usher ended with %d, want 0", code)
 	}
 	for _, e := range connected {
-		if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; connect again") {
+		if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; Envoy connects again by itself") {
 			t.Errorf("a stream ended with %v", err)
 		}
 	}

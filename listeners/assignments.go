@@ -34,15 +34,15 @@ type assignment struct {
 
 func (a *assignment) isIncomplete() bool { return a.message == nil || len(a.problems) > 0 }
 
-// targetClusters are clusters with instances behind them, no two of one name.
-type targetClusters struct {
-	all        []targetCluster
-	byTargetID map[string][]targetCluster
+// targetClusters are clusters with endpoints, no two of one name.
+type edsClusters struct {
+	all        []edsCluster
+	byTargetID map[string][]edsCluster
 }
 
 // targetClustersOf returns the clusters. Of two of one name the first counts.
-func targetClustersOf(list []targetCluster) targetClusters {
-	out := targetClusters{byTargetID: make(map[string][]targetCluster, len(list))}
+func targetClustersOf(list []edsCluster) edsClusters {
+	out := edsClusters{byTargetID: make(map[string][]edsCluster, len(list))}
 	seen := make(map[string]bool, len(list))
 	for _, c := range list {
 		if !seen[c.name] {
@@ -54,12 +54,12 @@ func targetClustersOf(list []targetCluster) targetClusters {
 	return out
 }
 
-// changedBetween returns the clusters whose instances differ between two snapshots.
-func (t targetClusters) changedBetween(before, now *gateway.Snapshot) iter.Seq[targetCluster] {
+// changedBetween returns the clusters whose endpoints differ between two snapshots.
+func (t edsClusters) changedBetween(before, now *gateway.Snapshot) iter.Seq[edsCluster] {
 	if !maps.Equal(before.MeshGateways, now.MeshGateways) {
 		return slices.Values(t.all)
 	}
-	return func(yield func(targetCluster) bool) {
+	return func(yield func(edsCluster) bool) {
 		for id := range now.Endpoints.ChangedSince(before.Endpoints) {
 			for _, c := range t.byTargetID[id] {
 				if !yield(c) {
@@ -71,7 +71,7 @@ func (t targetClusters) changedBetween(before, now *gateway.Snapshot) iter.Seq[t
 }
 
 // newAssignments makes the assignments of all clusters. One whose key is the same as before is not made again.
-func newAssignments(s *gateway.Snapshot, clusters []targetCluster, previous assignments) assignments {
+func newAssignments(s *gateway.Snapshot, clusters []edsCluster, previous assignments) assignments {
 	var all, incomplete []*assignment
 	var known []*endpointv3.ClusterLoadAssignment
 	for _, c := range clusters {
@@ -94,7 +94,7 @@ func newAssignments(s *gateway.Snapshot, clusters []targetCluster, previous assi
 
 // update returns the assignments of a newer snapshot in which the clusters are the same and some of them have other
 // instances.
-func (a assignments) update(s *gateway.Snapshot, changed iter.Seq[targetCluster]) assignments {
+func (a assignments) update(s *gateway.Snapshot, changed iter.Seq[edsCluster]) assignments {
 	for c := range changed {
 		now := a.build(assignmentKeyOf(s, c))
 		a.all, a.endpoints = a.all.With(c.name, now), a.endpoints.With(c.name, now.message)
@@ -136,7 +136,7 @@ type assignmentKey struct {
 	meshGateways    *gateway.Endpoints // the mesh gateways; nil: not answered yet
 }
 
-func assignmentKeyOf(s *gateway.Snapshot, c targetCluster) assignmentKey {
+func assignmentKeyOf(s *gateway.Snapshot, c edsCluster) assignmentKey {
 	k := assignmentKey{
 		cluster:     c.name,
 		locality:    gateway.MeshGatewayKey(s.Datacenter, c.fromPartition),

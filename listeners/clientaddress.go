@@ -24,8 +24,9 @@ const (
 )
 
 // setClientAddress makes a connection manager take the client's address from the connection, where the PROXY filter has
-// put it, and not from X-Forwarded-For, which any client can write. It also sets what services get about the client.
-// With Consul's settings it does nothing: headers of the client are trusted and passed on.
+// put it, and from as many entries of X-Forwarded-For as there are trusted hops. It also sets the headers in which
+// services get the address and the TLVs. With mode off and no setting of client_address it does nothing, as Consul's
+// own gateway: headers of the client are trusted and passed on.
 //
 // The other effects of use_remote_address are kept small:
 //   - preserve_external_request_id: a client's x-request-id stays.
@@ -33,7 +34,7 @@ const (
 //     private address, and Envoy would trust its x-envoy-* headers, which change timeouts and retries
 //     (CVE-2024-45806). To Envoy an empty list means the private networks. So the list has the one address that no
 //     client can have and that the PROXY filter rejects as a source.
-func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from downstreams, tls bool) error {
+func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from trustClass, tls bool) error {
 	client := l.settings.ClientAddress
 	if !l.settings.ProxyProtocol.Enabled() && !client.IsCustom() {
 		return nil
@@ -44,7 +45,7 @@ func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from
 		CidrRanges: []*corev3.CidrRange{{AddressPrefix: "0.0.0.0", PrefixLen: wrapperspb.UInt32(32)}},
 	}
 	hcm.XffNumTrustedHops = client.TrustedHops.Uint32()
-	headers := setXFF(hcm, client, from, tls)
+	headers := setForwardedHeaders(hcm, client, from, tls)
 	for _, tlv := range l.tlvs() {
 		if tlv.Header == "" || tlv.Header == settings.NoHeader {
 			continue
@@ -65,12 +66,13 @@ func (l *listenerParams) setClientAddress(hcm *hcmv3.HttpConnectionManager, from
 	return err
 }
 
-// setXFF returns the changes of X-Forwarded-For and X-Forwarded-Proto that come before Envoy reads them.
+// setForwardedHeaders sets what Envoy trusts of X-Forwarded-For and X-Forwarded-Proto, and returns the changes of both
+// that come before Envoy reads them.
 //
 // Envoy appends the address of the connection to X-Forwarded-For, and trusts X-Forwarded-Proto if there is a trusted
 // hop. Where the settings ask for something else, the address is written here, and Envoy takes it for that of one
 // trusted hop.
-func setXFF(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from downstreams, tls bool,
+func setForwardedHeaders(hcm *hcmv3.HttpConnectionManager, client settings.ClientAddress, from trustClass, tls bool,
 ) []*mutationv3.HeaderMutation {
 	if from == untrustedDownstreams {
 		trustLastXFF(hcm)

@@ -88,7 +88,7 @@ func (c clusterCache) cluster(k clusterKey) (*clusterv3.Cluster, error) {
 	return cluster, err
 }
 
-// clusterKey is everything that a cluster with instances depends on.
+// clusterKey is everything that a cluster with endpoints depends on.
 type clusterKey struct {
 	name         string
 	target       *gateway.Target
@@ -103,12 +103,12 @@ type clusterKey struct {
 	outgoing     *gateway.TLSParameters // of the mesh entry; nil: Envoy's defaults
 }
 
-func clusterKeyOf(input compileInput, p port, g targetGroup, t targetCluster, limits limits) clusterKey {
+func clusterKeyOf(input compileInput, p port, g targetGroup, t edsCluster, limits limits) clusterKey {
 	k := clusterKey{
 		name: t.name, target: t.target, peer: t.peer,
 		resolver: g.node.Resolver, loadBalancer: g.node.LoadBalancer,
 		http2:  p.protocol == gateway.ProtocolHTTP2 || p.protocol == gateway.ProtocolGRPC,
-		limits: limits, fetch: input.fetch, plain: input.snapshot.Plain,
+		limits: limits, fetch: input.fetchTimeout, plain: input.snapshot.Plain,
 	}
 	if roots := input.snapshot.Roots; roots != nil {
 		k.trustDomain = roots.TrustDomain
@@ -119,7 +119,7 @@ func clusterKeyOf(input compileInput, p port, g targetGroup, t targetCluster, li
 	return k
 }
 
-// meshCluster makes the cluster of a target's instances, which come by EDS under the same name.
+// meshCluster makes the cluster of a target's endpoints, which come by EDS under the same name.
 func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 	c := &clusterv3.Cluster{
 		Name:                 k.name,
@@ -127,7 +127,7 @@ func meshCluster(k clusterKey) (*clusterv3.Cluster, error) {
 		ConnectTimeout:       connectTimeoutOf(k.resolver),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: envoy.OverADS(k.fetch)},
-		// Never send to unhealthy instances, not even when most are.
+		// Never send to unhealthy endpoints, not even when most are.
 		CommonLbConfig:   &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{}},
 		CircuitBreakers:  &clusterv3.CircuitBreakers{Thresholds: k.limits.thresholds()},
 		OutlierDetection: k.limits.outlierDetection(),
@@ -210,7 +210,7 @@ func aggregateCluster(g targetGroup, l limits) (*clusterv3.Cluster, error) {
 	return c, envoy.Validate(c)
 }
 
-// emptyCluster makes a cluster without instances: a request there is answered 503, or goes on to the next cluster of
+// emptyCluster makes a cluster without endpoints: a request there is answered 503, or goes on to the next cluster of
 // a failover.
 func emptyCluster(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{

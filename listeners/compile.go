@@ -44,14 +44,14 @@ type Resources struct {
 	// Envoy must keep the last good ones, and with them the routes, clusters, endpoints and secrets that those use,
 	// even where the maps above no longer have them.
 	HeldBackListeners []string
-	// HeldBackEndpoints names, in order, the load assignments of Clusters whose instances are not known. Envoy must
+	// HeldBackEndpoints names, in order, the load assignments of Clusters whose endpoints are not known. Envoy must
 	// keep the last good ones.
 	HeldBackEndpoints []string
-	// Problems are what an operator has to correct, besides the snapshot's own.
+	// Problems are what an administrator has to correct, besides the snapshot's own.
 	Problems []problem.Problem
 }
 
-// Compiler compiles the snapshots of one gateway, one after the other. While only instances change, it makes only
+// Compiler compiles the snapshots of one gateway, one after the other. While only endpoints change, it makes only
 // their load assignments again. After any other change, it keeps the clusters and load assignments with the same
 // keys, and makes everything else again. For that, what did not change in a snapshot must have kept its pointer. The
 // zero value is ready. A Compiler belongs to one goroutine.
@@ -65,14 +65,15 @@ type Compiler struct {
 
 // Compile returns the resources for an Envoy of release e that runs as the instance in of the gateway s. It is pure:
 // whatever was compiled before, the same input gives the same bytes, and neither s nor in is modified. A listener
-// that cannot be built as its settings say is held back, and never built without them.
+// that cannot be built as its security settings say is held back, and never built without them. A setting that only
+// reports (a TLV, a sink of access logs) is left out with a problem.
 func (c *Compiler) Compile(s *gateway.Snapshot, in *gateway.Instance, e gateway.EnvoyVersion) *Resources {
 	if s != c.snapshot {
 		c.snapshot = s
 		c.shared, c.previousShared = map[sharedKey]*sharedResources{}, c.shared
 		c.instances, c.previousInstances = map[instanceKey]*instanceListeners{}, c.instances
 	}
-	key := sharedKey{envoy: envoy.CapabilitiesOf(e), fetch: fetchTimeoutOf(in)}
+	key := sharedKey{capabilities: envoy.CapabilitiesOf(e), fetchTimeout: fetchTimeoutOf(in)}
 	shared := c.shared[key]
 	if shared == nil {
 		shared = sharedResourcesOf(compileInput{key, s}, c.previousShared[key])

@@ -21,7 +21,7 @@ import (
 
 // httpChains makes the filter chains of an http, http2 or grpc listener: one for each service with its own
 // certificate, chosen by server name, and one for all others.
-func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
+func httpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, error) {
 	var chains []*listenerv3.FilterChain
 	for i := range l.port.listener.Services {
 		svc := &l.port.listener.Services[i]
@@ -46,7 +46,7 @@ func httpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, 
 }
 
 // serviceChain makes the chain of a service with its own certificate.
-func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
+func serviceChain(l listenerParams, from trustClass, svc *gateway.ListenerService) (*listenerv3.FilterChain, error) {
 	if len(svc.Hosts) == 0 {
 		return nil, errors.New("a service with its own certificate is chosen by Hosts; add them")
 	}
@@ -62,7 +62,7 @@ func serviceChain(l listenerParams, from downstreams, svc *gateway.ListenerServi
 	return chain, nil
 }
 
-func httpChain(l listenerParams, from downstreams, route string, socket *corev3.TransportSocket,
+func httpChain(l listenerParams, from trustClass, route string, socket *corev3.TransportSocket,
 ) (*listenerv3.FilterChain, error) {
 	filters, err := tlvFilters(l, from)
 	if err != nil {
@@ -85,7 +85,7 @@ func routeName(p port, svc *gateway.ListenerService) string {
 	return name + "_" + displayName(gateway.ServiceName{Name: svc.Name, Namespace: svc.Namespace, Partition: svc.Partition})
 }
 
-func connectionManager(l listenerParams, from downstreams, route string, tls bool) (*listenerv3.Filter, error) {
+func connectionManager(l listenerParams, from trustClass, route string, tls bool) (*listenerv3.Filter, error) {
 	filters, err := httpFilters(l.port.protocol)
 	if err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func connectionManager(l listenerParams, from downstreams, route string, tls boo
 		CodecType:  hcmv3.HttpConnectionManager_AUTO,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: route,
-			ConfigSource:    envoy.OverADS(l.input.fetch),
+			ConfigSource:    envoy.OverADS(l.input.fetchTimeout),
 		}},
 		HttpFilters: filters,
 		// No trace begins here. One that the client began goes on.

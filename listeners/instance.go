@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -37,7 +38,7 @@ type instanceListeners struct {
 	problems  []problem.Problem
 }
 
-// listenerInputs are everything that listeners depend on, beside their key.
+// listenerInputs are everything that listeners depend on, besides their key.
 type listenerInputs struct {
 	instance *gateway.Instance
 	balancer *gateway.Balancer // in front of it
@@ -46,7 +47,7 @@ type listenerInputs struct {
 	settings [3]settings.Layer // of the snapshot
 }
 
-// equal compares pointers: false may be wrong.
+// equal compares pointers, apart from the small settings: false may be wrong.
 func (i listenerInputs) equal(other listenerInputs) bool {
 	return i.instance == other.instance && i.balancer == other.balancer && i.entry == other.entry &&
 		samePointer(i.ports, other.ports) && reflect.DeepEqual(i.settings, other.settings)
@@ -141,8 +142,13 @@ func unknownPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 	return problems
 }
 
+// problemOf returns the problem of a port. Settings of Usher can be in several places, so they belong to the gateway.
 func problemOf(p port, err error) problem.Problem {
-	return problem.Problem{Where: p.where(), What: err.Error()}
+	what := err.Error()
+	if strings.HasPrefix(what, "usher.") {
+		return problem.Problem{Where: fmt.Sprintf("gateway %s: listener %d", p.gateway, p.number), What: what}
+	}
+	return problem.Problem{Where: p.where(), What: what}
 }
 
 // instance is what listeners depend on of one instance of the gateway.

@@ -80,7 +80,7 @@ func restrict(chain *listenerv3.FilterChain, to []netip.Prefix) {
 
 // chainName names a filter chain where PROXY protocol is on: a log recognizes a rejected connection by the missing
 // name. Consul's own chains have none.
-func (l *listenerParams) chainName(name string, from downstreams) string {
+func (l *listenerParams) chainName(name string, from trustClass) string {
 	if !l.settings.ProxyProtocol.Enabled() {
 		return ""
 	}
@@ -125,9 +125,9 @@ const proxyProtocolName = "envoy.filters.listener.proxy_protocol"
 // A listener with this filter never sets continue_on_listener_filters_timeout: it would make a strict listener serve
 // a client that sends no header until the timeout.
 func proxyProtocolFilter(l listenerParams, listener string) (*listenerv3.ListenerFilter, error) {
-	proxy, can := l.settings.ProxyProtocol, l.input.envoy
+	proxy, can := l.settings.ProxyProtocol, l.input.capabilities
 	if proxy.Mode != settings.Strict && proxy.Mode != settings.Permissive {
-		return nil, fmt.Errorf("PROXY protocol mode %q is not allowed; use off, permissive or strict", proxy.Mode)
+		return nil, fmt.Errorf("PROXY protocol mode %q: a bug in Usher; please report it", proxy.Mode)
 	}
 	config := &proxyv3.ProxyProtocol{
 		Rules: tlvRules(proxy.TLVs, can), AllowRequestsWithoutProxyProtocol: proxy.Mode == settings.Permissive,

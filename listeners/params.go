@@ -43,7 +43,7 @@ func (l *listenerParams) check() error {
 	if err := l.settings.Check(l.properties()); err != nil {
 		return err
 	}
-	if err := checkSupport(l.input.envoy, l.settings, !l.port.http()); err != nil {
+	if err := checkSupport(l.input.capabilities, l.settings, !l.port.http()); err != nil {
 		return err
 	}
 	for _, tlv := range l.tlvs() {
@@ -95,7 +95,7 @@ func (l *listenerParams) tlvs() []settings.TLV {
 func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	var problems []problem.Problem
 	for _, tlv := range l.tlvs() {
-		if !canRead(l.input.envoy, tlv) {
+		if !canRead(l.input.capabilities, tlv) {
 			problems = append(problems, problem.Problem{
 				Where: l.port.where(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
@@ -113,7 +113,7 @@ func (l *listenerParams) accessLog() accesslog.Params {
 		Settings: l.settings.AccessLog,
 		Gateway:  l.port.gateway,
 		Where:    l.port.where(),
-		Envoy:    l.input.envoy,
+		Envoy:    l.input.capabilities,
 		HTTP:     l.port.http(), TLS: l.hasTLS(), MatchesSNI: l.matchesServerName(), TLSInspector: l.needsTLSInspector(),
 		ProxyProtocol: proxy.Enabled(), Strict: proxy.Mode == settings.Strict, HasUntrusted: hasUntrusted(proxy),
 		ClientAddressKnown: proxy.Enabled() || l.settings.ClientAddress.IsCustom(),
@@ -125,29 +125,29 @@ func (l *listenerParams) accessLog() accesslog.Params {
 }
 
 // downstreams are the downstreams of a listener that a filter chain is for.
-type downstreams uint8
+type trustClass uint8
 
 const (
-	allDownstreams       downstreams = iota
-	trustedDownstreams               // those in trusted_cidrs
-	untrustedDownstreams             // all others: their PROXY headers do not count
+	allDownstreams       trustClass = iota
+	trustedDownstreams              // those in trusted_cidrs
+	untrustedDownstreams            // all others: their PROXY headers do not count
 )
 
 // servedDownstreams returns the downstreams that a listener serves, each with its own filter chains. Connections
 // without a chain are closed.
-func (l *listenerParams) servedDownstreams() []downstreams {
+func (l *listenerParams) servedDownstreams() []trustClass {
 	switch proxy := l.settings.ProxyProtocol; {
 	case !hasUntrusted(proxy):
-		return []downstreams{allDownstreams}
+		return []trustClass{allDownstreams}
 	case proxy.Mode == settings.Strict:
-		return []downstreams{trustedDownstreams}
+		return []trustClass{trustedDownstreams}
 	default:
-		return []downstreams{trustedDownstreams, untrustedDownstreams}
+		return []trustClass{trustedDownstreams, untrustedDownstreams}
 	}
 }
 
 // suffix makes the names of what is for untrusted downstreams different.
-func (d downstreams) suffix() string {
+func (d trustClass) suffix() string {
 	if d == untrustedDownstreams {
 		return "_untrusted"
 	}
@@ -170,7 +170,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 	switch {
 	case proxy.Mode == settings.Permissive && !can.OptionalProxyHeader:
 		return envoy.Requires("proxy_protocol.mode", `this Envoy would reject connections without a PROXY header in the mode "permissive"`,
-			"1.23", `use "strict" or "off"`)
+			"1.23", `use "strict" if all connections have a header, or "off" if none has`)
 	case proxy.Enabled() && len(proxy.Versions) < 2 && !can.DisallowedProxyVersions:
 		return envoy.Requires("proxy_protocol.versions", "this Envoy would accept both versions", "1.30", `use ["v1", "v2"]`)
 	case upstream && proxy.Enabled() && !can.SurvivesLocal:
@@ -178,7 +178,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 			"1.26.7, 1.27.3, 1.28.1, 1.29.1, 1.30", `use upstream "none"`)
 	case upstream && hasUntrusted(proxy) && !can.Expressions:
 		return envoy.Requires("proxy_protocol.upstream", "this Envoy cannot drop forged PROXY headers of addresses outside trusted_cidrs, "+
-			"so the service would believe them", "1.32", `use upstream "none"`)
+			"so the service would believe them", "1.32", `use upstream "none" and disable PROXY protocol in the service`)
 	case readsTLVs && !can.Expressions:
 		return envoy.Requires("proxy_protocol.tlvs", "this Envoy cannot pass them on", "1.32", `use tlvs "none"`)
 	case byPort && !can.Expressions:
@@ -187,7 +187,7 @@ func checkSupport(can envoy.Capabilities, p settings.Listener, tcp bool) error {
 		return nil
 	case hasUntrusted(proxy):
 		return envoy.Requires("proxy_protocol.trusted_cidrs", "this Envoy reads X-Forwarded-For before Usher can remove what "+
-			"addresses outside trusted_cidrs wrote there", "1.25", `use mode "off"`)
+			"addresses outside trusted_cidrs wrote there", "1.25", `disable the headers at the load balancer and use mode "off"`)
 	case p.ClientAddress.XFF == settings.XFFOverwrite:
 		return envoy.Requires("client_address.xff", "this Envoy reads X-Forwarded-For before Usher can replace it",
 			"1.25", `remove "overwrite"`)

@@ -37,7 +37,7 @@ type portService struct {
 type portResources struct {
 	routes   []*routev3.RouteConfiguration
 	clusters []*clusterv3.Cluster
-	targets  []targetCluster // those whose instances come in a load assignment
+	targets  []edsCluster // those whose endpoints come in a load assignment
 	problems []problem.Problem
 }
 
@@ -120,7 +120,7 @@ func (p *port) check() error {
 	for _, r := range p.services {
 		switch {
 		case r.service.Service.Name == "":
-			return errors.New("a service has no name")
+			return errors.New("a service has no name; add one, or remove the service")
 		case r.settings == nil:
 			return fmt.Errorf("the catalog lists service %s for this listener, but the ingress-gateway entry does not; Usher holds "+
 				"the listener back until they agree; if this lasts, write the entry again (consul config write)", r.service.Service)
@@ -130,7 +130,7 @@ func (p *port) check() error {
 }
 
 // isKnown reports whether all input of the service's routes and clusters is known. This is its chain and, for each
-// target in a cluster peer, the peer's certificates. If the peer has certificates, the target's instances belong to
+// target in a cluster peer, the peer's certificates. If the peer has certificates, the target's endpoints belong to
 // it, too.
 func (r portService) isKnown(s *gateway.Snapshot) bool {
 	if r.chain == nil {

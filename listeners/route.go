@@ -123,8 +123,8 @@ func virtualHost(input compileInput, s portService, domains []string) (*routev3.
 		return nil, err
 	}
 	host := &routev3.VirtualHost{Name: displayName(s.service.Service), Domains: domains, Routes: routes}
-	host.RequestHeadersToAdd, host.RequestHeadersToRemove = headerChanges(input.envoy, s.settings.RequestHeaders)
-	host.ResponseHeadersToAdd, host.ResponseHeadersToRemove = headerChanges(input.envoy, s.settings.ResponseHeaders)
+	host.RequestHeadersToAdd, host.RequestHeadersToRemove = headerChanges(input.capabilities, s.settings.RequestHeaders)
+	host.ResponseHeadersToAdd, host.ResponseHeadersToRemove = headerChanges(input.capabilities, s.settings.ResponseHeaders)
 	return host, nil
 }
 
@@ -132,7 +132,7 @@ func virtualHost(input compileInput, s portService, domains []string) (*routev3.
 func chainRoutes(input compileInput, c *gateway.Chain) ([]*routev3.Route, error) {
 	start := c.Nodes[c.StartNode]
 	if start == nil {
-		return nil, incomplete(c, fmt.Sprintf("node %q", c.StartNode))
+		return nil, missingInChain(c, fmt.Sprintf("node %q", c.StartNode))
 	}
 	if start.Type != gateway.NodeRouter {
 		action, err := nodeAction(input, c, start)
@@ -166,7 +166,7 @@ func chainRoute(input compileInput, c *gateway.Chain, cr *gateway.ChainRoute) (*
 	}
 	next := c.Nodes[cr.NextNode]
 	if next == nil || next.Type == gateway.NodeRouter {
-		return nil, incomplete(c, fmt.Sprintf("node %q", cr.NextNode))
+		return nil, missingInChain(c, fmt.Sprintf("node %q", cr.NextNode))
 	}
 	action, err := nodeAction(input, c, next)
 	if action == nil {
@@ -176,11 +176,11 @@ func chainRoute(input compileInput, c *gateway.Chain, cr *gateway.ChainRoute) (*
 	if cr.Definition == nil {
 		return route, nil
 	}
-	if route.Match, err = routeMatch(input.envoy, cr.Definition.Match); err != nil {
+	if route.Match, err = routeMatch(input.capabilities, cr.Definition.Match); err != nil {
 		return nil, err
 	}
 	if d := cr.Definition.Destination; d != nil {
-		applyDestination(input.envoy, route, d)
+		applyDestination(input.capabilities, route, d)
 	}
 	return route, nil
 }
@@ -244,8 +244,8 @@ func weightedClusters(input compileInput, c *gateway.Chain, node *gateway.ChainN
 		}
 		split := &routev3.WeightedCluster_ClusterWeight{Name: g.clusterName, Weight: wrapperspb.UInt32(uint32(weight))}
 		if d := s.Definition; d != nil {
-			split.RequestHeadersToAdd, split.RequestHeadersToRemove = headerChanges(input.envoy, d.RequestHeaders)
-			split.ResponseHeadersToAdd, split.ResponseHeadersToRemove = headerChanges(input.envoy, d.ResponseHeaders)
+			split.RequestHeadersToAdd, split.RequestHeadersToRemove = headerChanges(input.capabilities, d.RequestHeaders)
+			split.ResponseHeadersToAdd, split.ResponseHeadersToRemove = headerChanges(input.capabilities, d.ResponseHeaders)
 		}
 		total += uint64(split.Weight.Value)
 		out.Clusters = append(out.Clusters, split)
@@ -256,7 +256,7 @@ func weightedClusters(input compileInput, c *gateway.Chain, node *gateway.ChainN
 	if total == 0 || total > math.MaxUint32 {
 		return nil, fmt.Errorf("the weights of its service-splitter add up to %v; make them add up to 100", float64(total)/100)
 	}
-	if !input.envoy.SumsWeights {
+	if !input.capabilities.SumsWeights {
 		out.TotalWeight = wrapperspb.UInt32(uint32(total)) //nolint:staticcheck // for the Envoys that need it
 	}
 	return out, nil

@@ -14,10 +14,10 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// sharedKey is everything that shared resources depend on beside their snapshot.
+// sharedKey is everything that shared resources depend on besides their snapshot.
 type sharedKey struct {
-	envoy envoy.Capabilities
-	fetch envoy.FetchTimeout
+	capabilities envoy.Capabilities
+	fetchTimeout envoy.FetchTimeout
 }
 
 // compileInput is what all shared resources depend on.
@@ -33,8 +33,8 @@ type sharedResources struct {
 	routes      ordered.Map[*routev3.RouteConfiguration]
 	clusters    ordered.Map[*clusterv3.Cluster]
 	secrets     ordered.Map[*tlsv3.Secret]
-	targets     targetClusters // one for each load assignment
-	peerTargets []string       // the IDs of targets in cluster peers
+	targets     edsClusters // one for each load assignment
+	peerTargets []string    // the IDs of targets in cluster peers
 	problems    []problem.Problem
 
 	clusterCache clusterCache
@@ -68,7 +68,7 @@ func sharedResourcesOf(input compileInput, previous *sharedResources) *sharedRes
 // pointers: false may be wrong.
 func (s *sharedResources) onlyAssignmentsDiffer(now *gateway.Snapshot) bool {
 	before := s.input.snapshot
-	for _, id := range s.peerTargets { // their instances name and verify their clusters
+	for _, id := range s.peerTargets { // their endpoints name and verify their clusters
 		if now.Endpoints.Get(id) != before.Endpoints.Get(id) {
 			return false
 		}

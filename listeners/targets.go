@@ -20,17 +20,17 @@ type targetGroup struct {
 	clusterName     string
 	node            *gateway.ChainNode
 	failover        bool
-	targets         []targetCluster // may be none: a cluster peer may export no instance
-	unresolvedPeers []string        // the cluster peers that are left out
+	targets         []edsCluster // may be none: a cluster peer may export no instance
+	unresolvedPeers []string     // the cluster peers that are left out
 }
 
-// targetCluster is one cluster with instances behind it.
-type targetCluster struct {
+// targetCluster is one cluster with endpoints.
+type edsCluster struct {
 	name   string
 	target *gateway.Target
 	// fromPartition is the partition of the service that leads here: Consul compares other partitions with it.
 	fromPartition string
-	peer          *gateway.PeerMeta // of the instances in a cluster peer; nil: the own mesh
+	peer          *gateway.PeerMeta // of the endpoints in a cluster peer; nil: the own mesh
 }
 
 // targetGroupsOf returns the groups of a chain, sorted by the names of their nodes.
@@ -51,15 +51,15 @@ func targetGroupsOf(s *gateway.Snapshot, c *gateway.Chain) ([]targetGroup, error
 }
 
 // incomplete is the error of a discovery chain that refers to something that it does not have.
-func incomplete(c *gateway.Chain, missing string) error {
-	return fmt.Errorf("the discovery chain refers to %s, which it does not have; "+
-		"compare with GET /v1/discovery-chain/%s, and report it if that has it", missing, c.ServiceName)
+func missingInChain(c *gateway.Chain, missing string) error {
+	return fmt.Errorf("the discovery chain refers to %s, and does not contain it; "+
+		"look at GET /v1/discovery-chain/%s: if it is there, report a bug in Usher, else one in Consul", missing, c.ServiceName)
 }
 
 // targetGroupOf returns the group of a resolver node.
 func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNode) (targetGroup, error) {
 	if node == nil {
-		return targetGroup{}, incomplete(c, "a node")
+		return targetGroup{}, missingInChain(c, "a node")
 	}
 	if node.Type != gateway.NodeResolver || node.Resolver == nil {
 		return targetGroup{}, fmt.Errorf("the discovery chain has a node of type %q where a resolver is needed; "+
@@ -67,7 +67,7 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	}
 	primary := c.Targets[node.Resolver.Target]
 	if primary == nil {
-		return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", node.Resolver.Target))
+		return targetGroup{}, missingInChain(c, fmt.Sprintf("target %q", node.Resolver.Target))
 	}
 	name, err := clusterName(s, primary)
 	if err != nil {
@@ -89,16 +89,16 @@ func targetGroupOf(s *gateway.Snapshot, c *gateway.Chain, node *gateway.ChainNod
 	for _, id := range targets {
 		target := c.Targets[id]
 		if target == nil {
-			return targetGroup{}, incomplete(c, fmt.Sprintf("target %q", id))
+			return targetGroup{}, missingInChain(c, fmt.Sprintf("target %q", id))
 		}
-		g.add(s, targetCluster{target: target, fromPartition: c.Partition})
+		g.add(s, edsCluster{target: target, fromPartition: c.Partition})
 	}
 	return g, nil
 }
 
 // add adds a cluster, unless its target is in a cluster peer and cannot be verified: it has no root certificates or
-// no instances. As with Consul, these do not count in the names of the others.
-func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
+// no endpoints. As with Consul, these do not count in the names of the others.
+func (g *targetGroup) add(s *gateway.Snapshot, t edsCluster) {
 	t.name = g.clusterName
 	if g.failover {
 		t.name = fmt.Sprintf("failover-target~%d~%s", len(g.targets), g.clusterName)
@@ -120,7 +120,7 @@ func (g *targetGroup) add(s *gateway.Snapshot, t targetCluster) {
 func clusterName(s *gateway.Snapshot, t *gateway.Target) (string, error) {
 	switch {
 	case t.Peer == "" && t.Name == "":
-		return "", errors.New("the discovery chain has no name for it")
+		return "", errors.New("the discovery chain has no name for it; write the service-resolver again, and report it if this lasts")
 	case t.Peer == "":
 		return t.Name, nil
 	}
@@ -143,7 +143,7 @@ func peerRoots(s *gateway.Snapshot, peer string) *gateway.Roots {
 	return nil
 }
 
-// peerMeta returns how to reach and verify the instances of a target in a cluster peer, which is the same for all of
+// peerMeta returns how to reach and verify the endpoints of a target in a cluster peer, which is the same for all of
 // them. It is nil if there are none.
 func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	if e == nil {
@@ -157,7 +157,7 @@ func peerMeta(e *gateway.Endpoints) *gateway.PeerMeta {
 	return nil
 }
 
-// trustDomainOf reads the trust domain of a cluster peer from the identities of its instances; "" if there is none.
+// trustDomainOf reads the trust domain of a cluster peer from the identities of its endpoints; "" if there is none.
 func trustDomainOf(p *gateway.PeerMeta) string {
 	if p == nil {
 		return ""

@@ -17,7 +17,7 @@ import (
 
 // tcpChains makes the one filter chain of a tcp listener for some downstreams. It leads to the one service that such
 // a listener has.
-func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, error) {
+func tcpChains(l listenerParams, from trustClass) ([]*listenerv3.FilterChain, error) {
 	socket, err := listenerSocket(l.input, l.port)
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func tcpChains(l listenerParams, from downstreams) ([]*listenerv3.FilterChain, e
 // tcpStatPrefix names the statistics of a tcp listener for some downstreams. Consul's bootstraps read the service's
 // name and datacenter out of Consul's own name, so the name for untrusted downstreams is another one, as on http
 // listeners.
-func tcpStatPrefix(l listenerParams, from downstreams) string {
+func tcpStatPrefix(l listenerParams, from trustClass) string {
 	if from == untrustedDownstreams {
 		return "ingress_upstream_" + strconv.Itoa(l.port.number) + from.suffix()
 	}
@@ -60,7 +60,7 @@ func tcpStatPrefix(l listenerParams, from downstreams) string {
 
 // tcpDestination returns the cluster that a tcp listener's connections go to, of the service or of the loopback
 // listener on the way to it, and the filters that choose it.
-func tcpDestination(l listenerParams, from downstreams) (string, []*listenerv3.Filter, error) {
+func tcpDestination(l listenerParams, from trustClass) (string, []*listenerv3.Filter, error) {
 	if l.usesLoopback() {
 		return loopbackDestination(l, from)
 	}
@@ -81,7 +81,7 @@ func tcpCluster(input compileInput, s portService) (string, error) {
 		return "", fmt.Errorf("service %s: %w", s.service.Service, err)
 	}
 	if g.clusterName == "" {
-		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known", s.service.Service, g.unresolvedPeers[0])
+		return "", fmt.Errorf("service %s: the root certificates of cluster peer %s are not known; establish the peering, and give Usher's token peering:read", s.service.Service, g.unresolvedPeers[0])
 	}
 	return g.clusterName, nil
 }
@@ -93,7 +93,7 @@ func tcpProxy(cluster, stats string, logs []*accesslogv3.AccessLog) (*listenerv3
 }
 
 // directAddressFilters store the downstream's address if a log recognizes health checks by it.
-func directAddressFilters(l listenerParams, from downstreams) ([]*listenerv3.Filter, error) {
+func directAddressFilters(l listenerParams, from trustClass) ([]*listenerv3.Filter, error) {
 	if from == untrustedDownstreams || !l.logs.NeedsDirectAddress {
 		return nil, nil
 	}

@@ -31,7 +31,7 @@ func listenerSocket(input compileInput, p port) (*corev3.TransportSocket, error)
 		return nil, nil
 	case input.snapshot.Plain:
 		return nil, errors.New("TLS.Enabled takes the gateway's certificate from the service mesh, and there is no mesh; " +
-			"use TLS.SDS, or remove TLS.Enabled")
+			"use TLS.SDS, or remove TLS.Enabled (clients then connect without TLS)")
 	default:
 		if err := p.checkNames(input.snapshot.DownstreamLeaf); err != nil {
 			return nil, err
@@ -68,7 +68,8 @@ func (p *port) checkNames(serving *gateway.Leaf) error {
 			continue
 		}
 		if name := missingName(r.service, serving.Names); name != "" {
-			return fmt.Errorf("there is no certificate with the name %s of service %s yet", name, r.service.Service)
+			return fmt.Errorf("there is no certificate with the name %s of service %s yet; Usher has asked Consul for one; "+
+				"if this lasts, check Consul's gRPC port and the warnings in Usher's log", name, r.service.Service)
 		}
 	}
 	return nil

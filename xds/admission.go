@@ -78,7 +78,7 @@ type knownToken struct {
 type admittedStream struct {
 	conn  *connection
 	token uint64      // a hash of the credential
-	known bool        // the credential was authorized lately
+	known bool        // the credential was authorized recently
 	end   func(error) // ends the stream without blocking
 
 	authorized             bool
@@ -224,7 +224,7 @@ func (a *admission) expire(c *connection) {
 		return
 	}
 	if !c.used {
-		a.countLimit(c, "pending_time", "no stream was authorized on the connection in time; check that this address is an Envoy", Credential{})
+		a.countLimit(c, "pending_time", "no stream was authorized on the connection in time; check that the caller is an Envoy", Credential{})
 	}
 	a.evict(c)
 }
@@ -251,7 +251,7 @@ func (a *admission) countRequestBytes(c *connection, bytes, frames int) {
 	}
 	a.adjustRequestBytes(c, bytes, frames)
 	evict := func(old *connection) {
-		a.countLimit(old, "request_bytes", "requests that Usher has not read or handled yet are too large together", Credential{})
+		a.countLimit(old, "request_bytes", "all requests that Usher has not handled yet are too large together; this one is among the largest", Credential{})
 		a.evict(old)
 	}
 	if c.pending != nil && c.cost() > maxPendingRequest {
@@ -417,7 +417,7 @@ func (s *admittedStream) close() {
 	}
 }
 
-// isKnown reports whether a token was authorized lately. mu is locked.
+// isKnown reports whether a token was authorized recently. mu is locked.
 func (a *admission) isKnown(token uint64) bool {
 	k := a.knownTokens[token]
 	return k != nil && (k.streams > 0 || time.Now().Before(k.until))

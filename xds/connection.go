@@ -33,7 +33,7 @@ type connection struct {
 // frameCost is how many bytes gRPC needs for a DATA frame besides the data.
 const frameCost = 64
 
-// cost is the memory that the requests take which are not handled yet.
+// cost is the memory of requests that are not handled yet.
 func (c *connection) cost() int { return c.requestBytes + frameCost*c.frames }
 
 func (c *connection) Close() error {

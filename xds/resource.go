@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// Type is a resource type. The values are in push order.
+// Type is a resource type.
 type Type uint8
 
 // The types that are served.
@@ -40,10 +40,12 @@ var (
 	removalOrder = []Type{Cluster, Endpoint, Secret, TokenBucket}
 
 	typeURLs = [NumTypes]string{
-		resource.SecretType, "type.googleapis.com/envoy.type.v3.TokenBucket", resource.ClusterType,
-		resource.EndpointType, resource.ListenerType, resource.RouteType,
+		Secret: resource.SecretType, TokenBucket: "type.googleapis.com/envoy.type.v3.TokenBucket", Cluster: resource.ClusterType,
+		Endpoint: resource.EndpointType, Listener: resource.ListenerType, Route: resource.RouteType,
 	}
-	typeNames = [NumTypes]string{"secret", "token_bucket", "cluster", "endpoint", "listener", "route"}
+	typeNames = [NumTypes]string{
+		Secret: "secret", TokenBucket: "token_bucket", Cluster: "cluster", Endpoint: "endpoint", Listener: "listener", Route: "route",
+	}
 )
 
 // URL is the type_url of requests and responses.

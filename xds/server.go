@@ -137,7 +137,7 @@ func (s *Server) Streams() int {
 }
 
 // errShuttingDown ends the streams of a server that drains, and refuses new ones. Envoy then connects again.
-var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; connect again")
+var errShuttingDown = status.Error(codes.Unavailable, "usher is shutting down; Envoy connects again by itself")
 
 // Drain ends Serve. It takes no more connections and ends the open streams with Unavailable: the first at once, the
 // others spread over the given time, so that Envoys do not all connect to the remaining Ushers at the same moment.

@@ -60,10 +60,10 @@ type session struct {
 
 	authResults chan authResult // the Authorizer's next answer
 	// authTimer fires when the Authorizer is to be asked again, and while it is asked, when its latest answer expires.
-	authTimer <-chan time.Time
-	asking    bool
-	expired   bool          // nothing is sent
-	grace     time.Duration // from asking to expiry
+	authTimer     <-chan time.Time
+	asking        bool
+	expired       bool          // nothing is sent
+	renewalWindow time.Duration // from asking to expiry
 	// credentialExpired fires when the caller's credential expires; nil: it does not.
 	credentialExpired <-chan time.Time
 }
@@ -85,8 +85,8 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 	}
 }
 
-// run handles one event at a time until the stream ends. While a message is being written or must not be, it makes
-// no response: the next one has the newest set.
+// run handles one event at a time until the stream ends. While a message is being written or must not be, it takes
+// no set, so that the next one is the newest.
 func (s *session) run() error {
 	s.start(s.background, s.read)
 	s.start(s.background, s.write)
@@ -211,7 +211,7 @@ func (s *session) handleRequest(raw rawRequest) error {
 	}
 	r, err := s.protocol.decode(raw)
 	if err == nil && r.typeURL == "" {
-		err = errors.New("it has no type_url; check that this address is an Envoy")
+		err = errors.New("it has no type_url; check that the caller is an Envoy")
 	}
 	if err != nil {
 		return s.refuseRequest(err)
@@ -278,7 +278,7 @@ func (s *session) handleTimeout() error {
 	default:
 	}
 	if s.node == nil {
-		reason := "no request within " + firstRequestTime.String() + " of the stream's start; check that this address is an Envoy"
+		reason := "no request within " + firstRequestTime.String() + " of the stream's start; check that the caller is an Envoy"
 		s.admission.reportLimit(s.conn, "first_request_time", s.caller.Credential, reason)
 		return status.Error(codes.DeadlineExceeded, reason)
 	}
@@ -328,7 +328,7 @@ func (s *session) deny(err error) error {
 	return statusOf(err)
 }
 
-var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now, see its log; connect again later")
+var errNotChecked = status.Error(codes.Unavailable, "usher cannot check the token now, see its log; Envoy connects again by itself")
 
 // watchSource watches the source until the session ends.
 func (s *session) watchSource() error {
@@ -337,7 +337,7 @@ func (s *session) watchSource() error {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("usher stopped watching the gateway's configuration; connect again")
+		err = errors.New("usher stopped watching the gateway's configuration; Envoy connects again by itself")
 	}
 	level := slog.LevelWarn
 	if status.Code(err) == codes.Unavailable {
@@ -348,7 +348,7 @@ func (s *session) watchSource() error {
 }
 
 // minGrace is how long the Authorizer may take at least. An interval of seconds would leave it too little time.
-const minGrace = 3 * time.Second
+const minRenewalWindow = 3 * time.Second
 
 // renewAuthorization starts the interval for which an answer of the Authorizer is valid. It is asked again before the
 // end, at a random time, so that streams that began together do not ask together.
@@ -359,7 +359,7 @@ func (s *session) renewAuthorization(expiry time.Time) {
 	}
 	interval := s.options.Reauthorize
 	ask := interval*7/10 + rand.N(interval/10+1)
-	s.asking, s.expired, s.grace = false, false, max(interval-ask, minGrace)
+	s.asking, s.expired, s.renewalWindow = false, false, max(interval-ask, minRenewalWindow)
 	s.authTimer = time.After(ask)
 }
 
@@ -371,7 +371,7 @@ func (s *session) reauthorize() error {
 	}
 	if !s.asking {
 		s.asking = true
-		s.authTimer = time.After(s.grace)
+		s.authTimer = time.After(s.renewalWindow)
 		s.start(&s.workers, func() error {
 			caller := s.caller
 			caller.Again = true

@@ -53,7 +53,7 @@ func (s *streamState) push() (waits bool) {
 		return false
 	}
 	for t := range s.types {
-		s.types[t].incomplete = s.set.hasHeldBack(Listener) || s.set.hasHeldBack(Type(t))
+		s.types[t].mayLack = s.set.hasHeldBack(Listener) || s.set.hasHeldBack(Type(t))
 		s.types[t].setCollection(s.set.collections[t])
 	}
 	for _, t := range dependencies {
@@ -149,7 +149,7 @@ func (s *streamState) listenersAcked() bool {
 	}
 	for _, typ := range []Type{Listener, Route} {
 		t := &s.types[typ]
-		if t.awaitingACK != nil || t.nacked || t.started && t.dirty > 0 || t.hasHeldBack() {
+		if t.awaitingACK != nil || t.nacked || t.started && t.dirty > 0 || t.envoyHasHeldBack() {
 			return false
 		}
 	}

@@ -21,7 +21,7 @@ type typeState struct {
 	versionInfo    string // from an earlier stream, in the first request of a state-of-the-world Envoy
 	// incomplete is true while the set may lack resources that Envoy has, because one of the type or a listener is
 	// held back. With a listener, what it refers to may be missing.
-	incomplete bool
+	mayLack bool
 	// resendOnSubscribe are names to send when the first request subscribes to them, even if Envoy has their version.
 	resendOnSubscribe map[string]bool
 
@@ -137,7 +137,7 @@ func (t *typeState) changeSubscription(r request, first bool) {
 	}
 }
 
-// invalidate has a name sent again if Envoy subscribes to it now or later, even if it has the current version.
+// invalidate makes a name be sent again if Envoy subscribes to it now or later, even if it has the current version.
 func (t *typeState) invalidate(name string) {
 	if !t.started {
 		if t.resendOnSubscribe == nil {
@@ -161,7 +161,7 @@ func (t *typeState) setCollection(current *Collection) {
 	}
 	first := t.baseline == nil
 	t.rebase(current)
-	if !first || !t.fullState() || t.versionInfo == "" || t.incomplete {
+	if !first || !t.fullState() || t.versionInfo == "" || t.mayLack {
 		return
 	}
 	// An Envoy that was sent exactly this full state on an earlier stream is sent nothing.
@@ -178,13 +178,13 @@ func (t *typeState) fullState() bool { return t.sotw && t.typ.isFullState() }
 
 // canSend reports whether a response may be sent.
 func (t *typeState) canSend() bool {
-	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.blocked()
+	return t.started && t.baseline != nil && t.awaitingACK == nil && !t.backingOff && !t.wouldRemoveHeldBack()
 }
 
 // blocked reports whether a full state would remove something that is held back, or that a held-back listener refers
 // to, because it does not list it: Envoy may have been sent it on an earlier stream.
-func (t *typeState) blocked() bool {
-	return t.fullState() && !t.responded && t.versionInfo != "" && t.incomplete
+func (t *typeState) wouldRemoveHeldBack() bool {
+	return t.fullState() && !t.responded && t.versionInfo != "" && t.mayLack
 }
 
 // needsFirstResponse reports whether Envoy gets a response even if it is empty. Envoy's initialization waits for the
@@ -271,7 +271,7 @@ func (t *typeState) checkNameLimits() error {
 }
 
 // hasHeldBack reports whether Envoy has a resource that is held back, and so needs what the resource refers to.
-func (t *typeState) hasHeldBack() bool {
+func (t *typeState) envoyHasHeldBack() bool {
 	if t.baseline == nil {
 		return false
 	}
@@ -280,7 +280,7 @@ func (t *typeState) hasHeldBack() bool {
 			return true
 		}
 	}
-	return t.started && t.blocked()
+	return t.started && t.wouldRemoveHeldBack()
 }
 
 // newResponse returns a response, and marks its changes as sent.

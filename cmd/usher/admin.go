@@ -29,7 +29,7 @@ type readinessChecker interface {
 
 // warner has warnings although Usher is ready.
 type warner interface {
-	Warning() string // what an operator can correct or has to wait for; "" if there is nothing
+	Warning() string // what an administrator can correct or has to wait for; "" if there is nothing
 }
 
 // newAdmin binds addr.

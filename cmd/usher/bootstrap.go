@@ -63,7 +63,7 @@ func readToken(file string) (gateway.Secret, error) {
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("ACL token: %w", err)
+		return "", fmt.Errorf("ACL token (--token-file, CONSUL_HTTP_TOKEN_FILE): %w", err)
 	}
 	return gateway.Secret(strings.TrimSpace(string(text))), nil
 }

@@ -73,10 +73,11 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz and /metrics.")
 	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
 	f.StringVar(&o.configDir, "config-dir", "",
-		"Directory with config entries and service definitions, instead of Consul."+reloaded)
+		"Directory with config entries and service definitions, instead of Consul. "+
+			"Without Consul, no token is checked: every caller gets the configuration."+reloaded)
 	f.StringVar(&o.kubeconfig, "kubeconfig", "",
 		"Kubeconfig of the cluster that has the gateways' Services (mode auto). "+
-			"Default: the cluster that Usher runs in, if it runs in one.")
+			"Default: the cluster that Usher runs in. Without a cluster, mode auto is off.")
 	f.DurationVar(&o.balancerGrace, "balancer-grace", loadbalancer.DefaultGrace,
 		"How long a load balancer may take to apply a change of its Service. "+
 			"Until then, its listeners accept connections with and without a PROXY header. Give all replicas the same value.")
@@ -86,7 +87,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server."+reloaded)
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert."+reloaded)
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false,
-		"Allow an --xds-addr beyond loopback without TLS. Private keys then cross the network unencrypted.")
+		"Allow an --xds-addr beyond loopback without TLS. Private keys then cross the network unencrypted: only for networks that nobody else can read.")
 	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second,
 		"How often the token of a connected Envoy is checked again: 1s or more.")
 	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second,
@@ -130,7 +131,7 @@ func (o *serveOptions) check() error {
 	case o.tokenReview && o.envoyLoginAuthMethod == "":
 		return errors.New("--token-review: it checks the bearer tokens of Envoys, which Usher refuses without --envoy-login-auth-method; set that, too")
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
-		return errors.New("--config-dir: Usher then does not use Consul; remove --envoy-login-auth-method and --login-auth-method")
+		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
 	}
 	return o.checkLimits()
 }
@@ -150,7 +151,7 @@ func limitFlags(f *pflag.FlagSet, l *xds.Limits, gateways *int) {
 			"Streams with a token that was authorized in the last ten minutes do not count.")
 	f.IntVar(&l.StreamRatePerPeer, "max-stream-rate-per-peer", d.StreamRatePerPeer,
 		"Maximum number of new streams per second"+perAddress)
-	f.IntVar(gateways, "max-gateways", controlplane.DefaultMaxGateways, "Maximum number of gateways.")
+	f.IntVar(gateways, "max-gateways", controlplane.DefaultMaxGateways, "Maximum number of gateways. Envoys of further gateways are refused.")
 }
 
 // checkLimits checks the flags of limitFlags. It keeps reservedFiles for the rest of the process.

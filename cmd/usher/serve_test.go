@@ -51,7 +51,7 @@ func TestServeRefusesBadFlagsInOneLine(t *testing.T) {
 		{"log level", []string{"--log-level", "loud"}, `--log-level "loud" is unknown; use debug, info, warn or error`},
 		{"log format", []string{"--log-format", "xml"}, `--log-format "xml" is unknown; use text or json`},
 		{"Consul's address", []string{"--consul-http-addr", "ftp://x"}, `unknown scheme "ftp"; write host:port`},
-		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: Usher then does not use Consul"},
+		{"Consul and files", []string{"--config-dir", empty, "--consul-http-addr", "127.0.0.1:1"}, "--config-dir: Usher reads files instead of Consul"},
 		{"missing config file", []string{"--config", filepath.Join(empty, "none.hcl")}, "none.hcl"},
 		{"a grace of less than nothing", []string{"--balancer-grace", "-1s"}, "--balancer-grace -1s: it must not be negative"},
 		{"questions without a pause", []string{"--reauthorize-interval", "0"}, "--reauthorize-interval 0s: it must be at least 1s; use a duration such as 30s"},

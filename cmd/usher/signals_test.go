@@ -157,7 +157,7 @@ func TestServeEndsWhenTheLastEnvoyHasGone(t *testing.T) {
 	e := s.connect()
 	s.end <- os.Interrupt
 	s.wantEnd()
-	if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; connect again") {
+	if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), "usher is shutting down; Envoy connects again by itself") {
 		t.Errorf("the stream ended with %v", err)
 	}
 	s.waitLog(`msg="shut down" .*streams_cut=0`)

@@ -38,7 +38,7 @@ func (o serveOptions) newSource(
 		return o.newConsulSource(log, metrics)
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
-		return nil, nil, errors.New("--config-dir: Usher then does not use Consul; remove --consul-http-addr and --consul-grpc-addr")
+		return nil, nil, errors.New("--config-dir: Usher reads files instead of Consul; remove --consul-http-addr and --consul-grpc-addr, or --config-dir")
 	}
 	dir := configdir.NewSource(o.configDir, configdir.Options{
 		Logger: log,
@@ -79,7 +79,7 @@ func (o serveOptions) newConsulSource(log *slog.Logger, metrics prometheus.Regis
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.
 type balancerSource interface {
-	controlplane.Balancers
+	controlplane.BalancerSource
 	warner
 }
 

@@ -1,5 +1,5 @@
 // Package accesslog makes the access logs of a listener: where they go (a sink, with a cluster for each collector),
-// how a log entry is written (a format), and which log entries there are (a filter). It checks all that an operator
+// how a log entry is written (a format), and which log entries there are (a filter). It checks all that an administrator
 // has written against what the release of Envoy knows, so that a mistake is a problem and no NACK.
 //
 // Each row of the table of operators says what a log entry may show of it: redact.go hides what an untrusted

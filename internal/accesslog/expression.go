@@ -13,15 +13,15 @@ import (
 	"cel.dev/cel-go/parser"
 )
 
-// attributes are the first words of Envoy's expressions
+// attributes are the roots of Envoy's attributes
 // (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/advanced/attributes).
 var attributes = []string{
 	"request", "response", "connection", "upstream", "source", "destination", "metadata",
 	"filter_state", "upstream_filter_state", "xds",
 }
 
-// functions are those that Envoy's expressions have, with the numbers of their arguments: of text.f(x) two. Envoy
-// has no loops, and no functions for texts beside these unless its bootstrap says so.
+// functions are those that Envoy's expressions have, with the numbers of their arguments; the text of text.f(x) is one. Envoy
+// has no loops, and no functions for texts besides these unless its bootstrap says so.
 var functions = map[string][]int{
 	"matches": {2}, "contains": {2}, "startsWith": {2}, "endsWith": {2}, "size": {1},
 	"int": {1}, "bytes": {1}, "timestamp": {1}, "duration": {1}, "type": {1},
@@ -106,7 +106,7 @@ func patternOf(name string, call ast.CallExpr) (string, bool) {
 }
 
 // checkPattern returns why Envoy would reject a regular expression: its library accepts programs of 100 steps, which
-// are counted here with a margin. https://github.com/google/re2 has the syntax that Go has, too.
+// are counted here with a margin. RE2's syntax (https://github.com/google/re2) is Go's.
 func checkPattern(pattern string) error {
 	tree, err := syntax.Parse(pattern, syntax.Perl)
 	if err != nil {

@@ -54,8 +54,8 @@ func parseOperator(text string) operator {
 	return operator{name: m[1], hasParams: m[2] != "", params: m[3], length: m[4]}
 }
 
-// check returns why Envoy would reject a listener with this format, or why it cannot be redacted. Presets are not
-// checked here: a test tries them for every release.
+// check returns why Envoy would reject a listener with this format, or why it cannot be redacted. Presets and named fields
+// are not checked here: a test tries them for every release.
 func (p Params) check(f logFormat) error {
 	if p.Settings.Redacts() && !p.Envoy.Expressions {
 		return errors.New("the redact settings of usher.access_log use CEL, which needs Envoy 1.32 or later; upgrade Envoy, or remove them")

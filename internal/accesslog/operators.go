@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// operatorRow is what Envoy's releases take of an operator, and what a log entry may show of it. An operator without
-// the last two columns is left out of logs of untrusted downstreams, and of all logs that redact anything.
+// operatorRow is what Envoy's releases take of an operator, and what a log entry may show of it. An operator that is in
+// no row is left out of logs of untrusted downstreams, and of all logs that redact anything.
 type operatorRow struct {
 	since      uint32     // the minor release that has it
 	takes      *parameter // nil: none

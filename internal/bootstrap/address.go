@@ -91,7 +91,7 @@ func checkCertificates(text string) error {
 		}
 	}
 	if n == 0 {
-		return errors.New("there is none in PEM; an https address needs one")
+		return errors.New("there is none in PEM; an https address needs one (--ca-file)")
 	}
 	return nil
 }

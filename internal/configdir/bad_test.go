@@ -241,11 +241,11 @@ func badListeners() []bad {
 			"DIR/a.hcl:7: listeners.services[1].name: the listener's protocol is http, and that of \"b\" is grpc (set at DIR/b.hcl:3); set protocol = \"http\" in its service-defaults entry, or change the listener's",
 		}},
 		{"TLS without certificates", gw(`tls { enabled = true }`, `listeners { port = 80 services { name = "a" } }`, `listeners { port = 81 services { name = "a" } }`), []string{
-			"DIR/a.hcl:3: tls.enabled: in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled",
+			"DIR/a.hcl:3: tls.enabled: in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled (clients then connect without TLS)",
 		}},
 		{"TLS of a listener", gw(`listeners {`, `  port = 80`, `  tls { enabled = true tls_min_version = "1.2" }`, `  services { name = "a" }`, `}`), []string{
 			"DIR/a.hcl:5: listeners.tls.tls_min_version: \"1.2\" is not allowed; use one of TLS_AUTO, TLSv1_0, TLSv1_1, TLSv1_2, TLSv1_3",
-			"DIR/a.hcl:5: listeners.tls.enabled: in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled",
+			"DIR/a.hcl:5: listeners.tls.enabled: in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled (clients then connect without TLS)",
 		}},
 		{"incomplete SDS", gw(`tls { sds { cluster_name = "c" } }`, `listeners { port = 80 services { name = "a" } }`), []string{
 			"DIR/a.hcl:4: listeners.tls.sds.cert_resource: an SDS cluster is given and no certificate; add the certificate's name",

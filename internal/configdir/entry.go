@@ -34,7 +34,7 @@ var kinds = []struct {
 // customAPI is the apiVersion of Consul's custom resources.
 const customAPI = "consul.hashicorp.com/v1alpha1"
 
-// head holds what every config entry has beside its own fields
+// head holds what every config entry has besides its own fields
 // (https://developer.hashicorp.com/consul/docs/reference/config-entry).
 type head struct {
 	Kind, Name, Namespace, Partition string

@@ -172,7 +172,7 @@ func (c ingressCheck) tls(t *gateway.TLS, at []any) {
 // certificate refuses a listener that would need a certificate of the mesh, which file mode does not have, and an
 // incomplete reference to an SDS server.
 func (c ingressCheck) certificate(l *gateway.Listener, at []any) {
-	const missing = "in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled"
+	const missing = "in file mode Usher has no mesh CA to issue a certificate; take one from an SDS server (tls.sds), or remove tls.enabled (clients then connect without TLS)"
 	tls := c.spec.TLS.Override(l.TLS)
 	sds := cmp.Or(tls.SDS, &gateway.SDS{})
 	switch {

@@ -49,7 +49,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Options are what a Source needs beside its directory.
+// Options are what a Source needs besides its directory.
 type Options struct {
 	Logger     *slog.Logger // nil discards
 	Datacenter string       // "" means dc1

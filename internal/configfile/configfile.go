@@ -83,7 +83,7 @@ func (f *File) Run(ctx context.Context, put func(settings.File)) error {
 	return nil
 }
 
-// isWhole reports whether the text does not look like that of a file that is still being written.
+// isWhole reports whether the file looks completely written.
 func (f *File) isWhole(text []byte) bool {
 	_, problems := parse(f.path, text)
 	return len(text) > 0 && len(problems) == 0
@@ -193,7 +193,7 @@ func orYAML(path string, text []byte, bad problem.Problem) problem.Problem {
 	return bad
 }
 
-// object decodes an object with the key usher, as in form. It refuses settings that stand beside that key.
+// object decodes an object with the key usher, as in form. It refuses settings that are not under that key.
 func (p *parser) object(n *yaml.Node, path, form string, into any) {
 	for key := range configtree.Members(n) {
 		if slices.ContainsFunc(settings.Groups, func(g settings.Group) bool { return g.Key == key.Value }) {

@@ -19,15 +19,15 @@ type badText struct{ name, file, text, want string }
 
 func badTexts() []badText {
 	return []badText{
-		{"an octal escape that is too large", "f.hcl", "a = 1\nb = \"\\400\"", `f.hcl:2: this is not HCL: "\400" is not understood; correct it`},
-		{"a code point that is too large", "f.hcl", "\n\na = \"\\U00110000\"", `f.hcl:3: this is not HCL: "\U00110000" is not understood; correct it`},
-		{"such a key", "f.hcl", "\n\"\\700\" {}", `f.hcl:2: this is not HCL: "\700" is not understood; correct it`},
+		{"an octal escape that is too large", "f.hcl", "a = 1\nb = \"\\400\"", `f.hcl:2: this is not HCL: "\400" is neither a number nor a text that HCL understands; correct it`},
+		{"a code point that is too large", "f.hcl", "\n\na = \"\\U00110000\"", `f.hcl:3: this is not HCL: "\U00110000" is neither a number nor a text that HCL understands; correct it`},
+		{"such a key", "f.hcl", "\n\"\\700\" {}", `f.hcl:2: this is not HCL: "\700" is neither a number nor a text that HCL understands; correct it`},
 		{"such a key of JSON", "f.json", "{\n\"a\": 1,\n\"\\u12\": 1}", `f.json:3: this is not JSON: invalid character '"' in \u hexadecimal character escape; correct it`},
 		{"JSON that is cut off in an escape", "f.hcl", "{\n\"usher\": \"\\u12", "f.hcl:2: this is not JSON: invalid character ' ' in \\u hexadecimal character escape; correct it"},
-		{"a number that is too large", "f.hcl", "a = 1\nb = 99999999999999999999", "f.hcl:2: this is not HCL: 99999999999999999999 is not understood; correct it"},
+		{"a number that is too large", "f.hcl", "a = 1\nb = 99999999999999999999", "f.hcl:2: this is not HCL: 99999999999999999999 is neither a number nor a text that HCL understands; correct it"},
 		{"a number that is too large, in JSON", "f.json", "{\n\"b\": 1e999}", "f.json:2: the number 1e999 is too large; correct it"},
 		{"a number that is too large, in YAML", "f.yaml", "a: 1\nb: 9999999999999999999", "f.yaml:2: the number 9999999999999999999 is too large; correct it"},
-		{"an octal number that is none", "f.hcl", "b = 09", "f.hcl:1: this is not HCL: 09 is not understood; correct it"},
+		{"an octal number that is none", "f.hcl", "b = 09", "f.hcl:1: this is not HCL: 09 is neither a number nor a text that HCL understands; correct it"},
 		{"a heredoc that is cut off", "f.hcl", "a {\n b = <<E", "f.hcl:2: this is not HCL: heredoc not terminated; correct it"},
 		{"a key that is assigned twice", "f.hcl", "a = 1\n\na = 2", "f.hcl:3: a: this key is already given at f.hcl:1; remove one of the two"},
 		{"a block and an assignment", "f.hcl", "a {}\na = {}", "f.hcl:2: a: this key is already given at f.hcl:1; remove one of the two"},

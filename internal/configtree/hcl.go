@@ -124,7 +124,7 @@ func hclValue(val ast.Node) *yaml.Node {
 func hclLiteral(t token.Token) *yaml.Node {
 	defer func() {
 		if recover() != nil {
-			panic(errorAt(t.Pos.Line, "this is not HCL: %.64s is not understood; correct it", t.Text))
+			panic(errorAt(t.Pos.Line, "this is not HCL: %.64s is neither a number nor a text that HCL understands; correct it", t.Text))
 		}
 	}()
 	return scalar(t.Pos.Line, t.Value())

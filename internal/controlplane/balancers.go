@@ -15,16 +15,16 @@ import (
 	"github.com/usherproxy/usher/internal/settings"
 )
 
-// Balancers watches the settings of load balancers. Watch calls put with what follows for the listeners behind a
+// BalancerSource watches the settings of load balancers. Watch calls put with what follows for the listeners behind a
 // Service, after each change, until ctx ends; put never blocks.
-type Balancers interface {
+type BalancerSource interface {
 	Watch(ctx context.Context, service gateway.KubernetesService, put func(*gateway.Balancer))
 }
 
 // balancers are the load balancers that the listeners of one gateway follow. They belong to the worker's loop; its
 // watches call only withProblem and set.
 type balancers struct {
-	source  Balancers // nil outside Kubernetes
+	source  BalancerSource // nil outside Kubernetes
 	log     *slog.Logger
 	inputs  balancerInputs
 	watches map[gateway.KubernetesService]context.CancelFunc
@@ -42,7 +42,7 @@ type balancerInputs struct {
 	layers    [3]settings.Layer
 }
 
-func newBalancers(source Balancers, log *slog.Logger) *balancers {
+func newBalancers(source BalancerSource, log *slog.Logger) *balancers {
 	return &balancers{
 		source: source, log: log, changed: latest.New[struct{}](),
 		watches: map[gateway.KubernetesService]context.CancelFunc{}, known: map[gateway.KubernetesService]*gateway.Balancer{},

@@ -43,7 +43,7 @@ var MetadataKeys = []string{"node_name", "namespace", "partition"}
 // Options are the parts and settings of a Plane. All but Balancers, MaxGateways and Linger are required.
 type Options struct {
 	Source      Source
-	Balancers   Balancers // nil outside Kubernetes
+	Balancers   BalancerSource // nil outside Kubernetes
 	Logger      *slog.Logger
 	Metrics     *Metrics
 	Problems    *Problems
@@ -174,7 +174,7 @@ func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
 		if len(p.workers) >= p.options.MaxGateways {
 			p.options.Metrics.refusedGateways.Inc()
 			return nil, status.Errorf(codes.ResourceExhausted,
-				"usher does not serve gateway %q: it serves %d of at most %d gateways; raise --max-gateways",
+				"usher does not serve gateway %q: it serves %d of at most %d gateways; raise --max-gateways, or stop Envoys of gateways that you do not need",
 				id, len(p.workers), p.options.MaxGateways)
 		}
 		w = newGatewayWorker(p, id)
@@ -229,7 +229,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		compileDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "usher_compile_duration_seconds",
-			Help:    "Time to compile and encode the resources for one group of equal Envoys.",
+			Help:    "Time to compile and encode the resources for all Envoys that get the same ones.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}),
 		refusedGateways: prometheus.NewCounter(prometheus.CounterOpts{

@@ -130,7 +130,7 @@ func (t *encodedType) encode(typ xds.Type, name string, message proto.Message) *
 	t.invalid = append(t.invalid, name)
 	t.problems = append(t.problems, problem.Problem{
 		Where: fmt.Sprintf("%s %q", typ, name),
-		What:  fmt.Sprintf("Envoy would reject it, so the last valid one stays: %v", err),
+		What:  fmt.Sprintf("Envoy would reject it, so the last valid one stays (a bug in Usher; please report it): %v", err),
 	})
 	return nil
 }

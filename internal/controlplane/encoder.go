@@ -86,7 +86,7 @@ func (e *encoder) setInstances(instances []*gateway.Instance) {
 
 // setFor returns the set for an Envoy that is the instance in. If the compiler panics, it returns the latest set of
 // such Envoys, if there is one, and a problem.
-func (e *encoder) setFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
+func (e *encoder) resourceSetFor(in *gateway.Instance, n xds.Node) (*xds.Set, []problem.Problem) {
 	version := gateway.EnvoyVersion{Major: n.Major, Minor: n.Minor, Patch: n.Patch}
 	k := envoyKey{node: in.Node, serviceID: in.ServiceID, version: version}
 	c, ok := e.current[k]
@@ -129,7 +129,7 @@ func (e *encoder) compile(in *gateway.Instance, version gateway.EnvoyVersion, be
 		now.types[d.typ] = t
 		now.problems = append(now.problems, t.problems...)
 	}
-	now.set = setOf(now.types, before.set)
+	now.set = resourceSetOf(now.types, before.set)
 	return now
 }
 
@@ -150,7 +150,7 @@ func (e *encoder) encode(before *encodedType, d desired) *encodedType {
 }
 
 // setOf returns the set of the encoded types: the one before if it has the same collections.
-func setOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
+func resourceSetOf(types [xds.NumTypes]*encodedType, before *xds.Set) *xds.Set {
 	var collections [xds.NumTypes]*xds.Collection
 	changed := before == nil
 	for t, encoded := range types {

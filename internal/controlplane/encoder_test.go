@@ -15,7 +15,7 @@ func TestSetsOfRemovedInstancesAreDropped(t *testing.T) {
 	here := &gateway.Instance{Node: "here", ServiceID: "edge"}
 	p.startGeneration(snapshot(here, &gateway.Instance{Node: "gone", ServiceID: "edge"}))
 	for _, in := range p.snapshot.Instances {
-		p.setFor(in, edge)
+		p.resourceSetFor(in, edge)
 	}
 	// The instance that is registered keeps what it had without being asked for.
 	p.startGeneration(snapshot(here))

@@ -48,7 +48,7 @@ func hasAddress(in *gateway.Instance, a netip.Addr) bool {
 }
 
 // errAmbiguous returns the gRPC status for an Envoy that may be several instances.
-func errAmbiguous(n xds.Node, candidates []*gateway.Instance) error {
+func ambiguousError(n xds.Node, candidates []*gateway.Instance) error {
 	var nodes []string
 	for _, in := range candidates {
 		nodes = append(nodes, fmt.Sprintf("%q", in.Node))

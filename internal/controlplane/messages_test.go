@@ -49,7 +49,7 @@ func TestMessages(t *testing.T) {
 	plane.workers[id] = worker
 	go func() { ended <- plane.Watch(t.Context(), edge, nil) }()
 	addError(<-ended)
-	addError(errAmbiguous(edge, []*gateway.Instance{{Node: "a"}, {Node: "b"}}))
+	addError(ambiguousError(edge, []*gateway.Instance{{Node: "a"}, {Node: "b"}}))
 
 	bug := errors.New("bug in Usher: panic in PART at file.go:1: …")
 	addProblems(panicProblem(id, bug))

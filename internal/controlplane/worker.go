@@ -164,8 +164,8 @@ func (w *gatewayWorker) work(ctx context.Context) {
 			return nil
 		}
 		if w.stale {
-			w.balancers.watchNeeded(ctx, w.withLayers())
-			w.encoder.startGeneration(w.withLayers())
+			w.balancers.watchNeeded(ctx, w.fullSnapshot())
+			w.encoder.startGeneration(w.fullSnapshot())
 			w.stale = false
 		}
 		w.publish()
@@ -178,7 +178,7 @@ func (w *gatewayWorker) work(ctx context.Context) {
 }
 
 // withLayers returns the snapshot with what its source does not know.
-func (w *gatewayWorker) withLayers() *gateway.Snapshot {
+func (w *gatewayWorker) fullSnapshot() *gateway.Snapshot {
 	s := *w.snapshot
 	s.FileAll, s.FileGateway, s.Balancers = w.layers.all, w.layers.gateway, w.balancers.current()
 	return &s
@@ -188,7 +188,7 @@ func (w *gatewayWorker) withLayers() *gateway.Snapshot {
 func (w *gatewayWorker) publish() {
 	var problems []problem.Problem
 	for _, s := range w.streams {
-		set, found := w.setFor(s)
+		set, found := w.resourceSetFor(s)
 		problems = append(problems, found...)
 		problems = append(problems, w.reportMissingInstance(s)...)
 		if set != nil && set != s.sent {
@@ -245,17 +245,17 @@ func (w *gatewayWorker) reportMissingInstance(s *stream) []problem.Problem {
 
 // setFor returns the set for a stream. It is nil while the stream's instance is not registered (the stream waits for
 // it, as with Consul's own server), and if several instances with different sets may be the stream's.
-func (w *gatewayWorker) setFor(s *stream) (set *xds.Set, problems []problem.Problem) {
+func (w *gatewayWorker) resourceSetFor(s *stream) (set *xds.Set, problems []problem.Problem) {
 	candidates := w.encoder.candidates(s.node)
 	for i, in := range candidates {
-		other, found := w.encoder.setFor(in, s.node)
+		other, found := w.encoder.resourceSetFor(in, s.node)
 		problems = append(problems, found...)
 		switch {
 		case i == 0:
 			set = other
 		case !equalSets(other, set):
 			if s.sent == nil { // otherwise the Envoy keeps its resources
-				s.refused.Put(errAmbiguous(s.node, candidates))
+				s.refused.Put(ambiguousError(s.node, candidates))
 			}
 			return nil, problems
 		}

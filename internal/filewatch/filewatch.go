@@ -23,7 +23,7 @@ const (
 	// final.
 	Interval = time.Second
 	// statInterval is the time between two comparisons of sizes and times. These find most changes.
-	statInterval = Interval / 10
+	statInterval = Interval / 4
 	// Settle is how long changed files must stay the same before they are read: a writer may not be done.
 	Settle = 10 * time.Millisecond
 	// settleLimit is how long files that change all the time delay the read.
@@ -37,7 +37,7 @@ const (
 	stopTimeout = time.Second // how long Run waits for the call after ctx has ended
 )
 
-// Options are what a Watcher needs beside its paths.
+// Options are what a Watcher needs besides its paths.
 type Options struct {
 	// Read reads the files and reports whether their content is good. Bad content may belong to a file that is still
 	// being written. If it stays the same for Interval, Read is called once more, with final set: report problems only

@@ -290,8 +290,8 @@ func TestMostChangesAreReadSoon(t *testing.T) {
 			start, text := time.Now(), "good"+strings.Repeat(" again", i+1)
 			write(t, path, text)
 			r.until(text)
-			if took := time.Since(start); took > filewatch.Interval/5 {
-				t.Errorf("read after %v, want at most %v", took, filewatch.Interval/5)
+			if took := time.Since(start); took > filewatch.Interval/3 {
+				t.Errorf("read after %v, want at most %v", took, filewatch.Interval/3)
 			}
 		}
 	})

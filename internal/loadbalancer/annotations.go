@@ -13,8 +13,8 @@ import (
 
 //go:generate go run ../../tools/balancers-doc ../../docs/load-balancers.md
 
-// Provider is a cloud, or another maker of load balancers, with the annotations that it reads. Of several, the first
-// that says something about a port counts.
+// Provider is a cloud, or another maker of load balancers, with the annotations that it reads. Of its annotations,
+// the first that says something about a port counts.
 type Provider struct {
 	Name        string
 	URL         string // where the values of the annotations can be read
@@ -243,8 +243,9 @@ var Providers = []Provider{
 // type "nlb", and reads the annotation for classic ones only. It leaves Services with a class to others.
 func byInTreeController(s *corev1.Service) error {
 	if s.Annotations[awsType] == "nlb" && s.Spec.LoadBalancerClass == nil {
-		return errors.New(`the controller that creates load balancers of the type "nlb" does not read it; set ` + awsType +
-			` to "external", for the AWS Load Balancer Controller, or set Usher's proxy_protocol.mode`)
+		return errors.New(`the controller that creates load balancers of the type "nlb" does not read it; enable the headers at the load balancer ` +
+			`itself and set Usher's proxy_protocol.mode; or create another Service with ` + awsType + ` "external", for the AWS Load Balancer Controller ` +
+			`(never change that annotation on an existing Service: the old load balancer then stays in AWS)`)
 	}
 	return nil
 }

@@ -278,7 +278,7 @@ func TestAnnotationsThatDependOnOthers(t *testing.T) {
 		"AWS, all before some":         {annotations{awsAll: "*", awsPorts: "80", awsAttributes: awsPPV2 + "=false"}, both("", "", proxyOn, "")},
 		"AWS, some before attribute":   {annotations{awsPorts: "80", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
 		"AWS, port before attribute":   {annotations{awsAttributes + ".443": awsPPV2 + "=false", awsAttributes: awsPPV2 + "=true"}, only80("", "", v2)},
-		"AWS, in-tree NLB":             {annotations{awsAll: "*", awsType: "nlb"}, invalid("", "", proxyUnknown, `does not read it; set service.beta.kubernetes.io/aws-load-balancer-type to "external"`)},
+		"AWS, in-tree NLB":             {annotations{awsAll: "*", awsType: "nlb"}, invalid("", "", proxyUnknown, `does not read it; enable the headers at the load balancer itself`)},
 		"AWS, external":                {annotations{awsAll: "*", awsType: "external"}, both("", "", proxyOn, "")},
 		"Scaleway, one of each":        {annotations{scalewayV2: "80", scalewayV1: "443"}, valueCase{http: proxyOn, https: proxyOn, version: ""}},
 		"AWS, a port without a value":  {annotations{awsAttributes + ".443": awsPPV2 + "=", awsAttributes: awsPPV2 + "=true"}, both("", "", proxyOn, v2)},

@@ -116,7 +116,7 @@ func (f Format) parse(value string, port corev1.ServicePort) parsedValue {
 	return f.unrecognized(f.Otherwise, value)
 }
 
-// unrecognized returns what a value means that is not in the row.
+// unrecognized returns the meaning of a value that is not in the row.
 func (f Format) unrecognized(u Unrecognized, value string) parsedValue {
 	return parsedValue{state: u.state, problem: fmt.Sprintf(u.problem+"; use %s", value, f.expected())}
 }

@@ -95,7 +95,7 @@ func (r *intentReader) checkNodeHealthCheck() {
 	local := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	if byInstance && local && s.Annotations[awsPrefix+"healthcheck-protocol"] == "" {
 		r.addProblem(awsTargetType, fmt.Sprintf("with instances and externalTrafficPolicy Local, health checks go to "+
-			`kube-proxy, which answers those with a PROXY header with 400; use "ip", or set %[1]shealthcheck-protocol `+
+			`kube-proxy, which answers 400 to a check with a PROXY header; use "ip", or set %[1]shealthcheck-protocol `+
 			`to "tcp" and %[1]shealthcheck-port to "traffic-port"`, awsPrefix))
 	}
 }

@@ -119,7 +119,7 @@ func (r *intentReader) readPort(p corev1.ServicePort) portIntent {
 			found = next
 		case next.state != found.state && next.state != proxyUnknown && found.state != proxyUnknown:
 			r.addProblem(next.key, fmt.Sprintf("it contradicts %s, and Usher cannot know which of them your cloud reads; "+
-				"remove the one of the other cloud", found.key))
+				"remove the annotation that your cloud does not read", found.key))
 			found.state = proxyUnknown
 		default:
 			found.combine(next)
@@ -144,7 +144,7 @@ func (r *intentReader) readPort(p corev1.ServicePort) portIntent {
 	return intent
 }
 
-// combine adds what another provider says that does not contradict.
+// combine adds what another provider says, if it does not contradict.
 func (i *providerIntent) combine(other providerIntent) {
 	if other.state == proxyUnknown {
 		i.state = proxyUnknown
@@ -158,7 +158,8 @@ func (i *providerIntent) combine(other providerIntent) {
 
 // removalProblem returns the problem that removing an annotation causes.
 func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
-	fix := "recreate the Service, or set Usher's proxy_protocol.mode"
+	fix := `put it back, or set Usher's proxy_protocol.mode to "strict" (with "off", Envoy would answer 400); ` +
+		"only another load balancer sends none"
 	if len(intent.Off) > 0 {
 		fix = fmt.Sprintf("set it to %q", intent.Off[0])
 	}
@@ -166,7 +167,7 @@ func (r *intentReader) removalProblem(intent providerIntent) problem.Problem {
 	return problem.Problem{Where: r.where(intent.key), What: what + fix}
 }
 
-// readProvider returns what the first annotation of a provider says that says anything about the port.
+// readProvider returns what a provider reads of the port: the first of its annotations that concerns the port counts.
 func (r *intentReader) readProvider(provider Provider, p corev1.ServicePort) providerIntent {
 	var intent providerIntent
 	for _, a := range provider.Annotations {

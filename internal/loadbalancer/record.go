@@ -35,8 +35,9 @@ type record struct {
 	at     types.NamespacedName
 }
 
-// update replaces the recorded state of a Service by next of it. It calls next with the zero state where nothing that
-// can be read is recorded, and again when another replica was faster. If the ConfigMap cannot be read, it never does.
+// update replaces the recorded state of a Service by the result of next. It calls next with the zero state if no
+// readable state is recorded, and again if another replica was faster. It does not call next if the ConfigMap cannot be
+// read.
 func (r record) update(
 	ctx context.Context, id gateway.KubernetesService, next func(recorded serviceState) serviceState,
 ) error {

@@ -272,8 +272,8 @@ func TestRecordIsAdoptedOnceItCanBeRead(t *testing.T) {
 func TestFailedUpdateIsRetried(t *testing.T) {
 	r := newTestReconciler(t)
 	r.observeRecorded(60, versioned(service("true", 0), 1), "")
-	r.unrecorded = []problem.Problem{{Where: "a", What: "b"}}
-	if wake := r.advanceTo(61); wake != retryDelay || !cmp.Equal(r.last.Problems, r.unrecorded) {
+	r.recordProblems = []problem.Problem{{Where: "a", What: "b"}}
+	if wake := r.advanceTo(61); wake != retryDelay || !cmp.Equal(r.last.Problems, r.recordProblems) {
 		t.Errorf("wakes up after %v with problems %v, want %v", wake, r.last.Problems, retryDelay)
 	}
 }

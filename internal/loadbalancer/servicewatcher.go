@@ -123,9 +123,9 @@ func explainError(err error, rights string) string {
 	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
 		return fmt.Sprintf("the API server refuses access: %v; give Usher %s", err, rights)
 	case errors.As(err, &op) && op.Addr != nil:
-		return fmt.Sprintf("the API server at %s cannot be reached: %v", op.Addr, op.Err)
+		return fmt.Sprintf("the API server at %s cannot be reached: %v; check the network to it, and --kubeconfig", op.Addr, op.Err)
 	case errors.As(err, &request):
-		return fmt.Sprintf("the API server cannot be reached: %v", request.Err)
+		return fmt.Sprintf("the API server cannot be reached: %v; check the network to it, and --kubeconfig", request.Err)
 	}
 	return fmt.Sprintf("the API server does not answer: %v", err)
 }

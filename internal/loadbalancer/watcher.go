@@ -83,10 +83,10 @@ type reconciler struct {
 	pending bool         // event is not applied yet
 	state   serviceState
 
-	problems   []problem.Problem // of the Service
-	unrecorded []problem.Problem // why the other replicas may not have the state
-	panicked   []problem.Problem // the panic while event was applied
-	published  *gateway.Balancer // what was put last; before that, without ports
+	problems       []problem.Problem // of the Service
+	recordProblems []problem.Problem // why the other replicas may not have the state
+	panicProblems  []problem.Problem // the panic while event was applied
+	published      *gateway.Balancer // what was put last; before that, without ports
 }
 
 func newReconciler(o Options, id gateway.KubernetesService, put func(*gateway.Balancer)) *reconciler {
@@ -96,10 +96,10 @@ func newReconciler(o Options, id gateway.KubernetesService, put func(*gateway.Ba
 // step applies a pending event, publishes what follows now, and returns when to call it again.
 func (r *reconciler) step(ctx context.Context) (wake time.Duration) {
 	err := guard.Run(r.Logger, "kubernetes", func() error {
-		if r.pending || len(r.unrecorded) > 0 {
+		if r.pending || len(r.recordProblems) > 0 {
 			r.applyEvent(ctx)
 		}
-		r.pending, r.panicked = false, nil
+		r.pending, r.panicProblems = false, nil
 		wake = r.publish(time.Now())
 		return nil
 	})
@@ -129,10 +129,10 @@ func (r *reconciler) applyEvent(ctx context.Context) {
 	if last.ResourceVersion != "" {
 		r.publish(time.Now())
 	}
-	r.unrecorded = nil
+	r.recordProblems = nil
 	configMap := record{client: r.Client, log: r.Logger, at: r.Record}
 	if err := configMap.update(ctx, r.id, apply); err != nil {
-		r.unrecorded = []problem.Problem{configMap.problem(err)}
+		r.recordProblems = []problem.Problem{configMap.problem(err)}
 		if last.ResourceVersion == "" {
 			r.state.ResourceVersion = "" // so any recorded state takes precedence once it can be read
 		}
@@ -145,7 +145,7 @@ func (r *reconciler) mustRecord(last serviceState) bool {
 		return false
 	}
 	return r.event.service == nil || r.event.service.ResourceVersion != last.ResourceVersion || last.frozen() ||
-		len(r.unrecorded) > 0 || r.panicked != nil
+		len(r.recordProblems) > 0 || r.panicProblems != nil
 }
 
 // readEvent returns what the Service asks for; nil if that is unknown. It sets the problems of the Service.
@@ -155,8 +155,8 @@ func (r *reconciler) readEvent() *serviceIntent {
 		r.problems = r.unknown(explainError(r.event.err, "get, list and watch on this Service (docs/kubernetes-role.yaml)"))
 		return nil
 	case r.event.service == nil:
-		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but Kubernetes has none; " +
-			"create it, or set Usher's proxy_protocol.mode")
+		r.problems = r.unknown("Consul's catalog names this Service for the gateway, but this Kubernetes cluster has none; " +
+			"check that Usher reads the gateway's cluster (--kubeconfig); else create the Service, or set Usher's proxy_protocol.mode")
 		return nil
 	}
 	intent := readIntent(r.event.service)
@@ -175,10 +175,10 @@ func (r *reconciler) unknown(why string) []problem.Problem {
 // publish puts what follows from the state now, if that is new, and returns when it may change without another event.
 func (r *reconciler) publish(now time.Time) time.Duration {
 	next, ends := r.state.balancer(r.Grace, now)
-	next.Problems = slices.Concat(r.problems, next.Problems, r.unrecorded, r.panicked)
+	next.Problems = slices.Concat(r.problems, next.Problems, r.recordProblems, r.panicProblems)
 	r.Metrics.update(r.id, r.event.err != nil || r.event.service == nil, ends)
 	wake := idle
-	if len(r.unrecorded) > 0 {
+	if len(r.recordProblems) > 0 {
 		wake = retryDelay
 	}
 	for _, end := range ends {
@@ -194,10 +194,10 @@ func (r *reconciler) publish(now time.Time) time.Duration {
 
 // keepAfterPanic puts what was put last, with a problem about a panic.
 func (r *reconciler) keepAfterPanic(err error) {
-	r.panicked = r.unknown(err.Error())
+	r.panicProblems = r.unknown(err.Error())
 	next := *r.published
-	if !slices.Contains(next.Problems, r.panicked[0]) {
-		next.Problems = slices.Concat(next.Problems, r.panicked)
+	if !slices.Contains(next.Problems, r.panicProblems[0]) {
+		next.Problems = slices.Concat(next.Problems, r.panicProblems)
 	}
 	r.published = &next
 	r.put(&next)

@@ -69,7 +69,7 @@ func By[V comparable](values []V, key func(V) string) Map[V] {
 }
 
 // version returns the root; an empty one for the zero Map.
-func (m Map[V]) version() root[V] {
+func (m Map[V]) rootOrEmpty() root[V] {
 	if m.root == nil {
 		return root[V]{}
 	}
@@ -77,7 +77,7 @@ func (m Map[V]) version() root[V] {
 }
 
 // Len returns the number of items.
-func (m Map[V]) Len() int { return m.version().size }
+func (m Map[V]) Len() int { return m.rootOrEmpty().size }
 
 // Get returns the value of a key, or the zero value.
 func (m Map[V]) Get(key string) (value V) {
@@ -89,7 +89,7 @@ func (m Map[V]) Get(key string) (value V) {
 
 // find returns the block and the index at which a key is or would be.
 func (m Map[V]) find(key string) (b, i int, found bool) {
-	blocks := m.version().blocks
+	blocks := m.rootOrEmpty().blocks
 	if len(blocks) == 0 {
 		return 0, 0, false
 	}
@@ -217,7 +217,7 @@ type cursor[V comparable] struct {
 	i      int         // in the current block
 }
 
-func (m Map[V]) cursor() cursor[V] { return cursor[V]{blocks: m.version().blocks} }
+func (m Map[V]) cursor() cursor[V] { return cursor[V]{blocks: m.rootOrEmpty().blocks} }
 
 func (c cursor[V]) done() bool { return len(c.blocks) == 0 }
 

@@ -1,4 +1,4 @@
-// Package problem holds the one type for what an operator has to correct, and the suggestion for a word that is
+// Package problem holds the one type for what an administrator has to correct, and the suggestion for a word that is
 // nearly right.
 package problem
 
@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Problem is something that an operator has to correct: where it is, what is wrong and what to do, each on one line.
+// Problem is something that an administrator has to correct: where it is, what is wrong and what to do, each on one line.
 type Problem struct {
 	Where string // the file:line, config entry or registration, and key
 	What  string // what is wrong, and what to do about it

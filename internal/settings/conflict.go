@@ -44,7 +44,7 @@ var Conflicts = []Conflict{
 		Doc: "`trusted_cidrs` other than `\"any\"` behind a load balancer that preserves the clients' addresses (`preserve_client_ip.enabled=true`)",
 		Reason: `usher.proxy_protocol.trusted_cidrs: the load balancer preserves the clients' addresses, so no connection would come from these networks; ` +
 			`add preserve_client_ip.enabled=false to the Service's annotation service.beta.kubernetes.io/aws-load-balancer-target-group-attributes, ` +
-			`or use trusted_cidrs "any"`,
+			`or use trusted_cidrs "any" (any address that reaches the port can then claim to be any client)`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return p.PreservesClientIP && l.ProxyProtocol.Enabled() && !l.ProxyProtocol.TrustsAll()
 		},
@@ -52,7 +52,8 @@ var Conflicts = []Conflict{
 	{
 		Doc: "`server_speaks_first = \"yes\"` with `mode = \"permissive\"` or `\"strict\"`, on a tcp listener without TLS",
 		Reason: `usher.proxy_protocol.server_speaks_first: Envoy would wait for the client, and the client would wait for the service; ` +
-			`use mode "off", or, if your load balancer sends the PROXY header as soon as it connects, server_speaks_first "no" and mode "strict"`,
+			`disable the headers for this port and use mode "off"; ` +
+			`or, if your load balancer sends the PROXY header as soon as it connects, use server_speaks_first "no" and mode "strict"`,
 		applies: func(l Listener, p ListenerProperties) bool {
 			return p.TCP && !p.TLS && l.ProxyProtocol.ServerSpeaksFirst == Yes && l.ProxyProtocol.Mode != Off
 		},

@@ -129,7 +129,7 @@ var sink = objectOf("an object { type, path, address, tls, format, request_heade
 
 var sinkType = oneOf(SinkStdout, SinkStderr, SinkFile, SinkOTLP, SinkGRPC)
 
-// sinkKeys are the keys that a type of sink has beside type.
+// sinkKeys are the keys that a type of sink has besides type.
 var sinkKeys = map[SinkType][]string{
 	SinkStdout: {"format"},
 	SinkStderr: {"format"},

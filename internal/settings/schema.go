@@ -26,7 +26,7 @@ type Setting struct {
 	Default string // as it is written
 	Meaning string
 
-	byDefault any // what Default is decoded from
+	byDefault any // the raw value of Default
 	decode    func(d *decoder, where string, raw any, into *Listener)
 	resolve   func(into *Listener, layers []*Listener) // takes it from the first layer that sets it
 }

@@ -101,7 +101,7 @@ func TestBadSettingsAreProblems(t *testing.T) {
 		"a version of tomorrow": {pp(obj{"versions": array{"v2", "v3"}}), []string{`x: usher.proxy_protocol.versions[1]: "v3" is not allowed; use "v1" or "v2"`}},
 		"null":                  {pp(obj{"versions": nil}), []string{`x: usher.proxy_protocol.versions: null is not allowed; use a list of "v1", "v2" or both`}},
 		"no network":            {pp(obj{"trusted_cidrs": array{"10.0.0.0/33", 10}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "10.0.0.0/33" is not allowed; use ` + networks, `x: usher.proxy_protocol.trusted_cidrs[1]: 10 is not allowed; use ` + networks}},
-		"any among others":      {pp(obj{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "any" cannot stand in a list; write trusted_cidrs = "any", or ` + networks}},
+		"any among others":      {pp(obj{"trusted_cidrs": array{"any", "10.0.0.0/8"}}), []string{`x: usher.proxy_protocol.trusted_cidrs[0]: "any" is not allowed in a list; write trusted_cidrs = "any", or ` + networks}},
 		"a network's host":      {pp(obj{"trusted_cidrs": "10.1.2.3/8"}), []string{`x: usher.proxy_protocol.trusted_cidrs: "10.1.2.3/8" is an address in the network "10.0.0.0/8"; use the network, or the address without a length`}},
 		"TLVs that are words":   {pp(obj{"tlvs": array{"aws_vpce_id", "alpn"}}), []string{`x: usher.proxy_protocol.tlvs[0]: "aws_vpce_id" is not allowed; use an object { type, name, header }`, `x: usher.proxy_protocol.tlvs[1]: "alpn" is not allowed; use an object { type, name, header }`}},
 		"a TLV without a name":  {pp(obj{"tlvs": obj{"type": 0xE4}}), []string{`x: usher.proxy_protocol.tlvs.name: this key is missing; use a name of lower-case letters, digits and "_" that begins with a letter`}},

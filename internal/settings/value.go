@@ -171,7 +171,7 @@ func setOr[T comparable](word string, meaning []T, item valueType[T], compare fu
 		if raw == any(word) {
 			list := where[:strings.LastIndexByte(where, '[')]
 			key := list[strings.LastIndexByte(list, '.')+1:]
-			d.problem(where, fmt.Sprintf("%q cannot stand in a list; write %s = %[1]q, or %[3]s", word, key, item.other))
+			d.problem(where, fmt.Sprintf("%q is not allowed in a list; write %s = %[1]q, or %[3]s", word, key, item.other))
 			return value, true
 		}
 		return read(d, where, raw)

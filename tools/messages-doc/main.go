@@ -11,7 +11,7 @@ import (
 
 // sections are the packages that speak to operators, and what they speak about.
 var sections = []struct{ dir, title, about string }{
-	{"cmd/usher", "The command line", "`usher` prints these and exits."},
+	{"cmd/usher", "The command line", "`usher` prints most of these and exits. Envoys get those about `x-consul-token`."},
 	{"internal/bootstrap", "Bootstraps", "What is wrong with an option of `usher bootstrap`."},
 	{"internal/configfile", "The config file", "What is wrong in the file that `--config` names."},
 	{"internal/settings", "Settings", "What is wrong under the key `usher`, wherever it is written."},
@@ -23,16 +23,17 @@ var sections = []struct{ dir, title, about string }{
 	{"listeners", "Listeners", "Why a listener, a route or a cluster is held back, or goes out with less than was asked for."},
 	{"internal/accesslog", "Access logs", "What is wrong in a format, a filter or a sink."},
 	{"internal/controlplane", "Gateways and their Envoys", "What keeps an Envoy from its configuration."},
-	{"xds", "Refused streams", "The status that an Envoy gets, and writes to its own log."},
+	{"xds", "Streams", "`stream:` is the status that an Envoy gets, and writes to its own log. `log:` is in Usher's log. `start:` ends Usher at its start."},
 }
 
 const head = `# Messages
 
 <!-- Written by "make generate" from */testdata/messages.golden, which the tests write. -->
 
-Every problem that Usher reports, as it is printed.
-A message says where the problem is, what is wrong and what to do.
-Problems are in the log, in ` + "`usher_config_problems`" + ` and on ` + "`/readyz`" + `.
+Every problem that Usher reports, with examples of names.
+A problem says where it is, what is wrong and what to do.
+` + "`usher_config_problems`" + ` counts problems.
+In the log, a problem is one line with ` + "`where=`" + ` and ` + "`what=`" + `; search this page for a few words of it, without names and quotes.
 `
 
 func main() {
