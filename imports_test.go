@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"internal/configtree":          {"internal/problem"},
 	"internal/consulchart":         {"internal/configtree", "internal/problem"},
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
+	"internal/tokenreview":         {},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
@@ -45,7 +46,7 @@ var allowed = map[string][]string{
 	"cmd/usher": {
 		"consul", "xds",
 		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/demo",
-		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings",
+		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings", "internal/tokenreview",
 	},
 	"tools/settings-doc":  {"internal/settings"},
 	"tools/balancers-doc": {"internal/loadbalancer"},

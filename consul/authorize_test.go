@@ -109,7 +109,7 @@ func authorizeWith(t *testing.T, fake *acl, token string) error {
 		Getenv:   vars{"CONSUL_HTTP_TOKEN": "usher's own"}.get,
 		Logger:   slog.New(slog.NewTextHandler(logged, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	err := NewAuthorizer(c, 0).Authorize(t.Context(), Caller{Token: token}, gateway.ID{Name: "gateway"})
+	err := NewAuthorizer(c, AuthorizerOptions{}).Authorize(t.Context(), Caller{Token: token}, gateway.ID{Name: "gateway"})
 	if token != "" && strings.Contains(logged.String(), token) {
 		t.Errorf("the log has the token: %s", logged)
 	}
@@ -149,7 +149,7 @@ func TestAnUnreachableConsulIsNoDecision(t *testing.T) {
 	server.Close()
 	metrics := NewMetrics(prometheus.NewRegistry())
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Metrics: metrics})
-	err := NewAuthorizer(c, 0).Authorize(t.Context(), Caller{Token: callersToken}, gateway.ID{Name: "gateway"})
+	err := NewAuthorizer(c, AuthorizerOptions{}).Authorize(t.Context(), Caller{Token: callersToken}, gateway.ID{Name: "gateway"})
 	if err == nil || isDecision(err) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("error %v, want that the connection was refused", err)
 	}
@@ -177,7 +177,7 @@ func TestNamespacesAreAskedWith(t *testing.T) {
 	} {
 		test.id.Name = "gateway"
 		c := newTestClient(t, Config{HTTPAddr: server.URL, Getenv: test.env.get})
-		if err := NewAuthorizer(c, 0).Authorize(t.Context(), Caller{Token: callersToken}, test.id); err != nil {
+		if err := NewAuthorizer(c, AuthorizerOptions{}).Authorize(t.Context(), Caller{Token: callersToken}, test.id); err != nil {
 			t.Error(err)
 		}
 		if want := `[{"Resource":"service","Access":"write","Segment":"gateway"` + test.want + `}]`; fake.asked != want {

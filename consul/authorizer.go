@@ -40,7 +40,9 @@ const (
 type Caller struct {
 	// Token is the caller's token. An empty one stands for the anonymous token (or the default token of Consul's
 	// agent), never for Usher's token.
-	Token   string
+	Token string
+	// Bearer is the caller's bearer token, which is exchanged for a Consul token; if it is not empty, Token is.
+	Bearer  string
 	Address string // callers from one address cannot delay those from another
 	Again   bool   // the caller has the gateway already
 }
@@ -81,7 +83,8 @@ var (
 type Authorizer struct {
 	client       *Client
 	staleIfError time.Duration
-	key          [sha256.Size]byte // of the hashes
+	bearers      *bearerLogins  // nil: no bearer token is accepted
+	key          [hashSize]byte // of the hashes
 	refused      *lru.Cache[aclKey, refusal]
 	allowed      *lru.Cache[aclKey, time.Time]
 	running      singleflight.Group
@@ -94,8 +97,11 @@ type Authorizer struct {
 	loggedAt  time.Time // when that was last logged
 }
 
+// hashSize is the size of the keyed hashes of tokens.
+const hashSize = sha256.Size
+
 // aclKey is a keyed hash of a token and a gateway.
-type aclKey [sha256.Size]byte
+type aclKey [hashSize]byte
 
 // refusal is a refusal of Consul's ACLs, and until when it is remembered.
 type refusal struct {
@@ -103,15 +109,24 @@ type refusal struct {
 	until time.Time
 }
 
-// NewAuthorizer returns an Authorizer. While Consul does not answer, it allows the callers that Consul has allowed
-// within staleIfError (the name is from RFC 5861). If that is 0, it allows none.
-func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
+// AuthorizerOptions are what an Authorizer allows beyond Consul's answers.
+type AuthorizerOptions struct {
+	// StaleIfError is for how long it allows the callers that Consul has allowed, while Consul does not answer (the name is
+	// from RFC 5861). If it is 0, it allows none.
+	StaleIfError time.Duration
+	// BearerAuthMethod is the auth method at which bearer tokens are exchanged for Consul tokens. If it is empty, bearer
+	// tokens are refused.
+	BearerAuthMethod string
+}
+
+// NewAuthorizer returns an Authorizer. If it accepts bearer tokens, it needs Run and Close.
+func NewAuthorizer(c *Client, o AuthorizerOptions) *Authorizer {
 	factor := 1
 	if c.maxConnections() == 0 {
 		factor = checksFactorTLS
 	}
 	a := &Authorizer{
-		client: c, staleIfError: staleIfError,
+		client: c, staleIfError: o.StaleIfError,
 		newCallers:   newCallerQueue(factor*newCallerChecks, factor*newCallerChecksPerAddress),
 		knownCallers: make(chan struct{}, factor*knownCallerChecks),
 	}
@@ -119,29 +134,54 @@ func NewAuthorizer(c *Client, staleIfError time.Duration) *Authorizer {
 	// New fails only for sizes below 1.
 	a.refused, _ = lru.New[aclKey, refusal](maxRefusals)
 	a.allowed, _ = lru.New[aclKey, time.Time](maxAllowed)
+	if o.BearerAuthMethod != "" {
+		a.bearers = newBearerLogins(c, o.BearerAuthMethod)
+	}
 	return a
+}
+
+// Run ends the logins for bearer tokens when they are no longer needed, until ctx ends.
+func (a *Authorizer) Run(ctx context.Context) error {
+	if a.bearers != nil {
+		a.bearers.run(ctx)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// Close ends all logins for bearer tokens, after Run and the last Authorize. It takes a few seconds at most.
+func (a *Authorizer) Close() {
+	if a.bearers != nil {
+		a.bearers.close()
+	}
 }
 
 // Authorize returns nil if the caller's token has service:write on the gateway, or if ACLs are off. It returns
 // ErrDenied if the token lacks that permission, and ErrUnknownToken if Consul does not know the token. It returns
 // another error if Consul does not answer and no remembered result can be used.
+//
+// It also returns ErrLoginRefused, ErrBearerUnused, ErrBearerInvalid or ErrBearerExpired for a caller with a bearer token.
+// ctx has to end with the caller's stream: the login for the bearer token is kept until then.
 func (a *Authorizer) Authorize(ctx context.Context, who Caller, id gateway.ID) error {
-	// Consul's tokens are UUIDs. Other characters cannot be sent in a header.
-	if strings.ContainsFunc(who.Token, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return ErrUnknownToken
+	err := a.accept(ctx, who)
+	if err != nil {
+		a.count("denied")
+		return err
 	}
-	key := a.keyOf(who.Token, id)
+	key := a.keyOf(who, id)
 	if r, ok := a.refused.Get(key); ok && !who.Again && time.Now().Before(r.until) {
 		a.count("remembered")
 		return r.err
 	}
-	err := a.checkOnce(ctx, key, who, id)
+	err = a.checkOnce(ctx, key, who, id)
 	switch {
 	case err == nil, errors.Is(err, errACLsOff):
 		a.allow(key, err != nil)
 		return nil
-	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken):
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnknownToken), errors.Is(err, ErrLoginRefused):
 		a.refuse(key, err)
+		return err
+	case errors.Is(err, errLoginsClosed), errors.Is(err, errNotHeld):
 		return err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -157,12 +197,44 @@ func (a *Authorizer) count(outcome string) {
 	a.client.metrics.authorizations.WithLabelValues(outcome).Inc()
 }
 
-func (a *Authorizer) keyOf(token string, id gateway.ID) aclKey {
+// accept returns why the caller's token cannot be one that Consul knows. It holds a bearer token until ctx ends.
+func (a *Authorizer) accept(ctx context.Context, who Caller) error {
+	if who.Bearer == "" {
+		// Consul's tokens are UUIDs. Other characters cannot be sent in a header.
+		if strings.ContainsFunc(who.Token, func(r rune) bool { return r < ' ' || r > '~' }) {
+			return ErrUnknownToken
+		}
+		return nil
+	}
+	if a.bearers == nil {
+		return ErrBearerUnused
+	}
+	claims, err := parseClaims(who.Bearer)
+	if err != nil {
+		return ErrBearerInvalid
+	}
+	expiry := claims.expiry()
+	if !expiry.IsZero() && !time.Now().Before(expiry) {
+		return ErrBearerExpired
+	}
+	if !who.Again {
+		context.AfterFunc(ctx, a.bearers.hold(a.bearerKeyOf(who), expiry))
+	}
+	return nil
+}
+
+func (a *Authorizer) keyOf(who Caller, id gateway.ID) aclKey {
+	return a.hash(who.Token, who.Bearer, id.Name, gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
+}
+
+func (a *Authorizer) bearerKeyOf(who Caller) bearerKey { return bearerKey(a.hash(who.Bearer)) }
+
+func (a *Authorizer) hash(parts ...string) [hashSize]byte {
 	h := hmac.New(sha256.New, a.key[:])
-	for _, part := range []string{token, id.Name, gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition)} {
+	for _, part := range parts {
 		fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
-	return aclKey(h.Sum(nil))
+	return [hashSize]byte(h.Sum(nil))
 }
 
 // allow remembers that Consul allows the key. If ACLs are off, it remembers only that: otherwise a caller could fill
@@ -242,8 +314,58 @@ func (a *Authorizer) checkOnce(ctx context.Context, key aclKey, who Caller, id g
 	}
 }
 
-// check waits in the queue and then checks with Consul. The timeout begins after the queue.
+// check checks the caller with Consul. It exchanges a bearer token for a Consul token first.
 func (a *Authorizer) check(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
+	if who.Bearer == "" {
+		return a.checkToken(ctx, known, timeout, who, id)
+	}
+	key := a.bearerKeyOf(who)
+	enter := func(ctx context.Context) (leave func(), err error) { return a.enter(ctx, known, who.Address) }
+	for logins := 0; ; {
+		token, fresh, err := a.bearers.consulToken(ctx, key, gateway.Secret(who.Bearer), enter, timeout)
+		if err != nil {
+			return err
+		}
+		who.Token = string(token)
+		if fresh {
+			logins++
+			err = a.checkNewToken(ctx, known, timeout, who, id)
+		} else {
+			err = a.checkToken(ctx, known, timeout, who, id)
+		}
+		if err == nil {
+			a.bearers.markAllowed(key)
+		}
+		if !errors.Is(err, ErrUnknownToken) {
+			return err
+		}
+		a.bearers.forget(key, token)
+		if logins > 0 {
+			return errLoginLost
+		}
+	}
+}
+
+// errLoginLost means that Consul does not know the token of a login that it has just made.
+var errLoginLost = errors.New("consul does not know the token of a login that it has just made; " +
+	"check that its servers replicate (consul operator raft list-peers)")
+
+// checkNewToken is checkToken for a token that Consul has just made. The server that answers may not know it yet.
+func (a *Authorizer) checkNewToken(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
+	for failures := 1; ; failures++ {
+		err := a.checkToken(ctx, known, timeout, who, id)
+		if !errors.Is(err, ErrUnknownToken) || failures > maxReplicationChecks || ctx.Err() != nil {
+			return err
+		}
+		sleep(ctx, backOff(failures))
+	}
+}
+
+// maxReplicationChecks is how often the check of a new token is repeated, over about two seconds.
+const maxReplicationChecks = 5
+
+// checkToken waits in the queue and then checks the caller's Consul token. The timeout begins after the queue.
+func (a *Authorizer) checkToken(ctx context.Context, known bool, timeout time.Duration, who Caller, id gateway.ID) error {
 	queued, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, errTooManyChecks)
 	defer cancel()
 	leave, err := a.enter(queued, known, who.Address)
@@ -332,24 +454,33 @@ func (q *callerQueue) leave(address string, own *addressQueue) {
 func (c *Client) authorize(ctx context.Context, token string, id gateway.ID) error {
 	check := aclCheck{Resource: "service", Access: "write", Segment: id.Name}
 	check.Namespace, check.Partition = c.tenancy(gateway.OrDefault(id.Namespace), gateway.OrDefault(id.Partition))
-	body, err := json.Marshal([]aclCheck{check})
+	results, err := c.askACLs(ctx, gateway.Secret(token), []aclCheck{check})
+	if err == nil && !results[0].Allow {
+		err = ErrDenied
+	}
+	return err
+}
+
+// askACLs checks with Consul what the token may do. It returns the checks with their results.
+func (c *Client) askACLs(ctx context.Context, token gateway.Secret, checks []aclCheck) ([]aclCheck, error) {
+	body, err := json.Marshal(checks)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, body, err = c.do(ctx, call{
-		client: c.aclHTTP, method: http.MethodPost, path: "/v1/internal/acl/authorize", token: gateway.Secret(token), body: body,
+		client: c.aclHTTP, method: http.MethodPost, path: "/v1/internal/acl/authorize", token: token, body: body,
 	})
 	if err != nil {
-		return authorizeError(err)
+		return nil, authorizeError(err)
 	}
-	return readACLResponse(body, check)
+	return readACLResponse(body, checks)
 }
 
 func authorizeError(err error) error {
 	e, ok := errors.AsType[*callError](err)
 	switch {
 	case !ok:
-	case e.status == http.StatusUnauthorized && strings.Contains(e.text, "ACL support disabled"):
+	case isACLsOff(e):
 		return errACLsOff
 	case isUnknownToken(e):
 		return ErrUnknownToken
@@ -357,25 +488,26 @@ func authorizeError(err error) error {
 	return err
 }
 
+func isACLsOff(e *callError) bool {
+	return e.status == http.StatusUnauthorized && strings.Contains(e.text, "ACL support disabled")
+}
+
 func isUnknownToken(e *callError) bool {
 	return e.status == http.StatusForbidden && strings.Contains(e.text, "ACL not found")
 }
 
-// readACLResponse returns nil if the response allows the check.
-func readACLResponse(body []byte, check aclCheck) error {
-	var results []aclCheck
+// readACLResponse reads the results of the checks.
+func readACLResponse(body []byte, checks []aclCheck) (results []aclCheck, err error) {
 	if err := json.Unmarshal(body, &results); err != nil {
-		return unexpected(err.Error())
+		return nil, unexpected(err.Error())
 	}
-	if len(results) != 1 {
-		return unexpected(fmt.Sprintf("it has %d results for one check", len(results)))
+	if len(results) != len(checks) {
+		return nil, unexpected(fmt.Sprintf("it has %d results for %d checks", len(results), len(checks)))
 	}
-	r := results[0]
-	if r.Resource != check.Resource || r.Access != check.Access || r.Segment != check.Segment {
-		return unexpected("it has the result of another check")
+	for i, r := range results {
+		if r.Resource != checks[i].Resource || r.Access != checks[i].Access || r.Segment != checks[i].Segment {
+			return nil, unexpected("it has the result of another check")
+		}
 	}
-	if !r.Allow {
-		return ErrDenied
-	}
-	return nil
+	return results, nil
 }

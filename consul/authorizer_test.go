@@ -71,7 +71,7 @@ func serveTokens(t *testing.T, s *tokenServer, staleIfError time.Duration) (*Aut
 	var log strings.Builder
 	c := newTestClient(t, Config{HTTPAddr: server.URL, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	t.Cleanup(c.aclHTTP.CloseIdleConnections)
-	return NewAuthorizer(c, staleIfError), &log
+	return NewAuthorizer(c, AuthorizerOptions{StaleIfError: staleIfError}), &log
 }
 
 var theGateway = gateway.ID{Name: "gateway"}
@@ -104,7 +104,7 @@ func TestARefusalIsRememberedForAWhile(t *testing.T) {
 func TestARefusalIsForgottenInTime(t *testing.T) {
 	a, _ := serveTokens(t, &tokenServer{}, time.Hour)
 	_ = a.Authorize(t.Context(), Caller{Token: "bad"}, theGateway)
-	r, ok := a.refused.Get(a.keyOf("bad", theGateway))
+	r, ok := a.refused.Get(a.keyOf(Caller{Token: "bad"}, theGateway))
 	if left := time.Until(r.until); !ok || left <= 0 || left > refusalTime {
 		t.Errorf("it counts for %v more", left)
 	}
@@ -164,7 +164,7 @@ func TestWhatWasAllowedCountsForABoundedTime(t *testing.T) {
 		s := &tokenServer{allowed: map[string]bool{"good": true}}
 		a, _ := serveTokens(t, s, stale)
 		_ = a.Authorize(t.Context(), Caller{Token: "good"}, theGateway)
-		a.allowed.Add(a.keyOf("good", theGateway), time.Now().Add(-time.Hour))
+		a.allowed.Add(a.keyOf(Caller{Token: "good"}, theGateway), time.Now().Add(-time.Hour))
 		s.set(func() { s.status = http.StatusInternalServerError })
 		if err := a.Authorize(t.Context(), Caller{Token: "good"}, theGateway); (err == nil) != allowed {
 			t.Errorf("allowed an hour ago, counting for %v: %v", stale, err)
@@ -303,7 +303,7 @@ func TestWithoutACLsNothingIsRememberedOfSingleCallers(t *testing.T) {
 	defer server.Close()
 	c := newTestClient(t, Config{HTTPAddr: server.URL})
 	t.Cleanup(c.aclHTTP.CloseIdleConnections)
-	a := NewAuthorizer(c, time.Hour)
+	a := NewAuthorizer(c, AuthorizerOptions{StaleIfError: time.Hour})
 	for i := range 100 {
 		if err := a.Authorize(t.Context(), Caller{}, gateway.ID{Name: fmt.Sprint("gateway-", i)}); err != nil {
 			t.Fatal(err)

@@ -47,8 +47,17 @@ func newBubbleConsul(paths map[string]content) *bubbleConsul {
 func (c *bubbleConsul) client(t *testing.T, address string, metrics *Metrics) *Client {
 	t.Helper()
 	client := newTestClient(t, Config{HTTPAddr: address, Logger: slog.New(slog.DiscardHandler), Metrics: metrics})
-	client.watchHTTP.Transport, client.watchdogHTTP.Transport = c, c
+	client.watchHTTP.Transport, client.watchdogHTTP.Transport, client.aclHTTP.Transport = c, c, withoutACLs{}
 	return client
+}
+
+// withoutACLs is a Consul whose ACLs are off, for questions about them.
+type withoutACLs struct{}
+
+// RoundTrip implements http.RoundTripper.
+func (withoutACLs) RoundTrip(r *http.Request) (*http.Response, error) {
+	body := io.NopCloser(strings.NewReader("ACL support disabled"))
+	return &http.Response{StatusCode: http.StatusUnauthorized, Body: body, Request: r}, nil
 }
 
 // set changes the content of a path. With restore, it replaces the state.

@@ -26,7 +26,7 @@ import (
 var (
 	// rootsType reads the mesh's root certificates
 	// (https://developer.hashicorp.com/consul/api-docs/connect/ca#list-ca-root-certificates).
-	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", decode: decodeJSON("root certificates", decodeRoots)}
+	rootsType = &queryType{name: "roots", path: "/v1/connect/ca/roots", public: true, decode: decodeJSON("root certificates", decodeRoots)}
 	// leafType reads a gateway's certificate for the mesh, which Consul's agent makes and renews. It has no DNS names;
 	// see certificate (https://developer.hashicorp.com/consul/api-docs/agent/connect#service-leaf-certificate).
 	leafType = &queryType{name: "leaf", path: "/v1/agent/connect/ca/leaf/", local: true, needs: "service:write on the gateway", decode: decodeLeaf}

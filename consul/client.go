@@ -23,10 +23,14 @@ import (
 // Config says how to reach Consul. Empty values come from Consul's own environment variables, with the same meaning as
 // for Consul's CLI (https://developer.hashicorp.com/consul/commands#environment-variables).
 type Config struct {
-	HTTPAddr, GRPCAddr string              // host:port, http(s)://… or unix://…; only https:// means TLS
-	Getenv             func(string) string // reads the environment; nil: os.Getenv
-	Logger             *slog.Logger        // nil: nothing is logged
-	Metrics            *Metrics            // nil: nothing is counted
+	HTTPAddr, GRPCAddr string // host:port, http(s)://… or unix://…; only https:// means TLS
+	// LoginAuthMethod is the auth method at which Usher logs in for its token; empty: its token is in the environment.
+	// LoginBearerTokenFile has the bearer token for that.
+	LoginAuthMethod, LoginBearerTokenFile string
+
+	Getenv  func(string) string // reads the environment; nil: os.Getenv
+	Logger  *slog.Logger        // nil: nothing is logged
+	Metrics *Metrics            // nil: nothing is counted
 }
 
 // Client sends requests to Consul's HTTP API. Its methods are safe for concurrent use.
@@ -69,7 +73,7 @@ func NewClient(c Config) (*Client, error) {
 	if a.scheme != "https" {
 		files.paths = nil // Usher needs them for TLS only
 	}
-	tokens, err := env.tokens()
+	tokens, err := env.tokens(c)
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +104,7 @@ type call struct {
 	name   string // the last segment; may be empty
 	params url.Values
 	token  gateway.Secret // empty: none is sent
+	secret gateway.Secret // in the body; errors do not repeat it
 	body   []byte
 	client *http.Client
 }
@@ -123,7 +128,7 @@ func (c *Client) do(ctx context.Context, in call) (http.Header, []byte, error) {
 	})
 	defer late.Stop()
 	if res.StatusCode != http.StatusOK {
-		return nil, nil, statusError(res, in.token)
+		return nil, nil, statusError(res, cmp.Or(in.secret, in.token))
 	}
 	body, err := c.readAll(res.Body)
 	if err != nil && !errors.Is(err, errTooLarge) && !errors.Is(err, errTooMuch) {

@@ -30,6 +30,7 @@ var goodAnswers = map[*queryType]string{
 	meshGatewayType:      `[{"Node": {"Node": "n1", "Address": "10.0.0.1"}, "Service": {"Port": 1}, "Checks": []}]`,
 	meshGatewayNamesType: `{"mesh-gateway": ["tag"]}`,
 	peeringType:          `{"Name": "east", "PeerServerName": "server.dc2.peering.td", "PeerCAPems": ["pem"]}`,
+	podType:              `[{"ServiceID": "edge-1", "ServiceMeta": {"k8s-namespace": "consul", "pod-uid": "uid-1"}}]`,
 	chainType: `{"Chain": {"Datacenter": "dc1", "StartNode": "router", "Nodes": {
 		"router": {"Type": "router", "Routes": [{"Definition": {"Match": {"HTTP": {"Header": [{"Name": "h"}], "Methods": ["GET"]}}}, "NextNode": "splitter"}]},
 		"splitter": {"Type": "splitter", "Splits": [{"Weight": 100, "NextNode": "resolver"}]},
@@ -49,7 +50,7 @@ var emptyAnswers = map[string][]*queryType{
 	`"text"`:                   nil,
 	"17":                       nil,
 	"<html></html>":            nil,
-	"[]":                       {entriesType, meshType, proxyDefaultsType, servicesType, instancesType, healthType, meshGatewayType},
+	"[]":                       {entriesType, meshType, proxyDefaultsType, servicesType, instancesType, healthType, meshGatewayType, podType},
 	"{}":                       {meshGatewayNamesType},
 	`{"Chain": null}`:          {meshGatewayNamesType},
 	`{"Roots": [null]}`:        {meshGatewayNamesType},

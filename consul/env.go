@@ -10,12 +10,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/hashicorp/consul/api"
-
-	"github.com/usherproxy/usher/internal/filewatch"
-	"github.com/usherproxy/usher/internal/gateway"
 )
 
 // defaultHTTPAddr is the default address of Consul's HTTP API, as for Consul's CLI
@@ -214,40 +210,4 @@ func (env environment) grpcEnvironment() environment {
 		}
 		return env(name)
 	}
-}
-
-// ownToken is Usher's ACL token. It reads a token file again for every request, to use a rotated token at once.
-type ownToken struct {
-	file string // empty: the token does not change
-
-	mu   sync.Mutex
-	last gateway.Secret // the last one that was read; empty: none
-}
-
-// tokens reads CONSUL_HTTP_TOKEN_FILE, or else CONSUL_HTTP_TOKEN.
-func (env environment) tokens() (*ownToken, error) {
-	t := &ownToken{file: env(api.HTTPTokenFileEnvName), last: gateway.Secret(env(api.HTTPTokenEnvName))}
-	if err := t.read(); err != nil {
-		return nil, fmt.Errorf("%s: %w", api.HTTPTokenFileEnvName, err)
-	}
-	return t, nil
-}
-
-// read reads the file, if there is one. While it is missing or empty, as it may be for a moment while it is written, the
-// last token stays in use.
-func (t *ownToken) read() error {
-	if t.file == "" {
-		return nil
-	}
-	text, err := filewatch.ReadFile(t.file)
-	t.last = cmp.Or(gateway.Secret(strings.TrimSpace(string(text))), t.last)
-	return err
-}
-
-// current returns the token; empty means none.
-func (t *ownToken) current() gateway.Secret {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_ = t.read() // the last token stays in use
-	return t.last
 }

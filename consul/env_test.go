@@ -302,7 +302,7 @@ func TestAnEmptyTokenFileLeavesTheTokenOfTheEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := newTestClient(t, Config{Getenv: vars{"CONSUL_HTTP_TOKEN_FILE": file, "CONSUL_HTTP_TOKEN": "own"}.get})
-	if got := c.tokens.current(); got != "own" {
+	if got, _ := c.tokens.current(t.Context()); got != "own" {
 		t.Errorf("token %q", string(got))
 	}
 }
@@ -373,7 +373,7 @@ func TestATokenFileThatNeverEndsIsNotRead(t *testing.T) {
 	if err := errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if got := c.tokens.current(); got != "first" {
+	if got, _ := c.tokens.current(t.Context()); got != "first" {
 		t.Errorf("token %q, want the last good one", string(got))
 	}
 }

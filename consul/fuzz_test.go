@@ -3,6 +3,7 @@ package consul
 import (
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/internal/gateway"
 )
@@ -10,7 +11,7 @@ import (
 // queryTypes are all query types.
 var queryTypes = []*queryType{
 	agentType, chainType, proxyDefaultsType, entriesType, healthType, instancesType, leafType, meshGatewayType, meshGatewayNamesType, meshType,
-	peeringType, rootsType, servicesType,
+	peeringType, rootsType, servicesType, podType,
 }
 
 // answers are answers of Consul for each query type, and some that it never sends.
@@ -27,6 +28,7 @@ var answers = map[*queryType][]string{
 	meshType:          {`[{"Kind": "mesh", "TLS": {"Outgoing": {"TLSMinVersion": "TLSv1_2", "CipherSuites": [null]}}}]`, `[null]`},
 	peeringType:       {`{"PeerServerName": "server.dc2.peering.x", "PeerCAPems": [null, "a"]}`},
 	rootsType:         {`{"ActiveRootID": "a", "TrustDomain": "x", "Roots": [{"ID": "a", "RootCert": "b"}, null]}`},
+	podType:           {`[{"ServiceID": "edge-1", "ServiceMeta": {"k8s-namespace": "consul", "pod-uid": null}}]`},
 	servicesType:      {`[{"Service": {"Name": "web", "Namespace": "default"}, "Port": 80, "Protocol": "HTTP", "Hosts": [null]}]`},
 	meshGatewayNamesType: {
 		`{"mesh-gateway": null, "other": []}`,
@@ -65,6 +67,25 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if chain, ok := after.(*gateway.Chain); ok && chain.Nodes[chain.StartNode] == nil {
 			t.Errorf("%q gives a chain without a start", second)
+		}
+	})
+}
+
+// FuzzBearerToken checks that no bearer token makes Usher panic, and that none is taken for one that never expires unless
+// it says so.
+func FuzzBearerToken(f *testing.F) {
+	for _, claims := range []string{`{"exp":1700000000}`, `{"exp":1e999}`, `{"exp":-1}`, `{"exp":"x"}`, `{"kubernetes.io":null}`, `{"kubernetes.io":{"namespace":"consul","pod":{"name":"edge-1"}}}`, "[]", ""} {
+		f.Add(jwt(1, claims))
+	}
+	f.Add("a.b.c")
+	f.Add("..")
+	f.Fuzz(func(t *testing.T, token string) {
+		c, err := parseClaims(token)
+		if err != nil && (c.pod() != "" || !c.expiry().IsZero()) {
+			t.Errorf("%q has no claims, and yet %v", token, c)
+		}
+		if e := c.expiry(); c.Expiry < 0 && e.After(time.Unix(0, 0)) {
+			t.Errorf("%q expires at %v", token, e)
 		}
 	})
 }

@@ -6,8 +6,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"io"
 	"maps"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,6 +29,7 @@ func TestMessages(t *testing.T) {
 	lines = append(lines, messagesOfSnapshots(t)...)
 	lines = append(lines, messagesOfCertificates(t)...)
 	lines = append(lines, messagesOfRequests(t)...)
+	lines = append(lines, messagesOfLogins(t)...)
 	messages.Check(t, lines, "fmt.Errorf", "errors.New", "unexpected", "problem.Problem", "addProblem")
 }
 
@@ -48,6 +52,7 @@ func messagesOfSettings(t *testing.T) (lines []string) {
 		{env: vars{"CONSUL_CACERT": "missing.pem"}},
 		{env: vars{"CONSUL_CACERT": "/dev/null"}},
 		{env: vars{"CONSUL_HTTP_TOKEN_FILE": "missing"}},
+		{config: Config{LoginAuthMethod: "components"}, env: vars{"CONSUL_HTTP_TOKEN": "x"}},
 		{config: Config{GRPCAddr: "consul"}},
 		{config: Config{GRPCAddr: "http://consul:8502/x"}},
 		{env: vars{"CONSUL_GRPC_ADDR": "ftp://consul:1"}},
@@ -108,13 +113,19 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 		{meshGatewayNamesType, "null"},
 		{peeringType, "x"},
 		{peeringType, "{}"},
+		{podType, "[{}]"},
 	} {
 		_, err := test.queryType.decode(nil, response{body: []byte(test.body)})
 		lines = append(lines, textOf(t, err))
 	}
-	check := aclCheck{Resource: "service", Access: "write", Segment: "edge"}
-	for _, body := range []string{"x", "[]", `[{"Resource": "key"}]`, `[{"Resource": "service", "Access": "write", "Segment": "edge"}]`} {
-		lines = append(lines, textOf(t, readACLResponse([]byte(body), check)))
+	for _, body := range []string{"x", "[]", `[{"Resource": "key"}]`} {
+		_, err := readACLResponse([]byte(body), []aclCheck{{Resource: "service", Access: "write", Segment: "edge"}})
+		lines = append(lines, textOf(t, err))
+	}
+	for _, err := range []error{
+		ErrDenied, ErrUnknownToken, ErrBearerUnused, ErrBearerInvalid, ErrBearerExpired, ErrLoginRefused, errNoJWT, errLoginsClosed, errNotHeld, errLoginLost, errNotLoggedIn,
+	} {
+		lines = append(lines, err.Error())
 	}
 	for code, text := range map[int]string{401: "ACL support disabled", 403: "ACL not found"} {
 		lines = append(lines, textOf(t, authorizeError(&callError{status: code, text: text})))
@@ -249,7 +260,7 @@ func messagesOfRequests(t *testing.T) (lines []string) {
 		c.watchHTTP.Transport = stalled{}
 		_, err := c.query(t.Context(), query{queryType: meshType}, 1, time.Minute)
 		lines = append(lines, textOf(t, err))
-		lines = append(lines, textOf(t, NewAuthorizer(c, 0).Authorize(t.Context(), Caller{}, gateway.ID{Name: "edge"})))
+		lines = append(lines, textOf(t, NewAuthorizer(c, AuthorizerOptions{}).Authorize(t.Context(), Caller{}, gateway.ID{Name: "edge"})))
 		ctx, cancel := context.WithCancel(t.Context())
 		w := NewWatcher(c, WatcherOptions{})
 		done := make(chan error)
@@ -261,6 +272,36 @@ func messagesOfRequests(t *testing.T) (lines []string) {
 			t.Error(err)
 		}
 	})
+	return lines
+}
+
+// messagesOfLogins are those of logins that fail.
+func messagesOfLogins(t *testing.T) (lines []string) {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "token")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	logIn := func(status int, text, file string) {
+		c := newTestClient(t, Config{HTTPAddr: "https://consul:8501", LoginAuthMethod: "components", LoginBearerTokenFile: file})
+		c.aclHTTP.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(text)), Request: r}, nil
+		})
+		_, err := c.tokens.login.logIn(t.Context(), c)
+		lines = append(lines, strings.ReplaceAll(textOf(t, err), dir, "DIR"))
+	}
+	logIn(http.StatusOK, "", filepath.Join(dir, "none"))
+	logIn(http.StatusOK, "", file)
+	if err := os.WriteFile(file, []byte("sesame"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	logIn(http.StatusOK, "{}", file)
+	logIn(http.StatusForbidden, "Permission denied", file)
+	logIn(http.StatusUnauthorized, "ACL support disabled", file)
+	logIn(http.StatusInternalServerError, "lookup failed: [invalid bearer token, Token has expired]", file)
+	logIn(http.StatusInternalServerError, `auth method "components" not found`, file)
+	logIn(http.StatusInternalServerError, "No cluster leader", file)
 	return lines
 }
 

@@ -18,6 +18,8 @@ type Metrics struct {
 	snapshots      prometheus.Counter
 	signatures     *prometheus.CounterVec
 	expiries       *prometheus.GaugeVec
+	logins         *prometheus.CounterVec
+	logouts        *prometheus.CounterVec
 }
 
 // NewMetrics returns metrics, and registers them with r unless r is nil.
@@ -46,9 +48,33 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 				"remembered (denied a moment ago), stale (Consul did not answer, and had allowed it before) or failed.", "outcome"),
 		signatures: counter("usher_consul_signatures_total",
 			"Certificates for clients that Consul was asked to sign, by outcome: ok, busy, refused or failed.", "outcome"),
+		logins: counter("usher_consul_logins_total",
+			"Logins at Consul's auth methods, by whom they are for (ingress-gateway: an Envoy with a bearer token; usher: Usher itself) "+
+				"and outcome: ok, refused or failed; or lost, if Consul no longer knows the token of a login.", "component", "outcome"),
+		logouts: counter("usher_consul_logouts_total",
+			"Logouts of such logins, by outcome: ok or failed. Usher tries again after a failed one.", "component", "outcome"),
 		expiries: gauge("usher_consul_certificate_expiry_timestamp_seconds",
 			"When a gateway's certificate for clients expires, in seconds since 1970.", "gateway"),
 	}
+}
+
+func (m *Metrics) countLogin(component string, err error) {
+	outcome := "failed"
+	switch {
+	case err == nil:
+		outcome = "ok"
+	case errors.Is(err, ErrLoginRefused):
+		outcome = "refused"
+	}
+	m.logins.WithLabelValues(component, outcome).Inc()
+}
+
+func (m *Metrics) countLogout(component string, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.logouts.WithLabelValues(component, outcome).Inc()
 }
 
 func (m *Metrics) countSignature(err error) {

@@ -24,6 +24,7 @@ type queryType struct {
 	path     string        // without the query's name
 	params   []string      // sent in addition to those of the query
 	local    bool          // the agent answers from its own cache or configuration
+	public   bool          // the response needs no token
 	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
 	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
 	needs    string        // the permission that Usher's token needs; empty: none
@@ -186,11 +187,16 @@ func noAnswer(timeout time.Duration) error {
 // send sends the query with one of the client's HTTP clients.
 func (c *Client) send(ctx context.Context, client *http.Client, q query, index uint64, wait time.Duration) (response, error) {
 	begin := time.Now()
+	token, err := c.tokenFor(ctx, q.queryType)
+	if err != nil {
+		return response{}, &callError{outcome: outcomeDenied, err: err}
+	}
 	header, body, err := c.do(ctx, call{
 		client: client, method: http.MethodGet, path: q.queryType.path, name: q.name,
-		params: c.params(q, index, wait), token: c.tokens.current(),
+		params: c.params(q, index, wait), token: token,
 	})
 	if err != nil {
+		c.noteUnknownToken(token, err)
 		return response{}, q.withRemedy(err)
 	}
 	streamed := header.Get("X-Consul-Query-Backend") == "streaming"
@@ -206,6 +212,22 @@ func (c *Client) send(ctx context.Context, client *http.Client, q query, index u
 		filtered: header.Get("X-Consul-Results-Filtered-By-Acls") == "true",
 		early:    index > 0 && n == index && time.Since(begin) < wait*9/10,
 	}, nil
+}
+
+// tokenFor returns the token for a query.
+func (c *Client) tokenFor(ctx context.Context, t *queryType) (gateway.Secret, error) {
+	if login := c.tokens.login; t.public && login != nil {
+		token, _ := login.current() // it can do without
+		return token, nil
+	}
+	return c.tokens.current(ctx)
+}
+
+// noteUnknownToken makes Usher log in again if the error says that Consul does not know its token.
+func (c *Client) noteUnknownToken(token gateway.Secret, err error) {
+	if e, ok := errors.AsType[*callError](err); ok && isUnknownToken(e) {
+		c.tokens.reportUnknown(token)
+	}
 }
 
 // params returns all URL parameters. Any server may answer (stale), as for Consul's own proxies. Otherwise the leader

@@ -77,13 +77,19 @@ func (s *signer) sign(ctx context.Context, a agent, csr string) (string, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, signTimeout)
 	defer cancel()
-	token := string(s.client.tokens.current())
+	token, err := s.client.tokens.current(ctx)
+	if err != nil {
+		return "", err
+	}
 	if token != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", token)
+		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", string(token))
 	}
 	res, err := pbconnectca.NewConnectCAServiceClient(conn).Sign(ctx, &pbconnectca.SignRequest{Csr: csr})
+	if status.Code(err) == codes.Unauthenticated {
+		s.client.tokens.reportUnknown(token)
+	}
 	if err != nil {
-		return "", signError(err, conn.Target(), token)
+		return "", signError(err, conn.Target(), string(token))
 	}
 	return res.CertPem, nil
 }

@@ -15,6 +15,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +43,8 @@ type Watcher struct {
 	manager  *watchManager
 	signer   *signer
 	watchdog *watchdog
+	// permissions are what Usher's token may do.
+	permissions *permissionChecker
 	// readyWatches are the watches that Run has started for Ready; nil while Run does not run.
 	readyWatches atomic.Pointer[[]*watch]
 	// instances has state.instances of gateways that were watched before, by gateway.ID.
@@ -57,7 +61,10 @@ func NewWatcher(c *Client, o WatcherOptions) *Watcher {
 	o.HealthTimeout = cmp.Or(o.HealthTimeout, 2*time.Second)
 	o.AnswerTimeout = cmp.Or(o.AnswerTimeout, 10*time.Second)
 	m := newWatchManager(c, o.Wait)
-	return &Watcher{client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m)}
+	return &Watcher{
+		client: c, options: o, manager: m, signer: &signer{client: c}, watchdog: newWatchdog(c, m),
+		permissions: &permissionChecker{client: c},
+	}
 }
 
 // Run runs what all gateways share until ctx ends: the watchdog, the refresh of queries that would miss a change, and
@@ -70,6 +77,10 @@ func (w *Watcher) Run(ctx context.Context) error {
 	w.readyWatches.Store(&[]*watch{s.watches[roots], s.watches[defaults]})
 	defer w.readyWatches.Store(nil)
 	var parts sync.WaitGroup
+	if login := w.client.tokens.login; login != nil {
+		parts.Go(func() { login.run(ctx, w.client, func() { notify(w.watchdog.recovered) }) })
+	}
+	parts.Go(func() { w.permissions.run(ctx) })
 	parts.Go(func() { w.watchdog.run(ctx) })
 	parts.Go(func() { w.manager.runRefreshes(ctx, w.watchdog.recovered) })
 	parts.Wait()
@@ -85,6 +96,9 @@ func (w *Watcher) Ready() error {
 		return errors.New("consul is not being watched yet; report it if this lasts")
 	}
 	err := w.watchdog.failure()
+	if login := w.client.tokens.login; err == nil && login != nil {
+		err = login.failure()
+	}
 	for _, watch := range *watches {
 		r := w.manager.resultOf(watch)
 		if r.isEmpty() {
@@ -98,8 +112,11 @@ func (w *Watcher) Ready() error {
 	return nil
 }
 
-// Warning returns in one line what could be improved although Consul answers; "" if there is nothing.
-func (w *Watcher) Warning() string { return w.manager.limiter.warning() }
+// Warning returns, in lines, what could be improved although Consul answers; "" if there is nothing.
+func (w *Watcher) Warning() string {
+	warnings := []string{w.manager.limiter.warning(), w.permissions.warning()}
+	return strings.Join(slices.DeleteFunc(warnings, func(s string) bool { return s == "" }), "\n")
+}
 
 // Watch calls publish with a snapshot of the gateway as soon as all of it is known, and with a new one whenever
 // something changes. publish must not block. Watch returns nil when ctx has ended, and only then. Watch a gateway only

@@ -85,10 +85,10 @@ func TestTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
 		e.Subscribe(cds)
 		e.ExpectAck(cds, "web")
 		caller := r.authorizer.calls()[0]
-		if string(caller.Token) != "sesame" {
-			t.Errorf("the authorizer got %q", string(caller.Token))
+		if string(caller.Credential.Token) != "sesame" {
+			t.Errorf("the authorizer got %q", string(caller.Credential.Token))
 		}
-		printed := fmt.Sprintf("%v %+v %#v %s %q", caller, caller, caller.Token, caller.Token, caller.Token) + r.log.String()
+		printed := fmt.Sprintf("%v %+v %#v %s %q", caller, caller, caller.Credential.Token, caller.Credential.Token, caller.Credential.Token) + r.log.String()
 		if strings.Contains(printed, "sesame") {
 			t.Errorf("the token is printed: %s", printed)
 		}
@@ -151,6 +151,97 @@ func TestSourceEndsTheStream(t *testing.T) {
 					t.Errorf("log is %s, want %s", r.log, want)
 				}
 			})
+		})
+	}
+}
+
+func TestBearerTokenReachesTheAuthorizerAndNothingElse(t *testing.T) {
+	forBoth(t, func(r *harness) {
+		r.source.publish(small().set(t))
+		e := r.connectWith(fakeenvoy.Options{Bearer: "sesame"})
+		e.Subscribe(cds)
+		e.ExpectAck(cds, "web")
+		caller := r.authorizer.calls()[0]
+		if string(caller.Credential.Bearer) != "sesame" || caller.Credential.Token != "" {
+			t.Errorf("the authorizer got %q and %q", string(caller.Credential.Bearer), string(caller.Credential.Token))
+		}
+		r.authorizer.setAnswer(status.Error(codes.Unauthenticated, "no"))
+		denied := r.connectWith(fakeenvoy.Options{Bearer: "sesame"})
+		denied.Subscribe(cds)
+		denied.ExpectEnd(codes.Unauthenticated)
+		if !strings.Contains(r.log.String(), `msg="envoy refused" address="unix socket" count=1 token="a bearer token" error=no`) {
+			t.Errorf("the log does not say what the caller had: %s", r.log)
+		}
+		c := caller.Credential
+		text, err := c.Bearer.MarshalText()
+		printed := fmt.Sprintf("%v %+v %#v %s %q %v %#v %v %s", caller, caller, c, c, c.Bearer, c.Bearer, c.Bearer, c.Bearer.LogValue(), text) + r.log.String()
+		if err != nil || strings.Contains(printed, "sesame") {
+			t.Errorf("%v: the token is printed: %s", err, printed)
+		}
+	})
+}
+
+// Nothing of a stream whose credential is not clear reaches the authorizer.
+func TestAnAmbiguousCredentialIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		options fakeenvoy.Options
+		header  string
+		want    string
+	}{
+		"both":           {fakeenvoy.Options{Token: "a", Bearer: "b"}, "", "both x-consul-token and authorization"},
+		"another scheme": {fakeenvoy.Options{}, "Basic c2VzYW1l", `is not "Bearer TOKEN"`},
+		"no token":       {fakeenvoy.Options{}, "Bearer ", `is not "Bearer TOKEN"`},
+		"no scheme":      {fakeenvoy.Options{}, "c2VzYW1l", `is not "Bearer TOKEN"`},
+		"too long":       {fakeenvoy.Options{Bearer: strings.Repeat("t", 4<<10)}, "", "authorization has more than 4096 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forBoth(t, func(r *harness) {
+				c.options.Authorization = c.header
+				e := r.connectWith(c.options)
+				e.Subscribe(cds)
+				if err := e.End(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("ended with %v, want %q", err, c.want)
+				}
+				r.wantUnasked()
+				if strings.Contains(r.log.String(), "c2VzYW1l") {
+					t.Errorf("the header is logged: %s", r.log)
+				}
+			})
+		})
+	}
+}
+
+// The name of the scheme is case-insensitive (RFC 9110).
+func TestTheBearerSchemeInAnyCase(t *testing.T) {
+	forBoth(t, func(r *harness) {
+		e := r.connectWith(fakeenvoy.Options{Authorization: "bearer sesame"})
+		e.Subscribe(cds)
+		e.ExpectNone()
+		if c := r.authorizer.calls()[0].Credential; string(c.Bearer) != "sesame" {
+			t.Errorf("the authorizer got %q", string(c.Bearer))
+		}
+	})
+}
+
+func TestAStreamEndsWhenItsCredentialExpires(t *testing.T) {
+	for _, lifetime := range []time.Duration{time.Second, 10 * time.Second, 70 * time.Second} {
+		forBoth(t, func(r *harness) {
+			r.source.publish(small().set(t))
+			begin := time.Now()
+			r.authorizer.expiry = begin.Add(lifetime)
+			e := r.connectWith(fakeenvoy.Options{Bearer: "sesame"})
+			e.Subscribe(cds)
+			e.ExpectAck(cds, "web")
+			time.Sleep(lifetime - time.Millisecond)
+			e.ExpectNone()
+			e.ExpectEnd(codes.Unauthenticated)
+			if took := time.Since(begin); took != lifetime {
+				t.Errorf("it ended after %v, want %v", took, lifetime)
+			}
+			synctest.Wait()
+			if got := r.count("usher_xds_denied_streams_total", "unauthenticated"); got != 0 || strings.Contains(r.log.String(), "level=WARN") {
+				t.Errorf("%v denials are counted; the log: %s", got, r.log)
+			}
 		})
 	}
 }

@@ -22,7 +22,7 @@ type admission struct {
 	limits     Limits
 	metrics    *Metrics
 	log        *slog.Logger
-	seed       maphash.Seed  // for the hashes of tokens
+	seed       maphash.Seed  // for the hashes of credentials
 	logLimiter *rate.Limiter // for refusals
 
 	mu             sync.Mutex // guards the rest, and callers, connections and streams
@@ -68,7 +68,7 @@ func (p *pendingStreams) of(known bool) *list.List {
 	return &p.unknown
 }
 
-// knownToken is a token that was authorized.
+// knownToken is a credential that was authorized.
 type knownToken struct {
 	streams int       // open ones
 	until   time.Time // when it may be forgotten, if no stream is open
@@ -77,8 +77,8 @@ type knownToken struct {
 // admittedStream is a stream that counts against the limits.
 type admittedStream struct {
 	conn  *connection
-	token uint64      // a hash
-	known bool        // the token was authorized recently
+	token uint64      // a hash of the credential
+	known bool        // the credential was authorized recently
 	end   func(error) // ends the stream without blocking
 
 	authorized             bool
@@ -185,7 +185,7 @@ func (a *admission) mostPending(most *callerState) *callerState {
 // evictOldest makes room for c: it evicts the oldest pending connection of a caller. It reports whether there is one.
 // mu is locked.
 func (a *admission) evictOldest(c *connection, limit string, from *callerState) bool {
-	a.countLimit(c, limit, "too many connections", "")
+	a.countLimit(c, limit, "too many connections", Credential{})
 	oldest := from.pendingConns.Front()
 	if oldest != nil {
 		a.evict(oldest.Value.(*connection))
@@ -225,7 +225,7 @@ func (a *admission) expire(c *connection) {
 		return
 	}
 	if !c.used {
-		a.countLimit(c, "pending_time", "no stream was authorized on the connection in time; check that the caller is an Envoy", "")
+		a.countLimit(c, "pending_time", "no stream was authorized on the connection in time; check that the caller is an Envoy", Credential{})
 	}
 	a.evict(c)
 }
@@ -252,7 +252,7 @@ func (a *admission) countRequestBytes(c *connection, bytes, frames int) {
 	}
 	a.adjustRequestBytes(c, bytes, frames)
 	evict := func(old *connection) {
-		a.countLimit(old, "request_bytes", "all requests that Usher has not handled yet are too large together; this one is among the largest", "")
+		a.countLimit(old, "request_bytes", "all requests that Usher has not handled yet are too large together; this one is among the largest", Credential{})
 		a.evict(old)
 	}
 	if c.pending != nil && c.cost() > maxPendingRequest {
@@ -292,16 +292,16 @@ func (a *admission) largestRequest() *connection {
 
 // openStream admits a stream. end is called to evict it. An error is a status. A pending connection on which too
 // many streams were refused is closed.
-func (a *admission) openStream(c *connection, token Token, end func(error)) (*admittedStream, error) {
+func (a *admission) openStream(c *connection, credential Credential, end func(error)) (*admittedStream, error) {
 	a.mu.Lock()
 	defer a.unlock()
 	if a.closed {
 		return nil, errShuttingDown
 	}
 	c.used = true
-	hash := maphash.String(a.seed, string(token))
+	hash := maphash.Comparable(a.seed, credential)
 	s := &admittedStream{conn: c, token: hash, known: a.isKnown(hash), end: end}
-	if err := a.makeRoom(s, token); err != nil {
+	if err := a.makeRoom(s, credential); err != nil {
 		c.refused++
 		if c.pending != nil && c.refused >= maxRefused {
 			a.evict(c)
@@ -322,7 +322,7 @@ func (a *admission) openStream(c *connection, token Token, end func(error)) (*ad
 
 // makeRoom evicts a pending stream for each limit that is reached. It returns an error if there is none, or if the
 // limit is a rate. mu is locked.
-func (a *admission) makeRoom(s *admittedStream, token Token) error {
+func (a *admission) makeRoom(s *admittedStream, credential Credential) error {
 	caller := s.conn.caller
 	all, own := &a.pendingStreams, &caller.pendingStreams
 	for _, limit := range []struct {
@@ -341,7 +341,7 @@ func (a *admission) makeRoom(s *admittedStream, token Token) error {
 		if !limit.reached() {
 			continue
 		}
-		a.countLimit(s.conn, limit.name, "too many streams", token)
+		a.countLimit(s.conn, limit.name, "too many streams", credential)
 		err := status.Errorf(codes.ResourceExhausted, "usher takes no more streams for now (limit %s); try again later", limit.name)
 		if limit.pending == nil || limit.pending.oldest() == nil {
 			return err

@@ -54,11 +54,11 @@ func TestCallerOverItsRateCostsOthersNothing(t *testing.T) {
 	a := newTestAdmission(Limits{})
 	attacker, honest := connectFrom(t, a, "192.0.2.66"), connectFrom(t, a, "192.0.2.1")
 	for range 50_000 {
-		if p, err := a.openStream(attacker, "unknown", func(error) {}); err == nil {
+		if p, err := a.openStream(attacker, Credential{Token: "unknown"}, func(error) {}); err == nil {
 			p.close()
 		}
 	}
-	if _, err := a.openStream(honest, "new", func(error) {}); err != nil {
+	if _, err := a.openStream(honest, Credential{Token: "new"}, func(error) {}); err != nil {
 		t.Errorf("another caller's stream: %v", err)
 	}
 	if !attacker.closed {
@@ -71,7 +71,7 @@ func TestIPv6CallersAreNetworks(t *testing.T) {
 	a := newTestAdmission(Limits{StreamRatePerPeer: 1})
 	for i, want := range []codes.Code{9: codes.OK, 10: codes.ResourceExhausted} {
 		c := connectFrom(t, a, netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i + 1)}).String())
-		if _, err := a.openStream(c, "unknown", func(error) {}); status.Code(err) != want {
+		if _, err := a.openStream(c, Credential{Token: "unknown"}, func(error) {}); status.Code(err) != want {
 			t.Errorf("stream %d: %v, want %v", i, err, want)
 		}
 	}

@@ -104,4 +104,6 @@ func (s openSource) Watch(ctx context.Context, _ xds.Node, put func(*xds.Set)) e
 	return nil
 }
 
-func (openSource) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (openSource) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, error) {
+	return time.Time{}, nil
+}

@@ -227,14 +227,15 @@ func (s *fakeSource) publish(set *xds.Set) {
 type fakeAuthorizer struct {
 	mu      sync.Mutex
 	answer  error
+	expiry  time.Time
 	callers []xds.Caller
 }
 
-func (d *fakeAuthorizer) Authorize(_ context.Context, c xds.Caller, _ xds.Node) error {
+func (d *fakeAuthorizer) Authorize(_ context.Context, c xds.Caller, _ xds.Node) (time.Time, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.callers = append(d.callers, c)
-	return d.answer
+	return d.expiry, d.answer
 }
 
 func (d *fakeAuthorizer) setAnswer(answer error) {

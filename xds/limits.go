@@ -80,37 +80,37 @@ type refusalLog struct {
 	count   int // since then
 	// The latest refusal.
 	address, reason string
-	token           Token
+	credential      Credential
 }
 
 // countLimit counts a limit that was reached, and logs it. mu is locked.
-func (a *admission) countLimit(c *connection, limit, reason string, token Token) {
+func (a *admission) countLimit(c *connection, limit, reason string, credential Credential) {
 	a.metrics.limited.WithLabelValues(limit).Inc()
-	a.logRefusal(c, token, reason+" (limit "+limit+"; SECURITY.md lists the limits)")
+	a.logRefusal(c, credential, reason+" (limit "+limit+"; SECURITY.md lists the limits)")
 }
 
 // reportLimit is countLimit with its own lock.
-func (a *admission) reportLimit(c *connection, limit string, token Token, reason string) {
+func (a *admission) reportLimit(c *connection, limit string, credential Credential, reason string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.countLimit(c, limit, reason, token)
+	a.countLimit(c, limit, reason, credential)
 }
 
 // reportRefusal logs a stream that is refused or denied. A denial counts against the caller.
-func (a *admission) reportRefusal(c *connection, token Token, reason string, denied bool) {
+func (a *admission) reportRefusal(c *connection, credential Credential, reason string, denied bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if denied {
 		c.caller.denied.Allow()
 	}
-	a.logRefusal(c, token, reason)
+	a.logRefusal(c, credential, reason)
 }
 
 // logRefusal logs now or within a minute. mu is locked.
-func (a *admission) logRefusal(c *connection, token Token, reason string) {
+func (a *admission) logRefusal(c *connection, credential Credential, reason string) {
 	r := &c.caller.refusals
 	r.count++
-	r.address, r.token, r.reason = c.describeAddress(), token, reason
+	r.address, r.credential, r.reason = c.describeAddress(), credential, reason
 	wait := refusalLogTime - time.Since(r.written)
 	switch {
 	case wait <= 0:
@@ -128,6 +128,6 @@ func (a *admission) writeRefusals(r *refusalLog) {
 	if !a.logLimiter.Allow() {
 		return // the caller's next line counts them
 	}
-	a.log.Warn("envoy refused", "address", r.address, "count", r.count, "token", r.token, "error", r.reason)
+	a.log.Warn("envoy refused", "address", r.address, "count", r.count, "token", r.credential, "error", r.reason)
 	r.written, r.count = time.Now(), 0
 }

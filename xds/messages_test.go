@@ -32,6 +32,10 @@ func TestMessages(t *testing.T) {
 		"request bytes": tooManyRequestBytes,
 		"streams":       tooManyStreams,
 		"long token":    refused(fakeenvoy.Options{Token: strings.Repeat("t", 5000)}, cds),
+		"long bearer":   refused(fakeenvoy.Options{Bearer: strings.Repeat("t", 5000)}, cds),
+		"both tokens":   refused(fakeenvoy.Options{Token: "t", Bearer: "b"}, cds),
+		"other scheme":  refused(fakeenvoy.Options{Authorization: "Basic b"}, cds),
+		"expired token": credentialExpired,
 		"no node":       refused(fakeenvoy.Options{Anonymous: true}, cds),
 		"long node":     refused(fakeenvoy.Options{Node: &corev3.Node{Id: strings.Repeat("x", 600)}}, cds),
 		"bad node":      refused(fakeenvoy.Options{Node: &corev3.Node{Id: "a\nb"}}, cds),
@@ -158,6 +162,15 @@ func expired(r *harness) error {
 	slow.set(true)
 	r.source.publish(small().with(endpoints("web", 2)).set(r.t))
 	e.Expect(eds, "web") // and no answer
+	return e.End()
+}
+
+func credentialExpired(r *harness) error {
+	r.source.publish(small().set(r.t))
+	r.authorizer.expiry = time.Now().Add(10 * time.Second)
+	e := r.connectWith(fakeenvoy.Options{Bearer: "b"})
+	e.Subscribe(cds)
+	e.ExpectAck(cds, "web")
 	return e.End()
 }
 

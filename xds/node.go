@@ -1,10 +1,7 @@
 package xds
 
 import (
-	"context"
-	"crypto/tls"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,11 +9,6 @@ import (
 	"unicode/utf8"
 
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -32,64 +24,14 @@ type Node struct {
 	Peer                netip.Addr        // the caller's Address
 }
 
-// Caller opens a stream.
-type Caller struct {
-	Token   Token                // in the stream's metadata, or empty
-	Address netip.Addr           // the client's; zero for a unix socket
-	Network netip.Prefix         // what Limits count as one caller
-	TLS     *tls.ConnectionState // nil for plain text
-	Again   bool                 // the stream was authorized before
-}
-
-// Token is a secret that the Authorizer checks. Formatting it shows only whether there is one; convert it to a
-// string to use it.
-type Token string
-
-// tokenKey is the metadata key of the token. Consul's bootstraps send an ACL token.
-const tokenKey = "x-consul-token"
-
-// String never returns the token.
-func (t Token) String() string {
-	if t == "" {
-		return "no token"
-	}
-	return "a token"
-}
-
-// GoString never returns the token.
-func (t Token) GoString() string { return t.String() }
-
-// LogValue never returns the token.
-func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
-
-// MarshalText never returns the token.
-func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
-
 // The most that a stream may have before it is authorized.
 const (
 	maxHeaders = 16 << 10 // bytes, decoded
-	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, those of a login may be longer
+	maxToken   = 4 << 10  // bytes; Consul's tokens are UUIDs, a service account's has 1 KiB and more
 	// maxNodeText bounds the node's id and cluster, and each string of its metadata that is kept, in bytes. A
 	// Kubernetes pod's name, with which Consul's service IDs begin, can have 253.
 	maxNodeText = 512
 )
-
-// callerOf returns the caller of a stream. An error is a status.
-func callerOf(ctx context.Context) (Caller, *connection, error) {
-	p, _ := peer.FromContext(ctx)
-	auth := p.AuthInfo.(authInfo) // from countingCredentials
-	c := Caller{Address: auth.conn.address, Network: networkOf(auth.conn.address)}
-	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
-		c.TLS = &info.State
-	}
-	if tokens := metadata.ValueFromIncomingContext(ctx, tokenKey); len(tokens) > 0 {
-		c.Token = Token(tokens[0])
-	}
-	if len(c.Token) > maxToken {
-		return c, auth.conn, status.Errorf(codes.Unauthenticated, "the metadata %s has more than %d bytes", tokenKey, maxToken)
-	}
-	return c, auth.conn, nil
-}
 
 // The numbers of fields in envoy.config.core.v3.Node, and in the messages in it.
 const (

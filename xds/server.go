@@ -32,7 +32,10 @@ type Authorizer interface {
 	// Authorize returns nil if the caller may. A gRPC status error with PermissionDenied, Unauthenticated or
 	// InvalidArgument (the node belongs to no gateway) denies. Any other error means that there is no answer. Every
 	// error ends the stream, even if the stream was authorized before.
-	Authorize(ctx context.Context, c Caller, n Node) error
+	//
+	// expiry is when the caller's credential expires; zero: never. The stream ends then. ctx ends with the stream, so
+	// that an Authorizer can keep something until then.
+	Authorize(ctx context.Context, c Caller, n Node) (expiry time.Time, err error)
 }
 
 // Rejections receives the updates that Envoys reject.
@@ -204,11 +207,11 @@ func (s *Server) StreamAggregatedResources(stream discoveryv3.AggregatedDiscover
 func (s *Server) serve(stream grpc.ServerStream, p protocol) error {
 	caller, conn, err := callerOf(stream.Context())
 	if err != nil {
-		s.admission.reportRefusal(conn, caller.Token, status.Convert(err).Message(), true)
+		s.admission.reportRefusal(conn, caller.Credential, status.Convert(err).Message(), true)
 		return err
 	}
 	session := newSession(stream, p, caller, conn, s)
-	if session.admitted, err = s.admission.openStream(conn, caller.Token, session.end); err != nil {
+	if session.admitted, err = s.admission.openStream(conn, caller.Credential, session.end); err != nil {
 		return err
 	}
 	defer session.admitted.close()

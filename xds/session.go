@@ -58,12 +58,20 @@ type session struct {
 	nacks           [NumTypes]nackState
 	backoffTimer    <-chan time.Time // fires when the next backoff is over
 
-	authResults chan error // the Authorizer's next answer
+	authResults chan authResult // the Authorizer's next answer
 	// authTimer fires when the Authorizer is to be asked again, and while it is asked, when its latest answer expires.
 	authTimer     <-chan time.Time
 	asking        bool
 	expired       bool          // nothing is sent
 	renewalWindow time.Duration // from asking to expiry
+	// credentialExpired fires when the caller's credential expires; nil: it does not.
+	credentialExpired <-chan time.Time
+}
+
+// authResult is an answer of the Authorizer.
+type authResult struct {
+	expiry time.Time
+	err    error
 }
 
 func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection, s *Server) *session {
@@ -73,7 +81,7 @@ func newSession(stream grpc.ServerStream, p protocol, c Caller, conn *connection
 		protocol: p, stream: stream, caller: c, conn: conn, ctx: ctx, end: end, log: s.options.Logger,
 		requests: make(chan rawRequest), readDone: make(chan error, 1), outgoing: make(chan message), written: make(chan error, 1),
 		sets: latest.New[*Set](), state: newStreamState(p.sotw),
-		timeout: time.NewTimer(firstRequestTime), authResults: make(chan error, 1),
+		timeout: time.NewTimer(firstRequestTime), authResults: make(chan authResult, 1),
 	}
 }
 
@@ -114,8 +122,10 @@ func (s *session) run() error {
 			err = s.handleTimeout()
 		case <-s.authTimer:
 			err = s.reauthorize()
-		case err = <-s.authResults:
-			err = s.handleAuthResult(err)
+		case result := <-s.authResults:
+			err = s.handleAuthResult(result)
+		case <-s.credentialExpired:
+			err = s.endExpired()
 		}
 		if err != nil {
 			return err
@@ -159,7 +169,7 @@ func (s *session) read() error {
 		var raw rawRequest
 		if err := s.stream.RecvMsg(&raw); err != nil {
 			if status.Code(err) == codes.ResourceExhausted { // it is too large
-				s.admission.reportLimit(s.conn, "request_size", s.caller.Token, status.Convert(err).Message())
+				s.admission.reportLimit(s.conn, "request_size", s.caller.Credential, status.Convert(err).Message())
 			}
 			s.readDone <- err
 			return nil
@@ -220,7 +230,7 @@ func (s *session) handleRequest(raw rawRequest) error {
 	}
 	s.push()
 	if err := s.state.types[t].checkNameLimits(); err != nil {
-		s.admission.reportLimit(s.conn, "names", s.caller.Token, err.Error())
+		s.admission.reportLimit(s.conn, "names", s.caller.Credential, err.Error())
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	return nil
@@ -229,7 +239,7 @@ func (s *session) handleRequest(raw rawRequest) error {
 // refuseRequest ends the stream because of a request.
 func (s *session) refuseRequest(err error) error {
 	reason := "invalid request: " + err.Error()
-	s.admission.reportRefusal(s.conn, s.caller.Token, reason, true)
+	s.admission.reportRefusal(s.conn, s.caller.Credential, reason, true)
 	return status.Error(codes.InvalidArgument, reason)
 }
 
@@ -269,7 +279,7 @@ func (s *session) handleTimeout() error {
 	}
 	if s.node == nil {
 		reason := "no request within " + firstRequestTime.String() + " of the stream's start; check that the caller is an Envoy"
-		s.admission.reportLimit(s.conn, "first_request_time", s.caller.Token, reason)
+		s.admission.reportLimit(s.conn, "first_request_time", s.caller.Credential, reason)
 		return status.Error(codes.DeadlineExceeded, reason)
 	}
 	return s.endUnread("send_time", "envoy has not read a response for "+sendTime.String()+"; check whether it is overloaded")
@@ -292,7 +302,8 @@ func (s *session) authorize(raw rawRequest) error {
 	if err != nil {
 		return s.refuseRequest(err)
 	}
-	if err := s.options.Authorizer.Authorize(s.ctx, s.caller, node); err != nil {
+	expiry, err := s.options.Authorizer.Authorize(s.ctx, s.caller, node)
+	if err != nil {
 		return s.deny(err)
 	}
 	s.node = &node
@@ -300,7 +311,7 @@ func (s *session) authorize(raw rawRequest) error {
 	s.log = s.log.With("envoy", node.ID, "address", s.conn.describeAddress())
 	s.log.Info("envoy connected", "cluster", node.Cluster, "protocol", s.protocol.name)
 	s.start(&s.workers, s.watchSource)
-	s.renewAuthorization()
+	s.renewAuthorization(expiry)
 	return nil
 }
 
@@ -310,7 +321,7 @@ func (s *session) deny(err error) error {
 		return status.FromContextError(s.ctx.Err()).Err()
 	}
 	denied := s.options.Metrics.countDenial(err)
-	s.admission.reportRefusal(s.conn, s.caller.Token, status.Convert(err).Message(), denied)
+	s.admission.reportRefusal(s.conn, s.caller.Credential, status.Convert(err).Message(), denied)
 	if !denied {
 		return errNotChecked
 	}
@@ -341,7 +352,11 @@ const minRenewalWindow = 3 * time.Second
 
 // renewAuthorization starts the interval for which an answer of the Authorizer is valid. It is asked again before the
 // end, at a random time, so that streams that began together do not ask together.
-func (s *session) renewAuthorization() {
+func (s *session) renewAuthorization(expiry time.Time) {
+	s.credentialExpired = nil
+	if !expiry.IsZero() {
+		s.credentialExpired = time.After(time.Until(expiry))
+	}
 	interval := s.options.Reauthorize
 	ask := interval*7/10 + rand.N(interval/10+1)
 	s.asking, s.expired, s.renewalWindow = false, false, max(interval-ask, minRenewalWindow)
@@ -360,14 +375,15 @@ func (s *session) reauthorize() error {
 		s.start(&s.workers, func() error {
 			caller := s.caller
 			caller.Again = true
-			s.authResults <- s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
+			expiry, err := s.options.Authorizer.Authorize(s.ctx, caller, *s.node)
+			s.authResults <- authResult{expiry, err}
 			return nil
 		})
 		return nil
 	}
 	select {
-	case err := <-s.authResults: // at the same moment
-		return s.handleAuthResult(err)
+	case result := <-s.authResults: // at the same moment
+		return s.handleAuthResult(result)
 	default:
 	}
 	s.expired = true
@@ -380,13 +396,21 @@ func (s *session) reauthorize() error {
 }
 
 // handleAuthResult handles the Authorizer's answer about an authorized stream.
-func (s *session) handleAuthResult(err error) error {
-	if err != nil {
+func (s *session) handleAuthResult(r authResult) error {
+	if r.err != nil {
 		s.mustCutOff = true
-		return s.deny(err)
+		return s.deny(r.err)
 	}
-	s.renewAuthorization()
+	s.renewAuthorization(r.expiry)
 	return nil
+}
+
+// endExpired ends the stream because the caller's credential has expired, as those of service accounts regularly do. Envoy
+// reads its token file again for the next stream.
+func (s *session) endExpired() error {
+	s.mustCutOff = true
+	s.log.Info("stream ended: its bearer token has expired; envoy connects again with its next one")
+	return status.Error(codes.Unauthenticated, "the stream's bearer token has expired; connect again with a new one")
 }
 
 // hasUnread reports whether Envoy may not have read all responses.

@@ -185,18 +185,18 @@ func (d *slowAuthorizer) set(slow bool) {
 	d.slow = slow
 }
 
-func (d *slowAuthorizer) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) error {
+func (d *slowAuthorizer) Authorize(ctx context.Context, _ xds.Caller, _ xds.Node) (time.Time, error) {
 	d.mu.Lock()
 	slow := d.slow
 	d.mu.Unlock()
 	if !slow {
-		return nil
+		return time.Time{}, nil
 	}
 	select {
 	case err := <-d.wait:
-		return err
+		return time.Time{}, err
 	case <-ctx.Done():
-		return ctx.Err()
+		return time.Time{}, ctx.Err()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
@@ -33,11 +34,11 @@ func (p panicking) Watch(ctx context.Context, _ xds.Node, _ func(*xds.Set)) erro
 	return nil
 }
 
-func (p panicking) Authorize(context.Context, xds.Caller, xds.Node) error {
+func (p panicking) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, error) {
 	if p.where == "authorizer" {
 		panic("in the authorizer")
 	}
-	return nil
+	return time.Time{}, nil
 }
 
 func TestPanicEndsOneStreamOnly(t *testing.T) {

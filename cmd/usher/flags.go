@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +26,9 @@ type serveOptions struct {
 	tlsCert, tlsKey                      string
 	insecurePlaintext                    bool
 	reauthorize, drainTime, staleIfError time.Duration
+	envoyLoginAuthMethod                 string
+	tokenReview                          bool
+	loginAuthMethod, loginTokenFile      string
 	limits                               xds.Limits
 	maxGateways                          int
 	logLevel, logFormat                  string
@@ -92,10 +96,23 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.DurationVar(&o.staleIfError, "authorization-stale-if-error", 24*time.Hour,
 		"How long Envoys that Consul has authorized may stay connected and reconnect "+
 			"while Consul does not answer. 0s: not at all.")
+	f.StringVar(&o.envoyLoginAuthMethod, "envoy-login-auth-method", "",
+		"Auth method of Consul at which the bearer tokens of Envoys are exchanged for Consul tokens, such as "+
+			"consul-k8s-component-auth-method. Default: bearer tokens are refused.")
+	f.BoolVar(&o.tokenReview, "token-review", false,
+		"Also check each bearer token with Kubernetes (TokenReview): it has to be the one of the pod whose name is the gateway's "+
+			"service ID. Usher's service account then needs the right to create tokenreviews.")
+	f.StringVar(&o.loginAuthMethod, "login-auth-method", "",
+		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
+	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", defaultTokenFile,
+		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
 	limitFlags(f, &o.limits, &o.maxGateways)
 	f.StringVar(&o.logLevel, "log-level", "info", "Lowest level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
 }
+
+// defaultTokenFile is where Kubernetes puts the token of a pod's service account.
+const defaultTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 // reloaded is a part of the help for files.
 const reloaded = " Changes are picked up without a restart."
@@ -111,6 +128,10 @@ func (o *serveOptions) check() error {
 		return fmt.Errorf("--authorization-stale-if-error %v: it must not be negative; use a duration such as 24h", o.staleIfError)
 	case o.drainTime < 0 || o.drainTime > 10*time.Minute:
 		return fmt.Errorf("--drain-time %v: it must be from 0s to 10m; use a duration such as 5s", o.drainTime)
+	case o.tokenReview && o.envoyLoginAuthMethod == "":
+		return errors.New("--token-review: it checks the bearer tokens of Envoys, which Usher refuses without --envoy-login-auth-method; set that, too")
+	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
+		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
 	}
 	return o.checkLimits()
 }

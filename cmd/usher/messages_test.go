@@ -16,6 +16,7 @@ import (
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/testing/messages"
+	"github.com/usherproxy/usher/internal/tokenreview"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -86,7 +87,9 @@ func TestMessages(t *testing.T) {
 	for _, args := range []string{
 		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m",
 		"serve --max-streams 0", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
-		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",
+		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500",
+		"serve --token-review", "serve --config-dir " + dir + " --login-auth-method usher",
+		"serve --envoy-login-auth-method usher --token-review", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",
 		"serve --xds-addr unix://" + file, "serve --xds-addr unix://" + socket, "serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --admin-addr 18001",
 		"bootstrap --gateway edge --ca-file " + filepath.Join(dir, "none"), "bootstrap --gateway edge --token-file " + filepath.Join(dir, "none"),
 	} {
@@ -107,8 +110,19 @@ func TestMessages(t *testing.T) {
 		t.Errorf("the admin server without its port: %v", err)
 	}
 	lines = append(lines, "admin server: …")
-	add(refusal(consul.ErrUnknownToken, gateway.ID{Name: "edge"}))
-	add(refusal(consul.ErrDenied, gateway.ID{Name: "edge"}))
+	for _, err := range []error{
+		consul.ErrUnknownToken, consul.ErrDenied, consul.ErrBearerUnused, consul.ErrBearerInvalid, consul.ErrBearerExpired,
+		consul.ErrLoginRefused, tokenreview.ErrRefused, errOtherPod,
+	} {
+		add(refusal(err, gateway.ID{Name: "edge"}, xds.Credential{}))
+	}
+	add(refusal(consul.ErrDenied, gateway.ID{Name: "edge"}, xds.Credential{Bearer: "b"}))
+	pods := newFakePods()
+	for token, serviceID := range map[string]string{"one": "edge-2", "before": "edge-1", "alone": "edge-3"} {
+		add(newPodCheck(pods, pods).authorize(t.Context(), token, gateway.ID{Name: "edge"}, serviceID))
+	}
+	pods.err = errors.New("consul answered 403: Permission denied")
+	add(newPodCheck(pods, pods).authorize(t.Context(), "one", gateway.ID{Name: "edge"}, "edge-1"))
 	for _, err := range helmValuesErrors(t) {
 		add(err)
 	}

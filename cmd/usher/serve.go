@@ -91,6 +91,10 @@ func serve(ctx context.Context, o serveOptions) error {
 		parts = append(parts, transport.Run)
 		handler.reloadables = append(handler.reloadables, reloadable{o.tlsCert, transport.Reload})
 	}
+	if a, ok := authorizer.(consulAuthorizer); ok {
+		parts = append(parts, a.consul.Run)
+		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
+	}
 	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil,
 		"version", thisBuild().Version)
 	g := groupOf(ctx, parts)

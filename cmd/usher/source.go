@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
@@ -18,6 +19,7 @@ import (
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/internal/problem"
+	"github.com/usherproxy/usher/internal/tokenreview"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -33,13 +35,7 @@ func (o serveOptions) newSource(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
 ) (configSource, xds.Authorizer, error) {
 	if o.configDir == "" {
-		client, err := consul.NewClient(consul.Config{
-			HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, Logger: log, Metrics: consul.NewMetrics(metrics),
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		return consul.NewWatcher(client, consul.WatcherOptions{}), consulAuthorizer{consul.NewAuthorizer(client, o.staleIfError)}, nil
+		return o.newConsulSource(log, metrics)
 	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
 		return nil, nil, errors.New("--config-dir: Usher reads files instead of Consul; remove --consul-http-addr and --consul-grpc-addr, or --config-dir")
@@ -52,6 +48,33 @@ func (o serveOptions) newSource(
 		return nil, nil, err
 	}
 	return dir, allowAll{}, nil
+}
+
+// newConsulSource returns the source and the authorizer that use Consul.
+func (o serveOptions) newConsulSource(log *slog.Logger, metrics prometheus.Registerer) (configSource, xds.Authorizer, error) {
+	client, err := consul.NewClient(consul.Config{
+		HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
+		Logger: log, Metrics: consul.NewMetrics(metrics),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	authorizer := consulAuthorizer{
+		client: client,
+		consul: consul.NewAuthorizer(client, consul.AuthorizerOptions{StaleIfError: o.staleIfError, BearerAuthMethod: o.envoyLoginAuthMethod}),
+	}
+	if o.tokenReview {
+		kubernetes, err := loadbalancer.ConnectUnlimited(o.kubeconfig)
+		if errors.Is(err, loadbalancer.ErrNotInCluster) {
+			return nil, nil, errors.New("--token-review: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("--token-review: %w", err)
+		}
+		reviewer := tokenreview.New(tokenreview.Options{Client: kubernetes, Logger: log, StaleIfError: o.staleIfError})
+		authorizer.pods = newPodCheck(reviewer, client)
+	}
+	return consul.NewWatcher(client, consul.WatcherOptions{}), authorizer, nil
 }
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.
@@ -88,22 +111,54 @@ func parseRecord(text string) (types.NamespacedName, error) {
 }
 
 // consulAuthorizer asks Consul: the caller's token needs service:write on the gateway. It refuses with the codes of
-// Consul's own xDS.
-type consulAuthorizer struct{ consul *consul.Authorizer }
-
-// Authorize implements xds.Authorizer.
-func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) error {
-	id, err := controlplane.GatewayOf(n)
-	if err != nil {
-		return err
-	}
-	err = a.consul.Authorize(ctx, consul.Caller{Token: string(c.Token), Address: c.Network.String(), Again: c.Again}, id)
-	return refusal(err, id)
+// Consul's own xDS. With pods, a bearer token also has to be the one of the Envoy's pod.
+type consulAuthorizer struct {
+	consul *consul.Authorizer
+	pods   *podCheck // may be nil
+	client *consul.Client
 }
 
-// refusal returns the gRPC status for an error of the authorizer.
-func refusal(err error, id gateway.ID) error {
+// close ends all logins at Consul, Usher's own last.
+func (a consulAuthorizer) close() {
+	a.consul.Close()
+	a.client.LogOut()
+}
+
+// Authorize implements xds.Authorizer.
+func (a consulAuthorizer) Authorize(ctx context.Context, c xds.Caller, n xds.Node) (expiry time.Time, err error) {
+	id, err := controlplane.GatewayOf(n)
+	if err != nil {
+		return time.Time{}, err
+	}
+	token, bearer := string(c.Credential.Token), string(c.Credential.Bearer)
+	err = a.consul.Authorize(ctx, consul.Caller{Token: token, Bearer: bearer, Address: c.Network.String(), Again: c.Again}, id)
+	if err == nil && bearer != "" && a.pods != nil {
+		err = a.pods.authorize(ctx, bearer, id, n.ID)
+	}
+	if err != nil {
+		return time.Time{}, refusal(err, id, c.Credential)
+	}
+	return consul.BearerExpiry(bearer), nil
+}
+
+// refusal returns the gRPC status for an error of the authorizer. Any other error is no answer.
+func refusal(err error, id gateway.ID, of xds.Credential) error {
+	const bearer = "the stream's bearer token"
 	switch {
+	case errors.Is(err, consul.ErrBearerUnused):
+		return status.Error(codes.Unauthenticated,
+			bearer+" is of no use here: usher serve runs without --envoy-login-auth-method; set the flag, or send x-consul-token")
+	case errors.Is(err, consul.ErrBearerInvalid):
+		return status.Error(codes.Unauthenticated, bearer+" is no JWT; send the token of the pod's service account")
+	case errors.Is(err, consul.ErrBearerExpired):
+		return status.Error(codes.Unauthenticated, bearer+" has expired; send a new one, and compare the clocks if it is new")
+	case errors.Is(err, consul.ErrLoginRefused):
+		return status.Errorf(codes.Unauthenticated,
+			bearer+": %v; send the token of a service account that has a binding rule for the gateway %q", err, id)
+	case errors.Is(err, tokenreview.ErrRefused), errors.Is(err, errOtherPod):
+		return status.Errorf(codes.PermissionDenied, bearer+" is not the one of the Envoy's pod: %v", err)
+	case errors.Is(err, consul.ErrDenied) && of.Bearer != "":
+		return status.Errorf(codes.PermissionDenied, "the service account of "+bearer+" needs service:write on the gateway %q", id)
 	case errors.Is(err, consul.ErrUnknownToken):
 		return status.Errorf(codes.Unauthenticated,
 			"consul does not know the stream's x-consul-token; use a token with service:write on the gateway %q", id)
@@ -117,7 +172,9 @@ func refusal(err error, id gateway.ID) error {
 type allowAll struct{}
 
 // Authorize implements xds.Authorizer.
-func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, error) {
+	return time.Time{}, nil
+}
 
 // transport returns the certificate of the xDS server; nil for plain text.
 func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {

@@ -69,6 +69,16 @@ func runEnvoy(t *testing.T, adminPort int, c testprocess.Command, h *Host) *Envo
 	return e
 }
 
+// StartEnvoyWith starts an Envoy with a bootstrap in YAML whose admin port is 19000, and waits for that port.
+func StartEnvoyWith(t *testing.T, h *Host, version, bootstrap string) *Envoy {
+	t.Helper()
+	config := WriteFile(t, testprocess.NewDir(t), "bootstrap.yaml", bootstrap)
+	return runEnvoy(t, 19000, testprocess.Command{
+		Name: "Envoy " + version + " on " + h.Name, Path: EnvoyBinary(t, version), Host: h,
+		Args: []string{"-c", config, "--disable-hot-restart", "--file-flush-interval-msec", "20"},
+	}, h)
+}
+
 // GatewayOptions describe an instance of an ingress gateway.
 type GatewayOptions struct {
 	Host   *Host

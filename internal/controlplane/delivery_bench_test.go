@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -117,7 +118,9 @@ type served struct {
 
 type everybody struct{}
 
-func (everybody) Authorize(context.Context, xds.Caller, xds.Node) error { return nil }
+func (everybody) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, error) {
+	return time.Time{}, nil
+}
 
 // serveBench serves until the benchmark ends.
 func serveBench(b *testing.B, snapshot *gateway.Snapshot) *served {

@@ -49,7 +49,7 @@ func TestEnterprise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := consul.NewAuthorizer(client, 0).Authorize(t.Context(), consul.Caller{}, id); err != nil {
+		if err := consul.NewAuthorizer(client, consul.AuthorizerOptions{}).Authorize(t.Context(), consul.Caller{}, id); err != nil {
 			t.Error(err)
 		}
 		s := firstSnapshot(t, client, id)

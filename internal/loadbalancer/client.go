@@ -34,15 +34,22 @@ func init() {
 // Connect returns a client of the API server in the file kubeconfig, or, without a file, of the cluster that Usher
 // runs in. It sends no request yet. The error is ErrNotInCluster if there is neither.
 func Connect(kubeconfig string) (rest.Interface, error) {
+	// Usher sends a few requests for each Service when its watch starts; for the rest the API server has its own
+	// limits.
+	return connect(kubeconfig, 50, 100)
+}
+
+// ConnectUnlimited is Connect for a client whose user limits its requests.
+func ConnectUnlimited(kubeconfig string) (rest.Interface, error) { return connect(kubeconfig, -1, 0) }
+
+func connect(kubeconfig string, qps float32, burst int) (rest.Interface, error) {
 	config, err := restConfig(kubeconfig)
 	if err != nil {
 		return nil, err
 	}
 	scheme := runtime.NewScheme()
 	utilruntime.Must(corev1.AddToScheme(scheme)) // it registers constants
-	// Usher sends a few requests for each Service when its watch starts; for the rest the API server has its own
-	// limits.
-	config.QPS, config.Burst = 50, 100
+	config.QPS, config.Burst = qps, burst
 	config.APIPath = "/api"
 	config.GroupVersion = &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()

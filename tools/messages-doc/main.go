@@ -19,6 +19,7 @@ var sections = []struct{ dir, title, about string }{
 	{"internal/configtree", "Files", "What is wrong in the syntax of a file: HCL, JSON or YAML."},
 	{"internal/configdir", "Config entries and services in files", "What is wrong in the directory that `--config-dir` names."},
 	{"consul", "Consul", "What Usher cannot read from Consul, or cannot use."},
+	{"internal/tokenreview", "Service account tokens", "Why Kubernetes does not accept the token of an Envoy (`--token-review`)."},
 	{"internal/loadbalancer", "Load balancers", "What is wrong with the annotations of a Service."},
 	{"listeners", "Listeners", "Why a listener, a route or a cluster is held back, or goes out with less than was asked for."},
 	{"internal/accesslog", "Access logs", "What is wrong in a format, a filter or a sink."},

@@ -46,6 +46,10 @@ type Options struct {
 	Anonymous bool
 	// Token is sent as x-consul-token, unless empty.
 	Token string
+	// Bearer is sent as bearer token, unless empty.
+	Bearer string
+	// Authorization is the value of the metadata of this name, unless empty. It replaces Bearer.
+	Authorization string
 	// Has are the versions that the Envoy has from an earlier stream, by type URL and name; delta only.
 	Has map[string]map[string]string
 	// VersionInfo are the versions that it has from an earlier stream, by type URL; state of the world only.
@@ -95,6 +99,12 @@ func Connect(t testing.TB, conn grpc.ClientConnInterface, p Protocol, o Options)
 	ctx, cancel := context.WithCancel(context.Background())
 	if o.Token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "x-consul-token", o.Token)
+	}
+	if o.Bearer != "" && o.Authorization == "" {
+		o.Authorization = "Bearer " + o.Bearer
+	}
+	if o.Authorization != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", o.Authorization)
 	}
 	if o.Node == nil {
 		o.Node = &corev3.Node{Id: "envoy", Cluster: "gateway"}

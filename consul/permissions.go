@@ -1,0 +1,198 @@
+package consul
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/usherproxy/usher/internal/gateway"
+)
+
+const (
+	permissionInterval = time.Minute      // between two checks of what Usher's token may do
+	permissionRetry    = 10 * time.Second // after one that Consul did not answer
+	// maxChecks is how many ACL checks Consul takes in one request.
+	maxChecks = 64
+)
+
+// permission is one that Usher's token may need (docs/usher-policy.hcl).
+type permission struct {
+	check   aclCheck
+	name    string // such as service:write on "edge"
+	without string // what Usher cannot do without it
+	// optional is true if some installations do without it: the token has the permission for single names, or the gateway
+	// is not Usher's.
+	optional bool
+}
+
+// basePermissions do not depend on gateways. The empty name stands for every name: only a rule for the prefix "" matches.
+var basePermissions = []permission{
+	{
+		check: aclCheck{Resource: "service", Access: "read"}, name: `service:read on every service (service_prefix "")`, optional: true,
+		without: "Usher serves only the services that the token may read by name",
+	},
+	{
+		check: aclCheck{Resource: "node", Access: "read"}, name: `node:read on every node (node_prefix "")`, optional: true,
+		without: "Usher serves only the instances on nodes that the token may read by name",
+	},
+	{
+		check: aclCheck{Resource: "agent", Access: "read"}, name: `agent:read (agent_prefix "")`, optional: true,
+		without: "Usher assumes the DNS domain consul and the gRPC ports 8502 and 8503",
+	},
+	{
+		check: aclCheck{Resource: "peering", Access: "read"}, name: "peering:read", optional: true,
+		without: "Usher holds back ports whose services lead to cluster peers",
+	},
+}
+
+// gatewayPermissions returns what Usher needs for gateways. One of them is enough: others may not be Usher's.
+func gatewayPermissions(names []string) []permission {
+	var list []permission
+	for _, name := range names {
+		list = append(list, permission{
+			check: aclCheck{Resource: "service", Access: "write", Segment: name}, name: fmt.Sprintf("service:write on %q", name),
+			without: "Consul issues Usher no certificates for this gateway, and Usher does not serve it",
+		})
+	}
+	return list
+}
+
+// permissionChecker checks what Usher's token may do, at the start and from time to time.
+type permissionChecker struct {
+	client *Client
+
+	mu      sync.Mutex
+	missing map[string]permission // by name
+}
+
+// run checks until ctx ends.
+func (p *permissionChecker) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		pause := permissionInterval
+		missing, err := p.client.missingPermissions(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errACLsOff):
+			p.record(ctx, nil)
+		case err != nil: // the watches report why Consul does not answer
+			pause = permissionRetry
+			if p.client.tokens.login != nil && p.client.tokens.login.failure() != nil {
+				pause = time.Second
+			}
+		default:
+			p.record(ctx, missing)
+		}
+		sleep(ctx, pause)
+	}
+}
+
+// record logs what is missing and was not missing before.
+func (p *permissionChecker) record(ctx context.Context, missing []permission) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.missing
+	p.missing = map[string]permission{}
+	for _, m := range missing {
+		p.missing[m.name] = m
+		if was, ok := before[m.name]; ok && was.optional == m.optional {
+			continue
+		}
+		if m.optional {
+			p.client.logger.InfoContext(ctx, "usher's token lacks a permission that not every installation needs (docs/usher-policy.hcl)",
+				"permission", m.name, "without_it", m.without)
+			continue
+		}
+		p.client.logger.WarnContext(ctx, "usher's token lacks a permission; add it to the token's policy (docs/usher-policy.hcl)",
+			"permission", m.name, "without_it", m.without)
+	}
+}
+
+// warning returns a line about the permissions that are missing for certain; "" if there are none.
+func (p *permissionChecker) warning() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for name, m := range p.missing {
+		if !m.optional {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	slices.Sort(names)
+	return "Usher's token lacks " + strings.Join(names, " and ") + "; add it to the token's policy (docs/usher-policy.hcl)"
+}
+
+// missingPermissions asks Consul what Usher's token may not do.
+func (c *Client) missingPermissions(ctx context.Context) ([]permission, error) {
+	token, err := c.tokens.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, err := c.visibleGateways(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gateways := gatewayPermissions(names)
+	missing, err := c.deniedOf(ctx, token, append(slices.Clone(basePermissions), gateways...))
+	if err != nil {
+		return nil, err
+	}
+	denied := 0
+	for _, m := range missing {
+		if m.check.Access == "write" {
+			denied++
+		}
+	}
+	for i := range missing {
+		missing[i].optional = missing[i].optional || denied < len(gateways)
+	}
+	return missing, nil
+}
+
+// visibleGateways returns the names of the ingress-gateway entries that Usher's token may read.
+func (c *Client) visibleGateways(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, queryTimeout, noAnswer(queryTimeout))
+	defer cancel()
+	q := partitionQuery(entriesType, c.partition)
+	r, err := c.send(ctx, c.aclHTTP, q, 0, 0)
+	if err != nil {
+		return nil, authorizeError(err)
+	}
+	value, err := q.queryType.decode(nil, r)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(value.(*entries).byName)), nil
+}
+
+// deniedOf returns those of the permissions that the token does not have.
+func (c *Client) deniedOf(ctx context.Context, token gateway.Secret, all []permission) (denied []permission, err error) {
+	for some := range slices.Chunk(all, maxChecks) {
+		var checks []aclCheck
+		for _, p := range some {
+			p.check.Namespace, p.check.Partition = c.tenancy(gateway.DefaultTenancy, cmp.Or(c.partition, gateway.DefaultTenancy))
+			checks = append(checks, p.check)
+		}
+		ctx, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, noAnswer(authorizeTimeout))
+		results, err := c.askACLs(ctx, token, checks)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		for i, r := range results {
+			if !r.Allow {
+				denied = append(denied, some[i])
+			}
+		}
+	}
+	return denied, nil
+}
