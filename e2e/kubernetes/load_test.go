@@ -10,6 +10,9 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
+// loadRate is in requests a second.
+const loadRate = 300
+
 // loadedStory is a story under load, step by step.
 type loadedStory struct {
 	load *lab.Load
@@ -45,33 +48,32 @@ func (s *loadedStory) step(t *testing.T, name string, f func()) {
 func TestGatewayIsPutUnderUsherAndBackUnderLoad(t *testing.T) {
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew, CloudDelay: 2 * time.Second})
 	r.installUsher(t)
-	override := r.override(t, "")
 	lab.WaitStatus(t, r.request("/"), 200)
 	s := &loadedStory{load: lab.StartLoadAt(t, r.request("/"), loadRate), lost: map[string]int{}}
 
 	const rollOut, adopted, on, off, restarted, back = "the chart's own roll-out", "the gateway is put under Usher",
 		"PROXY protocol is switched on", "PROXY protocol is switched off", "Usher is rolled out", "the gateway goes back to Consul"
 	s.step(t, rollOut, func() {
-		r.upgrade(t, "ingressGateways: {defaults: {annotations: \"rolled-out: 'yes'\"}}\n")
+		r.upgrade(t, "testdata/annotated.yaml")
 		r.gateway(t)
 	})
 	s.step(t, adopted, func() {
-		r.upgrade(t, override)
+		r.adopt(t)
 		r.gateway(t)
 	})
 	s.step(t, on, func() {
-		r.upgrade(t, override, ppv2Values)
+		r.adopt(t, ppv2Values)
 		r.balancer.WaitHeader(t, lab.SendV2)
 		r.WaitMode(t, r.gateway(t).Host, "strict")
 	})
 	s.step(t, off, func() {
-		r.upgrade(t, override)
+		r.adopt(t)
 		r.balancer.WaitHeader(t, lab.SendNone)
 		r.WaitMode(t, r.gateway(t).Host, "off")
 	})
 	s.step(t, restarted, func() { r.restartUsher(t) })
 	s.step(t, back, func() {
-		r.upgrade(t, "")
+		r.upgrade(t)
 		r.gateway(t)
 	})
 	s.load.Stop()

@@ -3,17 +3,14 @@
 package kubernetes
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"strings"
 	"testing"
 	"time"
 
@@ -106,37 +103,20 @@ func (r *consulRelease) secretPEM(t *testing.T, name, key string) []byte {
 	return block.Bytes
 }
 
-// override returns the values that put the gateway under Usher: a bootstrap for
-// its Envoy, and Usher's settings for it ("" for none), in the annotation that
-// the chart's controllers copy into the gateway's registration.
-func (r *consulRelease) override(t *testing.T, settings string) string {
+// adopt puts the gateway under Usher, as the documentation has it: the values of
+// the release, and then what "usher helm-values" prints for them. More files have
+// more values of the user.
+func (r *consulRelease) adopt(t *testing.T, files ...string) {
 	t.Helper()
-	token := r.gatewayToken(t)
-	config := map[string]any{
-		"envoy_bootstrap_json_tpl": strings.ReplaceAll(testprocess.ReadFile(t, "testdata/bootstrap.tmpl"), "TOKEN", token),
+	args := []string{"helm-values", "--chart-version", r.version, "--release", release, "--namespace", namespace}
+	for _, file := range r.values(t, files...) {
+		args = append(args, "-f", file)
 	}
-	if settings != "" {
-		config["usher"] = json.RawMessage(settings)
+	got := testprocess.Run(t, testprocess.Command{Name: "usher helm-values", Path: testprocess.Usher(t), Args: args}, "")
+	if got.Code != 0 {
+		t.Fatalf("usher %q: exit %d: %s", args, got.Code, got.Stderr)
 	}
-	var text bytes.Buffer
-	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(config); err != nil {
-		t.Fatal(err)
-	}
-	// Helm fills in {{ }} in the annotations, and YAML ends a text at a single quote.
-	escaped := strings.NewReplacer("{{", `\u007b\u007b`, "'", "''").Replace(strings.TrimSpace(text.String()))
-	return "ingressGateways:\n  defaults:\n    annotations: |\n      consul.hashicorp.com/proxy-config-map: '" + escaped + "'\n"
-}
-
-// gatewayToken is a Consul token that may act as the gateway, as the one that
-// Envoy gets from a login.
-func (r *consulRelease) gatewayToken(t *testing.T) string {
-	t.Helper()
-	if r.token == "" {
-		r.token = r.createToken(t, "gateway-envoy", `service "ingress-gateway" { policy = "write" }`)
-	}
-	return r.token
+	r.helm(t, "upgrade", got.Stdout, files...)
 }
 
 // restartUsher rolls Usher out as "kubectl rollout restart" does.
