@@ -42,15 +42,16 @@ type consulRelease struct {
 	service  *cluster.Pod
 }
 
-// installConsul starts a cluster and does what the lab's user does in it.
-func installConsul(t *testing.T, chart string, o cluster.Options) *consulRelease {
+// installConsul starts a cluster and does what the lab's user does in it, with
+// these values besides the lab's.
+func installConsul(t *testing.T, chart string, o cluster.Options, more ...string) *consulRelease {
 	t.Helper()
 	r := &consulRelease{Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart), version: chart}
 	r.CreateNamespace(t, namespace)
 	if chart == chartOld {
 		r.addNewerKinds(t)
 	}
-	r.helm(t, "install", "")
+	r.helm(t, "install", "", more...)
 	// Pods that are made before it is ready would have no sidecar.
 	r.WaitRolledOut(t, namespace, prefix+"-connect-injector")
 	r.balancer = r.Balancer(t, namespace, gatewayObjects)

@@ -108,9 +108,18 @@ func (r *consulRelease) secretPEM(t *testing.T, name, key string) []byte {
 // more values of the user.
 func (r *consulRelease) adopt(t *testing.T, files ...string) {
 	t.Helper()
+	r.adoptOnly(t, nil, files...)
+}
+
+// adoptOnly is adopt for some gateways.
+func (r *consulRelease) adoptOnly(t *testing.T, gateways []string, files ...string) {
+	t.Helper()
 	args := []string{"helm-values", "--chart-version", r.version, "--release", release, "--namespace", namespace}
 	for _, file := range r.values(t, files...) {
 		args = append(args, "-f", file)
+	}
+	for _, gateway := range gateways {
+		args = append(args, "--gateway", gateway)
 	}
 	got := testprocess.Run(t, testprocess.Command{Name: "usher helm-values", Path: testprocess.Usher(t), Args: args}, "")
 	if got.Code != 0 {
