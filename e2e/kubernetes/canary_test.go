@@ -18,7 +18,7 @@ func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
 	const twoGateways, second = "testdata/two-gateways.yaml", prefix + "-second-gateway"
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew}, twoGateways)
 	r.Apply(t, "default", testprocess.ReadFile(t, "testdata/second-gateway.yaml"))
-	r.installUsher(t)
+	r.installUsher(t, twoGateways)
 	other := r.WaitRolledOut(t, namespace, second)[0]
 	balancer := r.Balancer(t, namespace, second)
 	request := lab.Request{From: r.Client, To: balancer.Host.Addr(8080), Path: "/"}
