@@ -9,9 +9,10 @@ import (
 	"github.com/usherproxy/usher/e2e/lab"
 )
 
+// Values that the user adds to the lab's.
 const (
-	ppv2Values = "testdata/lab/consul-values-ppv2.yaml"
-	loadRate   = 300 // requests a second
+	ppv2Values   = "testdata/lab/consul-values-ppv2.yaml" // PROXY protocol at the load balancer
+	strictValues = "testdata/strict.yaml"                 // a setting of Usher
 )
 
 // TestGatewayIsPutUnderUsherAndBack is the lab with Usher, by values of the Consul
@@ -30,7 +31,7 @@ func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
 			r.installUsher(t)
 			r.testStrict(t)
 			r.testAuto(t)
-			r.upgrade(t, "")
+			r.upgrade(t)
 			r.balancer.WaitHeader(t, lab.SendNone)
 			r.wantBalancerAddress(t)
 		})
@@ -40,7 +41,7 @@ func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
 // testStrict puts the gateway under Usher with the mode strict.
 func (r *consulRelease) testStrict(t *testing.T) {
 	t.Helper()
-	r.upgrade(t, r.override(t, `{"proxy_protocol": {"mode": "strict"}}`), ppv2Values)
+	r.adopt(t, ppv2Values, strictValues)
 	gateway := r.gateway(t)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.wantClientAddress(t)
@@ -51,18 +52,20 @@ func (r *consulRelease) testStrict(t *testing.T) {
 // annotation of its Service away and back.
 func (r *consulRelease) testAuto(t *testing.T) {
 	t.Helper()
-	override := r.override(t, "")
-	r.upgrade(t, override, ppv2Values)
+	r.adopt(t, ppv2Values)
 	gateway := r.gateway(t)
 	r.wantClientAddress(t)
 	r.WaitMode(t, gateway.Host, "strict")
 
-	r.upgrade(t, override)
+	// New streams with new tokens, as after the kubelet's rotation.
+	gateway.RotateTokens()
+	r.restartUsher(t)
+	r.adopt(t)
 	r.balancer.WaitHeader(t, lab.SendNone)
 	r.WaitMode(t, gateway.Host, "off")
 	r.wantBalancerAddress(t)
 
-	r.upgrade(t, override, ppv2Values)
+	r.adopt(t, ppv2Values)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.WaitMode(t, gateway.Host, "strict")
 	r.wantClientAddress(t)

@@ -24,12 +24,12 @@ func TestStockChart(t *testing.T) {
 			sinceStart(t, "from nothing to the first lab", begin)
 			gateway := r.gateway(t).Name()
 
-			r.upgrade(t, "", "testdata/lab/consul-values-ppv2.yaml")
+			r.upgrade(t, ppv2Values)
 			r.balancer.WaitHeader(t, lab.SendV2)
 			lab.WaitStatus(t, r.request("/"), http.StatusBadRequest)
 			sinceStart(t, "from nothing to the second lab", begin)
 
-			r.upgrade(t, "")
+			r.upgrade(t)
 			r.balancer.WaitHeader(t, lab.SendNone)
 			r.wantBalancerAddress(t)
 			if now := r.gateway(t).Name(); now != gateway {

@@ -38,19 +38,20 @@ type consulRelease struct {
 	*cluster.Cluster
 	chart    string // directory
 	balancer *cluster.Balancer
+	version  string // of the chart
 	service  *cluster.Pod
-	token    string // of the gateway's Envoys at Usher; "" until the first is made
 }
 
-// installConsul starts a cluster and does what the lab's user does in it.
-func installConsul(t *testing.T, chart string, o cluster.Options) *consulRelease {
+// installConsul starts a cluster and does what the lab's user does in it, with
+// these values besides the lab's.
+func installConsul(t *testing.T, chart string, o cluster.Options, more ...string) *consulRelease {
 	t.Helper()
-	r := &consulRelease{Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart)}
+	r := &consulRelease{Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart), version: chart}
 	r.CreateNamespace(t, namespace)
 	if chart == chartOld {
 		r.addNewerKinds(t)
 	}
-	r.helm(t, "install", "")
+	r.helm(t, "install", "", more...)
 	// Pods that are made before it is ready would have no sidecar.
 	r.WaitRolledOut(t, namespace, prefix+"-connect-injector")
 	r.balancer = r.Balancer(t, namespace, gatewayObjects)
@@ -71,17 +72,28 @@ func chartDirectory(t *testing.T, version string) string {
 	return filepath.Join(sources, "charts", version, "consul")
 }
 
-// helm installs or upgrades the chart: with the lab's values, then the values
-// files given, then the values on standard input if there are any.
-func (r *consulRelease) helm(t *testing.T, command, stdin string, files ...string) {
+// values are the paths of the release's values files, in Helm's order: those of
+// the lab, what they need to run here, and more.
+func (r *consulRelease) values(t *testing.T, more ...string) []string {
 	t.Helper()
-	args := []string{command, release, r.chart, "--namespace", namespace}
-	for _, file := range append([]string{"testdata/lab/consul-values.yaml", "testdata/community.yaml"}, files...) {
+	files := append([]string{"testdata/lab/consul-values.yaml", "testdata/community.yaml"}, more...)
+	for i, file := range files {
 		path, err := filepath.Abs(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		args = append(args, "-f", path)
+		files[i] = path
+	}
+	return files
+}
+
+// helm installs or upgrades the chart with the release's values, and then the
+// values on standard input if there are any.
+func (r *consulRelease) helm(t *testing.T, command, stdin string, more ...string) {
+	t.Helper()
+	args := []string{command, release, r.chart, "--namespace", namespace}
+	for _, file := range r.values(t, more...) {
+		args = append(args, "-f", file)
 	}
 	if stdin != "" {
 		args = append(args, "-f", "-")
@@ -89,10 +101,10 @@ func (r *consulRelease) helm(t *testing.T, command, stdin string, files ...strin
 	r.Helm(t, stdin, args...)
 }
 
-// upgrade is helm for a release that is there.
-func (r *consulRelease) upgrade(t *testing.T, stdin string, files ...string) {
+// upgrade leads to Consul's own xDS, or keeps the gateway there.
+func (r *consulRelease) upgrade(t *testing.T, more ...string) {
 	t.Helper()
-	r.helm(t, "upgrade", stdin, files...)
+	r.helm(t, "upgrade", "", more...)
 }
 
 // gateway waits for the roll-out of the ingress gateway, and returns its pod.

@@ -1,0 +1,35 @@
+//go:build kubernetes
+
+package kubernetes
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// TestOneGatewayOfTwoIsPutUnderUsher begins with one gateway. With PROXY protocol
+// at both load balancers, that one gives services the client's address, and the
+// other answers 400 as Consul's own does. Its pod was not replaced.
+func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
+	const twoGateways, second = "testdata/two-gateways.yaml", prefix + "-second-gateway"
+	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew}, twoGateways)
+	r.Apply(t, "default", testprocess.ReadFile(t, "testdata/second-gateway.yaml"))
+	r.installUsher(t, twoGateways)
+	other := r.WaitRolledOut(t, namespace, second)[0]
+	balancer := r.Balancer(t, namespace, second)
+	request := lab.Request{From: r.Client, To: balancer.Host.Addr(8080), Path: "/"}
+	lab.WaitStatus(t, request, http.StatusOK)
+
+	r.adoptOnly(t, []string{gatewayName}, ppv2Values, twoGateways)
+	r.balancer.WaitHeader(t, lab.SendV2)
+	r.wantClientAddress(t)
+	balancer.WaitHeader(t, lab.SendV2)
+	lab.WaitStatus(t, request, http.StatusBadRequest)
+	if now := r.WaitRolledOut(t, namespace, second)[0]; now != other {
+		t.Errorf("the pod %s of the other gateway was replaced by %s", other.Name(), now.Name())
+	}
+}
