@@ -166,7 +166,11 @@ func readValues(paths []string, stdin io.Reader) (*consulchart.Values, error) {
 
 // bootstrapOptions returns where Envoys find Usher, from the flags and the values.
 func (o *helmValuesOptions) bootstrapOptions(values *consulchart.Values, sendToken *bool) (bootstrap.DataplaneOptions, error) {
-	b := bootstrap.DataplaneOptions{XDSAddr: o.xdsAddr, CAFile: o.caPath, ServerName: o.serverName}
+	deferStats, err := values.DefersStats(o.chartVersion)
+	if err != nil {
+		return bootstrap.DataplaneOptions{}, err
+	}
+	b := bootstrap.DataplaneOptions{XDSAddr: o.xdsAddr, CAFile: o.caPath, ServerName: o.serverName, DeferStats: deferStats}
 	if b.XDSAddr == "" {
 		namespace, name, ok := strings.Cut(o.service, "/")
 		if !ok {

@@ -58,6 +58,15 @@ func splitImage(image string) (repository, tag string) {
 	return image, ""
 }
 
+// DefersStats reports whether the Envoy of the gateways is known to have deferred statistics, as Envoy does since 1.27
+// and consul-dataplane since 1.3. A chart whose version is not known may be older. The chart is the version that a flag
+// names, or "".
+func (v *Values) DefersStats(chart string) (bool, error) {
+	c, err := v.chartVersion(chart)
+	dataplane := cmp.Or(v.imageVersion("global.imageConsulDataplane"), c)
+	return err == nil && dataplane.known && dataplane.AtLeast(version.MustParseGeneric("1.3.0")), err
+}
+
 // firstRelease returns the first release from the version's line whose controller reads Annotation; "" if all do.
 func firstRelease(v *version.Version) string {
 	switch {
@@ -83,7 +92,6 @@ func (v *Values) CheckChart(chart string) error {
 	}
 	if first := firstRelease(controller.Version); first != "" && controller.LessThan(version.MustParseGeneric(first)) {
 		return fmt.Errorf("%s: consul-k8s %s does not read the annotation proxy-config-map of gateways, which came with %s; upgrade it, "+
-			"or lead consul-dataplane to Usher's gRPC front, "+
 			"or put the bootstrap into the ProxyDefaults resource (spec.config.%s), where it is for all proxies", controller.from, controller, first, BootstrapKey)
 	}
 	return nil

@@ -85,3 +85,23 @@ func TestTheOverrideAndTheNoticesOfValues(t *testing.T) {
 		}
 	})
 }
+
+func TestStatisticsAreDeferredIfTheEnvoyIsKnownToHaveIt(t *testing.T) {
+	for name, test := range map[string]struct {
+		values, chart string
+		want          bool
+	}{
+		"a new chart":                   {"{}", "1.9.11", true},
+		"the first one":                 {"{}", "1.3.1", true},
+		"an old chart":                  {"{}", "1.2.4", false},
+		"a chart that is not known":     {"{}", "", false},
+		"the image of the chart":        {"global: {imageK8S: hashicorp/consul-k8s-control-plane:1.9.11}", "", true},
+		"an old dataplane":              {"global: {imageConsulDataplane: hashicorp/consul-dataplane:1.1.13}", "1.9.11", false},
+		"a new dataplane of no version": {"global: {imageConsulDataplane: registry.example.com/dataplane:latest}", "1.9.11", true},
+	} {
+		got, err := parse(t, File{"v.yaml", []byte(test.values)}).DefersStats(test.chart)
+		if got != test.want || err != nil {
+			t.Errorf("%s: %v, %v, want %v", name, got, err, test.want)
+		}
+	}
+}

@@ -147,7 +147,7 @@ var chartVersions = []struct{ flag, values, want string }{
 
 func tooOld(where, version, first string) string {
 	return where + ": consul-k8s " + version + " does not read the annotation proxy-config-map of gateways, which came with " + first +
-		"; upgrade it, or lead consul-dataplane to Usher's gRPC front, " +
+		"; upgrade it, " +
 		"or put the bootstrap into the ProxyDefaults resource (spec.config.envoy_bootstrap_json_tpl), where it is for all proxies"
 }
 
