@@ -1,0 +1,60 @@
+//go:build e2e
+
+package charts
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// TestUsherLogsInAsInstalled installs the chart with ACLs, and starts Usher as the kubelet would. Usher is not ready
+// before the Job of consul.aclSetup has given its service account a role. Then it logs in by itself.
+func TestUsherLogsInAsInstalled(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	consul := startConsul(t, true)
+	createAuthMethod(t, c, consul.client)
+	c.create(t, secret("consul-ca-cert", "tls.crt", consul.ca))
+	c.create(t, secret("consul-bootstrap-acl-token", "token", managementToken))
+	values := writeValues(t, fmt.Appendf(nil, `
+global: {name: consul, image: "hashicorp/consul:1.22.0", tls: {enabled: true}, acls: {manageSystemACLs: true}}
+ingressGateways: {enabled: true}
+consul: {httpAddr: %q, grpcAddr: %q, aclSetup: {enabled: true}}
+tokenReview: {enabled: true}
+`, consul.http, consul.grpc))
+	c.helm(t, "install", release, absolute(t, "usher"), "-f", values)
+
+	admin := fmt.Sprint("127.0.0.1:", freePort(t))
+	bearer := writeFile(t, filepath.Join(testprocess.NewDir(t), "token"), serviceAccountToken(t, c, "usher"))
+	usher := c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "=127.0.0.1:0", "=:18001", "="+admin),
+		"--login-bearer-token-file="+bearer)
+	testprocess.Eventually(t, "Usher says that it cannot log in", testprocess.StartDeadline, func() error {
+		if err := usher.Alive(); err != nil {
+			return testprocess.Permanent(err)
+		}
+		err := getReady(t, admin)
+		if err == nil {
+			return testprocess.Permanent(errors.New("ready without a role"))
+		}
+		if !strings.Contains(err.Error(), "503") || !strings.Contains(err.Error(), authMethod) {
+			return err
+		}
+		return nil
+	})
+
+	job := c.want(t, http.StatusOK, http.MethodGet, collection("Job", namespaceOfRelease), nil)["items"].([]any)[0].(map[string]any)
+	files := strings.NewReplacer("/etc/usher/", c.mountVolumes(t, job)+"/")
+	runJob(t, object(job).at("spec", "template", "spec", "containers").([]any)[0].(map[string]any), files)
+	testprocess.Eventually(t, "Usher is ready", testprocess.StartDeadline, func() error { return getReady(t, admin) })
+	for _, text := range []string{"level=ERROR", "lacks a permission; add it"} {
+		if out := usher.Output(t); strings.Contains(out, text) {
+			t.Errorf("the log has %q: %s", text, out)
+		}
+	}
+}
