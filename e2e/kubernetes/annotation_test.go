@@ -59,7 +59,7 @@ func (r *consulRelease) testAuto(t *testing.T) {
 
 	// New streams with new tokens, as after the kubelet's rotation.
 	gateway.RotateTokens()
-	r.restartUsher(t)
+	r.waitConnected(t, gateway, r.restartUsher(t))
 	r.adopt(t)
 	r.balancer.WaitHeader(t, lab.SendNone)
 	r.WaitMode(t, gateway.Host, "off")

@@ -3,8 +3,10 @@
 package kubernetes
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,8 +62,24 @@ func (r *consulRelease) adoptOnly(t *testing.T, gateways []string, files ...stri
 	r.helm(t, "upgrade", got.Stdout, files...)
 }
 
-// restartUsher rolls Usher out as "kubectl rollout restart" does.
-func (r *consulRelease) restartUsher(t *testing.T) {
+// waitConnected waits until the gateway's Envoy is connected to one of the pods of
+// Usher. This cluster has no cluster addresses: Usher's name leads to its pods, and
+// gRPC in Envoy looks a name up again after 30 seconds at the earliest.
+func (r *consulRelease) waitConnected(t *testing.T, gateway *cluster.Pod, ushers []*cluster.Pod) {
+	t.Helper()
+	testprocess.Eventually(t, gateway.Name()+" is connected to Usher", testprocess.StartDeadline, func() error {
+		for _, usher := range ushers {
+			if strings.Contains(usher.Log(t, "usher"), `msg="envoy connected" envoy=`+gateway.Name()) {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+}
+
+// restartUsher rolls Usher out as "kubectl rollout restart" does, and returns its
+// new pods.
+func (r *consulRelease) restartUsher(t *testing.T) []*cluster.Pod {
 	t.Helper()
 	patch := fmt.Sprintf(`{"spec": {"template": {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": %q}}}}}`, time.Now())
 	_, err := r.API.AppsV1().Deployments(namespace).
@@ -69,5 +87,5 @@ func (r *consulRelease) restartUsher(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.WaitRolledOut(t, namespace, "usher")
+	return r.WaitRolledOut(t, namespace, "usher")
 }
