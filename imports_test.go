@@ -16,7 +16,7 @@ const module = "github.com/usherproxy/usher/"
 var allowed = map[string][]string{
 	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered"},
 	"listeners":                    {"internal/accesslog", "internal/envoy", "internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
-	"xds":                          {"internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/wire"},
+	"xds":                          {"internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/requestbytes", "internal/wire"},
 	"internal/gateway":             {"internal/problem", "internal/settings", "internal/ordered"},
 	"internal/settings":            {"internal/problem"},
 	"internal/problem":             {},
@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	"internal/guard":               {},
 	"internal/latest":              {},
 	"internal/ordered":             {},
+	"internal/requestbytes":        {},
 	"internal/wire":                {},
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},

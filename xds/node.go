@@ -78,7 +78,7 @@ const (
 func callerOf(ctx context.Context) (Caller, *connection, error) {
 	p, _ := peer.FromContext(ctx)
 	auth := p.AuthInfo.(authInfo) // from countingCredentials
-	c := Caller{Address: auth.conn.address, Network: networkOf(auth.conn.address)}
+	c := Caller{Address: auth.conn.address, Network: NetworkOf(auth.conn.address)}
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}
@@ -105,6 +105,12 @@ const (
 	mapValue            = 2
 	valueString         = 3
 )
+
+// NodeOf decodes the node of an encoded DeltaDiscoveryRequest; the zero Node if it has none. It keeps the metadata of the
+// given keys only. Its errors may be sent to the caller.
+func NodeOf(request []byte, keys []string) (Node, error) {
+	return delta.node(request, keys, netip.Addr{})
+}
 
 // node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
 // Its errors may be sent to the caller: they do not repeat what they refuse.
