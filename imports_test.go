@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"internal/configtree":          {"internal/problem"},
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
+	"internal/dataplane":           {"xds", "internal/guard", "internal/requestbytes"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
 	"internal/accesslog":           {"internal/envoy", "internal/gateway", "internal/problem", "internal/settings"},
@@ -43,7 +44,7 @@ var allowed = map[string][]string{
 	"internal/testing/testprocess": {},
 	"cmd/usher": {
 		"consul", "xds",
-		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/controlplane", "internal/demo",
+		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/controlplane", "internal/dataplane", "internal/demo",
 		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings",
 	},
 	"tools/settings-doc":  {"internal/settings"},

@@ -48,6 +48,8 @@ func TestMessages(t *testing.T) {
 		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m",
 		"serve --max-streams 0", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
 		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",
+		"serve --config-dir " + dir + " --dataplane-addr 127.0.0.1:8502", "serve --dataplane-addr 0.0.0.0:8502",
+		"serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --dataplane-addr unix://" + file,
 		"serve --xds-addr unix://" + file, "serve --xds-addr unix://" + socket, "serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --admin-addr 18001",
 		"bootstrap --gateway edge --ca-file " + filepath.Join(dir, "none"), "bootstrap --gateway edge --token-file " + filepath.Join(dir, "none"),
 	} {
