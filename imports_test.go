@@ -16,7 +16,7 @@ const module = "github.com/usherproxy/usher/"
 var allowed = map[string][]string{
 	"consul":                       {"internal/gateway", "internal/problem", "internal/settings", "internal/filewatch", "internal/guard", "internal/latest", "internal/ordered"},
 	"listeners":                    {"internal/accesslog", "internal/envoy", "internal/gateway", "internal/problem", "internal/settings", "internal/ordered"},
-	"xds":                          {"internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/wire"},
+	"xds":                          {"internal/filewatch", "internal/guard", "internal/latest", "internal/ordered", "internal/requestbytes", "internal/wire"},
 	"internal/gateway":             {"internal/problem", "internal/settings", "internal/ordered"},
 	"internal/settings":            {"internal/problem"},
 	"internal/problem":             {},
@@ -27,6 +27,7 @@ var allowed = map[string][]string{
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
 	"internal/tokenreview":         {},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
+	"internal/dataplane":           {"xds", "internal/guard", "internal/requestbytes"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
 	"internal/accesslog":           {"internal/envoy", "internal/gateway", "internal/problem", "internal/settings"},
@@ -35,6 +36,7 @@ var allowed = map[string][]string{
 	"internal/guard":               {},
 	"internal/latest":              {},
 	"internal/ordered":             {},
+	"internal/requestbytes":        {},
 	"internal/wire":                {},
 	"internal/testing/apiserver":   {"internal/testing/testprocess"},
 	"internal/testing/fakeenvoy":   {"internal/wire"},
@@ -45,7 +47,7 @@ var allowed = map[string][]string{
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
-		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/demo",
+		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/dataplane", "internal/demo",
 		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings", "internal/tokenreview",
 	},
 	"tools/settings-doc":  {"internal/settings"},

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
@@ -30,7 +31,23 @@ func TestMessages(t *testing.T) {
 	lines = append(lines, messagesOfCertificates(t)...)
 	lines = append(lines, messagesOfRequests(t)...)
 	lines = append(lines, messagesOfLogins(t)...)
+	lines = append(lines, messagesOfDataplanes(t)...)
 	messages.Check(t, lines, "fmt.Errorf", "errors.New", "unexpected", "problem.Problem", "addProblem")
+}
+
+func messagesOfDataplanes(t *testing.T) (lines []string) {
+	t.Helper()
+	c := newFakeConsul(t)
+	for _, path := range []string{"/v1/agent/self", kindPath} {
+		c.set(path, reply{status: 500, body: "No cluster leader"})
+	}
+	client := c.client(t, slog.DiscardHandler)
+	_, err := client.DialGRPC(t.Context())
+	_, unknown := client.IsIngressGateway(t.Context(), gateway.ID{Name: "edge"})
+	for _, text := range []string{textOf(t, err), textOf(t, unknown)} {
+		lines = append(lines, strings.ReplaceAll(text, c.url, "http://consul:8500"))
+	}
+	return lines
 }
 
 func messagesOfSettings(t *testing.T) (lines []string) {

@@ -25,6 +25,7 @@ type queryType struct {
 	params   []string      // sent in addition to those of the query
 	local    bool          // the agent answers from its own cache or configuration
 	public   bool          // the response needs no token
+	leader   bool          // only Consul's leader answers, because an old answer would be wrong
 	optional bool          // Usher can do without the response; if Consul refuses it, the response is empty
 	interval time.Duration // how often Usher sends a query that cannot block; 0: several times a second
 	needs    string        // the permission that Usher's token needs; empty: none
@@ -230,8 +231,8 @@ func (c *Client) noteUnknownToken(token gateway.Secret, err error) {
 	}
 }
 
-// params returns all URL parameters. Any server may answer (stale), as for Consul's own proxies. Otherwise the leader
-// would have to answer every watch.
+// params returns all URL parameters. Any server may answer a watch (stale), as for Consul's own proxies. Otherwise the
+// leader would have to answer all of them.
 func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	p := url.Values{}
 	q.namespace, q.partition = c.tenancy(q.namespace, q.partition)
@@ -243,7 +244,7 @@ func (c *Client) params(q query, index uint64, wait time.Duration) url.Values {
 	for _, key := range q.queryType.params {
 		p.Set(key, "")
 	}
-	if !q.queryType.local {
+	if !q.queryType.local && !q.queryType.leader {
 		p.Set("stale", "")
 	}
 	if index > 0 {

@@ -2,12 +2,8 @@ package consul
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,20 +11,12 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/consul/proto-public/pbconnectca"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-	experimental "google.golang.org/grpc/experimental/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
 const (
-	// The default gRPC ports of an agent (https://developer.hashicorp.com/consul/docs/reference/architecture/ports).
-	defaultGRPCPort    = 8502
-	defaultGRPCTLSPort = 8503
-
 	signTimeout   = 10 * time.Second // of one signature
 	maxSignedSize = 1 << 20          // of the response with the certificate, which usually has a few KiB
 )
@@ -109,38 +97,9 @@ func (s *signer) connection(at address) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	creds := insecure.NewCredentials()
-	if target.tls != nil {
-		creds = reloadingTLS{experimental.NewTLSWithALPNDisabled(target.tls()), target.tls}
-	}
-	pauses := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.5, MaxDelay: longestPause}
 	s.address = at
-	s.conn, err = grpc.NewClient(target.name,
-		grpc.WithTransportCredentials(creds),
-		grpc.WithUserAgent("usher"),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSignedSize)),
-		grpc.WithMaxHeaderListSize(maxHeader),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pauses, MinConnectTimeout: signTimeout}),
-	)
+	s.conn, err = target.dial(grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxSignedSize)), grpc.WithDisableServiceConfig())
 	return s.conn, err
-}
-
-// reloadingTLS are credentials that read the current TLS settings for each connection. They do not require ALPN, as
-// gRPC's usual ones do: Consul 1.15 does not announce HTTP/2 by ALPN.
-type reloadingTLS struct {
-	credentials.TransportCredentials
-	config func() *tls.Config
-}
-
-// ClientHandshake implements credentials.TransportCredentials.
-func (l reloadingTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return experimental.NewTLSWithALPNDisabled(l.config()).ClientHandshake(ctx, authority, conn)
-}
-
-// Clone implements credentials.TransportCredentials.
-func (l reloadingTLS) Clone() credentials.TransportCredentials {
-	return reloadingTLS{l.TransportCredentials.Clone(), l.config}
 }
 
 // permanentError is an error that does not end by itself: an administrator has to correct its cause.
@@ -169,23 +128,4 @@ func signError(err error, target, token string) error {
 		return permanentError{fmt.Errorf("consul does not know Usher's token (%s); give Usher a token with service:write on the gateway", text)}
 	}
 	return permanentError{fmt.Errorf("consul answered %s: %s; see the log of Consul's servers", code, text)}
-}
-
-// grpcAddress returns the address of the agent's gRPC port if the settings have none: on the host of the HTTP API, with
-// TLS if that has TLS or if the agent has no other.
-func (c *Client) grpcAddress(a agent) address {
-	plain, secure := a.grpcPort, a.grpcTLSPort
-	if plain == 0 && secure == 0 {
-		plain, secure = defaultGRPCPort, defaultGRPCTLSPort
-	}
-	at, port := address{scheme: "http"}, plain
-	if secure != 0 && (plain == 0 || c.address.scheme == "https") {
-		at, port = address{scheme: "https"}, secure
-	}
-	host := "localhost"
-	if c.address.scheme != "unix" {
-		host = (&url.URL{Host: c.address.host}).Hostname()
-	}
-	at.host = net.JoinHostPort(host, strconv.Itoa(port))
-	return at
 }

@@ -129,8 +129,8 @@ func (a *admission) shutDown() []*admittedStream {
 	return slices.Collect(maps.Keys(a.streams))
 }
 
-// networkOf returns what counts as one caller: an IPv4 address, the /64 of an IPv6 address, or zero for unix sockets.
-func networkOf(a netip.Addr) netip.Prefix {
+// NetworkOf returns what Limits count as one caller: an IPv4 address, the /64 of an IPv6 address, or zero for unix sockets.
+func NetworkOf(a netip.Addr) netip.Prefix {
 	bits := 64
 	if a.Is4() {
 		bits = 32
@@ -159,7 +159,7 @@ func (a *admission) addConnection(c *connection) bool {
 	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		c.address = tcp.AddrPort().Addr().Unmap()
 	}
-	c.caller = a.caller(networkOf(c.address))
+	c.caller = a.caller(NetworkOf(c.address))
 	c.closed = a.closed ||
 		c.caller.connections >= a.limits.ConnectionsPerPeer && !a.evictOldest(c, "connections_per_peer", c.caller) ||
 		len(a.connections) >= a.limits.Connections && !a.evictOldest(c, "connections", a.mostPending(c.caller))

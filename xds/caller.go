@@ -97,7 +97,7 @@ const (
 func callerOf(ctx context.Context) (Caller, *connection, error) {
 	p, _ := peer.FromContext(ctx)
 	auth := p.AuthInfo.(authInfo) // from countingCredentials
-	c := Caller{Address: auth.conn.address, Network: networkOf(auth.conn.address)}
+	c := Caller{Address: auth.conn.address, Network: NetworkOf(auth.conn.address)}
 	if info, ok := auth.AuthInfo.(credentials.TLSInfo); ok {
 		c.TLS = &info.State
 	}

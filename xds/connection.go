@@ -2,19 +2,21 @@ package xds
 
 import (
 	"container/list"
-	"encoding/binary"
 	"net"
 	"net/netip"
 	"time"
 
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/usherproxy/usher/internal/requestbytes"
 )
 
 // connection is an accepted connection. The admission's lock guards the fields below it.
 type connection struct {
 	net.Conn
 	admission *admission
+	decrypted bool // by another server: there is no handshake
 
 	address      netip.Addr // the client's; zero for a unix socket
 	caller       *callerState
@@ -55,6 +57,7 @@ func (c *connection) describeAddress() string {
 type listener struct {
 	net.Listener
 	admission *admission
+	decrypted bool // its connections
 }
 
 func (l listener) Accept() (net.Conn, error) {
@@ -63,7 +66,7 @@ func (l listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &connection{Conn: conn, admission: l.admission}
+		c := &connection{Conn: conn, admission: l.admission, decrypted: l.decrypted}
 		if l.admission.addConnection(c) {
 			return c, nil
 		}
@@ -83,13 +86,16 @@ type countingCredentials struct {
 }
 
 func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	decrypted, info, err := c.TransportCredentials.ServerHandshake(raw)
+	conn := raw.(*connection)
+	creds := c.TransportCredentials
+	if conn.decrypted {
+		creds = insecure.NewCredentials()
+	}
+	decrypted, info, err := creds.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
 	}
-	conn := raw.(*connection)
-	counter := dataCounter{rest: len(http2.ClientPreface)}
-	return &countedConn{Conn: decrypted, conn: conn, counter: counter}, authInfo{info, conn}, nil
+	return &countedConn{Conn: decrypted, conn: conn, counter: requestbytes.NewCounter()}, authInfo{info, conn}, nil
 }
 
 func (c countingCredentials) Clone() credentials.TransportCredentials {
@@ -100,47 +106,13 @@ func (c countingCredentials) Clone() credentials.TransportCredentials {
 type countedConn struct {
 	net.Conn
 	conn    *connection
-	counter dataCounter
+	counter requestbytes.Counter
 }
 
 func (c *countedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if data, frames := c.counter.count(p[:n]); frames > 0 || data > 0 {
+	if data, frames := c.counter.Count(p[:n]); frames > 0 || data > 0 {
 		c.conn.admission.countRequestBytes(c.conn, data, frames)
 	}
 	return n, err
-}
-
-// dataCounter counts the bytes in the DATA frames of an HTTP/2 client
-// (https://www.rfc-editor.org/rfc/rfc9113#section-4.1). gRPC buffers them until a message is complete, and has no hook
-// for that.
-type dataCounter struct {
-	rest        int  // bytes until the next frame's header
-	isData      bool // they are data
-	header      [9]byte
-	headerBytes int // how much of header has arrived
-}
-
-// count returns how many of the next bytes are data, and how many DATA frames begin in them.
-func (d *dataCounter) count(p []byte) (data, frames int) {
-	for len(p) > 0 {
-		if d.rest > 0 {
-			n := min(d.rest, len(p))
-			p, d.rest = p[n:], d.rest-n
-			if d.isData {
-				data += n
-			}
-			continue
-		}
-		n := copy(d.header[d.headerBytes:], p)
-		p, d.headerBytes = p[n:], d.headerBytes+n
-		if d.headerBytes < len(d.header) {
-			break
-		}
-		d.headerBytes, d.rest = 0, int(binary.BigEndian.Uint32(d.header[:4])>>8)
-		if d.isData = http2.FrameType(d.header[3]) == http2.FrameData; d.isData {
-			frames++
-		}
-	}
-	return data, frames
 }

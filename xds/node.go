@@ -48,6 +48,12 @@ const (
 	valueString         = 3
 )
 
+// NodeOf decodes the node of an encoded DeltaDiscoveryRequest; the zero Node if it has none. It keeps the metadata of the
+// given keys only. Its errors may be sent to the caller.
+func NodeOf(request []byte, keys []string) (Node, error) {
+	return delta.node(request, keys, netip.Addr{})
+}
+
 // node decodes the node of a request; the zero Node if it has none. It keeps the metadata of the given keys only.
 // Its errors may be sent to the caller: they do not repeat what they refuse.
 func (p protocol) node(raw rawRequest, keys []string, caller netip.Addr) (Node, error) {

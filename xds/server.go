@@ -119,7 +119,15 @@ func serverOptions(creds credentials.TransportCredentials) []grpc.ServerOption {
 }
 
 // Serve serves the connections of l until Stop is called, and closes l.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(listener{l, s.admission}) }
+func (s *Server) Serve(l net.Listener) error {
+	return s.grpc.Serve(listener{Listener: l, admission: s.admission})
+}
+
+// ServeDecrypted is Serve for connections that another server of this process has decrypted. They may only come from
+// there: they are served without TLS, and their RemoteAddr counts as the client's address.
+func (s *Server) ServeDecrypted(l net.Listener) error {
+	return s.grpc.Serve(listener{Listener: l, admission: s.admission, decrypted: true})
+}
 
 // Stop ends all streams and connections. It returns when everything that they started has ended.
 func (s *Server) Stop() {
@@ -165,7 +173,11 @@ func (s *Server) Drain(ctx context.Context, over time.Duration) {
 		defer stopped()
 		s.grpc.GracefulStop()
 	})
-	endStreams(ctx, streams, over)
+	ends := make([]func(), len(streams))
+	for i, stream := range streams {
+		ends[i] = func() { stream.end(errShuttingDown) }
+	}
+	EndOver(ctx, over, ends)
 	<-ctx.Done()
 	s.Stop()
 	graceful.Wait()
@@ -175,11 +187,12 @@ func (s *Server) Drain(ctx context.Context, over time.Duration) {
 // reconnects; fewer streams end sooner.
 const minSpread = 50
 
-// endStreams ends streams one after the other, until none is left or ctx ends.
-func endStreams(ctx context.Context, streams []*admittedStream, over time.Duration) {
-	gap := over / time.Duration(max(len(streams), minSpread))
+// EndOver calls functions that end a stream, one after the other and spread over the given time, until none is left or ctx
+// ends.
+func EndOver(ctx context.Context, over time.Duration, ends []func()) {
+	gap := over / time.Duration(max(len(ends), minSpread))
 	begin := time.Now()
-	for i, stream := range streams {
+	for i, end := range ends {
 		if i > 0 && gap > 0 {
 			due := begin.Add(time.Duration(i-1)*gap + rand.N(gap))
 			select {
@@ -188,7 +201,7 @@ func endStreams(ctx context.Context, streams []*admittedStream, over time.Durati
 				return
 			}
 		}
-		stream.end(errShuttingDown)
+		end()
 	}
 }
 

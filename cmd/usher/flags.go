@@ -19,7 +19,7 @@ import (
 // serveOptions are the flags of usher serve. Consul's environment variables replace an empty address of Consul.
 type serveOptions struct {
 	consulHTTPAddr, consulGRPCAddr       string
-	xdsAddr, adminAddr                   string
+	xdsAddr, dataplaneAddr, adminAddr    string
 	configFile, configDir                string
 	kubeconfig, balancerRecord           string
 	balancerGrace                        time.Duration
@@ -70,6 +70,10 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Address of Consul's gRPC API, which signs the certificates for TLS listeners. It has the same forms. "+
 			"Default: CONSUL_GRPC_ADDR, else the host of the HTTP API with the port that the agent reports.")
 	f.StringVar(&o.xdsAddr, "xds-addr", "127.0.0.1:18000", "Address that Envoys connect to: host:port or unix:///path.")
+	f.StringVar(&o.dataplaneAddr, "dataplane-addr", "",
+		"Address (host:port) that consul-dataplane connects to instead of Consul's gRPC port. "+
+			"Usher answers for ingress gateways, and passes everything else on to Consul. "+
+			"consul-dataplane trusts Consul's CA, so that --tls-cert has to be signed by it. Default: no such port.")
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz, /metrics and /envoys.")
 	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
 	f.StringVar(&o.configDir, "config-dir", "",
@@ -84,10 +88,10 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.balancerRecord, "balancer-record", "",
 		"ConfigMap (NAMESPACE/NAME, must exist) that stores when each load balancer's setting changed, "+
 			"so that a restarted Usher ends the grace period at the same time as the others.")
-	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the xDS server."+reloaded)
+	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the ports for Envoys and for consul-dataplane."+reloaded)
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert."+reloaded)
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false,
-		"Allow an --xds-addr beyond loopback without TLS. Private keys then cross the network unencrypted: only for networks that nobody else can read.")
+		"Allow an --xds-addr and a --dataplane-addr beyond loopback without TLS. Private keys then cross the network unencrypted: only for networks that nobody else can read.")
 	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second,
 		"How often the token of a connected Envoy is checked again: 1s or more.")
 	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second,

@@ -90,6 +90,8 @@ func TestMessages(t *testing.T) {
 		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500",
 		"serve --token-review", "serve --config-dir " + dir + " --login-auth-method usher",
 		"serve --envoy-login-auth-method usher --token-review", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",
+		"serve --config-dir " + dir + " --dataplane-addr 127.0.0.1:8502", "serve --dataplane-addr 0.0.0.0:8502",
+		"serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --dataplane-addr unix://" + file,
 		"serve --xds-addr unix://" + file, "serve --xds-addr unix://" + socket, "serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --admin-addr 18001",
 		"bootstrap --gateway edge --ca-file " + filepath.Join(dir, "none"), "bootstrap --gateway edge --token-file " + filepath.Join(dir, "none"),
 	} {

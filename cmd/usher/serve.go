@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/oklog/run"
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,7 +32,7 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	// 2. The sources: Consul or files, Kubernetes, and the config file.
 	problems := controlplane.NewProblems(log, metrics)
-	source, authorizer, err := o.newSource(log, metrics, problems)
+	source, authorizer, client, err := o.newSource(log, metrics, problems)
 	if err != nil {
 		return err
 	}
@@ -54,7 +53,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		Metrics: controlplane.NewMetrics(metrics), MaxGateways: o.maxGateways,
 	})
 
-	// 4. The server and its ports: if a port is in use, the process ends.
+	// 4. The servers and their ports: if a port is in use, the process ends.
 	options := xds.Options{
 		Source: plane, Authorizer: authorizer, Logger: log, Rejections: problems, Metrics: xds.NewMetrics(metrics),
 		Reauthorize: o.reauthorize, MetadataKeys: controlplane.MetadataKeys, Limits: o.limits,
@@ -62,22 +61,24 @@ func serve(ctx context.Context, o serveOptions) error {
 	if transport != nil {
 		options.Credentials = transport.Credentials()
 	}
-	server := xds.NewServer(options)
-	listener, err := listen(ctx, o.xdsAddr)
+	servers, err := newServers(ctx, o.xdsAddr, options)
 	if err != nil {
-		return fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
+		return err
 	}
-	defer listener.Close()
+	defer servers.close()
+	if err := servers.listenDataplane(ctx, o, client, options, metrics); err != nil {
+		return err
+	}
 	ready := &readiness{source: source, balancers: balancers, plane: plane}
 	admin, err := newAdmin(ctx, o.adminAddr, log, metrics, ready)
 	if err != nil {
 		return err
 	}
 	defer admin.stop()
-	admin.addEnvoys(server.Nodes)
+	admin.addEnvoys(servers.xds.Nodes)
 
 	// 5. Everything runs until the first part returns.
-	handler := &signalHandler{log: log, signals: o.signals, ready: ready, server: server, drainTime: o.drainTime}
+	handler := &signalHandler{servers: servers, log: log, signals: o.signals, ready: ready, drainTime: o.drainTime}
 	parts := []func(context.Context) error{source.Run, plane.Run, ready.run, handler.run}
 	if dir, ok := source.(*configdir.Source); ok {
 		handler.reloadables = append(handler.reloadables, reloadable{o.configDir, dir.Reload})
@@ -95,10 +96,10 @@ func serve(ctx context.Context, o serveOptions) error {
 		parts = append(parts, a.consul.Run)
 		defer a.close() //nolint:contextcheck // after everything that uses the logins, when ctx has ended
 	}
-	log.Info("serving", "xds", listener.Addr().String(), "admin", admin.listener.Addr().String(), "tls", transport != nil,
-		"version", thisBuild().Version)
+	log.Info("serving", append(servers.addresses(), "admin", admin.listener.Addr().String(), "tls", transport != nil,
+		"version", thisBuild().Version)...)
 	g := groupOf(ctx, parts)
-	g.Add(func() error { return server.Serve(listener) }, func(error) { server.Stop() })
+	g.Add(servers.serve, func(error) { servers.stop() })
 	g.Add(admin.run, func(error) { admin.stop() })
 	return g.Run()
 }

@@ -7,8 +7,6 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
-
-	"github.com/usherproxy/usher/xds"
 )
 
 // signals are the signals that usher serve handles. The zero value receives none.
@@ -43,7 +41,7 @@ type signalHandler struct {
 	signals     signals
 	reloadables []reloadable
 	ready       *readiness
-	server      *xds.Server
+	servers     *servers
 	drainTime   time.Duration // how long Usher takes to end the streams
 }
 
@@ -79,22 +77,22 @@ const streamCloseTimeout = time.Second
 // at a second signal.
 func (h *signalHandler) shutDown(ctx context.Context) {
 	h.ready.draining.Store(true)
-	h.log.Info("shutting down; a second signal ends usher at once", "envoys", h.server.Streams(), "drain_time", h.drainTime)
+	h.log.Info("shutting down; a second signal ends usher at once", "envoys", h.servers.xds.Streams(), "drain_time", h.drainTime)
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, h.drainTime+streamCloseTimeout)
 	defer cancel()
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		h.server.Drain(ctx, h.drainTime)
+		h.servers.drain(ctx, h.drainTime)
 	}()
 	left := 0
 	select {
 	case <-gone:
 	case <-ctx.Done():
-		left = h.server.Streams()
+		left = h.servers.xds.Streams()
 	case <-h.signals.end:
-		left = h.server.Streams()
+		left = h.servers.xds.Streams()
 		h.log.Info("second signal: shutting down at once")
 	}
 	cancel()

@@ -30,34 +30,40 @@ type configSource interface {
 	Run(ctx context.Context) error
 }
 
-// newSource returns the source that the flags select, and the authorizer that goes with it.
+// newSource returns the source that the flags select, the authorizer that goes with it, and the client of Consul that both
+// use; nil for files.
 func (o serveOptions) newSource(
 	log *slog.Logger, metrics prometheus.Registerer, problems *controlplane.Problems,
-) (configSource, xds.Authorizer, error) {
+) (configSource, xds.Authorizer, *consul.Client, error) {
 	if o.configDir == "" {
 		return o.newConsulSource(log, metrics)
 	}
+	if o.dataplaneAddr != "" {
+		return nil, nil, nil, errors.New("--dataplane-addr: consul-dataplane needs Consul; remove --config-dir, or --dataplane-addr")
+	}
 	if o.consulHTTPAddr != "" || o.consulGRPCAddr != "" {
-		return nil, nil, errors.New("--config-dir: Usher reads files instead of Consul; remove --consul-http-addr and --consul-grpc-addr, or --config-dir")
+		return nil, nil, nil, errors.New("--config-dir: Usher reads files instead of Consul; remove --consul-http-addr and --consul-grpc-addr, or --config-dir")
 	}
 	dir := configdir.NewSource(o.configDir, configdir.Options{
 		Logger: log,
 		Report: func(found []problem.Problem) { problems.Report("the config directory", found) },
 	})
 	if err := dir.Load(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return dir, allowAll{}, nil
+	return dir, allowAll{}, nil, nil
 }
 
-// newConsulSource returns the source and the authorizer that use Consul.
-func (o serveOptions) newConsulSource(log *slog.Logger, metrics prometheus.Registerer) (configSource, xds.Authorizer, error) {
+// newConsulSource returns the source and the authorizer that use Consul, and their client.
+func (o serveOptions) newConsulSource(
+	log *slog.Logger, metrics prometheus.Registerer,
+) (configSource, xds.Authorizer, *consul.Client, error) {
 	client, err := consul.NewClient(consul.Config{
 		HTTPAddr: o.consulHTTPAddr, GRPCAddr: o.consulGRPCAddr, LoginAuthMethod: o.loginAuthMethod, LoginBearerTokenFile: o.loginTokenFile,
 		Logger: log, Metrics: consul.NewMetrics(metrics),
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	authorizer := consulAuthorizer{
 		client: client,
@@ -66,15 +72,15 @@ func (o serveOptions) newConsulSource(log *slog.Logger, metrics prometheus.Regis
 	if o.tokenReview {
 		kubernetes, err := loadbalancer.ConnectUnlimited(o.kubeconfig)
 		if errors.Is(err, loadbalancer.ErrNotInCluster) {
-			return nil, nil, errors.New("--token-review: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
+			return nil, nil, nil, errors.New("--token-review: Usher does not run in Kubernetes; name the cluster with --kubeconfig, or remove the flag")
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("--token-review: %w", err)
+			return nil, nil, nil, fmt.Errorf("--token-review: %w", err)
 		}
 		reviewer := tokenreview.New(tokenreview.Options{Client: kubernetes, Logger: log, StaleIfError: o.staleIfError})
 		authorizer.pods = newPodCheck(reviewer, client)
 	}
-	return consul.NewWatcher(client, consul.WatcherOptions{}), authorizer, nil
+	return consul.NewWatcher(client, consul.WatcherOptions{}), authorizer, client, nil
 }
 
 // balancerSource watches the load balancers that listeners with the mode auto follow.
@@ -176,15 +182,20 @@ func (allowAll) Authorize(context.Context, xds.Caller, xds.Node) (time.Time, err
 	return time.Time{}, nil
 }
 
-// transport returns the certificate of the xDS server; nil for plain text.
+// transport returns the certificate of the xDS server and of the dataplane server; nil for plain text.
 func (o serveOptions) transport(log *slog.Logger) (*xds.KeyPair, error) {
 	switch {
 	case (o.tlsCert == "") != (o.tlsKey == ""):
 		return nil, errors.New("--tls-cert and --tls-key belong together: set both, or neither")
 	case o.tlsCert != "":
 		return xds.NewKeyPair(o.tlsCert, o.tlsKey, log)
-	case !isLocal(o.xdsAddr) && !o.insecurePlaintext:
+	case o.insecurePlaintext:
+		return nil, nil
+	case !isLocal(o.xdsAddr):
 		return nil, errors.New("--xds-addr " + o.xdsAddr + ": private keys would cross the network unencrypted; " +
+			"set --tls-cert and --tls-key, listen on loopback, or set --insecure-plaintext")
+	case o.dataplaneAddr != "" && !isLocal(o.dataplaneAddr):
+		return nil, errors.New("--dataplane-addr " + o.dataplaneAddr + ": tokens and private keys would cross the network unencrypted; " +
 			"set --tls-cert and --tls-key, listen on loopback, or set --insecure-plaintext")
 	}
 	return nil, nil

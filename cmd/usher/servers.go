@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/usherproxy/usher/internal/dataplane"
+	"github.com/usherproxy/usher/xds"
+)
+
+// servers are the gRPC servers, with the ports that they have bound.
+type servers struct {
+	xds         *xds.Server
+	xdsListener net.Listener
+	// dataplane and its port are nil without --dataplane-addr.
+	dataplane         *dataplane.Server
+	dataplaneListener net.Listener
+}
+
+// newServers returns the xDS server, and binds its port.
+func newServers(ctx context.Context, addr string, o xds.Options) (*servers, error) {
+	l, err := listen(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("--xds-addr %s: %w", addr, err)
+	}
+	return &servers{xds: xds.NewServer(o), xdsListener: l}, nil
+}
+
+// serve returns when all servers have stopped or are drained. An error of one stops the other.
+func (s *servers) serve() error {
+	var all errgroup.Group
+	start := func(serve func(net.Listener) error, l net.Listener) {
+		all.Go(func() error {
+			err := serve(l)
+			if err != nil {
+				s.stop()
+			}
+			return err
+		})
+	}
+	start(s.xds.Serve, s.xdsListener)
+	if s.dataplane != nil {
+		start(s.dataplane.Serve, s.dataplaneListener)
+	}
+	return all.Wait()
+}
+
+// stop ends all streams and connections.
+func (s *servers) stop() {
+	if s.dataplane != nil {
+		s.dataplane.Stop()
+	}
+	s.xds.Stop()
+}
+
+// drain drains the servers at the same time, as xds.Server.Drain does. In the dataplane server, the streams of gateways end
+// with those of the xDS server.
+func (s *servers) drain(ctx context.Context, over time.Duration) {
+	var all sync.WaitGroup
+	all.Go(func() { s.xds.Drain(ctx, over) })
+	if s.dataplane != nil {
+		all.Go(func() { s.dataplane.Drain(ctx, over) })
+	}
+	all.Wait()
+}
+
+// close releases the ports of servers that do not serve.
+func (s *servers) close() {
+	_ = s.xdsListener.Close()
+	if s.dataplaneListener != nil {
+		_ = s.dataplaneListener.Close()
+	}
+}
+
+// addresses returns the ports for a log.
+func (s *servers) addresses() []any {
+	addresses := []any{"xds", s.xdsListener.Addr().String()}
+	if s.dataplaneListener != nil {
+		addresses = append(addresses, "dataplane", s.dataplaneListener.Addr().String())
+	}
+	return addresses
+}

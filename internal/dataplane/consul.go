@@ -1,0 +1,166 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/consul/proto-public/pbdataplane"
+	"golang.org/x/sync/singleflight"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// errWatchServers refuses a call that would lead consul-dataplane past Usher: it replaces the addresses that
+// consul-dataplane connects to by those of Consul's servers.
+var errWatchServers = status.Error(codes.Unimplemented,
+	"usher does not answer WatchServers, because it would lead consul-dataplane past Usher; start consul-dataplane with -server-watch-disabled=true")
+
+// withoutWatchServers changes the answer to GetSupportedDataplaneFeatures: WatchServers is not supported. What this
+// process does not know in the message stays as it is.
+func withoutWatchServers(f frame) (frame, error) {
+	var r pbdataplane.GetSupportedDataplaneFeaturesResponse
+	if err := proto.Unmarshal(f, &r); err != nil {
+		return nil, status.Error(codes.Internal, "consul's answer to GetSupportedDataplaneFeatures cannot be decoded; check that the address is Consul's gRPC port")
+	}
+	for _, feature := range r.SupportedDataplaneFeatures {
+		if feature.GetFeatureName() == pbdataplane.DataplaneFeatures_DATAPLANE_FEATURES_WATCH_SERVERS {
+			feature.Supported = false
+		}
+	}
+	return proto.Marshal(&r)
+}
+
+// dialTime bounds the question where Consul's gRPC port is.
+const dialTime = 5 * time.Second
+
+// consulConn is the connection to Consul's gRPC port, which all calls share.
+type consulConn struct {
+	dial    func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
+	log     *slog.Logger
+	dialing singleflight.Group
+	failing atomic.Bool // the latest call did not reach Consul
+
+	mu     sync.Mutex
+	conn   *grpc.ClientConn // nil before the first call
+	closed bool
+}
+
+// dialOptions connect to every address of Consul's gRPC port, and give each call to another one. So the discovery streams
+// spread over Consul's servers, and a stream that an overloaded server ends comes to another one.
+func dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		grpc.WithDisableRetry(), // consul-dataplane decides what to try again
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(codec{}), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),
+		),
+		grpc.WithStaticStreamWindowSize(windowSize),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
+		grpc.WithStatsHandler(outcomes{}),
+	}
+}
+
+// get returns the connection. Calls that come before it is there wait for the same attempt.
+func (c *consulConn) get(ctx context.Context) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	if conn != nil {
+		return conn, nil
+	}
+	attempt := c.dialing.DoChan("", func() (any, error) { return c.open(context.WithoutCancel(ctx)) })
+	select {
+	case r := <-attempt:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*grpc.ClientConn), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (c *consulConn) open(ctx context.Context) (*grpc.ClientConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	conn, err := c.dial(ctx, dialOptions()...)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		conn.Close()
+		return nil, errShuttingDown
+	}
+	c.conn = conn
+	return conn, nil
+}
+
+func (c *consulConn) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.conn != nil {
+		c.conn.Close()
+	}
+}
+
+// unreachable returns the status for a call that did not reach Consul, and logs the first one of an outage.
+func (c *consulConn) unreachable(why string) error {
+	if !c.failing.Swap(true) {
+		c.log.Warn("cannot pass calls of consul-dataplane to consul's gRPC port", "error", why)
+	}
+	return status.Error(codes.Unavailable, fmt.Sprintf("usher cannot reach consul's gRPC port: %s; consul-dataplane tries again by itself", why))
+}
+
+// reached records that Consul has answered a call.
+func (c *consulConn) reached() {
+	if c.failing.Load() && c.failing.Swap(false) {
+		c.log.Info("consul's gRPC port answers again")
+	}
+}
+
+// passToConsul passes a call on to Consul. edit changes Consul's answer, unless it is nil.
+func (s *Server) passToConsul(c *call, edit func(frame) (frame, error)) error {
+	first, err := c.first()
+	if err != nil {
+		return s.refuse(err)
+	}
+	return s.passFirstToConsul(c, first, edit)
+}
+
+// passFirstToConsul is passToConsul for a call whose first message was read.
+func (s *Server) passFirstToConsul(c *call, first *frame, edit func(frame) (frame, error)) error {
+	r := result{}
+	conn, err := s.consul.get(c.ctx)
+	if err == nil {
+		r = c.pass(conn, first, edit)
+	} else {
+		r.err = status.Error(codes.Unavailable, err.Error())
+	}
+	label := "ok"
+	switch {
+	case r.answered:
+		s.consul.reached()
+		if r.err != nil {
+			label = "error"
+		}
+	case c.ctx.Err() != nil: // the caller has gone, or the server ends
+		label, r.err = "canceled", c.reason(r.err)
+	case status.Code(r.err) == codes.Unavailable:
+		label, r.err = "unreachable", s.consul.unreachable(status.Convert(r.err).Message())
+	case r.err != nil:
+		label = "error" // such as a message that is too large
+	}
+	s.metrics.calls.WithLabelValues(label).Inc()
+	return r.err
+}

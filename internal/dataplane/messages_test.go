@@ -1,0 +1,63 @@
+package dataplane
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/status"
+
+	"github.com/usherproxy/usher/internal/testing/messages"
+	"github.com/usherproxy/usher/xds"
+)
+
+// TestMessages provokes every error of this package.
+func TestMessages(t *testing.T) {
+	var lines []string
+	add := func(t *testing.T, err error) {
+		t.Helper()
+		if err == nil {
+			t.Fatal("no error")
+		}
+		lines = append(lines, status.Convert(err).Message())
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, echo, xds.Options{})
+		conn := h.dial()
+		add(t, h.open(t.Context(), conn, watchServersMethod).RecvMsg(new(frame)))
+		add(t, h.open(t.Context(), conn, "/example.Service/Method").RecvMsg(new(frame)))
+		features := h.open(t.Context(), conn, featuresMethod)
+		_ = features.SendMsg(frame("\xff"))
+		add(t, features.RecvMsg(new(frame)))
+		empty := h.open(t.Context(), conn, adsMethod)
+		_ = empty.CloseSend()
+		add(t, empty.RecvMsg(new(frame)))
+		long := h.connect(conn, strings.Repeat("x", 513))
+		long.Subscribe(xds.Cluster.URL())
+		add(t, long.End())
+
+		h.catalog.set(errNoConsul)
+		unknown := h.connect(conn, "web")
+		unknown.Subscribe(xds.Cluster.URL())
+		add(t, unknown.End())
+		add(t, h.server.consul.unreachable("connection refused"))
+		h.server.admission.limits.Calls = -1
+		add(t, h.open(t.Context(), conn, watchServersMethod).RecvMsg(new(frame)))
+		add(t, errShuttingDown)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		c := &fakeCatalog{delay: time.Hour}
+		k := newKinds(c.isGateway, nil)
+		_, err := k.question(t.Context(), askTime, xds.Node{})
+		add(t, err)
+		for range maxQuestions {
+			k.places <- struct{}{}
+		}
+		_, err = k.question(t.Context(), askTime, xds.Node{})
+		add(t, err)
+	})
+	// These have no other cause than a bug.
+	lines = append(lines, "the connection to usher's xDS server: …", "internal error in usher; its log has the stack")
+	messages.Check(t, lines, "errors.New", "fmt.Errorf", "fmt.Sprintf", "status.Error", "status.Errorf")
+}
