@@ -9,7 +9,6 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -142,13 +141,13 @@ func unknownPorts(s *gateway.Snapshot, in *gateway.Instance) []problem.Problem {
 	return problems
 }
 
-// problemOf returns the problem of a port. Settings of Usher can be in several places, so they belong to the gateway.
+// problemOf returns the problem of a port.
 func problemOf(p port, err error) problem.Problem {
-	what := err.Error()
-	if strings.HasPrefix(what, "usher.") {
-		return problem.Problem{Where: fmt.Sprintf("gateway %s: listener %d", p.gateway, p.number), What: what}
+	where := p.where()
+	if errors.As(err, new(settingsError)) {
+		where = p.whereSettings()
 	}
-	return problem.Problem{Where: p.where(), What: what}
+	return problem.Problem{Where: where, What: err.Error()}
 }
 
 // instance is what listeners depend on of one instance of the gateway.

@@ -31,12 +31,15 @@ func newListenerParams(input compileInput, in instance, p port) (listenerParams,
 	}
 	l := listenerParams{input: input, instance: in, port: p, settings: resolved}
 	if err := l.check(); err != nil {
-		return listenerParams{}, nil, err
+		return listenerParams{}, nil, settingsError{err}
 	}
 	var problems []problem.Problem
 	l.logs, problems = accesslog.Build(l.accessLog())
 	return l, append(problems, l.unreadableTLVs()...), nil
 }
+
+// settingsError is an error of Usher's settings.
+type settingsError struct{ error }
 
 // check returns why no listener can do what the settings ask for.
 func (l *listenerParams) check() error {
@@ -97,7 +100,7 @@ func (l *listenerParams) unreadableTLVs() []problem.Problem {
 	for _, tlv := range l.tlvs() {
 		if !canRead(l.input.capabilities, tlv) {
 			problems = append(problems, problem.Problem{
-				Where: l.port.where(),
+				Where: l.port.whereSettings(),
 				What:  fmt.Sprintf("usher.proxy_protocol.tlvs: %q is a number, which needs Envoy 1.39 or later; until this Envoy is upgraded, it is left out", tlv.Name),
 			})
 		}

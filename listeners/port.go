@@ -106,6 +106,11 @@ func (p *port) where() string {
 	return fmt.Sprintf("config entry ingress-gateway/%s: listener %d", p.gateway, p.number)
 }
 
+// whereSettings names the port in problems of Usher's settings, which can be in several places and so belong to the gateway.
+func (p *port) whereSettings() string {
+	return fmt.Sprintf("gateway %s: listener %d", p.gateway, p.number)
+}
+
 // check returns why the port cannot be served.
 func (p *port) check() error {
 	switch {
