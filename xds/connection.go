@@ -95,24 +95,10 @@ func (c countingCredentials) ServerHandshake(raw net.Conn) (net.Conn, credential
 	if err != nil {
 		return nil, nil, err
 	}
-	return &countedConn{Conn: decrypted, conn: conn, counter: requestbytes.NewCounter()}, authInfo{info, conn}, nil
+	counted := requestbytes.NewConn(decrypted, func(data, frames int) { conn.admission.countRequestBytes(conn, data, frames) })
+	return counted, authInfo{info, conn}, nil
 }
 
 func (c countingCredentials) Clone() credentials.TransportCredentials {
 	return countingCredentials{c.TransportCredentials.Clone()}
-}
-
-// countedConn counts what is read from a decrypted connection.
-type countedConn struct {
-	net.Conn
-	conn    *connection
-	counter requestbytes.Counter
-}
-
-func (c *countedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if data, frames := c.counter.Count(p[:n]); frames > 0 || data > 0 {
-		c.conn.admission.countRequestBytes(c.conn, data, frames)
-	}
-	return n, err
 }

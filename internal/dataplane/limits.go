@@ -195,21 +195,6 @@ func (a *admission) countBytes(c *connection, bytes int) {
 	}
 }
 
-// countedConn counts what is read from a decrypted connection.
-type countedConn struct {
-	net.Conn
-	conn    *connection
-	counter requestbytes.Counter
-}
-
-func (c *countedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if data, _ := c.counter.Count(p[:n]); data > 0 {
-		c.conn.admission.countBytes(c.conn, data)
-	}
-	return n, err
-}
-
 // close admits nothing any more, and closes the connections without a call.
 func (a *admission) close() {
 	a.mu.Lock()
@@ -270,7 +255,8 @@ func (c connCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Au
 		return nil, nil, err
 	}
 	conn := raw.(*connection)
-	return &countedConn{Conn: decrypted, conn: conn, counter: requestbytes.NewCounter()}, authInfo{info, conn}, nil
+	counted := requestbytes.NewConn(decrypted, func(data, _ int) { conn.admission.countBytes(conn, data) })
+	return counted, authInfo{info, conn}, nil
 }
 
 func (c connCredentials) Clone() credentials.TransportCredentials {

@@ -4,9 +4,30 @@ package requestbytes
 
 import (
 	"encoding/binary"
+	"net"
 
 	"golang.org/x/net/http2"
 )
+
+// NewConn returns a decrypted connection that calls count after each read of data, with its bytes and with how many DATA
+// frames begin in it.
+func NewConn(decrypted net.Conn, count func(data, frames int)) net.Conn {
+	return &conn{Conn: decrypted, counter: NewCounter(), count: count}
+}
+
+type conn struct {
+	net.Conn
+	counter Counter
+	count   func(data, frames int)
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if data, frames := c.counter.Count(p[:n]); data > 0 || frames > 0 {
+		c.count(data, frames)
+	}
+	return n, err
+}
 
 // NewCounter returns a Counter for what a client sends from the beginning of its connection on.
 func NewCounter() Counter { return Counter{rest: len(http2.ClientPreface)} }
