@@ -40,7 +40,8 @@ func (c *Client) DialGRPC(ctx context.Context, options ...grpc.DialOption) (*grp
 
 // agent reads the agent's configuration; the zero value if the agent refuses to return it.
 func (c *Client) agent(ctx context.Context) (*agent, error) {
-	r, err := c.query(ctx, query{queryType: agentType}, 0, 0)
+	q := query{queryType: agentType}
+	r, err := c.query(ctx, q, 0, 0)
 	switch outcomeOf(err) {
 	case outcomeOK:
 	case outcomeDenied, outcomeMissing:
@@ -48,11 +49,7 @@ func (c *Client) agent(ctx context.Context) (*agent, error) {
 	default:
 		return nil, err
 	}
-	a, err := agentType.decode(nil, r)
-	if err != nil {
-		return nil, err
-	}
-	return a.(*agent), nil
+	return valueOf[agent](q, r)
 }
 
 // dial returns a connection, which opens with its first call.

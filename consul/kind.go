@@ -24,16 +24,14 @@ var kindType = &queryType{
 // IsIngressGateway reports whether instances of the service are registered as an ingress gateway. It is an error if
 // Consul does not answer, or if its ACLs hide what it has.
 func (c *Client) IsIngressGateway(ctx context.Context, id gateway.ID) (bool, error) {
-	q := query{
-		queryType: kindType, name: id.Name, filter: `ServiceKind == "` + ingressGatewayKind + `"`,
-		namespace: gateway.OrDefault(id.Namespace), partition: gateway.OrDefault(id.Partition),
-	}
+	q := serviceQuery(kindType, gateway.ServiceName(id))
+	q.filter = `ServiceKind == "` + ingressGatewayKind + `"`
 	r, err := c.query(ctx, q, 0, 0)
 	c.metrics.queries.WithLabelValues(kindType.name, string(outcomeOf(err))).Inc()
 	if err == nil {
-		var is any
-		if is, err = kindType.decode(nil, r); err == nil {
-			return *is.(*bool), nil
+		var is *bool
+		if is, err = valueOf[bool](q, r); err == nil {
+			return *is, nil
 		}
 	}
 	return false, fmt.Errorf("the kind of service %s in Consul's catalog (consul at %s): %w", id, c.Address(), err)

@@ -167,11 +167,11 @@ func (c *Client) visibleGateways(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, authorizeError(err)
 	}
-	value, err := q.queryType.decode(nil, r)
+	found, err := valueOf[entries](q, r)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Sorted(maps.Keys(value.(*entries).byName)), nil
+	return slices.Sorted(maps.Keys(found.byName)), nil
 }
 
 // deniedOf returns those of the permissions that the token does not have.

@@ -42,17 +42,15 @@ func decodePods(_ *[]Pod, list []*podRegistration, r response) (*[]Pod, error) {
 func (c *Client) PodsOf(ctx context.Context, id gateway.ID, serviceID string) ([]Pod, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, authorizeTimeout, noAnswer(authorizeTimeout))
 	defer cancel()
-	q := query{
-		queryType: podType, name: id.Name, filter: `ServiceID == "` + serviceID + `"`,
-		namespace: gateway.OrDefault(id.Namespace), partition: gateway.OrDefault(id.Partition),
-	}
+	q := serviceQuery(podType, gateway.ServiceName(id))
+	q.filter = `ServiceID == "` + serviceID + `"`
 	r, err := c.send(ctx, c.aclHTTP, q, 0, 0)
 	if err != nil {
 		return nil, err
 	}
-	value, err := podType.decode(nil, r)
+	pods, err := valueOf[[]Pod](q, r)
 	if err != nil {
 		return nil, err
 	}
-	return *value.(*[]Pod), nil
+	return *pods, nil
 }

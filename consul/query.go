@@ -180,6 +180,15 @@ func (c *Client) queryOnce(ctx context.Context, q query, index uint64, wait time
 	return c.send(ctx, c.watchHTTP, q, index, wait)
 }
 
+// valueOf returns the value of the response to a query that Usher sends once.
+func valueOf[V any](q query, r response) (*V, error) {
+	v, err := q.queryType.decode(nil, r)
+	if err != nil {
+		return nil, err
+	}
+	return v.(*V), nil
+}
+
 // noAnswer returns the error for a call without a response within the timeout.
 func noAnswer(timeout time.Duration) error {
 	return fmt.Errorf("no answer within %s; check that Consul runs at this address", timeout)
