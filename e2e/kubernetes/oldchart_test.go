@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// injectorBinding gives the control plane under chart 1.1.18 the rights of its own
+// injectorBinding gives the control plane under chart 1.1.18 the rights that its chart would give it
 // chart.
 const injectorBinding = `
 apiVersion: rbac.authorization.k8s.io/v1

@@ -129,8 +129,11 @@ func (b *HAProxy) setState(t *testing.T, header ProxyHeader, state string) {
 }
 
 // command asks HAProxy on its admin socket.
-func (b *HAProxy) command(line string) (string, error) {
-	conn, err := net.DialTimeout("unix", b.socket, time.Second)
+func (b *HAProxy) command(line string) (string, error) { return AskHAProxy(b.socket, line) }
+
+// AskHAProxy asks an HAProxy on its admin socket.
+func AskHAProxy(socket, line string) (string, error) {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
 	if err != nil {
 		return "", err
 	}

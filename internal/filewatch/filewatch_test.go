@@ -59,6 +59,16 @@ func bothWays(t *testing.T, test func(*testing.T, way)) {
 	}
 }
 
+// watchGood watches a new file with the text "good", and waits until that is read.
+func (w way) watchGood(t *testing.T) (path string, r readings) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "file")
+	write(t, path, "good")
+	r = w.watch(t, path)
+	r.until("good")
+	return path, r
+}
+
 // watch watches the file at path until the test ends.
 func (w way) watch(t *testing.T, path string) readings {
 	t.Helper()
@@ -245,10 +255,7 @@ func TestDirectoryItselfIsReplaced(t *testing.T) {
 
 func TestBadContentOfAFileBeingWrittenIsNotFinal(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
-		path := filepath.Join(t.TempDir(), "file")
-		write(t, path, "good")
-		r := w.watch(t, path)
-		r.until("good")
+		path, r := w.watchGood(t)
 		for i := range 200 {
 			write(t, path, "bad")
 			time.Sleep(time.Duration(i) * filewatch.Interval / 200) // of the bubble
@@ -260,10 +267,7 @@ func TestBadContentOfAFileBeingWrittenIsNotFinal(t *testing.T) {
 
 func TestBadContentIsFinalOnceItStays(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
-		path := filepath.Join(t.TempDir(), "file")
-		write(t, path, "good")
-		r := w.watch(t, path)
-		r.until("good")
+		path, r := w.watchGood(t)
 		start := time.Now()
 		replace(t, path, "bad")
 		r.untilFinal("bad")
@@ -281,10 +285,7 @@ func TestBadContentIsFinalOnceItStays(t *testing.T) {
 // Contents are compared once each Interval, but a change of the size is seen earlier.
 func TestMostChangesAreReadSoon(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
-		path := filepath.Join(t.TempDir(), "file")
-		write(t, path, "good")
-		r := w.watch(t, path)
-		r.until("good")
+		path, r := w.watchGood(t)
 		for i := range 20 {
 			time.Sleep(time.Duration(i) * filewatch.Interval / 20) // of the bubble
 			start, text := time.Now(), "good"+strings.Repeat(" again", i+1)
@@ -357,10 +358,7 @@ func TestFilesAreReadAtOnceWhenRequested(t *testing.T) {
 // TestFilesThatChangeAllTheTimeAreRead has a writer that never pauses for as long as a Watcher waits for.
 func TestFilesThatChangeAllTheTimeAreRead(t *testing.T) {
 	bothWays(t, func(t *testing.T, w way) {
-		path := filepath.Join(t.TempDir(), "file")
-		write(t, path, "good")
-		r := w.watch(t, path)
-		r.until("good")
+		path, r := w.watchGood(t)
 		start := time.Now()
 		for i := 0; len(r.c) == 0; i++ {
 			if took := time.Since(start); took > 2*filewatch.Interval {

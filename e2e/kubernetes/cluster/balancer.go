@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -320,15 +318,4 @@ func (b *Balancer) WaitHeader(t *testing.T, header lab.ProxyHeader) {
 }
 
 // command asks HAProxy on its admin socket.
-func (b *Balancer) command(line string) (string, error) {
-	conn, err := net.DialTimeout("unix", b.socket, time.Second)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	if _, err := fmt.Fprintln(conn, line); err != nil {
-		return "", err
-	}
-	answer, err := io.ReadAll(conn)
-	return string(answer), err
-}
+func (b *Balancer) command(line string) (string, error) { return lab.AskHAProxy(b.socket, line) }
