@@ -91,7 +91,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.tlsCert, "tls-cert", "", "PEM file with the certificate of the ports for Envoys and for consul-dataplane."+reloaded)
 	f.StringVar(&o.tlsKey, "tls-key", "", "PEM file with the key of --tls-cert."+reloaded)
 	f.BoolVar(&o.insecurePlaintext, "insecure-plaintext", false,
-		"Allow an --xds-addr and a --dataplane-addr beyond loopback without TLS. Private keys then cross the network unencrypted: only for networks that nobody else can read.")
+		"Allow an --xds-addr and a --dataplane-addr beyond loopback without TLS. Private keys then cross the network unencrypted: use it only in a network that others cannot read.")
 	f.DurationVar(&o.reauthorize, "reauthorize-interval", 30*time.Second,
 		"How often the token of a connected Envoy is checked again: 1s or more.")
 	f.DurationVar(&o.drainTime, "drain-time", 5*time.Second,
@@ -108,15 +108,15 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 			"service ID. Usher's service account then needs the right to create tokenreviews.")
 	f.StringVar(&o.loginAuthMethod, "login-auth-method", "",
 		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
-	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", defaultTokenFile,
+	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", serviceAccountTokenFile,
 		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
 	limitFlags(f, &o.limits, &o.maxGateways)
 	f.StringVar(&o.logLevel, "log-level", "info", "Lowest level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
 }
 
-// defaultTokenFile is where Kubernetes puts the token of a pod's service account.
-const defaultTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+// serviceAccountTokenFile is where Kubernetes puts the token of a pod's service account.
+const serviceAccountTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 // reloaded is a part of the help for files.
 const reloaded = " Changes are picked up without a restart."

@@ -198,7 +198,7 @@ func (o *helmValuesOptions) bootstrapOptions(values *consulchart.Values, sendTok
 		}
 	}
 	if send := values.SendsTokens(); sendToken != nil && *sendToken || sendToken == nil && send {
-		b.TokenFile = consulchart.TokenFile
+		b.TokenFile = serviceAccountTokenFile
 	}
 	return b, nil
 }

@@ -84,7 +84,7 @@ var (
 	keyword = regexp.MustCompile(`^\{\{-?\s*(\w+|/\*|\$\w+\s*:?=|"\\n")`)
 )
 
-// These stand for actions while the text is read as YAML. Nobody writes these characters in an annotation.
+// These stand for actions while the text is read as YAML. Annotations do not contain these characters.
 const (
 	mark        = "\uE000" // for one that writes something
 	controlMark = "\uE001" // for another one

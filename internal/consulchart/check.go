@@ -9,7 +9,7 @@ import (
 	"github.com/usherproxy/usher/internal/problem"
 )
 
-// Running is what runs of one gateway. Parts that nobody was asked for are nil.
+// Running is what runs of one gateway. Parts that were not asked for are nil.
 type Running struct {
 	Deployment string // NAMESPACE/NAME
 	// Template has the annotations of the Deployment's pod template.
@@ -116,6 +116,3 @@ func (d *differences) otherKeys(object string, wanted, has map[string]any, remed
 		d.add(object, "the annotation %s has another value of %s than usher helm-values prints; %s", Annotation, strings.Join(differ, ", "), remedy)
 	}
 }
-
-// TokenFile is where a pod has the token of its service account.
-const TokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"

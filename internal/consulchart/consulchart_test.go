@@ -72,9 +72,13 @@ func TestTheOverrideAndTheNoticesOfValues(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		names, err := v.Gateways()
+		gateways, err := v.gateways()
 		if err != nil {
 			t.Fatal(err)
+		}
+		var names []string
+		for _, g := range gateways {
+			names = append(names, g.name)
 		}
 		return map[string]any{
 			"override": o.Text,

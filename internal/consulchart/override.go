@@ -287,7 +287,7 @@ func (b *overrideBuilder) config(a annotationValue) (string, error) {
 			case isUshers(value):
 				delete(members, key)
 			default:
-				return refuse("has a bootstrap of its own (%s), which Usher would replace; remove that key, or leave this gateway out", key)
+				return refuse("already has a bootstrap (%s) that usher helm-values did not make; remove that key, or leave this gateway out", key)
 			}
 		}
 	}

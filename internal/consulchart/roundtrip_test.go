@@ -32,7 +32,7 @@ var dataplane = map[string]any{
 func ushers(t *testing.T) string {
 	t.Helper()
 	text, err := bootstrap.DataplaneTemplate(bootstrap.DataplaneOptions{
-		XDSAddr: "https://usher.consul.svc:18000", CAFile: "/consul/tls/ca/tls.crt", TokenFile: TokenFile,
+		XDSAddr: "https://usher.consul.svc:18000", CAFile: "/consul/tls/ca/tls.crt", TokenFile: "/var/run/secrets/kubernetes.io/serviceaccount/token",
 	})
 	if err != nil {
 		t.Fatal(err)

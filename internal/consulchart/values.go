@@ -187,20 +187,11 @@ const gatewaysPath = "ingressGateways.gateways"
 
 // gatewayValues is one item of ingressGateways.gateways.
 type gatewayValues struct {
-	name string
+	name string     // also its service name in Consul
 	node *yaml.Node // an object
 }
 
-// Gateways returns the names of the ingress gateways, which are also their service names in Consul.
-func (v *Values) Gateways() ([]string, error) {
-	gateways, err := v.gateways()
-	var names []string
-	for _, g := range gateways {
-		names = append(names, g.name)
-	}
-	return names, err
-}
-
+// gateways returns the ingress gateways.
 func (v *Values) gateways() ([]gatewayValues, error) {
 	_, list := v.find(gatewaysPath)
 	switch {
