@@ -340,7 +340,7 @@ func TestMadeUpBearerTokensCauseBoundedLogins(t *testing.T) {
 }
 
 // A login whose caller has gone before the answer does not stay in Consul.
-func TestALoginThatNobodyWaitsForIsEnded(t *testing.T) {
+func TestALoginWithoutAWaitingCallerIsEnded(t *testing.T) {
 	c := newLoginConsul(map[string]string{})
 	runLogins(t, c, func(t *testing.T, a *Authorizer) {
 		bearer := podJWT(1)

@@ -373,7 +373,7 @@ func (s *accountsLab) registerPod(t *testing.T, pod, uid string) {
 	}
 }
 
-// TestBearerTokensWithoutAnAuthMethod has a bearer token refused in words, and nobody logged in.
+// TestBearerTokensWithoutAnAuthMethod wants a refusal that says why, and no login.
 func TestBearerTokensWithoutAnAuthMethod(t *testing.T) {
 	t.Parallel()
 	s := newAccountsLab(t, lab.ConsulNew)

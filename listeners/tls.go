@@ -201,7 +201,7 @@ func tlsVersion(setting, name string) (tlsv3.TlsParameters_TlsProtocol, error) {
 	return tlsv3.TlsParameters_TlsProtocol(version), nil
 }
 
-// The names of the secrets, the same for every gateway: an Envoy gets only those of its own. Clusters and listeners
+// The names of the secrets, the same for every gateway: an Envoy gets only those of its gateway. Clusters and listeners
 // refer to them, so a rotated certificate is one small resource.
 const (
 	LeafSecret    = "usher/leaf"    // the gateway's certificate and key towards the mesh

@@ -42,7 +42,7 @@ func StartDataplane(t *testing.T, o DataplaneOptions) *Envoy {
 		}, o.Args...),
 		Host: o.Host,
 	}, o.Host)
-	// Envoy has a process group of its own, and survives a consul-dataplane that is killed.
+	// Envoy is in a separate process group, and survives a consul-dataplane that is killed.
 	for _, pid := range children(t, e.Pid()) {
 		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) }) // it may have ended by itself
 	}

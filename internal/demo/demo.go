@@ -1,5 +1,5 @@
 // Package demo runs the lab on one machine: a client, a load balancer that can send PROXY protocol v2, an Envoy that
-// gets its configuration from Usher, and an HTTP service. Every part has an address of its own on loopback, so that
+// gets its configuration from Usher, and an HTTP service. Every part has a separate address on loopback, so that
 // the access log and the service show real addresses:
 //
 //	client 127.0.0.7 --> balancer 127.0.0.2 --> gateway 127.0.0.1 --> service 127.0.0.1

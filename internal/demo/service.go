@@ -39,7 +39,7 @@ func runService(ctx context.Context, ln net.Listener, requests chan<- string) er
 	return nil
 }
 
-// get is the client: it makes one request to addr, on a connection of its own from clientIP, and returns the status
+// get is the client: it makes one request to addr, on a new connection from clientIP, and returns the status
 // of the response, and the body of a good one.
 //
 // It does not use http.Client. That takes a response that comes before the end of the request for an error and sends

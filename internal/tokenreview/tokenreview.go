@@ -78,7 +78,7 @@ func New(o Options) *Reviewer {
 }
 
 // Review returns the pod that the token was made for. It returns ErrRefused if the token is not valid (any more), or the
-// one of no pod. It returns another error if Kubernetes does not answer and has not accepted the token lately.
+// one of no pod. It returns another error if Kubernetes does not answer and has not accepted the token recently.
 func (r *Reviewer) Review(ctx context.Context, token string) (Pod, error) {
 	key := r.keyOf(token)
 	last, before := r.accepted.Peek(key)
