@@ -339,6 +339,34 @@ func TestMadeUpBearerTokensCauseBoundedLogins(t *testing.T) {
 	})
 }
 
+// Checks of different gateways do not share a result, but they share the login.
+func TestChecksOfSeveralGatewaysShareARunningLogin(t *testing.T) {
+	c := newLoginConsul(map[string]string{})
+	runLogins(t, c, func(t *testing.T, a *Authorizer) {
+		bearer := podJWT(1)
+		c.accounts[bearer] = "gateway"
+		c.hold = make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		results := make(chan error)
+		for _, name := range []string{"gateway", "other", "third"} {
+			go func() { results <- a.Authorize(ctx, Caller{Bearer: bearer}, gateway.ID{Name: name}) }()
+		}
+		synctest.Wait()
+		close(c.hold)
+		allowed := 0
+		for range 3 {
+			if <-results == nil {
+				allowed++
+			}
+		}
+		if allowed != 1 {
+			t.Errorf("%d of 3 gateways are allowed, want the account's", allowed)
+		}
+		c.want(t, "three checks", counts{1, 0, 1})
+		cancel()
+	})
+}
+
 // A login whose caller has gone before the answer does not stay in Consul.
 func TestALoginWithoutAWaitingCallerIsEnded(t *testing.T) {
 	c := newLoginConsul(map[string]string{})
