@@ -27,13 +27,13 @@ type XDS interface {
 	ServeDecrypted(l net.Listener) error
 }
 
-// Options are the parts of a server. XDS, IsGateway, DialConsul and Logger are required.
+// Options are the parts of a server. XDS, KindOf, DialConsul and Logger are required.
 type Options struct {
 	XDS XDS
-	// IsGateway reports whether a node belongs to an ingress gateway. A gRPC status error with InvalidArgument refuses the
-	// node. Any other error means that there is no answer.
-	IsGateway    func(ctx context.Context, n xds.Node) (bool, error)
-	MetadataKeys []string // of the node's metadata that IsGateway reads
+	// KindOf returns what Consul's catalog has for a node. A gRPC status error with InvalidArgument refuses the node. Any
+	// other error means that there is no answer.
+	KindOf       func(ctx context.Context, n xds.Node) (Kind, error)
+	MetadataKeys []string // of the node's metadata that KindOf reads, with node_name
 	// DialConsul returns a connection to Consul's gRPC port. After an error, the next call tries again.
 	DialConsul  func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
 	Logger      *slog.Logger
@@ -71,7 +71,7 @@ func NewServer(o Options) *Server {
 		admission: newAdmission(o.Limits, o.Metrics), handover: newHandover(), streams: map[*call]struct{}{},
 	}
 	s.consul = &consulConn{dial: o.DialConsul, log: s.log}
-	s.kinds = newKinds(o.IsGateway, s.log)
+	s.kinds = newKinds(o.KindOf, s.log)
 	s.grpc = grpc.NewServer(serverOptions(o.Credentials, s.handle)...)
 	return s
 }
