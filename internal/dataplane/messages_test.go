@@ -60,6 +60,16 @@ func TestMessages(t *testing.T) {
 		add(t, err)
 		add(t, errAmbiguous)
 	})
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, flood, xds.Options{})
+		stream := h.unreadCall()
+		time.Sleep(sendTime + time.Second)
+		var err error
+		for err == nil {
+			err = stream.RecvMsg(new(frame))
+		}
+		add(t, err)
+	})
 	// These have no other cause than a bug.
 	lines = append(lines, "the connection to usher's xDS server: …", "internal error in usher; its log has the stack")
 	messages.Check(t, lines, "errors.New", "fmt.Errorf", "fmt.Sprintf", "status.Error", "status.Errorf")

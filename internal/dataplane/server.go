@@ -49,7 +49,7 @@ type Server struct {
 	metrics   *Metrics
 	grpc      *grpc.Server
 	admission *admission
-	consul    *consulConn
+	consul    *consulConns
 	kinds     *kinds
 	handover  *handover
 	// background are the goroutines that outlive a call's handler: gRPC releases them when it has returned.
@@ -70,7 +70,7 @@ func NewServer(o Options) *Server {
 		options: o, log: o.Logger.With("part", "dataplane"), metrics: o.Metrics,
 		admission: newAdmission(o.Limits, o.Metrics), handover: newHandover(), streams: map[*call]struct{}{},
 	}
-	s.consul = &consulConn{dial: o.DialConsul, log: s.log}
+	s.consul = &consulConns{dial: o.DialConsul, log: s.log}
 	s.kinds = newKinds(o.KindOf, s.log)
 	s.grpc = grpc.NewServer(serverOptions(o.Credentials, s.handle)...)
 	return s
@@ -78,7 +78,7 @@ func NewServer(o Options) *Server {
 
 const (
 	maxMessage    = 50 << 20 // bytes; Consul's own limit
-	maxHeaders    = 64 << 10 // bytes, decoded
+	maxHeaders    = 16 << 10 // bytes, decoded; bearer tokens have a few KiB
 	handshakeTime = 10 * time.Second
 	// idleTime is how long a connection may be open without a call. consul-dataplane makes one every minute.
 	idleTime = 5 * time.Minute
@@ -166,7 +166,10 @@ func (s *Server) Drain(ctx context.Context, over time.Duration) {
 const (
 	watchServersMethod = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/WatchServers"
 	featuresMethod     = "/hashicorp.consul.dataplane.DataplaneService/GetSupportedDataplaneFeatures"
-	adsMethod          = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName
+	// The answers to these need a token, so that a caller who gets one has proven who it is.
+	dataplaneService = "/hashicorp.consul.dataplane.DataplaneService/"
+	loginMethod      = "/hashicorp.consul.acl.ACLService/Login"
+	adsMethod        = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName
 )
 
 // handle handles every call.
