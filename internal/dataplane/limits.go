@@ -50,6 +50,10 @@ const (
 	// maxMessages bounds the memory of the messages of all callers that have arrived and are not passed on yet: the largest
 	// one, and what else is on the way. At the limit, the largest connection of the peer that has most is closed.
 	maxMessages = 2 * maxMessage
+	// maxUnprovenCalls bounds the calls on connections that are not proven: each may have headers of maxHeaders bytes, which
+	// need four times as much memory. maxUnprovenCallsPerPeer bounds those of one peer.
+	maxUnprovenCalls        = 2048
+	maxUnprovenCallsPerPeer = 1024
 	// frameCost is how many bytes gRPC needs for a DATA frame besides the data.
 	frameCost = 64
 )
@@ -195,15 +199,27 @@ func (a *admission) forget(c *connection) {
 func (a *admission) openCall(c *connection, end func(error)) (*admittedCall, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case c.peer.calls >= a.limits.CallsPerPeer:
-		if err := a.replaceCall("calls_per_peer", c.network); err != nil {
+	for _, limit := range []struct {
+		name    string
+		reached bool
+		perPeer bool
+	}{
+		{"calls_per_peer", c.peer.calls >= a.limits.CallsPerPeer, true},
+		{"unproven_calls_per_peer", !c.proven && c.peer.unprovenCalls >= maxUnprovenCallsPerPeer, true},
+		{"calls", a.calls.Len() >= a.limits.Calls, false},
+		{"unproven_calls", !c.proven && a.unprovenCalls() >= maxUnprovenCalls, false},
+	} {
+		if !limit.reached {
+			continue
+		}
+		from := c.network
+		if !limit.perPeer {
+			from = a.mostOf(func(p *peerState) int { return p.unprovenCalls })
+		}
+		if err := a.replaceCall(limit.name, from); err != nil {
 			return nil, err
 		}
-	case a.calls.Len() >= a.limits.Calls:
-		if err := a.replaceCall("calls", a.mostOf(func(p *peerState) int { return p.unprovenCalls })); err != nil {
-			return nil, err
-		}
+		break
 	}
 	call := &admittedCall{conn: c, end: end}
 	call.element = a.calls.PushBack(call)
@@ -213,6 +229,14 @@ func (a *admission) openCall(c *connection, end func(error)) (*admittedCall, err
 		c.peer.unprovenCalls++
 	}
 	return call, nil
+}
+
+// unprovenCalls returns how many calls are on connections that are not proven. mu is locked.
+func (a *admission) unprovenCalls() (n int) {
+	for _, p := range a.peers {
+		n += p.unprovenCalls
+	}
+	return n
 }
 
 // replaceCall counts a limit that was reached, and ends the peer's oldest call on a connection that is not proven. It returns

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"net"
+	"strconv"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -204,5 +205,29 @@ func TestCallersWithoutATokenMakeRoom(t *testing.T) {
 		if p.unprovenCalls < 0 || p.unprovenConns < 0 || p.unprovenConns > p.connections {
 			t.Errorf("counted wrongly: %+v", p)
 		}
+	}
+}
+
+// The headers of a call that nobody has proven cost memory, so there are fewer of these.
+func TestCallsThatNeedNoTokenAreFewer(t *testing.T) {
+	a := newAdmission(Limits{}, NewMetrics(nil))
+	ended := 0
+	for peer := range 3 {
+		c, _ := add(t, a, "192.0.2."+strconv.Itoa(peer+1))
+		for range maxUnprovenCallsPerPeer + 1 {
+			if _, err := a.openCall(c, func(error) { ended++ }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := a.unprovenCalls(); n != maxUnprovenCalls || a.calls.Len() != n || ended != 3*(maxUnprovenCallsPerPeer+1)-n {
+		t.Errorf("%d calls are not proven, %d are open, %d were ended", n, a.calls.Len(), ended)
+	}
+	honest, _ := add(t, a, "192.0.2.9")
+	a.markProven(honest)
+	before := ended
+	openCall(t, a, honest)
+	if ended != before {
+		t.Error("the call of a caller with a token ended another one below the limits for all calls")
 	}
 }
