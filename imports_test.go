@@ -27,7 +27,7 @@ var allowed = map[string][]string{
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
 	"internal/tokenreview":         {},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
-	"internal/dataplane":           {"xds", "internal/guard", "internal/requestbytes"},
+	"internal/dataplane":           {"xds", "internal/guard", "internal/requestbytes", "internal/wire"},
 	"internal/bootstrap":           {"internal/gateway"},
 	"internal/demo":                {"internal/bootstrap"},
 	"internal/accesslog":           {"internal/envoy", "internal/gateway", "internal/problem", "internal/settings"},

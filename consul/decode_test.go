@@ -31,6 +31,7 @@ var goodAnswers = map[*queryType]string{
 	meshGatewayNamesType: `{"mesh-gateway": ["tag"]}`,
 	peeringType:          `{"Name": "east", "PeerServerName": "server.dc2.peering.td", "PeerCAPems": ["pem"]}`,
 	podType:              `[{"ServiceID": "edge-1", "ServiceMeta": {"k8s-namespace": "consul", "pod-uid": "uid-1"}}]`,
+	proxyType:            `{"Node": {"Node": "n1"}, "Services": [{"ID": "edge-1", "Service": "edge", "Kind": "ingress-gateway"}]}`,
 	chainType: `{"Chain": {"Datacenter": "dc1", "StartNode": "router", "Nodes": {
 		"router": {"Type": "router", "Routes": [{"Definition": {"Match": {"HTTP": {"Header": [{"Name": "h"}], "Methods": ["GET"]}}}, "NextNode": "splitter"}]},
 		"splitter": {"Type": "splitter", "Splits": [{"Weight": 100, "NextNode": "resolver"}]},

@@ -79,6 +79,46 @@ func TestKindOfAService(t *testing.T) {
 	}
 }
 
+// proxyPath is the question for the proxy "edge-1" on the node "n1", as a fakeConsul knows it.
+const proxyPath = "/v1/catalog/node-services/n1?filter=ID == `edge-1`"
+
+func TestProxyOn(t *testing.T) {
+	row := func(id, kind string) string {
+		return `{"Node": {"Node": "n1"}, "Services": [{"ID": "` + id + `", "Service": "edge", "Kind": "` + kind + `"}]}`
+	}
+	for _, test := range []struct {
+		name      string
+		reply     reply
+		found, is bool
+		failed    string
+	}{
+		{name: "a gateway", reply: reply{body: row("edge-1", "ingress-gateway")}, found: true, is: true},
+		{name: "a sidecar", reply: reply{body: row("edge-1", "connect-proxy")}, found: true},
+		{name: "another one's row", reply: reply{body: row("edge-2", "connect-proxy")}},
+		{name: "another node's row", reply: reply{body: strings.ReplaceAll(row("edge-1", "connect-proxy"), `"n1"`, `"n2"`)}},
+		{name: "no such proxy", reply: reply{body: `{"Node": {"Node": "n1"}, "Services": []}`}},
+		{name: "no such node", reply: reply{body: `{"Node": null, "Services": []}`}},
+		{name: "hidden", reply: reply{body: `{"Node": {"Node": "n1"}, "Services": []}`, hidden: true}, failed: "give Usher's token service:read and node:read"},
+		{name: "others hidden", reply: reply{body: row("edge-1", "connect-proxy"), hidden: true}, found: true},
+		{name: "no leader", reply: reply{body: row("edge-1", "connect-proxy"), leaderless: true}, failed: "has no leader"},
+		{name: "failed", reply: reply{status: 500, body: "No cluster leader"}, failed: "consul answered 500: No cluster leader"},
+		{name: "null", reply: reply{body: `null`}, failed: "unexpected answer"},
+		{name: "null row", reply: reply{body: `{"Services": [null]}`}, failed: "unexpected answer"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newFakeConsul(t)
+			c.set(proxyPath, test.reply)
+			p, found, err := c.client(t, slog.DiscardHandler).ProxyOn(t.Context(), "n1", gateway.ID{Name: "x"}, "edge-1")
+			if test.failed == "" && err != nil || found != test.found || found && p.IsIngressGateway() != test.is {
+				t.Errorf("got %v, %v, %v", p, found, err)
+			}
+			if test.failed != "" && (err == nil || !strings.Contains(err.Error(), test.failed)) {
+				t.Errorf("got the error %v, want %q", err, test.failed)
+			}
+		})
+	}
+}
+
 // The leader answers, because another server may not have a gateway yet that was registered a moment ago.
 func TestTheLeaderIsAskedForTheKind(t *testing.T) {
 	var asked *http.Request

@@ -38,13 +38,15 @@ func TestMessages(t *testing.T) {
 func messagesOfDataplanes(t *testing.T) (lines []string) {
 	t.Helper()
 	c := newFakeConsul(t)
-	for _, path := range []string{"/v1/agent/self", kindPath} {
+	for _, path := range []string{"/v1/agent/self", kindPath, proxyPath} {
 		c.set(path, reply{status: 500, body: "No cluster leader"})
 	}
 	client := c.client(t, slog.DiscardHandler)
 	_, err := client.DialGRPC(t.Context())
 	_, unknown := client.IsIngressGateway(t.Context(), gateway.ID{Name: "edge"})
-	for _, text := range []string{textOf(t, err), textOf(t, unknown)} {
+	_, _, noProxy := client.ProxyOn(t.Context(), "n1", gateway.ID{}, "edge-1")
+	_, _, noID := client.ProxyOn(t.Context(), "n1", gateway.ID{}, "`")
+	for _, text := range []string{textOf(t, err), textOf(t, unknown), textOf(t, noProxy), textOf(t, noID)} {
 		lines = append(lines, strings.ReplaceAll(text, c.url, "http://consul:8500"))
 	}
 	return lines
@@ -131,6 +133,8 @@ func messagesOfAnswers(t *testing.T) (lines []string) {
 		{peeringType, "x"},
 		{peeringType, "{}"},
 		{podType, "[{}]"},
+		{proxyType, "{}"},
+		{proxyType, `{"Services": [{}]}`},
 	} {
 		_, err := test.queryType.decode(nil, response{body: []byte(test.body)})
 		lines = append(lines, textOf(t, err))

@@ -43,6 +43,7 @@ func TestConsulDataplaneThroughUsher(t *testing.T) {
 	t.Run("a sidecar's stream is Consul's", s.wantSidecarServedByConsul)
 	t.Run("a gateway's stream is Usher's", s.wantGatewayServedByUsher)
 	t.Run("another gateway's token is refused", s.wantOtherTokensRefused)
+	t.Run("a gateway under another name is refused", s.wantNoGatewayFromConsul)
 	t.Run("metrics", s.wantDataplaneMetrics)
 }
 
@@ -73,7 +74,7 @@ func TestDataplaneWithoutConsul(t *testing.T) {
 		"never-seen":    `usher cannot find out whether the service "never-seen" is an ingress gateway`, // it may be one
 	} {
 		e := fakeenvoy.Connect(t, conn, fakeenvoy.Delta, fakeenvoy.Options{
-			Node: &corev3.Node{Id: name + "-1", Cluster: name}, Token: s.gatewayToken,
+			Node: dataplaneNode(t, name+"-sidecar-proxy", name, "service"), Token: s.gatewayToken,
 		})
 		e.Subscribe(resource.ClusterType)
 		if err := e.ExpectEnd(codes.Unavailable); !strings.Contains(err.Error(), want) {
@@ -358,6 +359,29 @@ func (s *dataplaneLab) wantOtherTokensRefused(t *testing.T) {
 		lab.SubscribeToAll(e)
 		if err := e.ExpectEnd(c.code); !strings.Contains(err.Error(), `service:write on the gateway "ingress-gateway"`) {
 			t.Errorf("%s: got %q, which does not say what the token needs", c.what, err)
+		}
+	}
+}
+
+// wantNoGatewayFromConsul tries to get the gateway's own configuration of Consul, which lacks what Usher adds. Consul serves
+// the proxy with the node's id, whatever the node's cluster is.
+func (s *dataplaneLab) wantNoGatewayFromConsul(t *testing.T) {
+	conn := s.dial(t)
+	for _, c := range []struct {
+		what, id, cluster, node, reason string
+		code                            codes.Code
+	}{
+		{"a sidecar's cluster", "ingress-gateway", "static-server", "gateway", `set node.cluster to the gateway's service name`, codes.InvalidArgument},
+		{"an unknown cluster", "ingress-gateway", "nowhere", "gateway", `set node.cluster to the gateway's service name`, codes.InvalidArgument},
+		{"an encoded cluster", "ingress-gateway", "ingress-gatewa%79", "gateway", `set node.cluster to the gateway's service name`, codes.InvalidArgument},
+		{"an encoded node", "ingress-gateway", "nowhere", "gatewa%79", "consul's catalog has no proxy", codes.Unavailable},
+		{"another node", "ingress-gateway", "nowhere", "service", "consul's catalog has no proxy", codes.Unavailable},
+		{"no node", "ingress-gateway", "nowhere", "", "consul's catalog has no proxy", codes.Unavailable},
+	} {
+		e := fakeenvoy.Connect(t, conn, fakeenvoy.Delta, fakeenvoy.Options{Node: dataplaneNode(t, c.id, c.cluster, c.node), Token: s.gatewayToken})
+		e.Subscribe(resource.ListenerType)
+		if err := e.ExpectEnd(c.code); !strings.Contains(err.Error(), c.reason) {
+			t.Errorf("%s: got %q, want %q", c.what, err, c.reason)
 		}
 	}
 }

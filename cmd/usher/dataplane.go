@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/consul"
 	"github.com/usherproxy/usher/internal/controlplane"
@@ -24,13 +26,7 @@ func (s *servers) listenDataplane(ctx context.Context, o serveOptions, client *c
 	}
 	s.dataplane = dataplane.NewServer(dataplane.Options{
 		XDS: s.xds, DialConsul: client.DialGRPC, Logger: like.Logger, Credentials: like.Credentials,
-		IsGateway: func(ctx context.Context, n xds.Node) (bool, error) {
-			id, err := controlplane.GatewayOf(n)
-			if err != nil {
-				return false, err
-			}
-			return client.IsIngressGateway(ctx, id)
-		},
+		KindOf:       func(ctx context.Context, n xds.Node) (dataplane.Kind, error) { return kindOf(ctx, client, n) },
 		MetadataKeys: like.MetadataKeys,
 		Metrics:      dataplane.NewMetrics(metrics),
 		Limits: dataplane.Limits{
@@ -41,6 +37,34 @@ func (s *servers) listenDataplane(ctx context.Context, o serveOptions, client *c
 		},
 	})
 	return nil
+}
+
+// kindOf returns what Consul's catalog has for a node. Consul serves the proxy with the node's id on the node that its metadata
+// names. A gateway whose registration is not there (yet) is known by its cluster.
+func kindOf(ctx context.Context, client *consul.Client, n xds.Node) (dataplane.Kind, error) {
+	id, err := controlplane.GatewayOf(n)
+	if err != nil {
+		return dataplane.NotRegistered, err
+	}
+	if node := n.Metadata["node_name"]; node != "" {
+		switch proxy, found, err := client.ProxyOn(ctx, node, id, n.ID); {
+		case err != nil:
+			return dataplane.NotRegistered, err
+		case found && !proxy.IsIngressGateway():
+			return dataplane.Other, nil
+		case found && proxy.Service == id.Name:
+			return dataplane.Gateway, nil
+		case found:
+			return dataplane.NotRegistered, status.Errorf(codes.InvalidArgument,
+				"%q is registered as an ingress gateway, and not as one of the Envoy's node.cluster %q; set node.cluster to the gateway's service name",
+				n.ID, id.Name)
+		}
+	}
+	isGateway, err := client.IsIngressGateway(ctx, id)
+	if err != nil || !isGateway {
+		return dataplane.NotRegistered, err
+	}
+	return dataplane.GatewayByName, nil
 }
 
 // dataplaneConnections returns how many connections the dataplane server may have: as many as the xDS server, if the

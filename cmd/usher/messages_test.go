@@ -103,6 +103,7 @@ func TestMessages(t *testing.T) {
 	}}).checkLimits()
 	add(errors.New(regexp.MustCompile(`[0-9]+`).ReplaceAllString(tooMany.Error(), "N")))
 	add(errShuttingDown)
+	add(otherCluster(t))
 	admin, err := newAdmin(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &fakeChecker{})
 	if err != nil {
 		t.Fatal(err)

@@ -13,8 +13,9 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// serveADS decides who answers a discovery stream: the XDS if it is a gateway's, and otherwise Consul. If it is not known
-// whose it is, it ends: Consul would serve a gateway without what Usher adds.
+// serveADS decides who answers a discovery stream: the XDS if it is a gateway's, and Consul if it is another proxy's. If it
+// is not known whose it is, it ends: Consul would serve a gateway without what Usher adds. Consul looks at the node's id, so
+// the node's cluster alone does not decide.
 func (s *Server) serveADS(c *call) error {
 	first, err := c.first()
 	if err == nil && first == nil {
@@ -24,10 +25,13 @@ func (s *Server) serveADS(c *call) error {
 		return s.refuse(err)
 	}
 	node, err := xds.NodeOf(*first, s.options.MetadataKeys)
+	if err == nil {
+		err = checkUnambiguous(*first, s.options.MetadataKeys)
+	}
 	if err != nil {
 		return s.refuse(status.Error(codes.InvalidArgument, "invalid request: "+err.Error()))
 	}
-	isGateway, err := s.kinds.isGateway(c.ctx, node)
+	isGateway, err := s.kinds.isGateway(c.ctx, c.conn.network, node)
 	switch {
 	case err != nil:
 		s.metrics.streams.WithLabelValues("unknown").Inc()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -42,6 +43,8 @@ func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 const (
 	// windowSize is how many bytes of a call may be on the way ahead of their reader. A message may be larger.
 	windowSize = 64 << 10
+	// sendTime is how long a caller may take to read a message.
+	sendTime = 2 * time.Minute
 	// firstMessageTime is the time from a call's start to its first message. Each method that consul-dataplane calls has
 	// one.
 	firstMessageTime = 10 * time.Second
@@ -52,6 +55,7 @@ type call struct {
 	in       grpc.ServerStream
 	method   string
 	conn     *connection
+	admitted *admittedCall
 	ctx      context.Context         // of the call
 	end      context.CancelCauseFunc // ends the call with a status; any goroutine may call it
 	requests chan frame              // closed after the last one
@@ -69,20 +73,22 @@ func (s *Server) newCall(in grpc.ServerStream) (*call, error) {
 	}
 	p, _ := peer.FromContext(in.Context())
 	conn := p.AuthInfo.(authInfo).conn // from connCredentials
-	if err := s.admission.openCall(conn); err != nil {
-		return nil, err
-	}
 	method, _ := grpc.MethodFromServerStream(in)
 	c := &call{in: in, method: method, conn: conn, requests: make(chan frame), server: s}
 	c.ctx, c.end = context.WithCancelCause(in.Context())
+	var err error
+	if c.admitted, err = s.admission.openCall(conn, c.end); err != nil {
+		c.end(nil)
+		return nil, err
+	}
 	s.background.Go(c.read)
 	return c, nil
 }
 
 func (c *call) close() {
 	c.end(nil)
-	c.server.admission.countBytes(c.conn, -int(c.unpassed.Load()))
-	c.server.admission.closeCall(c.conn)
+	c.server.admission.countBytes(c.conn, -int(c.unpassed.Load()), 0)
+	c.server.admission.closeCall(c.admitted)
 }
 
 // read passes the caller's messages to requests. Only the end of the call's handler ends it.
@@ -193,7 +199,7 @@ func (c *call) passRequests(out grpc.ClientStream, first *frame) {
 func (c *call) passRequest(out grpc.ClientStream, f frame) error {
 	err := out.SendMsg(f)
 	c.unpassed.Add(-f.size())
-	c.server.admission.countBytes(c.conn, -int(f.size()))
+	c.server.admission.countBytes(c.conn, -int(f.size()), 0)
 	return err
 }
 
@@ -202,6 +208,8 @@ func (c *call) passResponses(out grpc.ClientStream, edit func(frame) (frame, err
 	if headers, err := out.Header(); err == nil && len(headers) > 0 {
 		_ = c.in.SendHeader(headers) // if it fails, so does SendMsg
 	}
+	sender := newSender(c)
+	defer sender.close()
 	for {
 		var f frame
 		if err := out.RecvMsg(&f); err != nil {
@@ -211,15 +219,61 @@ func (c *call) passResponses(out grpc.ClientStream, edit func(frame) (frame, err
 			}
 			return sent, err
 		}
+		if c.needsToken() {
+			c.server.admission.markProven(c.conn)
+		}
 		if edit != nil {
 			if f, err = edit(f); err != nil {
 				return sent, err
 			}
 		}
 		sent = true
-		if err := c.in.SendMsg(f); err != nil {
+		if err := sender.send(f); err != nil {
 			return sent, err
 		}
+	}
+}
+
+// needsToken reports whether Consul answers the call only for a caller with a token, if its ACLs are on.
+func (c *call) needsToken() bool {
+	return c.method == adsMethod || c.method == loginMethod || strings.HasPrefix(c.method, dataplaneService)
+}
+
+// sender sends messages to a caller. A caller that does not read one holds up only the sender: the call's handler returns,
+// which ends the call.
+type sender struct {
+	call     *call
+	messages chan frame
+	sent     chan error
+}
+
+func newSender(c *call) *sender {
+	s := &sender{call: c, messages: make(chan frame), sent: make(chan error, 1)}
+	c.server.background.Go(func() {
+		for f := range s.messages {
+			s.sent <- c.in.SendMsg(f)
+		}
+	})
+	return s
+}
+
+// close has to be called once, after the last send.
+func (s *sender) close() { close(s.messages) }
+
+// send sends a message. An error is the reason why the call ends.
+func (s *sender) send(f frame) error {
+	s.messages <- f
+	timeout := time.NewTimer(sendTime)
+	defer timeout.Stop()
+	select {
+	case err := <-s.sent:
+		return err
+	case <-s.call.ctx.Done():
+		return s.call.ended()
+	case <-timeout.C:
+		s.call.server.metrics.limited.WithLabelValues("send_time").Inc()
+		return status.Errorf(codes.DeadlineExceeded,
+			"the caller has not read a message for %v; check whether its Envoy is overloaded", sendTime)
 	}
 }
 

@@ -40,16 +40,26 @@ func withoutWatchServers(f frame) (frame, error) {
 // dialTime bounds the question where Consul's gRPC port is.
 const dialTime = 5 * time.Second
 
-// consulConn is the connection to Consul's gRPC port, which all calls share.
-type consulConn struct {
+// callsPerConsulConn is how many calls a connection to Consul has. Consul opens at most 2,048 streams on one, and further ones
+// would wait for the end of others.
+const callsPerConsulConn = 1024
+
+// consulConns are the connections to Consul's gRPC port: one, and more only while there are more calls.
+type consulConns struct {
 	dial    func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
 	log     *slog.Logger
 	dialing singleflight.Group
 	failing atomic.Bool // the latest call did not reach Consul
 
 	mu     sync.Mutex
-	conn   *grpc.ClientConn // nil before the first call
+	conns  []*consulConn
 	closed bool
+}
+
+// consulConn is one of them.
+type consulConn struct {
+	*grpc.ClientConn
+	calls atomic.Int32
 }
 
 // dialOptions connect to every address of Consul's gRPC port, and give each call to another one. So the discovery streams
@@ -68,54 +78,66 @@ func dialOptions() []grpc.DialOption {
 	}
 }
 
-// get returns the connection. Calls that come before it is there wait for the same attempt.
-func (c *consulConn) get(ctx context.Context) (*grpc.ClientConn, error) {
-	c.mu.Lock()
-	conn := c.conn
-	c.mu.Unlock()
-	if conn != nil {
-		return conn, nil
-	}
-	attempt := c.dialing.DoChan("", func() (any, error) { return c.open(context.WithoutCancel(ctx)) })
-	select {
-	case r := <-attempt:
-		if r.Err != nil {
-			return nil, r.Err
+// get returns the first connection that has room for a call. Calls that come before it is there wait for the same attempt.
+// The caller calls release when the call has ended.
+func (c *consulConns) get(ctx context.Context) (conn *grpc.ClientConn, release func(), err error) {
+	for {
+		if conn := c.free(); conn != nil {
+			return conn.ClientConn, func() { conn.calls.Add(-1) }, nil
 		}
-		return r.Val.(*grpc.ClientConn), nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		attempt := c.dialing.DoChan("", func() (any, error) { return nil, c.open(context.WithoutCancel(ctx)) })
+		select {
+		case r := <-attempt:
+			if r.Err != nil {
+				return nil, nil, r.Err
+			}
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
 	}
 }
 
-func (c *consulConn) open(ctx context.Context) (*grpc.ClientConn, error) {
+// free adds a call to the first connection that has room for it, and returns the connection; nil: there is none.
+func (c *consulConns) free() *consulConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		if conn.calls.Load() < callsPerConsulConn {
+			conn.calls.Add(1)
+			return conn
+		}
+	}
+	return nil
+}
+
+func (c *consulConns) open(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	conn, err := c.dial(ctx, dialOptions()...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		conn.Close()
-		return nil, errShuttingDown
+		return errShuttingDown
 	}
-	c.conn = conn
-	return conn, nil
+	c.conns = append(c.conns, &consulConn{ClientConn: conn})
+	return nil
 }
 
-func (c *consulConn) close() {
+func (c *consulConns) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	if c.conn != nil {
-		c.conn.Close()
+	for _, conn := range c.conns {
+		conn.Close()
 	}
 }
 
 // unreachable returns the status for a call that did not reach Consul, and logs the first one of an outage.
-func (c *consulConn) unreachable(why string) error {
+func (c *consulConns) unreachable(why string) error {
 	if !c.failing.Swap(true) {
 		c.log.Warn("cannot pass calls of consul-dataplane to consul's gRPC port", "error", why)
 	}
@@ -123,7 +145,7 @@ func (c *consulConn) unreachable(why string) error {
 }
 
 // reached records that Consul has answered a call.
-func (c *consulConn) reached() {
+func (c *consulConns) reached() {
 	if c.failing.Load() && c.failing.Swap(false) {
 		c.log.Info("consul's gRPC port answers again")
 	}
@@ -141,9 +163,10 @@ func (s *Server) passToConsul(c *call, edit func(frame) (frame, error)) error {
 // passFirstToConsul is passToConsul for a call whose first message was read.
 func (s *Server) passFirstToConsul(c *call, first *frame, edit func(frame) (frame, error)) error {
 	r := result{}
-	conn, err := s.consul.get(c.ctx)
+	conn, release, err := s.consul.get(c.ctx)
 	if err == nil {
 		r = c.pass(conn, first, edit)
+		release()
 	} else {
 		r.err = status.Error(codes.Unavailable, err.Error())
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/usherproxy/usher/xds"
@@ -90,10 +91,11 @@ func newHarness(t *testing.T, handle grpc.StreamHandler, o xds.Options) *harness
 		o.Authorizer = &fakeAuthorizer{}
 	}
 	h.xds = xds.NewServer(o)
-	h.consul = grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.UnknownServiceHandler(handle), grpc.MaxRecvMsgSize(maxMessage))
+	h.consul = grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.UnknownServiceHandler(handle), grpc.MaxRecvMsgSize(maxMessage),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second}))
 	consulPort := bufconn.Listen(1 << 20)
 	h.server = NewServer(Options{
-		XDS: h.xds, IsGateway: h.catalog.isGateway, Logger: log, Metrics: NewMetrics(h.metrics),
+		XDS: h.xds, KindOf: h.catalog.kindOf, MetadataKeys: []string{"node_name"}, Logger: log, Metrics: NewMetrics(h.metrics),
 		DialConsul: func(_ context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:///consul", append(options, inMemory(consulPort)...)...)
 		},

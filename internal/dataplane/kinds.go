@@ -1,12 +1,13 @@
 package dataplane
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -28,94 +29,190 @@ const (
 	askTime      = 5 * time.Second // bounds a question
 	askAgainTime = 2 * time.Second // the same, if an earlier answer can be used
 	maxQuestions = 4               // at the same time
-	maxGateways  = 4096            // that are remembered
-	maxOthers    = 65_536          // that are remembered
+	// maxQuestionsPerPeer bounds those for callers of one peer.
+	maxQuestionsPerPeer = 2
+	maxGateways         = 4096   // services that are remembered
+	maxNodes            = 65_536 // that are remembered
 )
 
-// kinds remembers which services are ingress gateways. It uses an old answer while there is no new one.
+// Kind is what Consul's catalog has for the node of an Envoy.
+type Kind int
+
+const (
+	// NotRegistered means that neither the node's id is registered, nor its cluster as an ingress gateway.
+	NotRegistered Kind = iota
+	// GatewayByName means that the node's id is not registered, but its cluster is an ingress gateway.
+	GatewayByName
+	// Gateway means that the node's id is registered, as an instance of the ingress gateway that its cluster names.
+	Gateway
+	// Other means that the node's id is registered, and is no ingress gateway.
+	Other
+)
+
+// kinds remembers which nodes are ingress gateways. It uses an old answer while there is no new one.
 type kinds struct {
-	ask       func(ctx context.Context, n xds.Node) (bool, error)
+	ask       func(ctx context.Context, n xds.Node) (Kind, error)
 	log       *slog.Logger
 	logLimit  *rate.Limiter
 	questions singleflight.Group
-	places    chan struct{} // for questions
-	// gateways and others have until when an answer counts. They are separate, so that callers that invent names do not
-	// displace a gateway.
-	gateways, others *lru.Cache[string, time.Time]
+	places    *places
+	// gateways has when the catalog last had a service as an ingress gateway. nodes has the last answers about nodes that
+	// are registered, so that callers that invent names displace none.
+	gateways *lru.Cache[string, time.Time]
+	nodes    *lru.Cache[string, nodeKind]
 }
 
-func newKinds(ask func(ctx context.Context, n xds.Node) (bool, error), log *slog.Logger) *kinds {
-	k := &kinds{ask: ask, log: log, logLimit: rate.NewLimiter(rate.Every(10*time.Second), 3), places: make(chan struct{}, maxQuestions)}
+// nodeKind is an answer about a node.
+type nodeKind struct {
+	kind    Kind
+	cluster string // of the node
+	at      time.Time
+}
+
+func newKinds(ask func(ctx context.Context, n xds.Node) (Kind, error), log *slog.Logger) *kinds {
+	k := &kinds{
+		ask: ask, log: log, logLimit: rate.NewLimiter(rate.Every(10*time.Second), 3), places: newPlaces(maxQuestions, maxQuestionsPerPeer),
+	}
 	k.gateways, _ = lru.New[string, time.Time](maxGateways) // New fails only for sizes below 1
-	k.others, _ = lru.New[string, time.Time](maxOthers)
+	k.nodes, _ = lru.New[string, nodeKind](maxNodes)
 	return k
 }
 
+// keyOf returns a key for what the catalog calls the same. The texts of a node have no character that is not printable.
+func keyOf(n xds.Node, name ...string) string {
+	tenancy := []string{n.Metadata["namespace"], n.Metadata["partition"]}
+	return strings.ToLower(strings.Join(append(tenancy, name...), "\x00"))
+}
+
 // isGateway reports whether a node belongs to an ingress gateway. An error is a status.
-func (k *kinds) isGateway(ctx context.Context, n xds.Node) (bool, error) {
-	key := strings.Join([]string{n.Cluster, n.Metadata["namespace"], n.Metadata["partition"]}, "/")
-	gatewayUntil, wasGateway := k.gateways.Get(key)
-	otherUntil, wasOther := k.others.Get(key)
-	if now := time.Now(); now.Before(gatewayUntil) || now.Before(otherUntil) {
-		return wasGateway, nil
+func (k *kinds) isGateway(ctx context.Context, peer netip.Prefix, n xds.Node) (bool, error) {
+	key, service := keyOf(n, n.ID, n.Metadata["node_name"]), keyOf(n, n.Cluster)
+	last, isKnown := k.nodes.Get(key)
+	isKnown = isKnown && (last.kind == Other || last.cluster == n.Cluster)
+	if isKnown && time.Since(last.at) < kindTime {
+		return last.kind == Gateway, nil
 	}
+	wasGateway := k.gateways.Contains(service)
 	timeout := askTime
-	if wasGateway || wasOther {
+	if isKnown || wasGateway {
 		timeout = askAgainTime
 	}
-	answer := k.questions.DoChan(key, func() (any, error) { return k.question(context.WithoutCancel(ctx), timeout, n) })
+	answer := k.questions.DoChan(peer.String()+keyOf(n, n.ID, n.Metadata["node_name"], n.Cluster), func() (any, error) {
+		return k.question(context.WithoutCancel(ctx), timeout, peer, n)
+	})
 	select {
 	case <-ctx.Done():
 		return false, status.FromContextError(ctx.Err()).Err()
 	case r := <-answer:
-		is, _ := r.Val.(bool)
-		if r.Err == nil {
-			return k.remember(key, is), nil
+		kind, _ := r.Val.(Kind)
+		switch {
+		case r.Err != nil && isKnown:
+			return last.kind == Gateway, k.withoutAnswer(n, r.Err, true)
+		case r.Err != nil:
+			return wasGateway, k.withoutAnswer(n, r.Err, wasGateway)
 		}
-		return k.withoutAnswer(n, r.Err, wasGateway, wasOther)
+		return k.remember(kind, key, service, n)
 	}
 }
 
-func (k *kinds) question(ctx context.Context, timeout time.Duration, n xds.Node) (bool, error) {
+func (k *kinds) question(ctx context.Context, timeout time.Duration, peer netip.Prefix, n xds.Node) (Kind, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	select {
-	case k.places <- struct{}{}:
-	case <-ctx.Done():
-		return false, errors.New("too many questions about other services wait for consul")
+	release, ok := k.places.enter(ctx, peer)
+	if !ok {
+		return NotRegistered, errors.New("too many questions about other proxies wait for consul")
 	}
-	defer func() { <-k.places }()
+	defer release()
 	return k.ask(ctx, n)
 }
 
 // remember remembers an answer of Consul. It returns true for a gateway, and for one that was a gateway a moment ago.
-func (k *kinds) remember(key string, isGateway bool) bool {
+//
+// That a node is not registered is never remembered, and its stream does not go to Consul: its registration may arrive at
+// any moment, and may be an ingress gateway's.
+func (k *kinds) remember(kind Kind, key, service string, n xds.Node) (bool, error) {
 	now := time.Now()
-	if isGateway {
-		k.others.Remove(key)
-		k.gateways.Add(key, now.Add(kindTime))
-		return true
+	if kind == Gateway || kind == Other {
+		k.nodes.Add(key, nodeKind{kind, n.Cluster, now})
+	} else {
+		k.nodes.Remove(key)
 	}
-	if last, was := k.gateways.Peek(key); was && now.Before(last.Add(gatewayTime)) {
-		return true
+	switch kind {
+	case Gateway, GatewayByName:
+		k.gateways.Add(service, now)
+		return true, nil
+	case Other:
+		return false, nil
 	}
-	k.gateways.Remove(key)
-	k.others.Add(key, now.Add(kindTime))
-	return false
+	if last, was := k.gateways.Peek(service); was && now.Sub(last) < gatewayTime {
+		return true, nil
+	}
+	k.gateways.Remove(service)
+	return false, status.Errorf(codes.Unavailable,
+		"consul's catalog has no proxy with the service ID %q on the node %q, or usher's token may not read it; consul-dataplane tries again by itself",
+		n.ID, n.Metadata["node_name"])
 }
 
-// withoutAnswer uses the last answer, if there is one.
-func (k *kinds) withoutAnswer(n xds.Node, err error, wasGateway, wasOther bool) (bool, error) {
+// withoutAnswer returns nil if an earlier answer can be used.
+func (k *kinds) withoutAnswer(n xds.Node, err error, remembered bool) error {
 	if status.Code(err) == codes.InvalidArgument {
-		return false, err
+		return err
 	}
 	if k.logLimit.Allow() {
 		k.log.Warn("cannot find out whether an Envoy of consul-dataplane belongs to an ingress gateway",
-			"service", n.Cluster, "remembered", cmp.Or(wasGateway, wasOther), "error", err)
+			"service", n.Cluster, "envoy", n.ID, "remembered", remembered, "error", err)
 	}
-	if wasGateway || wasOther {
-		return wasGateway, nil
+	if remembered {
+		return nil
 	}
-	return false, status.Errorf(codes.Unavailable,
+	return status.Errorf(codes.Unavailable,
 		"usher cannot find out whether the service %q is an ingress gateway, see its log; consul-dataplane tries again by itself", n.Cluster)
+}
+
+// places bounds the questions that run at the same time, and those for callers of one peer: one peer cannot delay another.
+type places struct {
+	all     chan struct{}
+	perPeer int
+
+	mu    sync.Mutex
+	peers map[netip.Prefix]*peerPlaces
+}
+
+type peerPlaces struct {
+	places chan struct{}
+	users  int // that have a place or wait for one
+}
+
+func newPlaces(all, perPeer int) *places {
+	return &places{all: make(chan struct{}, all), perPeer: perPeer, peers: map[netip.Prefix]*peerPlaces{}}
+}
+
+// enter waits for a place until ctx ends. It reports whether there is one, until release.
+func (p *places) enter(ctx context.Context, peer netip.Prefix) (release func(), ok bool) {
+	p.mu.Lock()
+	own := p.peers[peer]
+	if own == nil {
+		own = &peerPlaces{places: make(chan struct{}, p.perPeer)}
+		p.peers[peer] = own
+	}
+	own.users++
+	p.mu.Unlock()
+	release = func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if own.users--; own.users == 0 {
+			delete(p.peers, peer)
+		}
+	}
+	for _, places := range []chan struct{}{own.places, p.all} {
+		select {
+		case places <- struct{}{}:
+			before := release
+			release = func() { <-places; before() }
+		case <-ctx.Done():
+			release()
+			return nil, false
+		}
+	}
+	return release, true
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,10 +18,11 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// fakeCatalog answers which services are gateways.
+// fakeCatalog answers which services are gateways. All others are registered as something else, unless they are absent.
 type fakeCatalog struct {
 	mu       sync.Mutex
 	gateways map[string]bool
+	absent   bool
 	err      error
 	asked    atomic.Int32
 	delay    time.Duration
@@ -34,16 +37,29 @@ func (c *fakeCatalog) set(err error, gateways ...string) {
 	}
 }
 
-func (c *fakeCatalog) isGateway(ctx context.Context, n xds.Node) (bool, error) {
+func (c *fakeCatalog) kindOf(ctx context.Context, n xds.Node) (Kind, error) {
 	c.asked.Add(1)
 	select {
 	case <-time.After(c.delay):
 	case <-ctx.Done():
-		return false, context.Cause(ctx)
+		return NotRegistered, context.Cause(ctx)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.gateways[n.Cluster], c.err
+	switch {
+	case c.gateways[n.Cluster]:
+		return Gateway, c.err
+	case c.absent:
+		return NotRegistered, c.err
+	}
+	return Other, c.err
+}
+
+// setAbsent makes the catalog lose everything but its gateways.
+func (c *fakeCatalog) setAbsent(absent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.absent = absent
 }
 
 var errNoConsul = errors.New("consul does not answer")
@@ -59,13 +75,15 @@ func testKinds(t *testing.T, f func(t kindsTest)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := &fakeCatalog{}
-		f(kindsTest{t, c, newKinds(c.isGateway, slog.New(slog.DiscardHandler))})
+		f(kindsTest{t, c, newKinds(c.kindOf, slog.New(slog.DiscardHandler))})
 	})
 }
 
+var testPeer = netip.MustParsePrefix("192.0.2.1/32")
+
 func (t kindsTest) want(service string, want bool) {
 	t.Helper()
-	got, err := t.kinds.isGateway(t.Context(), xds.Node{Cluster: service})
+	got, err := t.kinds.isGateway(t.Context(), testPeer, xds.Node{ID: service + "-1", Cluster: service})
 	if err != nil || got != want {
 		t.Errorf("%s is a gateway: %v, %v, want %v", service, got, err, want)
 	}
@@ -73,7 +91,7 @@ func (t kindsTest) want(service string, want bool) {
 
 func (t kindsTest) wantUnknown(service string) {
 	t.Helper()
-	if _, err := t.kinds.isGateway(t.Context(), xds.Node{Cluster: service}); status.Code(err) != codes.Unavailable {
+	if _, err := t.kinds.isGateway(t.Context(), testPeer, xds.Node{ID: service + "-1", Cluster: service}); status.Code(err) != codes.Unavailable {
 		t.Errorf("%s: %v, want Unavailable", service, err)
 	}
 }
@@ -122,12 +140,12 @@ func TestAGatewayThatTheCatalogLosesStaysOneForAWhile(t *testing.T) {
 		t.catalog.set(nil, "edge")
 		t.want("edge", true)
 		t.catalog.set(nil)
+		t.catalog.setAbsent(true)
 		time.Sleep(kindTime)
 		t.want("edge", true)
 		time.Sleep(gatewayTime)
-		t.want("edge", false)
+		t.wantUnknown("edge")
 		t.catalog.set(nil, "edge")
-		time.Sleep(kindTime)
 		t.want("edge", true)
 	})
 }
@@ -155,7 +173,7 @@ func TestACallerThatLeavesDoesNotEndTheQuestion(t *testing.T) {
 		ctx, leave := context.WithCancel(t.Context())
 		var callers sync.WaitGroup
 		callers.Go(func() {
-			if _, err := t.kinds.isGateway(ctx, xds.Node{Cluster: "edge"}); status.Code(err) != codes.Canceled {
+			if _, err := t.kinds.isGateway(ctx, testPeer, xds.Node{ID: "edge-1", Cluster: "edge"}); status.Code(err) != codes.Canceled {
 				t.Errorf("the caller that left got %v", err)
 			}
 		})
@@ -185,39 +203,94 @@ func TestASilentConsulDelaysAKnownGatewayLittle(t *testing.T) {
 	})
 }
 
+// A caller who asks about a gateway before it is registered must not make Usher remember that it is none: Consul would serve
+// it, and without the filters that Usher adds.
+func TestAMissingRegistrationIsNotRemembered(t *testing.T) {
+	testKinds(t, func(t kindsTest) {
+		t.catalog.setAbsent(true)
+		t.wantUnknown("edge")
+		t.catalog.set(nil, "edge")
+		t.want("edge", true)
+	})
+}
+
+// A node keeps its answer for its own cluster only.
+func TestAGatewayThatNamesAnotherClusterIsAskedAbout(t *testing.T) {
+	testKinds(t, func(t kindsTest) {
+		t.catalog.set(nil, "edge")
+		t.want("edge", true)
+		_, _ = t.kinds.isGateway(t.Context(), testPeer, xds.Node{ID: "edge-1", Cluster: "web"})
+		if n := t.catalog.asked.Load(); n != 2 {
+			t.Errorf("asked %d times, want 2", n)
+		}
+	})
+}
+
 func TestOnlyAFewQuestionsRunAtTheSameTime(t *testing.T) {
 	testKinds(t, func(t kindsTest) {
 		t.catalog.delay = time.Hour
 		var callers sync.WaitGroup
-		for i := range 20 {
-			callers.Go(func() { t.wantUnknown(string(rune('a' + i))) })
+		ask := func(peers, each int) {
+			for i := range peers * each {
+				peer := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i % peers)}), 32)
+				callers.Go(func() {
+					_, err := t.kinds.isGateway(t.Context(), peer, xds.Node{ID: strconv.Itoa(i), Cluster: "x"})
+					if status.Code(err) != codes.Unavailable {
+						t.Errorf("%v, want Unavailable", err)
+					}
+				})
+			}
+			synctest.Wait()
 		}
-		synctest.Wait()
+		ask(1, 20)
+		if n := t.catalog.asked.Load(); n != maxQuestionsPerPeer {
+			t.Errorf("asked %d questions for one peer, want %d", n, maxQuestionsPerPeer)
+		}
+		ask(10, 20)
 		if n := t.catalog.asked.Load(); n != maxQuestions {
 			t.Errorf("asked %d questions, want %d", n, maxQuestions)
 		}
 		callers.Wait()
+		if n := len(t.kinds.places.peers); n != 0 {
+			t.Errorf("%d peers are remembered, want none", n)
+		}
 	})
 }
 
-// Invented names do not displace a gateway.
-func TestInventedNamesDoNotDisplaceAGateway(t *testing.T) {
+// Callers who invent names displace neither a gateway nor another proxy: what is not registered is not remembered.
+func TestInventedNamesDisplaceNothing(t *testing.T) {
 	testKinds(t, func(t kindsTest) {
 		t.catalog.set(nil, "edge")
 		t.want("edge", true)
-		for i := range maxOthers + 1 {
-			t.kinds.remember(string(rune(i)), false)
+		t.want("web", false)
+		for i := range maxNodes + 1 {
+			n := xds.Node{ID: strconv.Itoa(i), Cluster: "edge"}
+			_, _ = t.kinds.remember(NotRegistered, keyOf(n, n.ID, ""), keyOf(n, n.ID), n)
+			_, _ = t.kinds.remember(GatewayByName, keyOf(n, n.ID, ""), keyOf(n, n.Cluster), n)
 		}
 		t.catalog.set(errNoConsul)
 		time.Sleep(kindTime)
 		t.want("edge", true)
+		t.want("web", false)
+	})
+}
+
+// The catalog finds names in any case, which must not make a gateway several.
+func TestCaseDoesNotMatterInTheMemory(t *testing.T) {
+	testKinds(t, func(t kindsTest) {
+		t.catalog.set(nil, "edge", "EDGE")
+		t.want("edge", true)
+		t.want("EDGE", true)
+		if n := t.kinds.gateways.Len(); n != 1 {
+			t.Errorf("%d gateways are remembered, want 1", n)
+		}
 	})
 }
 
 func TestASecondNamespaceIsAnotherService(t *testing.T) {
 	testKinds(t, func(t kindsTest) {
 		for _, namespace := range []string{"one", "two"} {
-			_, _ = t.kinds.isGateway(t.Context(), xds.Node{Cluster: "edge", Metadata: map[string]string{"namespace": namespace}})
+			_, _ = t.kinds.isGateway(t.Context(), testPeer, xds.Node{ID: "edge-1", Cluster: "edge", Metadata: map[string]string{"namespace": namespace}})
 		}
 		if n := t.catalog.asked.Load(); n != 2 {
 			t.Errorf("asked %d times, want 2", n)

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"cmp"
+	"container/list"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,8 +17,12 @@ import (
 )
 
 // Limits bound what callers may use. Zero means the value of DefaultLimits. A peer is an IPv4 address, or an IPv6 network of
-// 64 bits. At a limit for connections, the newest one replaces the one that has been without a call for longest; if each
-// has one, the newest is refused.
+// 64 bits.
+//
+// Usher does not check the callers' tokens. A connection is proven when a call on it was answered that needs a token. At a
+// limit, the newest call or connection replaces one of a connection that is not proven, of the peer that has most of them:
+// the oldest call, or the connection that has been without a call for longest. Otherwise, a new connection replaces the
+// proven one that has been without a call for longest. If there is none, the newest is refused.
 type Limits struct {
 	// Connections bounds the open connections, and ConnectionsPerPeer those of one peer.
 	Connections, ConnectionsPerPeer int
@@ -37,16 +42,35 @@ type admission struct {
 	closed      bool       // no connection is admitted any more
 	connections []*connection
 	peers       map[netip.Prefix]*peerState
-	calls       int
-	bytes       int // of messages of callers that have arrived and are not passed on yet
+	calls       list.List // of *admittedCall, oldest first
+	bytes       int       // that messages of callers need that have arrived and are not passed on yet
 }
 
-// maxMessages bounds the messages of all callers that have arrived and are not passed on yet, in bytes: the largest one,
-// and what else is on the way. At the limit, the connection with most of them is closed.
-const maxMessages = 2 * maxMessage
+const (
+	// maxMessages bounds the memory of the messages of all callers that have arrived and are not passed on yet: the largest
+	// one, and what else is on the way. At the limit, the largest connection of the peer that has most is closed.
+	maxMessages = 2 * maxMessage
+	// maxUnprovenCalls bounds the calls on connections that are not proven: each may have headers of maxHeaders bytes, which
+	// need four times as much memory. maxUnprovenCallsPerPeer bounds those of one peer.
+	maxUnprovenCalls        = 2048
+	maxUnprovenCallsPerPeer = 1024
+	// frameCost is how many bytes gRPC needs for a DATA frame besides the data.
+	frameCost = 64
+)
 
 // peerState is what is open for one peer.
-type peerState struct{ connections, calls int }
+type peerState struct {
+	connections, calls           int
+	unprovenConns, unprovenCalls int // of them
+	bytes                        int // as of the admission
+}
+
+// admittedCall is a call that counts against the limits.
+type admittedCall struct {
+	conn    *connection
+	end     func(error) // ends the call without blocking
+	element *list.Element
+}
 
 // connection is an accepted connection.
 type connection struct {
@@ -54,9 +78,15 @@ type connection struct {
 	admission *admission
 	network   netip.Prefix
 	peer      *peerState
+	proven    bool
+	closed    bool
 	calls     int // open ones
 	bytes     int // of messages that are not passed on yet
+	frames    int // in which they came
 }
+
+// cost is the memory of messages that are not passed on yet.
+func (c *connection) cost() int { return c.bytes + frameCost*c.frames }
 
 func newAdmission(l Limits, m *Metrics) *admission {
 	l = Limits{
@@ -81,9 +111,9 @@ func (a *admission) add(c *connection) (admitted bool, replaced *connection) {
 	own := a.peers[c.network]
 	switch {
 	case own != nil && own.connections >= a.limits.ConnectionsPerPeer:
-		replaced = a.longestIdle("connections_per_peer", func(other *connection) bool { return other.network == c.network })
+		replaced = a.replaceable("connections_per_peer", c.network)
 	case len(a.connections) >= a.limits.Connections:
-		replaced = a.longestIdle("connections", func(*connection) bool { return true })
+		replaced = a.replaceable("connections", netip.Prefix{})
 	default:
 		a.insert(c)
 		return true, nil
@@ -96,15 +126,35 @@ func (a *admission) add(c *connection) (admitted bool, replaced *connection) {
 	return true, replaced
 }
 
-// longestIdle counts a limit that was reached. It returns the connection that has been without a call for longest, or nil.
-// mu is locked.
-func (a *admission) longestIdle(limit string, among func(*connection) bool) *connection {
+// replaceable counts a limit that was reached. It returns the connection that the newest one replaces, or nil. It is the
+// given peer's, unless that is zero. mu is locked.
+func (a *admission) replaceable(limit string, peer netip.Prefix) *connection {
 	a.metrics.limited.WithLabelValues(limit).Inc()
-	i := slices.IndexFunc(a.connections, func(c *connection) bool { return c.calls == 0 && among(c) })
+	most := peer
+	if !peer.IsValid() {
+		most = a.mostOf(func(p *peerState) int { return p.unprovenConns })
+	}
+	i := slices.IndexFunc(a.connections, func(c *connection) bool { return !c.proven && c.network == most })
+	if i < 0 {
+		i = slices.IndexFunc(a.connections, func(c *connection) bool {
+			return c.calls == 0 && (!peer.IsValid() || c.network == peer)
+		})
+	}
 	if i < 0 {
 		return nil
 	}
 	return a.connections[i]
+}
+
+// mostOf returns the peer that has most of something. mu is locked.
+func (a *admission) mostOf(count func(*peerState) int) (most netip.Prefix) {
+	largest := 0
+	for network, p := range a.peers {
+		if n := count(p); n > largest {
+			most, largest = network, n
+		}
+	}
+	return most
 }
 
 // insert adds a connection at the end of the list: those that are without a call for longest are at its beginning. mu is
@@ -116,6 +166,7 @@ func (a *admission) insert(c *connection) {
 		a.peers[c.network] = c.peer
 	}
 	c.peer.connections++
+	c.peer.unprovenConns++
 	a.connections = append(a.connections, c)
 	a.metrics.connections.Set(float64(len(a.connections)))
 }
@@ -127,10 +178,13 @@ func (a *admission) remove(c *connection) {
 		return
 	}
 	a.connections = slices.Delete(a.connections, i, i+1)
-	a.bytes -= c.bytes
-	c.bytes = 0
+	a.adjust(c, -c.bytes, 0)
+	c.closed = true
 	a.metrics.connections.Set(float64(len(a.connections)))
 	c.peer.connections--
+	if !c.proven {
+		c.peer.unprovenConns--
+	}
 	a.forget(c)
 }
 
@@ -141,51 +195,121 @@ func (a *admission) forget(c *connection) {
 	}
 }
 
-// openCall admits a call. An error is a status.
-func (a *admission) openCall(c *connection) error {
+// openCall admits a call. end is called to replace it. An error is a status.
+func (a *admission) openCall(c *connection, end func(error)) (*admittedCall, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	limit := ""
-	switch {
-	case c.peer.calls >= a.limits.CallsPerPeer:
-		limit = "calls_per_peer"
-	case a.calls >= a.limits.Calls:
-		limit = "calls"
-	default:
-		a.calls++
-		c.calls++
-		c.peer.calls++
-		return nil
+	for _, limit := range []struct {
+		name    string
+		reached bool
+		perPeer bool
+	}{
+		{"calls_per_peer", c.peer.calls >= a.limits.CallsPerPeer, true},
+		{"unproven_calls_per_peer", !c.proven && c.peer.unprovenCalls >= maxUnprovenCallsPerPeer, true},
+		{"calls", a.calls.Len() >= a.limits.Calls, false},
+		{"unproven_calls", !c.proven && a.unprovenCalls() >= maxUnprovenCalls, false},
+	} {
+		if !limit.reached {
+			continue
+		}
+		from := c.network
+		if !limit.perPeer {
+			from = a.mostOf(func(p *peerState) int { return p.unprovenCalls })
+		}
+		if err := a.replaceCall(limit.name, from); err != nil {
+			return nil, err
+		}
+		break
 	}
-	a.metrics.limited.WithLabelValues(limit).Inc()
-	return status.Errorf(codes.ResourceExhausted, "usher takes no more calls of consul-dataplane for now (limit %s); try again later", limit)
+	call := &admittedCall{conn: c, end: end}
+	call.element = a.calls.PushBack(call)
+	c.calls++
+	c.peer.calls++
+	if !c.proven {
+		c.peer.unprovenCalls++
+	}
+	return call, nil
 }
 
-func (a *admission) closeCall(c *connection) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.calls--
+// unprovenCalls returns how many calls are on connections that are not proven. mu is locked.
+func (a *admission) unprovenCalls() (n int) {
+	for _, p := range a.peers {
+		n += p.unprovenCalls
+	}
+	return n
+}
+
+// replaceCall counts a limit that was reached, and ends the peer's oldest call on a connection that is not proven. It returns
+// an error if there is none. mu is locked.
+func (a *admission) replaceCall(limit string, peer netip.Prefix) error {
+	a.metrics.limited.WithLabelValues(limit).Inc()
+	err := status.Errorf(codes.ResourceExhausted, "usher takes no more calls of consul-dataplane for now (limit %s); try again later", limit)
+	if p := a.peers[peer]; p == nil || p.unprovenCalls == 0 {
+		return err
+	}
+	for e := a.calls.Front(); e != nil; e = e.Next() {
+		if call := e.Value.(*admittedCall); call.conn.network == peer && !call.conn.proven {
+			a.dropCall(call)
+			call.end(err)
+			return nil
+		}
+	}
+	return err
+}
+
+// dropCall ends a call's count against the limits. mu is locked.
+func (a *admission) dropCall(call *admittedCall) {
+	if call.element == nil {
+		return
+	}
+	a.calls.Remove(call.element)
+	call.element = nil
+	c := call.conn
 	c.calls--
 	c.peer.calls--
+	if !c.proven {
+		c.peer.unprovenCalls--
+	}
+}
+
+func (a *admission) closeCall(call *admittedCall) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dropCall(call)
+	c := call.conn
 	if i := slices.Index(a.connections, c); i >= 0 && c.calls == 0 { // it is idle from now on
-		a.bytes -= c.bytes // ended calls leave messages that are never read
-		c.bytes = 0
+		a.adjust(c, -c.bytes, 0) // ended calls leave messages that are never read
 		a.connections = append(slices.Delete(a.connections, i, i+1), c)
 	}
 	a.forget(c)
 }
 
-// countBytes counts bytes of messages that have arrived; those that are passed on, as a negative number.
-func (a *admission) countBytes(c *connection, bytes int) {
+// markProven records that a call was answered that needs a token.
+func (a *admission) markProven(c *connection) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.proven {
+		return
+	}
+	c.proven = true
+	c.peer.unprovenCalls -= c.calls
+	if !c.closed {
+		c.peer.unprovenConns--
+	}
+}
+
+// countBytes counts bytes of messages that have arrived, and the frames in which they came; those that are passed on, as a
+// negative number of bytes.
+func (a *admission) countBytes(c *connection, bytes, frames int) {
 	a.mu.Lock()
 	var largest *connection
-	if slices.Contains(a.connections, c) {
-		before := c.bytes
-		c.bytes = max(0, c.bytes+bytes)
-		a.bytes += c.bytes - before
+	if !c.closed {
+		a.adjust(c, bytes, frames)
 	}
 	if a.bytes > maxMessages {
-		largest = slices.MaxFunc(a.connections, func(x, y *connection) int { return cmp.Compare(x.bytes, y.bytes) })
+		largest = slices.MaxFunc(a.connections, func(x, y *connection) int {
+			return cmp.Or(cmp.Compare(x.peer.bytes, y.peer.bytes), cmp.Compare(x.cost(), y.cost()))
+		})
 		a.metrics.limited.WithLabelValues("message_bytes").Inc()
 		a.remove(largest)
 	}
@@ -193,6 +317,18 @@ func (a *admission) countBytes(c *connection, bytes int) {
 	if largest != nil {
 		_ = largest.Conn.Close()
 	}
+}
+
+// adjust adds to a connection's bytes and frames. mu is locked.
+func (a *admission) adjust(c *connection, bytes, frames int) {
+	before := c.cost()
+	c.bytes = max(0, c.bytes+bytes)
+	c.frames += frames
+	if c.bytes == 0 {
+		c.frames = 0
+	}
+	c.peer.bytes += c.cost() - before
+	a.bytes += c.cost() - before
 }
 
 // close admits nothing any more, and closes the connections without a call.
@@ -255,7 +391,7 @@ func (c connCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Au
 		return nil, nil, err
 	}
 	conn := raw.(*connection)
-	counted := requestbytes.NewConn(decrypted, func(data, _ int) { conn.admission.countBytes(conn, data) })
+	counted := requestbytes.NewConn(decrypted, func(data, frames int) { conn.admission.countBytes(conn, data, frames) })
 	return counted, authInfo{info, conn}, nil
 }
 

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"net"
+	"strconv"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -35,25 +36,37 @@ func add(t *testing.T, a *admission, ip string) (added, replaced *connection) {
 	return c, replaced
 }
 
+// openCall opens a call that has to be admitted.
+func openCall(t *testing.T, a *admission, c *connection) *admittedCall {
+	t.Helper()
+	call, err := a.openCall(c, func(error) { t.Error("the call is ended") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return call
+}
+
 func TestANewConnectionReplacesTheOneThatIsIdleForLongest(t *testing.T) {
 	a := newAdmission(Limits{Connections: 3, ConnectionsPerPeer: 2}, NewMetrics(nil))
 	first, _ := add(t, a, "192.0.2.1")
 	second, _ := add(t, a, "192.0.2.2")
 	third, _ := add(t, a, "192.0.2.3")
-	if err := a.openCall(first); err != nil {
-		t.Fatal(err)
+	for _, c := range []*connection{first, second, third} {
+		a.markProven(c)
 	}
+	call := openCall(t, a, first)
 	fourth, replaced := add(t, a, "192.0.2.4")
 	if replaced != second {
 		t.Error("the new connection did not replace the second one")
 	}
-	a.closeCall(first)
-	if _, replaced = add(t, a, "192.0.2.5"); replaced != third {
+	a.markProven(fourth)
+	a.closeCall(call)
+	fifth, replaced := add(t, a, "192.0.2.5")
+	if replaced != third {
 		t.Error("the new connection did not replace the third one: the first had a call later")
 	}
-	if err := a.openCall(fourth); err != nil {
-		t.Fatal(err)
-	}
+	a.markProven(fifth)
+	openCall(t, a, fourth)
 	if _, replaced = add(t, a, "192.0.2.6"); replaced != first {
 		t.Error("the new connection did not replace the first one")
 	}
@@ -62,16 +75,15 @@ func TestANewConnectionReplacesTheOneThatIsIdleForLongest(t *testing.T) {
 func TestAConnectionIsRefusedWhileAllOthersHaveCalls(t *testing.T) {
 	a := newAdmission(Limits{Connections: 10, ConnectionsPerPeer: 1}, NewMetrics(nil))
 	first, _ := add(t, a, "2001:db8::1")
-	if err := a.openCall(first); err != nil {
-		t.Fatal(err)
-	}
+	a.markProven(first)
+	call := openCall(t, a, first)
 	neighbour, _ := connectFrom(t, a, "2001:db8::2")
 	if admitted, _ := a.add(neighbour); admitted {
 		t.Error("a second connection from the same network is admitted")
 	}
 	add(t, a, "2001:db8:0:1::1")
 	_ = first.Close()
-	a.closeCall(first)
+	a.closeCall(call)
 	add(t, a, "2001:db8::2")
 	if n := len(a.peers); n != 2 {
 		t.Errorf("%d peers are remembered, want 2", n)
@@ -82,6 +94,9 @@ func TestCallsAreLimited(t *testing.T) {
 	a := newAdmission(Limits{Calls: 3, CallsPerPeer: 2}, NewMetrics(nil))
 	c, _ := add(t, a, "192.0.2.1")
 	other, _ := add(t, a, "192.0.2.2")
+	a.markProven(c)
+	a.markProven(other)
+	var calls []*admittedCall
 	for _, step := range []struct {
 		c    *connection
 		code codes.Code
@@ -92,14 +107,14 @@ func TestCallsAreLimited(t *testing.T) {
 		{other, codes.OK},
 		{other, codes.ResourceExhausted},
 	} {
-		if err := a.openCall(step.c); status.Code(err) != step.code {
+		call, err := a.openCall(step.c, func(error) { t.Error("a proven connection's call is ended") })
+		if status.Code(err) != step.code {
 			t.Errorf("a call from %s: %v, want %v", step.c.network, err, step.code)
 		}
+		calls = append(calls, call)
 	}
-	a.closeCall(c)
-	if err := a.openCall(other); err != nil {
-		t.Errorf("after a call has ended: %v", err)
-	}
+	a.closeCall(calls[0])
+	openCall(t, a, other)
 }
 
 func TestTheConnectionWithMostUnhandledBytesIsClosed(t *testing.T) {
@@ -109,18 +124,110 @@ func TestTheConnectionWithMostUnhandledBytesIsClosed(t *testing.T) {
 	if admitted, _ := a.add(large); !admitted {
 		t.Fatal("the connection is refused")
 	}
-	a.countBytes(small, 100)
-	a.countBytes(large, maxMessages-100)
+	a.countBytes(small, 100, 0)
+	a.countBytes(large, maxMessages-100, 0)
 	if n := len(a.connections); n != 2 {
 		t.Fatalf("%d connections at the limit, want 2", n)
 	}
-	a.countBytes(small, 1)
+	a.countBytes(small, 1, 0)
 	if _, err := client.Read(make([]byte, 1)); err == nil || len(a.connections) != 1 || a.connections[0] != small {
 		t.Errorf("the connection with most bytes is open: %v", err)
 	}
-	a.countBytes(large, 100) // it may still be read
-	a.countBytes(small, -101)
+	a.countBytes(large, 100, 1) // it may still be read
+	a.countBytes(small, -101, 0)
 	if a.bytes != 0 {
 		t.Errorf("%d bytes counted, want 0", a.bytes)
+	}
+}
+
+// gRPC keeps each frame of a message that is not complete, and a frame may have one byte.
+func TestTinyFramesCountAsWhatTheyCost(t *testing.T) {
+	a := newAdmission(Limits{}, NewMetrics(nil))
+	c, client := connectFrom(t, a, "192.0.2.1")
+	a.add(c)
+	a.countBytes(c, maxMessages/(frameCost+1), maxMessages/(frameCost+1))
+	if n := len(a.connections); n != 1 {
+		t.Fatalf("%d connections at the limit, want 1", n)
+	}
+	a.countBytes(c, frameCost, 1)
+	if _, err := client.Read(make([]byte, 1)); err == nil || a.bytes != 0 {
+		t.Errorf("the connection is open: %v, and %d bytes are counted", err, a.bytes)
+	}
+	other, _ := add(t, a, "192.0.2.2")
+	a.countBytes(other, 10, 10)
+	a.countBytes(other, -10, 0)
+	if a.bytes != 0 || other.frames != 0 {
+		t.Errorf("%d bytes and %d frames counted after everything is passed on", a.bytes, other.frames)
+	}
+}
+
+// Many connections with a little each must not make Usher close that of a caller with one large message.
+func TestTheLimitOfBytesHitsThePeerWithMost(t *testing.T) {
+	a := newAdmission(Limits{}, NewMetrics(nil))
+	honest, _ := add(t, a, "192.0.2.1")
+	a.countBytes(honest, maxMessage/2, 1)
+	for range 10 {
+		attacker, _ := add(t, a, "192.0.2.2")
+		a.countBytes(attacker, maxMessages/10, 1)
+	}
+	if honest.closed || len(a.connections) >= 11 {
+		t.Errorf("the honest connection is closed: %v; %d connections are open", honest.closed, len(a.connections))
+	}
+}
+
+// Callers without a token can neither keep others out by holding connections and calls, nor end those of others.
+func TestCallersWithoutATokenMakeRoom(t *testing.T) {
+	a := newAdmission(Limits{Connections: 4, ConnectionsPerPeer: 3, Calls: 4, CallsPerPeer: 3}, NewMetrics(nil))
+	honest, _ := add(t, a, "192.0.2.1")
+	a.markProven(honest)
+	openCall(t, a, honest)
+	var ended []int
+	var attackers []*connection
+	for i := range 3 {
+		c, _ := add(t, a, "192.0.2.2")
+		if _, err := a.openCall(c, func(error) { ended = append(ended, i) }); err != nil {
+			t.Fatal(err)
+		}
+		attackers = append(attackers, c)
+	}
+	newcomer, replaced := add(t, a, "192.0.2.3")
+	if replaced != attackers[0] {
+		t.Error("a newcomer did not replace the oldest connection of the peer with most")
+	}
+	openCall(t, a, newcomer)
+	if len(ended) != 1 || ended[0] != 0 {
+		t.Errorf("the newcomer's call ended the attackers' calls %v, want the oldest", ended)
+	}
+	if _, replaced = add(t, a, "192.0.2.2"); replaced != attackers[1] {
+		t.Error("the attackers' next connection did not replace one of theirs")
+	}
+	for _, p := range a.peers {
+		if p.unprovenCalls < 0 || p.unprovenConns < 0 || p.unprovenConns > p.connections {
+			t.Errorf("counted wrongly: %+v", p)
+		}
+	}
+}
+
+// The headers of a call that nobody has proven cost memory, so there are fewer of these.
+func TestCallsThatNeedNoTokenAreFewer(t *testing.T) {
+	a := newAdmission(Limits{}, NewMetrics(nil))
+	ended := 0
+	for peer := range 3 {
+		c, _ := add(t, a, "192.0.2."+strconv.Itoa(peer+1))
+		for range maxUnprovenCallsPerPeer + 1 {
+			if _, err := a.openCall(c, func(error) { ended++ }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := a.unprovenCalls(); n != maxUnprovenCalls || a.calls.Len() != n || ended != 3*(maxUnprovenCallsPerPeer+1)-n {
+		t.Errorf("%d calls are not proven, %d are open, %d were ended", n, a.calls.Len(), ended)
+	}
+	honest, _ := add(t, a, "192.0.2.9")
+	a.markProven(honest)
+	before := ended
+	openCall(t, a, honest)
+	if ended != before {
+		t.Error("the call of a caller with a token ended another one below the limits for all calls")
 	}
 }

@@ -48,13 +48,26 @@ func TestMessages(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		c := &fakeCatalog{delay: time.Hour}
-		k := newKinds(c.isGateway, nil)
-		_, err := k.question(t.Context(), askTime, xds.Node{})
+		k := newKinds(c.kindOf, nil)
+		_, err := k.question(t.Context(), askTime, testPeer, xds.Node{})
 		add(t, err)
-		for range maxQuestions {
-			k.places <- struct{}{}
+		for range maxQuestionsPerPeer {
+			k.places.enter(t.Context(), testPeer)
 		}
-		_, err = k.question(t.Context(), askTime, xds.Node{})
+		_, err = k.question(t.Context(), askTime, testPeer, xds.Node{})
+		add(t, err)
+		_, err = k.remember(NotRegistered, "", "", xds.Node{ID: "web-1", Metadata: map[string]string{"node_name": "n1"}})
+		add(t, err)
+		add(t, errAmbiguous)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, flood, xds.Options{})
+		stream := h.unreadCall()
+		time.Sleep(sendTime + time.Second)
+		var err error
+		for err == nil {
+			err = stream.RecvMsg(new(frame))
+		}
 		add(t, err)
 	})
 	// These have no other cause than a bug.

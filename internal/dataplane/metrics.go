@@ -36,7 +36,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		}, []string{"destination"}),
 		limited: counter("usher_dataplane_limited_total",
 			"Connections and calls of consul-dataplane that were refused or ended because a limit was reached.",
-			"limit", "connections", "connections_per_peer", "calls", "calls_per_peer", "message_bytes"),
+			"limit", "connections", "connections_per_peer", "calls", "calls_per_peer",
+			"unproven_calls", "unproven_calls_per_peer", "message_bytes", "send_time"),
 		connections: f.NewGauge(prometheus.GaugeOpts{
 			Name: "usher_dataplane_connections", Help: "Open connections of consul-dataplane.",
 		}),

@@ -27,13 +27,13 @@ type XDS interface {
 	ServeDecrypted(l net.Listener) error
 }
 
-// Options are the parts of a server. XDS, IsGateway, DialConsul and Logger are required.
+// Options are the parts of a server. XDS, KindOf, DialConsul and Logger are required.
 type Options struct {
 	XDS XDS
-	// IsGateway reports whether a node belongs to an ingress gateway. A gRPC status error with InvalidArgument refuses the
-	// node. Any other error means that there is no answer.
-	IsGateway    func(ctx context.Context, n xds.Node) (bool, error)
-	MetadataKeys []string // of the node's metadata that IsGateway reads
+	// KindOf returns what Consul's catalog has for a node. A gRPC status error with InvalidArgument refuses the node. Any
+	// other error means that there is no answer.
+	KindOf       func(ctx context.Context, n xds.Node) (Kind, error)
+	MetadataKeys []string // of the node's metadata that KindOf reads, with node_name
 	// DialConsul returns a connection to Consul's gRPC port. After an error, the next call tries again.
 	DialConsul  func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
 	Logger      *slog.Logger
@@ -49,7 +49,7 @@ type Server struct {
 	metrics   *Metrics
 	grpc      *grpc.Server
 	admission *admission
-	consul    *consulConn
+	consul    *consulConns
 	kinds     *kinds
 	handover  *handover
 	// background are the goroutines that outlive a call's handler: gRPC releases them when it has returned.
@@ -70,15 +70,15 @@ func NewServer(o Options) *Server {
 		options: o, log: o.Logger.With("part", "dataplane"), metrics: o.Metrics,
 		admission: newAdmission(o.Limits, o.Metrics), handover: newHandover(), streams: map[*call]struct{}{},
 	}
-	s.consul = &consulConn{dial: o.DialConsul, log: s.log}
-	s.kinds = newKinds(o.IsGateway, s.log)
+	s.consul = &consulConns{dial: o.DialConsul, log: s.log}
+	s.kinds = newKinds(o.KindOf, s.log)
 	s.grpc = grpc.NewServer(serverOptions(o.Credentials, s.handle)...)
 	return s
 }
 
 const (
 	maxMessage    = 50 << 20 // bytes; Consul's own limit
-	maxHeaders    = 64 << 10 // bytes, decoded
+	maxHeaders    = 16 << 10 // bytes, decoded; bearer tokens have a few KiB
 	handshakeTime = 10 * time.Second
 	// idleTime is how long a connection may be open without a call. consul-dataplane makes one every minute.
 	idleTime = 5 * time.Minute
@@ -166,7 +166,10 @@ func (s *Server) Drain(ctx context.Context, over time.Duration) {
 const (
 	watchServersMethod = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/WatchServers"
 	featuresMethod     = "/hashicorp.consul.dataplane.DataplaneService/GetSupportedDataplaneFeatures"
-	adsMethod          = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName
+	// The answers to these need a token, so that a caller who gets one has proven who it is.
+	dataplaneService = "/hashicorp.consul.dataplane.DataplaneService/"
+	loginMethod      = "/hashicorp.consul.acl.ACLService/Login"
+	adsMethod        = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName
 )
 
 // handle handles every call.

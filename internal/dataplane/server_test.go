@@ -378,3 +378,79 @@ func TestAnUnreachableConsulIsLoggedOnce(t *testing.T) {
 		}
 	})
 }
+
+// flood answers a call with messages until the caller is gone.
+func flood(_ any, stream grpc.ServerStream) error {
+	for {
+		if err := stream.SendMsg(frame(make([]byte, 1<<20))); err != nil {
+			return err
+		}
+	}
+}
+
+// unreadCall opens a call that Consul answers with more than the caller reads.
+func (h *harness) unreadCall() grpc.ClientStream {
+	h.Helper()
+	stream := h.open(h.Context(), h.dial(), "/example.Service/Method")
+	if err := stream.SendMsg(frame{}); err != nil {
+		h.Fatal(err)
+	}
+	return stream
+}
+
+// openCalls returns how many calls count against the limits.
+func (h *harness) openCalls() int {
+	h.server.admission.mu.Lock()
+	defer h.server.admission.mu.Unlock()
+	return h.server.admission.calls.Len()
+}
+
+func TestACallerThatDoesNotReadIsEnded(t *testing.T) {
+	inBubble(t, flood, func(t *testing.T, h *harness) {
+		h.unreadCall()
+		time.Sleep(sendTime - time.Second)
+		synctest.Wait()
+		if n := h.openCalls(); n != 1 {
+			t.Errorf("%d calls are open, want 1", n)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := h.openCalls(); n != 0 {
+			t.Errorf("%d calls are open, want none", n)
+		}
+		if n := h.metric("usher_dataplane_limited_total", "send_time"); n != 1 {
+			t.Errorf("%v calls counted, want 1", n)
+		}
+	})
+}
+
+func (h *harness) consulConns() int {
+	h.server.consul.mu.Lock()
+	defer h.server.consul.mu.Unlock()
+	return len(h.server.consul.conns)
+}
+
+// Consul opens 2,048 streams on a connection. More calls must not wait for each other.
+func TestCallsUseAsManyConnectionsAsTheyNeed(t *testing.T) {
+	inBubble(t, echo, func(t *testing.T, h *harness) {
+		conn := h.dial()
+		for range maxCallsPerConnection {
+			stream := h.open(t.Context(), conn, "/example.Service/Method")
+			if err := stream.SendMsg(frame{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n := h.consulConns(); n != 1 {
+			t.Errorf("%d connections to Consul for %d calls, want 1", n, maxCallsPerConnection)
+		}
+		h.server.consul.conns[0].calls.Store(callsPerConsulConn)
+		stream := h.open(t.Context(), h.dial(), "/example.Service/Method")
+		if err := errors.Join(stream.SendMsg(frame{}), stream.RecvMsg(new(frame))); err != nil {
+			t.Fatal(err)
+		}
+		if n := h.consulConns(); n != 2 {
+			t.Errorf("%d connections to Consul, want 2", n)
+		}
+	})
+}
