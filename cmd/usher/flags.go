@@ -29,6 +29,7 @@ type serveOptions struct {
 	envoyLoginAuthMethod                 string
 	tokenReview                          bool
 	loginAuthMethod, loginTokenFile      string
+	webhook                              webhookOptions
 	limits                               xds.Limits
 	maxGateways                          int
 	logLevel, logFormat                  string
@@ -110,6 +111,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
 	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", serviceAccountTokenFile,
 		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
+	o.webhook.register(f)
 	limitFlags(f, &o.limits, &o.maxGateways)
 	f.StringVar(&o.logLevel, "log-level", "info", "Lowest level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
@@ -136,6 +138,9 @@ func (o *serveOptions) check() error {
 		return errors.New("--token-review: it checks the bearer tokens of Envoys, which Usher refuses without --envoy-login-auth-method; set that, too")
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
 		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
+	}
+	if err := o.webhook.check(o.tlsCert); err != nil {
+		return err
 	}
 	return o.checkLimits()
 }
