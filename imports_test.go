@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/consulchart":         {"internal/configtree", "internal/problem"},
 	"internal/loadbalancer":        {"internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest"},
 	"internal/tokenreview":         {},
+	"internal/admission":           {"internal/guard"},
 	"internal/controlplane":        {"listeners", "xds", "internal/gateway", "internal/problem", "internal/settings", "internal/guard", "internal/latest", "internal/ordered"},
 	"internal/dataplane":           {"xds", "internal/guard", "internal/requestbytes", "internal/wire"},
 	"internal/bootstrap":           {"internal/gateway"},
@@ -47,7 +48,7 @@ var allowed = map[string][]string{
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
-		"internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/dataplane", "internal/demo",
+		"internal/admission", "internal/bootstrap", "internal/configdir", "internal/configfile", "internal/consulchart", "internal/controlplane", "internal/dataplane", "internal/demo",
 		"internal/gateway", "internal/guard", "internal/loadbalancer", "internal/problem", "internal/settings", "internal/tokenreview",
 	},
 	"tools/settings-doc":  {"internal/settings"},

@@ -26,11 +26,16 @@ type cluster struct {
 	config     *rest.Config
 }
 
+// policyVersion is the version of MutatingAdmissionPolicy that the API server of the tests serves.
+const policyVersion = "admissionregistration.k8s.io/v1beta1"
+
 // startCluster starts an API server with what the chart's objects need: namespaces, of which that of the release admits
 // restricted pods only, and the CustomResourceDefinitions of others.
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	server := apiserver.Start(t, apiserver.Options{})
+	server := apiserver.Start(t, apiserver.Options{Flags: []string{
+		"--feature-gates=MutatingAdmissionPolicy=true", "--runtime-config=" + policyVersion + "=true",
+	}})
 	c := connect(t, server.Kubeconfig(t, apiserver.Admin))
 	c.server = server
 	restricted := map[string]any{"metadata": map[string]any{"labels": map[string]any{
@@ -144,25 +149,28 @@ func (c *cluster) helm(t *testing.T, args ...string) string {
 
 // kinds are the kinds of all objects that the chart can create, and the paths of their APIs.
 var kinds = map[string]string{
-	"Certificate":              "/apis/cert-manager.io/v1",
-	"ClusterRole":              "/apis/rbac.authorization.k8s.io/v1",
-	"ClusterRoleBinding":       "/apis/rbac.authorization.k8s.io/v1",
-	"ConfigMap":                "/api/v1",
-	"CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1",
-	"Deployment":               "/apis/apps/v1",
-	"Job":                      "/apis/batch/v1",
-	"Namespace":                "/api/v1",
-	"NetworkPolicy":            "/apis/networking.k8s.io/v1",
-	"Pod":                      "/api/v1",
-	"PodDisruptionBudget":      "/apis/policy/v1",
-	"PrometheusRule":           "/apis/monitoring.coreos.com/v1",
-	"Role":                     "/apis/rbac.authorization.k8s.io/v1",
-	"RoleBinding":              "/apis/rbac.authorization.k8s.io/v1",
-	"Secret":                   "/api/v1",
-	"Service":                  "/api/v1",
-	"ServiceAccount":           "/api/v1",
-	"ServiceMonitor":           "/apis/monitoring.coreos.com/v1",
-	"StatefulSet":              "/apis/apps/v1",
+	"Certificate":                    "/apis/cert-manager.io/v1",
+	"ClusterRole":                    "/apis/rbac.authorization.k8s.io/v1",
+	"ClusterRoleBinding":             "/apis/rbac.authorization.k8s.io/v1",
+	"ConfigMap":                      "/api/v1",
+	"CustomResourceDefinition":       "/apis/apiextensions.k8s.io/v1",
+	"Deployment":                     "/apis/apps/v1",
+	"Job":                            "/apis/batch/v1",
+	"MutatingAdmissionPolicy":        "/apis/" + policyVersion,
+	"MutatingAdmissionPolicyBinding": "/apis/" + policyVersion,
+	"MutatingWebhookConfiguration":   "/apis/admissionregistration.k8s.io/v1",
+	"Namespace":                      "/api/v1",
+	"NetworkPolicy":                  "/apis/networking.k8s.io/v1",
+	"Pod":                            "/api/v1",
+	"PodDisruptionBudget":            "/apis/policy/v1",
+	"PrometheusRule":                 "/apis/monitoring.coreos.com/v1",
+	"Role":                           "/apis/rbac.authorization.k8s.io/v1",
+	"RoleBinding":                    "/apis/rbac.authorization.k8s.io/v1",
+	"Secret":                         "/api/v1",
+	"Service":                        "/api/v1",
+	"ServiceAccount":                 "/api/v1",
+	"ServiceMonitor":                 "/apis/monitoring.coreos.com/v1",
+	"StatefulSet":                    "/apis/apps/v1",
 }
 
 // collection is the path of the objects of a kind. A kind without a namespace ignores it.

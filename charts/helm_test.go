@@ -70,10 +70,14 @@ func absolute(t *testing.T, path string) string {
 	return path
 }
 
-// template renders the chart without a cluster, and returns what Helm says if it does not.
+// template renders the chart without a cluster, but for one that has policies as the API server of the tests. It returns
+// what Helm says if it does not.
 func template(t *testing.T, chart string, args ...string) ([]object, string) {
 	t.Helper()
-	args = append([]string{"template", release, absolute(t, chart), "--namespace", namespaceOfRelease}, args...)
+	args = append([]string{
+		"template", release, absolute(t, chart), "--namespace", namespaceOfRelease,
+		"--api-versions", policyVersion + "/MutatingAdmissionPolicy",
+	}, args...)
 	end := helm(t, args...)
 	if end.Code != 0 {
 		return nil, end.Stderr

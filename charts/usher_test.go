@@ -89,7 +89,7 @@ func TestChartHasNoLint(t *testing.T) {
 
 // TestMistakesInValues checks what Helm says about values that cannot be right.
 func TestMistakesInValues(t *testing.T) {
-	const acls, tls = "global.acls.manageSystemACLs=true", "global.tls.enabled=true"
+	const acls, tls, gateway = "global.acls.manageSystemACLs=true", "global.tls.enabled=true", "ingressGateways.enabled=true"
 	for _, c := range []struct {
 		set  []string
 		want string
@@ -148,6 +148,39 @@ func TestMistakesInValues(t *testing.T) {
 			"tokenReview.enabled: Envoys send no service account tokens, because global.acls.manageSystemACLs is off or consul.envoyLogin.authMethod is none; " +
 				"set consul.envoyLogin.authMethod, or turn tokenReview off",
 		},
+		{
+			[]string{acls, "dataplane.enabled=true", "xds.tls.mode=none", "consul.envoyLogin.authMethod=none"},
+			"dataplane.enabled with xds.tls.mode=none: Consul's ACLs are on, and consul-dataplanes would send their tokens unencrypted; use another mode",
+		},
+		{
+			[]string{"dataplane.enabled=true"},
+			"dataplane.enabled and admission.shutdownGracePeriodSeconds are for the pods of gateways, and the values have none: " +
+				"ingressGateways.enabled is off and gateways is empty; name them, or set admission.type to none",
+		},
+		{
+			[]string{gateway, "dataplane.enabled=true", "admission.gateways={edge}"},
+			"admission.gateways: there is no gateway edge; use ingress-gateway",
+		},
+		{
+			[]string{gateway, "admission.type=none", "admission.shutdownGracePeriodSeconds=60"},
+			"admission.shutdownGracePeriodSeconds: admission.type is none, so nothing changes the pods; set it to auto, policy or webhook, or set this to 0",
+		},
+		{
+			[]string{gateway, "dataplane.enabled=true", "admission.type=webhook", "xds.tls.mode=none"},
+			"admission.type=webhook needs a webhook here, and Kubernetes calls webhooks with TLS only, which xds.tls.mode=none switches off; " +
+				"use another mode, or set admission.type to policy (Kubernetes 1.34 with this API switched on, or later) or none",
+		},
+		{
+			[]string{gateway, "dataplane.enabled=true", "admission.type=webhook", "xds.tls.mode=secret", "xds.tls.secretName=t"},
+			"admission.webhook.caBundle is empty; with a webhook and xds.tls.mode=secret, it is the CA of the certificate in xds.tls.secretName",
+		},
+		{
+			[]string{gateway, "dataplane.enabled=true", "consul.namespace=mesh"},
+			"dataplane.enabled: the CA of Usher's certificate is in the Secret usher-xds-tls of the namespace consul, and the gateways' pods in mesh cannot mount it; " +
+				"install Usher in mesh, or set xds.tls.mode=consul-ca, or dataplane.caFileInPod",
+		},
+		{[]string{"admission.type=maybe"}, "at '/admission/type': value must be one of 'auto', 'policy', 'webhook', 'none'"},
+		{[]string{"admission.gateway={a}"}, "at '/admission': additional properties 'gateway' not allowed"},
 		{[]string{"consul.aclSetup.enabled=true"}, "consul.aclSetup.enabled: Usher does not log in"},
 		{
 			[]string{acls, "consul.aclSetup.enabled=true"},

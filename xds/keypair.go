@@ -33,10 +33,15 @@ func NewKeyPair(certFile, keyFile string, log *slog.Logger) (*KeyPair, error) {
 
 // Credentials returns the credentials of a gRPC server.
 func (k *KeyPair) Credentials() credentials.TransportCredentials {
-	return credentials.NewTLS(&tls.Config{
+	return credentials.NewTLS(k.TLSConfig())
+}
+
+// TLSConfig returns the configuration of a server.
+func (k *KeyPair) TLSConfig() *tls.Config {
+	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return k.current.Load(), nil },
-	})
+	}
 }
 
 // Run reads the pair again whenever its files change, until ctx ends, and returns nil. It keeps the last good pair and

@@ -62,16 +62,21 @@ func newAdmin(ctx context.Context, addr string, log *slog.Logger, metrics promet
 		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	return &admin{listener: l, mux: mux, server: &http.Server{
-		Handler:           noSniff(mux),
+	return &admin{listener: l, mux: mux, server: newHTTPServer("admin", mux, log)}, nil
+}
+
+// newHTTPServer returns a server with limits for its callers. Its port is for few of them.
+func newHTTPServer(part string, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           noSniff(h),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       15 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.With("part", "admin").Handler(), slog.LevelWarn),
-		ConnState:         (&connLimiter{limit: maxAdminConnections}).track,
-	}}, nil
+		ErrorLog:          slog.NewLogLogger(log.With("part", part).Handler(), slog.LevelWarn),
+		ConnState:         (&connLimiter{limit: maxHTTPConnections}).track,
+	}
 }
 
 // envoysPath lists the Envoys that have an open and authorized stream, as JSON.
@@ -124,8 +129,9 @@ func (a *admin) run() error {
 // stop ends run and cuts off open requests.
 func (a *admin) stop() { _ = a.server.Close() }
 
-// maxAdminConnections is how many connections the admin port keeps. Probes and Prometheus need a few.
-const maxAdminConnections = 100
+// maxHTTPConnections is how many connections the admin port keeps, and the port of the webhook. Probes, Prometheus and API
+// servers need a few.
+const maxHTTPConnections = 100
 
 // connLimiter limits the connections of a server. At one too many, it closes the one that has been idle for the longest
 // time, or else the oldest one. So idle connections neither keep a probe out nor use up the files of the process.

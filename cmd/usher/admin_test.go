@@ -71,7 +71,7 @@ func TestIdleConnectionsAreClosedAtTheAdminPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := dialAdmin(t, addr)
-	for range 5 * maxAdminConnections {
+	for range 5 * maxHTTPConnections {
 		dialAdmin(t, addr)
 	}
 	for _, path := range []string{"/healthz", "/readyz"} {

@@ -31,6 +31,7 @@ type serveOptions struct {
 	envoyLoginAuthMethod                 string
 	tokenReview                          bool
 	loginAuthMethod, loginTokenFile      string
+	webhook                              webhookOptions
 	limits                               xds.Limits
 	gateways                             []string
 	watched                              []gateway.ID // from gateways
@@ -114,6 +115,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
 	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", serviceAccountTokenFile,
 		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
+	o.webhook.register(f)
 	f.StringArrayVar(&o.gateways, "gateway", nil, "Gateway (NAME, or PARTITION/NAMESPACE/NAME) that Usher watches without an Envoy, too. "+
 		"Its first Envoy does not wait, and the log says if none connects. You can give several. Default: each gateway as long as it has an Envoy.")
 	limitFlags(f, &o.limits, &o.maxGateways)
@@ -142,6 +144,9 @@ func (o *serveOptions) check() error {
 		return errors.New("--token-review: it checks the bearer tokens of Envoys, which Usher refuses without --envoy-login-auth-method; set that, too")
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
 		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
+	}
+	if err := o.webhook.check(o.tlsCert); err != nil {
+		return err
 	}
 	if err := o.parseGateways(); err != nil {
 		return err

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/status"
@@ -92,6 +94,8 @@ func TestMessages(t *testing.T) {
 		"serve --envoy-login-auth-method usher --token-review", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",
 		"serve --config-dir " + dir + " --dataplane-addr 127.0.0.1:8502", "serve --dataplane-addr 0.0.0.0:8502",
 		"serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --dataplane-addr unix://" + file,
+		"serve --webhook-addr 127.0.0.1:0", "serve --webhook-arg -a", "serve --webhook-addr 127.0.0.1:0 --webhook-arg -a",
+		"serve --webhook-termination-grace-period 1ms",
 		"serve --xds-addr unix://" + file, "serve --xds-addr unix://" + socket, "serve --xds-addr unix://" + filepath.Join(dir, "xds") + " --admin-addr 18001",
 		"bootstrap --gateway edge --ca-file " + filepath.Join(dir, "none"), "bootstrap --gateway edge --token-file " + filepath.Join(dir, "none"),
 	} {
@@ -113,6 +117,9 @@ func TestMessages(t *testing.T) {
 		t.Errorf("the admin server without its port: %v", err)
 	}
 	lines = append(lines, "admin server: …")
+	add((&webhook{server: &http.Server{ReadTimeout: time.Second}}).serve(admin.listener)) // it has no certificate
+	_, err = (&webhookOptions{addr: "18003"}).listen(t.Context(), nil, slog.New(slog.DiscardHandler))
+	add(err)
 	for _, err := range []error{
 		consul.ErrUnknownToken, consul.ErrDenied, consul.ErrBearerUnused, consul.ErrBearerInvalid, consul.ErrBearerExpired,
 		consul.ErrLoginRefused, tokenreview.ErrRefused, errOtherPod,

@@ -61,7 +61,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if transport != nil {
 		options.Credentials = transport.Credentials()
 	}
-	servers, err := newServers(ctx, o.xdsAddr, options)
+	servers, err := newServers(ctx, o, options, transport)
 	if err != nil {
 		return err
 	}

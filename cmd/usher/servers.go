@@ -13,25 +13,31 @@ import (
 	"github.com/usherproxy/usher/xds"
 )
 
-// servers are the gRPC servers, with the ports that they have bound.
+// servers are the servers for Envoys, for consul-dataplanes and for Kubernetes, with the ports that they have bound.
 type servers struct {
 	xds         *xds.Server
 	xdsListener net.Listener
 	// dataplane and its port are nil without --dataplane-addr.
 	dataplane         *dataplane.Server
 	dataplaneListener net.Listener
+	webhook           *webhook // nil without --webhook-addr
 }
 
-// newServers returns the xDS server, and binds its port.
-func newServers(ctx context.Context, addr string, o xds.Options) (*servers, error) {
-	l, err := listen(ctx, addr)
+// newServers returns the xDS server and, if the flags ask for it, the webhook. It binds their ports.
+func newServers(ctx context.Context, o serveOptions, like xds.Options, transport *xds.KeyPair) (*servers, error) {
+	l, err := listen(ctx, o.xdsAddr)
 	if err != nil {
-		return nil, fmt.Errorf("--xds-addr %s: %w", addr, err)
+		return nil, fmt.Errorf("--xds-addr %s: %w", o.xdsAddr, err)
 	}
-	return &servers{xds: xds.NewServer(o), xdsListener: l}, nil
+	hook, err := o.webhook.listen(ctx, transport, like.Logger)
+	if err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return &servers{xds: xds.NewServer(like), xdsListener: l, webhook: hook}, nil
 }
 
-// serve returns when all servers have stopped or are drained. An error of one stops the other.
+// serve returns when all servers have stopped or are drained; the webhook does not drain. An error of one stops the others.
 func (s *servers) serve() error {
 	var all errgroup.Group
 	start := func(serve func(net.Listener) error, l net.Listener) {
@@ -47,6 +53,9 @@ func (s *servers) serve() error {
 	if s.dataplane != nil {
 		start(s.dataplane.Serve, s.dataplaneListener)
 	}
+	if s.webhook != nil {
+		start(s.webhook.serve, s.webhook.listener)
+	}
 	return all.Wait()
 }
 
@@ -54,6 +63,9 @@ func (s *servers) serve() error {
 func (s *servers) stop() {
 	if s.dataplane != nil {
 		s.dataplane.Stop()
+	}
+	if s.webhook != nil {
+		s.webhook.stop()
 	}
 	s.xds.Stop()
 }
@@ -75,6 +87,9 @@ func (s *servers) close() {
 	if s.dataplaneListener != nil {
 		_ = s.dataplaneListener.Close()
 	}
+	if s.webhook != nil {
+		_ = s.webhook.listener.Close()
+	}
 }
 
 // addresses returns the ports for a log.
@@ -82,6 +97,9 @@ func (s *servers) addresses() []any {
 	addresses := []any{"xds", s.xdsListener.Addr().String()}
 	if s.dataplaneListener != nil {
 		addresses = append(addresses, "dataplane", s.dataplaneListener.Addr().String())
+	}
+	if s.webhook != nil {
+		addresses = append(addresses, "webhook", s.webhook.listener.Addr().String())
 	}
 	return addresses
 }

@@ -23,13 +23,18 @@ import (
 // CA, which the gateways' pods have, signs its certificate.
 func (r *consulRelease) installUsher(t *testing.T, more ...string) []*cluster.Pod {
 	t.Helper()
+	return r.helmUsher(t, "install", "xds.tls.mode=consul-ca", more...)
+}
+
+// helmUsher installs or upgrades Usher's own chart, with further values to set.
+func (r *consulRelease) helmUsher(t *testing.T, command, set string, more ...string) []*cluster.Pod {
+	t.Helper()
 	chart, err := filepath.Abs("../../charts/usher")
 	if err != nil {
 		t.Fatal(err)
 	}
 	args := []string{
-		"install", "usher", chart, "--namespace", namespace,
-		"--set", "consul.aclSetup.enabled=true,xds.tls.mode=consul-ca,balancerGrace=10s",
+		command, "usher", chart, "--namespace", namespace, "--set", "consul.aclSetup.enabled=true,balancerGrace=10s", "--set", set,
 	}
 	for _, file := range r.values(t, more...) {
 		args = append(args, "-f", file)
@@ -82,13 +87,20 @@ func (r *consulRelease) waitConnected(t *testing.T, gateway *cluster.Pod, ushers
 // new pods.
 func (r *consulRelease) restartUsher(t *testing.T) []*cluster.Pod {
 	t.Helper()
+	return r.restart(t, namespace, "usher")
+}
+
+// restart rolls a Deployment out as "kubectl rollout restart" does, and returns
+// its new pods.
+func (r *consulRelease) restart(t *testing.T, namespace, deployment string) []*cluster.Pod {
+	t.Helper()
 	patch := fmt.Sprintf(`{"spec": {"template": {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": %q}}}}}`, time.Now())
 	_, err := r.API.AppsV1().Deployments(namespace).
-		Patch(t.Context(), "usher", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+		Patch(t.Context(), deployment, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r.WaitRolledOut(t, namespace, "usher")
+	return r.WaitRolledOut(t, namespace, deployment)
 }
 
 // waitUnserved waits until the metrics of all pods of Usher say that a gateway's

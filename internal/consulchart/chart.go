@@ -91,7 +91,8 @@ func (v *Values) CheckChart(chart string) error {
 		return fmt.Errorf("%s: gateways of consul-k8s %s have no consul-dataplane; upgrade the chart to 1.1.8 or later", controller.from, controller)
 	}
 	if first := firstRelease(controller.Version); first != "" && controller.LessThan(version.MustParseGeneric(first)) {
-		return fmt.Errorf("%s: consul-k8s %s does not read the annotation proxy-config-map of gateways, which came with %s; upgrade it, "+
+		return fmt.Errorf("%s: consul-k8s %s does not read the annotation proxy-config-map of gateways, which came with %s; "+
+			"set dataplane.enabled of Usher's chart instead, which changes the pods, or upgrade consul-k8s, "+
 			"or put the bootstrap into the ProxyDefaults resource (spec.config.%s), where it is for all proxies", controller.from, controller, first, BootstrapKey)
 	}
 	return nil

@@ -147,7 +147,7 @@ var chartVersions = []struct{ flag, values, want string }{
 
 func tooOld(where, version, first string) string {
 	return where + ": consul-k8s " + version + " does not read the annotation proxy-config-map of gateways, which came with " + first +
-		"; upgrade it, " +
+		"; set dataplane.enabled of Usher's chart instead, which changes the pods, or upgrade consul-k8s, " +
 		"or put the bootstrap into the ProxyDefaults resource (spec.config.envoy_bootstrap_json_tpl), where it is for all proxies"
 }
 

@@ -20,6 +20,7 @@ var sections = []struct{ dir, title, about string }{
 	{"internal/configdir", "Config entries and services in files", "What is wrong in the directory that `--config-dir` names."},
 	{"consul", "Consul", "What Usher cannot read from Consul, or cannot use."},
 	{"internal/tokenreview", "Service account tokens", "Why Kubernetes does not accept the token of an Envoy (`--token-review`)."},
+	{"internal/admission", "The admission webhook", "Why Kubernetes does not create the pod of a gateway (`--webhook-addr`). `kubectl describe replicaset` shows it."},
 	{"internal/loadbalancer", "Load balancers", "What is wrong with the annotations of a Service."},
 	{"listeners", "Listeners", "Why a listener, a route or a cluster is held back, or goes out with less than was asked for."},
 	{"internal/accesslog", "Access logs", "What is wrong in a format, a filter or a sink."},

@@ -17,6 +17,10 @@
 {{- else }}
 - --insecure-plaintext
 {{- end }}
+{{- if $values.dataplane.enabled }}
+- --dataplane-addr=:18002
+{{- end }}
+{{- include "usher.webhookArgs" . }}
 {{- with $facts.login }}
 - --login-auth-method={{ . }}
 {{- end }}
@@ -48,6 +52,24 @@
 {{- range $values.extraArgs }}
 - {{ . | quote }}
 {{- end }}
+{{- end -}}
+
+{{- /* The flags of the admission webhook, as YAML; "" without one. (list . facts) */ -}}
+{{- define "usher.webhookArgs" -}}
+{{- $change := include "usher.podChange" . | fromYaml -}}
+{{- if eq $change.type "webhook" }}
+- --webhook-addr=:18003
+- --webhook-container={{ $change.container }}
+{{- range $change.args }}
+- --webhook-arg={{ . }}
+{{- end }}
+{{- with $change.caSecret }}
+- --webhook-ca-secret={{ . }}
+{{- end }}
+{{- with $change.terminationGracePeriodSeconds }}
+- --webhook-termination-grace-period={{ int . }}s
+{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- /* The volumes that Usher reads, each at /etc/usher/<name>, as YAML. (list . facts) */ -}}

@@ -32,7 +32,8 @@ const adminToken = "admin,admin,1,system:masters\n"
 // Consul's auth method has the host kubernetes.default.svc without a port, so the
 // server listens on 443 of the cluster address, which the node has on loopback.
 // With --enable-aggregator-routing it calls webhooks at the addresses of their
-// pods: there is no kube-proxy that would make cluster addresses work.
+// pods: there is no kube-proxy that would make cluster addresses work. The last
+// two flags give it MutatingAdmissionPolicies, which are beta in this release.
 func (c *Cluster) startAPIServer(t *testing.T) {
 	t.Helper()
 	c.Control.RunIP(t, fmt.Sprintf("address add %s/32 dev lo", apiServiceIP))
@@ -52,7 +53,8 @@ func (c *Cluster) startAPIServer(t *testing.T) {
 		"--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged",
 		"--service-account-issuer", "https://kubernetes.default.svc",
 		"--service-account-key-file", key, "--service-account-signing-key-file", key,
-		"--enable-aggregator-routing")
+		"--enable-aggregator-routing",
+		"--feature-gates=MutatingAdmissionPolicy=true", "--runtime-config=admissionregistration.k8s.io/v1beta1=true")
 	testprocess.Eventually(t, "the API server is ready", testprocess.StartDeadline, func() error {
 		if err := c.connect(); err != nil {
 			return errors.Join(err, server.Alive())

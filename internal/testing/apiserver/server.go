@@ -33,6 +33,8 @@ type Options struct {
 	IP   string // of the host, for listening
 	// Dial connects from the host.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Flags are further flags of kube-apiserver.
+	Flags []string
 }
 
 // Server is a kube-apiserver on an etcd; both end with the test.
@@ -62,7 +64,7 @@ const tokens = "admin,admin,1,system:masters\nusher,system:serviceaccount:" + Na
 func Start(t *testing.T, o Options) *Server {
 	t.Helper()
 	if o.Host == nil {
-		o = Options{Host: testHost{}, IP: "127.0.0.1", Dial: new(net.Dialer).DialContext}
+		o = Options{Host: testHost{}, IP: "127.0.0.1", Dial: new(net.Dialer).DialContext, Flags: o.Flags}
 	}
 	s := &Server{options: o, dir: testprocess.NewDir(t)}
 	s.address = s.freeAddress(t)
@@ -76,11 +78,11 @@ func Start(t *testing.T, o Options) *Server {
 		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(s.address)
-	s.args = []string{
+	s.args = append([]string{
 		"--etcd-servers", etcd, "--bind-address", o.IP, "--secure-port", port, "--cert-dir", s.dir,
 		"--authorization-mode", "RBAC", "--token-auth-file", s.dir + "/tokens", "--service-cluster-ip-range", "10.0.0.0/16,fd00:10::/108",
 		"--service-account-issuer", "lab", "--service-account-key-file", key, "--service-account-signing-key-file", key,
-	}
+	}, o.Flags...)
 	s.Resume(t)
 	s.createNamespace(t)
 	return s

@@ -1,0 +1,153 @@
+//go:build kubernetes
+
+package kubernetes
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
+	"github.com/usherproxy/usher/e2e/lab"
+	"github.com/usherproxy/usher/internal/testing/testprocess"
+)
+
+// front is how consul-dataplanes reach Usher in a story.
+type front struct {
+	chart, envoy   string // Consul's chart
+	admission, tls string // values of Usher's chart
+}
+
+// TestUnmodifiedDataplaneIsLedToUsherAndBack leads the gateway to Usher with the
+// Consul chart as it is: admission gives its new pods flags of consul-dataplane.
+// With PROXY protocol, the log and the service have the client's address. Pods of
+// services stay at Consul. Without admission, the next pod is Consul's own again.
+func TestUnmodifiedDataplaneIsLedToUsherAndBack(t *testing.T) {
+	for _, f := range []front{
+		{chartNow, lab.EnvoyOld, "policy", "consul-ca"},
+		{chartNext, lab.EnvoyNew, "webhook", "chart"},
+		{chartOld, lab.EnvoyOld, "auto", "chart"},
+	} {
+		t.Run(f.chart+", Envoy "+f.envoy+", "+f.admission, func(t *testing.T) {
+			r := installConsul(t, f.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: f.envoy})
+			own := r.gateway(t)
+			values := "dataplane.enabled=true,admission.type=" + f.admission + ",xds.tls.mode=" + f.tls
+			ushers := r.helmUsher(t, "install", values)
+			if now := r.gateway(t); now != own {
+				t.Errorf("Usher's chart replaced the gateway's pod %s by %s", own.Name(), now.Name())
+			}
+			r.waitAdmission(t, true)
+			gateway := r.restart(t, namespace, gatewayObjects)[0]
+			r.waitConnected(t, gateway, ushers)
+			r.upgrade(t, ppv2Values)
+			r.balancer.WaitHeader(t, lab.SendV2)
+			r.wantClientAddress(t)
+			r.WaitMode(t, gateway.Host, "strict")
+
+			r.wantSidecarAtConsul(t, ushers)
+			r.wantStrangerRefused(t, gateway)
+
+			r.helmUsher(t, "upgrade", "dataplane.enabled=true,admission.type=none,xds.tls.mode="+f.tls)
+			r.waitAdmission(t, false)
+			r.restart(t, namespace, gatewayObjects)
+			lab.WaitStatus(t, r.request("/"), http.StatusBadRequest) // Consul's own does not know headers
+			r.upgrade(t)
+			r.balancer.WaitHeader(t, lab.SendNone)
+			r.wantBalancerAddress(t)
+		})
+	}
+}
+
+// waitAdmission waits until the API server leads new pods of the gateway to Usher,
+// or does not any more: it follows a policy a moment later.
+func (r *consulRelease) waitAdmission(t *testing.T, want bool) {
+	t.Helper()
+	d, err := r.API.AppsV1().Deployments(namespace).Get(t.Context(), gatewayObjects, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := d.Spec.Template
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "would-be", Labels: template.Labels, Annotations: template.Annotations}, Spec: template.Spec}
+	testprocess.Eventually(t, fmt.Sprint("new pods are led to Usher: ", want), testprocess.StartDeadline, func() error {
+		made, err := r.API.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err != nil {
+			return err
+		}
+		args := made.Spec.Containers[0].Args
+		if slices.Contains(args, "-addresses=usher."+namespace+".svc") != want {
+			return fmt.Errorf("the arguments are %q", args)
+		}
+		return nil
+	})
+}
+
+// wantSidecarAtConsul replaces the service's pod, and checks that the new one has
+// its configuration from Consul.
+func (r *consulRelease) wantSidecarAtConsul(t *testing.T, ushers []*cluster.Pod) {
+	t.Helper()
+	r.service = r.restart(t, "default", "static-server")[0]
+	pod, err := r.API.CoreV1().Pods("default").Get(t.Context(), r.service.Name(), metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == "consul-dataplane" })
+	if i < 0 {
+		t.Fatalf("the pod %s has no sidecar", pod.Name)
+	}
+	if args := strings.Join(pod.Spec.Containers[i].Args, " "); strings.Contains(args, "usher") {
+		t.Errorf("the sidecar of %s is led to Usher: %s", pod.Name, args)
+	}
+	r.wantClientAddress(t)
+	for _, usher := range ushers {
+		if strings.Contains(usher.Log(t, "usher"), pod.Name) {
+			t.Errorf("%s knows the sidecar of %s", usher.Name(), pod.Name)
+		}
+	}
+}
+
+// wantStrangerRefused starts a consul-dataplane that asks for the gateway through
+// Usher with the flags of its pod, but as another service. Consul's ACLs decide, so
+// it gets nothing.
+func (r *consulRelease) wantStrangerRefused(t *testing.T, gateway *cluster.Pod) {
+	t.Helper()
+	const name = "stranger"
+	core := r.API.CoreV1()
+	of, err := core.Pods(namespace).Get(t.Context(), gateway.Name(), metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if _, err := core.ServiceAccounts(namespace).Create(t.Context(), account, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	dataplane := of.Spec.Containers[0]
+	dataplane.Name, dataplane.LivenessProbe, dataplane.ReadinessProbe = name, nil, nil
+	dataplane.Args = append(dataplane.Args,
+		"-proxy-service-id-path=", "-proxy-service-id="+gateway.Name(), "-login-auth-method="+prefix+"-k8s-auth-method")
+	stranger := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}}, Spec: corev1.PodSpec{
+		ServiceAccountName: name, NodeName: of.Spec.NodeName, Containers: []corev1.Container{dataplane}, Volumes: of.Spec.Volumes,
+	}}
+	if _, err := core.Pods(namespace).Create(t.Context(), stranger, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	testprocess.Eventually(t, "the stranger is refused", testprocess.StartDeadline, func() error {
+		now, err := core.Pods(namespace).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil || now.Status.Phase != corev1.PodRunning {
+			return errors.Join(fmt.Errorf("it is %s: %s", now.Status.Phase, now.Status.Message), err)
+		}
+		log := r.Pods(t, namespace, "app="+name)[0].Log(t, name)
+		if strings.Contains(log, "lds: add/update listener") {
+			return testprocess.Permanent(errors.New("it gets listeners"))
+		}
+		if !strings.Contains(log, `needs service:write on the gateway "ingress-gateway"`) {
+			return errors.New("its log does not say why")
+		}
+		return nil
+	})
+}
