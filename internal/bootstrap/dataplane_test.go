@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"text/template"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
@@ -29,11 +30,13 @@ func dataplaneCases(t *testing.T) map[string]bootstrap.DataplaneOptions {
 	ca := readFile(t, "testdata/ca.pem")
 	const service = "https://usher.consul.svc:18000"
 	return map[string]bootstrap.DataplaneOptions{
-		"everything": {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile, DeferStats: true},
-		"ca-file":    {XDSAddr: service, CAFile: "/consul/tls/ca/tls.crt", TokenFile: tokenFile},
-		"no-token":   {XDSAddr: service, CACert: ca},
-		"plain":      {XDSAddr: "usher.consul.svc:18000"},
-		"ipv6":       {XDSAddr: "https://[2001:db8::1]:18000", CACert: ca, TokenFile: tokenFile},
+		"everything":    {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile, DeferStats: true, DrainTime: bootstrap.DefaultDrainTime},
+		"ca-file":       {XDSAddr: service, CAFile: "/consul/tls/ca/tls.crt", TokenFile: tokenFile},
+		"no-token":      {XDSAddr: service, CACert: ca, DrainTime: 90 * time.Second},
+		"plain":         {XDSAddr: "usher.consul.svc:18000"},
+		"ipv6":          {XDSAddr: "https://[2001:db8::1]:18000", CACert: ca, TokenFile: tokenFile},
+		"own-xds":       {},
+		"own-xds-drain": {DrainTime: bootstrap.DefaultDrainTime},
 	}
 }
 
@@ -47,8 +50,8 @@ func badDataplaneOptions(ca string) map[string]struct {
 		o    bootstrap.DataplaneOptions
 		want string
 	}{
-		"no address":    {bootstrap.DataplaneOptions{}, "missing port in address"},
-		"a Unix socket": {bootstrap.DataplaneOptions{XDSAddr: "unix:///run/usher.sock"}, "does not have Usher's socket"},
+		"a CA without an address": {bootstrap.DataplaneOptions{CACert: ca}, "xDS address: there is none, but a CA certificate"},
+		"a Unix socket":           {bootstrap.DataplaneOptions{XDSAddr: "unix:///run/usher.sock"}, "does not have Usher's socket"},
 		"https without CA": {
 			bootstrap.DataplaneOptions{XDSAddr: service}, "CA certificate for " + service + ": there is none in PEM",
 		},
