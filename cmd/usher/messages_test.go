@@ -40,6 +40,7 @@ func helmValuesErrors(t *testing.T) []error {
 	for _, args := range []string{
 		"", "-f " + dir + "/none", "-f - -f -", lab + "--usher-service a/b/c", lab + "--ca-file a --ca-path-in-pod /b", lab + "--ca-file " + dir + "/none",
 		"-f " + chartValues + "enterprise.yaml", lab + "--check", lab + "--check --kubeconfig " + dir + "/none",
+		lab + "--drain-time 25h",
 	} {
 		run(strings.Fields(args)...)
 	}
