@@ -32,7 +32,7 @@ import (
 
 // TestConsulDataplaneThroughUsher makes the calls of a consul-dataplane, in its order, at Usher's address and at
 // Consul's own: a secure Consul with ACLs. All answers are the same, except that Usher hides the addresses of Consul's
-// servers, and answers the discovery stream of the gateway.
+// servers, gives the gateway a bootstrap, and answers its discovery stream.
 func TestConsulDataplaneThroughUsher(t *testing.T) {
 	t.Parallel()
 	s := startDataplaneLab(t)
@@ -231,6 +231,10 @@ func (s *dataplaneLab) wantNoWatchServers(t *testing.T) {
 	}
 }
 
+// bootstrapKey is the key of a service's Proxy.Config with the template of its bootstrap.
+const bootstrapKey = "envoy_bootstrap_json_tpl"
+
+// wantBootstrapParams wants that the gateway also gets a template.
 func (s *dataplaneLab) wantBootstrapParams(t *testing.T) {
 	params := func(ctx context.Context, conn *grpc.ClientConn) *pbdataplane.GetEnvoyBootstrapParamsResponse {
 		res, err := pbdataplane.NewDataplaneServiceClient(conn).GetEnvoyBootstrapParams(ctx, &pbdataplane.GetEnvoyBootstrapParamsRequest{
@@ -245,7 +249,12 @@ func (s *dataplaneLab) wantBootstrapParams(t *testing.T) {
 	if consul.GetIdentity() != "ingress-gateway" {
 		t.Fatalf("Consul has the service %q: the test shows nothing", consul.GetIdentity())
 	}
-	if diff := cmp.Diff(consul, usher, protocmp.Transform()); diff != "" {
+	template := usher.GetConfig().GetFields()[bootstrapKey].GetStringValue()
+	if !strings.Contains(template, `"usher_admin"`) || !strings.Contains(template, `{{printf "%q" .LocalAgentClusterName}}`) {
+		t.Errorf("the gateway has not got Usher's bootstrap for consul-dataplane's own xDS server: %q", template)
+	}
+	delete(usher.GetConfig().GetFields(), bootstrapKey)
+	if diff := cmp.Diff(consul, usher, protocmp.Transform(), protocmp.IgnoreEmptyMessages()); diff != "" {
 		t.Errorf("bootstrap parameters (-Consul's +Usher's):\n%s", diff)
 	}
 }

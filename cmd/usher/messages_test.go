@@ -86,7 +86,7 @@ func TestMessages(t *testing.T) {
 	}
 	t.Setenv("CONSUL_HTTP_TOKEN_FILE", "")
 	for _, args := range []string{
-		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m",
+		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m", "serve --dataplane-drain-time 25h",
 		"serve --max-streams 0", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
 		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500",
 		"serve --token-review", "serve --config-dir " + dir + " --login-auth-method usher",

@@ -93,7 +93,7 @@ func newHarness(t *testing.T, handle grpc.StreamHandler, o xds.Options) *harness
 	h.consul = grpc.NewServer(grpc.ForceServerCodecV2(codec{}), grpc.UnknownServiceHandler(handle), grpc.MaxRecvMsgSize(maxMessage))
 	consulPort := bufconn.Listen(1 << 20)
 	h.server = NewServer(Options{
-		XDS: h.xds, IsGateway: h.catalog.isGateway, Logger: log, Metrics: NewMetrics(h.metrics),
+		XDS: h.xds, IsGateway: h.catalog.isGateway, Logger: log, Metrics: NewMetrics(h.metrics), BootstrapTemplate: ushersTemplate,
 		DialConsul: func(_ context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:///consul", append(options, inMemory(consulPort)...)...)
 		},
