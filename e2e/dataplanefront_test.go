@@ -158,7 +158,10 @@ func (s *dataplaneLab) startUsher(t *testing.T) {
 	t.Helper()
 	s.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: s.Gateway, Consul: s.Consul, Token: s.usherToken,
-		Args: []string{"--dataplane-addr", s.Gateway.Addr(dataplanePort), "--tls-cert", s.cert, "--tls-key", s.key},
+		Args: []string{
+			"--dataplane-addr", s.Gateway.Addr(dataplanePort), "--dataplane-drain-time", drainTime.String(),
+			"--tls-cert", s.cert, "--tls-key", s.key,
+		},
 	})
 }
 
