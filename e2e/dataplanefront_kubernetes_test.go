@@ -3,9 +3,13 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 
@@ -48,6 +52,37 @@ func TestRealConsulDataplaneThroughUsher(t *testing.T) {
 	})
 }
 
+// TestRealConsulDataplaneDrains ends the real consul-dataplane of a gateway as Kubernetes does. It connects to Usher, which
+// has given it a bootstrap, and waits until its Envoy has drained.
+func TestRealConsulDataplaneDrains(t *testing.T) {
+	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
+		s := startDataplaneLab(t)
+		lab.StartEcho(t, s.Service, 8080)
+		s.setServicePort(t, 8080)
+		s.startDataplane(t, s.Service, envoy, "static-server-sidecar-proxy", "service", s.sidecarToken).WaitListener(t, 21000)
+		for name, args := range map[string][]string{
+			"as the chart starts it":         nil,
+			"with its own drain, too":        {"-shutdown-drain-listeners", "-shutdown-grace-period-seconds", "1"},
+			"with its own grace period, too": {"-shutdown-grace-period-seconds", "1"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				gateway := s.startDataplane(t, s.Gateway, envoy, "ingress-gateway", "gateway", s.gatewayToken, args...)
+				d := newDrained(t, gateway, s.Client)
+				terminated := time.Now()
+				gateway.Signal(t, syscall.SIGTERM)
+				testprocess.Eventually(t, "Envoy drains", testprocess.ChangeDeadline, func() error {
+					if response := askAdmin(t, gateway, adminRequest{http.MethodGet, "/ready"}); response.StatusCode == http.StatusOK {
+						return errors.New("it is ready")
+					}
+					return nil
+				})
+				d.wantDraining(t)
+				d.wantEnd(t, terminated)
+			})
+		}
+	})
+}
+
 // setServicePort registers the sidecar with the port on which the service listens.
 func (s *dataplaneLab) setServicePort(t *testing.T, port int) {
 	t.Helper()
@@ -69,9 +104,10 @@ func (s *dataplaneLab) setServicePort(t *testing.T, port int) {
 	}
 }
 
-func (s *dataplaneLab) startDataplane(t *testing.T, h *lab.Host, envoy, proxyID, node, token string) *lab.Envoy {
+func (s *dataplaneLab) startDataplane(t *testing.T, h *lab.Host, envoy, proxyID, node, token string, args ...string) *lab.Envoy {
 	t.Helper()
 	return lab.StartDataplane(t, lab.DataplaneOptions{
+		Args: args,
 		Host: h, Envoy: envoy, Address: lab.GatewayIP, Port: dataplanePort, CAFile: s.Consul.Security.CAFile,
 		ProxyID: proxyID, Node: node, Token: token, AdminPort: 19000,
 	})

@@ -32,7 +32,7 @@ import (
 
 // TestConsulDataplaneThroughUsher makes the calls of a consul-dataplane, in its order, at Usher's address and at
 // Consul's own: a secure Consul with ACLs. All answers are the same, except that Usher hides the addresses of Consul's
-// servers, and answers the discovery stream of the gateway.
+// servers, gives the gateway a bootstrap, and answers its discovery stream.
 func TestConsulDataplaneThroughUsher(t *testing.T) {
 	t.Parallel()
 	s := startDataplaneLab(t)
@@ -159,7 +159,10 @@ func (s *dataplaneLab) startUsher(t *testing.T) {
 	t.Helper()
 	s.Usher = lab.StartUsher(t, lab.UsherOptions{
 		Host: s.Gateway, Consul: s.Consul, Token: s.usherToken,
-		Args: []string{"--dataplane-addr", s.Gateway.Addr(dataplanePort), "--tls-cert", s.cert, "--tls-key", s.key},
+		Args: []string{
+			"--dataplane-addr", s.Gateway.Addr(dataplanePort), "--dataplane-drain-time", drainTime.String(),
+			"--tls-cert", s.cert, "--tls-key", s.key,
+		},
 	})
 }
 
@@ -232,6 +235,10 @@ func (s *dataplaneLab) wantNoWatchServers(t *testing.T) {
 	}
 }
 
+// bootstrapKey is the key of a service's Proxy.Config with the template of its bootstrap.
+const bootstrapKey = "envoy_bootstrap_json_tpl"
+
+// wantBootstrapParams wants that the gateway also gets a template.
 func (s *dataplaneLab) wantBootstrapParams(t *testing.T) {
 	params := func(ctx context.Context, conn *grpc.ClientConn) *pbdataplane.GetEnvoyBootstrapParamsResponse {
 		res, err := pbdataplane.NewDataplaneServiceClient(conn).GetEnvoyBootstrapParams(ctx, &pbdataplane.GetEnvoyBootstrapParamsRequest{
@@ -246,7 +253,12 @@ func (s *dataplaneLab) wantBootstrapParams(t *testing.T) {
 	if consul.GetIdentity() != "ingress-gateway" {
 		t.Fatalf("Consul has the service %q: the test shows nothing", consul.GetIdentity())
 	}
-	if diff := cmp.Diff(consul, usher, protocmp.Transform()); diff != "" {
+	template := usher.GetConfig().GetFields()[bootstrapKey].GetStringValue()
+	if !strings.Contains(template, `"usher_admin"`) || !strings.Contains(template, `{{printf "%q" .LocalAgentClusterName}}`) {
+		t.Errorf("the gateway has not got Usher's bootstrap for consul-dataplane's own xDS server: %q", template)
+	}
+	delete(usher.GetConfig().GetFields(), bootstrapKey)
+	if diff := cmp.Diff(consul, usher, protocmp.Transform(), protocmp.IgnoreEmptyMessages()); diff != "" {
 		t.Errorf("bootstrap parameters (-Consul's +Usher's):\n%s", diff)
 	}
 }

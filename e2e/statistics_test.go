@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/bootstrap"
@@ -64,7 +65,12 @@ func TestMetricsAreThoseOfConsulsBootstrap(t *testing.T) {
 			wantSameMetrics(t, consuls, l.metrics(t, l.startUshers(t, "--eager-stats", "--omit-deprecated-tags")), nil)
 		})
 		t.Run("template for consul-dataplane", func(t *testing.T) {
-			wantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t)), isOfADS)
+			wantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t, 0)), isOfADS)
+		})
+		t.Run("template for consul-dataplane, with drain", func(t *testing.T) {
+			wantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t, bootstrap.DefaultDrainTime)), func(metric, value string) bool {
+				return isOfADS(metric, value) || isOfDrain(metric)
+			})
 		})
 	})
 }
@@ -82,6 +88,11 @@ func isOfADS(metric, _ string) bool {
 	return strings.Contains(metric, `envoy_cluster_name="local_agent"`) || strings.Contains(metric, `envoy_google_grpc_client_prefix="usher"`)
 }
 
+// isOfDrain reports whether a metric is of the listeners and clusters in front of the admin interface.
+func isOfDrain(metric string) bool {
+	return strings.Contains(metric, `="usher_admin"`) || strings.Contains(metric, `="usher_quit"`)
+}
+
 // statisticsLab is a lab whose gateway has statistics of all forms.
 type statisticsLab struct {
 	*lab.Lab
@@ -95,6 +106,13 @@ func newStatisticsLab(t *testing.T, envoy string) statisticsLab {
 	for _, entry := range append(slices.Clone(servicesOfStatistics), gatewayOfStatistics) {
 		l.Consul.WriteEntry(t, entry)
 	}
+	testprocess.Eventually(t, "the service is healthy", testprocess.StartDeadline, func() error {
+		passing, _, err := l.Consul.Client.Health().Connect("static-server", "", true, nil)
+		if err == nil && len(passing) == 0 {
+			err = errors.New("not yet")
+		}
+		return err
+	})
 	return statisticsLab{l, lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul}), envoy}
 }
 
@@ -117,9 +135,9 @@ func (l statisticsLab) startUshers(t *testing.T, args ...string) *lab.Envoy {
 
 // startFromTemplate starts an Envoy with the template for consul-dataplane. `consul connect envoy` fills it in with the
 // same code.
-func (l statisticsLab) startFromTemplate(t *testing.T) *lab.Envoy {
+func (l statisticsLab) startFromTemplate(t *testing.T, drainTime time.Duration) *lab.Envoy {
 	t.Helper()
-	template := templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr})
+	template := templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr, DrainTime: drainTime})
 	registerDefinition(t, l.Consul, gatewayDefinition(l.Gateway, template))
 	return lab.StartEnvoy(t, lab.EnvoyOptions{
 		Name: "ingress-gateway with the template", Host: l.Gateway, Consul: l.Consul, Envoy: l.envoy, AdminPort: 19000,

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/usherproxy/usher/consul"
+	"github.com/usherproxy/usher/internal/bootstrap"
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/dataplane"
 	"github.com/usherproxy/usher/xds"
@@ -20,15 +22,18 @@ func (s *servers) listenDataplane(ctx context.Context, o serveOptions, client *c
 	if o.dataplaneAddr == "" {
 		return nil
 	}
-	var err error
+	template, err := dataplaneTemplate(o.dataplaneDrainTime)
+	if err != nil {
+		return err
+	}
 	if s.dataplaneListener, err = listen(ctx, o.dataplaneAddr); err != nil {
 		return fmt.Errorf("--dataplane-addr %s: %w", o.dataplaneAddr, err)
 	}
 	s.dataplane = dataplane.NewServer(dataplane.Options{
 		XDS: s.xds, DialConsul: client.DialGRPC, Logger: like.Logger, Credentials: like.Credentials,
 		KindOf:       func(ctx context.Context, n xds.Node) (dataplane.Kind, error) { return kindOf(ctx, client, n) },
-		MetadataKeys: like.MetadataKeys,
-		Metrics:      dataplane.NewMetrics(metrics),
+		MetadataKeys: like.MetadataKeys, BootstrapTemplate: template,
+		Metrics: dataplane.NewMetrics(metrics),
 		Limits: dataplane.Limits{
 			Connections:        dataplaneConnections(maxFiles(), o.limits.Connections),
 			ConnectionsPerPeer: o.limits.ConnectionsPerPeer,
@@ -71,4 +76,13 @@ func kindOf(ctx context.Context, client *consul.Client, n xds.Node) (dataplane.K
 // process may open so many files.
 func dataplaneConnections(files, xdsConnections int) int {
 	return max(1, min(xdsConnections, files-reservedFiles-xdsConnections))
+}
+
+// dataplaneTemplate returns the bootstrap's template for gateways whose consul-dataplane connects to Usher. It is for any
+// release of Envoy, because consul-dataplane does not say which one it starts.
+func dataplaneTemplate(drainTime time.Duration) (string, error) {
+	if drainTime == 0 {
+		return "", nil
+	}
+	return bootstrap.DataplaneTemplate(bootstrap.DataplaneOptions{DrainTime: drainTime})
 }

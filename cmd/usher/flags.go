@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/usherproxy/usher/internal/bootstrap"
 	"github.com/usherproxy/usher/internal/controlplane"
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/loadbalancer"
@@ -28,6 +29,7 @@ type serveOptions struct {
 	tlsCert, tlsKey                      string
 	insecurePlaintext                    bool
 	reauthorize, drainTime, staleIfError time.Duration
+	dataplaneDrainTime                   time.Duration
 	envoyLoginAuthMethod                 string
 	tokenReview                          bool
 	loginAuthMethod, loginTokenFile      string
@@ -79,6 +81,9 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Address (host:port) that consul-dataplane connects to instead of Consul's gRPC port. "+
 			"Usher answers for ingress gateways, and passes everything else on to Consul. "+
 			"consul-dataplane trusts Consul's CA, so that --tls-cert has to be signed by it. Default: no such port.")
+	f.DurationVar(&o.dataplaneDrainTime, "dataplane-drain-time", bootstrap.DefaultDrainTime,
+		"How long the Envoy of a gateway that connects by --dataplane-addr goes on to serve when its pod ends. "+
+			"0 leaves it with consul-dataplane's own bootstrap, with which it ends at once.")
 	f.StringVar(&o.adminAddr, "admin-addr", "127.0.0.1:18001", "Address of /healthz, /readyz, /metrics and /envoys.")
 	f.StringVar(&o.configFile, "config", "", "File with Usher's settings for all gateways or for single ones."+reloaded)
 	f.StringVar(&o.configDir, "config-dir", "",
@@ -140,6 +145,8 @@ func (o *serveOptions) check() error {
 		return fmt.Errorf("--authorization-stale-if-error %v: it must not be negative; use a duration such as 24h", o.staleIfError)
 	case o.drainTime < 0 || o.drainTime > 10*time.Minute:
 		return fmt.Errorf("--drain-time %v: it must be from 0s to 10m; use a duration such as 5s", o.drainTime)
+	case o.dataplaneDrainTime < 0 || o.dataplaneDrainTime > maxDrainTime:
+		return fmt.Errorf("--dataplane-drain-time %v: it must be from 0s to %v; use a duration such as 8s", o.dataplaneDrainTime, maxDrainTime)
 	case o.tokenReview && o.envoyLoginAuthMethod == "":
 		return errors.New("--token-review: it checks the bearer tokens of Envoys, which Usher refuses without --envoy-login-auth-method; set that, too")
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,7 @@ type helmValuesOptions struct {
 	caFile, caPath     string
 	serverName         string
 	sendToken          bool
+	drainTime          time.Duration
 	check              bool
 	checkOptions       checkOptions
 }
@@ -34,7 +36,7 @@ func helmValuesCommand() *cobra.Command {
 		Use:   "helm-values -f consul-values.yaml",
 		Short: "Print the values that put ingress gateways of the Consul Helm chart under Usher.",
 		Long: "Helm-values reads your values of the official Consul chart and prints values for a second -f. They give the\n" +
-			"gateways' pods an annotation with a bootstrap that leads Envoy to Usher, and change nothing else:\n\n" +
+			"gateways' pods an annotation with a bootstrap that leads Envoy to Usher, and the time to drain if they do not have it:\n\n" +
 			"  usher helm-values -f consul-values.yaml |\n" +
 			"    helm upgrade consul hashicorp/consul -n consul --version VERSION -f consul-values.yaml -f -\n\n" +
 			"The same helm upgrade without the second -f takes the gateways back. What you should know about your values is\n" +
@@ -84,13 +86,24 @@ func (o *helmValuesOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.serverName, "tls-server-name", "", "Name that Usher's certificate must have. Default: the host of the address.")
 	f.BoolVar(&o.sendToken, "send-token", false, "Whether Envoy sends the token of its pod's service account to Usher. "+
 		"Default: true if global.acls.manageSystemACLs is.")
+	f.DurationVar(&o.drainTime, "drain-time", bootstrap.DefaultDrainTime, "How long the Envoy of a pod that Kubernetes ends goes on to serve. "+
+		"0 means that it ends at once.")
 	f.BoolVar(&o.check, "check", false, "Compare what runs in the cluster with what helm-values would print, and print the differences. "+
 		"The exit status is 1 if there are any.")
 	o.checkOptions.register(f)
 }
 
+// endTime is what Kubernetes has to give the container for the rest of its end.
+const endTime = 2 * time.Second
+
+// maxDrainTime is a day.
+const maxDrainTime = 24 * time.Hour
+
 // run prints the override, or what differs from it. sendToken is nil if the values decide.
 func (o *helmValuesOptions) run(cmd *cobra.Command, sendToken *bool) error {
+	if o.drainTime < 0 || o.drainTime > maxDrainTime {
+		return fmt.Errorf("--drain-time %v: it must be from 0s to %v; use a duration such as 8s", o.drainTime, maxDrainTime)
+	}
 	values, err := readValues(o.files, cmd.InOrStdin())
 	if err != nil {
 		return err
@@ -110,7 +123,11 @@ func (o *helmValuesOptions) run(cmd *cobra.Command, sendToken *bool) error {
 	if err != nil {
 		return err
 	}
-	override, err := values.Override(consulchart.OverrideOptions{Template: template, Gateways: o.gateways})
+	overrideOptions := consulchart.OverrideOptions{Template: template, Gateways: o.gateways}
+	if bootstrapOptions.Drains() {
+		overrideOptions.GracePeriod = o.drainTime + endTime
+	}
+	override, err := values.Override(overrideOptions)
 	if err != nil {
 		return err
 	}
@@ -170,7 +187,9 @@ func (o *helmValuesOptions) bootstrapOptions(values *consulchart.Values, sendTok
 	if err != nil {
 		return bootstrap.DataplaneOptions{}, err
 	}
-	b := bootstrap.DataplaneOptions{XDSAddr: o.xdsAddr, CAFile: o.caPath, ServerName: o.serverName, DeferStats: deferStats}
+	b := bootstrap.DataplaneOptions{
+		XDSAddr: o.xdsAddr, CAFile: o.caPath, ServerName: o.serverName, DeferStats: deferStats, DrainTime: o.drainTime,
+	}
 	if b.XDSAddr == "" {
 		namespace, name, ok := strings.Cut(o.service, "/")
 		if !ok {

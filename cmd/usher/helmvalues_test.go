@@ -76,6 +76,9 @@ func TestHelmValuesTakesUsherFromFlags(t *testing.T) {
 		{"--ca-file " + ca, []string{"BEGIN CERTIFICATE"}, []string{"/consul/tls/ca/tls.crt"}},
 		{"--ca-path-in-pod /etc/ca.pem", []string{"/etc/ca.pem"}, []string{"/consul/tls/ca/tls.crt"}},
 		{"--send-token=false", nil, []string{"serviceaccount/token"}},
+		{"", []string{`\"fixed_delay\": \"8s\"`}, []string{"terminationGracePeriodSeconds"}},
+		{"--drain-time 90s", []string{`\"fixed_delay\": \"90s\"`, "terminationGracePeriodSeconds: 92\n"}, nil},
+		{"--drain-time 0", nil, []string{"usher_quit", "terminationGracePeriodSeconds"}},
 		{"--xds-addr usher.edge.svc:18000 --send-token=false", []string{"usher.edge.svc"}, []string{"/consul/tls/ca/tls.crt"}},
 	} {
 		stdout, _, err := helmValues(t, "", append(strings.Fields(tc.args), "-f", chartValues+"lab.yaml")...)

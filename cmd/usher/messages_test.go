@@ -42,6 +42,7 @@ func helmValuesErrors(t *testing.T) []error {
 	for _, args := range []string{
 		"", "-f " + dir + "/none", "-f - -f -", lab + "--usher-service a/b/c", lab + "--ca-file a --ca-path-in-pod /b", lab + "--ca-file " + dir + "/none",
 		"-f " + chartValues + "enterprise.yaml", lab + "--check", lab + "--check --kubeconfig " + dir + "/none",
+		lab + "--drain-time 25h",
 	} {
 		run(strings.Fields(args)...)
 	}
@@ -88,7 +89,8 @@ func TestMessages(t *testing.T) {
 	t.Setenv("CONSUL_HTTP_TOKEN_FILE", "")
 	for _, args := range []string{
 		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m",
-		"serve --max-streams 0", "serve --gateway edge/", "serve --gateway a --gateway b --max-gateways 1", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
+		"serve --dataplane-drain-time 25h", "serve --max-streams 0", "serve --gateway edge/", "serve --gateway a --gateway b --max-gateways 1",
+		"serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
 		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500",
 		"serve --token-review", "serve --config-dir " + dir + " --login-auth-method usher",
 		"serve --envoy-login-auth-method usher --token-review", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",

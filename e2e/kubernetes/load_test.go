@@ -34,6 +34,19 @@ func (s *loadedStory) step(t *testing.T, name string, f func()) {
 	s.steps = append(s.steps, loadedStep{name, begin, time.Since(s.load.Started)})
 }
 
+// annotatedValues give the gateway's pods another annotation.
+const annotatedValues = "testdata/annotated.yaml"
+
+// replaceGateway does something that replaces the gateway's pod, and waits until the old pod is gone.
+func (r *consulRelease) replaceGateway(t *testing.T, f func()) {
+	t.Helper()
+	old := r.gateway(t)
+	f()
+	if now := r.gateway(t); now.Name() == old.Name() {
+		t.Errorf("the gateway's pod %s was not replaced", old.Name())
+	}
+}
+
 // lost ends the load, and counts for each step the requests that began during it
 // and were not answered 200.
 func (s *loadedStory) lost(t *testing.T) map[string]int {
@@ -54,45 +67,39 @@ func (s *loadedStory) lost(t *testing.T) map[string]int {
 	return lost
 }
 
-// TestGatewayIsPutUnderUsherAndBackUnderLoad counts lost requests. What changes
-// without a roll-out of the gateway loses none: the annotation of the Service,
-// there and back, and Usher's own roll-out. A roll-out of the gateway's pods loses
-// some, as without Usher: the chart's dataplane ends Envoy at once.
+// TestGatewayIsPutUnderUsherAndBackUnderLoad counts lost requests. A roll-out that ends pods of Consul's own loses
+// some, because the chart's dataplane ends Envoy at once: how many is in the test's log. Everything else loses none:
+// roll-outs that end pods under Usher, the way back among them, the annotation of the Service, there and back, and
+// Usher's own roll-out.
 func TestGatewayIsPutUnderUsherAndBackUnderLoad(t *testing.T) {
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew, CloudDelay: 2 * time.Second})
 	r.installUsher(t)
 	lab.WaitStatus(t, r.request("/"), 200)
 	s := &loadedStory{load: lab.StartLoadAt(t, r.request("/"), loadRate)}
 
-	const rollOut, adopted, on, off, restarted, back = "the chart's own roll-out", "the gateway is put under Usher",
-		"PROXY protocol is switched on", "PROXY protocol is switched off", "Usher is rolled out", "the gateway goes back to Consul"
-	s.step(t, rollOut, func() {
-		r.upgrade(t, "testdata/annotated.yaml")
-		r.gateway(t)
-	})
-	s.step(t, adopted, func() {
-		r.adopt(t)
-		r.gateway(t)
-	})
-	s.step(t, on, func() {
+	const chartsOwn, adopted = "the chart's own roll-out", "the gateway is put under Usher"
+	s.step(t, chartsOwn, func() { r.replaceGateway(t, func() { r.upgrade(t, annotatedValues) }) })
+	s.step(t, adopted, func() { r.replaceGateway(t, func() { r.adopt(t) }) })
+	s.step(t, "PROXY protocol is switched on", func() {
 		r.adopt(t, ppv2Values)
 		r.balancer.WaitHeader(t, lab.SendV2)
 		r.WaitMode(t, r.gateway(t).Host, "strict")
 	})
-	s.step(t, off, func() {
-		r.adopt(t)
+	s.step(t, "roll-out with PROXY protocol", func() {
+		r.replaceGateway(t, func() { r.adopt(t, ppv2Values, annotatedValues) })
+	})
+	s.step(t, "PROXY protocol is switched off", func() {
+		r.adopt(t, annotatedValues)
 		r.balancer.WaitHeader(t, lab.SendNone)
 		r.WaitMode(t, r.gateway(t).Host, "off")
 	})
-	s.step(t, restarted, func() { r.restartUsher(t) })
-	s.step(t, back, func() {
-		r.upgrade(t)
-		r.gateway(t)
-	})
+	s.step(t, "roll-out", func() { r.replaceGateway(t, func() { r.adopt(t) }) })
+	s.step(t, "Usher is rolled out", func() { r.restartUsher(t) })
+	s.step(t, "the gateway goes back to Consul", func() { r.replaceGateway(t, func() { r.upgrade(t) }) })
 	lost := s.lost(t)
-	for _, name := range []string{on, off, restarted} {
-		if lost[name] > 0 {
-			t.Errorf("%s: %d requests were lost, want none", name, lost[name])
-		}
+	delete(lost, chartsOwn)
+	delete(lost, adopted)
+	for name, n := range lost {
+		t.Errorf("%s: %d requests were lost, want none", name, n)
 	}
 }

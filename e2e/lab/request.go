@@ -132,6 +132,9 @@ func (conn *ClientConn) RoundTrip(c Request, connection string) (Response, error
 	return Response{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
 }
 
+// Last reports whether the latest answer said that the server closes the connection.
+func (conn *ClientConn) Last() bool { return conn.last }
+
 func (c Request) host() string { return cmp.Or(c.Host, ServiceHost) }
 
 // text is the request as it goes over the wire.

@@ -11,15 +11,19 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	grpc_credentialv3 "github.com/envoyproxy/go-control-plane/envoy/config/grpc_credential/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
 // DataplaneOptions say where Usher is, for the Envoys that consul-dataplane starts.
 type DataplaneOptions struct {
-	XDSAddr    string // host:port (plain text) or https://host:port of Usher, as the gateway's pods reach it
+	// XDSAddr is host:port (plain text) or https://host:port of Usher, as the gateway's pods reach it. "" leaves Envoy with
+	// consul-dataplane's own xDS server, which passes the stream on to the server that consul-dataplane is connected to.
+	XDSAddr    string
 	CACert     string // PEM that Usher's certificate is verified with; https only; this or CAFile
 	CAFile     string // or the path of such a file in the gateway's pod
 	ServerName string // that Usher's certificate must be for; "" means the host in XDSAddr
@@ -27,6 +31,21 @@ type DataplaneOptions struct {
 	// DeferStats has Envoy create the statistics of requests to a service with the first request, so that it starts
 	// faster. It needs Envoy 1.27, which is in consul-dataplane 1.3 and later.
 	DeferStats bool
+	// DrainTime is how long Envoy drains before it ends: it accepts connections, and closes each one with its next
+	// answer. 0 means that it ends at once, as with consul-dataplane's own template. The pod's
+	// terminationGracePeriodSeconds has to be longer.
+	DrainTime time.Duration
+}
+
+// DefaultDrainTime is for pods with ten seconds to end, as the Consul chart has them.
+const DefaultDrainTime = 8 * time.Second
+
+// Drains reports whether Envoy drains before it ends.
+func (o DataplaneOptions) Drains() bool { return o.DrainTime > 0 }
+
+// DrainDelay returns DrainTime as Envoy reads it.
+func (o DataplaneOptions) DrainDelay() string {
+	return strconv.FormatFloat(o.DrainTime.Seconds(), 'f', -1, 64) + "s"
 }
 
 //go:embed dataplane.tmpl
@@ -48,6 +67,10 @@ func toInertJSON(text string) (string, error) {
 //
 // Without DeferStats, the template is right for Envoy 1.25 and later, and so for each release of consul-dataplane that
 // gets it: an Envoy that finds an unknown field in its bootstrap ends. The text is public, because the catalog has it, and holds no secret.
+//
+// With a DrainTime, a listener is in the place of Envoy's admin interface, which has an abstract Unix socket instead.
+// It answers as the admin interface does, with two exceptions: consul-dataplane's requests to drain and to quit make
+// Envoy drain, and Envoy quits after the DrainTime. The listener opens with the gateway's first configuration.
 //
 // The same options give the same text. The error says which option is wrong.
 func DataplaneTemplate(o DataplaneOptions) (string, error) {
@@ -86,6 +109,9 @@ type dataplaneParameters struct {
 
 func dataplaneParametersOf(o DataplaneOptions) (dataplaneParameters, error) {
 	p := dataplaneParameters{DataplaneOptions: o}
+	if err := p.setTags(); err != nil || o.XDSAddr == "" {
+		return p, errors.Join(err, o.checkWithoutAddr())
+	}
 	var err error
 	if p.XDS, err = parseServer(o.XDSAddr); err != nil {
 		return p, err
@@ -106,16 +132,27 @@ func dataplaneParametersOf(o DataplaneOptions) (dataplaneParameters, error) {
 	if o.TokenFile != "" && !path.IsAbs(o.TokenFile) {
 		return p, fmt.Errorf("token file %q: the path is not absolute; use the path in the gateway's pod", o.TokenFile)
 	}
-	tags := append(destinationTags("{{$.Datacenter}}", false), upstreamTags...)
-	last := len(tags) - 1
-	if p.FirstTags, err = toJSONObjects(tags[:last]); err != nil {
-		return p, err
-	}
-	if p.LastTag, err = toJSONObjects(tags[last:]); err != nil {
-		return p, err
-	}
 	p.Target = "dns:///" + net.JoinHostPort(p.XDS.Host, strconv.Itoa(int(p.XDS.Port)))
 	return p, nil
+}
+
+func (p *dataplaneParameters) setTags() error {
+	tags := append(destinationTags("{{$.Datacenter}}", false), upstreamTags...)
+	last := len(tags) - 1
+	var err error
+	if p.FirstTags, err = toJSONObjects(tags[:last]); err != nil {
+		return err
+	}
+	p.LastTag, err = toJSONObjects(tags[last:])
+	return err
+}
+
+// checkWithoutAddr returns an error if there is an option for an address although there is none.
+func (o DataplaneOptions) checkWithoutAddr() error {
+	if o.CACert != "" || o.CAFile != "" || o.ServerName != "" || o.TokenFile != "" {
+		return errors.New("xDS address: there is none, but a CA certificate, server name or token file for it; give the address of Usher")
+	}
+	return nil
 }
 
 // checkCA returns what is wrong with the certificates that an https address needs.
@@ -146,6 +183,8 @@ type dataplaneVariables struct {
 	StaticSecretsJSON, StatsSinksJSON       string // the same
 	StatsConfigJSON, TracingConfigJSON      string
 	StatsFlushInterval                      string
+	LocalAgentClusterName                   string
+	AgentAddress, AgentPort, AgentSocket    string
 }
 
 // fill does what consul-dataplane does with the template.
@@ -174,7 +213,7 @@ func validateDataplane(text string) error {
 	filled, err := dataplaneVariables{
 		AdminBindAddress: "127.0.0.1", AdminBindPort: "19000",
 		ProxyID: "ingress-gateway-0", ProxyCluster: "ingress-gateway", NodeName: "node-virtual", Datacenter: "dc1",
-		StatsConfigJSON: sampleStatsConfig,
+		StatsConfigJSON: sampleStatsConfig, LocalAgentClusterName: "consul-dataplane", AgentAddress: "127.0.0.1", AgentPort: "40123",
 	}.fill(text)
 	if err != nil {
 		return err

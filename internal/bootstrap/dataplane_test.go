@@ -3,13 +3,17 @@ package bootstrap_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"text/template"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
@@ -29,11 +33,13 @@ func dataplaneCases(t *testing.T) map[string]bootstrap.DataplaneOptions {
 	ca := readFile(t, "testdata/ca.pem")
 	const service = "https://usher.consul.svc:18000"
 	return map[string]bootstrap.DataplaneOptions{
-		"everything": {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile, DeferStats: true},
-		"ca-file":    {XDSAddr: service, CAFile: "/consul/tls/ca/tls.crt", TokenFile: tokenFile},
-		"no-token":   {XDSAddr: service, CACert: ca},
-		"plain":      {XDSAddr: "usher.consul.svc:18000"},
-		"ipv6":       {XDSAddr: "https://[2001:db8::1]:18000", CACert: ca, TokenFile: tokenFile},
+		"everything":    {XDSAddr: service, CACert: ca, ServerName: "usher.internal", TokenFile: tokenFile, DeferStats: true, DrainTime: bootstrap.DefaultDrainTime},
+		"ca-file":       {XDSAddr: service, CAFile: "/consul/tls/ca/tls.crt", TokenFile: tokenFile},
+		"no-token":      {XDSAddr: service, CACert: ca, DrainTime: 90 * time.Second},
+		"plain":         {XDSAddr: "usher.consul.svc:18000"},
+		"ipv6":          {XDSAddr: "https://[2001:db8::1]:18000", CACert: ca, TokenFile: tokenFile},
+		"own-xds":       {},
+		"own-xds-drain": {DrainTime: bootstrap.DefaultDrainTime},
 	}
 }
 
@@ -47,8 +53,8 @@ func badDataplaneOptions(ca string) map[string]struct {
 		o    bootstrap.DataplaneOptions
 		want string
 	}{
-		"no address":    {bootstrap.DataplaneOptions{}, "missing port in address"},
-		"a Unix socket": {bootstrap.DataplaneOptions{XDSAddr: "unix:///run/usher.sock"}, "does not have Usher's socket"},
+		"a CA without an address": {bootstrap.DataplaneOptions{CACert: ca}, "xDS address: there is none, but a CA certificate"},
+		"a Unix socket":           {bootstrap.DataplaneOptions{XDSAddr: "unix:///run/usher.sock"}, "does not have Usher's socket"},
 		"https without CA": {
 			bootstrap.DataplaneOptions{XDSAddr: service}, "CA certificate for " + service + ": there is none in PEM",
 		},
@@ -192,6 +198,72 @@ func TestATemplateWorksForAGatewayWithoutSettings(t *testing.T) {
 				t.Errorf("the bootstrap has settings that the gateway does not have: %v", b)
 			}
 		})
+	}
+}
+
+// TestATemplateLeavesEnvoyWithConsulDataplane has no address of Usher: Envoy asks consul-dataplane's own xDS server, where
+// that listens.
+func TestATemplateLeavesEnvoyWithConsulDataplane(t *testing.T) {
+	tcp, socket := ofPlainGateway(), ofPlainGateway()
+	tcp.AgentAddress = "::1"
+	socket.AgentSocket = "/tmp/xds.sock"
+	for want, v := range map[string]variables{"[::1]:40123": tcp, "/tmp/xds.sock": socket} {
+		for _, drainTime := range []time.Duration{0, bootstrap.DefaultDrainTime} {
+			_, b := v.fill(t, dataplaneTemplate(t, bootstrap.DataplaneOptions{DrainTime: drainTime}))
+			cluster := b.GetDynamicResources().GetAdsConfig().GetGrpcServices()[0].GetEnvoyGrpc().GetClusterName()
+			if got := addressesOf(b)[cluster]; got != want {
+				t.Errorf("drain of %v: the xDS server is %q at %q, want %q", drainTime, cluster, got, want)
+			}
+		}
+	}
+}
+
+// addressesOf returns the address of each static cluster that has one.
+func addressesOf(b *bootstrapv3.Bootstrap) map[string]string {
+	addresses := map[string]string{}
+	for _, c := range b.GetStaticResources().GetClusters() {
+		for _, e := range c.GetLoadAssignment().GetEndpoints() {
+			addresses[c.GetName()] = addressText(e.GetLbEndpoints()[0].GetEndpoint().GetAddress())
+		}
+	}
+	return addresses
+}
+
+func addressText(a *corev3.Address) string {
+	if path := a.GetPipe().GetPath(); path != "" {
+		return path
+	}
+	s := a.GetSocketAddress()
+	return net.JoinHostPort(s.GetAddress(), fmt.Sprint(s.GetPortValue()))
+}
+
+// TestAListenerTakesThePlaceOfTheAdminInterface wants that who asks the admin interface finds the listener, and that the
+// listener finds the admin interface. Two Envoys in one network have another admin port each, and do not share a socket.
+func TestAListenerTakesThePlaceOfTheAdminInterface(t *testing.T) {
+	text := dataplaneTemplate(t, bootstrap.DataplaneOptions{DrainTime: bootstrap.DefaultDrainTime})
+	admins := map[string]bool{}
+	for _, port := range []string{"19000", "19001"} {
+		v := ofPlainGateway()
+		v.AdminBindAddress, v.AdminBindPort = "::1", port
+		_, b := v.fill(t, text)
+		listeners := map[string]string{}
+		for _, l := range b.GetStaticResources().GetListeners() {
+			listeners[l.GetName()] = addressText(l.GetAddress())
+		}
+		if got, want := listeners["usher_admin"], "[::1]:"+port; got != want {
+			t.Errorf("the listener is at %q, want %q", got, want)
+		}
+		admin, clusters := addressText(b.GetAdmin().GetAddress()), addressesOf(b)
+		if !strings.HasPrefix(admin, "@") || clusters["usher_admin"] != admin {
+			t.Errorf("the admin interface is at %q, and its cluster at %q", admin, clusters["usher_admin"])
+		}
+		if quit := clusters["usher_quit"]; quit != listeners["usher_quit"] || quit == admin {
+			t.Errorf("the listener that waits is at %q, and its cluster at %q", listeners["usher_quit"], quit)
+		}
+		admins[admin] = true
+	}
+	if len(admins) != 2 {
+		t.Errorf("two Envoys have the admin interfaces %v", admins)
 	}
 }
 

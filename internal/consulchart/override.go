@@ -2,12 +2,16 @@ package consulchart
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf16"
 
 	"go.yaml.in/yaml/v3"
@@ -22,7 +26,8 @@ const (
 	// BootstrapKey is the key of Proxy.Config with the template that consul-dataplane makes Envoy's bootstrap from.
 	BootstrapKey = "envoy_bootstrap_json_tpl"
 
-	annotationsPath = "ingressGateways.defaults.annotations"
+	defaultsPath    = "ingressGateways.defaults"
+	annotationsPath = defaultsPath + ".annotations"
 )
 
 // usherMark begins each template that Usher puts into an annotation. It is a comment of the template, so it does not
@@ -33,6 +38,8 @@ const usherMark = "{{/* made by usher helm-values */}}"
 type OverrideOptions struct {
 	Template string   // of the bootstrap, as consul-dataplane reads it
 	Gateways []string // that get the bootstrap; empty means all
+	// GracePeriod is the least terminationGracePeriodSeconds of the gateways' pods. Longer ones stay.
+	GracePeriod time.Duration
 }
 
 // Override is a values file for a second -f.
@@ -51,7 +58,7 @@ type GatewayConfig struct {
 // Override returns the override. It keeps what the values set: Helm replaces lists and strings whole, so the override
 // repeats the ones that it changes.
 func (v *Values) Override(o OverrideOptions) (*Override, error) {
-	b := overrideBuilder{values: v, template: usherMark + o.Template}
+	b := overrideBuilder{values: v, template: usherMark + o.Template, gracePeriod: int(math.Ceil(o.GracePeriod.Seconds()))}
 	if err := b.read(); err != nil {
 		return nil, err
 	}
@@ -66,8 +73,9 @@ func (v *Values) Override(o OverrideOptions) (*Override, error) {
 
 // overrideBuilder makes an override.
 type overrideBuilder struct {
-	values   *Values
-	template string
+	values      *Values
+	template    string
+	gracePeriod int // in seconds
 
 	defaults  annotationValue
 	gateways  []gatewayAnnotations
@@ -184,15 +192,20 @@ func (b *overrideBuilder) own() []annotationValue {
 }
 
 func (b *overrideBuilder) build() (*Override, error) {
-	var root *yaml.Node
-	var err error
-	if b.perItem {
-		root, err = b.list()
-	} else {
-		root, err = b.defaultsObject()
-	}
+	defaults, err := b.defaultsOverride()
 	if err != nil {
 		return nil, err
+	}
+	list, changed, err := b.list()
+	if err != nil {
+		return nil, err
+	}
+	root := &yaml.Node{Kind: yaml.MappingNode}
+	if len(defaults.Content) > 0 {
+		root.Content = append(root.Content, scalar("defaults"), defaults)
+	}
+	if changed {
+		root.Content = append(root.Content, scalar("gateways"), list)
 	}
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
@@ -203,7 +216,12 @@ func (b *overrideBuilder) build() (*Override, error) {
 	return &Override{Text: out.String(), Gateways: b.overrides}, nil
 }
 
-func (b *overrideBuilder) defaultsObject() (*yaml.Node, error) {
+// defaultsOverride returns what all gateways get, unless single ones do.
+func (b *overrideBuilder) defaultsOverride() (*yaml.Node, error) {
+	defaults := &yaml.Node{Kind: yaml.MappingNode}
+	if b.perItem {
+		return defaults, nil
+	}
 	config, err := b.config(b.defaults)
 	if err != nil {
 		return nil, err
@@ -212,36 +230,87 @@ func (b *overrideBuilder) defaultsObject() (*yaml.Node, error) {
 		b.add(g, config)
 	}
 	text, err := b.annotationsWith(b.defaults, config)
-	return object("defaults", object("annotations", text)), err
+	if err != nil {
+		return nil, err
+	}
+	defaults.Content = append(defaults.Content, scalar("annotations"), text)
+	if b.values.defaultGracePeriod() < b.gracePeriod {
+		set(defaults, gracePeriodKey, b.gracePeriodNode())
+	}
+	return defaults, nil
 }
 
-// list returns the whole list of gateways, in which the chosen ones have the annotation.
-func (b *overrideBuilder) list() (*yaml.Node, error) {
-	list := &yaml.Node{Kind: yaml.SequenceNode}
+// list returns the whole list of gateways, and reports whether one differs from the values: Helm would replace the list.
+func (b *overrideBuilder) list() (list *yaml.Node, changed bool, err error) {
+	list = &yaml.Node{Kind: yaml.SequenceNode}
 	for _, g := range b.gateways {
 		item := *g.node
 		item.Style &^= yaml.FlowStyle
+		item.Content = slices.Clone(item.Content)
 		list.Content = append(list.Content, &item)
 		if !g.chosen {
 			continue
 		}
-		config, err := b.config(g.annotationValue)
-		if err != nil {
-			return nil, err
+		if b.perItem {
+			if err := b.annotate(&item, g); err != nil {
+				return nil, false, err
+			}
+			changed = true
 		}
-		b.add(g, config)
-		text, err := b.annotationsWith(g.annotationValue, config)
-		if err != nil {
-			return nil, err
-		}
-		item.Content = slices.Clone(item.Content)
-		if at := indexOf(&item, "annotations"); at >= 0 {
-			item.Content[at] = text
-		} else {
-			item.Content = append(item.Content, scalar("annotations"), text)
+		own := gracePeriodOf(g.node)
+		if own != 0 && own < b.gracePeriod || own == 0 && b.perItem && b.values.defaultGracePeriod() < b.gracePeriod {
+			set(&item, gracePeriodKey, b.gracePeriodNode())
+			changed = true
 		}
 	}
-	return object("gateways", list), nil
+	return list, changed, nil
+}
+
+// annotate gives a gateway of the list the annotation.
+func (b *overrideBuilder) annotate(item *yaml.Node, g gatewayAnnotations) error {
+	config, err := b.config(g.annotationValue)
+	if err != nil {
+		return err
+	}
+	b.add(g, config)
+	text, err := b.annotationsWith(g.annotationValue, config)
+	if err == nil {
+		set(item, "annotations", text)
+	}
+	return err
+}
+
+// set sets a member of an object whose Content is its own.
+func set(object *yaml.Node, name string, value *yaml.Node) {
+	if at := indexOf(object, name); at >= 0 {
+		object.Content[at] = value
+		return
+	}
+	object.Content = append(object.Content, scalar(name), value)
+}
+
+const gracePeriodKey = "terminationGracePeriodSeconds"
+
+func (b *overrideBuilder) gracePeriodNode() *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: configtree.Int, Value: strconv.Itoa(b.gracePeriod)}
+}
+
+// defaultGracePeriod returns terminationGracePeriodSeconds of a gateway that does not set it.
+func (v *Values) defaultGracePeriod() int {
+	const ofChart, ofKubernetes = 10, 30
+	_, defaults := v.find(defaultsPath)
+	if _, n := member(defaults, gracePeriodKey); n == nil {
+		return ofChart
+	}
+	return cmp.Or(gracePeriodOf(defaults), ofKubernetes)
+}
+
+// gracePeriodOf returns terminationGracePeriodSeconds of an object. It returns 0 for none, and for what is no number:
+// Kubernetes refuses that.
+func gracePeriodOf(object *yaml.Node) int {
+	_, n := member(object, gracePeriodKey)
+	seconds, _ := strconv.Atoi(textOf(n, ""))
+	return seconds
 }
 
 // add adds a gateway to the result.

@@ -1,6 +1,6 @@
 // Package dataplane is the gRPC server that an unmodified consul-dataplane connects to instead of Consul's. It passes every
-// call on to Consul, with two exceptions: the discovery streams of ingress gateways are Usher's, and consul-dataplane does
-// not learn the addresses of Consul's servers, which would lead it past Usher.
+// call on to Consul, with three exceptions: the discovery streams of ingress gateways are Usher's, their Envoys get Usher's
+// bootstrap, and consul-dataplane does not learn the addresses of Consul's servers, which would lead it past Usher.
 //
 //	consul-dataplane --> Server --+-- every other call ------------> Consul's gRPC port, shared connections
 //	                              +-- the streams of gateways -----> xds.Server, one connection in this process for each

@@ -96,6 +96,7 @@ func newHarness(t *testing.T, handle grpc.StreamHandler, o xds.Options) *harness
 	consulPort := bufconn.Listen(1 << 20)
 	h.server = NewServer(Options{
 		XDS: h.xds, KindOf: h.catalog.kindOf, MetadataKeys: []string{"node_name"}, Logger: log, Metrics: NewMetrics(h.metrics),
+		BootstrapTemplate: ushersTemplate,
 		DialConsul: func(_ context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:///consul", append(options, inMemory(consulPort)...)...)
 		},

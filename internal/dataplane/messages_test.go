@@ -27,9 +27,11 @@ func TestMessages(t *testing.T) {
 		conn := h.dial()
 		add(t, h.open(t.Context(), conn, watchServersMethod).RecvMsg(new(frame)))
 		add(t, h.open(t.Context(), conn, "/example.Service/Method").RecvMsg(new(frame)))
-		features := h.open(t.Context(), conn, featuresMethod)
-		_ = features.SendMsg(frame("\xff"))
-		add(t, features.RecvMsg(new(frame)))
+		for _, method := range []string{featuresMethod, paramsMethod} {
+			answered := h.open(t.Context(), conn, method)
+			_ = answered.SendMsg(frame("\xff"))
+			add(t, answered.RecvMsg(new(frame)))
+		}
 		empty := h.open(t.Context(), conn, adsMethod)
 		_ = empty.CloseSend()
 		add(t, empty.RecvMsg(new(frame)))

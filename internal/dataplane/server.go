@@ -34,6 +34,9 @@ type Options struct {
 	// other error means that there is no answer.
 	KindOf       func(ctx context.Context, n xds.Node) (Kind, error)
 	MetadataKeys []string // of the node's metadata that KindOf reads, with node_name
+	// BootstrapTemplate is the template of Envoy's bootstrap for gateways that have none in Consul; "" leaves them with
+	// that of consul-dataplane.
+	BootstrapTemplate string
 	// DialConsul returns a connection to Consul's gRPC port. After an error, the next call tries again.
 	DialConsul  func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
 	Logger      *slog.Logger
@@ -166,6 +169,7 @@ func (s *Server) Drain(ctx context.Context, over time.Duration) {
 const (
 	watchServersMethod = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/WatchServers"
 	featuresMethod     = "/hashicorp.consul.dataplane.DataplaneService/GetSupportedDataplaneFeatures"
+	paramsMethod       = "/hashicorp.consul.dataplane.DataplaneService/GetEnvoyBootstrapParams"
 	// The answers to these need a token, so that a caller who gets one has proven who it is.
 	dataplaneService = "/hashicorp.consul.dataplane.DataplaneService/"
 	loginMethod      = "/hashicorp.consul.acl.ACLService/Login"
@@ -195,6 +199,10 @@ func (s *Server) serve(c *call) error {
 		return s.serveADS(c)
 	case featuresMethod:
 		return s.passToConsul(c, withoutWatchServers)
+	case paramsMethod:
+		if s.options.BootstrapTemplate != "" {
+			return s.passToConsul(c, func(f frame) (frame, error) { return s.withBootstrap(c, f) })
+		}
 	}
 	return s.passToConsul(c, nil)
 }
