@@ -71,7 +71,7 @@ func TestRealConsulDataplaneDrains(t *testing.T) {
 				terminated := time.Now()
 				gateway.Signal(t, syscall.SIGTERM)
 				testprocess.Eventually(t, "Envoy drains", testprocess.ChangeDeadline, func() error {
-					if response := askAdmin(t, gateway, adminRequest{http.MethodGet, "/ready"}); response.StatusCode == http.StatusOK {
+					if askAdmin(t, gateway, adminRequest{http.MethodGet, "/ready"}).status == http.StatusOK {
 						return errors.New("it is ready")
 					}
 					return nil

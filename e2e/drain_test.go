@@ -53,8 +53,12 @@ func TestTheAdminInterfaceIsTheSameWithDrain(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		l := newStatisticsLab(t, envoy)
 		requests := []adminRequest{
-			{http.MethodGet, "/ready"}, {http.MethodGet, "/quitquitquit"}, {http.MethodGet, "/drain_listeners"},
-			{http.MethodPost, "/healthcheck/ok"}, {http.MethodGet, "/no-such-page"}, {http.MethodPost, "/logging?level=warning"},
+			{http.MethodGet, "/ready"},
+			{http.MethodGet, "/quitquitquit"},
+			{http.MethodGet, "/drain_listeners"},
+			{http.MethodPost, "/healthcheck/ok"},
+			{http.MethodGet, "/no-such-page"},
+			{http.MethodPost, "/logging?level=warning"},
 			{http.MethodGet, "/stats?filter=server.live&format=json"},
 		}
 		own := startTemplate(t, l.Network, l.Consul, envoy, templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr}))
@@ -65,7 +69,7 @@ func TestTheAdminInterfaceIsTheSameWithDrain(t *testing.T) {
 		drains.WaitListener(t, 8080)
 		for request, got := range answersOf(t, drains, requests) {
 			if got != want[request] {
-				t.Errorf("%v is answered\n%s\nwant\n%s", request, got, want[request])
+				t.Errorf("%v is answered\n%v\nwant\n%v", request, got, want[request])
 			}
 		}
 	})
@@ -73,24 +77,24 @@ func TestTheAdminInterfaceIsTheSameWithDrain(t *testing.T) {
 
 type adminRequest struct{ method, path string }
 
-// answersOf returns the status, headers and body of each answer, without what differs each time.
-func answersOf(t *testing.T, e *lab.Envoy, requests []adminRequest) map[adminRequest]string {
+// adminAnswer is what differs between answers, and not each time.
+type adminAnswer struct {
+	status int
+	text   string // headers and body
+}
+
+// answersOf returns the answers of the admin interface.
+func answersOf(t *testing.T, e *lab.Envoy, requests []adminRequest) map[adminRequest]adminAnswer {
 	t.Helper()
-	answers := map[adminRequest]string{}
+	answers := map[adminRequest]adminAnswer{}
 	for _, r := range requests {
-		response := askAdmin(t, e, r)
-		response.Header.Del("Date")
-		body, err := io.ReadAll(response.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answers[r] = fmt.Sprintf("%s %v %q", response.Status, response.Header, body)
+		answers[r] = askAdmin(t, e, r)
 	}
 	return answers
 }
 
 // askAdmin sends a request to the admin interface.
-func askAdmin(t *testing.T, e *lab.Envoy, r adminRequest) *http.Response {
+func askAdmin(t *testing.T, e *lab.Envoy, r adminRequest) adminAnswer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), r.method, fmt.Sprintf("http://127.0.0.1:%d%s", e.AdminPort, r.path), nil)
 	if err != nil {
@@ -101,14 +105,19 @@ func askAdmin(t *testing.T, e *lab.Envoy, r adminRequest) *http.Response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { response.Body.Close() })
-	return response
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Header.Del("Date")
+	return adminAnswer{response.StatusCode, fmt.Sprintf("%v %q", response.Header, body)}
 }
 
 func postToAdmin(t *testing.T, e *lab.Envoy, path string) {
 	t.Helper()
-	if response := askAdmin(t, e, adminRequest{http.MethodPost, path}); response.StatusCode != http.StatusOK {
-		t.Fatalf("POST %s is answered %s", path, response.Status)
+	if got := askAdmin(t, e, adminRequest{http.MethodPost, path}); got.status != http.StatusOK {
+		t.Fatalf("POST %s is answered %d", path, got.status)
 	}
 }
 
@@ -146,8 +155,8 @@ func newDrained(t *testing.T, gateway *lab.Envoy, client *lab.Host) *drained {
 // It opens another connection to keep.
 func (d *drained) wantDraining(t *testing.T) {
 	t.Helper()
-	if response := askAdmin(t, d.gateway, adminRequest{http.MethodGet, "/ready"}); response.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("/ready is answered %s, want 503", response.Status)
+	if got := askAdmin(t, d.gateway, adminRequest{http.MethodGet, "/ready"}); got.status != http.StatusServiceUnavailable {
+		t.Errorf("/ready is answered %d, want 503", got.status)
 	}
 	for what, conn := range map[string]*lab.ClientConn{"the open connection": d.kept, "a new connection": openConnection(t, d.request)} {
 		got, err := conn.RoundTrip(d.request, "keep-alive")

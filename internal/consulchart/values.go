@@ -3,8 +3,9 @@
 //
 //	values files ──Parse──> Values ──Override──> the values file for a second -f of "helm upgrade"
 //
-// The override sets one pod annotation, consul.hashicorp.com/proxy-config-map. The chart's endpoints controller copies
-// its JSON into the gateway's registration in Consul, and consul-dataplane starts Envoy with the bootstrap in there.
+// The override sets one pod annotation, consul.hashicorp.com/proxy-config-map, and gives pods the time to drain. The
+// chart's endpoints controller copies the annotation's JSON into the gateway's registration in Consul, and
+// consul-dataplane starts Envoy with the bootstrap in there.
 //
 // The package knows the chart's values: their names, their defaults, and how Helm merges files of them. It neither runs
 // Helm nor asks a cluster. What an operator should know about the values is in Values.Notices.
