@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/usherproxy/usher/internal/controlplane"
+	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/loadbalancer"
 	"github.com/usherproxy/usher/xds"
 )
@@ -30,6 +32,8 @@ type serveOptions struct {
 	tokenReview                          bool
 	loginAuthMethod, loginTokenFile      string
 	limits                               xds.Limits
+	gateways                             []string
+	watched                              []gateway.ID // from gateways
 	maxGateways                          int
 	logLevel, logFormat                  string
 
@@ -110,6 +114,8 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 		"Auth method of Consul at which Usher logs in for its own token, instead of CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE.")
 	f.StringVar(&o.loginTokenFile, "login-bearer-token-file", serviceAccountTokenFile,
 		"File with the bearer token for --login-auth-method. Usher reads it at each login.")
+	f.StringArrayVar(&o.gateways, "gateway", nil, "Gateway (NAME, or PARTITION/NAMESPACE/NAME) that Usher watches without an Envoy, too. "+
+		"Its first Envoy does not wait, and the log says if none connects. You can give several. Default: each gateway as long as it has an Envoy.")
 	limitFlags(f, &o.limits, &o.maxGateways)
 	f.StringVar(&o.logLevel, "log-level", "info", "Lowest level that is logged: debug, info, warn or error.")
 	f.StringVar(&o.logFormat, "log-format", "text", "Format of the log: text or json.")
@@ -137,7 +143,27 @@ func (o *serveOptions) check() error {
 	case o.configDir != "" && (o.envoyLoginAuthMethod != "" || o.loginAuthMethod != ""):
 		return errors.New("--config-dir: Usher reads files instead of Consul; remove --envoy-login-auth-method and --login-auth-method, or --config-dir")
 	}
+	if err := o.parseGateways(); err != nil {
+		return err
+	}
 	return o.checkLimits()
+}
+
+// parseGateways parses --gateway.
+func (o *serveOptions) parseGateways() error {
+	for _, text := range o.gateways {
+		id, ok := gateway.ParseID(text)
+		if !ok {
+			return fmt.Errorf("--gateway %q: use the NAME of a gateway, or its PARTITION/NAMESPACE/NAME", text)
+		}
+		if !slices.Contains(o.watched, id) {
+			o.watched = append(o.watched, id)
+		}
+	}
+	if len(o.watched) > o.maxGateways {
+		return fmt.Errorf("--gateway: it names %d gateways, and Usher watches at most %d; raise --max-gateways", len(o.watched), o.maxGateways)
+	}
+	return nil
 }
 
 // limitFlags adds the flags that limit callers.

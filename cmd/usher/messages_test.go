@@ -86,7 +86,7 @@ func TestMessages(t *testing.T) {
 	t.Setenv("CONSUL_HTTP_TOKEN_FILE", "")
 	for _, args := range []string{
 		"serve --balancer-grace -1s", "serve --reauthorize-interval 0s", "serve --authorization-stale-if-error -1h", "serve --drain-time 11m",
-		"serve --max-streams 0", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
+		"serve --max-streams 0", "serve --gateway edge/", "serve --gateway a --gateway b --max-gateways 1", "serve --log-level inof", "serve --log-format xml", "serve --balancer-record usher",
 		"serve --config-dir " + dir + " --consul-http-addr 127.0.0.1:8500",
 		"serve --token-review", "serve --config-dir " + dir + " --login-auth-method usher",
 		"serve --envoy-login-auth-method usher --token-review", "serve --tls-cert x", "serve --xds-addr 0.0.0.0:18000",

@@ -50,7 +50,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	// 3. The control plane: it watches gateways, compiles and publishes.
 	plane := controlplane.New(controlplane.Options{
 		Source: source, Balancers: balancers, Logger: log, Problems: problems,
-		Metrics: controlplane.NewMetrics(metrics), MaxGateways: o.maxGateways,
+		Metrics: controlplane.NewMetrics(metrics), Gateways: o.watched, MaxGateways: o.maxGateways,
 	})
 
 	// 4. The servers and their ports: if a port is in use, the process ends.

@@ -13,12 +13,13 @@ import (
 
 // TestOneGatewayOfTwoIsPutUnderUsher begins with one gateway. With PROXY protocol
 // at both load balancers, that one gives services the client's address, and the
-// other answers 400 as Consul's own does. Its pod was not replaced.
+// other answers 400 as Consul's own does, which Usher's metrics say. Its pod was not
+// replaced.
 func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
 	const twoGateways, second = "testdata/two-gateways.yaml", prefix + "-second-gateway"
 	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew}, twoGateways)
 	r.Apply(t, "default", testprocess.ReadFile(t, "testdata/second-gateway.yaml"))
-	r.installUsher(t, twoGateways)
+	ushers := r.installUsher(t, twoGateways)
 	other := r.WaitRolledOut(t, namespace, second)[0]
 	balancer := r.Balancer(t, namespace, second)
 	request := lab.Request{From: r.Client, To: balancer.Host.Addr(8080), Path: "/"}
@@ -29,6 +30,7 @@ func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
 	r.wantClientAddress(t)
 	balancer.WaitHeader(t, lab.SendV2)
 	lab.WaitStatus(t, request, http.StatusBadRequest)
+	r.waitUnserved(t, ushers, "second-gateway")
 	if now := r.WaitRolledOut(t, namespace, second)[0]; now != other {
 		t.Errorf("the pod %s of the other gateway was replaced by %s", other.Name(), now.Name())
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
+	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
@@ -88,4 +89,24 @@ func (r *consulRelease) restartUsher(t *testing.T) []*cluster.Pod {
 		t.Fatal(err)
 	}
 	return r.WaitRolledOut(t, namespace, "usher")
+}
+
+// waitUnserved waits until the metrics of all pods of Usher say that a gateway's
+// instance is behind a load balancer that sends headers, and has no Envoy.
+func (r *consulRelease) waitUnserved(t *testing.T, ushers []*cluster.Pod, gateway string) {
+	t.Helper()
+	for _, usher := range ushers {
+		testprocess.Eventually(t, usher.Name()+" counts the gateway's Envoys", testprocess.StartDeadline, func() error {
+			metrics := lab.Request{From: r.Client, To: usher.Host.Addr(18001), Path: "/metrics"}.MustDo(t).Body
+			for _, line := range []string{
+				fmt.Sprintf("usher_gateway_proxy_protocol_instances{gateway=%q} 1\n", gateway),
+				fmt.Sprintf("usher_gateway_envoys{gateway=%q} 0\n", gateway),
+			} {
+				if !strings.Contains(metrics, line) {
+					return fmt.Errorf("there is no %q", line)
+				}
+			}
+			return nil
+		})
+	}
 }

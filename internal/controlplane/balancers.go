@@ -49,16 +49,25 @@ func newBalancers(source BalancerSource, log *slog.Logger) *balancers {
 	}
 }
 
-// watchNeeded watches the Services that the listeners of the snapshot follow, and no others.
-func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
-	if b.source == nil {
-		return
-	}
+// update replaces the inputs by those of a snapshot. It reports whether they differ.
+func (i *balancerInputs) update(s *gateway.Snapshot) bool {
 	now := balancerInputs{entry: s.Entry, instances: s.Instances, layers: [...]settings.Layer{s.FileAll, s.ProxyDefaults, s.FileGateway}}
-	if b.inputs.entry == now.entry && slices.Equal(b.inputs.instances, now.instances) && reflect.DeepEqual(b.inputs.layers, now.layers) {
-		return
+	if i.entry == now.entry && slices.Equal(i.instances, now.instances) && reflect.DeepEqual(i.layers, now.layers) {
+		return false
 	}
-	b.inputs = now
+	*i = now
+	return true
+}
+
+// watchNeeded watches the Services that the listeners of the snapshot follow, and no others. It reports whether
+// listeners, instances or their settings differ from those of the last snapshot.
+func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) (changed bool) {
+	if !b.inputs.update(s) {
+		return false
+	}
+	if b.source == nil {
+		return true
+	}
 	needed := map[gateway.KubernetesService]bool{}
 	for _, in := range s.Instances {
 		if in.Kubernetes != (gateway.KubernetesService{}) && s.HasAutoListener(in) {
@@ -75,6 +84,7 @@ func (b *balancers) watchNeeded(ctx context.Context, s *gateway.Snapshot) {
 			b.watch(ctx, id)
 		}
 	}
+	return true
 }
 
 // watch watches a Service. After a panic it keeps what is known and starts again.

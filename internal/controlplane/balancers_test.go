@@ -53,14 +53,10 @@ func (f *fakeBalancers) wantWatched(t *testing.T, want ...string) {
 	}
 }
 
-// inKubernetes is inBubble with balancers, and gives an instance behind a
-// Service.
-func inKubernetes(t *testing.T, f func(t *testing.T, r *testPlane, b *fakeBalancers)) {
-	inBubble(t, func(t *testing.T, r *testPlane) {
-		b := &fakeBalancers{watched: map[string]func(*gateway.Balancer){}}
-		r.plane.options.Balancers = b
-		f(t, r, b)
-	})
+// inKubernetes is inBubble with balancers, and with gateways that are watched without an Envoy.
+func inKubernetes(t *testing.T, f func(t *testing.T, r *testPlane, b *fakeBalancers), gateways ...gateway.ID) {
+	b := &fakeBalancers{watched: map[string]func(*gateway.Balancer){}}
+	inBubble(t, func(t *testing.T, r *testPlane) { f(t, r, b) }, func(o *Options) { o.Balancers, o.Gateways = b, gateways })
 }
 
 func behindService(name string) *gateway.Instance {

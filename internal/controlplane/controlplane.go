@@ -4,8 +4,8 @@
 //	demand:   xds.Server ──Watch──> Plane ──Watch──> Source
 //	data:     Source ──Snapshot──> gatewayWorker ──Compile, encode──> xds.Set ──put──> xds.Server
 //
-// Each gateway with at least one Envoy has a worker, whose one goroutine owns everything about that gateway. No
-// other package on the data's way imports its neighbours.
+// Each gateway with at least one Envoy, and each one of Options.Gateways, has a worker, whose one goroutine owns
+// everything about that gateway. No other package on the data's way imports its neighbours.
 package controlplane
 
 import (
@@ -40,13 +40,16 @@ const DefaultMaxGateways = 1000
 // MetadataKeys are the keys of an Envoy's node metadata that a Plane reads.
 var MetadataKeys = []string{"node_name", "namespace", "partition"}
 
-// Options are the parts and settings of a Plane. All but Balancers, MaxGateways and Linger are required.
+// Options are the parts and settings of a Plane. All but Balancers, Gateways, MaxGateways and Linger are required.
 type Options struct {
-	Source      Source
-	Balancers   BalancerSource // nil outside Kubernetes
-	Logger      *slog.Logger
-	Metrics     *Metrics
-	Problems    *Problems
+	Source    Source
+	Balancers BalancerSource // nil outside Kubernetes
+	Logger    *slog.Logger
+	Metrics   *Metrics
+	Problems  *Problems
+	// Gateways are watched without an Envoy, too, while the Plane runs. So their first Envoy does not wait, and Usher
+	// notices that none connects.
+	Gateways    []gateway.ID
 	MaxGateways int // how many gateways a Plane watches at the same time; zero means DefaultMaxGateways
 	// Linger is how long a gateway is watched after its last Envoy has disconnected, so that an Envoy that
 	// reconnects does not wait. Zero means 30 seconds.
@@ -89,6 +92,9 @@ func (p *Plane) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer close(p.ended)
+	for _, w := range p.permanentWorkers() {
+		workers.Go(func() { w.run(ctx) })
+	}
 	close(p.running)
 	for {
 		select {
@@ -164,6 +170,19 @@ func (p *Plane) HasSet() bool {
 	return false
 }
 
+// permanentWorkers returns new workers for the gateways that are watched without an Envoy.
+func (p *Plane) permanentWorkers() []*gatewayWorker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range p.options.Gateways {
+		w := newGatewayWorker(p, id)
+		w.newLayers.Put(layersOf(p.configFile, id))
+		w.permanent = true
+		p.workers[id] = w
+	}
+	return slices.Collect(maps.Values(p.workers))
+}
+
 // subscribe adds a stream to the gateway's worker, and starts the worker for the first stream. An error is a gRPC
 // status.
 func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
@@ -198,11 +217,12 @@ func (p *Plane) unsubscribe(w *gatewayWorker, s *stream) {
 	w.newStreams.Put(slices.Collect(maps.Keys(w.subscribers)))
 }
 
-// removeIfUnused removes a worker without streams. It reports whether it did: a stream may have subscribed meanwhile.
+// removeIfUnused removes a worker without streams that is not permanent. It reports whether it did: a stream may have
+// subscribed meanwhile.
 func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(w.subscribers) > 0 {
+	if w.permanent || len(w.subscribers) > 0 {
 		return false
 	}
 	delete(p.workers, w.id)
@@ -220,8 +240,10 @@ func (p *Plane) remove(w *gatewayWorker) {
 
 // Metrics are the metrics of a Plane. Use NewMetrics.
 type Metrics struct {
-	compileDuration prometheus.Histogram
-	refusedGateways prometheus.Counter
+	compileDuration        prometheus.Histogram
+	refusedGateways        prometheus.Counter
+	envoys                 *prometheus.GaugeVec
+	proxyProtocolInstances *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics of a plane.
@@ -236,7 +258,28 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "usher_refused_gateways_total",
 			Help: "Streams refused because Usher already served --max-gateways gateways.",
 		}),
+		envoys: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_gateway_envoys",
+			Help: "Envoys of a gateway that are connected to this Usher.",
+		}, []string{"gateway"}),
+		proxyProtocolInstances: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "usher_gateway_proxy_protocol_instances",
+			Help: "Registered instances of a gateway with a listener that accepts PROXY headers. " +
+				"If all replicas together have fewer Envoys (usher_gateway_envoys), some run on Consul's own xDS.",
+		}, []string{"gateway"}),
 	}
-	r.MustRegister(m.compileDuration, m.refusedGateways)
+	r.MustRegister(m.compileDuration, m.refusedGateways, m.envoys, m.proxyProtocolInstances)
 	return m
+}
+
+// setGateway sets how many Envoys of a gateway are connected, and how many instances expect one because of PROXY headers.
+func (m *Metrics) setGateway(id gateway.ID, envoys, proxyProtocolInstances int) {
+	m.envoys.WithLabelValues(id.String()).Set(float64(envoys))
+	m.proxyProtocolInstances.WithLabelValues(id.String()).Set(float64(proxyProtocolInstances))
+}
+
+// removeGateway removes the series of a gateway that is no longer watched.
+func (m *Metrics) removeGateway(id gateway.ID) {
+	m.envoys.DeleteLabelValues(id.String())
+	m.proxyProtocolInstances.DeleteLabelValues(id.String())
 }

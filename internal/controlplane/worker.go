@@ -36,6 +36,7 @@ type gatewayWorker struct {
 	newLayers   latest.Value[fileLayers]
 	done        chan struct{} // closed when run has returned
 	hasSet      atomic.Bool   // at least one Envoy has got a set
+	permanent   bool          // it does not end with its last stream
 	log         *slog.Logger
 
 	snapshot        *gateway.Snapshot // from the source; nil before the first
@@ -48,6 +49,7 @@ type gatewayWorker struct {
 	compileProblems []problem.Problem // of the last time that there was a stream
 	panicProblems   []problem.Problem // of the last call of work
 	missingTimer    <-chan time.Time  // for the next Envoy whose instance is missing for too long
+	unserved        unserved
 }
 
 // snapshotUpdate is the latest result of watching a gateway.
@@ -66,11 +68,12 @@ func newGatewayWorker(p *Plane, id gateway.ID) *gatewayWorker {
 	}
 }
 
-// run watches the gateway and does its work until ctx ends, or until the gateway had no stream for the plane's
-// linger time.
+// run watches the gateway and does its work until ctx ends or, if the worker is not permanent, until the gateway had no
+// stream for the plane's linger time.
 func (w *gatewayWorker) run(ctx context.Context) {
 	defer close(w.done)
 	defer w.plane.options.Problems.removeGateway(w.id)
+	defer w.plane.options.Metrics.removeGateway(w.id)
 	ctx, cancel := context.WithCancel(ctx)
 	updates := latest.New[snapshotUpdate]()
 	watching := make(chan error, 1)
@@ -142,10 +145,11 @@ func (w *gatewayWorker) loop(ctx context.Context, updates latest.Value[snapshotU
 		case w.layers = <-w.newLayers.C():
 			w.stale = true
 		case <-w.balancers.changed.C():
-			w.stale = true
+			w.stale, w.unserved.outdated = true, true
 		case w.streams = <-w.newStreams.C():
 			idle.Reset(w.plane.options.Linger)
 		case <-w.missingTimer:
+		case <-w.unserved.timer:
 		case <-idle.C:
 			if len(w.streams) == 0 && w.plane.removeIfUnused(w) {
 				return
@@ -164,11 +168,14 @@ func (w *gatewayWorker) work(ctx context.Context) {
 			return nil
 		}
 		if w.stale {
-			w.balancers.watchNeeded(ctx, w.fullSnapshot())
+			if w.balancers.watchNeeded(ctx, w.fullSnapshot()) {
+				w.unserved.outdated = true
+			}
 			w.encoder.startGeneration(w.fullSnapshot())
 			w.stale = false
 		}
 		w.publish()
+		w.checkServed()
 		return nil
 	})
 	if err != nil {

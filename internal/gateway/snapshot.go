@@ -15,7 +15,9 @@ package gateway
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/usherproxy/usher/internal/ordered"
@@ -33,6 +35,21 @@ func (id ID) String() string {
 		return id.Name
 	}
 	return OrDefault(id.Partition) + "/" + OrDefault(id.Namespace) + "/" + id.Name
+}
+
+// ParseID parses what String returns. It reports whether the text has one of its two forms.
+func ParseID(text string) (id ID, ok bool) {
+	parts := strings.Split(text, "/")
+	if slices.Contains(parts, "") {
+		return ID{}, false
+	}
+	switch len(parts) {
+	case 1:
+		return ID{Name: text}, true
+	case 3:
+		return ID{Name: parts[2], Namespace: OmitDefault(parts[1]), Partition: OmitDefault(parts[0])}, true
+	}
+	return ID{}, false
 }
 
 // Snapshot is everything known of one gateway at one moment. A source publishes one only when its parts agree: every

@@ -54,3 +54,19 @@ func TestEnvoyAtLeast(t *testing.T) {
 		}
 	}
 }
+
+func TestParseID(t *testing.T) {
+	for _, id := range []ID{{Name: "edge"}, {Name: "edge", Namespace: "team"}, {Name: "edge", Partition: "east"}, {"edge", "team", "east"}} {
+		if got, ok := ParseID(id.String()); !ok || got != id {
+			t.Errorf("ParseID(%q) is %#v, %v", id, got, ok)
+		}
+	}
+	if got, ok := ParseID("default/default/edge"); !ok || got != (ID{Name: "edge"}) {
+		t.Errorf("the default namespace and partition: %#v, %v", got, ok)
+	}
+	for _, text := range []string{"", "/", "team/edge", "edge/", "/team/edge", "default//edge", "a/b/c/d"} {
+		if got, ok := ParseID(text); ok {
+			t.Errorf("ParseID(%q) is %#v, want none", text, got)
+		}
+	}
+}

@@ -32,6 +32,13 @@
 {{- with $values.balancerGrace }}
 - --balancer-grace={{ . }}
 {{- end }}
+{{- range $facts.gateways }}
+{{- if or $facts.tenancy $facts.partition }}
+- --gateway={{ $facts.partition | default "default" }}/{{ .tenancy }}/{{ .name }}
+{{- else }}
+- --gateway={{ .name }}
+{{- end }}
+{{- end }}
 {{- if $values.settings }}
 - --config=/etc/usher/config/usher.json
 {{- end }}
