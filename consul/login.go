@@ -1,7 +1,6 @@
 package consul
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -31,7 +30,7 @@ var ErrLoginRefused = errors.New("consul refuses the login")
 type login struct {
 	accessor string         // names the token in Consul's log and UI
 	token    gateway.Secret // the Consul token; empty: there is no login
-	expiry   time.Time      // of the Consul token; zero: never
+	expiry   time.Time      // of the Consul token, by this process's clock; zero: never
 }
 
 // loginRequest is the request of POST /v1/acl/login.
@@ -58,6 +57,7 @@ func (c *Client) logIn(ctx context.Context, authMethod string, bearer gateway.Se
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, loginTimeout, noAnswer(loginTimeout))
 	defer cancel()
+	begin := time.Now()
 	_, body, err = c.do(ctx, call{
 		client: c.aclHTTP, method: http.MethodPost, path: "/v1/acl/login", params: params, body: body, secret: bearer,
 	})
@@ -65,15 +65,17 @@ func (c *Client) logIn(ctx context.Context, authMethod string, bearer gateway.Se
 		return login{}, loginError(err, authMethod)
 	}
 	var answer struct {
-		AccessorID, SecretID string
-		ExpirationTime       *time.Time
+		AccessorID, SecretID       string
+		CreateTime, ExpirationTime time.Time
 	}
 	if err := json.Unmarshal(body, &answer); err != nil || answer.SecretID == "" {
 		return login{}, unexpected("it is no ACL token")
 	}
-	return login{
-		accessor: answer.AccessorID, token: gateway.Secret(answer.SecretID), expiry: *cmp.Or(answer.ExpirationTime, new(time.Time)),
-	}, nil
+	in := login{accessor: answer.AccessorID, token: gateway.Secret(answer.SecretID), expiry: answer.ExpirationTime}
+	if !in.expiry.IsZero() && !answer.CreateTime.IsZero() { // Consul's clock may differ from this process's
+		in.expiry = begin.Add(answer.ExpirationTime.Sub(answer.CreateTime))
+	}
+	return in, nil
 }
 
 // isInvalidInKubernetes reports whether Consul answers that Kubernetes does not accept a token. It does so with 500, as when it

@@ -20,6 +20,7 @@ type loginConsul struct {
 	accounts map[string]string // bearer tokens by the gateway that their logins may use
 	tokens   map[string]string // tokens of logins, by the gateway that they may use
 	expiry   time.Duration     // of the tokens; 0: none
+	ahead    time.Duration     // of its clock
 	requests []loginRequest
 	checks   int
 	logouts  int
@@ -85,8 +86,9 @@ func (c *loginConsul) answer(r *http.Request, body []byte) (status int, text str
 		secret := fmt.Sprint("login-", len(c.requests))
 		c.tokens[secret] = may
 		answer := map[string]any{"AccessorID": "accessor of " + secret, "SecretID": secret}
-		if c.expiry > 0 {
-			answer["ExpirationTime"] = time.Now().Add(c.expiry)
+		if c.expiry != 0 {
+			now := time.Now().Add(c.ahead)
+			answer["CreateTime"], answer["ExpirationTime"] = now, now.Add(c.expiry)
 		}
 		text, _ := json.Marshal(answer)
 		return http.StatusOK, string(text)

@@ -19,6 +19,9 @@ import (
 const (
 	// minLoginAge is how old a login has to be before its loss counts: a server may not know its token at once.
 	minLoginAge = 5 * time.Second
+	// minLoginLifetime is the shortest one that Usher renews a login for. It is the least for MaxTokenTTL, unless
+	// Consul is configured otherwise.
+	minLoginLifetime = time.Minute
 	// replacedLinger is how long a login stays after the next one has replaced it, for the queries that still use it.
 	replacedLinger = 10 * time.Second
 )
@@ -238,7 +241,7 @@ func (l *ownLogin) awaitNext(ctx context.Context) {
 	l.mu.Unlock()
 	var renew <-chan time.Time
 	if !expiry.IsZero() {
-		lifetime := expiry.Sub(made)
+		lifetime := max(minLoginLifetime, expiry.Sub(made))
 		renew = time.After(time.Until(made.Add(lifetime*7/10 + rand.N(lifetime/10+1))))
 	}
 	select {

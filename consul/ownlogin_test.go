@@ -114,6 +114,34 @@ func TestUsherLogsInAgainBeforeItsLoginExpires(t *testing.T) {
 	})
 }
 
+// Consul's clock and Usher's may differ, by more than the login's lifetime.
+func TestTheClocksOfConsulAndUsherMayDiffer(t *testing.T) {
+	for _, ahead := range []time.Duration{-2 * time.Hour, -time.Hour, 2 * time.Hour} {
+		c := newLoginConsul(map[string]string{})
+		c.expiry, c.ahead = time.Hour, ahead
+		runOwnLogin(t, c, func(t *testing.T, l *ownLab) {
+			l.write(t, "sesame")
+			time.Sleep(40 * time.Minute)
+			c.want(t, "early", counts{1, 0, 1})
+			time.Sleep(10 * time.Minute)
+			c.want(t, "before it expires", counts{2, 1, 1})
+		})
+	}
+}
+
+// An expiry that is over when it arrives is no reason to log in all the time.
+func TestALoginThatHasExpiredIsNotRenewedAllTheTime(t *testing.T) {
+	c := newLoginConsul(map[string]string{})
+	c.expiry = -time.Hour
+	runOwnLogin(t, c, func(t *testing.T, l *ownLab) {
+		l.write(t, "sesame")
+		time.Sleep(10 * time.Minute)
+		if n := c.counts().Logins; n < 2 || n > 15 {
+			t.Errorf("%d logins in ten minutes", n)
+		}
+	})
+}
+
 func TestUsherLogsInAgainWhenConsulNoLongerKnowsItsToken(t *testing.T) {
 	c := newLoginConsul(map[string]string{})
 	runOwnLogin(t, c, func(t *testing.T, l *ownLab) {
