@@ -33,7 +33,9 @@ func TestConsulChartAgrees(t *testing.T) {
 				t.Errorf("%s: the Consul chart %s: %s", name, chart, end.Stderr)
 				continue
 			}
-			for _, o := range objects(t, end.Stdout) {
+			gateways := objects(t, end.Stdout)
+			wantChangedPods(t, name+": "+chart, usher, gateways)
+			for _, o := range gateways {
 				if o.kind() != "Deployment" || o.at("metadata", "labels", "component") != "ingress-gateway" {
 					continue
 				}
@@ -56,6 +58,27 @@ func TestConsulChartAgrees(t *testing.T) {
 	}
 	if compared < 20 {
 		t.Errorf("%d gateways were compared; the values files have more", compared)
+	}
+}
+
+// wantChangedPods checks that the policy of Usher's chart is for pods of the Consul chart that have what it changes.
+func wantChangedPods(t *testing.T, where string, usher, consul []object) {
+	t.Helper()
+	for _, policy := range usher {
+		if policy.kind() != "MutatingAdmissionPolicy" {
+			continue
+		}
+		selector := policy.at("spec", "matchConstraints", "objectSelector").(map[string]any)
+		for _, name := range selector["matchExpressions"].([]any)[0].(map[string]any)["values"].([]any) {
+			pod := podOf(find(t, consul, "Deployment", name.(string)))
+			if labels := object(pod.at("metadata", "labels").(map[string]any)); labels["component"] != "ingress-gateway" || labels["ingress-gateway-name"] != name {
+				t.Errorf("%s: the policy is not for the pods of %s, which have the labels %v", where, name, labels)
+			}
+			container := gatewayContainer(t, pod)
+			if container["args"] == nil || container["volumeMounts"] == nil || pod.at("spec", "volumes") == nil {
+				t.Errorf("%s: the pods of %s are refused: %v", where, name, container)
+			}
+		}
 	}
 }
 
