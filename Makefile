@@ -23,6 +23,8 @@ E2E_TIMEOUT ?= 30m
 E2E_FLAGS   ?= -v
 # A story waits most of the time and takes up to half a GiB.
 E2E_PARALLEL ?= 3
+# One in Kubernetes keeps a processor busy. Those that count lost requests run alone.
+KUBERNETES_PARALLEL ?= 2
 FUZZ_TIME   ?= 60s
 # The directory with Consul's charts and the sources of their programs.
 CONSUL_K8S  ?= $(wildcard ../shared/consul-k8s)
@@ -74,7 +76,7 @@ kubernetes: tools build $(HELM) ## Run the stories on the real Consul chart (CON
 	@[[ -d "$(CONSUL_K8S)" ]] || { echo "CONSUL_K8S=DIR is missing: DIR has charts, control-plane, consul-dataplane and version of consul-k8s" >&2; exit 1; }
 	tools/consul-k8s "$(CONSUL_K8S)"
 	cd e2e/kubernetes && USHER_TOOLS="$(CURDIR)/.tools" USHER_BIN="$(CURDIR)/bin/usher" CONSUL_K8S="$(abspath $(CONSUL_K8S))" \
-		go test -tags e2e,kubernetes -count=1 -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./...
+		go test -tags e2e,kubernetes -count=1 -parallel $(KUBERNETES_PARALLEL) -timeout $(E2E_TIMEOUT) $(E2E_FLAGS) ./...
 	CONSUL_K8S="$(abspath $(CONSUL_K8S))" go test -tags e2e,kubernetes -count=1 -run TestConsulChartAgrees ./charts
 	CONSUL_K8S="$(abspath $(CONSUL_K8S))" go test -tags kubernetes -count=1 ./internal/consulchart
 

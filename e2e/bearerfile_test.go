@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,13 +11,15 @@ import (
 	"strings"
 	"testing"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/usherproxy/usher/e2e/lab"
 	"github.com/usherproxy/usher/internal/testing/apiserver"
 	"github.com/usherproxy/usher/internal/testing/testprocess"
 )
 
-// TestEnvoySendsItsServiceAccountToken runs a real Envoy whose bootstrap names the file with the pod's token. The kubelet
-// replaces the file, and Envoy's next stream has the new token.
+// TestEnvoySendsItsServiceAccountToken runs a real Envoy with the bootstrap from `usher helm-values`, which names the file
+// with the pod's token. The kubelet replaces the file, and Envoy's next stream has the new token.
 func TestEnvoySendsItsServiceAccountToken(t *testing.T) {
 	lab.OnEachEnvoy(t, func(t *testing.T, envoy string) {
 		s := newAccountsLab(t, lab.ConsulNew)
@@ -33,7 +36,8 @@ func TestEnvoySendsItsServiceAccountToken(t *testing.T) {
 		mount := &tokenMount{dir: testprocess.NewDir(t)}
 		s.mountTokenOf(t, mount, "before")
 		caFile := lab.WriteFile(t, testprocess.NewDir(t), "ca.pem", ca.PEM())
-		e := lab.StartEnvoyWith(t, s.Gateway, envoy, fmt.Sprintf(bearerBootstrap, address, caFile, mount.path()))
+		template := helmValuesTemplate(t, mount.path(), "--xds-addr", "https://"+address, "--tls-server-name", "usher.consul.svc", "--ca-file", caFile)
+		e := startTemplate(t, s.Network, s.consul, envoy, fmt.Sprintf("envoy_bootstrap_json_tpl = %q", template))
 		e.WaitListener(t, 8080)
 		if login := s.consul.WaitLogins(t, 1)[0]; !strings.Contains(login.Description, `"pod":"consul/before"`) {
 			t.Errorf("the login is %s", login.Description)
@@ -54,31 +58,38 @@ func TestEnvoySendsItsServiceAccountToken(t *testing.T) {
 	})
 }
 
-// bearerBootstrap makes Envoy send the token in a file as a bearer token: it reads the file for each stream.
-const bearerBootstrap = `
-node: {id: ingress-gateway, cluster: ingress-gateway}
-admin: {address: {socket_address: {address: 127.0.0.1, port_value: 19000}}}
-dynamic_resources:
-  lds_config: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}
-  cds_config: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    grpc_services:
-      - google_grpc:
-          target_uri: dns:///%[1]s
-          stat_prefix: usher
-          channel_credentials: {ssl_credentials: {root_certs: {filename: %[2]s}}}
-          credentials_factory_name: envoy.grpc_credentials.file_based_metadata
-          call_credentials:
-            - from_plugin:
-                name: envoy.grpc_credentials.file_based_metadata
-                typed_config:
-                  "@type": type.googleapis.com/envoy.config.grpc_credential.v3.FileBasedMetadataConfig
-                  secret_data: {filename: %[3]s}
-                  header_key: authorization
-                  header_prefix: "Bearer "
-`
+// helmValuesTemplate is the bootstrap that a gateway gets from `usher helm-values`. The token's file is another one: the
+// test has no pod.
+func helmValuesTemplate(t *testing.T, tokenFile string, args ...string) string {
+	t.Helper()
+	got := testprocess.Run(t, testprocess.Command{
+		Path: testprocess.Usher(t), Args: append([]string{"helm-values", "-f", "-", "--chart-version", "1.9.11"}, args...),
+	}, `
+global: {name: consul, acls: {manageSystemACLs: true}, tls: {enabled: true}}
+ingressGateways: {enabled: true, gateways: [{name: ingress-gateway}]}
+`)
+	if got.Code != 0 {
+		t.Fatalf("usher helm-values: %s", got.Stderr)
+	}
+	var values struct {
+		IngressGateways struct {
+			Defaults struct{ Annotations string }
+		} `json:"ingressGateways"`
+	}
+	annotations := map[string]string{}
+	var config map[string]string
+	err := yaml.Unmarshal([]byte(got.Stdout), &values)
+	err = errors.Join(err, yaml.Unmarshal([]byte(values.IngressGateways.Defaults.Annotations), &annotations))
+	err = errors.Join(err, json.Unmarshal([]byte(annotations["consul.hashicorp.com/proxy-config-map"]), &config))
+	template := config["envoy_bootstrap_json_tpl"]
+	if err != nil || !strings.Contains(template, podTokenFile) {
+		t.Fatalf("the values have no bootstrap that sends the pod's token: %v: %s", err, got.Stdout)
+	}
+	return strings.ReplaceAll(template, podTokenFile, tokenFile)
+}
+
+// podTokenFile is where a pod has the token of its service account.
+const podTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
 // mountTokenOf replaces the token in a mount with one of a new pod.
 func (s *accountsLab) mountTokenOf(t *testing.T, m *tokenMount, pod string) {

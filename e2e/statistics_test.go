@@ -51,46 +51,34 @@ func TestMetricsAreThoseOfConsulsBootstrap(t *testing.T) {
 		l := newStatisticsLab(t, envoy)
 		consuls := l.metrics(t, l.startConsuls(t))
 		t.Run("usher bootstrap", func(t *testing.T) {
-			wantSameMetrics(t, consuls, l.metrics(t, l.startUshers(t, "--eager-stats")), nil)
+			lab.WantSameMetrics(t, consuls, l.metrics(t, l.startUshers(t, "--eager-stats")), nil)
 		})
 		t.Run("usher bootstrap with deferred statistics", func(t *testing.T) {
 			own := l.metrics(t, l.startUshers(t))
 			if len(own) == len(consuls) {
 				t.Error("no metric is deferred")
 			}
-			wantSameMetrics(t, consuls, own, isDeferred)
+			lab.WantSameMetrics(t, consuls, own, lab.IsDeferred)
 		})
 		consuls = l.metrics(t, l.startConsuls(t, "-omit-deprecated-tags"))
 		t.Run("usher bootstrap without deprecated labels", func(t *testing.T) {
-			wantSameMetrics(t, consuls, l.metrics(t, l.startUshers(t, "--eager-stats", "--omit-deprecated-tags")), nil)
+			lab.WantSameMetrics(t, consuls, l.metrics(t, l.startUshers(t, "--eager-stats", "--omit-deprecated-tags")), nil)
 		})
 		t.Run("template for consul-dataplane", func(t *testing.T) {
-			wantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t, 0)), isOfADS)
+			lab.WantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t, 0)), isOfADS)
 		})
 		t.Run("template for consul-dataplane, with drain", func(t *testing.T) {
-			wantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t, bootstrap.DefaultDrainTime)), func(metric, value string) bool {
-				return isOfADS(metric, value) || isOfDrain(metric)
+			lab.WantSameMetrics(t, consuls, l.metrics(t, l.startFromTemplate(t, bootstrap.DefaultDrainTime)), func(metric, value string) bool {
+				return isOfADS(metric, value) || lab.IsOfDrain(metric)
 			})
 		})
 	})
-}
-
-// isDeferred reports whether a metric may differ because Envoy creates it with the first request to a cluster: it is 0
-// until then. What says whether it has been created comes in addition.
-func isDeferred(metric, value string) bool {
-	return value == "0" && strings.Contains(metric, "envoy_cluster_name=") ||
-		strings.HasPrefix(metric, "envoy_cluster_ClusterTrafficStats_initialized{")
 }
 
 // isOfADS reports whether a metric may differ because the template has gRPC's own client for the stream to Usher, which
 // can send a token from a file. That client is no cluster of Envoy.
 func isOfADS(metric, _ string) bool {
 	return strings.Contains(metric, `envoy_cluster_name="local_agent"`) || strings.Contains(metric, `envoy_google_grpc_client_prefix="usher"`)
-}
-
-// isOfDrain reports whether a metric is of the listeners and clusters in front of the admin interface.
-func isOfDrain(metric string) bool {
-	return strings.Contains(metric, `="usher_admin"`) || strings.Contains(metric, `="usher_quit"`)
 }
 
 // statisticsLab is a lab whose gateway has statistics of all forms.
@@ -184,57 +172,7 @@ func (l statisticsLab) metrics(t *testing.T, e *lab.Envoy) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return metricsOf(body)
-}
-
-// label is a label of a metric, with its value.
-var label = regexp.MustCompile(`[a-zA-Z0-9_]+="(?:[^"\\]|\\.)*"`)
-
-// metricsOf returns the values of metrics by name and labels, in the order of the labels' names. A label without a value is none to Prometheus. Usher's rules give one to each cluster that is not in a cluster peer
-// (consul_destination_peer), as Consul's do for other labels, because a rule that does not match costs more.
-func metricsOf(text string) map[string]string {
-	all := map[string]string{}
-	for line := range strings.Lines(text) {
-		at := strings.LastIndexByte(line, ' ')
-		if at < 0 || strings.HasPrefix(line, "#") {
-			continue
-		}
-		name, labels, _ := strings.Cut(line[:at], "{")
-		var kept []string
-		for _, of := range label.FindAllString(labels, -1) {
-			if !strings.HasSuffix(of, `=""`) {
-				kept = append(kept, of)
-			}
-		}
-		slices.Sort(kept)
-		all[name+"{"+strings.Join(kept, ",")+"}"] = strings.TrimSpace(line[at:])
-	}
-	return all
-}
-
-// wantSameMetrics wants that two Envoys have the same metrics, except where one may differ.
-func wantSameMetrics(t *testing.T, consuls, own map[string]string, mayDiffer func(metric, value string) bool) {
-	t.Helper()
-	if len(consuls) < 1000 {
-		t.Fatalf("Envoy has %d metrics on Consul's bootstrap, want more than a thousand", len(consuls))
-	}
-	for what, pair := range map[string][2]map[string]string{
-		"is missing on Usher's bootstrap":    {consuls, own},
-		"is there only on Usher's bootstrap": {own, consuls},
-	} {
-		n := 0
-		for _, metric := range slices.Sorted(maps.Keys(pair[0])) {
-			if _, has := pair[1][metric]; has || mayDiffer != nil && mayDiffer(metric, pair[0][metric]) {
-				continue
-			}
-			if n++; n <= 10 {
-				t.Errorf("%s %s", metric, what)
-			}
-		}
-		if n > 10 {
-			t.Errorf("… and %d more", n-10)
-		}
-	}
+	return lab.MetricsOf(body)
 }
 
 // TestRulesForLabelsAreConsuls gives the rules of both bootstraps the names of statistics that a gateway of Consul can

@@ -3,7 +3,9 @@
 package kubernetes
 
 import (
+	"net/http"
 	"testing"
+	"time"
 
 	"github.com/usherproxy/usher/e2e/kubernetes/cluster"
 	"github.com/usherproxy/usher/e2e/lab"
@@ -15,37 +17,60 @@ const (
 	strictValues = "testdata/strict.yaml"                 // a setting of Usher
 )
 
-// TestGatewayIsPutUnderUsherAndBack is the lab with Usher, by values of the Consul
-// chart alone. With the mode strict, the load balancer's headers give the log and
-// the service the client's address, and connections without a header are closed.
-// With the mode auto, the listener follows the annotation of the Service. One
-// helm upgrade without the override leads back to Consul's own.
+// TestGatewayIsPutUnderUsherAndBack is the whole lab, by values of the Consul chart
+// alone. Consul's own gateway answers 400 as soon as the load balancer sends PROXY
+// headers. With Usher and the mode strict, the log and the service have the
+// client's address. With the mode auto, the listener follows the annotation of the
+// Service. One helm upgrade without the override leads back to Consul's own.
 func TestGatewayIsPutUnderUsherAndBack(t *testing.T) {
-	for _, with := range []struct{ chart, envoy string }{
-		{chartNow, lab.EnvoyNew},
-		{chartNext, lab.EnvoyOld},
-		{chartOld, lab.EnvoyOld},
+	t.Parallel()
+	for _, with := range []struct {
+		chart, envoy string
+		values       []string
+	}{
+		{chartNow, lab.EnvoyNew, nil},
+		{chartNext, lab.EnvoyOld, []string{withMetrics}},
+		{chartOld, lab.EnvoyOld, nil},
 	} {
 		t.Run(with.chart+", Envoy "+with.envoy, func(t *testing.T) {
-			r := installConsul(t, with.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: with.envoy})
+			t.Parallel()
+			begin := time.Now()
+			r := installConsul(t, with.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: with.envoy}, with.values...)
+			r.wantBalancerAddress(t)
+			sinceStart(t, "from nothing to the first lab", begin)
+			r.testWithoutUsher(t)
 			r.installUsher(t)
 			r.testStrict(t)
 			r.testAuto(t)
-			r.upgrade(t)
-			r.balancer.WaitHeader(t, lab.SendNone)
-			r.wantBalancerAddress(t)
+			r.testBack(t)
 		})
 	}
+}
+
+// testWithoutUsher wants 400 from Consul's own gateway while the load balancer
+// sends headers, and all as before when it does not any more.
+func (r *consulRelease) testWithoutUsher(t *testing.T) {
+	t.Helper()
+	gateway := r.gateway(t)
+	r.upgrade(t, ppv2Values)
+	r.balancer.WaitHeader(t, lab.SendV2)
+	lab.WaitStatus(t, r.request("/"), http.StatusBadRequest)
+	r.upgrade(t)
+	r.balancer.WaitHeader(t, lab.SendNone)
+	r.wantBalancerAddress(t)
+	r.wantSamePod(t, gateway)
 }
 
 // testStrict puts the gateway under Usher with the mode strict.
 func (r *consulRelease) testStrict(t *testing.T) {
 	t.Helper()
+	consuls := r.metrics(t, r.gateway(t))
 	r.adopt(t, ppv2Values, strictValues)
 	gateway := r.gateway(t)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.wantClientAddress(t)
 	r.WaitMode(t, gateway.Host, "strict")
+	r.wantMetrics(t, gateway, consuls)
 }
 
 // testAuto puts the gateway under Usher with the mode auto, and takes the
@@ -69,7 +94,21 @@ func (r *consulRelease) testAuto(t *testing.T) {
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.WaitMode(t, gateway.Host, "strict")
 	r.wantClientAddress(t)
-	if now := r.gateway(t).Name(); now != gateway.Name() {
-		t.Errorf("the annotation of the Service replaced the gateway's pod %s by %s", gateway.Name(), now)
+	r.wantSamePod(t, gateway)
+}
+
+// testBack leads the gateway back to Consul's own xDS.
+func (r *consulRelease) testBack(t *testing.T) {
+	t.Helper()
+	r.upgrade(t)
+	r.balancer.WaitHeader(t, lab.SendNone)
+	r.wantBalancerAddress(t)
+}
+
+// wantSamePod wants that the annotation of the Service has replaced no pod.
+func (r *consulRelease) wantSamePod(t *testing.T, gateway *cluster.Pod) {
+	t.Helper()
+	if now := r.gateway(t); now != gateway {
+		t.Errorf("the annotation of the Service replaced the gateway's pod %s by %s", gateway.Name(), now.Name())
 	}
 }

@@ -16,18 +16,21 @@ import (
 // other answers 400 as Consul's own does, which Usher's metrics say. Its pod was not
 // replaced.
 func TestOneGatewayOfTwoIsPutUnderUsher(t *testing.T) {
+	t.Parallel()
 	const twoGateways, second = "testdata/two-gateways.yaml", prefix + "-second-gateway"
-	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew}, twoGateways)
+	r := installConsul(t, chartNow, cluster.Options{Consul: lab.ConsulNew, Envoy: lab.EnvoyNew}, twoGateways, withMetrics)
 	r.Apply(t, "default", testprocess.ReadFile(t, "testdata/second-gateway.yaml"))
-	ushers := r.installUsher(t, twoGateways)
+	ushers := r.installUsher(t)
 	other := r.WaitRolledOut(t, namespace, second)[0]
 	balancer := r.Balancer(t, namespace, second)
 	request := lab.Request{From: r.Client, To: balancer.Host.Addr(8080), Path: "/"}
 	lab.WaitStatus(t, request, http.StatusOK)
 
-	r.adoptOnly(t, []string{gatewayName}, ppv2Values, twoGateways)
+	consuls := r.metrics(t, r.gateway(t))
+	r.adoptOnly(t, []string{gatewayName}, ppv2Values)
 	r.balancer.WaitHeader(t, lab.SendV2)
 	r.wantClientAddress(t)
+	r.wantMetrics(t, r.gateway(t), consuls)
 	balancer.WaitHeader(t, lab.SendV2)
 	lab.WaitStatus(t, request, http.StatusBadRequest)
 	r.waitUnserved(t, ushers, "second-gateway")

@@ -29,12 +29,14 @@ type front struct {
 // With PROXY protocol, the log and the service have the client's address. Pods of
 // services stay at Consul. Without admission, the next pod is Consul's own again.
 func TestUnmodifiedDataplaneIsLedToUsherAndBack(t *testing.T) {
+	t.Parallel()
 	for _, f := range []front{
 		{chartNow, lab.EnvoyOld, "policy", "consul-ca"},
 		{chartNext, lab.EnvoyNew, "webhook", "chart"},
 		{chartOld, lab.EnvoyOld, "auto", "chart"},
 	} {
 		t.Run(f.chart+", Envoy "+f.envoy+", "+f.admission, func(t *testing.T) {
+			t.Parallel()
 			r := installConsul(t, f.chart, cluster.Options{Consul: lab.ConsulNew, Envoy: f.envoy})
 			own := r.gateway(t)
 			values := "dataplane.enabled=true,admission.type=" + f.admission + ",xds.tls.mode=" + f.tls

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -36,22 +37,26 @@ const (
 // lab's custom resources and its service.
 type consulRelease struct {
 	*cluster.Cluster
-	chart    string // directory
-	balancer *cluster.Balancer
-	version  string // of the chart
-	service  *cluster.Pod
+	chart      string // directory
+	balancer   *cluster.Balancer
+	cloudDelay time.Duration
+	version    string // of the chart
+	service    *cluster.Pod
+	own        []string // files with values that the release always has, after all others
 }
 
-// installConsul starts a cluster and does what the lab's user does in it, with
-// these values besides the lab's.
-func installConsul(t *testing.T, chart string, o cluster.Options, more ...string) *consulRelease {
+// installConsul starts a cluster and does what the lab's user does in it. The
+// release has files with values of its own.
+func installConsul(t *testing.T, chart string, o cluster.Options, own ...string) *consulRelease {
 	t.Helper()
-	r := &consulRelease{Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart), version: chart}
+	r := &consulRelease{
+		Cluster: cluster.Start(t, o), chart: chartDirectory(t, chart), version: chart, cloudDelay: o.CloudDelay, own: own,
+	}
 	r.CreateNamespace(t, namespace)
 	if chart == chartOld {
 		r.addNewerKinds(t)
 	}
-	r.helm(t, "install", "", more...)
+	r.helm(t, "install", "")
 	// Pods that are made before it is ready would have no sidecar.
 	r.WaitRolledOut(t, namespace, prefix+"-connect-injector")
 	r.balancer = r.Balancer(t, namespace, gatewayObjects)
@@ -73,10 +78,11 @@ func chartDirectory(t *testing.T, version string) string {
 }
 
 // values are the paths of the release's values files, in Helm's order: those of
-// the lab, what they need to run here, and more.
+// the lab, what they need to run here, more, and the release's own. The lab's
+// values for PROXY protocol have a list of gateways, which must not be the last.
 func (r *consulRelease) values(t *testing.T, more ...string) []string {
 	t.Helper()
-	files := append([]string{"testdata/lab/consul-values.yaml", "testdata/community.yaml"}, more...)
+	files := slices.Concat([]string{"testdata/lab/consul-values.yaml", "testdata/community.yaml"}, more, r.own)
 	for i, file := range files {
 		path, err := filepath.Abs(file)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,11 +20,10 @@ import (
 )
 
 // installUsher installs Usher's own chart beside Consul's, with the values of the
-// Consul chart as they are. Its Job gives Usher the rights in Consul, and Consul's
-// CA, which the gateways' pods have, signs its certificate.
+// Consul chart as they are. With ACLs, its Job gives Usher the rights in Consul.
 func (r *consulRelease) installUsher(t *testing.T, more ...string) []*cluster.Pod {
 	t.Helper()
-	return r.helmUsher(t, "install", "xds.tls.mode=consul-ca", more...)
+	return r.helmUsher(t, "install", "xds.tls.mode="+r.xdsTLS(), more...)
 }
 
 // helmUsher installs or upgrades Usher's own chart, with further values to set.
@@ -34,13 +34,44 @@ func (r *consulRelease) helmUsher(t *testing.T, command, set string, more ...str
 		t.Fatal(err)
 	}
 	args := []string{
-		command, "usher", chart, "--namespace", namespace, "--set", "consul.aclSetup.enabled=true,balancerGrace=10s", "--set", set,
+		command, "usher", chart, "--namespace", namespace, "--set", set,
+		"--set", fmt.Sprintf("consul.aclSetup.enabled=%t", !slices.Contains(r.own, withoutACLs)),
+		// Longer than the cloud takes.
+		"--set", fmt.Sprintf("balancerGrace=%v", max(3*time.Second, 5*r.cloudDelay)),
 	}
 	for _, file := range r.values(t, more...) {
 		args = append(args, "-f", file)
 	}
 	r.Helm(t, "", args...)
 	return r.WaitRolledOut(t, namespace, "usher")
+}
+
+// xdsTLS is what signs Usher's certificate: Consul's CA, which the gateways' pods
+// have if Consul has TLS, else a CA of the chart where Envoys send their tokens.
+func (r *consulRelease) xdsTLS() string {
+	switch {
+	case !slices.Contains(r.own, withoutTLS):
+		return "consul-ca"
+	case !slices.Contains(r.own, withoutACLs):
+		return "chart"
+	}
+	return "none"
+}
+
+// xdsFlags are the flags of "usher helm-values" that follow from xdsTLS.
+func (r *consulRelease) xdsFlags(t *testing.T) []string {
+	t.Helper()
+	switch r.xdsTLS() {
+	case "chart":
+		secret, err := r.API.CoreV1().Secrets(namespace).Get(t.Context(), "usher-xds-tls", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []string{"--ca-file", lab.WriteFile(t, t.TempDir(), "usher-ca.pem", string(secret.Data["ca.crt"]))}
+	case "none":
+		return []string{"--xds-addr", "usher." + namespace + ".svc:18000"}
+	}
+	return nil
 }
 
 // adopt puts the gateway under Usher, as the documentation has it: the values of
@@ -54,7 +85,7 @@ func (r *consulRelease) adopt(t *testing.T, files ...string) {
 // adoptOnly is adopt for some gateways.
 func (r *consulRelease) adoptOnly(t *testing.T, gateways []string, files ...string) {
 	t.Helper()
-	args := []string{"helm-values", "--chart-version", r.version, "--release", release, "--namespace", namespace}
+	args := append([]string{"helm-values", "--chart-version", r.version, "--release", release, "--namespace", namespace}, r.xdsFlags(t)...)
 	for _, file := range r.values(t, files...) {
 		args = append(args, "-f", file)
 	}

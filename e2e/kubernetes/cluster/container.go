@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,8 +30,11 @@ type container struct {
 	spec    corev1.Container
 	log     string // path of what it prints
 	process *process
+	pid     atomic.Int64 // of process, for probes
 	started metav1.Time
 	ready   bool
+
+	restarts int
 }
 
 // process is a program that runs until it ends or is killed.
@@ -146,7 +150,7 @@ func (c *Cluster) startInNamespaces(run containerProcess, log string, start func
 // exec runs a command in a container that runs, as a probe or a hook does.
 func (c *container) exec(ctx context.Context, command []string) error {
 	args := append([]string{
-		"--target", fmt.Sprint(c.process.cmd.Process.Pid), "--mount", "--pid", "--net", "--root",
+		"--target", fmt.Sprint(c.pid.Load()), "--mount", "--pid", "--net", "--root",
 	}, command...)
 	cmd := exec.CommandContext(ctx, "nsenter", args...)
 	cmd.Env = []string{"PATH=" + binDirectory + ":/usr/sbin:/usr/bin"}

@@ -71,7 +71,7 @@ func (p *Pod) run() {
 	defer stopProbes()
 	p.report()
 	if p.waitVolumes() && p.runInits() && p.startContainers(ctx) {
-		p.watch()
+		p.watch(ctx)
 	}
 	p.waitDeletion()
 	p.terminate()
@@ -147,19 +147,24 @@ func (p *Pod) startContainers(ctx context.Context) bool {
 		if p.over() || !p.start(c) {
 			return false
 		}
-		process := c.process
-		p.cluster.work.Go(func() {
-			select {
-			case <-process.done:
-				p.sendExit(ctx, c)
-			case <-ctx.Done():
-			}
-		})
+		p.awaitExit(ctx, c)
 		p.startProbes(ctx, c)
 	}
 	p.phase = corev1.PodRunning
 	p.report()
 	return true
+}
+
+// awaitExit has the pod's goroutine know when the container's process ends.
+func (p *Pod) awaitExit(ctx context.Context, c *container) {
+	process := c.process
+	p.cluster.work.Go(func() {
+		select {
+		case <-process.done:
+			p.sendExit(ctx, c)
+		case <-ctx.Done():
+		}
+	})
 }
 
 func (p *Pod) sendExit(ctx context.Context, c *container) {
@@ -177,12 +182,12 @@ func (p *Pod) start(c *container) bool {
 		return false
 	}
 	c.process, c.log, c.started = started.process, started.log, started.started
+	c.pid.Store(int64(c.process.cmd.Process.Pid))
 	return true
 }
 
-// watch follows the containers until the pod is over. A container that ends is
-// not started again: a test wants to see it.
-func (p *Pod) watch() {
+// watch follows the containers until the pod is over.
+func (p *Pod) watch(ctx context.Context) {
 	for !p.over() {
 		select {
 		case <-p.deletion:
@@ -195,7 +200,9 @@ func (p *Pod) watch() {
 		case result := <-p.probed:
 			p.takeProbe(result)
 		case c := <-p.exited:
-			p.takeExit(c)
+			if !p.startAgain(ctx, c) {
+				p.takeExit(c)
+			}
 		}
 	}
 }
@@ -204,6 +211,25 @@ func (p *Pod) refresh() {
 	if err := p.updateVolumes(); err != nil && p.ctx.Err() == nil {
 		p.cluster.logf("pod %s/%s: %v", p.namespace(), p.name(), err)
 	}
+}
+
+// maxRestarts is how often a container may end before it is ready. A connect-injector
+// ends if its custom resource definitions are too new, and the next one finds them.
+const maxRestarts = 3
+
+// startAgain starts a container again that has ended before it was ready. One that
+// was ready is not started again: a test wants to see that it ended.
+func (p *Pod) startAgain(ctx context.Context, c *container) bool {
+	if p.object.Spec.RestartPolicy != corev1.RestartPolicyAlways || c.ready || c.restarts == maxRestarts {
+		return false
+	}
+	c.restarts++
+	p.cluster.logf("pod %s/%s: the container %s ended with %d and is started again", p.namespace(), p.name(), c.spec.Name, c.process.exitCode())
+	if !p.start(c) {
+		return false
+	}
+	p.awaitExit(ctx, c)
+	return true
 }
 
 // takeExit follows from a container that has ended.

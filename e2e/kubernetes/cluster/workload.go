@@ -320,6 +320,9 @@ func (c *Cluster) completeJob(ctx context.Context, job *batchv1.Job) error {
 			{Type: batchv1.JobComplete, Status: corev1.ConditionTrue, LastTransitionTime: now},
 		},
 	}
-	_, err := c.API.BatchV1().Jobs(job.Namespace).UpdateStatus(ctx, job, metav1.UpdateOptions{})
-	return err
+	if _, err := c.API.BatchV1().Jobs(job.Namespace).UpdateStatus(ctx, job, metav1.UpdateOptions{}); err != nil {
+		return err
+	}
+	c.logf("the Job %s/%s is complete", job.Namespace, job.Name)
+	return nil
 }
