@@ -14,7 +14,8 @@ import (
 )
 
 // TestUsherLogsInAsInstalled installs the chart with ACLs, and starts Usher as the kubelet would. Usher is not ready
-// before the Job of consul.aclSetup has given its service account a role. Then it logs in by itself.
+// before the Job of consul.aclSetup has given its service account a role. Then it logs in by itself, and serves the Envoy
+// of a gateway that has the bootstrap of `usher helm-values` and the token of its pod.
 func TestUsherLogsInAsInstalled(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -30,9 +31,9 @@ tokenReview: {enabled: true}
 `, consul.http, consul.grpc))
 	c.helm(t, "install", release, absolute(t, "usher"), "-f", values)
 
-	admin := fmt.Sprint("127.0.0.1:", freePort(t))
+	xds, admin := fmt.Sprint("127.0.0.1:", freePort(t)), fmt.Sprint("127.0.0.1:", freePort(t))
 	bearer := writeFile(t, filepath.Join(testprocess.NewDir(t), "token"), serviceAccountToken(t, c, "usher"))
-	usher := c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "=127.0.0.1:0", "=:18001", "="+admin),
+	usher := c.startPod(t, c.get(t, "Deployment", "usher"), strings.NewReplacer("=:18000", "="+xds, "=:18001", "="+admin),
 		"--login-bearer-token-file="+bearer)
 	testprocess.Eventually(t, "Usher says that it cannot log in", testprocess.StartDeadline, func() error {
 		if err := usher.Alive(); err != nil {
@@ -57,4 +58,12 @@ tokenReview: {enabled: true}
 			t.Errorf("the log has %q: %s", text, out)
 		}
 	}
+
+	dir := testprocess.NewDir(t)
+	token := filepath.Join(dir, "token")
+	g := newGateway(t, c, consul, annotatedConfig(t, values, token,
+		"--xds-addr", "https://"+xds, "--tls-server-name", "usher.consul.svc",
+		"--ca-file", writeFile(t, filepath.Join(dir, "ca.pem"), string(secretData(t, c.get(t, "Secret", "usher-xds-ca"), "tls.crt")))))
+	g.writeToken(t, c, token)
+	g.waitHello(t, g.startEnvoy(t))
 }
