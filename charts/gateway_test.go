@@ -5,6 +5,7 @@ package charts
 import (
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -118,7 +119,9 @@ func serveInMesh(t *testing.T, agent *api.Agent) int {
 	}()
 	t.Cleanup(func() {
 		server.Close()
-		_ = <-ended // that it was closed
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("the service ended: %v", err)
+		}
 	})
 	return l.Addr().(*net.TCPAddr).Port
 }

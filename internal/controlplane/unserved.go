@@ -50,7 +50,7 @@ func (w *gatewayWorker) checkServed() {
 	if u.update(len(envoys), time.Now()) {
 		w.log.Warn("no Envoy of the gateway is connected here, and its listeners accept PROXY headers",
 			"instances", u.instances, "check", "if usher_gateway_envoys is 0 on all replicas of Usher, "+
-				"the gateway runs on Consul's own xDS, which answers 400 to PROXY headers; run usher helm-values --check")
+				"the gateway runs on Consul's own xDS, which answers 400 to PROXY headers; docs/kubernetes.md says what leads its pods to Usher")
 	}
 }
 
