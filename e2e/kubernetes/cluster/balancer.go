@@ -186,7 +186,8 @@ defaults
 	return c.String()
 }
 
-// follow brings HAProxy to what the Service and its endpoints say.
+// follow brings HAProxy to what the Service and its endpoints say. New pods come first: without a pod, HAProxy would
+// close connections, and a change of all pods may be seen at once.
 func (b *Balancer) follow(ctx context.Context, service corev1.Service) error {
 	endpoints, err := b.cluster.API.CoreV1().Endpoints(service.Namespace).Get(ctx, service.Name, metav1.GetOptions{})
 	if err != nil {
@@ -198,20 +199,20 @@ func (b *Balancer) follow(ctx context.Context, service corev1.Service) error {
 			addresses = append(addresses, address.IP)
 		}
 	}
-	for slot, address := range b.slots {
-		if address != "" && !slices.Contains(addresses, address) {
-			b.slots[slot] = ""
-			if err := b.set(service, b.header, slot, "state drain"); err != nil {
-				return err
-			}
-		}
-	}
 	for _, address := range addresses {
 		if slices.Contains(b.slots, address) {
 			continue
 		}
 		if err := b.add(service, address); err != nil {
 			return err
+		}
+	}
+	for slot, address := range b.slots {
+		if address != "" && !slices.Contains(addresses, address) {
+			b.slots[slot] = ""
+			if err := b.set(service, b.header, slot, "state drain"); err != nil {
+				return err
+			}
 		}
 	}
 	return b.followAnnotation(ctx, service)
