@@ -62,16 +62,25 @@ func TestTheAdminInterfaceIsTheSameWithDrain(t *testing.T) {
 			{http.MethodGet, "/stats?filter=server.live&format=json"},
 		}
 		own := startTemplate(t, l.Network, l.Consul, envoy, templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr}))
-		own.WaitListener(t, 8080)
+		waitLive(t, own)
 		want := answersOf(t, own, requests)
 		own.Stop(t)
 		drains := startTemplate(t, l.Network, l.Consul, envoy, templateSetting(t, bootstrap.DataplaneOptions{XDSAddr: l.usher.GRPCAddr, DrainTime: drainTime}))
-		drains.WaitListener(t, 8080)
+		waitLive(t, drains)
 		for request, got := range answersOf(t, drains, requests) {
 			if got != want[request] {
 				t.Errorf("%v is answered\n%v\nwant\n%v", request, got, want[request])
 			}
 		}
+	})
+}
+
+// waitLive waits until Envoy serves: it has listeners a moment before.
+func waitLive(t *testing.T, e *lab.Envoy) {
+	t.Helper()
+	testprocess.Eventually(t, "Envoy is live", testprocess.StartDeadline, func() error {
+		_, err := e.Admin("/ready")
+		return err
 	})
 }
 
