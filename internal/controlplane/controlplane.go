@@ -225,7 +225,7 @@ func (p *Plane) removeIfUnused(w *gatewayWorker) bool {
 	if w.permanent || len(w.subscribers) > 0 {
 		return false
 	}
-	delete(p.workers, w.id)
+	p.forget(w)
 	return true
 }
 
@@ -234,8 +234,16 @@ func (p *Plane) remove(w *gatewayWorker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.workers[w.id] == w {
-		delete(p.workers, w.id)
+		p.forget(w)
 	}
+}
+
+// forget removes a worker with its problems and metrics. The next worker of the gateway begins after that. The caller
+// holds mu.
+func (p *Plane) forget(w *gatewayWorker) {
+	delete(p.workers, w.id)
+	p.options.Problems.removeGateway(w.id)
+	p.options.Metrics.removeGateway(w.id)
 }
 
 // Metrics are the metrics of a Plane. Use NewMetrics.

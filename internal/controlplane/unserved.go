@@ -11,6 +11,9 @@ import (
 // replicas of Usher.
 const unservedAfter = time.Minute
 
+// registeredOn names an instance. A service ID is of one node only.
+type registeredOn struct{ node, serviceID string }
+
 // unserved finds out that a gateway whose listeners accept PROXY headers has no Envoy here. If no other replica has one
 // either, the gateway runs on Consul's own xDS, which answers 400 to each connection with a header.
 type unserved struct {
@@ -42,9 +45,9 @@ func (w *gatewayWorker) checkServed() {
 	if u.outdated {
 		u.instances, u.outdated = countProxyProtocol(w.fullSnapshot()), false
 	}
-	envoys := map[string]struct{}{}
+	envoys := map[registeredOn]struct{}{}
 	for _, s := range w.streams {
-		envoys[s.node.ID] = struct{}{}
+		envoys[registeredOn{s.node.Metadata["node_name"], s.node.ID}] = struct{}{}
 	}
 	w.plane.options.Metrics.setGateway(w.id, len(envoys), u.instances)
 	if u.update(len(envoys), time.Now()) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/usherproxy/usher/internal/gateway"
 	"github.com/usherproxy/usher/internal/settings"
+	"github.com/usherproxy/usher/xds"
 )
 
 // wantGateway compares the metrics of the gateway "edge".
@@ -83,6 +84,16 @@ func TestGatewayThatExpectsHeadersAndHasNoEnvoyIsLogged(t *testing.T) {
 		time.Sleep(unservedAfter)
 		r.wantWarnings(2)
 	}, gateway.ID{Name: "edge"})
+}
+
+func TestInstancesOnSeveralNodesMayHaveOneServiceID(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *testPlane) {
+		for _, node := range []string{"a", "b"} {
+			r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": node}})
+		}
+		r.put(snapshot(&gateway.Instance{Node: "a", ServiceID: "edge"}, &gateway.Instance{Node: "b", ServiceID: "edge"}))
+		r.wantGateway(2, 0)
+	})
 }
 
 func TestEndedWorkerLeavesNoSeries(t *testing.T) {

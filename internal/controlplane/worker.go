@@ -72,8 +72,6 @@ func newGatewayWorker(p *Plane, id gateway.ID) *gatewayWorker {
 // stream for the plane's linger time.
 func (w *gatewayWorker) run(ctx context.Context) {
 	defer close(w.done)
-	defer w.plane.options.Problems.removeGateway(w.id)
-	defer w.plane.options.Metrics.removeGateway(w.id)
 	ctx, cancel := context.WithCancel(ctx)
 	updates := latest.New[snapshotUpdate]()
 	watching := make(chan error, 1)
@@ -184,7 +182,7 @@ func (w *gatewayWorker) work(ctx context.Context) {
 	w.report()
 }
 
-// withLayers returns the snapshot with what its source does not know.
+// fullSnapshot returns the snapshot with what its source does not know.
 func (w *gatewayWorker) fullSnapshot() *gateway.Snapshot {
 	s := *w.snapshot
 	s.FileAll, s.FileGateway, s.Balancers = w.layers.all, w.layers.gateway, w.balancers.current()
@@ -250,7 +248,7 @@ func (w *gatewayWorker) reportMissingInstance(s *stream) []problem.Problem {
 	}}
 }
 
-// setFor returns the set for a stream. It is nil while the stream's instance is not registered (the stream waits for
+// resourceSetFor returns the set for a stream. It is nil while the stream's instance is not registered (the stream waits for
 // it, as with Consul's own server), and if several instances with different sets may be the stream's.
 func (w *gatewayWorker) resourceSetFor(s *stream) (set *xds.Set, problems []problem.Problem) {
 	candidates := w.encoder.candidates(s.node)
