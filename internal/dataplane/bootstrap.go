@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"cmp"
+	"context"
 	"strings"
 
 	"github.com/hashicorp/consul/proto-public/pbdataplane"
@@ -29,7 +30,9 @@ func (s *Server) withBootstrap(c *call, f frame) (frame, error) {
 			return f, nil
 		}
 	}
-	if is, err := s.kinds.isGateway(c.ctx, c.conn.network, nodeOfParams(&r)); err != nil || !is {
+	ctx, cancel := context.WithTimeout(c.ctx, askAgainTime) // consul-dataplane waits
+	defer cancel()
+	if is, err := s.kinds.isGateway(ctx, c.conn.network, nodeOfParams(&r)); err != nil || !is {
 		return f, nil
 	}
 	if r.Config.GetFields() == nil {

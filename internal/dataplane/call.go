@@ -145,7 +145,7 @@ func (c *call) ended() error {
 type result struct {
 	err      error // a status
 	answered bool  // the status is the other server's, and not this process's for a connection that failed
-	sent     bool  // at least one message of the other server was passed to the caller
+	sent     bool  // the first message of the other server was, or began to be, passed to the caller
 }
 
 // pass passes the call on to another server, in both directions, until that server or the caller ends it. first is the
@@ -219,7 +219,7 @@ func (c *call) passResponses(out grpc.ClientStream, edit func(frame) (frame, err
 			}
 			return sent, err
 		}
-		if c.needsToken() {
+		if !sent && c.needsToken() {
 			c.server.admission.markProven(c.conn)
 		}
 		if edit != nil {

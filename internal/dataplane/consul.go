@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/usherproxy/usher/internal/guard"
 )
 
 // errWatchServers refuses a call that would lead consul-dataplane past Usher: it replaces the addresses that
@@ -44,7 +46,7 @@ const dialTime = 5 * time.Second
 // would wait for the end of others.
 const callsPerConsulConn = 1024
 
-// consulConns are the connections to Consul's gRPC port: one, and more only while there are more calls.
+// consulConns are the connections to Consul's gRPC port: one, and more once there were more calls.
 type consulConns struct {
 	dial    func(ctx context.Context, options ...grpc.DialOption) (*grpc.ClientConn, error)
 	log     *slog.Logger
@@ -85,7 +87,9 @@ func (c *consulConns) get(ctx context.Context) (conn *grpc.ClientConn, release f
 		if conn := c.free(); conn != nil {
 			return conn.ClientConn, func() { conn.calls.Add(-1) }, nil
 		}
-		attempt := c.dialing.DoChan("", func() (any, error) { return nil, c.open(context.WithoutCancel(ctx)) })
+		attempt := c.dialing.DoChan("", func() (any, error) {
+			return nil, guard.Run(c.log, "dataplane", func() error { return c.open(context.WithoutCancel(ctx)) })
+		})
 		select {
 		case r := <-attempt:
 			if r.Err != nil {

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/usherproxy/usher/internal/guard"
 	"github.com/usherproxy/usher/xds"
 )
 
@@ -97,8 +98,12 @@ func (k *kinds) isGateway(ctx context.Context, peer netip.Prefix, n xds.Node) (b
 	if isKnown || wasGateway {
 		timeout = askAgainTime
 	}
-	answer := k.questions.DoChan(peer.String()+keyOf(n, n.ID, n.Metadata["node_name"], n.Cluster), func() (any, error) {
-		return k.question(context.WithoutCancel(ctx), timeout, peer, n)
+	answer := k.questions.DoChan(peer.String()+keyOf(n, n.ID, n.Metadata["node_name"], n.Cluster), func() (kind any, err error) {
+		err = guard.Run(k.log, "dataplane", func() error { // singleflight would end the process
+			kind, err = k.question(context.WithoutCancel(ctx), timeout, peer, n)
+			return err
+		})
+		return kind, err
 	})
 	select {
 	case <-ctx.Done():

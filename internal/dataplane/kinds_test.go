@@ -214,6 +214,13 @@ func TestAMissingRegistrationIsNotRemembered(t *testing.T) {
 	})
 }
 
+func TestAPanicInAQuestionIsNoAnswer(t *testing.T) {
+	k := newKinds(func(context.Context, xds.Node) (Kind, error) { panic("a damaged answer") }, slog.New(slog.DiscardHandler))
+	if is, err := k.isGateway(t.Context(), testPeer, xds.Node{ID: "edge-1", Cluster: "edge"}); err == nil || is {
+		t.Errorf("got %v, %v; want an error", is, err)
+	}
+}
+
 // A node keeps its answer for its own cluster only.
 func TestAGatewayThatNamesAnotherClusterIsAskedAbout(t *testing.T) {
 	testKinds(t, func(t kindsTest) {

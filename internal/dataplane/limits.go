@@ -321,11 +321,11 @@ func (a *admission) countBytes(c *connection, bytes, frames int) {
 
 // adjust adds to a connection's bytes and frames. mu is locked.
 func (a *admission) adjust(c *connection, bytes, frames int) {
-	before := c.cost()
+	before, had := c.cost(), c.bytes
 	c.bytes = max(0, c.bytes+bytes)
 	c.frames += frames
-	if c.bytes == 0 {
-		c.frames = 0
+	if c.bytes < had { // the frames go with their bytes
+		c.frames = c.frames * c.bytes / had
 	}
 	c.peer.bytes += c.cost() - before
 	a.bytes += c.cost() - before

@@ -161,6 +161,20 @@ func TestTinyFramesCountAsWhatTheyCost(t *testing.T) {
 	}
 }
 
+// A message that is never passed on, because its call has ended, must not keep the frames of all later messages.
+func TestFramesGoWithTheirBytes(t *testing.T) {
+	a := newAdmission(Limits{}, NewMetrics(nil))
+	c, _ := add(t, a, "192.0.2.1")
+	a.countBytes(c, 10, 1)
+	for range 1000 {
+		a.countBytes(c, 100, 1)
+		a.countBytes(c, -100, 0)
+	}
+	if c.cost() > 10+frameCost {
+		t.Errorf("a connection with 10 bytes in a frame counts as %d bytes", c.cost())
+	}
+}
+
 // Many connections with a little each must not make Usher close that of a caller with one large message.
 func TestTheLimitOfBytesHitsThePeerWithMost(t *testing.T) {
 	a := newAdmission(Limits{}, NewMetrics(nil))
