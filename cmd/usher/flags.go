@@ -80,7 +80,7 @@ func (o *serveOptions) register(cmd *cobra.Command) {
 	f.StringVar(&o.dataplaneAddr, "dataplane-addr", "",
 		"Address (host:port) that consul-dataplane connects to instead of Consul's gRPC port. "+
 			"Usher answers for ingress gateways, and passes everything else on to Consul. "+
-			"consul-dataplane trusts Consul's CA, so that --tls-cert has to be signed by it. Default: no such port.")
+			"consul-dataplane trusts Consul's CA, so --tls-cert has to be signed by it, unless -ca-certs of consul-dataplane names another CA. Default: no such port.")
 	f.DurationVar(&o.dataplaneDrainTime, "dataplane-drain-time", bootstrap.DefaultDrainTime,
 		"How long the Envoy of a gateway that connects by --dataplane-addr goes on to serve when its pod ends. "+
 			"0 leaves it with consul-dataplane's own bootstrap, with which it ends at once.")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -71,6 +72,8 @@ func (o *webhookOptions) listen(ctx context.Context, transport *xds.KeyPair, log
 	}
 	server := newHTTPServer("webhook", admission.NewHandler(admission.Options{Change: o.change, Logger: log}), log)
 	server.TLSConfig = transport.TLSConfig()
+	// Without HTTP/2 a connection has one request at a time, so that the limit of connections is one of requests, too.
+	server.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
 	return &webhook{l, server}, nil
 }
 

@@ -20,7 +20,7 @@ const (
 	Path = "/gateway-pods"
 
 	maxBody    = 2 << 20 // of a review; etcd stores no pod of this size
-	maxRunning = 8       // reviews that are read at the same time; others wait
+	maxRunning = 8       // reviews that are decoded at the same time; others wait
 )
 
 // Options are the parts of a handler. All are required.
@@ -45,12 +45,6 @@ func NewHandler(o Options) http.Handler {
 
 // ServeHTTP implements http.Handler. Whatever is not a review gets an error, which Kubernetes takes as a failed webhook.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	select {
-	case h.places <- struct{}{}:
-		defer func() { <-h.places }()
-	case <-r.Context().Done():
-		return
-	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLong := new(http.MaxBytesError); errors.As(err, &tooLong) {
 		http.Error(w, fmt.Sprintf("the review is longer than %d bytes", tooLong.Limit), http.StatusRequestEntityTooLarge)
@@ -58,6 +52,12 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		return // the caller is gone
+	}
+	select {
+	case h.places <- struct{}{}:
+		defer func() { <-h.places }()
+	case <-r.Context().Done():
+		return
 	}
 	var answer []byte
 	err = guard.Run(h.Logger, "admission", func() (err error) {
