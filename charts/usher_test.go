@@ -158,6 +158,11 @@ func TestMistakesInValues(t *testing.T) {
 				"ingressGateways.enabled is off and gateways is empty; name them, or set admission.type to none",
 		},
 		{
+			[]string{"gateways[0].name=edge", "gateways[0].namespace=team", "dataplane.enabled=true"},
+			"gateways: the pods of edge are in the namespace team, and admission changes pods in consul only; " +
+				"leave it out of admission.gateways, or set admission.type to none",
+		},
+		{
 			[]string{gateway, "dataplane.enabled=true", "admission.gateways={edge}"},
 			"admission.gateways: there is no gateway edge; use ingress-gateway",
 		},

@@ -9,7 +9,7 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- $own := $root.Values.admission -}}
 {{- $dataplane := $root.Values.dataplane.enabled -}}
 {{- $grace := int $own.shutdownGracePeriodSeconds -}}
-{{- include "usher.checkDataplane" . -}}
+{{- include "usher.checkPodChange" . -}}
 {{- $change := dict "type" "" "apiVersion" "" "container" "ingress-gateway" "caSecret" "" -}}
 {{- if or $dataplane $grace -}}
 {{- $change = mustMerge (include "usher.admissionType" . | fromYaml) $change -}}
@@ -30,7 +30,8 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- toYaml $change -}}
 {{- end -}}
 
-{{- define "usher.checkDataplane" -}}
+{{- /* Fails if the pods of gateways cannot be changed as the values ask for. (list . facts) */ -}}
+{{- define "usher.checkPodChange" -}}
 {{- $root := index . 0 -}}
 {{- $facts := index . 1 -}}
 {{- if and $root.Values.dataplane.enabled (eq $root.Values.xds.tls.mode "none") $facts.acls -}}
@@ -113,8 +114,14 @@ ingress-gateway-name of the pods. The policy and the webhook make the same chang
 {{- if not $names -}}
 {{- fail "dataplane.enabled and admission.shutdownGracePeriodSeconds are for the pods of gateways, and the values have none: ingressGateways.enabled is off and gateways is empty; name them, or set admission.type to none" -}}
 {{- end -}}
+{{- $changed := $root.Values.admission.gateways | default $names -}}
+{{- range $facts.gateways -}}
+{{- if and (has .name $changed) (ne .namespace $facts.namespace) -}}
+{{- fail (printf "gateways: the pods of %s are in the namespace %s, and admission changes pods in %s only; leave it out of admission.gateways, or set admission.type to none" .name .namespace $facts.namespace) -}}
+{{- end -}}
+{{- end -}}
 {{- $labels := list -}}
-{{- range $root.Values.admission.gateways | default $names -}}
+{{- range $changed -}}
 {{- if not (has . $names) -}}
 {{- fail (printf "admission.gateways: there is no gateway %s; use %s" . (join ", " $names)) -}}
 {{- end -}}
