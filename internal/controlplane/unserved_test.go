@@ -87,7 +87,7 @@ func TestGatewayThatExpectsHeadersAndHasNoEnvoyIsLogged(t *testing.T) {
 }
 
 func TestInstancesOnSeveralNodesMayHaveOneServiceID(t *testing.T) {
-	inBubble(t, func(t *testing.T, r *testPlane) {
+	inBubble(t, func(_ *testing.T, r *testPlane) {
 		for _, node := range []string{"a", "b"} {
 			r.connect(xds.Node{ID: "edge", Cluster: "edge", Metadata: map[string]string{"node_name": node}})
 		}
