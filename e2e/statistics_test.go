@@ -94,14 +94,12 @@ func newStatisticsLab(t *testing.T, envoy string) statisticsLab {
 	for _, entry := range append(slices.Clone(servicesOfStatistics), gatewayOfStatistics) {
 		l.Consul.WriteEntry(t, entry)
 	}
-	testprocess.Eventually(t, "the service is healthy", testprocess.StartDeadline, func() error {
-		passing, _, err := l.Consul.Client.Health().Connect("static-server", "", true, nil)
-		if err == nil && len(passing) == 0 {
-			err = errors.New("not yet")
-		}
-		return err
-	})
-	return statisticsLab{l, lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul}), envoy}
+	s := statisticsLab{l, lab.StartUsher(t, lab.UsherOptions{Host: l.Gateway, Consul: l.Consul}), envoy}
+	// The service and its sidecar answer before the first Envoy is measured: the requests of all have the same answers.
+	first := s.startConsuls(t)
+	lab.WaitStatus(t, lab.Request{From: l.Client, To: l.Gateway.Addr(8080), Path: "/", Host: lab.ServiceHost}, http.StatusOK)
+	first.Stop(t)
+	return s
 }
 
 // startConsuls starts an Envoy with the bootstrap of `consul connect envoy`.
