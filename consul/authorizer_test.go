@@ -197,7 +197,7 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 		t.Fatalf("the caller that went away got %v", err)
 	}
 	<-s.hold
-	<-s.left // otherwise the check that nobody waits for could be the one that is released
+	<-s.left // otherwise the check whose caller has left could be the one that is released
 	s.release <- struct{}{}
 	for range callers - 1 {
 		select {

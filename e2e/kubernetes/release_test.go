@@ -46,7 +46,7 @@ type consulRelease struct {
 }
 
 // installConsul starts a cluster and does what the lab's user does in it. The
-// release has files with values of its own.
+// release has its own files with values.
 func installConsul(t *testing.T, chart string, o cluster.Options, own ...string) *consulRelease {
 	t.Helper()
 	r := &consulRelease{

@@ -176,7 +176,6 @@ func (p *Plane) permanentWorkers() []*gatewayWorker {
 	defer p.mu.Unlock()
 	for _, id := range p.options.Gateways {
 		w := newGatewayWorker(p, id)
-		w.newLayers.Put(layersOf(p.configFile, id))
 		w.permanent = true
 		p.workers[id] = w
 	}
@@ -197,7 +196,6 @@ func (p *Plane) subscribe(id gateway.ID, s *stream) (*gatewayWorker, error) {
 				id, len(p.workers), p.options.MaxGateways)
 		}
 		w = newGatewayWorker(p, id)
-		w.newLayers.Put(layersOf(p.configFile, id))
 		select {
 		case p.starts <- w:
 		case <-p.ended:

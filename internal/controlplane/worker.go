@@ -58,14 +58,17 @@ type snapshotUpdate struct {
 	problems []problem.Problem // why there is no newer snapshot
 }
 
+// newGatewayWorker returns a worker that has the settings of the config file. The caller holds the plane's lock.
 func newGatewayWorker(p *Plane, id gateway.ID) *gatewayWorker {
 	log := p.options.Logger.With("gateway", id.String())
-	return &gatewayWorker{
+	w := &gatewayWorker{
 		id: id, plane: p, subscribers: map[*stream]struct{}{}, done: make(chan struct{}), log: log,
 		newStreams: latest.New[[]*stream](), newLayers: latest.New[fileLayers](),
 		encoder:   newEncoder(p.options.Metrics, log, p.newCompiler),
 		balancers: newBalancers(p.options.Balancers, log),
 	}
+	w.newLayers.Put(layersOf(p.configFile, id))
+	return w
 }
 
 // run watches the gateway and does its work until ctx ends or, if the worker is not permanent, until the gateway had no

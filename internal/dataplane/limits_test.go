@@ -222,7 +222,7 @@ func TestCallersWithoutATokenMakeRoom(t *testing.T) {
 	}
 }
 
-// The headers of a call that nobody has proven cost memory, so there are fewer of these.
+// The headers of a call on a connection that is not proven cost memory, so there are fewer of these calls.
 func TestCallsThatNeedNoTokenAreFewer(t *testing.T) {
 	a := newAdmission(Limits{}, NewMetrics(nil))
 	ended := 0
