@@ -45,6 +45,7 @@ var allowed = map[string][]string{
 	"internal/testing/messages":    {"internal/testing/golden"},
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
+	"internal/adminport":           {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
