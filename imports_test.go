@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 	"internal/testing/orderedcmp":  {"internal/ordered"},
 	"internal/testing/testprocess": {},
 	"internal/adminport":           {},
+	"internal/envoyadmin":          {"internal/adminport"},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
