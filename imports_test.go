@@ -47,6 +47,7 @@ var allowed = map[string][]string{
 	"internal/testing/testprocess": {},
 	"internal/adminport":           {},
 	"internal/envoyadmin":          {"internal/adminport"},
+	"internal/evidence":            {"internal/gateway", "internal/latest", "internal/settings"},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
