@@ -48,6 +48,7 @@ var allowed = map[string][]string{
 	"internal/adminport":           {},
 	"internal/envoyadmin":          {"internal/adminport"},
 	"internal/evidence":            {"internal/gateway", "internal/latest", "internal/settings"},
+	"internal/inflight":            {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
