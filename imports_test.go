@@ -49,6 +49,7 @@ var allowed = map[string][]string{
 	"internal/envoyadmin":          {"internal/adminport"},
 	"internal/evidence":            {"internal/gateway", "internal/latest", "internal/settings"},
 	"internal/inflight":            {},
+	"internal/probe":               {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
