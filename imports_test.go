@@ -50,6 +50,7 @@ var allowed = map[string][]string{
 	"internal/evidence":            {"internal/gateway", "internal/latest", "internal/settings"},
 	"internal/inflight":            {},
 	"internal/probe":               {},
+	"internal/redaction":           {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
