@@ -51,6 +51,7 @@ var allowed = map[string][]string{
 	"internal/inflight":            {},
 	"internal/probe":               {},
 	"internal/redaction":           {},
+	"internal/retry":               {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
