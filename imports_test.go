@@ -52,6 +52,7 @@ var allowed = map[string][]string{
 	"internal/probe":               {},
 	"internal/redaction":           {},
 	"internal/retry":               {},
+	"internal/supportbundle":       {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
