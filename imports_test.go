@@ -53,6 +53,7 @@ var allowed = map[string][]string{
 	"internal/redaction":           {},
 	"internal/retry":               {},
 	"internal/supportbundle":       {},
+	"internal/testing/services":    {},
 	"charts":                       {},
 	"cmd/usher": {
 		"consul", "xds",
